@@ -1,0 +1,82 @@
+# make demo PROMPT="a red apple"    pictures from a prompt, in outputs/demo
+# make test                         the test suite
+# Both set up .venv first, on a machine that has nothing but Python 3.11 or newer.
+
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := $(VENV)/.installed-demo
+DEV := $(VENV)/.installed-dev
+
+# The prompt reaches the program through the environment, word for word: $(value) keeps make from
+# reading its dollar signs, and the shell never parses it.
+PROMPT ?= a red apple
+override PROMPT := $(value PROMPT)
+export PROMPT
+unexport PYTHONPATH PYTHONHOME
+
+OUT ?= outputs/demo
+PYTEST_ARGS ?=
+
+.PHONY: help demo test lint format types clean
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+help:
+	@echo 'make demo PROMPT="a red apple"   pictures from a prompt, in $(OUT)'
+	@echo 'make test                        the test suite'
+	@echo 'make lint | format | types       ruff check, ruff format, pyright'
+	@echo 'make clean                       remove .venv, caches and outputs'
+
+demo: $(DEMO)
+	@$(BIN)/codebrush generate --out "$(OUT)" -- "$$PROMPT"
+
+test: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(PYTEST_ARGS)
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(DEV)
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) outputs build .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests benchmarks recipes -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(DEMO): pyproject.toml constraints.txt
+	@$(call make_venv)
+	@echo "Installing Codebrush into $(VENV) (the first time takes a few minutes) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt
+	@$(call make_venv)
+	@echo "Installing Codebrush and its development tools into $(VENV) (the first time takes a few minutes) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $(DEMO) $@
+
+# A candidate is tried by running it: a name on the PATH may be a launcher of a version that is not installed.
+define make_venv
+if $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null 2>&1; then exit 0; fi; \
+found=; bare=; \
+for candidate in $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 python; do \
+    "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue; \
+    "$$candidate" -c 'import ensurepip, venv' >/dev/null 2>&1 || { bare=$$candidate; continue; }; \
+    found=$$candidate; break; \
+done; \
+if [ -z "$$found" ] && [ -n "$$bare" ]; then \
+    echo "$$bare cannot make a virtual environment: its venv or ensurepip module is missing." \
+         "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; \
+fi; \
+if [ -z "$$found" ]; then \
+    echo "Codebrush needs Python 3.11 or newer and found none on the PATH." \
+         "Install one, or say where it is: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; \
+fi; \
+echo "Making $(VENV) with $$found"; \
+"$$found" -m venv --clear $(VENV)
+endef

@@ -1,0 +1,33 @@
+"""Make pictures from words, and train the models that do it, on your own captioned pictures.
+
+The public names, nothing else. Each is imported when it is first used, so that ``import codebrush``
+(and with it ``codebrush --help``) does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from codebrush.errors import CodebrushError as CodebrushError
+    from codebrush.pipeline import Codebrush as Codebrush
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Codebrush": "codebrush.pipeline",
+    "CodebrushError": "codebrush.errors",
+}
+
+__all__ = ["Codebrush", "CodebrushError", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'codebrush' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_HOME))

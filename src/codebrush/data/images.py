@@ -1,0 +1,235 @@
+"""Picture files in, RGB pictures and tensors out; and the way back, to PNG files that say how they were made.
+
+Decoding never trusts a file: whatever is wrong with it becomes one `ImageError` with the reason.
+"""
+
+import io
+import json
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from codebrush.errors import CodebrushError, ImageError
+
+MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB, which is where Pillow begins to warn
+Image.init()  # naming a format to Image.open needs its plug-in to be there already
+WANTED_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "ICO", "PPM", "JPEG2000")
+FORMATS = tuple(name for name in WANTED_FORMATS if name in Image.OPEN)  # AVIF is left out of some builds
+EXTENSIONS = frozenset(
+    (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ico", ".ppm")
+)
+MANIFEST_KEY = "codebrush"
+
+# The limit is ours and a picture above it is refused, so Pillow's warning would only say it twice.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def decode_image(source: bytes | str | Path | Image.Image) -> Image.Image:
+    """Read a picture from bytes, a path or a Pillow image as RGB, upright, with transparency over white.
+
+    A file with an animation gives its first frame. Palette, grey, CMYK, 16-bit and float pictures are
+    converted. Raises ImageError (naming the file, where there is one) for a picture that is missing, damaged,
+    of a kind not in `FORMATS`, or of more than `MAX_PIXELS` pixels.
+    """
+    if isinstance(source, str | Path):
+        try:
+            return _decode_stream(Path(source))
+        except ImageError as error:
+            raise ImageError(f"{source}: {error}") from error
+    return _decode_stream(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+def _decode_stream(source: io.BytesIO | Path | Image.Image) -> Image.Image:
+    try:
+        if isinstance(source, Image.Image):
+            return _to_rgb(source)
+        with Image.open(source, formats=FORMATS) as image:
+            return _to_rgb(image)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"not a picture of a known kind ({', '.join(FORMATS)})") from None
+    except FileNotFoundError:
+        raise ImageError("no such file") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"over the limit of {MAX_PIXELS:,} pixels") from None
+    except Exception as error:  # damaged files make the decoders raise nearly anything
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ImageError(f"cannot be decoded: {' '.join(reason.split())}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(f"{image.width} x {image.height} is over the limit of {MAX_PIXELS:,} pixels")
+    image.load()
+    image = _upright(image)
+    if image.mode.startswith(("I", "F")):
+        return _deep_to_rgb(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF orientation says; a damaged EXIF block says nothing."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # the block is free-form bytes, and its parser raises nearly anything
+        return image
+
+
+def _deep_to_rgb(image: Image.Image) -> Image.Image:
+    """16-bit integers (0 to 65535) and floats (0 to 1) to 8 bits; any other range has no known white."""
+    values = np.asarray(image, dtype=np.float64)  # (H, W)
+    white = 1.0 if image.mode.startswith("F") else 65535.0
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > white:
+        raise ImageError(f"mode {image.mode} with values beyond 0 to {white:g}; save it with 8 bits a channel")
+    grey = np.rint(values * (255.0 / white)).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def resize_square(image: Image.Image, size: int) -> Image.Image:
+    """The centre of `image` as size x size: the shorter side scaled by anti-aliased bicubic, the longer cut.
+
+    The grid of pixels is that of scaling first and cropping after, as CLIP's published preprocessing does.
+    """
+    short = min(image.size)
+    width, height = (size * side // short for side in image.size)  # of the whole picture, once scaled
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    across, down = image.width / width, image.height / height
+    # Resampling only this box never makes the long side of a strip of 1 x 80,000,000 pixels.
+    box = (left * across, top * down, (left + size) * across, (top + size) * down)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """An RGB picture as (3, H, W) float32 in [0, 1]."""
+    pixels = torch.from_numpy(np.array(image.convert("RGB")))  # (H, W, 3) uint8
+    return pixels.permute(2, 0, 1).float().div_(255)  # (3, H, W)
+
+
+def stack(images: Sequence[Image.Image], size: int) -> torch.Tensor:
+    """Pictures of any size as one batch (B, 3, size, size) float32 in [0, 1]."""
+    return torch.stack([to_tensor(resize_square(image, size)) for image in images])
+
+
+def to_pil(image: torch.Tensor) -> Image.Image:
+    """A (3, H, W) tensor as a picture; values outside [0, 1] are clamped."""
+    pixels = image.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())  # (H, W, 3)
+
+
+def contact_sheet(
+    images: Sequence[Image.Image], captions: Sequence[str] | None = None, columns: int | None = None
+) -> Image.Image:
+    """Many pictures on one white page, row by row, each with its caption below.
+
+    Pictures under 96 pixels are enlarged by a whole factor so that they can be seen, and those over 512
+    reduced. Without `columns` the page comes out about square.
+    """
+    if not images:
+        raise CodebrushError("a contact sheet needs at least one picture")
+    tiles = [_tile(image) for image in images]
+    columns = min(columns or math.ceil(math.sqrt(len(tiles))), len(tiles))
+    font = ImageFont.load_default(size=12)
+    gap, line_height = 8, 15
+    cell_width, picture_height = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
+    texts = [_wrap(caption, font, cell_width) for caption in captions or ()]
+    cell_height = picture_height + line_height * max((len(lines) for lines in texts), default=0)
+    rows = math.ceil(len(tiles) / columns)
+    sheet = Image.new("RGB", (gap + columns * (cell_width + gap), gap + rows * (cell_height + gap)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, tile in enumerate(tiles):
+        left = gap + (index % columns) * (cell_width + gap)
+        top = gap + (index // columns) * (cell_height + gap)
+        sheet.paste(tile, (left + (cell_width - tile.width) // 2, top))
+        for line, text in enumerate(texts[index] if index < len(texts) else ()):
+            draw.text((left, top + picture_height + line_height * line), text, fill="black", font=font)
+    return sheet
+
+
+def _tile(image: Image.Image) -> Image.Image:
+    longest = max(image.size)
+    if longest < 96:
+        factor = math.ceil(96 / longest)
+        size = (image.width * factor, image.height * factor)
+        return image.convert("RGB").resize(size, Image.Resampling.NEAREST)
+    tile = image.convert("RGB")
+    tile.thumbnail((512, 512))
+    return tile
+
+
+def _wrap(text: str, font: Any, width: int, most_lines: int = 3) -> list[str]:
+    """`text` broken between words into lines of at most `width` pixels; the rest is cut, with an ellipsis."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    if len(lines) > most_lines:
+        lines = [*lines[: most_lines - 1], " ".join(lines[most_lines - 1 :])]
+    return [_cut(line, font, width) for line in lines]
+
+
+def _cut(line: str, font: Any, width: int) -> str:
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(line + "...") > width:
+        line = line[:-1]
+    return line.rstrip() + "..."
+
+
+def save_png(image: Image.Image, path: str | Path, manifest: dict[str, Any] | None = None) -> None:
+    """Write `image` as a PNG, whole or not at all, with `manifest` as JSON in its text chunk "codebrush".
+
+    Makes the folder when it is not there. Raises CodebrushError naming the folder when it cannot be written.
+    """
+    path = Path(path)
+    info = PngImagePlugin.PngInfo()
+    if manifest is not None:
+        info.add_itxt(MANIFEST_KEY, json.dumps(manifest, ensure_ascii=False))
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            image.save(part, format="PNG", pnginfo=info)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CodebrushError(
+            f"cannot write pictures in {path.parent}: {reason}; free space there or name another folder"
+        ) from error
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """The manifest that `save_png` put into a picture. Raises ImageError when there is none."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            text = getattr(image, "text", {}).get(MANIFEST_KEY)
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: not a PNG, so it cannot say how it was made") from None
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ImageError(f"{path}: cannot be read: {' '.join(reason.split())}") from error
+    if text is None:
+        raise ImageError(f"{path}: does not say how it was made (no {MANIFEST_KEY} text in it)")
+    try:
+        manifest = json.loads(text)
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise ImageError(f"{path}: its {MANIFEST_KEY} text is damaged")
+    return manifest

@@ -1,0 +1,134 @@
+"""A source of captioned pictures in; the same pictures, decoded once at one size, on disk as an array out."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.lib import format as npy
+
+from codebrush.data.captions import CaptionedImages
+from codebrush.data.images import resize_square
+from codebrush.errors import CodebrushError, DataError, ImageError
+
+CHUNK = 256  # rows decoded between two writes, which bounds the memory and the work lost to Ctrl-C
+
+
+@dataclass(frozen=True)
+class PixelCache:
+    """Decoded pictures: `pixels` is uint8 (N, S, S, 3), mapped from disk.
+
+    `rows[k]` is the row of the source that picture k came from; `skipped` names the rows without a readable
+    picture, with the reason.
+    """
+
+    pixels: np.ndarray
+    rows: tuple[int, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Pictures by their place in this cache (0 to len - 1): (B, 3, S, S) uint8."""
+        picked = self.pixels[np.asarray(indices, dtype=np.int64)]  # (B, S, S, 3)
+        return torch.from_numpy(picked).permute(0, 3, 1, 2).contiguous()  # (B, 3, S, S)
+
+
+def decode_once(
+    source: CaptionedImages, size: int, folder: str | Path, progress: Callable[[int, int], None] | None = None
+) -> PixelCache:
+    """Decode each readable picture of `source` to size x size, or reuse what an earlier run left in `folder`.
+
+    `progress(done, total)` is called as rows are finished. The files appear whole or not at all, and of
+    several processes that ask for the same pictures one decodes while the others wait. Raises DataError when
+    no picture can be read and CodebrushError when the folder cannot be written.
+    """
+    folder = Path(folder)
+    stem = folder / f"pixels-{size}-{source.fingerprint[:16]}"
+    with suppress(OSError, ValueError):
+        return _finished(stem, source.fingerprint, size)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{stem}.lock"):
+            with suppress(OSError, ValueError):
+                return _finished(stem, source.fingerprint, size)
+            _decode_to(stem, source, size, progress)
+            return _finished(stem, source.fingerprint, size)
+    except OSError as error:
+        raise CodebrushError(
+            f"cannot write decoded pictures in {folder}: {error.strerror or error}; "
+            "free space there or name another folder"
+        ) from error
+
+
+def _finished(stem: Path, fingerprint: str, size: int) -> PixelCache:
+    """The cache at `stem`. Raises OSError without one, ValueError when it is damaged or of other rows."""
+    facts = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
+    pixels = np.load(stem.with_suffix(".npy"), mmap_mode="r")
+    rows = tuple(facts["rows"])
+    if facts["fingerprint"] != fingerprint or pixels.shape != (len(rows), size, size, 3):
+        raise ValueError(f"{stem} holds other pictures")
+    return PixelCache(pixels, rows, tuple((name, reason) for name, reason in facts["skipped"]))
+
+
+def _decode_to(stem: Path, source: CaptionedImages, size: int, progress: Callable[[int, int], None] | None) -> None:
+    rows: list[int] = []
+    skipped: list[tuple[str, str]] = []
+    part = Path(f"{stem}.part")
+    try:
+        with part.open("wb") as file:
+            _write_header(file, len(source), size)
+            body = file.tell()
+            # Written, not mapped: a full disk under a mapped file kills the process instead of raising.
+            for index, pixels, reason in _decoded(source, size):
+                if pixels is None:
+                    skipped.append((source.name(index), reason))
+                else:
+                    file.write(pixels)
+                    rows.append(index)
+                if progress is not None:
+                    progress(index + 1, len(source))
+            if not rows:
+                name, reason = skipped[0]
+                raise DataError(f"{source.origin}: none of its {len(source)} pictures can be read; {name}: {reason}")
+            file.seek(0)
+            _write_header(file, len(rows), size)
+            assert file.tell() == body, "the header has changed its length"
+        facts = {"fingerprint": source.fingerprint, "rows": rows, "skipped": skipped}
+        os.replace(part, stem.with_suffix(".npy"))
+        part.write_text(json.dumps(facts), encoding="utf-8")
+        os.replace(part, stem.with_suffix(".json"))  # last, because it vouches for the array
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _write_header(file: BinaryIO, count: int, size: int) -> None:
+    kind = {
+        "descr": npy.dtype_to_descr(np.dtype(np.uint8)),
+        "fortran_order": False,
+        "shape": (count, size, size, 3),
+    }
+    npy.write_array_header_1_0(file, kind)
+
+
+def _decoded(source: CaptionedImages, size: int) -> Iterator[tuple[int, bytes | None, str]]:
+    """Each row in order: its number, then its pixels, or none and the reason."""
+
+    def decode(index: int) -> tuple[int, bytes | None, str]:
+        try:
+            return index, resize_square(source.image(index), size).tobytes(), ""
+        except ImageError as error:
+            return index, None, str(error).removeprefix(f"{source.name(index)}: ")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(source), CHUNK):
+            yield from pool.map(decode, range(start, min(start + CHUNK, len(source))))

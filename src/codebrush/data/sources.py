@@ -1,0 +1,249 @@
+"""A folder, Parquet files, WebDataset shards, a list or a hub id in; rows with undecoded pictures out.
+
+Everything is read through Hugging Face `datasets`, whose Arrow cache is mapped, not loaded: a collection
+larger than memory opens as fast as a small one.
+"""
+
+import errno
+import glob
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codebrush.data.images import EXTENSIONS
+from codebrush.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset, DatasetDict
+
+BUILDERS = {
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+    ".csv": "csv",
+    ".jsonl": "json",
+}
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
+PATH_COLUMNS = ("file_name", "image", "image_path", "path", "file", "filename", "filepath", "img")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a source holds, before any filter.
+
+    `text` is an Arrow table of every column but those with file contents; `images` has the one column
+    `image_column`, whose cells are {"bytes", "path"}, bytes or paths relative to `base`. Row i of one is
+    row i of the other.
+    """
+
+    origin: str
+    text: "pa.Table"
+    images: "Dataset"
+    image_column: str
+    base: Path
+
+
+def load_rows(source: str, image_column: str | None = None) -> Rows:
+    """Open a source: a folder, a file, a glob of files or a hub id (owner/name). Raises DataError otherwise.
+
+    A data set with several splits comes out as one table with the column `split`.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        dataset, base = _load_folder(source, path), path
+    elif path.is_file():
+        dataset, base = _load_files(source, [path]), path.parent
+    elif glob.has_magic(source):
+        files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
+        if not files:
+            raise DataError(f"{source}: no file matches")
+        dataset, base = _load_files(source, files), Path(os.path.commonpath([file.parent for file in files]))
+    elif HUB_ID.fullmatch(source) and path.suffix.lower() not in BUILDERS:
+        dataset, base = _load(source, source), Path()
+    else:
+        raise DataError(f"{source}: no such file or folder")
+    return _separate(source, dataset, base, image_column)
+
+
+def _load_files(source: str, files: Sequence[Path]) -> "Dataset":
+    builders = {BUILDERS.get(file.suffix.lower()) for file in files}
+    builder = builders.pop()
+    if builder is None or builders:
+        raise DataError(f"{source}: cannot be read as a data set; give {', '.join(BUILDERS)} files or a folder")
+    return _load(source, builder, data_files=[str(file) for file in files])
+
+
+def _load_folder(source: str, folder: Path) -> "Dataset":
+    names = sorted(_walk(folder))
+    metadata = [name for name in names if Path(name).name in METADATA_NAMES]
+    if not metadata:
+        for suffix in (".parquet", ".tar"):
+            if any(name.lower().endswith(suffix) for name in names):
+                return _load(source, BUILDERS[suffix], data_dir=str(folder))
+    pictures = [name for name in names if Path(name).suffix.lower() in EXTENSIONS]
+    if not pictures:
+        raise DataError(f"{source}: no picture in this folder; looked for {' '.join(sorted(EXTENSIONS))}")
+    if metadata:
+        return _with_places(_folder_with_metadata(source, folder, pictures, metadata))
+    return _with_places(_folder_with_texts(folder, pictures, names))
+
+
+def _walk(folder: Path) -> Iterable[str]:
+    """Every file below `folder`, relative to it, without hidden ones and what macOS adds to archives."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        for name in files:
+            if not name.startswith("."):
+                yield os.path.relpath(os.path.join(place, name), folder).replace(os.sep, "/")
+
+
+def _folder_with_metadata(source: str, folder: Path, pictures: list[str], metadata: list[str]) -> "Dataset":
+    """The rows of the metadata; then one, empty but for its name, for each picture left out there."""
+    from datasets import Dataset, concatenate_datasets
+
+    parts: list[Dataset] = []
+    for name in metadata:
+        part = _load(f"{source}/{name}", BUILDERS[Path(name).suffix], data_files=[str(folder / name)])
+        column = next((each for each in PATH_COLUMNS if each in part.column_names), None)
+        if column is None:
+            raise DataError(f"{source}/{name}: no column file_name; there are {', '.join(part.column_names)}")
+        place = os.path.dirname(name)
+        paths = [os.path.normpath(os.path.join(place, str(cell))) for cell in part[column]]
+        parts.append(part.remove_columns(column).add_column("file_name", paths))  # pyright: ignore[reportCallIssue]
+    described = {name for part in parts for name in part["file_name"]}
+    left_out = [name for name in pictures if name not in described]
+    if left_out:
+        parts.append(Dataset.from_dict({"file_name": left_out}))
+    return concatenate_datasets(parts)
+
+
+def _folder_with_texts(folder: Path, pictures: list[str], names: list[str]) -> "Dataset":
+    from datasets import Dataset
+
+    texts = {name for name in names if name.endswith(".txt")}
+    beside = [Path(name).with_suffix(".txt").as_posix() for name in pictures]
+    lines = [_caption_lines(folder / text) if text in texts else [] for text in beside]
+    return Dataset.from_dict({"file_name": pictures, "captions": lines})
+
+
+def _caption_lines(path: Path) -> list[str]:
+    """The captions of a text file: one a line."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _with_places(dataset: "Dataset") -> "Dataset":
+    """The folder a picture lies in as the column `folder`; as its split too, if all are named like splits."""
+    names = list(dataset["file_name"])
+    tops = [name.split("/", 1)[0] for name in names]
+    if "split" not in dataset.column_names and SPLIT_FOLDERS.issuperset(tops):
+        dataset = dataset.add_column("split", tops)  # pyright: ignore[reportCallIssue]
+    if "folder" not in dataset.column_names:
+        dataset = dataset.add_column(  # pyright: ignore[reportCallIssue]
+            "folder", [os.path.basename(os.path.dirname(name)) for name in names]
+        )
+    return dataset
+
+
+def _load(source: str, builder: str, **options: Any) -> "Dataset":
+    """One table from `datasets`; several splits joined under the column `split`."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    if builder == "csv":  # everything as text: "007" and "NA" are captions, not numbers and gaps
+        options.update(dtype=str, keep_default_na=False, na_values=[""])
+    try:
+        splits: DatasetDict = datasets.load_dataset(builder, **options)  # pyright: ignore[reportAssignmentType]
+    except Exception as error:  # of many kinds, many of them wrapped in DatasetGenerationError
+        raise DataError(f"{source}: {_explain(error, hub=not options)}") from error
+    parts = list(splits.values())
+    if len(parts) == 1:
+        return parts[0]
+    if not any("split" in part.column_names for part in parts):
+        parts = [part.add_column("split", [str(name)] * len(part)) for name, part in splits.items()]
+    return datasets.concatenate_datasets(parts)
+
+
+def _explain(error: BaseException, hub: bool) -> str:
+    """One line for what went wrong inside `datasets`, from the failure at the bottom of the chain."""
+    from datasets import config
+
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    if isinstance(root, OSError) and root.errno in UNWRITABLE:
+        return (
+            f"cannot write the data cache in {config.HF_DATASETS_CACHE} ({root.strerror}); "
+            "set HF_DATASETS_CACHE to a folder with room that you can write"
+        )
+    reason = (str(root).strip() or type(root).__name__).splitlines()[0]
+    if not hub:
+        return f"cannot be read: {reason}"
+    offline = "; HF_HUB_OFFLINE is set" if config.HF_HUB_OFFLINE else ""
+    return f"no such file or folder, and the hub did not give it as a data set{offline} ({reason})"
+
+
+def _separate(source: str, dataset: "Dataset", base: Path, wanted: str | None) -> Rows:
+    """The picture column, left undecoded, apart from the text columns; nested columns flattened."""
+    import pyarrow as pa
+    from datasets import Image
+
+    if len(dataset) == 0:
+        raise DataError(f"{source}: holds no row")
+    column = _image_column(source, dataset, wanted)
+    if isinstance(dataset.features[column], Image):
+        dataset = dataset.cast_column(column, Image(decode=False))
+    images = dataset.select_columns([column])
+    schema = dataset.features.arrow_schema
+    others = [field.name for field in schema if not _is_binary(field.type) and field.name != "__url__"]
+    text = dataset.select_columns(others).flatten()
+    table: pa.Table = text.with_format("arrow")[:]  # pyright: ignore[reportAssignmentType]
+    bare = [name.rsplit(".", 1)[-1] for name in table.column_names]
+    names = [short if bare.count(short) == 1 else name for short, name in zip(bare, table.column_names, strict=True)]
+    return Rows(source, table.rename_columns(names), images, column, base)
+
+
+def _image_column(source: str, dataset: "Dataset", wanted: str | None) -> str:
+    from datasets import Image
+
+    columns = dataset.column_names
+    if wanted is not None:
+        if wanted not in columns:
+            raise DataError(f"{source}: no column {wanted}; there are {', '.join(columns)}")
+        return wanted
+    schema = dataset.features.arrow_schema
+    pictures = [name for name in columns if isinstance(dataset.features[name], Image)]
+    binary = [name for name in columns if _is_binary(schema.field(name).type)]
+    paths = [name for name in PATH_COLUMNS if name in columns and _is_string(schema.field(name).type)]
+    found = pictures or binary or paths[:1]
+    if not found:
+        raise DataError(f"{source}: no column holds pictures; there are {', '.join(columns)}")
+    if len(found) > 1 and "image" not in found:
+        raise DataError(f"{source}: several columns hold pictures ({', '.join(found)}); name one of them")
+    return "image" if "image" in found else found[0]
+
+
+def _is_binary(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return any(_is_binary(kind.field(index).type) for index in range(kind.num_fields))
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_string(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)

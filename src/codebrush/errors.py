@@ -1,0 +1,33 @@
+"""The failures a user can cause. Each message is one line that names the thing and the remedy."""
+
+
+class CodebrushError(Exception):
+    """A failure with a cause the user can see and mend; the command line prints it and exits with status 1."""
+
+    exit_status = 1
+
+
+class UsageError(CodebrushError):
+    """An option or argument is out of its range; the command line exits with status 2."""
+
+    exit_status = 2
+
+
+class PromptError(CodebrushError):
+    """A prompt is empty, too long or cannot be read."""
+
+
+class PackError(CodebrushError):
+    """A pack or a model folder is missing, damaged or made of parts that do not fit together."""
+
+
+class DataError(CodebrushError):
+    """A data source is missing, empty, or lacks what was asked of it."""
+
+
+class ImageError(CodebrushError):
+    """A picture cannot be decoded, or is not what it should be."""
+
+
+class TrainingError(CodebrushError):
+    """A training run cannot start or go on."""

@@ -1,0 +1,130 @@
+"""A condition and random numbers in, codes (B, h, w) out: raster-order sampling with a key-value cache.
+
+Each picture owns its random numbers, so it comes out the same whoever shares its batch (but for rounding).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codebrush.models.attention import KVCache
+from codebrush.models.code_transformer import CodeTransformer, Condition
+from codebrush.models.sampling import sample
+
+MAX_ROWS = 64  # of a batch in the transformer: more gain little speed and cost memory
+
+WeightedConditions = Sequence[tuple[Condition, float]]
+Progress = Callable[[int, int], None]  # steps done, steps in all
+
+
+def picture_uniforms(seed: int, indices: Sequence[int], count: int) -> Tensor:
+    """Numbers in [0, 1), (len(indices), count) float64: for each picture of a run the stream of (seed,
+    index).
+
+    The index is the key of a child stream and not part of the seed, so no two runs have a picture in common.
+    """
+    streams = (np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,))) for index in indices)
+    return torch.from_numpy(np.stack([stream.random(count) for stream in streams]))
+
+
+def draw_codes(
+    transformer: CodeTransformer,
+    condition: Condition | WeightedConditions,
+    uniforms: Tensor,
+    *,
+    cfg: float = 1.0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Draw one picture's codes for each row of `uniforms` (B, N) in [0, 1) -> (B, h, w) int64.
+
+    `condition` has B rows, or one that all pictures share; or there are several with weights, and the
+    logits are null + cfg * sum_i w_i (condition_i - null): classifier-free guidance (Ho and Salimans 2022)
+    composed as by Liu et al. 2022, where a negative weight leads away. What has no share in that sum (the
+    null at cfg 1 with weights that sum to 1) is not computed. See `codebrush.models.sampling.sample` for
+    the other options.
+    """
+    weighted = [(condition, 1.0)] if isinstance(condition, Condition) else list(condition)
+    shares = [cfg * weight for _, weight in weighted]
+    terms = [(part, share) for (part, _), share in zip(weighted, shares, strict=True) if share]
+    null_share = 1.0 - sum(shares)
+    if null_share or not terms:
+        terms.append((Condition(), null_share))
+    pictures = max(1, MAX_ROWS // len(terms))
+    batches = range(0, len(uniforms), pictures)
+    steps = len(batches) * transformer.config.code_count
+    drawn = []
+    with torch.inference_mode():
+        for number, first in enumerate(batches):
+            rows = slice(first, min(first + pictures, len(uniforms)))
+            drawer = _Drawer(transformer, terms, rows)
+            for position in range(transformer.config.code_count):
+                drawer.draw(uniforms[rows, position], temperature, top_k, top_p, min_p)
+                if progress is not None:
+                    progress(number * transformer.config.code_count + position + 1, steps)
+            drawn.append(drawer.codes())
+    grid = transformer.config.grid
+    codes = torch.cat(drawn) if drawn else torch.zeros(0, grid[0] * grid[1], dtype=torch.int64)
+    return codes.clone().unflatten(1, grid)  # a copy made out here can take part in autograd
+
+
+class _Drawer:
+    """The pictures of one batch in the making. In the cache all pictures of a term stand side by side."""
+
+    def __init__(self, transformer: CodeTransformer, terms: WeightedConditions, pictures: slice) -> None:
+        self.transformer = transformer
+        self.count = pictures.stop - pictures.start
+        device = transformer.start.device
+        self.shares = torch.tensor([share for _, share in terms], device=device)
+        prefixes = [_read_prefix(transformer, condition.to(device), pictures) for condition, _ in terms]
+        self.cache = _merge([cache for cache, _ in prefixes], self.count)
+        self.logits = torch.cat([logits.expand(self.count, -1) for _, logits in prefixes])  # (terms B, K)
+        self.drawn: list[Tensor] = []
+
+    def draw(self, uniform: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
+        """Draw the next code of every picture with `uniform` (B,)."""
+        if self.drawn:
+            new = self.drawn[-1].repeat(len(self.shares)).unsqueeze(1)  # (terms B, 1)
+            self.logits = self.transformer(new, cache=self.cache)[:, -1]
+        terms = self.logits.float().unflatten(0, (-1, self.count))  # (terms, B, K)
+        logits = torch.einsum("t,tbk->bk", self.shares, terms)
+        self.drawn.append(sample(logits, uniform, temperature, top_k, top_p, min_p))
+
+    def codes(self) -> Tensor:
+        """What has been drawn, (B, N)."""
+        return torch.stack(self.drawn, dim=1)
+
+
+def _read_prefix(
+    transformer: CodeTransformer, condition: Condition, pictures: slice
+) -> tuple[KVCache, Tensor]:
+    """The cache and the first logits (rows, K) of a condition: one row where all pictures share it."""
+    rows = _rows(condition)
+    if rows > 1:
+        condition, rows = condition.rows(pictures), pictures.stop - pictures.start
+    cache = transformer.make_cache()
+    codes = torch.zeros(rows, 0, dtype=torch.int64, device=transformer.start.device)
+    return cache, transformer(codes, condition, cache)[:, -1]
+
+
+def _rows(condition: Condition) -> int:
+    values = (getattr(condition, field.name) for field in fields(condition))
+    return next((len(value) for value in values if value is not None), 1)
+
+
+def _merge(caches: Sequence[KVCache], pictures: int) -> KVCache:
+    """Caches of the same length as the rows of one; a cache of one row serves every picture."""
+    merged = KVCache(len(caches[0].keys))
+    merged.length = caches[0].length
+    for layer in range(len(merged.keys)):
+        for name in ("keys", "values"):
+            parts = [getattr(cache, name)[layer] for cache in caches]
+            rows = [part.expand(pictures, -1, -1, -1) if len(part) == 1 else part for part in parts]
+            getattr(merged, name)[layer] = torch.cat(rows)
+    return merged

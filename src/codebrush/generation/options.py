@@ -1,0 +1,56 @@
+"""The options of a run in, from Python, a command line or a manifest; numbers within their ranges out."""
+
+import math
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+from codebrush.errors import UsageError
+
+MAX_PICTURES = 1024
+MAX_CANDIDATES = 4 * MAX_PICTURES
+ABOVE_ZERO = math.ulp(0.0)
+
+# kind, least, most, in words
+LIMITS: dict[str, tuple[type, float, float, str]] = {
+    "n": (int, 1, MAX_PICTURES, f"a whole number from 1 to {MAX_PICTURES}"),
+    "seed": (int, 0, 2**63 - 1, "a whole number from 0 to 2^63 - 1"),
+    "cfg": (float, 0, 100, "a number from 0 to 100"),
+    "temperature": (float, 0, 100, "a number from 0 to 100"),
+    "top_k": (int, 0, 2**31 - 1, "a whole number, 0 for all codes"),
+    "top_p": (float, ABOVE_ZERO, 1, "a number above 0 and up to 1"),
+    "min_p": (float, 0, 1, "a number from 0 to 1"),
+    "rerank": (int, 1, MAX_CANDIDATES, f"a whole number from n to {MAX_CANDIDATES}"),
+}
+
+
+def checked_option(name: str, value: Any) -> Any:
+    """`value` as a number that `generate` takes for the option `name`; a UsageError where it is none."""
+    kind, least, most, words = LIMITS[name]
+    try:
+        number = operator.index(value) if kind is int else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not least <= number <= most:
+        raise UsageError(f"{name} must be {words}, not {value}")
+    return number
+
+
+@dataclass(frozen=True)
+class DrawOptions:
+    """How a run is drawn; a value out of its range is a UsageError. `rerank` counts the candidates."""
+
+    n: int
+    seed: int
+    cfg: float
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    rerank: int
+
+    def __post_init__(self) -> None:
+        for name in LIMITS:
+            object.__setattr__(self, name, checked_option(name, getattr(self, name)))
+        if self.rerank < self.n:
+            raise UsageError(f"rerank must be {LIMITS['rerank'][3]}, which is {self.n}, not {self.rerank}")

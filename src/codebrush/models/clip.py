@@ -1,0 +1,87 @@
+"""CLIP (Radford et al. 2021): two encoders, one space of unit vectors, a learned temperature."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codebrush.models.image_encoder import ImageEncoderConfig, make_image_encoder
+from codebrush.models.pretrained import PretrainedModel
+from codebrush.models.text_encoder import TextEncoderConfig, make_text_encoder
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_LOGIT_SCALE = 100.0  # section 2.5: the temperature is clamped so that logits are scaled by no more
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """The two towers and how pixels in [0, 1] are normalised for the image tower."""
+
+    image: ImageEncoderConfig
+    text: TextEncoderConfig
+    image_mean: tuple[float, ...] = OPENAI_MEAN
+    image_std: tuple[float, ...] = OPENAI_STD
+
+
+class CLIPOutput(NamedTuple):
+    """Unit embeddings (B, E) of pictures and of texts, the scale of their cosines, and its bias (sigmoid loss)."""
+
+    image: Tensor
+    text: Tensor
+    logit_scale: Tensor
+    logit_bias: Tensor
+
+
+class CLIP(PretrainedModel):
+    """Pictures and texts in one space: the cosine of two unit vectors says how well they fit."""
+
+    config_class = CLIPConfig
+
+    def __init__(self, config: CLIPConfig, image_encoder: nn.Module, text_encoder: nn.Module):
+        super().__init__()
+        self.config = config
+        self.image_encoder: Any = image_encoder
+        self.text_encoder: Any = text_encoder
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.logit_bias = nn.Parameter(torch.tensor(0.0))
+        self.register_buffer("mean", torch.tensor(config.image_mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.image_std).view(1, 3, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, config: CLIPConfig) -> "CLIP":
+        """A freshly initialised CLIP of the sizes in `config`."""
+        return cls(config, make_image_encoder(config.image), make_text_encoder(config.text))
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square pictures that the image tower reads, in pixels."""
+        return self.config.image.image_size
+
+    @property
+    def embed_dim(self) -> int:
+        """E, the width of the shared space."""
+        return self.config.image.embed_dim
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] -> pixels for the image tower, resized to its size where they differ."""
+        size = (self.image_size, self.image_size)
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+        return (images - self.mean) / self.std
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] -> unit vectors (B, E)."""
+        return F.normalize(self.image_encoder(self.normalise(images)).float(), dim=-1)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T) int64 -> unit vectors (B, E)."""
+        return F.normalize(self.text_encoder(tokens).float(), dim=-1)
+
+    def forward(self, images: Tensor, tokens: Tensor) -> CLIPOutput:
+        """Both sides of a batch, and the clamped scale that the loss multiplies their cosines by."""
+        scale = self.log_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        return CLIPOutput(self.encode_image(images), self.encode_text(tokens), scale, self.logit_bias)

@@ -1,0 +1,126 @@
+"""A model and its frozen config, to a folder (config.json + model.safetensors) and back."""
+
+import dataclasses
+import json
+import os
+import types
+import typing
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from codebrush.errors import PackError
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+T = TypeVar("T")
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """A frozen dataclass as plain JSON values; nested dataclasses carry their class name under "type"."""
+    values: dict[str, Any] = {"type": type(config).__name__}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        values[field.name] = config_to_dict(value) if dataclasses.is_dataclass(value) else value
+    return values
+
+
+def config_from_dict(kind: type[T], values: dict[str, Any]) -> T:
+    """The inverse of `config_to_dict`. A field that is unknown or missing is a PackError that names it."""
+    values = dict(values)
+    values.pop("type", None)
+    hints = typing.get_type_hints(kind)
+    fields: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise PackError(
+                f"{kind.__name__} has no field '{name}': the folder was written by another version"
+            )
+        fields[name] = _field_from_json(hints[name], value, name)
+    try:
+        return kind(**fields)
+    except (TypeError, ValueError) as error:
+        raise PackError(f"{kind.__name__} cannot be read from its config: {error}") from error
+
+
+def _field_from_json(hint: Any, value: Any, name: str) -> Any:
+    if isinstance(value, dict):
+        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        for option in options:
+            if dataclasses.is_dataclass(option) and option.__name__ == value.get("type", option.__name__):
+                return config_from_dict(option, value)  # pyright: ignore[reportArgumentType]
+        raise PackError(f"config field '{name}' has the unknown type '{value.get('type')}'")
+    return tuple(value) if isinstance(value, list) else value
+
+
+class PretrainedModel(nn.Module):
+    """A network with a frozen dataclass `config`, saved and loaded in the Hugging Face folder layout."""
+
+    config_class: ClassVar[type]
+    config: Any
+
+    @classmethod
+    def from_config(cls, config: Any) -> Self:
+        """A freshly initialised network of the sizes in `config`."""
+        return cls(config)  # pyright: ignore[reportCallIssue]
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write config.json and model.safetensors into `folder`; floating-point weights become `dtype` if given."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: _stored(tensor, dtype) for name, tensor in self.state_dict().items()}
+        weights = folder / WEIGHTS_FILE
+        save_file(tensors, f"{weights}.part")
+        os.replace(f"{weights}.part", weights)
+        config = folder / CONFIG_FILE
+        text = json.dumps(config_to_dict(self.config), indent=2)
+        Path(f"{config}.part").write_text(text + "\n", encoding="utf-8")
+        os.replace(f"{config}.part", config)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """The network in `folder`, float32, in eval mode. Anything missing or damaged is a PackError."""
+        folder = Path(folder)
+        model = cls.from_config(read_config(cls.config_class, folder))
+        state = read_weights(folder)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            detail = " ".join(str(error).split())[:200]
+            raise PackError(f"{folder / WEIGHTS_FILE} does not fit its config.json: {detail}") from error
+        return model.eval()
+
+
+def read_config(kind: type[T], folder: Path) -> T:
+    """The config in `folder`/config.json as the dataclass `kind`."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise PackError(f"{path} is missing: {folder} is not the folder of a saved model")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PackError(f"{path} is damaged ({error}): fetch or train the pack again") from error
+    if not isinstance(values, dict):
+        raise PackError(f"{path} is damaged (not a JSON object): fetch or train the pack again")
+    return config_from_dict(kind, values)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors in `folder`/model.safetensors."""
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise PackError(f"{path} is missing: {folder} is not the folder of a saved model")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise PackError(f"{path} is damaged ({error}): fetch or train the pack again") from error
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    if dtype is not None and tensor.is_floating_point():
+        tensor = tensor.to(dtype)
+    return tensor.detach().cpu().contiguous().clone()  # shared storage would be refused by safetensors

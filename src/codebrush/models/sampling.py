@@ -1,0 +1,56 @@
+"""Logits -> tokens: the pure functions that every sampler uses, for codes and for words."""
+
+import torch
+from torch import Tensor
+
+
+def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022, eq. 6, on logits): 1 leaves `conditional` as it is."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+def probabilities(
+    logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> Tensor:
+    """Probabilities (..., K) after temperature and the filters; every filter keeps the likeliest token.
+
+    `top_k` keeps that many (0: all); `top_p` the smallest set whose mass reaches it (Holtzman et al. 2020);
+    `min_p` those with at least that share of the likeliest one's probability. Temperature 0 is the arg-max.
+    """
+    logits = logits.float()
+    if temperature == 0:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    p = torch.softmax(logits / temperature, dim=-1)
+    if min_p > 0:
+        p = p.masked_fill(p < min_p * p.amax(-1, keepdim=True), 0.0)
+    if 0 < top_k < p.shape[-1]:
+        p = p.masked_fill(p < p.topk(top_k, dim=-1).values[..., -1:], 0.0)
+    if top_p < 1:
+        p = p / p.sum(-1, keepdim=True)
+        ordered, order = p.sort(dim=-1, descending=True)
+        before = ordered.cumsum(-1) - ordered  # mass of everything likelier
+        ordered = ordered.masked_fill((before >= top_p) & (before > 0), 0.0)
+        p = torch.zeros_like(p).scatter_(-1, order, ordered)
+    return p / p.sum(-1, keepdim=True)
+
+
+def sample(
+    logits: Tensor,
+    uniform: Tensor,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+) -> Tensor:
+    """Draw one token a row: logits (B, K) and numbers `uniform` (B,) in [0, 1) -> tokens (B,) int64.
+
+    The caller brings the randomness, so that a row's draw does not depend on who shares its batch.
+    """
+    p = probabilities(logits, temperature, top_k, top_p, min_p).double()
+    mass = p.cumsum(-1)  # (B, K)
+    target = uniform.double().unsqueeze(-1).to(mass.device) * mass[..., -1:]
+    token = torch.searchsorted(mass, target, right=True).squeeze(-1)
+    last = (
+        p.shape[-1] - 1 - (p > 0).flip(-1).int().argmax(-1)
+    )  # rounding must not step past the last allowed one
+    return torch.minimum(token, last)

@@ -1,0 +1,222 @@
+"""Text towers: tokens (B, T) int64 -> one vector a text (B, E), and the features of every token (B, T, D).
+
+Three of them share this surface: `TextTransformer`, `BagOfWords`, and `PretrainedText` around a Hugging Face
+encoder. Each has `config.context_length`, `config.pad_id`, `config.embed_dim` and `feature_width`.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from codebrush.errors import PackError
+from codebrush.models.transformer import Activation, Transformer, TransformerConfig
+
+
+@dataclass(frozen=True)
+class TextTransformerConfig:
+    """`pooling`: "argmax" reads the largest token id (OpenAI's end of text), "end" the first `end_id`, "mean"
+    averages what is not padding. `token_width` 0 means that token vectors are as wide as the trunk."""
+
+    vocab_size: int
+    context_length: int
+    width: int
+    layers: int
+    heads: int
+    embed_dim: int
+    pad_id: int = 0
+    end_id: int = 0
+    causal: bool = True
+    pooling: Literal["argmax", "end", "mean"] = "argmax"
+    activation: Activation = "gelu"
+    token_width: int = 0
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class BagOfWordsConfig:
+    """A table of token vectors, averaged and projected. `special_ids` (start, end, ...) do not count as words."""
+
+    vocab_size: int
+    context_length: int
+    token_width: int
+    embed_dim: int
+    pad_id: int = 0
+    special_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class PretrainedTextConfig:
+    """`architecture` is the JSON text of the Hugging Face config that rebuilds the encoder."""
+
+    architecture: str
+    context_length: int
+    embed_dim: int
+    pad_id: int = 0
+    pooling: Literal["mean", "first"] = "mean"
+
+
+TextEncoderConfig = TextTransformerConfig | BagOfWordsConfig | PretrainedTextConfig
+
+
+def masked_mean(features: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `features` (B, T, D) over the tokens where `mask` (B, T) is True; zero where there is none."""
+    weights = mask.to(features.dtype).unsqueeze(-1)  # (B, T, 1)
+    return (features * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+class TextTransformer(nn.Module):
+    """The text tower of CLIP (Radford et al. 2021, section 2.4), causal or bidirectional."""
+
+    def __init__(self, config: TextTransformerConfig):
+        super().__init__()
+        self.config = config
+        token_width = config.token_width or config.width
+        self.token_embedding = nn.Embedding(config.vocab_size, token_width)
+        self.token_projection = nn.Linear(token_width, config.width) if config.token_width else nn.Identity()
+        self.position_embedding = nn.Parameter(torch.randn(config.context_length, config.width) * 0.01)
+        self.transformer = Transformer(
+            TransformerConfig(
+                config.width,
+                config.layers,
+                config.heads,
+                activation=config.activation,
+                dropout=config.dropout,
+            )
+        )
+        self.final_norm = nn.LayerNorm(config.width)
+        self.projection = nn.Linear(config.width, config.embed_dim, bias=False)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.projection.weight, std=config.width**-0.5)
+
+    @property
+    def feature_width(self) -> int:
+        return self.config.width
+
+    def _end(self, tokens: Tensor) -> Tensor:
+        """Position of the token that is read, (B,): the last of the text for pooling by mean."""
+        if self.config.pooling == "argmax":
+            return tokens.argmax(1)
+        if self.config.pooling == "end":
+            return (tokens == self.config.end_id).int().argmax(1)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        return ((tokens != self.config.pad_id) * positions).amax(1)
+
+    def _trunk(self, tokens: Tensor) -> Tensor:
+        x = self.token_projection(self.token_embedding(tokens))  # (B, T, D)
+        x = x + self.position_embedding[: tokens.shape[1]]
+        mask = None if self.config.causal else tokens != self.config.pad_id
+        return self.final_norm(self.transformer(x, causal=self.config.causal, mask=mask))
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """(B, T) -> (B, T, D), after the final norm; rows at padding are meaningless."""
+        return self._trunk(tokens)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T) -> (B, E), projected and not unit length."""
+        end = self._end(tokens)
+        tokens = tokens[:, : int(end.max()) + 1]  # nothing after the last end can change an output
+        x = self._trunk(tokens)
+        if self.config.pooling == "mean":
+            return self.projection(masked_mean(x, tokens != self.config.pad_id))
+        return self.projection(x[torch.arange(len(x), device=x.device), end])
+
+
+class BagOfWords(nn.Module):
+    """Continuous bag of words: the mean of the words' vectors, projected. Word order does not count."""
+
+    def __init__(self, config: BagOfWordsConfig):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.token_width)
+        self.projection = nn.Linear(config.token_width, config.embed_dim)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+
+    @property
+    def feature_width(self) -> int:
+        return self.config.token_width
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """(B, T) -> (B, T, token_width): the table's rows."""
+        return self.token_embedding(tokens)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T) -> (B, E), projected and not unit length."""
+        words = tokens != self.config.pad_id
+        for special in self.config.special_ids:
+            words = words & (tokens != special)
+        return self.projection(masked_mean(self.token_embedding(tokens), words))
+
+
+class PretrainedText(nn.Module):
+    """A Hugging Face text encoder (BERT, RoBERTa, MiniLM, ...) with a projection into CLIP's space."""
+
+    def __init__(self, config: PretrainedTextConfig):
+        super().__init__()
+        transformers = _transformers()
+        values = json.loads(config.architecture)
+        architecture = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+        self.config = config
+        self.encoder: Any = transformers.AutoModel.from_config(architecture)
+        self.projection = nn.Linear(architecture.hidden_size, config.embed_dim, bias=False)
+        nn.init.normal_(self.projection.weight, std=architecture.hidden_size**-0.5)
+
+    @classmethod
+    def from_huggingface(
+        cls, folder: str | Path, embed_dim: int, context_length: int = 77
+    ) -> "PretrainedText":
+        """The encoder in `folder` (config.json and weights as transformers saves them), with a new projection."""
+        transformers = _transformers()
+        try:
+            encoder = transformers.AutoModel.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise PackError(
+                f"{folder} holds no Hugging Face text encoder: {str(error).splitlines()[0]}"
+            ) from error
+        values = encoder.config.to_dict()
+        room = values.get("max_position_embeddings", context_length)
+        model = cls(
+            PretrainedTextConfig(
+                architecture=json.dumps(values, sort_keys=True),
+                context_length=min(context_length, room),
+                embed_dim=embed_dim,
+                pad_id=values.get("pad_token_id") or 0,
+            )
+        )
+        model.encoder.load_state_dict(encoder.state_dict())
+        return model
+
+    @property
+    def feature_width(self) -> int:
+        return self.encoder.config.hidden_size
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """(B, T) -> (B, T, D): the encoder's last hidden states."""
+        mask = (tokens != self.config.pad_id).long()
+        return self.encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T) -> (B, E), projected and not unit length."""
+        x = self.features(tokens)
+        pooled = x[:, 0] if self.config.pooling == "first" else masked_mean(x, tokens != self.config.pad_id)
+        return self.projection(pooled)
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise PackError("this text encoder needs transformers: pip install 'codebrush[text]'") from error
+    return transformers
+
+
+def make_text_encoder(config: TextEncoderConfig) -> TextTransformer | BagOfWords | PretrainedText:
+    """The tower that belongs to `config`."""
+    if isinstance(config, TextTransformerConfig):
+        return TextTransformer(config)
+    if isinstance(config, BagOfWordsConfig):
+        return BagOfWords(config)
+    return PretrainedText(config)

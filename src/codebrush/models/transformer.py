@@ -1,0 +1,123 @@
+"""One trunk for every tower and decoder: norm, attention, norm, MLP, each added to its input."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codebrush.models.attention import Attention, KVCache
+
+Activation = Literal["gelu", "quick_gelu", "swiglu"]
+Norm = Literal["layer", "rms"]
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of a trunk. `hidden` is the MLP's inner width; 0 means the usual one for the activation."""
+
+    width: int
+    layers: int
+    heads: int
+    hidden: int = 0
+    activation: Activation = "gelu"
+    norm: Norm = "layer"
+    norm_epsilon: float = 1e-5
+    bias: bool = True
+    dropout: float = 0.0
+
+    @property
+    def mlp_width(self) -> int:
+        """Four times the width, or 8/3 of it rounded up to 32 for SwiGLU, which has a third matrix."""
+        if self.hidden:
+            return self.hidden
+        return 4 * self.width if self.activation != "swiglu" else -(-8 * self.width // 3 // 32) * 32
+
+
+def make_norm(config: TransformerConfig) -> nn.Module:
+    """The trunk's normalisation over the last axis."""
+    kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
+    return kind(config.width, eps=config.norm_epsilon)
+
+
+class MLP(nn.Module):
+    """Two linear maps with GELU, QuickGELU or SwiGLU (Shazeer 2020) between: (..., D) -> (..., D)."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.activation = config.activation
+        gates = 2 if config.activation == "swiglu" else 1
+        self.up = nn.Linear(config.width, gates * config.mlp_width, bias=config.bias)
+        self.down = nn.Linear(config.mlp_width, config.width, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x)
+        if self.activation == "swiglu":
+            gate, x = x.chunk(2, dim=-1)
+            x = F.silu(gate) * x
+        elif self.activation == "quick_gelu":
+            x = x * torch.sigmoid(1.702 * x)
+        else:
+            x = F.gelu(x)
+        return self.down(x)
+
+
+class Block(nn.Module):
+    """One pre-norm layer of the trunk."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.attention_norm = make_norm(config)
+        self.attention = Attention(config.width, config.heads, config.bias)
+        self.mlp_norm = make_norm(config)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, **attention) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), **attention))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks without embedding or final norm: (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.apply(_initialise)
+        for block in self.blocks:  # residual branches start small: GPT-2's 1/sqrt(2 layers)
+            for linear in (block.attention.out, block.mlp.down):
+                nn.init.normal_(linear.weight, std=0.02 * (2 * config.layers) ** -0.5)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        causal: bool = False,
+        mask: Tensor | None = None,
+        angles: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """See `Attention.forward` for the arguments; a `cache` is advanced by the tokens of this call."""
+        for layer, block in enumerate(self.blocks):
+            x = block(x, causal=causal, mask=mask, angles=angles, cache=cache, layer=layer)
+        if cache is not None:
+            cache.advance(x.shape[1])
+        return x
+
+    def features(self, x: Tensor, **attention) -> list[Tensor]:
+        """The output of every block, each (B, N, D)."""
+        outputs = []
+        for block in self.blocks:
+            x = block(x, **attention)
+            outputs.append(x)
+        return outputs
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,305 @@
+"""VQGAN: images (B, 3, H, W) in [0, 1] to a grid of codes (B, h, w) and back (Esser et al. 2021).
+
+Encoder -> latent -> quantiser -> quantised latent -> decoder. The networks work in [-1, 1] inside; structure and names
+follow taming-transformers, so that its published weights fit.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from codebrush.errors import PackError, UsageError
+from codebrush.models.convolution import Downsample, GroupNormSiLU, ResBlock, SpatialAttention, Upsample
+from codebrush.models.pretrained import PretrainedModel
+from codebrush.models.quantizer import CodebookUpdate, GumbelQuantizer, VectorQuantizer
+
+
+@dataclass(frozen=True)
+class VQGANConfig:
+    """Sizes of a VQGAN; every level after the first halves the picture."""
+
+    image_size: int = 64
+    channels: int = 64
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 4)  # one a level, from full resolution down
+    res_blocks: int = 1  # a level of the encoder; the decoder has one more
+    attention_resolutions: tuple[int, ...] = ()  # heights of feature maps, for pictures of `image_size`
+    middle_attention: bool = False
+    norm_groups: int = 32
+    latent_channels: int = 64  # what the encoder gives before its projection to `code_dim`
+    code_dim: int = 8
+    codebook_size: int = 1024
+    quantizer: Literal["vector", "gumbel"] = "vector"
+    l2_normalized: bool = True
+    commitment: float = 0.25  # weight of the latents' pull towards their codes
+    codebook_update: CodebookUpdate = "gradient"
+    kl_weight: float = 5e-4  # Gumbel only: pull of the code distribution towards uniform
+
+    def __post_init__(self) -> None:
+        if self.quantizer not in ("vector", "gumbel"):
+            raise PackError(f"a VQGAN's quantizer is 'vector' or 'gumbel', not '{self.quantizer}'")
+        if self.image_size % self.factor:
+            raise PackError(f"a VQGAN's image_size must be a multiple of {self.factor}, not {self.image_size}")
+
+    @property
+    def factor(self) -> int:
+        """Pixels along one side of a code."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def level_channels(self) -> tuple[int, ...]:
+        """Channels of each level, from full resolution down."""
+        return tuple(self.channels * multiplier for multiplier in self.channel_multipliers)
+
+    def attends(self, level: int) -> bool:
+        """Whether the blocks of `level` are followed by attention: decided here, whatever the picture's size."""
+        return self.image_size >> level in self.attention_resolutions
+
+
+class Level(nn.Module):
+    """The blocks of one resolution and the change to the next: `resize` keeps, halves or doubles the map."""
+
+    def __init__(self, blocks: list[ResBlock], attention: list[SpatialAttention], resize: tuple[str, nn.Module] | None):
+        super().__init__()
+        self.block = nn.ModuleList(blocks)
+        self.attn = nn.ModuleList(attention)
+        self.resize = resize[0] if resize else ""
+        if resize:
+            self.add_module(*resize)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[index](x)
+        return self.get_submodule(self.resize)(x) if self.resize else x
+
+
+class Middle(nn.Module):
+    """Two blocks at the lowest resolution with attention between."""
+
+    def __init__(self, channels: int, attention: bool, groups: int):
+        super().__init__()
+        self.block_1 = ResBlock(channels, channels, groups)
+        self.attn_1 = SpatialAttention(channels, groups) if attention else nn.Identity()
+        self.block_2 = ResBlock(channels, channels, groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+def _level(config: VQGANConfig, level: int, widths: list[int], resize: tuple[str, nn.Module] | None) -> Level:
+    pairs = zip(widths, widths[1:], strict=False)
+    blocks = [ResBlock(before, after, config.norm_groups) for before, after in pairs]
+    attended = blocks if config.attends(level) else []
+    return Level(blocks, [SpatialAttention(widths[-1], config.norm_groups) for _ in attended], resize)
+
+
+class Encoder(nn.Module):
+    """Images in [-1, 1] (B, 3, H, W) -> features (B, latent_channels, H / factor, W / factor)."""
+
+    def __init__(self, config: VQGANConfig):
+        super().__init__()
+        widths = config.level_channels
+        self.conv_in = nn.Conv2d(3, config.channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        channels = config.channels
+        for level, width in enumerate(widths):
+            last = level == len(widths) - 1
+            resize = None if last else ("downsample", Downsample(width))
+            self.down.append(_level(config, level, [channels] + [width] * config.res_blocks, resize))
+            channels = width
+        self.mid = Middle(channels, config.middle_attention, config.norm_groups)
+        self.norm_out = GroupNormSiLU(channels, config.norm_groups)
+        self.conv_out = nn.Conv2d(channels, config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)  # (B, channels, H, W)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(self.norm_out(self.mid(x)))
+
+
+class Decoder(nn.Module):
+    """Features (B, latent_channels, h, w) -> images around [-1, 1] (B, 3, factor h, factor w)."""
+
+    def __init__(self, config: VQGANConfig):
+        super().__init__()
+        widths = config.level_channels
+        channels = widths[-1]
+        self.conv_in = nn.Conv2d(config.latent_channels, channels, 3, padding=1)
+        self.mid = Middle(channels, config.middle_attention, config.norm_groups)
+        levels: list[Level] = []
+        for level, width in reversed(list(enumerate(widths))):
+            resize = ("upsample", Upsample(width)) if level else None
+            levels.append(_level(config, level, [channels] + [width] * (config.res_blocks + 1), resize))
+            channels = width
+        self.up = nn.ModuleList(reversed(levels))  # up[0] is the highest resolution, and comes last
+        self.norm_out = GroupNormSiLU(channels, config.norm_groups)
+        self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(x))  # (B, C, h, w)
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(self.norm_out(x))
+
+
+class VQGANOutput(NamedTuple):
+    """What a VQGAN makes of images."""
+
+    images: Tensor  # (B, 3, H, W), linear to [0, 1], not clamped
+    latent: Tensor  # (B, d, h, w), before quantisation
+    quantised: Tensor  # (B, d, h, w)
+    codes: Tensor  # (B, h, w) int64
+    codebook_loss: Tensor  # scalar: the quantiser's whole loss, its commitment included and weighted
+    distance: Tensor  # scalar without gradient: mean squared distance of latent and code
+
+
+class VQGAN(PretrainedModel):
+    """The autoencoder with a codebook. Heights and widths of images must be multiples of `factor`."""
+
+    config_class: ClassVar[type] = VQGANConfig
+    config: VQGANConfig
+
+    def __init__(self, config: VQGANConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.code_dim, 1)
+        self.quantizer = _quantizer(config)
+        self.post_quant_conv = nn.Conv2d(config.code_dim, config.latent_channels, 1)
+        self.decoder = Decoder(config)
+
+    @property
+    def factor(self) -> int:
+        """Pixels along one side of a code."""
+        return self.config.factor
+
+    @property
+    def codebook_size(self) -> int:
+        """The number of codes, K."""
+        return self.config.codebook_size
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The decoder's last weight, at which the adaptive weight of the adversarial loss compares gradients."""
+        return self.decoder.conv_out.weight  # pyright: ignore[reportReturnType]
+
+    def code_grid(self, image_size: int | tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of codes of a picture of `image_size`, a side or (height, width) in pixels."""
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if height < 1 or width < 1 or height % self.factor or width % self.factor:
+            raise UsageError(f"a picture of {width}x{height} does not divide into codes: use multiples of {self.factor}")
+        return height // self.factor, width // self.factor
+
+    def encode(self, images: Tensor) -> Tensor:
+        """images in [0, 1] -> latent (B, d, h, w), before quantisation and before any normalisation."""
+        self.code_grid((images.shape[2], images.shape[3]))
+        return self.quant_conv(self.encoder(images * 2 - 1))
+
+    def quantize(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """latent (B, d, h, w) -> the quantised latent, of the same shape, and codes (B, h, w) int64.
+
+        The gradient of the quantised latent reaches the latent unchanged (of a Gumbel quantiser: by its softmax).
+        """
+        return self.quantizer.quantize(latent)
+
+    def decode(self, quantised: Tensor) -> Tensor:
+        """quantised latent (B, d, h, w) -> images (B, 3, H, W), linear to [0, 1] and unclamped for the gradient's sake."""
+        return (self.decoder(self.post_quant_conv(quantised)) + 1) / 2
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """codes (B, h, w) int64 -> images (B, 3, H, W)."""
+        return self.decode(self.quantizer.look_up(codes))
+
+    def forward(self, images: Tensor) -> VQGANOutput:
+        """Training's pass: images in [0, 1], there and back, with the quantiser's loss."""
+        latent = self.encode(images)
+        quantised, codes, loss, distance = self.quantizer(latent)
+        return VQGANOutput(self.decode(quantised), latent, quantised, codes, loss, distance)
+
+
+def _quantizer(config: VQGANConfig) -> VectorQuantizer | GumbelQuantizer:
+    if config.quantizer == "gumbel":
+        return GumbelQuantizer(config.codebook_size, config.code_dim, kl_weight=config.kl_weight)
+    return VectorQuantizer(
+        config.codebook_size,
+        config.code_dim,
+        l2_normalized=config.l2_normalized,
+        commitment=config.commitment,
+        update=config.codebook_update,
+    )
+
+
+def vqgan_micro() -> VQGANConfig:
+    """Some 40 thousand parameters for tests: 32 pixels, factor 4."""
+    return VQGANConfig(
+        image_size=32,
+        channels=16,
+        channel_multipliers=(1, 1, 2),
+        norm_groups=8,
+        latent_channels=16,
+        codebook_size=128,
+    )
+
+
+def vqgan_small(image_size: int = 64, codebook_size: int = 1024) -> VQGANConfig:
+    """Lean enough to train on a CPU: factor 8, no attention."""
+    return VQGANConfig(
+        image_size=image_size,
+        channels=32,
+        channel_multipliers=(1, 2, 2, 4),
+        norm_groups=8,
+        latent_channels=64,
+        codebook_size=codebook_size,
+    )
+
+
+def vqgan_base(image_size: int = 128, codebook_size: int = 4096) -> VQGANConfig:
+    """For a GPU or patience: factor 8, attention on the code grid."""
+    return VQGANConfig(
+        image_size=image_size,
+        channels=64,
+        channel_multipliers=(1, 2, 4, 4),
+        res_blocks=2,
+        attention_resolutions=(image_size // 8,),
+        middle_attention=True,
+        latent_channels=128,
+        codebook_size=codebook_size,
+    )
+
+
+def vqgan_taming_f16(codebook_size: int = 16384) -> VQGANConfig:
+    """taming-transformers' ImageNet f16 models, with 16,384 or 1,024 codes."""
+    return VQGANConfig(
+        image_size=256,
+        channels=128,
+        channel_multipliers=(1, 1, 2, 2, 4),
+        res_blocks=2,
+        attention_resolutions=(16,),
+        middle_attention=True,
+        latent_channels=256,
+        code_dim=256,
+        codebook_size=codebook_size,
+        l2_normalized=False,
+    )
+
+
+def vqgan_taming_gumbel_f8() -> VQGANConfig:
+    """taming-transformers' OpenImages f8 model with 8,192 codes."""
+    return VQGANConfig(
+        image_size=256,
+        channels=128,
+        channel_multipliers=(1, 1, 2, 4),
+        res_blocks=2,
+        attention_resolutions=(32,),
+        middle_attention=True,
+        latent_channels=256,
+        code_dim=256,
+        codebook_size=8192,
+        quantizer="gumbel",
+        l2_normalized=False,
+        kl_weight=1e-8,
+    )

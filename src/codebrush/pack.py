@@ -1,0 +1,330 @@
+"""A pack's folder in; CLIP with its tokenizer, VQGAN and code transformer that belong together out.
+
+mypack/pack.json      name, version, licence, image size, provenance, and the folder of each member
+mypack/clip/          config.json, model.safetensors, tokenizer.json, tokenizer_config.json
+mypack/vqgan/         config.json, model.safetensors
+mypack/transformer/   config.json, model.safetensors
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from codebrush.errors import PackError
+from codebrush.models.clip import CLIP, CLIPConfig
+from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig, Condition
+from codebrush.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, PretrainedModel, read_config
+from codebrush.models.text_encoder import make_text_encoder
+from codebrush.models.vqgan import VQGAN, VQGANConfig
+from codebrush.text.tokenizer import Tokenizer
+
+BUILT_IN = Path(__file__).parent / "packs"
+PACK_FILE = "pack.json"
+FORMAT = 1
+MEMBERS = ("clip", "transformer", "vqgan")
+HASHED_FILES = (CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json", "tokenizer_config.json")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+T = TypeVar("T")
+
+
+class Pack:
+    """The members of one pack, each loaded (float32, eval mode, CPU) when it is first asked for.
+
+    `folder` is where it lies, `source` what it was asked for by, and `info` what its pack.json says.
+    Opening reads the configs alone and checks that the members fit together; whatever is missing, damaged
+    or does not fit is a PackError.
+    """
+
+    def __init__(self, folder: str | Path, source: str | Path | None = None) -> None:
+        self.folder = Path(folder)
+        self.source = str(source or folder)
+        self.info = _read_info(self.folder)
+        self.name: str = self.info["name"]
+        _guarded(self.folder, self._check_fit)
+
+    def member(self, name: str) -> Path:
+        """The folder of the member `name`: clip, vqgan or transformer."""
+        return self.folder / self.info["members"][name]
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square pictures that this pack draws, in pixels."""
+        return self.info["image_size"]
+
+    @cached_property
+    def clip(self) -> CLIP:
+        """Judges how well a picture fits a text."""
+        place = self.member("clip")
+        return _guarded(place, CLIP.from_pretrained, place)
+
+    @cached_property
+    def vqgan(self) -> VQGAN:
+        """Turns pictures into codes and back."""
+        place = self.member("vqgan")
+        return _guarded(place, VQGAN.from_pretrained, place)
+
+    @cached_property
+    def transformer(self) -> CodeTransformer:
+        """Writes codes from text."""
+        place = self.member("transformer")
+        return _guarded(place, CodeTransformer.from_pretrained, place)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Texts to the token ids that the CLIP reads."""
+        tokenizer = _guarded(self.member("clip"), Tokenizer.from_pretrained, self.member("clip"))
+        config = read_config(CLIPConfig, self.member("clip")).text
+        rows = getattr(config, "vocab_size", tokenizer.vocab_size)  # another library's encoder may not say
+        if tokenizer.vocab_size > rows:
+            self._misfit(f"tokenizer has {tokenizer.vocab_size} tokens", f"CLIP has {rows}")
+        if tokenizer.context_length > config.context_length:
+            made, read = tokenizer.context_length, config.context_length
+            self._misfit(f"tokenizer makes rows of {made} tokens", f"CLIP reads {read}")
+        return tokenizer
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 (hex) over the members' configs, weights and vocabulary; pack.json does not count."""
+        digest = hashlib.sha256()
+        for name in MEMBERS:
+            for file in HASHED_FILES:
+                path = self.member(name) / file
+                if not path.is_file():
+                    continue
+                try:
+                    content = hashlib.sha256(path.read_bytes()).hexdigest()
+                except OSError as error:
+                    raise PackError(f"{path} cannot be read: {error.strerror or error}") from error
+                digest.update(f"{name}/{file} {content}\n".encode())
+        return digest.hexdigest()
+
+    def _check_fit(self) -> None:
+        clip = read_config(CLIPConfig, self.member("clip"))
+        vqgan = read_config(VQGANConfig, self.member("vqgan"))
+        transformer = read_config(CodeTransformerConfig, self.member("transformer"))
+        if transformer.codebook_size != vqgan.codebook_size:
+            self._misfit(
+                f"transformer writes {transformer.codebook_size} codes", f"VQGAN has {vqgan.codebook_size}"
+            )
+        side = vqgan.factor
+        grid = tuple(transformer.grid)
+        if grid != (self.image_size // side,) * 2 or self.image_size % side:
+            self._misfit(
+                f"transformer draws a grid of {grid[0]} x {grid[1]} codes",
+                f"VQGAN has {side} x {side} pixels a code and pictures are {self.image_size} wide",
+            )
+        if transformer.text_features:
+            with torch.device("meta"):  # sizes without weights
+                width = make_text_encoder(clip.text).feature_width
+            if transformer.text_features != width:
+                reads = transformer.text_features
+                self._misfit(f"transformer reads text features {reads} wide", f"CLIP makes them {width} wide")
+        embedding, width = transformer.text_embedding, clip.text.embed_dim
+        if embedding not in (0, width):
+            self._misfit(f"transformer reads embeddings {embedding} wide", f"CLIP makes them {width} wide")
+        if clip.image.embed_dim != width:
+            self._misfit(f"CLIP's texts are {width} wide", f"CLIP's pictures are {clip.image.embed_dim} wide")
+
+    def _misfit(self, one: str, other: str) -> None:
+        raise PackError(f"{self.folder}: its members do not fit together: the {one}, but the {other}")
+
+
+def built_in_packs() -> list[str]:
+    """Names of the packs that come with the package."""
+    return sorted(path.parent.name for path in BUILT_IN.glob(f"*/{PACK_FILE}"))
+
+
+def open_pack(source: str | Path) -> Pack:
+    """The pack called `source`: a built-in name, else a folder, else a hub id (owner/name), which is fetched.
+
+    A folder that bears a built-in name is reached as ./name. With HF_HUB_OFFLINE=1 the hub's local cache
+    alone is read. Raises PackError where there is no such pack, or it is damaged.
+    """
+    folder = local_pack(source)
+    if folder is not None:
+        return Pack(folder, source)
+    name = str(source)
+    if HUB_ID.fullmatch(name) and not name.startswith("."):
+        return Pack(_fetch(name), source)
+    if "/" in name or os.sep in name:
+        raise PackError(f"there is no folder '{name}': check its path, or use a built-in pack ({_names()})")
+    raise PackError(
+        f"there is no pack '{name}': name a built-in one ({_names()}), a folder, or a hub id (owner/name)"
+    )
+
+
+def local_pack(source: str | Path) -> Path | None:
+    """The folder that `source` names on this machine; None where only the hub could have it."""
+    if isinstance(source, str) and source in built_in_packs():
+        return BUILT_IN / source
+    return Path(source) if str(source) and Path(source).exists() else None
+
+
+def write_pack(
+    folder: str | Path,
+    *,
+    name: str,
+    clip: CLIP,
+    tokenizer: Tokenizer,
+    vqgan: VQGAN,
+    transformer: CodeTransformer,
+    version: str,
+    licence: str,
+    provenance: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> Pack:
+    """Write a pack and return it opened. `defaults` are options of `generate` (cfg, temperature, ...).
+
+    All is written and checked in a folder beside, which then takes the place of `folder`: a pack that stood
+    there is replaced whole or not at all, and anything else in it is kept. Raises PackError where the members
+    do not fit together, weights do not fit into `dtype`, or the folder cannot be written.
+    """
+    folder = Path(os.path.abspath(folder))
+    models: dict[str, PretrainedModel] = {"clip": clip, "vqgan": vqgan, "transformer": transformer}
+    for member, model in models.items():
+        _check_weights(member, model, dtype)
+    info: dict[str, Any] = {
+        "format": FORMAT,
+        "name": name,
+        "version": version,
+        "licence": licence,
+        "image_size": transformer.config.grid[0] * vqgan.factor,
+        "provenance": dict(provenance),
+        "members": {member: member for member in models},
+    }
+    if defaults:
+        info["defaults"] = dict(defaults)
+    part = folder.with_name(f".{folder.name}.part")
+    try:
+        _check_room(folder, info)
+        shutil.rmtree(part, ignore_errors=True)
+        for member, model in models.items():
+            model.save_pretrained(part / member, dtype)
+        tokenizer.save(part / "clip")
+        (part / PACK_FILE).write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _ = Pack(part).tokenizer  # what does not fit together must not replace what does
+        _take_place(part, folder)
+    except OSError as error:
+        raise PackError(f"the pack {folder} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return Pack(folder)
+
+
+@torch.no_grad()
+def text_condition(clip: CLIP, tokens: torch.Tensor, config: CodeTransformerConfig) -> Condition:
+    """What `clip` makes of tokens (B, T), as far as a transformer of this config reads it; without
+    gradient.
+    """
+    features = mask = embedding = None
+    if config.text_features:
+        features = clip.text_encoder.features(tokens)  # (B, T, D)
+        mask = tokens != clip.config.text.pad_id
+    if config.text_embedding:
+        embedding = clip.encode_text(tokens)  # (B, E)
+    return Condition(text_features=features, text_mask=mask, text_embedding=embedding)
+
+
+def encode_condition(
+    clip: CLIP, tokenizer: Tokenizer, texts: Sequence[str], config: CodeTransformerConfig
+) -> Condition:
+    """`text_condition` of texts as they are typed, one row a text, on the device of `clip`."""
+    return text_condition(clip, tokenizer(texts).to(clip.log_scale.device), config)
+
+
+def _read_info(folder: Path) -> dict[str, Any]:
+    path = folder / PACK_FILE
+    if not path.is_file():
+        raise PackError(f"{folder} is no pack: it has no {PACK_FILE}")
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PackError(f"{path} is damaged ({error}): fetch or train the pack again") from error
+    if not isinstance(info, dict):
+        raise PackError(f"{path} is damaged (not a JSON object): fetch or train the pack again")
+    if info.get("format") != FORMAT:
+        raise PackError(
+            f"{path} has format {info.get('format')!r}, not {FORMAT}: upgrade codebrush to read it"
+        )
+    kinds = {"name": (str, "a text"), "image_size": (int, "a number"), "members": (dict, "an object")}
+    for field, (kind, called) in kinds.items():
+        if not isinstance(info.get(field), kind):
+            raise PackError(f"{path}: its '{field}' must be {called}, not {info.get(field)!r}")
+    if info["image_size"] < 1:
+        raise PackError(f"{path}: its 'image_size' must be positive, not {info['image_size']}")
+    for member in MEMBERS:
+        if not isinstance(info["members"].get(member), str):
+            raise PackError(f"{path}: its 'members' does not say where the {member} is")
+    if not isinstance(info.get("defaults", {}), dict):
+        raise PackError(f"{path}: its 'defaults' must be an object, not {info['defaults']!r}")
+    return info
+
+
+def _guarded(place: Path, read: Callable[..., T], *arguments: Any) -> T:
+    """Damage can make a reader raise nearly anything: it all becomes a PackError that names the place."""
+    try:
+        return read(*arguments)
+    except PackError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise PackError(f"{place} is damaged ({reason}): fetch or train it again") from error
+
+
+def _names() -> str:
+    return ", ".join(built_in_packs()) or "none"
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.md"]))
+    except Exception as error:  # its HTTP client, cache and validation each have exceptions of their own
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
+        raise PackError(f"no folder '{name}' is here, and the hub gave no such pack ({reason})") from error
+
+
+def _check_weights(member: str, model: PretrainedModel, dtype: torch.dtype) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.to(dtype).isfinite().all()):
+            raise PackError(f"the {member}'s '{name}' is not finite as {dtype}: the pack is not written")
+
+
+def _check_room(folder: Path, info: dict[str, Any]) -> None:
+    """Only a pack may be replaced, never other folders that happen to be called clip or vqgan."""
+    if folder.exists() and not folder.is_dir():
+        raise PackError(f"{folder} is a file: name a folder for the pack")
+    if folder.is_dir() and not (folder / PACK_FILE).exists():
+        for member in info["members"].values():
+            if (folder / member).exists():
+                raise PackError(f"{folder / member} is in the way and no part of a pack: name another folder")
+
+
+def _take_place(part: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)  # a writer died between its two renames
+    shutil.rmtree(old, ignore_errors=True)
+    if not folder.exists():
+        os.replace(part, folder)
+        return
+    os.replace(folder, old)
+    try:
+        os.replace(part, folder)
+    except OSError:
+        os.replace(old, folder)
+        raise
+    for entry in old.iterdir():
+        if not (folder / entry.name).exists():
+            os.replace(entry, folder / entry.name)
+    shutil.rmtree(old, ignore_errors=True)

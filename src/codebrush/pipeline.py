@@ -1,0 +1,353 @@
+"""Read this first: prompts or pictures in, pictures, embeddings, scores and labels out, from one loaded pack.
+
+    brush = Codebrush.from_pretrained("emoji")
+    results = brush.generate("a red apple", n=4, seed=0)     # best first
+    results[0].image.save("apple.png")
+
+The way of a prompt: text tokens -> CLIP's text features -> the code transformer's codes -> VQGAN's picture
+-> CLIP's score, by which the best are kept.
+"""
+
+import operator
+import platform
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import codebrush
+from codebrush.data.images import decode_image, stack, to_pil
+from codebrush.errors import ImageError, PackError, UsageError
+from codebrush.generation.decoding import Progress, draw_codes, picture_uniforms
+from codebrush.generation.options import DrawOptions, checked_option
+from codebrush.generation.reranking import best_first, clip_scores
+from codebrush.models.clip import CLIP, MAX_LOGIT_SCALE
+from codebrush.models.code_transformer import CodeTransformer, Condition
+from codebrush.models.vqgan import VQGAN
+from codebrush.pack import Pack, open_pack, text_condition
+from codebrush.text.prompts import ZERO_SHOT_TEMPLATES, parse_prompt
+from codebrush.text.tokenizer import Tokenizer
+
+# What `generate` does when neither the caller nor the pack's own "defaults" say otherwise.
+DEFAULT_CFG = 3.0
+DEFAULT_TEMPERATURE = 1.0
+DEFAULT_TOP_K = 0
+DEFAULT_TOP_P = 1.0
+DEFAULT_MIN_P = 0.0
+CANDIDATES_PER_PICTURE = 4  # drawn and scored for each picture that is asked for
+
+BATCH = 32  # pictures drawn or read together; a replay needs the same
+
+Picture = Image.Image | str | Path
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One picture with what it came from; the manifest says how to draw it again."""
+
+    image: Image.Image
+    score: float  # CLIP's cosine with the prompt, -1 to 1
+    codes: Tensor  # (h, w) int64
+    latent: Tensor  # (d, h, w), quantised
+    manifest: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A prompt made ready: its parts as conditions and as unit embeddings (P, E), with their weights."""
+
+    prompt: str
+    options: DrawOptions
+    conditions: list[tuple[Condition, float]]
+    texts: Tensor
+    weights: list[float]
+
+
+class Codebrush:
+    """A loaded pack with every task as a short method. No method asks for gradients."""
+
+    def __init__(self, pack: Pack, device: str | torch.device | None = None) -> None:
+        self.pack = pack
+        self.device = _device(device)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, device: str | torch.device | None = None) -> "Codebrush":
+        """The pack `source`: a built-in name, a folder or a hub id. `device` None is a GPU where there is one.
+
+        Raises PackError where there is no such pack or it is damaged; the weights are read at first use.
+        """
+        return cls(open_pack(source), device)
+
+    @cached_property
+    def clip(self) -> CLIP:
+        """The pack's CLIP on this device, frozen."""
+        return self._placed(self.pack.clip)
+
+    @cached_property
+    def vqgan(self) -> VQGAN:
+        """The pack's VQGAN on this device, frozen."""
+        return self._placed(self.pack.vqgan)
+
+    @cached_property
+    def transformer(self) -> CodeTransformer:
+        """The pack's code transformer on this device, frozen."""
+        return self._placed(self.pack.transformer)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the pack's CLIP."""
+        return self.pack.tokenizer
+
+    def generate(
+        self,
+        prompt: str,
+        n: int = 4,
+        seed: int = 0,
+        *,
+        cfg: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        rerank: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[Result]:
+        """Draw `n` pictures of `prompt`, best first by CLIP's score.
+
+        `rerank` candidates (None: 4 n) are drawn, each from the random stream of (seed, its index), and the
+        best kept. `cfg` is the strength of classifier-free guidance (1: none), `temperature` 0 takes the
+        likeliest code each time; `top_k`, `top_p` and `min_p` are filters as in
+        `codebrush.models.sampling.probabilities`. None takes the pack's default. `progress(done, in all)`
+        is called as codes are drawn. The same arguments give the same pixels on the same machine, versions
+        and number of threads. Raises PromptError and UsageError.
+        """
+        given = {"cfg": cfg, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        given |= {"n": n, "seed": seed, "rerank": rerank}
+        run = self._prepare(prompt, self._options(given))
+        best: list[Result] = []
+        for batch in _batches(run.options.rerank):
+            best += self._draw(run, batch, progress)
+            best = [best[index] for index in best_first([result.score for result in best])[: run.options.n]]
+        return best
+
+    def replay(self, manifest: Mapping[str, Any]) -> Result:
+        """Draw the picture of a `Result.manifest` again: the same pixels on the same machine and versions.
+
+        The batch that it came from is drawn as it was then, with as many threads. Warns where the machine
+        or a version differs. Raises PackError where this is another pack, ImageError where the manifest is
+        damaged.
+        """
+        options, index, threads = self._read_manifest(manifest)
+        self._check_origin(manifest)
+        with _torch_threads(threads):
+            run = self._prepare(manifest["prompt"], options)
+            batch = next(batch for batch in _batches(options.rerank) if index in batch)
+            return self._draw(run, batch, None)[index - batch.start]
+
+    @torch.no_grad()
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
+        """Texts, taken literally -> unit vectors (B, E) float32."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        parts = [texts[batch.start : batch.stop] for batch in _batches(len(texts))]
+        vectors = [self.clip.encode_text(self.tokenizer(part).to(self.device)) for part in parts]
+        return torch.cat(vectors) if vectors else torch.zeros(0, self.clip.embed_dim)
+
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[Picture]) -> Tensor:
+        """Pictures or their files -> unit vectors (B, E) float32. One that cannot be read is an ImageError."""
+        vectors = [self.clip.encode_image(pixels) for pixels in self._pixels(images, self.clip.image_size)]
+        return torch.cat(vectors) if vectors else torch.zeros(0, self.clip.embed_dim)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Sequence[Picture]) -> list[Image.Image]:
+        """Pictures through VQGAN's codes and back, cut to squares of the pack's size."""
+        pictures = []
+        for pixels in self._pixels(images, self.pack.image_size):
+            quantised, _ = self.vqgan.quantize(self.vqgan.encode(pixels))
+            pictures += [to_pil(image) for image in self.vqgan.decode(quantised)]
+        return pictures
+
+    def score(self, image: Picture, text: str) -> float:
+        """How well a picture fits a text, taken literally: their cosine, -1 to 1."""
+        return float(self.embed_images([image])[0] @ self.embed_text([text])[0])
+
+    def classify(self, images: Sequence[Picture], labels: Sequence[str]) -> list[list[tuple[str, float]]]:
+        """Each picture's labels with their probabilities, likeliest first (Radford et al. 2021, section 3.1).
+
+        A label stands for the mean embedding of the sentences it makes with `ZERO_SHOT_TEMPLATES`.
+        """
+        if isinstance(labels, str) or not labels:
+            raise UsageError('labels must be a list of at least one text, such as ["cat", "dog"]')
+        sentences = [template.format(label) for label in labels for template in ZERO_SHOT_TEMPLATES]
+        classes = self.embed_text(sentences).unflatten(0, (len(labels), -1)).mean(1)  # (labels, E)
+        scale = self.clip.log_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        logits = scale * self.embed_images(images) @ nn.functional.normalize(classes, dim=-1).T
+        rows = logits.softmax(-1).tolist()  # (B, labels)
+        return [[(labels[index], row[index]) for index in best_first(row)] for row in rows]
+
+    def _placed(self, model: M) -> M:
+        return model.to(self.device).requires_grad_(False)
+
+    def _pixels(self, images: Sequence[Picture], size: int) -> Iterator[Tensor]:
+        """Batches (B, 3, size, size) of the centres of `images`."""
+        images = [images] if isinstance(images, Image.Image | str | Path) else list(images)
+        for batch in _batches(len(images)):
+            pictures = [decode_image(image) for image in images[batch.start : batch.stop]]
+            yield stack(pictures, size).to(self.device)
+
+    def _options(self, given: Mapping[str, Any]) -> DrawOptions:
+        values: dict[str, Any] = {
+            "n": None,
+            "seed": None,
+            "cfg": DEFAULT_CFG,
+            "temperature": DEFAULT_TEMPERATURE,
+            "top_k": DEFAULT_TOP_K,
+            "top_p": DEFAULT_TOP_P,
+            "min_p": DEFAULT_MIN_P,
+        }
+        own = self.pack.info.get("defaults", {})
+        try:
+            values |= {name: checked_option(name, own[name]) for name in values if name in own}
+        except UsageError as error:
+            raise PackError(f"{self.pack.folder}: among its defaults, {error}") from error
+        values |= {name: value for name, value in given.items() if value is not None}
+        if "rerank" not in values:
+            values["rerank"] = CANDIDATES_PER_PICTURE * checked_option("n", values["n"])
+        return DrawOptions(**values)
+
+    @torch.no_grad()
+    def _prepare(self, prompt: str, options: DrawOptions) -> _Run:
+        parts = parse_prompt(prompt).parts
+        texts, weights = [part.text for part in parts], [part.weight for part in parts]
+        tokens = self.tokenizer(texts).to(self.device)  # (P, T)
+        condition = text_condition(self.clip, tokens, self.transformer.config)
+        rows = [condition.rows(slice(row, row + 1)) for row in range(len(parts))]
+        embeddings = self.clip.encode_text(tokens)
+        return _Run(prompt, options, list(zip(rows, weights, strict=True)), embeddings, weights)
+
+    @torch.no_grad()
+    def _draw(self, run: _Run, batch: range, progress: Progress | None) -> list[Result]:
+        """The candidates of one batch, in their order."""
+        o, codes_each = run.options, self.transformer.config.code_count
+
+        def count(step: int, steps: int) -> None:
+            if progress is not None:
+                done = codes_each * batch.start + codes_each * len(batch) * step // steps
+                progress(done, codes_each * o.rerank)
+
+        codes = draw_codes(
+            self.transformer,
+            run.conditions,
+            picture_uniforms(o.seed, batch, codes_each),
+            cfg=o.cfg,
+            temperature=o.temperature,
+            top_k=o.top_k,
+            top_p=o.top_p,
+            min_p=o.min_p,
+            progress=count,
+        )
+        latent = self.vqgan.quantizer.look_up(codes)  # (B, d, h, w)
+        pictures = [to_pil(image) for image in self.vqgan.decode(latent)]
+        seen = stack(pictures, self.clip.image_size).to(self.device)  # scored as saved: with 8 bits a channel
+        scores = clip_scores(self.clip, seen, run.texts, run.weights).tolist()
+        manifests = [self._manifest(run, index, score) for index, score in zip(batch, scores, strict=True)]
+        return [Result(*row) for row in zip(pictures, scores, codes, latent, manifests, strict=True)]
+
+    def _manifest(self, run: _Run, index: int, score: float) -> dict[str, Any]:
+        size = self.pack.image_size
+        return {
+            "method": "sample",
+            "prompt": run.prompt,
+            "seed": run.options.seed,
+            "index": index,
+            "options": {name: value for name, value in asdict(run.options).items() if name != "seed"},
+            "clip_score": score,
+            "size": [size, size],
+            "pack": {"name": self.pack.name, "source": self.pack.source, "hash": self.pack.hash},
+            "versions": _versions(),
+            "device": _describe(self.device),
+            "threads": torch.get_num_threads(),
+        }
+
+    def _read_manifest(self, manifest: Mapping[str, Any]) -> tuple[DrawOptions, int, int]:
+        method = manifest.get("method")
+        if method != "sample":
+            raise ImageError(f"the picture was made by the method {method!r}, which cannot be replayed here")
+        try:
+            options = DrawOptions(seed=manifest["seed"], **manifest["options"])
+            index, threads = operator.index(manifest["index"]), operator.index(manifest["threads"])
+            if index not in range(options.rerank) or threads not in range(1, 1025):
+                raise ValueError(f"index {index}, threads {threads}")
+            if not all(isinstance(manifest[name], kind) for name, kind in _MANIFEST_KINDS.items()):
+                raise TypeError("a field of the wrong kind")
+        except (KeyError, TypeError, ValueError, UsageError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ImageError(f"the picture's manifest is damaged ({reason})") from error
+        return options, index, threads
+
+    def _check_origin(self, manifest: Mapping[str, Any]) -> None:
+        theirs = manifest["pack"]
+        if theirs.get("hash") != self.pack.hash:
+            made_with = f"'{theirs.get('name')}' ({str(theirs.get('hash'))[:12]})"
+            here = f"'{self.pack.name}' ({self.pack.hash[:12]})"
+            raise PackError(
+                f"made with the pack {made_with}, and this is {here}: open the one it was made with"
+            )
+        now = {**_versions(), "device": _describe(self.device)}
+        then = {**manifest["versions"], "device": manifest.get("device")}
+        changed = [f"{name} {then.get(name)}, now {now[name]}" for name in now if then.get(name) != now[name]]
+        if changed:
+            warnings.warn(f"the pixels may differ; it was made with {'; '.join(changed)}", stacklevel=3)
+
+
+_MANIFEST_KINDS = {"prompt": str, "pack": Mapping, "versions": Mapping}
+
+
+def _batches(count: int) -> list[range]:
+    return [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"the device '{device}' cannot be used here ({reason}): try cpu") from error
+    return torch.device(device)
+
+
+def _describe(device: torch.device) -> str:
+    """The device as far as its rounding depends on it."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"{device.type} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "codebrush": codebrush.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,26 @@
+"""A code transformer in training -> a sheet of what it draws now. Training takes it as a callback."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from codebrush.data.images import contact_sheet, to_pil
+from codebrush.generation.decoding import draw_codes, picture_uniforms
+from codebrush.models.code_transformer import CodeTransformer
+from codebrush.pack import encode_condition
+from codebrush.training.stages import Materials
+
+SHOWN = 16
+
+
+@torch.no_grad()
+def draw_preview(materials: Materials, network: CodeTransformer) -> Image.Image:
+    """Sixteen captions spread over the training rows, each drawn once with the same random numbers as ever."""
+    assert materials.clip is not None
+    assert materials.vqgan is not None
+    rows = np.linspace(0, len(materials.data) - 1, min(SHOWN, len(materials.data))).astype(np.int64)
+    captions = [materials.data.captions(int(row))[0] for row in rows]
+    condition = encode_condition(materials.clip, materials.tokenizer, captions, network.config)
+    uniforms = picture_uniforms(0, range(len(rows)), network.config.code_count)
+    codes = draw_codes(network, [(condition, 1.0)], uniforms, cfg=3.0)
+    return contact_sheet([to_pil(image) for image in materials.vqgan.decode_codes(codes)], captions)

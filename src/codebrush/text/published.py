@@ -1,0 +1,193 @@
+"""Tokenizer files in the layouts others publish in; a `tokenizers.Tokenizer` and its special tokens out.
+
+A folder (or one file of it) holds `tokenizer.json`, or `vocab.json` + `merges.txt` (byte-pair encoding,
+CLIP's and GPT-2's kinds), or `vocab.txt` (WordPiece). `tokenizer_config.json` and `special_tokens_map.json`
+beside them are read where they stand. A `.txt.gz` file is the list of merges that OpenAI's CLIP and OpenCLIP
+ship (`bpe_simple_vocab_16e6.txt.gz`).
+"""
+
+import gzip
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from codebrush.errors import PackError
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+SPECIAL_FILE = "special_tokens_map.json"
+WORD_END = "</w>"
+# Where a file does not say what its special tokens are called, the first of these in the vocabulary is taken.
+KNOWN_PADS = ("<|pad|>", "[PAD]", "<pad>")
+KNOWN_STARTS = ("<|start|>", "[CLS]", "<|startoftext|>", "<s>", "<bos>")
+KNOWN_ENDS = ("<|end|>", "[SEP]", "<|endoftext|>", "</s>", "<eos>")
+CLIP_CONTEXT = 77
+# OpenAI's list of merges is longer than what its CLIP uses: 49,408 tokens less 2 x 256 bytes and 2 specials.
+CLIP_MERGES = 48_894
+# transformers writes 1e30 for "no limit"
+LONGEST_CONTEXT = 1 << 20
+# CLIP's words: English contractions, runs of letters, single digits, runs of anything else but spaces.
+CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What the files say. `context_length` is None where they say nothing."""
+
+    backend: tokenizers.Tokenizer
+    pad: str
+    start: str | None
+    end: str
+    context_length: int | None
+
+
+def read_tokenizer_files(path: str | Path) -> TokenizerFiles:
+    """Read a folder, or any one file of it. Missing or damaged files are a PackError."""
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    if not path.exists():
+        raise PackError(
+            f"{path} is missing: name a folder with {TOKENIZER_FILE}, vocab.json + merges.txt or vocab.txt"
+        )
+    config = _read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
+    if (folder / SPECIAL_FILE).is_file():
+        config = _read_json(folder / SPECIAL_FILE) | config
+    source = path if path.is_file() else _main_file(folder)
+    try:
+        backend = _read_backend(source, config)
+    except PackError:
+        raise
+    except Exception as error:  # the Rust library raises bare Exception for a damaged file
+        raise PackError(f"{source} is damaged ({_one_line(error)}): fetch the tokenizer again") from error
+    return _with_specials(backend, config, source)
+
+
+def _main_file(folder: Path) -> Path:
+    for name in (TOKENIZER_FILE, "vocab.json", "vocab.txt"):
+        if (folder / name).is_file():
+            return folder / name
+    raise PackError(
+        f"{folder} holds no tokenizer: {TOKENIZER_FILE}, vocab.json + merges.txt or vocab.txt is needed"
+    )
+
+
+def _read_backend(source: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    if source.name == "vocab.txt":
+        return wordpiece_backend(source, lowercase=config.get("do_lower_case"))
+    if source.name in ("vocab.json", "merges.txt"):
+        vocab, merges = source.with_name("vocab.json"), source.with_name("merges.txt")
+        for file in (vocab, merges):
+            if not file.is_file():
+                raise PackError(f"{file} is missing: vocab.json and merges.txt go together")
+        return bpe_backend(vocab, merges, prefix_space=bool(config.get("add_prefix_space", False)))
+    if source.name.endswith(".txt.gz"):
+        return openai_clip_backend(source)
+    return tokenizers.Tokenizer.from_str(source.read_text(encoding="utf-8"))
+
+
+def wordpiece_backend(vocab_file: Path, lowercase: bool | None = None) -> tokenizers.Tokenizer:
+    """BERT's WordPiece from a vocab.txt, one token a line.
+
+    `lowercase` None lower-cases unless the vocabulary has capitals.
+    """
+    tokens = vocab_file.read_text(encoding="utf-8").split("\n")
+    vocab = {token: index for index, token in enumerate(tokens) if token}
+    if "[UNK]" not in vocab:
+        raise PackError(f"{vocab_file} is no WordPiece vocabulary: it has no [UNK] token")
+    if lowercase is None:
+        lowercase = not any(token != token.lower() for token in vocab if not token.startswith("["))
+    backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    return backend
+
+
+def bpe_backend(vocab_file: Path, merges_file: Path, prefix_space: bool = False) -> tokenizers.Tokenizer:
+    """Byte-pair encoding from vocab.json + merges.txt: CLIP's kind where tokens end in </w>, else GPT-2's."""
+    vocab = _read_json(vocab_file)
+    if not all(isinstance(index, int) for index in vocab.values()):
+        raise PackError(f"{vocab_file} is damaged (not a token-to-number list): fetch the tokenizer again")
+    lines = merges_file.read_text(encoding="utf-8").split("\n")
+    pairs = _pairs(line for line in lines if line and not line.startswith("#version"))
+    if any(token.endswith(WORD_END) for token in vocab):
+        return _clip_backend(vocab, pairs)
+    backend = tokenizers.Tokenizer(models.BPE(vocab, pairs))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def openai_clip_backend(merges_file: Path) -> tokenizers.Tokenizer:
+    """CLIP's byte-pair encoding from the gzipped list of merges alone; the vocabulary follows from it."""
+    with gzip.open(merges_file, "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")[1 : 1 + CLIP_MERGES]  # the first line is a version
+    pairs = _pairs(line for line in lines if line)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet(), key=_stand_in_last)
+    tokens = [*letters, *(letter + WORD_END for letter in letters), *("".join(pair) for pair in pairs)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    return _clip_backend({token: index for index, token in enumerate(tokens)}, pairs)
+
+
+def _stand_in_last(letter: str) -> tuple[bool, int]:
+    # Bytes that cannot be printed are written as characters from 256 on; the vocabulary lists them last.
+    return ord(letter) >= 256, ord(letter)
+
+
+def _pairs(lines: Iterable[str]) -> list[tuple[str, str]]:
+    return [(first, second) for first, second in (line.split(" ") for line in lines)]
+
+
+def _clip_backend(vocab: dict[str, int], pairs: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.BPE(vocab, pairs, end_of_word_suffix=WORD_END))
+    spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+    words = pre_tokenizers.Split(tokenizers.Regex(CLIP_WORDS), behavior="removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(WORD_END, " ")])
+    return backend
+
+
+def _with_specials(backend: tokenizers.Tokenizer, config: dict[str, Any], source: Path) -> TokenizerFiles:
+    vocab = backend.get_vocab(with_added_tokens=True)
+    end = _special(config, ("eos_token", "sep_token"), KNOWN_ENDS, vocab)
+    if end is None:
+        raise PackError(
+            f"{source} has no end token (one of {', '.join(KNOWN_ENDS)}): name it in {CONFIG_FILE}"
+        )
+    start = _special(config, ("bos_token", "cls_token"), KNOWN_STARTS, vocab)
+    if start == end or config.get("add_bos_token") is False:
+        start = None
+    pad = _special(config, ("pad_token",), KNOWN_PADS, vocab) or end
+    length = config.get("model_max_length")
+    if not isinstance(length, int | float) or not 0 < length < LONGEST_CONTEXT:
+        length = CLIP_CONTEXT if "<|startoftext|>" in vocab else None
+    return TokenizerFiles(backend, pad, start, end, None if length is None else int(length))
+
+
+def _special(
+    config: dict[str, Any], keys: tuple[str, ...], known: tuple[str, ...], vocab: dict[str, int]
+) -> str | None:
+    named = [config[key] for key in keys if config.get(key)]
+    # transformers writes a special token as its text or as {"content": text, ...}
+    named = [token.get("content", "") if isinstance(token, dict) else token for token in named]
+    return next((token for token in [*named, *known] if token in vocab), None)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PackError(f"{path} is damaged ({_one_line(error)}): fetch the tokenizer again") from error
+    if not isinstance(values, dict):
+        raise PackError(f"{path} is damaged (not a JSON object): fetch the tokenizer again")
+    return values
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

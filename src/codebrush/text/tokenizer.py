@@ -1,0 +1,226 @@
+"""Texts in, token ids (B, T) out, and back: the built-in WordPiece, published files, or trained on captions.
+
+The work is done by the `tokenizers` library; this file adds what the encoders rely on: every row is
+`start ... end` and then padding, the end token survives truncation, a text never smuggles in a special token,
+and a folder is enough to load from. Byte-pair encoding is Sennrich et al. 2016; WordPiece is BERT's (Devlin
+et al. 2018).
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tokenizers
+import torch
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
+
+from codebrush.errors import DataError, PackError, PromptError, UsageError
+from codebrush.text.published import CONFIG_FILE, TOKENIZER_FILE, read_tokenizer_files
+from codebrush.text.token_table import WORDPIECE_FOLDER
+
+DEFAULT_CONTEXT = 32
+SHORTEST_CONTEXT = 3  # start, one token, end
+PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
+SMALLEST_BPE = 256 + 3  # every byte, and the special tokens
+
+
+class Tokenizer:
+    """A vocabulary, its special tokens and the length of a row.
+
+    `pad_id`, `start_id` and `end_id` are token ids. `start_id` is None where a published model uses no start
+    token (SigLIP), and `pad_id` equals `end_id` where it pads with its end token (CLIP as transformers ships
+    it): the end of a text is then the first `end_id` of its row.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        pad: str,
+        start: str | None,
+        end: str,
+        context_length: int = DEFAULT_CONTEXT,
+    ) -> None:
+        self.backend = backend
+        self.pad, self.start, self.end = pad, start, end
+        self.pad_id = self._special_id(pad)
+        self.start_id = None if start is None else self._special_id(start)
+        self.end_id = self._special_id(end)
+        self.context_length = _checked_length(context_length)
+        # tokenizer.json alone then gives other programs the same rows
+        specials = [token for token in dict.fromkeys((pad, start, end)) if token is not None]
+        backend.add_special_tokens(specials)
+        backend.post_processor = processors.TemplateProcessing(
+            single=[*([start] if start else []), "$A", end],
+            special_tokens=[(token, self._special_id(token)) for token in specials],
+        )
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = True  # "[SEP]" typed in a text stays text
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.backend.encode_special_tokens = True  # the library's pickle leaves it out
+
+    @classmethod
+    def wordpiece(cls) -> Self:
+        """The built-in tokenizer: BERT's lower-casing WordPiece, 30,522 tokens, rows of 32."""
+        return cls.from_files(WORDPIECE_FOLDER)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """The tokenizer that `save` wrote into `folder`. Anything missing or damaged is a PackError."""
+        return cls.from_files(Path(folder) / TOKENIZER_FILE)
+
+    @classmethod
+    def from_files(cls, path: str | Path, context_length: int | None = None) -> Self:
+        """A published tokenizer: a folder, or one file of it; `codebrush.text.published` says which layouts.
+
+        `context_length` None takes the length that the files name, or 32. Missing or damaged files are a
+        PackError.
+        """
+        files = read_tokenizer_files(path)
+        if context_length is None:
+            context_length = files.context_length or DEFAULT_CONTEXT
+        return cls(
+            files.backend, pad=files.pad, start=files.start, end=files.end, context_length=context_length
+        )
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """How many rows an embedding for these tokens needs: the highest id and one."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def __call__(
+        self,
+        texts: str | Sequence[str],
+        context_length: int | None = None,
+        on_long: Literal["warn", "error", "truncate"] = "warn",
+    ) -> Tensor:
+        """One text or several -> (B, T) int64, each row `start tokens end` padded to T = `context_length`.
+
+        A text of more tokens than fit is cut, the end token kept: with a UserWarning (`on_long` "warn", one
+        for each text), in silence ("truncate"), or it is a PromptError ("error").
+        """
+        if on_long not in ("warn", "error", "truncate"):
+            raise UsageError(f"on_long is '{on_long}': it is one of warn, error, truncate")
+        length = self.context_length if context_length is None else _checked_length(context_length)
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        head = [] if self.start_id is None else [self.start_id]
+        room = length - len(head) - 1
+        tokens = torch.full((len(texts), length), self.pad_id, dtype=torch.int64)  # (B, T)
+        told: set[str] = set()
+        for row, (text, ids) in enumerate(zip(texts, self._encode(texts), strict=True)):
+            if len(ids) > room and on_long != "truncate" and text not in told:
+                _tell_long(text, len(ids), room, on_long)
+                told.add(text)
+            ids = [*head, *ids[:room], self.end_id]
+            tokens[row, : len(ids)] = torch.tensor(ids)
+        return tokens
+
+    def decode(self, ids: Tensor | Sequence[int]) -> str:
+        """One row of token ids -> its text, from after the start token up to the first end token."""
+        row = [int(index) for index in ids]
+        if row and row[0] == self.start_id:
+            row = row[1:]
+        if self.end_id in row:
+            row = row[: row.index(self.end_id)]
+        while row and row[-1] == self.pad_id:
+            row.pop()
+        return self.backend.decode(row, skip_special_tokens=False).strip()
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json (transformers' names) into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": self.context_length,
+            "pad_token": self.pad,
+            "bos_token": self.start,
+            "add_bos_token": self.start is not None,
+            "eos_token": self.end,
+        }
+        _write(folder / TOKENIZER_FILE, self.backend.to_str(pretty=False))
+        _write(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+
+    def _encode(self, texts: list[str]) -> Iterator[list[int]]:
+        for text in texts:
+            if not isinstance(text, str):
+                raise PromptError(f"a text is expected, not {type(text).__name__}: {text!r:.60}")
+        encodings = self.backend.encode_batch([_utf8(text) for text in texts], add_special_tokens=False)
+        for encoding in encodings:
+            yield encoding.ids
+
+    def _special_id(self, token: str) -> int:
+        index = self.backend.token_to_id(token)
+        if index is None:
+            raise PackError(
+                f"the vocabulary has no token '{token}': name the special tokens in {CONFIG_FILE}"
+            )
+        return index
+
+
+def train_bpe(
+    captions: Iterable[str], vocab_size: int = 4096, context_length: int = DEFAULT_CONTEXT
+) -> Tokenizer:
+    """A lower-casing byte-level BPE learned from captions; any text round-trips, case and spacing aside.
+
+    The same captions give the same tokens. Fewer than `vocab_size` come out where the captions hold no more
+    pairs that occur twice. No captions are a DataError, a `vocab_size` under 259 (the bytes and three special
+    tokens) a UsageError.
+    """
+    if vocab_size < SMALLEST_BPE:
+        raise UsageError(f"vocab_size is {vocab_size}: a byte-level vocabulary needs at least {SMALLEST_BPE}")
+    captions = [_utf8(caption) for caption in captions]
+    if not any(caption.strip() for caption in captions):
+        raise DataError("no captions to learn a vocabulary from: every one is empty")
+    backend = tokenizers.Tokenizer(models.BPE())
+    spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Lowercase(), spaces, normalizers.Strip()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[PAD, START, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(captions, trainer)
+    return Tokenizer(backend, pad=PAD, start=START, end=END, context_length=context_length)
+
+
+def _utf8(text: str) -> str:
+    # Half of a surrogate pair, as broken JSON leaves behind, has no UTF-8: it becomes a question mark.
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _tell_long(text: str, count: int, room: int, on_long: str) -> None:
+    beginning = " ".join(text[:60].split()) + ("..." if len(text) > 60 else "")
+    if on_long == "error":
+        raise PromptError(
+            f'"{beginning}" has {count} tokens, over the {room} that the text encoder reads: shorten it'
+        )
+    warnings.warn(
+        f'"{beginning}" has {count} tokens: only the first {room} are read', UserWarning, stacklevel=3
+    )
+
+
+def _checked_length(length: int) -> int:
+    if length < SHORTEST_CONTEXT:
+        raise UsageError(f"context_length is {length}: it must be at least {SHORTEST_CONTEXT}")
+    return length
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,91 @@
+"""A source of captioned pictures -> what every stage trains on: decoded pixels, tokens of all captions, groups."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codebrush.data.captions import CaptionedImages, open_source
+from codebrush.data.pixels import PixelCache, decode_once
+from codebrush.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Where the pictures are and which of them count; see `codebrush.data.captions.open_source`."""
+
+    source: str
+    split: str | None = None
+    where: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
+    group: str | None = None
+    image_column: str | None = None
+    limit: int | None = None
+
+    def open(self) -> CaptionedImages:
+        """The rows that this config names."""
+        return open_source(
+            self.source,
+            split=self.split,
+            where=self.where,
+            captions=self.captions,
+            image_column=self.image_column,
+            group=self.group,
+            limit=self.limit,
+        )
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Readable rows of a source at one picture size. Row numbers run over `pixels`, 0 to N - 1."""
+
+    source: CaptionedImages
+    pixels: PixelCache
+    groups: np.ndarray  # (N,) int64, equal for rows that mean the same thing
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def images(self, rows: Sequence[int] | np.ndarray) -> Tensor:
+        """(B, 3, S, S) uint8."""
+        return self.pixels.batch(rows)
+
+    def captions(self, row: int) -> list[str]:
+        """Every caption that the templates make of a row."""
+        return self.source.captions(self.pixels.rows[row])
+
+
+def load_captioned(
+    source: CaptionedImages, size: int, cache: Path, progress: Callable[[int, int], None] | None = None
+) -> Captioned:
+    """Decode the pictures of `source` once into `cache` and number their groups."""
+    pixels = decode_once(source, size, cache, progress)
+    names = [source.group(row) for row in pixels.rows]
+    _, groups = np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)
+    return Captioned(source, pixels, groups.astype(np.int64))
+
+
+class CaptionTokens:
+    """Token ids of every caption of every row, so that drawing one of a row's captions costs a look-up."""
+
+    def __init__(self, data: Captioned, tokenizer: Tokenizer):
+        texts = [data.captions(row) for row in range(len(data))]
+        counts = np.array([len(captions) for captions in texts])
+        self.first = np.concatenate([[0], counts.cumsum()[:-1]])
+        self.counts = counts
+        distinct = list(dict.fromkeys(text for captions in texts for text in captions))
+        number = {text: index for index, text in enumerate(distinct)}
+        self.index = np.array([number[text] for captions in texts for text in captions])
+        self.ids = tokenizer(distinct, on_long="truncate").to(torch.int32)  # (distinct, T)
+
+    def draw(self, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """One caption of each row, drawn evenly: (B, T) int64."""
+        picks = self.first[rows] + (rng.random(len(rows)) * self.counts[rows]).astype(np.int64)
+        return self.ids[torch.from_numpy(self.index[picks])].long()
+
+    def first_of(self, rows: np.ndarray) -> Tensor:
+        """Each row's first caption: (B, T) int64."""
+        return self.ids[torch.from_numpy(self.index[self.first[rows]])].long()

@@ -1,0 +1,143 @@
+"""Captioned pictures -> a CLIP."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from codebrush.models.clip import CLIP, CLIPConfig
+from codebrush.models.image_encoder import ModifiedResNetConfig, VisionTransformerConfig
+from codebrush.models.text_encoder import BagOfWordsConfig, TextTransformerConfig
+from codebrush.text.token_table import token_table
+from codebrush.text.tokenizer import Tokenizer
+from codebrush.training.augmentation import Augmentation, draw_affine, move
+from codebrush.training.captioned import Captioned, CaptionTokens
+from codebrush.training.loop import Objective
+from codebrush.training.losses import contrastive_loss, sigmoid_loss
+from codebrush.training.optimizer import make_adamw
+
+
+@dataclass(frozen=True)
+class CLIPRecipe:
+    """Sizes and settings. `token_table` starts the text tower's token vectors from the distilled table and, unless
+    `train_tokens`, leaves them there, so that words no caption holds keep their place among those it does."""
+
+    image_size: int = 64
+    image: Literal["vit", "resnet"] = "vit"
+    patch_size: int = 8
+    width: int = 256
+    layers: int = 6
+    heads: int = 4
+    blocks: tuple[int, int, int, int] = (2, 2, 2, 2)  # of the resnet's stages
+    text: Literal["transformer", "bag"] = "transformer"
+    text_width: int = 256
+    text_layers: int = 4
+    text_heads: int = 4
+    embed_dim: int = 256
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    token_table: bool = True
+    train_tokens: bool = False
+    dropout: float = 0.0
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.1
+    augmentation: Augmentation = Augmentation(shift=0.08, zoom=0.15, turn=10)
+
+
+def make_clip(recipe: CLIPRecipe, tokenizer: Tokenizer) -> CLIP:
+    """A fresh CLIP for a tokenizer; its token vectors come from the distilled table where the recipe says so."""
+    r, table = recipe, token_table() if recipe.token_table else None
+    if r.image == "resnet":
+        image = ModifiedResNetConfig(r.image_size, r.width, r.blocks, r.heads, r.embed_dim)
+    else:
+        image = VisionTransformerConfig(
+            r.image_size,
+            r.patch_size,
+            r.width,
+            r.layers,
+            r.heads,
+            r.embed_dim,
+            pooling="mean",
+            dropout=r.dropout,
+        )
+    token_width = table.shape[1] if table is not None else r.text_width
+    special = tuple(sorted({tokenizer.start_id, tokenizer.end_id}))
+    if r.text == "bag":
+        text = BagOfWordsConfig(
+            tokenizer.vocab_size,
+            tokenizer.context_length,
+            token_width,
+            r.embed_dim,
+            tokenizer.pad_id,
+            special,
+        )
+    else:
+        text = TextTransformerConfig(
+            vocab_size=tokenizer.vocab_size,
+            context_length=tokenizer.context_length,
+            width=r.text_width,
+            layers=r.text_layers,
+            heads=r.text_heads,
+            embed_dim=r.embed_dim,
+            pad_id=tokenizer.pad_id,
+            end_id=tokenizer.end_id,
+            causal=False,
+            pooling="mean",
+            token_width=token_width if table is not None else 0,
+            dropout=r.dropout,
+        )
+    clip = CLIP.from_config(CLIPConfig(image, text, image_mean=(0.5,) * 3, image_std=(0.5,) * 3))
+    if table is not None:
+        # Rows of the table are some fifty long; the trunk starts from values of about one.
+        clip.text_encoder.token_embedding.weight.data.copy_(table / table.std())
+    return clip
+
+
+class CLIPTask:
+    """Trains both towers on matching pictures with texts; see `codebrush.training.loop.Task`."""
+
+    def __init__(self, clip: CLIP, recipe: CLIPRecipe, data: Captioned, tokenizer: Tokenizer):
+        self.recipe, self.data = recipe, data
+        self.tokens = CaptionTokens(data, tokenizer)
+        self.examples = len(data)
+        embedding = getattr(clip.text_encoder, "token_embedding", None)
+        if embedding is not None:
+            embedding.weight.requires_grad_(recipe.train_tokens or not recipe.token_table)
+        clip.logit_bias.requires_grad_(recipe.loss == "sigmoid")
+        if recipe.loss == "sigmoid":  # starting values of Zhai et al. 2023, section 3.2
+            clip.log_scale.data.fill_(float(np.log(10.0)))
+            clip.logit_bias.data.fill_(-10.0)
+        self.networks: dict[str, nn.Module] = {"clip": clip}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "clip": make_adamw([clip], recipe.learning_rate, recipe.weight_decay)
+        }
+        self.frozen: list[nn.Module] = []
+
+    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Pictures uint8 (B, 3, S, S), the tokens of one caption each, group numbers, and how to move each picture."""
+        return {
+            "images": self.data.images(rows),
+            "tokens": self.tokens.draw(rows, rng),
+            "groups": torch.from_numpy(self.data.groups[rows]),
+            "affine": draw_affine(len(rows), self.recipe.augmentation, rng),
+        }
+
+    def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
+        """One contrastive loss over the whole batch."""
+        images = move(batch["images"].float() / 255, batch["affine"])
+        output = self.networks["clip"](images, batch["tokens"])
+        if self.recipe.loss == "sigmoid":
+            loss = sigmoid_loss(
+                output.image, output.text, output.logit_scale, output.logit_bias, batch["groups"]
+            )
+        else:
+            loss = contrastive_loss(output.image, output.text, output.logit_scale, batch["groups"])
+        cosines = output.image.detach() @ output.text.detach().T
+        right = batch["groups"][cosines.argmax(1)] == batch["groups"]
+        yield Objective("clip", loss, {"accuracy": right.float().mean(), "logit_scale": output.logit_scale})
+
+    def preview(self, network: nn.Module) -> None:
+        """CLIP draws nothing."""
+        return None

@@ -1,0 +1,41 @@
+"""A slow average of a network's weights, which draws better than the weights of the last step."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """Exponential moving average of what is trained; everything else is copied as it stands."""
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.decay = decay
+        self.values = {
+            name: parameter.detach().clone()
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def to(self, device: torch.device) -> None:
+        """Keep the average on `device`."""
+        self.values = {name: value.to(device) for name, value in self.values.items()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Move towards the weights after step `step`; early averages forget fast, so that the start does not linger."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        parameters = dict(network.named_parameters())
+        ours = list(self.values.values())
+        torch._foreach_lerp_(ours, [parameters[name].detach() for name in self.values], 1 - decay)
+
+    def load(self, values: dict[str, Tensor]) -> None:
+        """Go on from a checkpoint's average."""
+        for name, value in values.items():
+            self.values[name].copy_(value)
+
+    def network(self, network: nn.Module) -> nn.Module:
+        """A copy of `network` that holds the average."""
+        averaged = copy.deepcopy(network)
+        averaged.load_state_dict({name: value for name, value in self.values.items()}, strict=False)
+        return averaged

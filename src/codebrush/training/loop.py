@@ -1,0 +1,274 @@
+"""The one training loop: a task and a folder in, trained weights out. It knows no model.
+
+Everything random in step s is drawn from streams seeded by (seed, s), and the rows of step s follow from
+(seed, epoch) alone. A checkpoint therefore holds no generator and no data position: the step says it all, and a
+run that was killed and resumed goes through the same numbers as one that was not.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from PIL import Image
+from torch import Tensor, nn
+
+from codebrush.errors import TrainingError
+from codebrush.training.ema import EMA
+from codebrush.training.optimizer import cosine_schedule
+from codebrush.training.reporting import Reporter
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """`batch_size` counts rows over all processes; `precision` "auto" is bf16 where the machine has it.
+
+    `threads` 0 leaves PyTorch's choice. `devices` and `nodes` above 1 run data-parallel.
+    """
+
+    steps: int
+    batch_size: int
+    seed: int = 0
+    warmup: int = 100
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    precision: str = "auto"
+    threads: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 500
+    preview_every: int = 1000
+    accelerator: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+
+
+class Objective(NamedTuple):
+    """One loss of a step: the loop lowers `loss` with the optimizer of the network called `network`."""
+
+    network: str
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+class Task(Protocol):
+    """What the loop asks of a recipe."""
+
+    networks: dict[str, nn.Module]  # those that are trained, by name; the first is the result
+    optimizers: dict[str, torch.optim.Optimizer]  # by the same names
+    frozen: list[nn.Module]  # moved to the device, never trained
+    examples: int  # rows to draw from
+
+    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+        """The tensors of those rows; called in a thread, so all randomness comes from `rng`."""
+        ...
+
+    def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
+        """The losses of one step, each lowered before the next is asked for; torch's generator is seeded."""
+        ...
+
+    def preview(self, network: nn.Module) -> Image.Image | None:
+        """A picture of how far the (averaged) network has come."""
+        ...
+
+
+def step_rng(seed: int, step: int, stream: int = 0) -> np.random.Generator:
+    """The random stream of one step: (seed, step, stream) names it."""
+    return np.random.default_rng(np.random.SeedSequence([seed, step, stream]))
+
+
+def rows_of_step(examples: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Which rows step `step` sees: consecutive stretches of one endless row of shuffled epochs, (B,) int64."""
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    rows = np.empty(batch_size, dtype=np.int64)
+    for epoch in np.unique(positions // examples):
+        order = np.random.default_rng(np.random.SeedSequence([seed, int(epoch), 1 << 20])).permutation(
+            examples
+        )
+        inside = positions // examples == epoch
+        rows[inside] = order[positions[inside] % examples]
+    return rows
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are faster than in float32 on this device."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def make_fabric(config: LoopConfig) -> Fabric:
+    """Devices and precision as the config says."""
+    precision = config.precision
+    if precision == "auto":
+        on_cuda = config.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+        precision = "bf16-mixed" if has_bf16(torch.device("cuda" if on_cuda else "cpu")) else "32-true"
+    return Fabric(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.nodes,
+        strategy=config.strategy,
+        precision=precision,  # pyright: ignore[reportArgumentType]
+    )
+
+
+class Loop:
+    """Runs a task from its last checkpoint in `folder` to the last step."""
+
+    def __init__(self, task: Task, config: LoopConfig, folder: Path, reporter: Reporter | None = None):
+        self.task, self.config, self.folder = task, config, folder
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.fabric = make_fabric(config)
+        self.fabric.launch()
+        self.reporter = reporter or Reporter(folder, config.steps, enabled=self.fabric.is_global_zero)
+        self.step = 0
+        self.result = next(iter(task.networks))
+        self.plain = dict(task.networks)  # as they were before any wrapper
+        self.ema = EMA(self.plain[self.result], config.ema_decay)
+
+    def run(self, stop_after: int | None = None) -> nn.Module:
+        """Train and return the first network with its averaged weights, in eval mode.
+
+        A step that `stop_after` names is the last of this call: the run can be resumed later.
+        """
+        self._prepare()
+        last = min(self.config.steps, stop_after or self.config.steps)
+        with ThreadPoolExecutor(1) as loader, self.reporter:
+            self.reporter.resume_at(self.step)
+            ready = loader.submit(self._load, self.step)
+            try:
+                while self.step < last:
+                    batch = ready.result()
+                    ready = loader.submit(self._load, self.step + 1)
+                    self._train_step(batch)
+                    self._after_step(last)
+            except KeyboardInterrupt:
+                self.save()
+                raise
+        return self.averaged()
+
+    def time_steps(self, warm: int, timed: int) -> float:
+        """Seconds of one step, measured over `timed` steps after `warm` ones; nothing is logged or saved."""
+        self._prepare()
+        started = 0.0
+        for step in range(warm + timed):
+            if step == warm:
+                started = time.monotonic()
+            self._train_step(self._load(step))
+        return (time.monotonic() - started) / timed
+
+    def averaged(self) -> nn.Module:
+        """The first network with its averaged weights, detached from the run."""
+        return self.ema.network(self.plain[self.result]).eval()
+
+    def _prepare(self) -> None:
+        for name, network in self.plain.items():
+            wrapped, optimizer = self.fabric.setup(network, self.task.optimizers[name])
+            self.task.networks[name], self.task.optimizers[name] = wrapped, optimizer
+            for group in optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+        for network in self.task.frozen:
+            network.to(self.fabric.device).requires_grad_(False).eval()
+        self.ema.to(self.fabric.device)
+        checkpoint = self.folder / CHECKPOINT
+        if checkpoint.is_file():
+            self._restore(checkpoint)
+
+    def _load(self, step: int) -> dict[str, Tensor]:
+        rows = rows_of_step(self.task.examples, self.config.batch_size, self.config.seed, step)
+        mine = rows[self.fabric.global_rank :: self.fabric.world_size]
+        return self.task.batch(mine, step_rng(self.config.seed, step, 1 + self.fabric.global_rank))
+
+    def _train_step(self, batch: dict[str, Tensor]) -> None:
+        config = self.config
+        factor = cosine_schedule(self.step, config.steps, config.warmup)
+        torch.manual_seed(
+            int(step_rng(config.seed, self.step, -1 - self.fabric.global_rank & 0xFFFF).integers(2**62))
+        )
+        for network in self.task.networks.values():
+            network.train()
+        batch = {name: tensor.to(self.fabric.device, non_blocking=True) for name, tensor in batch.items()}
+        objectives = self.task.objectives(batch, self.step)
+        while (objective := self._next(objectives)) is not None:
+            optimizer, network = (
+                self.task.optimizers[objective.network],
+                self.task.networks[objective.network],
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+            optimizer.zero_grad()
+            self.fabric.backward(objective.loss)
+            if config.clip_norm:
+                norm = self.fabric.clip_gradients(
+                    network,
+                    optimizer,
+                    max_norm=config.clip_norm,
+                    error_if_nonfinite=False,  # pyright: ignore
+                )
+                if norm is not None:
+                    self.reporter.add(f"{objective.network}_gradient", norm)
+            optimizer.step()
+            self.reporter.add(f"{objective.network}_loss", objective.loss)
+            for name, value in objective.metrics.items():
+                self.reporter.add(name, value)
+        self.step += 1
+        self.ema.update(self.plain[self.result], self.step)
+        self.reporter.learning_rate = factor
+
+    def _next(self, objectives: Iterator[Objective]) -> Objective | None:
+        with self.fabric.autocast():
+            return next(objectives, None)
+
+    def _after_step(self, last: int) -> None:
+        config, step = self.config, self.step
+        if step % config.log_every == 0 or step == last:
+            values = self.reporter.log(step)
+            if not all(np.isfinite(value) for value in values.values()):
+                raise TrainingError(
+                    f"the loss became infinite or no number near step {step}: lower the learning rate and run "
+                    f"again from the last checkpoint"
+                )
+        if config.preview_every and (step % config.preview_every == 0 or step == config.steps):
+            picture = self.task.preview(self.averaged()) if self.fabric.is_global_zero else None
+            if picture is not None:
+                self.reporter.preview(step, picture)
+        if step % config.checkpoint_every == 0 or step == last:
+            self.save()
+
+    def save(self) -> None:
+        """Write the checkpoint beside the old one and swap them."""
+        state: dict[str, Any] = {"step": self.step, "ema": self.ema.values}
+        for name in self.plain:
+            state[f"network.{name}"] = self.task.networks[name]
+            state[f"optimizer.{name}"] = self.task.optimizers[name]
+        path = self.folder / CHECKPOINT
+        self.fabric.save(f"{path}.part", state)
+        if self.fabric.is_global_zero:
+            os.replace(f"{path}.part", path)
+        self.fabric.barrier()
+
+    def _restore(self, path: Path) -> None:
+        state: dict[str, Any] = {}
+        for name in self.plain:
+            state[f"network.{name}"] = self.task.networks[name]
+            state[f"optimizer.{name}"] = self.task.optimizers[name]
+        try:
+            rest = self.fabric.load(path, state, weights_only=True)
+        except Exception as error:  # a truncated archive raises whatever its reader happens to
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise TrainingError(
+                f"{path} cannot be read ({reason}): delete it to start the stage again"
+            ) from error
+        self.step = int(rest["step"])
+        self.ema.load(rest["ema"])
+        if self.step > self.config.steps:
+            raise TrainingError(f"{path} is at step {self.step}, beyond the {self.config.steps} of this run")

@@ -1,0 +1,58 @@
+"""Embeddings and logits -> the scalar that training lowers."""
+
+import torch
+import torch.distributed
+import torch.distributed.nn.functional
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gather(x: Tensor) -> Tensor:
+    """Rows of every process, (B, ...) -> (world B, ...), with gradients flowing back to the process they came from."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return x
+    if not x.requires_grad:
+        parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+    return torch.cat(torch.distributed.nn.functional.all_gather(x.contiguous()))
+
+
+def positives(groups: Tensor) -> Tensor:
+    """Group numbers (B,) -> (B, B) float: 1 where two rows of the batch mean the same thing."""
+    return (groups[:, None] == groups[None, :]).float()
+
+
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, groups: Tensor | None = None) -> Tensor:
+    """Symmetric cross-entropy over scaled cosines (Radford et al. 2021, figure 3).
+
+    `image` and `text` are unit vectors (B, E) whose i-th rows belong together; `groups` (B,) int64 makes every
+    pair of the same group a positive, the target spread evenly over them. Negatives come from every process:
+    each computes the loss of the whole batch, and gradients averaged over processes equal those of one process.
+    """
+    if groups is None:
+        offset = torch.distributed.get_rank() * len(image) if torch.distributed.is_initialized() else 0
+        groups = torch.arange(len(image), device=image.device) + offset
+    image, text, groups = gather(image), gather(text), gather(groups)
+    logits = scale * image.float() @ text.float().T  # (B, B)
+    target = positives(groups)
+    target = target / target.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def sigmoid_loss(
+    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, groups: Tensor | None = None
+) -> Tensor:
+    """Pairwise sigmoid loss (Zhai et al. 2023, eq. 1): every pair of the batch is a yes-or-no question."""
+    if groups is None:
+        offset = torch.distributed.get_rank() * len(image) if torch.distributed.is_initialized() else 0
+        groups = torch.arange(len(image), device=image.device) + offset
+    image, text, groups = gather(image), gather(text), gather(groups)
+    logits = scale * image.float() @ text.float().T + bias
+    sign = 2 * positives(groups) - 1  # +1 for a pair that fits, -1 for one that does not
+    return -F.logsigmoid(sign * logits).sum() / len(image)
+
+
+def code_loss(logits: Tensor, codes: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy in nats a code: logits (B, N, K), codes (B, N) int64."""
+    return F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), label_smoothing=label_smoothing)

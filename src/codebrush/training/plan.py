@@ -1,0 +1,98 @@
+"""A time budget and a machine -> the sizes and steps of a stage, from a few timed steps on this machine."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from codebrush.training.clip import CLIPRecipe
+from codebrush.training.code_transformer import TransformerRecipe
+from codebrush.training.stages import Recipe
+from codebrush.training.vqgan import VQGANRecipe
+
+SHARES = {"clip": 0.25, "vqgan": 0.4, "transformer": 0.35}  # of the whole budget
+WARM_STEPS, TIMED_STEPS = 2, 3
+
+
+@dataclass(frozen=True)
+class Size:
+    """A candidate: its recipe, its batch, and how many pictures it must see to be worth its size."""
+
+    name: str
+    recipe: Recipe
+    batch_size: int
+    examples: int
+
+
+def sizes(stage: str, image_size: int, codebook_size: int = 0) -> Sequence[Size]:
+    """The candidates of a stage, smallest first, for square pictures of `image_size` pixels."""
+    factor_levels = max(1, int(math.log2(image_size // 8)))  # down to a grid of about 8 x 8, at most factor 8
+    levels = min(3, factor_levels)
+    if stage == "clip":
+        return [
+            Size("small", _clip(image_size, 16, 128, 2, 128), 128, 20_000),
+            Size("medium", _clip(image_size, 32, 256, 4, 256), 256, 100_000),
+            Size("large", _clip(image_size, 64, 384, 6, 384), 512, 1_000_000),
+        ]
+    if stage == "vqgan":
+        return [
+            Size("small", _vqgan(image_size, levels, 16, 256, (1, 2, 2, 4)), 16, 10_000),
+            Size("medium", _vqgan(image_size, levels, 32, 1024, (1, 2, 2, 4)), 32, 60_000),
+            Size("large", _vqgan(image_size, levels, 64, 4096, (1, 2, 4, 4)), 32, 600_000),
+        ]
+    return [
+        Size("small", TransformerRecipe(width=128, layers=4, heads=4, learning_rate=2e-3), 32, 20_000),
+        Size("medium", TransformerRecipe(width=256, layers=8, heads=4), 64, 150_000),
+        Size("large", TransformerRecipe(width=512, layers=12, heads=8, learning_rate=6e-4), 128, 1_500_000),
+    ]
+
+
+def _clip(image_size: int, channels: int, text_width: int, text_layers: int, embed_dim: int) -> CLIPRecipe:
+    small = image_size < 64  # the resnet's stride of 32 leaves too little of a small picture
+    return CLIPRecipe(
+        image_size=image_size,
+        image="vit" if small or image_size % 32 else "resnet",
+        patch_size=max(1, image_size // 8),
+        width=channels * 8 if small else channels,
+        heads=4,
+        layers=4,
+        text_width=text_width,
+        text_layers=text_layers,
+        embed_dim=embed_dim,
+    )
+
+
+def _vqgan(
+    image_size: int, levels: int, channels: int, codebook_size: int, multipliers: tuple[int, ...]
+) -> VQGANRecipe:
+    return VQGANRecipe(
+        image_size=image_size,
+        channels=channels,
+        channel_multipliers=multipliers[-(levels + 1) :],
+        latent_channels=2 * channels,
+        codebook_size=codebook_size,
+    )
+
+
+def choose(
+    candidates: Sequence[Size], seconds: float, time_steps: Callable[[Size], float]
+) -> tuple[Size, int, float]:
+    """The largest size that sees its pictures within `seconds`, its steps, and its measured seconds a step.
+
+    `time_steps` trains a throw-away network of a size for a few steps and says the seconds of one; the time it
+    takes is taken from `seconds`. A larger size is only tried when the one before had time to spare.
+    """
+    best: tuple[Size, int, float] | None = None
+    started = time.monotonic()
+    for size in candidates:
+        per_step = time_steps(size)
+        left = max(0.0, seconds - (time.monotonic() - started))
+        steps = max(1, int(left / per_step))
+        if best is not None and steps * size.batch_size < size.examples:
+            best = best[0], max(1, int(left / best[2])), best[2]
+            break
+        best = size, steps, per_step
+        if steps * size.batch_size < 2 * size.examples:
+            break
+    assert best is not None
+    return best

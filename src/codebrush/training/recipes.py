@@ -1,0 +1,94 @@
+"""A YAML recipe (or the stored plan of a stage) -> checked settings. One line names every field that is wrong."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from codebrush.errors import TrainingError
+from codebrush.training.captioned import SourceConfig
+from codebrush.training.clip import CLIPRecipe
+from codebrush.training.code_transformer import TransformerRecipe
+from codebrush.training.loop import LoopConfig
+from codebrush.training.stages import StagePlan
+from codebrush.training.vqgan import VQGANRecipe
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    loop: LoopConfig
+    facts: dict[str, Any] = Field(default_factory=dict)
+    source: SourceConfig | None = None
+
+
+class _CLIP(_Checked):
+    stage: Literal["clip"]
+    recipe: CLIPRecipe = CLIPRecipe()
+
+
+class _VQGAN(_Checked):
+    stage: Literal["vqgan"]
+    recipe: VQGANRecipe = VQGANRecipe()
+
+
+class _Transformer(_Checked):
+    stage: Literal["transformer"]
+    recipe: TransformerRecipe = TransformerRecipe()
+
+
+KINDS: dict[str, type[_Checked]] = {"clip": _CLIP, "vqgan": _VQGAN, "transformer": _Transformer}
+
+
+@dataclass(frozen=True)
+class StageRecipe:
+    """One recipe file: the rows to train on, and the plan."""
+
+    source: SourceConfig
+    plan: StagePlan
+
+
+def _check(values: Any, name: str) -> Any:
+    if not isinstance(values, dict) or values.get("stage") not in KINDS:
+        raise TrainingError(f"{name}: needs a field 'stage', one of {', '.join(KINDS)}")
+    try:
+        return KINDS[values["stage"]].model_validate(values)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
+        raise TrainingError(f"{name}: {'; '.join(faults)}") from error
+
+
+def plan_from_dict(values: Any, name: str) -> StagePlan:
+    """The inverse of `dataclasses.asdict` on a StagePlan; `name` stands in the error."""
+    checked = _check(values, name)
+    return StagePlan(checked.stage, checked.recipe, _checked_loop(checked.loop, name), checked.facts)
+
+
+def read_recipe(path: str | Path, source: str | None = None, stage: str | None = None) -> StageRecipe:
+    """The recipe at `path`; `source` replaces the file's own place of the pictures, `stage` is what it must be for."""
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise TrainingError(f"{path}: there is no such recipe file") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TrainingError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if isinstance(values, dict) and source is not None:
+        values["source"] = {**(values.get("source") or {}), "source": source}
+    checked = _check(values, str(path))
+    if stage is not None and checked.stage != stage:
+        raise TrainingError(f"{path} is a recipe for the stage {checked.stage}, not {stage}")
+    if checked.source is None or not checked.source.source:
+        raise TrainingError(f"{path} names no pictures: add --source FOLDER_OR_FILE")
+    plan = StagePlan(checked.stage, checked.recipe, _checked_loop(checked.loop, str(path)), checked.facts)
+    return StageRecipe(checked.source, plan)
+
+
+def _checked_loop(loop: LoopConfig, name: str) -> LoopConfig:
+    for field in ("steps", "batch_size", "log_every", "checkpoint_every", "devices", "nodes"):
+        if getattr(loop, field) < 1:
+            raise TrainingError(f"{name}: loop.{field} must be at least 1, not {getattr(loop, field)}")
+    if loop.batch_size % (loop.devices * loop.nodes):
+        raise TrainingError(f"{name}: loop.batch_size must divide by the number of processes")
+    return replace(loop, warmup=min(loop.warmup, max(1, loop.steps // 4)))

@@ -1,0 +1,113 @@
+"""What a run says of itself: metrics.jsonl, TensorBoard, previews as pictures, and a bar with rate and time left."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+METRICS = "metrics.jsonl"
+
+
+class Reporter:
+    """Collects values step by step and writes their means; a disabled one (another process's) stays silent."""
+
+    def __init__(self, folder: Path, steps: int, enabled: bool = True, name: str = ""):
+        self.folder, self.steps, self.enabled = folder, steps, enabled
+        self.name = name or folder.name
+        self.learning_rate = 1.0
+        self._sums: dict[str, list[Tensor]] = {}
+        self._last_time, self._last_step = time.monotonic(), 0
+        self._writer: Any = None
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (enabled and sys.stderr.isatty()),
+        )
+        self._task = self._bar.add_task(self.name, total=steps, status="")
+
+    def __enter__(self) -> "Reporter":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def resume_at(self, step: int) -> None:
+        """Forget what an earlier run logged after the checkpoint that this one starts from."""
+        self._last_time, self._last_step = time.monotonic(), step
+        self._bar.update(self._task, completed=step)
+        path = self.folder / METRICS
+        if not (self.enabled and path.is_file()):
+            return
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+        Path(f"{path}.part").write_text("".join(kept), encoding="utf-8")
+        os.replace(f"{path}.part", path)
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Remember one step's value; it is read when the next line is written, so that a GPU need not wait."""
+        self._sums.setdefault(name, []).append(value.detach())
+
+    def log(self, step: int) -> dict[str, float]:
+        """Write the means since the last line; returns them."""
+        values = {name: float(np.mean([float(v) for v in found])) for name, found in self._sums.items()}
+        self._sums.clear()
+        now = time.monotonic()
+        rate = (step - self._last_step) / max(now - self._last_time, 1e-9)
+        self._last_time, self._last_step = now, step
+        if not self.enabled:
+            return values
+        line = {"step": step, **values, "schedule": self.learning_rate, "steps_per_second": round(rate, 4)}
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        writer = self._tensorboard(step)
+        for name, value in line.items():
+            if name != "step":
+                writer.add_scalar(name, value, step)
+        summary = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name.endswith("_loss"))
+        status = f"{summary}  {rate:.2f} steps/s"
+        self._bar.update(self._task, completed=step, status=status)
+        if self._bar.disable:
+            left = (self.steps - step) / max(rate, 1e-9)
+            print(
+                f"{self.name}: step {step}/{self.steps}  {status}  {left / 60:.1f} min left", file=sys.stderr
+            )
+        return values
+
+    def preview(self, step: int, picture: Image.Image) -> None:
+        """Keep a picture of the network's progress as previews/<step>.png and in TensorBoard."""
+        folder = self.folder / "previews"
+        folder.mkdir(exist_ok=True)
+        picture.save(folder / f"{step:07d}.png")
+        self._tensorboard(step).add_image(
+            "preview", np.asarray(picture.convert("RGB")), step, dataformats="HWC"
+        )
+
+    def _tensorboard(self, step: int) -> Any:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+        return self._writer
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines that were written to their end; a killed process may leave half a one."""
+    return [
+        line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
+    ]

@@ -1,0 +1,173 @@
+"""One stage of a pack: its plan and its materials in, a folder with the trained model out.
+
+A stage's folder holds stage.json (the plan, fixed when the stage starts), the checkpoint, metrics.jsonl, previews,
+and at the end model/ in the layout of `save_pretrained`. A stage whose model/ is there is done and is not run again.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from codebrush.errors import TrainingError
+from codebrush.models.clip import CLIP
+from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.pretrained import PretrainedModel
+from codebrush.models.vqgan import VQGAN
+from codebrush.text.tokenizer import Tokenizer
+from codebrush.training.captioned import Captioned
+from codebrush.training.clip import CLIPRecipe, CLIPTask, make_clip
+from codebrush.training.code_transformer import CodeTransformerTask, TransformerRecipe, make_code_transformer
+from codebrush.training.loop import Loop, LoopConfig, Task
+from codebrush.training.vqgan import VQGANRecipe, VQGANTask, make_vqgan
+
+STAGE_FILE = "stage.json"
+MODEL_FOLDER = "model"
+Recipe = CLIPRecipe | VQGANRecipe | TransformerRecipe
+MODELS: dict[str, type[PretrainedModel]] = {"clip": CLIP, "vqgan": VQGAN, "transformer": CodeTransformer}
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage does, to the last number. `facts` says what it was trained on."""
+
+    stage: str
+    recipe: Recipe
+    loop: LoopConfig
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass
+class Materials:
+    """What stages take from those before them."""
+
+    data: Captioned
+    tokenizer: Tokenizer
+    clip: CLIP | None = None
+    vqgan: VQGAN | None = None
+    transformer: CodeTransformer | None = None
+    codes: np.ndarray | None = None
+    draw: Callable[[nn.Module], Image.Image | None] | None = None  # preview of a code transformer
+
+
+def make_network(
+    plan: StagePlan, materials: Materials, start: PretrainedModel | None = None
+) -> PretrainedModel:
+    """The network a stage trains: `start`, or a fresh one drawn from the plan's seed."""
+    if start is not None:
+        return start
+    torch.manual_seed(plan.loop.seed)
+    if isinstance(plan.recipe, CLIPRecipe):
+        return make_clip(plan.recipe, materials.tokenizer)
+    if isinstance(plan.recipe, VQGANRecipe):
+        return make_vqgan(plan.recipe)
+    clip, vqgan = _needed(materials.clip, "clip"), _needed(materials.vqgan, "vqgan")
+    size = materials.data.pixels.pixels.shape[1]
+    return make_code_transformer(plan.recipe, clip, vqgan.codebook_size, vqgan.code_grid(size))
+
+
+def make_task(plan: StagePlan, materials: Materials, network: Any) -> Task:
+    """The loop's task for a plan."""
+    recipe, data = plan.recipe, materials.data
+    if isinstance(recipe, CLIPRecipe):
+        return CLIPTask(network, recipe, data, materials.tokenizer)
+    if isinstance(recipe, VQGANRecipe):
+        perceptual = None
+        if recipe.perceptual:
+            from codebrush.models.perceptual import CLIPPerceptual
+
+            perceptual = CLIPPerceptual(_needed(materials.clip, "clip"))
+        return VQGANTask(network, recipe, data, plan.loop.steps, perceptual)
+    return CodeTransformerTask(
+        network,
+        recipe,
+        _needed(materials.clip, "clip"),
+        data,
+        _needed(materials.codes, "codes"),
+        materials.tokenizer,
+        materials.draw,
+    )
+
+
+def _needed(part: Any, name: str) -> Any:
+    if part is None:
+        raise TrainingError(f"this stage needs the {name} of an earlier one: name a folder that holds it")
+    return part
+
+
+def run_stage(
+    plan: StagePlan,
+    materials: Materials,
+    folder: Path,
+    *,
+    resume: bool = False,
+    start: PretrainedModel | None = None,
+) -> PretrainedModel:
+    """Train to the plan's last step and return the averaged network, also saved in `folder`/model.
+
+    With `resume`, a stage that began here goes on by the plan it began with. Without, a folder that already holds a
+    stage is an error, so that nothing is lost.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = folder / STAGE_FILE
+    if stored.is_file():
+        if not resume:
+            raise TrainingError(
+                f"{folder} already holds a training run: add --resume, or name another folder"
+            )
+        plan = read_plan(folder)
+        if (folder / MODEL_FOLDER).is_dir():
+            return MODELS[plan.stage].from_pretrained(folder / MODEL_FOLDER)
+    else:
+        write_plan(plan, folder)
+    network = make_network(plan, materials, start)
+    task = make_task(plan, materials, network)
+    trained = Loop(task, plan.loop, folder).run()
+    assert isinstance(trained, PretrainedModel)
+    part = folder / f"{MODEL_FOLDER}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    trained.save_pretrained(part)
+    if plan.stage == "clip":
+        materials.tokenizer.save(part)
+    os.replace(part, folder / MODEL_FOLDER)
+    return trained.cpu()
+
+
+def is_done(folder: Path) -> bool:
+    """Whether a stage has left its model in `folder`."""
+    return (folder / MODEL_FOLDER).is_dir()
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a stage has a plan in `folder`."""
+    return (folder / STAGE_FILE).is_file()
+
+
+def write_plan(plan: StagePlan, folder: Path) -> None:
+    """Store the plan as stage.json."""
+    values = dataclasses.asdict(plan)
+    path = folder / STAGE_FILE
+    Path(f"{path}.part").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    os.replace(f"{path}.part", path)
+
+
+def read_plan(folder: Path) -> StagePlan:
+    """The plan that a stage in `folder` began with."""
+    from codebrush.training.recipes import plan_from_dict
+
+    path = folder / STAGE_FILE
+    try:
+        return plan_from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, json.JSONDecodeError) as error:
+        raise TrainingError(
+            f"{path} cannot be read ({error}): start the stage again in another folder"
+        ) from error

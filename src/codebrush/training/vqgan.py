@@ -1,0 +1,142 @@
+"""Pictures -> a VQGAN, against pixels, a perceptual distance and a discriminator that starts late."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from codebrush.data.images import contact_sheet, to_pil
+from codebrush.models.discriminator import PatchGAN
+from codebrush.models.vqgan import VQGAN, VQGANConfig
+from codebrush.training.augmentation import Augmentation, draw_affine, move
+from codebrush.training.captioned import Captioned
+from codebrush.training.loop import Objective
+from codebrush.training.optimizer import make_adamw
+from codebrush.training.vq_losses import adaptive_weight, discriminator_loss, generator_loss
+
+PREVIEWED = 16
+
+
+@dataclass(frozen=True)
+class VQGANRecipe:
+    """Sizes and settings. `adversarial_from` is the share of the run after which the discriminator joins in;
+    1 leaves it out. `adversarial` and `perceptual` 0 leave their terms out."""
+
+    image_size: int = 64
+    channels: int = 32
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    res_blocks: int = 1
+    attention_resolutions: tuple[int, ...] = ()
+    norm_groups: int = 8
+    latent_channels: int = 64
+    code_dim: int = 8
+    codebook_size: int = 1024
+    l1: float = 1.0
+    l2: float = 1.0
+    perceptual: float = 0.1
+    adversarial: float = 0.1
+    adversarial_from: float = 0.5
+    discriminator_channels: int = 32
+    discriminator_layers: int = 2
+    learning_rate: float = 1e-3
+    discriminator_rate: float = 2e-4
+    weight_decay: float = 0.0
+    augmentation: Augmentation = Augmentation(shift=0.03, zoom=0.05, mirror=0.5)
+
+
+def make_vqgan(recipe: VQGANRecipe) -> VQGAN:
+    """A fresh VQGAN of the recipe's sizes."""
+    r = recipe
+    return VQGAN(
+        VQGANConfig(
+            image_size=r.image_size,
+            channels=r.channels,
+            channel_multipliers=r.channel_multipliers,
+            res_blocks=r.res_blocks,
+            attention_resolutions=r.attention_resolutions,
+            middle_attention=bool(r.attention_resolutions),
+            norm_groups=r.norm_groups,
+            latent_channels=r.latent_channels,
+            code_dim=r.code_dim,
+            codebook_size=r.codebook_size,
+        )
+    )
+
+
+class VQGANTask:
+    """Generator and, once it starts, discriminator in turn (Esser et al. 2021, eq. 4 to 7).
+
+    `perceptual` maps two batches of images in [0, 1] to their distance; None leaves that term out.
+    """
+
+    def __init__(
+        self,
+        vqgan: VQGAN,
+        recipe: VQGANRecipe,
+        data: Captioned,
+        steps: int,
+        perceptual: nn.Module | None = None,
+    ):
+        self.recipe, self.data, self.vqgan, self.perceptual = recipe, data, vqgan, perceptual
+        self.examples = len(data)
+        self.frozen: list[nn.Module] = [] if perceptual is None else [perceptual]
+        self.networks: dict[str, nn.Module] = {"vqgan": vqgan}
+        optimizer = make_adamw([vqgan], recipe.learning_rate, recipe.weight_decay, betas=(0.5, 0.95))
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"vqgan": optimizer}
+        self.adversary_starts = steps
+        self.discriminator: nn.Module | None = None
+        if recipe.adversarial and recipe.adversarial_from < 1:
+            self.adversary_starts = round(recipe.adversarial_from * steps)
+            self.discriminator = PatchGAN(recipe.discriminator_channels, recipe.discriminator_layers)
+            self.networks["discriminator"] = self.discriminator
+            self.optimizers["discriminator"] = make_adamw(
+                [self.discriminator], recipe.discriminator_rate, betas=(0.5, 0.95)
+            )
+        self.shown = data.images(np.linspace(0, len(data) - 1, min(PREVIEWED, len(data))).astype(np.int64))
+
+    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Pictures uint8 (B, 3, S, S) and how to move each."""
+        return {
+            "images": self.data.images(rows),
+            "affine": draw_affine(len(rows), self.recipe.augmentation, rng),
+        }
+
+    def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
+        """The autoencoder's loss, then the discriminator's on the same reconstruction."""
+        r = self.recipe
+        images = move(batch["images"].float() / 255, batch["affine"])
+        output = self.networks["vqgan"](images)
+        made = output.images.float()
+        error = F.mse_loss(made, images)
+        loss = r.l1 * F.l1_loss(made, images) + r.l2 * error
+        metrics = {"psnr": -10 * error.detach().log10(), "code_distance": output.distance}
+        if self.perceptual is not None:
+            distance = self.perceptual(made, images).mean()
+            loss = loss + r.perceptual * distance
+            metrics["perceptual"] = distance
+        adversary = self.discriminator if step >= self.adversary_starts else None
+        if adversary is not None:
+            adversary.requires_grad_(False)  # the generator's step leaves no gradient in the judge
+            fooled = generator_loss(adversary(made))
+            weight = r.adversarial * adaptive_weight(loss, fooled, self.vqgan.last_layer)
+            metrics["adversarial_weight"], metrics["generator"] = weight, fooled
+            loss = loss + weight * fooled
+            adversary.requires_grad_(True)
+        yield Objective("vqgan", loss + output.codebook_loss.float(), metrics)
+        if adversary is not None:
+            judge = self.networks["discriminator"]
+            yield Objective("discriminator", discriminator_loss(judge(images), judge(made.detach())), {})
+
+    @torch.no_grad()
+    def preview(self, network: nn.Module) -> Image.Image:
+        """Some pictures and, under each row, what becomes of them."""
+        images = self.shown.float() / 255
+        device = next(network.parameters()).device
+        made = network(images.to(device)).images.cpu()
+        half = len(images) // 2
+        rows = (images[:half], made[:half], images[half:], made[half:])
+        return contact_sheet([to_pil(image) for row in rows for image in row], columns=max(1, half))

@@ -1,0 +1,74 @@
+"""A folder in, a micro pack out: every member at its real structure and with random weights, 32 x 32 pixels."""
+
+from pathlib import Path
+
+import torch
+
+from codebrush.models.clip import CLIP, CLIPConfig
+from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
+from codebrush.models.image_encoder import VisionTransformerConfig
+from codebrush.models.text_encoder import TextTransformerConfig
+from codebrush.models.vqgan import VQGAN, vqgan_micro
+from codebrush.pack import write_pack
+from codebrush.text.tokenizer import Tokenizer, train_bpe
+
+WIDTH = 32
+CONTEXT = 16
+
+
+def micro_tokenizer() -> Tokenizer:
+    return train_bpe(["a red circle", "a blue square", "a green triangle"], 280, context_length=CONTEXT)
+
+
+def micro_clip(vocab_size: int = 280, width: int = WIDTH) -> CLIP:
+    text = TextTransformerConfig(
+        vocab_size=vocab_size,
+        context_length=CONTEXT,
+        width=width,
+        layers=1,
+        heads=2,
+        embed_dim=24,
+        causal=False,
+        pooling="mean",
+    )
+    return CLIP.from_config(CLIPConfig(VisionTransformerConfig(32, 8, 32, 1, 2, 24), text)).eval()
+
+
+def micro_transformer(codebook_size: int = 128, grid: tuple[int, int] = (8, 8)) -> CodeTransformer:
+    config = CodeTransformerConfig(
+        codebook_size=codebook_size,
+        grid=grid,
+        width=WIDTH,
+        layers=2,
+        heads=2,
+        text_features=WIDTH,
+        text_length=CONTEXT,
+        text_embedding=24,
+    )
+    model = CodeTransformer(config).eval()
+    with torch.no_grad():
+        model.head.weight.mul_(20)  # untrained logits are nearly flat: spread, so that conditions matter
+        for null in model.nulls.values():
+            null.mul_(20)
+    return model
+
+
+def micro_vqgan() -> VQGAN:
+    model = VQGAN(vqgan_micro()).eval()
+    with torch.no_grad():
+        model.decoder.conv_out.weight.mul_(8)  # pictures that differ visibly when their codes do
+    return model
+
+
+def micro_pack(folder: Path, seed: int = 0, **changes) -> Path:
+    """Write the pack into `folder`; `changes` replace arguments of `write_pack`."""
+    torch.manual_seed(seed)
+    members = {
+        "clip": micro_clip(),
+        "tokenizer": micro_tokenizer(),
+        "vqgan": micro_vqgan(),
+        "transformer": micro_transformer(),
+    }
+    about = {"name": "micro", "version": "1", "licence": "CC0-1.0", "provenance": {"recipe": "none"}}
+    write_pack(folder, **{**members, **about, **changes})
+    return folder

@@ -1,0 +1,168 @@
+"""The source keeps its shape: imports point down, every dependency is declared, files and functions stay short."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SRC = ROOT / "src"
+
+# What each group may import beside itself. `errors` and the package's own `__version__` are open to all.
+_FOUNDATION = {"models", "text"}
+_SOURCES = _FOUNDATION | {"data", "conversion", "pack"}
+_TASKS = {"generation", "understanding", "search", "evaluation", "training"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "models": set(),
+    "text": set(),
+    "data": _FOUNDATION,
+    "conversion": _FOUNDATION,
+    "pack": _FOUNDATION,
+    **dict.fromkeys(_TASKS, _SOURCES),
+    "pipeline": _SOURCES | _TASKS,
+    "serving": _SOURCES | _TASKS | {"pipeline"},
+    "cli": _SOURCES | _TASKS | {"pipeline", "serving"},
+    "__main__": {"cli"},
+    "__init__": {"pipeline"},
+}
+# The foundation stays readable and portable because it leans on nothing else; the one adapter is named here.
+MAY_USE = {
+    "errors": set[str](),
+    "models": {"torch", "safetensors"},
+    "text": {"torch", "safetensors", "tokenizers"},
+}
+EXCEPTIONS = {"codebrush.models.text_encoder": {"transformers"}}
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+MODULE_OF = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
+
+
+def module_name(path: Path, root: Path = SRC) -> str:
+    return ".".join(path.relative_to(root).with_suffix("").parts)
+
+
+def imports(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
+    """Line and absolute dotted name of everything a module imports, wherever in it the import stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(module.split(".")[: -node.level]) if node.level else ""
+            origin = ".".join(part for part in (base, node.module) if part)
+            for alias in node.names:
+                yield node.lineno, f"{origin}.{alias.name}"
+
+
+def group_of(name: str) -> str:
+    """codebrush.models.clip.CLIP -> models; codebrush itself -> __init__."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def broken_rules(source: str, module: str) -> list[str]:
+    """Each import of `source` that its place in the package does not allow, one line a finding."""
+    own = group_of(module)
+    if own not in MAY_IMPORT:
+        return [f"{module}: '{own}' has no place in MAY_IMPORT; give it one, and draw it in the README"]
+    found = []
+    for line, name in imports(ast.parse(source), module):
+        top = name.split(".")[0]
+        if top == "codebrush":
+            target = group_of(name)
+            if target not in MAY_IMPORT[own] | {own, "errors", "__version__"}:
+                found.append(f"{module}:{line}: {own} imports {name}")
+        elif own in MAY_USE:
+            if top not in MAY_USE[own] | EXCEPTIONS.get(module, set()) | sys.stdlib_module_names:
+                found.append(f"{module}:{line}: {own} imports {top}")
+    return found
+
+
+def python_files(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def test_imports_point_down():
+    files = python_files("src/codebrush")
+    assert len(files) > 20
+    assert [rule for path in files for rule in broken_rules(path.read_text(), module_name(path))] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "complaint"),
+    [
+        ("codebrush.training.loop", "from codebrush.generation.decoding import decode", "training imports"),
+        ("codebrush.training.loop", "from codebrush.pipeline import Codebrush", "training imports"),
+        ("codebrush.data.codes", "import codebrush.pack", "data imports codebrush.pack"),
+        ("codebrush.models.clip", "def f():\n    from ..text.tokenizer import Tokenizer", "models imports"),
+        ("codebrush.models.clip", "import numpy as np", "models imports numpy"),
+        ("codebrush.models.clip", "import transformers", "models imports transformers"),
+        ("codebrush.text.tokenizer", "import transformers", "text imports transformers"),
+        ("codebrush.text.prompts", "from codebrush import models", "text imports codebrush.models"),
+        ("codebrush.serving.api", "from codebrush.cli.main import app", "serving imports"),
+        ("codebrush.pack", "from codebrush import Codebrush", "pack imports codebrush.Codebrush"),
+        ("codebrush.helpers.misc", "import math", "no place"),
+    ],
+)
+def test_a_broken_rule_is_found(module: str, source: str, complaint: str):
+    (found,) = broken_rules(source, module)
+    assert complaint in found
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        (
+            "codebrush.training.loop",
+            "from codebrush.data.codes import Codes\nfrom codebrush import __version__",
+        ),
+        ("codebrush.models.clip", "import math\nimport torch\nfrom .transformer import Transformer"),
+        (
+            "codebrush.cli.generate",
+            "from codebrush.errors import UsageError\nfrom ..pipeline import Codebrush",
+        ),
+    ],
+)
+def test_an_allowed_import_passes(module: str, source: str):
+    assert broken_rules(source, module) == []
+
+
+def test_every_third_party_import_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    requirements = project["dependencies"] + [line for name in extras if name != "dev" for line in extras[name]]
+    names = [re.split(r"[^\w.-]", line)[0].lower() for line in requirements]
+    declared = {MODULE_OF.get(name, name.replace("-", "_")) for name in names}
+    used = {
+        (name.split(".")[0], module_name(path))
+        for path in python_files("src/codebrush")
+        for _, name in imports(ast.parse(path.read_text()), module_name(path))
+    }
+    assert [pair for pair in sorted(used) if pair[0] not in declared | sys.stdlib_module_names | {"codebrush"}] == []
+
+
+def test_files_and_functions_are_short():
+    too_long = []
+    for path in python_files("src", "tests", "recipes", "benchmarks"):
+        text = path.read_text()
+        name = path.relative_to(ROOT)
+        lines = text.count("\n")
+        if lines > MAX_FILE_LINES:
+            too_long.append(f"{name}: {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > MAX_FUNCTION_LINES:
+                    too_long.append(f"{name}:{node.lineno}: {node.name} has {length} lines")
+    assert too_long == []
+
+
+def test_every_file_says_what_it_is_for():
+    silent = [path for path in python_files("src/codebrush") if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert silent == []

@@ -13,7 +13,7 @@ from codebrush.pack import write_pack
 from codebrush.text.tokenizer import Tokenizer, train_bpe
 
 WIDTH = 32
-CONTEXT = 16
+CONTEXT = 32
 
 
 def micro_tokenizer() -> Tokenizer:

@@ -25,8 +25,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pack": _FOUNDATION,
     **dict.fromkeys(_TASKS, _SOURCES),
     "pipeline": _SOURCES | _TASKS,
-    "serving": _SOURCES | _TASKS | {"pipeline"},
-    "cli": _SOURCES | _TASKS | {"pipeline", "serving"},
+    "previews": _SOURCES | _TASKS,
+    "serving": _SOURCES | _TASKS | {"pipeline", "previews"},
+    "cli": _SOURCES | _TASKS | {"pipeline", "previews", "serving"},
     "__main__": {"cli"},
     "__init__": {"pipeline"},
 }
@@ -78,9 +79,10 @@ def broken_rules(source: str, module: str) -> list[str]:
             target = group_of(name)
             if target not in MAY_IMPORT[own] | {own, "errors", "__version__"}:
                 found.append(f"{module}:{line}: {own} imports {name}")
-        elif own in MAY_USE:
-            if top not in MAY_USE[own] | EXCEPTIONS.get(module, set()) | sys.stdlib_module_names:
-                found.append(f"{module}:{line}: {own} imports {top}")
+            continue
+        allowed = MAY_USE.get(own, {top}) | EXCEPTIONS.get(module, set()) | sys.stdlib_module_names
+        if top not in allowed:
+            found.append(f"{module}:{line}: {own} imports {top}")
     return found
 
 

@@ -28,7 +28,6 @@ HEAVY = (
     "tokenizers",
     "lightning_fabric",
     "transformers",
-    "pydantic",
 )
 
 
@@ -39,7 +38,7 @@ def surface(command: Any, name: str = "codebrush") -> dict[str, list[str]]:
         if getattr(param, "hidden", False):
             continue
         if param.param_type_name == "argument":
-            flags.append(f"{param.human_readable_name}{'...' if param.nargs == -1 else ''}")
+            flags.append(f"{param.name}{'...' if param.nargs == -1 else ''}")
         else:
             flags.extend([*param.opts, *param.secondary_opts])
     found = {name: sorted(flags)}

@@ -66,7 +66,8 @@ def parse_clause(text: str) -> Clause:
         return Clause(text, _column(match), match["operator"], (_unquote(match["value"]),))
     if match := _MEMBER.fullmatch(text):
         return Clause(text, _column(match), "not in" if match["negated"] else "in", _items(match["values"]))
-    raise DataError(f'cannot read the condition "{text}"; write "style != noto" or "label in cat, dog"')
+    examples = "style != noto, n >= 3, label in cat, dog, or label is null"
+    raise DataError(f'cannot read the condition "{text}"; conditions are like {examples}')
 
 
 def is_empty(value: Any) -> bool:

@@ -27,8 +27,10 @@ EXTENSIONS = frozenset(
 )
 MANIFEST_KEY = "codebrush"
 
-# The limit is ours and a picture above it is refused, so Pillow's warning would only say it twice.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What Pillow warns of (many pixels, odd metadata) is refused or settled below. Set once and for the process,
+# because pictures are decoded in threads, where warnings.catch_warnings does not hold.
+for _category in (UserWarning, RuntimeWarning):
+    warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
 
 def decode_image(source: bytes | str | Path | Image.Image) -> Image.Image:

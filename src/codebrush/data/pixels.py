@@ -19,6 +19,7 @@ from codebrush.data.images import resize_square
 from codebrush.errors import CodebrushError, DataError, ImageError
 
 CHUNK = 256  # rows decoded between two writes, which bounds the memory and the work lost to Ctrl-C
+UNUSABLE = (OSError, EOFError, ValueError, KeyError, TypeError)  # what a missing or damaged cache raises
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ def decode_once(
     """
     folder = Path(folder)
     stem = folder / f"pixels-{size}-{source.fingerprint[:16]}"
-    with suppress(OSError, ValueError):
+    with suppress(*UNUSABLE):
         return _finished(stem, source.fingerprint, size)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{stem}.lock"):
-            with suppress(OSError, ValueError):
+            with suppress(*UNUSABLE):
                 return _finished(stem, source.fingerprint, size)
             _decode_to(stem, source, size, progress)
             return _finished(stem, source.fingerprint, size)
@@ -70,7 +71,7 @@ def decode_once(
 
 
 def _finished(stem: Path, fingerprint: str, size: int) -> PixelCache:
-    """The cache at `stem`. Raises OSError without one, ValueError when it is damaged or of other rows."""
+    """The cache at `stem`. Raises one of UNUSABLE when there is none, it is damaged, or of other rows."""
     facts = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
     pixels = np.load(stem.with_suffix(".npy"), mmap_mode="r")
     rows = tuple(facts["rows"])

@@ -13,14 +13,7 @@ from codebrush.data.outlines import COLOURS, RING_HOLE, SHAPES, outline
 LARGEST_SIDE = 64  # enough to tell the shapes apart
 GRID = 20  # the outline is compared on GRID x GRID samples
 REACH = 2.1  # half the width of those samples, in root-mean-square radii of the shape
-SOFTNESS = (
-    (64, 0.0),
-    (24, 0.0),
-    (16, 0.0),
-    (16, 0.7),
-    (16, 1.1),
-    (14, 1.4),
-)  # side and blur of the silhouettes
+SOFTNESS = ((64, 0.0), (24, 0.0), (16, 0.0), (16, 0.7), (16, 1.1), (14, 1.4))  # sides and blurs compared
 VISIBLE = 60.0  # least distance (of 441) from the background for something to be there
 
 
@@ -63,18 +56,18 @@ def _nearest_colour(tint: np.ndarray, background: np.ndarray) -> str:
 
 def _largest_blob(mask: np.ndarray) -> np.ndarray:
     """The largest group of True cells that touch along an edge."""
-    left, best = mask.copy(), np.zeros_like(mask)
-    while left.any():
-        blob = np.zeros_like(mask)
-        blob[np.unravel_index(left.argmax(), left.shape)] = True
-        size = 0
-        while blob.sum() > size:
-            size = int(blob.sum())
-            blob = _grown(blob, 1) & mask
-        left &= ~blob
-        if size > best.sum():
-            best = blob
-    return best
+    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
+    while True:
+        wide = np.pad(labels, 1)
+        sides = (wide[:-2, 1:-1], wide[2:, 1:-1], wide[1:-1, :-2], wide[1:-1, 2:])
+        grown = np.maximum.reduce((labels, *sides)) * mask
+        # A label is the number of a cell; taking over that cell's own label halves the way that is left.
+        grown = np.concatenate([[0], grown.ravel()])[grown]
+        if np.array_equal(grown, labels):
+            break
+        labels = grown
+    sizes = np.bincount(labels[mask])
+    return labels == sizes.argmax()
 
 
 def _grown(mask: np.ndarray, steps: int) -> np.ndarray:

@@ -5,8 +5,8 @@ them back, so that a model that draws can be judged.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,7 +42,7 @@ PLACES: dict[tuple[int, int], str] = {  # column and row of a 3 x 3 grid, from t
     (2, 2): "in the bottom right corner",
 }
 SMALL = (0.26, 0.31)  # diameters as a share of the canvas; nothing is drawn between small and large
-LARGE = (0.42, 0.56)
+LARGE = (0.42, 0.52)
 CROWDED = (0.23, 0.27)  # small enough for every cell of a 3 x 3 grid
 MARGIN = 0.04
 OVERSAMPLING = 4  # drawn this much larger, then averaged down, for smooth edges
@@ -111,11 +111,18 @@ def scene(seed: int, index: int, size: int = 64, objects: int | None = None) -> 
     return Scene(image, _pick(rng, captions), tuple(captions), found, background)
 
 
-def write_shapes(folder: str | Path, count: int, size: int = 64, seed: int = 0, objects: int | None = None) -> int:
+def write_shapes(
+    folder: str | Path,
+    count: int,
+    size: int = 64,
+    seed: int = 0,
+    objects: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
     """Write scenes 0 to count - 1 as a folder that `captions.open_source` reads: pictures and metadata.jsonl.
 
-    Returns how many were written. Raises DataError when the folder holds something already, CodebrushError
-    when it cannot be written.
+    `progress(done, total)` is called after each. Returns how many were written. Raises DataError when the
+    folder holds something already, CodebrushError when it cannot be written.
     """
     if count < 1:
         raise UsageError("the number of scenes must be 1 or more")
@@ -136,6 +143,8 @@ def write_shapes(folder: str | Path, count: int, size: int = 64, seed: int = 0, 
                     "objects": [asdict(each) for each in drawn.objects],
                 }
             )
+            if progress is not None:
+                progress(index + 1, count)
         lines = (json.dumps(row) for row in rows)
         (part / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return count
@@ -155,7 +164,7 @@ def _single(rng: np.random.Generator) -> tuple[list[_Placed], list[str]]:
     cell = (int(rng.integers(3)), int(rng.integers(3)))
     near = MARGIN + diameter / 2
     stops = (near, 0.5, 1 - near)
-    across, down = (stops[place] + (rng.uniform(-0.02, 0.02)) for place in cell)
+    across, down = (stops[place] + rng.uniform(-0.015, 0.015) for place in cell)
     thing = _Placed(_pick(rng, tuple(COLOURS)), _pick(rng, SHAPES), name, (across, down), diameter)
     place = PLACES[cell]
     return [thing], [
@@ -245,13 +254,16 @@ def _draw(placed: Sequence[_Placed], background: tuple[int, int, int], size: int
     canvas = Image.new("RGB", (size * OVERSAMPLING, size * OVERSAMPLING), background)
     draw = ImageDraw.Draw(canvas)
     for each in placed:
-        corners = [(across * OVERSAMPLING, down * OVERSAMPLING) for across, down in _corners(each, size)]
-        draw.polygon(corners, fill=COLOURS[each.colour])
+        draw.polygon(_enlarged(each, size), fill=COLOURS[each.colour])
         if each.shape == "ring":
-            hole = _Placed(each.colour, "circle", each.size, each.centre, each.diameter * RING_HOLE)
-            inner = [(across * OVERSAMPLING, down * OVERSAMPLING) for across, down in _corners(hole, size)]
-            draw.polygon(inner, fill=background)
+            hole = replace(each, shape="circle", diameter=each.diameter * RING_HOLE)
+            draw.polygon(_enlarged(hole, size), fill=background)
     return canvas.reduce(OVERSAMPLING)
+
+
+def _enlarged(placed: _Placed, size: int) -> list[tuple[float, float]]:
+    """The outline on the large canvas, where a whole number is the middle of a pixel, not its edge."""
+    return [(across * OVERSAMPLING - 0.5, down * OVERSAMPLING - 0.5) for across, down in _corners(placed, size)]
 
 
 def _corners(placed: _Placed, size: int) -> list[tuple[float, float]]:

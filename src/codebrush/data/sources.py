@@ -4,21 +4,25 @@ Everything is read through Hugging Face `datasets`, whose Arrow cache is mapped,
 larger than memory opens as fast as a small one.
 """
 
+import csv
 import errno
 import glob
+import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codebrush.data.images import EXTENSIONS
+from codebrush.data.shards import read_shards
 from codebrush.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset
 
 BUILDERS = {
     ".parquet": "parquet",
@@ -29,6 +33,7 @@ BUILDERS = {
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
 PATH_COLUMNS = ("file_name", "image", "image_path", "path", "file", "filename", "filepath", "img")
+SPLIT_WORD = re.compile(r"(?:^|[/_.-])(train|val|valid|validation|test)(?=[/_.-]|\d|$)")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 
@@ -54,29 +59,73 @@ def load_rows(source: str, image_column: str | None = None) -> Rows:
 
     A data set with several splits comes out as one table with the column `split`.
     """
-    path = Path(source).expanduser()
+    path = Path(source).expanduser().absolute()  # so that a later change of folder does not lose the pictures
     if path.is_dir():
         dataset, base = _load_folder(source, path), path
     elif path.is_file():
-        dataset, base = _load_files(source, [path]), path.parent
+        dataset, base = _load_files(source, path.parent, [path.name]), path.parent
     elif glob.has_magic(source):
-        files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
+        files = [name for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
         if not files:
             raise DataError(f"{source}: no file matches")
-        dataset, base = _load_files(source, files), Path(os.path.commonpath([file.parent for file in files]))
+        base = Path(os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in files]))
+        dataset = _load_files(source, base, [os.path.relpath(name, base) for name in files])
     elif HUB_ID.fullmatch(source) and path.suffix.lower() not in BUILDERS:
-        dataset, base = _load(source, source), Path()
+        dataset, base = _load_from_hub(source), Path()
     else:
         raise DataError(f"{source}: no such file or folder")
     return _separate(source, dataset, base, image_column)
 
 
-def _load_files(source: str, files: Sequence[Path]) -> "Dataset":
-    builders = {BUILDERS.get(file.suffix.lower()) for file in files}
+def _load_files(source: str, base: Path, names: Sequence[str]) -> "Dataset":
+    """One table of files of one kind; files named like splits ("train-0001.tar") are the splits."""
+    builders = {BUILDERS.get(Path(name).suffix.lower()) for name in names}
     builder = builders.pop()
     if builder is None or builders:
-        raise DataError(f"{source}: cannot be read as a data set; give {', '.join(BUILDERS)} files or a folder")
-    return _load(source, builder, data_files=[str(file) for file in files])
+        raise DataError(f"{source}: no data set; give {', '.join(BUILDERS)} files of one kind, or a folder")
+    found = [SPLIT_WORD.search(name) for name in names]
+    splits = [match[1] if match else "" for match in found]
+    if "" in splits or len(names) == 1:
+        splits = [""] * len(names)
+    files = [base / name for name in names]
+    with _one_line(source):
+        if builder == "webdataset":
+            return read_shards(list(zip(files, splits, strict=True)))
+        by_split: dict[str, list[str]] = {}
+        for file, split in zip(files, splits, strict=True):
+            by_split.setdefault(split or "train", []).append(glob.escape(str(file)))
+        return _load(builder, data_files=by_split, **(_csv_options(files[0]) if builder == "csv" else {}))
+
+
+def _csv_options(file: Path) -> dict[str, Any]:
+    """Every column as text: "007" and "NA" are captions, not a number and a gap."""
+    from datasets import Features, Value
+
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        header = next(csv.reader(lines), [])
+    features = Features({name: Value("string") for name in header})
+    return {"features": features, "keep_default_na": False, "na_values": [""], "encoding": "utf-8-sig"}
+
+
+def _load_from_hub(source: str) -> "Dataset":
+    from datasets import config
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if config.HF_HUB_OFFLINE:
+        with _one_line(f"{source}: no such file or folder, and HF_HUB_OFFLINE is set"):
+            return _load(source)
+    try:  # one question first, because `datasets` asks an unreachable hub six times over half a minute
+        HfApi().dataset_info(source, timeout=10)
+    except Exception as error:
+        unknown = isinstance(error, RepositoryNotFoundError)
+        reason = "none of this name there, or a private one" if unknown else _first_line(error)
+        raise DataError(
+            f"{source}: no such file or folder, and the hub does not give it as a data set ({reason}); "
+            "mend the name, or set HF_HUB_OFFLINE=1 to use what was fetched before"
+        ) from error
+    with _one_line(source):
+        return _load(source)
 
 
 def _load_folder(source: str, folder: Path) -> "Dataset":
@@ -84,14 +133,15 @@ def _load_folder(source: str, folder: Path) -> "Dataset":
     metadata = [name for name in names if Path(name).name in METADATA_NAMES]
     if not metadata:
         for suffix in (".parquet", ".tar"):
-            if any(name.lower().endswith(suffix) for name in names):
-                return _load(source, BUILDERS[suffix], data_dir=str(folder))
+            tables = [name for name in names if name.lower().endswith(suffix)]
+            if tables:
+                return _load_files(source, folder, tables)
     pictures = [name for name in names if Path(name).suffix.lower() in EXTENSIONS]
     if not pictures:
         raise DataError(f"{source}: no picture in this folder; looked for {' '.join(sorted(EXTENSIONS))}")
     if metadata:
-        return _with_places(_folder_with_metadata(source, folder, pictures, metadata))
-    return _with_places(_folder_with_texts(folder, pictures, names))
+        return _with_places(folder, _folder_with_metadata(source, folder, pictures, metadata))
+    return _with_places(folder, _folder_with_texts(folder, pictures, names))
 
 
 def _walk(folder: Path) -> Iterable[str]:
@@ -109,7 +159,7 @@ def _folder_with_metadata(source: str, folder: Path, pictures: list[str], metada
 
     parts: list[Dataset] = []
     for name in metadata:
-        part = _load(f"{source}/{name}", BUILDERS[Path(name).suffix], data_files=[str(folder / name)])
+        part = _load_files(f"{source}/{name}", folder, [name])
         column = next((each for each in PATH_COLUMNS if each in part.column_names), None)
         if column is None:
             raise DataError(f"{source}/{name}: no column file_name; there are {', '.join(part.column_names)}")
@@ -143,7 +193,7 @@ def _caption_lines(path: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _with_places(dataset: "Dataset") -> "Dataset":
+def _with_places(folder: Path, dataset: "Dataset") -> "Dataset":
     """The folder a picture lies in as the column `folder`; as its split too, if all are named like splits."""
     names = list(dataset["file_name"])
     tops = [name.split("/", 1)[0] for name in names]
@@ -151,48 +201,53 @@ def _with_places(dataset: "Dataset") -> "Dataset":
         dataset = dataset.add_column("split", tops)  # pyright: ignore[reportCallIssue]
     if "folder" not in dataset.column_names:
         dataset = dataset.add_column(  # pyright: ignore[reportCallIssue]
-            "folder", [os.path.basename(os.path.dirname(name)) for name in names]
+            "folder", [(folder / name).absolute().parent.name for name in names]
         )
     return dataset
 
 
-def _load(source: str, builder: str, **options: Any) -> "Dataset":
-    """One table from `datasets`; several splits joined under the column `split`."""
+def _load(builder: str, **options: Any) -> "Dataset":
+    """One table from `datasets`; splits, where there are any, joined under the column `split`."""
     import datasets
 
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    if builder == "csv":  # everything as text: "007" and "NA" are captions, not numbers and gaps
-        options.update(dtype=str, keep_default_na=False, na_values=[""])
-    try:
-        splits: DatasetDict = datasets.load_dataset(builder, **options)  # pyright: ignore[reportAssignmentType]
-    except Exception as error:  # of many kinds, many of them wrapped in DatasetGenerationError
-        raise DataError(f"{source}: {_explain(error, hub=not options)}") from error
-    parts = list(splits.values())
-    if len(parts) == 1:
-        return parts[0]
-    if not any("split" in part.column_names for part in parts):
-        parts = [part.add_column("split", [str(name)] * len(part)) for name, part in splits.items()]
-    return datasets.concatenate_datasets(parts)
+    splits = datasets.load_dataset(builder, **options)
+    assert isinstance(splits, datasets.DatasetDict)
+    parts = dict(splits)
+    if list(parts) != ["train"] and not any("split" in part.column_names for part in parts.values()):
+        for name, part in splits.items():
+            parts[name] = part.add_column("split", [str(name)] * len(part))  # pyright: ignore[reportCallIssue]
+    return datasets.concatenate_datasets(list(parts.values()))
 
 
-def _explain(error: BaseException, hub: bool) -> str:
-    """One line for what went wrong inside `datasets`, from the failure at the bottom of the chain."""
+@contextmanager
+def _one_line(source: str) -> Iterator[None]:
+    """Quiet, and with whatever `datasets` raises as one DataError that begins with `source`."""
+    import datasets
     from datasets import config
 
-    root = error
-    while root.__cause__ is not None:
-        root = root.__cause__
-    if isinstance(root, OSError) and root.errno in UNWRITABLE:
-        return (
-            f"cannot write the data cache in {config.HF_DATASETS_CACHE} ({root.strerror}); "
-            "set HF_DATASETS_CACHE to a folder with room that you can write"
-        )
-    reason = (str(root).strip() or type(root).__name__).splitlines()[0]
-    if not hub:
-        return f"cannot be read: {reason}"
-    offline = "; HF_HUB_OFFLINE is set" if config.HF_HUB_OFFLINE else ""
-    return f"no such file or folder, and the hub did not give it as a data set{offline} ({reason})"
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # it logs as errors what it raises as well
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
+    except Exception as error:  # of many kinds, many of them wrapped in DatasetGenerationError
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        if isinstance(root, OSError) and root.errno in UNWRITABLE:
+            raise DataError(
+                f"{source}: cannot write the data cache in {config.HF_DATASETS_CACHE} ({root.strerror}); "
+                "set HF_DATASETS_CACHE to a folder with room that you can write"
+            ) from error
+        reason = _first_line(root)
+        if "corresponds to no data" in reason:
+            reason = "it holds no row"
+        raise DataError(f"{source}: cannot be read: {reason}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _separate(source: str, dataset: "Dataset", base: Path, wanted: str | None) -> Rows:

@@ -23,6 +23,14 @@ def group_norm(channels: int, groups: int = 32) -> nn.GroupNorm:
     return nn.GroupNorm(norm_groups(channels, groups), channels, eps=NORM_EPSILON)
 
 
+def fast_layout(x: Tensor) -> Tensor:
+    """`x` (B, C, H, W) in the memory layout that suits its device; the layers here keep it from input to output.
+
+    On a CPU that is channels last: oneDNN then runs convolutions of few channels at up to twice the speed.
+    """
+    return x.contiguous(memory_format=torch.channels_last if x.is_cpu else torch.contiguous_format)
+
+
 class GroupNormSiLU(nn.GroupNorm):
     """GroupNorm (Wu and He 2018), then SiLU."""
 
@@ -30,10 +38,10 @@ class GroupNormSiLU(nn.GroupNorm):
         super().__init__(norm_groups(channels, groups), channels, eps=NORM_EPSILON)
 
     def forward(self, input: Tensor) -> Tensor:
-        # On a CPU convolutions want channels last, and there PyTorch's own GroupNorm takes far longer backward.
+        # With channels last PyTorch's own GroupNorm takes several times as long backward as it does otherwise.
         last = input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
         if input.is_cpu and last and torch.is_grad_enabled():
-            return _GroupNormSiLU.apply(input, self.weight, self.bias, self.num_groups, self.eps)  # pyright: ignore
+            return _GroupNormSiLU.apply(input, self.weight, self.bias, self.num_groups, self.eps)  # pyright: ignore[reportReturnType]
         return F.silu(super().forward(input))
 
 
@@ -45,9 +53,10 @@ class _GroupNormSiLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float) -> Tensor:
-        batch, channels = x.shape[:2]
+        batch, channels, height, width = x.shape
+        wide = torch.promote_types(x.dtype, torch.float32)  # the statistics take the weights' type
         y, mean, rstd = torch.native_group_norm(
-            x, weight, bias, batch, channels, x.shape[2:].numel(), groups, epsilon
+            x, weight.to(wide), bias.to(wide), batch, channels, height * width, groups, epsilon
         )
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         ctx.groups, ctx.epsilon = groups, epsilon

@@ -15,8 +15,8 @@ CodebookUpdate = Literal["gradient", "ema"]
 
 SAMPLES_PER_CODE = 8  # latents collected for k-means, a code
 LLOYD_ITERATIONS = 10
-USAGE_DECAY = 0.99
-DEAD_USAGE = 0.02  # of a fair share; a code falls below it after some 390 batches without use
+USAGE_DECAY = 0.97
+DEAD_USAGE = 0.02  # of a fair share; a code falls below it after some 130 batches without use
 SCORE_ELEMENTS = 2**24  # of the similarity matrix held at once: 64 MB
 
 
@@ -102,12 +102,6 @@ def _rows(latent: Tensor) -> Tensor:
     return latent.movedim(1, -1).flatten(0, -2)  # (B, d, h, w) -> (B h w, d)
 
 
-def _channels_first(vectors: Tensor) -> Tensor:
-    # Contiguous, for strides stay with a feature map, and a decoder runs its group norms backward several times slower
-    # on a CPU when channels come last.
-    return vectors.movedim(-1, 1).contiguous()  # (B, h, w, d) -> (B, d, h, w)
-
-
 def _full_precision(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
@@ -127,6 +121,7 @@ class VectorQuantizer(nn.Module):
 
     initialised: Tensor
     share: Tensor
+    sums: Tensor
 
     def __init__(
         self,
@@ -183,7 +178,7 @@ class VectorQuantizer(nn.Module):
         """codes (B, h, w) -> their vectors (B, d, h, w)."""
         # Normalised after the look-up: the graph then holds no tensor that the next batch's revival overwrites.
         chosen = F.embedding(codes, self.codebook)
-        return _channels_first(F.normalize(chosen, dim=-1) if self.l2_normalized else chosen)
+        return (F.normalize(chosen, dim=-1) if self.l2_normalized else chosen).movedim(-1, 1)
 
     def _codes(self) -> Tensor:
         return F.normalize(self.codebook, dim=1) if self.l2_normalized else self.codebook
@@ -279,7 +274,7 @@ class GumbelQuantizer(nn.Module):
 
     def look_up(self, codes: Tensor) -> Tensor:
         """codes (B, h, w) -> their vectors (B, d, h, w)."""
-        return _channels_first(F.embedding(codes, self.codebook))
+        return F.embedding(codes, self.codebook).movedim(-1, 1)
 
     def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         noisy = logits
@@ -290,4 +285,4 @@ class GumbelQuantizer(nn.Module):
         hard = F.one_hot(codes, len(self.codebook)).movedim(-1, 1).to(soft.dtype)  # (B, K, h, w)
         with torch.autocast(logits.device.type, enabled=False):
             choice = straight_through(hard, soft).movedim(1, -1)  # (B, h, w, K)
-            return _channels_first(choice @ self.codebook.to(choice.dtype)), codes
+            return (choice @ self.codebook.to(choice.dtype)).movedim(-1, 1), codes

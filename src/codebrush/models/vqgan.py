@@ -5,13 +5,20 @@ follow taming-transformers, so that its published weights fit.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from codebrush.errors import PackError, UsageError
-from codebrush.models.convolution import Downsample, GroupNormSiLU, ResBlock, SpatialAttention, Upsample
+from codebrush.models.convolution import (
+    Downsample,
+    GroupNormSiLU,
+    ResBlock,
+    SpatialAttention,
+    Upsample,
+    fast_layout,
+)
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.quantizer import CodebookUpdate, GumbelQuantizer, VectorQuantizer
 
@@ -90,8 +97,7 @@ class Middle(nn.Module):
 
 
 def _level(config: VQGANConfig, level: int, widths: list[int], resize: tuple[str, nn.Module] | None) -> Level:
-    pairs = zip(widths, widths[1:], strict=False)
-    blocks = [ResBlock(before, after, config.norm_groups) for before, after in pairs]
+    blocks = [ResBlock(before, after, config.norm_groups) for before, after in pairwise(widths)]
     attended = blocks if config.attends(level) else []
     return Level(blocks, [SpatialAttention(widths[-1], config.norm_groups) for _ in attended], resize)
 
@@ -115,7 +121,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(channels, config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)  # (B, channels, H, W)
+        x = self.conv_in(fast_layout(x))  # (B, channels, H, W)
         for level in self.down:
             x = level(x)
         return self.conv_out(self.norm_out(self.mid(x)))
@@ -140,7 +146,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(x))  # (B, C, h, w)
+        x = self.mid(self.conv_in(fast_layout(x)))  # (B, C, h, w)
         for level in reversed(self.up):
             x = level(x)
         return self.conv_out(self.norm_out(x))
@@ -191,7 +197,7 @@ class VQGAN(PretrainedModel):
         """Rows and columns of codes of a picture of `image_size`, a side or (height, width) in pixels."""
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         if height < 1 or width < 1 or height % self.factor or width % self.factor:
-            raise UsageError(f"a picture of {width}x{height} does not divide into codes: use multiples of {self.factor}")
+            raise UsageError(f"a picture of {width}x{height} has no whole codes: use multiples of {self.factor}")
         return height // self.factor, width // self.factor
 
     def encode(self, images: Tensor) -> Tensor:
@@ -207,7 +213,7 @@ class VQGAN(PretrainedModel):
         return self.quantizer.quantize(latent)
 
     def decode(self, quantised: Tensor) -> Tensor:
-        """quantised latent (B, d, h, w) -> images (B, 3, H, W), linear to [0, 1] and unclamped for the gradient's sake."""
+        """quantised latent (B, d, h, w) -> images (B, 3, H, W), linear to [0, 1] and unclamped."""
         return (self.decoder(self.post_quant_conv(quantised)) + 1) / 2
 
     def decode_codes(self, codes: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ PREVIEWED = 16
 @dataclass(frozen=True)
 class VQGANRecipe:
     """Sizes and settings. `adversarial_from` is the share of the run after which the discriminator joins in;
-    1 leaves it out. `adversarial` and `perceptual` 0 leave their terms out."""
+    1 leaves it out. `adversarial` and `perceptual` 0 leave their terms out. `decoder_only` keeps encoder and
+    codebook, and so every picture's codes, as they are."""
 
     image_size: int = 64
     channels: int = 32
@@ -45,6 +46,7 @@ class VQGANRecipe:
     learning_rate: float = 1e-3
     discriminator_rate: float = 2e-4
     weight_decay: float = 0.0
+    decoder_only: bool = False
     augmentation: Augmentation = Augmentation(shift=0.03, zoom=0.05, mirror=0.5)
 
 
@@ -85,11 +87,16 @@ class VQGANTask:
         self.examples = len(data)
         self.frozen: list[nn.Module] = [] if perceptual is None else [perceptual]
         self.networks: dict[str, nn.Module] = {"vqgan": vqgan}
-        optimizer = make_adamw([vqgan], recipe.learning_rate, recipe.weight_decay, betas=(0.5, 0.95))
+        if recipe.decoder_only:
+            for part in (vqgan.encoder, vqgan.quant_conv, vqgan.quantizer):
+                part.requires_grad_(False)
+        adversarial = recipe.adversarial and recipe.adversarial_from < 1
+        betas = (0.5, 0.95) if adversarial else (0.9, 0.99)  # a moving target forgives no long memory
+        optimizer = make_adamw([vqgan], recipe.learning_rate, recipe.weight_decay, betas)
         self.optimizers: dict[str, torch.optim.Optimizer] = {"vqgan": optimizer}
         self.adversary_starts = steps
         self.discriminator: nn.Module | None = None
-        if recipe.adversarial and recipe.adversarial_from < 1:
+        if adversarial:
             self.adversary_starts = round(recipe.adversarial_from * steps)
             self.discriminator = PatchGAN(recipe.discriminator_channels, recipe.discriminator_layers)
             self.networks["discriminator"] = self.discriminator
@@ -109,6 +116,8 @@ class VQGANTask:
         """The autoencoder's loss, then the discriminator's on the same reconstruction."""
         r = self.recipe
         images = move(batch["images"].float() / 255, batch["affine"])
+        if r.decoder_only:
+            self.vqgan.quantizer.eval()  # no code is moved
         output = self.networks["vqgan"](images)
         made = output.images.float()
         error = F.mse_loss(made, images)

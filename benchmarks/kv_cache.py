@@ -1,0 +1,57 @@
+"""How much the key-value cache saves in drawing codes: the cached loop against the plain one, in alternation.
+
+    python benchmarks/kv_cache.py [--pictures 4] [--rounds 5] [--threads 2]
+
+Random weights of the built-in pack's sizes (speed does not depend on what they say). The plain loop reads the whole
+prefix and all codes so far again for every new code. Prints seconds of each round and the median ratio.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from codebrush.generation.decoding import draw_codes, picture_uniforms
+from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig, Condition
+from codebrush.models.sampling import sample
+
+
+def plain(transformer: CodeTransformer, condition: Condition, uniforms: torch.Tensor) -> torch.Tensor:
+    """The codes (B, h, w) that `draw_codes` draws, without a cache."""
+    codes = torch.zeros(len(uniforms), 0, dtype=torch.int64)
+    with torch.inference_mode():
+        for position in range(uniforms.shape[1]):
+            logits = transformer(codes, condition)[:, -1]  # (B, K)
+            codes = torch.cat([codes, sample(logits, uniforms[:, position])[:, None]], dim=1)
+    return codes.unflatten(1, transformer.config.grid)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    config = CodeTransformerConfig(1024, (8, 8), 256, 6, 4, text_features=256, text_length=16, text_embedding=256)
+    transformer = CodeTransformer(config).eval()
+    condition = Condition(
+        text_features=torch.randn(options.pictures, 16, 256), text_embedding=torch.randn(options.pictures, 256)
+    )
+    uniforms = picture_uniforms(0, range(options.pictures), config.code_count)
+    times: dict[str, list[float]] = {"plain": [], "cached": []}
+    for _ in range(options.rounds + 1):
+        for name, draw in (("plain", plain), ("cached", draw_codes)):
+            started = time.perf_counter()
+            draw(transformer, condition, uniforms)
+            times[name].append(time.perf_counter() - started)
+    for name, seconds in times.items():
+        print(f"{name}: " + " ".join(f"{value:.3f}" for value in seconds[1:]) + " s")
+    ratios = [a / b for a, b in zip(times["plain"][1:], times["cached"][1:], strict=True)]
+    print(f"plain / cached: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    main()

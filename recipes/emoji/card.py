@@ -1,0 +1,156 @@
+"""A trained pack, its data and the control run in; the pack's card (README.md and sheets) and figures out.
+
+    python recipes/emoji/card.py PACK emoji.parquet --control runs/emoji/clip-without-noto [--facts facts.json]
+
+Everything is measured here and now; nothing is typed in but the facts of the run (commit, hours, hardware).
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codebrush import Codebrush
+from codebrush.data.captions import CaptionedImages, open_source
+from codebrush.data.images import contact_sheet, stack, to_pil
+from codebrush.evaluation.alignment import retrieval, zero_shot
+from codebrush.evaluation.fidelity import reconstruction
+from codebrush.models.clip import CLIP
+from codebrush.text.tokenizer import Tokenizer
+from codebrush.training.stages import MODEL_FOLDER
+
+BATCH = 64
+NO_TONE = "skin_tone is null"
+SEEN = ("red apple", "cat face", "pizza", "rocket", "red heart", "snowman", "crown", "grinning face")
+UNSEEN_COUNT = 24
+
+
+class Rows:
+    """Pictures and labels of a part of the data, embedded once."""
+
+    def __init__(self, source: CaptionedImages, size: int):
+        self.labels = [source.captions(index)[0] for index in range(len(source))]
+        self.images = torch.cat([stack([source.image(i)], size) for i in range(len(source))])  # (N, 3, S, S)
+
+    def batches(self) -> list[Tensor]:
+        return list(self.images.split(BATCH))
+
+
+def rows(parquet: str, size: int, *where: str, split: str | None = None) -> Rows:
+    return Rows(open_source(parquet, split=split, where=(NO_TONE, *where), captions=("{label}",)), size)
+
+
+@torch.no_grad()
+def embed(clip: CLIP, part: Rows) -> Tensor:
+    return torch.cat([clip.encode_image(batch) for batch in part.batches()])
+
+
+@torch.no_grad()
+def embed_labels(clip: CLIP, tokenizer: Tokenizer, labels: list[str]) -> Tensor:
+    return torch.cat([clip.encode_text(tokenizer(labels[i : i + BATCH])) for i in range(0, len(labels), BATCH)])
+
+
+def clip_figures(clip: CLIP, tokenizer: Tokenizer, part: Rows, labels: list[str]) -> dict[str, float]:
+    return zero_shot(embed(clip, part), labels, embed_labels(clip, tokenizer, labels), part.labels)
+
+
+def measure(brush: Codebrush, parquet: str, control: Path) -> dict[str, Any]:
+    size = brush.pack.image_size
+    test, val = rows(parquet, size, split="test"), rows(parquet, size, split="val")
+    noto_seen = rows(parquet, size, "style == noto", split="train")
+    noto_test = rows(parquet, size, "style == noto", split="test")
+    noto_labels = sorted(set(rows_labels(parquet, "style == noto")))
+    every = sorted(set(rows_labels(parquet)))
+    blind = CLIP.from_pretrained(control / MODEL_FOLDER)
+    words = Tokenizer.from_pretrained(control / MODEL_FOLDER)
+    test_labels = sorted(set(test.labels))
+    return {
+        "control_noto_left_out": {
+            "train concepts, among all Noto labels": clip_figures(blind, words, noto_seen, noto_labels),
+            "test concepts, among the test split's Noto labels": clip_figures(
+                blind, words, noto_test, sorted(set(noto_test.labels))
+            ),
+            "test concepts, among all Noto labels": clip_figures(blind, words, noto_test, noto_labels),
+        },
+        "clip": {
+            "test, among the split's labels": clip_figures(brush.clip, brush.tokenizer, test, test_labels),
+            "test, among all labels": clip_figures(brush.clip, brush.tokenizer, test, every),
+            "test, text to picture": retrieval(
+                embed_labels(brush.clip, brush.tokenizer, test_labels), embed(brush.clip, test), test_labels, test.labels
+            ),
+        },
+        "vqgan": {
+            "test": reconstruction(brush.vqgan, test.batches()),
+            "val": reconstruction(brush.vqgan, val.batches()),
+            "train (Noto)": reconstruction(brush.vqgan, noto_seen.batches()),
+        },
+    }
+
+
+def rows_labels(parquet: str, *where: str) -> list[str]:
+    source = open_source(parquet, where=(NO_TONE, *where), captions=("{label}",))
+    return [source.captions(index)[0] for index in range(len(source))]
+
+
+def drawn_right(brush: Codebrush, prompts: list[str], labels: list[str], judge: CLIP, words: Tokenizer) -> dict[str, float]:
+    """Draw each prompt once without reranking; how often another CLIP finds the label among 100 random ones."""
+    rng = np.random.default_rng(0)
+    right, started = 0, time.monotonic()
+    for prompt in prompts:
+        others = [labels[i] for i in rng.choice(len(labels), 100, replace=False) if labels[i] != prompt][:99]
+        result = brush.generate(prompt, n=1, seed=0, rerank=4)[0]
+        with torch.no_grad():
+            image = judge.encode_image(stack([result.image], judge.image_size))
+            right += int((image @ embed_labels(judge, words, [prompt, *others]).T).argmax() == 0)
+    seconds = (time.monotonic() - started) / len(prompts)
+    return {"r_precision_at_1_of_100": right / len(prompts), "prompts": len(prompts), "seconds_a_prompt": seconds}
+
+
+def sheets(brush: Codebrush, parquet: str, out: Path) -> None:
+    test = rows(parquet, brush.pack.image_size, split="test")
+    picked = np.linspace(0, len(test.labels) - 1, 16).astype(int)
+    originals = test.images[torch.from_numpy(picked)]
+    with torch.no_grad():
+        made = brush.vqgan.decode(brush.vqgan.quantize(brush.vqgan.encode(originals))[0])
+    pairs = [to_pil(image) for half in (slice(0, 8), slice(8, 16)) for part in (originals, made) for image in part[half]]
+    contact_sheet(pairs, columns=8).save(out / "reconstructions.png")
+    drawn = [(result.image, label) for label in SEEN for result in brush.generate(label, n=2, seed=0)]
+    contact_sheet([image for image, _ in drawn], [label for _, label in drawn], columns=8).save(out / "seen.png")
+    unseen = sorted(set(test.labels))[:: max(1, len(set(test.labels)) // UNSEEN_COUNT)][:UNSEEN_COUNT]
+    drawn = [(brush.generate(label, n=1, seed=0)[0].image, label) for label in unseen]
+    contact_sheet([image for image, _ in drawn], [label for _, label in drawn], columns=8).save(out / "unseen.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pack")
+    parser.add_argument("parquet")
+    parser.add_argument("--control", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="default: the pack's folder")
+    parser.add_argument("--prompts", type=int, default=50)
+    options = parser.parse_args()
+    brush = Codebrush.from_pretrained(options.pack)
+    out = options.out or Path(options.pack)
+    figures = measure(brush, options.parquet, options.control)
+    judge = CLIP.from_pretrained(options.control / MODEL_FOLDER)
+    words = Tokenizer.from_pretrained(options.control / MODEL_FOLDER)
+    labels = sorted(set(rows_labels(options.parquet, "split == train")))
+    rng = np.random.default_rng(1)
+    prompts = [labels[index] for index in rng.choice(len(labels), options.prompts, replace=False)]
+    unseen = sorted(set(rows_labels(options.parquet, "split == test")))[: options.prompts]
+    figures["drawing"] = {
+        "seen concepts": drawn_right(brush, prompts, labels, judge, words),
+        "unseen concepts": drawn_right(brush, unseen, sorted(set(labels + unseen)), judge, words),
+    }
+    sheets(brush, options.parquet, out)
+    (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()

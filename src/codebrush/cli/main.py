@@ -1,0 +1,138 @@
+"""Arguments in, an exit status out: 0, 1 where something failed, 2 where the command was misused, 130 if
+stopped.
+
+Each command is imported when it is asked for, and imports what is heavy inside its function, so that
+`codebrush --help` waits for nothing. A failure is one line on stderr that names the thing and the remedy.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from codebrush import __version__
+from codebrush.errors import CodebrushError
+
+COMMANDS = {  # in the order of the help: where each is at home
+    "generate": "codebrush.cli.generate",
+    "replay": "codebrush.cli.generate",
+    "train": "codebrush.cli.train",
+    "data": "codebrush.cli.data",
+}
+STOPPED = 130
+
+# The base of what typer raises for bad arguments; releases before 0.20 take the same classes from click.
+ArgumentError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+class _LazyCommands(Mapping[str, Any]):
+    """The table of commands as typer wants it; looking one up imports it."""
+
+    def __getitem__(self, name: str) -> Any:
+        command = getattr(import_module(COMMANDS[name]), name)
+        if not isinstance(command, typer.Typer):
+            function, command = command, typer.Typer(rich_markup_mode=None, add_completion=False)
+            command.command(name)(function)
+        built = typer.main.get_command(command)
+        built.name = name
+        return built
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+class _Commands(TyperGroup):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = _LazyCommands()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+app = typer.Typer(cls=_Commands, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"codebrush {__version__}")
+        raise typer.Exit()
+
+
+@app.callback(invoke_without_command=True)
+def codebrush(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Make pictures from words, and train the models that do it on your own captioned pictures."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console command: run `arguments` (None: those of the process) and leave with their exit status."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit status."""
+    if hasattr(sys.stdout, "reconfigure"):  # a name that the terminal cannot show must not stop the work
+        sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        with _short_warnings():
+            status = app(args=list(arguments), prog_name="codebrush", standalone_mode=False)
+        sys.stdout.flush()
+    except CodebrushError as error:
+        return _complain(str(error), error.exit_status)
+    except ArgumentError as error:
+        return _complain(_argument_message(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        status = STOPPED
+    except OSError as error:
+        _abandon_stdout()
+        return 1 if isinstance(error, BrokenPipeError) else _complain(_os_message(error), 1)
+    return _complain("stopped", STOPPED) if status == STOPPED else int(status or 0)
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"codebrush: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _argument_message(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "codebrush"
+    return f"{error.format_message().rstrip('.')}; see {command} --help"
+
+
+def _os_message(error: OSError) -> str:
+    place = error.filename or "what is written to"
+    return f"{error.strerror or error}: check {place}, its free space and its permissions"
+
+
+def _abandon_stdout() -> None:
+    """Where stdout cannot be written to, what is left in its buffer would make Python complain at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Warnings as one line each on stderr, without the line of code that gave them."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"codebrush: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

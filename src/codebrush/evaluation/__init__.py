@@ -1,0 +1,1 @@
+"""How good a pack is, in the figures that others use."""

@@ -1,0 +1,137 @@
+"""Two batches of images (B, 3, H, W) in [0, 1] -> how differently they look, (B,) (LPIPS, Zhang et al. 2018).
+
+Features of a frozen network, of unit length at each place, are compared by their squared difference. `CLIPPerceptual`
+takes them from our own CLIP and needs no file; `VGGPerceptual` is the published metric and needs its weights.
+"""
+
+import pickle
+from pathlib import Path
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from codebrush.errors import PackError
+from codebrush.models.clip import CLIP
+from codebrush.models.convolution import fast_layout
+
+VGG_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # VGG-16, configuration D
+HEAD_KEY = "lin{}.model.1.weight"
+
+
+class Perceptual(nn.Module):
+    """A frozen network whose features say how alike two pictures look; it stays in eval mode.
+
+    The gradient flows to the first pictures alone: the second are the targets.
+    """
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode, so that batch norms keep their statistics."""
+        return super().train(False)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Feature maps with the channels second: (B, C, ...) each."""
+        raise NotImplementedError
+
+    def weigh(self, differences: list[Tensor]) -> Tensor:
+        """Squared differences of unit features (B, C, ...) -> (B,)."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        made = self.features(images)
+        with torch.no_grad():
+            wanted = self.features(targets)
+        return self.weigh([(_unit(a) - _unit(b)).square() for a, b in zip(made, wanted, strict=True)])
+
+
+def _unit(features: Tensor) -> Tensor:
+    # normalize's own gradient is 0, not nan, where every channel is 0
+    return F.normalize(features.float(), dim=1, eps=1e-10)
+
+
+class CLIPPerceptual(Perceptual):
+    """Distance in what CLIP's image tower sees, every block or stage counting the same: 0 alike, 4 opposite.
+
+    The tower is frozen in place: its weights no longer ask for gradients.
+    """
+
+    def __init__(self, clip: CLIP):
+        super().__init__()
+        self.clip = clip.requires_grad_(False)
+        self.train()
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        maps = self.clip.image_encoder.features(self.clip.normalise(images))
+        return [x.transpose(1, 2) if x.ndim == 3 else x for x in maps]  # (B, tokens, D) -> (B, D, tokens)
+
+    def weigh(self, differences: list[Tensor]) -> Tensor:
+        return torch.stack([x.sum(1).flatten(1).mean(1) for x in differences]).mean(0)  # (B,)
+
+
+class VGGPerceptual(Perceptual):
+    """LPIPS version 0.1 with VGG-16: five feature maps, each with learned weights of its channels.
+
+    `vgg` is torchvision's vgg16 state dict, `heads` the five linear heads under `lin0.model.1.weight` and so on, as
+    the lpips package and taming-transformers keep them; either file may be safetensors or a PyTorch file of tensors.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, vgg: Path | str, heads: Path | str):
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for widths in VGG_BLOCKS:
+            layers += [nn.MaxPool2d(2)] if layers else []
+            for width in widths:
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+                channels = width
+        self.network = nn.Sequential(*layers)
+        self.heads = nn.ParameterList(torch.zeros(1, widths[-1], 1, 1) for widths in VGG_BLOCKS)
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
+        self._load(Path(vgg), Path(heads))
+        self.requires_grad_(False)
+        self.train()
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        x = (fast_layout(images) * 2 - 1 - self.shift) / self.scale  # the heads were learned on this range
+        maps = []
+        for layer in self.network:
+            if isinstance(layer, nn.MaxPool2d):
+                maps.append(x)
+            x = layer(x)
+        return [*maps, x]  # the last of each block, strides 1, 2, 4, 8 and 16
+
+    def weigh(self, differences: list[Tensor]) -> Tensor:
+        pairs = zip(self.heads, differences, strict=True)
+        return torch.stack([(head * x).sum(1).mean((1, 2)) for head, x in pairs]).sum(0)  # (B,)
+
+    def _load(self, vgg: Path, heads: Path) -> None:
+        network = {key.removeprefix("features."): tensor for key, tensor in _read(vgg).items()}
+        _copy(dict(self.network.named_parameters()), network, vgg)
+        _copy({HEAD_KEY.format(i): head for i, head in enumerate(self.heads)}, _read(heads), heads)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise PackError(f"{path} is missing: put the weights there, or use the perceptual distance of a CLIP")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PackError(f"{path} cannot be read as tensors ({reason}): fetch it again") from error
+
+
+@torch.no_grad()
+def _copy(wanted: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
+    for key, parameter in wanted.items():
+        if key not in found or found[key].shape != parameter.shape:
+            raise PackError(f"{path} lacks {key} of shape {tuple(parameter.shape)}: it is another model's file")
+        parameter.copy_(found[key])

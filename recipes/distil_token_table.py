@@ -60,15 +60,11 @@ def principal_components(rows: Tensor, dimensions: int) -> tuple[Tensor, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Distil a sentence encoder into a table of token embeddings."
-    )
+    parser = argparse.ArgumentParser(description="Distil a sentence encoder into a table of token embeddings.")
     parser.add_argument(
         "--encoder", type=Path, required=True, help="folder with config.json, model.safetensors, vocab.txt"
     )
-    parser.add_argument(
-        "--source", default="sentence-transformers/all-MiniLM-L6-v2", help="its name, for the metadata"
-    )
+    parser.add_argument("--source", default="sentence-transformers/all-MiniLM-L6-v2", help="its name, for the metadata")
     parser.add_argument("--dimensions", type=int, default=128, help="width of the table (default 128)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the table and the tokenizer")
     arguments = parser.parse_args()

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from packs import write_micro_pack
+
 torch.set_num_threads(1)
 
 
@@ -32,3 +34,9 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs {folder.name}/ beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def micro_pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pack with random weights; tests that change it make a copy."""
+    return write_micro_pack(tmp_path_factory.mktemp("packs") / "micro")

@@ -60,7 +60,7 @@ def micro_vqgan() -> VQGAN:
     return model
 
 
-def micro_pack(folder: Path, seed: int = 0, **changes) -> Path:
+def write_micro_pack(folder: Path, seed: int = 0, **changes) -> Path:
     """Write the pack into `folder`; `changes` replace arguments of `write_pack`."""
     torch.manual_seed(seed)
     members = {

@@ -69,6 +69,7 @@ def measure(brush: Codebrush, parquet: str, control: Path) -> dict[str, Any]:
     blind = CLIP.from_pretrained(control / MODEL_FOLDER)
     words = Tokenizer.from_pretrained(control / MODEL_FOLDER)
     test_labels = sorted(set(test.labels))
+    texts = embed_labels(brush.clip, brush.tokenizer, test_labels)
     return {
         "control_noto_left_out": {
             "train concepts, among all Noto labels": clip_figures(blind, words, noto_seen, noto_labels),
@@ -80,9 +81,7 @@ def measure(brush: Codebrush, parquet: str, control: Path) -> dict[str, Any]:
         "clip": {
             "test, among the split's labels": clip_figures(brush.clip, brush.tokenizer, test, test_labels),
             "test, among all labels": clip_figures(brush.clip, brush.tokenizer, test, every),
-            "test, text to picture": retrieval(
-                embed_labels(brush.clip, brush.tokenizer, test_labels), embed(brush.clip, test), test_labels, test.labels
-            ),
+            "test, text to picture": retrieval(texts, embed(brush.clip, test), test_labels, test.labels),
         },
         "vqgan": {
             "test": reconstruction(brush.vqgan, test.batches()),
@@ -97,8 +96,10 @@ def rows_labels(parquet: str, *where: str) -> list[str]:
     return [source.captions(index)[0] for index in range(len(source))]
 
 
-def drawn_right(brush: Codebrush, prompts: list[str], labels: list[str], judge: CLIP, words: Tokenizer) -> dict[str, float]:
-    """Draw each prompt once without reranking; how often another CLIP finds the label among 100 random ones."""
+def drawn_right(
+    brush: Codebrush, prompts: list[str], labels: list[str], judge: CLIP, words: Tokenizer
+) -> dict[str, float]:
+    """Draw each prompt, the best of 4 by the pack's CLIP; how often another CLIP finds it among 100 labels."""
     rng = np.random.default_rng(0)
     right, started = 0, time.monotonic()
     for prompt in prompts:
@@ -117,7 +118,8 @@ def sheets(brush: Codebrush, parquet: str, out: Path) -> None:
     originals = test.images[torch.from_numpy(picked)]
     with torch.no_grad():
         made = brush.vqgan.decode(brush.vqgan.quantize(brush.vqgan.encode(originals))[0])
-    pairs = [to_pil(image) for half in (slice(0, 8), slice(8, 16)) for part in (originals, made) for image in part[half]]
+    halves = (originals[:8], made[:8], originals[8:], made[8:])
+    pairs = [to_pil(image) for half in halves for image in half]
     contact_sheet(pairs, columns=8).save(out / "reconstructions.png")
     drawn = [(result.image, label) for label in SEEN for result in brush.generate(label, n=2, seed=0)]
     contact_sheet([image for image, _ in drawn], [label for _, label in drawn], columns=8).save(out / "seen.png")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 
 from codebrush.errors import PackError
 from codebrush.models.clip import CLIP, CLIPConfig
@@ -111,9 +112,7 @@ class Pack:
         vqgan = read_config(VQGANConfig, self.member("vqgan"))
         transformer = read_config(CodeTransformerConfig, self.member("transformer"))
         if transformer.codebook_size != vqgan.codebook_size:
-            self._misfit(
-                f"transformer writes {transformer.codebook_size} codes", f"VQGAN has {vqgan.codebook_size}"
-            )
+            self._misfit(f"transformer writes {transformer.codebook_size} codes", f"VQGAN has {vqgan.codebook_size}")
         side = vqgan.factor
         grid = tuple(transformer.grid)
         if grid != (self.image_size // side,) * 2 or self.image_size % side:
@@ -156,9 +155,7 @@ def open_pack(source: str | Path) -> Pack:
         return Pack(_fetch(name), source)
     if "/" in name or os.sep in name:
         raise PackError(f"there is no folder '{name}': check its path, or use a built-in pack ({_names()})")
-    raise PackError(
-        f"there is no pack '{name}': name a built-in one ({_names()}), a folder, or a hub id (owner/name)"
-    )
+    raise PackError(f"there is no pack '{name}': name a built-in one ({_names()}), a folder, or a hub id (owner/name)")
 
 
 def local_pack(source: str | Path) -> Path | None:
@@ -213,8 +210,11 @@ def write_pack(
         (part / PACK_FILE).write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         _ = Pack(part).tokenizer  # what does not fit together must not replace what does
         _take_place(part, folder)
-    except OSError as error:
-        raise PackError(f"the pack {folder} cannot be written: {error.strerror or error}") from error
+    except PackError as error:
+        raise PackError(str(error).replace(str(part), str(folder))) from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PackError(f"the pack {folder} cannot be written: {reason}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return Pack(folder)
@@ -252,9 +252,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
     if not isinstance(info, dict):
         raise PackError(f"{path} is damaged (not a JSON object): fetch or train the pack again")
     if info.get("format") != FORMAT:
-        raise PackError(
-            f"{path} has format {info.get('format')!r}, not {FORMAT}: upgrade codebrush to read it"
-        )
+        raise PackError(f"{path} has format {info.get('format')!r}, not {FORMAT}: upgrade codebrush to read it")
     kinds = {"name": (str, "a text"), "image_size": (int, "a number"), "members": (dict, "an object")}
     for field, (kind, called) in kinds.items():
         if not isinstance(info.get(field), kind):

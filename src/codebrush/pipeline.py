@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import codebrush
+from codebrush import __version__
 from codebrush.data.images import decode_image, stack, to_pil
 from codebrush.errors import ImageError, PackError, UsageError
 from codebrush.generation.decoding import Progress, draw_codes, picture_uniforms
@@ -299,9 +299,7 @@ class Codebrush:
         if theirs.get("hash") != self.pack.hash:
             made_with = f"'{theirs.get('name')}' ({str(theirs.get('hash'))[:12]})"
             here = f"'{self.pack.name}' ({self.pack.hash[:12]})"
-            raise PackError(
-                f"made with the pack {made_with}, and this is {here}: open the one it was made with"
-            )
+            raise PackError(f"made with the pack {made_with}, and this is {here}: open the one it was made with")
         now = {**_versions(), "device": _describe(self.device)}
         then = {**manifest["versions"], "device": manifest.get("device")}
         changed = [f"{name} {then.get(name)}, now {now[name]}" for name in now if then.get(name) != now[name]]
@@ -336,7 +334,7 @@ def _describe(device: torch.device) -> str:
 
 def _versions() -> dict[str, str]:
     return {
-        "codebrush": codebrush.__version__,
+        "codebrush": __version__,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),

@@ -176,7 +176,7 @@ def test_unwritable_cache_is_one_line_and_nothing_else_is_said(pets, tmp_path, m
 
 @pytest.mark.skipif(not EMOJI.is_file(), reason="the emoji set is not here")
 def test_emoji_set_opens_within_seconds():
-    started = time.monotonic()
+    started = time.process_time()
     source = open_source(
         EMOJI,
         split="train",
@@ -184,7 +184,7 @@ def test_emoji_set_opens_within_seconds():
         captions=["{label}", "{label}, {style} style", "{tags}"],
         group="concept",
     )
-    assert time.monotonic() - started < 20  # a second or two on a free machine
+    assert time.process_time() - started < 10  # about one second on most machines
     assert len(source) > 2000
     assert {source.row(index)["style"] for index in range(0, len(source), 50)} == {"noto", "fluent-flat"}
     assert source.image(0).size == (128, 128)

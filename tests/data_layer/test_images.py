@@ -208,7 +208,7 @@ def test_too_many_pixels_are_refused_by_the_header_alone(width, height):
 
 def text_bomb() -> bytes:
     info = PngImagePlugin.PngInfo()
-    info.add_text("Comment", "a" * 100_000_000, zip=True)
+    info.add_text("Comment", "a" * 3_000_000, zip=True)
     return encoded(Image.new("RGB", (2, 2)), "PNG", pnginfo=info)
 
 

@@ -262,8 +262,10 @@ def test_offline_hub_is_one_line(monkeypatch):
 
 
 def test_unreachable_hub_is_one_line_at_once(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(DataError, match="the hub does not give it as a data set .*; mend the name") as caught:
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(DataError, match=r"the hub does not give it as a data set .*; mend the name") as caught:
         open_source("codebrush-tests/not-there")
     assert "\n" not in str(caught.value)
 

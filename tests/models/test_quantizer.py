@@ -23,6 +23,11 @@ from codebrush.models.quantizer import (
 UPDATES: list[CodebookUpdate] = ["gradient", "ema"]
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 def clustered(batch: int, centres: Tensor, spread: float = 0.02, side: int = 4) -> Tensor:
     """Latents (B, d, side, side) scattered around `centres` (n, d)."""
     chosen = centres[torch.randint(len(centres), (batch, side, side))]

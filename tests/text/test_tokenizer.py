@@ -54,9 +54,7 @@ def write_bpe_files(folder: Path, word_end: str, specials: list[str]) -> list[tu
         vocab_size=700, initial_alphabet=alphabet, end_of_word_suffix=word_end, show_progress=False
     )
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
-        add_prefix_space=False, use_regex=not word_end
-    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not word_end)
     words = " ".join(CAPTIONS + TEXTS).lower()
     backend.train_from_iterator(words.split() if word_end else [words], trainer)
     merges = [tuple(pair) for pair in json.loads(backend.to_str())["model"]["merges"]]
@@ -90,9 +88,7 @@ def test_wordpiece_rows_are_start_tokens_end_and_padding(wordpiece: Tokenizer) -
 def test_wordpiece_gives_the_ids_of_bert(wordpiece: Tokenizer, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     vocab = wordpiece.backend.get_vocab()
-    (tmp_path / "vocab.txt").write_text(
-        "\n".join(sorted(vocab, key=vocab.__getitem__)) + "\n", encoding="utf-8"
-    )
+    (tmp_path / "vocab.txt").write_text("\n".join(sorted(vocab, key=vocab.__getitem__)) + "\n", encoding="utf-8")
     reference = transformers.BertTokenizerFast.from_pretrained(tmp_path)
     ours = Tokenizer.from_files(tmp_path / "vocab.txt")
     for text in TEXTS:
@@ -136,9 +132,7 @@ def test_config_files_name_specials_length_and_no_start(tmp_path: Path) -> None:
     write_bpe_files(tmp_path, "", ["<go>", "<stop>", "<fill>"])
     with pytest.raises(PackError, match="no end token"):
         Tokenizer.from_files(tmp_path)
-    (tmp_path / "special_tokens_map.json").write_text(
-        '{"eos_token": {"content": "<stop>"}, "bos_token": "<go>"}'
-    )
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "<stop>"}, "bos_token": "<go>"}')
     (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 64, "pad_token": "<fill>"}')
     tokenizer = Tokenizer.from_files(tmp_path)
     row = tokenizer("a")[0]
@@ -255,9 +249,7 @@ def write(folder: Path, files: dict[str, str | bytes]) -> Path:
         ({"vocab.txt": "[UNK]\n[SEP]\na\n", "tokenizer_config.json": "nonsense"}, "is damaged"),
     ],
 )
-def test_missing_and_damaged_files_are_one_line(
-    tmp_path: Path, files: dict[str, str | bytes], message: str
-) -> None:
+def test_missing_and_damaged_files_are_one_line(tmp_path: Path, files: dict[str, str | bytes], message: str) -> None:
     with pytest.raises(PackError, match=message) as error:
         Tokenizer.from_files(write(tmp_path, files))
     assert "\n" not in str(error.value)

@@ -27,7 +27,11 @@ COMMANDS = {  # in the order of the help: where each is at home
 }
 STOPPED = 130
 
-# The base of what typer raises for bad arguments; releases before 0.20 take the same classes from click.
+# Threads that spin while they wait make drawing ten times slower on two cores with other work to do; asleep
+# they cost next to nothing. OpenMP reads this once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# The base of what typer raises for bad arguments; its older releases take the same classes from click.
 ArgumentError: type[Exception] = typer.BadParameter.__mro__[2]
 
 

@@ -11,7 +11,7 @@ STAGES = ("clip", "vqgan", "transformer")
 
 
 def train(
-    target: Annotated[str, typer.Argument(help="Captioned pictures (any source), or a stage: clip, vqgan, transformer.")],
+    target: Annotated[str, typer.Argument(help="Captioned pictures, or a stage: clip, vqgan, transformer.")],
     recipe: Annotated[str | None, typer.Argument(help="With a stage: its YAML recipe.")] = None,
     out: Annotated[Path | None, typer.Option(help="The pack's folder; with a stage, the run's folder.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time for everything: 90s, 60m, 2h. Default 60m.")] = None,
@@ -40,59 +40,45 @@ def train(
 
     if out is None:
         raise UsageError("--out is missing: name the folder to train into")
-    seconds = None if recipes is not None and budget is None else _seconds(budget or "60m")
+    shared: dict[str, Any] = {"start": start, "threads": threads, "resume": resume, "tokenizer": tokenizer}
     if target in STAGES:
-        from codebrush.previews import draw_preview
-        from codebrush.training.single_stage import train_stage
-
         if recipe is None:
             raise UsageError(f"train {target} needs a recipe: codebrush train {target} RECIPE.yaml --out {out}")
-        report = train_stage(
-            target,
-            recipe,
-            out,
-            source=source,
-            start=start,
-            clip=clip,
-            vqgan=vqgan,
-            tokenizer=tokenizer,
-            threads=threads,
-            resume=resume,
-            draw=draw_preview,
-        )
+        report = _train_stage(target, recipe, out, source=source, clip=clip, vqgan=vqgan, **shared)
     else:
-        from codebrush.previews import draw_preview
-        from codebrush.training.captioned import SourceConfig
-        from codebrush.training.pack_training import PackRequest, read_recipes, train_pack
-
         if recipe is not None:
             raise UsageError(f"'{target}' is no stage ({', '.join(STAGES)}): give a recipe folder as --recipes")
-        rows = SourceConfig(
-            target, split, tuple(where or ()), tuple(caption or ()), group, image_column, limit
-        )
-        given, plans = read_recipes(recipes, rows) if recipes is not None else (rows, {})
-        request = PackRequest(
-            source=given,
-            out=out,
-            budget=seconds,
-            plans=plans,
-            image_size=image_size,
-            tokenizer=tokenizer,
-            seed=seed,
-            threads=threads,
-            resume=resume,
-            start=start,
-            name=name,
-            licence=licence,
-        )
-        report = train_pack(request, lambda text: print(text, file=sys.stderr), draw_preview)
+        if budget is None and recipes is None:
+            budget = "60m"
+        rows = (target, split, tuple(where or ()), tuple(caption or ()), group, image_column, limit)
+        shared |= {"image_size": image_size, "seed": seed, "name": name, "licence": licence}
+        report = _train_pack(rows, out, budget, recipes, shared)
     _print(report, json_output)
 
 
-def _seconds(budget: str) -> float:
+def _train_stage(stage: str, recipe: str, out: Path, **options: Any) -> dict[str, Any]:
+    from codebrush.previews import draw_preview
+    from codebrush.training.single_stage import train_stage
+
+    return train_stage(stage, recipe, out, draw=draw_preview, **options)
+
+
+def _train_pack(
+    rows: tuple[Any, ...], out: Path, budget: str | None, recipes: Path | None, options: dict[str, Any]
+) -> dict[str, Any]:
     from codebrush.training.budget import parse_budget
 
-    return parse_budget(budget)
+    seconds = None if budget is None else parse_budget(budget)  # before the heavy imports, to be told at once
+
+    from codebrush.previews import draw_preview
+    from codebrush.training.captioned import SourceConfig
+    from codebrush.training.pack_training import PackRequest, read_recipes, train_pack
+
+    source, plans = SourceConfig(*rows), {}
+    if recipes is not None:
+        source, plans = read_recipes(recipes, source)
+    request = PackRequest(source, out, seconds, plans, **options)
+    return train_pack(request, lambda text: print(text, file=sys.stderr), draw_preview)
 
 
 def _print(report: dict[str, Any], as_json: bool) -> None:

@@ -36,9 +36,7 @@ def encode_once(
     for first in range(0, len(pixels), BATCH):
         rows = np.arange(first, min(first + BATCH, len(pixels)))
         images = pixels.batch(rows).to(device).float() / 255
-        codes[rows] = (
-            vqgan.quantize(vqgan.encode(images))[1].flatten(1).cpu().numpy()
-        )  # (B, h, w) -> (B, h * w)
+        codes[rows] = vqgan.quantize(vqgan.encode(images))[1].flatten(1).cpu().numpy()  # (B, h, w) -> (B, h * w)
         if progress is not None:
             progress(int(rows[-1]) + 1, len(pixels))
     try:
@@ -48,9 +46,7 @@ def encode_once(
             np.save(file, codes)
         os.replace(part, path)
     except OSError as error:
-        raise CodebrushError(
-            f"cannot write codes in {folder}: {error.strerror}; free space or name another"
-        ) from error
+        raise CodebrushError(f"cannot write codes in {folder}: {error.strerror}; free space or name another") from error
     return codes
 
 

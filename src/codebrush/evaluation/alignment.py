@@ -21,17 +21,22 @@ def top_k(found: Tensor, k: int) -> float:
     return (found < k).float().mean().item()
 
 
-def zero_shot(images: Tensor, labels: Sequence[str], label_embeddings: Tensor, names: Sequence[str]) -> dict[str, float]:
+def zero_shot(
+    images: Tensor, labels: Sequence[str], label_embeddings: Tensor, names: Sequence[str]
+) -> dict[str, float]:
     """Picture -> label among all `labels`: unit images (N, E) whose labels are `names`; top-1 and top-5.
 
     Each distinct label counts once, however many pictures share it.
     """
     place = {label: index for index, label in enumerate(labels)}
     found = ranks(images, label_embeddings, torch.tensor([place[name] for name in names]))
-    return {"top1": top_k(found, 1), "top5": top_k(found, 5), "labels": float(len(labels)), "pictures": float(len(images))}
+    counts = {"labels": float(len(labels)), "pictures": float(len(images))}
+    return {"top1": top_k(found, 1), "top5": top_k(found, 5), **counts}
 
 
-def retrieval(texts: Tensor, images: Tensor, text_groups: Sequence[str], image_groups: Sequence[str]) -> dict[str, float]:
+def retrieval(
+    texts: Tensor, images: Tensor, text_groups: Sequence[str], image_groups: Sequence[str]
+) -> dict[str, float]:
     """Text -> picture: the share of texts with a picture of their group among the first 1, 5 and 10."""
     cosines = texts @ images.T  # (T, N)
     same = torch.tensor([[text == image for image in image_groups] for text in text_groups])

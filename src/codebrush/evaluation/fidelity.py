@@ -23,9 +23,7 @@ def reconstruction(vqgan: VQGAN, batches: Iterable[Tensor]) -> dict[str, float]:
         quantised, found = vqgan.quantize(vqgan.encode(images))
         made = vqgan.decode(quantised).clamp(0, 1)
         pixels = (1, 2, 3)
-        psnr.append(
-            peak_signal_noise_ratio(made, images, data_range=1.0, dim=pixels, reduction="none")
-        )
+        psnr.append(peak_signal_noise_ratio(made, images, data_range=1.0, dim=pixels, reduction="none"))
         ssim.append(structural_similarity_index_measure(made, images, data_range=1.0, reduction="none"))
         codes.append(found.flatten())
     every = torch.cat(codes)

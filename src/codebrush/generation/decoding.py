@@ -101,9 +101,7 @@ class _Drawer:
         return torch.stack(self.drawn, dim=1)
 
 
-def _read_prefix(
-    transformer: CodeTransformer, condition: Condition, pictures: slice
-) -> tuple[KVCache, Tensor]:
+def _read_prefix(transformer: CodeTransformer, condition: Condition, pictures: slice) -> tuple[KVCache, Tensor]:
     """The cache and the first logits (rows, K) of a condition: one row where all pictures share it."""
     rows = _rows(condition)
     if rows > 1:

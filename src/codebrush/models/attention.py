@@ -93,9 +93,7 @@ class Attention(nn.Module):
 
         With a `cache`, x holds only the new tokens and attention is causal over the old and the new.
         """
-        q, k, v = (
-            self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # each (B, heads, N, d)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, d)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         allowed = None if mask is None else mask[:, None, None, :]
@@ -122,7 +120,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, causal: bool
     if causal:
         allowed = _causal_tail(q.shape[2], k.shape[2], q.device)
     if allowed is not None:
-        scores = scores.masked_fill(~allowed, float("-inf"))
+        # the least number and not -inf: a row that may attend to nothing must not turn into nan
+        scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
     return scores.softmax(-1).to(v.dtype) @ v
 
 

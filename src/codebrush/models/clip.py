@@ -40,6 +40,8 @@ class CLIP(PretrainedModel):
     """Pictures and texts in one space: the cosine of two unit vectors says how well they fit."""
 
     config_class = CLIPConfig
+    mean: Tensor  # (1, 3, 1, 1)
+    std: Tensor
 
     def __init__(self, config: CLIPConfig, image_encoder: nn.Module, text_encoder: nn.Module):
         super().__init__()

@@ -54,7 +54,7 @@ class CodeTransformerConfig:
         return text + bool(self.text_embedding) + bool(self.image_embedding) + source + 1
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning's precision plugins rebuild a forward's arguments field by field
 class Condition:
     """What a picture is drawn from; None stands for "not given"."""
 
@@ -85,6 +85,7 @@ class CodeTransformer(PretrainedModel):
     """A decoder-only transformer over a condition prefix and a grid of codes in raster order."""
 
     config_class = CodeTransformerConfig
+    angles: Tensor  # (prefix_length + N, head width / 2)
 
     def __init__(self, config: CodeTransformerConfig):
         super().__init__()
@@ -109,9 +110,7 @@ class CodeTransformer(PretrainedModel):
         for name, length in self._slots():
             self.nulls[name] = nn.Parameter(torch.randn(length, width) * 0.02)
             if name != "source_codes":
-                self.projections[name] = nn.Sequential(
-                    nn.Linear(getattr(config, name), width), nn.LayerNorm(width)
-                )
+                self.projections[name] = nn.Sequential(nn.Linear(getattr(config, name), width), nn.LayerNorm(width))
         self.prefix_positions = nn.Parameter(torch.randn(config.prefix_length, width) * 0.02)
         self.transformer = Transformer(trunk)
         self.final_norm = make_norm(trunk)
@@ -168,9 +167,7 @@ class CodeTransformer(PretrainedModel):
         parts.append(self.start.expand(batch, 1, -1))
         return torch.cat(parts, dim=1) + self.prefix_positions
 
-    def forward(
-        self, codes: Tensor, condition: Condition | None = None, cache: KVCache | None = None
-    ) -> Tensor:
+    def forward(self, codes: Tensor, condition: Condition | None = None, cache: KVCache | None = None) -> Tensor:
         """Codes (B, n) int64, n from 0 to N -> logits (B, n + 1, K): what each code, and the next, should be.
 
         With a `cache` that has seen the prefix, `codes` are the new ones alone and the logits (B, n, K) are

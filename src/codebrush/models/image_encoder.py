@@ -55,20 +55,17 @@ class VisionTransformer(nn.Module):
         self.position_embedding = nn.Parameter(torch.randn(side**2 + extra, width) * width**-0.5)
         self.input_norm = nn.LayerNorm(width)
         self.transformer = Transformer(
-            TransformerConfig(
-                width, config.layers, config.heads, activation=config.activation, dropout=config.dropout
-            )
+            TransformerConfig(width, config.layers, config.heads, activation=config.activation, dropout=config.dropout)
         )
         self.final_norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, config.embed_dim, bias=False)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
 
     def _tokens(self, pixels: Tensor) -> Tensor:
+        _check_size(pixels, self.config.image_size)
         x = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # (B, 3, H, W) -> (B, hw, D)
         if self.class_embedding is not None:
-            x = torch.cat(
-                [self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1
-            )  # (B, 1 + hw, D)
+            x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)  # (B, 1 + hw, D)
         return self.input_norm(x + self.position_embedding)
 
     def features(self, pixels: Tensor) -> list[Tensor]:
@@ -162,6 +159,7 @@ class ModifiedResNet(nn.Module):
 
     def features(self, pixels: Tensor) -> list[Tensor]:
         """The output of every stage, each (B, C, h, w): strides 4, 8, 16 and 32."""
+        _check_size(pixels, self.config.image_size)
         x = self.stem(pixels)
         outputs = []
         for stage in self.stages:
@@ -174,8 +172,12 @@ class ModifiedResNet(nn.Module):
         return self.pool(self.features(pixels)[-1])
 
 
+def _check_size(pixels: Tensor, side: int) -> None:
+    # other shapes with as many patches would pass, and read the positions of the wrong places
+    if pixels.shape[-2:] != (side, side):
+        raise ValueError(f"this image tower reads {side} x {side} pixels, got {tuple(pixels.shape[-2:])}")
+
+
 def make_image_encoder(config: ImageEncoderConfig) -> VisionTransformer | ModifiedResNet:
     """The tower that belongs to `config`."""
-    return (
-        VisionTransformer(config) if isinstance(config, VisionTransformerConfig) else ModifiedResNet(config)
-    )
+    return VisionTransformer(config) if isinstance(config, VisionTransformerConfig) else ModifiedResNet(config)

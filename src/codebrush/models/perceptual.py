@@ -19,7 +19,6 @@ from codebrush.models.clip import CLIP
 from codebrush.models.convolution import fast_layout
 
 VGG_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # VGG-16, configuration D
-HEAD_KEY = "lin{}.model.1.weight"
 
 
 class Perceptual(nn.Module):
@@ -83,18 +82,12 @@ class VGGPerceptual(Perceptual):
 
     def __init__(self, vgg: Path | str, heads: Path | str):
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for widths in VGG_BLOCKS:
-            layers += [nn.MaxPool2d(2)] if layers else []
-            for width in widths:
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
-                channels = width
-        self.network = nn.Sequential(*layers)
-        self.heads = nn.ParameterList(torch.zeros(1, widths[-1], 1, 1) for widths in VGG_BLOCKS)
+        with torch.device("meta"):  # the weights come from the file alone
+            self.network = _vgg16()
+        self.network.load_state_dict(_network_weights(Path(vgg), self.network), assign=True)
+        self.heads = nn.ParameterList(_head_weights(Path(heads)))
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
-        self._load(Path(vgg), Path(heads))
         self.requires_grad_(False)
         self.train()
 
@@ -111,10 +104,33 @@ class VGGPerceptual(Perceptual):
         pairs = zip(self.heads, differences, strict=True)
         return torch.stack([(head * x).sum(1).mean((1, 2)) for head, x in pairs]).sum(0)  # (B,)
 
-    def _load(self, vgg: Path, heads: Path) -> None:
-        network = {key.removeprefix("features."): tensor for key, tensor in _read(vgg).items()}
-        _copy(dict(self.network.named_parameters()), network, vgg)
-        _copy({HEAD_KEY.format(i): head for i, head in enumerate(self.heads)}, _read(heads), heads)
+
+def _vgg16() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    channels = 3
+    for widths in VGG_BLOCKS:
+        layers += [nn.MaxPool2d(2)] if layers else []
+        for width in widths:
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            channels = width
+    return nn.Sequential(*layers)
+
+
+def _network_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
+    found = {key.removeprefix("features."): tensor for key, tensor in _read(path).items()}
+    return {key: _taken(found, key, p.shape, path) for key, p in network.named_parameters()}
+
+
+def _head_weights(path: Path) -> list[Tensor]:
+    found = _read(path)
+    shapes = [(1, widths[-1], 1, 1) for widths in VGG_BLOCKS]
+    return [_taken(found, f"lin{level}.model.1.weight", shape, path) for level, shape in enumerate(shapes)]
+
+
+def _taken(found: dict[str, Tensor], key: str, shape: tuple[int, ...], path: Path) -> Tensor:
+    if key not in found or found[key].shape != shape:
+        raise PackError(f"{path} lacks {key} of shape {tuple(shape)}: it is another model's file")
+    return found[key].float()
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -127,11 +143,3 @@ def _read(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PackError(f"{path} cannot be read as tensors ({reason}): fetch it again") from error
-
-
-@torch.no_grad()
-def _copy(wanted: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
-    for key, parameter in wanted.items():
-        if key not in found or found[key].shape != parameter.shape:
-            raise PackError(f"{path} lacks {key} of shape {tuple(parameter.shape)}: it is another model's file")
-        parameter.copy_(found[key])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import types
 import typing
 from pathlib import Path
@@ -37,9 +38,7 @@ def config_from_dict(kind: type[T], values: dict[str, Any]) -> T:
     fields: dict[str, Any] = {}
     for name, value in values.items():
         if name not in hints:
-            raise PackError(
-                f"{kind.__name__} has no field '{name}': the folder was written by another version"
-            )
+            raise PackError(f"{kind.__name__} has no field '{name}': the folder was written by another version")
         fields[name] = _field_from_json(hints[name], value, name)
     try:
         return kind(**fields)
@@ -51,9 +50,12 @@ def _field_from_json(hint: Any, value: Any, name: str) -> Any:
     if isinstance(value, dict):
         options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         for option in options:
-            if dataclasses.is_dataclass(option) and option.__name__ == value.get("type", option.__name__):
-                return config_from_dict(option, value)  # pyright: ignore[reportArgumentType]
+            if isinstance(option, type) and option.__name__ == value.get("type", option.__name__):
+                return config_from_dict(option, value)
         raise PackError(f"config field '{name}' has the unknown type '{value.get('type')}'")
+    if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
+        known = ", ".join(map(str, typing.get_args(hint)))
+        raise PackError(f"config field '{name}' has the unknown value '{value}'; known are {known}")
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -69,23 +71,35 @@ class PretrainedModel(nn.Module):
         return cls(config)  # pyright: ignore[reportCallIssue]
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write config.json and model.safetensors into `folder`; floating-point weights become `dtype` if given."""
+        """Write config.json and model.safetensors into `folder`; floating-point weights become `dtype` if given.
+
+        Weights that cannot be written are a PackError; what stood under these names before is then untouched.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: _stored(tensor, dtype) for name, tensor in self.state_dict().items()}
-        weights = folder / WEIGHTS_FILE
-        save_file(tensors, f"{weights}.part")
-        os.replace(f"{weights}.part", weights)
-        config = folder / CONFIG_FILE
+        weights, config = folder / WEIGHTS_FILE, folder / CONFIG_FILE
         text = json.dumps(config_to_dict(self.config), indent=2)
         Path(f"{config}.part").write_text(text + "\n", encoding="utf-8")
+        try:
+            save_file(tensors, f"{weights}.part")
+        except SafetensorError as error:
+            os.remove(f"{config}.part")
+            raise PackError(f"{weights} cannot be written ({error}): check its folder and free space") from error
+        shutil.copymode(f"{config}.part", f"{weights}.part")  # safetensors lets nobody else read what it writes
+        os.replace(f"{weights}.part", weights)
         os.replace(f"{config}.part", config)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
         """The network in `folder`, float32, in eval mode. Anything missing or damaged is a PackError."""
         folder = Path(folder)
-        model = cls.from_config(read_config(cls.config_class, folder))
+        config = read_config(cls.config_class, folder)
+        try:
+            model = cls.from_config(config)
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            detail = " ".join(str(error).split())[:200]
+            raise PackError(f"{folder / CONFIG_FILE} describes no network: {detail}") from error
         state = read_weights(folder)
         try:
             model.load_state_dict(state)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance (Ho and Salimans 2022, eq. 6, on logits): 1 leaves `conditional` as it is."""
-    return unconditional + scale * (conditional - unconditional)
+    return torch.lerp(unconditional, conditional, scale)
 
 
 def probabilities(
@@ -20,11 +20,13 @@ def probabilities(
     logits = logits.float()
     if temperature == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    p = torch.softmax(logits / temperature, dim=-1)
+    logits = logits - logits.amax(-1, keepdim=True)  # at most 0, so that a tiny temperature cannot reach +inf
+    p = torch.softmax(logits / max(temperature, torch.finfo(torch.float32).tiny), dim=-1)
     if min_p > 0:
         p = p.masked_fill(p < min_p * p.amax(-1, keepdim=True), 0.0)
     if 0 < top_k < p.shape[-1]:
-        p = p.masked_fill(p < p.topk(top_k, dim=-1).values[..., -1:], 0.0)
+        kept = p.topk(top_k, dim=-1)
+        p = torch.zeros_like(p).scatter_(-1, kept.indices, kept.values)
     if top_p < 1:
         p = p / p.sum(-1, keepdim=True)
         ordered, order = p.sort(dim=-1, descending=True)
@@ -50,7 +52,5 @@ def sample(
     mass = p.cumsum(-1)  # (B, K)
     target = uniform.double().unsqueeze(-1).to(mass.device) * mass[..., -1:]
     token = torch.searchsorted(mass, target, right=True).squeeze(-1)
-    last = (
-        p.shape[-1] - 1 - (p > 0).flip(-1).int().argmax(-1)
-    )  # rounding must not step past the last allowed one
+    last = p.shape[-1] - 1 - (p > 0).flip(-1).int().argmax(-1)  # rounding must not step past the last allowed one
     return torch.minimum(token, last)

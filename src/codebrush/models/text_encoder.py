@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from codebrush.errors import PackError
@@ -160,24 +161,28 @@ class PretrainedText(nn.Module):
         values = json.loads(config.architecture)
         architecture = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
         self.config = config
-        self.encoder: Any = transformers.AutoModel.from_config(architecture)
+        self.encoder: Any = transformers.AutoModel.from_config(architecture).float()  # may name a half type
         self.projection = nn.Linear(architecture.hidden_size, config.embed_dim, bias=False)
         nn.init.normal_(self.projection.weight, std=architecture.hidden_size**-0.5)
 
     @classmethod
-    def from_huggingface(
-        cls, folder: str | Path, embed_dim: int, context_length: int = 77
-    ) -> "PretrainedText":
-        """The encoder in `folder` (config.json and weights as transformers saves them), with a new projection."""
+    def from_huggingface(cls, folder: str | Path, embed_dim: int, context_length: int = 77) -> "PretrainedText":
+        """The encoder in `folder` (config.json and weights as transformers saves them), float32, in eval mode.
+
+        Its projection is new. A folder without a readable text encoder is a PackError.
+        """
         transformers = _transformers()
         try:
             encoder = transformers.AutoModel.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise PackError(
-                f"{folder} holds no Hugging Face text encoder: {str(error).splitlines()[0]}"
-            ) from error
+        except (OSError, ValueError, SafetensorError) as error:
+            detail = " ".join(str(error).split())[:200]
+            raise PackError(f"{folder} holds no Hugging Face text encoder: {detail}") from error
         values = encoder.config.to_dict()
+        values.pop("_name_or_path", None)  # where it lay on this machine
         room = values.get("max_position_embeddings", context_length)
+        for name, module in encoder.named_modules():
+            if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+                room -= module.padding_idx + 1  # RoBERTa and its kin count positions from there
         model = cls(
             PretrainedTextConfig(
                 architecture=json.dumps(values, sort_keys=True),
@@ -187,7 +192,7 @@ class PretrainedText(nn.Module):
             )
         )
         model.encoder.load_state_dict(encoder.state_dict())
-        return model
+        return model.eval()
 
     @property
     def feature_width(self) -> int:

@@ -87,9 +87,9 @@ class Transformer(nn.Module):
         self.config = config
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.apply(_initialise)
-        for block in self.blocks:  # residual branches start small: GPT-2's 1/sqrt(2 layers)
-            for linear in (block.attention.out, block.mlp.down):
-                nn.init.normal_(linear.weight, std=0.02 * (2 * config.layers) ** -0.5)
+        for name, weight in self.named_parameters():
+            if name.endswith(("attention.out.weight", "mlp.down.weight")):
+                nn.init.normal_(weight, std=0.02 * (2 * config.layers) ** -0.5)  # residual branches start small
 
     def forward(
         self,

@@ -46,6 +46,8 @@ class VQGANConfig:
     def __post_init__(self) -> None:
         if self.quantizer not in ("vector", "gumbel"):
             raise PackError(f"a VQGAN's quantizer is 'vector' or 'gumbel', not '{self.quantizer}'")
+        if self.codebook_update not in ("gradient", "ema"):
+            raise PackError(f"a VQGAN's codebook_update is 'gradient' or 'ema', not '{self.codebook_update}'")
         if self.image_size % self.factor:
             raise PackError(f"a VQGAN's image_size must be a multiple of {self.factor}, not {self.image_size}")
 

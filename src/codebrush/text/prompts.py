@@ -118,16 +118,12 @@ def _read_part(words: str, weight: str | None, prompt: str) -> WeightedText:
     weight = weight.strip()
     place = f'the weight "{_short(weight)}" of "{_short(words)}"'
     if weight.lower().lstrip("+-") in ("nan", "inf", "infinity"):
-        raise PromptError(
-            f"{place} is not finite: write a number such as 1.2, or \\: where the colon is text"
-        )
+        raise PromptError(f"{place} is not finite: write a number such as 1.2, or \\: where the colon is text")
     if not _NUMBER.fullmatch(weight):
         raise PromptError(f"{place} is no number: write one such as 1.2, or \\: where the colon is text")
     value = float(weight)
     if not math.isfinite(value) or abs(value) > LARGEST_WEIGHT:
-        raise PromptError(
-            f"{place} is too large: weights lie between {-LARGEST_WEIGHT:g} and {LARGEST_WEIGHT:g}"
-        )
+        raise PromptError(f"{place} is too large: weights lie between {-LARGEST_WEIGHT:g} and {LARGEST_WEIGHT:g}")
     return WeightedText(words, value)
 
 

@@ -51,9 +51,7 @@ def read_tokenizer_files(path: str | Path) -> TokenizerFiles:
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     if not path.exists():
-        raise PackError(
-            f"{path} is missing: name a folder with {TOKENIZER_FILE}, vocab.json + merges.txt or vocab.txt"
-        )
+        raise PackError(f"{path} is missing: name a folder with {TOKENIZER_FILE}, vocab.json + merges.txt or vocab.txt")
     config = _read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
     if (folder / SPECIAL_FILE).is_file():
         config = _read_json(folder / SPECIAL_FILE) | config
@@ -71,9 +69,7 @@ def _main_file(folder: Path) -> Path:
     for name in (TOKENIZER_FILE, "vocab.json", "vocab.txt"):
         if (folder / name).is_file():
             return folder / name
-    raise PackError(
-        f"{folder} holds no tokenizer: {TOKENIZER_FILE}, vocab.json + merges.txt or vocab.txt is needed"
-    )
+    raise PackError(f"{folder} holds no tokenizer: {TOKENIZER_FILE}, vocab.json + merges.txt or vocab.txt is needed")
 
 
 def _read_backend(source: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
@@ -157,9 +153,7 @@ def _with_specials(backend: tokenizers.Tokenizer, config: dict[str, Any], source
     vocab = backend.get_vocab(with_added_tokens=True)
     end = _special(config, ("eos_token", "sep_token"), KNOWN_ENDS, vocab)
     if end is None:
-        raise PackError(
-            f"{source} has no end token (one of {', '.join(KNOWN_ENDS)}): name it in {CONFIG_FILE}"
-        )
+        raise PackError(f"{source} has no end token (one of {', '.join(KNOWN_ENDS)}): name it in {CONFIG_FILE}")
     start = _special(config, ("bos_token", "cls_token"), KNOWN_STARTS, vocab)
     if start == end or config.get("add_bos_token") is False:
         start = None

@@ -27,9 +27,7 @@ def token_table(folder: str | Path = WORDPIECE_FOLDER) -> Tensor:
     """
     path = Path(folder) / TABLE_FILE
     if not path.is_file():
-        raise PackError(
-            f"{path} is missing: install the package again, or make it with recipes/distil_token_table.py"
-        )
+        raise PackError(f"{path} is missing: install the package again, or make it with recipes/distil_token_table.py")
     try:
         return load_file(path)[TABLE_KEY].float()
     except (SafetensorError, OSError, KeyError) as error:

@@ -87,9 +87,7 @@ class Tokenizer:
         files = read_tokenizer_files(path)
         if context_length is None:
             context_length = files.context_length or DEFAULT_CONTEXT
-        return cls(
-            files.backend, pad=files.pad, start=files.start, end=files.end, context_length=context_length
-        )
+        return cls(files.backend, pad=files.pad, start=files.start, end=files.end, context_length=context_length)
 
     @cached_property
     def vocab_size(self) -> int:
@@ -160,15 +158,11 @@ class Tokenizer:
     def _special_id(self, token: str) -> int:
         index = self.backend.token_to_id(token)
         if index is None:
-            raise PackError(
-                f"the vocabulary has no token '{token}': name the special tokens in {CONFIG_FILE}"
-            )
+            raise PackError(f"the vocabulary has no token '{token}': name the special tokens in {CONFIG_FILE}")
         return index
 
 
-def train_bpe(
-    captions: Iterable[str], vocab_size: int = 4096, context_length: int = DEFAULT_CONTEXT
-) -> Tokenizer:
+def train_bpe(captions: Iterable[str], vocab_size: int = 4096, context_length: int = DEFAULT_CONTEXT) -> Tokenizer:
     """A lower-casing byte-level BPE learned from captions; any text round-trips, case and spacing aside.
 
     The same captions give the same tokens. Fewer than `vocab_size` come out where the captions hold no more
@@ -182,9 +176,7 @@ def train_bpe(
         raise DataError("no captions to learn a vocabulary from: every one is empty")
     backend = tokenizers.Tokenizer(models.BPE())
     spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Lowercase(), spaces, normalizers.Strip()]
-    )
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase(), spaces, normalizers.Strip()])
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -206,12 +198,8 @@ def _utf8(text: str) -> str:
 def _tell_long(text: str, count: int, room: int, on_long: str) -> None:
     beginning = " ".join(text[:60].split()) + ("..." if len(text) > 60 else "")
     if on_long == "error":
-        raise PromptError(
-            f'"{beginning}" has {count} tokens, over the {room} that the text encoder reads: shorten it'
-        )
-    warnings.warn(
-        f'"{beginning}" has {count} tokens: only the first {room} are read', UserWarning, stacklevel=3
-    )
+        raise PromptError(f'"{beginning}" has {count} tokens, over the {room} that the text encoder reads: shorten it')
+    warnings.warn(f'"{beginning}" has {count} tokens: only the first {room} are read', UserWarning, stacklevel=3)
 
 
 def _checked_length(length: int) -> int:

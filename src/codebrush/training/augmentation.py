@@ -1,4 +1,4 @@
-"""Pictures -> slightly moved pictures: shift, zoom, turn and mirror in one resampling."""
+"""Pictures -> slightly changed pictures: shift, zoom, turn and mirror in one resampling, colours in one product."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codebrush.training.ranges import Share, Weight
+
+LUMA = np.array([0.299, 0.587, 0.114])  # Rec. 601: how bright the eye finds red, green and blue
+
 
 @dataclass(frozen=True)
 class Augmentation:
     """Largest changes: `shift` as a share of the side, `zoom` as a share of the size, `turn` in degrees.
 
-    `mirror` is the chance of a left-right flip, 0 by default because captions may speak of sides.
+    `mirror` is the chance of a left-right flip, 0 by default because captions may speak of sides. `colour` is how
+    far contrast, saturation and brightness stray; red stays red up to about 0.3.
     """
 
-    shift: float = 0.0
-    zoom: float = 0.0
-    turn: float = 0.0
-    mirror: float = 0.0
+    shift: Share = 0.0
+    zoom: Share = 0.0
+    turn: Weight = 0.0
+    mirror: Share = 0.0
+    colour: Share = 0.0
 
 
 def draw_affine(count: int, how: Augmentation, rng: np.random.Generator) -> Tensor:
@@ -30,6 +36,22 @@ def draw_affine(count: int, how: Augmentation, rng: np.random.Generator) -> Tens
     cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
     rows = [[cos * flip, -sin, x], [sin * flip, cos, y]]
     return torch.from_numpy(np.array(rows, dtype=np.float32)).permute(2, 0, 1)  # (2, 3, B) -> (B, 2, 3)
+
+
+def draw_colour(count: int, how: Augmentation, rng: np.random.Generator) -> Tensor:
+    """Random changes of colour (B, 3, 4) float32: a matrix on (red, green, blue) and what is added to it."""
+    contrast, saturation = np.exp(rng.uniform(-how.colour, how.colour, (2, count, 1, 1)))
+    brightness = rng.uniform(-how.colour / 2, how.colour / 2, (count, 1, 1))
+    matrix = contrast * (saturation * np.eye(3) + (1 - saturation) * LUMA)  # (B, 3, 3)
+    offset = (1 - contrast) / 2 + brightness + np.zeros((count, 3, 1))
+    return torch.from_numpy(np.concatenate([matrix, offset], axis=2).astype(np.float32))
+
+
+def recolour(images: Tensor, colour: Tensor) -> Tensor:
+    """Apply `colour` (B, 3, 4) to images (B, 3, H, W) in [0, 1], and keep them there."""
+    colour = colour.to(images.device)
+    mixed = torch.einsum("bij,bjhw->bihw", colour[:, :, :3], images) + colour[:, :, 3, None, None]
+    return mixed.clamp(0, 1)
 
 
 def move(images: Tensor, affine: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from codebrush.data.captions import CaptionedImages, open_source
 from codebrush.data.pixels import PixelCache, decode_once
 from codebrush.text.tokenizer import Tokenizer
+from codebrush.training.ranges import Count
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class SourceConfig:
     captions: tuple[str, ...] = ()
     group: str | None = None
     image_column: str | None = None
-    limit: int | None = None
+    limit: Count | None = None
 
     def open(self) -> CaptionedImages:
         """The rows that this config names."""

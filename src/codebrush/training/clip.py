@@ -13,11 +13,12 @@ from codebrush.models.image_encoder import ModifiedResNetConfig, VisionTransform
 from codebrush.models.text_encoder import BagOfWordsConfig, TextTransformerConfig
 from codebrush.text.token_table import token_table
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.augmentation import Augmentation, draw_affine, move
+from codebrush.training.augmentation import Augmentation, draw_affine, draw_colour, move, recolour
 from codebrush.training.captioned import Captioned, CaptionTokens
 from codebrush.training.loop import Objective
 from codebrush.training.losses import contrastive_loss, sigmoid_loss
 from codebrush.training.optimizer import make_adamw
+from codebrush.training.ranges import Count, Rate, Share, Weight
 
 
 @dataclass(frozen=True)
@@ -25,24 +26,24 @@ class CLIPRecipe:
     """Sizes and settings. `token_table` starts the text tower's token vectors from the distilled table and, unless
     `train_tokens`, leaves them there, so that words no caption holds keep their place among those it does."""
 
-    image_size: int = 64
+    image_size: Count = 64
     image: Literal["vit", "resnet"] = "vit"
-    patch_size: int = 8
-    width: int = 256
-    layers: int = 6
-    heads: int = 4
-    blocks: tuple[int, int, int, int] = (2, 2, 2, 2)  # of the resnet's stages
+    patch_size: Count = 8
+    width: Count = 256
+    layers: Count = 6
+    heads: Count = 4
+    blocks: tuple[Count, Count, Count, Count] = (2, 2, 2, 2)  # of the resnet's stages
     text: Literal["transformer", "bag"] = "transformer"
-    text_width: int = 256
-    text_layers: int = 4
-    text_heads: int = 4
-    embed_dim: int = 256
+    text_width: Count = 256
+    text_layers: Count = 4
+    text_heads: Count = 4
+    embed_dim: Count = 256
     loss: Literal["softmax", "sigmoid"] = "softmax"
     token_table: bool = True
     train_tokens: bool = False
-    dropout: float = 0.0
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.1
+    dropout: Share = 0.0
+    learning_rate: Rate = 1e-3
+    weight_decay: Weight = 0.1
     augmentation: Augmentation = Augmentation(shift=0.08, zoom=0.15, turn=10)
 
 
@@ -63,7 +64,7 @@ def make_clip(recipe: CLIPRecipe, tokenizer: Tokenizer) -> CLIP:
             dropout=r.dropout,
         )
     token_width = table.shape[1] if table is not None else r.text_width
-    special = tuple(sorted({tokenizer.start_id, tokenizer.end_id}))
+    special = tuple({token for token in (tokenizer.start_id, tokenizer.end_id) if token is not None})
     if r.text == "bag":
         text = BagOfWordsConfig(
             tokenizer.vocab_size,
@@ -89,6 +90,9 @@ def make_clip(recipe: CLIPRecipe, tokenizer: Tokenizer) -> CLIP:
             dropout=r.dropout,
         )
     clip = CLIP.from_config(CLIPConfig(image, text, image_mean=(0.5,) * 3, image_std=(0.5,) * 3))
+    if r.loss == "sigmoid":  # starting values of Zhai et al. 2023, section 3.2
+        clip.log_scale.data.fill_(float(np.log(10.0)))
+        clip.logit_bias.data.fill_(-10.0)
     if table is not None:
         # Rows of the table are some fifty long; the trunk starts from values of about one.
         clip.text_encoder.token_embedding.weight.data.copy_(table / table.std())
@@ -106,9 +110,6 @@ class CLIPTask:
         if embedding is not None:
             embedding.weight.requires_grad_(recipe.train_tokens or not recipe.token_table)
         clip.logit_bias.requires_grad_(recipe.loss == "sigmoid")
-        if recipe.loss == "sigmoid":  # starting values of Zhai et al. 2023, section 3.2
-            clip.log_scale.data.fill_(float(np.log(10.0)))
-            clip.logit_bias.data.fill_(-10.0)
         self.networks: dict[str, nn.Module] = {"clip": clip}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "clip": make_adamw([clip], recipe.learning_rate, recipe.weight_decay)
@@ -122,16 +123,15 @@ class CLIPTask:
             "tokens": self.tokens.draw(rows, rng),
             "groups": torch.from_numpy(self.data.groups[rows]),
             "affine": draw_affine(len(rows), self.recipe.augmentation, rng),
+            "colour": draw_colour(len(rows), self.recipe.augmentation, rng),
         }
 
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
         """One contrastive loss over the whole batch."""
-        images = move(batch["images"].float() / 255, batch["affine"])
+        images = recolour(move(batch["images"].float() / 255, batch["affine"]), batch["colour"])
         output = self.networks["clip"](images, batch["tokens"])
         if self.recipe.loss == "sigmoid":
-            loss = sigmoid_loss(
-                output.image, output.text, output.logit_scale, output.logit_bias, batch["groups"]
-            )
+            loss = sigmoid_loss(output.image, output.text, output.logit_scale, output.logit_bias, batch["groups"])
         else:
             loss = contrastive_loss(output.image, output.text, output.logit_scale, batch["groups"])
         cosines = output.image.detach() @ output.text.detach().T

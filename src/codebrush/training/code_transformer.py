@@ -16,21 +16,22 @@ from codebrush.training.captioned import Captioned, CaptionTokens
 from codebrush.training.loop import Objective
 from codebrush.training.losses import code_loss
 from codebrush.training.optimizer import make_adamw
+from codebrush.training.ranges import Count, Rate, Share, Weight
 
 
 @dataclass(frozen=True)
 class TransformerRecipe:
     """Sizes and settings; `text_length` text tokens stand in the prefix."""
 
-    width: int = 256
-    layers: int = 8
-    heads: int = 4
-    text_length: int = 24
-    dropout: float = 0.1
-    condition_dropout: float = 0.1
-    label_smoothing: float = 0.0
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
+    width: Count = 256
+    layers: Count = 8
+    heads: Count = 4
+    text_length: Count = 24
+    dropout: Share = 0.1
+    condition_dropout: Share = 0.1
+    label_smoothing: Share = 0.0
+    learning_rate: Rate = 1e-3
+    weight_decay: Weight = 0.05
 
 
 def make_code_transformer(
@@ -72,9 +73,7 @@ class CodeTransformerTask:
         self.examples = len(data)
         self.networks: dict[str, nn.Module] = {"transformer": transformer}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "transformer": make_adamw(
-                [transformer], recipe.learning_rate, recipe.weight_decay, betas=(0.9, 0.95)
-            )
+            "transformer": make_adamw([transformer], recipe.learning_rate, recipe.weight_decay, betas=(0.9, 0.95))
         }
         self.frozen: list[nn.Module] = [clip]
 

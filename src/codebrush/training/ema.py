@@ -37,5 +37,5 @@ class EMA:
     def network(self, network: nn.Module) -> nn.Module:
         """A copy of `network` that holds the average."""
         averaged = copy.deepcopy(network)
-        averaged.load_state_dict({name: value for name, value in self.values.items()}, strict=False)
+        averaged.load_state_dict(dict(self.values), strict=False)
         return averaged

@@ -6,12 +6,15 @@ run that was killed and resumed goes through the same numbers as one that was no
 """
 
 import os
+import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +25,7 @@ from torch import Tensor, nn
 from codebrush.errors import TrainingError
 from codebrush.training.ema import EMA
 from codebrush.training.optimizer import cosine_schedule
+from codebrush.training.ranges import Count, Share, Weight, Whole
 from codebrush.training.reporting import Reporter
 
 CHECKPOINT = "checkpoint.pt"
@@ -31,23 +35,24 @@ CHECKPOINT = "checkpoint.pt"
 class LoopConfig:
     """`batch_size` counts rows over all processes; `precision` "auto" is bf16 where the machine has it.
 
-    `threads` 0 leaves PyTorch's choice. `devices` and `nodes` above 1 run data-parallel.
+    `warmup` counts steps, and a quarter of the run at most. `threads` 0 leaves PyTorch's choice. `devices` and
+    `nodes` above 1 run data-parallel.
     """
 
-    steps: int
-    batch_size: int
-    seed: int = 0
-    warmup: int = 100
-    clip_norm: float = 1.0
-    ema_decay: float = 0.999
-    precision: str = "auto"
-    threads: int = 0
-    log_every: int = 50
-    checkpoint_every: int = 500
-    preview_every: int = 1000
-    accelerator: str = "auto"
-    devices: int = 1
-    nodes: int = 1
+    steps: Count
+    batch_size: Count
+    seed: Whole = 0
+    warmup: Whole = 100
+    clip_norm: Weight = 1.0
+    ema_decay: Share = 0.999
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    threads: Whole = 0
+    log_every: Count = 50
+    checkpoint_every: Count = 500
+    preview_every: Whole = 1000
+    accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
+    devices: Count = 1
+    nodes: Count = 1
     strategy: str = "auto"
 
 
@@ -90,9 +95,7 @@ def rows_of_step(examples: int, batch_size: int, seed: int, step: int) -> np.nda
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     rows = np.empty(batch_size, dtype=np.int64)
     for epoch in np.unique(positions // examples):
-        order = np.random.default_rng(np.random.SeedSequence([seed, int(epoch), 1 << 20])).permutation(
-            examples
-        )
+        order = np.random.default_rng(np.random.SeedSequence([seed, int(epoch), 1 << 20])).permutation(examples)
         inside = positions // examples == epoch
         rows[inside] = order[positions[inside] % examples]
     return rows
@@ -142,18 +145,17 @@ class Loop:
         """
         self._prepare()
         last = min(self.config.steps, stop_after or self.config.steps)
-        with ThreadPoolExecutor(1) as loader, self.reporter:
+        with ThreadPoolExecutor(1) as loader, self.reporter, _interrupts_held() as interrupted:
             self.reporter.resume_at(self.step)
             ready = loader.submit(self._load, self.step)
-            try:
-                while self.step < last:
-                    batch = ready.result()
-                    ready = loader.submit(self._load, self.step + 1)
-                    self._train_step(batch)
-                    self._after_step(last)
-            except KeyboardInterrupt:
-                self.save()
-                raise
+            while self.step < last:
+                batch = ready.result()
+                ready = loader.submit(self._load, self.step + 1)
+                self._train_step(batch)
+                self._after_step(last)
+                if interrupted():
+                    self.save()
+                    raise KeyboardInterrupt
         return self.averaged()
 
     def time_steps(self, warm: int, timed: int) -> float:
@@ -190,10 +192,9 @@ class Loop:
 
     def _train_step(self, batch: dict[str, Tensor]) -> None:
         config = self.config
-        factor = cosine_schedule(self.step, config.steps, config.warmup)
-        torch.manual_seed(
-            int(step_rng(config.seed, self.step, -1 - self.fabric.global_rank & 0xFFFF).integers(2**62))
-        )
+        warmup = min(config.warmup, max(1, config.steps // 4))
+        factor = cosine_schedule(self.step, config.steps, warmup)
+        torch.manual_seed(int(step_rng(config.seed, self.step, -1 - self.fabric.global_rank & 0xFFFF).integers(2**62)))
         for network in self.task.networks.values():
             network.train()
         batch = {name: tensor.to(self.fabric.device, non_blocking=True) for name, tensor in batch.items()}
@@ -230,7 +231,8 @@ class Loop:
 
     def _after_step(self, last: int) -> None:
         config, step = self.config, self.step
-        if step % config.log_every == 0 or step == last:
+        saving = step % config.checkpoint_every == 0 or step == last
+        if step % config.log_every == 0 or saving:  # what is saved has been looked at, and starts a line of its own
             values = self.reporter.log(step)
             if not all(np.isfinite(value) for value in values.values()):
                 raise TrainingError(
@@ -241,7 +243,7 @@ class Loop:
             picture = self.task.preview(self.averaged()) if self.fabric.is_global_zero else None
             if picture is not None:
                 self.reporter.preview(step, picture)
-        if step % config.checkpoint_every == 0 or step == last:
+        if saving:
             self.save()
 
     def save(self) -> None:
@@ -251,9 +253,14 @@ class Loop:
             state[f"network.{name}"] = self.task.networks[name]
             state[f"optimizer.{name}"] = self.task.optimizers[name]
         path = self.folder / CHECKPOINT
-        self.fabric.save(f"{path}.part", state)
-        if self.fabric.is_global_zero:
-            os.replace(f"{path}.part", path)
+        try:
+            self.fabric.save(f"{path}.part", state)
+            if self.fabric.is_global_zero:
+                os.replace(f"{path}.part", path)
+        except (OSError, RuntimeError) as error:  # a full disk is the latter to the writer of the archive
+            Path(f"{path}.part").unlink(missing_ok=True)
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise TrainingError(f"{path} cannot be written ({reason}): free space there, then resume") from error
         self.fabric.barrier()
 
     def _restore(self, path: Path) -> None:
@@ -265,10 +272,32 @@ class Loop:
             rest = self.fabric.load(path, state, weights_only=True)
         except Exception as error:  # a truncated archive raises whatever its reader happens to
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise TrainingError(
-                f"{path} cannot be read ({reason}): delete it to start the stage again"
-            ) from error
+            raise TrainingError(f"{path} cannot be read ({reason}): delete it to start the stage again") from error
         self.step = int(rest["step"])
         self.ema.load(rest["ema"])
         if self.step > self.config.steps:
             raise TrainingError(f"{path} is at step {self.step}, beyond the {self.config.steps} of this run")
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[Callable[[], bool]]:
+    """Says whether Ctrl-C was pressed, instead of breaking a step in half, which no checkpoint could mend.
+
+    A second one interrupts at once. Whoever handles the signal already, or runs this in a thread, is left alone.
+    """
+    came = False
+
+    def hold(*_: object) -> None:
+        nonlocal came
+        came = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    main = threading.current_thread() is threading.main_thread()
+    if not (main and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
+        yield lambda: False
+        return
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -23,6 +23,13 @@ def positives(groups: Tensor) -> Tensor:
     return (groups[:, None] == groups[None, :]).float()
 
 
+def scaled_cosines(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    """`scale` times the cosine of every pair of unit vectors, (B, E) each -> (B, B) float32."""
+    # Mixed precision would round cosines to three digits, and the scale makes up to a hundredfold of them.
+    with torch.autocast(image.device.type, enabled=False):
+        return scale * image.float() @ text.float().T
+
+
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, groups: Tensor | None = None) -> Tensor:
     """Symmetric cross-entropy over scaled cosines (Radford et al. 2021, figure 3).
 
@@ -34,21 +41,19 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, groups: Tensor 
         offset = torch.distributed.get_rank() * len(image) if torch.distributed.is_initialized() else 0
         groups = torch.arange(len(image), device=image.device) + offset
     image, text, groups = gather(image), gather(text), gather(groups)
-    logits = scale * image.float() @ text.float().T  # (B, B)
+    logits = scaled_cosines(image, text, scale)  # (B, B)
     target = positives(groups)
     target = target / target.sum(1, keepdim=True)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def sigmoid_loss(
-    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, groups: Tensor | None = None
-) -> Tensor:
+def sigmoid_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, groups: Tensor | None = None) -> Tensor:
     """Pairwise sigmoid loss (Zhai et al. 2023, eq. 1): every pair of the batch is a yes-or-no question."""
     if groups is None:
         offset = torch.distributed.get_rank() * len(image) if torch.distributed.is_initialized() else 0
         groups = torch.arange(len(image), device=image.device) + offset
     image, text, groups = gather(image), gather(text), gather(groups)
-    logits = scale * image.float() @ text.float().T + bias
+    logits = scaled_cosines(image, text, scale) + bias
     sign = 2 * positives(groups) - 1  # +1 for a pair that fits, -1 for one that does not
     return -F.logsigmoid(sign * logits).sum() / len(image)
 

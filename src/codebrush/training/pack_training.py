@@ -46,7 +46,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class PackRequest:
-    """What `codebrush train SOURCE` was asked for. Either `plans` (from recipes) or `budget` seconds decide the size."""
+    """What `codebrush train SOURCE` was asked for; `plans` (from recipes) or `budget` (seconds) decide the sizes."""
 
     source: SourceConfig
     out: Path
@@ -80,18 +80,14 @@ class Clock:
         os.replace(part, self.path)
 
 
-def train_pack(
-    request: PackRequest, say: Say = print, draw: Callable[..., Any] | None = None
-) -> dict[str, Any]:
+def train_pack(request: PackRequest, say: Say = print, draw: Callable[..., Any] | None = None) -> dict[str, Any]:
     """Run every stage that is not done and write the pack; returns stages, figures and paths.
 
     The work lies in `<out>.work` beside the pack, where `resume` finds it again.
     """
     work = request.out.with_name(request.out.name + ".work")
     if work.exists() and not request.resume:
-        raise TrainingError(
-            f"{work} holds an earlier training: add --resume to go on, or delete it to start anew"
-        )
+        raise TrainingError(f"{work} holds an earlier training: add --resume to go on, or delete it to start anew")
     if request.out.exists() and not (request.out / "pack.json").is_file() and any(request.out.iterdir()):
         raise TrainingError(f"{request.out} is not empty and is no pack: name another folder with --out")
     source = request.source.open()  # before any folder is made, so that a wrong source leaves nothing behind

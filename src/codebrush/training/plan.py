@@ -74,9 +74,7 @@ def _vqgan(
     )
 
 
-def choose(
-    candidates: Sequence[Size], seconds: float, time_steps: Callable[[Size], float]
-) -> tuple[Size, int, float]:
+def choose(candidates: Sequence[Size], seconds: float, time_steps: Callable[[Size], float]) -> tuple[Size, int, float]:
     """The largest size that sees its pictures within `seconds`, its steps, and its measured seconds a step.
 
     `time_steps` trains a throw-away network of a size for a few steps and says the seconds of one; the time it

@@ -1,6 +1,6 @@
 """A YAML recipe (or the stored plan of a stage) -> checked settings. One line names every field that is wrong."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,9 +86,6 @@ def read_recipe(path: str | Path, source: str | None = None, stage: str | None =
 
 
 def _checked_loop(loop: LoopConfig, name: str) -> LoopConfig:
-    for field in ("steps", "batch_size", "log_every", "checkpoint_every", "devices", "nodes"):
-        if getattr(loop, field) < 1:
-            raise TrainingError(f"{name}: loop.{field} must be at least 1, not {getattr(loop, field)}")
     if loop.batch_size % (loop.devices * loop.nodes):
         raise TrainingError(f"{name}: loop.batch_size must divide by the number of processes")
-    return replace(loop, warmup=min(loop.warmup, max(1, loop.steps // 4)))
+    return loop

@@ -84,9 +84,7 @@ class Reporter:
         self._bar.update(self._task, completed=step, status=status)
         if self._bar.disable:
             left = (self.steps - step) / max(rate, 1e-9)
-            print(
-                f"{self.name}: step {step}/{self.steps}  {status}  {left / 60:.1f} min left", file=sys.stderr
-            )
+            print(f"{self.name}: step {step}/{self.steps}  {status}  {left / 60:.1f} min left", file=sys.stderr)
         return values
 
     def preview(self, step: int, picture: Image.Image) -> None:
@@ -94,9 +92,7 @@ class Reporter:
         folder = self.folder / "previews"
         folder.mkdir(exist_ok=True)
         picture.save(folder / f"{step:07d}.png")
-        self._tensorboard(step).add_image(
-            "preview", np.asarray(picture.convert("RGB")), step, dataformats="HWC"
-        )
+        self._tensorboard(step).add_image("preview", np.asarray(picture.convert("RGB")), step, dataformats="HWC")
 
     def _tensorboard(self, step: int) -> Any:
         if self._writer is None:
@@ -108,6 +104,4 @@ class Reporter:
 
 def _whole_lines(path: Path) -> list[str]:
     """Lines that were written to their end; a killed process may leave half a one."""
-    return [
-        line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
-    ]
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]

@@ -59,13 +59,14 @@ class Materials:
     draw: Callable[[nn.Module], Image.Image | None] | None = None  # preview of a code transformer
 
 
-def make_network(
-    plan: StagePlan, materials: Materials, start: PretrainedModel | None = None
-) -> PretrainedModel:
-    """The network a stage trains: `start`, or a fresh one drawn from the plan's seed."""
+def make_network(plan: StagePlan, materials: Materials, start: PretrainedModel | None = None) -> PretrainedModel:
+    """The network a stage trains: `start`, or a fresh one drawn from the plan's seed.
+
+    The seed is set in both cases: what the task adds, like a discriminator, is drawn from it too.
+    """
+    torch.manual_seed(plan.loop.seed)
     if start is not None:
         return start
-    torch.manual_seed(plan.loop.seed)
     if isinstance(plan.recipe, CLIPRecipe):
         return make_clip(plan.recipe, materials.tokenizer)
     if isinstance(plan.recipe, VQGANRecipe):
@@ -117,20 +118,19 @@ def run_stage(
     With `resume`, a stage that began here goes on by the plan it began with. Without, a folder that already holds a
     stage is an error, so that nothing is lost.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    stored = folder / STAGE_FILE
-    if stored.is_file():
+    if begun := has_begun(folder):
         if not resume:
-            raise TrainingError(
-                f"{folder} already holds a training run: add --resume, or name another folder"
-            )
+            raise TrainingError(f"{folder} already holds a training run: add --resume, or name another folder")
         plan = read_plan(folder)
-        if (folder / MODEL_FOLDER).is_dir():
+        if is_done(folder):
             return MODELS[plan.stage].from_pretrained(folder / MODEL_FOLDER)
-    else:
+    try:
+        network = make_network(plan, materials, start)
+        task = make_task(plan, materials, network)
+    except ValueError as error:
+        raise TrainingError(f"the {plan.stage} cannot be built: {error}") from error
+    if not begun:  # a plan that cannot be carried out must not stand in the way of a better one
         write_plan(plan, folder)
-    network = make_network(plan, materials, start)
-    task = make_task(plan, materials, network)
     trained = Loop(task, plan.loop, folder).run()
     assert isinstance(trained, PretrainedModel)
     part = folder / f"{MODEL_FOLDER}.part"
@@ -154,6 +154,7 @@ def has_begun(folder: Path) -> bool:
 
 def write_plan(plan: StagePlan, folder: Path) -> None:
     """Store the plan as stage.json."""
+    folder.mkdir(parents=True, exist_ok=True)
     values = dataclasses.asdict(plan)
     path = folder / STAGE_FILE
     Path(f"{path}.part").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -168,6 +169,4 @@ def read_plan(folder: Path) -> StagePlan:
     try:
         return plan_from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
     except (OSError, json.JSONDecodeError) as error:
-        raise TrainingError(
-            f"{path} cannot be read ({error}): start the stage again in another folder"
-        ) from error
+        raise TrainingError(f"{path} cannot be read ({error}): start the stage again in another folder") from error

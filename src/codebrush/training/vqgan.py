@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import Field
 from torch import Tensor, nn
 
 from codebrush.data.images import contact_sheet, to_pil
@@ -16,6 +18,7 @@ from codebrush.training.augmentation import Augmentation, draw_affine, move
 from codebrush.training.captioned import Captioned
 from codebrush.training.loop import Objective
 from codebrush.training.optimizer import make_adamw
+from codebrush.training.ranges import Count, Rate, Share, Weight
 from codebrush.training.vq_losses import adaptive_weight, discriminator_loss, generator_loss
 
 PREVIEWED = 16
@@ -27,25 +30,25 @@ class VQGANRecipe:
     1 leaves it out. `adversarial` and `perceptual` 0 leave their terms out. `decoder_only` keeps encoder and
     codebook, and so every picture's codes, as they are."""
 
-    image_size: int = 64
-    channels: int = 32
-    channel_multipliers: tuple[int, ...] = (1, 2, 2, 4)
-    res_blocks: int = 1
-    attention_resolutions: tuple[int, ...] = ()
-    norm_groups: int = 8
-    latent_channels: int = 64
-    code_dim: int = 8
-    codebook_size: int = 1024
-    l1: float = 1.0
-    l2: float = 1.0
-    perceptual: float = 0.1
-    adversarial: float = 0.1
-    adversarial_from: float = 0.5
-    discriminator_channels: int = 32
-    discriminator_layers: int = 2
-    learning_rate: float = 1e-3
-    discriminator_rate: float = 2e-4
-    weight_decay: float = 0.0
+    image_size: Count = 64
+    channels: Count = 32
+    channel_multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 2, 4)
+    res_blocks: Count = 1
+    attention_resolutions: tuple[Count, ...] = ()
+    norm_groups: Count = 8
+    latent_channels: Count = 64
+    code_dim: Count = 8
+    codebook_size: Count = 1024
+    l1: Weight = 1.0
+    l2: Weight = 1.0
+    perceptual: Weight = 0.1
+    adversarial: Weight = 0.1
+    adversarial_from: Share = 0.5
+    discriminator_channels: Count = 32
+    discriminator_layers: Count = 2
+    learning_rate: Rate = 1e-3
+    discriminator_rate: Rate = 2e-4
+    weight_decay: Weight = 0.0
     decoder_only: bool = False
     augmentation: Augmentation = Augmentation(shift=0.03, zoom=0.05, mirror=0.5)
 

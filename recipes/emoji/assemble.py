@@ -1,0 +1,74 @@
+"""The run folders of the emoji recipes in, the built-in pack out.
+
+    python recipes/emoji/assemble.py runs/emoji emoji.parquet --out src/codebrush/packs/emoji
+
+Takes runs/emoji/{clip, vqgan-decoder, transformer}; pack.json records each stage's plan, its last figures and the
+seconds it ran, the data's hash, the commit and the machine. `card.py` then measures the pack and writes its card.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from codebrush import __version__
+from codebrush.models.clip import CLIP
+from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.vqgan import VQGAN
+from codebrush.pack import write_pack
+from codebrush.text.tokenizer import Tokenizer
+from codebrush.training.reporting import METRICS
+from codebrush.training.stages import MODEL_FOLDER, read_plan
+
+RUNS = ("clip", "vqgan", "vqgan-decoder", "transformer")
+LICENCE = "weights Apache-2.0; trained on Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT)"
+DEFAULTS = {"cfg": 3.0, "temperature": 0.9, "top_p": 0.95}
+
+
+def run_facts(folder: Path) -> dict:
+    """Plan, last figures and training seconds of one run folder."""
+    lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    steps = [0] + [line["step"] for line in lines]
+    seconds = sum((b - a) / line["steps_per_second"] for a, b, line in zip(steps, steps[1:], lines, strict=False))
+    return {"plan": dataclasses.asdict(read_plan(folder)), "last": lines[-1], "seconds": round(seconds)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    clip = options.runs / "clip" / MODEL_FOLDER
+    pack = write_pack(
+        options.out,
+        name="emoji",
+        clip=CLIP.from_pretrained(clip),
+        tokenizer=Tokenizer.from_pretrained(clip),
+        vqgan=VQGAN.from_pretrained(options.runs / "vqgan-decoder" / MODEL_FOLDER),
+        transformer=CodeTransformer.from_pretrained(options.runs / "transformer" / MODEL_FOLDER),
+        version=__version__,
+        licence=LICENCE,
+        defaults=DEFAULTS,
+        provenance={
+            "recipe": "recipes/emoji",
+            "commit": commit,
+            "data": options.data.name,
+            "data_sha256": hashlib.sha256(options.data.read_bytes()).hexdigest(),
+            "torch": torch.__version__,
+            "machine": f"{platform.machine()}, 2 CPU cores with AVX-512 and bf16, no GPU",
+            "stages": {run: run_facts(options.runs / run) for run in RUNS},
+        },
+    )
+    size = sum(path.stat().st_size for path in pack.folder.rglob("*.safetensors"))
+    print(f"{pack.folder}: {size / 1e6:.1f} MB of weights, hash {pack.hash[:12]}")
+
+
+if __name__ == "__main__":
+    main()

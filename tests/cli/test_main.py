@@ -1,0 +1,95 @@
+"""The command line as such: help without waiting, versions, misuse, streams that fail, interruption."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from codebrush import __version__
+from codebrush.cli.main import COMMANDS, run
+
+PROGRAM = [sys.executable, "-m", "codebrush"]
+HEAVY = ("torch", "numpy", "PIL", "rich", "tokenizers", "datasets", "pyarrow", "safetensors")
+
+
+def test_help_waits_for_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom codebrush.cli.main import run\n"
+        f"for command in {[[], *([name] for name in COMMANDS)]}: assert run([*command, '--help']) == 0\n"
+        f"sys.exit(' '.join(set({HEAVY}) & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    for command in COMMANDS:
+        assert f"  {command} " in done.stdout
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"codebrush {__version__}\n"
+
+
+def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 0
+    assert "Usage: codebrush" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["gnerate", "x"], "Did you mean 'generate'"),
+        (["--colour"], "--colour"),
+        (["generate"], "prompt"),
+        (["generate", "x", "--n", "two"], "--n"),
+        (["generate", "x", "--seed"], "--seed"),
+        (["generate", "x", "y"], "y"),
+        (["generate", "x", "--collor"], "--collor"),
+        (["data"], "see codebrush data --help"),
+        (["data", "shapes"], "--out"),
+        (["replay"], "file"),
+    ],
+)
+def test_misuse_is_one_line_and_status_2(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert re.fullmatch(r"codebrush: .*; see codebrush.* --help\n", output.err)
+    assert named in output.err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_output_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*PROGRAM, "--version"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(r"codebrush: No space left on device: .*\n", done.stderr)
+
+
+def test_a_closed_pipe_is_no_news() -> None:
+    process = subprocess.Popen([*PROGRAM, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.wait() == 1
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+def test_an_interruption_is_one_line_and_leaves_nothing(
+    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timer = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    out = tmp_path / "out"
+    try:
+        status = run(["generate", "a dog", "--pack", str(micro_pack), "--n", "1024", "--out", str(out)])
+    finally:
+        timer.cancel()
+    assert status == 130
+    assert capsys.readouterr() == ("", "codebrush: stopped\n")
+    assert not out.exists()

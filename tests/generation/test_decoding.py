@@ -1,0 +1,161 @@
+"""The cached, batched drawing of codes against a naive loop that recomputes everything for one picture."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from codebrush.generation import decoding
+from codebrush.generation.decoding import draw_codes, picture_uniforms
+from codebrush.models.code_transformer import CodeTransformer, Condition
+from codebrush.models.sampling import sample
+from packs import CONTEXT, WIDTH, micro_transformer
+
+GRID = (4, 4)
+COUNT = 16
+FILTERS = {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "min_p": 0.01}
+
+
+@pytest.fixture(scope="module")
+def transformer() -> CodeTransformer:
+    torch.manual_seed(3)
+    return micro_transformer(grid=GRID)
+
+
+def make_condition(seed: int, rows: int = 1) -> Condition:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(rows, CONTEXT, WIDTH, generator=generator)
+    embedding = torch.randn(rows, 24, generator=generator)
+    mask = (torch.arange(CONTEXT) < 5).expand(rows, -1)
+    return Condition(text_features=features, text_mask=mask, text_embedding=embedding)
+
+
+@torch.no_grad()
+def draw_naively(
+    transformer: CodeTransformer, weighted: list[tuple[Condition, float]], uniforms: Tensor, cfg: float
+) -> tuple[Tensor, list[Tensor]]:
+    """One picture after another, without a cache: codes (B, h, w), and each step's guided logits (B, K)."""
+    pictures, logits = [], []
+    for row in uniforms:
+        codes = torch.zeros(1, 0, dtype=torch.int64)
+        steps = []
+        for uniform in row:
+            null = transformer(codes, Condition())[:, -1]
+            mixed = null.clone()
+            for condition, weight in weighted:
+                mixed += cfg * weight * (transformer(codes, condition)[:, -1] - null)
+            steps.append(mixed)
+            codes = torch.cat([codes, sample(mixed, uniform[None], **FILTERS)[:, None]], dim=1)
+        pictures.append(codes[0])
+        logits.append(torch.cat(steps))
+    return torch.stack(pictures).unflatten(1, GRID), list(torch.stack(logits, dim=1))
+
+
+@pytest.fixture
+def seen_logits(transformer: CodeTransformer) -> Iterator[list[Tensor]]:
+    """What the transformer's head gives, call by call."""
+    seen: list[Tensor] = []
+    hook = transformer.head.register_forward_hook(lambda _, __, output: seen.append(output[:, -1].clone()))
+    yield seen
+    hook.remove()
+
+
+@pytest.mark.parametrize(("weights", "cfg"), [((1.0,), 3.0), ((1.0,), 1.0), ((0.7, 0.8, -0.5), 2.5), ((1.0, 0.0), 2.0)])
+def test_drawing_equals_a_naive_loop(transformer: CodeTransformer, weights: tuple[float, ...], cfg: float) -> None:
+    weighted = [(make_condition(index), weight) for index, weight in enumerate(weights)]
+    uniforms = picture_uniforms(7, range(3), COUNT)
+    expected, _ = draw_naively(transformer, weighted, uniforms, cfg)
+    drawn = draw_codes(transformer, weighted, uniforms, cfg=cfg, **FILTERS)
+    assert drawn.shape == (3, *GRID)
+    assert torch.equal(drawn, expected)
+
+
+def test_cached_logits_equal_uncached_ones(transformer: CodeTransformer, seen_logits: list[Tensor]) -> None:
+    condition, cfg = make_condition(1), 3.0
+    uniforms = picture_uniforms(8, range(2), COUNT)
+    draw_codes(transformer, condition, uniforms, cfg=cfg, **FILTERS)
+    prefixes, steps = seen_logits[:2], seen_logits[2:]  # the condition's and the null's, of one row each
+    cached = [torch.cat([prefix.expand(2, -1) for prefix in prefixes]), *steps]
+    guided = [cfg * step[:2] + (1 - cfg) * step[2:] for step in cached]
+    seen_logits.clear()
+    _, uncached = draw_naively(transformer, [(condition, 1.0)], uniforms, cfg)
+    assert len(guided) == COUNT
+    torch.testing.assert_close(torch.stack(guided), torch.stack(uncached), rtol=0, atol=1e-5)
+
+
+def test_a_batch_equals_its_pictures_drawn_alone(transformer: CodeTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    condition = make_condition(2, rows=5)
+    uniforms = picture_uniforms(9, range(5), COUNT)
+    together = draw_codes(transformer, condition, uniforms, cfg=2.0)
+    alone = [draw_codes(transformer, condition.rows(slice(i, i + 1)), uniforms[i : i + 1], cfg=2.0) for i in range(5)]
+    assert torch.equal(together, torch.cat(alone))
+    assert len(together.unique(dim=0)) == 5
+    monkeypatch.setattr(decoding, "MAX_ROWS", 4)  # two pictures at a time, the last one by itself
+    assert torch.equal(draw_codes(transformer, condition, uniforms, cfg=2.0), together)
+
+
+def test_one_row_of_condition_serves_every_picture(transformer: CodeTransformer) -> None:
+    condition, uniforms = make_condition(3), picture_uniforms(1, range(4), COUNT)
+    shared = draw_codes(transformer, condition, uniforms, cfg=2.0)
+    assert torch.equal(shared, draw_codes(transformer, condition.repeat(4), uniforms, cfg=2.0))
+
+
+@pytest.mark.parametrize(("cfg", "rows"), [(3.0, 4), (1.0, 2), (0.0, 2)])
+def test_only_what_counts_is_computed(
+    transformer: CodeTransformer, seen_logits: list[Tensor], cfg: float, rows: int
+) -> None:
+    draw_codes(transformer, make_condition(4), picture_uniforms(2, range(2), COUNT), cfg=cfg)
+    assert {len(step) for step in seen_logits[-COUNT + 1 :]} == {rows}
+
+
+def test_conditions_count_and_without_guidance_do_not(transformer: CodeTransformer) -> None:
+    uniforms = picture_uniforms(3, range(2), COUNT)
+    one, other = make_condition(5), make_condition(6)
+
+    def drawn(condition: Condition, cfg: float) -> Tensor:
+        return draw_codes(transformer, condition, uniforms, cfg=cfg)
+
+    assert not torch.equal(drawn(one, 2.0), drawn(other, 2.0))
+    assert torch.equal(drawn(one, 0.0), drawn(other, 0.0))
+
+
+def test_temperature_zero_needs_no_chance(transformer: CodeTransformer) -> None:
+    condition = make_condition(7)
+    drawn = draw_codes(transformer, condition, picture_uniforms(4, range(2), COUNT), temperature=0.0)
+    assert torch.equal(drawn[0], drawn[1])
+
+
+def test_codes_can_take_part_in_autograd(transformer: CodeTransformer) -> None:
+    codes = draw_codes(transformer, make_condition(8), picture_uniforms(5, range(1), COUNT))
+    table = torch.randn(128, 4, requires_grad=True)
+    torch.nn.functional.embedding(codes, table).sum().backward()
+    assert table.grad is not None
+
+
+def test_progress_counts_every_step_once(transformer: CodeTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "MAX_ROWS", 2)
+    calls: list[tuple[int, int]] = []
+    draw_codes(
+        transformer,
+        make_condition(9),
+        picture_uniforms(6, range(3), COUNT),
+        progress=lambda done, steps: calls.append((done, steps)),
+    )
+    assert calls == [(step + 1, 2 * COUNT) for step in range(2 * COUNT)]
+
+
+def test_no_two_runs_share_a_picture() -> None:
+    seeds = [0, 1, 2, 2**32, 2**32 + 1, 1 + 2 * 2**32, 2**63 - 1]
+    streams = torch.cat([picture_uniforms(seed, range(40), 8) for seed in seeds])
+    assert streams.shape == (len(seeds) * 40, 8)
+    assert streams.dtype == torch.float64
+    assert streams.min() >= 0
+    assert streams.max() < 1
+    assert len(streams.unique(dim=0)) == len(streams)
+
+
+def test_a_stream_depends_on_its_seed_and_index_alone() -> None:
+    longer = picture_uniforms(11, [5, 3], 20)
+    assert torch.equal(picture_uniforms(11, [3], 20)[0], longer[1])
+    assert torch.equal(picture_uniforms(11, [3], 8)[0], longer[1, :8])

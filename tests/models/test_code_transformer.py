@@ -1,0 +1,280 @@
+from dataclasses import fields, replace
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from codebrush.models.code_transformer import (
+    CodeTransformer,
+    CodeTransformerConfig,
+    Condition,
+    stack_conditions,
+)
+
+K, GRID, N, TEXT = 20, (2, 3), 6, 5
+NAMES = ("text_features", "text_embedding", "image_embedding", "source_codes")
+SIZES: dict[str, Any] = {
+    "text_features": 7,
+    "text_length": TEXT,
+    "text_embedding": 4,
+    "image_embedding": 3,
+    "source_codes": True,
+}
+
+
+def network(**changes: Any) -> CodeTransformer:
+    """A small network with every condition, whose weights are large enough for every part to be felt."""
+    torch.manual_seed(0)
+    config = CodeTransformerConfig(codebook_size=K, grid=GRID, width=16, layers=2, heads=2, **SIZES)
+    model = CodeTransformer(replace(config, **changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def full_condition(batch: int, seed: int = 1) -> Condition:
+    numbers = torch.Generator().manual_seed(seed)
+    mask = torch.arange(TEXT) < torch.randint(1, TEXT + 1, (batch, 1), generator=numbers)
+    return Condition(
+        text_features=torch.randn(batch, TEXT, 7, generator=numbers),
+        text_mask=mask,
+        text_embedding=torch.randn(batch, 4, generator=numbers),
+        image_embedding=torch.randn(batch, 3, generator=numbers),
+        source_codes=torch.randint(0, K, (batch, *GRID), generator=numbers),
+    )
+
+
+def only(condition: Condition, *names: str) -> Condition:
+    kept = {*names, "text_mask"} if "text_features" in names else set(names)
+    return Condition(**{name: getattr(condition, name) for name in kept})
+
+
+def some_codes(batch: int, count: int = N) -> Tensor:
+    return torch.randint(0, K, (batch, count), generator=torch.Generator().manual_seed(2))
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def differs(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).abs().max() > 1e-3)
+
+
+@pytest.mark.parametrize("present", list(product([False, True], repeat=4)))
+def test_prefix_and_logits_for_every_combination_of_conditions(present: tuple[bool, ...]) -> None:
+    absent = {name: type(SIZES[name])(0) for name, here in zip(NAMES, present, strict=True) if not here}
+    model, condition = network(**absent), full_condition(2)
+    lengths = dict(zip(NAMES, (TEXT, 1, 1, N), strict=True))
+    expected = 1 + sum(lengths[name] for name, here in zip(NAMES, present, strict=True) if here)
+    assert model.config.prefix_length == expected
+    assert sorted(model.nulls) == sorted(set(NAMES) - set(absent))
+    for given_now in ({*NAMES}, set(), set(NAMES[:2])):
+        prefix = model.prefix(only(condition, *given_now), 2)
+        assert prefix.shape == (2, expected, 16)
+    for count in (0, 1, N):
+        assert model(some_codes(2, count), condition).shape == (2, count + 1, K)
+    assert model(some_codes(2)).shape == (2, N + 1, K)
+
+
+def test_an_absent_condition_is_its_null_and_a_present_one_is_not() -> None:
+    model, condition = network(), full_condition(2)
+    slots = {}
+    start = 0
+    for name, length in zip(NAMES, (TEXT, 1, 1, N), strict=True):
+        slots[name] = slice(start, start + length)
+        start += length
+    nulls = torch.cat([model.nulls[name] for name in NAMES]) + model.prefix_positions[:-1]
+    whole = model.prefix(condition, 2)
+    close(whole[:, -1], (model.start + model.prefix_positions[-1:]).expand(2, -1))
+    for missing in NAMES:
+        prefix = model.prefix(only(condition, *(set(NAMES) - {missing})), 2)
+        for name, slot in slots.items():
+            expected = nulls[slot].expand(2, -1, -1) if name == missing else whole[:, slot]
+            assert torch.equal(prefix[:, slot], expected)
+        assert differs(whole[:, slots[missing]], nulls[slots[missing]])
+
+
+def test_every_condition_changes_the_logits() -> None:
+    model, codes, condition = network(), some_codes(2), full_condition(2)
+    other, unconditional = full_condition(2, seed=9), model(codes)
+    for name in NAMES:
+        logits = model(codes, only(condition, name))
+        assert differs(logits, unconditional)
+        assert differs(logits, model(codes, only(other, name)))
+        assert differs(logits[:, 0], unconditional[:, 0])
+    assert torch.equal(model(codes, Condition()), unconditional)
+
+
+def test_later_codes_never_influence_earlier_logits() -> None:
+    model, codes, condition = network(), some_codes(2), full_condition(2)
+    before = model(codes, condition)
+    for position in range(N):
+        changed = codes.clone()
+        changed[:, position] = (codes[:, position] + 1) % K
+        after = model(changed, condition)
+        close(after[:, : position + 1], before[:, : position + 1])
+        for later in range(position + 1, N + 1):
+            assert differs(after[:, later], before[:, later])
+    for count in range(N):
+        close(model(codes[:, :count], condition), before[:, : count + 1])
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_place_of_a_code_counts(learned: bool) -> None:
+    model = network(learned_positions=learned)
+    assert (model.positions is not None) == learned
+    a, b = torch.tensor([[1, 2, 3]]), torch.tensor([[2, 1, 3]])
+    assert differs(model(a)[:, 3], model(b)[:, 3])
+
+
+class TestText:
+    def test_masked_tokens_are_the_null(self) -> None:
+        model, condition = network(), full_condition(2)
+        text = condition.text_features
+        assert text is not None
+        mask = torch.tensor([[True, False, True, False, False], [False] * TEXT])
+        found = model.prefix(Condition(text_features=text, text_mask=mask), 2)
+        whole, none = model.prefix(Condition(text_features=text), 2), model.prefix(Condition(), 2)
+        assert torch.equal(found[0, [0, 2]], whole[0, [0, 2]])
+        assert torch.equal(found[0, [1, 3, 4]], none[0, [1, 3, 4]])
+        assert torch.equal(found[1], none[1])
+        for hidden in (9.0, float("nan")):
+            changed = torch.where(mask[..., None], text, hidden)
+            assert torch.equal(model.prefix(Condition(text_features=changed, text_mask=mask), 2), found)
+
+    def test_short_texts_are_filled_up_and_long_ones_cut(self) -> None:
+        model, text = network(), torch.randn(2, TEXT + 2, 7)
+        for length in (1, 3, TEXT):
+            mask = (torch.arange(TEXT) < length).expand(2, -1)
+            expected = model.prefix(Condition(text_features=text[:, :TEXT], text_mask=mask), 2)
+            close(model.prefix(Condition(text_features=text[:, :length]), 2), expected)
+        longer = model.prefix(Condition(text_features=text), 2)
+        close(longer, model.prefix(Condition(text_features=text[:, :TEXT]), 2))
+
+
+class TestDropout:
+    def test_a_rate_of_one_trains_without_any_condition(self) -> None:
+        model, codes = network(condition_dropout=1.0), some_codes(3)
+        with torch.no_grad():
+            expected = model(codes)
+            assert differs(model(codes, full_condition(3)), expected)
+            assert torch.equal(model.train()(codes, full_condition(3)), expected)
+
+    def test_a_rate_of_zero_and_eval_mode_drop_nothing(self) -> None:
+        codes, condition = some_codes(3), full_condition(3)
+        whole = network().prefix(condition, 3)
+        assert torch.equal(network(condition_dropout=0.0).train().prefix(condition, 3), whole)
+        assert torch.equal(network(condition_dropout=1.0).prefix(condition, 3), whole)
+        model = network(condition_dropout=0.5)
+        assert torch.equal(model(codes, condition), model(codes, condition))
+
+    def test_all_go_together_at_the_rate_and_then_each_by_itself(self) -> None:
+        rate, batch = 0.3, 5000
+        model = network(condition_dropout=rate)
+        condition = full_condition(1).repeat(batch)
+        condition = replace(condition, text_mask=None)
+        none = model.prefix(Condition(), 1)
+        with torch.no_grad():
+            dropped = (model.train().prefix(condition, batch) == none).all(-1)  # (B, prefix_length)
+        slots = [dropped[:, :TEXT], dropped[:, 5:6], dropped[:, 6:7], dropped[:, 7 : 7 + N]]
+        for slot in slots:
+            assert bool((slot.any(1) == slot.all(1)).all())  # a condition goes whole or not at all
+        gone = torch.stack([slot.all(1) for slot in slots], dim=1).float()  # (B, 4)
+        alone = rate + (1 - rate) * rate
+        torch.testing.assert_close(gone.mean(0), torch.full((4,), alone), atol=0.03, rtol=0)
+        together = rate + (1 - rate) * rate**4
+        assert float(gone.prod(1).mean()) == pytest.approx(together, abs=0.03)
+        assert float((gone[:, 0] * gone[:, 3]).mean()) == pytest.approx(rate + (1 - rate) * rate**2, abs=0.03)
+
+
+class TestCache:
+    @settings(deadline=None, max_examples=20)
+    @given(
+        first=st.integers(0, 3),
+        chunks=st.lists(st.integers(1, 3), max_size=4),
+        batch=st.integers(1, 3),
+        learned=st.booleans(),
+    )
+    def test_codes_in_chunks_of_any_size_equal_one_pass(
+        self, first: int, chunks: list[int], batch: int, learned: bool
+    ) -> None:
+        model, condition = network(learned_positions=learned), full_condition(batch)
+        codes = some_codes(batch, min(first + sum(chunks), N))
+        with torch.no_grad():
+            whole = model(codes, condition)
+            cache = model.make_cache()
+            logits, end = [model(codes[:, :first], condition, cache)], first
+            for count in chunks:
+                if end < codes.shape[1]:
+                    logits.append(model(codes[:, end : end + count], cache=cache))
+                    end = min(end + count, codes.shape[1])
+        close(torch.cat(logits, dim=1), whole)
+
+    def test_a_whole_picture_fits_without_copying(self) -> None:
+        model, codes = network(), some_codes(2)
+        cache = model.make_cache()
+        with torch.no_grad():
+            model(codes[:, :0], None, cache)
+            places = [keys.data_ptr() for keys in cache.keys if keys is not None]
+            for position in range(N):
+                model(codes[:, position : position + 1], cache=cache)
+        assert [keys.data_ptr() for keys in cache.keys if keys is not None] == places
+        assert len(places) == 2
+        assert cache.length == model.config.prefix_length + N
+
+    def test_rows_of_a_batch_do_not_meet(self) -> None:
+        model, codes, condition = network(), some_codes(3), full_condition(3)
+        together = model(codes, condition)
+        for row in range(3):
+            part = slice(row, row + 1)
+            close(model(codes[part], condition.rows(part)), together[part])
+
+
+class TestCondition:
+    def test_source_codes_are_a_grid_or_a_row(self) -> None:
+        model, grid = network(), full_condition(2).source_codes
+        assert grid is not None
+        flat = model.prefix(Condition(source_codes=grid.flatten(1)), 2)
+        assert torch.equal(model.prefix(Condition(source_codes=grid), 2), flat)
+        close(flat[:, 7 : 7 + N], model.code_embedding(grid.flatten(1)) + model.prefix_positions[7 : 7 + N])
+
+    def test_rows_repeat_and_stack(self) -> None:
+        condition = full_condition(3)
+        twice, back = condition.repeat(2), condition.rows(torch.tensor([2, 0]))
+        joined = stack_conditions([condition.rows(slice(0, 1)), condition.rows(slice(1, 3))])
+        for field in fields(Condition):
+            value = getattr(condition, field.name)
+            assert torch.equal(getattr(twice, field.name), value[[0, 0, 1, 1, 2, 2]])
+            assert torch.equal(getattr(back, field.name), value[[2, 0]])
+            assert torch.equal(getattr(joined, field.name), value)
+            assert getattr(condition.to(torch.device("meta")), field.name).is_meta
+        bare = only(condition, "text_embedding")
+        assert bare.repeat(2).text_features is None
+        assert stack_conditions([bare, bare]).image_embedding is None
+
+
+def test_more_codes_than_the_grid_holds_raise() -> None:
+    for learned in (False, True):
+        with pytest.raises(RuntimeError):
+            network(learned_positions=learned)(some_codes(1, N + 1))
+
+
+def test_a_network_comes_back_exactly(tmp_path: Any) -> None:
+    model, codes, condition = network(), some_codes(2), full_condition(2)
+    model.save_pretrained(tmp_path)
+    loaded = CodeTransformer.from_pretrained(tmp_path)
+    assert loaded.config == model.config
+    assert torch.equal(loaded(codes, condition), model(codes, condition))
+    assert "angles" not in loaded.state_dict()
+
+
+def test_a_gradient_reaches_every_weight() -> None:
+    model = network(condition_dropout=0.5).train()
+    model(some_codes(16), full_condition(16)).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []

@@ -1,0 +1,226 @@
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from codebrush.errors import PackError
+from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
+from codebrush.models.pretrained import PretrainedModel, config_from_dict, config_to_dict
+
+
+@dataclass(frozen=True)
+class Round:
+    radius: float
+
+
+@dataclass(frozen=True)
+class Square:
+    side: int
+    corners: tuple[int, ...] = (1, 2)
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    width: int
+    shape: Round | Square
+    kind: Literal["plain", "fancy"] = "plain"
+    title: str | None = None
+
+
+class Linear(PretrainedModel):
+    config_class = LinearConfig
+
+    def __init__(self, config: LinearConfig):
+        super().__init__()
+        self.config = config
+        self.linear = nn.Linear(config.width, 3)
+        self.count: Tensor
+        self.register_buffer("count", torch.tensor(7))
+        self.register_buffer("derived", torch.ones(2), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+class Tied(Linear):
+    def __init__(self, config: LinearConfig):
+        super().__init__(config)
+        self.twin = self.linear.bias
+
+
+CONFIG = LinearConfig(4, Square(2, (5, 6)), "fancy")
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Files that this process writes cannot grow past `size` bytes, as on a disk that fills up."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def refused(folder: Path, *words: str) -> None:
+    """Loading is a PackError of one line that holds all of `words`."""
+    with pytest.raises(PackError) as caught:
+        Linear.from_pretrained(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_a_network_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    model = Linear(CONFIG)
+    with torch.no_grad():
+        model.count.fill_(11)
+    model.save_pretrained(tmp_path / "new" / "folder")
+    loaded = Linear.from_pretrained(str(tmp_path / "new" / "folder"))
+    assert loaded.config == CONFIG
+    assert not loaded.training
+    assert loaded.state_dict().keys() == model.state_dict().keys() == {"linear.weight", "linear.bias", "count"}
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_on_disk_is_float32_in_memory(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = Linear(CONFIG)
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "half", dtype=dtype)
+    assert model.linear.weight.dtype == torch.float32
+    loaded = Linear.from_pretrained(tmp_path / "half")
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert torch.equal(loaded.linear.weight, model.linear.weight.to(dtype).float())
+    assert not torch.equal(loaded.linear.weight, model.linear.weight)
+    assert loaded.count.dtype == torch.int64
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "whole")]
+    assert sizes[0] < sizes[1]
+
+
+def test_tied_weights_are_saved_for_each_name(tmp_path: Path) -> None:
+    model = Tied(CONFIG)
+    model.save_pretrained(tmp_path)
+    loaded = Tied.from_pretrained(tmp_path)
+    assert loaded.twin is loaded.linear.bias
+    assert torch.equal(loaded.twin, model.twin)
+
+
+def test_the_weights_may_be_read_by_whom_the_config_may(tmp_path: Path) -> None:
+    Linear(CONFIG).save_pretrained(tmp_path)
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
+class TestConfigs:
+    def test_nested_choices_and_tuples_come_back(self) -> None:
+        for config in (CONFIG, LinearConfig(1, Round(0.5), title="a")):
+            assert config_from_dict(LinearConfig, json.loads(json.dumps(config_to_dict(config)))) == config
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"colour": "red"}, ("LinearConfig", "'colour'")),
+            ({"shape": {"type": "Star", "side": 2}}, ("'shape'", "'Star'")),
+            ({"shape": {"type": "Square", "edge": 2}}, ("Square", "'edge'")),
+            ({"shape": {"type": "Round"}}, ("Round", "radius")),
+            ({"kind": "odd"}, ("'kind'", "'odd'", "plain, fancy")),
+            ({"width": "wide"}, ("config.json",)),
+            ({"width": -1}, ("config.json",)),
+            ({"width": None}, ("config.json",)),
+            ({"width": 5}, ("does not fit its config.json", "size mismatch")),
+        ],
+    )
+    def test_a_field_that_does_not_belong_is_named(self, changes: dict, words: tuple[str, ...], tmp_path: Path) -> None:
+        Linear(CONFIG).save_pretrained(tmp_path)
+        edit(tmp_path, **changes)
+        refused(tmp_path, *words)
+
+    def test_a_missing_field_is_named(self, tmp_path: Path) -> None:
+        Linear(CONFIG).save_pretrained(tmp_path)
+        (tmp_path / "config.json").write_text('{"type": "LinearConfig", "width": 4}')
+        refused(tmp_path, "LinearConfig", "'shape'")
+
+    def test_sizes_that_no_network_can_have_are_a_pack_error(self, tmp_path: Path) -> None:
+        sizes = CodeTransformerConfig(codebook_size=9, grid=(2, 2), width=16, layers=1, heads=2)
+        CodeTransformer(sizes).save_pretrained(tmp_path)
+        for changes in ({"heads": 0}, {"heads": 3}, {"width": 12}, {"grid": [2]}, {"grid": "2x2"}):
+            (tmp_path / "config.json").write_text(json.dumps({**config_to_dict(sizes), **changes}))
+            with pytest.raises(PackError, match=r"config\.json describes no network") as caught:
+                CodeTransformer.from_pretrained(tmp_path)
+            assert "\n" not in str(caught.value)
+
+
+class TestDamage:
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+    def test_a_missing_file_is_named(self, name: str, tmp_path: Path) -> None:
+        Linear(CONFIG).save_pretrained(tmp_path)
+        (tmp_path / name).unlink()
+        refused(tmp_path, str(tmp_path / name), "missing")
+
+    def test_a_missing_folder_is_named(self, tmp_path: Path) -> None:
+        refused(tmp_path / "nowhere", str(tmp_path / "nowhere"), "missing")
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b"\xff\xfe", b"null"])
+    def test_a_damaged_config_is_named(self, content: bytes, tmp_path: Path) -> None:
+        Linear(CONFIG).save_pretrained(tmp_path)
+        (tmp_path / "config.json").write_bytes(content)
+        refused(tmp_path, "config.json", "damaged")
+
+    @pytest.mark.parametrize("kept", [0, 4, 50, -1])
+    def test_truncated_weights_are_named(self, kept: int, tmp_path: Path) -> None:
+        Linear(CONFIG).save_pretrained(tmp_path)
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:kept])
+        refused(tmp_path, "model.safetensors", "damaged")
+
+    def test_weights_of_another_network_do_not_fit(self, tmp_path: Path) -> None:
+        Linear(CONFIG).save_pretrained(tmp_path)
+        other = Linear(LinearConfig(9, Round(1.0)))
+        other.save_pretrained(tmp_path / "other")
+        (tmp_path / "other" / "model.safetensors").replace(tmp_path / "model.safetensors")
+        refused(tmp_path, "model.safetensors", "does not fit its config.json")
+
+
+class TestAFailedWrite:
+    def test_a_full_disk_leaves_what_stood_there_before(self, tmp_path: Path) -> None:
+        old = Linear(LinearConfig(500, Round(1.0)))
+        old.save_pretrained(tmp_path)
+        with room_for(3000), pytest.raises(PackError, match=r"model\.safetensors cannot be written") as caught:
+            Linear(LinearConfig(500, Square(3))).save_pretrained(tmp_path)
+        assert "\n" not in str(caught.value)
+        loaded = Linear.from_pretrained(tmp_path)
+        assert loaded.config == old.config
+        assert torch.equal(loaded.linear.weight, old.linear.weight)
+        assert len(list(tmp_path.iterdir())) == 2
+
+    def test_a_full_disk_leaves_nothing_under_the_final_names(self, tmp_path: Path) -> None:
+        with room_for(3000), pytest.raises(PackError):
+            Linear(LinearConfig(500, Round(1.0))).save_pretrained(tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_folder_that_is_a_file_stays_one(self, tmp_path: Path) -> None:
+        place = tmp_path / "file"
+        place.write_text("mine")
+        for folder in (place, place / "below"):
+            with pytest.raises(OSError, match="file"):
+                Linear(CONFIG).save_pretrained(folder)
+        assert place.read_text() == "mine"

@@ -1,0 +1,246 @@
+"""Every task of a loaded pack, with random weights: what comes out, and that it comes out again."""
+
+import copy
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from codebrush import Codebrush
+from codebrush.data.images import resize_square, stack
+from codebrush.errors import ImageError, PackError, PromptError, UsageError
+from codebrush.pipeline import BATCH, DEFAULT_CFG, DEFAULT_TEMPERATURE, Result
+from packs import write_micro_pack
+
+
+@pytest.fixture(scope="module")
+def brush(micro_pack: Path) -> Codebrush:
+    return Codebrush.from_pretrained(micro_pack, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def results(brush: Codebrush) -> list[Result]:
+    return brush.generate("a red circle", n=3, seed=5, rerank=8)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    left, right = Image.new("RGB", (48, 32), "orange"), Image.new("RGB", (32, 32), "navy")
+    left.paste("green", (10, 5, 30, 25))
+    return [left, right]
+
+
+def pixels(results: list[Result]) -> list[bytes]:
+    return [result.image.tobytes() for result in results]
+
+
+def test_a_result_holds_what_it_says(brush: Codebrush, results: list[Result]) -> None:
+    assert len(results) == 3
+    assert [result.score for result in results] == sorted((r.score for r in results), reverse=True)
+    for result in results:
+        assert result.image.size == (32, 32)
+        assert result.codes.shape == (8, 8)
+        assert result.latent.shape == (8, 8, 8)
+        again = brush.vqgan.decode_codes(result.codes[None])
+        decoded = brush.vqgan.decode(result.latent[None])
+        torch.testing.assert_close(decoded, again)
+        assert brush.score(result.image, "a red circle") == pytest.approx(result.score, abs=1e-5)
+    assert len(set(pixels(results))) == 3
+
+
+def test_the_best_of_the_candidates_are_kept(brush: Codebrush, results: list[Result]) -> None:
+    all_of_them = brush.generate("a red circle", n=8, seed=5, rerank=8)
+    assert pixels(all_of_them[:3]) == pixels(results)
+    assert sorted(result.manifest["index"] for result in all_of_them) == list(range(8))
+
+
+def test_the_same_seed_gives_the_same_pixels_and_another_seed_others(brush: Codebrush, results: list[Result]) -> None:
+    assert pixels(brush.generate("a red circle", n=3, seed=5, rerank=8)) == pixels(results)
+    others = [brush.generate("a red circle", n=8, seed=seed, rerank=8) for seed in (4, 6)]
+    assert not set(pixels(others[0])) & set(pixels(others[1]))
+    assert not (set(pixels(others[0])) | set(pixels(others[1]))) & set(pixels(results))
+
+
+def test_a_picture_does_not_depend_on_how_many_are_drawn(brush: Codebrush) -> None:
+    many = brush.generate("a red circle", n=BATCH + 2, seed=5, rerank=BATCH + 2)
+    few = brush.generate("a red circle", n=2, seed=5, rerank=2)
+    codes = {result.manifest["index"]: result.codes for result in many}
+    assert len(codes) == BATCH + 2
+    for result in few:
+        assert torch.equal(result.codes, codes[result.manifest["index"]])
+
+
+def test_options_reach_the_drawing(brush: Codebrush) -> None:
+    def drawn(**options: Any) -> set[bytes]:
+        return set(pixels(brush.generate("a red circle", n=4, seed=1, rerank=4, **options)))
+
+    plain = drawn()
+    assert drawn(cfg=DEFAULT_CFG, temperature=DEFAULT_TEMPERATURE, top_k=0, top_p=1, min_p=0) == plain
+    assert len(drawn(temperature=0)) == 1
+    assert drawn(top_k=1) == drawn(min_p=1) == drawn(top_p=1e-9) == drawn(temperature=0)
+    for other in ({"cfg": 1}, {"temperature": 2}, {"top_k": 3}, {"top_p": 0.3}, {"min_p": 0.9}):
+        assert drawn(**other) != plain
+
+
+def test_weights_of_a_prompt_count(brush: Codebrush) -> None:
+    one, weighed = (brush.generate(prompt, n=1, rerank=1)[0] for prompt in ("a dog", "a dog | blurry:-0.5"))
+    assert not torch.equal(one.codes, weighed.codes)
+    dog, blurry = (brush.score(weighed.image, text) for text in ("a dog", "blurry"))
+    assert weighed.score == pytest.approx((dog - 0.5 * blurry) / 1.5, abs=1e-5)
+
+
+def test_progress_ends_at_the_end(brush: Codebrush) -> None:
+    calls: list[tuple[int, int]] = []
+    brush.generate("a dog", n=1, rerank=BATCH + 1, progress=lambda *call: calls.append(call))
+    assert calls == sorted(calls)
+    assert calls[-1] == ((BATCH + 1) * 64, (BATCH + 1) * 64)
+
+
+def test_a_packs_own_defaults_come_before_ours(tmp_path: Path) -> None:
+    folder = write_micro_pack(tmp_path / "own", defaults={"cfg": 1.5, "top_k": 7})
+    brush = Codebrush.from_pretrained(folder)
+    options = brush.generate("a dog", n=1, rerank=1, top_k=9)[0].manifest["options"]
+    assert options["cfg"] == 1.5
+    assert options["top_k"] == 9
+    assert options["temperature"] == DEFAULT_TEMPERATURE
+    write_micro_pack(folder, defaults={"temperature": "warm"})
+    with pytest.raises(PackError, match="own: among its defaults, temperature must be a number"):
+        Codebrush.from_pretrained(folder).generate("a dog")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"prompt": " "}, PromptError, "empty"),
+        ({"prompt": "a" * 10_000}, PromptError, "10,000 characters"),
+        ({"prompt": "dog:big"}, PromptError, 'weight "big"'),
+        ({"n": 0}, UsageError, "n must be a whole number from 1 to 1024, not 0"),
+        ({"n": None}, UsageError, "n must be"),
+        ({"seed": -1}, UsageError, "seed must be"),
+        ({"top_p": 7}, UsageError, "top_p must be"),
+        ({"temperature": float("nan")}, UsageError, "temperature must be"),
+        ({"n": 5, "rerank": 4}, UsageError, "rerank must be .* which is 5, not 4"),
+    ],
+)
+def test_bad_input_is_refused(brush: Codebrush, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        brush.generate(**{"prompt": "a dog", **options})
+
+
+def test_replay_gives_the_same_pixels(brush: Codebrush, results: list[Result]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for result in results:
+            manifest = json.loads(json.dumps(result.manifest))
+            again = brush.replay(manifest)
+            assert again.image.tobytes() == result.image.tobytes()
+            assert again.manifest == result.manifest
+    late = brush.generate("a dog | cat:-0.2", n=BATCH + 3, seed=2, rerank=BATCH + 3, cfg=2.0)
+    late = next(result for result in late if result.manifest["index"] == BATCH + 1)
+    assert brush.replay(late.manifest).image.tobytes() == late.image.tobytes()
+
+
+def test_replay_uses_as_many_threads_as_there_were(brush: Codebrush, results: list[Result]) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        assert brush.replay(results[0].manifest).manifest["threads"] == before
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_replay_knows_its_pack(micro_pack: Path, tmp_path: Path, results: list[Result]) -> None:
+    other = Codebrush.from_pretrained(write_micro_pack(tmp_path / "other", seed=1, name="other"))
+    manifest = results[0].manifest
+    with pytest.raises(PackError, match="open the one it was made with") as caught:
+        other.replay(manifest)
+    for pack in (manifest["pack"]["hash"], other.pack.hash, "micro", "other"):
+        assert pack[:12] in str(caught.value)
+
+
+def test_replay_warns_of_another_version(brush: Codebrush, results: list[Result]) -> None:
+    manifest = copy.deepcopy(results[0].manifest)
+    manifest["versions"]["torch"] = "1.0"
+    with pytest.warns(UserWarning, match=r"may differ; it was made with torch 1\.0, now"):
+        brush.replay(manifest)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"method": "magic"},
+        {"prompt": 3},
+        {"prompt": ...},
+        {"seed": "x"},
+        {"options": {"n": 1}},
+        {"options": [1]},
+        {"options": None},
+        {"index": 8},
+        {"index": -1},
+        {"threads": 10**9},
+        {"threads": 0},
+        {"pack": "emoji"},
+        {"pack": None},
+        {"versions": []},
+    ],
+)
+def test_a_damaged_manifest_is_one_line(brush: Codebrush, results: list[Result], damage: dict[str, Any]) -> None:
+    manifest = {key: value for key, value in {**results[0].manifest, **damage}.items() if value is not ...}
+    with pytest.raises(ImageError, match=r"manifest is damaged|cannot be replayed") as caught:
+        brush.replay(manifest)
+    assert "\n" not in str(caught.value)
+
+
+def test_embeddings_are_unit_vectors(brush: Codebrush, pictures: list[Image.Image], tmp_path: Path) -> None:
+    texts = brush.embed_text(["a dog", "a cat: black", "|"])
+    assert texts.shape == (3, 24)
+    torch.testing.assert_close(texts.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(brush.embed_text("a dog"), texts[:1])
+    path = tmp_path / "picture.png"
+    pictures[0].save(path)
+    images = brush.embed_images([*pictures, path, str(path)])
+    assert images.dtype == torch.float32
+    assert not images.requires_grad
+    torch.testing.assert_close(images.norm(dim=1), torch.ones(4))
+    torch.testing.assert_close(images[2:], images[:1].expand(2, -1))
+    assert brush.embed_text([]).shape == brush.embed_images([]).shape == (0, 24)
+    many = brush.embed_images([pictures[0], pictures[1]] * BATCH)
+    torch.testing.assert_close(many[-2:], images[:2], atol=1e-5, rtol=0)
+    with pytest.raises(ImageError, match=r"nothing\.png"):
+        brush.embed_images([tmp_path / "nothing.png"])
+
+
+def test_reconstruction_goes_through_the_codes(brush: Codebrush, pictures: list[Image.Image]) -> None:
+    first, second = brush.reconstruct(pictures)
+    assert first.size == second.size == (32, 32)
+    cut = brush.reconstruct([resize_square(pictures[0], 32)])[0]
+    torch.testing.assert_close(stack([first], 32), stack([cut], 32), atol=0.005, rtol=0)
+    codes = brush.vqgan.quantize(brush.vqgan.encode(stack([pictures[1]], 32)))[1]
+    decoded = brush.vqgan.decode_codes(codes)[0].clamp(0, 1)
+    torch.testing.assert_close(stack([second], 32)[0], decoded, atol=0.003, rtol=0)
+
+
+def test_classification_ranks_labels_by_their_mean_sentence(brush: Codebrush, pictures: list[Image.Image]) -> None:
+    labels = ["dog", "cat", "a {brace}"]
+    answers = brush.classify(pictures, labels)
+    assert len(answers) == 2
+    for answer in answers:
+        assert {label for label, _ in answer} == set(labels)
+        probabilities = [probability for _, probability in answer]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert sum(probabilities) == pytest.approx(1)
+    for bad in ([], "dog"):
+        with pytest.raises(UsageError, match="labels must be a list"):
+            brush.classify(pictures, bad)
+
+
+def test_an_unknown_device_is_refused(micro_pack: Path) -> None:
+    for device in ("abacus", "cuda:99"):
+        with pytest.raises(UsageError, match=f"device '{device}' cannot be used") as caught:
+            Codebrush.from_pretrained(micro_pack, device=device)
+        assert "\n" not in str(caught.value)

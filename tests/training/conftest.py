@@ -1,0 +1,35 @@
+"""What the training tests share: drawn scenes as a folder, real processes, and a cache of `datasets` that is thrown away."""
+
+import multiprocessing
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import datasets
+import pytest
+
+from codebrush.data.shapes import write_shapes
+
+
+@pytest.fixture(autouse=True, scope="session")
+def datasets_cache(tmp_path_factory: pytest.TempPathFactory):
+    kept = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+    yield datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = kept
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty captioned scenes of one shape, 32 x 32."""
+    folder = tmp_path_factory.mktemp("source") / "shapes"
+    write_shapes(folder, 40, size=32, objects=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def processes() -> ForkServerContext:
+    """Where real processes come from: each is forked off one that has done the slow imports and nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    slow = ["codebrush.training.single_stage", "codebrush.previews", "datasets", "torch.utils.tensorboard"]
+    context.set_forkserver_preload(slow)
+    return context

@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torch import nn
+
+from codebrush.training.vq_losses import adaptive_weight, balanced_loss, discriminator_loss, generator_loss
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def test_hinge_loss_of_hand_picked_logits() -> None:
+    real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.5])
+    # real: max(0, 1 - 2) = 0 and 0.5; fake: max(0, 1 - 3) = 0 and 1.5
+    torch.testing.assert_close(discriminator_loss(real, fake), torch.tensor((0.25 + 0.75) / 2))
+    assert discriminator_loss(torch.tensor([1.0]), torch.tensor([-1.0])) == 0
+
+
+def test_the_generator_raises_the_logits_of_its_pictures() -> None:
+    fake = torch.tensor([[1.0, -4.0]], requires_grad=True)
+    loss = generator_loss(fake)
+    assert loss == 1.5
+    loss.backward()
+    torch.testing.assert_close(fake.grad, torch.full((1, 2), -0.5))
+
+
+def test_losses_of_half_precision_logits_are_float32() -> None:
+    logits = torch.randn(4).bfloat16()
+    assert discriminator_loss(logits, logits).dtype == generator_loss(logits).dtype == torch.float32
+
+
+def last_layer_and_losses() -> tuple[nn.Parameter, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    inputs, target, judge = torch.randn(5, 3), torch.randn(5, 2), torch.randn(2)
+    layer = nn.Parameter(torch.randn(2, 3))
+    made = inputs @ layer.T  # (5, 2)
+    reconstruction, adversarial = (made - target).square().mean(), -(made @ judge).mean()
+    # the two gradients by hand: d(mean square) = 2 error^T inputs / n, d(-mean judge.made) = -judge x mean(inputs)
+    pull = (2 * (made - target).T @ inputs / made.numel()).detach()
+    push = -torch.outer(judge, inputs.mean(0))
+    return layer, reconstruction, adversarial, pull, push
+
+
+def test_the_adaptive_weight_is_the_ratio_of_the_gradients_at_the_last_layer() -> None:
+    layer, reconstruction, adversarial, pull, push = last_layer_and_losses()
+    weight = adaptive_weight(reconstruction, adversarial, layer)
+    torch.testing.assert_close(weight, pull.norm() / (push.norm() + 1e-4))
+    assert not weight.requires_grad
+    assert layer.grad is None
+    (reconstruction + weight * adversarial).backward()  # the graph is still there
+    torch.testing.assert_close(layer.grad, pull + weight * push)
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(0.0, 1e4), (1e-9, 1e4)])
+def test_the_adaptive_weight_is_clamped(scale: float, expected: float) -> None:
+    layer, reconstruction, adversarial, _, _ = last_layer_and_losses()
+    assert adaptive_weight(1e3 * reconstruction, scale * adversarial, layer) == expected
+    assert adaptive_weight(0 * reconstruction, adversarial, layer) == 0
+
+
+def test_the_balanced_loss_is_the_sum_in_value_and_gradient() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 3, 3)).double()
+    judge = nn.Sequential(nn.Conv2d(3, 2, 3), nn.SiLU(), nn.Conv2d(2, 1, 3)).double()
+    last_layer = network[2].weight
+    pictures, targets = torch.rand(2, 3, 12, 12).double(), torch.rand(2, 3, 8, 8).double()
+
+    def losses() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        made = network(pictures)
+        return made, (made - targets).abs().mean(), generator_loss(judge(made)).double()
+
+    made, reconstruction, adversarial = losses()
+    loss, weight = balanced_loss(made, reconstruction, adversarial, last_layer, 0.7)
+    found = torch.autograd.grad(loss, list(network.parameters()))
+
+    made, reconstruction, adversarial = losses()
+    expected_weight = adaptive_weight(reconstruction, adversarial, last_layer)
+    expected = reconstruction + 0.7 * expected_weight * adversarial
+    torch.testing.assert_close(weight, expected_weight)
+    torch.testing.assert_close(loss, expected)
+    for ours, theirs in zip(found, torch.autograd.grad(expected, list(network.parameters())), strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -1,4 +1,4 @@
-"""What the training tests share: drawn scenes as a folder, real processes, and a cache of `datasets` that is thrown away."""
+"""What the training tests share: drawn scenes in a folder, real processes, and a throwaway cache of `datasets`."""
 
 import multiprocessing
 from multiprocessing.context import ForkServerContext

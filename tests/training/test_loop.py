@@ -20,8 +20,8 @@ from codebrush.training.loop import (
     Loop,
     LoopConfig,
     Objective,
+    autocast,
     has_bf16,
-    make_fabric,
     rows_of_step,
     step_rng,
 )
@@ -147,10 +147,26 @@ def test_precision_reaches_the_network_and_leaves_the_weights_alone(precision, d
     assert {part.dtype for part in loop.plain["line"].parameters()} == {torch.float32}
 
 
-def test_auto_precision_is_bf16_where_the_machine_has_it():
-    cuda = torch.cuda.is_available()
-    chosen = make_fabric(config(precision="auto"))._precision.precision
-    assert chosen == ("bf16-mixed" if has_bf16(torch.device("cuda" if cuda else "cpu")) else "32-true")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_auto_precision_is_bf16_where_the_device_has_it(device: str):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    place = torch.device(device)
+    with autocast("auto", place):
+        assert torch.is_autocast_enabled(device) == has_bf16(place)
+    with autocast("32-true", place):
+        assert not torch.is_autocast_enabled(device)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_task_may_take_gradients_of_its_own(precision: str, tmp_path: Path):
+    class Balanced(Line):
+        def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
+            for network, loss, metrics in super().objectives(batch, step):
+                (slope,) = torch.autograd.grad(loss, self.networks["line"].weight, retain_graph=True)
+                yield Objective(network, loss * slope.norm().detach(), metrics)
+
+    assert run(tmp_path, Balanced(), steps=2, precision=precision).step == 2
 
 
 def test_a_run_in_two_parts_is_the_run_in_one(tmp_path: Path):
@@ -176,7 +192,7 @@ def test_metrics_after_the_checkpoint_are_written_anew(tmp_path: Path):
 
 
 def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path: Path):
-    with pytest.raises(TrainingError, match="near step 8.*lower the learning rate"):
+    with pytest.raises(TrainingError, match=r"near step 8.*lower the learning rate"):
         run(tmp_path, Line(poison_at=6), log_every=100)
     checkpoint = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert checkpoint["step"] == 4

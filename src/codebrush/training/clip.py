@@ -1,5 +1,6 @@
 """Captioned pictures -> a CLIP."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codebrush.models.clip import CLIP, CLIPConfig
+from codebrush.models.clip import CLIP, MAX_LOGIT_SCALE, CLIPConfig
 from codebrush.models.image_encoder import ModifiedResNetConfig, VisionTransformerConfig
 from codebrush.models.text_encoder import BagOfWordsConfig, TextTransformerConfig
 from codebrush.text.token_table import token_table
@@ -103,7 +104,7 @@ class CLIPTask:
     """Trains both towers on matching pictures with texts; see `codebrush.training.loop.Task`."""
 
     def __init__(self, clip: CLIP, recipe: CLIPRecipe, data: Captioned, tokenizer: Tokenizer):
-        self.recipe, self.data = recipe, data
+        self.recipe, self.data, self.clip = recipe, data, clip
         self.tokens = CaptionTokens(data, tokenizer)
         self.examples = len(data)
         embedding = getattr(clip.text_encoder, "token_embedding", None)
@@ -128,6 +129,8 @@ class CLIPTask:
 
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
         """One contrastive loss over the whole batch."""
+        with torch.no_grad():  # above its limit the temperature would get no gradient, and never come down again
+            self.clip.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE) - 1e-5)
         images = recolour(move(batch["images"].float() / 255, batch["affine"]), batch["colour"])
         output = self.networks["clip"](images, batch["tokens"])
         if self.recipe.loss == "sigmoid":

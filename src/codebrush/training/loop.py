@@ -108,18 +108,21 @@ def has_bf16(device: torch.device) -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Where products run in bfloat16, if `precision` says so."""
+    wanted = precision == "bf16-mixed" or (precision == "auto" and has_bf16(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+
+
 def make_fabric(config: LoopConfig) -> Fabric:
-    """Devices and precision as the config says."""
-    precision = config.precision
-    if precision == "auto":
-        on_cuda = config.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
-        precision = "bf16-mixed" if has_bf16(torch.device("cuda" if on_cuda else "cpu")) else "32-true"
+    """Devices as the config says."""
     return Fabric(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.nodes,
         strategy=config.strategy,
-        precision=precision,  # pyright: ignore[reportArgumentType]
+        # Its own mixed precision forbids gradients that a task takes by itself; see `autocast`.
+        precision="32-true",
     )
 
 
@@ -226,7 +229,7 @@ class Loop:
         self.reporter.learning_rate = factor
 
     def _next(self, objectives: Iterator[Objective]) -> Objective | None:
-        with self.fabric.autocast():
+        with autocast(self.config.precision, self.fabric.device):
             return next(objectives, None)
 
     def _after_step(self, last: int) -> None:

@@ -14,17 +14,17 @@ import torch
 
 from codebrush import __version__
 from codebrush.data.codes import encode_once
-from codebrush.errors import TrainingError
+from codebrush.errors import TrainingError, UsageError
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack import Pack, write_pack
+from codebrush.pack import PACK_FILE, Pack, local_pack, write_pack
 from codebrush.text.tokenizer import Tokenizer, train_bpe
 from codebrush.training.captioned import Captioned, SourceConfig, load_captioned
 from codebrush.training.clip import CLIPRecipe
 from codebrush.training.loop import Loop, LoopConfig
-from codebrush.training.plan import SHARES, TIMED_STEPS, WARM_STEPS, Size, choose, sizes
+from codebrush.training.plan import GRID, SHARES, TIMED_STEPS, WARM_STEPS, Size, choose, sizes
 from codebrush.training.reporting import METRICS
 from codebrush.training.stages import (
     MODEL_FOLDER,
@@ -86,12 +86,16 @@ def train_pack(request: PackRequest, say: Say = print, draw: Callable[..., Any] 
     The work lies in `<out>.work` beside the pack, where `resume` finds it again.
     """
     work = request.out.with_name(request.out.name + ".work")
-    if work.exists() and not request.resume:
+    if not request.resume and any(has_begun(work / stage) for stage in STAGES):
         raise TrainingError(f"{work} holds an earlier training: add --resume to go on, or delete it to start anew")
-    if request.out.exists() and not (request.out / "pack.json").is_file() and any(request.out.iterdir()):
+    if request.out.exists() and not (request.out / PACK_FILE).is_file() and any(request.out.iterdir()):
         raise TrainingError(f"{request.out} is not empty and is no pack: name another folder with --out")
+    if request.image_size % GRID:
+        raise UsageError(f"--image-size {request.image_size} is no multiple of {GRID}: the codes would not fit")
     source = request.source.open()  # before any folder is made, so that a wrong source leaves nothing behind
     work.mkdir(parents=True, exist_ok=True)
+    if not request.resume:  # what an attempt that began no stage has left
+        (work / "clock.json").unlink(missing_ok=True)
     clock = Clock(work / "clock.json")
     try:
         materials = _materials(request, source, work, say)
@@ -106,12 +110,16 @@ def train_pack(request: PackRequest, say: Say = print, draw: Callable[..., Any] 
         "pack": str(pack.folder),
         "work": str(work),
         "stages": figures,
+        "skipped": len(materials.data.pixels.skipped),
         "seconds": round(clock.spent(), 1),
     }
 
 
 def _materials(request: PackRequest, source: Any, work: Path, say: Say) -> Materials:
     size = request.image_size
+    start = None if request.start is None else local_pack(str(request.start))
+    if start is not None and (start / PACK_FILE).is_file():
+        size = Pack(start).image_size  # its transformer draws a grid of no other size
     for plan in request.plans.values():
         size = getattr(plan.recipe, "image_size", size)
     data = load_captioned(source, size, work / "cache")
@@ -140,8 +148,9 @@ def make_tokenizer(kind: str, data: Captioned) -> Tokenizer:
 
 
 def member_folder(place: Path, stage: str) -> Path:
-    """Where the network of `stage` lies in a pack, a stage's folder, or a folder of its own."""
-    if (place / "pack.json").is_file():
+    """Where the network of `stage` lies in a pack (or a built-in one's name), a stage's folder, or one of its own."""
+    place = local_pack(str(place)) or place
+    if (place / PACK_FILE).is_file():
         return Pack(place).member(stage)
     return place / MODEL_FOLDER if (place / MODEL_FOLDER).is_dir() else place
 
@@ -169,7 +178,7 @@ def _stage(
     elif stage in request.plans:
         plan = request.plans[stage]
     else:
-        plan = _plan(stage, request, materials, clock, started, start)
+        plan = _plan(stage, request, materials, clock, start)
     say(f"{stage}: {plan.loop.steps} steps of {plan.loop.batch_size} pictures")
     network = run_stage(plan, materials, folder, resume=True, start=start)
     if isinstance(network, CLIP):
@@ -210,14 +219,13 @@ def _plan(
     request: PackRequest,
     materials: Materials,
     clock: Clock,
-    started: float,
     start: PretrainedModel | None,
 ) -> StagePlan:
     if request.budget is None:
         raise TrainingError(f"there is no recipe for the stage {stage}: add one, or give a --budget")
     left = max(1.0, request.budget - clock.spent() - FINISH_SECONDS)
     share = SHARES[stage] / sum(SHARES[name] for name in STAGES[STAGES.index(stage) :])
-    seconds = max(1.0, left * share - (time.monotonic() - started))
+    seconds = max(1.0, left * share)
     threads = request.threads or torch.get_num_threads()
 
     def plan_of(size: Size, steps: int) -> StagePlan:

@@ -12,6 +12,7 @@ from codebrush.training.vqgan import VQGANRecipe
 
 SHARES = {"clip": 0.25, "vqgan": 0.4, "transformer": 0.35}  # of the whole budget
 WARM_STEPS, TIMED_STEPS = 2, 3
+GRID = 8  # codes along a side, at least; pictures are multiples of it
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,7 @@ class Size:
 
 def sizes(stage: str, image_size: int, codebook_size: int = 0) -> Sequence[Size]:
     """The candidates of a stage, smallest first, for square pictures of `image_size` pixels."""
-    factor_levels = max(1, int(math.log2(image_size // 8)))  # down to a grid of about 8 x 8, at most factor 8
-    levels = min(3, factor_levels)
+    levels = min(3, max(1, int(math.log2(image_size // GRID))))  # of halving: factor 8 at most
     if stage == "clip":
         return [
             Size("small", _clip(image_size, 16, 128, 2, 128), 128, 20_000),
@@ -52,7 +52,7 @@ def _clip(image_size: int, channels: int, text_width: int, text_layers: int, emb
     return CLIPRecipe(
         image_size=image_size,
         image="vit" if small or image_size % 32 else "resnet",
-        patch_size=max(1, image_size // 8),
+        patch_size=image_size // GRID,
         width=channels * 8 if small else channels,
         heads=4,
         layers=4,

@@ -14,7 +14,7 @@ from codebrush.training.captioned import load_captioned
 from codebrush.training.code_transformer import TransformerRecipe
 from codebrush.training.pack_training import last_metrics, make_tokenizer, member_folder
 from codebrush.training.recipes import read_recipe
-from codebrush.training.stages import MODEL_FOLDER, MODELS, Materials, run_stage
+from codebrush.training.stages import MODEL_FOLDER, MODELS, Materials, has_begun, read_plan, run_stage
 
 
 def train_stage(
@@ -34,12 +34,16 @@ def train_stage(
     """Train one stage by its recipe into the run folder `out`; returns its figures.
 
     `clip` and `vqgan` are folders (packs, runs or models) that later stages need; `start` is one to begin from.
+    A run that is resumed keeps its plan, and what it began from.
     """
     began = time.monotonic()
     asked = read_recipe(recipe, source, stage)
-    plan = asked.plan
-    if threads:
-        plan = replace(plan, loop=replace(plan.loop, threads=threads))
+    if resume and has_begun(out):
+        plan = read_plan(out)
+    else:
+        loop = replace(asked.plan.loop, threads=threads or asked.plan.loop.threads)
+        plan = replace(asked.plan, loop=loop, facts={"from": str(start.resolve())} if start else {})
+    start = Path(plan.facts["from"]) if "from" in plan.facts else start
     clip_folder = None if clip is None else member_folder(clip, "clip")
     materials_clip = None if clip_folder is None else CLIP.from_pretrained(clip_folder)
     materials_vqgan = None if vqgan is None else VQGAN.from_pretrained(member_folder(vqgan, "vqgan"))

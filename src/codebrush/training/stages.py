@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +115,16 @@ def run_stage(
 ) -> PretrainedModel:
     """Train to the plan's last step and return the averaged network, also saved in `folder`/model.
 
-    With `resume`, a stage that began here goes on by the plan it began with. Without, a folder that already holds a
-    stage is an error, so that nothing is lost.
+    With `resume`, a stage that began here goes on by the plan it began with, on the pictures it began with. Without,
+    a folder that already holds a stage is an error, so that nothing is lost.
     """
+    pictures = materials.data.source.fingerprint
     if begun := has_begun(folder):
         if not resume:
             raise TrainingError(f"{folder} already holds a training run: add --resume, or name another folder")
         plan = read_plan(folder)
+        if plan.facts.get("data_sha256", pictures) != pictures:
+            raise TrainingError(f"{folder} began with other pictures or captions: name those, or another folder")
         if is_done(folder):
             return MODELS[plan.stage].from_pretrained(folder / MODEL_FOLDER)
     try:
@@ -130,7 +133,7 @@ def run_stage(
     except ValueError as error:
         raise TrainingError(f"the {plan.stage} cannot be built: {error}") from error
     if not begun:  # a plan that cannot be carried out must not stand in the way of a better one
-        write_plan(plan, folder)
+        write_plan(replace(plan, facts={**plan.facts, "data_sha256": pictures}), folder)
     trained = Loop(task, plan.loop, folder).run()
     assert isinstance(trained, PretrainedModel)
     part = folder / f"{MODEL_FOLDER}.part"

@@ -1,0 +1,49 @@
+"""Ranks, zero-shot accuracy and recall against counts done by hand."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from codebrush.evaluation.alignment import ranks, retrieval, top_k, zero_shot
+
+
+@pytest.fixture
+def space() -> torch.Tensor:
+    torch.manual_seed(3)
+    return F.normalize(torch.randn(30, 8), dim=-1)
+
+
+def test_ranks_equal_a_loop(space: torch.Tensor) -> None:
+    queries, keys = space[:10], space[10:]
+    right = torch.arange(10) % len(keys)
+    found = ranks(queries, keys, right)
+    for row, query in enumerate(queries):
+        own = float(query @ keys[right[row]])
+        assert int(found[row]) == sum(float(query @ key) > own + 1e-7 for key in keys)
+
+
+def test_a_label_is_first_when_the_picture_is_its_own_text(space: torch.Tensor) -> None:
+    labels = [f"label {index}" for index in range(len(space))]
+    assert zero_shot(space, labels, space, labels)["top1"] == 1.0
+
+
+def test_a_wrong_space_finds_labels_by_chance_only() -> None:
+    torch.manual_seed(0)
+    images, texts = (F.normalize(torch.randn(400, 16), dim=-1) for _ in range(2))
+    labels = [str(index) for index in range(400)]
+    figures = zero_shot(images, labels, texts, labels)
+    assert figures["top1"] < 0.02
+    assert figures["top1"] <= figures["top5"] < 0.06
+
+
+def test_top_k_counts_what_stands_ahead() -> None:
+    assert top_k(torch.tensor([0, 1, 4, 9]), 1) == 0.25
+    assert top_k(torch.tensor([0, 1, 4, 9]), 5) == 0.75
+
+
+def test_any_picture_of_the_group_counts_and_its_own_copies_do_not_stand_in_the_way() -> None:
+    texts = torch.tensor([[1.0, 0.0]])
+    images = torch.tensor([[0.9, 0.436], [0.8, 0.6], [1.0, 0.0]])
+    assert retrieval(texts, images, ["a"], ["b", "a", "b"])["recall_at_1"] == 0.0  # two strangers ahead
+    assert retrieval(texts, images, ["a"], ["b", "a", "b"])["recall_at_5"] == 1.0
+    assert retrieval(texts, images, ["a"], ["a", "a", "a"])["recall_at_1"] == 1.0

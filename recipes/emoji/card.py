@@ -137,22 +137,20 @@ def zero_shot_rows(title: str, found: dict[str, dict[str, float]]) -> list[str]:
     ]
 
 
-def card_text(brush: Codebrush, figures: dict[str, Any], control: Path) -> str:
-    """The card in Markdown."""
+def origin_lines(brush: Codebrush, figures: dict[str, Any]) -> list[str]:
     info, origin = brush.pack.info, brush.pack.info["provenance"]
-    recall = figures["clip"].pop("test, text to picture")
     hours = sum(stage["seconds"] for stage in origin["stages"].values()) / 3600
     lines = [
         "# The `emoji` pack",
         "",
-        f"Draws and judges small pictures in the manner of emoji, {info['image_size']} x {info['image_size']} pixels. "
-        f"Version {info['version']}, {figures['megabytes']:.1f} MB. A first pack, trained on a CPU alone: it shows that "
-        "the whole road works. It is soft, and knows single things better than scenes.",
+        f"Draws and judges small pictures in the manner of emoji, {info['image_size']} pixels square. "
+        f"Version {info['version']}, {figures['megabytes']:.1f} MB. A first pack, trained on a CPU alone: it shows "
+        "that the whole road works. It is soft, and knows single things better than scenes.",
         "",
         "## Made from",
         "",
-        f"- **Data**: `{origin['data']}` (sha256 `{origin['data_sha256'][:16]}...`), its `train` split without skin-tone "
-        "variants: 7,576 pictures of 1,757 concepts in five styles. `val` and `test` hold other concepts.",
+        f"- **Data**: `{origin['data']}` (sha256 `{origin['data_sha256'][:16]}...`), its `train` split without "
+        "skin-tone variants: 7,576 pictures of 1,757 concepts in five styles. `val` and `test` hold other concepts.",
         f"- **Licence**: {info['licence']}. The text tower starts from a table distilled from all-MiniLM-L6-v2 "
         "(Apache-2.0); see NOTICE.",
         f"- **Recipe**: `{origin['recipe']}/`, seed 0, at commit `{origin['commit'][:12]}`, torch {origin['torch']}.",
@@ -208,7 +206,7 @@ def card_text(brush: Codebrush, figures: dict[str, Any], control: Path) -> str:
         "![unseen](unseen.png)",
         "",
     ]
-    return "\n".join(lines)
+    return lines
 
 
 def main() -> None:
@@ -235,7 +233,8 @@ def main() -> None:
     figures["megabytes"] = sum(path.stat().st_size for path in Path(options.pack).rglob("*.safetensors")) / 1e6
     sheets(brush, options.parquet, out)
     (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    (out / "README.md").write_text(card_text(brush, figures, options.control), encoding="utf-8")
+    card = "\n".join(origin_lines(brush, figures) + measured_lines(figures, options.control))
+    (out / "README.md").write_text(card, encoding="utf-8")
     print((out / "README.md").read_text(encoding="utf-8"))
 
 

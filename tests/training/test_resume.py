@@ -25,7 +25,7 @@ from codebrush.training.reporting import METRICS
 LOOP = {"batch_size": 4, "warmup": 2, "log_every": 2, "checkpoint_every": 3, "preview_every": 0, "threads": 1}
 AUGMENTATION = {"shift": 0.1, "zoom": 0.1, "turn": 10, "mirror": 0.5}
 RECIPES: dict[str, dict[str, Any]] = {
-    # 512 latents for k-means, 64 a step: collected in steps 0 to 7; the discriminator joins in at step 12
+    # 512 latents for k-means, 64 a step: collected until step 8; the discriminator joins in after step 12
     "vqgan": {
         "stage": "vqgan",
         "recipe": {
@@ -138,15 +138,17 @@ def difference(ours: Any, theirs: Any, place: str = "") -> str | None:
 
 
 def assert_same(ours: Path, theirs: Path) -> None:
-    """The same weights, checkpoint and log."""
+    """The same weights and checkpoint."""
     weights = [load_file(folder / "model" / "model.safetensors") for folder in (ours, theirs)]
     assert difference(*weights) is None
     states = [torch.load(folder / CHECKPOINT, weights_only=True) for folder in (ours, theirs)]
     assert difference(*states) is None
-    logs = [[json.loads(line) for line in (folder / METRICS).read_text().splitlines()] for folder in (ours, theirs)]
-    for line in logs[0] + logs[1]:
-        line.pop("steps_per_second")
-    assert logs[0] == logs[1]
+
+
+def log_lines(folder: Path) -> list[dict[str, float]]:
+    """The log, but for how fast it went."""
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "steps_per_second"} for line in lines]
 
 
 chance = random.Random(20)
@@ -162,14 +164,17 @@ OTHER_ENDS = [End("update", chance.randint(4, 8)) for _ in range(2)]
 
 
 def test_the_unbroken_run_passes_every_phase(trained):
-    found = [json.loads(line) for line in (trained("vqgan") / METRICS).read_text().splitlines()]
-    assert [line["code_distance"] > 0 for line in found if line["step"] in (6, 8, 9)] == [False, False, True]
+    found = log_lines(trained("vqgan"))
+    assert [line["code_distance"] > 0 for line in found if line["step"] in (6, 8)] == [False, True]
     assert ["discriminator_loss" in line for line in found if line["step"] in (12, 14)] == [False, True]
 
 
 @pytest.mark.parametrize("end", VQGAN_ENDS, ids=str)
 def test_a_vqgan_ends_at_the_same_bits(end: End, trained):
-    assert_same(trained("vqgan", end), trained("vqgan"))
+    ours, theirs = trained("vqgan", end), trained("vqgan")
+    assert_same(ours, theirs)
+    if end.by == signal.SIGKILL:  # Ctrl-C saves a step that no line of the log ends at
+        assert log_lines(ours) == log_lines(theirs)
 
 
 @pytest.mark.parametrize(("stage", "end"), zip(("clip", "transformer"), OTHER_ENDS, strict=True), ids=str)

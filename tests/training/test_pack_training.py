@@ -199,14 +199,15 @@ def test_a_folder_with_other_things_is_left_alone(shapes: Path, tmp_path: Path):
 
 
 def test_a_budget_is_kept_and_makes_a_pack_that_draws(shapes: Path, tmp_path: Path):
-    started = time.monotonic()
+    started, cpu_before = time.monotonic(), time.process_time()
     given = request(shapes, tmp_path / "timed", plans={}, budget=BUDGET, tokenizer="wordpiece", image_size=32)
     report = train_pack(given, print, draw_preview)
     seconds = time.monotonic() - started
     steps = {stage: figures["steps"] for stage, figures in report["stages"].items()}
     print(f"budget {BUDGET} s, took {seconds:.1f} s: {steps}")
-    assert min(steps.values()) > 1
-    assert seconds < 2 * BUDGET  # a quiet machine ends within 15 % of it
+    if time.process_time() - cpu_before > 0.8 * seconds:  # elsewhere other work has taken the time
+        assert min(steps.values()) > 1
+        assert 0.5 * BUDGET < seconds < 1.5 * BUDGET  # a quiet machine ends within 15 % of it
     assert report["seconds"] == pytest.approx(seconds, abs=1)
     (drawn,) = Codebrush.from_pretrained(tmp_path / "timed").generate("a red circle", n=1, rerank=1)
     assert drawn.image.size == (32, 32)

@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from codebrush.cli.main import run as command
+from codebrush.data.shapes import write_shapes
 from codebrush.training.loop import CHECKPOINT
 from codebrush.training.reporting import METRICS
 
@@ -85,41 +85,57 @@ def train(arguments: list[str], cache: str, end: End | None) -> None:
     sys.exit(command(arguments))
 
 
-@pytest.fixture(scope="module")
-def trained(
-    tmp_path_factory: pytest.TempPathFactory, shapes: Path, processes: ForkServerContext, datasets_cache: Path
-) -> Callable[..., Path]:
-    """Trains a stage in a process; an unbroken run is kept for all tests."""
-    folder = tmp_path_factory.mktemp("resume")
-    for stage, recipe in RECIPES.items():
-        (folder / f"{stage}.yaml").write_text(yaml.safe_dump(recipe))
-    whole: dict[str, Path] = {}
+class Runs:
+    """Runs of stages in processes of their own; those that nothing breaks are kept for all tests."""
 
-    def start(stage: str, out: Path, *options: str, end: End | None = None) -> int | None:
-        arguments = ["train", stage, str(folder / f"{stage}.yaml"), "--source", str(shapes), "--out", str(out)]
+    def __init__(self, folder: Path, shapes: Path, processes: ForkServerContext, cache: Path):
+        self.folder, self.shapes, self.processes, self.cache = folder, shapes, processes, cache
+        for stage, recipe in RECIPES.items():
+            (folder / f"{stage}.yaml").write_text(yaml.safe_dump(recipe))
+
+    def arguments(self, stage: str, out: Path, *options: str) -> list[str]:
+        """The command line that trains a stage."""
+        arguments = [
+            "train",
+            stage,
+            str(self.folder / f"{stage}.yaml"),
+            "--source",
+            str(self.shapes),
+            "--out",
+            str(out),
+        ]
         for other in NEEDS[stage]:
-            arguments += [f"--{other}", str(unbroken(other))]
-        arguments += ["--tokenizer", "bpe", *options]
-        process = processes.Process(target=train, args=(arguments, str(datasets_cache), end))
+            arguments += [f"--{other}", str(self.unbroken(other))]
+        return [*arguments, "--tokenizer", "bpe", *options]
+
+    def start(self, stage: str, out: Path, *options: str, end: End | None = None) -> int | None:
+        """Train in a process; returns its exit status, negative for a signal."""
+        given = (self.arguments(stage, out, *options), str(self.cache), end)
+        process = self.processes.Process(target=train, args=given)
         process.start()
         process.join(300)
         return process.exitcode
 
-    def unbroken(stage: str) -> Path:
-        if stage not in whole:
-            assert start(stage, folder / "whole" / stage) == 0
-            whole[stage] = folder / "whole" / stage
-        return whole[stage]
-
-    def broken(stage: str, name: str, end: End) -> Path:
-        out = folder / f"broken-{name}" / stage
-        status = start(stage, out, end=end)
-        assert status == (-signal.SIGKILL if end.by == signal.SIGKILL else 130)
-        assert not (out / "model").exists()
-        assert start(stage, out, "--resume") == 0
+    def unbroken(self, stage: str, *options: str) -> Path:
+        """The folder of a run that was left alone."""
+        out = self.folder / "-".join(["whole", stage, *(Path(option).name for option in options)])
+        assert out.exists() or self.start(stage, out, *options) == 0
         return out
 
-    return lambda stage, end=None: unbroken(stage) if end is None else broken(stage, f"{stage}-{end}", end)
+    def broken(self, stage: str, end: End, *options: str) -> Path:
+        """The folder of a run that came to `end` and was resumed, without `options`."""
+        out = self.folder / f"broken-{stage}-{end}"
+        assert self.start(stage, out, *options, end=end) == (-signal.SIGKILL if end.by == signal.SIGKILL else 130)
+        assert not (out / "model").exists()
+        assert self.start(stage, out, "--resume") == 0
+        return out
+
+
+@pytest.fixture(scope="module")
+def runs(
+    tmp_path_factory: pytest.TempPathFactory, shapes: Path, processes: ForkServerContext, datasets_cache: Path
+) -> Runs:
+    return Runs(tmp_path_factory.mktemp("resume"), shapes, processes, datasets_cache)
 
 
 def difference(ours: Any, theirs: Any, place: str = "") -> str | None:
@@ -163,23 +179,40 @@ VQGAN_ENDS = [
 OTHER_ENDS = [End("update", chance.randint(4, 8)) for _ in range(2)]
 
 
-def test_the_unbroken_run_passes_every_phase(trained):
-    found = log_lines(trained("vqgan"))
+def test_the_unbroken_run_passes_every_phase(runs: Runs):
+    found = log_lines(runs.unbroken("vqgan"))
     assert [line["code_distance"] > 0 for line in found if line["step"] in (6, 8)] == [False, True]
     assert ["discriminator_loss" in line for line in found if line["step"] in (12, 14)] == [False, True]
 
 
 @pytest.mark.parametrize("end", VQGAN_ENDS, ids=str)
-def test_a_vqgan_ends_at_the_same_bits(end: End, trained):
-    ours, theirs = trained("vqgan", end), trained("vqgan")
+def test_a_vqgan_ends_at_the_same_bits(end: End, runs: Runs):
+    ours, theirs = runs.broken("vqgan", end), runs.unbroken("vqgan")
     assert_same(ours, theirs)
     if end.by == signal.SIGKILL:  # Ctrl-C saves a step that no line of the log ends at
         assert log_lines(ours) == log_lines(theirs)
 
 
-@pytest.mark.parametrize(("stage", "end"), zip(("clip", "transformer"), OTHER_ENDS, strict=True), ids=str)
-def test_other_stages_end_at_the_same_bits(stage: str, end: End, trained):
-    assert_same(trained(stage, end), trained(stage))
+@pytest.mark.parametrize(("stage", "end"), list(zip(("clip", "transformer"), OTHER_ENDS, strict=True)), ids=str)
+def test_other_stages_end_at_the_same_bits(stage: str, end: End, runs: Runs):
+    assert_same(runs.broken(stage, end), runs.unbroken(stage))
+
+
+def test_a_run_that_began_from_other_weights_remembers_them(runs: Runs):
+    options = ("--from", str(runs.unbroken("clip")))
+    ours, theirs = runs.broken("clip", End("update", 2), *options), runs.unbroken("clip", *options)
+    assert_same(ours, theirs)
+    assert difference(
+        load_file(ours / "model" / "model.safetensors"),
+        load_file(runs.unbroken("clip") / "model" / "model.safetensors"),
+    )
+
+
+def test_other_pictures_are_refused(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_shapes(tmp_path / "others", 8, size=32, seed=1, objects=1)
+    out = runs.unbroken("clip")
+    assert command(runs.arguments("clip", out, "--resume", "--source", str(tmp_path / "others"))) == 1
+    assert f"{out} began with other pictures or captions" in capsys.readouterr().err
 
 
 def test_the_comparison_sees_one_bit():

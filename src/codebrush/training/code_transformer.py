@@ -21,7 +21,12 @@ from codebrush.training.ranges import Count, Rate, Share, Weight
 
 @dataclass(frozen=True)
 class TransformerRecipe:
-    """Sizes and settings; `text_length` text tokens stand in the prefix."""
+    """Sizes and settings; `text_length` text tokens stand in the prefix.
+
+    `code_noise` is the most that is made wrong of the codes that the network reads, while it still has to name the
+    right ones: each picture's share is drawn between 0 and it. Without, a small collection is learned by heart code
+    after code, the text is hardly read, and a drawing that leaves a known path never finds back.
+    """
 
     width: Count = 256
     layers: Count = 8
@@ -30,6 +35,7 @@ class TransformerRecipe:
     dropout: Share = 0.1
     condition_dropout: Share = 0.1
     label_smoothing: Share = 0.0
+    code_noise: Share = 0.0
     learning_rate: Rate = 1e-3
     weight_decay: Weight = 0.05
 
@@ -52,6 +58,15 @@ def make_code_transformer(
             dropout=recipe.dropout,
         )
     )
+
+
+def spoil(codes: Tensor, noise: float, codebook_size: int) -> Tensor:
+    """Codes (B, n) with random ones among them; the share of each row is drawn between 0 and `noise`."""
+    if not noise:
+        return codes
+    share = torch.rand(len(codes), 1, device=codes.device) * noise
+    wrong = torch.rand(codes.shape, device=codes.device) < share
+    return torch.where(wrong, torch.randint_like(codes, codebook_size), codes)
 
 
 class CodeTransformerTask:
@@ -85,7 +100,8 @@ class CodeTransformerTask:
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
         """Cross-entropy of every code given those before it."""
         condition = text_condition(self.clip, batch["tokens"], self.config)
-        logits = self.networks["transformer"](batch["codes"][:, :-1], condition)  # (B, N, K)
+        read = spoil(batch["codes"][:, :-1], self.recipe.code_noise, self.config.codebook_size)
+        logits = self.networks["transformer"](read, condition)  # (B, N, K)
         loss = code_loss(logits, batch["codes"], self.recipe.label_smoothing)
         right = logits.detach().argmax(-1) == batch["codes"]
         yield Objective("transformer", loss, {"accuracy": right.float().mean()})

@@ -36,7 +36,7 @@ class LoopConfig:
     """`batch_size` counts rows over all processes; `precision` "auto" is bf16 where the machine has it.
 
     `warmup` counts steps, and a quarter of the run at most. `threads` 0 leaves PyTorch's choice. `devices` and
-    `nodes` above 1 run data-parallel.
+    `nodes` above 1 run data-parallel. `stop_after` ends the run before its schedule does (0: it does not).
     """
 
     steps: Count
@@ -54,6 +54,7 @@ class LoopConfig:
     devices: Count = 1
     nodes: Count = 1
     strategy: str = "auto"
+    stop_after: Whole = 0
 
 
 class Objective(NamedTuple):
@@ -147,7 +148,7 @@ class Loop:
         A step that `stop_after` names is the last of this call: the run can be resumed later.
         """
         self._prepare()
-        last = min(self.config.steps, stop_after or self.config.steps)
+        last = min(self.config.steps, stop_after or self.config.stop_after or self.config.steps)
         with ThreadPoolExecutor(1) as loader, self.reporter, _interrupts_held() as interrupted:
             self.reporter.resume_at(self.step)
             ready = loader.submit(self._load, self.step)

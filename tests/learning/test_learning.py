@@ -104,7 +104,7 @@ def clip(folder: Path, materials: Materials) -> CLIP:
 
 @pytest.fixture(scope="module")
 def vqgan(folder: Path, materials: Materials) -> VQGAN:
-    trained = run_stage(StagePlan("vqgan", VQGAN_RECIPE, loop(600, 8)), materials, folder / "vqgan")
+    trained = run_stage(StagePlan("vqgan", VQGAN_RECIPE, loop(500, 8)), materials, folder / "vqgan")
     assert isinstance(trained, VQGAN)
     materials.vqgan = trained
     return trained
@@ -113,7 +113,7 @@ def vqgan(folder: Path, materials: Materials) -> VQGAN:
 @pytest.fixture(scope="module")
 def transformer(folder: Path, materials: Materials, clip: CLIP, vqgan: VQGAN) -> CodeTransformer:
     materials.codes = encode_once(vqgan, materials.data.pixels, folder / "cache")
-    plan = StagePlan("transformer", TRANSFORMER_RECIPE, loop(400, 32))
+    plan = StagePlan("transformer", TRANSFORMER_RECIPE, loop(320, 32))
     trained = run_stage(plan, materials, folder / "transformer")
     assert isinstance(trained, CodeTransformer)
     return trained
@@ -141,7 +141,7 @@ def test_transformer_draws_the_colour_and_shape_asked_for(transformer, clip, vqg
     texts = [f"a large {label}" for label in asked]
     condition = encode_condition(clip, materials.tokenizer, texts, transformer.config)
     uniforms = picture_uniforms(0, range(len(asked)), transformer.config.code_count)
-    codes = draw_codes(transformer, condition, uniforms, cfg=2.0)
+    codes = draw_codes(transformer, condition, uniforms, cfg=3.0)
     found = [read_scene(to_pil(image)) for image in vqgan.decode_codes(codes)]
     right = np.mean([each is not None and " ".join(each) == label for each, label in zip(found, asked, strict=True)])
     print("drawn right", right)

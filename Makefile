@@ -31,7 +31,7 @@ demo: $(DEMO)
 	@$(BIN)/codebrush generate --out "$(OUT)" -- "$$PROMPT"
 
 test: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(DEV)
 	$(BIN)/ruff check .

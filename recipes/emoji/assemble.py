@@ -2,7 +2,7 @@
 
     python recipes/emoji/assemble.py runs/emoji emoji.parquet --out src/codebrush/packs/emoji
 
-Takes runs/emoji/{clip, vqgan-decoder, transformer}; pack.json records each stage's plan, its last figures and the
+Takes runs/emoji/{clip, vqgan-decoder, transformer-2}; pack.json records each stage's plan, its last figures and the
 seconds it ran, the data's hash, the commit and the machine. `card.py` then measures the pack and writes its card.
 """
 
@@ -25,7 +25,7 @@ from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.reporting import METRICS
 from codebrush.training.stages import MODEL_FOLDER, read_plan
 
-RUNS = ("clip", "vqgan", "vqgan-decoder", "transformer")
+RUNS = ("clip", "vqgan", "vqgan-decoder", "transformer", "transformer-2")
 LICENCE = "weights Apache-2.0; trained on Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT)"
 DEFAULTS = {"cfg": 3.0, "temperature": 0.9, "top_p": 0.95}
 
@@ -52,7 +52,7 @@ def main() -> None:
         clip=CLIP.from_pretrained(clip),
         tokenizer=Tokenizer.from_pretrained(clip),
         vqgan=VQGAN.from_pretrained(options.runs / "vqgan-decoder" / MODEL_FOLDER),
-        transformer=CodeTransformer.from_pretrained(options.runs / "transformer" / MODEL_FOLDER),
+        transformer=CodeTransformer.from_pretrained(options.runs / "transformer-2" / MODEL_FOLDER),
         version=__version__,
         licence=LICENCE,
         defaults=DEFAULTS,

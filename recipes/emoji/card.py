@@ -161,9 +161,9 @@ def origin_lines(brush: Codebrush, figures: dict[str, Any]) -> list[str]:
     ]
     for stage, facts in origin["stages"].items():
         loop, last = facts["plan"]["loop"], facts["last"]
-        shown = {"clip": "accuracy", "transformer": "transformer_loss"}.get(stage, "psnr")
+        shown = {"clip": "accuracy", "transformer": "transformer_loss"}.get(stage.removesuffix("-2"), "psnr")
         lines.append(
-            f"| {stage} | {loop['steps']} | {loop['batch_size']} | {facts['seconds']} | {shown} {last[shown]:.3f} |"
+            f"| {stage} | {last['step']} | {loop['batch_size']} | {facts['seconds']} | {shown} {last[shown]:.3f} |"
         )
     return lines
 

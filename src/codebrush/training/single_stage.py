@@ -61,7 +61,7 @@ def train_stage(
     network = run_stage(plan, materials, out, resume=resume, start=begin)
     seconds = round(time.monotonic() - began, 1)
     figures = {
-        "steps": plan.loop.steps,
+        "steps": plan.loop.stop_after or plan.loop.steps,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "seconds": seconds,
         "skipped": len(data.pixels.skipped),

@@ -27,7 +27,7 @@ from codebrush.training.stages import MODEL_FOLDER, read_plan
 
 RUNS = ("clip", "vqgan", "vqgan-decoder", "transformer", "transformer-2")
 LICENCE = "weights Apache-2.0; trained on Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT)"
-DEFAULTS = {"cfg": 3.0, "temperature": 0.9, "top_p": 0.95}
+DEFAULTS = {"cfg": 2.0, "temperature": 0.8, "top_p": 0.9}
 
 
 def run_facts(folder: Path) -> dict:

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from codebrush.errors import PackError
+from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
-from codebrush.models.pretrained import PretrainedModel, config_from_dict, config_to_dict
+from codebrush.models.image_encoder import VisionTransformerConfig
+from codebrush.models.pretrained import PretrainedModel, config_from_dict, config_to_dict, read_weights
+from codebrush.models.text_encoder import BagOfWordsConfig
 
 
 @dataclass(frozen=True)
@@ -224,3 +227,17 @@ class TestAFailedWrite:
             with pytest.raises(OSError, match="file"):
                 Linear(CONFIG).save_pretrained(folder)
         assert place.read_text() == "mine"
+
+
+def test_a_16_bit_clip_keeps_its_token_table_in_8_bits_and_its_texts_where_they_were(tmp_path: Path) -> None:
+    text = BagOfWordsConfig(vocab_size=500, context_length=8, token_width=64, embed_dim=32)
+    clip = CLIP.from_config(CLIPConfig(VisionTransformerConfig(32, 16, 32, 1, 2, 32), text)).eval()
+    torch.nn.init.normal_(clip.text_encoder.token_embedding.weight)
+    clip.save_pretrained(tmp_path / "whole")
+    clip.save_pretrained(tmp_path / "small", torch.float16)
+    assert read_weights(tmp_path / "small")["text_encoder.token_embedding.weight"].dtype == torch.float8_e4m3fn
+    assert read_weights(tmp_path / "whole")["text_encoder.token_embedding.weight"].dtype == torch.float32
+    tokens = torch.randint(1, 500, (16, 8))
+    with torch.no_grad():
+        there = CLIP.from_pretrained(tmp_path / "small").encode_text(tokens)
+        assert float((there * clip.encode_text(tokens)).sum(1).min()) > 0.995

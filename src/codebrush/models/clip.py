@@ -40,6 +40,7 @@ class CLIP(PretrainedModel):
     """Pictures and texts in one space: the cosine of two unit vectors says how well they fit."""
 
     config_class = CLIPConfig
+    tables = frozenset({"text_encoder.token_embedding.weight"})
     mean: Tensor  # (1, 3, 1, 1)
     std: Tensor
 

@@ -191,7 +191,7 @@ def measured_lines(figures: dict[str, Any], control: Path) -> list[str]:
     lines += [
         "",
         "The control CLIP has this pack's architecture. It ran for 500 steps and 1,500 more with stronger augmentation "
-        "(recipes `clip-without-noto.yaml` and `-2.yaml`), this pack's for 1,000 without: it is the better trained one.",
+        "(recipes `clip-without-noto.yaml` and `-2.yaml`), this pack's for 1,000 without: it is the better one.",
         "",
         "Reconstructions of unseen concepts, originals above:",
         "",

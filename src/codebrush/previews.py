@@ -23,4 +23,6 @@ def draw_preview(materials: Materials, network: CodeTransformer) -> Image.Image:
     condition = encode_condition(materials.clip, materials.tokenizer, captions, network.config)
     uniforms = picture_uniforms(0, range(len(rows)), network.config.code_count)
     codes = draw_codes(network, [(condition, 1.0)], uniforms, cfg=3.0)
-    return contact_sheet([to_pil(image) for image in materials.vqgan.decode_codes(codes)], captions)
+    return contact_sheet(
+        [to_pil(image) for image in materials.vqgan.decode_codes(codes.to(materials.vqgan.last_layer.device))], captions
+    )

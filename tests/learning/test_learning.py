@@ -47,7 +47,7 @@ CLIP_RECIPE = CLIPRecipe(
 )  # fmt: skip
 VQGAN_RECIPE = VQGANRecipe(
     image_size=SIZE, channels=16, channel_multipliers=(1, 2, 2), latent_channels=32, code_dim=8, codebook_size=128,
-    perceptual=0.0, adversarial=0.0, learning_rate=3e-3, augmentation=Augmentation(),
+    l2=10.0, perceptual=0.0, adversarial=0.0, learning_rate=3e-3, augmentation=Augmentation(),
 )  # fmt: skip
 TRANSFORMER_RECIPE = TransformerRecipe(width=128, layers=3, heads=4, text_length=8, dropout=0.0, learning_rate=2e-3)
 
@@ -104,7 +104,7 @@ def clip(folder: Path, materials: Materials) -> CLIP:
 
 @pytest.fixture(scope="module")
 def vqgan(folder: Path, materials: Materials) -> VQGAN:
-    trained = run_stage(StagePlan("vqgan", VQGAN_RECIPE, loop(500, 8)), materials, folder / "vqgan")
+    trained = run_stage(StagePlan("vqgan", VQGAN_RECIPE, loop(800, 8)), materials, folder / "vqgan")
     assert isinstance(trained, VQGAN)
     materials.vqgan = trained
     return trained
@@ -113,7 +113,7 @@ def vqgan(folder: Path, materials: Materials) -> VQGAN:
 @pytest.fixture(scope="module")
 def transformer(folder: Path, materials: Materials, clip: CLIP, vqgan: VQGAN) -> CodeTransformer:
     materials.codes = encode_once(vqgan, materials.data.pixels, folder / "cache")
-    plan = StagePlan("transformer", TRANSFORMER_RECIPE, loop(320, 32))
+    plan = StagePlan("transformer", TRANSFORMER_RECIPE, loop(400, 32))
     trained = run_stage(plan, materials, folder / "transformer")
     assert isinstance(trained, CodeTransformer)
     return trained

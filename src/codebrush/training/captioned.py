@@ -86,7 +86,3 @@ class CaptionTokens:
         """One caption of each row, drawn evenly: (B, T) int64."""
         picks = self.first[rows] + (rng.random(len(rows)) * self.counts[rows]).astype(np.int64)
         return self.ids[torch.from_numpy(self.index[picks])].long()
-
-    def first_of(self, rows: np.ndarray) -> Tensor:
-        """Each row's first caption: (B, T) int64."""
-        return self.ids[torch.from_numpy(self.index[self.first[rows]])].long()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from codebrush.errors import TrainingError
 from codebrush.models.clip import CLIP, MAX_LOGIT_SCALE, CLIPConfig
 from codebrush.models.image_encoder import ModifiedResNetConfig, VisionTransformerConfig
 from codebrush.models.text_encoder import BagOfWordsConfig, TextTransformerConfig
@@ -95,6 +96,8 @@ def make_clip(recipe: CLIPRecipe, tokenizer: Tokenizer) -> CLIP:
         clip.log_scale.data.fill_(float(np.log(10.0)))
         clip.logit_bias.data.fill_(-10.0)
     if table is not None:
+        if len(table) != tokenizer.vocab_size:
+            raise TrainingError("the token table goes with the wordpiece tokenizer: set token_table: false for bpe")
         # Rows of the table are some fifty long; the trunk starts from values of about one.
         clip.text_encoder.token_embedding.weight.data.copy_(table / table.std())
     return clip

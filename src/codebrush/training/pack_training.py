@@ -85,7 +85,8 @@ def train_pack(request: PackRequest, say: Say = print, draw: Callable[..., Any] 
 
     The work lies in `<out>.work` beside the pack, where `resume` finds it again.
     """
-    work = request.out.with_name(request.out.name + ".work")
+    out = Path(os.path.abspath(request.out))
+    work = out.with_name(out.name + ".work")
     if not request.resume and any(has_begun(work / stage) for stage in STAGES):
         raise TrainingError(f"{work} holds an earlier training: add --resume to go on, or delete it to start anew")
     if request.out.exists() and not (request.out / PACK_FILE).is_file() and any(request.out.iterdir()):
@@ -196,7 +197,7 @@ def _stage(
 
 
 def read_recipes(folder: Path, rows: SourceConfig) -> tuple[SourceConfig, dict[str, StagePlan]]:
-    """The plans of a folder of recipes, and the rows: what `rows` leaves open is taken from the last recipe."""
+    """The plans of a folder of recipes, and the rows: gaps in `rows` are filled by the first recipe that names them."""
     from codebrush.training.recipes import read_recipe
 
     plans: dict[str, StagePlan] = {}

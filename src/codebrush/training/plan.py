@@ -48,12 +48,12 @@ def sizes(stage: str, image_size: int, codebook_size: int = 0) -> Sequence[Size]
 
 
 def _clip(image_size: int, channels: int, text_width: int, text_layers: int, embed_dim: int) -> CLIPRecipe:
-    small = image_size < 64  # the resnet's stride of 32 leaves too little of a small picture
+    patches = image_size < 64 or image_size % 32 > 0  # the resnet's stride of 32 leaves too little of a small picture
     return CLIPRecipe(
         image_size=image_size,
-        image="vit" if small or image_size % 32 else "resnet",
+        image="vit" if patches else "resnet",
         patch_size=image_size // GRID,
-        width=channels * 8 if small else channels,
+        width=channels * 8 if patches else channels,
         heads=4,
         layers=4,
         text_width=text_width,

@@ -42,7 +42,9 @@ def train_stage(
         plan = read_plan(out)
     else:
         loop = replace(asked.plan.loop, threads=threads or asked.plan.loop.threads)
-        plan = replace(asked.plan, loop=loop, facts={"from": str(start.resolve())} if start else {})
+        plan = replace(
+            asked.plan, loop=loop, facts={"from": str(member_folder(start, stage).resolve())} if start else {}
+        )
     start = Path(plan.facts["from"]) if "from" in plan.facts else start
     clip_folder = None if clip is None else member_folder(clip, "clip")
     materials_clip = None if clip_folder is None else CLIP.from_pretrained(clip_folder)

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from codebrush.data.codes import encode_once
 from codebrush.models.clip import CLIP
 from codebrush.models.vqgan import VQGAN
@@ -41,7 +43,8 @@ def train_stage(
     if resume and has_begun(out):
         plan = read_plan(out)
     else:
-        loop = replace(asked.plan.loop, threads=threads or asked.plan.loop.threads)
+        # Never 0 in a stored plan: another number of threads adds up in another order.
+        loop = replace(asked.plan.loop, threads=threads or asked.plan.loop.threads or torch.get_num_threads())
         plan = replace(
             asked.plan, loop=loop, facts={"from": str(member_folder(start, stage).resolve())} if start else {}
         )

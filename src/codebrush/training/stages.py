@@ -21,6 +21,7 @@ from torch import nn
 from codebrush.errors import TrainingError
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.perceptual import CLIPPerceptual, VGGPerceptual
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.vqgan import VQGAN
 from codebrush.text.tokenizer import Tokenizer
@@ -83,9 +84,9 @@ def make_task(plan: StagePlan, materials: Materials, network: Any) -> Task:
         return CLIPTask(network, recipe, data, materials.tokenizer)
     if isinstance(recipe, VQGANRecipe):
         perceptual = None
-        if recipe.perceptual:
-            from codebrush.models.perceptual import CLIPPerceptual
-
+        if recipe.perceptual and recipe.vgg:
+            perceptual = VGGPerceptual(recipe.vgg, recipe.vgg_heads)
+        elif recipe.perceptual:
             perceptual = CLIPPerceptual(_needed(materials.clip, "clip"))
         return VQGANTask(network, recipe, data, plan.loop.steps, perceptual)
     return CodeTransformerTask(

@@ -28,7 +28,8 @@ PREVIEWED = 16
 class VQGANRecipe:
     """Sizes and settings. `adversarial_from` is the share of the run after which the discriminator joins in;
     1 leaves it out. `adversarial` and `perceptual` 0 leave their terms out. `decoder_only` keeps encoder and
-    codebook, and so every picture's codes, as they are."""
+    codebook, and so every picture's codes, as they are. `vgg` and `vgg_heads` name the files of VGG-LPIPS, which
+    then measures the perceptual distance instead of the CLIP at hand."""
 
     image_size: Count = 64
     channels: Count = 32
@@ -50,6 +51,8 @@ class VQGANRecipe:
     discriminator_rate: Rate = 2e-4
     weight_decay: Weight = 0.0
     decoder_only: bool = False
+    vgg: str = ""
+    vgg_heads: str = ""
     augmentation: Augmentation = Augmentation(shift=0.03, zoom=0.05, mirror=0.5)
 
 

@@ -165,6 +165,18 @@ def local_pack(source: str | Path) -> Path | None:
     return Path(source) if str(source) and Path(source).exists() else None
 
 
+def open_clip(source: str | Path) -> tuple[CLIP, Tokenizer]:
+    """The CLIP and tokenizer of a pack, or of a folder that holds just them; float32, eval mode, CPU.
+
+    Raises PackError where there is no such pack or folder, or it is damaged.
+    """
+    folder = Path(source)
+    if local_pack(source) == folder and not (folder / PACK_FILE).exists() and (folder / CONFIG_FILE).exists():
+        return _guarded(folder, CLIP.from_pretrained, folder), _guarded(folder, Tokenizer.from_pretrained, folder)
+    pack = open_pack(source)
+    return pack.clip, pack.tokenizer
+
+
 def write_pack(
     folder: str | Path,
     *,

@@ -8,27 +8,26 @@ The way of a prompt: text tokens -> CLIP's text features -> the code transformer
 -> CLIP's score, by which the best are kept.
 """
 
-import operator
-import platform
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from codebrush import __version__
 from codebrush.data.images import decode_image, stack, to_pil
-from codebrush.errors import ImageError, PackError, UsageError
+from codebrush.errors import ImageError, PackError, PromptError, UsageError
 from codebrush.generation.decoding import Progress, draw_codes, picture_uniforms
+from codebrush.generation.guide_options import guide_options
+from codebrush.generation.guided_run import GuidedRun, read_run
+from codebrush.generation.guided_task import Models, Request, check_files, with_files
 from codebrush.generation.options import DrawOptions, checked_option
+from codebrush.generation.origin import check_origin, damaged, origin, read_origin, torch_threads
 from codebrush.generation.reranking import best_first, clip_scores
+from codebrush.generation.result import Result
 from codebrush.models.clip import CLIP, MAX_LOGIT_SCALE
 from codebrush.models.code_transformer import CodeTransformer, Condition
 from codebrush.models.vqgan import VQGAN
@@ -48,17 +47,6 @@ BATCH = 32  # pictures drawn or read together; a replay needs the same
 
 Picture = Image.Image | str | Path
 M = TypeVar("M", bound=nn.Module)
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """One picture with what it came from; the manifest says how to draw it again."""
-
-    image: Image.Image
-    score: float  # CLIP's cosine with the prompt, -1 to 1
-    codes: Tensor  # (h, w) int64
-    latent: Tensor  # (d, h, w), quantised
-    manifest: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -113,6 +101,7 @@ class Codebrush:
         n: int = 4,
         seed: int = 0,
         *,
+        method: str = "sample",
         cfg: float | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -120,24 +109,65 @@ class Codebrush:
         min_p: float | None = None,
         rerank: int | None = None,
         progress: Progress | None = None,
+        **guidance: Any,
     ) -> list[Result]:
         """Draw `n` pictures of `prompt`, best first by CLIP's score.
 
-        `rerank` candidates (None: 4 n) are drawn, each from the random stream of (seed, its index), and the
-        best kept. `cfg` is the strength of classifier-free guidance (1: none), `temperature` 0 takes the
-        likeliest code each time; `top_k`, `top_p` and `min_p` are filters as in
-        `codebrush.models.sampling.probabilities`. None takes the pack's default. `progress(done, in all)`
-        is called as codes are drawn. The same arguments give the same pixels on the same machine, versions
-        and number of threads. Raises PromptError and UsageError.
+        With the method "sample" the code transformer draws `rerank` candidates (None: 4 n), each from the random
+        stream of (seed, its index), and the best are kept. `cfg` is the strength of classifier-free guidance (1:
+        none), `temperature` 0 takes the likeliest code each time; `top_k`, `top_p` and `min_p` are filters as in
+        `codebrush.models.sampling.probabilities`. None takes the pack's default. With the method "guide" CLIP leads
+        a latent, with the options of `guide`. `progress(done, in all)` is called as codes are drawn or steps taken.
+        The same arguments give the same pixels on the same machine, versions and number of threads. Raises
+        PromptError and UsageError.
         """
         given = {"cfg": cfg, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-        given |= {"n": n, "seed": seed, "rerank": rerank}
-        run = self._prepare(prompt, self._options(given))
-        best: list[Result] = []
-        for batch in _batches(run.options.rerank):
-            best += self._draw(run, batch, progress)
-            best = [best[index] for index in best_first([result.score for result in best])[: run.options.n]]
-        return best
+        given |= {"rerank": rerank}
+        if method == "guide":
+            return self._guide_to_the_end(prompt, n, seed, given, progress, guidance)
+        if method != "sample":
+            raise UsageError(f"method must be sample or guide, not {method}")
+        if guidance:
+            raise UsageError(f"{next(iter(guidance))} is an option of guidance: ask for the method guide")
+        if any(part.stop is not None for part in parse_prompt(prompt).parts):
+            raise PromptError("a stop (text:weight:stop) is for guidance: leave it out, or ask for the method guide")
+        return self._sample(prompt, self._options({**given, "n": n, "seed": seed}), progress)
+
+    def guide(
+        self,
+        prompt: str,
+        n: int = 1,
+        seed: int = 0,
+        *,
+        folder: str | Path | None = None,
+        preset: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> GuidedRun:
+        """VQGAN-CLIP: a run that leads a latent until CLIP finds its picture close to `prompt`.
+
+            for step in brush.guide("a red circle", steps=100):
+                print(step.step, step.losses["loss"])
+
+        `options` are those of `codebrush.generation.guide_options.GuideOptions`; `preset` "notebook" takes the
+        classic notebook's values for all that are not given. `sampling` (cfg, temperature, rerank, ...) shapes the
+        start with init "sample". With a `folder` the run is stored there and can be resumed. Raises UsageError,
+        PromptError and ImageError.
+        """
+        chosen = guide_options(options, preset, self.pack.info.get("guidance"))
+        parse_prompt(prompt)
+        drawing = self._options({**(sampling or {}), "n": n, "seed": seed})
+        if sampling and chosen.init != "sample":
+            raise UsageError(f"{next(iter(sampling))} shapes what is sampled: leave it out, or give init sample")
+        drawn = {name: value for name, value in asdict(drawing).items() if name not in ("n", "seed")}
+        request = Request(prompt, drawing.n, drawing.seed, chosen, drawn if chosen.init == "sample" else {})
+        return GuidedRun(with_files(request), self._lent(), folder)
+
+    def resume(self, folder: str | Path) -> GuidedRun:
+        """A guided run that was stopped, to go on to the very pixels of an unbroken one."""
+        run = read_run(folder)
+        check_origin(run, self.pack, self.device)
+        return GuidedRun(Request.from_json(run), self._lent(), folder, resume=True)
 
     def replay(self, manifest: Mapping[str, Any]) -> Result:
         """Draw the picture of a `Result.manifest` again: the same pixels on the same machine and versions.
@@ -146,9 +176,18 @@ class Codebrush:
         or a version differs. Raises PackError where this is another pack, ImageError where the manifest is
         damaged.
         """
-        options, index, threads = self._read_manifest(manifest)
-        self._check_origin(manifest)
-        with _torch_threads(threads):
+        method = manifest.get("method")
+        if method == "guide":
+            return self._replay_guided(manifest)
+        if method != "sample":
+            raise ImageError(f"the picture was made by the method {method!r}, which cannot be replayed here")
+        try:
+            options = DrawOptions(seed=manifest["seed"], **manifest["options"])
+        except (KeyError, TypeError, UsageError) as error:
+            raise damaged(error) from error
+        index, threads = read_origin(manifest, options.rerank)
+        check_origin(manifest, self.pack, self.device)
+        with torch_threads(threads):
             run = self._prepare(manifest["prompt"], options)
             batch = next(batch for batch in _batches(options.rerank) if index in batch)
             return self._draw(run, batch, None)[index - batch.start]
@@ -203,6 +242,48 @@ class Codebrush:
         for batch in _batches(len(images)):
             pictures = [decode_image(image) for image in images[batch.start : batch.stop]]
             yield stack(pictures, size).to(self.device)
+
+    def _sample(self, prompt: str, options: DrawOptions, progress: Progress | None = None) -> list[Result]:
+        run = self._prepare(prompt, options)
+        best: list[Result] = []
+        for batch in _batches(options.rerank):
+            best += self._draw(run, batch, progress)
+            best = [best[index] for index in best_first([result.score for result in best])[: options.n]]
+        return best
+
+    def _guide_to_the_end(
+        self, prompt: str, n: int, seed: int, given: dict[str, Any], progress: Progress | None, options: dict[str, Any]
+    ) -> list[Result]:
+        run = self.guide(prompt, n, seed, sampling={k: v for k, v in given.items() if v is not None}, **options)
+        for step in run:
+            if progress is not None:
+                progress(step.steps * step.pictures.start + step.step * len(step.pictures), step.steps * n)
+        return run.results
+
+    def _replay_guided(self, manifest: Mapping[str, Any]) -> Result:
+        try:
+            request = Request.from_json(dict(manifest))
+            plan = dict(manifest["plan"])
+        except (KeyError, TypeError, ValueError, UsageError) as error:
+            raise damaged(error) from error
+        index, threads = read_origin(manifest, request.n)
+        check_origin(manifest, self.pack, self.device)
+        check_files(request)
+        with torch_threads(threads):
+            return GuidedRun(request, self._lent()).only(index, plan)
+
+    def _lent(self) -> Models:
+        """The models as guidance works with them."""
+        drawn: list[Result] = []
+
+        def sample(request: Request, pictures: Sequence[int]) -> Tensor:
+            """Latents (B, d, h, w) of the best pictures that the code transformer draws for the run's request."""
+            if not drawn:
+                drawn.extend(self._sample(request.prompt, DrawOptions(request.n, request.seed, **request.sampling)))
+            return torch.stack([drawn[index].latent for index in pictures])
+
+        about = origin(self.pack, self.device)
+        return Models(self.vqgan, self.clip, self.tokenizer, self.pack.image_size, sample, about)
 
     def _options(self, given: Mapping[str, Any]) -> DrawOptions:
         values: dict[str, Any] = {
@@ -272,42 +353,8 @@ class Codebrush:
             "options": {name: value for name, value in asdict(run.options).items() if name != "seed"},
             "clip_score": score,
             "size": [size, size],
-            "pack": {"name": self.pack.name, "source": self.pack.source, "hash": self.pack.hash},
-            "versions": _versions(),
-            "device": _describe(self.device),
-            "threads": torch.get_num_threads(),
+            **origin(self.pack, self.device),
         }
-
-    def _read_manifest(self, manifest: Mapping[str, Any]) -> tuple[DrawOptions, int, int]:
-        method = manifest.get("method")
-        if method != "sample":
-            raise ImageError(f"the picture was made by the method {method!r}, which cannot be replayed here")
-        try:
-            options = DrawOptions(seed=manifest["seed"], **manifest["options"])
-            index, threads = operator.index(manifest["index"]), operator.index(manifest["threads"])
-            if index not in range(options.rerank) or threads not in range(1, 1025):
-                raise ValueError(f"index {index}, threads {threads}")
-            if not all(isinstance(manifest[name], kind) for name, kind in _MANIFEST_KINDS.items()):
-                raise TypeError("a field of the wrong kind")
-        except (KeyError, TypeError, ValueError, UsageError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise ImageError(f"the picture's manifest is damaged ({reason})") from error
-        return options, index, threads
-
-    def _check_origin(self, manifest: Mapping[str, Any]) -> None:
-        theirs = manifest["pack"]
-        if theirs.get("hash") != self.pack.hash:
-            made_with = f"'{theirs.get('name')}' ({str(theirs.get('hash'))[:12]})"
-            here = f"'{self.pack.name}' ({self.pack.hash[:12]})"
-            raise PackError(f"made with the pack {made_with}, and this is {here}: open the one it was made with")
-        now = {**_versions(), "device": _describe(self.device)}
-        then = {**manifest["versions"], "device": manifest.get("device")}
-        changed = [f"{name} {then.get(name)}, now {now[name]}" for name in now if then.get(name) != now[name]]
-        if changed:
-            warnings.warn(f"the pixels may differ; it was made with {'; '.join(changed)}", stacklevel=3)
-
-
-_MANIFEST_KINDS = {"prompt": str, "pack": Mapping, "versions": Mapping}
 
 
 def _batches(count: int) -> list[range]:
@@ -323,29 +370,3 @@ def _device(device: str | torch.device | None) -> torch.device:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"the device '{device}' cannot be used here ({reason}): try cpu") from error
     return torch.device(device)
-
-
-def _describe(device: torch.device) -> str:
-    """The device as far as its rounding depends on it."""
-    if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
-    return f"{device.type} ({torch.backends.cpu.get_cpu_capability()})"
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "codebrush": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

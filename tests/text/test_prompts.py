@@ -63,7 +63,7 @@ def test_what_a_prompt_means(prompt: str, expected: list[tuple[str, float]]) -> 
         ("re:zero the anime", "is no number"),
         ("see http://a.b", "is no number"),
         ("smile :)", "is no number"),
-        ("dog:1.2 cat:3", 'weight "1.2 cat:3" of "dog" is no number'),
+        ("dog:1.2 cat:3", 'weight "1.2 cat" of "dog" is no number'),
         ("dog:1,2", "is no number"),
         ("dog:1_0", "is no number"),
         ("dog:٣", "is no number"),

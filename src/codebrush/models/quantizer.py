@@ -172,7 +172,7 @@ class VectorQuantizer(nn.Module):
         """The codes (B, h, w) of a latent (B, d, h, w) of any length, in at least float32."""
         rows = _full_precision(_rows(latent))
         with torch.autocast(latent.device.type, enabled=False):
-            return nearest_codes(rows, self._codes().to(rows.dtype)).view(latent.shape[0], *latent.shape[2:])
+            return nearest_codes(rows, self.vectors.to(rows.dtype)).view(latent.shape[0], *latent.shape[2:])
 
     def look_up(self, codes: Tensor) -> Tensor:
         """codes (B, h, w) -> their vectors (B, d, h, w)."""
@@ -180,7 +180,9 @@ class VectorQuantizer(nn.Module):
         chosen = F.embedding(codes, self.codebook)
         return (F.normalize(chosen, dim=-1) if self.l2_normalized else chosen).movedim(-1, 1)
 
-    def _codes(self) -> Tensor:
+    @property
+    def vectors(self) -> Tensor:
+        """The codebook (K, d) as it is looked up."""
         return F.normalize(self.codebook, dim=1) if self.l2_normalized else self.codebook
 
     @torch.no_grad()
@@ -253,6 +255,11 @@ class GumbelQuantizer(nn.Module):
         self.temperature = 1.0
         self.proj = nn.Conv2d(code_dim, codebook_size, 1)
         self.codebook = nn.Parameter(torch.randn(codebook_size, code_dim))
+
+    @property
+    def vectors(self) -> Tensor:
+        """The codebook (K, d) as it is looked up."""
+        return self.codebook
 
     def forward(self, latent: Tensor) -> Quantized:
         """Training's pass; see the class."""

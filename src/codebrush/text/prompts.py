@@ -4,6 +4,7 @@ The syntax, which only `generate` and `edit` read:
 
     a dog                         one part of weight 1
     a dog:1.2 | blurry:-0.5       parts stand between bars; a weight touches its colon
+    a dog:1:0.4                   under a distance of 0.4 this part guides no more: its stop
     flag: France                  a colon before a space, or at the end of a part, is text
     at 12\\:30 | this \\| that      a backslash before a colon, a bar or a backslash makes it text
 
@@ -40,10 +41,15 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORE
 
 @dataclass(frozen=True)
 class WeightedText:
-    """One part of a prompt: its text without escapes, and how much it counts; negative means away from it."""
+    """One part of a prompt: its text without escapes, and how much it counts; negative means away from it.
+
+    `stop`, for guidance alone, is the distance under which the part no longer counts; of a part of negative weight it
+    is minus the distance over which it does not.
+    """
 
     text: str
     weight: float = 1.0
+    stop: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,16 +121,24 @@ def _read_part(words: str, weight: str | None, prompt: str) -> WeightedText:
         )
     if weight is None:
         return WeightedText(words)
-    weight = weight.strip()
-    place = f'the weight "{_short(weight)}" of "{_short(words)}"'
-    if weight.lower().lstrip("+-") in ("nan", "inf", "infinity"):
-        raise PromptError(f"{place} is not finite: write a number such as 1.2, or \\: where the colon is text")
-    if not _NUMBER.fullmatch(weight):
-        raise PromptError(f"{place} is no number: write one such as 1.2, or \\: where the colon is text")
-    value = float(weight)
-    if not math.isfinite(value) or abs(value) > LARGEST_WEIGHT:
+    weight, colon, stop = weight.strip().partition(":")
+    value = _read_number("weight", weight, words)
+    if abs(value) > LARGEST_WEIGHT:
+        place = f'the weight "{_short(weight)}" of "{_short(words)}"'
         raise PromptError(f"{place} is too large: weights lie between {-LARGEST_WEIGHT:g} and {LARGEST_WEIGHT:g}")
-    return WeightedText(words, value)
+    return WeightedText(words, value, _read_number("stop", stop, words) if colon else None)
+
+
+def _read_number(kind: str, number: str, words: str) -> float:
+    place = f'the {kind} "{_short(number)}" of "{_short(words)}"'
+    if number.lower().lstrip("+-") in ("nan", "inf", "infinity"):
+        raise PromptError(f"{place} is not finite: write a number such as 1.2, or \\: where the colon is text")
+    if not _NUMBER.fullmatch(number):
+        raise PromptError(f"{place} is no number: write one such as 1.2, or \\: where the colon is text")
+    value = float(number)
+    if not math.isfinite(value):
+        raise PromptError(f"{place} is too large: weights lie between {-LARGEST_WEIGHT:g} and {LARGEST_WEIGHT:g}")
+    return value
 
 
 def _short(text: str) -> str:

@@ -1,0 +1,129 @@
+"""Prompts of the test split in; how well guidance draws them from a random start and from a sampled one out.
+
+    python recipes/emoji/compare_starts.py PACK emoji.parquet --judge runs/emoji/judge/model --seconds 6 --out FOLDER
+
+Beside them stands sampling alone. Every way gets the same wall time for a prompt. Two judges score what it ends with:
+the pack's own CLIP, which ranked and guided, and a second CLIP that took no part. Prints a table and writes a sheet.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from codebrush import Codebrush
+from codebrush.data.captions import open_source
+from codebrush.data.images import contact_sheet, save_png, stack, to_pil
+from codebrush.generation.reranking import best_first
+from codebrush.pack import open_clip
+
+NEVER = 1_000_000  # steps: the time ends every run first
+CANDIDATES = 16  # that are drawn at once
+SHOWN = 12
+Way = Callable[[str, float], Image.Image]
+
+
+def sample_only(brush: Codebrush) -> Way:
+    """Candidates until the time is over, the best by the pack's CLIP."""
+
+    def draw(prompt: str, seconds: float) -> Image.Image:
+        started, seed, best = time.monotonic(), 0, []
+        while not best or (time.monotonic() - started) * (seed + 1) / seed < seconds:
+            best += brush.generate(prompt, n=1, seed=seed, rerank=CANDIDATES)
+            seed += 1
+        return best[best_first([result.score for result in best])[0]].image
+
+    return draw
+
+
+def guided(brush: Codebrush, **options: Any) -> Way:
+    """Guidance until the time is over, its start included."""
+
+    def draw(prompt: str, seconds: float) -> Image.Image:
+        started = time.monotonic()
+        run = brush.guide(prompt, steps=NEVER, show_every=0, **options)
+        for step in run:
+            if (time.monotonic() - started) * (step.step + 1) / step.step > seconds:
+                break
+        return to_pil(step.images()[0])
+
+    return draw
+
+
+class Scores:
+    """One CLIP's opinion: the cosine with the prompt, and whether the prompt is the best of 100 labels."""
+
+    def __init__(self, source: str, labels: list[str]):
+        self.clip, self.tokenizer = open_clip(source)
+        with torch.no_grad():
+            self.texts = torch.cat([self.clip.encode_text(self.tokenizer([label])) for label in labels])
+        self.labels = labels
+
+    @torch.no_grad()
+    def __call__(self, image: Image.Image, prompt: str, others: list[int]) -> tuple[float, bool]:
+        embedding = self.clip.encode_image(stack([image], self.clip.image_size))[0]
+        cosines: Tensor = self.texts @ embedding
+        own = cosines[self.labels.index(prompt)]
+        return float(own), bool((cosines[others] < own).all())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pack")
+    parser.add_argument("parquet")
+    parser.add_argument("--judge", required=True, help="a CLIP's folder: the second judge")
+    parser.add_argument("--prompts", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--options", default="{}", help="options of guidance, as JSON")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--ways", default="random start,sample only,sample + refine")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    torch.set_num_threads(2)
+    brush = Codebrush.from_pretrained(given.pack)
+    rows = open_source(given.parquet, split=given.split, where=("skin_tone is null",), captions=("{label}",))
+    labels = sorted({rows.captions(index)[0] for index in range(len(rows))})
+    rng = np.random.default_rng(0)
+    prompts = [labels[index] for index in rng.choice(len(labels), min(given.prompts, len(labels)), replace=False)]
+    options = json.loads(given.options)
+    all_ways: dict[str, Way] = {
+        "random start": guided(brush, **options),
+        "sample only": sample_only(brush),
+        "sample + refine": guided(brush, init="sample", sampling={"rerank": CANDIDATES}, **options),
+    }
+    ways = {name: all_ways[name] for name in given.ways.split(",")}
+    judges = {"own": Scores(given.pack, labels), "second": Scores(given.judge, labels)}
+    found: dict[str, list[tuple[float, bool, float, bool, float]]] = {name: [] for name in ways}
+    drawn: list[tuple[Image.Image, str]] = []
+    for number, prompt in enumerate(prompts):
+        others = [int(i) for i in rng.choice(len(labels), min(100, len(labels)), replace=False) if labels[i] != prompt]
+        for name, way in ways.items():
+            started = time.monotonic()
+            image = way(prompt, given.seconds)
+            seconds = time.monotonic() - started
+            own, second = (judge(image, prompt, others[:99]) for judge in judges.values())
+            found[name].append((*own, *second, seconds))
+            if number < SHOWN:
+                drawn.append((image, f"{prompt}: {name}"))
+        print(f"{number + 1}/{len(prompts)} {prompt}", flush=True)
+    print("| way | own CLIP | own finds it | second CLIP | second finds it | seconds |\n|---|---|---|---|---|---|")
+    for name, rows_found in found.items():
+        table = np.array(rows_found, dtype=float)
+        mean, spread = table.mean(0), table.std(0) / len(table) ** 0.5
+        cells = [f"{mean[0]:.3f} ± {spread[0]:.3f}", f"{mean[1]:.0%}", f"{mean[2]:.3f} ± {spread[2]:.3f}"]
+        print(f"| {name} | {' | '.join(cells)} | {mean[3]:.0%} | {mean[4]:.1f} |")
+    save_png(
+        contact_sheet([image for image, _ in drawn], [text for _, text in drawn], len(ways) * 2),
+        given.out / "starts.png",
+    )
+
+
+if __name__ == "__main__":
+    main()

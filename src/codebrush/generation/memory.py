@@ -1,0 +1,183 @@
+"""A task and a limit on the process's memory in, a plan of micro-batches, checkpoints and tiles that keeps to it out.
+
+On a CPU nothing counts the memory of a step but the process itself, so the plan is found by trying: the cheapest way
+first, then twice as many views at once for as long as the measured peak says that they fit. On a GPU PyTorch itself
+holds the process to the limit, and views are halved when it is met.
+"""
+
+import ctypes
+import math
+import mmap
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from codebrush.errors import UsageError
+from codebrush.generation.cutouts import draw_views, see
+from codebrush.generation.guidance import Guidance, MemoryPlan, Task
+from codebrush.generation.guide_options import parse_bytes
+from codebrush.generation.streams import stream
+from codebrush.generation.tiling import DecodePlan, decode
+from codebrush.models.clip import CLIP
+from codebrush.models.precision import autocast
+
+LARGE_PICTURE = 1024 * 1024  # pixels from which the decoder works in tiles, if nothing else is said
+TILE_PIXELS = 512  # their side
+SMALLEST_TILE = 8  # cells a side
+GROWTH = 1.5  # a view's whole cost in bytes that autograd keeps of it: its gradients and passing values come on top
+KEPT_FREE = 0.08  # of the limit: what allocators and libraries take beside what was measured
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's names for what `mallopt` sets
+MIB = 2**20
+
+
+def plan_memory(task: Task) -> MemoryPlan:
+    """How to take the steps of `task`. Raises UsageError where `max_memory` does not suffice for one view."""
+    o, views = task.options, task.options.cutouts * len(task.pictures)
+    wanted = min(o.micro_batch or views, views)
+    factor = task.vqgan.factor
+    tile = -(-o.tile // factor)
+    if not tile and task.size[0] * task.size[1] > LARGE_PICTURE:
+        tile = -(-TILE_PIXELS // factor)
+    plan = MemoryPlan(wanted, DecodePlan(tile=tile, seamless=o.seamless))
+    if o.max_memory is None:
+        return plan
+    limit = parse_bytes(o.max_memory)
+    if task.start.is_cuda:
+        total = torch.cuda.get_device_properties(task.start.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), task.start.device)
+        return replace(plan, decode=replace(plan.decode, checkpoint=True))
+    return _Fitting(task, limit).plan(plan)
+
+
+class _Fitting:
+    """The search for a plan on a CPU."""
+
+    def __init__(self, task: Task, limit: int):
+        grid = task.vqgan.code_grid(task.size)
+        options = replace(task.options, grow=1, steps=1, move_every=0)
+        start = torch.nn.functional.interpolate(task.start, grid)  # the last stage of growth is the largest
+        self.task, self.limit = replace(task, options=options, start=start), limit
+        self.usable = int(limit * (1 - KEPT_FREE))
+        _return_memory_at_once()
+
+    def plan(self, plan: MemoryPlan) -> MemoryPlan:
+        """The largest micro-batch, and the least checkpointing and tiling, that fit."""
+        before = _resident()
+        if max(before, peak_memory()) >= self.usable:
+            self._refuse(max(before, peak_memory()))
+        plan = replace(plan, decode=self._decoding(plan.decode, self.usable - before))
+        views, peak = 1, self._try(plan, 1)
+        if peak > self.limit:
+            self._refuse(peak)
+        each = GROWTH * self._saved_by_view()
+        while views < plan.micro_batch:
+            room = int((self.usable - peak) / each)  # so many views more would surely fit
+            if room < 1:
+                break
+            views = min(2 * views, views + room, plan.micro_batch)
+            peak = self._try(plan, views)
+        return replace(plan, micro_batch=views)
+
+    def _decoding(self, plan: DecodePlan, room: int) -> DecodePlan:
+        grid = self.task.vqgan.code_grid(self.task.size)
+        cells = math.prod(grid)
+        each = self._saved_by_decoder() / min(cells, SMALLEST_TILE**2)  # bytes that autograd keeps for a cell
+        if plan.tile:
+            return replace(plan, checkpoint=True)
+        if 1.3 * each * cells <= room / 2:
+            return plan
+        if each * cells <= room:  # of the checkpointed levels one is held at a time: the largest has over half
+            return replace(plan, checkpoint=True)
+        side = int(math.sqrt(max(0.0, 0.5 * room / each))) - 2 * plan.overlap
+        return replace(plan, checkpoint=True, tile=max(SMALLEST_TILE, side))
+
+    def _saved_by_decoder(self) -> int:
+        """Bytes that autograd keeps of decoding a corner of SMALLEST_TILE cells a side."""
+        corner = self.task.start[:, :, :SMALLEST_TILE, :SMALLEST_TILE].clone().requires_grad_()
+        with autocast(self.task.options.precision, corner.device):
+            return _saved_by(lambda: decode(self.task.vqgan, corner, DecodePlan()), self.task.vqgan)
+
+    def _saved_by_view(self) -> int:
+        """Bytes that autograd keeps of one view, for the CLIP that keeps the most."""
+        o, image = self.task.options, self.task.start.new_zeros(1, 3, *self.task.size).requires_grad_()
+        view = draw_views(replace(o, cutouts=1), self.task.size, stream(0))
+
+        def look(clip: CLIP) -> Tensor:
+            seen = see(image, view, clip.image_size, o)
+            with autocast(o.precision, image.device):
+                return clip.image_encoder(clip.normalise(seen))
+
+        return max(_saved_by(lambda clip=judge.clip: look(clip), judge.clip) for judge in self.task.judges)
+
+    def _try(self, plan: MemoryPlan, views: int) -> int:
+        """The process's peak after one step of `views` views at once."""
+        cutouts = -(-views // len(self.task.pictures))
+        task = replace(self.task, options=replace(self.task.options, cutouts=cutouts))
+        Guidance(task, replace(plan, micro_batch=views)).gradient()
+        return peak_memory()
+
+    def _refuse(self, needed: int) -> None:
+        least = math.ceil(1.1 * max(needed, self.limit) / (1 - KEPT_FREE) / MIB)
+        raise UsageError(
+            f"max_memory of {self.limit // MIB} MiB does not suffice, the least way took {needed // MIB} MiB:"
+            f" give at least {least}MiB, or choose a smaller --size"
+        )
+
+
+def _saved_by(run: Callable[[], Tensor], model: nn.Module) -> int:
+    """Bytes that autograd keeps of a run of `model`, its weights not counted."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        held = run()
+    del held
+    return sum(kept.values())
+
+
+def peak_memory() -> int:
+    """The most bytes that this process ever had resident."""
+    try:
+        import resource
+    except ImportError:
+        raise UsageError("max_memory cannot be kept on this system: it does not say what a process uses") from None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _resident() -> int:
+    """Bytes that are resident now; where the system does not tell, the most that ever were."""
+    if _GLIBC is not None:
+        _GLIBC.malloc_trim(0)
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return peak_memory()
+
+
+def _glibc() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(None)
+    except (OSError, TypeError):
+        return None
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
+
+
+_GLIBC = _glibc()
+
+
+def _return_memory_at_once() -> None:
+    """Have freed blocks of a megabyte and more go back to the system: kept ones would count as used."""
+    if _GLIBC is not None:
+        _GLIBC.mallopt(MMAP_THRESHOLD, MIB)
+        _GLIBC.mallopt(TRIM_THRESHOLD, MIB)

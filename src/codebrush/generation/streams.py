@@ -1,0 +1,21 @@
+"""A seed and a key in, random numbers out that depend on nothing else: not on what was drawn before, nor on the batch.
+
+Every random choice of a run has a key, (picture, purpose, step, ...), so that a run which was stopped goes on exactly.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Purpose(IntEnum):
+    """What a guided picture's random numbers are for; the second part of their key."""
+
+    START = 0
+    VIEWS = 1
+    NOISE = 2
+
+
+def stream(seed: int, *key: int) -> np.random.Generator:
+    """The random stream of `key` in the run of `seed`: a child stream, so that no two runs share one."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))

@@ -1,0 +1,113 @@
+"""A quantised latent in, pictures out: decoded whole or in overlapping tiles, within less memory or at full speed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from codebrush.models.convolution import fast_layout
+from codebrush.models.vqgan import VQGAN, Level
+
+SEAM = 8  # cells of the other side that a seamless picture is decoded with
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """How the decoder runs. Neither checkpoints nor a tile that covers everything changes its pictures."""
+
+    checkpoint: bool = False  # compute again in the backward pass instead of keeping
+    tile: int = 0  # cells a side; 0: the whole picture at once
+    overlap: int = 4  # cells that neighbouring tiles share
+    seamless: bool = False  # decode so that the picture fits beside itself
+
+
+def decode(vqgan: VQGAN, quantised: Tensor, plan: DecodePlan) -> Tensor:
+    """quantised latent (B, d, h, w) -> images (B, 3, H, W) as `VQGAN.decode` gives them: linear to [0, 1], unclamped.
+
+    Of a seamless picture opposite edges fit: it is decoded with what lies on the other side around it, and that is
+    cut off. Tiles are blended by linear ramps; each is normalised by its own statistics, so they differ a little from
+    the whole picture.
+    """
+    if not plan.seamless:
+        return _decode_tiles(vqgan, quantised, plan)
+    height, width = quantised.shape[-2:]
+    rows = torch.arange(-SEAM, height + SEAM, device=quantised.device) % height
+    columns = torch.arange(-SEAM, width + SEAM, device=quantised.device) % width
+    wide = _decode_tiles(vqgan, quantised[:, :, rows][..., columns], plan)  # (B, 3, H + 2 edge, W + 2 edge)
+    edge = SEAM * vqgan.factor
+    return wide[..., edge:-edge, edge:-edge]
+
+
+def _decode_tiles(vqgan: VQGAN, quantised: Tensor, plan: DecodePlan) -> Tensor:
+    height, width = quantised.shape[-2:]
+    if not plan.tile or (plan.tile >= height and plan.tile >= width):
+        return _decode_levels(vqgan, quantised) if _keeps_little(quantised, plan) else vqgan.decode(quantised)
+    down, across = _spans(height, plan.tile, plan.overlap), _spans(width, plan.tile, plan.overlap)
+    factor = vqgan.factor
+    total = quantised.new_zeros(len(quantised), 3, height * factor, width * factor)
+    weights = quantised.new_zeros(1, 1, height * factor, width * factor)
+    for rows in down:
+        for columns in across:
+            part = quantised[:, :, rows.start : rows.stop, columns.start : columns.stop]
+            tile = _kept_little(vqgan.decode, part) if _keeps_little(quantised, plan) else vqgan.decode(part)
+            ramp = _ramp(rows, height, plan.overlap, factor, tile)[:, None] * _ramp(
+                columns, width, plan.overlap, factor, tile
+            )
+            place = [columns.start * factor, (width - columns.stop) * factor]
+            place += [rows.start * factor, (height - rows.stop) * factor]  # as `pad` wants them: the last axis first
+            total = total + F.pad(tile * ramp, place)
+            weights = weights + F.pad(ramp[None, None], place)
+    return total / weights
+
+
+def _spans(length: int, tile: int, overlap: int) -> list[range]:
+    """Stretches of at most `tile` cells that cover `length`, neighbours sharing `overlap` or more, evenly spread."""
+    if tile >= length:
+        return [range(length)]
+    overlap = min(overlap, tile - 1)
+    count = -(-(length - overlap) // (tile - overlap))
+    starts = [round(index * (length - tile) / (count - 1)) for index in range(count)]
+    return [range(start, start + tile) for start in starts]
+
+
+def _ramp(span: range, length: int, overlap: int, factor: int, like: Tensor) -> Tensor:
+    """Weights of a tile's pixels along one axis: rising over the overlap from each edge that has a neighbour."""
+    place = torch.arange(len(span) * factor, device=like.device, dtype=torch.float32) + 0.5
+    reach = max(1, overlap * factor)
+    weights = torch.ones_like(place)
+    if span.start:
+        weights = weights * (place / reach).clamp(max=1)
+    if span.stop < length:
+        weights = weights * ((len(place) - place) / reach).clamp(max=1)
+    return weights.to(like.dtype)
+
+
+def _keeps_little(latent: Tensor, plan: DecodePlan) -> bool:
+    return plan.checkpoint and torch.is_grad_enabled() and latent.requires_grad
+
+
+def _kept_little(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    # The decoder draws nothing at random: there is no random state to keep.
+    return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore[reportReturnType]
+
+
+def _decode_levels(vqgan: VQGAN, quantised: Tensor) -> Tensor:
+    """`vqgan.decode` with a checkpoint at each block: only one block's activations are kept at a time."""
+    decoder = vqgan.decoder
+    x = decoder.conv_in(fast_layout(vqgan.post_quant_conv(quantised)))
+    x = _kept_little(decoder.mid, x)
+    for level in reversed(decoder.up):
+        assert isinstance(level, Level)
+        for index, block in enumerate(level.block):
+            x = _kept_little(block, x)
+            if level.attn:
+                x = _kept_little(level.attn[index], x)
+        if level.resize:
+            x = _kept_little(level.get_submodule(level.resize), x)
+    ends: list[nn.Module] = [decoder.norm_out, decoder.conv_out]
+    for module in ends:
+        x = _kept_little(module, x)
+    return (x + 1) / 2

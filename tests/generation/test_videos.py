@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -26,7 +27,6 @@ def mean_colours(frames: list[Image.Image]) -> np.ndarray:
 
 
 def read_mp4(path: Path) -> tuple[list[Image.Image], float]:
-    av = pytest.importorskip("av")
     with av.open(str(path)) as container:
         (stream,) = container.streams
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")

@@ -8,12 +8,15 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from codebrush import Codebrush
 from codebrush.data.codes import encode_once
 from codebrush.data.images import stack, to_pil
 from codebrush.data.shapes import Scene, read_scene, scene
@@ -23,7 +26,7 @@ from codebrush.generation.decoding import draw_codes, picture_uniforms
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack import encode_condition
+from codebrush.pack import encode_condition, write_pack
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.augmentation import Augmentation
 from codebrush.training.captioned import SourceConfig, load_captioned
@@ -146,3 +149,51 @@ def test_transformer_draws_the_colour_and_shape_asked_for(transformer, clip, vqg
     right = np.mean([each is not None and " ".join(each) == label for each, label in zip(found, asked, strict=True)])
     print("drawn right", right)
     assert right >= 0.8
+
+
+def judge_of(clip: CLIP, tokenizer: Tokenizer, text: str) -> Tensor:
+    with torch.no_grad():
+        return clip.encode_text(tokenizer([text]))[0]
+
+
+def guided_scenes(
+    folder: Path, materials: Materials, transformer: CodeTransformer, **options: Any
+) -> list[Image.Image]:
+    """Four pictures guided from random latents by the micro models, as a user would have them."""
+    assert materials.clip is not None
+    assert materials.vqgan is not None
+    pack = folder / "pack"
+    if not pack.exists():
+        write_pack(
+            pack, name="shapes", clip=materials.clip, tokenizer=materials.tokenizer, vqgan=materials.vqgan,
+            transformer=transformer, version="1", licence="CC0-1.0", provenance={}, dtype=torch.float32,
+        )  # fmt: skip
+    brush = Codebrush.from_pretrained(pack, device="cpu")
+    results = brush.generate("a red circle", n=4, seed=0, method="guide", batch_size=4, **options)
+    return [result.image for result in sorted(results, key=lambda result: result.manifest["index"])]
+
+
+@torch.no_grad()
+def cosines(clip: CLIP, tokenizer: Tokenizer, images: list[Image.Image], text: str) -> Tensor:
+    return clip.encode_image(stack(images, SIZE)) @ judge_of(clip, tokenizer, text)
+
+
+def test_guidance_draws_red_from_a_random_latent(folder: Path, materials: Materials, transformer, clip):
+    before, after = (guided_scenes(folder, materials, transformer, steps=steps) for steps in (0, 120))
+    rise = cosines(clip, materials.tokenizer, after, "a red circle") - cosines(
+        clip, materials.tokenizer, before, "a red circle"
+    )
+    found = [read_scene(image) for image in after]
+    print("guided", rise, found)
+    assert float(rise.min()) >= 0.3
+    assert sum(each is not None and each[0] == "red" for each in found) >= 3
+
+
+def test_guidance_turns_away_from_what_is_excluded(folder: Path, materials: Materials, transformer, clip):
+    plain, excluded = (
+        guided_scenes(folder, materials, transformer, steps=60, exclude=exclude, beta=1.0)
+        for exclude in ((), ("a circle",))
+    )
+    falls = [cosines(clip, materials.tokenizer, images, "a circle").mean() for images in (plain, excluded)]
+    print("excluded", falls)
+    assert falls[1] < falls[0] - 0.05

@@ -14,6 +14,7 @@ from codebrush.models.image_encoder import (
     VisionTransformerConfig,
     make_image_encoder,
 )
+from codebrush.models.transformer import Transformer, TransformerConfig
 
 VIT = VisionTransformerConfig(32, 8, 16, 2, 2, 10)
 RESNET = ModifiedResNetConfig(64, 8, (1, 2, 1, 1), 4, 10)
@@ -52,6 +53,39 @@ def test_a_vision_transformer_is_patches_places_blocks_and_a_projection(pooling:
     features = model.features(pixels)
     assert len(features) == 2
     torch.testing.assert_close(features[-1], x, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_class_tokens_row_alone_is_the_whole_trunks_first_row(layers: int, training: bool) -> None:
+    """In values, in the gradient to the pixels and to every weight."""
+    config = VisionTransformerConfig(32, 8, 16, layers, 2, 10, activation="quick_gelu")
+    model = disturbed(VisionTransformer(config)).double().train(training)
+
+    def whole(pixels: Tensor) -> Tensor:
+        patches = model.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        classes = model.class_embedding.expand(len(pixels), 1, -1)
+        x = model.input_norm(torch.cat([classes, patches], dim=1) + model.position_embedding)
+        return model.projection(model.final_norm(model.transformer(x)[:, 0]))
+
+    pixels = torch.randn(3, 3, 32, 32, dtype=torch.float64, requires_grad=True)
+    outputs, wanted = [], torch.randn(3, 10, dtype=torch.float64)
+    for forward in (model, whole):
+        value = forward(pixels)
+        inputs = (pixels, *model.parameters())
+        outputs.append((value, *torch.autograd.grad((value * wanted).sum(), inputs)))
+    for mine, reference in zip(*outputs, strict=True):
+        torch.testing.assert_close(mine, reference, atol=1e-10, rtol=1e-10)
+    with torch.no_grad():  # where attention takes PyTorch's fused kernel
+        torch.testing.assert_close(model(pixels), whole(pixels), atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_a_trunk_gives_its_first_row_alone(bias: bool, norm: Any) -> None:
+    trunk = disturbed(Transformer(TransformerConfig(16, 2, 4, norm=norm, bias=bias))).double()
+    x = torch.randn(3, 7, 16, dtype=torch.float64)
+    torch.testing.assert_close(trunk.first(x), trunk(x)[:, 0], atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("config", [VIT, RESNET, VisionTransformerConfig(32, 8, 16, 1, 2, 10, pooling="mean")])

@@ -1,66 +1,185 @@
 """`codebrush generate`: a prompt to pictures. `codebrush replay`: a picture to the same picture again."""
 
+import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from codebrush.cli.guide_flags import NAMES, PRESET_NAMES, with_guide_flags
 from codebrush.cli.output import (
     check_folder,
     free_file,
+    free_folder,
     free_run_name,
     print_json,
     print_pictures,
     progress_bar,
     slug,
 )
+from codebrush.errors import CodebrushError, UsageError
 
 if TYPE_CHECKING:
-    from codebrush.pipeline import Result
+    from codebrush.generation.guided_run import GuidedRun
+    from codebrush.generation.result import Result
 
-PackOption = Annotated[str, typer.Option(help="Built-in name, folder or hub id of the models.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 OUTPUTS = Path("outputs")
+DEFAULT_PACK = "emoji"
+SAMPLING, GUIDANCE = "Sampling", "Guidance"  # topics of the help
+SAMPLING_NAMES = ("cfg", "temperature", "top_k", "top_p", "min_p", "rerank")
+VIDEO_NAMES = ("fps", "between")
+WITH_GUIDANCE = NAMES | {"preset", "video", *VIDEO_NAMES}  # flags that mean nothing where codes are sampled
+WITH_RESUME = {"resume", "pack", "video", *VIDEO_NAMES, "json_output"}
 
 
+class Method(StrEnum):
+    """How pictures are made."""
+
+    SAMPLE = "sample"
+    GUIDE = "guide"
+
+
+class Stopped(CodebrushError):
+    """The user stopped a run that can be resumed."""
+
+    exit_status = 130
+
+
+def _sampling(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel=SAMPLING)
+
+
+def _guidance(text: str, **settings: Any) -> Any:
+    return typer.Option(help=text, rich_help_panel=GUIDANCE, **settings)
+
+
+@with_guide_flags
 def generate(
-    prompt: Annotated[str, typer.Argument(help='What to draw: "a dog", or "a dog:1.2 | blurry:-0.5".')],
-    pack: PackOption = "emoji",
-    n: Annotated[int, typer.Option("--n", "-n", help="How many pictures to keep.")] = 4,
+    context: typer.Context,
+    prompt: Annotated[str | None, typer.Argument(help='What to draw: "a dog", or "a dog:1.2 | blurry:-0.5".')] = None,
+    pack: Annotated[str | None, typer.Option(help="Built-in name, folder or hub id of the models.  [emoji]")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="How many pictures to keep.  [4; guided 1]")] = None,
     seed: Annotated[int, typer.Option(help="Another seed, other pictures.")] = 0,
-    cfg: Annotated[float | None, typer.Option(help="Strength of guidance; 1 is none.  [pack's own]")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is the likeliest code.  [pack's own]")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Draw among so many codes; 0 is all.  [pack's own]")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw among this much of the mass.  [pack's own]")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Least share of the likeliest.  [pack's own]")] = None,
-    rerank: Annotated[int | None, typer.Option(help="Candidates to draw and score.  [4 times n]")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = OUTPUTS,
+    method: Annotated[Method, typer.Option(help="Draw codes from the prompt, or be guided by CLIP.")] = Method.SAMPLE,
+    cfg: Annotated[float | None, _sampling("Strength of guidance; 1 is none.  [pack's own]")] = None,
+    temperature: Annotated[float | None, _sampling("0 is the likeliest code.  [pack's own]")] = None,
+    top_k: Annotated[int | None, _sampling("Draw among so many codes; 0 is all.  [pack's own]")] = None,
+    top_p: Annotated[float | None, _sampling("Draw among this much of the mass.  [pack's own]")] = None,
+    min_p: Annotated[float | None, _sampling("Least share of the likeliest.  [pack's own]")] = None,
+    rerank: Annotated[int | None, _sampling("Candidates to draw and score.  [4 times n]")] = None,
+    preset: Annotated[str | None, _guidance("Values for what is not given.", metavar=f"<{PRESET_NAMES}>")] = None,
+    resume: Annotated[Path | None, _guidance("Go on with the run in this folder, without a prompt.")] = None,
+    video: Annotated[str | None, _guidance("mp4, gif or webp, into the run's folder; or a FILE.")] = None,
+    fps: Annotated[int, _guidance("Its frames in a second.", min=1, max=240)] = 10,
+    between: Annotated[int, _guidance("Its frames between two stored latents.", min=0, max=1000)] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures.  [outputs; guided: one below it]")] = None,
     json_output: JsonOption = False,
+    *,
+    guidance: dict[str, Any],
 ) -> None:
-    """Draw pictures from words, best first by CLIP's score."""
-    start = time.perf_counter()
-    from codebrush.pipeline import Codebrush
+    """Draw pictures from words, best first by CLIP's score.
 
-    brush = Codebrush.from_pretrained(pack)
-    check_folder(out)
-    with progress_bar("drawing") as progress:
-        results = brush.generate(
-            prompt,
-            n=n,
-            seed=seed,
-            cfg=cfg,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            rerank=rerank,
-            progress=progress,
-        )
-    report = _save_run(results, out, free_run_name(out, f"{slug(prompt)}_seed{seed}"))
+    With --method guide, CLIP leads a latent step by step to the prompt (VQGAN-CLIP), as the options of guidance
+    say. What is not given is as --preset has it, else as the pack has it, else as in brackets.
+    """
+    start = time.perf_counter()
+    _check_flags(context)
+    sampling = {name: context.params[name] for name in SAMPLING_NAMES if context.params[name] is not None}
+    if resume is None and method is Method.SAMPLE:
+        options = {"n": 4 if n is None else n, "seed": seed, **sampling}
+        report = _sample(cast(str, prompt), pack, OUTPUTS if out is None else out, options)
+    else:
+        folder = resume or out or free_folder(OUTPUTS / f"{slug(prompt or '')}_seed{seed}_guide")
+        target = None if video is None else _video_file(video, folder)
+        options = {"n": 1 if n is None else n, "seed": seed, "preset": preset, "sampling": sampling, **guidance}
+        guided = _open_run(prompt, pack, folder, options)
+        report = _follow(guided, folder)
+        if target is not None:
+            report["video"] = str(guided.write_video(target, fps, between))
     report["seconds"] = round(time.perf_counter() - start, 3)
     print_json(report) if json_output else print_pictures(report)
+
+
+def _check_flags(context: typer.Context) -> None:
+    """A UsageError where there is nothing to do, or a flag is given that what is to be done would not heed."""
+    values, spelt = context.params, {}
+    for param in context.command.params:
+        source = context.get_parameter_source(param.name or "")
+        if source is not None and source.name != "DEFAULT":
+            spelt[param.name] = "a prompt" if param.name == "prompt" else param.opts[0]
+    if values["resume"] is not None:
+        allowed = WITH_RESUME | ({"method"} if values["method"] == Method.GUIDE else set())
+        _refuse(spelt, lambda name: name not in allowed, "cannot go with --resume: a resumed run keeps its own options")
+    elif values["prompt"] is None:
+        context.fail("Missing argument 'prompt': say what to draw, or name a run to go on with by --resume")
+    elif values["method"] == Method.SAMPLE:
+        _refuse(spelt, WITH_GUIDANCE.__contains__, "is for pictures guided by CLIP: add --method guide")
+    if values["video"] is None:
+        _refuse(spelt, VIDEO_NAMES.__contains__, "is for a video: add --video mp4")
+
+
+def _refuse(spelt: dict[str, str], unwanted: Callable[[str], bool], reason: str) -> None:
+    """A UsageError with `reason` that names the first unwanted one of the flags that are given."""
+    for name, flag in spelt.items():
+        if unwanted(name):
+            raise UsageError(f"{flag} {reason}")
+
+
+def _sample(prompt: str, pack: str | None, out: Path, options: dict[str, Any]) -> dict[str, Any]:
+    from codebrush.pipeline import Codebrush
+
+    brush = Codebrush.from_pretrained(DEFAULT_PACK if pack is None else pack)
+    check_folder(out)
+    with progress_bar("drawing") as progress:
+        results = brush.generate(prompt, **options, progress=progress)
+    return _save_run(results, out, free_run_name(out, f"{slug(prompt)}_seed{options['seed']}"))
+
+
+def _open_run(prompt: str | None, pack: str | None, folder: Path, options: dict[str, Any]) -> "GuidedRun":
+    """A new guided run in `folder`; without a prompt, the one that lies there."""
+    from codebrush.generation.guided_run import read_run
+    from codebrush.pipeline import Codebrush
+
+    check_folder(folder)
+    if prompt is None:
+        source = _pack_of(folder, read_run(folder)) if pack is None else pack
+        return Codebrush.from_pretrained(source).resume(folder)
+    return Codebrush.from_pretrained(DEFAULT_PACK if pack is None else pack).guide(prompt, folder=folder, **options)
+
+
+def _follow(run: "GuidedRun", folder: Path) -> dict[str, Any]:
+    """Take the steps of the run in `folder` and show them; its pictures, best first, as the report has them."""
+    from codebrush.cli.terminal import step_display
+
+    done, steps = 0, iter(run)
+    try:
+        with closing(steps), step_display(run.request.n) as show:
+            for step in steps:
+                done = step.step
+                show(step)
+    except KeyboardInterrupt:
+        where = f"after step {done}" if done else "before another step"
+        again = f"codebrush generate --resume {shlex.quote(str(folder))}"
+        raise Stopped(f"stopped {where}; go on with: {again}") from None
+    results = run.results
+    images = [_entry(folder / run.paths[result.manifest["index"]].name, result) for result in results]
+    return {"images": images, "folder": str(folder), "steps": max(result.manifest["steps"] for result in results)}
+
+
+def _video_file(video: str, folder: Path) -> Path:
+    """Where a video goes that is asked for as `video`; told before the run where it could not be written."""
+    from codebrush.generation.videos import SUFFIXES, check_video
+
+    suffix = f".{video.lower().lstrip('.')}"
+    path = folder / f"video{suffix}" if suffix in SUFFIXES else Path(video)
+    check_video(path)
+    check_folder(path.parent)
+    return path
 
 
 def replay(
@@ -72,7 +191,6 @@ def replay(
     """Draw a picture again from what it says about how it was made."""
     start = time.perf_counter()
     from codebrush.data.images import decode_image, read_manifest, save_png
-    from codebrush.errors import UsageError
     from codebrush.pipeline import Codebrush
 
     if out is not None and (out.suffix.lower() != ".png" or out.is_dir()):

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from codebrush import __version__
 from codebrush.errors import CodebrushError
@@ -35,6 +35,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ArgumentError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
+class _TopicalCommand(TyperCommand):
+    """A command whose help has a section for each topic: what its options name as `rich_help_panel`."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                topic = "Arguments" if param.param_type_name == "argument" else "Options"
+                sections.setdefault(getattr(param, "rich_help_panel", None) or topic, []).append(record)
+        for topic, records in sections.items():
+            with formatter.section(topic):
+                formatter.write_dl(records)
+
+
 class _LazyCommands(Mapping[str, Any]):
     """The table of commands as typer wants it; looking one up imports it."""
 
@@ -42,7 +57,7 @@ class _LazyCommands(Mapping[str, Any]):
         command = getattr(import_module(COMMANDS[name]), name)
         if not isinstance(command, typer.Typer):
             function, command = command, typer.Typer(rich_markup_mode=None, add_completion=False)
-            command.command(name)(function)
+            command.command(name, cls=_TopicalCommand)(function)
         built = typer.main.get_command(command)
         built.name = name
         return built

@@ -24,7 +24,7 @@ def print_json(report: dict[str, Any]) -> None:
 
 
 def print_pictures(report: dict[str, Any]) -> None:
-    """The pictures of a run with their scores, its contact sheet and its time, for people."""
+    """The pictures of a run with their scores, what else was written and its time, for people."""
     from rich.console import Console
     from rich.table import Table
 
@@ -34,8 +34,9 @@ def print_pictures(report: dict[str, Any]) -> None:
     width = None if sys.stdout.isatty() else 10_000  # a path read from a pipe must not be broken into lines
     console = Console(width=width, markup=False, emoji=False, highlight=False)
     console.print(table, soft_wrap=True)
-    if "sheet" in report:
-        console.print(f"contact sheet: {report['sheet']}", soft_wrap=True)
+    for name, called in (("sheet", "contact sheet"), ("folder", "run"), ("video", "video")):
+        if name in report:
+            console.print(f"{called}: {report[name]}", soft_wrap=True)
     console.print(f"{report['seconds']:.1f} seconds")
 
 
@@ -60,6 +61,15 @@ def free_run_name(folder: Path, name: str) -> str:
     while any(folder.glob(f"{glob.escape(free)}_*")):
         number += 1
         free = f"{name}-run{number}"
+    return free
+
+
+def free_folder(folder: Path) -> Path:
+    """`folder`, or `folder` with a number after its name, such that there is nothing of that name."""
+    number, free = 1, folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-run{number}")
     return free
 
 

@@ -70,7 +70,7 @@ class GuideOptions:
     w2: float = _number(0.1, PROMPTS, -100, 100, "Share of the extra texts in that mixture.")
     alpha: float = _number(1.0, PROMPTS, 0, 100, "Weight of what should be seen.")
     beta: float = _number(0.5, PROMPTS, 0, 100, "Weight of the penalty on what is excluded.")
-    image_prompt: tuple[str, ...] = _texts(PROMPTS, "FILE[:weight[:stop]] whose CLIP embedding guides; repeatable.")
+    image_prompt: tuple[str, ...] = _texts(PROMPTS, "FILE[:weight[:stop]] that CLIP compares with; may be repeated.")
     target: tuple[str, ...] = _texts(PROMPTS, "FILE[:weight] whose pixels attract; may be repeated.")
     noise_prompt: tuple[str, ...] = _texts(PROMPTS, "SEED[:weight[:stop]]: a random embedding; may be repeated.")
     story: tuple[str, ...] = _texts(PROMPTS, "A prompt that follows the last one; may be repeated.")
@@ -121,9 +121,9 @@ class GuideOptions:
     symmetry_weight: float = _number(1.0, PENALTIES, 0, 1e6, "Weight of that pull.")
 
     move_every: int = _number(0, MOVES, 0, 1_000_000, "Steps between moves of the camera; 0: it stands still.")
-    zoom: float = _number(1.0, MOVES, 0.1, 10, "Factor of each move; above 1 nearer.")
-    pan: str = _text("0,0", MOVES, "RIGHT,DOWN of each move, in pixels.")
-    roll: float = _number(0.0, MOVES, -180, 180, "Turn of each move, in degrees.")
+    zoom: float = _number(1.0, MOVES, 0.1, 10, "Factor by which each move brings the camera nearer.")
+    pan: str = _text("0,0", MOVES, "RIGHT,DOWN: how far each move takes the camera, in pixels.")
+    roll: float = _number(0.0, MOVES, -180, 180, "How far each move turns the camera, in degrees clockwise.")
 
     max_memory: str | None = _text(None, MEMORY, "Peak of the process, like 2GiB.")
     micro_batch: int = _number(0, MEMORY, 0, 65536, "Views that CLIP reads at once; 0: as many as fit.")
@@ -174,7 +174,9 @@ def parse_bytes(text: str) -> int:
 def checked_value(option: "dataclasses.Field[Any]", value: Any) -> Any:
     """`value` in the kind and range of `option`; a UsageError where it has none."""
     kind, about = option.metadata["kind"], option.metadata
-    if value is None and option.default is None:
+    if value is None:
+        if option.default is not None:
+            raise UsageError(f"{option.name} must be given a value")
         return None
     if kind is bool:
         if not isinstance(value, bool):

@@ -10,7 +10,7 @@ state.pt                       what a run that was stopped goes on from
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -85,7 +85,7 @@ class GuidedRun:
         results = [self._results[index] for index in sorted(self._results)]
         return [results[index] for index in best_first([result.score for result in results])]
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Generator[Step]:
         with self._locked():
             self._truncate_losses()
             for group in range(self._group, len(self.groups)):
@@ -106,7 +106,7 @@ class GuidedRun:
         """
         if self.folder is None:
             raise UsageError("a video is made of what a run stores: give the run a folder")
-        frames = [frame for index in range(self.request.n) for frame in self._frames(index, between)]
+        frames = (frame for index in range(self.request.n) for frame in self._frames(index, between))
         write_video(frames, path, fps)
         return Path(path)
 
@@ -131,7 +131,7 @@ class GuidedRun:
     def _task(self, pictures: range) -> Any:
         return make_task(self.request, self.models, pictures)
 
-    def _guide(self, group: int) -> Iterator[Step]:
+    def _guide(self, group: int) -> Generator[Step]:
         pictures = self.groups[group]
         task = self._task(pictures)
         if self._plan is None:
@@ -174,10 +174,10 @@ class GuidedRun:
     def _store(self, step: Step) -> None:
         """The pictures and latents of a shown step, under its number."""
         assert self.folder is not None
-        latent, codes = step.latent()
+        (latent, codes), images = step.latent(), step.images()
         for row, index in enumerate(step.pictures):
             name = f"{step.step:06d}_{index:02d}"
-            save_png(to_pil(step.images()[row]), self.folder / "pictures" / f"{name}.png")
+            save_png(to_pil(images[row]), self.folder / "pictures" / f"{name}.png")
             _save_tensors(self.folder / "latents" / f"{name}.safetensors", {"latent": latent[row], "codes": codes[row]})
 
     @torch.no_grad()

@@ -49,7 +49,9 @@ class Request:
         unknown = set(values["options"]) - known
         if unknown:
             raise UsageError(f"guidance has no option {', '.join(sorted(unknown))}: upgrade codebrush to read it")
-        options = {name: tuple(v) if isinstance(v, list) else v for name, v in values["options"].items()}
+        options: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in values["options"].items()
+        }
         kept = {name: values[name] for name in ("prompt", "n", "seed", "sampling", "files")}
         return cls(options=GuideOptions(**options), **kept)
 

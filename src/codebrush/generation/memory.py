@@ -7,7 +7,6 @@ holds the process to the limit, and views are halved when it is met.
 
 import ctypes
 import math
-import mmap
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -148,6 +147,10 @@ def _saved_by(run: Callable[[], Tensor], model: nn.Module) -> int:
 def peak_memory() -> int:
     """The most bytes that this process ever had resident."""
     try:
+        return _status("VmHWM")
+    except (OSError, KeyError):  # not Linux
+        pass
+    try:
         import resource
     except ImportError:
         raise UsageError("max_memory cannot be kept on this system: it does not say what a process uses") from None
@@ -160,9 +163,15 @@ def _resident() -> int:
     if _GLIBC is not None:
         _GLIBC.malloc_trim(0)
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
-    except OSError:
+        return _status("VmRSS")
+    except (OSError, KeyError):
         return peak_memory()
+
+
+def _status(name: str) -> int:
+    """Bytes that Linux gives under `name`. Its own figure: getrusage's may be that of the process that started this."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(dict(line.split(":", 1) for line in lines)[name].split()[0]) * 1024
 
 
 def _glibc() -> ctypes.CDLL | None:

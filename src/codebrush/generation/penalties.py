@@ -76,6 +76,5 @@ def _colour(part: str, text: str) -> list[float]:
 
 def _of_picture(image: Image.Image) -> Tensor:
     few = image.quantize(PALETTE_COLOURS)
-    colours = few.getpalette() or []
-    used = [index for _, index in few.getcolors() or []]
-    return torch.tensor([colours[3 * index : 3 * index + 3] for index in used]) / 255  # pyright: ignore[reportCallIssue]
+    colours = torch.tensor(few.getpalette() or [], dtype=torch.float32).view(-1, 3) / 255
+    return colours[torch.frombuffer(bytearray(few.tobytes()), dtype=torch.uint8).unique().long()]

@@ -1,5 +1,6 @@
 """A quantised latent in, pictures out: decoded whole or in overlapping tiles, within less memory or at full speed."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from codebrush.models.convolution import fast_layout
+from codebrush.models.convolution import GroupNormSiLU, fast_layout
 from codebrush.models.vqgan import VQGAN, Level
 
 SEAM = 8  # cells of the other side that a seamless picture is decoded with
@@ -16,10 +17,10 @@ SEAM = 8  # cells of the other side that a seamless picture is decoded with
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """How the decoder runs. Neither checkpoints nor a tile that covers everything changes its pictures."""
+    """How the decoder runs. Checkpoints change nothing but rounding, nor does a tile that covers everything."""
 
-    checkpoint: bool = False  # compute again in the backward pass instead of keeping
-    tile: int = 0  # cells a side; 0: the whole picture at once
+    checkpoint: bool = False  # compute again in the backward pass instead of keeping; tiles always do
+    tile: int = 0  # cells a side of the parts that are differentiated; 0: the whole picture at once
     overlap: int = 4  # cells that neighbouring tiles share
     seamless: bool = False  # decode so that the picture fits beside itself
 
@@ -28,8 +29,9 @@ def decode(vqgan: VQGAN, quantised: Tensor, plan: DecodePlan) -> Tensor:
     """quantised latent (B, d, h, w) -> images (B, 3, H, W) as `VQGAN.decode` gives them: linear to [0, 1], unclamped.
 
     Of a seamless picture opposite edges fit: it is decoded with what lies on the other side around it, and that is
-    cut off. Tiles are blended by linear ramps; each is normalised by its own statistics, so they differ a little from
-    the whole picture.
+    cut off. Tiles save what autograd keeps, so they are for gradients alone: without one the picture is decoded whole.
+    They are normalised by the statistics of the whole picture, which the gradient takes for constants, and blended by
+    linear ramps; attention does not reach beyond its tile.
     """
     if not plan.seamless:
         return _decode_tiles(vqgan, quantised, plan)
@@ -43,16 +45,18 @@ def decode(vqgan: VQGAN, quantised: Tensor, plan: DecodePlan) -> Tensor:
 
 def _decode_tiles(vqgan: VQGAN, quantised: Tensor, plan: DecodePlan) -> Tensor:
     height, width = quantised.shape[-2:]
+    if not (torch.is_grad_enabled() and quantised.requires_grad):
+        return vqgan.decode(quantised)
     if not plan.tile or (plan.tile >= height and plan.tile >= width):
-        return _decode_levels(vqgan, quantised) if _keeps_little(quantised, plan) else vqgan.decode(quantised)
+        return _decode_levels(vqgan, quantised) if plan.checkpoint else vqgan.decode(quantised)
     down, across = _spans(height, plan.tile, plan.overlap), _spans(width, plan.tile, plan.overlap)
-    factor = vqgan.factor
+    run, factor = _steady_decode(vqgan, quantised), vqgan.factor
     total = quantised.new_zeros(len(quantised), 3, height * factor, width * factor)
     weights = quantised.new_zeros(1, 1, height * factor, width * factor)
     for rows in down:
         for columns in across:
             part = quantised[:, :, rows.start : rows.stop, columns.start : columns.stop]
-            tile = _kept_little(vqgan.decode, part) if _keeps_little(quantised, plan) else vqgan.decode(part)
+            tile = _kept_little(run, part)  # kept, the tiles would outweigh the whole by their overlaps
             ramp = _ramp(rows, height, plan.overlap, factor, tile)[:, None] * _ramp(
                 columns, width, plan.overlap, factor, tile
             )
@@ -61,6 +65,53 @@ def _decode_tiles(vqgan: VQGAN, quantised: Tensor, plan: DecodePlan) -> Tensor:
             total = total + F.pad(tile * ramp, place)
             weights = weights + F.pad(ramp[None, None], place)
     return total / weights
+
+
+class _SteadyNorm(nn.Module):
+    """A GroupNorm, with its SiLU where it has one, that keeps the statistics of the first map that it sees."""
+
+    def __init__(self, norm: nn.GroupNorm):
+        super().__init__()
+        self.norm, self.silu = norm, isinstance(norm, GroupNormSiLU)
+        self.statistics: tuple[Tensor, Tensor] | None = None  # mean and 1 / deviation, each (B, groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.norm
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = norm.weight.to(wide), norm.bias.to(wide)
+        if self.statistics is None:
+            batch, channels, height, width = x.shape
+            y, mean, scale = torch.native_group_norm(
+                x.to(wide), weight, bias, batch, channels, height * width, norm.num_groups, norm.eps
+            )
+            self.statistics = mean, scale
+        else:
+            each = x.shape[1] // norm.num_groups
+            mean, scale = (part.repeat_interleave(each, dim=1) for part in self.statistics)  # (B, C)
+            scale = scale * weight
+            y = torch.addcmul((bias - mean * scale)[..., None, None], x, scale[..., None, None])
+        return (F.silu(y) if self.silu else y).to(x.dtype)
+
+
+def _steady_decode(vqgan: VQGAN, quantised: Tensor) -> Callable[[Tensor], Tensor]:
+    """`vqgan.decode` for parts of `quantised`, each normalised as it is within the whole.
+
+    By its own statistics a tile of even colour would be stretched to the contrast of a whole picture. They are found by
+    decoding all without a gradient, which takes a fifth of the time and a fraction of the memory of doing it with one.
+    """
+    weights = {id(weight): weight for weight in vqgan.parameters()}
+    decoder = copy.deepcopy(vqgan.decoder, weights)  # other modules around the same weights
+    for name, module in list(decoder.named_modules()):
+        if isinstance(module, nn.GroupNorm):
+            parent, _, child = name.rpartition(".")
+            setattr(decoder.get_submodule(parent), child, _SteadyNorm(module))
+
+    def run(part: Tensor) -> Tensor:
+        return (decoder(vqgan.post_quant_conv(part)) + 1) / 2
+
+    with torch.no_grad():
+        run(quantised)
+    return run
 
 
 def _spans(length: int, tile: int, overlap: int) -> list[range]:
@@ -83,10 +134,6 @@ def _ramp(span: range, length: int, overlap: int, factor: int, like: Tensor) -> 
     if span.stop < length:
         weights = weights * ((len(place) - place) / reach).clamp(max=1)
     return weights.to(like.dtype)
-
-
-def _keeps_little(latent: Tensor, plan: DecodePlan) -> bool:
-    return plan.checkpoint and torch.is_grad_enabled() and latent.requires_grad
 
 
 def _kept_little(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

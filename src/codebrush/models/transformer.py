@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebrush.models.attention import Attention, KVCache
+from codebrush.models.attention import Attention, KVCache, attend
 
 Activation = Literal["gelu", "quick_gelu", "swiglu"]
 Norm = Literal["layer", "rms"]
@@ -57,7 +56,7 @@ class MLP(nn.Module):
             gate, x = x.chunk(2, dim=-1)
             x = F.silu(gate) * x
         elif self.activation == "quick_gelu":
-            x = x * torch.sigmoid(1.702 * x)
+            x = F.silu(1.702 * x) / 1.702  # x sigmoid(1.702 x): SiLU's backward is one pass and keeps one tensor
         else:
             x = F.gelu(x)
         return self.down(x)
@@ -74,9 +73,24 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, **attention) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), **attention))
+    def forward(self, x: Tensor, *, first: bool = False, **attention) -> Tensor:
+        """(B, N, D) -> (B, N, D); with `first` the first token alone, which attends to all: (B, 1, D)."""
+        if first:
+            x = x[:, :1] + self.dropout(_first_attends(self.attention, self.attention_norm(x)))
+        else:
+            x = x + self.dropout(self.attention(self.attention_norm(x), **attention))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+def _first_attends(attention: Attention, x: Tensor) -> Tensor:
+    """`attention` with the first token's query alone: (B, N, D) -> (B, 1, D)."""
+    width, bias = x.shape[-1], attention.qkv.bias
+    query_bias, rest_bias = (None, None) if bias is None else (bias[:width], bias[width:])
+    q = F.linear(x[:, :1], attention.qkv.weight[:width], query_bias)  # (B, 1, D)
+    q = q.unflatten(-1, (attention.heads, -1)).transpose(1, 2)  # (B, heads, 1, d)
+    kv = F.linear(x, attention.qkv.weight[width:], rest_bias)  # (B, N, 2 D)
+    k, v = kv.unflatten(-1, (2, attention.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, d)
+    return attention.out(attend(q, k, v, None, False).transpose(1, 2).flatten(2))
 
 
 class Transformer(nn.Module):
@@ -106,6 +120,12 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.advance(x.shape[1])
         return x
+
+    def first(self, x: Tensor) -> Tensor:
+        """What `forward` gives for the first token, (B, D), without the last block's work on the others."""
+        for block in self.blocks[:-1]:
+            x = block(x)
+        return self.blocks[-1](x, first=True)[:, 0]
 
     def features(self, x: Tensor, **attention) -> list[Tensor]:
         """The output of every block, each (B, N, D)."""

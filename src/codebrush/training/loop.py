@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from codebrush.errors import TrainingError
+from codebrush.models.precision import autocast
 from codebrush.training.ema import EMA
 from codebrush.training.optimizer import cosine_schedule
 from codebrush.training.ranges import Count, Share, Weight, Whole
@@ -100,19 +101,6 @@ def rows_of_step(examples: int, batch_size: int, seed: int, step: int) -> np.nda
         inside = positions // examples == epoch
         rows[inside] = order[positions[inside] % examples]
     return rows
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are faster than in float32 on this device."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Where products run in bfloat16, if `precision` says so."""
-    wanted = precision == "bf16-mixed" or (precision == "auto" and has_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
 
 
 def make_fabric(config: LoopConfig) -> Fabric:

@@ -1,0 +1,65 @@
+"""The table of the options of guidance in, a flag for each of them out; nothing heavy is imported for it."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from codebrush.generation.guide_options import PRESETS, GuideOptions, default_of
+
+LONGEST_CHOICES = 30  # characters; more are told in the help text
+OPTIONS = dataclasses.fields(GuideOptions)
+PRESET_NAMES = "|".join(PRESETS)
+NAMES = frozenset(option.name for option in OPTIONS)
+
+
+def with_guide_flags(function: Callable[..., None]) -> Callable[..., None]:
+    """`function` as a command of typer: what it takes as the dict `guidance` are flags, one for each option.
+
+    The dict holds what was given and nothing else, so that a preset and the pack may say the rest.
+    """
+    own = [part for part in inspect.signature(function).parameters.values() if part.name != "guidance"]
+    taken = {part.name for part in own} & NAMES
+    if taken:
+        raise ValueError(f"flags of {function.__name__} that guidance has too: {', '.join(sorted(taken))}")
+
+    @functools.wraps(function)
+    def command(**values: Any) -> None:
+        given = {name: value for name, value in values.items() if name in NAMES and value is not None}
+        function(**{name: value for name, value in values.items() if name not in NAMES}, guidance=given)
+
+    parameters = [*own, *(_parameter(option) for option in OPTIONS)]
+    command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+    command.__annotations__ = {part.name: part.annotation for part in parameters}
+    return command
+
+
+def _parameter(option: "dataclasses.Field[Any]") -> inspect.Parameter:
+    kind = option.metadata["kind"]
+    flag, metavar = f"--{option.name.replace('_', '-')}", None
+    if kind is bool:
+        flag = f"{flag}/--no-{flag.removeprefix('--')}"
+    elif kind is tuple:
+        kind, metavar = list[str], "<text>"
+    elif kind is str:
+        choices = "|".join(option.metadata.get("choices", ()))
+        metavar = f"<{choices}>" if 0 < len(choices) <= LONGEST_CHOICES else "<text>"
+    topic = f"Guidance: {option.metadata['topic']}"
+    about = typer.Option(flag, metavar=metavar, help=_help(option), rich_help_panel=topic)
+    annotation = Annotated[kind | None, about]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _help(option: "dataclasses.Field[Any]") -> str:
+    """The option's own words, the choices that are too many for beside the flag, and the default."""
+    words, default, choices = option.metadata["help"], default_of(option), option.metadata.get("choices", ())
+    if len("|".join(choices)) > LONGEST_CHOICES:
+        words = f"{words.rstrip('.')}: {', '.join(choices)}."
+    if default is None or default == ():
+        return words
+    if isinstance(default, bool):
+        return f"{words}  [{'on' if default else 'off'}]"
+    return f"{words}  [{default if isinstance(default, str) else format(default, 'g')}]"

@@ -164,6 +164,18 @@ def test_a_run_that_was_stopped_between_steps_goes_on(brush: Codebrush, tmp_path
     assert again.results[0].manifest == json.loads(json.dumps(resumed.results[0].manifest))
 
 
+def test_to_iterate_again_is_to_go_on(brush: Codebrush, tmp_path: Path) -> None:
+    whole = finish(brush.guide("a dog", **QUICK))
+    for folder in (None, tmp_path / "run"):
+        run = brush.guide("a dog", folder=folder, **QUICK)
+        for step in run:
+            if step.step == 3:
+                break
+        assert [step.step for step in run] == [4]
+        assert pixels(run) == pixels(whole)
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3, 4]
+
+
 def test_what_cannot_be_resumed_is_told(brush: Codebrush, tmp_path: Path) -> None:
     with pytest.raises(CodebrushError, match="holds no guided run"):
         brush.resume(tmp_path)
@@ -180,6 +192,13 @@ def test_what_cannot_be_resumed_is_told(brush: Codebrush, tmp_path: Path) -> Non
     (run / "run.json").write_text("{")
     with pytest.raises(CodebrushError, match=r"run\.json is damaged"):
         brush.resume(run)
+
+
+def test_a_refused_run_leaves_nothing(brush: Codebrush, tmp_path: Path) -> None:
+    for options in ({"max_memory": "10MiB"}, {"judge": "nowhere"}, {"optimizer": "Rprop", "wd": 0.1}):
+        with pytest.raises(CodebrushError):
+            finish(brush.guide("a dog", folder=tmp_path / "run", **{**QUICK, **options}))
+        assert not (tmp_path / "run").exists()
 
 
 def test_two_processes_do_not_share_a_folder(brush: Codebrush, tmp_path: Path) -> None:

@@ -241,6 +241,15 @@ def test_float64_latents_stay_float64() -> None:
     assert quantised.dtype == torch.float64
 
 
+@pytest.mark.parametrize("l2_normalized", [True, False])
+def test_the_vectors_are_what_is_looked_up(l2_normalized: bool) -> None:
+    for quantizer in (ready(VectorQuantizer(20, 4, l2_normalized=l2_normalized)), GumbelQuantizer(20, 4)):
+        torch.testing.assert_close(
+            quantizer.vectors, quantizer.look_up(torch.arange(20).view(1, 4, 5)).movedim(1, -1).view(20, 4)
+        )
+        assert quantizer.vectors.requires_grad
+
+
 def test_usage_and_perplexity() -> None:
     codes = torch.tensor([[[0, 0], [1, 1]]])
     assert usage(codes, 8) == 0.25

@@ -59,7 +59,8 @@ class Task:
 class MemoryPlan:
     """How a step fits into memory: views that CLIP reads at once, and how the decoder runs.
 
-    But for tiles, which blend at their borders, none of it changes a gradient by more than rounding.
+    But for tiles, which blend at their borders and take the norms' statistics as constants, none of it changes a
+    gradient by more than rounding.
     """
 
     micro_batch: int

@@ -11,7 +11,7 @@ state.pt                       what a run that was stopped goes on from
 import json
 import os
 from collections.abc import Generator, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from codebrush.generation.result import Result
 from codebrush.generation.tiling import DecodePlan
 from codebrush.generation.videos import interpolate_latents, write_video
 
-RUN_FILE, STATE_FILE, LOSSES_FILE = "run.json", "state.pt", "losses.jsonl"
+RUN_FILE, STATE_FILE, LOSSES_FILE, LOCK_FILE = "run.json", "state.pt", "losses.jsonl", ".lock"
 SAVE_EVERY = 20  # steps between states on disk, which a killed run goes on from
 
 
@@ -69,7 +69,7 @@ class GuidedRun:
         self._plan: MemoryPlan | None = None
         self._lines = 0  # of losses.jsonl, as of the stored state
         self._events: list[str] = []
-        self._lock = None if self.folder is None else FileLock(self.folder / ".lock", timeout=0)
+        self._begun = resume  # whether run.json is ours
         if self.folder is not None:
             self._open_folder(self.folder, resume)
 
@@ -90,6 +90,29 @@ class GuidedRun:
             self._truncate_losses()
             for group in range(self._group, len(self.groups)):
                 yield from self._guide(group)
+
+    @contextmanager
+    def _locked(self) -> Generator[None]:
+        """No other process may write in the folder meanwhile; one that a refused run leaves empty is removed."""
+        if self.folder is None:
+            yield
+            return
+        with _told(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / LOCK_FILE, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise CodebrushError(f"another process is at work in {self.folder}: wait for it, or stop it") from None
+        try:
+            self._check_free(self.folder)
+            yield
+        finally:
+            if not (self.folder / RUN_FILE).exists():
+                (self.folder / LOCK_FILE).unlink(missing_ok=True)
+                with suppress(OSError):
+                    self.folder.rmdir()
+            lock.release()
 
     def only(self, index: int, plan: dict[str, Any]) -> Result:
         """Picture `index` alone with those beside it, as the stored `plan` of its manifest was: for a replay."""
@@ -137,6 +160,7 @@ class GuidedRun:
         if self._plan is None:
             self._plan = plan_memory(task)
         guidance = Guidance(task, self._plan, self._state)
+        self._write_run()
         if self._state is None:
             self._save_state(group, guidance.snapshot())
         try:
@@ -146,8 +170,20 @@ class GuidedRun:
                 yield step
         finally:
             if guidance.settled:
-                self._save_state(group, guidance.snapshot())
+                self._state = guidance.snapshot()  # so that to iterate again is to go on
+                self._save_state(group, self._state)
         self._finish(group, guidance)
+
+    def _write_run(self) -> None:
+        """Say what is made here, once nothing speaks against making it."""
+        if self.folder is None or self._begun:
+            return
+        self._begun = True
+        run = {"format": 1, **self.request.to_json(), **self.models.about}
+        with _told(self.folder):
+            _write_beside(
+                self.folder / RUN_FILE, lambda part: part.write_text(json.dumps(run, indent=2) + "\n", "utf-8")
+            )
 
     def _record(self, step: Step, guidance: Guidance, group: int) -> None:
         guidance.settled = False  # until the step is wholly stored, no state may say that it is
@@ -213,12 +249,11 @@ class GuidedRun:
         if resume:
             self._load(folder)
             return
-        if (folder / RUN_FILE).exists():
+        self._check_free(folder)
+
+    def _check_free(self, folder: Path) -> None:
+        if not self._begun and (folder / RUN_FILE).exists():
             raise CodebrushError(f"{folder} holds a run already: go on with it by --resume, or name another folder")
-        with _told(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            run = {"format": 1, **self.request.to_json(), **self.models.about}
-            _write_beside(folder / RUN_FILE, lambda part: part.write_text(json.dumps(run, indent=2) + "\n", "utf-8"))
 
     def _load(self, folder: Path) -> None:
         """What the folder's state says; a run that was killed before its first state begins at the beginning."""
@@ -268,14 +303,6 @@ class GuidedRun:
         }  # fmt: skip
         with _told(self.folder):
             _write_beside(self.folder / STATE_FILE, lambda part: torch.save(stored, part))
-
-    def _locked(self) -> Any:
-        if self._lock is None:
-            return nullcontext()
-        try:
-            return self._lock.acquire()
-        except Timeout:
-            raise CodebrushError(f"another process is at work in {self.folder}: wait for it, or stop it") from None
 
 
 def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

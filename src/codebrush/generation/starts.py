@@ -75,7 +75,8 @@ def fractal_noise(size: tuple[int, int], rng: np.random.Generator) -> Tensor:
         octave = torch.from_numpy(rng.standard_normal((1, 3, cells, cells), dtype=np.float32))
         total += strength * F.interpolate(octave, (side, side), mode="bicubic", align_corners=False)
         strength, cells = strength / 2, cells * 2
-    return torch.sigmoid(1.5 * total[0, :, :height, :width])
+    top, left = (side - height) // 2, (side - width) // 2
+    return torch.sigmoid(1.5 * total[0, :, top : top + height, left : left + width])
 
 
 def colour_gradient(size: tuple[int, int], rng: np.random.Generator) -> Tensor:

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from codebrush.errors import CodebrushError
 from codebrush.evaluation.alignment import ranks, retrieval, top_k, zero_shot
 
 
@@ -47,3 +48,25 @@ def test_any_picture_of_the_group_counts_and_its_own_copies_do_not_stand_in_the_
     assert retrieval(texts, images, ["a"], ["b", "a", "b"])["recall_at_1"] == 0.0  # two strangers ahead
     assert retrieval(texts, images, ["a"], ["b", "a", "b"])["recall_at_5"] == 1.0
     assert retrieval(texts, images, ["a"], ["a", "a", "a"])["recall_at_1"] == 1.0
+
+
+def test_a_space_that_tells_nothing_apart_finds_nothing() -> None:
+    alike = F.normalize(torch.ones(10, 4), dim=-1)
+    labels = [str(index) for index in range(10)]
+    assert zero_shot(alike, labels, alike, labels)["top5"] == 0.0
+    assert retrieval(alike, alike, labels, labels)["recall_at_5"] == 0.0
+
+
+def test_what_is_as_near_as_the_right_one_stands_before_it() -> None:
+    keys = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    assert ranks(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), keys, torch.tensor([0, 2])).tolist() == [1, 0]
+
+
+def test_what_is_no_number_is_refused(space: torch.Tensor) -> None:
+    spoilt = space.clone()
+    spoilt[3, 2] = float("nan")
+    labels = [str(index) for index in range(len(space))]
+    with pytest.raises(CodebrushError, match="no numbers"):
+        zero_shot(spoilt, labels, space, labels)
+    with pytest.raises(CodebrushError, match="no numbers"):
+        retrieval(space, spoilt, labels, labels)

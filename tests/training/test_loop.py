@@ -15,13 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from codebrush.errors import TrainingError
+from codebrush.models.precision import autocast, has_bf16
 from codebrush.training.loop import (
     CHECKPOINT,
     Loop,
     LoopConfig,
     Objective,
-    autocast,
-    has_bf16,
     rows_of_step,
     step_rng,
 )

@@ -1,5 +1,6 @@
 """`train_pack`: from a folder of captioned pictures to a pack that draws, by recipes or within a budget."""
 
+import json
 import os
 import signal
 import sys
@@ -22,8 +23,10 @@ from codebrush.previews import draw_preview
 from codebrush.training.captioned import SourceConfig
 from codebrush.training.clip import CLIPRecipe
 from codebrush.training.code_transformer import TransformerRecipe
-from codebrush.training.loop import LoopConfig
-from codebrush.training.pack_training import PackRequest, read_recipes, train_pack
+from codebrush.training.loop import Loop, LoopConfig
+from codebrush.training.pack_training import Clock, train_pack
+from codebrush.training.recipes import read_recipes
+from codebrush.training.request import PackRequest
 from codebrush.training.stages import StagePlan, has_begun
 from codebrush.training.vqgan import VQGANRecipe
 
@@ -127,6 +130,50 @@ def test_a_training_killed_between_stages_ends_at_the_same_pack(
     said: list[str] = []
     train_pack(replace(given, resume=True), said.append, draw_preview)
     assert open_pack(tmp_path / "micro").hash == open_pack(pack[0]).hash
+
+
+def test_the_time_of_a_killed_stage_counts_and_that_of_finished_ones_stays(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plans = {stage: replace(plan, loop=replace(LOOP, checkpoint_every=1)) for stage, plan in PLANS.items()}
+    given = request(shapes, tmp_path / "micro", plans=plans)
+    work = tmp_path / "micro.work"
+    seen: list[dict[str, float]] = []
+    save = Loop.save
+
+    def save_then_die(loop: Loop) -> None:
+        save(loop)
+        if loop.folder.name == "vqgan" and loop.step == 3:
+            seen.append(json.loads((work / "clock.json").read_text()))
+            monkeypatch.setattr(Clock, "charge", lambda *_: None)  # what SIGKILL leaves no time for
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(Loop, "save", save_then_die)
+    with pytest.raises(RuntimeError, match="killed"):
+        train_pack(given, lambda text: None)
+    monkeypatch.undo()
+    assert seen[0]["clip"] > 0
+    assert seen[0]["vqgan"] > 0
+    (work / "clock.json").write_text(json.dumps({**seen[0], "clip": 1000.0, "vqgan": 2000.0}))
+    report = train_pack(replace(given, resume=True), lambda text: None)
+    assert report["stages"]["clip"]["seconds"] == 1000.0
+    assert 2000.0 < report["stages"]["vqgan"]["seconds"] < 2060
+    assert 3000 < report["seconds"] < 3060
+
+
+def test_the_steps_that_were_run_are_reported(shapes: Path, tmp_path: Path):
+    plans = {stage: replace(plan, loop=replace(LOOP, stop_after=3)) for stage, plan in PLANS.items()}
+    plans["clip"] = replace(PLANS["clip"], loop=replace(LOOP, stop_after=30))
+    report = train_pack(request(shapes, tmp_path / "micro", plans=plans), lambda text: None)
+    assert [figures["steps"] for figures in report["stages"].values()] == [4, 3, 3]
+    assert [figures["metrics"]["step"] for figures in report["stages"].values()] == [4, 3, 3]
+
+
+def test_a_resumed_training_refuses_another_request(shapes: Path, tmp_path: Path):
+    given = request(shapes, tmp_path / "micro")
+    train_pack(given, lambda text: None)
+    with pytest.raises(UsageError, match="--seed is 1 but was 0"):
+        train_pack(replace(given, resume=True, seed=1), lambda text: None)
 
 
 def test_a_pack_is_where_another_training_starts(pack, shapes: Path, tmp_path: Path):

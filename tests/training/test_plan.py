@@ -154,6 +154,27 @@ def test_a_plan_that_cannot_be_carried_out_leaves_the_folder_free(materials: Mat
     run_stage(StagePlan("clip", TINY, QUIET), materials, tmp_path / "run")
 
 
+@pytest.mark.parametrize("wrong", [{"strategy": "warp"}, {"accelerator": "abacus"}, {"strategy": "fsdp"}], ids=str)
+def test_devices_that_cannot_be_had_are_one_line_and_leave_the_folder_free(wrong, materials: Materials, tmp_path: Path):
+    plan = StagePlan("clip", TINY, dataclasses.replace(QUIET, **{"accelerator": "cpu", **wrong}))
+    with pytest.raises(
+        TrainingError, match=f"{next(iter(wrong))} '{next(iter(wrong.values()))}'.* cannot be had"
+    ) as caught:
+        run_stage(plan, materials, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_the_plan_does_not_ask_for_are_refused(
+    materials: Materials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match="one of 2 processes, but the plan is for 1: set"):
+        run_stage(StagePlan("clip", TINY, QUIET), materials, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("recipe", "missing"), [(VQGANRecipe(image_size=16), "clip"), (TransformerRecipe(), "clip")])
 def test_a_stage_says_which_earlier_one_it_needs(recipe, missing: str, materials: Materials, tmp_path: Path):
     stage = "vqgan" if isinstance(recipe, VQGANRecipe) else "transformer"

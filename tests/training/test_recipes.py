@@ -50,6 +50,10 @@ def write(folder: Path, values: Any) -> Path:
         ({"source": {"source": "pictures", "limit": 0}}, "source.limit"),
         ({"colour": "red"}, "colour"),
         ({"stage": "painter"}, "stage"),
+        ({"stage": ["clip"]}, "stage"),
+        ({"stage": {"clip": 1}}, "stage"),
+        ({"source": "pictures"}, "source: {source: pictures}"),
+        ({"source": ["a", "b"]}, "source"),
     ],
 )
 def test_a_wrong_field_is_named_in_one_line(changes: dict[str, Any], field: str, tmp_path: Path):
@@ -97,6 +101,12 @@ def test_pictures_come_from_the_recipe_or_from_the_caller(tmp_path: Path):
         read_recipe(bare)
 
 
+def test_pictures_named_without_a_field_are_told_even_where_the_caller_names_others(tmp_path: Path):
+    path = write(tmp_path, {**BASE, "source": "pictures"})
+    with pytest.raises(TrainingError, match=r"recipe\.yaml: source: should hold fields, as in"):
+        read_recipe(path, source="others")
+
+
 def test_numbers_may_be_written_as_yaml_writes_them(tmp_path: Path):
     path = write(tmp_path, "stage: vqgan\nrecipe: {learning_rate: 1e-4}\nloop: {steps: 3, batch_size: 2}\n")
     assert read_recipe(path, source="here").plan.recipe.learning_rate == 1e-4
@@ -110,4 +120,4 @@ def test_a_damaged_plan_is_named():
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*/*.yaml")), ids=lambda path: path.stem)
 def test_the_project_s_own_recipes_are_in_order(path: Path):
     recipe = read_recipe(path, source="pictures")
-    assert path.stem.startswith(recipe.plan.stage)
+    assert f"# codebrush train {recipe.plan.stage} recipes/{path.parent.name}/{path.name} " in path.read_text()

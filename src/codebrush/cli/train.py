@@ -2,15 +2,24 @@
 
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from codebrush.errors import UsageError
+
 STAGES = ("clip", "vqgan", "transformer")
+FOR_STAGES = ("source", "clip", "vqgan")
+FOR_ROWS = ("caption", "split", "where", "group", "image_column", "limit")
+FOR_PACKS = (*FOR_ROWS, "budget", "recipes", "image_size", "seed", "name", "licence")
+IN_RECIPES = ("budget", "image_size", "seed")
+IN_START = ("image_size", "tokenizer")
 
 
 def train(
+    context: typer.Context,
     target: Annotated[str, typer.Argument(help="Captioned pictures, or a stage: clip, vqgan, transformer.")],
     recipe: Annotated[str | None, typer.Argument(help="With a stage: its YAML recipe.")] = None,
     out: Annotated[Path | None, typer.Option(help="The pack's folder; with a stage, the run's folder.")] = None,
@@ -36,24 +45,51 @@ def train(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Train a pack from captioned pictures, or one stage from a recipe."""
-    from codebrush.errors import UsageError
-
     if out is None:
         raise UsageError("--out is missing: name the folder to train into")
-    shared: dict[str, Any] = {"start": start, "threads": threads, "resume": resume, "tokenizer": tokenizer}
+    given = _given(context)
+    _check_flags(target, given)
     if target in STAGES:
         if recipe is None:
             raise UsageError(f"train {target} needs a recipe: codebrush train {target} RECIPE.yaml --out {out}")
-        report = _train_stage(target, recipe, out, source=source, clip=clip, vqgan=vqgan, **shared)
+        options = {"source": source, "clip": clip, "vqgan": vqgan, "tokenizer": given.get("tokenizer")}
+        report = _train_stage(target, recipe, out, start=start, threads=threads, resume=resume, **options)
     else:
         if recipe is not None:
             raise UsageError(f"'{target}' is no stage ({', '.join(STAGES)}): give a recipe folder as --recipes")
-        if budget is None and recipes is None:
-            budget = "60m"
-        rows = (target, split, tuple(where or ()), tuple(caption or ()), group, image_column, limit)
-        shared |= {"image_size": image_size, "seed": seed, "name": name, "licence": licence}
-        report = _train_pack(rows, out, budget, recipes, shared)
-    _print(report, json_output)
+        report = _train_pack(target, out, resume, given)
+    if report:  # of several processes one tells
+        _print(report, json_output)
+
+
+def _given(context: typer.Context) -> dict[str, Any]:
+    """The options on the command line with their values, without those that every training has."""
+    found = {}
+    for param in context.command.params:
+        source = context.get_parameter_source(param.name or "")
+        if param.param_type_name == "option" and source is not None and source.name != "DEFAULT":
+            found[param.name] = context.params[param.name or ""]
+    return {name: value for name, value in found.items() if name not in ("out", "resume", "json_output")}
+
+
+def _check_flags(target: str, given: Collection[str]) -> None:
+    """A UsageError where a flag is given that this training would not heed."""
+    if target in STAGES:
+        _refuse(given, FOR_PACKS, f"is for a whole pack, not for the stage {target}: its recipe says it")
+        if target != "transformer":
+            _refuse(given, ("vqgan",), f"is for the stage transformer: {target} needs no VQGAN")
+        return
+    _refuse(given, FOR_STAGES, f"is for a single stage ({', '.join(STAGES)}), not for a whole pack")
+    if "recipes" in given:
+        _refuse(given, IN_RECIPES, "does nothing with --recipes: the recipes say it")
+    if "start" in given:
+        _refuse(given, IN_START, "does nothing with --from: the pack there says it")
+
+
+def _refuse(given: Collection[str], unwanted: Collection[str], reason: str) -> None:
+    for name in given:
+        if name in unwanted:
+            raise UsageError(f"--{name.replace('_', '-')} {reason}")
 
 
 def _train_stage(stage: str, recipe: str, out: Path, **options: Any) -> dict[str, Any]:
@@ -63,21 +99,20 @@ def _train_stage(stage: str, recipe: str, out: Path, **options: Any) -> dict[str
     return train_stage(stage, recipe, out, draw=draw_preview, **options)
 
 
-def _train_pack(
-    rows: tuple[Any, ...], out: Path, budget: str | None, recipes: Path | None, options: dict[str, Any]
-) -> dict[str, Any]:
+def _train_pack(source: str, out: Path, resume: bool, given: dict[str, Any]) -> dict[str, Any]:
     from codebrush.training.budget import parse_budget
 
-    seconds = None if budget is None else parse_budget(budget)  # before the heavy imports, to be told at once
+    if "budget" in given:
+        given["budget"] = parse_budget(given["budget"])  # before the heavy imports, to be told at once
+    if "caption" in given:
+        given["captions"] = given.pop("caption")
+    given |= {name: tuple(given[name]) for name in ("captions", "where") if name in given}
 
     from codebrush.previews import draw_preview
-    from codebrush.training.captioned import SourceConfig
-    from codebrush.training.pack_training import PackRequest, read_recipes, train_pack
+    from codebrush.training.pack_training import train_pack
+    from codebrush.training.request import make_request
 
-    source, plans = SourceConfig(*rows), {}
-    if recipes is not None:
-        source, plans = read_recipes(recipes, source)
-    request = PackRequest(source, out, seconds, plans, **options)
+    request = make_request(source, out, given, resume)
     return train_pack(request, lambda text: print(text, file=sys.stderr), draw_preview)
 
 

@@ -3,51 +3,74 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 
-from codebrush.data.pixels import PixelCache
+from codebrush.data.pixels import UNUSABLE, PixelCache
 from codebrush.errors import CodebrushError
 from codebrush.models.vqgan import VQGAN
 
 BATCH = 64
 
 
-@torch.no_grad()
-def encode_once(
-    vqgan: VQGAN, pixels: PixelCache, folder: Path, progress: Callable[[int, int], None] | None = None
-) -> np.ndarray:
+def encode_once(vqgan: VQGAN, pixels: PixelCache, folder: Path) -> np.ndarray:
     """Codes (N, h * w) uint16 or uint32 of every picture, reused while VQGAN and pictures are the same.
 
-    `progress(done, total)` is called after each batch. Raises CodebrushError when `folder` cannot be written.
+    The file appears whole or not at all, and of several processes that ask for the same codes one encodes while the
+    others wait. Raises CodebrushError when `folder` cannot be written.
     """
     height, width = vqgan.code_grid(pixels.pixels.shape[1])
     facts = {"vqgan": weights_hash(vqgan), "pixels": pixels_hash(pixels), "grid": [height, width]}
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     path = Path(folder) / f"codes-{name}.npy"
-    if path.is_file():
-        return np.load(path, mmap_mode="r")
+    shape = (len(pixels), height * width)
+    with suppress(*UNUSABLE):
+        return _finished(path, shape)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            with suppress(*UNUSABLE):
+                return _finished(path, shape)
+            _write(path, _encoded(vqgan, pixels, shape))
+            return _finished(path, shape)
+    except OSError as error:
+        raise CodebrushError(
+            f"cannot write codes in {folder}: {error.strerror or error}; free space there or name another folder"
+        ) from error
+
+
+def _finished(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """The codes at `path`. Raises one of UNUSABLE when there are none or they are damaged."""
+    codes = np.load(path, mmap_mode="r")
+    if codes.shape != shape:
+        raise ValueError(f"{path} holds other codes")
+    return codes
+
+
+@torch.no_grad()
+def _encoded(vqgan: VQGAN, pixels: PixelCache, shape: tuple[int, int]) -> np.ndarray:
     device = next(vqgan.parameters()).device
-    kind = np.uint16 if vqgan.codebook_size <= 1 << 16 else np.uint32
-    codes = np.empty((len(pixels), height * width), dtype=kind)
+    codes = np.empty(shape, dtype=np.uint16 if vqgan.codebook_size <= 1 << 16 else np.uint32)
     for first in range(0, len(pixels), BATCH):
         rows = np.arange(first, min(first + BATCH, len(pixels)))
         images = pixels.batch(rows).to(device).float() / 255
         codes[rows] = vqgan.quantize(vqgan.encode(images))[1].flatten(1).cpu().numpy()  # (B, h, w) -> (B, h * w)
-        if progress is not None:
-            progress(int(rows[-1]) + 1, len(pixels))
+    return codes
+
+
+def _write(path: Path, codes: np.ndarray) -> None:
+    part = path.with_suffix(".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
         with part.open("wb") as file:
             np.save(file, codes)
         os.replace(part, path)
-    except OSError as error:
-        raise CodebrushError(f"cannot write codes in {folder}: {error.strerror}; free space or name another") from error
-    return codes
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def weights_hash(network: torch.nn.Module) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,14 +43,12 @@ class PixelCache:
         return torch.from_numpy(picked).permute(0, 3, 1, 2).contiguous()  # (B, 3, S, S)
 
 
-def decode_once(
-    source: CaptionedImages, size: int, folder: str | Path, progress: Callable[[int, int], None] | None = None
-) -> PixelCache:
+def decode_once(source: CaptionedImages, size: int, folder: str | Path) -> PixelCache:
     """Decode each readable picture of `source` to size x size, or reuse what an earlier run left in `folder`.
 
-    `progress(done, total)` is called as rows are finished. The files appear whole or not at all, and of
-    several processes that ask for the same pictures one decodes while the others wait. Raises DataError when
-    no picture can be read and CodebrushError when the folder cannot be written.
+    The files appear whole or not at all, and of several processes that ask for the same pictures one decodes
+    while the others wait. Raises DataError when no picture can be read and CodebrushError when the folder cannot
+    be written.
     """
     folder = Path(folder)
     stem = folder / f"pixels-{size}-{source.fingerprint[:16]}"
@@ -61,7 +59,7 @@ def decode_once(
         with FileLock(f"{stem}.lock"):
             with suppress(*UNUSABLE):
                 return _finished(stem, source.fingerprint, size)
-            _decode_to(stem, source, size, progress)
+            _decode_to(stem, source, size)
             return _finished(stem, source.fingerprint, size)
     except OSError as error:
         raise CodebrushError(
@@ -80,7 +78,7 @@ def _finished(stem: Path, fingerprint: str, size: int) -> PixelCache:
     return PixelCache(pixels, rows, tuple((name, reason) for name, reason in facts["skipped"]))
 
 
-def _decode_to(stem: Path, source: CaptionedImages, size: int, progress: Callable[[int, int], None] | None) -> None:
+def _decode_to(stem: Path, source: CaptionedImages, size: int) -> None:
     rows: list[int] = []
     skipped: list[tuple[str, str]] = []
     part = Path(f"{stem}.part")
@@ -95,8 +93,6 @@ def _decode_to(stem: Path, source: CaptionedImages, size: int, progress: Callabl
                 else:
                     file.write(pixels)
                     rows.append(index)
-                if progress is not None:
-                    progress(index + 1, len(source))
             if not rows:
                 name, reason = skipped[0]
                 raise DataError(f"{source.origin}: none of its {len(source)} pictures can be read; {name}: {reason}")

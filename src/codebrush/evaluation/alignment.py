@@ -5,15 +5,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from codebrush.errors import CodebrushError
+
 
 def ranks(queries: Tensor, keys: Tensor, right: Tensor) -> Tensor:
-    """How many keys lie nearer than the right one: unit queries (Q, E), keys (K, E), right (Q,) -> (Q,) int64.
+    """How many keys stand before the right one: unit queries (Q, E), keys (K, E), right (Q,) -> (Q,) int64.
 
-    Keys exactly as near as the right one count as farther, so that copies of it do no harm.
+    Others exactly as near count as nearer: a space that tells nothing apart finds nothing.
     """
-    cosines = queries @ keys.T  # (Q, K)
+    cosines = _cosines(queries, keys)
     own = cosines.gather(1, right[:, None])
-    return (cosines > own).sum(1)
+    return (cosines >= own).sum(1) - 1  # the right one is as near as itself
+
+
+def _cosines(queries: Tensor, keys: Tensor) -> Tensor:
+    """(Q, E), (K, E) -> (Q, K); what is no number would compare as neither nearer nor farther."""
+    cosines = queries @ keys.T
+    if cosines.isnan().any():
+        raise CodebrushError("embeddings hold values that are no numbers (NaN): the model that made them is damaged")
+    return cosines
 
 
 def top_k(found: Tensor, k: int) -> float:
@@ -37,9 +47,12 @@ def zero_shot(
 def retrieval(
     texts: Tensor, images: Tensor, text_groups: Sequence[str], image_groups: Sequence[str]
 ) -> dict[str, float]:
-    """Text -> picture: the share of texts with a picture of their group among the first 1, 5 and 10."""
-    cosines = texts @ images.T  # (T, N)
+    """Text -> picture: the share of texts with a picture of their group among the first 1, 5 and 10.
+
+    Pictures of other groups that are exactly as near stand before it.
+    """
+    cosines = _cosines(texts, images)  # (T, N)
     same = torch.tensor([[text == image for image in image_groups] for text in text_groups])
     best = cosines.masked_fill(~same, float("-inf")).amax(1, keepdim=True)
-    found = ((cosines > best) & ~same).sum(1)  # strangers ahead of the first right picture
+    found = ((cosines >= best) & ~same).sum(1)  # strangers ahead of the first right picture
     return {f"recall_at_{k}": top_k(found, k) for k in (1, 5, 10)} | {"texts": float(len(texts))}

@@ -1,4 +1,7 @@
-"""Pictures -> slightly changed pictures: shift, zoom, turn and mirror in one resampling, colours in one product."""
+"""Pictures -> slightly changed pictures: shift, zoom, turn and mirror in one resampling, colours in one product.
+
+Mixed precision would round colours and places to three digits, so pictures are changed in float32 even within it.
+"""
 
 from dataclasses import dataclass
 
@@ -50,11 +53,13 @@ def draw_colour(count: int, how: Augmentation, rng: np.random.Generator) -> Tens
 def recolour(images: Tensor, colour: Tensor) -> Tensor:
     """Apply `colour` (B, 3, 4) to images (B, 3, H, W) in [0, 1], and keep them there."""
     colour = colour.to(images.device)
-    mixed = torch.einsum("bij,bjhw->bihw", colour[:, :, :3], images) + colour[:, :, 3, None, None]
+    with torch.autocast(images.device.type, enabled=False):
+        mixed = torch.einsum("bij,bjhw->bihw", colour[:, :, :3], images) + colour[:, :, 3, None, None]
     return mixed.clamp(0, 1)
 
 
 def move(images: Tensor, affine: Tensor) -> Tensor:
     """Resample (B, 3, H, W) through `affine` (B, 2, 3); what comes from outside repeats the border."""
-    grid = F.affine_grid(affine.to(images.device), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    with torch.autocast(images.device.type, enabled=False):
+        grid = F.affine_grid(affine.to(images.device), list(images.shape), align_corners=False)  # (B, H, W, 2)
+        return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -1,6 +1,6 @@
 """A source of captioned pictures -> what every stage trains on: decoded pixels, tokens of all captions, groups."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,11 +59,9 @@ class Captioned:
         return self.source.captions(self.pixels.rows[row])
 
 
-def load_captioned(
-    source: CaptionedImages, size: int, cache: Path, progress: Callable[[int, int], None] | None = None
-) -> Captioned:
+def load_captioned(source: CaptionedImages, size: int, cache: Path) -> Captioned:
     """Decode the pictures of `source` once into `cache` and number their groups."""
-    pixels = decode_once(source, size, cache, progress)
+    pixels = decode_once(source, size, cache)
     names = [source.group(row) for row in pixels.rows]
     _, groups = np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)
     return Captioned(source, pixels, groups.astype(np.int64))

@@ -21,6 +21,7 @@ import torch
 from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor, nn
+from torch.distributed import get_rank
 
 from codebrush.errors import TrainingError
 from codebrush.models.precision import autocast
@@ -56,6 +57,11 @@ class LoopConfig:
     nodes: Count = 1
     strategy: str = "auto"
     stop_after: Whole = 0
+
+    @property
+    def last(self) -> int:
+        """The step that the run ends at."""
+        return min(self.steps, self.stop_after or self.steps)
 
 
 class Objective(NamedTuple):
@@ -103,28 +109,63 @@ def rows_of_step(examples: int, batch_size: int, seed: int, step: int) -> np.nda
     return rows
 
 
-def make_fabric(config: LoopConfig) -> Fabric:
-    """Devices as the config says."""
-    return Fabric(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.nodes,
-        strategy=config.strategy,
-        # Its own mixed precision forbids gradients that a task takes by itself; see `autocast`.
-        precision="32-true",
-    )
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return not (torch.distributed.is_available() and torch.distributed.is_initialized()) or not get_rank()
+
+
+def launch(config: LoopConfig) -> Fabric:
+    """The devices of the config, with a process on each, met here. Raises TrainingError where they cannot be had.
+
+    Processes that are started here begin as this one did, so nothing that they would stumble over may be written yet.
+    """
+    count = config.devices * config.nodes
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if started not in (1, count):
+        raise TrainingError(
+            f"this is one of {started} processes, but the plan is for {count}: set loop.devices and loop.nodes of "
+            f"every recipe to match"
+        )
+    try:
+        fabric = Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.nodes,
+            strategy=config.strategy,
+            # Its own mixed precision forbids gradients that a task takes by itself; see `autocast`.
+            precision="32-true",
+        )
+        fabric.launch()
+    except Exception as error:  # each strategy, accelerator and cluster has errors of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TrainingError(
+            f"loop.accelerator '{config.accelerator}', loop.strategy '{config.strategy}' and loop.devices "
+            f"{config.devices} cannot be had here: {reason}"
+        ) from error
+    fabric.barrier()
+    return fabric
 
 
 class Loop:
-    """Runs a task from its last checkpoint in `folder` to the last step."""
+    """Runs a task from its last checkpoint in `folder` to the last step.
 
-    def __init__(self, task: Task, config: LoopConfig, folder: Path, reporter: Reporter | None = None):
+    `fabric` is what `launch` gave, if it was called already; `saved` is called when a checkpoint has been written.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        config: LoopConfig,
+        folder: Path,
+        fabric: Fabric | None = None,
+        saved: Callable[[], None] | None = None,
+    ):
         self.task, self.config, self.folder = task, config, folder
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.fabric = make_fabric(config)
-        self.fabric.launch()
-        self.reporter = reporter or Reporter(folder, config.steps, enabled=self.fabric.is_global_zero)
+        self.fabric = fabric or launch(config)
+        self.saved = saved
+        self.reporter = Reporter(folder, config.steps, enabled=self.fabric.is_global_zero)
         self.step = 0
         self.result = next(iter(task.networks))
         self.plain = dict(task.networks)  # as they were before any wrapper
@@ -136,7 +177,7 @@ class Loop:
         A step that `stop_after` names is the last of this call: the run can be resumed later.
         """
         self._prepare()
-        last = min(self.config.steps, stop_after or self.config.stop_after or self.config.steps)
+        last = min(self.config.steps, stop_after or self.config.last)
         with ThreadPoolExecutor(1) as loader, self.reporter, _interrupts_held() as interrupted:
             self.reporter.resume_at(self.step)
             ready = loader.submit(self._load, self.step)
@@ -145,7 +186,7 @@ class Loop:
                 ready = loader.submit(self._load, self.step + 1)
                 self._train_step(batch)
                 self._after_step(last)
-                if interrupted():
+                if self._anywhere(interrupted()):
                     self.save()
                     raise KeyboardInterrupt
         return self.averaged()
@@ -226,7 +267,7 @@ class Loop:
         saving = step % config.checkpoint_every == 0 or step == last
         if step % config.log_every == 0 or saving:  # what is saved has been looked at, and starts a line of its own
             values = self.reporter.log(step)
-            if not all(np.isfinite(value) for value in values.values()):
+            if self._anywhere(not all(np.isfinite(value) for value in values.values())):
                 raise TrainingError(
                     f"the loss became infinite or no number near step {step}: lower the learning rate and run "
                     f"again from the last checkpoint"
@@ -238,12 +279,28 @@ class Loop:
         if saving:
             self.save()
 
+    def _anywhere(self, here: bool) -> bool:
+        """Whether `here` holds in any process; all must stop at the same step, or those left would wait for ever."""
+        if self.fabric.world_size == 1:
+            return here
+        count = torch.tensor(float(here), device=self.fabric.device)
+        return bool(self.fabric.all_reduce(count, reduce_op="sum"))
+
+    def _own(self, name: str) -> dict[str, Tensor]:
+        """What a network's state holds beside parameters and buffers: each process has its own."""
+        network = self.plain[name]
+        weights = (network.named_parameters, network.named_buffers)
+        shared = {key for named in weights for key, _ in named(remove_duplicate=False)}
+        return {key: value for key, value in network.state_dict().items() if key not in shared}
+
     def save(self) -> None:
         """Write the checkpoint beside the old one and swap them."""
         state: dict[str, Any] = {"step": self.step, "ema": self.ema.values}
         for name in self.plain:
             state[f"network.{name}"] = self.task.networks[name]
             state[f"optimizer.{name}"] = self.task.optimizers[name]
+            if self.fabric.world_size > 1:  # (processes, ...) each
+                state[f"own.{name}"] = {key: self.fabric.all_gather(value) for key, value in self._own(name).items()}
         path = self.folder / CHECKPOINT
         try:
             self.fabric.save(f"{path}.part", state)
@@ -253,6 +310,8 @@ class Loop:
             Path(f"{path}.part").unlink(missing_ok=True)
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise TrainingError(f"{path} cannot be written ({reason}): free space there, then resume") from error
+        if self.saved is not None:
+            self.saved()
         self.fabric.barrier()
 
     def _restore(self, path: Path) -> None:
@@ -267,6 +326,10 @@ class Loop:
             raise TrainingError(f"{path} cannot be read ({reason}): delete it to start the stage again") from error
         self.step = int(rest["step"])
         self.ema.load(rest["ema"])
+        for name, network in self.plain.items():
+            own = {key: value[self.fabric.global_rank] for key, value in rest.get(f"own.{name}", {}).items()}
+            if own:
+                network.load_state_dict(own, strict=False)
         if self.step > self.config.steps:
             raise TrainingError(f"{path} is at step {self.step}, beyond the {self.config.steps} of this run")
 

@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack import PACK_FILE, Pack, local_pack, write_pack
 from codebrush.text.tokenizer import Tokenizer, train_bpe
-from codebrush.training.captioned import Captioned, SourceConfig, load_captioned
+from codebrush.training.captioned import Captioned, load_captioned
 from codebrush.training.clip import CLIPRecipe
-from codebrush.training.loop import Loop, LoopConfig
+from codebrush.training.loop import Loop, LoopConfig, launch
 from codebrush.training.plan import GRID, SHARES, TIMED_STEPS, WARM_STEPS, Size, choose, sizes
 from codebrush.training.reporting import METRICS
+from codebrush.training.request import REQUEST_FILE, PackRequest, check_same, read_request, work_folder, write_request
 from codebrush.training.stages import (
     MODEL_FOLDER,
     MODELS,
@@ -40,73 +41,70 @@ from codebrush.training.stages import (
 )
 
 STAGES = ("clip", "vqgan", "transformer")
+TOKENIZERS = ("wordpiece", "bpe")
+CLOCK_FILE = "clock.json"
 FINISH_SECONDS = 5.0  # kept back for writing the pack
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class PackRequest:
-    """What `codebrush train SOURCE` was asked for; `plans` (from recipes) or `budget` (seconds) decide the sizes."""
-
-    source: SourceConfig
-    out: Path
-    budget: float | None = None
-    plans: Mapping[str, StagePlan] = dataclasses.field(default_factory=dict)
-    image_size: int = 64
-    tokenizer: str = "wordpiece"
-    seed: int = 0
-    threads: int = 0
-    resume: bool = False
-    start: Path | None = None
-    name: str = ""
-    licence: str = "unspecified"
-
-
 class Clock:
-    """Seconds of the budget that are spent, over all the processes that worked on it."""
+    """Seconds that are spent, by stage, over all the processes that worked on a pack one after the other.
 
-    def __init__(self, path: Path):
-        self.path, self.started = path, time.monotonic()
-        self.before = float(json.loads(path.read_text())["spent"]) if path.is_file() else 0.0
+    They are stored with each checkpoint; what a killed process did after its last one is forgotten, time and steps.
+    """
+
+    def __init__(self, path: Path, writes: bool = True):
+        self.path, self.writes, self.last = path, writes, time.monotonic()
+        self.seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def spent(self) -> float:
         """Seconds since the first process began, pauses between processes left out."""
-        return self.before + time.monotonic() - self.started
+        return sum(self.seconds.values()) + time.monotonic() - self.last
 
-    def store(self) -> None:
-        """Remember the time for a process that resumes."""
-        part = Path(f"{self.path}.part")
-        part.write_text(json.dumps({"spent": self.spent()}), encoding="utf-8")
-        os.replace(part, self.path)
+    def charge(self, to: str = "between") -> None:
+        """Count the time since the last call as spent on the stage `to`, and remember it for a process that resumes."""
+        now = time.monotonic()
+        self.seconds[to] = self.seconds.get(to, 0.0) + now - self.last
+        self.last = now
+        if self.writes:
+            part = Path(f"{self.path}.part")
+            part.write_text(json.dumps(self.seconds), encoding="utf-8")
+            os.replace(part, self.path)
 
 
 def train_pack(request: PackRequest, say: Say = print, draw: Callable[..., Any] | None = None) -> dict[str, Any]:
     """Run every stage that is not done and write the pack; returns stages, figures and paths.
 
-    The work lies in `<out>.work` beside the pack, where `resume` finds it again.
+    The work lies in `<out>.work` beside the pack, where `resume` finds it again, with the request that it began with.
+    Where the plans ask for several processes each runs this; the first writes, speaks and returns the figures.
     """
-    out = Path(os.path.abspath(request.out))
-    work = out.with_name(out.name + ".work")
+    work = work_folder(request.out)
     if not request.resume and any(has_begun(work / stage) for stage in STAGES):
         raise TrainingError(f"{work} holds an earlier training: add --resume to go on, or delete it to start anew")
     if request.out.exists() and not (request.out / PACK_FILE).is_file() and any(request.out.iterdir()):
         raise TrainingError(f"{request.out} is not empty and is no pack: name another folder with --out")
     if request.image_size % GRID:
         raise UsageError(f"--image-size {request.image_size} is no multiple of {GRID}: the codes would not fit")
+    check_tokenizer(request.tokenizer)
+    if request.resume and (first := read_request(request.out)) is not None:
+        check_same(request, first)
     source = request.source.open()  # before any folder is made, so that a wrong source leaves nothing behind
-    work.mkdir(parents=True, exist_ok=True)
-    if not request.resume:  # what an attempt that began no stage has left
-        (work / "clock.json").unlink(missing_ok=True)
-    clock = Clock(work / "clock.json")
+    loops = [plan.loop for plan in request.plans.values()]
+    fabric = launch(loops[0] if loops else LoopConfig(steps=1, batch_size=1))
+    if fabric.is_global_zero:
+        _open_work(request, work)
+    fabric.barrier()
+    clock = Clock(work / CLOCK_FILE, writes=fabric.is_global_zero)
+    say = say if fabric.is_global_zero else (lambda text: None)
     try:
         materials = _materials(request, source, work, say)
-        figures: dict[str, Any] = {}
-        for stage in STAGES:
-            figures[stage] = _stage(stage, request, materials, work, clock, say, draw)
-            clock.store()
+        clock.charge()
+        figures = {stage: _stage(stage, request, materials, work, clock, say, draw) for stage in STAGES}
+        if not fabric.is_global_zero:
+            return {}
         pack = _write(request, materials, work, source, clock, figures)
     finally:
-        clock.store()
+        clock.charge()
     return {
         "pack": str(pack.folder),
         "work": str(work),
@@ -114,6 +112,14 @@ def train_pack(request: PackRequest, say: Say = print, draw: Callable[..., Any] 
         "skipped": len(materials.data.pixels.skipped),
         "seconds": round(clock.spent(), 1),
     }
+
+
+def _open_work(request: PackRequest, work: Path) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    if not request.resume:  # what an attempt that began no stage has left
+        (work / CLOCK_FILE).unlink(missing_ok=True)
+    if not (request.resume and (work / REQUEST_FILE).is_file()):
+        write_request(request)
 
 
 def _materials(request: PackRequest, source: Any, work: Path, say: Say) -> Materials:
@@ -141,11 +147,16 @@ def _materials(request: PackRequest, source: Any, work: Path, say: Say) -> Mater
 
 def make_tokenizer(kind: str, data: Captioned) -> Tokenizer:
     """The distilled table's WordPiece, or a BPE trained on the captions."""
+    check_tokenizer(kind)
     if kind == "wordpiece":
         return Tokenizer.wordpiece()
-    if kind == "bpe":
-        return train_bpe(text for row in range(len(data)) for text in data.captions(row))
-    raise TrainingError(f"--tokenizer '{kind}' is unknown: use wordpiece or bpe")
+    return train_bpe(text for row in range(len(data)) for text in data.captions(row))
+
+
+def check_tokenizer(kind: str) -> None:
+    """Raises TrainingError for an unknown one."""
+    if kind not in TOKENIZERS:
+        raise TrainingError(f"--tokenizer '{kind}' is unknown: use {' or '.join(TOKENIZERS)}")
 
 
 def member_folder(place: Path, stage: str) -> Path:
@@ -166,22 +177,26 @@ def _stage(
     draw: Callable[..., Any] | None,
 ) -> dict[str, Any]:
     folder = work / stage
-    started = time.monotonic()
+    done = is_done(folder)
     start: PretrainedModel | None = None
-    if request.start is not None and not is_done(folder):
+    if request.start is not None and not done:
         start = MODELS[stage].from_pretrained(member_folder(request.start, stage))
-    if stage == "transformer" and not is_done(folder):
+    if stage == "transformer" and not done:
         assert materials.vqgan is not None
         materials.codes = encode_once(materials.vqgan, materials.data.pixels, work / "cache")
         materials.draw = (lambda network: draw(materials, network)) if draw else None
     if has_begun(folder):
         plan = read_plan(folder)
     elif stage in request.plans:
-        plan = request.plans[stage]
+        # Never 0 in a stored plan: another number of threads adds up in another order.
+        loop = request.plans[stage].loop
+        threads = request.threads or loop.threads or torch.get_num_threads()
+        plan = replace(request.plans[stage], loop=replace(loop, threads=threads))
     else:
         plan = _plan(stage, request, materials, clock, start)
     say(f"{stage}: {plan.loop.steps} steps of {plan.loop.batch_size} pictures")
-    network = run_stage(plan, materials, folder, resume=True, start=start)
+    network = run_stage(plan, materials, folder, resume=True, start=start, saved=lambda: clock.charge(stage))
+    clock.charge("between" if done else stage)
     if isinstance(network, CLIP):
         materials.clip = network
     elif isinstance(network, VQGAN):
@@ -189,24 +204,11 @@ def _stage(
     elif isinstance(network, CodeTransformer):
         materials.transformer = network
     return {
-        "steps": plan.loop.steps,
+        "steps": plan.loop.last,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(clock.seconds.get(stage, 0.0), 1),
         "metrics": last_metrics(folder),
     }
-
-
-def read_recipes(folder: Path, rows: SourceConfig) -> tuple[SourceConfig, dict[str, StagePlan]]:
-    """The plans of a folder of recipes, and the rows: gaps in `rows` are filled by the first recipe that names them."""
-    from codebrush.training.recipes import read_recipe
-
-    plans: dict[str, StagePlan] = {}
-    for stage in STAGES:
-        recipe = read_recipe(folder / f"{stage}.yaml", rows.source, stage)
-        plans[stage] = recipe.plan
-        filled = {name: value or getattr(recipe.source, name) for name, value in vars(rows).items()}
-        rows = SourceConfig(**filled)
-    return rows, plans
 
 
 def last_metrics(folder: Path) -> dict[str, float]:

@@ -25,7 +25,7 @@ class Size:
     examples: int
 
 
-def sizes(stage: str, image_size: int, codebook_size: int = 0) -> Sequence[Size]:
+def sizes(stage: str, image_size: int) -> Sequence[Size]:
     """The candidates of a stage, smallest first, for square pictures of `image_size` pixels."""
     levels = min(3, max(1, int(math.log2(image_size // GRID))))  # of halving: factor 8 at most
     if stage == "clip":

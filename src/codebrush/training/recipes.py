@@ -50,10 +50,11 @@ class StageRecipe:
 
 
 def _check(values: Any, name: str) -> Any:
-    if not isinstance(values, dict) or values.get("stage") not in KINDS:
+    stage = values.get("stage") if isinstance(values, dict) else None
+    if not isinstance(stage, str) or stage not in KINDS:
         raise TrainingError(f"{name}: needs a field 'stage', one of {', '.join(KINDS)}")
     try:
-        return KINDS[values["stage"]].model_validate(values)
+        return KINDS[stage].model_validate(values)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
         raise TrainingError(f"{name}: {'; '.join(faults)}") from error
@@ -74,8 +75,11 @@ def read_recipe(path: str | Path, source: str | None = None, stage: str | None =
         raise TrainingError(f"{path}: there is no such recipe file") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise TrainingError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    rows = (values.get("source") or {}) if isinstance(values, dict) else {}
+    if not isinstance(rows, dict):
+        raise TrainingError(f"{path}: source: should hold fields, as in 'source: {{source: {rows}}}'")
     if isinstance(values, dict) and source is not None:
-        values["source"] = {**(values.get("source") or {}), "source": source}
+        values["source"] = {**rows, "source": source}
     checked = _check(values, str(path))
     if stage is not None and checked.stage != stage:
         raise TrainingError(f"{path} is a recipe for the stage {checked.stage}, not {stage}")
@@ -83,6 +87,17 @@ def read_recipe(path: str | Path, source: str | None = None, stage: str | None =
         raise TrainingError(f"{path} names no pictures: add --source FOLDER_OR_FILE")
     plan = StagePlan(checked.stage, checked.recipe, _checked_loop(checked.loop, str(path)), checked.facts)
     return StageRecipe(checked.source, plan)
+
+
+def read_recipes(folder: Path, rows: SourceConfig) -> tuple[SourceConfig, dict[str, StagePlan]]:
+    """The plans of a folder of recipes, and the rows: gaps in `rows` are filled by the first recipe that names them."""
+    plans: dict[str, StagePlan] = {}
+    for stage in KINDS:
+        recipe = read_recipe(folder / f"{stage}.yaml", rows.source, stage)
+        plans[stage] = recipe.plan
+        filled = {name: value or getattr(recipe.source, name) for name, value in vars(rows).items()}
+        rows = SourceConfig(**filled)
+    return rows, plans
 
 
 def _checked_loop(loop: LoopConfig, name: str) -> LoopConfig:

@@ -19,9 +19,9 @@ METRICS = "metrics.jsonl"
 class Reporter:
     """Collects values step by step and writes their means; a disabled one (another process's) stays silent."""
 
-    def __init__(self, folder: Path, steps: int, enabled: bool = True, name: str = ""):
+    def __init__(self, folder: Path, steps: int, enabled: bool = True):
         self.folder, self.steps, self.enabled = folder, steps, enabled
-        self.name = name or folder.name
+        self.name = folder.name
         self.learning_rate = 1.0
         self._sums: dict[str, list[Tensor]] = {}
         self._last_time, self._last_step = time.monotonic(), 0

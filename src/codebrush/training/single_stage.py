@@ -9,14 +9,16 @@ from typing import Any
 import torch
 
 from codebrush.data.codes import encode_once
+from codebrush.errors import UsageError
 from codebrush.models.clip import CLIP
 from codebrush.models.vqgan import VQGAN
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.captioned import load_captioned
 from codebrush.training.code_transformer import TransformerRecipe
+from codebrush.training.loop import is_first
 from codebrush.training.pack_training import last_metrics, make_tokenizer, member_folder
 from codebrush.training.recipes import read_recipe
-from codebrush.training.stages import MODEL_FOLDER, MODELS, Materials, has_begun, read_plan, run_stage
+from codebrush.training.stages import MODEL_FOLDER, MODELS, Materials, StagePlan, has_begun, read_plan, run_stage
 
 
 def train_stage(
@@ -28,26 +30,20 @@ def train_stage(
     start: Path | None = None,
     clip: Path | None = None,
     vqgan: Path | None = None,
-    tokenizer: str = "wordpiece",
+    tokenizer: str | None = None,
     threads: int = 0,
     resume: bool = False,
     draw: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
-    """Train one stage by its recipe into the run folder `out`; returns its figures.
+    """Train one stage by its recipe into the run folder `out`; returns its figures, of several processes in the first.
 
     `clip` and `vqgan` are folders (packs, runs or models) that later stages need; `start` is one to begin from.
-    A run that is resumed keeps its plan, and what it began from.
+    `tokenizer` None is wordpiece. A run that is resumed keeps its plan, its tokenizer and what it began from; other
+    ones that are named raise UsageError.
     """
     began = time.monotonic()
     asked = read_recipe(recipe, source, stage)
-    if resume and has_begun(out):
-        plan = read_plan(out)
-    else:
-        # Never 0 in a stored plan: another number of threads adds up in another order.
-        loop = replace(asked.plan.loop, threads=threads or asked.plan.loop.threads or torch.get_num_threads())
-        plan = replace(
-            asked.plan, loop=loop, facts={"from": str(member_folder(start, stage).resolve())} if start else {}
-        )
+    plan = _plan(asked.plan, out, None if start is None else member_folder(start, stage), tokenizer, threads, resume)
     start = Path(plan.facts["from"]) if "from" in plan.facts else start
     clip_folder = None if clip is None else member_folder(clip, "clip")
     materials_clip = None if clip_folder is None else CLIP.from_pretrained(clip_folder)
@@ -58,18 +54,47 @@ def train_stage(
     data = load_captioned(opened, size, cache)
     begin = None if start is None else MODELS[stage].from_pretrained(member_folder(start, stage))
     words_from = member_folder(start, "clip") if start is not None and stage == "clip" else clip_folder
-    words = make_tokenizer(tokenizer, data) if words_from is None else Tokenizer.from_pretrained(words_from)
+    words = (
+        make_tokenizer(plan.facts.get("tokenizer") or tokenizer or "wordpiece", data)
+        if words_from is None
+        else Tokenizer.from_pretrained(words_from)
+    )
     materials = Materials(data, words, materials_clip, materials_vqgan)
     if isinstance(plan.recipe, TransformerRecipe) and materials_vqgan is not None:
         materials.codes = encode_once(materials_vqgan, data.pixels, cache)
         materials.draw = (lambda network: draw(materials, network)) if draw else None
     network = run_stage(plan, materials, out, resume=resume, start=begin)
     seconds = round(time.monotonic() - began, 1)
+    if not is_first():
+        return {}
     figures = {
-        "steps": plan.loop.stop_after or plan.loop.steps,
+        "steps": plan.loop.last,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "seconds": seconds,
         "skipped": len(data.pixels.skipped),
         "metrics": last_metrics(out),
     }
     return {"model": str(out / MODEL_FOLDER), "stages": {stage: figures}, "seconds": seconds}
+
+
+def _plan(
+    asked: StagePlan, out: Path, start: Path | None, tokenizer: str | None, threads: int, resume: bool
+) -> StagePlan:
+    """The plan that the run in `out` began with, or the recipe's with what the flags add to it."""
+    began_from = None if start is None else str(start.resolve())
+    if resume and has_begun(out):
+        plan = read_plan(out)
+        _check_same("--from", began_from, plan.facts.get("from"), out)
+        _check_same("--tokenizer", tokenizer, plan.facts.get("tokenizer", tokenizer), out)
+        _check_same("--threads", threads or None, plan.loop.threads, out)
+        return plan
+    # Never 0 in a stored plan: another number of threads adds up in another order.
+    loop = replace(asked.loop, threads=threads or asked.loop.threads or torch.get_num_threads())
+    facts = {"tokenizer": tokenizer or "wordpiece", **({"from": began_from} if began_from else {})}
+    return replace(asked, loop=loop, facts=facts)
+
+
+def _check_same(flag: str, now: object, before: object, out: Path) -> None:
+    """A UsageError where a flag is given (not None) that the run in `out` did not begin with."""
+    if now not in (None, before):
+        raise UsageError(f"{flag} is {now} but was {before} when the run in {out} began: leave it out to go on")

@@ -28,7 +28,7 @@ from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.captioned import Captioned
 from codebrush.training.clip import CLIPRecipe, CLIPTask, make_clip
 from codebrush.training.code_transformer import CodeTransformerTask, TransformerRecipe, make_code_transformer
-from codebrush.training.loop import Loop, LoopConfig, Task
+from codebrush.training.loop import Loop, LoopConfig, Task, launch
 from codebrush.training.vqgan import VQGANRecipe, VQGANTask, make_vqgan
 
 STAGE_FILE = "stage.json"
@@ -113,11 +113,13 @@ def run_stage(
     *,
     resume: bool = False,
     start: PretrainedModel | None = None,
+    saved: Callable[[], None] | None = None,
 ) -> PretrainedModel:
     """Train to the plan's last step and return the averaged network, also saved in `folder`/model.
 
     With `resume`, a stage that began here goes on by the plan it began with, on the pictures it began with. Without,
-    a folder that already holds a stage is an error, so that nothing is lost.
+    a folder that already holds a stage is an error, so that nothing is lost. `saved` is called at each checkpoint.
+    Where the plan asks for several processes each runs this, and the first writes.
     """
     pictures = materials.data.source.fingerprint
     if begun := has_begun(folder):
@@ -133,17 +135,25 @@ def run_stage(
         task = make_task(plan, materials, network)
     except ValueError as error:
         raise TrainingError(f"the {plan.stage} cannot be built: {error}") from error
-    if not begun:  # a plan that cannot be carried out must not stand in the way of a better one
+    fabric = launch(plan.loop)
+    if not begun and fabric.is_global_zero:  # a plan that cannot be carried out must not stand in the way of a better
         write_plan(replace(plan, facts={**plan.facts, "data_sha256": pictures}), folder)
-    trained = Loop(task, plan.loop, folder).run()
+    fabric.barrier()
+    trained = Loop(task, plan.loop, folder, fabric, saved).run()
     assert isinstance(trained, PretrainedModel)
+    if fabric.is_global_zero:
+        _save_model(trained, folder, materials.tokenizer if plan.stage == "clip" else None)
+    fabric.barrier()
+    return trained.cpu()
+
+
+def _save_model(trained: PretrainedModel, folder: Path, tokenizer: Tokenizer | None) -> None:
     part = folder / f"{MODEL_FOLDER}.part"
     shutil.rmtree(part, ignore_errors=True)
     trained.save_pretrained(part)
-    if plan.stage == "clip":
-        materials.tokenizer.save(part)
+    if tokenizer is not None:
+        tokenizer.save(part)
     os.replace(part, folder / MODEL_FOLDER)
-    return trained.cpu()
 
 
 def is_done(folder: Path) -> bool:

@@ -24,25 +24,4 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     discriminator starts leave the adversarial loss out altogether.
     """
     pull, push = (torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (reconstruction, adversarial))
-    return _ratio(pull, push)
-
-
-def balanced_loss(
-    images: Tensor, reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, strength: float
-) -> tuple[Tensor, Tensor]:
-    """reconstruction + strength x weight x adversarial, and the `adaptive_weight` in it.
-
-    The same as adding them up, but the networks behind the losses (a perceptual distance, the discriminator) are
-    walked back through once instead of twice. So both losses must reach the weights by way of `images` alone, what
-    the last layer gave; their graph down to `images` is freed.
-    """
-    slopes = [torch.autograd.grad(loss, images)[0] for loss in (reconstruction, adversarial)]
-    pull, push = (torch.autograd.grad(images, last_layer, slope, retain_graph=True)[0] for slope in slopes)
-    weight = _ratio(pull, push)
-    value = (reconstruction + strength * weight * adversarial).detach()
-    steered = (images * (slopes[0] + strength * weight * slopes[1])).sum()
-    return value + (steered - steered.detach()), weight
-
-
-def _ratio(pull: Tensor, push: Tensor) -> Tensor:
     return (pull.float().norm() / (push.float().norm() + 1e-4)).clamp(0.0, MAX_WEIGHT).detach()

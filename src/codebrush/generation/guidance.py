@@ -187,8 +187,13 @@ class Guidance:
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
-        """Latents (B, d, h, w) as the run decodes them, in float32 and unclamped: (B, 3, H, W)."""
-        return decode(self.task.vqgan, latent, replace(self.plan.decode, checkpoint=False)).float()
+        """Latents (B, d, h, w) -> pictures (B, 3, H, W) float32, unclamped.
+
+        Decoded in float32, but where memory is short in the precision of the steps.
+        """
+        short = self.plan.decode.checkpoint or self.plan.decode.tile
+        with autocast(self.options.precision if short else "float32", self.device):
+            return decode(self.task.vqgan, latent, self.plan.decode).float()
 
     def _gradient_in_memory(self) -> dict[str, float]:
         """`gradient` at this step's learning rate, with fewer views at once each time that the memory runs out."""

@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ LARGE_PICTURE = 1024 * 1024  # pixels from which the decoder works in tiles, if 
 TILE_PIXELS = 512  # their side
 SMALLEST_TILE = 8  # cells a side
 GROWTH = 1.5  # a view's whole cost in bytes that autograd keeps of it: its gradients and passing values come on top
+AGAIN = 0.7  # what a decoder holds that computes again, block by block, as a share of what it would keep
 KEPT_FREE = 0.08  # of the limit: what allocators and libraries take beside what was measured
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's names for what `mallopt` sets
 MIB = 2**20
@@ -82,41 +84,47 @@ class _Fitting:
         return replace(plan, micro_batch=views)
 
     def _decoding(self, plan: DecodePlan, room: int) -> DecodePlan:
-        grid = self.task.vqgan.code_grid(self.task.size)
-        cells = math.prod(grid)
-        each = self._saved_by_decoder() / min(cells, SMALLEST_TILE**2)  # bytes that autograd keeps for a cell
+        """Keep all that the decoder computes, or compute it again, or that in tiles: the fastest way that fits."""
         if plan.tile:
-            return replace(plan, checkpoint=True)
-        if 1.3 * each * cells <= room / 2:
             return plan
-        if each * cells <= room:  # of the checkpointed levels one is held at a time: the largest has over half
+        cells = math.prod(self.task.vqgan.code_grid(self.task.size))
+        few, many = (self._saved_by_decoder(rows) for rows in (SMALLEST_TILE // 2, SMALLEST_TILE))
+        each = max(1.0, 2 * (many - few) / SMALLEST_TILE**2)  # bytes that autograd keeps for a cell
+        fixed = max(0.0, many - each * SMALLEST_TILE**2)  # and for weights in another format
+        if 1.3 * (each * cells + fixed) <= room / 2:  # the rest is for the views
+            return plan
+        if AGAIN * each * cells + fixed <= room:
             return replace(plan, checkpoint=True)
-        side = int(math.sqrt(max(0.0, 0.5 * room / each))) - 2 * plan.overlap
-        return replace(plan, checkpoint=True, tile=max(SMALLEST_TILE, side))
+        side = int(math.sqrt(max(0.0, (room / 1.3 - fixed) / each)))
+        return replace(plan, tile=max(SMALLEST_TILE, side))
 
-    def _saved_by_decoder(self) -> int:
-        """Bytes that autograd keeps of decoding a corner of SMALLEST_TILE cells a side."""
-        corner = self.task.start[:, :, :SMALLEST_TILE, :SMALLEST_TILE].clone().requires_grad_()
-        with autocast(self.task.options.precision, corner.device):
-            return _saved_by(lambda: decode(self.task.vqgan, corner, DecodePlan()), self.task.vqgan)
+    def _saved_by_decoder(self, rows: int) -> int:
+        """Bytes that autograd keeps of decoding `rows` rows of SMALLEST_TILE cells."""
+        shape = (*self.task.start.shape[:2], rows, SMALLEST_TILE)
+        part = self.task.start.new_zeros(shape).requires_grad_()
+        with autocast(self.task.options.precision, part.device):
+            return _saved_by(lambda: decode(self.task.vqgan, part, DecodePlan()), self.task.vqgan)
 
     def _saved_by_view(self) -> int:
-        """Bytes that autograd keeps of one view, for the CLIP that keeps the most."""
+        """Bytes that autograd keeps of each view more, for the CLIP that keeps the most."""
         o, image = self.task.options, self.task.start.new_zeros(1, 3, *self.task.size).requires_grad_()
-        view = draw_views(replace(o, cutouts=1), self.task.size, stream(0))
+        views = draw_views(replace(o, cutouts=2), self.task.size, stream(0))
 
-        def look(clip: CLIP) -> Tensor:
-            seen = see(image, view, clip.image_size, o)
+        def look(clip: CLIP, count: int) -> Tensor:
+            seen = see(image, views.rows(slice(count)), clip.image_size, o)
             with autocast(o.precision, image.device):
                 return clip.image_encoder(clip.normalise(seen))
 
-        return max(_saved_by(lambda clip=judge.clip: look(clip), judge.clip) for judge in self.task.judges)
+        saved = [[_saved_by(partial(look, j.clip, count), j.clip) for count in (1, 2)] for j in self.task.judges]
+        return max(max(1, two - one) for one, two in saved)
 
     def _try(self, plan: MemoryPlan, views: int) -> int:
-        """The process's peak after one step of `views` views at once."""
+        """The process's peak after one step of `views` views at once, and a look at the picture."""
         cutouts = -(-views // len(self.task.pictures))
         task = replace(self.task, options=replace(self.task.options, cutouts=cutouts))
-        Guidance(task, replace(plan, micro_batch=views)).gradient()
+        guidance = Guidance(task, replace(plan, micro_batch=views))
+        guidance.gradient()
+        guidance.decode(guidance.shown()[0])
         return peak_memory()
 
     def _refuse(self, needed: int) -> None:
@@ -136,7 +144,7 @@ def _saved_by(run: Callable[[], Tensor], model: nn.Module) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself would be a cycle with the graph, which would then not be freed
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         held = run()

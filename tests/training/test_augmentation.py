@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from codebrush.training.augmentation import Augmentation, draw_affine, draw_colour, move, recolour
+from codebrush.data.colour import draw_colour
+from codebrush.training.augmentation import Augmentation, draw_affine, move, recolour
 
 ALL = Augmentation(shift=0.1, zoom=0.2, turn=15, mirror=0.5, colour=0.3)
 
@@ -17,7 +18,7 @@ def images() -> Tensor:
 
 def change(images: Tensor, how: Augmentation) -> Tensor:
     rng = np.random.default_rng(1)
-    return recolour(move(images, draw_affine(len(images), how, rng)), draw_colour(len(images), how, rng))
+    return recolour(move(images, draw_affine(len(images), how, rng)), draw_colour(len(images), how.colour, rng))
 
 
 def test_without_changes_pictures_stay(images: Tensor):

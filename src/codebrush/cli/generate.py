@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from codebrush.cli.flags import given_flags, refuse
 from codebrush.cli.guide_flags import NAMES, PRESET_NAMES, with_guide_flags
 from codebrush.cli.output import (
     check_folder,
@@ -107,27 +108,16 @@ def generate(
 
 def _check_flags(context: typer.Context) -> None:
     """A UsageError where there is nothing to do, or a flag is given that what is to be done would not heed."""
-    values, spelt = context.params, {}
-    for param in context.command.params:
-        source = context.get_parameter_source(param.name or "")
-        if source is not None and source.name != "DEFAULT":
-            spelt[param.name] = "a prompt" if param.name == "prompt" else param.opts[0]
+    values, spelt = context.params, given_flags(context)
     if values["resume"] is not None:
         allowed = WITH_RESUME | ({"method"} if values["method"] == Method.GUIDE else set())
-        _refuse(spelt, lambda name: name not in allowed, "cannot go with --resume: a resumed run keeps its own options")
+        refuse(spelt, set(spelt) - allowed, "cannot go with --resume: a resumed run keeps its own options")
     elif values["prompt"] is None:
         context.fail("Missing argument 'prompt': say what to draw, or name a run to go on with by --resume")
     elif values["method"] == Method.SAMPLE:
-        _refuse(spelt, WITH_GUIDANCE.__contains__, "is for pictures guided by CLIP: add --method guide")
+        refuse(spelt, WITH_GUIDANCE, "is for pictures guided by CLIP: add --method guide")
     if values["video"] is None:
-        _refuse(spelt, VIDEO_NAMES.__contains__, "is for a video: add --video mp4")
-
-
-def _refuse(spelt: dict[str, str], unwanted: Callable[[str], bool], reason: str) -> None:
-    """A UsageError with `reason` that names the first unwanted one of the flags that are given."""
-    for name, flag in spelt.items():
-        if unwanted(name):
-            raise UsageError(f"{flag} {reason}")
+        refuse(spelt, VIDEO_NAMES, "is for a video: add --video mp4")
 
 
 def _sample(prompt: str, pack: str | None, out: Path, options: dict[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 import json
 import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from codebrush.cli.flags import given_flags, refuse
 from codebrush.errors import UsageError
 
 STAGES = ("clip", "vqgan", "transformer")
@@ -15,6 +15,7 @@ FOR_STAGES = ("source", "clip", "vqgan")
 FOR_ROWS = ("caption", "split", "where", "group", "image_column", "limit")
 FOR_PACKS = (*FOR_ROWS, "budget", "recipes", "image_size", "seed", "name", "licence")
 IN_RECIPES = ("budget", "image_size", "seed")
+ALWAYS = ("target", "recipe", "out", "resume", "json_output")  # that every training takes
 IN_START = ("image_size", "tokenizer")
 
 
@@ -47,8 +48,9 @@ def train(
     """Train a pack from captioned pictures, or one stage from a recipe."""
     if out is None:
         raise UsageError("--out is missing: name the folder to train into")
-    given = _given(context)
-    _check_flags(target, given)
+    spelt = given_flags(context)
+    _check_flags(target, spelt)
+    given = {name: context.params[name] for name in spelt if name not in ALWAYS}
     if target in STAGES:
         if recipe is None:
             raise UsageError(f"train {target} needs a recipe: codebrush train {target} RECIPE.yaml --out {out}")
@@ -62,34 +64,18 @@ def train(
         _print(report, json_output)
 
 
-def _given(context: typer.Context) -> dict[str, Any]:
-    """The options on the command line with their values, without those that every training has."""
-    found = {}
-    for param in context.command.params:
-        source = context.get_parameter_source(param.name or "")
-        if param.param_type_name == "option" and source is not None and source.name != "DEFAULT":
-            found[param.name] = context.params[param.name or ""]
-    return {name: value for name, value in found.items() if name not in ("out", "resume", "json_output")}
-
-
-def _check_flags(target: str, given: Collection[str]) -> None:
+def _check_flags(target: str, given: dict[str, str]) -> None:
     """A UsageError where a flag is given that this training would not heed."""
     if target in STAGES:
-        _refuse(given, FOR_PACKS, f"is for a whole pack, not for the stage {target}: its recipe says it")
+        refuse(given, FOR_PACKS, f"is for a whole pack, not for the stage {target}: its recipe says it")
         if target != "transformer":
-            _refuse(given, ("vqgan",), f"is for the stage transformer: {target} needs no VQGAN")
+            refuse(given, ("vqgan",), f"is for the stage transformer: {target} needs no VQGAN")
         return
-    _refuse(given, FOR_STAGES, f"is for a single stage ({', '.join(STAGES)}), not for a whole pack")
+    refuse(given, FOR_STAGES, f"is for a single stage ({', '.join(STAGES)}), not for a whole pack")
     if "recipes" in given:
-        _refuse(given, IN_RECIPES, "does nothing with --recipes: the recipes say it")
+        refuse(given, IN_RECIPES, "does nothing with --recipes: the recipes say it")
     if "start" in given:
-        _refuse(given, IN_START, "does nothing with --from: the pack there says it")
-
-
-def _refuse(given: Collection[str], unwanted: Collection[str], reason: str) -> None:
-    for name in given:
-        if name in unwanted:
-            raise UsageError(f"--{name.replace('_', '-')} {reason}")
+        refuse(given, IN_START, "does nothing with --from: the pack there says it")
 
 
 def _train_stage(stage: str, recipe: str, out: Path, **options: Any) -> dict[str, Any]:

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codebrush.data.colour import draw_colour
 from codebrush.generation.guide_options import GuideOptions
 
-LUMA = np.array([0.299, 0.587, 0.114])  # Rec. 601: how bright the eye finds red, green and blue
 SEEDS = 2**63  # as many as an int64 holds
 
 
@@ -59,7 +59,7 @@ def draw_views(options: GuideOptions, size: tuple[int, int], rng: np.random.Gene
     return Views(
         picture=torch.full((count,), picture),
         transforms=torch.from_numpy((to_unit @ moves @ crops).astype(np.float32)),
-        colours=_draw_colours(count, options.colour, rng),
+        colours=draw_colour(count, options.colour, rng),
         noise=torch.from_numpy((options.noise * rng.random(count)).astype(np.float32)),
         seeds=torch.from_numpy(rng.integers(SEEDS, size=count, dtype=np.int64)),
     )
@@ -101,15 +101,6 @@ def _matrices(rows: Sequence[Sequence[Any]]) -> np.ndarray:
     """3x3 matrices (n, 3, 3) from nine entries that are numbers or (n,)."""
     entries = np.broadcast_arrays(*(entry for row in rows for entry in row))
     return np.stack(entries, axis=-1).reshape(-1, 3, 3)
-
-
-def _draw_colours(count: int, stray: float, rng: np.random.Generator) -> Tensor:
-    """Random contrast, saturation and brightness: a matrix on (red, green, blue) and an offset, (count, 3, 4)."""
-    contrast, saturation = np.exp(rng.uniform(-stray, stray, (2, count, 1, 1)))
-    brightness = rng.uniform(-stray / 2, stray / 2, (count, 1, 1))
-    mix = contrast * (saturation * np.eye(3) + (1 - saturation) * LUMA)  # (count, 3, 3)
-    offset = (1 - contrast) / 2 + brightness + np.zeros((count, 3, 1))
-    return torch.from_numpy(np.concatenate([mix, offset], axis=2).astype(np.float32))
 
 
 def see(images: Tensor, views: Views, side: int, options: GuideOptions) -> Tensor:

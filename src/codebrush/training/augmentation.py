@@ -12,8 +12,6 @@ from torch import Tensor
 
 from codebrush.training.ranges import Share, Weight
 
-LUMA = np.array([0.299, 0.587, 0.114])  # Rec. 601: how bright the eye finds red, green and blue
-
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -39,15 +37,6 @@ def draw_affine(count: int, how: Augmentation, rng: np.random.Generator) -> Tens
     cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
     rows = [[cos * flip, -sin, x], [sin * flip, cos, y]]
     return torch.from_numpy(np.array(rows, dtype=np.float32)).permute(2, 0, 1)  # (2, 3, B) -> (B, 2, 3)
-
-
-def draw_colour(count: int, how: Augmentation, rng: np.random.Generator) -> Tensor:
-    """Random changes of colour (B, 3, 4) float32: a matrix on (red, green, blue) and what is added to it."""
-    contrast, saturation = np.exp(rng.uniform(-how.colour, how.colour, (2, count, 1, 1)))
-    brightness = rng.uniform(-how.colour / 2, how.colour / 2, (count, 1, 1))
-    matrix = contrast * (saturation * np.eye(3) + (1 - saturation) * LUMA)  # (B, 3, 3)
-    offset = (1 - contrast) / 2 + brightness + np.zeros((count, 3, 1))
-    return torch.from_numpy(np.concatenate([matrix, offset], axis=2).astype(np.float32))
 
 
 def recolour(images: Tensor, colour: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from codebrush.data.colour import draw_colour
 from codebrush.errors import TrainingError
 from codebrush.models.clip import CLIP, MAX_LOGIT_SCALE, CLIPConfig
 from codebrush.models.image_encoder import ModifiedResNetConfig, VisionTransformerConfig
 from codebrush.models.text_encoder import BagOfWordsConfig, TextTransformerConfig
 from codebrush.text.token_table import token_table
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.augmentation import Augmentation, draw_affine, draw_colour, move, recolour
+from codebrush.training.augmentation import Augmentation, draw_affine, move, recolour
 from codebrush.training.captioned import Captioned, CaptionTokens
 from codebrush.training.loop import Objective
 from codebrush.training.losses import contrastive_loss, sigmoid_loss
@@ -127,7 +128,7 @@ class CLIPTask:
             "tokens": self.tokens.draw(rows, rng),
             "groups": torch.from_numpy(self.data.groups[rows]),
             "affine": draw_affine(len(rows), self.recipe.augmentation, rng),
-            "colour": draw_colour(len(rows), self.recipe.augmentation, rng),
+            "colour": draw_colour(len(rows), self.recipe.augmentation.colour, rng),
         }
 
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:

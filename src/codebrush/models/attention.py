@@ -107,6 +107,16 @@ class Attention(nn.Module):
         y = attend(q, k, v, allowed, causal)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, N, D)
 
+    def first(self, x: Tensor) -> Tensor:
+        """What `forward` gives for the first token, which attends to all: (B, N, D) -> (B, 1, D)."""
+        width, bias = x.shape[-1], self.qkv.bias
+        query_bias, rest_bias = (None, None) if bias is None else (bias[:width], bias[width:])
+        q = F.linear(x[:, :1], self.qkv.weight[:width], query_bias)  # (B, 1, D)
+        q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, 1, d)
+        kv = F.linear(x, self.qkv.weight[width:], rest_bias)  # (B, N, 2 D)
+        k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, d)
+        return self.out(attend(q, k, v, None, False).transpose(1, 2).flatten(2))
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, causal: bool) -> Tensor:
     """Scaled dot-product attention over (B, heads, N, head_width); `allowed` is a bool mask or None.

@@ -6,7 +6,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebrush.models.attention import Attention, KVCache, attend
+from codebrush.models.attention import Attention, KVCache
 
 Activation = Literal["gelu", "quick_gelu", "swiglu"]
 Norm = Literal["layer", "rms"]
@@ -76,21 +76,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor, *, first: bool = False, **attention) -> Tensor:
         """(B, N, D) -> (B, N, D); with `first` the first token alone, which attends to all: (B, 1, D)."""
         if first:
-            x = x[:, :1] + self.dropout(_first_attends(self.attention, self.attention_norm(x)))
+            x = x[:, :1] + self.dropout(self.attention.first(self.attention_norm(x)))
         else:
             x = x + self.dropout(self.attention(self.attention_norm(x), **attention))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
-
-
-def _first_attends(attention: Attention, x: Tensor) -> Tensor:
-    """`attention` with the first token's query alone: (B, N, D) -> (B, 1, D)."""
-    width, bias = x.shape[-1], attention.qkv.bias
-    query_bias, rest_bias = (None, None) if bias is None else (bias[:width], bias[width:])
-    q = F.linear(x[:, :1], attention.qkv.weight[:width], query_bias)  # (B, 1, D)
-    q = q.unflatten(-1, (attention.heads, -1)).transpose(1, 2)  # (B, heads, 1, d)
-    kv = F.linear(x, attention.qkv.weight[width:], rest_bias)  # (B, N, 2 D)
-    k, v = kv.unflatten(-1, (2, attention.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, d)
-    return attention.out(attend(q, k, v, None, False).transpose(1, 2).flatten(2))
 
 
 class Transformer(nn.Module):

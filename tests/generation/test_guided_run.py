@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from codebrush import Codebrush
 from codebrush.data.images import decode_image, read_manifest, save_png
 from codebrush.errors import CodebrushError, ImageError, PackError, PromptError, UsageError
+from codebrush.generation.guide_options import GuideOptions
 from codebrush.generation.guided_run import GuidedRun
 from packs import write_micro_pack
 
@@ -224,27 +226,35 @@ def guided(brush: Codebrush, prompt: str = "a dog", **options: Any) -> bytes:
     return finish(brush.guide(prompt, **{**QUICK, "steps": 2, **options})).results[0].image.tobytes()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"include": "a cat"}, {"exclude": "a cat"}, {"extra": "red"}, {"noise_prompt": "7:0.5"},
-        {"image_prompt": "FILE"}, {"target": "FILE:2"}, {"story": "a cat", "story_every": 1}, {"distance": "cosine"},
-        {"alpha": 0.5, "exclude": "a cat"}, {"mask": "MASK"}, {"mask": "MASK", "mask_side": "outside"},
-        {"judge": "PACK:0.5"}, {"judge": "PACK", "judge_weight": 0.0}, {"cutouts": 5}, {"crop_mean": 0.7},
-        {"crop_std": 0.0}, {"crop_min": 0.9}, {"crop_max": 0.8}, {"pad": 0.5}, {"beyond": "zeros"}, {"flip": 0.0},
-        {"turn": 45.0}, {"shift": 0.4}, {"perspective": 0.5}, {"colour": 0.4}, {"noise": 0.4}, {"shared_affine": True},
-        {"init": "sine"}, {"init": "fractal"}, {"init": "gradient"}, {"init": "sample"}, {"init": "FILE"},
-        {"init_weight": 5.0}, {"latent": "categorical"}, {"latent": "categorical", "code_temperature": 0.1},
-        {"quantise": False}, {"quantise": False, "clamp": False, "learning_rate": 1.0}, {"ema": 0.9},
-        {"seamless": True},
-        {"optimizer": "SGD", "learning_rate": 50.0}, {"learning_rate": 0.5}, {"wd": 1.0, "learning_rate": 0.5},
-        {"schedule": "cosine"}, {"warmup": 2}, {"tv": 50.0}, {"saturation": 50.0}, {"overflow": 500.0},
-        {"palette": "#ff0000,#0000ff", "palette_weight": 50.0}, {"symmetry": "horizontal", "symmetry_weight": 50.0},
-        {"move_every": 1, "zoom": 1.5}, {"move_every": 1, "pan": "5,0"}, {"move_every": 1, "roll": 30.0},
-        {"grow": 2}, {"size": "64x32"}, {"steps": 3}, {"tile": 16}, {"preset": "notebook", "steps": 2},
-    ],
-    ids=str,
-)  # fmt: skip
+EFFECTS: list[dict[str, Any]] = [
+    {"include": "a cat"}, {"exclude": "a cat"}, {"extra": "red"}, {"noise_prompt": "7:0.5"},
+    {"image_prompt": "FILE"}, {"target": "FILE:2"}, {"story": "a cat", "story_every": 1}, {"distance": "cosine"},
+    {"alpha": 0.5, "exclude": "a cat"}, {"mask": "MASK"}, {"mask": "MASK", "mask_side": "outside"},
+    {"judge": "PACK:0.5"}, {"judge": "PACK", "judge_weight": 0.0}, {"cutouts": 5}, {"crop_mean": 0.7},
+    {"crop_std": 0.0}, {"crop_min": 0.9}, {"crop_max": 0.8}, {"pad": 0.5}, {"beyond": "zeros"}, {"flip": 0.0},
+    {"turn": 45.0}, {"shift": 0.4}, {"perspective": 0.5}, {"colour": 0.4}, {"noise": 0.4}, {"shared_affine": True},
+    {"init": "sine"}, {"init": "fractal"}, {"init": "gradient"}, {"init": "sample"}, {"init": "FILE"},
+    {"init_weight": 5.0}, {"latent": "categorical"}, {"latent": "categorical", "code_temperature": 0.1},
+    {"quantise": False}, {"quantise": False, "clamp": False, "learning_rate": 1.0}, {"ema": 0.9},
+    {"seamless": True},
+    {"optimizer": "SGD", "learning_rate": 50.0}, {"learning_rate": 0.5}, {"wd": 1.0, "learning_rate": 0.5},
+    {"schedule": "cosine"}, {"warmup": 2}, {"tv": 50.0}, {"saturation": 50.0}, {"overflow": 500.0},
+    {"palette": "#ff0000,#0000ff", "palette_weight": 50.0}, {"symmetry": "horizontal", "symmetry_weight": 50.0},
+    {"move_every": 1, "zoom": 1.5}, {"move_every": 1, "pan": "5,0"}, {"move_every": 1, "roll": 30.0},
+    {"antialias": False, "size": "128x128"}, {"grow": 2}, {"size": "64x32"}, {"steps": 3},
+    {"tile": 16}, {"preset": "notebook", "steps": 2},
+]  # fmt: skip
+ELSEWHERE = {  # options that change how a run goes and not what it draws, or have a test of their own
+    "batch_size", "show_every", "patience", "min_delta", "precision", "max_memory", "micro_batch", "beta", "w1", "w2",
+}  # fmt: skip
+
+
+def test_every_option_is_tried() -> None:
+    tried = {name for options in EFFECTS for name in options} - {"preset"}
+    assert tried | ELSEWHERE == {option.name for option in fields(GuideOptions)}
+
+
+@pytest.mark.parametrize("options", EFFECTS, ids=str)
 def test_every_option_shows_in_the_picture(
     brush: Codebrush, micro_pack: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
@@ -261,6 +271,8 @@ def test_every_option_shows_in_the_picture(
     base = {"learning_rate": 0.3, "quantise": "latent" in options}
     if options.get("mask_side") == "outside":
         base["mask"] = str(tmp_path / "half.png")
+    if "antialias" in options:
+        base["size"] = options["size"]
     if "alpha" in options or "code_temperature" in options:
         base |= {name: value for name, value in options.items() if name in ("exclude", "latent")}
     if options.get("quantise") is False:

@@ -26,7 +26,7 @@ brush.vqgan, brush.clip, brush.tokenizer
 loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 limit = loaded + int(sys.argv[2]) * 2**20 if sys.argv[2] != "none" else None
 options = {} if limit is None else {"max_memory": str(limit)}
-run = brush.guide("a red circle", size="256x256", steps=4, cutouts=64, show_every=2, precision="float32", **options)
+run = brush.guide("a red circle", size="256x256", steps=2, cutouts=64, show_every=1, precision="float32", **options)
 for step in run:
     pass
 plan = run.results[0].manifest["plan"]

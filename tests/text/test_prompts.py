@@ -119,3 +119,19 @@ def test_any_text_is_read_or_refused_in_one_line(text: str) -> None:
 def test_templates_take_one_label_each() -> None:
     assert len(set(ZERO_SHOT_TEMPLATES)) >= 5
     assert all(template.format("{odd} label").count("{odd} label") == 1 for template in ZERO_SHOT_TEMPLATES)
+
+
+def test_a_part_may_have_a_stop() -> None:
+    parts = parse_prompt("a dog:1.2:0.4 | blurry:-0.5:-.9 | at 12\\:30 | a cat:2").parts
+    assert [(part.text, part.weight, part.stop) for part in parts] == [
+        ("a dog", 1.2, 0.4), ("blurry", -0.5, -0.9), ("at 12:30", 1.0, None), ("a cat", 2.0, None),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [("a:1:b", 'the stop "b" of "a" is no number'), ("a:1:2:3", "is no number"), ("a:1:nan", "is not finite")],
+)
+def test_a_stop_must_be_a_number(prompt: str, message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        parse_prompt(prompt)

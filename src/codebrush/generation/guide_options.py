@@ -176,17 +176,17 @@ def checked_value(option: "dataclasses.Field[Any]", value: Any) -> Any:
     kind, about = option.metadata["kind"], option.metadata
     if value is None:
         if option.default is not None:
-            raise UsageError(f"{option.name} must be given a value")
+            raise UsageError(f"{option.name} must be something, not None")
         return None
     if kind is bool:
         if not isinstance(value, bool):
             raise UsageError(f"{option.name} must be true or false, not {value}")
         return value
     if kind is tuple:
-        values = (value,) if isinstance(value, str) else tuple(value or ())
-        if not all(isinstance(each, str) for each in values):
+        values = (value,) if isinstance(value, str) else value
+        if not isinstance(values, Sequence) or not all(isinstance(each, str) for each in values):
             raise UsageError(f"{option.name} must be texts, not {value}")
-        return values
+        return tuple(values)
     if kind is str:
         if not isinstance(value, str) or ("choices" in about and value not in about["choices"]):
             wanted = f"one of {', '.join(about['choices'])}" if "choices" in about else "a text"

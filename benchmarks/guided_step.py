@@ -4,9 +4,9 @@
 
 VQGAN f16 with 16,384 codes at 256x256, CLIP ViT-B/32, 32 views with flip, affine, perspective, colours and noise.
 Random weights: speed does not depend on what they say. The plain step is PyTorch's own layers and transformers' CLIP in
-float32, then with bf16 autocast: the picture is pooled for each of the views, and moved, tilted and coloured one after
-the other (no hue and no erasing, which makes it somewhat faster than that script). Prints the peak memory of a process
-that takes two steps of one kind, the seconds of each round, the median ratios with their range, and the machine's load.
+float32, then with bf16 autocast: the picture is pooled for each of the views, and moved, tilted, coloured (hue by way
+of HSV) and partly erased one after the other. Prints the peak memory of a process that takes two steps of one kind,
+the seconds of each round, the median ratios with their range, and the machine's load.
 """
 
 import argparse
@@ -76,7 +76,28 @@ def plain_views(image: Tensor) -> Tensor:
     x = ((x - x.mean((1, 2, 3), keepdim=True)) * contrast + x.mean((1, 2, 3), keepdim=True)).clamp(0, 1)
     grey = (x * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
     x = ((x - grey) * saturation + grey).clamp(0, 1)
+    x = turn_hue(x, (torch.rand(VIEWS, 1, 1) * 2 - 1) * 0.1)
+    gone = (across.abs() < torch.rand(1) / 2) & (down.abs() < torch.rand(1) / 2)  # the same place in all views
+    x = torch.where(gone & (torch.rand(VIEWS, 1, 1, 1) < 0.7), torch.zeros(()), x)
     return x + torch.rand(VIEWS, 1, 1, 1) * 0.1 * torch.randn_like(x)
+
+
+def turn_hue(x: Tensor, by: Tensor) -> Tensor:
+    """Turn the hue of (V, 3, H, W) in [0, 1] by a share of the circle, through HSV and back (Smith 1978)."""
+    value, largest = x.max(1)  # each (V, H, W)
+    span = value - x.min(1).values
+    saturation, divisor = span / (value + 1e-8), torch.where(span == 0, torch.ones(()), span)
+    red, green, blue = x.unbind(1)
+    sixths = torch.stack([green - blue, blue - red, red - green], dim=1) / divisor.unsqueeze(1)
+    sixths = sixths + torch.tensor([0.0, 2.0, 4.0]).view(1, 3, 1, 1)
+    hue = (sixths.gather(1, largest.unsqueeze(1)).squeeze(1) / 6 + by).remainder(1) * 6
+    sector = hue.detach().floor()
+    part = hue - sector
+    p, q = value * (1 - saturation), value * (1 - part * saturation)
+    t = value * (1 - (1 - part) * saturation)
+    table = torch.stack([value, q, p, p, t, value, t, value, value, q, p, p, p, p, t, value, value, q], dim=1)
+    places = sector.long().clamp(0, 5).unsqueeze(1) + torch.tensor([0, 6, 12]).view(1, 3, 1, 1)
+    return table.gather(1, places)
 
 
 def plain_step(bf16: bool) -> Callable[[], object]:

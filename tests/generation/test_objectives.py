@@ -119,6 +119,37 @@ def test_extras_are_mixed_into_what_is_wanted() -> None:
     assert found.weights.tolist() == [1, -1, 1]
 
 
+@pytest.mark.parametrize("weights", [{"w1": 0, "w2": 0}, {"w1": 1, "w2": -1}], ids=str)
+def test_a_mixture_that_cancels_out_is_refused(weights: dict[str, float]) -> None:
+    options = GuideOptions(extra="a dog", **weights)
+    with pytest.raises(UsageError, match=r"^w1 \d and w2 -?\d leave nothing of prompt and extra"):
+        text_targets(parse_prompt("a dog").parts, options, embed)
+
+
+def test_what_is_pushed_away_is_not_mixed_and_may_cancel_out() -> None:
+    options = GuideOptions(extra="blurry", w1=1, w2=-1)
+    found = text_targets(parse_prompt("a dog | blurry:-1").parts, options, embed)
+    torch.testing.assert_close(found.embeddings.norm(dim=-1), torch.ones(2))
+
+
+@pytest.mark.parametrize("distance", ["spherical", "cosine"])
+@pytest.mark.parametrize(("alpha", "beta", "axis", "sign"), [(1.0, 0.0, 0, 1), (0.0, 0.5, 1, -1)])
+def test_descent_goes_to_the_prompt_and_away_from_the_excluded(
+    distance: str, alpha: float, beta: float, axis: int, sign: int
+) -> None:
+    options = GuideOptions(exclude="a cat", alpha=alpha, beta=beta)
+    axes = {"a dog": [1.0, 0.0, 0.0], "a cat": [0.0, 1.0, 0.0]}
+    found = text_targets(
+        parse_prompt("a dog").parts, options, lambda texts: torch.tensor([axes[text] for text in texts])
+    )
+    view = F.normalize(torch.ones(1, 3), dim=-1).requires_grad_()
+    before = float(view[0, axis].detach())
+    for _ in range(10):
+        (gradient,) = torch.autograd.grad(view_loss(F.normalize(view, dim=-1), found, distance).sum(), view)
+        view.data -= 0.05 * gradient
+    assert sign * (float(F.normalize(view.detach(), dim=-1)[0, axis]) - before) > 0.05
+
+
 def test_the_excluded_share_beta() -> None:
     found = text_targets(parse_prompt("a dog").parts, GuideOptions(exclude=("a cat", "a cow"), beta=0.6), embed)
     torch.testing.assert_close(found.embeddings, embed(["a dog", "a cat", "a cow"]))
@@ -155,15 +186,26 @@ def test_targets_are_joined_in_order() -> None:
         ("7", ("7", 1.0, None)),
         ("7:0.5:0.1", ("7", 0.5, 0.1)),
         ("3:1:2:4", ("3:1", 2.0, 4.0)),
+        ("a.png: 2", ("a.png: 2", 1.0, None)),
+        ("a.png:2 ", ("a.png:2 ", 1.0, None)),
+        ("a.png:1_0", ("a.png:1_0", 1.0, None)),
+        ("a.png:٣", ("a.png:٣", 1.0, None)),
+        (":2", (":2", 1.0, None)),
     ],
 )
 def test_numbers_are_read_from_the_right(text: str, expected: tuple[str, float, float | None]) -> None:
     assert split_weights(text) == expected
 
 
-@pytest.mark.parametrize("text", ["a.png:101", "a.png:nan", "a.png:inf:1", "a.png:1:nan"])
+@pytest.mark.parametrize("text", ["a.png:101", "a.png:-100.1", "a.png:nan", "a.png:1e999", "a.png:inf:1"])
 def test_weights_out_of_range_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="must lie between -100 and 100"):
+    with pytest.raises(UsageError, match=rf"^the weight of {text} must lie between -100 and 100$"):
+        split_weights(text)
+
+
+@pytest.mark.parametrize("text", ["a.png:1:nan", "a.png:1:-inf", "a.png:1:1e999"])
+def test_stops_that_are_not_finite_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=rf"^the stop of {text} must be a finite number"):
         split_weights(text)
 
 
@@ -174,9 +216,19 @@ def test_noise_prompts_are_their_seeds() -> None:
     torch.testing.assert_close(found.embeddings.norm(dim=-1), torch.ones(3))
     assert found.weights.tolist() == [0.5, 1, 1]
     assert found.stops.tolist() == pytest.approx([0.2, -math.inf, -math.inf])
-    for bad in ("x", "-1", "1.5:2", "³"):
-        with pytest.raises(UsageError, match="must begin with a seed"):
-            noise_targets([bad], 4)
+    assert len(noise_targets(["9" * 20], 4)) == 1
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "1.5:2", "³", "", ":2", "1" * 21, "1" * 5000], ids=lambda text: text[:9])
+def test_a_noise_prompt_that_is_no_seed_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^noise_prompt must begin with a seed"):
+        noise_targets([text], 4)
+
+
+def test_target_pull_leads_to_the_target() -> None:
+    images, target = torch.rand(2, 3, 4, 4).requires_grad_(), torch.rand(1, 3, 4, 4)
+    (gradient,) = torch.autograd.grad(target_pull(images, [(target, 1.0)]), images)
+    torch.testing.assert_close(images.detach() - gradient * images.numel() / 2, target.expand(2, 3, 4, 4))
 
 
 def test_target_pull_is_a_weighted_mean_square() -> None:

@@ -56,6 +56,16 @@ def test_the_palettes_own_colours_cost_nothing() -> None:
     assert penalty("palette", torch.zeros(1, 3, 2, 2), palette="#f00", palette_weight=0.5) == pytest.approx(0.5)
 
 
+def test_the_palette_pulls_each_pixel_to_its_nearest_colour() -> None:
+    images, palette = torch.rand(2, 3, 5, 4).requires_grad_(), torch.rand(7, 3)
+    naive = images.detach().clone().requires_grad_()
+    squares = torch.stack([(naive - colour.view(3, 1, 1)).square().sum(1) for colour in palette])
+    found, expected = palette_distance(images, palette), squares.amin(0).mean()
+    torch.testing.assert_close(found, expected)
+    gradients = torch.autograd.grad(found, images) + torch.autograd.grad(expected, naive)
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize(("axis", "dims"), [("horizontal", [3]), ("vertical", [2]), ("both", [2, 3])])
 def test_a_symmetric_picture_costs_nothing(axis: str, dims: list[int]) -> None:
     images = torch.rand(1, 3, 6, 6)
@@ -96,7 +106,7 @@ def test_a_picture_gives_its_colours(tmp_path: Path) -> None:
         parse_palette(str(tmp_path / "no.png"))
 
 
-@pytest.mark.parametrize("text", ["red", "#ff", "#ggg", "#ff0000;#00ff00", "#fff,", "nowhere.png"])
+@pytest.mark.parametrize("text", ["red", "#ff", "#ggg", "#f00;#0f0", "#fff,", "nowhere.png", "", "a" * 5000])
 def test_what_is_no_palette_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match='palette must be colours like "#ff0000,#0000ff"'):
+    with pytest.raises(UsageError, match=r'^palette must be colours like "#ff0000,#0000ff"'):
         parse_palette(text)

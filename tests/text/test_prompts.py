@@ -130,8 +130,25 @@ def test_a_part_may_have_a_stop() -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [("a:1:b", 'the stop "b" of "a" is no number'), ("a:1:2:3", "is no number"), ("a:1:nan", "is not finite")],
+    [
+        ("a:1:b", 'the stop "b" of "a" is no number'),
+        ("a:1:", 'the stop "" of "a" is no number'),
+        ("a:1: 2", 'the stop " 2" of "a" is no number'),
+        ("a:1 :2", 'the weight "1 " of "a" is no number'),
+        ("a::2", 'the weight "" of "a" is no number'),
+        ("a:1:2:3", 'the stop "2:3" of "a" is no number'),
+        ("a:1:nan", 'the stop "nan" of "a" is not finite'),
+        ("a:1:1e999", 'the stop "1e999" of "a" is too large'),
+        ("a:101:2", 'the weight "101" of "a" is too large'),
+    ],
 )
-def test_a_stop_must_be_a_number(prompt: str, message: str) -> None:
-    with pytest.raises(PromptError, match=message):
+def test_a_stop_is_a_number_that_touches_its_colon(prompt: str, message: str) -> None:
+    with pytest.raises(PromptError, match=message) as error:
         parse_prompt(prompt)
+    assert "\n" not in str(error.value)
+
+
+@given(TEXT, WEIGHT, st.floats(allow_nan=False, allow_infinity=False))
+def test_written_stops_come_back(text: str, weight: float, stop: float) -> None:
+    part, _ = parse_prompt(f"{escaped(text)}:{weight!r}:{stop!r} | plain").parts
+    assert part == WeightedText(text, weight, stop)

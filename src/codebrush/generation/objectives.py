@@ -11,10 +11,11 @@ from torch import Tensor
 
 from codebrush.errors import UsageError
 from codebrush.generation.guide_options import GuideOptions
-from codebrush.text.prompts import LARGEST_WEIGHT, WeightedText
+from codebrush.text.prompts import LARGEST_WEIGHT, WeightedText, read_number
 
 NONE = -math.inf  # a stop that is never reached
 TINY = 1e-12  # squared distances below it have no direction
+LONGEST_SEED = 20  # digits
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,15 +46,17 @@ def text_targets(
 
     What should be seen has the direction of w1 * text + w2 * the mean of the extra texts, and its weight times alpha.
     The excluded texts share the weight -beta. These are the meanings of the classic notebook, but that all embeddings
-    are unit vectors, so that the shares are what they say.
+    are unit vectors, so that the shares are what they say. Raises UsageError where a mixture cancels out.
     """
     wanted = [*parts, *(WeightedText(text) for text in options.include)]
     embeddings = embed([part.text for part in wanted])
     if options.extra:
         extra = embed(options.extra).mean(0)
-        mixed = F.normalize(options.w1 * embeddings + options.w2 * extra, dim=-1)
+        mixed = options.w1 * embeddings + options.w2 * extra
         towards = torch.tensor([part.weight > 0 for part in wanted], device=embeddings.device)
-        embeddings = torch.where(towards[:, None], mixed, embeddings)
+        if bool((mixed[towards].square().sum(-1) < TINY).any()):
+            raise UsageError(f"w1 {options.w1:g} and w2 {options.w2:g} leave nothing of prompt and extra: change one")
+        embeddings = torch.where(towards[:, None], F.normalize(mixed, dim=-1), embeddings)
     weights = [options.alpha * part.weight for part in wanted]
     stops = [NONE if part.stop is None else part.stop for part in wanted]
     if options.exclude:
@@ -67,8 +70,8 @@ def noise_targets(prompts: Sequence[str], embed_dim: int) -> Targets:
     """Random unit vectors, one for each "SEED[:weight[:stop]]"."""
     found = [split_weights(text) for text in prompts]
     for seed, _, _ in found:
-        if not seed.isascii() or not seed.isdigit():
-            raise UsageError(f"noise_prompt must begin with a seed, a whole number, not {seed}")
+        if not (seed.isascii() and seed.isdigit() and len(seed) <= LONGEST_SEED):
+            raise UsageError(f"noise_prompt must begin with a seed of at most {LONGEST_SEED} digits, not {seed}")
     vectors = np.array([np.random.default_rng(int(seed)).standard_normal(embed_dim) for seed, _, _ in found])
     embeddings = F.normalize(torch.from_numpy(vectors).float(), dim=-1)
     stops = [NONE if stop is None else stop for _, _, stop in found]
@@ -78,26 +81,23 @@ def noise_targets(prompts: Sequence[str], embed_dim: int) -> Targets:
 def split_weights(text: str) -> tuple[str, float, float | None]:
     """A name, its weight (1) and its stop (None) from NAME[:weight[:stop]].
 
-    Numbers are read from the right, because names may hold colons.
+    Numbers are read from the right, because names may hold colons; what is no number belongs to the name. Raises
+    UsageError for a weight that is not within -100 and 100 and for a stop that is not finite.
     """
     name, numbers = text, []
     while len(numbers) < 2:
         head, colon, tail = name.rpartition(":")
-        number = _number(tail)
+        number = read_number(tail)
         if not colon or not head or number is None:
             break
         name, numbers = head, [number, *numbers]
     weight = numbers[0] if numbers else 1.0
-    if not all(map(math.isfinite, numbers)) or abs(weight) > LARGEST_WEIGHT:
+    stop = numbers[1] if len(numbers) > 1 else None
+    if not abs(weight) <= LARGEST_WEIGHT:  # nor is nan
         raise UsageError(f"the weight of {text} must lie between {-LARGEST_WEIGHT:g} and {LARGEST_WEIGHT:g}")
-    return name, weight, numbers[1] if len(numbers) > 1 else None
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    if stop is not None and not math.isfinite(stop):
+        raise UsageError(f"the stop of {text} must be a finite number, such as 0.4")
+    return name, weight, stop
 
 
 def spherical_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Pictures in; what is wrong with them beside what they show out: restlessness, colours, lack of symmetry."""
 
+import os
 import re
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -45,8 +45,10 @@ def total_variation(images: Tensor) -> Tensor:
 
 def palette_distance(images: Tensor, palette: Tensor) -> Tensor:
     """The mean squared distance of pixels (B, 3, H, W) from the nearest of the colours (n, 3): a scalar."""
-    colours = palette.to(images)[None, :, :, None, None]  # (1, n, 3, 1, 1)
-    return (images[:, None] - colours).square().sum(2).amin(1).mean()
+    pixels, colours = images.movedim(1, -1).flatten(0, 2), palette.to(images)  # (BHW, 3), (n, 3)
+    # Which colour is nearest has no gradient, and so nothing of size n need be kept for one.
+    nearest = torch.cdist(pixels.detach(), colours).argmin(1)  # (BHW,)
+    return (pixels - colours[nearest]).square().sum(1).mean()
 
 
 def asymmetry(images: Tensor, axis: str) -> Tensor:
@@ -58,7 +60,7 @@ def asymmetry(images: Tensor, axis: str) -> Tensor:
 def parse_palette(text: str) -> Tensor:
     """ "#ff0000,#00f" -> (n, 3) in [0, 1]; of a picture file its most frequent colours, at most PALETTE_COLOURS."""
     if not text.startswith("#"):
-        if not Path(text).is_file():
+        if not os.path.isfile(text):  # unlike Path.is_file, false for names too long to look up
             raise UsageError(
                 f'palette must be colours like "#ff0000,#0000ff" or a picture, and there is no file {text}'
             )

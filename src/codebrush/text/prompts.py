@@ -36,7 +36,7 @@ ZERO_SHOT_TEMPLATES = (
 )
 
 _SCANNER = re.compile(r"\\(?P<escaped>[\\:|])|(?P<bar>\|)|(?P<colon>:(?=[^ |]))|(?P<text>.)", re.DOTALL)
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity)", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,11 @@ def parse_prompt(text: str) -> Prompt:
             f'no part of the prompt "{_short(text)}" has a positive weight: say what should be in the picture'
         )
     return Prompt(parts)
+
+
+def read_number(text: str) -> float | None:
+    """The number that `text` is, which may be nan or infinite; None where it is none, or has more to it."""
+    return float(text) if _NUMBER.fullmatch(text) else None
 
 
 def _clean(text: str) -> str:
@@ -131,13 +136,13 @@ def _read_part(words: str, weight: str | None, prompt: str) -> WeightedText:
 
 def _read_number(kind: str, number: str, words: str) -> float:
     place = f'the {kind} "{_short(number)}" of "{_short(words)}"'
-    if number.lower().lstrip("+-") in ("nan", "inf", "infinity"):
-        raise PromptError(f"{place} is not finite: write a number such as 1.2, or \\: where the colon is text")
-    if not _NUMBER.fullmatch(number):
+    value = read_number(number)
+    if value is None:
         raise PromptError(f"{place} is no number: write one such as 1.2, or \\: where the colon is text")
-    value = float(number)
-    if not math.isfinite(value):
-        raise PromptError(f"{place} is too large: weights lie between {-LARGEST_WEIGHT:g} and {LARGEST_WEIGHT:g}")
+    if "n" in number.lower():
+        raise PromptError(f"{place} is not finite: write a number such as 1.2, or \\: where the colon is text")
+    if math.isinf(value):
+        raise PromptError(f"{place} is too large: write a number such as 1.2")
     return value
 
 

@@ -168,7 +168,10 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([KMGT]?I?)B?\s*", str(text).upper(), re.ASCII)
     if match is None or match[2] not in _UNITS:
         raise UsageError(f"max_memory must be a size like 2GiB or 1500M, not {text}")
-    return int(float(match[1]) * _UNITS[match[2]])
+    size = float(match[1]) * _UNITS[match[2]]
+    if not 1 <= size < math.inf:
+        raise UsageError(f"max_memory must be a size like 2GiB or 1500M, not {text}")
+    return int(size)
 
 
 def checked_value(option: "dataclasses.Field[Any]", value: Any) -> Any:

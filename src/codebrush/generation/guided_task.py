@@ -13,7 +13,7 @@ from codebrush.data.images import decode_image, stack, to_tensor
 from codebrush.errors import CodebrushError, ImageError, UsageError
 from codebrush.generation.guidance import Judge, Task, stage_sizes
 from codebrush.generation.guide_options import STARTS, GuideOptions, parse_size
-from codebrush.generation.objectives import Targets, join_targets, noise_targets, split_weights, text_targets
+from codebrush.generation.objectives import NONE, Targets, join_targets, noise_targets, split_weights, text_targets
 from codebrush.generation.starts import cover, start_latent
 from codebrush.models.clip import CLIP
 from codebrush.models.vqgan import VQGAN
@@ -147,7 +147,7 @@ def make_task(request: Request, models: Models, pictures: range) -> Task:
         pictures,
         size,
         _start(request, models, pictures, first),
-        [(_picture(name, size, models), weight) for name, weight, _ in map(split_weights, o.target)],
+        [(_picture(name, size, models), weight) for name, weight in _weighted("target", o.target)],
         None if o.mask is None else _mask(o.mask, o.mask_side, size, models),
     )
 
@@ -164,14 +164,22 @@ def _start(request: Request, models: Models, pictures: range, size: tuple[int, i
 def _judges(request: Request, models: Models) -> list[Judge]:
     o = request.options
     found = [(models.clip, models.tokenizer, o.judge_weight)] if o.judge_weight else []
-    for text in o.judge:
-        name, weight, _ = split_weights(text)
+    for name, weight in _weighted("judge", o.judge):
         if weight:
             clip, tokenizer = open_clip(name)
             found.append((clip.to(models.device).requires_grad_(False), tokenizer, weight))
     if not found:
         raise UsageError("no CLIP is left to guide: give judge_weight or a judge a weight above 0")
     return [Judge(clip, weight, _chapters(request, clip, tokenizer)) for clip, tokenizer, weight in found]
+
+
+def _weighted(option: str, texts: Sequence[str]) -> list[tuple[str, float]]:
+    """Names with their weights, of an option that knows no stops. Raises UsageError where one is given."""
+    found = [split_weights(text) for text in texts]
+    for name, weight, stop in found:
+        if stop is not None:
+            raise UsageError(f"{option} takes no stop: write {name}:{weight:g}, not {name}:{weight:g}:{stop:g}")
+    return [(name, weight) for name, weight, _ in found]
 
 
 def _chapters(request: Request, clip: CLIP, tokenizer: Tokenizer) -> tuple[Targets, ...]:
@@ -185,7 +193,7 @@ def _chapters(request: Request, clip: CLIP, tokenizer: Tokenizer) -> tuple[Targe
     if o.image_prompt:
         files, weights, stops = zip(*map(split_weights, o.image_prompt), strict=True)
         seen = clip.encode_image(stack([decode_image(file) for file in files], clip.image_size).to(device))
-        limits = [-torch.inf if stop is None else stop for stop in stops]
+        limits = [NONE if stop is None else stop for stop in stops]
         always.append(Targets(seen, torch.tensor(weights, device=device), torch.tensor(limits, device=device)))
     prompts = [parse_prompt(text).parts for text in (request.prompt, *o.story)]
     return tuple(join_targets([text_targets(parts, o, embed).to(device), *always]) for parts in prompts)

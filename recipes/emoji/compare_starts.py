@@ -82,7 +82,6 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--options", default="{}", help="options of guidance, as JSON")
-    parser.add_argument("--refine", default='{"learning_rate": 0.05, "init_weight": 1.0}', help="those from a sample")
     parser.add_argument("--split", default="test")
     parser.add_argument("--ways", default="random start,sample only,sample + refine")
     parser.add_argument("--out", type=Path, required=True)
@@ -97,9 +96,7 @@ def main() -> None:
     all_ways: dict[str, Way] = {
         "random start": guided(brush, **options),
         "sample only": sample_only(brush),
-        "sample + refine": guided(
-            brush, init="sample", sampling={"rerank": CANDIDATES}, **options, **json.loads(given.refine)
-        ),
+        "sample + refine": guided(brush, preset="refine", sampling={"rerank": CANDIDATES}, **options),
     }
     ways = {name: all_ways[name] for name in given.ways.split(",")}
     judges = {"own": Scores(given.pack, labels), "second": Scores(given.judge, labels)}

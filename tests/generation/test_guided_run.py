@@ -331,7 +331,7 @@ def test_a_step_shows_its_picture_when_asked(brush: Codebrush) -> None:
         ({"max_memory": "9" * 400}, UsageError, "max_memory must be a size"),
         ({"judge_weight": 0.0}, UsageError, "no CLIP is left"),
         ({"sampling": {"cfg": 3}}, UsageError, "cfg shapes what is sampled"),
-        ({"preset": "nothing"}, UsageError, "preset must be one of notebook"),
+        ({"preset": "nothing"}, UsageError, "preset must be one of notebook, refine"),
         ({"wings": 2}, UsageError, "no option wings"),
         ({"optimizer": "LBFGS"}, UsageError, "optimizer must be one of"),
         ({"n": 0}, UsageError, "n must be"),

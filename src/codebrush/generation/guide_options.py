@@ -214,6 +214,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pad": 0.5, "beyond": "zeros", "flip": 0.5, "turn": 30.0, "shift": 0.2, "perspective": 0.0, "colour": 0.0,
         "shared_affine": True, "antialias": False, "init": "sine", "quantise": False, "clamp": False,
     },
+    # Close to the sample, and views so disturbed that CLIP is hard to please by texture alone: see docs/log.md.
+    "refine": {
+        "steps": 40, "init": "sample", "init_weight": 10.0, "learning_rate": 0.05, "ema": 0.9,
+        "turn": 20.0, "perspective": 0.3, "colour": 0.3, "noise": 0.3,
+    },
 }  # fmt: skip
 
 

@@ -259,6 +259,16 @@ def test_a_plateau_ends_the_run(models: Any) -> None:
     assert "has not fallen" in steps[-1].events[0]
 
 
+def test_a_plateau_waits_for_what_is_still_to_come(models: Any) -> None:
+    clip = models[1]
+    grown, _ = run(task(models, steps=60, patience=5, learning_rate=1e-9, grow=2))
+    assert grown[-1].images().shape[-2:] == SIZE
+    assert 36 <= len(grown) < 45
+    each = task(models, steps=60, patience=5, learning_rate=1e-9)
+    told, _ = run(replace(each, judges=[Judge(clip, 1.0, (targets(clip, seed=1), targets(clip, seed=2)))]))
+    assert 36 <= len(told) < 45
+
+
 def test_moves_carry_the_picture(models: Any) -> None:
     each = task(models, steps=4, move_every=2, pan="8,0", zoom=1.2, roll=5.0, learning_rate=1e-12, clamp=False)
     guidance = Guidance(each, MemoryPlan(8))

@@ -160,13 +160,16 @@ class Guidance:
         o, state = self.options, self.state
         while state.step < o.steps and not state.finished:
             self._grow()
-            losses = self._gradient_in_memory()
+            losses, chapter = self._gradient_in_memory(), self._chapter()
             self.settled = False
             self.optimizer.step()
             self._after_step()
             state.step += 1
             self._move()
-            state.finished = self._plateau(losses["loss"])
+            if self._chapter() != chapter:
+                self._forget_losses()
+            else:
+                state.finished = self._plateau(losses["loss"])
             self.settled = True
             last = state.finished or state.step == o.steps
             shown = last or bool(o.show_every and state.step % o.show_every == 0)
@@ -185,15 +188,9 @@ class Guidance:
             value = state.mean / (1 - self.options.ema**state.mean_steps)
         return self.latent.read(value)
 
-    @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
-        """Latents (B, d, h, w) -> pictures (B, 3, H, W) float32, unclamped.
-
-        Decoded in float32, but where memory is short in the precision of the steps.
-        """
-        short = self.plan.decode.checkpoint or self.plan.decode.tile
-        with autocast(self.options.precision if short else "float32", self.device):
-            return decode(self.task.vqgan, latent, self.plan.decode).float()
+        """See `decode_to_show`."""
+        return decode_to_show(self.task.vqgan, latent, self.plan, self.options)
 
     def _gradient_in_memory(self) -> dict[str, float]:
         """`gradient` at this step's learning rate, with fewer views at once each time that the memory runs out."""
@@ -271,8 +268,11 @@ class Guidance:
         ]
         return join_views(drawn)
 
+    def _chapters(self) -> int:
+        return max(len(judge.chapters) for judge in self.task.judges)
+
     def _chapter(self) -> int:
-        chapters = max(len(judge.chapters) for judge in self.task.judges)
+        chapters = self._chapters()
         each = self.options.story_every or -(-self.options.steps // chapters)
         return min(self.state.step // max(each, 1), chapters - 1)
 
@@ -303,6 +303,8 @@ class Guidance:
             state.best, state.best_step = state.smooth, state.step
         if not o.patience or state.step - state.best_step < o.patience:
             return False
+        if state.stage < len(self.sizes) - 1 or self._chapter() < self._chapters() - 1:
+            return False  # what is still to come has not had its turn
         self.events.append(f"the loss has not fallen by {o.min_delta:g} for {o.patience} steps")
         return True
 
@@ -330,11 +332,14 @@ class Guidance:
         self._restart(value)
 
     def _restart(self, value: Tensor) -> None:
-        state = self.state
-        state.value, state.mean, state.mean_steps = value, None, 0
-        state.smooth = state.best = math.inf
-        state.best_step = state.step
+        self.state.value, self.state.mean, self.state.mean_steps = value, None, 0
+        self._forget_losses()
         self.optimizer = self._make_optimizer()
+
+    def _forget_losses(self) -> None:
+        """Those of another stage, chapter or view do not say whether this one still improves."""
+        self.state.smooth = self.state.best = math.inf
+        self.state.best_step = self.state.step
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         self.state.value = self.state.value.detach().clone().requires_grad_()
@@ -356,6 +361,17 @@ class Guidance:
         self.events.append(f"memory ran out: micro-batch {before} -> {before // 2}")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+@torch.no_grad()
+def decode_to_show(vqgan: VQGAN, latent: Tensor, plan: MemoryPlan, options: GuideOptions) -> Tensor:
+    """Latents (B, d, h, w) -> pictures (B, 3, H, W) float32, unclamped.
+
+    Decoded in float32, but where memory is short in the precision of the steps.
+    """
+    short = plan.decode.checkpoint or plan.decode.tile
+    with autocast(options.precision if short else "float32", latent.device):
+        return decode(vqgan, latent, plan.decode).float()
 
 
 def rate_factor(step: int, options: GuideOptions) -> float:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from codebrush.data.images import decode_image, read_manifest, save_png, stack, to_pil
 from codebrush.errors import CodebrushError, PackError, UsageError
-from codebrush.generation.guidance import Guidance, MemoryPlan, State, Step
+from codebrush.generation.guidance import Guidance, MemoryPlan, State, Step, decode_to_show
 from codebrush.generation.guided_task import Models, Request, check_files, make_task, picture_size, prompt_parts
 from codebrush.generation.memory import plan_memory
 from codebrush.generation.reranking import best_first, clip_scores
@@ -135,7 +135,7 @@ class GuidedRun:
 
     def _frames(self, index: int, between: int) -> Iterator[Any]:
         assert self.folder is not None
-        decode = Guidance(self._task(range(index, index + 1)), self._plan or MemoryPlan(1)).decode
+        plan, options = self._plan or MemoryPlan(1), self.request.options
         files = sorted((self.folder / "latents").glob(f"*_{index:02d}.safetensors"))
         latents = [load_file(file)["latent"] for file in files]
         for number, latent in enumerate(latents):
@@ -143,7 +143,7 @@ class GuidedRun:
             alike = len(pair) == 2 and pair[0].shape == pair[1].shape  # not across a stage of growth
             part = interpolate_latents(torch.stack(pair), between)[:-1] if alike else latent[None]
             for frame in part.to(self.models.device):
-                image = to_pil(decode(frame[None])[0])
+                image = to_pil(decode_to_show(self.models.vqgan, frame[None], plan, options)[0])
                 yield image if image.size == self._size else image.resize(self._size)
 
     @property
@@ -151,12 +151,9 @@ class GuidedRun:
         height, width = picture_size(self.request, self.models)
         return width, height
 
-    def _task(self, pictures: range) -> Any:
-        return make_task(self.request, self.models, pictures)
-
     def _guide(self, group: int) -> Generator[Step]:
         pictures = self.groups[group]
-        task = self._task(pictures)
+        task = make_task(self.request, self.models, pictures)
         if self._plan is None:
             self._plan = plan_memory(task)
         guidance = Guidance(task, self._plan, self._state)

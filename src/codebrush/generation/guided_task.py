@@ -91,6 +91,7 @@ def with_files(request: Request) -> Request:
         return str(Path(name).absolute()) + text[len(name) :]
 
     changes: dict[str, Any] = {"image_prompt": tuple(map(place, o.image_prompt)), "target": tuple(map(place, o.target))}
+    changes["judge"] = tuple(place(text) if Path(split_weights(text)[0]).is_dir() else text for text in o.judge)
     if o.mask:
         changes["mask"] = place(o.mask)
     if o.init not in STARTS:

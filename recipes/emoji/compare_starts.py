@@ -58,7 +58,7 @@ def guided(brush: Codebrush, **options: Any) -> Way:
 
 
 class Scores:
-    """One CLIP's opinion: the cosine with the prompt, and whether the prompt is the best of the split's labels, at most 100."""
+    """One CLIP's opinion: the cosine with the prompt, and whether that is the best of the labels, at most 100."""
 
     def __init__(self, source: str, labels: list[str]):
         self.clip, self.tokenizer = open_clip(source)

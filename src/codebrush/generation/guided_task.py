@@ -78,7 +78,7 @@ def named_files(options: GuideOptions) -> list[str]:
     files = [split_weights(text)[0] for text in (*options.image_prompt, *options.target)]
     files += [options.mask] if options.mask else []
     files += [options.init] if options.init not in STARTS else []
-    files += [options.palette] if options.palette and not options.palette.startswith("#") else []
+    files += [options.palette] if options.palette and Path(options.palette).is_absolute() else []
     return list(dict.fromkeys(files))
 
 
@@ -93,11 +93,11 @@ def with_files(request: Request) -> Request:
     changes: dict[str, Any] = {"image_prompt": tuple(map(place, o.image_prompt)), "target": tuple(map(place, o.target))}
     changes["judge"] = tuple(place(text) if Path(split_weights(text)[0]).is_dir() else text for text in o.judge)
     if o.mask:
-        changes["mask"] = place(o.mask)
+        changes["mask"] = str(Path(o.mask).absolute())
     if o.init not in STARTS:
         changes["init"] = str(_start_file(o.init))
-    if o.palette and not o.palette.startswith("#"):
-        changes["palette"] = place(o.palette)
+    if o.palette and Path(o.palette).is_file():
+        changes["palette"] = str(Path(o.palette).absolute())
     options = replace(o, **changes)
     return replace(request, options=options, files={name: _digest(name) for name in named_files(options)})
 
@@ -209,5 +209,6 @@ def _mask(file: str, side: str, size: tuple[int, int], models: Models) -> Tensor
     white = (to_tensor(image)[:1] >= 0.5).float()[None].to(models.device)  # (1, 1, H, W)
     mask = white if side == "inside" else 1 - white
     if not mask.any():
-        raise CodebrushError(f"the mask {file} leaves nothing to guide: make the part that is to change white")
+        colour = "white" if side == "inside" else "black"
+        raise CodebrushError(f"the mask {file} leaves nothing to guide: make the part that is to change {colour}")
     return mask

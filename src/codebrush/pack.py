@@ -170,11 +170,16 @@ def open_clip(source: str | Path) -> tuple[CLIP, Tokenizer]:
 
     Raises PackError where there is no such pack or folder, or it is damaged.
     """
+    folder = clip_folder(source)
+    return _guarded(folder, CLIP.from_pretrained, folder), _guarded(folder, Tokenizer.from_pretrained, folder)
+
+
+def clip_folder(source: str | Path) -> Path:
+    """Where the CLIP of a pack lies; a folder that holds nothing but one is its own answer."""
     folder = Path(source)
     if local_pack(source) == folder and not (folder / PACK_FILE).exists() and (folder / CONFIG_FILE).exists():
-        return _guarded(folder, CLIP.from_pretrained, folder), _guarded(folder, Tokenizer.from_pretrained, folder)
-    pack = open_pack(source)
-    return pack.clip, pack.tokenizer
+        return folder
+    return open_pack(source).member("clip")
 
 
 def write_pack(

@@ -76,6 +76,15 @@ def test_a_picture_is_drawn_again_from_its_manifest(brush: Codebrush, tmp_path: 
         brush.replay(run.results[0].manifest)
 
 
+def test_another_judge_under_the_same_name_is_told(brush: Codebrush, tmp_path: Path) -> None:
+    judge = write_micro_pack(tmp_path / "judge", seed=4)
+    run = finish(brush.guide("a dog", judge=f"{judge}:0.5", **QUICK))
+    assert brush.replay(run.results[0].manifest).image.tobytes() == run.results[0].image.tobytes()
+    write_micro_pack(judge, seed=5)
+    with pytest.raises(ImageError, match=r"model\.safetensors has changed"):
+        brush.replay(run.results[0].manifest)
+
+
 def test_generate_guides(brush: Codebrush) -> None:
     calls: list[tuple[int, int]] = []
     results = brush.generate(
@@ -326,7 +335,7 @@ def test_a_step_shows_its_picture_when_asked(brush: Codebrush) -> None:
         ({"init": "nowhere.png"}, UsageError, "init must be one of random.*or a file"),
         ({"mask": "nowhere.png"}, ImageError, "nowhere.png: cannot be read"),
         ({"judge": "nowhere"}, PackError, "nowhere"),
-        ({"judge": "nowhere:1:0.5"}, UsageError, "judge takes no stop: write nowhere:1"),
+        ({"judge": "emoji:1:0.5"}, UsageError, "judge takes no stop: write emoji:1"),
         ({"max_memory": "0"}, UsageError, "max_memory must be a size"),
         ({"max_memory": "9" * 400}, UsageError, "max_memory must be a size"),
         ({"judge_weight": 0.0}, UsageError, "no CLIP is left"),

@@ -16,8 +16,9 @@ from codebrush.generation.guide_options import STARTS, GuideOptions, parse_size
 from codebrush.generation.objectives import NONE, Targets, join_targets, noise_targets, split_weights, text_targets
 from codebrush.generation.starts import cover, start_latent
 from codebrush.models.clip import CLIP
+from codebrush.models.pretrained import WEIGHTS_FILE
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack import open_clip
+from codebrush.pack import clip_folder, open_clip
 from codebrush.text.prompts import WeightedText, parse_prompt
 from codebrush.text.tokenizer import Tokenizer
 
@@ -74,8 +75,9 @@ class Models:
 
 
 def named_files(options: GuideOptions) -> list[str]:
-    """The files that the options name, each once."""
-    files = [split_weights(text)[0] for text in (*options.image_prompt, *options.target)]
+    """The files that the options name, each once; of a judge, its weights."""
+    files = [str(clip_folder(split_weights(text)[0]) / WEIGHTS_FILE) for text in options.judge]
+    files += [split_weights(text)[0] for text in (*options.image_prompt, *options.target)]
     files += [options.mask] if options.mask else []
     files += [options.init] if options.init not in STARTS else []
     files += [options.palette] if options.palette and Path(options.palette).is_absolute() else []

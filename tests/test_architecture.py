@@ -27,9 +27,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": _SOURCES | _TASKS,
     "previews": _SOURCES | _TASKS,
     "serving": _SOURCES | _TASKS | {"pipeline", "previews"},
-    "cli": _SOURCES | _TASKS | {"pipeline", "previews", "serving"},
+    "hub": {"conversion", "pack"},
+    "cli": _SOURCES | _TASKS | {"hub", "pipeline", "previews", "serving"},
     "__main__": {"cli"},
-    "__init__": {"pipeline"},
+    "__init__": {"pipeline", "conversion"},
 }
 # The foundation stays readable and portable because it leans on nothing else; the one adapter is named here.
 MAY_USE = {

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from codebrush import pack as pack_module
 from codebrush.errors import PackError
 from codebrush.models.pretrained import TABLE_DTYPE
-from codebrush.pack import Pack, encode_condition, open_pack, text_condition
+from codebrush.pack import Pack, encode_condition, installed_packs, open_pack, text_condition
 from packs import CONTEXT, WIDTH, micro_clip, micro_tokenizer, micro_transformer, write_micro_pack
 
 
@@ -98,7 +98,8 @@ DAMAGE = [
     (change_info(image_size="big"), "'image_size' must be a number"),
     (change_info(image_size=0), "'image_size' must be positive"),
     (change_info(members=["clip"]), "'members' must be an object"),
-    (change_info(members={"clip": "clip", "vqgan": "vqgan"}), "does not say where the transformer is"),
+    (change_info(members={"clip": "clip", "transformer": "transformer"}), "does not say where the vqgan is"),
+    (change_info(members={"clip": "clip", "vqgan": "vqgan", "transformer": 3}), "not say where the transformer is"),
     (change_info(members={"clip": "clip", "vqgan": "vq", "transformer": "transformer"}), "config.json is mis"),
     (change_info(defaults=[3]), "'defaults' must be an object"),
     (lambda folder: (folder / "vqgan" / "config.json").unlink(), "vqgan/config.json is missing"),
@@ -130,6 +131,31 @@ def test_damage_is_one_line_that_names_it(pack: Path, damage: Callable[[Path], o
         use_all(open_pack(pack))
     assert "\n" not in str(caught.value)
     assert str(pack) in str(caught.value) or "no field" in str(caught.value)
+
+
+def test_a_pack_of_members_that_lie_elsewhere_may_have_no_transformer(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setenv("CODEBRUSH_HOME", str(home))
+    for member in ("clip", "vqgan"):
+        shutil.copytree(pack / member, home / "models" / f"some-{member}")
+    folder = home / "packs" / "together"
+    folder.mkdir(parents=True)
+    members = {"clip": "../../models/some-clip", "vqgan": "../../models/some-vqgan"}
+    info = {"format": 1, "name": "together", "image_size": 32, "members": members}
+    (folder / "pack.json").write_text(json.dumps(info))
+    assert installed_packs() == ["together"]
+    found = open_pack("together")
+    assert found.clip.image_size == 32
+    assert found.vqgan.factor == 4
+    assert not found.has_transformer
+    assert found.hash != Pack(pack).hash
+    with pytest.raises(PackError, match="'together' has no code transformer: use --method guide"):
+        _ = found.transformer
+    change_json(folder / "pack.json", image_size=30)
+    with pytest.raises(PackError, match="4 pixels a code, but the pictures are 30 wide"):
+        open_pack("together")
 
 
 def test_a_tokenizer_must_fit_its_clip(pack: Path) -> None:

@@ -49,7 +49,8 @@ def surface(command: Any, name: str = "codebrush") -> dict[str, list[str]]:
 
 
 def test_public_names():
-    assert sorted(codebrush.__all__) == ["Codebrush", "CodebrushError", "__version__"]
+    loaders = ["load_clip", "load_code_transformer", "load_vqgan"]
+    assert sorted(codebrush.__all__) == ["Codebrush", "CodebrushError", "__version__", *loaders]
     for name in codebrush.__all__:
         assert getattr(codebrush, name) is not None
     assert set(codebrush.__all__) <= set(dir(codebrush))

@@ -8,6 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from codebrush.conversion.load import load_clip as load_clip
+    from codebrush.conversion.load import load_code_transformer as load_code_transformer
+    from codebrush.conversion.load import load_vqgan as load_vqgan
     from codebrush.errors import CodebrushError as CodebrushError
     from codebrush.pipeline import Codebrush as Codebrush
 
@@ -16,9 +19,12 @@ __version__ = "0.1.0"
 _HOME = {
     "Codebrush": "codebrush.pipeline",
     "CodebrushError": "codebrush.errors",
+    "load_clip": "codebrush.conversion.load",
+    "load_code_transformer": "codebrush.conversion.load",
+    "load_vqgan": "codebrush.conversion.load",
 }
 
-__all__ = ["Codebrush", "CodebrushError", "__version__"]
+__all__ = ["Codebrush", "CodebrushError", "__version__", "load_clip", "load_code_transformer", "load_vqgan"]
 
 
 def __getattr__(name: str) -> Any:

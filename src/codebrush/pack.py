@@ -4,6 +4,9 @@ mypack/pack.json      name, version, licence, image size, provenance, and the fo
 mypack/clip/          config.json, model.safetensors, tokenizer.json, tokenizer_config.json
 mypack/vqgan/         config.json, model.safetensors
 mypack/transformer/   config.json, model.safetensors
+
+A member may lie elsewhere, as those of the packs of published models do. Without a code transformer pictures come from
+guidance alone.
 """
 
 import hashlib
@@ -31,6 +34,8 @@ BUILT_IN = Path(__file__).parent / "packs"
 PACK_FILE = "pack.json"
 FORMAT = 1
 MEMBERS = ("clip", "transformer", "vqgan")
+NEEDED = ("clip", "vqgan")  # by every pack
+HOME_VARIABLE = "CODEBRUSH_HOME"
 HASHED_FILES = (CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json", "tokenizer_config.json")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 T = TypeVar("T")
@@ -72,9 +77,16 @@ class Pack:
         place = self.member("vqgan")
         return _guarded(place, VQGAN.from_pretrained, place)
 
+    @property
+    def has_transformer(self) -> bool:
+        """Whether this pack can draw from a prompt without guidance."""
+        return "transformer" in self.info["members"]
+
     @cached_property
     def transformer(self) -> CodeTransformer:
-        """Writes codes from text."""
+        """Writes codes from text. A pack that has none raises PackError."""
+        if not self.has_transformer:
+            raise PackError(f"the pack '{self.name}' has no code transformer: use --method guide, with --init random")
         place = self.member("transformer")
         return _guarded(place, CodeTransformer.from_pretrained, place)
 
@@ -95,7 +107,7 @@ class Pack:
     def hash(self) -> str:
         """sha256 (hex) over the members' configs, weights and vocabulary; pack.json does not count."""
         digest = hashlib.sha256()
-        for name in MEMBERS:
+        for name in self._members():
             for file in HASHED_FILES:
                 path = self.member(name) / file
                 if not path.is_file():
@@ -107,15 +119,26 @@ class Pack:
                 digest.update(f"{name}/{file} {content}\n".encode())
         return digest.hexdigest()
 
+    def _members(self) -> list[str]:
+        return [name for name in MEMBERS if name in self.info["members"]]
+
     def _check_fit(self) -> None:
         clip = read_config(CLIPConfig, self.member("clip"))
         vqgan = read_config(VQGANConfig, self.member("vqgan"))
+        if clip.image.embed_dim != clip.text.embed_dim:
+            texts, pictures = clip.text.embed_dim, clip.image.embed_dim
+            self._misfit(f"CLIP's texts are {texts} wide", f"CLIP's pictures are {pictures} wide")
+        if self.image_size % vqgan.factor:
+            self._misfit(f"VQGAN has {vqgan.factor} pixels a code", f"pictures are {self.image_size} wide")
+        if self.has_transformer:
+            self._check_transformer(clip, vqgan)
+
+    def _check_transformer(self, clip: CLIPConfig, vqgan: VQGANConfig) -> None:
         transformer = read_config(CodeTransformerConfig, self.member("transformer"))
         if transformer.codebook_size != vqgan.codebook_size:
             self._misfit(f"transformer writes {transformer.codebook_size} codes", f"VQGAN has {vqgan.codebook_size}")
-        side = vqgan.factor
-        grid = tuple(transformer.grid)
-        if grid != (self.image_size // side,) * 2 or self.image_size % side:
+        side, grid = vqgan.factor, tuple(transformer.grid)
+        if grid != (self.image_size // side,) * 2:
             self._misfit(
                 f"transformer draws a grid of {grid[0]} x {grid[1]} codes",
                 f"VQGAN has {side} x {side} pixels a code and pictures are {self.image_size} wide",
@@ -129,8 +152,6 @@ class Pack:
         embedding, width = transformer.text_embedding, clip.text.embed_dim
         if embedding not in (0, width):
             self._misfit(f"transformer reads embeddings {embedding} wide", f"CLIP makes them {width} wide")
-        if clip.image.embed_dim != width:
-            self._misfit(f"CLIP's texts are {width} wide", f"CLIP's pictures are {clip.image.embed_dim} wide")
 
     def _misfit(self, one: str, other: str) -> None:
         raise PackError(f"{self.folder}: its members do not fit together: the {one}, but the {other}")
@@ -141,8 +162,22 @@ def built_in_packs() -> list[str]:
     return sorted(path.parent.name for path in BUILT_IN.glob(f"*/{PACK_FILE}"))
 
 
+def home() -> Path:
+    """Where downloaded models and packs lie: $CODEBRUSH_HOME, else codebrush in the user's cache folder."""
+    if named := os.environ.get(HOME_VARIABLE):
+        return Path(named).expanduser()
+    caches = os.environ.get("XDG_CACHE_HOME")
+    return (Path(caches) if caches else Path.home() / ".cache") / "codebrush"
+
+
+def installed_packs() -> list[str]:
+    """Names of the packs of published models that `codebrush packs download` has put together here."""
+    return sorted(path.parent.name for path in (home() / "packs").glob(f"*/{PACK_FILE}"))
+
+
 def open_pack(source: str | Path) -> Pack:
-    """The pack called `source`: a built-in name, else a folder, else a hub id (owner/name), which is fetched.
+    """The pack called `source`: a built-in or downloaded name, else a folder, else a hub id (owner/name), which is
+    fetched.
 
     A folder that bears a built-in name is reached as ./name. With HF_HUB_OFFLINE=1 the hub's local cache
     alone is read. Raises PackError where there is no such pack, or it is damaged.
@@ -155,13 +190,18 @@ def open_pack(source: str | Path) -> Pack:
         return Pack(_fetch(name), source)
     if "/" in name or os.sep in name:
         raise PackError(f"there is no folder '{name}': check its path, or use a built-in pack ({_names()})")
-    raise PackError(f"there is no pack '{name}': name a built-in one ({_names()}), a folder, or a hub id (owner/name)")
+    raise PackError(
+        f"there is no pack '{name}': name one that is here ({_names()}), a folder, or a hub id (owner/name); "
+        "codebrush packs list shows what can be downloaded"
+    )
 
 
 def local_pack(source: str | Path) -> Path | None:
     """The folder that `source` names on this machine; None where only the hub could have it."""
     if isinstance(source, str) and source in built_in_packs():
         return BUILT_IN / source
+    if isinstance(source, str) and source in installed_packs():
+        return home() / "packs" / source
     return Path(source) if str(source) and Path(source).exists() else None
 
 
@@ -276,7 +316,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
             raise PackError(f"{path}: its '{field}' must be {called}, not {info.get(field)!r}")
     if info["image_size"] < 1:
         raise PackError(f"{path}: its 'image_size' must be positive, not {info['image_size']}")
-    for member in MEMBERS:
+    for member in {*NEEDED, *(info["members"].keys() & set(MEMBERS))}:
         if not isinstance(info["members"].get(member), str):
             raise PackError(f"{path}: its 'members' does not say where the {member} is")
     if not isinstance(info.get("defaults", {}), dict):
@@ -296,7 +336,7 @@ def _guarded(place: Path, read: Callable[..., T], *arguments: Any) -> T:
 
 
 def _names() -> str:
-    return ", ".join(built_in_packs()) or "none"
+    return ", ".join([*built_in_packs(), *installed_packs()]) or "none"
 
 
 def _fetch(name: str) -> Path:

@@ -15,6 +15,7 @@ from codebrush.models.attention import (
     rotary_angles,
     rotary_angles_2d,
     rotate,
+    rotations,
 )
 
 WIDTH, HEADS = 16, 2
@@ -29,7 +30,8 @@ def naive_attention(attention: Attention, x: Tensor, causal: bool, mask: Tensor 
         for head in range(attention.heads):
             part = slice(head * size, (head + 1) * size)
             for i in range(x.shape[1]):
-                seen = [j for j in range(x.shape[1]) if (j <= i or not causal) and (mask is None or bool(mask[row, j]))]
+                open_to = [j for j in range(x.shape[1]) if mask is None or bool(mask[row, j]) or (causal and j == i)]
+                seen = [j for j in open_to if j <= i or not causal]
                 scores = torch.stack([q[row, i, part] @ k[row, j, part] for j in seen]) / math.sqrt(size)
                 y[row, i, part] = sum(w * v[row, j, part] for w, j in zip(scores.softmax(0), seen, strict=True))
     return attention.out(y)
@@ -37,7 +39,7 @@ def naive_attention(attention: Attention, x: Tensor, causal: bool, mask: Tensor 
 
 def turned(x: Tensor, angles: Tensor) -> Tensor:
     """One vector (head_width,) turned by angles (1, head_width / 2)."""
-    return rotate(x[None, None, None], angles)[0, 0, 0]
+    return rotate(x[None, None, None], rotations(angles))[0, 0, 0]
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -128,11 +130,11 @@ def test_rotation_is_the_complex_product_of_neighbouring_pairs() -> None:
     speeds = torch.tensor([10_000.0 ** (-2 * i / 8) for i in range(4)])  # theta_i of RoFormer, equation 15
     turns = torch.polar(torch.ones(5, 4), positions[:, None] * speeds)
     expected = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (4, 2))) * turns).flatten(-2)
-    found = rotate(x, rotary_angles(positions, 8))
+    found = rotate(x, rotations(rotary_angles(positions, 8)))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(found[:, :, 0], x[:, :, 0])
     torch.testing.assert_close(found.norm(dim=-1), x.norm(dim=-1))
-    assert rotate(x.bfloat16(), rotary_angles(positions, 8)).dtype == torch.bfloat16
+    assert rotate(x.bfloat16(), rotations(rotary_angles(positions, 8))).dtype == torch.bfloat16
 
 
 def test_the_first_half_of_a_head_turns_with_the_row_and_the_rest_with_the_column() -> None:

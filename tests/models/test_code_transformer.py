@@ -16,13 +16,14 @@ from codebrush.models.code_transformer import (
 )
 
 K, GRID, N, TEXT = 20, (2, 3), 6, 5
-NAMES = ("text_features", "text_embedding", "image_embedding", "source_codes")
+NAMES = ("text_features", "text_embedding", "image_embedding", "source_codes", "labels")
 SIZES: dict[str, Any] = {
     "text_features": 7,
     "text_length": TEXT,
     "text_embedding": 4,
     "image_embedding": 3,
     "source_codes": True,
+    "labels": 6,
 }
 
 
@@ -46,6 +47,7 @@ def full_condition(batch: int, seed: int = 1) -> Condition:
         text_embedding=torch.randn(batch, 4, generator=numbers),
         image_embedding=torch.randn(batch, 3, generator=numbers),
         source_codes=torch.randint(0, K, (batch, *GRID), generator=numbers),
+        labels=torch.randint(0, 6, (batch,), generator=numbers),
     )
 
 
@@ -66,11 +68,11 @@ def differs(found: Tensor, expected: Tensor) -> bool:
     return bool((found - expected).abs().max() > 1e-3)
 
 
-@pytest.mark.parametrize("present", list(product([False, True], repeat=4)))
+@pytest.mark.parametrize("present", list(product([False, True], repeat=5)))
 def test_prefix_and_logits_for_every_combination_of_conditions(present: tuple[bool, ...]) -> None:
     absent = {name: type(SIZES[name])(0) for name, here in zip(NAMES, present, strict=True) if not here}
     model, condition = network(**absent), full_condition(2)
-    lengths = dict(zip(NAMES, (TEXT, 1, 1, N), strict=True))
+    lengths = dict(zip(NAMES, (TEXT, 1, 1, N, 1), strict=True))
     expected = 1 + sum(lengths[name] for name, here in zip(NAMES, present, strict=True) if here)
     assert model.config.prefix_length == expected
     assert sorted(model.nulls) == sorted(set(NAMES) - set(absent))
@@ -86,7 +88,7 @@ def test_an_absent_condition_is_its_null_and_a_present_one_is_not() -> None:
     model, condition = network(), full_condition(2)
     slots = {}
     start = 0
-    for name, length in zip(NAMES, (TEXT, 1, 1, N), strict=True):
+    for name, length in zip(NAMES, (TEXT, 1, 1, N, 1), strict=True):
         slots[name] = slice(start, start + length)
         start += length
     nulls = torch.cat([model.nulls[name] for name in NAMES]) + model.prefix_positions[:-1]
@@ -271,7 +273,7 @@ def test_a_network_comes_back_exactly(tmp_path: Any) -> None:
     loaded = CodeTransformer.from_pretrained(tmp_path)
     assert loaded.config == model.config
     assert torch.equal(loaded(codes, condition), model(codes, condition))
-    assert "angles" not in loaded.state_dict()
+    assert "turns" not in loaded.state_dict()
 
 
 def test_a_gradient_reaches_every_weight() -> None:

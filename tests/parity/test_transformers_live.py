@@ -1,107 +1,77 @@
-"""Our CLIP towers against those of transformers, with the same random weights."""
+"""CLIPs and SigLIPs that transformers saves, of sizes and weights drawn afresh: read here they give the same numbers,
+and transformers opens what is written back."""
 
-from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from codebrush.models.clip import CLIP, CLIPConfig
-from codebrush.models.image_encoder import VisionTransformerConfig
-from codebrush.models.text_encoder import TextTransformerConfig
+from codebrush.conversion.convert import convert
+from codebrush.conversion.load import load_clip
+from golden import close
 
 transformers = pytest.importorskip("transformers")
 
-END = 60
-IMAGE = VisionTransformerConfig(32, 8, 24, 2, 3, 20, activation="quick_gelu")
-TEXT = TextTransformerConfig(64, 12, 32, 3, 4, 20, end_id=END, activation="quick_gelu")
+END = 60  # of 64 tokens
 
 
-def reference(eos_token_id: int) -> Any:
-    """A CLIPModel of the sizes above with no weight left at its default."""
-    sizes = {"hidden_act": "quick_gelu", "projection_dim": 20}
-    text = {"vocab_size": 64, "max_position_embeddings": 12, "eos_token_id": eos_token_id, "pad_token_id": 0}
-    config = transformers.CLIPConfig(
-        text_config={
-            "hidden_size": 32,
-            "intermediate_size": 128,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            **text,
-            **sizes,
-        },
-        vision_config={
-            "hidden_size": 24,
-            "intermediate_size": 96,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 3,
-            "image_size": 32,
-            "patch_size": 8,
-            **sizes,
-        },
-        projection_dim=20,
-    )
-    model = transformers.CLIPModel(config).eval()
+@st.composite
+def towers(draw: Any, activations: tuple[str, ...]) -> dict[str, Any]:
+    """Sizes of both towers, and a seed for the weights."""
+    heads = draw(st.integers(1, 4))
+    return {
+        "seed": draw(st.integers(0, 2**31)),
+        "activation": draw(st.sampled_from(activations)),
+        "heads": heads,
+        "vision_width": heads * draw(st.sampled_from((8, 12))),
+        "text_width": heads * draw(st.sampled_from((4, 16))),
+        "inner": draw(st.sampled_from((40, 64, 96))),
+        "layers": draw(st.integers(1, 3)),
+        "patch": draw(st.sampled_from((8, 16))),
+        "context": draw(st.sampled_from((12, 20))),
+        "embed_dim": draw(st.sampled_from((8, 20))),
+    }
+
+
+def reference(sizes: dict[str, Any], kind: str, eos_token_id: int = END, epsilon: float = 1e-5) -> Any:
+    """A model of transformers with no weight left at its default."""
+    both = {
+        "num_hidden_layers": sizes["layers"],
+        "num_attention_heads": sizes["heads"],
+        "intermediate_size": sizes["inner"],
+        "hidden_act": sizes["activation"],
+        "layer_norm_eps": epsilon,
+    }
+    vision = both | {"hidden_size": sizes["vision_width"], "image_size": 32, "patch_size": sizes["patch"]}
+    text = both | {
+        "hidden_size": sizes["text_width"],
+        "vocab_size": 64,
+        "max_position_embeddings": sizes["context"],
+        "eos_token_id": eos_token_id,
+        "bos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    torch.manual_seed(sizes["seed"])
+    if kind == "clip":
+        config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=sizes["embed_dim"])
+        model = transformers.CLIPModel(config).eval()
+    else:
+        text["projection_size"] = sizes["vision_width"]
+        model = transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
 
-def tower(state: Mapping[str, Tensor], theirs: str, mine: str, norm: str, first: str) -> dict[str, Tensor]:
-    """One tower's blocks, norms and position table under our names; `norm` is our last norm, `first` theirs."""
-    moved = {
-        f"{mine}.final_norm": f"{theirs}.{norm}",
-        f"{mine}.position_embedding": f"{theirs}.embeddings.position_embedding.weight",
-    }
-    layers = 1 + max(int(k.split(".")[3]) for k in state if k.startswith(f"{theirs}.encoder.layers."))
-    found = {}
-    for i in range(layers):
-        block, layer = f"{mine}.transformer.blocks.{i}", f"{theirs}.encoder.layers.{i}"
-        moved |= {
-            f"{block}.attention_norm": f"{layer}.layer_norm1",
-            f"{block}.mlp_norm": f"{layer}.layer_norm2",
-            f"{block}.attention.out": f"{layer}.self_attn.out_proj",
-            f"{block}.mlp.up": f"{layer}.mlp.fc1",
-            f"{block}.mlp.down": f"{layer}.mlp.fc2",
-        }
-        for kind in ("weight", "bias"):
-            parts = [state[f"{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
-            found[f"{block}.attention.qkv.{kind}"] = torch.cat(parts)
-    if first:
-        moved[f"{mine}.input_norm"] = f"{theirs}.{first}"
-    for new, old in moved.items():
-        for suffix in ("", ".weight", ".bias"):
-            if old + suffix in state:
-                found[new + suffix] = state[old + suffix]
-    return found
-
-
-def ours(state: Mapping[str, Tensor], pooling: Any) -> CLIP:
-    """The same network in our modules; every weight of theirs has a place, every place of ours a weight."""
-    text = TextTransformerConfig(**{**vars(TEXT), "pooling": pooling})
-    model = CLIP.from_config(CLIPConfig(IMAGE, text)).eval()
-    vision = "vision_model.embeddings"
-    weights = {
-        **tower(state, "vision_model", "image_encoder", "post_layernorm", "pre_layrnorm"),
-        **tower(state, "text_model", "text_encoder", "final_layer_norm", ""),
-        "image_encoder.patch_embedding.weight": state[f"{vision}.patch_embedding.weight"],
-        "image_encoder.class_embedding": state[f"{vision}.class_embedding"],
-        "image_encoder.projection.weight": state["visual_projection.weight"],
-        "text_encoder.token_embedding.weight": state["text_model.embeddings.token_embedding.weight"],
-        "text_encoder.projection.weight": state["text_projection.weight"],
-        "log_scale": state["logit_scale"],
-        "logit_bias": torch.tensor(0.0),
-    }
-    model.load_state_dict(weights)
-    assert sum(tensor.numel() for tensor in weights.values()) - 1 == sum(t.numel() for t in state.values())
-    return model
-
-
-def texts(largest_last: bool) -> Tensor:
+def texts(context: int, largest_last: bool) -> Tensor:
     """Texts of several lengths, each with one end; where it is not the largest id, larger ones stand before."""
-    tokens = torch.zeros(4, 12, dtype=torch.int64)
+    tokens = torch.zeros(4, context, dtype=torch.int64)
     for row, length in enumerate((1, 4, 9, 11)):
         tokens[row, :length] = torch.randint(1, END if largest_last else 64, (length,))
         tokens[row, :length][tokens[row, :length] == END] = 1
@@ -111,21 +81,58 @@ def texts(largest_last: bool) -> Tensor:
     return tokens
 
 
-@pytest.mark.parametrize(("eos_token_id", "pooling"), [(2, "argmax"), (END, "end")])
-def test_clip_equals_transformers(eos_token_id: int, pooling: str) -> None:
-    theirs = reference(eos_token_id)
-    mine, tokens = ours(theirs.state_dict(), pooling), texts(largest_last=pooling == "argmax")
-    pixels = torch.randn(3, 3, 32, 32)
+def check_equal(theirs: Any, folder: Path, tokens: Tensor) -> None:
+    """Embeddings, hidden states and logits, for a batch and for a batch of one."""
+    mine, pixels = load_clip(folder), torch.randn(3, 3, 32, 32)
+    for pictures, rows in ((pixels, tokens), (pixels[:1], tokens[:1])):
+        with torch.no_grad():
+            output = theirs(input_ids=rows, pixel_values=pictures)
+            hidden = theirs.text_model(input_ids=rows).last_hidden_state
+            image, text = mine.image_encoder(pictures), mine.text_encoder(rows)
+            unit = torch.nn.functional.normalize
+            logits = mine.log_scale.exp() * unit(image, dim=1) @ unit(text, dim=1).T + mine.logit_bias
+            close(unit(image, dim=1), output.image_embeds, "images")
+            close(unit(text, dim=1), output.text_embeds, "texts")
+            close(mine.encode_text(rows), output.text_embeds, "unit texts")
+            close(mine.text_encoder.features(rows), hidden, "hidden states of the texts")
+            close(logits, output.logits_per_image, "logits")
+
+
+@given(towers(("quick_gelu", "gelu", "gelu_pytorch_tanh")), st.booleans())
+@settings(max_examples=8, deadline=None)
+def test_clip(sizes: dict[str, Any], legacy: bool) -> None:
+    theirs = reference(sizes, "clip", 2 if legacy else END)
+    with TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        check_equal(theirs, Path(folder), texts(sizes["context"], largest_last=legacy))
+
+
+@given(towers(("gelu_pytorch_tanh", "gelu")))
+@settings(max_examples=8, deadline=None)
+def test_siglip(sizes: dict[str, Any]) -> None:
+    theirs = reference(sizes, "siglip", epsilon=1e-6)
+    with TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        check_equal(theirs, Path(folder), texts(sizes["context"], largest_last=True))
+
+
+@given(towers(("quick_gelu", "gelu")), st.booleans())
+@settings(max_examples=6, deadline=None)
+def test_there_and_back(sizes: dict[str, Any], legacy: bool) -> None:
+    theirs = reference(sizes, "clip", 2 if legacy else END)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        theirs.save_pretrained(folder / "theirs")
+        with pytest.warns(UserWarning, match="no tokenizer"):
+            convert(folder / "theirs", folder / "ours")
+        with pytest.warns(UserWarning, match="no tokenizer"):
+            convert(folder / "ours", folder / "back", to="huggingface")
+        back = transformers.CLIPModel.from_pretrained(folder / "back")
+        processor = transformers.CLIPImageProcessor.from_pretrained(folder / "back")
+    for key, value in theirs.state_dict().items():
+        assert torch.equal(back.state_dict()[key], value), key
+    assert processor.size == {"shortest_edge": 32}
+    tokens, pixels = texts(sizes["context"], largest_last=legacy), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        output = theirs(input_ids=tokens, pixel_values=pixels)
-        hidden = theirs.text_model(input_ids=tokens).last_hidden_state
-        seen = theirs.vision_model(pixel_values=pixels).last_hidden_state
-        image, text = mine.image_encoder(pixels), mine.text_encoder(tokens)
-        unit = torch.nn.functional.normalize
-        logits = mine.log_scale.exp() * unit(image, dim=1) @ unit(text, dim=1).T
-        torch.testing.assert_close(unit(image, dim=1), output.image_embeds, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(unit(text, dim=1), output.text_embeds, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(mine.encode_text(tokens), output.text_embeds, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(mine.text_encoder.features(tokens), hidden, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(mine.image_encoder.features(pixels)[-1], seen, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(logits, output.logits_per_image, atol=1e-4, rtol=1e-5)
+        expected, found = (m(input_ids=tokens, pixel_values=pixels).logits_per_image for m in (theirs, back))
+    assert torch.equal(found, expected)

@@ -23,6 +23,9 @@ COMMANDS = {  # in the order of the help: where each is at home
     "generate": "codebrush.cli.generate",
     "replay": "codebrush.cli.generate",
     "train": "codebrush.cli.train",
+    "blend": "codebrush.cli.blend",
+    "packs": "codebrush.cli.packs",
+    "convert": "codebrush.cli.convert",
     "data": "codebrush.cli.data",
 }
 STOPPED = 130

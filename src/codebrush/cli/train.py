@@ -108,6 +108,11 @@ def _print(report: dict[str, Any], as_json: bool) -> None:
         return
     for stage, figures in report["stages"].items():
         print(f"{stage}: {figures['steps']} steps, {figures['parameters']:,} parameters, {figures['seconds']} s")
+        if "gate" in figures:
+            gate = figures["gate"]
+            print(
+                f"zero-shot top-1 of what must not be forgotten: {gate['before']:.3f} before, {gate['after']:.3f} after"
+            )
     print(f"{report.get('pack') or report['model']} is ready after {report['seconds']} s")
     if "pack" in report:
         print(f'try it: codebrush generate "..." --pack {report["pack"]}')

@@ -55,7 +55,9 @@ def draw_codes(
     terms = [(part, share) for (part, _), share in zip(weighted, shares, strict=True) if share]
     null_share = 1.0 - sum(shares)
     if null_share or not terms:
-        terms.append((Condition(), null_share))
+        # Where padding is hidden from attention, it stays so without the text.
+        mask = weighted[0][0].text_mask if transformer.config.hide_padding else None
+        terms.append((Condition(text_mask=mask), null_share))
     pictures = max(1, MAX_ROWS // len(terms))
     batches = range(0, len(uniforms), pictures)
     steps = len(batches) * transformer.config.code_count
@@ -80,7 +82,7 @@ class _Drawer:
     def __init__(self, transformer: CodeTransformer, terms: WeightedConditions, pictures: slice) -> None:
         self.transformer = transformer
         self.count = pictures.stop - pictures.start
-        device = transformer.start.device
+        device = transformer.device
         self.shares = torch.tensor([share for _, share in terms], device=device)
         prefixes = [_read_prefix(transformer, condition.to(device), pictures) for condition, _ in terms]
         self.cache = _merge([cache for cache, _ in prefixes], self.count)
@@ -107,7 +109,7 @@ def _read_prefix(transformer: CodeTransformer, condition: Condition, pictures: s
     if rows > 1:
         condition, rows = condition.rows(pictures), pictures.stop - pictures.start
     cache = transformer.make_cache()
-    codes = torch.zeros(rows, 0, dtype=torch.int64, device=transformer.start.device)
+    codes = torch.zeros(rows, 0, dtype=torch.int64, device=transformer.device)
     return cache, transformer(codes, condition, cache)[:, -1]
 
 
@@ -125,4 +127,16 @@ def _merge(caches: Sequence[KVCache], pictures: int) -> KVCache:
             parts = [getattr(cache, name)[layer] for cache in caches]
             rows = [part.expand(pictures, -1, -1, -1) if len(part) == 1 else part for part in parts]
             getattr(merged, name)[layer] = torch.cat(rows)
+    merged.mask = _merge_masks(caches, pictures)
     return merged
+
+
+def _merge_masks(caches: Sequence[KVCache], pictures: int) -> Tensor | None:
+    if all(cache.mask is None for cache in caches):
+        return None
+    masks = []
+    for cache in caches:
+        rows = len(next(keys for keys in cache.keys if keys is not None))
+        mask = cache.mask if cache.mask is not None else torch.ones(rows, cache.length, dtype=torch.bool)
+        masks.append(mask.expand(pictures, -1) if len(mask) == 1 else mask)
+    return torch.cat([mask.to(masks[0].device) for mask in masks])

@@ -21,10 +21,15 @@ def rotary_angles_2d(rows: Tensor, columns: Tensor, head_width: int, base: float
     return torch.cat([rotary_angles(rows, half, base), rotary_angles(columns, half, base)], dim=1)
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn each neighbouring pair of `x` (B, heads, N, head_width) by `angles` (N, head_width / 2)."""
+def rotations(angles: Tensor) -> Tensor:
+    """Angles (N, head_width / 2) -> their cosines and sines (2, N, head_width / 2)."""
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn each neighbouring pair of `x` (B, heads, N, head_width) by cosines and sines (2, N, head_width / 2)."""
     pairs = x.float().unflatten(-1, (-1, 2))  # (B, heads, N, head_width / 2, 2)
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = turns
     first = pairs[..., 0] * cos - pairs[..., 1] * sin
     second = pairs[..., 0] * sin + pairs[..., 1] * cos
     return torch.stack([first, second], dim=-1).flatten(-2).to(x.dtype)
@@ -38,6 +43,7 @@ class KVCache:
         self.values: list[Tensor | None] = [None] * layers
         self.length = 0
         self.capacity = 0
+        self.mask: Tensor | None = None  # (B, n) bool: which of the first n tokens may be attended to; None: all
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens in all, so that appending copies nothing."""
@@ -85,24 +91,26 @@ class Attention(nn.Module):
         *,
         causal: bool = False,
         mask: Tensor | None = None,
-        angles: Tensor | None = None,
+        turns: Tensor | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        """`mask` (B, N) is True at tokens that may be attended to; `angles` are this call's rotary angles.
+        """`mask` (B, N) is True at tokens that may be attended to; `turns` are this call's `rotations`.
 
-        With a `cache`, x holds only the new tokens and attention is causal over the old and the new.
+        With a `cache`, x holds only the new tokens, attention is causal over the old and the new, and `mask` covers
+        both. With causal attention every token sees itself, whatever the mask says.
         """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, d)
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
+        if turns is not None:
+            q, k = rotate(q, turns), rotate(k, turns)
         allowed = None if mask is None else mask[:, None, None, :]
         if cache is not None:
             k, v = cache.append(layer, k, v)
-            allowed = None if q.shape[2] == 1 else _causal_tail(q.shape[2], k.shape[2], x.device)
-            causal = False
-        elif causal and allowed is not None:
-            allowed = allowed & _causal_tail(x.shape[1], x.shape[1], x.device)
+            causal = q.shape[2] > 1
+        if causal and (allowed is not None or cache is not None):
+            past = _causal_tail(q.shape[2], k.shape[2], x.device)
+            own = past & ~_causal_tail(q.shape[2], k.shape[2], x.device, before=1)
+            allowed = past if allowed is None else (allowed & past) | own
             causal = False
         y = attend(q, k, v, allowed, causal)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, N, D)
@@ -135,5 +143,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, causal: bool
     return scores.softmax(-1).to(v.dtype) @ v
 
 
-def _causal_tail(queries: int, keys: int, device: torch.device) -> Tensor:
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+def _causal_tail(queries: int, keys: int, device: torch.device, before: int = 0) -> Tensor:
+    """What the last `queries` of `keys` tokens may see: themselves and all before, or what is `before` tokens back."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries - before)

@@ -19,12 +19,17 @@ MAX_LOGIT_SCALE = 100.0  # section 2.5: the temperature is clamped so that logit
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """The two towers and how pixels in [0, 1] are normalised for the image tower."""
+    """The two towers and how pixels in [0, 1] are normalised for the image tower.
+
+    `crop` says that a picture which is not square is cut to its middle (OpenAI); otherwise it is squeezed whole
+    (SigLIP).
+    """
 
     image: ImageEncoderConfig
     text: TextEncoderConfig
     image_mean: tuple[float, ...] = OPENAI_MEAN
     image_std: tuple[float, ...] = OPENAI_STD
+    crop: bool = True
 
 
 class CLIPOutput(NamedTuple):

@@ -7,11 +7,13 @@ also what classifier-free guidance compares with (Ho and Salimans 2022).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebrush.models.attention import KVCache, rotary_angles_2d
+from codebrush.models.attention import KVCache, rotary_angles_2d, rotations
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.transformer import Activation, Norm, Transformer, TransformerConfig, make_norm
 
@@ -21,8 +23,15 @@ class CodeTransformerConfig:
     """Sizes. A condition of width 0 does not exist in this network.
 
     `text_features`, `text_embedding`, `image_embedding`: the width of each condition's vectors; `text_length`:
-    how many text tokens the prefix holds; `source_codes`: whether a source picture's codes may stand there.
-    `condition_dropout`: the chance in training that all conditions go, and then of each one by itself.
+    how many text tokens the prefix holds; `source_codes`: whether a source picture's codes may stand there;
+    `labels`: the number of classes, one of which may stand there. `condition_dropout`: the chance in training that
+    all conditions go, and then of each one by itself.
+
+    The rest is what published models do otherwise. `text_projection` "mlp" has a hidden layer and no norm (LlamaGen).
+    `hide_padding` keeps padding of the text from being attended to, where otherwise a learned vector takes its place.
+    Without a `start_token` the condition's last vector predicts the first code. `rotary` "silent" counts the grid
+    from 0 and turns queries and keys of the prefix to zero (LlamaGen), "none" turns nothing (Taming). `hidden` is the
+    MLP's inner width; 0 means the usual one.
     """
 
     codebook_size: int
@@ -35,11 +44,17 @@ class CodeTransformerConfig:
     text_embedding: int = 0
     image_embedding: int = 0
     source_codes: bool = False
+    labels: int = 0
     condition_dropout: float = 0.1
     dropout: float = 0.0
     activation: Activation = "swiglu"
     norm: Norm = "rms"
+    hidden: int = 0
     learned_positions: bool = True
+    rotary: Literal["grid", "silent", "none"] = "grid"
+    text_projection: Literal["norm", "mlp"] = "norm"
+    hide_padding: bool = False
+    start_token: bool = True
 
     @property
     def code_count(self) -> int:
@@ -48,10 +63,15 @@ class CodeTransformerConfig:
 
     @property
     def prefix_length(self) -> int:
-        """Vectors in front of the codes; the last one is the start token."""
-        text = self.text_length if self.text_features else 0
-        source = self.code_count if self.source_codes else 0
-        return text + bool(self.text_embedding) + bool(self.image_embedding) + source + 1
+        """Vectors in front of the codes; the last one is the start token where there is one."""
+        return sum(length for _, length in self.conditions) + self.start_token
+
+    @property
+    def conditions(self) -> list[tuple[str, int]]:
+        """Name and length of each condition that this network has, in the order of the prefix."""
+        lengths = {"text_features": self.text_length, "source_codes": self.code_count}
+        names = ("text_features", "text_embedding", "image_embedding", "source_codes", "labels")
+        return [(name, lengths.get(name, 1)) for name in names if getattr(self, name)]
 
 
 @dataclass  # not frozen: Lightning's precision plugins rebuild a forward's arguments field by field
@@ -63,6 +83,7 @@ class Condition:
     text_embedding: Tensor | None = None  # (B, E)
     image_embedding: Tensor | None = None  # (B, E)
     source_codes: Tensor | None = None  # (B, h, w) or (B, N) int64
+    labels: Tensor | None = None  # (B,) int64
 
     def _map(self, change) -> "Condition":
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -85,7 +106,7 @@ class CodeTransformer(PretrainedModel):
     """A decoder-only transformer over a condition prefix and a grid of codes in raster order."""
 
     config_class = CodeTransformerConfig
-    angles: Tensor  # (prefix_length + N, head width / 2)
+    turns: Tensor | None  # (2, prefix_length + N, head width / 2): cosines and sines of the rotary angles
 
     def __init__(self, config: CodeTransformerConfig):
         super().__init__()
@@ -95,39 +116,35 @@ class CodeTransformer(PretrainedModel):
             width,
             config.layers,
             config.heads,
+            hidden=config.hidden,
             activation=config.activation,
             norm=config.norm,
             bias=config.norm == "layer",
             dropout=config.dropout,
         )
         self.code_embedding = nn.Embedding(config.codebook_size, width)
-        self.start = nn.Parameter(torch.randn(1, width) * 0.02)
+        self.start = nn.Parameter(torch.randn(1, width) * 0.02) if config.start_token else None
         self.positions = (
             nn.Parameter(torch.randn(config.code_count, width) * 0.02) if config.learned_positions else None
         )
         self.projections = nn.ModuleDict()
         self.nulls = nn.ParameterDict()
-        for name, length in self._slots():
+        for name, length in config.conditions:
             self.nulls[name] = nn.Parameter(torch.randn(length, width) * 0.02)
             if name != "source_codes":
-                self.projections[name] = nn.Sequential(nn.Linear(getattr(config, name), width), nn.LayerNorm(width))
+                self.projections[name] = _projection(config, name)
         self.prefix_positions = nn.Parameter(torch.randn(config.prefix_length, width) * 0.02)
         self.transformer = Transformer(trunk)
         self.final_norm = make_norm(trunk)
         self.head = nn.Linear(width, config.codebook_size, bias=False)
         nn.init.normal_(self.code_embedding.weight, std=0.02)
         nn.init.normal_(self.head.weight, std=0.02)
-        rows, columns = torch.meshgrid(*(torch.arange(side) for side in config.grid), indexing="ij")
-        codes = rotary_angles_2d(rows.flatten() + 1, columns.flatten() + 1, width // config.heads)
-        unturned = torch.zeros(config.prefix_length, codes.shape[1])  # the prefix sits at the grid's origin
-        self.register_buffer("angles", torch.cat([unturned, codes]), persistent=False)
+        self.register_buffer("turns", _turns(config), persistent=False)
 
-    def _slots(self) -> list[tuple[str, int]]:
-        """Name and length of each condition that this network has, in the order of the prefix."""
-        c = self.config
-        lengths = {"text_features": c.text_length, "source_codes": c.code_count}
-        names = ("text_features", "text_embedding", "image_embedding", "source_codes")
-        return [(name, lengths.get(name, 1)) for name in names if getattr(c, name)]
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.weight.device
 
     def _given(self, name: str, condition: Condition, batch: int) -> tuple[Tensor, Tensor] | None:
         """One condition's vectors (B, L, D) and where they are given (B, L) bool; None when it is absent."""
@@ -136,26 +153,23 @@ class CodeTransformer(PretrainedModel):
             return None
         if name == "source_codes":
             vectors = self.code_embedding(value.flatten(1))  # (B, N, D)
-            return vectors, torch.ones(vectors.shape[:2], dtype=torch.bool, device=value.device)
-        if name != "text_features":
-            return self.projections[name](value).unsqueeze(1), torch.ones(
-                batch, 1, dtype=torch.bool, device=value.device
-            )
-        length = self.config.text_length
-        mask = condition.text_mask
-        if mask is None:
-            mask = torch.ones(value.shape[:2], dtype=torch.bool, device=value.device)
-        value, mask = value[:, :length], mask[:, :length]
-        missing = length - value.shape[1]
-        value = torch.nn.functional.pad(value, (0, 0, 0, missing))
-        return self.projections[name](value), torch.nn.functional.pad(mask, (0, missing))
+        elif name == "text_features":
+            room = self.config.text_length
+            vectors = self.projections[name](_fit(value[:, :room], room, left=self.config.hide_padding))
+            if condition.text_mask is not None and not self.config.hide_padding:
+                return vectors, _fit(condition.text_mask[:, :room], room)
+            present = torch.ones(value.shape[:2], dtype=torch.bool, device=value.device)
+            return vectors, _fit(present[:, :room], room, left=self.config.hide_padding)
+        else:
+            vectors = self.projections[name](value).unsqueeze(1)  # (B, 1, D)
+        return vectors, torch.ones(batch, vectors.shape[1], dtype=torch.bool, device=value.device)
 
     def prefix(self, condition: Condition, batch: int) -> Tensor:
         """The condition as vectors (B, prefix_length, D); in training some conditions are dropped at random."""
-        device, rate = self.start.device, self.config.condition_dropout if self.training else 0.0
+        device, rate = self.device, self.config.condition_dropout if self.training else 0.0
         keep_any = torch.rand(batch, 1, device=device) >= rate
         parts = []
-        for name, _ in self._slots():
+        for name, _ in self.config.conditions:
             null = self.nulls[name].expand(batch, -1, -1)  # (B, L, D)
             given = self._given(name, condition, batch)
             keep = keep_any & (torch.rand(batch, 1, device=device) >= rate)
@@ -164,8 +178,17 @@ class CodeTransformer(PretrainedModel):
                 continue
             vectors, present = given
             parts.append(torch.where((present & keep).unsqueeze(-1), vectors, null.to(vectors.dtype)))
-        parts.append(self.start.expand(batch, 1, -1))
+        if self.start is not None:
+            parts.append(self.start.expand(batch, 1, -1))
         return torch.cat(parts, dim=1) + self.prefix_positions
+
+    def _mask(self, condition: Condition) -> Tensor | None:
+        """Where the prefix may be attended to, (B, prefix_length) bool; None: everywhere."""
+        mask, config = condition.text_mask, self.config
+        if mask is None or not (config.hide_padding and config.text_features):
+            return None
+        mask = _fit(mask.bool(), config.text_length, left=True)  # the text stands first
+        return F.pad(mask, (0, config.prefix_length - config.text_length), value=True)
 
     def forward(self, codes: Tensor, condition: Condition | None = None, cache: KVCache | None = None) -> Tensor:
         """Codes (B, n) int64, n from 0 to N -> logits (B, n + 1, K): what each code, and the next, should be.
@@ -173,19 +196,24 @@ class CodeTransformer(PretrainedModel):
         With a `cache` that has seen the prefix, `codes` are the new ones alone and the logits (B, n, K) are
         those of the codes after each of them.
         """
-        batch = codes.shape[0]
+        batch, condition = codes.shape[0], condition or Condition()
         x = self.code_embedding(codes)  # (B, n, D)
         seen = cache.length if cache is not None else 0
         prefix = self.config.prefix_length
         if self.positions is not None:
             first = max(seen - prefix, 0)
             x = x + self.positions[first : first + codes.shape[1]]
+        mask = self._mask(condition) if not seen else None if cache is None else cache.mask
+        if mask is not None:
+            mask = F.pad(mask, (0, codes.shape[1]), value=True)
         if not seen:
-            x = torch.cat([self.prefix(condition or Condition(), batch).to(x.dtype), x], dim=1)
-        angles = self.angles[seen : seen + x.shape[1]]
-        x = self.transformer(x, causal=True, angles=angles, cache=cache)
+            x = torch.cat([self.prefix(condition, batch).to(x.dtype), x], dim=1)
+        if cache is not None:
+            cache.mask = mask
+        turns = None if self.turns is None else self.turns[:, seen : seen + x.shape[1]]
+        x = self.transformer(x, causal=True, mask=mask, turns=turns, cache=cache)
         if not seen:
-            x = x[:, prefix - 1 :]  # the start token predicts the first code
+            x = x[:, prefix - 1 :]  # the last vector in front of the codes predicts the first
         return self.head(self.final_norm(x))
 
     def make_cache(self) -> KVCache:
@@ -193,6 +221,36 @@ class CodeTransformer(PretrainedModel):
         cache = KVCache(self.config.layers)
         cache.reserve(self.config.prefix_length + self.config.code_count)
         return cache
+
+
+def _projection(config: CodeTransformerConfig, name: str) -> nn.Module:
+    """What takes a condition's vectors, or a label, to the trunk's width."""
+    source, width = getattr(config, name), config.width
+    if name == "labels":
+        return nn.Embedding(source, width)
+    if name == "text_features" and config.text_projection == "mlp":
+        layers = nn.Linear(source, width, bias=False), nn.Linear(width, width, bias=False)
+        return nn.Sequential(layers[0], nn.GELU(approximate="tanh"), layers[1])
+    return nn.Sequential(nn.Linear(source, width), nn.LayerNorm(width))
+
+
+def _turns(config: CodeTransformerConfig) -> Tensor | None:
+    """Cosines and sines for the prefix and the grid, (2, prefix_length + N, head width / 2)."""
+    if config.rotary == "none":
+        return None
+    silent = config.rotary == "silent"
+    rows, columns = torch.meshgrid(*(torch.arange(side) for side in config.grid), indexing="ij")
+    first = 0 if silent else 1  # the prefix sits at the grid's origin
+    angles = rotary_angles_2d(rows.flatten() + first, columns.flatten() + first, config.width // config.heads)
+    unturned = rotations(torch.zeros(config.prefix_length, angles.shape[1]))
+    return torch.cat([unturned * (not silent), rotations(angles)], dim=1)
+
+
+def _fit(x: Tensor, length: int, left: bool = False) -> Tensor:
+    """`x` (B, n, ...) with zeros after it, or on its `left`, up to `length`."""
+    missing = length - x.shape[1]
+    sides = (missing, 0) if left else (0, missing)
+    return F.pad(x, (0, 0) * (x.ndim - 2) + sides)
 
 
 def stack_conditions(conditions: Sequence[Condition]) -> Condition:

@@ -8,12 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebrush.models.transformer import Activation, Transformer, TransformerConfig
+from codebrush.models.transformer import MLP, Activation, Transformer, TransformerConfig, make_norm
 
 
 @dataclass(frozen=True)
 class VisionTransformerConfig:
-    """`pooling`: "class" reads a learned class token, "mean" averages the patches."""
+    """`pooling`: "class" reads a learned class token, "mean" averages the patches, "attention" lets one learned query
+    attend to them (Zhai et al. 2022, appendix B.1, as in SigLIP).
+
+    The rest is what published towers do otherwise. With `class_token` a mean leaves out a class token that the blocks
+    had; `norm_tokens` puts the final norm before the mean and not after; without `projection` the width is E. `hidden`
+    is the MLP's inner width; 0 means four times the width.
+    """
 
     image_size: int
     patch_size: int
@@ -21,9 +27,31 @@ class VisionTransformerConfig:
     layers: int
     heads: int
     embed_dim: int
-    pooling: Literal["class", "mean"] = "class"
+    pooling: Literal["class", "mean", "attention"] = "class"
     activation: Activation = "gelu"
     dropout: float = 0.0
+    hidden: int = 0
+    norm_epsilon: float = 1e-5
+    layer_scale: bool = False
+    class_token: bool = False
+    input_norm: bool = True
+    norm_tokens: bool = False
+    patch_bias: bool = False
+    projection: bool = True
+
+    @property
+    def trunk(self) -> TransformerConfig:
+        """The blocks' sizes."""
+        return TransformerConfig(
+            self.width,
+            self.layers,
+            self.heads,
+            hidden=self.hidden,
+            activation=self.activation,
+            norm_epsilon=self.norm_epsilon,
+            dropout=self.dropout,
+            layer_scale=self.layer_scale,
+        )
 
 
 @dataclass(frozen=True)
@@ -49,17 +77,19 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"image size {config.image_size} is no multiple of patch {config.patch_size}")
         self.config = config
         width, side = config.width, config.image_size // config.patch_size
-        self.patch_embedding = nn.Conv2d(3, width, config.patch_size, config.patch_size, bias=False)
-        extra = 1 if config.pooling == "class" else 0
+        self.patch_embedding = nn.Conv2d(3, width, config.patch_size, config.patch_size, bias=config.patch_bias)
+        extra = int(config.pooling == "class" or config.class_token)
         self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5) if extra else None
         self.position_embedding = nn.Parameter(torch.randn(side**2 + extra, width) * width**-0.5)
-        self.input_norm = nn.LayerNorm(width)
-        self.transformer = Transformer(
-            TransformerConfig(width, config.layers, config.heads, activation=config.activation, dropout=config.dropout)
-        )
-        self.final_norm = nn.LayerNorm(width)
-        self.projection = nn.Linear(width, config.embed_dim, bias=False)
-        nn.init.normal_(self.projection.weight, std=width**-0.5)
+        self.input_norm = make_norm(config.trunk) if config.input_norm else nn.Identity()
+        self.transformer = Transformer(config.trunk)
+        self.final_norm = make_norm(config.trunk)
+        self.pool = QueryPool(config.trunk) if config.pooling == "attention" else None
+        self.projection = nn.Linear(width, config.embed_dim, bias=False) if config.projection else nn.Identity()
+        if isinstance(self.projection, nn.Linear):
+            nn.init.normal_(self.projection.weight, std=width**-0.5)
+        elif config.embed_dim != width:
+            raise ValueError(f"without a projection the embedding is as wide as the tower: {width}")
 
     def _tokens(self, pixels: Tensor) -> Tensor:
         _check_size(pixels, self.config.image_size)
@@ -67,7 +97,7 @@ class VisionTransformer(nn.Module):
         side = self.config.patch_size
         x = pixels.unfold(2, side, side).unfold(3, side, side)  # (B, 3, h, w, patch, patch)
         x = x.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)  # (B, hw, 3 * patch * patch)
-        x = F.linear(x, self.patch_embedding.weight.flatten(1))  # (B, hw, D)
+        x = F.linear(x, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)  # (B, hw, D)
         if self.class_embedding is not None:
             x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)  # (B, 1 + hw, D)
         return self.input_norm(x + self.position_embedding)
@@ -79,8 +109,35 @@ class VisionTransformer(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, E)."""
         x = self._tokens(pixels)
-        pooled = self.transformer.first(x) if self.class_embedding is not None else self.transformer(x).mean(1)
-        return self.projection(self.final_norm(pooled))
+        if self.config.pooling == "class":
+            return self.projection(self.final_norm(self.transformer.first(x)))
+        x = self.transformer(x)[:, int(self.class_embedding is not None) :]  # (B, hw, D)
+        if self.pool is not None:
+            return self.projection(self.pool(self.final_norm(x)))
+        if self.config.norm_tokens:
+            return self.projection(self.final_norm(x).mean(1))
+        return self.projection(self.final_norm(x.mean(1)))
+
+
+class QueryPool(nn.Module):
+    """Attention pooling by one learned query, then an MLP added to it: (B, N, D) -> (B, D)."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.query = nn.Parameter(torch.randn(config.width) * 0.02)
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+        self.norm = make_norm(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = x.shape[-1]
+        q = F.linear(self.query, self.qkv.weight[:width], self.qkv.bias[:width]).expand(len(x), 1, -1)  # (B, 1, D)
+        k, v = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)  # (B, N, D)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q.to(k.dtype), k, v))
+        y = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1))  # (B, D)
+        return y + self.mlp(self.norm(y))
 
 
 class Bottleneck(nn.Module):

@@ -14,13 +14,17 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from codebrush.errors import PackError
-from codebrush.models.transformer import Activation, Transformer, TransformerConfig
+from codebrush.models.transformer import Activation, Transformer, TransformerConfig, make_norm
 
 
 @dataclass(frozen=True)
 class TextTransformerConfig:
-    """`pooling`: "argmax" reads the largest token id (OpenAI's end of text), "end" the first `end_id`, "mean"
-    averages what is not padding. `token_width` 0 means that token vectors are as wide as the trunk."""
+    """`pooling`: "argmax" reads the largest token id (OpenAI's end of text), "end" the first `end_id`, "last" the last
+    position, "mean" averages what is not padding. `token_width` 0 means that token vectors are as wide as the trunk.
+
+    The rest is what published towers do otherwise. Without `mask_padding` a tower that is not causal attends to padding
+    as well (SigLIP). `hidden` is the MLP's inner width; 0 means four times the width.
+    """
 
     vocab_size: int
     context_length: int
@@ -31,10 +35,29 @@ class TextTransformerConfig:
     pad_id: int = 0
     end_id: int = 0
     causal: bool = True
-    pooling: Literal["argmax", "end", "mean"] = "argmax"
+    pooling: Literal["argmax", "end", "last", "mean"] = "argmax"
     activation: Activation = "gelu"
     token_width: int = 0
     dropout: float = 0.0
+    hidden: int = 0
+    norm_epsilon: float = 1e-5
+    layer_scale: bool = False
+    mask_padding: bool = True
+    projection_bias: bool = False
+
+    @property
+    def trunk(self) -> TransformerConfig:
+        """The blocks' sizes."""
+        return TransformerConfig(
+            self.width,
+            self.layers,
+            self.heads,
+            hidden=self.hidden,
+            activation=self.activation,
+            norm_epsilon=self.norm_epsilon,
+            dropout=self.dropout,
+            layer_scale=self.layer_scale,
+        )
 
 
 @dataclass(frozen=True)
@@ -79,17 +102,9 @@ class TextTransformer(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, token_width)
         self.token_projection = nn.Linear(token_width, config.width) if config.token_width else nn.Identity()
         self.position_embedding = nn.Parameter(torch.randn(config.context_length, config.width) * 0.01)
-        self.transformer = Transformer(
-            TransformerConfig(
-                config.width,
-                config.layers,
-                config.heads,
-                activation=config.activation,
-                dropout=config.dropout,
-            )
-        )
-        self.final_norm = nn.LayerNorm(config.width)
-        self.projection = nn.Linear(config.width, config.embed_dim, bias=False)
+        self.transformer = Transformer(config.trunk)
+        self.final_norm = make_norm(config.trunk)
+        self.projection = nn.Linear(config.width, config.embed_dim, bias=config.projection_bias)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.projection.weight, std=config.width**-0.5)
 
@@ -103,13 +118,15 @@ class TextTransformer(nn.Module):
             return tokens.argmax(1)
         if self.config.pooling == "end":
             return (tokens == self.config.end_id).int().argmax(1)
+        if self.config.pooling == "last":
+            return torch.full_like(tokens[:, 0], tokens.shape[1] - 1)
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         return ((tokens != self.config.pad_id) * positions).amax(1)
 
     def _trunk(self, tokens: Tensor) -> Tensor:
         x = self.token_projection(self.token_embedding(tokens))  # (B, T, D)
         x = x + self.position_embedding[: tokens.shape[1]]
-        mask = None if self.config.causal else tokens != self.config.pad_id
+        mask = None if self.config.causal or not self.config.mask_padding else tokens != self.config.pad_id
         return self.final_norm(self.transformer(x, causal=self.config.causal, mask=mask))
 
     def features(self, tokens: Tensor) -> Tensor:
@@ -119,7 +136,8 @@ class TextTransformer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T) -> (B, E), projected and not unit length."""
         end = self._end(tokens)
-        tokens = tokens[:, : int(end.max()) + 1]  # nothing after the last end can change an output
+        if self.config.causal or self.config.mask_padding:
+            tokens = tokens[:, : int(end.max()) + 1]  # nothing after the last end can change an output
         x = self._trunk(tokens)
         if self.config.pooling == "mean":
             return self.projection(masked_mean(x, tokens != self.config.pad_id))

@@ -3,18 +3,23 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codebrush.models.attention import Attention, KVCache
 
-Activation = Literal["gelu", "quick_gelu", "swiglu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
 Norm = Literal["layer", "rms"]
+LAYER_SCALE = 0.1  # what a gain of a residual branch starts at
 
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes of a trunk. `hidden` is the MLP's inner width; 0 means the usual one for the activation."""
+    """Sizes of a trunk. `hidden` is the MLP's inner width; 0 means the usual one for the activation.
+
+    `layer_scale` gives each residual branch a learned gain a channel (Touvron et al. 2021, section 2).
+    """
 
     width: int
     layers: int
@@ -25,6 +30,7 @@ class TransformerConfig:
     norm_epsilon: float = 1e-5
     bias: bool = True
     dropout: float = 0.0
+    layer_scale: bool = False
 
     @property
     def mlp_width(self) -> int:
@@ -58,7 +64,7 @@ class MLP(nn.Module):
         elif self.activation == "quick_gelu":
             x = F.silu(1.702 * x) / 1.702  # x sigmoid(1.702 x): SiLU's backward is one pass and keeps one tensor
         else:
-            x = F.gelu(x)
+            x = F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
         return self.down(x)
 
 
@@ -72,14 +78,19 @@ class Block(nn.Module):
         self.mlp_norm = make_norm(config)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
+        gain = nn.Parameter(torch.full((config.width,), LAYER_SCALE)) if config.layer_scale else None
+        self.attention_gain = gain
+        self.mlp_gain = None if gain is None else nn.Parameter(gain.detach().clone())
 
     def forward(self, x: Tensor, *, first: bool = False, **attention) -> Tensor:
         """(B, N, D) -> (B, N, D); with `first` the first token alone, which attends to all: (B, 1, D)."""
-        if first:
-            x = x[:, :1] + self.dropout(self.attention.first(self.attention_norm(x)))
-        else:
-            x = x + self.dropout(self.attention(self.attention_norm(x), **attention))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+        normed = self.attention_norm(x)
+        y = self.attention.first(normed) if first else self.attention(normed, **attention)
+        x = (x[:, :1] if first else x) + self._branch(y, self.attention_gain)
+        return x + self._branch(self.mlp(self.mlp_norm(x)), self.mlp_gain)
+
+    def _branch(self, x: Tensor, gain: Tensor | None) -> Tensor:
+        return self.dropout(x if gain is None else x * gain)
 
 
 class Transformer(nn.Module):
@@ -100,12 +111,12 @@ class Transformer(nn.Module):
         *,
         causal: bool = False,
         mask: Tensor | None = None,
-        angles: Tensor | None = None,
+        turns: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """See `Attention.forward` for the arguments; a `cache` is advanced by the tokens of this call."""
         for layer, block in enumerate(self.blocks):
-            x = block(x, causal=causal, mask=mask, angles=angles, cache=cache, layer=layer)
+            x = block(x, causal=causal, mask=mask, turns=turns, cache=cache, layer=layer)
         if cache is not None:
             cache.advance(x.shape[1])
         return x

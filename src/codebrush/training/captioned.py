@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,37 @@ class Captioned:
         return self.source.captions(self.pixels.rows[row])
 
 
+@dataclass(frozen=True)
+class Joined:
+    """The rows of a new set, 0 to N - 1, and those of a general one to replay, N to N + M - 1.
+
+    What the two sets call alike may mean different things, so no group holds rows of both.
+    """
+
+    new: Captioned
+    replay: Captioned
+
+    def __len__(self) -> int:
+        return len(self.new) + len(self.replay)
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """(N + M,) int64."""
+        return np.concatenate([self.new.groups, self.replay.groups + self.new.groups.max() + 1])
+
+    def images(self, rows: np.ndarray) -> Tensor:
+        """(B, 3, S, S) uint8."""
+        replayed = rows >= len(self.new)
+        new, replay = self.new.images(rows[~replayed]), self.replay.images(rows[replayed] - len(self.new))
+        images = torch.empty((len(rows), *new.shape[1:]), dtype=new.dtype)
+        images[torch.from_numpy(~replayed)], images[torch.from_numpy(replayed)] = new, replay
+        return images
+
+    def captions(self, row: int) -> list[str]:
+        """Every caption that the templates of its set make of a row."""
+        return self.new.captions(row) if row < len(self.new) else self.replay.captions(row - len(self.new))
+
+
 def load_captioned(source: CaptionedImages, size: int, cache: Path) -> Captioned:
     """Decode the pictures of `source` once into `cache` and number their groups."""
     pixels = decode_once(source, size, cache)
@@ -70,7 +102,7 @@ def load_captioned(source: CaptionedImages, size: int, cache: Path) -> Captioned
 class CaptionTokens:
     """Token ids of every caption of every row, so that drawing one of a row's captions costs a look-up."""
 
-    def __init__(self, data: Captioned, tokenizer: Tokenizer):
+    def __init__(self, data: Captioned | Joined, tokenizer: Tokenizer):
         texts = [data.captions(row) for row in range(len(data))]
         counts = np.array([len(captions) for captions in texts])
         self.first = np.concatenate([[0], counts.cumsum()[:-1]])

@@ -17,17 +17,23 @@ from codebrush.models.text_encoder import BagOfWordsConfig, TextTransformerConfi
 from codebrush.text.token_table import token_table
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.augmentation import Augmentation, draw_affine, move, recolour
-from codebrush.training.captioned import Captioned, CaptionTokens
+from codebrush.training.captioned import Captioned, CaptionTokens, Joined
 from codebrush.training.loop import Objective
 from codebrush.training.losses import contrastive_loss, sigmoid_loss
 from codebrush.training.optimizer import make_adamw
-from codebrush.training.ranges import Count, Rate, Share, Weight
+from codebrush.training.ranges import Count, Part, Rate, Share, Weight
+from codebrush.training.watch import clashing_share
 
 
 @dataclass(frozen=True)
 class CLIPRecipe:
     """Sizes and settings. `token_table` starts the text tower's token vectors from the distilled table and, unless
-    `train_tokens`, leaves them there, so that words no caption holds keep their place among those it does."""
+    `train_tokens`, leaves them there, so that words no caption holds keep their place among those it does.
+
+    The sizes are of a fresh CLIP: one that training starts from keeps its own. For such a start `lock` leaves one
+    encoder exactly as it is ("image" is locked-image tuning, Zhai et al. 2022), `layer_decay` slows layers far from
+    the output (see `make_adamw`), and `replay_share` of every batch comes from the recipe's replay set.
+    """
 
     image_size: Count = 64
     image: Literal["vit", "resnet"] = "vit"
@@ -47,6 +53,9 @@ class CLIPRecipe:
     dropout: Share = 0.0
     learning_rate: Rate = 1e-3
     weight_decay: Weight = 0.1
+    lock: Literal["none", "image", "text"] = "none"
+    layer_decay: Part = 1.0
+    replay_share: Share = 0.0
     augmentation: Augmentation = Augmentation(shift=0.08, zoom=0.15, turn=10)
 
 
@@ -105,34 +114,44 @@ def make_clip(recipe: CLIPRecipe, tokenizer: Tokenizer) -> CLIP:
 
 
 class CLIPTask:
-    """Trains both towers on matching pictures with texts; see `codebrush.training.loop.Task`."""
+    """Trains both towers, or one, on matching pictures with texts; see `codebrush.training.loop.Task`."""
 
-    def __init__(self, clip: CLIP, recipe: CLIPRecipe, data: Captioned, tokenizer: Tokenizer):
+    def __init__(self, clip: CLIP, recipe: CLIPRecipe, data: Captioned | Joined, tokenizer: Tokenizer):
         self.recipe, self.data, self.clip = recipe, data, clip
         self.tokens = CaptionTokens(data, tokenizer)
         self.examples = len(data)
         embedding = getattr(clip.text_encoder, "token_embedding", None)
         if embedding is not None:
-            embedding.weight.requires_grad_(recipe.train_tokens or not recipe.token_table)
+            # A start whose token vectors are as wide as its trunk never had the table.
+            table = recipe.token_table and getattr(clip.text_encoder.config, "token_width", 0) > 0
+            embedding.weight.requires_grad_(recipe.train_tokens or not table)
         clip.logit_bias.requires_grad_(recipe.loss == "sigmoid")
+        locks: dict[str, list[nn.Module]] = {"none": [], "image": [clip.image_encoder], "text": [clip.text_encoder]}
+        self.locked = locks[recipe.lock]
+        for encoder in self.locked:
+            encoder.requires_grad_(False)
         self.networks: dict[str, nn.Module] = {"clip": clip}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "clip": make_adamw([clip], recipe.learning_rate, recipe.weight_decay)
+            "clip": make_adamw([clip], recipe.learning_rate, recipe.weight_decay, layer_decay=recipe.layer_decay)
         }
         self.frozen: list[nn.Module] = []
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         """Pictures uint8 (B, 3, S, S), the tokens of one caption each, group numbers, and how to move each picture."""
+        tokens, groups = self.tokens.draw(rows, rng), self.data.groups[rows]
         return {
             "images": self.data.images(rows),
-            "tokens": self.tokens.draw(rows, rng),
-            "groups": torch.from_numpy(self.data.groups[rows]),
+            "tokens": tokens,
+            "groups": torch.from_numpy(groups),
+            "clashing": torch.tensor(clashing_share(tokens.numpy(), groups)),
             "affine": draw_affine(len(rows), self.recipe.augmentation, rng),
             "colour": draw_colour(len(rows), self.recipe.augmentation.colour, rng),
         }
 
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
         """One contrastive loss over the whole batch."""
+        for encoder in self.locked:  # the loop sets all to train mode, in which running statistics would move
+            encoder.eval()
         with torch.no_grad():  # above its limit the temperature would get no gradient, and never come down again
             self.clip.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE) - 1e-5)
         images = recolour(move(batch["images"].float() / 255, batch["affine"]), batch["colour"])
@@ -143,7 +162,8 @@ class CLIPTask:
             loss = contrastive_loss(output.image, output.text, output.logit_scale, batch["groups"])
         cosines = output.image.detach() @ output.text.detach().T
         right = batch["groups"][cosines.argmax(1)] == batch["groups"]
-        yield Objective("clip", loss, {"accuracy": right.float().mean(), "logit_scale": output.logit_scale})
+        metrics = {"accuracy": right.float().mean(), "logit_scale": output.logit_scale, "clashing": batch["clashing"]}
+        yield Objective("clip", loss, metrics)
 
     def preview(self, network: nn.Module) -> None:
         """CLIP draws nothing."""

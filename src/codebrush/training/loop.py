@@ -5,13 +5,11 @@ Everything random in step s is drawn from streams seeded by (seed, s), and the r
 run that was killed and resumed goes through the same numbers as one that was not.
 """
 
+import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -26,6 +24,8 @@ from torch.distributed import get_rank
 from codebrush.errors import TrainingError
 from codebrush.models.precision import autocast
 from codebrush.training.ema import EMA
+from codebrush.training.gate import Gate
+from codebrush.training.interrupts import interrupts_held
 from codebrush.training.optimizer import cosine_schedule
 from codebrush.training.ranges import Count, Share, Weight, Whole
 from codebrush.training.reporting import Reporter
@@ -63,6 +63,11 @@ class LoopConfig:
         """The step that the run ends at."""
         return min(self.steps, self.stop_after or self.steps)
 
+    @property
+    def warmup_steps(self) -> int:
+        """For how many steps the learning rate rises."""
+        return min(self.warmup, max(1, self.steps // 4))
+
 
 class Objective(NamedTuple):
     """One loss of a step: the loop lowers `loss` with the optimizer of the network called `network`."""
@@ -93,17 +98,30 @@ class Task(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """What a stage may add to the loop: `rows` of a step where they are not simply shuffled epochs, `remarks` on a
+    line of the log (step 0 has no values), and a `gate` that may end the run early."""
+
+    rows: Callable[[int], np.ndarray] | None = None
+    remarks: Callable[[int, Mapping[str, float]], Iterable[str]] | None = None
+    gate: Gate | None = None
+
+
 def step_rng(seed: int, step: int, stream: int = 0) -> np.random.Generator:
     """The random stream of one step: (seed, step, stream) names it."""
     return np.random.default_rng(np.random.SeedSequence([seed, step, stream]))
 
 
-def rows_of_step(examples: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Which rows step `step` sees: consecutive stretches of one endless row of shuffled epochs, (B,) int64."""
+def rows_of_step(examples: int, batch_size: int, seed: int, step: int, stream: int = 1 << 20) -> np.ndarray:
+    """Which rows step `step` sees: consecutive stretches of one endless row of shuffled epochs, (B,) int64.
+
+    Another `stream` shuffles otherwise.
+    """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     rows = np.empty(batch_size, dtype=np.int64)
     for epoch in np.unique(positions // examples):
-        order = np.random.default_rng(np.random.SeedSequence([seed, int(epoch), 1 << 20])).permutation(examples)
+        order = np.random.default_rng(np.random.SeedSequence([seed, int(epoch), stream])).permutation(examples)
         inside = positions // examples == epoch
         rows[inside] = order[positions[inside] % examples]
     return rows
@@ -159,8 +177,9 @@ class Loop:
         folder: Path,
         fabric: Fabric | None = None,
         saved: Callable[[], None] | None = None,
+        hooks: Hooks | None = None,
     ):
-        self.task, self.config, self.folder = task, config, folder
+        self.task, self.config, self.folder, self.hooks = task, config, folder, hooks or Hooks()
         if config.threads:
             torch.set_num_threads(config.threads)
         self.fabric = fabric or launch(config)
@@ -174,14 +193,17 @@ class Loop:
     def run(self, stop_after: int | None = None) -> nn.Module:
         """Train and return the first network with its averaged weights, in eval mode.
 
-        A step that `stop_after` names is the last of this call: the run can be resumed later.
+        A step that `stop_after` names is the last of this call: the run can be resumed later. Where a gate ends the
+        run it is the last network that passed.
         """
+        gate = self.hooks.gate
         self._prepare()
         last = min(self.config.steps, stop_after or self.config.last)
-        with ThreadPoolExecutor(1) as loader, self.reporter, _interrupts_held() as interrupted:
+        with ThreadPoolExecutor(1) as loader, self.reporter, interrupts_held() as interrupted:
             self.reporter.resume_at(self.step)
             ready = loader.submit(self._load, self.step)
-            while self.step < last:
+            self._begin()
+            while self.step < last and not (gate and gate.stopped):
                 batch = ready.result()
                 ready = loader.submit(self._load, self.step + 1)
                 self._train_step(batch)
@@ -189,7 +211,7 @@ class Loop:
                 if self._anywhere(interrupted()):
                     self.save()
                     raise KeyboardInterrupt
-        return self.averaged()
+        return gate.result(self.averaged()) if gate else self.averaged()
 
     def time_steps(self, warm: int, timed: int) -> float:
         """Seconds of one step, measured over `timed` steps after `warm` ones; nothing is logged or saved."""
@@ -218,15 +240,24 @@ class Loop:
         if checkpoint.is_file():
             self._restore(checkpoint)
 
+    def _begin(self) -> None:
+        """What is measured and said before the first step."""
+        if self.hooks.gate is not None:
+            self.hooks.gate.resume_at(self.step)
+        if self.step == 0 and self._pass_gate():
+            self.reporter.log(0)
+        self._remark({})
+
     def _load(self, step: int) -> dict[str, Tensor]:
-        rows = rows_of_step(self.task.examples, self.config.batch_size, self.config.seed, step)
+        config = self.config
+        draw = self.hooks.rows or (lambda step: rows_of_step(self.task.examples, config.batch_size, config.seed, step))
+        rows = draw(step)
         mine = rows[self.fabric.global_rank :: self.fabric.world_size]
         return self.task.batch(mine, step_rng(self.config.seed, step, 1 + self.fabric.global_rank))
 
     def _train_step(self, batch: dict[str, Tensor]) -> None:
         config = self.config
-        warmup = min(config.warmup, max(1, config.steps // 4))
-        factor = cosine_schedule(self.step, config.steps, warmup)
+        factor = cosine_schedule(self.step, config.steps, config.warmup_steps)
         torch.manual_seed(int(step_rng(config.seed, self.step, -1 - self.fabric.global_rank & 0xFFFF).integers(2**62)))
         for network in self.task.networks.values():
             network.train()
@@ -265,19 +296,39 @@ class Loop:
     def _after_step(self, last: int) -> None:
         config, step = self.config, self.step
         saving = step % config.checkpoint_every == 0 or step == last
-        if step % config.log_every == 0 or saving:  # what is saved has been looked at, and starts a line of its own
+        measured = self._pass_gate()
+        if step % config.log_every == 0 or saving or measured:  # what is saved has been looked at
             values = self.reporter.log(step)
             if self._anywhere(not all(np.isfinite(value) for value in values.values())):
                 raise TrainingError(
                     f"the loss became infinite or no number near step {step}: lower the learning rate and run "
                     f"again from the last checkpoint"
                 )
+            self._remark(values)
         if config.preview_every and (step % config.preview_every == 0 or step == config.steps):
             picture = self.task.preview(self.averaged()) if self.fabric.is_global_zero else None
             if picture is not None:
                 self.reporter.preview(step, picture)
         if saving:
             self.save()
+
+    def _pass_gate(self) -> bool:
+        """Measure the averaged network where it is due; the first process measures for all."""
+        gate = self.hooks.gate
+        if gate is None or not gate.due(self.step):
+            return False
+        network = self.averaged()
+        top1 = self.fabric.broadcast(gate.measure(network) if self.fabric.is_global_zero else 0.0)
+        if math.isfinite(top1):  # no number is a loss that became infinite, which the log tells
+            for line in gate.record(self.step, top1, network):
+                self.reporter.say(line)
+        self.reporter.add("zero_shot_top1", torch.tensor(top1, dtype=torch.float64))
+        self.fabric.barrier()  # what passed is written before anybody reads it
+        return True
+
+    def _remark(self, values: Mapping[str, float]) -> None:
+        for line in self.hooks.remarks(self.step, values) if self.hooks.remarks else ():
+            self.reporter.say(line)
 
     def _anywhere(self, here: bool) -> bool:
         """Whether `here` holds in any process; all must stop at the same step, or those left would wait for ever."""
@@ -332,27 +383,3 @@ class Loop:
                 network.load_state_dict(own, strict=False)
         if self.step > self.config.steps:
             raise TrainingError(f"{path} is at step {self.step}, beyond the {self.config.steps} of this run")
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[Callable[[], bool]]:
-    """Says whether Ctrl-C was pressed, instead of breaking a step in half, which no checkpoint could mend.
-
-    A second one interrupts at once. Whoever handles the signal already, or runs this in a thread, is left alone.
-    """
-    came = False
-
-    def hold(*_: object) -> None:
-        nonlocal came
-        came = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    main = threading.current_thread() is threading.main_thread()
-    if not (main and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
-        yield lambda: False
-        return
-    signal.signal(signal.SIGINT, hold)
-    try:
-        yield lambda: came
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,10 +1,24 @@
 """Networks -> AdamW with its parameter groups, and the learning-rate schedule as a pure function of the step."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
 from torch import nn
+
+TOWERS = ("image_encoder", "text_encoder")
+BEFORE_THE_TRUNK = frozenset(
+    (
+        "patch_embedding",
+        "class_embedding",
+        "position_embedding",
+        "input_norm",
+        "token_embedding",
+        "token_projection",
+        "stem",
+    )
+)
 
 
 def make_adamw(
@@ -12,20 +26,52 @@ def make_adamw(
     learning_rate: float,
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.98),
+    layer_decay: float = 1.0,
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019) over what asks for gradients; only matrices and kernels decay.
 
-    Tables of embeddings, gains, biases and single numbers are not pulled towards zero.
+    Tables of embeddings, gains, biases and single numbers are not pulled towards zero. A `layer_decay` below 1 slows
+    each layer of a CLIP's towers by that factor for every layer between it and the output (Clark et al. 2020,
+    ELECTRA; Bao et al. 2022, BEiT), so that what is general stays while the top adapts.
     """
-    decayed, kept = [], []
+    found: defaultdict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)  # by distance, and whether it decays
     for network in networks:
-        for module in network.modules():
+        for place, module in network.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.requires_grad:
                     matrix = name == "weight" and parameter.ndim >= 2 and not isinstance(module, nn.Embedding)
-                    (decayed if matrix else kept).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=betas)
+                    distance = layer_distance(network, f"{place}.{name}") if layer_decay < 1 else 0
+                    found[distance, matrix].append(parameter)
+    groups = [
+        {
+            "params": found[distance, matrix],
+            "lr": learning_rate * layer_decay**distance,
+            "weight_decay": weight_decay if matrix else 0.0,
+        }
+        for distance, matrix in sorted(found, reverse=True)  # the deepest first; of each what decays, then the rest
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
+
+
+def layer_distance(network: nn.Module, name: str) -> int:
+    """How many layers lie between the parameter `name` of a CLIP and the output of its tower.
+
+    Embeddings and the stem come first, then each block of a transformer or stage of a ResNet, last what follows
+    those: norm, pooling, projection. Parameters outside the towers, and those of an encoder without visible layers,
+    are at distance 0.
+    """
+    tower, *parts = name.split(".")
+    if tower not in TOWERS:
+        return 0
+    encoder = getattr(network, tower)
+    trunk = encoder.transformer.blocks if hasattr(encoder, "transformer") else getattr(encoder, "stages", ())
+    if parts[0] in BEFORE_THE_TRUNK:
+        return len(trunk) + 1
+    if parts[:2] == ["transformer", "blocks"]:
+        return len(trunk) - int(parts[2])
+    if parts[0] == "stages":
+        return len(trunk) - int(parts[1])
+    return 0
 
 
 def cosine_schedule(step: int, steps: int, warmup: int, floor: float = 0.01) -> float:

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 
 from codebrush import __version__
+from codebrush.conversion.convert import open_model
+from codebrush.conversion.load import load_clip
+from codebrush.conversion.words import tokenizer_of
 from codebrush.data.codes import encode_once
 from codebrush.errors import TrainingError, UsageError
 from codebrush.models.clip import CLIP
@@ -23,13 +26,13 @@ from codebrush.pack import PACK_FILE, Pack, local_pack, write_pack
 from codebrush.text.tokenizer import Tokenizer, train_bpe
 from codebrush.training.captioned import Captioned, load_captioned
 from codebrush.training.clip import CLIPRecipe
+from codebrush.training.gate import read_gate
 from codebrush.training.loop import Loop, LoopConfig, launch
 from codebrush.training.plan import GRID, SHARES, TIMED_STEPS, WARM_STEPS, Size, choose, sizes
 from codebrush.training.reporting import METRICS
 from codebrush.training.request import REQUEST_FILE, PackRequest, check_same, read_request, work_folder, write_request
 from codebrush.training.stages import (
     MODEL_FOLDER,
-    MODELS,
     Materials,
     StagePlan,
     has_begun,
@@ -139,7 +142,8 @@ def _materials(request: PackRequest, source: Any, work: Path, say: Say) -> Mater
     if clip_folder.is_dir():
         tokenizer = Tokenizer.from_pretrained(clip_folder)
     elif request.start is not None:
-        tokenizer = Tokenizer.from_pretrained(member_folder(request.start, "clip"))
+        place = member_folder(request.start, "clip")
+        tokenizer = tokenizer_of(load_clip(place), place)
     else:
         tokenizer = make_tokenizer(request.tokenizer, data)
     return Materials(data, tokenizer)
@@ -180,7 +184,7 @@ def _stage(
     done = is_done(folder)
     start: PretrainedModel | None = None
     if request.start is not None and not done:
-        start = MODELS[stage].from_pretrained(member_folder(request.start, stage))
+        start = _start(request.start, stage, say)
     if stage == "transformer" and not done:
         assert materials.vqgan is not None
         materials.codes = encode_once(materials.vqgan, materials.data.pixels, work / "cache")
@@ -208,7 +212,16 @@ def _stage(
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "seconds": round(clock.seconds.get(stage, 0.0), 1),
         "metrics": last_metrics(folder),
-    }
+    } | ({} if (gate := read_gate(folder)) is None else {"steps": gate["step"], "gate": gate})
+
+
+def _start(place: Path, stage: str, say: Say) -> PretrainedModel | None:
+    """The network to begin `stage` from; None where a pack of published models has none of its kind."""
+    pack = local_pack(str(place)) or place
+    if (pack / PACK_FILE).is_file() and stage == "transformer" and not Pack(pack).has_transformer:
+        say(f"{place} has no code transformer: a fresh one is trained")
+        return None
+    return open_model(stage, member_folder(place, stage))
 
 
 def last_metrics(folder: Path) -> dict[str, float]:

@@ -11,6 +11,8 @@ from codebrush.errors import TrainingError
 from codebrush.training.captioned import SourceConfig
 from codebrush.training.clip import CLIPRecipe
 from codebrush.training.code_transformer import TransformerRecipe
+from codebrush.training.fine_tuning import replayed_rows
+from codebrush.training.gate import GateConfig
 from codebrush.training.loop import LoopConfig
 from codebrush.training.stages import StagePlan
 from codebrush.training.vqgan import VQGANRecipe
@@ -26,14 +28,21 @@ class _Checked(BaseModel):
 class _CLIP(_Checked):
     stage: Literal["clip"]
     recipe: CLIPRecipe = CLIPRecipe()
+    replay: SourceConfig | None = None
+    gate: GateConfig | None = None
 
 
-class _VQGAN(_Checked):
+class _Other(_Checked):
+    replay: None = None
+    gate: None = None
+
+
+class _VQGAN(_Other):
     stage: Literal["vqgan"]
     recipe: VQGANRecipe = VQGANRecipe()
 
 
-class _Transformer(_Checked):
+class _Transformer(_Other):
     stage: Literal["transformer"]
     recipe: TransformerRecipe = TransformerRecipe()
 
@@ -62,8 +71,7 @@ def _check(values: Any, name: str) -> Any:
 
 def plan_from_dict(values: Any, name: str) -> StagePlan:
     """The inverse of `dataclasses.asdict` on a StagePlan; `name` stands in the error."""
-    checked = _check(values, name)
-    return StagePlan(checked.stage, checked.recipe, _checked_loop(checked.loop, name), checked.facts)
+    return _plan(_check(values, name), name)
 
 
 def read_recipe(path: str | Path, source: str | None = None, stage: str | None = None) -> StageRecipe:
@@ -85,8 +93,7 @@ def read_recipe(path: str | Path, source: str | None = None, stage: str | None =
         raise TrainingError(f"{path} is a recipe for the stage {checked.stage}, not {stage}")
     if checked.source is None or not checked.source.source:
         raise TrainingError(f"{path} names no pictures: add --source FOLDER_OR_FILE")
-    plan = StagePlan(checked.stage, checked.recipe, _checked_loop(checked.loop, str(path)), checked.facts)
-    return StageRecipe(checked.source, plan)
+    return StageRecipe(checked.source, _plan(checked, str(path)))
 
 
 def read_recipes(folder: Path, rows: SourceConfig) -> tuple[SourceConfig, dict[str, StagePlan]]:
@@ -100,7 +107,17 @@ def read_recipes(folder: Path, rows: SourceConfig) -> tuple[SourceConfig, dict[s
     return rows, plans
 
 
-def _checked_loop(loop: LoopConfig, name: str) -> LoopConfig:
+def _plan(checked: Any, name: str) -> StagePlan:
+    """The plan of checked fields. Raises TrainingError for fields that do not go together."""
+    loop, recipe, replay = checked.loop, checked.recipe, checked.replay
     if loop.batch_size % (loop.devices * loop.nodes):
         raise TrainingError(f"{name}: loop.batch_size must divide by the number of processes")
-    return loop
+    share = getattr(recipe, "replay_share", 0.0)
+    if replay is None and share:
+        raise TrainingError(f"{name}: recipe.replay_share is {share} but there is no replay: name its source")
+    if replay is not None:
+        try:
+            replayed_rows(share, loop.batch_size)
+        except TrainingError as error:
+            raise TrainingError(f"{name}: {error}") from error
+    return StagePlan(checked.stage, recipe, loop, checked.facts, replay, checked.gate)

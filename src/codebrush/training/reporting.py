@@ -55,7 +55,7 @@ class Reporter:
         path = self.folder / METRICS
         if not (self.enabled and path.is_file()):
             return
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+        kept = [line for line in _whole_lines(path) if step and json.loads(line)["step"] <= step]
         Path(f"{path}.part").write_text("".join(kept), encoding="utf-8")
         os.replace(f"{path}.part", path)
 
@@ -82,10 +82,15 @@ class Reporter:
         summary = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name.endswith("_loss"))
         status = f"{summary}  {rate:.2f} steps/s"
         self._bar.update(self._task, completed=step, status=status)
-        if self._bar.disable:
+        if self._bar.disable and step:
             left = (self.steps - step) / max(rate, 1e-9)
             print(f"{self.name}: step {step}/{self.steps}  {status}  {left / 60:.1f} min left", file=sys.stderr)
         return values
+
+    def say(self, text: str) -> None:
+        """One line for whoever watches the run."""
+        if self.enabled:
+            print(f"{self.name}: {text}", file=sys.stderr)
 
     def preview(self, step: int, picture: Image.Image) -> None:
         """Keep a picture of the network's progress as previews/<step>.png and in TensorBoard."""

@@ -1,6 +1,7 @@
 """A recipe file and the models of earlier stages in, one trained model in a run folder out."""
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,17 +9,21 @@ from typing import Any
 
 import torch
 
+from codebrush.conversion.convert import open_model
+from codebrush.conversion.words import tokenizer_of
 from codebrush.data.codes import encode_once
 from codebrush.errors import UsageError
 from codebrush.models.clip import CLIP
+from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.vqgan import VQGAN
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.captioned import load_captioned
 from codebrush.training.code_transformer import TransformerRecipe
+from codebrush.training.gate import read_gate
 from codebrush.training.loop import is_first
 from codebrush.training.pack_training import last_metrics, make_tokenizer, member_folder
 from codebrush.training.recipes import read_recipe
-from codebrush.training.stages import MODEL_FOLDER, MODELS, Materials, StagePlan, has_begun, read_plan, run_stage
+from codebrush.training.stages import MODEL_FOLDER, Materials, StagePlan, has_begun, read_plan, run_stage
 
 
 def train_stage(
@@ -37,28 +42,29 @@ def train_stage(
 ) -> dict[str, Any]:
     """Train one stage by its recipe into the run folder `out`; returns its figures, of several processes in the first.
 
-    `clip` and `vqgan` are folders (packs, runs or models) that later stages need; `start` is one to begin from.
-    `tokenizer` None is wordpiece. A run that is resumed keeps its plan, its tokenizer and what it began from; other
-    ones that are named raise UsageError.
+    `clip` and `vqgan` are folders (packs, runs or models) that later stages need; `start` is one to begin from, or
+    published weights. `tokenizer` None is wordpiece, or the start's. A run that is resumed keeps its plan, its
+    tokenizer and what it began from; other ones that are named raise UsageError.
     """
     began = time.monotonic()
     asked = read_recipe(recipe, source, stage)
     plan = _plan(asked.plan, out, None if start is None else member_folder(start, stage), tokenizer, threads, resume)
-    start = Path(plan.facts["from"]) if "from" in plan.facts else start
+    start = Path(plan.facts["from"]) if "from" in plan.facts else None
     clip_folder = None if clip is None else member_folder(clip, "clip")
     materials_clip = None if clip_folder is None else CLIP.from_pretrained(clip_folder)
     materials_vqgan = None if vqgan is None else VQGAN.from_pretrained(member_folder(vqgan, "vqgan"))
+    begin = None if start is None else open_model(stage, start)
+    plan = _at_size_of(plan, begin)
     opened = asked.source.open()
     size = getattr(plan.recipe, "image_size", 0) or (materials_vqgan.config.image_size if materials_vqgan else 64)
     cache = out.parent / "cache"
     data = load_captioned(opened, size, cache)
-    begin = None if start is None else MODELS[stage].from_pretrained(member_folder(start, stage))
-    words_from = member_folder(start, "clip") if start is not None and stage == "clip" else clip_folder
-    words = (
-        make_tokenizer(plan.facts.get("tokenizer") or tokenizer or "wordpiece", data)
-        if words_from is None
-        else Tokenizer.from_pretrained(words_from)
-    )
+    if isinstance(begin, CLIP) and start is not None:
+        words = tokenizer_of(begin, start)
+    elif clip_folder is not None:
+        words = Tokenizer.from_pretrained(clip_folder)
+    else:
+        words = make_tokenizer(plan.facts.get("tokenizer") or tokenizer or "wordpiece", data)
     materials = Materials(data, words, materials_clip, materials_vqgan)
     if isinstance(plan.recipe, TransformerRecipe) and materials_vqgan is not None:
         materials.codes = encode_once(materials_vqgan, data.pixels, cache)
@@ -74,7 +80,18 @@ def train_stage(
         "skipped": len(data.pixels.skipped),
         "metrics": last_metrics(out),
     }
+    if (gate := read_gate(out)) is not None:
+        figures |= {"steps": gate["step"], "gate": gate}
     return {"model": str(out / MODEL_FOLDER), "stages": {stage: figures}, "seconds": seconds}
+
+
+def _at_size_of(plan: StagePlan, start: PretrainedModel | None) -> StagePlan:
+    """The plan with the picture size of the CLIP that it begins from, which reads no other."""
+    if not isinstance(start, CLIP) or plan.recipe.image_size == start.image_size:  # pyright: ignore
+        return plan
+    size = start.image_size
+    warnings.warn(f"pictures are {size} x {size}, as the CLIP of --from reads them", stacklevel=2)
+    return replace(plan, recipe=replace(plan.recipe, image_size=size))
 
 
 def _plan(

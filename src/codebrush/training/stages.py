@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from codebrush.conversion.load import MODELS
 from codebrush.errors import TrainingError
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
@@ -25,26 +26,33 @@ from codebrush.models.perceptual import CLIPPerceptual, VGGPerceptual
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.vqgan import VQGAN
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.captioned import Captioned
+from codebrush.training.captioned import Captioned, Joined, SourceConfig, load_captioned
 from codebrush.training.clip import CLIPRecipe, CLIPTask, make_clip
 from codebrush.training.code_transformer import CodeTransformerTask, TransformerRecipe, make_code_transformer
-from codebrush.training.loop import Loop, LoopConfig, Task, launch
+from codebrush.training.fine_tuning import joined_rows, replayed_rows
+from codebrush.training.gate import Gate, GateConfig, ZeroShot
+from codebrush.training.loop import Hooks, Loop, LoopConfig, Task, launch
 from codebrush.training.vqgan import VQGANRecipe, VQGANTask, make_vqgan
+from codebrush.training.watch import Watch
 
 STAGE_FILE = "stage.json"
 MODEL_FOLDER = "model"
 Recipe = CLIPRecipe | VQGANRecipe | TransformerRecipe
-MODELS: dict[str, type[PretrainedModel]] = {"clip": CLIP, "vqgan": VQGAN, "transformer": CodeTransformer}
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage does, to the last number. `facts` says what it was trained on."""
+    """What a stage does, to the last number. `facts` says what it was trained on.
+
+    `replay` (a general set beside the new one) and `gate` (a set that must not be forgotten) are a CLIP's.
+    """
 
     stage: str
     recipe: Recipe
     loop: LoopConfig
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    replay: SourceConfig | None = None
+    gate: GateConfig | None = None
 
 
 @dataclass
@@ -58,6 +66,8 @@ class Materials:
     transformer: CodeTransformer | None = None
     codes: np.ndarray | None = None
     draw: Callable[[nn.Module], Image.Image | None] | None = None  # preview of a code transformer
+    replay: Captioned | None = None
+    gate: Captioned | None = None
 
 
 def make_network(plan: StagePlan, materials: Materials, start: PretrainedModel | None = None) -> PretrainedModel:
@@ -69,6 +79,8 @@ def make_network(plan: StagePlan, materials: Materials, start: PretrainedModel |
     if start is not None:
         return start
     if isinstance(plan.recipe, CLIPRecipe):
+        if plan.recipe.lock != "none":
+            raise TrainingError(f"recipe.lock: the {plan.recipe.lock} encoder is untrained: name a start with --from")
         return make_clip(plan.recipe, materials.tokenizer)
     if isinstance(plan.recipe, VQGANRecipe):
         return make_vqgan(plan.recipe)
@@ -81,7 +93,8 @@ def make_task(plan: StagePlan, materials: Materials, network: Any) -> Task:
     """The loop's task for a plan."""
     recipe, data = plan.recipe, materials.data
     if isinstance(recipe, CLIPRecipe):
-        return CLIPTask(network, recipe, data, materials.tokenizer)
+        rows = data if materials.replay is None else Joined(data, materials.replay)
+        return CLIPTask(network, recipe, rows, materials.tokenizer)
     if isinstance(recipe, VQGANRecipe):
         perceptual = None
         if recipe.perceptual and recipe.vgg:
@@ -121,15 +134,14 @@ def run_stage(
     a folder that already holds a stage is an error, so that nothing is lost. `saved` is called at each checkpoint.
     Where the plan asks for several processes each runs this, and the first writes.
     """
-    pictures = materials.data.source.fingerprint
     if begun := has_begun(folder):
         if not resume:
             raise TrainingError(f"{folder} already holds a training run: add --resume, or name another folder")
         plan = read_plan(folder)
-        if plan.facts.get("data_sha256", pictures) != pictures:
-            raise TrainingError(f"{folder} began with other pictures or captions: name those, or another folder")
+        _check_rows(plan, "data_sha256", materials.data, folder)
         if is_done(folder):
             return MODELS[plan.stage].from_pretrained(folder / MODEL_FOLDER)
+    materials = _with_sets(plan, materials, folder)
     try:
         network = make_network(plan, materials, start)
         task = make_task(plan, materials, network)
@@ -137,14 +149,57 @@ def run_stage(
         raise TrainingError(f"the {plan.stage} cannot be built: {error}") from error
     fabric = launch(plan.loop)
     if not begun and fabric.is_global_zero:  # a plan that cannot be carried out must not stand in the way of a better
-        write_plan(replace(plan, facts={**plan.facts, "data_sha256": pictures}), folder)
+        write_plan(replace(plan, facts={**plan.facts, **_fingerprints(materials)}), folder)
     fabric.barrier()
-    trained = Loop(task, plan.loop, folder, fabric, saved).run()
+    hooks = make_hooks(plan, materials, folder, writes=fabric.is_global_zero)
+    trained = Loop(task, plan.loop, folder, fabric, saved, hooks).run()
     assert isinstance(trained, PretrainedModel)
     if fabric.is_global_zero:
         _save_model(trained, folder, materials.tokenizer if plan.stage == "clip" else None)
+        if hooks.gate is not None:
+            hooks.gate.close()
     fabric.barrier()
     return trained.cpu()
+
+
+def make_hooks(plan: StagePlan, materials: Materials, folder: Path, writes: bool = True) -> Hooks:
+    """What a CLIP's plan adds to the loop: the rows of two sets, a watch over its log, and the gate."""
+    recipe, loop, data = plan.recipe, plan.loop, materials.data
+    if not isinstance(recipe, CLIPRecipe):
+        return Hooks()
+    rows, count, gate = None, 0, None
+    if materials.replay is not None:
+        joined, count = Joined(data, materials.replay), replayed_rows(recipe.replay_share, loop.batch_size)
+        rows = lambda step: joined_rows(joined, count, loop.batch_size, loop.seed, step)  # noqa: E731
+    if plan.gate is not None and materials.gate is not None:
+        gate = Gate(plan.gate, ZeroShot(materials.gate, materials.tokenizer), folder, loop.last, writes)
+    watch = Watch(loop.batch_size, len(data) + len(materials.replay or ()), recipe.loss, loop.warmup_steps)
+    return Hooks(rows, watch.look, gate)
+
+
+def _with_sets(plan: StagePlan, materials: Materials, folder: Path) -> Materials:
+    """The materials with the plan's other sets, decoded at the size of the first."""
+    size = materials.data.pixels.pixels.shape[1]
+    sources = {"replay": plan.replay, "gate": plan.gate and plan.gate.source}
+    sets = {
+        name: load_captioned(source.open(), size, folder.parent / "cache")
+        for name, source in sources.items()
+        if source is not None
+    }
+    for name, rows in sets.items():
+        _check_rows(plan, f"{name}_sha256", rows, folder)
+    return replace(materials, **sets)
+
+
+def _fingerprints(materials: Materials) -> dict[str, str]:
+    sets = {"data": materials.data, "replay": materials.replay, "gate": materials.gate}
+    return {f"{name}_sha256": rows.source.fingerprint for name, rows in sets.items() if rows is not None}
+
+
+def _check_rows(plan: StagePlan, fact: str, rows: Captioned, folder: Path) -> None:
+    now = rows.source.fingerprint
+    if plan.facts.get(fact, now) != now:
+        raise TrainingError(f"{folder} began with other pictures or captions: name those, or another folder")
 
 
 def _save_model(trained: PretrainedModel, folder: Path, tokenizer: Tokenizer | None) -> None:

@@ -1,0 +1,29 @@
+"""`codebrush blend`: two models of one kind in, the weighted mean of their weights out."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from codebrush.cli.output import check_folder, print_json
+
+
+def blend(
+    a: Annotated[str, typer.Argument(help="A pack, run or model folder, like the start of a fine-tuning.")],
+    b: Annotated[str, typer.Argument(help="Another of the same kind and sizes, like its result.")],
+    out: Annotated[Path, typer.Option(help="The new folder.")],
+    alpha: Annotated[float, typer.Option(help="Share of B: 0 is A, 1 is B.")] = 0.5,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Blend two CLIPs, or other models of one kind: (1 - alpha) A + alpha B, which often beats both."""
+    start = time.perf_counter()
+    check_folder(out.absolute().parent)
+    from codebrush.training.blending import blend_folders
+
+    report = blend_folders(a, b, alpha, out)
+    report["seconds"] = round(time.perf_counter() - start, 3)
+    if json_output:
+        print_json(report)
+    else:
+        print(f"{report['model']} is {1 - alpha:g} of {a} and {alpha:g} of {b}")

@@ -1,0 +1,106 @@
+"""`codebrush packs list`, `show` and `download`: what is built in, installed, and to be had."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from codebrush.cli.output import print_json, progress_bar
+
+packs = typer.Typer(
+    help="List, describe and download packs and published models.", rich_markup_mode=None, add_completion=False
+)
+
+NameArgument = Annotated[str, typer.Argument(help="A pack or model that `codebrush packs list` names.")]
+HomeOption = Annotated[
+    Path | None, typer.Option(help="Where packs are kept.  [$CODEBRUSH_HOME, else ~/.cache/codebrush]")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+@packs.command("list")
+def list_packs(home: HomeOption = None, json_output: JsonOption = False) -> None:
+    """Packs that are built in, installed or to be downloaded, and the published models they are made of."""
+    from codebrush.hub.listing import rows
+    from codebrush.pack import home as usual_home
+
+    place = home or usual_home()
+    found = rows(place)
+    if json_output:
+        print_json({"home": str(place), "packs": found})
+    else:
+        _print_rows(found)
+
+
+@packs.command()
+def show(name: NameArgument, home: HomeOption = None, json_output: JsonOption = False) -> None:
+    """All that is known of one pack or model: licence, paper, files with their mirrors, and where it is."""
+    from codebrush.hub.listing import facts
+    from codebrush.pack import home as usual_home
+
+    found = facts(name, home or usual_home())
+    if json_output:
+        print_json(found)
+    else:
+        _print_facts(found)
+
+
+@packs.command()
+def download(
+    name: NameArgument,
+    home: HomeOption = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the published files beside the converted ones.")] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Fetch a pack or model, verify it, and convert it so that --pack NAME can use it."""
+    start = time.perf_counter()
+    from codebrush.hub.catalogue import load_catalogue
+    from codebrush.hub.install import install
+    from codebrush.pack import home as usual_home
+
+    with progress_bar("fetching") as progress:
+        report = install(name, load_catalogue(), home or usual_home(), progress=progress, say=_say, keep=keep)
+    report["seconds"] = round(time.perf_counter() - start, 3)
+    if json_output:
+        print_json(report)
+    else:
+        was = "is already" if report["state"] == "ready" else "is now"
+        print(f"{name} {was} in {report['path']}")
+        print(f"licence: {report['licence']}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _print_rows(found: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from codebrush.hub.download import size_text
+
+    table = Table("name", "kind", "size", "licence", "state", box=None, header_style="bold")
+    for row in found:
+        size = size_text(row["size"]) + ("" if row["size_is_whole"] or not row["size"] else " +")
+        table.add_row(row["name"], row["kind"], size, row["licence"], row["state"])
+    width = None if sys.stdout.isatty() else 10_000  # a name read from a pipe must not be broken into lines
+    Console(width=width, markup=False, emoji=False, highlight=False).print(table, soft_wrap=True)
+
+
+def _print_facts(found: dict[str, Any], indent: str = "") -> None:
+    """Names and values, one a line; what a value holds in turn is indented."""
+    for name, value in found.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}:")
+            _print_facts(value, indent + "  ")
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            print(f"{indent}{name}:")
+            for item in value:
+                print(f"{indent}-")
+                _print_facts(item, indent + "  ")
+        elif isinstance(value, list):
+            print(f"{indent}{name}: {', '.join(str(item) for item in value)}")
+        elif value is not None:
+            print(f"{indent}{name}: {value}")

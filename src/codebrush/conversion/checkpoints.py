@@ -1,0 +1,221 @@
+"""In: any published checkpoint file. Out: its tensors by name and the plain values beside them; nothing is executed.
+
+The format is told by the content, never by the file's name: safetensors, shards with an index, torch.save (zip or
+legacy), TorchScript. `archives` and `pickles` do the reading of torch's own formats.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from codebrush.conversion.archives import LEGACY_MAGIC, read_archive, read_legacy
+from codebrush.conversion.pickles import StandIn
+from codebrush.errors import PackError
+
+# Where the state dict stands, the first that holds tensors. Averaged weights come before those they average, for
+# their authors publish what the averaged ones make.
+WRAPPERS = ("state_dict", "model_state_dict", "ema", "model", "module")
+_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+
+_MAX_HEADER = 100_000_000  # bytes, safetensors' own bound
+_MAX_INDEX = 64 << 20
+_SKIP = object()  # what stands for a value that is not plain
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`tensors`: the flat state dict, in the stored dtypes, on the CPU. `extras`: the plain values that stood beside
+    it (numbers, strings, lists, dicts): epoch, global_step, hyper_parameters, args ..."""
+
+    tensors: dict[str, Tensor]
+    extras: dict[str, Any]
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint file of any published kind: safetensors (or an *.index.json with its shards beside it),
+    torch.save's zip and legacy files, TorchScript archives.
+
+    The state dict may stand alone or under one of WRAPPERS; dicts in it are flattened with dots, and a prefix
+    `module.` or `_orig_mod.` that all names share is taken off. Raises PackError, in one line that names the file,
+    if it is missing, damaged, no checkpoint, without tensors, or holds a class that is not on the allow-list.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise PackError(f"{path} is a folder; name the checkpoint file in it")
+    if not path.is_file():
+        raise PackError(f"there is no checkpoint at {path}; check the path")
+    with _failures_named(path):
+        found = _separate(_read(path))
+    if not found.tensors:
+        raise PackError(f"{path} holds no named tensors; name a checkpoint file with weights")
+    return found
+
+
+@contextmanager
+def _failures_named(path: Path) -> Iterator[None]:
+    """Whatever goes wrong while `path` is read becomes a PackError that names it."""
+    try:
+        yield
+    except PackError:
+        raise
+    except (RecursionError, MemoryError) as error:
+        raise PackError(f"{path} nests too deep or asks for too much memory; it is not read") from error
+    except OSError as error:
+        raise PackError(f"{path} cannot be read ({error.strerror or error}); check the file") from error
+    except Exception as error:  # damaged bytes can make the readers fail in any way at all
+        # torch puts advice to load without its guard before the cause
+        cause = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())[:200] or type(error).__name__
+        raise PackError(f"{path} is damaged ({cause}); fetch it again") from error
+
+
+def _read(path: Path) -> Any:
+    """The object in the file, or in the shards of an index: a state dict, bare or wrapped."""
+    head = _head(path)
+    is_index = head.lstrip().startswith(b"{") and not _is_safetensors(head)
+    return _read_shards(path) if is_index else _read_one(path)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(512)
+
+
+def _read_one(path: Path) -> Any:
+    head = _head(path)
+    if _is_safetensors(head):
+        return _read_safetensors(path)
+    if head.startswith(b"PK\x03\x04"):
+        return read_archive(path)
+    if head.startswith(b"\x80") and LEGACY_MAGIC in head[:32]:
+        return read_legacy(path)
+    raise PackError(f"{path} {_what_else(head)}")
+
+
+def _is_safetensors(head: bytes) -> bool:
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_HEADER
+
+
+def _what_else(head: bytes) -> str:
+    """What a file is that is no checkpoint, and what to do about it."""
+    start = head.lstrip().lower()
+    if not head:
+        return "is empty; fetch it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a git-lfs pointer, not the file that it stands for; fetch the file itself (git lfs pull)"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page, most likely an error message saved as a file; fetch the file itself"
+    if head[257:262] == b"ustar":
+        return "is a tar archive; unpack it, or have torch.save write it again if it is a file of torch 0.1"
+    if head.startswith(b"\x1f\x8b"):
+        return "is packed with gzip; unpack it first"
+    if head.startswith(b"\x80"):
+        return "is a pickle, but none of torch.save; it is not read. Ask its source for a safetensors file"
+    return "is no checkpoint that is known here (safetensors, torch.save, TorchScript); fetch the right file"
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    with safe_open(str(path), framework="pt") as file:
+        about = file.metadata() or {}
+    return {**about, "state_dict": load_file(str(path))}
+
+
+def _read_shards(path: Path) -> dict[str, Any]:
+    """The tensors that an index names, each from the shard that it names, beside the index."""
+    if path.stat().st_size > _MAX_INDEX:
+        raise PackError(f"{path} is too long for an index of shards; name the checkpoint file")
+    index = json.loads(path.read_bytes())
+    places = index.get("weight_map")
+    if not isinstance(places, dict):
+        raise PackError(f"{path} is JSON without a weight_map; name the checkpoint file, or the index of its shards")
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(places.values())):
+        if not isinstance(shard, str) or shard in ("", ".", "..") or any(mark in shard for mark in "/\\:\0"):
+            raise PackError(f"{path} names the shard '{shard}', which is not a file beside it; it is not read")
+        if not (path.parent / shard).is_file():
+            raise PackError(f"{path} names the shard '{shard}', which is missing; fetch it into {path.parent}")
+        with _failures_named(path.parent / shard):
+            held = _separate(_read_one(path.parent / shard)).tensors
+        wanted = [name for name, place in places.items() if place == shard]
+        missing = [name for name in wanted if name not in held]
+        if missing:
+            raise PackError(f"{path.parent / shard} lacks '{missing[0]}', which {path.name} expects; fetch both again")
+        tensors |= {name: held[name] for name in wanted}
+    return {"state_dict": tensors}
+
+
+def _separate(value: Any) -> Checkpoint:
+    """The state dict inside the object of a file, flat, and the plain values that stood beside it."""
+    extras: dict[str, Any] = {}
+    while isinstance(value, Mapping):
+        inner = _wrapper(value)
+        beside = {key: _plain(item) for key, item in value.items() if isinstance(key, str) and key != inner}
+        extras |= {key: item for key, item in beside.items() if item is not _SKIP}
+        if inner is None:
+            named = list(_flatten(value, ""))
+            tensors = dict(named)
+            if len(tensors) < len(named):
+                raise ValueError("two of its tensors have the same name")
+            return Checkpoint(_without_prefix(tensors), extras)
+        value = value[inner]
+    return Checkpoint({}, extras)
+
+
+def _wrapper(value: Mapping[Any, Any]) -> str | None:
+    """The key under which the state dict stands; None if `value` is the state dict itself."""
+    # single numbers may stand beside a wrapped state dict (a best loss); weights may not
+    if any(isinstance(item, Tensor) and item.ndim for item in value.values()):
+        return None
+    mappings = [(name, value[name]) for name in WRAPPERS if isinstance(value.get(name), Mapping)]
+    return next((name for name, item in mappings if any(True for _ in _flatten(item, ""))), None)
+
+
+def _flatten(value: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Tensor]]:
+    for name, item in value.items():
+        if not isinstance(name, str):  # an optimizer's state is numbered, a state dict is named
+            continue
+        if isinstance(item, Tensor):
+            yield f"{prefix}{name}", item.detach()
+        elif isinstance(item, Mapping):
+            yield from _flatten(item, f"{prefix}{name}.")
+
+
+def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in _PREFIXES:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            return _without_prefix({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+    return tensors
+
+
+def _plain(value: Any) -> Any:
+    """A value of numbers, strings, lists and dicts only. Tensors and unknown objects are left out, and so is what
+    held nothing else."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, type):
+        return value.__name__
+    if isinstance(value, list | tuple):
+        items = [item for item in map(_plain, value) if item is not _SKIP]
+        return items if items or not value else _SKIP
+    if isinstance(value, StandIn):
+        return _plain_stand_in(value)
+    if not isinstance(value, Mapping):
+        return _SKIP
+    plain = {_plain(key): _plain(item) for key, item in value.items() if isinstance(key, str | int | float | type)}
+    plain = {key: item for key, item in plain.items() if item is not _SKIP}
+    return plain if plain or not value else _SKIP
+
+
+def _plain_stand_in(value: StandIn) -> Any:
+    if type(value).__name__ == "Namespace":
+        return _plain(value.state)
+    for inner in ("_content", "_val"):  # OmegaConf's containers, and the values in them
+        if inner in value.state:
+            return _plain(value.state[inner])
+    return _SKIP

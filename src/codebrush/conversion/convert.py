@@ -1,0 +1,112 @@
+"""Published weights in, a folder of ours out; or a CLIP of ours in, a folder in a published layout out."""
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from codebrush.conversion.export import LAYOUTS, export_clip
+from codebrush.conversion.load import READERS, layout_of, own_kind, own_model
+from codebrush.conversion.sources import Settings, Source, open_source
+from codebrush.conversion.words import VOCABULARY, fitting_tokenizer, tokenizer_file
+from codebrush.errors import PackError, UsageError
+from codebrush.models.clip import CLIP
+from codebrush.models.pretrained import PretrainedModel
+from codebrush.text.tokenizer import Tokenizer
+
+OUR_LAYOUT = "codebrush"
+KINDS = {"clip": "CLIP", "vqgan": "VQGAN", "transformer": "code transformer"}
+
+
+def open_model(kind: str, path: str | Path, config: Settings = None) -> PretrainedModel:
+    """A model of `kind` (clip, vqgan, transformer) in a folder of ours, or in a published layout."""
+    return own_model(path, kind) or READERS[kind](open_source(path, config))
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    config: Settings = None,
+    *,
+    to: str = OUR_LAYOUT,
+    kind: str | None = None,
+    tokenizer: str | Path | None = None,
+) -> dict[str, Any]:
+    """Write the weights at `source` into the folder `out` in the layout `to`; returns what was found and written.
+
+    A checkpoint that holds several models (a second stage with its VQGAN) is read as the `kind` asked for. A CLIP's
+    tokenizer is looked for beside it, or is the file or folder `tokenizer`. All is written beside and then renamed;
+    `out` must not be there yet. Weights that are stored in 16 bits stay so.
+    """
+    out = Path(out)
+    if out.exists():
+        raise UsageError(f"{out} is already there: name another folder with --out, or remove it")
+    if to not in (OUR_LAYOUT, *LAYOUTS):
+        raise UsageError(f"there is no layout '{to}': it is one of {', '.join((OUR_LAYOUT, *LAYOUTS))}")
+    found, layout, model = _open(Path(source), config, kind)
+    if layout == to == OUR_LAYOUT:
+        raise UsageError(f"{source} is in this layout already: name the one to write with --to ({', '.join(LAYOUTS)})")
+    if to != OUR_LAYOUT and not isinstance(model, CLIP):
+        raise UsageError(f"only a CLIP can be written in the layout '{to}', and {source} holds a {KINDS[found]}")
+    words = _tokenizer(Path(source), model, tokenizer) if isinstance(model, CLIP) else None
+
+    def write(part: Path) -> None:
+        if to == OUR_LAYOUT:
+            model.save_pretrained(part, "exact")
+        else:
+            assert isinstance(model, CLIP)
+            export_clip(model, part, to)
+        if words is not None and to != "openai":  # whose code brings its own vocabulary
+            words.save(part)
+
+    _write_whole(out, write)
+    return {
+        "kind": found,
+        "layout": layout,
+        "written": to,
+        "out": str(out),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tokenizer": words is not None,
+    }
+
+
+def _open(source: Path, config: Settings, kind: str | None) -> tuple[str, str, PretrainedModel]:
+    own = own_kind(source)
+    if own is not None:
+        model = own_model(source, kind or own)
+        assert model is not None
+        return own, OUR_LAYOUT, model
+    opened: Source = open_source(source, config)
+    layout, found = layout_of(opened.tensors, opened.place)
+    if kind is not None and kind != found and not (kind == "vqgan" and found == "transformer"):
+        raise UsageError(f"{source} holds a {KINDS[found]}, not a {KINDS[kind]}")
+    return kind or found, layout, READERS[kind or found](opened)
+
+
+def _tokenizer(source: Path, clip: CLIP, asked: str | Path | None) -> Tokenizer | None:
+    """The tokenizer that was asked for, or that lies beside the weights; None, with a warning, where there is none."""
+    file = Path(asked) if asked is not None else tokenizer_file(source)
+    if file is not None:
+        return fitting_tokenizer(clip, file)
+    warnings.warn(
+        f"there is no tokenizer beside {source}: name one with --tokenizer, like OpenAI's {VOCABULARY}", stacklevel=3
+    )
+    return None
+
+
+def _write_whole(out: Path, write: Callable[[Path], None]) -> None:
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        write(part)
+        os.replace(part, out)
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise PackError(f"{out} cannot be written: {reason}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,163 @@
+"""Hugging Face's CLIPModel and SiglipModel (transformers): a state dict and its config.json in; our CLIP out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from codebrush.conversion.tables import Rule, Tensors, prefixed
+from codebrush.errors import PackError
+from codebrush.models.clip import OPENAI_MEAN, OPENAI_STD, CLIPConfig
+from codebrush.models.image_encoder import VisionTransformerConfig
+from codebrush.models.text_encoder import TextTransformerConfig
+from codebrush.models.transformer import Activation
+
+IGNORED = r".*\.position_ids"  # buffers that older files hold
+PICTURES = "preprocessor_config.json"
+OLD_END = 2  # an eos_token_id that older configs name by mistake; the largest id is read instead
+ACTIVATIONS: dict[str, Activation] = {
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
+# What a config.json that leaves a field out means by it.
+CLIP_TEXT = {"vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12}
+CLIP_TEXT |= {"num_attention_heads": 8, "max_position_embeddings": 77, "pad_token_id": 1, "eos_token_id": 49407}
+CLIP_VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+CLIP_VISION |= {"image_size": 224, "patch_size": 32}
+CLIP_BOTH = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+SIGLIP_TEXT = {"vocab_size": 32000, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+SIGLIP_TEXT |= {"num_attention_heads": 12, "max_position_embeddings": 64, "pad_token_id": 1, "eos_token_id": 49407}
+SIGLIP_VISION = CLIP_VISION | {"patch_size": 16}
+SIGLIP_BOTH = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+
+BLOCK = [
+    Rule(r"(\d+)\.attention_norm\.(.+)", r"\1.layer_norm1.\2"),
+    Rule(r"(\d+)\.attention\.qkv\.(.+)", tuple(rf"\1.self_attn.{part}_proj.\2" for part in "qkv")),
+    Rule(r"(\d+)\.attention\.out\.(.+)", r"\1.self_attn.out_proj.\2"),
+    Rule(r"(\d+)\.mlp_norm\.(.+)", r"\1.layer_norm2.\2"),
+    Rule(r"(\d+)\.mlp\.up\.(.+)", r"\1.mlp.fc1.\2"),
+    Rule(r"(\d+)\.mlp\.down\.(.+)", r"\1.mlp.fc2.\2"),
+]
+TEXT = [
+    Rule(r"token_embedding\.weight", "embeddings.token_embedding.weight"),
+    Rule(r"position_embedding", "embeddings.position_embedding.weight"),
+    *prefixed(BLOCK, "transformer.blocks.", "encoder.layers."),
+    Rule(r"final_norm\.(.+)", r"final_layer_norm.\1"),
+]
+VISION = [
+    Rule(r"patch_embedding\.(.+)", r"embeddings.patch_embedding.\1"),
+    Rule(r"class_embedding", "embeddings.class_embedding"),
+    Rule(r"position_embedding", "embeddings.position_embedding.weight"),
+    Rule(r"input_norm\.(.+)", r"pre_layrnorm.\1"),
+    *prefixed(BLOCK, "transformer.blocks.", "encoder.layers."),
+    Rule(r"final_norm\.(.+)", r"post_layernorm.\1"),
+    Rule(r"pool\.query", "head.probe"),
+    Rule(r"pool\.qkv\.(.+)", r"head.attention.in_proj_\1"),
+    Rule(r"pool\.out\.(.+)", r"head.attention.out_proj.\1"),
+    Rule(r"pool\.norm\.(.+)", r"head.layernorm.\1"),
+    Rule(r"pool\.mlp\.up\.(.+)", r"head.mlp.fc1.\1"),
+    Rule(r"pool\.mlp\.down\.(.+)", r"head.mlp.fc2.\1"),
+]
+TOWERS = [
+    Rule("log_scale", "logit_scale"),
+    *prefixed(TEXT, "text_encoder.", "text_model."),
+    *prefixed(VISION, "image_encoder.", "vision_model."),
+]
+CLIP_RULES = [
+    *TOWERS,
+    Rule("logit_bias", ()),
+    Rule(r"text_encoder\.projection\.weight", "text_projection.weight"),
+    Rule(r"image_encoder\.projection\.weight", "visual_projection.weight"),
+]
+SIGLIP_RULES = [
+    *TOWERS,
+    Rule("logit_bias", "logit_bias"),
+    Rule(r"text_encoder\.projection\.(.+)", r"text_model.head.\1"),
+]
+
+
+def is_siglip(tensors: Tensors) -> bool:
+    """Whether the state dict is a SiglipModel's and not a CLIPModel's."""
+    return "vision_model.head.probe" in tensors
+
+
+def rules(tensors: Tensors) -> list[Rule]:
+    """The table for a state dict."""
+    return SIGLIP_RULES if is_siglip(tensors) else CLIP_RULES
+
+
+def config(tensors: Tensors, settings: Mapping[str, Any], pictures: Mapping[str, Any] | None, place: str) -> CLIPConfig:
+    """The CLIP that a config.json describes; `pictures` is what its preprocessor_config.json says."""
+    siglip, pictures = is_siglip(tensors), pictures or {}
+    try:
+        make = _siglip if siglip else _clip
+        image, text = make(settings.get("vision_config") or {}, settings.get("text_config") or {}, settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise PackError(f"{place}: its config.json cannot be read: {error}") from error
+    half = (0.5, 0.5, 0.5)
+    return CLIPConfig(
+        image,
+        text,
+        image_mean=tuple(pictures.get("image_mean", half if siglip else OPENAI_MEAN)),
+        image_std=tuple(pictures.get("image_std", half if siglip else OPENAI_STD)),
+        crop=bool(pictures.get("do_center_crop", not siglip)),
+    )
+
+
+def _clip(vision: Mapping, words: Mapping, both: Mapping) -> tuple[VisionTransformerConfig, TextTransformerConfig]:
+    embed_dim = both.get("projection_dim", 512)  # those of the towers' own configs are not heeded by the original
+    vision, words = CLIP_BOTH | CLIP_VISION | {**vision}, CLIP_BOTH | CLIP_TEXT | {**words}
+    pooling = "argmax" if words["eos_token_id"] == OLD_END else "end"
+    return (
+        VisionTransformerConfig(**_vision(vision), embed_dim=embed_dim),
+        TextTransformerConfig(**_text(words), embed_dim=embed_dim, pooling=pooling),
+    )
+
+
+def _siglip(vision: Mapping, words: Mapping, _: Mapping) -> tuple[VisionTransformerConfig, TextTransformerConfig]:
+    vision, words = SIGLIP_BOTH | SIGLIP_VISION | {**vision}, SIGLIP_BOTH | SIGLIP_TEXT | {**words}
+    sizes = _vision(vision)
+    image = VisionTransformerConfig(
+        **sizes,
+        embed_dim=sizes["width"],
+        pooling="attention",
+        input_norm=False,
+        patch_bias=True,
+        projection=False,
+    )
+    text = TextTransformerConfig(
+        **_text(words),
+        embed_dim=words.get("projection_size", words["hidden_size"]),
+        causal=False,
+        pooling="last",
+        mask_padding=False,
+        projection_bias=True,
+    )
+    return image, text
+
+
+def _trunk(values: Mapping[str, Any]) -> dict[str, Any]:
+    if values["hidden_act"] not in ACTIVATIONS:
+        raise ValueError(f"hidden_act '{values['hidden_act']}' is none of {', '.join(ACTIVATIONS)}")
+    width, inner = values["hidden_size"], values["intermediate_size"]
+    return {
+        "width": width,
+        "layers": values["num_hidden_layers"],
+        "heads": values["num_attention_heads"],
+        "hidden": 0 if inner == 4 * width else inner,
+        "activation": ACTIVATIONS[values["hidden_act"]],
+        "norm_epsilon": values["layer_norm_eps"],
+    }
+
+
+def _vision(values: Mapping[str, Any]) -> dict[str, Any]:
+    return _trunk(values) | {"image_size": values["image_size"], "patch_size": values["patch_size"]}
+
+
+def _text(values: Mapping[str, Any]) -> dict[str, Any]:
+    return _trunk(values) | {
+        "vocab_size": values["vocab_size"],
+        "context_length": values["max_position_embeddings"],
+        "pad_id": values["pad_token_id"],
+        "end_id": values["eos_token_id"],
+    }

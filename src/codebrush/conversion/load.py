@@ -1,0 +1,171 @@
+"""Published weights in one of the layouts known here, or a folder of ours, in; a model of ours out, float32 and in eval
+mode. The layout is told by the names of the tensors.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from codebrush.conversion import huggingface, llamagen, open_clip, openai, taming
+from codebrush.conversion.sources import Settings, Source, open_source
+from codebrush.conversion.tables import Rule, Tensors, fill
+from codebrush.errors import PackError
+from codebrush.models.clip import CLIP, CLIPConfig
+from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
+from codebrush.models.pretrained import CONFIG_FILE, PretrainedModel
+from codebrush.models.vqgan import VQGAN, VQGANConfig
+
+MODELS: dict[str, type[PretrainedModel]] = {"clip": CLIP, "vqgan": VQGAN, "transformer": CodeTransformer}
+OURS = {"CLIPConfig": "clip", "VQGANConfig": "vqgan", "CodeTransformerConfig": "transformer"}
+LAYOUTS = {  # a tensor that only this layout has -> the layout, and the kind of model it holds
+    "vision_model.embeddings.patch_embedding.weight": ("huggingface", "clip"),
+    "visual.trunk.patch_embed.proj.weight": ("open_clip", "clip"),
+    "visual.conv1.weight": ("openai", "clip"),
+    "transformer.blocks.0.attn.key.weight": ("taming", "transformer"),
+    "layers.0.attention.wqkv.weight": ("llamagen", "transformer"),
+    "encoder.down.0.block.0.norm1.weight": ("taming", "vqgan"),
+    "encoder.conv_blocks.0.res.0.norm1.weight": ("llamagen", "vqgan"),
+}
+Model = TypeVar("Model", bound=PretrainedModel)
+
+
+def load_clip(path: str | Path, config: Settings = None) -> CLIP:
+    """A CLIP from OpenAI, open_clip or Hugging Face (CLIP or SigLIP), or a folder of ours: float32, eval mode, CPU.
+
+    `path` is a checkpoint or a folder; `config` is its config in the origin's own vocabulary, a mapping or a file, and
+    is looked for in the folder where it is left out. OpenAI and open_clip share the names of their tensors: without a
+    config QuickGELU is taken, with a warning unless the file is plainly OpenAI's. Tensors that are missing, left over
+    or of another shape are a PackError that names them.
+    """
+    model = own_model(path, "clip")
+    return model if isinstance(model, CLIP) else clip_from(open_source(path, config))
+
+
+def load_vqgan(path: str | Path, config: Settings = None) -> VQGAN:
+    """A VQGAN from taming-transformers (VQModel, GumbelVQ, or the first stage in a Net2NetTransformer) or LlamaGen, or
+    a folder of ours; see `load_clip`.
+    """
+    model = own_model(path, "vqgan")
+    return model if isinstance(model, VQGAN) else vqgan_from(open_source(path, config))
+
+
+def load_code_transformer(path: str | Path, config: Settings = None) -> CodeTransformer:
+    """A code transformer from taming-transformers (the minGPT of a Net2NetTransformer) or LlamaGen (class or text
+    conditioned), or a folder of ours; see `load_clip`.
+    """
+    model = own_model(path, "transformer")
+    return model if isinstance(model, CodeTransformer) else transformer_from(open_source(path, config))
+
+
+def layout_of(tensors: Tensors, place: str) -> tuple[str, str]:
+    """The layout of a state dict and the kind of model that it holds; a PackError where it is none of those known."""
+    for name, found in LAYOUTS.items():
+        if name in tensors:
+            return found
+    names = ", ".join(sorted(tensors)[:3])
+    raise PackError(f"{place} is in no layout that is known here: its tensors are called {names}, ...")
+
+
+def own_kind(path: str | Path) -> str | None:
+    """Which kind of model the folder of ours at `path` holds; None where it is none of ours."""
+    file = Path(path) / CONFIG_FILE
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return OURS.get(values.get("type", "")) if isinstance(values, dict) else None
+
+
+def own_model(path: str | Path, kind: str) -> PretrainedModel | None:
+    """The model in a folder of ours, which must be of this `kind`; None where the folder is none of ours."""
+    found = own_kind(path)
+    if found is None:
+        return None
+    if found != kind:
+        raise PackError(f"{path} holds a {found}, not a {kind}")
+    return MODELS[kind].from_pretrained(path)
+
+
+def clip_from(source: Source) -> CLIP:
+    """The CLIP in an opened source."""
+    tensors, place = source.tensors, source.place
+    layout = _expect(source, "clip")
+    settings = source.settings
+    if layout == "huggingface":
+        if settings is None:
+            raise PackError(f"{place} needs its config.json beside it: no tensor tells how many heads it has")
+        config = huggingface.config(tensors, settings, source.pictures, place)
+        return _filled(CLIP, config, tensors, huggingface.rules(tensors), huggingface.IGNORED, place)
+    if settings is not None and "vision_cfg" in settings.get("model_cfg", settings):
+        config = open_clip.config(tensors, settings, place)
+    elif layout == "open_clip" or "text.token_embedding.weight" in tensors:
+        raise PackError(f"{place} needs its open_clip config: no tensor tells how many heads it has")
+    else:
+        plain = settings is None and not any(name in tensors or name in source.extras for name in openai.SCALARS)
+        if plain:
+            warnings.warn(
+                f"{place} may be OpenAI's or open_clip's: QuickGELU is taken; name its config to be sure", stacklevel=3
+            )
+        config = openai.config(tensors, settings, place)
+    return _filled(CLIP, config, tensors, open_clip.rules(tensors), openai.IGNORED, place)
+
+
+def vqgan_from(source: Source) -> VQGAN:
+    """The VQGAN in an opened source."""
+    tensors, place = taming.first_stage(source.tensors), source.place
+    layout, kind = layout_of(tensors, place)
+    if kind != "vqgan":
+        raise PackError(f"{place} holds a {kind}, not a vqgan")
+    if layout == "llamagen":
+        config = llamagen.vq_config(tensors, source.settings, place)
+        rules, ignored = llamagen.vq_rules(len(config.channel_multipliers)), llamagen.VQ_IGNORED
+    else:
+        config = taming.vqgan_config(tensors, source.settings, place)
+        rules = taming.GUMBEL_RULES if taming.is_gumbel(tensors) else taming.VQ_RULES
+        ignored = taming.IGNORED
+    model = _filled(VQGAN, config, tensors, rules, ignored, place)
+    if config.quantizer == "vector":
+        model.quantizer.initialised.fill_(True)  # pyright: ignore[reportCallIssue]
+    return model
+
+
+def transformer_from(source: Source) -> CodeTransformer:
+    """The code transformer in an opened source."""
+    place = source.place
+    if _expect(source, "transformer") == "llamagen":
+        config, tensors = llamagen.gpt(source.tensors, source.settings, place)
+        return _filled(CodeTransformer, config, tensors, llamagen.GPT_RULES, llamagen.GPT_IGNORED, place)
+    config, tensors = taming.second_stage(source.tensors, source.settings, place)
+    return _filled(CodeTransformer, config, tensors, taming.TRANSFORMER_RULES, taming.TRANSFORMER_IGNORED, place)
+
+
+READERS: dict[str, Callable[[Source], PretrainedModel]] = {
+    "clip": clip_from,
+    "vqgan": vqgan_from,
+    "transformer": transformer_from,
+}
+
+
+def _expect(source: Source, kind: str) -> str:
+    layout, found = layout_of(source.tensors, source.place)
+    if found != kind:
+        raise PackError(f"{source.place} holds a {found}, not a {kind}")
+    return layout
+
+
+def _filled(
+    model: type[Model],
+    config: CLIPConfig | VQGANConfig | CodeTransformerConfig,
+    tensors: Tensors,
+    rules: Sequence[Rule],
+    ignored: str,
+    place: str,
+) -> Any:
+    try:
+        made = model.from_config(config)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise PackError(f"{place}: its config describes no network: {' '.join(str(error).split())[:200]}") from error
+    fill(made, tensors, rules, ignored, place)
+    return made.eval()

@@ -1,0 +1,170 @@
+"""open_clip's own checkpoints: a state dict and its config (open_clip_config.json or its model_cfg) in; our CLIP out.
+
+Its towers bear OpenAI's names, with a `text.` prefix in newer files; SigLIP's image tower comes from timm and bears
+timm's. Options of towers that nothing here can do are refused by name.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from codebrush.conversion import openai
+from codebrush.conversion.tables import Rule, Tensors, count, prefixed
+from codebrush.errors import PackError
+from codebrush.models.clip import OPENAI_MEAN, OPENAI_STD, CLIPConfig
+from codebrush.models.image_encoder import ImageEncoderConfig, VisionTransformerConfig
+from codebrush.models.text_encoder import TextTransformerConfig
+
+IGNORED = openai.IGNORED
+TIMM_EPSILON = 1e-6
+VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "ls_init_value", "pool_type"}
+VISION_KEYS |= {"final_ln_after_pool", "no_ln_pre", "patch_dropout", "act_kwargs", "norm_kwargs", "output_tokens"}
+TIMM_KEYS = {"image_size", "timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_model_kwargs"}
+TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "ls_init_value", "pool_type"}
+TEXT_KEYS |= {"no_causal_mask", "proj_bias", "proj_type", "pad_id", "eos_id", "norm_kwargs", "act_kwargs"}
+TOKENIZER_KEYS = {"hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"}  # they shape no tensor
+
+TIMM = [
+    Rule(r"patch_embedding\.(.+)", r"patch_embed.proj.\1"),
+    Rule(r"position_embedding", "pos_embed"),
+    Rule(r"transformer\.blocks\.(\d+)\.attention_norm\.(.+)", r"blocks.\1.norm1.\2"),
+    Rule(r"transformer\.blocks\.(\d+)\.attention\.qkv\.(.+)", r"blocks.\1.attn.qkv.\2"),
+    Rule(r"transformer\.blocks\.(\d+)\.attention\.out\.(.+)", r"blocks.\1.attn.proj.\2"),
+    Rule(r"transformer\.blocks\.(\d+)\.mlp_norm\.(.+)", r"blocks.\1.norm2.\2"),
+    Rule(r"transformer\.blocks\.(\d+)\.mlp\.up\.(.+)", r"blocks.\1.mlp.fc1.\2"),
+    Rule(r"transformer\.blocks\.(\d+)\.mlp\.down\.(.+)", r"blocks.\1.mlp.fc2.\2"),
+    Rule(r"final_norm\.(.+)", r"norm.\1"),
+    Rule(r"pool\.query", "attn_pool.latent"),
+    Rule(r"pool\.qkv\.(.+)", (r"attn_pool.q.\1", r"attn_pool.kv.\1")),
+    Rule(r"pool\.out\.(.+)", r"attn_pool.proj.\1"),
+    Rule(r"pool\.norm\.(.+)", r"attn_pool.norm.\1"),
+    Rule(r"pool\.mlp\.up\.(.+)", r"attn_pool.mlp.fc1.\1"),
+    Rule(r"pool\.mlp\.down\.(.+)", r"attn_pool.mlp.fc2.\1"),
+]
+
+
+def rules(tensors: Tensors) -> list[Rule]:
+    """The table for a state dict: OpenAI's names, with timm's for an image tower of timm."""
+    timm = prefixed(TIMM, "image_encoder.", "visual.trunk.") if is_timm(tensors) else []
+    return timm + openai.rules(tensors)
+
+
+def is_timm(tensors: Tensors) -> bool:
+    """Whether the image tower bears timm's names."""
+    return any(name.startswith("visual.trunk.") for name in tensors)
+
+
+def config(tensors: Tensors, settings: Mapping[str, Any], place: str) -> CLIPConfig:
+    """The CLIP that `settings` (a `model_cfg`, or the file that holds one) and the tensors describe."""
+    model = settings.get("model_cfg", settings)
+    pictures = settings.get("preprocess_cfg", {})
+    try:
+        vision, words = dict(model["vision_cfg"]), dict(model["text_cfg"])
+        quick = "quick_gelu" if model.get("quick_gelu") else "gelu"
+        read = _timm if is_timm(tensors) else _vision
+        image = read(tensors, vision, quick, place)
+        text = _text(tensors, words, quick, place)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise PackError(f"{place}: its open_clip config or tensors cannot be read ({reason})") from error
+    size = vision.get("image_size", image.image_size)
+    if size not in (image.image_size, [image.image_size] * 2, (image.image_size,) * 2):
+        raise PackError(f"{place}: its config says pictures of {size}, its tensors {image.image_size} pixels square")
+    openai.agree(model, {"embed_dim": image.embed_dim}, place)
+    squash = pictures.get("resize_mode", "squash" if is_timm(tensors) else "shortest") == "squash"
+    half = (0.5, 0.5, 0.5) if is_timm(tensors) else None
+    return CLIPConfig(
+        image,
+        text,
+        image_mean=tuple(pictures.get("mean", half or OPENAI_MEAN)),
+        image_std=tuple(pictures.get("std", half or OPENAI_STD)),
+        crop=not squash,
+    )
+
+
+def _known(values: Mapping[str, Any], known: set[str], place: str) -> None:
+    strange = [key for key, value in values.items() if key not in known and value not in (None, False)]
+    if strange:
+        raise PackError(f"{place}: a tower with '{strange[0]}' cannot be built here")
+
+
+def _activation(values: Mapping[str, Any], usual: Any) -> Any:
+    return "gelu_tanh" if (values.get("act_kwargs") or {}).get("approximate") == "tanh" else usual
+
+
+def _vision(tensors: Tensors, values: dict[str, Any], quick: str, place: str) -> ImageEncoderConfig:
+    _known(values, VISION_KEYS, place)
+    head_width = values.get("head_width", openai.HEAD_WIDTH)
+    if isinstance(values.get("layers"), list | tuple):
+        return openai.resnet(tensors, values["width"] * 32 // head_width)
+    pool = values.get("pool_type", "tok")
+    if pool not in ("tok", "avg"):
+        raise PackError(f"{place}: a tower with pool_type '{pool}' cannot be built here")
+    mean = pool == "avg"
+    return openai.vision_transformer(
+        tensors,
+        values["width"] // head_width,
+        activation=_activation(values, quick),
+        pooling="mean" if mean else "class",
+        class_token=mean,
+        norm_tokens=mean and not values.get("final_ln_after_pool", False),
+        input_norm=not values.get("no_ln_pre", False),
+        layer_scale=values.get("ls_init_value") is not None,
+        norm_epsilon=(values.get("norm_kwargs") or {}).get("eps", 1e-5),
+    )
+
+
+def _timm(tensors: Tensors, values: dict[str, Any], quick: str, place: str) -> VisionTransformerConfig:
+    _known(values, TIMM_KEYS, place)
+    if "visual.trunk.attn_pool.latent" not in tensors or values.get("timm_proj", "none") not in ("none", "", None):
+        raise PackError(f"{place}: of timm's image towers only SigLIP's, with attention pooling, can be built here")
+    name, given = str(values.get("timm_model_name")), values.get("timm_model_kwargs") or {}
+    kernel = tensors["visual.trunk.patch_embed.proj.weight"]
+    width = kernel.shape[0]
+    tanh = given.get("act_layer", "gelu_tanh" if "so400m" in name else "gelu") == "gelu_tanh"
+    return VisionTransformerConfig(
+        image_size=math.isqrt(tensors["visual.trunk.pos_embed"].shape[1]) * kernel.shape[-1],
+        patch_size=kernel.shape[-1],
+        width=width,
+        layers=count(tensors, r"visual\.trunk\.blocks\.(\d+)\."),
+        heads=given.get("num_heads") or width // (72 if "so400m" in name else openai.HEAD_WIDTH),
+        embed_dim=width,
+        pooling="attention",
+        activation="gelu_tanh" if tanh else "gelu",
+        hidden=openai.hidden(tensors, "visual.trunk.blocks.0.mlp.fc1.weight"),
+        norm_epsilon=TIMM_EPSILON,
+        input_norm=False,
+        patch_bias=True,
+        projection=False,
+    )
+
+
+def _text(tensors: Tensors, values: dict[str, Any], quick: str, place: str) -> TextTransformerConfig:
+    _known(values, TEXT_KEYS | TOKENIZER_KEYS, place)
+    prefix = "text." if "text.token_embedding.weight" in tensors else ""
+    biased = bool(values.get("proj_bias"))
+    projection = f"{prefix}text_projection.weight" if biased else f"{prefix}text_projection"
+    pooling = {"argmax": "argmax", "last": "last", "eos": "end"}.get(values.get("pool_type", "argmax"))
+    if pooling is None or values.get("proj_type", "linear") != "linear":
+        raise PackError(f"{place}: a text tower with pool_type '{values.get('pool_type')}' cannot be built here")
+    causal = not values.get("no_causal_mask", False)
+    vocab_size, width = tensors[f"{prefix}token_embedding.weight"].shape
+    return TextTransformerConfig(
+        vocab_size=vocab_size,
+        context_length=tensors[f"{prefix}positional_embedding"].shape[0],
+        width=width,
+        layers=count(tensors, re.escape(prefix) + r"transformer\.resblocks\.(\d+)\."),
+        heads=values.get("heads", 8),
+        embed_dim=tensors[projection].shape[0 if biased else 1],
+        pad_id=values.get("pad_id", 0),
+        end_id=values.get("eos_id", 0),
+        causal=causal,
+        pooling=pooling,  # pyright: ignore[reportArgumentType]
+        activation=_activation(values, quick),
+        hidden=openai.hidden(tensors, f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"),
+        norm_epsilon=(values.get("norm_kwargs") or {}).get("eps", 1e-5),
+        layer_scale=values.get("ls_init_value") is not None,
+        mask_padding=False,
+        projection_bias=biased,
+    )

@@ -1,0 +1,184 @@
+"""taming-transformers (Esser et al. 2021): a state dict and its YAML config in; our VQGAN or code transformer out.
+
+Of a VQGAN the tensors tell everything but the size of picture that it was trained on. Of a second stage they do not
+tell the heads, the shape of the grid, and what stands in front of the codes.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from codebrush.conversion.openai import agree
+from codebrush.conversion.tables import Rule, Tensors, count, prefixed
+from codebrush.errors import PackError
+from codebrush.models.code_transformer import CodeTransformerConfig
+from codebrush.models.vqgan import VQGANConfig
+
+IGNORED = r"loss\..*|model_ema\..*|colorize|quantize\.embedding\.(cluster_size|embed_avg)"
+TRANSFORMER_IGNORED = r".*\.attn\.mask|(first_stage_model|cond_stage_model|permuter)\..*"
+USUAL_SIZE = 256
+USUAL_KL = 5e-4
+PUBLISHED_HEADS = 16
+
+RES_BLOCK = [Rule(r"(.*)shortcut\.(.+)", r"\1nin_shortcut.\2"), Rule(r"(.+)", r"\1")]
+VQ_RULES = [
+    Rule(r"quantizer\.codebook", "quantize.embedding.weight"),
+    Rule(r"quantizer\.(initialised|share|sums)", ()),
+    *RES_BLOCK,
+]
+GUMBEL_RULES = [
+    Rule(r"quantizer\.codebook", "quantize.embed.weight"),
+    Rule(r"quantizer\.proj\.(.+)", r"quantize.proj.\1"),
+    *RES_BLOCK,
+]
+BLOCK = [
+    Rule(r"(\d+)\.attention_norm\.(.+)", r"\1.ln1.\2"),
+    Rule(r"(\d+)\.attention\.qkv\.(.+)", (r"\1.attn.query.\2", r"\1.attn.key.\2", r"\1.attn.value.\2")),
+    Rule(r"(\d+)\.attention\.out\.(.+)", r"\1.attn.proj.\2"),
+    Rule(r"(\d+)\.mlp_norm\.(.+)", r"\1.ln2.\2"),
+    Rule(r"(\d+)\.mlp\.up\.(.+)", r"\1.mlp.0.\2"),
+    Rule(r"(\d+)\.mlp\.down\.(.+)", r"\1.mlp.2.\2"),
+]
+TRANSFORMER_RULES = [
+    *prefixed(BLOCK, "transformer.blocks.", "transformer.blocks."),
+    Rule(r"code_embedding\.weight", "transformer.tok_emb.weight"),
+    Rule(r"final_norm\.(.+)", r"transformer.ln_f.\1"),
+    Rule(r"head\.weight", "transformer.head.weight"),
+    # `second_stage` cuts these out of the one table of positions and the one of tokens
+    Rule(r"(positions|prefix_positions|start|nulls\..+|projections\..+)", r"\1"),
+]
+
+
+def parameters(settings: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What a config says of the model itself: `params` of the whole YAML, of its `model`, or the mapping itself."""
+    values = settings or {}
+    values = values.get("model", values)
+    return values.get("params", values) or {}
+
+
+def first_stage(tensors: Tensors) -> Tensors:
+    """The VQGAN's own tensors, also out of a second stage's checkpoint."""
+    prefix = "first_stage_model."
+    inner = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return inner or tensors
+
+
+def is_gumbel(tensors: Tensors) -> bool:
+    """Whether the codes come from a GumbelVQ's logits."""
+    return "quantize.embed.weight" in tensors
+
+
+def vqgan_config(tensors: Tensors, settings: Mapping[str, Any] | None, place: str) -> VQGANConfig:
+    """The sizes of a VQModel or GumbelVQ; `settings` None takes pictures of 256 pixels."""
+    params = parameters(settings)
+    params = (params.get("first_stage_config") or {}).get("params", params)
+    sizes = params.get("ddconfig") or {}
+    try:
+        found = _vqgan_sizes(tensors, sizes.get("resolution", USUAL_SIZE), params.get("kl_weight", USUAL_KL))
+    except (KeyError, ZeroDivisionError) as error:
+        raise PackError(f"{place} lacks the tensor {error}: it is no whole VQGAN") from error
+    told = {"ch": found.channels, "num_res_blocks": found.res_blocks, "z_channels": found.latent_channels}
+    agree(sizes, told | {"double_z": False, "in_channels": 3, "out_ch": 3}, place)
+    agree(params, {"embed_dim": found.code_dim, "n_embed": found.codebook_size}, place)
+    for name, value in {
+        "ch_mult": found.channel_multipliers,
+        "attn_resolutions": tuple(sorted(found.attention_resolutions)),
+    }.items():
+        said = sizes.get(name)
+        if said is not None and (tuple(said) if name == "ch_mult" else _attended(said, found)) != value:
+            raise PackError(f"{place}: its config says {name} {list(said)}, but its tensors say {list(value)}")
+    return found
+
+
+def _attended(said: Any, found: VQGANConfig) -> tuple[int, ...]:
+    """Those of the resolutions that a level has."""
+    levels = range(len(found.channel_multipliers))
+    return tuple(sorted({found.image_size >> level for level in levels} & set(said)))
+
+
+def _vqgan_sizes(tensors: Tensors, size: int, kl_weight: float) -> VQGANConfig:
+    levels = count(tensors, r"encoder\.down\.(\d+)\.")
+    channels = tensors["encoder.conv_in.weight"].shape[0]
+    if tensors["encoder.conv_in.weight"].shape[1] != 3 or tensors["decoder.conv_out.weight"].shape[0] != 3:
+        raise PackError("a VQGAN of other than three colour channels (of segmentations, say) cannot be built here")
+    widths = [tensors[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(levels)]
+    gumbel = is_gumbel(tensors)
+    codebook = tensors["quantize.embed.weight" if gumbel else "quantize.embedding.weight"]
+    return VQGANConfig(
+        image_size=size,
+        channels=channels,
+        channel_multipliers=tuple(width // channels for width in widths),
+        res_blocks=count(tensors, r"encoder\.down\.0\.block\.(\d+)\."),
+        attention_resolutions=tuple(
+            size >> level for level in range(levels) if f"encoder.down.{level}.attn.0.q.weight" in tensors
+        ),
+        middle_attention="encoder.mid.attn_1.q.weight" in tensors,
+        latent_channels=tensors["encoder.conv_out.weight"].shape[0],
+        code_dim=tensors["quant_conv.weight"].shape[0],
+        codebook_size=codebook.shape[0],
+        quantizer="gumbel" if gumbel else "vector",
+        l2_normalized=False,
+        kl_weight=kl_weight,
+    )
+
+
+def second_stage(
+    tensors: Tensors, settings: Mapping[str, Any] | None, place: str
+) -> tuple[CodeTransformerConfig, dict[str, torch.Tensor]]:
+    """A Net2NetTransformer's sizes, and its tensors with its tables of positions and labels cut as ours are."""
+    params = parameters(settings)
+    gpt = (params.get("transformer_config") or {}).get("params") or {}
+    condition = params.get("cond_stage_config") or {}
+    kind = condition.get("target", "") if isinstance(condition, Mapping) else str(condition)
+    labels = (condition.get("params") or {}).get("n_classes", 0) if kind.endswith("Labelator") else 0
+    start = not labels and (not kind or "SOSProvider" in kind or "unconditional" in kind)
+    if not settings:
+        warnings.warn(
+            f"{place}: without a config, {PUBLISHED_HEADS} heads and no condition are taken for granted",
+            stacklevel=2,
+        )
+    try:
+        table, positions = tensors["transformer.tok_emb.weight"], tensors["transformer.pos_emb"][0]
+    except KeyError as error:
+        raise PackError(f"{place} lacks the tensor {error}: it is no whole second stage") from error
+    side = _side(len(positions), params, 1 if labels or start else None)
+    config = CodeTransformerConfig(
+        codebook_size=tensors["transformer.head.weight"].shape[0],
+        grid=(side, side),
+        width=table.shape[1],
+        layers=count(tensors, r"transformer\.blocks\.(\d+)\."),
+        heads=gpt.get("n_head", PUBLISHED_HEADS),
+        source_codes=not (labels or start),
+        labels=labels,
+        activation="gelu",
+        norm="layer",
+        rotary="none",
+        start_token=bool(start),
+    )
+    found = {"vocab_size": config.codebook_size, "n_layer": config.layers, "n_embd": config.width}
+    agree(gpt, found | {"block_size": len(positions)}, place)
+    prefix = config.prefix_length
+    if prefix + config.code_count - 1 > len(positions) or labels > len(table):
+        raise PackError(f"{place}: {len(positions)} positions are too few for a grid of {side} x {side} codes")
+    # The last code is never followed by another, so the original need not have a position for it.
+    room = torch.nn.functional.pad(positions[prefix:], (0, 0, 0, config.code_count))
+    made = {"prefix_positions": positions[:prefix], "positions": room[: config.code_count]}
+    if start:
+        made["start"] = table[params.get("sos_token", 0)][None]
+    elif labels:  # labels and codes share the one table
+        made |= {"projections.labels.weight": table[:labels], "nulls.labels": table[:labels].mean(0, keepdim=True)}
+    else:
+        made["nulls.source_codes"] = table.mean(0, keepdim=True).expand(config.code_count, -1)
+    kept = {name: tensor for name, tensor in tensors.items() if name != "transformer.pos_emb"}
+    return config, kept | made
+
+
+def _side(positions: int, params: Mapping[str, Any], prefix: int | None) -> int:
+    """The side of the grid of codes: as the first stage's config says, or as many as there are positions for."""
+    room = positions + 1 - prefix if prefix is not None else (positions + 1) // 2
+    sizes = ((params.get("first_stage_config") or {}).get("params") or {}).get("ddconfig") or {}
+    side = sizes.get("resolution", 0) >> max(0, len(sizes.get("ch_mult") or ()) - 1)
+    return side if 0 < side**2 <= room else math.isqrt(room)

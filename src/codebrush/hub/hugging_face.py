@@ -1,0 +1,62 @@
+"""hf://owner/name/file@revision in; the path of that file on this machine out, through huggingface_hub."""
+
+import inspect
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from codebrush.hub.catalogue import HUB_MIRROR
+from codebrush.hub.http_range import Progress, Refused
+
+TRUE_VALUES = ("1", "ON", "YES", "TRUE")  # as huggingface_hub reads them
+
+
+def is_offline() -> bool:
+    """Whether the environment forbids the network, now: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set."""
+    value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return value.upper() in TRUE_VALUES
+
+
+def fetch_from_hub(mirror: str, staging: Path, progress: Progress | None) -> Path:
+    """The file in the hub's local cache where it is there, else fetched into `staging`, where it is also resumed.
+
+    Raises Refused, with the reason in brief.
+    """
+    import huggingface_hub
+
+    match = HUB_MIRROR.fullmatch(mirror)
+    if match is None:
+        raise Refused("is no hf://owner/name/file@revision")
+    repo, name, revision = match["repo"], match["file"], match["revision"]
+    try:
+        cached = huggingface_hub.try_to_load_from_cache(repo, name, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
+        if is_offline():
+            raise Refused("offline, as HF_HUB_OFFLINE says, and not in the hub's local cache")
+        download = huggingface_hub.hf_hub_download
+        bar = {"tqdm_class": _quiet_bar(progress)} if "tqdm_class" in inspect.signature(download).parameters else {}
+        return Path(download(repo, name, revision=revision, local_dir=staging, **bar))
+    except Refused:
+        raise
+    except Exception as error:  # its HTTP client, cache and validation each have exceptions of their own
+        lines = (str(error) or type(error).__name__).strip().splitlines()
+        raise Refused(lines[0][:150]) from error
+
+
+def _quiet_bar(progress: Progress | None) -> Any:
+    """A progress bar as huggingface_hub wants it that prints nothing and calls `progress`."""
+    from huggingface_hub.utils import tqdm
+
+    class QuietBar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "file": io.StringIO(), "disable": False})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            shown = super().update(n)
+            if progress is not None:
+                progress(int(self.n), int(self.total or self.n))
+            return shown
+
+    return QuietBar

@@ -1,0 +1,223 @@
+"""A name of the catalogue in; that model or pack, converted to the layout of this package, in the user's home out.
+
+home/downloads/NAME/   the published files, until they are converted
+home/models/NAME/      config.json, model.safetensors, a tokenizer's files, and origin.json: where it all came from
+home/packs/NAME/       pack.json, whose members point into home/models
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from codebrush import __version__
+from codebrush.errors import PackError
+from codebrush.hub.catalogue import Catalogue, FileEntry, ModelEntry, PackEntry
+from codebrush.hub.download import CONVERSION_ROOM, check_room, fetch_file, file_sha256, size_text
+from codebrush.hub.http_range import Progress
+from codebrush.pack import FORMAT, PACK_FILE
+
+ORIGIN_FILE = "origin.json"
+Convert = Callable[..., dict[str, Any]]
+Say = Callable[[str], None]
+
+
+def install(
+    name: str,
+    catalogue: Catalogue,
+    home: Path,
+    *,
+    progress: Progress | None = None,
+    say: Say | None = None,
+    keep: bool = False,
+    convert: Convert | None = None,
+) -> dict[str, Any]:
+    """Fetch and convert the model or pack called `name` into `home`; what is there already is kept.
+
+    `progress` is called with (bytes, bytes in all) of the file at hand, `say` with a line for each stage. `keep`
+    leaves the published files in home/downloads. `convert` (source, out, config, kind) is `conversion.convert.convert`
+    where it is None. Returns name, kind, title, licence, path and state ("installed", or "ready" where it was there
+    before), and for a pack a report of each of its models. Raises UsageError for an unknown name, PackError for what
+    fails.
+    """
+    entry = catalogue.entry(name)
+    work = _Work(Path(home), progress, say or (lambda _: None), keep, convert or _convert)
+    models = [entry] if isinstance(entry, ModelEntry) else list(catalogue.pack_models(entry).values())
+    work.check_room(name, models)
+    reports = [work.model(model) for model in models]
+    if isinstance(entry, ModelEntry):
+        return reports[0]
+    return work.pack(entry, catalogue, reports)
+
+
+def model_folder(home: Path, name: str) -> Path:
+    """Where the model of that name is, or would be."""
+    return home / "models" / name
+
+
+def pack_folder(home: Path, name: str) -> Path:
+    """Where the pack of that name is, or would be."""
+    return home / "packs" / name
+
+
+def installed(home: Path) -> list[dict[str, Any]]:
+    """Packs and models in `home`: name, kind, title, licence, size in bytes and path of each."""
+    found = []
+    for file in sorted(home.glob(f"packs/*/{PACK_FILE}")):
+        info = _read_json(file)
+        if info is not None:
+            provenance = info.get("provenance") or {}
+            found.append(_row(file.parent, "pack", provenance.get("title", ""), info.get("licence", "")))
+    for file in sorted(home.glob(f"models/*/{ORIGIN_FILE}")):
+        origin = _read_json(file)
+        if origin is not None:
+            found.append(_row(file.parent, origin.get("kind", ""), origin.get("title", ""), origin.get("licence", "")))
+    return [row for row in found if not row["name"].startswith(".")]
+
+
+class _Work:
+    """One run of `install`."""
+
+    def __init__(self, home: Path, progress: Progress | None, say: Say, keep: bool, convert: Convert) -> None:
+        self.home, self.progress, self.say = home, progress, say
+        self.keep, self.convert = keep, convert
+
+    def check_room(self, name: str, models: list[ModelEntry]) -> None:
+        """PackError where the disk has no room for all of it; what is in part there counts in full."""
+        missing = [model for model in models if not self._is_ready(model.name)]
+        sizes = [
+            file.size or 0 for model in missing for file in model.files if not self._download(model, file).exists()
+        ]
+        largest = max((model.size or 0 for model in missing), default=0)
+        if sizes:
+            check_room(self.home, sum(sizes) + CONVERSION_ROOM * largest, name)
+
+    def model(self, entry: ModelEntry) -> dict[str, Any]:
+        """Fetch and convert one model."""
+        folder = model_folder(self.home, entry.name)
+        with _locked(folder):
+            ready = self._is_ready(entry.name)
+            if not ready:
+                self._make(entry, folder)
+        shown = {"name": entry.name, "kind": entry.kind, "title": entry.title, "licence": entry.licence}
+        return {**shown, "path": str(folder), "state": "ready" if ready else "installed"}
+
+    def pack(self, entry: PackEntry, catalogue: Catalogue, reports: list[dict[str, Any]]) -> dict[str, Any]:
+        """Write the pack.json of a pack whose models are there."""
+        folder = pack_folder(self.home, entry.name)
+        models = catalogue.pack_models(entry)
+        licence = "; ".join(dict.fromkeys(f"{member}: {model.licence}" for member, model in models.items()))
+        origins = {member: _read_json(self._origin(model)) for member, model in models.items()}
+        info: dict[str, Any] = {
+            "format": FORMAT,
+            "name": entry.name,
+            "version": __version__,
+            "licence": licence,
+            "image_size": entry.image_size,
+            "provenance": {"kind": "published", "title": entry.title, "models": origins},
+            "members": {member: f"../../models/{model.name}" for member, model in models.items()},
+        }
+        if entry.defaults:
+            info["defaults"] = entry.defaults
+        with _locked(folder):
+            ready = _read_json(folder / PACK_FILE) == info
+            if not ready:
+                _write_json(folder / PACK_FILE, info)
+        shown = {"name": entry.name, "kind": "pack", "title": entry.title, "licence": licence, "path": str(folder)}
+        return {**shown, "state": "ready" if ready else "installed", "models": reports}
+
+    def _make(self, entry: ModelEntry, folder: Path) -> None:
+        downloads = self.home / "downloads" / entry.name
+        for file in entry.files:
+            size = f" ({size_text(file.size)})" if file.size else ""
+            self.say(f"fetching {entry.name}: {file.path}{size}")
+            fetch_file(file, downloads, progress=self.progress)
+        self.say(f"converting {entry.name}")
+        part = folder.with_name(f".{folder.name}.part")
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # what is no whole model
+            self.convert(downloads, part, entry.config, kind=entry.kind)
+            _write_json(part / ORIGIN_FILE, self._origin_of(entry))
+            os.replace(part, folder)
+        except OSError as error:
+            raise PackError(f"{folder} cannot be written: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        if not self.keep:
+            shutil.rmtree(downloads, ignore_errors=True)
+
+    def _origin_of(self, entry: ModelEntry) -> dict[str, Any]:
+        """What a converted model says of where it came from."""
+        files = [
+            {
+                "path": file.path,
+                "size": self._download(entry, file).stat().st_size,
+                "sha256": file.sha256 or file_sha256(self._download(entry, file)),
+                "mirrors": list(file.mirrors),
+            }
+            for file in entry.files
+        ]
+        shown = {"name": entry.name, "kind": entry.kind, "title": entry.title, "licence": entry.licence}
+        made = {"converted_by": f"codebrush {__version__}", "converted_on": time.strftime("%Y-%m-%d")}
+        return {**shown, "paper": entry.paper, "files": files, **made}
+
+    def _download(self, entry: ModelEntry, file: FileEntry) -> Path:
+        return self.home / "downloads" / entry.name / file.path
+
+    def _origin(self, entry: ModelEntry) -> Path:
+        return model_folder(self.home, entry.name) / ORIGIN_FILE
+
+    def _is_ready(self, name: str) -> bool:
+        """Whether the model is there: a folder only gets its name when it is whole."""
+        return (model_folder(self.home, name) / ORIGIN_FILE).is_file()
+
+
+def _convert(source: Path, out: Path, config: dict[str, Any] | None, kind: str) -> dict[str, Any]:
+    from codebrush.conversion.convert import convert  # only where there is something to convert
+
+    return convert(source, out, config, kind=kind)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the place of one model or pack: a second process that wants it waits."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        lock.acquire()
+    except OSError as error:
+        raise PackError(f"{folder.parent} cannot be written in: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _row(folder: Path, kind: str, title: str, licence: str) -> dict[str, Any]:
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return {"name": folder.name, "kind": kind, "title": title, "licence": licence, "size": size, "path": str(folder)}
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise PackError(f"{path} cannot be written: {error.strerror or error}") from error

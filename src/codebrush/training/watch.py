@@ -1,0 +1,91 @@
+"""The figures of a CLIP's log -> one line, with the remedy, for each fault of small batches and few pictures."""
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from codebrush.models.clip import MAX_LOGIT_SCALE
+
+NEAR = 0.02  # of the loss of a guess
+CLASHING = 0.2  # of a batch
+AT_CLAMP = 0.999  # of the largest scale
+
+
+def clashing_share(tokens: np.ndarray, groups: np.ndarray) -> float:
+    """Share of the rows of a batch whose caption is also another group's, so that the loss asks to tell them apart.
+
+    Tokens (B, T) and group numbers (B,).
+    """
+    _, text = np.unique(tokens, axis=0, return_inverse=True)  # (B,) which caption
+    pairs = np.unique(np.stack([text.reshape(-1), groups]), axis=1)  # (2, P) each caption with each of its groups
+    return float((np.bincount(pairs[0])[text.reshape(-1)] > 1).mean())
+
+
+def guessing_loss(batch_size: int, loss: Literal["softmax", "sigmoid"]) -> float:
+    """The loss of a CLIP that tells nothing apart, at its best: ln B, or with the sigmoid loss about 1 + ln B."""
+    chance = 1 / batch_size
+    if loss == "softmax" or batch_size == 1:
+        return -math.log(chance)
+    return -math.log(chance) - (batch_size - 1) * math.log1p(-chance)
+
+
+@dataclass
+class Watch:
+    """Looks at every line of the log, and says each thing once.
+
+    `examples` and `batch_size` count rows, those of a replayed set too, over all processes; `warmup` is in steps.
+    A loss or temperature counts as stuck after `patience` lines.
+    """
+
+    batch_size: int
+    examples: int
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    warmup: int = 0
+    patience: int = 5
+    _losses: deque[float] = field(init=False)
+    _scales: deque[float] = field(init=False)
+    _said: set[str] = field(init=False, default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._losses, self._scales = deque(maxlen=self.patience), deque(maxlen=self.patience)
+
+    def look(self, step: int, values: Mapping[str, float]) -> list[str]:
+        """What the log's line at `step` gives reason to say; before the first step, with no values, what is known."""
+        if step > self.warmup and "clip_loss" in values:
+            self._losses.append(values["clip_loss"])
+            self._scales.append(values["logit_scale"])
+        found = dict(self._found(step, values))
+        new = [line for kind, line in found.items() if kind not in self._said]
+        self._said |= found.keys()
+        return new
+
+    def _found(self, step: int, values: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+        if self.examples < 2 * self.batch_size:
+            yield (
+                "examples",
+                f"{self.examples} pictures are fewer than two batches of {self.batch_size}: add pictures, or lower "
+                "loop.batch_size",
+            )
+        guess, patient = guessing_loss(self.batch_size, self.loss), len(self._losses) == self.patience
+        if patient and abs(sum(self._losses) / self.patience - guess) <= NEAR * guess:
+            yield (
+                "stuck",
+                f"the loss is stuck at {guess:.2f} up to step {step}, that of a guess among {self.batch_size}: raise "
+                "recipe.learning_rate or loop.batch_size, and check that the captions fit their pictures",
+            )
+        if patient and min(self._scales) >= AT_CLAMP * MAX_LOGIT_SCALE:
+            yield (
+                "clamp",
+                f"the temperature is at its clamp (logit_scale {MAX_LOGIT_SCALE:.0f}) at step {step}: lower "
+                "recipe.learning_rate, or add pictures",
+            )
+        if (share := values.get("clashing", 0.0)) > CLASHING:
+            yield (
+                "clashing",
+                f"{share:.0%} of a batch have the caption of another group: name source.group (--group), a column "
+                "that is equal where captions mean the same",
+            )

@@ -38,7 +38,7 @@ MAY_USE = {
     "models": {"torch", "safetensors"},
     "text": {"torch", "safetensors", "tokenizers"},
 }
-EXCEPTIONS = {"codebrush.models.text_encoder": {"transformers"}}
+EXCEPTIONS = {"codebrush.models.text_encoder": {"transformers"}, "codebrush.text.cleanup": {"ftfy"}}
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from codebrush.data.images import decode_image, stack, to_pil
+from codebrush.data.preprocess import pixels_for
 from codebrush.errors import ImageError, PackError, PromptError, UsageError
 from codebrush.generation.decoding import Progress, draw_codes, picture_uniforms
 from codebrush.generation.guide_options import guide_options
@@ -203,7 +204,9 @@ class Codebrush:
     @torch.no_grad()
     def embed_images(self, images: Sequence[Picture]) -> Tensor:
         """Pictures or their files -> unit vectors (B, E) float32. One that cannot be read is an ImageError."""
-        vectors = [self.clip.encode_image(pixels) for pixels in self._pixels(images, self.clip.image_size)]
+        images = [images] if isinstance(images, Image.Image | str | Path) else list(images)
+        parts = [images[batch.start : batch.stop] for batch in _batches(len(images))]
+        vectors = [self.clip.encode_image(pixels_for(self.clip, part).to(self.device)) for part in parts]
         return torch.cat(vectors) if vectors else torch.zeros(0, self.clip.embed_dim)
 
     @torch.no_grad()

@@ -2,12 +2,15 @@
 
 import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from codebrush.conversion.load import load_clip
+from codebrush.conversion.openai import SCALARS
 from codebrush.models.clip import CLIP
 from golden import Golden, both_batches, check_acts, close, golden, recorded
 
@@ -87,7 +90,7 @@ def test_openai(name: str, told: bool) -> None:
         warnings.simplefilter("ignore" if not told else "error")
         clip = load_clip(reference.weights, reference.config if told else None)
     assert all(parameter.dtype == torch.float32 for parameter in clip.parameters())
-    assert clip.config.crop
+    assert clip.config.fit == "crop"
     check(clip, reference, reference.io["input.image"], reference.io["input.text"], "features_normalized")
     if "half.image_features" in reference.io:  # a sanity check: what the weights give in their own precision
         found = clip.image_encoder(reference.io["input.image"])
@@ -124,3 +127,33 @@ def test_all_hidden_states_agree_where_the_text_is_read(name: str) -> None:
     with torch.no_grad():
         found = clip.text_encoder.features(tokens)
     close(found[mask], reference.io["output.text_last_hidden"][mask], "text hidden states")
+
+
+class Holder(torch.nn.Module):
+    """A tree of modules whose state dict is the one it is given."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def put(self, name: str, tensor: torch.Tensor) -> None:
+        head, _, rest = name.partition(".")
+        if not rest:
+            self.register_parameter(head, torch.nn.Parameter(tensor, requires_grad=False))
+            return
+        if head not in dict(self.named_children()):
+            self.add_module(head, Holder())
+        self.get_submodule(head).put(rest, tensor)  # pyright: ignore[reportCallIssue]
+
+
+def test_openais_archive_is_a_program_that_is_read_and_not_run(tmp_path: Path) -> None:
+    reference = golden("openai_clip_vit_fp16_a")
+    tensors = load_file(reference.weights)
+    root = Holder()
+    for name, tensor in tensors.items():
+        root.put(name, tensor) if name not in SCALARS else root.register_buffer(name, tensor)
+    torch.jit.save(torch.jit.trace(root, torch.zeros(1)), tmp_path / "ViT.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the three scalars say that it is OpenAI's
+        clip = load_clip(tmp_path / "ViT.pt")
+    for name, value in load_clip(reference.weights, reference.config).state_dict().items():
+        assert torch.equal(clip.state_dict()[name], value), name

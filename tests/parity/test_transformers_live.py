@@ -13,6 +13,8 @@ from torch import Tensor
 
 from codebrush.conversion.convert import convert
 from codebrush.conversion.load import load_clip
+from codebrush.text.tokenizer import Tokenizer, train_bpe
+from codebrush.training.clip import CLIPRecipe, make_clip
 from golden import close
 
 transformers = pytest.importorskip("transformers")
@@ -136,3 +138,40 @@ def test_there_and_back(sizes: dict[str, Any], legacy: bool) -> None:
     with torch.no_grad():
         expected, found = (m(input_ids=tokens, pixel_values=pixels).logits_per_image for m in (theirs, back))
     assert torch.equal(found, expected)
+
+
+RECIPE = CLIPRecipe(
+    architecture="openai",
+    image_size=32,
+    width=64,
+    layers=2,
+    heads=1,
+    text_width=64,
+    text_layers=2,
+    text_heads=1,
+    embed_dim=24,
+)
+TEXTS = ["a red circle", "A blue square!", "two green triangles on a red circle"]
+
+
+@pytest.mark.parametrize("words", ["bpe", "wordpiece"])
+def test_a_clip_of_openais_architecture_trained_here_opens_in_transformers(words: str, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.wordpiece() if words == "wordpiece" else train_bpe(TEXTS, 300)
+    clip = make_clip(RECIPE, tokenizer).eval()
+    with torch.no_grad():
+        for name, value in clip.named_parameters():
+            if name != "logit_bias":
+                value.add_(0.05 * torch.randn_like(value))
+    clip.save_pretrained(tmp_path / "ours")
+    tokenizer.save(tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "theirs", to="huggingface")
+    theirs = transformers.CLIPModel.from_pretrained(tmp_path / "theirs")
+    their_words = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs", use_fast=True)
+    read = their_words(TEXTS, padding="max_length", max_length=tokenizer.context_length, return_tensors="pt")
+    assert torch.equal(read.input_ids, tokenizer(TEXTS))
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        output = theirs(input_ids=read.input_ids, attention_mask=read.attention_mask, pixel_values=pixels)
+        close(clip.encode_text(tokenizer(TEXTS)), output.text_embeds, "texts")
+        image = torch.nn.functional.normalize(clip.image_encoder(pixels), dim=1)
+        close(image, output.image_embeds, "images")

@@ -69,10 +69,10 @@ class Archive:
         names = [entry.orig_filename for entry in entries]
         for name in names:
             if name.startswith(("/", "\\")) or "\\" in name or ":" in name or ".." in PurePosixPath(name).parts:
-                raise PackError(f"{self.path} holds an entry named '{name}', which leads out of it; it is not read")
+                raise PackError(f"{self.path} holds an entry named {name!r}, which leads out of it; it is not read")
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise PackError(f"{self.path} holds two entries named '{twice}'; it is not read, fetch it again")
+            raise PackError(f"{self.path} holds two entries named {twice!r}; it is not read, fetch it again")
         size = self.path.stat().st_size
         stored = sum(entry.compress_size for entry in entries)
         if stored > size or sum(entry.file_size for entry in entries) > _MAX_EXPANSION * size:
@@ -91,7 +91,7 @@ class Archive:
         for name, entry in records.items():
             packed = entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size
             if packed and not name.startswith("code/"):  # TorchScript compresses its source, and only that
-                raise PackError(f"{self.path}: its entry '{name}' is compressed, as torch never does; it is not read")
+                raise PackError(f"{self.path}: its entry {name!r} is compressed, as torch never does; it is not read")
         return records
 
     def _chunks(self, name: str) -> Iterator[bytes]:
@@ -100,22 +100,22 @@ class Archive:
         self._file.seek(entry.header_offset)
         header = self._file.read(30)
         if len(header) < 30 or header[:4] != b"PK\x03\x04":
-            raise zipfile.BadZipFile(f"its entry '{name}' has no header")
+            raise zipfile.BadZipFile(f"its entry {name!r} has no header")
         name_length, extra_length = struct.unpack("<HH", header[26:])
         self._file.seek(name_length + extra_length, 1)
         left, checksum = entry.file_size, 0
         while left:
             chunk = self._file.read(min(left, _CHUNK))
             if not chunk:
-                raise zipfile.BadZipFile(f"its entry '{name}' is cut off")
+                raise zipfile.BadZipFile(f"its entry {name!r} is cut off")
             left, checksum = left - len(chunk), zlib.crc32(chunk, checksum)
             yield chunk
         if entry.CRC and checksum != entry.CRC:
-            raise zipfile.BadZipFile(f"its entry '{name}' is not what its checksum says")
+            raise zipfile.BadZipFile(f"its entry {name!r} is not what its checksum says")
 
     def read(self, name: str, limit: int | None = None) -> bytearray:
         if limit is not None and self.records[name].file_size > limit:
-            raise PackError(f"{self.path}: its entry '{name}' has more than {limit >> 20} MB; it is not read")
+            raise PackError(f"{self.path}: its entry {name!r} has more than {limit >> 20} MB; it is not read")
         content = bytearray()
         for chunk in self._chunks(name):
             content += chunk

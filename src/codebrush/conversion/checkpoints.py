@@ -137,15 +137,15 @@ def _read_shards(path: Path) -> dict[str, Any]:
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(places.values())):
         if not isinstance(shard, str) or shard in ("", ".", "..") or any(mark in shard for mark in "/\\:\0"):
-            raise PackError(f"{path} names the shard '{shard}', which is not a file beside it; it is not read")
+            raise PackError(f"{path} names the shard {shard!r}, which is not a file beside it; it is not read")
         if not (path.parent / shard).is_file():
-            raise PackError(f"{path} names the shard '{shard}', which is missing; fetch it into {path.parent}")
+            raise PackError(f"{path} names the shard {shard!r}, which is missing; fetch it into {path.parent}")
         with _failures_named(path.parent / shard):
             held = _separate(_read_one(path.parent / shard)).tensors
         wanted = [name for name, place in places.items() if place == shard]
         missing = [name for name in wanted if name not in held]
         if missing:
-            raise PackError(f"{path.parent / shard} lacks '{missing[0]}', which {path.name} expects; fetch both again")
+            raise PackError(f"{path.parent / shard} lacks {missing[0]!r}, which {path.name} expects; fetch both again")
         tensors |= {name: held[name] for name in wanted}
     return {"state_dict": tensors}
 

@@ -85,6 +85,8 @@ def _odd_trunk(trunk: TransformerConfig, tower: str) -> dict[str, Any]:
 
 def _check_openai(image: ModifiedResNetConfig | VisionTransformerConfig, text: TextTransformerConfig) -> None:
     """OpenAI's code takes for granted what no tensor tells."""
+    if text.pooling == "end" and text.end_id != text.vocab_size - 1:
+        raise _no_place("openai", "its end token is not the largest, which is the one that is read")
     trunks = {"text": text.trunk} | ({"image": image.trunk} if isinstance(image, VisionTransformerConfig) else {})
     if isinstance(image, ModifiedResNetConfig) and image.width * 32 != image.heads * openai.HEAD_WIDTH:
         raise _no_place("openai", "the heads of its image encoder are not 64 wide")
@@ -135,7 +137,7 @@ def _huggingface_config(clip: CLIP, image: VisionTransformerConfig, text: TextTr
 
 
 def _huggingface_pictures(clip: CLIP) -> dict[str, Any]:
-    side, crop = clip.image_size, clip.config.crop
+    side, crop = clip.image_size, clip.config.fit != "squeeze"
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,

@@ -100,7 +100,7 @@ def config(tensors: Tensors, settings: Mapping[str, Any], pictures: Mapping[str,
         text,
         image_mean=tuple(pictures.get("image_mean", half if siglip else OPENAI_MEAN)),
         image_std=tuple(pictures.get("image_std", half if siglip else OPENAI_STD)),
-        crop=bool(pictures.get("do_center_crop", not siglip)),
+        fit="crop" if pictures.get("do_center_crop", not siglip) else "squeeze",
     )
 
 

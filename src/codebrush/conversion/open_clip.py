@@ -79,7 +79,7 @@ def config(tensors: Tensors, settings: Mapping[str, Any], place: str) -> CLIPCon
         text,
         image_mean=tuple(pictures.get("mean", half or OPENAI_MEAN)),
         image_std=tuple(pictures.get("std", half or OPENAI_STD)),
-        crop=not squash,
+        fit="squeeze" if squash else "crop",
     )
 
 

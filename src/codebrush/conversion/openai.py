@@ -115,7 +115,7 @@ def config(tensors: Tensors, settings: Mapping[str, Any] | None, place: str) -> 
         "transformer_layers": text.layers,
     }
     agree(settings, found, place)
-    return CLIPConfig(image, text, crop=True)
+    return CLIPConfig(image, text, fit="crop")
 
 
 def _image(tensors: Tensors, place: str) -> ImageEncoderConfig:

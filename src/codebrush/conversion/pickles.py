@@ -216,7 +216,7 @@ def _name(module_name: str, global_name: str) -> str:
 
 def _foreign_name(path: Path, name: str) -> PackError:
     return PackError(
-        f"{path} holds '{name}', which is not a tensor or one of the known classes; it is not read. "
+        f"{path} holds {name!r}, which is not a tensor or one of the known classes; it is not read. "
         "Ask its source for a safetensors file"
     )
 
@@ -289,8 +289,8 @@ class Survey(pickle.Unpickler):
         storage = Storage(key, dtype, numel)
         held = self.size_of(key) if self.size_of else storage.nbytes
         if held is None:
-            raise ValueError(f"the numbers of storage '{key}' are missing")
+            raise ValueError(f"the numbers of storage {key!r} are missing")
         if storage.nbytes > held:
-            raise ValueError(f"storage '{key}' should have {storage.nbytes} bytes but has {held}")
+            raise ValueError(f"storage {key!r} should have {storage.nbytes} bytes but has {held}")
         self.storages.setdefault(key, storage)
         return storage

@@ -33,27 +33,28 @@ for _category in (UserWarning, RuntimeWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
 
-def decode_image(source: bytes | str | Path | Image.Image) -> Image.Image:
+def decode_image(source: bytes | str | Path | Image.Image, keep_mode: bool = False) -> Image.Image:
     """Read a picture from bytes, a path or a Pillow image as RGB, upright, with transparency over white.
 
     A file with an animation gives its first frame. Palette, grey, CMYK, 16-bit and float pictures are
-    converted. Raises ImageError (naming the file, where there is one) for a picture that is missing, damaged,
-    of a kind not in `FORMATS`, or of more than `MAX_PIXELS` pixels.
+    converted; with `keep_mode` those of up to 8 bits a channel keep their mode, palette and transparency.
+    Raises ImageError (naming the file, where there is one) for a picture that is missing, damaged, of a kind
+    not in `FORMATS`, or of more than `MAX_PIXELS` pixels.
     """
     if isinstance(source, str | Path):
         try:
-            return _decode_stream(Path(source))
+            return _decode_stream(Path(source), keep_mode)
         except ImageError as error:
             raise ImageError(f"{source}: {error}") from error
-    return _decode_stream(io.BytesIO(source) if isinstance(source, bytes) else source)
+    return _decode_stream(io.BytesIO(source) if isinstance(source, bytes) else source, keep_mode)
 
 
-def _decode_stream(source: io.BytesIO | Path | Image.Image) -> Image.Image:
+def _decode_stream(source: io.BytesIO | Path | Image.Image, keep_mode: bool) -> Image.Image:
     try:
         if isinstance(source, Image.Image):
-            return _to_rgb(source)
+            return _settled(source, keep_mode)
         with Image.open(source, formats=FORMATS) as image:
-            return _to_rgb(image)
+            return _settled(image, keep_mode)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -67,13 +68,15 @@ def _decode_stream(source: io.BytesIO | Path | Image.Image) -> Image.Image:
         raise ImageError(f"cannot be decoded: {' '.join(reason.split())}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _settled(image: Image.Image, keep_mode: bool) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"{image.width} x {image.height} is over the limit of {MAX_PIXELS:,} pixels")
     image.load()
     image = _upright(image)
     if image.mode.startswith(("I", "F")):
         return _deep_to_rgb(image)
+    if keep_mode:
+        return image.copy()
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

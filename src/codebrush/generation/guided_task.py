@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codebrush.data.images import decode_image, stack, to_tensor
+from codebrush.data.images import decode_image, to_tensor
+from codebrush.data.preprocess import pixels_for
 from codebrush.errors import CodebrushError, ImageError, UsageError
 from codebrush.generation.guidance import Judge, Task, stage_sizes
 from codebrush.generation.guide_options import STARTS, GuideOptions, parse_size
@@ -195,7 +196,7 @@ def _chapters(request: Request, clip: CLIP, tokenizer: Tokenizer) -> tuple[Targe
     always = [noise_targets(o.noise_prompt, clip.embed_dim).to(device)] if o.noise_prompt else []
     if o.image_prompt:
         files, weights, stops = zip(*map(split_weights, o.image_prompt), strict=True)
-        seen = clip.encode_image(stack([decode_image(file) for file in files], clip.image_size).to(device))
+        seen = clip.encode_image(pixels_for(clip, files).to(device))
         limits = [NONE if stop is None else stop for stop in stops]
         always.append(Targets(seen, torch.tensor(weights, device=device), torch.tensor(limits, device=device)))
     prompts = [parse_prompt(text).parts for text in (request.prompt, *o.story)]

@@ -62,6 +62,12 @@ class KVCache:
         stored_values[:, :, self.length : end] = values
         return stored_keys[:, :, :end], stored_values[:, :, :end]
 
+    def select(self, rows: Tensor) -> None:
+        """Keep the batch rows `rows` (n,), in that order; a row may come several times."""
+        for stored in (self.keys, self.values):
+            stored[:] = [None if part is None else part[rows] for part in stored]
+        self.mask = None if self.mask is None else self.mask[rows]
+
     def advance(self, tokens: int) -> None:
         """Count `tokens` as seen, once every layer has appended them."""
         self.length += tokens
@@ -98,21 +104,23 @@ class Attention(nn.Module):
         """`mask` (B, N) is True at tokens that may be attended to; `turns` are this call's `rotations`.
 
         With a `cache`, x holds only the new tokens, attention is causal over the old and the new, and `mask` covers
-        both. With causal attention every token sees itself, whatever the mask says.
+        both. With causal attention every token sees itself, whatever the mask says. A `mask` (B or 1, N, N) says all
+        by itself: row i is True at the tokens that token i attends to.
         """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, d)
         if turns is not None:
             q, k = rotate(q, turns), rotate(k, turns)
-        allowed = None if mask is None else mask[:, None, None, :]
+        whole = mask is not None and mask.ndim == 3
+        allowed = None if mask is None else mask[:, None] if whole else mask[:, None, None, :]
         if cache is not None:
             k, v = cache.append(layer, k, v)
             causal = q.shape[2] > 1
-        if causal and (allowed is not None or cache is not None):
+        if causal and not whole and (allowed is not None or cache is not None):
             past = _causal_tail(q.shape[2], k.shape[2], x.device)
             own = past & ~_causal_tail(q.shape[2], k.shape[2], x.device, before=1)
             allowed = past if allowed is None else (allowed & past) | own
             causal = False
-        y = attend(q, k, v, allowed, causal)
+        y = attend(q, k, v, allowed, causal and not whole)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, N, D)
 
     def first(self, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,15 +21,15 @@ MAX_LOGIT_SCALE = 100.0  # section 2.5: the temperature is clamped so that logit
 class CLIPConfig:
     """The two towers and how pixels in [0, 1] are normalised for the image tower.
 
-    `crop` says that a picture which is not square is cut to its middle (OpenAI); otherwise it is squeezed whole
-    (SigLIP).
+    `fit` says how pictures as people have them are made square: "plain" lays transparency over white and cuts out the
+    middle, "crop" is OpenAI's own way to the middle, "squeeze" is SigLIP's, whole; see `codebrush.data.preprocess`.
     """
 
     image: ImageEncoderConfig
     text: TextEncoderConfig
     image_mean: tuple[float, ...] = OPENAI_MEAN
     image_std: tuple[float, ...] = OPENAI_STD
-    crop: bool = True
+    fit: Literal["plain", "crop", "squeeze"] = "plain"
 
 
 class CLIPOutput(NamedTuple):

@@ -3,7 +3,7 @@
 A folder (or one file of it) holds `tokenizer.json`, or `vocab.json` + `merges.txt` (byte-pair encoding,
 CLIP's and GPT-2's kinds), or `vocab.txt` (WordPiece). `tokenizer_config.json` and `special_tokens_map.json`
 beside them are read where they stand. A `.txt.gz` file is the list of merges that OpenAI's CLIP and OpenCLIP
-ship (`bpe_simple_vocab_16e6.txt.gz`).
+ship (`bpe_simple_vocab_16e6.txt.gz`): texts are then cleaned and rows padded as OpenAI's code does, which no file says.
 """
 
 import gzip
@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
@@ -21,6 +21,8 @@ from codebrush.errors import PackError
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_FILE = "special_tokens_map.json"
+OWN_KEY = "codebrush"  # what we add to CONFIG_FILE; others read past it
+MERGES_SUFFIX = ".txt.gz"
 WORD_END = "</w>"
 # Where a file does not say what its special tokens are called, the first of these in the vocabulary is taken.
 KNOWN_PADS = ("<|pad|>", "[PAD]", "<pad>")
@@ -33,17 +35,24 @@ CLIP_MERGES = 48_894
 LONGEST_CONTEXT = 1 << 20
 # CLIP's words: English contractions, runs of letters, single digits, runs of anything else but spaces.
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# OpenAI's code matches these without regard to case: a long s makes a contraction, and the one mark that is a letter in
+# upper case (U+0345) is neither a letter nor anything else.
+OPENAI_WORDS = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{345}]+"
+_ONE_SPACE = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
+
+Cleanup = Literal["openai"]
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What the files say. `context_length` is None where they say nothing."""
+    """What the files say. `context_length` is None where they say nothing; without `pad` rows end in zeros."""
 
     backend: tokenizers.Tokenizer
-    pad: str
+    pad: str | None
     start: str | None
     end: str
     context_length: int | None
+    cleanup: Cleanup | None
 
 
 def read_tokenizer_files(path: str | Path) -> TokenizerFiles:
@@ -81,7 +90,7 @@ def _read_backend(source: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
             if not file.is_file():
                 raise PackError(f"{file} is missing: vocab.json and merges.txt go together")
         return bpe_backend(vocab, merges, prefix_space=bool(config.get("add_prefix_space", False)))
-    if source.name.endswith(".txt.gz"):
+    if source.name.endswith(MERGES_SUFFIX):
         return openai_clip_backend(source)
     return tokenizers.Tokenizer.from_str(source.read_text(encoding="utf-8"))
 
@@ -127,7 +136,10 @@ def openai_clip_backend(merges_file: Path) -> tokenizers.Tokenizer:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet(), key=_stand_in_last)
     tokens = [*letters, *(letter + WORD_END for letter in letters), *("".join(pair) for pair in pairs)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
-    return _clip_backend({token: index for index, token in enumerate(tokens)}, pairs)
+    backend = _clip_backend({token: index for index, token in enumerate(tokens)}, pairs, OPENAI_WORDS)
+    # Unlike transformers, OpenAI's code composes no letters again once the entities are resolved.
+    backend.normalizer = normalizers.Sequence([_ONE_SPACE, normalizers.Lowercase()])
+    return backend
 
 
 def _stand_in_last(letter: str) -> tuple[bool, int]:
@@ -139,12 +151,11 @@ def _pairs(lines: Iterable[str]) -> list[tuple[str, str]]:
     return [(first, second) for first, second in (line.split(" ") for line in lines)]
 
 
-def _clip_backend(vocab: dict[str, int], pairs: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+def _clip_backend(vocab: dict[str, int], pairs: list[tuple[str, str]], words: str = CLIP_WORDS) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(models.BPE(vocab, pairs, end_of_word_suffix=WORD_END))
-    spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
-    backend.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
-    words = pre_tokenizers.Split(tokenizers.Regex(CLIP_WORDS), behavior="removed", invert=True)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), _ONE_SPACE, normalizers.Lowercase()])
+    split = pre_tokenizers.Split(tokenizers.Regex(words), behavior="removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
     backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(WORD_END, " ")])
     return backend
 
@@ -157,11 +168,21 @@ def _with_specials(backend: tokenizers.Tokenizer, config: dict[str, Any], source
     start = _special(config, ("bos_token", "cls_token"), KNOWN_STARTS, vocab)
     if start == end or config.get("add_bos_token") is False:
         start = None
-    pad = _special(config, ("pad_token",), KNOWN_PADS, vocab) or end
+    own = _own_fields(config, source)
+    pad = None if own.get("zero_padding") else _special(config, ("pad_token",), KNOWN_PADS, vocab) or end
     length = config.get("model_max_length")
     if not isinstance(length, int | float) or not 0 < length < LONGEST_CONTEXT:
         length = CLIP_CONTEXT if "<|startoftext|>" in vocab else None
-    return TokenizerFiles(backend, pad, start, end, None if length is None else int(length))
+    return TokenizerFiles(backend, pad, start, end, None if length is None else int(length), own.get("cleanup"))
+
+
+def _own_fields(config: dict[str, Any], source: Path) -> dict[str, Any]:
+    if source.name.endswith(MERGES_SUFFIX):
+        return {"zero_padding": True, "cleanup": "openai"}
+    own = config.get(OWN_KEY, {})
+    if not isinstance(own, dict) or own.get("cleanup") not in (None, *get_args(Cleanup)):
+        raise PackError(f"{source.with_name(CONFIG_FILE)} asks for a text clean-up unknown here: update codebrush")
+    return own
 
 
 def _special(

@@ -9,7 +9,7 @@ et al. 2018).
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -20,7 +20,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
 from codebrush.errors import DataError, PackError, PromptError, UsageError
-from codebrush.text.published import CONFIG_FILE, TOKENIZER_FILE, read_tokenizer_files
+from codebrush.text.cleanup import clean_openai, split_specials
+from codebrush.text.published import CONFIG_FILE, OWN_KEY, TOKENIZER_FILE, Cleanup, read_tokenizer_files
 from codebrush.text.token_table import WORDPIECE_FOLDER
 
 DEFAULT_CONTEXT = 32
@@ -34,21 +35,28 @@ class Tokenizer:
 
     `pad_id`, `start_id` and `end_id` are token ids. `start_id` is None where a published model uses no start
     token (SigLIP), and `pad_id` equals `end_id` where it pads with its end token (CLIP as transformers ships
-    it): the end of a text is then the first `end_id` of its row.
+    it): the end of a text is then the first `end_id` of its row. Without a `pad` token rows are filled with zeros,
+    as OpenAI's are, though 0 is a token of their vocabulary too.
+
+    `cleanup` "openai" reads texts as OpenAI's own tokenizer does: mended, entities resolved, lower-cased
+    (`codebrush.text.cleanup`), and with special tokens that are typed in a text counting as such. Without it they stay
+    text, and the vocabulary's own normalisation is all that is done.
     """
 
     def __init__(
         self,
         backend: tokenizers.Tokenizer,
         *,
-        pad: str,
+        pad: str | None,
         start: str | None,
         end: str,
         context_length: int = DEFAULT_CONTEXT,
+        cleanup: Cleanup | None = None,
     ) -> None:
         self.backend = backend
         self.pad, self.start, self.end = pad, start, end
-        self.pad_id = self._special_id(pad)
+        self.cleanup: Cleanup | None = cleanup
+        self.pad_id = 0 if pad is None else self._special_id(pad)
         self.start_id = None if start is None else self._special_id(start)
         self.end_id = self._special_id(end)
         self.context_length = _checked_length(context_length)
@@ -87,7 +95,14 @@ class Tokenizer:
         files = read_tokenizer_files(path)
         if context_length is None:
             context_length = files.context_length or DEFAULT_CONTEXT
-        return cls(files.backend, pad=files.pad, start=files.start, end=files.end, context_length=context_length)
+        return cls(
+            files.backend,
+            pad=files.pad,
+            start=files.start,
+            end=files.end,
+            context_length=context_length,
+            cleanup=files.cleanup,
+        )
 
     @cached_property
     def vocab_size(self) -> int:
@@ -139,21 +154,34 @@ class Tokenizer:
         config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": self.context_length,
-            "pad_token": self.pad,
+            "pad_token": self.pad or self.end,  # others know no row of zeros, and rely on this one no more
             "bos_token": self.start,
             "add_bos_token": self.start is not None,
             "eos_token": self.end,
         }
+        own = {"zero_padding": self.pad is None, "cleanup": self.cleanup}
+        if any(own.values()):
+            config[OWN_KEY] = own
         _write(folder / TOKENIZER_FILE, self.backend.to_str(pretty=False))
         _write(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
-    def _encode(self, texts: list[str]) -> Iterator[list[int]]:
+    def _encode(self, texts: list[str]) -> list[list[int]]:
         for text in texts:
             if not isinstance(text, str):
                 raise PromptError(f"a text is expected, not {type(text).__name__}: {text!r:.60}")
+        if self.cleanup == "openai":
+            return self._encode_openai(texts)
+        return self._encode_words(texts)
+
+    def _encode_words(self, texts: list[str]) -> list[list[int]]:
         encodings = self.backend.encode_batch([_utf8(text) for text in texts], add_special_tokens=False)
-        for encoding in encodings:
-            yield encoding.ids
+        return [encoding.ids for encoding in encodings]
+
+    def _encode_openai(self, texts: list[str]) -> list[list[int]]:
+        specials = {token: self._special_id(token) for token in (self.start, self.end) if token is not None}
+        parts = [split_specials(clean_openai(text), tuple(specials)) for text in texts]
+        ids = iter(self._encode_words([part for row in parts for part in row if part not in specials]))
+        return [[i for part in row for i in ([specials[part]] if part in specials else next(ids))] for row in parts]
 
     def _special_id(self, token: str) -> int:
         index = self.backend.token_to_id(token)
@@ -180,13 +208,14 @@ def train_bpe(captions: Iterable[str], vocab_size: int = 4096, context_length: i
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - 1,
         min_frequency=2,
-        special_tokens=[PAD, START, END],
+        special_tokens=[PAD, START],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     backend.train_from_iterator(captions, trainer)
+    backend.add_special_tokens([END])  # the largest, where OpenAI's text tower looks for it
     return Tokenizer(backend, pad=PAD, start=START, end=END, context_length=context_length)
 
 

@@ -87,6 +87,7 @@ def _shared_tokenizer(clips: tuple[CLIP, CLIP], places: tuple[Path, Path], a: st
             "vocabulary": each.backend.to_str(),
             "context_length": each.context_length,
             "special tokens": (each.pad, each.start, each.end),
+            "clean-up": each.cleanup,
         }
         for each in (ours, theirs)
     ]

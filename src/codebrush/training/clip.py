@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from codebrush.data.colour import draw_colour
 from codebrush.errors import TrainingError
 from codebrush.models.clip import CLIP, MAX_LOGIT_SCALE, CLIPConfig
-from codebrush.models.image_encoder import ModifiedResNetConfig, VisionTransformerConfig
-from codebrush.models.text_encoder import BagOfWordsConfig, TextTransformerConfig
+from codebrush.models.image_encoder import ImageEncoderConfig, ModifiedResNetConfig, VisionTransformerConfig
+from codebrush.models.text_encoder import BagOfWordsConfig, TextEncoderConfig, TextTransformerConfig
 from codebrush.text.token_table import token_table
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.augmentation import Augmentation, draw_affine, move, recolour
@@ -30,11 +30,15 @@ class CLIPRecipe:
     """Sizes and settings. `token_table` starts the text tower's token vectors from the distilled table and, unless
     `train_tokens`, leaves them there, so that words no caption holds keep their place among those it does.
 
+    `architecture` "openai" is one that OpenAI's and Hugging Face's code can open: a vision transformer with a class
+    token (or a resnet), a causal text tower that is read at the end token and has no distilled table, QuickGELU.
+
     The sizes are of a fresh CLIP: one that training starts from keeps its own. For such a start `lock` leaves one
     encoder exactly as it is ("image" is locked-image tuning, Zhai et al. 2022), `layer_decay` slows layers far from
     the output (see `make_adamw`), and `replay_share` of every batch comes from the recipe's replay set.
     """
 
+    architecture: Literal["codebrush", "openai"] = "codebrush"
     image_size: Count = 64
     image: Literal["vit", "resnet"] = "vit"
     patch_size: Count = 8
@@ -61,47 +65,11 @@ class CLIPRecipe:
 
 def make_clip(recipe: CLIPRecipe, tokenizer: Tokenizer) -> CLIP:
     """A fresh CLIP for a tokenizer; its token vectors come from the distilled table where the recipe says so."""
-    r, table = recipe, token_table() if recipe.token_table else None
-    if r.image == "resnet":
-        image = ModifiedResNetConfig(r.image_size, r.width, r.blocks, r.heads, r.embed_dim)
-    else:
-        image = VisionTransformerConfig(
-            r.image_size,
-            r.patch_size,
-            r.width,
-            r.layers,
-            r.heads,
-            r.embed_dim,
-            pooling="mean",
-            dropout=r.dropout,
-        )
-    token_width = table.shape[1] if table is not None else r.text_width
-    special = tuple({token for token in (tokenizer.start_id, tokenizer.end_id) if token is not None})
-    if r.text == "bag":
-        text = BagOfWordsConfig(
-            tokenizer.vocab_size,
-            tokenizer.context_length,
-            token_width,
-            r.embed_dim,
-            tokenizer.pad_id,
-            special,
-        )
-    else:
-        text = TextTransformerConfig(
-            vocab_size=tokenizer.vocab_size,
-            context_length=tokenizer.context_length,
-            width=r.text_width,
-            layers=r.text_layers,
-            heads=r.text_heads,
-            embed_dim=r.embed_dim,
-            pad_id=tokenizer.pad_id,
-            end_id=tokenizer.end_id,
-            causal=False,
-            pooling="mean",
-            token_width=token_width if table is not None else 0,
-            dropout=r.dropout,
-        )
-    clip = CLIP.from_config(CLIPConfig(image, text, image_mean=(0.5,) * 3, image_std=(0.5,) * 3))
+    r, openai = recipe, recipe.architecture == "openai"
+    table = token_table() if r.token_table and not openai else None
+    pictures: dict[str, Any] = {"fit": "crop"} if openai else {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
+    token_width = 0 if table is None else table.shape[1]
+    clip = CLIP.from_config(CLIPConfig(_image(r), _text(r, tokenizer, token_width), **pictures))
     if r.loss == "sigmoid":  # starting values of Zhai et al. 2023, section 3.2
         clip.log_scale.data.fill_(float(np.log(10.0)))
         clip.logit_bias.data.fill_(-10.0)
@@ -111,6 +79,56 @@ def make_clip(recipe: CLIPRecipe, tokenizer: Tokenizer) -> CLIP:
         # Rows of the table are some fifty long; the trunk starts from values of about one.
         clip.text_encoder.token_embedding.weight.data.copy_(table / table.std())
     return clip
+
+
+def _image(r: CLIPRecipe) -> ImageEncoderConfig:
+    if r.image == "resnet":
+        return ModifiedResNetConfig(r.image_size, r.width, r.blocks, r.heads, r.embed_dim)
+    openai = r.architecture == "openai"
+    return VisionTransformerConfig(
+        r.image_size,
+        r.patch_size,
+        r.width,
+        r.layers,
+        r.heads,
+        r.embed_dim,
+        pooling="class" if openai else "mean",
+        activation="quick_gelu" if openai else "gelu",
+        dropout=r.dropout,
+    )
+
+
+def _text(r: CLIPRecipe, tokenizer: Tokenizer, token_width: int) -> TextEncoderConfig:
+    """The text tower; its token vectors are `token_width` wide, 0: as wide as the tower."""
+    openai = r.architecture == "openai"
+    if r.text == "bag":
+        if openai:
+            raise TrainingError("recipe.architecture openai has no bag of words: set recipe.text: transformer")
+        return BagOfWordsConfig(
+            tokenizer.vocab_size,
+            tokenizer.context_length,
+            token_width or r.text_width,
+            r.embed_dim,
+            tokenizer.pad_id,
+            tuple({token for token in (tokenizer.start_id, tokenizer.end_id) if token is not None}),
+        )
+    # OpenAI's code reads the largest token, which is the end token only where that comes last.
+    last = tokenizer.end_id == tokenizer.vocab_size - 1
+    return TextTransformerConfig(
+        vocab_size=tokenizer.vocab_size,
+        context_length=tokenizer.context_length,
+        width=r.text_width,
+        layers=r.text_layers,
+        heads=r.text_heads,
+        embed_dim=r.embed_dim,
+        pad_id=tokenizer.pad_id,
+        end_id=tokenizer.end_id,
+        causal=openai,
+        pooling="mean" if not openai else "argmax" if last else "end",
+        activation="quick_gelu" if openai else "gelu",
+        token_width=token_width,
+        dropout=r.dropout,
+    )
 
 
 class CLIPTask:

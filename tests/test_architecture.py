@@ -14,7 +14,7 @@ SRC = ROOT / "src"
 
 # What each group may import beside itself. `errors` and the package's own `__version__` are open to all.
 _FOUNDATION = {"models", "text"}
-_SOURCES = _FOUNDATION | {"data", "conversion", "pack"}
+_SOURCES = _FOUNDATION | {"data", "conversion", "pack", "pack_writing"}
 _TASKS = {"generation", "understanding", "search", "evaluation", "training"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": _FOUNDATION,
     "conversion": _FOUNDATION,
     "pack": _FOUNDATION,
+    "pack_writing": _FOUNDATION | {"pack"},
     **dict.fromkeys(_TASKS, _SOURCES),
     "pipeline": _SOURCES | _TASKS,
     "previews": _SOURCES | _TASKS,

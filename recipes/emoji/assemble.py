@@ -20,7 +20,7 @@ from codebrush import __version__
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack import write_pack
+from codebrush.pack_writing import write_pack
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.reporting import METRICS
 from codebrush.training.stages import MODEL_FOLDER, read_plan

@@ -4,28 +4,29 @@ mypack/pack.json      name, version, licence, image size, provenance, and the fo
 mypack/clip/          config.json, model.safetensors, tokenizer.json, tokenizer_config.json
 mypack/vqgan/         config.json, model.safetensors
 mypack/transformer/   config.json, model.safetensors
+mypack/captioner/     config.json, model.safetensors, tokenizer.json, tokenizer_config.json
 
 A member may lie elsewhere, as those of the packs of published models do. Without a code transformer pictures come from
-guidance alone.
+guidance alone; without a captioner there are no captions and answers.
 """
 
 import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 
 from codebrush.errors import PackError
+from codebrush.models.captioner import Captioner, CaptionerConfig, patch_features
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig, Condition
-from codebrush.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, PretrainedModel, read_config
+from codebrush.models.image_encoder import make_image_encoder
+from codebrush.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, read_config
 from codebrush.models.text_encoder import make_text_encoder
 from codebrush.models.vqgan import VQGAN, VQGANConfig
 from codebrush.text.tokenizer import Tokenizer
@@ -33,7 +34,7 @@ from codebrush.text.tokenizer import Tokenizer
 BUILT_IN = Path(__file__).parent / "packs"
 PACK_FILE = "pack.json"
 FORMAT = 1
-MEMBERS = ("clip", "transformer", "vqgan")
+MEMBERS = ("clip", "transformer", "vqgan")  # whose weights make a picture what it is
 NEEDED = ("clip", "vqgan")  # by every pack
 HOME_VARIABLE = "CODEBRUSH_HOME"
 HASHED_FILES = (CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json", "tokenizer_config.json")
@@ -57,7 +58,7 @@ class Pack:
         _guarded(self.folder, self._check_fit)
 
     def member(self, name: str) -> Path:
-        """The folder of the member `name`: clip, vqgan or transformer."""
+        """The folder of the member `name`: clip, vqgan, transformer or captioner."""
         return self.folder / self.info["members"][name]
 
     @property
@@ -77,18 +78,38 @@ class Pack:
         place = self.member("vqgan")
         return _guarded(place, VQGAN.from_pretrained, place)
 
-    @property
-    def has_transformer(self) -> bool:
-        """Whether this pack can draw from a prompt without guidance."""
-        return "transformer" in self.info["members"]
+    def has(self, name: str) -> bool:
+        """Whether this pack has the member `name`. One without a transformer draws by guidance alone."""
+        return name in self.info["members"]
 
     @cached_property
     def transformer(self) -> CodeTransformer:
         """Writes codes from text. A pack that has none raises PackError."""
-        if not self.has_transformer:
+        if not self.has("transformer"):
             raise PackError(f"the pack '{self.name}' has no code transformer: use --method guide, with --init random")
         place = self.member("transformer")
         return _guarded(place, CodeTransformer.from_pretrained, place)
+
+    @cached_property
+    def captioner(self) -> Captioner:
+        """Writes captions and answers. A pack that has none raises PackError."""
+        place = self._captioner_place()
+        return _guarded(place, Captioner.from_pretrained, place)
+
+    @cached_property
+    def words(self) -> Tokenizer:
+        """The captioner's own vocabulary."""
+        words = _guarded(self._captioner_place(), Tokenizer.from_pretrained, self._captioner_place())
+        config = read_config(CaptionerConfig, self.member("captioner"))
+        made, read = (words.vocab_size, words.context_length), (config.vocab_size, config.context_length)
+        if made != read:
+            self._misfit(f"captioner reads {read[0]} words, {read[1]} a row", f"its tokenizer has {made[0]}, {made[1]}")
+        return words
+
+    def _captioner_place(self) -> Path:
+        if not self.has("captioner"):
+            raise PackError(f"the pack '{self.name}' has no captioner: train one with codebrush train captioner")
+        return self.member("captioner")
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -120,7 +141,7 @@ class Pack:
         return digest.hexdigest()
 
     def _members(self) -> list[str]:
-        return [name for name in MEMBERS if name in self.info["members"]]
+        return [name for name in MEMBERS if self.has(name)]
 
     def _check_fit(self) -> None:
         clip = read_config(CLIPConfig, self.member("clip"))
@@ -130,8 +151,19 @@ class Pack:
             self._misfit(f"CLIP's texts are {texts} wide", f"CLIP's pictures are {pictures} wide")
         if self.image_size % vqgan.factor:
             self._misfit(f"VQGAN has {vqgan.factor} pixels a code", f"pictures are {self.image_size} wide")
-        if self.has_transformer:
+        if self.has("transformer"):
             self._check_transformer(clip, vqgan)
+        if self.has("captioner"):
+            self._check_captioner(clip)
+
+    def _check_captioner(self, clip: CLIPConfig) -> None:
+        captioner = read_config(CaptionerConfig, self.member("captioner"))
+        with torch.device("meta"):  # sizes without weights
+            blank = torch.zeros(1, 3, clip.image.image_size, clip.image.image_size)
+            made = patch_features(make_image_encoder(clip.image), blank, captioner.levels).shape
+        if made[1:] != (captioner.patches, captioner.feature_width):
+            reads = f"{captioner.patches} x {captioner.feature_width}"
+            self._misfit(f"captioner reads features of {reads}", f"CLIP makes {made[1]} x {made[2]}")
 
     def _check_transformer(self, clip: CLIPConfig, vqgan: VQGANConfig) -> None:
         transformer = read_config(CodeTransformerConfig, self.member("transformer"))
@@ -222,61 +254,6 @@ def clip_folder(source: str | Path) -> Path:
     return open_pack(source).member("clip")
 
 
-def write_pack(
-    folder: str | Path,
-    *,
-    name: str,
-    clip: CLIP,
-    tokenizer: Tokenizer,
-    vqgan: VQGAN,
-    transformer: CodeTransformer,
-    version: str,
-    licence: str,
-    provenance: Mapping[str, Any],
-    defaults: Mapping[str, Any] | None = None,
-    dtype: torch.dtype = torch.float16,
-) -> Pack:
-    """Write a pack and return it opened. `defaults` are options of `generate` (cfg, temperature, ...).
-
-    All is written and checked in a folder beside, which then takes the place of `folder`: a pack that stood
-    there is replaced whole or not at all, and anything else in it is kept. Raises PackError where the members
-    do not fit together, weights do not fit into `dtype`, or the folder cannot be written.
-    """
-    folder = Path(os.path.abspath(folder))
-    models: dict[str, PretrainedModel] = {"clip": clip, "vqgan": vqgan, "transformer": transformer}
-    for member, model in models.items():
-        _check_weights(member, model, dtype)
-    info: dict[str, Any] = {
-        "format": FORMAT,
-        "name": name,
-        "version": version,
-        "licence": licence,
-        "image_size": transformer.config.grid[0] * vqgan.factor,
-        "provenance": dict(provenance),
-        "members": {member: member for member in models},
-    }
-    if defaults:
-        info["defaults"] = dict(defaults)
-    part = folder.with_name(f".{folder.name}.part")
-    try:
-        _check_room(folder, info)
-        shutil.rmtree(part, ignore_errors=True)
-        for member, model in models.items():
-            model.save_pretrained(part / member, dtype)
-        tokenizer.save(part / "clip")
-        (part / PACK_FILE).write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        _ = Pack(part).tokenizer  # what does not fit together must not replace what does
-        _take_place(part, folder)
-    except PackError as error:
-        raise PackError(str(error).replace(str(part), str(folder))) from None
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise PackError(f"the pack {folder} cannot be written: {reason}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return Pack(folder)
-
-
 @torch.no_grad()
 def text_condition(clip: CLIP, tokens: torch.Tensor, config: CodeTransformerConfig) -> Condition:
     """What `clip` makes of tokens (B, T), as far as a transformer of this config reads it; without
@@ -316,7 +293,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
             raise PackError(f"{path}: its '{field}' must be {called}, not {info.get(field)!r}")
     if info["image_size"] < 1:
         raise PackError(f"{path}: its 'image_size' must be positive, not {info['image_size']}")
-    for member in {*NEEDED, *(info["members"].keys() & set(MEMBERS))}:
+    for member in {*NEEDED, *(info["members"].keys() & {*MEMBERS, "captioner"})}:
         if not isinstance(info["members"].get(member), str):
             raise PackError(f"{path}: its 'members' does not say where the {member} is")
     if not isinstance(info.get("defaults", {}), dict):
@@ -347,39 +324,3 @@ def _fetch(name: str) -> Path:
     except Exception as error:  # its HTTP client, cache and validation each have exceptions of their own
         reason = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
         raise PackError(f"no folder '{name}' is here, and the hub gave no such pack ({reason})") from error
-
-
-def _check_weights(member: str, model: PretrainedModel, dtype: torch.dtype) -> None:
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(tensor.to(dtype).isfinite().all()):
-            raise PackError(f"the {member}'s '{name}' is not finite as {dtype}: the pack is not written")
-
-
-def _check_room(folder: Path, info: dict[str, Any]) -> None:
-    """Only a pack may be replaced, never other folders that happen to be called clip or vqgan."""
-    if folder.exists() and not folder.is_dir():
-        raise PackError(f"{folder} is a file: name a folder for the pack")
-    if folder.is_dir() and not (folder / PACK_FILE).exists():
-        for member in info["members"].values():
-            if (folder / member).exists():
-                raise PackError(f"{folder / member} is in the way and no part of a pack: name another folder")
-
-
-def _take_place(part: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():
-        os.replace(old, folder)  # a writer died between its two renames
-    shutil.rmtree(old, ignore_errors=True)
-    if not folder.exists():
-        os.replace(part, folder)
-        return
-    os.replace(folder, old)
-    try:
-        os.replace(part, folder)
-    except OSError:
-        os.replace(old, folder)
-        raise
-    for entry in old.iterdir():
-        if not (folder / entry.name).exists():
-            os.replace(entry, folder / entry.name)
-    shutil.rmtree(old, ignore_errors=True)

@@ -35,6 +35,7 @@ from codebrush.models.vqgan import VQGAN
 from codebrush.pack import Pack, open_pack, text_condition
 from codebrush.text.prompts import ZERO_SHOT_TEMPLATES, parse_prompt
 from codebrush.text.tokenizer import Tokenizer
+from codebrush.understanding.captioning import SURE, Answer, Caption, Reader
 
 # What `generate` does when neither the caller nor the pack's own "defaults" say otherwise.
 DEFAULT_CFG = 3.0
@@ -204,9 +205,7 @@ class Codebrush:
     @torch.no_grad()
     def embed_images(self, images: Sequence[Picture]) -> Tensor:
         """Pictures or their files -> unit vectors (B, E) float32. One that cannot be read is an ImageError."""
-        images = [images] if isinstance(images, Image.Image | str | Path) else list(images)
-        parts = [images[batch.start : batch.stop] for batch in _batches(len(images))]
-        vectors = [self.clip.encode_image(pixels_for(self.clip, part).to(self.device)) for part in parts]
+        vectors = [self.clip.encode_image(pixels) for _, pixels in self._seen(images)]
         return torch.cat(vectors) if vectors else torch.zeros(0, self.clip.embed_dim)
 
     @torch.no_grad()
@@ -235,6 +234,31 @@ class Codebrush:
         logits = scale * self.embed_images(images) @ nn.functional.normalize(classes, dim=-1).T
         rows = logits.softmax(-1).tolist()  # (B, labels)
         return [[(labels[index], row[index]) for index in best_first(row)] for row in rows]
+
+    @cached_property
+    def reader(self) -> Reader:
+        """The pack's captioner on this device, with its words and the CLIP that ranks what it writes."""
+        return Reader(self.clip, self.tokenizer, self._placed(self.pack.captioner), self.pack.words)
+
+    def caption(
+        self, images: Sequence[Picture], n: int = 1, method: str = "beam", seed: int = 0
+    ) -> list[list[Caption]]:
+        """Each picture's captions, best first by CLIP; see `Reader.caption`. A pack without captioner: PackError."""
+        found: list[list[Caption]] = []
+        for batch, pixels in self._seen(images):
+            found += self.reader.caption(pixels, n, method, seed, first=batch.start)
+        return found
+
+    def ask(self, image: Picture, question: str, threshold: float = SURE) -> Answer:
+        """The answer to a question about a picture, or that it is not known; see `Reader.ask`."""
+        pixels = pixels_for(self.clip, [image]).to(self.device)
+        return self.reader.ask(pixels, [question], threshold)[0]
+
+    def _seen(self, images: Sequence[Picture]) -> Iterator[tuple[range, Tensor]]:
+        """Batches of pictures as CLIP is shown them, (B, 3, S, S)."""
+        images = [images] if isinstance(images, Image.Image | str | Path) else list(images)
+        for batch in _batches(len(images)):
+            yield batch, pixels_for(self.clip, images[batch.start : batch.stop]).to(self.device)
 
     def _placed(self, model: M) -> M:
         return model.to(self.device).requires_grad_(False)

@@ -7,7 +7,8 @@ from PIL import Image, ImageFilter
 
 from codebrush.data.captions import open_source
 from codebrush.data.outlines import COLOURS, SHAPES
-from codebrush.data.shapes import BACKGROUNDS, NUMBERS, PLACES, read_scene, scene, write_shapes
+from codebrush.data.scene_folder import write_shapes
+from codebrush.data.shapes import BACKGROUNDS, NUMBERS, PLACES, read_scene, scene
 from codebrush.errors import CodebrushError, DataError, UsageError
 
 

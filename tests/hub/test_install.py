@@ -281,6 +281,6 @@ def test_a_published_pack_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("CODEBRUSH_HOME", str(tmp_path / "home"))
     pack = open_pack("tiny")
     assert isinstance(pack, Pack)
-    assert not pack.has_transformer
+    assert not pack.has("transformer")
     assert pack.clip.config.text.embed_dim == pack.clip.config.image.embed_dim
     assert pack.vqgan.config.codebook_size > 0

@@ -26,7 +26,8 @@ from codebrush.generation.decoding import draw_codes, picture_uniforms
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack import encode_condition, write_pack
+from codebrush.pack import encode_condition
+from codebrush.pack_writing import write_pack
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.augmentation import Augmentation
 from codebrush.training.captioned import SourceConfig, load_captioned

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from codebrush.cli.main import run as command
 from codebrush.conversion.convert import convert
-from codebrush.data.shapes import write_shapes
+from codebrush.data.scene_folder import write_shapes
 from codebrush.errors import TrainingError
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.image_encoder import VisionTransformerConfig

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from codebrush.data.shapes import write_shapes
+from codebrush.data.scene_folder import write_shapes
 from codebrush.errors import TrainingError, UsageError
 from codebrush.pack import open_pack
 from codebrush.pipeline import Codebrush

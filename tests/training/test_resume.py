@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from codebrush.cli.main import run as command
-from codebrush.data.shapes import write_shapes
+from codebrush.data.scene_folder import write_shapes
 from codebrush.training.loop import CHECKPOINT
 from codebrush.training.reporting import METRICS
 

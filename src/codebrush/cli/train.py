@@ -10,7 +10,7 @@ import typer
 from codebrush.cli.flags import given_flags, refuse
 from codebrush.errors import UsageError
 
-STAGES = ("clip", "vqgan", "transformer")
+STAGES = ("clip", "vqgan", "transformer", "captioner")
 FOR_STAGES = ("source", "clip", "vqgan")
 FOR_ROWS = ("caption", "split", "where", "group", "image_column", "limit")
 FOR_PACKS = (*FOR_ROWS, "budget", "recipes", "image_size", "seed", "name", "licence")
@@ -21,11 +21,13 @@ IN_START = ("image_size", "tokenizer")
 
 def train(
     context: typer.Context,
-    target: Annotated[str, typer.Argument(help="Captioned pictures, or a stage: clip, vqgan, transformer.")],
+    target: Annotated[str, typer.Argument(help="Captioned pictures, or a stage: clip, vqgan, transformer, captioner.")],
     recipe: Annotated[str | None, typer.Argument(help="With a stage: its YAML recipe.")] = None,
     out: Annotated[Path | None, typer.Option(help="The pack's folder; with a stage, the run's folder.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time for everything: 90s, 60m, 2h. Default 60m.")] = None,
-    recipes: Annotated[Path | None, typer.Option(help="A folder with clip.yaml, vqgan.yaml, transformer.yaml.")] = None,
+    recipes: Annotated[
+        Path | None, typer.Option(help="A folder with a recipe for each stage: clip.yaml, ...")
+    ] = None,
     source: Annotated[str | None, typer.Option(help="With a stage: the pictures, instead of the recipe's.")] = None,
     start: Annotated[Path | None, typer.Option("--from", help="A pack or model folder to start from.")] = None,
     clip: Annotated[Path | None, typer.Option(help="With a stage: the trained CLIP it needs.")] = None,

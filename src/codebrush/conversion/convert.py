@@ -19,12 +19,15 @@ from codebrush.models.pretrained import PretrainedModel
 from codebrush.text.tokenizer import Tokenizer
 
 OUR_LAYOUT = "codebrush"
-KINDS = {"clip": "CLIP", "vqgan": "VQGAN", "transformer": "code transformer"}
+KINDS = {"clip": "CLIP", "vqgan": "VQGAN", "transformer": "code transformer", "captioner": "captioner"}
 
 
 def open_model(kind: str, path: str | Path, config: Settings = None) -> PretrainedModel:
     """A model of `kind` (clip, vqgan, transformer) in a folder of ours, or in a published layout."""
-    return own_model(path, kind) or READERS[kind](open_source(path, config))
+    own = own_model(path, kind)
+    if own is None and kind not in READERS:
+        raise PackError(f"{path} holds no {kind} of ours: name the folder of one")
+    return own or READERS[kind](open_source(path, config))
 
 
 def convert(

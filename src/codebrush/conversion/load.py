@@ -12,13 +12,19 @@ from codebrush.conversion import huggingface, llamagen, open_clip, openai, tamin
 from codebrush.conversion.sources import Settings, Source, open_source
 from codebrush.conversion.tables import Rule, Tensors, fill
 from codebrush.errors import PackError
+from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.models.pretrained import CONFIG_FILE, PretrainedModel
 from codebrush.models.vqgan import VQGAN, VQGANConfig
 
-MODELS: dict[str, type[PretrainedModel]] = {"clip": CLIP, "vqgan": VQGAN, "transformer": CodeTransformer}
-OURS = {"CLIPConfig": "clip", "VQGANConfig": "vqgan", "CodeTransformerConfig": "transformer"}
+MODELS: dict[str, type[PretrainedModel]] = {
+    "clip": CLIP,
+    "vqgan": VQGAN,
+    "transformer": CodeTransformer,
+    "captioner": Captioner,
+}
+OURS = {model.config_class.__name__: kind for kind, model in MODELS.items()}
 LAYOUTS = {  # a tensor that only this layout has -> the layout, and the kind of model it holds
     "vision_model.embeddings.patch_embedding.weight": ("huggingface", "clip"),
     "visual.trunk.patch_embed.proj.weight": ("open_clip", "clip"),

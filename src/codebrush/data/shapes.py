@@ -4,16 +4,13 @@ Scenes need no file, no licence and no download, and what is in them is known. `
 them back, so that a model that draws can be judged.
 """
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from codebrush.data.folders import FolderInTheMaking
 from codebrush.data.outlines import COLOURS, RING_HOLE, SHAPES, outline
 from codebrush.data.scene_rule import read_scene as read_scene
 from codebrush.errors import UsageError
@@ -109,45 +106,6 @@ def scene(seed: int, index: int, size: int = 64, objects: int | None = None) -> 
     image = _draw(placed, BACKGROUNDS[background], size)
     found = tuple(SceneObject(each.colour, each.shape, each.size, _box(each, size)) for each in placed)
     return Scene(image, _pick(rng, captions), tuple(captions), found, background)
-
-
-def write_shapes(
-    folder: str | Path,
-    count: int,
-    size: int = 64,
-    seed: int = 0,
-    objects: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> int:
-    """Write scenes 0 to count - 1 as a folder that `captions.open_source` reads: pictures and metadata.jsonl.
-
-    `progress(done, total)` is called after each. Returns how many were written. Raises DataError when the
-    folder holds something already, CodebrushError when it cannot be written.
-    """
-    if count < 1:
-        raise UsageError("the number of scenes must be 1 or more")
-    with FolderInTheMaking(folder) as part:
-        rows = []
-        (part / "images").mkdir()
-        for index in range(count):
-            drawn = scene(seed, index, size, objects)
-            name = f"images/{index:06d}.png"
-            drawn.image.save(part / name)
-            rows.append(
-                {
-                    "file_name": name,
-                    "caption": drawn.caption,
-                    "captions": drawn.captions,
-                    "background": drawn.background,
-                    "count": len(drawn.objects),
-                    "objects": [asdict(each) for each in drawn.objects],
-                }
-            )
-            if progress is not None:
-                progress(index + 1, count)
-        lines = (json.dumps(row) for row in rows)
-        (part / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return count
 
 
 def _simple(rng: np.random.Generator) -> tuple[list[_Placed], list[str], str]:

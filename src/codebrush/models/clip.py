@@ -46,6 +46,7 @@ class CLIP(PretrainedModel):
 
     config_class = CLIPConfig
     tables = frozenset({"text_encoder.token_embedding.weight"})
+    compact = r"image_encoder\.pool\.\w+\.weight"  # half of a small resnet
     mean: Tensor  # (1, 3, 1, 1)
     std: Tensor
 

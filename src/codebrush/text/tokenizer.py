@@ -128,7 +128,7 @@ class Tokenizer:
         room = length - len(head) - 1
         tokens = torch.full((len(texts), length), self.pad_id, dtype=torch.int64)  # (B, T)
         told: set[str] = set()
-        for row, (text, ids) in enumerate(zip(texts, self._encode(texts), strict=True)):
+        for row, (text, ids) in enumerate(zip(texts, self.ids(texts), strict=True)):
             if len(ids) > room and on_long != "truncate" and text not in told:
                 _tell_long(text, len(ids), room, on_long)
                 told.add(text)
@@ -165,7 +165,9 @@ class Tokenizer:
         _write(folder / TOKENIZER_FILE, self.backend.to_str(pretty=False))
         _write(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text alone: no start, no end, no padding, whatever its length."""
+        texts = list(texts)
         for text in texts:
             if not isinstance(text, str):
                 raise PromptError(f"a text is expected, not {type(text).__name__}: {text!r:.60}")

@@ -18,11 +18,13 @@ from codebrush.conversion.load import load_clip
 from codebrush.conversion.words import tokenizer_of
 from codebrush.data.codes import encode_once
 from codebrush.errors import TrainingError, UsageError
+from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack import PACK_FILE, Pack, local_pack, write_pack
+from codebrush.pack import PACK_FILE, Pack, local_pack
+from codebrush.pack_writing import write_pack
 from codebrush.text.tokenizer import Tokenizer, train_bpe
 from codebrush.training.captioned import Captioned, load_captioned
 from codebrush.training.clip import CLIPRecipe
@@ -41,9 +43,10 @@ from codebrush.training.stages import (
     make_task,
     read_plan,
     run_stage,
+    with_words,
 )
 
-STAGES = ("clip", "vqgan", "transformer")
+STAGES = ("clip", "vqgan", "transformer", "captioner")
 TOKENIZERS = ("wordpiece", "bpe")
 CLOCK_FILE = "clock.json"
 FINISH_SECONDS = 5.0  # kept back for writing the pack
@@ -102,7 +105,7 @@ def train_pack(request: PackRequest, say: Say = print, draw: Callable[..., Any] 
     try:
         materials = _materials(request, source, work, say)
         clock.charge()
-        figures = {stage: _stage(stage, request, materials, work, clock, say, draw) for stage in STAGES}
+        figures = {stage: _stage(stage, request, materials, work, clock, say, draw) for stage in _stages(request)}
         if not fabric.is_global_zero:
             return {}
         pack = _write(request, materials, work, source, clock, figures)
@@ -115,6 +118,11 @@ def train_pack(request: PackRequest, say: Say = print, draw: Callable[..., Any] 
         "skipped": len(materials.data.pixels.skipped),
         "seconds": round(clock.spent(), 1),
     }
+
+
+def _stages(request: PackRequest) -> list[str]:
+    """The stages of a training; recipes may leave out the captioner."""
+    return [stage for stage in STAGES if stage != "captioner" or request.budget is not None or stage in request.plans]
 
 
 def _open_work(request: PackRequest, work: Path) -> None:
@@ -167,7 +175,10 @@ def member_folder(place: Path, stage: str) -> Path:
     """Where the network of `stage` lies in a pack (or a built-in one's name), a stage's folder, or one of its own."""
     place = local_pack(str(place)) or place
     if (place / PACK_FILE).is_file():
-        return Pack(place).member(stage)
+        pack = Pack(place)
+        if not pack.has(stage):
+            raise TrainingError(f"the pack {place} has no {stage}: name a folder that has one")
+        return pack.member(stage)
     return place / MODEL_FOLDER if (place / MODEL_FOLDER).is_dir() else place
 
 
@@ -189,6 +200,9 @@ def _stage(
         assert materials.vqgan is not None
         materials.codes = encode_once(materials.vqgan, materials.data.pixels, work / "cache")
         materials.draw = (lambda network: draw(materials, network)) if draw else None
+    if stage == "captioner":
+        words = folder / MODEL_FOLDER if done else start and member_folder(request.start or Path(), stage)
+        materials.words = Tokenizer.from_pretrained(words) if words else None
     if has_begun(folder):
         plan = read_plan(folder)
     elif stage in request.plans:
@@ -198,6 +212,8 @@ def _stage(
         plan = replace(request.plans[stage], loop=replace(loop, threads=threads))
     else:
         plan = _plan(stage, request, materials, clock, start)
+    if stage == "captioner" and not done:
+        materials.words = with_words(plan, materials).words
     say(f"{stage}: {plan.loop.steps} steps of {plan.loop.batch_size} pictures")
     network = run_stage(plan, materials, folder, resume=True, start=start, saved=lambda: clock.charge(stage))
     clock.charge("between" if done else stage)
@@ -207,6 +223,8 @@ def _stage(
         materials.vqgan = network
     elif isinstance(network, CodeTransformer):
         materials.transformer = network
+    elif isinstance(network, Captioner):
+        materials.captioner = network
     return {
         "steps": plan.loop.last,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -218,8 +236,8 @@ def _stage(
 def _start(place: Path, stage: str, say: Say) -> PretrainedModel | None:
     """The network to begin `stage` from; None where a pack of published models has none of its kind."""
     pack = local_pack(str(place)) or place
-    if (pack / PACK_FILE).is_file() and stage == "transformer" and not Pack(pack).has_transformer:
-        say(f"{place} has no code transformer: a fresh one is trained")
+    if (pack / PACK_FILE).is_file() and not Pack(pack).has(stage):
+        say(f"{place} has no {stage}: a fresh one is trained")
         return None
     return open_model(stage, member_folder(place, stage))
 
@@ -275,6 +293,7 @@ def _plan(
 
 def measure_step(plan: StagePlan, materials: Materials, start: PretrainedModel | None = None) -> float:
     """Seconds of one step of `plan`, from a throw-away network; nothing is left behind."""
+    materials = with_words(plan, materials)
     network = make_network(plan, materials) if start is None else type(start).from_config(start.config)
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(make_task(plan, materials, network), plan.loop, Path(folder))
@@ -297,7 +316,7 @@ def _write(
         "seconds": round(clock.spent(), 1),
         "torch": torch.__version__,
         "stages": figures,
-        "plans": {stage: dataclasses.asdict(read_plan(work / stage)) for stage in STAGES},
+        "plans": {stage: dataclasses.asdict(read_plan(work / stage)) for stage in figures},
     }
     return write_pack(
         request.out,
@@ -306,6 +325,8 @@ def _write(
         tokenizer=materials.tokenizer,
         vqgan=materials.vqgan,
         transformer=materials.transformer,
+        captioner=materials.captioner,
+        words=materials.words,
         version=__version__,
         licence=request.licence,
         provenance=provenance,

@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from codebrush.training.captioner import CaptionerRecipe
 from codebrush.training.clip import CLIPRecipe
 from codebrush.training.code_transformer import TransformerRecipe
 from codebrush.training.stages import Recipe
 from codebrush.training.vqgan import VQGANRecipe
 
-SHARES = {"clip": 0.25, "vqgan": 0.4, "transformer": 0.35}  # of the whole budget
+SHARES = {"clip": 0.22, "vqgan": 0.36, "transformer": 0.3, "captioner": 0.12}  # of the whole budget
 WARM_STEPS, TIMED_STEPS = 2, 3
 GRID = 8  # codes along a side, at least; pictures are multiples of it
 
@@ -39,6 +40,12 @@ def sizes(stage: str, image_size: int) -> Sequence[Size]:
             Size("small", _vqgan(image_size, levels, 16, 256, (1, 2, 2, 4)), 16, 10_000),
             Size("medium", _vqgan(image_size, levels, 32, 1024, (1, 2, 2, 4)), 32, 60_000),
             Size("large", _vqgan(image_size, levels, 64, 4096, (1, 2, 4, 4)), 32, 600_000),
+        ]
+    if stage == "captioner":
+        return [
+            Size("small", CaptionerRecipe(width=96, layers=2, vocab_size=1024, learning_rate=2e-3), 16, 20_000),
+            Size("medium", CaptionerRecipe(width=192, layers=4), 32, 100_000),
+            Size("large", CaptionerRecipe(width=384, layers=6, vocab_size=4096, learning_rate=6e-4), 64, 1_000_000),
         ]
     return [
         Size("small", TransformerRecipe(width=128, layers=4, heads=4, learning_rate=2e-3), 32, 20_000),

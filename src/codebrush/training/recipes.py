@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from codebrush.errors import TrainingError
 from codebrush.training.captioned import SourceConfig
+from codebrush.training.captioner import CaptionerRecipe
 from codebrush.training.clip import CLIPRecipe
 from codebrush.training.code_transformer import TransformerRecipe
 from codebrush.training.fine_tuning import replayed_rows
@@ -47,7 +48,17 @@ class _Transformer(_Other):
     recipe: TransformerRecipe = TransformerRecipe()
 
 
-KINDS: dict[str, type[_Checked]] = {"clip": _CLIP, "vqgan": _VQGAN, "transformer": _Transformer}
+class _Captioner(_Other):
+    stage: Literal["captioner"]
+    recipe: CaptionerRecipe = CaptionerRecipe()
+
+
+KINDS: dict[str, type[_Checked]] = {
+    "clip": _CLIP,
+    "vqgan": _VQGAN,
+    "transformer": _Transformer,
+    "captioner": _Captioner,
+}
 
 
 @dataclass(frozen=True)
@@ -97,9 +108,12 @@ def read_recipe(path: str | Path, source: str | None = None, stage: str | None =
 
 
 def read_recipes(folder: Path, rows: SourceConfig) -> tuple[SourceConfig, dict[str, StagePlan]]:
-    """The plans of a folder of recipes, and the rows: gaps in `rows` are filled by the first recipe that names them."""
+    """The plans of a folder of recipes, and the rows: gaps in `rows` are filled by the first recipe that names them.
+    Without captioner.yaml there is no captioner."""
     plans: dict[str, StagePlan] = {}
     for stage in KINDS:
+        if stage == "captioner" and not (folder / "captioner.yaml").is_file():
+            continue
         recipe = read_recipe(folder / f"{stage}.yaml", rows.source, stage)
         plans[stage] = recipe.plan
         filled = {name: value or getattr(recipe.source, name) for name, value in vars(rows).items()}

@@ -13,6 +13,7 @@ from codebrush.conversion.convert import open_model
 from codebrush.conversion.words import tokenizer_of
 from codebrush.data.codes import encode_once
 from codebrush.errors import UsageError
+from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.vqgan import VQGAN
@@ -56,7 +57,10 @@ def train_stage(
     begin = None if start is None else open_model(stage, start)
     plan = _at_size_of(plan, begin)
     opened = asked.source.open()
-    size = getattr(plan.recipe, "image_size", 0) or (materials_vqgan.config.image_size if materials_vqgan else 64)
+    size = getattr(plan.recipe, "image_size", 0)
+    if not size and stage == "captioner" and materials_clip is not None:
+        size = materials_clip.image_size
+    size = size or (materials_vqgan.config.image_size if materials_vqgan else 64)
     cache = out.parent / "cache"
     data = load_captioned(opened, size, cache)
     if isinstance(begin, CLIP) and start is not None:
@@ -66,6 +70,8 @@ def train_stage(
     else:
         words = make_tokenizer(plan.facts.get("tokenizer") or tokenizer or "wordpiece", data)
     materials = Materials(data, words, materials_clip, materials_vqgan)
+    if isinstance(begin, Captioner) and start is not None:
+        materials.words = Tokenizer.from_pretrained(start)
     if isinstance(plan.recipe, TransformerRecipe) and materials_vqgan is not None:
         materials.codes = encode_once(materials_vqgan, data.pixels, cache)
         materials.draw = (lambda network: draw(materials, network)) if draw else None

@@ -20,6 +20,7 @@ from torch import nn
 
 from codebrush.conversion.load import MODELS
 from codebrush.errors import TrainingError
+from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.perceptual import CLIPPerceptual, VGGPerceptual
@@ -27,6 +28,7 @@ from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.vqgan import VQGAN
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.captioned import Captioned, Joined, SourceConfig, load_captioned
+from codebrush.training.captioner import CaptionerRecipe, CaptionerTask, make_captioner, make_words
 from codebrush.training.clip import CLIPRecipe, CLIPTask, make_clip
 from codebrush.training.code_transformer import CodeTransformerTask, TransformerRecipe, make_code_transformer
 from codebrush.training.fine_tuning import joined_rows, replayed_rows
@@ -37,7 +39,7 @@ from codebrush.training.watch import Watch
 
 STAGE_FILE = "stage.json"
 MODEL_FOLDER = "model"
-Recipe = CLIPRecipe | VQGANRecipe | TransformerRecipe
+Recipe = CLIPRecipe | VQGANRecipe | TransformerRecipe | CaptionerRecipe
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,12 @@ class Materials:
     clip: CLIP | None = None
     vqgan: VQGAN | None = None
     transformer: CodeTransformer | None = None
+    captioner: Captioner | None = None
     codes: np.ndarray | None = None
     draw: Callable[[nn.Module], Image.Image | None] | None = None  # preview of a code transformer
     replay: Captioned | None = None
     gate: Captioned | None = None
+    words: Tokenizer | None = None  # a captioner's vocabulary
 
 
 def make_network(plan: StagePlan, materials: Materials, start: PretrainedModel | None = None) -> PretrainedModel:
@@ -84,6 +88,8 @@ def make_network(plan: StagePlan, materials: Materials, start: PretrainedModel |
         return make_clip(plan.recipe, materials.tokenizer)
     if isinstance(plan.recipe, VQGANRecipe):
         return make_vqgan(plan.recipe)
+    if isinstance(plan.recipe, CaptionerRecipe):
+        return make_captioner(plan.recipe, _needed(materials.clip, "clip"), _needed(materials.words, "words"))
     clip, vqgan = _needed(materials.clip, "clip"), _needed(materials.vqgan, "vqgan")
     size = materials.data.pixels.pixels.shape[1]
     return make_code_transformer(plan.recipe, clip, vqgan.codebook_size, vqgan.code_grid(size))
@@ -102,6 +108,9 @@ def make_task(plan: StagePlan, materials: Materials, network: Any) -> Task:
         elif recipe.perceptual:
             perceptual = CLIPPerceptual(_needed(materials.clip, "clip"))
         return VQGANTask(network, recipe, data, plan.loop.steps, perceptual)
+    if isinstance(recipe, CaptionerRecipe):
+        clip, words = _needed(materials.clip, "clip"), _needed(materials.words, "words")
+        return CaptionerTask(network, recipe, clip, data, words)
     return CodeTransformerTask(
         network,
         recipe,
@@ -141,7 +150,7 @@ def run_stage(
         _check_rows(plan, "data_sha256", materials.data, folder)
         if is_done(folder):
             return MODELS[plan.stage].from_pretrained(folder / MODEL_FOLDER)
-    materials = _with_sets(plan, materials, folder)
+    materials = with_words(plan, _with_sets(plan, materials, folder))
     try:
         network = make_network(plan, materials, start)
         task = make_task(plan, materials, network)
@@ -155,7 +164,7 @@ def run_stage(
     trained = Loop(task, plan.loop, folder, fabric, saved, hooks).run()
     assert isinstance(trained, PretrainedModel)
     if fabric.is_global_zero:
-        _save_model(trained, folder, materials.tokenizer if plan.stage == "clip" else None)
+        _save_model(trained, folder, {"clip": materials.tokenizer, "captioner": materials.words}.get(plan.stage))
         if hooks.gate is not None:
             hooks.gate.close()
     fabric.barrier()
@@ -175,6 +184,13 @@ def make_hooks(plan: StagePlan, materials: Materials, folder: Path, writes: bool
         gate = Gate(plan.gate, ZeroShot(materials.gate, materials.tokenizer), folder, loop.last, writes)
     watch = Watch(loop.batch_size, len(data) + len(materials.replay or ()), recipe.loss, loop.warmup_steps)
     return Hooks(rows, watch.look, gate)
+
+
+def with_words(plan: StagePlan, materials: Materials) -> Materials:
+    """The materials with a vocabulary, made of the pictures' captions and questions, where a captioner has none."""
+    if not isinstance(plan.recipe, CaptionerRecipe) or materials.words is not None:
+        return materials
+    return replace(materials, words=make_words(plan.recipe, materials.data))
 
 
 def _with_sets(plan: StagePlan, materials: Materials, folder: Path) -> Materials:

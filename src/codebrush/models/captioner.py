@@ -1,0 +1,143 @@
+"""An image's patch features and a question in; the words of an answer out. A caption answers the empty question.
+
+The patch features of CLIP's image tower stand in front and see each other; the words follow, each seeing the features
+and the words before it (a prefix language model, as in Wang et al. 2022, "SimVLM", section 3.1). A row of tokens is
+`start question end answer end`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codebrush.models.attention import KVCache, rotary_angles_2d
+from codebrush.models.image_encoder import ModifiedResNet, VisionTransformer
+from codebrush.models.pretrained import PretrainedModel
+from codebrush.models.transformer import Transformer, TransformerConfig, make_norm
+
+
+@dataclass(frozen=True)
+class CaptionerConfig:
+    """Sizes. `levels` names which of the image tower's features are read, the finest grid first; `patches` is how many
+    vectors that makes and `feature_width` how wide they are. `context_length` counts question and answer together.
+    """
+
+    vocab_size: int
+    context_length: int
+    width: int
+    layers: int
+    heads: int
+    patches: int
+    feature_width: int
+    levels: tuple[int, ...]
+    pad_id: int = 0
+    start_id: int = 1
+    end_id: int = 2
+    dropout: float = 0.0
+
+
+def patch_features(encoder: VisionTransformer | ModifiedResNet, pixels: Tensor, levels: Sequence[int]) -> Tensor:
+    """Normalised pixels (B, 3, H, W) -> features of each patch (B, P, F): those of several levels side by side.
+
+    Coarser grids are laid over the finest, which is the first of `levels`; a class token is left out.
+    """
+    maps = encoder.features(pixels)
+    chosen = [maps[level] for level in levels]
+    if isinstance(encoder, VisionTransformer):
+        first = int(encoder.class_embedding is not None)
+        return torch.cat([tokens[:, first:] for tokens in chosen], dim=-1)
+    grid = chosen[0].shape[-2:]
+    spread = [F.interpolate(part.float(), grid, mode="nearest") for part in chosen]
+    return torch.cat(spread, dim=1).flatten(2).transpose(1, 2)  # (B, hw, C)
+
+
+class Captioner(PretrainedModel):
+    """A transformer that reads patches and writes words."""
+
+    config_class = CaptionerConfig
+    compact = r".*weight"
+    config: CaptionerConfig
+
+    def __init__(self, config: CaptionerConfig):
+        super().__init__()
+        self.config = config
+        trunk = TransformerConfig(
+            config.width,
+            config.layers,
+            config.heads,
+            activation="swiglu",
+            norm="rms",
+            bias=False,
+            dropout=config.dropout,
+        )
+        self.patch_projection = nn.Sequential(
+            nn.LayerNorm(config.feature_width), nn.Linear(config.feature_width, config.width)
+        )
+        self.patch_positions = nn.Parameter(_grid_positions(config.patches, config.width))
+        self.token_embedding = nn.Embedding(config.vocab_size, config.width)  # also the head
+        self.token_positions = nn.Parameter(torch.randn(config.context_length, config.width) * 0.02)
+        self.transformer = Transformer(trunk)
+        self.final_norm = make_norm(trunk)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.token_embedding.weight.device
+
+    def prefix(self, features: Tensor) -> Tensor:
+        """Patch features (B, P, F) -> the vectors in front of the words (B, P, D)."""
+        return self.patch_projection(features) + self.patch_positions
+
+    def forward(
+        self, features: Tensor, tokens: Tensor, cache: KVCache | None = None, wanted: Tensor | None = None
+    ) -> Tensor:
+        """Features (B, P, F) and tokens (B, T) or (B, S, T) int64 -> logits of the token after each, (..., T, K);
+        with `wanted`, a mask shaped like the tokens, of those alone, (n, K).
+
+        S rows of tokens about one image do not see each other: they cost the image once. With a `cache` that has seen
+        the features, `features` are not read again and `tokens` (B, T) are the new ones alone.
+        """
+        rows = tokens if tokens.ndim == 3 else tokens.unsqueeze(1)  # (B, S, T)
+        seen = max(0, cache.length - self.config.patches) if cache is not None else 0
+        x = self.token_embedding(rows) + self.token_positions[seen : seen + rows.shape[2]]  # (B, S, T, D)
+        x, mask = x.flatten(1, 2), None
+        if cache is None or not cache.length:
+            x = torch.cat([self.prefix(features).to(x.dtype), x], dim=1)  # (B, P + S T, D)
+            mask = segment_mask(self.config.patches, rows.shape[1], rows.shape[2], x.device)
+        x = self.transformer(x, mask=mask, cache=cache)[:, -rows.shape[1] * rows.shape[2] :]
+        x = self.final_norm(x).view(*tokens.shape, -1)
+        # A vocabulary's logits cost a fifth of training's time, and only some are asked for.
+        return F.linear(x if wanted is None else x[wanted], self.token_embedding.weight)
+
+    def make_cache(self) -> KVCache:
+        """An empty cache with room for an image and a whole row of tokens."""
+        cache = KVCache(self.config.layers)
+        cache.reserve(self.config.patches + self.config.context_length)
+        return cache
+
+
+def _grid_positions(patches: int, width: int) -> Tensor:
+    """What the places of a grid start from, (P, D): sines and cosines of the row in one half, of the column in the
+    other (Dosovitskiy et al. 2021, appendix D.4), about as large as the features beside them, so that places are
+    told apart from the first step on."""
+    side = math.ceil(math.sqrt(patches))
+    places = torch.arange(patches)
+    angles = rotary_angles_2d(places // side, places % side, width - width % 4, base=100.0)  # (P, D / 2)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1) * 0.5
+    return F.pad(waves, (0, width - waves.shape[1]))
+
+
+def segment_mask(patches: int, segments: int, length: int, device: torch.device) -> Tensor:
+    """(1, N, N) with N = patches + segments * length: patches see patches; a token sees them and what comes before it
+    in its own segment."""
+    part = torch.arange(segments, device=device).repeat_interleave(length)  # (S T,)
+    place = torch.arange(length, device=device).repeat(segments)
+    words = (part[:, None] == part[None]) & (place[:, None] >= place[None])
+    mask = torch.zeros(patches + len(part), patches + len(part), dtype=torch.bool, device=device)
+    mask[:, :patches] = True
+    mask[patches:, patches:] = words
+    return mask[None]

@@ -1,0 +1,271 @@
+"""A CLIP, captioned pictures and questions about them -> a captioner that writes captions and answers."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codebrush.data.captions import Template
+from codebrush.data.filters import parse_clause
+from codebrush.data.questions import Question, scene_questions
+from codebrush.data.varied_scenes import PALETTE, scene_captions, varied_scene
+from codebrush.errors import TrainingError
+from codebrush.models.captioner import Captioner, CaptionerConfig, patch_features
+from codebrush.models.clip import CLIP
+from codebrush.models.image_encoder import ModifiedResNet, VisionTransformer
+from codebrush.text.tokenizer import Tokenizer, train_bpe
+from codebrush.training.augmentation import Augmentation, draw_affine, move
+from codebrush.training.captioned import Captioned
+from codebrush.training.loop import Objective
+from codebrush.training.optimizer import make_adamw
+from codebrush.training.ranges import Count, Rate, Share, Weight
+
+MOST_PATCHES = 256  # in front of the words: of a finer grid, the next coarser is read
+SAMPLED_SCENES = 2000  # whose words the vocabulary is made of
+CAPTION_SHARE = 0.35  # of the rows about a picture that also has questions
+STORED = "questions"  # a column that holds a row's own questions, as `codebrush data shapes` writes it
+QA = tuple[str, str]  # what is asked ("" for a caption) and what is right
+
+
+@dataclass(frozen=True)
+class AskRule:
+    """Questions that the columns of a source answer. `ask` and `answer` are templates like "{label}".
+
+    With `yes_if`, conditions like "group in animals, plants", the answer is yes where a row meets all of them and no
+    where it does not. With `contrast`, a column, half of the questions take that column's value from another row, and
+    the answer is no.
+    """
+
+    ask: tuple[str, ...]
+    answer: str = ""
+    yes_if: tuple[str, ...] = ()
+    contrast: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.ask or sum(map(bool, (self.answer, self.yes_if, self.contrast))) != 1:
+            raise ValueError("a question needs 'ask' and one of 'answer', 'yes_if' and 'contrast'")
+
+
+@dataclass(frozen=True)
+class CaptionerRecipe:
+    """Sizes and settings. `segments` captions and questions are read with each picture. `scene_share` of every batch
+    are drawn scenes of any palette with questions about them, new ones at each step."""
+
+    width: Count = 192
+    layers: Count = 4
+    heads: Count = 4
+    vocab_size: Count = 2048
+    context_length: Count = 32
+    segments: Count = 6
+    scene_share: Share = 0.0
+    questions: tuple[AskRule, ...] = ()
+    dropout: Share = 0.0
+    learning_rate: Rate = 1e-3
+    weight_decay: Weight = 0.05
+    augmentation: Augmentation = Augmentation(shift=0.05, zoom=0.1, turn=5)
+
+
+def feature_levels(encoder: VisionTransformer | ModifiedResNet) -> tuple[int, ...]:
+    """Which of an image tower's features a captioner reads: a fine grid that is not too long, and what lies behind."""
+    if isinstance(encoder, VisionTransformer):
+        layers = encoder.config.layers
+        return tuple(dict.fromkeys((layers // 2, layers - 1)))
+    side = encoder.config.image_size
+    levels = [level for level in range(4) if (side // (4 << level)) ** 2 <= MOST_PATCHES]
+    finest = next((level for level in levels if side // (4 << level) <= 8), levels[0])
+    return tuple(level for level in (finest, finest + 1) if level < 4)
+
+
+@torch.no_grad()
+def read_patches(clip: CLIP, images: Tensor, levels: Sequence[int]) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] -> patch features (B, P, F) of `clip`, without gradient."""
+    return patch_features(clip.image_encoder, clip.normalise(images), levels)
+
+
+def make_captioner(recipe: CaptionerRecipe, clip: CLIP, words: Tokenizer) -> Captioner:
+    """A fresh captioner for the features of `clip` and a vocabulary."""
+    levels = feature_levels(clip.image_encoder)
+    blank = torch.zeros(1, 3, clip.image_size, clip.image_size, device=clip.log_scale.device)
+    features = read_patches(clip, blank, levels)
+    assert words.start_id is not None
+    return Captioner(
+        CaptionerConfig(
+            vocab_size=words.vocab_size,
+            context_length=words.context_length,
+            width=recipe.width,
+            layers=recipe.layers,
+            heads=recipe.heads,
+            patches=features.shape[1],
+            feature_width=features.shape[2],
+            levels=levels,
+            pad_id=words.pad_id,
+            start_id=words.start_id,
+            end_id=words.end_id,
+            dropout=recipe.dropout,
+        )
+    )
+
+
+def make_words(recipe: CaptionerRecipe, data: Captioned) -> Tokenizer:
+    """A vocabulary for all that the captioner will read and write."""
+    asker, rng = Asker(recipe, data), np.random.default_rng(0)
+    texts = [text for row in range(len(data)) for pair in asker.every(row, rng) for text in pair if text]
+    if recipe.scene_share:
+        for _ in range(SAMPLED_SCENES):
+            texts += [text for pair in scene_pairs(rng)[1] for text in pair if text]
+    return train_bpe(texts, recipe.vocab_size, recipe.context_length)
+
+
+def scene_pairs(rng: np.random.Generator, size: int = 64) -> tuple[np.ndarray, list[QA]]:
+    """A drawn scene (size, size, 3) uint8, and its caption with questions about it, in random order."""
+    scene = varied_scene(rng, size)
+    questions = scene_questions(scene.objects, scene.background, size, tuple(PALETTE), rng)
+    return np.asarray(scene.image), [("", scene_captions(scene.objects, rng)), *_shuffled(questions, rng)]
+
+
+def stored_pairs(cell: Sequence[dict[str, str]]) -> list[QA]:
+    """The questions in a row's own column."""
+    return [(each["ask"], each["answer"]) for each in cell if each.get("ask") and each.get("answer")]
+
+
+class Asker:
+    """Captions of a source's rows, and the questions that a recipe's rules or the rows themselves ask."""
+
+    def __init__(self, recipe: CaptionerRecipe, data: Captioned):
+        self.data, self.rules = data, recipe.questions
+        self.rows = [data.source.row(number) for number in data.pixels.rows]
+        self.stored = STORED in self.rows[0]
+
+    @cached_property
+    def _parsed(self) -> list[tuple[AskRule, list[Template], Template | None, list]]:
+        return [
+            (
+                rule,
+                [Template.parse(text) for text in rule.ask],
+                Template.parse(rule.answer) if rule.answer else None,
+                [parse_clause(text) for text in rule.yes_if],
+            )
+            for rule in self.rules
+        ]
+
+    def questions(self, row: int, rng: np.random.Generator) -> list[QA]:
+        """What can be asked about a row, each rule in one of its forms."""
+        cells = self.rows[row]
+        found = stored_pairs(cells[STORED]) if self.stored and cells[STORED] else []
+        for rule, asks, answer, clauses in self._parsed:
+            ask = asks[int(rng.integers(len(asks)))]
+            if answer is not None:
+                answers = answer.fill(_cell(cells))
+                asked = ask.fill(_cell(cells))
+                if answers and asked:
+                    found.append((_one(asked, rng), _one(answers, rng)))
+            elif clauses:
+                meets = all(clause.keeps(cells.get(clause.column)) for clause in clauses)
+                found += [(text, "yes" if meets else "no") for text in ask.fill(_cell(cells))[:1]]
+            else:
+                other = self.rows[int(rng.integers(len(self.rows)))][rule.contrast]
+                true = rng.random() < 0.5 or other == cells[rule.contrast]
+                asked = ask.fill(_cell(cells if true else {**cells, rule.contrast: other}))
+                if asked:
+                    found.append((_one(asked, rng), "yes" if true else "no"))
+        return found
+
+    def every(self, row: int, rng: np.random.Generator) -> list[QA]:
+        """All captions of a row and its questions."""
+        return [*(("", caption) for caption in self.data.captions(row)), *self.questions(row, rng)]
+
+    def draw(self, row: int, count: int, rng: np.random.Generator) -> list[QA]:
+        """`count` of a row's captions and questions."""
+        captions: list[QA] = [("", caption) for caption in self.data.captions(row)]
+        questions = _shuffled(self.questions(row, rng), rng)
+        wanted = count if not questions else max(1, round(CAPTION_SHARE * count))
+        chosen = [captions[int(rng.integers(len(captions)))] for _ in range(wanted)] + questions
+        return [chosen[number % len(chosen)] for number in range(count)]
+
+
+def _cell(values: dict):
+    return values.__getitem__
+
+
+def _one(texts: Sequence[str], rng: np.random.Generator) -> str:
+    return texts[int(rng.integers(len(texts)))]
+
+
+def _shuffled(questions: Sequence[Question | QA], rng: np.random.Generator) -> list[QA]:
+    pairs = [(each.ask, each.answer) if isinstance(each, Question) else each for each in questions]
+    return [pairs[number] for number in rng.permutation(len(pairs))]
+
+
+def rows_of_tokens(pairs: Sequence[QA], words: Tokenizer, length: int) -> tuple[Tensor, Tensor]:
+    """Pairs -> tokens (n, length) int64, `start question end answer end`, and (n, length - 1) True where the next
+    token is the answer's. What is too long is cut, question first."""
+    ids = words.ids([text for pair in pairs for text in pair])
+    tokens = torch.full((len(pairs), length), words.pad_id, dtype=torch.int64)
+    told = torch.zeros(len(pairs), length - 1, dtype=torch.bool)
+    for row, (asked, answer) in enumerate(zip(ids[::2], ids[1::2], strict=True)):
+        asked = asked[: max(0, length - 4)]
+        whole = [words.start_id, *asked, words.end_id, *answer, words.end_id][:length]
+        tokens[row, : len(whole)] = torch.tensor(whole)
+        told[row, len(asked) + 1 : len(whole) - 1] = True
+    return tokens, told
+
+
+class CaptionerTask:
+    """Next-word prediction of captions and answers; see `codebrush.training.loop.Task`."""
+
+    def __init__(self, captioner: Captioner, recipe: CaptionerRecipe, clip: CLIP, data: Captioned, words: Tokenizer):
+        self.recipe, self.clip, self.data, self.words = recipe, clip, data, words
+        self.config = captioner.config
+        if words.vocab_size > captioner.config.vocab_size:
+            raise TrainingError("the captioner that training starts from has another vocabulary than its tokenizer")
+        self.asker = Asker(recipe, data)
+        self.examples = len(data)
+        self.networks: dict[str, nn.Module] = {"captioner": captioner}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "captioner": make_adamw([captioner], recipe.learning_rate, recipe.weight_decay, betas=(0.9, 0.95))
+        }
+        self.frozen: list[nn.Module] = [clip]
+
+    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Pictures uint8 (B, 3, H, W), tokens (B, S, T) of each, where they tell (B, S, T - 1), how to move them."""
+        segments, scenes = self.recipe.segments, round(self.recipe.scene_share * len(rows))
+        images = self.data.images(rows)  # (B, 3, H, W)
+        pairs: list[QA] = []
+        for place in range(scenes):
+            drawn, asked = scene_pairs(rng, images.shape[-1])
+            images[place] = torch.from_numpy(drawn.copy()).permute(2, 0, 1)
+            pairs += [asked[number % len(asked)] for number in range(segments)]
+        for row in rows[scenes:]:
+            pairs += self.asker.draw(int(row), segments, rng)
+        tokens, told = rows_of_tokens(pairs, self.words, self.config.context_length)
+        length = 2 + int(told.any(0).nonzero().max())  # nothing after the last word is learned
+        tokens, told = tokens[:, :length], told[:, : length - 1]
+        affine = draw_affine(len(rows), self.recipe.augmentation, rng)
+        affine[:scenes] = draw_affine(1, Augmentation(), rng)  # where things are is part of the answer
+        shape = (len(rows), segments)
+        return {
+            "images": images,
+            "tokens": tokens.unflatten(0, shape),
+            "told": told.unflatten(0, shape),
+            "affine": affine,
+        }
+
+    def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
+        """Cross-entropy of every word that tells something, given the picture and the words before it."""
+        images = move(batch["images"].float() / 255, batch["affine"])
+        features = read_patches(self.clip, images, self.config.levels)
+        tokens, told = batch["tokens"], batch["told"]
+        wanted = F.pad(told, (0, 1))  # (B, S, T)
+        logits = self.networks["captioner"](features, tokens, wanted=wanted).float()  # (n, K)
+        right = tokens[..., 1:][told]  # (n,)
+        loss = F.cross_entropy(logits, right)
+        hits = (logits.detach().argmax(-1) == right).float()
+        yield Objective("captioner", loss, {"accuracy": hits.mean()})
+
+    def preview(self, network: nn.Module) -> None:
+        """A captioner draws nothing."""
+        return None

@@ -1,0 +1,123 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from codebrush.models.captioner import Captioner, CaptionerConfig, patch_features, segment_mask
+from codebrush.models.image_encoder import (
+    ModifiedResNet,
+    ModifiedResNetConfig,
+    VisionTransformer,
+    VisionTransformerConfig,
+)
+
+K, P, F, T = 20, 6, 5, 9
+CONFIG = CaptionerConfig(K, T, width=16, layers=2, heads=2, patches=P, feature_width=F, levels=(0,))
+
+
+def network(**changes: Any) -> Captioner:
+    torch.manual_seed(0)
+    model = Captioner(CaptionerConfig(**{**vars(CONFIG), **changes})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def features(batch: int) -> Tensor:
+    return torch.randn(batch, P, F, generator=torch.Generator().manual_seed(1))
+
+
+def tokens(*shape: int) -> Tensor:
+    return torch.randint(0, K, shape, generator=torch.Generator().manual_seed(2))
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunks", [[9], [4, 1, 1, 3], [1] * 9])
+def test_with_a_cache_the_logits_are_the_same(chunks: list[int]) -> None:
+    model, seen, row = network(), features(2), tokens(2, T)
+    with torch.no_grad():
+        whole = model(seen, row)
+        cache, start, parts = model.make_cache(), 0, []
+        for count in chunks:
+            parts.append(model(seen, row[:, start : start + count], cache))
+            start += count
+    close(torch.cat(parts, dim=1), whole)
+
+
+def test_rows_about_one_picture_do_not_see_each_other() -> None:
+    model, seen, rows = network(), features(2), tokens(2, 3, T)
+    with torch.no_grad():
+        together = model(seen, rows)
+        apart = torch.stack([model(seen, rows[:, segment]) for segment in range(3)], dim=1)
+    close(together, apart)
+
+
+def test_logits_can_be_had_of_some_tokens_alone() -> None:
+    model, seen, rows = network(), features(2), tokens(2, 3, T)
+    wanted = torch.rand(2, 3, T) < 0.3
+    with torch.no_grad():
+        close(model(seen, rows, wanted=wanted), model(seen, rows)[wanted])
+
+
+def test_words_see_what_comes_before_and_patches_see_no_words() -> None:
+    mask = segment_mask(2, 2, 2, torch.device("cpu"))[0]
+    assert mask.int().tolist() == [
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [1, 1, 0, 0, 1, 1],
+    ]
+
+
+def test_the_picture_matters_and_so_does_each_patch() -> None:
+    model, seen, row = network(), features(1), tokens(1, T)
+    with torch.no_grad():
+        whole = model(seen, row)
+        for patch in range(P):
+            changed = seen.clone()
+            changed[:, patch] = torch.randn(F)  # no mere scale: features are normalised
+            assert (model(changed, row) - whole).abs().max() > 1e-3
+
+
+def test_a_captioner_comes_back_exactly_and_nearly_in_8_bits(tmp_path: Any) -> None:
+    model, seen, row = network(), features(2), tokens(2, T)
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "small", torch.float16)
+    with torch.no_grad():
+        expected = model(seen, row)
+        assert torch.equal(Captioner.from_pretrained(tmp_path / "whole")(seen, row), expected)
+        small = Captioner.from_pretrained(tmp_path / "small")
+        assert small.token_embedding.weight.dtype == torch.float32
+        off = (small(seen, row) - expected).norm() / expected.norm()
+    assert 0 < off < 0.02
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "small")]
+    assert sizes[1] < 0.45 * sizes[0]
+
+
+def test_patch_features_lay_coarse_grids_over_the_finest() -> None:
+    encoder = ModifiedResNet(ModifiedResNetConfig(64, 4, (1, 1, 1, 1), 2, 8)).eval()
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        maps = encoder.features(pixels)
+        found = patch_features(encoder, pixels, (1, 2))
+    assert found.shape == (2, 64, maps[1].shape[1] + maps[2].shape[1])
+    close(found[0, 8 * 3 + 5, : maps[1].shape[1]], maps[1][0, :, 3, 5])
+    close(found[0, 8 * 3 + 5, maps[1].shape[1] :], maps[2][0, :, 1, 2])
+
+
+@pytest.mark.parametrize("pooling", ["class", "mean"])
+def test_patch_features_of_a_vision_transformer_leave_out_the_class_token(pooling: Any) -> None:
+    encoder = VisionTransformer(VisionTransformerConfig(32, 8, 16, 3, 2, 8, pooling)).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        found = patch_features(encoder, pixels, (0, 2))
+        maps = encoder.features(pixels)
+    assert found.shape == (2, 16, 32)
+    close(found[:, 0, :16], maps[0][:, int(pooling == "class")])

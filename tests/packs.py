@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from codebrush.models.captioner import Captioner, CaptionerConfig
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.models.image_encoder import VisionTransformerConfig
@@ -57,6 +58,18 @@ def micro_vqgan() -> VQGAN:
     model = VQGAN(vqgan_micro()).eval()
     with torch.no_grad():
         model.decoder.conv_out.weight.mul_(8)  # pictures that differ visibly when their codes do
+    return model
+
+
+def micro_captioner(vocab_size: int = 262) -> Captioner:
+    config = CaptionerConfig(
+        vocab_size, CONTEXT, 32, 1, 2, patches=16, feature_width=32, levels=(0,), start_id=1, end_id=vocab_size - 1
+    )
+    model = Captioner(config).eval()
+    with torch.no_grad():  # the head is the table: untrained, every word would be followed by itself
+        model.token_embedding.weight.normal_(std=0.3)
+        model.token_positions.normal_(std=0.5)
+        model.token_embedding.weight[vocab_size - 1].mul_(0.3)
     return model
 
 

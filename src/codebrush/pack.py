@@ -103,7 +103,9 @@ class Pack:
         config = read_config(CaptionerConfig, self.member("captioner"))
         made, read = (words.vocab_size, words.context_length), (config.vocab_size, config.context_length)
         if made != read:
-            self._misfit(f"captioner reads {read[0]} words, {read[1]} a row", f"its tokenizer has {made[0]}, {made[1]}")
+            self._misfit(
+                f"captioner reads {read[0]} words, {read[1]} a row", f"tokenizer beside it has {made[0]}, {made[1]}"
+            )
         return words
 
     def _captioner_place(self) -> Path:

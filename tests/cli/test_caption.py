@@ -1,0 +1,53 @@
+"""`codebrush caption` and `codebrush ask` on a pack with random weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from codebrush.cli.main import run
+from codebrush.data.shapes import scene
+from packs import micro_captioner, micro_tokenizer, write_micro_pack
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("packs") / "captions"
+    return str(write_micro_pack(folder, captioner=micro_captioner(), words=micro_tokenizer()))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[str]:
+    paths = [tmp_path / f"{index}.png" for index in range(2)]
+    for index, path in enumerate(paths):
+        scene(0, index, 32).image.save(path)
+    return [str(path) for path in paths]
+
+
+def test_captions(pack: str, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    assert run(["caption", *pictures, str(tmp_path / "broken.png"), "--pack", pack, "--n", "2", "--json"]) == 0
+    output = capsys.readouterr()
+    report = json.loads(output.out)
+    assert [result["path"] for result in report["results"]] == pictures
+    assert all({"text", "score", "probability"} == set(each) for r in report["results"] for each in r["captions"])
+    assert [each["path"] for each in report["skipped"]] == [str(tmp_path / "broken.png")]
+    assert output.err.startswith("codebrush: skipped ")
+    assert run(["caption", pictures[0], "--pack", pack, "--method", "greedy"]) == 0
+    assert capsys.readouterr().out.startswith(pictures[0])
+
+
+def test_nothing_that_can_be_read_is_a_failure(pack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["caption", str(tmp_path / "none.png"), "--pack", pack]) == 1
+    assert "none of the pictures could be read" in capsys.readouterr().err
+
+
+def test_answers(pack: str, pictures: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["ask", pictures[0], "how many red circles?", "--pack", pack, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert set(report) == {"answer", "confidence", "guess"}
+    assert run(["ask", pictures[0], "what colour is it?", "--pack", pack, "--threshold", "1"]) == 0
+    assert capsys.readouterr().out.startswith("I don't know  (confidence 0.")
+    assert run(["ask", pictures[0], "", "--pack", pack]) == 1
+    assert "the question is empty" in capsys.readouterr().err
+    assert run(["ask", pictures[0], "what?", "--pack", pack, "--threshold", "3"]) == 2

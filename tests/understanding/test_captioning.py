@@ -1,0 +1,76 @@
+"""Captions and answers of a pack with random weights: their form, their order, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from codebrush import Codebrush
+from codebrush.data.shapes import scene
+from codebrush.errors import PackError, PromptError, UsageError
+from codebrush.understanding.captioning import UNSURE
+from packs import micro_captioner, micro_tokenizer, write_micro_pack
+
+
+@pytest.fixture(scope="module")
+def brush(tmp_path_factory: pytest.TempPathFactory) -> Codebrush:
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("packs") / "captions"
+    return Codebrush.from_pretrained(write_micro_pack(folder, captioner=micro_captioner(), words=micro_tokenizer()))
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    return [scene(0, index, 32).image for index in range(3)]
+
+
+def test_captions_stand_best_first_by_clip(brush: Codebrush, pictures: list[Image.Image]) -> None:
+    for found, picture in zip(brush.caption(pictures, n=4), pictures, strict=True):
+        assert 1 <= len(found) <= 4
+        scores = [each.score for each in found]
+        assert scores == sorted(scores, reverse=True)
+        assert len({each.text for each in found}) == len(found)
+        for each in found:
+            assert each.text == each.text.strip()
+            assert 0 < each.probability <= 1
+            assert each.score == pytest.approx(brush.score(picture, each.text), abs=1e-5)
+
+
+def test_a_picture_is_captioned_as_if_alone(brush: Codebrush, pictures: list[Image.Image]) -> None:
+    def texts(images: list[Image.Image], **options: Any) -> list[list[str]]:
+        return [[each.text for each in found] for found in brush.caption(images, **options)]
+
+    for method in ("beam", "greedy"):
+        together = texts(pictures, method=method)
+        assert together == [texts([picture], method=method)[0] for picture in pictures]
+    sampled = texts(pictures, n=3, method="sample", seed=5)
+    assert sampled[0] == texts(pictures[:1], n=3, method="sample", seed=5)[0]
+    assert sampled == texts(pictures, n=3, method="sample", seed=5)
+    assert sampled != texts(pictures, n=3, method="sample", seed=6)
+
+
+def test_an_answer_below_the_threshold_is_not_known(brush: Codebrush, pictures: list[Image.Image]) -> None:
+    sure = brush.ask(pictures[0], "what colour is it?", threshold=0.0)
+    assert sure.text == (sure.guess or UNSURE)
+    assert 0 < sure.confidence <= 1
+    unsure = brush.ask(pictures[0], "what colour is it?", threshold=1.0)
+    assert unsure.text == UNSURE
+    assert unsure.guess == sure.guess
+    assert unsure.confidence == sure.confidence
+
+
+def test_what_cannot_be_done_is_one_line(brush: Codebrush, pictures: list[Image.Image], micro_pack: Path) -> None:
+    with pytest.raises(PromptError, match="the question is empty"):
+        brush.ask(pictures[0], "  ")
+    with pytest.raises(PromptError, match="over the 26 that are read: shorten it"):
+        brush.ask(pictures[0], "why " * 60)
+    with pytest.raises(UsageError, match="threshold must be from 0 to 1"):
+        brush.ask(pictures[0], "what?", threshold=2)
+    with pytest.raises(UsageError, match="one of beam, greedy, sample, not best"):
+        brush.caption(pictures, method="best")
+    with pytest.raises(UsageError, match="greedy writes one caption"):
+        brush.caption(pictures, n=2, method="greedy")
+    with pytest.raises(PackError, match="'micro' has no captioner: train one"):
+        Codebrush.from_pretrained(micro_pack).caption(pictures)

@@ -219,6 +219,14 @@ def test_pictures_are_made_smaller_but_never_larger(server: RudeServer, tmp_path
     assert source.row(0)["sha256"] == hashlib.sha256(server.pages["/a"].content).hexdigest()
 
 
+def test_a_strip_stays_as_it_is(server: RudeServer, tmp_path: Path):
+    """Made smaller it would still be longer than a JPEG can be."""
+    file = io.BytesIO()
+    Image.new("1", (90_000, 40)).save(file, "PNG")
+    run([server.serve("/strip", file.getvalue())], tmp_path / "out", resize=39)
+    assert open_source(tmp_path / "out").image(0).size == (90_000, 40)
+
+
 def test_one_site_is_not_stormed(server: RudeServer, tmp_path: Path, picture: Callable[..., bytes]):
     urls = [server.serve(f"/{number}", picture()) for number in range(8)]
     run(urls, tmp_path / "out", at_once=2, delay=0.03)
@@ -255,6 +263,14 @@ def test_another_list_is_refused(server: RudeServer, tmp_path: Path, picture: Ca
         run(urls, tmp_path / "out", resize=32)
     with pytest.raises(DataError, match="--shard-rows 1000"):
         run(urls, tmp_path / "out", shard_rows=9)
+
+
+def test_a_folder_of_something_else_is_refused(server: RudeServer, tmp_path: Path, picture: Callable[..., bytes]):
+    """A shard of ours would otherwise take the place of a file there."""
+    (tmp_path / "00000.tar").write_bytes(b"mine")
+    with pytest.raises(DataError, match="name a new folder"):
+        run([server.serve("/x", picture())], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["00000.tar"]
 
 
 def test_two_runs_do_not_mix(server: RudeServer, tmp_path: Path, picture: Callable[..., bytes]):
@@ -302,6 +318,9 @@ def test_lists_of_every_kind(tmp_path: Path, kind: str):
 
 
 def test_damaged_lists(tmp_path: Path):
+    half = tmp_path / "half.jsonl"
+    half.write_text('{"url": "http://h/1", "caption": "cut \\ud83d"}')
+    assert list(read_list(half)) == [("http://h/1", "cut ?")]
     lines = tmp_path / "list.jsonl"
     lines.write_text(
         '{"url": "http://h/1", "caption": "one"}\n{"url": \n[1]\n{"url": 3}\n\n{"url": "x", "caption": "y"}'

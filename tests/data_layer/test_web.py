@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 
 import pytest
 
@@ -55,6 +56,9 @@ def test_a_picture_comes_as_it_is(web: Web, server: RudeServer, picture: Callabl
         ({"statuses": [204]}, "http 204", False),
         ({"statuses": [302], "headers": [("Location", "/x")]}, "redirects", False),
         ({"statuses": [302], "headers": [("Location", "file:///etc/passwd")]}, "bad URL", False),
+        ({"statuses": [302], "headers": [("Location", "http://[::1/x")]}, "bad URL", False),
+        ({"statuses": [302], "headers": [("Location", "/y"), ("X-Robots-Tag", "noai")]}, "no-AI", False),
+        ({"content": b"x" * 9, "length": int("9" * 4000)}, "too large", False),
         ({"content": b"<html>", "type": "text/html"}, "content type", False),
         ({"content": b"x", "type": "video/mp4"}, "content type", False),
         (
@@ -105,6 +109,18 @@ def test_waiting_is_as_long_as_the_server_asks(web: Web, server: RudeServer):
     url = server.serve("/x", statuses=[429], headers=[("Retry-After", "7")])
     found = refusal(web, url)
     assert (found.reason, found.again, found.wait) == ("http 429", True, 7)
+
+
+def test_waiting_until_a_date(web: Web, server: RudeServer):
+    url = server.serve("/x", statuses=[503], headers=[("Retry-After", formatdate(time.time() + 20, usegmt=True))])
+    assert 17 <= refusal(web, url).wait <= 20
+    url = server.serve("/y", statuses=[503], headers=[("Retry-After", "some day")])
+    assert refusal(web, url).wait == 0
+
+
+def test_a_host_that_does_not_exist(web: Web):
+    found = refusal(web, "http://no-such-host.invalid/x")
+    assert (found.reason, found.again) == ("no such host", True)
 
 
 def test_redirects_are_followed_and_judged(web: Web, server: RudeServer):
@@ -184,7 +200,7 @@ def test_what_is_public(address: str, public: bool):
 @pytest.mark.parametrize(
     "url",
     ["", "nonsense", "ftp://example.org/x", "file:///etc/passwd", "http://", "http://h:99999/", "http://me:pw@h/",
-     "http://[::1/", "javascript:alert(1)", "data:image/png;base64,xx", "http://" + "a" * 70 + ".org/"],
+     "http://[::1/", "javascript:alert(1)", "data:image/png;base64,xx", "http://" + "a" * 70 + ".org/", "http://h/\ud800"],
 )  # fmt: skip
 def test_bad_urls(url: str):
     with pytest.raises(Refusal) as caught:

@@ -1,0 +1,156 @@
+"""`codebrush curate`: captioned pictures from anywhere to the shards of those that are worth training on."""
+
+import time
+import warnings
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from codebrush.cli.flags import given_flags, refuse
+from codebrush.cli.output import print_json, progress_bar
+from codebrush.errors import CodebrushError, UsageError
+
+if TYPE_CHECKING:
+    from codebrush.data.clip_scorer import ClipScorer
+    from codebrush.data.curation import CurationOptions
+
+CAPTIONS, PICTURES, SCORES, BALANCE = "Captions", "Pictures", "CLIP score", "Balance and split"  # topics of the help
+DEFAULT_PACK = "emoji"
+
+
+class Kind(StrEnum):
+    """How shards are written."""
+
+    TAR = "tar"
+    PARQUET = "parquet"
+
+
+def _option(topic: str, text: str, *flags: str, **settings: Any) -> Any:
+    return typer.Option(*flags, help=text, rich_help_panel=topic, **settings)
+
+
+def curate(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(help="A folder, .parquet, .tar, .csv or .jsonl files, a glob, a hub id.")],
+    out: Annotated[Path, typer.Option(help="The new folder.")],
+    caption: Annotated[list[str] | None, typer.Option(help='Caption template, like "{label}, {style} style".')] = None,
+    split: Annotated[str | None, typer.Option(help="Take the rows of this split.")] = None,
+    where: Annotated[list[str] | None, typer.Option(help='Take rows, like "style != noto".')] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of the pictures.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take the first rows only.")] = None,
+    min_side: Annotated[int, _option(PICTURES, "Least pixels of the shorter side.", min=1)] = 1,
+    max_aspect: Annotated[float | None, _option(PICTURES, "Most of long side over short.")] = None,
+    near: Annotated[int, _option(PICTURES, "Bits of 64 in which near duplicates may differ; -1 keeps them.")] = 4,
+    min_words: Annotated[int, _option(CAPTIONS, "Least words.", min=0)] = 1,
+    max_words: Annotated[int | None, _option(CAPTIONS, "Most words.", min=1)] = None,
+    max_chars: Annotated[int | None, _option(CAPTIONS, "Most characters.", min=1)] = None,
+    language: Annotated[
+        str | None, _option(CAPTIONS, "Letters that most of a caption is of: en, latin, ja ...")
+    ] = None,
+    min_score: Annotated[float | None, _option(SCORES, "Least cosine of picture and caption.")] = None,
+    keep_top: Annotated[float | None, _option(SCORES, "Keep this share, the best by score.")] = None,
+    pack: Annotated[str, _option(SCORES, "Whose CLIP scores: built-in name, folder or hub id.")] = DEFAULT_PACK,
+    cap: Annotated[int | None, _option(BALANCE, "Thin out rows whose rarest phrase more rows have.")] = None,
+    phrases: Annotated[Path | None, _option(BALANCE, "A file of phrases, one a line.  [captions' words]")] = None,
+    only_phrases: Annotated[bool, _option(BALANCE, "Drop rows that have none of --phrases.", "--only-phrases")] = False,
+    group: Annotated[str | None, _option(BALANCE, "Column to split by.  [the caption]")] = None,
+    shares: Annotated[str, _option(BALANCE, "Of train, val and test.")] = "0.9,0.05,0.05",
+    kind: Annotated[Kind, typer.Option("--format", help="WebDataset shards or Parquet files.")] = Kind.TAR,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Another seed, other rows of capped phrases.")] = 0,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Keep the captioned pictures that are worth training on, as shards with a report.
+
+    Drops what cannot be read, breaks a rule, fits its caption badly, is there twice or is too common; splits the rest
+    by concept. SOURCE is only read.
+    """
+    start = time.perf_counter()
+    if min_score is None and keep_top is None:
+        refuse(given_flags(context), ("pack",), "is for scores: add --min-score or --keep-top")
+    options = _options(context.params)
+
+    from codebrush.data.captions import open_source
+    from codebrush.data.curation import curate as write
+
+    rows = open_source(
+        source,
+        split=split,
+        where=where or (),
+        captions=caption or (),
+        image_column=image_column,
+        group=group,
+        limit=limit,
+    )
+    scorer = _scorer(pack) if options.needs_scores else None
+    with progress_bar("curating") as progress:
+        report = write(rows, out, options, scorer, progress)
+    report["phases"] = report["seconds"]
+    report["seconds"] = round(time.perf_counter() - start, 3)
+    _warn_of_empty(report["splits"])
+    print_json(report) if json_output else _print(report)
+
+
+def _options(given: dict[str, Any]) -> "CurationOptions":
+    from codebrush.data.caption_rules import CaptionRules
+    from codebrush.data.curation import CurationOptions
+
+    rules = CaptionRules(given["min_words"], given["max_words"], given["max_chars"], given["language"])
+    same = ("min_side", "max_aspect", "min_score", "keep_top", "cap", "only_phrases", "shard_rows", "seed")
+    return CurationOptions(
+        rules=rules,
+        near=None if given["near"] == -1 else given["near"],
+        phrases=None if given["phrases"] is None else _read_phrases(given["phrases"]),
+        shares=_read_shares(given["shares"]),
+        by_group=given["group"] is not None,
+        kind=given["kind"].value,
+        **{name: given[name] for name in same},
+    )
+
+
+def _read_phrases(path: Path) -> tuple[str, ...]:
+    from codebrush.data.caption_rules import read_phrases
+
+    try:
+        phrases = read_phrases(path.read_text(encoding="utf-8-sig").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise CodebrushError(f"{path}: {reason}; give a text file with one phrase a line") from error
+    if not phrases:
+        raise CodebrushError(f"{path}: holds no phrase; give a text file with one phrase a line")
+    return tuple(phrases)
+
+
+def _read_shares(text: str) -> tuple[float, float, float]:
+    try:
+        train, val, test = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"--shares is {text}; give three numbers for train, val and test, like 0.9,0.05,0.05"
+        ) from None
+    return train, val, test
+
+
+def _scorer(pack: str) -> "ClipScorer":
+    from codebrush.data.clip_scorer import ClipScorer
+    from codebrush.pack import open_clip
+
+    return ClipScorer(*open_clip(pack))
+
+
+def _warn_of_empty(splits: dict[str, int]) -> None:
+    empty = [name for name, rows in splits.items() if not rows]
+    if empty:
+        hint = "split by a column of more values with --group, or give other --shares"
+        warnings.warn(f"no concept fell to {' or '.join(empty)}: {hint}", stacklevel=2)
+
+
+def _print(report: dict[str, Any]) -> None:
+    print(f"{report['kept']:,} of {report['rows']:,} rows are kept, in {report['shards']} shards in {report['path']}")
+    for reason, number in report["dropped"].items():
+        print(f"  {number:,} dropped: {reason}")
+    for split, number in report["splits"].items():
+        print(f"  {split}: {number:,}")
+    print(f"see {Path(report['path']) / 'report.md'}, and dropped.jsonl for each row; {report['seconds']:.1f} seconds")

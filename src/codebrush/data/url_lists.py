@@ -1,0 +1,98 @@
+"""A list of URLs with captions (CSV, JSONL or Parquet) in; its rows, one after the other, out."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from codebrush.errors import DataError
+
+URL_COLUMNS = ("url", "URL", "image_url", "link", "uri")
+CAPTION_COLUMNS = ("caption", "text", "TEXT", "alt", "alt_text", "title")
+KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
+LONGEST_CELL = 1 << 24  # characters
+
+
+class Listed(NamedTuple):
+    """One row of a list; empty texts where it lacks them."""
+
+    url: str
+    caption: str
+
+
+def read_list(path: str | Path, url_column: str | None = None, caption_column: str | None = None) -> Iterator[Listed]:
+    """The rows of a list, a bounded number of them in memory. Raises DataError for what cannot be read.
+
+    Without names of columns, those that are called like a URL or a caption are used. A line that is no JSON object is
+    an empty row, so that the rows after it keep their numbers.
+    """
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind not in KINDS:
+        raise DataError(f"{path}: no list of URLs; give a {', '.join(KINDS)} file")
+    rows = {".jsonl": _json_lines, ".parquet": _parquet_rows}.get(kind, _csv_rows)
+    try:
+        for row in rows(path, url_column, caption_column):
+            yield Listed(*(_clean(cell) for cell in row))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    except csv.Error as error:
+        raise DataError(f"{path}: cannot be read as CSV: {error}") from error
+
+
+def _clean(cell: Any) -> str:
+    """A text that can be written as UTF-8: JSON may hold halves of characters, where a caption was cut."""
+    return cell.strip().encode("utf-8", "replace").decode() if isinstance(cell, str) else ""
+
+
+def _csv_rows(path: Path, url_column: str | None, caption_column: str | None) -> Iterator[tuple[Any, Any]]:
+    csv.field_size_limit(LONGEST_CELL)
+    with path.open(newline="", encoding="utf-8-sig") as lines:
+        rows = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        url, caption = _columns(path, list(rows.fieldnames or []), url_column, caption_column)
+        for row in rows:
+            yield row[url], row[caption]
+
+
+def _json_lines(path: Path, url_column: str | None, caption_column: str | None) -> Iterator[tuple[Any, Any]]:
+    names: tuple[str, str] | None = None
+    with path.open(encoding="utf-8-sig") as lines:
+        for line in lines:
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                yield None, None
+                continue
+            names = names or _columns(path, list(row), url_column, caption_column)
+            yield row.get(names[0]), row.get(names[1])
+
+
+def _parquet_rows(path: Path, url_column: str | None, caption_column: str | None) -> Iterator[tuple[Any, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            names = _columns(path, file.schema_arrow.names, url_column, caption_column)
+            for batch in file.iter_batches(10_000, columns=list(names)):
+                yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+
+
+def _columns(path: Path, names: list[str], url: str | None, caption: str | None) -> tuple[str, str]:
+    found = []
+    for given, usual, flag in ((url, URL_COLUMNS, "--url-column"), (caption, CAPTION_COLUMNS, "--caption-column")):
+        wanted = usual if given is None else (given,)
+        name = next((name for name in wanted if name in names), None)
+        if name is None:
+            raise DataError(f"{path}: no column {wanted[0]}; name one with {flag}: {', '.join(names) or 'it has none'}")
+        found.append(name)
+    return found[0], found[1]

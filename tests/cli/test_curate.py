@@ -58,6 +58,19 @@ def test_people_are_told_what_went(pictures: Path, tmp_path: Path, capsys: pytes
     assert output.err == ""
 
 
+def test_rows_without_a_caption_are_counted(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [json.loads(line) for line in (pictures / "metadata.jsonl").read_text().splitlines()]
+    (pictures / "metadata.jsonl").write_text(
+        "\n".join(
+            json.dumps({**line, "caption": "" if number < 2 else line["caption"]}) for number, line in enumerate(lines)
+        )
+    )
+    assert run(["curate", str(pictures), "--out", str(tmp_path / "out"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["dropped"] == {"unreadable": 1, "no caption": 2}
+    assert report["kept"] == 7
+
+
 def test_an_empty_split_is_told(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["curate", str(pictures), "--out", str(tmp_path / "out"), "--caption", "a photo"]) == 0
     assert "no concept fell to" in capsys.readouterr().err

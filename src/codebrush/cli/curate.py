@@ -83,6 +83,7 @@ def curate(
         image_column=image_column,
         group=group,
         limit=limit,
+        bare=True,
     )
     scorer = _scorer(pack) if options.needs_scores else None
     with progress_bar("curating") as progress:

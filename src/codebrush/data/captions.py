@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -22,6 +22,9 @@ from codebrush.data.filters import Clause, is_empty, parse_clause
 from codebrush.data.images import decode_image
 from codebrush.data.sources import Rows, load_rows
 from codebrush.errors import DataError, ImageError, UsageError
+
+if TYPE_CHECKING:
+    import pyarrow
 
 CAPTION_COLUMNS = ("captions", "caption", "text", "txt", "texts", "prompt", "sentence", "description")
 NAME_COLUMNS = ("file_name", "image", "path", "id", "__key__", "key")
@@ -88,7 +91,7 @@ class CaptionedImages:
         return self._rows.origin
 
     def captions(self, index: int) -> list[str]:
-        """All captions of a row, in the order of the templates; at least one."""
+        """All captions of a row, in the order of the templates; at least one, unless opened with `bare`."""
         return [caption for template in self._templates for caption in template.fill(self._cells(index))]
 
     def caption(self, index: int, u: float) -> str:
@@ -111,6 +114,11 @@ class CaptionedImages:
             return str(value["path"])
         return f"row {self._kept[index]} of {self.origin}"
 
+    @property
+    def schema(self) -> "pyarrow.Schema":
+        """The columns of `row`."""
+        return self._rows.text.schema
+
     def row(self, index: int) -> dict[str, Any]:
         """All columns of a row but the picture."""
         cell = self._cells(index)
@@ -119,7 +127,7 @@ class CaptionedImages:
     def image(self, index: int) -> Image.Image:
         """The row's picture, RGB. Raises ImageError naming the row."""
         try:
-            return decode_image(self._contents(index))
+            return decode_image(self.contents(index))
         except ImageError as error:
             raise ImageError(f"{self.name(index)}: {error}") from error
 
@@ -152,7 +160,8 @@ class CaptionedImages:
             stored = stored.get("bytes") or stored.get("path")
         return self._rows.base / stored if isinstance(stored, str) else stored
 
-    def _contents(self, index: int) -> bytes:
+    def contents(self, index: int) -> bytes:
+        """The row's picture as it is stored. Raises ImageError where there is none or it cannot be read."""
         located = self._located(index)
         if not located:
             raise ImageError("the row holds no picture")
@@ -188,14 +197,15 @@ def open_source(
     image_column: str | None = None,
     group: str | None = None,
     limit: int | None = None,
+    bare: bool = False,
 ) -> CaptionedImages:
     """Open captioned pictures: a folder, .parquet, .tar (WebDataset), .csv or .jsonl files, a glob, a hub id.
 
     A folder holds metadata.csv or metadata.jsonl with the column file_name, or a .txt beside each picture
     with one caption a line; its pictures also have the column `folder`. `split` keeps one split, `where` the
     rows that pass every clause (`filters.parse_clause`), `limit` the first of those. `captions` are templates
-    over the columns; without any, the column that is named like a caption is used. Raises DataError for what
-    is missing, unknown or empty.
+    over the columns; without any, the column that is named like a caption is used. Rows without a caption are
+    taken with `bare` alone. Raises DataError for what is missing, unknown or empty.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"the limit of rows is {limit}; it must be 1 or more")
@@ -214,7 +224,8 @@ def open_source(
         clauses.insert(0, clause)
     kept = _filter(rows, clauses)[:limit]
     result = CaptionedImages(rows, kept, templates, group)
-    _require_captions(result, rows, kept, templates)
+    if not bare:
+        _require_captions(result, rows, kept, templates)
     return result
 
 

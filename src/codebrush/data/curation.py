@@ -31,6 +31,7 @@ REASONS = (  # in the order in which rows are judged; a row's place here is its 
     "unreadable",
     "too small",
     "too elongated",
+    "no caption",
     "caption too short",
     "caption too long",
     "caption in another script",
@@ -210,7 +211,7 @@ def _measure_row(
     if options.max_aspect is not None and max(image.size) > options.max_aspect * min(image.size):
         return "too elongated", None, None
     if None not in faults:
-        return str(faults[0]), None, None
+        return str(faults[0]) if faults else "no caption", None, None
     return "kept", fingerprint(image), None if scorer is None else scorer.fitted(image)
 
 
@@ -290,7 +291,7 @@ def output_schema(source: CaptionedImages) -> Any:
     import pyarrow as pa
 
     own = {"captions": pa.list_(pa.string()), "split": pa.string(), "clip_score": pa.float32()}
-    fields = [kind for kind in source._rows.text.schema if kind.name not in (*own, *REPLACED)]
+    fields = [kind for kind in source.schema if kind.name not in (*own, *REPLACED)]
     return pa.schema([*fields, *(pa.field(name, kind) for name, kind in own.items())])
 
 
@@ -309,7 +310,7 @@ def _copy(
         score = float(measures.score[row])
         columns |= {"captions": captions, "split": split, "clip_score": None if np.isnan(score) else round(score, 4)}
         try:
-            writer.add(split, source._contents(row), captions, columns)
+            writer.add(split, source.contents(row), captions, columns)
         except ImageError:  # it could be read a while ago
             measures.drop(row, "unreadable")
 

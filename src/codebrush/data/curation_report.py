@@ -109,7 +109,7 @@ def _write_sheets(
     for number, reason in enumerate(REASONS):
         rows = np.flatnonzero(measures.reason == number) if number != KEPT else np.array([], int)
         chosen = sorted(rng.permutation(rows)[:EXAMPLES].tolist())
-        dropped += [(row, f"{reason}: {source.captions(row)[0]}") for row in chosen]
+        dropped += [(row, ": ".join((reason, *source.captions(row)[:1]))) for row in chosen]
     tiles["dropped"] = _tiles(source, dropped, measures)
     for name, pairs in tiles.items():
         if pairs:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def test_members_are_loaded_once_and_late(micro_pack: Path) -> None:
     pack = Pack(micro_pack)
     assert "vqgan" not in vars(pack)
     assert pack.vqgan is pack.vqgan
+
+
+def test_the_hash_of_large_weights_takes_little_memory(pack: Path) -> None:
+    with open(pack / "vqgan" / "model.safetensors", "r+b") as file:
+        file.truncate(64 << 20)
+    opened = Pack(pack)
+    tracemalloc.start()
+    assert opened.hash
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
 
 
 def test_the_hash_is_that_of_what_draws(pack: Path) -> None:

@@ -2,7 +2,7 @@
 
     python recipes/emoji/assemble.py runs/emoji emoji.parquet --out src/codebrush/packs/emoji
 
-Takes runs/emoji/{clip, vqgan-decoder, transformer-2}; pack.json records each stage's plan, its last figures and the
+Takes runs/emoji/{clip, vqgan-decoder, transformer-2, captioner-2}; pack.json records each stage's plan, its last figures and the
 seconds it ran, the data's hash, the commit and the machine. `card.py` then measures the pack and writes its card.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from codebrush import __version__
+from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.vqgan import VQGAN
@@ -25,7 +26,7 @@ from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.reporting import METRICS
 from codebrush.training.stages import MODEL_FOLDER, read_plan
 
-RUNS = ("clip", "vqgan", "vqgan-decoder", "transformer", "transformer-2")
+RUNS = ("clip", "vqgan", "vqgan-decoder", "transformer", "transformer-2", "captioner", "captioner-2")
 LICENCE = "weights Apache-2.0; trained on Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT)"
 DEFAULTS = {"cfg": 2.0, "temperature": 0.8, "top_p": 0.9}
 
@@ -35,7 +36,10 @@ def run_facts(folder: Path) -> dict:
     lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
     steps = [0] + [line["step"] for line in lines]
     seconds = sum((b - a) / line["steps_per_second"] for a, b, line in zip(steps, steps[1:], lines, strict=False))
-    return {"plan": dataclasses.asdict(read_plan(folder)), "last": lines[-1], "seconds": round(seconds)}
+    plan = dataclasses.asdict(read_plan(folder))
+    if "from" in plan["facts"]:
+        plan["facts"]["from"] = Path(plan["facts"]["from"]).name  # where it lay is nobody's business
+    return {"plan": plan, "last": lines[-1], "seconds": round(seconds)}
 
 
 def main() -> None:
@@ -46,6 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     clip = options.runs / "clip" / MODEL_FOLDER
+    captioner = options.runs / "captioner-2" / MODEL_FOLDER
     pack = write_pack(
         options.out,
         name="emoji",
@@ -53,6 +58,8 @@ def main() -> None:
         tokenizer=Tokenizer.from_pretrained(clip),
         vqgan=VQGAN.from_pretrained(options.runs / "vqgan-decoder" / MODEL_FOLDER),
         transformer=CodeTransformer.from_pretrained(options.runs / "transformer-2" / MODEL_FOLDER),
+        captioner=Captioner.from_pretrained(captioner),
+        words=Tokenizer.from_pretrained(captioner),
         version=__version__,
         licence=LICENCE,
         defaults=DEFAULTS,

@@ -136,7 +136,8 @@ class Pack:
                 if not path.is_file():
                     continue
                 try:
-                    content = hashlib.sha256(path.read_bytes()).hexdigest()
+                    with path.open("rb") as opened:
+                        content = hashlib.file_digest(opened, "sha256").hexdigest()
                 except OSError as error:
                     raise PackError(f"{path} cannot be read: {error.strerror or error}") from error
                 digest.update(f"{name}/{file} {content}\n".encode())

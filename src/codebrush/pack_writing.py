@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,8 @@ def write_pack(
     }
     if defaults:
         info["defaults"] = dict(defaults)
-    part = folder.with_name(f".{folder.name}.part")
-    try:
+    with _written_beside(folder) as part:
         _check_room(folder, info)
-        shutil.rmtree(part, ignore_errors=True)
         for member, model in models.items():
             model.save_pretrained(part / member, dtype)
         tokenizer.save(part / "clip")
@@ -73,6 +72,16 @@ def write_pack(
         made = Pack(part)
         _ = made.tokenizer, made.words if made.has("captioner") else None  # a misfit must not replace what fits
         _take_place(part, folder)
+    return Pack(folder)
+
+
+@contextmanager
+def _written_beside(folder: Path) -> Iterator[Path]:
+    """A folder to write in beside `folder`, gone in the end; what fails there is a PackError that names `folder`."""
+    part = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        yield part
     except PackError as error:
         raise PackError(str(error).replace(str(part), str(folder))) from None
     except (OSError, SafetensorError) as error:
@@ -80,7 +89,6 @@ def write_pack(
         raise PackError(f"the pack {folder} cannot be written: {reason}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return Pack(folder)
 
 
 def _check_weights(member: str, model: PretrainedModel, dtype: torch.dtype) -> None:

@@ -29,13 +29,14 @@ from codebrush.generation.options import DrawOptions, checked_option
 from codebrush.generation.origin import check_origin, damaged, origin, read_origin, torch_threads
 from codebrush.generation.reranking import best_first, clip_scores
 from codebrush.generation.result import Result
-from codebrush.models.clip import CLIP, MAX_LOGIT_SCALE
+from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer, Condition
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack import Pack, open_pack, text_condition
-from codebrush.text.prompts import ZERO_SHOT_TEMPLATES, parse_prompt
+from codebrush.text.prompts import parse_prompt
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.understanding.captioning import SURE, Answer, Caption, Reader
+from codebrush.understanding.classification import ZeroShotClassifier, pack_temperature
 
 # What `generate` does when neither the caller nor the pack's own "defaults" say otherwise.
 DEFAULT_CFG = 3.0
@@ -222,18 +223,10 @@ class Codebrush:
         return float(self.embed_images([image])[0] @ self.embed_text([text])[0])
 
     def classify(self, images: Sequence[Picture], labels: Sequence[str]) -> list[list[tuple[str, float]]]:
-        """Each picture's labels with their probabilities, likeliest first (Radford et al. 2021, section 3.1).
-
-        A label stands for the mean embedding of the sentences it makes with `ZERO_SHOT_TEMPLATES`.
-        """
-        if isinstance(labels, str) or not labels:
-            raise UsageError('labels must be a list of at least one text, such as ["cat", "dog"]')
-        sentences = [template.format(label) for label in labels for template in ZERO_SHOT_TEMPLATES]
-        classes = self.embed_text(sentences).unflatten(0, (len(labels), -1)).mean(1)  # (labels, E)
-        scale = self.clip.log_scale.exp().clamp(max=MAX_LOGIT_SCALE)
-        logits = scale * self.embed_images(images) @ nn.functional.normalize(classes, dim=-1).T
-        rows = logits.softmax(-1).tolist()  # (B, labels)
-        return [[(labels[index], row[index]) for index in best_first(row)] for row in rows]
+        """Each picture's labels with their probabilities, likeliest first; see `ZeroShotClassifier`."""
+        temperature = pack_temperature(self.pack.info)
+        classifier = ZeroShotClassifier(self.clip, self.tokenizer, labels, temperature=temperature)
+        return classifier.classify([images] if isinstance(images, Image.Image | str | Path) else images)
 
     @cached_property
     def reader(self) -> Reader:

@@ -2,6 +2,8 @@
 
 import io
 import pickle
+import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -30,6 +32,21 @@ def test_an_archive_of_an_older_torch_tells_no_buffers(tmp_path: Path):
     rewrite(path, {"code/__torch__/checkpoint_files.py": b"class Pair(Module):\n", "byteorder": None})
     names = set(read_checkpoint(path).tensors)
     assert names == pair().state_dict().keys() | {"visual.mask", "text.mask"}
+
+
+def test_modules_within_modules_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kind = type("Twice", (), {"__module__": "__torch__"})
+    home = types.ModuleType("__torch__")
+    monkeypatch.setattr(home, "Twice", kind, raising=False)
+    monkeypatch.setitem(sys.modules, "__torch__", home)
+    module = kind()
+    for _ in range(60):  # 2 to the power of 60 of them
+        outer = kind()
+        outer.__dict__.update(a=module, b=module)
+        module = outer
+    path = save_script(tmp_path / "model.pt")
+    rewrite(path, {"data.pkl": pickle.dumps(module, protocol=2)})
+    assert "more than 100000 modules" in refusal(path)
 
 
 def test_read_tensors_share_nothing_with_the_file(tmp_path: Path):

@@ -60,7 +60,7 @@ def test_a_wrapped_state_dict(tmp_path: Path, wrapper: str, new: bool):
     torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
     found = read_checkpoint(tmp_path / "a.pt")
     assert_equal(found.tensors, state_dict())
-    assert found.extras == {"epoch": 3, "optimizer": {"param_groups": [{"lr": 0.1, "params": [0]}]}, "note": None}
+    assert found.extras == {"epoch": 3}
 
 
 def test_averaged_weights_come_before_those_they_average(tmp_path: Path):
@@ -101,11 +101,12 @@ def test_a_prefix_of_some_names_stays(tmp_path: Path):
     assert list(read_checkpoint(tmp_path / "a.pt").tensors) == ["module.weight", "bias"]
 
 
-def test_plain_values_are_kept_and_others_left_out(tmp_path: Path):
-    arguments = argparse.Namespace(gpt_model="GPT-B", shape=(2, 3), flag=True, out=pathlib.Path("somewhere"))
+def test_numbers_and_strings_are_kept_and_others_left_out(tmp_path: Path):
     content = {
         "model": state_dict(),
-        "args": arguments,
+        "steps": 7,
+        "name": "GPT-B",
+        "args": argparse.Namespace(gpt_model="GPT-B", out=pathlib.Path("somewhere")),
         "hyper_parameters": AttributeDict(lr=0.5, kinds=["a", None]),
         "dtype": torch.float16,
         "names": {"a", "b"},
@@ -114,11 +115,7 @@ def test_plain_values_are_kept_and_others_left_out(tmp_path: Path):
         "history": np.arange(3),
     }
     torch.save(content, tmp_path / "a.pt")
-    extras = read_checkpoint(tmp_path / "a.pt").extras
-    assert extras == {
-        "args": {"gpt_model": "GPT-B", "shape": [2, 3], "flag": True},
-        "hyper_parameters": {"lr": 0.5, "kinds": ["a", None]},
-    }
+    assert read_checkpoint(tmp_path / "a.pt").extras == {"steps": 7, "name": "GPT-B"}
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
@@ -205,4 +202,4 @@ def test_an_object_that_holds_itself_is_refused(tmp_path: Path):
     content: dict[str, object] = {"w": torch.ones(1)}
     content["self"] = content
     torch.save(content, tmp_path / "a.pt")
-    assert "nests too deep" in refusal(tmp_path / "a.pt")
+    assert "one of its dicts stands in two places" in refusal(tmp_path / "a.pt")

@@ -40,6 +40,11 @@ def pixels(run: GuidedRun) -> list[bytes]:
     return [result.image.tobytes() for result in run.results]
 
 
+def furthest(one: bytes, other: bytes) -> int:
+    """The largest difference of two pictures' bytes, in levels of 255."""
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
 def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
 
@@ -301,8 +306,8 @@ def test_w1_and_w2_weigh_the_mixture(brush: Codebrush) -> None:
 
 def test_a_stop_ends_the_pull(brush: Codebrush) -> None:
     runs = [guided(brush, prompt, quantise=False) for prompt in ("a dog | a cat", "a dog | a cat:1:9", "a dog")]
-    assert runs[0] != runs[1]
-    assert runs[1] == runs[2]  # a stop above every distance leaves nothing to pull
+    # A stop above every distance leaves nothing to pull. Two texts embedded in one batch may round otherwise than one.
+    assert furthest(runs[1], runs[2]) <= 1 < furthest(runs[0], runs[1])
 
 
 def test_the_micro_batch_shows_in_no_code(brush: Codebrush) -> None:
@@ -314,7 +319,9 @@ def test_the_micro_batch_shows_in_no_code(brush: Codebrush) -> None:
 def test_the_sampled_start_is_what_sampling_draws(brush: Codebrush) -> None:
     sampled = brush.generate("a dog", n=2, seed=6, rerank=4, top_k=5)
     run = finish(brush.guide("a dog", n=2, seed=6, init="sample", sampling={"rerank": 4, "top_k": 5}, steps=0))
-    assert pixels(run) == [result.image.tobytes() for result in sampled]
+    for drawn, result in zip(run.results, sampled, strict=True):
+        assert torch.equal(drawn.codes, result.codes)
+        assert furthest(drawn.image.tobytes(), result.image.tobytes()) <= 1  # decoded in a batch of another size
 
 
 def test_a_step_shows_its_picture_when_asked(brush: Codebrush) -> None:

@@ -20,7 +20,7 @@ from mirror_server import Mirror, running_mirror
 from codebrush.errors import PackError
 from codebrush.hub import download, http_range
 from codebrush.hub.catalogue import FileEntry
-from codebrush.hub.download import fetch_file, size_text
+from codebrush.hub.download import fetch_file
 
 CONTENT = random.Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -378,9 +378,18 @@ def test_the_hub_serves(mirror: Mirror, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "in").iterdir()) == [f".{NAME}.lock", NAME]
 
 
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(None, "?"), (12, "12 bytes"), (4_186, "4.2 kB"), (353_976_522, "354 MB"), (1_335_425_809, "1.3 GB")],
-)
-def test_sizes_read_well(size: int | None, text: str) -> None:
-    assert size_text(size) == text
+def test_a_wrong_file_of_the_hub_is_fetched_anew_the_next_time(tmp_path: Path, monkeypatch) -> None:
+    found = iter([CONTENT[::-1], CONTENT])
+
+    def keeps_what_it_has(mirror: str, staging: Path, _: object) -> Path:  # as the hub does
+        path = staging / "w.bin"
+        if not path.exists():
+            staging.mkdir(exist_ok=True)
+            path.write_bytes(next(found))
+        return path
+
+    monkeypatch.setattr(download, "fetch_from_hub", keeps_what_it_has)
+    file = entry("hf://owner/name/w.bin@main")
+    with pytest.warns(UserWarning, match="gave a wrong"), pytest.raises(PackError, match="cannot be fetched"):
+        fetch(file, tmp_path)
+    assert fetch(file, tmp_path).read_bytes() == CONTENT

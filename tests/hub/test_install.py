@@ -192,17 +192,32 @@ def test_an_unknown_name_is_refused(catalogue: Catalogue, tmp_path: Path) -> Non
     assert not (tmp_path / "home").exists()
 
 
+def test_a_built_in_pack_is_there_already(catalogue: Catalogue, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'emoji' is built in: there is nothing to download"):
+        install("emoji", catalogue, tmp_path / "home")
+
+
 def test_two_at_once_convert_once(catalogue: Catalogue, tmp_path: Path) -> None:
-    convert, states = Converter(), []
+    convert, states, gate = Converter(), [], threading.Event()
+
+    def slow(*arguments: Any, **named: Any) -> dict[str, Any]:
+        gate.wait()
+        return convert(*arguments, **named)
 
     def run() -> None:
-        states.append(install("both", catalogue, tmp_path / "home", convert=convert)["state"])
+        states.append(install("both", catalogue, tmp_path / "home", convert=slow)["state"])
 
-    threads = [threading.Thread(target=run) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        threads = [threading.Thread(target=run) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        while len(told) < 2:  # the two that wait say so
+            threading.Event().wait(0.005)
+        gate.set()
+        for thread in threads:
+            thread.join()
+    assert "another process is fetching a-clip: waiting for it" in str(told[0].message)
     assert sorted(states) == ["installed", "ready", "ready"]
     assert len(convert.seen) == 2
 

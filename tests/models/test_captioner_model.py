@@ -41,10 +41,10 @@ def close(found: Tensor, expected: Tensor) -> None:
 def test_with_a_cache_the_logits_are_the_same(chunks: list[int]) -> None:
     model, seen, row = network(), features(2), tokens(2, T)
     with torch.no_grad():
-        whole = model(seen, row)
+        whole = model(seen, row).logits
         cache, start, parts = model.make_cache(), 0, []
         for count in chunks:
-            parts.append(model(seen, row[:, start : start + count], cache))
+            parts.append(model(seen, row[:, start : start + count], cache).logits)
             start += count
     close(torch.cat(parts, dim=1), whole)
 
@@ -52,8 +52,8 @@ def test_with_a_cache_the_logits_are_the_same(chunks: list[int]) -> None:
 def test_rows_about_one_picture_do_not_see_each_other() -> None:
     model, seen, rows = network(), features(2), tokens(2, 3, T)
     with torch.no_grad():
-        together = model(seen, rows)
-        apart = torch.stack([model(seen, rows[:, segment]) for segment in range(3)], dim=1)
+        together = model(seen, rows).logits
+        apart = torch.stack([model(seen, rows[:, segment]).logits for segment in range(3)], dim=1)
     close(together, apart)
 
 
@@ -61,7 +61,7 @@ def test_logits_can_be_had_of_some_tokens_alone() -> None:
     model, seen, rows = network(), features(2), tokens(2, 3, T)
     wanted = torch.rand(2, 3, T) < 0.3
     with torch.no_grad():
-        close(model(seen, rows, wanted=wanted), model(seen, rows)[wanted])
+        close(model(seen, rows, wanted=wanted).logits, model(seen, rows).logits[wanted])
 
 
 def test_words_see_what_comes_before_and_patches_see_no_words() -> None:
@@ -79,11 +79,11 @@ def test_words_see_what_comes_before_and_patches_see_no_words() -> None:
 def test_the_picture_matters_and_so_does_each_patch() -> None:
     model, seen, row = network(), features(1), tokens(1, T)
     with torch.no_grad():
-        whole = model(seen, row)
+        whole = model(seen, row).logits
         for patch in range(P):
             changed = seen.clone()
             changed[:, patch] = torch.randn(F)  # no mere scale: features are normalised
-            assert (model(changed, row) - whole).abs().max() > 1e-3
+            assert (model(changed, row).logits - whole).abs().max() > 1e-3
 
 
 def test_a_captioner_comes_back_exactly_and_nearly_in_8_bits(tmp_path: Any) -> None:
@@ -91,11 +91,11 @@ def test_a_captioner_comes_back_exactly_and_nearly_in_8_bits(tmp_path: Any) -> N
     model.save_pretrained(tmp_path / "whole")
     model.save_pretrained(tmp_path / "small", torch.float16)
     with torch.no_grad():
-        expected = model(seen, row)
-        assert torch.equal(Captioner.from_pretrained(tmp_path / "whole")(seen, row), expected)
+        expected = model(seen, row).logits
+        assert torch.equal(Captioner.from_pretrained(tmp_path / "whole")(seen, row).logits, expected)
         small = Captioner.from_pretrained(tmp_path / "small")
         assert small.token_embedding.weight.dtype == torch.float32
-        off = (small(seen, row) - expected).norm() / expected.norm()
+        off = (small(seen, row).logits - expected).norm() / expected.norm()
     assert 0 < off < 0.02
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "small")]
     assert sizes[1] < 0.45 * sizes[0]
@@ -121,3 +121,20 @@ def test_patch_features_of_a_vision_transformer_leave_out_the_class_token(poolin
         maps = encoder.features(pixels)
     assert found.shape == (2, 16, 32)
     close(found[:, 0, :16], maps[0][:, int(pooling == "class")])
+
+
+def test_the_stem_sees_what_features_do_not() -> None:
+    model, row = network(patches=16, image_size=32, stem=8, sights=5), tokens(2, T)
+    told, pixels = torch.randn(2, 16, F), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    assert model.config.halvings == 3
+    with torch.no_grad():
+        output = model(told, row, pixels=pixels)
+        close(model(model.see(told, pixels), row).logits, output.logits)
+        changed = pixels.clone()
+        changed[:, :, 24:, 24:] += 1
+        other = model(told, row, pixels=changed)
+    assert output.sights is not None
+    assert output.sights.shape == (2, 16, 5)
+    assert model(told, row[:, :2], pixels=pixels).sights.shape == (2, 16, 5)
+    assert (other.logits - output.logits).abs().max() > 1e-3
+    assert model(model.see(told, pixels), row).sights is None

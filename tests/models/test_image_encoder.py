@@ -110,9 +110,19 @@ def test_a_resnet_refuses_other_sizes(size: tuple[int, int]) -> None:
         ModifiedResNet(RESNET).eval()(torch.randn(1, 3, *size))
 
 
-def test_patches_must_fill_the_picture() -> None:
-    with pytest.raises(ValueError, match="image size 30 is no multiple of patch 8"):
-        VisionTransformer(VisionTransformerConfig(30, 8, 16, 1, 2, 10))
+def test_pixels_beyond_the_last_whole_patch_do_not_count() -> None:
+    encoder, pixels = VisionTransformer(VisionTransformerConfig(30, 8, 16, 1, 2, 10)).eval(), torch.randn(1, 3, 30, 30)
+    cut = pixels.clone()
+    cut[..., 24:] = cut[..., 24:, :] = 9
+    with torch.no_grad():
+        assert torch.equal(encoder(pixels), encoder(cut))
+        cut[..., 23, :] = 9
+        assert not torch.equal(encoder(pixels), encoder(cut))
+
+
+def test_a_picture_holds_a_patch() -> None:
+    with pytest.raises(ValueError, match="image size 6 is smaller than patch 8"):
+        VisionTransformer(VisionTransformerConfig(6, 8, 16, 1, 2, 10))
 
 
 def folded(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, **options: Any) -> Tensor:

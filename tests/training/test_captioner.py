@@ -95,8 +95,8 @@ class TestWhatIsAsked:
             AskRule(ask=(), answer="{a}")
 
     def test_a_scenes_first_pair_is_its_caption(self) -> None:
-        image, pairs = scene_pairs(np.random.default_rng(0), 48)
-        assert image.shape == (48, 48, 3)
+        scene, pairs = scene_pairs(np.random.default_rng(0), 48)
+        assert scene.image.size == (48, 48)
         assert pairs[0][0] == ""
         assert len(pairs) > 3
 

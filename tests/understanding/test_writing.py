@@ -38,7 +38,7 @@ def every_text(model: Captioner, features: torch.Tensor) -> dict[tuple[int, ...]
         for tokens in itertools.product(words, repeat=length):
             row = torch.tensor([[*PROMPT.tolist(), *tokens, END]])
             with torch.no_grad():
-                logs = model(features, row[:, :-1]).log_softmax(-1)[0, len(PROMPT) - 1 :]
+                logs = model(features, row[:, :-1]).logits.log_softmax(-1)[0, len(PROMPT) - 1 :]
             total = sum(float(logs[at, token]) for at, token in enumerate((*tokens, END)))
             found[tokens] = Written(tokens, total, True)
     return found
@@ -73,7 +73,7 @@ def test_greedy_takes_the_likeliest_word_each_time_and_counts_its_probability() 
     row, total = PROMPT.tolist(), 0.0
     for _ in range(ROOM):
         with torch.no_grad():
-            logs = model(features, torch.tensor([row]))[0, -1].log_softmax(-1)
+            logs = model(features, torch.tensor([row])).logits[0, -1].log_softmax(-1)
         token = int(logs.argmax())
         total += float(logs[token])
         if token == END:

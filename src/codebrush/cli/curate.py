@@ -46,9 +46,7 @@ def curate(
     min_words: Annotated[int, _option(CAPTIONS, "Least words.", min=0)] = 1,
     max_words: Annotated[int | None, _option(CAPTIONS, "Most words.", min=1)] = None,
     max_chars: Annotated[int | None, _option(CAPTIONS, "Most characters.", min=1)] = None,
-    language: Annotated[
-        str | None, _option(CAPTIONS, "Letters that most of a caption is of: en, latin, ja ...")
-    ] = None,
+    language: Annotated[str | None, _option(CAPTIONS, "Letters that most of it is of: en, latin, ja ...")] = None,
     min_score: Annotated[float | None, _option(SCORES, "Least cosine of picture and caption.")] = None,
     keep_top: Annotated[float | None, _option(SCORES, "Keep this share, the best by score.")] = None,
     pack: Annotated[str, _option(SCORES, "Whose CLIP scores: built-in name, folder or hub id.")] = DEFAULT_PACK,

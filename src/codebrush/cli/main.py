@@ -22,10 +22,21 @@ from codebrush.errors import CodebrushError
 COMMANDS = {  # in the order of the help: where each is at home
     "generate": "codebrush.cli.generate",
     "replay": "codebrush.cli.generate",
+    "caption": "codebrush.cli.caption",
+    "ask": "codebrush.cli.caption",
+    "classify": "codebrush.cli.classify",
+    "probe": "codebrush.cli.probe",
+    "evaluate": "codebrush.cli.evaluate",
+    "explain": "codebrush.cli.explain",
+    "index": "codebrush.cli.index",
+    "search": "codebrush.cli.search",
+    "similar": "codebrush.cli.duplicates",
+    "duplicates": "codebrush.cli.duplicates",
     "train": "codebrush.cli.train",
     "blend": "codebrush.cli.blend",
     "packs": "codebrush.cli.packs",
     "convert": "codebrush.cli.convert",
+    "curate": "codebrush.cli.curate",
     "data": "codebrush.cli.data",
 }
 STOPPED = 130

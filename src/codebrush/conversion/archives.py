@@ -26,6 +26,7 @@ LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"  # the pi
 _MAX_PICKLE = 256 << 20  # bytes; a checkpoint of thousands of tensors has a pickle of a few hundred kilobytes
 _MAX_SOURCE = 16 << 20  # bytes of one TorchScript source file
 _MAX_EXPANSION = 20  # times the file's size
+_MAX_MODULES = 100_000  # of a TorchScript program, one that is used twice counted twice
 _CHUNK = 4 << 20
 _REGISTERED = re.compile(
     r"^class (?P<name>\w+)\(Module\):\n"
@@ -191,7 +192,7 @@ def _script_module(root: object, storages: dict[str, Storage], archive: Archive)
     """{"state_dict": the parameters and buffers below `root`, and the numbers that stand on `root` itself}."""
     if not isinstance(root, StandIn):
         raise PackError(f"{archive.path} is a TorchScript archive without a module; it holds no weights")
-    places = dict(_parameters(root, "", archive, {}))
+    places = dict(_parameters(root, "", archive, {}, iter(range(_MAX_MODULES))))
     used = {place.storage.key for place in places.values()}
     raw = {key: torch.frombuffer(archive.read(f"data/{key}") or bytearray(1), dtype=torch.uint8) for key in used}
     tensors: dict[str, Tensor] = {}
@@ -203,13 +204,15 @@ def _script_module(root: object, storages: dict[str, Storage], archive: Archive)
 
 
 def _parameters(
-    module: StandIn, prefix: str, archive: Archive, sources: dict[str, dict[str, set[str]]]
+    module: StandIn, prefix: str, archive: Archive, sources: dict[str, dict[str, set[str]]], room: Iterator[int]
 ) -> Iterator[tuple[str, StoredTensor]]:
     """The tensors of a module and those below it, by their names in its state dict.
 
     A module's other tensor attributes are stored alike; only its source tells them from parameters and buffers.
     Sources from before torch 1.7 do not, and then every tensor counts.
     """
+    if next(room, None) is None:
+        raise ValueError(f"it has more than {_MAX_MODULES} modules")
     home = type(module).__module__
     if home not in sources:
         text = archive.source(f"code/{home.replace('.', '/')}.py")
@@ -220,6 +223,6 @@ def _parameters(
     registered = sources[home].get(type(module).__name__)
     for name, value in module.state.items():
         if isinstance(value, StandIn):
-            yield from _parameters(value, f"{prefix}{name}.", archive, sources)
+            yield from _parameters(value, f"{prefix}{name}.", archive, sources, room)
         elif isinstance(value, StoredTensor) and (registered is None or name in registered):
             yield f"{prefix}{name}", value

@@ -1,4 +1,4 @@
-"""In: any published checkpoint file. Out: its tensors by name and the plain values beside them; nothing is executed.
+"""In: any published checkpoint file. Out: its tensors by name and the numbers beside them; nothing is executed.
 
 The format is told by the content, never by the file's name: safetensors, shards with an index, torch.save (zip or
 legacy), TorchScript. `archives` and `pickles` do the reading of torch's own formats.
@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from codebrush.conversion.archives import LEGACY_MAGIC, read_archive, read_legacy
-from codebrush.conversion.pickles import StandIn
 from codebrush.errors import PackError
 
 # Where the state dict stands, the first that holds tensors. Averaged weights come before those they average, for
@@ -26,13 +25,13 @@ _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.co
 
 _MAX_HEADER = 100_000_000  # bytes, safetensors' own bound
 _MAX_INDEX = 64 << 20
-_SKIP = object()  # what stands for a value that is not plain
+_PLAIN = (int, float, str)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`tensors`: the flat state dict, in the stored dtypes, on the CPU. `extras`: the plain values that stood beside
-    it (numbers, strings, lists, dicts): epoch, global_step, hyper_parameters, args ..."""
+    """`tensors`: the flat state dict, in the stored dtypes, on the CPU. `extras`: the numbers and strings that stood
+    beside it: epoch, global_step, input_resolution ..."""
 
     tensors: dict[str, Tensor]
     extras: dict[str, Any]
@@ -155,10 +154,9 @@ def _separate(value: Any) -> Checkpoint:
     extras: dict[str, Any] = {}
     while isinstance(value, Mapping):
         inner = _wrapper(value)
-        beside = {key: _plain(item) for key, item in value.items() if isinstance(key, str) and key != inner}
-        extras |= {key: item for key, item in beside.items() if item is not _SKIP}
+        extras |= {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, _PLAIN)}
         if inner is None:
-            named = list(_flatten(value, ""))
+            named = list(_flatten(value, "", set()))
             tensors = dict(named)
             if len(tensors) < len(named):
                 raise ValueError("two of its tensors have the same name")
@@ -173,17 +171,20 @@ def _wrapper(value: Mapping[Any, Any]) -> str | None:
     if any(isinstance(item, Tensor) and item.ndim for item in value.values()):
         return None
     mappings = [(name, value[name]) for name in WRAPPERS if isinstance(value.get(name), Mapping)]
-    return next((name for name, item in mappings if any(True for _ in _flatten(item, ""))), None)
+    return next((name for name, item in mappings if any(True for _ in _flatten(item, "", set()))), None)
 
 
-def _flatten(value: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Tensor]]:
+def _flatten(value: Mapping[Any, Any], prefix: str, met: set[int]) -> Iterator[tuple[str, Tensor]]:
+    if id(value) in met:  # or a few dicts, each twice in the next, would stand for names without end
+        raise ValueError("one of its dicts stands in two places")
+    met.add(id(value))
     for name, item in value.items():
         if not isinstance(name, str):  # an optimizer's state is numbered, a state dict is named
             continue
         if isinstance(item, Tensor):
             yield f"{prefix}{name}", item.detach()
         elif isinstance(item, Mapping):
-            yield from _flatten(item, f"{prefix}{name}.")
+            yield from _flatten(item, f"{prefix}{name}.", met)
 
 
 def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -191,31 +192,3 @@ def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if tensors and all(name.startswith(prefix) for name in tensors):
             return _without_prefix({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
     return tensors
-
-
-def _plain(value: Any) -> Any:
-    """A value of numbers, strings, lists and dicts only. Tensors and unknown objects are left out, and so is what
-    held nothing else."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, type):
-        return value.__name__
-    if isinstance(value, list | tuple):
-        items = [item for item in map(_plain, value) if item is not _SKIP]
-        return items if items or not value else _SKIP
-    if isinstance(value, StandIn):
-        return _plain_stand_in(value)
-    if not isinstance(value, Mapping):
-        return _SKIP
-    plain = {_plain(key): _plain(item) for key, item in value.items() if isinstance(key, str | int | float | type)}
-    plain = {key: item for key, item in plain.items() if item is not _SKIP}
-    return plain if plain or not value else _SKIP
-
-
-def _plain_stand_in(value: StandIn) -> Any:
-    if type(value).__name__ == "Namespace":
-        return _plain(value.state)
-    for inner in ("_content", "_val"):  # OmegaConf's containers, and the values in them
-        if inner in value.state:
-            return _plain(value.state[inner])
-    return _SKIP

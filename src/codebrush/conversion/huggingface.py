@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from codebrush.conversion.tables import Rule, Tensors, prefixed
+from codebrush.conversion.openai import agree
+from codebrush.conversion.tables import Rule, Tensors, count, prefixed
 from codebrush.errors import PackError
 from codebrush.models.clip import OPENAI_MEAN, OPENAI_STD, CLIPConfig
 from codebrush.models.image_encoder import VisionTransformerConfig
@@ -76,6 +77,16 @@ SIGLIP_RULES = [
 ]
 
 
+def is_named_so(tensors: Tensors) -> bool:
+    """Whether a state dict bears the names of this layout."""
+    return "vision_model.embeddings.patch_embedding.weight" in tensors
+
+
+def is_config(settings: Mapping[str, Any]) -> bool:
+    """Whether a config is of this origin: it describes the towers apart."""
+    return any(f"{tower}_config{older}" in settings for tower in ("text", "vision") for older in ("", "_dict"))
+
+
 def is_siglip(tensors: Tensors) -> bool:
     """Whether the state dict is a SiglipModel's and not a CLIPModel's."""
     return "vision_model.head.probe" in tensors
@@ -91,9 +102,12 @@ def config(tensors: Tensors, settings: Mapping[str, Any], pictures: Mapping[str,
     siglip, pictures = is_siglip(tensors), pictures or {}
     try:
         make = _siglip if siglip else _clip
-        image, text = make(settings.get("vision_config") or {}, settings.get("text_config") or {}, settings)
+        vision, words = _tower(settings, "vision_config"), _tower(settings, "text_config")
+        image, text = make(vision, words, settings)
     except (KeyError, TypeError, ValueError) as error:
         raise PackError(f"{place}: its config.json cannot be read: {error}") from error
+    for tower, told in (("vision", vision), ("text", words)):
+        agree(told, {"num_hidden_layers": count(tensors, rf"{tower}_model\.encoder\.layers\.(\d+)\.")}, place)
     half = (0.5, 0.5, 0.5)
     return CLIPConfig(
         image,
@@ -102,6 +116,12 @@ def config(tensors: Tensors, settings: Mapping[str, Any], pictures: Mapping[str,
         image_std=tuple(pictures.get("image_std", half if siglip else OPENAI_STD)),
         fit="crop" if pictures.get("do_center_crop", not siglip) else "squeeze",
     )
+
+
+def _tower(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What the config says of one tower. As in transformers, the older form counts where both are there."""
+    older = settings.get(f"{name}_dict")
+    return (settings.get(name) if older is None else older) or {}
 
 
 def _clip(vision: Mapping, words: Mapping, both: Mapping) -> tuple[VisionTransformerConfig, TextTransformerConfig]:

@@ -2,6 +2,7 @@
 mode. The layout is told by the names of the tensors.
 """
 
+import functools
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -65,6 +66,20 @@ def load_code_transformer(path: str | Path, config: Settings = None) -> CodeTran
     return model if isinstance(model, CodeTransformer) else transformer_from(open_source(path, config))
 
 
+def _described(read: Callable[[Source], Model]) -> Callable[[Source], Model]:
+    """Configs and tensors from elsewhere can be wrong in any way at all: what then fails becomes one line."""
+
+    @functools.wraps(read)
+    def guarded(source: Source) -> Model:
+        try:
+            return read(source)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise PackError(f"{source.place}: its config and its tensors describe no network ({reason})") from error
+
+    return guarded
+
+
 def layout_of(tensors: Tensors, place: str) -> tuple[str, str]:
     """The layout of a state dict and the kind of model that it holds; a PackError where it is none of those known."""
     for name, found in LAYOUTS.items():
@@ -79,9 +94,9 @@ def own_kind(path: str | Path) -> str | None:
     file = Path(path) / CONFIG_FILE
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, RecursionError, ValueError):
         return None
-    return OURS.get(values.get("type", "")) if isinstance(values, dict) else None
+    return OURS.get(str(values.get("type"))) if isinstance(values, dict) else None
 
 
 def own_model(path: str | Path, kind: str) -> PretrainedModel | None:
@@ -94,11 +109,14 @@ def own_model(path: str | Path, kind: str) -> PretrainedModel | None:
     return MODELS[kind].from_pretrained(path)
 
 
+@_described
 def clip_from(source: Source) -> CLIP:
     """The CLIP in an opened source."""
     tensors, place = source.tensors, source.place
     layout = _expect(source, "clip")
     settings = source.settings
+    if settings is not None and huggingface.is_config(settings) != (layout == "huggingface"):
+        raise PackError(f"{place} bears the names of {layout}, and its config is of another origin: name the right one")
     if layout == "huggingface":
         if settings is None:
             raise PackError(f"{place} needs its config.json beside it: no tensor tells how many heads it has")
@@ -109,8 +127,8 @@ def clip_from(source: Source) -> CLIP:
     elif layout == "open_clip" or "text.token_embedding.weight" in tensors:
         raise PackError(f"{place} needs its open_clip config: no tensor tells how many heads it has")
     else:
-        plain = settings is None and not any(name in tensors or name in source.extras for name in openai.SCALARS)
-        if plain:
+        known = openai.ARGUMENTS & (settings or {}).keys()
+        if not known and not any(name in tensors or name in source.extras for name in openai.SCALARS):
             warnings.warn(
                 f"{place} may be OpenAI's or open_clip's: QuickGELU is taken; name its config to be sure", stacklevel=3
             )
@@ -118,6 +136,7 @@ def clip_from(source: Source) -> CLIP:
     return _filled(CLIP, config, tensors, open_clip.rules(tensors), openai.IGNORED, place)
 
 
+@_described
 def vqgan_from(source: Source) -> VQGAN:
     """The VQGAN in an opened source."""
     tensors, place = taming.first_stage(source.tensors), source.place
@@ -137,6 +156,7 @@ def vqgan_from(source: Source) -> VQGAN:
     return model
 
 
+@_described
 def transformer_from(source: Source) -> CodeTransformer:
     """The code transformer in an opened source."""
     place = source.place
@@ -169,9 +189,6 @@ def _filled(
     ignored: str,
     place: str,
 ) -> Any:
-    try:
-        made = model.from_config(config)
-    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-        raise PackError(f"{place}: its config describes no network: {' '.join(str(error).split())[:200]}") from error
+    made = model.from_config(config)
     fill(made, tensors, rules, ignored, place)
     return made.eval()

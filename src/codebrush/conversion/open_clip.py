@@ -7,6 +7,7 @@ timm's. Options of towers that nothing here can do are refused by name.
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from codebrush.conversion import openai
@@ -18,6 +19,9 @@ from codebrush.models.text_encoder import TextTransformerConfig
 
 IGNORED = openai.IGNORED
 TIMM_EPSILON = 1e-6
+TIMM_HEADS = {768: 12, 1024: 16, 1152: 16, 1536: 16}  # of SigLIP's image towers by their width
+TIMM_TANH = ("base_patch32_siglip", "large_patch16_siglip_512", "so400m_patch16_siglip", "giantopt_patch16_siglip")
+USUAL_END = 2  # the end token where a config names none
 VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "ls_init_value", "pool_type"}
 VISION_KEYS |= {"final_ln_after_pool", "no_ln_pre", "patch_dropout", "act_kwargs", "norm_kwargs", "output_tokens"}
 TIMM_KEYS = {"image_size", "timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_model_kwargs"}
@@ -58,7 +62,7 @@ def is_timm(tensors: Tensors) -> bool:
 def config(tensors: Tensors, settings: Mapping[str, Any], place: str) -> CLIPConfig:
     """The CLIP that `settings` (a `model_cfg`, or the file that holds one) and the tensors describe."""
     model = settings.get("model_cfg", settings)
-    pictures = settings.get("preprocess_cfg", {})
+    pictures = settings.get("preprocess_cfg") or {}
     try:
         vision, words = dict(model["vision_cfg"]), dict(model["text_cfg"])
         quick = "quick_gelu" if model.get("quick_gelu") else "gelu"
@@ -68,8 +72,14 @@ def config(tensors: Tensors, settings: Mapping[str, Any], place: str) -> CLIPCon
     except (KeyError, TypeError, ValueError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise PackError(f"{place}: its open_clip config or tensors cannot be read ({reason})") from error
+    if model.get("init_logit_bias") is not None and "logit_bias" not in tensors:
+        raise PackError(f"{place} lacks the tensor logit_bias")
     size = vision.get("image_size", image.image_size)
-    if size not in (image.image_size, [image.image_size] * 2, (image.image_size,) * 2):
+    size = size[0] if size in ([image.image_size] * 2, (image.image_size,) * 2) else size
+    step = image.patch_size if isinstance(image, VisionTransformerConfig) else 1
+    if isinstance(size, int) and size // step == image.image_size // step:  # pixels beyond the last patch do not count
+        image = replace(image, image_size=size)
+    else:
         raise PackError(f"{place}: its config says pictures of {size}, its tensors {image.image_size} pixels square")
     openai.agree(model, {"embed_dim": image.embed_dim}, place)
     squash = pictures.get("resize_mode", "squash" if is_timm(tensors) else "shortest") == "squash"
@@ -122,16 +132,19 @@ def _timm(tensors: Tensors, values: dict[str, Any], quick: str, place: str) -> V
     name, given = str(values.get("timm_model_name")), values.get("timm_model_kwargs") or {}
     kernel = tensors["visual.trunk.patch_embed.proj.weight"]
     width = kernel.shape[0]
-    tanh = given.get("act_layer", "gelu_tanh" if "so400m" in name else "gelu") == "gelu_tanh"
+    heads = given.get("num_heads") or TIMM_HEADS.get(width)
+    if heads is None:
+        raise PackError(f"{place}: nothing tells the heads of its image tower '{name}', which is {width} wide")
+    usual = "gelu_tanh" if any(part in name for part in TIMM_TANH) else "gelu"
     return VisionTransformerConfig(
         image_size=math.isqrt(tensors["visual.trunk.pos_embed"].shape[1]) * kernel.shape[-1],
         patch_size=kernel.shape[-1],
         width=width,
         layers=count(tensors, r"visual\.trunk\.blocks\.(\d+)\."),
-        heads=given.get("num_heads") or width // (72 if "so400m" in name else openai.HEAD_WIDTH),
+        heads=heads,
         embed_dim=width,
         pooling="attention",
-        activation="gelu_tanh" if tanh else "gelu",
+        activation="gelu_tanh" if given.get("act_layer", usual) == "gelu_tanh" else "gelu",
         hidden=openai.hidden(tensors, "visual.trunk.blocks.0.mlp.fc1.weight"),
         norm_epsilon=TIMM_EPSILON,
         input_norm=False,
@@ -158,7 +171,7 @@ def _text(tensors: Tensors, values: dict[str, Any], quick: str, place: str) -> T
         heads=values.get("heads", 8),
         embed_dim=tensors[projection].shape[0 if biased else 1],
         pad_id=values.get("pad_id", 0),
-        end_id=values.get("eos_id", 0),
+        end_id=values.get("eos_id", USUAL_END),
         causal=causal,
         pooling=pooling,  # pyright: ignore[reportArgumentType]
         activation=_activation(values, quick),

@@ -15,6 +15,8 @@ from codebrush.models.text_encoder import TextTransformerConfig
 
 HEAD_WIDTH = 64
 SCALARS = ("input_resolution", "context_length", "vocab_size")  # entries of the published archives beside the tensors
+ARGUMENTS = {"embed_dim", "image_resolution", "vision_layers", "vision_width", "vision_patch_size", "context_length"}
+ARGUMENTS |= {"vocab_size", "transformer_width", "transformer_heads", "transformer_layers"}  # of the original class
 IGNORED = "|".join(SCALARS) + r"|(text\.)?attn_mask"
 COUNTER = "num_batches_tracked"  # of batch norms; not every file holds it, and nothing here reads it
 
@@ -66,6 +68,11 @@ RESNET = [
     Rule(r"pool\.value\.(.+)", r"attnpool.v_proj.\1"),
     Rule(r"pool\.out\.(.+)", r"attnpool.c_proj.\1"),
 ]
+
+
+def is_named_so(tensors: Tensors) -> bool:
+    """Whether a state dict bears OpenAI's names, or open_clip's."""
+    return any(name.startswith("visual.") for name in tensors)
 
 
 def rules(tensors: Tensors) -> list[Rule]:

@@ -139,7 +139,7 @@ _STAND_INS = (
     "numpy.ndarray",
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
 )
-_DICTS = (  # subclasses of dict: read as the dict they are, for their values are worth keeping
+_DICTS = (  # subclasses of dict, which a pickle fills item by item
     "pytorch_lightning.utilities.parsing.AttributeDict",
     "lightning_fabric.utilities.data.AttributeDict",
     "lightning.fabric.utilities.data.AttributeDict",

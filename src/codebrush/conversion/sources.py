@@ -12,14 +12,16 @@ from typing import Any
 
 import yaml
 
+from codebrush.conversion import huggingface, openai
 from codebrush.conversion.checkpoints import read_checkpoint
-from codebrush.conversion.huggingface import PICTURES
 from codebrush.conversion.tables import Tensors
 from codebrush.errors import PackError
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 INDEX = ".index.json"
-CONFIGS = ("config.json", "open_clip_config.json")
+CONFIG = "config.json"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+YAML = (".yaml", ".yml")
 
 Settings = Mapping[str, Any] | str | Path | None
 
@@ -38,8 +40,8 @@ class Source:
 def open_source(path: str | Path, config: Settings = None) -> Source:
     """Read the checkpoint at `path`, a file or a folder. `config` is a mapping, or a YAML or JSON file.
 
-    Without one, a folder's config.json or open_clip_config.json or its only YAML counts, and beside a file a YAML
-    of the same name. What cannot be read is a PackError.
+    Without one, what lies beside the weights counts, as far as it is of their origin: a YAML of the checkpoint's name,
+    config.json or open_clip_config.json, or the only YAML of a folder. What cannot be read is a PackError.
     """
     path = Path(path)
     if not path.exists():
@@ -47,17 +49,16 @@ def open_source(path: str | Path, config: Settings = None) -> Source:
             f"there is no file or folder '{path}': check its path, or fetch it with codebrush packs download"
         )
     file = weights_file(path) if path.is_dir() else path
-    if config is None:
-        settings = _settings_beside(path)
-    else:
-        settings = config if isinstance(config, Mapping) else read_settings(Path(config))
-    pictures = path / PICTURES
+    settings = read_settings(Path(config)) if isinstance(config, str | Path) else config
     checkpoint = read_checkpoint(file)
+    if settings is None:
+        settings = _settings_beside(path, checkpoint.tensors)
+    pictures = file.with_name(huggingface.PICTURES)
     return Source(
         str(path),
         checkpoint.tensors,
         settings,
-        read_settings(pictures) if path.is_dir() and pictures.is_file() else None,
+        read_settings(pictures) if huggingface.is_named_so(checkpoint.tensors) and pictures.is_file() else None,
         checkpoint.extras,
     )
 
@@ -81,7 +82,7 @@ def read_settings(path: Path) -> Mapping[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:200]
         raise PackError(f"the config {path} cannot be read ({reason})") from error
     if not isinstance(values, Mapping):
@@ -89,10 +90,21 @@ def read_settings(path: Path) -> Mapping[str, Any]:
     return values
 
 
-def _settings_beside(path: Path) -> Mapping[str, Any] | None:
-    if path.is_file():
-        twins = [path.with_suffix(suffix) for suffix in (".yaml", ".yml")]
-        return next((read_settings(twin) for twin in twins if twin.is_file()), None)
-    named = [path / name for name in reversed(CONFIGS) if (path / name).is_file()]
-    files = named or sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
-    return read_settings(files[0]) if len(files) == 1 or named else None
+def _settings_beside(path: Path, tensors: Tensors) -> Mapping[str, Any] | None:
+    """A folder may hold one model in two layouts, each with its config: only that of these tensors counts."""
+    whole = path.is_dir()
+    folder = path if whole else path.parent
+    likely = [] if whole else [path.with_suffix(suffix) for suffix in YAML]
+    if huggingface.is_named_so(tensors):
+        likely.append(folder / CONFIG)
+    elif openai.is_named_so(tensors):
+        likely.append(folder / OPEN_CLIP_CONFIG)
+    for file in likely:
+        if file.is_file():
+            return read_settings(file)
+    if not whole:
+        return None
+    if (folder / CONFIG).is_file() and not huggingface.is_config(found := read_settings(folder / CONFIG)):
+        return found
+    files = sorted(file for suffix in YAML for file in folder.glob(f"*{suffix}"))
+    return read_settings(files[0]) if len(files) == 1 else None

@@ -63,6 +63,8 @@ def fill(model: nn.Module, tensors: Tensors, rules: Sequence[Rule], ignored: str
                 raise PackError(f"{place} lacks the tensor {_list(missing)}")
             used.update(names)
             parts = [tensors[one].to(target.dtype) for one in names]
+            if len({part.shape[1:] if part.ndim else None for part in parts} | {target.shape[1:]}) > 1 < len(parts):
+                raise PackError(f"{place}: the tensors {_list(names)} do not go together: is its config right?")
             value = torch.cat(parts) if len(parts) > 1 else parts[0]
             value = value.T if transposed else value
             if [side for side in value.shape if side != 1] != [side for side in target.shape if side != 1]:
@@ -89,9 +91,13 @@ def extract(model: nn.Module, rules: Sequence[Rule]) -> dict[str, Tensor]:
 
 
 def count(tensors: Iterable[str], pattern: str) -> int:
-    """How many blocks there are: one more than the largest number in the one group of `pattern`, or 0."""
-    matches = (re.match(pattern, name) for name in tensors)
-    return max((int(match[1]) + 1 for match in matches if match), default=0)
+    """How many blocks there are: one more than the largest number in the one group of `pattern`, or 0.
+
+    There are no more than tensors, so that a made-up number asks for no endless network.
+    """
+    names = list(tensors)
+    matches = (re.match(pattern, name) for name in names)
+    return min(len(names), max((int(match[1]) + 1 for match in matches if match), default=0))
 
 
 def _origin(name: str, rules: Sequence[Rule]) -> tuple[list[str], bool]:

@@ -135,9 +135,9 @@ def second_stage(
     kind = condition.get("target", "") if isinstance(condition, Mapping) else str(condition)
     labels = (condition.get("params") or {}).get("n_classes", 0) if kind.endswith("Labelator") else 0
     start = not labels and (not kind or "SOSProvider" in kind or "unconditional" in kind)
-    if not settings:
+    if "n_head" not in gpt:
         warnings.warn(
-            f"{place}: without a config, {PUBLISHED_HEADS} heads and no condition are taken for granted",
+            f"{place}: without its config, {PUBLISHED_HEADS} heads and no condition are taken for granted",
             stacklevel=2,
         )
     try:

@@ -33,6 +33,8 @@ PALETTE: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, 
     "grey": ((0, 360), (0, 0.06), (0.4, 0.68)),
 }
 GROUNDS = ("white", "white", "white", "pale", "pale", "grey", "black", "any")
+PALE = {"pale blue": (195, 235), "pale green": (95, 145), "pale pink": (325, 358)}  # backgrounds' hues that have a name
+SEEN = 0.08  # the saturation from which pale is told from white
 CONTRAST = 110.0  # least distance of an object from the background, of 441
 DIAMETERS = {1: (0.16, 0.85), 2: (0.15, 0.48), 3: (0.14, 0.4), 4: (0.13, 0.36), 5: (0.12, 0.31), 6: (0.12, 0.28)}
 TRIES = 60  # at a place for one object, before the sizes shrink
@@ -93,7 +95,8 @@ def _ground(rng: np.random.Generator) -> tuple[str, RGB]:
         name = _pick(rng, tuple(PALETTE))
         return name, _shade(name, rng)
     hue, saturation = rng.uniform(0, 1), rng.uniform(0.05, 0.2)
-    return "", _rgb(hue, saturation, rng.uniform(0.9, 1))
+    names = [name for name, (low, high) in PALE.items() if low < 360 * hue < high and saturation > SEEN]
+    return (names or [""])[0], _rgb(hue, saturation, rng.uniform(0.9, 1))
 
 
 def _kinds(count: int, ground: RGB, rng: np.random.Generator) -> list[tuple[str, RGB, str]]:

@@ -6,30 +6,64 @@ import torch
 from torch import Tensor
 
 from codebrush.errors import CodebrushError
-from codebrush.models.quantizer import perplexity, usage
+from codebrush.models.perceptual import Perceptual
 from codebrush.models.vqgan import VQGAN
 
+EXACT = 100.0  # dB of a picture that comes back without an error, which is infinitely many
 
-@torch.no_grad()
+
+class Fidelity:
+    """Figures over pictures that are shown in batches, each once.
+
+    PSNR (mean of the pictures' own, in dB, an exact copy counting as 100) and SSIM (Wang et al. 2004) as torchmetrics
+    has them, the distance of `perceptual` where there is one, and usage (0 to 1) and perplexity of the codes over all
+    pictures together, counted once.
+    """
+
+    def __init__(self, vqgan: VQGAN, perceptual: Perceptual | None = None):
+        try:
+            from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+        except ImportError as error:
+            raise CodebrushError("measuring needs torchmetrics: pip install 'codebrush[eval]'") from error
+        self._psnr_of, self._ssim_of = peak_signal_noise_ratio, structural_similarity_index_measure
+        self.vqgan, self.perceptual = vqgan, perceptual
+        self._sums: dict[str, float] = dict.fromkeys(("psnr", "ssim", *(["perceptual"] if perceptual else [])), 0.0)
+        self._counts = torch.zeros(vqgan.codebook_size, dtype=torch.int64)
+        self.pictures = 0
+
+    @torch.no_grad()
+    def update(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1], on the VQGAN's device -> what it makes of them, clamped to [0, 1]."""
+        quantised, codes = self.vqgan.quantize(self.vqgan.encode(images))
+        made = self.vqgan.decode(quantised).clamp(0, 1)
+        each = {
+            "psnr": self._psnr_of(made, images, data_range=1.0, dim=(1, 2, 3), reduction="none").clamp(max=EXACT),
+            "ssim": torch.as_tensor(self._ssim_of(made, images, data_range=1.0, reduction="none")),
+        }
+        if self.perceptual is not None:
+            each["perceptual"] = self.perceptual(made, images)
+        for name, values in each.items():
+            self._sums[name] += values.double().sum().item()
+        self._counts += torch.bincount(codes.flatten().cpu(), minlength=len(self._counts))
+        self.pictures += len(images)
+        return made
+
+    def compute(self) -> dict[str, float]:
+        """The figures over everything shown so far. Raises CodebrushError where that is nothing."""
+        if not self.pictures:
+            raise CodebrushError("there is no picture to measure: give one or more")
+        share = self._counts.double() / self._counts.sum()
+        means: dict[str, float] = {name: total / self.pictures for name, total in self._sums.items()}
+        return {
+            **means,
+            "codebook_usage": (self._counts > 0).double().mean().item(),
+            "codebook_perplexity": torch.special.entr(share).sum().exp().item(),
+        }
+
+
 def reconstruction(vqgan: VQGAN, batches: Iterable[Tensor]) -> dict[str, float]:
-    """Figures over batches of images (B, 3, H, W) in [0, 1], seen once: PSNR (mean of the pictures' own, in dB),
-    SSIM (Wang et al. 2004), and usage (0 to 1) and perplexity of the codes over all pictures together."""
-    try:
-        from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-    except ImportError as error:
-        raise CodebrushError("measuring needs torchmetrics: pip install 'codebrush[eval]'") from error
-    psnr, ssim, codes = [], [], []
+    """The figures of `Fidelity` over batches of images (B, 3, H, W) in [0, 1]."""
+    figures = Fidelity(vqgan)
     for images in batches:
-        quantised, found = vqgan.quantize(vqgan.encode(images))
-        made = vqgan.decode(quantised).clamp(0, 1)
-        pixels = (1, 2, 3)
-        psnr.append(peak_signal_noise_ratio(made, images, data_range=1.0, dim=pixels, reduction="none"))
-        ssim.append(structural_similarity_index_measure(made, images, data_range=1.0, reduction="none"))
-        codes.append(found.flatten())
-    every = torch.cat(codes)
-    return {
-        "psnr": torch.cat(psnr).mean().item(),
-        "ssim": torch.cat([torch.as_tensor(part).reshape(-1) for part in ssim]).mean().item(),
-        "codebook_usage": usage(every, vqgan.codebook_size),
-        "codebook_perplexity": perplexity(every, vqgan.codebook_size),
-    }
+        figures.update(images)
+    return figures.compute()

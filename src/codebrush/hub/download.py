@@ -50,7 +50,7 @@ def fetch_file(
         raise PackError(f"{target.parent} cannot be made: {error.strerror or error}") from error
     if not target.parent.resolve().is_relative_to(folder.resolve()):
         raise PackError(f"{target} leads out of {folder}: remove the link")
-    with _locked(target):
+    with locked(target):
         if _is_right(target, entry):
             return target
         return _Fetch(entry, target, progress, timeout, pause).run()
@@ -183,6 +183,7 @@ class _Fetch:
         fault = self._fault(sha256)
         if fault is not None:
             self.transfer.discard()
+            shutil.rmtree(self.staging, ignore_errors=True)  # the hub's own copy would be taken again
             raise _Wrong(fault)
         try:
             os.replace(self.part, self.target)
@@ -204,7 +205,8 @@ def _is_right(target: Path, entry: FileEntry) -> bool:
 
 
 @contextmanager
-def _locked(target: Path) -> Iterator[None]:
+def locked(target: Path) -> Iterator[None]:
+    """Hold the place of a file or folder: a second process that wants it waits, and says so."""
     lock = FileLock(target.with_name(f".{target.name}.lock"))
     try:
         lock.acquire(timeout=0)

@@ -9,19 +9,16 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from codebrush import __version__
-from codebrush.errors import PackError
+from codebrush.errors import PackError, UsageError
 from codebrush.hub.catalogue import Catalogue, FileEntry, ModelEntry, PackEntry
-from codebrush.hub.download import CONVERSION_ROOM, check_room, fetch_file, file_sha256, size_text
+from codebrush.hub.download import CONVERSION_ROOM, check_room, fetch_file, file_sha256, locked, size_text
 from codebrush.hub.http_range import Progress
-from codebrush.pack import FORMAT, PACK_FILE
+from codebrush.pack import FORMAT, PACK_FILE, built_in_packs
 
 ORIGIN_FILE = "origin.json"
 Convert = Callable[..., dict[str, Any]]
@@ -46,6 +43,8 @@ def install(
     before), and for a pack a report of each of its models. Raises UsageError for an unknown name, PackError for what
     fails.
     """
+    if name in built_in_packs():
+        raise UsageError(f"the pack '{name}' is built in: there is nothing to download")
     entry = catalogue.entry(name)
     work = _Work(Path(home), progress, say or (lambda _: None), keep, convert or _convert)
     models = [entry] if isinstance(entry, ModelEntry) else list(catalogue.pack_models(entry).values())
@@ -101,7 +100,8 @@ class _Work:
     def model(self, entry: ModelEntry) -> dict[str, Any]:
         """Fetch and convert one model."""
         folder = model_folder(self.home, entry.name)
-        with _locked(folder):
+        _make_parent(folder)
+        with locked(folder):
             ready = self._is_ready(entry.name)
             if not ready:
                 self._make(entry, folder)
@@ -125,7 +125,8 @@ class _Work:
         }
         if entry.defaults:
             info["defaults"] = entry.defaults
-        with _locked(folder):
+        _make_parent(folder)
+        with locked(folder):
             ready = _read_json(folder / PACK_FILE) == info
             if not ready:
                 _write_json(folder / PACK_FILE, info)
@@ -185,19 +186,11 @@ def _convert(source: Path, out: Path, config: dict[str, Any] | None, kind: str) 
     return convert(source, out, config, kind=kind)
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the place of one model or pack: a second process that wants it waits."""
+def _make_parent(folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-        lock.acquire()
     except OSError as error:
         raise PackError(f"{folder.parent} cannot be written in: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _row(folder: Path, kind: str, title: str, licence: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from codebrush.models.text_encoder import TextEncoderConfig, make_text_encoder
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-MAX_LOGIT_SCALE = 100.0  # section 2.5: the temperature is clamped so that logits are scaled by no more
+MAX_LOGIT_SCALE = 100.0  # section 2.5: training clamps the temperature so that logits are scaled by no more
 
 
 @dataclass(frozen=True)
@@ -92,5 +92,5 @@ class CLIP(PretrainedModel):
 
     def forward(self, images: Tensor, tokens: Tensor) -> CLIPOutput:
         """Both sides of a batch, and the clamped scale that the loss multiplies their cosines by."""
-        scale = self.log_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        scale = self.log_scale.exp()
         return CLIPOutput(self.encode_image(images), self.encode_text(tokens), scale, self.logit_bias)

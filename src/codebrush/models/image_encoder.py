@@ -73,8 +73,8 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: VisionTransformerConfig):
         super().__init__()
-        if config.image_size % config.patch_size:
-            raise ValueError(f"image size {config.image_size} is no multiple of patch {config.patch_size}")
+        if config.image_size < config.patch_size:
+            raise ValueError(f"image size {config.image_size} is smaller than patch {config.patch_size}")
         self.config = config
         width, side = config.width, config.image_size // config.patch_size
         self.patch_embedding = nn.Conv2d(3, width, config.patch_size, config.patch_size, bias=config.patch_bias)

@@ -31,6 +31,7 @@ KNOWN_ENDS = ("<|end|>", "[SEP]", "<|endoftext|>", "</s>", "<eos>")
 CLIP_CONTEXT = 77
 # OpenAI's list of merges is longer than what its CLIP uses: 49,408 tokens less 2 x 256 bytes and 2 specials.
 CLIP_MERGES = 48_894
+LONGEST_LIST = 16_000_000  # characters of a list of merges; CLIP's has 3 million
 # transformers writes 1e30 for "no limit"
 LONGEST_CONTEXT = 1 << 20
 # CLIP's words: English contractions, runs of letters, single digits, runs of anything else but spaces.
@@ -131,7 +132,10 @@ def bpe_backend(vocab_file: Path, merges_file: Path, prefix_space: bool = False)
 def openai_clip_backend(merges_file: Path) -> tokenizers.Tokenizer:
     """CLIP's byte-pair encoding from the gzipped list of merges alone; the vocabulary follows from it."""
     with gzip.open(merges_file, "rt", encoding="utf-8") as file:
-        lines = file.read().split("\n")[1 : 1 + CLIP_MERGES]  # the first line is a version
+        text = file.read(LONGEST_LIST + 1)
+    if len(text) > LONGEST_LIST:
+        raise PackError(f"{merges_file} is damaged (too long for a list of merges): fetch the tokenizer again")
+    lines = text.split("\n")[1 : 1 + CLIP_MERGES]  # the first line is a version
     pairs = _pairs(line for line in lines if line)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet(), key=_stand_in_last)
     tokens = [*letters, *(letter + WORD_END for letter in letters), *("".join(pair) for pair in pairs)]
@@ -197,7 +201,7 @@ def _special(
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise PackError(f"{path} is damaged ({_one_line(error)}): fetch the tokenizer again") from error
     if not isinstance(values, dict):
         raise PackError(f"{path} is damaged (not a JSON object): fetch the tokenizer again")

@@ -1,5 +1,6 @@
 """A CLIP, captioned pictures and questions about them -> a captioner that writes captions and answers."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from codebrush.data.captions import Template
 from codebrush.data.filters import parse_clause
 from codebrush.data.questions import Question, scene_questions
-from codebrush.data.varied_scenes import PALETTE, scene_captions, varied_scene
+from codebrush.data.varied_scenes import PALETTE, VariedScene, scene_captions, varied_scene
 from codebrush.errors import TrainingError
 from codebrush.models.captioner import Captioner, CaptionerConfig, patch_features
 from codebrush.models.clip import CLIP
@@ -22,7 +23,8 @@ from codebrush.training.augmentation import Augmentation, draw_affine, move
 from codebrush.training.captioned import Captioned
 from codebrush.training.loop import Objective
 from codebrush.training.optimizer import make_adamw
-from codebrush.training.ranges import Count, Rate, Share, Weight
+from codebrush.training.ranges import Count, Rate, Share, Weight, Whole
+from codebrush.training.sights import PARTS, UNKNOWN, patch_sights, sight_loss
 
 MOST_PATCHES = 256  # in front of the words: of a finer grid, the next coarser is read
 SAMPLED_SCENES = 2000  # whose words the vocabulary is made of
@@ -53,15 +55,18 @@ class AskRule:
 @dataclass(frozen=True)
 class CaptionerRecipe:
     """Sizes and settings. `segments` captions and questions are read with each picture. `scene_share` of every batch
-    are drawn scenes of any palette with questions about them, new ones at each step."""
+    are drawn scenes of any palette with questions about them, new ones at each step; in the first `looking` steps,
+    which are quick, nothing but what lies where in them is learned."""
 
     width: Count = 192
     layers: Count = 4
     heads: Count = 4
     vocab_size: Count = 2048
     context_length: Count = 32
+    stem: Whole = 96
     segments: Count = 6
     scene_share: Share = 0.0
+    looking: Whole = 0
     questions: tuple[AskRule, ...] = ()
     dropout: Share = 0.0
     learning_rate: Rate = 1e-3
@@ -81,16 +86,18 @@ def feature_levels(encoder: VisionTransformer | ModifiedResNet) -> tuple[int, ..
 
 
 @torch.no_grad()
-def read_patches(clip: CLIP, images: Tensor, levels: Sequence[int]) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] -> patch features (B, P, F) of `clip`, without gradient."""
-    return patch_features(clip.image_encoder, clip.normalise(images), levels)
+def read_patches(clip: CLIP, images: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, H, W) in [0, 1] -> patch features (B, P, F) of `clip` and the pixels (B, 3, S, S) that it saw,
+    without gradient."""
+    pixels = clip.normalise(images)
+    return patch_features(clip.image_encoder, pixels, levels), pixels
 
 
 def make_captioner(recipe: CaptionerRecipe, clip: CLIP, words: Tokenizer) -> Captioner:
     """A fresh captioner for the features of `clip` and a vocabulary."""
     levels = feature_levels(clip.image_encoder)
     blank = torch.zeros(1, 3, clip.image_size, clip.image_size, device=clip.log_scale.device)
-    features = read_patches(clip, blank, levels)
+    features, _ = read_patches(clip, blank, levels)
     assert words.start_id is not None
     return Captioner(
         CaptionerConfig(
@@ -102,6 +109,9 @@ def make_captioner(recipe: CaptionerRecipe, clip: CLIP, words: Tokenizer) -> Cap
             patches=features.shape[1],
             feature_width=features.shape[2],
             levels=levels,
+            image_size=clip.image_size,
+            stem=recipe.stem,
+            sights=sum(PARTS) if recipe.scene_share else 0,
             pad_id=words.pad_id,
             start_id=words.start_id,
             end_id=words.end_id,
@@ -120,11 +130,11 @@ def make_words(recipe: CaptionerRecipe, data: Captioned) -> Tokenizer:
     return train_bpe(texts, recipe.vocab_size, recipe.context_length)
 
 
-def scene_pairs(rng: np.random.Generator, size: int = 64) -> tuple[np.ndarray, list[QA]]:
-    """A drawn scene (size, size, 3) uint8, and its caption with questions about it, in random order."""
+def scene_pairs(rng: np.random.Generator, size: int = 64) -> tuple[VariedScene, list[QA]]:
+    """A drawn scene of `size` pixels square, and its caption with questions about it, in random order."""
     scene = varied_scene(rng, size)
     questions = scene_questions(scene.objects, scene.background, size, tuple(PALETTE), rng)
-    return np.asarray(scene.image), [("", scene_captions(scene.objects, rng)), *_shuffled(questions, rng)]
+    return scene, [("", scene_captions(scene.objects, rng)), *_shuffled(questions, rng)]
 
 
 def stored_pairs(cell: Sequence[dict[str, str]]) -> list[QA]:
@@ -231,13 +241,17 @@ class CaptionerTask:
         self.frozen: list[nn.Module] = [clip]
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Pictures uint8 (B, 3, H, W), tokens (B, S, T) of each, where they tell (B, S, T - 1), how to move them."""
+        """Pictures uint8 (B, 3, H, W), tokens (B, S, T) of each, where they tell (B, S, T - 1), how to move them, and
+        what patches lie in (B, P, 3)."""
         segments, scenes = self.recipe.segments, round(self.recipe.scene_share * len(rows))
         images = self.data.images(rows)  # (B, 3, H, W)
+        sights = torch.full((len(rows), self.config.patches, len(PARTS)), UNKNOWN)
         pairs: list[QA] = []
         for place in range(scenes):
             drawn, asked = scene_pairs(rng, images.shape[-1])
-            images[place] = torch.from_numpy(drawn.copy()).permute(2, 0, 1)
+            images[place] = torch.from_numpy(np.array(drawn.image)).permute(2, 0, 1)
+            side = math.isqrt(self.config.patches)
+            sights[place] = torch.from_numpy(patch_sights(drawn.objects, images.shape[-1], side))
             pairs += [asked[number % len(asked)] for number in range(segments)]
         for row in rows[scenes:]:
             pairs += self.asker.draw(int(row), segments, rng)
@@ -252,19 +266,31 @@ class CaptionerTask:
             "tokens": tokens.unflatten(0, shape),
             "told": told.unflatten(0, shape),
             "affine": affine,
+            "sights": sights,
         }
 
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
-        """Cross-entropy of every word that tells something, given the picture and the words before it."""
+        """Cross-entropy of every word that tells something, given the picture and the words before it; of drawn scenes
+        also of what each patch lies in, in the first steps of that alone."""
         images = move(batch["images"].float() / 255, batch["affine"])
-        features = read_patches(self.clip, images, self.config.levels)
+        features, pixels = read_patches(self.clip, images, self.config.levels)
         tokens, told = batch["tokens"], batch["told"]
+        if self.config.sights and step < self.recipe.looking:
+            network = self.networks["captioner"]
+            sights = network(features, tokens[..., :0], pixels=pixels).sights
+            unused = sum(parameter.sum() for parameter in network.parameters())  # each process waits for all gradients
+            yield Objective("captioner", sight_loss(sights, batch["sights"]) + 0 * unused, {})
+            return
         wanted = F.pad(told, (0, 1))  # (B, S, T)
-        logits = self.networks["captioner"](features, tokens, wanted=wanted).float()  # (n, K)
-        right = tokens[..., 1:][told]  # (n,)
+        output = self.networks["captioner"](features, tokens, pixels=pixels, wanted=wanted)
+        logits, right = output.logits.float(), tokens[..., 1:][told]  # (n, K), (n,)
         loss = F.cross_entropy(logits, right)
-        hits = (logits.detach().argmax(-1) == right).float()
-        yield Objective("captioner", loss, {"accuracy": hits.mean()})
+        figures = {"accuracy": (logits.detach().argmax(-1) == right).float().mean(), "words": loss.detach()}
+        if output.sights is not None:
+            seen = sight_loss(output.sights, batch["sights"])
+            figures["sights"] = seen.detach()
+            loss = loss + seen
+        yield Objective("captioner", loss, figures)
 
     def preview(self, network: nn.Module) -> None:
         """A captioner draws nothing."""

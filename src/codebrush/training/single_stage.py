@@ -18,7 +18,7 @@ from codebrush.models.clip import CLIP
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.vqgan import VQGAN
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.captioned import load_captioned
+from codebrush.training.captioned import Captioned, load_captioned
 from codebrush.training.code_transformer import TransformerRecipe
 from codebrush.training.gate import read_gate
 from codebrush.training.loop import is_first
@@ -63,12 +63,7 @@ def train_stage(
     size = size or (materials_vqgan.config.image_size if materials_vqgan else 64)
     cache = out.parent / "cache"
     data = load_captioned(opened, size, cache)
-    if isinstance(begin, CLIP) and start is not None:
-        words = tokenizer_of(begin, start)
-    elif clip_folder is not None:
-        words = Tokenizer.from_pretrained(clip_folder)
-    else:
-        words = make_tokenizer(plan.facts.get("tokenizer") or tokenizer or "wordpiece", data)
+    words = _words(data, begin, start, clip_folder, plan.facts.get("tokenizer") or tokenizer)
     materials = Materials(data, words, materials_clip, materials_vqgan)
     if isinstance(begin, Captioner) and start is not None:
         materials.words = Tokenizer.from_pretrained(start)
@@ -89,6 +84,15 @@ def train_stage(
     if (gate := read_gate(out)) is not None:
         figures |= {"steps": gate["step"], "gate": gate}
     return {"model": str(out / MODEL_FOLDER), "stages": {stage: figures}, "seconds": seconds}
+
+
+def _words(
+    data: Captioned, begin: PretrainedModel | None, start: Path | None, clip_folder: Path | None, kind: str | None
+) -> Tokenizer:
+    """The tokenizer of the CLIP that training begins from or works with, else a new one of a `kind`."""
+    if isinstance(begin, CLIP) and start is not None:
+        return tokenizer_of(begin, start)
+    return make_tokenizer(kind or "wordpiece", data) if clip_folder is None else Tokenizer.from_pretrained(clip_folder)
 
 
 def _at_size_of(plan: StagePlan, start: PretrainedModel | None) -> StagePlan:

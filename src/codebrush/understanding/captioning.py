@@ -98,8 +98,10 @@ class Reader:
         return answers
 
     def _features(self, images: Tensor) -> Tensor:
-        levels = self.captioner.config.levels
-        return patch_features(self.clip.image_encoder, self.clip.normalise(images), levels)  # (B, P, F)
+        pixels = self.clip.normalise(images)
+        return self.captioner.see(
+            patch_features(self.clip.image_encoder, pixels, self.captioner.config.levels), pixels
+        )  # (B, P, F + stem)
 
     def _prompt(self, question: str) -> Tensor:
         config = self.captioner.config

@@ -65,7 +65,7 @@ def _write(
     totals, still = [0.0] * len(prompts), [True] * len(prompts)
     new = prompts
     for step in range(config.context_length - prompts.shape[1]):
-        logits = captioner(features, new, cache)[:, -1].float()  # (B, K)
+        logits = captioner(features, new, cache).logits[:, -1].float()  # (B, K)
         chosen = pick(logits, step)  # (B,)
         gains = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist()
         for row, (token, gain) in enumerate(zip(chosen.tolist(), gains, strict=True)):
@@ -91,7 +91,7 @@ def write_by_beam(
     """
     config, cache = captioner.config, captioner.make_cache()
     room = config.context_length - len(prompt)
-    logits = captioner(features, prompt[None], cache)[:, -1].float().log_softmax(-1)  # (1, K)
+    logits = captioner(features, prompt[None], cache).logits[:, -1].float().log_softmax(-1)  # (1, K)
     live: Beam = [(0.0, ())]
     done: list[Written] = []
     for step in range(room):
@@ -101,7 +101,7 @@ def write_by_beam(
             break
         cache.select(torch.tensor(parents, device=logits.device))
         new = torch.tensor([[tokens[-1]] for _, tokens in live], device=logits.device)
-        logits = captioner(features, new, cache)[:, -1].float().log_softmax(-1)  # (b, K)
+        logits = captioner(features, new, cache).logits[:, -1].float().log_softmax(-1)  # (b, K)
     found = {text.tokens: text for text in (*done, *write_greedily(captioner, features, prompt[None]))}
     if not done:  # nothing ended in the room there is
         found |= {tokens: Written(tokens, total, False) for total, tokens in live}

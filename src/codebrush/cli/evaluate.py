@@ -1,0 +1,137 @@
+"""`codebrush evaluate`: a pack and captioned pictures in; how good the pack's models are at them, out."""
+
+import os
+import re
+import time
+from contextlib import ExitStack
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from codebrush.cli.output import check_folder, print_json, progress_bar
+from codebrush.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from codebrush.evaluation.report import Judge, Subject
+    from codebrush.pipeline import Codebrush
+
+ROWS, DRAWING = "Pictures", "Drawing"  # topics of the help
+
+
+class Part(StrEnum):
+    """What is measured."""
+
+    ZERO_SHOT = "zero-shot"
+    RETRIEVAL = "retrieval"
+    CLIP_SCORE = "clip-score"
+    RECONSTRUCTION = "reconstruction"
+    DRAWING = "drawing"
+
+
+def _option(topic: str, text: str, **settings: Any) -> Any:
+    return typer.Option(help=text, rich_help_panel=topic, **settings)
+
+
+def evaluate(
+    pack: Annotated[str, typer.Argument(help="Built-in name, folder or hub id of the models.")],
+    source: Annotated[str, typer.Argument(help="A folder, .parquet, .tar, .csv or .jsonl files, a glob, a hub id.")],
+    split: Annotated[str, _option(ROWS, 'Rows of this split; "train" is all of a source without splits.')] = "test",
+    where: Annotated[list[str] | None, _option(ROWS, 'Take rows, like "style != noto".')] = None,
+    caption: Annotated[list[str] | None, _option(ROWS, 'Caption template, like "{label}, {style} style".')] = None,
+    image_column: Annotated[str | None, _option(ROWS, "Column of the pictures.")] = None,
+    limit: Annotated[int | None, _option(ROWS, "Take the first rows only.", min=1)] = None,
+    label: Annotated[str | None, _option(ROWS, "Column of the right labels.  [label, where there is one]")] = None,
+    template: Annotated[list[str] | None, typer.Option(help='A sentence for labels, like "a photo of a {}".')] = None,
+    leave_out: Annotated[list[Part] | None, typer.Option(help="What not to measure; may be given again.")] = None,
+    prompts: Annotated[int, _option(DRAWING, "How many captions to draw.", min=1)] = 50,
+    rerank: Annotated[int, _option(DRAWING, "Pictures of each; its best by the pack's CLIP counts.", min=1)] = 1,
+    seed: Annotated[int, _option(DRAWING, "Another seed, other captions and pictures.", min=0)] = 0,
+    judge: Annotated[
+        str | None, typer.Option(help="Pack or folder of another CLIP to look at what is made.  [the pack's own]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the Markdown table as well.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Measure a pack: how well its CLIP tells pictures, how well its VQGAN keeps them, how well it draws.
+
+    A pack is lenient to itself: --judge takes another CLIP's word for what it makes. Prints a table in Markdown.
+    """
+    start = time.perf_counter()
+    parts = frozenset(part.value for part in Part if part not in (leave_out or ()))
+    if not parts:
+        raise UsageError("everything is left out by --leave-out: keep a part to measure")
+    if out is not None and out.is_dir():
+        raise UsageError(f"--out must be a file, not the folder {out}")
+    if out is not None:
+        check_folder(out.absolute().parent)
+    from codebrush.data.captions import open_source
+    from codebrush.evaluation.report import EvaluationOptions
+    from codebrush.evaluation.report import evaluate as measure
+    from codebrush.evaluation.tables import markdown
+    from codebrush.pipeline import Codebrush
+
+    rows = open_source(
+        source, split=split, where=where or (), captions=caption or (), image_column=image_column, limit=limit
+    )
+    brush = Codebrush.from_pretrained(pack)
+    subject = _subject(brush, _judge(brush, judge), parts, template, seed)
+    with ExitStack() as bars:
+        options = EvaluationOptions(parts, label, prompts, rerank, seed)
+        found = measure(subject, rows, options, lambda phase: bars.enter_context(progress_bar(phase)))
+    seconds = round(time.perf_counter() - start, 3)
+    report = {"pack": brush.pack.name, "source": source, "split": split, **found, "seconds": seconds}
+    table = markdown(report)
+    if out is not None:
+        _write(out, table)
+    print_json(report) if json_output else print(table, end="")
+
+
+def _judge(brush: "Codebrush", source: str | None) -> "Judge":
+    from codebrush.evaluation.report import Judge
+    from codebrush.pack import open_clip
+
+    if source is None:
+        return Judge(f"{brush.pack.name}, the pack's own", brush.clip, brush.tokenizer)
+    clip, tokenizer = open_clip(source)
+    return Judge(source, clip.to(brush.device).requires_grad_(False), tokenizer)
+
+
+def _subject(
+    brush: "Codebrush", judge: "Judge", parts: frozenset[str], templates: list[str] | None, seed: int
+) -> "Subject":
+    from codebrush.evaluation.report import Subject
+    from codebrush.text.prompts import ZERO_SHOT_TEMPLATES
+    from codebrush.understanding.classification import check_templates, label_embeddings, pack_temperature
+
+    sentences = templates or ZERO_SHOT_TEMPLATES
+    check_templates(sentences)
+
+    def draw(text: str, n: int) -> "Image.Image":
+        literal = re.sub(r"[\\:|]", r"\\\g<0>", text)  # a caption has no weights
+        return brush.generate(literal, n=1, seed=seed, rerank=n)[0].image
+
+    return Subject(
+        brush.clip,
+        brush.tokenizer,
+        judge,
+        lambda labels: label_embeddings(brush.clip, brush.tokenizer, labels, sentences),
+        pack_temperature(brush.pack.info),
+        brush.pack.image_size,
+        brush.vqgan if Part.RECONSTRUCTION in parts else None,
+        draw if brush.pack.has("transformer") else None,
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        if part.exists():
+            part.unlink()

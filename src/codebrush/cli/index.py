@@ -1,0 +1,47 @@
+"""`codebrush index`: folders and data sources of pictures into a database that can be searched."""
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from codebrush.cli.output import print_json, progress_bar
+
+
+def index(
+    paths: Annotated[list[str], typer.Argument(help="Folders, pictures, .parquet, .tar, .csv, .jsonl files, hub ids.")],
+    db: Annotated[Path, typer.Option(help="Folder of the database, made if it is not there.")],
+    caption: Annotated[list[str] | None, typer.Option(help='Caption template, like "{label}, {style} style".')] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of the pictures.  [found]")] = None,
+    pack: Annotated[str, typer.Option(help="Built-in name, folder or hub id of the models.")] = "emoji",
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Embed pictures into a database for codebrush search.
+
+    Run again with the same paths, it embeds what is new or has changed, and drops what is gone. Pictures that cannot
+    be read are named and skipped.
+    """
+    start = time.perf_counter()
+    from codebrush.pipeline import Codebrush
+    from codebrush.search.database import Mark, create_database
+    from codebrush.search.indexing import index_pictures
+    from codebrush.search.pictures import open_pictures
+    from codebrush.understanding.probe import clip_hash
+
+    brush = Codebrush.from_pretrained(pack)
+    sources = [open_pictures(path, caption or (), image_column) for path in dict.fromkeys(paths)]
+    mark = Mark(brush.pack.name, clip_hash(brush.pack.member("clip")))
+    database = create_database(db, mark, brush.clip.embed_dim)
+    with progress_bar("indexing") as progress:
+        report = index_pictures(database, sources, brush.clip, progress)
+    for each in report.skipped:
+        print(f"codebrush: skipped {each['path']}: {each['reason']}", file=sys.stderr)
+    seconds = round(time.perf_counter() - start, 3)
+    if json_output:
+        print_json({**asdict(report), "seconds": seconds})
+        return
+    done = f"{report.added:,} added, {report.updated:,} updated, {report.removed:,} removed"
+    print(f"{db}: {done}, {report.unchanged:,} unchanged, {len(report.skipped):,} skipped; {seconds:.1f} seconds")

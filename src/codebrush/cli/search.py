@@ -1,0 +1,100 @@
+"""`codebrush search`: the pictures of a database that fit a text, a picture or both."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from codebrush.cli.flags import given_flags, refuse
+from codebrush.cli.output import print_json
+from codebrush.errors import UsageError
+
+if TYPE_CHECKING:
+    from codebrush.search.queries import Hit
+
+
+class Mode(StrEnum):
+    """What of a picture is looked at."""
+
+    VECTOR = "vector"
+    TEXT = "text"
+    HYBRID = "hybrid"
+
+
+def search(
+    context: typer.Context,
+    db: Annotated[Path, typer.Option(help="Folder of the database that codebrush index has made.")],
+    query: Annotated[str | None, typer.Argument(help='What to look for, like "a red flower".')] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to look for the like of.")] = None,
+    image_weight: Annotated[
+        float, typer.Option(min=0, max=1, help="What --image counts beside the text, which counts the rest.")
+    ] = 0.5,
+    without: Annotated[list[str] | None, typer.Option(help="A text for what is not wanted; may be repeated.")] = None,
+    where: Annotated[str | None, typer.Option(help='A condition in SQL, like "width > 64".')] = None,
+    mode: Annotated[Mode, typer.Option(help="Compare with the pictures, with their captions, or with both.")] = (
+        Mode.VECTOR
+    ),
+    k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="How many to find.")] = 10,
+    sheet: Annotated[Path | None, typer.Option(help="Draw what was found into this PNG file.")] = None,
+    pack: Annotated[str, typer.Option(help="The pack that the database was made with.")] = "emoji",
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Find pictures by words, by a picture, or by their captions, best first. The text is taken literally."""
+    if mode is Mode.TEXT:
+        refuse(given_flags(context), ("image", "image_weight"), "cannot go with --mode text: it reads captions alone")
+    if image is None or query is None:
+        refuse(given_flags(context), ("image_weight",), "weighs a picture against a text: give both")
+    if query is None and image is None:
+        raise UsageError('there is nothing to look for: give a text, like "a red flower", or --image FILE')
+    if query is not None and not query.strip():
+        raise UsageError("the text to look for is empty")
+    if not all(text.strip() for text in without or ()):
+        raise UsageError("a text for --without is empty")
+    from codebrush.pipeline import Codebrush
+    from codebrush.search.database import Mark, open_database
+    from codebrush.search.queries import combine
+    from codebrush.search.queries import search as find
+    from codebrush.understanding.probe import clip_hash
+
+    brush = Codebrush.from_pretrained(pack)
+    database = open_database(db, Mark(brush.pack.name, clip_hash(brush.pack.member("clip"))))
+    vector = None
+    if mode is not Mode.TEXT:
+        wanted = None if query is None else brush.embed_text([query])[0]
+        alike = None if image is None else brush.embed_images([image])[0]
+        vector = combine(wanted, alike, brush.embed_text(without) if without else None, image_weight)
+    hits = find(database, vector, query, k=k, where=where, mode=mode.value, without=without or ())
+    if sheet is not None and hits:
+        _draw(hits, sheet)
+    if json_output:
+        drawn = {"sheet": str(sheet)} if sheet is not None and hits else {}
+        found = [{"path": hit.path, "score": hit.score, "caption": hit.caption} for hit in hits]
+        print_json({"results": found, **drawn})
+    else:
+        _print(hits, sheet)
+
+
+def _draw(hits: "list[Hit]", sheet: Path) -> None:
+    from codebrush.data.images import contact_sheet, decode_image, save_png
+
+    pictures = [decode_image(hit.thumbnail) for hit in hits]
+    save_png(contact_sheet(pictures, [f"{hit.score:.3f} {hit.caption or Path(hit.path).name}" for hit in hits]), sheet)
+
+
+def _print(hits: "list[Hit]", sheet: Path | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not hits:
+        print("nothing found")
+        return
+    table = Table("score", "picture", "caption", box=None, header_style="bold")
+    for hit in hits:
+        table.add_row(f"{hit.score:.3f}", hit.path, hit.caption)
+    width = None if sys.stdout.isatty() else 10_000  # a path read from a pipe must not be broken into lines
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    console.print(table, soft_wrap=True)
+    if sheet is not None:
+        console.print(f"contact sheet: {sheet}", soft_wrap=True)

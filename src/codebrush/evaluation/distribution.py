@@ -1,0 +1,66 @@
+"""Features of real and of made pictures in; how far the two sets are apart as sets, out."""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from codebrush.errors import CodebrushError
+
+SUBSETS, SUBSET_SIZE = 100, 1000  # of the kernel distance (Binkowski et al. 2018)
+
+
+class _AsGiven(nn.Module):
+    """Features stand for pictures: torchmetrics is handed what a network has made of them already."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+class SetDistances:
+    """Frechet (Heusel et al. 2017) and kernel distance (Binkowski et al. 2018) of features `width` wide.
+
+    torchmetrics' FID and KID in double precision, the kernel being (x y + 1)^3, so that unit vectors spread over it
+    whatever their width. They are only comparable with others over the same features, and not with those of the
+    Inception network. All features are kept until the end: 4 MB for 1,000 pictures of 512.
+    """
+
+    def __init__(self, width: int):
+        try:
+            from torchmetrics.image.fid import FrechetInceptionDistance
+        except ImportError as error:
+            raise CodebrushError("measuring needs torchmetrics: pip install 'codebrush[eval]'") from error
+        self._frechet = FrechetInceptionDistance(_AsGiven(width)).set_dtype(torch.float64)
+        self._real: list[Tensor] = []
+        self._made: list[Tensor] = []
+
+    def update(self, real: Tensor, made: Tensor) -> None:
+        """Features (B, E) of pictures and of what was made of them."""
+        for features, store, is_real in ((real, self._real, True), (made, self._made, False)):
+            store.append(features.double().cpu())
+            self._frechet.update(store[-1], real=is_real)
+
+    def compute(self, seed: int = 0) -> dict[str, float]:
+        """`rfid`, and `kid` with its deviation `kid_std` over 100 subsets of `kid_subset` pictures (1,000, or half of
+        fewer). Raises CodebrushError for fewer than four pictures."""
+        from torchmetrics.image.kid import KernelInceptionDistance
+
+        pictures = sum(len(part) for part in self._real)
+        if pictures < 4:
+            raise CodebrushError(f"{pictures} pictures are too few to compare as a set: give four or more")
+        size = min(SUBSET_SIZE, pictures // 2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that it keeps all features
+            width = self._real[0].shape[1]
+            kernel = KernelInceptionDistance(_AsGiven(width), subsets=SUBSETS, subset_size=size, gamma=1.0, coef=1.0)
+        for part, is_real in ((self._real, True), (self._made, False)):
+            kernel.update(torch.cat(part), real=is_real)
+        with torch.random.fork_rng(devices=[]):  # it draws its subsets by the global stream
+            torch.manual_seed(seed)
+            mean, deviation = kernel.compute()
+        figures = {"rfid": self._frechet.compute().item(), "kid": mean.item(), "kid_std": deviation.item()}
+        return {**figures, "kid_subset": size}

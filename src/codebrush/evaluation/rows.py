@@ -1,0 +1,81 @@
+"""Rows of captioned pictures in; those that can be read, a batch at a time, with their labels and embeddings out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from codebrush.data.captions import CaptionedImages
+from codebrush.data.filters import is_empty
+from codebrush.data.preprocess import pixels_for
+from codebrush.errors import DataError, ImageError
+from codebrush.models.clip import CLIP
+from codebrush.text.tokenizer import Tokenizer
+
+BATCH = 64  # pictures or texts at a time, which bounds the memory
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Reading:
+    """`source` read once: `rows` are the numbers of the pictures that came out, `skipped` the others and why."""
+
+    source: CaptionedImages
+    progress: Progress | None = None
+    rows: list[int] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+
+    def batches(self) -> Iterator[list[Image.Image]]:
+        """The readable pictures in order, up to `BATCH` at a time. Raises DataError where there is none."""
+        total = len(self.source)
+        for start in range(0, total, BATCH):
+            pictures = []
+            for row in range(start, min(start + BATCH, total)):
+                try:
+                    pictures.append(self.source.image(row))
+                except ImageError as error:
+                    name = self.source.name(row)
+                    self.skipped.append({"path": name, "reason": str(error).removeprefix(f"{name}: ")})
+                else:
+                    self.rows.append(row)
+            if pictures:
+                yield pictures
+            if self.progress is not None:
+                self.progress(min(start + BATCH, total), total)
+        if not self.rows:
+            first = self.skipped[0]
+            raise DataError(
+                f"{self.source.origin}: none of its {total} pictures can be read; {first['path']}: {first['reason']}"
+            )
+
+
+@torch.no_grad()
+def embed_rows(clip: CLIP, reading: Reading) -> Tensor:
+    """Unit embeddings (N, E) of the readable pictures, on the CPU; `reading.rows` says whose they are."""
+    device = clip.log_scale.device
+    return torch.cat([clip.encode_image(pixels_for(clip, some).to(device)).cpu() for some in reading.batches()])
+
+
+@torch.no_grad()
+def embed_texts(clip: CLIP, tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
+    """Texts, taken literally and cut where they are too long -> unit embeddings (T, E) on the CPU."""
+    parts = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
+    device = clip.log_scale.device
+    return torch.cat([clip.encode_text(tokenizer(part, on_long="truncate").to(device)).cpu() for part in parts])
+
+
+def row_labels(source: CaptionedImages, column: str) -> list[str | None]:
+    """Each row's cell of `column` as a label; None where it is empty. Raises DataError where there is no such column,
+    it holds lists, or nothing."""
+    known = source.row(0)
+    if column not in known:
+        raise DataError(f"{source.origin}: no column {column} with labels; there are {', '.join(known)}")
+    cells = [source.row(row)[column] for row in range(len(source))]
+    if any(isinstance(cell, list | dict) for cell in cells):
+        raise DataError(f"{source.origin}: the column {column} holds several values a row: name one with a label each")
+    labels = [None if is_empty(cell) else str(cell).strip() for cell in cells]
+    if not any(labels):
+        raise DataError(f"{source.origin}: the column {column} is empty: name another with labels")
+    return labels

@@ -1,0 +1,229 @@
+"""A folder in; the LanceDB table of embedded pictures in it out, with one line for whatever is wrong with it.
+
+Whoever writes holds the lock for as long as one batch takes, so that several processes can index at once; readers
+need none, because each commit leaves what they read in place.
+"""
+
+import errno
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from codebrush.errors import CodebrushError, DataError, PackError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TABLE = "pictures"
+TABLE_FOLDER = f"{TABLE}.lance"
+LOCK = ".codebrush.lock"
+ABOUT = b"codebrush"  # key of the table's own metadata
+FORMAT = 1
+ANN_ROWS = 20_000  # from here on the vector index saves more time than it costs
+KEPT_VERSIONS = timedelta(minutes=10)  # how long a reader may still be at work on what was replaced
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Whose embeddings a database holds: the name of a pack, and the sha256 (hex) of its CLIP's weights."""
+
+    pack: str
+    clip: str
+
+
+class Database:
+    """Made by `open_database`. `table` is LanceDB's own, always of the newest version."""
+
+    def __init__(self, path: Path, table: Any, mark: Mark) -> None:
+        self.path, self.table, self.mark = path, table, mark
+        self._lock = FileLock(path / LOCK)
+
+    @property
+    def embed_dim(self) -> int:
+        """E, the width of the embeddings."""
+        return self.table.schema.field("embedding").type.list_size
+
+    def count(self, where: str | None = None) -> int:
+        """How many pictures there are, or how many of them pass an SQL condition."""
+        with self.guarded():
+            return self.table.count_rows(where)
+
+    def write(self, rows: "pa.Table") -> tuple[int, int]:
+        """Add rows, or replace those of the same `path`, all or none; columns left out keep what they hold.
+
+        Returns how many were added and how many replaced.
+        """
+        with self.guarded(), self.locked():
+            merge = self.table.merge_insert("path").when_matched_update_all()
+            if "embedding" in rows.column_names:
+                merge = merge.when_not_matched_insert_all()
+            done = merge.execute(rows)
+            return done.num_inserted_rows, done.num_updated_rows
+
+    def add_columns(self, fields: Iterable["pa.Field"]) -> None:
+        """Columns that the table does not have yet; what is there already has null in them."""
+        with self.guarded(), self.locked():
+            new = [field for field in fields if field.name not in self.table.schema.names]
+            if new:
+                self.table.add_columns(new)
+
+    def delete(self, paths: list[str]) -> int:
+        """Take rows out by their path; returns how many there were."""
+        removed = 0
+        with self.guarded(), self.locked():
+            for start in range(0, len(paths), 500):
+                removed += self.table.delete(is_in("path", paths[start : start + 500])).num_deleted_rows
+        return removed
+
+    def rows(self, columns: list[str], where: str | None = None) -> Iterator["pa.RecordBatch"]:
+        """The rows that pass an SQL condition, in batches, unordered."""
+        with self.guarded():
+            query = self.table.search().select(columns)
+            yield from (query.where(where) if where else query).to_batches()
+
+    def settle(self) -> None:
+        """After writing: join small files, bring the indices up to date, and make the vector index once it pays."""
+        with self.guarded(), self.locked():
+            if not self.has_vector_index and self.table.count_rows() >= ANN_ROWS:
+                from lancedb.index import IvfSq
+
+                self.table.create_index("embedding", config=IvfSq(distance_type="cosine"))
+            self.table.optimize(cleanup_older_than=KEPT_VERSIONS)
+
+    @property
+    def has_vector_index(self) -> bool:
+        """Whether searches compare embeddings of a byte a value first (see `settle`)."""
+        return any("embedding" in index.columns for index in self.table.list_indices())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else writes meanwhile. The system frees the lock of a process that dies."""
+        with self._lock:
+            yield
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Whatever LanceDB raises as one line that names the database."""
+        with _guarded(self.path):
+            yield
+
+
+def open_database(path: str | Path, mark: Mark) -> Database:
+    """The database in the folder `path`, to be searched with the CLIP of `mark`.
+
+    Raises DataError where there is none or it is damaged, PackError where another CLIP made it.
+    """
+    path = Path(path)
+    if not (path / TABLE_FOLDER).is_dir():
+        if path.exists() and not path.is_dir():
+            raise DataError(f"{path} is no database but a file: name a folder that codebrush index has made")
+        raise DataError(f"there is no database in {path}: make one with codebrush index PICTURES --db {path}")
+    with _guarded(path):
+        table = _connect(path).open_table(TABLE)
+        made_by = _read_mark(path, table.schema)
+    if made_by.clip != mark.clip:
+        raise PackError(
+            f"{path} was made with the CLIP of the pack '{made_by.pack}' ({made_by.clip[:8]}), which the pack "
+            f"'{mark.pack}' ({mark.clip[:8]}) cannot read: use --pack {made_by.pack}, or index into another --db"
+        )
+    return Database(path, table, made_by)
+
+
+def create_database(path: str | Path, mark: Mark, embed_dim: int) -> Database:
+    """Like `open_database`; a folder that is not there, or empty, becomes a database first."""
+    path = Path(path)
+    _lancedb()  # before anything is written
+    try:
+        if path.is_dir() and not (path / TABLE_FOLDER).is_dir() and any(each.name != LOCK for each in path.iterdir()):
+            raise DataError(f"{path} is no database, and holds other things: name a new folder for it")
+        if path.exists() and not path.is_dir():
+            raise DataError(f"{path} is a file: name a folder for the database")
+        path.mkdir(parents=True, exist_ok=True)
+        with FileLock(path / LOCK):
+            if not (path / TABLE_FOLDER).is_dir():
+                with _guarded(path):
+                    _create_table(path, mark, embed_dim)
+    except OSError as error:
+        raise _unwritable(path, error.strerror or str(error)) from error
+    return open_database(path, mark)
+
+
+def is_in(column: str, values: list[str]) -> str:
+    """The SQL condition that a column has one of some texts."""
+    return f"{column} IN ({', '.join(quoted(value) for value in values)})"
+
+
+def quoted(text: str) -> str:
+    """A text as SQL writes it."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _create_table(path: Path, mark: Mark, embed_dim: int) -> None:
+    import pyarrow as pa
+    from lancedb.index import FTS, BTree
+
+    about = json.dumps({"format": FORMAT, "pack": mark.pack, "clip": mark.clip})
+    schema = pa.schema(
+        [
+            pa.field("path", pa.string(), nullable=False),
+            pa.field("source", pa.string()),
+            pa.field("caption", pa.string()),
+            pa.field("embedding", pa.list_(pa.float32(), embed_dim)),
+            pa.field("width", pa.int64()),
+            pa.field("height", pa.int64()),
+            pa.field("size", pa.int64()),  # in bytes, of the file
+            pa.field("modified", pa.int64()),  # in ns since 1970; null for a row of a data source
+            pa.field("hash", pa.string()),  # sha256 (hex) of the file
+            pa.field("text_hash", pa.string()),  # of the caption and the source's columns
+            pa.field("thumbnail", pa.binary()),
+        ],
+        metadata={ABOUT.decode(): about},
+    )
+    table = _connect(path).create_table(TABLE, schema=schema)
+    table.create_index("path", config=BTree())
+    table.create_index("caption", config=FTS(remove_stop_words=False))
+
+
+def _connect(path: Path) -> Any:
+    return _lancedb().connect(path, read_consistency_interval=timedelta(0))
+
+
+def _lancedb() -> Any:
+    os.environ.setdefault("LANCEDB_LOG", "error")  # what matters is raised as well
+    try:
+        import lancedb
+    except ImportError as error:
+        raise CodebrushError("search needs LanceDB: pip install 'codebrush[search]'") from error
+    return lancedb
+
+
+def _read_mark(path: Path, schema: "pa.Schema") -> Mark:
+    about = json.loads((schema.metadata or {}).get(ABOUT, b"{}"))
+    if about.get("format") != FORMAT:
+        raise DataError(f"{path} is no database of this version of codebrush: index the pictures into a new folder")
+    return Mark(about["pack"], about["clip"])
+
+
+@contextmanager
+def _guarded(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (CodebrushError, GeneratorExit):
+        raise
+    except Exception as error:  # of many kinds, most of them RuntimeError, with the cause in words
+        reason = " ".join(str(error).split()).split(", /", 1)[0][:200]
+        if getattr(error, "errno", None) in UNWRITABLE or any(os.strerror(code) in reason for code in UNWRITABLE):
+            raise _unwritable(path, reason) from error
+        raise DataError(f"{path} is damaged ({reason}): delete it, and index the pictures again") from error
+
+
+def _unwritable(path: Path, reason: str) -> CodebrushError:
+    return CodebrushError(f"cannot write {path}: {reason}; free space there or name another folder")

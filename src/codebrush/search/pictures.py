@@ -1,0 +1,156 @@
+"""Folders, picture files and data sources in; one candidate a picture, with its caption and its columns, out.
+
+A file goes by its absolute path. A picture inside a data source goes by the source, a number sign and its name there:
+/data/pets.parquet#cat-17.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codebrush.data.captions import CAPTION_COLUMNS, NAME_COLUMNS, Template
+from codebrush.data.filters import is_empty
+from codebrush.data.images import EXTENSIONS
+from codebrush.data.sources import BUILDERS, Rows, load_rows
+from codebrush.errors import DataError, ImageError
+
+# What a row has from its picture; a source's column of such a name is left out.
+OWN_COLUMNS = frozenset(
+    ("path", "source", "caption", "embedding", "width", "height", "size", "modified", "hash", "text_hash", "thumbnail")
+)
+BATCH = 256  # rows that are read at once
+Value = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A picture that may go into a database: a file, or the contents `data` of one (b"" where there are none)."""
+
+    path: str
+    source: str
+    caption: str
+    columns: dict[str, Value]
+    data: bytes | None = None
+
+    @property
+    def text_hash(self) -> str:
+        """sha256 (hex) of the caption and the columns."""
+        return hashlib.sha256(json.dumps([self.caption, self.columns]).encode()).hexdigest()
+
+    def contents(self) -> bytes:
+        """The picture's file. Raises ImageError."""
+        try:
+            data = Path(self.path).read_bytes() if self.data is None else self.data
+        except OSError as error:
+            raise ImageError((error.strerror or str(error)).lower()) from error
+        if not data:
+            raise ImageError("the row holds no picture" if self.data is not None else "the file is empty")
+        return data
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of the places that were named: how many pictures it has, and what they are.
+
+    `is_folder` says that every picture file below `name` belongs to it.
+    """
+
+    name: str
+    count: int
+    candidates: Iterable[Candidate]
+    is_folder: bool = False
+
+
+def open_pictures(place: str, captions: Sequence[str] = (), image_column: str | None = None) -> Source:
+    """A picture file, a folder, or any data source that training reads; captions are not needed.
+
+    `captions` are templates over the columns of the source. Raises DataError for what is missing, unknown or holds
+    nothing; a folder without pictures is empty.
+    """
+    path = Path(os.path.abspath(Path(place).expanduser()))
+    name = str(path) if path.exists() or not _is_hub_id(place) else place
+    if path.is_file() and path.suffix.lower() in EXTENSIONS:
+        return Source(name, 1, [Candidate(name, name, _caption_beside(path), {"folder": path.parent.name})])
+    if path.is_dir() and not any(_readable(file) for _, _, files in os.walk(path) for file in files):
+        return Source(name, 0, [], is_folder=True)
+    rows = load_rows(place, image_column)
+    templates = _templates(rows, captions)
+    return Source(name, len(rows.images), _candidates(name, rows, templates), path.is_dir())
+
+
+def _is_hub_id(place: str) -> bool:
+    return not os.path.isabs(place) and "*" not in place and place.count("/") == 1
+
+
+def _readable(file: str) -> bool:
+    return Path(file).suffix.lower() in EXTENSIONS | BUILDERS.keys()
+
+
+def _caption_beside(path: Path) -> str:
+    try:
+        lines = path.with_suffix(".txt").read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path.with_suffix('.txt')}: cannot be read as UTF-8 text: save it as such") from error
+    return _joined(line.strip() for line in lines)
+
+
+def _templates(rows: Rows, captions: Sequence[str]) -> list[Template]:
+    names = rows.text.column_names
+    if not captions:
+        found = next((each for each in CAPTION_COLUMNS if each in names and each != rows.image_column), None)
+        return [] if found is None else [Template(f"{{{found}}}", (found,), each=True)]
+    templates = [Template.parse(text) for text in captions]
+    for template in templates:
+        for column in template.columns:
+            if column not in names:
+                raise DataError(
+                    f'{rows.origin}: the caption template "{template.text}" needs the column {column}; '
+                    f"there are {', '.join(names)}"
+                )
+    return templates
+
+
+def _candidates(name: str, rows: Rows, templates: Sequence[Template]) -> Iterator[Candidate]:
+    told = {column for template in templates if template.each for column in template.columns} | {rows.image_column}
+    for start in range(0, len(rows.images), BATCH):
+        texts = rows.text.slice(start, BATCH).to_pylist()
+        cells = rows.images[start : start + BATCH][rows.image_column]
+        for offset, (row, cell) in enumerate(zip(texts, cells, strict=True)):
+            caption = _joined(text for template in templates for text in template.fill(row.__getitem__))
+            given = {key: value for key, value in row.items() if key not in told and not is_empty(value)}
+            columns = {_column(key): _plain(value) for key, value in given.items()}
+            columns = {key: value for key, value in columns.items() if key and key not in OWN_COLUMNS}
+            stored = (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
+            if isinstance(stored, str):
+                path = os.path.normpath(rows.base / stored)
+                yield Candidate(path, name, caption, columns)
+            else:
+                own = _row_name(row, cell) or f"row {start + offset}"
+                yield Candidate(f"{name}#{own}", name, caption, columns, stored or b"")
+
+
+def _row_name(row: dict[str, Any], cell: Any) -> str | None:
+    named = next((row[column] for column in NAME_COLUMNS if isinstance(row.get(column), str)), None)
+    return named or (cell.get("path") if isinstance(cell, dict) else None)
+
+
+def _column(name: str) -> str:
+    """A name that SQL takes as it is, and that is none of LanceDB's own, which begin with an underscore."""
+    return re.sub(r"\W", "_", name).lstrip("_")
+
+
+def _joined(captions: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(text for text in captions if text))
+
+
+def _plain(value: Any) -> Value:
+    if isinstance(value, list):
+        return ", ".join(str(entry) for entry in value if not is_empty(entry))
+    return value if isinstance(value, Value) else str(value)

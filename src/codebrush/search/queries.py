@@ -1,0 +1,131 @@
+"""A question of words, pictures and conditions in; the pictures of a database that answer it, best first, out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from codebrush.errors import UsageError
+from codebrush.search.database import Database
+
+WITHOUT_WEIGHT = 0.5  # of an unwanted text, beside the 1 of what is looked for
+# The vector index is read whole: a byte a value, so many times faster than comparing all embeddings at full precision
+# and nearly as exact. Fewer partitions would save little up to a million pictures, and texts, which lie apart from
+# pictures in CLIP's space, would miss many of their neighbours (benchmarks/search_100k.py).
+PROBES = 1_000_000
+REFINE = 2  # times k of the best by the index are compared at full precision
+MOST = 10_000  # results; hybrid search weighs twice as many
+Mode = Literal["vector", "text", "hybrid"]
+SHOWN = ["path", "caption", "thumbnail"]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """`score` is the cosine with the question (vector), the BM25 score of the caption (text), or the sum of
+    reciprocal ranks (hybrid): comparable within one answer.
+    """
+
+    path: str
+    score: float
+    caption: str
+    thumbnail: bytes
+
+
+def combine(
+    text: Tensor | None, image: Tensor | None, without: Tensor | None = None, image_weight: float = 0.5
+) -> Tensor:
+    """The unit vector (E,) to look for, from unit vectors of a text (E,), a picture (E,) and unwanted texts (U, E).
+
+    With both, the picture counts `image_weight` (0 to 1) and the text the rest. Raises UsageError where nothing is
+    left to look for.
+    """
+    if not 0 <= image_weight <= 1:
+        raise UsageError(f"the weight of the picture is {image_weight:g}; it must be between 0 and 1")
+    wanted = [vector for vector in (text, image) if vector is not None]
+    if not wanted:
+        raise UsageError("there is nothing to look for: give a text, a picture or both")
+    weights = (1 - image_weight, image_weight) if len(wanted) == 2 else (1.0,)
+    query = torch.stack([weight * vector for weight, vector in zip(weights, wanted, strict=True)]).sum(0)  # (E,)
+    if without is not None and len(without):
+        query = query - WITHOUT_WEIGHT * without.sum(0)
+    if not query.norm() > 1e-6:
+        raise UsageError("what is looked for and what is unwanted cancel out: leave one of them away")
+    return F.normalize(query, dim=0)
+
+
+def search(
+    database: Database,
+    vector: Tensor | None,
+    words: str | None = None,
+    *,
+    k: int = 10,
+    where: str | None = None,
+    mode: Mode = "vector",
+    without: Sequence[str] = (),
+) -> list[Hit]:
+    """The `k` best rows that pass the SQL condition `where`.
+
+    "vector" looks for embeddings near the unit vector (E,); "text" for captions with any of the `words` and none of
+    those `without`, inflected or not; "hybrid" joins both lists by reciprocal rank fusion (Cormack et al. 2009).
+    Raises UsageError for what cannot be asked.
+    """
+    if not 1 <= k <= MOST:
+        raise UsageError(f"k is {k}; it must be between 1 and {MOST:,}")
+    if mode != "vector" and not (words or "").strip():
+        raise UsageError(f"the mode {mode} looks for words in captions: give a text")
+    if mode != "text" and vector is None:
+        raise UsageError(f"the mode {mode} looks for what is like a text or a picture: give one")
+    if where is not None:
+        check_condition(database, where)
+    with database.guarded():
+        rows = _query(database.table, vector, words or "", without, mode).limit(k)
+        rows = rows if where is None else rows.where(where)
+        found = rows.to_list()
+    hits = [_hit(row) for row in found]
+    return sorted(hits, key=lambda hit: (-hit.score, hit.path))[:k]
+
+
+def check_condition(database: Database, where: str) -> None:
+    """UsageError for a condition that is none, or asks for a column that is not there."""
+    database.count()  # a damaged database is not the condition's fault
+    try:
+        database.table.search().where(where).select(["path"]).limit(1).to_arrow()
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).removeprefix("Invalid input, ").split()).split(" Valid fields", 1)[0][:200]
+        names = ", ".join(name for name in database.table.schema.names if name not in ("embedding", "thumbnail"))
+        raise UsageError(f'cannot read the condition "{where}" ({reason}); the columns are {names}') from error
+
+
+def _query(table: Any, vector: Tensor | None, words: str, without: Sequence[str], mode: Mode) -> Any:
+    if mode == "text":
+        return table.search(_words(words, without), query_type="fts").select([*SHOWN, "_score"])
+    assert vector is not None
+    numbers = vector.float().cpu().numpy()  # (E,)
+    if mode == "vector":
+        query = table.search(numbers, vector_column_name="embedding", query_type="vector")
+        query = query.select([*SHOWN, "_distance"])
+    else:
+        query = table.search(query_type="hybrid", vector_column_name="embedding")
+        query = query.vector(numbers).text(_words(words, without)).select(SHOWN)
+    return query.distance_type("cosine").nprobes(PROBES).refine_factor(REFINE)
+
+
+def _words(words: str, without: Sequence[str]) -> Any:
+    """The words as they are: nothing in them is an operator."""
+    from lancedb.query import BooleanQuery, MatchQuery, Occur
+
+    match: Any = MatchQuery  # which has defaults that its types do not tell of
+    wanted = match(words, "caption")
+    unwanted = [(Occur.MUST_NOT, match(text, "caption")) for text in without]
+    return BooleanQuery([(Occur.MUST, wanted), *unwanted]) if unwanted else wanted
+
+
+def _hit(row: dict[str, Any]) -> Hit:
+    if "_relevance_score" in row:
+        score = row["_relevance_score"]
+    else:
+        score = row["_score"] if "_score" in row else 1 - row["_distance"]
+    return Hit(row["path"], float(score), row["caption"] or "", row["thumbnail"] or b"")

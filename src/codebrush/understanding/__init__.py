@@ -1,0 +1,1 @@
+"""What CLIP makes of pictures: labels, captions, answers, and why."""

@@ -1,0 +1,139 @@
+"""Pictures and labels in; how likely each label is, told by the labels' words alone, out."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from codebrush.data.preprocess import pixels_for
+from codebrush.errors import DataError, PackError, UsageError
+from codebrush.models.clip import CLIP
+from codebrush.text.prompts import ZERO_SHOT_TEMPLATES
+from codebrush.text.tokenizer import Tokenizer
+
+BATCH = 32  # pictures or sentences read together
+
+
+class ZeroShotClassifier:
+    """Tells labels by their words alone (Radford et al. 2021, section 3.1).
+
+    A label stands for the unit mean of the unit embeddings of the sentences that it makes with `templates`. The
+    logits are its cosines with a picture times CLIP's learned scale, over `temperature`: 1 keeps CLIP's own, and
+    `pack_temperature` says what a pack was found to need. Labels must be two or more, none empty, each once (case and
+    spaces apart); templates hold {} once. Whatever is not so is a UsageError.
+    """
+
+    def __init__(
+        self,
+        clip: CLIP,
+        tokenizer: Tokenizer,
+        labels: Sequence[str],
+        templates: Sequence[str] = ZERO_SHOT_TEMPLATES,
+        temperature: float = 1.0,
+    ):
+        check_labels(labels)
+        if not 0 < temperature < float("inf"):
+            raise UsageError(f"the temperature must be positive, not {temperature}")
+        self.clip, self.labels, self.temperature = clip, tuple(labels), temperature
+        self.classes = label_embeddings(clip, tokenizer, self.labels, templates)
+
+    @torch.no_grad()
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """Unit embeddings of pictures (B, E) -> (B, L), at the temperature."""
+        return self.clip.log_scale.exp() * embeddings @ self.classes.T / self.temperature
+
+    def rank(self, embeddings: Tensor) -> list[list[tuple[str, float]]]:
+        """Unit embeddings of pictures (B, E) -> each one's labels with their probabilities, likeliest first."""
+        return ranked(self.labels, self.logits(embeddings))
+
+    @torch.no_grad()
+    def classify(self, images: Sequence[bytes | str | Path | Image.Image]) -> list[list[tuple[str, float]]]:
+        """Pictures or their files, ranked as `rank` does. One that cannot be read is an ImageError."""
+        found: list[list[tuple[str, float]]] = []
+        for start in range(0, len(images), BATCH):
+            pixels = pixels_for(self.clip, images[start : start + BATCH])  # (B, 3, S, S)
+            found += self.rank(self.clip.encode_image(pixels.to(self.classes.device)))
+        return found
+
+
+def ranked(labels: Sequence[str], logits: Tensor) -> list[list[tuple[str, float]]]:
+    """Logits (B, L) -> for each row the labels with their probabilities, likeliest first."""
+    shares, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)  # (B, L) each
+    rows: list[tuple[list[int], list[float]]] = list(zip(order.tolist(), shares.tolist(), strict=True))
+    return [[(labels[place], share) for place, share in zip(*row, strict=True)] for row in rows]
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """A UsageError where `labels` are nothing to choose from."""
+    if isinstance(labels, str) or not labels:
+        raise UsageError("labels must be a list of at least two texts, such as cat and dog")
+    seen: dict[str, str] = {}
+    for label in labels:
+        if not label.strip():
+            raise UsageError("one of the labels is empty: name it or leave it out")
+        key = " ".join(label.casefold().split())
+        if key in seen:
+            raise UsageError(f'the labels "{seen[key]}" and "{label}" are the same: name it once')
+        seen[key] = label
+    if len(labels) == 1:
+        raise UsageError(f'"{labels[0]}" is the only label, so its probability is always 1: give another beside it')
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """A UsageError where labels cannot be put into `templates`."""
+    if isinstance(templates, str) or not templates:
+        raise UsageError('templates must be a list of at least one text, such as ["a photo of a {}"]')
+    for template in templates:
+        if template.count("{}") != 1:
+            raise UsageError(f'the template "{template}" must hold {{}} once, where the label goes')
+
+
+def pack_temperature(info: Mapping[str, Any]) -> float:
+    """The temperature that a pack's pack.json holds under "classification", fitted when the pack was measured (Guo et
+    al. 2017); 1 where it says nothing. One that is no positive number is a PackError."""
+    found = info.get("classification", {})
+    value = found.get("temperature", 1.0) if isinstance(found, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise PackError(f"the pack '{info.get('name')}': its classification must hold a positive temperature: mend it")
+    return float(value)
+
+
+def read_labels(text: str) -> list[str]:
+    """Labels with commas between, as in a line of CSV: one with a comma stands in double quotes."""
+    try:
+        rows = list(csv.reader(text.splitlines(), skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        raise UsageError(f'the labels cannot be read ({error}): write them like cat,"dog, asleep",car') from error
+    return [label.strip() for row in rows for label in row]
+
+
+def read_label_file(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file as labels; empty lines do not count. Raises DataError where it cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else "not UTF-8 text"
+        raise DataError(f"{path}: {reason}; give a text file with one label a line") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+@torch.no_grad()
+def label_embeddings(
+    clip: CLIP, tokenizer: Tokenizer, labels: Sequence[str], templates: Sequence[str] = ZERO_SHOT_TEMPLATES
+) -> Tensor:
+    """Labels -> unit vectors (L, E), each the mean of its sentences' (section 3.1.4 there)."""
+    check_templates(templates)
+    device = clip.log_scale.device
+    means = []
+    for start in range(0, len(labels), BATCH):  # so that no more sentences are in memory than these labels have
+        some = labels[start : start + BATCH]
+        sentences = [template.replace("{}", label) for label in some for template in templates]
+        parts = [sentences[at : at + BATCH] for at in range(0, len(sentences), BATCH)]
+        vectors = torch.cat([clip.encode_text(tokenizer(part).to(device)) for part in parts])
+        means.append(vectors.unflatten(0, (len(some), len(templates))).mean(1))  # (some labels, E)
+    return F.normalize(torch.cat(means), dim=-1)  # (L, E)

@@ -1,0 +1,110 @@
+"""`codebrush classify` on a pack with random weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from codebrush import Codebrush
+from codebrush.cli.main import run
+from codebrush.data.shapes import scene
+from codebrush.understanding.classification import ZeroShotClassifier
+from packs import write_micro_pack
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[str]:
+    paths = [tmp_path / f"{index}.png" for index in range(2)]
+    for index, path in enumerate(paths):
+        scene(0, index, 32).image.save(path)
+    return [str(path) for path in paths]
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    assert run(["classify", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_labels_with_their_probabilities(
+    micro_pack: Path, pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = answer(capsys, *pictures, "--labels", 'cat, "dog, asleep",car', "--pack", str(micro_pack), "-k", "2")
+    assert [result["path"] for result in report["results"]] == pictures
+    brush = Codebrush.from_pretrained(micro_pack)
+    classifier = ZeroShotClassifier(brush.clip, brush.tokenizer, ["cat", "dog, asleep", "car"])
+    for result, wanted in zip(report["results"], classifier.classify(pictures), strict=True):
+        found = [(each["label"], each["probability"]) for each in result["labels"]]
+        assert [label for label, _ in found] == [label for label, _ in wanted[:2]]
+        assert [share for _, share in found] == pytest.approx([share for _, share in wanted[:2]], abs=1e-6)
+    assert report["temperature"] == 1.0
+
+
+def test_labels_from_a_file_sentences_and_temperature(
+    micro_pack: Path, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    options = ["--labels-file", str(tmp_path / "labels.txt"), "--template", "a {}", "--pack", str(micro_pack)]
+    cool, hot = (answer(capsys, pictures[0], *options, "--temperature", heat) for heat in ("0.2", "5"))
+    assert cool["results"][0]["labels"][0]["probability"] > hot["results"][0]["labels"][0]["probability"]
+    assert hot["templates"] == ["a {}"]
+    assert run(["classify", pictures[0], *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == pictures[0]
+    assert len(lines) == 3
+
+
+def test_a_pack_that_knows_its_temperature_is_asked(
+    pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack = write_micro_pack(tmp_path / "pack")
+    info = json.loads((pack / "pack.json").read_text())
+    (pack / "pack.json").write_text(json.dumps({**info, "classification": {"temperature": 3}}))
+    options = [pictures[0], "--labels", "cat,dog", "--pack", str(pack)]
+    own, given, other = (
+        answer(capsys, *options, *more)["results"] for more in ([], ["--temperature", "3"], ["--temperature", "1"])
+    )
+    assert own == given != other
+
+
+def test_one_that_cannot_be_read_is_named_and_skipped(
+    micro_pack: Path, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    options = ["--labels", "cat,dog", "--pack", str(micro_pack)]
+    assert run(["classify", pictures[0], str(broken), pictures[1], *options, "--json"]) == 0
+    output = capsys.readouterr()
+    report = json.loads(output.out)
+    assert [result["path"] for result in report["results"]] == pictures
+    assert [each["path"] for each in report["skipped"]] == [str(broken)]
+    assert output.err.startswith(f"codebrush: skipped {broken}: not a picture")
+    assert run(["classify", str(broken), *options]) == 1
+    assert "none of the pictures could be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "nothing to choose from"),
+        (["--labels", ""], "at least two"),
+        (["--labels", "cat"], "the only label"),
+        (["--labels", "cat,dog,,"], "one of the labels is empty"),
+        (["--labels", "cat,Cat"], "are the same"),
+        (["--labels", 'cat,"dog'], "cannot be read"),
+        (["--labels", "cat,dog", "--labels-file", "labels.txt"], "cannot go with --labels"),
+        (["--labels", "cat,dog", "--template", "a photo"], "must hold {} once"),
+        (["--labels", "cat,dog", "--temperature", "0"], "must be positive"),
+        (["--labels", "cat,dog", "--probe", "probe.safetensors"], "cannot go with --probe"),
+    ],
+)
+def test_misuse_is_one_line(
+    micro_pack: Path,
+    pictures: list[str],
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    complaint: str,
+) -> None:
+    assert run(["classify", pictures[0], *arguments, "--pack", str(micro_pack)]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1

@@ -1,0 +1,182 @@
+"""`codebrush evaluate` on drawn scenes and a pack with random weights, against the parts it is made of."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from codebrush import Codebrush
+from codebrush.cli.main import run
+from codebrush.data.captions import open_source
+from codebrush.data.images import stack
+from codebrush.data.shapes import scene
+from codebrush.evaluation.alignment import cross_retrieval, zero_shot
+from codebrush.evaluation.fidelity import reconstruction
+from codebrush.evaluation.tables import ROWS
+from codebrush.understanding.classification import label_embeddings
+from packs import write_micro_pack
+
+pytest.importorskip("torchmetrics")
+KINDS = ("circle", "square", "triangle")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve scenes of three labels, one row whose picture is missing, and one of another split."""
+    folder = tmp_path_factory.mktemp("scenes")
+    rows = []
+    for index in range(13):
+        drawn = scene(3, index, 32)
+        drawn.image.save(folder / f"{index}.png")
+        split = "test" if index < 12 else "train"
+        kind = KINDS[index % 3]
+        rows.append({"file_name": f"{index}.png", "label": kind, "caption": f"{kind} {index}", "split": split})
+    rows.append({"file_name": "none.png", "label": "circle", "caption": "re:zero | nothing", "split": "test"})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(micro_pack: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    out = tmp_path_factory.mktemp("reports") / "report.md"
+    with pytest.MonkeyPatch.context() as patch:
+        printed: list[dict] = []
+        patch.setattr("codebrush.cli.evaluate.print_json", printed.append)
+        assert run(["evaluate", str(micro_pack), str(source), "--prompts", "20", "--out", str(out), "--json"]) == 0
+    return {**printed[0], "markdown": out.read_text(encoding="utf-8")}
+
+
+def test_every_figure_is_there_and_the_missing_picture_is_told(report: dict) -> None:
+    assert report["pictures"] == 12
+    assert [each["path"] for each in report["skipped"]] == ["none.png"]
+    assert report["left_out"] == {}
+    assert set(report["reconstruction"]) == {
+        *("psnr", "ssim", "perceptual", "rfid", "kid", "kid_std", "kid_subset"),
+        *("codebook_usage", "codebook_perplexity", "features"),
+    }
+    assert report["judge"]["clip"] == "micro, the pack's own"
+    assert json.loads(json.dumps(report, allow_nan=False))
+
+
+def test_figures_are_those_of_their_parts(report: dict, micro_pack: Path, source: Path) -> None:
+    brush, rows = Codebrush.from_pretrained(micro_pack), open_source(source, split="test", limit=12)
+    pictures = [rows.image(row) for row in range(12)]
+    images, labels = brush.embed_images(pictures), [rows.row(row)["label"] for row in range(12)]
+    vectors = label_embeddings(brush.clip, brush.tokenizer, sorted(KINDS))
+    found = report["zero_shot"]
+    for name, value in zero_shot(images, sorted(KINDS), vectors, labels).items():
+        assert found[name] == pytest.approx(value)
+    captions = [rows.captions(row)[0] for row in range(12)]
+    texts = list(dict.fromkeys(captions))
+    owners = [[texts.index(caption)] for caption in captions]
+    assert report["retrieval"] == cross_retrieval(images, brush.embed_text(texts), owners)
+    for name, value in reconstruction(brush.vqgan, [stack(pictures, 32)]).items():
+        assert report["reconstruction"][name] == pytest.approx(value, rel=1e-4)
+    calibration = found["calibration"]
+    assert calibration["pictures"] == 6
+    assert calibration["temperature"] > 0
+
+
+def test_captions_are_drawn_word_for_word_whatever_the_syntax_of_prompts(report: dict, source: Path) -> None:
+    drawing = report["drawing"]
+    rows = open_source(source, split="test")
+    assert drawing["prompts"] == len({rows.captions(row)[0] for row in range(len(rows))})
+    assert drawing["refused"] == []
+    assert 0 <= drawing["r_precision"] <= 1
+
+
+def test_the_table_says_the_same(report: dict) -> None:
+    table = report["markdown"]
+    assert f"| PSNR (dB) | {report['reconstruction']['psnr']:.2f} |" in table
+    assert f"| text to image recall@5 | {report['retrieval']['text_to_image']['recall_at_5']:.1%} |" in table
+    assert "12 pictures." in table
+    assert "1 pictures could not be read, none.png first" in table
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(ROWS)
+    assert all(line.count("|") == 3 for line in rows)
+
+
+def test_parts_can_be_left_out_and_another_judge_asked(
+    micro_pack: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_micro_pack(tmp_path / "other", seed=4)
+    options = [
+        option for part in ("zero-shot", "retrieval", "clip-score", "drawing") for option in ("--leave-out", part)
+    ]
+    arguments = ["evaluate", str(micro_pack), str(source), *options, "--limit", "5"]
+    assert run([*arguments, "--json"]) == 0
+    own = json.loads(capsys.readouterr().out)
+    assert own["left_out"] == dict.fromkeys(("zero-shot", "retrieval", "clip-score", "drawing"), "not asked for")
+    assert "zero_shot" not in own
+    assert own["pictures"] == 5
+    assert run([*arguments, "--judge", str(other), "--json"]) == 0
+    judged = json.loads(capsys.readouterr().out)
+    assert judged["judge"]["clip"] == str(other)
+    assert judged["reconstruction"]["psnr"] == own["reconstruction"]["psnr"]
+    assert judged["reconstruction"]["perceptual"] != own["reconstruction"]["perceptual"]
+
+
+def test_what_cannot_be_measured_is_told_and_the_rest_is(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack = write_micro_pack(tmp_path / "pack")
+    info = json.loads((pack / "pack.json").read_text())
+    del info["members"]["transformer"]
+    (pack / "pack.json").write_text(json.dumps(info))
+    arguments = ["evaluate", str(pack), str(source), "--limit", "2", "--split", "test", "--where", "label != circle"]
+    assert run(arguments) == 0
+    table = capsys.readouterr().out
+    assert "left out: distances: 2 pictures are too few to compare as a set" in table
+    assert "left out: drawing: the pack has no code transformer" in table
+    assert "PSNR" in table
+
+
+def test_batches_bound_the_pixels(
+    micro_pack: Path, source: Path, report: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[int] = []
+    encode = torch.nn.Module.__call__
+    monkeypatch.setattr("codebrush.evaluation.rows.BATCH", 5)
+
+    def watched(module: torch.nn.Module, *values, **named):
+        if type(module).__name__ == "Encoder":
+            seen.append(len(values[0]))
+        return encode(module, *values, **named)
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", watched)
+    assert run(["evaluate", str(micro_pack), str(source), "--leave-out", "drawing", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert max(seen) == 5
+    assert found["reconstruction"]["rfid"] == pytest.approx(report["reconstruction"]["rfid"], abs=1e-4)
+    assert found["reconstruction"]["codebook_perplexity"] == pytest.approx(
+        report["reconstruction"]["codebook_perplexity"], rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "complaint"),
+    [
+        (["--label", "kind"], 1, "no column kind with labels"),
+        (["--split", "nine"], 1, "no split nine"),
+        (["--template", "a photo"], 2, "must hold {} once"),
+        (["--out", "."], 2, "must be a file"),
+        (
+            [f"--leave-out={part}" for part in ("zero-shot", "retrieval", "clip-score", "reconstruction", "drawing")],
+            2,
+            "everything is left out",
+        ),
+    ],
+)
+def test_misuse_is_one_line(
+    micro_pack: Path,
+    source: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    status: int,
+    complaint: str,
+) -> None:
+    assert run(["evaluate", str(micro_pack), str(source), *arguments]) == status
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1

@@ -1,0 +1,85 @@
+"""`codebrush probe` on drawn shapes and a pack with random weights, and `codebrush classify --probe`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from codebrush.cli.main import run
+from codebrush.data.shapes import scene
+from packs import write_micro_pack
+
+pytest.importorskip("sklearn")
+COLOURS = ("red", "blue")
+SPLITS = (("train", 24), ("val", 8), ("test", 8))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plain pictures of two colours, which even a random encoder tells apart."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("colours")
+    lines = []
+    for split, count in SPLITS:
+        for index in range(count):
+            colour, name = COLOURS[index % 2], f"{split}{index}.png"
+            shade = Image.new("RGB", (32, 32), colour)
+            Image.blend(shade, scene(1, index, 32).image.convert("RGB"), 0.3).save(folder / name)
+            lines.append(json.dumps({"file_name": name, "colour": colour, "split": split}))
+    lines.append(json.dumps({"file_name": "none.png", "colour": "red", "split": "train"}))
+    lines.append(json.dumps({"file_name": "train0.png", "colour": None, "split": "train"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_a_probe_learns_is_measured_and_classifies(
+    micro_pack: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "probe.safetensors"
+    options = ["--label", "colour", "--pack", str(micro_pack)]
+    assert run(["probe", str(source), *options, "--out", str(out), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["pictures"] == {"train": 24, "val": 8}  # the row without a label is left out, the missing file told
+    assert [each["path"] for each in report["skipped"]] == ["none.png"]
+    assert report["test"]["top1"] == 1.0
+    assert report["test"]["pictures"] == 8
+    assert report["held_out_top1"][f"{report['C']:g}"] == max(report["held_out_top1"].values())
+    assert run(["classify", str(source / "test1.png"), "--probe", str(out), "--pack", str(micro_pack), "--json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    assert result["labels"][0]["label"] == "blue"
+
+
+def test_a_probe_goes_with_its_own_clip(
+    micro_pack: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, other = tmp_path / "probe.safetensors", write_micro_pack(tmp_path / "other", seed=1)
+    assert run(["probe", str(source), "--label", "colour", "--pack", str(micro_pack), "--out", str(out)]) == 0
+    assert "test, 8 pictures: top-1 100.0%" in capsys.readouterr().out
+    assert run(["classify", str(source / "test0.png"), "--probe", str(out), "--pack", str(other)]) == 1
+    assert "another pack" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "complaint"),
+    [
+        (["--label", "shape"], 1, "needs the column shape"),
+        (["--label", "split"], 1, "two labels or more"),
+        (["--label", "colour", "--split", "nine"], 1, "no split nine"),
+        (["--label", "colour", "--test", "nine"], 1, "no split nine"),
+        (["--label", "colour", "--val", "train"], 2, "the split that is learned from"),
+        (["--label", "colour", "--out", "probe.bin"], 2, "ends in .safetensors"),
+    ],
+)
+def test_misuse_is_one_line(
+    micro_pack: Path,
+    source: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    status: int,
+    complaint: str,
+) -> None:
+    assert run(["probe", str(source), *arguments, "--pack", str(micro_pack)]) == status
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1

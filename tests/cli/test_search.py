@@ -1,0 +1,117 @@
+"""`codebrush search` on a small database: what it prints, draws and refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from codebrush.cli.main import run
+from codebrush.data.shapes import scene
+from packs import write_micro_pack
+
+
+@pytest.fixture(scope="module")
+def database(micro_pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("search")
+    (folder / "pictures").mkdir()
+    for index, caption in enumerate(["a red flower", "a blue dog", "two red flowers", "a cat", "a green frog"]):
+        scene(0, index, 32).image.save(folder / "pictures" / f"{index}.png")
+        (folder / "pictures" / f"{index}.txt").write_text(caption)
+    assert run(["index", str(folder / "pictures"), "--db", str(folder / "db"), "--pack", str(micro_pack)]) == 0
+    return folder / "db"
+
+
+@pytest.fixture
+def ask(database: Path, micro_pack: Path, capsys: pytest.CaptureFixture[str]):
+    def answer(*arguments: str) -> list[dict]:
+        capsys.readouterr()
+        assert run(["search", *arguments, "--db", str(database), "--pack", str(micro_pack), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)["results"]
+
+    return answer
+
+
+def test_a_text_a_picture_and_both(ask, database: Path) -> None:
+    results = ask("a red flower", "-k", "3")
+    assert len(results) == 3
+    assert all(set(each) == {"path", "score", "caption"} for each in results)
+    assert [each["score"] for each in results] == sorted((each["score"] for each in results), reverse=True)
+    picture = database.parent / "pictures" / "3.png"
+    alike = ask("--image", str(picture))
+    assert alike[0]["path"] == str(picture)
+    assert alike[0]["score"] == pytest.approx(1, abs=1e-5)
+    both = ask("a red flower", "--image", str(picture), "--image-weight", "1")
+    assert [each["path"] for each in both] == [each["path"] for each in alike]
+    assert ask("a red flower", "--image", str(picture), "--image-weight", "0", "-k", "3") == results
+    assert ask("a red flower", "--without", "a cat", "-k", "3") != results
+
+
+def test_captions_and_conditions(ask) -> None:
+    assert {each["caption"] for each in ask("flower", "--mode", "text")} == {"a red flower", "two red flowers"}
+    assert [each["caption"] for each in ask("red", "--mode", "text", "--without", "two")] == ["a red flower"]
+    assert [each["caption"] for each in ask("flower", "--where", "caption LIKE '%frog'")] == ["a green frog"]
+    assert len(ask("flower", "--mode", "hybrid")) == 5
+
+
+def test_the_text_is_literal(ask) -> None:
+    """Neither the syntax of prompts nor that of full-text queries."""
+    assert ask("red:2 | blue:-1") != ask("red")
+    assert {each["caption"] for each in ask('"flower":-1 AND', "--mode", "text")} == {"a red flower", "two red flowers"}
+
+
+def test_a_table_and_a_contact_sheet(
+    database: Path, micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--db", str(database), "--pack", str(micro_pack)]
+    assert run(["search", "red", *arguments, "-k", "4", "--sheet", str(tmp_path / "sheet.png")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["score", "picture", "caption"]
+    assert len(lines) == 6
+    assert lines[-1] == f"contact sheet: {tmp_path / 'sheet.png'}"
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 200
+    assert run(["search", "zebra", *arguments, "--mode", "text", "--sheet", str(tmp_path / "none.png")]) == 0
+    assert capsys.readouterr().out == "nothing found\n"
+    assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        ([], 2, "there is nothing to look for"),
+        ([" "], 2, "the text to look for is empty"),
+        (["x", "--where", "colour = 'red'"], 2, "the columns are path, source, caption"),
+        (["x", "--image-weight", "0.3"], 2, "--image-weight weighs a picture against a text"),
+        (["x", "--mode", "text", "--image", "a.png"], 2, "--image cannot go with --mode text"),
+        (["x", "-k", "0"], 2, "-k"),
+        (["x", "--without", ""], 2, "--without"),
+        (["--image", "none.png"], 1, "none.png: no such file"),
+    ],
+)
+def test_misuse(
+    arguments: list[str], status: int, told: str, database: Path, micro_pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert run(["search", *arguments, "--db", str(database), "--pack", str(micro_pack)]) == status
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("codebrush: ")
+    assert output.err.count("\n") == 1
+    assert told in output.err
+
+
+def test_another_packs_database(database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = write_micro_pack(tmp_path / "other", seed=1, name="other")
+    for command in (["search", "x"], ["index", str(database.parent / "pictures")]):
+        capsys.readouterr()
+        assert run([*command, "--db", str(database), "--pack", str(other)]) == 1
+        told = capsys.readouterr().err
+        assert "'micro'" in told
+        assert "'other'" in told
+
+
+def test_no_database(tmp_path: Path, micro_pack: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["search", "x", "--db", str(tmp_path / "none"), "--pack", str(micro_pack)]) == 1
+    assert "make one with codebrush index" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,87 @@
+"""A database on disk: whose it is, what is none, and what is left of one that was damaged."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from search_helpers import MARK, database_of, unit
+
+from codebrush.errors import CodebrushError, DataError, PackError
+from codebrush.search.database import LOCK, TABLE_FOLDER, Mark, create_database, open_database
+from codebrush.search.queries import search
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("databases") / "intact"
+    vectors = unit(np.random.default_rng(0).normal(size=(40, 8)))
+    database_of(folder, vectors, ["a red flower", "the blue dog"] * 20)
+    return folder
+
+
+def _ask(folder: Path) -> None:
+    database = open_database(folder, MARK)
+    search(database, torch.eye(8)[0], "flower", mode="hybrid", k=5)
+
+
+def test_another_clip_is_refused_by_both_names(intact: Path) -> None:
+    other = Mark("another", "b" * 64)
+    for opened in (lambda: open_database(intact, other), lambda: create_database(intact, other, 8)):
+        with pytest.raises(PackError, match=r"'micro' \(aaaaaaaa\).*'another' \(bbbbbbbb\).*--pack micro"):
+            opened()
+    assert open_database(intact, Mark("renamed", MARK.clip)).mark == MARK  # what counts is the weights
+
+
+def test_what_is_no_database(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no database in .*none: make one with codebrush index"):
+        open_database(tmp_path / "none", MARK)
+    file = tmp_path / "file"
+    file.write_text("hello")
+    for opened in (lambda: open_database(file, MARK), lambda: create_database(file, MARK, 8)):
+        with pytest.raises(DataError, match=r"file: name a folder|but a file"):
+            opened()
+    with pytest.raises(DataError, match="holds other things"):
+        create_database(tmp_path, MARK, 8)
+    (tmp_path / "fake" / TABLE_FOLDER).mkdir(parents=True)
+    with pytest.raises(DataError, match="is damaged"):
+        open_database(tmp_path / "fake", MARK)
+
+
+def test_a_run_that_died_before_its_first_row_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / LOCK).touch()
+    assert create_database(tmp_path, MARK, 8).count() == 0
+
+
+@pytest.mark.parametrize("part", ["_versions", "data", "_indices"])
+@pytest.mark.parametrize("how", ["gone", "empty", "halved", "noise"])
+def test_damage_is_one_line(intact: Path, tmp_path: Path, part: str, how: str) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(intact, folder)
+    for path in (folder / TABLE_FOLDER / part).rglob("*"):
+        if not path.is_file():
+            continue
+        if how == "gone":
+            path.unlink()
+        else:
+            content = path.read_bytes()
+            noise = np.random.default_rng(len(content)).bytes(len(content))
+            path.write_bytes({"empty": b"", "halved": content[: len(content) // 2], "noise": noise}[how])
+    with pytest.raises(CodebrushError) as caught:
+        _ask(folder)
+    assert re.fullmatch(r".*damaged is damaged \(.+\): delete it, and index the pictures again", str(caught.value))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CodebrushError, match=r"cannot write .*: Not a directory"):
+        create_database(tmp_path / "file" / "db", MARK, 8)
+
+
+def test_rows_with_odd_paths(tmp_path: Path) -> None:
+    database = database_of(tmp_path / "db", np.eye(4, dtype=np.float32))
+    assert database.delete(["it's", "2", "'; DROP"]) == 1
+    assert database.count() == 3
+    assert database.count("path = '2'") == 0

@@ -1,0 +1,127 @@
+"""Pictures that are nearly the same: found however they were changed, each cluster with the best to keep."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from search_helpers import unit
+
+from codebrush.data.shapes import scene
+from codebrush.errors import ImageError, UsageError
+from codebrush.models.clip import CLIP
+from codebrush.pack import open_clip
+from codebrush.search import duplicates
+from codebrush.search.duplicates import compare, find_duplicates, near_pairs
+from codebrush.search.pictures import open_pictures
+
+
+@pytest.fixture(scope="module")
+def clip(micro_pack: Path) -> CLIP:
+    return open_clip(micro_pack)[0]
+
+
+def _naive(embeddings: np.ndarray, shapes: np.ndarray, cosine: float, distance: int) -> set[tuple[int, int]]:
+    return {
+        (i, j)
+        for i in range(len(shapes))
+        for j in range(i + 1, len(shapes))
+        if float(embeddings[i] @ embeddings[j]) >= cosine and (int(shapes[i]) ^ int(shapes[j])).bit_count() <= distance
+    }
+
+
+@pytest.mark.parametrize("block", [7, 64, 1000])
+def test_pairs_are_those_of_the_plain_way(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(12, 16))
+    kinds = rng.integers(0, 12, 100)
+    embeddings = unit(centres[kinds] + 0.3 * rng.normal(size=(100, 16)))
+    shapes = rng.integers(0, 2**63, 12).astype(np.uint64)[kinds] << np.uint64(1)
+    shapes ^= np.uint64(1) << rng.integers(0, 64, 100).astype(np.uint64)
+    monkeypatch.setattr(duplicates, "BLOCK", block)
+    for cosine, distance in ((0.9, 2), (0.85, 1), (-1.0, 0), (0.9, 64)):
+        expected = _naive(embeddings, shapes, cosine, distance)
+        found = list(near_pairs(embeddings, shapes, cosine, distance))
+        assert len(found) == len(set(found))
+        assert set(found) == expected
+        assert expected
+
+
+def test_copies_are_found_and_the_best_is_named(clip: CLIP, tmp_path: Path) -> None:
+    pictures = {f"{index}.png": scene(0, index, 128, objects=4).image for index in range(8)}
+    for name, picture in pictures.items():
+        picture.save(tmp_path / name)
+    pictures["0.png"].resize((64, 64)).save(tmp_path / "0-small.png")
+    pictures["0.png"].save(tmp_path / "0-poor.jpg", quality=50)
+    pictures["1.png"].save(tmp_path / "1-again.bmp")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    report = find_duplicates([open_pictures(str(tmp_path))], clip)
+    clusters = {Path(each.representative).name: each for each in report.clusters}
+    assert {name: {Path(path).name for path, _ in each.duplicates} for name, each in clusters.items()} == {
+        "0.png": {"0-small.png", "0-poor.jpg"},
+        "1-again.bmp": {"1.png"},  # of as many pixels and more bytes
+    }
+    ((_, again),) = clusters["1-again.bmp"].duplicates
+    assert (again.identical, again.distance) == (True, 0)
+    assert all(not alike.identical and alike.distance <= 4 for _, alike in clusters["0.png"].duplicates)
+    assert report.pictures == 11
+    assert [(Path(each["path"]).name, each["reason"][:13]) for each in report.skipped] == [
+        ("broken.png", "not a picture")
+    ]
+
+
+def test_likes_of_likes_are_one_cluster(clip: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(5):
+        scene(0, index, 32).image.save(tmp_path / f"{index}.png")
+    monkeypatch.setattr(duplicates, "near_pairs", lambda *_: iter([(3, 4), (0, 1), (1, 3)]))
+    (cluster,) = find_duplicates([open_pictures(str(tmp_path))], clip).clusters
+    assert {Path(path).stem for path, _ in cluster.duplicates} | {Path(cluster.representative).stem} == set("0134")
+
+
+def test_a_picture_that_is_named_twice_is_no_duplicate(clip: CLIP, tmp_path: Path) -> None:
+    scene(0, 0, 32).image.save(tmp_path / "0.png")
+    sources = [open_pictures(str(place)) for place in (tmp_path, tmp_path / "0.png")]
+    assert find_duplicates(sources, clip).clusters == []
+
+
+def test_thresholds_out_of_range(clip: CLIP) -> None:
+    for thresholds in ((1.5, 8), (0.9, 65), (0.9, -1), (float("nan"), 8)):
+        with pytest.raises(UsageError, match="it must be between"):
+            find_duplicates([], clip, *thresholds)
+
+
+def test_two_pictures(clip: CLIP, tmp_path: Path) -> None:
+    picture = scene(0, 0, 64).image
+    picture.save(tmp_path / "a.png")
+    picture.save(tmp_path / "b.bmp")
+    scene(0, 5, 64).image.save(tmp_path / "c.png")
+    same = compare(clip, str(tmp_path / "a.png"), str(tmp_path / "b.bmp"))
+    assert (same.identical, same.distance) == (True, 0)
+    assert same.cosine == pytest.approx(1)
+    other = compare(clip, str(tmp_path / "a.png"), str(tmp_path / "c.png"))
+    assert not other.identical
+    assert other.distance > 8
+    with pytest.raises(ImageError, match=r"none\.png: no such file"):
+        compare(clip, str(tmp_path / "a.png"), str(tmp_path / "none.png"))
+
+
+def test_changed_emoji(shared: Path, tmp_path: Path) -> None:
+    """With the built-in pack: copies of real pictures are found, and few others taken for them."""
+    clip = open_clip("emoji")[0]
+    source = open_pictures(str(shared / "data" / "emoji.parquet"))
+    count = 60
+    candidates = iter(source.candidates)
+    originals = [next(candidates) for _ in range(count)]
+    for index, each in enumerate(originals):
+        with Image.open(io.BytesIO(each.contents())) as image:
+            white = Image.new("RGBA", image.size, "white")
+            picture = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        picture.save(tmp_path / f"{index}.png")
+        if index % 2:
+            picture.resize((96, 96), Image.Resampling.LANCZOS).save(tmp_path / f"{index}-copy.jpg", quality=60)
+    report = find_duplicates([open_pictures(str(tmp_path))], clip)
+    pairs = {frozenset((each.representative, path)) for each in report.clusters for path, _ in each.duplicates}
+    true = {frozenset(str(tmp_path / name) for name in (f"{i}.png", f"{i}-copy.jpg")) for i in range(1, count, 2)}
+    assert len(true & pairs) >= 0.9 * len(true)
+    assert len(pairs - true) <= 0.1 * len(true)

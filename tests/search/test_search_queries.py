@@ -1,0 +1,96 @@
+"""Questions to a small database: nearest first, conditions, captions, and what cannot be asked."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from search_helpers import database_of, unit
+
+from codebrush.errors import UsageError
+from codebrush.search.database import Database
+from codebrush.search.queries import combine, search
+
+CAPTIONS = ["a red flower", "two red flowers", "the blue dog", "", "a red dog", "the the the"]
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    return unit(np.random.default_rng(0).normal(size=(len(CAPTIONS), 8)))
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory, vectors: np.ndarray) -> Database:
+    return database_of(tmp_path_factory.mktemp("queries") / "db", vectors, CAPTIONS)
+
+
+def _paths(database: Database, *arguments, **options) -> list[str]:
+    return [hit.path for hit in search(database, *arguments, **options)]
+
+
+def test_nearest_first_with_their_cosines(database: Database, vectors: np.ndarray) -> None:
+    query = unit(np.arange(8) - 3.0)
+    hits = search(database, torch.from_numpy(query), k=4)
+    cosines = vectors @ query
+    assert [int(hit.path) for hit in hits] == np.argsort(-cosines)[:4].tolist()
+    assert [hit.score for hit in hits] == pytest.approx(sorted(cosines, reverse=True)[:4], abs=1e-5)
+    assert [hit.caption for hit in hits] == [CAPTIONS[int(hit.path)] for hit in hits]
+    assert len(search(database, torch.from_numpy(query), k=100)) == len(CAPTIONS)
+
+
+def test_conditions(database: Database, vectors: np.ndarray) -> None:
+    query = torch.from_numpy(vectors[0])
+    assert set(_paths(database, query, where="size >= 2 AND size < 4")) == {"2", "3"}
+    assert _paths(database, query, where="caption LIKE '%dog' AND path != '4'") == ["2"]
+    assert _paths(database, query, where="size > 100") == []
+    for wrong in ("colour = 'red'", "size >", "caption", "1; DROP TABLE pictures", ""):
+        with pytest.raises(UsageError, match=r"cannot read the condition .*the columns are path, source, caption"):
+            search(database, query, where=wrong)
+
+
+def test_words_in_captions(database: Database) -> None:
+    assert set(_paths(database, None, "flower", mode="text")) == {"0", "1"}  # inflected or not
+    assert set(_paths(database, None, "RED", mode="text")) == {"0", "1", "4"}
+    assert _paths(database, None, "red", mode="text", without=["flower"]) == ["4"]
+    assert set(_paths(database, None, "red", mode="text", where="size > 0")) == {"1", "4"}
+    assert _paths(database, None, "the", mode="text")[0] == "5"  # a stop word is a word
+    assert _paths(database, None, "zebra", mode="text") == []
+
+
+@pytest.mark.parametrize("words", ['dog" AND (', "dog:1.5", "dog | -dog", "dog*", "+dog -red", "caption:dog\\"])
+def test_nothing_in_the_words_is_an_operator(database: Database, words: str) -> None:
+    assert {"2", "4"} <= set(_paths(database, None, words, mode="text"))
+
+
+def test_hybrid_joins_both_lists(database: Database, vectors: np.ndarray) -> None:
+    hits = search(database, torch.from_numpy(vectors[2]), "dog", mode="hybrid", k=3)
+    assert hits[0].path == "2"  # first in one list and among the first in the other
+    assert {hit.path for hit in hits} > {"2", "4"}
+    assert hits[0].score == pytest.approx(sum(1 / (60 + rank) for rank in (1, 1)), rel=0.02)
+    assert _paths(database, torch.from_numpy(vectors[2]), "dog", mode="hybrid", where="path = '4'") == ["4"]
+
+
+def test_what_cannot_be_asked(database: Database) -> None:
+    query = torch.eye(8)[0]
+    for k in (0, 10_001):
+        with pytest.raises(UsageError, match="between 1 and 10,000"):
+            search(database, query, k=k)
+    with pytest.raises(UsageError, match="give a text"):
+        search(database, query, " ", mode="hybrid")
+    with pytest.raises(UsageError, match="give one"):
+        search(database, None, "dog")
+
+
+def test_texts_pictures_and_what_is_unwanted_are_added_up() -> None:
+    text, image, unwanted = torch.eye(3)
+    assert torch.equal(combine(text, None), text)
+    assert torch.equal(combine(None, image), image)
+    assert torch.allclose(combine(text, image, image_weight=0.25), F.normalize(torch.tensor([0.75, 0.25, 0]), dim=0))
+    query = combine(text, None, unwanted[None])
+    assert query @ unwanted < 0 < query @ text
+    assert query.norm() == pytest.approx(1)
+    assert torch.equal(combine(text, image, image_weight=1.0), image)
+    for wrong in (lambda: combine(None, None), lambda: combine(text, image, None, 1.5)):
+        with pytest.raises(UsageError):
+            wrong()
+    with pytest.raises(UsageError, match="cancel out"):
+        combine(text, None, torch.stack([text, text]))

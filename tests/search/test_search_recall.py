@@ -1,0 +1,53 @@
+"""The vector index that a large database gets by itself finds what brute force finds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from search_helpers import MARK, database_of, unit
+
+from codebrush.search.database import ANN_ROWS, open_database
+from codebrush.search.queries import search
+
+WIDTH = 64
+QUERIES = 20
+
+
+def _clustered(rng: np.random.Generator, count: int) -> np.ndarray:
+    """As CLIP embeddings lie: around many centres, all of them to one side of the origin."""
+    centres = np.random.default_rng(7).normal(size=(500, WIDTH))
+    noise = rng.normal(size=(count, WIDTH)) * 0.3
+    return unit(centres[rng.integers(0, 500, count)] + noise + 1.0)
+
+
+@pytest.mark.parametrize("kind", ["clustered", "random"])
+def test_recall(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    random = unit(rng.normal(size=(ANN_ROWS, WIDTH)))
+    vectors = _clustered(rng, ANN_ROWS) if kind == "clustered" else random
+    written = database_of(tmp_path / "db", vectors)
+    assert written.has_vector_index
+    database = open_database(tmp_path / "db", MARK)
+    # Queries from among the pictures, and random ones, which lie apart from all of them as texts do.
+    for queries in (_clustered(rng, QUERIES), unit(rng.normal(size=(QUERIES, WIDTH)))):
+        found = 0
+        for query, cosines in zip(queries, queries @ vectors.T, strict=True):
+            hits = search(database, torch.from_numpy(query))
+            nearest = set(np.argsort(-cosines)[:10].tolist())
+            found += len(nearest & {int(hit.path) for hit in hits})
+            assert [hit.score for hit in hits] == pytest.approx([cosines[int(hit.path)] for hit in hits], abs=1e-5)
+        assert found / (10 * QUERIES) >= 0.95
+
+
+def test_the_index_is_used_and_takes_in_what_comes_later(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    few = database_of(tmp_path / "few", unit(rng.normal(size=(ANN_ROWS - 1, 8))))
+    assert not few.has_vector_index
+    late = unit(np.arange(1, 9))[None]
+    vectors = np.concatenate([unit(rng.normal(size=(ANN_ROWS, 8))), late])
+    database = database_of(tmp_path / "many", vectors[:-1])
+    plan = database.table.search(late[0], vector_column_name="embedding").distance_type("cosine").explain_plan()
+    assert "ANN" in plan
+    database_of(tmp_path / "many", vectors)
+    assert search(database, torch.from_numpy(late[0]), k=1)[0].path == str(ANN_ROWS)

@@ -1,0 +1,104 @@
+"""The linear probe against scikit-learn's own answers, and its file."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from codebrush.errors import CodebrushError, DataError, PackError
+from codebrush.understanding.probe import LinearProbe, fit_probe, probe_figures
+
+linear_model = pytest.importorskip("sklearn.linear_model")
+
+
+def clusters(count: int, names: str = "abc", spread: float = 0.5, seed: int = 0) -> tuple[Tensor, list[str]]:
+    """Unit vectors around one centre a label."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = F.normalize(torch.randn(len(names), 8, generator=torch.Generator().manual_seed(9)), dim=-1)
+    kinds = torch.arange(count) % len(names)
+    points = centres[kinds] + spread * torch.randn(count, 8, generator=generator)
+    return F.normalize(points, dim=-1), [names[kind] for kind in kinds]
+
+
+def test_a_probe_gives_the_probabilities_of_logistic_regression_on_both_splits() -> None:
+    train, val, (points, _) = clusters(60), clusters(30, seed=1), clusters(20, seed=2)
+    probe = fit_probe(*train, val)
+    both, names = torch.cat([train[0], val[0]]).double().numpy(), np.array(train[1] + val[1])
+    model = linear_model.LogisticRegression(C=probe.strength, max_iter=1000).fit(both, names)
+    wanted = model.predict_proba(points.double().numpy())
+    found = probe.logits(points).softmax(-1).numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert probe.labels == ("a", "b", "c")
+
+
+def test_the_strength_is_the_best_on_val() -> None:
+    train, val = clusters(60), clusters(30, seed=1)
+    probe = fit_probe(*train, val)
+    for strength, score in probe.scores.items():
+        model = linear_model.LogisticRegression(C=strength, max_iter=1000).fit(train[0].double().numpy(), train[1])
+        assert score == pytest.approx(model.score(val[0].double().numpy(), val[1]))
+    best = max(probe.scores.values())
+    assert probe.strength == min(strength for strength, score in probe.scores.items() if score == best)
+
+
+def test_without_val_a_fifth_of_each_label_is_held_out() -> None:
+    points, names = clusters(50, names="ab")
+    probe = fit_probe(points, names)
+    assert {round(score * 10) / 10 for score in probe.scores.values()} == set(probe.scores.values())  # of ten pictures
+
+
+def test_two_labels_are_as_likely_as_scikit_learn_has_them() -> None:
+    points, names = clusters(40, names="ab")
+    probe = fit_probe(points, names)
+    model = linear_model.LogisticRegression(C=probe.strength, max_iter=1000).fit(points.double().numpy(), names)
+    np.testing.assert_allclose(
+        probe.logits(points).softmax(-1), model.predict_proba(points.double().numpy()), atol=1e-5
+    )
+    assert probe.rank(points[:1])[0][0][1] >= 0.5
+
+
+def test_figures_are_counts() -> None:
+    probe = LinearProbe(("a", "b", "c"), torch.eye(3), torch.zeros(3), 1.0)
+    points = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]])
+    found = probe_figures(probe, points, ["a", "a", "a", "b", "z"])
+    assert found == {"top1": 2 / 5, "top5": 4 / 5, "mean_per_class": (2 / 3) / 3, "pictures": 5, "unseen": 1}
+
+
+def test_one_label_is_refused() -> None:
+    with pytest.raises(DataError, match="two labels or more"):
+        fit_probe(torch.eye(4), ["a"] * 4)
+
+
+def test_labels_with_one_picture_each_are_learned_without_a_choice() -> None:
+    probe = fit_probe(torch.eye(3), ["a", "b", "c"])
+    assert (probe.strength, dict(probe.scores)) == (1.0, {})
+
+
+def test_a_saved_probe_comes_back(tmp_path: Path) -> None:
+    probe = replace(fit_probe(*clusters(30)), clip="abc")
+    probe.save(tmp_path / "folder" / "probe.safetensors")
+    back = LinearProbe.load(tmp_path / "folder" / "probe.safetensors")
+    torch.testing.assert_close(back.weight, probe.weight)
+    torch.testing.assert_close(back.bias, probe.bias)
+    assert (back.labels, back.strength, back.scores, back.clip) == (probe.labels, probe.strength, probe.scores, "abc")
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["probe.safetensors"]
+
+
+def test_what_is_no_probe_is_refused(tmp_path: Path, micro_pack: Path) -> None:
+    with pytest.raises(PackError, match="no such file"):
+        LinearProbe.load(tmp_path / "none.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00")
+    for path in (tmp_path / "cut.safetensors", micro_pack / "clip" / "model.safetensors"):
+        with pytest.raises(PackError, match="no probe, or damaged"):
+            LinearProbe.load(path)
+
+
+def test_a_probe_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CodebrushError, match="cannot write"):
+        fit_probe(*clusters(30)).save(tmp_path / "file" / "probe.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from codebrush import Codebrush
 from codebrush import pack as pack_module
 from codebrush.errors import PackError
 from codebrush.models.pretrained import TABLE_DTYPE
@@ -63,6 +65,14 @@ def test_a_pack_comes_back_as_it_was_written(micro_pack: Path) -> None:
     assert not any(model.training for model in (pack.clip, pack.vqgan, pack.transformer))
     text = "a red circle on a blue square"
     assert torch.equal(pack.tokenizer(text), micro_tokenizer()(text))
+
+
+def test_a_packs_temperature_calms_its_probabilities(tmp_path: Path) -> None:
+    packs = [write_micro_pack(tmp_path / name, temperature=value) for name, value in (("own", None), ("calm", 4.0))]
+    image, labels = Image.new("RGB", (32, 32), "red"), ["a dog", "a cat"]
+    own, calm = (Codebrush.from_pretrained(pack, device="cpu").classify([image], labels)[0] for pack in packs)
+    assert [label for label, _ in own] == [label for label, _ in calm]
+    assert 0.5 < calm[0][1] < own[0][1]
 
 
 def test_members_are_loaded_once_and_late(micro_pack: Path) -> None:

@@ -35,10 +35,11 @@ def write_pack(
     licence: str,
     provenance: Mapping[str, Any],
     defaults: Mapping[str, Any] | None = None,
+    temperature: float | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> Pack:
     """Write a pack and return it opened. `defaults` are options of `generate` (cfg, temperature, ...), `words` the
-    vocabulary of the captioner, if there is one.
+    vocabulary of the captioner, if there is one, `temperature` what zero-shot logits are divided by to be calibrated.
 
     All is written and checked in a folder beside, which then takes the place of `folder`: a pack that stood
     there is replaced whole or not at all, and anything else in it is kept. Raises PackError where the members
@@ -61,6 +62,8 @@ def write_pack(
     }
     if defaults:
         info["defaults"] = dict(defaults)
+    if temperature is not None:
+        info["classification"] = {"temperature": temperature}
     with _written_beside(folder) as part:
         _check_room(folder, info)
         for member, model in models.items():

@@ -7,6 +7,7 @@ has seen; the drawings are judged by a rule on their pixels.
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from codebrush.data.shapes import Scene, read_scene, scene
 from codebrush.evaluation.alignment import zero_shot
 from codebrush.evaluation.fidelity import reconstruction
 from codebrush.generation.decoding import draw_codes, picture_uniforms
+from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.vqgan import VQGAN
@@ -31,11 +33,13 @@ from codebrush.pack_writing import write_pack
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.augmentation import Augmentation
 from codebrush.training.captioned import SourceConfig, load_captioned
+from codebrush.training.captioner import AskRule, CaptionerRecipe
 from codebrush.training.clip import CLIPRecipe
 from codebrush.training.code_transformer import TransformerRecipe
 from codebrush.training.loop import LoopConfig
-from codebrush.training.stages import Materials, StagePlan, run_stage
+from codebrush.training.stages import MODEL_FOLDER, Materials, StagePlan, run_stage
 from codebrush.training.vqgan import VQGANRecipe
+from codebrush.understanding.captioning import Reader
 
 pytestmark = pytest.mark.xdist_group("learning")  # so that one process trains the three for all tests
 
@@ -54,6 +58,10 @@ VQGAN_RECIPE = VQGANRecipe(
     l2=10.0, perceptual=0.0, adversarial=0.0, learning_rate=3e-3, augmentation=Augmentation(),
 )  # fmt: skip
 TRANSFORMER_RECIPE = TransformerRecipe(width=128, layers=3, heads=4, text_length=8, dropout=0.0, learning_rate=2e-3)
+CAPTIONER_RECIPE = CaptionerRecipe(
+    width=64, layers=2, heads=4, vocab_size=300, context_length=24, stem=32, segments=3, learning_rate=3e-3,
+    questions=(AskRule(("what colour is it?",), "{colour}"), AskRule(("which shape is it?",), "{shape}")),
+)  # fmt: skip
 
 
 def single_shapes(seed: int, count: int) -> Iterator[Scene]:
@@ -85,7 +93,9 @@ def materials(folder: Path) -> Materials:
     rows = []
     for index, drawn in enumerate(single_shapes(SEEN, 1500)):
         drawn.image.save(folder / "scenes" / f"{index}.png")
-        rows.append({"file_name": f"{index}.png", "label": label_of(drawn), "size": drawn.objects[0].size})
+        (each,) = drawn.objects
+        cells = {"label": label_of(drawn), "size": each.size, "colour": each.colour, "shape": each.shape}
+        rows.append({"file_name": f"{index}.png", **cells})
     (folder / "scenes" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = SourceConfig(str(folder / "scenes"), captions=("a {label}", "a {size} {label}"), group="label")
     return Materials(load_captioned(source.open(), SIZE, folder / "cache"), Tokenizer.wordpiece())
@@ -150,6 +160,23 @@ def test_transformer_draws_the_colour_and_shape_asked_for(transformer, clip, vqg
     right = np.mean([each is not None and " ".join(each) == label for each, label in zip(found, asked, strict=True)])
     print("drawn right", right)
     assert right >= 0.8
+
+
+def test_the_captioner_says_what_unseen_scenes_show(folder: Path, materials: Materials, clip: CLIP, unseen):
+    materials = replace(materials, clip=clip)
+    captioner = run_stage(StagePlan("captioner", CAPTIONER_RECIPE, loop(120, 32)), materials, folder / "captioner")
+    assert isinstance(captioner, Captioner)
+    words = Tokenizer.from_pretrained(folder / "captioner" / MODEL_FOLDER)
+    reader, (images, labels) = Reader(clip, materials.tokenizer, captioner, words), unseen
+    found = {}
+    for place, question in enumerate(("what colour is it?", "which shape is it?")):
+        answers = reader.ask(images, [question] * len(images), threshold=0.0)
+        right = [answer.guess == label.split()[place] for answer, label in zip(answers, labels, strict=True)]
+        found[question] = np.mean(right)
+    captions = [best[0].text for best in reader.caption(images)]
+    found["caption"] = np.mean([text.endswith(label) for text, label in zip(captions, labels, strict=True)])
+    print("captioner", found)
+    assert min(found.values()) >= 0.9
 
 
 def judge_of(clip: CLIP, tokenizer: Tokenizer, text: str) -> Tensor:

@@ -55,6 +55,13 @@ def test_a_run_that_died_before_its_first_row_is_no_obstacle(tmp_path: Path) -> 
     assert create_database(tmp_path, MARK, 8).count() == 0
 
 
+def test_a_run_that_died_before_its_indices_is_no_obstacle(tmp_path: Path) -> None:
+    database = database_of(tmp_path / "db", np.eye(2, 8, dtype=np.float32), ["a red flower", "a dog"])
+    database.table.drop_index("caption_idx")
+    create_database(tmp_path / "db", MARK, 8)
+    assert [hit.path for hit in search(database, None, "dog", mode="text")] == ["1"]
+
+
 @pytest.mark.parametrize("part", ["_versions", "data", "_indices"])
 @pytest.mark.parametrize("how", ["gone", "empty", "halved", "noise"])
 def test_damage_is_one_line(intact: Path, tmp_path: Path, part: str, how: str) -> None:

@@ -59,7 +59,7 @@ def _line(process: subprocess.Popen[str]) -> str:
 
 
 def _last_line(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=100)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     return output.splitlines()[-1]
 

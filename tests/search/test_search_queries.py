@@ -1,5 +1,7 @@
 """Questions to a small database: nearest first, conditions, captions, and what cannot be asked."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,14 @@ def test_hybrid_joins_both_lists(database: Database, vectors: np.ndarray) -> Non
     assert {hit.path for hit in hits} > {"2", "4"}
     assert hits[0].score == pytest.approx(sum(1 / (60 + rank) for rank in (1, 1)), rel=0.02)
     assert _paths(database, torch.from_numpy(vectors[2]), "dog", mode="hybrid", where="path = '4'") == ["4"]
+
+
+def test_hybrid_finds_what_is_second_in_both_lists(tmp_path: Path) -> None:
+    """Rather than what one list has first and the other last."""
+    vectors = unit(np.array([[1, 0], [1, 0.2], [-1, 0], [-1, 0.1], [-1, 0.2]]))
+    database = database_of(tmp_path / "db", vectors, ["no word", "dog and a word", "dog dog", "", ""])
+    (hit,) = search(database, torch.tensor([1.0, 0.0]), "dog", mode="hybrid", k=1)
+    assert hit.path == "1"
 
 
 def test_what_cannot_be_asked(database: Database) -> None:

@@ -95,7 +95,8 @@ def _told(brush: "Codebrush", given: dict[str, Any]) -> tuple[Rank, dict[str, An
 
 def _probed(brush: "Codebrush", path: Path) -> tuple[Rank, dict[str, Any]]:
     """Ranks embeddings by what a probe has learned of those of the same CLIP."""
-    from codebrush.understanding.probe import LinearProbe, clip_hash
+    from codebrush.pack import clip_hash
+    from codebrush.understanding.probe import LinearProbe
 
     learned = LinearProbe.load(path).to(brush.device)
     if learned.clip != clip_hash(brush.pack.member("clip")):

@@ -25,11 +25,11 @@ def index(
     be read are named and skipped.
     """
     start = time.perf_counter()
+    from codebrush.pack import clip_hash
     from codebrush.pipeline import Codebrush
     from codebrush.search.database import Mark, create_database
     from codebrush.search.indexing import index_pictures
     from codebrush.search.pictures import open_pictures
-    from codebrush.understanding.probe import clip_hash
 
     brush = Codebrush.from_pretrained(pack)
     sources = [open_pictures(path, caption or (), image_column) for path in dict.fromkeys(paths)]

@@ -40,8 +40,9 @@ def probe(
     if out is not None:
         check_folder(out.absolute().parent)
     from codebrush.data.captions import open_source
+    from codebrush.pack import clip_hash
     from codebrush.pipeline import Codebrush
-    from codebrush.understanding.probe import clip_hash, fit_probe, probe_figures
+    from codebrush.understanding.probe import fit_probe, probe_figures
 
     named: dict[str, Any] = {"where": [*(where or ()), f"`{label}` is not null"], "captions": [f"{{{label}}}"]}
     named |= {"image_column": image_column, "limit": limit}

@@ -52,11 +52,11 @@ def search(
         raise UsageError("the text to look for is empty")
     if not all(text.strip() for text in without or ()):
         raise UsageError("a text for --without is empty")
+    from codebrush.pack import clip_hash
     from codebrush.pipeline import Codebrush
     from codebrush.search.database import Mark, open_database
     from codebrush.search.queries import combine
     from codebrush.search.queries import search as find
-    from codebrush.understanding.probe import clip_hash
 
     brush = Codebrush.from_pretrained(pack)
     database = open_database(db, Mark(brush.pack.name, clip_hash(brush.pack.member("clip"))))
@@ -92,7 +92,7 @@ def _print(hits: "list[Hit]", sheet: Path | None) -> None:
         return
     table = Table("score", "picture", "caption", box=None, header_style="bold")
     for hit in hits:
-        table.add_row(f"{hit.score:.3f}", hit.path, hit.caption)
+        table.add_row(f"{hit.score:.4f}", hit.path, hit.caption)
     width = None if sys.stdout.isatty() else 10_000  # a path read from a pipe must not be broken into lines
     console = Console(width=width, markup=False, emoji=False, highlight=False)
     console.print(table, soft_wrap=True)

@@ -63,6 +63,8 @@ def _attributes(
         name = _pick(rng, alone)
         asks = (f"where is the {name}?", f"where do you see the {name}?")
         found.append(Question("position", _pick(rng, asks), place))
+        if len(objects) == 1:
+            found.append(Question("position", _pick(rng, ("where is it?", "where is the shape?")), place))
     return found
 
 

@@ -150,10 +150,13 @@ def create_database(path: str | Path, mark: Mark, embed_dim: int) -> Database:
         with FileLock(path / LOCK):
             if not (path / TABLE_FOLDER).is_dir():
                 with _guarded(path):
-                    _create_table(path, mark, embed_dim)
+                    _connect(path).create_table(TABLE, schema=_schema(mark, embed_dim))
+            database = open_database(path, mark)
+            with database.guarded():
+                _make_small_indices(database.table)
+            return database
     except OSError as error:
         raise _unwritable(path, error.strerror or str(error)) from error
-    return open_database(path, mark)
 
 
 def is_in(column: str, values: list[str]) -> str:
@@ -166,12 +169,11 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _create_table(path: Path, mark: Mark, embed_dim: int) -> None:
+def _schema(mark: Mark, embed_dim: int) -> "pa.Schema":
     import pyarrow as pa
-    from lancedb.index import FTS, BTree
 
     about = json.dumps({"format": FORMAT, "pack": mark.pack, "clip": mark.clip})
-    schema = pa.schema(
+    return pa.schema(
         [
             pa.field("path", pa.string(), nullable=False),
             pa.field("source", pa.string()),
@@ -187,9 +189,17 @@ def _create_table(path: Path, mark: Mark, embed_dim: int) -> None:
         ],
         metadata={ABOUT.decode(): about},
     )
-    table = _connect(path).create_table(TABLE, schema=schema)
-    table.create_index("path", config=BTree())
-    table.create_index("caption", config=FTS(remove_stop_words=False))
+
+
+def _make_small_indices(table: Any) -> None:
+    """Of paths, to find a row at once, and of the words in captions; a run may have died between these steps."""
+    from lancedb.index import FTS, BTree
+
+    made = {column for index in table.list_indices() for column in index.columns}
+    if "path" not in made:
+        table.create_index("path", config=BTree())
+    if "caption" not in made:
+        table.create_index("caption", config=FTS(remove_stop_words=False))
 
 
 def _connect(path: Path) -> Any:

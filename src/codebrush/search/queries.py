@@ -17,7 +17,8 @@ WITHOUT_WEIGHT = 0.5  # of an unwanted text, beside the 1 of what is looked for
 # pictures in CLIP's space, would miss many of their neighbours (benchmarks/search_100k.py).
 PROBES = 1_000_000
 REFINE = 2  # times k of the best by the index are compared at full precision
-MOST = 10_000  # results; hybrid search weighs twice as many
+FUSED = 100  # rows of either list that a hybrid search joins, at least; ten for each that is asked for
+MOST = 10_000  # results
 Mode = Literal["vector", "text", "hybrid"]
 SHOWN = ["path", "caption", "thumbnail"]
 
@@ -81,7 +82,8 @@ def search(
     if where is not None:
         check_condition(database, where)
     with database.guarded():
-        rows = _query(database.table, vector, words or "", without, mode).limit(k)
+        rows = _query(database.table, vector, words or "", without, mode)
+        rows = rows.limit(k if mode != "hybrid" else max(FUSED, 10 * k))
         rows = rows if where is None else rows.where(where)
         found = rows.to_list()
     hits = [_hit(row) for row in found]

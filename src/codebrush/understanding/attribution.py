@@ -23,7 +23,7 @@ from codebrush.understanding.relevance import TINY, attention_relevance
 Method = Literal["auto", "gradient", "occlusion"]
 METHODS = ("auto", "gradient", "occlusion")
 ROWS = 4  # directions explained together: each holds a pass through the image tower in memory
-MOVES = 16  # parts of the side by which a picture is moved
+MOVE = 10  # a picture is moved by its side over this
 
 
 @dataclass(frozen=True)
@@ -104,28 +104,25 @@ def heat_maps(
 ) -> Tensor:
     """Maps (K, H, W), 0 or more, of one image (3, H, W) for directions (K, E).
 
-    By gradients the picture is read nine times, moved by a sixteenth of its side each way, and the maps are moved
-    back and averaged. The grid of patches or of the last stage then leaves no mark, and places are told apart that
-    lie within one of its cells.
+    By gradients the picture is read nine times, moved by a tenth of its side each way, and the maps are moved back
+    and averaged: the grid of patches leaves no mark, places within one of its cells are told apart, and what the edge
+    of the picture does to an encoder counts for less. What was moved out of sight is as hot as the edge beside it.
     """
     if method == "occlusion":
         return occlusion(clip, image, directions, progress)
     read = attention_relevance if isinstance(clip.image_encoder, VisionTransformer) else class_activation
     height, width = image.shape[-2:]
-    step = max(1, height // MOVES)
+    step = max(1, height // MOVE)
     padded = F.pad(image[None], (step,) * 4, mode="replicate")  # (1, 3, H + 2 step, W + 2 step)
-    total = image.new_zeros(len(directions), *padded.shape[-2:])  # (K, H + 2 step, W + 2 step)
-    times = torch.zeros_like(total[0])
+    total = image.new_zeros(len(directions), height, width)
     places = list(product((0, step, 2 * step), repeat=2))
     for number, (top, left) in enumerate(places):
-        window = (..., slice(top, top + height), slice(left, left + width))
-        found = []
-        for part in directions.split(ROWS):
-            rows = padded[window].expand(len(part), -1, -1, -1)  # (B, 3, H, W)
-            found.append(F.interpolate(read(clip, rows, part)[:, None], (height, width), mode="bilinear")[:, 0])
-        maps = torch.cat(found)  # (K, H, W)
-        total[window] += maps / maps.amax((1, 2), keepdim=True).clamp(min=TINY)
-        times[window] += 1
+        moved = padded[..., top : top + height, left : left + width]  # (1, 3, H, W)
+        found = torch.cat([read(clip, moved.expand(len(part), -1, -1, -1), part) for part in directions.split(ROWS)])
+        maps = F.interpolate(found[:, None], (height, width), mode="bilinear")  # (K, 1, H, W)
+        back = F.pad(maps / maps.amax((2, 3), keepdim=True).clamp(min=TINY), (step,) * 4, mode="replicate")[:, 0]
+        down, right = 2 * step - top, 2 * step - left
+        total += back[:, down : down + height, right : right + width]
         if progress is not None:
             progress(number + 1, len(places))
-    return (total / times)[:, step : step + height, step : step + width]
+    return total / len(places)

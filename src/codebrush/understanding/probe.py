@@ -1,6 +1,5 @@
 """Frozen features and labels in; a linear classifier of them (a linear probe, Radford et al. 2021, A.3), out."""
 
-import hashlib
 import json
 import os
 import warnings
@@ -16,7 +15,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from codebrush.errors import CodebrushError, DataError, PackError
-from codebrush.models.pretrained import WEIGHTS_FILE
 from codebrush.understanding.classification import ranked
 
 STRENGTHS = tuple(10.0**power for power in range(-2, 4))  # C, the inverse of the pull of weights to zero
@@ -148,12 +146,6 @@ def probe_figures(probe: LinearProbe, features: Tensor, labels: Sequence[str]) -
         "pictures": len(labels),
         "unseen": int((targets < 0).sum()),
     }
-
-
-def clip_hash(folder: Path) -> str:
-    """sha256 (hex) of the weights of the CLIP in `folder`: what a probe of it cannot do without."""
-    with (folder / WEIGHTS_FILE).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _points(features: Tensor) -> np.ndarray:

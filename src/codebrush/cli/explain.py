@@ -1,7 +1,8 @@
 """`codebrush explain`: a picture and a text in; which pixels answered to which words, as a page of heat maps, out."""
 
-import sys
 import time
+import warnings
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,8 +12,19 @@ from codebrush.cli.output import check_folder, print_json, progress_bar
 from codebrush.errors import CodebrushError, ImageError, UsageError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from codebrush.models.clip import CLIP
     from codebrush.pipeline import Codebrush
-    from codebrush.understanding.overlay import Panel
+    from codebrush.understanding.overlay import Group
+
+
+class Method(StrEnum):
+    """How heat is found."""
+
+    AUTO = "auto"
+    GRADIENT = "gradient"
+    OCCLUSION = "occlusion"
 
 
 def explain(
@@ -20,9 +32,9 @@ def explain(
     text: Annotated[str, typer.Argument(help="What to look for in it, taken literally.")],
     out: Annotated[Path, typer.Option(help="PNG file for the heat maps.")],
     method: Annotated[
-        str, typer.Option(help="auto, gradient, or occlusion: slow, and asks nothing of the encoder but its answers.")
-    ] = "auto",
-    pack: Annotated[str, typer.Option(help="Models: a built-in name, a folder or a hub id.")] = "emoji",
+        Method, typer.Option(help="By the encoder's gradients, or slowly by covering the picture piece by piece.")
+    ] = Method.AUTO,
+    pack: Annotated[str, typer.Option(help="Built-in name, folder or hub id of the models.")] = "emoji",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Show which pixels of a picture answered to which words, and how true to the encoder that is."""
@@ -35,57 +47,70 @@ def explain(
     from codebrush.understanding.overlay import page
 
     brush = Codebrush.from_pretrained(pack)
-    picture, panels, report = _heat(brush, image, text, method)
-    codes, code_panels = _codes(brush, image)
-    sheet = page(picture, [panels, code_panels] if code_panels else [panels])
-    save_png(sheet, out)
-    report = {"path": str(out), **report, **codes, "seconds": round(time.perf_counter() - start, 3)}
+    pixels, report = _heat(brush, image, text, method)
+    codes, code_report = _codes(brush, image)
+    save_png(page(_view(brush.clip, image), [pixels, *codes]), out)
+    report = {"path": str(out), **report, **code_report, "seconds": round(time.perf_counter() - start, 3)}
     print_json(report) if json_output else _print_report(report)
 
 
-def _heat(brush: "Codebrush", image: Path, text: str, method: str) -> tuple[Any, "list[Panel]", dict[str, Any]]:
-    """The picture as the encoder sees it, its panels, and what the report says of them."""
+def _heat(brush: "Codebrush", image: Path, text: str, method: Method) -> tuple["Group", dict[str, Any]]:
+    """The panels of the text and its words, and what the report says of them."""
     from dataclasses import asdict
 
-    from codebrush.data.images import to_pil
     from codebrush.data.preprocess import pixels_for
     from codebrush.understanding.attribution import explain as explained
     from codebrush.understanding.faithfulness import faithfulness
-    from codebrush.understanding.overlay import Panel, scaled
+    from codebrush.understanding.overlay import Group, Panel, scaled
 
     pixels = pixels_for(brush.clip, [image])[0].to(brush.device)  # (3, S, S)
-    with progress_bar("covering") as progress:
-        found = explained(brush.clip, brush.tokenizer, pixels, text, method, progress)
+    with progress_bar("reading") as progress:
+        found = explained(brush.clip, brush.tokenizer, pixels, text, method.value, progress)
     with progress_bar("measuring") as progress:
-        measured = faithfulness(brush.clip, pixels, found.direction, found.heat, progress=progress)
-    whole, *heats = scaled([found.heat, *(word.heat for word in found.words)])
-    panels = [Panel("the picture", "as the encoder sees it"), Panel(text, f"cosine {found.score:.3f}", whole)]
-    panels += [
-        Panel(word.word, f"adds {word.gain:+.3f}", heat) for word, heat in zip(found.words, heats, strict=True)
+        measured = faithfulness(brush.clip, pixels, found.direction, found.heat, progress)
+    words = found.words if len(found.words) > 1 else []  # the map of an only word is that of the text
+    whole, *heats = scaled([found.heat, *(word.heat for word in words)])
+    said = " ".join(word.word for word in found.words)
+    panels = [
+        Panel("the picture", f"read at {pixels.shape[-1]} x {pixels.shape[-1]} pixels"),
+        Panel("the whole text" if words else said, f"cosine {found.score:.3f}", whole),
+        *(Panel(word.word, f"adds {word.gain:+.3f}", heat) for word, heat in zip(words, heats, strict=True)),
     ]
-    words = [{"word": word.word, "gain": round(word.gain, 6)} for word in found.words]
-    report = {"method": found.method, "score": found.score, "words": words, "faithfulness": asdict(measured)}
-    return to_pil(pixels), panels, report
+    entries = [{"word": word.word, "gain": round(word.gain, 6)} for word in found.words]
+    report = {"method": found.method, "score": found.score, "words": entries, "faithfulness": asdict(measured)}
+    return Group(f"What answered to: {said}", panels), report
 
 
-def _codes(brush: "Codebrush", image: Path) -> tuple[dict[str, Any], "list[Panel]"]:
+def _view(clip: "CLIP", image: Path) -> "Image.Image":
+    """The square of the picture that the encoder reads, in enough pixels to look at."""
+    from codebrush.data.images import decode_image, resize_square
+    from codebrush.data.preprocess import fit
+    from codebrush.understanding.overlay import PANEL
+
+    if clip.config.fit == "plain":
+        return resize_square(decode_image(image), PANEL)
+    return fit(decode_image(image, keep_mode=True), PANEL, crop=clip.config.fit == "crop")
+
+
+def _codes(brush: "Codebrush", image: Path) -> tuple[list["Group"], dict[str, Any]]:
     """For a picture that the pack drew: which words of its prompt its codes attended to. Otherwise nothing."""
     from codebrush.data.images import read_manifest
     from codebrush.understanding.codes_attention import prompt_attention
-    from codebrush.understanding.overlay import Panel, scaled
+    from codebrush.understanding.overlay import Group, Panel, scaled
 
     try:
         manifest = read_manifest(image)
-    except ImageError:
-        return {}, []
-    if manifest.get("method") != "sample":
-        return {}, []
+    except ImageError:  # most pictures say nothing of how they were made
+        return [], {}
+    prompt = manifest.get("prompt")
+    if manifest.get("method") != "sample" or not isinstance(prompt, str):
+        return [], {}
     try:
         codes = brush.replay(manifest).codes
-        words = prompt_attention(brush.clip, brush.tokenizer, brush.transformer, codes, manifest["prompt"])
+        words = prompt_attention(brush.clip, brush.tokenizer, brush.transformer, codes, prompt)
     except CodebrushError as error:  # the pixels are explained all the same
-        print(f"codebrush: warning: its codes are not explained: {error}", file=sys.stderr)
-        return {}, []
+        warnings.warn(f"the picture's codes are not explained: {error}", stacklevel=2)
+        return [], {}
     panels = [
         Panel(word.word, f"{word.share:.1%} of attention", heat, smooth=False)
         for word, heat in zip(words, scaled([word.heat for word in words]), strict=True)
@@ -94,7 +119,7 @@ def _codes(brush: "Codebrush", image: Path) -> tuple[dict[str, Any], "list[Panel
         {"word": word.word, "part": word.part, "share": round(word.share, 6), "map": _rounded(word.heat)}
         for word in words
     ]
-    return {"codes": entries}, panels
+    return [Group(f"Which codes attended to each word of its prompt: {prompt}", panels)], {"codes": entries}
 
 
 def _rounded(heat: Any) -> list[list[float]]:
@@ -108,5 +133,5 @@ def _print_report(report: dict[str, Any]) -> None:
     for word in report.get("codes", ()):
         print(f"  {word['word']} (prompt): {word['share']:.1%} of the codes' attention")
     f = report["faithfulness"]
-    print(f"insertion {f['insertion']:.3f}, random {f['random_insertion']:.3f} (higher is truer)")
-    print(f"deletion {f['deletion']:.3f}, random {f['random_deletion']:.3f} (lower is truer)")
+    print(f"insertion {f['insertion']:.3f}, random {f['insertion_random']:.3f} (higher is truer)")
+    print(f"deletion {f['deletion']:.3f}, random {f['deletion_random']:.3f} (lower is truer)")

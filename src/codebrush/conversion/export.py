@@ -160,7 +160,11 @@ def _refuse(odd: Mapping[str, Any], layout: str) -> None:
 
 
 def _no_place(layout: str, what: str) -> PackError:
-    return PackError(f"this CLIP cannot be written in the layout '{layout}': {what}")
+    other = {"openai": "huggingface", "huggingface": "openai"}[layout]
+    return PackError(
+        f"this CLIP cannot be written in the layout '{layout}': {what}; try --to {other}, or train one with "
+        "`architecture: openai`"
+    )
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:

@@ -86,7 +86,10 @@ def layout_of(tensors: Tensors, place: str) -> tuple[str, str]:
         if name in tensors:
             return found
     names = ", ".join(sorted(tensors)[:3])
-    raise PackError(f"{place} is in no layout that is known here: its tensors are called {names}, ...")
+    raise PackError(
+        f"{place} is in no layout that is known here: its tensors are called {names}, ...; docs/published.md lists "
+        "those that are"
+    )
 
 
 def own_kind(path: str | Path) -> str | None:

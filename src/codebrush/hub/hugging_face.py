@@ -9,6 +9,7 @@ from typing import Any
 from codebrush.hub.catalogue import HUB_MIRROR
 from codebrush.hub.http_range import Progress, Refused
 
+CONNECT_SECONDS = 10
 TRUE_VALUES = ("1", "ON", "YES", "TRUE")  # as huggingface_hub reads them
 
 
@@ -35,6 +36,7 @@ def fetch_from_hub(mirror: str, staging: Path, progress: Progress | None) -> Pat
             return Path(cached)
         if is_offline():
             raise Refused("offline, as HF_HUB_OFFLINE says, and not in the hub's local cache")
+        _check_reachable(huggingface_hub.constants.ENDPOINT)
         download = huggingface_hub.hf_hub_download
         bar = {"tqdm_class": _quiet_bar(progress)} if "tqdm_class" in inspect.signature(download).parameters else {}
         return Path(download(repo, name, revision=revision, local_dir=staging, **bar))
@@ -43,6 +45,16 @@ def fetch_from_hub(mirror: str, staging: Path, progress: Progress | None) -> Pat
     except Exception as error:  # its HTTP client, cache and validation each have exceptions of their own
         lines = (str(error) or type(error).__name__).strip().splitlines()
         raise Refused(lines[0][:150]) from error
+
+
+def _check_reachable(endpoint: str) -> None:
+    """One attempt without the hub's own retries, which take a minute to say that there is no network."""
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(endpoint, timeout=CONNECT_SECONDS)
+    except Exception as error:  # of whichever HTTP client it uses
+        raise Refused(f"{endpoint} cannot be reached") from error
 
 
 def _quiet_bar(progress: Progress | None) -> Any:

@@ -59,10 +59,10 @@ def explain(
 ) -> Explanation:
     """Explain the cosine of one image (3, H, W) in [0, 1] and a text, taken literally.
 
-    Raises PromptError for a text that is empty or longer than the encoder reads, UsageError for an unknown method.
+    A text longer than the encoder reads loses the words beyond, with a warning. Raises PromptError for one without
+    words, UsageError for an unknown method.
     """
-    words = split_words(text)
-    tokenizer(" ".join(words), on_long="error")
+    words = read_words(tokenizer, text)
     chosen = choose_method(clip, method)
     texts, directions = text_directions(clip, tokenizer, words)
     maps = heat_maps(clip, image, directions, chosen, progress)  # (1 + W, H, W)
@@ -72,12 +72,20 @@ def explain(
     return Explanation(chosen, float(cosines[0]), maps[0], found, texts[0])
 
 
-def split_words(text: str) -> list[str]:
-    """The words of a text, as spaces part them. A text without any is a PromptError."""
+def read_words(tokenizer: Tokenizer, text: str) -> list[str]:
+    """The words of a text, as spaces part them, that the encoder reads whole; of one endless word, that word.
+
+    Warns where there are more. A text without words is a PromptError.
+    """
     words = text.split()
     if not words:
         raise PromptError("the text is empty: say in words what should be found in the picture")
-    return words
+    tokenizer(" ".join(words))
+    few = words[: tokenizer.context_length]  # each is a token or more
+    beginnings = [" ".join(few[: count + 1]) for count in range(len(few))]
+    room = tokenizer.context_length - 1 - (tokenizer.start_id is not None)
+    whole = sum(len(ids) <= room for ids in tokenizer.ids(beginnings))
+    return few[: max(whole, 1)]
 
 
 def choose_method(clip: CLIP, method: str) -> str:

@@ -4,7 +4,6 @@ Petsiuk, Das and Saenko 2018 (RISE), section 4.2: pixels are taken away hottest 
 the better the map; or given back to a picture without content hottest first, and the sooner it rises the better.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codebrush.models.clip import CLIP
-from codebrush.understanding.occlusion import blurred, encode
+from codebrush.understanding.occlusion import Progress, encode
 
 STEPS = 24  # pictures a curve, from the whole to the last pixel; evenly many pixels change each time
-RANDOM_MAPS = 6
+RANDOM_MAPS, SEED = 6, 0
 GRAIN = 8  # a random map is as coarse as a real one: noise on a grid of this side
 
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -27,19 +25,19 @@ class Faithfulness:
 
     insertion: float
     deletion: float
-    random_insertion: float
-    random_deletion: float
+    insertion_random: float
+    deletion_random: float
 
 
 def faithfulness(
-    clip: CLIP, image: Tensor, direction: Tensor, heat: Tensor, seed: int = 0, progress: Progress | None = None
+    clip: CLIP, image: Tensor, direction: Tensor, heat: Tensor, progress: Progress | None = None
 ) -> Faithfulness:
     """Areas of a map (H, W) of one image (3, H, W) in [0, 1], and the mean of those of `RANDOM_MAPS` random maps.
 
     The score is the cosine with `direction` (E,). What is taken away turns grey, the mean colour of the picture; what
-    is given back appears in the blurred picture, where bare pixels have no hard edges (both as in the paper).
+    is given back appears in the picture blurred, where single pixels have no hard edges (both as in the paper).
     """
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(SEED)
     noise = torch.rand(RANDOM_MAPS, 1, GRAIN, GRAIN, generator=draw).to(image.device)
     random = F.interpolate(noise, heat.shape, mode="bicubic")[:, 0]  # (R, H, W)
     maps = [heat, *random]
@@ -47,7 +45,7 @@ def faithfulness(
     areas = []
     for number, each in enumerate(maps):
         turns = _turns(each)  # (H, W) the step at which a pixel changes
-        inserted = _area(clip, direction, turns, before=blurred(image), after=image)
+        inserted = _area(clip, direction, turns, before=_blurred(image), after=image)
         areas.append((inserted, _area(clip, direction, turns, before=image, after=grey)))
         if progress is not None:
             progress(number + 1, len(maps))
@@ -68,3 +66,9 @@ def _area(clip: CLIP, direction: Tensor, turns: Tensor, before: Tensor, after: T
     steps = torch.arange(STEPS + 1, device=turns.device)[:, None, None, None]
     curve = encode(clip, torch.where(turns <= steps, after, before)) @ direction  # (STEPS + 1,)
     return float(torch.trapezoid(curve) / STEPS)
+
+
+def _blurred(image: Tensor) -> Tensor:
+    """A picture (3, H, W) without what is in it: smoothed over a quarter of its side."""
+    small = F.interpolate(image[None], (4, 4), mode="bilinear", antialias=True)
+    return F.interpolate(small, image.shape[-2:], mode="bicubic")[0].clamp(0, 1)

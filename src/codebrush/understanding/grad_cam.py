@@ -10,12 +10,13 @@ from torch import Tensor
 
 from codebrush.models.clip import CLIP
 from codebrush.models.image_encoder import ModifiedResNet
+from codebrush.understanding.relevance import TINY
 
 
 def class_activation(clip: CLIP, images: Tensor, directions: Tensor) -> Tensor:
     """Images (B, 3, H, W) in [0, 1] and one direction (B, E) for each -> maps (B, h, w) at a quarter of H and W.
 
-    A stage's map is sum over channels of relu(gradient) * activation; the answer is the geometric mean of all four.
+    A stage's map is sum over channels of relu(gradient) * activation; the answer is the root of all four's product.
     The image tower is a `ModifiedResNet`.
     """
     tower: ModifiedResNet = clip.image_encoder
@@ -30,14 +31,17 @@ def class_activation(clip: CLIP, images: Tensor, directions: Tensor) -> Tensor:
             hook.remove()
     with torch.no_grad():
         maps = [(grad.relu() * stage).sum(1, keepdim=True) for grad, stage in zip(gradients, stages, strict=True)]
-        return geometric_mean(maps)
+        return joined(maps)
 
 
-def geometric_mean(maps: list[Tensor]) -> Tensor:
-    """Maps (B, 1, h, w) of any sizes, 0 or more -> their mean (B, h, w) at the largest size, of parts 0 to 1."""
+def joined(maps: list[Tensor]) -> Tensor:
+    """Maps (B, 1, h, w) of any sizes, 0 or more -> the root of their product (B, h, w), at the largest size.
+
+    Each counts as parts 0 to 1 of its largest value, so that a place is hot where all maps are.
+    """
     size = max(part.shape[-2:] for part in maps)
-    mean = torch.ones(())
+    product = torch.ones((), device=maps[0].device)
     for part in maps:
         part = F.interpolate(part, size, mode="bilinear")
-        mean = mean * (part / part.amax((2, 3), keepdim=True).clamp(min=1e-12)) ** (1 / len(maps))
-    return mean[:, 0]
+        product = product * part / part.amax((2, 3), keepdim=True).clamp(min=TINY)
+    return product[:, 0].sqrt()

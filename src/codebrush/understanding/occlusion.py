@@ -6,7 +6,6 @@ The slow reference: it asks nothing of the encoder but its answers (Zeiler and F
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from codebrush.models.clip import CLIP
@@ -20,29 +19,22 @@ Progress = Callable[[int, int], None]  # pictures encoded, in all
 def occlusion(clip: CLIP, image: Tensor, directions: Tensor, progress: Progress | None = None) -> Tensor:
     """One image (3, H, W) in [0, 1] and directions (K, E) -> maps (K, H, W), 0 or more.
 
-    Windows of a quarter and of an eighth of the picture, overlapping by half, show a blurred picture instead, which
-    has no edge of its own as grey would. A pixel's value is the mean fall of the cosine over the windows that cover it.
+    Windows of a quarter and of an eighth of the picture, overlapping by half, show its mean colour instead: a blurred
+    picture would still show the colour of what it hides. A pixel's value is the mean fall of the cosine over the
+    windows that cover it.
     """
     height, width = image.shape[-2:]
-    hidden, covered = blurred(image), _windows(height, width, image.device)  # (3, H, W), (M, H, W) bool
+    grey, covered = image.mean((1, 2), keepdim=True), _windows(height, width, image.device)  # (3, 1, 1), (M, H, W) bool
     whole = encode(clip, image.unsqueeze(0)) @ directions.T  # (1, K)
     falls = []
     for first in range(0, len(covered), BATCH):
         part = covered[first : first + BATCH].unsqueeze(1)  # (B, 1, H, W)
-        falls.append(whole - encode(clip, torch.where(part, hidden, image)) @ directions.T)
+        falls.append(whole - encode(clip, torch.where(part, grey, image)) @ directions.T)
         if progress is not None:
             progress(min(first + BATCH, len(covered)), len(covered))
     weights = covered.flatten(1).float()  # (M, H * W)
     total = torch.cat(falls).T @ weights  # (K, H * W)
     return (total / weights.sum(0)).relu().unflatten(1, (height, width))
-
-
-def blurred(image: Tensor) -> Tensor:
-    """A picture (..., 3, H, W) without what is in it: smoothed over a quarter of its side."""
-    height, width = image.shape[-2:]
-    flat = image.reshape(-1, 3, height, width)
-    small = F.interpolate(flat, (4, 4), mode="bilinear", antialias=True)
-    return F.interpolate(small, (height, width), mode="bicubic").clamp(0, 1).view_as(image)
 
 
 @torch.no_grad()

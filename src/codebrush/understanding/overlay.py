@@ -11,12 +11,18 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from codebrush.understanding.relevance import TINY
+
 PANEL = 192  # pixels a side
-GAP, LINE, BAR = 12, 16, 14
+GAP, LINE, BAR = 12, 17, 14
+MARGIN = 92  # beside the panels, for the colour bar and its words
 LEVELS = 256
 # The path of the colours in Oklab: lightness, chroma and hue (degrees) at even places along it.
 PATH = ((0.24, 0.10, 275.0), (0.42, 0.17, 300.0), (0.58, 0.19, 355.0), (0.73, 0.17, 50.0), (0.93, 0.17, 105.0))
 FAINTEST, STRONGEST = 0.35, 0.80  # how much the colour covers of the picture, at no heat and at full heat
+DARKEST, LIGHTEST = 30, 170  # the greys of the picture under it: white would wash the colours out
+INK, PALE_INK = "black", (96, 96, 96)
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,14 @@ class Panel:
     note: str = ""
     heat: np.ndarray | None = None
     smooth: bool = True  # between the map's cells; a map of codes shows them as squares
+
+
+@dataclass(frozen=True)
+class Group:
+    """Panels that begin a row of their own, under a heading as wide as the page."""
+
+    heading: str
+    panels: Sequence[Panel]
 
 
 @cache
@@ -60,32 +74,36 @@ def _srgb(lab: np.ndarray) -> np.ndarray:
 
 
 def scaled(maps: Sequence[Tensor]) -> list[np.ndarray]:
-    """Maps (h, w), 0 or more, as parts 0 to 1 of each one's own largest value; a map of nothing stays 0."""
-    return [(part / part.max().clamp(min=1e-12)).float().cpu().numpy() for part in maps]
+    """Maps (h, w) as parts 0 to 1 of the way from each one's least to its largest value; a flat map becomes 0."""
+    return [((part - part.min()) / (part.max() - part.min()).clamp(min=TINY)).float().cpu().numpy() for part in maps]
 
 
-def page(picture: Image.Image, groups: Sequence[Sequence[Panel]], columns: int = 4) -> Image.Image:
-    """The panels row by row on white, each over the square `picture`, and the colour bar at the right.
-
-    Each group of panels begins a row of its own.
-    """
-    columns = min(columns, max(len(group) for group in groups))
-    panels: list[Panel | None] = []
-    for group in groups:
-        panels += [*group, *[None] * (-len(group) % columns)]
-    rows = len(panels) // columns
-    width, height = PANEL + GAP, PANEL + 2 * LINE + GAP
-    sheet = Image.new("RGB", (GAP + columns * width + BAR + 6 * GAP, GAP + rows * height), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
+def page(picture: Image.Image, groups: Sequence[Group], columns: int = 4) -> Image.Image:
+    """The panels row by row on white, each over the square `picture`, and the colour bar at the right."""
+    columns = min(columns, max(len(group.panels) for group in groups))
+    columns = max(columns, 2)  # room for words
+    font = ImageFont.load_default(size=13)
+    across, down = PANEL + GAP, 2 * LINE + PANEL + GAP
+    headings = [_wrapped(group.heading, font, columns * across - GAP) for group in groups]
+    heights = [
+        LINE * len(lines) + GAP // 2 + down * -(-len(group.panels) // columns)
+        for group, lines in zip(groups, headings, strict=True)
+    ]
+    sheet = Image.new("RGB", (GAP + columns * across + MARGIN, GAP + sum(heights)), "white")
+    draw = ImageDraw.Draw(sheet)
     base = picture.convert("RGB").resize((PANEL, PANEL), Image.Resampling.LANCZOS)
-    for number, panel in enumerate(panels):
-        if panel is None:
-            continue
-        left, top = GAP + number % columns * width, GAP + number // columns * height
-        draw.text((left, top), _cut(panel.title, font), fill="black", font=font)
-        draw.text((left, top + LINE), _cut(panel.note, font), fill=(96, 96, 96), font=font)
-        sheet.paste(overlay(base, panel), (left, top + 2 * LINE))
-    _draw_bar(sheet, GAP + columns * width + GAP, GAP + 2 * LINE, font)
+    top = GAP
+    for group, lines, height in zip(groups, headings, heights, strict=True):
+        for number, line in enumerate(lines):
+            draw.text((GAP, top + number * LINE), line, fill=INK, font=font)
+        first = top + LINE * len(lines) + GAP // 2
+        for number, panel in enumerate(group.panels):
+            corner = GAP + number % columns * across, first + number // columns * down
+            draw.text(corner, _cut(panel.title, font, PANEL), fill=INK, font=font)
+            draw.text((corner[0], corner[1] + LINE), _cut(panel.note, font, PANEL), fill=PALE_INK, font=font)
+            sheet.paste(overlay(base, panel), (corner[0], corner[1] + 2 * LINE))
+        _draw_bar(sheet, GAP + columns * across, first + 2 * LINE, font)
+        top += height
     return sheet
 
 
@@ -97,24 +115,37 @@ def overlay(base: Image.Image, panel: Panel) -> Image.Image:
     heat = Image.fromarray(np.asarray(panel.heat, dtype=np.float32)).resize(base.size, wanted)
     values = np.clip(np.asarray(heat), 0, 1)  # (H, W)
     hot = colours()[np.rint(values * (LEVELS - 1)).astype(np.intp)].astype(np.float32)  # (H, W, 3)
-    grey = np.asarray(base.convert("L"), dtype=np.float32)[..., None]  # (H, W, 1)
+    grey = np.asarray(base.convert("L"), dtype=np.float32)[..., None] / 255  # (H, W, 1)
     share = (FAINTEST + (STRONGEST - FAINTEST) * values)[..., None]
-    return Image.fromarray(np.rint(share * hot + (1 - share) * grey).astype(np.uint8))
+    under = DARKEST + (LIGHTEST - DARKEST) * grey
+    return Image.fromarray(np.rint(share * hot + (1 - share) * under).astype(np.uint8))
 
 
-def _draw_bar(sheet: Image.Image, left: int, top: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> None:
+def _draw_bar(sheet: Image.Image, left: int, top: int, font: Font) -> None:
     bar = Image.fromarray(colours()[::-1, None]).resize((BAR, PANEL), Image.Resampling.NEAREST)
     sheet.paste(bar, (left, top))
     draw = ImageDraw.Draw(sheet)
-    draw.rectangle((left - 1, top - 1, left + BAR, top + PANEL), outline="black")
-    for value, down in (("1", 0.0), ("0.5", 0.5), ("0", 1.0)):
-        draw.text((left + BAR + 4, top + down * (PANEL - 14)), value, fill="black", font=font)
-    draw.text((left - 2, top + PANEL + 4), "heat", fill="black", font=font)
+    draw.rectangle((left - 1, top - 1, left + BAR, top + PANEL), outline=INK)
+    words, beside = ("hottest", "place", "coldest", "place"), left + BAR + 6
+    for word, down in zip(words, (0, LINE, PANEL - 2 * LINE, PANEL - LINE), strict=True):
+        draw.text((beside, top + down), word, fill=INK, font=font)
 
 
-def _cut(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    if font.getlength(text) <= PANEL:
+def _wrapped(text: str, font: Font, width: int) -> list[str]:
+    """`text` broken between words into lines of at most `width` pixels."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return [_cut(line, font, width) for line in lines]
+
+
+def _cut(text: str, font: Font, width: int) -> str:
+    if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "...") > PANEL:
+    while text and font.getlength(text + "...") > width:
         text = text[:-1]
     return text.rstrip() + "..."

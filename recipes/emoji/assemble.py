@@ -2,8 +2,9 @@
 
     python recipes/emoji/assemble.py runs/emoji emoji.parquet --out src/codebrush/packs/emoji
 
-Takes runs/emoji/{clip, vqgan-decoder, transformer-2, captioner-3}; pack.json records each stage's plan, its last figures and the
-seconds it ran, the data's hash, the commit and the machine. `card.py` then measures the pack and writes its card.
+Takes runs/emoji/{clip, vqgan-decoder, transformer-2, captioner-3}; pack.json records each stage's plan, its last
+figures and the seconds it ran, the data's hash, the commit and the machine. `card.py` then measures the pack and writes
+its card.
 """
 
 import argparse

@@ -161,7 +161,8 @@ def origin_lines(brush: Codebrush, figures: dict[str, Any]) -> list[str]:
     ]
     for stage, facts in origin["stages"].items():
         loop, last = facts["plan"]["loop"], facts["last"]
-        shown = {"clip": "accuracy", "transformer": "transformer_loss"}.get(stage.removesuffix("-2"), "psnr")
+        kind = stage.removesuffix("-2").removesuffix("-3")
+        shown = {"clip": "accuracy", "transformer": "transformer_loss", "captioner": "accuracy"}.get(kind, "psnr")
         lines.append(
             f"| {stage} | {last['step']} | {loop['batch_size']} | {facts['seconds']} | {shown} {last[shown]:.3f} |"
         )

@@ -25,9 +25,7 @@ def train(
     recipe: Annotated[str | None, typer.Argument(help="With a stage: its YAML recipe.")] = None,
     out: Annotated[Path | None, typer.Option(help="The pack's folder; with a stage, the run's folder.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time for everything: 90s, 60m, 2h. Default 60m.")] = None,
-    recipes: Annotated[
-        Path | None, typer.Option(help="A folder with a recipe for each stage: clip.yaml, ...")
-    ] = None,
+    recipes: Annotated[Path | None, typer.Option(help="A folder with a recipe for each stage: clip.yaml, ...")] = None,
     source: Annotated[str | None, typer.Option(help="With a stage: the pictures, instead of the recipe's.")] = None,
     start: Annotated[Path | None, typer.Option("--from", help="A pack or model folder to start from.")] = None,
     clip: Annotated[Path | None, typer.Option(help="With a stage: the trained CLIP it needs.")] = None,

@@ -89,7 +89,7 @@ def read_words(tokenizer: Tokenizer, text: str) -> list[str]:
 
 
 def choose_method(clip: CLIP, method: str) -> str:
-    """"gradient" or "occlusion"; "auto" is the gradient wherever the encoder is one whose gradients are known."""
+    """ "gradient" or "occlusion"; "auto" is the gradient wherever the encoder is one whose gradients are known."""
     if method not in METHODS:
         raise UsageError(f"method must be one of {', '.join(METHODS)}, not {method}")
     known = isinstance(clip.image_encoder, VisionTransformer | ModifiedResNet)
@@ -107,9 +107,7 @@ def text_directions(clip: CLIP, tokenizer: Tokenizer, words: list[str]) -> tuple
     return vectors[:-1], vectors[0] - torch.cat([vectors[-1:], vectors[1:-1]])
 
 
-def heat_maps(
-    clip: CLIP, image: Tensor, directions: Tensor, method: str, progress: Progress | None = None
-) -> Tensor:
+def heat_maps(clip: CLIP, image: Tensor, directions: Tensor, method: str, progress: Progress | None = None) -> Tensor:
     """Maps (K, H, W), 0 or more, of one image (3, H, W) for directions (K, E).
 
     By gradients the picture is read nine times, moved by a tenth of its side each way, and the maps are moved back

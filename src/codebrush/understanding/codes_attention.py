@@ -4,6 +4,7 @@ The codes are shown to the code transformer again, all at once (teacher forcing)
 where it was written from, and what it attends to among the prompt's tokens is averaged over heads and layers.
 """
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,9 +52,7 @@ def prompt_attention(
     return found
 
 
-def code_attention(
-    transformer: CodeTransformer, codes: Tensor, condition: Condition, spans: list[slice]
-) -> Tensor:
+def code_attention(transformer: CodeTransformer, codes: Tensor, condition: Condition, spans: list[slice]) -> Tensor:
     """Codes (h, w) of one picture, its condition of one row and the tokens of each word -> maps (W, h, w).
 
     Values are shares of attention, 0 to 1. A word beyond the tokens that the transformer reads gets zeros. Raises
@@ -84,7 +83,7 @@ def word_spans(tokenizer: Tokenizer, words: list[str]) -> list[slice]:
     else:
         stops = ids.shape[1] - 1 - ends.int().flip(1).argmax(1)
     places = stops.tolist()
-    return [slice(start, max(start, stop)) for start, stop in zip(places, places[1:], strict=False)]
+    return [slice(start, max(start, stop)) for start, stop in itertools.pairwise(places)]
 
 
 @contextmanager
@@ -104,9 +103,8 @@ def _watched(transformer: CodeTransformer) -> Iterator[list[Tensor]]:
         scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
         weights.append(scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1))
 
-    hooks = [
-        block.attention.register_forward_pre_hook(note, with_kwargs=True) for block in transformer.transformer.blocks
-    ]
+    blocks: Any = transformer.transformer.blocks
+    hooks = [block.attention.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
     try:
         yield weights
     finally:

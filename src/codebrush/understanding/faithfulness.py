@@ -18,7 +18,6 @@ RANDOM_MAPS, SEED = 6, 0
 GRAIN = 8  # a random map is as coarse as a real one: noise on a grid of this side
 
 
-
 @dataclass(frozen=True)
 class Faithfulness:
     """Areas under the curves of the cosine, as its mean over the steps. Insertion is good high, deletion low."""

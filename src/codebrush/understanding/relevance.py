@@ -80,7 +80,8 @@ def _watched(tower: VisionTransformer) -> Iterator[dict[str, Any]]:
     """What goes into and out of each attention, and what is pooled, of the passes made inside."""
     seen: dict[str, Any] = {"inputs": [], "outputs": []}
     hooks = []
-    for block in tower.transformer.blocks:
+    blocks: Any = tower.transformer.blocks
+    for block in blocks:
         hooks.append(block.attention_norm.register_forward_hook(lambda *call: seen["inputs"].append(call[2].detach())))
         hooks.append(block.attention.out.register_forward_pre_hook(lambda _, given: seen["outputs"].append(given[0])))
     if tower.pool is not None:

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from ask_scenes import answers, fixed_scenes, varied_scenes
 from torch import Tensor
 
 from codebrush import Codebrush
 from codebrush.data.captions import CaptionedImages, open_source
 from codebrush.data.images import contact_sheet, stack, to_pil
+from codebrush.data.questions import KINDS
 from codebrush.evaluation.alignment import retrieval, zero_shot
 from codebrush.evaluation.fidelity import reconstruction
 from codebrush.models.clip import CLIP
@@ -39,6 +41,9 @@ class Rows:
 
     def batches(self) -> list[Tensor]:
         return list(self.images.split(BATCH))
+
+
+SCENES = 150
 
 
 def rows(parquet: str, size: int, *where: str, split: str | None = None) -> Rows:
@@ -194,6 +199,8 @@ def measured_lines(figures: dict[str, Any], control: Path) -> list[str]:
         "The control CLIP has this pack's architecture. It ran for 500 steps and 1,500 more with stronger augmentation "
         "(recipes `clip-without-noto.yaml` and `-2.yaml`), this pack's for 1,000 without: it is the better one.",
         "",
+        *answer_lines(figures["answers"]),
+        "",
         "Reconstructions of unseen concepts, originals above:",
         "",
         "![reconstructions](reconstructions.png)",
@@ -208,6 +215,24 @@ def measured_lines(figures: dict[str, Any], control: Path) -> list[str]:
         "",
     ]
     return lines
+
+
+def answered(brush: Codebrush) -> dict[str, dict[str, float]]:
+    """The share of questions about unseen drawn scenes that are answered exactly, by kind."""
+    found = {}
+    for name, asked in (("fixed palette", fixed_scenes(SCENES, 64)), ("any palette", varied_scenes(SCENES, 64))):
+        pairs = answers(brush.reader, asked)
+        of = {kind: [answer.guess == each.answer for each, answer in pairs if each.kind == kind] for kind in KINDS}
+        found[name] = {kind: float(np.mean(right)) for kind, right in of.items()}
+    return found
+
+
+def answer_lines(found: dict[str, dict[str, float]]) -> list[str]:
+    lines = [f"Questions about {SCENES} unseen drawn scenes of each sort, answered in exactly the right words:", ""]
+    lines += ["| question | " + " | ".join(found) + " |", "|---" * (1 + len(found)) + "|"]
+    return lines + [
+        f"| {kind} | " + " | ".join(percent(part[kind]) for part in found.values()) + " |" for kind in KINDS
+    ]
 
 
 def main() -> None:
@@ -231,6 +256,7 @@ def main() -> None:
         "seen concepts": drawn_right(brush, prompts, labels, judge, words),
         "unseen concepts": drawn_right(brush, unseen, sorted(set(labels + unseen)), judge, words),
     }
+    figures["answers"] = answered(brush)
     figures["megabytes"] = sum(path.stat().st_size for path in Path(options.pack).rglob("*.safetensors")) / 1e6
     sheets(brush, options.parquet, out)
     (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

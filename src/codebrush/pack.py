@@ -257,13 +257,13 @@ def clip_folder(source: str | Path) -> Path:
     return open_pack(source).member("clip")
 
 
-@torch.no_grad()
 def clip_hash(folder: Path) -> str:
     """sha256 (hex) of the weights of the CLIP in `folder`: what its embeddings, and all made of them, depend on."""
     with (folder / WEIGHTS_FILE).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@torch.no_grad()
 def text_condition(clip: CLIP, tokens: torch.Tensor, config: CodeTransformerConfig) -> Condition:
     """What `clip` makes of tokens (B, T), as far as a transformer of this config reads it; without
     gradient.

@@ -79,17 +79,24 @@ def test_relations_are_right() -> None:
         if question.kind != "relation":
             continue
         word = next(word for word in signs if word in question.ask)
-        axis, sign = signs[word]
-        if question.ask.startswith("what"):
+        if " or " in question.ask:  # the answer is the word
+            between = next(each for each in ("left or right of", "above or below") if each in question.ask)
+            before, _, after = question.ask.partition(between)
+            (first,), (second,), right = named(objects, before), named(objects, after), "yes"
+            word = question.answer
+            assert word in between.split()
+            checked[word] += 1
+        elif question.ask.startswith("what"):
             (second,) = named(objects, question.ask)
             (first,) = named(objects, question.answer)
             right = "yes"
         else:
             before, _, after = question.ask.partition(word)
             (first,), (second,), right = named(objects, before), named(objects, after), question.answer
+        axis, sign = signs[word]
         assert (sign * (centre(first)[axis] - centre(second)[axis]) > 0) == (right == "yes"), question
         checked[right] += 1
-    assert min(checked["yes"], checked["no"]) > 10
+    assert min(checked[each] for each in ("yes", "no", *signs)) > 10
 
 
 def test_places_are_right_and_only_asked_where_they_are_clear() -> None:

@@ -138,3 +138,22 @@ def test_the_stem_sees_what_features_do_not() -> None:
     assert model(told, row[:, :2], pixels=pixels).sights.shape == (2, 16, 5)
     assert (other.logits - output.logits).abs().max() > 1e-3
     assert model(model.see(told, pixels), row).sights is None
+
+
+def test_words_tell_half_way_where_what_they_name_is() -> None:
+    model, seen, rows = network(layers=3, places=4), features(2), tokens(2, 3, T)
+    named = torch.zeros(2, 3, T, dtype=torch.bool)
+    named[0, 1, 4] = named[1, 2, 0] = True
+    with torch.no_grad():
+        plain, asked = model(seen, rows), model(seen, rows, named=named)
+        close(asked.logits, plain.logits)
+        assert plain.places is None
+        assert model.places is not None
+        mask = segment_mask(P, 3, T, rows.device)
+        x = (model.token_embedding(rows) + model.token_positions).flatten(1, 2)
+        x = torch.cat([model.prefix(seen), x], dim=1)
+        half = model.transformer.blocks[1](model.transformer.blocks[0](x, mask=mask), mask=mask)[:, P:]
+        words = half.unflatten(1, (3, T))
+        close(asked.places[0], model.places(words[0, 1, 4]).view(2, 4))
+        close(asked.places[1], model.places(words[1, 2, 0]).view(2, 4))
+    assert network(layers=3)(seen, rows, named=named).places is None

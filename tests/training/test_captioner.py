@@ -10,7 +10,9 @@ import torch
 import yaml
 
 from codebrush.cli.main import run as command
+from codebrush.data.questions import centre
 from codebrush.data.scene_folder import write_shapes
+from codebrush.data.shapes import Scene
 from codebrush.errors import TrainingError
 from codebrush.models.captioner import Captioner
 from codebrush.models.image_encoder import ModifiedResNet, ModifiedResNetConfig, VisionTransformer
@@ -21,13 +23,16 @@ from codebrush.training.captioner import (
     Asker,
     AskRule,
     CaptionerRecipe,
+    cells_of_names,
     feature_levels,
     make_words,
     rows_of_tokens,
     scene_pairs,
+    with_heads,
 )
 from codebrush.training.loop import LoopConfig
 from codebrush.training.recipes import read_recipe
+from codebrush.training.sights import UNKNOWN
 from codebrush.training.stages import Materials, StagePlan, make_network, make_task, run_stage, with_words
 from packs import micro_clip, write_micro_pack
 
@@ -100,8 +105,46 @@ class TestWhatIsAsked:
         assert pairs[0][0] == ""
         assert len(pairs) > 3
 
+    def test_a_drill_holds_two_shapes_and_asks_where_they_are(self) -> None:
+        rng = np.random.default_rng(0)
+        for _ in range(40):
+            drawn, pairs = scene_pairs(rng, 48, drill=True)
+            assert len(drawn.objects) == 2
+            kinds = {(each.colour, each.shape) for each in drawn.objects}
+            words = ("where", "left", "right", "above", "below")
+            if len(kinds) == 2:
+                assert all(any(word in ask for word in words) for ask, _ in pairs[1:])
+
+    def test_scenes_of_the_fixed_palette_come_too(self) -> None:
+        rng = np.random.default_rng(0)
+        fixed = sum(isinstance(scene_pairs(rng, 32)[0], Scene) for _ in range(100))
+        assert 15 < fixed < 45
+
 
 class TestTokens:
+    def test_the_last_token_of_a_name_has_its_cell(self, materials: Materials) -> None:
+        words, rng = materials.words, np.random.default_rng(0)
+        assert words is not None
+        pairs, about = [], []
+        for _ in range(30):
+            drawn, asked = scene_pairs(rng, 48)
+            pairs += asked
+            about += [(drawn.objects, 48)] * len(asked)
+        pairs += [("is it a red star?", "no")]  # about no scene
+        tokens, told = rows_of_tokens(pairs, words, 40)
+        found = cells_of_names(pairs, about, 8, words, told)
+        assert found.shape == tokens.shape
+        assert (found[-1] == UNKNOWN).all()
+        spots = (found != UNKNOWN).nonzero().tolist()
+        assert len(spots) > 100
+        for row, place in spots:
+            begin = 1 if place <= int(told[row].int().argmax()) else int(told[row].int().argmax()) + 1
+            text = words.decode(tokens[row, begin : place + 1])
+            shape = text.split()[-1]
+            fitting = [each for each in about[row][0] if each.shape == shape]
+            cells = [int(y / 6) * 8 + int(x / 6) for x, y in map(centre, fitting)]
+            assert int(found[row, place]) in cells, (text, pairs[row])
+
     def test_rows_tell_where_the_answer_is(self, materials: Materials) -> None:
         words = materials.words
         assert words is not None
@@ -154,11 +197,26 @@ def test_batches_are_the_same_for_the_same_numbers_and_hold_scenes(materials: Ma
     assert torch.equal(one["affine"][:2], identity)  # where things are is part of the answer
 
 
+def test_a_captioner_without_heads_gets_them_and_keeps_the_rest(materials: Materials) -> None:
+    bare = make_network(_plan(), materials)
+    assert isinstance(bare, Captioner)
+    assert with_heads(bare, RECIPE) is bare
+    old = Captioner(replace(bare.config, places=0))
+    grown = make_network(_plan(), materials, start=old)
+    assert isinstance(grown, Captioner)
+    assert grown.config == bare.config
+    assert grown.places is not None
+    for name, value in old.state_dict().items():
+        assert torch.equal(grown.state_dict()[name], value), name
+    assert with_heads(old, replace(RECIPE, scene_share=0.0)) is old
+
+
 def test_a_captioner_learns_what_a_picture_shows(materials: Materials, tmp_path: Path) -> None:
-    plan = _plan(steps=100, batch_size=8, log_every=10)
+    plan = _plan(steps=200, batch_size=8, log_every=10)
     run_stage(plan, materials, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert lines[-1]["captioner_loss"] < 0.6 * lines[0]["captioner_loss"]
+    assert lines[-1]["words"] < 0.6 * lines[0]["words"]
+    assert lines[-1]["sights"] < 0.6 * lines[0]["sights"]
     assert Tokenizer.from_pretrained(tmp_path / "run" / "model").vocab_size == materials.words.vocab_size  # pyright: ignore
     assert Captioner.from_pretrained(tmp_path / "run" / "model").config.levels == (0,)
 

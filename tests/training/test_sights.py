@@ -8,7 +8,7 @@ from codebrush.data.outlines import SHAPES
 from codebrush.data.questions import centre
 from codebrush.data.shapes import SceneObject
 from codebrush.data.varied_scenes import PALETTE, varied_scene
-from codebrush.training.sights import PARTS, UNKNOWN, patch_sights, sight_loss
+from codebrush.training.sights import PARTS, UNKNOWN, named_cells, patch_sights, place_loss, sight_loss
 
 
 def test_patches_lie_in_what_is_there() -> None:
@@ -52,3 +52,38 @@ def test_a_batch_without_scenes_has_no_loss() -> None:
     assert float(loss) == 0
     assert logits.grad is not None
     assert float(logits.grad.abs().max()) == 0
+
+
+RED, BLUE = (SceneObject(colour, "star", "", (8, 8, 40, 32)) for colour in ("red", "blue"))
+RING = SceneObject("blue", "ring", "", (50, 50, 63, 63))
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        (
+            "is the red star above the ring?",
+            {"is the red star": 2 * 8 + 3, "is the red star above the ring": 7 * 8 + 7},
+        ),
+        ("where is the star", {}),  # of two
+        ("a green star", {}),  # of none
+        ("a green ring", {}),
+        ("how many rings are there?", {}),
+        ("is there a blue ring?", {"is there a blue ring": 63}),
+        ("", {}),
+    ],
+)
+def test_a_name_points_to_its_object_where_it_fits_one_alone(text: str, ends: dict[str, int]) -> None:
+    found = {text[:end]: cell for end, cell in named_cells(text, [RED, BLUE, RING], 64, 8)}
+    assert found == ends
+
+
+def test_places_are_a_column_and_a_row() -> None:
+    logits = torch.zeros(2, 2, 8)
+    assert place_loss(logits, torch.tensor([3, 63])) == pytest.approx(2 * math.log(8), rel=1e-6)
+    logits[0, 0, 3] = logits[0, 1, 2] = logits[1, :, 7] = 50.0
+    assert place_loss(logits, torch.tensor([2 * 8 + 3, 63])) == pytest.approx(0, abs=1e-6)
+    assert place_loss(logits, torch.tensor([3 * 8 + 2, 63])) > 10
+    nothing = place_loss(torch.zeros(0, 2, 8, requires_grad=True), torch.zeros(0, dtype=torch.int64))
+    assert float(nothing) == 0
+    nothing.backward()  # part of the graph, as other processes wait for its gradient

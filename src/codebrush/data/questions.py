@@ -11,6 +11,7 @@ from codebrush.data.shapes import PLACES, SceneObject
 T = TypeVar("T")
 KINDS = ("colour", "shape", "count", "position", "relation", "yes/no", "background")
 BEYOND = {"to the left of": (-1, 0), "to the right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+SIDES = (("left or right of", "left", "right"), ("above or below", "above", "below"))  # of the first two of BEYOND, ...
 CLEAR = 0.05  # of the picture's side: nearer to a border between two answers, or to level, nothing is asked
 
 
@@ -110,6 +111,14 @@ def _relations(objects: Sequence[SceneObject], size: int, rng: np.random.Generat
     (one, one_names), (other, other_names) = (named[number] for number in rng.permutation(len(named))[:2])
     first, second = _pick(rng, one_names), _pick(rng, other_names)
     found = []
+    for number in rng.permutation(len(SIDES)):
+        (between, near, far), relation = SIDES[number], list(BEYOND)[2 * number]
+        along = _along(one, other, relation) / size
+        if abs(along) > CLEAR:
+            # Also easier to learn than yes or no, which say nothing before both places *and* the word are understood.
+            ask = _pick(rng, ("is the {} {} the {}?", "is the {} to be seen {} the {}?"))
+            found.append(Question("relation", ask.format(first, between, second), near if along > 0 else far))
+            break
     for relation in [list(BEYOND)[number] for number in rng.permutation(len(BEYOND))]:
         along = _along(one, other, relation) / size
         if abs(along) > CLEAR:

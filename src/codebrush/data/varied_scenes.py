@@ -38,7 +38,7 @@ SEEN = 0.08  # the saturation from which pale is told from white
 CONTRAST = 110.0  # least distance of an object from the background, of 441
 DIAMETERS = {1: (0.16, 0.85), 2: (0.15, 0.48), 3: (0.14, 0.4), 4: (0.13, 0.36), 5: (0.12, 0.31), 6: (0.12, 0.28)}
 # How often a scene has one, two ... shapes: to say where something is, is learned from those that hold little else.
-COUNTS = (0.32, 0.24, 0.14, 0.1, 0.1, 0.1)
+COUNTS = (0.22, 0.32, 0.16, 0.1, 0.1, 0.1)
 TRIES = 60  # at a place for one object, before the sizes shrink
 SHRINK = 0.85
 EDGE = 0.02  # kept free along the border
@@ -62,10 +62,10 @@ class _Thing(NamedTuple):
     turn: float
 
 
-def varied_scene(rng: np.random.Generator, size: int = 64) -> VariedScene:
-    """One scene; the same random numbers draw the same."""
+def varied_scene(rng: np.random.Generator, size: int = 64, count: int | None = None) -> VariedScene:
+    """One scene, of `count` shapes where it is given; the same random numbers draw the same."""
     name, ground = _ground(rng)
-    count = 1 + int(rng.choice(len(COUNTS), p=COUNTS))
+    count = count or 1 + int(rng.choice(len(COUNTS), p=COUNTS))
     circles = _places(count, rng)
     things = [
         _Thing(colour, rgb, shape, centre, diameter, rng.uniform(-LEAN, LEAN) if rng.random() < 0.4 else 0.0)

@@ -27,8 +27,8 @@ class CaptionerConfig:
     """Sizes. `levels` names which of the image tower's features are read, the finest grid first; `patches` is how many
     vectors that makes and `feature_width` how wide they are. `stem` is the width of what the captioner's own
     convolutions see in each patch of the `image_size` pixels beside it (0: nothing), for what CLIP has no words for.
-    `sights` is how many things training asks each patch about (0: none). `context_length` counts question and answer
-    together.
+    `sights` is how many things training asks each patch about, and `places` how many columns and rows it asks a word
+    that names something for (0: none). `context_length` counts question and answer together.
     """
 
     vocab_size: int
@@ -42,6 +42,7 @@ class CaptionerConfig:
     image_size: int = 0
     stem: int = 0
     sights: int = 0
+    places: int = 0
     pad_id: int = 0
     start_id: int = 1
     end_id: int = 2
@@ -69,10 +70,12 @@ def patch_features(encoder: VisionTransformer | ModifiedResNet, pixels: Tensor, 
 
 
 class CaptionerOutput(NamedTuple):
-    """Logits of words (..., K), and of what each patch lies in (B, P, sights), where the captioner tells it."""
+    """Logits of words (..., K); where training asks for them, also of what each patch lies in (B, P, sights) and of the
+    column and the row that is named (n, 2, places)."""
 
     logits: Tensor
-    sights: Tensor | None
+    sights: Tensor | None = None
+    places: Tensor | None = None
 
 
 class Captioner(PretrainedModel):
@@ -102,6 +105,7 @@ class Captioner(PretrainedModel):
         self.token_positions = nn.Parameter(torch.randn(config.context_length, config.width) * 0.02)
         self.transformer = Transformer(trunk)
         self.sights = nn.Linear(config.width, config.sights) if config.sights else None
+        self.places = nn.Linear(config.width, 2 * config.places) if config.places else None
         self.final_norm = make_norm(trunk)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
@@ -130,10 +134,13 @@ class Captioner(PretrainedModel):
         *,
         pixels: Tensor | None = None,
         wanted: Tensor | None = None,
+        named: Tensor | None = None,
     ) -> CaptionerOutput:
         """What `see` gives (B, P, F + stem) and tokens (B, T) or (B, S, T) int64 -> logits of the token after each,
         (..., T, K); with `wanted`, a mask shaped like the tokens, of those alone, (n, K). With `pixels`, `features` are
         CLIP's and are seen here, and patches are asked what they lie in; without a word (T = 0) nothing else is done.
+        With `named`, another such mask, the n words that it marks are asked half-way where what they name is, so that
+        words after them can compare it.
 
         S rows of tokens about one image do not see each other: they cost the image once. With a `cache` that has seen
         the features, `features` are not read again and `tokens` (B, T) are the new ones alone.
@@ -141,7 +148,7 @@ class Captioner(PretrainedModel):
         rows = tokens if tokens.ndim == 3 else tokens.unsqueeze(1)  # (B, S, T)
         seen = max(0, cache.length - self.config.patches) if cache is not None else 0
         x = self.token_embedding(rows) + self.token_positions[seen : seen + rows.shape[2]]  # (B, S, T, D)
-        x, mask, sights = x.flatten(1, 2), None, None
+        x, mask, sights, places = x.flatten(1, 2), None, None, None
         if cache is None or not cache.length:
             prefix = self.prefix(features if pixels is None else self.see(features, pixels))  # (B, P, D)
             sights = None if pixels is None or self.sights is None else self.sights(prefix)
@@ -149,10 +156,18 @@ class Captioner(PretrainedModel):
                 return CaptionerOutput(F.linear(x, self.token_embedding.weight), sights)
             x = torch.cat([prefix.to(x.dtype), x], dim=1)  # (B, P + S T, D)
             mask = segment_mask(self.config.patches, rows.shape[1], rows.shape[2], x.device)
-        x = self.transformer(x, mask=mask, cache=cache)[:, -rows.shape[1] * rows.shape[2] :]
-        x = self.final_norm(x).view(*tokens.shape, -1)
+        words = rows.shape[1] * rows.shape[2]
+        if named is None or self.places is None:
+            x = self.transformer(x, mask=mask, cache=cache)
+        else:
+            outputs = self.transformer.features(x, mask=mask)
+            x, half_way = outputs[-1], outputs[(len(outputs) - 1) // 2]
+            asked = half_way[:, -words:].unflatten(1, rows.shape[1:])[named.view(rows.shape)]
+            places = self.places(asked).unflatten(1, (2, -1))
+        x = self.final_norm(x[:, -words:]).view(*tokens.shape, -1)
         # A vocabulary's logits cost a fifth of training's time, and only some are asked for.
-        return CaptionerOutput(F.linear(x if wanted is None else x[wanted], self.token_embedding.weight), sights)
+        logits = F.linear(x if wanted is None else x[wanted], self.token_embedding.weight)
+        return CaptionerOutput(logits, sights, places)
 
     def make_cache(self) -> KVCache:
         """An empty cache with room for an image and a whole row of tokens."""

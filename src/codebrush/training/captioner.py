@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from codebrush.data.captions import Template
 from codebrush.data.filters import parse_clause
 from codebrush.data.questions import Question, scene_questions
+from codebrush.data.shapes import Scene, SceneObject, scene
 from codebrush.data.varied_scenes import PALETTE, VariedScene, scene_captions, varied_scene
 from codebrush.errors import TrainingError
 from codebrush.models.captioner import Captioner, CaptionerConfig, patch_features
@@ -24,10 +25,14 @@ from codebrush.training.captioned import Captioned
 from codebrush.training.loop import Objective
 from codebrush.training.optimizer import make_adamw
 from codebrush.training.ranges import Count, Rate, Share, Weight, Whole
-from codebrush.training.sights import PARTS, UNKNOWN, patch_sights, sight_loss
+from codebrush.training.sights import PARTS, UNKNOWN, named_cells, patch_sights, place_loss, sight_loss
 
 MOST_PATCHES = 256  # in front of the words: of a finer grid, the next coarser is read
 SAMPLED_SCENES = 2000  # whose words the vocabulary is made of
+FIXED_SCENES = 0.3  # of all drawn scenes are those of `codebrush data shapes`
+SERIES = 1_000_000  # of fixed scenes are drawn from; those beyond are never seen in training
+LATE = ("position", "relation")  # kinds of questions that are learned last
+PLACE_WEIGHT = 0.5
 CAPTION_SHARE = 0.35  # of the rows about a picture that also has questions
 STORED = "questions"  # a column that holds a row's own questions, as `codebrush data shapes` writes it
 QA = tuple[str, str]  # what is asked ("" for a caption) and what is right
@@ -55,8 +60,9 @@ class AskRule:
 @dataclass(frozen=True)
 class CaptionerRecipe:
     """Sizes and settings. `segments` captions and questions are read with each picture. `scene_share` of every batch
-    are drawn scenes of any palette with questions about them, new ones at each step; in the first `looking` steps,
-    which are quick, nothing but what lies where in them is learned."""
+    are drawn scenes of any palette with questions about them, new ones at each step, and `drill` of those hold two
+    shapes and ask where they are; in the first `looking` steps, which are quick, nothing but what lies where is
+    learned."""
 
     width: Count = 192
     layers: Count = 4
@@ -66,6 +72,7 @@ class CaptionerRecipe:
     stem: Whole = 96
     segments: Count = 6
     scene_share: Share = 0.0
+    drill: Share = 0.0
     looking: Whole = 0
     questions: tuple[AskRule, ...] = ()
     dropout: Share = 0.0
@@ -112,12 +119,26 @@ def make_captioner(recipe: CaptionerRecipe, clip: CLIP, words: Tokenizer) -> Cap
             image_size=clip.image_size,
             stem=recipe.stem,
             sights=sum(PARTS) if recipe.scene_share else 0,
+            places=math.isqrt(features.shape[1]) if recipe.scene_share else 0,
             pad_id=words.pad_id,
             start_id=words.start_id,
             end_id=words.end_id,
             dropout=recipe.dropout,
         )
     )
+
+
+def with_heads(captioner: Captioner, recipe: CaptionerRecipe) -> Captioner:
+    """`captioner`, with fresh heads for what a recipe with scenes asks of patches and names, where it has none."""
+    config = captioner.config
+    sights, places = (sum(PARTS), math.isqrt(config.patches)) if recipe.scene_share else (config.sights, config.places)
+    if (config.sights, config.places) == (sights, places):
+        return captioner
+    grown = Captioner(replace(config, sights=sights, places=places))
+    fresh = grown.state_dict()
+    old = {name: value for name, value in captioner.state_dict().items() if value.shape == fresh[name].shape}
+    grown.load_state_dict(fresh | old)
+    return grown
 
 
 def make_words(recipe: CaptionerRecipe, data: Captioned) -> Tokenizer:
@@ -130,11 +151,20 @@ def make_words(recipe: CaptionerRecipe, data: Captioned) -> Tokenizer:
     return train_bpe(texts, recipe.vocab_size, recipe.context_length)
 
 
-def scene_pairs(rng: np.random.Generator, size: int = 64) -> tuple[VariedScene, list[QA]]:
-    """A drawn scene of `size` pixels square, and its caption with questions about it, in random order."""
-    scene = varied_scene(rng, size)
-    questions = scene_questions(scene.objects, scene.background, size, tuple(PALETTE), rng)
-    return scene, [("", scene_captions(scene.objects, rng)), *_shuffled(questions, rng)]
+def scene_pairs(rng: np.random.Generator, size: int = 64, drill: bool = False) -> tuple[VariedScene | Scene, list[QA]]:
+    """A drawn scene of `size` pixels square, and its caption with questions about it, in random order; a `drill` holds
+    two shapes and asks about LATE kinds alone."""
+    count = 2 if drill else None
+    fixed = rng.random() < FIXED_SCENES
+    series, index = (int(number) for number in rng.integers(SERIES, size=2))
+    drawn = scene(series, index, size, count) if fixed else varied_scene(rng, size, count)
+
+    def asked() -> list[Question]:
+        return scene_questions(drawn.objects, drawn.background, size, tuple(PALETTE), rng)
+
+    late = [question for question in asked() + asked() if question.kind in LATE] if drill else []
+    pairs = [(question.ask, question.answer) for question in late or asked()]
+    return drawn, [("", scene_captions(drawn.objects, rng)), *_shuffled(pairs, rng)]
 
 
 def stored_pairs(cell: Sequence[dict[str, str]]) -> list[QA]:
@@ -205,8 +235,7 @@ def _one(texts: Sequence[str], rng: np.random.Generator) -> str:
     return texts[int(rng.integers(len(texts)))]
 
 
-def _shuffled(questions: Sequence[Question | QA], rng: np.random.Generator) -> list[QA]:
-    pairs = [(each.ask, each.answer) if isinstance(each, Question) else each for each in questions]
+def _shuffled(pairs: Sequence[QA], rng: np.random.Generator) -> list[QA]:
     return [pairs[number] for number in rng.permutation(len(pairs))]
 
 
@@ -222,6 +251,30 @@ def rows_of_tokens(pairs: Sequence[QA], words: Tokenizer, length: int) -> tuple[
         tokens[row, : len(whole)] = torch.tensor(whole)
         told[row, len(asked) + 1 : len(whole) - 1] = True
     return tokens, told
+
+
+def cells_of_names(
+    pairs: Sequence[QA], scenes: Sequence[tuple[Sequence[SceneObject], int]], side: int, words: Tokenizer, told: Tensor
+) -> Tensor:
+    """For each token of `pairs` the cell of a `side` x `side` grid that the name it ends lies in, (n, T) int64, or
+    UNKNOWN.
+
+    The first rows are about `scenes`, each its objects and the picture's size; `told` (n, T - 1) is that of
+    `rows_of_tokens`.
+    """
+    cells = torch.full((len(pairs), told.shape[1] + 1), UNKNOWN)
+    spots: list[tuple[int, int, int, int]] = []  # row, where its text begins and where it was cut off, cell
+    texts: list[str] = []  # up to where the name ends
+    begins = (told.int().argmax(1) + 1).tolist()  # of the answers
+    for row, (about, pair, begin) in enumerate(zip(scenes, pairs, begins, strict=False)):
+        for text, first, stop in zip(pair, (1, begin), (begin - 1, cells.shape[1]), strict=True):
+            for end, cell in named_cells(text, *about, side):
+                spots.append((row, first, stop, cell))
+                texts.append(text[:end])
+    for (row, first, stop, cell), ids in zip(spots, words.ids(texts), strict=True):
+        if first + len(ids) <= stop:
+            cells[row, first + len(ids) - 1] = cell
+    return cells
 
 
 class CaptionerTask:
@@ -241,23 +294,26 @@ class CaptionerTask:
         self.frozen: list[nn.Module] = [clip]
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Pictures uint8 (B, 3, H, W), tokens (B, S, T) of each, where they tell (B, S, T - 1), how to move them, and
-        what patches lie in (B, P, 3)."""
+        """Pictures uint8 (B, 3, H, W), tokens (B, S, T) of each, where they tell (B, S, T - 1), how to move them, what
+        patches lie in (B, P, 3) and where names are (B, S, T)."""
         segments, scenes = self.recipe.segments, round(self.recipe.scene_share * len(rows))
         images = self.data.images(rows)  # (B, 3, H, W)
         sights = torch.full((len(rows), self.config.patches, len(PARTS)), UNKNOWN)
         pairs: list[QA] = []
+        about: list[tuple[Sequence[SceneObject], int]] = []
+        side, size = math.isqrt(self.config.patches), images.shape[-1]
         for place in range(scenes):
-            drawn, asked = scene_pairs(rng, images.shape[-1])
+            drawn, asked = scene_pairs(rng, size, place < round(self.recipe.drill * scenes))
             images[place] = torch.from_numpy(np.array(drawn.image)).permute(2, 0, 1)
-            side = math.isqrt(self.config.patches)
-            sights[place] = torch.from_numpy(patch_sights(drawn.objects, images.shape[-1], side))
+            sights[place] = torch.from_numpy(patch_sights(drawn.objects, size, side))
             pairs += [asked[number % len(asked)] for number in range(segments)]
+            about += [(drawn.objects, size)] * segments
         for row in rows[scenes:]:
             pairs += self.asker.draw(int(row), segments, rng)
         tokens, told = rows_of_tokens(pairs, self.words, self.config.context_length)
         length = 2 + int(told.any(0).nonzero().max())  # nothing after the last word is learned
         tokens, told = tokens[:, :length], told[:, : length - 1]
+        named = cells_of_names(pairs, about, side, self.words, told)
         affine = draw_affine(len(rows), self.recipe.augmentation, rng)
         affine[:scenes] = draw_affine(1, Augmentation(), rng)  # where things are is part of the answer
         shape = (len(rows), segments)
@@ -267,11 +323,12 @@ class CaptionerTask:
             "told": told.unflatten(0, shape),
             "affine": affine,
             "sights": sights,
+            "named": named.unflatten(0, shape),
         }
 
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
         """Cross-entropy of every word that tells something, given the picture and the words before it; of drawn scenes
-        also of what each patch lies in, in the first steps of that alone."""
+        also of what each patch lies in and where names are, in the first steps of what patches lie in alone."""
         images = move(batch["images"].float() / 255, batch["affine"])
         features, pixels = read_patches(self.clip, images, self.config.levels)
         tokens, told = batch["tokens"], batch["told"]
@@ -282,7 +339,8 @@ class CaptionerTask:
             yield Objective("captioner", sight_loss(sights, batch["sights"]) + 0 * unused, {})
             return
         wanted = F.pad(told, (0, 1))  # (B, S, T)
-        output = self.networks["captioner"](features, tokens, pixels=pixels, wanted=wanted)
+        named = batch["named"] != UNKNOWN if self.config.places else None
+        output = self.networks["captioner"](features, tokens, pixels=pixels, wanted=wanted, named=named)
         logits, right = output.logits.float(), tokens[..., 1:][told]  # (n, K), (n,)
         loss = F.cross_entropy(logits, right)
         figures = {"accuracy": (logits.detach().argmax(-1) == right).float().mean(), "words": loss.detach()}
@@ -290,6 +348,10 @@ class CaptionerTask:
             seen = sight_loss(output.sights, batch["sights"])
             figures["sights"] = seen.detach()
             loss = loss + seen
+        if output.places is not None:
+            found = place_loss(output.places, batch["named"][named])
+            figures["places"] = found.detach()
+            loss = loss + PLACE_WEIGHT * found
         yield Objective("captioner", loss, figures)
 
     def preview(self, network: nn.Module) -> None:

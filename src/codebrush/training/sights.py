@@ -1,10 +1,13 @@
-"""The objects of a drawn scene in; what each patch of a grid lies in, and the loss of patches that should know it, out.
+"""The objects of a drawn scene in; what each patch of a grid lies in and where the words of a text point, and the loss
+of patches and words that should know it, out.
 
 A question has one answer; a scene has dozens of patches, and of each it is known what it lies in. A captioner whose
-patches are asked as well finds out in hundreds of steps what answers alone teach it in many thousands.
+patches are asked as well finds out in hundreds of steps what answers alone teach it in many thousands. So with words:
+"is the red circle above the star?" says nothing about either place until both and "above" are understood.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from codebrush.data.varied_scenes import PALETTE
 PARTS = (1 + len(SHAPES), 1 + len(PALETTE), 2)  # the shape here, its colour, whether its middle is here; 0 is nothing
 UNKNOWN = -1
 _COLOURS = tuple(PALETTE)
+_NAME = re.compile(rf"(?:\b({'|'.join(_COLOURS)}) )?\b({'|'.join(SHAPES)})\b")
 
 
 def patch_sights(objects: Sequence[SceneObject], size: int, side: int) -> np.ndarray:
@@ -32,6 +36,17 @@ def patch_sights(objects: Sequence[SceneObject], size: int, side: int) -> np.nda
         column, row = (min(side - 1, int(value * side / size)) for value in centre(each))
         sights[row, column] = (*kind, 1)
     return sights.reshape(side * side, len(PARTS))
+
+
+def named_cells(text: str, objects: Sequence[SceneObject], size: int, side: int) -> Iterator[tuple[int, int]]:
+    """Where a name in `text` ends that fits one object alone, and in which cell of a `side` x `side` grid its middle
+    is, row * side + column."""
+    for name in _NAME.finditer(text):
+        colour, shape = name.groups()
+        fitting = [each for each in objects if each.shape == shape and colour in (None, each.colour)]
+        if len(fitting) == 1:
+            column, row = (min(side - 1, int(value * side / size)) for value in centre(fitting[0]))
+            yield name.end(), row * side + column
 
 
 def _first(edge: float) -> int:
@@ -48,3 +63,11 @@ def sight_loss(logits: Tensor, sights: Tensor) -> Tensor:
         for part, aim in zip(logits.split(PARTS, dim=-1), sights.unbind(-1), strict=True)
     ]
     return torch.stack(losses).sum() / known
+
+
+def place_loss(logits: Tensor, cells: Tensor) -> Tensor:
+    """Cross-entropy of logits (n, 2, side), of columns and of rows, with cells (n,); the sum of the two means, 0
+    without a cell."""
+    side = logits.shape[-1]
+    aims = torch.stack([cells % side, cells // side], dim=1)
+    return F.cross_entropy(logits.float().flatten(0, 1), aims.flatten(), reduction="sum") / max(1, len(cells))

@@ -28,7 +28,7 @@ from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.vqgan import VQGAN
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.captioned import Captioned, Joined, SourceConfig, load_captioned
-from codebrush.training.captioner import CaptionerRecipe, CaptionerTask, make_captioner, make_words
+from codebrush.training.captioner import CaptionerRecipe, CaptionerTask, make_captioner, make_words, with_heads
 from codebrush.training.clip import CLIPRecipe, CLIPTask, make_clip
 from codebrush.training.code_transformer import CodeTransformerTask, TransformerRecipe, make_code_transformer
 from codebrush.training.fine_tuning import joined_rows, replayed_rows
@@ -81,6 +81,8 @@ def make_network(plan: StagePlan, materials: Materials, start: PretrainedModel |
     """
     torch.manual_seed(plan.loop.seed)
     if start is not None:
+        if isinstance(plan.recipe, CaptionerRecipe) and isinstance(start, Captioner):
+            return with_heads(start, plan.recipe)
         return start
     if isinstance(plan.recipe, CLIPRecipe):
         if plan.recipe.lock != "none":

@@ -1,0 +1,88 @@
+"""What is asked of the picture: the words that are read, their directions and gains, and which method finds heat."""
+
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from codebrush import Codebrush
+from codebrush.errors import PromptError, UsageError
+from codebrush.understanding.attribution import choose_method, explain, read_words, text_directions
+
+
+@pytest.fixture(scope="module")
+def brush(micro_pack: Path) -> Codebrush:
+    return Codebrush.from_pretrained(micro_pack, device="cpu")
+
+
+def picture() -> torch.Tensor:
+    return torch.rand(3, 32, 32)
+
+
+def test_directions_are_what_the_text_and_each_word_add(brush: Codebrush) -> None:
+    texts, directions = text_directions(brush.clip, brush.tokenizer, ["a", "red", "circle"])
+    whole, *without = brush.embed_text(["a red circle", "red circle", "a circle", "a red"])
+    nothing = brush.clip.encode_text(brush.tokenizer([""]))[0]
+    torch.testing.assert_close(texts, torch.stack([whole, *without]), atol=1e-5, rtol=1e-5)
+    expected = torch.stack([whole - nothing, *(whole - part for part in without)])
+    torch.testing.assert_close(directions, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["gradient", "occlusion"])
+def test_an_explanation_holds_score_gains_and_maps(brush: Codebrush, method: Any) -> None:
+    image = picture()
+    found = explain(brush.clip, brush.tokenizer, image, "a red  circle", method)
+    seen = brush.clip.encode_image(image[None])[0]
+    whole, bare = brush.embed_text(["a red circle", "a circle"])
+    assert found.method == method
+    assert found.score == pytest.approx(float(seen @ whole), abs=1e-5)
+    assert [word.word for word in found.words] == ["a", "red", "circle"]
+    assert found.words[1].gain == pytest.approx(float(seen @ (whole - bare)), abs=1e-5)
+    for heat in (found.heat, *(word.heat for word in found.words)):
+        assert heat.shape == (32, 32)
+        assert not heat.requires_grad
+        assert heat.min() >= 0
+    assert not torch.equal(found.words[0].heat, found.words[2].heat)
+
+
+def test_the_weights_are_left_as_they_were(brush: Codebrush) -> None:
+    before = {name: value.clone() for name, value in brush.clip.state_dict().items()}
+    explain(brush.clip, brush.tokenizer, picture(), "a red circle")
+    assert all(torch.equal(value, before[name]) for name, value in brush.clip.state_dict().items())
+    assert all(parameter.grad is None for parameter in brush.clip.parameters())
+
+
+def test_words_beyond_what_the_encoder_reads_are_left_out_with_a_warning(brush: Codebrush) -> None:
+    with pytest.warns(UserWarning, match="tokens: only the first"):
+        few = read_words(brush.tokenizer, " ".join(["circle"] * 60))
+    assert 1 <= len(few) < 60
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        brush.tokenizer(" ".join(few))
+        with pytest.raises(UserWarning):
+            brush.tokenizer(" ".join([*few, "circle"]))
+    with pytest.warns(UserWarning, match="tokens: only the first"):
+        assert len(read_words(brush.tokenizer, "x" * 500)) == 1
+
+
+@pytest.mark.parametrize("text", ["", "  ", "\n\t"])
+def test_a_text_without_words_is_refused(brush: Codebrush, text: str) -> None:
+    with pytest.raises(PromptError, match="the text is empty"):
+        explain(brush.clip, brush.tokenizer, picture(), text)
+
+
+def test_each_encoder_has_its_method(brush: Codebrush) -> None:
+    other: Any = SimpleNamespace(image_encoder=torch.nn.Identity())
+    assert [choose_method(brush.clip, name) for name in ("auto", "gradient", "occlusion")] == [
+        "gradient",
+        "gradient",
+        "occlusion",
+    ]
+    assert choose_method(other, "auto") == "occlusion"
+    with pytest.raises(UsageError, match="use --method occlusion"):
+        choose_method(other, "gradient")
+    with pytest.raises(UsageError, match="method must be one of auto, gradient, occlusion, not rays"):
+        choose_method(brush.clip, "rays")

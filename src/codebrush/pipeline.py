@@ -68,7 +68,7 @@ class Codebrush:
 
     def __init__(self, pack: Pack, device: str | torch.device | None = None) -> None:
         self.pack = pack
-        self.device = _device(device)
+        self.device = usable_device(device)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, device: str | torch.device | None = None) -> "Codebrush":
@@ -234,12 +234,12 @@ class Codebrush:
         return Reader(self.clip, self.tokenizer, self._placed(self.pack.captioner), self.pack.words)
 
     def caption(
-        self, images: Sequence[Picture], n: int = 1, method: str = "beam", seed: int = 0
+        self, images: Sequence[Picture], n: int = 1, method: str = "beam", seed: int = 0, first: int = 0
     ) -> list[list[Caption]]:
         """Each picture's captions, best first by CLIP; see `Reader.caption`. A pack without captioner: PackError."""
         found: list[list[Caption]] = []
         for batch, pixels in self._seen(images):
-            found += self.reader.caption(pixels, n, method, seed, first=batch.start)
+            found += self.reader.caption(pixels, n, method, seed, first=first + batch.start)
         return found
 
     def ask(self, image: Picture, question: str, threshold: float = SURE) -> Answer:
@@ -381,7 +381,8 @@ def _batches(count: int) -> list[range]:
     return [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """`device`, or where None a GPU where there is one. A UsageError for one that is not here."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

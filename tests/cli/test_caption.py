@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from codebrush import Codebrush
 from codebrush.cli.main import run
 from codebrush.data.shapes import scene
 from packs import micro_captioner, micro_tokenizer, write_micro_pack
@@ -51,3 +52,19 @@ def test_answers(pack: str, pictures: list[str], capsys: pytest.CaptureFixture[s
     assert run(["ask", pictures[0], "", "--pack", pack]) == 1
     assert "the question is empty" in capsys.readouterr().err
     assert run(["ask", pictures[0], "what?", "--pack", pack, "--threshold", "3"]) == 2
+
+
+def test_drawn_captions_have_a_stream_for_each_picture(
+    pack: str, pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = [pictures[0]] * 3
+    assert run(["caption", *same, "--method", "sample", "--seed", "3", "--pack", pack, "--json"]) == 0
+    said = [tuple(each["text"] for each in one["captions"]) for one in json.loads(capsys.readouterr().out)["results"]]
+    assert len(set(said)) > 1
+    brush = Codebrush.from_pretrained(pack)
+    assert [tuple(each.text for each in one) for one in brush.caption(same, 1, "sample", 3)] == said
+
+
+def test_a_seed_without_drawing_is_refused(pack: str, pictures: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["caption", pictures[0], "--seed", "7", "--pack", pack]) == 2
+    assert "--seed is for captions that are drawn: add --method sample" in capsys.readouterr().err

@@ -41,3 +41,12 @@ def test_what_cannot_be_explained_is_one_line(
     assert run(["explain", str(picture), " ", *pack]) != 0
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert not (tmp_path / "heat.png").exists()
+
+
+def test_the_picture_itself_is_not_written_over(
+    micro_pack: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = picture.read_bytes()
+    assert run(["explain", str(picture), "a red circle", "--pack", str(micro_pack), "--out", str(picture)]) == 2
+    assert "is the picture itself: name another file" in capsys.readouterr().err
+    assert picture.read_bytes() == before

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from codebrush.cli.flags import given_flags, refuse
 from codebrush.cli.output import print_json
 
 PackOption = Annotated[str, typer.Option(help="Built-in name, folder or hub id of the models.")]
@@ -22,6 +23,7 @@ class Method(StrEnum):
 
 
 def caption(
+    context: typer.Context,
     images: Annotated[list[Path], typer.Argument(help="Pictures.")],
     n: Annotated[int, typer.Option("--n", "-n", min=1, max=100, help="How many captions of each.")] = 1,
     method: Annotated[Method, typer.Option(help="The likeliest texts, the likeliest words, or drawn ones.")] = (
@@ -35,12 +37,14 @@ def caption(
     from codebrush.errors import ImageError
     from codebrush.pipeline import Codebrush
 
+    if method != Method.SAMPLE:
+        refuse(given_flags(context), ("seed",), "is for captions that are drawn: add --method sample")
     brush = Codebrush.from_pretrained(pack)
     results: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
-    for path in images:
+    for number, path in enumerate(images):
         try:
-            found = brush.caption([path], n, method.value, seed)[0]
+            (found,) = brush.caption([path], n, method.value, seed, first=number)
         except ImageError as error:
             print(f"codebrush: skipped {error}", file=sys.stderr)
             skipped.append({"path": str(path), "reason": str(error)})

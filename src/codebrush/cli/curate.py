@@ -135,8 +135,10 @@ def _read_shares(text: str) -> tuple[float, float, float]:
 def _scorer(pack: str) -> "ClipScorer":
     from codebrush.data.clip_scorer import ClipScorer
     from codebrush.pack import open_clip
+    from codebrush.pipeline import usable_device
 
-    return ClipScorer(*open_clip(pack))
+    clip, tokenizer = open_clip(pack)
+    return ClipScorer(clip.to(usable_device(None)), tokenizer)
 
 
 def _warn_of_empty(splits: dict[str, int]) -> None:

@@ -41,6 +41,8 @@ def explain(
     start = time.perf_counter()
     if out.suffix.lower() != ".png" or out.is_dir():
         raise UsageError(f"--out must be a file that ends in .png, not {out}")
+    if out.exists() and image.exists() and out.samefile(image):
+        raise UsageError(f"--out {out} is the picture itself: name another file")
     check_folder(out.absolute().parent)
     from codebrush.data.images import save_png
     from codebrush.pipeline import Codebrush

@@ -27,14 +27,17 @@ class ClipScorer:
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Image.Image], captions: Sequence[Sequence[str]]) -> list[float]:
         """For each of B `fitted` pictures the best cosine with one of its captions, -1 to 1."""
-        clip = self._clip
+        clip, device = self._clip, self._clip.log_scale.device
         texts = list(dict.fromkeys(text for own in captions for text in own))
         places = {text: number for number, text in enumerate(texts)}
         images = torch.cat(
-            [clip.encode_image(pixels_for(clip, pictures[i : i + BATCH])) for i in range(0, len(pictures), BATCH)]
+            [
+                clip.encode_image(pixels_for(clip, pictures[i : i + BATCH]).to(device))
+                for i in range(0, len(pictures), BATCH)
+            ]
         )  # (B, E)
         words = torch.cat(
-            [clip.encode_text(self._tokens(texts[i : i + BATCH])) for i in range(0, len(texts), BATCH)]
+            [clip.encode_text(self._tokens(texts[i : i + BATCH]).to(device)) for i in range(0, len(texts), BATCH)]
         )  # (T, E)
         cosines = (images @ words.T).tolist()  # (B, T)
         return [max(row[places[text]] for text in own) for row, own in zip(cosines, captions, strict=True)]

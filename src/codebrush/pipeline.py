@@ -9,7 +9,7 @@ The way of a prompt: text tokens -> CLIP's text features -> the code transformer
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,47 +20,26 @@ from torch import Tensor, nn
 
 from codebrush.data.images import decode_image, stack, to_pil
 from codebrush.data.preprocess import pixels_for
-from codebrush.errors import ImageError, PackError, PromptError, UsageError
-from codebrush.generation.decoding import Progress, draw_codes, picture_uniforms
+from codebrush.errors import ImageError, PromptError, UsageError
+from codebrush.generation.decoding import Progress
 from codebrush.generation.guide_options import guide_options
 from codebrush.generation.guided_run import GuidedRun, read_run
 from codebrush.generation.guided_task import Models, Request, check_files, with_files
-from codebrush.generation.options import DrawOptions, checked_option
+from codebrush.generation.options import DrawOptions
 from codebrush.generation.origin import check_origin, damaged, origin, read_origin, torch_threads
-from codebrush.generation.reranking import best_first, clip_scores
 from codebrush.generation.result import Result
+from codebrush.generation.sampler import Sampler, batches, draw_options
 from codebrush.models.clip import CLIP
-from codebrush.models.code_transformer import CodeTransformer, Condition
+from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack import Pack, open_pack, text_condition
+from codebrush.pack import Pack, open_pack
 from codebrush.text.prompts import parse_prompt
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.understanding.captioning import SURE, Answer, Caption, Reader
 from codebrush.understanding.classification import ZeroShotClassifier, pack_temperature
 
-# What `generate` does when neither the caller nor the pack's own "defaults" say otherwise.
-DEFAULT_CFG = 3.0
-DEFAULT_TEMPERATURE = 1.0
-DEFAULT_TOP_K = 0
-DEFAULT_TOP_P = 1.0
-DEFAULT_MIN_P = 0.0
-CANDIDATES_PER_PICTURE = 4  # drawn and scored for each picture that is asked for
-
-BATCH = 32  # pictures drawn or read together; a replay needs the same
-
 Picture = Image.Image | str | Path
 M = TypeVar("M", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A prompt made ready: its parts as conditions and as unit embeddings (P, E), with their weights."""
-
-    prompt: str
-    options: DrawOptions
-    conditions: list[tuple[Condition, float]]
-    texts: Tensor
-    weights: list[float]
 
 
 class Codebrush:
@@ -92,6 +71,11 @@ class Codebrush:
     def transformer(self) -> CodeTransformer:
         """The pack's code transformer on this device, frozen."""
         return self._placed(self.pack.transformer)
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """What draws pictures with the code transformer."""
+        return Sampler(self.pack, self.clip, self.tokenizer, self.vqgan, self.transformer, self.device)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -134,7 +118,7 @@ class Codebrush:
             raise UsageError(f"{next(iter(guidance))} is an option of guidance: ask for the method guide")
         if any(part.stop is not None for part in parse_prompt(prompt).parts):
             raise PromptError("a stop (text:weight:stop) is for guidance: leave it out, or ask for the method guide")
-        return self._sample(prompt, self._options({**given, "n": n, "seed": seed}), progress)
+        return self.sampler.sample(prompt, draw_options(self.pack, {**given, "n": n, "seed": seed}), progress)
 
     def guide(
         self,
@@ -159,7 +143,7 @@ class Codebrush:
         """
         chosen = guide_options(options, preset, self.pack.info.get("guidance"))
         parse_prompt(prompt)
-        drawing = self._options({**(sampling or {}), "n": n, "seed": seed})
+        drawing = draw_options(self.pack, {**(sampling or {}), "n": n, "seed": seed})
         if sampling and chosen.init != "sample":
             raise UsageError(f"{next(iter(sampling))} shapes what is sampled: leave it out, or give init sample")
         drawn = {name: value for name, value in asdict(drawing).items() if name not in ("n", "seed")}
@@ -184,22 +168,13 @@ class Codebrush:
             return self._replay_guided(manifest)
         if method != "sample":
             raise ImageError(f"the picture was made by the method {method!r}, which cannot be replayed here")
-        try:
-            options = DrawOptions(seed=manifest["seed"], **manifest["options"])
-        except (KeyError, TypeError, UsageError) as error:
-            raise damaged(error) from error
-        index, threads = read_origin(manifest, options.rerank)
-        check_origin(manifest, self.pack, self.device)
-        with torch_threads(threads):
-            run = self._prepare(manifest["prompt"], options)
-            batch = next(batch for batch in _batches(options.rerank) if index in batch)
-            return self._draw(run, batch, None)[index - batch.start]
+        return self.sampler.replay(manifest)
 
     @torch.no_grad()
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """Texts, taken literally -> unit vectors (B, E) float32."""
         texts = [texts] if isinstance(texts, str) else list(texts)
-        parts = [texts[batch.start : batch.stop] for batch in _batches(len(texts))]
+        parts = [texts[batch.start : batch.stop] for batch in batches(len(texts))]
         vectors = [self.clip.encode_text(self.tokenizer(part).to(self.device)) for part in parts]
         return torch.cat(vectors) if vectors else torch.zeros(0, self.clip.embed_dim)
 
@@ -250,7 +225,7 @@ class Codebrush:
     def _seen(self, images: Sequence[Picture]) -> Iterator[tuple[range, Tensor]]:
         """Batches of pictures as CLIP is shown them, (B, 3, S, S)."""
         images = [images] if isinstance(images, Image.Image | str | Path) else list(images)
-        for batch in _batches(len(images)):
+        for batch in batches(len(images)):
             yield batch, pixels_for(self.clip, images[batch.start : batch.stop]).to(self.device)
 
     def _placed(self, model: M) -> M:
@@ -259,17 +234,9 @@ class Codebrush:
     def _pixels(self, images: Sequence[Picture], size: int) -> Iterator[Tensor]:
         """Batches (B, 3, size, size) of the centres of `images`."""
         images = [images] if isinstance(images, Image.Image | str | Path) else list(images)
-        for batch in _batches(len(images)):
+        for batch in batches(len(images)):
             pictures = [decode_image(image) for image in images[batch.start : batch.stop]]
             yield stack(pictures, size).to(self.device)
-
-    def _sample(self, prompt: str, options: DrawOptions, progress: Progress | None = None) -> list[Result]:
-        run = self._prepare(prompt, options)
-        best: list[Result] = []
-        for batch in _batches(options.rerank):
-            best += self._draw(run, batch, progress)
-            best = [best[index] for index in best_first([result.score for result in best])[: options.n]]
-        return best
 
     def _guide_to_the_end(
         self, prompt: str, n: int, seed: int, given: dict[str, Any], progress: Progress | None, options: dict[str, Any]
@@ -299,86 +266,12 @@ class Codebrush:
         def sample(request: Request, pictures: Sequence[int]) -> Tensor:
             """Latents (B, d, h, w) of the best pictures that the code transformer draws for the run's request."""
             if not drawn:
-                drawn.extend(self._sample(request.prompt, DrawOptions(request.n, request.seed, **request.sampling)))
+                options = DrawOptions(request.n, request.seed, **request.sampling)
+                drawn.extend(self.sampler.sample(request.prompt, options))
             return torch.stack([drawn[index].latent for index in pictures])
 
         about = origin(self.pack, self.device)
         return Models(self.vqgan, self.clip, self.tokenizer, self.pack.image_size, sample, about)
-
-    def _options(self, given: Mapping[str, Any]) -> DrawOptions:
-        values: dict[str, Any] = {
-            "n": None,
-            "seed": None,
-            "cfg": DEFAULT_CFG,
-            "temperature": DEFAULT_TEMPERATURE,
-            "top_k": DEFAULT_TOP_K,
-            "top_p": DEFAULT_TOP_P,
-            "min_p": DEFAULT_MIN_P,
-        }
-        own = self.pack.info.get("defaults", {})
-        try:
-            values |= {name: checked_option(name, own[name]) for name in values if name in own}
-        except UsageError as error:
-            raise PackError(f"{self.pack.folder}: among its defaults, {error}") from error
-        values |= {name: value for name, value in given.items() if value is not None}
-        if "rerank" not in values:
-            values["rerank"] = CANDIDATES_PER_PICTURE * checked_option("n", values["n"])
-        return DrawOptions(**values)
-
-    @torch.no_grad()
-    def _prepare(self, prompt: str, options: DrawOptions) -> _Run:
-        parts = parse_prompt(prompt).parts
-        texts, weights = [part.text for part in parts], [part.weight for part in parts]
-        tokens = self.tokenizer(texts).to(self.device)  # (P, T)
-        condition = text_condition(self.clip, tokens, self.transformer.config)
-        rows = [condition.rows(slice(row, row + 1)) for row in range(len(parts))]
-        embeddings = self.clip.encode_text(tokens)
-        return _Run(prompt, options, list(zip(rows, weights, strict=True)), embeddings, weights)
-
-    @torch.no_grad()
-    def _draw(self, run: _Run, batch: range, progress: Progress | None) -> list[Result]:
-        """The candidates of one batch, in their order."""
-        o, codes_each = run.options, self.transformer.config.code_count
-
-        def count(step: int, steps: int) -> None:
-            if progress is not None:
-                done = codes_each * batch.start + codes_each * len(batch) * step // steps
-                progress(done, codes_each * o.rerank)
-
-        codes = draw_codes(
-            self.transformer,
-            run.conditions,
-            picture_uniforms(o.seed, batch, codes_each),
-            cfg=o.cfg,
-            temperature=o.temperature,
-            top_k=o.top_k,
-            top_p=o.top_p,
-            min_p=o.min_p,
-            progress=count,
-        )
-        latent = self.vqgan.quantizer.look_up(codes)  # (B, d, h, w)
-        pictures = [to_pil(image) for image in self.vqgan.decode(latent)]
-        seen = stack(pictures, self.clip.image_size).to(self.device)  # scored as saved: with 8 bits a channel
-        scores = clip_scores(self.clip, seen, run.texts, run.weights).tolist()
-        manifests = [self._manifest(run, index, score) for index, score in zip(batch, scores, strict=True)]
-        return [Result(*row) for row in zip(pictures, scores, codes, latent, manifests, strict=True)]
-
-    def _manifest(self, run: _Run, index: int, score: float) -> dict[str, Any]:
-        size = self.pack.image_size
-        return {
-            "method": "sample",
-            "prompt": run.prompt,
-            "seed": run.options.seed,
-            "index": index,
-            "options": {name: value for name, value in asdict(run.options).items() if name != "seed"},
-            "clip_score": score,
-            "size": [size, size],
-            **origin(self.pack, self.device),
-        }
-
-
-def _batches(count: int) -> list[range]:
-    return [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
 
 
 def usable_device(device: str | torch.device | None) -> torch.device:

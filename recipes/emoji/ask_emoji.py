@@ -1,0 +1,68 @@
+"""A pack and the emoji in; how many of the recipe's questions about pictures it answers, by question, out.
+
+    python recipes/emoji/ask_emoji.py emoji emoji.parquet --pictures 150
+    python recipes/emoji/ask_emoji.py emoji emoji.parquet --captioner runs/emoji/captioner/model --split train
+
+An answer is right if it is the exact words. Beside it stands how often the commonest right answer would
+have been right.
+"""
+
+import argparse
+import tempfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from codebrush.models.captioner import Captioner
+from codebrush.pack import open_pack
+from codebrush.text.tokenizer import Tokenizer
+from codebrush.training.captioned import load_captioned
+from codebrush.training.captioner import Asker, CaptionerRecipe
+from codebrush.training.recipes import read_recipe
+from codebrush.understanding.captioning import Reader
+
+RECIPE = Path(__file__).parent / "captioner-6.yaml"
+
+
+@torch.no_grad()
+def main() -> None:
+    """See the top of the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pack")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--captioner", type=Path)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--pictures", type=int, default=150)
+    options = parser.parse_args()
+    pack = open_pack(options.pack)
+    captioner, words = (
+        (pack.captioner, pack.words)
+        if options.captioner is None
+        else (Captioner.from_pretrained(options.captioner), Tokenizer.from_pretrained(options.captioner))
+    )
+    reader = Reader(pack.clip, pack.tokenizer, captioner, words)
+    asked_of = read_recipe(RECIPE, str(options.data), "captioner")
+    recipe = asked_of.plan.recipe
+    assert isinstance(recipe, CaptionerRecipe)
+    with tempfile.TemporaryDirectory() as cache:
+        data = load_captioned(replace(asked_of.source, split=options.split).open(), pack.clip.image_size, Path(cache))
+    rows = np.linspace(0, len(data) - 1, min(options.pictures, len(data))).astype(int)
+    print(f"| {len(rows)} pictures of {options.split} | right | commonest answer |\n|---|---|---|")
+    for rule in recipe.questions:
+        asker, rng = Asker(replace(recipe, questions=(rule,)), data), np.random.default_rng(0)
+        wanted, said = [], []
+        for row in rows.tolist():
+            pixels = data.images(np.array([row])).float() / 255
+            for asked, answer in asker.questions(row, rng)[:1]:
+                wanted.append(answer)
+                said.append(reader.ask(pixels, [asked], threshold=0.0)[0].guess)
+        right = np.mean([one == other for one, other in zip(wanted, said, strict=True)])
+        commonest = Counter(wanted).most_common(1)[0][1] / len(wanted)
+        print(f"| {rule.ask[0]} | {right:.1%} | {commonest:.1%} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

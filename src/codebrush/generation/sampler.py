@@ -1,0 +1,160 @@
+"""A prompt and options in; the code transformer's pictures of it, best first by CLIP, out.
+
+The way of a prompt: text tokens -> CLIP's text features -> the code transformer's codes -> VQGAN's picture
+-> CLIP's score, by which the best are kept.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codebrush.data.images import stack, to_pil
+from codebrush.errors import PackError, UsageError
+from codebrush.generation.decoding import Progress, draw_codes, picture_uniforms
+from codebrush.generation.options import DrawOptions, checked_option
+from codebrush.generation.origin import check_origin, damaged, origin, read_origin, torch_threads
+from codebrush.generation.reranking import best_first, clip_scores
+from codebrush.generation.result import Result
+from codebrush.models.clip import CLIP
+from codebrush.models.code_transformer import CodeTransformer, Condition
+from codebrush.models.vqgan import VQGAN
+from codebrush.pack import Pack, text_condition
+from codebrush.text.prompts import parse_prompt
+from codebrush.text.tokenizer import Tokenizer
+
+# What `generate` does when neither the caller nor the pack's own "defaults" say otherwise.
+DEFAULT_CFG = 3.0
+DEFAULT_TEMPERATURE = 1.0
+DEFAULT_TOP_K = 0
+DEFAULT_TOP_P = 1.0
+DEFAULT_MIN_P = 0.0
+CANDIDATES_PER_PICTURE = 4  # drawn and scored for each picture that is asked for
+
+BATCH = 32  # pictures drawn or read together; a replay needs the same
+
+
+def batches(count: int) -> list[range]:
+    """0 to `count` in parts of BATCH."""
+    return [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
+
+
+def draw_options(pack: Pack, given: Mapping[str, Any]) -> DrawOptions:
+    """Options from what is `given` (None: not), the pack's own "defaults", and ours."""
+    values: dict[str, Any] = {
+        "n": None,
+        "seed": None,
+        "cfg": DEFAULT_CFG,
+        "temperature": DEFAULT_TEMPERATURE,
+        "top_k": DEFAULT_TOP_K,
+        "top_p": DEFAULT_TOP_P,
+        "min_p": DEFAULT_MIN_P,
+    }
+    own = pack.info.get("defaults", {})
+    try:
+        values |= {name: checked_option(name, own[name]) for name in values if name in own}
+    except UsageError as error:
+        raise PackError(f"{pack.folder}: among its defaults, {error}") from error
+    values |= {name: value for name, value in given.items() if value is not None}
+    if "rerank" not in values:
+        values["rerank"] = CANDIDATES_PER_PICTURE * checked_option("n", values["n"])
+    return DrawOptions(**values)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A prompt made ready: its parts as conditions and as unit embeddings (P, E), with their weights."""
+
+    prompt: str
+    options: DrawOptions
+    conditions: list[tuple[Condition, float]]
+    texts: Tensor
+    weights: list[float]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A pack's models on one device, as drawing works with them."""
+
+    pack: Pack
+    clip: CLIP
+    tokenizer: Tokenizer
+    vqgan: VQGAN
+    transformer: CodeTransformer
+    device: torch.device
+
+    def sample(self, prompt: str, options: DrawOptions, progress: Progress | None = None) -> list[Result]:
+        """The best `options.n` of `options.rerank` pictures."""
+        drawing = self.prepare(prompt, options)
+        best: list[Result] = []
+        for batch in batches(options.rerank):
+            best += self.draw(drawing, batch, progress)
+            best = [best[index] for index in best_first([result.score for result in best])[: options.n]]
+        return best
+
+    def replay(self, manifest: Mapping[str, Any]) -> Result:
+        """The picture of a manifest, from its whole batch drawn as it was then."""
+        try:
+            options = DrawOptions(seed=manifest["seed"], **manifest["options"])
+        except (KeyError, TypeError, UsageError) as error:
+            raise damaged(error) from error
+        index, threads = read_origin(manifest, options.rerank)
+        check_origin(manifest, self.pack, self.device)
+        with torch_threads(threads):
+            drawing = self.prepare(manifest["prompt"], options)
+            batch = next(batch for batch in batches(options.rerank) if index in batch)
+            return self.draw(drawing, batch, None)[index - batch.start]
+
+    @torch.no_grad()
+    def prepare(self, prompt: str, options: DrawOptions) -> Drawing:
+        """A prompt's parts as the code transformer and CLIP read them."""
+        parts = parse_prompt(prompt).parts
+        texts, weights = [part.text for part in parts], [part.weight for part in parts]
+        tokens = self.tokenizer(texts).to(self.device)  # (P, T)
+        condition = text_condition(self.clip, tokens, self.transformer.config)
+        rows = [condition.rows(slice(row, row + 1)) for row in range(len(parts))]
+        embeddings = self.clip.encode_text(tokens)
+        return Drawing(prompt, options, list(zip(rows, weights, strict=True)), embeddings, weights)
+
+    @torch.no_grad()
+    def draw(self, drawing: Drawing, batch: range, progress: Progress | None) -> list[Result]:
+        """The candidates of one batch, in their order."""
+        o, codes_each = drawing.options, self.transformer.config.code_count
+
+        def count(step: int, steps: int) -> None:
+            if progress is not None:
+                done = codes_each * batch.start + codes_each * len(batch) * step // steps
+                progress(done, codes_each * o.rerank)
+
+        codes = draw_codes(
+            self.transformer,
+            drawing.conditions,
+            picture_uniforms(o.seed, batch, codes_each),
+            cfg=o.cfg,
+            temperature=o.temperature,
+            top_k=o.top_k,
+            top_p=o.top_p,
+            min_p=o.min_p,
+            progress=count,
+        )
+        latent = self.vqgan.quantizer.look_up(codes)  # (B, d, h, w)
+        pictures = [to_pil(image) for image in self.vqgan.decode(latent)]
+        seen = stack(pictures, self.clip.image_size).to(self.device)  # scored as saved: with 8 bits a channel
+        scores = clip_scores(self.clip, seen, drawing.texts, drawing.weights).tolist()
+        manifests = [self._manifest(drawing, index, score) for index, score in zip(batch, scores, strict=True)]
+        return [Result(*row) for row in zip(pictures, scores, codes, latent, manifests, strict=True)]
+
+    def _manifest(self, drawing: Drawing, index: int, score: float) -> dict[str, Any]:
+        size = self.pack.image_size
+        return {
+            "method": "sample",
+            "prompt": drawing.prompt,
+            "seed": drawing.options.seed,
+            "index": index,
+            "options": {name: value for name, value in asdict(drawing.options).items() if name != "seed"},
+            "clip_score": score,
+            "size": [size, size],
+            **origin(self.pack, self.device),
+        }

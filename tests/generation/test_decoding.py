@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from codebrush.errors import UsageError
 from codebrush.generation import decoding
-from codebrush.generation.decoding import draw_codes, picture_uniforms
+from codebrush.generation.decoding import Known, draw_codes, draw_large, picture_uniforms
 from codebrush.models.code_transformer import CodeTransformer, Condition
 from codebrush.models.sampling import sample
 from packs import CONTEXT, WIDTH, micro_transformer
@@ -159,3 +160,79 @@ def test_a_stream_depends_on_its_seed_and_index_alone() -> None:
     longer = picture_uniforms(11, [5, 3], 20)
     assert torch.equal(picture_uniforms(11, [3], 20)[0], longer[1])
     assert torch.equal(picture_uniforms(11, [3], 8)[0], longer[1, :8])
+
+
+def test_known_codes_stay_and_the_rest_is_drawn_after_them(transformer: CodeTransformer) -> None:
+    uniforms, condition = picture_uniforms(5, range(3), COUNT), make_condition(1)
+    codes = torch.randint(0, 128, (3, *GRID))
+    fixed = torch.rand(3, *GRID) < 0.5
+    found = draw_codes(transformer, condition, uniforms, known=Known(codes, fixed), **FILTERS)
+    assert torch.equal(found[fixed], codes[fixed])
+    for row in range(3):
+        naive = torch.zeros(1, 0, dtype=torch.int64)
+        for place in range(COUNT):
+            with torch.no_grad():
+                logits = transformer(naive, condition)[:, -1]
+            drawn = sample(logits, uniforms[row : row + 1, place], **FILTERS)
+            new = codes[row].flatten()[place : place + 1] if fixed[row].flatten()[place] else drawn
+            naive = torch.cat([naive, new[:, None]], dim=1)
+        assert torch.equal(found[row].flatten(), naive[0])
+    one = Known(codes[:1], fixed[:1])
+    shared = draw_codes(transformer, condition, uniforms, known=one, **FILTERS)
+    assert torch.equal(shared[0], found[0])
+    assert (shared[:, fixed[0]] == codes[0][fixed[0]]).all()
+
+
+def test_what_is_always_given_is_no_guidance(transformer: CodeTransformer) -> None:
+    condition, same = make_condition(1), picture_uniforms(0, range(2), COUNT)
+    plain = draw_codes(transformer, condition, same, cfg=1.0, **FILTERS)
+    assert torch.equal(draw_codes(transformer, condition, same, cfg=4.0, without=condition, **FILTERS), plain)
+    assert not torch.equal(draw_codes(transformer, condition, same, cfg=4.0, **FILTERS), plain)
+
+
+def test_one_window_is_the_plain_way(transformer: CodeTransformer) -> None:
+    weighted = [(make_condition(1), 1.0), (make_condition(2), -0.5)]
+    uniforms = picture_uniforms(0, range(2), COUNT)
+    plain = draw_codes(transformer, weighted, uniforms, cfg=2.0, **FILTERS)
+    assert torch.equal(draw_large(transformer, weighted, uniforms, GRID, cfg=2.0, **FILTERS), plain)
+
+
+def test_a_window_of_the_whole_grid_draws_the_same_codes(transformer: CodeTransformer) -> None:
+    """The way of the window, forced where one suffices: the moving window's own arithmetic equals the cached loop's."""
+    condition, uniforms = make_condition(1), picture_uniforms(0, range(2), COUNT)
+    plain = draw_codes(transformer, condition, uniforms, cfg=2.0, **FILTERS)
+    wide = picture_uniforms(0, range(2), COUNT + GRID[0])
+    rows = wide.view(2, GRID[0], GRID[1] + 1)
+    rows[:, :, : GRID[1]] = uniforms.view(2, *GRID)  # the first columns up to the middle see the very window
+    found = draw_large(transformer, condition, rows.flatten(1), (GRID[0], GRID[1] + 1), cfg=2.0, **FILTERS)
+    assert torch.equal(found[:, 0, : GRID[1] // 2 + 1], plain[:, 0, : GRID[1] // 2 + 1])
+
+
+@pytest.mark.parametrize("grid", [(4, 7), (6, 4), (5, 6)])
+def test_a_larger_grid_equals_a_naive_loop(transformer: CodeTransformer, grid: tuple[int, int]) -> None:
+    condition, uniforms = make_condition(1), picture_uniforms(0, range(2), grid[0] * grid[1])
+    told: list[tuple[int, int]] = []
+    found = draw_large(
+        transformer, condition, uniforms, grid, cfg=2.0, **FILTERS, progress=lambda *step: told.append(step)
+    )
+    assert told == [(step + 1, grid[0] * grid[1]) for step in range(grid[0] * grid[1])]
+    assert found.shape == (2, *grid)
+    codes = torch.zeros(2, *grid, dtype=torch.int64)
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            top = min(max(0, row - 2), grid[0] - 4)
+            left = min(max(0, column - 2), grid[1] - 4)
+            seen = [
+                codes[:, y, x] for y in range(top, top + 4) for x in range(left, left + 4) if (y, x) < (row, column)
+            ]
+            before = torch.stack(seen, dim=1) if seen else torch.zeros(2, 0, dtype=torch.int64)
+            with torch.no_grad():
+                null = transformer(before)[:, -1]
+                logits = null + 2.0 * (transformer(before, condition.expand(2))[:, -1] - null)
+            codes[:, row, column] = sample(logits, uniforms[:, row * grid[1] + column], **FILTERS)
+    assert torch.equal(found, codes)
+
+
+def test_a_smaller_grid_is_refused(transformer: CodeTransformer) -> None:
+    with pytest.raises(UsageError, match="a grid of 3 x 4 codes is smaller than the network's 4 x 4"):
+        draw_large(transformer, make_condition(1), torch.zeros(1, 12), (3, 4))

@@ -47,6 +47,8 @@ def full_condition(batch: int, seed: int = 1) -> Condition:
         text_embedding=torch.randn(batch, 4, generator=numbers),
         image_embedding=torch.randn(batch, 3, generator=numbers),
         source_codes=torch.randint(0, K, (batch, *GRID), generator=numbers),
+        source_mask=torch.ones(batch, *GRID, dtype=torch.bool),
+        present=torch.ones(batch, len(NAMES), dtype=torch.bool),
         labels=torch.randint(0, 6, (batch,), generator=numbers),
     )
 
@@ -100,6 +102,39 @@ def test_an_absent_condition_is_its_null_and_a_present_one_is_not() -> None:
             expected = nulls[slot].expand(2, -1, -1) if name == missing else whole[:, slot]
             assert torch.equal(prefix[:, slot], expected)
         assert differs(whole[:, slots[missing]], nulls[slots[missing]])
+
+
+def test_each_row_has_its_own_conditions() -> None:
+    model, condition = network(), full_condition(3)
+    has = torch.tensor([[True, False, True, False, True], [False] * 5, [True] * 5])
+    found = model.prefix(replace(condition, present=has), 3)
+    for row in range(3):
+        names = [name for name, here in zip(NAMES, has[row].tolist(), strict=True) if here]
+        close(found[row : row + 1], model.prefix(only(condition.rows(slice(row, row + 1)), *names), 1))
+
+
+def test_a_hole_in_the_source_is_its_null() -> None:
+    model, condition = network(), full_condition(2)
+    mask = torch.tensor([[True, False, True, True, False, True], [True] * 6])
+    prefix = model.prefix(replace(condition, source_mask=mask.view(2, *GRID)), 2)
+    whole = model.prefix(condition, 2)
+    place = TEXT + 2
+    null = model.nulls["source_codes"] + model.prefix_positions[place : place + N]
+    assert torch.equal(prefix[1], whole[1])
+    for code in range(N):
+        expected = whole[0, place + code] if mask[0, code] else null[code]
+        assert torch.equal(prefix[0, place + code], expected)
+    assert differs(model(some_codes(2), replace(condition, source_mask=mask))[0], model(some_codes(2), condition)[0])
+
+
+def test_a_source_stands_where_its_picture_will_be() -> None:
+    model = network()
+    assert model.turns is not None
+    source, codes = model.turns[:, TEXT + 2 : TEXT + 2 + N], model.turns[:, model.config.prefix_length :]
+    assert torch.equal(source, codes)
+    rest = torch.cat([model.turns[:, : TEXT + 2], model.turns[:, TEXT + 2 + N : model.config.prefix_length]], dim=1)
+    assert torch.equal(rest[0], torch.ones_like(rest[0]))
+    assert torch.equal(rest[1], torch.zeros_like(rest[1]))
 
 
 def test_every_condition_changes_the_logits() -> None:

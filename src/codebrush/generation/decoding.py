@@ -1,15 +1,18 @@
 """A condition and random numbers in, codes (B, h, w) out: raster-order sampling with a key-value cache.
 
-Each picture owns its random numbers, so it comes out the same whoever shares its batch (but for rounding).
+Each picture owns its random numbers, so it comes out the same whoever shares its batch (but for rounding). Codes that
+are known are taken as they are; a network that is shown them all as its source knows those below a hole as well as
+those above. A grid larger than the network's is drawn through a window that moves over it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from codebrush.errors import UsageError
 from codebrush.models.attention import KVCache
 from codebrush.models.code_transformer import CodeTransformer, Condition
 from codebrush.models.sampling import sample
@@ -30,6 +33,21 @@ def picture_uniforms(seed: int, indices: Sequence[int], count: int) -> Tensor:
     return torch.from_numpy(np.stack([stream.random(count) for stream in streams]))
 
 
+@dataclass(frozen=True)
+class Known:
+    """Codes (B, h, w) int64 and where they are to stay (B, h, w) bool; one row may serve every picture."""
+
+    codes: Tensor
+    fixed: Tensor
+
+    def at(self, position: int, pictures: slice, drawn: Tensor) -> Tensor:
+        """`drawn` (B,) for some `pictures`, but for those whose code at `position` stays."""
+        codes, fixed = (
+            part.flatten(1)[pictures if len(part) > 1 else slice(None), position] for part in (self.codes, self.fixed)
+        )
+        return torch.where(fixed.to(drawn.device), codes.to(drawn.device), drawn)
+
+
 def draw_codes(
     transformer: CodeTransformer,
     condition: Condition | WeightedConditions,
@@ -40,6 +58,8 @@ def draw_codes(
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
+    without: Condition | None = None,
+    known: Known | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Draw one picture's codes for each row of `uniforms` (B, N) in [0, 1) -> (B, h, w) int64.
@@ -47,17 +67,10 @@ def draw_codes(
     `condition` has B rows, or one that all pictures share; or there are several with weights, and the
     logits are null + cfg * sum_i w_i (condition_i - null): classifier-free guidance (Ho and Salimans 2022)
     composed as by Liu et al. 2022, where a negative weight leads away. What has no share in that sum (the
-    null at cfg 1 with weights that sum to 1) is not computed. See `codebrush.models.sampling.sample` for
-    the other options.
+    null at cfg 1 with weights that sum to 1) is not computed. `without` is the null where it is not nothing, as of a
+    source that every term has. See `codebrush.models.sampling.sample` for the other options.
     """
-    weighted = [(condition, 1.0)] if isinstance(condition, Condition) else list(condition)
-    shares = [cfg * weight for _, weight in weighted]
-    terms = [(part, share) for (part, _), share in zip(weighted, shares, strict=True) if share]
-    null_share = 1.0 - sum(shares)
-    if null_share or not terms:
-        # Where padding is hidden from attention, it stays so without the text.
-        mask = weighted[0][0].text_mask if transformer.config.hide_padding else None
-        terms.append((Condition(text_mask=mask), null_share))
+    terms = guided_terms(transformer, condition, cfg, without)
     pictures = max(1, MAX_ROWS // len(terms))
     batches = range(0, len(uniforms), pictures)
     steps = len(batches) * transformer.config.code_count
@@ -67,13 +80,88 @@ def draw_codes(
             rows = slice(first, min(first + pictures, len(uniforms)))
             drawer = _Drawer(transformer, terms, rows)
             for position in range(transformer.config.code_count):
-                drawer.draw(uniforms[rows, position], temperature, top_k, top_p, min_p)
+                code = drawer.draw(uniforms[rows, position], temperature, top_k, top_p, min_p)
+                drawer.take(code if known is None else known.at(position, rows, code))
                 if progress is not None:
                     progress(number * transformer.config.code_count + position + 1, steps)
             drawn.append(drawer.codes())
     grid = transformer.config.grid
     codes = torch.cat(drawn) if drawn else torch.zeros(0, grid[0] * grid[1], dtype=torch.int64)
     return codes.clone().unflatten(1, grid)  # a copy made out here can take part in autograd
+
+
+def guided_terms(
+    transformer: CodeTransformer, condition: Condition | WeightedConditions, cfg: float, without: Condition | None
+) -> list[tuple[Condition, float]]:
+    """The conditions whose logits are added up, each with its share of classifier-free guidance."""
+    weighted = [(condition, 1.0)] if isinstance(condition, Condition) else list(condition)
+    shares = [cfg * weight for _, weight in weighted]
+    terms = [(part, share) for (part, _), share in zip(weighted, shares, strict=True) if share]
+    null_share = 1.0 - sum(shares)
+    if null_share or not terms:
+        # Where padding is hidden from attention, it stays so without the text.
+        mask = weighted[0][0].text_mask if transformer.config.hide_padding else None
+        terms.append((without or Condition(text_mask=mask), null_share))
+    return terms
+
+
+def draw_large(
+    transformer: CodeTransformer,
+    condition: Condition | WeightedConditions,
+    uniforms: Tensor,
+    grid: tuple[int, int],
+    *,
+    cfg: float = 1.0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Draw codes (B, H, W) of a `grid` of any size from `uniforms` (B, H * W), as `draw_codes` does where it fits.
+
+    Each code is drawn through a window of the network's own grid with the code in its middle, or as near to it as the
+    border lets (Esser et al. 2021, section 3.3); what the window shows of the codes before it in raster order is read
+    again for each. A side shorter than the network's own is a UsageError: cut a larger picture.
+    """
+    own, options = transformer.config.grid, (temperature, top_k, top_p, min_p)
+    if grid[0] < own[0] or grid[1] < own[1]:
+        raise UsageError(f"a grid of {grid[0]} x {grid[1]} codes is smaller than the network's {own[0]} x {own[1]}")
+    if grid == own:
+        filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        return draw_codes(transformer, condition, uniforms, cfg=cfg, **filters, progress=progress)
+    terms = guided_terms(transformer, condition, cfg, None)
+    codes = torch.zeros(len(uniforms), *grid, dtype=torch.int64, device=transformer.device)
+    pictures, steps = max(1, MAX_ROWS // len(terms)), grid[0] * grid[1]
+    starts = range(0, len(uniforms), pictures)
+    with torch.inference_mode():
+        for number, first in enumerate(starts):
+            rows = slice(first, min(first + pictures, len(uniforms)))
+            for step in range(steps):
+                window, place = window_of(divmod(step, grid[1]), grid, own)
+                before = codes[rows][:, window[0], window[1]].flatten(1)[:, :place]  # (B, place)
+                parts = [share * _next(transformer, before, part, rows) for part, share in terms]
+                logits = torch.stack(parts).sum(0)  # (B, K)
+                row, column = divmod(step, grid[1])
+                codes[rows, row, column] = sample(logits, uniforms[rows, step], *options)
+                if progress is not None:
+                    progress(number * steps + step + 1, len(starts) * steps)
+    return codes.clone()
+
+
+def window_of(place: tuple[int, int], grid: tuple[int, int], own: tuple[int, int]) -> tuple[tuple[slice, slice], int]:
+    """Rows and columns of `grid` that a window of size `own` shows around a `place`, and the place's number in it."""
+    firsts = [min(max(0, at - side // 2), whole - side) for at, whole, side in zip(place, grid, own, strict=True)]
+    inside = [at - first for at, first in zip(place, firsts, strict=True)]
+    rows, columns = (slice(first, first + side) for first, side in zip(firsts, own, strict=True))
+    return (rows, columns), inside[0] * own[1] + inside[1]
+
+
+def _next(transformer: CodeTransformer, before: Tensor, condition: Condition, pictures: slice) -> Tensor:
+    """Logits (B, K) float32 of the code after `before` (B, n)."""
+    if _rows(condition) > 1:
+        condition = condition.rows(pictures)
+    return transformer(before, condition.to(transformer.device).expand(len(before)))[:, -1].float()
 
 
 class _Drawer:
@@ -89,14 +177,18 @@ class _Drawer:
         self.logits = torch.cat([logits.expand(self.count, -1) for _, logits in prefixes])  # (terms B, K)
         self.drawn: list[Tensor] = []
 
-    def draw(self, uniform: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
-        """Draw the next code of every picture with `uniform` (B,)."""
+    def draw(self, uniform: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
+        """The next code (B,) of every picture, drawn with `uniform` (B,)."""
         if self.drawn:
             new = self.drawn[-1].repeat(len(self.shares)).unsqueeze(1)  # (terms B, 1)
             self.logits = self.transformer(new, cache=self.cache)[:, -1]
         terms = self.logits.float().unflatten(0, (-1, self.count))  # (terms, B, K)
         logits = torch.einsum("t,tbk->bk", self.shares, terms)
-        self.drawn.append(sample(logits, uniform, temperature, top_k, top_p, min_p))
+        return sample(logits, uniform, temperature, top_k, top_p, min_p)
+
+    def take(self, codes: Tensor) -> None:
+        """Go on from these next codes (B,)."""
+        self.drawn.append(codes)
 
     def codes(self) -> Tensor:
         """What has been drawn, (B, N)."""

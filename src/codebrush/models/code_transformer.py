@@ -83,7 +83,10 @@ class Condition:
     text_embedding: Tensor | None = None  # (B, E)
     image_embedding: Tensor | None = None  # (B, E)
     source_codes: Tensor | None = None  # (B, h, w) or (B, N) int64
+    source_mask: Tensor | None = None  # of the same shape, bool: False at holes; None: no holes
     labels: Tensor | None = None  # (B,) int64
+    # (B, C) bool: which of the network's conditions, in its config's order, a row has; None: all that are given
+    present: Tensor | None = None
 
     def _map(self, change) -> "Condition":
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -96,6 +99,10 @@ class Condition:
     def repeat(self, times: int) -> "Condition":
         """Every row `times` times, copies of a row side by side."""
         return self._map(lambda value: value.repeat_interleave(times, dim=0))
+
+    def expand(self, batch: int) -> "Condition":
+        """One row as `batch` of them; as many are left as they are."""
+        return self._map(lambda value: value if len(value) == batch else value.expand(batch, *value.shape[1:]))
 
     def to(self, device: torch.device) -> "Condition":
         """The same on another device."""
@@ -153,6 +160,8 @@ class CodeTransformer(PretrainedModel):
             return None
         if name == "source_codes":
             vectors = self.code_embedding(value.flatten(1))  # (B, N, D)
+            if condition.source_mask is not None:
+                return vectors, condition.source_mask.flatten(1)
         elif name == "text_features":
             room = self.config.text_length
             vectors = self.projections[name](_fit(value[:, :room], room, left=self.config.hide_padding))
@@ -169,7 +178,7 @@ class CodeTransformer(PretrainedModel):
         device, rate = self.device, self.config.condition_dropout if self.training else 0.0
         keep_any = torch.rand(batch, 1, device=device) >= rate
         parts = []
-        for name, _ in self.config.conditions:
+        for number, (name, _) in enumerate(self.config.conditions):
             null = self.nulls[name].expand(batch, -1, -1)  # (B, L, D)
             given = self._given(name, condition, batch)
             keep = keep_any & (torch.rand(batch, 1, device=device) >= rate)
@@ -177,6 +186,8 @@ class CodeTransformer(PretrainedModel):
                 parts.append(null)
                 continue
             vectors, present = given
+            if condition.present is not None:
+                keep = keep & condition.present[:, number : number + 1]
             parts.append(torch.where((present & keep).unsqueeze(-1), vectors, null.to(vectors.dtype)))
         if self.start is not None:
             parts.append(self.start.expand(batch, 1, -1))
@@ -242,8 +253,13 @@ def _turns(config: CodeTransformerConfig) -> Tensor | None:
     rows, columns = torch.meshgrid(*(torch.arange(side) for side in config.grid), indexing="ij")
     first = 0 if silent else 1  # the prefix sits at the grid's origin
     angles = rotary_angles_2d(rows.flatten() + first, columns.flatten() + first, config.width // config.heads)
-    unturned = rotations(torch.zeros(config.prefix_length, angles.shape[1]))
-    return torch.cat([unturned * (not silent), rotations(angles)], dim=1)
+    parts = []
+    for name, length in [*config.conditions, ("start", int(config.start_token))]:
+        if name == "source_codes" and not silent:  # each where the same place of the picture will be
+            parts.append(rotations(angles))
+        else:
+            parts.append(rotations(torch.zeros(length, angles.shape[1])) * (not silent))
+    return torch.cat([*parts, rotations(angles)], dim=1)
 
 
 def _fit(x: Tensor, length: int, left: bool = False) -> Tensor:

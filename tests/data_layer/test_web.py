@@ -6,7 +6,7 @@ from email.utils import formatdate
 
 import pytest
 
-from codebrush.data.web import Limits, Refusal, Web, _directives, checked_url, is_public
+from codebrush.data.web import NO_AI, Limits, Refusal, Web, _directives, checked_url, is_public
 from data_layer.rude_server import RudeServer, rude_server
 
 QUICK = Limits(silence=0.3, deadline=0.6, most_bytes=2_000, local=True)
@@ -103,6 +103,24 @@ def test_directives():
     assert _directives("Codebrush: NOAI") == {"noai"}
     assert _directives("otherbot: noai, noindex") == set()
     assert "noai" in _directives("unavailable_after: 25 Jun 2030 15:00:00 PST, noai")
+    assert "noai" in _directives("unavailable_after: Wed, 03 Dec 2025 13:09:53 GMT, noai")
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("max-image-preview:large, noai", {"noai"}),
+        ("max-snippet:-1, max-image-preview:large, max-video-preview:-1, noai, noimageai", {"noai", "noimageai"}),
+        ("Max-Snippet : 20,noai", {"noai"}),
+        ("codebrush: max-snippet:-1, noai", {"noai"}),
+        ("otherbot: max-snippet:-1, noai", set()),
+        ("otherbot: noai, codebrush: noindex", {"noindex"}),
+        ("noai, otherbot: noindex", {"noai"}),
+        ("otherbot: noai, *: noimageai, thirdbot: noindex", {"noimageai"}),
+    ],
+)
+def test_a_directive_with_a_value_is_no_crawler(value: str, found: set[str]):
+    assert _directives(value) & NO_AI == found
 
 
 def test_waiting_is_as_long_as_the_server_asks(web: Web, server: RudeServer):

@@ -30,6 +30,7 @@ MOVED = (301, 302, 303, 307, 308)
 LATER = frozenset((408, 425, 429))  # beside 5xx: the answers that waiting can mend
 PICTURE_TYPES = ("image/", "application/octet-stream", "binary/octet-stream", "application/binary")
 NO_AI = frozenset(("noai", "noimageai", "noindex", "noimageindex", "none"))
+VALUED = frozenset(("max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"))  # "directive: value"
 MOST_DELAY = 60.0  # seconds between requests; a site that asks for more is left alone
 SITES = 10_000  # whose robots.txt are remembered
 
@@ -315,12 +316,16 @@ def _seconds_until(moment: str) -> float:
 
 
 def _directives(value: str) -> set[str]:
-    """The directives of one X-Robots-Tag that are for every crawler or for this one."""
-    agent, colon, rest = value.partition(":")
-    named = colon and " " not in agent.strip() and "," not in agent and agent.strip().lower() != "unavailable_after"
-    if named and agent.strip().lower() not in (AGENT, "*"):
-        return set()
-    return {part.strip().lower() for part in (rest if named else value).split(",")}
+    """The directives of one X-Robots-Tag that are for every crawler or for this one, without their values."""
+    found, ours = set(), True
+    for part in value.lower().split(","):
+        name, colon, rest = (text.strip() for text in part.partition(":"))
+        if colon and name not in VALUED and " " not in name:  # a crawler's name, for what follows up to the next one
+            ours = name in (AGENT, "*")
+            name = rest.partition(":")[0].strip()
+        if ours:
+            found.add(name)
+    return found
 
 
 def _body(response: Any, most_bytes: int, deadline: float, cut: bool = False) -> bytes:

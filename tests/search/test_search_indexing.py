@@ -158,6 +158,54 @@ def test_a_data_source_keeps_its_columns(run, tmp_path: Path) -> None:
         run(source, captions=("{colour}",))
 
 
+def _source(tmp_path: Path, name: str, **columns: list) -> Path:
+    """A Parquet file of a picture for each cell, with its columns."""
+    count = len(next(iter(columns.values())))
+    paths = write_scenes(tmp_path / name, count, captions=False, first=sum(map(ord, name)))
+    image = [{"bytes": path.read_bytes(), "path": None} for path in paths]
+    path = tmp_path / f"{name}.parquet"
+    pq.write_table(pa.table({"id": [f"{name}{number}" for number in range(count)], **columns, "image": image}), path)
+    return path
+
+
+def test_a_later_source_may_have_fractions_where_the_first_had_integers(run, clip: CLIP, tmp_path: Path) -> None:
+    first = _source(tmp_path, "first", price=[3, 1], sold=[True, False], long=[2**60 + 1, 2**53 + 1])
+    second = _source(tmp_path, "second", price=[2.5, 0.5], sold=[True, True], long=[7, 2**60 + 3])
+    for place in (first, second):
+        report = index_pictures(run.database(), [open_pictures(str(place))], clip)
+        assert (report.added, report.unfit) == (2, [])
+    rows = _rows(run, "price", "long", "sold")
+    assert [row["price"] for row in rows] == [3, 1, 2.5, 0.5]
+    assert [row["long"] for row in rows] == [2**60 + 1, 2**53 + 1, 7, 2**60 + 3]  # exactly
+    assert [row["sold"] for row in rows] == [True, False, True, True]
+    database = run.database()
+    assert database.count("price > 2") == 2
+    assert database.count("price = 3") == database.count("price IN (1, 7)") == database.count("long = 7") == 1
+
+
+def test_cells_that_do_not_fit_are_told_once_a_column(run, clip: CLIP, tmp_path: Path) -> None:
+    first = _source(tmp_path, "first", price=[3], sold=[True], long=[2**60], word=["one"])
+    later = {"price": ["dear", "2", "cheap"], "sold": [5, 1, 0], "long": [0.5, 2.0, 1.0], "word": [1, 2, 3]}
+    second = _source(tmp_path, "second", **later)
+    report = index_pictures(run.database(), [open_pictures(str(place)) for place in (first, second)], clip)
+    told = {each["column"]: each for each in report.unfit}
+    assert told.keys() == {"price", "sold", "long"}
+    assert told["price"] == {
+        "column": "price",
+        "holds": "numbers",
+        "cells": 2,
+        "path": f"{second}#second0",
+        "value": "dear",
+    }
+    assert (told["sold"]["holds"], told["sold"]["cells"], told["sold"]["value"]) == ("true or false", 1, "5")
+    assert (told["long"]["holds"], told["long"]["cells"], told["long"]["value"]) == ("whole numbers", 1, "0.5")
+    rows = _rows(run, "price", "sold", "long", "word")[1:]
+    assert [row["price"] for row in rows] == [None, 2, None]
+    assert [row["sold"] for row in rows] == [None, True, False]
+    assert [row["long"] for row in rows] == [None, 2, 1]
+    assert [row["word"] for row in rows] == ["1", "2", "3"]
+
+
 def test_a_list_names_its_pictures(run, tmp_path: Path) -> None:
     write_scenes(tmp_path / "pictures", 3, captions=False)
     lines = [f"pictures/{index:03}.png,a scene" for index in range(3)]

@@ -4,7 +4,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,9 +39,19 @@ def index(
         report = index_pictures(database, sources, brush.clip, progress)
     for each in report.skipped:
         print(f"codebrush: skipped {each['path']}: {each['reason']}", file=sys.stderr)
+    for each in report.unfit:
+        print(f"codebrush: {_unfit(each)}", file=sys.stderr)
     seconds = round(time.perf_counter() - start, 3)
     if json_output:
         print_json({**asdict(report), "seconds": seconds})
         return
     done = f"{report.added:,} added, {report.updated:,} updated, {report.removed:,} removed"
     print(f"{db}: {done}, {report.unchanged:,} unchanged, {len(report.skipped):,} skipped; {seconds:.1f} seconds")
+
+
+def _unfit(told: dict[str, Any]) -> str:
+    lost = f"{told['cells']:,} cell{'s' if told['cells'] > 1 else ''} left empty"
+    return (
+        f"the column {told['column']} holds {told['holds']}: {lost}, {told['value']!r} of {told['path']} first; "
+        "rename the column in one of the sources, or index them into different databases"
+    )

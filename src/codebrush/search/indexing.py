@@ -20,6 +20,7 @@ from torch import Tensor
 from codebrush.data.images import decode_image
 from codebrush.errors import ImageError
 from codebrush.models.clip import CLIP
+from codebrush.search.columns import column_kind, fitting, in_words
 from codebrush.search.database import Database, is_in, quoted
 from codebrush.search.eyes import embed, fitted
 from codebrush.search.pictures import Candidate, Source, Value
@@ -30,19 +31,23 @@ if TYPE_CHECKING:
 BATCH = 256  # pictures that are looked up and written together
 THREADS = 4
 THUMBNAIL_SIDE = 128  # pixels of the longer side
+VALUE_LENGTH = 80  # characters of a cell that is told
 KNOWN = ["path", "size", "modified", "hash", "text_hash"]
 Progress = Callable[[int, int], None]
 
 
 @dataclass
 class IndexReport:
-    """What a run did. `skipped` says of each picture that is not in the database why."""
+    """What a run did. `skipped` says of each picture that is not in the database why, and `unfit` of each column
+    with cells that its type could not hold: what it holds, how many were left empty, and the first of them.
+    """
 
     added: int = 0
     updated: int = 0
     removed: int = 0
     unchanged: int = 0
     skipped: list[dict[str, str]] = field(default_factory=list)
+    unfit: list[dict[str, Any]] = field(default_factory=list)
 
 
 class _State(NamedTuple):
@@ -202,7 +207,7 @@ class _Run:
             cells["thumbnail"] = [each.thumbnail for each in views]
         for name in schema.names[schema.get_field_index("thumbnail") + 1 :]:
             kind = schema.field(name).type
-            cells[name] = [_fitting(each.candidate.columns.get(name), kind) for each in found]
+            cells[name] = [self._cell(each.candidate, name, kind) for each in found]
         arrays = {name: pa.array(values, schema.field(name).type) for name, values in cells.items()}
         if embeddings is not None:
             flat = pa.array(np.ascontiguousarray(embeddings, np.float32).reshape(-1))  # (B * E,)
@@ -215,10 +220,24 @@ class _Run:
         import pyarrow as pa
 
         there = set(self.database.table.schema.names)
-        kinds = {name: type(value) for row in rows for name, value in row.items() if name not in there}
-        arrow = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
-        if kinds:
-            self.database.add_columns(pa.field(name, arrow[kind]) for name, kind in kinds.items())
+        new: dict[str, list[Value]] = {}
+        for name, value in (cell for row in rows for cell in row.items() if cell[0] not in there):
+            new.setdefault(name, []).append(value)
+        if new:
+            self.database.add_columns(pa.field(name, column_kind(values)) for name, values in new.items())
+
+    def _cell(self, candidate: Candidate, name: str, kind: "pa.DataType") -> Any:
+        """A cell as the column that an earlier source may have made wants it; one that does not fit is told."""
+        value = candidate.columns.get(name)
+        cell = fitting(value, kind)
+        if cell is None and value is not None:
+            told = next((each for each in self.report.unfit if each["column"] == name), None)
+            if told is None:
+                told = {"column": name, "holds": in_words(kind), "cells": 0, "path": candidate.path}
+                told["value"] = str(value)[:VALUE_LENGTH]
+                self.report.unfit.append(told)
+            told["cells"] += 1
+        return cell
 
     def drop_gone(self, source: Source) -> None:
         """Drop the rows of a source that were not met there. A file below a folder must be gone from the disk as
@@ -264,15 +283,3 @@ def _digest(data: bytes) -> str:
 
 def _is_gone(row: dict[str, Any], source: Source) -> bool:
     return not source.is_folder or row["modified"] is None or not os.path.exists(row["path"])
-
-
-def _fitting(value: Value | None, kind: "pa.DataType") -> Any:
-    """A cell as the column that an earlier source has made wants it; None where it cannot be."""
-    import pyarrow as pa
-
-    if value is None:
-        return None
-    try:
-        return pa.scalar(value).cast(kind).as_py()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OverflowError):
-        return None

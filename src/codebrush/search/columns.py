@@ -1,0 +1,46 @@
+"""Cells of data sources, each of which may type a column otherwise, in; one type a column, and cells that fit it, out.
+
+LanceDB cannot turn a column of integers into one of fractions later. So numbers are float64 from the start, which
+holds every integer up to 2^53 exactly and compares with integers as such; longer ones, like ids, are int64.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from codebrush.search.pictures import Value
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+EXACT = 2**53  # up to which float64 has every integer
+IN_WORDS = {"bool": "true or false", "int64": "whole numbers", "double": "numbers", "string": "text"}
+
+
+def column_kind(values: Iterable[Value]) -> "pa.DataType":
+    """The type of a new column that begins with `values`."""
+    import pyarrow as pa
+
+    values = list(values)
+    if any(isinstance(value, str) for value in values):
+        return pa.string()
+    if all(isinstance(value, bool) for value in values):
+        return pa.bool_()
+    is_long = any(isinstance(value, int) and abs(value) > EXACT for value in values)
+    return pa.int64() if is_long and not any(isinstance(value, float) for value in values) else pa.float64()
+
+
+def fitting(value: Value | None, kind: "pa.DataType") -> Any:
+    """A cell as a column of that type holds it; None where it cannot without a loss."""
+    import pyarrow as pa
+
+    if value is None or (pa.types.is_boolean(kind) and not isinstance(value, str) and value not in (0, 1)):
+        return None
+    try:
+        return pa.scalar(value).cast(kind).as_py()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OverflowError):
+        return None
+
+
+def in_words(kind: "pa.DataType") -> str:
+    """What a column of that type holds, for people."""
+    return IN_WORDS.get(str(kind), str(kind))

@@ -70,6 +70,15 @@ def test_a_full_output_is_one_line() -> None:
     assert re.fullmatch(r"codebrush: No space left on device: .*\n", done.stderr)
 
 
+def test_short_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def poor(**_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("codebrush.cli.main.app", poor)
+    assert run(["--version"]) == 1
+    assert capsys.readouterr().err.startswith("codebrush: there is not enough memory")
+
+
 def test_a_closed_pipe_is_no_news() -> None:
     process = subprocess.Popen([*PROGRAM, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -5,6 +5,8 @@ import hashlib
 import io
 import json
 import struct
+import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,10 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from codebrush.data.captions import open_source
 from codebrush.data.gather import GatherOptions, gather
+from codebrush.data.images import decode_image
 from codebrush.data.url_lists import Listed, read_list
 from codebrush.data.web import Limits
 from codebrush.errors import CodebrushError, DataError, UsageError
@@ -225,6 +228,52 @@ def test_a_strip_stays_as_it_is(server: RudeServer, tmp_path: Path):
     Image.new("1", (90_000, 40)).save(file, "PNG")
     run([server.serve("/strip", file.getvalue())], tmp_path / "out", resize=39)
     assert open_source(tmp_path / "out").image(0).size == (90_000, 40)
+
+
+def test_no_more_pictures_are_decoded_at_once_than_there_are_cores(
+    server: RudeServer, tmp_path: Path, picture: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+):
+    """A picture in a file of 10 kB may take half a gigabyte."""
+    now, most, lock = 0, 0, threading.Lock()
+
+    def slow(data: bytes) -> Image.Image:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.03)
+        with lock:
+            now -= 1
+        return decode_image(data)
+
+    monkeypatch.setattr("codebrush.data.gather.decode_image", slow)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    urls = [server.serve(f"/{number}", picture()) for number in range(10)]
+    assert run(urls, tmp_path / "out")["fetched"] == 10
+    assert most == 2
+
+
+def test_memory_that_was_short_is_no_fault_of_the_picture(
+    server: RudeServer, tmp_path: Path, picture: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+):
+    """It is tried again, in this run and in the next one."""
+    rich = ImageOps.exif_transpose
+    short = {"red": 1, "blue": 9}  # how often memory is short for the picture of this colour
+
+    def poor(image: Image.Image) -> Image.Image:
+        colour = "red" if image.convert("RGB").getpixel((0, 0)) == (255, 0, 0) else "blue"
+        short[colour] -= 1
+        if short[colour] >= 0:
+            raise MemoryError
+        return rich(image)
+
+    urls = [server.serve(f"/{colour}", picture(colour)) for colour in short]
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageOps, "exif_transpose", poor)
+        report = run(urls, tmp_path / "out")
+    assert (report["fetched"], report["failed"]) == (1, {"out of memory": 1})
+    assert failures(tmp_path / "out") == {"blue": "out of memory"}
+    assert run(urls, tmp_path / "out")["fetched"] == 2
 
 
 def test_one_site_is_not_stormed(server: RudeServer, tmp_path: Path, picture: Callable[..., bytes]):

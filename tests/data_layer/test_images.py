@@ -63,6 +63,19 @@ def test_other_kinds_decode_closely(kind):
     assert difference.mean() < 12
 
 
+@pytest.mark.parametrize(
+    "where", ["PIL.ImageFile.ImageFile.load", "PIL.ImageOps.exif_transpose", "PIL.Image.Image.copy"]
+)
+def test_short_memory_is_no_fault_of_the_picture(monkeypatch, where):
+    def poor(*_, **__):
+        raise MemoryError
+
+    file = encoded(quadrants(), "PNG")
+    monkeypatch.setattr(where, poor)
+    with pytest.raises(MemoryError):
+        decode_image(file)
+
+
 def test_path_and_pillow_image_decode_like_bytes(tmp_path):
     path = tmp_path / "a.png"
     quadrants().save(path)

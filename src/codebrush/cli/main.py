@@ -129,6 +129,8 @@ def run(arguments: Sequence[str]) -> int:
         return _complain(_argument_message(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         status = STOPPED
+    except MemoryError:
+        return _complain("there is not enough memory: free some, or take less at once", 1)
     except OSError as error:
         _abandon_stdout()
         return 1 if isinstance(error, BrokenPipeError) else _complain(_os_message(error), 1)

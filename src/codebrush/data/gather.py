@@ -161,6 +161,7 @@ def _fetch_all(
         elif not part.has(job.row):
             open_jobs.append(job)
     queue = PoliteQueue(open_jobs, lambda job: site_of(job.listed.url), options.at_once, options.delay)
+    decoders = threading.Semaphore(os.cpu_count() or 1)  # a picture in each may take half a gigabyte
     broken: list[BaseException] = []
     ended = len(jobs) - len(open_jobs)
     lock = threading.Lock()
@@ -169,7 +170,7 @@ def _fetch_all(
         nonlocal ended
         try:
             while (job := queue.take()) is not None:
-                refusal = _attempt(job, part, web, options)
+                refusal = _attempt(job, part, web, options, decoders)
                 wait = _wait(job, refusal, options)
                 queue.done(job, web.delay(job.listed.url), wait)
                 if wait is None:
@@ -215,34 +216,38 @@ def _wait(job: _Job, refusal: Refusal | None, options: GatherOptions) -> float |
     return max(refusal.wait, options.pause * 2 ** (job.tries - 1))
 
 
-def _attempt(job: _Job, part: Slice, web: Web, options: GatherOptions) -> Refusal | None:
+def _attempt(job: _Job, part: Slice, web: Web, options: GatherOptions, decoders: threading.Semaphore) -> Refusal | None:
     """Fetch one picture and store it; or why not."""
     job.tries += 1
     try:
         data = web.fetch(job.listed.url)
-        image = _decoded(data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        with decoders:
+            ending, data, (width, height) = _stored(data, options.resize)
     except Refusal as refusal:
         return refusal
-    sha256 = hashlib.sha256(data).hexdigest()
-    image, data = _fitted(image, data, options.resize)
-    ending, data = storable(data)
     columns = {
         "url": job.listed.url,
         "caption": job.listed.caption,
-        "width": image.width,
-        "height": image.height,
+        "width": width,
+        "height": height,
         "sha256": sha256,
     }
     part.put(job.row, ending, data, columns)
     return None
 
 
-def _decoded(data: bytes) -> Image.Image:
+def _stored(data: bytes, side: int | None) -> tuple[str, bytes, tuple[int, int]]:
+    """The ending, bytes and size to store a picture file with. Raises Refusal where it is none or memory is short."""
     try:
-        return decode_image(data)
+        image, data = _fitted(decode_image(data), data, side)
+        ending, data = storable(data)
     except ImageError as error:
         reason = "too many pixels" if "over the limit" in str(error) else "not a picture"
         raise Refusal(reason, str(error)) from error
+    except MemoryError as error:
+        raise Refusal("out of memory", "no memory to decode it; try fewer --workers", again=True) from error
+    return ending, data, image.size
 
 
 def _fitted(image: Image.Image, data: bytes, side: int | None) -> tuple[Image.Image, bytes]:

@@ -1,6 +1,7 @@
 """Picture files in, RGB pictures and tensors out; and the way back, to PNG files that say how they were made.
 
-Decoding never trusts a file: whatever is wrong with it becomes one `ImageError` with the reason.
+Decoding never trusts a file: whatever is wrong with it becomes one `ImageError` with the reason. That memory is short
+is not wrong with the file, and stays a MemoryError.
 """
 
 import io
@@ -55,7 +56,7 @@ def _decode_stream(source: io.BytesIO | Path | Image.Image, keep_mode: bool) -> 
             return _settled(source, keep_mode)
         with Image.open(source, formats=FORMATS) as image:
             return _settled(image, keep_mode)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError:
         raise ImageError(f"not a picture of a known kind ({', '.join(FORMATS)})") from None
@@ -88,6 +89,8 @@ def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF orientation says; a damaged EXIF block says nothing."""
     try:
         return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
     except Exception:  # the block is free-form bytes, and its parser raises nearly anything
         return image
 

@@ -142,6 +142,8 @@ def storable(picture: bytes) -> tuple[str, bytes]:
     try:
         with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
             kind = image.format or ""
+    except MemoryError:
+        raise
     except Exception as error:  # damaged files make the readers raise nearly anything
         raise ImageError("not a picture of a known kind") from error
     if kind in ENDINGS:

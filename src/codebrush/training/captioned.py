@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -99,10 +100,20 @@ def load_captioned(source: CaptionedImages, size: int, cache: Path) -> Captioned
     return Captioned(source, pixels, groups.astype(np.int64))
 
 
+class Told(Protocol):
+    """Rows with captions."""
+
+    def __len__(self) -> int: ...
+
+    def captions(self, row: int) -> list[str]:
+        """What is said of a row."""
+        ...
+
+
 class CaptionTokens:
     """Token ids of every caption of every row, so that drawing one of a row's captions costs a look-up."""
 
-    def __init__(self, data: Captioned | Joined, tokenizer: Tokenizer):
+    def __init__(self, data: Told, tokenizer: Tokenizer):
         texts = [data.captions(row) for row in range(len(data))]
         counts = np.array([len(captions) for captions in texts])
         self.first = np.concatenate([[0], counts.cumsum()[:-1]])

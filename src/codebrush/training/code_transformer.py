@@ -1,18 +1,20 @@
 """A CLIP, codes of captioned pictures -> a code transformer that writes codes from text."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from codebrush.data.captions import Template
 from codebrush.models.clip import CLIP
-from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
+from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig, Condition
 from codebrush.pack import text_condition
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.captioned import Captioned, CaptionTokens
+from codebrush.training.conditions import GIVEN, Drawer, Retold
 from codebrush.training.loop import Objective
 from codebrush.training.losses import code_loss
 from codebrush.training.optimizer import make_adamw
@@ -26,6 +28,10 @@ class TransformerRecipe:
     `code_noise` is the most that is made wrong of the codes that the network reads, while it still has to name the
     right ones: each picture's share is drawn between 0 and it. Without, a small collection is learned by heart code
     after code, the text is hardly read, and a drawing that leaves a known path never finds back.
+
+    Shares of the rows are drawn from their picture's own CLIP embedding (half of them without their text), from what is
+    left around a hole, and from the codes of another picture of the same group under one of `pair_captions`, templates
+    like "{style} style" (none: the row's own captions). A share above 0 gives the network that condition.
     """
 
     width: Count = 256
@@ -36,8 +42,18 @@ class TransformerRecipe:
     condition_dropout: Share = 0.1
     label_smoothing: Share = 0.0
     code_noise: Share = 0.0
+    image_share: Share = 0.0
+    hole_share: Share = 0.0
+    pair_share: Share = 0.0
+    pair_captions: tuple[str, ...] = ()
     learning_rate: Rate = 1e-3
     weight_decay: Weight = 0.05
+
+    def __post_init__(self) -> None:
+        if self.image_share + self.hole_share + self.pair_share > 1:
+            raise ValueError("image_share, hole_share and pair_share are parts of a whole: they add up to 1 at most")
+        for text in self.pair_captions:
+            Template.parse(text)
 
 
 def make_code_transformer(
@@ -54,10 +70,39 @@ def make_code_transformer(
             text_features=clip.text_encoder.feature_width,
             text_length=min(recipe.text_length, clip.text_encoder.config.context_length),
             text_embedding=clip.embed_dim,
+            image_embedding=clip.embed_dim if recipe.image_share else 0,
+            source_codes=bool(recipe.hole_share or recipe.pair_share),
             condition_dropout=recipe.condition_dropout,
             dropout=recipe.dropout,
         )
     )
+
+
+def with_conditions(transformer: CodeTransformer, recipe: TransformerRecipe, clip: CLIP) -> CodeTransformer:
+    """`transformer`, able to be given what the recipe's shares ask for; it draws from texts as it did."""
+    config = transformer.config
+    wanted = replace(
+        config,
+        image_embedding=config.image_embedding or (clip.embed_dim if recipe.image_share else 0),
+        source_codes=config.source_codes or bool(recipe.hole_share or recipe.pair_share),
+    )
+    if wanted == config:
+        return transformer
+    grown = CodeTransformer(wanted)
+    old, new = transformer.state_dict(), grown.state_dict()
+    slots = dict(zip([*(name for name, _ in config.conditions), "start"], _slots(old, config), strict=True))
+    positions, place = new["prefix_positions"], 0
+    for name, length in [*wanted.conditions, ("start", int(wanted.start_token))]:
+        if name in slots:
+            positions[place : place + length] = slots[name]
+        place += length
+    grown.load_state_dict({**new, **old, "prefix_positions": positions})
+    return grown
+
+
+def _slots(state: dict[str, Tensor], config: CodeTransformerConfig) -> tuple[Tensor, ...]:
+    lengths = [*(length for _, length in config.conditions), int(config.start_token)]
+    return state["prefix_positions"].split(lengths)
 
 
 def spoil(codes: Tensor, noise: float, codebook_size: int) -> Tensor:
@@ -84,7 +129,11 @@ class CodeTransformerTask:
     ):
         self.recipe, self.clip, self.codes, self.draw = recipe, clip, codes, draw
         self.config = transformer.config
-        self.tokens = CaptionTokens(data, tokenizer)
+        shares = (recipe.image_share, recipe.hole_share, recipe.pair_share)
+        retold = Retold(data, recipe.pair_captions) if recipe.pair_share and recipe.pair_captions else None
+        pair_tokens = CaptionTokens(retold, tokenizer) if retold is not None else None
+        tokens = CaptionTokens(data, tokenizer)
+        self.drawer = Drawer(data, codes, self.config.grid, tokens, pair_tokens, shares)
         self.examples = len(data)
         self.networks: dict[str, nn.Module] = {"transformer": transformer}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
@@ -93,18 +142,34 @@ class CodeTransformerTask:
         self.frozen: list[nn.Module] = [clip]
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Codes int64 (B, N) and the tokens (B, T) of one caption each."""
+        """Codes int64 (B, N), and what each is drawn from, by the names of `Drawn`."""
         codes = torch.from_numpy(self.codes[rows].astype(np.int64))
-        return {"codes": codes, "tokens": self.tokens.draw(rows, rng)}
+        return {"codes": codes, **vars(self.drawer.draw(rows, rng))}
 
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
-        """Cross-entropy of every code given those before it."""
-        condition = text_condition(self.clip, batch["tokens"], self.config)
+        """Cross-entropy of every code given those before it; around a hole, of those in it."""
         read = spoil(batch["codes"][:, :-1], self.recipe.code_noise, self.config.codebook_size)
-        logits = self.networks["transformer"](read, condition)  # (B, N, K)
-        loss = code_loss(logits, batch["codes"], self.recipe.label_smoothing)
-        right = logits.detach().argmax(-1) == batch["codes"]
+        logits = self.networks["transformer"](read, self._condition(batch))  # (B, N, K)
+        asked = batch["asked"]
+        loss = code_loss(logits[asked], batch["codes"][asked], self.recipe.label_smoothing)
+        right = logits.detach()[asked].argmax(-1) == batch["codes"][asked]
         yield Objective("transformer", loss, {"accuracy": right.float().mean()})
+
+    def _condition(self, batch: dict[str, Tensor]) -> Condition:
+        condition = text_condition(self.clip, batch["tokens"], self.config)
+        if not (self.config.image_embedding or self.config.source_codes):
+            return condition
+        present = batch["present"]
+        if self.config.image_embedding:
+            seen = batch["images"]
+            embedding = torch.zeros(len(present), self.clip.embed_dim, device=present.device)
+            if len(seen):
+                with torch.no_grad():
+                    embedding[: len(seen)] = self.clip.encode_image(seen.float() / 255)
+            condition = replace(condition, image_embedding=embedding)
+        if self.config.source_codes:
+            condition = replace(condition, source_codes=batch["source"], source_mask=batch["shown"])
+        return replace(condition, present=present[:, [GIVEN.index(name) for name, _ in self.config.conditions]])
 
     def preview(self, network: nn.Module) -> Image.Image | None:
         """Whatever the caller's `draw` makes of the network."""

@@ -59,5 +59,5 @@ def sigmoid_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, group
 
 
 def code_loss(logits: Tensor, codes: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy in nats a code: logits (B, N, K), codes (B, N) int64."""
-    return F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), label_smoothing=label_smoothing)
+    """Mean cross-entropy in nats a code: logits (..., K), codes (...) int64."""
+    return F.cross_entropy(logits.float().flatten(0, -2), codes.flatten(), label_smoothing=label_smoothing)

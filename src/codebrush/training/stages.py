@@ -30,7 +30,12 @@ from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.captioned import Captioned, Joined, SourceConfig, load_captioned
 from codebrush.training.captioner import CaptionerRecipe, CaptionerTask, make_captioner, make_words, with_heads
 from codebrush.training.clip import CLIPRecipe, CLIPTask, make_clip
-from codebrush.training.code_transformer import CodeTransformerTask, TransformerRecipe, make_code_transformer
+from codebrush.training.code_transformer import (
+    CodeTransformerTask,
+    TransformerRecipe,
+    make_code_transformer,
+    with_conditions,
+)
 from codebrush.training.fine_tuning import joined_rows, replayed_rows
 from codebrush.training.gate import Gate, GateConfig, ZeroShot
 from codebrush.training.loop import Hooks, Loop, LoopConfig, Task, launch
@@ -83,6 +88,8 @@ def make_network(plan: StagePlan, materials: Materials, start: PretrainedModel |
     if start is not None:
         if isinstance(plan.recipe, CaptionerRecipe) and isinstance(start, Captioner):
             return with_heads(start, plan.recipe)
+        if isinstance(plan.recipe, TransformerRecipe) and isinstance(start, CodeTransformer):
+            return with_conditions(start, plan.recipe, _needed(materials.clip, "clip"))
         return start
     if isinstance(plan.recipe, CLIPRecipe):
         if plan.recipe.lock != "none":

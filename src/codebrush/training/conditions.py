@@ -1,0 +1,130 @@
+"""Rows of a batch in; what each picture is to be drawn from besides its text out: its own embedding, what is left of it
+around a hole, or another picture of the same thing.
+
+One network learns all of it, so that the same weights draw from words, vary, fill holes and translate.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codebrush.data.captions import Template
+from codebrush.training.captioned import Captioned, CaptionTokens
+
+GIVEN = ("text_features", "text_embedding", "image_embedding", "source_codes")
+LEAST_HOLE, MOST_HOLE = 0.05, 0.9  # of a picture's codes
+WHOLE_TEXT = 0.5  # of the rows with an embedding that have a text as well
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One batch of B rows, as tensors that travel to the device together.
+
+    `images` uint8 (I, 3, S, S) are those of the first I rows, whose embeddings count; `source` (B, N) int64 the codes
+    that are shown, where `shown` (B, N) is True; `asked` (B, N) is True at codes that are learned; `present` (B, 4)
+    says which of GIVEN a row has.
+    """
+
+    tokens: Tensor
+    images: Tensor
+    source: Tensor
+    shown: Tensor
+    asked: Tensor
+    present: Tensor
+
+
+class Drawer:
+    """Draws what the rows of a batch are drawn from.
+
+    The first rows have their own embedding, those after them a hole, the next another picture of their group, as many
+    as each share says; the rest have their text alone.
+    """
+
+    def __init__(
+        self,
+        data: Captioned,
+        codes: np.ndarray,  # (N, h * w)
+        grid: tuple[int, int],
+        tokens: CaptionTokens,
+        pair_tokens: CaptionTokens | None,
+        shares: tuple[float, float, float],  # of embeddings, holes and pairs
+    ):
+        self.data, self.codes, self.grid, self.shares = data, codes, grid, shares
+        self.tokens, self.pair_tokens = tokens, pair_tokens or tokens
+        order = np.argsort(data.groups, kind="stable")
+        _, first, counts = np.unique(data.groups[order], return_index=True, return_counts=True)
+        self._members = np.split(order, first[1:])
+        self._group = np.repeat(np.arange(len(counts)), counts)[np.argsort(order, kind="stable")]  # (N,)
+
+    def draw(self, rows: np.ndarray, rng: np.random.Generator) -> Drawn:
+        """Everything but the codes of one batch."""
+        count, size = len(rows), self.grid[0] * self.grid[1]
+        ends = [round(count * share) for share in np.cumsum(self.shares)]
+        embedded, holed, paired = slice(0, ends[0]), slice(ends[0], ends[1]), slice(ends[1], ends[2])
+        tokens = self.tokens.draw(rows, rng)
+        source = torch.from_numpy(self.codes[rows].astype(np.int64))
+        shown, asked = torch.ones(count, size, dtype=torch.bool), torch.ones(count, size, dtype=torch.bool)
+        present = torch.tensor([True, True, False, False]).repeat(count, 1)
+        present[embedded, 2] = True
+        present[embedded, :2] = torch.from_numpy(rng.random(ends[0]) < WHOLE_TEXT)[:, None]
+        for row in range(holed.start, holed.stop):
+            hole = torch.from_numpy(random_hole(self.grid, rng)).flatten()
+            shown[row], asked[row] = ~hole, hole
+        present[holed.start : paired.stop, 3] = True
+        if paired.start < paired.stop:
+            tokens[paired] = self.pair_tokens.draw(rows[paired], rng)
+        for row in range(paired.start, paired.stop):
+            other = self.partner(int(rows[row]), rng)
+            if other is None:  # nothing else shows this: its text will do
+                present[row, 3] = False
+                tokens[row] = self.tokens.draw(rows[row : row + 1], rng)[0]
+            else:
+                source[row] = torch.from_numpy(self.codes[other].astype(np.int64))
+        return Drawn(tokens, self.data.images(rows[embedded]), source, shown, asked, present)
+
+    def partner(self, row: int, rng: np.random.Generator) -> int | None:
+        """Another row of the same group, None where there is none."""
+        members = self._members[self._group[row]]
+        others = members[members != row]
+        return int(others[int(rng.integers(len(others)))]) if len(others) else None
+
+
+def random_hole(grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Codes to be filled in, (h, w) bool: a box, one side of a line, or here and there. Never none, never all."""
+    rows, columns = grid
+    while True:
+        kind, hole = rng.random(), np.zeros(grid, dtype=bool)
+        if kind < 0.55:
+            tall, wide = (int(rng.integers(1, side + 1)) for side in grid)
+            top, left = int(rng.integers(rows - tall + 1)), int(rng.integers(columns - wide + 1))
+            hole[top : top + tall, left : left + wide] = True
+        elif kind < 0.8:
+            along, end = int(rng.integers(2)), rng.random() < 0.5
+            cut = int(rng.integers(1, max(2, grid[along])))
+            side = np.arange(grid[along]) < cut
+            side = side if end else ~side
+            hole |= side[:, None] if along == 0 else side[None]
+        else:
+            hole = rng.random(grid) < rng.uniform(LEAST_HOLE, MOST_HOLE)
+        if 0 < hole.sum() < hole.size and hole.mean() <= MOST_HOLE:
+            return hole
+
+
+class Retold:
+    """The rows of a source with captions of other templates, for `CaptionTokens`."""
+
+    def __init__(self, data: Captioned, templates: Sequence[str]):
+        self.data = data
+        self.templates = [Template.parse(text) for text in templates]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def captions(self, row: int) -> list[str]:
+        """What the templates make of a row; its own captions where they make nothing."""
+        cells = self.data.source.row(self.data.pixels.rows[row])
+        told = [text for template in self.templates for text in template.fill(cells.__getitem__)]
+        return told or self.data.captions(row)

@@ -1,0 +1,165 @@
+"""What a code transformer is taught to draw from besides texts: embeddings, holes, other pictures of the same thing."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from codebrush.data.scene_folder import write_shapes
+from codebrush.errors import DataError
+from codebrush.models.code_transformer import CodeTransformer, Condition
+from codebrush.models.vqgan import VQGAN, vqgan_micro
+from codebrush.text.tokenizer import Tokenizer
+from codebrush.training.captioned import CaptionTokens, SourceConfig, load_captioned
+from codebrush.training.code_transformer import TransformerRecipe, make_code_transformer, with_conditions
+from codebrush.training.conditions import MOST_HOLE, Drawer, Retold, random_hole
+from codebrush.training.loop import LoopConfig
+from codebrush.training.stages import Materials, StagePlan, make_network, make_task, run_stage
+from packs import micro_clip
+
+GRID, CODES = (8, 8), 128
+RECIPE = TransformerRecipe(
+    width=16, layers=1, heads=2, text_length=6, image_share=0.25, hole_share=0.25, pair_share=0.25,
+    pair_captions=("a {count} on {background}",), dropout=0.0,
+)  # fmt: skip
+LOOP = LoopConfig(steps=4, batch_size=8, warmup=1, ema_decay=0.5, threads=1, log_every=2, checkpoint_every=2)
+
+
+@pytest.fixture(scope="module")
+def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
+    """Thirty scenes, grouped by how many shapes they hold, with codes at random."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("scenes")
+    write_shapes(folder / "scenes", 30, size=32)
+    source = SourceConfig(str(folder / "scenes"), group="count").open()
+    data = load_captioned(source, 32, folder / "cache")
+    codes = np.random.default_rng(0).integers(0, CODES, (len(data), 64)).astype(np.int16)
+    clip = micro_clip(Tokenizer.wordpiece().vocab_size).requires_grad_(False)
+    vqgan = VQGAN(replace(vqgan_micro(), codebook_size=CODES)).eval()
+    return Materials(data, Tokenizer.wordpiece(), clip, vqgan, codes=codes)
+
+
+def drawer(materials: Materials, **shares: float) -> Drawer:
+    tokens = CaptionTokens(materials.data, materials.tokenizer)
+    told = CaptionTokens(Retold(materials.data, RECIPE.pair_captions), materials.tokenizer)
+    wanted = tuple(shares.get(name, 0.0) for name in ("image", "hole", "pair"))
+    assert materials.codes is not None
+    return Drawer(materials.data, materials.codes, GRID, tokens, told, wanted)  # pyright: ignore
+
+
+class TestDrawer:
+    def test_each_kind_has_its_share(self, materials: Materials) -> None:
+        rows, rng = np.arange(12), np.random.default_rng(1)
+        found = drawer(materials, image=0.25, hole=0.25, pair=0.25).draw(rows, rng)
+        assert found.images.shape == (3, 3, 32, 32)
+        assert torch.equal(found.images, materials.data.images(rows[:3]))
+        assert found.present[:, 2].tolist() == [True] * 3 + [False] * 9
+        assert found.present[3:, :2].all()
+        assert found.present[3:6, 3].all()
+        assert not found.present[9:, 3].any()
+        own = torch.from_numpy(materials.codes.astype(np.int64))  # pyright: ignore
+        assert torch.equal(found.source[3:6], own[3:6])
+        for row in range(12):
+            if 3 <= row < 6:
+                assert torch.equal(found.asked[row], ~found.shown[row])
+            else:
+                assert found.asked[row].all()
+                assert found.shown[row].all()
+
+    def test_a_pair_shows_another_picture_of_its_group(self, materials: Materials) -> None:
+        rng, groups = np.random.default_rng(1), materials.data.groups
+        one, rows = drawer(materials, pair=1.0), np.arange(len(materials.data))
+        found = one.draw(rows, rng)
+        codes = torch.from_numpy(materials.codes.astype(np.int64))  # pyright: ignore
+        for row in rows.tolist():
+            alone = (groups == groups[row]).sum() == 1
+            assert bool(found.present[row, 3]) is not alone
+            if alone:
+                continue
+            (other,) = (codes == found.source[row]).all(1).nonzero().flatten().tolist()
+            assert other != row
+            assert groups[other] == groups[row]
+            said = materials.data.source.row(materials.data.pixels.rows[row])
+            wanted = materials.tokenizer([f"a {said['count']} on {said['background']}"], on_long="truncate")[0]
+            assert torch.equal(found.tokens[row], wanted)
+        crowd = int(np.bincount(groups)[groups].argmax())  # a row of the largest group
+        assert len({one.partner(crowd, rng) for _ in range(50)}) > 1
+
+    def test_the_same_numbers_draw_the_same(self, materials: Materials) -> None:
+        one = drawer(materials, image=0.2, hole=0.3, pair=0.3)
+        first, again = (vars(one.draw(np.arange(10), np.random.default_rng(4))) for _ in range(2))
+        assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (1, 2), (2, 1), (3, 5)])
+def test_holes_are_some_and_not_all(grid: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    holes = np.stack([random_hole(grid, rng) for _ in range(300)])
+    sizes = holes.sum((1, 2))
+    assert sizes.min() >= 1
+    assert sizes.max() <= MOST_HOLE * holes[0].size
+    assert holes.any(0).all()  # anywhere
+    if grid == (8, 8):
+        assert holes[:, 2:6, 2:6].all((1, 2)).any()
+        assert sizes.std() > 8
+
+
+def test_a_recipe_gives_the_network_its_conditions(materials: Materials) -> None:
+    clip: Any = materials.clip
+    sizes = make_code_transformer(RECIPE, clip, CODES, GRID).config
+    assert (sizes.image_embedding, sizes.source_codes) == (24, True)
+    bare = TransformerRecipe(width=16, layers=1, heads=2)
+    sizes = make_code_transformer(bare, clip, CODES, GRID).config
+    assert (sizes.image_embedding, sizes.source_codes) == (0, False)
+    with pytest.raises(ValueError, match="add up to 1 at most"):
+        TransformerRecipe(hole_share=0.6, pair_share=0.6)
+
+
+def test_a_network_of_texts_learns_more_and_draws_as_it_did(materials: Materials) -> None:
+    clip: Any = materials.clip
+    bare = replace(RECIPE, image_share=0.0, hole_share=0.0, pair_share=0.0)
+    old = make_code_transformer(bare, clip, CODES, GRID).eval()
+    assert with_conditions(old, bare, clip) is old
+    plan = StagePlan("transformer", RECIPE, LOOP)
+    grown = make_network(plan, materials, start=old)
+    assert isinstance(grown, CodeTransformer)
+    assert (grown.config.image_embedding, grown.config.source_codes) == (24, True)
+    for name, value in old.state_dict().items():
+        if name != "prefix_positions":
+            assert torch.equal(grown.state_dict()[name], value)
+    text = Condition(text_features=torch.randn(1, 6, 32), text_embedding=torch.randn(1, 24))
+    before, after = old.prefix(text, 1), grown.eval().prefix(text, 1)
+    assert torch.equal(before[:, :7], after[:, :7])
+    assert torch.equal(before[:, -1], after[:, -1])
+
+
+def test_the_loss_is_of_codes_in_the_hole_alone(materials: Materials) -> None:
+    plan = StagePlan("transformer", replace(RECIPE, image_share=0.0, hole_share=1.0, pair_share=0.0), LOOP)
+    task = make_task(plan, materials, make_network(plan, materials).eval())
+    batch = task.batch(np.arange(4), np.random.default_rng(0))
+    with torch.no_grad():
+        (objective,) = task.objectives(batch, 0)
+        logits = task.networks["transformer"](batch["codes"][:, :-1], task._condition(batch))  # pyright: ignore
+    nats = -logits.log_softmax(-1).gather(2, batch["codes"][..., None])[..., 0]
+    assert objective.loss.item() == pytest.approx(nats[batch["asked"]].mean().item(), rel=1e-5)
+    assert 0 < batch["asked"].float().mean() < 1
+
+
+def test_a_stopped_run_ends_with_the_very_weights_of_an_unbroken_one(materials: Materials, tmp_path: Path) -> None:
+    plan = StagePlan("transformer", RECIPE, LOOP)
+    whole = run_stage(plan, materials, tmp_path / "whole")
+    run_stage(replace(plan, loop=replace(LOOP, stop_after=2)), materials, tmp_path / "part")
+    (tmp_path / "part" / "model").rename(tmp_path / "gone")
+    stored = (tmp_path / "part" / "stage.json").read_text().replace('"stop_after": 2', '"stop_after": 0')
+    (tmp_path / "part" / "stage.json").write_text(stored)
+    again = run_stage(plan, materials, tmp_path / "part", resume=True)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_a_wrong_template_is_named() -> None:
+    with pytest.raises(DataError, match="the caption template"):
+        TransformerRecipe(pair_captions=("{label",))

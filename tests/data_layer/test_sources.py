@@ -2,6 +2,7 @@ import io
 import json
 import shutil
 import tarfile
+import warnings
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pytest
 from datasets import config, load_dataset
 
 from codebrush.data.captions import open_source
+from codebrush.data.curation import CurationOptions, curate
 from codebrush.errors import DataError
 
 
@@ -138,6 +140,53 @@ def test_splits_of_a_folder_laid_out_as_on_the_hub(tmp_path, picture):
     assert len(open_source(tmp_path / "set")) == 3
     with pytest.raises(DataError, match="no split val; there are test, train"):
         open_source(tmp_path / "set", split="val")
+
+
+@pytest.mark.parametrize("described_by", ["txt", "metadata", "nothing"])
+def test_pictures_are_not_hidden_by_a_table_among_them(folder, picture, described_by):
+    """A stray archive, whole or not, does not take the place of the pictures, and is told of."""
+    (folder / "old").mkdir()
+    for name in ("a.png", "old/b.png"):
+        (folder / name).write_bytes(picture())
+        if described_by == "txt":
+            (folder / name).with_suffix(".txt").write_text(name)
+    if described_by == "metadata":
+        (folder / "metadata.csv").write_text("file_name,caption\na.png,a.png\nold/b.png,old/b.png\n")
+    write_tar(folder / "old" / "backup.tar", {"0.png": picture(), "0.txt": "from the archive"})
+    (folder / "broken.tar").write_bytes(b"nope")
+    (folder / "empty.TAR").write_bytes(b"")
+    write_parquet(folder / "index.parquet", image=[picture()], text=["from the table"])
+    with pytest.warns(UserWarning, match="not 4 of another kind") as told:
+        source = open_source(folder, bare=True, captions=["{file_name}"] if described_by == "nothing" else ())
+    assert captions(source) == ["a.png", "old/b.png"]
+    assert [str(each.message) for each in told] == [
+        f"{folder}: reads the 2 picture files in it, but not 4 of another kind "
+        "(index.parquet, broken.tar, empty.TAR, ...); to read those, name them"
+    ]
+    assert captions(open_source(folder / "old" / "backup.tar")) == ["from the archive"]
+
+
+def test_tables_of_a_hub_data_set_are_not_hidden_by_its_illustrations(tmp_path, picture):
+    write_parquet(tmp_path / "set" / "data" / "train-0.parquet", image=[picture()], text=["row"])
+    (tmp_path / "set" / "README.md").write_text("---\nlicense: mit\n---\n")
+    (tmp_path / "set" / "banner.png").write_bytes(picture())
+    with pytest.warns(UserWarning, match=r"reads the 1 \.parquet files in it, but not 1 of .*\(banner\.png\)"):
+        assert captions(open_source(tmp_path / "set")) == ["row"]
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_shards_of_a_curation_are_read_beside_its_sheets(folder, picture, kind):
+    for name, colour in (("a", "red"), ("b", "blue")):
+        (folder / f"{name}.png").write_bytes(picture(colour))
+        (folder / f"{name}.txt").write_text(name)
+    (folder / "c.png").write_bytes(b"damaged")
+    curate(open_source(folder, bare=True), folder / "curated", CurationOptions(shares=(1.0, 0.0, 0.0), kind=kind))
+    assert {"kept.png", "dropped.png"} < {path.name for path in (folder / "curated").iterdir()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert captions(open_source(folder / "curated")) == ["a", "b"]
+    with pytest.warns(UserWarning, match=rf"reads the 3 picture .*\(curated/train-00000\.{kind}\)"):
+        assert len(open_source(folder, bare=True)) == 3  # the sheets are no pictures of the user's
 
 
 def test_glob_of_parquet(tmp_path, picture):

@@ -202,7 +202,8 @@ def open_source(
     """Open captioned pictures: a folder, .parquet, .tar (WebDataset), .csv or .jsonl files, a glob, a hub id.
 
     A folder holds metadata.csv or metadata.jsonl with the column file_name, or a .txt beside each picture
-    with one caption a line; its pictures also have the column `folder`. `split` keeps one split, `where` the
+    with one caption a line; its pictures also have the column `folder`. Tables among them are left out, with a
+    warning, since a folder is read as tables only where it has no pictures. `split` keeps one split, `where` the
     rows that pass every clause (`filters.parse_clause`), `limit` the first of those. `captions` are templates
     over the columns; without any, the column that is named like a caption is used. Rows without a caption are
     taken with `bare` alone. Raises DataError for what is missing, unknown or empty.

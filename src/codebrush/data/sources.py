@@ -10,6 +10,7 @@ import glob
 import logging
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ BUILDERS = {
     ".jsonl": "json",
 }
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+CURATION_REPORT = "dropped.jsonl"  # lies in every folder that `curate` has written
+CURATION_SHEETS = ("kept.png", "dropped.png")
 SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
 PATH_COLUMNS = ("file_name", "image", "image_path", "path", "file", "filename", "filepath", "img")
 SPLIT_WORD = re.compile(r"(?:^|[/_.-])(train|val|valid|validation|test)(?=[/_.-]|\d|$)")
@@ -129,19 +132,54 @@ def _load_from_hub(source: str) -> "Dataset":
 
 
 def _load_folder(source: str, folder: Path) -> "Dataset":
+    """The pictures of a folder; its Parquet files or its shards where there are none, or only illustrations."""
     names = sorted(_walk(folder))
     metadata = [name for name in names if Path(name).name in METADATA_NAMES]
-    if not metadata:
-        for suffix in (".parquet", ".tar"):
-            tables = [name for name in names if name.lower().endswith(suffix)]
-            if tables:
-                return _load_files(source, folder, tables)
-    pictures = [name for name in names if Path(name).suffix.lower() in EXTENSIONS]
-    if not pictures:
+    sheets = _curation_sheets(names)
+    pictures = [name for name in names if Path(name).suffix.lower() in EXTENSIONS and name not in sheets]
+    parquet, shards = (
+        [name for name in names if name.lower().endswith(suffix) and name not in metadata]
+        for suffix in (".parquet", ".tar")
+    )
+    illustrated = not metadata and _is_dataset_card(folder / "README.md")
+    kinds = [parquet, shards, pictures] if illustrated else [pictures, parquet, shards]
+    chosen, *left_out = [kind for kind in kinds if kind] or [pictures]
+    if not chosen:
         raise DataError(f"{source}: no picture in this folder; looked for {' '.join(sorted(EXTENSIONS))}")
+    if left_out:
+        _tell_left_out(source, chosen, [name for kind in left_out for name in kind])
+    if chosen is not pictures:
+        return _load_files(source, folder, chosen)
     if metadata:
         return _with_places(folder, _folder_with_metadata(source, folder, pictures, metadata))
     return _with_places(folder, _folder_with_texts(folder, pictures, names))
+
+
+def _curation_sheets(names: Sequence[str]) -> set[str]:
+    """The contact sheets that a curation has drawn beside its shards."""
+    there = set(names)
+    folders = {name.removesuffix(CURATION_REPORT) for name in names if Path(name).name == CURATION_REPORT}
+    return {place + sheet for place in folders for sheet in CURATION_SHEETS} & there
+
+
+def _is_dataset_card(path: Path) -> bool:
+    """Whether a file begins as the cards of data sets on the hub do; pictures beside these are illustrations."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.readline(16).strip() == "---"
+    except OSError:
+        return False
+
+
+def _tell_left_out(source: str, read: Sequence[str], left_out: Sequence[str]) -> None:
+    suffix = Path(read[0]).suffix.lower()
+    kind = suffix if suffix in BUILDERS else "picture"
+    names = ", ".join([*left_out[:3], *(["..."] if len(left_out) > 3 else [])])
+    warnings.warn(
+        f"{source}: reads the {len(read)} {kind} files in it, but not {len(left_out)} of another kind ({names}); "
+        "to read those, name them",
+        stacklevel=2,
+    )
 
 
 def _walk(folder: Path) -> Iterable[str]:

@@ -44,9 +44,26 @@ def test_conditions(database: Database, vectors: np.ndarray) -> None:
     assert set(_paths(database, query, where="size >= 2 AND size < 4")) == {"2", "3"}
     assert _paths(database, query, where="caption LIKE '%dog' AND path != '4'") == ["2"]
     assert _paths(database, query, where="size > 100") == []
-    for wrong in ("colour = 'red'", "size >", "caption", "1; DROP TABLE pictures", ""):
+    for wrong in ("colour = 'red'", "size >", "caption", "1; DROP TABLE pictures", "", "(size > 2"):
         with pytest.raises(UsageError, match=r"cannot read the condition .*the columns are path, source, caption"):
             search(database, query, where=wrong)
+
+
+def test_a_condition_is_read_to_its_end(database: Database, vectors: np.ndarray) -> None:
+    query = torch.from_numpy(vectors[0])
+    for wrong in (
+        "1=1; drop",
+        "size > 2;",
+        "size > 2 LIMIT 1",
+        "size > 2 ORDER BY path",
+        "size > 2, path",
+        "1=1) drop",
+    ):
+        with pytest.raises(UsageError, match=r"only its beginning is a condition.*the columns are path"):
+            search(database, query, where=wrong)
+    assert _paths(database, query, where="path = 'a;b)'") == []
+    assert _paths(database, query, where="path = '2' OR path = 'it''s; x'") == ["2"]
+    assert _paths(database, query, where="path = '2' -- ; and no more") == ["2"]
 
 
 def test_words_in_captions(database: Database) -> None:

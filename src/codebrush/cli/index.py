@@ -34,7 +34,7 @@ def index(
     brush = Codebrush.from_pretrained(pack)
     sources = [open_pictures(path, caption or (), image_column) for path in dict.fromkeys(paths)]
     mark = Mark(brush.pack.name, clip_hash(brush.pack.member("clip")))
-    database = create_database(db, mark, brush.clip.embed_dim)
+    database = create_database(db, mark, brush.clip.embed_dim, quiet=True)
     with progress_bar("indexing") as progress:
         report = index_pictures(database, sources, brush.clip, progress)
     for each in report.skipped:

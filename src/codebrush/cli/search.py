@@ -59,7 +59,7 @@ def search(
     from codebrush.search.queries import search as find
 
     brush = Codebrush.from_pretrained(pack)
-    database = open_database(db, Mark(brush.pack.name, clip_hash(brush.pack.member("clip"))))
+    database = open_database(db, Mark(brush.pack.name, clip_hash(brush.pack.member("clip"))), quiet=True)
     vector = None
     if mode is not Mode.TEXT:
         wanted = None if query is None else brush.embed_text([query])[0]

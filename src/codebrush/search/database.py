@@ -8,7 +8,7 @@ import errno
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from codebrush.errors import CodebrushError, DataError, PackError
+from codebrush.search.panics import panics_held
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,8 +43,8 @@ class Mark:
 class Database:
     """Made by `open_database`. `table` is LanceDB's own, always of the newest version."""
 
-    def __init__(self, path: Path, table: Any, mark: Mark) -> None:
-        self.path, self.table, self.mark = path, table, mark
+    def __init__(self, path: Path, table: Any, mark: Mark, quiet: bool = False) -> None:
+        self.path, self.table, self.mark, self.quiet = path, table, mark, quiet
         self._lock = FileLock(path / LOCK)
 
     @property
@@ -87,7 +88,13 @@ class Database:
         """The rows that pass an SQL condition, in batches, unordered."""
         with self.guarded():
             query = self.table.search().select(columns)
-            yield from (query.where(where) if where else query).to_batches()
+            batches = iter((query.where(where) if where else query).to_batches())
+        while True:
+            with self.guarded():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def settle(self) -> None:
         """After writing: join small files, bring the indices up to date, and make the vector index once it pays."""
@@ -112,13 +119,14 @@ class Database:
     @contextmanager
     def guarded(self) -> Iterator[None]:
         """Whatever LanceDB raises as one line that names the database."""
-        with _guarded(self.path):
+        with _guarded(self.path, self.quiet):
             yield
 
 
-def open_database(path: str | Path, mark: Mark) -> Database:
+def open_database(path: str | Path, mark: Mark, quiet: bool = False) -> Database:
     """The database in the folder `path`, to be searched with the CLIP of `mark`.
 
+    With `quiet`, for a process of one's own, what LanceDB's threads print as they die is held back (see `panics`).
     Raises DataError where there is none or it is damaged, PackError where another CLIP made it.
     """
     path = Path(path)
@@ -126,7 +134,7 @@ def open_database(path: str | Path, mark: Mark) -> Database:
         if path.exists() and not path.is_dir():
             raise DataError(f"{path} is no database but a file: name a folder that codebrush index has made")
         raise DataError(f"there is no database in {path}: make one with codebrush index PICTURES --db {path}")
-    with _guarded(path):
+    with _guarded(path, quiet):
         table = _connect(path).open_table(TABLE)
         made_by = _read_mark(path, table.schema)
     if made_by.clip != mark.clip:
@@ -134,10 +142,10 @@ def open_database(path: str | Path, mark: Mark) -> Database:
             f"{path} was made with the CLIP of the pack '{made_by.pack}' ({made_by.clip[:8]}), which the pack "
             f"'{mark.pack}' ({mark.clip[:8]}) cannot read: use --pack {made_by.pack}, or index into another --db"
         )
-    return Database(path, table, made_by)
+    return Database(path, table, made_by, quiet)
 
 
-def create_database(path: str | Path, mark: Mark, embed_dim: int) -> Database:
+def create_database(path: str | Path, mark: Mark, embed_dim: int, quiet: bool = False) -> Database:
     """Like `open_database`; a folder that is not there, or empty, becomes a database first."""
     path = Path(path)
     _lancedb()  # before anything is written
@@ -149,9 +157,9 @@ def create_database(path: str | Path, mark: Mark, embed_dim: int) -> Database:
         path.mkdir(parents=True, exist_ok=True)
         with FileLock(path / LOCK):
             if not (path / TABLE_FOLDER).is_dir():
-                with _guarded(path):
+                with _guarded(path, quiet):
                     _connect(path).create_table(TABLE, schema=_schema(mark, embed_dim))
-            database = open_database(path, mark)
+            database = open_database(path, mark, quiet)
             with database.guarded():
                 _make_small_indices(database.table)
             return database
@@ -223,10 +231,11 @@ def _read_mark(path: Path, schema: "pa.Schema") -> Mark:
 
 
 @contextmanager
-def _guarded(path: Path) -> Iterator[None]:
+def _guarded(path: Path, quiet: bool) -> Iterator[None]:
     try:
-        yield
-    except (CodebrushError, GeneratorExit):
+        with panics_held() if quiet else nullcontext():
+            yield
+    except CodebrushError:
         raise
     except Exception as error:  # of many kinds, most of them RuntimeError, with the cause in words
         reason = " ".join(str(error).split()).split(", /", 1)[0][:200]

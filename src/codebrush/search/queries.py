@@ -91,14 +91,32 @@ def search(
 
 
 def check_condition(database: Database, where: str) -> None:
-    """UsageError for a condition that is none, or asks for a column that is not there."""
-    database.count()  # a damaged database is not the condition's fault
-    try:
-        database.table.search().where(where).select(["path"]).limit(1).to_arrow()
-    except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).removeprefix("Invalid input, ").split()).split(" Valid fields", 1)[0][:200]
-        names = ", ".join(name for name in database.table.schema.names if name not in ("embedding", "thumbnail"))
-        raise UsageError(f'cannot read the condition "{where}" ({reason}); the columns are {names}') from error
+    """UsageError for a condition that is none, asks for a column that is not there, or has something after it."""
+    with database.guarded():
+        try:
+            _passing(database, where)
+        except (ValueError, RuntimeError) as error:
+            for own in ("path = ''", "size IS NULL"):  # a damaged database is not the condition's fault
+                _passing(database, own)
+            reason = str(error).removeprefix("Invalid input, ").split(" Valid fields", 1)[0]
+            raise _unreadable(database, where, reason) from error
+        try:  # LanceDB leaves off where a condition ends, whatever comes after it
+            is_whole = not _passing(database, f"({where}\n) AND false")
+        except (ValueError, RuntimeError):
+            is_whole = False
+        if not is_whole:
+            raise _unreadable(database, where, "only its beginning is a condition: leave away the rest")
+
+
+def _passing(database: Database, where: str) -> int:
+    """Whether any row passes a condition: 1 or 0."""
+    return database.table.search().where(where).select(["path"]).limit(1).to_arrow().num_rows
+
+
+def _unreadable(database: Database, where: str, reason: str) -> UsageError:
+    names = ", ".join(name for name in database.table.schema.names if name not in ("embedding", "thumbnail"))
+    reason = " ".join(reason.split())[:200]
+    return UsageError(f'cannot read the condition "{where}" ({reason}); the columns are {names}')
 
 
 def _query(table: Any, vector: Tensor | None, words: str, without: Sequence[str], mode: Mode) -> Any:

@@ -79,6 +79,48 @@ def test_a_table_and_a_contact_sheet(
     assert not (tmp_path / "none.png").exists()
 
 
+def test_a_sheet_overwrites_no_picture_and_nothing_but_png(
+    database: Path,
+    micro_pack: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not by another path either, and before anything is looked for."""
+    monkeypatch.setattr("codebrush.search.queries.search", lambda *_, **__: pytest.fail("it was searched"))
+    pictures, asked = database.parent / "pictures", tmp_path / "asked.png"
+    shutil.copy(pictures / "0.png", asked)
+    (tmp_path / "link").symlink_to(pictures)
+    (tmp_path / "other.png").symlink_to(pictures / "1.png")
+    for name in ("folder.png", "file"):
+        (tmp_path / name).mkdir() if name.endswith("png") else (tmp_path / name).touch()
+    before = {path: path.read_bytes() for path in [*pictures.iterdir(), asked]}
+    for place, status, told in (
+        (pictures / "0.txt", 2, "must be a file that ends in .png"),
+        (tmp_path / "folder.png", 2, "must be a file that ends in .png"),
+        (pictures / "0.png", 2, "is one of the pictures in"),
+        (tmp_path / "link" / "0.png", 2, "is one of the pictures in"),
+        (tmp_path / "other.png", 2, "is one of the pictures in"),
+        (asked, 2, "is the picture of --image"),
+        (tmp_path / "file" / "sheet.png", 1, "name another folder with --sheet"),
+    ):
+        capsys.readouterr()
+        command = ["search", "red", "--image", str(asked), "--db", str(database), "--pack", str(micro_pack)]
+        assert run([*command, "--sheet", str(place)]) == status
+        output = capsys.readouterr()
+        assert told in output.err
+        assert output.err.count("\n") == 1
+    assert {path: path.read_bytes() for path in [*pictures.iterdir(), asked]} == before
+
+
+def test_a_sheet_is_replaced_by_the_next(database: Path, micro_pack: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "0.png"  # a picture's name, but another file
+    sheet.touch()
+    command = ["search", "red", "--db", str(database), "--pack", str(micro_pack), "--sheet", str(sheet)]
+    assert run(command) == 0
+    assert sheet.stat().st_size
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "told"),
     [

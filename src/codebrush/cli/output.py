@@ -46,13 +46,13 @@ def slug(text: str) -> str:
     return "-".join(words)[:SLUG_LENGTH].strip("-") or "picture"
 
 
-def check_folder(folder: Path) -> None:
-    """CodebrushError where files can surely not be written in `folder`, which need not be there yet."""
+def check_folder(folder: Path, flag: str = "--out") -> None:
+    """CodebrushError where files can surely not be written in the `folder` of a flag, which need not be there yet."""
     there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), folder)
     if not there.is_dir():
-        raise CodebrushError(f"cannot write in {folder}: {there} is a file; name another folder with --out")
+        raise CodebrushError(f"cannot write in {folder}: {there} is a file; name another folder with {flag}")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise CodebrushError(f"cannot write in {folder}: {there} is read-only; name another folder with --out")
+        raise CodebrushError(f"cannot write in {folder}: {there} is read-only; name another folder with {flag}")
 
 
 def free_run_name(folder: Path, name: str) -> str:

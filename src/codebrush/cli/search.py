@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from codebrush.cli.flags import given_flags, refuse
-from codebrush.cli.output import print_json
+from codebrush.cli.output import check_folder, print_json
 from codebrush.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def search(
         raise UsageError("the text to look for is empty")
     if not all(text.strip() for text in without or ()):
         raise UsageError("a text for --without is empty")
+    if sheet is not None:
+        _check_sheet(sheet, image)
     from codebrush.pack import clip_hash
     from codebrush.pipeline import Codebrush
     from codebrush.search.database import Mark, open_database
@@ -60,6 +62,8 @@ def search(
 
     brush = Codebrush.from_pretrained(pack)
     database = open_database(db, Mark(brush.pack.name, clip_hash(brush.pack.member("clip"))), quiet=True)
+    if sheet is not None and database.holds(sheet):
+        raise UsageError(f"--sheet {sheet} is one of the pictures in {db}: name another file")
     vector = None
     if mode is not Mode.TEXT:
         wanted = None if query is None else brush.embed_text([query])[0]
@@ -74,6 +78,14 @@ def search(
         print_json({"results": found, **drawn})
     else:
         _print(hits, sheet)
+
+
+def _check_sheet(sheet: Path, image: Path | None) -> None:
+    if sheet.suffix.lower() != ".png" or sheet.is_dir():
+        raise UsageError(f"--sheet must be a file that ends in .png, not {sheet}")
+    if image is not None and sheet.exists() and image.exists() and sheet.samefile(image):
+        raise UsageError(f"--sheet {sheet} is the picture of --image: name another file")
+    check_folder(sheet.absolute().parent, "--sheet")
 
 
 def _draw(hits: "list[Hit]", sheet: Path) -> None:

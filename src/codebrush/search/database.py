@@ -96,6 +96,15 @@ class Database:
                 return
             yield batch
 
+    def holds(self, file: Path) -> bool:
+        """Whether `file` is one of the pictures themselves, by whatever path it is reached."""
+        if not file.exists():
+            return False
+        names = {file.name, file.resolve().name}
+        where = " OR ".join(f"ends_with(path, {quoted(os.sep + name)})" for name in names)
+        paths = (path for part in self.rows(["path"], where) for path in part["path"].to_pylist())
+        return any(os.path.exists(path) and os.path.samefile(path, file) for path in paths)
+
     def settle(self) -> None:
         """After writing: join small files, bring the indices up to date, and make the vector index once it pays."""
         with self.guarded(), self.locked():

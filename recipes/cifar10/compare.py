@@ -17,7 +17,7 @@ from torch import Tensor
 
 from codebrush.data.captions import open_source
 from codebrush.data.images import stack
-from codebrush.evaluation.alignment import retrieval, zero_shot
+from codebrush.evaluation.alignment import cross_retrieval, zero_shot
 from codebrush.models.clip import CLIP
 from codebrush.pack import open_clip
 from codebrush.text.tokenizer import Tokenizer
@@ -54,7 +54,8 @@ def measure(clip: CLIP, tokenizer: Tokenizer, names: list[str], images: Tensor) 
     labels = sorted(set(names))
     seen = torch.cat([clip.encode_image(part.float() / 255) for part in images.split(BATCH)])
     texts = torch.cat([clip.encode_text(tokenizer(labels[at : at + BATCH])) for at in range(0, len(labels), BATCH)])
-    return zero_shot(seen, labels, texts, names) | retrieval(texts, seen, labels, names)
+    owners = [[labels.index(name)] for name in names]
+    return zero_shot(seen, labels, texts, names) | cross_retrieval(seen, texts, owners)["text_to_image"]
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from codebrush import Codebrush
 from codebrush.data.captions import CaptionedImages, open_source
 from codebrush.data.images import contact_sheet, stack, to_pil
 from codebrush.data.questions import KINDS
-from codebrush.evaluation.alignment import retrieval, zero_shot
+from codebrush.evaluation.alignment import cross_retrieval, zero_shot
 from codebrush.evaluation.fidelity import reconstruction
 from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import Tokenizer
@@ -75,6 +75,7 @@ def measure(brush: Codebrush, parquet: str, control: Path) -> dict[str, Any]:
     words = Tokenizer.from_pretrained(control / MODEL_FOLDER)
     test_labels = sorted(set(test.labels))
     texts = embed_labels(brush.clip, brush.tokenizer, test_labels)
+    owners = [[test_labels.index(label)] for label in test.labels]
     return {
         "control": {
             "Noto, train concepts": clip_figures(blind, words, noto_seen, noto_labels),
@@ -84,7 +85,7 @@ def measure(brush: Codebrush, parquet: str, control: Path) -> dict[str, Any]:
         "clip": {
             "test concepts": clip_figures(brush.clip, brush.tokenizer, test, test_labels),
             "test concepts, all labels": clip_figures(brush.clip, brush.tokenizer, test, every),
-            "test, text to picture": retrieval(texts, embed(brush.clip, test), test_labels, test.labels),
+            "test, text to picture": cross_retrieval(embed(brush.clip, test), texts, owners)["text_to_image"],
         },
         "vqgan": {
             "test": reconstruction(brush.vqgan, test.batches()),
@@ -182,8 +183,8 @@ def measured_lines(figures: dict[str, Any], control: Path) -> list[str]:
     lines += zero_shot_rows(f"control run that never saw a Noto picture ({control.name})", figures["control"])
     lines += [
         "",
-        f"Text to picture on the test split ({recall['texts']:.0f} labels, none seen in training): a right picture is "
-        f"first for {percent(recall['recall_at_1'])}, among ten for {percent(recall['recall_at_10'])}.",
+        f"Text to picture on the test split ({recall['queries']:.0f} labels, none seen in training): a right picture "
+        f"is first for {percent(recall['recall_at_1'])}, among ten for {percent(recall['recall_at_10'])}.",
         "",
         "| reconstruction | PSNR | SSIM | codebook in use |",
         "|---|---|---|---|",

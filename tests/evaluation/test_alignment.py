@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from codebrush.errors import CodebrushError
-from codebrush.evaluation.alignment import ranks, retrieval, top_k, zero_shot
+from codebrush.evaluation.alignment import cross_retrieval, ranks, top_k, zero_shot
 
 
 @pytest.fixture
@@ -45,16 +45,18 @@ def test_top_k_counts_what_stands_ahead() -> None:
 def test_any_picture_of_the_group_counts_and_its_own_copies_do_not_stand_in_the_way() -> None:
     texts = torch.tensor([[1.0, 0.0]])
     images = torch.tensor([[0.9, 0.436], [0.8, 0.6], [1.0, 0.0]])
-    assert retrieval(texts, images, ["a"], ["b", "a", "b"])["recall_at_1"] == 0.0  # two strangers ahead
-    assert retrieval(texts, images, ["a"], ["b", "a", "b"])["recall_at_5"] == 1.0
-    assert retrieval(texts, images, ["a"], ["a", "a", "a"])["recall_at_1"] == 1.0
+    found = cross_retrieval(images, texts, [[], [0], []])["text_to_image"]
+    assert found["recall_at_1"] == 0.0  # two strangers ahead
+    assert found["recall_at_5"] == 1.0
+    assert cross_retrieval(images, texts, [[0], [0], [0]])["text_to_image"]["recall_at_1"] == 1.0
 
 
 def test_a_space_that_tells_nothing_apart_finds_nothing() -> None:
     alike = F.normalize(torch.ones(10, 4), dim=-1)
     labels = [str(index) for index in range(10)]
     assert zero_shot(alike, labels, alike, labels)["top5"] == 0.0
-    assert retrieval(alike, alike, labels, labels)["recall_at_5"] == 0.0
+    for way in cross_retrieval(alike, alike, [[row] for row in range(10)]).values():
+        assert way["recall_at_5"] == 0.0
 
 
 def test_what_is_as_near_as_the_right_one_stands_before_it() -> None:
@@ -69,4 +71,4 @@ def test_what_is_no_number_is_refused(space: torch.Tensor) -> None:
     with pytest.raises(CodebrushError, match="no numbers"):
         zero_shot(spoilt, labels, space, labels)
     with pytest.raises(CodebrushError, match="no numbers"):
-        retrieval(space, spoilt, labels, labels)
+        cross_retrieval(spoilt, space, [[row] for row in range(len(space))])

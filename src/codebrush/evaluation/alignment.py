@@ -61,19 +61,6 @@ def per_class(found: Tensor, right: Tensor) -> float:
     return (hits / counts).mean().item()
 
 
-def retrieval(
-    texts: Tensor, images: Tensor, text_groups: Sequence[str], image_groups: Sequence[str]
-) -> dict[str, float]:
-    """Text -> picture: the share of texts with a picture of their group among the first 1, 5 and 10.
-
-    Pictures of other groups that are exactly as near stand before it.
-    """
-    number = {group: index for index, group in enumerate(dict.fromkeys([*text_groups, *image_groups]))}
-    mine, theirs = (torch.tensor([number[group] for group in groups]) for groups in (text_groups, image_groups))
-    found = first_right(texts, images, lambda start, stop: mine[start:stop, None] == theirs)
-    return {f"recall_at_{k}": top_k(found, k) for k in CUTS} | {"texts": float(len(texts))}
-
-
 def cross_retrieval(images: Tensor, texts: Tensor, owners: Sequence[Sequence[int]]) -> dict[str, dict[str, float]]:
     """Pictures (N, E) and distinct texts (T, E), unit vectors, both ways; `owners` are each picture's texts' places.
 

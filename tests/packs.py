@@ -35,7 +35,7 @@ def micro_clip(vocab_size: int = 280, width: int = WIDTH) -> CLIP:
     return CLIP.from_config(CLIPConfig(VisionTransformerConfig(32, 8, 32, 1, 2, 24), text)).eval()
 
 
-def micro_transformer(codebook_size: int = 128, grid: tuple[int, int] = (8, 8)) -> CodeTransformer:
+def micro_transformer(codebook_size: int = 128, grid: tuple[int, int] = (8, 8), **conditions) -> CodeTransformer:
     config = CodeTransformerConfig(
         codebook_size=codebook_size,
         grid=grid,
@@ -45,6 +45,7 @@ def micro_transformer(codebook_size: int = 128, grid: tuple[int, int] = (8, 8)) 
         text_features=WIDTH,
         text_length=CONTEXT,
         text_embedding=24,
+        **conditions,
     )
     model = CodeTransformer(config).eval()
     with torch.no_grad():

@@ -22,6 +22,7 @@ from codebrush.data.images import decode_image, stack, to_pil
 from codebrush.data.preprocess import pixels_for
 from codebrush.errors import ImageError, PromptError, UsageError
 from codebrush.generation.decoding import Progress
+from codebrush.generation.editing import EDITS, Edit, edited
 from codebrush.generation.guide_options import guide_options
 from codebrush.generation.guided_run import GuidedRun, read_run
 from codebrush.generation.guided_task import Models, Request, check_files, with_files
@@ -150,6 +151,53 @@ class Codebrush:
         request = Request(prompt, drawing.n, drawing.seed, chosen, drawn if chosen.init == "sample" else {})
         return GuidedRun(with_files(request), self._lent(), folder)
 
+    def vary(self, picture: Picture, n: int = 4, seed: int = 0, **sampling: Any) -> list[Result]:
+        """`n` pictures that CLIP finds like this one, best first; `sampling` as in `generate`.
+
+        Raises PackError where the code transformer reads no picture's embedding, and ImageError.
+        """
+        return self._edit(Edit("vary", picture), n, seed, sampling)
+
+    def edit(
+        self,
+        picture: Picture,
+        prompt: str = "",
+        n: int = 4,
+        seed: int = 0,
+        *,
+        strength: float | None = None,
+        mask: Picture | None = None,
+        box: tuple[int, int, int, int] | None = None,
+        extend: Mapping[str, int] | None = None,
+        **sampling: Any,
+    ) -> list[Result]:
+        """Redraw a picture under `prompt`, best first by CLIP.
+
+        With a `mask` (white where it changes), a `box` x, y, width, height or `extend`, pixels to be added by side
+        ("left", "top", "right", "bottom"), only what is open is painted: the picture keeps its size, and its pixels but
+        for a narrow border around. Without, the square in its middle is redrawn at the pack's size, and `strength`
+        (None: 0.6), above 0 and up to 1, says how much of it. Without a prompt a hole is filled with what fits.
+        Raises PackError where the code transformer fills no holes, UsageError, PromptError and ImageError.
+        """
+        if mask is None and box is None and not extend:
+            return self._edit(Edit("edit", picture, prompt, 0.6 if strength is None else strength), n, seed, sampling)
+        if strength is not None:
+            raise UsageError("strength is for a picture that is redrawn whole: what a mask leaves open is all drawn")
+        return self._edit(Edit("inpaint", picture, prompt, mask=mask, box=box, extend=extend or {}), n, seed, sampling)
+
+    def translate(self, picture: Picture, style: str, n: int = 4, seed: int = 0, **sampling: Any) -> list[Result]:
+        """The square in a picture's middle in another of the pack's styles, best first; see `edit`."""
+        return self._edit(Edit("translate", picture, style=style), n, seed, sampling)
+
+    def _edit(self, edit: Edit, n: int, seed: int, sampling: Mapping[str, Any]) -> list[Result]:
+        given = dict(sampling)
+        progress = given.pop("progress", None)
+        unknown = set(given) - {"cfg", "temperature", "top_k", "top_p", "min_p", "rerank"}
+        if unknown:
+            raise UsageError(f"{sorted(unknown)[0]} is no option of an edit")
+        options = draw_options(self.pack, {**given, "n": n, "seed": seed})
+        return self.sampler.best(edited(self.sampler, edit, options), progress)
+
     def resume(self, folder: str | Path) -> GuidedRun:
         """A guided run that was stopped, to go on to the very pixels of an unbroken one."""
         run = read_run(folder)
@@ -166,6 +214,12 @@ class Codebrush:
         method = manifest.get("method")
         if method == "guide":
             return self._replay_guided(manifest)
+        if method in EDITS:
+            try:
+                edit = Edit.from_json(manifest)
+            except (KeyError, TypeError, ValueError, UsageError) as error:
+                raise damaged(error) from error
+            return self.sampler.replay(manifest, lambda options: edited(self.sampler, edit, options))
         if method != "sample":
             raise ImageError(f"the picture was made by the method {method!r}, which cannot be replayed here")
         return self.sampler.replay(manifest)

@@ -1,19 +1,20 @@
 """A prompt and options in; the code transformer's pictures of it, best first by CLIP, out.
 
 The way of a prompt: text tokens -> CLIP's text features -> the code transformer's codes -> VQGAN's picture
--> CLIP's score, by which the best are kept.
+-> CLIP's score, by which the best are kept. Edits come the same way, with other conditions.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from codebrush.data.images import stack, to_pil
 from codebrush.errors import PackError, UsageError
-from codebrush.generation.decoding import Progress, draw_codes, picture_uniforms
+from codebrush.generation.decoding import Known, Progress, draw_codes, picture_uniforms
 from codebrush.generation.options import DrawOptions, checked_option
 from codebrush.generation.origin import check_origin, damaged, origin, read_origin, torch_threads
 from codebrush.generation.reranking import best_first, clip_scores
@@ -65,13 +66,21 @@ def draw_options(pack: Pack, given: Mapping[str, Any]) -> DrawOptions:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A prompt made ready: its parts as conditions and as unit embeddings (P, E), with their weights."""
+    """A prompt made ready: its parts as conditions and as unit embeddings (P, E), with their weights.
+
+    `known` codes stay as they are; `without` is the condition that guidance leads away from, None: nothing. `finish`
+    makes the picture that is kept of one that was drawn, and `about` is what the manifest says of all this.
+    """
 
     prompt: str
     options: DrawOptions
     conditions: list[tuple[Condition, float]]
     texts: Tensor
     weights: list[float]
+    known: Known | None = None
+    without: Condition | None = None
+    finish: Callable[[Image.Image], Image.Image] = lambda picture: picture
+    about: Mapping[str, Any] = field(default_factory=lambda: {"method": "sample"})
 
 
 @dataclass(frozen=True)
@@ -87,15 +96,18 @@ class Sampler:
 
     def sample(self, prompt: str, options: DrawOptions, progress: Progress | None = None) -> list[Result]:
         """The best `options.n` of `options.rerank` pictures."""
-        drawing = self.prepare(prompt, options)
-        best: list[Result] = []
-        for batch in batches(options.rerank):
-            best += self.draw(drawing, batch, progress)
-            best = [best[index] for index in best_first([result.score for result in best])[: options.n]]
-        return best
+        return self.best(self.prepare(prompt, options), progress)
 
-    def replay(self, manifest: Mapping[str, Any]) -> Result:
-        """The picture of a manifest, from its whole batch drawn as it was then."""
+    def best(self, drawing: Drawing, progress: Progress | None = None) -> list[Result]:
+        """The best pictures of a drawing, finished."""
+        best: list[Result] = []
+        for batch in batches(drawing.options.rerank):
+            best += self.draw(drawing, batch, progress)
+            best = [best[index] for index in best_first([result.score for result in best])[: drawing.options.n]]
+        return [_finished(result, drawing) for result in best]
+
+    def replay(self, manifest: Mapping[str, Any], prepare: Callable[[DrawOptions], Drawing] | None = None) -> Result:
+        """The picture of a manifest, from its whole batch drawn as it was then; `prepare` makes an edit ready again."""
         try:
             options = DrawOptions(seed=manifest["seed"], **manifest["options"])
         except (KeyError, TypeError, UsageError) as error:
@@ -103,9 +115,9 @@ class Sampler:
         index, threads = read_origin(manifest, options.rerank)
         check_origin(manifest, self.pack, self.device)
         with torch_threads(threads):
-            drawing = self.prepare(manifest["prompt"], options)
+            drawing = self.prepare(manifest["prompt"], options) if prepare is None else prepare(options)
             batch = next(batch for batch in batches(options.rerank) if index in batch)
-            return self.draw(drawing, batch, None)[index - batch.start]
+            return _finished(self.draw(drawing, batch, None)[index - batch.start], drawing)
 
     @torch.no_grad()
     def prepare(self, prompt: str, options: DrawOptions) -> Drawing:
@@ -137,6 +149,8 @@ class Sampler:
             top_k=o.top_k,
             top_p=o.top_p,
             min_p=o.min_p,
+            without=drawing.without,
+            known=drawing.known,
             progress=count,
         )
         latent = self.vqgan.quantizer.look_up(codes)  # (B, d, h, w)
@@ -149,7 +163,7 @@ class Sampler:
     def _manifest(self, drawing: Drawing, index: int, score: float) -> dict[str, Any]:
         size = self.pack.image_size
         return {
-            "method": "sample",
+            **drawing.about,
             "prompt": drawing.prompt,
             "seed": drawing.options.seed,
             "index": index,
@@ -158,3 +172,8 @@ class Sampler:
             "size": [size, size],
             **origin(self.pack, self.device),
         }
+
+
+def _finished(result: Result, drawing: Drawing) -> Result:
+    image = drawing.finish(result.image)
+    return replace(result, image=image, manifest={**result.manifest, "size": list(image.size)})

@@ -1,0 +1,44 @@
+"""What the learning tests train: recipes of a micro CLIP, VQGAN and code transformer, and scenes of one drawn shape."""
+
+import itertools
+from collections.abc import Iterator
+
+from codebrush.data.shapes import Scene, scene
+from codebrush.training.augmentation import Augmentation
+from codebrush.training.clip import CLIPRecipe
+from codebrush.training.code_transformer import TransformerRecipe
+from codebrush.training.loop import LoopConfig
+from codebrush.training.vqgan import VQGANRecipe
+
+SIZE = 32
+COLOURS = ("red", "yellow", "green", "blue")
+SHAPES = ("circle", "square", "triangle", "cross")
+LABELS = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+SEEN, UNSEEN = 0, 1  # seeds of the scenes trained on and of those judged by
+
+CLIP_RECIPE = CLIPRecipe(
+    image_size=SIZE, image="resnet", width=16, blocks=(1, 1, 1, 1), heads=4,
+    text_width=64, text_layers=1, text_heads=2, embed_dim=64, learning_rate=3e-3,
+)  # fmt: skip
+VQGAN_RECIPE = VQGANRecipe(
+    image_size=SIZE, channels=16, channel_multipliers=(1, 2, 2), latent_channels=32, code_dim=8, codebook_size=128,
+    l2=10.0, perceptual=0.0, adversarial=0.0, learning_rate=3e-3, augmentation=Augmentation(),
+)  # fmt: skip
+TRANSFORMER_RECIPE = TransformerRecipe(width=128, layers=3, heads=4, text_length=8, dropout=0.0, learning_rate=2e-3)
+
+
+def single_shapes(seed: int, count: int) -> Iterator[Scene]:
+    """The first `count` scenes of a series whose one object has our colours and shapes."""
+    series = (scene(seed, index, SIZE, objects=1) for index in itertools.count())
+    return itertools.islice((each for each in series if label_of(each) in LABELS), count)
+
+
+def label_of(drawn: Scene) -> str:
+    return f"{drawn.objects[0].colour} {drawn.objects[0].shape}"
+
+
+def loop(steps: int, batch_size: int) -> LoopConfig:
+    return LoopConfig(
+        steps=steps, batch_size=batch_size, warmup=20, ema_decay=0.98, threads=1,
+        log_every=steps // 4, checkpoint_every=steps, preview_every=0,
+    )  # fmt: skip

@@ -127,7 +127,7 @@ def _sample(prompt: str, pack: str | None, out: Path, options: dict[str, Any]) -
     check_folder(out)
     with progress_bar("drawing") as progress:
         results = brush.generate(prompt, **options, progress=progress)
-    return _save_run(results, out, free_run_name(out, f"{slug(prompt)}_seed{options['seed']}"))
+    return save_run(results, out, free_run_name(out, f"{slug(prompt)}_seed{options['seed']}"))
 
 
 def _open_run(prompt: str | None, pack: str | None, folder: Path, options: dict[str, Any]) -> "GuidedRun":
@@ -200,7 +200,8 @@ def replay(
     print_json(report) if json_output else print_pictures(report)
 
 
-def _save_run(results: Sequence["Result"], folder: Path, name: str) -> dict[str, Any]:
+def save_run(results: Sequence["Result"], folder: Path, name: str) -> dict[str, Any]:
+    """Write a run's pictures and their contact sheet into a folder; the report of them."""
     from codebrush.data.images import contact_sheet, save_png
 
     paths = [folder / f"{name}_{result.manifest['index']:02d}.png" for result in results]

@@ -22,6 +22,9 @@ from codebrush.errors import CodebrushError
 COMMANDS = {  # in the order of the help: where each is at home
     "generate": "codebrush.cli.generate",
     "replay": "codebrush.cli.generate",
+    "vary": "codebrush.cli.edit",
+    "edit": "codebrush.cli.edit",
+    "translate": "codebrush.cli.edit",
     "caption": "codebrush.cli.caption",
     "ask": "codebrush.cli.caption",
     "classify": "codebrush.cli.classify",

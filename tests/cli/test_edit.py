@@ -1,0 +1,115 @@
+"""`codebrush vary`, `edit` and `translate` on a pack with random weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from codebrush.cli.main import run
+from codebrush.data.shapes import scene
+from packs import micro_transformer, write_micro_pack
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("packs") / "editor"
+    torch.manual_seed(1)
+    write_micro_pack(folder, transformer=micro_transformer(image_embedding=24, source_codes=True))
+    info = json.loads((folder / "pack.json").read_text())
+    info["translation"] = {"text": "{style} style", "styles": ["noto", "3d"]}
+    (folder / "pack.json").write_text(json.dumps(info))
+    return str(folder)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    scene(0, 1, 48).image.save(tmp_path / "scene.png")
+    return tmp_path / "scene.png"
+
+
+def report_of(given: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert run([*given, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("given", "size", "name"),
+    [
+        (["vary"], (32, 32), "scene_varied_seed0"),
+        (["translate", "--to", "3d"], (32, 32), "scene_3d_seed0"),
+        (["edit", "a red dog", "--strength", "0.5"], (32, 32), "scene_a-red-dog_seed0"),
+        (["edit", "a red dog", "--box", "4,4,20,10"], (48, 48), "scene_a-red-dog_seed0"),
+        (["edit", "--extend", "left=16,bottom=8"], (64, 56), "scene_filled_seed0"),
+    ],
+)
+def test_pictures_are_made_and_replayed(
+    pack: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: Any, size: Any, name: str
+) -> None:
+    command, *rest = given
+    out = tmp_path / "out"
+    flags = ["--n", "2", "--rerank", "2", "--pack", pack, "--out", str(out)]
+    report = report_of([command, str(picture), *rest, *flags], capsys)
+    assert [Path(image["path"]).name for image in report["images"]] == [
+        f"{name}_{image['index']:02d}.png" for image in report["images"]
+    ]
+    assert {Image.open(image["path"]).size for image in report["images"]} == {size}
+    again = report_of(["replay", report["images"][0]["path"], "--out", str(tmp_path / "again.png")], capsys)
+    assert again["images"][0]["identical"] is True
+
+
+def test_a_mask_is_heeded(pack: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask = Image.new("L", (48, 48))
+    mask.paste(255, (30, 30, 48, 48))
+    mask.save(tmp_path / "mask.png")
+    given = ["edit", str(picture), "a dog", "--mask", str(tmp_path / "mask.png"), "--pack", pack]
+    report = report_of([*given, "--out", str(tmp_path)], capsys)
+    after, before = (np.asarray(Image.open(path).convert("RGB")) for path in (report["images"][0]["path"], picture))
+    assert (after[:27] == before[:27]).all()
+    assert (after[30:, 30:] != before[30:, 30:]).any()
+
+
+def test_guidance_starts_from_the_picture(
+    pack: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    from codebrush.pipeline import Codebrush
+
+    whole = Codebrush.generate
+
+    def generate(self: Codebrush, prompt: str, **options: Any) -> Any:
+        given.update(options)
+        return whole(self, prompt, **{**options, "steps": 2, "cutouts": 2})
+
+    monkeypatch.setattr(Codebrush, "generate", generate)
+    command = ["edit", str(picture), "a dog", "--method", "guide", "--strength", "0.25", "--pack", pack]
+    report = report_of([*command, "--out", str(tmp_path)], capsys)
+    assert (given["init"], given["init_weight"]) == (str(picture), 15.0)
+    assert Image.open(report["images"][0]["path"]).size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["edit", "PICTURE", "a dog", "--box", "1,2"], "--box is 1,2: give four whole numbers"),
+        (["edit", "PICTURE", "a dog", "--extend", "left"], "--extend is left: give pixels by side"),
+        (["edit", "PICTURE", "a dog", "--extend", "up=3"], "extend takes pixels for left, top, right, bottom"),
+        (["edit", "PICTURE", "a dog", "--box", "1,1,3,3", "--strength", "0.4"], "strength is for a picture that is"),
+        (["edit", "PICTURE", "a dog", "--method", "guide", "--box", "1,1,3,3"], "--box is for codes that are drawn"),
+        (["edit", "PICTURE", "a dog", "--method", "guide", "--strength", "2"], "strength must be above 0"),
+        (["translate", "PICTURE", "--to", "oil"], "the pack has no style 'oil': it has noto, 3d"),
+        (["vary", "gone.png"], "gone.png"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    pack: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], said: str
+) -> None:
+    filled = [str(picture) if part == "PICTURE" else part for part in given]
+    assert run([*filled, "--pack", pack, "--out", str(tmp_path / "out")]) in (1, 2)
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,76 @@
+"""DALL-E's three steps: a text's embedding, the embedding of a picture that fits it, a picture drawn from that.
+
+The second step looks into a bank of known pictures, asks a learned prior, or takes the text's own embedding as it is.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from codebrush.errors import PackError, UsageError
+from codebrush.generation.options import DrawOptions
+from codebrush.generation.sampler import Drawing, Sampler
+from codebrush.models.prior import Neighbours, blended
+
+PRIORS = ("retrieval", "mlp", "none")
+NEIGHBOURS = 4
+MOST_NEIGHBOURS = 1000
+Find = Callable[[Tensor, int], Neighbours]  # a unit vector (E,) and k -> the nearest pictures
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """How a picture's embedding is found: by which of PRIORS, of how many neighbours blended, in which bank ("": the
+    pack's own, else a database of `codebrush index`)."""
+
+    prior: str = "retrieval"
+    neighbours: int = NEIGHBOURS
+    bank: str = ""
+
+    def __post_init__(self) -> None:
+        if self.prior not in PRIORS:
+            raise UsageError(f"prior must be one of {', '.join(PRIORS)}, not {self.prior}")
+        if not 1 <= self.neighbours <= MOST_NEIGHBOURS:
+            raise UsageError(f"neighbours must be from 1 to {MOST_NEIGHBOURS}, not {self.neighbours}")
+        if self.prior != "retrieval" and self.bank:
+            raise UsageError(f"a bank is looked into by the retrieval prior, not by {self.prior}")
+
+
+@torch.no_grad()
+def retrieved(
+    sampler: Sampler, prompt: str, options: DrawOptions, how: Retrieval, find: Find | None, prior: Any = None
+) -> Drawing:
+    """A prompt made ready to be drawn from the embedding of a picture that fits it, beside its own words.
+
+    `find` looks into the bank and `prior` is the learned one. The neighbours used stand in the manifest. Raises
+    PackError where the code transformer reads no picture's embedding or what is asked for is not there.
+    """
+    if not sampler.transformer.config.image_embedding:
+        raise PackError("this pack's code transformer reads no picture's embedding: train one with image_share")
+    drawing = sampler.prepare(prompt, options)
+    weights = torch.tensor(drawing.weights, device=drawing.texts.device)
+    query = F.normalize(weights @ drawing.texts, dim=0)  # (E,): what leads away is gone from it
+    about: dict[str, Any] = {"prior": how.prior}
+    if how.prior == "retrieval":
+        if find is None:
+            raise PackError("this pack has no bank of pictures: name a database of codebrush index with --bank")
+        found = find(query, how.neighbours)
+        if not found.names:
+            raise PackError("the bank is empty: index some pictures")
+        embedding = blended(found)
+        near = [{"name": name, "cosine": cosine} for name, cosine in zip(found.names, found.cosines.tolist(), strict=True)]
+        about |= {"neighbours": near, "bank": how.bank}
+    elif how.prior == "mlp":
+        if prior is None:
+            raise PackError("this pack has no learned prior: use --prior retrieval or none")
+        embedding = prior(query[None])[0]
+    else:
+        embedding = query
+    conditions = [
+        (replace(condition, image_embedding=embedding[None]), weight) for condition, weight in drawing.conditions
+    ]
+    return replace(drawing, conditions=conditions, about={"method": "retrieve", "retrieval": about})

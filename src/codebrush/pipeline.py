@@ -26,6 +26,7 @@ from codebrush.generation.editing import EDITS, Edit, edited
 from codebrush.generation.guide_options import guide_options
 from codebrush.generation.guided_run import GuidedRun, read_run
 from codebrush.generation.guided_task import Models, Request, check_files, with_files
+from codebrush.generation.interpolation import Key, frames_between
 from codebrush.generation.options import DrawOptions
 from codebrush.generation.origin import check_origin, damaged, origin, read_origin, torch_threads
 from codebrush.generation.result import Result
@@ -188,6 +189,20 @@ class Codebrush:
     def translate(self, picture: Picture, style: str, n: int = 4, seed: int = 0, **sampling: Any) -> list[Result]:
         """The square in a picture's middle in another of the pack's styles, best first; see `edit`."""
         return self._edit(Edit("translate", picture, style=style), n, seed, sampling)
+
+    def interpolate(
+        self,
+        keys: Sequence[Key],
+        frames: int = 24,
+        seed: int = 0,
+        *,
+        through: str = "latents",
+        progress: Progress | None = None,
+        **sampling: Any,
+    ) -> Iterator[Image.Image]:
+        """The pictures on the way from one prompt, picture or latent through each to the last; see `frames_between`."""
+        options = draw_options(self.pack, {**sampling, "n": 1, "seed": seed})
+        return frames_between(self.sampler, keys, options, frames, through, progress)
 
     def _edit(self, edit: Edit, n: int, seed: int, sampling: Mapping[str, Any]) -> list[Result]:
         given = dict(sampling)

@@ -113,3 +113,17 @@ def test_what_cannot_be_done_is_one_line(
     assert said in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_pictures_on_the_way_are_files_or_a_video(
+    pack: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["interpolate", "a red dog", str(picture), "--frames", "3", "--pack", pack]
+    report = report_of([*given, "--out", str(tmp_path / "way")], capsys)
+    paths = [Path(image["path"]).name for image in report["images"]]
+    assert paths == [f"a-red-dog_scene_seed0_{number:04d}.png" for number in range(3)]
+    assert all((tmp_path / "way" / path).is_file() for path in paths)
+    report = report_of([*given, "--video", str(tmp_path / "way.gif")], capsys)
+    assert Image.open(report["video"]).n_frames == 3  # pyright: ignore
+    assert run(["interpolate", "a dog", "--pack", pack, "--out", str(tmp_path)]) == 2
+    assert "give two prompts" in capsys.readouterr().err

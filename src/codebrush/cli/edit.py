@@ -1,4 +1,4 @@
-"""`codebrush vary`, `edit` and `translate`: a picture in, pictures made from it out."""
+"""`codebrush vary`, `edit`, `translate` and `interpolate`: pictures in, pictures made from them out."""
 
 import time
 from collections.abc import Callable
@@ -116,6 +116,56 @@ def edit(
         return brush.edit(image, prompt, strength=strength, **hole, **options)
 
     return _run(context, f"{image.stem}_{slug(prompt or 'filled')}", draw)
+
+
+class Through(StrEnum):
+    """What turns from one picture to the next."""
+
+    LATENTS = "latents"
+    EMBEDDINGS = "embeddings"
+
+
+def interpolate(
+    keys: Annotated[list[str], typer.Argument(help="Prompts, pictures or a guided run's latents, two or more.")],
+    frames: Annotated[int, typer.Option(min=2, help="How many pictures from the first to the last.")] = 24,
+    through: Annotated[Through, typer.Option(help="Blend the latents, or draw between CLIP's embeddings.")] = (
+        Through.LATENTS
+    ),
+    video: Annotated[Path | None, typer.Option(help="An .mp4, .gif or .webp file instead of pictures.")] = None,
+    fps: Annotated[int, typer.Option(min=1, max=240, help="Its frames in a second.")] = 12,
+    pack: PackOption = "emoji",
+    seed: SeedOption = 0,
+    out: OutOption = Path("outputs"),
+    json_output: JsonOption = False,
+) -> None:
+    """Draw the pictures on the way from one prompt or picture to the next."""
+    start = time.perf_counter()
+    from codebrush.data.images import save_png
+    from codebrush.generation.videos import check_video, write_video
+    from codebrush.pipeline import Codebrush
+
+    if video is not None:
+        check_video(video)
+    folder = out if video is None else video.parent
+    check_folder(folder)
+    brush = Codebrush.from_pretrained(pack)
+    with progress_bar("drawing") as progress:
+        pictures = list(brush.interpolate(keys, frames, seed, through=through.value, progress=progress))
+    if video is not None:
+        write_video(pictures, video, fps)
+        report: dict[str, Any] = {"images": [], "video": str(video), "frames": len(pictures)}
+    else:
+        name = free_run_name(out, f"{'_'.join(slug(Path(key).stem) for key in keys[:2])}_seed{seed}")
+        about = {"method": "interpolate", "keys": keys, "through": through.value, "frames": frames, "seed": seed}
+        paths = [out / f"{name}_{number:04d}.png" for number in range(len(pictures))]
+        for number, (picture, path) in enumerate(zip(pictures, paths, strict=True)):
+            save_png(picture, path, {**about, "index": number})
+        report = {"images": [{"path": str(path), "seed": seed, "index": n} for n, path in enumerate(paths)]}
+    report["seconds"] = round(time.perf_counter() - start, 3)
+    if json_output:
+        print_json(report)
+    else:
+        print(f"{len(pictures)} pictures: {report.get('video', folder)}  ({report['seconds']:.1f} seconds)")
 
 
 def _read_box(text: str | None) -> tuple[int, int, int, int] | None:

@@ -25,6 +25,7 @@ COMMANDS = {  # in the order of the help: where each is at home
     "vary": "codebrush.cli.edit",
     "edit": "codebrush.cli.edit",
     "translate": "codebrush.cli.edit",
+    "interpolate": "codebrush.cli.edit",
     "caption": "codebrush.cli.caption",
     "ask": "codebrush.cli.caption",
     "classify": "codebrush.cli.classify",

@@ -62,7 +62,9 @@ def retrieved(
         if not found.names:
             raise PackError("the bank is empty: index some pictures")
         embedding = blended(found)
-        near = [{"name": name, "cosine": cosine} for name, cosine in zip(found.names, found.cosines.tolist(), strict=True)]
+        near = [
+            {"name": name, "cosine": cosine} for name, cosine in zip(found.names, found.cosines.tolist(), strict=True)
+        ]
         about |= {"neighbours": near, "bank": how.bank}
     elif how.prior == "mlp":
         if prior is None:

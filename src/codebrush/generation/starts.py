@@ -51,7 +51,7 @@ def start_latent(
     if options.init in STARTS:
         draw = fractal_noise if options.init == "fractal" else colour_gradient
         return encoded(vqgan, torch.stack([draw(size, rng) for rng in streams]).to(device))
-    latents = _from_file(options.init, vqgan, size)
+    latents = file_latents(options.init, vqgan, size)
     if len(latents) == 1:
         return latents.expand(len(pictures), -1, -1, -1)
     if max(pictures) >= len(latents):
@@ -95,7 +95,7 @@ def cover(image: Image.Image, size: tuple[int, int]) -> Tensor:
     return to_tensor(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
 
 
-def _from_file(name: str, vqgan: VQGAN, size: tuple[int, int]) -> Tensor:
+def file_latents(name: str, vqgan: VQGAN, size: tuple[int, int]) -> Tensor:
     """The latents (n, d, h, w) of a picture, or of a .safetensors file that holds latents or codes."""
     path = Path(name)
     if not path.is_file():

@@ -117,6 +117,46 @@ def test_parts_can_be_left_out_and_another_judge_asked(
     assert judged["reconstruction"]["perceptual"] != own["reconstruction"]["perceptual"]
 
 
+def test_drawing_alone_says_what_was_drawn_and_no_picture_read(
+    micro_pack: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = ("zero-shot", "retrieval", "clip-score", "reconstruction")
+    options = [*(f"--leave-out={part}" for part in parts), "--prompts", "3", "--out", str(tmp_path / "report.md")]
+    assert run(["evaluate", str(micro_pack), str(source), *options, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["pictures"] is None
+    assert (report["drawing"]["prompts"], report["drawing"]["captions"]) == (3, 13)
+    table = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "3 of 13 captions, drawn; the pictures were not read." in table
+    assert "0 pictures" not in table
+    without = write_micro_pack(tmp_path / "pack")
+    info = json.loads((without / "pack.json").read_text())
+    del info["members"]["transformer"]
+    (without / "pack.json").write_text(json.dumps(info))
+    assert run(["evaluate", str(without), str(source), *options]) == 0
+    assert "\nNothing was measured.\n" in capsys.readouterr().out
+
+
+def test_the_fitted_temperature_can_be_put_into_the_pack_as_the_report_says(
+    report: dict, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibration = report["zero_shot"]["calibration"]
+    entry = calibration["pack_json"]
+    heat = entry["classification"]["temperature"]
+    assert heat == pytest.approx(calibration["temperature"], abs=1e-4)
+    holds = f'"classification": {{"temperature": {heat}}}'
+    assert f"the fitted temperature is {heat}: " in report["markdown"]
+    assert f"where the pack's pack.json holds {holds}, or with --temperature {heat}\n" in report["markdown"]
+    pack = write_micro_pack(tmp_path / "pack")
+    info = json.loads((pack / "pack.json").read_text())
+    (pack / "pack.json").write_text(json.dumps({**info, **entry}))
+    assert run(["classify", str(source / "0.png"), "--labels", "a,b", "--pack", str(pack), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["temperature"] == heat
+    options = [f"--leave-out={part}" for part in ("retrieval", "clip-score", "reconstruction", "drawing")]
+    assert run(["evaluate", str(pack), str(source), *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["zero_shot"]["temperature"] == heat
+
+
 def test_what_cannot_be_measured_is_told_and_the_rest_is(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +201,16 @@ def test_batches_bound_the_pixels(
         (["--split", "nine"], 1, "no split nine"),
         (["--template", "a photo"], 2, "must hold {} once"),
         (["--out", "."], 2, "must be a file"),
+        (["--leave-out=drawing", "--prompts", "3"], 2, "--prompts is for drawing, which --leave-out leaves out"),
+        (["--leave-out=drawing", "--rerank", "2"], 2, "--rerank is for drawing"),
+        (["--leave-out=drawing", "--seed", "0"], 2, "--seed is for drawing"),
+        (["--leave-out=zero-shot", "--label", "label"], 2, "--label is for zero-shot"),
+        (["--leave-out=zero-shot", "--template", "a {}"], 2, "--template is for zero-shot"),
+        (
+            ["--leave-out=reconstruction", "--leave-out=drawing", "--judge", "emoji"],
+            2,
+            "--judge is for reconstruction and drawing",
+        ),
         (
             [f"--leave-out={part}" for part in ("zero-shot", "retrieval", "clip-score", "reconstruction", "drawing")],
             2,

@@ -50,6 +50,14 @@ def test_a_probe_learns_is_measured_and_classifies(
     assert result["labels"][0]["label"] == "blue"
 
 
+def test_the_seed_counts_where_there_is_no_val_split(
+    micro_pack: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--label", "colour", "--split", "val", "--seed", "1", "--pack", str(micro_pack)]
+    assert run(["probe", str(source), *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pictures"] == {"train": 8, "val": 0}
+
+
 def test_a_probe_goes_with_its_own_clip(
     micro_pack: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,6 +76,8 @@ def test_a_probe_goes_with_its_own_clip(
         (["--label", "colour", "--split", "nine"], 1, "no split nine"),
         (["--label", "colour", "--test", "nine"], 1, "no split nine"),
         (["--label", "colour", "--val", "train"], 2, "the split that is learned from"),
+        (["--label", "colour", "--seed", "1"], 2, "--seed is for choosing C on a fifth of the rows"),
+        (["--label", "colour", "--val", "test", "--seed", "0"], 2, "it is chosen on the split test"),
         (["--label", "colour", "--out", "probe.bin"], 2, "ends in .safetensors"),
     ],
 )

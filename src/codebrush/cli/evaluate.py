@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from codebrush.cli.flags import given_flags, refuse
 from codebrush.cli.output import check_folder, print_json, progress_bar
 from codebrush.errors import UsageError
 
@@ -32,11 +33,19 @@ class Part(StrEnum):
     DRAWING = "drawing"
 
 
+USED_BY = {  # parts, and the flags that are for them alone
+    frozenset((Part.DRAWING,)): ("prompts", "rerank", "seed"),
+    frozenset((Part.ZERO_SHOT,)): ("label", "template"),
+    frozenset((Part.RECONSTRUCTION, Part.DRAWING)): ("judge",),
+}
+
+
 def _option(topic: str, text: str, **settings: Any) -> Any:
     return typer.Option(help=text, rich_help_panel=topic, **settings)
 
 
 def evaluate(
+    context: typer.Context,
     pack: Annotated[str, typer.Argument(help="Built-in name, folder or hub id of the models.")],
     source: Annotated[str, typer.Argument(help="A folder, .parquet, .tar, .csv or .jsonl files, a glob, a hub id.")],
     split: Annotated[str, _option(ROWS, 'Rows of this split; "train" is all of a source without splits.')] = "test",
@@ -64,6 +73,7 @@ def evaluate(
     parts = frozenset(part.value for part in Part if part not in (leave_out or ()))
     if not parts:
         raise UsageError("everything is left out by --leave-out: keep a part to measure")
+    _refuse_unused(context, parts)
     if out is not None and out.is_dir():
         raise UsageError(f"--out must be a file, not the folder {out}")
     if out is not None:
@@ -88,6 +98,13 @@ def evaluate(
     if out is not None:
         _write(out, table)
     print_json(report) if json_output else print(table, end="")
+
+
+def _refuse_unused(context: typer.Context, parts: frozenset[str]) -> None:
+    for users, flags in USED_BY.items():
+        if not parts & users:
+            names = " and ".join(part for part in Part if part in users)
+            refuse(given_flags(context), flags, f"is for {names}, which --leave-out leaves out")
 
 
 def _judge(brush: "Codebrush", source: str | None) -> "Judge":

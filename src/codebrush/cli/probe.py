@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from codebrush.cli.flags import given_flags, refuse
 from codebrush.cli.output import check_folder, print_json, progress_bar
 from codebrush.errors import UsageError
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def probe(
+    context: typer.Context,
     source: Annotated[str, typer.Argument(help="A folder, .parquet, .tar, .csv or .jsonl files, a glob, a hub id.")],
     label: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
     split: Annotated[str, typer.Option(help="Learn from the rows of this split.")] = "train",
@@ -48,6 +50,9 @@ def probe(
     named |= {"image_column": image_column, "limit": limit}
     train = open_source(source, split=split, **named)
     held, measured = (_other(source, name, usual, split, named) for name, usual in ((val, "val"), (test, "test")))
+    if held is not None:
+        reason = f"is for choosing C on a fifth of the rows, but it is chosen on the split {val or 'val'}"
+        refuse(given_flags(context), ("seed",), reason)
     brush = Codebrush.from_pretrained(pack)
     skipped: list[dict[str, str]] = []
     features, labels = _embedded(brush, train, label, skipped)

@@ -108,9 +108,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """The figures of each part in `options.parts`, over the pictures of `source`, read once and in batches.
 
-    Kept in memory are embeddings and features, never pixels. A picture that cannot be read is under "skipped", a part
-    that cannot be measured under "left_out" with the reason. `progress(phase)` gives what to call with (done, in all).
-    Raises DataError where no picture can be read or a label column that was named is not there.
+    Kept in memory are embeddings and features, never pixels. "pictures" is how many were read, None where drawing alone
+    is measured, which takes captions. A picture that cannot be read is under "skipped", a part that cannot be measured
+    under "left_out" with the reason. `progress(phase)` gives what to call with (done, in all). Raises
+    DataError where no picture can be read or a label column that was named is not there.
     """
     report = _Report(missing={part: LEFT_OUT for part in PARTS if part not in options.parts})
     labels = _labels(source, options, report)
@@ -128,7 +129,7 @@ def evaluate(
         with report.part("drawing"):
             report.figures["drawing"] = _drawing(subject, source, options, progress("drawing"))
     return {
-        "pictures": len(reading.rows),
+        "pictures": len(reading.rows) if reading.rows else None,
         **report.figures,
         "judge": {"clip": subject.judge.name, "image_size": subject.judge.clip.image_size},
         "left_out": report.missing,
@@ -195,10 +196,11 @@ def _zero_shot(subject: Subject, embeddings: Tensor, labels: Sequence[str | None
     found |= {"temperature": subject.temperature}
     found["ece"] = expected_calibration_error(logits.double() / subject.temperature, targets)
     try:
-        found["calibration"] = asdict(calibrate(logits, targets))
+        fitted = calibrate(logits, targets)
     except CodebrushError:  # too few to say
-        found["calibration"] = None
-    return found
+        return {**found, "calibration": None}
+    pack_json = {"classification": {"temperature": round(fitted.temperature, 4)}}  # what makes it the pack's own
+    return {**found, "calibration": {**asdict(fitted), "pack_json": pack_json}}
 
 
 def _captions(
@@ -248,6 +250,7 @@ def _drawing(
         **r_precision(images, own, texts, seed=options.seed),
         "clip_score": clip_score(images, texts, [[place] for place in own]),
         "prompts": len(own),
+        "captions": len(prompts),
         "drawn_each": options.rerank,
         "refused": refused,
         "seconds_a_prompt": round(seconds, 3),

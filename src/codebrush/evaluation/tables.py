@@ -1,5 +1,6 @@
 """A report of `evaluate` in; the same figures as tables in Markdown out."""
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -41,11 +42,21 @@ ROWS = (  # where a figure lies, what it is called, how it is written
 def markdown(report: Mapping[str, Any]) -> str:
     """The figures of a report as a Markdown table, with what they were measured over above and below it."""
     split = f", split {report['split']}" if report.get("split") else ""
-    lines = [f"# {report['pack']} on {report['source']}{split}", "", f"{report['pictures']:,} pictures.", ""]
+    lines = [f"# {report['pack']} on {report['source']}{split}", "", _measured(report), ""]
     lines += ["| figure | value |", "|---|---:|"]
     lines += [f"| {name} | {form.format(value)} |" for name, value, form in _cells(report)]
     lines += ["", *(f"- {note}" for note in _notes(report)), ""]
     return "\n".join(lines)
+
+
+def _measured(report: Mapping[str, Any]) -> str:
+    """What was looked at: pictures of the source, or where none was read, the captions that were drawn."""
+    if report["pictures"] is not None:
+        return f"{report['pictures']:,} pictures."
+    if "drawing" not in report:
+        return "Nothing was measured."
+    drawing = report["drawing"]
+    return f"{drawing['prompts']:,} of {drawing['captions']:,} captions, drawn; the pictures were not read."
 
 
 def _cells(report: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
@@ -58,9 +69,17 @@ def _cells(report: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
 
 
 def _notes(report: Mapping[str, Any]) -> Iterator[str]:
+    calibration = report.get("zero_shot", {}).get("calibration")
     reconstruction, drawing = report.get("reconstruction"), report.get("drawing")
     side = report["judge"]["image_size"]
     yield f"the judge is the CLIP of {report['judge']['clip']}, which sees {side} x {side} pixels"
+    if calibration:
+        entry = json.dumps(calibration["pack_json"])[1:-1]
+        heat = calibration["pack_json"]["classification"]["temperature"]
+        yield (
+            f"the fitted temperature is {heat}: codebrush classify uses it where the pack's pack.json holds {entry}, "
+            f"or with --temperature {heat}"
+        )
     if reconstruction:
         used = reconstruction["features"]
         yield f"(1) over {used['perceptual']}: 0 alike, 4 opposite"

@@ -70,6 +70,15 @@ def test_group(pets):
     assert open_source(str(pets), captions=["{label}", "{style}"], where=where).group(2) == "cow"
 
 
+def test_an_empty_group_is_none(pets):
+    """Rows whose cell says nothing have no more in common than their captions."""
+    source = open_source(str(pets), captions=["{label}", "{style} style"], group="label")
+    assert [source.group(row) for row in (0, 4)] == ["cat", "flat style"]
+    assert [source.group_cell(row) for row in (0, 4)] == ["cat", ""]
+    assert open_source(str(pets), captions=["{style}"], group="tags").group(3) == "3d"
+    assert open_source(str(pets), captions=["{style}"], group="legs").group(4) == "0"
+
+
 def test_caption_column_is_found_and_a_list_is_several_captions(tmp_path, picture):
     images = [{"bytes": picture(), "path": None}] * 2
     table = {"image": images, "captions": [["one", "", "two"], ["three"]], "title": ["x", "y"]}

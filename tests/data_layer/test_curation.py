@@ -260,6 +260,22 @@ def test_splits_by_group_keep_it_together(tmp_path: Path):
     assert report["splits"] == {split: len(rows) for split, rows in wanted.items()}
 
 
+def test_rows_of_an_empty_group_are_split_by_caption(tmp_path: Path):
+    """Else all of them would be one concept, and in one split."""
+    captions = [f"Scene {number}!" for number in range(30)]
+    folder = write(tmp_path / "in", [(drawn(number), caption) for number, caption in enumerate(captions)])
+    lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    for line in lines[3:]:
+        line["kind"] = [None, "", " "][line["n"] % 3]
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    options = CurationOptions(shares=(0.5, 0.25, 0.25), by_group=True)
+    report = curate(open_source(folder, group="kind"), tmp_path / "out", options)
+    concepts = [f"kind {n}" if n < 3 else f"scene {n}" for n in range(30)]
+    wanted = Counter(split_of(concept, options.shares) for concept in concepts)
+    assert report["splits"] == dict(wanted)
+    assert len(wanted) == 3
+
+
 def test_splits_by_caption_are_blind_to_its_spelling(tmp_path: Path):
     words = [
         f"{spelling}{number}" for number in range(8) for spelling in ("Red Circle ", "red  circle ", "red circle: ")

@@ -100,8 +100,13 @@ class CaptionedImages:
         return captions[int(u * len(captions))]
 
     def group(self, index: int) -> str:
-        """What the row counts as: its cell in the group column, or its first caption without one."""
-        return self.captions(index)[0] if self._group is None else _words(self._cells(index)(self._group))
+        """What the row counts as: its cell in the group column, or its first caption where that is empty."""
+        return self.group_cell(index) or self.captions(index)[0]
+
+    def group_cell(self, index: int) -> str:
+        """The row's cell in the group column; "" where that is empty, or there is no such column."""
+        value = None if self._group is None else self._cells(index)(self._group)
+        return "" if is_empty(value) else _words(value)
 
     def name(self, index: int) -> str:
         """How to call a row in a message: its file, its id, or its number in the source."""

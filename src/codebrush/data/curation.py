@@ -64,7 +64,7 @@ class CurationOptions:
     most bits of 64 in which a near duplicate may differ; None keeps them. Either `min_score` or the best share
     `keep_top` (0 to 1) asks for scores. `cap` bounds each of `phrases` (None: the captions' own words), `only_phrases`
     drops rows without any. `shares` are those of train, val and test, split by the source's group column with
-    `by_group`, else by caption.
+    `by_group`, else, and where that is empty, by caption.
     """
 
     min_side: int = 1
@@ -283,7 +283,7 @@ def _drop_near(measures: Measures, distance: int) -> None:
 
 def concept_of(source: CaptionedImages, row: int, captions: Sequence[str], options: CurationOptions) -> str:
     """What a row counts as in the split: its cell of the group column as it is, or the words of its first caption."""
-    return source.group(row) if options.by_group else normalised(captions[0])
+    return (source.group_cell(row) if options.by_group else "") or normalised(captions[0])
 
 
 def output_schema(source: CaptionedImages) -> Any:

@@ -245,3 +245,33 @@ def test_an_unknown_device_is_refused(micro_pack: Path) -> None:
         with pytest.raises(UsageError, match=f"device '{device}' cannot be used") as caught:
             Codebrush.from_pretrained(micro_pack, device=device)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", ["48x32", "32x48", "40x44"])
+def test_a_larger_picture_is_drawn_through_a_window_and_replayed(brush: Codebrush, size: str) -> None:
+    width, height = map(int, size.split("x"))
+    (result,) = brush.generate("a red circle", n=1, rerank=2, seed=4, size=size)
+    assert result.image.size == (width, height)
+    assert result.codes.shape == (height // 4, width // 4)
+    assert result.manifest["size"] == [width, height]
+    again = brush.replay(json.loads(json.dumps(result.manifest)))
+    assert again.image.tobytes() == result.image.tobytes()
+
+
+def test_the_packs_own_size_is_the_plain_way(brush: Codebrush) -> None:
+    plain, sized = (brush.generate("a red circle", n=1, rerank=2, **more)[0] for more in ({}, {"size": "32x32"}))
+    assert sized.image.tobytes() == plain.image.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ("16x32", "a grid of 8 x 4 codes is smaller than the network's 8 x 8"),
+        ("33x40", "a picture of 33x40 has no whole codes: use multiples of 4"),
+        ("big", "size"),
+        ("65536x65536", "is too large: ask for less"),
+    ],
+)
+def test_sizes_that_cannot_be_drawn(brush: Codebrush, size: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        brush.generate("a red circle", n=1, size=size)

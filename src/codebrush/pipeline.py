@@ -9,7 +9,6 @@ The way of a prompt: text tokens -> CLIP's text features -> the code transformer
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -105,8 +104,9 @@ class Codebrush:
         With the method "sample" the code transformer draws `rerank` candidates (None: 4 n), each from the random
         stream of (seed, its index), and the best are kept. `cfg` is the strength of classifier-free guidance (1:
         none), `temperature` 0 takes the likeliest code each time; `top_k`, `top_p` and `min_p` are filters as in
-        `codebrush.models.sampling.probabilities`. None takes the pack's default. With the method "guide" CLIP leads
-        a latent, with the options of `guide`. `progress(done, in all)` is called as codes are drawn or steps taken.
+        `codebrush.models.sampling.probabilities`. None takes the pack's default. A `size` "WIDTHxHEIGHT" larger than
+        the pack's own is drawn through a moving window (`draw_large`). With the method "guide" CLIP leads a latent,
+        with the options of `guide`. `progress(done, in all)` is called as codes are drawn or steps taken.
         The same arguments give the same pixels on the same machine, versions and number of threads. Raises
         PromptError and UsageError.
         """
@@ -116,6 +116,7 @@ class Codebrush:
             return self._guide_to_the_end(prompt, n, seed, given, progress, guidance)
         if method != "sample":
             raise UsageError(f"method must be sample or guide, not {method}")
+        given["size"] = guidance.pop("size", None)
         if guidance:
             raise UsageError(f"{next(iter(guidance))} is an option of guidance: ask for the method guide")
         if any(part.stop is not None for part in parse_prompt(prompt).parts):
@@ -148,7 +149,7 @@ class Codebrush:
         drawing = draw_options(self.pack, {**(sampling or {}), "n": n, "seed": seed})
         if sampling and chosen.init != "sample":
             raise UsageError(f"{next(iter(sampling))} shapes what is sampled: leave it out, or give init sample")
-        drawn = {name: value for name, value in asdict(drawing).items() if name not in ("n", "seed")}
+        drawn = {name: value for name, value in drawing.to_json().items() if name != "n"}
         request = Request(prompt, drawing.n, drawing.seed, chosen, drawn if chosen.init == "sample" else {})
         return GuidedRun(with_files(request), self._lent(), folder)
 

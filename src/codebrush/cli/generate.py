@@ -92,7 +92,7 @@ def generate(
     _check_flags(context)
     sampling = {name: context.params[name] for name in SAMPLING_NAMES if context.params[name] is not None}
     if resume is None and method is Method.SAMPLE:
-        options = {"n": 4 if n is None else n, "seed": seed, **sampling}
+        options = {"n": 4 if n is None else n, "seed": seed, "size": guidance.get("size"), **sampling}
         report = _sample(cast(str, prompt), pack, OUTPUTS if out is None else out, options)
     else:
         folder = resume or out or free_folder(OUTPUTS / f"{slug(prompt or '')}_seed{seed}_guide")
@@ -115,7 +115,7 @@ def _check_flags(context: typer.Context) -> None:
     elif values["prompt"] is None:
         context.fail("Missing argument 'prompt': say what to draw, or name a run to go on with by --resume")
     elif values["method"] == Method.SAMPLE:
-        refuse(spelt, WITH_GUIDANCE, "is for pictures guided by CLIP: add --method guide")
+        refuse(spelt, WITH_GUIDANCE - {"size"}, "is for pictures guided by CLIP: add --method guide")
     if values["video"] is None:
         refuse(spelt, VIDEO_NAMES, "is for a video: add --video mp4")
 

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from codebrush.errors import UsageError
@@ -38,7 +38,10 @@ def checked_option(name: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class DrawOptions:
-    """How a run is drawn; a value out of its range is a UsageError. `rerank` counts the candidates."""
+    """How a run is drawn; a value out of its range is a UsageError. `rerank` counts the candidates.
+
+    `size` is WIDTHxHEIGHT in pixels, where it is not the pack's own.
+    """
 
     n: int
     seed: int
@@ -48,9 +51,14 @@ class DrawOptions:
     top_p: float
     min_p: float
     rerank: int
+    size: str = ""
 
     def __post_init__(self) -> None:
         for name in LIMITS:
             object.__setattr__(self, name, checked_option(name, getattr(self, name)))
         if self.rerank < self.n:
             raise UsageError(f"rerank must be {LIMITS['rerank'][3]}, which is {self.n}, not {self.rerank}")
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the seed, as a manifest has them."""
+        return {name: value for name, value in asdict(self).items() if name != "seed" and value != ""}

@@ -5,16 +5,17 @@ The way of a prompt: text tokens -> CLIP's text features -> the code transformer
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.images import stack, to_pil
+from codebrush.data.images import MAX_PIXELS, stack, to_pil
 from codebrush.errors import PackError, UsageError
-from codebrush.generation.decoding import Known, Progress, draw_codes, picture_uniforms
+from codebrush.generation.decoding import Known, Progress, draw_codes, draw_large, picture_uniforms
+from codebrush.generation.guide_options import parse_size
 from codebrush.generation.options import DrawOptions, checked_option
 from codebrush.generation.origin import check_origin, damaged, origin, read_origin, torch_threads
 from codebrush.generation.reranking import best_first, clip_scores
@@ -94,6 +95,15 @@ class Sampler:
     transformer: CodeTransformer
     device: torch.device
 
+    def grid(self, options: DrawOptions) -> tuple[int, int]:
+        """Rows and columns of codes of a picture of these options."""
+        if not options.size:
+            return self.transformer.config.grid
+        width, height = parse_size(options.size)
+        if width * height > MAX_PIXELS:
+            raise UsageError(f"a picture of {options.size} pixels is too large: ask for less")
+        return self.vqgan.code_grid((height, width))
+
     def sample(self, prompt: str, options: DrawOptions, progress: Progress | None = None) -> list[Result]:
         """The best `options.n` of `options.rerank` pictures."""
         return self.best(self.prepare(prompt, options), progress)
@@ -133,26 +143,25 @@ class Sampler:
     @torch.no_grad()
     def draw(self, drawing: Drawing, batch: range, progress: Progress | None) -> list[Result]:
         """The candidates of one batch, in their order."""
-        o, codes_each = drawing.options, self.transformer.config.code_count
+        o, grid = drawing.options, self.grid(drawing.options)
+        codes_each = grid[0] * grid[1]
 
         def count(step: int, steps: int) -> None:
             if progress is not None:
                 done = codes_each * batch.start + codes_each * len(batch) * step // steps
                 progress(done, codes_each * o.rerank)
 
-        codes = draw_codes(
-            self.transformer,
-            drawing.conditions,
-            picture_uniforms(o.seed, batch, codes_each),
-            cfg=o.cfg,
-            temperature=o.temperature,
-            top_k=o.top_k,
-            top_p=o.top_p,
-            min_p=o.min_p,
-            without=drawing.without,
-            known=drawing.known,
-            progress=count,
-        )
+        uniforms = picture_uniforms(o.seed, batch, codes_each)
+        filters = {"temperature": o.temperature, "top_k": o.top_k, "top_p": o.top_p, "min_p": o.min_p}
+        if grid == self.transformer.config.grid:
+            kept = {"without": drawing.without, "known": drawing.known}
+            codes = draw_codes(
+                self.transformer, drawing.conditions, uniforms, cfg=o.cfg, **filters, **kept, progress=count
+            )
+        else:
+            codes = draw_large(
+                self.transformer, drawing.conditions, uniforms, grid, cfg=o.cfg, **filters, progress=count
+            )
         latent = self.vqgan.quantizer.look_up(codes)  # (B, d, h, w)
         pictures = [to_pil(image) for image in self.vqgan.decode(latent)]
         seen = stack(pictures, self.clip.image_size).to(self.device)  # scored as saved: with 8 bits a channel
@@ -161,15 +170,15 @@ class Sampler:
         return [Result(*row) for row in zip(pictures, scores, codes, latent, manifests, strict=True)]
 
     def _manifest(self, drawing: Drawing, index: int, score: float) -> dict[str, Any]:
-        size = self.pack.image_size
+        rows, columns = self.grid(drawing.options)
         return {
             **drawing.about,
             "prompt": drawing.prompt,
             "seed": drawing.options.seed,
             "index": index,
-            "options": {name: value for name, value in asdict(drawing.options).items() if name != "seed"},
+            "options": drawing.options.to_json(),
             "clip_score": score,
-            "size": [size, size],
+            "size": [columns * self.vqgan.factor, rows * self.vqgan.factor],
             **origin(self.pack, self.device),
         }
 

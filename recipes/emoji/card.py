@@ -167,7 +167,7 @@ def origin_lines(brush: Codebrush, figures: dict[str, Any]) -> list[str]:
     ]
     for stage, facts in origin["stages"].items():
         loop, last = facts["plan"]["loop"], facts["last"]
-        kind = stage.removesuffix("-2").removesuffix("-3")
+        kind = stage.rstrip("-0123456789")
         shown = {"clip": "accuracy", "transformer": "transformer_loss", "captioner": "accuracy"}.get(kind, "psnr")
         lines.append(
             f"| {stage} | {last['step']} | {loop['batch_size']} | {facts['seconds']} | {shown} {last[shown]:.3f} |"

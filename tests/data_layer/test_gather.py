@@ -1,6 +1,5 @@
 """Gathering: what can be had is in the shards, the rest has a reason, and another run completes it."""
 
-import csv
 import hashlib
 import io
 import json
@@ -13,15 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageOps
 
 from codebrush.data.captions import open_source
 from codebrush.data.gather import GatherOptions, gather
 from codebrush.data.images import decode_image
-from codebrush.data.url_lists import Listed, read_list
+from codebrush.data.url_lists import Listed
 from codebrush.data.web import Limits
 from codebrush.errors import CodebrushError, DataError, UsageError
 from data_layer.rude_server import RudeServer, rude_server
@@ -345,44 +342,3 @@ def test_a_full_disk_ends_the_run(server: RudeServer, tmp_path: Path, picture: C
 def test_options_out_of_range(change: dict[str, Any]):
     with pytest.raises(UsageError):
         replace(QUICK, **change)
-
-
-@pytest.mark.parametrize("kind", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_lists_of_every_kind(tmp_path: Path, kind: str):
-    path = tmp_path / f"list{kind}"
-    rows = [{"url": "http://h/1", "n": 1, "text": 'a "cat", sitting'}, {"url": "http://h/2", "n": 2, "text": "007"}]
-    if kind == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif kind == ".jsonl":
-        path.write_text("\n".join(json.dumps(row) for row in rows))
-    else:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["url", "n", "text"], delimiter="\t" if kind == ".tsv" else ",")
-            writer.writeheader()
-            writer.writerows(rows)
-    assert list(read_list(path)) == [("http://h/1", 'a "cat", sitting'), ("http://h/2", "007")]
-    assert next(iter(read_list(path, "text", "url"))) == ('a "cat", sitting', "http://h/1")
-    with pytest.raises(DataError, match="no column src; name one with --url-column: url, n, text"):
-        list(read_list(path, "src"))
-
-
-def test_damaged_lists(tmp_path: Path):
-    half = tmp_path / "half.jsonl"
-    half.write_text('{"url": "http://h/1", "caption": "cut \\ud83d"}')
-    assert list(read_list(half)) == [("http://h/1", "cut ?")]
-    lines = tmp_path / "list.jsonl"
-    lines.write_text(
-        '{"url": "http://h/1", "caption": "one"}\n{"url": \n[1]\n{"url": 3}\n\n{"url": "x", "caption": "y"}'
-    )
-    assert list(read_list(lines)) == [("http://h/1", "one"), ("", ""), ("", ""), ("", ""), ("x", "y")]
-    for name, content in [
-        ("a.parquet", b"PAR1"),
-        ("a.csv", b"url,caption\n\xff,x"),
-        ("a.txt", b""),
-        ("a.jsonl", b"\xff"),
-    ]:
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=name):
-            list(read_list(tmp_path / name))
-    with pytest.raises(DataError, match="no such file"):
-        list(read_list(tmp_path / "gone.csv"))

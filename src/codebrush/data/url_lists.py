@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ URL_COLUMNS = ("url", "URL", "image_url", "link", "uri")
 CAPTION_COLUMNS = ("caption", "text", "TEXT", "alt", "alt_text", "title")
 KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
 LONGEST_CELL = 1 << 24  # characters
+MOST_NAMED = 20  # columns of a list in a message
 
 
 class Listed(NamedTuple):
@@ -24,8 +26,9 @@ class Listed(NamedTuple):
 def read_list(path: str | Path, url_column: str | None = None, caption_column: str | None = None) -> Iterator[Listed]:
     """The rows of a list, a bounded number of them in memory. Raises DataError for what cannot be read.
 
-    Without names of columns, those that are called like a URL or a caption are used. A line that is no JSON object is
-    an empty row, so that the rows after it keep their numbers.
+    Without names of columns, the first that are called like a URL or a caption are used; in JSONL any row may be the
+    first to have one, and a list where none has is refused at its end. A line that is no JSON object is an empty row,
+    so that the rows after it keep their numbers.
     """
     path = Path(path)
     kind = path.suffix.lower()
@@ -58,7 +61,8 @@ def _csv_rows(path: Path, url_column: str | None, caption_column: str | None) ->
 
 
 def _json_lines(path: Path, url_column: str | None, caption_column: str | None) -> Iterator[tuple[Any, Any]]:
-    names: tuple[str, str] | None = None
+    url = caption = None
+    names: dict[str, None] | None = None  # of columns, for the message
     with path.open(encoding="utf-8-sig") as lines:
         for line in lines:
             if not line.strip():
@@ -70,8 +74,15 @@ def _json_lines(path: Path, url_column: str | None, caption_column: str | None) 
             if not isinstance(row, dict):
                 yield None, None
                 continue
-            names = names or _columns(path, list(row), url_column, caption_column)
-            yield row.get(names[0]), row.get(names[1])
+            if url is None or caption is None:
+                url = _found(row, url_column, URL_COLUMNS) if url is None else url
+                caption = _found(row, caption_column, CAPTION_COLUMNS) if caption is None else caption
+                names = names or {}
+                names.update(dict.fromkeys(islice(row, max(MOST_NAMED - len(names), 0))))
+                names.update(dict.fromkeys(name for name in (url, caption) if name is not None))
+            yield row.get(url), row.get(caption)
+    if names is not None:
+        _columns(path, names, url_column, caption_column)
 
 
 def _parquet_rows(path: Path, url_column: str | None, caption_column: str | None) -> Iterator[tuple[Any, Any]]:
@@ -87,12 +98,18 @@ def _parquet_rows(path: Path, url_column: str | None, caption_column: str | None
         raise DataError(f"{path}: cannot be read as Parquet: {str(error).splitlines()[0]}") from error
 
 
-def _columns(path: Path, names: list[str], url: str | None, caption: str | None) -> tuple[str, str]:
+def _columns(path: Path, names: Collection[str], url: str | None, caption: str | None) -> tuple[str, str]:
     found = []
     for given, usual, flag in ((url, URL_COLUMNS, "--url-column"), (caption, CAPTION_COLUMNS, "--caption-column")):
-        wanted = usual if given is None else (given,)
-        name = next((name for name in wanted if name in names), None)
+        name = _found(names, given, usual)
         if name is None:
-            raise DataError(f"{path}: no column {wanted[0]}; name one with {flag}: {', '.join(names) or 'it has none'}")
+            there = ", ".join(names) or "it has none"
+            raise DataError(f"{path}: no column {usual[0] if given is None else given}; name one with {flag}: {there}")
         found.append(name)
     return found[0], found[1]
+
+
+def _found(names: Collection[str], given: str | None, usual: Sequence[str]) -> str | None:
+    """The column that is meant: the one that was given, else the first of the usual ones; None where it is missing."""
+    wanted = usual if given is None else (given,)
+    return next((name for name in wanted if name in names), None)

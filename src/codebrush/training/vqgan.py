@@ -12,14 +12,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from codebrush.data.images import contact_sheet, to_pil
-from codebrush.models.discriminator import PatchGAN
 from codebrush.models.vqgan import VQGAN, VQGANConfig
+from codebrush.training.adversary import ALONE, BETAS, NAME, judge_pictures, make_adversary
 from codebrush.training.augmentation import Augmentation, draw_affine, move
 from codebrush.training.captioned import Captioned
 from codebrush.training.loop import Objective
 from codebrush.training.optimizer import make_adamw
 from codebrush.training.ranges import Count, Rate, Share, Weight
-from codebrush.training.vq_losses import adaptive_weight, discriminator_loss, generator_loss
 
 PREVIEWED = 16
 
@@ -96,19 +95,12 @@ class VQGANTask:
         if recipe.decoder_only:
             for part in (vqgan.encoder, vqgan.quant_conv, vqgan.quantizer):
                 part.requires_grad_(False)
-        adversarial = recipe.adversarial and recipe.adversarial_from < 1
-        betas = (0.5, 0.95) if adversarial else (0.9, 0.99)  # a moving target forgives no long memory
+        self.adversary = make_adversary(recipe, steps)
+        betas = ALONE if self.adversary is None else BETAS
         optimizer = make_adamw([vqgan], recipe.learning_rate, recipe.weight_decay, betas)
         self.optimizers: dict[str, torch.optim.Optimizer] = {"vqgan": optimizer}
-        self.adversary_starts = steps
-        self.discriminator: nn.Module | None = None
-        if adversarial:
-            self.adversary_starts = round(recipe.adversarial_from * steps)
-            self.discriminator = PatchGAN(recipe.discriminator_channels, recipe.discriminator_layers)
-            self.networks["discriminator"] = self.discriminator
-            self.optimizers["discriminator"] = make_adamw(
-                [self.discriminator], recipe.discriminator_rate, betas=(0.5, 0.95)
-            )
+        if self.adversary is not None:
+            self.networks[NAME], self.optimizers[NAME] = self.adversary.judge, self.adversary.optimizer
         self.shown = data.images(np.linspace(0, len(data) - 1, min(PREVIEWED, len(data))).astype(np.int64))
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -133,18 +125,13 @@ class VQGANTask:
             distance = self.perceptual(made, images).mean()
             loss = loss + r.perceptual * distance
             metrics["perceptual"] = distance
-        adversary = self.discriminator if step >= self.adversary_starts else None
+        adversary = self.adversary if self.adversary is not None and step >= self.adversary.starts else None
         if adversary is not None:
-            adversary.requires_grad_(False)  # the generator's step leaves no gradient in the judge
-            fooled = generator_loss(adversary(made))
-            weight = r.adversarial * adaptive_weight(loss, fooled, self.vqgan.last_layer)
-            metrics["adversarial_weight"], metrics["generator"] = weight, fooled
-            loss = loss + weight * fooled
-            adversary.requires_grad_(True)
+            loss, figures = adversary.oppose(loss, made, self.vqgan.last_layer)
+            metrics |= figures
         yield Objective("vqgan", loss + output.codebook_loss.float(), metrics)
         if adversary is not None:
-            judge = self.networks["discriminator"]
-            yield Objective("discriminator", discriminator_loss(judge(images), judge(made.detach())), {})
+            yield judge_pictures(self.networks[NAME], images, made)
 
     @torch.no_grad()
     def preview(self, network: nn.Module) -> Image.Image:

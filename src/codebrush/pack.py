@@ -5,9 +5,10 @@ mypack/clip/          config.json, model.safetensors, tokenizer.json, tokenizer_
 mypack/vqgan/         config.json, model.safetensors
 mypack/transformer/   config.json, model.safetensors
 mypack/captioner/     config.json, model.safetensors, tokenizer.json, tokenizer_config.json
+mypack/upscaler/      config.json, model.safetensors
 
 A member may lie elsewhere, as those of the packs of published models do. Without a code transformer pictures come from
-guidance alone; without a captioner there are no captions and answers.
+guidance alone; without a captioner there are no captions and answers, without an upscaler nothing is enlarged.
 """
 
 import hashlib
@@ -28,6 +29,7 @@ from codebrush.models.code_transformer import CodeTransformer, CodeTransformerCo
 from codebrush.models.image_encoder import make_image_encoder
 from codebrush.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, read_config
 from codebrush.models.text_encoder import make_text_encoder
+from codebrush.models.upscaler import Upscaler, UpscalerConfig
 from codebrush.models.vqgan import VQGAN, VQGANConfig
 from codebrush.text.tokenizer import Tokenizer
 
@@ -36,6 +38,7 @@ PACK_FILE = "pack.json"
 FORMAT = 1
 MEMBERS = ("clip", "transformer", "vqgan")  # whose weights make a picture what it is
 NEEDED = ("clip", "vqgan")  # by every pack
+OPTIONAL = ("captioner", "upscaler")  # beside them
 HOME_VARIABLE = "CODEBRUSH_HOME"
 HASHED_FILES = (CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json", "tokenizer_config.json")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -58,7 +61,7 @@ class Pack:
         _guarded(self.folder, self._check_fit)
 
     def member(self, name: str) -> Path:
-        """The folder of the member `name`: clip, vqgan, transformer or captioner."""
+        """The folder of the member `name`: clip, vqgan, transformer, captioner or upscaler."""
         return self.folder / self.info["members"][name]
 
     @property
@@ -97,6 +100,14 @@ class Pack:
         return _guarded(place, Captioner.from_pretrained, place)
 
     @cached_property
+    def upscaler(self) -> Upscaler:
+        """Enlarges pictures. A pack that has none raises PackError."""
+        if not self.has("upscaler"):
+            raise PackError(f"the pack '{self.name}' has no upscaler: train one with codebrush train upscaler")
+        place = self.member("upscaler")
+        return _guarded(place, Upscaler.from_pretrained, place)
+
+    @cached_property
     def words(self) -> Tokenizer:
         """The captioner's own vocabulary."""
         words = _guarded(self._captioner_place(), Tokenizer.from_pretrained, self._captioner_place())
@@ -128,9 +139,13 @@ class Pack:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 (hex) over the members' configs, weights and vocabulary; pack.json does not count."""
+        """sha256 (hex) over configs, weights and vocabulary of the members that draw; pack.json does not count."""
+        return self.hash_of(*(name for name in MEMBERS if self.has(name)))
+
+    def hash_of(self, *names: str) -> str:
+        """sha256 (hex) over the configs, weights and vocabulary of the members `names`."""
         digest = hashlib.sha256()
-        for name in self._members():
+        for name in names:
             for file in HASHED_FILES:
                 path = self.member(name) / file
                 if not path.is_file():
@@ -142,9 +157,6 @@ class Pack:
                     raise PackError(f"{path} cannot be read: {error.strerror or error}") from error
                 digest.update(f"{name}/{file} {content}\n".encode())
         return digest.hexdigest()
-
-    def _members(self) -> list[str]:
-        return [name for name in MEMBERS if self.has(name)]
 
     def _check_fit(self) -> None:
         clip = read_config(CLIPConfig, self.member("clip"))
@@ -158,6 +170,8 @@ class Pack:
             self._check_transformer(clip, vqgan)
         if self.has("captioner"):
             self._check_captioner(clip)
+        if self.has("upscaler"):
+            read_config(UpscalerConfig, self.member("upscaler"))
 
     def _check_captioner(self, clip: CLIPConfig) -> None:
         captioner = read_config(CaptionerConfig, self.member("captioner"))
@@ -302,7 +316,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
             raise PackError(f"{path}: its '{field}' must be {called}, not {info.get(field)!r}")
     if info["image_size"] < 1:
         raise PackError(f"{path}: its 'image_size' must be positive, not {info['image_size']}")
-    for member in {*NEEDED, *(info["members"].keys() & {*MEMBERS, "captioner"})}:
+    for member in {*NEEDED, *(info["members"].keys() & {*MEMBERS, *OPTIONAL})}:
         if not isinstance(info["members"].get(member), str):
             raise PackError(f"{path}: its 'members' does not say where the {member} is")
     if not isinstance(info.get("defaults", {}), dict):

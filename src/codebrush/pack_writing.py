@@ -16,6 +16,7 @@ from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.pretrained import PretrainedModel
+from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack import FORMAT, PACK_FILE, Pack
 from codebrush.text.tokenizer import Tokenizer
@@ -31,6 +32,7 @@ def write_pack(
     transformer: CodeTransformer,
     captioner: Captioner | None = None,
     words: Tokenizer | None = None,
+    upscaler: Upscaler | None = None,
     version: str,
     licence: str,
     provenance: Mapping[str, Any],
@@ -47,8 +49,8 @@ def write_pack(
     """
     folder = Path(os.path.abspath(folder))
     models: dict[str, PretrainedModel] = {"clip": clip, "vqgan": vqgan, "transformer": transformer}
-    if captioner is not None:
-        models["captioner"] = captioner
+    optional: dict[str, PretrainedModel | None] = {"captioner": captioner, "upscaler": upscaler}
+    models |= {member: model for member, model in optional.items() if model is not None}
     for member, model in models.items():
         _check_weights(member, model, dtype)
     info: dict[str, Any] = {

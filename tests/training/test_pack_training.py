@@ -28,6 +28,7 @@ from codebrush.training.pack_training import Clock, train_pack
 from codebrush.training.recipes import read_recipes
 from codebrush.training.request import PackRequest
 from codebrush.training.stages import StagePlan, has_begun
+from codebrush.training.upscaler import UpscalerRecipe
 from codebrush.training.vqgan import VQGANRecipe
 
 BUDGET = 40.0  # the least that leaves the last stage several steps beside other tests
@@ -206,6 +207,23 @@ def test_pictures_that_cannot_be_read_are_named_and_counted(tmp_path: Path):
     assert said[0].startswith("10 pictures with captions")
     assert [each for each in said if "images/000003.png" in each]
     assert [each for each in said if each.startswith("2 pictures left out")]
+
+
+def test_recipes_may_end_with_an_upscaler(shapes: Path, tmp_path: Path):
+    recipe = UpscalerRecipe(
+        width=8, blocks=1, target_size=32, crop=8, reconstructed=0.5, discriminator_channels=8, discriminator_layers=1
+    )
+    plans = {**PLANS, "upscaler": StagePlan("upscaler", recipe, LOOP)}
+    said: list[str] = []
+    report = train_pack(request(shapes, tmp_path / "micro", plans=plans), said.append)
+    pack = open_pack(tmp_path / "micro")
+    assert list(report["stages"]) == ["clip", "vqgan", "transformer", "upscaler"]
+    assert said[-1] == "upscaler: 4 steps of 4 pictures"
+    assert (pack.image_size, pack.upscaler.config.width) == (16, 8)
+    assert pack.info["provenance"]["plans"]["upscaler"]["recipe"]["target_size"] == 32
+    second = train_pack(request(shapes, tmp_path / "second", plans={}, budget=1.0, start=tmp_path / "micro"), print)
+    assert list(second["stages"]) == ["clip", "vqgan", "transformer", "captioner", "upscaler"]
+    assert open_pack(tmp_path / "second").upscaler.config == pack.upscaler.config
 
 
 def test_recipes_of_a_folder_become_plans(tmp_path: Path):

@@ -95,7 +95,7 @@ def test_a_budget_that_is_gone_still_makes_one_step():
 
 
 @pytest.mark.parametrize("image_size", [16, 24, 32, 48, 64, 96, 128, 256])
-@pytest.mark.parametrize("stage", ["clip", "vqgan", "transformer"])
+@pytest.mark.parametrize("stage", ["clip", "vqgan", "transformer", "upscaler"])
 def test_candidates_grow_and_fit_their_pictures(stage: str, image_size: int):
     found = sizes(stage, image_size)
     assert [size.examples for size in found] == sorted({size.examples for size in found})

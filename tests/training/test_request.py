@@ -135,7 +135,7 @@ def one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["clip", "r.yaml", "--image-size", "64"], "--image-size is for a whole pack"),
         (["vqgan", "r.yaml", "--caption", "x"], "--caption is for a whole pack"),
         (["vqgan", "r.yaml", "--seed", "0"], "--seed is for a whole pack"),
-        (["vqgan", "r.yaml", "--vqgan", "x"], "--vqgan is for the stage transformer"),
+        (["vqgan", "r.yaml", "--vqgan", "x"], "--vqgan is for the stages transformer and upscaler"),
         (["transformer", "r.yaml", "--name", "x"], "--name is for a whole pack"),
         (["pictures", "--source", "others"], "--source is for a single stage"),
         (["pictures", "--clip", "x"], "--clip is for a single stage"),

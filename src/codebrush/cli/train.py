@@ -10,7 +10,8 @@ import typer
 from codebrush.cli.flags import given_flags, refuse
 from codebrush.errors import UsageError
 
-STAGES = ("clip", "vqgan", "transformer", "captioner")
+STAGES = ("clip", "vqgan", "transformer", "captioner", "upscaler")
+WITH_VQGAN = ("transformer", "upscaler")
 FOR_STAGES = ("source", "clip", "vqgan")
 FOR_ROWS = ("caption", "split", "where", "group", "image_column", "limit")
 FOR_PACKS = (*FOR_ROWS, "budget", "recipes", "image_size", "seed", "name", "licence")
@@ -21,7 +22,7 @@ IN_START = ("image_size", "tokenizer")
 
 def train(
     context: typer.Context,
-    target: Annotated[str, typer.Argument(help="Captioned pictures, or a stage: clip, vqgan, transformer, captioner.")],
+    target: Annotated[str, typer.Argument(help=f"Captioned pictures, or a stage: {', '.join(STAGES)}.")],
     recipe: Annotated[str | None, typer.Argument(help="With a stage: its YAML recipe.")] = None,
     out: Annotated[Path | None, typer.Option(help="The pack's folder; with a stage, the run's folder.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time for everything: 90s, 60m, 2h. Default 60m.")] = None,
@@ -68,8 +69,8 @@ def _check_flags(target: str, given: dict[str, str]) -> None:
     """A UsageError where a flag is given that this training would not heed."""
     if target in STAGES:
         refuse(given, FOR_PACKS, f"is for a whole pack, not for the stage {target}: its recipe says it")
-        if target != "transformer":
-            refuse(given, ("vqgan",), f"is for the stage transformer: {target} needs no VQGAN")
+        if target not in WITH_VQGAN:
+            refuse(given, ("vqgan",), f"is for the stages {' and '.join(WITH_VQGAN)}: {target} needs no VQGAN")
         return
     refuse(given, FOR_STAGES, f"is for a single stage ({', '.join(STAGES)}), not for a whole pack")
     if "recipes" in given:

@@ -19,7 +19,13 @@ from codebrush.models.pretrained import PretrainedModel
 from codebrush.text.tokenizer import Tokenizer
 
 OUR_LAYOUT = "codebrush"
-KINDS = {"clip": "CLIP", "vqgan": "VQGAN", "transformer": "code transformer", "captioner": "captioner"}
+KINDS = {
+    "clip": "CLIP",
+    "vqgan": "VQGAN",
+    "transformer": "code transformer",
+    "captioner": "captioner",
+    "upscaler": "upscaler",
+}
 
 
 def open_model(kind: str, path: str | Path, config: Settings = None) -> PretrainedModel:

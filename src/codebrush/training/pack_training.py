@@ -1,4 +1,4 @@
-"""Captioned pictures -> a pack: tokenizer, CLIP, VQGAN and code transformer in order, by recipes or by a budget."""
+"""Captioned pictures -> a pack: a tokenizer, and one stage after the other for its members, by recipes or a budget."""
 
 import dataclasses
 import json
@@ -22,8 +22,9 @@ from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.pretrained import PretrainedModel
+from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack import PACK_FILE, Pack, local_pack
+from codebrush.pack import OPTIONAL, PACK_FILE, Pack, local_pack
 from codebrush.pack_writing import write_pack
 from codebrush.text.tokenizer import Tokenizer, train_bpe
 from codebrush.training.captioned import Captioned, load_captioned
@@ -36,7 +37,9 @@ from codebrush.training.request import REQUEST_FILE, PackRequest, check_same, re
 from codebrush.training.stages import (
     MODEL_FOLDER,
     Materials,
+    Recipe,
     StagePlan,
+    at_own_size,
     has_begun,
     is_done,
     make_network,
@@ -45,10 +48,12 @@ from codebrush.training.stages import (
     run_stage,
     with_words,
 )
+from codebrush.training.upscaler import UpscalerRecipe, fitting_target
 
-STAGES = ("clip", "vqgan", "transformer", "captioner")
+STAGES = ("clip", "vqgan", "transformer", "captioner", "upscaler")
 TOKENIZERS = ("wordpiece", "bpe")
 CLOCK_FILE = "clock.json"
+RECONSTRUCTED = 0.25  # of the pictures that an upscaler learns from are made worse by the VQGAN first
 FINISH_SECONDS = 5.0  # kept back for writing the pack
 Say = Callable[[str], None]
 
@@ -121,8 +126,8 @@ def train_pack(request: PackRequest, say: Say = print, draw: Callable[..., Any] 
 
 
 def _stages(request: PackRequest) -> list[str]:
-    """The stages of a training; recipes may leave out the captioner."""
-    return [stage for stage in STAGES if stage != "captioner" or request.budget is not None or stage in request.plans]
+    """The stages of a training; recipes may leave out the captioner and the upscaler."""
+    return [stage for stage in STAGES if stage not in OPTIONAL or request.budget is not None or stage in request.plans]
 
 
 def _open_work(request: PackRequest, work: Path) -> None:
@@ -211,7 +216,7 @@ def _stage(
         threads = request.threads or loop.threads or torch.get_num_threads()
         plan = replace(request.plans[stage], loop=replace(loop, threads=threads))
     else:
-        plan = _plan(stage, request, materials, clock, start)
+        plan = _plan(stage, request, materials, work / "cache", clock, start)
     if stage == "captioner" and not done:
         materials.words = with_words(plan, materials).words
     say(f"{stage}: {plan.loop.steps} steps of {plan.loop.batch_size} pictures")
@@ -225,6 +230,8 @@ def _stage(
         materials.transformer = network
     elif isinstance(network, Captioner):
         materials.captioner = network
+    elif isinstance(network, Upscaler):
+        materials.upscaler = network
     return {
         "steps": plan.loop.last,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -252,6 +259,7 @@ def _plan(
     stage: str,
     request: PackRequest,
     materials: Materials,
+    cache: Path,
     clock: Clock,
     start: PretrainedModel | None,
 ) -> StagePlan:
@@ -263,9 +271,7 @@ def _plan(
     threads = request.threads or torch.get_num_threads()
 
     def plan_of(size: Size, steps: int) -> StagePlan:
-        recipe = size.recipe
-        if isinstance(recipe, CLIPRecipe):
-            recipe = replace(recipe, token_table=request.tokenizer == "wordpiece")
+        recipe = _fitted(size.recipe, request, materials, start)
         every = max(1, steps // 20)
         loop = LoopConfig(
             steps=steps,
@@ -276,12 +282,13 @@ def _plan(
             threads=threads,
             log_every=min(50, every),
             checkpoint_every=min(500, every),
-            preview_every=max(1, steps // 5),
+            preview_every=steps // 5 if steps >= 100 else steps,  # each takes as long as several steps
         )
         return StagePlan(stage, recipe, loop)
 
     def time_steps(size: Size) -> float:
-        return measure_step(plan_of(size, WARM_STEPS + TIMED_STEPS), materials, start)
+        plan = plan_of(size, WARM_STEPS + TIMED_STEPS)
+        return measure_step(plan, at_own_size(plan, materials, cache), start)
 
     candidates = sizes(stage, request.image_size)
     if start is not None:
@@ -289,6 +296,19 @@ def _plan(
     size, steps, per_step = choose(candidates, seconds, time_steps)
     plan = plan_of(size, steps)
     return replace(plan, facts={"size": size.name, "seconds_per_step": per_step, "budget_seconds": seconds})
+
+
+def _fitted(recipe: Recipe, request: PackRequest, materials: Materials, start: PretrainedModel | None) -> Recipe:
+    """A candidate's recipe, as the request, the pictures and what it starts from have it."""
+    if isinstance(recipe, CLIPRecipe):
+        return replace(recipe, token_table=request.tokenizer == "wordpiece")
+    if isinstance(recipe, UpscalerRecipe):
+        vqgan, size = materials.vqgan, materials.data.pixels.pixels.shape[1]
+        assert vqgan is not None
+        scale = start.config.scale if isinstance(start, Upscaler) else recipe.scale
+        recipe = replace(recipe, scale=scale, target_size=fitting_target(materials.data, size, scale))
+        return replace(recipe, reconstructed=0.0 if recipe.small_size % vqgan.factor else RECONSTRUCTED)
+    return recipe
 
 
 def measure_step(plan: StagePlan, materials: Materials, start: PretrainedModel | None = None) -> float:
@@ -327,6 +347,7 @@ def _write(
         transformer=materials.transformer,
         captioner=materials.captioner,
         words=materials.words,
+        upscaler=materials.upscaler,
         version=__version__,
         licence=request.licence,
         provenance=provenance,

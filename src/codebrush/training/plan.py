@@ -9,9 +9,10 @@ from codebrush.training.captioner import CaptionerRecipe
 from codebrush.training.clip import CLIPRecipe
 from codebrush.training.code_transformer import TransformerRecipe
 from codebrush.training.stages import Recipe
+from codebrush.training.upscaler import UpscalerRecipe
 from codebrush.training.vqgan import VQGANRecipe
 
-SHARES = {"clip": 0.22, "vqgan": 0.36, "transformer": 0.3, "captioner": 0.12}  # of the whole budget
+SHARES = {"clip": 0.21, "vqgan": 0.33, "transformer": 0.28, "captioner": 0.12, "upscaler": 0.06}  # of the whole budget
 WARM_STEPS, TIMED_STEPS = 2, 3
 GRID = 8  # codes along a side, at least; pictures are multiples of it
 
@@ -46,6 +47,13 @@ def sizes(stage: str, image_size: int) -> Sequence[Size]:
             Size("small", CaptionerRecipe(width=96, layers=2, vocab_size=1024, learning_rate=2e-3), 16, 20_000),
             Size("medium", CaptionerRecipe(width=192, layers=4), 32, 100_000),
             Size("large", CaptionerRecipe(width=384, layers=6, vocab_size=4096, learning_rate=6e-4), 64, 1_000_000),
+        ]
+    if stage == "upscaler":
+        target = 2 * image_size
+        return [
+            Size("small", UpscalerRecipe(width=32, blocks=4, target_size=target, learning_rate=2e-3), 8, 10_000),
+            Size("medium", UpscalerRecipe(target_size=target), 16, 100_000),
+            Size("large", UpscalerRecipe(width=64, blocks=16, target_size=target, learning_rate=4e-4), 32, 1_000_000),
         ]
     return [
         Size("small", TransformerRecipe(width=128, layers=4, heads=4, learning_rate=2e-3), 32, 20_000),

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from codebrush.errors import TrainingError
+from codebrush.pack import OPTIONAL
 from codebrush.training.captioned import SourceConfig
 from codebrush.training.captioner import CaptionerRecipe
 from codebrush.training.clip import CLIPRecipe
@@ -16,6 +17,7 @@ from codebrush.training.fine_tuning import replayed_rows
 from codebrush.training.gate import GateConfig
 from codebrush.training.loop import LoopConfig
 from codebrush.training.stages import StagePlan
+from codebrush.training.upscaler import UpscalerRecipe
 from codebrush.training.vqgan import VQGANRecipe
 
 
@@ -53,11 +55,17 @@ class _Captioner(_Other):
     recipe: CaptionerRecipe = CaptionerRecipe()
 
 
+class _Upscaler(_Other):
+    stage: Literal["upscaler"]
+    recipe: UpscalerRecipe = UpscalerRecipe()
+
+
 KINDS: dict[str, type[_Checked]] = {
     "clip": _CLIP,
     "vqgan": _VQGAN,
     "transformer": _Transformer,
     "captioner": _Captioner,
+    "upscaler": _Upscaler,
 }
 
 
@@ -109,10 +117,10 @@ def read_recipe(path: str | Path, source: str | None = None, stage: str | None =
 
 def read_recipes(folder: Path, rows: SourceConfig) -> tuple[SourceConfig, dict[str, StagePlan]]:
     """The plans of a folder of recipes, and the rows: gaps in `rows` are filled by the first recipe that names them.
-    Without captioner.yaml there is no captioner."""
+    Without captioner.yaml there is no captioner, without upscaler.yaml no upscaler."""
     plans: dict[str, StagePlan] = {}
     for stage in KINDS:
-        if stage == "captioner" and not (folder / "captioner.yaml").is_file():
+        if stage in OPTIONAL and not (folder / f"{stage}.yaml").is_file():
             continue
         recipe = read_recipe(folder / f"{stage}.yaml", rows.source, stage)
         plans[stage] = recipe.plan

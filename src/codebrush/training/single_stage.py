@@ -25,6 +25,7 @@ from codebrush.training.loop import is_first
 from codebrush.training.pack_training import last_metrics, make_tokenizer, member_folder
 from codebrush.training.recipes import read_recipe
 from codebrush.training.stages import MODEL_FOLDER, Materials, StagePlan, has_begun, read_plan, run_stage
+from codebrush.training.upscaler import UpscalerRecipe
 
 
 def train_stage(
@@ -58,6 +59,8 @@ def train_stage(
     plan = _at_size_of(plan, begin)
     opened = asked.source.open()
     size = getattr(plan.recipe, "image_size", 0)
+    if isinstance(plan.recipe, UpscalerRecipe):
+        size = plan.recipe.target_size
     if not size and stage == "captioner" and materials_clip is not None:
         size = materials_clip.image_size
     size = size or (materials_vqgan.config.image_size if materials_vqgan else 64)

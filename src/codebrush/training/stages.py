@@ -23,8 +23,9 @@ from codebrush.errors import TrainingError
 from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
-from codebrush.models.perceptual import CLIPPerceptual, VGGPerceptual
+from codebrush.models.perceptual import CLIPPerceptual, Perceptual, VGGPerceptual
 from codebrush.models.pretrained import PretrainedModel
+from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.captioned import Captioned, Joined, SourceConfig, load_captioned
@@ -39,12 +40,13 @@ from codebrush.training.code_transformer import (
 from codebrush.training.fine_tuning import joined_rows, replayed_rows
 from codebrush.training.gate import Gate, GateConfig, ZeroShot
 from codebrush.training.loop import Hooks, Loop, LoopConfig, Task, launch
+from codebrush.training.upscaler import UpscalerRecipe, UpscalerTask, make_upscaler
 from codebrush.training.vqgan import VQGANRecipe, VQGANTask, make_vqgan
 from codebrush.training.watch import Watch
 
 STAGE_FILE = "stage.json"
 MODEL_FOLDER = "model"
-Recipe = CLIPRecipe | VQGANRecipe | TransformerRecipe | CaptionerRecipe
+Recipe = CLIPRecipe | VQGANRecipe | TransformerRecipe | CaptionerRecipe | UpscalerRecipe
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Materials:
     vqgan: VQGAN | None = None
     transformer: CodeTransformer | None = None
     captioner: Captioner | None = None
+    upscaler: Upscaler | None = None
     codes: np.ndarray | None = None
     draw: Callable[[nn.Module], Image.Image | None] | None = None  # preview of a code transformer
     replay: Captioned | None = None
@@ -97,6 +100,8 @@ def make_network(plan: StagePlan, materials: Materials, start: PretrainedModel |
         return make_clip(plan.recipe, materials.tokenizer)
     if isinstance(plan.recipe, VQGANRecipe):
         return make_vqgan(plan.recipe)
+    if isinstance(plan.recipe, UpscalerRecipe):
+        return make_upscaler(plan.recipe)
     if isinstance(plan.recipe, CaptionerRecipe):
         return make_captioner(plan.recipe, _needed(materials.clip, "clip"), _needed(materials.words, "words"))
     clip, vqgan = _needed(materials.clip, "clip"), _needed(materials.vqgan, "vqgan")
@@ -111,12 +116,10 @@ def make_task(plan: StagePlan, materials: Materials, network: Any) -> Task:
         rows = data if materials.replay is None else Joined(data, materials.replay)
         return CLIPTask(network, recipe, rows, materials.tokenizer)
     if isinstance(recipe, VQGANRecipe):
-        perceptual = None
-        if recipe.perceptual and recipe.vgg:
-            perceptual = VGGPerceptual(recipe.vgg, recipe.vgg_heads)
-        elif recipe.perceptual:
-            perceptual = CLIPPerceptual(_needed(materials.clip, "clip"))
-        return VQGANTask(network, recipe, data, plan.loop.steps, perceptual)
+        return VQGANTask(network, recipe, data, plan.loop.steps, _perceptual(recipe, materials))
+    if isinstance(recipe, UpscalerRecipe):
+        vqgan = _needed(materials.vqgan, "vqgan") if recipe.reconstructed else None
+        return UpscalerTask(network, recipe, data, plan.loop.steps, _perceptual(recipe, materials), vqgan)
     if isinstance(recipe, CaptionerRecipe):
         clip, words = _needed(materials.clip, "clip"), _needed(materials.words, "words")
         return CaptionerTask(network, recipe, clip, data, words)
@@ -129,6 +132,14 @@ def make_task(plan: StagePlan, materials: Materials, network: Any) -> Task:
         materials.tokenizer,
         materials.draw,
     )
+
+
+def _perceptual(recipe: VQGANRecipe | UpscalerRecipe, materials: Materials) -> Perceptual | None:
+    if not recipe.perceptual:
+        return None
+    if recipe.vgg:
+        return VGGPerceptual(recipe.vgg, recipe.vgg_heads)
+    return CLIPPerceptual(_needed(materials.clip, "clip"))
 
 
 def _needed(part: Any, name: str) -> Any:
@@ -159,7 +170,7 @@ def run_stage(
         _check_rows(plan, "data_sha256", materials.data, folder)
         if is_done(folder):
             return MODELS[plan.stage].from_pretrained(folder / MODEL_FOLDER)
-    materials = with_words(plan, _with_sets(plan, materials, folder))
+    materials = with_words(plan, _with_sets(plan, at_own_size(plan, materials, folder.parent / "cache"), folder))
     try:
         network = make_network(plan, materials, start)
         task = make_task(plan, materials, network)
@@ -200,6 +211,14 @@ def with_words(plan: StagePlan, materials: Materials) -> Materials:
     if not isinstance(plan.recipe, CaptionerRecipe) or materials.words is not None:
         return materials
     return replace(materials, words=make_words(plan.recipe, materials.data))
+
+
+def at_own_size(plan: StagePlan, materials: Materials, cache: Path) -> Materials:
+    """The materials with the pictures as large as an upscaler is to make them."""
+    size = getattr(plan.recipe, "target_size", 0)
+    if size in (0, materials.data.pixels.pixels.shape[1]):
+        return materials
+    return replace(materials, data=load_captioned(materials.data.source, size, cache))
 
 
 def _with_sets(plan: StagePlan, materials: Materials, folder: Path) -> Materials:

@@ -7,7 +7,7 @@ shades, so that who learns from these scenes also reads other people's drawings.
 import colorsys
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -18,6 +18,7 @@ from codebrush.data.shapes import LARGE, NUMBERS, SMALL, SceneObject
 
 T = TypeVar("T")
 RGB = tuple[int, int, int]
+Alike = Literal["shape", "colour"]
 # Hue in degrees, saturation and value, each from and to; hues may pass 360.
 PALETTE: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
     "red": ((350, 368), (0.7, 1), (0.65, 1)),
@@ -62,14 +63,19 @@ class _Thing(NamedTuple):
     turn: float
 
 
-def varied_scene(rng: np.random.Generator, size: int = 64, count: int | None = None) -> VariedScene:
-    """One scene, of `count` shapes where it is given; the same random numbers draw the same."""
+def varied_scene(
+    rng: np.random.Generator, size: int = 64, count: int | None = None, alike: Alike | None = None
+) -> VariedScene:
+    """One scene, of `count` shapes where it is given; the same random numbers draw the same.
+
+    `alike` in "shape" or in "colour" alone, objects can only be told apart by both words of their names.
+    """
     name, ground = _ground(rng)
     count = count or 1 + int(rng.choice(len(COUNTS), p=COUNTS))
     circles = _places(count, rng)
     things = [
         _Thing(colour, rgb, shape, centre, diameter, rng.uniform(-LEAN, LEAN) if rng.random() < 0.4 else 0.0)
-        for (colour, rgb, shape), (centre, diameter) in zip(_kinds(count, ground, rng), circles, strict=True)
+        for (colour, rgb, shape), (centre, diameter) in zip(_kinds(count, ground, rng, alike), circles, strict=True)
     ]
     scale = int(rng.integers(2, 5))  # drawn larger, then averaged down, for edges soft in several ways
     objects = tuple(SceneObject(t.colour, t.shape, _size(t.diameter), _box(t, size)) for t in things)
@@ -101,12 +107,17 @@ def _ground(rng: np.random.Generator) -> tuple[str, RGB]:
     return (names or [""])[0], _rgb(hue, saturation, rng.uniform(0.9, 1))
 
 
-def _kinds(count: int, ground: RGB, rng: np.random.Generator) -> list[tuple[str, RGB, str]]:
+def _kinds(
+    count: int, ground: RGB, rng: np.random.Generator, wanted: Alike | None = None
+) -> list[tuple[str, RGB, str]]:
     """Colour, its shade and shape of each object: all alike, of one colour, of one shape, or as it comes."""
     visible = [name for name in PALETTE if _distance(_typical(name), ground) > CONTRAST * 1.2]
     alike = rng.random()
     colours = [_pick(rng, visible) for _ in range(count)]
     shapes = [_pick(rng, SHAPES) for _ in range(count)]
+    if wanted is not None:
+        colours, shapes = ([words[n] for n in rng.permutation(len(words))[:count]] for words in (visible, SHAPES))
+        alike = 0.5 if wanted == "shape" else 0.4
     if alike < 0.45:
         colours = colours[:1] * count
     if alike < 0.3 or 0.45 < alike < 0.6:

@@ -14,7 +14,7 @@ from codebrush.data.captions import Template
 from codebrush.data.filters import parse_clause
 from codebrush.data.questions import Question, scene_questions
 from codebrush.data.shapes import Scene, SceneObject, scene
-from codebrush.data.varied_scenes import PALETTE, VariedScene, scene_captions, varied_scene
+from codebrush.data.varied_scenes import PALETTE, Alike, VariedScene, scene_captions, varied_scene
 from codebrush.errors import TrainingError
 from codebrush.models.captioner import Captioner, CaptionerConfig, patch_features
 from codebrush.models.clip import CLIP
@@ -29,7 +29,8 @@ from codebrush.training.sights import PARTS, UNKNOWN, named_cells, patch_sights,
 
 MOST_PATCHES = 256  # in front of the words: of a finer grid, the next coarser is read
 SAMPLED_SCENES = 2000  # whose words the vocabulary is made of
-FIXED_SCENES = 0.3  # of all drawn scenes are those of `codebrush data shapes`
+FIXED_SCENES, FIXED_DRILLS = 0.3, 0.15  # of drawn scenes and of drills are those of `codebrush data shapes`
+DRILLED: tuple[Alike | None, ...] = ("shape", "shape", "colour", None)
 SERIES = 1_000_000  # of fixed scenes are drawn from; those beyond are never seen in training
 LATE = ("position", "relation")  # kinds of questions that are learned last
 PLACE_WEIGHT = 0.5
@@ -60,8 +61,8 @@ class AskRule:
 @dataclass(frozen=True)
 class CaptionerRecipe:
     """Sizes and settings. `segments` captions and questions are read with each picture. `scene_share` of every batch
-    are drawn scenes of any palette with questions about them, new ones at each step, and `drill` of those hold two
-    shapes and ask where they are; in the first `looking` steps, which are quick, nothing but what lies where is
+    are drawn scenes of any palette with questions about them, new ones at each step, and `drill` of those hold a few
+    much alike and ask where they are; in the first `looking` steps, which are quick, nothing but what lies where is
     learned."""
 
     width: Count = 192
@@ -152,12 +153,13 @@ def make_words(recipe: CaptionerRecipe, data: Captioned) -> Tokenizer:
 
 
 def scene_pairs(rng: np.random.Generator, size: int = 64, drill: bool = False) -> tuple[VariedScene | Scene, list[QA]]:
-    """A drawn scene of `size` pixels square, and its caption with questions about it, in random order; a `drill` holds
-    two shapes and asks about LATE kinds alone."""
-    count = 2 if drill else None
-    fixed = rng.random() < FIXED_SCENES
+    """A drawn scene of `size` pixels square, and its caption with questions about it, in random order; a `drill` asks
+    about LATE kinds alone, and mostly holds shapes that only colour and shape together tell apart."""
+    fixed = rng.random() < (FIXED_DRILLS if drill else FIXED_SCENES)
+    count = None if not drill else 2 if fixed else int(rng.integers(2, 5))
+    alike = DRILLED[int(rng.integers(len(DRILLED)))] if drill else None
     series, index = (int(number) for number in rng.integers(SERIES, size=2))
-    drawn = scene(series, index, size, count) if fixed else varied_scene(rng, size, count)
+    drawn = scene(series, index, size, count) if fixed else varied_scene(rng, size, count, alike)
 
     def asked() -> list[Question]:
         return scene_questions(drawn.objects, drawn.background, size, tuple(PALETTE), rng)

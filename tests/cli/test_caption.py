@@ -49,7 +49,7 @@ def test_answers(pack: str, pictures: list[str], capsys: pytest.CaptureFixture[s
     assert set(report) == {"answer", "confidence", "guess"}
     assert run(["ask", pictures[0], "what colour is it?", "--pack", pack, "--threshold", "1"]) == 0
     assert capsys.readouterr().out.startswith("I don't know  (confidence 0.")
-    assert run(["ask", pictures[0], "", "--pack", pack]) == 1
+    assert run(["ask", pictures[0], " ", "--pack", "no such pack"]) == 2
     assert "the question is empty" in capsys.readouterr().err
     assert run(["ask", pictures[0], "what?", "--pack", pack, "--threshold", "3"]) == 2
 

@@ -92,19 +92,38 @@ def test_one_that_cannot_be_read_is_named_and_skipped(
         (["--labels", "cat,Cat"], "are the same"),
         (["--labels", 'cat,"dog'], "cannot be read"),
         (["--labels", "cat,dog", "--labels-file", "labels.txt"], "cannot go with --labels"),
+        (["--labels-file", "nope.txt"], "nope.txt: no such file"),
         (["--labels", "cat,dog", "--template", "a photo"], "must hold {} once"),
         (["--labels", "cat,dog", "--temperature", "0"], "must be positive"),
         (["--labels", "cat,dog", "--probe", "probe.safetensors"], "cannot go with --probe"),
     ],
 )
-def test_misuse_is_one_line(
-    micro_pack: Path,
+def test_misuse_is_one_line_before_models_load(
     pictures: list[str],
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     complaint: str,
 ) -> None:
-    assert run(["classify", pictures[0], *arguments, "--pack", str(micro_pack)]) == 2
+    assert run(["classify", pictures[0], *arguments, "--pack", "no such pack"]) == 2
     error = capsys.readouterr().err
     assert complaint in error
     assert error.count("\n") == 1
+
+
+def test_a_folder_and_an_address_are_told_what_to_write(
+    micro_pack: Path, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["classify", "--labels", "cat,dog"], ["caption"]):
+        assert run([*command, str(tmp_path), "--pack", "no such pack"]) == 2
+        wanted = f"{tmp_path} is a folder: name the pictures in it, like {tmp_path}/*.png"
+        assert capsys.readouterr().err == f"codebrush: {wanted}\n"
+    for command in (["classify", "--labels", "cat,dog"], ["caption"]):
+        assert run([*command, "https://example.org/a.png", "--pack", "no such pack"]) == 2
+        assert "https://example.org/a.png is an address: pictures must be files" in capsys.readouterr().err
+    options = ["--labels", "cat,dog", "--pack", str(micro_pack), "--json"]
+    assert run(["classify", str(tmp_path), *pictures, *options]) == 0
+    output = capsys.readouterr()
+    report = json.loads(output.out)
+    assert [result["path"] for result in report["results"]] == pictures
+    assert report["skipped"] == [{"path": str(tmp_path), "reason": wanted}]
+    assert output.err == f"codebrush: skipped {wanted}\n"

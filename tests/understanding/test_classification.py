@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from codebrush import Codebrush
 from codebrush.data.shapes import scene
-from codebrush.errors import DataError, PackError, UsageError
+from codebrush.errors import PackError, UsageError
 from codebrush.understanding.classification import (
     ZeroShotClassifier,
     label_embeddings,
@@ -98,10 +98,10 @@ def test_a_label_file_has_one_a_line(tmp_path: Path) -> None:
     path = tmp_path / "labels.txt"
     path.write_text("\ufeffcat\r\n\n dog, asleep \n", encoding="utf-8")
     assert read_label_file(path) == ["cat", "dog, asleep"]
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(UsageError, match="no such file"):
         read_label_file(tmp_path / "none.txt")
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="not UTF-8"):
+    with pytest.raises(UsageError, match="not UTF-8"):
         read_label_file(path)
 
 

@@ -9,6 +9,8 @@ import typer
 
 from codebrush.cli.flags import given_flags, refuse
 from codebrush.cli.output import print_json
+from codebrush.cli.pictures import check_picture_file, picture_files
+from codebrush.errors import UsageError
 
 PackOption = Annotated[str, typer.Option(help="Built-in name, folder or hub id of the models.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -39,10 +41,10 @@ def caption(
 
     if method != Method.SAMPLE:
         refuse(given_flags(context), ("seed",), "is for captions that are drawn: add --method sample")
+    files, skipped = picture_files(images)
     brush = Codebrush.from_pretrained(pack)
     results: list[dict[str, Any]] = []
-    skipped: list[dict[str, str]] = []
-    for number, path in enumerate(images):
+    for number, path in enumerate(files):
         try:
             (found,) = brush.caption([path], n, method.value, seed, first=number)
         except ImageError as error:
@@ -71,6 +73,9 @@ def ask(
     json_output: JsonOption = False,
 ) -> None:
     """Answer a question about a picture; below the threshold the answer is "I don't know"."""
+    if not question.strip():
+        raise UsageError("the question is empty: ask something")
+    check_picture_file(image)
     from codebrush.pipeline import Codebrush
     from codebrush.understanding.captioning import SURE
 

@@ -10,6 +10,7 @@ import typer
 
 from codebrush.cli.flags import given_flags, refuse
 from codebrush.cli.output import print_json
+from codebrush.cli.pictures import picture_files
 from codebrush.errors import PackError, UsageError
 
 if TYPE_CHECKING:
@@ -45,15 +46,16 @@ def classify(
         raise UsageError("--labels-file cannot go with --labels: give one of them")
     elif labels is None and labels_file is None:
         raise UsageError("there is nothing to choose from: give --labels cat,dog,car or --labels-file, or --probe")
+    files, skipped = picture_files(images)
+    choice = _probed(probe) if probe is not None else _told(context.params)  # what is wrong is said before models load
     from codebrush.data.preprocess import pixels_for
     from codebrush.errors import ImageError
     from codebrush.pipeline import Codebrush
 
     brush = Codebrush.from_pretrained(pack)
-    rank, about = _probed(brush, probe) if probe is not None else _told(brush, context.params)
+    rank, about = choice(brush)
     results: list[dict[str, Any]] = []
-    skipped: list[dict[str, str]] = []
-    for path in images:
+    for path in files:
         try:
             pixels = pixels_for(brush.clip, [path])  # (1, 3, S, S)
         except ImageError as error:
@@ -71,14 +73,17 @@ def classify(
 
 
 Rank = Callable[["Tensor"], list[list[tuple[str, float]]]]
+Choice = Callable[["Codebrush"], tuple[Rank, dict[str, Any]]]  # what ranks embeddings, and what the report says of it
 
 
-def _told(brush: "Codebrush", given: dict[str, Any]) -> tuple[Rank, dict[str, Any]]:
-    """Ranks embeddings by the words of the labels."""
+def _told(given: dict[str, Any]) -> Choice:
+    """Ranks embeddings by the words of the labels. What is wrong with the flags is a UsageError."""
     from codebrush.text.prompts import ZERO_SHOT_TEMPLATES
     from codebrush.understanding.classification import (
         ZeroShotClassifier,
         check_labels,
+        check_temperature,
+        check_templates,
         pack_temperature,
         read_label_file,
         read_labels,
@@ -86,25 +91,36 @@ def _told(brush: "Codebrush", given: dict[str, Any]) -> tuple[Rank, dict[str, An
 
     file, temperature = given["labels_file"], given["temperature"]
     labels = read_labels(given["labels"]) if file is None else read_label_file(file)
-    check_labels(labels)  # before the models are read
-    heat = pack_temperature(brush.pack.info) if temperature is None else temperature
     sentences = tuple(given["template"] or ZERO_SHOT_TEMPLATES)
-    classifier = ZeroShotClassifier(brush.clip, brush.tokenizer, labels, sentences, heat)
-    return classifier.rank, {"temperature": heat, "templates": list(sentences)}
+    check_labels(labels)
+    check_templates(sentences)
+    if temperature is not None:
+        check_temperature(temperature)
+
+    def choice(brush: "Codebrush") -> tuple[Rank, dict[str, Any]]:
+        heat = pack_temperature(brush.pack.info) if temperature is None else temperature
+        classifier = ZeroShotClassifier(brush.clip, brush.tokenizer, labels, sentences, heat)
+        return classifier.rank, {"temperature": heat, "templates": list(sentences)}
+
+    return choice
 
 
-def _probed(brush: "Codebrush", path: Path) -> tuple[Rank, dict[str, Any]]:
+def _probed(path: Path) -> Choice:
     """Ranks embeddings by what a probe has learned of those of the same CLIP."""
     from codebrush.pack import clip_hash
     from codebrush.understanding.probe import LinearProbe
 
-    learned = LinearProbe.load(path).to(brush.device)
-    if learned.clip != clip_hash(brush.pack.member("clip")):
-        raise PackError(
-            f"{path} was made with the CLIP of another pack than '{brush.pack.name}': "
-            f"name that with --pack, or make a probe for this one"
-        )
-    return learned.rank, {"probe": str(path)}
+    learned = LinearProbe.load(path)
+
+    def choice(brush: "Codebrush") -> tuple[Rank, dict[str, Any]]:
+        if learned.clip != clip_hash(brush.pack.member("clip")):
+            raise PackError(
+                f"{path} was made with the CLIP of another pack than '{brush.pack.name}': "
+                f"name that with --pack, or make a probe for this one"
+            )
+        return learned.to(brush.device).rank, {"probe": str(path)}
+
+    return choice
 
 
 def _print(results: list[dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from codebrush.data.preprocess import pixels_for
-from codebrush.errors import DataError, PackError, UsageError
+from codebrush.errors import PackError, UsageError
 from codebrush.models.clip import CLIP
 from codebrush.text.prompts import ZERO_SHOT_TEMPLATES
 from codebrush.text.tokenizer import Tokenizer
@@ -37,8 +37,7 @@ class ZeroShotClassifier:
         temperature: float = 1.0,
     ):
         check_labels(labels)
-        if not 0 < temperature < float("inf"):
-            raise UsageError(f"the temperature must be positive, not {temperature}")
+        check_temperature(temperature)
         self.clip, self.labels, self.temperature = clip, tuple(labels), temperature
         self.classes = label_embeddings(clip, tokenizer, self.labels, templates)
 
@@ -93,6 +92,12 @@ def check_templates(templates: Sequence[str]) -> None:
             raise UsageError(f'the template "{template}" must hold {{}} once, where the label goes')
 
 
+def check_temperature(temperature: float) -> None:
+    """A UsageError where logits cannot be divided by `temperature`."""
+    if not 0 < temperature < float("inf"):
+        raise UsageError(f"the temperature must be positive, not {temperature}")
+
+
 def pack_temperature(info: Mapping[str, Any]) -> float:
     """The temperature that a pack's pack.json holds under "classification", fitted when the pack was measured (Guo et
     al. 2017); 1 where it says nothing. One that is no positive number is a PackError."""
@@ -113,12 +118,12 @@ def read_labels(text: str) -> list[str]:
 
 
 def read_label_file(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file as labels; empty lines do not count. Raises DataError where it cannot be read."""
+    """The lines of a UTF-8 text file as labels; empty lines do not count. Raises UsageError where it cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else "not UTF-8 text"
-        raise DataError(f"{path}: {reason}; give a text file with one label a line") from error
+        raise UsageError(f"{path}: {reason}; give a text file with one label a line") from error
     return [line.strip() for line in lines if line.strip()]
 
 

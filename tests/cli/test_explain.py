@@ -8,6 +8,7 @@ from PIL import Image
 
 from codebrush.cli.main import run
 from codebrush.data.shapes import scene
+from codebrush.understanding.faithfulness import Faithfulness
 
 
 @pytest.fixture
@@ -50,3 +51,50 @@ def test_the_picture_itself_is_not_written_over(
     assert run(["explain", str(picture), "a red circle", "--pack", str(micro_pack), "--out", str(picture)]) == 2
     assert "is the picture itself: name another file" in capsys.readouterr().err
     assert picture.read_bytes() == before
+
+
+def test_an_empty_text_or_a_folder_is_refused_before_models_load(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--out", str(tmp_path / "heat.png"), "--pack", "no such pack"]
+    assert run(["explain", str(picture), " ", *options]) == 2
+    assert "the text is empty" in capsys.readouterr().err
+    assert run(["explain", str(tmp_path), "a dog", *options]) == 2
+    assert "is a folder" in capsys.readouterr().err
+
+
+def test_a_map_no_better_than_chance_says_so(
+    micro_pack: Path,
+    picture: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = ["explain", str(picture), "a circle", "--out", str(tmp_path / "heat.png"), "--pack", str(micro_pack)]
+    for figures, poor in (((0.3, 0.2, 0.2, 0.2), "deletion"), ((0.2, 0.1, 0.2, 0.2), "insertion")):
+        measured = Faithfulness(*figures)
+        monkeypatch.setattr("codebrush.understanding.faithfulness.faithfulness", lambda *_, it=measured: it)
+        assert run([*arguments, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)["better_than_random"]
+        assert found == {"insertion": poor != "insertion", "deletion": poor != "deletion"}
+        assert run(arguments) == 0
+        assert f"by {poor} this map is no better than chance: try --method occlusion\n" in capsys.readouterr().out
+    assert run([*arguments, "--method", "occlusion"]) == 0
+    assert "chance: do not rely on it\n" in capsys.readouterr().out
+    monkeypatch.setattr(
+        "codebrush.understanding.faithfulness.faithfulness", lambda *_: Faithfulness(0.3, 0.1, 0.2, 0.2)
+    )
+    assert run(arguments) == 0
+    assert "chance" not in capsys.readouterr().out
+
+
+def test_a_wide_picture_is_seen_in_part(
+    micro_pack: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = tmp_path / "wide.png"
+    Image.open(picture).resize((80, 20)).save(wide)
+    options = ["a circle", "--out", str(tmp_path / "heat.png"), "--pack", str(micro_pack)]
+    assert run(["explain", str(wide), *options]) == 0
+    assert "the encoder reads a square: 25% of the picture was seen, its middle\n" in capsys.readouterr().out
+    assert run(["explain", str(picture), *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["seen"] == 1

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codebrush.cli.output import check_folder, print_json, progress_bar
+from codebrush.cli.pictures import check_picture_file
 from codebrush.errors import CodebrushError, ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ def explain(
     if out.exists() and image.exists() and out.samefile(image):
         raise UsageError(f"--out {out} is the picture itself: name another file")
     check_folder(out.absolute().parent)
+    if not text.strip():
+        raise UsageError("the text is empty: say in words what should be found in the picture")
+    check_picture_file(image)
     from codebrush.data.images import save_png
     from codebrush.pipeline import Codebrush
     from codebrush.understanding.overlay import page
@@ -51,8 +55,9 @@ def explain(
     brush = Codebrush.from_pretrained(pack)
     pixels, report = _heat(brush, image, text, method)
     codes, code_report = _codes(brush, image)
-    save_png(page(_view(brush.clip, image), [pixels, *codes]), out)
-    report = {"path": str(out), **report, **code_report, "seconds": round(time.perf_counter() - start, 3)}
+    view, seen = _view(brush.clip, image)
+    save_png(page(view, [pixels, *codes]), out)
+    report = {"path": str(out), "seen": seen, **report, **code_report, "seconds": round(time.perf_counter() - start, 3)}
     print_json(report) if json_output else _print_report(report)
 
 
@@ -80,18 +85,20 @@ def _heat(brush: "Codebrush", image: Path, text: str, method: Method) -> tuple["
     ]
     entries = [{"word": word.word, "gain": round(word.gain, 6)} for word in found.words]
     report = {"method": found.method, "score": found.score, "words": entries, "faithfulness": asdict(measured)}
+    report["better_than_random"] = measured.better_than_random
     return Group(f"What answered to: {said}", panels), report
 
 
-def _view(clip: "CLIP", image: Path) -> "Image.Image":
-    """The square of the picture that the encoder reads, in enough pixels to look at."""
+def _view(clip: "CLIP", image: Path) -> tuple["Image.Image", float]:
+    """The square that the encoder reads, in enough pixels to look at, and which part of the picture it is."""
     from codebrush.data.images import decode_image, resize_square
     from codebrush.data.preprocess import fit
     from codebrush.understanding.overlay import PANEL
 
-    if clip.config.fit == "plain":
-        return resize_square(decode_image(image), PANEL)
-    return fit(decode_image(image, keep_mode=True), PANEL, crop=clip.config.fit == "crop")
+    plain, squeezed = clip.config.fit == "plain", clip.config.fit == "squeeze"
+    whole = decode_image(image, keep_mode=not plain)
+    seen = 1.0 if squeezed else round(min(whole.size) / max(whole.size), 3)
+    return resize_square(whole, PANEL) if plain else fit(whole, PANEL, crop=not squeezed), seen
 
 
 def _codes(brush: "Codebrush", image: Path) -> tuple[list["Group"], dict[str, Any]]:
@@ -137,3 +144,9 @@ def _print_report(report: dict[str, Any]) -> None:
     f = report["faithfulness"]
     print(f"insertion {f['insertion']:.3f}, random {f['insertion_random']:.3f} (higher is truer)")
     print(f"deletion {f['deletion']:.3f}, random {f['deletion_random']:.3f} (lower is truer)")
+    poor = [name for name, better in report["better_than_random"].items() if not better]
+    if poor:
+        remedy = "do not rely on it" if report["method"] == Method.OCCLUSION else "try --method occlusion"
+        print(f"by {' and '.join(poor)} this map is no better than chance: {remedy}")
+    if report["seen"] < 1:
+        print(f"the encoder reads a square: {report['seen']:.0%} of the picture was seen, its middle")

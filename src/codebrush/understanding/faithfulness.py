@@ -27,6 +27,14 @@ class Faithfulness:
     insertion_random: float
     deletion_random: float
 
+    @property
+    def better_than_random(self) -> dict[str, bool]:
+        """Whether the map is true to the encoder at all, by each of the two figures."""
+        return {
+            "insertion": self.insertion > self.insertion_random,
+            "deletion": self.deletion < self.deletion_random,
+        }
+
 
 def faithfulness(
     clip: CLIP, image: Tensor, direction: Tensor, heat: Tensor, progress: Progress | None = None

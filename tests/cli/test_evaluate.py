@@ -230,3 +230,22 @@ def test_misuse_is_one_line(
     error = capsys.readouterr().err
     assert complaint in error
     assert error.count("\n") == 1
+
+
+def test_a_source_without_splits_is_measured_whole(
+    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(3):
+        scene(3, index, 32).image.save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text(f"scene {index}\n")
+    options = [f"--leave-out={part}" for part in ("zero-shot", "reconstruction", "drawing")]
+    arguments = ["evaluate", str(micro_pack), str(tmp_path), *options]
+    assert run([*arguments, "--json"]) == 0
+    output = capsys.readouterr()
+    report = json.loads(output.out)
+    assert (report["pictures"], report["split"]) == (3, None)
+    assert output.err == f"codebrush: {tmp_path} has no splits: all its rows are measured\n"
+    assert run([*arguments, "--split", "test"]) == 1
+    assert "so there is no test: leave out --split to take all its rows" in capsys.readouterr().err
+    assert run(["evaluate", "no such pack", str(tmp_path), "--template", "a photo"]) == 2
+    assert "must hold {} once" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import time
 from contextlib import ExitStack
 from enum import StrEnum
@@ -17,10 +18,12 @@ from codebrush.errors import UsageError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from codebrush.data.captions import CaptionedImages
     from codebrush.evaluation.report import Judge, Subject
     from codebrush.pipeline import Codebrush
 
 ROWS, DRAWING = "Pictures", "Drawing"  # topics of the help
+USUAL_SPLIT = "test"
 
 
 class Part(StrEnum):
@@ -48,7 +51,7 @@ def evaluate(
     context: typer.Context,
     pack: Annotated[str, typer.Argument(help="Built-in name, folder or hub id of the models.")],
     source: Annotated[str, typer.Argument(help="A folder, .parquet, .tar, .csv or .jsonl files, a glob, a hub id.")],
-    split: Annotated[str, _option(ROWS, 'Rows of this split; "train" is all of a source without splits.')] = "test",
+    split: Annotated[str | None, _option(ROWS, "Rows of this split.  [test; all of a source without splits]")] = None,
     where: Annotated[list[str] | None, _option(ROWS, 'Take rows, like "style != noto".')] = None,
     caption: Annotated[list[str] | None, _option(ROWS, 'Caption template, like "{label}, {style} style".')] = None,
     image_column: Annotated[str | None, _option(ROWS, "Column of the pictures.")] = None,
@@ -78,15 +81,14 @@ def evaluate(
         raise UsageError(f"--out must be a file, not the folder {out}")
     if out is not None:
         check_folder(out.absolute().parent)
-    from codebrush.data.captions import open_source
+    _check_templates(template)
     from codebrush.evaluation.report import EvaluationOptions
     from codebrush.evaluation.report import evaluate as measure
     from codebrush.evaluation.tables import markdown
     from codebrush.pipeline import Codebrush
 
-    rows = open_source(
-        source, split=split, where=where or (), captions=caption or (), image_column=image_column, limit=limit
-    )
+    named = {"where": where or (), "captions": caption or (), "image_column": image_column, "limit": limit}
+    rows, split = _rows(source, split, named)
     brush = Codebrush.from_pretrained(pack)
     subject = _subject(brush, _judge(brush, judge), parts, template, seed)
     with ExitStack() as bars:
@@ -107,6 +109,31 @@ def _refuse_unused(context: typer.Context, parts: frozenset[str]) -> None:
             refuse(given_flags(context), flags, f"is for {names}, which --leave-out leaves out")
 
 
+def _check_templates(templates: list[str] | None) -> None:
+    from codebrush.understanding.classification import check_templates
+
+    if templates:
+        check_templates(templates)
+
+
+def _rows(source: str, split: str | None, named: dict[str, Any]) -> "tuple[CaptionedImages, str | None]":
+    """The rows to measure and the name of their split: of a source without splits all of them, and None."""
+    from codebrush.data.captions import open_source
+    from codebrush.errors import DataError
+
+    wanted = split or USUAL_SPLIT
+    try:
+        return open_source(source, split=wanted, **named), wanted
+    except DataError:
+        rows = open_source(source, **named)  # where another thing is wrong, it is told again
+        if "split" in rows.row(0):
+            raise
+    if split is not None:
+        raise DataError(f"{source}: has no splits, so there is no {split}: leave out --split to take all its rows")
+    print(f"codebrush: {source} has no splits: all its rows are measured", file=sys.stderr)
+    return rows, None
+
+
 def _judge(brush: "Codebrush", source: str | None) -> "Judge":
     from codebrush.evaluation.report import Judge
     from codebrush.pack import open_clip
@@ -122,10 +149,9 @@ def _subject(
 ) -> "Subject":
     from codebrush.evaluation.report import Subject
     from codebrush.text.prompts import ZERO_SHOT_TEMPLATES
-    from codebrush.understanding.classification import check_templates, label_embeddings, pack_temperature
+    from codebrush.understanding.classification import label_embeddings, pack_temperature
 
     sentences = templates or ZERO_SHOT_TEMPLATES
-    check_templates(sentences)
 
     def draw(text: str, n: int) -> "Image.Image":
         literal = re.sub(r"[\\:|]", r"\\\g<0>", text)  # a caption has no weights

@@ -70,7 +70,7 @@ def test_what_is_gathered_can_be_curated(
 def test_private_addresses_need_a_flag(server: RudeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_list(tmp_path / "list.csv", [server.serve("/x", picture(0))])
     assert run(["data", "gather", str(path), "--out", str(tmp_path / "out")]) == 1
-    assert "1 private address" in (message := capsys.readouterr().err)
+    assert "(1 private address: give --allow-local to ask it)" in (message := capsys.readouterr().err)
     assert message.count("\n") == 1
     assert not server.asked
 
@@ -79,7 +79,13 @@ def test_private_addresses_need_a_flag(server: RudeServer, tmp_path: Path, capsy
     ("content", "given", "status", "message"),
     [
         ("url,caption\n", [], 1, "holds no row"),
-        ("a,b\n1,2\n", [], 1, "no column url; name one with --url-column: a, b"),
+        (
+            "a,b\n1,2\n",
+            [],
+            1,
+            "no column url and caption; name one with --url-column and one with --caption-column: a, b",
+        ),
+        ("url,b\n1,2\n", [], 1, "no column caption; name one with --caption-column: url, b"),
         ("url,caption\nx,y\n", ["--workers", "0"], 2, "--workers is too low"),
         ("url,caption\nx,y\n", ["--timeout", "0"], 2, "--timeout, --deadline and --max-bytes must be above 0"),
     ],

@@ -289,6 +289,21 @@ def test_local_addresses_are_not_asked(server: RudeServer, tmp_path: Path, pictu
     assert failures(tmp_path / "out") == {"x": "private address"}
 
 
+def test_local_addresses_are_asked_again_once_they_may_be(
+    server: RudeServer, tmp_path: Path, picture: Callable[..., bytes]
+):
+    """And only they; neither row is told or stored twice."""
+    urls, out = [server.serve("/x", picture()), "mailto:x"], tmp_path / "out"
+    with pytest.raises(DataError, match="1 private address: give --allow-local"):
+        run(urls, out, limits=replace(QUICK.limits, local=False))
+    assert "--allow-local" in (out / "failures.jsonl").read_text()
+    report = run(urls, out)
+    assert (report["fetched"], report["new"], report["failed"]) == (1, 1, {"bad URL": 1})
+    assert server.asked["/x"] == 1
+    report = run(urls, out, limits=replace(QUICK.limits, local=False))
+    assert (report["fetched"], report["new"], report["failed"]) == (1, 0, {"bad URL": 1})
+
+
 def test_rows_that_cannot_be_asked_for(server: RudeServer, tmp_path: Path, picture: Callable[..., bytes]):
     good = server.serve("/x", picture())
     report = run(

@@ -53,7 +53,7 @@ def test_a_row_of_json_may_lack_what_others_have(tmp_path: Path):
     for rows, message in (
         ([first] * 3, r"list\.jsonl: no column caption; name one with --caption-column: url, n$"),
         ([{"text": "x"}, {"n": 1}], r"no column url; name one with --url-column: text, n$"),
-        ([{}], r"no column url; name one with --url-column: it has none$"),
+        ([{}], r"no column url and caption; name one with --url-column and one with --caption-column: it has none$"),
         ([many, many | first], r"no column caption; name one with --caption-column: (column\d+, ){20}url$"),
     ):
         with pytest.raises(DataError, match=message):

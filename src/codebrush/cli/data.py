@@ -74,7 +74,7 @@ def gather(
     Heeds robots.txt, X-Robots-Tag (noai, noimageai, noindex, noimageindex) and TDM-Reservation. Run again, it fetches
     what is missing. The folder can be trained on, or curated first; failures.jsonl says what is not there and why.
     """
-    from codebrush.data.gather import GatherOptions
+    from codebrush.data.gather import GatherOptions, in_words
     from codebrush.data.gather import gather as fetch
     from codebrush.data.url_lists import read_list
     from codebrush.data.web import Limits
@@ -91,7 +91,7 @@ def gather(
         return
     print(f"{report['fetched']:,} of {count:,} pictures are in {out}, {report['new']:,} of them new")
     for reason, number in report["failed"].items():
-        print(f"  {number:,} failed: {reason}")
+        print(f"  {number:,} failed: {in_words(reason)}")
 
 
 def _report(out: Path, written: int, start: float, json_output: bool) -> None:

@@ -2,7 +2,8 @@
 
 The list is worked off in slices of `shard_rows` rows, each of which becomes a shard. A picture lies in the hidden
 folder `.gather` until its slice is whole, so that a run that is stopped loses none. Another run fetches what is
-missing: rows that no run has come to, and those whose failure time may mend, as 00012-1.tar beside 00012.tar.
+missing: rows that no run has come to, and those whose failure time, or --allow-local, may mend, as 00012-1.tar beside
+00012.tar.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from codebrush.data.images import decode_image
 from codebrush.data.polite_queue import PoliteQueue
 from codebrush.data.shard_writer import storable
 from codebrush.data.url_lists import Listed
-from codebrush.data.web import Limits, Refusal, Web, checked_url, site_of
+from codebrush.data.web import PRIVATE, Limits, Refusal, Web, checked_url, site_of
 from codebrush.errors import CodebrushError, DataError, ImageError, UsageError
 
 MOST_WAIT = 30.0  # seconds that a server may ask for before the next try; beyond it the row waits for another run
@@ -99,9 +100,14 @@ def gather(
         reason = error.strerror or str(error)
         raise CodebrushError(f"cannot write {out}: {reason}; free space there or name another folder") from error
     if not report["fetched"]:
-        reasons = ", ".join(f"{number} {reason}" for reason, number in report["failed"].items())
+        reasons = ", ".join(f"{number} {in_words(reason)}" for reason, number in report["failed"].items())
         raise DataError(f"none of {count} pictures could be fetched ({reasons}); see {out / 'failures.jsonl'}")
     return {"path": str(out), "rows": count, "new": new, **report, "seconds": round(time.perf_counter() - start, 3)}
+
+
+def in_words(reason: str) -> str:
+    """A reason for a failure, with the flag that does away with it."""
+    return f"{reason}: give --allow-local to ask it" if reason == PRIVATE else reason
 
 
 def _check_settings(out: Path, options: GatherOptions) -> None:
@@ -122,10 +128,11 @@ def _check_settings(out: Path, options: GatherOptions) -> None:
 def _work_off(rows: Iterable[Listed], count: int, out: Path, options: GatherOptions, progress: Progress | None) -> int:
     """Every slice of the list; how many pictures are new."""
     web = Web(options.limits, options.contact)
+    mended = (PRIVATE,) if options.limits.local else ()
     new = done = 0
     try:
         for number, listed in enumerate(_slices(rows, options.shard_rows)):
-            part = Slice(out, number, number * options.shard_rows, listed)
+            part = Slice(out, number, number * options.shard_rows, listed, mended)
             missing = part.missing()
             done += len(listed) - len(missing)
 

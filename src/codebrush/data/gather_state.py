@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,14 @@ STATE_FOLDER = ".gather"
 class Slice:
     """The rows `start` to `start + len(listed) - 1` of a list, gathered in the folder `out`.
 
-    Raises DataError where what has been gathered is of other rows.
+    Rows that failed for one of the reasons `mended` are missing again, whatever was said then. Raises DataError where
+    what has been gathered is of other rows.
     """
 
-    def __init__(self, out: Path, number: int, start: int, listed: Sequence[Listed]) -> None:
-        self.out, self.number, self.start, self.listed = out, number, start, listed
+    def __init__(
+        self, out: Path, number: int, start: int, listed: Sequence[Listed], mended: Container[str] = ()
+    ) -> None:
+        self.out, self.number, self.start, self.listed, self.mended = out, number, start, listed, mended
         self._parts = out / STATE_FOLDER / f"{number:05d}"
         self._path = self._parts.with_suffix(".json")
         self._state: dict[str, Any] = {"rows": 0, "sha256": _hash(()), "shards": 0, "failed": []}
@@ -48,7 +51,7 @@ class Slice:
 
     def missing(self) -> list[int]:
         """The rows without a picture that another try may get."""
-        again = [failure["row"] for failure in self._state["failed"] if failure["again"]]
+        again = [failure["row"] for failure in self._state["failed"] if self._may_mend(failure)]
         return [*again, *range(self.start + self._state["rows"], self.start + len(self.listed))]
 
     def has(self, row: int) -> bool:
@@ -82,7 +85,7 @@ class Slice:
         return len(rows)
 
     def _write_state(self, failed: Mapping[int, Refusal], has_shard: bool) -> None:
-        final = [failure for failure in self._state["failed"] if not failure["again"]]
+        final = [failure for failure in self._state["failed"] if not self._may_mend(failure)]
         new = [
             {
                 "row": row,
@@ -102,6 +105,9 @@ class Slice:
         part = self._path.with_suffix(".part")
         part.write_text(json.dumps(state), encoding="utf-8")
         os.replace(part, self._path)
+
+    def _may_mend(self, failure: Mapping[str, Any]) -> bool:
+        return failure["again"] or failure["reason"] in self.mended
 
     def _columns(self, row: int) -> dict[str, Any] | None:
         """The columns of a row whose picture is kept here; None where there is none, or one of another list."""

@@ -99,14 +99,16 @@ def _parquet_rows(path: Path, url_column: str | None, caption_column: str | None
 
 
 def _columns(path: Path, names: Collection[str], url: str | None, caption: str | None) -> tuple[str, str]:
-    found = []
-    for given, usual, flag in ((url, URL_COLUMNS, "--url-column"), (caption, CAPTION_COLUMNS, "--caption-column")):
-        name = _found(names, given, usual)
-        if name is None:
-            there = ", ".join(names) or "it has none"
-            raise DataError(f"{path}: no column {usual[0] if given is None else given}; name one with {flag}: {there}")
-        found.append(name)
-    return found[0], found[1]
+    found_url, found_caption = _found(names, url, URL_COLUMNS), _found(names, caption, CAPTION_COLUMNS)
+    if found_url is not None and found_caption is not None:
+        return found_url, found_caption
+    missing = {}  # flag -> the column that it should name
+    if found_url is None:
+        missing["--url-column"] = url or URL_COLUMNS[0]
+    if found_caption is None:
+        missing["--caption-column"] = caption or CAPTION_COLUMNS[0]
+    columns, flags = " and ".join(missing.values()), " and one with ".join(missing)
+    raise DataError(f"{path}: no column {columns}; name one with {flags}: {', '.join(names) or 'it has none'}")
 
 
 def _found(names: Collection[str], given: str | None, usual: Sequence[str]) -> str | None:

@@ -31,6 +31,7 @@ LATER = frozenset((408, 425, 429))  # beside 5xx: the answers that waiting can m
 PICTURE_TYPES = ("image/", "application/octet-stream", "binary/octet-stream", "application/binary")
 NO_AI = frozenset(("noai", "noimageai", "noindex", "noimageindex", "none"))
 VALUED = frozenset(("max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"))  # "directive: value"
+PRIVATE = "private address"  # a reason that --allow-local does away with
 MOST_DELAY = 60.0  # seconds between requests; a site that asks for more is left alone
 SITES = 10_000  # whose robots.txt are remembered
 
@@ -160,7 +161,7 @@ class Web:
             deadline = time.monotonic() + self.limits.silence
             text = self._get(f"{site}/robots.txt", MOST_BYTES, deadline, for_robots=True)
         except Refusal as refusal:
-            if refusal.reason in ("private address", "no such host"):  # of the whole site, and soon known again
+            if refusal.reason in (PRIVATE, "no such host"):  # of the whole site, and soon known again
                 raise
             missing = refusal.reason.startswith("http 4") and not refusal.again
             return Robots() if missing or refusal.reason == "redirects" else Robots.unreachable()
@@ -356,7 +357,7 @@ def _refusal(error: Exception, deadline: float) -> Refusal:
     cause = getattr(error, "reason", error)
     text = " ".join(str(getattr(cause, "strerror", None) or cause or type(cause).__name__).split())[:200]
     if isinstance(cause, _Private):
-        return Refusal("private address", str(cause))
+        return Refusal(PRIVATE, f"{cause}; --allow-local asks it all the same")
     if time.monotonic() >= deadline:
         return Refusal("too slow", again=True)
     if isinstance(cause, TimeoutError):

@@ -71,12 +71,32 @@ def test_copies_are_found_and_the_best_is_named(clip: CLIP, tmp_path: Path) -> N
     ]
 
 
-def test_likes_of_likes_are_one_cluster(clip: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for index in range(5):
+def test_likes_of_likes_are_split_where_they_do_not_agree(
+    clip: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0 - 1 - 2 - 3 - 4 are a chain of which only neighbours agree: each cluster is around the best that is left."""
+    angles = np.radians(np.arange(5) * 10)
+    embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    looks = [duplicates.Look(f"{row}", 100 + (row == 1), 1, False, row, 0) for row in range(5)]
+    monkeypatch.setattr(duplicates, "_look_at_all", lambda *_: (looks, embeddings))
+    report = find_duplicates([], clip, cosine=0.98, distance=0)
+    assert [(each.representative, [path for path, _ in each.duplicates]) for each in report.clusters] == [
+        ("1", ["0", "2"]),
+        ("3", ["4"]),
+    ]
+    assert min(alike.cosine for each in report.clusters for _, alike in each.duplicates) >= 0.98
+
+
+def test_loose_thresholds_hold_for_every_member(clip: CLIP, tmp_path: Path) -> None:
+    for index in range(12):
         scene(0, index, 32).image.save(tmp_path / f"{index}.png")
-    monkeypatch.setattr(duplicates, "near_pairs", lambda *_: iter([(3, 4), (0, 1), (1, 3)]))
-    (cluster,) = find_duplicates([open_pictures(str(tmp_path))], clip).clusters
-    assert {Path(path).stem for path, _ in cluster.duplicates} | {Path(cluster.representative).stem} == set("0134")
+    (everything,) = find_duplicates([open_pictures(str(tmp_path))], clip, cosine=-1, distance=64).clusters
+    cosines = sorted(alike.cosine for _, alike in everything.duplicates)
+    asked = cosines[len(cosines) // 2]
+    clusters = find_duplicates([open_pictures(str(tmp_path))], clip, cosine=asked, distance=40).clusters
+    agreements = [alike for each in clusters for _, alike in each.duplicates]
+    assert agreements
+    assert all(alike.cosine >= asked - 1e-5 and alike.distance <= 40 for alike in agreements)
 
 
 def test_a_picture_that_is_named_twice_is_no_duplicate(clip: CLIP, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ BLOCK = 2_048  # pictures that are compared with as many others at once
 # take ten: men for women, one skin tone for the next.
 COSINE = 0.98
 DISTANCE = 8  # bits of 64
+SLACK = 1e-6  # of a cosine in float32
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Alike:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Pictures that are nearly the same: the one to keep, and how each of the others compares with it."""
+    """Pictures that are nearly the same: the one to keep, and how each of the others, which all agree, compares."""
 
     representative: str
     duplicates: list[tuple[str, Alike]]
@@ -82,9 +83,11 @@ def find_duplicates(
     distance: int = DISTANCE,
     progress: Callable[[int, int], None] | None = None,
 ) -> DuplicateReport:
-    """Cluster the pictures of `sources`: two that agree in both measures are in one, and so are their likes.
+    """Cluster the pictures of `sources`: each member agrees in both measures with the one to keep.
 
-    Raises UsageError for thresholds out of range. Keeps about 4 E + 100 bytes a picture.
+    The best picture takes whatever agrees with it, the best of the rest does the same, and so on: what is only linked
+    to it through others is not taken, so that of every picture that is deleted a like is kept. Raises UsageError for
+    thresholds out of range. Keeps about 4 E + 100 bytes a picture.
     """
     if not -1 <= cosine <= 1:
         raise UsageError(f"the least cosine is {cosine:g}; it must be between -1 and 1")
@@ -101,7 +104,11 @@ def find_duplicates(
     shapes = np.array([looks[row].shape for row in rows], dtype=np.uint64)
     for one, other in near_pairs(embeddings[rows], shapes, cosine, distance):
         groups.join(int(rows[one]), int(rows[other]))
-    clusters = [_cluster(looks, embeddings, members) for members in groups.larger_than_one()]
+    clusters = [
+        _cluster(looks, embeddings, members)
+        for group in groups.larger_than_one()
+        for members in _agreeing(looks, embeddings, group, cosine, distance)
+    ]
     return DuplicateReport(len(looks), sorted(clusters, key=lambda each: each.representative), skipped)
 
 
@@ -115,7 +122,7 @@ def near_pairs(embeddings: np.ndarray, shapes: np.ndarray, cosine: float, distan
         rows = slice(top, top + BLOCK)
         for left in range(top, len(embeddings), BLOCK):
             columns = slice(left, left + BLOCK)
-            near = embeddings[rows] @ embeddings[columns].T >= cosine - 1e-6  # (block, block)
+            near = embeddings[rows] @ embeddings[columns].T >= cosine - SLACK  # (block, block)
             near &= signs[rows] @ signs[columns].T >= BITS - 2 * distance  # each differing bit takes away two
             ones, others = np.nonzero(np.triu(near, 1) if left == top else near)
             yield from zip((ones + top).tolist(), (others + left).tolist(), strict=True)
@@ -206,6 +213,25 @@ def _worth(look: Look) -> tuple[int, bool, int, str]:
     return (-look.area, look.is_jpeg, -look.size, look.path)
 
 
+def _agreeing(
+    looks: Sequence[Look], embeddings: np.ndarray, group: Sequence[int], cosine: float, distance: int
+) -> Iterator[list[int]]:
+    """Split pictures that are linked: the best with all that agree with it, then the same of the rest."""
+    rest = sorted(group, key=lambda row: _worth(looks[row]))
+    while len(rest) > 1:
+        best = looks[rest[0]]
+        near = embeddings[rest] @ embeddings[rest[0]] >= cosine - SLACK
+        members, left = [rest[0]], []
+        for row, is_near in zip(rest[1:], near[1:].tolist(), strict=True):
+            look = looks[row]
+            agrees = is_near and (look.shape ^ best.shape).bit_count() <= distance
+            (members if agrees or look.pixels == best.pixels else left).append(row)
+        if len(members) > 1:
+            yield members
+        rest = left
+
+
 def _cluster(looks: Sequence[Look], embeddings: np.ndarray, members: Sequence[int]) -> Cluster:
-    best, *others = sorted(members, key=lambda row: _worth(looks[row]))
+    """From members of which the first is the one to keep."""
+    best, *others = members
     return Cluster(looks[best].path, [(looks[row].path, _alike(looks, embeddings, best, row)) for row in others])

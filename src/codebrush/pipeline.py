@@ -30,6 +30,7 @@ from codebrush.generation.options import DrawOptions
 from codebrush.generation.origin import check_origin, damaged, origin, read_origin, torch_threads
 from codebrush.generation.result import Result
 from codebrush.generation.sampler import Sampler, batches, draw_options
+from codebrush.generation.upscaling import Enlarger, as_drawn, upscale_picture, upscalings
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.vqgan import VQGAN
@@ -96,6 +97,7 @@ class Codebrush:
         top_p: float | None = None,
         min_p: float | None = None,
         rerank: int | None = None,
+        upscale: int = 1,
         progress: Progress | None = None,
         **guidance: Any,
     ) -> list[Result]:
@@ -106,14 +108,15 @@ class Codebrush:
         none), `temperature` 0 takes the likeliest code each time; `top_k`, `top_p` and `min_p` are filters as in
         `codebrush.models.sampling.probabilities`. None takes the pack's default. A `size` "WIDTHxHEIGHT" larger than
         the pack's own is drawn through a moving window (`draw_large`). With the method "guide" CLIP leads a latent,
-        with the options of `guide`. `progress(done, in all)` is called as codes are drawn or steps taken.
-        The same arguments give the same pixels on the same machine, versions and number of threads. Raises
-        PromptError and UsageError.
+        with the options of `guide`. `upscale` 2 or 4 enlarges what was drawn (`upscale`). `progress(done, in all)` is
+        called as codes are drawn or steps taken. The same arguments give the same pixels on the same machine, versions
+        and number of threads. Raises PromptError and UsageError.
         """
+        enlarge = self.enlarger.results(upscale) if upscale != 1 else list  # told before anything is drawn
         given = {"cfg": cfg, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         given |= {"rerank": rerank}
         if method == "guide":
-            return self._guide_to_the_end(prompt, n, seed, given, progress, guidance)
+            return enlarge(self._guide_to_the_end(prompt, n, seed, given, progress, guidance))
         if method != "sample":
             raise UsageError(f"method must be sample or guide, not {method}")
         given["size"] = guidance.pop("size", None)
@@ -121,7 +124,8 @@ class Codebrush:
             raise UsageError(f"{next(iter(guidance))} is an option of guidance: ask for the method guide")
         if any(part.stop is not None for part in parse_prompt(prompt).parts):
             raise PromptError("a stop (text:weight:stop) is for guidance: leave it out, or ask for the method guide")
-        return self.sampler.sample(prompt, draw_options(self.pack, {**given, "n": n, "seed": seed}), progress)
+        options = draw_options(self.pack, {**given, "n": n, "seed": seed})
+        return enlarge(self.sampler.sample(prompt, options, progress))
 
     def guide(
         self,
@@ -227,6 +231,8 @@ class Codebrush:
         or a version differs. Raises PackError where this is another pack, ImageError where the manifest is
         damaged.
         """
+        if upscalings(manifest, self.pack):
+            return self.enlarger.again(self.replay(as_drawn(manifest)), manifest)
         method = manifest.get("method")
         if method == "guide":
             return self._replay_guided(manifest)
@@ -291,6 +297,17 @@ class Codebrush:
         """The answer to a question about a picture, or that it is not known; see `Reader.ask`."""
         pixels = pixels_for(self.clip, [image]).to(self.device)
         return self.reader.ask(pixels, [question], threshold)[0]
+
+    @cached_property
+    def enlarger(self) -> Enlarger:
+        """The pack's upscaler on this device. A pack without: PackError."""
+        return Enlarger(self._placed(self.pack.upscaler), self.pack)
+
+    def upscale(self, images: Sequence[Picture], scale: int = 2, progress: Progress | None = None) -> list[Image.Image]:
+        """Pictures or their files, 2 or 4 times as wide and high, with their transparency; see `upscale_picture`."""
+        images = [images] if isinstance(images, Image.Image | str | Path) else images
+        model = self.enlarger.model
+        return [upscale_picture(model, decode_image(image, keep_mode=True), scale, progress) for image in images]
 
     def _seen(self, images: Sequence[Picture]) -> Iterator[tuple[range, Tensor]]:
         """Batches of pictures as CLIP is shown them, (B, 3, S, S)."""

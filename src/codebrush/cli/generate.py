@@ -27,6 +27,7 @@ from codebrush.errors import CodebrushError, UsageError
 if TYPE_CHECKING:
     from codebrush.generation.guided_run import GuidedRun
     from codebrush.generation.result import Result
+    from codebrush.pipeline import Codebrush
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 OUTPUTS = Path("outputs")
@@ -35,7 +36,7 @@ SAMPLING, GUIDANCE = "Sampling", "Guidance"  # topics of the help
 SAMPLING_NAMES = ("cfg", "temperature", "top_k", "top_p", "min_p", "rerank")
 VIDEO_NAMES = ("fps", "between")
 WITH_GUIDANCE = NAMES | {"preset", "video", *VIDEO_NAMES}  # flags that mean nothing where codes are sampled
-WITH_RESUME = {"resume", "pack", "video", *VIDEO_NAMES, "json_output"}
+WITH_RESUME = {"resume", "pack", "video", *VIDEO_NAMES, "upscale", "json_output"}
 
 
 class Method(StrEnum):
@@ -43,6 +44,13 @@ class Method(StrEnum):
 
     SAMPLE = "sample"
     GUIDE = "guide"
+
+
+class Scale(StrEnum):
+    """How many times as large."""
+
+    TWICE = "2"
+    FOUR_TIMES = "4"
 
 
 class Stopped(CodebrushError):
@@ -78,6 +86,7 @@ def generate(
     video: Annotated[str | None, _guidance("mp4, gif or webp, into the run's folder; or a FILE.")] = None,
     fps: Annotated[int, _guidance("Its frames in a second.", min=1, max=240)] = 10,
     between: Annotated[int, _guidance("Its frames between two stored latents.", min=0, max=1000)] = 0,
+    upscale: Annotated[Scale | None, typer.Option(help="Enlarge the pictures; CLIP scores what was drawn.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures.  [outputs; guided: one below it]")] = None,
     json_output: JsonOption = False,
     *,
@@ -93,13 +102,17 @@ def generate(
     sampling = {name: context.params[name] for name in SAMPLING_NAMES if context.params[name] is not None}
     if resume is None and method is Method.SAMPLE:
         options = {"n": 4 if n is None else n, "seed": seed, "size": guidance.get("size"), **sampling}
+        options["upscale"] = int(upscale or 1)
         report = _sample(cast(str, prompt), pack, OUTPUTS if out is None else out, options)
     else:
         folder = resume or out or free_folder(OUTPUTS / f"{slug(prompt or '')}_seed{seed}_guide")
         target = None if video is None else _video_file(video, folder)
         options = {"n": 1 if n is None else n, "seed": seed, "preset": preset, "sampling": sampling, **guidance}
-        guided = _open_run(prompt, pack, folder, options)
+        brush, guided = _open_run(prompt, pack, folder, options)
+        enlarge = brush.enlarger.results(int(upscale)) if upscale else None  # told before the run
         report = _follow(guided, folder)
+        if enlarge is not None:
+            report["images"] = _save_enlarged(enlarge(guided.results), folder, f"x{upscale}")
         if target is not None:
             report["video"] = str(guided.write_video(target, fps, between))
     report["seconds"] = round(time.perf_counter() - start, 3)
@@ -130,16 +143,20 @@ def _sample(prompt: str, pack: str | None, out: Path, options: dict[str, Any]) -
     return save_run(results, out, free_run_name(out, f"{slug(prompt)}_seed{options['seed']}"))
 
 
-def _open_run(prompt: str | None, pack: str | None, folder: Path, options: dict[str, Any]) -> "GuidedRun":
-    """A new guided run in `folder`; without a prompt, the one that lies there."""
+def _open_run(
+    prompt: str | None, pack: str | None, folder: Path, options: dict[str, Any]
+) -> tuple["Codebrush", "GuidedRun"]:
+    """A new guided run in `folder`, and its pack; without a prompt, the one that lies there."""
     from codebrush.generation.guided_run import read_run
     from codebrush.pipeline import Codebrush
 
     check_folder(folder)
     if prompt is None:
         source = _pack_of(folder, read_run(folder)) if pack is None else pack
-        return Codebrush.from_pretrained(source).resume(folder)
-    return Codebrush.from_pretrained(DEFAULT_PACK if pack is None else pack).guide(prompt, folder=folder, **options)
+        brush = Codebrush.from_pretrained(source)
+        return brush, brush.resume(folder)
+    brush = Codebrush.from_pretrained(DEFAULT_PACK if pack is None else pack)
+    return brush, brush.guide(prompt, folder=folder, **options)
 
 
 def _follow(run: "GuidedRun", folder: Path) -> dict[str, Any]:
@@ -212,6 +229,16 @@ def save_run(results: Sequence["Result"], folder: Path, name: str) -> dict[str, 
     save_png(contact_sheet([result.image for result in results], captions), sheet)
     images = [_entry(path, result) for path, result in zip(paths, results, strict=True)]
     return {"images": images, "sheet": str(sheet)}
+
+
+def _save_enlarged(results: Sequence["Result"], folder: Path, ending: str) -> list[dict[str, Any]]:
+    """The pictures of a guided run, enlarged, beside those that it keeps."""
+    from codebrush.data.images import save_png
+
+    paths = [folder / f"picture_{result.manifest['index']:02d}_{ending}.png" for result in results]
+    for result, path in zip(results, paths, strict=True):
+        save_png(result.image, path, result.manifest)
+    return [_entry(path, result) for path, result in zip(paths, results, strict=True)]
 
 
 def _entry(path: Path, result: "Result") -> dict[str, Any]:

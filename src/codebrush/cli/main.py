@@ -26,6 +26,7 @@ COMMANDS = {  # in the order of the help: where each is at home
     "edit": "codebrush.cli.edit",
     "translate": "codebrush.cli.edit",
     "interpolate": "codebrush.cli.edit",
+    "upscale": "codebrush.cli.upscale",
     "caption": "codebrush.cli.caption",
     "ask": "codebrush.cli.caption",
     "classify": "codebrush.cli.classify",

@@ -1,0 +1,64 @@
+"""`codebrush upscale`: pictures two or four times as large."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from codebrush.cli.generate import Scale
+from codebrush.cli.output import check_folder, free_file, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from codebrush.pipeline import Codebrush
+
+KEPT = ("seed", "index", "clip_score")  # of what a picture says of itself
+
+
+def upscale(
+    images: Annotated[list[Path], typer.Argument(help="Pictures of any kind and size.")],
+    scale: Annotated[Scale, typer.Option(help="How many times as wide and high.")] = Scale.TWICE,
+    pack: Annotated[str, typer.Option(help="Built-in name, folder or hub id of the models.")] = "emoji",
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("outputs"),
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Enlarge pictures, with their transparency. Those that cannot be read are named and skipped."""
+    start = time.perf_counter()
+    from codebrush.errors import ImageError
+    from codebrush.pipeline import Codebrush
+
+    brush = Codebrush.from_pretrained(pack)
+    _ = brush.enlarger  # one that is missing is told before any picture is read
+    check_folder(out)
+    made: list[dict[str, Any]] = []
+    skipped: list[dict[str, str]] = []
+    for path in images:
+        try:
+            made.append(_upscale(brush, path, int(scale), out))
+        except ImageError as error:
+            reason = str(error).removeprefix(f"{path}: ")
+            print(f"codebrush: skipped {path}: {reason}", file=sys.stderr)
+            skipped.append({"path": str(path), "reason": reason})
+    if not made:
+        raise ImageError("none of the pictures could be enlarged: see what is said of each above")
+    report = {"images": made, "skipped": skipped, "seconds": round(time.perf_counter() - start, 3)}
+    if json_output:
+        print_json(report)
+        return
+    for each in made:
+        print(f"{each['path']}  ({each['size'][0]} x {each['size'][1]})")
+
+
+def _upscale(brush: "Codebrush", path: Path, scale: int, out: Path) -> dict[str, Any]:
+    """One picture; returns what the report says of it."""
+    from codebrush.data.images import save_png
+    from codebrush.generation.upscaling import enlarged_manifest
+
+    with progress_bar(path.name) as progress:
+        (image,) = brush.upscale([path], scale, progress)
+    manifest = enlarged_manifest(path, brush.pack, scale, image.size)
+    target = free_file(out / f"{path.stem}_x{scale}.png")
+    save_png(image, target, manifest)
+    kept = {name: manifest[name] for name in KEPT if name in manifest}
+    return {"path": str(target), "source": str(path), "size": list(image.size), **kept}

@@ -24,7 +24,7 @@ from codebrush.training.captioner import Asker, CaptionerRecipe
 from codebrush.training.recipes import read_recipe
 from codebrush.understanding.captioning import Reader
 
-RECIPE = Path(__file__).parent / "captioner-6.yaml"
+RECIPE = Path(__file__).parent / "captioner-7.yaml"
 
 
 @torch.no_grad()

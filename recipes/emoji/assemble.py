@@ -2,7 +2,7 @@
 
     python recipes/emoji/assemble.py runs/emoji emoji.parquet --out src/codebrush/packs/emoji
 
-Takes runs/emoji/{clip, vqgan-decoder, transformer-2, captioner-6}; pack.json records each stage's plan, its last
+Takes runs/emoji/{clip, vqgan-decoder, transformer-2, captioner-7}; pack.json records each stage's plan, its last
 figures and the seconds it ran, the data's hash, the commit and the machine. `card.py` then measures the pack and writes
 its card.
 """
@@ -29,7 +29,7 @@ from codebrush.training.stages import MODEL_FOLDER, read_plan
 
 RUNS = (
     *("clip", "vqgan", "vqgan-decoder", "transformer", "transformer-2"),
-    *("captioner", "captioner-2", "captioner-3", "captioner-4", "captioner-5", "captioner-6"),
+    *("captioner", "captioner-2", "captioner-3", "captioner-4", "captioner-5", "captioner-6", "captioner-7"),
 )
 LICENCE = "weights Apache-2.0; trained on Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT)"
 TEMPERATURE = 2.04  # `codebrush evaluate` fits it on the val split
@@ -55,7 +55,7 @@ def main() -> None:
     options = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     clip = options.runs / "clip" / MODEL_FOLDER
-    captioner = options.runs / "captioner-6" / MODEL_FOLDER
+    captioner = options.runs / "captioner-7" / MODEL_FOLDER
     pack = write_pack(
         options.out,
         name="emoji",

@@ -6,9 +6,12 @@ mypack/vqgan/         config.json, model.safetensors
 mypack/transformer/   config.json, model.safetensors
 mypack/captioner/     config.json, model.safetensors, tokenizer.json, tokenizer_config.json
 mypack/upscaler/      config.json, model.safetensors
+mypack/bank/          config.json, model.safetensors
+mypack/prior/         config.json, model.safetensors
 
 A member may lie elsewhere, as those of the packs of published models do. Without a code transformer pictures come from
-guidance alone; without a captioner there are no captions and answers, without an upscaler nothing is enlarged.
+guidance alone; without a captioner there are no captions and answers, without an upscaler nothing is enlarged,
+and without a bank of known pictures or a prior no embedding is found for a text.
 """
 
 import hashlib
@@ -28,6 +31,7 @@ from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig, Condition
 from codebrush.models.image_encoder import make_image_encoder
 from codebrush.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, read_config
+from codebrush.models.prior import Bank, BankConfig, Prior, PriorConfig
 from codebrush.models.text_encoder import make_text_encoder
 from codebrush.models.upscaler import Upscaler, UpscalerConfig
 from codebrush.models.vqgan import VQGAN, VQGANConfig
@@ -38,7 +42,7 @@ PACK_FILE = "pack.json"
 FORMAT = 1
 MEMBERS = ("clip", "transformer", "vqgan")  # whose weights make a picture what it is
 NEEDED = ("clip", "vqgan")  # by every pack
-OPTIONAL = ("captioner", "upscaler")  # beside them
+OPTIONAL = ("captioner", "upscaler", "bank", "prior")  # beside them
 HOME_VARIABLE = "CODEBRUSH_HOME"
 HASHED_FILES = (CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json", "tokenizer_config.json")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -61,7 +65,7 @@ class Pack:
         _guarded(self.folder, self._check_fit)
 
     def member(self, name: str) -> Path:
-        """The folder of the member `name`: clip, vqgan, transformer, captioner or upscaler."""
+        """The folder of the member `name`: clip, vqgan, transformer, captioner, upscaler, bank or prior."""
         return self.folder / self.info["members"][name]
 
     @property
@@ -106,6 +110,20 @@ class Pack:
             raise PackError(f"the pack '{self.name}' has no upscaler: train one with codebrush train upscaler")
         place = self.member("upscaler")
         return _guarded(place, Upscaler.from_pretrained, place)
+
+    @cached_property
+    def bank(self) -> Bank:
+        """Embeddings of known pictures. A pack that has none raises PackError."""
+        if not self.has("bank"):
+            raise PackError(f"the pack '{self.name}' has no bank of pictures: name a database of codebrush index")
+        return _guarded(self.member("bank"), Bank.from_pretrained, self.member("bank"))
+
+    @cached_property
+    def prior(self) -> Prior:
+        """From a text's embedding to a picture's. A pack that has none raises PackError."""
+        if not self.has("prior"):
+            raise PackError(f"the pack '{self.name}' has no learned prior: use --prior retrieval or none")
+        return _guarded(self.member("prior"), Prior.from_pretrained, self.member("prior"))
 
     @cached_property
     def words(self) -> Tokenizer:
@@ -172,6 +190,9 @@ class Pack:
             self._check_captioner(clip)
         if self.has("upscaler"):
             read_config(UpscalerConfig, self.member("upscaler"))
+        for name, kind in (("bank", BankConfig), ("prior", PriorConfig)):
+            if self.has(name) and (width := read_config(kind, self.member(name)).embed_dim) != clip.image.embed_dim:
+                self._misfit(f"{name} holds vectors of {width}", f"CLIP's have {clip.image.embed_dim}")
 
     def _check_captioner(self, clip: CLIPConfig) -> None:
         captioner = read_config(CaptionerConfig, self.member("captioner"))

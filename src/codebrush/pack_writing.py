@@ -16,6 +16,7 @@ from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.pretrained import PretrainedModel
+from codebrush.models.prior import Bank, Prior
 from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack import FORMAT, PACK_FILE, Pack
@@ -33,24 +34,28 @@ def write_pack(
     captioner: Captioner | None = None,
     words: Tokenizer | None = None,
     upscaler: Upscaler | None = None,
+    bank: Bank | None = None,
+    prior: Prior | None = None,
     version: str,
     licence: str,
     provenance: Mapping[str, Any],
     defaults: Mapping[str, Any] | None = None,
     temperature: float | None = None,
+    translation: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> Pack:
     """Write a pack and return it opened. `defaults` are options of `generate` (cfg, temperature, ...), `words` the
-    vocabulary of the captioner, if there is one, `temperature` what zero-shot logits are divided by to be calibrated.
+    vocabulary of the captioner, if there is one, `temperature` what zero-shot logits are divided by to be calibrated,
+    `translation` the "text" with {style} and the "styles" that the code transformer translates to.
 
     All is written and checked in a folder beside, which then takes the place of `folder`: a pack that stood
     there is replaced whole or not at all, and anything else in it is kept. Raises PackError where the members
     do not fit together, weights do not fit into `dtype`, or the folder cannot be written.
     """
     folder = Path(os.path.abspath(folder))
-    models: dict[str, PretrainedModel] = {"clip": clip, "vqgan": vqgan, "transformer": transformer}
-    optional: dict[str, PretrainedModel | None] = {"captioner": captioner, "upscaler": upscaler}
-    models |= {member: model for member, model in optional.items() if model is not None}
+    members: dict[str, PretrainedModel | None] = {"clip": clip, "vqgan": vqgan, "transformer": transformer}
+    members |= {"captioner": captioner, "upscaler": upscaler, "bank": bank, "prior": prior}
+    models = {member: model for member, model in members.items() if model is not None}
     for member, model in models.items():
         _check_weights(member, model, dtype)
     info: dict[str, Any] = {
@@ -62,10 +67,9 @@ def write_pack(
         "provenance": dict(provenance),
         "members": {member: member for member in models},
     }
-    if defaults:
-        info["defaults"] = dict(defaults)
-    if temperature is not None:
-        info["classification"] = {"temperature": temperature}
+    calibrated = None if temperature is None else {"temperature": temperature}
+    extras = {"defaults": defaults, "classification": calibrated, "translation": translation}
+    info |= {field: dict(values) for field, values in extras.items() if values}
     with _written_beside(folder) as part:
         _check_room(folder, info)
         for member, model in models.items():

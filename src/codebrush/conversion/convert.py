@@ -25,6 +25,7 @@ KINDS = {
     "transformer": "code transformer",
     "captioner": "captioner",
     "upscaler": "upscaler",
+    "prior": "prior",
 }
 
 

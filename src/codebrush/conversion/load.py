@@ -17,6 +17,7 @@ from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.models.pretrained import CONFIG_FILE, PretrainedModel
+from codebrush.models.prior import Prior
 from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN, VQGANConfig
 
@@ -25,6 +26,7 @@ MODELS: dict[str, type[PretrainedModel]] = {
     "vqgan": VQGAN,
     "transformer": CodeTransformer,
     "captioner": Captioner,
+    "prior": Prior,
     "upscaler": Upscaler,
 }
 OURS = {model.config_class.__name__: kind for kind, model in MODELS.items()}

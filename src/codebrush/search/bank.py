@@ -7,8 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codebrush.models.prior import Neighbours
-from codebrush.search.database import Database, is_in
+from codebrush.pack import Pack, clip_hash
+from codebrush.search.database import Database, Mark, is_in, open_database
 from codebrush.search.queries import search
+
+
+def open_bank(place: str, pack: Pack) -> Callable[[Tensor, int], Neighbours]:
+    """What looks into the database at `place`, which this pack's CLIP has made."""
+    return bank_of(open_database(place, Mark(pack.name, clip_hash(pack.member("clip")))))
 
 
 def bank_of(database: Database) -> Callable[[Tensor, int], Neighbours]:

@@ -16,6 +16,7 @@ from codebrush.training.code_transformer import TransformerRecipe
 from codebrush.training.fine_tuning import replayed_rows
 from codebrush.training.gate import GateConfig
 from codebrush.training.loop import LoopConfig
+from codebrush.training.prior import PriorRecipe
 from codebrush.training.stages import StagePlan
 from codebrush.training.upscaler import UpscalerRecipe
 from codebrush.training.vqgan import VQGANRecipe
@@ -60,12 +61,18 @@ class _Upscaler(_Other):
     recipe: UpscalerRecipe = UpscalerRecipe()
 
 
+class _Prior(_Other):
+    stage: Literal["prior"]
+    recipe: PriorRecipe = PriorRecipe()
+
+
 KINDS: dict[str, type[_Checked]] = {
     "clip": _CLIP,
     "vqgan": _VQGAN,
     "transformer": _Transformer,
     "captioner": _Captioner,
     "upscaler": _Upscaler,
+    "prior": _Prior,
 }
 
 
@@ -120,8 +127,8 @@ def read_recipes(folder: Path, rows: SourceConfig) -> tuple[SourceConfig, dict[s
     Without captioner.yaml there is no captioner, without upscaler.yaml no upscaler."""
     plans: dict[str, StagePlan] = {}
     for stage in KINDS:
-        if stage in OPTIONAL and not (folder / f"{stage}.yaml").is_file():
-            continue
+        if stage == "prior" or (stage in OPTIONAL and not (folder / f"{stage}.yaml").is_file()):
+            continue  # a prior is trained by itself
         recipe = read_recipe(folder / f"{stage}.yaml", rows.source, stage)
         plans[stage] = recipe.plan
         filled = {name: value or getattr(recipe.source, name) for name, value in vars(rows).items()}

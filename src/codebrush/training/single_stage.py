@@ -61,7 +61,7 @@ def train_stage(
     size = getattr(plan.recipe, "image_size", 0)
     if isinstance(plan.recipe, UpscalerRecipe):
         size = plan.recipe.target_size
-    if not size and stage == "captioner" and materials_clip is not None:
+    if not size and stage in ("captioner", "prior") and materials_clip is not None:
         size = materials_clip.image_size
     size = size or (materials_vqgan.config.image_size if materials_vqgan else 64)
     cache = out.parent / "cache"

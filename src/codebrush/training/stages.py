@@ -40,13 +40,14 @@ from codebrush.training.code_transformer import (
 from codebrush.training.fine_tuning import joined_rows, replayed_rows
 from codebrush.training.gate import Gate, GateConfig, ZeroShot
 from codebrush.training.loop import Hooks, Loop, LoopConfig, Task, launch
+from codebrush.training.prior import PriorRecipe, PriorTask, make_prior
 from codebrush.training.upscaler import UpscalerRecipe, UpscalerTask, make_upscaler
 from codebrush.training.vqgan import VQGANRecipe, VQGANTask, make_vqgan
 from codebrush.training.watch import Watch
 
 STAGE_FILE = "stage.json"
 MODEL_FOLDER = "model"
-Recipe = CLIPRecipe | VQGANRecipe | TransformerRecipe | CaptionerRecipe | UpscalerRecipe
+Recipe = CLIPRecipe | VQGANRecipe | TransformerRecipe | CaptionerRecipe | UpscalerRecipe | PriorRecipe
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ def make_network(plan: StagePlan, materials: Materials, start: PretrainedModel |
         return make_vqgan(plan.recipe)
     if isinstance(plan.recipe, UpscalerRecipe):
         return make_upscaler(plan.recipe)
+    if isinstance(plan.recipe, PriorRecipe):
+        return make_prior(plan.recipe, _needed(materials.clip, "clip"))
     if isinstance(plan.recipe, CaptionerRecipe):
         return make_captioner(plan.recipe, _needed(materials.clip, "clip"), _needed(materials.words, "words"))
     clip, vqgan = _needed(materials.clip, "clip"), _needed(materials.vqgan, "vqgan")
@@ -120,6 +123,8 @@ def make_task(plan: StagePlan, materials: Materials, network: Any) -> Task:
     if isinstance(recipe, UpscalerRecipe):
         vqgan = _needed(materials.vqgan, "vqgan") if recipe.reconstructed else None
         return UpscalerTask(network, recipe, data, plan.loop.steps, _perceptual(recipe, materials), vqgan)
+    if isinstance(recipe, PriorRecipe):
+        return PriorTask(network, recipe, _needed(materials.clip, "clip"), data, materials.tokenizer)
     if isinstance(recipe, CaptionerRecipe):
         clip, words = _needed(materials.clip, "clip"), _needed(materials.words, "words")
         return CaptionerTask(network, recipe, clip, data, words)

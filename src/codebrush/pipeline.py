@@ -29,7 +29,8 @@ from codebrush.generation.interpolation import Key, frames_between
 from codebrush.generation.options import DrawOptions
 from codebrush.generation.origin import check_origin, damaged, origin, read_origin, torch_threads
 from codebrush.generation.result import Result
-from codebrush.generation.sampler import Sampler, batches, draw_options
+from codebrush.generation.retrieval import Retrieval, retrieved
+from codebrush.generation.sampler import Drawing, Sampler, batches, draw_options
 from codebrush.generation.upscaling import Enlarger, as_drawn, upscale_picture, upscalings
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
@@ -40,6 +41,7 @@ from codebrush.text.tokenizer import Tokenizer
 from codebrush.understanding.captioning import SURE, Answer, Caption, Reader
 from codebrush.understanding.classification import ZeroShotClassifier, pack_temperature
 
+RETRIEVAL = frozenset(("prior", "neighbours", "bank"))  # options of the method retrieve
 Picture = Image.Image | str | Path
 M = TypeVar("M", bound=nn.Module)
 
@@ -107,25 +109,37 @@ class Codebrush:
         stream of (seed, its index), and the best are kept. `cfg` is the strength of classifier-free guidance (1:
         none), `temperature` 0 takes the likeliest code each time; `top_k`, `top_p` and `min_p` are filters as in
         `codebrush.models.sampling.probabilities`. None takes the pack's default. A `size` "WIDTHxHEIGHT" larger than
-        the pack's own is drawn through a moving window (`draw_large`). With the method "guide" CLIP leads a latent,
-        with the options of `guide`. `upscale` 2 or 4 enlarges what was drawn (`upscale`). `progress(done, in all)` is
-        called as codes are drawn or steps taken. The same arguments give the same pixels on the same machine, versions
-        and number of threads. Raises PromptError and UsageError.
+        the pack's own is drawn through a moving window (`draw_large`). With the method "retrieve" the embedding of a
+        picture that fits is looked for first, with the options of `Retrieval`, and drawn from as well. With the method
+        "guide" CLIP leads a latent, with the options of `guide`. `upscale` 2 or 4 enlarges what was drawn (`upscale`).
+        `progress(done, in all)` is called as codes are drawn or steps taken. The same arguments give the same pixels on
+        the same machine, versions and number of threads. Raises PromptError and UsageError.
         """
         enlarge = self.enlarger.results(upscale) if upscale != 1 else list  # told before anything is drawn
         given = {"cfg": cfg, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         given |= {"rerank": rerank}
         if method == "guide":
             return enlarge(self._guide_to_the_end(prompt, n, seed, given, progress, guidance))
-        if method != "sample":
-            raise UsageError(f"method must be sample or guide, not {method}")
+        if method not in ("sample", "retrieve"):
+            raise UsageError(f"method must be sample, retrieve or guide, not {method}")
         given["size"] = guidance.pop("size", None)
+        how = {name: guidance.pop(name) for name in RETRIEVAL & guidance.keys()} if method == "retrieve" else {}
         if guidance:
             raise UsageError(f"{next(iter(guidance))} is an option of guidance: ask for the method guide")
         if any(part.stop is not None for part in parse_prompt(prompt).parts):
             raise PromptError("a stop (text:weight:stop) is for guidance: leave it out, or ask for the method guide")
         options = draw_options(self.pack, {**given, "n": n, "seed": seed})
-        return enlarge(self.sampler.sample(prompt, options, progress))
+        drawing = self._retrieved(prompt, options, Retrieval(**how)) if method == "retrieve" else None
+        return enlarge(self.sampler.best(drawing or self.sampler.prepare(prompt, options), progress))
+
+    def _retrieved(self, prompt: str, options: DrawOptions, how: Retrieval) -> Drawing:
+        find = self.pack.bank.nearest if how.prior == "retrieval" and not how.bank else None
+        if how.bank:
+            from codebrush.search.bank import open_bank
+
+            find = open_bank(how.bank, self.pack)
+        prior = self._placed(self.pack.prior) if how.prior == "mlp" else None
+        return retrieved(self.sampler, prompt, options, how, find, prior)
 
     def guide(
         self,
@@ -242,6 +256,12 @@ class Codebrush:
             except (KeyError, TypeError, ValueError, UsageError) as error:
                 raise damaged(error) from error
             return self.sampler.replay(manifest, lambda options: edited(self.sampler, edit, options))
+        if method == "retrieve":
+            try:
+                how = Retrieval(**{name: manifest["retrieval"][name] for name in ("prior", "neighbours", "bank")})
+            except (KeyError, TypeError, UsageError) as error:
+                raise damaged(error) from error
+            return self.sampler.replay(manifest, lambda options: self._retrieved(manifest["prompt"], options, how))
         if method != "sample":
             raise ImageError(f"the picture was made by the method {method!r}, which cannot be replayed here")
         return self.sampler.replay(manifest)

@@ -44,10 +44,10 @@ def test_neighbours_of_the_text_are_drawn_from_and_told(brush: Codebrush, bank: 
     torch.testing.assert_close(condition.image_embedding[0], blended(found))
     assert condition.text_features is not None
     told = made.about["retrieval"]
-    assert [each["name"] for each in told["neighbours"]] == found.names
+    assert [each["name"] for each in told["found"]] == found.names
     results = brush.sampler.best(made)
     assert [result.manifest["method"] for result in results] == ["retrieve", "retrieve"]
-    assert results[0].manifest["retrieval"]["neighbours"] == told["neighbours"]
+    assert results[0].manifest["retrieval"]["found"] == told["found"]
 
 
 def test_what_leads_away_is_gone_from_what_is_looked_for(brush: Codebrush, bank: Bank) -> None:
@@ -90,3 +90,24 @@ def test_what_is_not_there_is_said(brush: Codebrush, micro_pack: Path) -> None:
     ):
         with pytest.raises(UsageError, match=said):
             Retrieval(**wrong)  # pyright: ignore
+
+
+def test_a_pack_holds_a_bank_and_a_prior(tmp_path: Path, bank: Bank) -> None:
+    torch.manual_seed(1)
+    write_micro_pack(
+        tmp_path / "whole",
+        transformer=micro_transformer(image_embedding=24),
+        bank=bank,
+        prior=Prior(PriorConfig(24, 32)),
+    )
+    brush = Codebrush.from_pretrained(tmp_path / "whole", device="cpu")
+    for options in ({"neighbours": 2}, {"prior": "mlp"}, {"prior": "none"}):
+        (result,) = brush.generate("a red circle", n=1, rerank=2, method="retrieve", **options)
+        again = brush.replay(result.manifest)
+        assert again.image.tobytes() == result.image.tobytes()
+        assert again.manifest == result.manifest
+    with pytest.raises(UsageError, match="neighbours is an option of guidance"):
+        brush.generate("a red circle", n=1, neighbours=2)
+    wide = Bank(BankConfig(23, ("a",)))
+    with pytest.raises(PackError, match="bank holds vectors of 23"):
+        write_micro_pack(tmp_path / "misfit", bank=wide)

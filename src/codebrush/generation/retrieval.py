@@ -54,7 +54,7 @@ def retrieved(
     drawing = sampler.prepare(prompt, options)
     weights = torch.tensor(drawing.weights, device=drawing.texts.device)
     query = F.normalize(weights @ drawing.texts, dim=0)  # (E,): what leads away is gone from it
-    about: dict[str, Any] = {"prior": how.prior}
+    about: dict[str, Any] = {"prior": how.prior, "neighbours": how.neighbours, "bank": how.bank}
     if how.prior == "retrieval":
         if find is None:
             raise PackError("this pack has no bank of pictures: name a database of codebrush index with --bank")
@@ -65,7 +65,7 @@ def retrieved(
         near = [
             {"name": name, "cosine": cosine} for name, cosine in zip(found.names, found.cosines.tolist(), strict=True)
         ]
-        about |= {"neighbours": near, "bank": how.bank}
+        about["found"] = near
     elif how.prior == "mlp":
         if prior is None:
             raise PackError("this pack has no learned prior: use --prior retrieval or none")

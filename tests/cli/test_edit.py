@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 
 from codebrush.cli.main import run
+from codebrush.data.images import read_manifest
 from codebrush.data.shapes import scene
+from codebrush.models.prior import Bank, BankConfig
 from packs import micro_transformer, write_micro_pack
 
 
@@ -18,7 +20,9 @@ from packs import micro_transformer, write_micro_pack
 def pack(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("packs") / "editor"
     torch.manual_seed(1)
-    write_micro_pack(folder, transformer=micro_transformer(image_embedding=24, source_codes=True))
+    bank = Bank(BankConfig(24, ("one", "two", "three")))
+    torch.nn.init.normal_(bank.embeddings)
+    write_micro_pack(folder, transformer=micro_transformer(image_embedding=24, source_codes=True), bank=bank)
     info = json.loads((folder / "pack.json").read_text())
     info["translation"] = {"text": "{style} style", "styles": ["noto", "3d"]}
     (folder / "pack.json").write_text(json.dumps(info))
@@ -127,3 +131,27 @@ def test_pictures_on_the_way_are_files_or_a_video(
     assert Image.open(report["video"]).n_frames == 3  # pyright: ignore
     assert run(["interpolate", "a dog", "--pack", pack, "--out", str(tmp_path)]) == 2
     assert "give two prompts" in capsys.readouterr().err
+
+
+def test_known_pictures_are_drawn_from(pack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["generate", "a red dog", "-n", "1", "--rerank", "1", "--pack", pack, "--out", str(tmp_path / "out")]
+    report = report_of([*given, "--method", "retrieve", "--neighbours", "2"], capsys)
+    manifest = read_manifest(report["images"][0]["path"])
+    assert manifest["method"] == "retrieve"
+    assert len(manifest["retrieval"]["found"]) == 2
+    again = report_of(["replay", report["images"][0]["path"], "--out", str(tmp_path / "again.png")], capsys)
+    assert again["images"][0]["identical"] is True
+
+    index = tmp_path / "pictures"
+    index.mkdir()
+    for number in range(3):
+        scene(0, number, 32).image.save(index / f"{number}.png")
+    assert run(["index", str(index), "--db", str(tmp_path / "db"), "--pack", pack]) == 0
+    capsys.readouterr()
+    report = report_of([*given, "--method", "retrieve", "--bank", str(tmp_path / "db")], capsys)
+    found = read_manifest(report["images"][0]["path"])["retrieval"]["found"]
+    assert {Path(each["name"]).name for each in found} == {"0.png", "1.png", "2.png"}
+    assert run([*given, "--neighbours", "2"]) == 2
+    assert "--neighbours is for what is known already: add --method retrieve" in capsys.readouterr().err
+    assert run([*given, "--method", "retrieve", "--prior", "mlp"]) == 1
+    assert "has no learned prior" in capsys.readouterr().err

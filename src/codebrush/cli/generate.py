@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 OUTPUTS = Path("outputs")
 DEFAULT_PACK = "emoji"
-SAMPLING, GUIDANCE = "Sampling", "Guidance"  # topics of the help
+SAMPLING, RETRIEVAL, GUIDANCE = "Sampling", "Retrieval", "Guidance"  # topics of the help
 SAMPLING_NAMES = ("cfg", "temperature", "top_k", "top_p", "min_p", "rerank")
+RETRIEVAL_NAMES = ("prior", "neighbours", "bank")
 VIDEO_NAMES = ("fps", "between")
 WITH_GUIDANCE = NAMES | {"preset", "video", *VIDEO_NAMES}  # flags that mean nothing where codes are sampled
 WITH_RESUME = {"resume", "pack", "video", *VIDEO_NAMES, "upscale", "json_output"}
@@ -43,7 +44,16 @@ class Method(StrEnum):
     """How pictures are made."""
 
     SAMPLE = "sample"
+    RETRIEVE = "retrieve"
     GUIDE = "guide"
+
+
+class Prior(StrEnum):
+    """Where the embedding of a picture that fits a text comes from."""
+
+    RETRIEVAL = "retrieval"
+    MLP = "mlp"
+    NONE = "none"
 
 
 class Scale(StrEnum):
@@ -63,6 +73,10 @@ def _sampling(text: str) -> Any:
     return typer.Option(help=text, rich_help_panel=SAMPLING)
 
 
+def _retrieval(text: str, **settings: Any) -> Any:
+    return typer.Option(help=text, rich_help_panel=RETRIEVAL, **settings)
+
+
 def _guidance(text: str, **settings: Any) -> Any:
     return typer.Option(help=text, rich_help_panel=GUIDANCE, **settings)
 
@@ -74,13 +88,18 @@ def generate(
     pack: Annotated[str | None, typer.Option(help="Built-in name, folder or hub id of the models.  [emoji]")] = None,
     n: Annotated[int | None, typer.Option("--n", "-n", help="How many pictures to keep.  [4; guided 1]")] = None,
     seed: Annotated[int, typer.Option(help="Another seed, other pictures.")] = 0,
-    method: Annotated[Method, typer.Option(help="Draw codes from the prompt, or be guided by CLIP.")] = Method.SAMPLE,
+    method: Annotated[
+        Method, typer.Option(help="Draw codes from the prompt, from a known picture like it, or be guided by CLIP.")
+    ] = Method.SAMPLE,
     cfg: Annotated[float | None, _sampling("Strength of guidance; 1 is none.  [pack's own]")] = None,
     temperature: Annotated[float | None, _sampling("0 is the likeliest code.  [pack's own]")] = None,
     top_k: Annotated[int | None, _sampling("Draw among so many codes; 0 is all.  [pack's own]")] = None,
     top_p: Annotated[float | None, _sampling("Draw among this much of the mass.  [pack's own]")] = None,
     min_p: Annotated[float | None, _sampling("Least share of the likeliest.  [pack's own]")] = None,
     rerank: Annotated[int | None, _sampling("Candidates to draw and score.  [4 times n]")] = None,
+    prior: Annotated[Prior | None, _retrieval("Where an embedding to draw from comes from.  [retrieval]")] = None,
+    neighbours: Annotated[int | None, _retrieval("How many known pictures are blended.  [4]")] = None,
+    bank: Annotated[Path | None, _retrieval("A database of codebrush index.  [the pack's own bank]")] = None,
     preset: Annotated[str | None, _guidance("Values for what is not given.", metavar=f"<{PRESET_NAMES}>")] = None,
     resume: Annotated[Path | None, _guidance("Go on with the run in this folder, without a prompt.")] = None,
     video: Annotated[str | None, _guidance("mp4, gif or webp, into the run's folder; or a FILE.")] = None,
@@ -100,9 +119,14 @@ def generate(
     start = time.perf_counter()
     _check_flags(context)
     sampling = {name: context.params[name] for name in SAMPLING_NAMES if context.params[name] is not None}
-    if resume is None and method is Method.SAMPLE:
+    if resume is None and method is not Method.GUIDE:
         options = {"n": 4 if n is None else n, "seed": seed, "size": guidance.get("size"), **sampling}
         options["upscale"] = int(upscale or 1)
+        if method is Method.RETRIEVE:
+            known = {name: context.params[name] for name in RETRIEVAL_NAMES if context.params[name] is not None}
+            options |= {"method": "retrieve", **known}
+            options["bank"] = str(known.get("bank", ""))
+            options["prior"] = str(known.get("prior", Prior.RETRIEVAL))
         report = _sample(cast(str, prompt), pack, OUTPUTS if out is None else out, options)
     else:
         folder = resume or out or free_folder(OUTPUTS / f"{slug(prompt or '')}_seed{seed}_guide")
@@ -127,8 +151,10 @@ def _check_flags(context: typer.Context) -> None:
         refuse(spelt, set(spelt) - allowed, "cannot go with --resume: a resumed run keeps its own options")
     elif values["prompt"] is None:
         context.fail("Missing argument 'prompt': say what to draw, or name a run to go on with by --resume")
-    elif values["method"] == Method.SAMPLE:
+    elif values["method"] != Method.GUIDE:
         refuse(spelt, WITH_GUIDANCE - {"size"}, "is for pictures guided by CLIP: add --method guide")
+    if values["method"] != Method.RETRIEVE:
+        refuse(spelt, RETRIEVAL_NAMES, "is for what is known already: add --method retrieve")
     if values["video"] is None:
         refuse(spelt, VIDEO_NAMES, "is for a video: add --video mp4")
 

@@ -42,6 +42,8 @@ def test_a_probe_learns_is_measured_and_classifies(
     report = json.loads(capsys.readouterr().out)
     assert report["pictures"] == {"train": 24, "val": 8}  # the row without a label is left out, the missing file told
     assert [each["path"] for each in report["skipped"]] == ["none.png"]
+    assert report["temperature"] > 0
+    assert report["C_at_edge"] == (report["C"] in (0.01, 1000))
     assert report["test"]["top1"] == 1.0
     assert report["test"]["pictures"] == 8
     assert report["held_out_top1"][f"{report['C']:g}"] == max(report["held_out_top1"].values())
@@ -56,6 +58,11 @@ def test_the_seed_counts_where_there_is_no_val_split(
     options = ["--label", "colour", "--split", "val", "--seed", "1", "--pack", str(micro_pack)]
     assert run(["probe", str(source), *options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["pictures"] == {"train": 8, "val": 0}
+    assert run(["probe", str(source), *options]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("2 labels, from 8 pictures\nC is 0.01, chosen on a fifth of each label, of which ")
+    assert "that is the least C of those tried, 0.01 to 1000: " in said
+    assert said.endswith("the probe was not saved: give --out FILE.safetensors to keep it\n")
 
 
 def test_a_probe_goes_with_its_own_clip(

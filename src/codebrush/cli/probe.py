@@ -65,6 +65,8 @@ def probe(
         "labels": len(learned.labels),
         "pictures": {"train": len(labels), "val": 0 if others is None else len(others[1])},
         "C": learned.strength,
+        "C_at_edge": learned.at_edge,
+        "temperature": learned.temperature,
         "held_out_top1": {f"{candidate:g}": score for candidate, score in learned.scores.items()},
     }
     if measured is not None:
@@ -108,9 +110,18 @@ def _embedded(
 
 
 def _print(report: dict[str, Any]) -> None:
-    pictures = report["pictures"]
-    print(f"{report['labels']} labels, from {pictures['train']:,} pictures and {pictures['val']:,} of val")
-    print(f"C is {report['C']:g}, of those held out right: {max(report['held_out_top1'].values(), default=0):.1%}")
+    pictures, scores = report["pictures"], report["held_out_top1"]
+    val = f" and {pictures['val']:,} of val" if pictures["val"] else ""
+    print(f"{report['labels']} labels, from {pictures['train']:,} pictures{val}")
+    if scores:
+        where = "val" if val else "a fifth of each label"
+        print(f"C is {report['C']:g}, chosen on {where}, of which {max(scores.values()):.1%} are told rightly")
+    else:
+        print(f"C is {report['C']:g} without a choice: no label has two pictures, so none could be held out")
+    if report["C_at_edge"]:
+        tried = [float(candidate) for candidate in scores]
+        side = "least" if report["C"] == min(tried) else "largest"
+        print(f"that is the {side} C of those tried, {min(tried):g} to {max(tried):g}: one beyond might do better")
     if "test" in report:
         test = report["test"]
         print(f"test, {test['pictures']:,} pictures: top-1 {test['top1']:.1%}, top-5 {test['top5']:.1%}", end="")
@@ -119,3 +130,5 @@ def _print(report: dict[str, Any]) -> None:
         print(f"{len(report['skipped']):,} pictures could not be read, {report['skipped'][0]['path']} first")
     if "path" in report:
         print(f"the probe is {report['path']}: codebrush classify IMAGE... --probe {report['path']}")
+    else:
+        print("the probe was not saved: give --out FILE.safetensors to keep it")

@@ -1,6 +1,5 @@
-"""Logits and right labels in; how far their probabilities can be trusted, and the temperature that mends them, out."""
+"""Logits and right labels in; how far their probabilities can be trusted, before and after calibration, out."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codebrush.errors import CodebrushError
+from codebrush.models.temperature import fit_temperature
 
-COOLEST, WARMEST = 0.01, 100.0  # temperatures that a fit may find
 BINS = 15  # of the calibration error
 FEWEST = 4  # labelled pictures to fit on half of
 
@@ -51,19 +50,6 @@ def calibrate(logits: Tensor, targets: Tensor, seed: int = 0) -> Calibration:
         expected_calibration_error(logits / temperature, targets),
         len(held),
     )
-
-
-def fit_temperature(logits: Tensor, targets: Tensor) -> float:
-    """The temperature from 0.01 to 100 by which to divide logits (N, L) for the least negative log-likelihood of
-    the right labels' places (N,)."""
-    logits = logits.double()
-    own = logits.gather(1, targets[:, None])[:, 0]
-    low, high = math.log(1 / WARMEST), math.log(1 / COOLEST)
-    for _ in range(60):  # the loss is convex in 1 / temperature: its slope changes sign once
-        middle = (low + high) / 2
-        slope = ((logits * math.exp(middle)).softmax(-1) * logits).sum(-1) - own
-        low, high = (middle, high) if slope.mean() < 0 else (low, middle)
-    return math.exp(-(low + high) / 2)
 
 
 def expected_calibration_error(logits: Tensor, targets: Tensor) -> float:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from codebrush.errors import CodebrushError, DataError, PackError
+from codebrush.models.temperature import fit_temperature
 from codebrush.understanding.classification import ranked
 
 STRENGTHS = tuple(10.0**power for power in range(-2, 4))  # C, the inverse of the pull of weights to zero
@@ -28,7 +29,8 @@ class LinearProbe:
     """`weight` (L, E) and `bias` (L,) give logits of unit embeddings; `clip` is the `clip_hash` of whose they are.
 
     `strength` is scikit-learn's C, chosen for the best of `scores`: each C's share of right answers on what was held
-    out (empty where every label has one picture).
+    out (empty where every label has one picture). `temperature` is what the logits are divided by, so that the
+    probabilities are as true as they were on what was held out.
     """
 
     labels: tuple[str, ...]
@@ -37,10 +39,16 @@ class LinearProbe:
     strength: float
     scores: Mapping[float, float] = field(default_factory=dict)
     clip: str = ""
+    temperature: float = 1.0
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether C is the least or the largest of those tried, so that one beyond them might do better."""
+        return bool(self.scores) and self.strength in (min(self.scores), max(self.scores))
 
     def logits(self, embeddings: Tensor) -> Tensor:
-        """Unit embeddings (B, E) -> (B, L)."""
-        return embeddings @ self.weight.T + self.bias
+        """Unit embeddings (B, E) -> (B, L), at the temperature."""
+        return (embeddings @ self.weight.T + self.bias) / self.temperature
 
     def rank(self, embeddings: Tensor) -> list[list[tuple[str, float]]]:
         """Unit embeddings (B, E) -> each one's labels with their probabilities, likeliest first."""
@@ -53,7 +61,7 @@ class LinearProbe:
     def save(self, path: Path) -> None:
         """Write the probe as one safetensors file, whole or not at all."""
         about = {"kind": KIND, "labels": self.labels, "strength": self.strength, "clip": self.clip}
-        about |= {"scores": list(self.scores.items())}
+        about |= {"scores": list(self.scores.items()), "temperature": self.temperature}
         part = path.with_name(f"{path.name}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,12 +86,14 @@ class LinearProbe:
                 weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
             labels, strength, clip = tuple(map(str, about["labels"])), float(about["strength"]), str(about["clip"])
             scores = {float(candidate): float(score) for candidate, score in about["scores"]}
-            fits = about["kind"] == KIND and weight.ndim == 2 and len(weight) == len(bias) == len(labels)
+            temperature = float(about.get("temperature", 1.0))  # older probes have none
+            fits = about["kind"] == KIND and 0 < temperature < float("inf")
+            shaped = weight.ndim == 2 and len(weight) == len(bias) == len(labels)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise PackError(f"{path} is no probe, or damaged: make it again with codebrush probe --out") from error
-        if not fits:
+        if not (fits and shaped):
             raise PackError(f"{path} is no probe, or damaged: make it again with codebrush probe --out")
-        return cls(labels, weight, bias, strength, scores, clip)
+        return cls(labels, weight, bias, strength, scores, clip, temperature)
 
 
 def fit_probe(
@@ -96,7 +106,8 @@ def fit_probe(
     """Unit embeddings (N, E) and their labels -> scikit-learn's logistic regression on them.
 
     C is the one of `STRENGTHS` that is most often right on `val` (embeddings and labels of other pictures), or without
-    it on a fifth of each label's pictures; the smallest of several. The probe is then fitted to all of them together.
+    it on a fifth of each label's pictures; the smallest of several. The same pictures give the temperature. The probe
+    is then fitted to all of them together.
     Raises DataError for fewer than two labels.
     """
     names, targets = np.unique(np.array(labels, dtype=object), return_inverse=True)
@@ -108,11 +119,9 @@ def fit_probe(
         others, wanted = points[held], np.array(labels, dtype=object)[held]
     else:
         kept, others, wanted = np.arange(len(points)), _points(val[0]), np.array(val[1], dtype=object)
-    scores, model = {}, _regression()
-    for candidate in STRENGTHS if len(wanted) else ():
-        _fit(model, points[kept], targets[kept], candidate)
-        scores[candidate] = float((names[model.predict(others)] == wanted).mean())
-    strength = max(scores, key=lambda candidate: (scores[candidate], -candidate), default=1.0)
+    places = {name: place for place, name in enumerate(names)}
+    known = np.array([places.get(name, -1) for name in wanted], dtype=np.int64)  # -1: a label that only val has
+    strength, temperature, scores = _choose(points[kept], targets[kept], others, known)
     if val is not None:
         points = np.concatenate([points, others])
         names, targets = np.unique(np.concatenate([np.array(labels, dtype=object), wanted]), return_inverse=True)
@@ -124,7 +133,29 @@ def fit_probe(
     weight, bias = torch.from_numpy(model.coef_).float(), torch.from_numpy(model.intercept_).float()
     if len(names) == 2:  # scikit-learn keeps the second label's alone
         weight, bias = torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
-    return LinearProbe(tuple(map(str, names)), weight, bias, strength, scores, clip)
+    return LinearProbe(tuple(map(str, names)), weight, bias, strength, scores, clip, temperature)
+
+
+def _choose(
+    points: np.ndarray, targets: np.ndarray, others: np.ndarray, known: np.ndarray
+) -> tuple[float, float, dict[float, float]]:
+    """The C that is best on the points held out, `others`, the temperature that it needs there, and all scores."""
+    scores, most, strength, temperature, model = {}, -1.0, 1.0, 1.0, _regression()
+    for candidate in STRENGTHS if len(known) else ():
+        _fit(model, points, targets, candidate)
+        scores[candidate] = right = float(np.mean(model.predict(others) == known))
+        if right > most:
+            most, strength, temperature = right, candidate, _temperature(model.decision_function(others), known)
+    return strength, temperature, scores
+
+
+def _temperature(decisions: np.ndarray, known: np.ndarray) -> float:
+    """The temperature for scikit-learn's decisions, (N, L), or (N,) for the second label of two."""
+    two = decisions.ndim == 1
+    logits = torch.from_numpy(np.stack([np.zeros_like(decisions), decisions], 1) if two else decisions)  # (N, L)
+    told = torch.from_numpy(known >= 0)
+    count = int(told.sum())
+    return fit_temperature(logits[told], torch.from_numpy(known)[told], doubt=1 / (count + 2)) if count else 1.0
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """`codebrush index`: what it reports, and a missing LanceDB."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -49,6 +50,71 @@ def test_cells_that_do_not_fit_are_one_line_a_column(
     told = "codebrush: the column price holds numbers: 2 cells left empty, 'dear' of "
     assert output.err.startswith(f"{told}{tmp_path / 'second' / '0.png'} first; ")
     assert output.err.count("\n") == 1
+
+
+def test_where_nothing_can_be_read_no_database_is_left(
+    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    db, pictures = tmp_path / "db", tmp_path / "pictures"
+    pictures.mkdir()
+    command = ["index", str(pictures), "--db", str(db), "--pack", str(micro_pack)]
+    assert run(command) == 1
+    assert capsys.readouterr().err == f"codebrush: nothing was indexed into {db}: there are no pictures\n"
+    for name in ("a.png", "b.png"):
+        (pictures / name).write_bytes(b"no picture")
+    told = f"codebrush: nothing was indexed into {db}: none of the 2 pictures could be read"
+    for given in ([], ["--json"]):
+        assert run([*command, *given]) == 1
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.splitlines()[2:] == [told]
+        assert not db.exists()
+    scene(0, 0, 32).image.save(tmp_path / "good.png")
+    assert run(["index", str(tmp_path / "good.png"), *command[2:]]) == 0
+    assert run(command) == 1  # what was there before stays
+    assert run(["search", "--image", str(tmp_path / "good.png"), *command[2:]]) == 0
+    assert str(tmp_path / "good.png") in capsys.readouterr().out
+
+
+def test_a_folder_that_was_emptied_is_no_failure(micro_pack: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    scene(0, 0, 32).image.save(tmp_path / "pictures" / "0.png")
+    command = ["index", str(tmp_path / "pictures"), "--db", str(tmp_path / "db"), "--pack", str(micro_pack)]
+    assert run(command) == 0
+    (tmp_path / "pictures" / "0.png").unlink()
+    assert run(command) == 0
+
+
+def test_sources_that_are_gone_can_be_dropped(
+    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the name that they were indexed by; the error says how. No pack is needed for it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "one more", "two"):
+        Path(name).mkdir()
+        scene(0, 0, 32).image.save(f"{name}/0.png")
+    given = ["--db", "db", "--pack", str(micro_pack)]
+    assert run(["index", "one", "one more", "two", *given]) == 0
+    shutil.rmtree("one more")
+    capsys.readouterr()
+    assert run(["index", "two", "one more", *given]) == 1
+    told = "one more: no such file or folder; drop its pictures from the database with "
+    assert capsys.readouterr().err == f"codebrush: {told}codebrush index --remove 'one more' --db db\n"
+    assert run(["index", "--remove", "one more", "--db", "db", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["removed"], report["added"], report["skipped"]) == (1, 0, [])
+    assert run(["search", "x", *given, "--json"]) == 0
+    found = {each["path"] for each in json.loads(capsys.readouterr().out)["results"]}
+    assert found == {str(tmp_path / "one" / "0.png"), str(tmp_path / "two" / "0.png")}
+    assert run(["index", "one more", *given]) == 1  # known no longer, and so no remedy
+    assert capsys.readouterr().err == "codebrush: one more: no such file or folder\n"
+    assert run(["index", "--remove", "two", "one more", "--db", "db"]) == 1
+    sources = ", ".join(str(tmp_path / name) for name in ("one", "two"))
+    assert capsys.readouterr().err == f"codebrush: db holds nothing of one more; its sources are {sources}\n"
+    assert run(["index", "--remove", "two", "--db", "db", "--caption", "{label}"]) == 2
+    assert "--caption cannot go with --remove" in capsys.readouterr().err
+    assert run(["index", "--remove", "two", "--db", "db"]) == 0  # there still, and nothing was dropped before
+    assert capsys.readouterr().out.startswith("db: 0 added, 0 updated, 1 removed, 0 unchanged, 0 skipped;")
 
 
 def test_what_cannot_be_indexed(micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

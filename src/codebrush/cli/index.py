@@ -4,18 +4,24 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from codebrush.cli.flags import given_flags, refuse
 from codebrush.cli.output import print_json, progress_bar
+
+if TYPE_CHECKING:
+    from codebrush.search.indexing import IndexReport
 
 
 def index(
+    context: typer.Context,
     paths: Annotated[list[str], typer.Argument(help="Folders, pictures, .parquet, .tar, .csv, .jsonl files, hub ids.")],
     db: Annotated[Path, typer.Option(help="Folder of the database, made if it is not there.")],
     caption: Annotated[list[str] | None, typer.Option(help='Caption template, like "{label}, {style} style".')] = None,
     image_column: Annotated[str | None, typer.Option(help="Column of the pictures.  [found]")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Drop what the paths have in it; they may be gone.")] = False,
     pack: Annotated[str, typer.Option(help="Built-in name, folder or hub id of the models.")] = "emoji",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
@@ -25,14 +31,21 @@ def index(
     be read are named and skipped.
     """
     start = time.perf_counter()
+    if remove:
+        refuse(given_flags(context), ("caption", "image_column"), "cannot go with --remove, which reads no picture")
+        from codebrush.search.database import open_database
+        from codebrush.search.removal import remove_sources
+
+        report = remove_sources(open_database(db, quiet=True), list(dict.fromkeys(paths)))
+        return _tell(report, db, start, json_output)
     from codebrush.pack import clip_hash
     from codebrush.pipeline import Codebrush
     from codebrush.search.database import Mark, create_database
-    from codebrush.search.indexing import index_pictures
-    from codebrush.search.pictures import open_pictures
+    from codebrush.search.indexing import check_read, index_pictures
+    from codebrush.search.removal import open_all
 
     brush = Codebrush.from_pretrained(pack)
-    sources = [open_pictures(path, caption or (), image_column) for path in dict.fromkeys(paths)]
+    sources = open_all(list(dict.fromkeys(paths)), caption or (), image_column, db)
     mark = Mark(brush.pack.name, clip_hash(brush.pack.member("clip")))
     database = create_database(db, mark, brush.clip.embed_dim, quiet=True)
     with progress_bar("indexing") as progress:
@@ -41,6 +54,11 @@ def index(
         print(f"codebrush: skipped {each['path']}: {each['reason']}", file=sys.stderr)
     for each in report.unfit:
         print(f"codebrush: {_unfit(each)}", file=sys.stderr)
+    check_read(database, report)
+    _tell(report, db, start, json_output)
+
+
+def _tell(report: "IndexReport", db: Path, start: float, json_output: bool) -> None:
     seconds = round(time.perf_counter() - start, 3)
     if json_output:
         print_json({**asdict(report), "seconds": seconds})

@@ -7,8 +7,9 @@ need none, because each commit leaves what they read in place.
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -41,7 +42,11 @@ class Mark:
 
 
 class Database:
-    """Made by `open_database`. `table` is LanceDB's own, always of the newest version."""
+    """Made by `open_database`. `table` is LanceDB's own, always of the newest version; `is_new` says that the
+    folder was none before.
+    """
+
+    is_new = False
 
     def __init__(self, path: Path, table: Any, mark: Mark, quiet: bool = False) -> None:
         self.path, self.table, self.mark, self.quiet = path, table, mark, quiet
@@ -114,6 +119,16 @@ class Database:
                 self.table.create_index("embedding", config=IvfSq(distance_type="cosine"))
             self.table.optimize(cleanup_older_than=KEPT_VERSIONS)
 
+    def discard(self) -> None:
+        """Take a new database off the disk again, unless another process has written to it."""
+        with self.guarded(), self.locked():
+            if not self.is_new or self.table.count_rows():
+                return
+            shutil.rmtree(self.path / TABLE_FOLDER)
+        with suppress(OSError):
+            (self.path / LOCK).unlink()
+            self.path.rmdir()
+
     @property
     def has_vector_index(self) -> bool:
         """Whether searches compare embeddings of a byte a value first (see `settle`)."""
@@ -132,8 +147,8 @@ class Database:
             yield
 
 
-def open_database(path: str | Path, mark: Mark, quiet: bool = False) -> Database:
-    """The database in the folder `path`, to be searched with the CLIP of `mark`.
+def open_database(path: str | Path, mark: Mark | None = None, quiet: bool = False) -> Database:
+    """The database in the folder `path`, to be searched with the CLIP of `mark`; without one, whoever made it.
 
     With `quiet`, for a process of one's own, what LanceDB's threads print as they die is held back (see `panics`).
     Raises DataError where there is none or it is damaged, PackError where another CLIP made it.
@@ -146,7 +161,7 @@ def open_database(path: str | Path, mark: Mark, quiet: bool = False) -> Database
     with _guarded(path, quiet):
         table = _connect(path).open_table(TABLE)
         made_by = _read_mark(path, table.schema)
-    if made_by.clip != mark.clip:
+    if mark is not None and made_by.clip != mark.clip:
         raise PackError(
             f"{path} was made with the CLIP of the pack '{made_by.pack}' ({made_by.clip[:8]}), which the pack "
             f"'{mark.pack}' ({mark.clip[:8]}) cannot read: use --pack {made_by.pack}, or index into another --db"
@@ -165,10 +180,12 @@ def create_database(path: str | Path, mark: Mark, embed_dim: int, quiet: bool = 
             raise DataError(f"{path} is a file: name a folder for the database")
         path.mkdir(parents=True, exist_ok=True)
         with FileLock(path / LOCK):
-            if not (path / TABLE_FOLDER).is_dir():
+            is_new = not (path / TABLE_FOLDER).is_dir()
+            if is_new:
                 with _guarded(path, quiet):
                     _connect(path).create_table(TABLE, schema=_schema(mark, embed_dim))
             database = open_database(path, mark, quiet)
+            database.is_new = is_new
             with database.guarded():
                 _make_small_indices(database.table)
             return database

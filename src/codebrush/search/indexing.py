@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from codebrush.data.images import decode_image
-from codebrush.errors import ImageError
+from codebrush.errors import DataError, ImageError
 from codebrush.models.clip import CLIP
 from codebrush.search.columns import column_kind, fitting, in_words
 from codebrush.search.database import Database, is_in, quoted
@@ -97,6 +97,17 @@ def index_pictures(
         run.drop_gone(source)
     database.settle()
     return run.report
+
+
+def check_read(database: Database, report: IndexReport) -> None:
+    """DataError where no picture could be read; a database that was made for them is taken away again."""
+    is_emptied = not report.skipped and (report.removed or database.count())  # a folder whose pictures have all gone
+    if report.added or report.updated or report.unchanged or is_emptied:
+        return
+    database.discard()
+    count = len(report.skipped)
+    found = f"none of the {count:,} pictures could be read" if count > 1 else "the picture could not be read"
+    raise DataError(f"nothing was indexed into {database.path}: {found if count else 'there are no pictures'}")
 
 
 class _Run:

@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -38,7 +40,10 @@ def ask(database: Path, micro_pack: Path, capsys: pytest.CaptureFixture[str]):
 def test_a_text_a_picture_and_both(ask, database: Path) -> None:
     results = ask("a red flower", "-k", "3")
     assert len(results) == 3
-    assert all(set(each) == {"path", "score", "caption"} for each in results)
+    assert all(set(each) == {"path", "score", "caption", "exists", "columns"} for each in results)
+    own = {"source", "width", "height", "size", "modified", "hash", "text_hash", "folder"}
+    assert all(each["exists"] and set(each["columns"]) == own for each in results)
+    assert results[0]["columns"]["folder"] == "pictures"
     assert [each["score"] for each in results] == sorted((each["score"] for each in results), reverse=True)
     picture = database.parent / "pictures" / "3.png"
     alike = ask("--image", str(picture))
@@ -55,6 +60,30 @@ def test_captions_and_conditions(ask) -> None:
     assert [each["caption"] for each in ask("red", "--mode", "text", "--without", "two")] == ["a red flower"]
     assert [each["caption"] for each in ask("flower", "--where", "caption LIKE '%frog'")] == ["a green frog"]
     assert len(ask("flower", "--mode", "hybrid")) == 5
+
+
+def test_what_is_gone_is_marked(micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files, and rows of a data source that is not there any more."""
+    for index in range(2):
+        scene(0, index, 32).image.save(tmp_path / f"{index}.png")
+    inside = {"image": {"bytes": (tmp_path / "0.png").read_bytes(), "path": "cat.png"}}
+    pq.write_table(pa.Table.from_pylist([inside]), tmp_path / "pets.parquet")
+    given = ["--db", str(tmp_path / "db"), "--pack", str(micro_pack)]
+    places = [str(tmp_path / name) for name in ("0.png", "1.png", "pets.parquet")]
+    assert run(["index", *places, *given]) == 0
+    for gone, marks in (("0.png", [False, True, True]), ("pets.parquet", [False, True, False])):
+        (tmp_path / gone).unlink()
+        capsys.readouterr()
+        assert run(["search", "x", *given, "--json"]) == 0
+        results = sorted(json.loads(capsys.readouterr().out)["results"], key=lambda each: each["path"])
+        assert [each["exists"] for each in results] == marks
+    assert run(["search", "x", *given]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split("  ")[1].strip() for line in lines[1:]} == {
+        f"{places[0]} (gone)",
+        places[1],
+        f"{places[2]}#cat.png (gone)",
+    }
 
 
 def test_the_text_is_literal(ask) -> None:
@@ -75,7 +104,9 @@ def test_a_table_and_a_contact_sheet(
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 200
     assert run(["search", "zebra", *arguments, "--mode", "text", "--sheet", str(tmp_path / "none.png")]) == 0
-    assert capsys.readouterr().out == "nothing found\n"
+    output = capsys.readouterr()
+    assert output.out == "nothing found\n"
+    assert output.err == f"codebrush: nothing was found, so --sheet {tmp_path / 'none.png'} is not drawn\n"
     assert not (tmp_path / "none.png").exists()
 
 

@@ -71,8 +71,23 @@ def test_words_in_captions(database: Database) -> None:
     assert set(_paths(database, None, "RED", mode="text")) == {"0", "1", "4"}
     assert _paths(database, None, "red", mode="text", without=["flower"]) == ["4"]
     assert set(_paths(database, None, "red", mode="text", where="size > 0")) == {"1", "4"}
-    assert _paths(database, None, "the", mode="text")[0] == "5"  # a stop word is a word
     assert _paths(database, None, "zebra", mode="text") == []
+
+
+def test_stop_words_count_only_where_there_are_no_others(database: Database, vectors: np.ndarray) -> None:
+    assert set(_paths(database, None, "A zebra, or the dog", mode="text")) == {"2", "4"}
+    assert set(_paths(database, None, "the red", mode="text", without=["a flower"])) == {"4"}
+    assert _paths(database, None, "the", mode="text")[0] == "5"
+    hits = search(database, torch.from_numpy(vectors[2]), "a the flower", mode="hybrid", k=10)
+    scores = {hit.path: hit.score for hit in hits}
+    assert scores["5"] < 1 / 60  # found by its picture alone, though its caption has "the" thrice
+    assert min(scores["0"], scores["1"]) > max(scores[path] for path in "345")
+
+
+def test_a_stop_word_inside_a_word_stays(tmp_path: Path) -> None:
+    database = database_of(tmp_path / "db", np.eye(3, dtype=np.float32), ["a theatre", "the hat", "an atlas"])
+    assert _paths(database, None, "the theatre", mode="text") == ["0"]
+    assert _paths(database, None, "an_atlas", mode="text") == ["2"]
 
 
 @pytest.mark.parametrize("words", ['dog" AND (', "dog:1.5", "dog | -dog", "dog*", "+dog -red", "caption:dog\\"])

@@ -72,10 +72,12 @@ def search(
     hits = find(database, vector, query, k=k, where=where, mode=mode.value, without=without or ())
     if sheet is not None and hits:
         _draw(hits, sheet)
+    elif sheet is not None:
+        print(f"codebrush: nothing was found, so --sheet {sheet} is not drawn", file=sys.stderr)
     if json_output:
         drawn = {"sheet": str(sheet)} if sheet is not None and hits else {}
-        found = [{"path": hit.path, "score": hit.score, "caption": hit.caption} for hit in hits]
-        print_json({"results": found, **drawn})
+        shown = ("path", "score", "caption", "exists", "columns")
+        print_json({"results": [{name: getattr(hit, name) for name in shown} for hit in hits], **drawn})
     else:
         _print(hits, sheet)
 
@@ -104,7 +106,7 @@ def _print(hits: "list[Hit]", sheet: Path | None) -> None:
         return
     table = Table("score", "picture", "caption", box=None, header_style="bold")
     for hit in hits:
-        table.add_row(f"{hit.score:.4f}", hit.path, hit.caption)
+        table.add_row(f"{hit.score:.4f}", hit.path if hit.exists else f"{hit.path} (gone)", hit.caption)
     width = None if sys.stdout.isatty() else 10_000  # a path read from a pipe must not be broken into lines
     console = Console(width=width, markup=False, emoji=False, highlight=False)
     console.print(table, soft_wrap=True)

@@ -120,8 +120,8 @@ def _templates(rows: Rows, captions: Sequence[str]) -> list[Template]:
 def _candidates(name: str, rows: Rows, templates: Sequence[Template]) -> Iterator[Candidate]:
     told = {column for template in templates if template.each for column in template.columns} | {rows.image_column}
     for start in range(0, len(rows.images), BATCH):
-        texts = rows.text.slice(start, BATCH).to_pylist()
         cells = rows.images[start : start + BATCH][rows.image_column]
+        texts = rows.text.slice(start, len(cells)).to_pylist()  # without columns it has all rows it is asked for
         for offset, (row, cell) in enumerate(zip(texts, cells, strict=True)):
             caption = _joined(text for template in templates for text in template.fill(row.__getitem__))
             given = {key: value for key, value in row.items() if key not in told and not is_empty(value)}

@@ -1,13 +1,17 @@
 """A question of words, pictures and conditions in; the pictures of a database that answer it, best first, out."""
 
+import glob
+import os
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codebrush.data.concepts import STOP_WORDS
 from codebrush.errors import UsageError
 from codebrush.search.database import Database
 
@@ -20,19 +24,28 @@ REFINE = 2  # times k of the best by the index are compared at full precision
 FUSED = 100  # rows of either list that a hybrid search joins, at least; ten for each that is asked for
 MOST = 10_000  # results
 Mode = Literal["vector", "text", "hybrid"]
-SHOWN = ["path", "caption", "thumbnail"]
+STOP_WORD = re.compile(rf"(?<![^\W_])(?:{'|'.join(sorted(STOP_WORDS))})(?![^\W_])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Hit:
     """`score` is the cosine with the question (vector), the BM25 score of the caption (text), or the sum of
-    reciprocal ranks (hybrid): comparable within one answer.
+    reciprocal ranks (hybrid): comparable within one answer. `columns` are all others that a condition can name.
     """
 
     path: str
     score: float
     caption: str
     thumbnail: bytes
+    columns: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def exists(self) -> bool:
+        """Whether its file, or the file or folder that it is a row of, is still there; on a hub it is taken to be."""
+        if self.columns.get("modified") is not None:
+            return os.path.exists(self.path)
+        source = self.columns.get("source") or ""
+        return not os.path.isabs(source) or os.path.exists(source) or any(glob.iglob(source, recursive=True))
 
 
 def combine(
@@ -70,8 +83,8 @@ def search(
     """The `k` best rows that pass the SQL condition `where`.
 
     "vector" looks for embeddings near the unit vector (E,); "text" for captions with any of the `words` and none of
-    those `without`, inflected or not; "hybrid" joins both lists by reciprocal rank fusion (Cormack et al. 2009).
-    Raises UsageError for what cannot be asked.
+    those `without`, inflected or not, with stop words like "a" only where there are no others; "hybrid" joins both
+    lists by reciprocal rank fusion (Cormack et al. 2009). Raises UsageError for what cannot be asked.
     """
     if not 1 <= k <= MOST:
         raise UsageError(f"k is {k}; it must be between 1 and {MOST:,}")
@@ -114,33 +127,44 @@ def _passing(database: Database, where: str) -> int:
 
 
 def _unreadable(database: Database, where: str, reason: str) -> UsageError:
-    names = ", ".join(name for name in database.table.schema.names if name not in ("embedding", "thumbnail"))
+    names = ", ".join(name for name in _shown(database.table) if name != "thumbnail")
     reason = " ".join(reason.split())[:200]
     return UsageError(f'cannot read the condition "{where}" ({reason}); the columns are {names}')
 
 
+def _shown(table: Any) -> list[str]:
+    return [name for name in table.schema.names if name != "embedding"]
+
+
 def _query(table: Any, vector: Tensor | None, words: str, without: Sequence[str], mode: Mode) -> Any:
+    shown = _shown(table)
     if mode == "text":
-        return table.search(_words(words, without), query_type="fts").select([*SHOWN, "_score"])
+        return table.search(_words(words, without), query_type="fts").select([*shown, "_score"])
     assert vector is not None
     numbers = vector.float().cpu().numpy()  # (E,)
     if mode == "vector":
         query = table.search(numbers, vector_column_name="embedding", query_type="vector")
-        query = query.select([*SHOWN, "_distance"])
+        query = query.select([*shown, "_distance"])
     else:
         query = table.search(query_type="hybrid", vector_column_name="embedding")
-        query = query.vector(numbers).text(_words(words, without)).select(SHOWN)
+        query = query.vector(numbers).text(_words(words, without)).select(shown)
     return query.distance_type("cosine").nprobes(PROBES).refine_factor(REFINE)
 
 
 def _words(words: str, without: Sequence[str]) -> Any:
-    """The words as they are: nothing in them is an operator."""
+    """The words as they are, but for stop words, which the index holds: nothing in them is an operator."""
     from lancedb.query import BooleanQuery, MatchQuery, Occur
 
     match: Any = MatchQuery  # which has defaults that its types do not tell of
-    wanted = match(words, "caption")
-    unwanted = [(Occur.MUST_NOT, match(text, "caption")) for text in without]
+    wanted = match(_telling(words), "caption")
+    unwanted = [(Occur.MUST_NOT, match(_telling(text), "caption")) for text in without]
     return BooleanQuery([(Occur.MUST, wanted), *unwanted]) if unwanted else wanted
+
+
+def _telling(text: str) -> str:
+    """A text without the words that say nothing about what is seen, unless it has no others."""
+    rest = STOP_WORD.sub(" ", text)
+    return rest if re.search(r"[^\W_]", rest) else text
 
 
 def _hit(row: dict[str, Any]) -> Hit:
@@ -148,4 +172,6 @@ def _hit(row: dict[str, Any]) -> Hit:
         score = row["_relevance_score"]
     else:
         score = row["_score"] if "_score" in row else 1 - row["_distance"]
-    return Hit(row["path"], float(score), row["caption"] or "", row["thumbnail"] or b"")
+    own = ("path", "caption", "thumbnail", "_score", "_distance", "_relevance_score")
+    columns = {name: value for name, value in row.items() if name not in own}
+    return Hit(row["path"], float(score), row["caption"] or "", row["thumbnail"] or b"", columns)

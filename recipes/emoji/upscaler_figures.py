@@ -1,0 +1,95 @@
+"""A pack, or an upscaler's run, in; how near it comes to the emoji of the test split, beside bicubic, out.
+
+    python recipes/emoji/upscaler_figures.py emoji emoji.parquet
+    python recipes/emoji/upscaler_figures.py emoji emoji.parquet --upscaler runs/emoji/upscaler/model --split val
+
+Each picture is made small by antialiased bicubic and rounded to 8 bits, as a file is; "drawn" has also passed through
+the pack's VQGAN. PSNR (mean of the pictures' own, in dB) and SSIM as torchmetrics has them; the perceptual distance is
+that of the pack's CLIP, on squares of the size that it reads, so that nothing is made small to be looked at.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from codebrush.data.captions import open_source
+from codebrush.data.images import resize_square, stack, to_pil
+from codebrush.generation.upscaling import upscale_picture
+from codebrush.models.perceptual import CLIPPerceptual
+from codebrush.models.upscaler import Upscaler, reduce
+from codebrush.models.vqgan import VQGAN
+from codebrush.pack import open_pack
+
+SIZE = 128
+BATCH = 32
+EXACT = 100.0  # dB of a picture without an error
+
+
+def bicubic(picture: Image.Image) -> Image.Image:
+    """Pillow's, to SIZE."""
+    return picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+
+
+def drawn(vqgan: VQGAN, images: Tensor) -> Tensor:
+    """What comes back of images (B, 3, H, W) from their codes."""
+    quantised, _ = vqgan.quantize(vqgan.encode(images))
+    return vqgan.decode(quantised)
+
+
+def squares(images: Tensor, size: int) -> Tensor:
+    """Images (B, 3, S, S) -> what they are put together of, (B n, 3, size, size)."""
+    parts = images.unfold(2, size, size).unfold(3, size, size)  # (B, 3, rows, columns, size, size)
+    return parts.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+
+
+def measure(made: Tensor, true: Tensor, judge: CLIPPerceptual) -> list[float]:
+    """Sums of PSNR, SSIM and perceptual distance over a batch."""
+    psnr = peak_signal_noise_ratio(made, true, data_range=1.0, dim=(1, 2, 3), reduction="none").clamp(max=EXACT)
+    ssim = structural_similarity_index_measure(made, true, data_range=1.0, reduction="none")
+    size = judge.clip.image_size
+    apart = judge(squares(made, size), squares(true, size)).mean() * len(true)
+    return [float(psnr.sum()), float(torch.as_tensor(ssim).sum()), float(apart)]
+
+
+@torch.no_grad()
+def main() -> None:
+    """See the top of the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pack")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--upscaler", type=Path)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--limit", type=int)
+    options = parser.parse_args()
+    pack = open_pack(options.pack)
+    model = pack.upscaler if options.upscaler is None else Upscaler.from_pretrained(options.upscaler)
+    judge = CLIPPerceptual(pack.clip)
+    where = ["skin_tone is null"]
+    source = open_source(options.data, split=options.split, where=where, captions=["{label}"], limit=options.limit)
+    pictures = [resize_square(source.image(row), SIZE) for row in range(len(source))]
+    print(f"| {len(pictures)} pictures | PSNR | SSIM | perceptual | seconds |\n|---|---|---|---|---|")
+    for name, scale, through in (("64 to 128", 2, False), ("32 to 128", 4, False), ("64, drawn, to 128", 2, True)):
+        ways: dict[str, Callable[[Image.Image], Image.Image]] = {
+            "bicubic": bicubic,
+            "upscaler": lambda picture, scale=scale: upscale_picture(model, picture, scale),
+        }
+        for way, to_large in ways.items():
+            began, sums = time.monotonic(), torch.zeros(3)
+            for start in range(0, len(pictures), BATCH):
+                true = stack(pictures[start : start + BATCH], SIZE)
+                small = reduce(true, scale)
+                small = [to_pil(image) for image in (drawn(pack.vqgan, small) if through else small)]
+                sums += torch.tensor(measure(stack([to_large(each) for each in small], SIZE), true, judge))
+            psnr, ssim, apart = (sums / len(pictures)).tolist()
+            cells = f"{psnr:.2f} | {ssim:.4f} | {apart:.4f} | {time.monotonic() - began:.0f}"
+            print(f"| {name}, {way} | {cells} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

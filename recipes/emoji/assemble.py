@@ -2,9 +2,9 @@
 
     python recipes/emoji/assemble.py runs/emoji emoji.parquet --out src/codebrush/packs/emoji
 
-Takes runs/emoji/{clip, vqgan-decoder, transformer-2, captioner-7}; pack.json records each stage's plan, its last
-figures and the seconds it ran, the data's hash, the commit and the machine. `card.py` then measures the pack and writes
-its card.
+Takes runs/emoji/{clip, vqgan-decoder, transformer-2, captioner-7} and upscaler, if it is there; pack.json records each
+stage's plan, its last figures and the seconds it ran, the data's hash, the commit and the machine. `card.py` then
+measures the pack and writes its card.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from codebrush import __version__
 from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack_writing import write_pack
 from codebrush.text.tokenizer import Tokenizer
@@ -56,6 +57,8 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     clip = options.runs / "clip" / MODEL_FOLDER
     captioner = options.runs / "captioner-7" / MODEL_FOLDER
+    upscaler = options.runs / "upscaler" / MODEL_FOLDER
+    runs = (*RUNS, "upscaler") if upscaler.is_dir() else RUNS
     pack = write_pack(
         options.out,
         name="emoji",
@@ -65,6 +68,7 @@ def main() -> None:
         transformer=CodeTransformer.from_pretrained(options.runs / "transformer-2" / MODEL_FOLDER),
         captioner=Captioner.from_pretrained(captioner),
         words=Tokenizer.from_pretrained(captioner),
+        upscaler=Upscaler.from_pretrained(upscaler) if upscaler.is_dir() else None,
         version=__version__,
         licence=LICENCE,
         defaults=DEFAULTS,
@@ -76,7 +80,7 @@ def main() -> None:
             "data_sha256": hashlib.sha256(options.data.read_bytes()).hexdigest(),
             "torch": torch.__version__,
             "machine": f"{platform.machine()}, 2 CPU cores with AVX-512 and bf16, no GPU",
-            "stages": {run: run_facts(options.runs / run) for run in RUNS},
+            "stages": {run: run_facts(options.runs / run) for run in runs},
         },
     )
     size = sum(path.stat().st_size for path in pack.folder.rglob("*.safetensors"))

@@ -156,7 +156,7 @@ def scene_pairs(rng: np.random.Generator, size: int = 64, drill: bool = False) -
     """A drawn scene of `size` pixels square, and its caption with questions about it, in random order; a `drill` asks
     about LATE kinds alone, and mostly holds shapes that only colour and shape together tell apart."""
     fixed = rng.random() < (FIXED_DRILLS if drill else FIXED_SCENES)
-    count = None if not drill else 2 if fixed else int(rng.integers(2, 5))
+    count = int(rng.integers(2, 7)) if drill else None
     alike = DRILLED[int(rng.integers(len(DRILLED)))] if drill else None
     series, index = (int(number) for number in rng.integers(SERIES, size=2))
     drawn = scene(series, index, size, count) if fixed else varied_scene(rng, size, count, alike)

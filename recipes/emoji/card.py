@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=50)
     options = parser.parse_args()
     brush = Codebrush.from_pretrained(options.pack)
-    out = options.out or Path(options.pack)
+    out = options.out or brush.pack.folder
     figures = measure(brush, options.parquet, options.control)
     judge = CLIP.from_pretrained(options.control / MODEL_FOLDER)
     words = Tokenizer.from_pretrained(options.control / MODEL_FOLDER)
@@ -258,7 +258,7 @@ def main() -> None:
         "unseen concepts": drawn_right(brush, unseen, sorted(set(labels + unseen)), judge, words),
     }
     figures["answers"] = answered(brush)
-    figures["megabytes"] = sum(path.stat().st_size for path in Path(options.pack).rglob("*.safetensors")) / 1e6
+    figures["megabytes"] = sum(path.stat().st_size for path in brush.pack.folder.rglob("*.safetensors")) / 1e6
     sheets(brush, options.parquet, out)
     (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     card = "\n".join(origin_lines(brush, figures) + measured_lines(figures, options.control))

@@ -121,6 +121,7 @@ def test_python(pack: str) -> None:
     ("arguments", "status", "named"),
     [
         (["upscale"], 2, "Missing argument"),
+        (["upscale", "."], 2, ". is a folder: name the pictures in it, like *.png"),
         (["upscale", "none.png"], 1, "none of the pictures could be enlarged"),
         (["upscale", "large.png", "--scale", "4"], 1, "6000 x 1000 would become 24000 x 4000, over the limit"),
         (["upscale", "large.png", "--scale", "3"], 2, "--scale"),

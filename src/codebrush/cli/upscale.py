@@ -9,6 +9,7 @@ import typer
 
 from codebrush.cli.generate import Scale
 from codebrush.cli.output import check_folder, free_file, print_json, progress_bar
+from codebrush.cli.pictures import picture_files
 
 if TYPE_CHECKING:
     from codebrush.pipeline import Codebrush
@@ -28,12 +29,12 @@ def upscale(
     from codebrush.errors import ImageError
     from codebrush.pipeline import Codebrush
 
+    files, skipped = picture_files(images)
     brush = Codebrush.from_pretrained(pack)
     _ = brush.enlarger  # one that is missing is told before any picture is read
     check_folder(out)
     made: list[dict[str, Any]] = []
-    skipped: list[dict[str, str]] = []
-    for path in images:
+    for path in files:
         try:
             made.append(_upscale(brush, path, int(scale), out))
         except ImageError as error:

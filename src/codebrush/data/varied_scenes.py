@@ -116,7 +116,8 @@ def _kinds(
     colours = [_pick(rng, visible) for _ in range(count)]
     shapes = [_pick(rng, SHAPES) for _ in range(count)]
     if wanted is not None:
-        colours, shapes = ([words[n] for n in rng.permutation(len(words))[:count]] for words in (visible, SHAPES))
+        # On some backgrounds few colours can be seen: then two things are of one.
+        colours, shapes = ([words[n] for n in _different(len(words), count, rng)] for words in (visible, SHAPES))
         alike = 0.5 if wanted == "shape" else 0.4
     if alike < 0.45:
         colours = colours[:1] * count
@@ -128,6 +129,11 @@ def _kinds(
         (colour, _visible_shade(colour, ground, rng) if own else shades[colour], shape)
         for colour, shape in zip(colours, shapes, strict=True)
     ]
+
+
+def _different(choices: int, count: int, rng: np.random.Generator) -> list[int]:
+    """`count` numbers below `choices`, all of them different where there are so many."""
+    return [int(number) % choices for number in rng.permutation(max(choices, count))[:count]]
 
 
 def _places(count: int, rng: np.random.Generator) -> list[tuple[tuple[float, float], float]]:

@@ -2,8 +2,8 @@
 
     pytest -s tests/learning/editing_learned.py
 
-Two of its figures were under what they should be after 400 steps, and it has not run with these 800: until it has, pytest
-does not collect it by itself.
+Two of its figures were under what they should be after 400 steps, and it has not run with these 800: until it has,
+pytest does not collect it by itself.
 """
 
 import json

@@ -2,7 +2,7 @@
 
     python recipes/emoji/assemble.py runs/emoji emoji.parquet --out src/codebrush/packs/emoji
 
-Takes runs/emoji/{clip, vqgan-decoder, transformer-2, captioner-7} and upscaler, if it is there; pack.json records each
+Takes runs/emoji/{clip, vqgan-decoder, transformer-2, captioner-8} and upscaler, if it is there; pack.json records each
 stage's plan, its last figures and the seconds it ran, the data's hash, the commit and the machine. `card.py` then
 measures the pack and writes its card.
 """
@@ -30,7 +30,16 @@ from codebrush.training.stages import MODEL_FOLDER, read_plan
 
 RUNS = (
     *("clip", "vqgan", "vqgan-decoder", "transformer", "transformer-2"),
-    *("captioner", "captioner-2", "captioner-3", "captioner-4", "captioner-5", "captioner-6", "captioner-7"),
+    *(
+        "captioner",
+        "captioner-2",
+        "captioner-3",
+        "captioner-4",
+        "captioner-5",
+        "captioner-6",
+        "captioner-7",
+        "captioner-8",
+    ),
 )
 LICENCE = "weights Apache-2.0; trained on Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT)"
 TEMPERATURE = 2.04  # `codebrush evaluate` fits it on the val split
@@ -56,7 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     clip = options.runs / "clip" / MODEL_FOLDER
-    captioner = options.runs / "captioner-7" / MODEL_FOLDER
+    captioner = options.runs / "captioner-8" / MODEL_FOLDER
     upscaler = options.runs / "upscaler" / MODEL_FOLDER
     runs = (*RUNS, "upscaler") if upscaler.is_dir() else RUNS
     pack = write_pack(

@@ -15,14 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ask_scenes import open_reader
 
-from codebrush.models.captioner import Captioner
 from codebrush.pack import open_pack
-from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.captioned import load_captioned
 from codebrush.training.captioner import Asker, CaptionerRecipe
 from codebrush.training.recipes import read_recipe
-from codebrush.understanding.captioning import Reader
 
 RECIPE = Path(__file__).parent / "captioner-7.yaml"
 
@@ -38,12 +36,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=150)
     options = parser.parse_args()
     pack = open_pack(options.pack)
-    captioner, words = (
-        (pack.captioner, pack.words)
-        if options.captioner is None
-        else (Captioner.from_pretrained(options.captioner), Tokenizer.from_pretrained(options.captioner))
-    )
-    reader = Reader(pack.clip, pack.tokenizer, captioner, words)
+    reader = open_reader(pack, options.captioner)
     asked_of = read_recipe(RECIPE, str(options.data), "captioner")
     recipe = asked_of.plan.recipe
     assert isinstance(recipe, CaptionerRecipe)

@@ -22,7 +22,7 @@ from codebrush.data.questions import KINDS, Question, scene_questions
 from codebrush.data.shapes import scene
 from codebrush.data.varied_scenes import PALETTE, varied_scene
 from codebrush.models.captioner import Captioner
-from codebrush.pack import open_pack
+from codebrush.pack import Pack, open_pack
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.understanding.captioning import Answer, Reader
 
@@ -49,6 +49,14 @@ def varied_scenes(count: int, size: int) -> Asked:
     return found
 
 
+def open_reader(pack: Pack, captioner: Path | None) -> Reader:
+    """The pack's CLIP with its own captioner, or with that in the folder of a run's model."""
+    if captioner is None:
+        return Reader(pack.clip, pack.tokenizer, pack.captioner, pack.words)
+    model, words = Captioner.from_pretrained(captioner), Tokenizer.from_pretrained(captioner)
+    return Reader(pack.clip, pack.tokenizer, model, words)
+
+
 @torch.no_grad()
 def answers(reader: Reader, asked: Asked) -> list[tuple[Question, Answer]]:
     """Every question with its answer, of whatever confidence."""
@@ -69,12 +77,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     options = parser.parse_args()
     pack = open_pack(options.pack)
-    captioner, words = (
-        (pack.captioner, pack.words)
-        if options.captioner is None
-        else (Captioner.from_pretrained(options.captioner), Tokenizer.from_pretrained(options.captioner))
-    )
-    reader = Reader(pack.clip, pack.tokenizer, captioner, words)
+    reader = open_reader(pack, options.captioner)
     found = {
         "fixed palette": answers(reader, fixed_scenes(options.scenes, options.size)),
         "any palette": answers(reader, varied_scenes(options.scenes, options.size)),

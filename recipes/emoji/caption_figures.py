@@ -12,14 +12,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+from ask_scenes import open_reader
 
 from codebrush.data.captions import open_source
 from codebrush.data.images import stack
 from codebrush.evaluation.captions import cider
-from codebrush.models.captioner import Captioner
 from codebrush.pack import open_pack
-from codebrush.text.tokenizer import Tokenizer
-from codebrush.understanding.captioning import Caption, Reader
+from codebrush.understanding.captioning import Caption
 
 BATCH = 32
 WAYS = {"greedy": ("greedy", 1), "beam": ("beam", 1), "beam of 5, best": ("beam", 5), "5 drawn, best": ("sample", 5)}
@@ -35,12 +34,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     options = parser.parse_args()
     pack = open_pack(options.pack)
-    captioner, words = (
-        (pack.captioner, pack.words)
-        if options.captioner is None
-        else (Captioner.from_pretrained(options.captioner), Tokenizer.from_pretrained(options.captioner))
-    )
-    reader = Reader(pack.clip, pack.tokenizer, captioner, words)
+    reader = open_reader(pack, options.captioner)
     source = open_source(options.data, split=options.split, where=["skin_tone is null"], captions=["{label}"])
     rows = [source.row(number) for number in range(len(source))][: options.limit]
     references = [[row["label"], f"{row['label']}, {row['style']} style"] for row in rows]

@@ -118,10 +118,9 @@ def _kinds(
     if wanted is not None:
         # On some backgrounds few colours can be seen: then two things are of one.
         colours, shapes = ([words[n] for n in _different(len(words), count, rng)] for words in (visible, SHAPES))
-        alike = 0.5 if wanted == "shape" else 0.4
-    if alike < 0.45:
+    if wanted == "colour" or (wanted is None and alike < 0.45):
         colours = colours[:1] * count
-    if alike < 0.3 or 0.45 < alike < 0.6:
+    if wanted == "shape" or (wanted is None and (alike < 0.3 or 0.45 < alike < 0.6)):
         shapes = shapes[:1] * count
     shades = {name: _visible_shade(name, ground, rng) for name in dict.fromkeys(colours)}
     own = rng.random() < 0.4  # objects of one name differ in shade

@@ -33,8 +33,7 @@ def patch_sights(objects: Sequence[SceneObject], size: int, side: int) -> np.nda
         left, top, right, bottom = (value * side / size for value in each.box)
         rows, columns = (slice(_first(low), _first(high)) for low, high in ((top, bottom), (left, right)))
         sights[rows, columns, :2] = kind
-        column, row = (min(side - 1, int(value * side / size)) for value in centre(each))
-        sights[row, column] = (*kind, 1)
+        sights[divmod(_middle(each, size, side), side)] = (*kind, 1)
     return sights.reshape(side * side, len(PARTS))
 
 
@@ -45,8 +44,13 @@ def named_cells(text: str, objects: Sequence[SceneObject], size: int, side: int)
         colour, shape = name.groups()
         fitting = [each for each in objects if each.shape == shape and colour in (None, each.colour)]
         if len(fitting) == 1:
-            column, row = (min(side - 1, int(value * side / size)) for value in centre(fitting[0]))
-            yield name.end(), row * side + column
+            yield name.end(), _middle(fitting[0], size, side)
+
+
+def _middle(each: SceneObject, size: int, side: int) -> int:
+    """The cell of a `side` x `side` grid that an object's middle lies in, row * side + column."""
+    column, row = (min(side - 1, int(value * side / size)) for value in centre(each))
+    return row * side + column
 
 
 def _first(edge: float) -> int:

@@ -10,10 +10,9 @@ import typer
 
 from codebrush.cli.flags import given_flags, refuse
 from codebrush.cli.output import check_folder, free_run_name, print_json, print_pictures, progress_bar, slug
+from codebrush.cli.sampling_flags import FLAGS, with_sampling_flags
 from codebrush.errors import UsageError
 
-SAMPLING = "Sampling"
-SAMPLING_NAMES = ("cfg", "temperature", "top_k", "top_p", "min_p", "rerank")
 HOLES = ("mask", "box", "extend")
 PULL = 20.0  # of guidance towards the picture it starts from, at no strength
 
@@ -25,43 +24,29 @@ class Method(StrEnum):
     GUIDE = "guide"
 
 
-def _sampling(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=SAMPLING)
-
-
 ImageArgument = Annotated[Path, typer.Argument(help="The picture.")]
 PackOption = Annotated[str, typer.Option(help="Built-in name, folder or hub id of the models.")]
 CountOption = Annotated[int, typer.Option("--n", "-n", help="How many pictures to keep.")]
 SeedOption = Annotated[int, typer.Option(help="Another seed, other pictures.")]
-CfgOption = Annotated[float | None, _sampling("Strength of guidance; 1 is none.  [pack's own]")]
-TemperatureOption = Annotated[float | None, _sampling("0 is the likeliest code.  [pack's own]")]
-TopKOption = Annotated[int | None, _sampling("Draw among so many codes; 0 is all.  [pack's own]")]
-TopPOption = Annotated[float | None, _sampling("Draw among this much of the mass.  [pack's own]")]
-MinPOption = Annotated[float | None, _sampling("Least share of the likeliest.  [pack's own]")]
-RerankOption = Annotated[int | None, _sampling("Candidates to draw and score.  [4 times n]")]
 OutOption = Annotated[Path, typer.Option(help="Folder for the pictures.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
+@with_sampling_flags(before="out")
 def vary(
     context: typer.Context,
     image: ImageArgument,
     pack: PackOption = "emoji",
     n: CountOption = 4,
     seed: SeedOption = 0,
-    cfg: CfgOption = None,
-    temperature: TemperatureOption = None,
-    top_k: TopKOption = None,
-    top_p: TopPOption = None,
-    min_p: MinPOption = None,
-    rerank: RerankOption = None,
     out: OutOption = Path("outputs"),
     json_output: JsonOption = False,
 ) -> None:
     """Draw pictures that CLIP finds like this one."""
-    _run(context, f"{image.stem}_varied", lambda brush, options: brush.vary(image, **options))
+    _run(context, f"{image.stem}_varied_seed{seed}", lambda brush, options: brush.vary(image, **options))
 
 
+@with_sampling_flags(before="out")
 def translate(
     context: typer.Context,
     image: ImageArgument,
@@ -69,19 +54,14 @@ def translate(
     pack: PackOption = "emoji",
     n: CountOption = 1,
     seed: SeedOption = 0,
-    cfg: CfgOption = None,
-    temperature: TemperatureOption = None,
-    top_k: TopKOption = None,
-    top_p: TopPOption = None,
-    min_p: MinPOption = None,
-    rerank: RerankOption = None,
     out: OutOption = Path("outputs"),
     json_output: JsonOption = False,
 ) -> None:
     """Draw what a picture shows in another style."""
-    _run(context, f"{image.stem}_{slug(to)}", lambda brush, options: brush.translate(image, to, **options))
+    _run(context, f"{image.stem}_{slug(to)}_seed{seed}", lambda brush, options: brush.translate(image, to, **options))
 
 
+@with_sampling_flags(before="out")
 def edit(
     context: typer.Context,
     image: ImageArgument,
@@ -94,12 +74,6 @@ def edit(
     pack: PackOption = "emoji",
     n: CountOption = 1,
     seed: SeedOption = 0,
-    cfg: CfgOption = None,
-    temperature: TemperatureOption = None,
-    top_k: TopKOption = None,
-    top_p: TopPOption = None,
-    min_p: MinPOption = None,
-    rerank: RerankOption = None,
     out: OutOption = Path("outputs"),
     json_output: JsonOption = False,
 ) -> None:
@@ -108,14 +82,14 @@ def edit(
     What is not painted keeps its pixels, but for a narrow border that blends.
     """
     if method is Method.GUIDE:
-        refuse(given_flags(context), (*HOLES, *SAMPLING_NAMES), "is for codes that are drawn: leave out --method guide")
+        refuse(given_flags(context), (*HOLES, *FLAGS), "is for codes that are drawn: leave out --method guide")
         return _guided(context, image, prompt, 0.6 if strength is None else strength)
     hole = {"mask": mask, "box": _read_box(box), "extend": _read_extend(extend)}
 
     def draw(brush: Any, options: dict[str, Any]) -> list[Any]:
         return brush.edit(image, prompt, strength=strength, **hole, **options)
 
-    return _run(context, f"{image.stem}_{slug(prompt or 'filled')}", draw)
+    return _run(context, f"{image.stem}_{slug(prompt or 'filled')}_seed{seed}", draw)
 
 
 class Through(StrEnum):
@@ -187,7 +161,9 @@ def _read_extend(text: str | None) -> dict[str, int] | None:
         raise UsageError(f"--extend is {text}: give pixels by side, like left=64 or top=20,right=20") from None
 
 
-def _run(context: typer.Context, name: str, draw: Callable[[Any, dict[str, Any]], list[Any]]) -> None:
+def _run(
+    context: typer.Context, name: str, draw: Callable[[Any, dict[str, Any]], list[Any]], label: str = "drawing"
+) -> None:
     """Draw with the flags of `context`, save what comes and tell of it."""
     start, given = time.perf_counter(), context.params
     from codebrush.cli.generate import save_run
@@ -195,31 +171,21 @@ def _run(context: typer.Context, name: str, draw: Callable[[Any, dict[str, Any]]
 
     brush, out = Codebrush.from_pretrained(given["pack"]), given["out"]
     check_folder(out)
-    options = {key: given[key] for key in ("n", "seed", *SAMPLING_NAMES)}
-    with progress_bar("drawing") as progress:
+    options = {key: given[key] for key in ("n", "seed", *FLAGS)}
+    with progress_bar(label) as progress:
         results = draw(brush, {**options, "progress": progress})
-    report = save_run(results, out, free_run_name(out, f"{name}_seed{given['seed']}"))
-    _tell(report, start, given["json_output"])
+    report = save_run(results, out, free_run_name(out, name))
+    report["seconds"] = round(time.perf_counter() - start, 3)
+    print_json(report) if given["json_output"] else print_pictures(report)
 
 
 def _guided(context: typer.Context, image: Path, prompt: str, strength: float) -> None:
     """CLIP leads the picture's own latent to the prompt, held back the more the lower the strength."""
-    start, given = time.perf_counter(), context.params
     if not 0 < strength <= 1:
         raise UsageError(f"strength must be above 0 and up to 1, not {strength:g}")
-    from codebrush.cli.generate import save_run
-    from codebrush.pipeline import Codebrush
+    start = {"init": str(image), "init_weight": PULL * (1 - strength)}
 
-    brush, out = Codebrush.from_pretrained(given["pack"]), given["out"]
-    check_folder(out)
-    options = {"init": str(image), "init_weight": PULL * (1 - strength), "n": given["n"], "seed": given["seed"]}
-    with progress_bar("guiding") as progress:
-        results = brush.generate(prompt, method="guide", progress=progress, **options)
-    _tell(
-        save_run(results, out, free_run_name(out, f"{image.stem}_{slug(prompt)}_guided")), start, given["json_output"]
-    )
+    def draw(brush: Any, options: dict[str, Any]) -> list[Any]:
+        return brush.generate(prompt, method="guide", **start, **options)
 
-
-def _tell(report: dict[str, Any], start: float, json_output: bool) -> None:
-    report["seconds"] = round(time.perf_counter() - start, 3)
-    print_json(report) if json_output else print_pictures(report)
+    _run(context, f"{image.stem}_{slug(prompt)}_guided", draw, "guiding")

@@ -22,6 +22,7 @@ from codebrush.cli.output import (
     progress_bar,
     slug,
 )
+from codebrush.cli.sampling_flags import FLAGS, with_sampling_flags
 from codebrush.errors import CodebrushError, UsageError
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ if TYPE_CHECKING:
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 OUTPUTS = Path("outputs")
 DEFAULT_PACK = "emoji"
-SAMPLING, RETRIEVAL, GUIDANCE = "Sampling", "Retrieval", "Guidance"  # topics of the help
-SAMPLING_NAMES = ("cfg", "temperature", "top_k", "top_p", "min_p", "rerank")
+RETRIEVAL, GUIDANCE = "Retrieval", "Guidance"  # topics of the help
 RETRIEVAL_NAMES = ("prior", "neighbours", "bank")
 VIDEO_NAMES = ("fps", "between")
 WITH_GUIDANCE = NAMES | {"preset", "video", *VIDEO_NAMES}  # flags that mean nothing where codes are sampled
@@ -69,10 +69,6 @@ class Stopped(CodebrushError):
     exit_status = 130
 
 
-def _sampling(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=SAMPLING)
-
-
 def _retrieval(text: str, **settings: Any) -> Any:
     return typer.Option(help=text, rich_help_panel=RETRIEVAL, **settings)
 
@@ -82,6 +78,7 @@ def _guidance(text: str, **settings: Any) -> Any:
 
 
 @with_guide_flags
+@with_sampling_flags(before="prior")
 def generate(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help='What to draw: "a dog", or "a dog:1.2 | blurry:-0.5".')] = None,
@@ -91,12 +88,6 @@ def generate(
     method: Annotated[
         Method, typer.Option(help="Draw codes from the prompt, from a known picture like it, or be guided by CLIP.")
     ] = Method.SAMPLE,
-    cfg: Annotated[float | None, _sampling("Strength of guidance; 1 is none.  [pack's own]")] = None,
-    temperature: Annotated[float | None, _sampling("0 is the likeliest code.  [pack's own]")] = None,
-    top_k: Annotated[int | None, _sampling("Draw among so many codes; 0 is all.  [pack's own]")] = None,
-    top_p: Annotated[float | None, _sampling("Draw among this much of the mass.  [pack's own]")] = None,
-    min_p: Annotated[float | None, _sampling("Least share of the likeliest.  [pack's own]")] = None,
-    rerank: Annotated[int | None, _sampling("Candidates to draw and score.  [4 times n]")] = None,
     prior: Annotated[Prior | None, _retrieval("Where an embedding to draw from comes from.  [retrieval]")] = None,
     neighbours: Annotated[int | None, _retrieval("How many known pictures are blended.  [4]")] = None,
     bank: Annotated[Path | None, _retrieval("A database of codebrush index.  [the pack's own bank]")] = None,
@@ -118,7 +109,7 @@ def generate(
     """
     start = time.perf_counter()
     _check_flags(context)
-    sampling = {name: context.params[name] for name in SAMPLING_NAMES if context.params[name] is not None}
+    sampling = {name: context.params[name] for name in FLAGS if context.params[name] is not None}
     if resume is None and method is not Method.GUIDE:
         options = {"n": 4 if n is None else n, "seed": seed, "size": guidance.get("size"), **sampling}
         options["upscale"] = int(upscale or 1)

@@ -21,7 +21,7 @@ from codebrush.data.images import decode_image, stack, to_pil
 from codebrush.data.preprocess import pixels_for
 from codebrush.errors import ImageError, PromptError, UsageError
 from codebrush.generation.decoding import Progress
-from codebrush.generation.editing import EDITS, Edit, edited
+from codebrush.generation.editing import EDITS, STRENGTH, Edit, edited
 from codebrush.generation.guide_options import guide_options
 from codebrush.generation.guided_run import GuidedRun, read_run
 from codebrush.generation.guided_task import Models, Request, check_files, with_files
@@ -200,7 +200,9 @@ class Codebrush:
         Raises PackError where the code transformer fills no holes, UsageError, PromptError and ImageError.
         """
         if mask is None and box is None and not extend:
-            return self._edit(Edit("edit", picture, prompt, 0.6 if strength is None else strength), n, seed, sampling)
+            return self._edit(
+                Edit("edit", picture, prompt, STRENGTH if strength is None else strength), n, seed, sampling
+            )
         if strength is not None:
             raise UsageError("strength is for a picture that is redrawn whole: what a mask leaves open is all drawn")
         return self._edit(Edit("inpaint", picture, prompt, mask=mask, box=box, extend=extend or {}), n, seed, sampling)

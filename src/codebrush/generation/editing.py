@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from codebrush.data.images import decode_image
-from codebrush.data.preprocess import pixels_for
 from codebrush.errors import ImageError, PackError, UsageError
 from codebrush.generation.canvas import (
     Canvas,
@@ -32,6 +31,7 @@ from codebrush.generation.streams import stream
 from codebrush.models.code_transformer import Condition
 
 EDITS = ("vary", "edit", "inpaint", "translate")
+STRENGTH = 0.6  # of an edit where nothing is said of it
 KEPT = 2  # the key of the stream that chooses which codes are kept
 LIKENESS = 1.0  # how much a translation's likeness to its source counts beside its style, when the best are chosen
 
@@ -47,7 +47,7 @@ class Edit:
     kind: str
     picture: Picture
     prompt: str = ""
-    strength: float = 0.6
+    strength: float = STRENGTH
     mask: Picture | None = None
     box: tuple[int, int, int, int] | None = None
     extend: Mapping[str, int] = field(default_factory=dict)
@@ -94,7 +94,7 @@ def _varied(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
     """Drawn from nothing but the picture's embedding, and judged by it."""
     if not sampler.transformer.config.image_embedding:
         raise PackError("this pack's code transformer reads no picture's embedding: train one with image_share")
-    embedding = sampler.clip.encode_image(pixels_for(sampler.clip, [edit.picture]).to(sampler.device))  # (1, E)
+    embedding = sampler.embed([edit.picture])  # (1, E)
     return Drawing("", options, [(Condition(image_embedding=embedding), 1.0)], embedding, [1.0])
 
 
@@ -107,7 +107,7 @@ def _inpainted(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
     else:
         canvas = extended_canvas(edit.picture, edit.extend, least)
     pixels, share = canvas.view(sampler.pack.image_size)
-    codes = _codes(sampler, pixels)
+    _, codes = sampler.encode(pixels)
     rows, columns = codes.shape[1:]
     hole = torch.nn.functional.adaptive_max_pool2d(share[None], (rows, columns)) > 0  # (1, h, w): touched at all
     return _around(sampler, edit, options, codes, ~hole.to(codes.device), canvas)
@@ -116,7 +116,7 @@ def _inpainted(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
 def _redrawn(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
     """Of the square in the middle, a share of the codes is kept, chosen by the seed, and the rest drawn anew."""
     canvas = whole_canvas(edit.picture)
-    codes = _codes(sampler, canvas.view(sampler.pack.image_size)[0])
+    _, codes = sampler.encode(canvas.view(sampler.pack.image_size)[0])
     order = torch.from_numpy(stream(options.seed, KEPT).permutation(codes[0].numel()))
     kept = torch.ones(codes[0].numel(), dtype=torch.bool)
     kept[order[: max(1, round(edit.strength * len(order)))]] = False
@@ -132,12 +132,12 @@ def _translated(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
     if edit.style not in styles:
         raise UsageError(f"the pack has no style '{edit.style}': it has {', '.join(styles)}")
     canvas = whole_canvas(edit.picture)
-    codes = _codes(sampler, canvas.view(sampler.pack.image_size)[0])
+    _, codes = sampler.encode(canvas.view(sampler.pack.image_size)[0])
     literal = words.replace("{style}", edit.style)
     drawing = sampler.prepare(literal, options)
     source = Condition(source_codes=codes)
     conditions = [(replace(condition, source_codes=codes), weight) for condition, weight in drawing.conditions]
-    seen = sampler.clip.encode_image(pixels_for(sampler.clip, [canvas.image]).to(sampler.device))
+    seen = sampler.embed([canvas.image])
     texts, weights = torch.cat([drawing.texts, seen]), [*drawing.weights, LIKENESS]
     return replace(drawing, conditions=conditions, without=source, texts=texts, weights=weights)
 
@@ -157,16 +157,10 @@ def _around(
         ]
         drawing = replace(drawing, conditions=conditions)
     else:  # to complete a picture; what fits best is what is most like it
-        seen = sampler.clip.encode_image(pixels_for(sampler.clip, [edit.picture]).to(sampler.device))
+        seen = sampler.embed([edit.picture])
         drawing = Drawing("", options, [(source, 1.0)], seen, [1.0])
     finish = canvas.finish if canvas is not None else drawing.finish
     return replace(drawing, known=Known(codes, kept), without=source, finish=finish)
-
-
-def _codes(sampler: Sampler, pixels: Tensor) -> Tensor:
-    """Pixels (3, S, S) -> their codes (1, h, w)."""
-    _, codes = sampler.vqgan.quantize(sampler.vqgan.encode(pixels[None].to(sampler.device)))
-    return codes
 
 
 def _named(picture: Picture) -> dict[str, str]:

@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from codebrush.data.images import to_pil
-from codebrush.data.preprocess import pixels_for
 from codebrush.errors import PackError, UsageError
 from codebrush.generation.canvas import Picture, whole_canvas
 from codebrush.generation.options import DrawOptions
@@ -74,7 +73,7 @@ def _through_embeddings(
     if not sampler.transformer.config.image_embedding:
         raise PackError("this pack's code transformer reads no picture's embedding: go through latents")
     pictures = [_picture(sampler, key, options) for key in keys]
-    embeddings = sampler.clip.encode_image(pixels_for(sampler.clip, pictures).to(sampler.device))  # (F, E)
+    embeddings = sampler.embed(pictures)  # (F, E)
     path = spread(embeddings[:, :, None, None], frames)[:, :, 0, 0]
     one = replace(options, n=1, rerank=1)
     for number, embedding in enumerate(path):
@@ -96,8 +95,7 @@ def _latent(sampler: Sampler, key: Key, options: DrawOptions) -> Tensor:
     size = sampler.pack.image_size
     if not isinstance(key, Image.Image) and Path(key).suffix.lower() == ".safetensors":
         return file_latents(str(key), sampler.vqgan, (size, size))[0]
-    pixels = whole_canvas(key).view(size)[0]
-    return sampler.vqgan.quantize(sampler.vqgan.encode(pixels[None].to(sampler.device)))[0][0]
+    return sampler.encode(whole_canvas(key).view(size)[0])[0][0]
 
 
 def _picture(sampler: Sampler, key: Key, options: DrawOptions) -> Image.Image:

@@ -4,7 +4,7 @@ The way of a prompt: text tokens -> CLIP's text features -> the code transformer
 -> CLIP's score, by which the best are kept. Edits come the same way, with other conditions.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from codebrush.data.images import MAX_PIXELS, stack, to_pil
+from codebrush.data.preprocess import pixels_for
 from codebrush.errors import PackError, UsageError
+from codebrush.generation.canvas import Picture
 from codebrush.generation.decoding import Known, Progress, draw_codes, draw_large, picture_uniforms
 from codebrush.generation.guide_options import parse_size
 from codebrush.generation.options import DrawOptions, checked_option
@@ -103,6 +105,14 @@ class Sampler:
         if width * height > MAX_PIXELS:
             raise UsageError(f"a picture of {options.size} pixels is too large: ask for less")
         return self.vqgan.code_grid((height, width))
+
+    def embed(self, pictures: Sequence[Picture]) -> Tensor:
+        """Pictures or their files -> unit vectors (B, E)."""
+        return self.clip.encode_image(pixels_for(self.clip, pictures).to(self.device))
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (3, S, S) in [0, 1] -> their quantised latent (1, d, h, w) and codes (1, h, w)."""
+        return self.vqgan.quantize(self.vqgan.encode(pixels[None].to(self.device)))
 
     def sample(self, prompt: str, options: DrawOptions, progress: Progress | None = None) -> list[Result]:
         """The best `options.n` of `options.rerank` pictures."""

@@ -1,6 +1,7 @@
 """The cached, batched drawing of codes against a naive loop that recomputes everything for one picture."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -188,6 +189,18 @@ def test_what_is_always_given_is_no_guidance(transformer: CodeTransformer) -> No
     plain = draw_codes(transformer, condition, same, cfg=1.0, **FILTERS)
     assert torch.equal(draw_codes(transformer, condition, same, cfg=4.0, without=condition, **FILTERS), plain)
     assert not torch.equal(draw_codes(transformer, condition, same, cfg=4.0, **FILTERS), plain)
+
+
+def test_terms_with_a_source_and_without_stand_in_one_batch(transformer: CodeTransformer) -> None:
+    torch.manual_seed(5)
+    model = CodeTransformer(replace(transformer.config, source_codes=True)).eval()
+    source = torch.randint(0, transformer.config.codebook_size, (1, *GRID))
+    hidden = replace(make_condition(2), source_codes=source, source_mask=torch.zeros_like(source).bool())
+    terms = [(replace(make_condition(1), source_codes=source), 1.0), (make_condition(2), 0.5)]
+    uniforms = picture_uniforms(0, range(2), COUNT)
+    null = Condition(source_codes=source, source_mask=torch.zeros_like(source).bool())
+    expected = draw_codes(model, [terms[0], (hidden, 0.5)], uniforms, cfg=2.0, without=null, **FILTERS)
+    assert torch.equal(draw_codes(model, terms, uniforms, cfg=2.0, **FILTERS), expected)
 
 
 def test_one_window_is_the_plain_way(transformer: CodeTransformer) -> None:

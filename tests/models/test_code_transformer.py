@@ -58,6 +58,13 @@ def only(condition: Condition, *names: str) -> Condition:
     return Condition(**{name: getattr(condition, name) for name in kept})
 
 
+def hiding(condition: Condition, *names: str) -> Condition:
+    """Without `names`; a source that is left out still takes its room, and shows nothing."""
+    left = only(condition, *(set(NAMES) - {*names}))
+    hidden = torch.zeros(len(condition.labels), *GRID, dtype=torch.bool)
+    return replace(left, source_codes=condition.source_codes, source_mask=hidden if "source_codes" in names else None)
+
+
 def some_codes(batch: int, count: int = N) -> Tensor:
     return torch.randint(0, K, (batch, count), generator=torch.Generator().manual_seed(2))
 
@@ -80,7 +87,8 @@ def test_prefix_and_logits_for_every_combination_of_conditions(present: tuple[bo
     assert sorted(model.nulls) == sorted(set(NAMES) - set(absent))
     for given_now in ({*NAMES}, set(), set(NAMES[:2])):
         prefix = model.prefix(only(condition, *given_now), 2)
-        assert prefix.shape == (2, expected, 16)
+        missing = N if model.config.source_codes and "source_codes" not in given_now else 0
+        assert prefix.shape == (2, expected - missing, 16)
     for count in (0, 1, N):
         assert model(some_codes(2, count), condition).shape == (2, count + 1, K)
     assert model(some_codes(2)).shape == (2, N + 1, K)
@@ -97,7 +105,7 @@ def test_an_absent_condition_is_its_null_and_a_present_one_is_not() -> None:
     whole = model.prefix(condition, 2)
     close(whole[:, -1], (model.start + model.prefix_positions[-1:]).expand(2, -1))
     for missing in NAMES:
-        prefix = model.prefix(only(condition, *(set(NAMES) - {missing})), 2)
+        prefix = model.prefix(hiding(condition, missing), 2)
         for name, slot in slots.items():
             expected = nulls[slot].expand(2, -1, -1) if name == missing else whole[:, slot]
             assert torch.equal(prefix[:, slot], expected)
@@ -109,8 +117,20 @@ def test_each_row_has_its_own_conditions() -> None:
     has = torch.tensor([[True, False, True, False, True], [False] * 5, [True] * 5])
     found = model.prefix(replace(condition, present=has), 3)
     for row in range(3):
-        names = [name for name, here in zip(NAMES, has[row].tolist(), strict=True) if here]
-        close(found[row : row + 1], model.prefix(only(condition.rows(slice(row, row + 1)), *names), 1))
+        missing = [name for name, here in zip(NAMES, has[row].tolist(), strict=True) if not here]
+        close(found[row : row + 1], model.prefix(hiding(condition.rows(slice(row, row + 1)), *missing), 1))
+
+
+def test_given_no_source_a_network_is_the_one_without() -> None:
+    model, condition = network(), full_condition(2)
+    plain = CodeTransformer(replace(model.config, source_codes=False)).eval()
+    state, place = model.state_dict(), TEXT + 2
+    positions = state.pop("prefix_positions")
+    del state["nulls.source_codes"]
+    plain.load_state_dict({**state, "prefix_positions": torch.cat([positions[:place], positions[place + N :]])})
+    for given_now in (set(), {*NAMES} - {"source_codes"}):
+        left = only(condition, *given_now)
+        close(model(some_codes(2), left), plain(some_codes(2), left))
 
 
 def test_a_hole_in_the_source_is_its_null() -> None:
@@ -199,7 +219,7 @@ class TestDropout:
     def test_a_rate_of_one_trains_without_any_condition(self) -> None:
         model, codes = network(condition_dropout=1.0), some_codes(3)
         with torch.no_grad():
-            expected = model(codes)
+            expected = model(codes, hiding(full_condition(3), *NAMES))
             assert differs(model(codes, full_condition(3)), expected)
             assert torch.equal(model.train()(codes, full_condition(3)), expected)
 
@@ -216,7 +236,7 @@ class TestDropout:
         model = network(condition_dropout=rate)
         condition = full_condition(1).repeat(batch)
         condition = replace(condition, text_mask=None)
-        none = model.prefix(Condition(), 1)
+        none = model.prefix(hiding(condition.rows(slice(1)), *NAMES), 1)
         with torch.no_grad():
             dropped = (model.train().prefix(condition, batch) == none).all(-1)  # (B, prefix_length)
         slots = [dropped[:, :TEXT], dropped[:, 5:6], dropped[:, 6:7], dropped[:, 7 : 7 + N]]
@@ -237,11 +257,13 @@ class TestCache:
         chunks=st.lists(st.integers(1, 3), max_size=4),
         batch=st.integers(1, 3),
         learned=st.booleans(),
+        sourced=st.booleans(),
     )
     def test_codes_in_chunks_of_any_size_equal_one_pass(
-        self, first: int, chunks: list[int], batch: int, learned: bool
+        self, first: int, chunks: list[int], batch: int, learned: bool, sourced: bool
     ) -> None:
         model, condition = network(learned_positions=learned), full_condition(batch)
+        condition = condition if sourced else only(condition, "text_features", "labels")
         codes = some_codes(batch, min(first + sum(chunks), N))
         with torch.no_grad():
             whole = model(codes, condition)
@@ -263,7 +285,7 @@ class TestCache:
                 model(codes[:, position : position + 1], cache=cache)
         assert [keys.data_ptr() for keys in cache.keys if keys is not None] == places
         assert len(places) == 2
-        assert cache.length == model.config.prefix_length + N
+        assert cache.length == model.config.prefix_length  # the codes took the room of the source that is not there
 
     def test_rows_of_a_batch_do_not_meet(self) -> None:
         model, codes, condition = network(), some_codes(3), full_condition(3)

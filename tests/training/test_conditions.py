@@ -132,6 +132,7 @@ def test_a_network_of_texts_learns_more_and_draws_as_it_did(materials: Materials
             assert torch.equal(grown.state_dict()[name], value)
     text = Condition(text_features=torch.randn(1, 6, 32), text_embedding=torch.randn(1, 24))
     before, after = old.prefix(text, 1), grown.eval().prefix(text, 1)
+    assert after.shape[1] == before.shape[1] + 1  # a source takes no room where there is none
     assert torch.equal(before[:, :7], after[:, :7])
     assert torch.equal(before[:, -1], after[:, -1])
 
@@ -146,6 +147,24 @@ def test_the_loss_is_of_codes_in_the_hole_alone(materials: Materials) -> None:
     nats = -logits.log_softmax(-1).gather(2, batch["codes"][..., None])[..., 0]
     assert objective.loss.item() == pytest.approx(nats[batch["asked"]].mean().item(), rel=1e-5)
     assert 0 < batch["asked"].float().mean() < 1
+
+
+@torch.no_grad()
+def test_rows_with_a_source_and_those_without_are_read_apart_and_count_alike(materials: Materials) -> None:
+    plan = StagePlan("transformer", RECIPE, LOOP)
+    task = make_task(plan, materials, make_network(plan, materials).eval())
+    batch = task.batch(np.arange(12), np.random.default_rng(1))
+    (objective,) = task.objectives(batch, 0)
+    condition, network = task._condition(batch), task.networks["transformer"]  # pyright: ignore
+    nats = []
+    for row in range(12):
+        given = condition.rows(slice(row, row + 1))
+        if not batch["present"][row, 3]:
+            given = replace(given, source_codes=None, source_mask=None)
+        logits = network(batch["codes"][row : row + 1, :-1], given)[0]
+        nats.append(-logits.log_softmax(-1).gather(1, batch["codes"][row][:, None])[batch["asked"][row]])
+    assert batch["present"][:, 3].sum() == 6
+    assert objective.loss.item() == pytest.approx(torch.cat(nats).mean().item(), rel=1e-5)
 
 
 def test_a_stopped_run_ends_with_the_very_weights_of_an_unbroken_one(materials: Materials, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ those above. A grid larger than the network's is drawn through a window that mov
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -102,7 +102,20 @@ def guided_terms(
         # Where padding is hidden from attention, it stays so without the text.
         mask = weighted[0][0].text_mask if transformer.config.hide_padding else None
         terms.append((without or Condition(text_mask=mask), null_share))
-    return terms
+    return _of_one_length(terms)
+
+
+def _of_one_length(terms: list[tuple[Condition, float]]) -> list[tuple[Condition, float]]:
+    """Where one term has a source, those without are given one that shows nothing, as all stand in one batch."""
+    sources = [part.source_codes for part, _ in terms if part.source_codes is not None]
+    if not sources or len(sources) == len(terms):
+        return terms
+    blank = torch.zeros_like(sources[0][:1])
+    nothing = {"source_codes": blank, "source_mask": blank.bool()}
+    return [
+        (part if part.source_codes is not None else replace(part, **nothing).expand(_rows(part)), share)
+        for part, share in terms
+    ]
 
 
 def draw_large(
@@ -213,7 +226,7 @@ def _rows(condition: Condition) -> int:
 def _merge(caches: Sequence[KVCache], pictures: int) -> KVCache:
     """Caches of the same length as the rows of one; a cache of one row serves every picture."""
     merged = KVCache(len(caches[0].keys))
-    merged.length = caches[0].length
+    merged.length, merged.prefix = caches[0].length, caches[0].prefix
     for layer in range(len(merged.keys)):
         for name in ("keys", "values"):
             parts = [getattr(cache, name)[layer] for cache in caches]

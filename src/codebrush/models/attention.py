@@ -43,6 +43,7 @@ class KVCache:
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
         self.length = 0
+        self.prefix = 0  # how many of the tokens stand in front of what is drawn
         self.capacity = 0
         self.mask: Tensor | None = None  # (B, n) bool: which of the first n tokens may be attended to; None: all
 

@@ -2,7 +2,8 @@
 
 A prefix of vectors carries what is asked for: the text's token features, a pooled text or image embedding of
 CLIP, the codes of a source picture. Each may be left out; a learned vector then stands in its place, which is
-also what classifier-free guidance compares with (Ho and Salimans 2022).
+also what classifier-free guidance compares with (Ho and Salimans 2022). A source is as long as the picture itself, so
+where no row has one the prefix is without it.
 """
 
 from collections.abc import Sequence
@@ -63,7 +64,7 @@ class CodeTransformerConfig:
 
     @property
     def prefix_length(self) -> int:
-        """Vectors in front of the codes; the last one is the start token where there is one."""
+        """Vectors in front of the codes, with a source; the last one is the start token where there is one."""
         return sum(length for _, length in self.conditions) + self.start_token
 
     @property
@@ -173,12 +174,23 @@ class CodeTransformer(PretrainedModel):
             vectors = self.projections[name](value).unsqueeze(1)  # (B, 1, D)
         return vectors, torch.ones(batch, vectors.shape[1], dtype=torch.bool, device=value.device)
 
+    def stands(self, condition: Condition) -> Tensor:
+        """Which vectors of the longest prefix there are, (P,) int64: those of a source only where one is given."""
+        config, whole = self.config, torch.arange(self.config.prefix_length, device=self.device)
+        if condition.source_codes is not None or not (config.source_codes and config.start_token):
+            return whole  # without a start token the last vector, whatever it says, predicts the first code
+        names = [name for name, _ in config.conditions]
+        first = sum(length for _, length in config.conditions[: names.index("source_codes")])
+        return torch.cat([whole[:first], whole[first + config.code_count :]])
+
     def prefix(self, condition: Condition, batch: int) -> Tensor:
-        """The condition as vectors (B, prefix_length, D); in training some conditions are dropped at random."""
+        """The condition as vectors (B, P, D); in training some conditions are dropped at random."""
         device, rate = self.device, self.config.condition_dropout if self.training else 0.0
         keep_any = torch.rand(batch, 1, device=device) >= rate
-        parts = []
+        parts, stands = [], self.stands(condition)
         for number, (name, _) in enumerate(self.config.conditions):
+            if name == "source_codes" and len(stands) < self.config.prefix_length:
+                continue
             null = self.nulls[name].expand(batch, -1, -1)  # (B, L, D)
             given = self._given(name, condition, batch)
             keep = keep_any & (torch.rand(batch, 1, device=device) >= rate)
@@ -191,15 +203,15 @@ class CodeTransformer(PretrainedModel):
             parts.append(torch.where((present & keep).unsqueeze(-1), vectors, null.to(vectors.dtype)))
         if self.start is not None:
             parts.append(self.start.expand(batch, 1, -1))
-        return torch.cat(parts, dim=1) + self.prefix_positions
+        return torch.cat(parts, dim=1) + self.prefix_positions[stands]
 
-    def _mask(self, condition: Condition) -> Tensor | None:
-        """Where the prefix may be attended to, (B, prefix_length) bool; None: everywhere."""
+    def _mask(self, condition: Condition, length: int) -> Tensor | None:
+        """Where a prefix of `length` may be attended to, (B, length) bool; None: everywhere."""
         mask, config = condition.text_mask, self.config
         if mask is None or not (config.hide_padding and config.text_features):
             return None
         mask = _fit(mask.bool(), config.text_length, left=True)  # the text stands first
-        return F.pad(mask, (0, config.prefix_length - config.text_length), value=True)
+        return F.pad(mask, (0, length - config.text_length), value=True)
 
     def forward(self, codes: Tensor, condition: Condition | None = None, cache: KVCache | None = None) -> Tensor:
         """Codes (B, n) int64, n from 0 to N -> logits (B, n + 1, K): what each code, and the next, should be.
@@ -210,18 +222,20 @@ class CodeTransformer(PretrainedModel):
         batch, condition = codes.shape[0], condition or Condition()
         x = self.code_embedding(codes)  # (B, n, D)
         seen = cache.length if cache is not None else 0
-        prefix = self.config.prefix_length
+        stands = self.stands(condition)
+        prefix = len(stands) if cache is None or not seen else cache.prefix
+        first = max(seen - prefix, 0)  # the number of the first of these codes
         if self.positions is not None:
-            first = max(seen - prefix, 0)
             x = x + self.positions[first : first + codes.shape[1]]
-        mask = self._mask(condition) if not seen else None if cache is None else cache.mask
+        mask = self._mask(condition, prefix) if not seen else None if cache is None else cache.mask
         if mask is not None:
             mask = F.pad(mask, (0, codes.shape[1]), value=True)
+        turns = None if self.turns is None else self.turns[:, self.config.prefix_length + first :][:, : codes.shape[1]]
         if not seen:
             x = torch.cat([self.prefix(condition, batch).to(x.dtype), x], dim=1)
+            turns = None if turns is None or self.turns is None else torch.cat([self.turns[:, stands], turns], dim=1)
         if cache is not None:
-            cache.mask = mask
-        turns = None if self.turns is None else self.turns[:, seen : seen + x.shape[1]]
+            cache.mask, cache.prefix = mask, prefix
         x = self.transformer(x, causal=True, mask=mask, turns=turns, cache=cache)
         if not seen:
             x = x[:, prefix - 1 :]  # the last vector in front of the codes predicts the first

@@ -14,7 +14,7 @@ from codebrush.models.code_transformer import CodeTransformer, CodeTransformerCo
 from codebrush.pack import text_condition
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.captioned import Captioned, CaptionTokens
-from codebrush.training.conditions import GIVEN, Drawer, Retold
+from codebrush.training.conditions import GIVEN, SOURCE, Drawer, Retold
 from codebrush.training.loop import Objective
 from codebrush.training.losses import code_loss
 from codebrush.training.optimizer import make_adamw
@@ -149,11 +149,23 @@ class CodeTransformerTask:
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
         """Cross-entropy of every code given those before it; around a hole, of those in it."""
         read = spoil(batch["codes"][:, :-1], self.recipe.code_noise, self.config.codebook_size)
-        logits = self.networks["transformer"](read, self._condition(batch))  # (B, N, K)
-        asked = batch["asked"]
-        loss = code_loss(logits[asked], batch["codes"][asked], self.recipe.label_smoothing)
-        right = logits.detach()[asked].argmax(-1) == batch["codes"][asked]
-        yield Objective("transformer", loss, {"accuracy": right.float().mean()})
+        condition, said, right = self._condition(batch), [], []
+        for rows in self._rows_of_one_length(batch):
+            given = condition.rows(rows)
+            if not bool(batch["present"][rows, SOURCE].any()) and len(rows) < len(read):
+                given = replace(given, source_codes=None, source_mask=None)
+            asked = batch["asked"][rows]
+            said.append(self.networks["transformer"](read[rows], given)[asked])  # (A, K)
+            right.append(batch["codes"][rows][asked])
+        logits, codes = torch.cat(said), torch.cat(right)
+        accuracy = (logits.detach().argmax(-1) == codes).float().mean()
+        yield Objective("transformer", code_loss(logits, codes, self.recipe.label_smoothing), {"accuracy": accuracy})
+
+    def _rows_of_one_length(self, batch: dict[str, Tensor]) -> list[Tensor]:
+        """The rows with a source and those without, whose prefixes are shorter; all, where only one kind is there."""
+        sourced = batch["present"][:, SOURCE] & self.config.source_codes
+        parts = [part.nonzero().flatten() for part in (sourced, ~sourced)]
+        return parts if all(len(part) for part in parts) else [torch.cat(parts)]
 
     def _condition(self, batch: dict[str, Tensor]) -> Condition:
         condition = text_condition(self.clip, batch["tokens"], self.config)

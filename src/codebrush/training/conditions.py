@@ -15,6 +15,7 @@ from codebrush.data.captions import Template
 from codebrush.training.captioned import Captioned, CaptionTokens
 
 GIVEN = ("text_features", "text_embedding", "image_embedding", "source_codes")
+SOURCE = GIVEN.index("source_codes")
 LEAST_HOLE, MOST_HOLE = 0.05, 0.9  # of a picture's codes
 WHOLE_TEXT = 0.5  # of the rows with an embedding that have a text as well
 

@@ -20,11 +20,12 @@ from codebrush.errors import TrainingError, UsageError
 from codebrush.pack import open_pack
 from codebrush.pipeline import Codebrush
 from codebrush.previews import draw_preview
-from codebrush.training.captioned import SourceConfig
+from codebrush.training.captioned import SourceConfig, load_captioned
 from codebrush.training.clip import CLIPRecipe
 from codebrush.training.code_transformer import TransformerRecipe
 from codebrush.training.loop import Loop, LoopConfig
 from codebrush.training.pack_training import Clock, train_pack
+from codebrush.training.prior import PriorRecipe
 from codebrush.training.recipes import read_recipes
 from codebrush.training.request import PackRequest
 from codebrush.training.stages import StagePlan, has_begun
@@ -194,7 +195,11 @@ def test_within_a_budget_a_pack_given_to_start_from_decides_the_sizes(pack, shap
     assert (second.image_size, second.tokenizer.vocab_size) == (16, first.tokenizer.vocab_size)
     for member in ("clip", "vqgan", "transformer"):
         assert report["stages"][member]["steps"] >= 1
-        assert getattr(second, member).config == getattr(first, member).config
+        made, began = getattr(second, member).config, getattr(first, member).config
+        if member == "transformer":  # which also learns to edit
+            assert (made.image_embedding, made.source_codes) == (8, True)
+            made = replace(made, image_embedding=0, source_codes=False)
+        assert made == began
 
 
 def test_pictures_that_cannot_be_read_are_named_and_counted(tmp_path: Path):
@@ -222,8 +227,30 @@ def test_recipes_may_end_with_an_upscaler(shapes: Path, tmp_path: Path):
     assert (pack.image_size, pack.upscaler.config.width) == (16, 8)
     assert pack.info["provenance"]["plans"]["upscaler"]["recipe"]["target_size"] == 32
     second = train_pack(request(shapes, tmp_path / "second", plans={}, budget=1.0, start=tmp_path / "micro"), print)
-    assert list(second["stages"]) == ["clip", "vqgan", "transformer", "captioner", "upscaler"]
+    assert list(second["stages"]) == ["clip", "vqgan", "transformer", "prior", "captioner", "upscaler"]
     assert open_pack(tmp_path / "second").upscaler.config == pack.upscaler.config
+    assert not pack.has("bank")
+    drawn = Codebrush.from_pretrained(tmp_path / "second").generate("a red circle", 1, method="retrieve", rerank=1)
+    assert drawn[0].manifest["retrieval"]["found"]  # what was taught to read pictures has a bank of them
+
+
+def test_a_transformer_that_reads_pictures_comes_with_a_bank_and_a_prior(shapes: Path, tmp_path: Path):
+    reads = replace(PLANS["transformer"].recipe, image_share=0.25, hole_share=0.25)
+    plans = {**PLANS, "transformer": replace(PLANS["transformer"], recipe=reads)}
+    plans["prior"] = StagePlan("prior", PriorRecipe(width=16, layers=1), LOOP)
+    report = train_pack(request(shapes, tmp_path / "micro", plans=plans), print)
+    assert list(report["stages"]) == ["clip", "vqgan", "transformer", "prior"]
+    brush, pack = Codebrush.from_pretrained(tmp_path / "micro"), open_pack(tmp_path / "micro")
+    known = load_captioned(SourceConfig(str(shapes)).open(), 16, tmp_path / "cache")
+    assert pack.bank.config.names == tuple(known.captions(row)[0] for row in range(len(known)))
+    for row in range(len(known)):
+        seen = brush.clip.encode_image(known.images([row]).float() / 255)[0]
+        found = pack.bank.nearest(seen, 1)
+        assert float(found.cosines[0]) > 0.999
+    by_prior = brush.generate("a red circle", 1, method="retrieve", prior="mlp", rerank=1)
+    assert by_prior[0].image.size == (16, 16)
+    assert brush.vary(known.source.image(0), n=1, rerank=1)[0].image.size == (16, 16)
+    assert brush.edit(known.source.image(0), "a red circle", n=1, rerank=1, box=(2, 2, 6, 6))[0].image.size == (32, 32)
 
 
 def test_recipes_of_a_folder_become_plans(tmp_path: Path):

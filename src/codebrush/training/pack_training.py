@@ -18,15 +18,13 @@ from codebrush.conversion.load import load_clip
 from codebrush.conversion.words import tokenizer_of
 from codebrush.data.codes import encode_once
 from codebrush.errors import TrainingError, UsageError
-from codebrush.models.captioner import Captioner
-from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.upscaler import Upscaler
-from codebrush.models.vqgan import VQGAN
 from codebrush.pack import OPTIONAL, PACK_FILE, Pack, local_pack
 from codebrush.pack_writing import write_pack
 from codebrush.text.tokenizer import Tokenizer, train_bpe
+from codebrush.training.bank import make_bank
 from codebrush.training.captioned import Captioned, load_captioned
 from codebrush.training.clip import CLIPRecipe
 from codebrush.training.gate import read_gate
@@ -50,7 +48,7 @@ from codebrush.training.stages import (
 )
 from codebrush.training.upscaler import UpscalerRecipe, fitting_target
 
-STAGES = ("clip", "vqgan", "transformer", "captioner", "upscaler")
+STAGES = ("clip", "vqgan", "transformer", "prior", "captioner", "upscaler")
 TOKENIZERS = ("wordpiece", "bpe")
 CLOCK_FILE = "clock.json"
 RECONSTRUCTED = 0.25  # of the pictures that an upscaler learns from are made worse by the VQGAN first
@@ -126,7 +124,7 @@ def train_pack(request: PackRequest, say: Say = print, draw: Callable[..., Any] 
 
 
 def _stages(request: PackRequest) -> list[str]:
-    """The stages of a training; recipes may leave out the captioner and the upscaler."""
+    """The stages of a training; recipes may leave out the prior, the captioner and the upscaler."""
     return [stage for stage in STAGES if stage not in OPTIONAL or request.budget is not None or stage in request.plans]
 
 
@@ -222,16 +220,11 @@ def _stage(
     say(f"{stage}: {plan.loop.steps} steps of {plan.loop.batch_size} pictures")
     network = run_stage(plan, materials, folder, resume=True, start=start, saved=lambda: clock.charge(stage))
     clock.charge("between" if done else stage)
-    if isinstance(network, CLIP):
-        materials.clip = network
-    elif isinstance(network, VQGAN):
-        materials.vqgan = network
-    elif isinstance(network, CodeTransformer):
-        materials.transformer = network
-    elif isinstance(network, Captioner):
-        materials.captioner = network
-    elif isinstance(network, Upscaler):
-        materials.upscaler = network
+    setattr(materials, stage, network)
+    if isinstance(network, CodeTransformer) and network.config.image_embedding:
+        assert materials.clip is not None
+        materials.bank = make_bank(materials.clip, materials.data)
+        clock.charge()
     return {
         "steps": plan.loop.last,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -314,7 +307,7 @@ def _fitted(recipe: Recipe, request: PackRequest, materials: Materials, start: P
 def measure_step(plan: StagePlan, materials: Materials, start: PretrainedModel | None = None) -> float:
     """Seconds of one step of `plan`, from a throw-away network; nothing is left behind."""
     materials = with_words(plan, materials)
-    network = make_network(plan, materials) if start is None else type(start).from_config(start.config)
+    network = make_network(plan, materials, None if start is None else type(start).from_config(start.config))
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(make_task(plan, materials, network), plan.loop, Path(folder))
         return loop.time_steps(WARM_STEPS, TIMED_STEPS)
@@ -348,6 +341,8 @@ def _write(
         captioner=materials.captioner,
         words=materials.words,
         upscaler=materials.upscaler,
+        bank=materials.bank,
+        prior=materials.prior,
         version=__version__,
         licence=request.licence,
         provenance=provenance,

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from codebrush.training.captioner import CaptionerRecipe
 from codebrush.training.clip import CLIPRecipe
 from codebrush.training.code_transformer import TransformerRecipe
+from codebrush.training.prior import PriorRecipe
 from codebrush.training.stages import Recipe
 from codebrush.training.upscaler import UpscalerRecipe
 from codebrush.training.vqgan import VQGANRecipe
 
-SHARES = {"clip": 0.21, "vqgan": 0.33, "transformer": 0.28, "captioner": 0.12, "upscaler": 0.06}  # of the whole budget
+SHARES = {  # of the whole budget
+    "clip": 0.21, "vqgan": 0.33, "transformer": 0.28, "prior": 0.02, "captioner": 0.11, "upscaler": 0.05,
+}  # fmt: skip
 WARM_STEPS, TIMED_STEPS = 2, 3
 GRID = 8  # codes along a side, at least; pictures are multiples of it
 
@@ -48,6 +51,11 @@ def sizes(stage: str, image_size: int) -> Sequence[Size]:
             Size("medium", CaptionerRecipe(width=192, layers=4), 32, 100_000),
             Size("large", CaptionerRecipe(width=384, layers=6, vocab_size=4096, learning_rate=6e-4), 64, 1_000_000),
         ]
+    if stage == "prior":
+        return [
+            Size("small", PriorRecipe(width=256), 64, 10_000),
+            Size("large", PriorRecipe(width=1024), 256, 1_000_000),
+        ]
     if stage == "upscaler":
         target = 2 * image_size
         return [
@@ -56,9 +64,9 @@ def sizes(stage: str, image_size: int) -> Sequence[Size]:
             Size("large", UpscalerRecipe(width=64, blocks=16, target_size=target, learning_rate=4e-4), 32, 1_000_000),
         ]
     return [
-        Size("small", TransformerRecipe(width=128, layers=4, heads=4, learning_rate=2e-3), 32, 20_000),
-        Size("medium", TransformerRecipe(width=256, layers=8, heads=4), 64, 150_000),
-        Size("large", TransformerRecipe(width=512, layers=12, heads=8, learning_rate=6e-4), 128, 1_500_000),
+        Size("small", _transformer(128, 4, 4, 2e-3), 32, 20_000),
+        Size("medium", _transformer(256, 8, 4, 1e-3), 64, 150_000),
+        Size("large", _transformer(512, 12, 8, 6e-4), 128, 1_500_000),
     ]
 
 
@@ -74,6 +82,13 @@ def _clip(image_size: int, channels: int, text_width: int, text_layers: int, emb
         text_width=text_width,
         text_layers=text_layers,
         embed_dim=embed_dim,
+    )
+
+
+def _transformer(width: int, layers: int, heads: int, learning_rate: float) -> TransformerRecipe:
+    """One that also varies pictures and fills holes."""
+    return TransformerRecipe(
+        width=width, layers=layers, heads=heads, learning_rate=learning_rate, image_share=0.15, hole_share=0.15
     )
 
 

@@ -124,11 +124,11 @@ def read_recipe(path: str | Path, source: str | None = None, stage: str | None =
 
 def read_recipes(folder: Path, rows: SourceConfig) -> tuple[SourceConfig, dict[str, StagePlan]]:
     """The plans of a folder of recipes, and the rows: gaps in `rows` are filled by the first recipe that names them.
-    Without captioner.yaml there is no captioner, without upscaler.yaml no upscaler."""
+    Without prior.yaml there is no prior, and so with captioner.yaml and upscaler.yaml."""
     plans: dict[str, StagePlan] = {}
     for stage in KINDS:
-        if stage == "prior" or (stage in OPTIONAL and not (folder / f"{stage}.yaml").is_file()):
-            continue  # a prior is trained by itself
+        if stage in OPTIONAL and not (folder / f"{stage}.yaml").is_file():
+            continue
         recipe = read_recipe(folder / f"{stage}.yaml", rows.source, stage)
         plans[stage] = recipe.plan
         filled = {name: value or getattr(recipe.source, name) for name, value in vars(rows).items()}

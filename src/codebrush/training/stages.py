@@ -25,6 +25,7 @@ from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.perceptual import CLIPPerceptual, Perceptual, VGGPerceptual
 from codebrush.models.pretrained import PretrainedModel
+from codebrush.models.prior import Bank, Prior
 from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN
 from codebrush.text.tokenizer import Tokenizer
@@ -76,6 +77,8 @@ class Materials:
     transformer: CodeTransformer | None = None
     captioner: Captioner | None = None
     upscaler: Upscaler | None = None
+    prior: Prior | None = None
+    bank: Bank | None = None
     codes: np.ndarray | None = None
     draw: Callable[[nn.Module], Image.Image | None] | None = None  # preview of a code transformer
     replay: Captioned | None = None

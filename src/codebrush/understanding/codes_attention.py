@@ -65,7 +65,9 @@ def code_attention(transformer: CodeTransformer, codes: Tensor, condition: Condi
     with torch.no_grad(), _watched(transformer) as weights:
         transformer(given.to(transformer.device), condition)
     attention = torch.stack([layer[0].mean(0) for layer in weights]).mean(0)  # (P + N - 1, P + N - 1)
-    attention = attention[len(transformer.stands(condition)) - 1 :]  # (N, P + N - 1): the positions that predict the codes
+    attention = attention[
+        len(transformer.stands(condition)) - 1 :
+    ]  # (N, P + N - 1): the positions that predict the codes
     features = condition.text_features
     read = 0 if features is None else min(features.shape[1], config.text_length)
     first = config.text_length - read if config.hide_padding else 0  # there the text stands at the right

@@ -172,9 +172,10 @@ class Codebrush:
         return GuidedRun(with_files(request), self._lent(), folder)
 
     def vary(self, picture: Picture, n: int = 4, seed: int = 0, **sampling: Any) -> list[Result]:
-        """`n` pictures that CLIP finds like this one, best first; `sampling` as in `generate`.
+        """`n` pictures that CLIP finds like this one, best first.
 
-        Raises PackError where the code transformer reads no picture's embedding, and ImageError.
+        `sampling` (cfg, ..., rerank, upscale, progress) is as in `generate`. Raises PackError where the code
+        transformer reads no picture's embedding, and ImageError.
         """
         return self._edit(Edit("vary", picture), n, seed, sampling)
 
@@ -227,12 +228,13 @@ class Codebrush:
 
     def _edit(self, edit: Edit, n: int, seed: int, sampling: Mapping[str, Any]) -> list[Result]:
         given = dict(sampling)
-        progress = given.pop("progress", None)
+        progress, upscale = given.pop("progress", None), given.pop("upscale", 1)
+        enlarge = self.enlarger.results(upscale) if upscale != 1 else list  # told before anything is drawn
         unknown = set(given) - {"cfg", "temperature", "top_k", "top_p", "min_p", "rerank"}
         if unknown:
             raise UsageError(f"{sorted(unknown)[0]} is no option of an edit")
         options = draw_options(self.pack, {**given, "n": n, "seed": seed})
-        return self.sampler.best(edited(self.sampler, edit, options), progress)
+        return enlarge(self.sampler.best(edited(self.sampler, edit, options), progress))
 
     def resume(self, folder: str | Path) -> GuidedRun:
         """A guided run that was stopped, to go on to the very pixels of an unbroken one."""

@@ -13,6 +13,7 @@ from codebrush.cli.main import run
 from codebrush.data.images import read_manifest
 from codebrush.data.shapes import scene
 from codebrush.models.prior import Bank, BankConfig
+from codebrush.models.upscaler import Upscaler, UpscalerConfig
 from packs import micro_transformer, write_micro_pack
 
 
@@ -22,7 +23,8 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(1)
     bank = Bank(BankConfig(24, ("one", "two", "three")))
     torch.nn.init.normal_(bank.embeddings)
-    write_micro_pack(folder, transformer=micro_transformer(image_embedding=24, source_codes=True), bank=bank)
+    draws = micro_transformer(image_embedding=24, source_codes=True)
+    write_micro_pack(folder, transformer=draws, bank=bank, upscaler=Upscaler(UpscalerConfig(width=8, blocks=1)))
     info = json.loads((folder / "pack.json").read_text())
     info["translation"] = {"text": "{style} style", "styles": ["noto", "3d"]}
     (folder / "pack.json").write_text(json.dumps(info))
@@ -48,6 +50,8 @@ def report_of(given: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str,
         (["edit", "a red dog", "--strength", "0.5"], (32, 32), "scene_a-red-dog_seed0"),
         (["edit", "a red dog", "--box", "4,4,20,10"], (48, 48), "scene_a-red-dog_seed0"),
         (["edit", "--extend", "left=16,bottom=8"], (64, 56), "scene_filled_seed0"),
+        (["vary", "--upscale", "2"], (64, 64), "scene_varied_seed0"),
+        (["edit", "a cat", "--box", "4,4,20,10", "--upscale", "2"], (96, 96), "scene_a-cat_seed0"),
     ],
 )
 def test_pictures_are_made_and_replayed(

@@ -10,7 +10,7 @@ import typer
 
 from codebrush.cli.flags import given_flags, refuse
 from codebrush.cli.output import check_folder, free_run_name, print_json, print_pictures, progress_bar, slug
-from codebrush.cli.sampling_flags import FLAGS, with_sampling_flags
+from codebrush.cli.sampling_flags import FLAGS, UpscaleOption, with_sampling_flags
 from codebrush.errors import UsageError
 
 HOLES = ("mask", "box", "extend")
@@ -32,13 +32,14 @@ OutOption = Annotated[Path, typer.Option(help="Folder for the pictures.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
-@with_sampling_flags(before="out")
+@with_sampling_flags(before="upscale")
 def vary(
     context: typer.Context,
     image: ImageArgument,
     pack: PackOption = "emoji",
     n: CountOption = 4,
     seed: SeedOption = 0,
+    upscale: UpscaleOption = None,
     out: OutOption = Path("outputs"),
     json_output: JsonOption = False,
 ) -> None:
@@ -46,7 +47,7 @@ def vary(
     _run(context, f"{image.stem}_varied_seed{seed}", lambda brush, options: brush.vary(image, **options))
 
 
-@with_sampling_flags(before="out")
+@with_sampling_flags(before="upscale")
 def translate(
     context: typer.Context,
     image: ImageArgument,
@@ -54,6 +55,7 @@ def translate(
     pack: PackOption = "emoji",
     n: CountOption = 1,
     seed: SeedOption = 0,
+    upscale: UpscaleOption = None,
     out: OutOption = Path("outputs"),
     json_output: JsonOption = False,
 ) -> None:
@@ -61,7 +63,7 @@ def translate(
     _run(context, f"{image.stem}_{slug(to)}_seed{seed}", lambda brush, options: brush.translate(image, to, **options))
 
 
-@with_sampling_flags(before="out")
+@with_sampling_flags(before="upscale")
 def edit(
     context: typer.Context,
     image: ImageArgument,
@@ -74,6 +76,7 @@ def edit(
     pack: PackOption = "emoji",
     n: CountOption = 1,
     seed: SeedOption = 0,
+    upscale: UpscaleOption = None,
     out: OutOption = Path("outputs"),
     json_output: JsonOption = False,
 ) -> None:
@@ -171,7 +174,7 @@ def _run(
 
     brush, out = Codebrush.from_pretrained(given["pack"]), given["out"]
     check_folder(out)
-    options = {key: given[key] for key in ("n", "seed", *FLAGS)}
+    options = {key: given[key] for key in ("n", "seed", *FLAGS)} | {"upscale": int(given["upscale"] or 1)}
     with progress_bar(label) as progress:
         results = draw(brush, {**options, "progress": progress})
     report = save_run(results, out, free_run_name(out, name))

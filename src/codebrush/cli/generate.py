@@ -22,7 +22,7 @@ from codebrush.cli.output import (
     progress_bar,
     slug,
 )
-from codebrush.cli.sampling_flags import FLAGS, with_sampling_flags
+from codebrush.cli.sampling_flags import FLAGS, UpscaleOption, with_sampling_flags
 from codebrush.errors import CodebrushError, UsageError
 
 if TYPE_CHECKING:
@@ -54,13 +54,6 @@ class Prior(StrEnum):
     RETRIEVAL = "retrieval"
     MLP = "mlp"
     NONE = "none"
-
-
-class Scale(StrEnum):
-    """How many times as large."""
-
-    TWICE = "2"
-    FOUR_TIMES = "4"
 
 
 class Stopped(CodebrushError):
@@ -96,7 +89,7 @@ def generate(
     video: Annotated[str | None, _guidance("mp4, gif or webp, into the run's folder; or a FILE.")] = None,
     fps: Annotated[int, _guidance("Its frames in a second.", min=1, max=240)] = 10,
     between: Annotated[int, _guidance("Its frames between two stored latents.", min=0, max=1000)] = 0,
-    upscale: Annotated[Scale | None, typer.Option(help="Enlarge the pictures; CLIP scores what was drawn.")] = None,
+    upscale: UpscaleOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures.  [outputs; guided: one below it]")] = None,
     json_output: JsonOption = False,
     *,

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,14 @@ def _flag(kind: Any, text: str) -> Any:
     return Annotated[kind | None, typer.Option(help=text, rich_help_panel=TOPIC)]
 
 
+class Scale(StrEnum):
+    """How many times as large."""
+
+    TWICE = "2"
+    FOUR_TIMES = "4"
+
+
+UpscaleOption = Annotated[Scale | None, typer.Option(help="Enlarge the pictures; CLIP scores what was drawn.")]
 FLAGS = {
     "cfg": _flag(float, "Strength of guidance; 1 is none.  [pack's own]"),
     "temperature": _flag(float, "0 is the likeliest code.  [pack's own]"),

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codebrush.cli.generate import Scale
 from codebrush.cli.output import check_folder, free_file, print_json, progress_bar
 from codebrush.cli.pictures import picture_files
+from codebrush.cli.sampling_flags import Scale
 
 if TYPE_CHECKING:
     from codebrush.pipeline import Codebrush

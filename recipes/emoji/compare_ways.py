@@ -1,9 +1,10 @@
-"""Prompts of the test split in; how well guidance draws them from a random start and from a sampled one out.
+"""Prompts of the test split in; how well each way to draw does it out: sampling, retrieval, guidance.
 
-    python recipes/emoji/compare_starts.py PACK emoji.parquet --judge runs/emoji/judge/model --seconds 6 --out FOLDER
+    python recipes/emoji/compare_ways.py PACK emoji.parquet --judge runs/emoji/judge/model --seconds 6 --out FOLDER
 
-Beside them stands sampling alone. Every way gets the same wall time for a prompt. Two judges score what it ends with:
-the pack's own CLIP, which ranked and guided, and a second CLIP that took no part. Prints a table and writes a sheet.
+Every way gets the same wall time for a prompt. Two judges score what it ends with: the pack's own CLIP, which ranked
+and guided, and a second CLIP that took no part; "finds it" is R-precision, the share of pictures whose prompt is the
+nearest of the split's labels. Prints a table and writes a sheet, a row for a prompt.
 """
 
 import argparse
@@ -30,13 +31,13 @@ SHOWN = 12
 Way = Callable[[str, float], Image.Image]
 
 
-def sample_only(brush: Codebrush) -> Way:
+def drawn_by(brush: Codebrush, **options: Any) -> Way:
     """Candidates until the time is over, the best by the pack's CLIP."""
 
     def draw(prompt: str, seconds: float) -> Image.Image:
         started, seed, best = time.monotonic(), 0, []
         while not best or (time.monotonic() - started) * (seed + 1) / seed < seconds:
-            best += brush.generate(prompt, n=1, seed=seed, rerank=CANDIDATES)
+            best += brush.generate(prompt, n=1, seed=seed, rerank=CANDIDATES, **options)
             seed += 1
         return best[best_first([result.score for result in best])[0]].image
 
@@ -83,7 +84,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--options", default="{}", help="options of guidance, as JSON")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--ways", default="random start,sample only,sample + refine")
+    parser.add_argument("--ways", default="sample,retrieval prior,learned prior,guide")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(2)
@@ -94,9 +95,13 @@ def main() -> None:
     prompts = [labels[index] for index in rng.choice(len(labels), min(given.prompts, len(labels)), replace=False)]
     options = json.loads(given.options)
     all_ways: dict[str, Way] = {
-        "random start": guided(brush, **options),
-        "sample only": sample_only(brush),
-        "sample + refine": guided(brush, preset="refine", sampling={"rerank": CANDIDATES}, **options),
+        "guide": guided(brush, **options),
+        "sample": drawn_by(brush),
+        "retrieval prior": drawn_by(brush, method="retrieve"),
+        "retrieval prior, nearest alone": drawn_by(brush, method="retrieve", neighbours=1),
+        "learned prior": drawn_by(brush, method="retrieve", prior="mlp"),
+        "no prior": drawn_by(brush, method="retrieve", prior="none"),
+        "sample, then guide": guided(brush, preset="refine", sampling={"rerank": CANDIDATES}, **options),
     }
     ways = {name: all_ways[name] for name in given.ways.split(",")}
     judges = {"own": Scores(given.pack, labels), "second": Scores(given.judge, labels)}
@@ -119,10 +124,8 @@ def main() -> None:
         mean, spread = table.mean(0), table.std(0) / len(table) ** 0.5
         cells = [f"{mean[0]:.3f} ± {spread[0]:.3f}", f"{mean[1]:.0%}", f"{mean[2]:.3f} ± {spread[2]:.3f}"]
         print(f"| {name} | {' | '.join(cells)} | {mean[3]:.0%} | {mean[4]:.1f} |")
-    save_png(
-        contact_sheet([image for image, _ in drawn], [text for _, text in drawn], len(ways) * 2),
-        given.out / "starts.png",
-    )
+    sheet = contact_sheet([image for image, _ in drawn], [text for _, text in drawn], len(ways))
+    save_png(sheet, given.out / "ways.png")
 
 
 if __name__ == "__main__":

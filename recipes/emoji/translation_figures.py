@@ -1,0 +1,93 @@
+"""A pack that translates in; how near its pictures of unseen concepts come to the true ones of another style out.
+
+    python recipes/emoji/translation_figures.py emoji emoji.parquet --judge runs/emoji/judge/model --out FOLDER
+
+Beside it stands what an untouched copy of the source would get, which is to be beaten, and what the codes of the true
+picture give, which is the most that can be had. At the pack's size: PSNR (mean of the pictures' own, in dB), the
+perceptual distance by the pack's CLIP, and the cosine of CLIP's embeddings, by the pack's own and a second CLIP.
+"""
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio
+
+from codebrush import Codebrush
+from codebrush.data.captions import open_source
+from codebrush.data.images import contact_sheet, resize_square, save_png, stack
+from codebrush.models.clip import CLIP
+from codebrush.models.perceptual import CLIPPerceptual
+from codebrush.pack import open_clip
+
+SHOWN = 12
+EXACT = 100.0  # dB of a picture without an error
+
+
+@torch.no_grad()
+def measure(made: Tensor, true: Tensor, judges: list[CLIP]) -> list[float]:
+    """PSNR, perceptual distance and cosines by each judge of one picture (1, 3, S, S) beside the true one."""
+    psnr = peak_signal_noise_ratio(made, true, data_range=1.0).clamp(max=EXACT)
+    apart = CLIPPerceptual(judges[0])(made, true).mean()
+    cosines = [float((judge.encode_image(made) * judge.encode_image(true)).sum()) for judge in judges]
+    return [float(psnr), float(apart), *cosines]
+
+
+def main() -> None:
+    """See the top of the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pack")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--judge", required=True, help="a CLIP's folder: the second judge")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--rerank", type=int)
+    parser.add_argument("--cfg", type=float)
+    parser.add_argument("--temperature", type=float)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    brush = Codebrush.from_pretrained(options.pack)
+    judges, size = [brush.clip, open_clip(options.judge)[0]], brush.pack.image_size
+    source = open_source(options.data, split=options.split, where=["skin_tone is null"], captions=["{label}"])
+    drawn_in: dict[str, dict[str, int]] = defaultdict(dict)
+    for row in range(len(source)):
+        cells = source.row(row)
+        drawn_in[cells["concept"]][cells["style"]] = row
+    styles = brush.pack.info["translation"]["styles"]
+    pairs = [
+        (rows[one], rows[other], other)
+        for rows in drawn_in.values()
+        for one in rows
+        for other in rows
+        if one != other and other in styles
+    ]
+    chosen = np.random.default_rng(0).choice(len(pairs), min(options.pairs, len(pairs)), replace=False)
+    given = {name: getattr(options, name) for name in ("rerank", "cfg", "temperature")}
+    found: dict[str, list[list[float]]] = defaultdict(list)
+    shown: list[tuple[Image.Image, str]] = []
+    for number, index in enumerate(chosen.tolist()):
+        one, other, style = pairs[index]
+        theirs, truth = (resize_square(source.image(row), size) for row in (one, other))
+        (result,) = brush.translate(theirs, style, n=1, **given)
+        pictures = {"copy": theirs, "translated": result.image, "true codes": brush.reconstruct([truth])[0]}
+        for way, picture in pictures.items():
+            found[way].append(measure(stack([picture], size), stack([truth], size), judges))
+        if number < SHOWN:
+            label = source.captions(one)[0]
+            shown += [(theirs, f"{label}: given"), (result.image, f"to {style}"), (truth, "true")]
+    print(f"| {len(chosen)} pairs | PSNR | perceptual | own CLIP | second CLIP |\n|---|---|---|---|---|")
+    for way, rows in found.items():
+        table = np.array(rows)
+        mean, spread = table.mean(0), table.std(0) / len(table) ** 0.5
+        cells = [f"{m:.{d}f} ± {s:.{d}f}" for m, s, d in zip(mean, spread, (2, 4, 3, 3), strict=True)]
+        print(f"| {way} | {' | '.join(cells)} |")
+    if options.out is not None:
+        save_png(contact_sheet([i for i, _ in shown], [t for _, t in shown], 6), options.out / "translations.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,9 +2,9 @@
 
     python recipes/emoji/assemble.py runs/emoji emoji.parquet --out src/codebrush/packs/emoji
 
-Takes runs/emoji/{clip, vqgan-decoder, transformer-2, captioner-8} and upscaler, if it is there; pack.json records each
-stage's plan, its last figures and the seconds it ran, the data's hash, the commit and the machine. `card.py` then
-measures the pack and writes its card.
+Takes runs/emoji/{clip, vqgan-decoder, transformer-3, prior, captioner-8, upscaler}; pack.json records each stage's
+plan, its last figures and the seconds it ran, the data's hash, the commit and the machine. `card.py` then measures the
+pack and writes its card.
 """
 
 import argparse
@@ -21,15 +21,18 @@ from codebrush import __version__
 from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.prior import Prior
 from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack_writing import write_pack
 from codebrush.text.tokenizer import Tokenizer
+from codebrush.training.bank import make_bank
+from codebrush.training.captioned import SourceConfig, load_captioned
 from codebrush.training.reporting import METRICS
 from codebrush.training.stages import MODEL_FOLDER, read_plan
 
 RUNS = (
-    *("clip", "vqgan", "vqgan-decoder", "transformer", "transformer-2"),
+    *("clip", "vqgan", "vqgan-decoder", "transformer", "transformer-2", "transformer-3", "prior", "upscaler"),
     *(
         "captioner",
         "captioner-2",
@@ -42,6 +45,8 @@ RUNS = (
     ),
 )
 LICENCE = "weights Apache-2.0; trained on Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT)"
+STYLES = ("noto", "twemoji", "fluent-flat", "fluent-color", "fluent-3d")
+TRANSLATION = {"text": "{style} style", "styles": STYLES}
 TEMPERATURE = 2.04  # `codebrush evaluate` fits it on the val split
 DEFAULTS = {"cfg": 2.0, "temperature": 0.8, "top_p": 0.9}
 
@@ -64,20 +69,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    clip = options.runs / "clip" / MODEL_FOLDER
-    captioner = options.runs / "captioner-8" / MODEL_FOLDER
-    upscaler = options.runs / "upscaler" / MODEL_FOLDER
-    runs = (*RUNS, "upscaler") if upscaler.is_dir() else RUNS
+    trained = {name: options.runs / name / MODEL_FOLDER for name in RUNS}
+    clip, captioner = CLIP.from_pretrained(trained["clip"]), trained["captioner-8"]
+    rows = SourceConfig(str(options.data), "train", ("skin_tone is null",), ("{label}, {style} style",), "concept")
+    known = load_captioned(rows.open(), clip.image_size, options.runs / "cache")
     pack = write_pack(
         options.out,
         name="emoji",
-        clip=CLIP.from_pretrained(clip),
-        tokenizer=Tokenizer.from_pretrained(clip),
-        vqgan=VQGAN.from_pretrained(options.runs / "vqgan-decoder" / MODEL_FOLDER),
-        transformer=CodeTransformer.from_pretrained(options.runs / "transformer-2" / MODEL_FOLDER),
+        clip=clip,
+        tokenizer=Tokenizer.from_pretrained(trained["clip"]),
+        vqgan=VQGAN.from_pretrained(trained["vqgan-decoder"]),
+        transformer=CodeTransformer.from_pretrained(trained["transformer-3"]),
         captioner=Captioner.from_pretrained(captioner),
         words=Tokenizer.from_pretrained(captioner),
-        upscaler=Upscaler.from_pretrained(upscaler) if upscaler.is_dir() else None,
+        upscaler=Upscaler.from_pretrained(trained["upscaler"]),
+        prior=Prior.from_pretrained(trained["prior"]),
+        bank=make_bank(clip, known),
+        translation=TRANSLATION,
         version=__version__,
         licence=LICENCE,
         defaults=DEFAULTS,
@@ -89,7 +97,7 @@ def main() -> None:
             "data_sha256": hashlib.sha256(options.data.read_bytes()).hexdigest(),
             "torch": torch.__version__,
             "machine": f"{platform.machine()}, 2 CPU cores with AVX-512 and bf16, no GPU",
-            "stages": {run: run_facts(options.runs / run) for run in runs},
+            "stages": {run: run_facts(options.runs / run) for run in RUNS},
         },
     )
     size = sum(path.stat().st_size for path in pack.folder.rglob("*.safetensors"))

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from codebrush.data.holes import filled_in
 from codebrush.errors import ImageError, UsageError
 from codebrush.generation.canvas import (
     BORDER,
     boxed_canvas,
     extended_canvas,
-    filled_in,
     masked_canvas,
     soft_edge,
     whole_canvas,

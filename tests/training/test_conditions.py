@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from codebrush.data.holes import filled_in
 from codebrush.data.scene_folder import write_shapes
-from codebrush.errors import DataError
+from codebrush.errors import DataError, TrainingError
 from codebrush.models.code_transformer import CodeTransformer, Condition
 from codebrush.models.vqgan import VQGAN, vqgan_micro
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.captioned import CaptionTokens, SourceConfig, load_captioned
 from codebrush.training.code_transformer import TransformerRecipe, make_code_transformer, with_conditions
-from codebrush.training.conditions import MOST_HOLE, Drawer, Retold, random_hole
+from codebrush.training.conditions import MOST_HOLE, Drawer, Retold, random_hole, rows_of_each
 from codebrush.training.loop import LoopConfig
 from codebrush.training.stages import Materials, StagePlan, make_network, make_task, run_stage
 from packs import micro_clip
@@ -60,8 +61,10 @@ class TestDrawer:
         assert found.present[3:, :2].all()
         assert found.present[3:6, 3].all()
         assert not found.present[9:, 3].any()
-        own = torch.from_numpy(materials.codes.astype(np.int64))  # pyright: ignore
-        assert torch.equal(found.source[3:6], own[3:6])
+        assert (found.holed.shape, found.source.shape) == ((3, 3, 32, 32), (3, 64))
+        for place, image in enumerate(materials.data.images(rows[3:6]).float() / 255):
+            hole = ~found.shown[3 + place].view(8, 8).repeat_interleave(4, 0).repeat_interleave(4, 1)
+            assert torch.equal(found.holed[place], filled_in(image, hole))
         for row in range(12):
             if 3 <= row < 6:
                 assert torch.equal(found.asked[row], ~found.shown[row])
@@ -76,8 +79,9 @@ class TestDrawer:
         codes = torch.from_numpy(materials.codes.astype(np.int64))  # pyright: ignore
         for row in rows.tolist():
             alone = (groups == groups[row]).sum() == 1
-            assert bool(found.present[row, 3]) is not alone
+            assert bool(found.shown[row].any()) is not alone
             if alone:
+                assert not found.shown[row].any()
                 continue
             (other,) = (codes == found.source[row]).all(1).nonzero().flatten().tolist()
             assert other != row
@@ -92,6 +96,11 @@ class TestDrawer:
         one = drawer(materials, image=0.2, hole=0.3, pair=0.3)
         first, again = (vars(one.draw(np.arange(10), np.random.default_rng(4))) for _ in range(2))
         assert all(torch.equal(first[name], again[name]) for name in first)
+
+    def test_a_batch_too_small_for_its_shares_is_refused(self, materials: Materials) -> None:
+        assert [len(range(9)[part]) for part in rows_of_each(9, (0.01, 0.0, 0.5))] == [1, 0, 4]
+        with pytest.raises(TrainingError, match="2 rows a process are too few for the recipe's image_share"):
+            drawer(materials, image=0.1, hole=0.1, pair=0.1).draw(np.arange(2), np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("grid", [(8, 8), (1, 2), (2, 1), (3, 5)])
@@ -143,10 +152,26 @@ def test_the_loss_is_of_codes_in_the_hole_alone(materials: Materials) -> None:
     batch = task.batch(np.arange(4), np.random.default_rng(0))
     with torch.no_grad():
         (objective,) = task.objectives(batch, 0)
-        logits = task.networks["transformer"](batch["codes"][:, :-1], task._condition(batch))  # pyright: ignore
+        condition = task._condition(batch)  # pyright: ignore
+        before = torch.where(batch["shown"], condition.source_codes, batch["codes"])[:, :-1]
+        logits = task.networks["transformer"](before, condition)
     nats = -logits.log_softmax(-1).gather(2, batch["codes"][..., None])[..., 0]
     assert objective.loss.item() == pytest.approx(nats[batch["asked"]].mean().item(), rel=1e-5)
     assert 0 < batch["asked"].float().mean() < 1
+
+
+@torch.no_grad()
+def test_nothing_of_what_was_in_a_hole_is_read(materials: Materials) -> None:
+    plan = StagePlan("transformer", replace(RECIPE, image_share=0.0, hole_share=1.0, pair_share=0.0), LOOP)
+    task = make_task(plan, materials, make_network(plan, materials).eval())
+    batch = task.batch(np.arange(4), np.random.default_rng(0))
+    pixels = batch["shown"].view(4, 1, 8, 8).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    other = torch.where(pixels, materials.data.images(np.arange(4)).float() / 255, torch.rand(4, 3, 32, 32))
+    changed = {**batch, "holed": filled_in(other, ~pixels[:, 0])}
+    first, second = (task._condition(each).source_codes for each in (batch, changed))  # pyright: ignore
+    assert torch.equal(first, second)
+    vqgan: Any = materials.vqgan
+    assert torch.equal(first, vqgan.quantize(vqgan.encode(batch["holed"]))[1].flatten(1))
 
 
 @torch.no_grad()
@@ -157,11 +182,13 @@ def test_rows_with_a_source_and_those_without_are_read_apart_and_count_alike(mat
     (objective,) = task.objectives(batch, 0)
     condition, network = task._condition(batch), task.networks["transformer"]  # pyright: ignore
     nats = []
+    before = batch["codes"].clone()
+    before[3:6] = torch.where(batch["shown"][3:6], condition.source_codes[3:6], before[3:6])
     for row in range(12):
         given = condition.rows(slice(row, row + 1))
         if not batch["present"][row, 3]:
             given = replace(given, source_codes=None, source_mask=None)
-        logits = network(batch["codes"][row : row + 1, :-1], given)[0]
+        logits = network(before[row : row + 1, :-1], given)[0]
         nats.append(-logits.log_softmax(-1).gather(1, batch["codes"][row][:, None])[batch["asked"][row]])
     assert batch["present"][:, 3].sum() == 6
     assert objective.loss.item() == pytest.approx(torch.cat(nats).mean().item(), rel=1e-5)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from codebrush.data.holes import filled_in
 from codebrush.data.images import MAX_PIXELS, decode_image, to_tensor
 from codebrush.errors import UsageError
 
@@ -51,6 +52,15 @@ class Canvas:
             pixels = F.interpolate(pixels[None], (size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)
             share = F.interpolate(share[None], (size, size), mode="area")[0]
         return pixels, share[0]
+
+    def composed(self, drawn: Image.Image) -> Image.Image:
+        """What was `drawn` of the window as it will show: around the hole stands what was there, at the same size."""
+        size = drawn.width
+        hole = _window(Image.fromarray(np.where(self.hole, 255, 0).astype(np.uint8)), self.box, 255, size)
+        border = round(min(self.image.size) // BORDER * size / self.side)
+        share = soft_edge(np.asarray(hole) >= WHITE, border)
+        around = _window(self.image, self.box, 0, size)
+        return Image.composite(drawn.convert("RGB"), around, Image.fromarray(np.rint(255 * share).astype(np.uint8)))
 
     def finish(self, drawn: Image.Image) -> Image.Image:
         """The canvas with the hole, and a blend around it, taken from what was `drawn` of the window."""
@@ -163,23 +173,6 @@ def _window(image: Image.Image, box: tuple[int, int, int, int], beyond: int, siz
     shown = max(1, places[2] - places[0]), max(1, places[3] - places[1])
     window.paste(image.resize(shown, Image.Resampling.BOX, box=inside), (places[0], places[1]))
     return window
-
-
-def filled_in(pixels: Tensor, hole: Tensor) -> Tensor:
-    """Pixels (3, H, W) whose `hole` (H, W) bool is filled with the means of what is nearest around it, ever coarser the
-    deeper inside, so that nothing of what was there is left. All hole: grey."""
-    if hole.all():
-        return torch.full_like(pixels, 0.5)
-    colour, weight = (pixels * ~hole)[None], (~hole).float()[None, None]
-    levels = []
-    while max(weight.shape) > 1:
-        levels.append((colour, weight))
-        colour, weight = (F.avg_pool2d(part, 2, ceil_mode=True) for part in (colour, weight))
-    filled = colour / weight.clamp(min=1e-6)
-    for colour, weight in reversed(levels):
-        coarse = F.interpolate(filled, colour.shape[-2:], mode="bilinear")
-        filled = torch.where(weight > 0, colour / weight.clamp(min=1e-6), coarse)
-    return torch.where(hole, filled[0], pixels)
 
 
 def soft_edge(hole: np.ndarray, border: int) -> np.ndarray:

@@ -159,8 +159,8 @@ def _around(
     else:  # to complete a picture; what fits best is what is most like it
         seen = sampler.embed([edit.picture])
         drawing = Drawing("", options, [(source, 1.0)], seen, [1.0])
-    finish = canvas.finish if canvas is not None else drawing.finish
-    return replace(drawing, known=Known(codes, kept), without=source, finish=finish)
+    drawing = replace(drawing, known=Known(codes, kept), without=source)
+    return drawing if canvas is None else replace(drawing, judged=canvas.composed, finish=canvas.finish)
 
 
 def _named(picture: Picture) -> dict[str, str]:

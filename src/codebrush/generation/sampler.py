@@ -71,8 +71,8 @@ def draw_options(pack: Pack, given: Mapping[str, Any]) -> DrawOptions:
 class Drawing:
     """A prompt made ready: its parts as conditions and as unit embeddings (P, E), with their weights.
 
-    `known` codes stay as they are; `without` is the condition that guidance leads away from, None: nothing. `finish`
-    makes the picture that is kept of one that was drawn, and `about` is what the manifest says of all this.
+    `known` codes stay as they are; `without` is the condition that guidance leads away from, None: nothing. `judged`
+    makes of a picture that was drawn what CLIP scores, `finish` what is kept; `about` is what the manifest says of it.
     """
 
     prompt: str
@@ -82,6 +82,7 @@ class Drawing:
     weights: list[float]
     known: Known | None = None
     without: Condition | None = None
+    judged: Callable[[Image.Image], Image.Image] = lambda picture: picture
     finish: Callable[[Image.Image], Image.Image] = lambda picture: picture
     about: Mapping[str, Any] = field(default_factory=lambda: {"method": "sample"})
 
@@ -174,7 +175,8 @@ class Sampler:
             )
         latent = self.vqgan.quantizer.look_up(codes)  # (B, d, h, w)
         pictures = [to_pil(image) for image in self.vqgan.decode(latent)]
-        seen = stack(pictures, self.clip.image_size).to(self.device)  # scored as saved: with 8 bits a channel
+        judged = [drawing.judged(picture) for picture in pictures]  # as saved: with 8 bits a channel
+        seen = stack(judged, self.clip.image_size).to(self.device)
         scores = clip_scores(self.clip, seen, drawing.texts, drawing.weights).tolist()
         manifests = [self._manifest(drawing, index, score) for index, score in zip(batch, scores, strict=True)]
         return [Result(*row) for row in zip(pictures, scores, codes, latent, manifests, strict=True)]

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from codebrush.data.captions import Template
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig, Condition
+from codebrush.models.vqgan import VQGAN
 from codebrush.pack import text_condition
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.captioned import Captioned, CaptionTokens
-from codebrush.training.conditions import GIVEN, SOURCE, Drawer, Retold
+from codebrush.training.conditions import GIVEN, SOURCE, Drawer, Retold, rows_of_each
 from codebrush.training.loop import Objective
 from codebrush.training.losses import code_loss
 from codebrush.training.optimizer import make_adamw
@@ -126,8 +127,10 @@ class CodeTransformerTask:
         codes: np.ndarray,  # (N, h * w), any integer type
         tokenizer: Tokenizer,
         draw: Callable[[nn.Module], Image.Image | None] | None = None,
+        vqgan: VQGAN | None = None,
     ):
-        self.recipe, self.clip, self.codes, self.draw = recipe, clip, codes, draw
+        """`vqgan` encodes pictures with holes, where the recipe has a share of them."""
+        self.recipe, self.clip, self.codes, self.draw, self.vqgan = recipe, clip, codes, draw, vqgan
         self.config = transformer.config
         shares = (recipe.image_share, recipe.hole_share, recipe.pair_share)
         retold = Retold(data, recipe.pair_captions) if recipe.pair_share and recipe.pair_captions else None
@@ -139,7 +142,9 @@ class CodeTransformerTask:
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "transformer": make_adamw([transformer], recipe.learning_rate, recipe.weight_decay, betas=(0.9, 0.95))
         }
-        self.frozen: list[nn.Module] = [clip]
+        self.frozen: list[nn.Module] = [clip, *([vqgan] if vqgan is not None else [])]
+        if self.config.source_codes:  # what no row shows is not trained, nor waited for by other processes
+            transformer.nulls["source_codes"].requires_grad_(bool(recipe.hole_share or recipe.pair_share))
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         """Codes int64 (B, N), and what each is drawn from, by the names of `Drawn`."""
@@ -148,11 +153,11 @@ class CodeTransformerTask:
 
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
         """Cross-entropy of every code given those before it; around a hole, of those in it."""
-        read = spoil(batch["codes"][:, :-1], self.recipe.code_noise, self.config.codebook_size)
         condition, said, right = self._condition(batch), [], []
-        for rows in self._rows_of_one_length(batch):
+        read = spoil(self._before(batch, condition)[:, :-1], self.recipe.code_noise, self.config.codebook_size)
+        for rows in self._rows_of_one_length(len(read), read.device):
             given = condition.rows(rows)
-            if not bool(batch["present"][rows, SOURCE].any()) and len(rows) < len(read):
+            if not bool(batch["present"][rows, SOURCE].any()):
                 given = replace(given, source_codes=None, source_mask=None)
             asked = batch["asked"][rows]
             said.append(self.networks["transformer"](read[rows], given)[asked])  # (A, K)
@@ -161,12 +166,24 @@ class CodeTransformerTask:
         accuracy = (logits.detach().argmax(-1) == codes).float().mean()
         yield Objective("transformer", code_loss(logits, codes, self.recipe.label_smoothing), {"accuracy": accuracy})
 
-    def _rows_of_one_length(self, batch: dict[str, Tensor]) -> list[Tensor]:
-        """The rows with a source and those without, whose prefixes are shorter; all, where only one kind is there."""
-        sourced = batch["present"][:, SOURCE] & self.config.source_codes
-        parts = [part.nonzero().flatten() for part in (sourced, ~sourced)]
-        return parts if all(len(part) for part in parts) else [torch.cat(parts)]
+    def _before(self, batch: dict[str, Tensor], condition: Condition) -> Tensor:
+        """The codes (B, N) that are read. Around a hole they are those of the picture with the hole filled in, as an
+        editor sees it: the picture's own would tell what was there."""
+        if condition.source_codes is None:
+            return batch["codes"]
+        _, holed, _ = rows_of_each(len(batch["codes"]), self.drawer.shares)
+        codes = batch["codes"].clone()
+        codes[holed] = torch.where(batch["shown"][holed], condition.source_codes[holed], codes[holed])
+        return codes
 
+    def _rows_of_one_length(self, count: int, device: torch.device) -> list[Tensor]:
+        """The rows with a source and those without, whose prefixes are shorter: the same in every process."""
+        _, holed, paired = rows_of_each(count, self.drawer.shares)
+        rows = torch.arange(count, device=device)
+        parts = [rows[holed.start : paired.stop], torch.cat([rows[: holed.start], rows[paired.stop :]])]
+        return [part for part in parts if len(part)]
+
+    @torch.no_grad()
     def _condition(self, batch: dict[str, Tensor]) -> Condition:
         condition = text_condition(self.clip, batch["tokens"], self.config)
         if not (self.config.image_embedding or self.config.source_codes):
@@ -176,11 +193,17 @@ class CodeTransformerTask:
             seen = batch["images"]
             embedding = torch.zeros(len(present), self.clip.embed_dim, device=present.device)
             if len(seen):
-                with torch.no_grad():
-                    embedding[: len(seen)] = self.clip.encode_image(seen.float() / 255)
+                embedding[: len(seen)] = self.clip.encode_image(seen.float() / 255)
             condition = replace(condition, image_embedding=embedding)
         if self.config.source_codes:
-            condition = replace(condition, source_codes=batch["source"], source_mask=batch["shown"])
+            source = torch.zeros_like(batch["codes"])
+            _, holed, paired = rows_of_each(len(source), self.drawer.shares)
+            source[paired] = batch["source"]
+            if len(batch["holed"]):
+                assert self.vqgan is not None
+                with torch.autocast(source.device.type, enabled=False):  # the codes that an editor would see
+                    source[holed] = self.vqgan.quantize(self.vqgan.encode(batch["holed"]))[1].flatten(1)
+            condition = replace(condition, source_codes=source, source_mask=batch["shown"])
         return replace(condition, present=present[:, [GIVEN.index(name) for name, _ in self.config.conditions]])
 
     def preview(self, network: nn.Module) -> Image.Image | None:

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from codebrush.data.captions import Template
+from codebrush.data.holes import filled_in
+from codebrush.errors import TrainingError
 from codebrush.training.captioned import Captioned, CaptionTokens
 
 GIVEN = ("text_features", "text_embedding", "image_embedding", "source_codes")
@@ -24,13 +27,15 @@ WHOLE_TEXT = 0.5  # of the rows with an embedding that have a text as well
 class Drawn:
     """One batch of B rows, as tensors that travel to the device together.
 
-    `images` uint8 (I, 3, S, S) are those of the first I rows, whose embeddings count; `source` (B, N) int64 the codes
-    that are shown, where `shown` (B, N) is True; `asked` (B, N) is True at codes that are learned; `present` (B, 4)
-    says which of GIVEN a row has.
+    `images` uint8 (I, 3, S, S) are those of the first I rows, whose embeddings count, and `holed` (H, 3, S, S) in
+    [0, 1] those of the next H with their holes filled in, as an editor shows them; `source` (P, N) int64 are the codes
+    of other pictures for the P rows after them. `shown` (B, N) is True where a source is, `asked` (B, N) at codes that
+    are learned; `present` (B, 4) says which of GIVEN a row has.
     """
 
     tokens: Tensor
     images: Tensor
+    holed: Tensor
     source: Tensor
     shown: Tensor
     asked: Tensor
@@ -63,34 +68,56 @@ class Drawer:
     def draw(self, rows: np.ndarray, rng: np.random.Generator) -> Drawn:
         """Everything but the codes of one batch."""
         count, size = len(rows), self.grid[0] * self.grid[1]
-        ends = [round(count * share) for share in np.cumsum(self.shares)]
-        embedded, holed, paired = slice(0, ends[0]), slice(ends[0], ends[1]), slice(ends[1], ends[2])
+        embedded, holed, paired = rows_of_each(count, self.shares)
         tokens = self.tokens.draw(rows, rng)
-        source = torch.from_numpy(self.codes[rows].astype(np.int64))
         shown, asked = torch.ones(count, size, dtype=torch.bool), torch.ones(count, size, dtype=torch.bool)
         present = torch.tensor([True, True, False, False]).repeat(count, 1)
         present[embedded, 2] = True
-        present[embedded, :2] = torch.from_numpy(rng.random(ends[0]) < WHOLE_TEXT)[:, None]
-        for row in range(holed.start, holed.stop):
-            hole = torch.from_numpy(random_hole(self.grid, rng)).flatten()
-            shown[row], asked[row] = ~hole, hole
+        present[embedded, :2] = torch.from_numpy(rng.random(embedded.stop) < WHOLE_TEXT)[:, None]
         present[holed.start : paired.stop, 3] = True
-        if paired.start < paired.stop:
+        holes = [torch.from_numpy(random_hole(self.grid, rng)) for _ in rows[holed]]
+        for row, hole in zip(range(holed.start, holed.stop), holes, strict=True):
+            shown[row], asked[row] = ~hole.flatten(), hole.flatten()
+        source = torch.zeros(paired.stop - paired.start, size, dtype=torch.int64)
+        if len(source):
             tokens[paired] = self.pair_tokens.draw(rows[paired], rng)
-        for row in range(paired.start, paired.stop):
+        for place, row in enumerate(range(paired.start, paired.stop)):
             other = self.partner(int(rows[row]), rng)
             if other is None:  # nothing else shows this: its text will do
-                present[row, 3] = False
+                shown[row] = False
                 tokens[row] = self.tokens.draw(rows[row : row + 1], rng)[0]
             else:
-                source[row] = torch.from_numpy(self.codes[other].astype(np.int64))
-        return Drawn(tokens, self.data.images(rows[embedded]), source, shown, asked, present)
+                source[place] = torch.from_numpy(self.codes[other].astype(np.int64))
+        images = self.data.images(rows[: holed.stop])
+        seen, rest = images[embedded], images[holed].float() / 255
+        return Drawn(tokens, seen, _without(rest, holes), source, shown, asked, present)
 
     def partner(self, row: int, rng: np.random.Generator) -> int | None:
         """Another row of the same group, None where there is none."""
         members = self._members[self._group[row]]
         others = members[members != row]
         return int(others[int(rng.integers(len(others)))]) if len(others) else None
+
+
+def rows_of_each(count: int, shares: Sequence[float]) -> list[slice]:
+    """The first of `count` rows, one part after the other as large as each of `shares` says: none that is above 0 is
+    without a row. Raises TrainingError where there are too few rows for that."""
+    counts = [max(1, round(count * share)) if share else 0 for share in shares]
+    if sum(counts) > count:
+        raise TrainingError(
+            f"{count} rows a process are too few for the recipe's image_share, hole_share and pair_share: raise "
+            "loop.batch_size"
+        )
+    ends = [sum(counts[: number + 1]) for number in range(len(counts))]
+    return [slice(end - size, end) for end, size in zip(ends, counts, strict=True)]
+
+
+def _without(images: Tensor, holes: Sequence[Tensor]) -> Tensor:
+    """Images (H, 3, S, S) in [0, 1] with the codes of each of `holes` (h, w) bool filled in from around."""
+    if not holes:
+        return images
+    hole = torch.stack(list(holes)).float()[:, None]  # (H, 1, h, w)
+    return filled_in(images, F.interpolate(hole, images.shape[-2:], mode="nearest")[:, 0] > 0)
 
 
 def random_hole(grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

@@ -139,6 +139,7 @@ def make_task(plan: StagePlan, materials: Materials, network: Any) -> Task:
         _needed(materials.codes, "codes"),
         materials.tokenizer,
         materials.draw,
+        _needed(materials.vqgan, "vqgan") if recipe.hole_share else None,
     )
 
 

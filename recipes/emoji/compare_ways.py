@@ -101,12 +101,13 @@ def main() -> None:
         "retrieval prior, nearest alone": drawn_by(brush, method="retrieve", neighbours=1),
         "learned prior": drawn_by(brush, method="retrieve", prior="mlp"),
         "no prior": drawn_by(brush, method="retrieve", prior="none"),
-        "sample, then guide": guided(brush, preset="refine", sampling={"rerank": CANDIDATES}, **options),
+        "sample then guide": guided(brush, preset="refine", sampling={"rerank": CANDIDATES}, **options),
     }
     ways = {name: all_ways[name] for name in given.ways.split(",")}
     judges = {"own": Scores(given.pack, labels), "second": Scores(given.judge, labels)}
     found: dict[str, list[tuple[float, bool, float, bool, float]]] = {name: [] for name in ways}
     drawn: list[tuple[Image.Image, str]] = []
+    brush.generate(prompts[0], n=1, rerank=1)  # no way pays for reading the models
     for number, prompt in enumerate(prompts):
         others = [int(i) for i in rng.choice(len(labels), min(100, len(labels)), replace=False) if labels[i] != prompt]
         for name, way in ways.items():

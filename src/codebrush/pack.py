@@ -219,9 +219,10 @@ class Pack:
             if transformer.text_features != width:
                 reads = transformer.text_features
                 self._misfit(f"transformer reads text features {reads} wide", f"CLIP makes them {width} wide")
-        embedding, width = transformer.text_embedding, clip.text.embed_dim
-        if embedding not in (0, width):
-            self._misfit(f"transformer reads embeddings {embedding} wide", f"CLIP makes them {width} wide")
+        width = clip.text.embed_dim
+        for embedding in (transformer.text_embedding, transformer.image_embedding):
+            if embedding not in (0, width):
+                self._misfit(f"transformer reads embeddings {embedding} wide", f"CLIP makes them {width} wide")
 
     def _misfit(self, one: str, other: str) -> None:
         raise PackError(f"{self.folder}: its members do not fit together: the {one}, but the {other}")
@@ -340,6 +341,9 @@ def _read_info(folder: Path) -> dict[str, Any]:
     for member in {*NEEDED, *(info["members"].keys() & {*MEMBERS, *OPTIONAL})}:
         if not isinstance(info["members"].get(member), str):
             raise PackError(f"{path}: its 'members' does not say where the {member} is")
+    known = info.get("translation", {"text": "", "styles": []})
+    if not (isinstance(known, dict) and isinstance(known.get("text"), str) and isinstance(known.get("styles"), list)):
+        raise PackError(f"{path}: its 'translation' must be an object with a text and a list of styles, not {known!r}")
     if not isinstance(info.get("defaults", {}), dict):
         raise PackError(f"{path}: its 'defaults' must be an object, not {info['defaults']!r}")
     return info

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from codebrush.data.images import decode_image, stack, to_pil
 from codebrush.data.preprocess import pixels_for
-from codebrush.errors import ImageError, PromptError, UsageError
+from codebrush.errors import UsageError
 from codebrush.generation.decoding import Progress
 from codebrush.generation.editing import EDITS, STRENGTH, Edit, edited
 from codebrush.generation.guide_options import guide_options
@@ -27,10 +27,10 @@ from codebrush.generation.guided_run import GuidedRun, read_run
 from codebrush.generation.guided_task import Models, Request, check_files, with_files
 from codebrush.generation.interpolation import Key, frames_between
 from codebrush.generation.options import DrawOptions
-from codebrush.generation.origin import check_origin, damaged, origin, read_origin, torch_threads
+from codebrush.generation.origin import check_method, check_origin, damaged, origin, read_origin, torch_threads
 from codebrush.generation.result import Result
-from codebrush.generation.retrieval import Retrieval, retrieved
-from codebrush.generation.sampler import Drawing, Sampler, batches, draw_options
+from codebrush.generation.retrieval import Retrieval, check_retrieved, retrieved
+from codebrush.generation.sampler import Drawing, Sampler, batches, checked_sampling, draw_options
 from codebrush.generation.upscaling import Enlarger, as_drawn, upscale_picture, upscalings
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
@@ -126,14 +126,12 @@ class Codebrush:
         how = {name: guidance.pop(name) for name in RETRIEVAL & guidance.keys()} if method == "retrieve" else {}
         if guidance:
             raise UsageError(f"{next(iter(guidance))} is an option of guidance: ask for the method guide")
-        if any(part.stop is not None for part in parse_prompt(prompt).parts):
-            raise PromptError("a stop (text:weight:stop) is for guidance: leave it out, or ask for the method guide")
         options = draw_options(self.pack, {**given, "n": n, "seed": seed})
         drawing = self._retrieved(prompt, options, Retrieval(**how)) if method == "retrieve" else None
         return enlarge(self.sampler.best(drawing or self.sampler.prepare(prompt, options), progress))
 
     def _retrieved(self, prompt: str, options: DrawOptions, how: Retrieval) -> Drawing:
-        find = self.pack.bank.nearest if how.prior == "retrieval" and not how.bank else None
+        find = self._placed(self.pack.bank).nearest if how.prior == "retrieval" and not how.bank else None
         if how.bank:
             from codebrush.search.bank import open_bank
 
@@ -223,17 +221,14 @@ class Codebrush:
         **sampling: Any,
     ) -> Iterator[Image.Image]:
         """The pictures on the way from one prompt, picture or latent through each to the last; see `frames_between`."""
-        options = draw_options(self.pack, {**sampling, "n": 1, "seed": seed})
+        options = draw_options(self.pack, {**checked_sampling(sampling), "n": 1, "seed": seed})
         return frames_between(self.sampler, keys, options, frames, through, progress)
 
     def _edit(self, edit: Edit, n: int, seed: int, sampling: Mapping[str, Any]) -> list[Result]:
         given = dict(sampling)
         progress, upscale = given.pop("progress", None), given.pop("upscale", 1)
         enlarge = self.enlarger.results(upscale) if upscale != 1 else list  # told before anything is drawn
-        unknown = set(given) - {"cfg", "temperature", "top_k", "top_p", "min_p", "rerank"}
-        if unknown:
-            raise UsageError(f"{sorted(unknown)[0]} is no option of an edit")
-        options = draw_options(self.pack, {**given, "n": n, "seed": seed})
+        options = draw_options(self.pack, {**checked_sampling(given), "n": n, "seed": seed})
         return enlarge(self.sampler.best(edited(self.sampler, edit, options), progress))
 
     def resume(self, folder: str | Path) -> GuidedRun:
@@ -249,6 +244,7 @@ class Codebrush:
         or a version differs. Raises PackError where this is another pack, ImageError where the manifest is
         damaged.
         """
+        check_method(manifest)
         if upscalings(manifest, self.pack):
             return self.enlarger.again(self.replay(as_drawn(manifest)), manifest)
         method = manifest.get("method")
@@ -265,9 +261,13 @@ class Codebrush:
                 how = Retrieval(**{name: manifest["retrieval"][name] for name in ("prior", "neighbours", "bank")})
             except (KeyError, TypeError, UsageError) as error:
                 raise damaged(error) from error
-            return self.sampler.replay(manifest, lambda options: self._retrieved(manifest["prompt"], options, how))
-        if method != "sample":
-            raise ImageError(f"the picture was made by the method {method!r}, which cannot be replayed here")
+
+            def again(options: DrawOptions) -> Drawing:
+                drawing = self._retrieved(manifest["prompt"], options, how)
+                check_retrieved(drawing.about["retrieval"], manifest["retrieval"])
+                return drawing
+
+            return self.sampler.replay(manifest, again)
         return self.sampler.replay(manifest)
 
     @torch.no_grad()

@@ -69,6 +69,28 @@ def test_pictures_are_made_and_replayed(
     assert again["images"][0]["identical"] is True
 
 
+def test_a_transparent_picture_is_replayed_as_it_was(
+    pack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layer = Image.new("RGBA", (48, 48), (255, 0, 0, 128))
+    layer.save(tmp_path / "layer.png")
+    given = ["edit", str(tmp_path / "layer.png"), "a dog", "--box", "10,10,20,20", "--n", "1", "--rerank", "2"]
+    report = report_of([*given, "--pack", pack, "--out", str(tmp_path)], capsys)
+    made = Image.open(report["images"][0]["path"])
+    assert made.getpixel((1, 1)) == (255, 0, 0, 128)
+    again = report_of(["replay", report["images"][0]["path"], "--out", str(tmp_path / "again.png")], capsys)
+    assert again["images"][0]["identical"] is True
+
+
+def test_what_cannot_be_replayed_says_so(
+    pack: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["interpolate", str(picture), str(picture), "--frames", "2", "--pack", pack, "--out", str(tmp_path)]
+    report = report_of(given, capsys)
+    assert run(["replay", report["images"][0]["path"]]) == 1
+    assert "made by the method 'interpolate', which cannot be replayed" in capsys.readouterr().err
+
+
 def test_a_mask_is_heeded(pack: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mask = Image.new("L", (48, 48))
     mask.paste(255, (30, 30, 48, 48))

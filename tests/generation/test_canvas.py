@@ -72,7 +72,7 @@ def test_nothing_changes_away_from_the_hole(size: tuple[int, int]) -> None:
     assert (before[~near] == after[~near]).all()
     rows, columns = np.nonzero(near)
     inside_rows, inside_columns = np.nonzero(canvas.hole)
-    assert inside_rows.min() - rows.min() <= min(size) / 8
+    assert inside_rows.min() - rows.min() <= min(size) / BORDER
     assert columns.max() - inside_columns.max() <= min(size) / 8
 
 
@@ -142,9 +142,38 @@ def test_transparency_is_kept_and_the_hole_is_opaque() -> None:
     canvas = boxed_canvas(picture, (10, 10, 20, 20), 64)
     done = canvas.finish(red())
     assert done.mode == "RGBA"
-    alpha, before = np.asarray(done)[..., 3], np.asarray(picture)[..., 3]
-    assert (alpha[canvas.hole] == 255).all()
-    assert (alpha[~canvas.hole] == before[~canvas.hole]).all()
+    after, before = np.asarray(done), np.asarray(picture)
+    assert (after[canvas.hole] == (255, 0, 0, 255)).all()
+    assert (after[canvas.share == 0] == before[canvas.share == 0]).all()
+    border = (canvas.share > 0) & ~canvas.hole
+    assert border.any()
+    assert (after[border, 3] >= before[border, 3]).all()
+
+
+def test_what_is_transparent_lends_no_colour_to_the_border() -> None:
+    picture = Image.new("RGBA", (64, 64), (0, 255, 0, 0))
+    canvas = boxed_canvas(picture, (10, 10, 20, 20), 64)
+    after = np.asarray(canvas.finish(red()))
+    assert (after[canvas.share > 0, :3] == (255, 0, 0)).all()
+    assert (after[canvas.share == 0] == (0, 255, 0, 0)).all()
+
+
+def test_a_colour_profile_stays() -> None:
+    picture = noise(64, 64)
+    picture.info["icc_profile"] = b"profile"
+    assert boxed_canvas(picture, (10, 10, 20, 20), 64).finish(red()).info["icc_profile"] == b"profile"
+
+
+def test_a_border_is_as_wide_however_large_the_picture_is() -> None:
+    hole = np.zeros((60, 90), dtype=bool)
+    hole[20:30, 40:60] = True
+    share = soft_edge(hole, 6)
+    slow = np.zeros_like(share)
+    grown = np.zeros_like(hole)
+    grown[17:33, 37:63] = True
+    for row, column in np.ndindex(*slow.shape):
+        slow[row, column] = grown[max(0, row - 3) : row + 4, max(0, column - 3) : column + 4].mean()
+    np.testing.assert_allclose(share, np.where(hole, 1, slow), atol=1e-6)
 
 
 def test_a_mask_is_white_where_the_picture_changes(tmp_path: Path) -> None:
@@ -155,6 +184,9 @@ def test_a_mask_is_white_where_the_picture_changes(tmp_path: Path) -> None:
     canvas = masked_canvas(tmp_path / "picture.png", tmp_path / "mask.png", 64)
     assert canvas.hole.sum() == 100
     assert canvas.hole[5:15, 10:20].all()
+    layer = Image.new("RGBA", (64, 48), (0, 0, 0, 0))
+    layer.paste("white", (10, 5, 20, 15))
+    assert (masked_canvas(tmp_path / "picture.png", layer, 64).hole == canvas.hole).all()  # paint on a clear layer
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from codebrush import Codebrush
-from codebrush.errors import PackError, UsageError
-from codebrush.generation.retrieval import Retrieval, retrieved
+from codebrush.errors import ImageError, PackError, UsageError
+from codebrush.generation.retrieval import Retrieval, check_retrieved, retrieved
 from codebrush.generation.sampler import draw_options
 from codebrush.models.prior import Bank, BankConfig, Neighbours, Prior, PriorConfig, blended
 from packs import micro_transformer, write_micro_pack
@@ -111,3 +111,15 @@ def test_a_pack_holds_a_bank_and_a_prior(tmp_path: Path, bank: Bank) -> None:
     wide = Bank(BankConfig(23, ("a",)))
     with pytest.raises(PackError, match="bank holds vectors of 23"):
         write_micro_pack(tmp_path / "misfit", bank=wide)
+
+
+def test_a_replay_tells_of_another_bank_or_prior() -> None:
+    found = {"prior": "retrieval", "bank": "", "found": [{"name": "one", "cosine": 0.5}], "hash": "a"}
+    check_retrieved({**found, "found": [{"name": "one", "cosine": 0.4999}]}, found)
+    for now, said in (
+        ({**found, "hash": "b"}, "the pack's bank has changed since"),
+        ({**found, "bank": "/photos.db", "found": [{"name": "two", "cosine": 0.5}]}, "/photos.db has changed since"),
+        ({**found, "prior": "mlp", "hash": "b"}, "the pack's prior has changed since"),
+    ):
+        with pytest.raises(ImageError, match=said):
+            check_retrieved(now, found)

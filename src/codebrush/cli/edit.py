@@ -86,7 +86,7 @@ def edit(
     """
     if method is Method.GUIDE:
         refuse(given_flags(context), (*HOLES, *FLAGS), "is for codes that are drawn: leave out --method guide")
-        return _guided(context, image, prompt, 0.6 if strength is None else strength)
+        return _guided(context, image, prompt, strength)
     hole = {"mask": mask, "box": _read_box(box), "extend": _read_extend(extend)}
 
     def draw(brush: Any, options: dict[str, Any]) -> list[Any]:
@@ -182,8 +182,11 @@ def _run(
     print_json(report) if given["json_output"] else print_pictures(report)
 
 
-def _guided(context: typer.Context, image: Path, prompt: str, strength: float) -> None:
+def _guided(context: typer.Context, image: Path, prompt: str, strength: float | None) -> None:
     """CLIP leads the picture's own latent to the prompt, held back the more the lower the strength."""
+    from codebrush.generation.editing import STRENGTH
+
+    strength = STRENGTH if strength is None else strength
     if not 0 < strength <= 1:
         raise UsageError(f"strength must be above 0 and up to 1, not {strength:g}")
     start = {"init": str(image), "init_weight": PULL * (1 - strength)}

@@ -208,19 +208,22 @@ def replay(
     """Draw a picture again from what it says about how it was made."""
     start = time.perf_counter()
     from codebrush.data.images import decode_image, read_manifest, save_png
+    from codebrush.generation.origin import check_method
     from codebrush.pipeline import Codebrush
 
     if out is not None and (out.suffix.lower() != ".png" or out.is_dir()):
         raise UsageError(f"--out must be a file that ends in .png, not {out}")
     manifest = read_manifest(file)
+    check_method(manifest)
     brush = Codebrush.from_pretrained(pack if pack is not None else _pack_of(file, manifest))
     target = free_file(OUTPUTS / f"{file.stem}_replay.png") if out is None else out
     check_folder(target.parent)
     result = brush.replay(manifest)
     save_png(result.image, target, result.manifest)
-    original = decode_image(file)
+    original = decode_image(file, keep_mode=True)
     picture = _entry(target, result)
-    picture["identical"] = (original.size, original.tobytes()) == (result.image.size, result.image.tobytes())
+    there, here = ((image.mode, image.size, image.tobytes()) for image in (original, result.image))
+    picture["identical"] = there == here
     if not picture["identical"]:
         typer.echo(f"codebrush: warning: the pixels differ from those of {file}", err=True)
     report = {"images": [picture], "seconds": round(time.perf_counter() - start, 3)}

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, Unidentif
 from codebrush.errors import CodebrushError, ImageError
 
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB, which is where Pillow begins to warn
+WITH_PROFILE = ("RGB", "RGBA", "P")  # modes whose colour profile suits RGB made of them
 Image.init()  # naming a format to Image.open needs its plug-in to be there already
 WANTED_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "ICO", "PPM", "JPEG2000")
 FORMATS = tuple(name for name in WANTED_FORMATS if name in Image.OPEN)  # AVIF is left out of some builds

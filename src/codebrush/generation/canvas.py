@@ -6,6 +6,7 @@ for a narrow border that blends, its pixels are those it had.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from codebrush.data.holes import filled_in
-from codebrush.data.images import MAX_PIXELS, decode_image, to_tensor
+from codebrush.data.images import MAX_PIXELS, WITH_PROFILE, decode_image, to_tensor
 from codebrush.errors import UsageError
 
 Picture = Image.Image | str | Path
@@ -28,13 +29,23 @@ WHITE = 128  # from this grey on a mask is white
 
 @dataclass(frozen=True)
 class Canvas:
-    """`image` RGB and the `hole` in it (H, W) bool; `box` is the window: left, top, right, bottom, which may lie beyond
-    the picture. `alpha` is the picture's own transparency, if it had any."""
+    """`image` RGB, seen over white, and the `hole` in it (H, W) bool; `box` is the window: left, top, right, bottom,
+    which may lie beyond the picture. `kept` is the picture as it was, RGB or RGBA."""
 
     image: Image.Image
     hole: np.ndarray
     box: tuple[int, int, int, int]
-    alpha: Image.Image | None = None
+    kept: Image.Image
+
+    @cached_property
+    def share(self) -> np.ndarray:
+        """How much of each pixel (H, W) is painted: all of it in the hole, less and less in the border around."""
+        return soft_edge(self.hole, min(self.image.size) // BORDER)
+
+    @property
+    def mask(self) -> Image.Image:
+        """The hole in white."""
+        return Image.fromarray(self.hole.astype(np.uint8) * 255)
 
     @property
     def side(self) -> int:
@@ -45,7 +56,7 @@ class Canvas:
         """The window as `size` pixels square, (3, S, S) in [0, 1], its hole filled smoothly, and how much of each pixel
         is hole (S, S), 0 to 1. What lies beyond the picture is hole as well."""
         work = min(self.side, max(WORK, 2 * size))  # of a large window a smaller one is looked at
-        hole = _window(Image.fromarray(np.where(self.hole, 255, 0).astype(np.uint8)), self.box, 255, work)
+        hole = _window(self.mask, self.box, 255, work)
         share = torch.from_numpy(np.asarray(hole, dtype=np.float32) / 255)[None]  # (1, work, work)
         pixels = filled_in(to_tensor(_window(self.image, self.box, 0, work)), share[0] > 0)
         if work != size:
@@ -56,7 +67,7 @@ class Canvas:
     def composed(self, drawn: Image.Image) -> Image.Image:
         """What was `drawn` of the window as it will show: around the hole stands what was there, at the same size."""
         size = drawn.width
-        hole = _window(Image.fromarray(np.where(self.hole, 255, 0).astype(np.uint8)), self.box, 255, size)
+        hole = _window(self.mask, self.box, 255, size)
         border = round(min(self.image.size) // BORDER * size / self.side)
         share = soft_edge(np.asarray(hole) >= WHITE, border)
         around = _window(self.image, self.box, 0, size)
@@ -72,80 +83,87 @@ class Canvas:
         size = (inside[2] - inside[0], inside[3] - inside[1])
         drawn = drawn.convert("RGB").resize(size, Image.Resampling.LANCZOS, box=part)  # pyright: ignore
         rows, columns = slice(inside[1], inside[3]), slice(inside[0], inside[2])
-        share = soft_edge(self.hole[rows, columns], min(width, height) // BORDER)[..., None]  # (h, w, 1)
-        pixels = np.asarray(self.image).copy()
-        mixed = share * np.asarray(drawn, dtype=np.float32) + (1 - share) * pixels[rows, columns]
-        pixels[rows, columns] = np.rint(mixed).astype(np.uint8)  # where the share is 0, the very bytes that were there
+        share = self.share[rows, columns, None]  # (h, w, 1)
+        pixels = np.asarray(self.kept).copy()
+        before = pixels[rows, columns].astype(np.float32)
+        opacity = before[..., 3:] / 255 if before.shape[-1] == 4 else np.ones_like(share)
+        weight = share + (1 - share) * opacity  # of what is seen: what is transparent lends no colour to the blend
+        mixed = share * np.asarray(drawn, dtype=np.float32) + (1 - share) * opacity * before[..., :3]
+        mixed = np.concatenate([mixed / np.maximum(weight, 1e-6), 255 * weight], axis=-1)[..., : before.shape[-1]]
+        painted = share[..., 0] > 0  # elsewhere stay the very bytes that were there
+        pixels[rows, columns][painted] = np.rint(mixed[painted]).astype(np.uint8)
         finished = Image.fromarray(pixels)
-        if self.alpha is not None:
-            finished.putalpha(Image.fromarray(np.where(self.hole, 255, np.asarray(self.alpha)).astype(np.uint8)))
+        if "icc_profile" in self.kept.info:
+            finished.info["icc_profile"] = self.kept.info["icc_profile"]
         return finished
 
 
 def masked_canvas(picture: Picture, mask: Picture, least: int) -> Canvas:
-    """A canvas whose hole is where `mask`, of the picture's size, is white. `least` is the smallest window's side."""
-    image, alpha = _read(picture)
-    grey = decode_image(mask).convert("L")
-    if grey.size != image.size:
-        theirs, ours = (f"{width} x {height}" for width, height in (grey.size, image.size))
+    """A canvas whose hole is where `mask`, of the picture's size, is white; what is transparent in it is black. `least`
+    is the smallest window's side."""
+    kept, layer = _read(picture), decode_image(mask, keep_mode=True)
+    if layer.has_transparency_data:
+        layer = Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer.convert("RGBA"))
+    grey = layer.convert("RGB").convert("L")
+    if grey.size != kept.size:
+        theirs, ours = (f"{width} x {height}" for width, height in (grey.size, kept.size))
         raise UsageError(f"the mask has {theirs} pixels and the picture {ours}: make them equal")
-    return _canvas(image, alpha, np.asarray(grey) >= WHITE, least)
+    return _canvas(kept, np.asarray(grey) >= WHITE, least)
 
 
 def boxed_canvas(picture: Picture, box: tuple[int, int, int, int], least: int) -> Canvas:
     """A canvas whose hole is the `box` x, y, width, height in pixels; what lies beyond the picture is left out."""
-    image, alpha = _read(picture)
+    kept = _read(picture)
     x, y, width, height = box
-    hole = np.zeros((image.height, image.width), dtype=bool)
+    hole = np.zeros((kept.height, kept.width), dtype=bool)
     hole[max(0, y) : max(0, y + height), max(0, x) : max(0, x + width)] = True
     if not hole.any():
-        raise UsageError(
-            f"the box {x},{y},{width},{height} holds nothing of a picture of {image.width} x {image.height}"
-        )
-    return _canvas(image, alpha, hole, least)
+        raise UsageError(f"the box {x},{y},{width},{height} holds nothing of a picture of {kept.width} x {kept.height}")
+    return _canvas(kept, hole, least)
 
 
 def extended_canvas(picture: Picture, extend: Mapping[str, int], least: int) -> Canvas:
     """A larger canvas: `extend` says how many pixels are added on which of SIDES, and they are the hole."""
-    image, alpha = _read(picture)
+    kept = _read(picture)
     wrong = [side for side in extend if side not in SIDES]
     if wrong or min(extend.values(), default=0) < 0 or not any(extend.values()):
         raise UsageError(f"extend takes pixels for {', '.join(SIDES)}, like left=64: some, and none below 0")
     left, top, right, bottom = (extend.get(side, 0) for side in SIDES)
-    width, height = image.width + left + right, image.height + top + bottom
+    width, height = kept.width + left + right, kept.height + top + bottom
     if width * height > MAX_PIXELS:
         raise UsageError(f"a picture of {width} x {height} pixels is too large: extend by less")
     hole = np.ones((height, width), dtype=bool)
-    hole[top : top + image.height, left : left + image.width] = False
-    larger = Image.new("RGB", (width, height))
-    larger.paste(image, (left, top))
-    seen = None if alpha is None else Image.new("L", (width, height), 255)
-    if seen is not None and alpha is not None:
-        seen.paste(alpha, (left, top))
-    return _canvas(larger, seen, hole, least)
+    hole[top : top + kept.height, left : left + kept.width] = False
+    larger = Image.new(kept.mode, (width, height))
+    larger.paste(kept, (left, top))
+    larger.info = kept.info
+    return _canvas(larger, hole, least)
 
 
 def whole_canvas(picture: Picture) -> Canvas:
     """A canvas without a hole, whose window is the square in the picture's middle."""
-    image, alpha = _read(picture)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return Canvas(image, np.zeros((image.height, image.width), dtype=bool), (left, top, left + side, top + side), alpha)
+    kept = _read(picture)
+    side = min(kept.size)
+    left, top = (kept.width - side) // 2, (kept.height - side) // 2
+    hole = np.zeros((kept.height, kept.width), dtype=bool)
+    return Canvas(decode_image(kept), hole, (left, top, left + side, top + side), kept)
 
 
-def _read(picture: Picture) -> tuple[Image.Image, Image.Image | None]:
-    """RGB, transparency over white, and the transparency."""
-    kept = decode_image(picture, keep_mode=True)
-    alpha = kept.convert("RGBA").getchannel("A") if kept.has_transparency_data else None
-    return decode_image(picture).convert("RGB"), alpha
+def _read(picture: Picture) -> Image.Image:
+    """RGBA where the picture has transparency, else RGB, with its colour profile where that still suits."""
+    read = decode_image(picture, keep_mode=True)
+    kept = read.convert("RGBA" if read.has_transparency_data else "RGB")
+    profile = read.info.get("icc_profile") if read.mode in WITH_PROFILE else None
+    kept.info = {} if profile is None else {"icc_profile": profile}
+    return kept
 
 
-def _canvas(image: Image.Image, alpha: Image.Image | None, hole: np.ndarray, least: int) -> Canvas:
+def _canvas(kept: Image.Image, hole: np.ndarray, least: int) -> Canvas:
     if not hole.any():
         raise UsageError("the mask is empty: make white what is to be painted")
     if hole.all():
         raise UsageError("the mask covers the whole picture: leave some of it, or draw a new one with generate")
-    return Canvas(image, hole, window_around(hole, least), alpha)
+    return Canvas(decode_image(kept), hole, window_around(hole, least), kept)
 
 
 def window_around(hole: np.ndarray, least: int) -> tuple[int, int, int, int]:
@@ -178,12 +196,19 @@ def _window(image: Image.Image, box: tuple[int, int, int, int], beyond: int, siz
 def soft_edge(hole: np.ndarray, border: int) -> np.ndarray:
     """A hole (H, W) as shares: 1 inside, falling evenly to 0 within `border` pixels outside, (H, W) float32."""
     half = border // 2
-    share = torch.from_numpy(hole)[None, None].float()
+    share = hole.astype(np.float32)
     if half:
-        for kernel in ((1, 2 * half + 1), (2 * half + 1, 1)):
-            pad = (kernel[0] // 2, kernel[1] // 2)
-            share = F.max_pool2d(share, kernel, 1, pad)
-        for kernel in ((1, 2 * half + 1), (2 * half + 1, 1)):
-            pad = (kernel[0] // 2, kernel[1] // 2)
-            share = F.avg_pool2d(share, kernel, 1, pad, count_include_pad=False)
-    return torch.where(torch.from_numpy(hole), 1.0, share[0, 0]).numpy()
+        share = (_sums(share, half) > 0).astype(np.float32)  # grown by half of the border, then blurred by as much
+        share = (_sums(share, half) / _sums(np.ones_like(share), half)).astype(np.float32)
+    return np.where(hole, np.float32(1), share)
+
+
+def _sums(values: np.ndarray, half: int) -> np.ndarray:
+    """Over the square of up to `half` pixels to each side of each of `values` (H, W); as fast for any size of it."""
+    for axis in (0, 1):
+        length = values.shape[axis]
+        places = np.arange(length)
+        total = np.insert(values.cumsum(axis, dtype=np.float64), 0, 0, axis)
+        first, last = np.maximum(places - half, 0), np.minimum(places + half + 1, length)
+        values = total.take(last, axis) - total.take(first, axis)
+    return values

@@ -125,10 +125,13 @@ def _redrawn(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
 
 def _translated(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
     """From all codes of the square in the middle, under the pack's words for a style."""
-    known = sampler.pack.info.get("translation") or {}
-    styles, words = known.get("styles", []), known.get("text", "{style}")
-    if not styles:
-        raise PackError("this pack was not taught to translate: train its code transformer with pair_share")
+    known = sampler.pack.info.get("translation", {})
+    if not (known.get("styles") and sampler.transformer.config.source_codes):
+        raise PackError(
+            "this pack was not taught to translate: train its code transformer with pair_share and one of "
+            "pair_captions, like '{style} style'"
+        )
+    styles, words = known["styles"], known["text"]
     if edit.style not in styles:
         raise UsageError(f"the pack has no style '{edit.style}': it has {', '.join(styles)}")
     canvas = whole_canvas(edit.picture)

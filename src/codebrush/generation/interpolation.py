@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.images import to_pil
-from codebrush.errors import PackError, UsageError
+from codebrush.data.images import EXTENSIONS, to_pil
+from codebrush.errors import ImageError, PackError, UsageError
 from codebrush.generation.canvas import Picture, whole_canvas
 from codebrush.generation.options import DrawOptions
 from codebrush.generation.sampler import Drawing, Sampler
@@ -24,6 +24,7 @@ from codebrush.models.code_transformer import Condition
 
 WAYS = ("latents", "embeddings")
 MOST_FRAMES = 10_000
+FILES = (*EXTENSIONS, ".safetensors")
 Key = Picture | Tensor  # a prompt, a picture or its file, or a latent (d, h, w)
 Frames = Iterator[Image.Image]
 Progress = Callable[[int, int], None]
@@ -48,16 +49,24 @@ def frames_between(
         raise UsageError(f"frames must be from {len(keys)}, one for each that is given, to {MOST_FRAMES}, not {frames}")
     if through not in WAYS:
         raise UsageError(f"through must be one of {', '.join(WAYS)}, not {through}")
-    with torch.no_grad():
-        if through == "embeddings":
-            yield from _through_embeddings(sampler, keys, options, frames, progress)
-            return
-        latents = torch.stack([_latent(sampler, key, options) for key in keys])  # (F, d, h, w)
-        path = spread(latents, frames)
-        for number, latent in enumerate(path):
-            yield to_pil(sampler.vqgan.decode(latent[None])[0])
-            if progress is not None:
-                progress(number + 1, frames)
+    for key in keys:
+        _is_file(key)
+    if through == "latents":
+        return _through_latents(sampler, keys, options, frames, progress)
+    if not sampler.transformer.config.image_embedding:
+        raise PackError("this pack's code transformer reads no picture's embedding: go through latents")
+    return _through_embeddings(sampler, keys, options, frames, progress)
+
+
+@torch.no_grad()
+def _through_latents(
+    sampler: Sampler, keys: Sequence[Key], options: DrawOptions, frames: int, progress: Progress | None
+) -> Frames:
+    latents = torch.stack([_latent(sampler, key, options) for key in keys])  # (F, d, h, w)
+    for number, latent in enumerate(spread(latents, frames)):
+        yield to_pil(sampler.vqgan.decode(latent[None])[0])
+        if progress is not None:
+            progress(number + 1, frames)
 
 
 def spread(keys: Tensor, frames: int) -> Tensor:
@@ -67,11 +76,10 @@ def spread(keys: Tensor, frames: int) -> Tensor:
     return torch.cat([*parts, keys[-1:]])
 
 
+@torch.no_grad()
 def _through_embeddings(
     sampler: Sampler, keys: Sequence[Key], options: DrawOptions, frames: int, progress: Progress | None
 ) -> Frames:
-    if not sampler.transformer.config.image_embedding:
-        raise PackError("this pack's code transformer reads no picture's embedding: go through latents")
     pictures = [_picture(sampler, key, options) for key in keys]
     embeddings = sampler.embed(pictures)  # (F, E)
     path = spread(embeddings[:, :, None, None], frames)[:, :, 0, 0]
@@ -90,8 +98,8 @@ def _latent(sampler: Sampler, key: Key, options: DrawOptions) -> Tensor:
         if key.shape[1:] != grid or key.ndim != 3:
             raise UsageError(f"a latent of shape {tuple(key.shape)} is none of this pack: its grid is {grid}")
         return key.to(sampler.device)
-    if isinstance(key, str) and not Path(key).is_file():
-        return sampler.sample(key, replace(options, n=1))[0].latent
+    if not isinstance(key, Image.Image) and not _is_file(key):
+        return sampler.sample(str(key), replace(options, n=1))[0].latent
     size = sampler.pack.image_size
     if not isinstance(key, Image.Image) and Path(key).suffix.lower() == ".safetensors":
         return file_latents(str(key), sampler.vqgan, (size, size))[0]
@@ -101,6 +109,19 @@ def _latent(sampler: Sampler, key: Key, options: DrawOptions) -> Tensor:
 def _picture(sampler: Sampler, key: Key, options: DrawOptions) -> Image.Image:
     if isinstance(key, Tensor) or str(key).lower().endswith(".safetensors"):
         return to_pil(sampler.vqgan.decode(_latent(sampler, key, options)[None])[0])
-    if isinstance(key, str) and not Path(key).is_file():
-        return sampler.sample(key, replace(options, n=1))[0].image
+    if not isinstance(key, Image.Image) and not _is_file(key):
+        return sampler.sample(str(key), replace(options, n=1))[0].image
     return whole_canvas(key).image
+
+
+def _is_file(key: Key) -> bool:
+    """Whether a key names a file and is no prompt. Raises ImageError for what looks like one and is not there."""
+    if isinstance(key, Image.Image | Tensor):
+        return False
+    try:
+        there = Path(key).is_file()
+    except (OSError, ValueError):  # as a long prompt is no name of a file
+        return False
+    if not there and (isinstance(key, Path) or Path(key).suffix.lower() in FILES):
+        raise ImageError(f"{key}: there is no such file")
+    return there

@@ -15,6 +15,7 @@ from codebrush.errors import ImageError, PackError
 from codebrush.pack import Pack
 
 MOST_THREADS = 1024
+REPLAYED = ("sample", "retrieve", "guide", "vary", "edit", "inpaint", "translate")  # methods
 
 
 def origin(pack: Pack, device: torch.device) -> dict[str, Any]:
@@ -25,6 +26,12 @@ def origin(pack: Pack, device: torch.device) -> dict[str, Any]:
         "device": describe(device),
         "threads": torch.get_num_threads(),
     }
+
+
+def check_method(manifest: Mapping[str, Any]) -> None:
+    """Raises ImageError where a picture was made in a way that is not done again from its manifest."""
+    if (method := manifest.get("method")) not in REPLAYED:
+        raise ImageError(f"the picture was made by the method {method!r}, which cannot be replayed")
 
 
 def check_origin(manifest: Mapping[str, Any], pack: Pack, device: torch.device) -> None:

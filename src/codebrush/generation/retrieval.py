@@ -3,7 +3,8 @@
 The second step looks into a bank of known pictures, asks a learned prior, or takes the text's own embedding as it is.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codebrush.errors import PackError, UsageError
+from codebrush.errors import ImageError, PackError, UsageError
 from codebrush.generation.options import DrawOptions
 from codebrush.generation.sampler import Drawing, Sampler
 from codebrush.models.prior import Neighbours, blended
@@ -54,7 +55,8 @@ def retrieved(
     drawing = sampler.prepare(prompt, options)
     weights = torch.tensor(drawing.weights, device=drawing.texts.device)
     query = F.normalize(weights @ drawing.texts, dim=0)  # (E,): what leads away is gone from it
-    about: dict[str, Any] = {"prior": how.prior, "neighbours": how.neighbours, "bank": how.bank}
+    bank = os.path.abspath(how.bank) if how.bank else ""
+    about: dict[str, Any] = {"prior": how.prior, "neighbours": how.neighbours, "bank": bank}
     if how.prior == "retrieval":
         if find is None:
             raise PackError("this pack has no bank of pictures: name a database of codebrush index with --bank")
@@ -72,7 +74,17 @@ def retrieved(
         embedding = prior(query[None])[0]
     else:
         embedding = query
+    member = {"retrieval": "" if how.bank else "bank", "mlp": "prior", "none": ""}[how.prior]
+    about |= {"hash": sampler.pack.hash_of(member)} if member and sampler.pack.has(member) else {}
     conditions = [
         (replace(condition, image_embedding=embedding[None]), weight) for condition, weight in drawing.conditions
     ]
     return replace(drawing, conditions=conditions, about={"method": "retrieve", "retrieval": about})
+
+
+def check_retrieved(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
+    """Raises ImageError where a replay has found something else than the picture was drawn from."""
+    names = [[near["name"] for near in found.get("found", [])] for found in (now, then)]
+    if names[0] != names[1] or now.get("hash") != then.get("hash"):
+        where = now["bank"] or f"the pack's {'prior' if now['prior'] == 'mlp' else 'bank'}"
+        raise ImageError(f"{where} has changed since the picture was made: put the old one back")

@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.images import MAX_PIXELS, stack, to_pil
-from codebrush.data.preprocess import pixels_for
-from codebrush.errors import PackError, UsageError
+from codebrush.data.images import MAX_PIXELS, decode_image, stack, to_pil
+from codebrush.errors import PackError, PromptError, UsageError
 from codebrush.generation.canvas import Picture
 from codebrush.generation.decoding import Known, Progress, draw_codes, draw_large, picture_uniforms
 from codebrush.generation.guide_options import parse_size
@@ -67,6 +66,14 @@ def draw_options(pack: Pack, given: Mapping[str, Any]) -> DrawOptions:
     return DrawOptions(**values)
 
 
+def checked_sampling(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What shapes a drawing that is not one of words alone. Raises UsageError for anything else."""
+    unknown = sorted(set(given) - {"cfg", "temperature", "top_k", "top_p", "min_p", "rerank"})
+    if unknown:
+        raise UsageError(f"{unknown[0]} is no option of an edit or an interpolation")
+    return dict(given)
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A prompt made ready: its parts as conditions and as unit embeddings (P, E), with their weights.
@@ -108,8 +115,10 @@ class Sampler:
         return self.vqgan.code_grid((height, width))
 
     def embed(self, pictures: Sequence[Picture]) -> Tensor:
-        """Pictures or their files -> unit vectors (B, E)."""
-        return self.clip.encode_image(pixels_for(self.clip, pictures).to(self.device))
+        """Pictures or their files -> unit vectors (B, E), of the squares in their middles at the pack's size: what the
+        code transformer learned to draw from."""
+        seen = stack([decode_image(picture) for picture in pictures], self.pack.image_size)
+        return self.clip.encode_image(seen.to(self.device))
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (3, S, S) in [0, 1] -> their quantised latent (1, d, h, w) and codes (1, h, w)."""
@@ -142,8 +151,10 @@ class Sampler:
 
     @torch.no_grad()
     def prepare(self, prompt: str, options: DrawOptions) -> Drawing:
-        """A prompt's parts as the code transformer and CLIP read them."""
+        """A prompt's parts as the code transformer and CLIP read them. Raises PromptError."""
         parts = parse_prompt(prompt).parts
+        if any(part.stop is not None for part in parts):
+            raise PromptError("a stop (text:weight:stop) is for guidance: leave it out, or ask for the method guide")
         texts, weights = [part.text for part in parts], [part.weight for part in parts]
         tokens = self.tokenizer(texts).to(self.device)  # (P, T)
         condition = text_condition(self.clip, tokens, self.transformer.config)

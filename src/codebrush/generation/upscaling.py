@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.images import MAX_PIXELS, read_manifest, to_pil, to_tensor
+from codebrush.data.images import MAX_PIXELS, WITH_PROFILE, read_manifest, to_pil, to_tensor
 from codebrush.errors import ImageError, PackError, UsageError
 from codebrush.generation.decoding import Progress
 from codebrush.generation.origin import damaged, torch_threads, versions
@@ -26,7 +26,6 @@ from codebrush.pack import Pack
 SCALES = (2, 4)
 TILE = 192  # pixels a side
 MANIFEST_FIELD = "upscaled"
-WITH_PROFILE = ("RGB", "RGBA", "P")  # modes whose colour profile suits what comes out
 
 
 def check_scale(scale: int) -> None:

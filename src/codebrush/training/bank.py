@@ -1,7 +1,10 @@
 """A CLIP and captioned pictures in; the bank of known pictures that a pack brings along, out."""
 
+import time
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from codebrush.models.clip import CLIP
 from codebrush.models.prior import Bank, BankConfig
@@ -23,13 +26,18 @@ def spread(groups: np.ndarray, most: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def make_bank(clip: CLIP, data: Captioned, most: int = MOST) -> Bank:
-    """The embeddings of up to `most` pictures, called by their first captions."""
+def make_bank(clip: CLIP, data: Captioned, most: int = MOST, seconds: float | None = None) -> Bank:
+    """The embeddings of up to `most` pictures, called by their first captions; fewer where `seconds` allow no more."""
+    if seconds is not None:
+        began = time.monotonic()
+        _embed(clip, data, np.arange(min(BATCH, len(data))))
+        most = min(most, max(BATCH, int(BATCH * seconds / (time.monotonic() - began))))
     rows = spread(data.groups, most)
-    parts = [
-        clip.encode_image(data.images(rows[start : start + BATCH]).to(clip.log_scale.device).float() / 255)
-        for start in range(0, len(rows), BATCH)
-    ]
+    parts = [_embed(clip, data, rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
     bank = Bank(BankConfig(clip.embed_dim, tuple(data.captions(row)[0] for row in rows.tolist())))
     bank.embeddings.copy_(torch.cat(parts))
     return bank.eval()
+
+
+def _embed(clip: CLIP, data: Captioned, rows: np.ndarray) -> Tensor:
+    return clip.encode_image(data.images(rows).to(clip.log_scale.device).float() / 255)

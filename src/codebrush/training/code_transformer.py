@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from codebrush.data.captions import Template
+from codebrush.errors import TrainingError
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig, Condition
 from codebrush.models.vqgan import VQGAN
@@ -80,8 +82,19 @@ def make_code_transformer(
 
 
 def with_conditions(transformer: CodeTransformer, recipe: TransformerRecipe, clip: CLIP) -> CodeTransformer:
-    """`transformer`, able to be given what the recipe's shares ask for; it draws from texts as it did."""
+    """`transformer`, able to be given what the recipe's shares ask for; it draws from texts as it did. Raises
+    TrainingError for one that cannot learn it."""
     config = transformer.config
+    if (recipe.image_share or recipe.hole_share or recipe.pair_share) and (config.labels or not config.start_token):
+        raise TrainingError(
+            "the code transformer to begin from reads classes, or has no start token: it cannot learn to draw from "
+            "pictures; set image_share, hole_share and pair_share to 0"
+        )
+    if recipe.image_share and config.image_embedding not in (0, clip.embed_dim):
+        raise TrainingError(
+            f"the code transformer to begin from reads embeddings of {config.image_embedding}, the CLIP makes "
+            f"{clip.embed_dim}: name the CLIP that it was trained with"
+        )
     wanted = replace(
         config,
         image_embedding=config.image_embedding or (clip.embed_dim if recipe.image_share else 0),
@@ -104,6 +117,18 @@ def with_conditions(transformer: CodeTransformer, recipe: TransformerRecipe, cli
 def _slots(state: dict[str, Tensor], config: CodeTransformerConfig) -> tuple[Tensor, ...]:
     lengths = [*(length for _, length in config.conditions), int(config.start_token)]
     return state["prefix_positions"].split(lengths)
+
+
+def translation_of(recipe: TransformerRecipe, data: Captioned) -> dict[str, Any] | None:
+    """What pack.json says of a network that learned pairs under one template of one column: its words, with {style} for
+    the column's place, and the styles that the column holds. None where it did not."""
+    templates = [Template.parse(text) for text in recipe.pair_captions]
+    if not recipe.pair_share or len(templates) != 1 or len(templates[0].columns) != 1:
+        return None
+    (column,) = templates[0].columns
+    cells = {data.source.row(row)[column] for row in data.pixels.rows}
+    styles = sorted(cell for cell in cells if isinstance(cell, str) and cell.strip())
+    return {"text": templates[0].text.replace("{" + column + "}", "{style}"), "styles": styles} if styles else None
 
 
 def spoil(codes: Tensor, noise: float, codebook_size: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from codebrush.data.captions import Template
 from codebrush.data.holes import filled_in
-from codebrush.errors import TrainingError
+from codebrush.errors import DataError, TrainingError
 from codebrush.training.captioned import Captioned, CaptionTokens
 
 GIVEN = ("text_features", "text_embedding", "image_embedding", "source_codes")
@@ -142,11 +142,17 @@ def random_hole(grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
 
 
 class Retold:
-    """The rows of a source with captions of other templates, for `CaptionTokens`."""
+    """The rows of a source with captions of other templates, for `CaptionTokens`. Raises DataError for a template
+    that names a column which is not there."""
 
     def __init__(self, data: Captioned, templates: Sequence[str]):
         self.data = data
         self.templates = [Template.parse(text) for text in templates]
+        there = data.source.schema.names
+        for template, column in ((each, column) for each in self.templates for column in each.columns):
+            if column not in there:
+                name = f'{data.source.origin}: the caption template "{template.text}"'
+                raise DataError(f"{name} needs the column {column}; there are {', '.join(there)}")
 
     def __len__(self) -> int:
         return len(self.data)

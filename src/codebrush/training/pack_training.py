@@ -27,8 +27,9 @@ from codebrush.text.tokenizer import Tokenizer, train_bpe
 from codebrush.training.bank import make_bank
 from codebrush.training.captioned import Captioned, load_captioned
 from codebrush.training.clip import CLIPRecipe
+from codebrush.training.code_transformer import TransformerRecipe, translation_of
 from codebrush.training.gate import read_gate
-from codebrush.training.loop import Loop, LoopConfig, launch
+from codebrush.training.loop import Loop, LoopConfig, is_first, launch
 from codebrush.training.plan import GRID, SHARES, TIMED_STEPS, WARM_STEPS, Size, choose, sizes
 from codebrush.training.reporting import METRICS
 from codebrush.training.request import REQUEST_FILE, PackRequest, check_same, read_request, work_folder, write_request
@@ -52,6 +53,7 @@ STAGES = ("clip", "vqgan", "transformer", "prior", "captioner", "upscaler")
 TOKENIZERS = ("wordpiece", "bpe")
 CLOCK_FILE = "clock.json"
 RECONSTRUCTED = 0.25  # of the pictures that an upscaler learns from are made worse by the VQGAN first
+BANK_SHARE = 0.02  # of a budget, at most, to embed the pictures of a bank
 FINISH_SECONDS = 5.0  # kept back for writing the pack
 Say = Callable[[str], None]
 
@@ -221,9 +223,13 @@ def _stage(
     network = run_stage(plan, materials, folder, resume=True, start=start, saved=lambda: clock.charge(stage))
     clock.charge("between" if done else stage)
     setattr(materials, stage, network)
+    if isinstance(plan.recipe, TransformerRecipe):
+        materials.translation = translation_of(plan.recipe, materials.data)
     if isinstance(network, CodeTransformer) and network.config.image_embedding:
         assert materials.clip is not None
-        materials.bank = make_bank(materials.clip, materials.data)
+        if is_first():
+            seconds = None if request.budget is None else BANK_SHARE * request.budget
+            materials.bank = make_bank(materials.clip, materials.data, seconds=seconds)
         clock.charge()
     return {
         "steps": plan.loop.last,
@@ -342,6 +348,7 @@ def _write(
         words=materials.words,
         upscaler=materials.upscaler,
         bank=materials.bank,
+        translation=materials.translation,
         prior=materials.prior,
         version=__version__,
         licence=request.licence,

@@ -79,6 +79,7 @@ class Materials:
     upscaler: Upscaler | None = None
     prior: Prior | None = None
     bank: Bank | None = None
+    translation: dict[str, Any] | None = None  # what pack.json says of it
     codes: np.ndarray | None = None
     draw: Callable[[nn.Module], Image.Image | None] | None = None  # preview of a code transformer
     replay: Captioned | None = None

@@ -1,10 +1,4 @@
-"""Editing by one micro code transformer that was taught all of it, judged by a rule on pixels.
-
-    pytest -s tests/learning/editing_learned.py
-
-Two of its figures were under what they should be after 400 steps, and it has not run with these 800: until it has,
-pytest does not collect it by itself.
-"""
+"""Editing by one micro code transformer that was taught all of it, judged by a rule on pixels."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -37,7 +37,15 @@ RECIPES: dict[str, dict[str, Any]] = {
         },
         "loop": {"steps": 12, **LOOP},
     },
-    "transformer": {"recipe": {"width": 16, "layers": 1, "heads": 2}, "loop": {"steps": 3, **LOOP}},
+    # rows with a source and those without go through the network one after the other, before one step back
+    "transformer": {
+        "recipe": {
+            "width": 16, "layers": 1, "heads": 2, "image_share": 0.25, "hole_share": 0.25, "pair_share": 0.25,
+            "pair_captions": ["on {background}"],
+        },
+        "loop": {"steps": 3, **LOOP, "batch_size": 8},
+    },
+    "prior": {"recipe": {"width": 16, "layers": 1}, "loop": {"steps": 3, **LOOP}},
 }  # fmt: skip
 
 
@@ -116,7 +124,7 @@ def test_two_processes_make_one_pack(pair: Pair, shapes: Path, tmp_path: Path):
     given = [str(shapes), "--recipes", str(tmp_path), "--out", str(tmp_path / "pack"), "--tokenizer", "bpe", "--json"]
     assert pair.run(*given) == [0, 0]
     first, second = pair.said()
-    assert [figures["steps"] for figures in json.loads(first)["stages"].values()] == [3, 12, 3]
+    assert [figures["steps"] for figures in json.loads(first)["stages"].values()] == [3, 12, 3, 3]
     assert second == ""
     assert (tmp_path / "pack" / "pack.json").is_file()
     assert [path for path in tmp_path.rglob("*") if path.suffix == ".part"] == []

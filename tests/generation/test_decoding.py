@@ -193,14 +193,22 @@ def test_what_is_always_given_is_no_guidance(transformer: CodeTransformer) -> No
 
 def test_terms_with_a_source_and_without_stand_in_one_batch(transformer: CodeTransformer) -> None:
     torch.manual_seed(5)
-    model = CodeTransformer(replace(transformer.config, source_codes=True)).eval()
+    model = CodeTransformer(replace(transformer.config, source_codes=True, aligned_source=True)).eval()
+    torch.nn.init.normal_(model.align.weight, std=0.3)  # pyright: ignore
     source = torch.randint(0, transformer.config.codebook_size, (1, *GRID))
     hidden = replace(make_condition(2), source_codes=source, source_mask=torch.zeros_like(source).bool())
     terms = [(replace(make_condition(1), source_codes=source), 1.0), (make_condition(2), 0.5)]
     uniforms = picture_uniforms(0, range(2), COUNT)
     null = Condition(source_codes=source, source_mask=torch.zeros_like(source).bool())
     expected = draw_codes(model, [terms[0], (hidden, 0.5)], uniforms, cfg=2.0, without=null, **FILTERS)
-    assert torch.equal(draw_codes(model, terms, uniforms, cfg=2.0, **FILTERS), expected)
+    drawn = draw_codes(model, terms, uniforms, cfg=2.0, **FILTERS)
+    assert torch.equal(drawn, expected)
+    codes = torch.zeros(1, 0, dtype=torch.int64)
+    for uniform in uniforms[1]:  # without a cache, one after the other
+        logits = [model(codes, part)[:, -1] for part in (terms[0][0], hidden, null)]
+        mixed = 2.0 * logits[0] + logits[1] - 2.0 * logits[2]
+        codes = torch.cat([codes, sample(mixed, uniform[None], **FILTERS)[:, None]], dim=1)
+    assert torch.equal(drawn[1].flatten(), codes[0])
 
 
 def test_one_window_is_the_plain_way(transformer: CodeTransformer) -> None:

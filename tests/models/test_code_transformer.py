@@ -157,6 +157,29 @@ def test_a_source_stands_where_its_picture_will_be() -> None:
     assert torch.equal(rest[1], torch.zeros_like(rest[1]))
 
 
+def test_an_aligned_source_is_added_where_each_code_is_predicted() -> None:
+    model, condition, codes = network(aligned_source=True), full_condition(2), some_codes(2, N - 1)
+    assert model.align is not None
+    seen: list[Tensor] = []
+    hook = model.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(codes, condition)
+    weight = model.align.weight.data.clone()
+    model.align.weight.data.zero_()
+    model(codes, condition)
+    hook.remove()
+    first = model.config.prefix_length - 1  # the start token, from which the first code is predicted
+    assert torch.equal(seen[0][:, :first], seen[1][:, :first])
+    source = model.code_embedding(condition.source_codes.flatten(1)) @ weight.T  # pyright: ignore
+    close(seen[0][:, first:] - seen[1][:, first:], source)
+
+
+def test_an_aligned_source_that_is_dropped_is_its_null() -> None:
+    model, condition, codes = network(aligned_source=True), full_condition(2), some_codes(2)
+    gone = replace(condition, present=torch.tensor([[True, True, True, False, True]] * 2))
+    close(model(codes, gone), model(codes, hiding(condition, "source_codes")))
+    assert differs(model(codes, gone), model(codes, condition))
+
+
 def test_every_condition_changes_the_logits() -> None:
     model, codes, condition = network(), some_codes(2), full_condition(2)
     other, unconditional = full_condition(2, seed=9), model(codes)
@@ -258,11 +281,12 @@ class TestCache:
         batch=st.integers(1, 3),
         learned=st.booleans(),
         sourced=st.booleans(),
+        aligned=st.booleans(),
     )
     def test_codes_in_chunks_of_any_size_equal_one_pass(
-        self, first: int, chunks: list[int], batch: int, learned: bool, sourced: bool
+        self, first: int, chunks: list[int], batch: int, learned: bool, sourced: bool, aligned: bool
     ) -> None:
-        model, condition = network(learned_positions=learned), full_condition(batch)
+        model, condition = network(learned_positions=learned, aligned_source=aligned), full_condition(batch)
         condition = condition if sourced else only(condition, "text_features", "labels")
         codes = some_codes(batch, min(first + sum(chunks), N))
         with torch.no_grad():

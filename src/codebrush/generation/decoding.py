@@ -233,6 +233,9 @@ def _merge(caches: Sequence[KVCache], pictures: int) -> KVCache:
             rows = [part.expand(pictures, -1, -1, -1) if len(part) == 1 else part for part in parts]
             getattr(merged, name)[layer] = torch.cat(rows)
     merged.mask = _merge_masks(caches, pictures)
+    if caches[0].added is not None:  # of one network, and so of all
+        added = [cache.added for cache in caches if cache.added is not None]
+        merged.added = torch.cat([part.expand(pictures, -1, -1) if len(part) == 1 else part for part in added])
     return merged
 
 

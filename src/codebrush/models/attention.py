@@ -45,6 +45,7 @@ class KVCache:
         self.length = 0
         self.prefix = 0  # how many of the tokens stand in front of what is drawn
         self.capacity = 0
+        self.added: Tensor | None = None  # (B, N, D): what a source adds to each token
         self.mask: Tensor | None = None  # (B, n) bool: which of the first n tokens may be attended to; None: all
 
     def reserve(self, length: int) -> None:
@@ -69,6 +70,7 @@ class KVCache:
         for stored in (self.keys, self.values):
             stored[:] = [None if part is None else part[rows] for part in stored]
         self.mask = None if self.mask is None else self.mask[rows]
+        self.added = None if self.added is None else self.added[rows]
 
     def advance(self, tokens: int) -> None:
         """Count `tokens` as seen, once every layer has appended them."""

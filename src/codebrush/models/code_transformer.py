@@ -24,7 +24,8 @@ class CodeTransformerConfig:
     """Sizes. A condition of width 0 does not exist in this network.
 
     `text_features`, `text_embedding`, `image_embedding`: the width of each condition's vectors; `text_length`:
-    how many text tokens the prefix holds; `source_codes`: whether a source picture's codes may stand there;
+    how many text tokens the prefix holds; `source_codes`: whether a source picture's codes may stand there, and with
+    `aligned_source` each is also added where the code of its place is predicted, so that nothing has to be found;
     `labels`: the number of classes, one of which may stand there. `condition_dropout`: the chance in training that
     all conditions go, and then of each one by itself.
 
@@ -45,6 +46,7 @@ class CodeTransformerConfig:
     text_embedding: int = 0
     image_embedding: int = 0
     source_codes: bool = False
+    aligned_source: bool = False
     labels: int = 0
     condition_dropout: float = 0.1
     dropout: float = 0.0
@@ -141,6 +143,9 @@ class CodeTransformer(PretrainedModel):
             self.nulls[name] = nn.Parameter(torch.randn(length, width) * 0.02)
             if name != "source_codes":
                 self.projections[name] = _projection(config, name)
+        self.align = nn.Linear(width, width, bias=False) if config.aligned_source and config.source_codes else None
+        if self.align is not None:
+            nn.init.zeros_(self.align.weight)  # a network that learns this later draws as it did
         self.prefix_positions = nn.Parameter(torch.randn(config.prefix_length, width) * 0.02)
         self.transformer = Transformer(trunk)
         self.final_norm = make_norm(trunk)
@@ -185,9 +190,13 @@ class CodeTransformer(PretrainedModel):
 
     def prefix(self, condition: Condition, batch: int) -> Tensor:
         """The condition as vectors (B, P, D); in training some conditions are dropped at random."""
+        return self._prefix(condition, batch)[0]
+
+    def _prefix(self, condition: Condition, batch: int) -> tuple[Tensor, Tensor | None]:
+        """The prefix (B, P, D), and what its source adds where each code is predicted, (B, N, D)."""
         device, rate = self.device, self.config.condition_dropout if self.training else 0.0
         keep_any = torch.rand(batch, 1, device=device) >= rate
-        parts, stands = [], self.stands(condition)
+        parts, stands, added = [], self.stands(condition), None
         for number, (name, _) in enumerate(self.config.conditions):
             if name == "source_codes" and len(stands) < self.config.prefix_length:
                 continue
@@ -201,9 +210,11 @@ class CodeTransformer(PretrainedModel):
             if condition.present is not None:
                 keep = keep & condition.present[:, number : number + 1]
             parts.append(torch.where((present & keep).unsqueeze(-1), vectors, null.to(vectors.dtype)))
+            if name == "source_codes" and self.align is not None:
+                added = self.align(parts[-1])
         if self.start is not None:
             parts.append(self.start.expand(batch, 1, -1))
-        return torch.cat(parts, dim=1) + self.prefix_positions[stands]
+        return torch.cat(parts, dim=1) + self.prefix_positions[stands], added
 
     def _mask(self, condition: Condition, length: int) -> Tensor | None:
         """Where a prefix of `length` may be attended to, (B, length) bool; None: everywhere."""
@@ -231,11 +242,15 @@ class CodeTransformer(PretrainedModel):
         if mask is not None:
             mask = F.pad(mask, (0, codes.shape[1]), value=True)
         turns = None if self.turns is None else self.turns[:, self.config.prefix_length + first :][:, : codes.shape[1]]
+        added = None if cache is None else cache.added
         if not seen:
-            x = torch.cat([self.prefix(condition, batch).to(x.dtype), x], dim=1)
+            vectors, added = self._prefix(condition, batch)
+            x = torch.cat([vectors.to(x.dtype), x], dim=1)
             turns = None if turns is None or self.turns is None else torch.cat([self.turns[:, stands], turns], dim=1)
+        if added is not None:
+            x = x + _placed(added, 0 if not seen else first + 1, x.shape[1], prefix - 1 if not seen else 0)
         if cache is not None:
-            cache.mask, cache.prefix = mask, prefix
+            cache.mask, cache.prefix, cache.added = mask, prefix, added
         x = self.transformer(x, causal=True, mask=mask, turns=turns, cache=cache)
         if not seen:
             x = x[:, prefix - 1 :]  # the last vector in front of the codes predicts the first
@@ -246,6 +261,12 @@ class CodeTransformer(PretrainedModel):
         cache = KVCache(self.config.layers)
         cache.reserve(self.config.prefix_length + self.config.code_count)
         return cache
+
+
+def _placed(added: Tensor, first: int, length: int, before: int) -> Tensor:
+    """Vectors (B, N, D) from number `first` on, `before` zeros in front of them, as many as make `length` in all."""
+    part = added[:, first : first + length - before]
+    return F.pad(part, (0, 0, before, length - before - part.shape[1]))
 
 
 def _projection(config: CodeTransformerConfig, name: str) -> nn.Module:

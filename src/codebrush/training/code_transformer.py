@@ -75,6 +75,7 @@ def make_code_transformer(
             text_embedding=clip.embed_dim,
             image_embedding=clip.embed_dim if recipe.image_share else 0,
             source_codes=bool(recipe.hole_share or recipe.pair_share),
+            aligned_source=bool(recipe.hole_share or recipe.pair_share),
             condition_dropout=recipe.condition_dropout,
             dropout=recipe.dropout,
         )
@@ -99,6 +100,7 @@ def with_conditions(transformer: CodeTransformer, recipe: TransformerRecipe, cli
         config,
         image_embedding=config.image_embedding or (clip.embed_dim if recipe.image_share else 0),
         source_codes=config.source_codes or bool(recipe.hole_share or recipe.pair_share),
+        aligned_source=config.aligned_source or bool(recipe.hole_share or recipe.pair_share),
     )
     if wanted == config:
         return transformer
@@ -168,8 +170,11 @@ class CodeTransformerTask:
             "transformer": make_adamw([transformer], recipe.learning_rate, recipe.weight_decay, betas=(0.9, 0.95))
         }
         self.frozen: list[nn.Module] = [clip, *([vqgan] if vqgan is not None else [])]
-        if self.config.source_codes:  # what no row shows is not trained, nor waited for by other processes
-            transformer.nulls["source_codes"].requires_grad_(bool(recipe.hole_share or recipe.pair_share))
+        sourced = bool(recipe.hole_share or recipe.pair_share)  # what no row shows is not trained, nor waited for
+        if self.config.source_codes:
+            transformer.nulls["source_codes"].requires_grad_(sourced)
+        if transformer.align is not None:
+            transformer.align.requires_grad_(sourced)
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         """Codes int64 (B, N), and what each is drawn from, by the names of `Drawn`."""

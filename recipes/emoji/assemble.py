@@ -2,7 +2,7 @@
 
     python recipes/emoji/assemble.py runs/emoji emoji.parquet --out src/codebrush/packs/emoji
 
-Takes runs/emoji/{clip, vqgan-decoder, transformer-3, prior, captioner-8, upscaler}; pack.json records each stage's
+Takes runs/emoji/{clip, vqgan-decoder, transformer-5, prior, captioner-8, upscaler}; pack.json records each stage's
 plan, its last figures and the seconds it ran, the data's hash, the commit and the machine. `card.py` then measures the
 pack and writes its card.
 """
@@ -32,7 +32,8 @@ from codebrush.training.reporting import METRICS
 from codebrush.training.stages import MODEL_FOLDER, read_plan
 
 RUNS = (
-    *("clip", "vqgan", "vqgan-decoder", "transformer", "transformer-2", "transformer-3", "prior", "upscaler"),
+    *("clip", "vqgan", "vqgan-decoder", "prior", "upscaler"),
+    *("transformer", "transformer-2", "transformer-3", "transformer-4", "transformer-5"),
     *(
         "captioner",
         "captioner-2",
@@ -79,7 +80,7 @@ def main() -> None:
         clip=clip,
         tokenizer=Tokenizer.from_pretrained(trained["clip"]),
         vqgan=VQGAN.from_pretrained(trained["vqgan-decoder"]),
-        transformer=CodeTransformer.from_pretrained(trained["transformer-3"]),
+        transformer=CodeTransformer.from_pretrained(trained["transformer-5"]),
         captioner=Captioner.from_pretrained(captioner),
         words=Tokenizer.from_pretrained(captioner),
         upscaler=Upscaler.from_pretrained(trained["upscaler"]),

@@ -30,6 +30,7 @@ BATCH = 64
 NO_TONE = "skin_tone is null"
 SEEN = ("red apple", "cat face", "pizza", "rocket", "red heart", "snowman", "crown", "grinning face")
 UNSEEN_COUNT = 24
+EDITED = 12
 
 
 class Rows:
@@ -132,6 +133,24 @@ def sheets(brush: Codebrush, parquet: str, out: Path) -> None:
     contact_sheet([image for image, _ in drawn], [label for _, label in drawn], columns=8).save(out / "unseen.png")
 
 
+def edits(brush: Codebrush, parquet: str, out: Path) -> None:
+    """A sheet of what can be made of pictures of the test split: each given, varied, translated, with a hole filled."""
+    size = brush.pack.image_size
+    test = rows(parquet, size, split="test")
+    picked = np.linspace(0, len(test.labels) - 1, EDITED).astype(int).tolist()
+    box = (size // 4, size // 2, size // 2, size // 3)
+    cells = []
+    for row in picked:
+        given = to_pil(test.images[row])
+        holed = given.copy()
+        holed.paste("grey", (box[0], box[1], box[0] + box[2], box[1] + box[3]))
+        label = test.labels[row]
+        cells += [(given, label), (brush.vary(given, n=1)[0].image, "varied")]
+        cells += [(brush.translate(given, style, n=1)[0].image, f"to {style}") for style in ("twemoji", "fluent-3d")]
+        cells += [(holed, "with a hole"), (brush.edit(given, label, n=1, box=box)[0].image, "filled")]
+    contact_sheet([image for image, _ in cells], [text for _, text in cells], columns=12).save(out / "edits.png")
+
+
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
@@ -168,7 +187,9 @@ def origin_lines(brush: Codebrush, figures: dict[str, Any]) -> list[str]:
     for stage, facts in origin["stages"].items():
         loop, last = facts["plan"]["loop"], facts["last"]
         kind = stage.rstrip("-0123456789")
-        shown = {"clip": "accuracy", "transformer": "transformer_loss", "captioner": "accuracy"}.get(kind, "psnr")
+        shown = {"clip": "accuracy", "transformer": "transformer_loss", "captioner": "accuracy", "prior": "cosine"}.get(
+            kind, "psnr"
+        )
         lines.append(
             f"| {stage} | {last['step']} | {loop['batch_size']} | {facts['seconds']} | {shown} {last[shown]:.3f} |"
         )
@@ -213,6 +234,10 @@ def measured_lines(figures: dict[str, Any], control: Path) -> list[str]:
         "Concepts that no model of this pack has seen, one each, best of 4, good and bad:",
         "",
         "![unseen](unseen.png)",
+        "",
+        "What `vary`, `translate` and `edit --box` make of pictures that no model of this pack has seen:",
+        "",
+        "![edits](edits.png)",
         "",
     ]
     return lines
@@ -260,6 +285,7 @@ def main() -> None:
     figures["answers"] = answered(brush)
     figures["megabytes"] = sum(path.stat().st_size for path in brush.pack.folder.rglob("*.safetensors")) / 1e6
     sheets(brush, options.parquet, out)
+    edits(brush, options.parquet, out)
     (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     card = "\n".join(origin_lines(brush, figures) + measured_lines(figures, options.control))
     (out / "README.md").write_text(card, encoding="utf-8")

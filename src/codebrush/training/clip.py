@@ -20,8 +20,9 @@ from codebrush.training.augmentation import Augmentation, draw_affine, move, rec
 from codebrush.training.captioned import Captioned, CaptionTokens, Joined
 from codebrush.training.loop import Objective
 from codebrush.training.losses import contrastive_loss, sigmoid_loss
+from codebrush.training.memory import Memory
 from codebrush.training.optimizer import make_adamw
-from codebrush.training.ranges import Count, Part, Rate, Share, Weight
+from codebrush.training.ranges import Count, Part, Rate, Share, Weight, Whole
 from codebrush.training.watch import clashing_share
 
 
@@ -32,6 +33,9 @@ class CLIPRecipe:
 
     `architecture` "openai" is one that OpenAI's and Hugging Face's code can open: a vision transformer with a class
     token (or a resnet), a causal text tower that is read at the end token and has no distilled table, QuickGELU.
+
+    `memory` pairs of earlier steps are more negatives of the softmax loss (see `Memory`): where there are many more
+    things than rows of a batch, few of those that are hard to tell apart meet in one.
 
     The sizes are of a fresh CLIP: one that training starts from keeps its own. For such a start `lock` leaves one
     encoder exactly as it is ("image" is locked-image tuning, Zhai et al. 2022), `layer_decay` slows layers far from
@@ -52,6 +56,7 @@ class CLIPRecipe:
     text_heads: Count = 4
     embed_dim: Count = 256
     loss: Literal["softmax", "sigmoid"] = "softmax"
+    memory: Whole = 0
     token_table: bool = True
     train_tokens: bool = False
     dropout: Share = 0.0
@@ -61,6 +66,10 @@ class CLIPRecipe:
     layer_decay: Part = 1.0
     replay_share: Share = 0.0
     augmentation: Augmentation = Augmentation(shift=0.08, zoom=0.15, turn=10)
+
+    def __post_init__(self) -> None:
+        if self.memory and self.loss != "softmax":
+            raise ValueError("memory is for the softmax loss")
 
 
 def make_clip(recipe: CLIPRecipe, tokenizer: Tokenizer) -> CLIP:
@@ -153,6 +162,7 @@ class CLIPTask:
             "clip": make_adamw([clip], recipe.learning_rate, recipe.weight_decay, layer_decay=recipe.layer_decay)
         }
         self.frozen: list[nn.Module] = []
+        self.memory = Memory(recipe.memory, clip.embed_dim) if recipe.memory else None
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         """Pictures uint8 (B, 3, S, S), the tokens of one caption each, group numbers, and how to move each picture."""
@@ -177,7 +187,10 @@ class CLIPTask:
         if self.recipe.loss == "sigmoid":
             loss = sigmoid_loss(output.image, output.text, output.logit_scale, output.logit_bias, batch["groups"])
         else:
-            loss = contrastive_loss(output.image, output.text, output.logit_scale, batch["groups"])
+            earlier = None if self.memory is None else self.memory.earlier()
+            loss = contrastive_loss(output.image, output.text, output.logit_scale, batch["groups"], earlier)
+            if self.memory is not None:
+                self.memory.add(output.image, output.text, batch["groups"])
         cosines = output.image.detach() @ output.text.detach().T
         right = batch["groups"][cosines.argmax(1)] == batch["groups"]
         metrics = {"accuracy": right.float().mean(), "logit_scale": output.logit_scale, "clashing": batch["clashing"]}

@@ -6,6 +6,8 @@ import torch.distributed.nn.functional
 import torch.nn.functional as F
 from torch import Tensor
 
+LEAST = -1e4  # a logit that takes no part; infinity times no weight would be no number
+
 
 def gather(x: Tensor) -> Tensor:
     """Rows of every process, (B, ...) -> (world B, ...), with gradients flowing back to the process they came from."""
@@ -30,12 +32,20 @@ def scaled_cosines(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
         return scale * image.float() @ text.float().T
 
 
-def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, groups: Tensor | None = None) -> Tensor:
+def contrastive_loss(
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    groups: Tensor | None = None,
+    earlier: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> Tensor:
     """Symmetric cross-entropy over scaled cosines (Radford et al. 2021, figure 3).
 
     `image` and `text` are unit vectors (B, E) whose i-th rows belong together; `groups` (B,) int64 makes every
     pair of the same group a positive, the target spread evenly over them. Negatives come from every process:
     each computes the loss of the whole batch, and gradients averaged over processes equal those of one process.
+    `earlier` pictures and texts (M, E) and their groups (M,), alike in all processes, are more negatives; those of a
+    row's own group do not count.
     """
     if groups is None:
         offset = torch.distributed.get_rank() * len(image) if torch.distributed.is_initialized() else 0
@@ -44,7 +54,14 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, groups: Tensor 
     logits = scaled_cosines(image, text, scale)  # (B, B)
     target = positives(groups)
     target = target / target.sum(1, keepdim=True)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    to_texts, to_images = logits, logits.T
+    if earlier is not None:
+        images, texts, known = earlier
+        own = groups[:, None] == known[None, :]  # (B, M)
+        more = [scaled_cosines(*pair, scale).masked_fill(own, LEAST) for pair in ((image, texts), (text, images))]
+        to_texts, to_images = (torch.cat(pair, dim=1) for pair in zip((to_texts, to_images), more, strict=True))
+        target = F.pad(target, (0, len(known)))
+    return (F.cross_entropy(to_texts, target) + F.cross_entropy(to_images, target)) / 2
 
 
 def sigmoid_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, groups: Tensor | None = None) -> Tensor:

@@ -342,7 +342,9 @@ def _read_info(folder: Path) -> dict[str, Any]:
         if not isinstance(info["members"].get(member), str):
             raise PackError(f"{path}: its 'members' does not say where the {member} is")
     known = info.get("translation", {"text": "", "styles": []})
-    if not (isinstance(known, dict) and isinstance(known.get("text"), str) and isinstance(known.get("styles"), list)):
+    kinds = {"text": str, "styles": list, "likeness": (int, float), "defaults": dict}
+    empty = {"likeness": 0, "defaults": {}}
+    if not (isinstance(known, dict) and all(isinstance({**empty, **known}.get(k), kind) for k, kind in kinds.items())):
         raise PackError(f"{path}: its 'translation' must be an object with a text and a list of styles, not {known!r}")
     if not isinstance(info.get("defaults", {}), dict):
         raise PackError(f"{path}: its 'defaults' must be an object, not {info['defaults']!r}")

@@ -21,7 +21,7 @@ from codebrush.data.images import decode_image, stack, to_pil
 from codebrush.data.preprocess import pixels_for
 from codebrush.errors import UsageError
 from codebrush.generation.decoding import Progress
-from codebrush.generation.editing import EDITS, STRENGTH, Edit, edited
+from codebrush.generation.editing import EDITS, STRENGTH, Edit, edited, translation_defaults
 from codebrush.generation.guide_options import guide_options
 from codebrush.generation.guided_run import GuidedRun, read_run
 from codebrush.generation.guided_task import Models, Request, check_files, with_files
@@ -208,6 +208,7 @@ class Codebrush:
 
     def translate(self, picture: Picture, style: str, n: int = 4, seed: int = 0, **sampling: Any) -> list[Result]:
         """The square in a picture's middle in another of the pack's styles, best first; see `edit`."""
+        sampling = translation_defaults(self.pack) | {k: v for k, v in sampling.items() if v is not None}
         return self._edit(Edit("translate", picture, style=style), n, seed, sampling)
 
     def interpolate(

@@ -184,6 +184,21 @@ def test_known_codes_stay_and_the_rest_is_drawn_after_them(transformer: CodeTran
     assert (shared[:, fixed[0]] == codes[0][fixed[0]]).all()
 
 
+def test_a_bias_is_added_to_the_logits_of_its_place(transformer: CodeTransformer) -> None:
+    uniforms, wanted = (
+        picture_uniforms(0, range(2), COUNT),
+        torch.randint(0, transformer.config.codebook_size, (COUNT,)),
+    )
+    bias = torch.zeros(COUNT, transformer.config.codebook_size)
+    assert torch.equal(
+        draw_codes(transformer, make_condition(1), uniforms, bias=bias, **FILTERS),
+        draw_codes(transformer, make_condition(1), uniforms, **FILTERS),
+    )
+    bias[torch.arange(COUNT), wanted] = 1e4
+    drawn = draw_codes(transformer, make_condition(1), uniforms, bias=bias, **FILTERS)
+    assert torch.equal(drawn.flatten(1), wanted.expand(2, -1))
+
+
 def test_what_is_always_given_is_no_guidance(transformer: CodeTransformer) -> None:
     condition, same = make_condition(1), picture_uniforms(0, range(2), COUNT)
     plain = draw_codes(transformer, condition, same, cfg=1.0, **FILTERS)

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     write_micro_pack(pack, transformer=micro_transformer(image_embedding=24, source_codes=True))
     info = json.loads((pack / "pack.json").read_text())
-    info["translation"] = {"text": "{style} style", "styles": ["noto", "3d"]}
+    info["translation"] = {"text": "{style} style", "styles": ["noto", "3d"], "likeness": 2.0, "defaults": {"cfg": 1.5}}
     (pack / "pack.json").write_text(json.dumps(info))
     return pack
 
@@ -100,6 +100,11 @@ class TestWhatIsShown:
         assert condition.source_codes.shape == (1, 8, 8)
         assert drawing.known is None
         assert drawing.texts.shape[0] == 2  # like its style, and like its source
+        codes = condition.source_codes.flatten()
+        assert torch.equal(drawing.bias.argmax(1), codes)  # each place is drawn to the code it had
+        torch.testing.assert_close(drawing.bias.amax(1), torch.full((64,), 2.0))
+        assert brush.translate(picture, "3d", n=1, rerank=1)[0].manifest["options"]["cfg"] == 1.5
+        assert brush.translate(picture, "3d", n=1, rerank=1, cfg=3)[0].manifest["options"]["cfg"] == 3
 
 
 def test_kept_codes_are_in_the_result(brush: Codebrush) -> None:

@@ -60,6 +60,7 @@ def draw_codes(
     min_p: float = 0.0,
     without: Condition | None = None,
     known: Known | None = None,
+    bias: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Draw one picture's codes for each row of `uniforms` (B, N) in [0, 1) -> (B, h, w) int64.
@@ -68,7 +69,8 @@ def draw_codes(
     logits are null + cfg * sum_i w_i (condition_i - null): classifier-free guidance (Ho and Salimans 2022)
     composed as by Liu et al. 2022, where a negative weight leads away. What has no share in that sum (the
     null at cfg 1 with weights that sum to 1) is not computed. `without` is the null where it is not nothing, as of a
-    source that every term has. See `codebrush.models.sampling.sample` for the other options.
+    source that every term has. `bias` (N, K) is added to the logits of each place. See
+    `codebrush.models.sampling.sample` for the other options.
     """
     terms = guided_terms(transformer, condition, cfg, without)
     pictures = max(1, MAX_ROWS // len(terms))
@@ -80,7 +82,8 @@ def draw_codes(
             rows = slice(first, min(first + pictures, len(uniforms)))
             drawer = _Drawer(transformer, terms, rows)
             for position in range(transformer.config.code_count):
-                code = drawer.draw(uniforms[rows, position], temperature, top_k, top_p, min_p)
+                pull = None if bias is None else bias[position]
+                code = drawer.draw(uniforms[rows, position], temperature, top_k, top_p, min_p, pull)
                 drawer.take(code if known is None else known.at(position, rows, code))
                 if progress is not None:
                     progress(number * transformer.config.code_count + position + 1, steps)
@@ -190,13 +193,16 @@ class _Drawer:
         self.logits = torch.cat([logits.expand(self.count, -1) for _, logits in prefixes])  # (terms B, K)
         self.drawn: list[Tensor] = []
 
-    def draw(self, uniform: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
-        """The next code (B,) of every picture, drawn with `uniform` (B,)."""
+    def draw(
+        self, uniform: Tensor, temperature: float, top_k: int, top_p: float, min_p: float, bias: Tensor | None = None
+    ) -> Tensor:
+        """The next code (B,) of every picture, drawn with `uniform` (B,); `bias` (K,) is added to its logits."""
         if self.drawn:
             new = self.drawn[-1].repeat(len(self.shares)).unsqueeze(1)  # (terms B, 1)
             self.logits = self.transformer(new, cache=self.cache)[:, -1]
         terms = self.logits.float().unflatten(0, (-1, self.count))  # (terms, B, K)
         logits = torch.einsum("t,tbk->bk", self.shares, terms)
+        logits = logits if bias is None else logits + bias.to(logits.device)
         return sample(logits, uniform, temperature, top_k, top_p, min_p)
 
     def take(self, codes: Tensor) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -25,10 +26,11 @@ from codebrush.generation.canvas import (
     whole_canvas,
 )
 from codebrush.generation.decoding import Known
-from codebrush.generation.options import DrawOptions
-from codebrush.generation.sampler import Drawing, Sampler
+from codebrush.generation.options import DrawOptions, checked_option
+from codebrush.generation.sampler import Drawing, Sampler, checked_sampling
 from codebrush.generation.streams import stream
 from codebrush.models.code_transformer import Condition
+from codebrush.pack import Pack
 
 EDITS = ("vary", "edit", "inpaint", "translate")
 STRENGTH = 0.6  # of an edit where nothing is said of it
@@ -124,7 +126,8 @@ def _redrawn(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
 
 
 def _translated(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
-    """From all codes of the square in the middle, under the pack's words for a style."""
+    """From all codes of the square in the middle, under the pack's words for a style. Where the pack says so, each
+    place is the more likely to get a code the nearer that is to the one it had (`likeness` times the cosine)."""
     known = sampler.pack.info.get("translation", {})
     if not (known.get("styles") and sampler.transformer.config.source_codes):
         raise PackError(
@@ -135,14 +138,25 @@ def _translated(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
     if edit.style not in styles:
         raise UsageError(f"the pack has no style '{edit.style}': it has {', '.join(styles)}")
     canvas = whole_canvas(edit.picture)
-    _, codes = sampler.encode(canvas.view(sampler.pack.image_size)[0])
+    latent, codes = sampler.encode(canvas.view(sampler.pack.image_size)[0])
     literal = words.replace("{style}", edit.style)
     drawing = sampler.prepare(literal, options)
     source = Condition(source_codes=codes)
     conditions = [(replace(condition, source_codes=codes), weight) for condition, weight in drawing.conditions]
     seen = sampler.embed([canvas.image])
     texts, weights = torch.cat([drawing.texts, seen]), [*drawing.weights, LIKENESS]
-    return replace(drawing, conditions=conditions, without=source, texts=texts, weights=weights)
+    vectors = F.normalize(sampler.vqgan.quantizer.vectors, dim=1)  # (K, d)
+    pull = float(known.get("likeness", 0.0)) * F.normalize(latent, dim=1)[0].flatten(1).T @ vectors.T  # (N, K)
+    return replace(drawing, conditions=conditions, without=source, bias=pull, texts=texts, weights=weights)
+
+
+def translation_defaults(pack: Pack) -> dict[str, Any]:
+    """Options of drawing that pack.json has for its translations. Raises PackError for what is none."""
+    own = dict(pack.info.get("translation", {}).get("defaults", {}))
+    try:
+        return {name: checked_option(name, value) for name, value in checked_sampling(own).items()}
+    except UsageError as error:
+        raise PackError(f"{pack.folder}: among the defaults of its translation, {error}") from error
 
 
 def _around(

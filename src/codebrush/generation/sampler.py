@@ -89,6 +89,7 @@ class Drawing:
     weights: list[float]
     known: Known | None = None
     without: Condition | None = None
+    bias: Tensor | None = None  # (N, K): what is added to the logits of each place
     judged: Callable[[Image.Image], Image.Image] = lambda picture: picture
     finish: Callable[[Image.Image], Image.Image] = lambda picture: picture
     about: Mapping[str, Any] = field(default_factory=lambda: {"method": "sample"})
@@ -176,7 +177,7 @@ class Sampler:
         uniforms = picture_uniforms(o.seed, batch, codes_each)
         filters = {"temperature": o.temperature, "top_k": o.top_k, "top_p": o.top_p, "min_p": o.min_p}
         if grid == self.transformer.config.grid:
-            kept = {"without": drawing.without, "known": drawing.known}
+            kept = {"without": drawing.without, "known": drawing.known, "bias": drawing.bias}
             codes = draw_codes(
                 self.transformer, drawing.conditions, uniforms, cfg=o.cfg, **filters, **kept, progress=count
             )

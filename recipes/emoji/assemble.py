@@ -45,9 +45,10 @@ RUNS = (
         "captioner-8",
     ),
 )
+CONCEPTS = 1757  # a picture of each stands in the bank; there is no room for more in 40 MB
 LICENCE = "weights Apache-2.0; trained on Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT)"
 STYLES = ("noto", "twemoji", "fluent-flat", "fluent-color", "fluent-3d")
-TRANSLATION = {"text": "{style} style", "styles": STYLES}
+TRANSLATION = {"text": "{style} style", "styles": STYLES, "likeness": 5.0, "defaults": {"cfg": 1.5, "temperature": 0.3}}
 TEMPERATURE = 2.04  # `codebrush evaluate` fits it on the val split
 DEFAULTS = {"cfg": 2.0, "temperature": 0.8, "top_p": 0.9}
 
@@ -85,7 +86,7 @@ def main() -> None:
         words=Tokenizer.from_pretrained(captioner),
         upscaler=Upscaler.from_pretrained(trained["upscaler"]),
         prior=Prior.from_pretrained(trained["prior"]),
-        bank=make_bank(clip, known),
+        bank=make_bank(clip, known, most=CONCEPTS),
         translation=TRANSLATION,
         version=__version__,
         licence=LICENCE,

@@ -98,7 +98,7 @@ def main() -> None:
         "guide": guided(brush, **options),
         "sample": drawn_by(brush),
         "retrieval prior": drawn_by(brush, method="retrieve"),
-        "retrieval prior, nearest alone": drawn_by(brush, method="retrieve", neighbours=1),
+        "nearest neighbour": drawn_by(brush, method="retrieve", neighbours=1),
         "learned prior": drawn_by(brush, method="retrieve", prior="mlp"),
         "no prior": drawn_by(brush, method="retrieve", prior="none"),
         "sample then guide": guided(brush, preset="refine", sampling={"rerank": CANDIDATES}, **options),

@@ -2,9 +2,9 @@
 
     python recipes/emoji/assemble.py runs/emoji emoji.parquet --out src/codebrush/packs/emoji
 
-Takes runs/emoji/{clip, vqgan-decoder, transformer-5, prior, captioner-8, upscaler}; pack.json records each stage's
-plan, its last figures and the seconds it ran, the data's hash, the commit and the machine. `card.py` then measures the
-pack and writes its card.
+Takes runs/emoji/{clip, vqgan-decoder, transformer-5, prior, captioner-8, upscaler, translator}; pack.json records each
+stage's plan, its last figures and the seconds it ran, the data's hash, the commit and the machine. `card.py` then
+measures the pack and writes its card.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.prior import Prior
+from codebrush.models.translator import Translator
 from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack_writing import write_pack
@@ -32,7 +33,7 @@ from codebrush.training.reporting import METRICS
 from codebrush.training.stages import MODEL_FOLDER, read_plan
 
 RUNS = (
-    *("clip", "vqgan", "vqgan-decoder", "prior", "upscaler"),
+    *("clip", "vqgan", "vqgan-decoder", "prior", "upscaler", "translator"),
     *("transformer", "transformer-2", "transformer-3", "transformer-4", "transformer-5"),
     *(
         "captioner",
@@ -86,6 +87,7 @@ def main() -> None:
         words=Tokenizer.from_pretrained(captioner),
         upscaler=Upscaler.from_pretrained(trained["upscaler"]),
         prior=Prior.from_pretrained(trained["prior"]),
+        translator=Translator.from_pretrained(trained["translator"]),
         bank=make_bank(clip, known, most=CONCEPTS),
         translation=TRANSLATION,
         version=__version__,

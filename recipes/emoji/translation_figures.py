@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--judge", required=True, help="a CLIP's folder: the second judge")
     parser.add_argument("--split", default="test")
     parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--by", choices=("translator", "codes"))
     parser.add_argument("--rerank", type=int)
     parser.add_argument("--cfg", type=float)
     parser.add_argument("--temperature", type=float)
@@ -57,7 +58,8 @@ def main() -> None:
     for row in range(len(source)):
         cells = source.row(row)
         drawn_in[cells["concept"]][cells["style"]] = row
-    styles = brush.pack.info["translation"]["styles"]
+    known = brush.pack.translator.config.styles if brush.pack.has("translator") else ()
+    styles = known or brush.pack.info["translation"]["styles"]
     pairs = [
         (rows[one], rows[other], other)
         for rows in drawn_in.values()
@@ -72,7 +74,7 @@ def main() -> None:
     for number, index in enumerate(chosen.tolist()):
         one, other, style = pairs[index]
         theirs, truth = (resize_square(source.image(row), size) for row in (one, other))
-        (result,) = brush.translate(theirs, style, n=1, **given)
+        (result,) = brush.translate(theirs, style, n=1, by=options.by, **given)
         pictures = {"copy": theirs, "translated": result.image, "true codes": brush.reconstruct([truth])[0]}
         for way, picture in pictures.items():
             found[way].append(measure(stack([picture], size), stack([truth], size), judges))

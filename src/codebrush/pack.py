@@ -8,10 +8,12 @@ mypack/captioner/     config.json, model.safetensors, tokenizer.json, tokenizer_
 mypack/upscaler/      config.json, model.safetensors
 mypack/bank/          config.json, model.safetensors
 mypack/prior/         config.json, model.safetensors
+mypack/translator/    config.json, model.safetensors
 
 A member may lie elsewhere, as those of the packs of published models do. Without a code transformer pictures come from
-guidance alone; without a captioner there are no captions and answers, without an upscaler nothing is enlarged,
-and without a bank of known pictures or a prior no embedding is found for a text.
+guidance alone; without a captioner there are no captions and answers, without an upscaler nothing is enlarged; without
+a translator the code transformer translates, where it was taught to, and without a bank of known pictures or a prior
+no embedding is found for a text.
 """
 
 import hashlib
@@ -33,6 +35,7 @@ from codebrush.models.image_encoder import make_image_encoder
 from codebrush.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, read_config
 from codebrush.models.prior import Bank, BankConfig, Prior, PriorConfig
 from codebrush.models.text_encoder import make_text_encoder
+from codebrush.models.translator import Translator, TranslatorConfig
 from codebrush.models.upscaler import Upscaler, UpscalerConfig
 from codebrush.models.vqgan import VQGAN, VQGANConfig
 from codebrush.text.tokenizer import Tokenizer
@@ -42,7 +45,7 @@ PACK_FILE = "pack.json"
 FORMAT = 1
 MEMBERS = ("clip", "transformer", "vqgan")  # whose weights make a picture what it is
 NEEDED = ("clip", "vqgan")  # by every pack
-OPTIONAL = ("captioner", "upscaler", "bank", "prior")  # beside them
+OPTIONAL = ("captioner", "upscaler", "bank", "prior", "translator")  # beside them
 HOME_VARIABLE = "CODEBRUSH_HOME"
 HASHED_FILES = (CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json", "tokenizer_config.json")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -65,7 +68,7 @@ class Pack:
         _guarded(self.folder, self._check_fit)
 
     def member(self, name: str) -> Path:
-        """The folder of the member `name`: clip, vqgan, transformer, captioner, upscaler, bank or prior."""
+        """The folder of the member `name`: clip, vqgan, transformer, captioner, upscaler, bank, prior or translator."""
         return self.folder / self.info["members"][name]
 
     @property
@@ -124,6 +127,13 @@ class Pack:
         if not self.has("prior"):
             raise PackError(f"the pack '{self.name}' has no learned prior: use --prior retrieval or none")
         return _guarded(self.member("prior"), Prior.from_pretrained, self.member("prior"))
+
+    @cached_property
+    def translator(self) -> Translator:
+        """From a picture to the same in another style. A pack that has none raises PackError."""
+        if not self.has("translator"):
+            raise PackError(f"the pack '{self.name}' has no translator: train one with codebrush train translator")
+        return _guarded(self.member("translator"), Translator.from_pretrained, self.member("translator"))
 
     @cached_property
     def words(self) -> Tokenizer:
@@ -190,6 +200,10 @@ class Pack:
             self._check_captioner(clip)
         if self.has("upscaler"):
             read_config(UpscalerConfig, self.member("upscaler"))
+        if self.has("translator"):
+            factor = read_config(TranslatorConfig, self.member("translator")).factor
+            if self.image_size % factor:
+                self._misfit(f"translator takes multiples of {factor} pixels", f"pictures are {self.image_size} wide")
         for name, kind in (("bank", BankConfig), ("prior", PriorConfig)):
             if self.has(name) and (width := read_config(kind, self.member(name)).embed_dim) != clip.image.embed_dim:
                 self._misfit(f"{name} holds vectors of {width}", f"CLIP's have {clip.image.embed_dim}")

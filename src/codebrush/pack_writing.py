@@ -17,6 +17,7 @@ from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.prior import Bank, Prior
+from codebrush.models.translator import Translator
 from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack import FORMAT, PACK_FILE, Pack
@@ -36,6 +37,7 @@ def write_pack(
     upscaler: Upscaler | None = None,
     bank: Bank | None = None,
     prior: Prior | None = None,
+    translator: Translator | None = None,
     version: str,
     licence: str,
     provenance: Mapping[str, Any],
@@ -54,7 +56,7 @@ def write_pack(
     """
     folder = Path(os.path.abspath(folder))
     members: dict[str, PretrainedModel | None] = {"clip": clip, "vqgan": vqgan, "transformer": transformer}
-    members |= {"captioner": captioner, "upscaler": upscaler, "bank": bank, "prior": prior}
+    members |= {"captioner": captioner, "upscaler": upscaler, "bank": bank, "prior": prior, "translator": translator}
     models = {member: model for member, model in members.items() if model is not None}
     for member, model in models.items():
         _check_weights(member, model, dtype)

@@ -29,11 +29,13 @@ from codebrush.generation.interpolation import Key, frames_between
 from codebrush.generation.options import DrawOptions
 from codebrush.generation.origin import check_method, check_origin, damaged, origin, read_origin, torch_threads
 from codebrush.generation.result import Result
-from codebrush.generation.retrieval import Retrieval, check_retrieved, retrieved
+from codebrush.generation.retrieval import Retrieval, retrieved, same_as
 from codebrush.generation.sampler import Drawing, Sampler, batches, checked_sampling, draw_options
+from codebrush.generation.translation import translated, translated_again, uses_translator
 from codebrush.generation.upscaling import Enlarger, as_drawn, upscale_picture, upscalings
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.precision import usable_device
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack import Pack, open_pack
 from codebrush.text.prompts import parse_prompt
@@ -206,10 +208,21 @@ class Codebrush:
             raise UsageError("strength is for a picture that is redrawn whole: what a mask leaves open is all drawn")
         return self._edit(Edit("inpaint", picture, prompt, mask=mask, box=box, extend=extend or {}), n, seed, sampling)
 
-    def translate(self, picture: Picture, style: str, n: int = 4, seed: int = 0, **sampling: Any) -> list[Result]:
-        """The square in a picture's middle in another of the pack's styles, best first; see `edit`."""
-        sampling = translation_defaults(self.pack) | {k: v for k, v in sampling.items() if v is not None}
-        return self._edit(Edit("translate", picture, style=style), n, seed, sampling)
+    def translate(
+        self, picture: Picture, style: str, n: int | None = None, seed: int | None = None, *, by: str | None = None,
+        **sampling: Any,
+    ) -> list[Result]:  # fmt: skip
+        """The square in a picture's middle in another of the pack's styles, as large as the pack draws.
+
+        By the pack's "translator", where it has one: one picture. By "codes" `n` (None: 4) are drawn, best first; see
+        `edit`. None is the translator where there is one. Raises UsageError for a style that the pack does not have.
+        """
+        edit = Edit("translate", picture, style=style)
+        if uses_translator(self.pack, by, {"n": n, "seed": seed, **sampling}):
+            results = [translated(self.sampler, edit)]
+            return self.enlarger.results(scale)(results) if (scale := sampling.get("upscale") or 1) != 1 else results
+        own = translation_defaults(self.pack) | {name: value for name, value in sampling.items() if value is not None}
+        return self._edit(edit, 4 if n is None else n, seed or 0, own)
 
     def interpolate(
         self,
@@ -256,6 +269,8 @@ class Codebrush:
                 edit = Edit.from_json(manifest)
             except (KeyError, TypeError, ValueError, UsageError) as error:
                 raise damaged(error) from error
+            if "translator" in manifest:
+                return translated_again(self.sampler, edit, manifest)
             return self.sampler.replay(manifest, lambda options: edited(self.sampler, edit, options))
         if method == "retrieve":
             try:
@@ -263,12 +278,9 @@ class Codebrush:
             except (KeyError, TypeError, UsageError) as error:
                 raise damaged(error) from error
 
-            def again(options: DrawOptions) -> Drawing:
-                drawing = self._retrieved(manifest["prompt"], options, how)
-                check_retrieved(drawing.about["retrieval"], manifest["retrieval"])
-                return drawing
-
-            return self.sampler.replay(manifest, again)
+            return self.sampler.replay(
+                manifest, lambda o: same_as(self._retrieved(manifest["prompt"], o, how), manifest)
+            )
         return self.sampler.replay(manifest)
 
     @torch.no_grad()
@@ -384,15 +396,3 @@ class Codebrush:
 
         about = origin(self.pack, self.device)
         return Models(self.vqgan, self.clip, self.tokenizer, self.pack.image_size, sample, about)
-
-
-def usable_device(device: str | torch.device | None) -> torch.device:
-    """`device`, or where None a GPU where there is one. A UsageError for one that is not here."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"the device '{device}' cannot be used here ({reason}): try cpu") from error
-    return torch.device(device)

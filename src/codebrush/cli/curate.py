@@ -134,8 +134,8 @@ def _read_shares(text: str) -> tuple[float, float, float]:
 
 def _scorer(pack: str) -> "ClipScorer":
     from codebrush.data.clip_scorer import ClipScorer
+    from codebrush.models.precision import usable_device
     from codebrush.pack import open_clip
-    from codebrush.pipeline import usable_device
 
     clip, tokenizer = open_clip(pack)
     return ClipScorer(clip.to(usable_device(None)), tokenizer)

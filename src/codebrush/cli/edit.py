@@ -47,20 +47,36 @@ def vary(
     _run(context, f"{image.stem}_varied_seed{seed}", lambda brush, options: brush.vary(image, **options))
 
 
+class By(StrEnum):
+    """What translates."""
+
+    TRANSLATOR = "translator"
+    CODES = "codes"
+
+
 @with_sampling_flags(before="upscale")
 def translate(
     context: typer.Context,
     image: ImageArgument,
     to: Annotated[str, typer.Option(help="One of the pack's styles.")],
+    by: Annotated[By | None, typer.Option(help="Change the picture, or draw codes.  [translator, if any]")] = None,
     pack: PackOption = "emoji",
-    n: CountOption = 1,
-    seed: SeedOption = 0,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="How many pictures to keep, by codes.  [1]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Another seed, other pictures, by codes.  [0]")] = None,
     upscale: UpscaleOption = None,
     out: OutOption = Path("outputs"),
     json_output: JsonOption = False,
 ) -> None:
-    """Draw what a picture shows in another style."""
-    _run(context, f"{image.stem}_{slug(to)}_seed{seed}", lambda brush, options: brush.translate(image, to, **options))
+    """Turn what a picture shows into another style."""
+
+    def draw(brush: Any, options: dict[str, Any]) -> list[Any]:
+        from codebrush.generation.translation import uses_translator
+
+        way = None if by is None else by.value
+        count = None if n is None and uses_translator(brush.pack, way, {}) else n or 1
+        return brush.translate(image, to, by=way, **{**options, "n": count})
+
+    _run(context, f"{image.stem}_{slug(to)}_seed{seed or 0}", draw)
 
 
 @with_sampling_flags(before="upscale")

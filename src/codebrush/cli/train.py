@@ -10,7 +10,7 @@ import typer
 from codebrush.cli.flags import given_flags, refuse
 from codebrush.errors import UsageError
 
-STAGES = ("clip", "vqgan", "transformer", "captioner", "upscaler", "prior")
+STAGES = ("clip", "vqgan", "transformer", "captioner", "upscaler", "prior", "translator")
 WITH_VQGAN = ("transformer", "upscaler")
 FOR_STAGES = ("source", "clip", "vqgan")
 FOR_ROWS = ("caption", "split", "where", "group", "image_column", "limit")

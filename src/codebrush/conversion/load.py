@@ -18,6 +18,7 @@ from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.models.pretrained import CONFIG_FILE, PretrainedModel
 from codebrush.models.prior import Prior
+from codebrush.models.translator import Translator
 from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN, VQGANConfig
 
@@ -27,6 +28,7 @@ MODELS: dict[str, type[PretrainedModel]] = {
     "transformer": CodeTransformer,
     "captioner": Captioner,
     "prior": Prior,
+    "translator": Translator,
     "upscaler": Upscaler,
 }
 OURS = {model.config_class.__name__: kind for kind, model in MODELS.items()}

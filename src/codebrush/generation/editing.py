@@ -5,7 +5,7 @@ hole, some of its codes, or all of them.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -135,8 +135,7 @@ def _translated(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
             "pair_captions, like '{style} style'"
         )
     styles, words = known["styles"], known["text"]
-    if edit.style not in styles:
-        raise UsageError(f"the pack has no style '{edit.style}': it has {', '.join(styles)}")
+    check_style(edit.style, styles)
     canvas = whole_canvas(edit.picture)
     latent, codes = sampler.encode(canvas.view(sampler.pack.image_size)[0])
     literal = words.replace("{style}", edit.style)
@@ -148,6 +147,12 @@ def _translated(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
     vectors = F.normalize(sampler.vqgan.quantizer.vectors, dim=1)  # (K, d)
     pull = float(known.get("likeness", 0.0)) * F.normalize(latent, dim=1)[0].flatten(1).T @ vectors.T  # (N, K)
     return replace(drawing, conditions=conditions, without=source, bias=pull, texts=texts, weights=weights)
+
+
+def check_style(style: str, styles: Sequence[str]) -> None:
+    """Raises UsageError where a pack does not have a style."""
+    if style not in styles:
+        raise UsageError(f"the pack has no style '{style}': it has {', '.join(styles)}")
 
 
 def translation_defaults(pack: Pack) -> dict[str, Any]:

@@ -68,7 +68,8 @@ class PretrainedModel(nn.Module):
 
     config_class: ClassVar[type]
     tables: ClassVar[frozenset[str]] = frozenset()  # large tensors that may be stored in 8 bits
-    compact: ClassVar[str] = ""  # a regular expression of matrices that may be stored in 8 bits with a scale a row
+    # a regular expression of matrices and convolutions that may be stored in 8 bits with a scale a row
+    compact: ClassVar[str] = ""
     config: Any
 
     @classmethod
@@ -92,7 +93,7 @@ class PretrainedModel(nn.Module):
         small = isinstance(dtype, torch.dtype) and dtype.itemsize == 2
         tensors: dict[str, Tensor] = {}
         for name, tensor in self.state_dict().items():
-            if small and tensor.ndim == 2 and re.fullmatch(self.compact, name):
+            if small and tensor.ndim >= 2 and re.fullmatch(self.compact, name):
                 tensors |= _in_rows(name, tensor)
             else:
                 tensors[name] = _stored(tensor, TABLE_DTYPE if small and name in self.tables else dtype)
@@ -155,16 +156,18 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         matrix = name.removesuffix(SCALE)
         if matrix not in tensors or len(tensors[matrix]) != len(scale):
             raise PackError(f"{path} is damaged ('{name}' goes with nothing): fetch or train the pack again")
-        tensors[matrix] = tensors[matrix].float() * scale.float()[:, None]
+        rows = tensors[matrix].float()
+        tensors[matrix] = rows * scale.float().view(-1, *[1] * (rows.ndim - 1))
     return tensors
 
 
 def _in_rows(name: str, matrix: Tensor) -> dict[str, Tensor]:
-    """A matrix (R, C) as int8, and the float16 scale of each row that gives its numbers back."""
-    matrix = matrix.detach().float().cpu()
+    """A matrix (R, C), or a convolution's (R, ...), as int8, and the float16 scale of each row that gives it back."""
+    rows = matrix.detach().float().cpu().flatten(1)
     # Upwards to float16, so that no row's largest number is beyond 127 scales.
-    scale = (matrix.abs().amax(1).clamp(min=LEAST_SCALE) / 127 * (1 + 2**-10)).half()  # (R,)
-    return {name: (matrix / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8), f"{name}{SCALE}": scale}
+    scale = (rows.abs().amax(1).clamp(min=LEAST_SCALE) / 127 * (1 + 2**-10)).half()  # (R,)
+    whole = (rows / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+    return {name: whole.view(matrix.shape), f"{name}{SCALE}": scale}
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype | Literal["exact"] | None) -> Tensor:

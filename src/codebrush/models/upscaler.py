@@ -58,6 +58,7 @@ class Upscaler(PretrainedModel):
     """Adds to bicubic what it leaves out. A fresh one adds nothing."""
 
     config_class = UpscalerConfig
+    compact = r"(body|tail)\..*weight"
     config: UpscalerConfig
 
     def __init__(self, config: UpscalerConfig):

@@ -169,6 +169,7 @@ class VQGAN(PretrainedModel):
     """The autoencoder with a codebook. Heights and widths of images must be multiples of `factor`."""
 
     config_class: ClassVar[type] = VQGANConfig
+    compact = r"(encoder|decoder)\..*weight"
     config: VQGANConfig
 
     def __init__(self, config: VQGANConfig):

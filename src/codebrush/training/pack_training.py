@@ -49,7 +49,7 @@ from codebrush.training.stages import (
 )
 from codebrush.training.upscaler import UpscalerRecipe, fitting_target
 
-STAGES = ("clip", "vqgan", "transformer", "prior", "captioner", "upscaler")
+STAGES = ("clip", "vqgan", "transformer", "prior", "captioner", "upscaler", "translator")
 TOKENIZERS = ("wordpiece", "bpe")
 CLOCK_FILE = "clock.json"
 RECONSTRUCTED = 0.25  # of the pictures that an upscaler learns from are made worse by the VQGAN first
@@ -126,8 +126,14 @@ def train_pack(request: PackRequest, say: Say = print, draw: Callable[..., Any] 
 
 
 def _stages(request: PackRequest) -> list[str]:
-    """The stages of a training; recipes may leave out the prior, the captioner and the upscaler."""
-    return [stage for stage in STAGES if stage not in OPTIONAL or request.budget is not None or stage in request.plans]
+    """The stages of a training; recipes may leave out the prior, the captioner and the upscaler, and only recipes say
+    which column holds the styles of a translator."""
+    budgeted = request.budget is not None
+    return [
+        stage
+        for stage in STAGES
+        if stage in request.plans or stage not in OPTIONAL or (budgeted and stage != "translator")
+    ]
 
 
 def _open_work(request: PackRequest, work: Path) -> None:
@@ -350,6 +356,7 @@ def _write(
         bank=materials.bank,
         translation=materials.translation,
         prior=materials.prior,
+        translator=materials.translator,
         version=__version__,
         licence=request.licence,
         provenance=provenance,

@@ -18,6 +18,7 @@ from codebrush.training.gate import GateConfig
 from codebrush.training.loop import LoopConfig
 from codebrush.training.prior import PriorRecipe
 from codebrush.training.stages import StagePlan
+from codebrush.training.translator import TranslatorRecipe
 from codebrush.training.upscaler import UpscalerRecipe
 from codebrush.training.vqgan import VQGANRecipe
 
@@ -66,6 +67,11 @@ class _Prior(_Other):
     recipe: PriorRecipe = PriorRecipe()
 
 
+class _Translator(_Other):
+    stage: Literal["translator"]
+    recipe: TranslatorRecipe = TranslatorRecipe()
+
+
 KINDS: dict[str, type[_Checked]] = {
     "clip": _CLIP,
     "vqgan": _VQGAN,
@@ -73,6 +79,7 @@ KINDS: dict[str, type[_Checked]] = {
     "captioner": _Captioner,
     "upscaler": _Upscaler,
     "prior": _Prior,
+    "translator": _Translator,
 }
 
 
@@ -124,7 +131,7 @@ def read_recipe(path: str | Path, source: str | None = None, stage: str | None =
 
 def read_recipes(folder: Path, rows: SourceConfig) -> tuple[SourceConfig, dict[str, StagePlan]]:
     """The plans of a folder of recipes, and the rows: gaps in `rows` are filled by the first recipe that names them.
-    Without prior.yaml there is no prior, and so with captioner.yaml and upscaler.yaml."""
+    Without prior.yaml there is no prior, and so with the captioner, the upscaler and the translator."""
     plans: dict[str, StagePlan] = {}
     for stage in KINDS:
         if stage in OPTIONAL and not (folder / f"{stage}.yaml").is_file():

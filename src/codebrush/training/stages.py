@@ -26,6 +26,7 @@ from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.perceptual import CLIPPerceptual, Perceptual, VGGPerceptual
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.prior import Bank, Prior
+from codebrush.models.translator import Translator
 from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN
 from codebrush.text.tokenizer import Tokenizer
@@ -42,13 +43,16 @@ from codebrush.training.fine_tuning import joined_rows, replayed_rows
 from codebrush.training.gate import Gate, GateConfig, ZeroShot
 from codebrush.training.loop import Hooks, Loop, LoopConfig, Task, launch
 from codebrush.training.prior import PriorRecipe, PriorTask, make_prior
+from codebrush.training.translator import TranslatorRecipe, TranslatorTask, make_translator
 from codebrush.training.upscaler import UpscalerRecipe, UpscalerTask, make_upscaler
 from codebrush.training.vqgan import VQGANRecipe, VQGANTask, make_vqgan
 from codebrush.training.watch import Watch
 
 STAGE_FILE = "stage.json"
 MODEL_FOLDER = "model"
-Recipe = CLIPRecipe | VQGANRecipe | TransformerRecipe | CaptionerRecipe | UpscalerRecipe | PriorRecipe
+Recipe = (
+    CLIPRecipe | VQGANRecipe | TransformerRecipe | CaptionerRecipe | UpscalerRecipe | PriorRecipe | TranslatorRecipe
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Materials:
     captioner: Captioner | None = None
     upscaler: Upscaler | None = None
     prior: Prior | None = None
+    translator: Translator | None = None
     bank: Bank | None = None
     translation: dict[str, Any] | None = None  # what pack.json says of it
     codes: np.ndarray | None = None
@@ -107,6 +112,8 @@ def make_network(plan: StagePlan, materials: Materials, start: PretrainedModel |
         return make_vqgan(plan.recipe)
     if isinstance(plan.recipe, UpscalerRecipe):
         return make_upscaler(plan.recipe)
+    if isinstance(plan.recipe, TranslatorRecipe):
+        return make_translator(plan.recipe, materials.data)
     if isinstance(plan.recipe, PriorRecipe):
         return make_prior(plan.recipe, _needed(materials.clip, "clip"))
     if isinstance(plan.recipe, CaptionerRecipe):
@@ -127,6 +134,8 @@ def make_task(plan: StagePlan, materials: Materials, network: Any) -> Task:
     if isinstance(recipe, UpscalerRecipe):
         vqgan = _needed(materials.vqgan, "vqgan") if recipe.reconstructed else None
         return UpscalerTask(network, recipe, data, plan.loop.steps, _perceptual(recipe, materials), vqgan)
+    if isinstance(recipe, TranslatorRecipe):
+        return TranslatorTask(network, recipe, _needed(materials.clip, "clip"), data)
     if isinstance(recipe, PriorRecipe):
         return PriorTask(network, recipe, _needed(materials.clip, "clip"), data, materials.tokenizer)
     if isinstance(recipe, CaptionerRecipe):

@@ -1,0 +1,76 @@
+"""A picture and the style it is wanted in -> the picture in that style: a U-Net that says what is to be changed.
+
+It never draws anew: what it adds to each pixel starts at nothing, and pictures of things that it has not seen keep
+their shapes (Ronneberger et al. 2015 for the U-Net; the image-to-image setting is that of Isola et al. 2017).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codebrush.models.convolution import GroupNormSiLU, ResBlock, fast_layout
+from codebrush.models.pretrained import PretrainedModel
+
+GREY = 0.5  # what the network takes for 0
+
+
+@dataclass(frozen=True)
+class TranslatorConfig:
+    """The styles by name, and sizes: channels at full size, and how many times as many at each halving."""
+
+    styles: tuple[str, ...]
+    channels: int = 24
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    norm_groups: int = 8
+
+    @property
+    def factor(self) -> int:
+        """Pictures are multiples of it."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
+class Translator(PretrainedModel):
+    """Adds to a picture what makes it one of a style. A fresh one adds nothing."""
+
+    config_class = TranslatorConfig
+    compact = r"(down|middle|up)\..*(conv\d|shortcut)\.weight"
+    config: TranslatorConfig
+
+    def __init__(self, config: TranslatorConfig):
+        super().__init__()
+        self.config = config
+        widths = [config.channels * times for times in config.multipliers]
+        before, after, groups = [widths[0], *widths[:-1]], [*widths[1:], widths[-1]], config.norm_groups
+        self.head = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.styles = nn.ModuleList(nn.Embedding(len(config.styles), width) for width in widths)
+        self.down = nn.ModuleList(ResBlock(i, o, groups) for i, o in zip(before, widths, strict=True))
+        self.middle = ResBlock(widths[-1], widths[-1], groups)
+        self.up = nn.ModuleList(
+            ResBlock(width + below, width, groups) for width, below in zip(widths, after, strict=True)
+        )
+        self.norm = GroupNormSiLU(widths[0], groups)
+        self.last_convolution = nn.Conv2d(widths[0], 3, 3, padding=1)
+        nn.init.zeros_(self.last_convolution.weight)
+        assert self.last_convolution.bias is not None
+        nn.init.zeros_(self.last_convolution.bias)
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight that adaptive losses are balanced at."""
+        return self.last_convolution.weight
+
+    def forward(self, images: Tensor, styles: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] and numbers (B,) of styles -> (B, 3, H, W), linear to [0, 1] and unclamped."""
+        x, kept = self.head(fast_layout(images - GREY)), []
+        for level, block in enumerate(self.down):
+            x = F.avg_pool2d(x, 2) if level else x
+            x = block(x)
+            x = x + self.styles[level](styles)[:, :, None, None]
+            kept.append(x)
+        x = self.middle(x)
+        for level in reversed(range(len(self.up))):
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest") if level < len(self.up) - 1 else x
+            x = self.up[level](torch.cat([x, kept[level]], dim=1))
+        return images + self.last_convolution(self.norm(x))

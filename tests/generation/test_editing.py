@@ -185,6 +185,8 @@ def test_what_the_pack_was_not_taught_is_said(bare: Codebrush, picture: Path) ->
 def test_wrong_edits_are_one_line(brush: Codebrush, picture: Path) -> None:
     with pytest.raises(UsageError, match="the pack has no style 'oil': it has noto, 3d"):
         brush.translate(picture, "oil")
+    with pytest.raises(UsageError, match="say what the picture is to become"):
+        brush.edit(picture, " ")
     with pytest.raises(UsageError, match="strength must be above 0 and up to 1, not 0"):
         brush.edit(picture, "a dog", strength=0)
     with pytest.raises(UsageError, match="strength is for a picture that is redrawn whole"):

@@ -60,6 +60,8 @@ class Edit:
             raise UsageError(f"an edit is one of {', '.join(EDITS)}, not {self.kind}")
         if not 0 < self.strength <= 1:
             raise UsageError(f"strength must be above 0 and up to 1, not {self.strength:g}")
+        if self.kind == "edit" and not self.prompt.strip():
+            raise UsageError("say what the picture is to become, or what of it to paint: a mask, a box or an extension")
         ways = [way for way in (self.mask, self.box, self.extend) if way]
         if (self.kind == "inpaint") != (len(ways) == 1):
             raise UsageError("give one of a mask, a box and an extension, to paint in what it leaves open")

@@ -219,7 +219,7 @@ class Codebrush:
         """
         edit = Edit("translate", picture, style=style)
         if uses_translator(self.pack, by, {"n": n, "seed": seed, **sampling}):
-            results = [translated(self.sampler, edit)]
+            results = [translated(self.pack, self.clip, self.vqgan, edit)]
             return self.enlarger.results(scale)(results) if (scale := sampling.get("upscale") or 1) != 1 else results
         own = translation_defaults(self.pack) | {name: value for name, value in sampling.items() if value is not None}
         return self._edit(edit, 4 if n is None else n, seed or 0, own)
@@ -270,7 +270,7 @@ class Codebrush:
             except (KeyError, TypeError, ValueError, UsageError) as error:
                 raise damaged(error) from error
             if "translator" in manifest:
-                return translated_again(self.sampler, edit, manifest)
+                return translated_again(self.pack, self.clip, self.vqgan, edit, manifest)
             return self.sampler.replay(manifest, lambda options: edited(self.sampler, edit, options))
         if method == "retrieve":
             try:

@@ -1,5 +1,7 @@
 """Translation by a pack's translator: its one picture, its replay, and what is refused."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +53,8 @@ def test_a_picture_is_changed_to_each_style(brush: Codebrush, picture: Path) -> 
 def test_it_is_replayed_unless_another_translator_is_there(brush: Codebrush, picture: Path, tmp_path: Path) -> None:
     (done,) = brush.translate(picture, "3d")
     assert brush.replay(done.manifest).image.tobytes() == done.image.tobytes()
-    other = write_micro_pack(
-        tmp_path / "other", clip=brush.clip, vqgan=brush.vqgan, transformer=brush.transformer, translator=translator(9)
-    )
+    other = shutil.copytree(brush.pack.folder, tmp_path / "other")
+    translator(9).save_pretrained(other / "translator")
     with pytest.raises(PackError, match="made by another translator"):
         Codebrush.from_pretrained(other, device="cpu").replay(done.manifest)
 
@@ -63,6 +64,9 @@ def test_what_a_translator_does_not_heed_is_refused(brush: Codebrush, picture: P
         ({"n": 3}, "n is for pictures that are drawn"),
         ({"seed": 1}, "seed is for pictures that are drawn"),
         ({"cfg": 2.0}, "cfg is for pictures that are drawn"),
+        ({"n": 1, "cfg": 2.0}, "cfg is for pictures that are drawn"),
+        ({"n": 0}, "n is for pictures that are drawn"),
+        ({"temprature": 1}, "temprature is no option"),
         ({"by": "magic"}, "a translation is by translator or codes, not magic"),
     ):
         with pytest.raises(UsageError, match=said):
@@ -71,6 +75,14 @@ def test_what_a_translator_does_not_heed_is_refused(brush: Codebrush, picture: P
         brush.translate(picture, "oil")
     with pytest.raises(PackError, match="was not taught to translate"):
         brush.translate(picture, "noto", by="codes")
+
+
+def test_a_pack_without_a_code_transformer_translates(tmp_path: Path, picture: Path) -> None:
+    pack = write_micro_pack(tmp_path / "bare", translator=translator())
+    info = json.loads((pack / "pack.json").read_text())
+    del info["members"]["transformer"]
+    (pack / "pack.json").write_text(json.dumps(info))
+    assert Codebrush.from_pretrained(pack, device="cpu").translate(picture, "noto")[0].image.size == (32, 32)
 
 
 def test_the_command_translates(

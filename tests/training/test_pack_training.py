@@ -199,8 +199,8 @@ def test_within_a_budget_a_pack_given_to_start_from_decides_the_sizes(pack, shap
         assert report["stages"][member]["steps"] >= 1
         made, began = getattr(second, member).config, getattr(first, member).config
         if member == "transformer":  # which also learns to edit
-            assert (made.image_embedding, made.source_codes) == (8, True)
-            made = replace(made, image_embedding=0, source_codes=False)
+            assert (made.image_embedding, made.source_codes, made.aligned_source) == (8, True, True)
+            made = replace(made, image_embedding=0, source_codes=False, aligned_source=False)
         assert made == began
 
 

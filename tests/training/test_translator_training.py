@@ -14,7 +14,7 @@ from codebrush import Codebrush
 from codebrush.cli.main import run as command
 from codebrush.data.shapes import scene
 from codebrush.errors import DataError, TrainingError
-from codebrush.models.translator import Translator
+from codebrush.models.translator import Translator, TranslatorConfig
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.captioned import SourceConfig, load_captioned
 from codebrush.training.loop import LoopConfig
@@ -89,6 +89,12 @@ def test_wrong_sources_are_one_line(materials: Materials, folder: Path, tmp_path
         make_network(plan, single)
 
 
+def test_a_start_that_does_not_know_a_style_is_refused(materials: Materials) -> None:
+    start = Translator(TranslatorConfig(("plain", "round"), 8, (1, 2, 2)))
+    with pytest.raises(TrainingError, match="does not know the style 'opposite'"):
+        make_task(StagePlan("translator", RECIPE, LOOP), materials, start)
+
+
 def test_the_command_trains_one_and_a_pack_translates_with_it(folder: Path, tmp_path: Path) -> None:
     pack = write_micro_pack(tmp_path / "bare")
     recipe = {"recipe": {"channels": 8, "multipliers": [1, 2]}, "loop": {"steps": 2, "batch_size": 4, "threads": 1}}
@@ -97,6 +103,8 @@ def test_the_command_trains_one_and_a_pack_translates_with_it(folder: Path, tmp_
     given = ["translator", str(tmp_path / "translator.yaml"), "--source", str(folder), "--clip", str(pack)]
     assert command(["train", *given, "--out", str(tmp_path / "run")]) == 0
     model = Translator.from_pretrained(tmp_path / "run" / "model")
+    cache = next((tmp_path / "cache").glob("pixels-32-*"))  # the size of the pack's pictures
+    assert cache.exists()
     torch.nn.init.normal_(model.last_layer, std=0.1)
     brush = Codebrush.from_pretrained(write_micro_pack(tmp_path / "pack", translator=model), device="cpu")
     (done,) = brush.translate(folder / "1-plain.png", "opposite")

@@ -74,6 +74,12 @@ def checked_sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     return dict(given)
 
 
+def embed(clip: CLIP, pack: Pack, pictures: Sequence[Picture]) -> Tensor:
+    """Pictures or their files -> unit vectors (B, E), of the squares in their middles at the pack's size."""
+    seen = stack([decode_image(picture) for picture in pictures], pack.image_size)
+    return clip.encode_image(seen.to(clip.log_scale.device))
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A prompt made ready: its parts as conditions and as unit embeddings (P, E), with their weights.
@@ -118,8 +124,7 @@ class Sampler:
     def embed(self, pictures: Sequence[Picture]) -> Tensor:
         """Pictures or their files -> unit vectors (B, E), of the squares in their middles at the pack's size: what the
         code transformer learned to draw from."""
-        seen = stack([decode_image(picture) for picture in pictures], self.pack.image_size)
-        return self.clip.encode_image(seen.to(self.device))
+        return embed(self.clip, self.pack, pictures)
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (3, S, S) in [0, 1] -> their quantised latent (1, d, h, w) and codes (1, h, w)."""

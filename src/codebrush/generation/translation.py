@@ -11,7 +11,9 @@ from codebrush.generation.canvas import whole_canvas
 from codebrush.generation.editing import Edit, check_style
 from codebrush.generation.origin import check_origin, origin, read_origin, torch_threads
 from codebrush.generation.result import Result
-from codebrush.generation.sampler import Sampler
+from codebrush.generation.sampler import checked_sampling, embed
+from codebrush.models.clip import CLIP
+from codebrush.models.vqgan import VQGAN
 from codebrush.pack import Pack
 
 WAYS = ("translator", "codes")
@@ -28,25 +30,29 @@ def uses_translator(pack: Pack, by: str | None, given: Mapping[str, Any]) -> boo
     if by == "codes" or (by is None and not pack.has("translator")):
         return False
     named = [name for name, value in given.items() if value is not None and name not in OTHER_OPTIONS]
-    if named and not (named == ["n"] and given["n"] == 1):
+    checked_sampling({name: given[name] for name in named if name not in ("n", "seed")})
+    if given.get("n") == 1:
+        named.remove("n")
+    if named:
         raise UsageError(f"{named[0]} is for pictures that are drawn: leave it out, or translate by codes")
     return True
 
 
 @torch.no_grad()
-def translated(sampler: Sampler, edit: Edit) -> Result:
+def translated(pack: Pack, clip: CLIP, vqgan: VQGAN, edit: Edit) -> Result:
     """The square in the picture's middle at the pack's size as its translator makes it.
 
     Its score is CLIP's cosine with the source. Raises UsageError for a style that the translator does not know.
     """
-    model = sampler.pack.translator.to(sampler.device)
+    device = clip.log_scale.device
+    model = pack.translator.to(device)
     styles = list(model.config.styles)
     check_style(edit.style, styles)
-    pixels = whole_canvas(edit.picture).view(sampler.pack.image_size)[0][None].to(sampler.device)
-    made = model(pixels, torch.tensor([styles.index(edit.style)], device=sampler.device))[0]
+    pixels = whole_canvas(edit.picture).view(pack.image_size)[0][None].to(device)
+    made = model(pixels, torch.tensor([styles.index(edit.style)], device=device))[0]
     picture = to_pil(made.clamp(0, 1))
-    latent, codes = sampler.encode(to_tensor(picture))
-    score = float((sampler.embed([picture]) * sampler.embed([edit.picture])).sum())
+    latent, codes = vqgan.quantize(vqgan.encode(to_tensor(picture)[None].to(device)))
+    score = float((embed(clip, pack, [picture]) * embed(clip, pack, [edit.picture])).sum())
     manifest = {
         **edit.to_json(),
         "prompt": "",
@@ -54,17 +60,17 @@ def translated(sampler: Sampler, edit: Edit) -> Result:
         "index": 0,
         "clip_score": score,
         "size": list(picture.size),
-        "translator": sampler.pack.hash_of("translator"),
-        **origin(sampler.pack, sampler.device),
+        "translator": pack.hash_of("translator"),
+        **origin(pack, device),
     }
     return Result(picture, score, codes[0], latent[0], manifest)
 
 
-def translated_again(sampler: Sampler, edit: Edit, manifest: Mapping[str, Any]) -> Result:
+def translated_again(pack: Pack, clip: CLIP, vqgan: VQGAN, edit: Edit, manifest: Mapping[str, Any]) -> Result:
     """The picture of a translator's manifest. Raises PackError where another translator made it."""
     _, threads = read_origin(manifest, 1)
-    check_origin(manifest, sampler.pack, sampler.device)
-    if not sampler.pack.has("translator") or manifest["translator"] != sampler.pack.hash_of("translator"):
+    check_origin(manifest, pack, clip.log_scale.device)
+    if not pack.has("translator") or manifest["translator"] != pack.hash_of("translator"):
         raise PackError("made by another translator than this pack's: open the pack that it was made with")
     with torch_threads(threads):
-        return translated(sampler, edit)
+        return translated(pack, clip, vqgan, edit)

@@ -21,7 +21,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TABLE_DTYPE = torch.float8_e4m3fn
 SCALE = ".scale"
-LEAST_SCALE = 1e-3  # of a row's largest number: what float16 still holds in full when divided by 127
+LEAST_SCALE = 1e-3  # of a row's largest number: what float16 still holds well when divided by 127
 T = TypeVar("T")
 
 
@@ -85,7 +85,7 @@ class PretrainedModel(nn.Module):
         With a 16-bit `dtype` the tables that `tables` names take 8 bits a number (float8 e4m3: three bits of mantissa,
         so that each number keeps its size to 6 %, and a vector of many its direction to well under 1 %), and the
         matrices that match `compact` whole numbers of 8 bits times a scale for each row (off by 0.4 % of the row's
-        largest at most).
+        largest at most, or of 0.001 where that is smaller).
         Weights that cannot be written are a PackError; what stood under these names before is then untouched.
         """
         folder = Path(folder)

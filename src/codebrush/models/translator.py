@@ -25,6 +25,10 @@ class TranslatorConfig:
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
     norm_groups: int = 8
 
+    def __post_init__(self) -> None:
+        if not self.multipliers:
+            raise ValueError("a translator needs a multiplier at least")
+
     @property
     def factor(self) -> int:
         """Pictures are multiples of it."""

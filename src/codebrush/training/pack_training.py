@@ -20,6 +20,7 @@ from codebrush.data.codes import encode_once
 from codebrush.errors import TrainingError, UsageError
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.pretrained import PretrainedModel
+from codebrush.models.translator import Translator
 from codebrush.models.upscaler import Upscaler
 from codebrush.pack import OPTIONAL, PACK_FILE, Pack, local_pack
 from codebrush.pack_writing import write_pack
@@ -109,6 +110,8 @@ def train_pack(request: PackRequest, say: Say = print, draw: Callable[..., Any] 
     say = say if fabric.is_global_zero else (lambda text: None)
     try:
         materials = _materials(request, source, work, say)
+        if "translator" in request.plans:
+            make_network(request.plans["translator"], materials)  # a wrong column is told before the other stages
         clock.charge()
         figures = {stage: _stage(stage, request, materials, work, clock, say, draw) for stage in _stages(request)}
         if not fabric.is_global_zero:
@@ -271,7 +274,8 @@ def _plan(
     if request.budget is None:
         raise TrainingError(f"there is no recipe for the stage {stage}: add one, or give a --budget")
     left = max(1.0, request.budget - clock.spent() - FINISH_SECONDS)
-    share = SHARES[stage] / sum(SHARES[name] for name in STAGES[STAGES.index(stage) :])
+    stages = _stages(request)
+    share = SHARES[stage] / sum(SHARES.get(name, 0.0) for name in stages[stages.index(stage) :])
     seconds = max(1.0, left * share)
     threads = request.threads or torch.get_num_threads()
 
@@ -325,6 +329,15 @@ def measure_step(plan: StagePlan, materials: Materials, start: PretrainedModel |
         return loop.time_steps(WARM_STEPS, TIMED_STEPS)
 
 
+def _kept_translator(request: PackRequest, materials: Materials) -> Translator | None:
+    """That of the pack to start from, where it takes pictures of this size: no other member is needed for it."""
+    place = None if request.start is None else local_pack(str(request.start))
+    if place is None or not (place / PACK_FILE).is_file() or not Pack(place).has("translator"):
+        return None
+    kept = Pack(place).translator
+    return None if materials.data.pixels.pixels.shape[1] % kept.config.factor else kept
+
+
 def _write(
     request: PackRequest,
     materials: Materials,
@@ -356,7 +369,7 @@ def _write(
         bank=materials.bank,
         translation=materials.translation,
         prior=materials.prior,
-        translator=materials.translator,
+        translator=materials.translator or _kept_translator(request, materials),
         version=__version__,
         licence=request.licence,
         provenance=provenance,

@@ -17,6 +17,7 @@ from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.vqgan import VQGAN
+from codebrush.pack import PACK_FILE, Pack, local_pack
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.captioned import Captioned, load_captioned
 from codebrush.training.code_transformer import TransformerRecipe
@@ -58,12 +59,7 @@ def train_stage(
     begin = None if start is None else open_model(stage, start)
     plan = _at_size_of(plan, begin)
     opened = asked.source.open()
-    size = getattr(plan.recipe, "image_size", 0)
-    if isinstance(plan.recipe, UpscalerRecipe):
-        size = plan.recipe.target_size
-    if not size and stage in ("captioner", "prior") and materials_clip is not None:
-        size = materials_clip.image_size
-    size = size or (materials_vqgan.config.image_size if materials_vqgan else 64)
+    size = _picture_size(plan, clip, materials_clip, materials_vqgan)
     cache = out.parent / "cache"
     data = load_captioned(opened, size, cache)
     words = _words(data, begin, start, clip_folder, plan.facts.get("tokenizer") or tokenizer)
@@ -87,6 +83,20 @@ def train_stage(
     if (gate := read_gate(out)) is not None:
         figures |= {"steps": gate["step"], "gate": gate}
     return {"model": str(out / MODEL_FOLDER), "stages": {stage: figures}, "seconds": seconds}
+
+
+def _picture_size(plan: StagePlan, place: Path | None, clip: CLIP | None, vqgan: VQGAN | None) -> int:
+    """The side of the pictures that a stage learns from; `place` is where its CLIP lies."""
+    if isinstance(plan.recipe, UpscalerRecipe):
+        return plan.recipe.target_size
+    if size := getattr(plan.recipe, "image_size", 0):
+        return size
+    pack = None if place is None else local_pack(str(place))
+    if plan.stage == "translator" and pack is not None and (pack / PACK_FILE).is_file():
+        return Pack(pack).image_size
+    if plan.stage in ("captioner", "prior", "translator") and clip is not None:
+        return clip.image_size
+    return vqgan.config.image_size if vqgan is not None else 64
 
 
 def _words(

@@ -221,7 +221,13 @@ def make_hooks(plan: StagePlan, materials: Materials, folder: Path, writes: bool
         rows = lambda step: joined_rows(joined, count, loop.batch_size, loop.seed, step)  # noqa: E731
     if plan.gate is not None and materials.gate is not None:
         gate = Gate(plan.gate, ZeroShot(materials.gate, materials.tokenizer), folder, loop.last, writes)
-    watch = Watch(loop.batch_size, len(data) + len(materials.replay or ()), recipe.loss, loop.warmup_steps)
+    watch = Watch(
+        loop.batch_size,
+        len(data) + len(materials.replay or ()),
+        recipe.loss,
+        loop.warmup_steps,
+        remembered=recipe.memory,
+    )
     return Hooks(rows, watch.look, gate)
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import Field
 from torch import Tensor, nn
 
 from codebrush.data.filters import is_empty
@@ -34,7 +36,7 @@ class TranslatorRecipe:
 
     style_column: str = "style"
     channels: Count = 24
-    multipliers: tuple[Count, ...] = (1, 2, 4, 4)
+    multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 4, 4)
     pixel: Rate = 1.0
     perceptual: Weight = 0.1
     likeness: Weight = 0.2
@@ -65,8 +67,11 @@ class TranslatorTask:
 
     def __init__(self, translator: Translator, recipe: TranslatorRecipe, clip: CLIP, data: Captioned):
         self.recipe, self.clip, self.data = recipe, clip, data
-        number = {style: place for place, style in enumerate(translator.config.styles)}
-        self.styles = np.array([number.get(style, -1) for style in styles_of(data, recipe.style_column)])
+        number = {style: place for place, style in enumerate(translator.config.styles)} | {"": -1}
+        named = styles_of(data, recipe.style_column)
+        if new := sorted(set(named) - set(number)):
+            raise TrainingError(f"the translator to begin from does not know the style '{new[0]}': train a fresh one")
+        self.styles = np.array([number[style] for style in named])
         order, counts = np.argsort(data.groups, kind="stable"), np.bincount(data.groups)
         self.members = np.split(order, counts.cumsum()[:-1])  # the rows of each group
         self.targets = np.flatnonzero([len(self._others(row)) > 0 for row in range(len(data))])

@@ -38,7 +38,8 @@ class Watch:
     """Looks at every line of the log, and says each thing once.
 
     `examples` and `batch_size` count rows, those of a replayed set too, over all processes; `warmup` is in steps.
-    A loss or temperature counts as stuck after `patience` lines.
+    A loss or temperature counts as stuck after `patience` lines. `remembered` are the pairs that each row is told from
+    beside those of its batch.
     """
 
     batch_size: int
@@ -46,6 +47,7 @@ class Watch:
     loss: Literal["softmax", "sigmoid"] = "softmax"
     warmup: int = 0
     patience: int = 5
+    remembered: int = 0
     _losses: deque[float] = field(init=False)
     _scales: deque[float] = field(init=False)
     _said: set[str] = field(init=False, default_factory=set)
@@ -70,11 +72,12 @@ class Watch:
                 f"{self.examples} pictures are fewer than two batches of {self.batch_size}: add pictures, or lower "
                 "loop.batch_size",
             )
-        guess, patient = guessing_loss(self.batch_size, self.loss), len(self._losses) == self.patience
+        among = self.batch_size + self.remembered
+        guess, patient = guessing_loss(among, self.loss), len(self._losses) == self.patience
         if patient and abs(sum(self._losses) / self.patience - guess) <= NEAR * guess:
             yield (
                 "stuck",
-                f"the loss is stuck at {guess:.2f} up to step {step}, that of a guess among {self.batch_size}: raise "
+                f"the loss is stuck at {guess:.2f} up to step {step}, that of a guess among {among}: raise "
                 "recipe.learning_rate or loop.batch_size, and check that the captions fit their pictures",
             )
         if patient and min(self._scales) >= AT_CLAMP * MAX_LOGIT_SCALE:

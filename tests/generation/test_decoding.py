@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -19,10 +20,15 @@ COUNT = 16
 FILTERS = {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "min_p": 0.01}
 
 
-@pytest.fixture(scope="module")
-def transformer() -> CodeTransformer:
+@pytest.fixture(scope="module", params=[1, 2], ids=["codes", "blocks"])
+def transformer(request: pytest.FixtureRequest) -> CodeTransformer:
     torch.manual_seed(3)
-    return micro_transformer(grid=GRID)
+    return micro_transformer(grid=GRID, block=request.param)
+
+
+def in_the_grid(written: Tensor, transformer: CodeTransformer) -> Tensor:
+    """Codes (..., N) in the order of writing -> by their places."""
+    return torch.empty_like(written).index_copy_(-1, transformer.order, written)
 
 
 def make_condition(seed: int, rows: int = 1) -> Condition:
@@ -42,14 +48,14 @@ def draw_naively(
     for row in uniforms:
         codes = torch.zeros(1, 0, dtype=torch.int64)
         steps = []
-        for uniform in row:
+        for uniform in row[transformer.order]:
             null = transformer(codes, Condition())[:, -1]
             mixed = null.clone()
             for condition, weight in weighted:
                 mixed += cfg * weight * (transformer(codes, condition)[:, -1] - null)
             steps.append(mixed)
             codes = torch.cat([codes, sample(mixed, uniform[None], **FILTERS)[:, None]], dim=1)
-        pictures.append(codes[0])
+        pictures.append(in_the_grid(codes[0], transformer))
         logits.append(torch.cat(steps))
     return torch.stack(pictures).unflatten(1, GRID), list(torch.stack(logits, dim=1))
 
@@ -171,13 +177,13 @@ def test_known_codes_stay_and_the_rest_is_drawn_after_them(transformer: CodeTran
     assert torch.equal(found[fixed], codes[fixed])
     for row in range(3):
         naive = torch.zeros(1, 0, dtype=torch.int64)
-        for place in range(COUNT):
+        for place in transformer.order.tolist():
             with torch.no_grad():
                 logits = transformer(naive, condition)[:, -1]
             drawn = sample(logits, uniforms[row : row + 1, place], **FILTERS)
             new = codes[row].flatten()[place : place + 1] if fixed[row].flatten()[place] else drawn
             naive = torch.cat([naive, new[:, None]], dim=1)
-        assert torch.equal(found[row].flatten(), naive[0])
+        assert torch.equal(found[row].flatten(), in_the_grid(naive[0], transformer))
     one = Known(codes[:1], fixed[:1])
     shared = draw_codes(transformer, condition, uniforms, known=one, **FILTERS)
     assert torch.equal(shared[0], found[0])
@@ -219,11 +225,11 @@ def test_terms_with_a_source_and_without_stand_in_one_batch(transformer: CodeTra
     drawn = draw_codes(model, terms, uniforms, cfg=2.0, **FILTERS)
     assert torch.equal(drawn, expected)
     codes = torch.zeros(1, 0, dtype=torch.int64)
-    for uniform in uniforms[1]:  # without a cache, one after the other
+    for uniform in uniforms[1][model.order]:  # without a cache, one after the other
         logits = [model(codes, part)[:, -1] for part in (terms[0][0], hidden, null)]
         mixed = 2.0 * logits[0] + logits[1] - 2.0 * logits[2]
         codes = torch.cat([codes, sample(mixed, uniform[None], **FILTERS)[:, None]], dim=1)
-    assert torch.equal(drawn[1].flatten(), codes[0])
+    assert torch.equal(drawn[1].flatten(), in_the_grid(codes[0], model))
 
 
 def test_one_window_is_the_plain_way(transformer: CodeTransformer) -> None:
@@ -236,16 +242,18 @@ def test_one_window_is_the_plain_way(transformer: CodeTransformer) -> None:
 def test_a_window_of_the_whole_grid_draws_the_same_codes(transformer: CodeTransformer) -> None:
     """The way of the window, forced where one suffices: the moving window's own arithmetic equals the cached loop's."""
     condition, uniforms = make_condition(1), picture_uniforms(0, range(2), COUNT)
-    plain = draw_codes(transformer, condition, uniforms, cfg=2.0, **FILTERS)
-    wide = picture_uniforms(0, range(2), COUNT + GRID[0])
-    rows = wide.view(2, GRID[0], GRID[1] + 1)
+    plain, side = draw_codes(transformer, condition, uniforms, cfg=2.0, **FILTERS), transformer.config.block
+    wide = picture_uniforms(0, range(2), COUNT + GRID[0] * side)
+    rows = wide.view(2, GRID[0], GRID[1] + side)
     rows[:, :, : GRID[1]] = uniforms.view(2, *GRID)  # the first columns up to the middle see the very window
-    found = draw_large(transformer, condition, rows.flatten(1), (GRID[0], GRID[1] + 1), cfg=2.0, **FILTERS)
-    assert torch.equal(found[:, 0, : GRID[1] // 2 + 1], plain[:, 0, : GRID[1] // 2 + 1])
+    found = draw_large(transformer, condition, rows.flatten(1), (GRID[0], GRID[1] + side), cfg=2.0, **FILTERS)
+    assert torch.equal(found[:, :side, : GRID[1] // 2 + side], plain[:, :side, : GRID[1] // 2 + side])
 
 
-@pytest.mark.parametrize("grid", [(4, 7), (6, 4), (5, 6)])
-def test_a_larger_grid_equals_a_naive_loop(transformer: CodeTransformer, grid: tuple[int, int]) -> None:
+@pytest.mark.parametrize("more", [(0, 3), (2, 0), (1, 2)])
+def test_a_larger_grid_equals_a_naive_loop(transformer: CodeTransformer, more: tuple[int, int]) -> None:
+    side = transformer.config.block
+    grid = GRID[0] + more[0] * side, GRID[1] + more[1] * side
     condition, uniforms = make_condition(1), picture_uniforms(0, range(2), grid[0] * grid[1])
     told: list[tuple[int, int]] = []
     found = draw_large(
@@ -254,21 +262,29 @@ def test_a_larger_grid_equals_a_naive_loop(transformer: CodeTransformer, grid: t
     assert told == [(step + 1, grid[0] * grid[1]) for step in range(grid[0] * grid[1])]
     assert found.shape == (2, *grid)
     codes = torch.zeros(2, *grid, dtype=torch.int64)
-    for row in range(grid[0]):
-        for column in range(grid[1]):
-            top = min(max(0, row - 2), grid[0] - 4)
-            left = min(max(0, column - 2), grid[1] - 4)
-            seen = [
-                codes[:, y, x] for y in range(top, top + 4) for x in range(left, left + 4) if (y, x) < (row, column)
-            ]
-            before = torch.stack(seen, dim=1) if seen else torch.zeros(2, 0, dtype=torch.int64)
-            with torch.no_grad():
-                null = transformer(before)[:, -1]
-                logits = null + 2.0 * (transformer(before, condition.expand(2))[:, -1] - null)
-            codes[:, row, column] = sample(logits, uniforms[:, row * grid[1] + column], **FILTERS)
+
+    def turn(place: tuple[int, int]) -> tuple[int, ...]:
+        row, column = place
+        return row // side, column // side, row % side, column % side
+
+    for row, column in sorted(product(range(grid[0]), range(grid[1])), key=turn):
+        top = min(max(0, row // side - 4 // side // 2), grid[0] // side - 4 // side) * side
+        left = min(max(0, column // side - 4 // side // 2), grid[1] // side - 4 // side) * side
+        shown = sorted(product(range(top, top + 4), range(left, left + 4)), key=turn)
+        seen = [codes[:, y, x] for y, x in shown if turn((y, x)) < turn((row, column))]
+        before = torch.stack(seen, dim=1) if seen else torch.zeros(2, 0, dtype=torch.int64)
+        with torch.no_grad():
+            null = transformer(before)[:, -1]
+            logits = null + 2.0 * (transformer(before, condition.expand(2))[:, -1] - null)
+        codes[:, row, column] = sample(logits, uniforms[:, row * grid[1] + column], **FILTERS)
     assert torch.equal(found, codes)
 
 
 def test_a_smaller_grid_is_refused(transformer: CodeTransformer) -> None:
     with pytest.raises(UsageError, match="a grid of 3 x 4 codes is smaller than the network's 4 x 4"):
         draw_large(transformer, make_condition(1), torch.zeros(1, 12), (3, 4))
+
+
+def test_a_grid_of_no_whole_blocks_is_refused() -> None:
+    with pytest.raises(UsageError, match="a grid of 4 x 5 codes has no whole blocks of 2 x 2"):
+        draw_large(micro_transformer(grid=GRID, block=2), make_condition(1), torch.zeros(1, 20), (4, 5))

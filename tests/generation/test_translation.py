@@ -20,7 +20,7 @@ from packs import micro_transformer, write_micro_pack
 def translator(seed: int = 0) -> Translator:
     torch.manual_seed(seed)
     model = Translator(TranslatorConfig(("noto", "3d"), 8, (1, 2), 4)).eval()
-    torch.nn.init.normal_(model.last_layer, std=0.1)
+    torch.nn.init.normal_(model.last_convolution.weight, std=0.1)
     return model
 
 

@@ -14,7 +14,7 @@ CONFIG = TranslatorConfig(("flat", "round", "thin"), channels=8, multipliers=(1,
 def trained() -> Translator:
     torch.manual_seed(0)
     model = Translator(CONFIG).eval()
-    nn.init.normal_(model.last_layer, std=0.1)
+    nn.init.normal_(model.last_convolution.weight, std=0.1)
     return model
 
 

@@ -73,7 +73,7 @@ def translate(
         from codebrush.generation.translation import uses_translator
 
         way = None if by is None else by.value
-        count = None if n is None and uses_translator(brush.pack, way, {}) else 1 if n is None else n
+        count = n if n is not None or uses_translator(brush.pack, way, {}) else 1
         return brush.translate(image, to, by=way, **{**options, "n": count})
 
     _run(context, f"{image.stem}_{slug(to)}_seed{seed or 0}", draw)

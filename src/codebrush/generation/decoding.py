@@ -1,4 +1,4 @@
-"""A condition and random numbers in, codes (B, h, w) out: raster-order sampling with a key-value cache.
+"""A condition and random numbers in, codes (B, h, w) out: code after code, with a key-value cache.
 
 Each picture owns its random numbers, so it comes out the same whoever shares its batch (but for rounding). Codes that
 are known are taken as they are; a network that is shown them all as its source knows those below a hole as well as
@@ -7,6 +7,7 @@ those above. A grid larger than the network's is drawn through a window that mov
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -81,12 +82,12 @@ def draw_codes(
         for number, first in enumerate(batches):
             rows = slice(first, min(first + pictures, len(uniforms)))
             drawer = _Drawer(transformer, terms, rows)
-            for position in range(transformer.config.code_count):
+            for step, position in enumerate(transformer.order.tolist()):
                 pull = None if bias is None else bias[position]
                 code = drawer.draw(uniforms[rows, position], temperature, top_k, top_p, min_p, pull)
                 drawer.take(code if known is None else known.at(position, rows, code))
                 if progress is not None:
-                    progress(number * transformer.config.code_count + position + 1, steps)
+                    progress(number * transformer.config.code_count + step + 1, steps)
             drawn.append(drawer.codes())
     grid = transformer.config.grid
     codes = torch.cat(drawn) if drawn else torch.zeros(0, grid[0] * grid[1], dtype=torch.int64)
@@ -136,13 +137,15 @@ def draw_large(
 ) -> Tensor:
     """Draw codes (B, H, W) of a `grid` of any size from `uniforms` (B, H * W), as `draw_codes` does where it fits.
 
-    Each code is drawn through a window of the network's own grid with the code in its middle, or as near to it as the
-    border lets (Esser et al. 2021, section 3.3); what the window shows of the codes before it in raster order is read
-    again for each. A side shorter than the network's own is a UsageError: cut a larger picture.
+    Each block of codes is drawn through a window of the network's own grid with the block in its middle, or as near to
+    it as the border lets (Esser et al. 2021, section 3.3); what the window shows of the codes before is read again for
+    each. A side shorter than the network's own, or of no whole blocks, is a UsageError: cut a larger picture.
     """
-    own, options = transformer.config.grid, (temperature, top_k, top_p, min_p)
+    own, side, options = transformer.config.grid, transformer.config.block, (temperature, top_k, top_p, min_p)
     if grid[0] < own[0] or grid[1] < own[1]:
         raise UsageError(f"a grid of {grid[0]} x {grid[1]} codes is smaller than the network's {own[0]} x {own[1]}")
+    if grid[0] % side or grid[1] % side:
+        raise UsageError(f"a grid of {grid[0]} x {grid[1]} codes has no whole blocks of {side} x {side}")
     if grid == own:
         filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         return draw_codes(transformer, condition, uniforms, cfg=cfg, **filters, progress=progress)
@@ -153,23 +156,35 @@ def draw_large(
     with torch.inference_mode():
         for number, first in enumerate(starts):
             rows = slice(first, min(first + pictures, len(uniforms)))
-            for step in range(steps):
-                window, place = window_of(divmod(step, grid[1]), grid, own)
-                before = codes[rows][:, window[0], window[1]].flatten(1)[:, :place]  # (B, place)
+            for step, (row, column) in enumerate(_places(grid, side)):
+                window, place = window_of((row, column), grid, own, side)
+                shown = codes[rows][:, window[0], window[1]].flatten(1)  # (B, N), by places
+                before = shown[:, transformer.order[: int((transformer.order == place).nonzero())]]
                 parts = [share * _next(transformer, before, part, rows) for part, share in terms]
                 logits = torch.stack(parts).sum(0)  # (B, K)
-                row, column = divmod(step, grid[1])
-                codes[rows, row, column] = sample(logits, uniforms[rows, step], *options)
+                codes[rows, row, column] = sample(logits, uniforms[rows, row * grid[1] + column], *options)
                 if progress is not None:
                     progress(number * steps + step + 1, len(starts) * steps)
     return codes.clone()
 
 
-def window_of(place: tuple[int, int], grid: tuple[int, int], own: tuple[int, int]) -> tuple[tuple[slice, slice], int]:
-    """Rows and columns of `grid` that a window of size `own` shows around a `place`, and the place's number in it."""
-    firsts = [min(max(0, at - side // 2), whole - side) for at, whole, side in zip(place, grid, own, strict=True)]
+def _places(grid: tuple[int, int], side: int) -> list[tuple[int, int]]:
+    """All rows and columns of `grid`, block of `side` after block, as the network writes them."""
+    blocks = product(range(0, grid[0], side), range(0, grid[1], side))
+    return [(top + row, left + column) for top, left in blocks for row in range(side) for column in range(side)]
+
+
+def window_of(
+    place: tuple[int, int], grid: tuple[int, int], own: tuple[int, int], side: int = 1
+) -> tuple[tuple[slice, slice], int]:
+    """Rows and columns of `grid` that a window of size `own` shows around a `place`, and the place's number in it. The
+    window begins where a block of `side` does."""
+    firsts = [
+        min(max(0, at // side - length // side // 2), (whole - length) // side) * side
+        for at, whole, length in zip(place, grid, own, strict=True)
+    ]
     inside = [at - first for at, first in zip(place, firsts, strict=True)]
-    rows, columns = (slice(first, first + side) for first, side in zip(firsts, own, strict=True))
+    rows, columns = (slice(first, first + length) for first, length in zip(firsts, own, strict=True))
     return (rows, columns), inside[0] * own[1] + inside[1]
 
 
@@ -210,8 +225,8 @@ class _Drawer:
         self.drawn.append(codes)
 
     def codes(self) -> Tensor:
-        """What has been drawn, (B, N)."""
-        return torch.stack(self.drawn, dim=1)
+        """What has been drawn, (B, N), in raster order."""
+        return torch.stack(self.drawn, dim=1)[:, self.transformer.order.argsort()]
 
 
 def _read_prefix(transformer: CodeTransformer, condition: Condition, pictures: slice) -> tuple[KVCache, Tensor]:
@@ -239,9 +254,10 @@ def _merge(caches: Sequence[KVCache], pictures: int) -> KVCache:
             rows = [part.expand(pictures, -1, -1, -1) if len(part) == 1 else part for part in parts]
             getattr(merged, name)[layer] = torch.cat(rows)
     merged.mask = _merge_masks(caches, pictures)
-    if caches[0].added is not None:  # of one network, and so of all
-        added = [cache.added for cache in caches if cache.added is not None]
-        merged.added = torch.cat([part.expand(pictures, -1, -1) if len(part) == 1 else part for part in added])
+    for name in ("added", "hidden", "open"):  # of one network, and so of all or none
+        parts = [part for part in (getattr(cache, name) for cache in caches) if part is not None]
+        rows = [part.expand(pictures, *part.shape[1:]) if len(part) == 1 else part for part in parts]
+        setattr(merged, name, torch.cat(rows) if rows else None)
     return merged
 
 

@@ -47,6 +47,8 @@ class KVCache:
         self.capacity = 0
         self.added: Tensor | None = None  # (B, N, D): what a source adds to each token
         self.mask: Tensor | None = None  # (B, n) bool: which of the first n tokens may be attended to; None: all
+        self.hidden: Tensor | None = None  # (B, 1, D): what predicts the block that is being written
+        self.open: Tensor | None = None  # (B, m) int64: its codes so far
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens in all, so that appending copies nothing."""
@@ -69,8 +71,9 @@ class KVCache:
         """Keep the batch rows `rows` (n,), in that order; a row may come several times."""
         for stored in (self.keys, self.values):
             stored[:] = [None if part is None else part[rows] for part in stored]
-        self.mask = None if self.mask is None else self.mask[rows]
-        self.added = None if self.added is None else self.added[rows]
+        for name in ("mask", "added", "hidden", "open"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else value[rows])
 
     def advance(self, tokens: int) -> None:
         """Count `tokens` as seen, once every layer has appended them."""

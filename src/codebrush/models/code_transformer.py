@@ -4,16 +4,20 @@ A prefix of vectors carries what is asked for: the text's token features, a pool
 CLIP, the codes of a source picture. Each may be left out; a learned vector then stands in its place, which is
 also what classifier-free guidance compares with (Ho and Salimans 2022). A source is as long as the picture itself, so
 where no row has one the prefix is without it.
+
+With blocks, the long transformer takes one step for a square of codes and a short one writes the codes of the square
+one after the other, each from those before it (RQ-Transformer, Lee et al. 2022, section 3.2, with the codes of a square
+for its depth): a picture of 16 x 16 codes costs about twice one of 8 x 8, not four times and more.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codebrush.errors import PackError
 from codebrush.models.attention import KVCache, rotary_angles_2d, rotations
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.transformer import Activation, Norm, Transformer, TransformerConfig, make_norm
@@ -27,7 +31,8 @@ class CodeTransformerConfig:
     how many text tokens the prefix holds; `source_codes`: whether a source picture's codes may stand there, and with
     `aligned_source` each is also added where the code of its place is predicted, so that nothing has to be found;
     `labels`: the number of classes, one of which may stand there. `condition_dropout`: the chance in training that
-    all conditions go, and then of each one by itself.
+    all conditions go, and then of each one by itself. `block` is the side of the square of codes that is one step of
+    the long transformer, and `block_layers` are those of the short one that writes within it; 1 is code after code.
 
     The rest is what published models do otherwise. `text_projection` "mlp" has a hidden layer and no norm (LlamaGen).
     `hide_padding` keeps padding of the text from being attended to, where otherwise a learned vector takes its place.
@@ -41,6 +46,8 @@ class CodeTransformerConfig:
     width: int
     layers: int
     heads: int
+    block: int = 1
+    block_layers: int = 1
     text_features: int = 0
     text_length: int = 0
     text_embedding: int = 0
@@ -59,10 +66,24 @@ class CodeTransformerConfig:
     hide_padding: bool = False
     start_token: bool = True
 
+    def __post_init__(self) -> None:
+        if any(side % self.block for side in self.grid):
+            raise PackError(f"a grid of {self.grid[0]} x {self.grid[1]} codes has no whole blocks of side {self.block}")
+
     @property
     def code_count(self) -> int:
         """N, the number of codes of one picture."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def block_size(self) -> int:
+        """M, the number of codes of one block."""
+        return self.block**2
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Rows and columns of blocks; there are N / M of them."""
+        return self.grid[0] // self.block, self.grid[1] // self.block
 
     @property
     def prefix_length(self) -> int:
@@ -72,7 +93,7 @@ class CodeTransformerConfig:
     @property
     def conditions(self) -> list[tuple[str, int]]:
         """Name and length of each condition that this network has, in the order of the prefix."""
-        lengths = {"text_features": self.text_length, "source_codes": self.code_count}
+        lengths = {"text_features": self.text_length, "source_codes": self.code_count // self.block_size}
         names = ("text_features", "text_embedding", "image_embedding", "source_codes", "labels")
         return [(name, lengths.get(name, 1)) for name in names if getattr(self, name)]
 
@@ -113,10 +134,14 @@ class Condition:
 
 
 class CodeTransformer(PretrainedModel):
-    """A decoder-only transformer over a condition prefix and a grid of codes in raster order."""
+    """A decoder-only transformer over a condition prefix and a grid of codes, block after block in raster order.
+
+    `order` (N,) int64 holds the place in the grid, counted in raster order, of each code in the order of writing.
+    """
 
     config_class = CodeTransformerConfig
-    turns: Tensor | None  # (2, prefix_length + N, head width / 2): cosines and sines of the rotary angles
+    order: Tensor
+    turns: Tensor | None  # (2, prefix_length + N / M, head width / 2): cosines and sines of the rotary angles
 
     def __init__(self, config: CodeTransformerConfig):
         super().__init__()
@@ -134,9 +159,8 @@ class CodeTransformer(PretrainedModel):
         )
         self.code_embedding = nn.Embedding(config.codebook_size, width)
         self.start = nn.Parameter(torch.randn(1, width) * 0.02) if config.start_token else None
-        self.positions = (
-            nn.Parameter(torch.randn(config.code_count, width) * 0.02) if config.learned_positions else None
-        )
+        count = config.code_count // config.block_size
+        self.positions = nn.Parameter(torch.randn(count, width) * 0.02) if config.learned_positions else None
         self.projections = nn.ModuleDict()
         self.nulls = nn.ParameterDict()
         for name, length in config.conditions:
@@ -148,11 +172,13 @@ class CodeTransformer(PretrainedModel):
             nn.init.zeros_(self.align.weight)  # a network that learns this later draws as it did
         self.prefix_positions = nn.Parameter(torch.randn(config.prefix_length, width) * 0.02)
         self.transformer = Transformer(trunk)
+        self.writer = BlockWriter(config, trunk) if config.block > 1 else None
         self.final_norm = make_norm(trunk)
         self.head = nn.Linear(width, config.codebook_size, bias=False)
         nn.init.normal_(self.code_embedding.weight, std=0.02)
         nn.init.normal_(self.head.weight, std=0.02)
         self.register_buffer("turns", _turns(config), persistent=False)
+        self.register_buffer("order", _order(config), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -165,9 +191,10 @@ class CodeTransformer(PretrainedModel):
         if value is None:
             return None
         if name == "source_codes":
-            vectors = self.code_embedding(value.flatten(1))  # (B, N, D)
+            vectors = self._read(value.flatten(1)[:, self.order])  # (B, N / M, D)
             if condition.source_mask is not None:
-                return vectors, condition.source_mask.flatten(1)
+                shown = condition.source_mask.flatten(1)[:, self.order]
+                return vectors, shown.unflatten(1, (-1, self.config.block_size)).any(-1)
         elif name == "text_features":
             room = self.config.text_length
             vectors = self.projections[name](_fit(value[:, :room], room, left=self.config.hide_padding))
@@ -186,14 +213,14 @@ class CodeTransformer(PretrainedModel):
             return whole  # without a start token the last vector, whatever it says, predicts the first code
         names = [name for name, _ in config.conditions]
         first = sum(length for _, length in config.conditions[: names.index("source_codes")])
-        return torch.cat([whole[:first], whole[first + config.code_count :]])
+        return torch.cat([whole[:first], whole[first + dict(config.conditions)["source_codes"] :]])
 
     def prefix(self, condition: Condition, batch: int) -> Tensor:
         """The condition as vectors (B, P, D); in training some conditions are dropped at random."""
         return self._prefix(condition, batch)[0]
 
     def _prefix(self, condition: Condition, batch: int) -> tuple[Tensor, Tensor | None]:
-        """The prefix (B, P, D), and what its source adds where each code is predicted, (B, N, D)."""
+        """The prefix (B, P, D), and what its source adds where each block is predicted, (B, N / M, D)."""
         device, rate = self.device, self.config.condition_dropout if self.training else 0.0
         keep_any = torch.rand(batch, 1, device=device) >= rate
         parts, stands, added = [], self.stands(condition), None
@@ -225,23 +252,48 @@ class CodeTransformer(PretrainedModel):
         return F.pad(mask, (0, length - config.text_length), value=True)
 
     def forward(self, codes: Tensor, condition: Condition | None = None, cache: KVCache | None = None) -> Tensor:
-        """Codes (B, n) int64, n from 0 to N -> logits (B, n + 1, K): what each code, and the next, should be.
+        """Codes (B, n) int64, n from 0 to N, in the order of writing -> logits (B, n + 1, K): what each code, and the
+        next, should be.
 
         With a `cache` that has seen the prefix, `codes` are the new ones alone and the logits (B, n, K) are
         those of the codes after each of them.
         """
-        batch, condition = codes.shape[0], condition or Condition()
-        x = self.code_embedding(codes)  # (B, n, D)
+        size = self.config.block_size
+        known = codes if cache is None or cache.open is None else torch.cat([cache.open, codes], dim=1)
+        whole = known.shape[1] // size * size  # the codes of whole blocks
+        hidden = self._blocks(known[:, :whole], condition or Condition(), cache)  # of the blocks after what was seen
+        first = 0  # the number of the first code, of those from the open block on, that is predicted now
+        if cache is not None:
+            if cache.hidden is not None:
+                hidden = torch.cat([cache.hidden, hidden], dim=1)
+                first = known.shape[1] - codes.shape[1] + 1
+            cache.hidden, cache.open = hidden[:, -1:], known[:, whole:]
+        skipped = first // size
+        hidden, known, first = hidden[:, skipped:], known[:, skipped * size :], first - skipped * size
+        x = hidden if self.writer is None else self.writer(hidden, self.code_embedding(known))
+        return self.head(self.final_norm(x[:, first : known.shape[1] + 1]))
+
+    def _read(self, codes: Tensor) -> Tensor:
+        """Codes of whole blocks (B, n) in the order of writing -> the blocks' vectors (B, n / M, D)."""
+        vectors = self.code_embedding(codes)  # (B, n, D)
+        return vectors if self.writer is None else self.writer.join(vectors)
+
+    def _blocks(self, codes: Tensor, condition: Condition, cache: KVCache | None) -> Tensor:
+        """Codes of whole blocks (B, n) -> what predicts each of them and the next, (B, n / M + 1, D); with a `cache`
+        that has seen the prefix, what predicts the blocks after each of these new ones, (B, n / M, D)."""
+        batch, x = codes.shape[0], self._read(codes)
         seen = cache.length if cache is not None else 0
+        if seen and not x.shape[1]:
+            return x
         stands = self.stands(condition)
         prefix = len(stands) if cache is None or not seen else cache.prefix
-        first = max(seen - prefix, 0)  # the number of the first of these codes
+        first = max(seen - prefix, 0)  # the number of the first of these blocks
         if self.positions is not None:
-            x = x + self.positions[first : first + codes.shape[1]]
+            x = x + self.positions[first : first + x.shape[1]]
         mask = self._mask(condition, prefix) if not seen else None if cache is None else cache.mask
         if mask is not None:
-            mask = F.pad(mask, (0, codes.shape[1]), value=True)
-        turns = None if self.turns is None else self.turns[:, self.config.prefix_length + first :][:, : codes.shape[1]]
+            mask = F.pad(mask, (0, x.shape[1]), value=True)
+        turns = None if self.turns is None else self.turns[:, self.config.prefix_length + first :][:, : x.shape[1]]
         added = None if cache is None else cache.added
         if not seen:
             vectors, added = self._prefix(condition, batch)
@@ -252,15 +304,40 @@ class CodeTransformer(PretrainedModel):
         if cache is not None:
             cache.mask, cache.prefix, cache.added = mask, prefix, added
         x = self.transformer(x, causal=True, mask=mask, turns=turns, cache=cache)
-        if not seen:
-            x = x[:, prefix - 1 :]  # the last vector in front of the codes predicts the first
-        return self.head(self.final_norm(x))
+        return x if seen else x[:, prefix - 1 :]  # the last vector in front of the codes predicts the first block
 
     def make_cache(self) -> KVCache:
         """An empty cache with room for one whole picture."""
         cache = KVCache(self.config.layers)
-        cache.reserve(self.config.prefix_length + self.config.code_count)
+        cache.reserve(self.config.prefix_length + self.config.code_count // self.config.block_size)
         return cache
+
+
+class BlockWriter(nn.Module):
+    """Between blocks and their codes: the codes of one as a vector, and a vector as the codes of one, in turn."""
+
+    def __init__(self, config: CodeTransformerConfig, trunk: TransformerConfig):
+        super().__init__()
+        size, width = config.block_size, config.width
+        self.size = size
+        self.reader = nn.Linear(size * width, width, bias=False)
+        self.before = nn.Linear(width, width, bias=False)  # of the code before, where the next is predicted
+        self.places = nn.Parameter(torch.randn(size, width) * 0.02)
+        self.transformer = Transformer(replace(trunk, layers=config.block_layers))
+        with torch.no_grad():  # at first a block is the sum of its codes
+            self.reader.weight.copy_(torch.eye(width).repeat(1, size))
+
+    def join(self, vectors: Tensor) -> Tensor:
+        """Vectors of codes (B, n, D) -> of their blocks (B, n / M, D)."""
+        return self.reader(vectors.unflatten(1, (-1, self.size)).flatten(2))
+
+    def forward(self, hidden: Tensor, vectors: Tensor) -> Tensor:
+        """What predicts each block (B, b, D), and vectors of the codes from the first of them on (B, n, D), n at most
+        b M -> what predicts each code (B, b M, D)."""
+        before = F.pad(vectors, (0, 0, 0, hidden.shape[1] * self.size - vectors.shape[1]))
+        before = before.unflatten(1, (-1, self.size))[:, :, :-1]  # (B, b, M - 1, D)
+        x = F.pad(self.before(before), (0, 0, 1, 0)) + hidden.unsqueeze(2) + self.places  # (B, b, M, D)
+        return self.transformer(x.flatten(0, 1), causal=True).view(len(x), -1, x.shape[-1])
 
 
 def _placed(added: Tensor, first: int, length: int, before: int) -> Tensor:
@@ -281,11 +358,11 @@ def _projection(config: CodeTransformerConfig, name: str) -> nn.Module:
 
 
 def _turns(config: CodeTransformerConfig) -> Tensor | None:
-    """Cosines and sines for the prefix and the grid, (2, prefix_length + N, head width / 2)."""
+    """Cosines and sines for the prefix and the grid of blocks, (2, prefix_length + N / M, head width / 2)."""
     if config.rotary == "none":
         return None
     silent = config.rotary == "silent"
-    rows, columns = torch.meshgrid(*(torch.arange(side) for side in config.grid), indexing="ij")
+    rows, columns = torch.meshgrid(*(torch.arange(side) for side in config.blocks), indexing="ij")
     first = 0 if silent else 1  # the prefix sits at the grid's origin
     angles = rotary_angles_2d(rows.flatten() + first, columns.flatten() + first, config.width // config.heads)
     parts = []
@@ -297,17 +374,14 @@ def _turns(config: CodeTransformerConfig) -> Tensor | None:
     return torch.cat([*parts, rotations(angles)], dim=1)
 
 
+def _order(config: CodeTransformerConfig) -> Tensor:
+    """The places of the grid (N,) in the order of writing: block after block, and within each row after row."""
+    places = torch.arange(config.code_count).view(config.blocks[0], config.block, config.blocks[1], config.block)
+    return places.transpose(1, 2).flatten()
+
+
 def _fit(x: Tensor, length: int, left: bool = False) -> Tensor:
     """`x` (B, n, ...) with zeros after it, or on its `left`, up to `length`."""
     missing = length - x.shape[1]
     sides = (missing, 0) if left else (0, missing)
     return F.pad(x, (0, 0) * (x.ndim - 2) + sides)
-
-
-def stack_conditions(conditions: Sequence[Condition]) -> Condition:
-    """Batches of the same kind of condition, one after another in one batch."""
-    values = {}
-    for field in fields(Condition):
-        parts = [getattr(condition, field.name) for condition in conditions]
-        values[field.name] = None if any(part is None for part in parts) else torch.cat(parts)
-    return Condition(**values)

@@ -91,6 +91,15 @@ def _rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous().flatten(1, 2)  # (B, C, H, W) -> (B, HW, C); a view if channels come last
 
 
+def zero_convolution(channels_in: int, channels_out: int) -> nn.Conv2d:
+    """A 3 x 3 convolution that gives nothing until it has learned something."""
+    convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+    nn.init.zeros_(convolution.weight)
+    assert convolution.bias is not None
+    nn.init.zeros_(convolution.bias)
+    return convolution
+
+
 class ResBlock(nn.Module):
     """norm, SiLU, convolution, twice, added to the input (1x1 projected where the width changes)."""
 

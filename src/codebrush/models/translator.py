@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebrush.models.convolution import GroupNormSiLU, ResBlock, fast_layout
+from codebrush.models.convolution import GroupNormSiLU, ResBlock, fast_layout, zero_convolution
 from codebrush.models.pretrained import PretrainedModel
 
 GREY = 0.5  # what the network takes for 0
@@ -55,15 +55,7 @@ class Translator(PretrainedModel):
             ResBlock(width + below, width, groups) for width, below in zip(widths, after, strict=True)
         )
         self.norm = GroupNormSiLU(widths[0], groups)
-        self.last_convolution = nn.Conv2d(widths[0], 3, 3, padding=1)
-        nn.init.zeros_(self.last_convolution.weight)
-        assert self.last_convolution.bias is not None
-        nn.init.zeros_(self.last_convolution.bias)
-
-    @property
-    def last_layer(self) -> Tensor:
-        """The weight that adaptive losses are balanced at."""
-        return self.last_convolution.weight
+        self.last_convolution = zero_convolution(widths[0], 3)
 
     def forward(self, images: Tensor, styles: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] and numbers (B,) of styles -> (B, 3, H, W), linear to [0, 1] and unclamped."""

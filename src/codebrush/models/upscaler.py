@@ -13,7 +13,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebrush.models.convolution import fast_layout
+from codebrush.models.convolution import fast_layout, zero_convolution
 from codebrush.models.pretrained import PretrainedModel
 
 GREY = 0.5  # what the network takes for 0
@@ -68,14 +68,11 @@ class Upscaler(PretrainedModel):
         self.head = nn.Conv2d(3, width, 3, padding=1)
         blocks = [PlainBlock(width) for _ in range(config.blocks)]
         self.body = nn.Sequential(*blocks, nn.Conv2d(width, width, 3, padding=1))
-        self.last_convolution = nn.Conv2d(width, 3 * 4, 3, padding=1)
+        self.last_convolution = zero_convolution(width, 3 * 4)
         tail: list[nn.Module] = []
         for _ in range(config.doublings - 1):
             tail += [nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2)]
         self.tail = nn.Sequential(*tail)
-        nn.init.zeros_(self.last_convolution.weight)
-        assert self.last_convolution.bias is not None
-        nn.init.zeros_(self.last_convolution.bias)
 
     @property
     def last_layer(self) -> Tensor:

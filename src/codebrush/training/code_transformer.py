@@ -26,7 +26,8 @@ from codebrush.training.ranges import Count, Rate, Share, Weight
 
 @dataclass(frozen=True)
 class TransformerRecipe:
-    """Sizes and settings; `text_length` text tokens stand in the prefix.
+    """Sizes and settings; `text_length` text tokens stand in the prefix. `block` is the side of the square of codes
+    that is one step of the long transformer (see `CodeTransformerConfig`).
 
     `code_noise` is the most that is made wrong of the codes that the network reads, while it still has to name the
     right ones: each picture's share is drawn between 0 and it. Without, a small collection is learned by heart code
@@ -40,6 +41,8 @@ class TransformerRecipe:
     width: Count = 256
     layers: Count = 8
     heads: Count = 4
+    block: Count = 1
+    block_layers: Count = 1
     text_length: Count = 24
     dropout: Share = 0.1
     condition_dropout: Share = 0.1
@@ -70,6 +73,8 @@ def make_code_transformer(
             width=recipe.width,
             layers=recipe.layers,
             heads=recipe.heads,
+            block=recipe.block,
+            block_layers=recipe.block_layers,
             text_features=clip.text_encoder.feature_width,
             text_length=min(recipe.text_length, clip.text_encoder.config.context_length),
             text_embedding=clip.embed_dim,
@@ -158,7 +163,7 @@ class CodeTransformerTask:
     ):
         """`vqgan` encodes pictures with holes, where the recipe has a share of them."""
         self.recipe, self.clip, self.codes, self.draw, self.vqgan = recipe, clip, codes, draw, vqgan
-        self.config = transformer.config
+        self.config, self.order = transformer.config, transformer.order
         shares = (recipe.image_share, recipe.hole_share, recipe.pair_share)
         retold = Retold(data, recipe.pair_captions) if recipe.pair_share and recipe.pair_captions else None
         pair_tokens = CaptionTokens(retold, tokenizer) if retold is not None else None
@@ -184,14 +189,16 @@ class CodeTransformerTask:
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
         """Cross-entropy of every code given those before it; around a hole, of those in it."""
         condition, said, right = self._condition(batch), [], []
-        read = spoil(self._before(batch, condition)[:, :-1], self.recipe.code_noise, self.config.codebook_size)
+        order = self.order.to(batch["codes"].device)
+        before = self._before(batch, condition)[:, order[:-1]]
+        read = spoil(before, self.recipe.code_noise, self.config.codebook_size)
         for rows in self._rows_of_one_length(len(read), read.device):
             given = condition.rows(rows)
             if not bool(batch["present"][rows, SOURCE].any()):
                 given = replace(given, source_codes=None, source_mask=None)
-            asked = batch["asked"][rows]
+            asked = batch["asked"][rows][:, order]
             said.append(self.networks["transformer"](read[rows], given)[asked])  # (A, K)
-            right.append(batch["codes"][rows][asked])
+            right.append(batch["codes"][rows][:, order][asked])
         logits, codes = torch.cat(said), torch.cat(right)
         accuracy = (logits.detach().argmax(-1) == codes).float().mean()
         yield Objective("transformer", code_loss(logits, codes, self.recipe.label_smoothing), {"accuracy": accuracy})

@@ -61,18 +61,18 @@ def code_attention(transformer: CodeTransformer, codes: Tensor, condition: Condi
     config = transformer.config
     if not config.text_features:
         raise PackError("this pack's code transformer reads the text as a whole: its words have no codes of their own")
-    given = codes.flatten()[None, :-1]  # (1, N - 1): the last code predicts none
+    given = codes.flatten()[None, transformer.order[:-1].cpu()]  # (1, N - 1): the last code predicts none
     with torch.no_grad(), _watched(transformer) as weights:
         transformer(given.to(transformer.device), condition)
-    attention = torch.stack([layer[0].mean(0) for layer in weights]).mean(0)  # (P + N - 1, P + N - 1)
-    attention = attention[
-        len(transformer.stands(condition)) - 1 :
-    ]  # (N, P + N - 1): the positions that predict the codes
+    attention = torch.stack([layer[0].mean(0) for layer in weights]).mean(0)  # (P + N / M - 1, P + N / M - 1)
+    # (N / M, P + N / M - 1): the positions that predict the blocks of codes
+    attention = attention[len(transformer.stands(condition)) - 1 :]
     features = condition.text_features
     read = 0 if features is None else min(features.shape[1], config.text_length)
     first = config.text_length - read if config.hide_padding else 0  # there the text stands at the right
     spans = [slice(min(span.start, read) + first, min(span.stop, read) + first) for span in spans]
-    return torch.stack([attention[:, span].sum(1).unflatten(0, config.grid) for span in spans])
+    maps = torch.stack([attention[:, span].sum(1).unflatten(0, config.blocks) for span in spans])
+    return maps.repeat_interleave(config.block, 1).repeat_interleave(config.block, 2)
 
 
 def word_spans(tokenizer: Tokenizer, words: list[str]) -> list[slice]:

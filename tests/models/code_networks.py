@@ -1,0 +1,70 @@
+"""Small code transformers with every condition, and what is shown to them."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig, Condition
+
+K, GRID, N, TEXT = 20, (2, 3), 6, 5
+NAMES = ("text_features", "text_embedding", "image_embedding", "source_codes", "labels")
+SIZES: dict[str, Any] = {
+    "text_features": 7,
+    "text_length": TEXT,
+    "text_embedding": 4,
+    "image_embedding": 3,
+    "source_codes": True,
+    "labels": 6,
+}
+
+
+def network(**changes: Any) -> CodeTransformer:
+    """A small network with every condition, whose weights are large enough for every part to be felt."""
+    torch.manual_seed(0)
+    config = CodeTransformerConfig(codebook_size=K, grid=GRID, width=16, layers=2, heads=2, **SIZES)
+    model = CodeTransformer(replace(config, **changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def full_condition(batch: int, seed: int = 1) -> Condition:
+    numbers = torch.Generator().manual_seed(seed)
+    mask = torch.arange(TEXT) < torch.randint(1, TEXT + 1, (batch, 1), generator=numbers)
+    return Condition(
+        text_features=torch.randn(batch, TEXT, 7, generator=numbers),
+        text_mask=mask,
+        text_embedding=torch.randn(batch, 4, generator=numbers),
+        image_embedding=torch.randn(batch, 3, generator=numbers),
+        source_codes=torch.randint(0, K, (batch, *GRID), generator=numbers),
+        source_mask=torch.ones(batch, *GRID, dtype=torch.bool),
+        present=torch.ones(batch, len(NAMES), dtype=torch.bool),
+        labels=torch.randint(0, 6, (batch,), generator=numbers),
+    )
+
+
+def only(condition: Condition, *names: str) -> Condition:
+    kept = {*names, "text_mask"} if "text_features" in names else set(names)
+    return Condition(**{name: getattr(condition, name) for name in kept})
+
+
+def hiding(condition: Condition, *names: str) -> Condition:
+    """Without `names`; a source that is left out still takes its room, and shows nothing."""
+    left = only(condition, *(set(NAMES) - {*names}))
+    hidden = torch.zeros(len(condition.labels), *GRID, dtype=torch.bool)
+    return replace(left, source_codes=condition.source_codes, source_mask=hidden if "source_codes" in names else None)
+
+
+def some_codes(batch: int, count: int = N) -> Tensor:
+    return torch.randint(0, K, (batch, count), generator=torch.Generator().manual_seed(2))
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def differs(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).abs().max() > 1e-3)

@@ -1,0 +1,105 @@
+"""A code transformer that writes squares of 2 x 2 codes, each one step of its long transformer."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from code_networks import TEXT, K, N, close, differs, full_condition, network, only, some_codes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codebrush.errors import PackError
+from codebrush.models.code_transformer import CodeTransformer, Condition
+
+SIDES, COUNT = (4, 4), 16
+ORDER = [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]
+
+
+def blocks(**changes: Any) -> CodeTransformer:
+    return network(grid=SIDES, block=2, aligned_source=True, **changes)
+
+
+def condition_of(batch: int) -> Condition:
+    source = torch.randint(0, K, (batch, *SIDES), generator=torch.Generator().manual_seed(4))
+    return replace(full_condition(batch), source_codes=source, source_mask=torch.ones_like(source).bool())
+
+
+def test_codes_are_written_block_after_block() -> None:
+    model = blocks()
+    assert model.order.tolist() == ORDER
+    assert network().order.tolist() == list(range(N))
+    assert model.config.blocks == (2, 2)
+    assert model.config.prefix_length == TEXT + 2 + 4 + 1 + 1
+
+
+def test_a_grid_without_whole_blocks_is_refused() -> None:
+    with pytest.raises(PackError, match="a grid of 2 x 3 codes has no whole blocks of side 2"):
+        network(block=2)
+
+
+def test_later_codes_never_influence_earlier_logits_and_all_earlier_ones_do() -> None:
+    model, codes, condition = blocks(), some_codes(2, COUNT), condition_of(2)
+    before = model(codes, condition)
+    assert before.shape == (2, COUNT + 1, K)
+    for position in range(COUNT):
+        changed = codes.clone()
+        changed[:, position] = (codes[:, position] + 1) % K
+        after = model(changed, condition)
+        close(after[:, : position + 1], before[:, : position + 1])
+        for later in range(position + 1, COUNT + 1):
+            assert differs(after[:, later], before[:, later])
+    for count in range(COUNT):
+        close(model(codes[:, :count], condition), before[:, : count + 1])
+
+
+@settings(deadline=None, max_examples=20)
+@given(first=st.integers(0, 6), chunks=st.lists(st.integers(1, 6), max_size=6), sourced=st.booleans())
+def test_codes_in_chunks_of_any_size_equal_one_pass(first: int, chunks: list[int], sourced: bool) -> None:
+    model, condition = blocks(), condition_of(3)
+    condition = condition if sourced else only(condition, "text_features", "labels")
+    codes = some_codes(3, min(first + sum(chunks), COUNT))
+    with torch.no_grad():
+        whole = model(codes, condition)
+        cache = model.make_cache()
+        logits, end = [model(codes[:, :first], condition, cache)], first
+        for count in chunks:
+            if end < codes.shape[1]:
+                logits.append(model(codes[:, end : end + count], cache=cache))
+                end = min(end + count, codes.shape[1])
+    close(torch.cat(logits, dim=1), whole)
+
+
+def test_a_block_of_the_source_is_shown_where_one_of_its_codes_is() -> None:
+    model, condition = blocks(), condition_of(1)
+    shown = torch.zeros(1, *SIDES, dtype=torch.bool)
+    shown[0, 3, 0] = True  # of the third block alone
+    found, place = model.prefix(replace(condition, source_mask=shown), 1), TEXT + 2
+    whole, none = model.prefix(condition, 1), model.prefix(hiding_all(condition), 1)
+    assert torch.equal(found[:, place + 2], whole[:, place + 2])
+    for block in (0, 1, 3):
+        assert torch.equal(found[:, place + block], none[:, place + block])
+
+
+def test_the_place_of_a_code_in_its_block_counts() -> None:
+    model = blocks()
+    a, b = torch.tensor([[1, 2, 3, 4, 5]]), torch.tensor([[2, 1, 3, 4, 5]])
+    assert differs(model(a)[:, 3], model(b)[:, 3])
+    assert differs(model(a)[:, 5], model(b)[:, 5])
+
+
+def test_a_whole_picture_fits_without_copying() -> None:
+    model, codes = blocks(), some_codes(2, COUNT)
+    cache = model.make_cache()
+    with torch.no_grad():
+        model(codes[:, :0], None, cache)
+        places = [keys.data_ptr() for keys in cache.keys if keys is not None]
+        for position in range(COUNT):
+            model(codes[:, position : position + 1], cache=cache)
+    assert [keys.data_ptr() for keys in cache.keys if keys is not None] == places
+    assert cache.length == model.config.prefix_length  # four blocks took the room of the source's four
+
+
+def hiding_all(condition: Condition) -> Condition:
+    assert condition.source_codes is not None
+    return replace(condition, source_mask=torch.zeros_like(condition.source_codes).bool())

@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codebrush.data.colour import draw_colour
 from codebrush.errors import TrainingError
 from codebrush.models.clip import CLIP, MAX_LOGIT_SCALE, CLIPConfig
 from codebrush.models.image_encoder import ImageEncoderConfig, ModifiedResNetConfig, VisionTransformerConfig
 from codebrush.models.text_encoder import BagOfWordsConfig, TextEncoderConfig, TextTransformerConfig
 from codebrush.text.token_table import token_table
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.augmentation import Augmentation, draw_affine, move, recolour
+from codebrush.training.augmentation import LOOKS, Augmentation, change_looks, draw_affine, draw_looks, draw_warp, move
 from codebrush.training.captioned import Captioned, CaptionTokens, Joined
 from codebrush.training.loop import Objective
 from codebrush.training.losses import contrastive_loss, sigmoid_loss
@@ -167,14 +166,17 @@ class CLIPTask:
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         """Pictures uint8 (B, 3, S, S), the tokens of one caption each, group numbers, and how to move each picture."""
         tokens, groups = self.tokens.draw(rows, rng), self.data.groups[rows]
-        return {
+        how = self.recipe.augmentation
+        batch = {
             "images": self.data.images(rows),
             "tokens": tokens,
             "groups": torch.from_numpy(groups),
             "clashing": torch.tensor(clashing_share(tokens.numpy(), groups)),
-            "affine": draw_affine(len(rows), self.recipe.augmentation, rng),
-            "colour": draw_colour(len(rows), self.recipe.augmentation.colour, rng),
+            "affine": draw_affine(len(rows), how, rng),
+            **draw_looks(len(rows), how, rng),
         }
+        warp = draw_warp(len(rows), how, rng)
+        return batch if warp is None else {**batch, "warp": warp}
 
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
         """One contrastive loss over the whole batch."""
@@ -182,7 +184,8 @@ class CLIPTask:
             encoder.eval()
         with torch.no_grad():  # above its limit the temperature would get no gradient, and never come down again
             self.clip.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE) - 1e-5)
-        images = recolour(move(batch["images"].float() / 255, batch["affine"]), batch["colour"])
+        moved = move(batch["images"].float() / 255, batch["affine"], batch.get("warp"))
+        images = change_looks(moved, {name: batch[name] for name in LOOKS if name in batch})
         output = self.networks["clip"](images, batch["tokens"])
         if self.recipe.loss == "sigmoid":
             loss = sigmoid_loss(output.image, output.text, output.logit_scale, output.logit_bias, batch["groups"])

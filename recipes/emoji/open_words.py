@@ -5,8 +5,8 @@
 `synonyms.csv` holds 453 words, each with the label of a training concept: WordNet 3.1 has the word as a synonym of the
 label or of one of its keywords, or as one of its kinds, two steps away at most, and neither the word nor its plural
 occurs in any label or keyword of the training split. A word finds its picture when one of that label is among the first
-five of all pictures of one style. The first line is the baseline that knows no picture: the nearest labels by the mean of
-the distilled token table's rows.
+five of all pictures of one style; "one token" is of the words that the vocabulary has whole. The first line knows no
+picture: it takes labels for pictures, and the mean of the distilled token table's rows for an embedding.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codebrush.data.captions import open_source
+from codebrush.data.captions import CaptionedImages, open_source
 from codebrush.data.images import stack
 from codebrush.evaluation.alignment import cross_retrieval
 from codebrush.models.clip import CLIP
@@ -27,6 +27,7 @@ from codebrush.text.tokenizer import Tokenizer
 
 SYNONYMS = Path(__file__).parent / "synonyms.csv"
 BATCH = 64
+FRAME = 2  # tokens that stand around every text
 
 
 def synonyms() -> tuple[list[str], list[str]]:
@@ -42,35 +43,29 @@ def found(pictures: Tensor, labels: list[str], texts: Tensor, meant: list[str]) 
     return cross_retrieval(pictures, texts, [places.get(label, []) for label in labels])["text_to_image"]
 
 
-def by_table(tokenizer: Tokenizer, words: list[str], labels: list[str], meant: list[str]) -> dict[str, float]:
-    """The same with labels for pictures, by the mean of the table's rows alone."""
-    table, ends = token_table(), {tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id}
-
-    def mean(text: str) -> Tensor:
-        ids = [token for token in tokenizer([text], on_long="truncate")[0].tolist() if token not in ends]
-        return F.normalize(table[ids].mean(0), dim=0)
-
-    once = sorted(set(labels))
-    return found(torch.stack([mean(label) for label in once]), once, torch.stack([mean(word) for word in words]), meant)
+def table_means(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
+    """The mean of each text's rows of the distilled table, as unit vectors (B, 128)."""
+    tokens = tokenizer(texts, on_long="truncate")
+    told = (tokens != tokenizer.pad_id) & (tokens != tokenizer.start_id) & (tokens != tokenizer.end_id)
+    return F.normalize((token_table()[tokens] * told[..., None]).sum(1), dim=1)
 
 
 @torch.no_grad()
-def by_clip(clip: CLIP, tokenizer: Tokenizer, parquet: str, style: str, words: list[str], meant: list[str]):
-    where = ("skin_tone is null", f"style == {style}")
-    source = open_source(parquet, split="train", where=where, captions=("{label}",))
-    labels = [source.captions(row)[0] for row in range(len(source))]
-    pictures = torch.cat(
-        [
-            clip.encode_image(
-                stack([source.image(row) for row in range(first, min(first + BATCH, len(source)))], clip.image_size)
-            )
-            for first in range(0, len(source), BATCH)
-        ]
+def embeddings(clip: CLIP, source: CaptionedImages) -> Tensor:
+    """Unit vectors of all pictures (N, E)."""
+    parts = [range(first, min(first + BATCH, len(source))) for first in range(0, len(source), BATCH)]
+    return torch.cat([clip.encode_image(stack([source.image(row) for row in part], clip.image_size)) for part in parts])
+
+
+def line(name: str, pictures: Tensor, labels: list[str], texts: Tensor, meant: list[str], whole: list[int]) -> str:
+    """What is printed of one way to embed."""
+    of_all = found(pictures, labels, texts, meant)
+    of_whole = found(pictures, labels, texts[whole], [meant[place] for place in whole])
+    return (
+        f"{name}: recall@1 {100 * of_all['recall_at_1']:.1f} %, @5 {100 * of_all['recall_at_5']:.1f} %, @10 "
+        f"{100 * of_all['recall_at_10']:.1f} % of {len(meant)} words; one token: @5 "
+        f"{100 * of_whole['recall_at_5']:.1f} % of {len(whole)}; among {len(labels)}"
     )
-    texts = torch.cat(
-        [clip.encode_text(tokenizer(words[first : first + BATCH])) for first in range(0, len(words), BATCH)]
-    )
-    return found(pictures, labels, texts, meant), labels
 
 
 def main() -> None:
@@ -80,15 +75,19 @@ def main() -> None:
     parser.add_argument("--style", default="fluent-3d")
     options = parser.parse_args()
     words, meant = synonyms()
-    lines = []
+    where = ("skin_tone is null", f"style == {options.style}")
+    source = open_source(options.parquet, split="train", where=where, captions=("{label}",))
+    labels = [source.captions(row)[0] for row in range(len(source))]
+    plain = Tokenizer.wordpiece()
+    counts = (plain(words) != plain.pad_id).sum(1) - FRAME
+    whole = (counts == 1).nonzero().flatten().tolist()
+    once = sorted(set(labels))
+    print(line("table", table_means(plain, once), once, table_means(plain, words), meant, whole))
     for name in options.clip:
         clip, tokenizer = open_clip(name)
-        figures, labels = by_clip(clip.eval(), tokenizer, options.parquet, options.style, words, meant)
-        lines.append((name, figures))
-    lines.insert(0, ("table alone, words to labels", by_table(Tokenizer.wordpiece(), words, labels, meant)))
-    for name, figures in lines:
-        shown = "  ".join(f"recall@{k} {100 * figures[f'recall_at_{k}']:.1f} %" for k in (1, 5, 10))
-        print(f"{name}: {shown}  ({figures['queries']:.0f} words, {len(labels)} pictures)")
+        with torch.no_grad():
+            texts = torch.cat([clip.encode_text(part) for part in tokenizer(words).split(BATCH)])
+        print(line(name, embeddings(clip, source), labels, texts, meant, whole))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from codebrush.training.augmentation import LOOKS, Augmentation, change_looks, d
 from codebrush.training.captioned import Captioned, CaptionTokens, Joined
 from codebrush.training.loop import Objective
 from codebrush.training.losses import contrastive_loss, sigmoid_loss
-from codebrush.training.memory import Memory
 from codebrush.training.optimizer import make_adamw
 from codebrush.training.ranges import Count, Part, Rate, Share, Weight, Whole
 from codebrush.training.watch import clashing_share
@@ -33,8 +32,9 @@ class CLIPRecipe:
     `architecture` "openai" is one that OpenAI's and Hugging Face's code can open: a vision transformer with a class
     token (or a resnet), a causal text tower that is read at the end token and has no distilled table, QuickGELU.
 
-    `memory` pairs of earlier steps are more negatives of the softmax loss (see `Memory`): where there are many more
-    things than rows of a batch, few of those that are hard to tell apart meet in one.
+    `texts` captions of other rows are more negatives for each picture in the softmax loss: where there are many more
+    things than rows of a batch, few of those that are hard to tell apart meet in one. A bag of words reads thousands in
+    no time.
 
     The sizes are of a fresh CLIP: one that training starts from keeps its own. For such a start `lock` leaves one
     encoder exactly as it is ("image" is locked-image tuning, Zhai et al. 2022), `layer_decay` slows layers far from
@@ -55,7 +55,7 @@ class CLIPRecipe:
     text_heads: Count = 4
     embed_dim: Count = 256
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    memory: Whole = 0
+    texts: Whole = 0
     token_table: bool = True
     train_tokens: bool = False
     dropout: Share = 0.0
@@ -67,8 +67,8 @@ class CLIPRecipe:
     augmentation: Augmentation = Augmentation(shift=0.08, zoom=0.15, turn=10)
 
     def __post_init__(self) -> None:
-        if self.memory and self.loss != "softmax":
-            raise ValueError("memory is for the softmax loss")
+        if self.texts and self.loss != "softmax":
+            raise ValueError("texts are more negatives of the softmax loss alone")
 
 
 def make_clip(recipe: CLIPRecipe, tokenizer: Tokenizer) -> CLIP:
@@ -161,7 +161,6 @@ class CLIPTask:
             "clip": make_adamw([clip], recipe.learning_rate, recipe.weight_decay, layer_decay=recipe.layer_decay)
         }
         self.frozen: list[nn.Module] = []
-        self.memory = Memory(recipe.memory, clip.embed_dim) if recipe.memory else None
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         """Pictures uint8 (B, 3, S, S), the tokens of one caption each, group numbers, and how to move each picture."""
@@ -175,8 +174,13 @@ class CLIPTask:
             "affine": draw_affine(len(rows), how, rng),
             **draw_looks(len(rows), how, rng),
         }
-        warp = draw_warp(len(rows), how, rng)
-        return batch if warp is None else {**batch, "warp": warp}
+        if (warp := draw_warp(len(rows), how, rng)) is not None:
+            batch["warp"] = warp
+        if self.recipe.texts:
+            others = rng.integers(self.examples, size=self.recipe.texts)
+            batch["other_tokens"] = self.tokens.draw(others, rng)
+            batch["other_groups"] = torch.from_numpy(self.data.groups[others])
+        return batch
 
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
         """One contrastive loss over the whole batch."""
@@ -186,14 +190,17 @@ class CLIPTask:
             self.clip.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE) - 1e-5)
         moved = move(batch["images"].float() / 255, batch["affine"], batch.get("warp"))
         images = change_looks(moved, {name: batch[name] for name in LOOKS if name in batch})
-        output = self.networks["clip"](images, batch["tokens"])
+        others, tokens = None, batch["tokens"]
+        if self.recipe.texts:
+            tokens = torch.cat([tokens, batch["other_tokens"]])
+        output = self.networks["clip"](images, tokens)
+        if self.recipe.texts:
+            others = output.text[len(images) :], batch["other_groups"]
+            output = output._replace(text=output.text[: len(images)])
         if self.recipe.loss == "sigmoid":
             loss = sigmoid_loss(output.image, output.text, output.logit_scale, output.logit_bias, batch["groups"])
         else:
-            earlier = None if self.memory is None else self.memory.earlier()
-            loss = contrastive_loss(output.image, output.text, output.logit_scale, batch["groups"], earlier)
-            if self.memory is not None:
-                self.memory.add(output.image, output.text, batch["groups"])
+            loss = contrastive_loss(output.image, output.text, output.logit_scale, batch["groups"], others)
         cosines = output.image.detach() @ output.text.detach().T
         right = batch["groups"][cosines.argmax(1)] == batch["groups"]
         metrics = {"accuracy": right.float().mean(), "logit_scale": output.logit_scale, "clashing": batch["clashing"]}

@@ -185,7 +185,6 @@ class Loop:
         self.fabric = fabric or launch(config)
         self.saved = saved
         self.reporter = Reporter(folder, config.steps, enabled=self.fabric.is_global_zero)
-        self.memory: nn.Module | None = getattr(task, "memory", None)
         self.step = 0
         self.result = next(iter(task.networks))
         self.plain = dict(task.networks)  # as they were before any wrapper
@@ -237,8 +236,6 @@ class Loop:
         for network in self.task.frozen:
             network.to(self.fabric.device).requires_grad_(False).eval()
         self.ema.to(self.fabric.device)
-        if self.memory is not None:
-            self.memory.to(self.fabric.device)
         checkpoint = self.folder / CHECKPOINT
         if checkpoint.is_file():
             self._restore(checkpoint)
@@ -347,13 +344,9 @@ class Loop:
         shared = {key for named in weights for key, _ in named(remove_duplicate=False)}
         return {key: value for key, value in network.state_dict().items() if key not in shared}
 
-    def _remembered(self) -> dict[str, Any]:
-        """What a task keeps from step to step beside its networks, alike in every process."""
-        return {} if self.memory is None else {"memory": self.memory}
-
     def save(self) -> None:
         """Write the checkpoint beside the old one and swap them."""
-        state: dict[str, Any] = {"step": self.step, "ema": self.ema.values, **self._remembered()}
+        state: dict[str, Any] = {"step": self.step, "ema": self.ema.values}
         for name in self.plain:
             state[f"network.{name}"] = self.task.networks[name]
             state[f"optimizer.{name}"] = self.task.optimizers[name]
@@ -373,7 +366,7 @@ class Loop:
         self.fabric.barrier()
 
     def _restore(self, path: Path) -> None:
-        state: dict[str, Any] = self._remembered()
+        state: dict[str, Any] = {}
         for name in self.plain:
             state[f"network.{name}"] = self.task.networks[name]
             state[f"optimizer.{name}"] = self.task.optimizers[name]

@@ -37,15 +37,15 @@ def contrastive_loss(
     text: Tensor,
     scale: Tensor,
     groups: Tensor | None = None,
-    earlier: tuple[Tensor, Tensor, Tensor] | None = None,
+    others: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Symmetric cross-entropy over scaled cosines (Radford et al. 2021, figure 3).
 
     `image` and `text` are unit vectors (B, E) whose i-th rows belong together; `groups` (B,) int64 makes every
     pair of the same group a positive, the target spread evenly over them. Negatives come from every process:
     each computes the loss of the whole batch, and gradients averaged over processes equal those of one process.
-    `earlier` pictures and texts (M, E) and their groups (M,), alike in all processes, are more negatives; those of a
-    row's own group do not count.
+    `others`, texts (M, E) and their groups (M,), are more negatives for the pictures; those of a
+    picture's own group do not count.
     """
     if groups is None:
         offset = torch.distributed.get_rank() * len(image) if torch.distributed.is_initialized() else 0
@@ -54,14 +54,12 @@ def contrastive_loss(
     logits = scaled_cosines(image, text, scale)  # (B, B)
     target = positives(groups)
     target = target / target.sum(1, keepdim=True)
-    to_texts, to_images = logits, logits.T
-    if earlier is not None:
-        images, texts, known = earlier
-        own = groups[:, None] == known[None, :]  # (B, M)
-        more = [scaled_cosines(*pair, scale).masked_fill(own, LEAST) for pair in ((image, texts), (text, images))]
-        to_texts, to_images = (torch.cat(pair, dim=1) for pair in zip((to_texts, to_images), more, strict=True))
-        target = F.pad(target, (0, len(known)))
-    return (F.cross_entropy(to_texts, target) + F.cross_entropy(to_images, target)) / 2
+    to_images = F.cross_entropy(logits.T, target)
+    if others is not None:
+        own = groups[:, None] == others[1][None, :]  # (B, M)
+        logits = torch.cat([logits, scaled_cosines(image, others[0], scale).masked_fill(own, LEAST)], dim=1)
+        target = F.pad(target, (0, own.shape[1]))
+    return (F.cross_entropy(logits, target) + to_images) / 2
 
 
 def sigmoid_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, groups: Tensor | None = None) -> Tensor:

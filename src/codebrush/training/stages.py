@@ -45,7 +45,7 @@ from codebrush.training.loop import Hooks, Loop, LoopConfig, Task, launch
 from codebrush.training.prior import PriorRecipe, PriorTask, make_prior
 from codebrush.training.translator import TranslatorRecipe, TranslatorTask, make_translator
 from codebrush.training.upscaler import UpscalerRecipe, UpscalerTask, make_upscaler
-from codebrush.training.vqgan import VQGANRecipe, VQGANTask, make_vqgan
+from codebrush.training.vqgan import VQGANRecipe, VQGANTask, grown, make_vqgan
 from codebrush.training.watch import Watch
 
 STAGE_FILE = "stage.json"
@@ -103,6 +103,8 @@ def make_network(plan: StagePlan, materials: Materials, start: PretrainedModel |
             return with_heads(start, plan.recipe)
         if isinstance(plan.recipe, TransformerRecipe) and isinstance(start, CodeTransformer):
             return with_conditions(start, plan.recipe, _needed(materials.clip, "clip"))
+        if isinstance(plan.recipe, VQGANRecipe) and isinstance(start, VQGAN):
+            return grown(start, plan.recipe)
         return start
     if isinstance(plan.recipe, CLIPRecipe):
         if plan.recipe.lock != "none":
@@ -226,7 +228,7 @@ def make_hooks(plan: StagePlan, materials: Materials, folder: Path, writes: bool
         len(data) + len(materials.replay or ()),
         recipe.loss,
         loop.warmup_steps,
-        remembered=recipe.memory,
+        texts=recipe.texts,
     )
     return Hooks(rows, watch.look, gate)
 

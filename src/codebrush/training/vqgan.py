@@ -1,7 +1,8 @@
 """Pictures -> a VQGAN, against pixels, a perceptual distance and a discriminator that starts late."""
 
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -12,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from codebrush.data.images import contact_sheet, to_pil
+from codebrush.errors import TrainingError
 from codebrush.models.vqgan import VQGAN, VQGANConfig
 from codebrush.training.adversary import ALONE, BETAS, NAME, judge_pictures, make_adversary
 from codebrush.training.augmentation import Augmentation, draw_affine, move
@@ -21,6 +23,7 @@ from codebrush.training.optimizer import make_adamw
 from codebrush.training.ranges import Count, Rate, Share, Weight
 
 PREVIEWED = 16
+SPLIT = 0.15  # how far from its parent a code begins, as a share of its length
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,31 @@ def make_vqgan(recipe: VQGANRecipe) -> VQGAN:
             codebook_size=r.codebook_size,
         )
     )
+
+
+def grown(vqgan: VQGAN, recipe: VQGANRecipe) -> VQGAN:
+    """`vqgan` for pictures of the recipe's size, and with as many codes, where those are more than it has: the most
+    used are split into two that lie close together (Linde, Buzo and Gray 1980), and training moves them apart."""
+    old = vqgan.config
+    more = recipe.codebook_size - old.codebook_size
+    if more > 0 and old.quantizer != "vector":
+        raise TrainingError("recipe.codebook_size: the codes of a Gumbel quantiser cannot be split")
+    wanted = replace(old, image_size=recipe.image_size, codebook_size=max(old.codebook_size, recipe.codebook_size))
+    if wanted == old:
+        return vqgan
+    made, state = VQGAN(wanted), vqgan.state_dict()
+    if more > 0:
+        order = state["quantizer.share"].argsort(descending=True)
+        parents = order.repeat(-(-more // len(order)))[:more]
+        for name in ("codebook", "share", "sums"):
+            part = state.get(f"quantizer.{name}")
+            if part is not None:
+                state[f"quantizer.{name}"] = torch.cat([part, part[parents]])
+        new = state["quantizer.codebook"][old.codebook_size :]
+        new += SPLIT * new.norm(dim=1, keepdim=True) * F.normalize(torch.randn_like(new), dim=1)
+        warnings.warn(f"the codebook grows from {old.codebook_size} to {recipe.codebook_size} codes", stacklevel=2)
+    made.load_state_dict(state)
+    return made
 
 
 class VQGANTask:

@@ -38,7 +38,7 @@ class Watch:
     """Looks at every line of the log, and says each thing once.
 
     `examples` and `batch_size` count rows, those of a replayed set too, over all processes; `warmup` is in steps.
-    A loss or temperature counts as stuck after `patience` lines. `remembered` are the pairs that each row is told from
+    A loss or temperature counts as stuck after `patience` lines. `texts` are those that each picture is told from
     beside those of its batch.
     """
 
@@ -47,7 +47,7 @@ class Watch:
     loss: Literal["softmax", "sigmoid"] = "softmax"
     warmup: int = 0
     patience: int = 5
-    remembered: int = 0
+    texts: int = 0
     _losses: deque[float] = field(init=False)
     _scales: deque[float] = field(init=False)
     _said: set[str] = field(init=False, default_factory=set)
@@ -72,12 +72,12 @@ class Watch:
                 f"{self.examples} pictures are fewer than two batches of {self.batch_size}: add pictures, or lower "
                 "loop.batch_size",
             )
-        among = self.batch_size + self.remembered
-        guess, patient = guessing_loss(among, self.loss), len(self._losses) == self.patience
+        sides = (self.batch_size + self.texts, self.batch_size)
+        guess, patient = sum(guessing_loss(side, self.loss) for side in sides) / 2, len(self._losses) == self.patience
         if patient and abs(sum(self._losses) / self.patience - guess) <= NEAR * guess:
             yield (
                 "stuck",
-                f"the loss is stuck at {guess:.2f} up to step {step}, that of a guess among {among}: raise "
+                f"the loss is stuck at {guess:.2f} up to step {step}, that of a guess among {sides[0]}: raise "
                 "recipe.learning_rate or loop.batch_size, and check that the captions fit their pictures",
             )
         if patient and min(self._scales) >= AT_CLAMP * MAX_LOGIT_SCALE:

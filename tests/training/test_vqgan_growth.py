@@ -49,7 +49,7 @@ def test_more_than_twice_as_many_split_every_code_again(start: VQGAN) -> None:
 
 def test_one_that_has_enough_codes_keeps_them(start: VQGAN) -> None:
     assert grown(start, VQGANRecipe(image_size=32, codebook_size=64)) is start
-    plan = StagePlan("vqgan", VQGANRecipe(image_size=64, codebook_size=64), LoopConfig(steps=1))
+    plan = StagePlan("vqgan", VQGANRecipe(image_size=64, codebook_size=64), LoopConfig(steps=1, batch_size=1))
     made = make_network(plan, Materials(None, None), start=start)  # pyright: ignore
     assert isinstance(made, VQGAN)
     assert (made.config.image_size, made.codebook_size) == (64, 128)

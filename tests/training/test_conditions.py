@@ -121,9 +121,10 @@ def test_a_recipe_gives_the_network_its_conditions(materials: Materials) -> None
     clip: Any = materials.clip
     sizes = make_code_transformer(RECIPE, clip, CODES, GRID).config
     assert (sizes.image_embedding, sizes.source_codes) == (24, True)
-    bare = TransformerRecipe(width=16, layers=1, heads=2)
+    assert sizes.text_embedding == 24
+    bare = TransformerRecipe(width=16, layers=1, heads=2, pooled_text=False)
     sizes = make_code_transformer(bare, clip, CODES, GRID).config
-    assert (sizes.image_embedding, sizes.source_codes) == (0, False)
+    assert (sizes.image_embedding, sizes.source_codes, sizes.text_embedding) == (0, False, 0)
     with pytest.raises(ValueError, match="add up to 1 at most"):
         TransformerRecipe(hole_share=0.6, pair_share=0.6)
 

@@ -27,7 +27,8 @@ from codebrush.training.ranges import Count, Rate, Share, Weight
 @dataclass(frozen=True)
 class TransformerRecipe:
     """Sizes and settings; `text_length` text tokens stand in the prefix. `block` is the side of the square of codes
-    that is one step of the long transformer (see `CodeTransformerConfig`).
+    that is one step of the long transformer (see `CodeTransformerConfig`). With `pooled_text` CLIP's embedding of the
+    whole text stands there as well; that of a bag of words says nothing that its tokens do not.
 
     `code_noise` is the most that is made wrong of the codes that the network reads, while it still has to name the
     right ones: each picture's share is drawn between 0 and it. Without, a small collection is learned by heart code
@@ -44,6 +45,7 @@ class TransformerRecipe:
     block: Count = 1
     block_layers: Count = 1
     text_length: Count = 24
+    pooled_text: bool = True
     dropout: Share = 0.1
     condition_dropout: Share = 0.1
     label_smoothing: Share = 0.0
@@ -77,7 +79,7 @@ def make_code_transformer(
             block_layers=recipe.block_layers,
             text_features=clip.text_encoder.feature_width,
             text_length=min(recipe.text_length, clip.text_encoder.config.context_length),
-            text_embedding=clip.embed_dim,
+            text_embedding=clip.embed_dim if recipe.pooled_text else 0,
             image_embedding=clip.embed_dim if recipe.image_share else 0,
             source_codes=bool(recipe.hole_share or recipe.pair_share),
             aligned_source=bool(recipe.hole_share or recipe.pair_share),

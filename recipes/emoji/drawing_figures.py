@@ -1,0 +1,117 @@
+"""A pack, its data and two judges in; how well the pack draws what it is asked for out, as JSON.
+
+    python recipes/emoji/drawing_figures.py PACK emoji.parquet --judge runs/emoji/judge/model \
+        --style-judge runs/emoji/style_judge --out drawing.json
+
+For labels of training concepts: how often the training picture that is nearest to a single drawing in pixels (at
+64 x 64) shows what was asked for; how often a second CLIP finds the label of the best of eight among 100, and of true
+pictures; how often single drawings are in the style that was asked for. For labels of the test split, which no model has
+seen, the second CLIP alone.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from style_judge import STYLES, load, told
+
+from codebrush import Codebrush
+from codebrush.data.captions import open_source
+from codebrush.data.images import stack
+from codebrush.evaluation.alignment import r_precision
+from codebrush.models.clip import CLIP
+from codebrush.pack import open_clip
+from codebrush.text.tokenizer import Tokenizer
+
+SIDE = 64  # at which pixels are compared
+RERANK = 8
+BATCH = 64
+
+
+class Known:
+    """The training pictures, small, with their labels."""
+
+    def __init__(self, parquet: str):
+        source = open_source(parquet, split="train", where=("skin_tone is null",), captions=("{label}",))
+        self.labels = [source.captions(row)[0] for row in range(len(source))]
+        parts = [stack([source.image(row)], SIDE) for row in range(len(source))]
+        self.pixels = torch.cat(parts).flatten(1)  # (N, 3 S S)
+
+    def nearest(self, picture: Image.Image) -> str:
+        """The label of the nearest picture by mean squared error."""
+        apart = self.pixels - stack([picture], SIDE).flatten(1)
+        return self.labels[int(apart.square_().sum(1).argmin())]
+
+
+@torch.no_grad()
+def seen_by(
+    judge: CLIP, tokenizer: Tokenizer, pictures: list[Image.Image], prompts: list[str], labels: list[str]
+) -> Any:
+    """How often the judge finds each picture's prompt among 100 of `labels`."""
+    images = judge.encode_image(stack(pictures, judge.image_size))
+    texts = torch.cat([judge.encode_text(part) for part in tokenizer(labels).split(BATCH)])
+    return r_precision(images, [labels.index(prompt) for prompt in prompts], texts, seed=0)
+
+
+def drawn(brush: Codebrush, prompts: list[str], rerank: int) -> tuple[list[Image.Image], float]:
+    """One picture of each prompt, and the seconds a prompt took."""
+    started = time.monotonic()
+    pictures = [
+        brush.generate(prompt, n=1, seed=number, rerank=rerank)[0].image for number, prompt in enumerate(prompts)
+    ]
+    return pictures, (time.monotonic() - started) / len(prompts)
+
+
+def labels_of(parquet: str, split: str) -> list[str]:
+    source = open_source(parquet, split=split, where=("skin_tone is null",), captions=("{label}",))
+    return sorted({source.captions(row)[0] for row in range(len(source))})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pack")
+    parser.add_argument("parquet")
+    parser.add_argument("--judge", required=True)
+    parser.add_argument("--style-judge", type=Path, required=True)
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    brush, (judge, words), styles = (
+        Codebrush.from_pretrained(options.pack),
+        open_clip(options.judge),
+        load(options.style_judge),
+    )
+    train, test = labels_of(options.parquet, "train"), labels_of(options.parquet, "test")
+    rng = np.random.default_rng(1)
+    prompts = [train[place] for place in sorted(rng.choice(len(train), options.prompts, replace=False))]
+    known = Known(options.parquet)
+    single, seconds = drawn(brush, prompts, 1)
+    best, longer = drawn(brush, prompts, RERANK)
+    unseen, _ = drawn(brush, test[: options.prompts], RERANK)
+    asked = [STYLES[number % len(STYLES)] for number in range(len(prompts))]
+    styled, _ = drawn(brush, [f"{prompt}, {style} style" for prompt, style in zip(prompts, asked, strict=True)], 1)
+    pairs = list(zip(told(styles, styled), asked, strict=True))
+    near = [known.nearest(picture) for picture in single]
+    found = {
+        "prompts": len(prompts),
+        "nearest_picture_is_right": float(np.mean([one == other for one, other in zip(near, prompts, strict=True)])),
+        "single": seen_by(judge, words, single, prompts, train),
+        f"best of {RERANK}": seen_by(judge, words, best, prompts, train),
+        f"unseen, best of {RERANK}": seen_by(judge, words, unseen, test[: options.prompts], sorted({*train, *test})),
+        "style_is_followed": float(np.mean([one == other for one, other in pairs])),
+        "style_by_style": {
+            style: float(np.mean([said == style for said, its in pairs if its == style])) for style in STYLES
+        },
+        "seconds_a_prompt": {"single": seconds, f"best of {RERANK}": longer},
+    }
+    options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

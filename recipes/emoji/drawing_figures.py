@@ -5,8 +5,8 @@
 
 For labels of training concepts: how often the training picture that is nearest to a single drawing in pixels (at
 64 x 64) shows what was asked for; how often a second CLIP finds the label of the best of eight among 100, and of true
-pictures; how often single drawings are in the style that was asked for. For labels of the test split, which no model has
-seen, the second CLIP alone.
+pictures; how often single drawings are in the style that was asked for. For labels of the test split, which no model
+has seen, the second CLIP alone.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from style_judge import STYLES, load, told
 
 from codebrush import Codebrush
 from codebrush.data.captions import open_source
-from codebrush.data.images import stack
+from codebrush.data.images import stack, to_pil
 from codebrush.evaluation.alignment import r_precision
 from codebrush.models.clip import CLIP
 from codebrush.pack import open_clip
@@ -41,6 +41,10 @@ class Known:
         self.labels = [source.captions(row)[0] for row in range(len(source))]
         parts = [stack([source.image(row)], SIDE) for row in range(len(source))]
         self.pixels = torch.cat(parts).flatten(1)  # (N, 3 S S)
+
+    def picture(self, label: str) -> Image.Image:
+        """The first training picture of a label."""
+        return to_pil(self.pixels[self.labels.index(label)].view(3, SIDE, SIDE))
 
     def nearest(self, picture: Image.Image) -> str:
         """The label of the nearest picture by mean squared error."""
@@ -100,6 +104,7 @@ def main() -> None:
     found = {
         "prompts": len(prompts),
         "nearest_picture_is_right": float(np.mean([one == other for one, other in zip(near, prompts, strict=True)])),
+        "true pictures": seen_by(judge, words, [known.picture(prompt) for prompt in prompts], prompts, train),
         "single": seen_by(judge, words, single, prompts, train),
         f"best of {RERANK}": seen_by(judge, words, best, prompts, train),
         f"unseen, best of {RERANK}": seen_by(judge, words, unseen, test[: options.prompts], sorted({*train, *test})),

@@ -2,8 +2,9 @@
 
     python recipes/emoji/style_judge.py emoji.parquet --out runs/emoji/style_judge
 
-It is trained for one purpose: to say whether drawings follow the style that they are asked for. It sees the training split
-without skin tones, at 64 x 64, moved and a little recoloured; the validation split says how far it can be believed.
+It is trained for one purpose: to say whether drawings follow the style that they are asked for. It sees the training
+split without skin tones, at 64 x 64, moved and a little recoloured; the validation split says how far it can be
+believed.
 """
 
 import argparse

@@ -63,10 +63,11 @@ def sizes(stage: str, image_size: int) -> Sequence[Size]:
             Size("medium", UpscalerRecipe(target_size=target), 16, 100_000),
             Size("large", UpscalerRecipe(width=64, blocks=16, target_size=target, learning_rate=4e-4), 32, 1_000_000),
         ]
+    block = 2 if (image_size >> levels) >= 2 * GRID else 1
     return [
-        Size("small", _transformer(128, 4, 4, 2e-3), 32, 20_000),
-        Size("medium", _transformer(256, 8, 4, 1e-3), 64, 150_000),
-        Size("large", _transformer(512, 12, 8, 6e-4), 128, 1_500_000),
+        Size("small", _transformer(128, 4, 4, 2e-3, block), 32, 20_000),
+        Size("medium", _transformer(256, 8, 4, 1e-3, block), 64, 150_000),
+        Size("large", _transformer(512, 12, 8, 6e-4, block), 128, 1_500_000),
     ]
 
 
@@ -85,10 +86,16 @@ def _clip(image_size: int, channels: int, text_width: int, text_layers: int, emb
     )
 
 
-def _transformer(width: int, layers: int, heads: int, learning_rate: float) -> TransformerRecipe:
+def _transformer(width: int, layers: int, heads: int, learning_rate: float, block: int) -> TransformerRecipe:
     """One that also varies pictures and fills holes."""
     return TransformerRecipe(
-        width=width, layers=layers, heads=heads, learning_rate=learning_rate, image_share=0.15, hole_share=0.15
+        width=width,
+        layers=layers,
+        heads=heads,
+        block=block,
+        learning_rate=learning_rate,
+        image_share=0.15,
+        hole_share=0.15,
     )
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/code_blocks.py [--batch 8] [--rounds 3] [--threads 2]
 
-Random weights (speed does not depend on what they say), 16 x 16 codes, width 256, 8 layers. "plain" reads and writes code
-after code, "blocks" takes one step of its long transformer for 2 x 2 codes. Prints each round's seconds and the ratios.
+Random weights (speed does not depend on what they say), 16 x 16 codes, width 256, 8 layers. "plain" reads and writes
+code after code, "blocks" takes one step of its long transformer for 2 x 2 codes. Prints each round's seconds and the ratios.
 """
 
 import argparse
@@ -57,9 +57,8 @@ def main() -> None:
         for name, seconds in times.items():
             print(f"{work.__name__}, {name}: " + " ".join(f"{value:.3f}" for value in seconds[1:]) + " s")
         ratios = [a / b for a, b in zip(times["plain"][1:], times["blocks"][1:], strict=True)]
-        print(
-            f"{work.__name__}, plain / blocks: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
-        )
+        median, least, most = statistics.median(ratios), min(ratios), max(ratios)
+        print(f"{work.__name__}, plain / blocks: median {median:.2f}, {least:.2f} to {most:.2f}")
 
 
 if __name__ == "__main__":

@@ -238,3 +238,8 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(
     assert "\n" not in message
     assert [path for path in tmp_path.rglob("*") if path.name.endswith(".part") or path.name == CHECKPOINT] == []
     assert json.loads((tmp_path / "run" / "stage.json").read_text())["stage"] == "clip"
+
+
+@pytest.mark.parametrize(("image_size", "block"), [(32, 1), (64, 1), (128, 2), (256, 2)])
+def test_many_codes_are_written_in_blocks(image_size: int, block: int):
+    assert {size.recipe.block for size in sizes("transformer", image_size)} == {block}  # pyright: ignore

@@ -3,7 +3,7 @@
     python benchmarks/code_blocks.py [--batch 8] [--rounds 3] [--threads 2]
 
 Random weights (speed does not depend on what they say), 16 x 16 codes, width 256, 8 layers. "plain" reads and writes
-code after code, "blocks" takes one step of its long transformer for 2 x 2 codes. Prints each round's seconds and the ratios.
+code after code, "blocks" takes one step of its long transformer for 2 x 2 codes. Prints seconds and ratios.
 """
 
 import argparse

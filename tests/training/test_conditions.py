@@ -19,6 +19,7 @@ from codebrush.training.captioned import CaptionTokens, SourceConfig, load_capti
 from codebrush.training.code_transformer import TransformerRecipe, make_code_transformer, with_conditions
 from codebrush.training.conditions import MOST_HOLE, Drawer, Retold, random_hole, rows_of_each
 from codebrush.training.loop import LoopConfig
+from codebrush.training.losses import code_likeness
 from codebrush.training.stages import Materials, StagePlan, make_network, make_task, run_stage
 from packs import micro_clip
 
@@ -160,6 +161,26 @@ def test_the_loss_is_of_codes_in_the_hole_alone(materials: Materials) -> None:
     nats = -logits.log_softmax(-1).gather(2, batch["codes"][..., None])[..., 0]
     assert objective.loss.item() == pytest.approx(nats[batch["asked"]].mean().item(), rel=1e-5)
     assert 0 < batch["asked"].float().mean() < 1
+
+
+@torch.no_grad()
+def test_soft_codes_are_those_of_the_vqgan(materials: Materials) -> None:
+    recipe = replace(RECIPE, image_share=0.0, hole_share=0.0, pair_share=0.0, soft_codes=0.05)
+    plan = StagePlan("transformer", recipe, LOOP)
+    network = make_network(plan, materials).eval()
+    task = make_task(plan, materials, network)
+    batch = task.batch(np.arange(4), np.random.default_rng(0))
+    (objective,) = task.objectives(batch, 0)
+    vqgan: Any = materials.vqgan
+    book = vqgan.quantizer.vectors
+    targets = code_likeness(book, 0.05)[batch["codes"]]
+    order = torch.cdist(book, book).flatten().argsort()
+    for weight in (network.code_embedding.weight, network.head.weight):  # neighbours begin as neighbours
+        apart = torch.cdist(weight, weight).flatten()
+        assert apart[order[CODES : CODES + 200]].mean() < 0.5 * apart[order[-200:]].mean()
+        assert weight.std() == pytest.approx(0.02, rel=0.2)
+    logits = network(batch["codes"][:, :-1], task._condition(batch))  # pyright: ignore
+    assert objective.loss.item() == pytest.approx(-(targets * logits.log_softmax(-1)).sum(-1).mean().item(), rel=1e-5)
 
 
 @torch.no_grad()

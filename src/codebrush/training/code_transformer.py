@@ -19,7 +19,7 @@ from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.captioned import Captioned, CaptionTokens
 from codebrush.training.conditions import GIVEN, SOURCE, Drawer, Retold, rows_of_each
 from codebrush.training.loop import Objective
-from codebrush.training.losses import code_loss
+from codebrush.training.losses import code_likeness, code_loss
 from codebrush.training.optimizer import make_adamw
 from codebrush.training.ranges import Count, Rate, Share, Weight
 
@@ -33,6 +33,10 @@ class TransformerRecipe:
     `code_noise` is the most that is made wrong of the codes that the network reads, while it still has to name the
     right ones: each picture's share is drawn between 0 and it. Without, a small collection is learned by heart code
     after code, the text is hardly read, and a drawing that leaves a known path never finds back.
+
+    With `soft_codes` above 0, codes that look alike are right as well, the more the higher it is (`code_likeness`), and
+    begin alike in a fresh network: neighbours in a large codebook hardly differ, and which of them an encoder chose is
+    nothing to be learned.
 
     Shares of the rows are drawn from their picture's own CLIP embedding (half of them without their text), from what is
     left around a hole, and from the codes of another picture of the same group under one of `pair_captions`, templates
@@ -49,6 +53,7 @@ class TransformerRecipe:
     dropout: Share = 0.1
     condition_dropout: Share = 0.1
     label_smoothing: Share = 0.0
+    soft_codes: Weight = 0.0
     code_noise: Share = 0.0
     image_share: Share = 0.0
     hole_share: Share = 0.0
@@ -87,6 +92,14 @@ def make_code_transformer(
             dropout=recipe.dropout,
         )
     )
+
+
+def alike_at_first(transformer: CodeTransformer, codebook: Tensor) -> None:
+    """Start what is read and written of each code from a codebook (K, d), as it is looked up: neighbours are alike."""
+    spread = (codebook - codebook.mean(0)) / codebook.std(0).mean()  # (K, d), of about unit variance
+    for weight in (transformer.code_embedding.weight, transformer.head.weight):
+        turn = torch.randn(codebook.shape[1], weight.shape[1]) * (0.02 * codebook.shape[1] ** -0.5)
+        weight.data.copy_(spread @ turn)
 
 
 def with_conditions(transformer: CodeTransformer, recipe: TransformerRecipe, clip: CLIP) -> CodeTransformer:
@@ -163,7 +176,7 @@ class CodeTransformerTask:
         draw: Callable[[nn.Module], Image.Image | None] | None = None,
         vqgan: VQGAN | None = None,
     ):
-        """`vqgan` encodes pictures with holes, where the recipe has a share of them."""
+        """`vqgan` encodes pictures with holes, where the recipe has a share of them, and says which codes are alike."""
         self.recipe, self.clip, self.codes, self.draw, self.vqgan = recipe, clip, codes, draw, vqgan
         self.config, self.order = transformer.config, transformer.order
         shares = (recipe.image_share, recipe.hole_share, recipe.pair_share)
@@ -177,6 +190,10 @@ class CodeTransformerTask:
             "transformer": make_adamw([transformer], recipe.learning_rate, recipe.weight_decay, betas=(0.9, 0.95))
         }
         self.frozen: list[nn.Module] = [clip, *([vqgan] if vqgan is not None else [])]
+        self.likeness: Tensor | None = None
+        if recipe.soft_codes:
+            assert vqgan is not None
+            self.likeness = code_likeness(vqgan.quantizer.vectors.detach(), recipe.soft_codes)
         sourced = bool(recipe.hole_share or recipe.pair_share)  # what no row shows is not trained, nor waited for
         if self.config.source_codes:
             transformer.nulls["source_codes"].requires_grad_(sourced)
@@ -203,7 +220,10 @@ class CodeTransformerTask:
             right.append(batch["codes"][rows][:, order][asked])
         logits, codes = torch.cat(said), torch.cat(right)
         accuracy = (logits.detach().argmax(-1) == codes).float().mean()
-        yield Objective("transformer", code_loss(logits, codes, self.recipe.label_smoothing), {"accuracy": accuracy})
+        if self.likeness is not None:
+            self.likeness = self.likeness.to(codes.device)
+        loss = code_loss(logits, codes, self.recipe.label_smoothing, self.likeness)
+        yield Objective("transformer", loss, {"accuracy": accuracy})
 
     def _before(self, batch: dict[str, Tensor], condition: Condition) -> Tensor:
         """The codes (B, N) that are read. Around a hole they are those of the picture with the hole filled in, as an

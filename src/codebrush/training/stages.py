@@ -36,6 +36,7 @@ from codebrush.training.clip import CLIPRecipe, CLIPTask, make_clip
 from codebrush.training.code_transformer import (
     CodeTransformerTask,
     TransformerRecipe,
+    alike_at_first,
     make_code_transformer,
     with_conditions,
 )
@@ -122,7 +123,10 @@ def make_network(plan: StagePlan, materials: Materials, start: PretrainedModel |
         return make_captioner(plan.recipe, _needed(materials.clip, "clip"), _needed(materials.words, "words"))
     clip, vqgan = _needed(materials.clip, "clip"), _needed(materials.vqgan, "vqgan")
     size = materials.data.pixels.pixels.shape[1]
-    return make_code_transformer(plan.recipe, clip, vqgan.codebook_size, vqgan.code_grid(size))
+    transformer = make_code_transformer(plan.recipe, clip, vqgan.codebook_size, vqgan.code_grid(size))
+    if plan.recipe.soft_codes:
+        alike_at_first(transformer, vqgan.quantizer.vectors.detach())
+    return transformer
 
 
 def make_task(plan: StagePlan, materials: Materials, network: Any) -> Task:
@@ -151,7 +155,7 @@ def make_task(plan: StagePlan, materials: Materials, network: Any) -> Task:
         _needed(materials.codes, "codes"),
         materials.tokenizer,
         materials.draw,
-        _needed(materials.vqgan, "vqgan") if recipe.hole_share else None,
+        _needed(materials.vqgan, "vqgan") if recipe.hole_share or recipe.soft_codes else None,
     )
 
 

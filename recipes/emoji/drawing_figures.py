@@ -1,7 +1,7 @@
 """A pack, its data and two judges in; how well the pack draws what it is asked for out, as JSON.
 
     python recipes/emoji/drawing_figures.py PACK emoji.parquet --judge runs/emoji/judge/model \
-        --style-judge runs/emoji/style_judge --out drawing.json
+        --style-judge runs/emoji/style_judge
 
 For labels of training concepts: how often the training picture that is nearest to a single drawing in pixels (at
 64 x 64) shows what was asked for; how often a second CLIP finds the label of the best of eight among 100, and of true
@@ -76,46 +76,44 @@ def labels_of(parquet: str, split: str) -> list[str]:
     return sorted({source.captions(row)[0] for row in range(len(source))})
 
 
+def drawing(brush: Codebrush, parquet: str, judge: Path, style_judge: Path, count: int) -> dict[str, Any]:
+    """All figures, for `count` prompts of each sort."""
+    (clip, words), styles = open_clip(judge), load(style_judge)
+    train, test = labels_of(parquet, "train"), labels_of(parquet, "test")
+    rng = np.random.default_rng(1)
+    prompts = [train[place] for place in sorted(rng.choice(len(train), count, replace=False))]
+    known = Known(parquet)
+    single, seconds = drawn(brush, prompts, 1)
+    best, longer = drawn(brush, prompts, RERANK)
+    unseen, _ = drawn(brush, test[:count], RERANK)
+    asked = [STYLES[number % len(STYLES)] for number in range(count)]
+    styled, _ = drawn(brush, [f"{prompt}, {style} style" for prompt, style in zip(prompts, asked, strict=True)], 1)
+    said = told(styles, styled)
+    right = {style: [one == style for one, its in zip(said, asked, strict=True) if its == style] for style in STYLES}
+    near = [known.nearest(picture) for picture in single]
+    return {
+        "prompts": count,
+        "nearest_picture_is_right": float(np.mean([one == other for one, other in zip(near, prompts, strict=True)])),
+        "true pictures": seen_by(clip, words, [known.picture(prompt) for prompt in prompts], prompts, train),
+        "single": seen_by(clip, words, single, prompts, train),
+        "best of 8": seen_by(clip, words, best, prompts, train),
+        "unseen, best of 8": seen_by(clip, words, unseen, test[:count], sorted({*train, *test})),
+        "style_is_followed": float(np.mean([hit for hits in right.values() for hit in hits])),
+        "style_by_style": {style: float(np.mean(hits)) for style, hits in right.items() if hits},
+        "seconds_a_prompt": {"single": seconds, "best of 8": longer},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pack")
     parser.add_argument("parquet")
-    parser.add_argument("--judge", required=True)
+    parser.add_argument("--judge", type=Path, required=True)
     parser.add_argument("--style-judge", type=Path, required=True)
     parser.add_argument("--prompts", type=int, default=100)
-    parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    brush, (judge, words), styles = (
-        Codebrush.from_pretrained(options.pack),
-        open_clip(options.judge),
-        load(options.style_judge),
-    )
-    train, test = labels_of(options.parquet, "train"), labels_of(options.parquet, "test")
-    rng = np.random.default_rng(1)
-    prompts = [train[place] for place in sorted(rng.choice(len(train), options.prompts, replace=False))]
-    known = Known(options.parquet)
-    single, seconds = drawn(brush, prompts, 1)
-    best, longer = drawn(brush, prompts, RERANK)
-    unseen, _ = drawn(brush, test[: options.prompts], RERANK)
-    asked = [STYLES[number % len(STYLES)] for number in range(len(prompts))]
-    styled, _ = drawn(brush, [f"{prompt}, {style} style" for prompt, style in zip(prompts, asked, strict=True)], 1)
-    pairs = list(zip(told(styles, styled), asked, strict=True))
-    near = [known.nearest(picture) for picture in single]
-    found = {
-        "prompts": len(prompts),
-        "nearest_picture_is_right": float(np.mean([one == other for one, other in zip(near, prompts, strict=True)])),
-        "true pictures": seen_by(judge, words, [known.picture(prompt) for prompt in prompts], prompts, train),
-        "single": seen_by(judge, words, single, prompts, train),
-        f"best of {RERANK}": seen_by(judge, words, best, prompts, train),
-        f"unseen, best of {RERANK}": seen_by(judge, words, unseen, test[: options.prompts], sorted({*train, *test})),
-        "style_is_followed": float(np.mean([one == other for one, other in pairs])),
-        "style_by_style": {
-            style: float(np.mean([said == style for said, its in pairs if its == style])) for style in STYLES
-        },
-        "seconds_a_prompt": {"single": seconds, f"best of {RERANK}": longer},
-    }
-    options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=2))
+    brush = Codebrush.from_pretrained(options.pack)
+    print(json.dumps(drawing(brush, options.parquet, options.judge, options.style_judge, options.prompts), indent=2))
 
 
 if __name__ == "__main__":

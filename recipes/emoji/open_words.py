@@ -57,15 +57,28 @@ def embeddings(clip: CLIP, source: CaptionedImages) -> Tensor:
     return torch.cat([clip.encode_image(stack([source.image(row) for row in part], clip.image_size)) for part in parts])
 
 
-def line(name: str, pictures: Tensor, labels: list[str], texts: Tensor, meant: list[str], whole: list[int]) -> str:
-    """What is printed of one way to embed."""
-    of_all = found(pictures, labels, texts, meant)
-    of_whole = found(pictures, labels, texts[whole], [meant[place] for place in whole])
-    return (
-        f"{name}: recall@1 {100 * of_all['recall_at_1']:.1f} %, @5 {100 * of_all['recall_at_5']:.1f} %, @10 "
-        f"{100 * of_all['recall_at_10']:.1f} % of {len(meant)} words; one token: @5 "
-        f"{100 * of_whole['recall_at_5']:.1f} % of {len(whole)}; among {len(labels)}"
-    )
+def open_words(parquet: str, clips: list[str], style: str) -> dict[str, dict[str, float]]:
+    """recall@k of all words, and recall@5 of those that are one token, for the table and each of `clips`."""
+    words, meant = synonyms()
+    where = ("skin_tone is null", f"style == {style}")
+    source = open_source(parquet, split="train", where=where, captions=("{label}",))
+    labels = [source.captions(row)[0] for row in range(len(source))]
+    plain = Tokenizer.wordpiece()
+    whole = ((plain(words) != plain.pad_id).sum(1) - FRAME == 1).nonzero().flatten().tolist()
+
+    def figures(pictures: Tensor, names: list[str], texts: Tensor) -> dict[str, float]:
+        part = found(pictures, names, texts[whole], [meant[place] for place in whole])
+        of_whole = {"one_token_recall_at_5": part["recall_at_5"], "one_token_words": part["queries"]}
+        return {**found(pictures, names, texts, meant), **of_whole}
+
+    once = sorted(set(labels))
+    result = {"table": figures(table_means(plain, once), once, table_means(plain, words))}
+    for name in clips:
+        clip, tokenizer = open_clip(name)
+        with torch.no_grad():
+            texts = torch.cat([clip.encode_text(part) for part in tokenizer(words).split(BATCH)])
+        result[name] = figures(embeddings(clip, source), labels, texts)
+    return result
 
 
 def main() -> None:
@@ -74,20 +87,10 @@ def main() -> None:
     parser.add_argument("clip", nargs="+", help="packs, or model folders of training runs")
     parser.add_argument("--style", default="fluent-3d")
     options = parser.parse_args()
-    words, meant = synonyms()
-    where = ("skin_tone is null", f"style == {options.style}")
-    source = open_source(options.parquet, split="train", where=where, captions=("{label}",))
-    labels = [source.captions(row)[0] for row in range(len(source))]
-    plain = Tokenizer.wordpiece()
-    counts = (plain(words) != plain.pad_id).sum(1) - FRAME
-    whole = (counts == 1).nonzero().flatten().tolist()
-    once = sorted(set(labels))
-    print(line("table", table_means(plain, once), once, table_means(plain, words), meant, whole))
-    for name in options.clip:
-        clip, tokenizer = open_clip(name)
-        with torch.no_grad():
-            texts = torch.cat([clip.encode_text(part) for part in tokenizer(words).split(BATCH)])
-        print(line(name, embeddings(clip, source), labels, texts, meant, whole))
+    for name, part in open_words(options.parquet, options.clip, options.style).items():
+        recalls = ", ".join(f"@{k} {100 * part[f'recall_at_{k}']:.1f} %" for k in (1, 5, 10))
+        whole = f"@5 {100 * part['one_token_recall_at_5']:.1f} % of {part['one_token_words']:.0f} that are one token"
+        print(f"{name}: recall {recalls} of {part['queries']:.0f} words, {whole}, among {part['among']:.0f}")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,19 @@ compositions. Each picture is the best of eight by the pack's own CLIP.
 import argparse
 from pathlib import Path
 
+from PIL import Image
+
 from codebrush import Codebrush
 from codebrush.data.images import contact_sheet
 
 PROMPTS = Path(__file__).parent / "prompts.txt"
-COLUMNS = 16
+COLUMNS, RERANK = 16, 8
+
+
+def drawn_sheet(brush: Codebrush, prompts: list[str], rerank: int) -> Image.Image:
+    """The best of `rerank` of each prompt, with its words."""
+    drawn = [brush.generate(prompt, n=1, seed=0, rerank=rerank)[0].image for prompt in prompts]
+    return contact_sheet(drawn, prompts, columns=COLUMNS)
 
 
 def main() -> None:
@@ -21,10 +29,8 @@ def main() -> None:
     parser.add_argument("pack")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    brush = Codebrush.from_pretrained(options.pack)
     prompts = PROMPTS.read_text(encoding="utf-8").splitlines()
-    drawn = [brush.generate(prompt, n=1, seed=0, rerank=8)[0].image for prompt in prompts]
-    contact_sheet(drawn, prompts, columns=COLUMNS).save(options.out)
+    drawn_sheet(Codebrush.from_pretrained(options.pack), prompts, RERANK).save(options.out)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from codebrush.errors import PackError
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.pack import encode_condition
 from codebrush.understanding.codes_attention import _watched, code_attention, prompt_attention, word_spans
+from packs import micro_transformer
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,21 @@ def test_what_was_drawn_before_counts_and_what_comes_after_does_not(brush: Codeb
     )
     torch.testing.assert_close(one.flatten()[: 4 * 8 + 1], other.flatten()[: 4 * 8 + 1])
     assert (one - other).abs().flatten()[4 * 8 + 1 :].max() > 0
+
+
+def test_the_codes_of_a_square_share_what_it_attended_to(brush: Codebrush) -> None:
+    torch.manual_seed(2)
+    squares = micro_transformer(block=2)
+    codes = some_codes(brush)
+    (word, *_) = prompt_attention(brush.clip, brush.tokenizer, squares, codes, "red")
+    assert word.heat.shape == (8, 8)
+    corners = word.heat[::2, ::2]
+    assert torch.equal(word.heat, corners.repeat_interleave(2, 0).repeat_interleave(2, 1))
+    changed = codes.clone()
+    changed[3, 5] = (changed[3, 5] + 1) % squares.config.codebook_size  # in the seventh square
+    other = prompt_attention(brush.clip, brush.tokenizer, squares, changed, "red")[0].heat[::2, ::2].flatten()
+    torch.testing.assert_close(corners.flatten()[:7], other[:7])
+    assert (corners.flatten()[7:] - other[7:]).abs().max() > 0
 
 
 def test_words_stand_where_their_tokens_are(brush: Codebrush) -> None:

@@ -34,7 +34,7 @@ def test_codes_are_written_block_after_block() -> None:
 
 
 def test_a_grid_without_whole_blocks_is_refused() -> None:
-    with pytest.raises(PackError, match="a grid of 2 x 3 codes has no whole blocks of side 2"):
+    with pytest.raises(PackError, match="a grid of 2 x 3 codes has no whole squares of 2"):
         network(block=2)
 
 

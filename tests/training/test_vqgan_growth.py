@@ -12,7 +12,7 @@ from codebrush.training.loop import LoopConfig
 from codebrush.training.stages import Materials, StagePlan, make_network
 from codebrush.training.vqgan import SPLIT, VQGANRecipe, grown
 
-RECIPE = VQGANRecipe(image_size=64, codebook_size=160)
+RECIPE = VQGANRecipe(image_size=64, codebook_size=160, grow=True)
 
 
 @pytest.fixture
@@ -48,8 +48,9 @@ def test_more_than_twice_as_many_split_every_code_again(start: VQGAN) -> None:
 
 
 def test_one_that_has_enough_codes_keeps_them(start: VQGAN) -> None:
-    assert grown(start, VQGANRecipe(image_size=32, codebook_size=64)) is start
-    plan = StagePlan("vqgan", VQGANRecipe(image_size=64, codebook_size=64), LoopConfig(steps=1, batch_size=1))
+    assert grown(start, VQGANRecipe(image_size=32, codebook_size=64, grow=True)) is start
+    assert grown(start, replace(RECIPE, grow=False)) is start
+    plan = StagePlan("vqgan", replace(RECIPE, codebook_size=64), LoopConfig(steps=1, batch_size=1))
     made = make_network(plan, Materials(None, None), start=start)  # pyright: ignore
     assert isinstance(made, VQGAN)
     assert (made.config.image_size, made.codebook_size) == (64, 128)

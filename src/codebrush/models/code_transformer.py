@@ -66,10 +66,6 @@ class CodeTransformerConfig:
     hide_padding: bool = False
     start_token: bool = True
 
-    def __post_init__(self) -> None:
-        if any(side % self.block for side in self.grid):
-            raise PackError(f"a grid of {self.grid[0]} x {self.grid[1]} codes has no whole blocks of side {self.block}")
-
     @property
     def code_count(self) -> int:
         """N, the number of codes of one picture."""
@@ -145,6 +141,10 @@ class CodeTransformer(PretrainedModel):
 
     def __init__(self, config: CodeTransformerConfig):
         super().__init__()
+        if any(side % config.block for side in config.grid):
+            raise PackError(
+                f"a grid of {config.grid[0]} x {config.grid[1]} codes has no whole squares of {config.block}"
+            )
         self.config = config
         width = config.width
         trunk = TransformerConfig(

@@ -31,7 +31,9 @@ class VQGANRecipe:
     """Sizes and settings. `adversarial_from` is the share of the run after which the discriminator joins in;
     1 leaves it out. `adversarial` and `perceptual` 0 leave their terms out. `decoder_only` keeps encoder and
     codebook, and so every picture's codes, as they are. `vgg` and `vgg_heads` name the files of VGG-LPIPS, which
-    then measures the perceptual distance instead of the CLIP at hand."""
+    then measures the perceptual distance instead of the CLIP at hand. A VQGAN that training starts from keeps its own
+    sizes, but with `grow` it is made for pictures of `image_size` and gets as many codes as `codebook_size` says (see
+    `grown`)."""
 
     image_size: Count = 64
     channels: Count = 32
@@ -53,6 +55,7 @@ class VQGANRecipe:
     discriminator_rate: Rate = 2e-4
     weight_decay: Weight = 0.0
     decoder_only: bool = False
+    grow: bool = False
     vgg: str = ""
     vgg_heads: str = ""
     augmentation: Augmentation = Augmentation(shift=0.03, zoom=0.05, mirror=0.5)
@@ -78,15 +81,15 @@ def make_vqgan(recipe: VQGANRecipe) -> VQGAN:
 
 
 def grown(vqgan: VQGAN, recipe: VQGANRecipe) -> VQGAN:
-    """`vqgan` for pictures of the recipe's size, and with as many codes, where those are more than it has: the most
-    used are split into two that lie close together (Linde, Buzo and Gray 1980), and training moves them apart."""
+    """Where the recipe says `grow`: `vqgan` for pictures of its size, and with as many codes, where those are more; the
+    most used are split into two that lie close together (Linde, Buzo and Gray 1980), and training moves them apart."""
     old = vqgan.config
     more = recipe.codebook_size - old.codebook_size
+    wanted = replace(old, image_size=recipe.image_size, codebook_size=max(old.codebook_size, recipe.codebook_size))
+    if wanted == old or not recipe.grow:
+        return vqgan
     if more > 0 and old.quantizer != "vector":
         raise TrainingError("recipe.codebook_size: the codes of a Gumbel quantiser cannot be split")
-    wanted = replace(old, image_size=recipe.image_size, codebook_size=max(old.codebook_size, recipe.codebook_size))
-    if wanted == old:
-        return vqgan
     made, state = VQGAN(wanted), vqgan.state_dict()
     if more > 0:
         order = state["quantizer.share"].argsort(descending=True)

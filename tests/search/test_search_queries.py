@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from search_helpers import database_of, unit
 
 from codebrush.errors import UsageError
+from codebrush.search import queries
 from codebrush.search.database import Database
 from codebrush.search.queries import combine, search
 
@@ -109,6 +110,37 @@ def test_hybrid_finds_what_is_second_in_both_lists(tmp_path: Path) -> None:
     database = database_of(tmp_path / "db", vectors, ["no word", "dog and a word", "dog dog", "", ""])
     (hit,) = search(database, torch.tensor([1.0, 0.0]), "dog", mode="hybrid", k=1)
     assert hit.path == "1"
+
+
+def test_a_row_read_in_two_states_of_the_table_is_one(
+    database: Database, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when another process writes between the two lists of a hybrid search."""
+    query = torch.from_numpy(vectors[2])
+    expected = search(database, query, "dog", mode="hybrid", k=3)
+
+    class Twice:
+        """Every row as each of the two lists alone would have it."""
+
+        def __init__(self, rows: list[dict]):
+            self.rows = [{**row, "_relevance_score": row["_relevance_score"] / 2} for row in rows for _ in range(2)]
+
+        def to_list(self) -> list[dict]:
+            return self.rows
+
+    real = queries._query
+    monkeypatch.setattr(queries, "_query", lambda *given: _Limited(real(*given), Twice))
+    found = search(database, query, "dog", mode="hybrid", k=3)
+    assert [hit.path for hit in found] == [hit.path for hit in expected]
+    assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected])
+
+
+class _Limited:
+    def __init__(self, query, answer):
+        self.query, self.answer = query, answer
+
+    def limit(self, count: int):
+        return self.answer(self.query.limit(count).to_list())
 
 
 def test_what_cannot_be_asked(database: Database) -> None:

@@ -4,7 +4,7 @@ import glob
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -99,8 +99,13 @@ def search(
         rows = rows.limit(k if mode != "hybrid" else max(FUSED, 10 * k))
         rows = rows if where is None else rows.where(where)
         found = rows.to_list()
-    hits = [_hit(row) for row in found]
-    return sorted(hits, key=lambda hit: (-hit.score, hit.path))[:k]
+    hits: dict[str, Hit] = {}
+    for hit in map(_hit, found):
+        # While another process writes, a hybrid search may read its two lists from two states of the table, in which a
+        # row is another: its ranks are added up here.
+        twin = hits.get(hit.path)
+        hits[hit.path] = hit if twin is None else replace(hit, score=hit.score + twin.score)
+    return sorted(hits.values(), key=lambda hit: (-hit.score, hit.path))[:k]
 
 
 def check_condition(database: Database, where: str) -> None:

@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from ask_scenes import answers, fixed_scenes, varied_scenes
 from card_text import card
-from drawing_figures import drawing
+from drawing_figures import drawing, labels_of
 from open_words import open_words
 from sheet import PROMPTS, drawn_sheet
-from torch import Tensor
 
 from codebrush import Codebrush
 from codebrush.data.captions import CaptionedImages, open_source
 from codebrush.data.images import contact_sheet, stack, to_pil
 from codebrush.data.questions import KINDS
 from codebrush.evaluation.alignment import zero_shot
+from codebrush.evaluation.rows import embed_texts
 from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.stages import MODEL_FOLDER
@@ -53,21 +53,11 @@ class Rows:
         self.images = torch.cat([stack([source.image(i)], size) for i in range(len(source))])  # (N, 3, S, S)
 
 
-def labels_of(parquet: str, *where: str) -> list[str]:
-    source = open_source(parquet, where=(NO_TONE, *where), captions=("{label}",))
-    return sorted({source.captions(index)[0] for index in range(len(source))})
-
-
-@torch.no_grad()
-def embed_labels(clip: CLIP, tokenizer: Tokenizer, labels: list[str]) -> Tensor:
-    return torch.cat([clip.encode_text(part) for part in tokenizer(labels).split(BATCH)])
-
-
 @torch.no_grad()
 def found_among(clip: CLIP, tokenizer: Tokenizer, part: Rows, labels: list[str]) -> dict[str, float]:
     """Zero-shot figures of a part's pictures among `labels`."""
     images = torch.cat([clip.encode_image(batch) for batch in part.images.split(BATCH)])
-    return zero_shot(images, labels, embed_labels(clip, tokenizer, labels), part.labels)
+    return zero_shot(images, labels, embed_texts(clip, tokenizer, labels), part.labels)
 
 
 def zero_shot_figures(brush: Codebrush, parquet: str, control: Path) -> dict[str, dict[str, float]]:

@@ -24,13 +24,13 @@ from codebrush import Codebrush
 from codebrush.data.captions import open_source
 from codebrush.data.images import stack, to_pil
 from codebrush.evaluation.alignment import r_precision
+from codebrush.evaluation.rows import embed_texts
 from codebrush.models.clip import CLIP
 from codebrush.pack import open_clip
 from codebrush.text.tokenizer import Tokenizer
 
 SIDE = 64  # at which pixels are compared
 RERANK = 8
-BATCH = 64
 
 
 class Known:
@@ -58,7 +58,7 @@ def seen_by(
 ) -> Any:
     """How often the judge finds each picture's prompt among 100 of `labels`."""
     images = judge.encode_image(stack(pictures, judge.image_size))
-    texts = torch.cat([judge.encode_text(part) for part in tokenizer(labels).split(BATCH)])
+    texts = embed_texts(judge, tokenizer, labels)
     return r_precision(images, [labels.index(prompt) for prompt in prompts], texts, seed=0)
 
 
@@ -71,7 +71,7 @@ def drawn(brush: Codebrush, prompts: list[str], rerank: int) -> tuple[list[Image
     return pictures, (time.monotonic() - started) / len(prompts)
 
 
-def labels_of(parquet: str, split: str) -> list[str]:
+def labels_of(parquet: str, split: str | None = None) -> list[str]:
     source = open_source(parquet, split=split, where=("skin_tone is null",), captions=("{label}",))
     return sorted({source.captions(row)[0] for row in range(len(source))})
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from codebrush.data.captions import CaptionedImages, open_source
 from codebrush.data.images import stack
 from codebrush.evaluation.alignment import cross_retrieval
+from codebrush.evaluation.rows import embed_texts
 from codebrush.models.clip import CLIP
 from codebrush.pack import open_clip
 from codebrush.text.token_table import token_table
@@ -76,7 +77,7 @@ def open_words(parquet: str, clips: list[str], style: str) -> dict[str, dict[str
     for name in clips:
         clip, tokenizer = open_clip(name)
         with torch.no_grad():
-            texts = torch.cat([clip.encode_text(part) for part in tokenizer(words).split(BATCH)])
+            texts = embed_texts(clip, tokenizer, words)
         result[name] = figures(embeddings(clip, source), labels, texts)
     return result
 

@@ -62,6 +62,46 @@ def some_codes(batch: int, count: int = N) -> Tensor:
     return torch.randint(0, K, (batch, count), generator=torch.Generator().manual_seed(2))
 
 
+def causal(model: CodeTransformer, codes: Tensor, condition: Condition) -> None:
+    """Each code changes all later logits and no earlier ones, and a beginning is read as it is in the whole."""
+    before, count = model(codes, condition), codes.shape[1]
+    assert before.shape == (len(codes), count + 1, K)
+    for position in range(count):
+        changed = codes.clone()
+        changed[:, position] = (codes[:, position] + 1) % K
+        after = model(changed, condition)
+        close(after[:, : position + 1], before[:, : position + 1])
+        for later in range(position + 1, count + 1):
+            assert differs(after[:, later], before[:, later])
+    for part in range(count):
+        close(model(codes[:, :part], condition), before[:, : part + 1])
+
+
+@torch.no_grad()
+def same_in_chunks(model: CodeTransformer, codes: Tensor, condition: Condition, first: int, chunks: list[int]) -> None:
+    """The first codes, then as many at a time as `chunks` says, give with a cache what one pass gives."""
+    whole, cache = model(codes, condition), model.make_cache()
+    logits, end = [model(codes[:, :first], condition, cache)], first
+    for count in chunks:
+        if end < codes.shape[1]:
+            logits.append(model(codes[:, end : end + count], cache=cache))
+            end = min(end + count, codes.shape[1])
+    close(torch.cat(logits, dim=1), whole)
+
+
+@torch.no_grad()
+def fits_without_copying(model: CodeTransformer, codes: Tensor) -> None:
+    """Code after code of a whole picture takes the room that the cache had from the start."""
+    cache = model.make_cache()
+    model(codes[:, :0], None, cache)
+    places = [keys.data_ptr() for keys in cache.keys if keys is not None]
+    for position in range(codes.shape[1]):
+        model(codes[:, position : position + 1], cache=cache)
+    assert [keys.data_ptr() for keys in cache.keys if keys is not None] == places
+    assert len(places) == 2
+    assert cache.length == model.config.prefix_length  # the codes took the room of the source that is not there
+
+
 def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 

@@ -5,7 +5,19 @@ from typing import Any
 
 import pytest
 import torch
-from code_networks import TEXT, K, N, close, differs, full_condition, network, only, some_codes
+from code_networks import (
+    TEXT,
+    K,
+    N,
+    causal,
+    differs,
+    fits_without_copying,
+    full_condition,
+    network,
+    only,
+    same_in_chunks,
+    some_codes,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,18 +51,7 @@ def test_a_grid_without_whole_blocks_is_refused() -> None:
 
 
 def test_later_codes_never_influence_earlier_logits_and_all_earlier_ones_do() -> None:
-    model, codes, condition = blocks(), some_codes(2, COUNT), condition_of(2)
-    before = model(codes, condition)
-    assert before.shape == (2, COUNT + 1, K)
-    for position in range(COUNT):
-        changed = codes.clone()
-        changed[:, position] = (codes[:, position] + 1) % K
-        after = model(changed, condition)
-        close(after[:, : position + 1], before[:, : position + 1])
-        for later in range(position + 1, COUNT + 1):
-            assert differs(after[:, later], before[:, later])
-    for count in range(COUNT):
-        close(model(codes[:, :count], condition), before[:, : count + 1])
+    causal(blocks(), some_codes(2, COUNT), condition_of(2))
 
 
 @settings(deadline=None, max_examples=20)
@@ -59,15 +60,7 @@ def test_codes_in_chunks_of_any_size_equal_one_pass(first: int, chunks: list[int
     model, condition = blocks(), condition_of(3)
     condition = condition if sourced else only(condition, "text_features", "labels")
     codes = some_codes(3, min(first + sum(chunks), COUNT))
-    with torch.no_grad():
-        whole = model(codes, condition)
-        cache = model.make_cache()
-        logits, end = [model(codes[:, :first], condition, cache)], first
-        for count in chunks:
-            if end < codes.shape[1]:
-                logits.append(model(codes[:, end : end + count], cache=cache))
-                end = min(end + count, codes.shape[1])
-    close(torch.cat(logits, dim=1), whole)
+    same_in_chunks(model, codes, condition, first, chunks)
 
 
 def test_a_block_of_the_source_is_shown_where_one_of_its_codes_is() -> None:
@@ -89,15 +82,7 @@ def test_the_place_of_a_code_in_its_block_counts() -> None:
 
 
 def test_a_whole_picture_fits_without_copying() -> None:
-    model, codes = blocks(), some_codes(2, COUNT)
-    cache = model.make_cache()
-    with torch.no_grad():
-        model(codes[:, :0], None, cache)
-        places = [keys.data_ptr() for keys in cache.keys if keys is not None]
-        for position in range(COUNT):
-            model(codes[:, position : position + 1], cache=cache)
-    assert [keys.data_ptr() for keys in cache.keys if keys is not None] == places
-    assert cache.length == model.config.prefix_length  # four blocks took the room of the source's four
+    fits_without_copying(blocks(), some_codes(2, COUNT))
 
 
 def hiding_all(condition: Condition) -> Condition:

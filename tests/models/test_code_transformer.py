@@ -11,12 +11,15 @@ from code_networks import (
     TEXT,
     K,
     N,
+    causal,
     close,
     differs,
+    fits_without_copying,
     full_condition,
     hiding,
     network,
     only,
+    same_in_chunks,
     some_codes,
 )
 from hypothesis import given, settings
@@ -141,17 +144,7 @@ def test_every_condition_changes_the_logits() -> None:
 
 
 def test_later_codes_never_influence_earlier_logits() -> None:
-    model, codes, condition = network(), some_codes(2), full_condition(2)
-    before = model(codes, condition)
-    for position in range(N):
-        changed = codes.clone()
-        changed[:, position] = (codes[:, position] + 1) % K
-        after = model(changed, condition)
-        close(after[:, : position + 1], before[:, : position + 1])
-        for later in range(position + 1, N + 1):
-            assert differs(after[:, later], before[:, later])
-    for count in range(N):
-        close(model(codes[:, :count], condition), before[:, : count + 1])
+    causal(network(), some_codes(2), full_condition(2))
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -238,27 +231,10 @@ class TestCache:
         model, condition = network(learned_positions=learned, aligned_source=aligned), full_condition(batch)
         condition = condition if sourced else only(condition, "text_features", "labels")
         codes = some_codes(batch, min(first + sum(chunks), N))
-        with torch.no_grad():
-            whole = model(codes, condition)
-            cache = model.make_cache()
-            logits, end = [model(codes[:, :first], condition, cache)], first
-            for count in chunks:
-                if end < codes.shape[1]:
-                    logits.append(model(codes[:, end : end + count], cache=cache))
-                    end = min(end + count, codes.shape[1])
-        close(torch.cat(logits, dim=1), whole)
+        same_in_chunks(model, codes, condition, first, chunks)
 
     def test_a_whole_picture_fits_without_copying(self) -> None:
-        model, codes = network(), some_codes(2)
-        cache = model.make_cache()
-        with torch.no_grad():
-            model(codes[:, :0], None, cache)
-            places = [keys.data_ptr() for keys in cache.keys if keys is not None]
-            for position in range(N):
-                model(codes[:, position : position + 1], cache=cache)
-        assert [keys.data_ptr() for keys in cache.keys if keys is not None] == places
-        assert len(places) == 2
-        assert cache.length == model.config.prefix_length  # the codes took the room of the source that is not there
+        fits_without_copying(network(), some_codes(2))
 
     def test_rows_of_a_batch_do_not_meet(self) -> None:
         model, codes, condition = network(), some_codes(3), full_condition(3)

@@ -152,14 +152,15 @@ def draw_large(
     terms = guided_terms(transformer, condition, cfg, None)
     codes = torch.zeros(len(uniforms), *grid, dtype=torch.int64, device=transformer.device)
     pictures, steps = max(1, MAX_ROWS // len(terms)), grid[0] * grid[1]
+    places, turns = _places(grid, side), transformer.order.argsort().tolist()  # of each place of a window
     starts = range(0, len(uniforms), pictures)
     with torch.inference_mode():
         for number, first in enumerate(starts):
             rows = slice(first, min(first + pictures, len(uniforms)))
-            for step, (row, column) in enumerate(_places(grid, side)):
+            for step, (row, column) in enumerate(places):
                 window, place = window_of((row, column), grid, own, side)
                 shown = codes[rows][:, window[0], window[1]].flatten(1)  # (B, N), by places
-                before = shown[:, transformer.order[: int((transformer.order == place).nonzero())]]
+                before = shown[:, transformer.order[: turns[place]]]
                 parts = [share * _next(transformer, before, part, rows) for part, share in terms]
                 logits = torch.stack(parts).sum(0)  # (B, K)
                 codes[rows, row, column] = sample(logits, uniforms[rows, row * grid[1] + column], *options)

@@ -3,6 +3,7 @@
 Mixed precision would round colours and places to three digits, so pictures are changed in float32 even within it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,6 @@ from codebrush.training.ranges import Share, Weight
 
 WARP_POINTS = 5  # along a side of the coarse grid
 FILTER_SPREAD = 0.25  # of the numbers of a random filter
-LOOKS = ("colour", "filters", "boxes", "fill")
 ERASED = (0.15, 0.45)  # the least and the most of a side
 
 
@@ -82,21 +82,21 @@ def draw_warp(count: int, how: Augmentation, rng: np.random.Generator) -> Tensor
     return torch.from_numpy((rng.normal(size=(count, 2, WARP_POINTS, WARP_POINTS)) * spread).astype(np.float32))
 
 
-def change_looks(images: Tensor, looks: dict[str, Tensor]) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] with the looks that `draw_looks` has drawn; they stay in [0, 1]."""
-    looks = {name: part.to(images.device) for name, part in looks.items()}
+def change_looks(images: Tensor, looks: Mapping[str, Tensor]) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] with the looks that `draw_looks` has drawn (it may hold other parts of a batch
+    too); they stay in [0, 1]."""
     with torch.autocast(images.device.type, enabled=False):
         if "filters" in looks:
             batch, channels, height, width = images.shape
-            each = looks["filters"].repeat_interleave(channels, 0).unsqueeze(1)  # (3 B, 1, 3, 3)
+            each = looks["filters"].to(images.device).repeat_interleave(channels, 0).unsqueeze(1)  # (3 B, 1, 3, 3)
             padded = F.pad(images, (1, 1, 1, 1), mode="replicate").flatten(0, 1).unsqueeze(0)
             images = F.conv2d(padded, each, groups=batch * channels).view(batch, channels, height, width).clamp(0, 1)
         images = recolour(images, looks["colour"])
         if "boxes" in looks:
-            left, top, right, bottom = (side[:, None, None] for side in looks["boxes"].T)
+            left, top, right, bottom = (side[:, None, None] for side in looks["boxes"].to(images.device).T)
             y, x = ((torch.arange(side, device=images.device) + 0.5) / side for side in images.shape[2:])
             inside = (x >= left) & (x < right) & (y[:, None] >= top) & (y[:, None] < bottom)  # (B, H, W)
-            images = torch.where(inside[:, None], looks["fill"][:, :, None, None], images)
+            images = torch.where(inside[:, None], looks["fill"].to(images.device)[:, :, None, None], images)
     return images
 
 

@@ -15,7 +15,7 @@ from codebrush.models.image_encoder import ImageEncoderConfig, ModifiedResNetCon
 from codebrush.models.text_encoder import BagOfWordsConfig, TextEncoderConfig, TextTransformerConfig
 from codebrush.text.token_table import token_table
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.augmentation import LOOKS, Augmentation, change_looks, draw_affine, draw_looks, draw_warp, move
+from codebrush.training.augmentation import Augmentation, change_looks, draw_affine, draw_looks, draw_warp, move
 from codebrush.training.captioned import Captioned, CaptionTokens, Joined
 from codebrush.training.loop import Objective
 from codebrush.training.losses import contrastive_loss, sigmoid_loss
@@ -189,7 +189,7 @@ class CLIPTask:
         with torch.no_grad():  # above its limit the temperature would get no gradient, and never come down again
             self.clip.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE) - 1e-5)
         moved = move(batch["images"].float() / 255, batch["affine"], batch.get("warp"))
-        images = change_looks(moved, {name: batch[name] for name in LOOKS if name in batch})
+        images = change_looks(moved, batch)
         others, tokens = None, batch["tokens"]
         if self.recipe.texts:
             tokens = torch.cat([tokens, batch["other_tokens"]])

@@ -7,11 +7,11 @@ code after code, "blocks" takes one step of its long transformer for 2 x 2 codes
 """
 
 import argparse
-import statistics
-import time
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from alternation import alternated
 
 from codebrush.generation.decoding import draw_codes, picture_uniforms
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig, Condition
@@ -48,17 +48,8 @@ def main() -> None:
     codes = torch.randint(0, CODES, (options.batch, GRID[0] * GRID[1]))
     condition = Condition(text_features=torch.randn(options.batch, 16, TEXT))
     for work in (train, draw):
-        times: dict[str, list[float]] = {name: [] for name in models}
-        for _ in range(options.rounds + 1):  # the first is not counted
-            for name, model in models.items():
-                started = time.perf_counter()
-                work(model, condition, codes)
-                times[name].append(time.perf_counter() - started)
-        for name, seconds in times.items():
-            print(f"{work.__name__}, {name}: " + " ".join(f"{value:.3f}" for value in seconds[1:]) + " s")
-        ratios = [a / b for a, b in zip(times["plain"][1:], times["blocks"][1:], strict=True)]
-        median, least, most = statistics.median(ratios), min(ratios), max(ratios)
-        print(f"{work.__name__}, plain / blocks: median {median:.2f}, {least:.2f} to {most:.2f}")
+        ways = {name: partial(work, model, condition, codes) for name, model in models.items()}
+        alternated(work.__name__, ways, options.rounds)
 
 
 if __name__ == "__main__":

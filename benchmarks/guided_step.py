@@ -13,15 +13,13 @@ import argparse
 import contextlib
 import os
 import resource
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from alternation import alternated
 from torch import Tensor, nn
 
 from codebrush.generation.guidance import Guidance, Judge, MemoryPlan, Task
@@ -179,23 +177,10 @@ def main() -> None:
         return
     for kind in KINDS:  # before this process grows: on Linux a new process begins with the peak of the one it came from
         print(f"{kind}: {peak_memory(kind, options):.2f} GB", flush=True)
-    steps = {kind: make_step(kind, options.precision) for kind in KINDS}
-    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for _ in range(options.rounds + 1):  # the first is not counted
-        for kind, step in steps.items():
-            started = time.perf_counter()
-            step()
-            seconds[kind].append(time.perf_counter() - started)
+    alternated("a step", {kind: make_step(kind, options.precision) for kind in KINDS}, options.rounds)
     print(
         f"load of the last minute: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, {options.threads} threads used"
     )
-    ours = np.array(seconds["codebrush"][1:])
-    for kind in KINDS:
-        times = seconds[kind][1:]
-        print(f"{kind}: " + " ".join(f"{value:.2f}" for value in times) + " s")
-        if kind != "codebrush":
-            ratios = np.array(times) / ours
-            print(f"  / codebrush: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ prefix and all codes so far again for every new code. Prints seconds of each rou
 """
 
 import argparse
-import statistics
-import time
+from functools import partial
 
 import torch
+from alternation import alternated
 
 from codebrush.generation.decoding import draw_codes, picture_uniforms
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig, Condition
@@ -41,16 +41,9 @@ def main() -> None:
         text_features=torch.randn(options.pictures, 16, 256), text_embedding=torch.randn(options.pictures, 256)
     )
     uniforms = picture_uniforms(0, range(options.pictures), config.code_count)
-    times: dict[str, list[float]] = {"plain": [], "cached": []}
-    for _ in range(options.rounds + 1):
-        for name, draw in (("plain", plain), ("cached", draw_codes)):
-            started = time.perf_counter()
-            draw(transformer, condition, uniforms)
-            times[name].append(time.perf_counter() - started)
-    for name, seconds in times.items():
-        print(f"{name}: " + " ".join(f"{value:.3f}" for value in seconds[1:]) + " s")
-    ratios = [a / b for a, b in zip(times["plain"][1:], times["cached"][1:], strict=True)]
-    print(f"plain / cached: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
+    draws = {"plain": plain, "cached": draw_codes}
+    ways = {name: partial(draw, transformer, condition, uniforms) for name, draw in draws.items()}
+    alternated("drawing", ways, options.rounds)
 
 
 if __name__ == "__main__":

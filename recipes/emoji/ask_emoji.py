@@ -22,7 +22,7 @@ from codebrush.training.captioned import load_captioned
 from codebrush.training.captioner import Asker, CaptionerRecipe
 from codebrush.training.recipes import read_recipe
 
-RECIPE = Path(__file__).parent / "captioner-7.yaml"
+RECIPE = Path(__file__).parent / "captioner" / "captioner-9.yaml"
 
 
 @torch.no_grad()

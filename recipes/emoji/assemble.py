@@ -2,7 +2,7 @@
 
     python recipes/emoji/assemble.py runs/emoji emoji.parquet --out src/codebrush/packs/emoji
 
-Takes runs/emoji/{clip, vqgan-decoder, transformer-5, prior, captioner-8, upscaler, translator}; pack.json records each
+Takes runs/emoji/{clip, vqgan-decoder, transformer-2, prior, captioner-9, upscaler, translator}; pack.json records each
 stage's plan, its last figures and the seconds it ran, the data's hash, the commit and the machine. `card.py` then
 measures the pack and writes its card.
 """
@@ -32,24 +32,13 @@ from codebrush.training.captioned import SourceConfig, load_captioned
 from codebrush.training.reporting import METRICS
 from codebrush.training.stages import MODEL_FOLDER, read_plan
 
+PARTS = 9  # in which the captioner learned
 RUNS = (
-    *("clip", "vqgan", "vqgan-decoder", "prior", "upscaler", "translator"),
-    *("transformer", "transformer-2", "transformer-3", "transformer-4", "transformer-5"),
-    *(
-        "captioner",
-        "captioner-2",
-        "captioner-3",
-        "captioner-4",
-        "captioner-5",
-        "captioner-6",
-        "captioner-7",
-        "captioner-8",
-    ),
+    *("clip-without-noto", "clip", "vqgan", "vqgan-128", "vqgan-decoder", "transformer", "transformer-2"),
+    *("captioner", *(f"captioner-{part}" for part in range(2, PARTS + 1)), "upscaler", "prior", "translator"),
 )
 CONCEPTS = 1757  # a picture of each stands in the bank; there is no room for more in 40 MB
 LICENCE = "weights Apache-2.0; trained on Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT)"
-STYLES = ("noto", "twemoji", "fluent-flat", "fluent-color", "fluent-3d")
-TRANSLATION = {"text": "{style} style", "styles": STYLES, "likeness": 5.0, "defaults": {"cfg": 1.5, "temperature": 0.3}}
 TEMPERATURE = 2.04  # `codebrush evaluate` fits it on the val split
 DEFAULTS = {"cfg": 2.0, "temperature": 0.8, "top_p": 0.9}
 
@@ -73,7 +62,7 @@ def main() -> None:
     options = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     trained = {name: options.runs / name / MODEL_FOLDER for name in RUNS}
-    clip, captioner = CLIP.from_pretrained(trained["clip"]), trained["captioner-8"]
+    clip, captioner = CLIP.from_pretrained(trained["clip"]), trained[f"captioner-{PARTS}"]
     rows = SourceConfig(str(options.data), "train", ("skin_tone is null",), ("{label}, {style} style",), "concept")
     known = load_captioned(rows.open(), clip.image_size, options.runs / "cache")
     pack = write_pack(
@@ -82,14 +71,13 @@ def main() -> None:
         clip=clip,
         tokenizer=Tokenizer.from_pretrained(trained["clip"]),
         vqgan=VQGAN.from_pretrained(trained["vqgan-decoder"]),
-        transformer=CodeTransformer.from_pretrained(trained["transformer-5"]),
+        transformer=CodeTransformer.from_pretrained(trained["transformer-2"]),
         captioner=Captioner.from_pretrained(captioner),
         words=Tokenizer.from_pretrained(captioner),
         upscaler=Upscaler.from_pretrained(trained["upscaler"]),
         prior=Prior.from_pretrained(trained["prior"]),
         translator=Translator.from_pretrained(trained["translator"]),
         bank=make_bank(clip, known, most=CONCEPTS),
-        translation=TRANSLATION,
         version=__version__,
         licence=LICENCE,
         defaults=DEFAULTS,

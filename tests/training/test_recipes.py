@@ -117,7 +117,7 @@ def test_a_damaged_plan_is_named():
         plan_from_dict({"stage": "clip"}, "run/stage.json")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*/*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_the_project_s_own_recipes_are_in_order(path: Path):
     recipe = read_recipe(path, source="pictures")
-    assert f"# codebrush train {recipe.plan.stage} recipes/{path.parent.name}/{path.name} " in path.read_text()
+    assert f"# codebrush train {recipe.plan.stage} {path.relative_to(ROOT).as_posix()} " in path.read_text()

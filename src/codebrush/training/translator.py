@@ -21,20 +21,22 @@ from codebrush.training.augmentation import Augmentation, draw_affine, move
 from codebrush.training.captioned import Captioned
 from codebrush.training.loop import Objective
 from codebrush.training.optimizer import make_adamw
-from codebrush.training.ranges import Count, Rate, Weight
+from codebrush.training.ranges import Count, Rate, Weight, Whole
 
 PREVIEWED = 6
 
 
 @dataclass(frozen=True)
 class TranslatorRecipe:
-    """Sizes and settings. `style_column` names each row's style; rows of a group are the same thing.
+    """Sizes and settings. `style_column` names each row's style; rows of a group are the same thing. Pictures are of
+    `image_size` pixels; 0 is the size of the pack that the CLIP is of, or of what the CLIP reads.
 
     `pixel`, `perceptual` and `likeness` weigh the losses: the mean absolute and squared error, the distance in CLIP's
     feature maps, and one minus the cosine of CLIP's embeddings. Both pictures of a pair are moved alike.
     """
 
     style_column: str = "style"
+    image_size: Whole = 0
     channels: Count = 24
     multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 4, 4)
     pixel: Rate = 1.0

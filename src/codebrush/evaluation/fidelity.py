@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from codebrush.errors import CodebrushError
-from codebrush.models.perceptual import Perceptual
+from codebrush.models.perceptual import Perceptual, structural_similarity
 from codebrush.models.vqgan import VQGAN
 
 EXACT = 100.0  # dB of a picture that comes back without an error, which is infinitely many
@@ -22,11 +22,10 @@ class Fidelity:
 
     def __init__(self, vqgan: VQGAN, perceptual: Perceptual | None = None):
         try:
-            from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+            from torchmetrics.functional.image import peak_signal_noise_ratio
         except ImportError as error:
             raise CodebrushError("measuring needs torchmetrics: pip install 'codebrush[eval]'") from error
-        self._psnr_of, self._ssim_of = peak_signal_noise_ratio, structural_similarity_index_measure
-        self.vqgan, self.perceptual = vqgan, perceptual
+        self._psnr_of, self.vqgan, self.perceptual = peak_signal_noise_ratio, vqgan, perceptual
         self._sums: dict[str, float] = dict.fromkeys(("psnr", "ssim", *(["perceptual"] if perceptual else [])), 0.0)
         self._counts = torch.zeros(vqgan.codebook_size, dtype=torch.int64)
         self.pictures = 0
@@ -38,7 +37,7 @@ class Fidelity:
         made = self.vqgan.decode(quantised).clamp(0, 1)
         each = {
             "psnr": self._psnr_of(made, images, data_range=1.0, dim=(1, 2, 3), reduction="none").clamp(max=EXACT),
-            "ssim": torch.as_tensor(self._ssim_of(made, images, data_range=1.0, reduction="none")),
+            "ssim": structural_similarity(made, images),
         }
         if self.perceptual is not None:
             each["perceptual"] = self.perceptual(made, images)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from codebrush.data.images import contact_sheet, to_pil
 from codebrush.errors import TrainingError
+from codebrush.models.perceptual import structural_similarity
 from codebrush.models.vqgan import VQGAN, VQGANConfig
 from codebrush.training.adversary import ALONE, BETAS, NAME, judge_pictures, make_adversary
 from codebrush.training.augmentation import Augmentation, draw_affine, move
@@ -28,12 +29,12 @@ SPLIT = 0.15  # how far from its parent a code begins, as a share of its length
 
 @dataclass(frozen=True)
 class VQGANRecipe:
-    """Sizes and settings. `adversarial_from` is the share of the run after which the discriminator joins in;
-    1 leaves it out. `adversarial` and `perceptual` 0 leave their terms out. `decoder_only` keeps encoder and
-    codebook, and so every picture's codes, as they are. `vgg` and `vgg_heads` name the files of VGG-LPIPS, which
-    then measures the perceptual distance instead of the CLIP at hand. A VQGAN that training starts from keeps its own
-    sizes, but with `grow` it is made for pictures of `image_size` and gets as many codes as `codebook_size` says (see
-    `grown`)."""
+    """Sizes and settings. `adversarial_from` is the share of the run after which the discriminator joins in; 1 leaves
+    it out. `adversarial`, `perceptual` and `ssim`, one minus the structural similarity (Zhao et al. 2017), leave
+    their terms out at 0. `decoder_only` keeps encoder and codebook, and so every picture's codes, as they are. `vgg`
+    and `vgg_heads` name the files of VGG-LPIPS, which then measures the perceptual distance instead of the CLIP at
+    hand. A VQGAN that training starts from keeps its own sizes, but with `grow` it is made for pictures of
+    `image_size` and gets as many codes as `codebook_size` says (see `grown`)."""
 
     image_size: Count = 64
     channels: Count = 32
@@ -46,6 +47,7 @@ class VQGANRecipe:
     codebook_size: Count = 1024
     l1: Weight = 1.0
     l2: Weight = 1.0
+    ssim: Weight = 0.0
     perceptual: Weight = 0.1
     adversarial: Weight = 0.1
     adversarial_from: Share = 0.5
@@ -156,6 +158,9 @@ class VQGANTask:
             distance = self.perceptual(made, images).mean()
             loss = loss + r.perceptual * distance
             metrics["perceptual"] = distance
+        if r.ssim:
+            alike = structural_similarity(made, images).mean()
+            loss, metrics["ssim"] = loss + r.ssim * (1 - alike), alike
         adversary = self.adversary if self.adversary is not None and step >= self.adversary.starts else None
         if adversary is not None:
             loss, figures = adversary.oppose(loss, made, self.vqgan.last_layer)

@@ -46,7 +46,7 @@ class CLIP(PretrainedModel):
 
     config_class = CLIPConfig
     tables = frozenset({"text_encoder.token_embedding.weight"})
-    compact = r"image_encoder\.pool\.\w+\.weight"  # half of a small resnet
+    compact = r"image_encoder\.(pool\.\w+|stages\.[23]\..*conv\d?)\.weight"  # most of a small resnet
     mean: Tensor  # (1, 3, 1, 1)
     std: Tensor
 

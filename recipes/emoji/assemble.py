@@ -16,6 +16,7 @@ import subprocess
 from pathlib import Path
 
 import torch
+from curves import curve
 
 from codebrush import __version__
 from codebrush.models.captioner import Captioner
@@ -40,18 +41,19 @@ RUNS = (
 CONCEPTS = 1757  # a picture of each stands in the bank; there is no room for more in 40 MB
 LICENCE = "weights Apache-2.0; trained on Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT)"
 TEMPERATURE = 2.04  # `codebrush evaluate` fits it on the val split
-DEFAULTS = {"cfg": 2.0, "temperature": 0.8, "top_p": 0.9}
+DEFAULTS = {"cfg": 3.0, "temperature": 0.6, "top_p": 0.9}
 
 
 def run_facts(folder: Path) -> dict:
-    """Plan, last figures and training seconds of one run folder."""
+    """Plan, last figures, loss and training seconds of one run folder."""
     lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
     steps = [0] + [line["step"] for line in lines]
     seconds = sum((b - a) / line["steps_per_second"] for a, b, line in zip(steps, steps[1:], lines, strict=False))
     plan = dataclasses.asdict(read_plan(folder))
     if "from" in plan["facts"]:
         plan["facts"]["from"] = Path(plan["facts"]["from"]).name  # where it lay is nobody's business
-    return {"plan": plan, "last": lines[-1], "seconds": round(seconds)}
+    loss = curve(lines, f"{plan['stage']}_loss")
+    return {"plan": plan, "last": lines[-1], "seconds": round(seconds), "curve": loss}
 
 
 def main() -> None:

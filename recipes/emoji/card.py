@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from ask_scenes import answers, fixed_scenes, varied_scenes
 from card_text import card
+from curves import curves_sheet
 from drawing_figures import drawing, labels_of
 from open_words import open_words
 from sheet import PROMPTS, drawn_sheet
@@ -169,6 +170,7 @@ def main() -> None:
     }
     sheets(brush, options.parquet, out)
     edits(brush, options.parquet, out)
+    curves_sheet(brush.pack.info["provenance"]["stages"], out / "curves.png")
     drawn_sheet(brush, PROMPTS.read_text(encoding="utf-8").splitlines(), RERANK).save(out / "after.png")
     shutil.copyfile(options.before, out / "before.png")
     (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -25,7 +25,10 @@ def origin(info: dict[str, Any], figures: dict[str, Any]) -> list[str]:
     for stage, facts in made["stages"].items():
         last, shown = facts["last"], SHOWN.get(stage.split("-")[0], "psnr")
         stages.append(
-            (stage, last["step"], facts["plan"]["loop"]["batch_size"], facts["seconds"], f"{shown} {last[shown]:.3f}")
+            (
+                *(stage, last["step"], facts["plan"]["loop"]["batch_size"], facts["plan"]["loop"]["seed"]),
+                *(facts["seconds"], f"{shown} {last[shown]:.3f}"),
+            )
         )
     return [
         "# The `emoji` pack",
@@ -47,7 +50,9 @@ def origin(info: dict[str, Any], figures: dict[str, Any]) -> list[str]:
         f"- **Recipe**: `{made['recipe']}/`, at commit `{made['commit'][:12]}`, torch {made['torch']}.",
         f"- **Machine**: {made['machine']}. {hours:.1f} hours of training in all, the stages partly side by side.",
         "",
-        *table(("stage", "steps", "batch", "seconds", "last training figures"), *stages),
+        *table(("stage", "steps", "batch", "seed", "seconds", "last training figures"), *stages),
+        "![training curves](curves.png)",
+        "",
     ]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from codebrush.models.perceptual import structural_similarity
+from codebrush.data.structural_similarity import structural_similarity
 from codebrush.models.vqgan import VQGAN
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.captioned import SourceConfig, load_captioned

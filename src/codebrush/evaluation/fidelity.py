@@ -5,8 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from codebrush.data.structural_similarity import structural_similarity
 from codebrush.errors import CodebrushError
-from codebrush.models.perceptual import Perceptual, structural_similarity
+from codebrush.models.perceptual import Perceptual
 from codebrush.models.vqgan import VQGAN
 
 EXACT = 100.0  # dB of a picture that comes back without an error, which is infinitely many

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from codebrush.errors import CodebrushError, PackError
+from codebrush.errors import PackError
 from codebrush.models.clip import CLIP
 from codebrush.models.convolution import fast_layout
 
@@ -143,15 +143,3 @@ def _read(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PackError(f"{path} cannot be read as tensors ({reason}): fetch it again") from error
-
-
-def structural_similarity(images: Tensor, targets: Tensor) -> Tensor:
-    """Images and targets (B, 3, H, W), linear to [0, 1] -> their SSIM (Wang et al. 2004) as torchmetrics has it, (B,);
-    1 is alike. Raises CodebrushError where torchmetrics is missing."""
-    try:
-        from torchmetrics.functional.image import structural_similarity_index_measure
-    except ImportError as error:
-        raise CodebrushError("SSIM needs torchmetrics: pip install 'codebrush[eval]'") from error
-    with torch.autocast(images.device.type, enabled=False):  # variances are small differences of large numbers
-        alike = structural_similarity_index_measure(images.float(), targets.float(), data_range=1.0, reduction="none")
-    return torch.as_tensor(alike)

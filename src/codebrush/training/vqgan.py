@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from codebrush.data.images import contact_sheet, to_pil
+from codebrush.data.structural_similarity import structural_similarity
 from codebrush.errors import TrainingError
-from codebrush.models.perceptual import structural_similarity
 from codebrush.models.vqgan import VQGAN, VQGANConfig
 from codebrush.training.adversary import ALONE, BETAS, NAME, judge_pictures, make_adversary
 from codebrush.training.augmentation import Augmentation, draw_affine, move

@@ -2,9 +2,10 @@
 
     python recipes/emoji/assemble.py runs/emoji emoji.parquet --out src/codebrush/packs/emoji
 
-Takes runs/emoji/{clip, vqgan-decoder, transformer-2, prior, captioner-9, upscaler, translator}; pack.json records each
-stage's plan, its last figures and the seconds it ran, the data's hash, the commit and the machine. `card.py` then
-measures the pack and writes its card.
+Takes runs/emoji/{clip, vqgan-decoder, transformer-3, prior, captioner-9, upscaler, translator}; pack.json records each
+stage's plan, its last figures and the seconds it ran, the data's hash, the commit and the machine. What is not among
+the run folders (any more) is taken from the record of an earlier pack (--earlier). `card.py` then measures the pack
+and writes its card.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from codebrush.training.stages import MODEL_FOLDER, read_plan
 
 PARTS = 9  # in which the captioner learned
 RUNS = (
-    *("clip-without-noto", "clip", "vqgan", "vqgan-128", "vqgan-decoder", "transformer", "transformer-2"),
+    *("clip-without-noto", "clip", "vqgan", "vqgan-128", "vqgan-decoder", "transformer", "transformer-2", "transformer-3"),
     *("captioner", *(f"captioner-{part}" for part in range(2, PARTS + 1)), "upscaler", "prior", "translator"),
 )
 CONCEPTS = 1757  # a picture of each stands in the bank; there is no room for more in 40 MB
@@ -60,9 +61,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("data", type=Path)
+    parser.add_argument("--earlier", type=Path, help="the pack.json that knows of the stages without a run folder")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    earlier = json.loads(options.earlier.read_text(encoding="utf-8"))["provenance"]["stages"] if options.earlier else {}
     trained = {name: options.runs / name / MODEL_FOLDER for name in RUNS}
     clip, captioner = CLIP.from_pretrained(trained["clip"]), trained[f"captioner-{PARTS}"]
     rows = SourceConfig(str(options.data), "train", ("skin_tone is null",), ("{label}, {style} style",), "concept")
@@ -73,7 +76,7 @@ def main() -> None:
         clip=clip,
         tokenizer=Tokenizer.from_pretrained(trained["clip"]),
         vqgan=VQGAN.from_pretrained(trained["vqgan-decoder"]),
-        transformer=CodeTransformer.from_pretrained(trained["transformer-2"]),
+        transformer=CodeTransformer.from_pretrained(trained["transformer-3"]),
         captioner=Captioner.from_pretrained(captioner),
         words=Tokenizer.from_pretrained(captioner),
         upscaler=Upscaler.from_pretrained(trained["upscaler"]),
@@ -91,7 +94,10 @@ def main() -> None:
             "data_sha256": hashlib.sha256(options.data.read_bytes()).hexdigest(),
             "torch": torch.__version__,
             "machine": f"{platform.machine()}, 2 CPU cores with AVX-512 and bf16, no GPU",
-            "stages": {run: run_facts(options.runs / run) for run in RUNS},
+            "stages": {
+                run: run_facts(options.runs / run) if (options.runs / run / METRICS).is_file() else earlier[run]
+                for run in RUNS
+            },
         },
     )
     size = sum(path.stat().st_size for path in pack.folder.rglob("*.safetensors"))

@@ -21,7 +21,8 @@ def curve(lines: list[dict[str, float]], name: str) -> Curve:
 
 
 def curves_sheet(stages: dict[str, dict[str, Any]], to: Path) -> None:
-    """Write a PNG of the loss of each stage over its steps."""
+    """Write a PNG of the loss of each stage over its steps, where that was kept."""
+    stages = {name: facts for name, facts in stages.items() if "curve" in facts}
     rows = -(-len(stages) // COLUMNS)
     figure = Figure(figsize=(3 * COLUMNS, 2.2 * rows), dpi=80, layout="constrained")
     panels = figure.subplots(rows, COLUMNS, squeeze=False).flatten()

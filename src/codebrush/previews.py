@@ -1,6 +1,5 @@
 """A code transformer in training -> a sheet of what it draws now. Training takes it as a callback."""
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -8,6 +7,7 @@ from codebrush.data.images import contact_sheet, to_pil
 from codebrush.generation.decoding import draw_codes, picture_uniforms
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.pack import encode_condition
+from codebrush.training.captioned import evenly
 from codebrush.training.stages import Materials
 
 SHOWN = 16
@@ -18,7 +18,7 @@ def draw_preview(materials: Materials, network: CodeTransformer) -> Image.Image:
     """Sixteen captions spread over the training rows, each drawn once with the same random numbers as ever."""
     assert materials.clip is not None
     assert materials.vqgan is not None
-    rows = np.linspace(0, len(materials.data) - 1, min(SHOWN, len(materials.data))).astype(np.int64)
+    rows = evenly(len(materials.data), SHOWN)
     captions = [materials.data.captions(int(row))[0] for row in rows]
     condition = encode_condition(materials.clip, materials.tokenizer, captions, network.config)
     uniforms = picture_uniforms(0, range(len(rows)), network.config.code_count)

@@ -17,9 +17,13 @@ ALONE = (0.9, 0.99)  # of a generator that nothing opposes
 
 
 class AdversarialRecipe(Protocol):
-    """The settings of a discriminator, which recipes have under these names. `adversarial_from` is the share of the run
+    """The settings of a network and its discriminator, as recipes name them. `adversarial_from` is the share of the run
     after which it joins in; 1 leaves it out, and so does `adversarial` 0."""
 
+    @property
+    def learning_rate(self) -> Rate: ...
+    @property
+    def weight_decay(self) -> Weight: ...
     @property
     def adversarial(self) -> Weight: ...
     @property
@@ -51,9 +55,20 @@ class Adversary:
         return loss + weight * fooled, {"adversarial_weight": weight, "generator": fooled}
 
 
-def make_adversary(recipe: AdversarialRecipe, steps: int) -> Adversary | None:
-    """The discriminator of a recipe for a run of so many steps; None where it leaves it out."""
-    return Adversary(recipe, steps) if recipe.adversarial and recipe.adversarial_from < 1 else None
+def opposed(
+    name: str, network: nn.Module, recipe: AdversarialRecipe, steps: int
+) -> tuple[Adversary | None, dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:
+    """What a run of so many steps trains: the discriminator, None where the recipe leaves it out; all networks, the
+    first under its name; and the optimizer of each."""
+    adversary = Adversary(recipe, steps) if recipe.adversarial and recipe.adversarial_from < 1 else None
+    betas = ALONE if adversary is None else BETAS
+    networks = {name: network}
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        name: make_adamw([network], recipe.learning_rate, recipe.weight_decay, betas)
+    }
+    if adversary is not None:
+        networks[NAME], optimizers[NAME] = adversary.judge, adversary.optimizer
+    return adversary, networks, optimizers
 
 
 def judge_pictures(judge: nn.Module, images: Tensor, made: Tensor) -> Objective:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from codebrush.models.clip import CLIP
 from codebrush.models.prior import Bank, BankConfig
-from codebrush.training.captioned import Captioned
+from codebrush.training.captioned import Captioned, evenly
 
 MOST = 2048  # pictures
 BATCH = 64
@@ -21,7 +21,7 @@ def spread(groups: np.ndarray, most: int) -> np.ndarray:
     turn = np.arange(len(groups)) - np.repeat(first, counts)  # of each row of `order` within its group
     by_turn = order[np.argsort(turn, kind="stable")]
     if len(first) > most:  # not all groups have a place: take them from all over the source
-        by_turn = by_turn[: len(first)][np.linspace(0, len(first) - 1, most).astype(np.int64)]
+        by_turn = by_turn[: len(first)][evenly(len(first), most)]
     return np.sort(by_turn[:most])
 
 

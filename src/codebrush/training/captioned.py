@@ -41,6 +41,11 @@ class SourceConfig:
         )
 
 
+def evenly(total: int, count: int) -> np.ndarray:
+    """Up to `count` of the numbers 0 to total - 1, evenly apart, int64."""
+    return np.linspace(0, total - 1, min(count, total)).astype(np.int64)
+
+
 @dataclass(frozen=True)
 class Captioned:
     """Readable rows of a source at one picture size. Row numbers run over `pixels`, 0 to N - 1."""

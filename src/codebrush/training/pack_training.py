@@ -153,7 +153,7 @@ def _materials(request: PackRequest, source: Any, work: Path, say: Say) -> Mater
     if start is not None and (start / PACK_FILE).is_file():
         size = Pack(start).image_size  # its transformer draws a grid of no other size
     for plan in request.plans.values():
-        size = getattr(plan.recipe, "image_size", 0) or size
+        size = plan.image_size or size
     data = load_captioned(source, size, work / "cache")
     say(f"{len(data)} pictures with captions from {request.source.source}")
     for name, reason in data.pixels.skipped[:5]:

@@ -89,8 +89,8 @@ def _picture_size(plan: StagePlan, place: Path | None, clip: CLIP | None, vqgan:
     """The side of the pictures that a stage learns from; `place` is where its CLIP lies."""
     if isinstance(plan.recipe, UpscalerRecipe):
         return plan.recipe.target_size
-    if size := getattr(plan.recipe, "image_size", 0):
-        return size
+    if plan.image_size:
+        return plan.image_size
     pack = None if place is None else local_pack(str(place))
     if plan.stage == "translator" and pack is not None and (pack / PACK_FILE).is_file():
         return Pack(pack).image_size

@@ -70,6 +70,11 @@ class StagePlan:
     replay: SourceConfig | None = None
     gate: GateConfig | None = None
 
+    @property
+    def image_size(self) -> int:
+        """The side of the pictures that the recipe asks for, in pixels; 0 where it leaves that open."""
+        return getattr(self.recipe, "image_size", 0)
+
 
 @dataclass
 class Materials:

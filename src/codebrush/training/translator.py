@@ -18,7 +18,7 @@ from codebrush.models.clip import CLIP
 from codebrush.models.perceptual import CLIPPerceptual
 from codebrush.models.translator import Translator, TranslatorConfig
 from codebrush.training.augmentation import Augmentation, draw_affine, move
-from codebrush.training.captioned import Captioned
+from codebrush.training.captioned import Captioned, evenly
 from codebrush.training.loop import Objective
 from codebrush.training.optimizer import make_adamw
 from codebrush.training.ranges import Count, Rate, Weight, Whole
@@ -87,8 +87,7 @@ class TranslatorTask:
         optimizer = make_adamw([translator], recipe.learning_rate, recipe.weight_decay, (0.9, 0.99))
         self.optimizers: dict[str, torch.optim.Optimizer] = {"translator": optimizer}
         self.frozen: list[nn.Module] = [clip, self.perceptual]
-        shown = np.linspace(0, self.examples - 1, min(PREVIEWED, self.examples)).astype(np.int64)
-        self.shown = self.batch(shown, np.random.default_rng(0))
+        self.shown = self.batch(evenly(self.examples, PREVIEWED), np.random.default_rng(0))
 
     def _others(self, row: int) -> np.ndarray:
         """Rows of the same thing in other styles."""

@@ -13,10 +13,9 @@ from codebrush.data.images import contact_sheet, to_pil
 from codebrush.errors import TrainingError
 from codebrush.models.upscaler import Upscaler, UpscalerConfig, enlarge, reduce
 from codebrush.models.vqgan import VQGAN
-from codebrush.training.adversary import ALONE, BETAS, NAME, judge_pictures, make_adversary
-from codebrush.training.captioned import Captioned
+from codebrush.training.adversary import NAME, judge_pictures, opposed
+from codebrush.training.captioned import Captioned, evenly
 from codebrush.training.loop import Objective
-from codebrush.training.optimizer import make_adamw
 from codebrush.training.ranges import Count, Rate, Share, Weight, Whole
 
 PREVIEWED = 6
@@ -77,7 +76,7 @@ def fitting_target(data: Captioned, image_size: int, scale: int) -> int:
 
     Larger ones than the source has would teach its blur.
     """
-    numbers = np.linspace(0, len(data) - 1, min(SAMPLED, len(data))).astype(np.int64)
+    numbers = evenly(len(data), SAMPLED)
     usual = int(np.median([min(data.source.image(data.pixels.rows[number]).size) for number in numbers]))
     step = scale * LEAST_SIDE
     return min(scale * image_size, max(step, usual)) // step * step
@@ -116,14 +115,8 @@ class UpscalerTask:
         _check(upscaler, recipe, data, vqgan)
         self.examples = len(data)
         self.frozen: list[nn.Module] = [part for part in (perceptual, vqgan) if part is not None]
-        self.networks: dict[str, nn.Module] = {"upscaler": upscaler}
-        self.adversary = make_adversary(recipe, steps)
-        betas = ALONE if self.adversary is None else BETAS
-        optimizer = make_adamw([upscaler], recipe.learning_rate, recipe.weight_decay, betas)
-        self.optimizers: dict[str, torch.optim.Optimizer] = {"upscaler": optimizer}
-        if self.adversary is not None:
-            self.networks[NAME], self.optimizers[NAME] = self.adversary.judge, self.adversary.optimizer
-        self.shown = data.images(np.linspace(0, len(data) - 1, min(PREVIEWED, len(data))).astype(np.int64))
+        self.adversary, self.networks, self.optimizers = opposed("upscaler", upscaler, recipe, steps)
+        self.shown = data.images(evenly(len(data), PREVIEWED))
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         """Crops uint8 (B, 3, c, c) of the large pictures, which small ones are rounded (B,), and the first pictures as

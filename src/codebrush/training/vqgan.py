@@ -16,11 +16,10 @@ from codebrush.data.images import contact_sheet, to_pil
 from codebrush.data.structural_similarity import structural_similarity
 from codebrush.errors import TrainingError
 from codebrush.models.vqgan import VQGAN, VQGANConfig
-from codebrush.training.adversary import ALONE, BETAS, NAME, judge_pictures, make_adversary
+from codebrush.training.adversary import NAME, judge_pictures, opposed
 from codebrush.training.augmentation import Augmentation, draw_affine, move
-from codebrush.training.captioned import Captioned
+from codebrush.training.captioned import Captioned, evenly
 from codebrush.training.loop import Objective
-from codebrush.training.optimizer import make_adamw
 from codebrush.training.ranges import Count, Rate, Share, Weight
 
 PREVIEWED = 16
@@ -124,17 +123,11 @@ class VQGANTask:
         self.recipe, self.data, self.vqgan, self.perceptual = recipe, data, vqgan, perceptual
         self.examples = len(data)
         self.frozen: list[nn.Module] = [] if perceptual is None else [perceptual]
-        self.networks: dict[str, nn.Module] = {"vqgan": vqgan}
         if recipe.decoder_only:
             for part in (vqgan.encoder, vqgan.quant_conv, vqgan.quantizer):
                 part.requires_grad_(False)
-        self.adversary = make_adversary(recipe, steps)
-        betas = ALONE if self.adversary is None else BETAS
-        optimizer = make_adamw([vqgan], recipe.learning_rate, recipe.weight_decay, betas)
-        self.optimizers: dict[str, torch.optim.Optimizer] = {"vqgan": optimizer}
-        if self.adversary is not None:
-            self.networks[NAME], self.optimizers[NAME] = self.adversary.judge, self.adversary.optimizer
-        self.shown = data.images(np.linspace(0, len(data) - 1, min(PREVIEWED, len(data))).astype(np.int64))
+        self.adversary, self.networks, self.optimizers = opposed("vqgan", vqgan, recipe, steps)
+        self.shown = data.images(evenly(len(data), PREVIEWED))
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         """Pictures uint8 (B, 3, S, S) and how to move each."""

@@ -36,7 +36,8 @@ from codebrush.training.stages import MODEL_FOLDER, read_plan
 
 PARTS = 9  # in which the captioner learned
 RUNS = (
-    *("clip-without-noto", "clip", "vqgan", "vqgan-128", "vqgan-decoder", "transformer", "transformer-2", "transformer-3"),
+    *("clip-without-noto", "clip", "vqgan", "vqgan-128", "vqgan-decoder"),
+    *("transformer", "transformer-2", "transformer-3"),
     *("captioner", *(f"captioner-{part}" for part in range(2, PARTS + 1)), "upscaler", "prior", "translator"),
 )
 CONCEPTS = 1757  # a picture of each stands in the bank; there is no room for more in 40 MB

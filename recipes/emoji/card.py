@@ -4,7 +4,8 @@
         --style-judge runs/emoji/style_judge --before before.png
 
 Every figure is measured here and now (those of the test split by `codebrush evaluate`) or read from the pack's own
-provenance. `before.png` is what `sheet.py` has made of the pack that came before.
+provenance, as that of the control run where its weights are not there (no --control). `before.png` is what `sheet.py`
+has made of the pack that came before.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from card_text import card
 from curves import curves_sheet
 from drawing_figures import drawing, labels_of
 from open_words import open_words
-from sheet import PROMPTS, drawn_sheet
+from PIL import Image
+from sheet import COLUMNS, PROMPTS, drawn_sheet
 
 from codebrush import Codebrush
 from codebrush.data.captions import CaptionedImages, open_source
@@ -61,13 +63,15 @@ def found_among(clip: CLIP, tokenizer: Tokenizer, part: Rows, labels: list[str])
     return zero_shot(images, labels, embed_texts(clip, tokenizer, labels), part.labels)
 
 
-def zero_shot_figures(brush: Codebrush, parquet: str, control: Path) -> dict[str, dict[str, float]]:
+def zero_shot_figures(brush: Codebrush, parquet: str, control: Path | None) -> dict[str, dict[str, float]]:
     """How often a picture's label is the nearest, by whose CLIP and among which labels."""
     size, every = brush.clip.image_size, labels_of(parquet)
     noto, test = Rows(parquet, size, "style == noto", split="train"), Rows(parquet, size, split="test")
-    blind, words = CLIP.from_pretrained(control / MODEL_FOLDER), Tokenizer.from_pretrained(control / MODEL_FOLDER)
-    return {
-        "a CLIP that never saw a Noto picture: Noto, train concepts": found_among(blind, words, noto, every),
+    found = {}
+    if control is not None:
+        blind, words = CLIP.from_pretrained(control / MODEL_FOLDER), Tokenizer.from_pretrained(control / MODEL_FOLDER)
+        found["a CLIP that never saw a Noto picture: Noto, train concepts"] = found_among(blind, words, noto, every)
+    return found | {
         "this pack: Noto, train concepts (seen in training)": found_among(brush.clip, brush.tokenizer, noto, every),
         "this pack: test concepts": found_among(brush.clip, brush.tokenizer, test, sorted(set(test.labels))),
         "this pack: test concepts, all labels": found_among(brush.clip, brush.tokenizer, test, every),
@@ -113,8 +117,8 @@ def answered(brush: Codebrush) -> dict[str, dict[str, float]]:
     return found
 
 
-def sheets(brush: Codebrush, parquet: str, out: Path) -> None:
-    """Reconstructions, all unseen concepts, and compositions."""
+def sheets(brush: Codebrush, parquet: str, unseen: list[Image.Image], out: Path) -> None:
+    """Reconstructions, what was drawn of unseen concepts, and compositions."""
     test = Rows(parquet, brush.pack.image_size, split="test")
     picked = np.linspace(0, len(test.labels) - 1, 16).astype(int)
     originals = test.images[torch.from_numpy(picked)]
@@ -122,7 +126,7 @@ def sheets(brush: Codebrush, parquet: str, out: Path) -> None:
         made = brush.vqgan.decode(brush.vqgan.quantize(brush.vqgan.encode(originals))[0])
     halves = (originals[:8], made[:8], originals[8:], made[8:])
     contact_sheet([to_pil(image) for half in halves for image in half], columns=8).save(out / "reconstructions.png")
-    drawn_sheet(brush, sorted(set(test.labels)), RERANK).save(out / "unseen.png")
+    contact_sheet(unseen, sorted(set(test.labels))[: len(unseen)], columns=COLUMNS).save(out / "unseen.png")
     drawn_sheet(brush, list(COMPOSED), RERANK).save(out / "composed.png")
 
 
@@ -148,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pack")
     parser.add_argument("parquet")
-    parser.add_argument("--control", type=Path, required=True)
+    parser.add_argument("--control", type=Path)
     parser.add_argument("--judge", type=Path, required=True)
     parser.add_argument("--style-judge", type=Path, required=True)
     parser.add_argument("--before", type=Path, required=True)
@@ -158,17 +162,19 @@ def main() -> None:
     started = time.monotonic()
     brush = Codebrush.from_pretrained(options.pack)
     out = options.out or brush.pack.folder
+    judges = options.judge / MODEL_FOLDER, options.style_judge
+    drawn, unseen = drawing(brush, options.parquet, *judges, options.prompts)
     figures = {
         "speed": speed(options.pack),
         "zero-shot": zero_shot_figures(brush, options.parquet, options.control),
         "test": evaluated(options.pack, options.parquet, options.judge),
         "open words": open_words(options.parquet, [options.pack], "fluent-3d"),
-        "drawing": drawing(brush, options.parquet, options.judge / MODEL_FOLDER, options.style_judge, options.prompts),
+        "drawing": drawn,
         "style judge": json.loads((options.style_judge / "report.json").read_text())["val_accuracy"],
         "answers": answered(brush),
         "megabytes": sum(path.stat().st_size for path in brush.pack.folder.rglob("*.safetensors")) / 1e6,
     }
-    sheets(brush, options.parquet, out)
+    sheets(brush, options.parquet, unseen, out)
     edits(brush, options.parquet, out)
     curves_sheet(brush.pack.info["provenance"]["stages"], out / "curves.png")
     drawn_sheet(brush, PROMPTS.read_text(encoding="utf-8").splitlines(), RERANK).save(out / "after.png")

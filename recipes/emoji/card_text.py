@@ -20,14 +20,14 @@ def table(*lines: tuple[Any, ...]) -> list[str]:
 def origin(info: dict[str, Any], figures: dict[str, Any]) -> list[str]:
     """What the pack is and what it was made from."""
     made = info["provenance"]
-    hours = sum(stage["seconds"] for stage in made["stages"].values()) / 3600
+    hours = sum(stage["seconds"] or 0 for stage in made["stages"].values()) / 3600
     stages = []
     for stage, facts in made["stages"].items():
         last, shown = facts["last"], SHOWN.get(stage.split("-")[0], "psnr")
         stages.append(
             (
                 *(stage, last["step"], facts["plan"]["loop"]["batch_size"], facts["plan"]["loop"]["seed"]),
-                *(facts["seconds"], f"{shown} {last[shown]:.3f}"),
+                *(facts["seconds"] or "", f"{shown} {last[shown]:.3f}" if shown in last else facts["log"]),
             )
         )
     return [
@@ -56,7 +56,7 @@ def origin(info: dict[str, Any], figures: dict[str, Any]) -> list[str]:
     ]
 
 
-def understanding(figures: dict[str, Any]) -> list[str]:
+def understanding(info: dict[str, Any], figures: dict[str, Any]) -> list[str]:
     """Zero-shot, retrieval, and words outside the captions."""
     rows = [
         (name, f"{part['labels']:.0f}", percent(part["top1"]), percent(part["top5"]))
@@ -68,12 +68,23 @@ def understanding(figures: dict[str, Any]) -> list[str]:
         for name, part in figures["open words"].items()
     ]
     some = next(iter(figures["open words"].values()))
+    control = info["provenance"]["stages"]["clip-without-noto"].get("noto_top1")
+    remembered = (
+        []
+        if control is None
+        else [
+            f"A control run that never saw a Noto picture found the label of {percent(control)} of 1,527 Noto pictures "
+            "of training concepts, among those pictures' labels, when it was trained; its weights were not kept.",
+            "",
+        ]
+    )
     return [
         "## Understands",
         "",
         "Picture to label, the label as the text:",
         "",
         *table(("pictures", "labels to choose from", "top-1", "top-5"), *rows),
+        *remembered,
         f"Text to picture on the test split ({recall['queries']:.0f} labels, none seen in training): a right picture "
         f"is first "
         f"for {percent(recall['recall_at_1'])}, among ten for {percent(recall['recall_at_10'])}.",
@@ -150,4 +161,4 @@ def making(figures: dict[str, Any]) -> list[str]:
 
 def card(info: dict[str, Any], figures: dict[str, Any]) -> str:
     """README.md of a pack."""
-    return "\n".join(origin(info, figures) + understanding(figures) + making(figures))
+    return "\n".join(origin(info, figures) + understanding(info, figures) + making(figures))

@@ -76,8 +76,10 @@ def labels_of(parquet: str, split: str | None = None) -> list[str]:
     return sorted({source.captions(row)[0] for row in range(len(source))})
 
 
-def drawing(brush: Codebrush, parquet: str, judge: Path, style_judge: Path, count: int) -> dict[str, Any]:
-    """All figures, for `count` prompts of each sort."""
+def drawing(
+    brush: Codebrush, parquet: str, judge: Path, style_judge: Path, count: int
+) -> tuple[dict[str, Any], list[Image.Image]]:
+    """All figures, for `count` prompts of each sort, and the best drawings of as many labels of the test split."""
     (clip, words), styles = open_clip(judge), load(style_judge)
     train, test = labels_of(parquet, "train"), labels_of(parquet, "test")
     rng = np.random.default_rng(1)
@@ -91,7 +93,7 @@ def drawing(brush: Codebrush, parquet: str, judge: Path, style_judge: Path, coun
     said = told(styles, styled)
     right = {style: [one == style for one, its in zip(said, asked, strict=True) if its == style] for style in STYLES}
     near = [known.nearest(picture) for picture in single]
-    return {
+    figures = {
         "prompts": count,
         "nearest_picture_is_right": float(np.mean([one == other for one, other in zip(near, prompts, strict=True)])),
         "true pictures": seen_by(clip, words, [known.picture(prompt) for prompt in prompts], prompts, train),
@@ -102,6 +104,7 @@ def drawing(brush: Codebrush, parquet: str, judge: Path, style_judge: Path, coun
         "style_by_style": {style: float(np.mean(hits)) for style, hits in right.items() if hits},
         "seconds_a_prompt": {"single": seconds, "best of 8": longer},
     }
+    return figures, unseen
 
 
 def main() -> None:
@@ -113,7 +116,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=100)
     options = parser.parse_args()
     brush = Codebrush.from_pretrained(options.pack)
-    print(json.dumps(drawing(brush, options.parquet, options.judge, options.style_judge, options.prompts), indent=2))
+    figures, _ = drawing(brush, options.parquet, options.judge, options.style_judge, options.prompts)
+    print(json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":

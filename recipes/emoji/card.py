@@ -170,7 +170,7 @@ def main() -> None:
         "test": evaluated(options.pack, options.parquet, options.judge),
         "open words": open_words(options.parquet, [options.pack], "fluent-3d"),
         "drawing": drawn,
-        "style judge": json.loads((options.style_judge / "report.json").read_text())["val_accuracy"],
+        "style judge": json.loads((options.style_judge / "report.json").read_text()),
         "answers": answered(brush),
         "megabytes": sum(path.stat().st_size for path in brush.pack.folder.rglob("*.safetensors")) / 1e6,
     }

@@ -135,8 +135,10 @@ def making(figures: dict[str, Any]) -> list[str]:
             ("unseen concepts, best of 8: the same", found["unseen, best of 8"]),
             ('single, "..., STYLE style": a judge of styles finds it', percent(drawn["style_is_followed"])),
         ),
-        f"Style by style: {styles}. On true pictures of unseen concepts the judge of styles is right in "
-        f"{percent(figures['style judge'])}.",
+        f"Fluent's colour and 3-D drawings are renderings of the same shapes and count as one style; told apart, "
+        f"{percent(drawn['five_styles'])} are right. Style by style: {styles}. On true pictures of unseen concepts the "
+        f"judge of styles is right in {percent(figures['style judge']['val_accuracy'])}, with the two told apart in "
+        f"{percent(figures['style judge']['five_styles'])}.",
         "",
         "Before (the pack of version 0.1.0, 64 pixels) and after, the same 64 prompts and seeds, best of 8:",
         "",

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from style_judge import STYLES, load, told
+from style_judge import KINDS, STYLES, load, told
 
 from codebrush import Codebrush
 from codebrush.data.captions import open_source
@@ -91,7 +91,10 @@ def drawing(
     asked = [STYLES[number % len(STYLES)] for number in range(count)]
     styled, _ = drawn(brush, [f"{prompt}, {style} style" for prompt, style in zip(prompts, asked, strict=True)], 1)
     said = told(styles, styled)
-    right = {style: [one == style for one, its in zip(said, asked, strict=True) if its == style] for style in STYLES}
+    right = {
+        style: [KINDS[one] == KINDS[style] for one, its in zip(said, asked, strict=True) if its == style]
+        for style in STYLES
+    }
     near = [known.nearest(picture) for picture in single]
     figures = {
         "prompts": count,
@@ -101,6 +104,7 @@ def drawing(
         "best of 8": seen_by(clip, words, best, prompts, train),
         "unseen, best of 8": seen_by(clip, words, unseen, test[:count], sorted({*train, *test})),
         "style_is_followed": float(np.mean([hit for hits in right.values() for hit in hits])),
+        "five_styles": float(np.mean([one == its for one, its in zip(said, asked, strict=True)])),
         "style_by_style": {style: float(np.mean(hits)) for style, hits in right.items() if hits},
         "seconds_a_prompt": {"single": seconds, "best of 8": longer},
     }

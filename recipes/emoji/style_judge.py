@@ -2,9 +2,11 @@
 
     python recipes/emoji/style_judge.py emoji.parquet --out runs/emoji/style_judge
 
-It is trained for one purpose: to say whether drawings follow the style that they are asked for. It sees the training
-split without skin tones, at 64 x 64, moved and a little recoloured; the validation split says how far it can be
-believed.
+It is trained for one purpose: to say whether drawings follow the style that they are asked for. It reads the means and
+spreads of its features, over the whole picture and at each scale, which say how a picture is drawn and little of what
+is where (Gatys et al. 2016, Huang and Belongie 2017). It sees the training split without skin tones, at 128 x 128,
+half of it blurred as a VQGAN blurs; the validation split says how far it can be believed. The colour and 3-D drawings
+of Fluent are renderings of the same shapes, hardly told apart by eye: counted as one (`KINDS`), they leave four kinds.
 """
 
 import argparse
@@ -14,34 +16,62 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
 
 from codebrush.data.images import stack
-from codebrush.models.image_encoder import ModifiedResNet, ModifiedResNetConfig
-from codebrush.training.augmentation import Augmentation, change_looks, draw_affine, draw_looks, move
 from codebrush.training.captioned import Captioned, SourceConfig, load_captioned
 
 STYLES = ("noto", "twemoji", "fluent-flat", "fluent-color", "fluent-3d")
-SIZE, BATCH = 64, 64
-CHANGES = Augmentation(shift=0.05, zoom=0.1, turn=5, colour=0.05)
+KINDS = {
+    **{style: style for style in STYLES},
+    "fluent-color": "fluent-color or -3d",
+    "fluent-3d": "fluent-color or -3d",
+}
+SIZE, BATCH, SHIFT, LEAST = 128, 64, 6, 64
+WIDTHS = (24, 48, 96, 128)
 
 
-def network() -> ModifiedResNet:
-    return ModifiedResNet(ModifiedResNetConfig(SIZE, 24, (1, 1, 1, 1), 4, len(STYLES)))
+class StyleJudge(nn.Module):
+    """Pictures (B, 3, S, S) in [-1, 1] -> logits of STYLES (B, 5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(before, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+            for before, width in zip((3, *WIDTHS), WIDTHS, strict=False)
+        )
+        self.head = nn.Linear(2 * sum(WIDTHS), len(STYLES))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, found = images.contiguous(memory_format=torch.channels_last), []
+        for block in self.blocks:
+            x = block(x)
+            found += [x.mean((2, 3)), (x.var((2, 3), unbiased=False) + 1e-5).sqrt()]
+        return self.head(torch.cat(found, 1))
 
 
-def load(folder: Path) -> ModifiedResNet:
-    model = network()
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+def load(folder: Path) -> StyleJudge:
+    model = StyleJudge()
+    load_model(model, folder / "model.safetensors")
     return model.eval()
 
 
 @torch.no_grad()
-def told(model: ModifiedResNet, pictures: list) -> list[str]:
+def told(model: StyleJudge, pictures: list) -> list[str]:
     """The style of each picture."""
     found = [model(stack([picture], SIZE) * 2 - 1)[0] for picture in pictures]
     return [STYLES[int(logits.argmax())] for logits in found]
+
+
+def changed(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Images (B, 3, S, S): mirrored or not, shifted, and in half of the cases made smaller and large again."""
+    images = images.flip(3) if rng.random() < 0.5 else images
+    images = torch.roll(images, tuple(rng.integers(-SHIFT, SHIFT + 1, 2).tolist()), (2, 3))
+    if rng.random() < 0.5:
+        small = F.interpolate(images, size=int(rng.integers(LEAST, SIZE + 1)), mode="bilinear", antialias=True)
+        images = F.interpolate(small, size=SIZE, mode="bilinear")
+    return images
 
 
 def rows(parquet: str, split: str, cache: Path) -> tuple[Captioned, np.ndarray]:
@@ -51,7 +81,7 @@ def rows(parquet: str, split: str, cache: Path) -> tuple[Captioned, np.ndarray]:
 
 
 @torch.no_grad()
-def confusion(model: ModifiedResNet, data: Captioned, styles: np.ndarray) -> Tensor:
+def confusion(model: StyleJudge, data: Captioned, styles: np.ndarray) -> Tensor:
     """How many pictures of each style (rows) are taken for each (columns)."""
     model.eval()
     counts = torch.zeros(len(STYLES), len(STYLES), dtype=torch.int64)
@@ -67,19 +97,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parquet")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=1500)
     options = parser.parse_args()
     torch.manual_seed(0)
     rng, cache = np.random.default_rng(0), options.out.parent / "cache"
     (train, styles), (val, val_styles) = (rows(options.parquet, split, cache) for split in ("train", "val"))
-    model = network()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, options.steps)
+    model = StyleJudge()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, options.steps)
     for step in range(options.steps):
         model.train()
         picked = rng.integers(len(train), size=BATCH)
-        images = move(train.images(picked).float() / 255, draw_affine(BATCH, CHANGES, rng))
-        logits = model(change_looks(images, draw_looks(BATCH, CHANGES, rng)) * 2 - 1)
+        logits = model(changed(train.images(picked).float() / 127.5 - 1, rng))
         loss = F.cross_entropy(logits, torch.from_numpy(styles[picked]))
         optimizer.zero_grad()
         loss.backward()
@@ -88,10 +117,19 @@ def main() -> None:
         if step % 100 == 0:
             print(f"step {step}: loss {loss.item():.3f}", flush=True)
     counts = confusion(model, val, val_styles)
-    right = counts.diagonal().sum().item() / counts.sum().item()
+    same = torch.tensor([[KINDS[a] == KINDS[b] for b in STYLES] for a in STYLES])
+    of_kinds, of_styles = (
+        (counts * right).sum().item() / counts.sum().item() for right in (same, torch.eye(len(STYLES)))
+    )
     options.out.mkdir(parents=True, exist_ok=True)
-    save_file(model.state_dict(), options.out / "model.safetensors")
-    report = {"val_accuracy": right, "styles": STYLES, "confusion": counts.tolist(), "steps": options.steps}
+    save_model(model, str(options.out / "model.safetensors"))
+    report = {
+        "val_accuracy": of_kinds,
+        "five_styles": of_styles,
+        "styles": STYLES,
+        "confusion": counts.tolist(),
+        "steps": options.steps,
+    }
     (options.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report))
 

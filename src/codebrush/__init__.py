@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from codebrush.errors import CodebrushError as CodebrushError
     from codebrush.pipeline import Codebrush as Codebrush
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "Codebrush": "codebrush.pipeline",

@@ -43,7 +43,7 @@ RUNS = (
 CONCEPTS = 1757  # a picture of each stands in the bank; there is no room for more in 40 MB
 LICENCE = "weights Apache-2.0; trained on Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT)"
 TEMPERATURE = 2.77  # `codebrush evaluate` fits it on the val split
-DEFAULTS = {"cfg": 3.0, "temperature": 0.6, "top_p": 0.9}
+DEFAULTS = {"cfg": 3.0, "temperature": 0.4, "top_p": 0.9}
 
 
 def run_facts(folder: Path) -> dict:

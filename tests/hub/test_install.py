@@ -264,7 +264,7 @@ def test_the_facts_of_a_pack_hold_those_of_its_models(catalogue: Catalogue, tmp_
     assert [file["path"] for file in clip["files"]] == ["clip.pt", "vocab.txt"]
     assert clip["files"][0]["mirrors"] == [str(tmp_path / "mirror" / "clip.pt")]
     assert json.loads(json.dumps(found)) == found
-    assert facts("emoji", tmp_path / "home", catalogue)["image_size"] == 64
+    assert facts("emoji", tmp_path / "home", catalogue)["image_size"] == 128
     with pytest.raises(UsageError, match="did you mean both"):
         facts("bath", tmp_path / "home", catalogue)
 

@@ -53,7 +53,8 @@ def run_facts(folder: Path) -> dict:
     seconds = sum((b - a) / line["steps_per_second"] for a, b, line in zip(steps, steps[1:], lines, strict=False))
     plan = dataclasses.asdict(read_plan(folder))
     if "from" in plan["facts"]:
-        plan["facts"]["from"] = Path(plan["facts"]["from"]).name  # where it lay is nobody's business
+        place = Path(plan["facts"]["from"])  # where it lay is nobody's business
+        plan["facts"]["from"] = place.parent.name if place.name == MODEL_FOLDER else place.name
     loss = curve(lines, f"{plan['stage']}_loss")
     return {"plan": plan, "last": lines[-1], "seconds": round(seconds), "curve": loss}
 
@@ -65,8 +66,11 @@ def main() -> None:
     parser.add_argument("--earlier", type=Path, help="the pack.json that knows of the stages without a run folder")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     earlier = json.loads(options.earlier.read_text(encoding="utf-8"))["provenance"]["stages"] if options.earlier else {}
+    gone = [run for run in RUNS if not (options.runs / run / METRICS).is_file() and run not in earlier]
+    if gone:
+        parser.error(f"{options.runs} has no {', '.join(gone)}: name a pack.json that knows of them with --earlier")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     trained = {name: options.runs / name / MODEL_FOLDER for name in RUNS}
     clip, captioner = CLIP.from_pretrained(trained["clip"]), trained[f"captioner-{PARTS}"]
     rows = SourceConfig(str(options.data), "train", ("skin_tone is null",), ("{label}, {style} style",), "concept")

@@ -35,6 +35,7 @@ from codebrush.evaluation.alignment import zero_shot
 from codebrush.evaluation.rows import embed_texts
 from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import Tokenizer
+from codebrush.training.captioned import evenly
 from codebrush.training.stages import MODEL_FOLDER
 
 BATCH, SCENES, RERANK = 64, 150, 8
@@ -120,13 +121,13 @@ def answered(brush: Codebrush) -> dict[str, dict[str, float]]:
 def sheets(brush: Codebrush, parquet: str, unseen: list[Image.Image], out: Path) -> None:
     """Reconstructions, what was drawn of unseen concepts, and compositions."""
     test = Rows(parquet, brush.pack.image_size, split="test")
-    picked = np.linspace(0, len(test.labels) - 1, 16).astype(int)
+    picked = evenly(len(test.labels), 16)
     originals = test.images[torch.from_numpy(picked)]
     with torch.no_grad():
         made = brush.vqgan.decode(brush.vqgan.quantize(brush.vqgan.encode(originals))[0])
     halves = (originals[:8], made[:8], originals[8:], made[8:])
     contact_sheet([to_pil(image) for half in halves for image in half], columns=8).save(out / "reconstructions.png")
-    contact_sheet(unseen, sorted(set(test.labels))[: len(unseen)], columns=COLUMNS).save(out / "unseen.png")
+    contact_sheet(unseen, sorted(set(test.labels)), columns=COLUMNS).save(out / "unseen.png")
     drawn_sheet(brush, list(COMPOSED), RERANK).save(out / "composed.png")
 
 
@@ -134,7 +135,7 @@ def edits(brush: Codebrush, parquet: str, out: Path) -> None:
     """A sheet of what can be made of pictures of the test split: each given, varied, translated, with a hole filled."""
     size = brush.pack.image_size
     test = Rows(parquet, size, split="test")
-    picked = np.linspace(0, len(test.labels) - 1, EDITED).astype(int).tolist()
+    picked = evenly(len(test.labels), EDITED).tolist()
     box = (size // 4, size // 2, size // 2, size // 3)
     cells = []
     for row in picked:
@@ -174,12 +175,12 @@ def main() -> None:
         "answers": answered(brush),
         "megabytes": sum(path.stat().st_size for path in brush.pack.folder.rglob("*.safetensors")) / 1e6,
     }
+    (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     sheets(brush, options.parquet, unseen, out)
     edits(brush, options.parquet, out)
     curves_sheet(brush.pack.info["provenance"]["stages"], out / "curves.png")
     drawn_sheet(brush, PROMPTS.read_text(encoding="utf-8").splitlines(), RERANK).save(out / "after.png")
     shutil.copyfile(options.before, out / "before.png")
-    (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     (out / "README.md").write_text(card(brush.pack.info, figures), encoding="utf-8")
     print(f"{out / 'README.md'} and its sheets are written after {time.monotonic() - started:.0f} s")
 

@@ -22,7 +22,9 @@ def curve(lines: list[dict[str, float]], name: str) -> Curve:
 
 def curves_sheet(stages: dict[str, dict[str, Any]], to: Path) -> None:
     """Write a PNG of the loss of each stage over its steps, where that was kept."""
-    stages = {name: facts for name, facts in stages.items() if "curve" in facts}
+    stages = {name: facts for name, facts in stages.items() if facts.get("curve")}
+    if not stages:
+        return
     rows = -(-len(stages) // COLUMNS)
     figure = Figure(figsize=(3 * COLUMNS, 2.2 * rows), dpi=80, layout="constrained")
     panels = figure.subplots(rows, COLUMNS, squeeze=False).flatten()

@@ -79,7 +79,7 @@ def labels_of(parquet: str, split: str | None = None) -> list[str]:
 def drawing(
     brush: Codebrush, parquet: str, judge: Path, style_judge: Path, count: int
 ) -> tuple[dict[str, Any], list[Image.Image]]:
-    """All figures, for `count` prompts of each sort, and the best drawings of as many labels of the test split."""
+    """All figures, for `count` prompts of each sort, and the best drawings of all labels of the test split."""
     (clip, words), styles = open_clip(judge), load(style_judge)
     train, test = labels_of(parquet, "train"), labels_of(parquet, "test")
     rng = np.random.default_rng(1)
@@ -87,7 +87,7 @@ def drawing(
     known = Known(parquet)
     single, seconds = drawn(brush, prompts, 1)
     best, longer = drawn(brush, prompts, RERANK)
-    unseen, _ = drawn(brush, test[:count], RERANK)
+    unseen, _ = drawn(brush, test, RERANK)
     asked = [STYLES[number % len(STYLES)] for number in range(count)]
     styled, _ = drawn(brush, [f"{prompt}, {style} style" for prompt, style in zip(prompts, asked, strict=True)], 1)
     said = told(styles, styled)
@@ -98,11 +98,12 @@ def drawing(
     near = [known.nearest(picture) for picture in single]
     figures = {
         "prompts": count,
+        "unseen prompts": len(test),
         "nearest_picture_is_right": float(np.mean([one == other for one, other in zip(near, prompts, strict=True)])),
         "true pictures": seen_by(clip, words, [known.picture(prompt) for prompt in prompts], prompts, train),
         "single": seen_by(clip, words, single, prompts, train),
         "best of 8": seen_by(clip, words, best, prompts, train),
-        "unseen, best of 8": seen_by(clip, words, unseen, test[:count], sorted({*train, *test})),
+        "unseen, best of 8": seen_by(clip, words, unseen, test, sorted({*train, *test})),
         "style_is_followed": float(np.mean([hit for hits in right.values() for hit in hits])),
         "five_styles": float(np.mean([one == its for one, its in zip(said, asked, strict=True)])),
         "style_by_style": {style: float(np.mean(hits)) for style, hits in right.items() if hits},

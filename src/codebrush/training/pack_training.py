@@ -152,8 +152,9 @@ def _materials(request: PackRequest, source: Any, work: Path, say: Say) -> Mater
     start = None if request.start is None else local_pack(str(request.start))
     if start is not None and (start / PACK_FILE).is_file():
         size = Pack(start).image_size  # its transformer draws a grid of no other size
-    for plan in request.plans.values():
-        size = plan.image_size or size
+    for stage in ("clip", "vqgan"):  # the pack's pictures are the VQGAN's; those of later stages are their own affair
+        if stage in request.plans:
+            size = request.plans[stage].image_size or size
     data = load_captioned(source, size, work / "cache")
     say(f"{len(data)} pictures with captions from {request.source.source}")
     for name, reason in data.pixels.skipped[:5]:

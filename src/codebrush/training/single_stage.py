@@ -26,7 +26,6 @@ from codebrush.training.loop import is_first
 from codebrush.training.pack_training import last_metrics, make_tokenizer, member_folder
 from codebrush.training.recipes import read_recipe
 from codebrush.training.stages import MODEL_FOLDER, Materials, StagePlan, has_begun, read_plan, run_stage
-from codebrush.training.upscaler import UpscalerRecipe
 
 
 def train_stage(
@@ -87,8 +86,6 @@ def train_stage(
 
 def _picture_size(plan: StagePlan, place: Path | None, clip: CLIP | None, vqgan: VQGAN | None) -> int:
     """The side of the pictures that a stage learns from; `place` is where its CLIP lies."""
-    if isinstance(plan.recipe, UpscalerRecipe):
-        return plan.recipe.target_size
     if plan.image_size:
         return plan.image_size
     pack = None if place is None else local_pack(str(place))

@@ -72,8 +72,8 @@ class StagePlan:
 
     @property
     def image_size(self) -> int:
-        """The side of the pictures that the recipe asks for, in pixels; 0 where it leaves that open."""
-        return getattr(self.recipe, "image_size", 0)
+        """The side of the pictures that the recipe learns from, in pixels; 0 where it leaves that open."""
+        return getattr(self.recipe, "target_size", 0) or getattr(self.recipe, "image_size", 0)
 
 
 @dataclass
@@ -250,8 +250,8 @@ def with_words(plan: StagePlan, materials: Materials) -> Materials:
 
 
 def at_own_size(plan: StagePlan, materials: Materials, cache: Path) -> Materials:
-    """The materials with the pictures as large as an upscaler is to make them."""
-    size = getattr(plan.recipe, "target_size", 0)
+    """The materials with the pictures as large as an upscaler is to make them, or as a translator's recipe says."""
+    size = plan.image_size if plan.stage in ("upscaler", "translator") else 0
     if size in (0, materials.data.pixels.pixels.shape[1]):
         return materials
     return replace(materials, data=load_captioned(materials.data.source, size, cache))

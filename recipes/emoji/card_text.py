@@ -37,8 +37,8 @@ def origin(info: dict[str, Any], figures: dict[str, Any]) -> list[str]:
         "",
         f"Draws and judges small pictures in the manner of emoji, {info['image_size']} pixels square. Version "
         f"{info['version']}, {figures['megabytes']:.1f} MB; it opens in {figures['speed']['open']:.1f} s and draws "
-        f"four pictures in {figures['speed']['draw four']:.1f} s on two CPU cores. It knows single things on white better "
-        "than scenes, and what it has seen better than what it has not.",
+        f"four pictures in {figures['speed']['draw four']:.1f} s on two CPU cores. It knows single things on white "
+        "better than scenes, and what it has seen better than what it has not.",
         "",
         "## Made from",
         "",

@@ -19,8 +19,11 @@ from codebrush.models.translator import Translator, TranslatorConfig
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.captioned import SourceConfig, load_captioned
 from codebrush.training.loop import LoopConfig
+from codebrush.training.pack_training import train_pack
+from codebrush.training.request import PackRequest
 from codebrush.training.stages import Materials, StagePlan, make_network, make_task, run_stage
 from codebrush.training.translator import TranslatorRecipe
+from micro_models import CLIP_RECIPE, SIZE, TRANSFORMER_RECIPE, VQGAN_RECIPE
 from packs import micro_clip, write_micro_pack
 
 RECIPE = TranslatorRecipe(channels=8, multipliers=(1, 2, 2), learning_rate=3e-3)
@@ -118,3 +121,24 @@ def test_a_recipe_can_name_the_size_of_its_pictures(folder: Path, tmp_path: Path
     given = ["translator", str(tmp_path / "translator.yaml"), "--source", str(folder), "--clip", str(pack)]
     assert command(["train", *given, "--out", str(tmp_path / "run")]) == 0
     assert [cache.name.split("-")[1] for cache in (tmp_path / "cache").glob("pixels-*.npy")] == ["48"]
+
+
+def test_a_pack_is_as_large_as_its_vqgan_draws_whatever_its_translator_learned_from(
+    folder: Path, tmp_path: Path
+) -> None:
+    recipes = {
+        "clip": CLIP_RECIPE,
+        "vqgan": VQGAN_RECIPE,
+        "transformer": TRANSFORMER_RECIPE,
+        "translator": replace(RECIPE, image_size=16),
+    }
+    loop = LoopConfig(steps=1, batch_size=4, threads=1)
+    plans = {stage: StagePlan(stage, recipe, loop) for stage, recipe in recipes.items()}
+    source = SourceConfig(str(folder), captions=("{label}",), group="thing")
+    request = PackRequest(source=source, out=tmp_path / "pack", plans=plans, threads=1)
+    train_pack(request, lambda _: None, lambda *_: None)
+    brush = Codebrush.from_pretrained(tmp_path / "pack", device="cpu")
+    assert brush.pack.image_size == brush.vqgan.config.image_size == SIZE
+    assert brush.translate(folder / "1-plain.png", "opposite")[0].image.size == (SIZE, SIZE)
+    sizes = {cache.name.split("-")[1] for cache in tmp_path.rglob("pixels-*.npy")}
+    assert sizes <= {"16", str(SIZE)}

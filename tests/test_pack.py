@@ -17,6 +17,7 @@ from codebrush import pack as pack_module
 from codebrush.errors import PackError
 from codebrush.models.pretrained import TABLE_DTYPE
 from codebrush.pack import Pack, encode_condition, installed_packs, open_pack, text_condition
+from codebrush.text.tokenizer import Tokenizer
 from packs import CONTEXT, WIDTH, micro_clip, micro_tokenizer, micro_transformer, write_micro_pack
 
 
@@ -295,3 +296,12 @@ def test_conditions_are_what_the_transformer_reads() -> None:
     assert not condition.text_embedding.requires_grad
     without = type(config)(codebook_size=4, grid=(2, 2), width=8, layers=1, heads=1, text_embedding=24)
     assert text_condition(clip, tokens, without).text_features is None
+
+
+def test_an_article_before_a_prompt_says_nothing_to_the_built_in_pack() -> None:
+    """Its captions have none, and its code transformer reads what stands where."""
+    tokenizer = open_pack("emoji").tokenizer
+    for article in ("a ", "A ", "an ", "the "):
+        assert tokenizer.ids([f"{article}rocket and a star"]) == tokenizer.ids(["rocket and a star"])
+    for text in ("a", "theatre", "A button (blood type)"):
+        assert len(tokenizer.ids([text])[0]) == len(Tokenizer.wordpiece().ids([text])[0])

@@ -16,8 +16,10 @@ import platform
 import subprocess
 from pathlib import Path
 
+import tokenizers
 import torch
 from curves import curve
+from tokenizers import normalizers
 
 from codebrush import __version__
 from codebrush.models.captioner import Captioner
@@ -43,7 +45,17 @@ RUNS = (
 CONCEPTS = 1757  # a picture of each stands in the bank; there is no room for more in 40 MB
 LICENCE = "weights Apache-2.0; trained on Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT)"
 TEMPERATURE = 2.77  # `codebrush evaluate` fits it on the val split
+ARTICLE = r"\A(?i:an?|the) (?!button)(?=\S)"  # "A button (blood type)" is a label
 DEFAULTS = {"cfg": 3.0, "temperature": 0.4, "top_p": 0.9}
+
+
+def without_article(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, which leaves out an article that a text begins with from now on. Labels have none, and the code
+    transformer, which reads what stands where, takes "a rocket" for something else than "rocket"."""
+    leave_out = normalizers.Replace(tokenizers.Regex(ARTICLE), "")
+    assert tokenizer.backend.normalizer is not None
+    tokenizer.backend.normalizer = normalizers.Sequence([leave_out, tokenizer.backend.normalizer])
+    return tokenizer
 
 
 def run_facts(folder: Path) -> dict:
@@ -79,7 +91,7 @@ def main() -> None:
         options.out,
         name="emoji",
         clip=clip,
-        tokenizer=Tokenizer.from_pretrained(trained["clip"]),
+        tokenizer=without_article(Tokenizer.from_pretrained(trained["clip"])),
         vqgan=VQGAN.from_pretrained(trained["vqgan-decoder"]),
         transformer=CodeTransformer.from_pretrained(trained["transformer-3"]),
         captioner=Captioner.from_pretrained(captioner),

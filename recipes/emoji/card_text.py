@@ -154,7 +154,7 @@ def making(figures: dict[str, Any]) -> list[str]:
         "",
         "![unseen](unseen.png)",
         "",
-        "Compositions:",
+        "An article that a prompt begins with is left out: labels have none. Compositions:",
         "",
         "![composed](composed.png)",
         "",

@@ -79,8 +79,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     earlier = json.loads(options.earlier.read_text(encoding="utf-8"))["provenance"]["stages"] if options.earlier else {}
-    gone = [run for run in RUNS if not (options.runs / run / METRICS).is_file() and run not in earlier]
-    if gone:
+    logged = {run for run in RUNS if (options.runs / run / METRICS).is_file()}
+    if gone := [run for run in RUNS if run not in logged | earlier.keys()]:
         parser.error(f"{options.runs} has no {', '.join(gone)}: name a pack.json that knows of them with --earlier")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     trained = {name: options.runs / name / MODEL_FOLDER for name in RUNS}
@@ -111,10 +111,7 @@ def main() -> None:
             "data_sha256": hashlib.sha256(options.data.read_bytes()).hexdigest(),
             "torch": torch.__version__,
             "machine": f"{platform.machine()}, 2 CPU cores with AVX-512 and bf16, no GPU",
-            "stages": {
-                run: run_facts(options.runs / run) if (options.runs / run / METRICS).is_file() else earlier[run]
-                for run in RUNS
-            },
+            "stages": {run: run_facts(options.runs / run) if run in logged else earlier[run] for run in RUNS},
         },
     )
     size = sum(path.stat().st_size for path in pack.folder.rglob("*.safetensors"))

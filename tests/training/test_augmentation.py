@@ -90,3 +90,37 @@ def test_a_warp_is_smooth_and_no_larger_than_it_may_be():
     assert 0.005 < float(away.max()) < 0.1
     assert float((warped[..., 1:] - warped[..., :-1]).min()) > -1e-3  # no place is passed twice
     assert draw_warp(4, Augmentation(), np.random.default_rng(0)) is None
+
+
+def test_grey_pictures_lose_their_colour_and_keep_their_light():
+    images = torch.rand(4, 3, 8, 8)
+    grey = change_looks(images, draw_looks(4, Augmentation(grey=1.0), np.random.default_rng(0)))
+    light = torch.einsum("c,bchw->bhw", torch.tensor([0.299, 0.587, 0.114]), images)
+    torch.testing.assert_close(grey, light[:, None].expand_as(images))
+
+
+def test_an_outlined_picture_has_lines_where_colours_meet_and_white_elsewhere():
+    images = torch.tensor([0.9, 0.2, 0.2])[None, :, None, None].expand(1, 3, 8, 8).clone()
+    images[:, :, :, 4:] = torch.tensor([0.2, 0.2, 0.9])[:, None, None]
+    lines = change_looks(images, draw_looks(1, Augmentation(outline=1.0), np.random.default_rng(0)))
+    torch.testing.assert_close(lines[..., :3], torch.ones(1, 3, 8, 3))
+    torch.testing.assert_close(lines[..., 5:], torch.ones(1, 3, 8, 3))
+    torch.testing.assert_close(lines[..., 3:5], torch.zeros(1, 3, 8, 2))
+
+
+def test_another_ground_takes_the_place_of_white_alone():
+    images = torch.full((1, 3, 4, 4), 0.5)
+    images[..., :2] = 1.0
+    looks = draw_looks(1, Augmentation(ground=1.0), np.random.default_rng(0))
+    changed = change_looks(images, looks)
+    torch.testing.assert_close(changed[..., :2], looks["ground"][:, :, None, None].expand(1, 3, 4, 2))
+    torch.testing.assert_close(changed[..., 2:], images[..., 2:])
+
+
+def test_what_is_not_asked_for_draws_no_random_numbers():
+    """Runs that began before these changes were there go on as they began."""
+    plain, with_more = np.random.default_rng(3), np.random.default_rng(3)
+    draw_looks(4, Augmentation(texture=0.5, erase=0.5), plain)
+    looks = draw_looks(4, Augmentation(texture=0.5, erase=0.5, grey=0.0, outline=0.0, ground=0.0), with_more)
+    assert plain.random() == with_more.random()
+    assert set(looks) == {"colour", "filters", "boxes", "fill"}

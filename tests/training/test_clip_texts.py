@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from stopped_runs import run_in_two, run_stage
 
+from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.captioned import SourceConfig, load_captioned
-from codebrush.training.clip import CLIPRecipe
+from codebrush.training.clip import CLIPRecipe, TextMeanings
 from codebrush.training.loop import LoopConfig
-from codebrush.training.losses import contrastive_loss
+from codebrush.training.losses import TextLikeness, contrastive_loss
 from codebrush.training.stages import Materials, StagePlan, make_network, make_task
 from packs import micro_tokenizer
 
@@ -76,3 +77,37 @@ def test_a_stopped_run_ends_with_the_very_weights_of_an_unbroken_one(materials: 
 def test_the_sigmoid_loss_takes_none() -> None:
     with pytest.raises(ValueError, match="texts are more negatives of the softmax loss alone"):
         CLIPRecipe(texts=8, loss="sigmoid")
+
+
+@pytest.mark.parametrize("with_others", [False, True])
+def test_soft_targets_go_to_texts_of_like_meaning(with_others: bool) -> None:
+    (image, text, groups), (_, texts, known) = pairs(4, 0), pairs(9, 1)
+    meaning, more = pairs(4, 2)[0], pairs(9, 3)[0]
+    if not with_others:
+        texts, known, more = texts[:0], known[:0], more[:0]
+    likeness = TextLikeness(meaning, more, share=0.3, temperature=0.2)
+    loss = contrastive_loss(image, text, torch.tensor(9.0), groups, (texts, known) if with_others else None, likeness)
+
+    def target(row: int, columns: torch.Tensor, their: torch.Tensor) -> torch.Tensor:
+        hard = (their == groups[row]).float()
+        return 0.7 * hard / hard.sum() + 0.3 * (meaning[row] @ columns.T / 0.2).softmax(0)
+
+    total = torch.zeros(())
+    for row in range(4):
+        all_texts, all_groups = torch.cat([text, texts]), torch.cat([groups, known])
+        wanted = target(row, torch.cat([meaning, more]), all_groups)
+        total = total - (wanted * (9.0 * image[row] @ all_texts.T).log_softmax(0)).sum() / 8
+        total = total - (target(row, meaning, groups) * (9.0 * text[row] @ image.T).log_softmax(0)).sum() / 8
+    torch.testing.assert_close(loss, total)
+
+
+def test_texts_mean_what_their_words_mean_before_any_picture() -> None:
+    tokenizer = Tokenizer.wordpiece()
+    mail, envelope, tiger = TextMeanings(tokenizer)(tokenizer(["mail", "envelope", "tiger"]))
+    assert mail @ envelope > mail @ tiger + 0.2
+    assert float(mail.norm()) == pytest.approx(1, abs=1e-5)
+
+
+def test_soft_targets_need_the_distilled_table() -> None:
+    with pytest.raises(ValueError, match="soft_share needs token_table"):
+        CLIPRecipe(soft_share=0.2, token_table=False)

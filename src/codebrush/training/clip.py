@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codebrush.errors import TrainingError
@@ -18,7 +19,7 @@ from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.augmentation import Augmentation, change_looks, draw_affine, draw_looks, draw_warp, move
 from codebrush.training.captioned import Captioned, CaptionTokens, Joined
 from codebrush.training.loop import Objective
-from codebrush.training.losses import contrastive_loss, sigmoid_loss
+from codebrush.training.losses import TextLikeness, contrastive_loss, sigmoid_loss
 from codebrush.training.optimizer import make_adamw
 from codebrush.training.ranges import Count, Part, Rate, Share, Weight, Whole
 from codebrush.training.watch import clashing_share
@@ -34,7 +35,7 @@ class CLIPRecipe:
 
     `texts` captions of other rows are more negatives for each picture in the softmax loss: where there are many more
     things than rows of a batch, few of those that are hard to tell apart meet in one. A bag of words reads thousands in
-    no time.
+    no time. `soft_share` of the target goes to texts of like meaning (see `TextLikeness`), by the distilled table.
 
     The sizes are of a fresh CLIP: one that training starts from keeps its own. For such a start `lock` leaves one
     encoder exactly as it is ("image" is locked-image tuning, Zhai et al. 2022), `layer_decay` slows layers far from
@@ -56,6 +57,8 @@ class CLIPRecipe:
     embed_dim: Count = 256
     loss: Literal["softmax", "sigmoid"] = "softmax"
     texts: Whole = 0
+    soft_share: Share = 0.0
+    soft_temperature: Part = 0.1
     token_table: bool = True
     train_tokens: bool = False
     dropout: Share = 0.0
@@ -69,6 +72,8 @@ class CLIPRecipe:
     def __post_init__(self) -> None:
         if self.texts and self.loss != "softmax":
             raise ValueError("texts are more negatives of the softmax loss alone")
+        if self.soft_share and not (self.token_table and self.loss == "softmax"):
+            raise ValueError("soft_share needs token_table: true and the softmax loss")
 
 
 def make_clip(recipe: CLIPRecipe, tokenizer: Tokenizer) -> CLIP:
@@ -139,6 +144,20 @@ def _text(r: CLIPRecipe, tokenizer: Tokenizer, token_width: int) -> TextEncoderC
     )
 
 
+class TextMeanings:
+    """What texts mean before any picture is seen: the mean of their rows of the distilled table."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.table = token_table().clone()
+        frame = (tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id)
+        self.table[[token for token in frame if token is not None]] = 0
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Text tokens (B, T) -> unit vectors (B, d)."""
+        self.table = self.table.to(tokens.device)
+        return F.normalize(F.embedding(tokens, self.table).sum(1), dim=1)
+
+
 class CLIPTask:
     """Trains both towers, or one, on matching pictures with texts; see `codebrush.training.loop.Task`."""
 
@@ -161,6 +180,7 @@ class CLIPTask:
             "clip": make_adamw([clip], recipe.learning_rate, recipe.weight_decay, layer_decay=recipe.layer_decay)
         }
         self.frozen: list[nn.Module] = []
+        self.meanings = TextMeanings(tokenizer) if recipe.soft_share else None
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         """Pictures uint8 (B, 3, S, S), the tokens of one caption each, group numbers, and how to move each picture."""
@@ -190,9 +210,13 @@ class CLIPTask:
             self.clip.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE) - 1e-5)
         moved = move(batch["images"].float() / 255, batch["affine"], batch.get("warp"))
         images = change_looks(moved, batch)
-        others, tokens = None, batch["tokens"]
+        others, likeness, tokens = None, None, batch["tokens"]
         if self.recipe.texts:
             tokens = torch.cat([tokens, batch["other_tokens"]])
+        if self.meanings is not None:
+            meanings, count = self.meanings(tokens), len(images)
+            share, temperature = self.recipe.soft_share, self.recipe.soft_temperature
+            likeness = TextLikeness(meanings[:count], meanings[count:], share, temperature)
         output = self.networks["clip"](images, tokens)
         if self.recipe.texts:
             others = output.text[len(images) :], batch["other_groups"]
@@ -200,7 +224,7 @@ class CLIPTask:
         if self.recipe.loss == "sigmoid":
             loss = sigmoid_loss(output.image, output.text, output.logit_scale, output.logit_bias, batch["groups"])
         else:
-            loss = contrastive_loss(output.image, output.text, output.logit_scale, batch["groups"], others)
+            loss = contrastive_loss(output.image, output.text, output.logit_scale, batch["groups"], others, likeness)
         cosines = output.image.detach() @ output.text.detach().T
         right = batch["groups"][cosines.argmax(1)] == batch["groups"]
         metrics = {"accuracy": right.float().mean(), "logit_scale": output.logit_scale, "clashing": batch["clashing"]}

@@ -1,5 +1,7 @@
 """Embeddings and logits -> the scalar that training lowers."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.distributed
 import torch.distributed.nn.functional
@@ -32,12 +34,32 @@ def scaled_cosines(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
         return scale * image.float() @ text.float().T
 
 
+@dataclass(frozen=True)
+class TextLikeness:
+    """What texts mean, as unit vectors: those of the batch (B, d) and those that are only negatives (M, d).
+
+    Soft targets (SoftCLIP, Gao et al. 2023, section 3.3): a `share` of the target goes to every text by how near its
+    meaning is, so that "envelope" is not pushed away from a picture of mail.
+    """
+
+    texts: Tensor
+    others: Tensor
+    share: float
+    temperature: float
+
+    def soften(self, target: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Targets (B, N) whose rows sum to 1, mixed with a softmax over the cosines of `rows` and `columns`."""
+        near = (rows @ columns.T / self.temperature).softmax(1)
+        return (1 - self.share) * target + self.share * near
+
+
 def contrastive_loss(
     image: Tensor,
     text: Tensor,
     scale: Tensor,
     groups: Tensor | None = None,
     others: tuple[Tensor, Tensor] | None = None,
+    likeness: TextLikeness | None = None,
 ) -> Tensor:
     """Symmetric cross-entropy over scaled cosines (Radford et al. 2021, figure 3).
 
@@ -45,21 +67,33 @@ def contrastive_loss(
     pair of the same group a positive, the target spread evenly over them. Negatives come from every process:
     each computes the loss of the whole batch, and gradients averaged over processes equal those of one process.
     `others`, texts (M, E) and their groups (M,), are more negatives for the pictures; those of a
-    picture's own group do not count.
+    picture's own group do not count, unless `likeness` gives texts of like meaning their part of the target.
     """
     if groups is None:
         offset = torch.distributed.get_rank() * len(image) if torch.distributed.is_initialized() else 0
         groups = torch.arange(len(image), device=image.device) + offset
     image, text, groups = gather(image), gather(text), gather(groups)
     logits = scaled_cosines(image, text, scale)  # (B, B)
-    target = positives(groups)
-    target = target / target.sum(1, keepdim=True)
-    to_images = F.cross_entropy(logits.T, target)
+    target = to_texts = _even(positives(groups))
     if others is not None:
-        own = groups[:, None] == others[1][None, :]  # (B, M)
-        logits = torch.cat([logits, scaled_cosines(image, others[0], scale).masked_fill(own, LEAST)], dim=1)
-        target = F.pad(target, (0, own.shape[1]))
-    return (F.cross_entropy(logits, target) + to_images) / 2
+        own = (groups[:, None] == others[1][None, :]).float()  # (B, M)
+        more = scaled_cosines(image, others[0], scale)
+        if likeness is None:
+            more, own = more.masked_fill(own.bool(), LEAST), torch.zeros_like(own)
+        to_texts = _even(torch.cat([positives(groups), own], dim=1))
+        logits_to_texts = torch.cat([logits, more], dim=1)
+    else:
+        logits_to_texts = logits
+    if likeness is not None:
+        meaning = gather(likeness.texts)
+        target = likeness.soften(target, meaning, meaning)
+        to_texts = likeness.soften(to_texts, meaning, torch.cat([meaning, likeness.others]))
+    return (F.cross_entropy(logits_to_texts, to_texts) + F.cross_entropy(logits.T, target)) / 2
+
+
+def _even(positive: Tensor) -> Tensor:
+    """Rows of ones and zeros -> rows that sum to 1."""
+    return positive / positive.sum(1, keepdim=True)
 
 
 def sigmoid_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, groups: Tensor | None = None) -> Tensor:

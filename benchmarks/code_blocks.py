@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from alternation import alternated
 
-from codebrush.generation.decoding import draw_codes, picture_uniforms
+from codebrush.generation.sampling.decoding import draw_codes, picture_uniforms
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig, Condition
 
 CODES, GRID, TEXT = 2048, (16, 16), 128

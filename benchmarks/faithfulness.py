@@ -11,8 +11,8 @@ import statistics
 import numpy as np
 import torch
 
-from codebrush.data.captions import open_source
 from codebrush.data.preprocess import pixels_for
+from codebrush.data.sources.captions import open_source
 from codebrush.pipeline import Codebrush
 from codebrush.understanding.attribution import explain
 from codebrush.understanding.faithfulness import faithfulness

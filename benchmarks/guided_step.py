@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from alternation import alternated
 from torch import Tensor, nn
 
-from codebrush.generation.guidance import Guidance, Judge, MemoryPlan, Task
-from codebrush.generation.guide_options import GuideOptions
-from codebrush.generation.objectives import Targets
+from codebrush.generation.guided.guidance import Guidance, Judge, MemoryPlan, Task
+from codebrush.generation.guided.guide_options import GuideOptions
+from codebrush.generation.guided.objectives import Targets
 from codebrush.models.clip import CLIP, OPENAI_MEAN, OPENAI_STD, CLIPConfig
 from codebrush.models.convolution import GroupNormSiLU
 from codebrush.models.image_encoder import VisionTransformerConfig

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from alternation import alternated
 
-from codebrush.generation.decoding import draw_codes, picture_uniforms
+from codebrush.generation.sampling.decoding import draw_codes, picture_uniforms
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig, Condition
 from codebrush.models.sampling import sample
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from codebrush.conversion import openai, taming
-from codebrush.conversion.tables import extract
+from codebrush.conversion.state_dict_rules import extract
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.image_encoder import VisionTransformerConfig
 from codebrush.models.text_encoder import TextTransformerConfig

@@ -3,12 +3,12 @@
 import itertools
 from collections.abc import Iterator
 
-from codebrush.data.shapes import Scene, scene
-from codebrush.training.augmentation import Augmentation
-from codebrush.training.clip import CLIPRecipe
-from codebrush.training.code_transformer import TransformerRecipe
-from codebrush.training.loop import LoopConfig
-from codebrush.training.vqgan import VQGANRecipe
+from codebrush.data.synthetic.shapes import Scene, scene
+from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.tasks.augmentation import Augmentation
+from codebrush.training.tasks.clip import CLIPRecipe
+from codebrush.training.tasks.code_transformer import TransformerRecipe
+from codebrush.training.tasks.vqgan import VQGANRecipe
 
 SIZE = 32
 COLOURS = ("red", "yellow", "green", "blue")

@@ -10,7 +10,7 @@ from codebrush.models.code_transformer import CodeTransformer, CodeTransformerCo
 from codebrush.models.image_encoder import VisionTransformerConfig
 from codebrush.models.text_encoder import TextTransformerConfig
 from codebrush.models.vqgan import VQGAN, vqgan_micro
-from codebrush.pack_writing import write_pack
+from codebrush.pack.writing import write_pack
 from codebrush.text.tokenizer import Tokenizer, train_bpe
 
 WIDTH = 32

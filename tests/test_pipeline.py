@@ -14,7 +14,7 @@ from codebrush import Codebrush
 from codebrush.data.images import resize_square, stack
 from codebrush.errors import ImageError, PackError, PromptError, UsageError
 from codebrush.generation.result import Result
-from codebrush.generation.sampler import BATCH, DEFAULT_CFG, DEFAULT_TEMPERATURE
+from codebrush.generation.sampling.sampler import BATCH, DEFAULT_CFG, DEFAULT_TEMPERATURE
 from packs import write_micro_pack
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from codebrush.data.captions import open_source
 from codebrush.data.images import stack
+from codebrush.data.sources.captions import open_source
 from codebrush.evaluation.alignment import cross_retrieval, zero_shot
 from codebrush.models.clip import CLIP
-from codebrush.pack import open_clip
+from codebrush.pack.pack import open_clip
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.blending import model_place
 from codebrush.training.fine_tuning import blend

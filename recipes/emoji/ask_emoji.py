@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from ask_scenes import open_reader
 
-from codebrush.pack import open_pack
-from codebrush.training.captioned import load_captioned
-from codebrush.training.captioner import Asker, CaptionerRecipe
+from codebrush.pack.pack import open_pack
+from codebrush.training.dataset import load_captioned
 from codebrush.training.recipes import read_recipe
+from codebrush.training.tasks.captioner import Asker, CaptionerRecipe
 
 RECIPE = Path(__file__).parent / "captioner" / "captioner-9.yaml"
 

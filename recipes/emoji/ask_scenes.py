@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 
 from codebrush.data.images import stack
-from codebrush.data.outlines import COLOURS
-from codebrush.data.questions import KINDS, Question, scene_questions
-from codebrush.data.shapes import scene
-from codebrush.data.varied_scenes import PALETTE, varied_scene
+from codebrush.data.synthetic.outlines import COLOURS
+from codebrush.data.synthetic.questions import KINDS, Question, scene_questions
+from codebrush.data.synthetic.shapes import scene
+from codebrush.data.synthetic.varied_scenes import PALETTE, varied_scene
 from codebrush.models.captioner import Captioner
-from codebrush.pack import Pack, open_pack
+from codebrush.pack.pack import Pack, open_pack
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.understanding.captioning import Answer, Reader
 

@@ -21,7 +21,6 @@ import torch
 from curves import curve
 from tokenizers import normalizers
 
-from codebrush import __version__
 from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
@@ -29,12 +28,13 @@ from codebrush.models.prior import Prior
 from codebrush.models.translator import Translator
 from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack_writing import write_pack
+from codebrush.pack.writing import write_pack
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.bank import make_bank
-from codebrush.training.captioned import SourceConfig, load_captioned
-from codebrush.training.reporting import METRICS
+from codebrush.training.dataset import SourceConfig, load_captioned
+from codebrush.training.engine.reporting import METRICS
+from codebrush.training.packs.bank import make_bank
 from codebrush.training.stages import MODEL_FOLDER, read_plan
+from codebrush.version import __version__
 
 PARTS = 9  # in which the captioner learned
 RUNS = (

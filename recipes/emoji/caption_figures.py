@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from ask_scenes import open_reader
 
-from codebrush.data.captions import open_source
 from codebrush.data.images import stack
+from codebrush.data.sources.captions import open_source
 from codebrush.evaluation.captions import cider
-from codebrush.pack import open_pack
+from codebrush.pack.pack import open_pack
 from codebrush.understanding.captioning import Caption
 
 BATCH = 32

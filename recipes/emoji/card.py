@@ -28,14 +28,14 @@ from PIL import Image
 from sheet import COLUMNS, PROMPTS, drawn_sheet
 
 from codebrush import Codebrush
-from codebrush.data.captions import CaptionedImages, open_source
 from codebrush.data.images import contact_sheet, stack, to_pil
-from codebrush.data.questions import KINDS
+from codebrush.data.sources.captions import CaptionedImages, open_source
+from codebrush.data.synthetic.questions import KINDS
 from codebrush.evaluation.alignment import zero_shot
 from codebrush.evaluation.rows import embed_texts
 from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.captioned import evenly
+from codebrush.training.dataset import evenly
 from codebrush.training.stages import MODEL_FOLDER
 
 BATCH, SCENES, RERANK = 64, 150, 8

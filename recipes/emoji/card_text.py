@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from codebrush.data.questions import KINDS
+from codebrush.data.synthetic.questions import KINDS
 
 SHOWN = {"clip": "accuracy", "transformer": "transformer_loss", "captioner": "accuracy", "prior": "cosine"}
 

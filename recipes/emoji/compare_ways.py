@@ -20,10 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from codebrush import Codebrush
-from codebrush.data.captions import open_source
 from codebrush.data.images import contact_sheet, save_png, stack, to_pil
-from codebrush.generation.reranking import best_first
-from codebrush.pack import open_clip
+from codebrush.data.sources.captions import open_source
+from codebrush.generation.sampling.reranking import best_first
+from codebrush.pack.pack import open_clip
 
 NEVER = 1_000_000  # steps: the time ends every run first
 CANDIDATES = 16  # that are drawn at once

@@ -21,12 +21,12 @@ from PIL import Image
 from style_judge import KINDS, STYLES, load, told
 
 from codebrush import Codebrush
-from codebrush.data.captions import open_source
 from codebrush.data.images import stack, to_pil
+from codebrush.data.sources.captions import open_source
 from codebrush.evaluation.alignment import r_precision
 from codebrush.evaluation.rows import embed_texts
 from codebrush.models.clip import CLIP
-from codebrush.pack import open_clip
+from codebrush.pack.pack import open_clip
 from codebrush.text.tokenizer import Tokenizer
 
 SIDE = 64  # at which pixels are compared

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codebrush.data.captions import CaptionedImages, open_source
 from codebrush.data.images import stack
+from codebrush.data.sources.captions import CaptionedImages, open_source
 from codebrush.evaluation.alignment import cross_retrieval
 from codebrush.evaluation.rows import embed_texts
 from codebrush.models.clip import CLIP
-from codebrush.pack import open_clip
+from codebrush.pack.pack import open_clip
 from codebrush.text.token_table import token_table
 from codebrush.text.tokenizer import Tokenizer
 

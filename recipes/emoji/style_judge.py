@@ -20,7 +20,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from codebrush.data.images import stack
-from codebrush.training.captioned import Captioned, SourceConfig, load_captioned
+from codebrush.training.dataset import Captioned, SourceConfig, load_captioned
 
 STYLES = ("noto", "twemoji", "fluent-flat", "fluent-color", "fluent-3d")
 KINDS = {

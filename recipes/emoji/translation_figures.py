@@ -18,11 +18,11 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from codebrush import Codebrush
-from codebrush.data.captions import open_source
 from codebrush.data.images import contact_sheet, resize_square, save_png, stack
+from codebrush.data.sources.captions import open_source
 from codebrush.models.clip import CLIP
 from codebrush.models.perceptual import CLIPPerceptual
-from codebrush.pack import open_clip
+from codebrush.pack.pack import open_clip
 
 SHOWN = 12
 EXACT = 100.0  # dB of a picture without an error

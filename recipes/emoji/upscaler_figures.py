@@ -18,13 +18,13 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from codebrush.data.captions import open_source
 from codebrush.data.images import resize_square, stack, to_pil
-from codebrush.generation.upscaling import upscale_picture
+from codebrush.data.sources.captions import open_source
+from codebrush.generation.editing.upscaling import upscale_picture
 from codebrush.models.perceptual import CLIPPerceptual
 from codebrush.models.upscaler import Upscaler, reduce
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack import open_pack
+from codebrush.pack.pack import open_pack
 
 SIZE = 128
 BATCH = 32

@@ -7,6 +7,8 @@ The public names, nothing else. Each is imported when it is first used, so that 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from codebrush.version import __version__
+
 if TYPE_CHECKING:
     from codebrush.conversion.load import load_clip as load_clip
     from codebrush.conversion.load import load_code_transformer as load_code_transformer
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
     from codebrush.errors import CodebrushError as CodebrushError
     from codebrush.pipeline import Codebrush as Codebrush
 
-__version__ = "0.2.0"
 
 _HOME = {
     "Codebrush": "codebrush.pipeline",

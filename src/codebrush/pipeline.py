@@ -20,24 +20,24 @@ from torch import Tensor, nn
 from codebrush.data.images import decode_image, stack, to_pil
 from codebrush.data.preprocess import pixels_for
 from codebrush.errors import UsageError
-from codebrush.generation.decoding import Progress
-from codebrush.generation.editing import EDITS, STRENGTH, Edit, edited, translation_defaults
-from codebrush.generation.guide_options import guide_options
-from codebrush.generation.guided_run import GuidedRun, read_run
-from codebrush.generation.guided_task import Models, Request, check_files, with_files
-from codebrush.generation.interpolation import Key, frames_between
+from codebrush.generation.editing.editing import EDITS, STRENGTH, Edit, edited, translation_defaults
+from codebrush.generation.editing.interpolation import Key, frames_between
+from codebrush.generation.editing.translation import translated, translated_again, uses_translator
+from codebrush.generation.editing.upscaling import Enlarger, as_drawn, upscale_picture, upscalings
+from codebrush.generation.guided.guide_options import guide_options
+from codebrush.generation.guided.guided_run import GuidedRun, read_run
+from codebrush.generation.guided.guided_task import Models, Request, check_files, with_files
+from codebrush.generation.manifest import check_method, check_origin, damaged, origin, read_origin, torch_threads
 from codebrush.generation.options import DrawOptions
-from codebrush.generation.origin import check_method, check_origin, damaged, origin, read_origin, torch_threads
 from codebrush.generation.result import Result
-from codebrush.generation.retrieval import Retrieval, retrieved, same_as
-from codebrush.generation.sampler import Drawing, Sampler, batches, checked_sampling, draw_options
-from codebrush.generation.translation import translated, translated_again, uses_translator
-from codebrush.generation.upscaling import Enlarger, as_drawn, upscale_picture, upscalings
+from codebrush.generation.sampling.decoding import Progress
+from codebrush.generation.sampling.retrieval import Retrieval, retrieved, same_as
+from codebrush.generation.sampling.sampler import Drawing, Sampler, batches, checked_sampling, draw_options
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.precision import usable_device
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack import Pack, open_pack
+from codebrush.pack.pack import Pack, open_pack
 from codebrush.text.prompts import parse_prompt
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.understanding.captioning import SURE, Answer, Caption, Reader
@@ -157,7 +157,7 @@ class Codebrush:
             for step in brush.guide("a red circle", steps=100):
                 print(step.step, step.losses["loss"])
 
-        `options` are those of `codebrush.generation.guide_options.GuideOptions`; `preset` "notebook" takes the
+        `options` are those of `codebrush.generation.guided.guide_options.GuideOptions`; `preset` "notebook" takes the
         classic notebook's values for all that are not given. `sampling` (cfg, temperature, rerank, ...) shapes the
         start with init "sample". With a `folder` the run is stored there and can be resumed. Raises UsageError,
         PromptError and ImageError.

@@ -4,10 +4,10 @@ import torch
 from PIL import Image
 
 from codebrush.data.images import contact_sheet, to_pil
-from codebrush.generation.decoding import draw_codes, picture_uniforms
+from codebrush.generation.sampling.decoding import draw_codes, picture_uniforms
 from codebrush.models.code_transformer import CodeTransformer
-from codebrush.pack import encode_condition
-from codebrush.training.captioned import evenly
+from codebrush.pack.pack import encode_condition
+from codebrush.training.dataset import evenly
 from codebrush.training.stages import Materials
 
 SHOWN = 16

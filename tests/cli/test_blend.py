@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from codebrush.cli.main import run
 from codebrush.errors import PackError, UsageError
 from codebrush.models.clip import CLIP
-from codebrush.pack import open_clip
+from codebrush.pack.pack import open_clip
 from codebrush.text.tokenizer import Tokenizer, train_bpe
 from codebrush.training.fine_tuning import blend
 from packs import CONTEXT, micro_clip, micro_tokenizer, micro_vqgan, write_micro_pack

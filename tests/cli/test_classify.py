@@ -7,7 +7,7 @@ import pytest
 
 from codebrush import Codebrush
 from codebrush.cli.main import run
-from codebrush.data.shapes import scene
+from codebrush.data.synthetic.shapes import scene
 from codebrush.understanding.classification import ZeroShotClassifier
 from packs import write_micro_pack
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from codebrush.cli.main import run
-from codebrush.data.captions import open_source
-from codebrush.data.shapes import scene
+from codebrush.data.sources.captions import open_source
+from codebrush.data.synthetic.shapes import scene
 
 
 @pytest.fixture

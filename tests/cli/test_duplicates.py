@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from codebrush.cli.main import run
-from codebrush.data.shapes import scene
+from codebrush.data.synthetic.shapes import scene
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from PIL import Image
 
 from codebrush.cli.main import run
 from codebrush.data.images import read_manifest
-from codebrush.data.shapes import scene
+from codebrush.data.synthetic.shapes import scene
 from codebrush.models.prior import Bank, BankConfig
 from codebrush.models.upscaler import Upscaler, UpscalerConfig
 from packs import micro_transformer, write_micro_pack

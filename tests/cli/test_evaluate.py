@@ -8,9 +8,9 @@ import torch
 
 from codebrush import Codebrush
 from codebrush.cli.main import run
-from codebrush.data.captions import open_source
 from codebrush.data.images import stack
-from codebrush.data.shapes import scene
+from codebrush.data.sources.captions import open_source
+from codebrush.data.synthetic.shapes import scene
 from codebrush.evaluation.alignment import cross_retrieval, zero_shot
 from codebrush.evaluation.fidelity import reconstruction
 from codebrush.evaluation.tables import ROWS

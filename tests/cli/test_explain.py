@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from codebrush.cli.main import run
-from codebrush.data.shapes import scene
+from codebrush.data.synthetic.shapes import scene
 from codebrush.understanding.faithfulness import Faithfulness
 
 

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from codebrush.cli.main import run
-from codebrush.data.captions import open_source
-from data_layer.rude_server import RudeServer, rude_server
+from codebrush.data.sources.captions import open_source
+from rude_server import RudeServer, rude_server
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import typer
 
 from codebrush.cli.guide_flags import with_guide_flags
 from codebrush.cli.main import run
-from codebrush.generation.guide_options import TOPICS, GuideOptions, default_of
+from codebrush.generation.guided.guide_options import TOPICS, GuideOptions, default_of
 
 OPTIONS = dataclasses.fields(GuideOptions)
 

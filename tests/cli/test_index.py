@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from codebrush.cli.main import run
-from codebrush.data.shapes import scene
+from codebrush.data.synthetic.shapes import scene
 
 
 def test_a_report_of_what_was_done(micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from codebrush.cli.main import run
 from codebrush.hub.catalogue import load_catalogue
-from golden import golden
+from golden_files import golden
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from codebrush.cli.main import run
-from codebrush.data.shapes import scene
+from codebrush.data.synthetic.shapes import scene
 from codebrush.search.database import TABLE_FOLDER
-from codebrush.search.panics import DEBUG_VARIABLE
+from codebrush.search.native_stderr import DEBUG_VARIABLE
 from packs import write_micro_pack
 
 

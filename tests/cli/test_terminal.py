@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from codebrush.cli.terminal import PICTURE_COLUMNS, PICTURE_ROWS, small_pictures, step_display
-from codebrush.generation.guidance import Step
+from codebrush.generation.guided.guidance import Step
 
 
 class DrawnStep(Step):

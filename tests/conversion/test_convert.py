@@ -15,7 +15,7 @@ from codebrush.errors import PackError, UsageError
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.image_encoder import ModifiedResNetConfig, VisionTransformerConfig
 from codebrush.models.text_encoder import BagOfWordsConfig, TextTransformerConfig
-from golden import golden
+from golden_files import golden
 from packs import micro_clip, micro_tokenizer, write_micro_pack
 
 VISION = VisionTransformerConfig(32, 16, 64, 2, 1, 24, activation="quick_gelu")

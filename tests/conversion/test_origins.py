@@ -19,7 +19,7 @@ from codebrush.conversion import open_clip
 from codebrush.conversion.load import READERS, load_clip, load_code_transformer, own_kind
 from codebrush.conversion.sources import Source
 from codebrush.errors import PackError
-from golden import golden
+from golden_files import golden
 
 OPEN_CLIP = {"embed_dim": 40, "vision_cfg": {"image_size": 32, "layers": 2}, "text_cfg": {}}
 GIANT = {"image_size": 256, "timm_model_name": "vit_giantopt_patch16_siglip_256", "timm_proj": "none"}

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from codebrush.conversion import llamagen, taming
-from codebrush.conversion.tables import extract
+from codebrush.conversion.state_dict_rules import extract
 from codebrush.errors import PackError, UsageError
 from codebrush.hub.catalogue import HUB_MIRROR, FileEntry, ModelEntry, load_catalogue
 from codebrush.models.vqgan import VQGAN, VQGANConfig

@@ -16,8 +16,8 @@ from codebrush.errors import PackError, UsageError
 from codebrush.hub.catalogue import Catalogue, load_catalogue
 from codebrush.hub.install import install, installed
 from codebrush.hub.listing import facts, rows
-from codebrush.pack import Pack, open_pack
-from golden import golden
+from codebrush.pack.pack import Pack, open_pack
+from golden_files import golden
 
 CONTENT = {"clip.pt": b"clip weights", "vocab.txt": b"words", "vqgan.ckpt": b"vqgan weights"}
 

@@ -12,7 +12,7 @@ from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.vqgan import VQGAN
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.captioned import SourceConfig, load_captioned
+from codebrush.training.dataset import SourceConfig, load_captioned
 from codebrush.training.stages import Materials, StagePlan, run_stage
 from micro_models import (
     CLIP_RECIPE,

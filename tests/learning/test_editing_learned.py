@@ -10,13 +10,13 @@ import torch
 from PIL import Image, ImageDraw
 
 from codebrush import Codebrush
-from codebrush.data.shapes import Scene, read_scene
-from codebrush.generation.canvas import BORDER, soft_edge
+from codebrush.data.synthetic.shapes import Scene, read_scene
+from codebrush.generation.sampling.canvas import BORDER, soft_edge
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack_writing import write_pack
-from codebrush.training.bank import make_bank
+from codebrush.pack.writing import write_pack
+from codebrush.training.packs.bank import make_bank
 from codebrush.training.stages import Materials, StagePlan, run_stage
 from micro_models import LABELS, SIZE, TRANSFORMER_RECIPE, UNSEEN, label_of, loop, single_shapes
 

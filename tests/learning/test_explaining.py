@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codebrush.data.images import stack
-from codebrush.data.shapes import Scene, SceneObject, scene
+from codebrush.data.synthetic.shapes import Scene, SceneObject, scene
 from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.augmentation import Augmentation
-from codebrush.training.captioned import SourceConfig, load_captioned
-from codebrush.training.clip import CLIPRecipe
-from codebrush.training.loop import LoopConfig
+from codebrush.training.dataset import SourceConfig, load_captioned
+from codebrush.training.engine.loop import LoopConfig
 from codebrush.training.stages import Materials, StagePlan, run_stage
+from codebrush.training.tasks.augmentation import Augmentation
+from codebrush.training.tasks.clip import CLIPRecipe
 from codebrush.understanding.attribution import heat_maps, text_directions
 
 pytestmark = pytest.mark.xdist_group("explaining")  # so that one process trains the two for all tests

@@ -16,19 +16,19 @@ from torch import Tensor
 
 from codebrush import Codebrush
 from codebrush.data.images import stack, to_pil
-from codebrush.data.shapes import read_scene
+from codebrush.data.synthetic.shapes import read_scene
 from codebrush.evaluation.alignment import zero_shot
 from codebrush.evaluation.fidelity import reconstruction
-from codebrush.generation.decoding import draw_codes, picture_uniforms
+from codebrush.generation.sampling.decoding import draw_codes, picture_uniforms
 from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack import encode_condition
-from codebrush.pack_writing import write_pack
+from codebrush.pack.pack import encode_condition
+from codebrush.pack.writing import write_pack
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.captioner import AskRule, CaptionerRecipe
 from codebrush.training.stages import MODEL_FOLDER, Materials, StagePlan, run_stage
+from codebrush.training.tasks.captioner import AskRule, CaptionerRecipe
 from codebrush.understanding.captioning import Reader
 from micro_models import LABELS, SIZE, loop
 

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from codebrush.data.images import stack, to_pil
-from codebrush.data.scene_folder import write_shapes
-from codebrush.data.shapes import scene
-from codebrush.generation.upscaling import upscale_picture
+from codebrush.data.synthetic.scene_folder import write_shapes
+from codebrush.data.synthetic.shapes import scene
+from codebrush.generation.editing.upscaling import upscale_picture
 from codebrush.models.upscaler import Upscaler, enlarge, reduce
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.captioned import SourceConfig, load_captioned
+from codebrush.training.dataset import SourceConfig, load_captioned
 from codebrush.training.stages import Materials, StagePlan, run_stage
-from codebrush.training.upscaler import UpscalerRecipe
+from codebrush.training.tasks.upscaler import UpscalerRecipe
 from micro_models import loop
 
 SIZE = 64

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from golden import FOLDERS
+from golden_files import FOLDERS
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from codebrush.conversion import openai, taming
-from codebrush.conversion.tables import extract, fill
+from codebrush.conversion.state_dict_rules import extract, fill
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.image_encoder import ModifiedResNetConfig, VisionTransformerConfig
 from codebrush.models.text_encoder import TextTransformerConfig

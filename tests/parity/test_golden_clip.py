@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from codebrush.conversion.load import load_clip
 from codebrush.conversion.openai import SCALARS
 from codebrush.models.clip import CLIP
-from golden import Golden, both_batches, check_acts, close, golden, recorded
+from golden_files import Golden, both_batches, check_acts, close, golden, recorded
 
 OPENAI = [
     (r"(text\.)?token_embedding", "text_encoder.token_embedding"),

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from codebrush.conversion.load import load_code_transformer, load_vqgan
-from codebrush.generation.decoding import draw_codes
+from codebrush.generation.sampling.decoding import draw_codes
 from codebrush.models.code_transformer import CodeTransformer, Condition
-from golden import both_batches, check_acts, close, golden, recorded
+from golden_files import both_batches, check_acts, close, golden, recorded
 
 COLD = 1e-6  # a temperature at which the most likely code is drawn
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from codebrush.conversion.load import load_vqgan
 from codebrush.models.vqgan import VQGAN
-from golden import both_batches, check_acts, close, golden, recorded
+from golden_files import both_batches, check_acts, close, golden, recorded
 
 MIDDLE = {"0": "block_1", "1": "attn_1", "2": "block_2"}
 NAMES = ["taming_vq_a", "taming_gumbel_a", "llamagen_vq_a"]

@@ -14,8 +14,8 @@ from torch import Tensor
 from codebrush.conversion.convert import convert
 from codebrush.conversion.load import load_clip
 from codebrush.text.tokenizer import Tokenizer, train_bpe
-from codebrush.training.clip import CLIPRecipe, make_clip
-from golden import close
+from codebrush.training.tasks.clip import CLIPRecipe, make_clip
+from golden_files import close
 
 transformers = pytest.importorskip("transformers")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from codebrush.conversion.load import load_code_transformer
 from codebrush.models.code_transformer import CodeTransformer, Condition
-from golden import close
+from golden_files import close
 
 WIDTH, HEADS, LAYERS, CODES, SIDE = 32, 2, 2, 24, 4
 N = SIDE**2

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from search_helpers import unit
 
-from codebrush.data.shapes import scene
+from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import ImageError, UsageError
 from codebrush.models.clip import CLIP
-from codebrush.pack import open_clip
+from codebrush.pack.pack import open_clip
 from codebrush.search import duplicates
 from codebrush.search.duplicates import compare, find_duplicates, near_pairs
 from codebrush.search.pictures import open_pictures

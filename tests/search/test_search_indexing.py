@@ -15,7 +15,7 @@ from search_helpers import MARK, write_scenes
 
 from codebrush.errors import DataError
 from codebrush.models.clip import CLIP
-from codebrush.pack import open_clip
+from codebrush.pack.pack import open_clip
 from codebrush.pipeline import Codebrush
 from codebrush.search import indexing
 from codebrush.search.database import Database, create_database

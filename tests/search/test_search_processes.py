@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from search_helpers import write_scenes
 
-from codebrush.pack import open_clip
+from codebrush.pack.pack import open_clip
 from codebrush.search.database import Mark, create_database, open_database
 from codebrush.search.indexing import index_pictures
 from codebrush.search.pictures import open_pictures
@@ -19,7 +19,7 @@ MARK = Mark("micro", "a" * 64)
 SCRIPT = """
 import sys
 import torch
-from codebrush.pack import open_clip
+from codebrush.pack.pack import open_clip
 from codebrush.search import indexing
 from codebrush.search.database import Mark, create_database
 from codebrush.search.pictures import open_pictures

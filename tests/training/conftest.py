@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from codebrush.data.scene_folder import write_shapes
+from codebrush.data.synthetic.scene_folder import write_shapes
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -13,18 +13,18 @@ from safetensors.torch import load_file
 
 from codebrush.cli.main import run as command
 from codebrush.conversion.convert import convert
-from codebrush.data.scene_folder import write_shapes
+from codebrush.data.synthetic.scene_folder import write_shapes
 from codebrush.errors import TrainingError
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.image_encoder import VisionTransformerConfig
 from codebrush.models.text_encoder import TextTransformerConfig
 from codebrush.text.tokenizer import train_bpe
-from codebrush.training.captioned import Joined, SourceConfig, load_captioned
-from codebrush.training.clip import CLIPRecipe, make_clip
+from codebrush.training.dataset import Joined, SourceConfig, load_captioned
+from codebrush.training.engine.loop import CHECKPOINT, Loop, LoopConfig, rows_of_step
 from codebrush.training.fine_tuning import joined_rows, replayed_rows
-from codebrush.training.loop import CHECKPOINT, Loop, LoopConfig, rows_of_step
 from codebrush.training.recipes import read_recipe
 from codebrush.training.stages import Materials, StagePlan, make_hooks, make_task, read_plan, run_stage
+from codebrush.training.tasks.clip import CLIPRecipe, make_clip
 
 RECIPE = CLIPRecipe(
     image_size=32, image="resnet", width=8, blocks=(1, 1, 1, 1), heads=2, text_width=16, text_layers=1, text_heads=2,

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from codebrush import Codebrush
-from codebrush.data.shapes import scene
+from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import PackError, PromptError, UsageError
 from codebrush.understanding.captioning import UNSURE
 from packs import micro_captioner, micro_tokenizer, write_micro_pack

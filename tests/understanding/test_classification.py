@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from codebrush import Codebrush
-from codebrush.data.shapes import scene
+from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import PackError, UsageError
 from codebrush.understanding.classification import (
     ZeroShotClassifier,

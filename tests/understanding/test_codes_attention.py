@@ -10,7 +10,7 @@ from torch import Tensor
 from codebrush import Codebrush
 from codebrush.errors import PackError
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
-from codebrush.pack import encode_condition
+from codebrush.pack.pack import encode_condition
 from codebrush.understanding.codes_attention import _watched, code_attention, prompt_attention, word_spans
 from packs import micro_transformer
 

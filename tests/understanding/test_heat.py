@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codebrush.data.shapes import scene
+from codebrush.data.synthetic.shapes import scene
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.image_encoder import ModifiedResNetConfig, VisionTransformer, VisionTransformerConfig
 from codebrush.models.text_encoder import TextTransformerConfig

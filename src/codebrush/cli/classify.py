@@ -107,7 +107,7 @@ def _told(given: dict[str, Any]) -> Choice:
 
 def _probed(path: Path) -> Choice:
     """Ranks embeddings by what a probe has learned of those of the same CLIP."""
-    from codebrush.pack import clip_hash
+    from codebrush.pack.pack import clip_hash
     from codebrush.understanding.probe import LinearProbe
 
     learned = LinearProbe.load(path)

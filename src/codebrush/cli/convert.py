@@ -48,7 +48,7 @@ def convert(
     start = time.perf_counter()
     check_folder(out.absolute().parent)
     from codebrush.conversion.convert import convert as convert_weights
-    from codebrush.pack import PACK_FILE, clip_folder, local_pack
+    from codebrush.pack.pack import PACK_FILE, clip_folder, local_pack
 
     place = local_pack(source)
     if to is not Layout.CODEBRUSH and place is not None and (place / PACK_FILE).is_file():

@@ -13,8 +13,8 @@ from codebrush.cli.output import print_json, progress_bar
 from codebrush.errors import CodebrushError, UsageError
 
 if TYPE_CHECKING:
-    from codebrush.data.clip_scorer import ClipScorer
-    from codebrush.data.curation import CurationOptions
+    from codebrush.data.curation.clip_scorer import ClipScorer
+    from codebrush.data.curation.curate import CurationOptions
 
 CAPTIONS, PICTURES, SCORES, BALANCE = "Captions", "Pictures", "CLIP score", "Balance and split"  # topics of the help
 DEFAULT_PACK = "emoji"
@@ -70,8 +70,8 @@ def curate(
         refuse(given_flags(context), ("pack",), "is for scores: add --min-score or --keep-top")
     options = _options(context.params)
 
-    from codebrush.data.captions import open_source
-    from codebrush.data.curation import curate as write
+    from codebrush.data.curation.curate import curate as write
+    from codebrush.data.sources.captions import open_source
 
     rows = open_source(
         source,
@@ -93,8 +93,8 @@ def curate(
 
 
 def _options(given: dict[str, Any]) -> "CurationOptions":
-    from codebrush.data.caption_rules import CaptionRules
-    from codebrush.data.curation import CurationOptions
+    from codebrush.data.curation.caption_rules import CaptionRules
+    from codebrush.data.curation.curate import CurationOptions
 
     rules = CaptionRules(given["min_words"], given["max_words"], given["max_chars"], given["language"])
     same = ("min_side", "max_aspect", "min_score", "keep_top", "cap", "only_phrases", "shard_rows", "seed")
@@ -110,7 +110,7 @@ def _options(given: dict[str, Any]) -> "CurationOptions":
 
 
 def _read_phrases(path: Path) -> tuple[str, ...]:
-    from codebrush.data.caption_rules import read_phrases
+    from codebrush.data.curation.caption_rules import read_phrases
 
     try:
         phrases = read_phrases(path.read_text(encoding="utf-8-sig").splitlines())
@@ -133,9 +133,9 @@ def _read_shares(text: str) -> tuple[float, float, float]:
 
 
 def _scorer(pack: str) -> "ClipScorer":
-    from codebrush.data.clip_scorer import ClipScorer
+    from codebrush.data.curation.clip_scorer import ClipScorer
     from codebrush.models.precision import usable_device
-    from codebrush.pack import open_clip
+    from codebrush.pack.pack import open_clip
 
     clip, tokenizer = open_clip(pack)
     return ClipScorer(clip.to(usable_device(None)), tokenizer)

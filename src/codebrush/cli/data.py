@@ -26,7 +26,7 @@ def shapes(
 ) -> None:
     """Draw scenes of coloured shapes with captions that are exactly true."""
     start = time.perf_counter()
-    from codebrush.data.scene_folder import write_shapes
+    from codebrush.data.synthetic.scene_folder import write_shapes
 
     written = write_shapes(out, count, size=size, seed=seed, objects=objects)
     _report(out, written, start, json_output)
@@ -74,10 +74,10 @@ def gather(
     Heeds robots.txt, X-Robots-Tag (noai, noimageai, noindex, noimageindex) and TDM-Reservation. Run again, it fetches
     what is missing. The folder can be trained on, or curated first; failures.jsonl says what is not there and why.
     """
-    from codebrush.data.gather import GatherOptions, in_words
-    from codebrush.data.gather import gather as fetch
-    from codebrush.data.url_lists import read_list
-    from codebrush.data.web import Limits
+    from codebrush.data.crawl.gather import GatherOptions, in_words
+    from codebrush.data.crawl.gather import gather as fetch
+    from codebrush.data.crawl.url_lists import read_list
+    from codebrush.data.crawl.web import Limits
 
     limits = Limits(timeout, deadline, max_bytes, allow_local)
     options = GatherOptions(workers, at_once, delay, retries, pause, resize, shard_rows, contact, limits)

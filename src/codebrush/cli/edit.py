@@ -70,7 +70,7 @@ def translate(
     """Turn what a picture shows into another style."""
 
     def draw(brush: Any, options: dict[str, Any]) -> list[Any]:
-        from codebrush.generation.translation import uses_translator
+        from codebrush.generation.editing.translation import uses_translator
 
         way = None if by is None else by.value
         count = n if n is not None or uses_translator(brush.pack, way, {}) else 1
@@ -134,7 +134,7 @@ def interpolate(
     """Draw the pictures on the way from one prompt or picture to the next."""
     start = time.perf_counter()
     from codebrush.data.images import save_png
-    from codebrush.generation.videos import check_video, write_video
+    from codebrush.generation.guided.videos import check_video, write_video
     from codebrush.pipeline import Codebrush
 
     if video is not None:
@@ -200,7 +200,7 @@ def _run(
 
 def _guided(context: typer.Context, image: Path, prompt: str, strength: float | None) -> None:
     """CLIP leads the picture's own latent to the prompt, held back the more the lower the strength."""
-    from codebrush.generation.editing import STRENGTH
+    from codebrush.generation.editing.editing import STRENGTH
 
     strength = STRENGTH if strength is None else strength
     if not 0 < strength <= 1:

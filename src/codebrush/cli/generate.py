@@ -26,7 +26,7 @@ from codebrush.cli.sampling_flags import FLAGS, UpscaleOption, with_sampling_fla
 from codebrush.errors import CodebrushError, UsageError
 
 if TYPE_CHECKING:
-    from codebrush.generation.guided_run import GuidedRun
+    from codebrush.generation.guided.guided_run import GuidedRun
     from codebrush.generation.result import Result
     from codebrush.pipeline import Codebrush
 
@@ -157,7 +157,7 @@ def _open_run(
     prompt: str | None, pack: str | None, folder: Path, options: dict[str, Any]
 ) -> tuple["Codebrush", "GuidedRun"]:
     """A new guided run in `folder`, and its pack; without a prompt, the one that lies there."""
-    from codebrush.generation.guided_run import read_run
+    from codebrush.generation.guided.guided_run import read_run
     from codebrush.pipeline import Codebrush
 
     check_folder(folder)
@@ -190,7 +190,7 @@ def _follow(run: "GuidedRun", folder: Path) -> dict[str, Any]:
 
 def _video_file(video: str, folder: Path) -> Path:
     """Where a video goes that is asked for as `video`; told before the run where it could not be written."""
-    from codebrush.generation.videos import SUFFIXES, check_video
+    from codebrush.generation.guided.videos import SUFFIXES, check_video
 
     suffix = f".{video.lower().lstrip('.')}"
     path = folder / f"video{suffix}" if suffix in SUFFIXES else Path(video)
@@ -208,7 +208,7 @@ def replay(
     """Draw a picture again from what it says about how it was made."""
     start = time.perf_counter()
     from codebrush.data.images import decode_image, read_manifest, save_png
-    from codebrush.generation.origin import check_method
+    from codebrush.generation.manifest import check_method
     from codebrush.pipeline import Codebrush
 
     if out is not None and (out.suffix.lower() != ".png" or out.is_dir()):
@@ -262,7 +262,7 @@ def _entry(path: Path, result: "Result") -> dict[str, Any]:
 def _pack_of(file: Path, manifest: dict[str, Any]) -> str:
     """Where the picture says its models are: on this machine only, as a picture must not make it download."""
     from codebrush.errors import PackError
-    from codebrush.pack import local_pack
+    from codebrush.pack.pack import local_pack
 
     made_with = manifest.get("pack")
     source = made_with.get("source") if isinstance(made_with, dict) else None

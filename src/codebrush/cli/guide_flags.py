@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from codebrush.generation.guide_options import PRESETS, GuideOptions, default_of
+from codebrush.generation.guided.guide_options import PRESETS, GuideOptions, default_of
 
 LONGEST_CHOICES = 30  # characters; more are told in the help text
 OPTIONS = dataclasses.fields(GuideOptions)

@@ -38,7 +38,7 @@ def index(
 
         report = remove_sources(open_database(db, quiet=True), list(dict.fromkeys(paths)))
         return _tell(report, db, start, json_output)
-    from codebrush.pack import clip_hash
+    from codebrush.pack.pack import clip_hash
     from codebrush.pipeline import Codebrush
     from codebrush.search.database import Mark, create_database
     from codebrush.search.indexing import check_read, index_pictures

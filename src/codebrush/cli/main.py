@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from codebrush import __version__
 from codebrush.errors import CodebrushError
+from codebrush.version import __version__
 
 COMMANDS = {  # in the order of the help: where each is at home
     "generate": "codebrush.cli.generate",

@@ -24,7 +24,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 def list_packs(home: HomeOption = None, json_output: JsonOption = False) -> None:
     """Packs that are built in, installed or to be downloaded, and the published models they are made of."""
     from codebrush.hub.listing import rows
-    from codebrush.pack import home as usual_home
+    from codebrush.pack.pack import home as usual_home
 
     place = home or usual_home()
     found = rows(place)
@@ -38,7 +38,7 @@ def list_packs(home: HomeOption = None, json_output: JsonOption = False) -> None
 def show(name: NameArgument, home: HomeOption = None, json_output: JsonOption = False) -> None:
     """All that is known of one pack or model: licence, paper, files with their mirrors, and where it is."""
     from codebrush.hub.listing import facts
-    from codebrush.pack import home as usual_home
+    from codebrush.pack.pack import home as usual_home
 
     found = facts(name, home or usual_home())
     if json_output:
@@ -58,7 +58,7 @@ def download(
     start = time.perf_counter()
     from codebrush.hub.catalogue import load_catalogue
     from codebrush.hub.install import install
-    from codebrush.pack import home as usual_home
+    from codebrush.pack.pack import home as usual_home
 
     with progress_bar("fetching") as progress:
         report = install(name, load_catalogue(), home or usual_home(), progress=progress, say=_say, keep=keep)

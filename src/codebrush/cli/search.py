@@ -54,7 +54,7 @@ def search(
         raise UsageError("a text for --without is empty")
     if sheet is not None:
         _check_sheet(sheet, image)
-    from codebrush.pack import clip_hash
+    from codebrush.pack.pack import clip_hash
     from codebrush.pipeline import Codebrush
     from codebrush.search.database import Mark, open_database
     from codebrush.search.queries import combine

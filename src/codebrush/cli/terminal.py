@@ -14,7 +14,7 @@ from codebrush.data.images import to_pil
 if TYPE_CHECKING:
     from rich_pixels import Pixels
 
-    from codebrush.generation.guidance import Step
+    from codebrush.generation.guided.guidance import Step
 
 PICTURE_COLUMNS, PICTURE_ROWS = 32, 24  # a character is two pixels, one above the other
 RATE_PERIOD = 600.0  # seconds over which the rate is measured: a step of a large picture may take a minute

@@ -87,7 +87,7 @@ def _train_stage(stage: str, recipe: str, out: Path, **options: Any) -> dict[str
 
 
 def _train_pack(source: str, out: Path, resume: bool, given: dict[str, Any]) -> dict[str, Any]:
-    from codebrush.training.budget import parse_budget
+    from codebrush.training.packs.budget import parse_budget
 
     if "budget" in given:
         given["budget"] = parse_budget(given["budget"])  # before the heavy imports, to be told at once
@@ -96,8 +96,8 @@ def _train_pack(source: str, out: Path, resume: bool, given: dict[str, Any]) -> 
     given |= {name: tuple(given[name]) for name in ("captions", "where") if name in given}
 
     from codebrush.previews import draw_preview
-    from codebrush.training.pack_training import train_pack
-    from codebrush.training.request import make_request
+    from codebrush.training.packs.pack_training import train_pack
+    from codebrush.training.packs.request import make_request
 
     request = make_request(source, out, given, resume)
     return train_pack(request, lambda text: print(text, file=sys.stderr), draw_preview)

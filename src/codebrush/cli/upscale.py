@@ -54,7 +54,7 @@ def upscale(
 def _upscale(brush: "Codebrush", path: Path, scale: int, out: Path) -> dict[str, Any]:
     """One picture; returns what the report says of it."""
     from codebrush.data.images import save_png
-    from codebrush.generation.upscaling import enlarged_manifest
+    from codebrush.generation.editing.upscaling import enlarged_manifest
 
     with progress_bar(path.name) as progress:
         (image,) = brush.upscale([path], scale, progress)

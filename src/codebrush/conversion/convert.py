@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from codebrush.conversion.export import LAYOUTS, export_clip
 from codebrush.conversion.load import READERS, layout_of, own_kind, own_model
 from codebrush.conversion.sources import Settings, Source, open_source
-from codebrush.conversion.words import VOCABULARY, fitting_tokenizer, tokenizer_file
+from codebrush.conversion.tokenizers import VOCABULARY, fitting_tokenizer, tokenizer_file
 from codebrush.errors import PackError, UsageError
 from codebrush.models.clip import CLIP
 from codebrush.models.pretrained import PretrainedModel

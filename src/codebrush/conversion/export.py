@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from codebrush.conversion import huggingface, openai
-from codebrush.conversion.tables import extract
+from codebrush.conversion.state_dict_rules import extract
 from codebrush.errors import PackError
 from codebrush.models.clip import CLIP
 from codebrush.models.image_encoder import ModifiedResNetConfig, VisionTransformerConfig

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from codebrush.conversion.openai import agree
-from codebrush.conversion.tables import Rule, Tensors, count, prefixed
+from codebrush.conversion.state_dict_rules import Rule, Tensors, count, prefixed
 from codebrush.errors import PackError
 from codebrush.models.clip import OPENAI_MEAN, OPENAI_STD, CLIPConfig
 from codebrush.models.image_encoder import VisionTransformerConfig

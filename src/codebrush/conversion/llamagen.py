@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codebrush.conversion.openai import agree
-from codebrush.conversion.tables import Rule, Tensors, count
+from codebrush.conversion.state_dict_rules import Rule, Tensors, count
 from codebrush.errors import PackError
 from codebrush.models.code_transformer import CodeTransformerConfig
 from codebrush.models.vqgan import VQGANConfig

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from codebrush.conversion import huggingface, llamagen, open_clip, openai, taming
 from codebrush.conversion.sources import Settings, Source, open_source
-from codebrush.conversion.tables import Rule, Tensors, fill
+from codebrush.conversion.state_dict_rules import Rule, Tensors, fill
 from codebrush.errors import PackError
 from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP, CLIPConfig

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from codebrush.conversion import openai
-from codebrush.conversion.tables import Rule, Tensors, count, prefixed
+from codebrush.conversion.state_dict_rules import Rule, Tensors, count, prefixed
 from codebrush.errors import PackError
 from codebrush.models.clip import OPENAI_MEAN, OPENAI_STD, CLIPConfig
 from codebrush.models.image_encoder import ImageEncoderConfig, VisionTransformerConfig

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from codebrush.conversion.tables import Rule, Tensors, count, prefixed
+from codebrush.conversion.state_dict_rules import Rule, Tensors, count, prefixed
 from codebrush.errors import PackError
 from codebrush.models.clip import CLIPConfig
 from codebrush.models.image_encoder import ImageEncoderConfig, ModifiedResNetConfig, VisionTransformerConfig

@@ -14,7 +14,7 @@ import yaml
 
 from codebrush.conversion import huggingface, openai
 from codebrush.conversion.checkpoints import read_checkpoint
-from codebrush.conversion.tables import Tensors
+from codebrush.conversion.state_dict_rules import Tensors
 from codebrush.errors import PackError
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from codebrush.conversion.openai import agree
-from codebrush.conversion.tables import Rule, Tensors, count, prefixed
+from codebrush.conversion.state_dict_rules import Rule, Tensors, count, prefixed
 from codebrush.errors import PackError
 from codebrush.models.code_transformer import CodeTransformerConfig
 from codebrush.models.vqgan import VQGANConfig

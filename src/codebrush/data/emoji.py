@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from codebrush.data.folders import FolderInTheMaking
 from codebrush.errors import DataError, UsageError
+from codebrush.files import atomic_folder
 
 FONT_FOLDERS = (
     "/usr/share/fonts",
@@ -73,7 +73,7 @@ def write_emoji(
     pen = _Pen(path)
     wanted = list(known_emoji())
     rows = []
-    with FolderInTheMaking(folder) as part:
+    with atomic_folder(folder) as part:
         (part / "images").mkdir()
         for done, each in enumerate(wanted, start=1):
             picture = pen.draw(each.text)

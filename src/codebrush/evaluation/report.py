@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.captions import CaptionedImages
 from codebrush.data.images import stack
 from codebrush.data.preprocess import pixels_for
+from codebrush.data.sources.captions import CaptionedImages
 from codebrush.errors import CodebrushError
 from codebrush.evaluation.alignment import clip_score, cross_retrieval, r_precision, zero_shot
 from codebrush.evaluation.calibration import calibrate, expected_calibration_error

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.captions import CaptionedImages
-from codebrush.data.filters import is_empty
 from codebrush.data.preprocess import pixels_for
+from codebrush.data.sources.captions import CaptionedImages
+from codebrush.data.sources.filters import is_empty
 from codebrush.errors import DataError, ImageError
 from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import Tokenizer

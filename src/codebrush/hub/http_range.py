@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from codebrush import __version__
 from codebrush.errors import PackError
+from codebrush.version import __version__
 
 CHUNK = 1 << 18
 RETRIED = frozenset((408, 425, 429))  # beside 5xx: the answers that waiting can mend

@@ -6,7 +6,7 @@ from typing import Any
 
 from codebrush.hub.catalogue import Catalogue, ModelEntry, load_catalogue
 from codebrush.hub.install import installed
-from codebrush.pack import BUILT_IN, PACK_FILE, built_in_packs
+from codebrush.pack.pack import BUILT_IN, PACK_FILE, built_in_packs
 
 
 def rows(home: Path, catalogue: Catalogue | None = None) -> list[dict[str, Any]]:

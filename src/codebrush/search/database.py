@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from codebrush.errors import CodebrushError, DataError, PackError
-from codebrush.search.panics import panics_held
+from codebrush.search.native_stderr import panics_held
 
 if TYPE_CHECKING:
     import pyarrow as pa

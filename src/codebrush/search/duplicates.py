@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codebrush.data.curation.near_duplicates import BITS, fingerprint
 from codebrush.data.images import decode_image
-from codebrush.data.near_duplicates import BITS, fingerprint
 from codebrush.errors import ImageError, UsageError
 from codebrush.models.clip import CLIP
-from codebrush.search.eyes import embed, fitted
+from codebrush.search.embedding import embed, fitted
 from codebrush.search.pictures import Candidate, Source
 
 BATCH = 256

@@ -22,7 +22,7 @@ from codebrush.errors import DataError, ImageError
 from codebrush.models.clip import CLIP
 from codebrush.search.columns import column_kind, fitting, in_words
 from codebrush.search.database import Database, is_in, quoted
-from codebrush.search.eyes import embed, fitted
+from codebrush.search.embedding import embed, fitted
 from codebrush.search.pictures import Candidate, Source, Value
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codebrush.data.captions import CAPTION_COLUMNS, NAME_COLUMNS, Template
-from codebrush.data.filters import is_empty
 from codebrush.data.images import EXTENSIONS
-from codebrush.data.sources import BUILDERS, Rows, load_rows
+from codebrush.data.sources.captions import CAPTION_COLUMNS, NAME_COLUMNS, Template
+from codebrush.data.sources.filters import is_empty
+from codebrush.data.sources.readers import BUILDERS, Rows, load_rows
 from codebrush.errors import DataError, ImageError
 
 # What a row has from its picture; a source's column of such a name is left out.

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codebrush.data.concepts import STOP_WORDS
+from codebrush.data.curation.phrases import STOP_WORDS
 from codebrush.errors import UsageError
 from codebrush.search.database import Database
 

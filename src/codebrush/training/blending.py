@@ -8,11 +8,11 @@ from typing import Any
 
 from codebrush.conversion.convert import open_model
 from codebrush.conversion.load import own_kind
-from codebrush.conversion.words import tokenizer_of
+from codebrush.conversion.tokenizers import tokenizer_of
 from codebrush.errors import PackError, UsageError
 from codebrush.models.clip import CLIP
 from codebrush.models.pretrained import CONFIG_FILE, PretrainedModel, config_to_dict
-from codebrush.pack import PACK_FILE, clip_folder
+from codebrush.pack.pack import PACK_FILE, clip_folder
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.fine_tuning import blend
 from codebrush.training.stages import MODEL_FOLDER

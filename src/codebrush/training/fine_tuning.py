@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from codebrush.errors import PackError, TrainingError, UsageError
-from codebrush.training.captioned import Joined
-from codebrush.training.loop import rows_of_step
+from codebrush.training.dataset import Joined
+from codebrush.training.engine.loop import rows_of_step
 
 REPLAY_STREAM = 1 << 21  # shuffles apart from the new set's, also where the two are equally long
 

@@ -8,19 +8,19 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from codebrush.errors import TrainingError
-from codebrush.pack import OPTIONAL
-from codebrush.training.captioned import SourceConfig
-from codebrush.training.captioner import CaptionerRecipe
-from codebrush.training.clip import CLIPRecipe
-from codebrush.training.code_transformer import TransformerRecipe
+from codebrush.pack.pack import OPTIONAL
+from codebrush.training.dataset import SourceConfig
+from codebrush.training.engine.forgetting import GateConfig
+from codebrush.training.engine.loop import LoopConfig
 from codebrush.training.fine_tuning import replayed_rows
-from codebrush.training.gate import GateConfig
-from codebrush.training.loop import LoopConfig
-from codebrush.training.prior import PriorRecipe
 from codebrush.training.stages import StagePlan
-from codebrush.training.translator import TranslatorRecipe
-from codebrush.training.upscaler import UpscalerRecipe
-from codebrush.training.vqgan import VQGANRecipe
+from codebrush.training.tasks.captioner import CaptionerRecipe
+from codebrush.training.tasks.clip import CLIPRecipe
+from codebrush.training.tasks.code_transformer import TransformerRecipe
+from codebrush.training.tasks.prior import PriorRecipe
+from codebrush.training.tasks.translator import TranslatorRecipe
+from codebrush.training.tasks.upscaler import UpscalerRecipe
+from codebrush.training.tasks.vqgan import VQGANRecipe
 
 
 class _Checked(BaseModel):

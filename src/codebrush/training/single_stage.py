@@ -10,22 +10,22 @@ from typing import Any
 import torch
 
 from codebrush.conversion.convert import open_model
-from codebrush.conversion.words import tokenizer_of
+from codebrush.conversion.tokenizers import tokenizer_of
 from codebrush.data.codes import encode_once
 from codebrush.errors import UsageError
 from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack import PACK_FILE, Pack, local_pack
+from codebrush.pack.pack import PACK_FILE, Pack, local_pack
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.captioned import Captioned, load_captioned
-from codebrush.training.code_transformer import TransformerRecipe
-from codebrush.training.gate import read_gate
-from codebrush.training.loop import is_first
-from codebrush.training.pack_training import last_metrics, make_tokenizer, member_folder
+from codebrush.training.dataset import Captioned, load_captioned
+from codebrush.training.engine.forgetting import read_gate
+from codebrush.training.engine.loop import is_first
+from codebrush.training.packs.pack_training import last_metrics, make_tokenizer, member_folder
 from codebrush.training.recipes import read_recipe
 from codebrush.training.stages import MODEL_FOLDER, Materials, StagePlan, has_begun, read_plan, run_stage
+from codebrush.training.tasks.code_transformer import TransformerRecipe
 
 
 def train_stage(

@@ -30,24 +30,24 @@ from codebrush.models.translator import Translator
 from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.captioned import Captioned, Joined, SourceConfig, load_captioned
-from codebrush.training.captioner import CaptionerRecipe, CaptionerTask, make_captioner, make_words, with_heads
-from codebrush.training.clip import CLIPRecipe, CLIPTask, make_clip
-from codebrush.training.code_transformer import (
+from codebrush.training.dataset import Captioned, Joined, SourceConfig, load_captioned
+from codebrush.training.engine.forgetting import Gate, GateConfig, ZeroShot
+from codebrush.training.engine.loop import Hooks, Loop, LoopConfig, Task, launch
+from codebrush.training.fine_tuning import joined_rows, replayed_rows
+from codebrush.training.tasks.captioner import CaptionerRecipe, CaptionerTask, make_captioner, make_words, with_heads
+from codebrush.training.tasks.clip import CLIPRecipe, CLIPTask, make_clip
+from codebrush.training.tasks.clip_diagnostics import Watch
+from codebrush.training.tasks.code_transformer import (
     CodeTransformerTask,
     TransformerRecipe,
     alike_at_first,
     make_code_transformer,
     with_conditions,
 )
-from codebrush.training.fine_tuning import joined_rows, replayed_rows
-from codebrush.training.gate import Gate, GateConfig, ZeroShot
-from codebrush.training.loop import Hooks, Loop, LoopConfig, Task, launch
-from codebrush.training.prior import PriorRecipe, PriorTask, make_prior
-from codebrush.training.translator import TranslatorRecipe, TranslatorTask, make_translator
-from codebrush.training.upscaler import UpscalerRecipe, UpscalerTask, make_upscaler
-from codebrush.training.vqgan import VQGANRecipe, VQGANTask, grown, make_vqgan
-from codebrush.training.watch import Watch
+from codebrush.training.tasks.prior import PriorRecipe, PriorTask, make_prior
+from codebrush.training.tasks.translator import TranslatorRecipe, TranslatorTask, make_translator
+from codebrush.training.tasks.upscaler import UpscalerRecipe, UpscalerTask, make_upscaler
+from codebrush.training.tasks.vqgan import VQGANRecipe, VQGANTask, grown, make_vqgan
 
 STAGE_FILE = "stage.json"
 MODEL_FOLDER = "model"

@@ -11,7 +11,7 @@ from codebrush.errors import PromptError, UsageError
 from codebrush.models.captioner import Captioner, patch_features
 from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.understanding.writing import Written, write_by_beam, write_drawn, write_greedily
+from codebrush.understanding.text_decoding import Written, write_by_beam, write_drawn, write_greedily
 
 METHODS = ("beam", "greedy", "sample")
 BEAM = 5

@@ -17,7 +17,7 @@ from codebrush.errors import PackError
 from codebrush.models.attention import rotate
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer, Condition
-from codebrush.pack import encode_condition
+from codebrush.pack.pack import encode_condition
 from codebrush.text.prompts import parse_prompt
 from codebrush.text.tokenizer import Tokenizer
 

@@ -1,0 +1,1 @@
+"""Fetching pictures from a list of URLs, politely and safely."""

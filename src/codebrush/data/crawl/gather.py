@@ -1,0 +1,292 @@
+"""A list of URLs with captions in; the pictures there, with their captions, as WebDataset shards out.
+
+The list is worked off in slices of `shard_rows` rows, each of which becomes a shard. A picture lies in the hidden
+folder `.gather` until its slice is whole, so that a run that is stopped loses none. Another run fetches what is
+missing: rows that no run has come to, and those whose failure time, or --allow-local, may mend, as 00012-1.tar beside
+00012.tar.
+"""
+
+import hashlib
+import io
+import json
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from PIL import Image
+
+from codebrush.data.crawl.gather_state import STATE_FOLDER, Slice
+from codebrush.data.crawl.polite_queue import PoliteQueue
+from codebrush.data.crawl.url_lists import Listed
+from codebrush.data.crawl.web import PRIVATE, Limits, Refusal, Web, checked_url, site_of
+from codebrush.data.images import decode_image
+from codebrush.data.sources.shard_writer import storable
+from codebrush.errors import CodebrushError, DataError, ImageError, UsageError
+
+MOST_WAIT = 30.0  # seconds that a server may ask for before the next try; beyond it the row waits for another run
+JPEG_QUALITY, JPEG_SIDE = 95, 65_535  # of pictures that are made smaller; the format has no longer sides
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class GatherOptions:
+    """How to ask and what to store.
+
+    `workers` pictures are fetched at once, `at_once` of them from one site, whose requests begin `delay` seconds apart
+    or as far as its robots.txt asks. A failure that may mend is tried `retries` times more, `pause` seconds later and
+    then twice as long each time. `resize` makes the shorter side of larger pictures that long, in pixels.
+    """
+
+    workers: int = 16
+    at_once: int = 2
+    delay: float = 0.1
+    retries: int = 2
+    pause: float = 1.0
+    resize: int | None = None
+    shard_rows: int = 1_000
+    contact: str = ""
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        least = {"workers": 1, "at_once": 1, "delay": 0, "retries": 0, "pause": 0, "shard_rows": 1}
+        low = [name for name, value in least.items() if getattr(self, name) < value]
+        if low or (self.resize is not None and self.resize < 1):
+            raise UsageError(f"--{(low or ['resize'])[0].replace('_', '-')} is too low")
+        if not all(value > 0 for value in (self.limits.silence, self.limits.deadline, self.limits.most_bytes)):
+            raise UsageError("--timeout, --deadline and --max-bytes must be above 0")
+        if not (self.contact.isascii() and self.contact.isprintable()):
+            raise UsageError("--contact must be plain ASCII, like mailto:me@example.org")
+
+
+@dataclass
+class _Job:
+    """One row to fetch."""
+
+    row: int
+    listed: Listed
+    tries: int = 0
+
+
+def gather(
+    rows: Iterable[Listed], count: int, out: str | Path, options: GatherOptions, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Fetch the pictures of the `count` rows of a list into the folder `out` and return a report.
+
+    `out` may hold what earlier runs of the same list have fetched. It has the shards, and in failures.jsonl every row
+    without a picture, with the reason. `progress` is called with (rows, rows in all). Raises DataError where `out`
+    is of another list or of another making, or there is no picture in the end, CodebrushError where it cannot be
+    written.
+    """
+    out = Path(out)
+    start = time.perf_counter()
+    try:
+        if out.is_dir() and any(out.iterdir()) and not (out / STATE_FOLDER).is_dir():
+            raise DataError(f"{out}: holds what no gathering has left there; name a new folder")
+        (out / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
+        with FileLock(out / STATE_FOLDER / "lock", timeout=0):
+            _check_settings(out, options)
+            new = _work_off(rows, count, out, options, progress)
+            report = _report(out)
+    except Timeout:
+        raise CodebrushError(f"{out}: another run is gathering there; wait for it or name another folder") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CodebrushError(f"cannot write {out}: {reason}; free space there or name another folder") from error
+    if not report["fetched"]:
+        reasons = ", ".join(f"{number} {in_words(reason)}" for reason, number in report["failed"].items())
+        raise DataError(f"none of {count} pictures could be fetched ({reasons}); see {out / 'failures.jsonl'}")
+    return {"path": str(out), "rows": count, "new": new, **report, "seconds": round(time.perf_counter() - start, 3)}
+
+
+def in_words(reason: str) -> str:
+    """A reason for a failure, with the flag that does away with it."""
+    return f"{reason}: give --allow-local to ask it" if reason == PRIVATE else reason
+
+
+def _check_settings(out: Path, options: GatherOptions) -> None:
+    """What shapes the shards must be as in the earlier runs."""
+    path = out / STATE_FOLDER / "settings.json"
+    wanted = {"shard_rows": options.shard_rows, "resize": options.resize}
+    if not path.exists():
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(wanted))
+        os.replace(part, path)
+    for name, value in json.loads(path.read_text()).items():
+        if value != wanted.get(name):
+            flag = f"--{name.replace('_', '-')}"
+            was = "none" if value is None else value
+            raise DataError(f"{out}: was begun with {flag} {was}; go on with the same, or name a new folder")
+
+
+def _work_off(rows: Iterable[Listed], count: int, out: Path, options: GatherOptions, progress: Progress | None) -> int:
+    """Every slice of the list; how many pictures are new."""
+    web = Web(options.limits, options.contact)
+    mended = (PRIVATE,) if options.limits.local else ()
+    new = done = 0
+    try:
+        for number, listed in enumerate(_slices(rows, options.shard_rows)):
+            part = Slice(out, number, number * options.shard_rows, listed, mended)
+            missing = part.missing()
+            done += len(listed) - len(missing)
+
+            def tell(fetched: int, before: int = done) -> None:
+                if progress is not None:
+                    progress(before + fetched, count)
+
+            tell(0)
+            if missing:
+                jobs = [_Job(row, listed[row - part.start]) for row in missing]
+                new += part.finish(_fetch_all(jobs, part, web, options, tell))
+            done += len(missing)
+    finally:
+        _write_failures(out)
+    return new
+
+
+def _slices(rows: Iterable[Listed], size: int) -> Iterator[list[Listed]]:
+    rest = iter(rows)
+    while part := list(islice(rest, size)):
+        yield part
+
+
+def _fetch_all(
+    jobs: list[_Job], part: Slice, web: Web, options: GatherOptions, tell: Callable[[int], None]
+) -> dict[int, Refusal]:
+    """Fetch the pictures of `jobs` into `part` by threads; the rows that failed, with the reasons."""
+    failed: dict[int, Refusal] = {}
+    open_jobs = []
+    for job in jobs:
+        if (refusal := _faulty(job.listed)) is not None:
+            failed[job.row] = refusal
+        elif not part.has(job.row):
+            open_jobs.append(job)
+    queue = PoliteQueue(open_jobs, lambda job: site_of(job.listed.url), options.at_once, options.delay)
+    decoders = threading.Semaphore(os.cpu_count() or 1)  # a picture in each may take half a gigabyte
+    broken: list[BaseException] = []
+    ended = len(jobs) - len(open_jobs)
+    lock = threading.Lock()
+
+    def work() -> None:
+        nonlocal ended
+        try:
+            while (job := queue.take()) is not None:
+                refusal = _attempt(job, part, web, options, decoders)
+                wait = _wait(job, refusal, options)
+                queue.done(job, web.delay(job.listed.url), wait)
+                if wait is None:
+                    with lock:
+                        ended += 1
+                        if refusal is not None:
+                            failed[job.row] = refusal
+                        tell(ended)
+        except BaseException as error:  # a full disk, or a fault of ours: the main thread is to hear of it
+            broken.append(error)
+            queue.close()
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(options.workers, len(open_jobs)))]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        queue.close()
+    if broken:
+        raise broken[0]
+    return failed
+
+
+def _faulty(listed: Listed) -> Refusal | None:
+    """What is wrong with a row before any site is asked."""
+    if not listed.url:
+        return Refusal("no URL")
+    if not listed.caption:
+        return Refusal("no caption")
+    try:
+        checked_url(listed.url)
+    except Refusal as refusal:
+        return refusal
+    return None
+
+
+def _wait(job: _Job, refusal: Refusal | None, options: GatherOptions) -> float | None:
+    """The seconds until a row is tried again; None where it is not."""
+    if refusal is None or not refusal.again or job.tries > options.retries or refusal.wait > MOST_WAIT:
+        return None
+    return max(refusal.wait, options.pause * 2 ** (job.tries - 1))
+
+
+def _attempt(job: _Job, part: Slice, web: Web, options: GatherOptions, decoders: threading.Semaphore) -> Refusal | None:
+    """Fetch one picture and store it; or why not."""
+    job.tries += 1
+    try:
+        data = web.fetch(job.listed.url)
+        sha256 = hashlib.sha256(data).hexdigest()
+        with decoders:
+            ending, data, (width, height) = _stored(data, options.resize)
+    except Refusal as refusal:
+        return refusal
+    columns = {
+        "url": job.listed.url,
+        "caption": job.listed.caption,
+        "width": width,
+        "height": height,
+        "sha256": sha256,
+    }
+    part.put(job.row, ending, data, columns)
+    return None
+
+
+def _stored(data: bytes, side: int | None) -> tuple[str, bytes, tuple[int, int]]:
+    """The ending, bytes and size to store a picture file with. Raises Refusal where it is none or memory is short."""
+    try:
+        image, data = _fitted(decode_image(data), data, side)
+        ending, data = storable(data)
+    except ImageError as error:
+        reason = "too many pixels" if "over the limit" in str(error) else "not a picture"
+        raise Refusal(reason, str(error)) from error
+    except MemoryError as error:
+        raise Refusal("out of memory", "no memory to decode it; try fewer --workers", again=True) from error
+    return ending, data, image.size
+
+
+def _fitted(image: Image.Image, data: bytes, side: int | None) -> tuple[Image.Image, bytes]:
+    """The picture with its shorter side at most `side`, and its file; as it is where it is no larger, or a strip."""
+    if side is None or min(image.size) <= side:
+        return image, data
+    scale = side / min(image.size)
+    size = (max(round(image.width * scale), side), max(round(image.height * scale), side))
+    if max(size) > JPEG_SIDE:
+        return image, data
+    image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return image, file.getvalue()
+
+
+def _write_failures(out: Path) -> None:
+    """failures.jsonl from what the slices know, whole or not at all."""
+    path = out / "failures.jsonl"
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        for state in Slice.states(out):
+            for failure in state["failed"]:
+                file.write(json.dumps(failure, ensure_ascii=False) + "\n")
+    os.replace(part, path)
+
+
+def _report(out: Path) -> dict[str, Any]:
+    """How many pictures there are, in how many shards, and the failures by reason, commonest first."""
+    fetched, failed, shards = 0, Counter[str](), 0
+    for state in Slice.states(out):
+        fetched += state["rows"] - len(state["failed"])
+        failed.update(failure["reason"] for failure in state["failed"])
+        shards += state["shards"]
+    return {"fetched": fetched, "failed": dict(failed.most_common()), "shards": shards}

@@ -1,0 +1,1 @@
+"""Choosing the rows of a source that are worth training on."""

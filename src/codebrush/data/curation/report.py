@@ -1,0 +1,181 @@
+"""What a curation did in; report.json, report.md, dropped.jsonl and two contact sheets in its folder out."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from codebrush.data.curation.curate import BYTES_PER_ROW, KEPT, REASONS, CurationOptions, Measures, good_captions
+from codebrush.data.curation.phrases import SPLITS, Phrases
+from codebrush.data.images import contact_sheet, save_png
+from codebrush.data.sources.captions import CaptionedImages
+from codebrush.data.sources.shard_writer import ShardWriter
+from codebrush.errors import ImageError
+
+KEPT_EXAMPLES = 36
+EXAMPLES = 6  # of each reason
+COMMON = 20  # phrases listed
+SIDE = 112  # of a picture on a sheet, in pixels
+
+
+def write_report(
+    folder: Path,
+    out: Path,
+    source: CaptionedImages,
+    measures: Measures,
+    options: CurationOptions,
+    writer: ShardWriter,
+    phrases: Phrases | None,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Write the report of what lies in `folder`, which is about to become `out`, and return it."""
+    counts = measures.counts()
+    report: dict[str, Any] = {
+        "path": str(out),
+        "source": source.origin,
+        "rows": len(measures),
+        "kept": counts.pop("kept", 0),
+        "dropped": counts,
+        "splits": {
+            name: writer.counts.get(name, 0) for name, share in zip(SPLITS, options.shares, strict=True) if share
+        },
+        "shards": writer.shards,
+        "format": options.kind,
+        "options": asdict(options) | {"phrases": None if options.phrases is None else len(options.phrases)},
+        "scores": _scores(measures),
+        "bytes_per_row": BYTES_PER_ROW + (0 if options.near is None else 4 * (options.near + 1)),
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+    }
+    if phrases is not None:
+        after = Phrases(options.phrases)
+        for row in measures.kept.tolist():
+            after.count(good_captions(source, row, options.rules))
+        report["phrases"] = [
+            {"phrase": phrase, "before": before, "after": after.counts[phrase]}
+            for phrase, before in phrases.counts.most_common(COMMON)
+        ]
+    _write_dropped(folder / "dropped.jsonl", source, measures)
+    report["sheets"] = _write_sheets(folder, out, source, measures, options.seed)
+    (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(_markdown(report), encoding="utf-8")
+    return report
+
+
+def _write_dropped(path: Path, source: CaptionedImages, measures: Measures) -> None:
+    """One line for each row that is not kept: its name, the reason, and for a duplicate the row it repeats."""
+    with path.open("w", encoding="utf-8") as file:
+        for row in np.flatnonzero(measures.reason != KEPT).tolist():
+            line = {"row": row, "path": source.name(row), "reason": REASONS[measures.reason[row]]}
+            if (twin := int(measures.twin[row])) >= 0:
+                line["same_as"] = source.name(twin)
+            if line["reason"] == "unreadable":
+                line["detail"] = _fault(source, row)
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _fault(source: CaptionedImages, row: int) -> str:
+    """What is wrong with a picture that could not be read."""
+    try:
+        source.image(row)
+    except ImageError as error:
+        return str(error).removeprefix(f"{source.name(row)}: ")
+    return "could not be read for a while"
+
+
+def _scores(measures: Measures) -> dict[str, dict[str, float]] | None:
+    """Percentiles of the scores before and after; None where nothing was scored."""
+    found = {}
+    for name, scores in (("all", measures.score), ("kept", measures.score[measures.kept])):
+        scores = scores[np.isfinite(scores)]
+        if len(scores):
+            values = np.percentile(scores, (5, 50, 95)).tolist()
+            found[name] = {key: round(value, 4) for key, value in zip(("p5", "p50", "p95"), values, strict=True)}
+    return found or None
+
+
+def _write_sheets(
+    folder: Path, out: Path, source: CaptionedImages, measures: Measures, seed: int
+) -> dict[str, str | None]:
+    """kept.png and dropped.png; where each will lie, None for one without a picture."""
+    rng = np.random.default_rng(seed)
+    sheets: dict[str, str | None] = {"kept": None, "dropped": None}
+    kept = sorted(rng.permutation(measures.kept)[:KEPT_EXAMPLES].tolist())
+    tiles = {"kept": _tiles(source, [(row, source.captions(row)[0]) for row in kept], measures)}
+    dropped: list[tuple[int, str]] = []
+    for number, reason in enumerate(REASONS):
+        rows = np.flatnonzero(measures.reason == number) if number != KEPT else np.array([], int)
+        chosen = sorted(rng.permutation(rows)[:EXAMPLES].tolist())
+        dropped += [(row, ": ".join((reason, *source.captions(row)[:1]))) for row in chosen]
+    tiles["dropped"] = _tiles(source, dropped, measures)
+    for name, pairs in tiles.items():
+        if pairs:
+            images, captions = zip(*pairs, strict=True)
+            save_png(contact_sheet(images, captions, columns=EXAMPLES), folder / f"{name}.png")
+            sheets[name] = str(out / f"{name}.png")
+    return sheets
+
+
+def _tiles(
+    source: CaptionedImages, rows: Sequence[tuple[int, str]], measures: Measures
+) -> list[tuple[Image.Image, str]]:
+    """Rows as small pictures with a text; a duplicate stands left of the picture that stayed instead of it."""
+    tiles = []
+    for row, text in rows:
+        twin = int(measures.twin[row])
+        try:
+            image = _small(source, row)
+            if twin >= 0:
+                image = _beside(image, _small(source, twin))
+        except ImageError:
+            image = Image.new("RGB", (SIDE, SIDE), "lightgrey")
+        tiles.append((image, text))
+    return tiles
+
+
+def _small(source: CaptionedImages, row: int) -> Image.Image:
+    image = source.image(row)
+    image.thumbnail((SIDE, SIDE))
+    return image
+
+
+def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
+    both = Image.new("RGB", (left.width + right.width + 4, max(left.height, right.height)), "white")
+    both.paste(left, (0, 0))
+    both.paste(right, (left.width + 4, 0))
+    return both
+
+
+def _markdown(report: dict[str, Any]) -> str:
+    """The report for people."""
+    share = 100 * report["kept"] / report["rows"]
+    lines = [
+        f"# Curation of {report['source']}",
+        "",
+        f"{report['kept']:,} of {report['rows']:,} rows are kept ({share:.1f} %), in {report['shards']} shards.",
+        "",
+        *_table(("dropped because", "rows"), [(reason, f"{n:,}") for reason, n in report["dropped"].items()]),
+        *_table(("split", "rows"), [(split, f"{n:,}") for split, n in report["splits"].items()]),
+    ]
+    if report["scores"]:
+        figures = [(name, *(f"{value:.3f}" for value in row.values())) for name, row in report["scores"].items()]
+        lines += _table(("CLIP score", "5 %", "median", "95 %"), figures)
+    if report.get("phrases"):
+        figures = [(each["phrase"], f"{each['before']:,}", f"{each['after']:,}") for each in report["phrases"]]
+        lines += _table(("commonest phrases", "before the cap", "after it"), figures)
+    given = {name: value for name, value in report["options"].items() if value is not None}
+    lines += _table(("option", "value"), [(name, str(value)) for name, value in given.items()])
+    lines += [f"![{name}]({name}.png)" for name, path in report["sheets"].items() if path]
+    return "\n".join(lines) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table and a blank line; nothing where there is no row."""
+    if not rows:
+        return []
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    rule = ["---", *("---:" for _ in head[1:])]
+    return [*(f"| {' | '.join(row)} |" for row in (head, rule, *cells)), ""]

@@ -1,0 +1,282 @@
+"""Any source of captioned pictures in; numbered rows with a picture, its captions and its columns out.
+
+pets = open_source("pets.parquet", split="train", where=["breed is not null"], captions=["a {breed}"])
+pets.image(0), pets.captions(0)
+"""
+
+import hashlib
+import io
+import json
+import os
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from codebrush.data.images import decode_image
+from codebrush.data.sources.filters import Clause, is_empty, parse_clause
+from codebrush.data.sources.readers import Rows, load_rows
+from codebrush.errors import DataError, ImageError, UsageError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+CAPTION_COLUMNS = ("captions", "caption", "text", "txt", "texts", "prompt", "sentence", "description")
+NAME_COLUMNS = ("file_name", "image", "path", "id", "__key__", "key")
+WHOLE_BYTES = 65_536  # a file up to this long is hashed whole, a longer one by its length and three pieces
+
+
+@dataclass(frozen=True)
+class Template:
+    """A caption with columns in braces, like "{label}, {style} style".
+
+    With `each`, every entry of a list column is a caption; otherwise a list is joined with commas.
+    """
+
+    text: str
+    columns: tuple[str, ...]
+    each: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> "Template":
+        """Raises DataError for braces that do not close or hold more than a column's name."""
+        try:
+            fields = [field for field in string.Formatter().parse(text) if field[1] is not None]
+        except ValueError as error:
+            raise DataError(f'cannot read the caption template "{text}": {error}') from error
+        for _, name, form, conversion in fields:
+            if not name or form or conversion:
+                raise DataError(f'the caption template "{text}" may only hold names of columns, like {{label}}')
+        return cls(text, tuple(str(name) for _, name, _, _ in fields))
+
+    def fill(self, cell: Callable[[str], Any]) -> list[str]:
+        """The captions of one row; none when one of the columns is empty there."""
+        values = {name: cell(name) for name in self.columns}
+        if any(is_empty(value) for value in values.values()):
+            return []
+        if self.each:
+            (value,) = values.values()
+            entries = value if isinstance(value, list) else [value]
+            return [_words(entry) for entry in entries if not is_empty(entry)]
+        parts = string.Formatter().parse(self.text)
+        return ["".join(literal + (_words(values[name]) if name else "") for literal, name, _, _ in parts)]
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_words(entry) for entry in value if not is_empty(entry))
+    return str(value).strip()
+
+
+class CaptionedImages:
+    """Rows 0 to len - 1, each a picture with one or more captions. Made by `open_source`."""
+
+    def __init__(self, rows: Rows, kept: np.ndarray, templates: Sequence[Template], group: str | None):
+        self._rows = rows
+        self._kept = kept  # (N,) the numbers of the rows in the source
+        self._templates = templates
+        self._group = group
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def origin(self) -> str:
+        """The source as it was named."""
+        return self._rows.origin
+
+    def captions(self, index: int) -> list[str]:
+        """All captions of a row, in the order of the templates; at least one, unless opened with `bare`."""
+        return [caption for template in self._templates for caption in template.fill(self._cells(index))]
+
+    def caption(self, index: int, u: float) -> str:
+        """One caption of a row; `u`, uniform in [0, 1), draws among them."""
+        captions = self.captions(index)
+        return captions[int(u * len(captions))]
+
+    def group(self, index: int) -> str:
+        """What the row counts as: its cell in the group column, or its first caption where that is empty."""
+        return self.group_cell(index) or self.captions(index)[0]
+
+    def group_cell(self, index: int) -> str:
+        """The row's cell in the group column; "" where that is empty, or there is no such column."""
+        value = None if self._group is None else self._cells(index)(self._group)
+        return "" if is_empty(value) else _words(value)
+
+    def name(self, index: int) -> str:
+        """How to call a row in a message: its file, its id, or its number in the source."""
+        cell = self._cells(index)
+        for column in NAME_COLUMNS:
+            if column in self._rows.text.column_names and isinstance(value := cell(column), str):
+                return value
+        value = self._stored(index)
+        if isinstance(value, dict) and value.get("path"):
+            return str(value["path"])
+        return f"row {self._kept[index]} of {self.origin}"
+
+    @property
+    def schema(self) -> "pyarrow.Schema":
+        """The columns of `row`."""
+        return self._rows.text.schema
+
+    def row(self, index: int) -> dict[str, Any]:
+        """All columns of a row but the picture."""
+        cell = self._cells(index)
+        return {column: cell(column) for column in self._rows.text.column_names}
+
+    def image(self, index: int) -> Image.Image:
+        """The row's picture, RGB. Raises ImageError naming the row."""
+        try:
+            return decode_image(self.contents(index))
+        except ImageError as error:
+            raise ImageError(f"{self.name(index)}: {error}") from error
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the rows: every column's values, and the pictures by content.
+
+        Long picture files are hashed by their length, beginning, middle and end, which differ between any two
+        compressed pictures that differ at all.
+        """
+        digest = hashlib.sha256()
+        for start in range(0, len(self), 1000):
+            rows = self._rows.text.take(self._kept[start : start + 1000]).to_pylist()
+            digest.update(json.dumps(rows, default=str, sort_keys=True).encode())
+        for index in range(len(self)):
+            digest.update(_digest(self._located(index)))
+        return digest.hexdigest()
+
+    def _cells(self, index: int) -> Callable[[str], Any]:
+        number = int(self._kept[index])
+        return lambda column: self._rows.text.column(column)[number].as_py()
+
+    def _stored(self, index: int) -> Any:
+        return self._rows.images[int(self._kept[index])][self._rows.image_column]
+
+    def _located(self, index: int) -> bytes | Path | None:
+        """A picture's file, from a cell that holds it or says where it is."""
+        stored = self._stored(index)
+        if isinstance(stored, dict):
+            stored = stored.get("bytes") or stored.get("path")
+        return self._rows.base / stored if isinstance(stored, str) else stored
+
+    def contents(self, index: int) -> bytes:
+        """The row's picture as it is stored. Raises ImageError where there is none or it cannot be read."""
+        located = self._located(index)
+        if not located:
+            raise ImageError("the row holds no picture")
+        try:
+            return located if isinstance(located, bytes) else located.read_bytes()
+        except OSError as error:
+            raise ImageError((error.strerror or str(error)).lower()) from error
+
+
+def _digest(located: bytes | Path | None) -> bytes:
+    """sha256 of a file; of a long one, of its length, beginning, middle and end, so as not to read it all."""
+    try:
+        with io.BytesIO(located or b"") if not isinstance(located, Path) else located.open("rb") as file:
+            length = file.seek(0, os.SEEK_END)
+            starts, piece = (0,), WHOLE_BYTES
+            if length > WHOLE_BYTES:
+                starts, piece = (0, length // 2, length - WHOLE_BYTES // 4), WHOLE_BYTES // 4
+            digest = hashlib.sha256(length.to_bytes(8, "big"))
+            for start in starts:
+                file.seek(start)
+                digest.update(file.read(piece))
+    except OSError as error:  # such a row is skipped later, with this as its reason
+        return str(error.strerror).encode()
+    return digest.digest()
+
+
+def open_source(
+    source: str | Path,
+    *,
+    split: str | None = None,
+    where: Sequence[str] = (),
+    captions: Sequence[str] = (),
+    image_column: str | None = None,
+    group: str | None = None,
+    limit: int | None = None,
+    bare: bool = False,
+) -> CaptionedImages:
+    """Open captioned pictures: a folder, .parquet, .tar (WebDataset), .csv or .jsonl files, a glob, a hub id.
+
+    A folder holds metadata.csv or metadata.jsonl with the column file_name, or a .txt beside each picture
+    with one caption a line; its pictures also have the column `folder`. Tables among them are left out, with a
+    warning, since a folder is read as tables only where it has no pictures. `split` keeps one split, `where` the
+    rows that pass every clause (`filters.parse_clause`), `limit` the first of those. `captions` are templates
+    over the columns; without any, the column that is named like a caption is used. Rows without a caption are
+    taken with `bare` alone. Raises DataError for what is missing, unknown or empty.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"the limit of rows is {limit}; it must be 1 or more")
+    rows = load_rows(str(source), image_column)
+    table = rows.text
+    clauses = [parse_clause(text) for text in where]
+    templates = [Template.parse(text) for text in captions] or [_default_template(rows)]
+    for what, column in [
+        *((f'the condition "{clause.text}"', clause.column) for clause in clauses),
+        *((f'the caption template "{each.text}"', column) for each in templates for column in each.columns),
+        *((("the group", group),) if group is not None else ()),
+    ]:
+        if column not in table.column_names:
+            raise DataError(f"{source}: {what} needs the column {column}; there are {', '.join(table.column_names)}")
+    if split is not None and (clause := _split_clause(rows, split)):
+        clauses.insert(0, clause)
+    kept = _filter(rows, clauses)[:limit]
+    result = CaptionedImages(rows, kept, templates, group)
+    if not bare:
+        _require_captions(result, rows, kept, templates)
+    return result
+
+
+def _default_template(rows: Rows) -> Template:
+    for column in CAPTION_COLUMNS:
+        if column in rows.text.column_names and column != rows.image_column:
+            return Template(f"{{{column}}}", (column,), each=True)
+    columns = ", ".join(rows.text.column_names)
+    raise DataError(f'{rows.origin}: no caption column; give a template like "{{label}}" over {columns}')
+
+
+def _split_clause(rows: Rows, split: str) -> Clause | None:
+    if "split" not in rows.text.column_names:
+        if split == "train":  # what the only split of a source without any is called
+            return None
+        raise DataError(f"{rows.origin}: has no splits, so there is no {split}")
+    names = sorted({str(name) for name in rows.text.column("split").unique().to_pylist() if name is not None})
+    if split not in names:
+        raise DataError(f"{rows.origin}: no split {split}; there are {', '.join(names)}")
+    return Clause(f"split = {split}", "split", "=", (split,))
+
+
+def _filter(rows: Rows, clauses: Sequence[Clause]) -> np.ndarray:
+    """The numbers of the rows that pass, in order."""
+    kept = np.arange(len(rows.images))
+    for clause in clauses:
+        values = rows.text.column(clause.column).take(kept).to_pylist()
+        kept = kept[np.fromiter((clause.keeps(value) for value in values), bool, len(kept))]
+        if not len(kept):
+            raise DataError(f'{rows.origin}: no row is left by the condition "{clause.text}"')
+    return kept
+
+
+def _require_captions(result: CaptionedImages, rows: Rows, kept: np.ndarray, templates: Sequence[Template]) -> None:
+    """Refuse rows that no template has a caption for."""
+    bare = np.ones(len(kept), bool)
+    for template in templates:
+        empty = np.zeros(len(kept), bool)
+        for column in template.columns:
+            values = rows.text.column(column).take(kept).to_pylist()
+            empty |= np.fromiter((is_empty(value) for value in values), bool, len(kept))
+        bare &= empty
+    if bare.any():
+        first = result.name(int(bare.argmax()))
+        raise DataError(
+            f"{rows.origin}: {int(bare.sum())} of {len(kept)} pictures have no caption, {first} first; "
+            "give them one, add a caption template that fits them, or leave them out with a condition"
+        )

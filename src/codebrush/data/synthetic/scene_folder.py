@@ -1,0 +1,59 @@
+"""A number of scenes in; a folder of drawn pictures with captions and questions, to train on, out."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from codebrush.data.synthetic.outlines import COLOURS
+from codebrush.data.synthetic.questions import scene_questions
+from codebrush.data.synthetic.shapes import scene
+from codebrush.errors import UsageError
+from codebrush.files import atomic_folder
+
+QUESTIONS = 1  # the random stream of a scene's questions, beside the one that draws it
+
+
+def write_shapes(
+    folder: str | Path,
+    count: int,
+    size: int = 64,
+    seed: int = 0,
+    objects: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Write scenes 0 to count - 1 as a folder that `captions.open_source` reads: pictures and metadata.jsonl, which
+    also holds questions about each with their answers.
+
+    `progress(done, total)` is called after each. Returns how many were written. Raises DataError when the
+    folder holds something already, CodebrushError when it cannot be written.
+    """
+    if count < 1:
+        raise UsageError("the number of scenes must be 1 or more")
+    with atomic_folder(folder) as part:
+        rows = []
+        (part / "images").mkdir()
+        for index in range(count):
+            drawn = scene(seed, index, size, objects)
+            name = f"images/{index:06d}.png"
+            rng = np.random.default_rng(np.random.SeedSequence([seed, index, QUESTIONS]))
+            questions = scene_questions(drawn.objects, drawn.background, size, tuple(COLOURS), rng)
+            drawn.image.save(part / name)
+            rows.append(
+                {
+                    "file_name": name,
+                    "caption": drawn.caption,
+                    "captions": drawn.captions,
+                    "background": drawn.background,
+                    "count": len(drawn.objects),
+                    "objects": [asdict(each) for each in drawn.objects],
+                    "questions": [each._asdict() for each in questions],
+                }
+            )
+            if progress is not None:
+                progress(index + 1, count)
+        lines = (json.dumps(row) for row in rows)
+        (part / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return count

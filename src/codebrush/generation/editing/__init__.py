@@ -1,0 +1,1 @@
+"""Pictures from pictures: filled holes, variations, other styles, interpolation, enlarging."""

@@ -1,0 +1,1 @@
+"""VQGAN-CLIP: CLIP's gradient changes a latent until its picture fits the prompt."""

@@ -1,0 +1,1 @@
+"""Pictures from a prompt by the code transformer, reranked by CLIP."""

@@ -1,0 +1,134 @@
+"""A source of captioned pictures -> what every stage trains on: decoded pixels, tokens of all captions, groups."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codebrush.data.pixels import PixelCache, decode_once
+from codebrush.data.sources.captions import CaptionedImages, open_source
+from codebrush.text.tokenizer import Tokenizer
+from codebrush.training.field_types import Count
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Where the pictures are and which of them count; see `codebrush.data.sources.captions.open_source`."""
+
+    source: str
+    split: str | None = None
+    where: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
+    group: str | None = None
+    image_column: str | None = None
+    limit: Count | None = None
+
+    def open(self) -> CaptionedImages:
+        """The rows that this config names."""
+        return open_source(
+            self.source,
+            split=self.split,
+            where=self.where,
+            captions=self.captions,
+            image_column=self.image_column,
+            group=self.group,
+            limit=self.limit,
+        )
+
+
+def evenly(total: int, count: int) -> np.ndarray:
+    """Up to `count` of the numbers 0 to total - 1, evenly apart, int64."""
+    return np.linspace(0, total - 1, min(count, total)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Readable rows of a source at one picture size. Row numbers run over `pixels`, 0 to N - 1."""
+
+    source: CaptionedImages
+    pixels: PixelCache
+    groups: np.ndarray  # (N,) int64, equal for rows that mean the same thing
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def images(self, rows: Sequence[int] | np.ndarray) -> Tensor:
+        """(B, 3, S, S) uint8."""
+        return self.pixels.batch(rows)
+
+    def captions(self, row: int) -> list[str]:
+        """Every caption that the templates make of a row."""
+        return self.source.captions(self.pixels.rows[row])
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The rows of a new set, 0 to N - 1, and those of a general one to replay, N to N + M - 1.
+
+    What the two sets call alike may mean different things, so no group holds rows of both.
+    """
+
+    new: Captioned
+    replay: Captioned
+
+    def __len__(self) -> int:
+        return len(self.new) + len(self.replay)
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """(N + M,) int64."""
+        return np.concatenate([self.new.groups, self.replay.groups + self.new.groups.max() + 1])
+
+    def images(self, rows: np.ndarray) -> Tensor:
+        """(B, 3, S, S) uint8."""
+        replayed = rows >= len(self.new)
+        new, replay = self.new.images(rows[~replayed]), self.replay.images(rows[replayed] - len(self.new))
+        images = torch.empty((len(rows), *new.shape[1:]), dtype=new.dtype)
+        images[torch.from_numpy(~replayed)], images[torch.from_numpy(replayed)] = new, replay
+        return images
+
+    def captions(self, row: int) -> list[str]:
+        """Every caption that the templates of its set make of a row."""
+        return self.new.captions(row) if row < len(self.new) else self.replay.captions(row - len(self.new))
+
+
+def load_captioned(source: CaptionedImages, size: int, cache: Path) -> Captioned:
+    """Decode the pictures of `source` once into `cache` and number their groups."""
+    pixels = decode_once(source, size, cache)
+    names = [source.group(row) for row in pixels.rows]
+    _, groups = np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)
+    return Captioned(source, pixels, groups.astype(np.int64))
+
+
+class Told(Protocol):
+    """Rows with captions."""
+
+    def __len__(self) -> int: ...
+
+    def captions(self, row: int) -> list[str]:
+        """What is said of a row."""
+        ...
+
+
+class CaptionTokens:
+    """Token ids of every caption of every row, so that drawing one of a row's captions costs a look-up."""
+
+    def __init__(self, data: Told, tokenizer: Tokenizer):
+        texts = [data.captions(row) for row in range(len(data))]
+        counts = np.array([len(captions) for captions in texts])
+        self.first = np.concatenate([[0], counts.cumsum()[:-1]])
+        self.counts = counts
+        distinct = list(dict.fromkeys(text for captions in texts for text in captions))
+        number = {text: index for index, text in enumerate(distinct)}
+        self.index = np.array([number[text] for captions in texts for text in captions])
+        self.ids = tokenizer(distinct, on_long="truncate").to(torch.int32)  # (distinct, T)
+
+    def draw(self, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """One caption of each row, drawn evenly: (B, T) int64."""
+        picks = self.first[rows] + (rng.random(len(rows)) * self.counts[rows]).astype(np.int64)
+        return self.ids[torch.from_numpy(self.index[picks])].long()

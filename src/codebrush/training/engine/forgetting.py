@@ -1,0 +1,177 @@
+"""A held-out labelled set and a network in training -> its zero-shot accuracy over the run, and the last good state."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from codebrush.errors import DataError
+from codebrush.models.pretrained import PretrainedModel
+from codebrush.text.tokenizer import Tokenizer
+from codebrush.training.dataset import Captioned, SourceConfig
+from codebrush.training.field_types import Count, Share
+
+GATE_FILE = "gate.json"
+PASSED_FOLDER = "passed"
+BATCH = 128
+ROUNDING = 1e-9  # of the difference of two shares
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """A labelled set that training must not forget: `source` is its rows, best a held-out split.
+
+    The classes are its groups (`source.group`, like "label"), the texts of a class the captions that
+    `source.captions` (like "a photo of a {label}") make of its rows. `limit` is the largest fall of top-1 accuracy
+    that passes, as a share of all pictures; it is measured before the first step, after every `every` steps and at
+    the end. A larger fall makes "stop" end the run with the last state that passed, and "warn" say so.
+    """
+
+    source: SourceConfig
+    limit: Share = 0.05
+    every: Count = 100
+    action: Literal["stop", "warn"] = "stop"
+
+
+class ZeroShot:
+    """Measures a CLIP's top-1 accuracy on the rows of `data`, each to be told among all the groups of the set."""
+
+    def __init__(self, data: Captioned, tokenizer: Tokenizer):
+        self.data = data
+        texts = dict.fromkeys(
+            (int(group), caption) for row, group in enumerate(data.groups) for caption in data.captions(row)
+        )
+        self.classes = len(set(data.groups.tolist()))
+        if self.classes < 2:
+            raise DataError(f"{data.source.origin}: a gate needs two classes or more; name their column as group")
+        self.tokens = tokenizer([caption for _, caption in texts], on_long="truncate")  # (texts, T)
+        self.owners = torch.tensor([group for group, _ in texts])  # (texts,)
+
+    @torch.no_grad()
+    def __call__(self, clip: Any) -> float:
+        """Share of pictures nearer to the mean of their class's texts than to any other's, in [0, 1]; NaN for a CLIP
+        whose embeddings are no numbers."""
+        device = clip.log_scale.device
+        texts = torch.cat([clip.encode_text(tokens.to(device)) for tokens in self.tokens.split(BATCH)])  # (texts, E)
+        sums = torch.zeros(self.classes, texts.shape[1], device=device).index_add_(0, self.owners.to(device), texts)
+        means = F.normalize(sums, dim=-1)  # (classes, E)
+        right = 0
+        for start in range(0, len(self.data), BATCH):
+            rows = np.arange(start, min(start + BATCH, len(self.data)))
+            cosines = clip.encode_image(self.data.images(rows).to(device).float() / 255) @ means.T  # (B, classes)
+            if cosines.isnan().any():
+                return math.nan
+            own = cosines.gather(1, torch.from_numpy(self.data.groups[rows]).to(device)[:, None])
+            right += int(((cosines >= own).sum(1) == 1).sum())  # with another exactly as near it is wrong
+        return right / len(self.data)
+
+
+class Gate:
+    """Holds what `measure` says of a network over a run against its value before the first step.
+
+    `folder` keeps the record (gate.json) and, where a fall stops the run, the last network that passed, so that a
+    run that is resumed goes by the same. `last` is the run's last step; one process of several `writes`.
+    """
+
+    def __init__(
+        self,
+        config: GateConfig,
+        measure: Callable[[nn.Module], float],
+        folder: Path,
+        last: int,
+        writes: bool = True,
+    ):
+        self.config, self.measure, self.folder, self.last, self.writes = config, measure, folder, last, writes
+        self.measured: list[tuple[int, float]] = []
+
+    def resume_at(self, step: int) -> None:
+        """Take up the record of an earlier run, without what it measured after the checkpoint at `step`."""
+        known = read_gate(self.folder) if step else None
+        self.measured = [(at, top1) for at, top1 in (known or {"measured": []})["measured"] if at <= step]
+
+    def due(self, step: int) -> bool:
+        """Whether the network after `step` steps is to be measured."""
+        return step in (0, self.last) or step % self.config.every == 0
+
+    def passes(self, top1: float) -> bool:
+        """Whether a value has fallen by no more than the limit."""
+        return top1 >= self.measured[0][1] - self.config.limit - ROUNDING
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the last value ends the run."""
+        return self.config.action == "stop" and bool(self.measured) and not self.passes(self.measured[-1][1])
+
+    @property
+    def kept(self) -> tuple[int, float]:
+        """The step and value of the network that the run ends with, as it stands."""
+        if not self.stopped:
+            return self.measured[-1]
+        return next((step, top1) for step, top1 in reversed(self.measured) if self.passes(top1))
+
+    def record(self, step: int, top1: float, network: nn.Module) -> list[str]:
+        """Take in a value, keep the network if it passes; returns what there is to say."""
+        fallen = bool(self.measured) and not self.passes(self.measured[-1][1])
+        self.measured.append((step, top1))
+        passes = self.passes(top1)
+        if self.writes:
+            if passes and self.config.action == "stop":
+                assert isinstance(network, PretrainedModel)
+                network.save_pretrained(self.folder / PASSED_FOLDER)
+            self._write()
+        return self._lines(step, top1, passes, fallen)
+
+    def result(self, network: nn.Module) -> nn.Module:
+        """`network`, or the last that passed where the gate has stopped the run."""
+        if not self.stopped:
+            return network
+        assert isinstance(network, PretrainedModel)
+        return type(network).from_pretrained(self.folder / PASSED_FOLDER)
+
+    def close(self) -> None:
+        """Remove the kept network, once the run's own model is written."""
+        shutil.rmtree(self.folder / PASSED_FOLDER, ignore_errors=True)
+
+    def _lines(self, step: int, top1: float, passes: bool, fallen: bool) -> list[str]:
+        before = self.measured[0][1]
+        if step == 0:
+            return [f"zero-shot top-1 is {top1:.3f} before the first step"]
+        if not passes:
+            fall = f"zero-shot top-1 fell from {before:.3f} to {top1:.3f} at step {step}, by more than"
+            if self.stopped:
+                at, good = self.kept
+                return [
+                    f"{fall} {self.config.limit}: stopped, with the model of step {at}, the last to pass ({good:.3f})"
+                ]
+            return [] if fallen and step != self.last else [f"{fall} {self.config.limit}: lower recipe.learning_rate"]
+        return [f"zero-shot top-1 is {top1:.3f} after the last step, {before:.3f} before"] if step == self.last else []
+
+    def _write(self) -> None:
+        step, top1 = self.kept
+        report = {
+            "before": self.measured[0][1],
+            "after": top1,
+            "step": step,
+            "limit": self.config.limit,
+            "passed": self.passes(top1),
+            "stopped": self.stopped,
+            "measured": self.measured,
+        }
+        part = self.folder / f"{GATE_FILE}.part"
+        part.write_text(json.dumps(report) + "\n", encoding="utf-8")
+        os.replace(part, self.folder / GATE_FILE)
+
+
+def read_gate(folder: Path) -> dict[str, Any] | None:
+    """The record of the gate of a run in `folder`; None where there was none."""
+    path = folder / GATE_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -1,0 +1,1 @@
+"""From captioned pictures and a time budget to a whole pack."""

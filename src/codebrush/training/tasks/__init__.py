@@ -1,0 +1,1 @@
+"""One file a model: its recipe, its task and its stage, with the losses beside it."""

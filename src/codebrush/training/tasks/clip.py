@@ -1,0 +1,235 @@
+"""Captioned pictures -> a CLIP."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codebrush.errors import TrainingError
+from codebrush.models.clip import CLIP, MAX_LOGIT_SCALE, CLIPConfig
+from codebrush.models.image_encoder import ImageEncoderConfig, ModifiedResNetConfig, VisionTransformerConfig
+from codebrush.models.text_encoder import BagOfWordsConfig, TextEncoderConfig, TextTransformerConfig
+from codebrush.text.token_table import token_table
+from codebrush.text.tokenizer import Tokenizer
+from codebrush.training.dataset import Captioned, CaptionTokens, Joined
+from codebrush.training.engine.loop import Objective
+from codebrush.training.engine.optimizer import make_adamw
+from codebrush.training.field_types import Count, Part, Rate, Share, Weight, Whole
+from codebrush.training.tasks.augmentation import Augmentation, change_looks, draw_affine, draw_looks, draw_warp, move
+from codebrush.training.tasks.clip_diagnostics import clashing_share
+from codebrush.training.tasks.losses import TextLikeness, contrastive_loss, sigmoid_loss
+
+
+@dataclass(frozen=True)
+class CLIPRecipe:
+    """Sizes and settings. `token_table` starts the text tower's token vectors from the distilled table and, unless
+    `train_tokens`, leaves them there, so that words no caption holds keep their place among those it does.
+
+    `architecture` "openai" is one that OpenAI's and Hugging Face's code can open: a vision transformer with a class
+    token (or a resnet), a causal text tower that is read at the end token and has no distilled table, QuickGELU.
+
+    `texts` captions of other rows are more negatives for each picture in the softmax loss: where there are many more
+    things than rows of a batch, few of those that are hard to tell apart meet in one. A bag of words reads thousands in
+    no time. `soft_share` of the target goes to texts of like meaning (see `TextLikeness`), by the distilled table.
+
+    The sizes are of a fresh CLIP: one that training starts from keeps its own. For such a start `lock` leaves one
+    encoder exactly as it is ("image" is locked-image tuning, Zhai et al. 2022), `layer_decay` slows layers far from
+    the output (see `make_adamw`), and `replay_share` of every batch comes from the recipe's replay set.
+    """
+
+    architecture: Literal["codebrush", "openai"] = "codebrush"
+    image_size: Count = 64
+    image: Literal["vit", "resnet"] = "vit"
+    patch_size: Count = 8
+    width: Count = 256
+    layers: Count = 6
+    heads: Count = 4
+    blocks: tuple[Count, Count, Count, Count] = (2, 2, 2, 2)  # of the resnet's stages
+    text: Literal["transformer", "bag"] = "transformer"
+    text_width: Count = 256
+    text_layers: Count = 4
+    text_heads: Count = 4
+    embed_dim: Count = 256
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    texts: Whole = 0
+    soft_share: Share = 0.0
+    soft_temperature: Part = 0.1
+    token_table: bool = True
+    train_tokens: bool = False
+    dropout: Share = 0.0
+    learning_rate: Rate = 1e-3
+    weight_decay: Weight = 0.1
+    lock: Literal["none", "image", "text"] = "none"
+    layer_decay: Part = 1.0
+    replay_share: Share = 0.0
+    augmentation: Augmentation = Augmentation(shift=0.08, zoom=0.15, turn=10)
+
+    def __post_init__(self) -> None:
+        if self.texts and self.loss != "softmax":
+            raise ValueError("texts are more negatives of the softmax loss alone")
+        if self.soft_share and not (self.token_table and self.loss == "softmax"):
+            raise ValueError("soft_share needs token_table: true and the softmax loss")
+
+
+def make_clip(recipe: CLIPRecipe, tokenizer: Tokenizer) -> CLIP:
+    """A fresh CLIP for a tokenizer; its token vectors come from the distilled table where the recipe says so."""
+    r, openai = recipe, recipe.architecture == "openai"
+    table = token_table() if r.token_table and not openai else None
+    pictures: dict[str, Any] = {"fit": "crop"} if openai else {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
+    token_width = 0 if table is None else table.shape[1]
+    clip = CLIP.from_config(CLIPConfig(_image(r), _text(r, tokenizer, token_width), **pictures))
+    if r.loss == "sigmoid":  # starting values of Zhai et al. 2023, section 3.2
+        clip.log_scale.data.fill_(float(np.log(10.0)))
+        clip.logit_bias.data.fill_(-10.0)
+    if table is not None:
+        if len(table) != tokenizer.vocab_size:
+            raise TrainingError("the token table goes with the wordpiece tokenizer: set token_table: false for bpe")
+        # Rows of the table are some fifty long; the trunk starts from values of about one.
+        clip.text_encoder.token_embedding.weight.data.copy_(table / table.std())
+    return clip
+
+
+def _image(r: CLIPRecipe) -> ImageEncoderConfig:
+    if r.image == "resnet":
+        return ModifiedResNetConfig(r.image_size, r.width, r.blocks, r.heads, r.embed_dim)
+    openai = r.architecture == "openai"
+    return VisionTransformerConfig(
+        r.image_size,
+        r.patch_size,
+        r.width,
+        r.layers,
+        r.heads,
+        r.embed_dim,
+        pooling="class" if openai else "mean",
+        activation="quick_gelu" if openai else "gelu",
+        dropout=r.dropout,
+    )
+
+
+def _text(r: CLIPRecipe, tokenizer: Tokenizer, token_width: int) -> TextEncoderConfig:
+    """The text tower; its token vectors are `token_width` wide, 0: as wide as the tower."""
+    openai = r.architecture == "openai"
+    if r.text == "bag":
+        if openai:
+            raise TrainingError("recipe.architecture openai has no bag of words: set recipe.text: transformer")
+        return BagOfWordsConfig(
+            tokenizer.vocab_size,
+            tokenizer.context_length,
+            token_width or r.text_width,
+            r.embed_dim,
+            tokenizer.pad_id,
+            tuple({token for token in (tokenizer.start_id, tokenizer.end_id) if token is not None}),
+        )
+    # OpenAI's code reads the largest token, which is the end token only where that comes last.
+    last = tokenizer.end_id == tokenizer.vocab_size - 1
+    return TextTransformerConfig(
+        vocab_size=tokenizer.vocab_size,
+        context_length=tokenizer.context_length,
+        width=r.text_width,
+        layers=r.text_layers,
+        heads=r.text_heads,
+        embed_dim=r.embed_dim,
+        pad_id=tokenizer.pad_id,
+        end_id=tokenizer.end_id,
+        causal=openai,
+        pooling="mean" if not openai else "argmax" if last else "end",
+        activation="quick_gelu" if openai else "gelu",
+        token_width=token_width,
+        dropout=r.dropout,
+    )
+
+
+class TextMeanings:
+    """What texts mean before any picture is seen: the mean of their rows of the distilled table."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.table = token_table().clone()
+        frame = (tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id)
+        self.table[[token for token in frame if token is not None]] = 0
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Text tokens (B, T) -> unit vectors (B, d)."""
+        self.table = self.table.to(tokens.device)
+        return F.normalize(F.embedding(tokens, self.table).sum(1), dim=1)
+
+
+class CLIPTask:
+    """Trains both towers, or one, on matching pictures with texts; see `codebrush.training.engine.loop.Task`."""
+
+    def __init__(self, clip: CLIP, recipe: CLIPRecipe, data: Captioned | Joined, tokenizer: Tokenizer):
+        self.recipe, self.data, self.clip = recipe, data, clip
+        self.tokens = CaptionTokens(data, tokenizer)
+        self.examples = len(data)
+        embedding = getattr(clip.text_encoder, "token_embedding", None)
+        if embedding is not None:
+            # A start whose token vectors are as wide as its trunk never had the table.
+            table = recipe.token_table and getattr(clip.text_encoder.config, "token_width", 0) > 0
+            embedding.weight.requires_grad_(recipe.train_tokens or not table)
+        clip.logit_bias.requires_grad_(recipe.loss == "sigmoid")
+        locks: dict[str, list[nn.Module]] = {"none": [], "image": [clip.image_encoder], "text": [clip.text_encoder]}
+        self.locked = locks[recipe.lock]
+        for encoder in self.locked:
+            encoder.requires_grad_(False)
+        self.networks: dict[str, nn.Module] = {"clip": clip}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "clip": make_adamw([clip], recipe.learning_rate, recipe.weight_decay, layer_decay=recipe.layer_decay)
+        }
+        self.frozen: list[nn.Module] = []
+        self.meanings = TextMeanings(tokenizer) if recipe.soft_share else None
+
+    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Pictures uint8 (B, 3, S, S), the tokens of one caption each, group numbers, and how to move each picture."""
+        tokens, groups = self.tokens.draw(rows, rng), self.data.groups[rows]
+        how = self.recipe.augmentation
+        batch = {
+            "images": self.data.images(rows),
+            "tokens": tokens,
+            "groups": torch.from_numpy(groups),
+            "clashing": torch.tensor(clashing_share(tokens.numpy(), groups)),
+            "affine": draw_affine(len(rows), how, rng),
+            **draw_looks(len(rows), how, rng),
+        }
+        if (warp := draw_warp(len(rows), how, rng)) is not None:
+            batch["warp"] = warp
+        if self.recipe.texts:
+            others = rng.integers(self.examples, size=self.recipe.texts)
+            batch["other_tokens"] = self.tokens.draw(others, rng)
+            batch["other_groups"] = torch.from_numpy(self.data.groups[others])
+        return batch
+
+    def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
+        """One contrastive loss over the whole batch."""
+        for encoder in self.locked:  # the loop sets all to train mode, in which running statistics would move
+            encoder.eval()
+        with torch.no_grad():  # above its limit the temperature would get no gradient, and never come down again
+            self.clip.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE) - 1e-5)
+        moved = move(batch["images"].float() / 255, batch["affine"], batch.get("warp"))
+        images = change_looks(moved, batch)
+        others, likeness, tokens = None, None, batch["tokens"]
+        if self.recipe.texts:
+            tokens = torch.cat([tokens, batch["other_tokens"]])
+        if self.meanings is not None:
+            meanings, count = self.meanings(tokens), len(images)
+            share, temperature = self.recipe.soft_share, self.recipe.soft_temperature
+            likeness = TextLikeness(meanings[:count], meanings[count:], share, temperature)
+        output = self.networks["clip"](images, tokens)
+        if self.recipe.texts:
+            others = output.text[len(images) :], batch["other_groups"]
+            output = output._replace(text=output.text[: len(images)])
+        if self.recipe.loss == "sigmoid":
+            loss = sigmoid_loss(output.image, output.text, output.logit_scale, output.logit_bias, batch["groups"])
+        else:
+            loss = contrastive_loss(output.image, output.text, output.logit_scale, batch["groups"], others, likeness)
+        cosines = output.image.detach() @ output.text.detach().T
+        right = batch["groups"][cosines.argmax(1)] == batch["groups"]
+        metrics = {"accuracy": right.float().mean(), "logit_scale": output.logit_scale, "clashing": batch["clashing"]}
+        yield Objective("clip", loss, metrics)
+
+    def preview(self, network: nn.Module) -> None:
+        """CLIP draws nothing."""
+        return None

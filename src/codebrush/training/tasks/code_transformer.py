@@ -1,0 +1,270 @@
+"""A CLIP, codes of captioned pictures -> a code transformer that writes codes from text."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from codebrush.data.sources.captions import Template
+from codebrush.errors import TrainingError
+from codebrush.models.clip import CLIP
+from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig, Condition
+from codebrush.models.vqgan import VQGAN
+from codebrush.pack.pack import text_condition
+from codebrush.text.tokenizer import Tokenizer
+from codebrush.training.dataset import Captioned, CaptionTokens
+from codebrush.training.engine.loop import Objective
+from codebrush.training.engine.optimizer import make_adamw
+from codebrush.training.field_types import Count, Rate, Share, Weight
+from codebrush.training.tasks.conditions import GIVEN, SOURCE, Drawer, Retold, rows_of_each
+from codebrush.training.tasks.losses import code_likeness, code_loss
+
+
+@dataclass(frozen=True)
+class TransformerRecipe:
+    """Sizes and settings; `text_length` text tokens stand in the prefix. `block` is the side of the square of codes
+    that is one step of the long transformer (see `CodeTransformerConfig`). With `pooled_text` CLIP's embedding of the
+    whole text stands there as well; that of a bag of words says nothing that its tokens do not.
+
+    `code_noise` is the most that is made wrong of the codes that the network reads, while it still has to name the
+    right ones: each picture's share is drawn between 0 and it. Without, a small collection is learned by heart code
+    after code, the text is hardly read, and a drawing that leaves a known path never finds back.
+
+    With `soft_codes` above 0, codes that look alike are right as well, the more the higher it is (`code_likeness`), and
+    begin alike in a fresh network: neighbours in a large codebook hardly differ, and which of them an encoder chose is
+    nothing to be learned.
+
+    Shares of the rows are drawn from their picture's own CLIP embedding (half of them without their text), from what is
+    left around a hole, and from the codes of another picture of the same group under one of `pair_captions`, templates
+    like "{style} style" (none: the row's own captions). A share above 0 gives the network that condition.
+    """
+
+    width: Count = 256
+    layers: Count = 8
+    heads: Count = 4
+    block: Count = 1
+    block_layers: Count = 1
+    text_length: Count = 24
+    pooled_text: bool = True
+    dropout: Share = 0.1
+    condition_dropout: Share = 0.1
+    label_smoothing: Share = 0.0
+    soft_codes: Weight = 0.0
+    code_noise: Share = 0.0
+    image_share: Share = 0.0
+    hole_share: Share = 0.0
+    pair_share: Share = 0.0
+    pair_captions: tuple[str, ...] = ()
+    learning_rate: Rate = 1e-3
+    weight_decay: Weight = 0.05
+
+    def __post_init__(self) -> None:
+        if self.image_share + self.hole_share + self.pair_share > 1:
+            raise ValueError("image_share, hole_share and pair_share are parts of a whole: they add up to 1 at most")
+        for text in self.pair_captions:
+            Template.parse(text)
+
+
+def make_code_transformer(
+    recipe: TransformerRecipe, clip: CLIP, codebook_size: int, grid: tuple[int, int]
+) -> CodeTransformer:
+    """A fresh network that reads the text features and the pooled embedding of `clip`."""
+    return CodeTransformer(
+        CodeTransformerConfig(
+            codebook_size=codebook_size,
+            grid=grid,
+            width=recipe.width,
+            layers=recipe.layers,
+            heads=recipe.heads,
+            block=recipe.block,
+            block_layers=recipe.block_layers,
+            text_features=clip.text_encoder.feature_width,
+            text_length=min(recipe.text_length, clip.text_encoder.config.context_length),
+            text_embedding=clip.embed_dim if recipe.pooled_text else 0,
+            image_embedding=clip.embed_dim if recipe.image_share else 0,
+            source_codes=bool(recipe.hole_share or recipe.pair_share),
+            aligned_source=bool(recipe.hole_share or recipe.pair_share),
+            condition_dropout=recipe.condition_dropout,
+            dropout=recipe.dropout,
+        )
+    )
+
+
+def alike_at_first(transformer: CodeTransformer, codebook: Tensor) -> None:
+    """Start what is read and written of each code from a codebook (K, d), as it is looked up: neighbours are alike."""
+    spread = (codebook - codebook.mean(0)) / codebook.std(0).mean()  # (K, d), of about unit variance
+    for weight in (transformer.code_embedding.weight, transformer.head.weight):
+        turn = torch.randn(codebook.shape[1], weight.shape[1]) * (0.02 * codebook.shape[1] ** -0.5)
+        weight.data.copy_(spread @ turn)
+
+
+def with_conditions(transformer: CodeTransformer, recipe: TransformerRecipe, clip: CLIP) -> CodeTransformer:
+    """`transformer`, able to be given what the recipe's shares ask for; it draws from texts as it did. Raises
+    TrainingError for one that cannot learn it."""
+    config = transformer.config
+    if (recipe.image_share or recipe.hole_share or recipe.pair_share) and (config.labels or not config.start_token):
+        raise TrainingError(
+            "the code transformer to begin from reads classes, or has no start token: it cannot learn to draw from "
+            "pictures; set image_share, hole_share and pair_share to 0"
+        )
+    if recipe.image_share and config.image_embedding not in (0, clip.embed_dim):
+        raise TrainingError(
+            f"the code transformer to begin from reads embeddings of {config.image_embedding}, the CLIP makes "
+            f"{clip.embed_dim}: name the CLIP that it was trained with"
+        )
+    wanted = replace(
+        config,
+        image_embedding=config.image_embedding or (clip.embed_dim if recipe.image_share else 0),
+        source_codes=config.source_codes or bool(recipe.hole_share or recipe.pair_share),
+        aligned_source=config.aligned_source or bool(recipe.hole_share or recipe.pair_share),
+    )
+    if wanted == config:
+        return transformer
+    grown = CodeTransformer(wanted)
+    old, new = transformer.state_dict(), grown.state_dict()
+    slots = dict(zip([*(name for name, _ in config.conditions), "start"], _slots(old, config), strict=True))
+    positions, place = new["prefix_positions"], 0
+    for name, length in [*wanted.conditions, ("start", int(wanted.start_token))]:
+        if name in slots:
+            positions[place : place + length] = slots[name]
+        place += length
+    grown.load_state_dict({**new, **old, "prefix_positions": positions})
+    return grown
+
+
+def _slots(state: dict[str, Tensor], config: CodeTransformerConfig) -> tuple[Tensor, ...]:
+    lengths = [*(length for _, length in config.conditions), int(config.start_token)]
+    return state["prefix_positions"].split(lengths)
+
+
+def translation_of(recipe: TransformerRecipe, data: Captioned) -> dict[str, Any] | None:
+    """What pack.json says of a network that learned pairs under one template of one column: its words, with {style} for
+    the column's place, and the styles that the column holds. None where it did not."""
+    templates = [Template.parse(text) for text in recipe.pair_captions]
+    if not recipe.pair_share or len(templates) != 1 or len(templates[0].columns) != 1:
+        return None
+    (column,) = templates[0].columns
+    cells = {data.source.row(row)[column] for row in data.pixels.rows}
+    styles = sorted(cell for cell in cells if isinstance(cell, str) and cell.strip())
+    return {"text": templates[0].text.replace("{" + column + "}", "{style}"), "styles": styles} if styles else None
+
+
+def spoil(codes: Tensor, noise: float, codebook_size: int) -> Tensor:
+    """Codes (B, n) with random ones among them; the share of each row is drawn between 0 and `noise`."""
+    if not noise:
+        return codes
+    share = torch.rand(len(codes), 1, device=codes.device) * noise
+    wrong = torch.rand(codes.shape, device=codes.device) < share
+    return torch.where(wrong, torch.randint_like(codes, codebook_size), codes)
+
+
+class CodeTransformerTask:
+    """Next-code prediction on stored codes; see `codebrush.training.engine.loop.Task`."""
+
+    def __init__(
+        self,
+        transformer: CodeTransformer,
+        recipe: TransformerRecipe,
+        clip: CLIP,
+        data: Captioned,
+        codes: np.ndarray,  # (N, h * w), any integer type
+        tokenizer: Tokenizer,
+        draw: Callable[[nn.Module], Image.Image | None] | None = None,
+        vqgan: VQGAN | None = None,
+    ):
+        """`vqgan` encodes pictures with holes, where the recipe has a share of them, and says which codes are alike."""
+        self.recipe, self.clip, self.codes, self.draw, self.vqgan = recipe, clip, codes, draw, vqgan
+        self.config, self.order = transformer.config, transformer.order
+        shares = (recipe.image_share, recipe.hole_share, recipe.pair_share)
+        retold = Retold(data, recipe.pair_captions) if recipe.pair_share and recipe.pair_captions else None
+        pair_tokens = CaptionTokens(retold, tokenizer) if retold is not None else None
+        tokens = CaptionTokens(data, tokenizer)
+        self.drawer = Drawer(data, codes, self.config.grid, tokens, pair_tokens, shares)
+        self.examples = len(data)
+        self.networks: dict[str, nn.Module] = {"transformer": transformer}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "transformer": make_adamw([transformer], recipe.learning_rate, recipe.weight_decay, betas=(0.9, 0.95))
+        }
+        self.frozen: list[nn.Module] = [clip, *([vqgan] if vqgan is not None else [])]
+        self.likeness: Tensor | None = None
+        if recipe.soft_codes:
+            assert vqgan is not None
+            self.likeness = code_likeness(vqgan.quantizer.vectors.detach(), recipe.soft_codes)
+        sourced = bool(recipe.hole_share or recipe.pair_share)  # what no row shows is not trained, nor waited for
+        if self.config.source_codes:
+            transformer.nulls["source_codes"].requires_grad_(sourced)
+        if transformer.align is not None:
+            transformer.align.requires_grad_(sourced)
+
+    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Codes int64 (B, N), and what each is drawn from, by the names of `Drawn`."""
+        codes = torch.from_numpy(self.codes[rows].astype(np.int64))
+        return {"codes": codes, **vars(self.drawer.draw(rows, rng))}
+
+    def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
+        """Cross-entropy of every code given those before it; around a hole, of those in it."""
+        condition, said, right = self._condition(batch), [], []
+        order = self.order.to(batch["codes"].device)
+        before = self._before(batch, condition)[:, order[:-1]]
+        read = spoil(before, self.recipe.code_noise, self.config.codebook_size)
+        for rows in self._rows_of_one_length(len(read), read.device):
+            given = condition.rows(rows)
+            if not bool(batch["present"][rows, SOURCE].any()):
+                given = replace(given, source_codes=None, source_mask=None)
+            asked = batch["asked"][rows][:, order]
+            said.append(self.networks["transformer"](read[rows], given)[asked])  # (A, K)
+            right.append(batch["codes"][rows][:, order][asked])
+        logits, codes = torch.cat(said), torch.cat(right)
+        accuracy = (logits.detach().argmax(-1) == codes).float().mean()
+        if self.likeness is not None:
+            self.likeness = self.likeness.to(codes.device)
+        loss = code_loss(logits, codes, self.recipe.label_smoothing, self.likeness)
+        yield Objective("transformer", loss, {"accuracy": accuracy})
+
+    def _before(self, batch: dict[str, Tensor], condition: Condition) -> Tensor:
+        """The codes (B, N) that are read. Around a hole they are those of the picture with the hole filled in, as an
+        editor sees it: the picture's own would tell what was there."""
+        if condition.source_codes is None:
+            return batch["codes"]
+        _, holed, _ = rows_of_each(len(batch["codes"]), self.drawer.shares)
+        codes = batch["codes"].clone()
+        codes[holed] = torch.where(batch["shown"][holed], condition.source_codes[holed], codes[holed])
+        return codes
+
+    def _rows_of_one_length(self, count: int, device: torch.device) -> list[Tensor]:
+        """The rows with a source and those without, whose prefixes are shorter: the same in every process."""
+        _, holed, paired = rows_of_each(count, self.drawer.shares)
+        rows = torch.arange(count, device=device)
+        parts = [rows[holed.start : paired.stop], torch.cat([rows[: holed.start], rows[paired.stop :]])]
+        return [part for part in parts if len(part)]
+
+    @torch.no_grad()
+    def _condition(self, batch: dict[str, Tensor]) -> Condition:
+        condition = text_condition(self.clip, batch["tokens"], self.config)
+        if not (self.config.image_embedding or self.config.source_codes):
+            return condition
+        present = batch["present"]
+        if self.config.image_embedding:
+            seen = batch["images"]
+            embedding = torch.zeros(len(present), self.clip.embed_dim, device=present.device)
+            if len(seen):
+                embedding[: len(seen)] = self.clip.encode_image(seen.float() / 255)
+            condition = replace(condition, image_embedding=embedding)
+        if self.config.source_codes:
+            source = torch.zeros_like(batch["codes"])
+            _, holed, paired = rows_of_each(len(source), self.drawer.shares)
+            source[paired] = batch["source"]
+            if len(batch["holed"]):
+                assert self.vqgan is not None
+                with torch.autocast(source.device.type, enabled=False):  # the codes that an editor would see
+                    source[holed] = self.vqgan.quantize(self.vqgan.encode(batch["holed"]))[1].flatten(1)
+            condition = replace(condition, source_codes=source, source_mask=batch["shown"])
+        return replace(condition, present=present[:, [GIVEN.index(name) for name, _ in self.config.conditions]])
+
+    def preview(self, network: nn.Module) -> Image.Image | None:
+        """Whatever the caller's `draw` makes of the network."""
+        return self.draw(network) if self.draw is not None else None

@@ -1,0 +1,82 @@
+"""A CLIP and captioned pictures -> a prior that says of a text where its pictures lie."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codebrush.models.clip import CLIP
+from codebrush.models.prior import Prior, PriorConfig
+from codebrush.text.tokenizer import Tokenizer
+from codebrush.training.dataset import Captioned, CaptionTokens
+from codebrush.training.engine.loop import Objective
+from codebrush.training.engine.optimizer import make_adamw
+from codebrush.training.field_types import Count, Rate, Share, Weight
+
+SHARPNESS = 20.0  # of the softmax over the pictures of a batch
+
+
+@dataclass(frozen=True)
+class PriorRecipe:
+    """Sizes and settings. `noise` is added to texts, relative to their length: few captions are learned by heart else.
+
+    `contrast` is the weight of telling the picture from the others of its batch, beside the cosine with it.
+    """
+
+    width: Count = 512
+    layers: Count = 2
+    noise: Share = 0.1
+    contrast: Weight = 0.5
+    learning_rate: Rate = 1e-3
+    weight_decay: Weight = 0.05
+
+
+def make_prior(recipe: PriorRecipe, clip: CLIP) -> Prior:
+    """A fresh prior in the space of `clip`, which at first says the text's own embedding."""
+    return Prior(PriorConfig(clip.embed_dim, recipe.width, recipe.layers))
+
+
+class PriorTask:
+    """Where a caption's picture lies; see `codebrush.training.engine.loop.Task`."""
+
+    def __init__(self, prior: Prior, recipe: PriorRecipe, clip: CLIP, data: Captioned, tokenizer: Tokenizer):
+        self.recipe, self.clip, self.data = recipe, clip, data
+        self.tokens = CaptionTokens(data, tokenizer)
+        self.examples = len(data)
+        self.networks: dict[str, nn.Module] = {"prior": prior}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "prior": make_adamw([prior], recipe.learning_rate, recipe.weight_decay)
+        }
+        self.frozen: list[nn.Module] = [clip]
+
+    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Pictures uint8 (B, 3, S, S), the tokens (B, T) of a caption each, noise (B, E) and the rows' groups (B,)."""
+        noise = rng.standard_normal((len(rows), self.clip.embed_dim), dtype=np.float32) / self.clip.embed_dim**0.5
+        return {
+            "images": self.data.images(rows),
+            "tokens": self.tokens.draw(rows, rng),
+            "noise": torch.from_numpy(noise),
+            "groups": torch.from_numpy(self.data.groups[rows]),
+        }
+
+    def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
+        """One minus the cosine with the caption's picture, and telling it from those of other groups."""
+        with torch.no_grad():
+            pictures = self.clip.encode_image(batch["images"].float() / 255)  # (B, E)
+            texts = self.clip.encode_text(batch["tokens"])
+            texts = F.normalize(texts + self.recipe.noise * batch["noise"], dim=-1)
+        said = self.networks["prior"](texts)
+        cosines = (said * pictures).sum(-1)
+        others = batch["groups"][:, None] == batch["groups"]  # the same thing drawn twice is no mistake
+        others = others & ~torch.eye(len(said), dtype=torch.bool, device=said.device)
+        logits = (SHARPNESS * said.float() @ pictures.T).masked_fill(others, -torch.inf)
+        told = F.cross_entropy(logits, torch.arange(len(said), device=said.device))
+        loss = (1 - cosines).mean() + self.recipe.contrast * told
+        yield Objective("prior", loss, {"cosine": cosines.detach().mean()})
+
+    def preview(self, network: nn.Module) -> None:
+        """A prior draws nothing."""
+        return None

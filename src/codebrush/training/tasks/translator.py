@@ -1,0 +1,138 @@
+"""Pictures of the same things in several styles -> a translator from any of them to each."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pydantic import Field
+from torch import Tensor, nn
+
+from codebrush.data.images import contact_sheet, to_pil
+from codebrush.data.sources.filters import is_empty
+from codebrush.errors import DataError, TrainingError
+from codebrush.models.clip import CLIP
+from codebrush.models.perceptual import CLIPPerceptual
+from codebrush.models.translator import Translator, TranslatorConfig
+from codebrush.training.dataset import Captioned, evenly
+from codebrush.training.engine.loop import Objective
+from codebrush.training.engine.optimizer import make_adamw
+from codebrush.training.field_types import Count, Rate, Weight, Whole
+from codebrush.training.tasks.augmentation import Augmentation, draw_affine, move
+
+PREVIEWED = 6
+
+
+@dataclass(frozen=True)
+class TranslatorRecipe:
+    """Sizes and settings. `style_column` names each row's style; rows of a group are the same thing. Pictures are of
+    `image_size` pixels; 0 is the size of the pack that the CLIP is of, or of what the CLIP reads.
+
+    `pixel`, `perceptual` and `likeness` weigh the losses: the mean absolute and squared error, the distance in CLIP's
+    feature maps, and one minus the cosine of CLIP's embeddings. Both pictures of a pair are moved alike.
+    """
+
+    style_column: str = "style"
+    image_size: Whole = 0
+    channels: Count = 24
+    multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 4, 4)
+    pixel: Rate = 1.0
+    perceptual: Weight = 0.1
+    likeness: Weight = 0.2
+    learning_rate: Rate = 1.5e-3
+    weight_decay: Weight = 0.01
+    augmentation: Augmentation = Augmentation(shift=0.06, zoom=0.1, turn=5, mirror=0.5)
+
+
+def styles_of(data: Captioned, column: str) -> list[str]:
+    """Each row's style, "" where it has none. Raises DataError where there is no such column."""
+    there = data.source.schema.names
+    if column not in there:
+        raise DataError(f"{data.source.origin}: recipe.style_column is {column}; there are {', '.join(there)}")
+    cells = [data.source.row(row)[column] for row in data.pixels.rows]
+    return ["" if is_empty(cell) else str(cell).strip() for cell in cells]
+
+
+def make_translator(recipe: TranslatorRecipe, data: Captioned) -> Translator:
+    """A fresh translator to the styles of the rows. Raises TrainingError where there are fewer than two."""
+    styles = tuple(sorted(set(styles_of(data, recipe.style_column)) - {""}))
+    if len(styles) < 2:
+        raise TrainingError(f"the column {recipe.style_column} holds fewer than two styles: name another")
+    return Translator(TranslatorConfig(styles, recipe.channels, recipe.multipliers))
+
+
+class TranslatorTask:
+    """The same thing in another style; see `codebrush.training.engine.loop.Task`."""
+
+    def __init__(self, translator: Translator, recipe: TranslatorRecipe, clip: CLIP, data: Captioned):
+        self.recipe, self.clip, self.data = recipe, clip, data
+        number = {style: place for place, style in enumerate(translator.config.styles)} | {"": -1}
+        named = styles_of(data, recipe.style_column)
+        if new := sorted(set(named) - set(number)):
+            raise TrainingError(f"the translator to begin from does not know the style '{new[0]}': train a fresh one")
+        self.styles = np.array([number[style] for style in named])
+        order, counts = np.argsort(data.groups, kind="stable"), np.bincount(data.groups)
+        self.members = np.split(order, counts.cumsum()[:-1])  # the rows of each group
+        self.targets = np.flatnonzero([len(self._others(row)) > 0 for row in range(len(data))])
+        if not len(self.targets):
+            raise TrainingError("no two rows of a group have different styles: name source.group (--group)")
+        if data.pixels.pixels.shape[1] % translator.config.factor:
+            raise TrainingError(f"pictures must be multiples of {translator.config.factor} pixels wide")
+        self.perceptual = CLIPPerceptual(clip)
+        self.examples = len(self.targets)
+        self.networks: dict[str, nn.Module] = {"translator": translator}
+        optimizer = make_adamw([translator], recipe.learning_rate, recipe.weight_decay, (0.9, 0.99))
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"translator": optimizer}
+        self.frozen: list[nn.Module] = [clip, self.perceptual]
+        self.shown = self.batch(evenly(self.examples, PREVIEWED), np.random.default_rng(0))
+
+    def _others(self, row: int) -> np.ndarray:
+        """Rows of the same thing in other styles."""
+        if self.styles[row] < 0:
+            return np.empty(0, dtype=np.int64)
+        members = self.members[self.data.groups[row]]
+        return members[(self.styles[members] >= 0) & (self.styles[members] != self.styles[row])]
+
+    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Pictures uint8 (B, 3, S, S) as they are and as they should become, the styles (B,) wanted, and how both are
+        moved."""
+        targets = self.targets[rows]
+        sources = np.array([rng.choice(self._others(row)) for row in targets])
+        return {
+            "images": self.data.images(sources),
+            "wanted": self.data.images(targets),
+            "styles": torch.from_numpy(self.styles[targets]),
+            "affine": draw_affine(len(rows), self.recipe.augmentation, rng),
+        }
+
+    def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
+        """How far what is made is from what is wanted, in pixels and as CLIP sees it."""
+        r = self.recipe
+        images, wanted = (move(batch[name].float() / 255, batch["affine"]) for name in ("images", "wanted"))
+        made = self.networks["translator"](images, batch["styles"]).float()
+        apart = self.perceptual(made, wanted).mean()
+        loss = r.pixel * ((made - wanted).abs().mean() + 2 * (made - wanted).square().mean()) + r.perceptual * apart
+        gain = _psnr(made.detach(), wanted) - _psnr(images, wanted)
+        metrics = {"psnr": _psnr(made.detach(), wanted), "gain": gain, "perceptual": apart}
+        if r.likeness:
+            with torch.no_grad():
+                there = self.clip.encode_image(wanted)
+            alike = (self.clip.encode_image(made) * there).sum(-1).mean()
+            loss, metrics["likeness"] = loss + r.likeness * (1 - alike), alike
+        yield Objective("translator", loss, metrics)
+
+    @torch.no_grad()
+    def preview(self, network: nn.Module) -> Image.Image:
+        """Some pictures in three rows: as they were, as they are made, as they should be."""
+        device = next(network.parameters()).device
+        images, wanted = (self.shown[name].float() / 255 for name in ("images", "wanted"))
+        made = network(images.to(device), self.shown["styles"].to(device)).float().cpu().clamp(0, 1)
+        return contact_sheet([to_pil(image) for row in (images, made, wanted) for image in row], columns=len(images))
+
+
+def _psnr(made: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the pictures, in dB."""
+    return (-10 * F.mse_loss(made, targets, reduction="none").mean((1, 2, 3)).clamp(min=1e-10).log10()).mean()

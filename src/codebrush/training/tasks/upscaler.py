@@ -1,0 +1,208 @@
+"""Pictures as large as they are to become -> an upscaler: each is made small, and the network is to give it back."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from codebrush.data.images import contact_sheet, to_pil
+from codebrush.errors import TrainingError
+from codebrush.models.upscaler import Upscaler, UpscalerConfig, enlarge, reduce
+from codebrush.models.vqgan import VQGAN
+from codebrush.training.dataset import Captioned, evenly
+from codebrush.training.engine.loop import Objective
+from codebrush.training.field_types import Count, Rate, Share, Weight, Whole
+from codebrush.training.tasks.gan import NAME, judge_pictures, opposed
+
+PREVIEWED = 6
+SAMPLED = 16  # pictures whose size says how large those of a source are
+LEAST_SIDE = 8  # small pictures are multiples of it, as those that packs draw within a budget are
+SMOOTH = 1e-3  # below such an error the pixel loss is quadratic
+LEAST_ERROR = 1e-10  # mean square, of a picture that is hit exactly: 100 dB
+DIHEDRAL = 8  # ways to turn and mirror a square
+
+
+@dataclass(frozen=True)
+class UpscalerRecipe:
+    """Sizes and settings. Pictures of `target_size` pixels are made `scale` times smaller; each step sees a `crop` of
+    so many small pixels of each.
+
+    The `rounded` share of the small pictures is rounded to 8 bits, as those in files are; the `reconstructed` share has
+    passed through the VQGAN at hand, as pictures that a pack draws have. `pixel`, `perceptual` and `adversarial` weigh
+    the losses, 0 leaving out all but the first; `adversarial_from` is the share of the run after which the
+    discriminator joins in. `vgg` and `vgg_heads` name the files of VGG-LPIPS, to be used instead of the CLIP at hand.
+    """
+
+    scale: Literal[2, 4] = 2
+    width: Count = 48
+    blocks: Whole = 8
+    target_size: Count = 128
+    crop: Count = 32
+    rounded: Share = 0.5
+    reconstructed: Share = 0.0
+    pixel: Rate = 1.0
+    perceptual: Weight = 0.05
+    adversarial: Weight = 0.02
+    adversarial_from: Share = 0.6
+    discriminator_channels: Count = 32
+    discriminator_layers: Count = 2
+    learning_rate: Rate = 1e-3
+    discriminator_rate: Rate = 2e-4
+    weight_decay: Weight = 0.0
+    vgg: str = ""
+    vgg_heads: str = ""
+
+    def __post_init__(self) -> None:
+        if self.target_size % self.scale:
+            raise ValueError(f"target_size {self.target_size} is no multiple of the scale {self.scale}")
+
+    @property
+    def small_size(self) -> int:
+        """Side of the pictures that are to be enlarged."""
+        return self.target_size // self.scale
+
+
+def make_upscaler(recipe: UpscalerRecipe) -> Upscaler:
+    """A fresh upscaler of the recipe's sizes."""
+    return Upscaler(UpscalerConfig(recipe.scale, recipe.width, recipe.blocks))
+
+
+def fitting_target(data: Captioned, image_size: int, scale: int) -> int:
+    """The side of the pictures to learn from: `scale` times those that a pack draws, as far as the source has them.
+
+    Larger ones than the source has would teach its blur.
+    """
+    numbers = evenly(len(data), SAMPLED)
+    usual = int(np.median([min(data.source.image(data.pixels.rows[number]).size) for number in numbers]))
+    step = scale * LEAST_SIDE
+    return min(scale * image_size, max(step, usual)) // step * step
+
+
+def charbonnier(made: Tensor, targets: Tensor) -> Tensor:
+    """The mean absolute error, rounded off at 0 (Lai et al. 2017, section 3.2)."""
+    return ((made - targets).square() + SMOOTH**2).sqrt().mean()
+
+
+def turned(image: Tensor, way: int) -> Tensor:
+    """A square picture (3, S, S) in one of the eight ways that a square can lie."""
+    image = torch.rot90(image, way % 4, (1, 2))
+    return image.flip(2) if way >= DIHEDRAL // 2 else image
+
+
+class UpscalerTask:
+    """Generator and, once it starts, discriminator in turn; see `codebrush.training.engine.loop.Task`.
+
+    `perceptual` maps two batches of images in [0, 1] to their distance; None leaves that term out. `vqgan` makes the
+    reconstructed share.
+    """
+
+    def __init__(
+        self,
+        upscaler: Upscaler,
+        recipe: UpscalerRecipe,
+        data: Captioned,
+        steps: int,
+        perceptual: nn.Module | None = None,
+        vqgan: VQGAN | None = None,
+    ):
+        self.recipe, self.data, self.upscaler = recipe, data, upscaler
+        self.perceptual, self.vqgan = perceptual, vqgan
+        self.crop = min(recipe.crop, recipe.small_size)
+        _check(upscaler, recipe, data, vqgan)
+        self.examples = len(data)
+        self.frozen: list[nn.Module] = [part for part in (perceptual, vqgan) if part is not None]
+        self.adversary, self.networks, self.optimizers = opposed("upscaler", upscaler, recipe, steps)
+        self.shown = data.images(evenly(len(data), PREVIEWED))
+
+    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Crops uint8 (B, 3, c, c) of the large pictures, which small ones are rounded (B,), and the first pictures as
+        a whole (R, 3, S, S), to be reconstructed, with the corners (R, 2) of their crops, in small pixels."""
+        r, count = self.recipe, len(rows)
+        reconstructed = round(r.reconstructed * count)
+        ways = rng.integers(DIHEDRAL, size=count)
+        ways[:reconstructed] = ways[:reconstructed] // 4 * 4  # a VQGAN has seen nothing upside down
+        corners = rng.integers(r.small_size - self.crop + 1, size=(count, 2))
+        rounded = rng.random(count) < r.rounded
+        whole = [turned(image, int(way)) for image, way in zip(self.data.images(rows), ways, strict=True)]
+        side = r.scale * self.crop
+        cut = [
+            image[:, top : top + side, left : left + side]
+            for image, (top, left) in zip(whole, (r.scale * corners).tolist(), strict=True)
+        ]
+        batch = {"images": torch.stack(cut), "rounded": torch.from_numpy(rounded)}
+        if reconstructed:
+            batch["whole"] = torch.stack(whole[:reconstructed])
+            batch["corners"] = torch.from_numpy(corners[:reconstructed])
+        return batch
+
+    def pairs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """A batch -> small pictures (B, 3, c, c) and what they should become (B, 3, scale c, scale c)."""
+        targets = batch["images"].float() / 255
+        small = reduce(targets, self.recipe.scale)
+        if "whole" in batch:
+            made = self._reconstruct(reduce(batch["whole"].float() / 255, self.recipe.scale))
+            for row, (top, left) in enumerate(batch["corners"].tolist()):
+                small[row] = made[row, :, top : top + self.crop, left : left + self.crop]
+        rounded = (small * 255).round() / 255
+        return torch.where(batch["rounded"].view(-1, 1, 1, 1), rounded, small), targets
+
+    @torch.no_grad()
+    def _reconstruct(self, images: Tensor) -> Tensor:
+        assert self.vqgan is not None
+        quantised, _ = self.vqgan.quantize(self.vqgan.encode(images))
+        return self.vqgan.decode(quantised).float().clamp(0, 1)
+
+    def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
+        """The upscaler's loss, then the discriminator's on the same pictures."""
+        r = self.recipe
+        small, targets = self.pairs(batch)
+        made = self.networks["upscaler"](small).float()
+        loss = r.pixel * charbonnier(made, targets)
+        psnr, bicubic = _psnr(made.detach(), targets), _psnr(enlarge(small, r.scale), targets)
+        metrics = {"psnr": psnr, "gain": psnr - bicubic}
+        if self.perceptual is not None:
+            distance = self.perceptual(made, targets).mean()
+            loss = loss + r.perceptual * distance
+            metrics["perceptual"] = distance
+        adversary = self.adversary if self.adversary is not None and step >= self.adversary.starts else None
+        if adversary is not None:
+            loss, figures = adversary.oppose(loss, made, self.upscaler.last_layer)
+            metrics |= figures
+        yield Objective("upscaler", loss, metrics)
+        if adversary is not None:
+            yield judge_pictures(self.networks[NAME], targets, made)
+
+    @torch.no_grad()
+    def preview(self, network: nn.Module) -> Image.Image:
+        """Some pictures, each in four rows: made small, enlarged by bicubic, by the network, and as it was."""
+        true = self.shown.float() / 255
+        small = reduce(true, self.recipe.scale)
+        device = next(network.parameters()).device
+        made = network(small.to(device)).float().cpu()
+        plain = small.repeat_interleave(self.recipe.scale, -1).repeat_interleave(self.recipe.scale, -2)
+        rows = (plain, enlarge(small, self.recipe.scale), made, true)
+        return contact_sheet([to_pil(image) for row in rows for image in row], columns=len(true))
+
+
+def _psnr(made: Tensor, targets: Tensor) -> Tensor:
+    """In dB, over the whole batch."""
+    return -10 * (made - targets).square().mean().clamp(min=LEAST_ERROR).log10()
+
+
+def _check(upscaler: Upscaler, recipe: UpscalerRecipe, data: Captioned, vqgan: VQGAN | None) -> None:
+    if upscaler.config.scale != recipe.scale:
+        raise TrainingError(
+            f"recipe.scale is {recipe.scale}, but the upscaler to start from has {upscaler.config.scale}"
+        )
+    size = data.pixels.pixels.shape[1]
+    if size != recipe.target_size:
+        raise TrainingError(f"the pictures are {size} pixels wide, but recipe.target_size is {recipe.target_size}")
+    if vqgan is not None and recipe.small_size % vqgan.factor:
+        raise TrainingError(
+            f"recipe.target_size: small pictures of {recipe.small_size} pixels do not fit the VQGAN's {vqgan.factor} "
+            "pixels a code"
+        )

@@ -1,0 +1,175 @@
+"""Pictures -> a VQGAN, against pixels, a perceptual distance and a discriminator that starts late."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pydantic import Field
+from torch import Tensor, nn
+
+from codebrush.data.images import contact_sheet, to_pil
+from codebrush.data.structural_similarity import ssim_of_torchmetrics, structural_similarity
+from codebrush.errors import TrainingError
+from codebrush.models.vqgan import VQGAN, VQGANConfig
+from codebrush.training.dataset import Captioned, evenly
+from codebrush.training.engine.loop import Objective
+from codebrush.training.field_types import Count, Rate, Share, Weight
+from codebrush.training.tasks.augmentation import Augmentation, draw_affine, move
+from codebrush.training.tasks.gan import NAME, judge_pictures, opposed
+
+PREVIEWED = 16
+SPLIT = 0.15  # how far from its parent a code begins, as a share of its length
+
+
+@dataclass(frozen=True)
+class VQGANRecipe:
+    """Sizes and settings. `adversarial_from` is the share of the run after which the discriminator joins in; 1 leaves
+    it out. `adversarial`, `perceptual` and `ssim`, one minus the structural similarity (Zhao et al. 2017), leave
+    their terms out at 0. `decoder_only` keeps encoder and codebook, and so every picture's codes, as they are. `vgg`
+    and `vgg_heads` name the files of VGG-LPIPS, which then measures the perceptual distance instead of the CLIP at
+    hand. A VQGAN that training starts from keeps its own sizes, but with `grow` it is made for pictures of
+    `image_size` and gets as many codes as `codebook_size` says (see `grown`)."""
+
+    image_size: Count = 64
+    channels: Count = 32
+    channel_multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 2, 4)
+    res_blocks: Count = 1
+    attention_resolutions: tuple[Count, ...] = ()
+    norm_groups: Count = 8
+    latent_channels: Count = 64
+    code_dim: Count = 8
+    codebook_size: Count = 1024
+    l1: Weight = 1.0
+    l2: Weight = 1.0
+    ssim: Weight = 0.0
+    perceptual: Weight = 0.1
+    adversarial: Weight = 0.1
+    adversarial_from: Share = 0.5
+    discriminator_channels: Count = 32
+    discriminator_layers: Count = 2
+    learning_rate: Rate = 1e-3
+    discriminator_rate: Rate = 2e-4
+    weight_decay: Weight = 0.0
+    decoder_only: bool = False
+    grow: bool = False
+    vgg: str = ""
+    vgg_heads: str = ""
+    augmentation: Augmentation = Augmentation(shift=0.03, zoom=0.05, mirror=0.5)
+
+
+def make_vqgan(recipe: VQGANRecipe) -> VQGAN:
+    """A fresh VQGAN of the recipe's sizes."""
+    r = recipe
+    return VQGAN(
+        VQGANConfig(
+            image_size=r.image_size,
+            channels=r.channels,
+            channel_multipliers=r.channel_multipliers,
+            res_blocks=r.res_blocks,
+            attention_resolutions=r.attention_resolutions,
+            middle_attention=bool(r.attention_resolutions),
+            norm_groups=r.norm_groups,
+            latent_channels=r.latent_channels,
+            code_dim=r.code_dim,
+            codebook_size=r.codebook_size,
+        )
+    )
+
+
+def grown(vqgan: VQGAN, recipe: VQGANRecipe) -> VQGAN:
+    """Where the recipe says `grow`: `vqgan` for pictures of its size, and with as many codes, where those are more; the
+    most used are split into two that lie close together (Linde, Buzo and Gray 1980), and training moves them apart."""
+    old = vqgan.config
+    more = recipe.codebook_size - old.codebook_size
+    wanted = replace(old, image_size=recipe.image_size, codebook_size=max(old.codebook_size, recipe.codebook_size))
+    if wanted == old or not recipe.grow:
+        return vqgan
+    if more > 0 and old.quantizer != "vector":
+        raise TrainingError("recipe.codebook_size: the codes of a Gumbel quantiser cannot be split")
+    made, state = VQGAN(wanted), vqgan.state_dict()
+    if more > 0:
+        order = state["quantizer.share"].argsort(descending=True)
+        parents = order.repeat(-(-more // len(order)))[:more]
+        for name in ("codebook", "share", "sums"):
+            part = state.get(f"quantizer.{name}")
+            if part is not None:
+                state[f"quantizer.{name}"] = torch.cat([part, part[parents]])
+        new = state["quantizer.codebook"][old.codebook_size :]
+        new += SPLIT * new.norm(dim=1, keepdim=True) * F.normalize(torch.randn_like(new), dim=1)
+        warnings.warn(f"the codebook grows from {old.codebook_size} to {recipe.codebook_size} codes", stacklevel=2)
+    made.load_state_dict(state)
+    return made
+
+
+class VQGANTask:
+    """Generator and, once it starts, discriminator in turn (Esser et al. 2021, eq. 4 to 7).
+
+    `perceptual` maps two batches of images in [0, 1] to their distance; None leaves that term out.
+    """
+
+    def __init__(
+        self,
+        vqgan: VQGAN,
+        recipe: VQGANRecipe,
+        data: Captioned,
+        steps: int,
+        perceptual: nn.Module | None = None,
+    ):
+        self.recipe, self.data, self.vqgan, self.perceptual = recipe, data, vqgan, perceptual
+        if recipe.ssim:
+            ssim_of_torchmetrics()  # where it is missing, a run should not begin
+        self.examples = len(data)
+        self.frozen: list[nn.Module] = [] if perceptual is None else [perceptual]
+        if recipe.decoder_only:
+            for part in (vqgan.encoder, vqgan.quant_conv, vqgan.quantizer):
+                part.requires_grad_(False)
+        self.adversary, self.networks, self.optimizers = opposed("vqgan", vqgan, recipe, steps)
+        self.shown = data.images(evenly(len(data), PREVIEWED))
+
+    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Pictures uint8 (B, 3, S, S) and how to move each."""
+        return {
+            "images": self.data.images(rows),
+            "affine": draw_affine(len(rows), self.recipe.augmentation, rng),
+        }
+
+    def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
+        """The autoencoder's loss, then the discriminator's on the same reconstruction."""
+        r = self.recipe
+        images = move(batch["images"].float() / 255, batch["affine"])
+        if r.decoder_only:
+            self.vqgan.quantizer.eval()  # no code is moved
+        output = self.networks["vqgan"](images)
+        made = output.images.float()
+        error = F.mse_loss(made, images)
+        loss = r.l1 * F.l1_loss(made, images) + r.l2 * error
+        metrics = {"psnr": -10 * error.detach().log10(), "code_distance": output.distance}
+        if self.perceptual is not None:
+            distance = self.perceptual(made, images).mean()
+            loss = loss + r.perceptual * distance
+            metrics["perceptual"] = distance
+        if r.ssim:
+            alike = structural_similarity(made, images).mean()
+            loss, metrics["ssim"] = loss + r.ssim * (1 - alike), alike
+        adversary = self.adversary if self.adversary is not None and step >= self.adversary.starts else None
+        if adversary is not None:
+            loss, figures = adversary.oppose(loss, made, self.vqgan.last_layer)
+            metrics |= figures
+        yield Objective("vqgan", loss + output.codebook_loss.float(), metrics)
+        if adversary is not None:
+            yield judge_pictures(self.networks[NAME], images, made)
+
+    @torch.no_grad()
+    def preview(self, network: nn.Module) -> Image.Image:
+        """Some pictures and, under each row, what becomes of them."""
+        images = self.shown.float() / 255
+        device = next(network.parameters()).device
+        made = network(images.to(device)).images.cpu()
+        half = len(images) // 2
+        rows = (images[:half], made[:half], images[half:], made[half:])
+        return contact_sheet([to_pil(image) for row in rows for image in row], columns=max(1, half))

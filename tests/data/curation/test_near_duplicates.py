@@ -1,0 +1,114 @@
+"""Near duplicates: copies are found however they were saved, and what only resembles them is not."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from codebrush.data.curation.near_duplicates import COPY_CELLS, NearIndex, fingerprint, perceptual_hash
+from codebrush.data.synthetic.shapes import scene
+from codebrush.errors import UsageError
+
+COUNT = 60
+SCENES = [scene(0, index, 96).image for index in range(COUNT)]
+
+
+def index_of(images: list[Image.Image], distance: int) -> NearIndex:
+    marks = [fingerprint(image) for image in images]
+    shapes = np.array([mark.shape for mark in marks], np.uint64)
+    return NearIndex(shapes, np.array([mark.copy for mark in marks]), distance)
+
+
+def jpeg(image: Image.Image, quality: int) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return Image.open(file).convert("RGB")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: jpeg(image, 40),
+        lambda image: image.resize((48, 48), Image.Resampling.LANCZOS),
+        lambda image: image.resize((150, 150), Image.Resampling.BICUBIC),
+        lambda image: Image.eval(image, lambda value: round(value * 0.96)),
+    ],
+    ids=["jpeg", "half", "larger", "darker"],
+)
+def test_copies_are_found(change):
+    """Each copy alone with the original: at least 95 % of them."""
+    index = index_of([*SCENES, *(change(image) for image in SCENES)], 6)
+    found = 0
+    for row in range(COUNT):
+        own = NearIndex(index.shapes, index.copies, 6)
+        own.add(row)
+        found += own.find(COUNT + row) == row
+    assert found >= 0.95 * COUNT
+
+
+def test_other_pictures_are_not():
+    """Scenes that share a shape in another colour, or a colour in another place."""
+    index = index_of(SCENES, 6)
+    twins = []
+    for row in range(COUNT):
+        if (twin := index.find(row)) is not None:
+            twins.append((row, twin))
+        index.add(row)
+    assert twins == []
+
+
+def disc(colour: str, mark: str | None = None) -> Image.Image:
+    image = Image.new("RGB", (64, 64), "white")
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((4, 4, 60, 60), fill=colour)
+    if mark is not None:
+        draw.rectangle((26, 26, 38, 38), fill=mark)
+    return image
+
+
+@pytest.mark.parametrize(
+    "other", [disc("blue"), disc("orange"), disc("gold", "white")], ids=["blue", "orange", "marked"]
+)
+def test_the_copy_decides_where_the_hash_cannot(other: Image.Image):
+    index = index_of([disc("gold"), other], 15)
+    index.add(0)
+    assert index.find(0) == 0
+    assert index.find(1) is None
+
+
+def test_plain_pictures_have_a_hash_without_noise():
+    assert perceptual_hash(Image.new("RGB", (50, 40), (90, 90, 90))) == perceptual_hash(
+        Image.new("RGB", (99, 9), (91, 91, 91))
+    )
+
+
+def test_exact_pixels_and_size_count():
+    image = SCENES[0]
+    assert fingerprint(image).pixels == fingerprint(image.copy()).pixels
+    changed = image.copy()
+    changed.putpixel((3, 3), (1, 2, 3))
+    assert fingerprint(changed).pixels != fingerprint(image).pixels
+    flat = Image.new("RGB", (8, 2))
+    assert fingerprint(flat).pixels != fingerprint(Image.new("RGB", (2, 8))).pixels
+
+
+@pytest.mark.parametrize("distance", [0, 1, 4, 6, 15])
+def test_bands_miss_none_within_the_distance(distance: int):
+    """Against all pairs, for hashes as far from each other as they may be and one bit farther."""
+    rng = np.random.default_rng(distance)
+    originals = rng.integers(0, 2**63, 200, dtype=np.uint64)
+    shapes = [*originals]
+    for number, value in enumerate(originals):
+        flips = rng.permutation(64)[: distance + number % 2]
+        shapes.append(np.uint64(int(value) ^ sum(1 << int(bit) for bit in flips)))
+    index = NearIndex(np.array(shapes), np.zeros((400, COPY_CELLS), np.uint8), distance)
+    for row in range(200):
+        index.add(row)
+    assert [index.find(200 + row) for row in range(200)] == [row if row % 2 == 0 else None for row in range(200)]
+
+
+@pytest.mark.parametrize("distance", [-1, 16])
+def test_distances_out_of_range(distance: int):
+    with pytest.raises(UsageError):
+        NearIndex(np.zeros(1, np.uint64), np.zeros((1, COPY_CELLS), np.uint8), distance)

@@ -1,0 +1,201 @@
+"""Edits on a pack with random weights: what is shown to the code transformer, what stays, replay and refusals."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from codebrush import Codebrush
+from codebrush.data.images import read_manifest, save_png
+from codebrush.data.synthetic.shapes import scene
+from codebrush.errors import ImageError, PackError, PromptError, UsageError
+from codebrush.generation.editing.editing import Edit, edited
+from codebrush.generation.sampling.sampler import draw_options
+from packs import micro_transformer, write_micro_pack
+
+SIZE = 32
+WHOLE = {"n": 2, "rerank": 3, "cfg": 1.5}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pack = tmp_path_factory.mktemp("packs") / "editor"
+    torch.manual_seed(1)
+    write_micro_pack(pack, transformer=micro_transformer(image_embedding=24, source_codes=True))
+    info = json.loads((pack / "pack.json").read_text())
+    info["translation"] = {"text": "{style} style", "styles": ["noto", "3d"], "likeness": 2.0, "defaults": {"cfg": 1.5}}
+    (pack / "pack.json").write_text(json.dumps(info))
+    return pack
+
+
+@pytest.fixture(scope="module")
+def brush(folder: Path) -> Codebrush:
+    return Codebrush.from_pretrained(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def bare(micro_pack: Path) -> Codebrush:
+    return Codebrush.from_pretrained(micro_pack, device="cpu")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    scene(0, 1, 48).image.save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def ready(brush: Codebrush, edit: Edit) -> Any:
+    return edited(brush.sampler, edit, draw_options(brush.pack, {"n": 1, "seed": 0}))
+
+
+class TestWhatIsShown:
+    def test_a_variation_sees_the_embedding_alone(self, brush: Codebrush, picture: Path) -> None:
+        drawing = ready(brush, Edit("vary", picture))
+        ((condition, weight),) = drawing.conditions
+        embedding = brush.embed_images([picture])
+        assert weight == 1
+        torch.testing.assert_close(condition.image_embedding, embedding)
+        assert condition.text_features is None
+        assert condition.source_codes is None
+        torch.testing.assert_close(drawing.texts, embedding)
+
+    def test_a_hole_is_every_code_that_it_touches(self, brush: Codebrush) -> None:
+        drawn = scene(0, 1, SIZE).image
+        drawing = ready(brush, Edit("inpaint", drawn, "a red circle", box=(9, 4, 4, 4)))
+        kept = drawing.known.fixed[0]
+        assert kept.shape == (8, 8)
+        assert (~kept).sum() == 2  # 4 pixels a code: columns 2 and 3 of row 1
+        assert not kept[1, 2]
+        assert not kept[1, 3]
+        ((condition, _),) = drawing.conditions
+        assert torch.equal(condition.source_mask, drawing.known.fixed)
+        assert torch.equal(condition.source_codes, drawing.known.codes)
+        assert condition.text_features is not None
+        assert drawing.without.text_features is None
+        assert torch.equal(drawing.without.source_codes, drawing.known.codes)
+
+    def test_what_was_in_the_hole_is_not_seen(self, brush: Codebrush) -> None:
+        clean = scene(0, 1, SIZE).image
+        dirty = clean.copy()
+        dirty.paste("lime", (8, 8, 20, 20))
+        codes = [ready(brush, Edit("inpaint", each, "x", box=(8, 8, 12, 12))).known.codes for each in (clean, dirty)]
+        assert torch.equal(*codes)
+
+    @pytest.mark.parametrize(("strength", "new"), [(0.01, 1), (0.25, 16), (0.6, 38), (1.0, 64)])
+    def test_strength_is_the_share_that_is_new(
+        self, brush: Codebrush, picture: Path, strength: float, new: int
+    ) -> None:
+        kept = ready(brush, Edit("edit", picture, "a dog", strength)).known.fixed
+        assert int((~kept).sum()) == new
+
+    def test_a_translation_sees_all_codes_and_the_words_of_a_style(self, brush: Codebrush, picture: Path) -> None:
+        drawing = ready(brush, Edit("translate", picture, style="3d"))
+        assert drawing.prompt == "3d style"
+        ((condition, _),) = drawing.conditions
+        assert condition.source_mask is None
+        assert condition.source_codes.shape == (1, 8, 8)
+        assert drawing.known is None
+        assert drawing.texts.shape[0] == 2  # like its style, and like its source
+        codes = condition.source_codes.flatten()
+        assert torch.equal(drawing.bias.argmax(1), codes)  # each place is drawn to the code it had
+        torch.testing.assert_close(drawing.bias.amax(1), torch.full((64,), 2.0))
+        assert brush.translate(picture, "3d", n=1, rerank=1)[0].manifest["options"]["cfg"] == 1.5
+        assert brush.translate(picture, "3d", n=1, rerank=1, cfg=3)[0].manifest["options"]["cfg"] == 3
+
+
+def test_kept_codes_are_in_the_result(brush: Codebrush) -> None:
+    drawn = scene(0, 1, SIZE).image
+    known = ready(brush, Edit("inpaint", drawn, "a dog", box=(0, 0, 16, 32))).known
+    for result in brush.edit(drawn, "a dog", box=(0, 0, 16, 32), **WHOLE):
+        assert torch.equal(result.codes[known.fixed[0]], known.codes[0][known.fixed[0]])
+
+
+@pytest.mark.parametrize("prompt", ["a dog", "a dog:2|a cat:-0.5", ""])
+def test_an_inpainted_picture_keeps_its_size_and_the_rest(brush: Codebrush, picture: Path, prompt: str) -> None:
+    results = brush.edit(picture, prompt, box=(10, 12, 14, 9), **WHOLE)
+    before = np.asarray(Image.open(picture).convert("RGB"))
+    assert len(results) == 2
+    assert results[0].score >= results[1].score
+    for result in results:
+        after = np.asarray(result.image)
+        assert after.shape == before.shape
+        assert (after[:9] == before[:9]).all()
+        assert (after[12:21, 10:24] != before[12:21, 10:24]).any()
+        assert result.manifest["size"] == [48, 48]
+
+
+def test_a_picture_grows(brush: Codebrush, picture: Path) -> None:
+    (result,) = brush.edit(picture, "a dog", extend={"right": 30, "top": 6}, n=1, rerank=1)
+    assert result.image.size == (78, 54)
+    before, after = np.asarray(Image.open(picture).convert("RGB")), np.asarray(result.image)
+    assert (after[10:, :44] == before[4:, :44]).all()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda brush, file, mask: brush.vary(file, **WHOLE),
+        lambda brush, file, mask: brush.edit(file, "a dog", strength=0.4, **WHOLE),
+        lambda brush, file, mask: brush.edit(file, "a dog", mask=mask, **WHOLE),
+        lambda brush, file, mask: brush.edit(file, "a dog", box=(3, 4, 20, 10), **WHOLE),
+        lambda brush, file, mask: brush.edit(file, extend={"left": 16}, **WHOLE),
+        lambda brush, file, mask: brush.translate(file, "noto", **WHOLE),
+    ],
+)
+def test_every_edit_is_replayed_from_its_png(brush: Codebrush, picture: Path, tmp_path: Path, make: Any) -> None:
+    mask = Image.new("L", (48, 48))
+    mask.paste(255, (5, 5, 30, 40))
+    mask.save(tmp_path / "mask.png")
+    for number, result in enumerate(make(brush, picture, tmp_path / "mask.png")):
+        save_png(result.image, tmp_path / f"{number}.png", result.manifest)
+        again = brush.replay(read_manifest(tmp_path / f"{number}.png"))
+        assert np.array_equal(np.asarray(again.image), np.asarray(result.image))
+        assert again.manifest == result.manifest
+
+
+def test_an_edit_of_a_picture_that_changed_is_not_replayed(brush: Codebrush, picture: Path) -> None:
+    (result,) = brush.vary(picture, n=1, rerank=1)
+    scene(0, 2, 48).image.save(picture)
+    with pytest.raises(ImageError, match="has changed since the edit was made"):
+        brush.replay(result.manifest)
+    picture.unlink()
+    with pytest.raises(ImageError, match=r"picture\.png: cannot be read"):
+        brush.replay(result.manifest)
+    (result,) = brush.vary(scene(0, 1, 48).image, n=1, rerank=1)
+    with pytest.raises(ImageError, match="of a picture in memory"):
+        brush.replay(result.manifest)
+    for damage in ({"edit": 3}, {"edit": {"prompt": "x"}}, {"edit": {"picture": {"file": str(picture)}, "strange": 1}}):
+        with pytest.raises(ImageError):
+            brush.replay({**result.manifest, **damage})
+
+
+def test_what_the_pack_was_not_taught_is_said(bare: Codebrush, picture: Path) -> None:
+    with pytest.raises(PackError, match="reads no picture's embedding"):
+        bare.vary(picture)
+    with pytest.raises(PackError, match="fills no holes"):
+        bare.edit(picture, "a dog", box=(1, 1, 5, 5))
+    with pytest.raises(PackError, match="was not taught to translate"):
+        bare.translate(picture, "noto")
+
+
+def test_wrong_edits_are_one_line(brush: Codebrush, picture: Path) -> None:
+    with pytest.raises(UsageError, match="the pack has no style 'oil': it has noto, 3d"):
+        brush.translate(picture, "oil")
+    with pytest.raises(UsageError, match="say what the picture is to become"):
+        brush.edit(picture, " ")
+    with pytest.raises(UsageError, match="strength must be above 0 and up to 1, not 0"):
+        brush.edit(picture, "a dog", strength=0)
+    with pytest.raises(UsageError, match="strength is for a picture that is redrawn whole"):
+        brush.edit(picture, "a dog", strength=0.5, box=(1, 1, 5, 5))
+    with pytest.raises(UsageError, match="give one of a mask, a box and an extension"):
+        brush.edit(picture, "a dog", box=(1, 1, 5, 5), extend={"left": 3})
+    with pytest.raises(UsageError, match="colour is no option of an edit"):
+        brush.vary(picture, colour=3)
+    with pytest.raises(PromptError):
+        brush.edit(picture, "a dog:2:0.5:7|", box=(1, 1, 5, 5))
+    with pytest.raises(ImageError, match=r"gone\.png"):
+        brush.vary("gone.png")

@@ -1,0 +1,361 @@
+"""Guided runs as people start them: what a folder holds, that a killed run goes on exactly, and what options do."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from codebrush import Codebrush
+from codebrush.data.images import decode_image, read_manifest, save_png
+from codebrush.errors import CodebrushError, ImageError, PackError, PromptError, UsageError
+from codebrush.generation.guided.guide_options import GuideOptions
+from codebrush.generation.guided.guided_run import GuidedRun
+from packs import write_micro_pack
+
+QUICK: dict[str, Any] = {"steps": 4, "cutouts": 4, "show_every": 2, "precision": "float32"}
+
+
+@pytest.fixture(scope="module")
+def brush(micro_pack: Path) -> Codebrush:
+    return Codebrush.from_pretrained(micro_pack, device="cpu")
+
+
+def finish(run: GuidedRun) -> GuidedRun:
+    for _ in run:
+        pass
+    return run
+
+
+def pixels(run: GuidedRun) -> list[bytes]:
+    return [result.image.tobytes() for result in run.results]
+
+
+def furthest(one: bytes, other: bytes) -> int:
+    """The largest difference of two pictures' bytes, in levels of 255."""
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+
+
+def test_a_run_lies_in_its_folder(brush: Codebrush, tmp_path: Path) -> None:
+    run = finish(brush.guide("a red circle", seed=3, folder=tmp_path / "run", **QUICK))
+    folder = tmp_path / "run"
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {".lock"}
+    assert names == {
+        "run.json", "state.pt", "losses.jsonl", "picture_00.png", "picture_00.safetensors",
+        "pictures/000002_00.png", "pictures/000004_00.png",
+        "latents/000002_00.safetensors", "latents/000004_00.safetensors",
+    }  # fmt: skip
+    assert [line["step"] for line in lines(folder)] == [1, 2, 3, 4]
+    assert {"loss", "similarity", "guidance", "learning_rate"} <= set(lines(folder)[0])
+    (result,) = run.results
+    stored = load_file(folder / "picture_00.safetensors")
+    assert torch.equal(stored["codes"], result.codes)
+    assert decode_image(run.paths[0]).tobytes() == result.image.tobytes()
+    manifest = read_manifest(run.paths[0])
+    assert manifest == json.loads(json.dumps(result.manifest))
+    assert (manifest["method"], manifest["prompt"], manifest["seed"]) == ("guide", "a red circle", 3)
+    assert brush.score(result.image, "a red circle") == pytest.approx(result.score, abs=1e-5)
+
+
+def test_a_picture_is_drawn_again_from_its_manifest(brush: Codebrush, tmp_path: Path) -> None:
+    save_png(Image.new("RGB", (40, 30), "red"), tmp_path / "red.png")
+    options = {**QUICK, "image_prompt": f"{tmp_path / 'red.png'}:0.5", "init": str(tmp_path / "red.png")}
+    run = finish(brush.guide("a red circle:1.5 | blue:-0.5", n=3, seed=1, **{**options, "batch_size": 2}))
+    for result in run.results:
+        assert brush.replay(json.loads(json.dumps(result.manifest))).image.tobytes() == result.image.tobytes()
+    save_png(Image.new("RGB", (40, 30), "blue"), tmp_path / "red.png")
+    with pytest.raises(ImageError, match=r"red\.png has changed"):
+        brush.replay(run.results[0].manifest)
+
+
+def test_another_judge_under_the_same_name_is_told(brush: Codebrush, tmp_path: Path) -> None:
+    judge = write_micro_pack(tmp_path / "judge", seed=4)
+    run = finish(brush.guide("a dog", judge=f"{judge}:0.5", **QUICK))
+    assert brush.replay(run.results[0].manifest).image.tobytes() == run.results[0].image.tobytes()
+    write_micro_pack(judge, seed=5)
+    with pytest.raises(ImageError, match=r"model\.safetensors has changed"):
+        brush.replay(run.results[0].manifest)
+
+
+def test_generate_guides(brush: Codebrush) -> None:
+    calls: list[tuple[int, int]] = []
+    results = brush.generate(
+        "a dog", n=2, seed=4, method="guide", progress=lambda *call: calls.append(call), batch_size=1, **QUICK
+    )
+    assert calls == [(1, 8), (2, 8), (3, 8), (4, 8), (5, 8), (6, 8), (7, 8), (8, 8)]
+    assert results[0].score >= results[1].score
+    assert sorted(result.manifest["index"] for result in results) == [0, 1]
+    assert {result.manifest["seed"] for result in results} == {4}
+
+
+def test_a_picture_depends_on_its_seed_and_index_alone(brush: Codebrush) -> None:
+    one, two = (finish(brush.guide("a dog", n=2, seed=seed, **QUICK)) for seed in (0, 0))
+    other = finish(brush.guide("a dog", n=2, seed=1, **QUICK))
+    assert pixels(one) == pixels(two)
+    assert not set(pixels(one)) & set(pixels(other))
+    single = finish(brush.guide("a dog", n=1, seed=0, **QUICK))
+    assert pixels(single)[0] in pixels(one)
+
+
+SCRIPT = """
+import sys
+from codebrush import Codebrush
+brush = Codebrush.from_pretrained(sys.argv[1], device="cpu")
+options = dict(steps=60, cutouts=6, show_every=7, batch_size=1, ema=0.9, precision="auto")
+if sys.argv[3] == "resume":
+    run = brush.resume(sys.argv[2])
+else:
+    run = brush.guide("a red circle", 2, 3, folder=sys.argv[2], **options)
+for step in run:
+    pass
+"""
+
+
+def start(pack: Path, folder: Path, how: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(pack), str(folder), how], env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(micro_pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an unbroken run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    process = start(micro_pack, folder, "start")
+    assert process.wait(120) == 0, process.communicate()[1]
+    return folder
+
+
+@pytest.mark.parametrize("killed_after", [1, 23, 75])
+def test_a_killed_run_goes_on_to_the_same_bits(
+    micro_pack: Path, whole: Path, tmp_path: Path, killed_after: int
+) -> None:
+    broken = tmp_path / "broken"
+    process = start(micro_pack, broken, "start")
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if (broken / "losses.jsonl").exists() and len(
+            (broken / "losses.jsonl").read_bytes().splitlines()
+        ) >= killed_after:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    process.wait(120)
+    assert process.returncode == -signal.SIGKILL
+    resumed = start(micro_pack, broken, "resume")
+    assert resumed.wait(120) == 0, resumed.communicate()[1]
+    assert (broken / "losses.jsonl").read_bytes() == (whole / "losses.jsonl").read_bytes()
+    for path in sorted(whole.rglob("*.png")):
+        there = broken / path.relative_to(whole)
+        assert decode_image(there).tobytes() == decode_image(path).tobytes(), there
+    for path in sorted(whole.rglob("*.safetensors")):
+        one, two = load_file(path), load_file(broken / path.relative_to(whole))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_run_that_was_stopped_between_steps_goes_on(brush: Codebrush, tmp_path: Path) -> None:
+    whole = finish(brush.guide("a dog", folder=tmp_path / "whole", **QUICK))
+    stopped = iter(brush.guide("a dog", folder=tmp_path / "stopped", **QUICK))
+    next(stopped)
+    stopped.close()  # type: ignore[attr-defined]
+    resumed = finish(brush.resume(tmp_path / "stopped"))
+    assert pixels(resumed) == pixels(whole)
+    assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
+    again = finish(brush.resume(tmp_path / "stopped"))
+    assert pixels(again) == pixels(whole)
+    assert again.results[0].manifest == json.loads(json.dumps(resumed.results[0].manifest))
+
+
+def test_to_iterate_again_is_to_go_on(brush: Codebrush, tmp_path: Path) -> None:
+    whole = finish(brush.guide("a dog", **QUICK))
+    for folder in (None, tmp_path / "run"):
+        run = brush.guide("a dog", folder=folder, **QUICK)
+        for step in run:
+            if step.step == 3:
+                break
+        assert [step.step for step in run] == [4]
+        assert pixels(run) == pixels(whole)
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_what_cannot_be_resumed_is_told(brush: Codebrush, tmp_path: Path) -> None:
+    with pytest.raises(CodebrushError, match="holds no guided run"):
+        brush.resume(tmp_path)
+    run = tmp_path / "run"
+    finish(brush.guide("a dog", folder=run, **QUICK))
+    with pytest.raises(CodebrushError, match=r"holds a run already.*--resume"):
+        brush.guide("a dog", folder=run, **QUICK)
+    other = Codebrush.from_pretrained(write_micro_pack(tmp_path / "pack", seed=2), device="cpu")
+    with pytest.raises(PackError, match="made with the pack 'micro'"):
+        other.resume(run)
+    (run / "state.pt").write_bytes(b"not a state")
+    with pytest.raises(CodebrushError, match=r"state\.pt is damaged"):
+        brush.resume(run)
+    (run / "run.json").write_text("{")
+    with pytest.raises(CodebrushError, match=r"run\.json is damaged"):
+        brush.resume(run)
+
+
+def test_a_refused_run_leaves_nothing(brush: Codebrush, tmp_path: Path) -> None:
+    for options in ({"max_memory": "10MiB"}, {"judge": "nowhere"}, {"optimizer": "Rprop", "wd": 0.1}):
+        with pytest.raises(CodebrushError):
+            finish(brush.guide("a dog", folder=tmp_path / "run", **{**QUICK, **options}))
+        assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_do_not_share_a_folder(brush: Codebrush, tmp_path: Path) -> None:
+    run = iter(brush.guide("a dog", folder=tmp_path / "run", **QUICK))
+    next(run)
+    with pytest.raises(CodebrushError, match="another process is at work"):
+        finish(brush.resume(tmp_path / "run"))
+    run.close()  # type: ignore[attr-defined]
+
+
+def test_a_video_is_made_of_the_stored_latents(brush: Codebrush, tmp_path: Path) -> None:
+    run = finish(brush.guide("a dog", folder=tmp_path / "run", **{**QUICK, "show_every": 1}))
+    for between, frames in ((0, 4), (2, 10)):
+        path = run.write_video(tmp_path / f"{between}.gif", fps=5, between=between)
+        with Image.open(path) as video:
+            assert getattr(video, "n_frames", 1) <= frames
+            assert video.size == (32, 32)
+    with pytest.raises(UsageError, match="give the run a folder"):
+        finish(brush.guide("a dog", **QUICK)).write_video(tmp_path / "x.gif")
+
+
+def guided(brush: Codebrush, prompt: str = "a dog", **options: Any) -> bytes:
+    return finish(brush.guide(prompt, **{**QUICK, "steps": 2, **options})).results[0].image.tobytes()
+
+
+EFFECTS: list[dict[str, Any]] = [
+    {"include": "a cat"}, {"exclude": "a cat"}, {"extra": "red"}, {"noise_prompt": "7:0.5"},
+    {"image_prompt": "FILE"}, {"target": "FILE:2"}, {"story": "a cat", "story_every": 1}, {"distance": "cosine"},
+    {"alpha": 0.5, "exclude": "a cat"}, {"mask": "MASK"}, {"mask": "MASK", "mask_side": "outside"},
+    {"judge": "PACK:0.5"}, {"judge": "PACK", "judge_weight": 0.0}, {"cutouts": 5}, {"crop_mean": 0.7},
+    {"crop_std": 0.0}, {"crop_min": 0.9}, {"crop_max": 0.8}, {"pad": 0.5}, {"beyond": "zeros"}, {"flip": 0.0},
+    {"turn": 45.0}, {"shift": 0.4}, {"perspective": 0.5}, {"colour": 0.4}, {"noise": 0.4}, {"shared_affine": True},
+    {"init": "sine"}, {"init": "fractal"}, {"init": "gradient"}, {"init": "sample"}, {"init": "FILE"},
+    {"init_weight": 5.0}, {"latent": "categorical"}, {"latent": "categorical", "code_temperature": 0.1},
+    {"quantise": False}, {"quantise": False, "clamp": False, "learning_rate": 1.0}, {"ema": 0.9},
+    {"seamless": True},
+    {"optimizer": "SGD", "learning_rate": 50.0}, {"learning_rate": 0.5}, {"wd": 1.0, "learning_rate": 0.5},
+    {"schedule": "cosine"}, {"warmup": 2}, {"tv": 50.0}, {"saturation": 50.0}, {"overflow": 500.0},
+    {"palette": "#ff0000,#0000ff", "palette_weight": 50.0}, {"symmetry": "horizontal", "symmetry_weight": 50.0},
+    {"move_every": 1, "zoom": 1.5}, {"move_every": 1, "pan": "5,0"}, {"move_every": 1, "roll": 30.0},
+    {"antialias": False, "size": "128x128"}, {"grow": 2}, {"size": "64x32"}, {"steps": 3},
+    {"tile": 16}, {"preset": "notebook", "steps": 2},
+]  # fmt: skip
+ELSEWHERE = {  # options that change how a run goes and not what it draws, or have a test of their own
+    "batch_size", "show_every", "patience", "min_delta", "precision", "max_memory", "micro_batch", "beta", "w1", "w2",
+}  # fmt: skip
+
+
+def test_every_option_is_tried() -> None:
+    tried = {name for options in EFFECTS for name in options} - {"preset"}
+    assert tried | ELSEWHERE == {option.name for option in fields(GuideOptions)}
+
+
+@pytest.mark.parametrize("options", EFFECTS, ids=str)
+def test_every_option_shows_in_the_picture(
+    brush: Codebrush, micro_pack: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    picture = Image.new("RGB", (32, 32), "navy")
+    picture.paste("white", (0, 0, 16, 32))
+    save_png(picture, tmp_path / "half.png")
+    other = write_micro_pack(tmp_path / "other", seed=9) if "judge" in options else micro_pack
+    names = {"FILE": tmp_path / "half.png", "MASK": tmp_path / "half.png", "PACK": other}
+
+    def named(value: Any) -> Any:
+        word = value.split(":")[0] if isinstance(value, str) else ""
+        return value.replace(word, str(names[word])) if word in names else value
+
+    base = {"learning_rate": 0.3, "quantise": "latent" in options}
+    if options.get("mask_side") == "outside":
+        base["mask"] = str(tmp_path / "half.png")
+    if "antialias" in options:
+        base["size"] = options["size"]
+    if "alpha" in options or "code_temperature" in options:
+        base |= {name: value for name, value in options.items() if name in ("exclude", "latent")}
+    if options.get("quantise") is False:
+        base |= {"quantise": "clamp" not in options, "learning_rate": options.get("learning_rate", 0.3)}
+    assert guided(brush, **base) != guided(brush, **{**base, **{name: named(v) for name, v in options.items()}})
+
+
+def test_beta_weighs_the_exclusion(brush: Codebrush) -> None:
+    runs = [guided(brush, quantise=False, exclude="a cat", beta=beta) for beta in (0.5, 5.0)]
+    assert runs[0] != runs[1]
+
+
+def test_w1_and_w2_weigh_the_mixture(brush: Codebrush) -> None:
+    runs = [guided(brush, quantise=False, extra="a cat", **w) for w in ({}, {"w1": 0.2}, {"w2": 1.0})]
+    assert len(set(runs)) == 3
+
+
+def test_a_stop_ends_the_pull(brush: Codebrush) -> None:
+    runs = [guided(brush, prompt, quantise=False) for prompt in ("a dog | a cat", "a dog | a cat:1:9", "a dog")]
+    # A stop above every distance leaves nothing to pull. Two texts embedded in one batch may round otherwise than one.
+    assert furthest(runs[1], runs[2]) <= 1 < furthest(runs[0], runs[1])
+
+
+def test_the_micro_batch_shows_in_no_code(brush: Codebrush) -> None:
+    runs = [finish(brush.guide("a dog", micro_batch=size, **QUICK)).results[0].codes for size in (1, 3, 0)]
+    assert torch.equal(runs[0], runs[2])
+    assert torch.equal(runs[1], runs[2])
+
+
+def test_the_sampled_start_is_what_sampling_draws(brush: Codebrush) -> None:
+    sampled = brush.generate("a dog", n=2, seed=6, rerank=4, top_k=5)
+    run = finish(brush.guide("a dog", n=2, seed=6, init="sample", sampling={"rerank": 4, "top_k": 5}, steps=0))
+    for drawn, result in zip(run.results, sampled, strict=True):
+        assert torch.equal(drawn.codes, result.codes)
+        assert furthest(drawn.image.tobytes(), result.image.tobytes()) <= 1  # decoded in a batch of another size
+
+
+def test_a_step_shows_its_picture_when_asked(brush: Codebrush) -> None:
+    for step in brush.guide("a dog", n=2, batch_size=2, size="48x32", **QUICK):
+        assert step.images().shape == (2, 3, 32, 48)
+        assert 0 <= float(step.images().min()) <= float(step.images().max()) <= 1
+        assert step.latent()[1].shape == (2, 8, 12)
+        assert step.shown == (step.step % 2 == 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"prompt": ""}, PromptError, "empty"),
+        ({"steps": -1}, UsageError, "steps must be a whole number from 0"),
+        ({"size": "33x32"}, UsageError, "multiples of 4"),
+        ({"size": "big"}, UsageError, "size must be"),
+        ({"init": "nowhere.png"}, UsageError, "init must be one of random.*or a file"),
+        ({"mask": "nowhere.png"}, ImageError, "nowhere.png: cannot be read"),
+        ({"judge": "nowhere"}, PackError, "nowhere"),
+        ({"judge": "emoji:1:0.5"}, UsageError, "judge takes no stop: write emoji:1"),
+        ({"max_memory": "0"}, UsageError, "max_memory must be a size"),
+        ({"max_memory": "9" * 400}, UsageError, "max_memory must be a size"),
+        ({"judge_weight": 0.0}, UsageError, "no CLIP is left"),
+        ({"sampling": {"cfg": 3}}, UsageError, "cfg shapes what is sampled"),
+        ({"preset": "nothing"}, UsageError, "preset must be one of notebook, refine"),
+        ({"wings": 2}, UsageError, "no option wings"),
+        ({"optimizer": "LBFGS"}, UsageError, "optimizer must be one of"),
+        ({"n": 0}, UsageError, "n must be"),
+    ],
+)
+def test_bad_input_is_one_line(
+    brush: Codebrush, options: dict[str, Any], error: type[CodebrushError], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        finish(brush.guide(**{"prompt": "a dog", **QUICK, **options}))
+    assert "\n" not in str(caught.value)

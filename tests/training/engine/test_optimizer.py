@@ -1,0 +1,113 @@
+"""Which parameters decay, and how the learning rate moves."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from codebrush.models.clip import CLIP, CLIPConfig
+from codebrush.models.image_encoder import ModifiedResNetConfig, VisionTransformerConfig
+from codebrush.models.text_encoder import BagOfWordsConfig, TextTransformerConfig
+from codebrush.training.engine.optimizer import cosine_schedule, make_adamw
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 4)
+        self.linear = nn.Linear(4, 4)
+        self.kernel = nn.Conv2d(1, 2, 3)
+        self.norm = nn.LayerNorm(4)
+        self.positions = nn.Parameter(torch.zeros(3, 4))
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+
+
+def test_only_matrices_and_kernels_decay():
+    network = Mixed()
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    decayed, kept = make_adamw([network], 1e-3, weight_decay=0.3).param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.3, 0.0)
+    assert {names[each] for each in decayed["params"]} == {"linear.weight", "kernel.weight"}
+    expected = {"table.weight", "linear.bias", "kernel.bias", "norm.weight", "norm.bias", "positions"}
+    assert {names[each] for each in kept["params"]} == expected
+
+
+def test_every_trained_parameter_of_a_clip_is_in_one_group():
+    text = TextTransformerConfig(20, 8, 8, 1, 2, 4, token_width=6)
+    clip = CLIP.from_config(CLIPConfig(ModifiedResNetConfig(32, 4, (1, 1, 1, 1), 4, 4), text))
+    clip.text_encoder.token_embedding.requires_grad_(False)
+    groups = make_adamw([clip], 1e-3, weight_decay=0.1).param_groups
+    held = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(held) == sorted(id(parameter) for parameter in clip.parameters() if parameter.requires_grad)
+
+
+def test_a_network_without_matrices_makes_one_group():
+    assert len(make_adamw([nn.LayerNorm(4)], 1e-3, weight_decay=0.1).param_groups) == 1
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_in_half_a_cosine():
+    factors = [cosine_schedule(step, 110, 10) for step in range(110)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert factors[10] == 1.0
+    assert factors[60] == pytest.approx((1 + 0.01) / 2)
+    assert factors[35] == pytest.approx(0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi / 4)))
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert 0.01 < factors[-1] < 0.011
+    assert cosine_schedule(110, 110, 10) == pytest.approx(0.01)
+    assert cosine_schedule(500, 110, 10) == pytest.approx(0.01)
+
+
+def test_without_warm_up_the_rate_starts_at_its_full_height():
+    assert cosine_schedule(0, 100, 0) == 1.0
+
+
+def rates(clip: CLIP, layer_decay: float) -> dict[str, float]:
+    """The learning rate of every parameter by name."""
+    names = {parameter: name for name, parameter in clip.named_parameters()}
+    groups = make_adamw([clip], 0.8, weight_decay=0.1, layer_decay=layer_decay).param_groups
+    found = [(names[each], group["lr"]) for group in groups for each in group["params"]]
+    assert len(found) == len(dict(found)) == len(names)
+    return dict(found)
+
+
+def rate_of(found: dict[str, float], prefix: str) -> float:
+    """The one rate that all parameters of a layer have."""
+    (rate,) = {rate for name, rate in found.items() if name.startswith(prefix)}
+    return rate
+
+
+def test_the_rate_falls_by_a_factor_for_every_layer_from_the_output():
+    image = VisionTransformerConfig(16, 8, 8, 3, 2, 4)
+    found = rates(CLIP.from_config(CLIPConfig(image, TextTransformerConfig(20, 8, 8, 2, 2, 4, token_width=6))), 0.5)
+    assert [rate_of(found, f"image_encoder.transformer.blocks.{index}.") for index in range(3)] == [0.1, 0.2, 0.4]
+    for first in ("patch_embedding", "class_embedding", "position_embedding", "input_norm"):
+        assert rate_of(found, f"image_encoder.{first}") == 0.05
+    for last in ("final_norm", "projection"):
+        assert rate_of(found, f"image_encoder.{last}") == rate_of(found, f"text_encoder.{last}") == 0.8
+    assert [rate_of(found, f"text_encoder.transformer.blocks.{index}.") for index in range(2)] == [0.2, 0.4]
+    for first in ("token_embedding", "token_projection", "position_embedding"):
+        assert rate_of(found, f"text_encoder.{first}") == 0.1
+    assert found["log_scale"] == found["logit_bias"] == 0.8
+
+
+def test_stages_of_a_resnet_and_a_bag_of_words_are_layers():
+    clip = CLIP.from_config(CLIPConfig(ModifiedResNetConfig(32, 4, (1, 2, 1, 1), 4, 4), BagOfWordsConfig(20, 8, 6, 4)))
+    found = rates(clip, 0.5)
+    assert rate_of(found, "image_encoder.stem") == 0.025
+    stages = [rate_of(found, f"image_encoder.stages.{index}.") for index in range(4)]
+    assert stages == [0.05, 0.1, 0.2, 0.4]
+    assert rate_of(found, "image_encoder.pool") == 0.8
+    assert [found["text_encoder.token_embedding.weight"], rate_of(found, "text_encoder.projection")] == [0.4, 0.8]
+
+
+def test_layers_keep_what_decays_apart():
+    clip = CLIP.from_config(CLIPConfig(ModifiedResNetConfig(32, 4, (1, 1, 1, 1), 4, 4), BagOfWordsConfig(20, 8, 6, 4)))
+    names = {parameter: name for name, parameter in clip.named_parameters()}
+    decays = [
+        {names[each]: group["weight_decay"] for group in make_adamw([clip], 1e-3, 0.1, layer_decay=decay).param_groups
+         for each in group["params"]}
+        for decay in (1.0, 0.7)
+    ]  # fmt: skip
+    assert decays[0] == decays[1]
+    assert set(decays[0].values()) == {0.0, 0.1}

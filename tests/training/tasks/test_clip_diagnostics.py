@@ -1,0 +1,108 @@
+"""What is noticed about a CLIP's log: each fault once, in one line that names the remedy, and nothing on a good run."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from codebrush.text.tokenizer import train_bpe
+from codebrush.training.dataset import SourceConfig, load_captioned
+from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.stages import Materials, StagePlan, run_stage
+from codebrush.training.tasks.clip import CLIPRecipe, make_clip
+from codebrush.training.tasks.clip_diagnostics import Watch, clashing_share, guessing_loss
+from codebrush.training.tasks.losses import contrastive_loss, sigmoid_loss
+
+GOOD = {"clip_loss": 1.0, "logit_scale": 20.0, "clashing": 0.0}
+
+
+def said(watch: Watch, lines: int = 20, first: int = 1, **values: float) -> list[str]:
+    return [line for step in range(first, first + lines) for line in watch.look(step, {**GOOD, **values})]
+
+
+def test_a_good_run_is_left_alone():
+    assert said(Watch(64, 1000)) == []
+
+
+@pytest.mark.parametrize(
+    ("watch", "values", "remedy"),
+    [
+        (Watch(64, 1000), {"clip_loss": math.log(64) * 1.015}, "raise recipe.learning_rate or loop.batch_size"),
+        (Watch(64, 1000), {"clip_loss": math.log(64) * 0.985}, "check that the captions"),
+        (Watch(1, 1000), {"clip_loss": 0.0}, "loop.batch_size"),
+        (Watch(64, 1000, "sigmoid"), {"clip_loss": 1 + math.log(64)}, "raise recipe.learning_rate"),
+        (Watch(64, 1000), {"logit_scale": 99.999}, "lower recipe.learning_rate, or add pictures"),
+        (Watch(64, 1000), {"clashing": 0.25}, "name source.group (--group)"),
+        (Watch(64, 127), {}, "add pictures, or lower loop.batch_size"),
+    ],
+)
+def test_each_fault_is_said_once_with_its_remedy(watch: Watch, values: dict[str, float], remedy: str):
+    (line,) = said(watch, **values)
+    assert remedy in line
+    assert "\n" not in line
+    assert said(watch, **values) == []
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"clip_loss": math.log(64) * 1.03},
+        {"clip_loss": math.log(64) * 0.97},
+        {"logit_scale": 99.0},
+        {"clashing": 0.2},
+    ],
+)
+def test_what_is_near_a_fault_is_none(values: dict[str, float]):
+    assert said(Watch(64, 128), **values) == []
+
+
+def test_a_fault_must_last_and_the_warmup_does_not_count():
+    watch = Watch(64, 1000, warmup=100, patience=4)
+    assert said(watch, lines=100, clip_loss=math.log(64)) == []
+    assert said(watch, lines=3, first=101, clip_loss=math.log(64)) == []
+    assert len(said(watch, lines=1, first=104, clip_loss=math.log(64))) == 1
+
+
+def test_few_pictures_are_told_before_the_first_step():
+    assert len(Watch(8, 15).look(0, {})) == 1
+    assert Watch(8, 16).look(0, {}) == []
+
+
+def test_captions_of_two_groups_clash_and_those_of_one_do_not():
+    tokens = np.array([[1, 5, 2], [1, 5, 2], [1, 6, 2], [1, 6, 2], [1, 7, 2]])
+    assert clashing_share(tokens, np.array([0, 0, 1, 1, 2])) == 0
+    assert clashing_share(tokens, np.array([0, 3, 1, 1, 2])) == pytest.approx(2 / 5)
+    assert clashing_share(tokens, np.array([0, 3, 1, 4, 0])) == pytest.approx(4 / 5)
+
+
+def test_the_guess_is_the_loss_of_embeddings_that_are_all_alike():
+    same = F.normalize(torch.ones(16, 4), dim=-1)
+    groups = torch.arange(16)
+    softmax = contrastive_loss(same, same, torch.tensor(10.0), groups)
+    assert guessing_loss(16, "softmax") == pytest.approx(softmax.item(), rel=1e-5)
+    biases = torch.linspace(-20, 0, 2001)
+    best = min(sigmoid_loss(same, same, torch.tensor(10.0), bias, groups).item() for bias in biases)
+    assert guessing_loss(16, "sigmoid") == pytest.approx(best, rel=1e-4)
+
+
+def test_a_run_says_what_is_noticed_once_on_stderr(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = SourceConfig(str(shapes), captions=("a {background} picture",), group="file_name")
+    data = load_captioned(rows.open(), 16, tmp_path)
+    recipe = CLIPRecipe(
+        image_size=16, width=8, layers=1, heads=2, text="bag", embed_dim=8, text_width=8, token_table=False,
+        learning_rate=1e-9,
+    )  # fmt: skip
+    loop = LoopConfig(steps=24, batch_size=24, warmup=2, threads=1, log_every=1, checkpoint_every=100, preview_every=0)
+    materials = Materials(data, train_bpe([data.captions(0)[0]]))
+    clip = make_clip(recipe, materials.tokenizer)
+    with torch.no_grad():
+        clip.log_scale.fill_(9.0)  # all captions are alike here, so that the loss is a guess's at any scale
+        clip.image_encoder.projection.weight.zero_()
+    run_stage(StagePlan("clip", recipe, loop), materials, tmp_path / "run", start=clip)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("run: ") and "steps/s" not in line]
+    remedies = ("lower loop.batch_size", "source.group (--group)", "captions fit their pictures", "or add pictures")
+    assert [sum(remedy in line for line in said) for remedy in remedies] == [1, 1, 1, 1]
+    assert len(said) == 4

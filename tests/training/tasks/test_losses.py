@@ -1,0 +1,169 @@
+"""The contrastive losses against NumPy, gradients included, in one process and across two."""
+
+from functools import partial
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codebrush.training.tasks.losses import code_likeness, code_loss, contrastive_loss, sigmoid_loss
+
+GROUPS = [None, [0, 1, 2, 3, 4, 5], [7, 7, 1, 2, 7, 1], [3, 3, 3, 3, 3, 3]]
+SCALE, BIAS = 12.0, -3.0
+PROCESSES = 2
+
+
+def softmax_reference(image: np.ndarray, text: np.ndarray, scale: float, groups: np.ndarray) -> tuple:
+    """Loss, and its gradients along image, text and scale."""
+    cosines, n = image @ text.T, len(image)
+    powers = np.exp(scale * cosines)
+    rows, columns = powers / powers.sum(1, keepdims=True), powers / powers.sum(0, keepdims=True)
+    same = (groups[:, None] == groups[None, :]).astype(float)
+    target = same / same.sum(1, keepdims=True)
+    loss = -(target * np.log(rows) + target.T * np.log(columns)).sum() / (2 * n)
+    slope = (rows - target + columns - target.T) / (2 * n)
+    return loss, scale * slope @ text, scale * slope.T @ image, (slope * cosines).sum()
+
+
+def sigmoid_reference(image: np.ndarray, text: np.ndarray, scale: float, bias: float, groups: np.ndarray) -> tuple:
+    """Loss, and its gradients along image, text, scale and bias."""
+    cosines, n = image @ text.T, len(image)
+    sign = np.where(groups[:, None] == groups[None, :], 1.0, -1.0)
+    loss = np.log1p(np.exp(-sign * (scale * cosines + bias))).sum() / n
+    slope = -sign / (1 + np.exp(sign * (scale * cosines + bias))) / n
+    return loss, scale * slope @ text, scale * slope.T @ image, (slope * cosines).sum(), slope.sum()
+
+
+def unit_rows(*shape: int) -> Tensor:
+    return F.normalize(torch.randn(*shape), dim=-1).requires_grad_()
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_contrastive_loss_and_gradients_are_the_reference_s(groups: list[int] | None):
+    image, text, scale = unit_rows(6, 5), unit_rows(6, 5), torch.tensor(SCALE, requires_grad=True)
+    loss = contrastive_loss(image, text, scale, None if groups is None else torch.tensor(groups))
+    found = [loss, *torch.autograd.grad(loss, (image, text, scale))]
+    numbers = np.array(groups or range(6))
+    expected = softmax_reference(image.detach().double().numpy(), text.detach().double().numpy(), SCALE, numbers)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_sigmoid_loss_and_gradients_are_the_reference_s(groups: list[int] | None):
+    image, text = unit_rows(6, 5), unit_rows(6, 5)
+    scale, bias = torch.tensor(SCALE, requires_grad=True), torch.tensor(BIAS, requires_grad=True)
+    loss = sigmoid_loss(image, text, scale, bias, None if groups is None else torch.tensor(groups))
+    found = [loss, *torch.autograd.grad(loss, (image, text, scale, bias))]
+    numbers = np.array(groups or range(6))
+    expected = sigmoid_reference(image.detach().double().numpy(), text.detach().double().numpy(), SCALE, BIAS, numbers)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=2e-5, atol=2e-6)
+
+
+def test_the_target_is_spread_evenly_over_a_row_s_positives():
+    # With all cosines equal every softmax is flat, whatever the target; so weigh one positive of row 0 alone.
+    image, text = torch.eye(4), torch.zeros(4, 4)
+    text[1, 0] = 1.0  # picture 0 agrees with text 1 only, and 0, 1, 2 are of one group
+    image.requires_grad_()
+    contrastive_loss(image, text, torch.tensor(1.0), torch.tensor([0, 0, 0, 1])).backward()
+    share = np.e / (np.e + 3)
+    column = np.e / (np.e + 3)  # the same for text 1 among the pictures
+    assert image.grad is not None
+    assert image.grad[0, 0].item() == pytest.approx((share - 1 / 3 + column - 1 / 3) / 8, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [contrastive_loss, partial(sigmoid_loss, bias=torch.tensor(BIAS))])
+def test_mixed_precision_leaves_the_loss_exact(loss):
+    image, text, scale = unit_rows(32, 64), unit_rows(32, 64), torch.tensor(100.0)
+    exact = loss(image, text, scale=scale)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = loss(image, text, scale=scale)
+    torch.testing.assert_close(mixed, exact, rtol=1e-6, atol=1e-6)
+
+
+def test_code_loss_is_the_mean_nats_a_code():
+    logits, codes = torch.randn(2, 3, 5), torch.tensor([[0, 4, 2], [1, 1, 3]])
+    picked = torch.log_softmax(logits, -1).gather(-1, codes.unsqueeze(-1))
+    assert code_loss(logits, codes).item() == pytest.approx(-picked.mean().item(), rel=1e-6)
+
+
+def test_codes_that_look_alike_are_right_as_well():
+    codebook = torch.tensor([[0.0, 0.0], [0.1, 0.0], [3.0, 0.0], [0.0, 4.0]])
+    likeness = code_likeness(codebook, 0.01)
+    apart = torch.cdist(codebook, codebook) ** 2
+    for row in range(4):
+        expected = torch.exp(-apart[row] / (0.01 * apart.mean()))
+        torch.testing.assert_close(likeness[row], expected / expected.sum())
+    assert likeness[0, 1] > 0.4
+    torch.testing.assert_close(code_likeness(7 * codebook, 0.01), likeness)
+    torch.testing.assert_close(code_likeness(codebook, 1e-6), torch.eye(4))
+    logits, codes = torch.randn(2, 3, 4), torch.tensor([[0, 3, 2], [1, 1, 3]])
+    nats = -(likeness[codes] * torch.log_softmax(logits, -1)).sum(-1).mean()
+    assert code_loss(logits, codes, likeness=likeness).item() == pytest.approx(nats.item(), rel=1e-6)
+    hard = code_loss(logits, codes, likeness=torch.eye(4))
+    assert hard.item() == pytest.approx(code_loss(logits, codes).item(), rel=1e-6)
+
+
+class Towers(nn.Module):
+    """Two linear towers with all that the losses learn."""
+
+    def __init__(self):
+        super().__init__()
+        self.image, self.text = nn.Linear(7, 5), nn.Linear(6, 5)
+        self.scale, self.bias = nn.Parameter(torch.tensor(SCALE)), nn.Parameter(torch.tensor(BIAS))
+
+    def loss(self, kind: str, pictures: Tensor, words: Tensor, groups: Tensor | None) -> Tensor:
+        image, text = F.normalize(self.image(pictures), dim=-1), F.normalize(self.text(words), dim=-1)
+        if kind == "sigmoid":
+            return sigmoid_loss(image, text, self.scale, self.bias, groups)
+        return contrastive_loss(image, text, self.scale, groups)
+
+
+def towers_and_batch() -> tuple[Towers, Tensor, Tensor]:
+    torch.manual_seed(3)
+    return Towers(), torch.randn(8, 7), torch.randn(8, 6)
+
+
+CASES = [(kind, groups) for kind in ("softmax", "sigmoid") for groups in (None, [0, 1, 0, 2, 2, 0, 3, 1])]
+
+
+def averaged_gradients(rank: int, folder: str) -> None:
+    """One of several processes with a part of the batch each: the first writes the mean of all gradients."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
+    found = []
+    for kind, groups in CASES:
+        towers, pictures, words = towers_and_batch()
+        mine = slice(rank * 8 // PROCESSES, (rank + 1) * 8 // PROCESSES)
+        numbers = None if groups is None else torch.tensor(groups)[mine]
+        loss = towers.loss(kind, pictures[mine], words[mine], numbers)
+        loss.backward()
+        gradients = {name: part.grad for name, part in towers.named_parameters() if part.grad is not None}
+        for gradient in gradients.values():
+            dist.all_reduce(gradient)
+            gradient /= PROCESSES
+        found.append({"loss": loss.detach(), **gradients})
+    if rank == 0:
+        torch.save(found, f"{folder}/found.pt")
+    dist.destroy_process_group()
+
+
+def test_gradients_averaged_over_processes_are_those_of_the_whole_batch(tmp_path: Path, processes: ForkServerContext):
+    started = [processes.Process(target=averaged_gradients, args=(rank, str(tmp_path))) for rank in range(PROCESSES)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+    assert [process.exitcode for process in started] == [0] * PROCESSES
+    for (kind, groups), found in zip(CASES, torch.load(tmp_path / "found.pt"), strict=True):
+        towers, pictures, words = towers_and_batch()
+        loss = towers.loss(kind, pictures, words, None if groups is None else torch.tensor(groups))
+        loss.backward()
+        gradients = {name: part.grad for name, part in towers.named_parameters() if part.grad is not None}
+        torch.testing.assert_close(found, {"loss": loss.detach(), **gradients}, rtol=1e-5, atol=1e-6)

@@ -40,7 +40,7 @@ from codebrush.models.upscaler import Upscaler, UpscalerConfig
 from codebrush.models.vqgan import VQGAN, VQGANConfig
 from codebrush.text.tokenizer import Tokenizer
 
-BUILT_IN = Path(__file__).parent / "packs"
+BUILT_IN = Path(__file__).parents[1] / "packs"
 PACK_FILE = "pack.json"
 FORMAT = 1
 MEMBERS = ("clip", "transformer", "vqgan")  # whose weights make a picture what it is

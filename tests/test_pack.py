@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from codebrush import Codebrush
-from codebrush import pack as pack_module
 from codebrush.errors import PackError
 from codebrush.models.pretrained import TABLE_DTYPE
+from codebrush.pack import pack as pack_module
 from codebrush.pack.pack import Pack, encode_condition, installed_packs, open_pack, text_condition
 from codebrush.text.tokenizer import Tokenizer
 from packs import CONTEXT, WIDTH, micro_clip, micro_tokenizer, micro_transformer, write_micro_pack

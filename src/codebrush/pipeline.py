@@ -30,7 +30,6 @@ from codebrush.generation.guided.guided_task import Models, Request, check_files
 from codebrush.generation.manifest import check_method, check_origin, damaged, origin, read_origin, torch_threads
 from codebrush.generation.options import DrawOptions
 from codebrush.generation.result import Result
-from codebrush.generation.sampling.decoding import Progress
 from codebrush.generation.sampling.retrieval import Retrieval, retrieved, same_as
 from codebrush.generation.sampling.sampler import Drawing, Sampler, batches, checked_sampling, draw_options
 from codebrush.models.clip import CLIP
@@ -38,6 +37,7 @@ from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.precision import usable_device
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import Pack, open_pack
+from codebrush.progress import Progress
 from codebrush.text.prompts import parse_prompt
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.understanding.captioning import SURE, Answer, Caption, Reader

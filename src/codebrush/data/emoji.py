@@ -6,7 +6,7 @@ The names are those of the `emoji` package, which follow Unicode's own.
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from codebrush.errors import DataError, UsageError
 from codebrush.files import atomic_folder
+from codebrush.progress import Progress
 
 FONT_FOLDERS = (
     "/usr/share/fonts",
@@ -58,7 +59,7 @@ def write_emoji(
     size: int = 128,
     font: str | Path | None = None,
     limit: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Draw every emoji that the font has, `size` pixels square over white, into a new folder.
 

@@ -18,10 +18,11 @@ from codebrush.evaluation.alignment import clip_score, cross_retrieval, r_precis
 from codebrush.evaluation.calibration import calibrate, expected_calibration_error
 from codebrush.evaluation.distribution import SetDistances
 from codebrush.evaluation.fidelity import Fidelity
-from codebrush.evaluation.rows import Progress, Reading, embed_texts, row_labels
+from codebrush.evaluation.rows import Reading, embed_texts, row_labels
 from codebrush.models.clip import CLIP
 from codebrush.models.perceptual import CLIPPerceptual
 from codebrush.models.vqgan import VQGAN
+from codebrush.progress import Progress
 from codebrush.text.tokenizer import Tokenizer
 
 PARTS = ("zero-shot", "retrieval", "clip-score", "reconstruction", "drawing")

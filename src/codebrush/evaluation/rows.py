@@ -1,6 +1,6 @@
 """Rows of captioned pictures in; those that can be read, a batch at a time, with their labels and embeddings out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,10 +12,10 @@ from codebrush.data.sources.captions import CaptionedImages
 from codebrush.data.sources.filters import is_empty
 from codebrush.errors import DataError, ImageError
 from codebrush.models.clip import CLIP
+from codebrush.progress import Progress
 from codebrush.text.tokenizer import Tokenizer
 
 BATCH = 64  # pictures or texts at a time, which bounds the memory
-Progress = Callable[[int, int], None]
 
 
 @dataclass

@@ -19,8 +19,9 @@ from filelock import FileLock, Timeout
 
 from codebrush.errors import PackError
 from codebrush.hub.catalogue import FileEntry
-from codebrush.hub.http_range import CHUNK, Cut, Progress, Refused, Transfer
+from codebrush.hub.http_range import CHUNK, Cut, Refused, Transfer
 from codebrush.hub.hugging_face import fetch_from_hub, is_offline
+from codebrush.progress import Progress
 
 TIMEOUT = 30.0  # seconds without a byte
 RETRIES = 3  # of each mirror, after the first attempt

@@ -16,11 +16,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from codebrush.errors import PackError
+from codebrush.progress import Progress
 from codebrush.version import __version__
 
 CHUNK = 1 << 18
 RETRIED = frozenset((408, 425, 429))  # beside 5xx: the answers that waiting can mend
-Progress = Callable[[int, int], None]
 
 
 class Refused(Exception):

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from codebrush.hub.catalogue import HUB_MIRROR
-from codebrush.hub.http_range import Progress, Refused
+from codebrush.hub.http_range import Refused
+from codebrush.progress import Progress
 
 CONNECT_SECONDS = 10
 TRUE_VALUES = ("1", "ON", "YES", "TRUE")  # as huggingface_hub reads them

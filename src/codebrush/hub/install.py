@@ -16,8 +16,8 @@ from typing import Any
 from codebrush.errors import PackError, UsageError
 from codebrush.hub.catalogue import Catalogue, FileEntry, ModelEntry, PackEntry
 from codebrush.hub.download import CONVERSION_ROOM, check_room, fetch_file, file_sha256, locked, size_text
-from codebrush.hub.http_range import Progress
 from codebrush.pack.pack import FORMAT, PACK_FILE, built_in_packs
+from codebrush.progress import Progress
 from codebrush.version import __version__
 
 ORIGIN_FILE = "origin.json"

@@ -4,7 +4,7 @@ Two measures must agree: CLIP's cosine, which takes pictures of one kind for the
 takes pictures of one outline for the same.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +17,7 @@ from codebrush.data.curation.near_duplicates import BITS, fingerprint
 from codebrush.data.images import decode_image
 from codebrush.errors import ImageError, UsageError
 from codebrush.models.clip import CLIP
+from codebrush.progress import Progress
 from codebrush.search.embedding import embed, fitted
 from codebrush.search.pictures import Candidate, Source
 
@@ -81,7 +82,7 @@ def find_duplicates(
     clip: CLIP,
     cosine: float = COSINE,
     distance: int = DISTANCE,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> DuplicateReport:
     """Cluster the pictures of `sources`: each member agrees in both measures with the one to keep.
 
@@ -155,7 +156,7 @@ def _look_at_all(
     sources: Sequence[Source],
     clip: CLIP,
     skipped: list[dict[str, str]],
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> tuple[list[Look], np.ndarray]:
     """Of each readable picture, once, what is kept, and its embedding: N and (N, E)."""
     total, done = sum(source.count for source in sources), 0

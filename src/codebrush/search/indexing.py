@@ -7,7 +7,7 @@ and written batch by batch: a run that is killed has lost at most the batch at h
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -20,6 +20,7 @@ from torch import Tensor
 from codebrush.data.images import decode_image
 from codebrush.errors import DataError, ImageError
 from codebrush.models.clip import CLIP
+from codebrush.progress import Progress
 from codebrush.search.columns import column_kind, fitting, in_words
 from codebrush.search.database import Database, is_in, quoted
 from codebrush.search.embedding import embed, fitted
@@ -33,7 +34,6 @@ THREADS = 4
 THUMBNAIL_SIDE = 128  # pixels of the longer side
 VALUE_LENGTH = 80  # characters of a cell that is told
 KNOWN = ["path", "size", "modified", "hash", "text_hash"]
-Progress = Callable[[int, int], None]
 
 
 @dataclass

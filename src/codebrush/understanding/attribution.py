@@ -15,9 +15,10 @@ from torch import Tensor
 from codebrush.errors import PromptError, UsageError
 from codebrush.models.clip import CLIP
 from codebrush.models.image_encoder import ModifiedResNet, VisionTransformer
+from codebrush.progress import Progress
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.understanding.grad_cam import class_activation
-from codebrush.understanding.occlusion import Progress, encode, occlusion
+from codebrush.understanding.occlusion import encode, occlusion
 from codebrush.understanding.relevance import TINY, attention_relevance
 
 Method = Literal["auto", "gradient", "occlusion"]

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codebrush.models.clip import CLIP
-from codebrush.understanding.occlusion import Progress, encode
+from codebrush.progress import Progress
+from codebrush.understanding.occlusion import encode
 
 STEPS = 24  # pictures a curve, from the whole to the last pixel; evenly many pixels change each time
 RANDOM_MAPS, SEED = 6, 0

@@ -3,19 +3,16 @@
 The slow reference: it asks nothing of the encoder but its answers (Zeiler and Fergus 2014, section 4.2).
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from codebrush.models.clip import CLIP
+from codebrush.progress import Progress
 
 BATCH = 64  # pictures encoded together
 # Sides of the covering window, as parts of the picture's, and how many of its steps fill it. Small ones see detail,
 # large ones wholes; in steps of half its side a large one misses what stands between two places.
 WINDOWS = ((4, 4), (8, 2))
-
-Progress = Callable[[int, int], None]  # pictures encoded, in all
 
 
 def occlusion(clip: CLIP, image: Tensor, directions: Tensor, progress: Progress | None = None) -> Tensor:

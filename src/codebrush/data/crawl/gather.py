@@ -29,10 +29,10 @@ from codebrush.data.crawl.web import PRIVATE, Limits, Refusal, Web, checked_url,
 from codebrush.data.images import decode_image
 from codebrush.data.sources.shard_writer import storable
 from codebrush.errors import CodebrushError, DataError, ImageError, UsageError
+from codebrush.progress import Progress
 
 MOST_WAIT = 30.0  # seconds that a server may ask for before the next try; beyond it the row waits for another run
 JPEG_QUALITY, JPEG_SIDE = 95, 65_535  # of pictures that are made smaller; the format has no longer sides
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from codebrush.data.sources.captions import CaptionedImages
 from codebrush.data.sources.shard_writer import KINDS, ShardWriter
 from codebrush.errors import DataError, ImageError, UsageError
 from codebrush.files import atomic_folder
+from codebrush.progress import Progress
 
 CHUNK = 256  # rows measured at once; of their pictures only small copies are held, for the scores
 REPLACED = ("image", "__key__", "txt", "json")  # columns whose names mean something else in a shard
@@ -41,7 +42,6 @@ REASONS = (  # in the order in which rows are judged; a row's place here is its 
     "no phrase",
     "over the cap",
 )
-Progress = Callable[[int, int], None]
 
 
 class Scorer(Protocol):

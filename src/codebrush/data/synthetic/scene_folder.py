@@ -1,7 +1,6 @@
 """A number of scenes in; a folder of drawn pictures with captions and questions, to train on, out."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from codebrush.data.synthetic.questions import scene_questions
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import UsageError
 from codebrush.files import atomic_folder
+from codebrush.progress import Progress
 
 QUESTIONS = 1  # the random stream of a scene's questions, beside the one that draws it
 
@@ -22,7 +22,7 @@ def write_shapes(
     size: int = 64,
     seed: int = 0,
     objects: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Write scenes 0 to count - 1 as a folder that `captions.open_source` reads: pictures and metadata.jsonl, which
     also holds questions about each with their answers.

@@ -5,7 +5,7 @@ Through embeddings, CLIP's idea of the picture turns, and the code transformer d
 random numbers: frames jump more, but each is a picture.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,13 +21,13 @@ from codebrush.generation.options import DrawOptions
 from codebrush.generation.sampling.canvas import Picture, whole_canvas
 from codebrush.generation.sampling.sampler import Drawing, Sampler
 from codebrush.models.code_transformer import Condition
+from codebrush.progress import Progress
 
 WAYS = ("latents", "embeddings")
 MOST_FRAMES = 10_000
 FILES = (*EXTENSIONS, ".safetensors")
 Key = Picture | Tensor  # a prompt, a picture or its file, or a latent (d, h, w)
 Frames = Iterator[Image.Image]
-Progress = Callable[[int, int], None]
 
 
 def frames_between(

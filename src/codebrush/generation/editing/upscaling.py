@@ -19,9 +19,9 @@ from codebrush.data.images import MAX_PIXELS, WITH_PROFILE, read_manifest, to_pi
 from codebrush.errors import ImageError, PackError, UsageError
 from codebrush.generation.manifest import damaged, torch_threads, versions
 from codebrush.generation.result import Result
-from codebrush.generation.sampling.decoding import Progress
 from codebrush.models.upscaler import Upscaler, reduce
 from codebrush.pack.pack import Pack
+from codebrush.progress import Progress
 
 SCALES = (2, 4)
 TILE = 192  # pixels a side

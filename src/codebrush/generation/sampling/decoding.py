@@ -5,7 +5,7 @@ are known are taken as they are; a network that is shown them all as its source 
 those above. A grid larger than the network's is drawn through a window that moves over it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 
@@ -17,11 +17,11 @@ from codebrush.errors import UsageError
 from codebrush.models.attention import KVCache
 from codebrush.models.code_transformer import CodeTransformer, Condition
 from codebrush.models.sampling import sample
+from codebrush.progress import Progress
 
 MAX_ROWS = 64  # of a batch in the transformer: more gain little speed and cost memory
 
 WeightedConditions = Sequence[tuple[Condition, float]]
-Progress = Callable[[int, int], None]  # steps done, steps in all
 
 
 def picture_uniforms(seed: int, indices: Sequence[int], count: int) -> Tensor:

@@ -19,12 +19,13 @@ from codebrush.generation.manifest import check_origin, damaged, origin, read_or
 from codebrush.generation.options import DrawOptions, checked_option
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.canvas import Picture
-from codebrush.generation.sampling.decoding import Known, Progress, draw_codes, draw_large, picture_uniforms
+from codebrush.generation.sampling.decoding import Known, draw_codes, draw_large, picture_uniforms
 from codebrush.generation.sampling.reranking import best_first, clip_scores
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer, Condition
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import Pack, text_condition
+from codebrush.progress import Progress
 from codebrush.text.prompts import parse_prompt
 from codebrush.text.tokenizer import Tokenizer
 

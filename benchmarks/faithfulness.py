@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from codebrush.data.preprocess import pixels_for
-from codebrush.data.sources.captions import open_source
+from codebrush.data.sources.captioned_images import open_source
 from codebrush.pipeline import Codebrush
 from codebrush.understanding.attribution import explain
 from codebrush.understanding.faithfulness import faithfulness

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from codebrush.data.images import stack
-from codebrush.data.sources.captions import open_source
+from codebrush.data.sources.captioned_images import open_source
 from codebrush.evaluation.alignment import cross_retrieval, zero_shot
 from codebrush.models.clip import CLIP
 from codebrush.pack.pack import open_clip

@@ -15,7 +15,7 @@ import numpy as np
 from ask_scenes import open_reader
 
 from codebrush.data.images import stack
-from codebrush.data.sources.captions import open_source
+from codebrush.data.sources.captioned_images import open_source
 from codebrush.evaluation.captions import cider
 from codebrush.pack.pack import open_pack
 from codebrush.understanding.captioning import Caption

@@ -22,7 +22,7 @@ from style_judge import KINDS, STYLES, load, told
 
 from codebrush import Codebrush
 from codebrush.data.images import stack, to_pil
-from codebrush.data.sources.captions import open_source
+from codebrush.data.sources.captioned_images import open_source
 from codebrush.evaluation.alignment import r_precision
 from codebrush.evaluation.rows import embed_texts
 from codebrush.models.clip import CLIP

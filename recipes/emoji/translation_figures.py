@@ -19,7 +19,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from codebrush import Codebrush
 from codebrush.data.images import contact_sheet, resize_square, save_png, stack
-from codebrush.data.sources.captions import open_source
+from codebrush.data.sources.captioned_images import open_source
 from codebrush.models.clip import CLIP
 from codebrush.models.perceptual import CLIPPerceptual
 from codebrush.pack.pack import open_clip

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from codebrush.cli.main import run
-from codebrush.data.sources.captions import open_source
+from codebrush.data.sources.captioned_images import open_source
 from codebrush.data.synthetic.shapes import scene
 
 

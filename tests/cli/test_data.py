@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from codebrush.cli.main import run
-from codebrush.data.sources.captions import open_source
+from codebrush.data.sources.captioned_images import open_source
 
 
 def test_shapes_make_a_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import torch
 from codebrush import Codebrush
 from codebrush.cli.main import run
 from codebrush.data.images import stack
-from codebrush.data.sources.captions import open_source
+from codebrush.data.sources.captioned_images import open_source
 from codebrush.data.synthetic.shapes import scene
 from codebrush.evaluation.alignment import cross_retrieval, zero_shot
 from codebrush.evaluation.fidelity import reconstruction

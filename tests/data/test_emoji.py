@@ -3,7 +3,7 @@ import pytest
 from PIL import ImageFont
 
 from codebrush.data.emoji import find_font, known_emoji, write_emoji
-from codebrush.data.sources.captions import open_source
+from codebrush.data.sources.captioned_images import open_source
 from codebrush.errors import DataError, UsageError
 
 try:

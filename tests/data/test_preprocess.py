@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from codebrush.data.images import MAX_PIXELS, decode_image
-from codebrush.data.preprocess import fit, preprocess
+from codebrush.data.preprocess import clip_resize, preprocess
 from codebrush.errors import ImageError
 
 RNG = np.random.default_rng(0)
@@ -29,29 +29,29 @@ def test_pictures_are_scaled_and_cut_in_their_own_mode(mode: str) -> None:
     picture = noise(mode)
     scaled = picture.resize((int(24 * 50 / 37), 24), Image.Resampling.BICUBIC)
     expected = scaled.crop((4, 0, 28, 24)).convert("RGB")  # 32 - 24 leaves 4 on each side
-    assert fit(picture, 24).tobytes() == expected.tobytes()
+    assert clip_resize(picture, 24).tobytes() == expected.tobytes()
     assert picture.mode == mode
-    assert fit(picture, 24, crop=False).tobytes() == picture.convert("RGB").resize((24, 24), 3).tobytes()
+    assert clip_resize(picture, 24, crop=False).tobytes() == picture.convert("RGB").resize((24, 24), 3).tobytes()
 
 
 @pytest.mark.parametrize(("long", "left"), [(33, 0), (35, 2), (37, 2), (39, 4), (34, 1)])
 def test_half_a_pixel_goes_to_the_even_offset(long: int, left: int) -> None:
     picture = noise("RGB", long, 32)
-    assert fit(picture, 32).tobytes() == picture.crop((left, 0, left + 32, 32)).tobytes()
+    assert clip_resize(picture, 32).tobytes() == picture.crop((left, 0, left + 32, 32)).tobytes()
     upright = picture.transpose(Image.Transpose.TRANSPOSE)
-    assert fit(upright, 32).tobytes() == upright.crop((0, left, 32, left + 32)).tobytes()
+    assert clip_resize(upright, 32).tobytes() == upright.crop((0, left, 32, left + 32)).tobytes()
 
 
 def test_long_sides_lose_their_fraction() -> None:
     picture = noise("RGB", 47, 61)  # 61 / 47 * 32 = 41.5
     scaled = picture.resize((32, 41), Image.Resampling.BICUBIC)
-    assert fit(picture, 32).tobytes() == scaled.crop((0, 4, 32, 36)).tobytes()
+    assert clip_resize(picture, 32).tobytes() == scaled.crop((0, 4, 32, 36)).tobytes()
 
 
 def test_a_strip_never_becomes_larger_than_the_limit() -> None:
     strip = Image.new("RGBA", (1, 5_000_000), (255, 0, 0, 9))
     assert 64 * 64 * strip.height > MAX_PIXELS
-    fitted = fit(strip, 64)
+    fitted = clip_resize(strip, 64)
     assert fitted.size == (64, 64)
     assert fitted.getpixel((32, 32)) == (255, 0, 0)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from codebrush.data.codes import encode_once
+from codebrush.data.code_cache import encode_once
 from codebrush.data.images import stack
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer

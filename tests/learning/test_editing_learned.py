@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from codebrush import Codebrush
-from codebrush.data.synthetic.shapes import Scene, read_scene
+from codebrush.data.synthetic.shape_recognition import recognise_shape
+from codebrush.data.synthetic.shapes import Scene
 from codebrush.generation.sampling.canvas import BORDER, soft_edge
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
@@ -51,7 +52,7 @@ def scenes() -> list[Scene]:
 
 def right(images: Sequence[Image.Image], labels: Sequence[str]) -> float:
     """The share of pictures that show their label's colour and shape."""
-    found = [read_scene(image) for image in images]
+    found = [recognise_shape(image) for image in images]
     return float(
         np.mean([each is not None and " ".join(each) == label for each, label in zip(found, labels, strict=True)])
     )
@@ -122,4 +123,4 @@ def test_the_stronger_an_edit_the_more_is_new(brush: Codebrush, scenes: list[Sce
         for strength in (0.1, 0.5, 1.0)
     ]
     assert distance[0] < distance[2]
-    assert read_scene(brush.edit(drawn.image, "a green square", strength=1.0, n=1)[0].image) == ("green", "square")
+    assert recognise_shape(brush.edit(drawn.image, "a green square", strength=1.0, n=1)[0].image) == ("green", "square")

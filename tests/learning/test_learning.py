@@ -16,7 +16,7 @@ from torch import Tensor
 
 from codebrush import Codebrush
 from codebrush.data.images import stack, to_pil
-from codebrush.data.synthetic.shapes import read_scene
+from codebrush.data.synthetic.shape_recognition import recognise_shape
 from codebrush.evaluation.alignment import zero_shot
 from codebrush.evaluation.fidelity import reconstruction
 from codebrush.generation.sampling.decoding import draw_codes, picture_uniforms
@@ -63,7 +63,7 @@ def test_transformer_draws_the_colour_and_shape_asked_for(transformer, clip, vqg
     condition = encode_condition(clip, materials.tokenizer, texts, transformer.config)
     uniforms = picture_uniforms(0, range(len(asked)), transformer.config.code_count)
     codes = draw_codes(transformer, condition, uniforms, cfg=3.0)
-    found = [read_scene(to_pil(image)) for image in vqgan.decode_codes(codes)]
+    found = [recognise_shape(to_pil(image)) for image in vqgan.decode_codes(codes)]
     right = np.mean([each is not None and " ".join(each) == label for each, label in zip(found, asked, strict=True)])
     print("drawn right", right)
     assert right >= 0.8
@@ -118,7 +118,7 @@ def test_guidance_draws_red_from_a_random_latent(folder: Path, materials: Materi
     rise = cosines(clip, materials.tokenizer, after, "a red circle") - cosines(
         clip, materials.tokenizer, before, "a red circle"
     )
-    found = [read_scene(image) for image in after]
+    found = [recognise_shape(image) for image in after]
     print("guided", rise, found)
     assert float(rise.min()) >= 0.3
     assert sum(each is not None and each[0] == "red" for each in found) >= 3

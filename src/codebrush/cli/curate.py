@@ -71,7 +71,7 @@ def curate(
     options = _options(context.params)
 
     from codebrush.data.curation.curate import curate as write
-    from codebrush.data.sources.captions import open_source
+    from codebrush.data.sources.captioned_images import open_source
 
     rows = open_source(
         source,
@@ -81,7 +81,7 @@ def curate(
         image_column=image_column,
         group=group,
         limit=limit,
-        bare=True,
+        require_captions=False,
     )
     scorer = _scorer(pack) if options.needs_scores else None
     with progress_bar("curating") as progress:

@@ -74,12 +74,12 @@ def gather(
     Heeds robots.txt, X-Robots-Tag (noai, noimageai, noindex, noimageindex) and TDM-Reservation. Run again, it fetches
     what is missing. The folder can be trained on, or curated first; failures.jsonl says what is not there and why.
     """
+    from codebrush.data.crawl.fetcher import FetchLimits
     from codebrush.data.crawl.gather import GatherOptions, in_words
     from codebrush.data.crawl.gather import gather as fetch
     from codebrush.data.crawl.url_lists import read_list
-    from codebrush.data.crawl.web import Limits
 
-    limits = Limits(timeout, deadline, max_bytes, allow_local)
+    limits = FetchLimits(timeout, deadline, max_bytes, allow_local)
     options = GatherOptions(workers, at_once, delay, retries, pause, resize, shard_rows, contact, limits)
     count = sum(1 for _ in read_list(urls, url_column, caption_column))
     if not count:

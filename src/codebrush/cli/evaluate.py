@@ -18,7 +18,7 @@ from codebrush.errors import UsageError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from codebrush.data.sources.captions import CaptionedImages
+    from codebrush.data.sources.captioned_images import CaptionedImages
     from codebrush.evaluation.report import Judge, Subject
     from codebrush.pipeline import Codebrush
 
@@ -118,7 +118,7 @@ def _check_templates(templates: list[str] | None) -> None:
 
 def _rows(source: str, split: str | None, named: dict[str, Any]) -> "tuple[CaptionedImages, str | None]":
     """The rows to measure and the name of their split: of a source without splits all of them, and None."""
-    from codebrush.data.sources.captions import open_source
+    from codebrush.data.sources.captioned_images import open_source
     from codebrush.errors import DataError
 
     wanted = split or USUAL_SPLIT

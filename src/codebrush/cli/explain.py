@@ -92,13 +92,13 @@ def _heat(brush: "Codebrush", image: Path, text: str, method: Method) -> tuple["
 def _view(clip: "CLIP", image: Path) -> tuple["Image.Image", float]:
     """The square that the encoder reads, in enough pixels to look at, and which part of the picture it is."""
     from codebrush.data.images import decode_image, resize_square
-    from codebrush.data.preprocess import fit
+    from codebrush.data.preprocess import clip_resize
     from codebrush.understanding.overlay import PANEL
 
     plain, squeezed = clip.config.fit == "plain", clip.config.fit == "squeeze"
     whole = decode_image(image, keep_mode=not plain)
     seen = 1.0 if squeezed else round(min(whole.size) / max(whole.size), 3)
-    return resize_square(whole, PANEL) if plain else fit(whole, PANEL, crop=not squeezed), seen
+    return resize_square(whole, PANEL) if plain else clip_resize(whole, PANEL, crop=not squeezed), seen
 
 
 def _codes(brush: "Codebrush", image: Path) -> tuple[list["Group"], dict[str, Any]]:

@@ -13,7 +13,7 @@ from codebrush.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from codebrush.data.sources.captions import CaptionedImages
+    from codebrush.data.sources.captioned_images import CaptionedImages
     from codebrush.pipeline import Codebrush
 
 
@@ -41,7 +41,7 @@ def probe(
         raise UsageError(f"--out must be a file that ends in .safetensors, not {out}")
     if out is not None:
         check_folder(out.absolute().parent)
-    from codebrush.data.sources.captions import open_source
+    from codebrush.data.sources.captioned_images import open_source
     from codebrush.pack.pack import clip_hash
     from codebrush.pipeline import Codebrush
     from codebrush.understanding.probe import fit_probe, probe_figures
@@ -80,7 +80,7 @@ def probe(
 
 def _other(source: str, split: str | None, usual: str, learned: str, named: dict[str, Any]) -> "CaptionedImages | None":
     """The rows of another split than is learned from; of the usual one, where the user names none and there is one."""
-    from codebrush.data.sources.captions import open_source
+    from codebrush.data.sources.captioned_images import open_source
     from codebrush.errors import DataError
 
     if split == learned:

@@ -1,4 +1,4 @@
-"""An installed colour-emoji font in; a folder of captioned emoji, as `captions.open_source` reads it, out.
+"""An installed colour-emoji font in; a folder of captioned emoji, as `captioned_images.open_source` reads it, out.
 
 The names are those of the `emoji` package, which follow Unicode's own.
 """

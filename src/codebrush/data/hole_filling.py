@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def filled_in(pixels: Tensor, hole: Tensor) -> Tensor:
+def fill_holes(pixels: Tensor, hole: Tensor) -> Tensor:
     """Pixels (..., 3, H, W) whose `hole` (..., H, W) bool is filled with the means of what is nearest around it, ever
     coarser the deeper inside. All hole: grey."""
     shape, pixels, hole = pixels.shape, pixels.reshape(-1, *pixels.shape[-3:]), hole.reshape(-1, 1, *hole.shape[-2:])

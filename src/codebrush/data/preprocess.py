@@ -1,14 +1,12 @@
-"""Pictures as people have them in; square RGB pixels as the published CLIPs were shown them out.
+"""Makes pictures square for a CLIP, as its published preprocessing does.
 
-`fit` is exact: with `CLIP.encode_image` after it, a published CLIP gives the numbers of its original code. `fit_tensor`
-does the same to tensors, many at a time and with a gradient, and differs a little.
+`clip_resize` is exact: with `CLIP.encode_image` after it, a published CLIP gives the numbers of its original code.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -27,16 +25,16 @@ def pixels_for(clip: CLIP, images: Sequence[bytes | str | Path | Image.Image]) -
 
 
 def preprocess(images: Sequence[bytes | str | Path | Image.Image], size: int, crop: bool = True) -> Tensor:
-    """Pictures or their files -> (B, 3, size, size) float32 in [0, 1], each as `fit` makes it.
+    """Pictures or their files -> (B, 3, size, size) float32 in [0, 1], each as `clip_resize` makes it.
 
     As in the original code, transparency is not laid over white; unlike there, files are turned upright and 16-bit
     ones keep their shades. One that cannot be read is an ImageError.
     """
-    fitted = [to_tensor(fit(decode_image(image, keep_mode=True), size, crop)) for image in images]
+    fitted = [to_tensor(clip_resize(decode_image(image, keep_mode=True), size, crop)) for image in images]
     return torch.stack(fitted) if fitted else torch.zeros(0, 3, size, size)
 
 
-def fit(image: Image.Image, size: int, crop: bool = True) -> Image.Image:
+def clip_resize(image: Image.Image, size: int, crop: bool = True) -> Image.Image:
     """A picture of any mode and shape -> its size x size RGB pixels, by Pillow's bicubic filter.
 
     With `crop` the short side is scaled to `size` and the middle cut out, the colours of a palette and what lies under
@@ -50,22 +48,6 @@ def fit(image: Image.Image, size: int, crop: bool = True) -> Image.Image:
     left, top = _margin(width, size), _margin(height, size)
     scaled = image.resize((width, height), Image.Resampling.BICUBIC)
     return scaled.crop((left, top, left + size, top + size)).convert("RGB")
-
-
-def fit_tensor(images: Tensor, size: int, crop: bool = True) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] -> (B, 3, size, size) in [0, 1], close to `fit`; the gradient flows through.
-
-    Pillow rounds to whole levels of 1/255 after each direction and this does not: they differ by at most 1.25 levels
-    (the filter enlarges the first rounding by no more than 1.25), and by under 0.4 on the average of a picture.
-    """
-    height, width = images.shape[-2:]
-    new_width, new_height = _scaled(width, height, size) if crop else (size, size)
-    # One direction after the other, as Pillow does, for the sake of the clamp between them at hard edges.
-    images = F.interpolate(images, (height, new_width), mode="bicubic", antialias=True).clamp(0, 1)
-    left, top = _margin(new_width, size), _margin(new_height, size)
-    images = images[..., left : left + size]  # (B, 3, H, size)
-    images = F.interpolate(images, (new_height, size), mode="bicubic", antialias=True).clamp(0, 1)
-    return images[..., top : top + size, :]  # (B, 3, size, size)
 
 
 def _scaled(width: int, height: int, size: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from codebrush.errors import CodebrushError
 
 
-def ssim_of_torchmetrics() -> Callable[..., object]:
+def torchmetrics_ssim() -> Callable[..., object]:
     """Its function. Raises CodebrushError where torchmetrics is missing."""
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
@@ -20,7 +20,7 @@ def ssim_of_torchmetrics() -> Callable[..., object]:
 def structural_similarity(images: Tensor, targets: Tensor) -> Tensor:
     """Images and targets (B, 3, H, W), linear to [0, 1] -> their SSIM (Wang et al. 2004) as torchmetrics has it, (B,);
     1 is alike. Raises CodebrushError where torchmetrics is missing."""
-    measure = ssim_of_torchmetrics()
+    measure = torchmetrics_ssim()
     with torch.autocast(images.device.type, enabled=False):  # variances are small differences of large numbers
         alike = measure(images.float(), targets.float(), data_range=1.0, reduction="none")
     return torch.as_tensor(alike)

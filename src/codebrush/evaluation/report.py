@@ -12,7 +12,7 @@ from torch import Tensor
 
 from codebrush.data.images import stack
 from codebrush.data.preprocess import pixels_for
-from codebrush.data.sources.captions import CaptionedImages
+from codebrush.data.sources.captioned_images import CaptionedImages
 from codebrush.errors import CodebrushError
 from codebrush.evaluation.alignment import clip_score, cross_retrieval, r_precision, zero_shot
 from codebrush.evaluation.calibration import calibrate, expected_calibration_error

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from codebrush.data.preprocess import pixels_for
-from codebrush.data.sources.captions import CaptionedImages
+from codebrush.data.sources.captioned_images import CaptionedImages
 from codebrush.data.sources.filters import is_empty
 from codebrush.errors import DataError, ImageError
 from codebrush.models.clip import CLIP

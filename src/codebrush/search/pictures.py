@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from codebrush.data.images import EXTENSIONS
-from codebrush.data.sources.captions import CAPTION_COLUMNS, NAME_COLUMNS, Template
+from codebrush.data.sources.captioned_images import CAPTION_COLUMNS, NAME_COLUMNS, Template
 from codebrush.data.sources.filters import is_empty
 from codebrush.data.sources.readers import BUILDERS, Rows, load_rows
 from codebrush.errors import DataError, ImageError

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codebrush.data.pixels import PixelCache, decode_once
-from codebrush.data.sources.captions import CaptionedImages, open_source
+from codebrush.data.pixel_cache import PixelCache, decode_once
+from codebrush.data.sources.captioned_images import CaptionedImages, open_source
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.field_types import Count
 
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """Where the pictures are and which of them count; see `codebrush.data.sources.captions.open_source`."""
+    """Where the pictures are and which of them count; see `codebrush.data.sources.captioned_images.open_source`."""
 
     source: str
     split: str | None = None

@@ -11,7 +11,7 @@ import torch
 
 from codebrush.conversion.convert import open_model
 from codebrush.conversion.tokenizers import tokenizer_of
-from codebrush.data.codes import encode_once
+from codebrush.data.code_cache import encode_once
 from codebrush.errors import UsageError
 from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from PIL import Image, ImageOps
 
+from codebrush.data.crawl.fetcher import FetchLimits
 from codebrush.data.crawl.gather import GatherOptions, gather
-from codebrush.data.crawl.url_lists import Listed
-from codebrush.data.crawl.web import Limits
+from codebrush.data.crawl.url_lists import UrlRow
 from codebrush.data.images import decode_image
-from codebrush.data.sources.captions import open_source
+from codebrush.data.sources.captioned_images import open_source
 from codebrush.errors import CodebrushError, DataError, UsageError
 from rude_server import RudeServer, rude_server
 
@@ -29,7 +29,7 @@ QUICK = GatherOptions(
     delay=0.0,
     retries=1,
     pause=0.01,
-    limits=Limits(silence=0.3, deadline=0.6, most_bytes=200_000, local=True),
+    limits=FetchLimits(silence=0.3, deadline=0.6, most_bytes=200_000, local=True),
 )
 
 
@@ -41,7 +41,7 @@ def server() -> Iterator[RudeServer]:
 
 def run(urls: list[str] | dict[str, str], out: Path, **changes: Any) -> dict[str, Any]:
     pairs = urls.items() if isinstance(urls, dict) else ((url, f"caption {i}") for i, url in enumerate(urls))
-    rows = [Listed(url, caption) for url, caption in pairs]
+    rows = [UrlRow(url, caption) for url, caption in pairs]
     return gather(rows, len(rows), out, replace(QUICK, **changes))
 
 
@@ -159,7 +159,7 @@ def test_a_run_that_is_stopped_loses_no_picture(
 ):
     out = tmp_path / "out"
     urls = [server.serve(f"/{number}", picture()) for number in range(6)]
-    rows = [Listed(url, "caption") for url in urls]
+    rows = [UrlRow(url, "caption") for url in urls]
 
     def stop(done: int, _: int) -> None:
         if done == 4:
@@ -352,7 +352,7 @@ def test_a_full_disk_ends_the_run(server: RudeServer, tmp_path: Path, picture: C
 
 
 @pytest.mark.parametrize(
-    "change", [{"workers": 0}, {"delay": -1}, {"resize": 0}, {"contact": "zoë"}, {"limits": Limits(0)}]
+    "change", [{"workers": 0}, {"delay": -1}, {"resize": 0}, {"contact": "zoë"}, {"limits": FetchLimits(0)}]
 )
 def test_options_out_of_range(change: dict[str, Any]):
     with pytest.raises(UsageError):

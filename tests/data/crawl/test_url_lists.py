@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from codebrush.data.crawl.url_lists import Listed, read_list
+from codebrush.data.crawl.url_lists import UrlRow, read_list
 from codebrush.errors import DataError
 
 
@@ -37,7 +37,7 @@ def test_a_row_of_json_may_lack_what_others_have(tmp_path: Path):
     """The first one too; only a list without a single caption is refused, with the columns that it has."""
     path = tmp_path / "list.jsonl"
 
-    def listed(*rows: dict[str, Any]) -> list[Listed]:
+    def listed(*rows: dict[str, Any]) -> list[UrlRow]:
         path.write_text("\n".join(json.dumps(row) for row in rows))
         return list(read_list(path))
 

@@ -15,7 +15,7 @@ from PIL import Image
 from codebrush.data.curation.caption_rules import CaptionRules
 from codebrush.data.curation.curate import BYTES_PER_ROW, REASONS, CurationOptions, Measures, curate, decide
 from codebrush.data.curation.phrases import split_of
-from codebrush.data.sources.captions import CaptionedImages, open_source
+from codebrush.data.sources.captioned_images import CaptionedImages, open_source
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import CodebrushError, DataError, UsageError
 

@@ -11,7 +11,7 @@ import pytest
 from datasets import config, load_dataset
 
 from codebrush.data.curation.curate import CurationOptions, curate
-from codebrush.data.sources.captions import open_source
+from codebrush.data.sources.captioned_images import open_source
 from codebrush.errors import DataError
 
 
@@ -157,7 +157,9 @@ def test_pictures_are_not_hidden_by_a_table_among_them(folder, picture, describe
     (folder / "empty.TAR").write_bytes(b"")
     write_parquet(folder / "index.parquet", image=[picture()], text=["from the table"])
     with pytest.warns(UserWarning, match="not 4 of another kind") as told:
-        source = open_source(folder, bare=True, captions=["{file_name}"] if described_by == "nothing" else ())
+        source = open_source(
+            folder, require_captions=False, captions=["{file_name}"] if described_by == "nothing" else ()
+        )
     assert captions(source) == ["a.png", "old/b.png"]
     assert [str(each.message) for each in told] == [
         f"{folder}: reads the 2 picture files in it, but not 4 of another kind "
@@ -180,13 +182,17 @@ def test_shards_of_a_curation_are_read_beside_its_sheets(folder, picture, kind):
         (folder / f"{name}.png").write_bytes(picture(colour))
         (folder / f"{name}.txt").write_text(name)
     (folder / "c.png").write_bytes(b"damaged")
-    curate(open_source(folder, bare=True), folder / "curated", CurationOptions(shares=(1.0, 0.0, 0.0), kind=kind))
+    curate(
+        open_source(folder, require_captions=False),
+        folder / "curated",
+        CurationOptions(shares=(1.0, 0.0, 0.0), kind=kind),
+    )
     assert {"kept.png", "dropped.png"} < {path.name for path in (folder / "curated").iterdir()}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert captions(open_source(folder / "curated")) == ["a", "b"]
     with pytest.warns(UserWarning, match=rf"reads the 3 picture .*\(curated/train-00000\.{kind}\)"):
-        assert len(open_source(folder, bare=True)) == 3  # the sheets are no pictures of the user's
+        assert len(open_source(folder, require_captions=False)) == 3  # the sheets are no pictures of the user's
 
 
 def test_glob_of_parquet(tmp_path, picture):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from codebrush.data.sources.captions import open_source
+from codebrush.data.sources.captioned_images import open_source
 from codebrush.data.sources.shard_writer import ENDINGS, ShardWriter, TarShard, storable
 from codebrush.errors import ImageError
 
@@ -49,7 +49,7 @@ def test_a_parquet_file_says_that_it_holds_pictures(tmp_path: Path, picture: Cal
 def test_large_pictures_do_not_pile_up(tmp_path: Path, picture: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch):
     import pyarrow.parquet as pq
 
-    from codebrush.data import shard_writer
+    from codebrush.data.sources import shard_writer
 
     monkeypatch.setattr(shard_writer, "GROUP_BYTES", 2 * len(picture("red")))
     with ShardWriter(tmp_path, "parquet", 99, SCHEMA) as writer:

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from codebrush.data.sources.captions import open_source
+from codebrush.data.sources.captioned_images import open_source
 from codebrush.data.synthetic.outlines import COLOURS, SHAPES
 from codebrush.data.synthetic.scene_folder import write_shapes
-from codebrush.data.synthetic.shapes import BACKGROUNDS, NUMBERS, PLACES, read_scene, scene
+from codebrush.data.synthetic.shape_recognition import recognise_shape
+from codebrush.data.synthetic.shapes import BACKGROUNDS, NUMBERS, PLACES, scene
 from codebrush.errors import CodebrushError, DataError, UsageError
 
 
@@ -161,8 +162,8 @@ def test_the_rule_reads_single_objects(size, spoil):
     for index in range(200):
         drawn = scene(9, index, size, objects=1)
         (thing,) = drawn.objects
-        if read_scene(spoil(drawn.image)) != (thing.colour, thing.shape):
-            wrong.append((thing, read_scene(spoil(drawn.image))))
+        if recognise_shape(spoil(drawn.image)) != (thing.colour, thing.shape):
+            wrong.append((thing, recognise_shape(spoil(drawn.image))))
     assert len(wrong) <= 2, wrong  # 1 in 100
 
 
@@ -172,7 +173,7 @@ def test_the_rule_reads_every_background_and_place():
         drawn = scene(10, index, 32)
         if len(drawn.objects) == 1:
             read += 1
-            wrong += read_scene(drawn.image) != (drawn.objects[0].colour, drawn.objects[0].shape)
+            wrong += recognise_shape(drawn.image) != (drawn.objects[0].colour, drawn.objects[0].shape)
     assert read > 150
     assert wrong <= read // 100
 
@@ -184,24 +185,24 @@ def test_the_rule_takes_the_largest_of_several():
         plain = {first.shape, second.shape} <= {"circle", "square"}  # a large star has less of an area
         if plain and {first.size, second.size} == {"small", "large"}:
             large = first if first.size == "large" else second
-            assert read_scene(drawn.image) == (large.colour, large.shape)
+            assert recognise_shape(drawn.image) == (large.colour, large.shape)
 
 
 @pytest.mark.parametrize("colour", ["white", (205, 205, 205), "red"])
 def test_the_rule_finds_nothing_on_an_empty_picture(colour):
-    assert read_scene(Image.new("RGB", (32, 32), colour)) is None
+    assert recognise_shape(Image.new("RGB", (32, 32), colour)) is None
 
 
 def test_the_rule_bears_a_picture_of_noise():
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    colour, shape = read_scene(Image.fromarray(noise)) or ("", "")
+    colour, shape = recognise_shape(Image.fromarray(noise)) or ("", "")
     assert colour in COLOURS
     assert shape in SHAPES
 
 
 def test_the_rule_reads_large_pictures():
     drawn = scene(12, 0, 400, objects=1)
-    assert read_scene(drawn.image) == (drawn.objects[0].colour, drawn.objects[0].shape)
+    assert recognise_shape(drawn.image) == (drawn.objects[0].colour, drawn.objects[0].shape)
 
 
 def test_written_scenes_are_a_source(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from codebrush.data.hole_filling import filled_in
+from codebrush.data.hole_filling import fill_holes
 from codebrush.errors import ImageError, UsageError
 from codebrush.generation.sampling.canvas import (
     BORDER,
@@ -116,13 +116,13 @@ def test_a_hole_is_filled_with_what_is_near() -> None:
     pixels[2, :, 16:] = 1
     hole = torch.zeros(32, 32, dtype=torch.bool)
     hole[8:24, 4:28] = True
-    filled = filled_in(pixels, hole)
+    filled = fill_holes(pixels, hole)
     assert torch.equal(filled[:, ~hole], pixels[:, ~hole])
     assert filled[0, 16, 5] > 0.8
     assert filled[2, 16, 26] > 0.8
     assert filled.min() >= 0
     assert filled.max() <= 1 + 1e-6
-    assert torch.equal(filled_in(pixels, torch.ones_like(hole)), torch.full_like(pixels, 0.5))
+    assert torch.equal(fill_holes(pixels, torch.ones_like(hole)), torch.full_like(pixels, 0.5))
 
 
 def test_a_picture_is_extended_on_any_side() -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from codebrush.data.colour import draw_colour
+from codebrush.data.colour_jitter import draw_colour_jitter
 from codebrush.training.tasks.augmentation import (
     Augmentation,
     change_looks,
@@ -49,7 +49,7 @@ def test_mixed_precision_changes_nothing(images: Tensor):
 def test_a_turn_of_the_hue_keeps_greys_and_moves_colours(images: Tensor):
     grey = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     torch.testing.assert_close(change(grey, Augmentation(hue=40)), grey, atol=1e-5, rtol=0)
-    matrix = draw_colour(1, 0.0, np.random.default_rng(0), hue=40)[0, :, :3].double()
+    matrix = draw_colour_jitter(1, 0.0, np.random.default_rng(0), hue=40)[0, :, :3].double()
     torch.testing.assert_close(matrix @ matrix.T, torch.eye(3).double(), atol=1e-6, rtol=0)  # a turn, and no more
     assert (change(images, Augmentation(hue=40)) - images).abs().max() > 0.05
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from stopped_runs import run_in_two
 
-from codebrush.data.hole_filling import filled_in
+from codebrush.data.hole_filling import fill_holes
 from codebrush.data.synthetic.scene_folder import write_shapes
 from codebrush.errors import DataError, TrainingError
 from codebrush.models.code_transformer import CodeTransformer, Condition
@@ -66,7 +66,7 @@ class TestDrawer:
         assert (found.holed.shape, found.source.shape) == ((3, 3, 32, 32), (3, 64))
         for place, image in enumerate(materials.data.images(rows[3:6]).float() / 255):
             hole = ~found.shown[3 + place].view(8, 8).repeat_interleave(4, 0).repeat_interleave(4, 1)
-            assert torch.equal(found.holed[place], filled_in(image, hole))
+            assert torch.equal(found.holed[place], fill_holes(image, hole))
         for row in range(12):
             if 3 <= row < 6:
                 assert torch.equal(found.asked[row], ~found.shown[row])
@@ -190,7 +190,7 @@ def test_nothing_of_what_was_in_a_hole_is_read(materials: Materials) -> None:
     batch = task.batch(np.arange(4), np.random.default_rng(0))
     pixels = batch["shown"].view(4, 1, 8, 8).repeat_interleave(4, 2).repeat_interleave(4, 3)
     other = torch.where(pixels, materials.data.images(np.arange(4)).float() / 255, torch.rand(4, 3, 32, 32))
-    changed = {**batch, "holed": filled_in(other, ~pixels[:, 0])}
+    changed = {**batch, "holed": fill_holes(other, ~pixels[:, 0])}
     first, second = (task._condition(each).source_codes for each in (batch, changed))  # pyright: ignore
     assert torch.equal(first, second)
     vqgan: Any = materials.vqgan

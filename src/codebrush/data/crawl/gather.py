@@ -22,10 +22,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 from PIL import Image
 
+from codebrush.data.crawl.fetcher import PRIVATE, Fetcher, FetchError, FetchLimits, checked_url, site_of
 from codebrush.data.crawl.gather_state import STATE_FOLDER, Slice
 from codebrush.data.crawl.polite_queue import PoliteQueue
-from codebrush.data.crawl.url_lists import Listed
-from codebrush.data.crawl.web import PRIVATE, Limits, Refusal, Web, checked_url, site_of
+from codebrush.data.crawl.url_lists import UrlRow
 from codebrush.data.images import decode_image
 from codebrush.data.sources.shard_writer import storable
 from codebrush.errors import CodebrushError, DataError, ImageError, UsageError
@@ -52,7 +52,7 @@ class GatherOptions:
     resize: int | None = None
     shard_rows: int = 1_000
     contact: str = ""
-    limits: Limits = field(default_factory=Limits)
+    limits: FetchLimits = field(default_factory=FetchLimits)
 
     def __post_init__(self) -> None:
         least = {"workers": 1, "at_once": 1, "delay": 0, "retries": 0, "pause": 0, "shard_rows": 1}
@@ -70,12 +70,12 @@ class _Job:
     """One row to fetch."""
 
     row: int
-    listed: Listed
+    listed: UrlRow
     tries: int = 0
 
 
 def gather(
-    rows: Iterable[Listed], count: int, out: str | Path, options: GatherOptions, progress: Progress | None = None
+    rows: Iterable[UrlRow], count: int, out: str | Path, options: GatherOptions, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Fetch the pictures of the `count` rows of a list into the folder `out` and return a report.
 
@@ -125,9 +125,9 @@ def _check_settings(out: Path, options: GatherOptions) -> None:
             raise DataError(f"{out}: was begun with {flag} {was}; go on with the same, or name a new folder")
 
 
-def _work_off(rows: Iterable[Listed], count: int, out: Path, options: GatherOptions, progress: Progress | None) -> int:
+def _work_off(rows: Iterable[UrlRow], count: int, out: Path, options: GatherOptions, progress: Progress | None) -> int:
     """Every slice of the list; how many pictures are new."""
-    web = Web(options.limits, options.contact)
+    fetcher = Fetcher(options.limits, options.contact)
     mended = (PRIVATE,) if options.limits.local else ()
     new = done = 0
     try:
@@ -143,24 +143,24 @@ def _work_off(rows: Iterable[Listed], count: int, out: Path, options: GatherOpti
             tell(0)
             if missing:
                 jobs = [_Job(row, listed[row - part.start]) for row in missing]
-                new += part.finish(_fetch_all(jobs, part, web, options, tell))
+                new += part.finish(_fetch_all(jobs, part, fetcher, options, tell))
             done += len(missing)
     finally:
         _write_failures(out)
     return new
 
 
-def _slices(rows: Iterable[Listed], size: int) -> Iterator[list[Listed]]:
+def _slices(rows: Iterable[UrlRow], size: int) -> Iterator[list[UrlRow]]:
     rest = iter(rows)
     while part := list(islice(rest, size)):
         yield part
 
 
 def _fetch_all(
-    jobs: list[_Job], part: Slice, web: Web, options: GatherOptions, tell: Callable[[int], None]
-) -> dict[int, Refusal]:
+    jobs: list[_Job], part: Slice, fetcher: Fetcher, options: GatherOptions, tell: Callable[[int], None]
+) -> dict[int, FetchError]:
     """Fetch the pictures of `jobs` into `part` by threads; the rows that failed, with the reasons."""
-    failed: dict[int, Refusal] = {}
+    failed: dict[int, FetchError] = {}
     open_jobs = []
     for job in jobs:
         if (refusal := _faulty(job.listed)) is not None:
@@ -177,9 +177,9 @@ def _fetch_all(
         nonlocal ended
         try:
             while (job := queue.take()) is not None:
-                refusal = _attempt(job, part, web, options, decoders)
+                refusal = _attempt(job, part, fetcher, options, decoders)
                 wait = _wait(job, refusal, options)
-                queue.done(job, web.delay(job.listed.url), wait)
+                queue.done(job, fetcher.delay(job.listed.url), wait)
                 if wait is None:
                     with lock:
                         ended += 1
@@ -203,35 +203,37 @@ def _fetch_all(
     return failed
 
 
-def _faulty(listed: Listed) -> Refusal | None:
+def _faulty(listed: UrlRow) -> FetchError | None:
     """What is wrong with a row before any site is asked."""
     if not listed.url:
-        return Refusal("no URL")
+        return FetchError("no URL")
     if not listed.caption:
-        return Refusal("no caption")
+        return FetchError("no caption")
     try:
         checked_url(listed.url)
-    except Refusal as refusal:
+    except FetchError as refusal:
         return refusal
     return None
 
 
-def _wait(job: _Job, refusal: Refusal | None, options: GatherOptions) -> float | None:
+def _wait(job: _Job, refusal: FetchError | None, options: GatherOptions) -> float | None:
     """The seconds until a row is tried again; None where it is not."""
     if refusal is None or not refusal.again or job.tries > options.retries or refusal.wait > MOST_WAIT:
         return None
     return max(refusal.wait, options.pause * 2 ** (job.tries - 1))
 
 
-def _attempt(job: _Job, part: Slice, web: Web, options: GatherOptions, decoders: threading.Semaphore) -> Refusal | None:
+def _attempt(
+    job: _Job, part: Slice, fetcher: Fetcher, options: GatherOptions, decoders: threading.Semaphore
+) -> FetchError | None:
     """Fetch one picture and store it; or why not."""
     job.tries += 1
     try:
-        data = web.fetch(job.listed.url)
+        data = fetcher.fetch(job.listed.url)
         sha256 = hashlib.sha256(data).hexdigest()
         with decoders:
             ending, data, (width, height) = _stored(data, options.resize)
-    except Refusal as refusal:
+    except FetchError as refusal:
         return refusal
     columns = {
         "url": job.listed.url,
@@ -245,15 +247,18 @@ def _attempt(job: _Job, part: Slice, web: Web, options: GatherOptions, decoders:
 
 
 def _stored(data: bytes, side: int | None) -> tuple[str, bytes, tuple[int, int]]:
-    """The ending, bytes and size to store a picture file with. Raises Refusal where it is none or memory is short."""
+    """The ending, bytes and size to store a picture file with.
+
+    Raises FetchError if it cannot be decoded, or if memory is short.
+    """
     try:
         image, data = _fitted(decode_image(data), data, side)
         ending, data = storable(data)
     except ImageError as error:
         reason = "too many pixels" if "over the limit" in str(error) else "not a picture"
-        raise Refusal(reason, str(error)) from error
+        raise FetchError(reason, str(error)) from error
     except MemoryError as error:
-        raise Refusal("out of memory", "no memory to decode it; try fewer --workers", again=True) from error
+        raise FetchError("out of memory", "no memory to decode it; try fewer --workers", again=True) from error
     return ending, data, image.size
 
 

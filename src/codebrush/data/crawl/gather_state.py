@@ -15,8 +15,8 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from codebrush.data.crawl.url_lists import Listed
-from codebrush.data.crawl.web import Refusal
+from codebrush.data.crawl.fetcher import FetchError
+from codebrush.data.crawl.url_lists import UrlRow
 from codebrush.data.sources.shard_writer import TarShard
 from codebrush.errors import DataError
 
@@ -31,7 +31,7 @@ class Slice:
     """
 
     def __init__(
-        self, out: Path, number: int, start: int, listed: Sequence[Listed], mended: Container[str] = ()
+        self, out: Path, number: int, start: int, listed: Sequence[UrlRow], mended: Container[str] = ()
     ) -> None:
         self.out, self.number, self.start, self.listed, self.mended = out, number, start, listed, mended
         self._parts = out / STATE_FOLDER / f"{number:05d}"
@@ -66,7 +66,7 @@ class Slice:
         part.write_text(json.dumps({**columns, "ending": ending}, ensure_ascii=False), encoding="utf-8")
         os.replace(part, self._parts / f"{row:09d}.json")  # last, because it vouches for the picture
 
-    def finish(self, failed: Mapping[int, Refusal]) -> int:
+    def finish(self, failed: Mapping[int, FetchError]) -> int:
         """Write the new pictures as a shard, and note the rows that failed; how many are new."""
         rows = [row for row in self.missing() if row not in failed]
         if rows:
@@ -84,7 +84,7 @@ class Slice:
         shutil.rmtree(self._parts, ignore_errors=True)
         return len(rows)
 
-    def _write_state(self, failed: Mapping[int, Refusal], has_shard: bool) -> None:
+    def _write_state(self, failed: Mapping[int, FetchError], has_shard: bool) -> None:
         final = [failure for failure in self._state["failed"] if not self._may_mend(failure)]
         new = [
             {
@@ -126,7 +126,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: damaged; gather into a new folder") from error
 
 
-def _hash(listed: Sequence[Listed]) -> str:
+def _hash(listed: Sequence[UrlRow]) -> str:
     digest = hashlib.sha256()
     for row in listed:
         digest.update(json.dumps(row).encode())

@@ -16,14 +16,14 @@ LONGEST_CELL = 1 << 24  # characters
 MOST_NAMED = 20  # columns of a list in a message
 
 
-class Listed(NamedTuple):
+class UrlRow(NamedTuple):
     """One row of a list; empty texts where it lacks them."""
 
     url: str
     caption: str
 
 
-def read_list(path: str | Path, url_column: str | None = None, caption_column: str | None = None) -> Iterator[Listed]:
+def read_list(path: str | Path, url_column: str | None = None, caption_column: str | None = None) -> Iterator[UrlRow]:
     """The rows of a list, a bounded number of them in memory. Raises DataError for what cannot be read.
 
     Without names of columns, the first that are called like a URL or a caption are used; in JSONL any row may be the
@@ -37,7 +37,7 @@ def read_list(path: str | Path, url_column: str | None = None, caption_column: s
     rows = {".jsonl": _json_lines, ".parquet": _parquet_rows}.get(kind, _csv_rows)
     try:
         for row in rows(path, url_column, caption_column):
-            yield Listed(*(_clean(cell) for cell in row))
+            yield UrlRow(*(_clean(cell) for cell in row))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from error
     except OSError as error:

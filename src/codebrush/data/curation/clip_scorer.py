@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from codebrush.data.images import resize_square
-from codebrush.data.preprocess import fit, pixels_for
+from codebrush.data.preprocess import clip_resize, pixels_for
 from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import Tokenizer
 
@@ -22,7 +22,7 @@ class ClipScorer:
     def fitted(self, image: Image.Image) -> Image.Image:
         """All that the CLIP sees of an RGB picture: a small square, which may wait in memory to be scored."""
         size, way = self._clip.image_size, self._clip.config.fit
-        return resize_square(image, size) if way == "plain" else fit(image, size, crop=way == "crop")
+        return resize_square(image, size) if way == "plain" else clip_resize(image, size, crop=way == "crop")
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Image.Image], captions: Sequence[Sequence[str]]) -> list[float]:

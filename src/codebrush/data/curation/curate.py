@@ -18,7 +18,7 @@ from PIL import Image
 from codebrush.data.curation.caption_rules import CaptionRules, normalised
 from codebrush.data.curation.near_duplicates import COPY_CELLS, MAX_DISTANCE, Fingerprint, NearIndex, fingerprint
 from codebrush.data.curation.phrases import Phrases, check_shares, split_of, uniform
-from codebrush.data.sources.captions import CaptionedImages
+from codebrush.data.sources.captioned_images import CaptionedImages
 from codebrush.data.sources.shard_writer import KINDS, ShardWriter
 from codebrush.errors import DataError, ImageError, UsageError
 from codebrush.files import atomic_folder

@@ -12,7 +12,7 @@ from PIL import Image
 from codebrush.data.curation.curate import BYTES_PER_ROW, KEPT, REASONS, CurationOptions, Measures, good_captions
 from codebrush.data.curation.phrases import SPLITS, Phrases
 from codebrush.data.images import contact_sheet, save_png
-from codebrush.data.sources.captions import CaptionedImages
+from codebrush.data.sources.captioned_images import CaptionedImages
 from codebrush.data.sources.shard_writer import ShardWriter
 from codebrush.errors import ImageError
 

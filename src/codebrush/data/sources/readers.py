@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codebrush.data.images import EXTENSIONS
-from codebrush.data.sources.shards import read_shards
+from codebrush.data.sources.shard_reader import read_shards
 from codebrush.errors import DataError
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ def write_shapes(
     objects: int | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Write scenes 0 to count - 1 as a folder that `captions.open_source` reads: pictures and metadata.jsonl, which
-    also holds questions about each with their answers.
+    """Write scenes 0 to count - 1 as a folder that `open_source` reads: pictures, and metadata.jsonl with captions,
+    questions and answers.
 
     `progress(done, total)` is called after each. Returns how many were written. Raises DataError when the
     folder holds something already, CodebrushError when it cannot be written.

@@ -17,7 +17,7 @@ SOFTNESS = ((64, 0.0), (24, 0.0), (16, 0.0), (16, 0.7), (16, 1.1), (14, 1.4))  #
 VISIBLE = 60.0  # least distance (of 441) from the background for something to be there
 
 
-def read_scene(image: Image.Image) -> tuple[str, str] | None:
+def recognise_shape(image: Image.Image) -> tuple[str, str] | None:
     """The (colour, shape) of the largest object in a picture of few colours; None when nothing stands out.
 
     The background is what lies along the border. The colour is the palette's nearest to the object's core;

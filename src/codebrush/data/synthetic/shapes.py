@@ -1,6 +1,6 @@
 """A seed and a number in; a drawn scene of coloured shapes with captions that are exactly true out.
 
-Scenes need no file, no licence and no download, and what is in them is known. `read_scene` reads drawings of
+Scenes need no file, no licence and no download, and what is in them is known. `recognise_shape` reads drawings of
 them back, so that a model that draws can be judged.
 """
 
@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from codebrush.data.synthetic.outlines import COLOURS, RING_HOLE, SHAPES, outline
-from codebrush.data.synthetic.shape_recognition import read_scene as read_scene
 from codebrush.errors import UsageError
 
 T = TypeVar("T")

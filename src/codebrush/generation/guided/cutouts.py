@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codebrush.data.colour import draw_colour
+from codebrush.data.colour_jitter import draw_colour_jitter
 from codebrush.generation.guided.guide_options import GuideOptions
 
 SEEDS = 2**63  # as many as an int64 holds
@@ -59,7 +59,7 @@ def draw_views(options: GuideOptions, size: tuple[int, int], rng: np.random.Gene
     return Views(
         picture=torch.full((count,), picture),
         transforms=torch.from_numpy((to_unit @ moves @ crops).astype(np.float32)),
-        colours=draw_colour(count, options.colour, rng),
+        colours=draw_colour_jitter(count, options.colour, rng),
         noise=torch.from_numpy((options.noise * rng.random(count)).astype(np.float32)),
         seeds=torch.from_numpy(rng.integers(SEEDS, size=count, dtype=np.int64)),
     )

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.hole_filling import filled_in
+from codebrush.data.hole_filling import fill_holes
 from codebrush.data.images import MAX_PIXELS, WITH_PROFILE, decode_image, to_tensor
 from codebrush.errors import UsageError
 
@@ -58,7 +58,7 @@ class Canvas:
         work = min(self.side, max(WORK, 2 * size))  # of a large window a smaller one is looked at
         hole = _window(self.mask, self.box, 255, work)
         share = torch.from_numpy(np.asarray(hole, dtype=np.float32) / 255)[None]  # (1, work, work)
-        pixels = filled_in(to_tensor(_window(self.image, self.box, 0, work)), share[0] > 0)
+        pixels = fill_holes(to_tensor(_window(self.image, self.box, 0, work)), share[0] > 0)
         if work != size:
             pixels = F.interpolate(pixels[None], (size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)
             share = F.interpolate(share[None], (size, size), mode="area")[0]

@@ -15,7 +15,7 @@ import torch
 from codebrush.conversion.convert import open_model
 from codebrush.conversion.load import load_clip
 from codebrush.conversion.tokenizers import tokenizer_of
-from codebrush.data.codes import encode_once
+from codebrush.data.code_cache import encode_once
 from codebrush.errors import TrainingError, UsageError
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.pretrained import PretrainedModel

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codebrush.data.colour import LUMA, draw_colour
+from codebrush.data.colour_jitter import LUMA, draw_colour_jitter
 from codebrush.training.field_types import Share, Weight
 
 WARP_POINTS = 5  # along a side of the coarse grid
@@ -64,11 +64,11 @@ def draw_affine(count: int, how: Augmentation, rng: np.random.Generator) -> Tens
 def draw_looks(count: int, how: Augmentation, rng: np.random.Generator) -> dict[str, Tensor]:
     """Random changes of the looks of `count` pictures for `change_looks`; nothing that `how` leaves out.
 
-    "colour" (B, 3, 4), see `draw_colour`; "filters" (B, 3, 3), each of sum 1, so that surfaces keep their colours;
+    "colour" (B, 3, 4), see `draw_colour_jitter`; "filters" (B, 3, 3), each summing to 1, which keeps flat colours;
     "boxes" (B, 4), the left, top, right and bottom of each in [0, 1], empty where nothing is erased; "fill" (B, 3);
     "outlined" (B,), 1 where a picture becomes lines; "ground" (B, 3), the colour that white becomes, white for most.
     """
-    looks = {"colour": draw_colour(count, how.colour, rng, how.hue)}
+    looks = {"colour": draw_colour_jitter(count, how.colour, rng, how.hue)}
     if how.texture:
         chosen = rng.random((count, 1, 1)) < how.texture
         filters = np.where(chosen, rng.normal(0, FILTER_SPREAD, (count, 3, 3)), 0.0)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebrush.data.sources.captions import Template
+from codebrush.data.sources.caption_templates import Template
 from codebrush.data.sources.filters import parse_clause
 from codebrush.data.synthetic.questions import Question, scene_questions
 from codebrush.data.synthetic.shapes import Scene, SceneObject, scene

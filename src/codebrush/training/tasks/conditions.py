@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codebrush.data.hole_filling import filled_in
-from codebrush.data.sources.captions import Template
+from codebrush.data.hole_filling import fill_holes
+from codebrush.data.sources.caption_templates import Template
 from codebrush.errors import DataError, TrainingError
 from codebrush.training.dataset import Captioned, CaptionTokens
 
@@ -117,7 +117,7 @@ def _without(images: Tensor, holes: Sequence[Tensor]) -> Tensor:
     if not holes:
         return images
     hole = torch.stack(list(holes)).float()[:, None]  # (H, 1, h, w)
-    return filled_in(images, F.interpolate(hole, images.shape[-2:], mode="nearest")[:, 0] > 0)
+    return fill_holes(images, F.interpolate(hole, images.shape[-2:], mode="nearest")[:, 0] > 0)
 
 
 def random_hole(grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from codebrush.data.images import contact_sheet, to_pil
-from codebrush.data.structural_similarity import ssim_of_torchmetrics, structural_similarity
+from codebrush.data.structural_similarity import structural_similarity, torchmetrics_ssim
 from codebrush.errors import TrainingError
 from codebrush.models.vqgan import VQGAN, VQGANConfig
 from codebrush.training.dataset import Captioned, evenly
@@ -122,7 +122,7 @@ class VQGANTask:
     ):
         self.recipe, self.data, self.vqgan, self.perceptual = recipe, data, vqgan, perceptual
         if recipe.ssim:
-            ssim_of_torchmetrics()  # where it is missing, a run should not begin
+            torchmetrics_ssim()  # where it is missing, a run should not begin
         self.examples = len(data)
         self.frozen: list[nn.Module] = [] if perceptual is None else [perceptual]
         if recipe.decoder_only:

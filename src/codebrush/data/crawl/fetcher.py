@@ -1,4 +1,4 @@
-"""One http(s) URL in; the bytes of a picture, or one `Refusal` that says why not and whether to try again, out.
+"""One http(s) URL in; the bytes of a picture, or one `FetchError` that says why not and whether to try again, out.
 
 A server is trusted with nothing: not to answer, to stop, to send what it says, nor to lead only to public addresses.
 What sites say about crawlers is heeded: robots.txt, X-Robots-Tag and TDM-Reservation.
@@ -36,7 +36,7 @@ MOST_DELAY = 60.0  # seconds between requests; a site that asks for more is left
 SITES = 10_000  # whose robots.txt are remembered
 
 
-class Refusal(Exception):
+class FetchError(Exception):
     """Why there is no picture: a `reason` to count by, more in words, and whether another try may do better.
 
     `wait` is the least number of seconds before that try; infinite where it is not worth one in this run.
@@ -48,7 +48,7 @@ class Refusal(Exception):
 
 
 @dataclass(frozen=True)
-class Limits:
+class FetchLimits:
     """`silence` is the longest wait for the next byte and `deadline` that for a whole picture, in seconds."""
 
     silence: float = 10.0
@@ -57,10 +57,10 @@ class Limits:
     local: bool = False  # whether private addresses may be asked
 
 
-class Web:
+class Fetcher:
     """Fetches pictures; many threads may share one. `contact` tells the sites whom to write to."""
 
-    def __init__(self, limits: Limits, contact: str = "") -> None:
+    def __init__(self, limits: FetchLimits, contact: str = "") -> None:
         self.limits = limits
         self.headers = {
             "User-Agent": f"{AGENT}/{__version__}" + (f" (+{contact})" if contact else ""),
@@ -71,7 +71,7 @@ class Web:
         self._context = ssl.create_default_context()  # reading the certificates takes a while
 
     def fetch(self, url: str) -> bytes:
-        """The body at `url`, after redirects. Raises Refusal."""
+        """The body at `url`, after redirects. Raises FetchError."""
         return self._get(url, self.limits.most_bytes, time.monotonic() + self.limits.deadline)
 
     def delay(self, url: str) -> float:
@@ -86,7 +86,7 @@ class Web:
             parts = checked_url(url)
             url = urlunsplit(parts)
             if url in seen or len(seen) > REDIRECTS:
-                raise Refusal("redirects", f"sent in a circle or on more than {REDIRECTS} times")
+                raise FetchError("redirects", f"sent in a circle or on more than {REDIRECTS} times")
             seen.add(url)
             if not for_robots:
                 self._ask_robots(parts)
@@ -101,9 +101,9 @@ class Web:
                 return _body(response, most_bytes, deadline, cut=for_robots)
 
     def _open(self, url: str, deadline: float) -> Any:
-        """An answer with status 200 or a redirect; every other one is a Refusal."""
+        """An answer with status 200 or a redirect; every other one is a FetchError."""
         if time.monotonic() >= deadline:
-            raise Refusal("too slow", again=True)
+            raise FetchError("too slow", again=True)
         request = urllib.request.Request(url, headers=self.headers)
         try:
             response = self._opener(request, deadline).open(request, timeout=self.limits.silence)
@@ -113,12 +113,12 @@ class Web:
             with error:
                 again = error.code >= 500 or error.code in LATER
                 wait = _seconds_until(error.headers.get("Retry-After", ""))
-                raise Refusal(f"http {error.code}", again=again, wait=wait) from error
+                raise FetchError(f"http {error.code}", again=again, wait=wait) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise _refusal(error, deadline) from error
         if response.status != 200:
             response.close()
-            raise Refusal(f"http {response.status}")
+            raise FetchError(f"http {response.status}")
         return response
 
     def _opener(self, request: urllib.request.Request, until: float) -> urllib.request.OpenerDirector:
@@ -150,17 +150,17 @@ class Web:
                 site.robots = self._read_robots(name)
         if not site.robots.allows(parts.path + (f"?{parts.query}" if parts.query else "")):
             if site.robots.reachable:
-                raise Refusal("robots.txt", "robots.txt disallows it")
-            raise Refusal("robots.txt unreachable", again=True, wait=float("inf"))
+                raise FetchError("robots.txt", "robots.txt disallows it")
+            raise FetchError("robots.txt unreachable", again=True, wait=float("inf"))
         if site.robots.delay > MOST_DELAY:
-            raise Refusal("crawl delay", f"robots.txt asks for {site.robots.delay:g} seconds between two requests")
+            raise FetchError("crawl delay", f"robots.txt asks for {site.robots.delay:g} seconds between two requests")
 
     def _read_robots(self, site: str) -> Robots:
         """What a site without the file allows is everything, and what one that fails to send it allows is nothing."""
         try:
             deadline = time.monotonic() + self.limits.silence
             text = self._get(f"{site}/robots.txt", MOST_BYTES, deadline, for_robots=True)
-        except Refusal as refusal:
+        except FetchError as refusal:
             if refusal.reason in (PRIVATE, "no such host"):  # of the whole site, and soon known again
                 raise
             missing = refusal.reason.startswith("http 4") and not refusal.again
@@ -180,24 +180,24 @@ def site_of(url: str) -> str:
     """Scheme, host and port of a URL, in lower case; "" where it is none."""
     try:
         parts = checked_url(url)
-    except Refusal:
+    except FetchError:
         return ""
     return f"{parts.scheme}://{parts.netloc}"
 
 
 def checked_url(url: str) -> SplitResult:
-    """A URL taken apart, in ASCII and without its fragment. Raises Refusal where it is not of http or https."""
+    """A URL taken apart, in ASCII and without its fragment. Raises FetchError where it is not of http or https."""
     try:
         parts = urlsplit(url.strip())
         host, port = parts.hostname or "", parts.port
         name = host if ":" in host else host.encode("idna").decode()
         path, query = (quote(part, safe="/%:=&?~+!$,;'@()*[]|") for part in (parts.path or "/", parts.query))
     except (ValueError, UnicodeError) as error:
-        raise Refusal("bad URL", str(error)) from error
+        raise FetchError("bad URL", str(error)) from error
     if parts.scheme not in ("http", "https"):
-        raise Refusal("bad URL", f"the scheme {parts.scheme or '(none)'} is not http or https")
+        raise FetchError("bad URL", f"the scheme {parts.scheme or '(none)'} is not http or https")
     if not name or parts.username is not None:
-        raise Refusal("bad URL", "it names no host, or a user")
+        raise FetchError("bad URL", "it names no host, or a user")
     place = (f"[{name}]" if ":" in name else name.lower()) + (f":{port}" if port else "")
     return SplitResult(parts.scheme, place, path, query, "")
 
@@ -206,7 +206,7 @@ def _joined(url: str, place: str) -> str:
     try:
         return urljoin(url, place)
     except ValueError as error:
-        raise Refusal("bad URL", f"sent on to {place[:200]}") from error
+        raise FetchError("bad URL", f"sent on to {place[:200]}") from error
 
 
 def is_public(address: str) -> bool:
@@ -294,16 +294,16 @@ def _check_permission(headers: Any) -> None:
     """Refuse what a site does not give for training."""
     for value in headers.get_all("X-Robots-Tag", []):
         if found := sorted(_directives(value) & NO_AI):
-            raise Refusal("no-AI header", f"X-Robots-Tag: {', '.join(found)}")
+            raise FetchError("no-AI header", f"X-Robots-Tag: {', '.join(found)}")
     if headers.get("TDM-Reservation", "").strip() == "1":
-        raise Refusal("no-AI header", "TDM-Reservation: 1")
+        raise FetchError("no-AI header", "TDM-Reservation: 1")
 
 
 def _check_type(headers: Any) -> None:
     """Refuse what says that it is no picture, before its body is read."""
     kind = headers.get_content_type() if "Content-Type" in headers else PICTURE_TYPES[1]
     if not kind.startswith(PICTURE_TYPES):
-        raise Refusal("content type", f"it is {kind}")
+        raise FetchError("content type", f"it is {kind}")
 
 
 def _seconds_until(moment: str) -> float:
@@ -334,7 +334,7 @@ def _body(response: Any, most_bytes: int, deadline: float, cut: bool = False) ->
     length = response.headers.get("Content-Length", "")
     expected = int(length[:20]) if length.isdecimal() else None  # thousands of digits are an error of their own
     if expected is not None and expected > most_bytes and not cut:
-        raise Refusal("too large", f"{expected} bytes")
+        raise FetchError("too large", f"{expected} bytes")
     received = bytearray()
     try:
         while chunk := response.read1(CHUNK):
@@ -342,30 +342,30 @@ def _body(response: Any, most_bytes: int, deadline: float, cut: bool = False) ->
             if len(received) > most_bytes:
                 if cut:
                     return bytes(received[:most_bytes])
-                raise Refusal("too large", f"over {most_bytes} bytes")
+                raise FetchError("too large", f"over {most_bytes} bytes")
             if time.monotonic() > deadline:
-                raise Refusal("too slow", f"{len(received)} bytes in time", again=True)
+                raise FetchError("too slow", f"{len(received)} bytes in time", again=True)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _refusal(error, deadline) from error
     if expected is not None and len(received) < expected:
-        raise Refusal("cut off", f"{len(received)} of {expected} bytes", again=True)
+        raise FetchError("cut off", f"{len(received)} of {expected} bytes", again=True)
     return bytes(received)
 
 
-def _refusal(error: Exception, deadline: float) -> Refusal:
+def _refusal(error: Exception, deadline: float) -> FetchError:
     """What went wrong on the way, by its kind."""
     cause = getattr(error, "reason", error)
     text = " ".join(str(getattr(cause, "strerror", None) or cause or type(cause).__name__).split())[:200]
     if isinstance(cause, _Private):
-        return Refusal(PRIVATE, f"{cause}; --allow-local asks it all the same")
+        return FetchError(PRIVATE, f"{cause}; --allow-local asks it all the same")
     if time.monotonic() >= deadline:
-        return Refusal("too slow", again=True)
+        return FetchError("too slow", again=True)
     if isinstance(cause, TimeoutError):
-        return Refusal("time-out", again=True)
+        return FetchError("time-out", again=True)
     if isinstance(cause, socket.gaierror):
         # That a name does not exist stays so for a while; a name server that does not answer may do so next time.
         wait = 0.0 if cause.errno == socket.EAI_AGAIN else float("inf")
-        return Refusal("no such host", text, again=True, wait=wait)
+        return FetchError("no such host", text, again=True, wait=wait)
     if isinstance(cause, http.client.IncompleteRead):
-        return Refusal("cut off", text, again=True)
-    return Refusal("connection", text, again=True)
+        return FetchError("cut off", text, again=True)
+    return FetchError("connection", text, again=True)

@@ -15,7 +15,7 @@ from filelock import FileLock
 from numpy.lib import format as npy
 
 from codebrush.data.images import resize_square
-from codebrush.data.sources.captions import CaptionedImages
+from codebrush.data.sources.captioned_images import CaptionedImages
 from codebrush.errors import CodebrushError, DataError, ImageError
 
 CHUNK = 256  # rows decoded between two writes, which bounds the memory and the work lost to Ctrl-C

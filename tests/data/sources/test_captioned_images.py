@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import config
 
-from codebrush.data.sources.captions import open_source
+from codebrush.data.sources.captioned_images import open_source
 from codebrush.errors import DataError, ImageError, UsageError
 
 EMOJI = Path(__file__).parents[4] / "shared" / "data" / "emoji.parquet"

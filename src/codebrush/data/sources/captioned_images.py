@@ -8,9 +8,7 @@ import hashlib
 import io
 import json
 import os
-import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from codebrush.data.images import decode_image
+from codebrush.data.sources.caption_templates import Template, cell_text
 from codebrush.data.sources.filters import Clause, is_empty, parse_clause
 from codebrush.data.sources.readers import Rows, load_rows
 from codebrush.errors import DataError, ImageError, UsageError
@@ -29,48 +28,6 @@ if TYPE_CHECKING:
 CAPTION_COLUMNS = ("captions", "caption", "text", "txt", "texts", "prompt", "sentence", "description")
 NAME_COLUMNS = ("file_name", "image", "path", "id", "__key__", "key")
 WHOLE_BYTES = 65_536  # a file up to this long is hashed whole, a longer one by its length and three pieces
-
-
-@dataclass(frozen=True)
-class Template:
-    """A caption with columns in braces, like "{label}, {style} style".
-
-    With `each`, every entry of a list column is a caption; otherwise a list is joined with commas.
-    """
-
-    text: str
-    columns: tuple[str, ...]
-    each: bool = False
-
-    @classmethod
-    def parse(cls, text: str) -> "Template":
-        """Raises DataError for braces that do not close or hold more than a column's name."""
-        try:
-            fields = [field for field in string.Formatter().parse(text) if field[1] is not None]
-        except ValueError as error:
-            raise DataError(f'cannot read the caption template "{text}": {error}') from error
-        for _, name, form, conversion in fields:
-            if not name or form or conversion:
-                raise DataError(f'the caption template "{text}" may only hold names of columns, like {{label}}')
-        return cls(text, tuple(str(name) for _, name, _, _ in fields))
-
-    def fill(self, cell: Callable[[str], Any]) -> list[str]:
-        """The captions of one row; none when one of the columns is empty there."""
-        values = {name: cell(name) for name in self.columns}
-        if any(is_empty(value) for value in values.values()):
-            return []
-        if self.each:
-            (value,) = values.values()
-            entries = value if isinstance(value, list) else [value]
-            return [_words(entry) for entry in entries if not is_empty(entry)]
-        parts = string.Formatter().parse(self.text)
-        return ["".join(literal + (_words(values[name]) if name else "") for literal, name, _, _ in parts)]
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(_words(entry) for entry in value if not is_empty(entry))
-    return str(value).strip()
 
 
 class CaptionedImages:
@@ -91,7 +48,7 @@ class CaptionedImages:
         return self._rows.origin
 
     def captions(self, index: int) -> list[str]:
-        """All captions of a row, in the order of the templates; at least one, unless opened with `bare`."""
+        """All captions of a row, in the order of the templates; none only with `require_captions=False`."""
         return [caption for template in self._templates for caption in template.fill(self._cells(index))]
 
     def caption(self, index: int, u: float) -> str:
@@ -106,7 +63,7 @@ class CaptionedImages:
     def group_cell(self, index: int) -> str:
         """The row's cell in the group column; "" where that is empty, or there is no such column."""
         value = None if self._group is None else self._cells(index)(self._group)
-        return "" if is_empty(value) else _words(value)
+        return "" if is_empty(value) else cell_text(value)
 
     def name(self, index: int) -> str:
         """How to call a row in a message: its file, its id, or its number in the source."""
@@ -202,7 +159,7 @@ def open_source(
     image_column: str | None = None,
     group: str | None = None,
     limit: int | None = None,
-    bare: bool = False,
+    require_captions: bool = True,
 ) -> CaptionedImages:
     """Open captioned pictures: a folder, .parquet, .tar (WebDataset), .csv or .jsonl files, a glob, a hub id.
 
@@ -210,8 +167,8 @@ def open_source(
     with one caption a line; its pictures also have the column `folder`. Tables among them are left out, with a
     warning, since a folder is read as tables only where it has no pictures. `split` keeps one split, `where` the
     rows that pass every clause (`filters.parse_clause`), `limit` the first of those. `captions` are templates
-    over the columns; without any, the column that is named like a caption is used. Rows without a caption are
-    taken with `bare` alone. Raises DataError for what is missing, unknown or empty.
+    over the columns; without any, the column that is named like a caption is used. A row without a
+    caption is an error unless `require_captions` is False. Raises DataError for what is missing, unknown or empty.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"the limit of rows is {limit}; it must be 1 or more")
@@ -230,7 +187,7 @@ def open_source(
         clauses.insert(0, clause)
     kept = _filter(rows, clauses)[:limit]
     result = CaptionedImages(rows, kept, templates, group)
-    if not bare:
+    if require_captions:
         _require_captions(result, rows, kept, templates)
     return result
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from codebrush.data.pixels import UNUSABLE, PixelCache
+from codebrush.data.pixel_cache import UNUSABLE, PixelCache
 from codebrush.errors import CodebrushError
 from codebrush.models.vqgan import VQGAN
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
-from codebrush.data.sources import shards
-from codebrush.data.sources.shards import read_shards
+from codebrush.data.sources import shard_reader
+from codebrush.data.sources.shard_reader import read_shards
 
 ROWS = 300
 
@@ -64,7 +64,7 @@ def test_a_column_has_the_type_that_holds_all_its_cells(
     expected: list[Any] | None,
 ):
     """However many objects are looked at at once."""
-    monkeypatch.setattr(shards, "BATCH", batch)
+    monkeypatch.setattr(shard_reader, "BATCH", batch)
     dataset = read_shards([(write([{"x": cell, "image": "mine", "__key__": 1} for cell in cells]), "")])
     found = [tuple(cell.values()) if isinstance(cell, dict) else cell for cell in dataset["x"]]
     assert found == (cells if expected is None else expected)
@@ -99,7 +99,7 @@ def test_few_objects_are_in_memory_at_once(write: Callable[[list[Any]], Path], m
 
     real = json.loads
     monkeypatch.setattr(json, "loads", lambda text: Counted(value) if "words" in (value := real(text)) else value)
-    monkeypatch.setattr(shards, "BATCH", 10)
+    monkeypatch.setattr(shard_reader, "BATCH", 10)
     path = write([{"n": number, "words": f"{number:01000d}"} for number in range(ROWS)])
     gc.collect()
     before = pa.total_allocated_bytes()
@@ -112,7 +112,7 @@ def test_few_objects_are_in_memory_at_once(write: Callable[[list[Any]], Path], m
 
 def test_few_members_of_a_shard_are_in_memory_at_once(write: Callable[[list[Any]], Path]):
     path = write([{"n": number} for number in range(ROWS)])
-    samples = shards._samples([(str(path), "", 0, 0)])
+    samples = shard_reader._samples([(str(path), "", 0, 0)])
     for _ in range(ROWS - 1):
         next(samples)
     assert sum(type(each) is tarfile.TarInfo for each in gc.get_objects()) < 10

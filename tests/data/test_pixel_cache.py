@@ -7,10 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from codebrush.data import pixels
 from codebrush.data.images import resize_square
-from codebrush.data.pixels import decode_once
-from codebrush.data.sources.captions import open_source
+from codebrush.data.pixel_cache import decode_once
+from codebrush.data.sources.captioned_images import open_source
 from codebrush.errors import CodebrushError, DataError
 
 BROKEN = (0, 5, 11)
@@ -30,7 +29,7 @@ def source(folder):
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(pixels, "CHUNK", 4)
+    monkeypatch.setattr("codebrush.data.pixel_cache.CHUNK", 4)
 
 
 @pytest.fixture
@@ -42,7 +41,7 @@ def decoded(monkeypatch) -> list[int]:
         found.append(size)
         return resize_square(image, size)
 
-    monkeypatch.setattr(pixels, "resize_square", resize)
+    monkeypatch.setattr("codebrush.data.pixel_cache.resize_square", resize)
     return found
 
 
@@ -98,7 +97,7 @@ def test_an_interruption_leaves_nothing_and_the_next_call_finishes(source, tmp_p
             raise KeyboardInterrupt
         return resize_square(image, size)
 
-    monkeypatch.setattr(pixels, "resize_square", interrupt)
+    monkeypatch.setattr("codebrush.data.pixel_cache.resize_square", interrupt)
     with pytest.raises(KeyboardInterrupt):
         decode_once(source, 8, tmp_path / "cache")
     assert names(tmp_path / "cache") <= {".lock"}

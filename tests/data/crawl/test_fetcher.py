@@ -6,10 +6,10 @@ from email.utils import formatdate
 
 import pytest
 
-from codebrush.data.crawl.web import NO_AI, Limits, Refusal, Web, _directives, checked_url, is_public
+from codebrush.data.crawl.fetcher import NO_AI, Fetcher, FetchError, FetchLimits, _directives, checked_url, is_public
 from rude_server import RudeServer, rude_server
 
-QUICK = Limits(silence=0.3, deadline=0.6, most_bytes=2_000, local=True)
+QUICK = FetchLimits(silence=0.3, deadline=0.6, most_bytes=2_000, local=True)
 
 
 @pytest.fixture
@@ -19,22 +19,22 @@ def server() -> Iterator[RudeServer]:
 
 
 @pytest.fixture
-def web() -> Web:
-    return Web(QUICK, contact="mailto:me@example.org")
+def fetcher() -> Fetcher:
+    return Fetcher(QUICK, contact="mailto:me@example.org")
 
 
-def refusal(web: Web, url: str) -> Refusal:
+def refusal(fetcher: Fetcher, url: str) -> FetchError:
     start = time.monotonic()
-    with pytest.raises(Refusal) as caught:
-        web.fetch(url)
+    with pytest.raises(FetchError) as caught:
+        fetcher.fetch(url)
     assert time.monotonic() - start < 2.5
     return caught.value
 
 
-def test_a_picture_comes_as_it_is(web: Web, server: RudeServer, picture: Callable[..., bytes]):
+def test_a_picture_comes_as_it_is(fetcher: Fetcher, server: RudeServer, picture: Callable[..., bytes]):
     url = server.serve("/a b/ü.png?size=1", b"") and server.url("/a b/ü.png?size=1#part")
     server.serve("/a%20b/%C3%BC.png?size=1", picture())
-    assert web.fetch(url) == picture()
+    assert fetcher.fetch(url) == picture()
     (agent,) = server.agents
     assert agent.startswith("codebrush/")
     assert agent.endswith("(+mailto:me@example.org)")
@@ -71,31 +71,31 @@ def test_a_picture_comes_as_it_is(web: Web, server: RudeServer, picture: Callabl
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
-def test_misbehaviour_has_a_reason(web: Web, server: RudeServer, how: dict, reason: str, again: bool):
+def test_misbehaviour_has_a_reason(fetcher: Fetcher, server: RudeServer, how: dict, reason: str, again: bool):
     url = server.serve("/x", **{"content": b"x", **how})
-    found = refusal(web, url)
+    found = refusal(fetcher, url)
     assert found.reason.startswith(reason)
     assert found.again is again
 
 
-def test_no_more_is_read_than_the_limit(web: Web, server: RudeServer):
+def test_no_more_is_read_than_the_limit(fetcher: Fetcher, server: RudeServer):
     """An endless body is left after the limit, not after the deadline."""
     url = server.serve("/endless", b"x" * 50_000_000, length=False)
     start = time.monotonic()
-    assert refusal(web, url).reason == "too large"
+    assert refusal(fetcher, url).reason == "too large"
     assert time.monotonic() - start < 0.5
 
 
 @pytest.mark.parametrize("kind", ["image/webp", "application/octet-stream", None])
-def test_pictures_by_any_other_name(web: Web, server: RudeServer, kind: str | None):
-    assert web.fetch(server.serve("/x", b"bytes", type=kind)) == b"bytes"
+def test_pictures_by_any_other_name(fetcher: Fetcher, server: RudeServer, kind: str | None):
+    assert fetcher.fetch(server.serve("/x", b"bytes", type=kind)) == b"bytes"
 
 
 @pytest.mark.parametrize(
     "value", ["googlebot: noindex", "all", "unavailable_after: 25 Jun 2030 15:00:00 PST", "nofollow"]
 )
-def test_headers_for_others_are_not_for_us(web: Web, server: RudeServer, value: str):
-    assert web.fetch(server.serve("/x", b"bytes", headers=[("X-Robots-Tag", value)])) == b"bytes"
+def test_headers_for_others_are_not_for_us(fetcher: Fetcher, server: RudeServer, value: str):
+    assert fetcher.fetch(server.serve("/x", b"bytes", headers=[("X-Robots-Tag", value)])) == b"bytes"
 
 
 def test_directives():
@@ -123,72 +123,72 @@ def test_a_directive_with_a_value_is_no_crawler(value: str, found: set[str]):
     assert _directives(value) & NO_AI == found
 
 
-def test_waiting_is_as_long_as_the_server_asks(web: Web, server: RudeServer):
+def test_waiting_is_as_long_as_the_server_asks(fetcher: Fetcher, server: RudeServer):
     url = server.serve("/x", statuses=[429], headers=[("Retry-After", "7")])
-    found = refusal(web, url)
+    found = refusal(fetcher, url)
     assert (found.reason, found.again, found.wait) == ("http 429", True, 7)
 
 
-def test_waiting_until_a_date(web: Web, server: RudeServer):
+def test_waiting_until_a_date(fetcher: Fetcher, server: RudeServer):
     url = server.serve("/x", statuses=[503], headers=[("Retry-After", formatdate(time.time() + 20, usegmt=True))])
-    assert 17 <= refusal(web, url).wait <= 20
+    assert 17 <= refusal(fetcher, url).wait <= 20
     url = server.serve("/y", statuses=[503], headers=[("Retry-After", "some day")])
-    assert refusal(web, url).wait == 0
+    assert refusal(fetcher, url).wait == 0
 
 
-def test_a_host_that_does_not_exist(web: Web):
-    found = refusal(web, "http://no-such-host.invalid/x")
+def test_a_host_that_does_not_exist(fetcher: Fetcher):
+    found = refusal(fetcher, "http://no-such-host.invalid/x")
     assert (found.reason, found.again) == ("no such host", True)
 
 
-def test_redirects_are_followed_and_judged(web: Web, server: RudeServer):
+def test_redirects_are_followed_and_judged(fetcher: Fetcher, server: RudeServer):
     server.serve("/robots.txt", b"User-agent: *\nDisallow: /private", type="text/plain")
     server.serve("/private/x", b"bytes")
     server.serve("/y", b"bytes")
-    assert web.fetch(server.serve("/a", statuses=[301], headers=[("Location", "y")])) == b"bytes"
+    assert fetcher.fetch(server.serve("/a", statuses=[301], headers=[("Location", "y")])) == b"bytes"
     url = server.serve("/b", statuses=[301], headers=[("Location", "/private/x")])
-    assert refusal(web, url).reason == "robots.txt"
+    assert refusal(fetcher, url).reason == "robots.txt"
     assert not server.asked["/private/x"]
 
 
 @pytest.mark.parametrize("status", [404, 403, 410])
-def test_a_site_without_robots_allows_all(web: Web, server: RudeServer, status: int):
+def test_a_site_without_robots_allows_all(fetcher: Fetcher, server: RudeServer, status: int):
     server.serve("/robots.txt", statuses=[status])
-    assert web.fetch(server.serve("/x", b"bytes")) == b"bytes"
+    assert fetcher.fetch(server.serve("/x", b"bytes")) == b"bytes"
 
 
 @pytest.mark.parametrize("how", [{"statuses": [503] * 9}, {"way": "hang"}, {"way": "reset"}])
-def test_a_site_that_cannot_say_allows_nothing(web: Web, server: RudeServer, how: dict):
+def test_a_site_that_cannot_say_allows_nothing(fetcher: Fetcher, server: RudeServer, how: dict):
     server.serve("/robots.txt", **how)
     url = server.serve("/x", b"bytes")
-    found = refusal(web, url)
+    found = refusal(fetcher, url)
     assert (found.reason, found.again) == ("robots.txt unreachable", True)
-    refusal(web, url)
+    refusal(fetcher, url)
     assert (server.asked["/robots.txt"], server.asked["/x"]) == (1, 0)  # remembered, and heeded
 
 
-def test_a_site_may_ask_for_pauses(web: Web, server: RudeServer):
+def test_a_site_may_ask_for_pauses(fetcher: Fetcher, server: RudeServer):
     server.serve("/robots.txt", b"User-agent: codebrush\nCrawl-delay: 2.5", type="text/plain")
-    web.fetch(url := server.serve("/x", b"bytes"))
-    assert web.delay(url) == 2.5
+    fetcher.fetch(url := server.serve("/x", b"bytes"))
+    assert fetcher.delay(url) == 2.5
 
 
-def test_a_site_that_asks_for_hours_is_left_alone(web: Web, server: RudeServer):
+def test_a_site_that_asks_for_hours_is_left_alone(fetcher: Fetcher, server: RudeServer):
     server.serve("/robots.txt", b"User-agent: *\nCrawl-delay: 86400", type="text/plain")
-    assert refusal(web, server.serve("/x", b"bytes")).reason == "crawl delay"
+    assert refusal(fetcher, server.serve("/x", b"bytes")).reason == "crawl delay"
 
 
-def test_a_giant_robots_is_cut(web: Web, server: RudeServer):
+def test_a_giant_robots_is_cut(fetcher: Fetcher, server: RudeServer):
     server.serve("/robots.txt", b"User-agent: *\nDisallow: /no\n" + b"# fill\n" * 200_000, type="text/plain")
-    assert web.fetch(server.serve("/x", b"bytes")) == b"bytes"
-    assert refusal(web, server.serve("/no", b"bytes")).reason == "robots.txt"
+    assert fetcher.fetch(server.serve("/x", b"bytes")) == b"bytes"
+    assert refusal(fetcher, server.serve("/no", b"bytes")).reason == "robots.txt"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_private_addresses_are_not_asked(server: RudeServer, host: str):
     server.serve("/x", b"bytes")
-    web = Web(Limits(silence=0.3, deadline=0.6))
-    found = refusal(web, f"http://{host}:{server.server_address[1]}/x")
+    fetcher = Fetcher(FetchLimits(silence=0.3, deadline=0.6))
+    found = refusal(fetcher, f"http://{host}:{server.server_address[1]}/x")
     assert found.reason == "private address"
     assert not server.asked
 
@@ -221,7 +221,7 @@ def test_what_is_public(address: str, public: bool):
      "http://[::1/", "javascript:alert(1)", "data:image/png;base64,xx", "http://" + "a" * 70 + ".org/", "http://h/\ud800"],
 )  # fmt: skip
 def test_bad_urls(url: str):
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(FetchError) as caught:
         checked_url(url)
     assert caught.value.reason == "bad URL"
 

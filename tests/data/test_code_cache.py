@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from codebrush.data import codes
-from codebrush.data.codes import encode_once
-from codebrush.data.pixels import PixelCache
+from codebrush.data.code_cache import encode_once
+from codebrush.data.pixel_cache import PixelCache
 from codebrush.errors import CodebrushError
 from codebrush.models.vqgan import VQGAN
 from packs import micro_vqgan
@@ -29,15 +28,15 @@ def pixels() -> PixelCache:
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pictures each call of the network's work was for."""
+    """How many pictures each call of the encoder was for."""
     counts: list[int] = []
-    work = codes._encoded
+    encode = VQGAN.encode
 
-    def count(vqgan: VQGAN, pixels: PixelCache, shape: tuple[int, int]) -> np.ndarray:
-        counts.append(len(pixels))
-        return work(vqgan, pixels, shape)
+    def count(vqgan: VQGAN, images: torch.Tensor) -> torch.Tensor:
+        counts.append(len(images))
+        return encode(vqgan, images)
 
-    monkeypatch.setattr(codes, "_encoded", count)
+    monkeypatch.setattr(VQGAN, "encode", count)
     return counts
 
 
@@ -58,11 +57,11 @@ def test_codes_are_those_of_the_network(vqgan: VQGAN, pixels: PixelCache, tmp_pa
 def test_codes_are_made_once_for_a_network_and_its_pictures(vqgan, pixels, tmp_path: Path, encoded: list[int]):
     first = encode_once(vqgan, pixels, tmp_path)
     assert np.array_equal(encode_once(vqgan, pixels, tmp_path), first)
-    assert encoded == [70]
+    assert encoded == [64, 6]
     with torch.no_grad():
         next(iter(vqgan.encoder.parameters())).add_(1.0)
     assert not np.array_equal(encode_once(vqgan, pixels, tmp_path), first)
-    assert encoded == [70, 70]
+    assert encoded == [64, 6] * 2
 
 
 @pytest.mark.parametrize("kept", [0, 40, 150, 4000])
@@ -71,13 +70,13 @@ def test_a_damaged_file_is_made_again(vqgan, pixels, tmp_path: Path, kept: int, 
     (path,) = tmp_path.glob("*.npy")
     path.write_bytes(path.read_bytes()[:kept])
     assert np.array_equal(encode_once(vqgan, pixels, tmp_path), first)
-    assert encoded == [70, 70]
+    assert encoded == [64, 6] * 2
 
 
 def test_callers_at_the_same_time_encode_once(vqgan, pixels, tmp_path: Path, encoded: list[int]):
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda _: encode_once(vqgan, pixels, tmp_path), range(3)))
-    assert encoded == [70]
+    assert encoded == [64, 6]
     assert all(np.array_equal(each, found[0]) for each in found)
 
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from alternation import alternated
 
 from codebrush.generation.sampling.decoding import draw_codes, picture_uniforms
-from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig, Condition
+from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
+from codebrush.models.condition import Condition
 
 CODES, GRID, TEXT = 2048, (16, 16), 128
 

@@ -13,7 +13,8 @@ import torch
 from alternation import alternated
 
 from codebrush.generation.sampling.decoding import draw_codes, picture_uniforms
-from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig, Condition
+from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
+from codebrush.models.condition import Condition
 from codebrush.models.sampling import sample
 
 

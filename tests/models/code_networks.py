@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig, Condition
+from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
+from codebrush.models.condition import Condition
 
 K, GRID, N, TEXT = 20, (2, 3), 6, 5
 NAMES = ("text_features", "text_embedding", "image_embedding", "source_codes", "labels")
@@ -80,26 +81,25 @@ def causal(model: CodeTransformer, codes: Tensor, condition: Condition) -> None:
 @torch.no_grad()
 def same_in_chunks(model: CodeTransformer, codes: Tensor, condition: Condition, first: int, chunks: list[int]) -> None:
     """The first codes, then as many at a time as `chunks` says, give with a cache what one pass gives."""
-    whole, cache = model(codes, condition), model.make_cache()
-    logits, end = [model(codes[:, :first], condition, cache)], first
+    whole, (logits, cache) = model(codes, condition), model.prefill(codes[:, :first], condition)
+    parts, end = [logits], first
     for count in chunks:
         if end < codes.shape[1]:
-            logits.append(model(codes[:, end : end + count], cache=cache))
+            parts.append(model.step(codes[:, end : end + count], cache))
             end = min(end + count, codes.shape[1])
-    close(torch.cat(logits, dim=1), whole)
+    close(torch.cat(parts, dim=1), whole)
 
 
 @torch.no_grad()
 def fits_without_copying(model: CodeTransformer, codes: Tensor) -> None:
     """Code after code of a whole picture takes the room that the cache had from the start."""
-    cache = model.make_cache()
-    model(codes[:, :0], None, cache)
-    places = [keys.data_ptr() for keys in cache.keys if keys is not None]
+    _, cache = model.prefill(codes[:, :0])
+    places = [keys.data_ptr() for keys in cache.attention.keys if keys is not None]
     for position in range(codes.shape[1]):
-        model(codes[:, position : position + 1], cache=cache)
-    assert [keys.data_ptr() for keys in cache.keys if keys is not None] == places
+        model.step(codes[:, position : position + 1], cache)
+    assert [keys.data_ptr() for keys in cache.attention.keys if keys is not None] == places
     assert len(places) == 2
-    assert cache.length == model.config.prefix_length  # the codes took the room of the source that is not there
+    assert cache.attention.length == model.config.prefix_length  # the codes took the room of the absent source
 
 
 def close(found: Tensor, expected: Tensor) -> None:

@@ -14,8 +14,8 @@ from codebrush.models.attention import (
     attend,
     rotary_angles,
     rotary_angles_2d,
+    rotary_factors,
     rotate,
-    rotations,
 )
 
 WIDTH, HEADS = 16, 2
@@ -37,9 +37,9 @@ def naive_attention(attention: Attention, x: Tensor, causal: bool, mask: Tensor 
     return attention.out(y)
 
 
-def turned(x: Tensor, angles: Tensor) -> Tensor:
-    """One vector (head_width,) turned by angles (1, head_width / 2)."""
-    return rotate(x[None, None, None], rotations(angles))[0, 0, 0]
+def rotated(x: Tensor, angles: Tensor) -> Tensor:
+    """One vector (head_width,) rotated by angles (1, head_width / 2)."""
+    return rotate(x[None, None, None], rotary_factors(angles))[0, 0, 0]
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -105,8 +105,8 @@ def test_a_width_that_does_not_divide_into_its_heads_raises() -> None:
 def test_rotated_products_depend_on_the_distance_alone(m: int, n: int, shift: int, seed: int) -> None:
     q, k = torch.randn(2, 16, generator=torch.Generator().manual_seed(seed))
     angles = rotary_angles(torch.tensor([m, n, m + shift, n + shift]), 16)
-    here = turned(q, angles[:1]) @ turned(k, angles[1:2])
-    there = turned(q, angles[2:3]) @ turned(k, angles[3:])
+    here = rotated(q, angles[:1]) @ rotated(k, angles[1:2])
+    there = rotated(q, angles[2:3]) @ rotated(k, angles[3:])
     torch.testing.assert_close(here, there, atol=1e-3, rtol=1e-3)
 
 
@@ -119,8 +119,8 @@ def test_rotated_products_on_a_grid_depend_on_both_distances_alone(
     rows, columns = torch.tensor(places[:2]), torch.tensor(places[2:])
     near = rotary_angles_2d(rows, columns, 16)
     far = rotary_angles_2d(rows + down, columns + across, 16)
-    here = turned(q, near[:1]) @ turned(k, near[1:])
-    there = turned(q, far[:1]) @ turned(k, far[1:])
+    here = rotated(q, near[:1]) @ rotated(k, near[1:])
+    there = rotated(q, far[:1]) @ rotated(k, far[1:])
     torch.testing.assert_close(here, there, atol=1e-3, rtol=1e-3)
 
 
@@ -128,16 +128,16 @@ def test_rotation_is_the_complex_product_of_neighbouring_pairs() -> None:
     x = torch.randn(2, HEADS, 5, 8)
     positions = torch.tensor([0, 1, 2, 7, 100])
     speeds = torch.tensor([10_000.0 ** (-2 * i / 8) for i in range(4)])  # theta_i of RoFormer, equation 15
-    turns = torch.polar(torch.ones(5, 4), positions[:, None] * speeds)
-    expected = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (4, 2))) * turns).flatten(-2)
-    found = rotate(x, rotations(rotary_angles(positions, 8)))
+    factors = torch.polar(torch.ones(5, 4), positions[:, None] * speeds)
+    expected = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (4, 2))) * factors).flatten(-2)
+    found = rotate(x, rotary_factors(rotary_angles(positions, 8)))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(found[:, :, 0], x[:, :, 0])
     torch.testing.assert_close(found.norm(dim=-1), x.norm(dim=-1))
-    assert rotate(x.bfloat16(), rotations(rotary_angles(positions, 8))).dtype == torch.bfloat16
+    assert rotate(x.bfloat16(), rotary_factors(rotary_angles(positions, 8))).dtype == torch.bfloat16
 
 
-def test_the_first_half_of_a_head_turns_with_the_row_and_the_rest_with_the_column() -> None:
+def test_the_first_half_of_a_head_is_rotated_by_the_row_and_the_rest_by_the_column() -> None:
     rows, columns = torch.tensor([3, 3, 5]), torch.tensor([1, 4, 1])
     angles = rotary_angles_2d(rows, columns, 16)
     assert angles.shape == (3, 8)

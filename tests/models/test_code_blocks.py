@@ -22,7 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codebrush.errors import PackError
-from codebrush.models.code_transformer import CodeTransformer, Condition
+from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.condition import Condition
 
 SIDES, COUNT = (4, 4), 16
 ORDER = [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]
@@ -37,7 +38,7 @@ def condition_of(batch: int) -> Condition:
     return replace(full_condition(batch), source_codes=source, source_mask=torch.ones_like(source).bool())
 
 
-def test_codes_are_written_block_after_block() -> None:
+def test_codes_are_drawn_block_after_block() -> None:
     model = blocks()
     assert model.order.tolist() == ORDER
     assert network().order.tolist() == list(range(N))

@@ -26,7 +26,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from codebrush.models.code_transformer import CodeTransformer, Condition
+from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.condition import Condition
 
 
 @pytest.mark.parametrize("present", list(product([False, True], repeat=5)))
@@ -101,10 +102,10 @@ def test_a_hole_in_the_source_is_its_null() -> None:
 
 def test_a_source_stands_where_its_picture_will_be() -> None:
     model = network()
-    assert model.turns is not None
-    source, codes = model.turns[:, TEXT + 2 : TEXT + 2 + N], model.turns[:, model.config.prefix_length :]
+    assert model.rotary is not None
+    source, codes = model.rotary[:, TEXT + 2 : TEXT + 2 + N], model.rotary[:, model.config.prefix_length :]
     assert torch.equal(source, codes)
-    rest = torch.cat([model.turns[:, : TEXT + 2], model.turns[:, TEXT + 2 + N : model.config.prefix_length]], dim=1)
+    rest = torch.cat([model.rotary[:, : TEXT + 2], model.rotary[:, TEXT + 2 + N : model.config.prefix_length]], dim=1)
     assert torch.equal(rest[0], torch.ones_like(rest[0]))
     assert torch.equal(rest[1], torch.zeros_like(rest[1]))
 
@@ -276,7 +277,7 @@ def test_a_network_comes_back_exactly(tmp_path: Any) -> None:
     loaded = CodeTransformer.from_pretrained(tmp_path)
     assert loaded.config == model.config
     assert torch.equal(loaded(codes, condition), model(codes, condition))
-    assert "turns" not in loaded.state_dict()
+    assert "rotary" not in loaded.state_dict()
 
 
 def test_a_gradient_reaches_every_weight() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from codebrush.models.attention import KVCache, rotary_angles, rotations
+from codebrush.models.attention import KVCache, rotary_angles, rotary_factors
 from codebrush.models.transformer import MLP, Block, Transformer, TransformerConfig, make_norm
 
 
@@ -23,12 +23,12 @@ def trunk(**changes: Any) -> Transformer:
     return model
 
 
-def through_cache(model: Transformer, x: Tensor, chunks: list[int], turns: Tensor | None = None) -> Tensor:
+def through_cache(model: Transformer, x: Tensor, chunks: list[int], rotary: Tensor | None = None) -> Tensor:
     cache, outputs, end = KVCache(2), [], 0
     for count in chunks:
         start, end = end, end + count
-        now = None if turns is None else turns[:, start:end]
-        outputs.append(model(x[:, start:end], turns=now, cache=cache))
+        now = None if rotary is None else rotary[:, start:end]
+        outputs.append(model(x[:, start:end], rotary=now, cache=cache))
     assert cache.length == x.shape[1]
     return torch.cat(outputs, dim=1)
 
@@ -130,11 +130,11 @@ def test_cached_chunks_of_any_size_equal_one_causal_pass(
 ) -> None:
     model = trunk(norm="rms", activation="swiglu", bias=False) if modern else trunk()
     x = torch.randn(batch, sum(chunks), 16, generator=torch.Generator().manual_seed(sum(chunks)))
-    turns = rotations(rotary_angles(torch.arange(sum(chunks)), 8)) if rotary else None
+    rotary = rotary_factors(rotary_angles(torch.arange(sum(chunks)), 8)) if rotary else None
     with torch.no_grad():
-        whole = model(x, causal=True, turns=turns)
-        cached = through_cache(model, x, chunks, turns)
-        alone = torch.cat([through_cache(model, row[None], chunks, turns) for row in x])
+        whole = model(x, causal=True, rotary=rotary)
+        cached = through_cache(model, x, chunks, rotary)
+        alone = torch.cat([through_cache(model, row[None], chunks, rotary) for row in x])
     torch.testing.assert_close(cached, whole, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(alone, cached, atol=1e-5, rtol=1e-5)
 
@@ -143,5 +143,5 @@ def test_rotary_positions_make_a_trunk_see_order() -> None:
     model, x = trunk(), torch.randn(1, 4, 16)
     swapped = x[:, [1, 0, 2, 3]]
     torch.testing.assert_close(model(x)[:, 3], model(swapped)[:, 3], atol=1e-5, rtol=1e-5)
-    turns = rotations(rotary_angles(torch.arange(4), 8))
-    assert not torch.allclose(model(x, turns=turns)[:, 3], model(swapped, turns=turns)[:, 3], atol=1e-3)
+    rotary = rotary_factors(rotary_angles(torch.arange(4), 8))
+    assert not torch.allclose(model(x, rotary=rotary)[:, 3], model(swapped, rotary=rotary)[:, 3], atol=1e-3)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from codebrush.conversion.load import load_code_transformer, load_vqgan
 from codebrush.generation.sampling.decoding import draw_codes
-from codebrush.models.code_transformer import CodeTransformer, Condition
+from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.condition import Condition
 from golden_files import both_batches, check_acts, close, golden, recorded
 
 COLD = 1e-6  # a temperature at which the most likely code is drawn
@@ -16,12 +17,11 @@ COLD = 1e-6  # a temperature at which the most likely code is drawn
 
 def greedy(model: CodeTransformer, condition: Condition, given: Tensor, steps: int, cached: bool) -> Tensor:
     """The most likely continuation of `given` (B, n), one code at a time."""
-    cache = model.make_cache() if cached else None
-    codes, new = given, given
+    codes, (logits, cache) = given, model.prefill(given, condition)
     for _ in range(steps):
-        logits = model(new if cached else codes, condition, cache)[:, -1]
-        new = logits.argmax(1, keepdim=True)
+        new = logits[:, -1].argmax(1, keepdim=True)  # (B, 1)
         codes = torch.cat([codes, new], dim=1)
+        logits = model.step(new, cache) if cached else model(codes, condition)
     return codes
 
 
@@ -70,7 +70,7 @@ def test_llamagen() -> None:
     model, io = load_code_transformer(reference.weights, reference.config), reference.io
     assert model.config.grid == (4, 4)
     assert model.config.prefix_length == 120
-    close(model.turns.movedim(0, -1), io["output.rope"], "rotary factors")
+    close(model.rotary.movedim(0, -1), io["output.rope"], "rotary factors")
     codes, mask = io["input.idx"], io["input.cond_mask"].bool()
     names = {
         "layers.0": "transformer.blocks.0",

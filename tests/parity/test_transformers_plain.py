@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from codebrush.conversion.load import load_code_transformer
-from codebrush.models.code_transformer import CodeTransformer, Condition
+from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.condition import Condition
 from golden_files import close
 
 WIDTH, HEADS, LAYERS, CODES, SIDE = 32, 2, 2, 24, 4
@@ -142,19 +143,19 @@ def llamagen(state: dict[str, Tensor], lead: Tensor, codes: Tensor) -> Tensor:
     angles = torch.stack(
         [torch.cat([row * frequencies, column * frequencies]) for row in range(SIDE) for column in range(SIDE)]
     )
-    turns = torch.cat([torch.zeros(1, 2 * quarter), torch.polar(torch.ones_like(angles), angles)])[: x.shape[1]]
+    rotary = torch.cat([torch.zeros(1, 2 * quarter), torch.polar(torch.ones_like(angles), angles)])[: x.shape[1]]
 
     def norm(x: Tensor, name: str) -> Tensor:
         return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * state[f"{name}.weight"]
 
-    def turn(part: Tensor) -> Tensor:
+    def rotated(part: Tensor) -> Tensor:
         pairs = torch.view_as_complex(part.unflatten(-1, (HEADS, -1, 2)).contiguous())  # (B, N, heads, d / 2)
-        return torch.view_as_real(pairs * turns[None, :, None]).flatten(2)
+        return torch.view_as_real(pairs * rotary[None, :, None]).flatten(2)
 
     for layer in range(LAYERS):
         block = f"layers.{layer}"
         q, k, v = F.linear(norm(x, f"{block}.attention_norm"), state[f"{block}.attention.wqkv.weight"]).chunk(3, -1)
-        x = x + F.linear(attend(turn(q), turn(k), v), state[f"{block}.attention.wo.weight"])
+        x = x + F.linear(attend(rotated(q), rotated(k), v), state[f"{block}.attention.wo.weight"])
         y, inner = norm(x, f"{block}.ffn_norm"), f"{block}.feed_forward"
         y = F.silu(F.linear(y, state[f"{inner}.w1.weight"])) * F.linear(y, state[f"{inner}.w3.weight"])
         x = x + F.linear(y, state[f"{inner}.w2.weight"])

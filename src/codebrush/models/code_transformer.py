@@ -1,44 +1,51 @@
-"""Conditions and codes -> logits of each code and of the next: the second stage of Taming and of DALL-E 1.
+"""The code transformer draws: it predicts a picture's codes one after the other (second stage of Taming and DALL-E 1).
 
-A prefix of vectors carries what is asked for: the text's token features, a pooled text or image embedding of
-CLIP, the codes of a source picture. Each may be left out; a learned vector then stands in its place, which is
-also what classifier-free guidance compares with (Ho and Salimans 2022). A source is as long as the picture itself, so
-where no row has one the prefix is without it.
+A prefix of vectors carries the condition: the text's token features, a pooled text or image embedding of CLIP, the
+codes of a source picture, a class label. Each may be left out; a learned vector then takes its place, which is also
+what classifier-free guidance compares with (Ho and Salimans 2022). A source takes as many vectors as the picture
+itself, so these are left out of the prefix where no row of the batch has a source.
 
-With blocks, the long transformer takes one step for a square of codes and a short one writes the codes of the square
-one after the other, each from those before it (RQ-Transformer, Lee et al. 2022, section 3.2, with the codes of a square
-for its depth): a picture of 16 x 16 codes costs about twice one of 8 x 8, not four times and more.
+With blocks, the long transformer takes one step for a square of codes and a short one, the `BlockWriter`, writes the
+codes of the square one after the other (RQ-Transformer, Lee et al. 2022, section 3.2): a picture of 16 x 16 codes then
+costs about twice one of 8 x 8, where code after code it costs more than four times as much.
 """
 
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codebrush.errors import PackError
-from codebrush.models.attention import KVCache, rotary_angles_2d, rotations
+from codebrush.models.attention import KVCache
+from codebrush.models.block_writer import BlockWriter
+from codebrush.models.code_cache import CodeCache
+from codebrush.models.code_positions import drawing_order, prefix_and_grid_factors
+from codebrush.models.condition import Condition
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.transformer import Activation, Norm, Transformer, TransformerConfig, make_norm
 
 
 @dataclass(frozen=True)
 class CodeTransformerConfig:
-    """Sizes. A condition of width 0 does not exist in this network.
+    """Sizes of a code transformer. A network has no place for a condition whose field is 0 or False.
 
-    `text_features`, `text_embedding`, `image_embedding`: the width of each condition's vectors; `text_length`:
-    how many text tokens the prefix holds; `source_codes`: whether a source picture's codes may stand there, and with
-    `aligned_source` each is also added where the code of its place is predicted, so that nothing has to be found;
-    `labels`: the number of classes, one of which may stand there. `condition_dropout`: the chance in training that
-    all conditions go, and then of each one by itself. `block` is the side of the square of codes that is one step of
-    the long transformer, and `block_layers` are those of the short one that writes within it; 1 is code after code.
+    The conditions: `text_features`, `text_embedding` and `image_embedding` are the width of each one's vectors,
+    `text_length` is how many text tokens the prefix holds, `labels` the number of classes, and `source_codes` says
+    whether the prefix has room for the codes of a source picture. With `aligned_source` each code of the source is also
+    added where the code of the same place is predicted, so that attention need not find it. `condition_dropout` is the
+    chance in training that all conditions are dropped, and then again of each one by itself.
 
-    The rest is what published models do otherwise. `text_projection` "mlp" has a hidden layer and no norm (LlamaGen).
-    `hide_padding` keeps padding of the text from being attended to, where otherwise a learned vector takes its place.
-    Without a `start_token` the condition's last vector predicts the first code. `rotary` "silent" counts the grid
-    from 0 and turns queries and keys of the prefix to zero (LlamaGen), "none" turns nothing (Taming). `hidden` is the
-    MLP's inner width; 0 means the usual one.
+    `block` is the side of the square of codes that the long transformer takes as one step (1: code after code), and
+    `block_layers` the layers of the short transformer that writes the codes of a square.
+
+    The rest are choices that published models make differently. `text_projection` "mlp" has a hidden layer and no norm
+    (LlamaGen). `hide_padding` excludes padding of the text from attention; otherwise a learned vector replaces it.
+    Without a `start_token` the last vector of the condition predicts the first code. `rotary` "grid" gives the codes
+    2-D rotary positions from (1, 1) on and the prefix (0, 0); "silent" counts the grid from (0, 0) and zeroes queries
+    and keys of the prefix (LlamaGen); "none" has no rotary positions (Taming). `hidden` is the MLP's inner width; 0
+    means the usual one.
     """
 
     codebook_size: int
@@ -94,50 +101,29 @@ class CodeTransformerConfig:
         return [(name, lengths.get(name, 1)) for name in names if getattr(self, name)]
 
 
-@dataclass  # not frozen: Lightning's precision plugins rebuild a forward's arguments field by field
-class Condition:
-    """What a picture is drawn from; None stands for "not given"."""
+class _Prefix(NamedTuple):
+    """A condition as the transformer reads it."""
 
-    text_features: Tensor | None = None  # (B, T, D)
-    text_mask: Tensor | None = None  # (B, T) bool, True at text
-    text_embedding: Tensor | None = None  # (B, E)
-    image_embedding: Tensor | None = None  # (B, E)
-    source_codes: Tensor | None = None  # (B, h, w) or (B, N) int64
-    source_mask: Tensor | None = None  # of the same shape, bool: False at holes; None: no holes
-    labels: Tensor | None = None  # (B,) int64
-    # (B, C) bool: which of the network's conditions, in its config's order, a row has; None: all that are given
-    present: Tensor | None = None
-
-    def _map(self, change) -> "Condition":
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Condition(**{name: None if value is None else change(value) for name, value in values.items()})
-
-    def rows(self, index: Tensor | slice) -> "Condition":
-        """The batch rows that `index` picks."""
-        return self._map(lambda value: value[index])
-
-    def repeat(self, times: int) -> "Condition":
-        """Every row `times` times, copies of a row side by side."""
-        return self._map(lambda value: value.repeat_interleave(times, dim=0))
-
-    def expand(self, batch: int) -> "Condition":
-        """One row as `batch` of them; as many are left as they are."""
-        return self._map(lambda value: value if len(value) == batch else value.expand(batch, *value.shape[1:]))
-
-    def to(self, device: torch.device) -> "Condition":
-        """The same on another device."""
-        return self._map(lambda value: value.to(device))
+    vectors: Tensor  # (B, P, D)
+    indices: Tensor  # (P,) int64: which vectors of the longest prefix they are
+    mask: Tensor | None  # (B, P) bool: which may be attended to; None: all
+    source: Tensor | None  # (B, N / M, D): what an aligned source adds where each block is predicted
 
 
 class CodeTransformer(PretrainedModel):
-    """A decoder-only transformer over a condition prefix and a grid of codes, block after block in raster order.
+    """A decoder-only transformer over a condition prefix and a grid of N codes, block after block in raster order.
 
-    `order` (N,) int64 holds the place in the grid, counted in raster order, of each code in the order of writing.
+    `order` (N,) int64 gives, for each step of drawing, the place of its code in the grid, counted in raster order. All
+    methods take and return codes in the order of drawing.
+
+    Raises:
+        PackError: if the grid of the config has no whole blocks.
     """
 
     config_class = CodeTransformerConfig
+    config: CodeTransformerConfig
     order: Tensor
-    turns: Tensor | None  # (2, prefix_length + N / M, head width / 2): cosines and sines of the rotary angles
+    rotary: Tensor | None  # (2, prefix_length + N / M, head width / 2): cosines and sines of the rotary angles
 
     def __init__(self, config: CodeTransformerConfig):
         super().__init__()
@@ -169,63 +155,150 @@ class CodeTransformer(PretrainedModel):
                 self.projections[name] = _projection(config, name)
         self.align = nn.Linear(width, width, bias=False) if config.aligned_source and config.source_codes else None
         if self.align is not None:
-            nn.init.zeros_(self.align.weight)  # a network that learns this later draws as it did
+            nn.init.zeros_(self.align.weight)  # so that a network that is given this later still draws as before
         self.prefix_positions = nn.Parameter(torch.randn(config.prefix_length, width) * 0.02)
         self.transformer = Transformer(trunk)
-        self.writer = BlockWriter(config, trunk) if config.block > 1 else None
+        short = replace(trunk, layers=config.block_layers)
+        self.writer = BlockWriter(config.block_size, short) if config.block > 1 else None
         self.final_norm = make_norm(trunk)
         self.head = nn.Linear(width, config.codebook_size, bias=False)
         nn.init.normal_(self.code_embedding.weight, std=0.02)
         nn.init.normal_(self.head.weight, std=0.02)
-        self.register_buffer("turns", _turns(config), persistent=False)
-        self.register_buffer("order", _order(config), persistent=False)
+        rotary = None
+        if config.rotary != "none":
+            parts = [*config.conditions, ("start", int(config.start_token))]
+            rotary = prefix_and_grid_factors(parts, config.blocks, width // config.heads, config.rotary == "silent")
+        self.register_buffer("rotary", rotary, persistent=False)
+        self.register_buffer("order", drawing_order(config.grid, config.block), persistent=False)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.head.weight.device
 
-    def _given(self, name: str, condition: Condition, batch: int) -> tuple[Tensor, Tensor] | None:
-        """One condition's vectors (B, L, D) and where they are given (B, L) bool; None when it is absent."""
-        value: Tensor | None = getattr(condition, name)
-        if value is None:
-            return None
-        if name == "source_codes":
-            vectors = self._read(value.flatten(1)[:, self.order])  # (B, N / M, D)
-            if condition.source_mask is not None:
-                shown = condition.source_mask.flatten(1)[:, self.order]
-                return vectors, shown.unflatten(1, (-1, self.config.block_size)).any(-1)
-        elif name == "text_features":
-            room = self.config.text_length
-            vectors = self.projections[name](_fit(value[:, :room], room, left=self.config.hide_padding))
-            if condition.text_mask is not None and not self.config.hide_padding:
-                return vectors, _fit(condition.text_mask[:, :room], room)
-            present = torch.ones(value.shape[:2], dtype=torch.bool, device=value.device)
-            return vectors, _fit(present[:, :room], room, left=self.config.hide_padding)
-        else:
-            vectors = self.projections[name](value).unsqueeze(1)  # (B, 1, D)
-        return vectors, torch.ones(batch, vectors.shape[1], dtype=torch.bool, device=value.device)
-
-    def stands(self, condition: Condition) -> Tensor:
-        """Which vectors of the longest prefix there are, (P,) int64: those of a source only where one is given."""
+    def prefix_indices(self, condition: Condition) -> Tensor:
+        """Which vectors of the longest prefix a condition has, (P,) int64: those of a source only if it has one."""
         config, whole = self.config, torch.arange(self.config.prefix_length, device=self.device)
         if condition.source_codes is not None or not (config.source_codes and config.start_token):
-            return whole  # without a start token the last vector, whatever it says, predicts the first code
+            return whole  # without a start token the last vector must stay, as it predicts the first code
         names = [name for name, _ in config.conditions]
         first = sum(length for _, length in config.conditions[: names.index("source_codes")])
         return torch.cat([whole[:first], whole[first + dict(config.conditions)["source_codes"] :]])
 
     def prefix(self, condition: Condition, batch: int) -> Tensor:
-        """The condition as vectors (B, P, D); in training some conditions are dropped at random."""
-        return self._prefix(condition, batch)[0]
+        """The condition as vectors (B, P, D), for `batch` rows; in training some conditions are dropped at random."""
+        return self._prefix(condition, batch).vectors
 
-    def _prefix(self, condition: Condition, batch: int) -> tuple[Tensor, Tensor | None]:
-        """The prefix (B, P, D), and what its source adds where each block is predicted, (B, N / M, D)."""
+    def forward(self, codes: Tensor, condition: Condition | None = None) -> Tensor:
+        """Predict each of the first n codes and the next one, from the codes before it.
+
+        Args:
+            codes: (B, n) int64, n from 0 to N, in the order of drawing.
+            condition: of B rows or of one; None means no condition.
+
+        Returns:
+            Logits (B, n + 1, K).
+        """
+        hidden, _ = self._start(codes, condition, None)
+        return self._logits(hidden, codes, 0)
+
+    def prefill(self, codes: Tensor, condition: Condition | None = None) -> tuple[Tensor, CodeCache]:
+        """What `forward` returns, and a cache from which `step` goes on."""
+        attention = KVCache(self.config.layers)
+        attention.reserve(self.config.prefix_length + self.config.code_count // self.config.block_size)
+        hidden, prefix = self._start(codes, condition, attention)
+        mask = None if prefix.mask is None else _padded(prefix.mask, attention.length, value=True)
+        open_codes = codes[:, self._whole(codes) :]
+        cache = CodeCache(attention, len(prefix.indices), mask, prefix.source, hidden[:, -1:], open_codes)
+        return self._logits(hidden, codes, 0), cache
+
+    def step(self, codes: Tensor, cache: CodeCache) -> Tensor:
+        """Predict the codes that follow each of n new ones.
+
+        Args:
+            codes: (B, n) int64, n at least 1: the codes after those that `cache` has seen.
+            cache: what `prefill` and the steps before left; it is updated in place.
+
+        Returns:
+            Logits (B, n, K).
+        """
+        known = torch.cat([cache.open, codes], dim=1)  # from the open block on
+        whole = self._whole(known)
+        hidden = torch.cat([cache.hidden, self._next_blocks(known[:, :whole], cache)], dim=1)
+        first = cache.open.shape[1] + 1
+        cache.hidden, cache.open = hidden[:, -1:], known[:, whole:]
+        return self._logits(hidden, known, first)
+
+    def _whole(self, codes: Tensor) -> int:
+        """How many of `codes` (B, n) belong to whole blocks."""
+        return codes.shape[1] // self.config.block_size * self.config.block_size
+
+    def _logits(self, hidden: Tensor, codes: Tensor, first: int) -> Tensor:
+        """Predictions of codes from number `first` on.
+
+        Args:
+            hidden: (B, b, D): what predicts each of b blocks.
+            codes: (B, n): those known from the first of these blocks on.
+            first: the first code to predict, counted from there; the last is the one after `codes`.
+
+        Returns:
+            Logits (B, n + 1 - first, K).
+        """
+        skipped = first // self.config.block_size  # blocks that need not be predicted again
+        hidden, codes = hidden[:, skipped:], codes[:, skipped * self.config.block_size :]
+        first -= skipped * self.config.block_size
+        x = hidden if self.writer is None else self.writer(hidden, self.code_embedding(codes))
+        return self.head(self.final_norm(x[:, first : codes.shape[1] + 1]))
+
+    def _start(self, codes: Tensor, condition: Condition | None, attention: KVCache | None) -> tuple[Tensor, _Prefix]:
+        """Read a condition and the whole blocks of codes (B, n) -> what predicts each block and the next one,
+        (B, n // M + 1, D). With `attention` their keys and values are kept there."""
+        blocks, rotary = self._placed(codes[:, : self._whole(codes)], 0)
+        prefix = self._prefix(condition or Condition(), len(codes))
+        length, mask = prefix.vectors.shape[1], prefix.mask
+        x = torch.cat([prefix.vectors.to(blocks.dtype), blocks], dim=1)  # (B, P + n // M, D)
+        if mask is not None:
+            mask = _padded(mask, x.shape[1], value=True)
+        if self.rotary is not None and rotary is not None:
+            rotary = torch.cat([self.rotary[:, prefix.indices], rotary], dim=1)
+        if prefix.source is not None:
+            added = prefix.source[:, : blocks.shape[1] + 1]
+            x = x + _padded(_padded(added, blocks.shape[1] + 1), x.shape[1], left=True)
+        x = self.transformer(x, causal=True, mask=mask, rotary=rotary, cache=attention)
+        return x[:, length - 1 :], prefix  # the last vector of the prefix predicts the first block
+
+    def _next_blocks(self, codes: Tensor, cache: CodeCache) -> Tensor:
+        """Read new whole blocks of codes (B, n) -> what predicts the block after each, (B, n / M, D)."""
+        first = cache.attention.length - cache.prefix  # the number of the first of these blocks
+        x, rotary = self._placed(codes, first)
+        if not x.shape[1]:
+            return x
+        if cache.mask is not None:
+            cache.mask = _padded(cache.mask, cache.mask.shape[1] + x.shape[1], value=True)
+        if cache.source is not None:
+            x = x + _padded(cache.source[:, first + 1 : first + 1 + x.shape[1]], x.shape[1])
+        return self.transformer(x, causal=True, mask=cache.mask, rotary=rotary, cache=cache.attention)
+
+    def _placed(self, codes: Tensor, first: int) -> tuple[Tensor, Tensor | None]:
+        """Codes of whole blocks (B, n), of which the first is block number `first` -> the blocks' vectors with their
+        positions (B, n / M, D), and their rotary factors (2, n / M, head width / 2)."""
+        x = self._read(codes)
+        last = first + x.shape[1]
+        if self.positions is not None:
+            x = x + self.positions[first:last]
+        return x, None if self.rotary is None else self.rotary[:, self.config.prefix_length :][:, first:last]
+
+    def _read(self, codes: Tensor) -> Tensor:
+        """Codes of whole blocks (B, n) -> the blocks' vectors (B, n / M, D)."""
+        vectors = self.code_embedding(codes)  # (B, n, D)
+        return vectors if self.writer is None else self.writer.join(vectors)
+
+    def _prefix(self, condition: Condition, batch: int) -> _Prefix:
         device, rate = self.device, self.config.condition_dropout if self.training else 0.0
         keep_any = torch.rand(batch, 1, device=device) >= rate
-        parts, stands, added = [], self.stands(condition), None
+        parts, indices, source = [], self.prefix_indices(condition), None
         for number, (name, _) in enumerate(self.config.conditions):
-            if name == "source_codes" and len(stands) < self.config.prefix_length:
+            if name == "source_codes" and len(indices) < self.config.prefix_length:
                 continue
             null = self.nulls[name].expand(batch, -1, -1)  # (B, L, D)
             given = self._given(name, condition, batch)
@@ -238,116 +311,44 @@ class CodeTransformer(PretrainedModel):
                 keep = keep & condition.present[:, number : number + 1]
             parts.append(torch.where((present & keep).unsqueeze(-1), vectors, null.to(vectors.dtype)))
             if name == "source_codes" and self.align is not None:
-                added = self.align(parts[-1])
+                source = self.align(parts[-1])
         if self.start is not None:
             parts.append(self.start.expand(batch, 1, -1))
-        return torch.cat(parts, dim=1) + self.prefix_positions[stands], added
+        vectors = torch.cat(parts, dim=1) + self.prefix_positions[indices]  # (B, P, D)
+        return _Prefix(vectors, indices, self._mask(condition, len(indices)), source)
+
+    def _given(self, name: str, condition: Condition, batch: int) -> tuple[Tensor, Tensor] | None:
+        """One condition's vectors (B, L, D), and where they are given (B, L) bool; None if it is absent."""
+        value: Tensor | None = getattr(condition, name)
+        if value is None:
+            return None
+        if name == "source_codes":
+            vectors = self._read(value.flatten(1)[:, self.order])  # (B, N / M, D)
+            if condition.source_mask is not None:
+                shown = condition.source_mask.flatten(1)[:, self.order]  # (B, N)
+                return vectors, shown.unflatten(1, (-1, self.config.block_size)).any(-1)
+        elif name == "text_features":
+            room, left = self.config.text_length, self.config.hide_padding
+            vectors = self.projections[name](_padded(value[:, :room], room, left=left))  # (B, text_length, D)
+            if condition.text_mask is not None and not self.config.hide_padding:
+                return vectors, _padded(condition.text_mask[:, :room], room)
+            present = torch.ones(value.shape[:2], dtype=torch.bool, device=value.device)
+            return vectors, _padded(present[:, :room], room, left=left)
+        else:
+            vectors = self.projections[name](value).unsqueeze(1)  # (B, 1, D)
+        return vectors, torch.ones(batch, vectors.shape[1], dtype=torch.bool, device=value.device)
 
     def _mask(self, condition: Condition, length: int) -> Tensor | None:
-        """Where a prefix of `length` may be attended to, (B, length) bool; None: everywhere."""
+        """Which vectors of a prefix of `length` may be attended to, (B, length) bool; None: all."""
         mask, config = condition.text_mask, self.config
         if mask is None or not (config.hide_padding and config.text_features):
             return None
-        mask = _fit(mask.bool(), config.text_length, left=True)  # the text stands first
-        return F.pad(mask, (0, length - config.text_length), value=True)
-
-    def forward(self, codes: Tensor, condition: Condition | None = None, cache: KVCache | None = None) -> Tensor:
-        """Codes (B, n) int64, n from 0 to N, in the order of writing -> logits (B, n + 1, K): what each code, and the
-        next, should be.
-
-        With a `cache` that has seen the prefix, `codes` are the new ones alone and the logits (B, n, K) are
-        those of the codes after each of them.
-        """
-        size = self.config.block_size
-        known = codes if cache is None or cache.open is None else torch.cat([cache.open, codes], dim=1)
-        whole = known.shape[1] // size * size  # the codes of whole blocks
-        hidden = self._blocks(known[:, :whole], condition or Condition(), cache)  # of the blocks after what was seen
-        first = 0  # the number of the first code, of those from the open block on, that is predicted now
-        if cache is not None:
-            if cache.hidden is not None:
-                hidden = torch.cat([cache.hidden, hidden], dim=1)
-                first = known.shape[1] - codes.shape[1] + 1
-            cache.hidden, cache.open = hidden[:, -1:], known[:, whole:]
-        skipped = first // size
-        hidden, known, first = hidden[:, skipped:], known[:, skipped * size :], first - skipped * size
-        x = hidden if self.writer is None else self.writer(hidden, self.code_embedding(known))
-        return self.head(self.final_norm(x[:, first : known.shape[1] + 1]))
-
-    def _read(self, codes: Tensor) -> Tensor:
-        """Codes of whole blocks (B, n) in the order of writing -> the blocks' vectors (B, n / M, D)."""
-        vectors = self.code_embedding(codes)  # (B, n, D)
-        return vectors if self.writer is None else self.writer.join(vectors)
-
-    def _blocks(self, codes: Tensor, condition: Condition, cache: KVCache | None) -> Tensor:
-        """Codes of whole blocks (B, n) -> what predicts each of them and the next, (B, n / M + 1, D); with a `cache`
-        that has seen the prefix, what predicts the blocks after each of these new ones, (B, n / M, D)."""
-        batch, x = codes.shape[0], self._read(codes)
-        seen = cache.length if cache is not None else 0
-        if seen and not x.shape[1]:
-            return x
-        stands = self.stands(condition)
-        prefix = len(stands) if cache is None or not seen else cache.prefix
-        first = max(seen - prefix, 0)  # the number of the first of these blocks
-        if self.positions is not None:
-            x = x + self.positions[first : first + x.shape[1]]
-        mask = self._mask(condition, prefix) if not seen else None if cache is None else cache.mask
-        if mask is not None:
-            mask = F.pad(mask, (0, x.shape[1]), value=True)
-        turns = None if self.turns is None else self.turns[:, self.config.prefix_length + first :][:, : x.shape[1]]
-        added = None if cache is None else cache.added
-        if not seen:
-            vectors, added = self._prefix(condition, batch)
-            x = torch.cat([vectors.to(x.dtype), x], dim=1)
-            turns = None if turns is None or self.turns is None else torch.cat([self.turns[:, stands], turns], dim=1)
-        if added is not None:
-            x = x + _placed(added, 0 if not seen else first + 1, x.shape[1], prefix - 1 if not seen else 0)
-        if cache is not None:
-            cache.mask, cache.prefix, cache.added = mask, prefix, added
-        x = self.transformer(x, causal=True, mask=mask, turns=turns, cache=cache)
-        return x if seen else x[:, prefix - 1 :]  # the last vector in front of the codes predicts the first block
-
-    def make_cache(self) -> KVCache:
-        """An empty cache with room for one whole picture."""
-        cache = KVCache(self.config.layers)
-        cache.reserve(self.config.prefix_length + self.config.code_count // self.config.block_size)
-        return cache
-
-
-class BlockWriter(nn.Module):
-    """Between blocks and their codes: the codes of one as a vector, and a vector as the codes of one, in turn."""
-
-    def __init__(self, config: CodeTransformerConfig, trunk: TransformerConfig):
-        super().__init__()
-        size, width = config.block_size, config.width
-        self.size = size
-        self.reader = nn.Linear(size * width, width, bias=False)
-        self.before = nn.Linear(width, width, bias=False)  # of the code before, where the next is predicted
-        self.places = nn.Parameter(torch.randn(size, width) * 0.02)
-        self.transformer = Transformer(replace(trunk, layers=config.block_layers))
-        with torch.no_grad():  # at first a block is the sum of its codes
-            self.reader.weight.copy_(torch.eye(width).repeat(1, size))
-
-    def join(self, vectors: Tensor) -> Tensor:
-        """Vectors of codes (B, n, D) -> of their blocks (B, n / M, D)."""
-        return self.reader(vectors.unflatten(1, (-1, self.size)).flatten(2))
-
-    def forward(self, hidden: Tensor, vectors: Tensor) -> Tensor:
-        """What predicts each block (B, b, D), and vectors of the codes from the first of them on (B, n, D), n at most
-        b M -> what predicts each code (B, b M, D)."""
-        before = F.pad(vectors, (0, 0, 0, hidden.shape[1] * self.size - vectors.shape[1]))
-        before = before.unflatten(1, (-1, self.size))[:, :, :-1]  # (B, b, M - 1, D)
-        x = F.pad(self.before(before), (0, 0, 1, 0)) + hidden.unsqueeze(2) + self.places  # (B, b, M, D)
-        return self.transformer(x.flatten(0, 1), causal=True).view(len(x), -1, x.shape[-1])
-
-
-def _placed(added: Tensor, first: int, length: int, before: int) -> Tensor:
-    """Vectors (B, N, D) from number `first` on, `before` zeros in front of them, as many as make `length` in all."""
-    part = added[:, first : first + length - before]
-    return F.pad(part, (0, 0, before, length - before - part.shape[1]))
+        mask = _padded(mask.bool(), config.text_length, left=True)  # the text is the first condition
+        return _padded(mask, length, value=True)
 
 
 def _projection(config: CodeTransformerConfig, name: str) -> nn.Module:
-    """What takes a condition's vectors, or a label, to the trunk's width."""
+    """The module that maps a condition's vectors, or a label, to the trunk's width."""
     source, width = getattr(config, name), config.width
     if name == "labels":
         return nn.Embedding(source, width)
@@ -357,31 +358,8 @@ def _projection(config: CodeTransformerConfig, name: str) -> nn.Module:
     return nn.Sequential(nn.Linear(source, width), nn.LayerNorm(width))
 
 
-def _turns(config: CodeTransformerConfig) -> Tensor | None:
-    """Cosines and sines for the prefix and the grid of blocks, (2, prefix_length + N / M, head width / 2)."""
-    if config.rotary == "none":
-        return None
-    silent = config.rotary == "silent"
-    rows, columns = torch.meshgrid(*(torch.arange(side) for side in config.blocks), indexing="ij")
-    first = 0 if silent else 1  # the prefix sits at the grid's origin
-    angles = rotary_angles_2d(rows.flatten() + first, columns.flatten() + first, config.width // config.heads)
-    parts = []
-    for name, length in [*config.conditions, ("start", int(config.start_token))]:
-        if name == "source_codes" and not silent:  # each where the same place of the picture will be
-            parts.append(rotations(angles))
-        else:
-            parts.append(rotations(torch.zeros(length, angles.shape[1])) * (not silent))
-    return torch.cat([*parts, rotations(angles)], dim=1)
-
-
-def _order(config: CodeTransformerConfig) -> Tensor:
-    """The places of the grid (N,) in the order of writing: block after block, and within each row after row."""
-    places = torch.arange(config.code_count).view(config.blocks[0], config.block, config.blocks[1], config.block)
-    return places.transpose(1, 2).flatten()
-
-
-def _fit(x: Tensor, length: int, left: bool = False) -> Tensor:
-    """`x` (B, n, ...) with zeros after it, or on its `left`, up to `length`."""
+def _padded(x: Tensor, length: int, left: bool = False, value: float = 0) -> Tensor:
+    """`x` (B, n, ...) filled up with `value` to (B, length, ...), behind it or on its `left`."""
     missing = length - x.shape[1]
     sides = (missing, 0) if left else (0, missing)
-    return F.pad(x, (0, 0) * (x.ndim - 2) + sides)
+    return F.pad(x, (0, 0) * (x.ndim - 2) + sides, value=value)

@@ -111,12 +111,12 @@ class Transformer(nn.Module):
         *,
         causal: bool = False,
         mask: Tensor | None = None,
-        turns: Tensor | None = None,
+        rotary: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """See `Attention.forward` for the arguments; a `cache` is advanced by the tokens of this call."""
         for layer, block in enumerate(self.blocks):
-            x = block(x, causal=causal, mask=mask, turns=turns, cache=cache, layer=layer)
+            x = block(x, causal=causal, mask=mask, rotary=rotary, cache=cache, layer=layer)
         if cache is not None:
             cache.advance(x.shape[1])
         return x

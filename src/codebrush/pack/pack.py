@@ -30,7 +30,8 @@ import torch
 from codebrush.errors import PackError
 from codebrush.models.captioner import Captioner, CaptionerConfig, patch_features
 from codebrush.models.clip import CLIP, CLIPConfig
-from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig, Condition
+from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
+from codebrush.models.condition import Condition
 from codebrush.models.image_encoder import make_image_encoder
 from codebrush.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, read_config
 from codebrush.models.prior import Bank, BankConfig, Prior, PriorConfig

@@ -16,7 +16,8 @@ from torch import Tensor
 from codebrush.errors import PackError
 from codebrush.models.attention import rotate
 from codebrush.models.clip import CLIP
-from codebrush.models.code_transformer import CodeTransformer, Condition
+from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.condition import Condition
 from codebrush.pack.pack import encode_condition
 from codebrush.text.prompts import parse_prompt
 from codebrush.text.tokenizer import Tokenizer
@@ -66,7 +67,7 @@ def code_attention(transformer: CodeTransformer, codes: Tensor, condition: Condi
         transformer(given.to(transformer.device), condition)
     attention = torch.stack([layer[0].mean(0) for layer in weights]).mean(0)  # (P + N / M - 1, P + N / M - 1)
     # (N / M, P + N / M - 1): the positions that predict the blocks of codes
-    attention = attention[len(transformer.stands(condition)) - 1 :]
+    attention = attention[len(transformer.prefix_indices(condition)) - 1 :]
     features = condition.text_features
     read = 0 if features is None else min(features.shape[1], config.text_length)
     first = config.text_length - read if config.hide_padding else 0  # there the text stands at the right
@@ -94,10 +95,10 @@ def _watched(transformer: CodeTransformer) -> Iterator[list[Tensor]]:
     weights: list[Tensor] = []
 
     def note(attention: Any, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> None:
-        x, turns, mask = inputs[0], options["turns"], options["mask"]
+        x, rotary, mask = inputs[0], options["rotary"], options["mask"]
         q, k, _ = attention.qkv(x).unflatten(-1, (3, attention.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
-        if turns is not None:
-            q, k = rotate(q, turns), rotate(k, turns)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
         allowed = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         if mask is not None:
             own = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)

@@ -11,7 +11,8 @@ from torch import Tensor
 from codebrush.errors import UsageError
 from codebrush.generation.sampling import decoding
 from codebrush.generation.sampling.decoding import Known, draw_codes, draw_large, picture_uniforms
-from codebrush.models.code_transformer import CodeTransformer, Condition
+from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.condition import Condition
 from codebrush.models.sampling import sample
 from packs import CONTEXT, WIDTH, micro_transformer
 

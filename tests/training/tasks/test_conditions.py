@@ -12,7 +12,8 @@ from stopped_runs import run_in_two
 from codebrush.data.hole_filling import fill_holes
 from codebrush.data.synthetic.scene_folder import write_shapes
 from codebrush.errors import DataError, TrainingError
-from codebrush.models.code_transformer import CodeTransformer, Condition
+from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.condition import Condition
 from codebrush.models.vqgan import VQGAN, vqgan_micro
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import CaptionTokens, SourceConfig, load_captioned

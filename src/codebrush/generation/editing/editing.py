@@ -29,7 +29,7 @@ from codebrush.generation.sampling.canvas import (
 from codebrush.generation.sampling.decoding import Known
 from codebrush.generation.sampling.sampler import Drawing, Sampler, checked_sampling
 from codebrush.generation.seeding import stream
-from codebrush.models.code_transformer import Condition
+from codebrush.models.condition import Condition
 from codebrush.pack.pack import Pack
 
 EDITS = ("vary", "edit", "inpaint", "translate")

@@ -20,7 +20,7 @@ from codebrush.generation.guided.videos import interpolate_latents
 from codebrush.generation.options import DrawOptions
 from codebrush.generation.sampling.canvas import Picture, whole_canvas
 from codebrush.generation.sampling.sampler import Drawing, Sampler
-from codebrush.models.code_transformer import Condition
+from codebrush.models.condition import Condition
 from codebrush.progress import Progress
 
 WAYS = ("latents", "embeddings")

@@ -6,7 +6,7 @@ those above. A grid larger than the network's is drawn through a window that mov
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from codebrush.errors import UsageError
-from codebrush.models.attention import KVCache
-from codebrush.models.code_transformer import CodeTransformer, Condition
+from codebrush.models.code_cache import CodeCache
+from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.condition import Condition
 from codebrush.models.sampling import sample
 from codebrush.progress import Progress
 
@@ -117,7 +118,7 @@ def _of_one_length(terms: list[tuple[Condition, float]]) -> list[tuple[Condition
     blank = torch.zeros_like(sources[0][:1])
     nothing = {"source_codes": blank, "source_mask": blank.bool()}
     return [
-        (part if part.source_codes is not None else replace(part, **nothing).expand(_rows(part)), share)
+        (part if part.source_codes is not None else replace(part, **nothing).expand(part.batch), share)
         for part, share in terms
     ]
 
@@ -191,7 +192,7 @@ def window_of(
 
 def _next(transformer: CodeTransformer, before: Tensor, condition: Condition, pictures: slice) -> Tensor:
     """Logits (B, K) float32 of the code after `before` (B, n)."""
-    if _rows(condition) > 1:
+    if condition.batch > 1:
         condition = condition.rows(pictures)
     return transformer(before, condition.to(transformer.device).expand(len(before)))[:, -1].float()
 
@@ -205,8 +206,8 @@ class _Drawer:
         device = transformer.device
         self.shares = torch.tensor([share for _, share in terms], device=device)
         prefixes = [_read_prefix(transformer, condition.to(device), pictures) for condition, _ in terms]
-        self.cache = _merge([cache for cache, _ in prefixes], self.count)
-        self.logits = torch.cat([logits.expand(self.count, -1) for _, logits in prefixes])  # (terms B, K)
+        self.cache = CodeCache.merge([cache for _, cache in prefixes], self.count)
+        self.logits = torch.cat([logits[:, -1].expand(self.count, -1) for logits, _ in prefixes])  # (terms B, K)
         self.drawn: list[Tensor] = []
 
     def draw(
@@ -215,7 +216,7 @@ class _Drawer:
         """The next code (B,) of every picture, drawn with `uniform` (B,); `bias` (K,) is added to its logits."""
         if self.drawn:
             new = self.drawn[-1].repeat(len(self.shares)).unsqueeze(1)  # (terms B, 1)
-            self.logits = self.transformer(new, cache=self.cache)[:, -1]
+            self.logits = self.transformer.step(new, self.cache)[:, -1]
         terms = self.logits.float().unflatten(0, (-1, self.count))  # (terms, B, K)
         logits = torch.einsum("t,tbk->bk", self.shares, terms)
         logits = logits if bias is None else logits + bias.to(logits.device)
@@ -230,44 +231,9 @@ class _Drawer:
         return torch.stack(self.drawn, dim=1)[:, self.transformer.order.argsort()]
 
 
-def _read_prefix(transformer: CodeTransformer, condition: Condition, pictures: slice) -> tuple[KVCache, Tensor]:
-    """The cache and the first logits (rows, K) of a condition: one row where all pictures share it."""
-    rows = _rows(condition)
-    if rows > 1:
-        condition, rows = condition.rows(pictures), pictures.stop - pictures.start
-    cache = transformer.make_cache()
-    codes = torch.zeros(rows, 0, dtype=torch.int64, device=transformer.device)
-    return cache, transformer(codes, condition, cache)[:, -1]
-
-
-def _rows(condition: Condition) -> int:
-    values = (getattr(condition, field.name) for field in fields(condition))
-    return next((len(value) for value in values if value is not None), 1)
-
-
-def _merge(caches: Sequence[KVCache], pictures: int) -> KVCache:
-    """Caches of the same length as the rows of one; a cache of one row serves every picture."""
-    merged = KVCache(len(caches[0].keys))
-    merged.length, merged.prefix = caches[0].length, caches[0].prefix
-    for layer in range(len(merged.keys)):
-        for name in ("keys", "values"):
-            parts = [getattr(cache, name)[layer] for cache in caches]
-            rows = [part.expand(pictures, -1, -1, -1) if len(part) == 1 else part for part in parts]
-            getattr(merged, name)[layer] = torch.cat(rows)
-    merged.mask = _merge_masks(caches, pictures)
-    for name in ("added", "hidden", "open"):  # of one network, and so of all or none
-        parts = [part for part in (getattr(cache, name) for cache in caches) if part is not None]
-        rows = [part.expand(pictures, *part.shape[1:]) if len(part) == 1 else part for part in parts]
-        setattr(merged, name, torch.cat(rows) if rows else None)
-    return merged
-
-
-def _merge_masks(caches: Sequence[KVCache], pictures: int) -> Tensor | None:
-    if all(cache.mask is None for cache in caches):
-        return None
-    masks = []
-    for cache in caches:
-        rows = len(next(keys for keys in cache.keys if keys is not None))
-        mask = cache.mask if cache.mask is not None else torch.ones(rows, cache.length, dtype=torch.bool)
-        masks.append(mask.expand(pictures, -1) if len(mask) == 1 else mask)
-    return torch.cat([mask.to(masks[0].device) for mask in masks])
+def _read_prefix(transformer: CodeTransformer, condition: Condition, pictures: slice) -> tuple[Tensor, CodeCache]:
+    """The first logits (rows, 1, K) and the cache of a condition: one row where all pictures share it."""
+    shared = condition.batch == 1
+    condition = condition if shared else condition.rows(pictures)
+    rows = 1 if shared else pictures.stop - pictures.start
+    return transformer.prefill(torch.zeros(rows, 0, dtype=torch.int64, device=transformer.device), condition)

@@ -22,7 +22,8 @@ from codebrush.generation.sampling.canvas import Picture
 from codebrush.generation.sampling.decoding import Known, draw_codes, draw_large, picture_uniforms
 from codebrush.generation.sampling.reranking import best_first, clip_scores
 from codebrush.models.clip import CLIP
-from codebrush.models.code_transformer import CodeTransformer, Condition
+from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.condition import Condition
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import Pack, text_condition
 from codebrush.progress import Progress

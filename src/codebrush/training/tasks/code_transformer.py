@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from codebrush.data.sources.caption_templates import Template
 from codebrush.errors import TrainingError
 from codebrush.models.clip import CLIP
-from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig, Condition
+from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
+from codebrush.models.condition import Condition
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import text_condition
 from codebrush.text.tokenizer import Tokenizer

@@ -24,7 +24,7 @@ from codebrush.data.synthetic.varied_scenes import PALETTE, varied_scene
 from codebrush.models.captioner import Captioner
 from codebrush.pack.pack import Pack, open_pack
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.understanding.captioning import Answer, Reader
+from codebrush.understanding.captioning import Answer, CaptionPipeline
 
 UNSEEN = 1_000_003  # a seed that no training draws from
 BINS = (0.0, 0.4, 0.6, 0.8, 0.9, 0.95, 1.0)
@@ -49,16 +49,16 @@ def varied_scenes(count: int, size: int) -> Asked:
     return found
 
 
-def open_reader(pack: Pack, captioner: Path | None) -> Reader:
+def open_reader(pack: Pack, captioner: Path | None) -> CaptionPipeline:
     """The pack's CLIP with its own captioner, or with that in the folder of a run's model."""
     if captioner is None:
-        return Reader(pack.clip, pack.tokenizer, pack.captioner, pack.words)
+        return CaptionPipeline(pack.clip, pack.tokenizer, pack.captioner, pack.words)
     model, words = Captioner.from_pretrained(captioner), Tokenizer.from_pretrained(captioner)
-    return Reader(pack.clip, pack.tokenizer, model, words)
+    return CaptionPipeline(pack.clip, pack.tokenizer, model, words)
 
 
 @torch.no_grad()
-def answers(reader: Reader, asked: Asked) -> list[tuple[Question, Answer]]:
+def answers(reader: CaptionPipeline, asked: Asked) -> list[tuple[Question, Answer]]:
     """Every question with its answer, of whatever confidence."""
     found = []
     for image, questions in asked:

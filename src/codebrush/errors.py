@@ -1,8 +1,8 @@
-"""The failures a user can cause. Each message is one line that names the thing and the remedy."""
+"""The errors that a user can cause. Each message is one line that names the thing and the remedy."""
 
 
 class CodebrushError(Exception):
-    """A failure with a cause the user can see and mend; the command line prints it and exits with status 1."""
+    """An error whose cause the user can see and correct; the command line prints it and exits with status 1."""
 
     exit_status = 1
 
@@ -14,19 +14,19 @@ class UsageError(CodebrushError):
 
 
 class PromptError(CodebrushError):
-    """A prompt is empty, too long or cannot be read."""
+    """A prompt is empty, too long or cannot be parsed."""
 
 
 class PackError(CodebrushError):
-    """A pack or a model folder is missing, damaged or made of parts that do not fit together."""
+    """A pack or a model folder is missing, damaged, or made of members that do not fit together."""
 
 
 class DataError(CodebrushError):
-    """A data source is missing, empty, or lacks what was asked of it."""
+    """A data source is missing, empty, or lacks a column or split that is needed."""
 
 
 class ImageError(CodebrushError):
-    """A picture cannot be decoded, or is not what it should be."""
+    """A picture cannot be decoded, or is not of the kind that is needed."""
 
 
 class TrainingError(CodebrushError):

@@ -40,7 +40,7 @@ from codebrush.pack.pack import Pack, open_pack
 from codebrush.progress import Progress
 from codebrush.text.prompts import parse_prompt
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.understanding.captioning import SURE, Answer, Caption, Reader
+from codebrush.understanding.captioning import ANSWER_THRESHOLD, Answer, Caption, CaptionPipeline
 from codebrush.understanding.classification import ZeroShotClassifier, pack_temperature
 
 RETRIEVAL = frozenset(("prior", "neighbours", "bank"))  # options of the method retrieve
@@ -317,21 +317,24 @@ class Codebrush:
         return classifier.classify([images] if isinstance(images, Image.Image | str | Path) else images)
 
     @cached_property
-    def reader(self) -> Reader:
+    def reader(self) -> CaptionPipeline:
         """The pack's captioner on this device, with its words and the CLIP that ranks what it writes."""
-        return Reader(self.clip, self.tokenizer, self._placed(self.pack.captioner), self.pack.words)
+        return CaptionPipeline(self.clip, self.tokenizer, self._placed(self.pack.captioner), self.pack.words)
 
     def caption(
         self, images: Sequence[Picture], n: int = 1, method: str = "beam", seed: int = 0, first: int = 0
     ) -> list[list[Caption]]:
-        """Each picture's captions, best first by CLIP; see `Reader.caption`. A pack without captioner: PackError."""
+        """Each picture's captions, best first by CLIP score; see `CaptionPipeline.caption`.
+
+        Raises PackError if the pack has no captioner.
+        """
         found: list[list[Caption]] = []
         for batch, pixels in self._seen(images):
             found += self.reader.caption(pixels, n, method, seed, first=first + batch.start)
         return found
 
-    def ask(self, image: Picture, question: str, threshold: float = SURE) -> Answer:
-        """The answer to a question about a picture, or that it is not known; see `Reader.ask`."""
+    def ask(self, image: Picture, question: str, threshold: float = ANSWER_THRESHOLD) -> Answer:
+        """The answer to a question about a picture, or that it is not known; see `CaptionPipeline.ask`."""
         pixels = pixels_for(self.clip, [image]).to(self.device)
         return self.reader.ask(pixels, [question], threshold)[0]
 

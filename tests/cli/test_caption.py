@@ -38,7 +38,9 @@ def test_captions(pack: str, pictures: list[str], tmp_path: Path, capsys: pytest
     assert capsys.readouterr().out.startswith(pictures[0])
 
 
-def test_nothing_that_can_be_read_is_a_failure(pack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_readable_picture_the_command_fails(
+    pack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["caption", str(tmp_path / "none.png"), "--pack", pack]) == 1
     assert "none of the pictures could be read" in capsys.readouterr().err
 
@@ -54,17 +56,17 @@ def test_answers(pack: str, pictures: list[str], capsys: pytest.CaptureFixture[s
     assert run(["ask", pictures[0], "what?", "--pack", pack, "--threshold", "3"]) == 2
 
 
-def test_drawn_captions_have_a_stream_for_each_picture(
+def test_sampled_captions_use_a_random_stream_for_each_picture(
     pack: str, pictures: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     same = [pictures[0]] * 3
     assert run(["caption", *same, "--method", "sample", "--seed", "3", "--pack", pack, "--json"]) == 0
-    said = [tuple(each["text"] for each in one["captions"]) for one in json.loads(capsys.readouterr().out)["results"]]
-    assert len(set(said)) > 1
+    texts = [tuple(each["text"] for each in one["captions"]) for one in json.loads(capsys.readouterr().out)["results"]]
+    assert len(set(texts)) > 1
     brush = Codebrush.from_pretrained(pack)
-    assert [tuple(each.text for each in one) for one in brush.caption(same, 1, "sample", 3)] == said
+    assert [tuple(each.text for each in one) for one in brush.caption(same, 1, "sample", 3)] == texts
 
 
-def test_a_seed_without_drawing_is_refused(pack: str, pictures: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_seed_without_sampling_is_refused(pack: str, pictures: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["caption", pictures[0], "--seed", "7", "--pack", pack]) == 2
-    assert "--seed is for captions that are drawn: add --method sample" in capsys.readouterr().err
+    assert "--seed only affects sampled captions: add --method sample" in capsys.readouterr().err

@@ -53,7 +53,7 @@ def test_labels_from_a_file_sentences_and_temperature(
     assert len(lines) == 3
 
 
-def test_a_pack_that_knows_its_temperature_is_asked(
+def test_the_temperature_of_the_pack_is_the_default(
     pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pack = write_micro_pack(tmp_path / "pack")
@@ -66,7 +66,7 @@ def test_a_pack_that_knows_its_temperature_is_asked(
     assert own == given != other
 
 
-def test_one_that_cannot_be_read_is_named_and_skipped(
+def test_an_unreadable_picture_is_named_and_skipped(
     micro_pack: Path, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = tmp_path / "broken.png"
@@ -85,7 +85,7 @@ def test_one_that_cannot_be_read_is_named_and_skipped(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "nothing to choose from"),
+        ([], "there are no labels"),
         (["--labels", ""], "at least two"),
         (["--labels", "cat"], "the only label"),
         (["--labels", "cat,dog,,"], "one of the labels is empty"),
@@ -110,7 +110,7 @@ def test_misuse_is_one_line_before_models_load(
     assert error.count("\n") == 1
 
 
-def test_a_folder_and_an_address_are_told_what_to_write(
+def test_errors_for_a_folder_and_a_url_say_what_to_write(
     micro_pack: Path, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command in (["classify", "--labels", "cat,dog"], ["caption"]):

@@ -1,4 +1,4 @@
-"""`codebrush explain`: a picture of the heat and how faithful it is."""
+"""`codebrush explain`: the heat maps and how faithful they are."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_a_picture_is_explained(
     assert Image.open(out).width > 100
 
 
-def test_what_cannot_be_explained_is_one_line(
+def test_errors_are_one_line_and_write_nothing(
     micro_pack: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = tmp_path / "broken.png"
@@ -63,7 +63,7 @@ def test_an_empty_text_or_a_folder_is_refused_before_models_load(
     assert "is a folder" in capsys.readouterr().err
 
 
-def test_a_map_no_better_than_chance_says_so(
+def test_a_map_no_better_than_random_is_reported(
     micro_pack: Path,
     picture: Path,
     tmp_path: Path,
@@ -78,23 +78,23 @@ def test_a_map_no_better_than_chance_says_so(
         found = json.loads(capsys.readouterr().out)["better_than_random"]
         assert found == {"insertion": poor != "insertion", "deletion": poor != "deletion"}
         assert run(arguments) == 0
-        assert f"by {poor} this map is no better than chance: try --method occlusion\n" in capsys.readouterr().out
+        assert f"by {poor}, this map is no better than random: try --method occlusion\n" in capsys.readouterr().out
     assert run([*arguments, "--method", "occlusion"]) == 0
-    assert "chance: do not rely on it\n" in capsys.readouterr().out
+    assert "than random: do not rely on it\n" in capsys.readouterr().out
     monkeypatch.setattr(
         "codebrush.understanding.faithfulness.faithfulness", lambda *_: Faithfulness(0.3, 0.1, 0.2, 0.2)
     )
     assert run(arguments) == 0
-    assert "chance" not in capsys.readouterr().out
+    assert "better than random" not in capsys.readouterr().out
 
 
-def test_a_wide_picture_is_seen_in_part(
+def test_only_the_middle_of_a_wide_picture_is_seen(
     micro_pack: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wide = tmp_path / "wide.png"
     Image.open(picture).resize((80, 20)).save(wide)
     options = ["a circle", "--out", str(tmp_path / "heat.png"), "--pack", str(micro_pack)]
     assert run(["explain", str(wide), *options]) == 0
-    assert "the encoder reads a square: 25% of the picture was seen, its middle\n" in capsys.readouterr().out
+    assert "the encoder reads a square: only the middle 25% of the picture was seen\n" in capsys.readouterr().out
     assert run(["explain", str(picture), *options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["seen"] == 1

@@ -1,4 +1,4 @@
-"""The command line as such: help without waiting, versions, misuse, streams that fail, interruption."""
+"""The command line itself: fast help, version, usage errors, failing output streams, interruption."""
 
 import os
 import re
@@ -17,7 +17,7 @@ PROGRAM = [sys.executable, "-m", "codebrush"]
 HEAVY = ("torch", "numpy", "PIL", "rich", "tokenizers", "datasets", "pyarrow", "safetensors")
 
 
-def test_help_waits_for_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
     script = (
         "import sys\nfrom codebrush.cli.main import run\n"
         f"for command in {[[], *([name] for name in COMMANDS)]}: assert run([*command, '--help']) == 0\n"
@@ -29,7 +29,7 @@ def test_help_waits_for_nothing_heavy() -> None:
         assert f"  {command} " in done.stdout
 
 
-def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out == f"codebrush {__version__}\n"
 
@@ -70,16 +70,16 @@ def test_a_full_output_is_one_line() -> None:
     assert re.fullmatch(r"codebrush: No space left on device: .*\n", done.stderr)
 
 
-def test_short_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def poor(**_: object) -> None:
+def test_running_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def out_of_memory(**_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("codebrush.cli.main.app", poor)
+    monkeypatch.setattr("codebrush.cli.main.app", out_of_memory)
     assert run(["--version"]) == 1
     assert capsys.readouterr().err.startswith("codebrush: there is not enough memory")
 
 
-def test_a_closed_pipe_is_no_news() -> None:
+def test_a_closed_pipe_prints_nothing() -> None:
     process = subprocess.Popen([*PROGRAM, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stderr is not None

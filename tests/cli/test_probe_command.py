@@ -40,7 +40,7 @@ def test_a_probe_learns_is_measured_and_classifies(
     options = ["--label", "colour", "--pack", str(micro_pack)]
     assert run(["probe", str(source), *options, "--out", str(out), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["pictures"] == {"train": 24, "val": 8}  # the row without a label is left out, the missing file told
+    assert report["pictures"] == {"train": 24, "val": 8}  # without the row without a label and the missing file
     assert [each["path"] for each in report["skipped"]] == ["none.png"]
     assert report["temperature"] > 0
     assert report["C_at_edge"] == (report["C"] in (0.01, 1000))
@@ -59,13 +59,13 @@ def test_the_seed_counts_where_there_is_no_val_split(
     assert run(["probe", str(source), *options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["pictures"] == {"train": 8, "val": 0}
     assert run(["probe", str(source), *options]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("2 labels, from 8 pictures\nC is 0.01, chosen on a fifth of each label, of which ")
-    assert "that is the least C of those tried, 0.01 to 1000: " in said
-    assert said.endswith("the probe was not saved: give --out FILE.safetensors to keep it\n")
+    printed = capsys.readouterr().out
+    assert printed.startswith("2 labels, trained on 8 pictures\nC = 0.01, chosen on a fifth of each label: ")
+    assert "that is the smallest C tried, of 0.01 to 1000: " in printed
+    assert printed.endswith("the probe was not saved: give --out FILE.safetensors to keep it\n")
 
 
-def test_a_probe_goes_with_its_own_clip(
+def test_a_probe_is_refused_with_another_clip(
     micro_pack: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, other = tmp_path / "probe.safetensors", write_micro_pack(tmp_path / "other", seed=1)
@@ -82,8 +82,8 @@ def test_a_probe_goes_with_its_own_clip(
         (["--label", "split"], 1, "two labels or more"),
         (["--label", "colour", "--split", "nine"], 1, "no split nine"),
         (["--label", "colour", "--test", "nine"], 1, "no split nine"),
-        (["--label", "colour", "--val", "train"], 2, "the split that is learned from"),
-        (["--label", "colour", "--seed", "1"], 2, "--seed is for choosing C on a fifth of the rows"),
+        (["--label", "colour", "--val", "train"], 2, "the split that the probe is trained on"),
+        (["--label", "colour", "--seed", "1"], 2, "--seed only matters if C is chosen on a fifth of the rows"),
         (["--label", "colour", "--val", "test", "--seed", "0"], 2, "it is chosen on the split test"),
         (["--label", "colour", "--out", "probe.bin"], 2, "ends in .safetensors"),
     ],

@@ -1,4 +1,4 @@
-"""Pictures drawn with characters, and what a guided run shows on a terminal and on a pipe."""
+"""Pictures drawn with characters, and the progress of a guided run on a terminal and in a pipe."""
 
 import io
 import re
@@ -14,7 +14,7 @@ from codebrush.generation.guided.guidance import Step
 
 
 class DrawnStep(Step):
-    """A step with pictures of its own: (B, 3, 16, 16), red above and blue below."""
+    """A step with fixed pictures (B, 3, 16, 16), red above and blue below."""
 
     def images(self) -> torch.Tensor:
         images = torch.zeros(len(self.pictures), 3, 16, 16)
@@ -92,7 +92,7 @@ def test_a_pipe_gets_a_plain_line_at_each_step_that_is_kept() -> None:
     assert lines[2].startswith("step 4/40  loss 0.250  ")
 
 
-def test_the_rate_is_of_the_steps_that_were_taken_now() -> None:
+def test_the_rate_counts_only_the_steps_of_this_process() -> None:
     console = Console(file=io.StringIO(), _environ={})
     with step_display(1, console) as show:
         show(step(30, shown=True))
@@ -103,7 +103,7 @@ def test_the_rate_is_of_the_steps_that_were_taken_now() -> None:
     assert 0 < float(second.split()[-2]) <= 10  # one step in a tenth of a second, not 31
 
 
-def test_batches_are_told_apart() -> None:
+def test_batches_are_numbered() -> None:
     console = Console(file=io.StringIO(), _environ={})
     with step_display(3, console) as show:
         show(step(40, shown=True, pictures=range(2)))

@@ -29,7 +29,7 @@ from codebrush.pack.writing import write_pack
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.stages import MODEL_FOLDER, Materials, StagePlan, run_stage
 from codebrush.training.tasks.captioner import AskRule, CaptionerRecipe
-from codebrush.understanding.captioning import Reader
+from codebrush.understanding.captioning import CaptionPipeline
 from micro_models import LABELS, SIZE, loop
 
 pytestmark = pytest.mark.xdist_group("learning")  # so that one process trains the three for all tests
@@ -74,7 +74,7 @@ def test_the_captioner_says_what_unseen_scenes_show(folder: Path, materials: Mat
     captioner = run_stage(StagePlan("captioner", CAPTIONER_RECIPE, loop(180, 32)), materials, folder / "captioner")
     assert isinstance(captioner, Captioner)
     words = Tokenizer.from_pretrained(folder / "captioner" / MODEL_FOLDER)
-    reader, (images, labels) = Reader(clip, materials.tokenizer, captioner, words), unseen
+    reader, (images, labels) = CaptionPipeline(clip, materials.tokenizer, captioner, words), unseen
     found = {}
     for place, question in enumerate(("what colour is it?", "which shape is it?")):
         answers = reader.ask(images, [question] * len(images), threshold=0.0)

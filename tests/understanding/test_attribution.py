@@ -1,4 +1,4 @@
-"""What is asked of the picture: the words that are read, their directions and gains, and which method finds heat."""
+"""Explanations of a CLIP score: the words that are read, their directions and gains, and the choice of a method."""
 
 import warnings
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 
 from codebrush import Codebrush
 from codebrush.errors import PromptError, UsageError
-from codebrush.understanding.attribution import choose_method, explain, read_words, text_directions
+from codebrush.understanding.attribution import choose_method, explain, readable_words, text_directions
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_an_explanation_holds_score_gains_and_maps(brush: Codebrush, method: Any
     assert not torch.equal(found.words[0].heat, found.words[2].heat)
 
 
-def test_the_weights_are_left_as_they_were(brush: Codebrush) -> None:
+def test_explaining_leaves_the_weights_and_gradients_unchanged(brush: Codebrush) -> None:
     before = {name: value.clone() for name, value in brush.clip.state_dict().items()}
     explain(brush.clip, brush.tokenizer, picture(), "a red circle")
     assert all(torch.equal(value, before[name]) for name, value in brush.clip.state_dict().items())
@@ -57,7 +57,7 @@ def test_the_weights_are_left_as_they_were(brush: Codebrush) -> None:
 
 def test_words_beyond_what_the_encoder_reads_are_left_out_with_a_warning(brush: Codebrush) -> None:
     with pytest.warns(UserWarning, match="tokens: only the first"):
-        few = read_words(brush.tokenizer, " ".join(["circle"] * 60))
+        few = readable_words(brush.tokenizer, " ".join(["circle"] * 60))
     assert 1 <= len(few) < 60
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -65,7 +65,7 @@ def test_words_beyond_what_the_encoder_reads_are_left_out_with_a_warning(brush: 
         with pytest.raises(UserWarning):
             brush.tokenizer(" ".join([*few, "circle"]))
     with pytest.warns(UserWarning, match="tokens: only the first"):
-        assert len(read_words(brush.tokenizer, "x" * 500)) == 1
+        assert len(readable_words(brush.tokenizer, "x" * 500)) == 1
 
 
 @pytest.mark.parametrize("text", ["", "  ", "\n\t"])

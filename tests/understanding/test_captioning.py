@@ -1,4 +1,4 @@
-"""Captions and answers of a pack with random weights: their form, their order, and what is refused."""
+"""Captions and answers of a pack with random weights: their form, their order, and the errors."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from PIL import Image
 from codebrush import Codebrush
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import PackError, PromptError, UsageError
-from codebrush.understanding.captioning import UNSURE
+from codebrush.understanding.captioning import UNKNOWN_ANSWER
 from packs import micro_captioner, micro_tokenizer, write_micro_pack
 
 
@@ -26,7 +26,7 @@ def pictures() -> list[Image.Image]:
     return [scene(0, index, 32).image for index in range(3)]
 
 
-def test_captions_stand_best_first_by_clip(brush: Codebrush, pictures: list[Image.Image]) -> None:
+def test_captions_are_sorted_by_clip_score(brush: Codebrush, pictures: list[Image.Image]) -> None:
     for found, picture in zip(brush.caption(pictures, n=4), pictures, strict=True):
         assert 1 <= len(found) <= 4
         scores = [each.score for each in found]
@@ -53,18 +53,18 @@ def test_a_picture_is_captioned_as_if_alone(brush: Codebrush, pictures: list[Ima
 
 def test_an_answer_below_the_threshold_is_not_known(brush: Codebrush, pictures: list[Image.Image]) -> None:
     sure = brush.ask(pictures[0], "what colour is it?", threshold=0.0)
-    assert sure.text == (sure.guess or UNSURE)
+    assert sure.text == (sure.guess or UNKNOWN_ANSWER)
     assert 0 < sure.confidence <= 1
     unsure = brush.ask(pictures[0], "what colour is it?", threshold=1.0)
-    assert unsure.text == UNSURE
+    assert unsure.text == UNKNOWN_ANSWER
     assert unsure.guess == sure.guess
     assert unsure.confidence == sure.confidence
 
 
-def test_what_cannot_be_done_is_one_line(brush: Codebrush, pictures: list[Image.Image], micro_pack: Path) -> None:
+def test_errors_are_one_line(brush: Codebrush, pictures: list[Image.Image], micro_pack: Path) -> None:
     with pytest.raises(PromptError, match="the question is empty"):
         brush.ask(pictures[0], "  ")
-    with pytest.raises(PromptError, match="over the 26 that are read: shorten it"):
+    with pytest.raises(PromptError, match="more than the 26 that fit: shorten it"):
         brush.ask(pictures[0], "why " * 60)
     with pytest.raises(UsageError, match="threshold must be from 0 to 1"):
         brush.ask(pictures[0], "what?", threshold=2)

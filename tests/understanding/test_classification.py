@@ -1,4 +1,4 @@
-"""Labels by their words: what they stand for, their probabilities, and what is refused."""
+"""Zero-shot classification: embeddings of labels, their probabilities, and the errors."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which words the codes attended to, against the attention that the network itself pays."""
+"""Attention of codes to prompt words, compared with the attention inside the network."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from codebrush import Codebrush
 from codebrush.errors import PackError
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.pack.pack import encode_condition
-from codebrush.understanding.codes_attention import _watched, code_attention, prompt_attention, word_spans
+from codebrush.understanding.codes_attention import _recorded_attention, code_attention, prompt_attention, word_spans
 from packs import micro_transformer
 
 
@@ -25,15 +25,15 @@ def some_codes(brush: Codebrush) -> Tensor:
     return torch.randint(0, config.codebook_size, config.grid)
 
 
-def test_the_weights_told_are_those_that_the_network_mixes_by(brush: Codebrush) -> None:
+def test_the_recorded_weights_are_those_that_the_network_uses(brush: Codebrush) -> None:
     transformer = brush.transformer
     condition = encode_condition(brush.clip, brush.tokenizer, ["a red circle"], transformer.config)
-    mixed: list[tuple[Tensor, Tensor]] = []  # what goes into each attention, and what its heads say
+    mixed: list[tuple[Tensor, Tensor]] = []  # the heads' output of each attention, before its projection
     blocks: Any = transformer.transformer.blocks
     hooks = [block.attention.out.register_forward_pre_hook(lambda _, given: mixed.append(given[0])) for block in blocks]
     inputs: list[Tensor] = []
     hooks += [block.attention.register_forward_pre_hook(lambda _, given: inputs.append(given[0])) for block in blocks]
-    with torch.no_grad(), _watched(transformer) as weights:
+    with torch.no_grad(), _recorded_attention(transformer) as weights:
         transformer(some_codes(brush).flatten()[None, :-1], condition)
     for hook in hooks:
         hook.remove()
@@ -103,5 +103,5 @@ def test_a_transformer_of_whole_texts_has_no_words(brush: Codebrush) -> None:
         CodeTransformerConfig(codebook_size=16, grid=(2, 2), width=16, layers=1, heads=2, text_embedding=24)
     )
     condition = encode_condition(brush.clip, brush.tokenizer, ["a red circle"], plain.config)
-    with pytest.raises(PackError, match="reads the text as a whole"):
+    with pytest.raises(PackError, match="reads one embedding of the whole text"):
         code_attention(plain, torch.zeros(2, 2, dtype=torch.int64), condition, [])

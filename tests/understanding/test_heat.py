@@ -1,4 +1,4 @@
-"""Each way to find heat against a plain rewriting of it, or against an encoder of which the answer is known."""
+"""Each kind of heat map against a plain implementation, or with an encoder for which the right map is known."""
 
 import itertools
 from types import SimpleNamespace
@@ -15,8 +15,8 @@ from codebrush.models.image_encoder import ModifiedResNetConfig, VisionTransform
 from codebrush.models.text_encoder import TextTransformerConfig
 from codebrush.understanding.attribution import heat_maps
 from codebrush.understanding.faithfulness import RANDOM_MAPS, STEPS, faithfulness
-from codebrush.understanding.grad_cam import class_activation, joined
-from codebrush.understanding.occlusion import occlusion
+from codebrush.understanding.grad_cam import class_activation_maps, combine_maps
+from codebrush.understanding.occlusion import occlusion_maps
 from codebrush.understanding.relevance import attention_relevance
 
 SIZE, EMBED = 32, 12
@@ -51,7 +51,7 @@ def mixed(attention: Tensor, v: Tensor) -> Tensor:
 
 
 def plain_relevance(clip: CLIP, image: Tensor, direction: Tensor) -> Tensor:
-    """One picture (1, 3, S, S) -> its map (h, w), by gradients of attention weights that are really laid out."""
+    """One picture (1, 3, S, S) -> its map (h, w), by gradients of explicit attention weights."""
     tower: VisionTransformer = clip.image_encoder
     x, taken = tower._tokens(clip.normalise(image)), []
     for block in tower.transformer.blocks:
@@ -87,7 +87,7 @@ def plain_relevance(clip: CLIP, image: Tensor, direction: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("pooling", ["class", "mean", "attention"])
-def test_relevance_is_that_of_attention_weights_laid_out(pooling: Any) -> None:
+def test_relevance_equals_that_of_explicit_attention_weights(pooling: Any) -> None:
     clip = clip_with(VisionTransformerConfig(SIZE, 8, 16, 3, 2, EMBED, pooling=pooling))
     images, asked = pictures(3), directions(3)
     found = attention_relevance(clip, images, asked)
@@ -101,7 +101,7 @@ def test_relevance_is_that_of_attention_weights_laid_out(pooling: Any) -> None:
 def test_grad_cam_joins_all_stages_of_a_resnet() -> None:
     clip = clip_with(ModifiedResNetConfig(SIZE, 8, (1, 1, 1, 1), 4, EMBED))
     image, asked = pictures(1), directions(2)
-    found = class_activation(clip, image.expand(2, -1, -1, -1), asked)
+    found = class_activation_maps(clip, image.expand(2, -1, -1, -1), asked)
     assert found.shape == (2, SIZE // 4, SIZE // 4)
     tower, x = clip.image_encoder, clip.normalise(image)
     stages = [part.requires_grad_() for part in tower.features(x)]
@@ -115,19 +115,20 @@ def test_grad_cam_joins_all_stages_of_a_resnet() -> None:
             (F.normalize(tower.pool(y), dim=-1) * asked[row]).sum().backward()
             assert start.grad is not None
             maps.append((start.grad.relu() * start).sum(1, keepdim=True).detach())
-        torch.testing.assert_close(found[row], joined(maps)[0], atol=1e-6, rtol=1e-3)
+        torch.testing.assert_close(found[row], combine_maps(maps)[0], atol=1e-6, rtol=1e-3)
 
 
 def test_a_place_is_hot_where_every_map_is() -> None:
     fine, coarse = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 2, 2)
     fine[..., :, 0] = 3.0
     coarse[..., 0, :] = 0.5
-    found = joined([fine, coarse])[0]
+    found = combine_maps([fine, coarse])[0]
     assert found.shape == (4, 4)
     assert found[0, 0] == pytest.approx(1)
     assert found[:, 1:].abs().max() == 0
     assert found[3, 0] == 0
-    assert torch.equal(joined([fine, torch.zeros(1, 1, 2, 2)]), torch.zeros(1, 4, 4))  # nothing there: no heat, no nan
+    empty = combine_maps([fine, torch.zeros(1, 1, 2, 2)])
+    assert torch.equal(empty, torch.zeros(1, 4, 4))  # no heat, and no nan
 
 
 def counting(left: int, top: int, side: int) -> Any:
@@ -149,8 +150,8 @@ def lit(left: int, top: int, side: int) -> Tensor:
 
 def test_occlusion_is_the_mean_fall_over_the_windows_that_cover_a_pixel() -> None:
     clip, image, toward = counting(4, 20, 6), lit(4, 20, 6), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    told: list[tuple[int, int]] = []
-    found = occlusion(clip, image, toward, lambda done, of: told.append((done, of)))
+    reported: list[tuple[int, int]] = []
+    found = occlusion_maps(clip, image, toward, lambda done, of: reported.append((done, of)))
     whole, means = clip.encode_image(image[None])[0, 0], []
     for window, step in ((SIZE // 4, SIZE // 16), (SIZE // 8, SIZE // 16)):
         total, count = torch.zeros(SIZE, SIZE), torch.zeros(SIZE, SIZE)
@@ -166,15 +167,15 @@ def test_occlusion_is_the_mean_fall_over_the_windows_that_cover_a_pixel() -> Non
     assert 20 <= row < 26
     assert 4 <= column < 10
     assert found[1].max() < 1e-6  # what only lowers a score has no heat
-    assert told[-1][0] == told[-1][1]
+    assert reported[-1][0] == reported[-1][1]
 
 
-def test_a_true_map_is_told_from_random_ones_and_from_its_opposite() -> None:
+def test_faithfulness_prefers_the_true_map_to_random_ones_and_to_its_opposite() -> None:
     clip, image, toward = counting(8, 8, 12), lit(8, 8, 12), torch.tensor([1.0, 0.0])
     truth = (image[0] == 1).float()
-    told: list[tuple[int, int]] = []
-    found = faithfulness(clip, image, toward, truth, lambda done, of: told.append((done, of)))
-    assert told == [(count + 1, 1 + RANDOM_MAPS) for count in range(1 + RANDOM_MAPS)]
+    reported: list[tuple[int, int]] = []
+    found = faithfulness(clip, image, toward, truth, lambda done, of: reported.append((done, of)))
+    assert reported == [(count + 1, 1 + RANDOM_MAPS) for count in range(1 + RANDOM_MAPS)]
     assert found.insertion > found.insertion_random + 0.05
     assert found.deletion < found.deletion_random - 0.05
     opposite = faithfulness(clip, image, toward, -truth)
@@ -203,13 +204,13 @@ def test_a_map_by_gradients_is_as_large_as_its_picture_and_has_no_cold_numbers(k
         "resnet": ModifiedResNetConfig(SIZE, 8, (1, 1, 1, 1), 4, EMBED),
     }
     clip = clip_with(sizes[kind])
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     image, asked = scene_pixels(), directions(6)  # more than are read together
-    maps = heat_maps(clip, image, asked, "gradient", lambda done, of: told.append((done, of)))
+    maps = heat_maps(clip, image, asked, "gradient", lambda done, of: reported.append((done, of)))
     assert maps.shape == (6, SIZE, SIZE)
     assert maps.min() >= 0
     assert maps.max() <= 1 + 1e-5
-    assert told[-1] == (9, 9)
+    assert reported[-1] == (9, 9)
     torch.testing.assert_close(maps[5:], heat_maps(clip, image, asked[5:], "gradient"), atol=1e-3, rtol=1e-3)
     assert not torch.allclose(maps[0], maps[1])
 

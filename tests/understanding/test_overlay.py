@@ -1,10 +1,20 @@
-"""The page of heat maps: its colours, its scales, what lies where on it."""
+"""The page of heat maps: its colours, scales and layout."""
 
 import numpy as np
 import torch
 from PIL import Image
 
-from codebrush.understanding.overlay import GAP, LINE, PANEL, Group, Panel, colours, overlay, page, scaled
+from codebrush.understanding.overlay import (
+    GAP,
+    LINE,
+    PANEL,
+    Group,
+    Panel,
+    colour_map,
+    normalised_maps,
+    overlay,
+    render_page,
+)
 
 
 def lightness(rgb: np.ndarray) -> np.ndarray:
@@ -22,17 +32,17 @@ def lightness(rgb: np.ndarray) -> np.ndarray:
 
 
 def test_hotter_is_lighter_all_the_way() -> None:
-    light = lightness(colours())
-    assert colours().shape == (256, 3)
+    light = lightness(colour_map())
+    assert colour_map().shape == (256, 3)
     assert light[0] < 0.3
     assert light[-1] > 0.85
     assert np.diff(light).min() > -0.004  # rounding to bytes
-    steps = np.abs(np.diff(colours().astype(int), axis=0)).sum(1)
+    steps = np.abs(np.diff(colour_map().astype(int), axis=0)).sum(1)
     assert steps.max() <= 12  # no jump that would look like an edge
 
 
 def test_maps_are_scaled_each_by_itself_and_a_flat_one_is_cold() -> None:
-    one, flat = scaled([torch.tensor([[1.0, 3.0], [2.0, 1.0]]), torch.full((2, 2), 7.0)])
+    one, flat = normalised_maps([torch.tensor([[1.0, 3.0], [2.0, 1.0]]), torch.full((2, 2), 7.0)])
     assert one.tolist() == [[0, 1], [0.5, 0]]
     assert flat.tolist() == [[0, 0], [0, 0]]
 
@@ -42,8 +52,8 @@ def test_the_hottest_place_takes_the_hottest_colour() -> None:
     heat[1, 6] = 1
     shown = np.asarray(overlay(Image.new("RGB", (80, 80), "grey"), Panel("", heat=heat, smooth=False)), dtype=float)
     hot, cold = shown[15, 65], shown[70, 5]
-    assert np.abs(hot - colours()[-1]).sum() < np.abs(hot - colours()[0]).sum()
-    assert np.abs(cold - colours()[0]).sum() < np.abs(cold - colours()[-1]).sum()
+    assert np.abs(hot - colour_map()[-1]).sum() < np.abs(hot - colour_map()[0]).sum()
+    assert np.abs(cold - colour_map()[0]).sum() < np.abs(cold - colour_map()[-1]).sum()
     assert (shown[10:20, 60:70] == hot).all()
     bare = Image.new("RGB", (80, 80), "red")
     assert overlay(bare, Panel("the picture")) is bare
@@ -60,7 +70,7 @@ def test_a_page_has_room_for_every_panel_and_a_bar() -> None:
     heat = np.eye(4, dtype=np.float32)
     panels = [Panel("the picture"), *(Panel("a word " * 20, "adds +0.1", heat) for _ in range(5))]
     picture = Image.new("RGB", (32, 32), "blue")
-    sheet = page(picture, [Group("What answered to: " + "a word " * 60, panels), Group("codes", panels[:2])])
+    sheet = render_page(picture, [Group("What answered to: " + "a word " * 60, panels), Group("codes", panels[:2])])
     assert sheet.width > 4 * PANEL
     assert sheet.height > 3 * PANEL
     pixels = np.asarray(sheet)
@@ -68,7 +78,7 @@ def test_a_page_has_room_for_every_panel_and_a_bar() -> None:
     assert (pixels[:, -2:] == 255).all()
     assert (pixels[-2:] == 255).all()
     bar = pixels[:, 4 * (PANEL + GAP) + GAP + 3]
-    assert {tuple(colour) for colour in colours()[[5, 128, 250]]} <= {tuple(colour) for colour in bar}
-    alone = page(picture, [Group("one", panels[:1])])
+    assert {tuple(colour) for colour in colour_map()[[5, 128, 250]]} <= {tuple(colour) for colour in bar}
+    alone = render_page(picture, [Group("one", panels[:1])])
     assert alone.height < GAP + 3 * LINE + PANEL + 2 * GAP + LINE
     assert (np.asarray(alone) == (0, 0, 255)).all(-1).sum() == PANEL**2

@@ -1,4 +1,4 @@
-"""The linear probe against scikit-learn's own answers, and its file."""
+"""The linear probe compared with scikit-learn, and its file."""
 
 import json
 from dataclasses import replace
@@ -94,13 +94,13 @@ def test_a_saved_probe_comes_back(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["probe.safetensors"]
 
 
-def test_a_probe_of_before_there_were_temperatures_loads(tmp_path: Path) -> None:
+def test_a_probe_from_before_temperatures_loads(tmp_path: Path) -> None:
     path = tmp_path / "probe.safetensors"
     about = {"kind": KIND, "labels": ["a", "b"], "strength": 1.0, "clip": "abc", "scores": [[1.0, 0.5]]}
     for more, temperature in (({}, 1.0), ({"temperature": 2.0}, 2.0), ({"temperature": 0}, None)):
         save_file({"weight": torch.eye(2), "bias": torch.zeros(2)}, path, metadata={"probe": json.dumps(about | more)})
         if temperature is None:
-            with pytest.raises(PackError, match="no probe, or damaged"):
+            with pytest.raises(PackError, match="not a probe, or damaged"):
                 LinearProbe.load(path)
         else:
             assert LinearProbe.load(path).temperature == temperature
@@ -118,7 +118,7 @@ def test_probabilities_are_truer_at_the_temperature(names: str) -> None:
     assert loss(probe.logits(points)) < 0.8 * loss(probe.temperature * probe.logits(points))
 
 
-def test_few_pictures_told_rightly_make_no_certainty() -> None:
+def test_few_correct_pictures_do_not_give_certainty() -> None:
     points, names = clusters(20, "ab", spread=0.01)
     probe = fit_probe(points, names, clusters(4, "ab", spread=0.01))
     assert probe.scores[probe.strength] == 1
@@ -137,12 +137,12 @@ def test_a_strength_at_the_edge_says_so() -> None:
     assert [replace(probe, strength=strength).at_edge for strength in probe.scores] == [True, False, True]
 
 
-def test_what_is_no_probe_is_refused(tmp_path: Path, micro_pack: Path) -> None:
+def test_a_file_that_is_not_a_probe_is_refused(tmp_path: Path, micro_pack: Path) -> None:
     with pytest.raises(PackError, match="no such file"):
         LinearProbe.load(tmp_path / "none.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00")
     for path in (tmp_path / "cut.safetensors", micro_pack / "clip" / "model.safetensors"):
-        with pytest.raises(PackError, match="no probe, or damaged"):
+        with pytest.raises(PackError, match="not a probe, or damaged"):
             LinearProbe.load(path)
 
 

@@ -1,15 +1,15 @@
-"""What beam search, greedy search and drawing make of a captioner whose probabilities are known."""
+"""Beam search, greedy decoding and sampling with a captioner whose probabilities are all known."""
 
 import itertools
 import math
-from typing import Any
 
 import pytest
 import torch
 
 from codebrush.models.attention import KVCache
 from codebrush.models.captioner import Captioner, CaptionerConfig
-from codebrush.understanding.text_decoding import Written, write_by_beam, write_drawn, write_greedily
+from codebrush.models.code_cache import CodeCache
+from codebrush.understanding.text_decoding import DecodedText, beam_search, greedy_decode, sample_decode
 
 END, K, ROOM = 2, 5, 4
 CONFIG = CaptionerConfig(K, 2 + ROOM, 8, 1, 2, patches=3, feature_width=4, levels=(0,), end_id=END)
@@ -30,8 +30,8 @@ def picture(batch: int = 1) -> torch.Tensor:
     return torch.randn(batch, 3, 4, generator=torch.Generator().manual_seed(5))
 
 
-def every_text(model: Captioner, features: torch.Tensor) -> dict[tuple[int, ...], Written]:
-    """All texts that end in the room there is, with their log-probabilities, one pass of the network each."""
+def every_text(model: Captioner, features: torch.Tensor) -> dict[tuple[int, ...], DecodedText]:
+    """All texts that end within the context, with their log-probabilities, one pass of the network each."""
     found = {}
     words = [token for token in range(K) if token != END]
     for length in range(ROOM):
@@ -40,7 +40,7 @@ def every_text(model: Captioner, features: torch.Tensor) -> dict[tuple[int, ...]
             with torch.no_grad():
                 logs = model(features, row[:, :-1]).logits.log_softmax(-1)[0, len(PROMPT) - 1 :]
             total = sum(float(logs[at, token]) for at, token in enumerate((*tokens, END)))
-            found[tokens] = Written(tokens, total, True)
+            found[tokens] = DecodedText(tokens, total, True)
     return found
 
 
@@ -50,7 +50,7 @@ def test_a_wide_beam_finds_the_best_of_all_texts(seed: int, penalty: float) -> N
     model, features = captioner(seed), picture()
     known = every_text(model, features)
     expected = sorted(known.values(), key=lambda text: -text.score(penalty))[:5]
-    found = write_by_beam(model, features, PROMPT, width=K**ROOM, length_penalty=penalty)[:5]
+    found = beam_search(model, features, PROMPT, width=K**ROOM, length_penalty=penalty)[:5]
     for ours, best in zip(found, expected, strict=True):
         assert ours.log_probability == pytest.approx(known[ours.tokens].log_probability, abs=1e-4)
         assert ours.score(penalty) == pytest.approx(best.score(penalty), abs=1e-4)
@@ -60,8 +60,8 @@ def test_a_wide_beam_finds_the_best_of_all_texts(seed: int, penalty: float) -> N
 @pytest.mark.parametrize("seed", range(6))
 def test_a_beam_is_never_worse_than_greedy_by_its_own_score(seed: int, width: int) -> None:
     model, features = captioner(seed), picture()
-    (greedy,) = write_greedily(model, features, PROMPT[None])
-    best = write_by_beam(model, features, PROMPT, width=width)[0]
+    (greedy,) = greedy_decode(model, features, PROMPT[None])
+    best = beam_search(model, features, PROMPT, width=width)[0]
     if greedy.finished:
         assert best.finished
         assert best.score(1.0) >= greedy.score(1.0) - 1e-6
@@ -69,7 +69,7 @@ def test_a_beam_is_never_worse_than_greedy_by_its_own_score(seed: int, width: in
 
 def test_greedy_takes_the_likeliest_word_each_time_and_counts_its_probability() -> None:
     model, features = captioner(1), picture()
-    (found,) = write_greedily(model, features, PROMPT[None])
+    (found,) = greedy_decode(model, features, PROMPT[None])
     row, total = PROMPT.tolist(), 0.0
     for _ in range(ROOM):
         with torch.no_grad():
@@ -84,24 +84,24 @@ def test_greedy_takes_the_likeliest_word_each_time_and_counts_its_probability() 
     assert found.probability == pytest.approx(math.exp(total), rel=1e-3)
 
 
-def test_a_text_never_outgrows_the_room_and_says_that_it_is_not_finished() -> None:
+def test_a_text_stays_within_the_context_and_knows_that_it_is_unfinished() -> None:
     model, features = captioner(), picture()
     with torch.no_grad():
-        model.token_embedding.weight[END] = 0  # the head's row, too: other words are likelier
+        model.token_embedding.weight[END] = 0  # also the row of the head: other tokens are likelier
         model.final_norm.weight.fill_(50)
-    (greedy,) = write_greedily(model, features, PROMPT[None])
+    (greedy,) = greedy_decode(model, features, PROMPT[None])
     assert len(greedy.tokens) == ROOM
     assert not greedy.finished
-    drawn = write_drawn(model, features, PROMPT[None], torch.full((1, ROOM), 0.5, dtype=torch.float64))
+    drawn = sample_decode(model, features, PROMPT[None], torch.full((1, ROOM), 0.5, dtype=torch.float64))
     assert len(drawn[0].tokens) <= ROOM
-    assert all(len(text.tokens) <= ROOM for text in write_by_beam(model, features, PROMPT, width=2))
+    assert all(len(text.tokens) <= ROOM for text in beam_search(model, features, PROMPT, width=2))
 
 
-def test_rows_of_a_batch_are_written_as_if_alone() -> None:
+def test_rows_of_a_batch_are_decoded_independently() -> None:
     model, features = captioner(3), picture(4)
-    together = write_greedily(model, features, PROMPT.expand(4, -1))
+    together = greedy_decode(model, features, PROMPT.expand(4, -1))
     for row, text in enumerate(together):
-        (alone,) = write_greedily(model, features[row : row + 1], PROMPT[None])
+        (alone,) = greedy_decode(model, features[row : row + 1], PROMPT[None])
         assert alone.tokens == text.tokens
         assert alone.log_probability == pytest.approx(text.log_probability, abs=1e-4)
 
@@ -111,18 +111,25 @@ def test_words_are_drawn_as_often_as_the_captioner_says() -> None:
     known = every_text(model, features)
     count = 4000
     uniforms = torch.rand(count, ROOM, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    drawn = write_drawn(model, features.expand(count, -1, -1), PROMPT.expand(count, -1), uniforms)
+    drawn = sample_decode(model, features.expand(count, -1, -1), PROMPT.expand(count, -1), uniforms)
     tokens, text = max(known.items(), key=lambda pair: pair[1].log_probability)
     share = sum(each.tokens == tokens and each.finished for each in drawn) / count
     assert share == pytest.approx(text.probability, abs=4 * math.sqrt(text.probability / count))
 
 
-def test_a_cache_keeps_the_rows_that_are_asked_for() -> None:
-    cache: Any = KVCache(1)
-    keys = torch.randn(3, 2, 4, 8)
-    cache.append(0, keys, keys)
-    cache.mask = torch.tensor([[True], [False], [True]])
-    cache.advance(4)
+def test_a_cache_keeps_the_rows_that_are_selected() -> None:
+    attention, keys, values = KVCache(1), torch.randn(3, 2, 4, 8), torch.randn(3, 2, 4, 8)
+    attention.append(0, keys, values)
+    attention.advance(4)
+    mask = torch.tensor([[True], [False], [True]])
+    codes = torch.tensor([[0], [1], [2]])
+    cache = CodeCache(attention, prefix=4, mask=mask, source=None, hidden=torch.randn(3, 1, 8), open=codes)
     cache.select(torch.tensor([2, 2, 0]))
-    assert torch.equal(cache.keys[0][:, :, :4], keys[[2, 2, 0]])
+    (kept_keys,), (kept_values,) = attention.keys, attention.values
+    assert kept_keys is not None
+    assert kept_values is not None
+    assert torch.equal(kept_keys[:, :, :4], keys[[2, 2, 0]])
+    assert torch.equal(kept_values[:, :, :4], values[[2, 2, 0]])
+    assert cache.mask is not None
     assert cache.mask.tolist() == [[True], [True], [True]]
+    assert cache.open.tolist() == [[2], [2], [0]]

@@ -1,4 +1,4 @@
-"""`codebrush caption` and `codebrush ask`: what is in pictures, in words."""
+"""`codebrush caption` and `codebrush ask`: captions of pictures, and answers to questions about them."""
 
 import sys
 from enum import StrEnum
@@ -7,17 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import given_flags, refuse
+from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import print_json
 from codebrush.cli.pictures import check_picture_file, picture_files
 from codebrush.errors import UsageError
 
-PackOption = Annotated[str, typer.Option(help="Built-in name, folder or hub id of the models.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-
 
 class Method(StrEnum):
-    """How words are chosen."""
+    """How the text is decoded."""
 
     BEAM = "beam"
     GREEDY = "greedy"
@@ -26,21 +23,22 @@ class Method(StrEnum):
 
 def caption(
     context: typer.Context,
-    images: Annotated[list[Path], typer.Argument(help="Pictures.")],
-    n: Annotated[int, typer.Option("--n", "-n", min=1, max=100, help="How many captions of each.")] = 1,
-    method: Annotated[Method, typer.Option(help="The likeliest texts, the likeliest words, or drawn ones.")] = (
-        Method.BEAM
-    ),
-    seed: Annotated[int, typer.Option(min=0, help="With --method sample: another seed, other captions.")] = 0,
+    images: Annotated[list[Path], typer.Argument(help="Picture files.")],
+    n: Annotated[int, typer.Option("--n", "-n", min=1, max=100, help="Number of captions for each picture.")] = 1,
+    method: Annotated[
+        Method,
+        typer.Option(help="Text decoding: beam search, the most probable token each time, or sampling."),
+    ] = Method.BEAM,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of --method sample.")] = 0,
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:
-    """Put pictures into words, best first by CLIP's score. Pictures that cannot be read are named and skipped."""
+    """Write captions for pictures, sorted by CLIP score. Pictures that cannot be read are named and skipped."""
     from codebrush.errors import ImageError
     from codebrush.pipeline import Codebrush
 
     if method != Method.SAMPLE:
-        refuse(given_flags(context), ("seed",), "is for captions that are drawn: add --method sample")
+        refuse(given_flags(context), ("seed",), "only affects sampled captions: add --method sample")
     files, skipped = picture_files(images)
     brush = Codebrush.from_pretrained(pack)
     results: list[dict[str, Any]] = []
@@ -51,8 +49,8 @@ def caption(
             print(f"codebrush: skipped {error}", file=sys.stderr)
             skipped.append({"path": str(path), "reason": str(error)})
             continue
-        said = [{"text": each.text, "score": each.score, "probability": each.probability} for each in found]
-        results.append({"path": str(path), "captions": said})
+        captions = [{"text": each.text, "score": each.score, "probability": each.probability} for each in found]
+        results.append({"path": str(path), "captions": captions})
     if not results:
         raise ImageError("none of the pictures could be read: check their paths")
     if json_output:
@@ -64,22 +62,22 @@ def caption(
 
 
 def ask(
-    image: Annotated[Path, typer.Argument(help="A picture.")],
-    question: Annotated[str, typer.Argument(help='A question, like "how many red circles are there?"')],
+    image: Annotated[Path, typer.Argument(help="Picture file.")],
+    question: Annotated[str, typer.Argument(help='Question, like "how many red circles are there?"')],
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Least confidence of an answer that is given.")
+        float | None, typer.Option(min=0, max=1, help='Confidence below which the answer is "I don\'t know".')
     ] = None,
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:
-    """Answer a question about a picture; below the threshold the answer is "I don't know"."""
+    """Answer a question about a picture. Prints the answer and the model's confidence in it, 0 to 1."""
     if not question.strip():
         raise UsageError("the question is empty: ask something")
     check_picture_file(image)
     from codebrush.pipeline import Codebrush
-    from codebrush.understanding.captioning import SURE
+    from codebrush.understanding.captioning import ANSWER_THRESHOLD
 
-    answer = Codebrush.from_pretrained(pack).ask(image, question, SURE if threshold is None else threshold)
+    answer = Codebrush.from_pretrained(pack).ask(image, question, ANSWER_THRESHOLD if threshold is None else threshold)
     if json_output:
         print_json({"answer": answer.text, "confidence": answer.confidence, "guess": answer.guess})
     else:

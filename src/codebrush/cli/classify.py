@@ -1,4 +1,4 @@
-"""`codebrush classify`: pictures and labels in; which label each picture fits, with probabilities, out."""
+"""`codebrush classify`: probabilities of labels for pictures, zero-shot or from a linear probe."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import given_flags, refuse
+from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import print_json
 from codebrush.cli.pictures import picture_files
 from codebrush.errors import PackError, UsageError
@@ -18,42 +18,50 @@ if TYPE_CHECKING:
 
     from codebrush.pipeline import Codebrush
 
-WORDS = ("labels", "labels_file", "template", "temperature")  # what a probe has no use for
+ZERO_SHOT_FLAGS = ("labels", "labels_file", "template", "temperature")
 
 
 def classify(
     context: typer.Context,
-    images: Annotated[list[Path], typer.Argument(help="Pictures.")],
-    labels: Annotated[str | None, typer.Option(help='Like cat,dog,car; "cat, asleep" in quotes is one.')] = None,
-    labels_file: Annotated[Path | None, typer.Option(help="A text file with one label a line.")] = None,
-    probe: Annotated[Path | None, typer.Option(help="What codebrush probe has learned, instead of labels.")] = None,
+    images: Annotated[list[Path], typer.Argument(help="Picture files.")],
+    labels: Annotated[
+        str | None,
+        typer.Option(help='Labels, separated by commas: cat,dog,car. Quote a comma: "cat, asleep",dog.'),
+    ] = None,
+    labels_file: Annotated[Path | None, typer.Option(help="Text file with one label on each line.")] = None,
+    probe: Annotated[
+        Path | None, typer.Option(help="File from codebrush probe, a trained classifier, instead of labels.")
+    ] = None,
     template: Annotated[
-        list[str] | None, typer.Option(help='A sentence for the labels, like "a photo of a {}"; several are averaged.')
+        list[str] | None,
+        typer.Option(help='Prompt for the labels, like "a photo of a {}"; repeat to average several.  [built-in set]'),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Over 1 is less sure, under 1 more.  [the pack's own, else 1]")
+        float | None,
+        typer.Option(help="Softmax temperature: above 1 is less confident, below 1 more.  [the pack's own, else 1]"),
     ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many labels to tell.")] = 5,
-    pack: Annotated[str, typer.Option(help="Built-in name, folder or hub id of the models.")] = "emoji",
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Number of labels to print for each picture.")] = 5,
+    pack: PackOption = "emoji",
+    json_output: JsonOption = False,
 ) -> None:
-    """Say which label each picture fits best, and how surely. Pictures that cannot be read are named and skipped."""
+    """Classify pictures: how probable each label is for each picture. Pictures that cannot be read are skipped."""
     start = time.perf_counter()
     given = given_flags(context)
     if probe is not None:
-        refuse(given, WORDS, "cannot go with --probe: a probe has labels and a sureness of its own")
+        refuse(given, ZERO_SHOT_FLAGS, "cannot go with --probe: a probe has its own labels and temperature")
     elif labels is not None and labels_file is not None:
         raise UsageError("--labels-file cannot go with --labels: give one of them")
     elif labels is None and labels_file is None:
-        raise UsageError("there is nothing to choose from: give --labels cat,dog,car or --labels-file, or --probe")
+        raise UsageError("there are no labels: give --labels cat,dog,car or --labels-file, or --probe")
     files, skipped = picture_files(images)
-    choice = _probed(probe) if probe is not None else _told(context.params)  # what is wrong is said before models load
+    # Wrong flags are reported before any model loads.
+    make_classifier = _probe_classifier(probe) if probe is not None else _zero_shot_classifier(context.params)
     from codebrush.data.preprocess import pixels_for
     from codebrush.errors import ImageError
     from codebrush.pipeline import Codebrush
 
     brush = Codebrush.from_pretrained(pack)
-    rank, about = choice(brush)
+    rank, about = make_classifier(brush)
     results: list[dict[str, Any]] = []
     for path in files:
         try:
@@ -73,11 +81,11 @@ def classify(
 
 
 Rank = Callable[["Tensor"], list[list[tuple[str, float]]]]
-Choice = Callable[["Codebrush"], tuple[Rank, dict[str, Any]]]  # what ranks embeddings, and what the report says of it
+MakeClassifier = Callable[["Codebrush"], tuple[Rank, dict[str, Any]]]  # the second part goes into the report
 
 
-def _told(given: dict[str, Any]) -> Choice:
-    """Ranks embeddings by the words of the labels. What is wrong with the flags is a UsageError."""
+def _zero_shot_classifier(given: dict[str, Any]) -> MakeClassifier:
+    """Ranks the labels of the flags zero-shot. Raises UsageError if a flag is wrong."""
     from codebrush.text.prompts import ZERO_SHOT_TEMPLATES
     from codebrush.understanding.classification import (
         ZeroShotClassifier,
@@ -97,30 +105,30 @@ def _told(given: dict[str, Any]) -> Choice:
     if temperature is not None:
         check_temperature(temperature)
 
-    def choice(brush: "Codebrush") -> tuple[Rank, dict[str, Any]]:
-        heat = pack_temperature(brush.pack.info) if temperature is None else temperature
-        classifier = ZeroShotClassifier(brush.clip, brush.tokenizer, labels, sentences, heat)
-        return classifier.rank, {"temperature": heat, "templates": list(sentences)}
+    def make(brush: "Codebrush") -> tuple[Rank, dict[str, Any]]:
+        used = pack_temperature(brush.pack.info) if temperature is None else temperature
+        classifier = ZeroShotClassifier(brush.clip, brush.tokenizer, labels, sentences, used)
+        return classifier.rank, {"temperature": used, "templates": list(sentences)}
 
-    return choice
+    return make
 
 
-def _probed(path: Path) -> Choice:
-    """Ranks embeddings by what a probe has learned of those of the same CLIP."""
+def _probe_classifier(path: Path) -> MakeClassifier:
+    """Ranks the labels of a saved probe. Raises PackError if it was trained with another CLIP."""
     from codebrush.pack.pack import clip_hash
     from codebrush.understanding.probe import LinearProbe
 
     learned = LinearProbe.load(path)
 
-    def choice(brush: "Codebrush") -> tuple[Rank, dict[str, Any]]:
+    def make(brush: "Codebrush") -> tuple[Rank, dict[str, Any]]:
         if learned.clip != clip_hash(brush.pack.member("clip")):
             raise PackError(
                 f"{path} was made with the CLIP of another pack than '{brush.pack.name}': "
-                f"name that with --pack, or make a probe for this one"
+                f"name that pack with --pack, or make a probe for this one"
             )
         return learned.to(brush.device).rank, {"probe": str(path)}
 
-    return choice
+    return make
 
 
 def _print(results: list[dict[str, Any]]) -> None:

@@ -1,24 +1,30 @@
-"""A command line as typer read it in; which flags were given, and a line for one that goes with nothing, out."""
+"""Flags that many commands share, and the check that no flag was given which has no effect."""
 
 from collections.abc import Container
+from typing import Annotated
 
 import typer
 
 from codebrush.errors import UsageError
 
+PackOption = Annotated[
+    str, typer.Option(help="Model pack: a built-in or downloaded name, a folder, or a Hugging Face hub id.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
 
 def given_flags(context: typer.Context) -> dict[str, str]:
-    """The parameters that were given, by name, as they are spelt: a flag, or an argument in words."""
-    spelt = {}
+    """The parameters that the user gave: name -> how it is written, such as "--seed", or "a prompt" for an argument."""
+    given = {}
     for param in context.command.params:
         source = context.get_parameter_source(param.name or "")
         if source is not None and source.name != "DEFAULT":
-            spelt[param.name] = param.opts[0] if param.param_type_name == "option" else f"a {param.name}"
-    return spelt
+            given[param.name] = param.opts[0] if param.param_type_name == "option" else f"a {param.name}"
+    return given
 
 
-def refuse(spelt: dict[str, str], unwanted: Container[str], reason: str) -> None:
-    """A UsageError with `reason` that names the first unwanted one of the flags that are given."""
-    for name, flag in spelt.items():
+def refuse(given: dict[str, str], unwanted: Container[str], reason: str) -> None:
+    """Raise UsageError, "FLAG reason", for the first of the `given` flags whose name is `unwanted`."""
+    for name, flag in given.items():
         if name in unwanted:
             raise UsageError(f"{flag} {reason}")

@@ -1,8 +1,7 @@
-"""Arguments in, an exit status out: 0, 1 where something failed, 2 where the command was misused, 130 if
-stopped.
+"""The `codebrush` command: finds the subcommand, runs it, and turns errors into one line and an exit status.
 
-Each command is imported when it is asked for, and imports what is heavy inside its function, so that
-`codebrush --help` waits for nothing. A failure is one line on stderr that names the thing and the remedy.
+The status is 0, 1 if something failed, 2 for a usage error, 130 if interrupted. Each subcommand is imported when it is
+used, and imports torch and other heavy packages inside its function, so that `codebrush --help` is fast.
 """
 
 import os
@@ -19,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from codebrush.errors import CodebrushError
 from codebrush.version import __version__
 
-COMMANDS = {  # in the order of the help: where each is at home
+COMMANDS = {  # name -> module, in the order of the help
     "generate": "codebrush.cli.generate",
     "replay": "codebrush.cli.generate",
     "vary": "codebrush.cli.edit",
@@ -44,18 +43,18 @@ COMMANDS = {  # in the order of the help: where each is at home
     "curate": "codebrush.cli.curate",
     "data": "codebrush.cli.data",
 }
-STOPPED = 130
+INTERRUPTED = 130  # what shells report for Ctrl-C
 
-# Threads that spin while they wait make drawing ten times slower on two cores with other work to do; asleep
-# they cost next to nothing. OpenMP reads this once, when torch is imported.
+# Waiting OpenMP threads spin by default, which makes sampling ten times slower on two busy cores; sleeping ones cost
+# next to nothing. OpenMP reads this once, when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# The base of what typer raises for bad arguments; its older releases take the same classes from click.
+# The base class of what typer raises for bad arguments; in older releases of typer it comes from click.
 ArgumentError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 class _TopicalCommand(TyperCommand):
-    """A command whose help has a section for each topic: what its options name as `rich_help_panel`."""
+    """A command whose help has a section for each topic: the `rich_help_panel` of its options."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -70,7 +69,7 @@ class _TopicalCommand(TyperCommand):
 
 
 class _LazyCommands(Mapping[str, Any]):
-    """The table of commands as typer wants it; looking one up imports it."""
+    """The table of commands in the form that typer expects; looking one up imports its module."""
 
     def __getitem__(self, name: str) -> Any:
         command = getattr(import_module(COMMANDS[name]), name)
@@ -116,33 +115,33 @@ def codebrush(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The console command: run `arguments` (None: those of the process) and leave with their exit status."""
+    """The console command: run `arguments` (None: those of the process) and exit with the status."""
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status."""
-    if hasattr(sys.stdout, "reconfigure"):  # a name that the terminal cannot show must not stop the work
+    if hasattr(sys.stdout, "reconfigure"):  # a file name that the terminal cannot encode must not be an error
         sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         with _short_warnings():
             status = app(args=list(arguments), prog_name="codebrush", standalone_mode=False)
         sys.stdout.flush()
     except CodebrushError as error:
-        return _complain(str(error), error.exit_status)
+        return _print_error(str(error), error.exit_status)
     except ArgumentError as error:
-        return _complain(_argument_message(error), 2)
+        return _print_error(_argument_message(error), 2)
     except (KeyboardInterrupt, typer.Abort):
-        status = STOPPED
+        status = INTERRUPTED
     except MemoryError:
-        return _complain("there is not enough memory: free some, or take less at once", 1)
+        return _print_error("there is not enough memory: free some, or use smaller batches or pictures", 1)
     except OSError as error:
-        _abandon_stdout()
-        return 1 if isinstance(error, BrokenPipeError) else _complain(_os_message(error), 1)
-    return _complain("stopped", STOPPED) if status == STOPPED else int(status or 0)
+        _discard_stdout()
+        return 1 if isinstance(error, BrokenPipeError) else _print_error(_os_message(error), 1)
+    return _print_error("stopped", INTERRUPTED) if status == INTERRUPTED else int(status or 0)
 
 
-def _complain(message: str, status: int) -> int:
+def _print_error(message: str, status: int) -> int:
     print(f"codebrush: {' '.join(message.split())}", file=sys.stderr)
     return status
 
@@ -154,12 +153,12 @@ def _argument_message(error: Any) -> str:
 
 
 def _os_message(error: OSError) -> str:
-    place = error.filename or "what is written to"
+    place = error.filename or "the output"
     return f"{error.strerror or error}: check {place}, its free space and its permissions"
 
 
-def _abandon_stdout() -> None:
-    """Where stdout cannot be written to, what is left in its buffer would make Python complain at exit."""
+def _discard_stdout() -> None:
+    """If stdout cannot be written to, redirect it to nowhere: flushing its buffer at exit would raise another error."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -168,7 +167,7 @@ def _abandon_stdout() -> None:
 
 @contextmanager
 def _short_warnings() -> Iterator[None]:
-    """Warnings as one line each on stderr, without the line of code that gave them."""
+    """Prints each warning as one line on stderr, without the source line that raised it."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         print(f"codebrush: warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`codebrush probe`: labelled pictures in; a linear classifier of a pack's frozen embeddings, and its figures, out."""
+"""`codebrush probe`: train and measure a linear probe, a classifier on the frozen image embeddings of a pack's CLIP."""
 
 import time
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import given_flags, refuse
+from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import check_folder, print_json, progress_bar
 from codebrush.errors import UsageError
 
@@ -19,22 +19,32 @@ if TYPE_CHECKING:
 
 def probe(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(help="A folder, .parquet, .tar, .csv or .jsonl files, a glob, a hub id.")],
-    label: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
-    split: Annotated[str, typer.Option(help="Learn from the rows of this split.")] = "train",
-    val: Annotated[str | None, typer.Option(help="Choose C on this split.  [val; without it, a fifth]")] = None,
-    test: Annotated[str | None, typer.Option(help="Measure on this split.  [test, where there is one]")] = None,
-    where: Annotated[list[str] | None, typer.Option(help='Take rows, like "style != noto".')] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of the pictures.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Take the first rows of each split only.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, another fifth.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="File for the probe: see codebrush classify --probe.")] = None,
-    pack: Annotated[str, typer.Option(help="Built-in name, folder or hub id of the models.")] = "emoji",
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    source: Annotated[
+        str,
+        typer.Argument(help="Labelled pictures: a folder, .parquet, .tar, .csv or .jsonl files, a glob, or a hub id."),
+    ],
+    label: Annotated[str, typer.Option(help="Column with the labels.")] = "label",
+    split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
+    val: Annotated[
+        str | None,
+        typer.Option(help="Split to choose C on.  [val if it exists, else a fifth of each label]"),
+    ] = None,
+    test: Annotated[str | None, typer.Option(help="Split to measure accuracy on.  [test, if it exists]")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help='Use only rows that match, like "style != noto"; may be repeated.')
+    ] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column with the pictures.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first rows of each split.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the fifth held out without a val split.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the probe (.safetensors), for codebrush classify --probe.")
+    ] = None,
+    pack: PackOption = "emoji",
+    json_output: JsonOption = False,
 ) -> None:
-    """Teach labels to a linear classifier of CLIP's embeddings, by logistic regression. CLIP itself stays as it is.
+    """Train a linear probe: a logistic regression on CLIP's frozen image embeddings that predicts your labels.
 
-    The strength C is chosen on the val split; the probe then learns from both, and is measured on the test split.
+    The regularisation C is chosen on the val split. The final probe is trained on both splits and measured on test.
     """
     start = time.perf_counter()
     if out is not None and (out.suffix != ".safetensors" or out.is_dir()):
@@ -49,9 +59,9 @@ def probe(
     named: dict[str, Any] = {"where": [*(where or ()), f"`{label}` is not null"], "captions": [f"{{{label}}}"]}
     named |= {"image_column": image_column, "limit": limit}
     train = open_source(source, split=split, **named)
-    held, measured = (_other(source, name, usual, split, named) for name, usual in ((val, "val"), (test, "test")))
+    held, measured = (_other_split(source, name, usual, split, named) for name, usual in ((val, "val"), (test, "test")))
     if held is not None:
-        reason = f"is for choosing C on a fifth of the rows, but it is chosen on the split {val or 'val'}"
+        reason = f"only matters if C is chosen on a fifth of the rows, but it is chosen on the split {val or 'val'}"
         refuse(given_flags(context), ("seed",), reason)
     brush = Codebrush.from_pretrained(pack)
     skipped: list[dict[str, str]] = []
@@ -78,14 +88,19 @@ def probe(
     print_json(report) if json_output else _print(report)
 
 
-def _other(source: str, split: str | None, usual: str, learned: str, named: dict[str, Any]) -> "CaptionedImages | None":
-    """The rows of another split than is learned from; of the usual one, where the user names none and there is one."""
+def _other_split(
+    source: str, split: str | None, usual: str, trained: str, named: dict[str, Any]
+) -> "CaptionedImages | None":
+    """The rows of `split`; if that is None, those of the `usual` split, or None if there is no such split.
+
+    Raises UsageError if it is the split that is trained on, DataError if the named split is missing.
+    """
     from codebrush.data.sources.captioned_images import open_source
     from codebrush.errors import DataError
 
-    if split == learned:
-        raise UsageError(f"--{usual} is {split}, the split that is learned from: name another")
-    if split is None and usual == learned:
+    if split == trained:
+        raise UsageError(f"--{usual} is {split}, the split that the probe is trained on: name another")
+    if split is None and usual == trained:
         return None
     try:
         return open_source(source, split=split or usual, **named)
@@ -98,7 +113,7 @@ def _other(source: str, split: str | None, usual: str, learned: str, named: dict
 def _embedded(
     brush: "Codebrush", rows: "CaptionedImages", label: str, skipped: list[dict[str, str]]
 ) -> "tuple[Tensor, list[str]]":
-    """Unit embeddings (N, E) of the readable pictures, and their labels."""
+    """Unit embeddings (N, E) of the readable pictures and their labels; the others are added to `skipped`."""
     from codebrush.evaluation.rows import Reading, embed_rows, row_labels
 
     labels = row_labels(rows, label)
@@ -112,23 +127,23 @@ def _embedded(
 def _print(report: dict[str, Any]) -> None:
     pictures, scores = report["pictures"], report["held_out_top1"]
     val = f" and {pictures['val']:,} of val" if pictures["val"] else ""
-    print(f"{report['labels']} labels, from {pictures['train']:,} pictures{val}")
+    print(f"{report['labels']} labels, trained on {pictures['train']:,} pictures{val}")
     if scores:
         where = "val" if val else "a fifth of each label"
-        print(f"C is {report['C']:g}, chosen on {where}, of which {max(scores.values()):.1%} are told rightly")
+        print(f"C = {report['C']:g}, chosen on {where}: {max(scores.values()):.1%} top-1 there")
     else:
-        print(f"C is {report['C']:g} without a choice: no label has two pictures, so none could be held out")
+        print(f"C = {report['C']:g}, by default: no label has two pictures, so none could be held out to choose it")
     if report["C_at_edge"]:
         tried = [float(candidate) for candidate in scores]
-        side = "least" if report["C"] == min(tried) else "largest"
-        print(f"that is the {side} C of those tried, {min(tried):g} to {max(tried):g}: one beyond might do better")
+        side = "smallest" if report["C"] == min(tried) else "largest"
+        print(f"that is the {side} C tried, of {min(tried):g} to {max(tried):g}: one beyond might be better")
     if "test" in report:
         test = report["test"]
         print(f"test, {test['pictures']:,} pictures: top-1 {test['top1']:.1%}, top-5 {test['top5']:.1%}", end="")
-        print(f", mean of the labels' own top-1 {test['mean_per_class']:.1%}")
+        print(f", mean top-1 per label {test['mean_per_class']:.1%}")
     if report["skipped"]:
-        print(f"{len(report['skipped']):,} pictures could not be read, {report['skipped'][0]['path']} first")
+        print(f"{len(report['skipped']):,} pictures could not be read; the first is {report['skipped'][0]['path']}")
     if "path" in report:
-        print(f"the probe is {report['path']}: codebrush classify IMAGE... --probe {report['path']}")
+        print(f"probe saved to {report['path']}; use it with codebrush classify IMAGE... --probe {report['path']}")
     else:
         print("the probe was not saved: give --out FILE.safetensors to keep it")

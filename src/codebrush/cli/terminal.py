@@ -1,4 +1,4 @@
-"""The steps of a guided run in; on stderr a bar and small pictures on a terminal, plain lines elsewhere, out."""
+"""Shows the progress of a guided run on stderr: a bar and small pictures on a terminal, plain lines elsewhere."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
     from codebrush.generation.guided.guidance import Step
 
-PICTURE_COLUMNS, PICTURE_ROWS = 32, 24  # a character is two pixels, one above the other
+PICTURE_COLUMNS, PICTURE_ROWS = 32, 24  # characters; each shows two pixels, one above the other
 RATE_PERIOD = 600.0  # seconds over which the rate is measured: a step of a large picture may take a minute
 
 
 @contextmanager
 def step_display(pictures: int, console: Console | None = None) -> Iterator["StepDisplay"]:
-    """To be called with each step of a run of so many pictures. `console` is stderr's where none is given."""
+    """A display to be called with each step of a run that makes this many `pictures`; by default on stderr."""
     console = Console(stderr=True) if console is None else console
     columns = (
         TextColumn("{task.description}"),
@@ -39,7 +39,7 @@ def step_display(pictures: int, console: Console | None = None) -> Iterator["Ste
 
 
 class StepDisplay:
-    """Follows a run on a bar; a step that is kept is told above it, with its pictures where they can be shown."""
+    """Shows each step on a bar; above it prints the steps that are kept, with their pictures on a colour terminal."""
 
     def __init__(self, bar: Progress, pictures: int):
         self.bar, self.pictures = bar, pictures
@@ -82,7 +82,7 @@ class StepDisplay:
 
 
 def small_pictures(pictures: Sequence[Image.Image], columns: int) -> "Pixels":
-    """As many of `pictures`, all of one size, as fit side by side into `columns` characters; the first at least."""
+    """As many of `pictures`, all of one size, as fit side by side into `columns` characters; at least the first."""
     from rich_pixels import Pixels
 
     tiles = [picture.convert("RGBA") for picture in pictures]

@@ -1,7 +1,7 @@
-"""A picture and a text in; which pixels answered to the text and to each of its words out.
+"""Explains a CLIP score: which pixels of a picture raise its cosine with a text, and with each word of the text.
 
-A map is of a direction in CLIP's space: for the text, from the empty text to it; for a word, from the text without
-the word to the whole. What the sentence says anyway drops out of the difference, and what the word adds stays.
+Each map is for a direction in CLIP's space. For the whole text that is its vector minus the empty text's; for a word,
+the text's vector minus that of the text without the word. What every text has in common cancels out of the difference.
 """
 
 from dataclasses import dataclass
@@ -17,19 +17,22 @@ from codebrush.models.clip import CLIP
 from codebrush.models.image_encoder import ModifiedResNet, VisionTransformer
 from codebrush.progress import Progress
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.understanding.grad_cam import class_activation
-from codebrush.understanding.occlusion import encode, occlusion
+from codebrush.understanding.grad_cam import class_activation_maps
+from codebrush.understanding.occlusion import encode_in_batches, occlusion_maps
 from codebrush.understanding.relevance import TINY, attention_relevance
 
 Method = Literal["auto", "gradient", "occlusion"]
 METHODS = ("auto", "gradient", "occlusion")
-ROWS = 4  # directions explained together: each holds a pass through the image tower in memory
-MOVE = 10  # a picture is moved by its side over this
+DIRECTIONS_AT_ONCE = 4  # each holds a pass through the image encoder in memory
+SHIFT_PARTS = 10  # the picture is shifted by its side divided by this
 
 
 @dataclass(frozen=True)
 class Word:
-    """One word, by how much it raises the cosine of the picture with the text, and its map (H, W), 0 or more."""
+    """One word of a text.
+
+    `gain` is how much the word raises the cosine of picture and text; `heat` is its map (H, W), values 0 or more.
+    """
 
     word: str
     gain: float
@@ -38,9 +41,10 @@ class Word:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The maps (H, W) of a text and its words on the picture that the encoder reads, and how they were made.
+    """The heat maps (H, W), values 0 or more, of a text and its words over the square that the encoder reads.
 
-    `score` is the cosine of picture and text. `direction` (E,) is the text's unit vector.
+    `method` is "gradient" or "occlusion", `score` the cosine of picture and text, `direction` the text's unit vector
+    (E,).
     """
 
     method: str
@@ -58,50 +62,57 @@ def explain(
     method: Method = "auto",
     progress: Progress | None = None,
 ) -> Explanation:
-    """Explain the cosine of one image (3, H, W) in [0, 1] and a text, taken literally.
+    """Explain the cosine of one image (3, H, W) in [0, 1] with a text, taken literally.
 
-    A text longer than the encoder reads loses the words beyond, with a warning. Raises PromptError for one without
-    words, UsageError for an unknown method.
+    A text longer than the encoder's context is cut after the last word that fits, with a warning.
+
+    Raises:
+        PromptError: if the text has no words.
+        UsageError: if the method is unknown, or is "gradient" and the image encoder has none.
     """
-    words = read_words(tokenizer, text)
+    words = readable_words(tokenizer, text)
     chosen = choose_method(clip, method)
     texts, directions = text_directions(clip, tokenizer, words)
     maps = heat_maps(clip, image, directions, chosen, progress)  # (1 + W, H, W)
-    cosines = (encode(clip, image[None]) @ texts.T)[0]  # (1 + W): of the text, and of the text without each word
+    cosines = (encode_in_batches(clip, image[None]) @ texts.T)[0]  # (1 + W): the text, and the text without each word
     gains = (cosines[0] - cosines[1:]).tolist()
-    found = [Word(*row) for row in zip(words, gains, maps[1:], strict=True)]
-    return Explanation(chosen, float(cosines[0]), maps[0], found, texts[0])
+    explained = [Word(*row) for row in zip(words, gains, maps[1:], strict=True)]
+    return Explanation(chosen, float(cosines[0]), maps[0], explained, texts[0])
 
 
-def read_words(tokenizer: Tokenizer, text: str) -> list[str]:
-    """The words of a text, as spaces part them, that the encoder reads whole; of one endless word, that word.
+def readable_words(tokenizer: Tokenizer, text: str) -> list[str]:
+    """The words of `text`, split at spaces, that fit whole into the encoder's context; at least the first one.
 
-    Warns where there are more. A text without words is a PromptError.
+    Warns if some do not fit. Raises PromptError if there are no words.
     """
     words = text.split()
     if not words:
-        raise PromptError("the text is empty: say in words what should be found in the picture")
-    tokenizer(" ".join(words))
+        raise PromptError("the text is empty: say in words what to look for in the picture")
+    tokenizer(" ".join(words))  # warns about a text that is too long
     few = words[: tokenizer.context_length]  # each is a token or more
     beginnings = [" ".join(few[: count + 1]) for count in range(len(few))]
     room = tokenizer.context_length - 1 - (tokenizer.start_id is not None)
-    whole = sum(len(ids) <= room for ids in tokenizer.ids(beginnings))
-    return few[: max(whole, 1)]
+    fitting = sum(len(ids) <= room for ids in tokenizer.ids(beginnings))
+    return few[: max(fitting, 1)]
 
 
 def choose_method(clip: CLIP, method: str) -> str:
-    """ "gradient" or "occlusion"; "auto" is the gradient wherever the encoder is one whose gradients are known."""
+    """ "gradient" or "occlusion"; "auto" is the gradient for a VisionTransformer or ModifiedResNet, else occlusion.
+
+    Raises UsageError for another method, and for "gradient" with any other encoder.
+    """
     if method not in METHODS:
         raise UsageError(f"method must be one of {', '.join(METHODS)}, not {method}")
-    known = isinstance(clip.image_encoder, VisionTransformer | ModifiedResNet)
-    if method == "gradient" and not known:
-        raise UsageError("this pack's image encoder is of no kind with a gradient method: use --method occlusion")
-    return method if method != "auto" else "gradient" if known else "occlusion"
+    has_gradient = isinstance(clip.image_encoder, VisionTransformer | ModifiedResNet)
+    if method == "gradient" and not has_gradient:
+        raise UsageError("there is no gradient method for this pack's image encoder: use --method occlusion")
+    return method if method != "auto" else "gradient" if has_gradient else "occlusion"
 
 
 @torch.no_grad()
 def text_directions(clip: CLIP, tokenizer: Tokenizer, words: list[str]) -> tuple[Tensor, Tensor]:
-    """Unit vectors of the text and of it without each word, (1 + W, E), and the directions of text and words."""
+    """The vectors to explain, each (1 + W, E): unit vectors of the text and of the text without each word, and the
+    directions of the text and of each word (see the top of the file)."""
     without = [" ".join([*words[:place], *words[place + 1 :]]) for place in range(len(words))]
     tokens = tokenizer([" ".join(words), *without, ""]).to(clip.log_scale.device)
     vectors = clip.encode_text(tokens)  # (W + 2, E)
@@ -109,24 +120,26 @@ def text_directions(clip: CLIP, tokenizer: Tokenizer, words: list[str]) -> tuple
 
 
 def heat_maps(clip: CLIP, image: Tensor, directions: Tensor, method: str, progress: Progress | None = None) -> Tensor:
-    """Maps (K, H, W), 0 or more, of one image (3, H, W) for directions (K, E).
+    """Maps (K, H, W), values 0 or more, of one image (3, H, W) in [0, 1] for directions (K, E).
 
-    By gradients the picture is read nine times, moved by a tenth of its side each way, and the maps are moved back
-    and averaged: the grid of patches leaves no mark, places within one of its cells are told apart, and what the edge
-    of the picture does to an encoder counts for less. What was moved out of sight is as hot as the edge beside it.
+    The gradient method reads the picture nine times, shifted by a tenth of its side in each direction, shifts the maps
+    back and averages them. That removes the grid of patches, resolves places within one patch, and weakens the
+    artefacts that encoders have at the picture's edge. Parts that a shift moves out of the picture get the heat of the
+    edge.
     """
     if method == "occlusion":
-        return occlusion(clip, image, directions, progress)
-    read = attention_relevance if isinstance(clip.image_encoder, VisionTransformer) else class_activation
+        return occlusion_maps(clip, image, directions, progress)
+    maps_of = attention_relevance if isinstance(clip.image_encoder, VisionTransformer) else class_activation_maps
     height, width = image.shape[-2:]
-    step = max(1, height // MOVE)
+    step = max(1, height // SHIFT_PARTS)
     padded = F.pad(image[None], (step,) * 4, mode="replicate")  # (1, 3, H + 2 step, W + 2 step)
     total = image.new_zeros(len(directions), height, width)
     places = list(product((0, step, 2 * step), repeat=2))
     for number, (top, left) in enumerate(places):
         moved = padded[..., top : top + height, left : left + width]  # (1, 3, H, W)
-        found = torch.cat([read(clip, moved.expand(len(part), -1, -1, -1), part) for part in directions.split(ROWS)])
-        maps = F.interpolate(found[:, None], (height, width), mode="bilinear")  # (K, 1, H, W)
+        parts = directions.split(DIRECTIONS_AT_ONCE)
+        coarse = torch.cat([maps_of(clip, moved.expand(len(part), -1, -1, -1), part) for part in parts])  # (K, h, w)
+        maps = F.interpolate(coarse[:, None], (height, width), mode="bilinear")  # (K, 1, H, W)
         back = F.pad(maps / maps.amax((2, 3), keepdim=True).clamp(min=TINY), (step,) * 4, mode="replicate")[:, 0]
         down, right = 2 * step - top, 2 * step - left
         total += back[:, down : down + height, right : right + width]

@@ -1,4 +1,4 @@
-"""Pictures in; captions of them, and answers to questions about them, out."""
+"""Captions of pictures and answers to questions about them, from a captioner; captions are ranked by CLIP score."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from codebrush.errors import PromptError, UsageError
 from codebrush.models.captioner import Captioner, patch_features
 from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.understanding.text_decoding import Written, write_by_beam, write_drawn, write_greedily
+from codebrush.understanding.text_decoding import DecodedText, beam_search, greedy_decode, sample_decode
 
 METHODS = ("beam", "greedy", "sample")
-BEAM = 5
+BEAM_WIDTH = 5
 LENGTH_PENALTY = 1.0
-UNSURE = "I don't know"
-SURE = 0.4  # the confidence from which an answer is given
-ANSWER_ROOM = 4  # tokens that a question must leave for its answer
+UNKNOWN_ANSWER = "I don't know"
+ANSWER_THRESHOLD = 0.4  # the least confidence with which an answer is given
+MIN_ANSWER_TOKENS = 4  # a question must leave room for this many
 
 
 @dataclass(frozen=True)
 class Caption:
-    """What is in a picture; `score` is CLIP's cosine with it, -1 to 1, `probability` the captioner's own."""
+    """A caption, its CLIP score (cosine with the picture, -1 to 1) and the captioner's probability of it, 0 to 1."""
 
     text: str
     score: float
@@ -32,18 +32,25 @@ class Caption:
 
 @dataclass(frozen=True)
 class Answer:
-    """`confidence` is the captioner's probability of `guess`, 0 to 1; `text` is the guess, or that it is not known."""
+    """The captioner's best `guess` and its probability, `confidence`, 0 to 1.
+
+    `text` is the guess, or "I don't know" if the confidence is below the threshold.
+    """
 
     text: str
     confidence: float
     guess: str
 
 
-class Reader:
-    """Reads pictures with a captioner, and ranks what it wrote with CLIP. The vocabulary is the captioner's own."""
+class CaptionPipeline:
+    """Writes captions and answers with a captioner and ranks captions with CLIP.
 
-    def __init__(self, clip: CLIP, tokenizer: Tokenizer, captioner: Captioner, words: Tokenizer):
-        self.clip, self.tokenizer, self.captioner, self.words = clip, tokenizer, captioner, words
+    `tokenizer` is CLIP's, `caption_tokenizer` the captioner's.
+    """
+
+    def __init__(self, clip: CLIP, tokenizer: Tokenizer, captioner: Captioner, caption_tokenizer: Tokenizer):
+        self.clip, self.tokenizer = clip, tokenizer
+        self.captioner, self.caption_tokenizer = captioner, caption_tokenizer
 
     @torch.no_grad()
     def caption(
@@ -56,35 +63,41 @@ class Reader:
         top_p: float = 0.95,
         first: int = 0,
     ) -> list[list[Caption]]:
-        """Images (B, 3, S, S) in [0, 1] -> `n` captions of each, best first by CLIP; fewer where it has fewer to say.
+        """Images (B, 3, S, S) in [0, 1] -> up to `n` different captions of each, best first by CLIP score.
 
-        "beam" finds the likeliest texts, "sample" draws them (those of picture i, counted from `first`, from the
-        stream of (seed, i)), "greedy" takes the likeliest word each time and has one text. Raises UsageError for
-        another method or n.
+        "beam" searches for the most probable captions, "greedy" takes the most probable token each time and gives one
+        caption, "sample" draws them with `temperature` and nucleus sampling (`top_p`). Samples of image i of the batch
+        use the random stream of (seed, first + i).
+
+        Raises:
+            UsageError: if the method is unknown, n is below 1, or n is above 1 with "greedy".
         """
         if method not in METHODS:
             raise UsageError(f"method must be one of {', '.join(METHODS)}, not {method}")
         if n < 1 or (method == "greedy" and n > 1):
-            raise UsageError("n must be at least 1, and greedy writes one caption: take beam or sample for more")
+            raise UsageError("n must be at least 1, and greedy writes one caption: use beam or sample for more")
         prompt, features = self._prompt(""), self._features(images)
         if method == "greedy":
-            found = [[text] for text in write_greedily(self.captioner, features, prompt.expand(len(images), -1))]
+            texts = [[text] for text in greedy_decode(self.captioner, features, prompt.expand(len(images), -1))]
         elif method == "beam":
-            width = max(BEAM, n)
-            found = [write_by_beam(self.captioner, row[None], prompt, width, LENGTH_PENALTY)[:n] for row in features]
+            width = max(BEAM_WIDTH, n)
+            texts = [beam_search(self.captioner, row[None], prompt, width, LENGTH_PENALTY)[:n] for row in features]
         else:
-            found = [
-                self._draw(row, prompt, n, np.random.SeedSequence(seed, spawn_key=(number,)), temperature, top_p)
+            texts = [
+                self._sample(row, prompt, n, np.random.SeedSequence(seed, spawn_key=(number,)), temperature, top_p)
                 for number, row in enumerate(features, first)
             ]
-        return [self._ranked(image, texts) for image, texts in zip(images, found, strict=True)]
+        return [self._rank(image, found) for image, found in zip(images, texts, strict=True)]
 
     @torch.no_grad()
-    def ask(self, images: Tensor, questions: Sequence[str], threshold: float = SURE) -> list[Answer]:
-        """The likeliest answer to one question about each of images (B, 3, S, S).
+    def ask(self, images: Tensor, questions: Sequence[str], threshold: float = ANSWER_THRESHOLD) -> list[Answer]:
+        """Answer one question about each of images (B, 3, S, S) in [0, 1], by greedy decoding.
 
-        Below `threshold`, a confidence from 0 to 1, the text says that it is not known. A question that is empty or
-        too long is a PromptError.
+        An answer with a confidence below `threshold`, 0 to 1, is replaced by "I don't know".
+
+        Raises:
+            UsageError: if the threshold is out of range.
+            PromptError: if a question is empty or too long.
         """
         if not 0 <= threshold <= 1:
             raise UsageError(f"the threshold must be from 0 to 1, not {threshold}")
@@ -92,9 +105,10 @@ class Reader:
         for row, question in zip(features, questions, strict=True):
             if not question.strip():
                 raise PromptError("the question is empty: ask something")
-            (written,) = write_greedily(self.captioner, row[None], self._prompt(question)[None])
-            guess, sure = self.words.decode(written.tokens), written.probability
-            answers.append(Answer(guess if guess and sure >= threshold else UNSURE, sure, guess))
+            (decoded,) = greedy_decode(self.captioner, row[None], self._prompt(question)[None])
+            guess, confidence = self.caption_tokenizer.decode(decoded.tokens), decoded.probability
+            text = guess if guess and confidence >= threshold else UNKNOWN_ANSWER
+            answers.append(Answer(text, confidence, guess))
         return answers
 
     def _features(self, images: Tensor) -> Tensor:
@@ -104,29 +118,31 @@ class Reader:
         )  # (B, P, F + stem)
 
     def _prompt(self, question: str) -> Tensor:
+        """Tokens (T,) that ask for the answer to `question`, or for a caption if it is empty."""
         config = self.captioner.config
-        ids, room = self.words.ids([question])[0] if question else [], config.context_length - 2 - ANSWER_ROOM
+        ids = self.caption_tokenizer.ids([question])[0] if question else []
+        room = config.context_length - 2 - MIN_ANSWER_TOKENS
         if len(ids) > room:
-            raise PromptError(f"the question has {len(ids)} tokens, over the {room} that are read: shorten it")
+            raise PromptError(f"the question has {len(ids)} tokens, more than the {room} that fit: shorten it")
         return torch.tensor([config.start_id, *ids, config.end_id], device=self.captioner.device)
 
-    def _draw(
+    def _sample(
         self, features: Tensor, prompt: Tensor, n: int, seed: np.random.SeedSequence, temperature: float, top_p: float
-    ) -> list[Written]:
+    ) -> list[DecodedText]:
         room = self.captioner.config.context_length - len(prompt)
         uniforms = torch.from_numpy(np.random.default_rng(seed).random((n, room))).to(features.device)
         rows = features.expand(n, -1, -1), prompt.expand(n, -1)
-        return write_drawn(self.captioner, *rows, uniforms, temperature, top_p)
+        return sample_decode(self.captioner, *rows, uniforms, temperature, top_p)
 
-    def _ranked(self, image: Tensor, texts: Sequence[Written]) -> list[Caption]:
-        said = {self.words.decode(text.tokens): text for text in reversed(texts)}
-        said.pop("", None)
-        if not said:
+    def _rank(self, image: Tensor, texts: Sequence[DecodedText]) -> list[Caption]:
+        different = {self.caption_tokenizer.decode(text.tokens): text for text in reversed(texts)}
+        different.pop("", None)
+        if not different:
             return []
-        tokens = self.tokenizer(list(said), on_long="truncate").to(image.device)
+        tokens = self.tokenizer(list(different), on_long="truncate").to(image.device)
         scores = (self.clip.encode_text(tokens) @ self.clip.encode_image(image[None])[0]).tolist()
         captions = [
-            Caption(text, score, written.probability)
-            for (text, written), score in zip(said.items(), scores, strict=True)
+            Caption(text, score, decoded.probability)
+            for (text, decoded), score in zip(different.items(), scores, strict=True)
         ]
         return sorted(captions, key=lambda caption: -caption.score)

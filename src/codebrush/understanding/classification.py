@@ -1,4 +1,4 @@
-"""Pictures and labels in; how likely each label is, told by the labels' words alone, out."""
+"""Zero-shot classification: probabilities of labels for pictures, from CLIP's embeddings of the labels' texts."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -16,16 +16,19 @@ from codebrush.models.clip import CLIP
 from codebrush.text.prompts import ZERO_SHOT_TEMPLATES
 from codebrush.text.tokenizer import Tokenizer
 
-BATCH = 32  # pictures or sentences read together
+BATCH = 32  # pictures or sentences encoded together
 
 
 class ZeroShotClassifier:
-    """Tells labels by their words alone (Radford et al. 2021, section 3.1).
+    """Zero-shot classifier (Radford et al. 2021, section 3.1).
 
-    A label stands for the unit mean of the unit embeddings of the sentences that it makes with `templates`. The
-    logits are its cosines with a picture times CLIP's learned scale, over `temperature`: 1 keeps CLIP's own, and
-    `pack_temperature` says what a pack was found to need. Labels must be two or more, none empty, each once (case and
-    spaces apart); templates hold {} once. Whatever is not so is a UsageError.
+    A label is represented by the normalised mean of the unit embeddings of its sentences, one for each of `templates`
+    (each with one {} where the label goes). Logits are the cosines with a picture times CLIP's learned scale, divided
+    by `temperature`: 1 keeps CLIP's own scale, `pack_temperature` gives a pack's calibrated one.
+
+    Raises:
+        UsageError: if there are fewer than two labels, one is empty, or two are the same but for case and spaces; if a
+            template does not hold {} once; if the temperature is not positive.
     """
 
     def __init__(
@@ -43,16 +46,16 @@ class ZeroShotClassifier:
 
     @torch.no_grad()
     def logits(self, embeddings: Tensor) -> Tensor:
-        """Unit embeddings of pictures (B, E) -> (B, L), at the temperature."""
+        """Unit embeddings of pictures (B, E) -> logits (B, L), divided by the temperature."""
         return self.clip.log_scale.exp() * embeddings @ self.classes.T / self.temperature
 
     def rank(self, embeddings: Tensor) -> list[list[tuple[str, float]]]:
-        """Unit embeddings of pictures (B, E) -> each one's labels with their probabilities, likeliest first."""
+        """Unit embeddings of pictures (B, E) -> each one's labels with their probabilities, most probable first."""
         return ranked(self.labels, self.logits(embeddings))
 
     @torch.no_grad()
     def classify(self, images: Sequence[bytes | str | Path | Image.Image]) -> list[list[tuple[str, float]]]:
-        """Pictures or their files, ranked as `rank` does. One that cannot be read is an ImageError."""
+        """`rank` for pictures or picture files. Raises ImageError if one cannot be read."""
         found: list[list[tuple[str, float]]] = []
         for start in range(0, len(images), BATCH):
             pixels = pixels_for(self.clip, images[start : start + BATCH])  # (B, 3, S, S)
@@ -61,14 +64,14 @@ class ZeroShotClassifier:
 
 
 def ranked(labels: Sequence[str], logits: Tensor) -> list[list[tuple[str, float]]]:
-    """Logits (B, L) -> for each row the labels with their probabilities, likeliest first."""
+    """Logits (B, L) -> for each row the labels with their probabilities, most probable first."""
     shares, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)  # (B, L) each
     rows: list[tuple[list[int], list[float]]] = list(zip(order.tolist(), shares.tolist(), strict=True))
     return [[(labels[place], share) for place, share in zip(*row, strict=True)] for row in rows]
 
 
 def check_labels(labels: Sequence[str]) -> None:
-    """A UsageError where `labels` are nothing to choose from."""
+    """Raise UsageError unless `labels` are two or more different texts."""
     if isinstance(labels, str) or not labels:
         raise UsageError("labels must be a list of at least two texts, such as cat and dog")
     seen: dict[str, str] = {}
@@ -80,11 +83,11 @@ def check_labels(labels: Sequence[str]) -> None:
             raise UsageError(f'the labels "{seen[key]}" and "{label}" are the same: name it once')
         seen[key] = label
     if len(labels) == 1:
-        raise UsageError(f'"{labels[0]}" is the only label, so its probability is always 1: give another beside it')
+        raise UsageError(f'"{labels[0]}" is the only label, so its probability is always 1: give at least one more')
 
 
 def check_templates(templates: Sequence[str]) -> None:
-    """A UsageError where labels cannot be put into `templates`."""
+    """Raise UsageError unless every one of `templates` holds {} once."""
     if isinstance(templates, str) or not templates:
         raise UsageError('templates must be a list of at least one text, such as ["a photo of a {}"]')
     for template in templates:
@@ -93,23 +96,30 @@ def check_templates(templates: Sequence[str]) -> None:
 
 
 def check_temperature(temperature: float) -> None:
-    """A UsageError where logits cannot be divided by `temperature`."""
+    """Raise UsageError unless `temperature` is a positive, finite number."""
     if not 0 < temperature < float("inf"):
         raise UsageError(f"the temperature must be positive, not {temperature}")
 
 
 def pack_temperature(info: Mapping[str, Any]) -> float:
-    """The temperature that a pack's pack.json holds under "classification", fitted when the pack was measured (Guo et
-    al. 2017); 1 where it says nothing. One that is no positive number is a PackError."""
+    """The calibration temperature (Guo et al. 2017) in a pack's pack.json, under "classification"; 1 if it has none.
+
+    Raises PackError if it is not a positive number.
+    """
     found = info.get("classification", {})
     value = found.get("temperature", 1.0) if isinstance(found, dict) else None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise PackError(f"the pack '{info.get('name')}': its classification must hold a positive temperature: mend it")
+        raise PackError(
+            f"the pack '{info.get('name')}': classification must hold a positive temperature; correct its pack.json"
+        )
     return float(value)
 
 
 def read_labels(text: str) -> list[str]:
-    """Labels with commas between, as in a line of CSV: one with a comma stands in double quotes."""
+    """Labels from a line of CSV: separated by commas; one that contains a comma is in double quotes.
+
+    Raises UsageError if the quotes do not match.
+    """
     try:
         rows = list(csv.reader(text.splitlines(), skipinitialspace=True, strict=True))
     except csv.Error as error:
@@ -118,7 +128,7 @@ def read_labels(text: str) -> list[str]:
 
 
 def read_label_file(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file as labels; empty lines do not count. Raises UsageError where it cannot be read."""
+    """The non-empty lines of a UTF-8 text file as labels. Raises UsageError if it cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -131,11 +141,14 @@ def read_label_file(path: Path) -> list[str]:
 def label_embeddings(
     clip: CLIP, tokenizer: Tokenizer, labels: Sequence[str], templates: Sequence[str] = ZERO_SHOT_TEMPLATES
 ) -> Tensor:
-    """Labels -> unit vectors (L, E), each the mean of its sentences' (section 3.1.4 there)."""
+    """Labels -> unit vectors (L, E), each the normalised mean over its sentences (Radford et al. 2021, section 3.1.4).
+
+    Raises UsageError if a template does not hold {} once.
+    """
     check_templates(templates)
     device = clip.log_scale.device
     means = []
-    for start in range(0, len(labels), BATCH):  # so that no more sentences are in memory than these labels have
+    for start in range(0, len(labels), BATCH):  # bounds how many sentences are in memory
         some = labels[start : start + BATCH]
         sentences = [template.replace("{}", label) for label in some for template in templates]
         parts = [sentences[at : at + BATCH] for at in range(0, len(sentences), BATCH)]

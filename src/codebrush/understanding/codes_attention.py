@@ -1,7 +1,7 @@
-"""A drawn picture's codes and the prompt they were drawn from in; how much each code attended to each word out.
+"""Attention maps of a generated picture: how much each of its codes attended to each word of the prompt.
 
-The codes are shown to the code transformer again, all at once (teacher forcing): the position that predicts a code is
-where it was written from, and what it attends to among the prompt's tokens is averaged over heads and layers.
+The codes are fed to the code transformer again, all at once (teacher forcing). The attention from the position that
+predicts a code to the prompt's tokens is averaged over heads and layers.
 """
 
 import itertools
@@ -25,7 +25,7 @@ from codebrush.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class PromptWord:
-    """One word of part number `part` of a prompt, and its map (h, w): each code's share of attention to it, 0 to 1."""
+    """One word of part number `part` of a prompt, with its map (h, w): the share, 0 to 1, of each code's attention."""
 
     word: str
     part: int
@@ -33,16 +33,17 @@ class PromptWord:
 
     @property
     def share(self) -> float:
-        """Of all codes' attention."""
+        """The mean over all codes."""
         return float(self.heat.mean())
 
 
 def prompt_attention(
     clip: CLIP, tokenizer: Tokenizer, transformer: CodeTransformer, codes: Tensor, prompt: str
 ) -> list[PromptWord]:
-    """The words of a prompt, in the syntax of prompts, and what the codes (h, w) drawn from it attended to.
+    """The words of a prompt (with its weights and parts) and how much the codes (h, w) drawn from it attended to each.
 
-    A part with a weight is a condition of its own, so each part's words share one whole.
+    Each part of a weighted prompt conditions the transformer separately, so the shares of each part's words are
+    separate. Raises PackError if the transformer reads no text tokens.
     """
     found = []
     for number, part in enumerate(parse_prompt(prompt).parts):
@@ -54,30 +55,32 @@ def prompt_attention(
 
 
 def code_attention(transformer: CodeTransformer, codes: Tensor, condition: Condition, spans: list[slice]) -> Tensor:
-    """Codes (h, w) of one picture, its condition of one row and the tokens of each word -> maps (W, h, w).
+    """Codes (h, w) of one picture, its condition (one row) and the token positions of each word -> maps (W, h, w).
 
-    Values are shares of attention, 0 to 1. A word beyond the tokens that the transformer reads gets zeros. Raises
-    PackError where the transformer reads no tokens but only the text as a whole.
+    Values are shares of attention, 0 to 1; those of a word beyond the text that the transformer reads are 0. Raises
+    PackError if the transformer is conditioned on the embedding of the text alone.
     """
     config = transformer.config
     if not config.text_features:
-        raise PackError("this pack's code transformer reads the text as a whole: its words have no codes of their own")
+        raise PackError(
+            "this pack's code transformer reads one embedding of the whole text, so its attention to words is unknown"
+        )
     given = codes.flatten()[None, transformer.order[:-1].cpu()]  # (1, N - 1): the last code predicts none
-    with torch.no_grad(), _watched(transformer) as weights:
+    with torch.no_grad(), _recorded_attention(transformer) as weights:
         transformer(given.to(transformer.device), condition)
     attention = torch.stack([layer[0].mean(0) for layer in weights]).mean(0)  # (P + N / M - 1, P + N / M - 1)
     # (N / M, P + N / M - 1): the positions that predict the blocks of codes
     attention = attention[len(transformer.prefix_indices(condition)) - 1 :]
     features = condition.text_features
     read = 0 if features is None else min(features.shape[1], config.text_length)
-    first = config.text_length - read if config.hide_padding else 0  # there the text stands at the right
+    first = config.text_length - read if config.hide_padding else 0  # hidden padding is on the left
     spans = [slice(min(span.start, read) + first, min(span.stop, read) + first) for span in spans]
     maps = torch.stack([attention[:, span].sum(1).unflatten(0, config.blocks) for span in spans])
     return maps.repeat_interleave(config.block, 1).repeat_interleave(config.block, 2)
 
 
 def word_spans(tokenizer: Tokenizer, words: list[str]) -> list[slice]:
-    """Where the tokens of each word of " ".join(words) stand in the tokenizer's row."""
+    """The token positions of each word in the tokens of " ".join(words); an empty slice for a word that was cut off."""
     beginnings = [" ".join(words[:count]) for count in range(len(words) + 1)]
     ids = tokenizer(beginnings, on_long="truncate")  # (W + 1, T)
     ends = ids == tokenizer.end_id
@@ -90,11 +93,11 @@ def word_spans(tokenizer: Tokenizer, words: list[str]) -> list[slice]:
 
 
 @contextmanager
-def _watched(transformer: CodeTransformer) -> Iterator[list[Tensor]]:
-    """The attention weights (B, heads, N, N) of every layer, computed beside the passes made inside."""
+def _recorded_attention(transformer: CodeTransformer) -> Iterator[list[Tensor]]:
+    """Records the attention weights (B, heads, N, N) of every layer, in order, in passes made inside the block."""
     weights: list[Tensor] = []
 
-    def note(attention: Any, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> None:
+    def record(attention: Any, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> None:
         x, rotary, mask = inputs[0], options["rotary"], options["mask"]
         q, k, _ = attention.qkv(x).unflatten(-1, (3, attention.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
         if rotary is not None:
@@ -107,7 +110,7 @@ def _watched(transformer: CodeTransformer) -> Iterator[list[Tensor]]:
         weights.append(scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1))
 
     blocks: Any = transformer.transformer.blocks
-    hooks = [block.attention.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
+    hooks = [block.attention.register_forward_pre_hook(record, with_kwargs=True) for block in blocks]
     try:
         yield weights
     finally:

@@ -1,7 +1,8 @@
-"""A picture, a text's direction and a heat map in; whether the map is true to the encoder out: insertion and deletion.
+"""Measures whether a heat map is faithful to the encoder, by the insertion and deletion metrics of RISE.
 
-Petsiuk, Das and Saenko 2018 (RISE), section 4.2: pixels are taken away hottest first, and the sooner the score falls
-the better the map; or given back to a picture without content hottest first, and the sooner it rises the better.
+Petsiuk, Das and Saenko 2018, section 4.2: deletion removes the hottest pixels first, and the faster the score falls,
+the better the map; insertion restores the hottest pixels first in a blurred picture, and the faster it rises, the
+better.
 """
 
 from dataclasses import dataclass
@@ -12,16 +13,19 @@ from torch import Tensor
 
 from codebrush.models.clip import CLIP
 from codebrush.progress import Progress
-from codebrush.understanding.occlusion import encode
+from codebrush.understanding.occlusion import encode_in_batches
 
-STEPS = 24  # pictures a curve, from the whole to the last pixel; evenly many pixels change each time
+STEPS = 24  # of a curve; the same number of pixels changes at each
 RANDOM_MAPS, SEED = 6, 0
-GRAIN = 8  # a random map is as coarse as a real one: noise on a grid of this side
+RANDOM_GRID = 8  # a random map is noise on a grid of this side, about as coarse as a real map
 
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """Areas under the curves of the cosine, as its mean over the steps. Insertion is good high, deletion low."""
+    """Mean cosines, -1 to 1, over the curves of insertion and deletion: of a map, and averaged over random maps.
+
+    A good map has a high insertion and a low deletion.
+    """
 
     insertion: float
     deletion: float
@@ -30,7 +34,7 @@ class Faithfulness:
 
     @property
     def better_than_random(self) -> dict[str, bool]:
-        """Whether the map is true to the encoder at all, by each of the two figures."""
+        """For each of the two figures, whether the map does better than random maps."""
         return {
             "insertion": self.insertion > self.insertion_random,
             "deletion": self.deletion < self.deletion_random,
@@ -40,43 +44,44 @@ class Faithfulness:
 def faithfulness(
     clip: CLIP, image: Tensor, direction: Tensor, heat: Tensor, progress: Progress | None = None
 ) -> Faithfulness:
-    """Areas of a map (H, W) of one image (3, H, W) in [0, 1], and the mean of those of `RANDOM_MAPS` random maps.
+    """Insertion and deletion of a map (H, W) of one image (3, H, W) in [0, 1], and of `RANDOM_MAPS` random maps.
 
-    The score is the cosine with `direction` (E,). What is taken away turns grey, the mean colour of the picture; what
-    is given back appears in the picture blurred, where single pixels have no hard edges (both as in the paper).
+    The score is the cosine with `direction` (E,). Deleted pixels take the picture's mean colour; insertion starts from
+    the blurred picture, in which single sharp pixels make fewer artefacts (both as in the paper).
     """
     draw = torch.Generator().manual_seed(SEED)
-    noise = torch.rand(RANDOM_MAPS, 1, GRAIN, GRAIN, generator=draw).to(image.device)
+    noise = torch.rand(RANDOM_MAPS, 1, RANDOM_GRID, RANDOM_GRID, generator=draw).to(image.device)
     random = F.interpolate(noise, heat.shape, mode="bicubic")[:, 0]  # (R, H, W)
     maps = [heat, *random]
     grey = image.mean((1, 2), keepdim=True).expand_as(image)
     areas = []
     for number, each in enumerate(maps):
-        turns = _turns(each)  # (H, W) the step at which a pixel changes
-        inserted = _area(clip, direction, turns, before=_blurred(image), after=image)
-        areas.append((inserted, _area(clip, direction, turns, before=image, after=grey)))
+        changes = _change_steps(each)  # (H, W)
+        inserted = _area(clip, direction, changes, before=_blurred(image), after=image)
+        areas.append((inserted, _area(clip, direction, changes, before=image, after=grey)))
         if progress is not None:
             progress(number + 1, len(maps))
     (insertion, deletion), others = areas[0], torch.tensor(areas[1:]).mean(0).tolist()
     return Faithfulness(insertion, deletion, *others)
 
 
-def _turns(heat: Tensor) -> Tensor:
-    """The step, 1 to STEPS, at which each pixel of a map (H, W) changes: hottest first, equally many a step."""
+def _change_steps(heat: Tensor) -> Tensor:
+    """The step, 1 to STEPS, at which each pixel of a map (H, W) changes: hottest first, equally many at each step."""
     order = heat.flatten().argsort(descending=True, stable=True)
     ranks = torch.empty_like(order)
     ranks[order] = torch.arange(len(order), device=order.device)
     return (ranks * STEPS // len(order) + 1).view_as(heat)
 
 
-def _area(clip: CLIP, direction: Tensor, turns: Tensor, before: Tensor, after: Tensor) -> float:
-    """Mean cosine while pixels go over from `before` to `after`, both (3, H, W): the trapezium rule."""
-    steps = torch.arange(STEPS + 1, device=turns.device)[:, None, None, None]
-    curve = encode(clip, torch.where(turns <= steps, after, before)) @ direction  # (STEPS + 1,)
+def _area(clip: CLIP, direction: Tensor, changes: Tensor, before: Tensor, after: Tensor) -> float:
+    """Mean cosine, by the trapezoidal rule, while pixels change from `before` to `after`, both (3, H, W)."""
+    steps = torch.arange(STEPS + 1, device=changes.device)[:, None, None, None]
+    images = torch.where(changes <= steps, after, before)  # (STEPS + 1, 3, H, W)
+    curve = encode_in_batches(clip, images) @ direction  # (STEPS + 1,)
     return float(torch.trapezoid(curve) / STEPS)
 
 
 def _blurred(image: Tensor) -> Tensor:
-    """A picture (3, H, W) without what is in it: smoothed over a quarter of its side."""
+    """The picture (3, H, W) blurred over a quarter of its side, so that nothing in it can be recognised."""
     small = F.interpolate(image[None], (4, 4), mode="bilinear", antialias=True)
     return F.interpolate(small, image.shape[-2:], mode="bicubic")[0].clamp(0, 1)

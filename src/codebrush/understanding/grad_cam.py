@@ -1,7 +1,8 @@
-"""A picture and directions in CLIP's space in; the share of each place in the cosine out, for ResNets.
+"""Class activation maps of a CLIP with a ResNet: how much each place of a picture adds to its cosine with a direction.
 
-Grad-CAM (Selvaraju et al. 2017) reads the last stage, of which a picture of 64 pixels leaves a grid of 2 x 2. So all
-stages are read, each place by itself as in LayerCAM (Jiang et al. 2021): deep ones know what, shallow ones where.
+Grad-CAM (Selvaraju et al. 2017) uses the last stage alone, which is a grid of 2 x 2 for a picture of 64 pixels. Here
+all stages are combined, with a weight for each place as in LayerCAM (Jiang et al. 2021): deep stages say what is in
+the picture, shallow ones where.
 """
 
 import torch
@@ -13,11 +14,11 @@ from codebrush.models.image_encoder import ModifiedResNet
 from codebrush.understanding.relevance import TINY
 
 
-def class_activation(clip: CLIP, images: Tensor, directions: Tensor) -> Tensor:
+def class_activation_maps(clip: CLIP, images: Tensor, directions: Tensor) -> Tensor:
     """Images (B, 3, H, W) in [0, 1] and one direction (B, E) for each -> maps (B, h, w) at a quarter of H and W.
 
-    A stage's map is sum over channels of relu(gradient) * activation; the answer is the root of all four's product.
-    The image tower is a `ModifiedResNet`.
+    A stage's map is the sum over its channels of relu(gradient) * activation; `combine_maps` joins those of all four
+    stages. The image encoder must be a `ModifiedResNet`.
     """
     tower: ModifiedResNet = clip.image_encoder
     stages: list[Tensor] = []
@@ -31,13 +32,14 @@ def class_activation(clip: CLIP, images: Tensor, directions: Tensor) -> Tensor:
             hook.remove()
     with torch.no_grad():
         maps = [(grad.relu() * stage).sum(1, keepdim=True) for grad, stage in zip(gradients, stages, strict=True)]
-        return joined(maps)
+        return combine_maps(maps)
 
 
-def joined(maps: list[Tensor]) -> Tensor:
-    """Maps (B, 1, h, w) of any sizes, 0 or more -> the root of their product (B, h, w), at the largest size.
+def combine_maps(maps: list[Tensor]) -> Tensor:
+    """Maps (B, 1, h, w) of any sizes, values 0 or more -> the square root of their product (B, h, w), at the largest
+    size.
 
-    Each counts as parts 0 to 1 of its largest value, so that a place is hot where all maps are.
+    Each map is first divided by its largest value. A place is hot only if it is hot in every map.
     """
     size = max(part.shape[-2:] for part in maps)
     product = torch.ones((), device=maps[0].device)

@@ -1,6 +1,6 @@
-"""A picture and directions in CLIP's space in; how far the cosine falls where the picture is covered, out.
+"""Occlusion maps: how far a picture's cosine with a direction falls when a part of the picture is covered.
 
-The slow reference: it asks nothing of the encoder but its answers (Zeiler and Fergus 2014, section 4.2).
+Slow, but needs nothing from the encoder except its embeddings (Zeiler and Fergus 2014, section 4.2).
 """
 
 import torch
@@ -10,26 +10,26 @@ from codebrush.models.clip import CLIP
 from codebrush.progress import Progress
 
 BATCH = 64  # pictures encoded together
-# Sides of the covering window, as parts of the picture's, and how many of its steps fill it. Small ones see detail,
-# large ones wholes; in steps of half its side a large one misses what stands between two places.
+# Two sizes of window, as (picture side / window side, window side / step). Small windows find details, large ones whole
+# objects; a large window in steps of half its side misses an object between two of its places.
 WINDOWS = ((4, 4), (8, 2))
 
 
-def occlusion(clip: CLIP, image: Tensor, directions: Tensor, progress: Progress | None = None) -> Tensor:
-    """One image (3, H, W) in [0, 1] and directions (K, E) -> maps (K, H, W), 0 or more.
+def occlusion_maps(clip: CLIP, image: Tensor, directions: Tensor, progress: Progress | None = None) -> Tensor:
+    """One image (3, H, W) in [0, 1] and directions (K, E) -> maps (K, H, W), values 0 or more.
 
-    Windows of a quarter and of an eighth of the picture, overlapping, show its mean colour instead: a blurred picture
-    would still show the colour of what it hides. A pixel's value is the mean fall of the cosine over the windows of a
-    size that cover it, and of that the mean over both sizes.
+    Overlapping windows of a quarter and of an eighth of the picture's side are filled with its mean colour (a blur
+    would still show the colour of what it hides). A pixel's value is the mean fall of the score over the windows of
+    one size that cover it, averaged over both sizes.
     """
     height, width = image.shape[-2:]
     grey, sizes = image.mean((1, 2), keepdim=True), [_windows(height, width, *each) for each in WINDOWS]
     covered = torch.cat(sizes).to(image.device)  # (M, H, W) bool
-    whole = encode(clip, image.unsqueeze(0)) @ directions.T  # (1, K)
+    whole = encode_in_batches(clip, image.unsqueeze(0)) @ directions.T  # (1, K)
     falls = []
     for first in range(0, len(covered), BATCH):
         part = covered[first : first + BATCH].unsqueeze(1)  # (B, 1, H, W)
-        falls.append(whole - encode(clip, torch.where(part, grey, image)) @ directions.T)
+        falls.append(whole - encode_in_batches(clip, torch.where(part, grey, image)) @ directions.T)
         if progress is not None:
             progress(min(first + BATCH, len(covered)), len(covered))
     counts = [len(each) for each in sizes]
@@ -40,13 +40,13 @@ def occlusion(clip: CLIP, image: Tensor, directions: Tensor, progress: Progress 
 
 
 @torch.no_grad()
-def encode(clip: CLIP, images: Tensor) -> Tensor:
-    """Unit vectors (B, E) of images (B, 3, H, W), a few at a time."""
+def encode_in_batches(clip: CLIP, images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] -> unit vectors (B, E), at most `BATCH` images in memory at a time."""
     return torch.cat([clip.encode_image(part) for part in images.split(BATCH)])
 
 
 def _windows(height: int, width: int, parts: int, steps: int) -> Tensor:
-    """Every place of a covering window, (M, H, W) bool."""
+    """A mask for every place of the window, (M, H, W) bool: true where it covers the picture."""
     rows, columns = torch.arange(height), torch.arange(width)
     tall, wide = -(-height // parts), -(-width // parts)
     masks = [

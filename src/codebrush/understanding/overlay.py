@@ -1,6 +1,6 @@
-"""A picture and heat maps in; one PNG-ready page of labelled panels with a colour bar out.
+"""Draws heat maps over a picture: a page of labelled panels with a colour bar.
 
-The colours are evenly spaced to the eye: equal steps in Oklab (Ottosson 2020), dark blue to bright yellow.
+The colour map is perceptually uniform: equal steps in Oklab (Ottosson 2020), from dark blue to bright yellow.
 """
 
 from collections.abc import Sequence
@@ -15,37 +15,37 @@ from codebrush.understanding.relevance import TINY
 
 PANEL = 192  # pixels a side
 GAP, LINE, BAR = 12, 17, 14
-MARGIN = 92  # beside the panels, for the colour bar and its words
+MARGIN = 92  # at the right of the panels, for the colour bar and its labels
 LEVELS = 256
-# The path of the colours in Oklab: lightness, chroma and hue (degrees) at even places along it.
+# The colour map's path through Oklab: lightness, chroma and hue (degrees) at equally spaced stops.
 PATH = ((0.24, 0.10, 275.0), (0.42, 0.17, 300.0), (0.58, 0.19, 355.0), (0.73, 0.17, 50.0), (0.93, 0.17, 105.0))
-FAINTEST, STRONGEST = 0.35, 0.80  # how much the colour covers of the picture, at no heat and at full heat
-DARKEST, LIGHTEST = 30, 170  # the greys of the picture under it: white would wash the colours out
+FAINTEST, STRONGEST = 0.35, 0.80  # opacity of the colours at no heat and at full heat
+DARKEST, LIGHTEST = 30, 170  # range of grey of the picture underneath: white would wash the colours out
 INK, PALE_INK = "black", (96, 96, 96)
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One map (h, w) of values 0 to 1 with its lines of text; None shows the picture by itself."""
+    """A map (h, w) of values 0 to 1 with two lines of text; with None for the map, the picture alone."""
 
     title: str
     note: str = ""
     heat: np.ndarray | None = None
-    smooth: bool = True  # between the map's cells; a map of codes shows them as squares
+    smooth: bool = True  # False draws the map's cells as squares
 
 
 @dataclass(frozen=True)
 class Group:
-    """Panels that begin a row of their own, under a heading as wide as the page."""
+    """Panels that start on a new row, under a heading."""
 
     heading: str
     panels: Sequence[Panel]
 
 
 @cache
-def colours() -> np.ndarray:
-    """The `LEVELS` colours from cold to hot, (LEVELS, 3) uint8, each as far from the next in Oklab."""
+def colour_map() -> np.ndarray:
+    """The `LEVELS` sRGB colours from cold to hot, (LEVELS, 3) uint8, at equal distances in Oklab."""
     fine = np.linspace(0, len(PATH) - 1, 4 * LEVELS)
     lightness, chroma = (np.interp(fine, range(len(PATH)), [stop[i] for stop in PATH]) for i in (0, 1))
     hue = np.radians(np.interp(fine, range(len(PATH)), np.unwrap([stop[2] for stop in PATH], period=360)))
@@ -57,7 +57,7 @@ def colours() -> np.ndarray:
 
 
 def _srgb(lab: np.ndarray) -> np.ndarray:
-    """Oklab (N, 3) -> sRGB (N, 3) uint8, by the matrices of Ottosson's definition."""
+    """Oklab (N, 3) -> sRGB (N, 3) uint8, with the matrices of Ottosson 2020."""
     to_cones = np.array(
         [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
     )
@@ -73,15 +73,15 @@ def _srgb(lab: np.ndarray) -> np.ndarray:
     return np.rint(encoded * 255).astype(np.uint8)
 
 
-def scaled(maps: Sequence[Tensor]) -> list[np.ndarray]:
-    """Maps (h, w) as parts 0 to 1 of the way from each one's least to its largest value; a flat map becomes 0."""
+def normalised_maps(maps: Sequence[Tensor]) -> list[np.ndarray]:
+    """Each map (h, w) rescaled from its own least and largest values to 0 and 1; a constant map becomes 0."""
     return [((part - part.min()) / (part.max() - part.min()).clamp(min=TINY)).float().cpu().numpy() for part in maps]
 
 
-def page(picture: Image.Image, groups: Sequence[Group], columns: int = 4) -> Image.Image:
-    """The panels row by row on white, each over the square `picture`, and the colour bar at the right."""
+def render_page(picture: Image.Image, groups: Sequence[Group], columns: int = 4) -> Image.Image:
+    """All panels, row by row on white, each over the square `picture`, with colour bars at the right."""
     columns = min(columns, max(len(group.panels) for group in groups))
-    columns = max(columns, 2)  # room for words
+    columns = max(columns, 2)  # room for the headings
     font = ImageFont.load_default(size=13)
     across, down = PANEL + GAP, 2 * LINE + PANEL + GAP
     headings = [_wrapped(group.heading, font, columns * across - GAP) for group in groups]
@@ -108,13 +108,13 @@ def page(picture: Image.Image, groups: Sequence[Group], columns: int = 4) -> Ima
 
 
 def overlay(base: Image.Image, panel: Panel) -> Image.Image:
-    """The picture in grey under the panel's colours, which cover it the more the hotter they are."""
+    """The panel's colours over the picture in grey; the hotter, the more opaque."""
     if panel.heat is None:
         return base
     wanted = Image.Resampling.BICUBIC if panel.smooth else Image.Resampling.NEAREST
     heat = Image.fromarray(np.asarray(panel.heat, dtype=np.float32)).resize(base.size, wanted)
     values = np.clip(np.asarray(heat), 0, 1)  # (H, W)
-    hot = colours()[np.rint(values * (LEVELS - 1)).astype(np.intp)].astype(np.float32)  # (H, W, 3)
+    hot = colour_map()[np.rint(values * (LEVELS - 1)).astype(np.intp)].astype(np.float32)  # (H, W, 3)
     grey = np.asarray(base.convert("L"), dtype=np.float32)[..., None] / 255  # (H, W, 1)
     share = (FAINTEST + (STRONGEST - FAINTEST) * values)[..., None]
     under = DARKEST + (LIGHTEST - DARKEST) * grey
@@ -122,7 +122,7 @@ def overlay(base: Image.Image, panel: Panel) -> Image.Image:
 
 
 def _draw_bar(sheet: Image.Image, left: int, top: int, font: Font) -> None:
-    bar = Image.fromarray(colours()[::-1, None]).resize((BAR, PANEL), Image.Resampling.NEAREST)
+    bar = Image.fromarray(colour_map()[::-1, None]).resize((BAR, PANEL), Image.Resampling.NEAREST)
     sheet.paste(bar, (left, top))
     draw = ImageDraw.Draw(sheet)
     draw.rectangle((left - 1, top - 1, left + BAR, top + PANEL), outline=INK)
@@ -132,7 +132,7 @@ def _draw_bar(sheet: Image.Image, left: int, top: int, font: Font) -> None:
 
 
 def _wrapped(text: str, font: Font, width: int) -> list[str]:
-    """`text` broken between words into lines of at most `width` pixels."""
+    """`text` wrapped between words into lines of at most `width` pixels."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

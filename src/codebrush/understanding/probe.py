@@ -1,7 +1,6 @@
-"""Frozen features and labels in; a linear classifier of them (a linear probe, Radford et al. 2021, A.3), out."""
+"""Linear probe: logistic regression on a CLIP's frozen image embeddings (Radford et al. 2021, appendix A.3)."""
 
 import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,22 +14,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from codebrush.errors import CodebrushError, DataError, PackError
+from codebrush.files import atomic_file
 from codebrush.models.temperature import fit_temperature
 from codebrush.understanding.classification import ranked
 
-STRENGTHS = tuple(10.0**power for power in range(-2, 4))  # C, the inverse of the pull of weights to zero
-HELD_OUT = 0.2  # of each label's pictures, to choose C on
-STEPS = 1000
+STRENGTHS = tuple(10.0**power for power in range(-2, 4))  # candidates for C, the inverse of the L2 penalty
+HELD_OUT = 0.2  # share of each label's pictures on which C is chosen
+STEPS = 1000  # the most that the solver takes
 KIND = "codebrush linear probe 1"
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """`weight` (L, E) and `bias` (L,) give logits of unit embeddings; `clip` is the `clip_hash` of whose they are.
+    """`weight` (L, E) and `bias` (L,) give the logits of unit embeddings; `clip` is the `clip_hash` of their CLIP.
 
-    `strength` is scikit-learn's C, chosen for the best of `scores`: each C's share of right answers on what was held
-    out (empty where every label has one picture). `temperature` is what the logits are divided by, so that the
-    probabilities are as true as they were on what was held out.
+    `scores` maps each tried C to its accuracy on held-out pictures, 0 to 1 (empty if every label has one picture), and
+    `strength` is the C that was chosen. Logits are divided by `temperature`, fitted on the held-out pictures to
+    calibrate the probabilities.
     """
 
     labels: tuple[str, ...]
@@ -43,11 +43,11 @@ class LinearProbe:
 
     @property
     def at_edge(self) -> bool:
-        """Whether C is the least or the largest of those tried, so that one beyond them might do better."""
+        """Whether C is the least or the largest of those tried, so that one beyond might be better."""
         return bool(self.scores) and self.strength in (min(self.scores), max(self.scores))
 
     def logits(self, embeddings: Tensor) -> Tensor:
-        """Unit embeddings (B, E) -> (B, L), at the temperature."""
+        """Unit embeddings (B, E) -> logits (B, L), divided by the temperature."""
         return (embeddings @ self.weight.T + self.bias) / self.temperature
 
     def rank(self, embeddings: Tensor) -> list[list[tuple[str, float]]]:
@@ -59,25 +59,20 @@ class LinearProbe:
         return replace(self, weight=self.weight.to(device), bias=self.bias.to(device))
 
     def save(self, path: Path) -> None:
-        """Write the probe as one safetensors file, whole or not at all."""
+        """Write the probe as one safetensors file, atomically. Raises CodebrushError if it cannot be written."""
         about = {"kind": KIND, "labels": self.labels, "strength": self.strength, "clip": self.clip}
         about |= {"scores": list(self.scores.items()), "temperature": self.temperature}
-        part = path.with_name(f"{path.name}.part")
+        tensors = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            tensors = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}
-            save_file(tensors, part, metadata={"probe": json.dumps(about)})
-            os.replace(part, path)
+            with atomic_file(path) as part:
+                save_file(tensors, part, metadata={"probe": json.dumps(about)})
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise CodebrushError(f"cannot write {path}: {reason}; name another file") from error
-        finally:
-            if part.exists():
-                part.unlink()
 
     @classmethod
     def load(cls, path: Path) -> "LinearProbe":
-        """The inverse of `save`. A file that is missing, damaged or something else is a PackError."""
+        """Read a file that `save` wrote. Raises PackError if it is missing, damaged or not a probe."""
         if not path.is_file():
             raise PackError(f"{path}: no such file; codebrush probe --out FILE makes one")
         try:
@@ -86,13 +81,13 @@ class LinearProbe:
                 weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
             labels, strength, clip = tuple(map(str, about["labels"])), float(about["strength"]), str(about["clip"])
             scores = {float(candidate): float(score) for candidate, score in about["scores"]}
-            temperature = float(about.get("temperature", 1.0))  # older probes have none
-            fits = about["kind"] == KIND and 0 < temperature < float("inf")
+            temperature = float(about.get("temperature", 1.0))  # probes of version 0.1.0 have none
+            known = about["kind"] == KIND and 0 < temperature < float("inf")
             shaped = weight.ndim == 2 and len(weight) == len(bias) == len(labels)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise PackError(f"{path} is no probe, or damaged: make it again with codebrush probe --out") from error
-        if not (fits and shaped):
-            raise PackError(f"{path} is no probe, or damaged: make it again with codebrush probe --out")
+            raise PackError(f"{path} is not a probe, or damaged: make it again with codebrush probe --out") from error
+        if not (known and shaped):
+            raise PackError(f"{path} is not a probe, or damaged: make it again with codebrush probe --out")
         return cls(labels, weight, bias, strength, scores, clip, temperature)
 
 
@@ -103,19 +98,22 @@ def fit_probe(
     seed: int = 0,
     clip: str = "",
 ) -> LinearProbe:
-    """Unit embeddings (N, E) and their labels -> scikit-learn's logistic regression on them.
+    """Fit scikit-learn's logistic regression to unit embeddings (N, E) and their labels.
 
-    C is the one of `STRENGTHS` that is most often right on `val` (embeddings and labels of other pictures), or without
-    it on a fifth of each label's pictures; the smallest of several. The same pictures give the temperature. The probe
-    is then fitted to all of them together.
-    Raises DataError for fewer than two labels.
+    C is the one of `STRENGTHS` with the best accuracy on `val` (embeddings and labels of other pictures) or, without
+    it, on a fifth of each label's pictures; the smallest if several are equal. The temperature is fitted on the same
+    pictures, and the probe then on all pictures together.
+
+    Raises:
+        DataError: if there are fewer than two labels.
+        CodebrushError: if scikit-learn is not installed.
     """
     names, targets = np.unique(np.array(labels, dtype=object), return_inverse=True)
     if len(names) < 2:
         raise DataError(f"a probe needs two labels or more; all {len(labels)} pictures have {names.tolist()}")
     points = _points(features)
     if val is None:
-        kept, held = _halves(targets, seed)
+        kept, held = _held_out_split(targets, seed)
         others, wanted = points[held], np.array(labels, dtype=object)[held]
     else:
         kept, others, wanted = np.arange(len(points)), _points(val[0]), np.array(val[1], dtype=object)
@@ -128,10 +126,10 @@ def fit_probe(
     model = _regression()
     if not _fit(model, points, targets, strength):
         warnings.warn(
-            f"the probe had not settled after {STEPS} steps at C {strength:g}: take it with care", stacklevel=2
+            f"the probe had not converged after {STEPS} steps at C {strength:g}: its accuracy may suffer", stacklevel=2
         )
     weight, bias = torch.from_numpy(model.coef_).float(), torch.from_numpy(model.intercept_).float()
-    if len(names) == 2:  # scikit-learn keeps the second label's alone
+    if len(names) == 2:  # scikit-learn stores the second label's row alone
         weight, bias = torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
     return LinearProbe(tuple(map(str, names)), weight, bias, strength, scores, clip, temperature)
 
@@ -139,7 +137,7 @@ def fit_probe(
 def _choose(
     points: np.ndarray, targets: np.ndarray, others: np.ndarray, known: np.ndarray
 ) -> tuple[float, float, dict[float, float]]:
-    """The C that is best on the points held out, `others`, the temperature that it needs there, and all scores."""
+    """The C with the best accuracy on the held-out points `others`, its temperature there, and every C's accuracy."""
     scores, most, strength, temperature, model = {}, -1.0, 1.0, 1.0, _regression()
     for candidate in STRENGTHS if len(known) else ():
         _fit(model, points, targets, candidate)
@@ -150,19 +148,21 @@ def _choose(
 
 
 def _temperature(decisions: np.ndarray, known: np.ndarray) -> float:
-    """The temperature for scikit-learn's decisions, (N, L), or (N,) for the second label of two."""
+    """The temperature for scikit-learn's decision function: (N, L), or (N,) for the second of two labels."""
     two = decisions.ndim == 1
     logits = torch.from_numpy(np.stack([np.zeros_like(decisions), decisions], 1) if two else decisions)  # (N, L)
-    told = torch.from_numpy(known >= 0)
-    count = int(told.sum())
-    return fit_temperature(logits[told], torch.from_numpy(known)[told], doubt=1 / (count + 2)) if count else 1.0
+    has_target = torch.from_numpy(known >= 0)
+    count = int(has_target.sum())
+    if not count:
+        return 1.0
+    return fit_temperature(logits[has_target], torch.from_numpy(known)[has_target], doubt=1 / (count + 2))
 
 
 @torch.no_grad()
 def probe_figures(probe: LinearProbe, features: Tensor, labels: Sequence[str]) -> dict[str, float]:
-    """Unit embeddings (N, E) and their labels -> top-1, top-5 and the mean of the labels' own top-1.
+    """Accuracy, 0 to 1, on unit embeddings (N, E) with their labels: top-1, top-5 and mean top-1 per class.
 
-    A label that the probe never saw is wrong whatever it says; `unseen` counts such pictures.
+    A picture whose label the probe has not learned counts as wrong; `unseen` is the number of such pictures.
     """
     place = {label: index for index, label in enumerate(probe.labels)}
     targets = torch.tensor([place.get(label, -1) for label in labels])
@@ -183,8 +183,9 @@ def _points(features: Tensor) -> np.ndarray:
     return features.cpu().double().numpy()
 
 
-def _halves(targets: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows to fit and those held out: a fifth of each label's, and none of a label that has one."""
+def _held_out_split(targets: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows to fit and those held out: a fifth of each label's, at least one, but none of a label with a single
+    row."""
     rng = np.random.default_rng(seed)
     held = np.zeros(len(targets), bool)
     for label in range(targets.max() + 1):
@@ -198,12 +199,13 @@ def _regression():
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
         raise CodebrushError("a probe needs scikit-learn: pip install 'codebrush[eval]'") from error
-    # Each C begins anew: from a smaller C's weights the solver takes no step at all, its gradient being small there.
+    # No warm start between values of C: from a smaller C's weights the gradient is so small that the solver stops at
+    # once.
     return LogisticRegression(max_iter=STEPS)
 
 
 def _fit(model: Any, points: np.ndarray, targets: np.ndarray, strength: float) -> bool:
-    """Fit `model` at this C; whether it settled."""
+    """Fit `model` with this C; returns whether the solver converged."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():

@@ -22,9 +22,11 @@ import torch.nn.functional as F
 from alternation import alternated
 from torch import Tensor, nn
 
-from codebrush.generation.guided.guidance import Guidance, Judge, MemoryPlan, Task
+from codebrush.generation.guided.guidance import Guidance
 from codebrush.generation.guided.guide_options import GuideOptions
-from codebrush.generation.guided.objectives import Targets
+from codebrush.generation.guided.guided_batch import GuidedBatch, GuidingCLIP
+from codebrush.generation.guided.memory_plan import MemoryPlan
+from codebrush.generation.guided.prompt_loss import PromptEmbeddings
 from codebrush.models.clip import CLIP, OPENAI_MEAN, OPENAI_STD, CLIPConfig
 from codebrush.models.convolution import GroupNormSiLU
 from codebrush.models.image_encoder import VisionTransformerConfig
@@ -143,10 +145,10 @@ def our_step(precision: str) -> Callable[[], object]:
         steps=1_000_000, cutouts=VIEWS, turn=15.0, shift=0.1, perspective=0.5, colour=0.1, noise=0.1,
         precision=precision,
     )  # fmt: skip
-    target = Targets(F.normalize(torch.randn(1, 512), dim=1), torch.ones(1), torch.full((1,), -torch.inf))
-    start = torch.randn(1, 256, 16, 16)
-    task = Task(vqgan, [Judge(clip, 1.0, (target,))], options, 0, range(1), (256, 256), start)
-    steps: Iterator[object] = Guidance(task, MemoryPlan(VIEWS)).steps()
+    prompt = PromptEmbeddings(F.normalize(torch.randn(1, 512), dim=1), torch.ones(1), torch.full((1,), -torch.inf))
+    initial = torch.randn(1, 256, 16, 16)
+    batch = GuidedBatch(vqgan, [GuidingCLIP(clip, 1.0, (prompt,))], options, 0, range(1), (256, 256), initial)
+    steps: Iterator[object] = Guidance(batch, MemoryPlan(VIEWS)).steps()
     return lambda: next(steps)
 
 

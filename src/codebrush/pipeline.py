@@ -25,8 +25,11 @@ from codebrush.generation.editing.interpolation import Key, frames_between
 from codebrush.generation.editing.translation import translated, translated_again, uses_translator
 from codebrush.generation.editing.upscaling import Enlarger, as_drawn, upscale_picture, upscalings
 from codebrush.generation.guided.guide_options import guide_options
-from codebrush.generation.guided.guided_run import GuidedRun, read_run
-from codebrush.generation.guided.guided_task import Models, Request, check_files, with_files
+from codebrush.generation.guided.guided_batch import GuidanceModels
+from codebrush.generation.guided.guided_request import GuidedRequest, check_files, with_files
+from codebrush.generation.guided.guided_run import GuidedRun
+from codebrush.generation.guided.memory_plan import MemoryPlan
+from codebrush.generation.guided.run_folder import read_run
 from codebrush.generation.manifest import check_method, check_origin, damaged, origin, read_origin, torch_threads
 from codebrush.generation.options import DrawOptions
 from codebrush.generation.result import Result
@@ -168,7 +171,7 @@ class Codebrush:
         if sampling and chosen.init != "sample":
             raise UsageError(f"{next(iter(sampling))} shapes what is sampled: leave it out, or give init sample")
         drawn = {name: value for name, value in drawing.to_json().items() if name != "n"}
-        request = Request(prompt, drawing.n, drawing.seed, chosen, drawn if chosen.init == "sample" else {})
+        request = GuidedRequest(prompt, drawing.n, drawing.seed, chosen, drawn if chosen.init == "sample" else {})
         return GuidedRun(with_files(request), self._lent(), folder)
 
     def vary(self, picture: Picture, n: int = 4, seed: int = 0, **sampling: Any) -> list[Result]:
@@ -249,7 +252,7 @@ class Codebrush:
         """A guided run that was stopped, to go on to the very pixels of an unbroken one."""
         run = read_run(folder)
         check_origin(run, self.pack, self.device)
-        return GuidedRun(Request.from_json(run), self._lent(), folder, resume=True)
+        return GuidedRun(GuidedRequest.from_json(run), self._lent(), folder, resume=True)
 
     def replay(self, manifest: Mapping[str, Any]) -> Result:
         """Draw the picture of a `Result.manifest` again: the same pixels on the same machine and versions.
@@ -277,7 +280,6 @@ class Codebrush:
                 how = Retrieval(**{name: manifest["retrieval"][name] for name in ("prior", "neighbours", "bank")})
             except (KeyError, TypeError, UsageError) as error:
                 raise damaged(error) from error
-
             return self.sampler.replay(
                 manifest, lambda o: same_as(self._retrieved(manifest["prompt"], o, how), manifest)
             )
@@ -376,8 +378,8 @@ class Codebrush:
 
     def _replay_guided(self, manifest: Mapping[str, Any]) -> Result:
         try:
-            request = Request.from_json(dict(manifest))
-            plan = dict(manifest["plan"])
+            request = GuidedRequest.from_json(dict(manifest))
+            plan = MemoryPlan.from_json(manifest["plan"])
         except (KeyError, TypeError, ValueError, UsageError) as error:
             raise damaged(error) from error
         index, threads = read_origin(manifest, request.n)
@@ -386,11 +388,11 @@ class Codebrush:
         with torch_threads(threads):
             return GuidedRun(request, self._lent()).only(index, plan)
 
-    def _lent(self) -> Models:
+    def _lent(self) -> GuidanceModels:
         """The models as guidance works with them."""
         drawn: list[Result] = []
 
-        def sample(request: Request, pictures: Sequence[int]) -> Tensor:
+        def sample(request: GuidedRequest, pictures: Sequence[int]) -> Tensor:
             """Latents (B, d, h, w) of the best pictures that the code transformer draws for the run's request."""
             if not drawn:
                 options = DrawOptions(request.n, request.seed, **request.sampling)
@@ -398,4 +400,4 @@ class Codebrush:
             return torch.stack([drawn[index].latent for index in pictures])
 
         about = origin(self.pack, self.device)
-        return Models(self.vqgan, self.clip, self.tokenizer, self.pack.image_size, sample, about)
+        return GuidanceModels(self.vqgan, self.clip, self.tokenizer, self.pack.image_size, sample, about)

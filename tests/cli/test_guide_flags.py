@@ -12,7 +12,7 @@ import typer
 
 from codebrush.cli.guide_flags import with_guide_flags
 from codebrush.cli.main import run
-from codebrush.generation.guided.guide_options import TOPICS, GuideOptions, default_of
+from codebrush.generation.guided.guide_options import TOPICS, GuideOptions
 
 OPTIONS = dataclasses.fields(GuideOptions)
 
@@ -49,7 +49,7 @@ def test_every_option_stands_under_its_topic_with_its_default(
 ) -> None:
     flag = f"--{option.name.replace('_', '-')}"
     text = entry(help_sections[f"Guidance: {option.metadata['topic']}"], flag)
-    default = default_of(option)
+    default = option.default
     assert " ".join(option.metadata["help"].split()).rstrip(".") in re.sub(r"(\w)- (\w)", r"\1-\2", text)
     assert all(choice in text for choice in option.metadata.get("choices", ()))
     if isinstance(default, bool):

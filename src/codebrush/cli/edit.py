@@ -134,7 +134,7 @@ def interpolate(
     """Draw the pictures on the way from one prompt or picture to the next."""
     start = time.perf_counter()
     from codebrush.data.images import save_png
-    from codebrush.generation.guided.videos import check_video, write_video
+    from codebrush.generation.videos import check_video, write_video
     from codebrush.pipeline import Codebrush
 
     if video is not None:

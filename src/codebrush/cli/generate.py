@@ -157,7 +157,7 @@ def _open_run(
     prompt: str | None, pack: str | None, folder: Path, options: dict[str, Any]
 ) -> tuple["Codebrush", "GuidedRun"]:
     """A new guided run in `folder`, and its pack; without a prompt, the one that lies there."""
-    from codebrush.generation.guided.guided_run import read_run
+    from codebrush.generation.guided.run_folder import read_run
     from codebrush.pipeline import Codebrush
 
     check_folder(folder)
@@ -190,7 +190,7 @@ def _follow(run: "GuidedRun", folder: Path) -> dict[str, Any]:
 
 def _video_file(video: str, folder: Path) -> Path:
     """Where a video goes that is asked for as `video`; told before the run where it could not be written."""
-    from codebrush.generation.guided.videos import SUFFIXES, check_video
+    from codebrush.generation.videos import SUFFIXES, check_video
 
     suffix = f".{video.lower().lstrip('.')}"
     path = folder / f"video{suffix}" if suffix in SUFFIXES else Path(video)

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from codebrush.generation.guided.guide_options import PRESETS, GuideOptions, default_of
+from codebrush.generation.guided.guide_options import GuideOptions
+from codebrush.generation.guided.presets import PRESETS
 
 LONGEST_CHOICES = 30  # characters; more are told in the help text
 OPTIONS = dataclasses.fields(GuideOptions)
@@ -55,7 +56,7 @@ def _parameter(option: "dataclasses.Field[Any]") -> inspect.Parameter:
 
 def _help(option: "dataclasses.Field[Any]") -> str:
     """The option's own words, the choices that are too many for beside the flag, and the default."""
-    words, default, choices = option.metadata["help"], default_of(option), option.metadata.get("choices", ())
+    words, default, choices = option.metadata["help"], option.default, option.metadata.get("choices", ())
     if len("|".join(choices)) > LONGEST_CHOICES:
         words = f"{words.rstrip('.')}: {', '.join(choices)}."
     if default is None or default == ():

@@ -62,3 +62,22 @@ class DrawOptions:
     def to_json(self) -> dict[str, Any]:
         """All but the seed, as a manifest has them."""
         return {name: value for name, value in asdict(self).items() if name != "seed" and value != ""}
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Parse "128x96" as width and height in pixels, each from 1 to 65536. Raises UsageError if it is no such text."""
+    width, height = parse_pair(text, "size", "x")
+    if not (width.is_integer() and height.is_integer() and 1 <= width <= 65536 and 1 <= height <= 65536):
+        raise UsageError(f"size must be WIDTHxHEIGHT in whole pixels, like 128x96, not {text}")
+    return int(width), int(height)
+
+
+def parse_pair(text: str, name: str, between: str) -> tuple[float, float]:
+    """Parse two finite numbers with `between` between them. Raises UsageError, which names the option `name`."""
+    try:
+        first, second = (float(part) for part in str(text).lower().split(between))
+        if not math.isfinite(first) or not math.isfinite(second):
+            raise ValueError(text)
+    except ValueError:
+        raise UsageError(f"{name} must be two numbers with '{between}' between, not {text}") from None
+    return first, second

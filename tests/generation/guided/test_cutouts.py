@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codebrush.generation.guided.cutouts import Views, draw_views, join_views, see
-from codebrush.generation.guided.guide_options import BEYOND, GuideOptions, guide_options
+from codebrush.generation.guided.cutouts import Views, cut_out, draw_views, join_views
+from codebrush.generation.guided.guide_options import PADDINGS, GuideOptions, guide_options
 
 NOTEBOOK = guide_options({}, "notebook")
 PLAIN = GuideOptions(
@@ -60,19 +60,19 @@ def reference(images: np.ndarray, views: Views, side: int, beyond: str) -> np.nd
     return seen
 
 
-@pytest.mark.parametrize("beyond", BEYOND)
+@pytest.mark.parametrize("beyond", PADDINGS)
 @pytest.mark.parametrize("size", [(12, 12), (10, 17), (16, 9)])
 def test_one_grid_sample_equals_pixel_by_pixel(beyond: str, size: tuple[int, int]) -> None:
     options = replace(LIVELY, beyond=beyond, colour=0.0, noise=0.0, antialias=False)
     images, views = pictures(2, *size), drawn(options, size, count=2)
     expected = reference(images.double().numpy(), views, 9, beyond)
-    np.testing.assert_allclose(see(images, views, 9, options).numpy(), expected, atol=1e-4)
+    np.testing.assert_allclose(cut_out(images, views, 9, options).numpy(), expected, atol=1e-4)
 
 
 def test_colour_and_noise_follow_the_sampling_and_nothing_is_clamped() -> None:
     size, options = (12, 12), replace(LIVELY, cutouts=20, colour=0.8, noise=0.5)
     images, views = pictures(1, *size), drawn(options, size)
-    seen = see(images, views, 12, options)
+    seen = cut_out(images, views, 12, options)
     expected = reference(images.double().numpy(), views, 12, "border")
     for view, plain in enumerate(expected):
         mix, offset = views.colours[view, :, :3].double().numpy(), views.colours[view, :, 3].double().numpy()
@@ -100,7 +100,7 @@ def test_the_notebook_preset_is_the_notebooks_chain_of_operations() -> None:
         affine = torch.cat([turn, turn @ torch.tensor([[right], [down]], dtype=torch.float64)], dim=1)
         moved = F.grid_sample(canvas, F.affine_grid(affine[None].float(), list(canvas.shape), align_corners=False),
                               align_corners=False)  # fmt: skip
-        for view, seen in enumerate(see(image, views, 16, replace(NOTEBOOK, noise=0.0))):
+        for view, seen in enumerate(cut_out(image, views, 16, replace(NOTEBOOK, noise=0.0))):
             place = torch.tensor([[[sizes[view] / 2 / side, 0, (left[view] + sizes[view] / 2) / side - 1],
                                    [0, sizes[view] / 2 / side, (top[view] + sizes[view] / 2) / side - 1]]])  # fmt: skip
             grid = F.affine_grid(place.float(), [1, 3, 16, 16], align_corners=False)
@@ -175,21 +175,21 @@ def test_turns_of_a_picture_that_is_not_square_are_rigid() -> None:
 
 def test_a_whole_view_of_the_size_of_the_picture_is_the_picture() -> None:
     image = pictures(1, 16, 16)
-    seen = see(image, draw_views(PLAIN, (16, 16), rng()), 16, PLAIN)
+    seen = cut_out(image, draw_views(PLAIN, (16, 16), rng()), 16, PLAIN)
     torch.testing.assert_close(seen, image.expand(6, -1, -1, -1), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("beyond", BEYOND)
+@pytest.mark.parametrize("beyond", PADDINGS)
 def test_micro_batches_see_the_same_views(beyond: str) -> None:
     options = replace(LIVELY, beyond=beyond)
     images, views = pictures(3, 16, 20), drawn(options, (16, 20), count=3)
-    whole = see(images, views, 8, options)
+    whole = cut_out(images, views, 8, options)
     assert whole.shape == (18, 3, 8, 8)
     for step in (1, 4, 6, 7):
-        parts = [see(images, views.rows(slice(first, first + step)), 8, options) for first in range(0, 18, step)]
+        parts = [cut_out(images, views.rows(slice(first, first + step)), 8, options) for first in range(0, 18, step)]
         torch.testing.assert_close(torch.cat(parts), whole, atol=1e-6, rtol=0)
     every_other = views.rows(slice(0, 18, 5))
-    torch.testing.assert_close(see(images, every_other, 8, options), whole[::5], atol=1e-6, rtol=0)
+    torch.testing.assert_close(cut_out(images, every_other, 8, options), whole[::5], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -197,7 +197,7 @@ def test_there_is_one_grid_sample_and_it_copies_no_picture(count: int, monkeypat
     inputs: list[int] = []
     sample = F.grid_sample
     monkeypatch.setattr(F, "grid_sample", lambda x, *args, **more: (inputs.append(len(x)), sample(x, *args, **more))[1])
-    see(pictures(count, 16, 16), drawn(LIVELY, (16, 16), count), 8, LIVELY)
+    cut_out(pictures(count, 16, 16), drawn(LIVELY, (16, 16), count), 8, LIVELY)
     assert inputs == [count]
 
 
@@ -212,16 +212,16 @@ def test_there_is_one_grid_sample_and_it_copies_no_picture(count: int, monkeypat
 def test_each_option_changes_what_is_seen(change: dict[str, Any]) -> None:
     base = replace(PLAIN, pad=0.2, beyond="border")
     image, options = pictures(1, 16, 16), replace(base, **change)
-    before = see(image, draw_views(base, (16, 16), rng()), 12, base)
-    after = see(image, draw_views(options, (16, 16), rng()), 12, options)
+    before = cut_out(image, draw_views(base, (16, 16), rng()), 12, base)
+    after = cut_out(image, draw_views(options, (16, 16), rng()), 12, options)
     assert before.shape != after.shape or float((before - after).abs().mean()) > 0.01
 
 
 def test_what_is_seen_beyond_the_picture() -> None:
     image, seen = 0.5 + pictures(1, 16, 16) / 2, {}
-    for beyond in BEYOND:
+    for beyond in PADDINGS:
         options = replace(PLAIN, cutouts=1, pad=0.5, crop_mean=2.0, beyond=beyond)
-        seen[beyond] = see(image, draw_views(options, (16, 16), rng()), 32, options)[0]
+        seen[beyond] = cut_out(image, draw_views(options, (16, 16), rng()), 32, options)[0]
         torch.testing.assert_close(seen[beyond][:, 8:24, 8:24], image[0], atol=1e-5, rtol=0)
     assert float(seen["zeros"][:, :7].abs().max()) == 0
     torch.testing.assert_close(seen["border"][:, :8, 8:24], image[0, :, :1].expand(3, 8, 16), atol=1e-5, rtol=0)
@@ -234,10 +234,12 @@ def test_wrapping_has_no_seam(antialias: bool) -> None:
     """Where the picture begins does not matter: rolled, and looked at as much further on, it is the same."""
     options = replace(LIVELY, cutouts=12, beyond="wrap", colour=0.0, noise=0.0, antialias=antialias)
     image, views = pictures(1, 32, 48), draw_views(options, (32, 48), rng())
-    seen = see(image, views, 8, options)
+    seen = cut_out(image, views, 8, options)
     for right, down in ((16, 0), (0, 8), (24, 20)):
         move = torch.tensor([[1, 0, 2 * right / 48], [0, 1, 2 * down / 32], [0, 0, 1]])
-        rolled = see(image.roll((down, right), (2, 3)), replace(views, transforms=move @ views.transforms), 8, options)
+        rolled = cut_out(
+            image.roll((down, right), (2, 3)), replace(views, transforms=move @ views.transforms), 8, options
+        )
         torch.testing.assert_close(rolled, seen, atol=1e-4, rtol=0)
 
 
@@ -246,9 +248,9 @@ def test_antialiasing_averages_what_views_would_skip() -> None:
     stripes[..., ::2] = 1
     small, large = replace(PLAIN, crop_std=0.1), replace(PLAIN, crop_std=0.1, antialias=False)
     views = draw_views(small, (64, 64), rng())
-    torch.testing.assert_close(see(stripes, views, 16, small), torch.full((6, 3, 16, 16), 0.5), atol=1e-5, rtol=0)
-    assert float((see(stripes, views, 16, large) - 0.5).abs().max()) > 0.4
-    torch.testing.assert_close(see(stripes, views, 40, small), see(stripes, views, 40, large), atol=0, rtol=0)
+    torch.testing.assert_close(cut_out(stripes, views, 16, small), torch.full((6, 3, 16, 16), 0.5), atol=1e-5, rtol=0)
+    assert float((cut_out(stripes, views, 16, large) - 0.5).abs().max()) > 0.4
+    torch.testing.assert_close(cut_out(stripes, views, 40, small), cut_out(stripes, views, 40, large), atol=0, rtol=0)
 
 
 def test_antialiasing_moves_nothing_in_a_picture_of_odd_size() -> None:
@@ -256,7 +258,7 @@ def test_antialiasing_moves_nothing_in_a_picture_of_odd_size() -> None:
     ramp = down.expand(1, 3, 47, 63) + torch.linspace(0, 1, 63)
     options = replace(PLAIN, crop_mean=0.7, crop_min=0.1, cutouts=20)
     views = draw_views(options, (47, 63), rng())
-    averaged, plain = see(ramp, views, 4, options), see(ramp, views, 4, replace(options, antialias=False))
+    averaged, plain = cut_out(ramp, views, 4, options), cut_out(ramp, views, 4, replace(options, antialias=False))
     assert not torch.equal(averaged, plain)
     torch.testing.assert_close(averaged[:, :, 1:-1, 1:-1], plain[:, :, 1:-1, 1:-1], atol=0.02, rtol=0)
 
@@ -282,12 +284,12 @@ def test_the_strongest_perspective_keeps_the_horizon_out(size: tuple[int, int]) 
     assert 1.7 < float(divisors.max()) <= 1.9
 
 
-@pytest.mark.parametrize("beyond", BEYOND)
+@pytest.mark.parametrize("beyond", PADDINGS)
 @pytest.mark.parametrize("side", [2, 5])  # at 2 the picture is pooled
 def test_the_gradient_is_right(beyond: str, side: int) -> None:
     options = replace(LIVELY, cutouts=2, beyond=beyond)
     images, views = pictures(2, 5, 7, torch.float64).requires_grad_(), drawn(options, (5, 7), count=2)
-    assert torch.autograd.gradcheck(lambda x: see(x, views, side, options), (images,))
+    assert torch.autograd.gradcheck(lambda x: cut_out(x, views, side, options), (images,))
 
 
 def test_views_follow_from_the_random_stream_alone() -> None:
@@ -302,9 +304,9 @@ def test_views_follow_from_the_random_stream_alone() -> None:
 
 def test_views_are_float32_of_bf16_pictures_and_under_autocast() -> None:
     image, views = pictures(1, 16, 16), draw_views(LIVELY, (16, 16), rng())
-    expected = see(image, views, 8, LIVELY)
+    expected = cut_out(image, views, 8, LIVELY)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(see(image, views, 8, LIVELY), expected)
-    rough = see(image.bfloat16(), views, 8, LIVELY)
+        assert torch.equal(cut_out(image, views, 8, LIVELY), expected)
+    rough = cut_out(image.bfloat16(), views, 8, LIVELY)
     assert rough.dtype == torch.float32
-    torch.testing.assert_close(rough, see(image.bfloat16().float(), views, 8, LIVELY), atol=0, rtol=0)
+    torch.testing.assert_close(rough, cut_out(image.bfloat16().float(), views, 8, LIVELY), atol=0, rtol=0)

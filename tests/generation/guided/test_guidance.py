@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codebrush.errors import CodebrushError, UsageError
-from codebrush.generation.guided import guidance as module
+from codebrush.generation.guided.camera import move_camera
 from codebrush.generation.guided.decoder_tiling import DecodePlan
-from codebrush.generation.guided.guidance import Guidance, Judge, MemoryPlan, Step, Task, rate_factor, stage_sizes
-from codebrush.generation.guided.guide_options import WITHOUT_CLOSURE, GuideOptions
-from codebrush.generation.guided.initial_latents import encoded
-from codebrush.generation.guided.objectives import Targets
-from codebrush.generation.guided.videos import move_camera
+from codebrush.generation.guided.guidance import Guidance, Step
+from codebrush.generation.guided.guide_options import OPTIMIZERS, GuideOptions
+from codebrush.generation.guided.guided_batch import GuidedBatch, GuidingCLIP, stage_sizes
+from codebrush.generation.guided.learning_rate import learning_rate
+from codebrush.generation.guided.memory_plan import MemoryPlan
+from codebrush.generation.guided.prompt_loss import PromptEmbeddings
+from codebrush.generation.latent_files import encoded
 from packs import micro_clip, micro_vqgan
 
 SIZE = (32, 32)
@@ -31,28 +33,28 @@ def models() -> Any:
     return vqgan, clip
 
 
-def targets(clip: Any, count: int = 1, weight: float = 1.0, seed: int = 3) -> Targets:
+def prompts(clip: Any, count: int = 1, weight: float = 1.0, seed: int = 3) -> PromptEmbeddings:
     vectors = F.normalize(torch.randn(count, clip.embed_dim, generator=torch.Generator().manual_seed(seed)), dim=-1)
-    return Targets(vectors, torch.full((count,), weight), torch.full((count,), -torch.inf))
+    return PromptEmbeddings(vectors, torch.full((count,), weight), torch.full((count,), -torch.inf))
 
 
-def task(models: Any, pictures: range = range(1), size: tuple[int, int] = SIZE, **options: Any) -> Task:
+def batch_of(models: Any, pictures: range = range(1), size: tuple[int, int] = SIZE, **options: Any) -> GuidedBatch:
     vqgan, clip = models
     o = GuideOptions(**{"steps": 6, "cutouts": 8, "precision": "float32", **options})
     grid = vqgan.code_grid(stage_sizes(size, o.grow, vqgan.factor)[0])
     codes = torch.stack(
         [torch.randint(128, grid, generator=torch.Generator().manual_seed(9 + index)) for index in pictures]
     )
-    start = vqgan.quantizer.look_up(codes).detach()
-    return Task(vqgan, [Judge(clip, 1.0, (targets(clip),))], o, 5, pictures, size, start)
+    initial = vqgan.quantizer.look_up(codes).detach()
+    return GuidedBatch(vqgan, [GuidingCLIP(clip, 1.0, (prompts(clip),))], o, 5, pictures, size, initial)
 
 
-def run(each: Task, plan: MemoryPlan | None = None) -> tuple[list[Step], Guidance]:
+def run(each: GuidedBatch, plan: MemoryPlan | None = None) -> tuple[list[Step], Guidance]:
     guidance = Guidance(each, plan or MemoryPlan(each.options.cutouts))
     return list(guidance.steps()), guidance
 
 
-def gradient(each: Task, plan: MemoryPlan) -> Tensor:
+def gradient(each: GuidedBatch, plan: MemoryPlan) -> Tensor:
     guidance = Guidance(each, plan)
     guidance.gradient()
     assert guidance.state.value.grad is not None
@@ -76,13 +78,13 @@ def double(models: Any) -> Any:
 
 @pytest.mark.parametrize("quantise", [False, True])
 def test_the_gradient_agrees_with_finite_differences(models: Any, quantise: bool) -> None:
-    each = task(double(models), quantise=quantise, tv=0.3, saturation=0.2, noise=0.1, pad=0.2)
-    each = replace(each, start=each.start.double(), judges=[replace_targets(j) for j in each.judges])
+    each = batch_of(double(models), quantise=quantise, tv=0.3, saturation=0.2, noise=0.1, pad=0.2)
+    each = replace(each, initial=each.initial.double(), clips=[in_double(guide) for guide in each.clips])
     guidance = Guidance(each, MemoryPlan(3))
     guidance.gradient()
     analytic = guidance.state.value.grad
     assert analytic is not None
-    quantised = guidance.latent.read(guidance.state.value)[0].detach()
+    quantised = guidance.latent.decoder_input(guidance.state.value)[0].detach()
 
     def loss(latent: Tensor) -> float:
         plain = Guidance(replace(each, options=replace(each.options, quantise=False)), MemoryPlan(8))
@@ -96,29 +98,30 @@ def test_the_gradient_agrees_with_finite_differences(models: Any, quantise: bool
         assert slope == pytest.approx(float((analytic * way).sum()), rel=1e-5, abs=1e-9)
 
 
-def replace_targets(judge: Judge) -> Judge:
-    return replace(
-        judge,
-        chapters=tuple(Targets(t.embeddings.double(), t.weights.double(), t.stops.double()) for t in judge.chapters),
-    )
+def in_double(guide: GuidingCLIP) -> GuidingCLIP:
+    chapters = [
+        PromptEmbeddings(each.embeddings.double(), each.weights.double(), each.stops.double())
+        for each in guide.chapters
+    ]
+    return replace(guide, chapters=tuple(chapters))
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 5, 16])
 def test_the_gradient_does_not_depend_on_the_micro_batch(models: Any, micro_batch: int) -> None:
-    each = task(models, range(2), cutouts=8)
+    each = batch_of(models, range(2), cutouts=8)
     assert relative(gradient(each, MemoryPlan(micro_batch)), gradient(each, MemoryPlan(16))) < 1e-5
 
 
 def test_the_gradient_does_not_depend_on_checkpoints(models: Any) -> None:
-    each = task(models)
+    each = batch_of(models)
     plans = (MemoryPlan(8, DecodePlan(checkpoint=True)), MemoryPlan(8))
     assert relative(*(gradient(each, plan) for plan in plans)) < 1e-5
 
 
 def test_a_picture_does_not_depend_on_those_beside_it(models: Any) -> None:
-    _, both = run(task(models, range(2), tv=0.1, init_weight=0.1))
-    alone = task(models, range(2), tv=0.1, init_weight=0.1)
-    _, second = run(replace(alone, pictures=range(1, 2), start=alone.start[1:]))
+    _, both = run(batch_of(models, range(2), tv=0.1, init_weight=0.1))
+    alone = batch_of(models, range(2), tv=0.1, init_weight=0.1)
+    _, second = run(replace(alone, pictures=range(1, 2), initial=alone.initial[1:]))
     torch.testing.assert_close(both.state.value[1:], second.state.value, rtol=1e-3, atol=1e-3)
 
 
@@ -135,8 +138,8 @@ CALM = {
 def test_guidance_reaches_what_a_picture_can_show(models: Any) -> None:
     vqgan, clip = models
     seen = clip.encode_image(vqgan.decode_codes(torch.randint(128, (1, 8, 8))).clamp(0, 1))
-    reachable = Targets(seen, torch.ones(1), torch.full((1,), -torch.inf))
-    each = replace(task(models, steps=60, quantise=False, **CALM), judges=[Judge(clip, 1.0, (reachable,))])
+    reachable = PromptEmbeddings(seen, torch.ones(1), torch.full((1,), -torch.inf))
+    each = replace(batch_of(models, steps=60, quantise=False, **CALM), clips=[GuidingCLIP(clip, 1.0, (reachable,))])
     steps, _ = run(each)
     assert steps[-1].losses["loss"] < 0.02 * steps[0].losses["loss"]
     assert steps[-1].losses["similarity"] > steps[0].losses["similarity"]
@@ -144,7 +147,7 @@ def test_guidance_reaches_what_a_picture_can_show(models: Any) -> None:
 
 
 def test_a_run_goes_on_exactly(models: Any) -> None:
-    each = task(models, steps=12, ema=0.5, grow=2, move_every=5, zoom=1.1, schedule="cosine", patience=100)
+    each = batch_of(models, steps=12, ema=0.5, grow=2, move_every=5, zoom=1.1, schedule="cosine", patience=100)
     whole, end = run(each)
     first = Guidance(each, MemoryPlan(8))
     for step in first.steps():
@@ -159,7 +162,7 @@ def test_a_run_goes_on_exactly(models: Any) -> None:
 
 
 def test_init_weight_pulls_to_the_start_and_not_to_zero(models: Any) -> None:
-    free, held = (run(task(models, steps=25, init_weight=weight, clamp=False))[1] for weight in (0.0, 300.0))
+    free, held = (run(batch_of(models, steps=25, init_weight=weight, clamp=False))[1] for weight in (0.0, 300.0))
     start = held.state.anchor
 
     def away(guidance: Guidance) -> float:
@@ -172,7 +175,7 @@ def test_init_weight_pulls_to_the_start_and_not_to_zero(models: Any) -> None:
 def test_a_mask_leaves_the_rest_alone(models: Any) -> None:
     mask = torch.zeros(1, 1, *SIZE)
     mask[..., :16] = 1
-    each = replace(task(models, wd=0.1), mask=mask)
+    each = replace(batch_of(models, wd=0.1), mask=mask)
     _, guidance = run(each)
     moved = (guidance.state.value - guidance.state.anchor).abs().amax((0, 1, 2))  # (w,)
     assert bool((moved[:4] > 0).all())
@@ -180,7 +183,7 @@ def test_a_mask_leaves_the_rest_alone(models: Any) -> None:
 
 
 def test_ema_shows_the_mean_of_what_was(models: Any) -> None:
-    each = task(models, steps=3, ema=0.5, quantise=False)
+    each = batch_of(models, steps=3, ema=0.5, quantise=False)
     guidance = Guidance(each, MemoryPlan(8))
     values = [guidance.state.value.detach().clone() for _ in guidance.steps()]
     expected = (values[0] * 0.25 + values[1] * 0.5 + values[2]) / 1.75
@@ -188,7 +191,7 @@ def test_ema_shows_the_mean_of_what_was(models: Any) -> None:
 
 
 def test_growth_ends_at_the_full_size(models: Any) -> None:
-    each = task(models, size=(32, 64), grow=3, steps=9)
+    each = batch_of(models, size=(32, 64), grow=3, steps=9)
     assert stage_sizes((32, 64), 3, 4) == [(8, 16), (16, 32), (32, 64)]
     shapes = [tuple(step.images().shape[-2:]) for step in Guidance(each, MemoryPlan(8)).steps()]
     assert shapes == [(8, 16)] * 3 + [(16, 32)] * 3 + [(32, 64)] * 3
@@ -196,12 +199,12 @@ def test_growth_ends_at_the_full_size(models: Any) -> None:
 
 def test_a_story_changes_its_target(models: Any) -> None:
     clip = models[1]
-    one, two = targets(clip, seed=1), targets(clip, seed=2)
-    each = task(models, steps=4)
+    one, two = prompts(clip, seed=1), prompts(clip, seed=2)
+    each = batch_of(models, steps=4)
 
-    def first_values(*chapters: Targets, **options: Any) -> list[Tensor]:
-        told = replace(each, judges=[Judge(clip, 1.0, chapters)], options=replace(each.options, **options))
-        guidance = Guidance(told, MemoryPlan(8))
+    def first_values(*chapters: PromptEmbeddings, **options: Any) -> list[Tensor]:
+        changed = replace(each, clips=[GuidingCLIP(clip, 1.0, chapters)], options=replace(each.options, **options))
+        guidance = Guidance(changed, MemoryPlan(8))
         return [guidance.state.value.detach().clone() for _ in guidance.steps()]
 
     both, alone = first_values(one, two), first_values(one)
@@ -210,49 +213,51 @@ def test_a_story_changes_its_target(models: Any) -> None:
     assert [torch.equal(a, b) for a, b in zip(early, alone, strict=True)] == [True, False, False, False]
 
 
-def test_several_judges_add_up(models: Any) -> None:
+def test_several_clips_add_up(models: Any) -> None:
     vqgan, clip = pale(models)
     torch.manual_seed(8)
     other = micro_clip().requires_grad_(False)
-    each = task((vqgan, clip))
-    judges = [Judge(clip, 0.7, (targets(clip),)), Judge(other, 0.3, (targets(other, seed=4),))]
-    both = gradient(replace(each, judges=judges), MemoryPlan(8))
-    parts = [gradient(replace(each, judges=[replace(judge)]), MemoryPlan(8)) for judge in judges]
+    each = batch_of((vqgan, clip))
+    guides = [GuidingCLIP(clip, 0.7, (prompts(clip),)), GuidingCLIP(other, 0.3, (prompts(other, seed=4),))]
+    both = gradient(replace(each, clips=guides), MemoryPlan(8))
+    parts = [gradient(replace(each, clips=[guide]), MemoryPlan(8)) for guide in guides]
     assert relative(parts[0] + parts[1], both) < 1e-5
 
 
 def test_targets_in_pixels_attract(models: Any) -> None:
     wanted = models[0].decode_codes(torch.randint(128, (1, 8, 8))).clamp(0, 1)
-    each = replace(task(models, steps=60), judges=[Judge(models[1], 1e-6, (targets(models[1]),))])
+    each = replace(batch_of(models, steps=60), clips=[GuidingCLIP(models[1], 1e-6, (prompts(models[1]),))])
     steps, _ = run(replace(each, targets=[(wanted, 1.0)]))
     assert steps[-1].losses["target"] < 0.75 * steps[0].losses["target"]
 
 
-@pytest.mark.parametrize("name", [name for name in WITHOUT_CLOSURE if name != "AdamW"])
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "AdamW"])
 def test_every_optimizer_moves_the_latent(models: Any, name: str) -> None:
-    _, guidance = run(task(models, steps=2, optimizer=name))
+    _, guidance = run(batch_of(models, steps=2, optimizer=name))
     assert not torch.equal(guidance.state.value, guidance.state.anchor)
 
 
 def test_weight_decay_reaches_the_optimizer(models: Any) -> None:
-    far, near = (run(task(models, steps=5, wd=wd, clamp=False))[1].state.value for wd in (0.0, 2.0))
+    far, near = (run(batch_of(models, steps=5, wd=wd, clamp=False))[1].state.value for wd in (0.0, 2.0))
     assert near.norm() < 0.7 * far.norm()
-    with pytest.raises(UsageError, match="Rprop knows no weight decay"):
-        run(task(models, optimizer="Rprop", wd=0.1))
+    with pytest.raises(UsageError, match="Rprop has no weight decay"):
+        run(batch_of(models, optimizer="Rprop", wd=0.1))
 
 
 def test_the_learning_rate_follows_its_schedule() -> None:
     def rates(**options: Any) -> list[float]:
-        return [round(rate_factor(step, GuideOptions(steps=4, **options)), 3) for step in range(4)]
+        o = GuideOptions(steps=4, learning_rate=1.0, **options)
+        return [round(learning_rate(step, o), 3) for step in range(4)]
 
     assert rates() == [1, 1, 1, 1]
     assert rates(schedule="linear") == [1, 0.75, 0.5, 0.25]
     assert rates(schedule="cosine") == [1, 0.854, 0.5, 0.146]
     assert rates(schedule="linear", warmup=2) == [0.5, 1, 1, 0.5]
+    assert learning_rate(2, GuideOptions(steps=4, schedule="linear", learning_rate=0.6)) == pytest.approx(0.3)
 
 
 def test_a_plateau_ends_the_run(models: Any) -> None:
-    steps, guidance = run(task(models, steps=50, patience=5, learning_rate=1e-9))
+    steps, guidance = run(batch_of(models, steps=50, patience=5, learning_rate=1e-9))
     assert len(steps) < 12
     assert guidance.state.finished
     assert steps[-1].shown
@@ -261,52 +266,58 @@ def test_a_plateau_ends_the_run(models: Any) -> None:
 
 def test_a_plateau_waits_for_what_is_still_to_come(models: Any) -> None:
     clip, still = models[1], {**CALM, "steps": 60, "patience": 5, "learning_rate": 1e-9}
-    grown, _ = run(task(models, grow=2, **still))
+    grown, _ = run(batch_of(models, grow=2, **still))
     assert grown[-1].images().shape[-2:] == SIZE
     assert len(grown) == 30 + 6  # the first step of a stage sets the mark
-    told, _ = run(
-        replace(task(models, **still), judges=[Judge(clip, 1.0, (targets(clip, seed=1), targets(clip, seed=2)))])
+    short, _ = run(
+        replace(
+            batch_of(models, **still), clips=[GuidingCLIP(clip, 1.0, (prompts(clip, seed=1), prompts(clip, seed=2)))]
+        )
     )
-    assert len(told) == 30 + 6
+    assert len(short) == 30 + 6
 
 
 def test_moves_carry_the_picture(models: Any) -> None:
-    each = task(models, steps=4, move_every=2, pan="8,0", zoom=1.2, roll=5.0, learning_rate=1e-12, clamp=False)
+    each = batch_of(models, steps=4, move_every=2, pan="8,0", zoom=1.2, roll=5.0, learning_rate=1e-12, clamp=False)
     guidance = Guidance(each, MemoryPlan(8))
     latents = [step.latent()[0] for step in guidance.steps()]
     moved = move_camera(guidance.decode(latents[0]).clamp(0, 1), 1.2, (8.0, 0.0), 5.0)
-    expected = guidance.latent.read(guidance.latent.begin(encoded(each.vqgan, moved)))[0]
+    expected = guidance.latent.decoder_input(guidance.latent.initial_value(encoded(each.vqgan, moved)))[0]
     assert torch.equal(latents[1], expected)
     assert torch.equal(latents[2], expected)
     assert torch.equal(latents[3], expected)  # the last step is not moved away from what it shows
 
 
-def test_memory_that_runs_out_halves_the_micro_batch(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, _ = run(task(models, steps=2))
-    real = module.see
+def out_of_memory(models: Any, most: int) -> Any:
+    """The models, with a CLIP that runs out of memory if it is shown more than `most` views at once."""
 
-    def see(images: Tensor, views: Any, *rest: Any) -> Tensor:
-        if len(views) > 2:
+    def check(_: Any, inputs: tuple[Tensor]) -> None:
+        if len(inputs[0]) > most:
             raise torch.OutOfMemoryError("no memory")
-        return real(images, views, *rest)
 
-    monkeypatch.setattr(module, "see", see)
-    steps, guidance = run(task(models, steps=2))
+    vqgan, clip = models[0], copy.deepcopy(models[1])
+    clip.image_encoder.register_forward_pre_hook(check)
+    return vqgan, clip
+
+
+def test_memory_that_runs_out_halves_the_micro_batch(models: Any) -> None:
+    plain, _ = run(batch_of(models, steps=2))
+    steps, guidance = run(batch_of(out_of_memory(models, 2), steps=2))
     assert guidance.plan.micro_batch == 2
     assert steps[0].events == ("memory ran out: micro-batch 8 -> 4", "memory ran out: micro-batch 4 -> 2")
+    assert steps[1].events == ()
     assert steps[1].losses["loss"] == pytest.approx(plain[1].losses["loss"], rel=1e-4)
-    monkeypatch.setattr(module, "see", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
     with pytest.raises(CodebrushError, match="one view at a time"):
-        run(task(models, steps=2))
+        run(batch_of(out_of_memory(models, 0), steps=2))
 
 
 def test_a_loss_that_is_not_finite_is_told(models: Any) -> None:
     vqgan = copy.deepcopy(models[0])
     vqgan.decoder.conv_out.bias.fill_(torch.nan)
     with pytest.raises(CodebrushError, match="step 1 is not finite"):
-        run(task((vqgan, models[1])))
+        run(batch_of((vqgan, models[1])))
 
 
 def test_bf16_keeps_the_direction_of_the_gradient(models: Any) -> None:
-    exact, fast = (gradient(task(models, precision=p), MemoryPlan(8)) for p in ("float32", "bf16"))
+    exact, fast = (gradient(batch_of(models, precision=p), MemoryPlan(8)) for p in ("float32", "bf16"))
     assert F.cosine_similarity(exact.flatten(), fast.flatten(), dim=0) > 0.9

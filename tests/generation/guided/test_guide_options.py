@@ -7,14 +7,8 @@ from typing import Any
 import pytest
 
 from codebrush.errors import UsageError
-from codebrush.generation.guided.guide_options import (
-    PRESETS,
-    TOPICS,
-    GuideOptions,
-    guide_options,
-    parse_bytes,
-    parse_size,
-)
+from codebrush.generation.guided.guide_options import TOPICS, GuideOptions, guide_options
+from codebrush.generation.guided.presets import PRESETS
 
 OPTIONS = dataclasses.fields(GuideOptions)
 NUMBERS = [option for option in OPTIONS if option.metadata["kind"] in (int, float)]
@@ -92,15 +86,3 @@ def test_texts_may_come_alone() -> None:
     assert GuideOptions(include="a cat").include == ("a cat",)
     assert GuideOptions(include=["a cat", "a dog"]).include == ("a cat", "a dog")
     assert guide_options({"exclude": ()}).exclude == ()
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("2GiB", 2 * 2**30), ("1.5 gib", 3 * 2**29), ("800M", 800 * 10**6), ("3kb", 3000), ("7", 7), (".5T", 5 * 10**11)],
-)
-def test_sizes_of_memory(text: str, expected: int) -> None:
-    assert parse_bytes(text) == expected
-
-
-def test_sizes_of_pictures() -> None:
-    assert parse_size("128x96") == parse_size("128X96") == (128, 96)

@@ -180,6 +180,18 @@ def test_a_run_that_was_stopped_between_steps_goes_on(brush: Codebrush, tmp_path
     assert again.results[0].manifest == json.loads(json.dumps(resumed.results[0].manifest))
 
 
+def test_a_picture_has_its_own_events(brush: Codebrush, tmp_path: Path) -> None:
+    still = {**QUICK, "steps": 9, "patience": 2, "learning_rate": 1e-9}
+    stopped = iter(brush.guide("a dog", n=2, folder=tmp_path / "run", **still))
+    while next(stopped).pictures.start == 0:  # the second picture has begun
+        pass
+    stopped.close()  # type: ignore[attr-defined]
+    runs = [finish(brush.guide("a dog", n=2, **still)), finish(brush.resume(tmp_path / "run"))]
+    for result in [result for run in runs for result in run.results]:
+        assert result.manifest["steps"] < 9
+        assert result.manifest["events"] == ["the loss has not fallen by 0.001 for 2 steps"]
+
+
 def test_to_iterate_again_is_to_go_on(brush: Codebrush, tmp_path: Path) -> None:
     whole = finish(brush.guide("a dog", **QUICK))
     for folder in (None, tmp_path / "run"):

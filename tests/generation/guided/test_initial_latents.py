@@ -14,8 +14,9 @@ from torch import Tensor
 
 from codebrush.data.images import to_tensor
 from codebrush.errors import CodebrushError, ImageError, UsageError
-from codebrush.generation.guided.guide_options import STARTS, GuideOptions
-from codebrush.generation.guided.initial_latents import colour_gradient, cover, encoded, fractal_noise, start_latent
+from codebrush.generation.guided.guide_options import INITS, GuideOptions
+from codebrush.generation.guided.initial_latents import colour_gradient, fractal_noise, initial_latents
+from codebrush.generation.latent_files import cover, encoded
 from codebrush.generation.seeding import Purpose, stream
 from codebrush.models.vqgan import VQGAN, vqgan_micro
 
@@ -46,7 +47,7 @@ def pictures_of(indices: Any) -> Tensor:
 
 
 def start(vqgan: VQGAN, init: str | Path, pictures: Any = (0,), size: tuple[int, int] = SIZE, seed: int = 5) -> Tensor:
-    return start_latent(GuideOptions(init=str(init)), vqgan, pictures, size, seed, pictures_of)
+    return initial_latents(GuideOptions(init=str(init)), vqgan, pictures, size, seed, pictures_of)
 
 
 def stored(folder: Path, **tensors: Tensor) -> Path:
@@ -62,7 +63,7 @@ def refusal(vqgan: VQGAN, init: str | Path, kind: type[CodebrushError] = ImageEr
     return str(error.value)
 
 
-@pytest.mark.parametrize("init", STARTS)
+@pytest.mark.parametrize("init", INITS)
 def test_each_picture_has_a_start_of_its_own_whatever_the_batch(vqgan: VQGAN, init: str) -> None:
     both = start(vqgan, init, (0, 1))
     assert both.shape == (2, D, *GRID)
@@ -75,7 +76,7 @@ def test_each_picture_has_a_start_of_its_own_whatever_the_batch(vqgan: VQGAN, in
         assert not torch.allclose(both, start(vqgan, init, (0, 1), seed=6), atol=1e-2)
 
 
-@pytest.mark.parametrize("init", STARTS)
+@pytest.mark.parametrize("init", INITS)
 def test_a_start_depends_on_nothing_global(plain: VQGAN, init: str) -> None:
     first = start(plain, init)
     torch.manual_seed(99)
@@ -144,12 +145,12 @@ def test_samples_are_resized_and_encoded(vqgan: VQGAN) -> None:
         asked.append(list(indices))
         return torch.linspace(0, 1, 40).expand(len(indices), 3, 40, 40)
 
-    latent = start_latent(GuideOptions(init="sample"), vqgan, (2, 7), SIZE, 0, sample)
+    latent = initial_latents(GuideOptions(init="sample"), vqgan, (2, 7), SIZE, 0, sample)
     assert asked == [[2, 7]]
     picture = torch.linspace(0, 1, 24).expand(1, 3, *SIZE)  # the same ramp, but for the halves of pixels at its ends
     torch.testing.assert_close(latent[:1], encoded(vqgan, picture), rtol=0, atol=0.15)
     with pytest.raises(UsageError, match="code transformer"):
-        start_latent(GuideOptions(init="sample"), vqgan, (0,), SIZE, 0)
+        initial_latents(GuideOptions(init="sample"), vqgan, (0,), SIZE, 0)
 
 
 def test_a_picture_is_covered_and_cut_at_the_centre(vqgan: VQGAN, tmp_path: Path) -> None:
@@ -239,7 +240,7 @@ def test_damaged_files_are_refused_in_one_line(plain: VQGAN, tmp_path: Path) -> 
 
 
 def test_an_unknown_start_says_what_there_is(plain: VQGAN, tmp_path: Path) -> None:
-    assert ", ".join(STARTS) in refusal(plain, "fractral", UsageError)
+    assert ", ".join(INITS) in refusal(plain, "fractral", UsageError)
     refusal(plain, tmp_path, UsageError)  # a folder
 
 

@@ -49,7 +49,7 @@ def test_the_options_choose_the_kind() -> None:
 
 def test_the_decoder_reads_the_nearest_codes(vqgan: VQGAN) -> None:
     latent, start = made(vqgan), 2 * torch.randn(2, D, 5, 7)
-    decoded, codes = latent.read(latent.begin(start))
+    decoded, codes = latent.decoder_input(latent.initial_value(start))
     assert codes.dtype == torch.int64
     assert torch.equal(codes, near(vqgan, start))
     assert torch.equal(decoded, vqgan.quantizer.look_up(codes))
@@ -58,8 +58,8 @@ def test_the_decoder_reads_the_nearest_codes(vqgan: VQGAN) -> None:
 
 def test_the_gradient_passes_straight_through(vqgan: VQGAN) -> None:
     latent = made(vqgan)
-    value = latent.begin(torch.randn(1, D, 4, 4)).requires_grad_()
-    decoded, _ = latent.read(value)
+    value = latent.initial_value(torch.randn(1, D, 4, 4)).requires_grad_()
+    decoded, _ = latent.decoder_input(value)
     at_decoded = decoded.detach().requires_grad_()
     weights = torch.randn(1, 3, 16, 16)
     (vqgan.decode(decoded) * weights).sum().backward()
@@ -80,8 +80,8 @@ def test_that_gradient_agrees_with_finite_differences_at_the_codes(kind: str) ->
     def loss(quantised: Tensor) -> Tensor:
         return (vqgan.decode(quantised) * weights).square().sum()
 
-    value = latent.begin(torch.randn(1, D, 4, 4, dtype=torch.float64)).requires_grad_()
-    decoded, _ = latent.read(value)
+    value = latent.initial_value(torch.randn(1, D, 4, 4, dtype=torch.float64)).requires_grad_()
+    decoded, _ = latent.decoder_input(value)
     loss(decoded).backward()
     assert value.grad is not None
     for _ in range(5):
@@ -92,15 +92,15 @@ def test_that_gradient_agrees_with_finite_differences_at_the_codes(kind: str) ->
 
 def test_unquantised_the_decoder_reads_the_value_itself(vqgan: VQGAN) -> None:
     latent = made(vqgan, quantise=False)
-    value = latent.begin(torch.randn(2, D, 3, 3))
-    decoded, codes = latent.read(value)
+    value = latent.initial_value(torch.randn(2, D, 3, 3))
+    decoded, codes = latent.decoder_input(value)
     assert torch.equal(decoded, value)
     assert torch.equal(codes, near(vqgan, value))
 
 
 def test_a_start_is_brought_to_the_codes_length_and_copied(vqgan: VQGAN) -> None:
     start = 3 * torch.randn(1, D, 4, 4)
-    value = made(vqgan).begin(start)
+    value = made(vqgan).initial_value(start)
     assert value.data_ptr() != start.data_ptr()
     if vqgan.config.l2_normalized:
         torch.testing.assert_close(value.norm(dim=1), torch.ones(1, 4, 4))
@@ -112,9 +112,9 @@ def test_a_start_is_brought_to_the_codes_length_and_copied(vqgan: VQGAN) -> None
 def test_confined_vectors_lie_in_the_codebooks_range(vqgan: VQGAN) -> None:
     value = 10 * torch.randn(2, D, 6, 6)
     before = value.clone()
-    made(vqgan, clamp=False).confine(value)
+    made(vqgan, clamp=False).clamp_(value)
     assert torch.equal(value, before)
-    made(vqgan).confine(value)
+    made(vqgan).clamp_(value)
     low, high = vqgan.quantizer.vectors.amin(0), vqgan.quantizer.vectors.amax(0)
     for channel in range(D):
         assert torch.equal(value[:, channel], before[:, channel].clamp(low[channel], high[channel]))
@@ -122,19 +122,19 @@ def test_confined_vectors_lie_in_the_codebooks_range(vqgan: VQGAN) -> None:
 
 def test_logits_are_larger_for_nearer_codes(vqgan: VQGAN) -> None:
     latent, start = made(vqgan, latent="categorical"), torch.randn(2, D, 3, 4)
-    value = latent.begin(start)
+    value = latent.initial_value(start)
     assert value.shape == (2, K, 3, 4)
     rows = F.normalize(start, dim=1) if vqgan.config.l2_normalized else start
     distance = torch.cdist(rows.movedim(1, -1).flatten(0, 2), vqgan.quantizer.vectors)  # (B h w, K)
     ordered = value.movedim(1, -1).flatten(0, 2).gather(1, distance.argsort(1))
     assert (ordered.diff(dim=1) <= 1e-4).all()
-    assert torch.equal(latent.read(value)[1], near(vqgan, start))
+    assert torch.equal(latent.decoder_input(value)[1], near(vqgan, start))
 
 
 def test_a_code_has_itself_as_the_likeliest(vqgan: VQGAN) -> None:
     codes = torch.randint(K, (2, 4, 4))
     latent = made(vqgan, latent="categorical")
-    decoded, read = latent.read(latent.begin(vqgan.quantizer.look_up(codes)))
+    decoded, read = latent.decoder_input(latent.initial_value(vqgan.quantizer.look_up(codes)))
     assert torch.equal(read, codes)
     assert torch.equal(decoded, vqgan.quantizer.look_up(codes))
 
@@ -146,7 +146,7 @@ def test_the_gradient_of_logits_is_that_of_the_softmax(vqgan: VQGAN) -> None:
     expected = torch.einsum("bkhw,kd->bdhw", (value / 0.6).softmax(1), vqgan.quantizer.vectors)
     torch.testing.assert_close(latent.vectors(value), expected)
     (wanted,) = torch.autograd.grad(expected, value, upstream)
-    decoded, codes = latent.read(value)
+    decoded, codes = latent.decoder_input(value)
     assert torch.equal(codes, value.argmax(1))
     assert torch.equal(decoded, vqgan.quantizer.look_up(codes))
     torch.testing.assert_close(torch.autograd.grad(decoded, value, upstream)[0], wanted)
@@ -155,7 +155,7 @@ def test_the_gradient_of_logits_is_that_of_the_softmax(vqgan: VQGAN) -> None:
 def test_logits_are_not_confined(vqgan: VQGAN) -> None:
     value = 100 * torch.randn(1, K, 2, 2)
     before = value.clone()
-    made(vqgan, latent="categorical").confine(value)
+    made(vqgan, latent="categorical").clamp_(value)
     assert torch.equal(value, before)
 
 
@@ -182,8 +182,8 @@ def test_autocast_changes_nothing(vqgan: VQGAN, kind: str) -> None:
     def everything(autocast: bool) -> list[Tensor]:
         latent = made(vqgan, latent=kind)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            value = latent.begin(start).requires_grad_()
-            decoded, codes = latent.read(value)
+            value = latent.initial_value(start).requires_grad_()
+            decoded, codes = latent.decoder_input(value)
             vectors = latent.vectors(value)
         return [value.detach(), decoded, codes, vectors, *torch.autograd.grad(decoded, value, upstream)]
 
@@ -195,6 +195,6 @@ def test_autocast_changes_nothing(vqgan: VQGAN, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["continuous", "categorical"])
 def test_float64_stays_float64(vqgan: VQGAN, kind: str) -> None:
     latent = made(vqgan, latent=kind)
-    value = latent.begin(torch.randn(1, D, 3, 3, dtype=torch.float64))
-    decoded, _ = latent.read(value)
+    value = latent.initial_value(torch.randn(1, D, 3, 3, dtype=torch.float64))
+    decoded, _ = latent.decoder_input(value)
     assert value.dtype == decoded.dtype == latent.vectors(value).dtype == torch.float64

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from codebrush.errors import ImageError, UsageError
 from codebrush.generation.guided.guide_options import GuideOptions
-from codebrush.generation.guided.penalties import Penalties, asymmetry, palette_distance, parse_palette, total_variation
+from codebrush.generation.guided.penalties import (
+    Penalties,
+    asymmetry,
+    palette_distance,
+    parse_palette,
+    target_distance,
+    total_variation,
+)
 
 
 def penalty(name: str, images: Tensor, **options: Any) -> float:
@@ -110,3 +117,15 @@ def test_a_picture_gives_its_colours(tmp_path: Path) -> None:
 def test_what_is_no_palette_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r'^palette must be colours like "#ff0000,#0000ff"'):
         parse_palette(text)
+
+
+def test_target_distance_leads_to_the_target() -> None:
+    images, target = torch.rand(2, 3, 4, 4).requires_grad_(), torch.rand(1, 3, 4, 4)
+    (gradient,) = torch.autograd.grad(target_distance(images, [(target, 1.0)]), images)
+    torch.testing.assert_close(images.detach() - gradient * images.numel() / 2, target.expand(2, 3, 4, 4))
+
+
+def test_target_distance_is_a_weighted_mean_square() -> None:
+    images = torch.zeros(2, 3, 4, 4)
+    found = target_distance(images, [(torch.full((1, 3, 4, 4), 0.5), 2.0), (torch.ones(1, 3, 4, 4), 0.1)])
+    assert float(found) == pytest.approx(2 * 0.25 + 0.1)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from codebrush.data.images import EXTENSIONS, to_pil
 from codebrush.errors import ImageError, PackError, UsageError
-from codebrush.generation.guided.initial_latents import file_latents
-from codebrush.generation.guided.videos import interpolate_latents
+from codebrush.generation.latent_files import file_latents
+from codebrush.generation.latent_interpolation import interpolate_latents
 from codebrush.generation.options import DrawOptions
 from codebrush.generation.sampling.canvas import Picture, whole_canvas
 from codebrush.generation.sampling.sampler import Drawing, Sampler

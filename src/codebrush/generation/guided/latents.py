@@ -1,6 +1,6 @@
-"""A latent in; the value that guidance optimises, and what the decoder reads of it, out.
+"""What guidance optimises: latent vectors, quantised with a straight-through gradient, or logits of the codes.
 
-Two ways to hold a picture: vectors, which are quantised with a straight-through gradient, or logits of the codes.
+Either class maps a latent to the value that is optimised, and that value to what the decoder is given.
 """
 
 import torch
@@ -13,12 +13,12 @@ from codebrush.models.vqgan import VQGAN
 
 
 def make_latent(vqgan: VQGAN, options: GuideOptions) -> "ContinuousLatent | CategoricalLatent":
-    """The parametrisation that `options` ask for."""
+    """The kind of latent that `options.latent` names."""
     return (CategoricalLatent if options.latent == "categorical" else ContinuousLatent)(vqgan, options)
 
 
 class _Latent:
-    """What both have in common: the codebook (K, d), and how the options bind the value to it."""
+    """What both kinds share: the codebook (K, d) and its nearest codes."""
 
     def __init__(self, vqgan: VQGAN, options: GuideOptions):
         self.options = options
@@ -26,7 +26,7 @@ class _Latent:
         self.unit = vqgan.config.l2_normalized and vqgan.config.quantizer == "vector"
 
     def resize(self, value: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The value on another grid (h, w), interpolated."""
+        """Interpolate the value to another grid (h, w)."""
         return F.interpolate(value, grid, mode="bilinear")
 
     def _like(self, value: Tensor) -> Tensor:
@@ -47,34 +47,34 @@ class _Latent:
 
 
 class ContinuousLatent(_Latent):
-    """Vectors (B, d, h, w). Quantised, the decoder reads the nearest codes and the gradient goes to the vectors."""
+    """Vectors (B, d, h, w). If quantised, the nearest codes are decoded and the vectors get the gradient."""
 
-    def begin(self, latent: Tensor) -> Tensor:
-        """The value of a latent (B, d, h, w): itself, at the codes' length where they all have one."""
+    def initial_value(self, latent: Tensor) -> Tensor:
+        """The value of a latent (B, d, h, w): a copy, normalised if the codebook's vectors all have unit length."""
         return F.normalize(latent, dim=1) if self.unit else latent.clone()
 
     def vectors(self, value: Tensor) -> Tensor:
-        """The value as vectors (B, d, h, w), differentiable: itself."""
+        """The value as differentiable vectors (B, d, h, w): itself."""
         return value
 
-    def read(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """What the decoder reads (B, d, h, w), whose gradient reaches the value as it is, and the codes (B, h, w)."""
+    def decoder_input(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """What is decoded (B, d, h, w), whose gradient is passed to the value unchanged, and the codes (B, h, w)."""
         codes = self._nearest(value)
         return (straight_through(self._look_up(codes, value), value) if self.options.quantise else value), codes
 
     @torch.no_grad()
-    def confine(self, value: Tensor) -> None:
-        """Bring the value, in place, into the range that the codebook spans in each of its dimensions."""
+    def clamp_(self, value: Tensor) -> None:
+        """Clamp the value, in place, to the range of the codebook in each of its dimensions, if `clamp` is on."""
         if self.options.clamp:
             low, high = (bound.view(1, -1, 1, 1) for bound in torch.aminmax(self._like(value), dim=0))
             value.clamp_(low, high)
 
 
 class CategoricalLatent(_Latent):
-    """Logits of the codes (B, K, h, w). The decoder reads the likeliest; the gradient is that of the softmax."""
+    """Logits of the codes (B, K, h, w). The likeliest codes are decoded; the gradient is that of the softmax."""
 
-    def begin(self, latent: Tensor) -> Tensor:
-        """Logits of a latent (B, d, h, w): larger for nearer codes, in units of the mean distance between codes."""
+    def initial_value(self, latent: Tensor) -> Tensor:
+        """Logits for a latent (B, d, h, w): larger for nearer codes, in units of the mean distance between codes."""
         if self.unit:
             latent = F.normalize(latent, dim=1)
         codebook = self._like(latent)
@@ -85,15 +85,15 @@ class CategoricalLatent(_Latent):
         return (-4 * distance / scale).movedim(-1, 1).contiguous()  # (B, K, h, w)
 
     def vectors(self, value: Tensor) -> Tensor:
-        """The expected code (B, d, h, w), differentiable."""
+        """The expected vector under the softmax (B, d, h, w), differentiable."""
         shares = (value / self.options.code_temperature).softmax(1)  # (B, K, h, w)
         with torch.autocast(value.device.type, enabled=False):
             return (shares.movedim(1, -1) @ self._like(shares)).movedim(-1, 1)
 
-    def read(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The likeliest codes' vectors (B, d, h, w), with the gradient of the softmax, and the codes (B, h, w)."""
+    def decoder_input(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors of the likeliest codes (B, d, h, w), with the softmax's gradient, and the codes (B, h, w)."""
         codes = value.argmax(1)
         return straight_through(self._look_up(codes, value), self.vectors(value)), codes
 
-    def confine(self, value: Tensor) -> None:
-        """Logits are bound to no range."""
+    def clamp_(self, value: Tensor) -> None:
+        """Nothing: logits may have any value."""

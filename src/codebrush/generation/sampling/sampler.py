@@ -14,9 +14,8 @@ from torch import Tensor
 
 from codebrush.data.images import MAX_PIXELS, decode_image, stack, to_pil
 from codebrush.errors import PackError, PromptError, UsageError
-from codebrush.generation.guided.guide_options import parse_size
 from codebrush.generation.manifest import check_origin, damaged, origin, read_origin, torch_threads
-from codebrush.generation.options import DrawOptions, checked_option
+from codebrush.generation.options import DrawOptions, checked_option, parse_size
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.canvas import Picture
 from codebrush.generation.sampling.decoding import Known, draw_codes, draw_large, picture_uniforms

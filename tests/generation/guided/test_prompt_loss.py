@@ -10,17 +10,15 @@ from torch import Tensor
 
 from codebrush.errors import UsageError
 from codebrush.generation.guided.guide_options import GuideOptions
-from codebrush.generation.guided.objectives import (
-    Targets,
+from codebrush.generation.guided.prompt_loss import (
+    PromptEmbeddings,
     cosine_distance,
-    join_targets,
-    noise_targets,
+    embed_prompt,
+    join_prompts,
+    noise_prompts,
+    prompt_loss,
     similarity,
     spherical_distance,
-    split_weights,
-    target_pull,
-    text_targets,
-    view_loss,
 )
 from codebrush.text.prompts import parse_prompt
 
@@ -31,9 +29,9 @@ def unit(*rows: Sequence[float]) -> Tensor:
     return F.normalize(torch.tensor(rows, dtype=torch.float64), dim=-1)
 
 
-def targets(embeddings: Tensor, weights: Sequence[float], stops: Sequence[float] | None = None) -> Targets:
+def prompts(embeddings: Tensor, weights: Sequence[float], stops: Sequence[float] | None = None) -> PromptEmbeddings:
     stops = [-math.inf] * len(weights) if stops is None else stops
-    return Targets(embeddings, torch.tensor(weights).double(), torch.tensor(stops).double())
+    return PromptEmbeddings(embeddings, torch.tensor(weights).double(), torch.tensor(stops).double())
 
 
 def embed(texts: Sequence[str]) -> Tensor:
@@ -78,7 +76,7 @@ def test_identical_and_opposite_vectors_have_a_finite_gradient(dtype: torch.dtyp
 
 def test_weights_add_up_and_push_away() -> None:
     views, wanted = unit([1, 0, 0]), unit([1, 1, 0], [0, 1, 1])
-    both = view_loss(views, targets(wanted, [2.0, -0.5]), "cosine")
+    both = prompt_loss(views, prompts(wanted, [2.0, -0.5]), "cosine")
     parts = cosine_distance(views, wanted)[0]
     assert float(both) == pytest.approx(float(2 * parts[0] - 0.5 * parts[1]))
 
@@ -89,7 +87,7 @@ def test_weights_add_up_and_push_away() -> None:
 def test_a_stop_ends_the_gradient_and_not_the_value(weight: float, stop: float, pulls: bool) -> None:
     wanted = unit([1, 1])
     views = unit([1, 0]).requires_grad_()  # at a cosine distance of 0.29
-    loss = view_loss(views, targets(wanted, [weight], [stop]), "cosine")
+    loss = prompt_loss(views, prompts(wanted, [weight], [stop]), "cosine")
     (gradient,) = torch.autograd.grad(loss.sum(), views)
     assert bool(gradient.any()) == pulls
     assert float(loss.detach()) == pytest.approx(weight * (1 - 0.5**0.5))
@@ -97,13 +95,13 @@ def test_a_stop_ends_the_gradient_and_not_the_value(weight: float, stop: float, 
 
 def test_similarity_is_of_what_is_wanted_alone() -> None:
     views, wanted = unit([1, 0], [0, 1]), unit([1, 0], [0, 1], [-1, 0])
-    found = similarity(views, targets(wanted, [3.0, 1.0, -5.0]))
+    found = similarity(views, prompts(wanted, [3.0, 1.0, -5.0]))
     assert float(found) == pytest.approx(0.5)
     assert not found.requires_grad
 
 
 def test_parts_keep_their_weights_and_stops() -> None:
-    found = text_targets(parse_prompt("a dog:2:0.4 | blurry:-0.5 | a cat").parts, GuideOptions(alpha=0.5), embed)
+    found = embed_prompt(parse_prompt("a dog:2:0.4 | blurry:-0.5 | a cat").parts, GuideOptions(alpha=0.5), embed)
     assert torch.equal(found.embeddings, embed(["a dog", "blurry", "a cat"]))
     assert found.weights.tolist() == [1.0, -0.25, 0.5]
     assert found.stops.tolist() == pytest.approx([0.4, -math.inf, -math.inf])
@@ -111,7 +109,7 @@ def test_parts_keep_their_weights_and_stops() -> None:
 
 def test_extras_are_mixed_into_what_is_wanted() -> None:
     options = GuideOptions(extra=("oil", "paint"), include="a cat", w1=0.7, w2=0.4)
-    found = text_targets(parse_prompt("a dog | blurry:-1").parts, options, embed)
+    found = embed_prompt(parse_prompt("a dog | blurry:-1").parts, options, embed)
     extra = embed(["oil", "paint"]).mean(0)
     mixed = F.normalize(0.7 * embed(["a dog", "a cat"]) + 0.4 * extra, dim=-1)
     torch.testing.assert_close(found.embeddings[[0, 2]], mixed)
@@ -123,12 +121,12 @@ def test_extras_are_mixed_into_what_is_wanted() -> None:
 def test_a_mixture_that_cancels_out_is_refused(weights: dict[str, float]) -> None:
     options = GuideOptions(extra="a dog", **weights)
     with pytest.raises(UsageError, match=r"^w1 \d and w2 -?\d leave nothing of prompt and extra"):
-        text_targets(parse_prompt("a dog").parts, options, embed)
+        embed_prompt(parse_prompt("a dog").parts, options, embed)
 
 
 def test_what_is_pushed_away_is_not_mixed_and_may_cancel_out() -> None:
     options = GuideOptions(extra="blurry", w1=1, w2=-1)
-    found = text_targets(parse_prompt("a dog | blurry:-1").parts, options, embed)
+    found = embed_prompt(parse_prompt("a dog | blurry:-1").parts, options, embed)
     torch.testing.assert_close(found.embeddings.norm(dim=-1), torch.ones(2))
 
 
@@ -139,19 +137,19 @@ def test_descent_goes_to_the_prompt_and_away_from_the_excluded(
 ) -> None:
     options = GuideOptions(exclude="a cat", alpha=alpha, beta=beta)
     axes = {"a dog": [1.0, 0.0, 0.0], "a cat": [0.0, 1.0, 0.0]}
-    found = text_targets(
+    found = embed_prompt(
         parse_prompt("a dog").parts, options, lambda texts: torch.tensor([axes[text] for text in texts])
     )
     view = F.normalize(torch.ones(1, 3), dim=-1).requires_grad_()
     before = float(view[0, axis].detach())
     for _ in range(10):
-        (gradient,) = torch.autograd.grad(view_loss(F.normalize(view, dim=-1), found, distance).sum(), view)
+        (gradient,) = torch.autograd.grad(prompt_loss(F.normalize(view, dim=-1), found, distance).sum(), view)
         view.data -= 0.05 * gradient
     assert sign * (float(F.normalize(view.detach(), dim=-1)[0, axis]) - before) > 0.05
 
 
 def test_the_excluded_share_beta() -> None:
-    found = text_targets(parse_prompt("a dog").parts, GuideOptions(exclude=("a cat", "a cow"), beta=0.6), embed)
+    found = embed_prompt(parse_prompt("a dog").parts, GuideOptions(exclude=("a cat", "a cow"), beta=0.6), embed)
     torch.testing.assert_close(found.embeddings, embed(["a dog", "a cat", "a cow"]))
     assert found.weights.tolist() == pytest.approx([1.0, -0.3, -0.3])
     assert found.stops.tolist() == [-math.inf] * 3
@@ -161,77 +159,30 @@ def test_the_notebooks_loss() -> None:
     """-alpha cos(normalise(w1 prompt + w2 extra)) + beta cos(exclude), but for a constant."""
     options = GuideOptions(extra=("oil",), exclude=("a cat",), w1=1.0, w2=0.1, alpha=1.0, beta=0.5, distance="cosine")
     views = embed(["x", "y"])
-    found = view_loss(views, text_targets(parse_prompt("a dog").parts, options, embed), "cosine")
+    found = prompt_loss(views, embed_prompt(parse_prompt("a dog").parts, options, embed), "cosine")
     mixed = F.normalize(embed(["a dog"]) + 0.1 * embed(["oil"]), dim=-1)
     expected = -(views @ mixed.T)[:, 0] + 0.5 * (views @ embed(["a cat"]).T)[:, 0]
     torch.testing.assert_close(found, expected + 1.0 - 0.5)
 
 
-def test_targets_are_joined_in_order() -> None:
-    one, two = targets(unit([1, 0]), [1.0]), targets(unit([0, 1], [1, 1]), [2.0, 3.0], [0.1, 0.2])
-    both = join_targets([one, two])
+def test_prompts_are_joined_in_order() -> None:
+    one, two = prompts(unit([1, 0]), [1.0]), prompts(unit([0, 1], [1, 1]), [2.0, 3.0], [0.1, 0.2])
+    both = join_prompts([one, two])
     assert both.weights.tolist() == [1, 2, 3]
     assert len(both) == len(both.stops) == len(both.embeddings) == 3
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("a.png", ("a.png", 1.0, None)),
-        ("a.png:0.5", ("a.png", 0.5, None)),
-        ("a.png:-2:0.4", ("a.png", -2.0, 0.4)),
-        ("C:\\pictures\\a.png", ("C:\\pictures\\a.png", 1.0, None)),
-        ("C:\\pictures\\a.png:2", ("C:\\pictures\\a.png", 2.0, None)),
-        ("12:30:a.png:1", ("12:30:a.png", 1.0, None)),
-        ("7", ("7", 1.0, None)),
-        ("7:0.5:0.1", ("7", 0.5, 0.1)),
-        ("3:1:2:4", ("3:1", 2.0, 4.0)),
-        ("a.png: 2", ("a.png: 2", 1.0, None)),
-        ("a.png:2 ", ("a.png:2 ", 1.0, None)),
-        ("a.png:1_0", ("a.png:1_0", 1.0, None)),
-        ("a.png:٣", ("a.png:٣", 1.0, None)),
-        (":2", (":2", 1.0, None)),
-    ],
-)
-def test_numbers_are_read_from_the_right(text: str, expected: tuple[str, float, float | None]) -> None:
-    assert split_weights(text) == expected
-
-
-@pytest.mark.parametrize("text", ["a.png:101", "a.png:-100.1", "a.png:nan", "a.png:1e999", "a.png:inf:1"])
-def test_weights_out_of_range_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=rf"^the weight of {text} must lie between -100 and 100$"):
-        split_weights(text)
-
-
-@pytest.mark.parametrize("text", ["a.png:1:nan", "a.png:1:-inf", "a.png:1:1e999"])
-def test_stops_that_are_not_finite_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=rf"^the stop of {text} must be a finite number"):
-        split_weights(text)
-
-
 def test_noise_prompts_are_their_seeds() -> None:
-    found = noise_targets(["3:0.5:0.2", "4", "3"], 2048)
+    found = noise_prompts(["3:0.5:0.2", "4", "3"], 2048)
     assert torch.equal(found.embeddings[0], found.embeddings[2])
     assert float(found.embeddings[0] @ found.embeddings[1]) == pytest.approx(0, abs=0.1)
     torch.testing.assert_close(found.embeddings.norm(dim=-1), torch.ones(3))
     assert found.weights.tolist() == [0.5, 1, 1]
     assert found.stops.tolist() == pytest.approx([0.2, -math.inf, -math.inf])
-    assert len(noise_targets(["9" * 20], 4)) == 1
+    assert len(noise_prompts(["9" * 20], 4)) == 1
 
 
 @pytest.mark.parametrize("text", ["x", "-1", "1.5:2", "³", "", ":2", "1" * 21, "1" * 5000], ids=lambda text: text[:9])
 def test_a_noise_prompt_that_is_no_seed_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"^noise_prompt must begin with a seed"):
-        noise_targets([text], 4)
-
-
-def test_target_pull_leads_to_the_target() -> None:
-    images, target = torch.rand(2, 3, 4, 4).requires_grad_(), torch.rand(1, 3, 4, 4)
-    (gradient,) = torch.autograd.grad(target_pull(images, [(target, 1.0)]), images)
-    torch.testing.assert_close(images.detach() - gradient * images.numel() / 2, target.expand(2, 3, 4, 4))
-
-
-def test_target_pull_is_a_weighted_mean_square() -> None:
-    images = torch.zeros(2, 3, 4, 4)
-    found = target_pull(images, [(torch.full((1, 3, 4, 4), 0.5), 2.0), (torch.ones(1, 3, 4, 4), 0.1)])
-    assert float(found) == pytest.approx(2 * 0.25 + 0.1)
+        noise_prompts([text], 4)

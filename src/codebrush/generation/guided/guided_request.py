@@ -1,0 +1,99 @@
+"""What was asked of a guided run: prompt, seed and options, and the hashes of the files that the options name."""
+
+import hashlib
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from codebrush.errors import ImageError, UsageError
+from codebrush.generation.guided.guide_options import INITS, GuideOptions
+from codebrush.generation.guided.initial_latents import check_init
+from codebrush.generation.guided.option_values import split_weights
+from codebrush.models.pretrained import WEIGHTS_FILE
+from codebrush.pack.pack import clip_folder
+
+
+@dataclass(frozen=True)
+class GuidedRequest:
+    """All that the pixels of a guided run depend on, beside the models. `files` maps named files to their sha256."""
+
+    prompt: str
+    n: int
+    seed: int
+    options: GuideOptions
+    sampling: dict[str, Any] = field(default_factory=dict)  # options of the code transformer if it draws the init
+    files: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The request as plain values, without options that have their default."""
+        defaults = GuideOptions()
+        options = {name: value for name, value in asdict(self.options).items() if value != getattr(defaults, name)}
+        return {
+            "prompt": self.prompt, "n": self.n, "seed": self.seed,
+            "options": options, "sampling": self.sampling, "files": self.files,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "GuidedRequest":
+        """The request that `to_json` wrote. Raises UsageError if an option is unknown or out of range."""
+        known = {option.name for option in fields(GuideOptions)}
+        unknown = set(values["options"]) - known
+        if unknown:
+            raise UsageError(f"guidance has no option {', '.join(sorted(unknown))}: upgrade codebrush to read it")
+        options: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in values["options"].items()
+        }
+        kept = {name: values[name] for name in ("prompt", "n", "seed", "sampling", "files")}
+        return cls(options=GuideOptions(**options), **kept)
+
+
+def with_files(request: GuidedRequest) -> GuidedRequest:
+    """The request with absolute paths and the hashes of its files.
+
+    Raises:
+        UsageError: if `init` names no file.
+        ImageError: if a file cannot be read.
+    """
+    o = request.options
+
+    def absolute(text: str) -> str:
+        name = split_weights(text)[0]
+        return str(Path(name).absolute()) + text[len(name) :]
+
+    changes: dict[str, Any] = {
+        "image_prompt": tuple(map(absolute, o.image_prompt)), "target": tuple(map(absolute, o.target)),
+        "judge": tuple(absolute(text) if Path(split_weights(text)[0]).is_dir() else text for text in o.judge),
+    }  # fmt: skip
+    if o.mask:
+        changes["mask"] = str(Path(o.mask).absolute())
+    if o.init not in INITS:
+        check_init(o.init)
+        changes["init"] = str(Path(o.init).absolute())
+    if o.palette and Path(o.palette).is_file():
+        changes["palette"] = str(Path(o.palette).absolute())
+    options = replace(o, **changes)
+    return replace(request, options=options, files={name: _sha256(name) for name in _named_files(options)})
+
+
+def check_files(request: GuidedRequest) -> None:
+    """Raise an ImageError if a file of the request is no longer what it was."""
+    for name, digest in request.files.items():
+        if _sha256(name) != digest:
+            raise ImageError(f"{name} has changed since the run began: put the old one back, or begin a new run")
+
+
+def _named_files(options: GuideOptions) -> list[str]:
+    """The files that the options name, each once; of another CLIP, its weights."""
+    files = [str(clip_folder(split_weights(text)[0]) / WEIGHTS_FILE) for text in options.judge]
+    files += [split_weights(text)[0] for text in (*options.image_prompt, *options.target)]
+    files += [options.mask] if options.mask else []
+    files += [options.init] if options.init not in INITS else []
+    files += [options.palette] if options.palette and Path(options.palette).is_absolute() else []
+    return list(dict.fromkeys(files))
+
+
+def _sha256(name: str) -> str:
+    try:
+        return hashlib.sha256(Path(name).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be read: {error.strerror or error}") from error

@@ -1,0 +1,62 @@
+"""Measures the memory of this process, and has freed memory returned to the system."""
+
+import ctypes
+import sys
+from pathlib import Path
+
+from codebrush.errors import UsageError
+
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's parameters of `mallopt`
+MIB = 2**20
+
+
+def peak_memory() -> int:
+    """The largest number of bytes that this process ever had resident.
+
+    Raises:
+        UsageError: if the system does not report it.
+    """
+    try:
+        return _status("VmHWM")
+    except (OSError, KeyError):  # not Linux
+        pass
+    try:
+        import resource
+    except ImportError:
+        raise UsageError("max_memory cannot be kept on this system: it does not report a process's memory") from None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_memory() -> int:
+    """Bytes that are resident now; where the system does not report that, the peak."""
+    if _GLIBC is not None:
+        _GLIBC.malloc_trim(0)
+    try:
+        return _status("VmRSS")
+    except (OSError, KeyError):
+        return peak_memory()
+
+
+def return_freed_memory() -> None:
+    """Have glibc return freed blocks of a megabyte and more to the system: blocks that it kept would count as used."""
+    if _GLIBC is not None:
+        _GLIBC.mallopt(MMAP_THRESHOLD, MIB)
+        _GLIBC.mallopt(TRIM_THRESHOLD, MIB)
+
+
+def _status(name: str) -> int:
+    """Bytes under `name` in /proc/self/status. getrusage's figure may be that of the process that started this one."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(dict(line.split(":", 1) for line in lines)[name].split()[0]) * 1024
+
+
+def _glibc() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(None)
+    except (OSError, TypeError):
+        return None
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
+
+
+_GLIBC = _glibc()

@@ -1,0 +1,27 @@
+"""The film of a guided run: its stored latents decoded one after another, with interpolated ones in between."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from codebrush.data.images import to_pil
+from codebrush.generation.latent_interpolation import interpolate_latents
+
+
+def film_frames(
+    latents: Sequence[Tensor], between: int, decode: Callable[[Tensor], Tensor], size: tuple[int, int]
+) -> Iterator[Image.Image]:
+    """Frames of `size` (width, height) from a picture's latents (d, h, w), with `between` more from each to the next.
+
+    `decode` maps (1, d, h, w) to (1, 3, H, W) in [0, 1]. Nothing is interpolated between two stages of growth, whose
+    latents differ in size.
+    """
+    for number, latent in enumerate(latents):
+        pair = latents[number : number + 2]
+        same_size = len(pair) == 2 and pair[0].shape == pair[1].shape
+        part = interpolate_latents(torch.stack(list(pair)), between)[:-1] if same_size else latent[None]
+        for frame in part:
+            image = to_pil(decode(frame[None])[0])
+            yield image if image.size == size else image.resize(size)

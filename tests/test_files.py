@@ -1,17 +1,159 @@
-"""A folder in the making: one run at a time, nothing of others touched, nothing left lying beside it."""
+"""Files and folders appear complete or not at all, touch nothing of others, and leave nothing beside them."""
 
+import json
+import os
+import stat
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from codebrush.errors import CodebrushError, DataError
-from codebrush.files import atomic_folder
+from codebrush.files import LEFTOVER_AGE, atomic_file, atomic_folder, replaced_folder, write_json
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def write_half(part: Path, error: type[BaseException]) -> None:
+    part.write_text("half")
+    raise error
+
+
+def in_another_process(code: str, path: Path) -> int:
+    """Run `code` with `path` as sys.argv[1]; its exit status."""
+    start = "import os, sys; from pathlib import Path; from codebrush.files import *\n"
+    return subprocess.run([sys.executable, "-c", start + code, path]).returncode
+
+
+def test_a_file_appears_complete_and_alone(tmp_path: Path):
+    path = tmp_path / "deep" / "a.txt"
+    with atomic_file(path) as part:
+        part.write_text("half")
+        assert part.parent == path.parent
+        assert not path.exists()
+        part.write_text("whole")
+    assert names(tmp_path / "deep") == ["a.txt"]
+    assert path.read_text() == "whole"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, error: type[BaseException]):
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(error), atomic_file(tmp_path / "a.txt") as part:
+        write_half(part, error)
+    assert names(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_file_named_from_within_a_folder_that_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with atomic_file("a.txt") as part:
+        part.write_text("whole")
+        monkeypatch.chdir("/")
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_what_a_killed_writer_left_is_removed_by_a_later_process(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    killed = "f = atomic_file(sys.argv[1]); f.__enter__().write_text('half'); os._exit(9)"
+    assert [in_another_process(killed, path) for _ in range(2)] == [9, 9]
+    assert path.read_text() == "old"
+    first, second = (tmp_path / name for name in names(tmp_path) if name != "a.txt")
+    mine = [tmp_path / name for name in (".a.txt.part", ".deadbeef.part", "a.txt.deadbeef.part")]
+    long_ago = time.time() - LEFTOVER_AGE - 60
+    for leftover in (first, *mine):
+        leftover.touch()
+        os.utime(leftover, (long_ago, long_ago))
+    assert in_another_process("with atomic_file(sys.argv[1]) as part: part.write_text('new')", path) == 0
+    assert path.read_text() == "new"
+    assert names(tmp_path) == sorted(["a.txt", second.name, *(file.name for file in mine)])
+
+
+def test_two_writers_of_one_file_do_not_mix(tmp_path: Path):
+    with atomic_file(tmp_path / "a.txt") as one, atomic_file(tmp_path / "a.txt") as other:
+        one.write_text("one")
+        other.write_text("other")
+        assert one.read_text() == "one"
+    assert (tmp_path / "a.txt").read_text() == "one"  # whose block ended last
+
+    def write(letter: str) -> None:
+        for _ in range(50):
+            with atomic_file(tmp_path / "b.txt") as part:
+                part.write_text(letter * 5_000)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(write, "xyz"))
+    assert set((tmp_path / "b.txt").read_text()) < set("xyz")
+    assert len((tmp_path / "b.txt").read_text()) == 5_000
+    assert names(tmp_path) == ["a.txt", "b.txt"]
+
+
+def test_a_file_may_be_read_by_whom_an_ordinary_one_may(tmp_path: Path):
+    before = os.umask(0o027)
+    try:
+        (tmp_path / "plain").write_text("")
+        (tmp_path / "replaced").write_text("")
+        (tmp_path / "replaced").chmod(0o600)
+        write_json(tmp_path / "new", {})
+        write_json(tmp_path / "replaced", {})
+        with atomic_file(tmp_path / "tensors") as part:
+            save_file({"x": torch.zeros(1)}, part)  # makes its own file, which nobody else may read
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("plain", "replaced", "new", "tensors"), 0o640)
+
+
+def test_a_file_that_cannot_be_written_is_an_oserror(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError), atomic_file(tmp_path / "file" / "a.txt"):
+        pytest.fail("there is no such folder")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError), atomic_file(tmp_path / "folder") as part:
+        part.write_text("x")
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_json_is_complete_or_the_old_one(tmp_path: Path):
+    path = tmp_path / "a.json"
+    write_json(path, {"grüße": [1, None], "b": 0.5})
+    assert path.read_text(encoding="utf-8") == '{\n  "grüße": [\n    1,\n    null\n  ],\n  "b": 0.5\n}\n'
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"grüße": [1, None], "b": 0.5}
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_a_folder_without_a_lock_appears_complete_and_alone(tmp_path: Path):
+    killed = "f = replaced_folder(sys.argv[1]); (f.__enter__() / 'half').touch(); os._exit(9)"
+    assert in_another_process(killed, tmp_path / "out") == 9
+    assert len(names(tmp_path)) == 1
+    with replaced_folder(tmp_path / "out") as part:
+        assert names(part) == []
+        (part / "a").write_text("1")
+        assert not (tmp_path / "out").exists()
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["a"]
+
+
+def test_a_folder_without_a_lock_takes_no_others_place(tmp_path: Path):
+    with pytest.raises(RuntimeError), replaced_folder(tmp_path / "out") as part:
+        write_half(part / "a", RuntimeError)
+    assert names(tmp_path) == []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(OSError), replaced_folder(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["mine"]
 
 
 def test_the_folder_appears_whole_and_alone(tmp_path: Path):
@@ -27,10 +169,10 @@ def test_a_second_run_is_refused_and_the_first_keeps_its_work(tmp_path: Path):
     with atomic_folder(tmp_path / "out") as part:
         (part / "a").write_text("1")
         for same in (tmp_path / "out", tmp_path / "x" / ".." / "out", tmp_path / "link"):
-            with pytest.raises(CodebrushError, match="another run is writing there"), atomic_folder(same):
+            with pytest.raises(CodebrushError, match="another process is writing there"), atomic_folder(same):
                 pytest.fail("two runs write to one folder")
     assert names(tmp_path / "out") == ["a"]
-    with pytest.raises(DataError, match="something there already"), atomic_folder(tmp_path / "out"):
+    with pytest.raises(DataError, match="already exists"), atomic_folder(tmp_path / "out"):
         pytest.fail("it is taken")
     assert names(tmp_path) == ["link", "out"]
 
@@ -40,7 +182,7 @@ def test_another_process_is_refused(tmp_path: Path):
     with atomic_folder(tmp_path / "out") as part:
         (part / "a").write_text("1")
         other = subprocess.run([sys.executable, "-c", code, tmp_path / "out"], capture_output=True, text=True)
-    assert "another run is writing there" in other.stderr
+    assert "another process is writing there" in other.stderr
     assert names(tmp_path / "out") == ["a"]
 
 
@@ -57,8 +199,7 @@ def test_what_others_have_named_part_stays(tmp_path: Path):
 
 
 def test_what_a_killed_run_left_is_cleared(tmp_path: Path):
-    code = "import os, sys; from codebrush.files import *\nf = atomic_folder(sys.argv[1]); f.__enter__(); os._exit(9)"
-    assert subprocess.run([sys.executable, "-c", code, tmp_path / "out"]).returncode == 9
+    assert in_another_process("f = atomic_folder(sys.argv[1]); f.__enter__(); os._exit(9)", tmp_path / "out") == 9
     assert names(tmp_path) == [".out.codebrush-lock", ".out.codebrush-part"]
     with atomic_folder(tmp_path / "out") as part:
         assert names(part) == []
@@ -66,7 +207,7 @@ def test_what_a_killed_run_left_is_cleared(tmp_path: Path):
 
 
 def test_a_run_that_fails_lets_go(tmp_path: Path):
-    """A full disk is told in one line; the next run finds the place free, also as an empty folder."""
+    """A full disk is one line; the next run may use the name, also if an empty folder has it."""
     with pytest.raises(CodebrushError, match=r"cannot write .*: No space left"), atomic_folder(tmp_path / "out"):
         raise OSError(28, "No space left on device")
     assert names(tmp_path) == []
@@ -80,5 +221,5 @@ def test_a_folder_named_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "a").write_text("1")
     monkeypatch.chdir(tmp_path / "taken")
-    with pytest.raises(DataError, match="something there already"), atomic_folder("."):
+    with pytest.raises(DataError, match="already exists"), atomic_folder("."):
         pytest.fail("it is taken")

@@ -1,10 +1,15 @@
-"""Files and folders that appear under their final name whole or not at all."""
+"""Writes files and folders so that they appear under their final name complete or not at all."""
 
 import json
 import os
+import re
+import secrets
 import shutil
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +17,66 @@ from filelock import FileLock, Timeout
 
 from codebrush.errors import CodebrushError, DataError
 
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+LEFTOVER_AGE = 3600.0  # seconds without a write after which a temporary file belongs to a process that was killed
+
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; at the end of the block that file takes the place of `path`.
+    """Yield an empty file beside `path` to write to; at the end of the block it takes the place of `path`.
 
-    Folders above `path` are made. If the block raises, `path` stays as it was and nothing is left beside it.
+    Its name is hidden and unique, so that two processes that write `path` at once do not mix: the last one to finish
+    wins. Folders above `path` are made. If the block raises, `path` stays as it was and nothing is left beside it. What
+    a killed process left is removed by the first write into the same folder of a later process, an hour after.
 
     Raises:
-        OSError: if a folder cannot be made or the file cannot be renamed.
+        OSError: if a folder cannot be made, or the file cannot be written or renamed.
     """
-    path = Path(path)
+    path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    _remove_leftovers(path.parent)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
+        part.touch()
+        mode = stat.S_IMODE(part.stat().st_mode)
         yield part
+        if stat.S_IMODE(part.stat().st_mode) != mode:
+            part.chmod(mode)  # safetensors makes files that nobody else may read
         os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+@cache
+def _remove_leftovers(folder: Path) -> None:
+    """Once for each folder in a process, because a long folder takes a while to list."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                if LEFTOVER.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > LEFTOVER_AGE:
+                    os.unlink(entry.path)
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write `content` as an indented JSON file, by way of `atomic_file`."""
+    """Write `content` as an indented UTF-8 JSON file through `atomic_file`."""
     with atomic_file(path) as part:
         part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextmanager
 def replaced_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder`; at the end of the block it becomes `folder`, which must not hold anything.
+    """Yield an empty folder beside `folder`; at the end of the block it is renamed to `folder`.
 
-    Unlike `atomic_folder` this takes no lock: it is for a folder inside one that the caller owns.
+    Unlike `atomic_folder` this takes no lock: no other process may be writing the same folder. What a killed process
+    left is removed by the next call.
 
     Raises:
-        OSError: if a folder cannot be made or renamed, for example because `folder` is not empty.
+        OSError: if a folder cannot be made or renamed, for example because `folder` exists and is not empty.
     """
     folder = Path(folder)
     part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
+    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
     try:
         part.mkdir(parents=True)
         yield part
@@ -60,22 +87,22 @@ def replaced_folder(folder: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder` to fill; at the end of the block it becomes `folder`.
+    """Yield an empty folder beside `folder` to fill; at the end of the block it is renamed to `folder`.
 
-    One run at a time: a lock is held until the end. The lock and the unfinished folder are hidden, lie beside `folder`,
-    and are removed if the block raises.
+    Only one process at a time: a lock is held until the end. The lock and the unfinished folder are hidden, lie beside
+    `folder`, and are removed if the block raises.
 
     Raises:
-        DataError: if `folder` holds something already.
-        CodebrushError: if another run holds the lock, or a file cannot be written.
+        DataError: if `folder` exists and is not empty.
+        CodebrushError: if another process holds the lock, or a file cannot be written.
     """
     place = Path(os.path.realpath(folder))  # one lock and one file system, however the folder was named
     part = place.with_name(f".{place.name}.codebrush-part")
-    with _unwritable_is_told(folder), ExitStack() as held:
+    with _os_errors_in_one_line(folder), ExitStack() as held:
         _take_lock(folder, place, held)
         if place.is_file() or (place.is_dir() and any(place.iterdir())):
-            raise DataError(f"{folder}: there is something there already; name a new folder")
-        shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
+            raise DataError(f"{folder}: already exists; name a new folder")
+        shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
         part.mkdir()
         held.callback(shutil.rmtree, part, ignore_errors=True)
         yield part
@@ -88,8 +115,10 @@ def _take_lock(folder: str | Path, place: Path, held: ExitStack) -> None:
     try:
         held.enter_context(lock)
     except Timeout:
-        raise CodebrushError(f"{folder}: another run is writing there; wait for it or name another folder") from None
-    # Removed while it is held, so that it is nobody else's. Where an open file cannot be removed, its release does it.
+        raise CodebrushError(
+            f"{folder}: another process is writing there; wait for it or name another folder"
+        ) from None
+    # Removed while it is held, so that nobody else can hold it. (Windows removes it on release.)
     held.callback(_remove_quietly, lock.lock_file)
 
 
@@ -99,7 +128,7 @@ def _remove_quietly(path: str) -> None:
 
 
 @contextmanager
-def _unwritable_is_told(folder: str | Path) -> Iterator[None]:
+def _os_errors_in_one_line(folder: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

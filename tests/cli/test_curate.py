@@ -114,7 +114,7 @@ def test_a_folder_that_is_taken_is_left_alone(
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("mine")
     assert run(["curate", str(pictures), "--out", str(tmp_path / "taken")]) == 1
-    assert "there is something there already; name a new folder" in capsys.readouterr().err
+    assert "already exists; name a new folder" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["mine.txt"]
 
 

@@ -58,7 +58,7 @@ def test_drawn_emoji_are_a_source(tmp_path):
     assert source.row(0)["font"] == FONT.stem
     blank = [source.name(i) for i in range(60) if np.asarray(source.image(i)).std() == 0]
     assert blank == []
-    with pytest.raises(DataError, match="something there already"):
+    with pytest.raises(DataError, match="already exists"):
         write_emoji(tmp_path / "emoji", 32, limit=1)
 
 

@@ -226,7 +226,7 @@ def test_written_scenes_are_a_source(tmp_path):
 def test_written_scenes_do_not_mix_with_what_is_there(tmp_path):
     (tmp_path / "scenes").mkdir()
     write_shapes(tmp_path / "scenes", 1, size=16)
-    with pytest.raises(DataError, match="something there already"):
+    with pytest.raises(DataError, match="already exists"):
         write_shapes(tmp_path / "scenes", 1, size=16)
     with pytest.raises(UsageError):
         write_shapes(tmp_path / "none", 0)

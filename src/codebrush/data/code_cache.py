@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from filelock import FileLock
 
 from codebrush.data.pixel_cache import UNUSABLE, PixelCache
 from codebrush.errors import CodebrushError
+from codebrush.files import atomic_file
 from codebrush.models.vqgan import VQGAN
 
 BATCH = 64
@@ -35,7 +35,9 @@ def encode_once(vqgan: VQGAN, pixels: PixelCache, folder: Path) -> np.ndarray:
         with FileLock(path.with_suffix(".lock")):
             with suppress(*UNUSABLE):
                 return _finished(path, shape)
-            _write(path, _encoded(vqgan, pixels, shape))
+            codes = _encoded(vqgan, pixels, shape)
+            with atomic_file(path) as part, part.open("wb") as file:
+                np.save(file, codes)
             return _finished(path, shape)
     except OSError as error:
         raise CodebrushError(
@@ -60,17 +62,6 @@ def _encoded(vqgan: VQGAN, pixels: PixelCache, shape: tuple[int, int]) -> np.nda
         images = pixels.batch(rows).to(device).float() / 255
         codes[rows] = vqgan.quantize(vqgan.encode(images))[1].flatten(1).cpu().numpy()  # (B, h, w) -> (B, h * w)
     return codes
-
-
-def _write(path: Path, codes: np.ndarray) -> None:
-    part = path.with_suffix(".part")
-    try:
-        with part.open("wb") as file:
-            np.save(file, codes)
-        os.replace(part, path)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def weights_hash(network: torch.nn.Module) -> str:

@@ -7,7 +7,6 @@ is not wrong with the file, and stays a MemoryError.
 import io
 import json
 import math
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from codebrush.errors import CodebrushError, ImageError
+from codebrush.files import atomic_file
 
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB, which is where Pillow begins to warn
 WITH_PROFILE = ("RGB", "RGBA", "P")  # modes whose colour profile suits RGB made of them
@@ -208,14 +208,9 @@ def save_png(image: Image.Image, path: str | Path, manifest: dict[str, Any] | No
     info = PngImagePlugin.PngInfo()
     if manifest is not None:
         info.add_itxt(MANIFEST_KEY, json.dumps(manifest, ensure_ascii=False))
-    part = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with atomic_file(path) as part:
             image.save(part, format="PNG", pnginfo=info)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or str(error)
         raise CodebrushError(

@@ -17,6 +17,7 @@ from numpy.lib import format as npy
 from codebrush.data.images import resize_square
 from codebrush.data.sources.captioned_images import CaptionedImages
 from codebrush.errors import CodebrushError, DataError, ImageError
+from codebrush.files import atomic_file
 
 CHUNK = 256  # rows decoded between two writes, which bounds the memory and the work lost to Ctrl-C
 UNUSABLE = (OSError, EOFError, ValueError, KeyError, TypeError)  # what a missing or damaged cache raises
@@ -81,31 +82,25 @@ def _finished(stem: Path, fingerprint: str, size: int) -> PixelCache:
 def _decode_to(stem: Path, source: CaptionedImages, size: int) -> None:
     rows: list[int] = []
     skipped: list[tuple[str, str]] = []
-    part = Path(f"{stem}.part")
-    try:
-        with part.open("wb") as file:
-            _write_header(file, len(source), size)
-            body = file.tell()
-            # Written, not mapped: a full disk under a mapped file kills the process instead of raising.
-            for index, pixels, reason in _decoded(source, size):
-                if pixels is None:
-                    skipped.append((source.name(index), reason))
-                else:
-                    file.write(pixels)
-                    rows.append(index)
-            if not rows:
-                name, reason = skipped[0]
-                raise DataError(f"{source.origin}: none of its {len(source)} pictures can be read; {name}: {reason}")
-            file.seek(0)
-            _write_header(file, len(rows), size)
-            assert file.tell() == body, "the header has changed its length"
-        facts = {"fingerprint": source.fingerprint, "rows": rows, "skipped": skipped}
-        os.replace(part, stem.with_suffix(".npy"))
+    with atomic_file(stem.with_suffix(".npy")) as part, part.open("wb") as file:
+        _write_header(file, len(source), size)
+        body = file.tell()
+        # Written, not mapped: a full disk under a mapped file kills the process instead of raising.
+        for index, pixels, reason in _decoded(source, size):
+            if pixels is None:
+                skipped.append((source.name(index), reason))
+            else:
+                file.write(pixels)
+                rows.append(index)
+        if not rows:
+            name, reason = skipped[0]
+            raise DataError(f"{source.origin}: none of its {len(source)} pictures can be read; {name}: {reason}")
+        file.seek(0)
+        _write_header(file, len(rows), size)
+        assert file.tell() == body, "the header has changed its length"
+    facts = {"fingerprint": source.fingerprint, "rows": rows, "skipped": skipped}
+    with atomic_file(stem.with_suffix(".json")) as part:  # last, because it vouches for the array
         part.write_text(json.dumps(facts), encoding="utf-8")
-        os.replace(part, stem.with_suffix(".json"))  # last, because it vouches for the array
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def _write_header(file: BinaryIO, count: int, size: int) -> None:

@@ -29,6 +29,7 @@ from codebrush.data.crawl.url_lists import UrlRow
 from codebrush.data.images import decode_image
 from codebrush.data.sources.shard_writer import storable
 from codebrush.errors import CodebrushError, DataError, ImageError, UsageError
+from codebrush.files import atomic_file
 from codebrush.progress import Progress
 
 MOST_WAIT = 30.0  # seconds that a server may ask for before the next try; beyond it the row waits for another run
@@ -115,9 +116,8 @@ def _check_settings(out: Path, options: GatherOptions) -> None:
     path = out / STATE_FOLDER / "settings.json"
     wanted = {"shard_rows": options.shard_rows, "resize": options.resize}
     if not path.exists():
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(wanted))
-        os.replace(part, path)
+        with atomic_file(path) as part:
+            part.write_text(json.dumps(wanted))
     for name, value in json.loads(path.read_text()).items():
         if value != wanted.get(name):
             flag = f"--{name.replace('_', '-')}"
@@ -278,13 +278,10 @@ def _fitted(image: Image.Image, data: bytes, side: int | None) -> tuple[Image.Im
 
 def _write_failures(out: Path) -> None:
     """failures.jsonl from what the slices know, whole or not at all."""
-    path = out / "failures.jsonl"
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
+    with atomic_file(out / "failures.jsonl") as part, part.open("w", encoding="utf-8") as file:
         for state in Slice.states(out):
             for failure in state["failed"]:
                 file.write(json.dumps(failure, ensure_ascii=False) + "\n")
-    os.replace(part, path)
 
 
 def _report(out: Path) -> dict[str, Any]:

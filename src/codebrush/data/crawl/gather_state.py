@@ -9,9 +9,9 @@ the same shard once more or goes on after it.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from codebrush.data.crawl.fetcher import FetchError
 from codebrush.data.crawl.url_lists import UrlRow
 from codebrush.data.sources.shard_writer import TarShard
 from codebrush.errors import DataError
+from codebrush.files import atomic_file
 
 STATE_FOLDER = ".gather"
 
@@ -62,24 +63,20 @@ class Slice:
         """Keep a picture until the slice is whole."""
         self._parts.mkdir(exist_ok=True)
         (self._parts / f"{row:09d}.{ending}").write_bytes(picture)
-        part = self._parts / f"{row:09d}.part"
-        part.write_text(json.dumps({**columns, "ending": ending}, ensure_ascii=False), encoding="utf-8")
-        os.replace(part, self._parts / f"{row:09d}.json")  # last, because it vouches for the picture
+        with atomic_file(self._parts / f"{row:09d}.json") as part:  # last, because it vouches for the picture
+            part.write_text(json.dumps({**columns, "ending": ending}, ensure_ascii=False), encoding="utf-8")
 
     def finish(self, failed: Mapping[int, FetchError]) -> int:
         """Write the new pictures as a shard, and note the rows that failed; how many are new."""
         rows = [row for row in self.missing() if row not in failed]
         if rows:
             again = f"-{self._state['shards']}" if self._state["shards"] else ""
-            part = self._parts.with_suffix(".tar")
-            shard = TarShard(part)
-            for row in rows:
-                columns = self._columns(row)
-                assert columns is not None, f"row {row} has neither a picture nor a reason"
-                picture = (self._parts / f"{row:09d}.{columns.pop('ending')}").read_bytes()
-                shard.add(f"{row:09d}", picture, [columns["caption"]], columns)
-            shard.close()
-            os.replace(part, self.out / f"{self.number:05d}{again}.tar")
+            with atomic_file(self.out / f"{self.number:05d}{again}.tar") as part, closing(TarShard(part)) as shard:
+                for row in rows:
+                    columns = self._columns(row)
+                    assert columns is not None, f"row {row} has neither a picture nor a reason"
+                    picture = (self._parts / f"{row:09d}.{columns.pop('ending')}").read_bytes()
+                    shard.add(f"{row:09d}", picture, [columns["caption"]], columns)
         self._write_state(failed, bool(rows))
         shutil.rmtree(self._parts, ignore_errors=True)
         return len(rows)
@@ -102,9 +99,8 @@ class Slice:
             "shards": self._state["shards"] + has_shard,
             "failed": sorted([*final, *new], key=lambda failure: failure["row"]),
         }
-        part = self._path.with_suffix(".part")
-        part.write_text(json.dumps(state), encoding="utf-8")
-        os.replace(part, self._path)
+        with atomic_file(self._path) as part:
+            part.write_text(json.dumps(state), encoding="utf-8")
 
     def _may_mend(self, failure: Mapping[str, Any]) -> bool:
         return failure["again"] or failure["reason"] in self.mended

@@ -1,4 +1,4 @@
-"""What every test starts from: one thread, no network, the same random numbers."""
+"""What every test starts from: one thread, no network, the same random numbers; and the option --order-seed."""
 
 import os
 
@@ -20,6 +20,31 @@ torch.set_num_threads(1)
 # On a shared runner a change must not fail for an example that another change's run would have drawn as well.
 settings.register_profile("ci", derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--order-seed", type=int, help="shuffle the files, and the tests within each, by this seed")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    seed = config.getoption("order_seed")
+    return None if seed is None else f"random order: --order-seed {seed}"
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest then brings together again what shares a parametrized fixture
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    seed = config.getoption("order_seed")
+    if seed is None:
+        return
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    draw = random.Random(seed)
+    groups = list(files.values())
+    draw.shuffle(groups)  # fixtures of a file are made once all the same
+    for group in groups:
+        draw.shuffle(group)
+    items[:] = [item for group in groups for item in group]
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,9 @@ from hypothesis import settings
 from packs import write_micro_pack
 
 torch.set_num_threads(1)
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a suite that a script starts with & inherits that it is ignored
 # On a shared runner a change must not fail for an example that another change's run would have drawn as well.
 settings.register_profile("ci", derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")

@@ -14,7 +14,7 @@ from codebrush.errors import CodebrushError, UsageError
 
 if TYPE_CHECKING:
     from codebrush.data.curation.clip_scorer import ClipScorer
-    from codebrush.data.curation.curate import CurationOptions
+    from codebrush.data.curation.options import CurationOptions
 
 CAPTIONS, PICTURES, SCORES, BALANCE = "Captions", "Pictures", "CLIP score", "Balance and split"  # topics of the help
 DEFAULT_PACK = "emoji"
@@ -94,7 +94,7 @@ def curate(
 
 def _options(given: dict[str, Any]) -> "CurationOptions":
     from codebrush.data.curation.caption_rules import CaptionRules
-    from codebrush.data.curation.curate import CurationOptions
+    from codebrush.data.curation.options import CurationOptions
 
     rules = CaptionRules(given["min_words"], given["max_words"], given["max_chars"], given["language"])
     same = ("min_side", "max_aspect", "min_score", "keep_top", "cap", "only_phrases", "shard_rows", "seed")

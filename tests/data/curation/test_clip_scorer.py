@@ -21,7 +21,7 @@ def test_scores_are_those_of_the_whole_picture(fit: str, monkeypatch: pytest.Mon
     pictures: list[Image.Image] = [scene(0, number, 48).image.resize((80, 48)) for number in range(3)]
     captions = [["a red circle"], ["a blue square", "a green triangle"], ["a red circle", "red " * 200]]
     scorer = ClipScorer(clip, tokenizer)
-    found = scorer([scorer.fitted(picture) for picture in pictures], captions)
+    found = scorer([scorer.thumbnail(picture) for picture in pictures], captions)
     for picture, own, score in zip(pictures, captions, found, strict=True):
         with torch.inference_mode():
             image = clip.encode_image(pixels_for(clip, [picture]))  # (1, E)

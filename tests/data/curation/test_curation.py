@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from codebrush.data.curation.caption_rules import CaptionRules
-from codebrush.data.curation.curate import BYTES_PER_ROW, REASONS, CurationOptions, Measures, curate, decide
+from codebrush.data.curation.curate import curate, decide
+from codebrush.data.curation.measures import BYTES_PER_ROW, REASONS, Measures
+from codebrush.data.curation.options import CurationOptions
 from codebrush.data.curation.phrases import split_of
 from codebrush.data.sources.captioned_images import CaptionedImages, open_source
 from codebrush.data.synthetic.shapes import scene
@@ -44,13 +46,13 @@ def numbers(folder: Path, **how: Any) -> list[int]:
     return [source.row(index)["n"] for index in range(len(source))]
 
 
-class Judge:
+class NumberScorer:
     """Scores a caption by the number in it, "... 0.7", and notes how wide the pictures were."""
 
     def __init__(self) -> None:
         self.widths: set[tuple[int, int]] = set()
 
-    def fitted(self, image: Image.Image) -> Image.Image:
+    def thumbnail(self, image: Image.Image) -> Image.Image:
         return image.resize((16, 16))
 
     def __call__(self, pictures: Sequence[Image.Image], captions: Sequence[Sequence[str]]) -> list[float]:
@@ -146,25 +148,25 @@ def scored(folder: Path) -> CaptionedImages:
 
 
 def test_scores_below_a_threshold_go(tmp_path: Path):
-    judge = Judge()
-    report = curate(scored(tmp_path / "in"), tmp_path / "out", replace(PLAIN, min_score=0.55), judge)
+    scorer = NumberScorer()
+    report = curate(scored(tmp_path / "in"), tmp_path / "out", replace(PLAIN, min_score=0.55), scorer)
     assert numbers(tmp_path / "out") == [0, 4, 6, 8, 9]
     assert report["dropped"] == {"low score": 5}
     assert report["scores"]["kept"]["p50"] == pytest.approx(0.7)
-    assert judge.widths == {(16, 16)}
+    assert scorer.widths == {(16, 16)}
     assert open_source(tmp_path / "out").row(0)["clip_score"] == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize(("share", "left"), [(0.3, [0, 4, 6]), (1.0, list(range(10)))])
 def test_the_best_share_stays(tmp_path: Path, share: float, left: list[int]):
-    curate(scored(tmp_path / "in"), tmp_path / "out", replace(PLAIN, keep_top=share), Judge())
+    curate(scored(tmp_path / "in"), tmp_path / "out", replace(PLAIN, keep_top=share), NumberScorer())
     assert numbers(tmp_path / "out") == left
 
 
 def test_of_duplicates_the_best_stays(tmp_path: Path):
     rows = [(drawn(0), "circle 0.3"), (drawn(0), "circle 0.8"), (drawn(1), "square 0.5"), (drawn(0), "circle 0.4")]
     folder = write(tmp_path / "in", rows)
-    report = curate(open_source(folder), tmp_path / "out", replace(PLAIN, min_score=0.0), Judge())
+    report = curate(open_source(folder), tmp_path / "out", replace(PLAIN, min_score=0.0), NumberScorer())
     assert numbers(tmp_path / "out") == [1, 2]
     assert report["dropped"] == {"exact duplicate": 2}
 

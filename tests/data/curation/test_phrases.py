@@ -7,7 +7,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from codebrush.data.curation import phrases as concepts
 from codebrush.data.curation.phrases import Phrases, check_shares, split_of, uniform
 from codebrush.errors import UsageError
 
@@ -25,6 +24,13 @@ def test_a_row_goes_by_its_rarest_word():
     assert phrases.rarest(["the photo of the dog"]) == ("dog", 8)
     assert phrases.rarest(["a dog", "and a cat"]) == ("cat", 2)
     assert phrases.rarest(["nothing of it"]) is None
+
+
+def test_the_commonest_phrases_are_the_same_each_time():
+    """Equal counts came in the order of a set of strings, which differs from one process to the next."""
+    words = [f"word{letter}" for letter in "hgfedcba"]
+    assert counted([[" ".join(words)]] * 2).commonest(4) == [(word, 2) for word in sorted(words)[:4]]
+    assert counted([["a dog and a cat"], ["a dog"]]).commonest(9) == [("dog", 2), ("cat", 1)]
 
 
 def test_a_row_counts_a_word_once():
@@ -45,7 +51,7 @@ def test_given_phrases_match_whole_words():
 
 
 def test_words_are_forgotten_before_memory_runs_out(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(concepts, "OWN_MOST", 50)
+    monkeypatch.setattr("codebrush.data.curation.phrases.OWN_MOST", 50)
     phrases = counted([[f"dog unique{number}x"] for number in range(500)])
     assert len(phrases.counts) <= 51
     assert phrases.counts["dog"] == 500

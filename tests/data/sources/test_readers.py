@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import config, load_dataset
 
-from codebrush.data.curation.curate import CurationOptions, curate
+from codebrush.data.curation.curate import curate
+from codebrush.data.curation.options import CurationOptions
 from codebrush.data.sources.captioned_images import open_source
 from codebrush.errors import DataError
 

@@ -1,4 +1,4 @@
-"""Pictures and their captions in; how well each picture fits them, by a CLIP, out."""
+"""Scores with a CLIP how well pictures fit their captions."""
 
 from collections.abc import Sequence
 
@@ -14,19 +14,19 @@ BATCH = 64  # pictures or texts at a time, which bounds the memory
 
 
 class ClipScorer:
-    """A CLIP as the judge of captions."""
+    """Scores pictures by their cosine with their captions."""
 
     def __init__(self, clip: CLIP, tokenizer: Tokenizer) -> None:
         self._clip, self._tokenizer = clip, tokenizer
 
-    def fitted(self, image: Image.Image) -> Image.Image:
-        """All that the CLIP sees of an RGB picture: a small square, which may wait in memory to be scored."""
-        size, way = self._clip.image_size, self._clip.config.fit
-        return resize_square(image, size) if way == "plain" else clip_resize(image, size, crop=way == "crop")
+    def thumbnail(self, image: Image.Image) -> Image.Image:
+        """What the CLIP sees of an RGB picture: a square of its input size, small enough to wait in memory."""
+        size, mode = self._clip.image_size, self._clip.config.fit
+        return resize_square(image, size) if mode == "plain" else clip_resize(image, size, crop=mode == "crop")
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Image.Image], captions: Sequence[Sequence[str]]) -> list[float]:
-        """For each of B `fitted` pictures the best cosine with one of its captions, -1 to 1."""
+        """For each of B thumbnails the highest cosine with one of its captions, -1 to 1."""
         clip, device = self._clip, self._clip.log_scale.device
         texts = list(dict.fromkeys(text for own in captions for text in own))
         places = {text: number for number, text in enumerate(texts)}
@@ -36,11 +36,11 @@ class ClipScorer:
                 for i in range(0, len(pictures), BATCH)
             ]
         )  # (B, E)
-        words = torch.cat(
+        embeddings = torch.cat(
             [clip.encode_text(self._tokens(texts[i : i + BATCH]).to(device)) for i in range(0, len(texts), BATCH)]
         )  # (T, E)
-        cosines = (images @ words.T).tolist()  # (B, T)
+        cosines = (images @ embeddings.T).tolist()  # (B, T)
         return [max(row[places[text]] for text in own) for row, own in zip(cosines, captions, strict=True)]
 
     def _tokens(self, texts: Sequence[str]) -> torch.Tensor:
-        return self._tokenizer(texts, on_long="truncate")  # (T, L); web captions are long too often to tell of each
+        return self._tokenizer(texts, on_long="truncate")  # (T, L); no warning: many web captions are too long

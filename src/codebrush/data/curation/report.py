@@ -1,4 +1,4 @@
-"""What a curation did in; report.json, report.md, dropped.jsonl and two contact sheets in its folder out."""
+"""Writes what a curation did: report.json, report.md, dropped.jsonl and two contact sheets."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from codebrush.data.curation.curate import BYTES_PER_ROW, KEPT, REASONS, CurationOptions, Measures, good_captions
+from codebrush.data.curation.measures import BYTES_PER_ROW, KEPT, REASONS, Measures, good_captions
+from codebrush.data.curation.options import CurationOptions
 from codebrush.data.curation.phrases import SPLITS, Phrases
 from codebrush.data.images import contact_sheet, save_png
 from codebrush.data.sources.captioned_images import CaptionedImages
@@ -32,7 +33,7 @@ def write_report(
     phrases: Phrases | None,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """Write the report of what lies in `folder`, which is about to become `out`, and return it."""
+    """Write the report of the shards in `folder`, which will be renamed to `out`, and return it."""
     counts = measures.counts()
     report: dict[str, Any] = {
         "path": str(out),
@@ -56,7 +57,7 @@ def write_report(
             after.count(good_captions(source, row, options.rules))
         report["phrases"] = [
             {"phrase": phrase, "before": before, "after": after.counts[phrase]}
-            for phrase, before in phrases.counts.most_common(COMMON)
+            for phrase, before in phrases.commonest(COMMON)
         ]
     _write_dropped(folder / "dropped.jsonl", source, measures)
     report["sheets"] = _write_sheets(folder, out, source, measures, options.seed)
@@ -78,16 +79,16 @@ def _write_dropped(path: Path, source: CaptionedImages, measures: Measures) -> N
 
 
 def _fault(source: CaptionedImages, row: int) -> str:
-    """What is wrong with a picture that could not be read."""
+    """Why a picture cannot be read."""
     try:
         source.image(row)
     except ImageError as error:
         return str(error).removeprefix(f"{source.name(row)}: ")
-    return "could not be read for a while"
+    return "could not be read the first time"
 
 
 def _scores(measures: Measures) -> dict[str, dict[str, float]] | None:
-    """Percentiles of the scores before and after; None where nothing was scored."""
+    """Percentiles of the scores before and after; None without scores."""
     found = {}
     for name, scores in (("all", measures.score), ("kept", measures.score[measures.kept])):
         scores = scores[np.isfinite(scores)]
@@ -100,7 +101,7 @@ def _scores(measures: Measures) -> dict[str, dict[str, float]] | None:
 def _write_sheets(
     folder: Path, out: Path, source: CaptionedImages, measures: Measures, seed: int
 ) -> dict[str, str | None]:
-    """kept.png and dropped.png; where each will lie, None for one without a picture."""
+    """Write kept.png and dropped.png; returns the final path of each, None for one without pictures."""
     rng = np.random.default_rng(seed)
     sheets: dict[str, str | None] = {"kept": None, "dropped": None}
     kept = sorted(rng.permutation(measures.kept)[:KEPT_EXAMPLES].tolist())
@@ -122,7 +123,7 @@ def _write_sheets(
 def _tiles(
     source: CaptionedImages, rows: Sequence[tuple[int, str]], measures: Measures
 ) -> list[tuple[Image.Image, str]]:
-    """Rows as small pictures with a text; a duplicate stands left of the picture that stayed instead of it."""
+    """Rows as small pictures with a text; a duplicate stands left of the picture that was kept instead."""
     tiles = []
     for row, text in rows:
         twin = int(measures.twin[row])
@@ -150,7 +151,7 @@ def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
 
 
 def _markdown(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """The report as Markdown."""
     share = 100 * report["kept"] / report["rows"]
     lines = [
         f"# Curation of {report['source']}",
@@ -173,7 +174,7 @@ def _markdown(report: dict[str, Any]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table and a blank line; nothing where there is no row."""
+    """The lines of a Markdown table and a blank one; none without rows."""
     if not rows:
         return []
     cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]

@@ -1,0 +1,132 @@
+"""Measures every row of a source: is it readable and within the rules, its fingerprint, its CLIP score.
+
+Only the numbers of `Measures` stay in memory, `BYTES_PER_ROW` for each row.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from codebrush.data.curation.caption_rules import CaptionRules
+from codebrush.data.curation.near_duplicates import COPY_CELLS, Fingerprint, fingerprint
+from codebrush.data.curation.options import CurationOptions
+from codebrush.data.sources.captioned_images import CaptionedImages
+from codebrush.errors import ImageError
+
+CHUNK = 256  # rows measured at once; of their pictures only thumbnails are held, for the scores
+KEPT = 0
+REASONS = (  # in the order in which rows are checked; `Measures.reason` holds an index into it
+    "kept",
+    "unreadable",
+    "too small",
+    "too elongated",
+    "no caption",
+    "caption too short",
+    "caption too long",
+    "caption in another script",
+    "low score",
+    "exact duplicate",
+    "near duplicate",
+    "no phrase",
+    "over the cap",
+)
+
+
+class Scorer(Protocol):
+    """Scores how well pictures fit their captions, like `clip_scorer.ClipScorer`."""
+
+    def thumbnail(self, image: Image.Image) -> Image.Image:
+        """A small picture that is scored instead of `image`."""
+        ...
+
+    def __call__(self, pictures: Sequence[Image.Image], captions: Sequence[Sequence[str]]) -> Sequence[float]:
+        """For each of the thumbnails the highest cosine with one of its captions, -1 to 1."""
+        ...
+
+
+class Measures:
+    """What is known of N rows, as arrays of N."""
+
+    def __init__(self, rows: int) -> None:
+        self.reason = np.zeros(rows, np.uint8)  # index into REASONS
+        self.score = np.full(rows, np.nan, np.float32)  # cosine; NaN without one
+        self.pixels = np.zeros(rows, np.uint64)  # these three: see `near_duplicates.Fingerprint`
+        self.shape = np.zeros(rows, np.uint64)
+        self.copy = np.zeros((rows, COPY_CELLS), np.uint8)  # (N, 96)
+        self.twin = np.full(rows, -1, np.int32)  # for a duplicate, the row that is kept instead
+
+    def __len__(self) -> int:
+        return len(self.reason)
+
+    @property
+    def kept(self) -> np.ndarray:
+        """The numbers of the rows that are kept, in order."""
+        return np.flatnonzero(self.reason == KEPT)
+
+    def drop(self, rows: np.ndarray | int, reason: str) -> None:
+        """Drop rows for one of `REASONS`."""
+        self.reason[rows] = REASONS.index(reason)
+
+    def counts(self) -> dict[str, int]:
+        """How many rows there are of each reason that occurs."""
+        numbers = np.bincount(self.reason, minlength=len(REASONS)).tolist()
+        return {name: number for name, number in zip(REASONS, numbers, strict=True) if number}
+
+
+BYTES_PER_ROW = sum(each.nbytes for each in vars(Measures(1)).values())  # besides 4 for each band of the near index
+
+
+def measure(
+    source: CaptionedImages, options: CurationOptions, scorer: Scorer | None, on_progress: Callable[[int], None]
+) -> Measures:
+    """Decode every picture, check it and its captions one by one, fingerprint it, and score it if `options` ask for it.
+
+    `on_progress` is called with the number of rows done.
+    """
+    measures = Measures(len(source))
+    scoring = scorer if options.needs_scores else None
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(source), CHUNK):
+            rows = range(start, min(start + CHUNK, len(source)))
+            found = pool.map(lambda row: _measure_row(source, row, options, scoring), rows)
+            scored: list[tuple[int, Image.Image]] = []
+            for row, (reason, marks, small) in zip(rows, found, strict=True):
+                measures.reason[row] = REASONS.index(reason)
+                if marks is not None:
+                    measures.pixels[row], measures.shape[row] = marks.pixels, marks.shape
+                    measures.copy[row] = marks.copy
+                if small is not None:
+                    scored.append((row, small))
+            if scoring is not None and scored:
+                captions = [good_captions(source, row, options.rules) for row, _ in scored]
+                numbers = [row for row, _ in scored]
+                measures.score[numbers] = scoring([small for _, small in scored], captions)
+            on_progress(rows.stop)
+    return measures
+
+
+def _measure_row(
+    source: CaptionedImages, row: int, options: CurationOptions, scorer: Scorer | None
+) -> tuple[str, Fingerprint | None, Image.Image | None]:
+    """A row's reason (or "kept"), its fingerprint, and with a scorer its thumbnail."""
+    faults = [options.rules.fault(caption) for caption in source.captions(row)]
+    try:
+        image = source.image(row)
+    except ImageError:
+        return "unreadable", None, None
+    if min(image.size) < options.min_side:
+        return "too small", None, None
+    if options.max_aspect is not None and max(image.size) > options.max_aspect * min(image.size):
+        return "too elongated", None, None
+    if None not in faults:
+        return str(faults[0]) if faults else "no caption", None, None
+    return "kept", fingerprint(image), None if scorer is None else scorer.thumbnail(image)
+
+
+def good_captions(source: CaptionedImages, row: int, rules: CaptionRules) -> list[str]:
+    """A row's captions that keep the rules, each once."""
+    return [caption for caption in dict.fromkeys(source.captions(row)) if rules.fault(caption) is None]

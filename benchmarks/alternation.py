@@ -1,4 +1,4 @@
-"""Ways of doing the same in; the seconds of each, taken in turn so that a busy machine slows all of them, out."""
+"""Times several implementations of the same work in turn, so that a busy machine slows all of them alike."""
 
 import statistics
 import time
@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 
 def alternated(title: str, ways: Mapping[str, Callable[[], object]], rounds: int) -> None:
-    """Print what `rounds` of each way took (one more, before, is not counted), and how the others compare with the
-    last: the median of the rounds' ratios with their range."""
+    """Print the seconds of `rounds` of each way (after one that is not counted), and how the others compare with the
+    last: the median of the rounds' ratios, and their range."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():

@@ -1,9 +1,9 @@
-"""How much faster squares of codes are than code after code, in training and in drawing, in alternation.
+"""How much faster a code transformer with blocks of 2 x 2 codes is than one without, in training and in sampling.
 
     python benchmarks/code_blocks.py [--batch 8] [--rounds 3] [--threads 2]
 
-Random weights (speed does not depend on what they say), 16 x 16 codes, width 256, 8 layers. "plain" reads and writes
-code after code, "blocks" takes one step of its long transformer for 2 x 2 codes. Prints seconds and ratios.
+Random weights, 16 x 16 codes, width 256, 8 layers. "plain" takes one step for each code, "blocks" one step of its main
+transformer for 2 x 2 codes. The two take turns. Prints seconds and ratios.
 """
 
 import argparse
@@ -21,7 +21,7 @@ CODES, GRID, TEXT = 2048, (16, 16), 128
 
 
 def train(model: CodeTransformer, condition: Condition, codes: torch.Tensor) -> None:
-    """The loss of one batch, and its gradients."""
+    """The loss and gradients of one batch."""
     with torch.autocast("cpu", torch.bfloat16):
         logits = model.train()(codes[:, :-1], condition)
         F.cross_entropy(logits.flatten(0, 1), codes.flatten()).backward()
@@ -29,7 +29,7 @@ def train(model: CodeTransformer, condition: Condition, codes: torch.Tensor) -> 
 
 
 def draw(model: CodeTransformer, condition: Condition, codes: torch.Tensor) -> None:
-    """As many pictures, with guidance."""
+    """Sample the codes of a batch of pictures, with classifier-free guidance."""
     draw_codes(model.eval(), condition, picture_uniforms(0, range(len(codes)), codes.shape[1]), cfg=2.0)
 
 

@@ -1,8 +1,8 @@
-"""A pack and captioned pictures in; how true its heat maps are, by insertion and deletion against random maps, out.
+"""How faithful a pack's heat maps are, by insertion and deletion compared with random maps.
 
     python benchmarks/faithfulness.py emoji emoji.parquet --caption "{label}" --where "skin_tone is null" --pictures 40
 
-Prints means over the pictures, and for how many the map beats the mean of the random ones.
+Prints means over the pictures, and the share of pictures whose map beats the mean of the random ones.
 """
 
 import argparse

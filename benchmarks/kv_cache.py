@@ -1,9 +1,9 @@
-"""How much the key-value cache saves in drawing codes: the cached loop against the plain one, in alternation.
+"""How much the key-value cache saves in sampling codes: the cached loop and the plain one take turns.
 
     python benchmarks/kv_cache.py [--pictures 4] [--rounds 5] [--threads 2]
 
-Random weights of the built-in pack's sizes (speed does not depend on what they say). The plain loop reads the whole
-prefix and all codes so far again for every new code. Prints seconds of each round and the median ratio.
+Random weights in the sizes of a small pack. The plain loop reads the whole prefix and all earlier codes again for every
+new code. Prints the seconds of each round and the median ratio.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from codebrush.models.sampling import sample
 
 
 def plain(transformer: CodeTransformer, condition: Condition, uniforms: torch.Tensor) -> torch.Tensor:
-    """The codes (B, h, w) that `draw_codes` draws, without a cache."""
+    """The same codes (B, h, w) as `draw_codes`, without a cache."""
     codes = torch.zeros(len(uniforms), 0, dtype=torch.int64)
     with torch.inference_mode():
         for position in range(uniforms.shape[1]):

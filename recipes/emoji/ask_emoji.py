@@ -1,10 +1,10 @@
-"""A pack and the emoji in; how many of the recipe's questions about pictures it answers, by question, out.
+"""Measures how many of the recipe's questions about emoji a captioner answers correctly, for each question.
 
     python recipes/emoji/ask_emoji.py emoji emoji.parquet --pictures 150
     python recipes/emoji/ask_emoji.py emoji emoji.parquet --captioner runs/emoji/captioner/model --split train
 
-An answer is right if it is the exact words. Beside it stands how often the commonest right answer would
-have been right.
+An answer is correct if it matches word for word. The second column is the accuracy of always giving the most frequent
+answer.
 """
 
 import argparse
@@ -37,22 +37,22 @@ def main() -> None:
     options = parser.parse_args()
     pack = open_pack(options.pack)
     reader = open_reader(pack, options.captioner)
-    asked_of = read_recipe(RECIPE, str(options.data), "captioner")
-    recipe = asked_of.plan.recipe
+    run_recipe = read_recipe(RECIPE, str(options.data), "captioner")
+    recipe = run_recipe.plan.recipe
     assert isinstance(recipe, CaptionerRecipe)
     with tempfile.TemporaryDirectory() as cache:
-        data = load_captioned(replace(asked_of.source, split=options.split).open(), pack.clip.image_size, Path(cache))
+        data = load_captioned(replace(run_recipe.source, split=options.split).open(), pack.clip.image_size, Path(cache))
     rows = np.linspace(0, len(data) - 1, min(options.pictures, len(data))).astype(int)
-    print(f"| {len(rows)} pictures of {options.split} | right | commonest answer |\n|---|---|---|")
+    print(f"| {len(rows)} pictures of {options.split} | right | most frequent answer |\n|---|---|---|")
     for rule in recipe.questions:
         asker, rng = Asker(replace(recipe, questions=(rule,)), data), np.random.default_rng(0)
-        wanted, said = [], []
+        wanted, given = [], []
         for row in rows.tolist():
             pixels = data.images(np.array([row])).float() / 255
             for asked, answer in asker.questions(row, rng)[:1]:
                 wanted.append(answer)
-                said.append(reader.ask(pixels, [asked], threshold=0.0)[0].guess)
-        right = np.mean([one == other for one, other in zip(wanted, said, strict=True)])
+                given.append(reader.ask(pixels, [asked], threshold=0.0)[0].guess)
+        right = np.mean([one == other for one, other in zip(wanted, given, strict=True)])
         commonest = Counter(wanted).most_common(1)[0][1] / len(wanted)
         print(f"| {rule.ask[0]} | {right:.1%} | {commonest:.1%} |", flush=True)
 

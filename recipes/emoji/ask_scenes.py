@@ -1,10 +1,10 @@
-"""A pack, or a CLIP and a captioner's run, in; how many questions about unseen drawn scenes it answers, by kind, out.
+"""Measures how many questions about unseen synthetic scenes a captioner answers correctly, for each kind of question.
 
     python recipes/emoji/ask_scenes.py emoji
     python recipes/emoji/ask_scenes.py emoji --captioner runs/emoji/captioner/model --scenes 300
 
-Two kinds of scenes: those of `codebrush data shapes` (a fixed palette) and those of any palette, size and place. An
-answer is right if it is the exact words. Prints a table, and how often answers of a confidence are right.
+There are two kinds of scenes: those of `codebrush data shapes` (a fixed palette) and those of any palette, size and
+place. An answer is correct if it matches word for word. Prints accuracies, also by confidence, and common mistakes.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from codebrush.pack.pack import Pack, open_pack
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.understanding.captioning import Answer, CaptionPipeline
 
-UNSEEN = 1_000_003  # a seed that no training draws from
+UNSEEN = 1_000_003  # a seed that no training uses
 BINS = (0.0, 0.4, 0.6, 0.8, 0.9, 0.95, 1.0)
 Asked = list[tuple[Image.Image, list[Question]]]
 
@@ -50,7 +50,7 @@ def varied_scenes(count: int, size: int) -> Asked:
 
 
 def open_reader(pack: Pack, captioner: Path | None) -> CaptionPipeline:
-    """The pack's CLIP with its own captioner, or with that in the folder of a run's model."""
+    """The pack's CLIP with the pack's captioner, or with the one in the folder `captioner`."""
     if captioner is None:
         return CaptionPipeline(pack.clip, pack.tokenizer, pack.captioner, pack.words)
     model, words = Captioner.from_pretrained(captioner), Tokenizer.from_pretrained(captioner)
@@ -59,12 +59,12 @@ def open_reader(pack: Pack, captioner: Path | None) -> CaptionPipeline:
 
 @torch.no_grad()
 def answers(reader: CaptionPipeline, asked: Asked) -> list[tuple[Question, Answer]]:
-    """Every question with its answer, of whatever confidence."""
+    """Every question with the captioner's best guess, however low its confidence."""
     found = []
     for image, questions in asked:
         pixels = stack([image], reader.clip.image_size).expand(len(questions), -1, -1, -1)
-        said = reader.ask(pixels, [question.ask for question in questions], threshold=0.0)
-        found += list(zip(questions, said, strict=True))
+        given = reader.ask(pixels, [question.ask for question in questions], threshold=0.0)
+        found += list(zip(questions, given, strict=True))
     return found
 
 
@@ -96,7 +96,7 @@ def main() -> None:
         if right:
             print(f"| {low} to {high} | {np.mean(right):.1%} of {len(right)} |")
     wrong = Counter((q.kind, q.answer, a.guess) for q, a in everything if a.guess != q.answer)
-    print("\nmost frequent mistakes (kind, right, said):", *wrong.most_common(12), sep="\n  ")
+    print("\nmost frequent mistakes (kind, right answer, given answer):", *wrong.most_common(12), sep="\n  ")
 
 
 if __name__ == "__main__":

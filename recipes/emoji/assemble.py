@@ -1,11 +1,11 @@
-"""The run folders of the emoji recipes in, the built-in pack out.
+"""Assembles the built-in pack from the run folders of the emoji recipes.
 
     python recipes/emoji/assemble.py runs/emoji emoji.parquet --out src/codebrush/packs/emoji
 
-Takes runs/emoji/{clip, vqgan-decoder, transformer-3, prior, captioner-9, upscaler, translator}; pack.json records each
-stage's plan, its last figures and the seconds it ran, the data's hash, the commit and the machine. What is not among
-the run folders (any more) is taken from the record of an earlier pack (--earlier). `card.py` then measures the pack
-and writes its card.
+Uses runs/emoji/{clip, vqgan-decoder, transformer-3, prior, captioner-9, upscaler, translator}. pack.json records each
+stage's plan, its last figures and the seconds it ran, the data's hash, the commit and the machine. Records of stages
+whose run folder no longer exists are copied from an earlier pack's pack.json (--earlier). `card.py` then measures the
+pack and writes its card.
 """
 
 import argparse
@@ -36,13 +36,13 @@ from codebrush.training.packs.bank import make_bank
 from codebrush.training.stages import MODEL_FOLDER, read_plan
 from codebrush.version import __version__
 
-PARTS = 9  # in which the captioner learned
+PARTS = 9  # the captioner's training had this many
 RUNS = (
     *("clip-without-noto", "clip", "vqgan", "vqgan-128", "vqgan-decoder"),
     *("transformer", "transformer-2", "transformer-3"),
     *("captioner", *(f"captioner-{part}" for part in range(2, PARTS + 1)), "upscaler", "prior", "translator"),
 )
-CONCEPTS = 1757  # a picture of each stands in the bank; there is no room for more in 40 MB
+CONCEPTS = 1757  # the bank has a picture of each; a pack of 40 MB has no room for more
 LICENCE = "weights Apache-2.0; trained on Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT)"
 TEMPERATURE = 2.77  # `codebrush evaluate` fits it on the val split
 ARTICLE = r"\A(?i:an?|the) (?!button)(?=\S)"  # "A button (blood type)" is a label
@@ -50,8 +50,8 @@ DEFAULTS = {"cfg": 3.0, "temperature": 0.4, "top_p": 0.9}
 
 
 def without_article(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer, which leaves out an article that a text begins with from now on. Labels have none, and the code
-    transformer, which reads what stands where, takes "a rocket" for something else than "rocket"."""
+    """Make the tokenizer drop a leading article. Labels have none, and the code transformer, which reads positions,
+    treats "a rocket" as something else than "rocket"."""
     leave_out = normalizers.Replace(tokenizers.Regex(ARTICLE), "")
     assert tokenizer.backend.normalizer is not None
     tokenizer.backend.normalizer = normalizers.Sequence([leave_out, tokenizer.backend.normalizer])
@@ -65,7 +65,7 @@ def run_facts(folder: Path) -> dict:
     seconds = sum((b - a) / line["steps_per_second"] for a, b, line in zip(steps, steps[1:], lines, strict=False))
     plan = dataclasses.asdict(read_plan(folder))
     if "from" in plan["facts"]:
-        place = Path(plan["facts"]["from"])  # where it lay is nobody's business
+        place = Path(plan["facts"]["from"])  # only the name is published, not where the folder was
         plan["facts"]["from"] = place.parent.name if place.name == MODEL_FOLDER else place.name
     loss = curve(lines, f"{plan['stage']}_loss")
     return {"plan": plan, "last": lines[-1], "seconds": round(seconds), "curve": loss}
@@ -75,13 +75,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--earlier", type=Path, help="the pack.json that knows of the stages without a run folder")
+    parser.add_argument("--earlier", type=Path, help="pack.json with records of the stages that have no run folder")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     earlier = json.loads(options.earlier.read_text(encoding="utf-8"))["provenance"]["stages"] if options.earlier else {}
     logged = {run for run in RUNS if (options.runs / run / METRICS).is_file()}
     if gone := [run for run in RUNS if run not in logged | earlier.keys()]:
-        parser.error(f"{options.runs} has no {', '.join(gone)}: name a pack.json that knows of them with --earlier")
+        parser.error(f"{options.runs} has no {', '.join(gone)}: name a pack.json that has them with --earlier")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     trained = {name: options.runs / name / MODEL_FOLDER for name in RUNS}
     clip, captioner = CLIP.from_pretrained(trained["clip"]), trained[f"captioner-{PARTS}"]

@@ -1,10 +1,10 @@
-"""A pack, or a CLIP and a captioner's run, in; how well it describes the test split, by each way of writing, out.
+"""Measures how well a captioner describes the test split, with each method of text decoding.
 
     python recipes/emoji/caption_figures.py emoji emoji.parquet
     python recipes/emoji/caption_figures.py emoji emoji.parquet --captioner runs/emoji/captioner-2/model --split val
 
-CIDEr-D against the pictures' labels, with rarity counted over the whole split; CLIP score is the mean cosine with the
-pack's own CLIP; "best of 5" writes five and keeps the one that CLIP likes most; "right" counts exact labels.
+CIDEr-D is against the pictures' labels, with document frequencies over the whole split; CLIP score is the mean cosine
+by the pack's own CLIP; "best" keeps the caption of five with the highest CLIP score; "right" counts exact labels.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from codebrush.pack.pack import open_pack
 from codebrush.understanding.captioning import Caption
 
 BATCH = 32
-WAYS = {"greedy": ("greedy", 1), "beam": ("beam", 1), "beam of 5, best": ("beam", 5), "5 drawn, best": ("sample", 5)}
+WAYS = {"greedy": ("greedy", 1), "beam": ("beam", 1), "beam of 5, best": ("beam", 5), "5 samples, best": ("sample", 5)}
 
 
 def main() -> None:
@@ -40,14 +40,14 @@ def main() -> None:
     references = [[row["label"], f"{row['label']}, {row['style']} style"] for row in rows]
     print(f"| {len(rows)} pictures | CIDEr-D | CLIP score | right | seconds |\n|---|---|---|---|---|")
     for name, (method, n) in WAYS.items():
-        began, said = time.monotonic(), list[Caption]()
+        began, written = time.monotonic(), list[Caption]()
         for start in range(0, len(rows), BATCH):
             images = [source.image(number) for number in range(start, min(start + BATCH, len(rows)))]
             found = reader.caption(stack(images, pack.clip.image_size), n, method)
-            said += [captions[0] if captions else Caption("", 0.0, 0.0) for captions in found]
-        scores = cider([caption.text for caption in said], references)
-        right = [caption.text in texts for caption, texts in zip(said, references, strict=True)]
-        cells = f"{scores.mean():.2f} | {np.mean([caption.score for caption in said]):.3f} | {np.mean(right):.1%}"
+            written += [captions[0] if captions else Caption("", 0.0, 0.0) for captions in found]
+        scores = cider([caption.text for caption in written], references)
+        right = [caption.text in texts for caption, texts in zip(written, references, strict=True)]
+        cells = f"{scores.mean():.2f} | {np.mean([caption.score for caption in written]):.3f} | {np.mean(right):.1%}"
         print(f"| {name} | {cells} | {time.monotonic() - began:.0f} |", flush=True)
 
 

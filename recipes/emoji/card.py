@@ -1,11 +1,11 @@
-"""A trained pack, its data and its judges in; the pack's card (README.md, figures.json and sheets) out.
+"""Measures the built-in pack and writes its card: README.md, figures.json and sheets of pictures.
 
     python recipes/emoji/card.py PACK emoji.parquet --control runs/emoji/clip-without-noto --judge runs/emoji/judge \
-        --style-judge runs/emoji/style_judge --before before.png
+        --style-classifier runs/emoji/style_classifier --before before.png
 
-Every figure is measured here and now (those of the test split by `codebrush evaluate`) or read from the pack's own
-provenance, as that of the control run where its weights are not there (no --control). `before.png` is what `sheet.py`
-has made of the pack that came before.
+Every figure is measured anew (those of the test split by `codebrush evaluate`), except that of the control run without
+--control, which is read from the pack's provenance. `before.png` is the sheet that `sheet.py` made of the previous
+pack.
 """
 
 import argparse
@@ -49,7 +49,7 @@ COMPOSED = (
 
 
 class Rows:
-    """Pictures and labels of a part of the data, embedded once."""
+    """Pictures and labels of a part of the data."""
 
     def __init__(self, parquet: str, size: int, *where: str, split: str | None = None):
         source: CaptionedImages = open_source(parquet, split=split, where=(NO_TONE, *where), captions=("{label}",))
@@ -59,13 +59,13 @@ class Rows:
 
 @torch.no_grad()
 def found_among(clip: CLIP, tokenizer: Tokenizer, part: Rows, labels: list[str]) -> dict[str, float]:
-    """Zero-shot figures of a part's pictures among `labels`."""
+    """Zero-shot accuracy of a part's pictures among `labels`."""
     images = torch.cat([clip.encode_image(batch) for batch in part.images.split(BATCH)])
     return zero_shot(images, labels, embed_texts(clip, tokenizer, labels), part.labels)
 
 
 def zero_shot_figures(brush: Codebrush, parquet: str, control: Path | None) -> dict[str, dict[str, float]]:
-    """How often a picture's label is the nearest, by whose CLIP and among which labels."""
+    """Zero-shot accuracy by several CLIPs and among several sets of labels."""
     size, every = brush.clip.image_size, labels_of(parquet)
     noto, test = Rows(parquet, size, "style == noto", split="train"), Rows(parquet, size, split="test")
     found = {}
@@ -80,7 +80,7 @@ def zero_shot_figures(brush: Codebrush, parquet: str, control: Path | None) -> d
 
 
 def evaluated(pack: str, parquet: str, judge: Path) -> dict[str, Any]:
-    """What `codebrush evaluate` says of the test split."""
+    """The report of `codebrush evaluate` on the test split."""
     flags = ["--split", "test", "--where", NO_TONE, "--caption", "{label}", "--leave-out", "drawing", "--json"]
     command = [
         sys.executable,
@@ -97,7 +97,7 @@ def evaluated(pack: str, parquet: str, judge: Path) -> dict[str, Any]:
 
 
 def speed(pack: str) -> dict[str, float]:
-    """Seconds to open the pack and to draw four pictures, each in a fresh process, imports left out."""
+    """Seconds to open the pack and to generate four pictures, without imports; the median of three processes."""
     code = (
         "import time, sys, json; from codebrush import Codebrush; a = time.perf_counter();"
         "brush = Codebrush.from_pretrained(sys.argv[1]); brush.clip, brush.vqgan, brush.transformer;"
@@ -109,7 +109,7 @@ def speed(pack: str) -> dict[str, float]:
 
 
 def answered(brush: Codebrush) -> dict[str, dict[str, float]]:
-    """The share of questions about unseen drawn scenes that are answered exactly, by kind."""
+    """The share of questions about unseen synthetic scenes that are answered word for word, by kind."""
     found = {}
     for name, asked in (("fixed palette", fixed_scenes(SCENES, 64)), ("any palette", varied_scenes(SCENES, 64))):
         pairs = answers(brush.reader, asked)
@@ -119,7 +119,7 @@ def answered(brush: Codebrush) -> dict[str, dict[str, float]]:
 
 
 def sheets(brush: Codebrush, parquet: str, unseen: list[Image.Image], out: Path) -> None:
-    """Reconstructions, what was drawn of unseen concepts, and compositions."""
+    """Sheets of reconstructions, of pictures of unseen concepts, and of compositions."""
     test = Rows(parquet, brush.pack.image_size, split="test")
     picked = evenly(len(test.labels), 16)
     originals = test.images[torch.from_numpy(picked)]
@@ -132,7 +132,7 @@ def sheets(brush: Codebrush, parquet: str, unseen: list[Image.Image], out: Path)
 
 
 def edits(brush: Codebrush, parquet: str, out: Path) -> None:
-    """A sheet of what can be made of pictures of the test split: each given, varied, translated, with a hole filled."""
+    """A sheet of edits of pictures of the test split: source, variation, translations, inpainting."""
     size = brush.pack.image_size
     test = Rows(parquet, size, split="test")
     picked = evenly(len(test.labels), EDITED).tolist()
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("parquet")
     parser.add_argument("--control", type=Path)
     parser.add_argument("--judge", type=Path, required=True)
-    parser.add_argument("--style-judge", type=Path, required=True)
+    parser.add_argument("--style-classifier", type=Path, required=True)
     parser.add_argument("--before", type=Path, required=True)
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--out", type=Path, help="default: the pack's folder")
@@ -163,7 +163,7 @@ def main() -> None:
     started = time.monotonic()
     brush = Codebrush.from_pretrained(options.pack)
     out = options.out or brush.pack.folder
-    judges = options.judge / MODEL_FOLDER, options.style_judge
+    judges = options.judge / MODEL_FOLDER, options.style_classifier
     drawn, unseen = drawing(brush, options.parquet, *judges, options.prompts)
     figures = {
         "speed": speed(options.pack),
@@ -171,7 +171,7 @@ def main() -> None:
         "test": evaluated(options.pack, options.parquet, options.judge),
         "open words": open_words(options.parquet, [options.pack], "fluent-3d"),
         "drawing": drawn,
-        "style judge": json.loads((options.style_judge / "report.json").read_text()),
+        "style judge": json.loads((options.style_classifier / "report.json").read_text()),
         "answers": answered(brush),
         "megabytes": sum(path.stat().st_size for path in brush.pack.folder.rglob("*.safetensors")) / 1e6,
     }

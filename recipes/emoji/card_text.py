@@ -1,4 +1,4 @@
-"""The figures of `card.py` in, the text of the pack's card out."""
+"""The text of the built-in pack's card, from the figures that `card.py` measures."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ def percent(share: float) -> str:
 
 
 def table(*lines: tuple[Any, ...]) -> list[str]:
-    """Rows of Markdown under the first as their head."""
+    """A Markdown table; the first line is its header."""
     rows = ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
     return [rows[0], "|---" * len(lines[0]) + "|", *rows[1:], ""]
 
 
 def origin(info: dict[str, Any], figures: dict[str, Any]) -> list[str]:
-    """What the pack is and what it was made from."""
+    """The section on what the pack is and how it was made."""
     made = info["provenance"]
     hours = sum(stage["seconds"] or 0 for stage in made["stages"].values()) / 3600
     untimed = [name for name, stage in made["stages"].items() if not stage["seconds"]]
@@ -35,23 +35,22 @@ def origin(info: dict[str, Any], figures: dict[str, Any]) -> list[str]:
     return [
         "# The `emoji` pack",
         "",
-        f"Draws and judges small pictures in the manner of emoji, {info['image_size']} pixels square. Version "
-        f"{info['version']}, {figures['megabytes']:.1f} MB; it opens in {figures['speed']['open']:.1f} s and draws "
-        f"four pictures in {figures['speed']['draw four']:.1f} s on two CPU cores. It knows single things on white "
-        "better than scenes, and what it has seen better than what it has not.",
+        f"Generates and understands small pictures in the style of emoji, {info['image_size']} pixels square. Version "
+        f"{info['version']}, {figures['megabytes']:.1f} MB; it opens in {figures['speed']['open']:.1f} s and generates "
+        f"four pictures in {figures['speed']['draw four']:.1f} s on two CPU cores. It is better at single objects on "
+        "white than at scenes, and better at concepts that it was trained on than at others.",
         "",
         "## Made from",
         "",
         f"- **Data**: `{made['data']}` (sha256 `{made['data_sha256'][:16]}...`), its `train` split without skin-tone "
         "variants: 7,576 pictures of 1,757 concepts in five styles. `val` and `test` hold other concepts.",
-        f"- **Licence**: {info['licence']}. Its words are those of a table distilled from all-MiniLM-L6-v2 "
-        "(Apache-2.0); see NOTICE.",
+        f"- **Licence**: {info['licence']}. Its token embeddings are distilled from all-MiniLM-L6-v2 (Apache-2.0); "
+        "see NOTICE.",
         f"- **Recipe**: `{made['recipe']}/`, at commit `{made['commit'][:12]}`, torch {made['torch']}.",
-        f"- **Machine**: {made['machine']}. {hours:.1f} hours of training in all{without}, the stages partly side "
-        "by side.",
+        f"- **Machine**: {made['machine']}. {hours:.1f} hours of training in all{without}, some stages in parallel.",
         "",
         *table(("stage", "steps", "batch", "seed", "seconds", "last training figures"), *stages),
-        "The losses of the stages whose logs were kept:",
+        "The losses of the stages whose logs exist:",
         "",
         "![training curves](curves.png)",
         "",
@@ -59,7 +58,7 @@ def origin(info: dict[str, Any], figures: dict[str, Any]) -> list[str]:
 
 
 def understanding(info: dict[str, Any], figures: dict[str, Any]) -> list[str]:
-    """Zero-shot, retrieval, and words outside the captions."""
+    """The section on zero-shot classification, retrieval, words outside the captions, and questions."""
     rows = [
         (name, f"{part['labels']:.0f}", percent(part["top1"]), percent(part["top5"]))
         for name, part in figures["zero-shot"].items()
@@ -77,8 +76,8 @@ def understanding(info: dict[str, Any], figures: dict[str, Any]) -> list[str]:
         []
         if control is None
         else [
-            f"A control run that never saw a Noto picture found the label of {percent(control)} of 1,527 Noto pictures "
-            "of training concepts, among those pictures' labels, when it was trained; its weights were not kept.",
+            f"A control run that was trained without any Noto picture found the label of {percent(control)} of 1,527 "
+            "Noto pictures of training concepts, among the labels of those pictures; its weights were not kept.",
             "",
         ]
     )
@@ -89,20 +88,17 @@ def understanding(info: dict[str, Any], figures: dict[str, Any]) -> list[str]:
         "",
         *table(("pictures", "labels to choose from", "top-1", "top-5"), *rows),
         *remembered,
-        f"Text to picture on the test split ({recall['queries']:.0f} labels, none seen in training): a right picture "
-        f"is first "
-        f"for {percent(recall['recall_at_1'])}, among ten for {percent(recall['recall_at_10'])}.",
+        f"Text to picture on the test split ({recall['queries']:.0f} labels, none seen in training): recall@1 is "
+        f"{percent(recall['recall_at_1'])}, recall@10 {percent(recall['recall_at_10'])}.",
         "",
-        f"{some['queries']:.0f} words that are in no caption of the training split, from WordNet "
-        f"(`recipes/emoji/synonyms.csv`), "
-        "and how often one of the right pictures of the fluent-3d style is among the first. The table is the "
-        "baseline that "
-        "finds labels, not pictures; words that its vocabulary has in pieces alone it hardly knows.",
+        f"How often {some['queries']:.0f} words that are in no caption of the training split, from WordNet "
+        "(`recipes/emoji/synonyms.csv`), find a fitting picture of the fluent-3d style. The table is a baseline that "
+        "finds labels, not pictures; it hardly knows words that its vocabulary splits into pieces.",
         "",
         *table(
             ("by", "first", "among five", f"among five, the {some['one_token_words']:.0f} that are one token"), *words
         ),
-        "Questions about unseen drawn scenes, answered in exactly the right words:",
+        "Questions about unseen synthetic scenes, answered correctly word for word:",
         "",
         *table(
             ("question", *figures["answers"]),
@@ -112,7 +108,7 @@ def understanding(info: dict[str, Any], figures: dict[str, Any]) -> list[str]:
 
 
 def making(figures: dict[str, Any]) -> list[str]:
-    """Reconstruction and drawing, with the sheets."""
+    """The section on reconstruction and generation, with the sheets."""
     kept, drawn = figures["test"]["reconstruction"], figures["drawing"]
     found = {
         name: percent(drawn[name]["r_precision"])
@@ -128,37 +124,37 @@ def making(figures: dict[str, Any]) -> list[str]:
         "![reconstructions](reconstructions.png)",
         "",
         *table(
-            (f"drawing, {drawn['prompts']} prompts", ""),
+            (f"generation, {drawn['prompts']} prompts", ""),
             (
-                "seen concepts, single: the nearest training picture shows it",
+                "training concepts, single samples: the nearest training picture has the prompt's label",
                 percent(drawn["nearest_picture_is_right"]),
             ),
-            ("seen, single: a second CLIP finds the label among 100", found["single"]),
-            ("seen, best of 8 by the pack's CLIP: the same", found["best of 8"]),
+            ("training concepts, single samples: a second CLIP finds the label among 100", found["single"]),
+            ("training concepts, best of 8 by the pack's CLIP: the same", found["best of 8"]),
             ("true pictures of the same labels: the same", found["true pictures"]),
             (f"{drawn['unseen prompts']} unseen concepts, best of 8: the same", found["unseen, best of 8"]),
-            ('single, "..., STYLE style": a judge of styles finds it', percent(drawn["style_is_followed"])),
+            ('single samples, "..., STYLE style": a classifier finds that style', percent(drawn["style_is_followed"])),
         ),
-        f"Fluent's colour and 3-D drawings are renderings of the same shapes and count as one style; told apart, "
-        f"{percent(drawn['five_styles'])} are right. Style by style: {styles}. On true pictures of unseen concepts the "
-        f"judge of styles is right in {percent(figures['style judge']['val_accuracy'])}, with the two told apart in "
+        f"Fluent's colour and 3-D drawings are renderings of the same shapes and count as one style; as two styles, "
+        f"{percent(drawn['five_styles'])} are correct. Style by style: {styles}. On true pictures of unseen concepts "
+        f"the classifier of styles is correct in {percent(figures['style judge']['val_accuracy'])}, with two styles in "
         f"{percent(figures['style judge']['five_styles'])}.",
         "",
-        "Before (the pack of version 0.1.0, 64 pixels) and after, the same 64 prompts and seeds, best of 8:",
+        "Before (the pack of version 0.1.0, 64 pixels) and after, with the same 64 prompts and seeds, best of 8:",
         "",
         "![before](before.png)",
         "",
         "![after](after.png)",
         "",
-        "All concepts of the test split, which no model of this pack has seen, best of 8, good and bad:",
+        "All concepts of the test split, which no model of this pack has seen, best of 8, without selection:",
         "",
         "![unseen](unseen.png)",
         "",
-        "An article that a prompt begins with is left out: labels have none. Compositions:",
+        "Compositions (the tokenizer drops a leading article, since labels have none):",
         "",
         "![composed](composed.png)",
         "",
-        "What `vary`, `translate` and `edit --box` make of pictures that no model of this pack has seen:",
+        "Results of `vary`, `translate` and `edit --box` on pictures that no model of this pack has seen:",
         "",
         "![edits](edits.png)",
         "",

@@ -1,10 +1,10 @@
-"""Prompts of the test split in; how well each way to draw does it out: sampling, retrieval, guidance.
+"""Compares methods of generation (sampling, retrieval, guidance) on prompts of the test split, in the same time.
 
     python recipes/emoji/compare_ways.py PACK emoji.parquet --judge runs/emoji/judge/model --seconds 6 --out FOLDER
 
-Every way gets the same wall time for a prompt. Two judges score what it ends with: the pack's own CLIP, which ranked
-and guided, and a second CLIP that took no part; "finds it" is R-precision, the share of pictures whose prompt is the
-nearest of the split's labels. Prints a table and writes a sheet, a row for a prompt.
+Every method gets the same wall time for a prompt. Two CLIPs score its result: the pack's own, which ranks and guides,
+and a second one (--judge) that took no part; "finds it" is R-precision, the share of pictures whose prompt is the
+nearest of the split's labels. Prints a table and writes a sheet with a row for each prompt.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from codebrush.data.sources.captioned_images import open_source
 from codebrush.generation.sampling.reranking import best_first
 from codebrush.pack.pack import open_clip
 
-NEVER = 1_000_000  # steps: the time ends every run first
-CANDIDATES = 16  # that are drawn at once
+NEVER = 1_000_000  # steps: every run ends earlier, by its time
+CANDIDATES = 16  # sampled in one batch
 SHOWN = 12
 Way = Callable[[str, float], Image.Image]
 
 
 def drawn_by(brush: Codebrush, **options: Any) -> Way:
-    """Candidates until the time is over, the best by the pack's CLIP."""
+    """Samples candidates until the time is over and keeps the best by the pack's CLIP."""
 
     def draw(prompt: str, seconds: float) -> Image.Image:
         started, seed, best = time.monotonic(), 0, []
@@ -45,7 +45,7 @@ def drawn_by(brush: Codebrush, **options: Any) -> Way:
 
 
 def guided(brush: Codebrush, **options: Any) -> Way:
-    """Guidance until the time is over, its start included."""
+    """Guides until the time is over, which includes making the initial latent."""
 
     def draw(prompt: str, seconds: float) -> Image.Image:
         started = time.monotonic()
@@ -59,7 +59,7 @@ def guided(brush: Codebrush, **options: Any) -> Way:
 
 
 class Scores:
-    """One CLIP's opinion: the cosine with the prompt, and whether that is the best of the labels, at most 100."""
+    """Scores by one CLIP: the cosine with the prompt, and whether the prompt beats all of the other labels."""
 
     def __init__(self, source: str, labels: list[str]):
         self.clip, self.tokenizer = open_clip(source)
@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pack")
     parser.add_argument("parquet")
-    parser.add_argument("--judge", required=True, help="a CLIP's folder: the second judge")
+    parser.add_argument("--judge", required=True, help="folder of the second CLIP")
     parser.add_argument("--prompts", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--options", default="{}", help="options of guidance, as JSON")
@@ -107,7 +107,7 @@ def main() -> None:
     judges = {"own": Scores(given.pack, labels), "second": Scores(given.judge, labels)}
     found: dict[str, list[tuple[float, bool, float, bool, float]]] = {name: [] for name in ways}
     drawn: list[tuple[Image.Image, str]] = []
-    brush.generate(prompts[0], n=1, rerank=1)  # no way pays for reading the models
+    brush.generate(prompts[0], n=1, rerank=1)  # loads the models before any time is taken
     for number, prompt in enumerate(prompts):
         others = [int(i) for i in rng.choice(len(labels), min(100, len(labels)), replace=False) if labels[i] != prompt]
         for name, way in ways.items():

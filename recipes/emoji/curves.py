@@ -1,7 +1,4 @@
-"""What the stages of a pack recorded while they learned in; a picture with a panel for each of them out.
-
-`assemble.py` thins each stage's log with `curve`; `card.py` draws them all with `curves_sheet`.
-"""
+"""Training curves of a pack's stages: `assemble.py` shortens each log with `curve`, `card.py` draws them all."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ Curve = list[tuple[int, float]]
 
 
 def curve(lines: list[dict[str, float]], name: str) -> Curve:
-    """Steps and means of the figure `name` of a log, in up to POINTS stretches of equal length."""
+    """(step, mean) of the figure `name` over up to POINTS stretches of a log, of equal length."""
     found = [(int(line["step"]), line[name]) for line in lines if name in line]
     count = -(-len(found) // POINTS)
     parts = [found[first : first + count] for first in range(0, len(found), max(1, count))]
@@ -21,7 +18,7 @@ def curve(lines: list[dict[str, float]], name: str) -> Curve:
 
 
 def curves_sheet(stages: dict[str, dict[str, Any]], to: Path) -> None:
-    """Write a PNG of the loss of each stage over its steps, where that was kept."""
+    """Write a PNG with the loss over the steps of each stage that has a curve."""
     stages = {name: facts for name, facts in stages.items() if facts.get("curve")}
     if not stages:
         return

@@ -1,12 +1,12 @@
-"""A pack, its data and two judges in; how well the pack draws what it is asked for out, as JSON.
+"""Measures how well a pack's pictures follow their prompts, and prints the figures as JSON.
 
     python recipes/emoji/drawing_figures.py PACK emoji.parquet --judge runs/emoji/judge/model \
-        --style-judge runs/emoji/style_judge
+        --style-classifier runs/emoji/style_classifier
 
-For labels of training concepts: how often the training picture that is nearest to a single drawing in pixels (at
-64 x 64) shows what was asked for; how often a second CLIP finds the label of the best of eight among 100, and of true
-pictures; how often single drawings are in the style that was asked for. For labels of the test split, which no model
-has seen, the second CLIP alone.
+For labels of training concepts: how often the training picture that is nearest in pixels (at 64 x 64) to a single
+sample has the label of the prompt; how often a second CLIP finds the label among 100, for single samples, for the best
+of eight and for true pictures; how often single samples have the style in the prompt. For labels of the test split,
+which no model has seen: the second CLIP alone.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from style_judge import KINDS, STYLES, load, told
+from style_classifier import KINDS, STYLES, load, predicted_styles
 
 from codebrush import Codebrush
 from codebrush.data.images import stack, to_pil
@@ -34,7 +34,7 @@ RERANK = 8
 
 
 class Known:
-    """The training pictures, small, with their labels."""
+    """The training pictures, reduced to SIDE, with their labels."""
 
     def __init__(self, parquet: str):
         source = open_source(parquet, split="train", where=("skin_tone is null",), captions=("{label}",))
@@ -53,17 +53,17 @@ class Known:
 
 
 @torch.no_grad()
-def seen_by(
+def found_by(
     judge: CLIP, tokenizer: Tokenizer, pictures: list[Image.Image], prompts: list[str], labels: list[str]
 ) -> Any:
-    """How often the judge finds each picture's prompt among 100 of `labels`."""
+    """How often the CLIP `judge` finds a picture's prompt among 100 of `labels`."""
     images = judge.encode_image(stack(pictures, judge.image_size))
     texts = embed_texts(judge, tokenizer, labels)
     return r_precision(images, [labels.index(prompt) for prompt in prompts], texts, seed=0)
 
 
 def drawn(brush: Codebrush, prompts: list[str], rerank: int) -> tuple[list[Image.Image], float]:
-    """One picture of each prompt, and the seconds a prompt took."""
+    """One picture for each prompt, and the mean seconds a prompt."""
     started = time.monotonic()
     pictures = [
         brush.generate(prompt, n=1, seed=number, rerank=rerank)[0].image for number, prompt in enumerate(prompts)
@@ -77,10 +77,10 @@ def labels_of(parquet: str, split: str | None = None) -> list[str]:
 
 
 def drawing(
-    brush: Codebrush, parquet: str, judge: Path, style_judge: Path, count: int
+    brush: Codebrush, parquet: str, judge: Path, style_classifier: Path, count: int
 ) -> tuple[dict[str, Any], list[Image.Image]]:
-    """All figures, for `count` prompts of each sort, and the best drawings of all labels of the test split."""
-    (clip, words), styles = open_clip(judge), load(style_judge)
+    """All figures, for `count` training labels, and the best pictures of all labels of the test split."""
+    (clip, tokenizer), styles = open_clip(judge), load(style_classifier)
     train, test = labels_of(parquet, "train"), labels_of(parquet, "test")
     rng = np.random.default_rng(1)
     prompts = [train[place] for place in sorted(rng.choice(len(train), count, replace=False))]
@@ -90,9 +90,9 @@ def drawing(
     unseen, _ = drawn(brush, test, RERANK)
     asked = [STYLES[number % len(STYLES)] for number in range(count)]
     styled, _ = drawn(brush, [f"{prompt}, {style} style" for prompt, style in zip(prompts, asked, strict=True)], 1)
-    said = told(styles, styled)
+    predicted = predicted_styles(styles, styled)
     right = {
-        style: [KINDS[one] == KINDS[style] for one, its in zip(said, asked, strict=True) if its == style]
+        style: [KINDS[one] == KINDS[style] for one, its in zip(predicted, asked, strict=True) if its == style]
         for style in STYLES
     }
     near = [known.nearest(picture) for picture in single]
@@ -100,12 +100,12 @@ def drawing(
         "prompts": count,
         "unseen prompts": len(test),
         "nearest_picture_is_right": float(np.mean([one == other for one, other in zip(near, prompts, strict=True)])),
-        "true pictures": seen_by(clip, words, [known.picture(prompt) for prompt in prompts], prompts, train),
-        "single": seen_by(clip, words, single, prompts, train),
-        "best of 8": seen_by(clip, words, best, prompts, train),
-        "unseen, best of 8": seen_by(clip, words, unseen, test, sorted({*train, *test})),
+        "true pictures": found_by(clip, tokenizer, [known.picture(prompt) for prompt in prompts], prompts, train),
+        "single": found_by(clip, tokenizer, single, prompts, train),
+        "best of 8": found_by(clip, tokenizer, best, prompts, train),
+        "unseen, best of 8": found_by(clip, tokenizer, unseen, test, sorted({*train, *test})),
         "style_is_followed": float(np.mean([hit for hits in right.values() for hit in hits])),
-        "five_styles": float(np.mean([one == its for one, its in zip(said, asked, strict=True)])),
+        "five_styles": float(np.mean([one == its for one, its in zip(predicted, asked, strict=True)])),
         "style_by_style": {style: float(np.mean(hits)) for style, hits in right.items() if hits},
         "seconds_a_prompt": {"single": seconds, "best of 8": longer},
     }
@@ -117,11 +117,11 @@ def main() -> None:
     parser.add_argument("pack")
     parser.add_argument("parquet")
     parser.add_argument("--judge", type=Path, required=True)
-    parser.add_argument("--style-judge", type=Path, required=True)
+    parser.add_argument("--style-classifier", type=Path, required=True)
     parser.add_argument("--prompts", type=int, default=100)
     options = parser.parse_args()
     brush = Codebrush.from_pretrained(options.pack)
-    figures, _ = drawing(brush, options.parquet, options.judge, options.style_judge, options.prompts)
+    figures, _ = drawing(brush, options.parquet, options.judge, options.style_classifier, options.prompts)
     print(json.dumps(figures, indent=2))
 
 

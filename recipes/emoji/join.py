@@ -1,16 +1,17 @@
-"""Writes several Parquet files of captioned drawings with the same columns as one.
+"""Joins several Parquet files of captioned drawings into one.
 
     python recipes/emoji/join.py emoji.parquet emoji-more.parquet icons.parquet --out drawings.parquet
 
-The columns are those of the first file. Rows keep their order, file after file.
+The columns are those of the first file. Rows keep their order, one file after the other.
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from codebrush.files import atomic_file
 
 
 def main() -> None:
@@ -20,9 +21,8 @@ def main() -> None:
     args = parser.parse_args()
     first, *rest = [pq.read_table(path) for path in args.files]
     joined = pa.concat_tables([first, *(table.select(first.column_names).cast(first.schema) for table in rest)])
-    part = args.out.with_name(args.out.name + ".part")
-    pq.write_table(joined, part, compression="zstd", row_group_size=1024)
-    os.replace(part, args.out)
+    with atomic_file(args.out) as part:
+        pq.write_table(joined, part, compression="zstd", row_group_size=1024)
     print(f"{args.out}: {joined.num_rows} rows")
 
 

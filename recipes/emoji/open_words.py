@@ -1,12 +1,12 @@
-"""Words that no training caption holds in; how often each CLIP finds the picture that they mean out.
+"""Measures how well a CLIP understands words that are in no training caption: whether each finds a fitting picture.
 
     python recipes/emoji/open_words.py emoji.parquet PACK_OR_MODEL [...] --style fluent-3d
 
-`synonyms.csv` holds 453 words, each with the label of a training concept: WordNet 3.1 has the word as a synonym of the
-label or of one of its keywords, or as one of its kinds, two steps away at most, and neither the word nor its plural
-occurs in any label or keyword of the training split. A word finds its picture when one of that label is among the first
-five of all pictures of one style; "one token" is of the words that the vocabulary has whole. The first line knows no
-picture: it takes labels for pictures, and the mean of the distilled token table's rows for an embedding.
+`synonyms.csv` holds 453 words, each with the label of a training concept: in WordNet 3.1 the word is a synonym or a
+hyponym, at most two steps away, of the label or of one of its keywords, and neither the word nor its plural occurs in
+any label or keyword of the training split. A word counts as found if a picture with that label is among the first five
+of all pictures of one style; "one token" counts only words that are one token of the vocabulary. The first line is a
+baseline without pictures: it searches the labels, with the mean of the distilled token table's rows as the embedding.
 """
 
 import argparse
@@ -28,18 +28,18 @@ from codebrush.text.tokenizer import Tokenizer
 
 SYNONYMS = Path(__file__).parent / "synonyms.csv"
 BATCH = 64
-FRAME = 2  # tokens that stand around every text
+FRAME = 2  # the start and end tokens of every text
 
 
 def synonyms() -> tuple[list[str], list[str]]:
-    """The words, and the label that each means."""
+    """The words, and the label of each."""
     with SYNONYMS.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return [row["word"] for row in rows], [row["label"] for row in rows]
 
 
 def found(pictures: Tensor, labels: list[str], texts: Tensor, meant: list[str]) -> dict[str, float]:
-    """recall@k of unit texts (W, E) over unit pictures (N, E), which are called `labels`."""
+    """recall@k of unit text vectors (W, E), whose labels are `meant`, over unit image vectors (N, E) with `labels`."""
     places = {label: [word for word, its in enumerate(meant) if its == label] for label in set(meant)}
     return cross_retrieval(pictures, texts, [places.get(label, []) for label in labels])["text_to_image"]
 
@@ -47,8 +47,8 @@ def found(pictures: Tensor, labels: list[str], texts: Tensor, meant: list[str]) 
 def table_means(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
     """The mean of each text's rows of the distilled table, as unit vectors (B, 128)."""
     tokens = tokenizer(texts, on_long="truncate")
-    told = (tokens != tokenizer.pad_id) & (tokens != tokenizer.start_id) & (tokens != tokenizer.end_id)
-    return F.normalize((token_table()[tokens] * told[..., None]).sum(1), dim=1)
+    words = (tokens != tokenizer.pad_id) & (tokens != tokenizer.start_id) & (tokens != tokenizer.end_id)
+    return F.normalize((token_table()[tokens] * words[..., None]).sum(1), dim=1)
 
 
 @torch.no_grad()

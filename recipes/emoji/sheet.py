@@ -1,9 +1,9 @@
-"""A pack in; a sheet of the same 64 prompts with the same seed out, to lay beside that of another pack.
+"""Draws a sheet of 64 fixed prompts with a fixed seed, to compare a pack with another one.
 
     python recipes/emoji/sheet.py PACK --out sheet.png
 
-`prompts.txt` holds 40 labels of training concepts, 8 with a style, 12 labels of concepts that no model has seen, and 4
-compositions. Each picture is the best of eight by the pack's own CLIP.
+`prompts.txt` holds 40 labels of training concepts, 8 more with a style, 12 labels of concepts that no model has seen,
+and 4 compositions. Each picture is the best of eight by the pack's own CLIP.
 """
 
 import argparse
@@ -19,7 +19,7 @@ COLUMNS, RERANK = 16, 8
 
 
 def drawn_sheet(brush: Codebrush, prompts: list[str], rerank: int) -> Image.Image:
-    """The best of `rerank` of each prompt, with its words."""
+    """The best of `rerank` candidates for each prompt, labelled with the prompt."""
     drawn = [brush.generate(prompt, n=1, seed=0, rerank=rerank)[0].image for prompt in prompts]
     return contact_sheet(drawn, prompts, columns=COLUMNS)
 

@@ -1,10 +1,10 @@
-"""A pack that translates in; how near its pictures of unseen concepts come to the true ones of another style out.
+"""Measures how close a pack's translations of unseen concepts come to the true pictures in the other style.
 
     python recipes/emoji/translation_figures.py emoji emoji.parquet --judge runs/emoji/judge/model --out FOLDER
 
-Beside it stands what an untouched copy of the source would get, which is to be beaten, and what the codes of the true
-picture give, which is the most that can be had. At the pack's size: PSNR (mean of the pictures' own, in dB), the
-perceptual distance by the pack's CLIP, and the cosine of CLIP's embeddings, by the pack's own and a second CLIP.
+For comparison it also measures an unchanged copy of the source, the baseline, and the true picture through the VQGAN's
+codes, the upper bound. Figures at the pack's size: PSNR (mean over the pictures, in dB), the perceptual distance by the
+pack's CLIP, and the cosine of image embeddings by the pack's own and a second CLIP.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from codebrush.models.perceptual import CLIPPerceptual
 from codebrush.pack.pack import open_clip
 
 SHOWN = 12
-EXACT = 100.0  # dB of a picture without an error
+EXACT = 100.0  # dB of a picture without any error
 
 
 @torch.no_grad()
 def measure(made: Tensor, true: Tensor, judges: list[CLIP]) -> list[float]:
-    """PSNR, perceptual distance and cosines by each judge of one picture (1, 3, S, S) beside the true one."""
+    """PSNR, perceptual distance and the cosine by each CLIP of one picture (1, 3, S, S) and the true one."""
     psnr = peak_signal_noise_ratio(made, true, data_range=1.0).clamp(max=EXACT)
     apart = CLIPPerceptual(judges[0])(made, true).mean()
     cosines = [float((judge.encode_image(made) * judge.encode_image(true)).sum()) for judge in judges]
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pack")
     parser.add_argument("data", type=Path)
-    parser.add_argument("--judge", required=True, help="a CLIP's folder: the second judge")
+    parser.add_argument("--judge", required=True, help="folder of the second CLIP")
     parser.add_argument("--split", default="test")
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--by", choices=("translator", "codes"))

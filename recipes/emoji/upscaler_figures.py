@@ -1,11 +1,11 @@
-"""A pack, or an upscaler's run, in; how near it comes to the emoji of the test split, beside bicubic, out.
+"""Measures an upscaler, of a pack or of a run, on the emoji of the test split, compared with bicubic.
 
     python recipes/emoji/upscaler_figures.py emoji emoji.parquet
     python recipes/emoji/upscaler_figures.py emoji emoji.parquet --upscaler runs/emoji/upscaler/model --split val
 
-Each picture is made small by antialiased bicubic and rounded to 8 bits, as a file is; "drawn" has also passed through
-the pack's VQGAN. PSNR (mean of the pictures' own, in dB) and SSIM as torchmetrics has them; the perceptual distance is
-that of the pack's CLIP, on squares of the size that it reads, so that nothing is made small to be looked at.
+Each picture is reduced by antialiased bicubic and rounded to 8 bits, as a file is; "drawn" has also passed through the
+pack's VQGAN. PSNR (mean over the pictures, in dB) and SSIM are those of torchmetrics; the perceptual distance is that
+of the pack's CLIP, on tiles of the size that it reads, so that no detail is lost by reducing them.
 """
 
 import argparse
@@ -28,22 +28,22 @@ from codebrush.pack.pack import open_pack
 
 SIZE = 128
 BATCH = 32
-EXACT = 100.0  # dB of a picture without an error
+EXACT = 100.0  # dB of a picture without any error
 
 
 def bicubic(picture: Image.Image) -> Image.Image:
-    """Pillow's, to SIZE."""
+    """The picture enlarged to SIZE by Pillow."""
     return picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
 
 
 def drawn(vqgan: VQGAN, images: Tensor) -> Tensor:
-    """What comes back of images (B, 3, H, W) from their codes."""
+    """Images (B, 3, H, W) through the VQGAN's codes and back."""
     quantised, _ = vqgan.quantize(vqgan.encode(images))
     return vqgan.decode(quantised)
 
 
 def squares(images: Tensor, size: int) -> Tensor:
-    """Images (B, 3, S, S) -> what they are put together of, (B n, 3, size, size)."""
+    """Images (B, 3, S, S) -> their tiles (B n, 3, size, size)."""
     parts = images.unfold(2, size, size).unfold(3, size, size)  # (B, 3, rows, columns, size, size)
     return parts.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
 

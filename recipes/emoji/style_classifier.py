@@ -1,12 +1,12 @@
-"""The emoji data in; a small network that tells the five styles apart, and how often it is right, out.
+"""Trains a small network that classifies the five styles of the emoji, and measures its accuracy.
 
-    python recipes/emoji/style_judge.py emoji.parquet --out runs/emoji/style_judge
+    python recipes/emoji/style_classifier.py emoji.parquet --out runs/emoji/style_classifier
 
-It is trained for one purpose: to say whether drawings follow the style that they are asked for. It reads the means and
-spreads of its features, over the whole picture and at each scale, which say how a picture is drawn and little of what
-is where (Gatys et al. 2016, Huang and Belongie 2017). It sees the training split without skin tones, at 128 x 128,
-half of it blurred as a VQGAN blurs; the validation split says how far it can be believed. The colour and 3-D drawings
-of Fluent are renderings of the same shapes, hardly told apart by eye: counted as one (`KINDS`), they leave four kinds.
+It serves to measure whether generated pictures follow the style in their prompt. It reads the means and standard
+deviations of its features over the whole picture, at each scale, which describe style rather than content (Gatys et al.
+2016, Huang and Belongie 2017). It is trained on the training split without skin tones, at 128 x 128, half of it blurred
+as a VQGAN blurs; the validation split gives its accuracy. The colour and 3-D drawings of Fluent are renderings of the
+same shapes and hard to distinguish by eye, so they count as one style (`KINDS`), which leaves four.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SIZE, BATCH, SHIFT, LEAST = 128, 64, 6, 64
 WIDTHS = (24, 48, 96, 128)
 
 
-class StyleJudge(nn.Module):
+class StyleClassifier(nn.Module):
     """Pictures (B, 3, S, S) in [-1, 1] -> logits of STYLES (B, 5)."""
 
     def __init__(self) -> None:
@@ -51,21 +51,21 @@ class StyleJudge(nn.Module):
         return self.head(torch.cat(found, 1))
 
 
-def load(folder: Path) -> StyleJudge:
-    model = StyleJudge()
+def load(folder: Path) -> StyleClassifier:
+    model = StyleClassifier()
     load_model(model, folder / "model.safetensors")
     return model.eval()
 
 
 @torch.no_grad()
-def told(model: StyleJudge, pictures: list) -> list[str]:
-    """The style of each picture."""
+def predicted_styles(model: StyleClassifier, pictures: list) -> list[str]:
+    """The most probable style of each picture."""
     found = [model(stack([picture], SIZE) * 2 - 1)[0] for picture in pictures]
     return [STYLES[int(logits.argmax())] for logits in found]
 
 
-def changed(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Images (B, 3, S, S): mirrored or not, shifted, and in half of the cases made smaller and large again."""
+def augmented(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Images (B, 3, S, S): mirrored or not, shifted, and half of the time blurred by making them smaller and larger."""
     images = images.flip(3) if rng.random() < 0.5 else images
     images = torch.roll(images, tuple(rng.integers(-SHIFT, SHIFT + 1, 2).tolist()), (2, 3))
     if rng.random() < 0.5:
@@ -81,14 +81,14 @@ def rows(parquet: str, split: str, cache: Path) -> tuple[Captioned, np.ndarray]:
 
 
 @torch.no_grad()
-def confusion(model: StyleJudge, data: Captioned, styles: np.ndarray) -> Tensor:
-    """How many pictures of each style (rows) are taken for each (columns)."""
+def confusion(model: StyleClassifier, data: Captioned, styles: np.ndarray) -> Tensor:
+    """Confusion matrix (5, 5): how many pictures of each style (rows) are classified as each (columns)."""
     model.eval()
     counts = torch.zeros(len(STYLES), len(STYLES), dtype=torch.int64)
     for part in np.array_split(np.arange(len(data)), max(1, len(data) // BATCH)):
-        said = model(data.images(part).float() / 127.5 - 1).argmax(1)
+        predicted = model(data.images(part).float() / 127.5 - 1).argmax(1)
         counts.index_put_(
-            (torch.from_numpy(styles[part]), said), torch.ones(len(part), dtype=torch.int64), accumulate=True
+            (torch.from_numpy(styles[part]), predicted), torch.ones(len(part), dtype=torch.int64), accumulate=True
         )
     return counts
 
@@ -102,13 +102,13 @@ def main() -> None:
     torch.manual_seed(0)
     rng, cache = np.random.default_rng(0), options.out.parent / "cache"
     (train, styles), (val, val_styles) = (rows(options.parquet, split, cache) for split in ("train", "val"))
-    model = StyleJudge()
+    model = StyleClassifier()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, options.steps)
     for step in range(options.steps):
         model.train()
         picked = rng.integers(len(train), size=BATCH)
-        logits = model(changed(train.images(picked).float() / 127.5 - 1, rng))
+        logits = model(augmented(train.images(picked).float() / 127.5 - 1, rng))
         loss = F.cross_entropy(logits, torch.from_numpy(styles[picked]))
         optimizer.zero_grad()
         loss.backward()

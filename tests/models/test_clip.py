@@ -55,7 +55,9 @@ def test_a_gradient_reaches_the_picture_through_the_resize() -> None:
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize(("log_scale", "scale"), [(math.log(1 / 0.07), 1 / 0.07), (math.log(117), 117), (-2.0, 0.1353)])
+@pytest.mark.parametrize(
+    ("log_scale", "scale"), [(math.log(1 / 0.07), 1 / 0.07), (math.log(117), 117), (9.0, 8103.08), (-2.0, 0.1353)]
+)
 def test_the_temperature_is_the_learned_one(log_scale: float, scale: float) -> None:
     model = clip()
     with torch.no_grad():

@@ -72,7 +72,7 @@ def _heat(brush: "Codebrush", image: Path, text: str, method: Method) -> tuple["
     from codebrush.understanding.faithfulness import faithfulness
     from codebrush.understanding.overlay import Group, Panel, normalised_maps
 
-    pixels = pixels_for(brush.clip, [image])[0].to(brush.device)  # (3, S, S)
+    pixels = pixels_for(brush.clip, [image])[0].to(brush.device)  # (3, H, W)
     with progress_bar("reading") as progress:
         found = explained(brush.clip, brush.tokenizer, pixels, text, method.value, progress)
     with progress_bar("measuring") as progress:
@@ -81,7 +81,7 @@ def _heat(brush: "Codebrush", image: Path, text: str, method: Method) -> tuple["
     whole, *heats = normalised_maps([found.heat, *(word.heat for word in words)])
     read = " ".join(word.word for word in found.words)
     panels = [
-        Panel("the picture", f"read at {pixels.shape[-1]} x {pixels.shape[-1]} pixels"),
+        Panel("the picture", f"read at {pixels.shape[-1]} x {pixels.shape[-2]} pixels"),
         Panel("the whole text" if words else read, f"cosine {found.score:.3f}", whole),
         *(Panel(word.word, f"adds {word.gain:+.3f}", heat) for word, heat in zip(words, heats, strict=True)),
     ]
@@ -99,8 +99,12 @@ def _view(clip: "CLIP", image: Path) -> tuple["Image.Image", float]:
 
     plain, squeezed = clip.config.fit == "plain", clip.config.fit == "squeeze"
     whole = decode_image(image, keep_mode=not plain)
-    seen = 1.0 if squeezed else round(min(whole.size) / max(whole.size), 3)
-    return resize_square(whole, PANEL) if plain else clip_resize(whole, PANEL, crop=not squeezed), seen
+    height, width = clip.image_shape
+    sides = whole.width * height, whole.height * width  # equal where the picture has the shape that the encoder reads
+    seen = 1.0 if squeezed else round(min(sides) / max(sides), 3)
+    longest = max(height, width)
+    shape = round(PANEL * height / longest), round(PANEL * width / longest)
+    return resize_square(whole, PANEL) if plain else clip_resize(whole, shape, crop=not squeezed), seen
 
 
 def _codes(brush: "Codebrush", image: Path) -> tuple[list["Group"], dict[str, Any]]:

@@ -71,6 +71,7 @@ def _check_vision(image: VisionTransformerConfig, layout: str) -> None:
         "its vision transformer's patches have a bias": image.patch_bias,
         "its vision transformer has no norm before its blocks": not image.input_norm,
         "its vision transformer has no projection": not image.projection,
+        "the pictures it reads are not square": image.image_shape[0] != image.image_shape[1],
     }
     _refuse(odd, layout)
     _refuse(_odd_trunk(image.trunk, "image"), layout)

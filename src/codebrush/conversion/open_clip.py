@@ -74,13 +74,7 @@ def config(tensors: Tensors, settings: Mapping[str, Any], place: str) -> CLIPCon
         raise PackError(f"{place}: its open_clip config or tensors cannot be read ({reason})") from error
     if model.get("init_logit_bias") is not None and "logit_bias" not in tensors:
         raise PackError(f"{place} lacks the tensor logit_bias")
-    size = vision.get("image_size", image.image_size)
-    size = size[0] if size in ([image.image_size] * 2, (image.image_size,) * 2) else size
-    step = image.patch_size if isinstance(image, VisionTransformerConfig) else 1
-    if isinstance(size, int) and size // step == image.image_size // step:  # pixels beyond the last patch do not count
-        image = replace(image, image_size=size)
-    else:
-        raise PackError(f"{place}: its config says pictures of {size}, its tensors {image.image_size} pixels square")
+    image = _of_size(image, vision.get("image_size"), tensors, place)
     openai.agree(model, {"embed_dim": image.embed_dim}, place)
     squash = pictures.get("resize_mode", "squash" if is_timm(tensors) else "shortest") == "squash"
     half = (0.5, 0.5, 0.5) if is_timm(tensors) else None
@@ -91,6 +85,24 @@ def config(tensors: Tensors, settings: Mapping[str, Any], place: str) -> CLIPCon
         image_std=tuple(pictures.get("std", half or OPENAI_STD)),
         fit="squeeze" if squash else "crop",
     )
+
+
+def _of_size(image: ImageEncoderConfig, size: Any, tensors: Tensors, place: str) -> ImageEncoderConfig:
+    """`image` with the picture size that the config says, a side or [height, width]; None: what the tensors say."""
+    if isinstance(size, list | tuple) and len(size) == 2:
+        size = size[0] if size[0] == size[1] else tuple(size)
+    sides = size if isinstance(size, tuple) else (size,)
+    whole = all(isinstance(side, int) for side in sides)
+    if size is None or (size == image.image_size and not isinstance(image, VisionTransformerConfig)):
+        return image
+    if not (whole and isinstance(image, VisionTransformerConfig)):
+        raise PackError(f"{place}: its config says pictures of {size}, its tensors {image.image_size} pixels square")
+    name = "visual.trunk.pos_embed" if is_timm(tensors) else "visual.positional_embedding"
+    patches = tensors[name].shape[-2] - (not is_timm(tensors))  # less the class token of OpenAI's tower
+    sized = replace(image, image_size=size)  # which may have pixels beyond the last whole patch
+    if math.prod(sized.grid) != patches:
+        raise PackError(f"{place}: its config says pictures of {size} pixels, its tensors {patches} patches")
+    return sized
 
 
 def _known(values: Mapping[str, Any], known: set[str], place: str) -> None:

@@ -1,4 +1,4 @@
-"""Makes pictures square for a CLIP, as its published preprocessing does.
+"""Brings pictures to the size that a CLIP reads, as its published preprocessing does.
 
 `clip_resize` is exact: with `CLIP.encode_image` after it, a published CLIP gives the numbers of its original code.
 """
@@ -10,51 +10,68 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.images import MAX_PIXELS, decode_image, resize_square, stack, to_tensor
+from codebrush.data.images import MAX_PIXELS, decode_image, stack, to_tensor
 from codebrush.models.clip import CLIP
+from codebrush.models.image_encoder import image_shape
+
+Size = int | tuple[int, int]  # in pixels: the side of a square, or (height, width)
 
 
 def pixels_for(clip: CLIP, images: Sequence[bytes | str | Path | Image.Image]) -> Tensor:
-    """Pictures or their files -> (B, 3, S, S) float32 in [0, 1] for `clip.encode_image`, made square as it wants them.
+    """Pictures or their files -> (B, 3, H, W) float32 in [0, 1] for `clip.encode_image`, resized as the CLIP expects.
 
-    One that cannot be read is an ImageError.
+    Raises:
+        ImageError: if a picture cannot be read.
+        PackError: if the CLIP's `fit` is "plain" and it reads pictures that are not square.
     """
     if clip.config.fit != "plain":
-        return preprocess(images, clip.image_size, crop=clip.config.fit == "crop")
+        return preprocess(images, clip.image_shape, crop=clip.config.fit == "crop")
     return stack([decode_image(image) for image in images], clip.image_size)
 
 
-def preprocess(images: Sequence[bytes | str | Path | Image.Image], size: int, crop: bool = True) -> Tensor:
-    """Pictures or their files -> (B, 3, size, size) float32 in [0, 1], each as `clip_resize` makes it.
+def preprocess(images: Sequence[bytes | str | Path | Image.Image], size: Size, crop: bool = True) -> Tensor:
+    """Pictures or their files -> (B, 3, H, W) float32 in [0, 1], each resized by `clip_resize`.
 
-    As in the original code, transparency is not laid over white; unlike there, files are turned upright and 16-bit
-    ones keep their shades. One that cannot be read is an ImageError.
+    As in the original code, transparency is dropped and not laid over white; unlike there, files are turned upright
+    and 16-bit ones keep their shades.
+
+    Raises:
+        ImageError: if a picture cannot be read.
     """
     fitted = [to_tensor(clip_resize(decode_image(image, keep_mode=True), size, crop)) for image in images]
-    return torch.stack(fitted) if fitted else torch.zeros(0, 3, size, size)
+    return torch.stack(fitted) if fitted else torch.zeros(0, 3, *image_shape(size))
 
 
-def clip_resize(image: Image.Image, size: int, crop: bool = True) -> Image.Image:
-    """A picture of any mode and shape -> its size x size RGB pixels, by Pillow's bicubic filter.
+def clip_resize(image: Image.Image, size: Size, crop: bool = True) -> Image.Image:
+    """A picture of any mode and shape -> its RGB pixels at `size`, by Pillow's bicubic filter.
 
-    With `crop` the short side is scaled to `size` and the middle cut out, the colours of a palette and what lies under
-    transparency joining only then, as in OpenAI's code. Without, the RGB picture is squeezed whole (SigLIP).
+    With `crop` the picture is scaled until it just covers `size`, and its middle is cut out and only then converted to
+    RGB, so that palettes and transparency come out as in OpenAI's and open_clip's code. Without it the picture is
+    converted to RGB and squeezed to `size` whole (SigLIP).
     """
+    height, width = image_shape(size)
     if not crop:
-        return image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-    width, height = _scaled(image.width, image.height, size)
-    if width * height > MAX_PIXELS:  # a strip, whose scaled long side would not fit into memory
-        return resize_square(image, size).convert("RGB")
-    left, top = _margin(width, size), _margin(height, size)
-    scaled = image.resize((width, height), Image.Resampling.BICUBIC)
-    return scaled.crop((left, top, left + size, top + size)).convert("RGB")
+        return image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    whole_width, whole_height = _covering(image.width, image.height, size)
+    left, top = _margin(whole_width, width), _margin(whole_height, height)
+    if whole_width * whole_height > MAX_PIXELS:  # a strip, whose scaled long side would not fit into memory
+        across, down = image.width / whole_width, image.height / whole_height
+        box = (left * across, top * down, (left + width) * across, (top + height) * down)
+        return image.resize((width, height), Image.Resampling.BICUBIC, box=box).convert("RGB")
+    scaled = image.resize((whole_width, whole_height), Image.Resampling.BICUBIC)
+    return scaled.crop((left, top, left + width, top + height)).convert("RGB")
 
 
-def _scaled(width: int, height: int, size: int) -> tuple[int, int]:
-    """Width and height with the short side at `size`; the long one loses its fraction."""
+def _covering(width: int, height: int, size: Size) -> tuple[int, int]:
+    """Width and height of a picture scaled until it just covers `size`. The longer side of a square size loses its
+    fraction, as in OpenAI's code; for other sizes both are rounded, as in open_clip's."""
+    target_height, target_width = image_shape(size)
+    if target_height != target_width:
+        ratio = min(height / target_height, width / target_width)
+        return round(width / ratio), round(height / ratio)
     if width <= height:
-        return size, int(size * height / width)
-    return int(size * width / height), size
+        return target_width, int(target_width * height / width)
+    return int(target_width * width / height), target_width
 
 
 def _margin(side: int, size: int) -> int:

@@ -132,7 +132,7 @@ def evaluate(
     return {
         "pictures": len(reading.rows) if reading.rows else None,
         **report.figures,
-        "judge": {"clip": subject.judge.name, "image_size": subject.judge.clip.image_size},
+        "judge": {"clip": subject.judge.name, "image_size": subject.judge.clip.config.image.image_size},
         "left_out": report.missing,
         "skipped": reading.skipped,
         "phases": report.phases,

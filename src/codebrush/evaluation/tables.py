@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from codebrush.models.image_encoder import image_shape
+
 PERCENT, PLAIN, FINE, COUNT = "{:.1%}", "{:.2f}", "{:.4f}", "{:,.0f}"
 ROWS = (  # where a figure lies, what it is called, how it is written
     ("zero_shot.top1", "zero-shot top-1", PERCENT),
@@ -71,8 +73,8 @@ def _cells(report: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
 def _notes(report: Mapping[str, Any]) -> Iterator[str]:
     calibration = report.get("zero_shot", {}).get("calibration")
     reconstruction, drawing = report.get("reconstruction"), report.get("drawing")
-    side = report["judge"]["image_size"]
-    yield f"the judge is the CLIP of {report['judge']['clip']}, which sees {side} x {side} pixels"
+    height, width = image_shape(report["judge"]["image_size"])
+    yield f"the judge is the CLIP of {report['judge']['clip']}, which sees {width} x {height} pixels"
     if calibration:
         entry = json.dumps(calibration["pack_json"])[1:-1]
         heat = calibration["pack_json"]["classification"]["temperature"]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codebrush.errors import PackError
 from codebrush.models.image_encoder import ImageEncoderConfig, make_image_encoder
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.text_encoder import TextEncoderConfig, make_text_encoder
@@ -66,9 +67,24 @@ class CLIP(PretrainedModel):
         return cls(config, make_image_encoder(config.image), make_text_encoder(config.text))
 
     @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the pictures that the image tower reads, in pixels."""
+        return self.config.image.image_shape
+
+    @property
     def image_size(self) -> int:
-        """Side of the square pictures that the image tower reads, in pixels."""
-        return self.config.image.image_size
+        """Side of the square pictures that the image tower reads, in pixels.
+
+        Raises:
+            PackError: if it reads pictures that are not square, which training and drawing cannot work with.
+        """
+        height, width = self.image_shape
+        if height != width:
+            raise PackError(
+                f"this CLIP reads pictures of {height} x {width} pixels (height x width): take one of square pictures "
+                "here; it can embed, score, classify and search"
+            )
+        return height
 
     @property
     def embed_dim(self) -> int:
@@ -77,9 +93,8 @@ class CLIP(PretrainedModel):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] -> pixels for the image tower, resized to its size where they differ."""
-        size = (self.image_size, self.image_size)
-        if images.shape[-2:] != size:
-            images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+        if images.shape[-2:] != self.image_shape:
+            images = F.interpolate(images, self.image_shape, mode="bicubic", antialias=True).clamp(0, 1)
         return (images - self.mean) / self.std
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -91,6 +106,10 @@ class CLIP(PretrainedModel):
         return F.normalize(self.text_encoder(tokens).float(), dim=-1)
 
     def forward(self, images: Tensor, tokens: Tensor) -> CLIPOutput:
-        """Both sides of a batch, and the clamped scale that the loss multiplies their cosines by."""
+        """Images (B, 3, H, W) in [0, 1] and tokens (B', T) int64 -> their unit vectors, and the scale of the logits.
+
+        The scale is the learned one, without a limit: training keeps it to `MAX_LOGIT_SCALE` by clamping `log_scale`,
+        while the published SigLIPs learned 117.
+        """
         scale = self.log_scale.exp()
         return CLIPOutput(self.encode_image(images), self.encode_text(tokens), scale, self.logit_bias)

@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from codebrush.models.transformer import MLP, Activation, Transformer, TransformerConfig, make_norm
 
 
+def image_shape(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width in pixels of a picture size: the side of a square, or (height, width) already."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
 @dataclass(frozen=True)
 class VisionTransformerConfig:
     """`pooling`: "class" reads a learned class token, "mean" averages the patches, "attention" lets one learned query
@@ -21,7 +26,7 @@ class VisionTransformerConfig:
     is the MLP's inner width; 0 means four times the width.
     """
 
-    image_size: int
+    image_size: int | tuple[int, int]
     patch_size: int
     width: int
     layers: int
@@ -38,6 +43,17 @@ class VisionTransformerConfig:
     norm_tokens: bool = False
     patch_bias: bool = False
     projection: bool = True
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the pictures in pixels."""
+        return image_shape(self.image_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of whole patches."""
+        height, width = self.image_shape
+        return height // self.patch_size, width // self.patch_size
 
     @property
     def trunk(self) -> TransformerConfig:
@@ -64,6 +80,11 @@ class ModifiedResNetConfig:
     heads: int
     embed_dim: int
 
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the pictures in pixels."""
+        return image_shape(self.image_size)
+
 
 ImageEncoderConfig = VisionTransformerConfig | ModifiedResNetConfig
 
@@ -73,14 +94,14 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: VisionTransformerConfig):
         super().__init__()
-        if config.image_size < config.patch_size:
+        if min(config.grid) < 1:
             raise ValueError(f"image size {config.image_size} is smaller than patch {config.patch_size}")
         self.config = config
-        width, side = config.width, config.image_size // config.patch_size
+        width, (rows, columns) = config.width, config.grid
         self.patch_embedding = nn.Conv2d(3, width, config.patch_size, config.patch_size, bias=config.patch_bias)
         extra = int(config.pooling == "class" or config.class_token)
         self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5) if extra else None
-        self.position_embedding = nn.Parameter(torch.randn(side**2 + extra, width) * width**-0.5)
+        self.position_embedding = nn.Parameter(torch.randn(rows * columns + extra, width) * width**-0.5)
         self.input_norm = make_norm(config.trunk) if config.input_norm else nn.Identity()
         self.transformer = Transformer(config.trunk)
         self.final_norm = make_norm(config.trunk)
@@ -92,7 +113,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"without a projection the embedding is as wide as the tower: {width}")
 
     def _tokens(self, pixels: Tensor) -> Tensor:
-        _check_size(pixels, self.config.image_size)
+        _check_shape(pixels, self.config.image_shape)
         # A product and not a convolution, whose backward pass to the pixels takes ten times as long on a CPU.
         side = self.config.patch_size
         x = pixels.unfold(2, side, side).unfold(3, side, side)  # (B, 3, h, w, patch, patch)
@@ -220,7 +241,7 @@ class ModifiedResNet(nn.Module):
 
     def features(self, pixels: Tensor) -> list[Tensor]:
         """The output of every stage, each (B, C, h, w): strides 4, 8, 16 and 32."""
-        _check_size(pixels, self.config.image_size)
+        _check_shape(pixels, self.config.image_shape)
         x = self.stem(pixels)
         outputs = []
         for stage in self.stages:
@@ -233,10 +254,10 @@ class ModifiedResNet(nn.Module):
         return self.pool(self.features(pixels)[-1])
 
 
-def _check_size(pixels: Tensor, side: int) -> None:
-    # other shapes with as many patches would pass, and read the positions of the wrong places
-    if pixels.shape[-2:] != (side, side):
-        raise ValueError(f"this image tower reads {side} x {side} pixels, got {tuple(pixels.shape[-2:])}")
+def _check_shape(pixels: Tensor, shape: tuple[int, int]) -> None:
+    # other shapes with as many patches would pass, with the positions of the wrong places
+    if pixels.shape[-2:] != shape:
+        raise ValueError(f"this image tower reads {shape[0]} x {shape[1]} pixels, got {tuple(pixels.shape[-2:])}")
 
 
 def make_image_encoder(config: ImageEncoderConfig) -> VisionTransformer | ModifiedResNet:

@@ -212,7 +212,7 @@ class Pack:
     def _check_captioner(self, clip: CLIPConfig) -> None:
         captioner = read_config(CaptionerConfig, self.member("captioner"))
         with torch.device("meta"):  # sizes without weights
-            blank = torch.zeros(1, 3, clip.image.image_size, clip.image.image_size)
+            blank = torch.zeros(1, 3, *clip.image.image_shape)
             made = patch_features(make_image_encoder(clip.image), blank, captioner.levels).shape
         if made[1:] != (captioner.patches, captioner.feature_width):
             reads = f"{captioner.patches} x {captioner.feature_width}"

@@ -44,8 +44,7 @@ def attention_relevance(clip: CLIP, images: Tensor, directions: Tensor) -> Tenso
         extra = int(tower.class_embedding is not None)
         by_class = tower.config.pooling == "class"
         pooled = relevance[:, 0] if by_class else _pooled_relevance(tower, seen, gradients[-1], relevance)  # (B, N)
-        side = tower.config.image_size // tower.config.patch_size
-        return pooled[:, extra:].unflatten(1, (side, side))
+        return pooled[:, extra:].unflatten(1, tower.config.grid)
 
 
 def _pooled_relevance(tower: VisionTransformer, seen: dict[str, Any], gradient: Tensor, relevance: Tensor) -> Tensor:

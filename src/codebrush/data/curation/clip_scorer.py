@@ -20,9 +20,11 @@ class ClipScorer:
         self._clip, self._tokenizer = clip, tokenizer
 
     def thumbnail(self, image: Image.Image) -> Image.Image:
-        """What the CLIP sees of an RGB picture: a square of its input size, small enough to wait in memory."""
-        size, mode = self._clip.image_size, self._clip.config.fit
-        return resize_square(image, size) if mode == "plain" else clip_resize(image, size, crop=mode == "crop")
+        """What the CLIP sees of an RGB picture, at its input size, small enough to wait in memory."""
+        clip, mode = self._clip, self._clip.config.fit
+        if mode == "plain":
+            return resize_square(image, clip.image_size)
+        return clip_resize(image, clip.image_shape, crop=mode == "crop")
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Image.Image], captions: Sequence[Sequence[str]]) -> list[float]:

@@ -9,6 +9,7 @@ from PIL import Image
 from codebrush.cli.main import run
 from codebrush.data.synthetic.shapes import scene
 from codebrush.understanding.faithfulness import Faithfulness
+from codebrush.understanding.overlay import GAP, LINE, MARGIN, PANEL
 
 
 @pytest.fixture
@@ -28,7 +29,10 @@ def test_a_picture_is_explained(
     assert [word["word"] for word in report["words"]] == ["a", "red", "circle"]
     faithfulness = report["faithfulness"]
     assert {"insertion", "deletion"} <= set(faithfulness)
-    assert Image.open(out).width > 100
+    with Image.open(out) as page:  # the picture, the text and three words: two rows of up to four panels
+        assert page.format == "PNG"
+        assert page.width == GAP + 4 * (PANEL + GAP) + MARGIN
+        assert page.height == GAP + LINE + GAP // 2 + 2 * (2 * LINE + PANEL + GAP)
 
 
 def test_errors_are_one_line_and_write_nothing(
@@ -39,7 +43,7 @@ def test_errors_are_one_line_and_write_nothing(
     pack = ["--pack", str(micro_pack), "--out", str(tmp_path / "heat.png")]
     assert run(["explain", str(broken), "a dog", *pack]) == 1
     assert "broken.png" in capsys.readouterr().err
-    assert run(["explain", str(picture), " ", *pack]) != 0
+    assert run(["explain", str(picture), " ", *pack]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert not (tmp_path / "heat.png").exists()
 

@@ -6,7 +6,7 @@ from email.utils import formatdate
 
 import pytest
 
-from codebrush.data.crawl.fetcher import NO_AI, Fetcher, FetchError, FetchLimits, _directives, checked_url, is_public
+from codebrush.data.crawl.fetcher import NO_AI, Fetcher, FetchError, FetchLimits, _directives, checked_url
 from rude_server import RudeServer, rude_server
 
 QUICK = FetchLimits(silence=0.3, deadline=0.6, most_bytes=2_000, local=True)
@@ -191,28 +191,6 @@ def test_private_addresses_are_not_asked(server: RudeServer, host: str):
     found = refusal(fetcher, f"http://{host}:{server.server_address[1]}/x")
     assert found.reason == "private address"
     assert not server.asked
-
-
-@pytest.mark.parametrize(
-    ("address", "public"),
-    [
-        ("8.8.8.8", True),
-        ("2606:4700::1111", True),
-        ("10.0.0.1", False),
-        ("169.254.169.254", False),
-        ("100.64.0.1", False),
-        ("0.0.0.0", False),
-        ("224.0.0.1", False),
-        ("::1", False),
-        ("fe80::1%eth0", False),
-        ("fd00::1", False),
-        ("::ffff:10.0.0.1", False),
-        ("::ffff:8.8.8.8", True),
-        ("2002:0a00:0001::", False),
-    ],
-)
-def test_what_is_public(address: str, public: bool):
-    assert is_public(address) is public
 
 
 @pytest.mark.parametrize(

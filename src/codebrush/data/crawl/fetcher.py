@@ -5,7 +5,6 @@ What sites say about crawlers is heeded: robots.txt, X-Robots-Tag and TDM-Reserv
 """
 
 import http.client
-import ipaddress
 import socket
 import ssl
 import threading
@@ -13,13 +12,13 @@ import time
 import urllib.error
 import urllib.request
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import SplitResult, quote, urljoin, urlsplit, urlunsplit
 
+from codebrush.data.crawl.addresses import is_private_host
+from codebrush.data.crawl.connections import Handler, PrivateAddressError
 from codebrush.data.crawl.robots import MOST_BYTES, Robots
 from codebrush.version import __version__
 
@@ -130,10 +129,10 @@ class Fetcher:
         host = urlsplit(request.full_url).hostname or ""
         proxied = request.type in urllib.request.getproxies() and not urllib.request.proxy_bypass(host)
         if proxied:
-            if not local and _is_private_name(host):
-                raise _Private(f"{host} is at a private address")
+            if not local and is_private_host(host):
+                raise PrivateAddressError(f"{host} is at a private address")
             opener.add_handler(urllib.request.ProxyHandler())
-        opener.add_handler(_Handler(local or bool(proxied), until, self._context))
+        opener.add_handler(Handler(local or bool(proxied), until, self._context))
         opener.add_handler(urllib.request.HTTPDefaultErrorHandler())
         opener.add_handler(urllib.request.HTTPErrorProcessor())
         return opener
@@ -209,87 +208,6 @@ def _joined(url: str, place: str) -> str:
         raise FetchError("bad URL", f"sent on to {place[:200]}") from error
 
 
-def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet."""
-    found = ipaddress.ip_address(address.split("%")[0])
-    inner = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None)
-    return (inner or found).is_global and not (inner or found).is_multicast
-
-
-class _Connection(http.client.HTTPConnection):
-    """Refuses private addresses once it knows where it has come out, which no trick with names can change, and gives up
-    waiting for the head of an answer at `until`.
-    """
-
-    local = False
-    until = float("inf")
-
-    def connect(self) -> None:
-        super().connect()
-        assert self.sock is not None
-        if not self.local and not is_public(self.sock.getpeername()[0]):
-            self.close()
-            raise _Private(f"{self.host} is at a private address")
-
-    def getresponse(self) -> http.client.HTTPResponse:
-        # A time-out counts from byte to byte, so that a head which drips in would never end.
-        timer = threading.Timer(max(self.until - time.monotonic(), 0), self._hang_up)
-        timer.daemon = True
-        timer.start()
-        try:
-            response = super().getresponse()
-        finally:
-            timer.cancel()
-        if time.monotonic() >= self.until:  # a head that was broken off looks like a short one
-            response.close()
-            raise TimeoutError
-        return response
-
-    def _hang_up(self) -> None:
-        with suppress(OSError, AttributeError):
-            self.sock.shutdown(socket.SHUT_RDWR)
-
-
-class _SecureConnection(http.client.HTTPSConnection, _Connection):
-    """The same; the address is checked before the two sides shake hands."""
-
-
-class _Private(OSError):
-    """A host is not on the public internet."""
-
-
-class _Handler(urllib.request.HTTPHandler):
-    """Opens URLs of both schemes through connections with these settings."""
-
-    https_request = urllib.request.HTTPHandler.http_request
-
-    def __init__(self, local: bool, until: float, context: ssl.SSLContext) -> None:
-        super().__init__()
-        self._local, self._until, self._context = local, until, context
-
-    def http_open(self, req: urllib.request.Request) -> Any:
-        return self.do_open(self._made(_Connection), req)  # pyright: ignore[reportArgumentType]
-
-    def https_open(self, req: urllib.request.Request) -> Any:
-        secure = self._made(_SecureConnection)
-        return self.do_open(secure, req, context=self._context)  # pyright: ignore[reportArgumentType]
-
-    def _made(self, kind: type[_Connection]) -> Callable[..., _Connection]:
-        def make(host: str, **settings: Any) -> _Connection:
-            connection = kind(host, **settings)
-            connection.local, connection.until = self._local, self._until
-            return connection
-
-        return make
-
-
-def _is_private_name(host: str) -> bool:
-    try:
-        return not is_public(host)
-    except ValueError:
-        return host == "localhost" or host.endswith((".localhost", ".local", ".internal"))
-
-
 def _check_permission(headers: Any) -> None:
     """Refuse what a site does not give for training."""
     for value in headers.get_all("X-Robots-Tag", []):
@@ -356,7 +274,7 @@ def _refusal(error: Exception, deadline: float) -> FetchError:
     """What went wrong on the way, by its kind."""
     cause = getattr(error, "reason", error)
     text = " ".join(str(getattr(cause, "strerror", None) or cause or type(cause).__name__).split())[:200]
-    if isinstance(cause, _Private):
+    if isinstance(cause, PrivateAddressError):
         return FetchError(PRIVATE, f"{cause}; --allow-local asks it all the same")
     if time.monotonic() >= deadline:
         return FetchError("too slow", again=True)

@@ -70,7 +70,7 @@ def test_what_is_gathered_can_be_curated(
 def test_private_addresses_need_a_flag(server: RudeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_list(tmp_path / "list.csv", [server.serve("/x", picture(0))])
     assert run(["data", "gather", str(path), "--out", str(tmp_path / "out")]) == 1
-    assert "(1 private address: give --allow-local to ask it)" in (message := capsys.readouterr().err)
+    assert "(1 private address: give --allow-local to allow it)" in (message := capsys.readouterr().err)
     assert message.count("\n") == 1
     assert not server.asked
 

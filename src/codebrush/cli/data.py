@@ -75,7 +75,7 @@ def gather(
     what is missing. The folder can be trained on, or curated first; failures.jsonl says what is not there and why.
     """
     from codebrush.data.crawl.fetcher import FetchLimits
-    from codebrush.data.crawl.gather import GatherOptions, in_words
+    from codebrush.data.crawl.gather import GatherOptions, with_remedy
     from codebrush.data.crawl.gather import gather as fetch
     from codebrush.data.crawl.url_lists import read_list
 
@@ -91,7 +91,7 @@ def gather(
         return
     print(f"{report['fetched']:,} of {count:,} pictures are in {out}, {report['new']:,} of them new")
     for reason, number in report["failed"].items():
-        print(f"  {number:,} failed: {in_words(reason)}")
+        print(f"  {number:,} failed: {with_remedy(reason)}")
 
 
 def _report(out: Path, written: int, start: float, json_output: bool) -> None:

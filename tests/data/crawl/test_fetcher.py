@@ -9,7 +9,7 @@ import pytest
 from codebrush.data.crawl.fetcher import NO_AI, Fetcher, FetchError, FetchLimits, _directives, checked_url
 from rude_server import RudeServer, rude_server
 
-QUICK = FetchLimits(silence=0.3, deadline=0.6, most_bytes=2_000, local=True)
+QUICK = FetchLimits(timeout=0.3, deadline=0.6, max_bytes=2_000, allow_local=True)
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_a_giant_robots_is_cut(fetcher: Fetcher, server: RudeServer):
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_private_addresses_are_not_asked(server: RudeServer, host: str):
     server.serve("/x", b"bytes")
-    fetcher = Fetcher(FetchLimits(silence=0.3, deadline=0.6))
+    fetcher = Fetcher(FetchLimits(timeout=0.3, deadline=0.6))
     found = refusal(fetcher, f"http://{host}:{server.server_address[1]}/x")
     assert found.reason == "private address"
     assert not server.asked

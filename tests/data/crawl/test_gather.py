@@ -29,7 +29,7 @@ QUICK = GatherOptions(
     delay=0.0,
     retries=1,
     pause=0.01,
-    limits=FetchLimits(silence=0.3, deadline=0.6, most_bytes=200_000, local=True),
+    limits=FetchLimits(timeout=0.3, deadline=0.6, max_bytes=200_000, allow_local=True),
 )
 
 
@@ -284,7 +284,7 @@ def test_one_site_is_not_stormed(server: RudeServer, tmp_path: Path, picture: Ca
 def test_local_addresses_are_not_asked(server: RudeServer, tmp_path: Path, picture: Callable[..., bytes]):
     url = server.serve("/x", picture())
     with pytest.raises(DataError, match="1 private address"):
-        run([url], tmp_path / "out", limits=replace(QUICK.limits, local=False))
+        run([url], tmp_path / "out", limits=replace(QUICK.limits, allow_local=False))
     assert not server.asked
     assert failures(tmp_path / "out") == {"x": "private address"}
 
@@ -295,12 +295,12 @@ def test_local_addresses_are_asked_again_once_they_may_be(
     """And only they; neither row is told or stored twice."""
     urls, out = [server.serve("/x", picture()), "mailto:x"], tmp_path / "out"
     with pytest.raises(DataError, match="1 private address: give --allow-local"):
-        run(urls, out, limits=replace(QUICK.limits, local=False))
+        run(urls, out, limits=replace(QUICK.limits, allow_local=False))
     assert "--allow-local" in (out / "failures.jsonl").read_text()
     report = run(urls, out)
     assert (report["fetched"], report["new"], report["failed"]) == (1, 1, {"bad URL": 1})
     assert server.asked["/x"] == 1
-    report = run(urls, out, limits=replace(QUICK.limits, local=False))
+    report = run(urls, out, limits=replace(QUICK.limits, allow_local=False))
     assert (report["fetched"], report["new"], report["failed"]) == (1, 0, {"bad URL": 1})
 
 

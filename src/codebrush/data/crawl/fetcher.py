@@ -1,7 +1,7 @@
-"""One http(s) URL in; the bytes of a picture, or one `FetchError` that says why not and whether to try again, out.
+"""Fetches a picture from an http or https URL; whatever goes wrong is one `FetchError` with a reason.
 
-A server is trusted with nothing: not to answer, to stop, to send what it says, nor to lead only to public addresses.
-What sites say about crawlers is heeded: robots.txt, X-Robots-Tag and TDM-Reservation.
+Servers are not trusted to answer, to end, to send what they announce, or to redirect to public addresses only. What
+sites say to crawlers is obeyed: robots.txt, X-Robots-Tag and TDM-Reservation.
 """
 
 import http.client
@@ -19,26 +19,28 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit, urlunsplit
 
 from codebrush.data.crawl.addresses import is_private_host
 from codebrush.data.crawl.connections import Handler, PrivateAddressError
-from codebrush.data.crawl.robots import MOST_BYTES, Robots
+from codebrush.data.crawl.robots import MAX_BYTES, Robots
 from codebrush.version import __version__
 
 AGENT = "codebrush"
 CHUNK = 1 << 16
-REDIRECTS = 5
-MOVED = (301, 302, 303, 307, 308)
-LATER = frozenset((408, 425, 429))  # beside 5xx: the answers that waiting can mend
+MAX_REDIRECTS = 5
+REDIRECT_STATUSES = (301, 302, 303, 307, 308)
+RETRY_STATUSES = frozenset((408, 425, 429))  # besides 5xx: those where a retry may help
 PICTURE_TYPES = ("image/", "application/octet-stream", "binary/octet-stream", "application/binary")
 NO_AI = frozenset(("noai", "noimageai", "noindex", "noimageindex", "none"))
-VALUED = frozenset(("max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"))  # "directive: value"
-PRIVATE = "private address"  # a reason that --allow-local does away with
-MOST_DELAY = 60.0  # seconds between requests; a site that asks for more is left alone
-SITES = 10_000  # whose robots.txt are remembered
+WITH_VALUE = frozenset(
+    ("max-snippet", "max-image-preview", "max-video-preview", "unavailable_after")
+)  # "directive: value"
+PRIVATE = "private address"  # the reason that --allow-local removes
+MAX_DELAY = 60.0  # seconds between requests; sites that ask for more are skipped
+MAX_SITES = 10_000  # whose robots.txt are kept in memory
 
 
 class FetchError(Exception):
-    """Why there is no picture: a `reason` to count by, more in words, and whether another try may do better.
+    """A picture could not be fetched: `reason` is for counting, `detail` for people, `again` says if a retry may help.
 
-    `wait` is the least number of seconds before that try; infinite where it is not worth one in this run.
+    `wait` is the least number of seconds before that retry; infinite if it is of no use in this run.
     """
 
     def __init__(self, reason: str, detail: str = "", again: bool = False, wait: float = 0.0) -> None:
@@ -48,16 +50,16 @@ class FetchError(Exception):
 
 @dataclass(frozen=True)
 class FetchLimits:
-    """`silence` is the longest wait for the next byte and `deadline` that for a whole picture, in seconds."""
+    """`timeout` is the longest wait for the next byte and `deadline` that for a whole picture, both in seconds."""
 
-    silence: float = 10.0
+    timeout: float = 10.0
     deadline: float = 60.0
-    most_bytes: int = 20_000_000
-    local: bool = False  # whether private addresses may be asked
+    max_bytes: int = 20_000_000
+    allow_local: bool = False  # whether private addresses may be asked
 
 
 class Fetcher:
-    """Fetches pictures; many threads may share one. `contact` tells the sites whom to write to."""
+    """Fetches pictures; threads may share one. `contact`, sent along with each request, is whom sites can write to."""
 
     def __init__(self, limits: FetchLimits, contact: str = "") -> None:
         self.limits = limits
@@ -70,62 +72,66 @@ class Fetcher:
         self._context = ssl.create_default_context()  # reading the certificates takes a while
 
     def fetch(self, url: str) -> bytes:
-        """The body at `url`, after redirects. Raises FetchError."""
-        return self._get(url, self.limits.most_bytes, time.monotonic() + self.limits.deadline)
+        """The body at `url`, after redirects.
+
+        Raises:
+            FetchError: for anything that goes wrong.
+        """
+        return self._get(url, self.limits.max_bytes, time.monotonic() + self.limits.deadline)
 
     def delay(self, url: str) -> float:
-        """The seconds between requests that the URL's site asked for, as far as its robots.txt has been read."""
+        """The seconds between requests that the URL's site asks for in its robots.txt; 0 if that was not read yet."""
         with self._lock:
             site = self._sites.get(site_of(url))
         return site.robots.delay if site is not None and site.robots is not None else 0.0
 
-    def _get(self, url: str, most_bytes: int, deadline: float, for_robots: bool = False) -> bytes:
+    def _get(self, url: str, max_bytes: int, deadline: float, for_robots: bool = False) -> bytes:
         seen = set()
         while True:
             parts = checked_url(url)
             url = urlunsplit(parts)
-            if url in seen or len(seen) > REDIRECTS:
-                raise FetchError("redirects", f"sent in a circle or on more than {REDIRECTS} times")
+            if url in seen or len(seen) > MAX_REDIRECTS:
+                raise FetchError("redirects", f"a circle, or more than {MAX_REDIRECTS} redirects")
             seen.add(url)
             if not for_robots:
                 self._ask_robots(parts)
             with self._open(url, deadline) as response:
                 if not for_robots:
                     _check_permission(response.headers)
-                if response.status in MOVED:
+                if response.status in REDIRECT_STATUSES:
                     url = _joined(url, response.headers.get("Location", ""))
                     continue
                 if not for_robots:
                     _check_type(response.headers)
-                return _body(response, most_bytes, deadline, cut=for_robots)
+                return _body(response, max_bytes, deadline, cut=for_robots)
 
     def _open(self, url: str, deadline: float) -> Any:
-        """An answer with status 200 or a redirect; every other one is a FetchError."""
+        """The response, with status 200 or of a redirect; any other status raises FetchError."""
         if time.monotonic() >= deadline:
             raise FetchError("too slow", again=True)
         request = urllib.request.Request(url, headers=self.headers)
         try:
-            response = self._opener(request, deadline).open(request, timeout=self.limits.silence)
+            response = self._opener(request, deadline).open(request, timeout=self.limits.timeout)
         except urllib.error.HTTPError as error:
-            if error.code in MOVED:
+            if error.code in REDIRECT_STATUSES:
                 return error
             with error:
-                again = error.code >= 500 or error.code in LATER
+                again = error.code >= 500 or error.code in RETRY_STATUSES
                 wait = _seconds_until(error.headers.get("Retry-After", ""))
                 raise FetchError(f"http {error.code}", again=again, wait=wait) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _refusal(error, deadline) from error
+            raise _fetch_error(error, deadline) from error
         if response.status != 200:
             response.close()
             raise FetchError(f"http {response.status}")
         return response
 
     def _opener(self, request: urllib.request.Request, until: float) -> urllib.request.OpenerDirector:
-        """Speaks http and https alone and follows no redirect, since each is to be judged like a URL of the list.
+        """Opens http and https only and follows no redirect: each target is checked like a URL of the list.
 
-        Where the environment names a proxy, the address that is seen is the proxy's, and where names lead its business.
+        With a proxy in the environment only the proxy's address is seen here, and the proxy resolves the names.
         """
-        opener, local = urllib.request.OpenerDirector(), self.limits.local
+        opener, local = urllib.request.OpenerDirector(), self.limits.allow_local
         host = urlsplit(request.full_url).hostname or ""
         proxied = request.type in urllib.request.getproxies() and not urllib.request.proxy_bypass(host)
         if proxied:
@@ -142,33 +148,33 @@ class Fetcher:
         with self._lock:
             site = self._sites.setdefault(name, _Site())
             self._sites.move_to_end(name)
-            while len(self._sites) > SITES:
+            while len(self._sites) > MAX_SITES:
                 self._sites.popitem(last=False)
-        with site.lock:  # of several pictures of one site the first one reads it
+        with site.lock:  # the first picture of a site reads it, the others wait
             if site.robots is None:
                 site.robots = self._read_robots(name)
         if not site.robots.allows(parts.path + (f"?{parts.query}" if parts.query else "")):
             if site.robots.reachable:
                 raise FetchError("robots.txt", "robots.txt disallows it")
             raise FetchError("robots.txt unreachable", again=True, wait=float("inf"))
-        if site.robots.delay > MOST_DELAY:
+        if site.robots.delay > MAX_DELAY:
             raise FetchError("crawl delay", f"robots.txt asks for {site.robots.delay:g} seconds between two requests")
 
     def _read_robots(self, site: str) -> Robots:
-        """What a site without the file allows is everything, and what one that fails to send it allows is nothing."""
+        """A site without a robots.txt allows everything, one that fails to send it allows nothing (RFC 9309, 2.3.1)."""
         try:
-            deadline = time.monotonic() + self.limits.silence
-            text = self._get(f"{site}/robots.txt", MOST_BYTES, deadline, for_robots=True)
-        except FetchError as refusal:
-            if refusal.reason in (PRIVATE, "no such host"):  # of the whole site, and soon known again
+            deadline = time.monotonic() + self.limits.timeout
+            text = self._get(f"{site}/robots.txt", MAX_BYTES, deadline, for_robots=True)
+        except FetchError as error:
+            if error.reason in (PRIVATE, "no such host"):  # true of the whole site, and quickly found again
                 raise
-            missing = refusal.reason.startswith("http 4") and not refusal.again
-            return Robots() if missing or refusal.reason == "redirects" else Robots.unreachable()
+            missing = error.reason.startswith("http 4") and not error.again
+            return Robots() if missing or error.reason == "redirects" else Robots.unreachable()
         return Robots.parse(text.decode("utf-8", errors="replace"), AGENT)
 
 
 class _Site:
-    """What is known of one site."""
+    """The robots.txt of one site, read once."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -176,7 +182,7 @@ class _Site:
 
 
 def site_of(url: str) -> str:
-    """Scheme, host and port of a URL, in lower case; "" where it is none."""
+    """Scheme, host and port of a URL, in lower case; "" if the URL is not valid."""
     try:
         parts = checked_url(url)
     except FetchError:
@@ -185,7 +191,11 @@ def site_of(url: str) -> str:
 
 
 def checked_url(url: str) -> SplitResult:
-    """A URL taken apart, in ASCII and without its fragment. Raises FetchError where it is not of http or https."""
+    """The parts of a URL, in ASCII and without its fragment.
+
+    Raises:
+        FetchError: if it is no http or https URL, has no host, or has a user name.
+    """
     try:
         parts = urlsplit(url.strip())
         host, port = parts.hostname or "", parts.port
@@ -196,7 +206,7 @@ def checked_url(url: str) -> SplitResult:
     if parts.scheme not in ("http", "https"):
         raise FetchError("bad URL", f"the scheme {parts.scheme or '(none)'} is not http or https")
     if not name or parts.username is not None:
-        raise FetchError("bad URL", "it names no host, or a user")
+        raise FetchError("bad URL", "it has no host, or a user name")
     place = (f"[{name}]" if ":" in name else name.lower()) + (f":{port}" if port else "")
     return SplitResult(parts.scheme, place, path, query, "")
 
@@ -205,11 +215,11 @@ def _joined(url: str, place: str) -> str:
     try:
         return urljoin(url, place)
     except ValueError as error:
-        raise FetchError("bad URL", f"sent on to {place[:200]}") from error
+        raise FetchError("bad URL", f"redirects to {place[:200]}") from error
 
 
 def _check_permission(headers: Any) -> None:
-    """Refuse what a site does not give for training."""
+    """Raises FetchError if the headers forbid the use for training."""
     for value in headers.get_all("X-Robots-Tag", []):
         if found := sorted(_directives(value) & NO_AI):
             raise FetchError("no-AI header", f"X-Robots-Tag: {', '.join(found)}")
@@ -218,14 +228,14 @@ def _check_permission(headers: Any) -> None:
 
 
 def _check_type(headers: Any) -> None:
-    """Refuse what says that it is no picture, before its body is read."""
+    """Raises FetchError if the content type is not that of a picture, before the body is read."""
     kind = headers.get_content_type() if "Content-Type" in headers else PICTURE_TYPES[1]
     if not kind.startswith(PICTURE_TYPES):
         raise FetchError("content type", f"it is {kind}")
 
 
 def _seconds_until(moment: str) -> float:
-    """The seconds that a Retry-After asks for, given as their number or as a date; 0 for anything else."""
+    """The seconds that a Retry-After header asks for, as a number or a date; 0 for anything else."""
     if moment.isdecimal():
         return float(moment)
     try:
@@ -235,11 +245,11 @@ def _seconds_until(moment: str) -> float:
 
 
 def _directives(value: str) -> set[str]:
-    """The directives of one X-Robots-Tag that are for every crawler or for this one, without their values."""
+    """The directives of one X-Robots-Tag header for all crawlers or for this one, without their values."""
     found, ours = set(), True
     for part in value.lower().split(","):
         name, colon, rest = (text.strip() for text in part.partition(":"))
-        if colon and name not in VALUED and " " not in name:  # a crawler's name, for what follows up to the next one
+        if colon and name not in WITH_VALUE and " " not in name:  # names the crawler of the following ones
             ours = name in (AGENT, "*")
             name = rest.partition(":")[0].strip()
         if ours:
@@ -247,41 +257,41 @@ def _directives(value: str) -> set[str]:
     return found
 
 
-def _body(response: Any, most_bytes: int, deadline: float, cut: bool = False) -> bytes:
-    """The body of an answer; `cut` takes the beginning of one that is too large."""
+def _body(response: Any, max_bytes: int, deadline: float, cut: bool = False) -> bytes:
+    """The body of a response; with `cut`, of one that is too large the beginning."""
     length = response.headers.get("Content-Length", "")
-    expected = int(length[:20]) if length.isdecimal() else None  # thousands of digits are an error of their own
-    if expected is not None and expected > most_bytes and not cut:
+    expected = int(length[:20]) if length.isdecimal() else None  # int() refuses thousands of digits
+    if expected is not None and expected > max_bytes and not cut:
         raise FetchError("too large", f"{expected} bytes")
     received = bytearray()
     try:
         while chunk := response.read1(CHUNK):
             received += chunk
-            if len(received) > most_bytes:
+            if len(received) > max_bytes:
                 if cut:
-                    return bytes(received[:most_bytes])
-                raise FetchError("too large", f"over {most_bytes} bytes")
+                    return bytes(received[:max_bytes])
+                raise FetchError("too large", f"over {max_bytes} bytes")
             if time.monotonic() > deadline:
                 raise FetchError("too slow", f"{len(received)} bytes in time", again=True)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _refusal(error, deadline) from error
+        raise _fetch_error(error, deadline) from error
     if expected is not None and len(received) < expected:
         raise FetchError("cut off", f"{len(received)} of {expected} bytes", again=True)
     return bytes(received)
 
 
-def _refusal(error: Exception, deadline: float) -> FetchError:
-    """What went wrong on the way, by its kind."""
+def _fetch_error(error: Exception, deadline: float) -> FetchError:
+    """The FetchError for an exception of the connection."""
     cause = getattr(error, "reason", error)
     text = " ".join(str(getattr(cause, "strerror", None) or cause or type(cause).__name__).split())[:200]
     if isinstance(cause, PrivateAddressError):
-        return FetchError(PRIVATE, f"{cause}; --allow-local asks it all the same")
+        return FetchError(PRIVATE, f"{cause}; --allow-local allows it")
     if time.monotonic() >= deadline:
         return FetchError("too slow", again=True)
     if isinstance(cause, TimeoutError):
         return FetchError("time-out", again=True)
     if isinstance(cause, socket.gaierror):
-        # That a name does not exist stays so for a while; a name server that does not answer may do so next time.
+        # A name that does not exist will not exist soon; a name server that did not answer may answer next time.
         wait = 0.0 if cause.errno == socket.EAI_AGAIN else float("inf")
         return FetchError("no such host", text, again=True, wait=wait)
     if isinstance(cause, http.client.IncompleteRead):

@@ -1,9 +1,9 @@
-"""A list of URLs with captions in; the pictures there, with their captions, as WebDataset shards out.
+"""Downloads the pictures of a list of URLs and stores them with their captions as WebDataset shards.
 
-The list is worked off in slices of `shard_rows` rows, each of which becomes a shard. A picture lies in the hidden
-folder `.gather` until its slice is whole, so that a run that is stopped loses none. Another run fetches what is
-missing: rows that no run has come to, and those whose failure time, or --allow-local, may mend, as 00012-1.tar beside
-00012.tar.
+The list is processed in slices of `shard_rows` rows, each of which becomes a shard. Pictures wait in the hidden folder
+`.gather` until their slice is complete, so that a run that is stopped loses none. Another run fetches what is missing:
+the rows that were not reached, and those whose failure may have passed (or that --allow-local allows). The latter go
+into a further shard, 00012-1.tar beside 00012.tar.
 """
 
 import hashlib
@@ -32,17 +32,18 @@ from codebrush.errors import CodebrushError, DataError, ImageError, UsageError
 from codebrush.files import atomic_file
 from codebrush.progress import Progress
 
-MOST_WAIT = 30.0  # seconds that a server may ask for before the next try; beyond it the row waits for another run
-JPEG_QUALITY, JPEG_SIDE = 95, 65_535  # of pictures that are made smaller; the format has no longer sides
+MAX_WAIT = 30.0  # seconds that a server may ask for before a retry; beyond it the row is left to another run
+JPEG_QUALITY, JPEG_SIDE = 95, 65_535  # of pictures that are made smaller; JPEG allows no longer side
 
 
 @dataclass(frozen=True)
 class GatherOptions:
-    """How to ask and what to store.
+    """How to fetch and what to store. Values out of range raise UsageError.
 
-    `workers` pictures are fetched at once, `at_once` of them from one site, whose requests begin `delay` seconds apart
-    or as far as its robots.txt asks. A failure that may mend is tried `retries` times more, `pause` seconds later and
-    then twice as long each time. `resize` makes the shorter side of larger pictures that long, in pixels.
+    `workers` pictures are fetched at once, up to `at_once` of them from one site. Requests to one site start `delay`
+    seconds apart, or more if its robots.txt asks for it. A failure that may pass is retried `retries` times, `pause`
+    seconds later and then after twice as long each time. `resize` scales larger pictures down to that shorter side,
+    in pixels. `contact` is sent along with each request.
     """
 
     workers: int = 16
@@ -60,7 +61,7 @@ class GatherOptions:
         low = [name for name, value in least.items() if getattr(self, name) < value]
         if low or (self.resize is not None and self.resize < 1):
             raise UsageError(f"--{(low or ['resize'])[0].replace('_', '-')} is too low")
-        if not all(value > 0 for value in (self.limits.silence, self.limits.deadline, self.limits.most_bytes)):
+        if not all(value > 0 for value in (self.limits.timeout, self.limits.deadline, self.limits.max_bytes)):
             raise UsageError("--timeout, --deadline and --max-bytes must be above 0")
         if not (self.contact.isascii() and self.contact.isprintable()):
             raise UsageError("--contact must be plain ASCII, like mailto:me@example.org")
@@ -71,7 +72,7 @@ class _Job:
     """One row to fetch."""
 
     row: int
-    listed: UrlRow
+    entry: UrlRow
     tries: int = 0
 
 
@@ -80,39 +81,41 @@ def gather(
 ) -> dict[str, Any]:
     """Fetch the pictures of the `count` rows of a list into the folder `out` and return a report.
 
-    `out` may hold what earlier runs of the same list have fetched. It has the shards, and in failures.jsonl every row
-    without a picture, with the reason. `progress` is called with (rows, rows in all). Raises DataError where `out`
-    is of another list or of another making, or there is no picture in the end, CodebrushError where it cannot be
-    written.
+    `out` may hold what earlier runs of the same list have fetched. It holds the shards, and failures.jsonl with every
+    row without a picture and the reason.
+
+    Raises:
+        DataError: if `out` holds another list, other settings or other files, or no picture could be fetched.
+        CodebrushError: if `out` cannot be written, or another run is writing there.
     """
     out = Path(out)
     start = time.perf_counter()
     try:
         if out.is_dir() and any(out.iterdir()) and not (out / STATE_FOLDER).is_dir():
-            raise DataError(f"{out}: holds what no gathering has left there; name a new folder")
+            raise DataError(f"{out}: is not empty and not of an earlier run; name a new folder")
         (out / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
         with FileLock(out / STATE_FOLDER / "lock", timeout=0):
             _check_settings(out, options)
-            new = _work_off(rows, count, out, options, progress)
+            new = _process(rows, count, out, options, progress)
             report = _report(out)
     except Timeout:
-        raise CodebrushError(f"{out}: another run is gathering there; wait for it or name another folder") from None
+        raise CodebrushError(f"{out}: another run is writing there; wait for it or name another folder") from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise CodebrushError(f"cannot write {out}: {reason}; free space there or name another folder") from error
     if not report["fetched"]:
-        reasons = ", ".join(f"{number} {in_words(reason)}" for reason, number in report["failed"].items())
+        reasons = ", ".join(f"{number} {with_remedy(reason)}" for reason, number in report["failed"].items())
         raise DataError(f"none of {count} pictures could be fetched ({reasons}); see {out / 'failures.jsonl'}")
     return {"path": str(out), "rows": count, "new": new, **report, "seconds": round(time.perf_counter() - start, 3)}
 
 
-def in_words(reason: str) -> str:
-    """A reason for a failure, with the flag that does away with it."""
-    return f"{reason}: give --allow-local to ask it" if reason == PRIVATE else reason
+def with_remedy(reason: str) -> str:
+    """A reason for a failure, with the flag that avoids it if there is one."""
+    return f"{reason}: give --allow-local to allow it" if reason == PRIVATE else reason
 
 
 def _check_settings(out: Path, options: GatherOptions) -> None:
-    """What shapes the shards must be as in the earlier runs."""
+    """Raises DataError if an earlier run had other settings that shape the shards."""
     path = out / STATE_FOLDER / "settings.json"
     wanted = {"shard_rows": options.shard_rows, "resize": options.resize}
     if not path.exists():
@@ -122,28 +125,28 @@ def _check_settings(out: Path, options: GatherOptions) -> None:
         if value != wanted.get(name):
             flag = f"--{name.replace('_', '-')}"
             was = "none" if value is None else value
-            raise DataError(f"{out}: was begun with {flag} {was}; go on with the same, or name a new folder")
+            raise DataError(f"{out}: was started with {flag} {was}; continue with the same, or name a new folder")
 
 
-def _work_off(rows: Iterable[UrlRow], count: int, out: Path, options: GatherOptions, progress: Progress | None) -> int:
-    """Every slice of the list; how many pictures are new."""
+def _process(rows: Iterable[UrlRow], count: int, out: Path, options: GatherOptions, progress: Progress | None) -> int:
+    """Process every slice of the list; how many pictures are new."""
     fetcher = Fetcher(options.limits, options.contact)
-    mended = (PRIVATE,) if options.limits.local else ()
+    retried = (PRIVATE,) if options.limits.allow_local else ()
     new = done = 0
     try:
-        for number, listed in enumerate(_slices(rows, options.shard_rows)):
-            part = Slice(out, number, number * options.shard_rows, listed, mended)
+        for number, entries in enumerate(_slices(rows, options.shard_rows)):
+            part = Slice(out, number, number * options.shard_rows, entries, retried)
             missing = part.missing()
-            done += len(listed) - len(missing)
+            done += len(entries) - len(missing)
 
-            def tell(fetched: int, before: int = done) -> None:
+            def report(fetched: int, before: int = done) -> None:
                 if progress is not None:
                     progress(before + fetched, count)
 
-            tell(0)
+            report(0)
             if missing:
-                jobs = [_Job(row, listed[row - part.start]) for row in missing]
-                new += part.finish(_fetch_all(jobs, part, fetcher, options, tell))
+                jobs = [_Job(row, entries[row - part.start]) for row in missing]
+                new += part.finish(_fetch_all(jobs, part, fetcher, options, report))
             done += len(missing)
     finally:
         _write_failures(out)
@@ -157,18 +160,18 @@ def _slices(rows: Iterable[UrlRow], size: int) -> Iterator[list[UrlRow]]:
 
 
 def _fetch_all(
-    jobs: list[_Job], part: Slice, fetcher: Fetcher, options: GatherOptions, tell: Callable[[int], None]
+    jobs: list[_Job], part: Slice, fetcher: Fetcher, options: GatherOptions, report: Callable[[int], None]
 ) -> dict[int, FetchError]:
-    """Fetch the pictures of `jobs` into `part` by threads; the rows that failed, with the reasons."""
+    """Fetch the pictures of `jobs` into `part` with threads; the rows that failed and why."""
     failed: dict[int, FetchError] = {}
     open_jobs = []
     for job in jobs:
-        if (refusal := _faulty(job.listed)) is not None:
-            failed[job.row] = refusal
+        if (error := _check_entry(job.entry)) is not None:
+            failed[job.row] = error
         elif not part.has(job.row):
             open_jobs.append(job)
-    queue = PoliteQueue(open_jobs, lambda job: site_of(job.listed.url), options.at_once, options.delay)
-    decoders = threading.Semaphore(os.cpu_count() or 1)  # a picture in each may take half a gigabyte
+    queue = PoliteQueue(open_jobs, lambda job: site_of(job.entry.url), options.at_once, options.delay)
+    decoders = threading.Semaphore(os.cpu_count() or 1)  # each may need half a gigabyte
     broken: list[BaseException] = []
     ended = len(jobs) - len(open_jobs)
     lock = threading.Lock()
@@ -177,16 +180,16 @@ def _fetch_all(
         nonlocal ended
         try:
             while (job := queue.take()) is not None:
-                refusal = _attempt(job, part, fetcher, options, decoders)
-                wait = _wait(job, refusal, options)
-                queue.done(job, fetcher.delay(job.listed.url), wait)
+                error = _attempt(job, part, fetcher, options, decoders)
+                wait = _wait(job, error, options)
+                queue.done(job, fetcher.delay(job.entry.url), wait)
                 if wait is None:
                     with lock:
                         ended += 1
-                        if refusal is not None:
-                            failed[job.row] = refusal
-                        tell(ended)
-        except BaseException as error:  # a full disk, or a fault of ours: the main thread is to hear of it
+                        if error is not None:
+                            failed[job.row] = error
+                        report(ended)
+        except BaseException as error:  # a full disk or a bug: raised in the main thread
             broken.append(error)
             queue.close()
 
@@ -203,41 +206,41 @@ def _fetch_all(
     return failed
 
 
-def _faulty(listed: UrlRow) -> FetchError | None:
-    """What is wrong with a row before any site is asked."""
-    if not listed.url:
+def _check_entry(entry: UrlRow) -> FetchError | None:
+    """What is wrong with a row, before any request."""
+    if not entry.url:
         return FetchError("no URL")
-    if not listed.caption:
+    if not entry.caption:
         return FetchError("no caption")
     try:
-        checked_url(listed.url)
-    except FetchError as refusal:
-        return refusal
+        checked_url(entry.url)
+    except FetchError as error:
+        return error
     return None
 
 
-def _wait(job: _Job, refusal: FetchError | None, options: GatherOptions) -> float | None:
-    """The seconds until a row is tried again; None where it is not."""
-    if refusal is None or not refusal.again or job.tries > options.retries or refusal.wait > MOST_WAIT:
+def _wait(job: _Job, error: FetchError | None, options: GatherOptions) -> float | None:
+    """The seconds until a row is tried again; None if it is not."""
+    if error is None or not error.again or job.tries > options.retries or error.wait > MAX_WAIT:
         return None
-    return max(refusal.wait, options.pause * 2 ** (job.tries - 1))
+    return max(error.wait, options.pause * 2 ** (job.tries - 1))
 
 
 def _attempt(
     job: _Job, part: Slice, fetcher: Fetcher, options: GatherOptions, decoders: threading.Semaphore
 ) -> FetchError | None:
-    """Fetch one picture and store it; or why not."""
+    """Fetch and store one picture; the error if that fails."""
     job.tries += 1
     try:
-        data = fetcher.fetch(job.listed.url)
+        data = fetcher.fetch(job.entry.url)
         sha256 = hashlib.sha256(data).hexdigest()
         with decoders:
             ending, data, (width, height) = _stored(data, options.resize)
-    except FetchError as refusal:
-        return refusal
+    except FetchError as error:
+        return error
     columns = {
-        "url": job.listed.url,
-        "caption": job.listed.caption,
+        "url": job.entry.url,
+        "caption": job.entry.caption,
         "width": width,
         "height": height,
         "sha256": sha256,
@@ -263,7 +266,7 @@ def _stored(data: bytes, side: int | None) -> tuple[str, bytes, tuple[int, int]]
 
 
 def _fitted(image: Image.Image, data: bytes, side: int | None) -> tuple[Image.Image, bytes]:
-    """The picture with its shorter side at most `side`, and its file; as it is where it is no larger, or a strip."""
+    """The picture scaled down to a shorter side of `side`, and its file; unchanged if smaller, or too long a strip."""
     if side is None or min(image.size) <= side:
         return image, data
     scale = side / min(image.size)
@@ -277,7 +280,7 @@ def _fitted(image: Image.Image, data: bytes, side: int | None) -> tuple[Image.Im
 
 
 def _write_failures(out: Path) -> None:
-    """failures.jsonl from what the slices know, whole or not at all."""
+    """Write failures.jsonl from the states of the slices."""
     with atomic_file(out / "failures.jsonl") as part, part.open("w", encoding="utf-8") as file:
         for state in Slice.states(out):
             for failure in state["failed"]:
@@ -285,7 +288,7 @@ def _write_failures(out: Path) -> None:
 
 
 def _report(out: Path) -> dict[str, Any]:
-    """How many pictures there are, in how many shards, and the failures by reason, commonest first."""
+    """The numbers of pictures and of shards, and the failures by reason, most frequent first."""
     fetched, failed, shards = 0, Counter[str](), 0
     for state in Slice.states(out):
         fetched += state["rows"] - len(state["failed"])

@@ -1,4 +1,4 @@
-"""Jobs for many hosts in; one after the other, for whichever host may be asked again soonest, out."""
+"""A queue of requests to many hosts that limits how often and how many at once each host is asked."""
 
 import heapq
 import threading
@@ -12,23 +12,23 @@ J = TypeVar("J")
 
 @dataclass
 class _Host(Generic[J]):
-    jobs: list[tuple[float, int, J]] = field(default_factory=list)  # a heap by the time before which each waits
+    jobs: list[tuple[float, int, J]] = field(default_factory=list)  # a heap by the earliest time of each
     running: int = 0
     free_at: float = 0.0  # when the next request may begin
     delay: float = 0.0
-    has_turn: bool = False
+    is_queued: bool = False  # in `PoliteQueue._turns`
 
 
 class PoliteQueue(Generic[J]):
-    """Hands jobs to threads such that no host has more than `at_once` running, nor two begun within `delay` seconds.
+    """Hands jobs to threads. No host has more than `at_once` running, and `delay` seconds lie between two starts.
 
-    A host that must wait keeps no thread: others are served meanwhile. `host_of` says whose a job is.
+    A thread never waits for one host while another may be asked. `host_of` gives the host of a job.
     """
 
     def __init__(self, jobs: Iterable[J], host_of: Callable[[J], str], at_once: int, delay: float) -> None:
         self._host_of, self._at_once, self._delay = host_of, at_once, delay
         self._hosts: dict[str, _Host[J]] = {}
-        self._turns: list[tuple[float, str]] = []  # a heap: when each host that may begin a job may do so
+        self._turns: list[tuple[float, str]] = []  # a heap of hosts that may start a job, by the earliest time
         self._left = self._count = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -37,7 +37,7 @@ class PoliteQueue(Generic[J]):
             self._left += 1
 
     def take(self) -> J | None:
-        """The next job, waiting for one; None once all are done, or the queue is closed."""
+        """Wait for the next job; None once all are done or the queue is closed."""
         with self._changed:
             while self._left and not self._closed:
                 now = time.monotonic()
@@ -46,19 +46,22 @@ class PoliteQueue(Generic[J]):
                     continue
                 name = heapq.heappop(self._turns)[1]
                 host = self._hosts[name]
-                host.has_turn = False
-                if max(host.free_at, host.jobs[0][0]) > now:  # it has asked for more time since it got its turn
-                    self._give_turn(name)
+                host.is_queued = False
+                if max(host.free_at, host.jobs[0][0]) > now:  # its delay has grown since it was queued
+                    self._queue_host(name)
                     continue
                 job = heapq.heappop(host.jobs)[2]
                 host.running += 1
                 host.free_at = now + max(self._delay, host.delay)
-                self._give_turn(name)
+                self._queue_host(name)
                 return job
             return None
 
     def done(self, job: J, delay: float = 0.0, again_in: float | None = None) -> None:
-        """A job has ended; with `again_in` it comes back after so many seconds. `delay` is what its host asks for."""
+        """Report that a job has ended; `again_in` seconds later it is handed out again, unless None.
+
+        `delay` is the number of seconds between requests that its host asks for.
+        """
         with self._changed:
             name = self._host_of(job)
             host = self._hosts[name]
@@ -68,13 +71,13 @@ class PoliteQueue(Generic[J]):
                 host.delay = delay
             if again_in is None:
                 self._left -= 1
-                self._give_turn(name)
+                self._queue_host(name)
             else:
                 self._add(job, time.monotonic() + again_in)
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let every thread go."""
+        """Make every `take` return None."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -83,10 +86,10 @@ class PoliteQueue(Generic[J]):
         self._count += 1
         name = self._host_of(job)
         heapq.heappush(self._hosts.setdefault(name, _Host()).jobs, (not_before, self._count, job))
-        self._give_turn(name)
+        self._queue_host(name)
 
-    def _give_turn(self, name: str) -> None:
+    def _queue_host(self, name: str) -> None:
         host = self._hosts[name]
-        if host.jobs and host.running < self._at_once and not host.has_turn:
+        if host.jobs and host.running < self._at_once and not host.is_queued:
             heapq.heappush(self._turns, (max(host.free_at, host.jobs[0][0]), name))
-            host.has_turn = True
+            host.is_queued = True

@@ -1,8 +1,8 @@
-"""A site's robots.txt in; whether a path may be fetched, and how slowly, out.
+"""Reads robots.txt: whether a path may be fetched, and how slowly.
 
-Follows RFC 9309 (Robots Exclusion Protocol): the longest rule that matches counts, `*` and `$` are wildcards, and a
-rule that allows wins over an equally long one that does not. The standard library's parser (of Python 3.11) takes the
-first rule and knows no wildcards, so that it would fetch what `Disallow: /*.jpg$` forbids.
+Follows RFC 9309 (Robots Exclusion Protocol): the longest matching rule counts, `*` and `$` are wildcards, and Allow
+wins over an equally long Disallow. The parser of the standard library (Python 3.11) takes the first rule and knows no
+wildcards: it would fetch what `Disallow: /*.jpg$` forbids.
 """
 
 import re
@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import quote, unquote_to_bytes
 
-MOST_BYTES = 512_000  # of a robots.txt that are read; RFC 9309, section 2.5, asks for at least 500 KiB
+MAX_BYTES = 512_000  # the part of a robots.txt that is read; RFC 9309, section 2.5, asks for at least 500 KiB
 
 
 @dataclass(frozen=True)
 class Robots:
-    """What one crawler may fetch. `rules` are (path, allowed); `delay` is in seconds between requests."""
+    """What one crawler may fetch: `rules` of (path, allowed), and the `delay` between requests in seconds."""
 
     rules: tuple[tuple[str, bool], ...] = ()
     delay: float = 0.0
@@ -23,7 +23,7 @@ class Robots:
 
     @classmethod
     def parse(cls, text: str, agent: str) -> "Robots":
-        """The rules for the crawler `agent` ("codebrush"): those that name it, else those for *."""
+        """The rules for the crawler `agent` ("codebrush"): those of the groups that name it, otherwise those for *."""
         groups = list(_groups(text.splitlines()))
         own = [lines for agents, lines in groups if agent.lower() in agents]
         if not own:
@@ -38,18 +38,18 @@ class Robots:
 
     @classmethod
     def unreachable(cls) -> "Robots":
-        """For a site that fails to say what it allows: nothing (RFC 9309, section 2.3.1.4)."""
+        """The rules of a site whose robots.txt cannot be fetched: nothing is allowed (RFC 9309, section 2.3.1.4)."""
         return cls((("/", False),), reachable=False)
 
     def allows(self, path: str) -> bool:
-        """Whether `path`, with its query, may be fetched."""
+        """Whether `path` (with its query) may be fetched."""
         path = _same_escapes(path or "/")
         found = [(len(rule), allowed) for rule, allowed in self.rules if _matches(rule, path)]
         return max(found, default=(0, True))[1]
 
 
 def _groups(lines: Iterable[str]) -> Iterable[tuple[set[str], list[tuple[str, str]]]]:
-    """Each group of a file: the agents it is for, in lower case, and its rules."""
+    """Each group of the file: its user agents in lower case, and its rules."""
     agents: set[str] = set()
     rules: list[tuple[str, str]] = []
     for line in lines:
@@ -68,9 +68,9 @@ def _groups(lines: Iterable[str]) -> Iterable[tuple[set[str], list[tuple[str, st
 
 
 def _matches(rule: str, path: str) -> bool:
-    """Whether the beginning of `path` fits a rule.
+    """Whether a rule matches the beginning of `path`.
 
-    Each piece between stars is put as early as it can be, which needs no going back: no rule, however odd, takes long.
+    Each piece between stars is matched as early as possible. That needs no backtracking, so no odd rule takes long.
     """
     first, *pieces = rule.removesuffix("$").split("*")
     if not path.startswith(first):
@@ -89,7 +89,7 @@ def _matches(rule: str, path: str) -> bool:
 
 
 def _same_escapes(path: str) -> str:
-    """A path with one spelling for each character, so that %7e, %7E and ~ are equal; an escaped slash stays one."""
+    """A path with each character escaped the same way: %7e, %7E and ~ become equal. An escaped slash stays escaped."""
     parts = (quote(unquote_to_bytes(part), safe="/*$?=&;:@!'()+,~%") for part in re.split("%2[fF]", path))
     return "%2F".join(parts)
 

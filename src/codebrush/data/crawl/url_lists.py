@@ -1,4 +1,4 @@
-"""A list of URLs with captions (CSV, JSONL or Parquet) in; its rows, one after the other, out."""
+"""Reads lists of URLs with captions (CSV, TSV, JSONL or Parquet), row by row."""
 
 import csv
 import json
@@ -13,27 +13,30 @@ URL_COLUMNS = ("url", "URL", "image_url", "link", "uri")
 CAPTION_COLUMNS = ("caption", "text", "TEXT", "alt", "alt_text", "title")
 KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
 LONGEST_CELL = 1 << 24  # characters
-MOST_NAMED = 20  # columns of a list in a message
+MAX_NAMED = 20  # columns named in a message
 
 
 class UrlRow(NamedTuple):
-    """One row of a list; empty texts where it lacks them."""
+    """One row of a list; a missing URL or caption is ""."""
 
     url: str
     caption: str
 
 
 def read_list(path: str | Path, url_column: str | None = None, caption_column: str | None = None) -> Iterator[UrlRow]:
-    """The rows of a list, a bounded number of them in memory. Raises DataError for what cannot be read.
+    """Read the rows of a list, a bounded number of them in memory.
 
-    Without names of columns, the first that are called like a URL or a caption are used; in JSONL any row may be the
-    first to have one, and a list where none has is refused at its end. A line that is no JSON object is an empty row,
-    so that the rows after it keep their numbers.
+    Without `url_column` and `caption_column` the first columns of the usual names are taken. A JSONL list is read to
+    its end to find them, since any row may have other keys. A line that is no JSON object gives an empty row, so that
+    the rows after it keep their numbers.
+
+    Raises:
+        DataError: if the list cannot be read or has no such columns.
     """
     path = Path(path)
     kind = path.suffix.lower()
     if kind not in KINDS:
-        raise DataError(f"{path}: no list of URLs; give a {', '.join(KINDS)} file")
+        raise DataError(f"{path}: not a list of URLs; give a {', '.join(KINDS)} file")
     rows = {".jsonl": _json_lines, ".parquet": _parquet_rows}.get(kind, _csv_rows)
     try:
         for row in rows(path, url_column, caption_column):
@@ -47,7 +50,7 @@ def read_list(path: str | Path, url_column: str | None = None, caption_column: s
 
 
 def _clean(cell: Any) -> str:
-    """A text that can be written as UTF-8: JSON may hold halves of characters, where a caption was cut."""
+    """Text that can be written as UTF-8: JSON may hold half a surrogate pair where a caption was cut."""
     return cell.strip().encode("utf-8", "replace").decode() if isinstance(cell, str) else ""
 
 
@@ -78,7 +81,7 @@ def _json_lines(path: Path, url_column: str | None, caption_column: str | None) 
                 url = _found(row, url_column, URL_COLUMNS) if url is None else url
                 caption = _found(row, caption_column, CAPTION_COLUMNS) if caption is None else caption
                 names = names or {}
-                names.update(dict.fromkeys(islice(row, max(MOST_NAMED - len(names), 0))))
+                names.update(dict.fromkeys(islice(row, max(MAX_NAMED - len(names), 0))))
                 names.update(dict.fromkeys(name for name in (url, caption) if name is not None))
             yield row.get(url), row.get(caption)
     if names is not None:
@@ -102,7 +105,7 @@ def _columns(path: Path, names: Collection[str], url: str | None, caption: str |
     found_url, found_caption = _found(names, url, URL_COLUMNS), _found(names, caption, CAPTION_COLUMNS)
     if found_url is not None and found_caption is not None:
         return found_url, found_caption
-    missing = {}  # flag -> the column that it should name
+    missing = {}  # flag -> the column it should name
     if found_url is None:
         missing["--url-column"] = url or URL_COLUMNS[0]
     if found_caption is None:
@@ -112,6 +115,6 @@ def _columns(path: Path, names: Collection[str], url: str | None, caption: str |
 
 
 def _found(names: Collection[str], given: str | None, usual: Sequence[str]) -> str | None:
-    """The column that is meant: the one that was given, else the first of the usual ones; None where it is missing."""
+    """The given column, or the first of the usual ones; None if there is no such column."""
     wanted = usual if given is None else (given,)
     return next((name for name in wanted if name in names), None)

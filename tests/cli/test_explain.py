@@ -99,6 +99,6 @@ def test_only_the_middle_of_a_wide_picture_is_seen(
     Image.open(picture).resize((80, 20)).save(wide)
     options = ["a circle", "--out", str(tmp_path / "heat.png"), "--pack", str(micro_pack)]
     assert run(["explain", str(wide), *options]) == 0
-    assert "the encoder reads a square: only the middle 25% of the picture was seen\n" in capsys.readouterr().out
+    assert "the encoder crops the picture: only its middle 25% was seen\n" in capsys.readouterr().out
     assert run(["explain", str(picture), *options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["seen"] == 1

@@ -82,3 +82,10 @@ def test_a_page_has_room_for_every_panel_and_a_bar() -> None:
     alone = render_page(picture, [Group("one", panels[:1])])
     assert alone.height < GAP + 3 * LINE + PANEL + 2 * GAP + LINE
     assert (np.asarray(alone) == (0, 0, 255)).all(-1).sum() == PANEL**2
+
+
+def test_a_picture_that_is_not_square_keeps_its_shape() -> None:
+    sheet = np.asarray(render_page(Image.new("RGB", (60, 30), "blue"), [Group("one", [Panel("the picture")])]))
+    blue = np.argwhere((sheet == (0, 0, 255)).all(-1))
+    assert (blue.max(0) - blue.min(0) + 1).tolist() == [PANEL // 2, PANEL]
+    assert len(blue) == PANEL * PANEL // 2

@@ -156,4 +156,4 @@ def _print_report(report: dict[str, Any]) -> None:
         remedy = "do not rely on it" if report["method"] == Method.OCCLUSION else "try --method occlusion"
         print(f"by {' and '.join(poor)}, this map is no better than random: {remedy}")
     if report["seen"] < 1:
-        print(f"the encoder reads a square: only the middle {report['seen']:.0%} of the picture was seen")
+        print(f"the encoder crops the picture: only its middle {report['seen']:.0%} was seen")

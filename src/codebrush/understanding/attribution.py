@@ -41,7 +41,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The heat maps (H, W), values 0 or more, of a text and its words over the square that the encoder reads.
+    """The heat maps (H, W), values 0 or more, of a text and its words over what the encoder reads.
 
     `method` is "gradient" or "occlusion", `score` the cosine of picture and text, `direction` the text's unit vector
     (E,).

@@ -79,7 +79,7 @@ def normalised_maps(maps: Sequence[Tensor]) -> list[np.ndarray]:
 
 
 def render_page(picture: Image.Image, groups: Sequence[Group], columns: int = 4) -> Image.Image:
-    """All panels, row by row on white, each over the square `picture`, with colour bars at the right."""
+    """All panels, row by row on white, each over `picture`, with colour bars at the right."""
     columns = min(columns, max(len(group.panels) for group in groups))
     columns = max(columns, 2)  # room for the headings
     font = ImageFont.load_default(size=13)
@@ -91,7 +91,9 @@ def render_page(picture: Image.Image, groups: Sequence[Group], columns: int = 4)
     ]
     sheet = Image.new("RGB", (GAP + columns * across + MARGIN, GAP + sum(heights)), "white")
     draw = ImageDraw.Draw(sheet)
-    base = picture.convert("RGB").resize((PANEL, PANEL), Image.Resampling.LANCZOS)
+    scale = PANEL / max(picture.size)
+    shown = round(picture.width * scale), round(picture.height * scale)
+    base = picture.convert("RGB").resize(shown, Image.Resampling.LANCZOS)
     top = GAP
     for group, lines, height in zip(groups, headings, heights, strict=True):
         for number, line in enumerate(lines):

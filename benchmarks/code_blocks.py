@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from alternation import alternated
 
+from codebrush.generation.options import SamplingFilters
 from codebrush.generation.sampling.decoding import draw_codes, picture_uniforms
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.models.condition import Condition
@@ -30,7 +31,8 @@ def train(model: CodeTransformer, condition: Condition, codes: torch.Tensor) -> 
 
 def draw(model: CodeTransformer, condition: Condition, codes: torch.Tensor) -> None:
     """Sample the codes of a batch of pictures, with classifier-free guidance."""
-    draw_codes(model.eval(), condition, picture_uniforms(0, range(len(codes)), codes.shape[1]), cfg=2.0)
+    uniforms = picture_uniforms(0, range(len(codes)), codes.shape[1])
+    draw_codes(model.eval(), condition, uniforms, SamplingFilters(cfg=2.0))
 
 
 def main() -> None:

@@ -1,28 +1,29 @@
-"""A code transformer in training -> a sheet of what it draws now. Training takes it as a callback."""
+"""Draws a sheet of pictures with a code transformer in training, as the preview that training saves."""
 
 import torch
 from PIL import Image
 
 from codebrush.data.images import contact_sheet, to_pil
+from codebrush.generation.options import SamplingFilters
 from codebrush.generation.sampling.decoding import draw_codes, picture_uniforms
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.pack.pack import encode_condition
 from codebrush.training.dataset import evenly
 from codebrush.training.stages import Materials
 
-SHOWN = 16
+PICTURES = 16
 
 
 @torch.no_grad()
 def draw_preview(materials: Materials, network: CodeTransformer) -> Image.Image:
-    """Sixteen captions spread over the training rows, each drawn once with the same random numbers as ever."""
+    """Draw PICTURES captions spread over the training rows, always from the same random numbers."""
     assert materials.clip is not None
     assert materials.vqgan is not None
-    rows = evenly(len(materials.data), SHOWN)
+    rows = evenly(len(materials.data), PICTURES)
     captions = [materials.data.captions(int(row))[0] for row in rows]
     condition = encode_condition(materials.clip, materials.tokenizer, captions, network.config)
     uniforms = picture_uniforms(0, range(len(rows)), network.config.code_count)
-    codes = draw_codes(network, [(condition, 1.0)], uniforms, cfg=3.0)
+    codes = draw_codes(network, [(condition, 1.0)], uniforms, SamplingFilters(cfg=3.0))
     return contact_sheet(
         [to_pil(image) for image in materials.vqgan.decode_codes(codes.to(materials.vqgan.last_layer.device))], captions
     )

@@ -119,7 +119,7 @@ def test_errors_for_a_folder_and_a_url_say_what_to_write(
         assert capsys.readouterr().err == f"codebrush: {wanted}\n"
     for command in (["classify", "--labels", "cat,dog"], ["caption"]):
         assert run([*command, "https://example.org/a.png", "--pack", "no such pack"]) == 2
-        assert "https://example.org/a.png is an address: pictures must be files" in capsys.readouterr().err
+        assert "https://example.org/a.png is an address: download it first" in capsys.readouterr().err
     options = ["--labels", "cat,dog", "--pack", str(micro_pack), "--json"]
     assert run(["classify", str(tmp_path), *pictures, *options]) == 0
     output = capsys.readouterr()

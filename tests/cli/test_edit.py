@@ -124,11 +124,26 @@ def test_guidance_starts_from_the_picture(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["edit", "PICTURE", "a dog", "--box", "1,2"], "--box is 1,2: give four whole numbers"),
-        (["edit", "PICTURE", "a dog", "--extend", "left"], "--extend is left: give pixels by side"),
-        (["edit", "PICTURE", "a dog", "--extend", "up=3"], "extend takes pixels for left, top, right, bottom"),
-        (["edit", "PICTURE", "a dog", "--box", "1,1,3,3", "--strength", "0.4"], "strength is for a picture that is"),
-        (["edit", "PICTURE", "a dog", "--method", "guide", "--box", "1,1,3,3"], "--box is for codes that are drawn"),
+        (
+            ["edit", "PICTURE", "a dog", "--box", "1,2"],
+            "--box must be four whole numbers x,y,w,h, like",
+        ),
+        (
+            ["edit", "PICTURE", "a dog", "--extend", "left"],
+            "--extend must be pixels by side, like left=64",
+        ),
+        (
+            ["edit", "PICTURE", "a dog", "--extend", "up=3"],
+            "extend takes the pixels to add on left, top, right",
+        ),
+        (
+            ["edit", "PICTURE", "a dog", "--box", "1,1,3,3", "--strength", "0.4"],
+            "strength is for redrawing a whole",
+        ),
+        (
+            ["edit", "PICTURE", "a dog", "--method", "guide", "--box", "1,1,3,3"],
+            "--box does not go with --method",
+        ),
         (["edit", "PICTURE", "a dog", "--method", "guide", "--strength", "2"], "strength must be above 0"),
         (["translate", "PICTURE", "--to", "oil"], "the pack has no style 'oil': it has noto, 3d"),
         (["vary", "gone.png"], "gone.png"),
@@ -156,7 +171,7 @@ def test_pictures_on_the_way_are_files_or_a_video(
     report = report_of([*given, "--video", str(tmp_path / "way.gif")], capsys)
     assert Image.open(report["video"]).n_frames == 3  # pyright: ignore
     assert run(["interpolate", "a dog", "--pack", pack, "--out", str(tmp_path)]) == 2
-    assert "give two prompts" in capsys.readouterr().err
+    assert "give at least two prompts" in capsys.readouterr().err
 
 
 def test_known_pictures_are_drawn_from(pack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,6 +193,6 @@ def test_known_pictures_are_drawn_from(pack: str, tmp_path: Path, capsys: pytest
     found = read_manifest(report["images"][0]["path"])["retrieval"]["found"]
     assert {Path(each["name"]).name for each in found} == {"0.png", "1.png", "2.png"}
     assert run([*given, "--neighbours", "2"]) == 2
-    assert "--neighbours is for what is known already: add --method retrieve" in capsys.readouterr().err
+    assert "--neighbours is an option of retrieval: add --method retrieve" in capsys.readouterr().err
     assert run([*given, "--method", "retrieve", "--prior", "mlp"]) == 1
     assert "has no learned prior" in capsys.readouterr().err

@@ -262,7 +262,7 @@ def test_replay_refuses_what_is_not_ours(drawn: Path, tmp_path: Path, capsys: py
         complaint(capsys)
     assert not (tmp_path / "out.png").exists()
     assert run(["replay", str(drawn), "--out", str(tmp_path / "out.jpg")]) == 2
-    assert "--out must be a file that ends in .png" in complaint(capsys)
+    assert "--out must be the name of a .png file" in complaint(capsys)
 
 
 def test_replay_finds_the_pack_or_asks_for_it(
@@ -273,7 +273,7 @@ def test_replay_finds_the_pack_or_asks_for_it(
     save_png(Image.open(drawn), tmp_path / "moved.png", manifest)
     command = ["replay", str(tmp_path / "moved.png"), "--out", str(tmp_path / "out.png")]
     assert run(command) == 1
-    assert "which is not here: name it with --pack" in complaint(capsys)
+    assert "which is not on this machine: name it with --pack" in complaint(capsys)
     assert run_json(capsys, *command, "--pack", micro_pack)["images"][0]["identical"] is True
     other = write_micro_pack(tmp_path / "other", seed=1)
     assert run([*command, "--pack", str(other)]) == 1

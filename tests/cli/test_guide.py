@@ -121,7 +121,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_pixels(
     output = capsys.readouterr()
     assert output.out == ""
     found = re.fullmatch(
-        rf"codebrush: stopped after step (\d+); go on with: codebrush generate --resume '{broken}'\n",
+        rf"codebrush: stopped after step (\d+); continue with: codebrush generate --resume '{broken}'\n",
         output.err.splitlines(keepends=True)[-1],
     )
     assert found
@@ -143,7 +143,7 @@ def test_a_run_finds_its_pack_or_asks_for_it(
     (run_folder / "run.json").write_text(json.dumps(about))
     capsys.readouterr()
     assert generate("--resume", run_folder) == 1
-    assert "which is not here: name it with --pack" in capsys.readouterr().err
+    assert "which is not on this machine: name it with --pack" in capsys.readouterr().err
     assert generate_json(capsys, "--resume", run_folder, "--pack", micro_pack)["steps"] == 4
     other = write_micro_pack(tmp_path / "other", seed=1)
     assert generate("--resume", run_folder, "--pack", other) == 1
@@ -163,7 +163,7 @@ def test_flags_of_sampling_shape_the_start(
 ) -> None:
     command = ("a dog", *SHORT, "--steps", 0, "--pack", micro_pack, "--cfg", 2, "--rerank", 3)
     assert generate(*command, "--out", tmp_path / "out") == 2
-    assert re.fullmatch(r"codebrush: cfg shapes what is sampled: .*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"codebrush: cfg is for drawing codes: .*\n", capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
     report = generate_json(capsys, *command, "--init", "sample", "--out", tmp_path / "out")
     sampling = read_manifest(report["images"][0]["path"])["sampling"]

@@ -90,25 +90,25 @@ def test_texts_may_be_repeated() -> None:
 
 
 def test_a_flag_cannot_mean_two_things() -> None:
-    with pytest.raises(ValueError, match="guidance has too: cutouts, steps"):
+    with pytest.raises(ValueError, match="of the same name as guidance: cutouts, steps"):
 
         @with_guide_flags
         def command(steps: int, cutouts: int, *, guidance: dict[str, Any]) -> None:
             pass
 
 
-SAMPLED, RESUMED = "guided by CLIP: add --method guide", "a resumed run keeps its own options"
+GUIDED, RESUMED = "an option of guidance: add --method guide", "a resumed run keeps its own options"
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["x", "--learning-rate", "0.1"], f"--learning-rate is for pictures {SAMPLED}"),
-        (["x", "--no-quantise"], f"--quantise is for pictures {SAMPLED}"),
-        (["x", "--extra", "y"], f"--extra is for pictures {SAMPLED}"),
-        (["x", "--method", "sample", "--preset", "notebook"], f"--preset is for pictures {SAMPLED}"),
-        (["x", "--video", "mp4"], f"--video is for pictures {SAMPLED}"),
-        (["x", "--fps", "10"], f"--fps is for pictures {SAMPLED}"),
+        (["x", "--learning-rate", "0.1"], f"--learning-rate is {GUIDED}"),
+        (["x", "--no-quantise"], f"--quantise is {GUIDED}"),
+        (["x", "--extra", "y"], f"--extra is {GUIDED}"),
+        (["x", "--method", "sample", "--preset", "notebook"], f"--preset is {GUIDED}"),
+        (["x", "--video", "mp4"], f"--video is {GUIDED}"),
+        (["x", "--fps", "10"], f"--fps is {GUIDED}"),
         (["x", "--method", "guide", "--between", "3"], "--between is for a video: add --video mp4"),
         (["x", "--method", "guide", "--video", "gif", "--fps", "0"], "--fps"),
         (["x", "--method", "guide", "--video", "gif", "--between", "-1"], "--between"),

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from codebrush import Codebrush
 from codebrush.data.synthetic.shape_recognition import recognise_shape
 from codebrush.data.synthetic.shapes import Scene
-from codebrush.generation.sampling.canvas import BORDER, soft_edge
+from codebrush.generation.editing.canvas import BORDER, soft_edge
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.vqgan import VQGAN

@@ -19,6 +19,7 @@ from codebrush.data.images import stack, to_pil
 from codebrush.data.synthetic.shape_recognition import recognise_shape
 from codebrush.evaluation.alignment import zero_shot
 from codebrush.evaluation.fidelity import reconstruction
+from codebrush.generation.options import SamplingFilters
 from codebrush.generation.sampling.decoding import draw_codes, picture_uniforms
 from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
@@ -62,7 +63,7 @@ def test_transformer_draws_the_colour_and_shape_asked_for(transformer, clip, vqg
     texts = [f"a large {label}" for label in asked]
     condition = encode_condition(clip, materials.tokenizer, texts, transformer.config)
     uniforms = picture_uniforms(0, range(len(asked)), transformer.config.code_count)
-    codes = draw_codes(transformer, condition, uniforms, cfg=3.0)
+    codes = draw_codes(transformer, condition, uniforms, SamplingFilters(cfg=3.0))
     found = [recognise_shape(to_pil(image)) for image in vqgan.decode_codes(codes)]
     right = np.mean([each is not None and " ".join(each) == label for each, label in zip(found, asked, strict=True)])
     print("drawn right", right)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from codebrush.conversion.load import load_code_transformer, load_vqgan
+from codebrush.generation.options import SamplingFilters
 from codebrush.generation.sampling.decoding import draw_codes
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.condition import Condition
@@ -61,7 +62,9 @@ def test_taming_drawn_by_the_generator() -> None:
     reference = golden("taming_net2net_a")
     model = load_code_transformer(reference.weights, reference.config)
     condition = Condition(labels=reference.io["input.class_label"])
-    drawn = draw_codes(model, condition, torch.full((2, 16), 0.5, dtype=torch.float64), temperature=COLD)
+    drawn = draw_codes(
+        model, condition, torch.full((2, 16), 0.5, dtype=torch.float64), SamplingFilters(temperature=COLD)
+    )
     assert torch.equal(drawn.flatten(1), reference.io["output.greedy"])
 
 
@@ -114,7 +117,7 @@ def test_llamagen_with_guidance(stored: str, masked: bool) -> None:
     mask = io["input.cond_mask"].bool() if masked else None
     condition = Condition(text_features=io["input.cond"], text_mask=mask)
     middle = torch.full((2, 16), 0.5, dtype=torch.float64)
-    drawn = draw_codes(model, condition, middle, cfg=reference.config["cfg_scale"], temperature=COLD)
+    drawn = draw_codes(model, condition, middle, SamplingFilters(cfg=reference.config["cfg_scale"], temperature=COLD))
     assert torch.equal(drawn.flatten(1), io[f"output.{stored}"])
 
 

@@ -1,4 +1,4 @@
-"""`codebrush vary`, `edit`, `translate` and `interpolate`: pictures in, pictures made from them out."""
+"""`codebrush vary`, `edit`, `translate` and `interpolate` make pictures from pictures."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from codebrush.cli.sampling_flags import FLAGS, UpscaleOption, with_sampling_fla
 from codebrush.errors import UsageError
 
 HOLES = ("mask", "box", "extend")
-PULL = 20.0  # of guidance towards the picture it starts from, at no strength
+PULL = 20.0  # weight of the pull towards the picture that guidance starts from, at strength 0
 
 
 class Method(StrEnum):
@@ -25,9 +25,9 @@ class Method(StrEnum):
 
 
 ImageArgument = Annotated[Path, typer.Argument(help="The picture.")]
-PackOption = Annotated[str, typer.Option(help="Built-in name, folder or hub id of the models.")]
-CountOption = Annotated[int, typer.Option("--n", "-n", help="How many pictures to keep.")]
-SeedOption = Annotated[int, typer.Option(help="Another seed, other pictures.")]
+PackOption = Annotated[str, typer.Option(help="Models to use: built-in name, folder or hub id.")]
+CountOption = Annotated[int, typer.Option("--n", "-n", help="How many pictures to make.")]
+SeedOption = Annotated[int, typer.Option(help="Random seed; the same seed gives the same pictures.")]
 OutOption = Annotated[Path, typer.Option(help="Folder for the pictures.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
@@ -43,12 +43,12 @@ def vary(
     out: OutOption = Path("outputs"),
     json_output: JsonOption = False,
 ) -> None:
-    """Draw pictures that CLIP finds like this one."""
+    """Draw variations of a picture: new ones that CLIP finds similar."""
     _run(context, f"{image.stem}_varied_seed{seed}", lambda brush, options: brush.vary(image, **options))
 
 
 class By(StrEnum):
-    """What translates."""
+    """How a picture is translated."""
 
     TRANSLATOR = "translator"
     CODES = "codes"
@@ -58,16 +58,19 @@ class By(StrEnum):
 def translate(
     context: typer.Context,
     image: ImageArgument,
-    to: Annotated[str, typer.Option(help="One of the pack's styles.")],
-    by: Annotated[By | None, typer.Option(help="Change the picture, or draw codes.  [translator, if any]")] = None,
+    to: Annotated[str, typer.Option(help="Style to translate into; one of the pack's.")],
+    by: Annotated[
+        By | None,
+        typer.Option(help="Convert with a network, or draw new pictures.  [translator, if the pack has one]"),
+    ] = None,
     pack: PackOption = "emoji",
-    n: Annotated[int | None, typer.Option("--n", "-n", help="How many pictures to keep, by codes.  [1]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Another seed, other pictures, by codes.  [0]")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="How many pictures to make, with --by codes.  [1]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed, with --by codes.  [0]")] = None,
     upscale: UpscaleOption = None,
     out: OutOption = Path("outputs"),
     json_output: JsonOption = False,
 ) -> None:
-    """Turn what a picture shows into another style."""
+    """Convert a picture into another style."""
 
     def draw(brush: Any, options: dict[str, Any]) -> list[Any]:
         from codebrush.generation.editing.translation import uses_translator
@@ -83,12 +86,20 @@ def translate(
 def edit(
     context: typer.Context,
     image: ImageArgument,
-    prompt: Annotated[str, typer.Argument(help="What is to be there; nothing fills a hole with what fits.")] = "",
-    mask: Annotated[Path | None, typer.Option(help="A picture of its size: white is painted anew.")] = None,
-    box: Annotated[str | None, typer.Option(help="x,y,w,h in pixels: what is painted anew.")] = None,
-    extend: Annotated[str | None, typer.Option(help="Pixels to add, like left=64 or top=20,right=20.")] = None,
-    strength: Annotated[float | None, typer.Option(help="How much is redrawn without a hole, 0 to 1.  [0.6]")] = None,
-    method: Annotated[Method, typer.Option(help="Draw codes, or be guided by CLIP.")] = Method.SAMPLE,
+    prompt: Annotated[str, typer.Argument(help="What to draw; leave it out to fill a hole with what fits.")] = "",
+    mask: Annotated[
+        Path | None, typer.Option(help="Mask of the picture's size: white is redrawn (inpainting).")
+    ] = None,
+    box: Annotated[str | None, typer.Option(help="Box to redraw, as x,y,w,h in pixels.")] = None,
+    extend: Annotated[
+        str | None, typer.Option(help="Pixels to add at the edges (outpainting): left=64, or top=20,right=20.")
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="Share of the picture to redraw when no part is chosen, 0 to 1.  [0.6]")
+    ] = None,
+    method: Annotated[
+        Method, typer.Option(help="sample: a transformer draws. guide: CLIP changes the picture step by step.")
+    ] = Method.SAMPLE,
     pack: PackOption = "emoji",
     n: CountOption = 1,
     seed: SeedOption = 0,
@@ -96,12 +107,12 @@ def edit(
     out: OutOption = Path("outputs"),
     json_output: JsonOption = False,
 ) -> None:
-    """Redraw a picture under a prompt: all of it, what a mask or a box leaves open, or beyond its borders.
+    """Redraw a picture under a prompt: all of it, a mask or box (inpainting), or beyond its edges (outpainting).
 
-    What is not painted keeps its pixels, but for a narrow border that blends.
+    The rest keeps its pixels, up to a narrow border that is blended.
     """
     if method is Method.GUIDE:
-        refuse(given_flags(context), (*HOLES, *FLAGS), "is for codes that are drawn: leave out --method guide")
+        refuse(given_flags(context), (*HOLES, *FLAGS), "does not go with --method guide: leave one of them out")
         return _guided(context, image, prompt, strength)
     hole = {"mask": mask, "box": _read_box(box), "extend": _read_extend(extend)}
 
@@ -112,28 +123,29 @@ def edit(
 
 
 class Through(StrEnum):
-    """What turns from one picture to the next."""
+    """What is interpolated."""
 
     LATENTS = "latents"
     EMBEDDINGS = "embeddings"
 
 
 def interpolate(
-    keys: Annotated[list[str], typer.Argument(help="Prompts, pictures or a guided run's latents, two or more.")],
-    frames: Annotated[int, typer.Option(min=2, help="How many pictures from the first to the last.")] = 24,
-    through: Annotated[Through, typer.Option(help="Blend the latents, or draw between CLIP's embeddings.")] = (
-        Through.LATENTS
-    ),
-    video: Annotated[Path | None, typer.Option(help="An .mp4, .gif or .webp file instead of pictures.")] = None,
-    fps: Annotated[int, typer.Option(min=1, max=240, help="Its frames in a second.")] = 12,
+    keys: Annotated[list[str], typer.Argument(help="Two or more prompts, pictures or latents (.safetensors).")],
+    frames: Annotated[int, typer.Option(min=2, help="How many pictures, with the first and the last.")] = 24,
+    through: Annotated[
+        Through, typer.Option(help="Interpolate VQGAN latents, or CLIP embeddings and draw each anew.")
+    ] = (Through.LATENTS),
+    video: Annotated[Path | None, typer.Option(help="Write one .mp4, .gif or .webp file instead of pictures.")] = None,
+    fps: Annotated[int, typer.Option(min=1, max=240, help="Frames per second of the video.")] = 12,
     pack: PackOption = "emoji",
     seed: SeedOption = 0,
     out: OutOption = Path("outputs"),
     json_output: JsonOption = False,
 ) -> None:
-    """Draw the pictures on the way from one prompt or picture to the next."""
+    """Draw the frames between prompts or pictures."""
     start = time.perf_counter()
     from codebrush.data.images import save_png
+    from codebrush.generation.manifest import interpolated_manifest
     from codebrush.generation.videos import check_video, write_video
     from codebrush.pipeline import Codebrush
 
@@ -149,10 +161,9 @@ def interpolate(
         report: dict[str, Any] = {"images": [], "video": str(video), "frames": len(pictures)}
     else:
         name = free_run_name(out, f"{'_'.join(slug(Path(key).stem) for key in keys[:2])}_seed{seed}")
-        about = {"method": "interpolate", "keys": keys, "through": through.value, "frames": frames, "seed": seed}
         paths = [out / f"{name}_{number:04d}.png" for number in range(len(pictures))]
         for number, (picture, path) in enumerate(zip(pictures, paths, strict=True)):
-            save_png(picture, path, {**about, "index": number})
+            save_png(picture, path, interpolated_manifest(keys, through.value, frames, seed, number))
         report = {"images": [{"path": str(path), "seed": seed, "index": n} for n, path in enumerate(paths)]}
     report["seconds"] = round(time.perf_counter() - start, 3)
     if json_output:
@@ -167,7 +178,7 @@ def _read_box(text: str | None) -> tuple[int, int, int, int] | None:
     try:
         x, y, width, height = (int(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"--box is {text}: give four whole numbers x,y,w,h, like 10,10,32,32") from None
+        raise UsageError(f"--box must be four whole numbers x,y,w,h, like 10,10,32,32, not {text}") from None
     return x, y, width, height
 
 
@@ -177,13 +188,13 @@ def _read_extend(text: str | None) -> dict[str, int] | None:
     try:
         return {side.strip(): int(count) for side, count in (part.split("=") for part in text.split(","))}
     except ValueError:
-        raise UsageError(f"--extend is {text}: give pixels by side, like left=64 or top=20,right=20") from None
+        raise UsageError(f"--extend must be pixels by side, like left=64 or top=20,right=20, not {text}") from None
 
 
 def _run(
     context: typer.Context, name: str, draw: Callable[[Any, dict[str, Any]], list[Any]], label: str = "drawing"
 ) -> None:
-    """Draw with the flags of `context`, save what comes and tell of it."""
+    """Call `draw` with the flags of `context`, save the pictures and print the report."""
     start, given = time.perf_counter(), context.params
     from codebrush.cli.generate import save_run
     from codebrush.pipeline import Codebrush
@@ -199,7 +210,7 @@ def _run(
 
 
 def _guided(context: typer.Context, image: Path, prompt: str, strength: float | None) -> None:
-    """CLIP leads the picture's own latent to the prompt, held back the more the lower the strength."""
+    """Guide the picture's own latent to the prompt; the lower the strength, the stronger the pull back to it."""
     from codebrush.generation.editing.editing import STRENGTH
 
     strength = STRENGTH if strength is None else strength

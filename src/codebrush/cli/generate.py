@@ -1,4 +1,4 @@
-"""`codebrush generate`: a prompt to pictures. `codebrush replay`: a picture to the same picture again."""
+"""`codebrush generate` makes pictures from a prompt; `codebrush replay` makes a picture again from its manifest."""
 
 import shlex
 import time
@@ -33,10 +33,15 @@ if TYPE_CHECKING:
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 OUTPUTS = Path("outputs")
 DEFAULT_PACK = "emoji"
-RETRIEVAL, GUIDANCE = "Retrieval", "Guidance"  # topics of the help
+RETRIEVAL, GUIDANCE = "Retrieval", "Guidance"  # headings in the help
 RETRIEVAL_NAMES = ("prior", "neighbours", "bank")
+METHOD_HELP = (
+    "sample: a transformer draws from the prompt. retrieve: from similar known pictures too. guide: CLIP changes the "
+    "picture step by step until it fits the prompt (VQGAN-CLIP)."
+)
+PRIOR_HELP = "Image embedding to draw from: similar pictures', a network's, or the text's own.  [retrieval]"
 VIDEO_NAMES = ("fps", "between")
-WITH_GUIDANCE = NAMES | {"preset", "video", *VIDEO_NAMES}  # flags that mean nothing where codes are sampled
+WITH_GUIDANCE = NAMES | {"preset", "video", *VIDEO_NAMES}  # flags of the method guide alone
 WITH_RESUME = {"resume", "pack", "video", *VIDEO_NAMES, "upscale", "json_output"}
 
 
@@ -49,7 +54,7 @@ class Method(StrEnum):
 
 
 class Prior(StrEnum):
-    """Where the embedding of a picture that fits a text comes from."""
+    """Where the image embedding of the method retrieve comes from."""
 
     RETRIEVAL = "retrieval"
     MLP = "mlp"
@@ -75,30 +80,30 @@ def _guidance(text: str, **settings: Any) -> Any:
 def generate(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help='What to draw: "a dog", or "a dog:1.2 | blurry:-0.5".')] = None,
-    pack: Annotated[str | None, typer.Option(help="Built-in name, folder or hub id of the models.  [emoji]")] = None,
-    n: Annotated[int | None, typer.Option("--n", "-n", help="How many pictures to keep.  [4; guided 1]")] = None,
-    seed: Annotated[int, typer.Option(help="Another seed, other pictures.")] = 0,
-    method: Annotated[
-        Method, typer.Option(help="Draw codes from the prompt, from a known picture like it, or be guided by CLIP.")
-    ] = Method.SAMPLE,
-    prior: Annotated[Prior | None, _retrieval("Where an embedding to draw from comes from.  [retrieval]")] = None,
-    neighbours: Annotated[int | None, _retrieval("How many known pictures are blended.  [4]")] = None,
-    bank: Annotated[Path | None, _retrieval("A database of codebrush index.  [the pack's own bank]")] = None,
+    pack: Annotated[str | None, typer.Option(help="Models to use: built-in name, folder or hub id.  [emoji]")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="How many pictures to make.  [4; guide: 1]")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same pictures.")] = 0,
+    method: Annotated[Method, typer.Option(help=METHOD_HELP)] = Method.SAMPLE,
+    prior: Annotated[Prior | None, _retrieval(PRIOR_HELP)] = None,
+    neighbours: Annotated[int | None, _retrieval("How many similar pictures to blend.  [4]")] = None,
+    bank: Annotated[Path | None, _retrieval("Database of codebrush index to find them in.  [pack's own]")] = None,
     preset: Annotated[str | None, _guidance("Values for what is not given.", metavar=f"<{PRESET_NAMES}>")] = None,
-    resume: Annotated[Path | None, _guidance("Go on with the run in this folder, without a prompt.")] = None,
-    video: Annotated[str | None, _guidance("mp4, gif or webp, into the run's folder; or a FILE.")] = None,
-    fps: Annotated[int, _guidance("Its frames in a second.", min=1, max=240)] = 10,
-    between: Annotated[int, _guidance("Its frames between two stored latents.", min=0, max=1000)] = 0,
+    resume: Annotated[Path | None, _guidance("Continue the stopped run in this folder; takes no prompt.")] = None,
+    video: Annotated[str | None, _guidance("Also make a video: mp4, gif or webp, or the name of a FILE.")] = None,
+    fps: Annotated[int, _guidance("Frames per second of the video.", min=1, max=240)] = 10,
+    between: Annotated[int, _guidance("Interpolated frames between two stored ones.", min=0, max=1000)] = 0,
     upscale: UpscaleOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the pictures.  [outputs; guided: one below it]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the pictures.  [outputs; guide: a new one in it]")
+    ] = None,
     json_output: JsonOption = False,
     *,
     guidance: dict[str, Any],
 ) -> None:
-    """Draw pictures from words, best first by CLIP's score.
+    """Draw pictures of a prompt, sorted by CLIP score, best first.
 
-    With --method guide, CLIP leads a latent step by step to the prompt (VQGAN-CLIP), as the options of guidance
-    say. What is not given is as --preset has it, else as the pack has it, else as in brackets.
+    With --method guide, CLIP's gradient changes the picture step by step until it fits the prompt (VQGAN-CLIP). The
+    Guidance options tune it; what is not given comes from --preset, else from the pack, else is as in brackets.
     """
     start = time.perf_counter()
     _check_flags(context)
@@ -107,17 +112,17 @@ def generate(
         options = {"n": 4 if n is None else n, "seed": seed, "size": guidance.get("size"), **sampling}
         options["upscale"] = int(upscale or 1)
         if method is Method.RETRIEVE:
-            known = {name: context.params[name] for name in RETRIEVAL_NAMES if context.params[name] is not None}
-            options |= {"method": "retrieve", **known}
-            options["bank"] = str(known.get("bank", ""))
-            options["prior"] = str(known.get("prior", Prior.RETRIEVAL))
+            given = {name: context.params[name] for name in RETRIEVAL_NAMES if context.params[name] is not None}
+            options |= {"method": "retrieve", **given}
+            options["bank"] = str(given.get("bank", ""))
+            options["prior"] = str(given.get("prior", Prior.RETRIEVAL))
         report = _sample(cast(str, prompt), pack, OUTPUTS if out is None else out, options)
     else:
         folder = resume or out or free_folder(OUTPUTS / f"{slug(prompt or '')}_seed{seed}_guide")
         target = None if video is None else _video_file(video, folder)
         options = {"n": 1 if n is None else n, "seed": seed, "preset": preset, "sampling": sampling, **guidance}
         brush, guided = _open_run(prompt, pack, folder, options)
-        enlarge = brush.enlarger.results(int(upscale)) if upscale else None  # told before the run
+        enlarge = brush.enlarger.results(int(upscale)) if upscale else None  # refuses a wrong pack before the run
         report = _follow(guided, folder)
         if enlarge is not None:
             report["images"] = _save_enlarged(enlarge(guided.results), folder, f"x{upscale}")
@@ -128,17 +133,17 @@ def generate(
 
 
 def _check_flags(context: typer.Context) -> None:
-    """A UsageError where there is nothing to do, or a flag is given that what is to be done would not heed."""
+    """Raises UsageError if there is nothing to do, or a flag is given that would have no effect."""
     values, spelt = context.params, given_flags(context)
     if values["resume"] is not None:
         allowed = WITH_RESUME | ({"method"} if values["method"] == Method.GUIDE else set())
         refuse(spelt, set(spelt) - allowed, "cannot go with --resume: a resumed run keeps its own options")
     elif values["prompt"] is None:
-        context.fail("Missing argument 'prompt': say what to draw, or name a run to go on with by --resume")
+        context.fail("Missing argument 'prompt': say what to draw, or name a stopped run with --resume")
     elif values["method"] != Method.GUIDE:
-        refuse(spelt, WITH_GUIDANCE - {"size"}, "is for pictures guided by CLIP: add --method guide")
+        refuse(spelt, WITH_GUIDANCE - {"size"}, "is an option of guidance: add --method guide")
     if values["method"] != Method.RETRIEVE:
-        refuse(spelt, RETRIEVAL_NAMES, "is for what is known already: add --method retrieve")
+        refuse(spelt, RETRIEVAL_NAMES, "is an option of retrieval: add --method retrieve")
     if values["video"] is None:
         refuse(spelt, VIDEO_NAMES, "is for a video: add --video mp4")
 
@@ -156,7 +161,7 @@ def _sample(prompt: str, pack: str | None, out: Path, options: dict[str, Any]) -
 def _open_run(
     prompt: str | None, pack: str | None, folder: Path, options: dict[str, Any]
 ) -> tuple["Codebrush", "GuidedRun"]:
-    """A new guided run in `folder`, and its pack; without a prompt, the one that lies there."""
+    """The pack, and a new guided run in `folder`; without a prompt, the run stored there."""
     from codebrush.generation.guided.run_folder import read_run
     from codebrush.pipeline import Codebrush
 
@@ -170,7 +175,7 @@ def _open_run(
 
 
 def _follow(run: "GuidedRun", folder: Path) -> dict[str, Any]:
-    """Take the steps of the run in `folder` and show them; its pictures, best first, as the report has them."""
+    """Take the steps of the run in `folder`, showing progress; returns the report of its pictures, best first."""
     from codebrush.cli.terminal import step_display
 
     done, steps = 0, iter(run)
@@ -182,14 +187,14 @@ def _follow(run: "GuidedRun", folder: Path) -> dict[str, Any]:
     except KeyboardInterrupt:
         where = f"after step {done}" if done else "before another step"
         again = f"codebrush generate --resume {shlex.quote(str(folder))}"
-        raise Stopped(f"stopped {where}; go on with: {again}") from None
+        raise Stopped(f"stopped {where}; continue with: {again}") from None
     results = run.results
     images = [_entry(folder / run.paths[result.manifest["index"]].name, result) for result in results]
     return {"images": images, "folder": str(folder), "steps": max(result.manifest["steps"] for result in results)}
 
 
 def _video_file(video: str, folder: Path) -> Path:
-    """Where a video goes that is asked for as `video`; told before the run where it could not be written."""
+    """The file for `--video`, checked before the run to be one that can be written."""
     from codebrush.generation.videos import SUFFIXES, check_video
 
     suffix = f".{video.lower().lstrip('.')}"
@@ -200,19 +205,19 @@ def _video_file(video: str, folder: Path) -> Path:
 
 
 def replay(
-    file: Annotated[Path, typer.Argument(help="A picture that codebrush made.")],
-    pack: Annotated[str | None, typer.Option(help="Its models, where it does not know their place.")] = None,
+    file: Annotated[Path, typer.Argument(help="A PNG that codebrush made.")],
+    pack: Annotated[str | None, typer.Option(help="Pack to use, if it is no longer where it was.")] = None,
     out: Annotated[Path | None, typer.Option(help="File for the picture.  [outputs/NAME_replay.png]")] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Draw a picture again from what it says about how it was made."""
+    """Make a picture again, from the record in the PNG of how it was made."""
     start = time.perf_counter()
     from codebrush.data.images import decode_image, read_manifest, save_png
-    from codebrush.generation.manifest import check_method
+    from codebrush.methods import check_method
     from codebrush.pipeline import Codebrush
 
     if out is not None and (out.suffix.lower() != ".png" or out.is_dir()):
-        raise UsageError(f"--out must be a file that ends in .png, not {out}")
+        raise UsageError(f"--out must be the name of a .png file, not {out}")
     manifest = read_manifest(file)
     check_method(manifest)
     brush = Codebrush.from_pretrained(pack if pack is not None else _pack_of(file, manifest))
@@ -231,7 +236,7 @@ def replay(
 
 
 def save_run(results: Sequence["Result"], folder: Path, name: str) -> dict[str, Any]:
-    """Write a run's pictures and their contact sheet into a folder; the report of them."""
+    """Write a run's pictures and their contact sheet into a folder; returns the report of them."""
     from codebrush.data.images import contact_sheet, save_png
 
     paths = [folder / f"{name}_{result.manifest['index']:02d}.png" for result in results]
@@ -245,7 +250,7 @@ def save_run(results: Sequence["Result"], folder: Path, name: str) -> dict[str, 
 
 
 def _save_enlarged(results: Sequence["Result"], folder: Path, ending: str) -> list[dict[str, Any]]:
-    """The pictures of a guided run, enlarged, beside those that it keeps."""
+    """Write the enlarged pictures of a guided run beside the others; returns the report of them."""
     from codebrush.data.images import save_png
 
     paths = [folder / f"picture_{result.manifest['index']:02d}_{ending}.png" for result in results]
@@ -260,12 +265,12 @@ def _entry(path: Path, result: "Result") -> dict[str, Any]:
 
 
 def _pack_of(file: Path, manifest: dict[str, Any]) -> str:
-    """Where the picture says its models are: on this machine only, as a picture must not make it download."""
+    """The pack that a picture was made with. It must be on this machine: a picture must not start a download."""
     from codebrush.errors import PackError
     from codebrush.pack.pack import local_pack
 
     made_with = manifest.get("pack")
     source = made_with.get("source") if isinstance(made_with, dict) else None
     if not isinstance(source, str) or local_pack(source) is None:
-        raise PackError(f"{file} was made with the pack {source!r}, which is not here: name it with --pack")
+        raise PackError(f"{file} was made with the pack {source!r}, which is not on this machine: name it with --pack")
     return source

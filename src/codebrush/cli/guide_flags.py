@@ -1,4 +1,4 @@
-"""The table of the options of guidance in, a flag for each of them out; nothing heavy is imported for it."""
+"""Makes one flag for each option of guidance, from the table in `GuideOptions`. Imports nothing heavy."""
 
 import dataclasses
 import functools
@@ -11,21 +11,21 @@ import typer
 from codebrush.generation.guided.guide_options import GuideOptions
 from codebrush.generation.guided.presets import PRESETS
 
-LONGEST_CHOICES = 30  # characters; more are told in the help text
+LONGEST_CHOICES = 30  # characters; longer lists of choices go into the help text
 OPTIONS = dataclasses.fields(GuideOptions)
 PRESET_NAMES = "|".join(PRESETS)
 NAMES = frozenset(option.name for option in OPTIONS)
 
 
 def with_guide_flags(function: Callable[..., None]) -> Callable[..., None]:
-    """`function` as a command of typer: what it takes as the dict `guidance` are flags, one for each option.
+    """Decorate a Typer command so that it also takes one flag for each option of guidance.
 
-    The dict holds what was given and nothing else, so that a preset and the pack may say the rest.
+    The function gets the given ones as the dict `guidance`; those left out may come from a preset or the pack.
     """
     own = [part for part in inspect.signature(function).parameters.values() if part.name != "guidance"]
     taken = {part.name for part in own} & NAMES
     if taken:
-        raise ValueError(f"flags of {function.__name__} that guidance has too: {', '.join(sorted(taken))}")
+        raise ValueError(f"{function.__name__} has flags of the same name as guidance: {', '.join(sorted(taken))}")
 
     @functools.wraps(function)
     def command(**values: Any) -> None:
@@ -55,12 +55,12 @@ def _parameter(option: "dataclasses.Field[Any]") -> inspect.Parameter:
 
 
 def _help(option: "dataclasses.Field[Any]") -> str:
-    """The option's own words, the choices that are too many for beside the flag, and the default."""
-    words, default, choices = option.metadata["help"], option.default, option.metadata.get("choices", ())
+    """The help text of an option, with its default, and its choices if they are too long to stand beside the flag."""
+    text, default, choices = option.metadata["help"], option.default, option.metadata.get("choices", ())
     if len("|".join(choices)) > LONGEST_CHOICES:
-        words = f"{words.rstrip('.')}: {', '.join(choices)}."
+        text = f"{text.rstrip('.')}: {', '.join(choices)}."
     if default is None or default == ():
-        return words
+        return text
     if isinstance(default, bool):
-        return f"{words}  [{'on' if default else 'off'}]"
-    return f"{words}  [{default if isinstance(default, str) else format(default, 'g')}]"
+        return f"{text}  [{'on' if default else 'off'}]"
+    return f"{text}  [{default if isinstance(default, str) else format(default, 'g')}]"

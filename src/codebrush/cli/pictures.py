@@ -1,4 +1,4 @@
-"""Paths of a command line in; those that can be pictures, and what to write instead of the others, out."""
+"""Checks that paths on the command line can be pictures: folders and addresses are refused with a hint."""
 
 import re
 import sys
@@ -9,11 +9,12 @@ from codebrush.errors import UsageError
 
 
 def picture_files(paths: Sequence[Path]) -> tuple[list[Path], list[dict[str, str]]]:
-    """Without the folders and URLs, which are named on stderr and come back with their reasons.
+    """The paths that can be pictures, and a report of the folders and URLs among them, which are named on stderr.
 
-    A UsageError where nothing is left.
+    Raises:
+        UsageError: if no path is left.
     """
-    wrong = {path: reason for path in paths if (reason := why_no_file(path)) is not None}
+    wrong = {path: reason for path in paths if (reason := not_a_picture(path)) is not None}
     files = [path for path in paths if path not in wrong]
     if not files:
         raise UsageError(next(iter(wrong.values())))
@@ -23,15 +24,15 @@ def picture_files(paths: Sequence[Path]) -> tuple[list[Path], list[dict[str, str
 
 
 def check_picture_file(path: Path) -> None:
-    """A UsageError for a folder or a URL."""
+    """Raises UsageError if `path` is a folder or a URL."""
     picture_files([path])
 
 
-def why_no_file(path: Path) -> str | None:
-    """What a folder or URL is, and what to write instead; None for anything else, be it there or not."""
+def not_a_picture(path: Path) -> str | None:
+    """Why a folder or URL cannot be a picture, and what to write instead; None for other paths, also missing ones."""
     if path.is_dir():
         return f"{path} is a folder: name the pictures in it, like {path / '*.png'}"
     address = re.sub(r"^([A-Za-z]{2,}):/+", r"\1://", str(path))  # a path keeps one slash of two
     if "://" in address and not path.exists():
-        return f"{address} is an address: pictures must be files, so fetch it first"
+        return f"{address} is an address: download it first, pictures must be files"
     return None

@@ -1,4 +1,4 @@
-"""The flags that say how codes are drawn, one place for every command that draws them."""
+"""The flags that tune how codes are sampled, for every command that draws pictures."""
 
 import functools
 import inspect
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-TOPIC = "Sampling"  # of the help
+TOPIC = "Sampling"  # heading in the help
 
 
 def _flag(kind: Any, text: str) -> Any:
@@ -16,26 +16,30 @@ def _flag(kind: Any, text: str) -> Any:
 
 
 class Scale(StrEnum):
-    """How many times as large."""
+    """How many times as wide and high."""
 
     TWICE = "2"
     FOUR_TIMES = "4"
 
 
-UpscaleOption = Annotated[Scale | None, typer.Option(help="Enlarge the pictures; CLIP scores what was drawn.")]
+UpscaleOption = Annotated[Scale | None, typer.Option(help="Enlarge the finished pictures this many times.")]
 FLAGS = {
-    "cfg": _flag(float, "Strength of guidance; 1 is none.  [pack's own]"),
-    "temperature": _flag(float, "0 is the likeliest code.  [pack's own]"),
-    "top_k": _flag(int, "Draw among so many codes; 0 is all.  [pack's own]"),
-    "top_p": _flag(float, "Draw among this much of the mass.  [pack's own]"),
-    "min_p": _flag(float, "Least share of the likeliest.  [pack's own]"),
-    "rerank": _flag(int, "Candidates to draw and score.  [4 times n]"),
+    "cfg": _flag(float, "Scale of classifier-free guidance (CFG); 1 is none.  [pack's own]"),
+    "temperature": _flag(float, "Sampling temperature; 0 takes the likeliest code each time.  [pack's own]"),
+    "top_k": _flag(int, "Sample from the K likeliest codes; 0 is all.  [pack's own]"),
+    "top_p": _flag(
+        float, "Nucleus sampling: keep the smallest set of codes whose probability adds up to P.  [pack's own]"
+    ),
+    "min_p": _flag(float, "Drop codes less likely than P times the likeliest one.  [pack's own]"),
+    "rerank": _flag(int, "Candidates to draw, of which CLIP picks the best.  [4 times n]"),
 }
 
 
 def with_sampling_flags(before: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A function as a command of typer that also takes FLAGS, `before` one of its own; their values are among the
-    params of its context."""
+    """Decorate a Typer command so that it also takes FLAGS, listed `before` one of its own flags.
+
+    The values are not passed to the function: they are among the `params` of its context.
+    """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         parts = list(inspect.signature(function).parameters.values())

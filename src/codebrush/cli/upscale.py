@@ -1,4 +1,4 @@
-"""`codebrush upscale`: pictures two or four times as large."""
+"""`codebrush upscale` enlarges pictures two or four times."""
 
 import sys
 import time
@@ -14,24 +14,24 @@ from codebrush.cli.sampling_flags import Scale
 if TYPE_CHECKING:
     from codebrush.pipeline import Codebrush
 
-KEPT = ("seed", "index", "clip_score")  # of what a picture says of itself
+KEPT = ("seed", "index", "clip_score")  # keys of a manifest that the report repeats
 
 
 def upscale(
-    images: Annotated[list[Path], typer.Argument(help="Pictures of any kind and size.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures of any format and size.")],
     scale: Annotated[Scale, typer.Option(help="How many times as wide and high.")] = Scale.TWICE,
-    pack: Annotated[str, typer.Option(help="Built-in name, folder or hub id of the models.")] = "emoji",
+    pack: Annotated[str, typer.Option(help="Models to use: built-in name, folder or hub id.")] = "emoji",
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("outputs"),
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Enlarge pictures, with their transparency. Those that cannot be read are named and skipped."""
+    """Enlarge pictures, keeping transparency. Files that cannot be read are reported and skipped."""
     start = time.perf_counter()
     from codebrush.errors import ImageError
     from codebrush.pipeline import Codebrush
 
     files, skipped = picture_files(images)
     brush = Codebrush.from_pretrained(pack)
-    _ = brush.enlarger  # one that is missing is told before any picture is read
+    _ = brush.enlarger  # raises PackError before any picture is read
     check_folder(out)
     made: list[dict[str, Any]] = []
     for path in files:
@@ -42,7 +42,7 @@ def upscale(
             print(f"codebrush: skipped {path}: {reason}", file=sys.stderr)
             skipped.append({"path": str(path), "reason": reason})
     if not made:
-        raise ImageError("none of the pictures could be enlarged: see what is said of each above")
+        raise ImageError("none of the pictures could be enlarged: the reasons are above")
     report = {"images": made, "skipped": skipped, "seconds": round(time.perf_counter() - start, 3)}
     if json_output:
         print_json(report)
@@ -52,13 +52,13 @@ def upscale(
 
 
 def _upscale(brush: "Codebrush", path: Path, scale: int, out: Path) -> dict[str, Any]:
-    """One picture; returns what the report says of it."""
+    """Enlarge one picture; returns its entry in the report."""
     from codebrush.data.images import save_png
-    from codebrush.generation.editing.upscaling import enlarged_manifest
+    from codebrush.generation.editing.upscaling import file_manifest
 
     with progress_bar(path.name) as progress:
         (image,) = brush.upscale([path], scale, progress)
-    manifest = enlarged_manifest(path, brush.pack, scale, image.size)
+    manifest = file_manifest(path, scale, image.size, brush.pack)
     target = free_file(out / f"{path.stem}_x{scale}.png")
     save_png(image, target, manifest)
     kept = {name: manifest[name] for name in KEPT if name in manifest}

@@ -28,6 +28,7 @@ EXTENSIONS = frozenset(
     (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ico", ".ppm")
 )
 MANIFEST_KEY = "codebrush"
+Picture = Image.Image | str | Path  # a picture in memory, or its file
 
 # What Pillow warns of (many pixels, odd metadata) is refused or settled below. Set once and for the process,
 # because pictures are decoded in threads, where warnings.catch_warnings does not hold.
@@ -49,6 +50,11 @@ def decode_image(source: bytes | str | Path | Image.Image, keep_mode: bool = Fal
         except ImageError as error:
             raise ImageError(f"{source}: {error}") from error
     return _decode_stream(io.BytesIO(source) if isinstance(source, bytes) else source, keep_mode)
+
+
+def picture_list(pictures: Picture | Sequence[Picture]) -> list[Picture]:
+    """`pictures` as a list, also when a single one is given."""
+    return [pictures] if isinstance(pictures, Image.Image | str | Path) else list(pictures)
 
 
 def _decode_stream(source: io.BytesIO | Path | Image.Image, keep_mode: bool) -> Image.Image:

@@ -1,7 +1,9 @@
-"""The options of a run in, from Python, a command line or a manifest; numbers within their ranges out."""
+"""The options of drawing with the code transformer, checked, from Python, a command line or a manifest."""
 
+import difflib
 import math
 import operator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +13,7 @@ MAX_PICTURES = 1024
 MAX_CANDIDATES = 4 * MAX_PICTURES
 ABOVE_ZERO = math.ulp(0.0)
 
-# kind, least, most, in words
+# kind, least, most, as error lines put it
 LIMITS: dict[str, tuple[type, float, float, str]] = {
     "n": (int, 1, MAX_PICTURES, f"a whole number from 1 to {MAX_PICTURES}"),
     "seed": (int, 0, 2**63 - 1, "a whole number from 0 to 2^63 - 1"),
@@ -22,25 +24,51 @@ LIMITS: dict[str, tuple[type, float, float, str]] = {
     "min_p": (float, 0, 1, "a number from 0 to 1"),
     "rerank": (int, 1, MAX_CANDIDATES, f"a whole number from n to {MAX_CANDIDATES}"),
 }
+SAMPLING = ("cfg", "temperature", "top_k", "top_p", "min_p", "rerank")  # the options by which drawing is tuned
 
 
 def checked_option(name: str, value: Any) -> Any:
-    """`value` as a number that `generate` takes for the option `name`; a UsageError where it is none."""
-    kind, least, most, words = LIMITS[name]
+    """`value` as the number that the option `name` takes. Raises UsageError if it is none, or out of its range."""
+    kind, least, most, wanted = LIMITS[name]
     try:
         number = operator.index(value) if kind is int else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not least <= number <= most:
-        raise UsageError(f"{name} must be {words}, not {value}")
+        raise UsageError(f"{name} must be {wanted}, not {value}")
     return number
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error line about an unknown option: the `known` one that is spelt most like it, if any is."""
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f": did you mean {close[0]}?" if close else ""
+
+
+@dataclass(frozen=True)
+class SamplingFilters:
+    """How a code is drawn from the network's logits.
+
+    `cfg` is the scale of classifier-free guidance, 1 for none. `temperature` divides the logits; 0 takes the likeliest
+    code. `top_k` (0: all codes), `top_p` and `min_p` are as in `codebrush.models.sampling.probabilities`.
+    """
+
+    cfg: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
 
 
 @dataclass(frozen=True)
 class DrawOptions:
-    """How a run is drawn; a value out of its range is a UsageError. `rerank` counts the candidates.
+    """How many pictures the code transformer draws, and how.
 
-    `size` is WIDTHxHEIGHT in pixels, where it is not the pack's own.
+    `rerank` candidates are drawn, from the random streams of (`seed`, 0), (`seed`, 1) ..., and the `n` with the highest
+    CLIP score are kept. `size` is WIDTHxHEIGHT in pixels, "" for the pack's own; the rest is as in `SamplingFilters`.
+
+    Raises:
+        UsageError: if a value is out of its range, or `rerank` is below `n`.
     """
 
     n: int
@@ -59,8 +87,13 @@ class DrawOptions:
         if self.rerank < self.n:
             raise UsageError(f"rerank must be {LIMITS['rerank'][3]}, which is {self.n}, not {self.rerank}")
 
-    def to_json(self) -> dict[str, Any]:
-        """All but the seed, as a manifest has them."""
+    @property
+    def filters(self) -> SamplingFilters:
+        """Those of the options that each draw of a code needs."""
+        return SamplingFilters(self.cfg, self.temperature, self.top_k, self.top_p, self.min_p)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a manifest's "options": all but the seed, which has its own key, and a size that is the pack's own."""
         return {name: value for name, value in asdict(self).items() if name != "seed" and value != ""}
 
 

@@ -1,4 +1,4 @@
-"""What drawing gives: a picture with what it came from."""
+"""`Result`: a picture that was made, with its score, its codes and the manifest that says how to make it again."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """One picture with what it came from; the manifest says how to draw it again."""
+    """A finished picture. `manifest` says how to make it again; `codebrush.generation.manifest` lists its keys."""
 
     image: Image.Image
     score: float  # CLIP's cosine with the prompt, -1 to 1

@@ -1,6 +1,6 @@
-"""A seed and a key in, random numbers out that depend on nothing else: not on what was drawn before, nor on the batch.
+"""Random numbers that depend on the seed and a key alone, not on what was drawn before or on who shares the batch.
 
-Every random choice of a run has a key, (picture, purpose, step, ...), so that a run which was stopped goes on exactly.
+Every random choice of a run has a key, (picture, purpose, step, ...), so a run that was stopped continues exactly.
 """
 
 from enum import IntEnum
@@ -17,5 +17,5 @@ class Purpose(IntEnum):
 
 
 def stream(seed: int, *key: int) -> np.random.Generator:
-    """The random stream of `key` in the run of `seed`: a child stream, so that no two runs share one."""
+    """The random stream of `key` in the run of `seed`. It is a child stream: no two runs share one."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))

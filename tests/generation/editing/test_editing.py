@@ -13,7 +13,7 @@ from codebrush import Codebrush
 from codebrush.data.images import read_manifest, save_png
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import ImageError, PackError, PromptError, UsageError
-from codebrush.generation.editing.editing import Edit, edited
+from codebrush.generation.editing.editing import Edit, prepare_edit
 from codebrush.generation.sampling.sampler import draw_options
 from packs import micro_transformer, write_micro_pack
 
@@ -49,7 +49,7 @@ def picture(tmp_path: Path) -> Path:
 
 
 def ready(brush: Codebrush, edit: Edit) -> Any:
-    return edited(brush.sampler, edit, draw_options(brush.pack, {"n": 1, "seed": 0}))
+    return prepare_edit(brush.sampler, edit, draw_options(brush.pack, {"n": 1, "seed": 0}))
 
 
 class TestWhatIsShown:
@@ -75,8 +75,8 @@ class TestWhatIsShown:
         assert torch.equal(condition.source_mask, drawing.known.fixed)
         assert torch.equal(condition.source_codes, drawing.known.codes)
         assert condition.text_features is not None
-        assert drawing.without.text_features is None
-        assert torch.equal(drawing.without.source_codes, drawing.known.codes)
+        assert drawing.unconditional.text_features is None
+        assert torch.equal(drawing.unconditional.source_codes, drawing.known.codes)
 
     def test_what_was_in_the_hole_is_not_seen(self, brush: Codebrush) -> None:
         clean = scene(0, 1, SIZE).image
@@ -174,24 +174,24 @@ def test_an_edit_of_a_picture_that_changed_is_not_replayed(brush: Codebrush, pic
 
 
 def test_what_the_pack_was_not_taught_is_said(bare: Codebrush, picture: Path) -> None:
-    with pytest.raises(PackError, match="reads no picture's embedding"):
+    with pytest.raises(PackError, match="takes no image embedding"):
         bare.vary(picture)
     with pytest.raises(PackError, match="fills no holes"):
         bare.edit(picture, "a dog", box=(1, 1, 5, 5))
-    with pytest.raises(PackError, match="was not taught to translate"):
+    with pytest.raises(PackError, match="was not trained to translate"):
         bare.translate(picture, "noto")
 
 
 def test_wrong_edits_are_one_line(brush: Codebrush, picture: Path) -> None:
     with pytest.raises(UsageError, match="the pack has no style 'oil': it has noto, 3d"):
         brush.translate(picture, "oil")
-    with pytest.raises(UsageError, match="say what the picture is to become"):
+    with pytest.raises(UsageError, match="give a prompt to redraw the picture under"):
         brush.edit(picture, " ")
     with pytest.raises(UsageError, match="strength must be above 0 and up to 1, not 0"):
         brush.edit(picture, "a dog", strength=0)
-    with pytest.raises(UsageError, match="strength is for a picture that is redrawn whole"):
+    with pytest.raises(UsageError, match="strength is for redrawing a whole picture"):
         brush.edit(picture, "a dog", strength=0.5, box=(1, 1, 5, 5))
-    with pytest.raises(UsageError, match="give one of a mask, a box and an extension"):
+    with pytest.raises(UsageError, match="give one of mask, box and extend"):
         brush.edit(picture, "a dog", box=(1, 1, 5, 5), extend={"left": 3})
     with pytest.raises(UsageError, match="colour is no option of an edit"):
         brush.vary(picture, colour=3)

@@ -86,16 +86,16 @@ def test_what_cannot_be_gone_is_one_line(brush: Codebrush, micro_pack: Path, tmp
     for keys, options, said in (
         (["a dog", "a cat"], {"upscale": 2}, "upscale is no option"),
         (["a dog", "a cat"], {"size": "64x64"}, "size is no option"),
-        (["a dog"], {}, "give two prompts"),
+        (["a dog"], {}, "give at least two prompts"),
         (["a dog", "a cat"], {"frames": 1}, "frames must be from 2"),
         (["a dog", "a cat"], {"through": "space"}, "through must be one of latents, embeddings, not space"),
-        ([torch.zeros(3, 9, 9), "a cat"], {}, "is none of this pack"),
+        ([torch.zeros(3, 9, 9), "a cat"], {}, "does not fit this pack, whose grid is"),
     ):
         with pytest.raises(UsageError, match=said):
             list(brush.interpolate(keys, **options))  # pyright: ignore
-    with pytest.raises(UsageError, match="give two prompts"):
+    with pytest.raises(UsageError, match="give at least two prompts"):
         brush.interpolate(["a dog"])  # told before the first frame is asked for
-    with pytest.raises(ImageError, match=r"typo\.png: there is no such file"):
+    with pytest.raises(ImageError, match=r"typo\.png: no such file"):
         brush.interpolate(["typo.png", "a cat"])
     assert len(list(brush.interpolate(["a " + "very " * 100 + "long one", "a cat"], 2, rerank=1))) == 2
     frames = brush.interpolate(["a dog", "a cat"], 2, rerank=1)

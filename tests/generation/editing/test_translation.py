@@ -73,7 +73,7 @@ def test_what_a_translator_does_not_heed_is_refused(brush: Codebrush, picture: P
             brush.translate(picture, "noto", **given)  # pyright: ignore
     with pytest.raises(UsageError, match="the pack has no style 'oil': it has noto, 3d"):
         brush.translate(picture, "oil")
-    with pytest.raises(PackError, match="was not taught to translate"):
+    with pytest.raises(PackError, match="was not trained to translate"):
         brush.translate(picture, "noto", by="codes")
 
 

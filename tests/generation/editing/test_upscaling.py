@@ -13,16 +13,16 @@ from codebrush.data.images import decode_image, save_png, to_tensor
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import ImageError, PackError, UsageError
 from codebrush.generation.editing.upscaling import (
+    SCALES,
     Enlarger,
-    bled,
     check_size,
-    enlarged_manifest,
+    file_manifest,
+    fill_transparent,
     margin_of,
     upscale_picture,
     upscale_tensor,
-    upscalings,
-    with_upscaling,
 )
+from codebrush.generation.manifest import read_upscalings, upscaled_manifest
 from codebrush.generation.result import Result
 from codebrush.models.upscaler import Upscaler, UpscalerConfig
 from codebrush.pack.pack import Pack, open_pack
@@ -137,14 +137,14 @@ def test_colours_come_from_what_is_near() -> None:
     picture = Image.new("RGBA", (40, 30), (0, 0, 0, 0))
     picture.paste((255, 0, 0, 255), (0, 0, 5, 30))
     picture.paste((0, 0, 255, 128), (35, 0, 40, 30))
-    found = bled(picture)
+    found = fill_transparent(picture)
     assert found.getchannel("A").tobytes() == picture.getchannel("A").tobytes()
     colours = pixels(found)[..., :3]
     assert (colours[:, :5] == [255, 0, 0]).all()
     assert (colours[:, 35:] == [0, 0, 255]).all()
     assert colours[:, 5:8, 0].min() > 180
     assert colours[:, 32:35, 2].min() > 180
-    assert (pixels(bled(Image.new("RGBA", (3, 3), (9, 9, 9, 0))))[..., 3] == 0).all()
+    assert (pixels(fill_transparent(Image.new("RGBA", (3, 3), (9, 9, 9, 0))))[..., 3] == 0).all()
 
 
 def test_a_large_picture_takes_little_memory_beside_its_own() -> None:
@@ -171,7 +171,7 @@ def test_a_large_picture_takes_little_memory_beside_its_own() -> None:
 def test_a_wide_strip_and_absurd_sizes() -> None:
     assert upscale_picture(network(2, blocks=0), Image.new("RGB", (20_000, 2)), 2).size == (40_000, 4)
     for width, height, scale in ((9000, 5000, 2), (4000, 4000, 4), (90_000_000, 1, 2)):
-        with pytest.raises(ImageError, match=r"would become \d+ x \d+, over the limit of 89,478,485 pixels: take a sm"):
+        with pytest.raises(ImageError, match=r"would become \d+ x \d+, over the limit of 89,478,485 pixels: use a sm"):
             check_size(width, height, scale)
     check_size(4000, 4000, 2)
     with pytest.raises(ImageError, match="no pixels"):
@@ -206,8 +206,8 @@ def test_a_result_says_that_it_was_enlarged(pack: Pack) -> None:
     assert once.manifest == {"method": "sample", "size": [64, 64], "threads": 1, "upscaled": [step]}
     twice = enlarger.result(once, 2)
     assert twice.manifest["upscaled"] == [step, step]
-    assert upscalings(twice.manifest, pack) == [2, 2]
-    again = enlarger.again(drawn, twice.manifest)
+    assert read_upscalings(twice.manifest, pack, SCALES) == [2, 2]
+    again = enlarger.replay(drawn, twice.manifest)
     assert again.image.tobytes() == twice.image.tobytes()
     assert again.manifest == twice.manifest
     assert drawn.manifest == {"method": "sample", "size": [32, 32], "threads": 1}
@@ -226,26 +226,26 @@ def test_four_times_is_twice_and_twice_again_but_for_what_is_rounded_between(pac
 )
 def test_a_damaged_manifest_is_told(pack: Pack, steps: object) -> None:
     with pytest.raises(ImageError, match="the picture's manifest is damaged"):
-        upscalings({"upscaled": steps}, pack)
+        read_upscalings({"upscaled": steps}, pack, SCALES)
 
 
 def test_another_upscaler_is_told(pack: Pack, micro_pack: Path) -> None:
-    manifest = with_upscaling({}, pack, 2, (4, 4))
-    assert upscalings({}, open_pack(micro_pack)) == []
+    manifest = upscaled_manifest({}, 2, (4, 4), pack)
+    assert read_upscalings({}, open_pack(micro_pack), SCALES) == []
     with pytest.raises(PackError, match=r"enlarged by an upscaler .* that the pack 'micro' does not have"):
-        upscalings(manifest, open_pack(micro_pack))
+        read_upscalings(manifest, open_pack(micro_pack), SCALES)
     with pytest.raises(PackError, match="that the pack 'micro' does not have"):
-        upscalings({"upscaled": [{**manifest["upscaled"][0], "upscaler": "0" * 64}]}, pack)
+        read_upscalings({"upscaled": [{**manifest["upscaled"][0], "upscaler": "0" * 64}]}, pack, SCALES)
 
 
 def test_a_file_keeps_what_it_says_of_itself(pack: Pack, tmp_path: Path) -> None:
     save_png(Image.new("RGB", (4, 4)), tmp_path / "made.png", {"method": "sample", "seed": 3, "size": [4, 4]})
-    manifest = enlarged_manifest(tmp_path / "made.png", pack, 2, (8, 8))
+    manifest = file_manifest(tmp_path / "made.png", 2, (8, 8), pack)
     assert (manifest["method"], manifest["seed"], manifest["size"]) == ("sample", 3, [8, 8])
     Image.new("RGB", (4, 4)).save(tmp_path / "photo.jpg")
-    manifest = enlarged_manifest(tmp_path / "photo.jpg", pack, 2, (8, 8))
+    manifest = file_manifest(tmp_path / "photo.jpg", 2, (8, 8), pack)
     assert (manifest["method"], manifest["source"]) == ("upscale", "photo.jpg")
     assert [step["scale"] for step in manifest["upscaled"]] == [2]
     save_png(Image.new("RGB", (4, 4)), tmp_path / "odd.png", {"method": "sample", "upscaled": 7})
     with pytest.raises(ImageError, match="damaged"):
-        enlarged_manifest(tmp_path / "odd.png", pack, 2, (8, 8))
+        file_manifest(tmp_path / "odd.png", 2, (8, 8), pack)

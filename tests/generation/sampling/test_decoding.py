@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from codebrush.errors import UsageError
+from codebrush.generation.options import SamplingFilters
 from codebrush.generation.sampling import decoding
 from codebrush.generation.sampling.decoding import Known, draw_codes, draw_large, picture_uniforms
 from codebrush.models.code_transformer import CodeTransformer
@@ -19,6 +20,8 @@ from packs import CONTEXT, WIDTH, micro_transformer
 GRID = (4, 4)
 COUNT = 16
 FILTERS = {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "min_p": 0.01}
+PLAIN = SamplingFilters(**FILTERS)
+GUIDED = SamplingFilters(cfg=2.0, **FILTERS)
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["codes", "blocks"])
@@ -75,7 +78,7 @@ def test_drawing_equals_a_naive_loop(transformer: CodeTransformer, weights: tupl
     weighted = [(make_condition(index), weight) for index, weight in enumerate(weights)]
     uniforms = picture_uniforms(7, range(3), COUNT)
     expected, _ = draw_naively(transformer, weighted, uniforms, cfg)
-    drawn = draw_codes(transformer, weighted, uniforms, cfg=cfg, **FILTERS)
+    drawn = draw_codes(transformer, weighted, uniforms, SamplingFilters(cfg=cfg, **FILTERS))
     assert drawn.shape == (3, *GRID)
     assert torch.equal(drawn, expected)
 
@@ -83,7 +86,7 @@ def test_drawing_equals_a_naive_loop(transformer: CodeTransformer, weights: tupl
 def test_cached_logits_equal_uncached_ones(transformer: CodeTransformer, seen_logits: list[Tensor]) -> None:
     condition, cfg = make_condition(1), 3.0
     uniforms = picture_uniforms(8, range(2), COUNT)
-    draw_codes(transformer, condition, uniforms, cfg=cfg, **FILTERS)
+    draw_codes(transformer, condition, uniforms, SamplingFilters(cfg=cfg, **FILTERS))
     prefixes, steps = seen_logits[:2], seen_logits[2:]  # the condition's and the null's, of one row each
     cached = [torch.cat([prefix.expand(2, -1) for prefix in prefixes]), *steps]
     guided = [cfg * step[:2] + (1 - cfg) * step[2:] for step in cached]
@@ -96,25 +99,28 @@ def test_cached_logits_equal_uncached_ones(transformer: CodeTransformer, seen_lo
 def test_a_batch_equals_its_pictures_drawn_alone(transformer: CodeTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
     condition = make_condition(2, rows=5)
     uniforms = picture_uniforms(9, range(5), COUNT)
-    together = draw_codes(transformer, condition, uniforms, cfg=2.0)
-    alone = [draw_codes(transformer, condition.rows(slice(i, i + 1)), uniforms[i : i + 1], cfg=2.0) for i in range(5)]
+    together = draw_codes(transformer, condition, uniforms, SamplingFilters(cfg=2.0))
+    alone = [
+        draw_codes(transformer, condition.rows(slice(i, i + 1)), uniforms[i : i + 1], SamplingFilters(cfg=2.0))
+        for i in range(5)
+    ]
     assert torch.equal(together, torch.cat(alone))
     assert len(together.unique(dim=0)) == 5
     monkeypatch.setattr(decoding, "MAX_ROWS", 4)  # two pictures at a time, the last one by itself
-    assert torch.equal(draw_codes(transformer, condition, uniforms, cfg=2.0), together)
+    assert torch.equal(draw_codes(transformer, condition, uniforms, SamplingFilters(cfg=2.0)), together)
 
 
 def test_one_row_of_condition_serves_every_picture(transformer: CodeTransformer) -> None:
     condition, uniforms = make_condition(3), picture_uniforms(1, range(4), COUNT)
-    shared = draw_codes(transformer, condition, uniforms, cfg=2.0)
-    assert torch.equal(shared, draw_codes(transformer, condition.repeat(4), uniforms, cfg=2.0))
+    shared = draw_codes(transformer, condition, uniforms, SamplingFilters(cfg=2.0))
+    assert torch.equal(shared, draw_codes(transformer, condition.repeat(4), uniforms, SamplingFilters(cfg=2.0)))
 
 
 @pytest.mark.parametrize(("cfg", "rows"), [(3.0, 4), (1.0, 2), (0.0, 2)])
 def test_only_what_counts_is_computed(
     transformer: CodeTransformer, seen_logits: list[Tensor], cfg: float, rows: int
 ) -> None:
-    draw_codes(transformer, make_condition(4), picture_uniforms(2, range(2), COUNT), cfg=cfg)
+    draw_codes(transformer, make_condition(4), picture_uniforms(2, range(2), COUNT), SamplingFilters(cfg=cfg))
     assert {len(step) for step in seen_logits[-COUNT + 1 :]} == {rows}
 
 
@@ -123,7 +129,7 @@ def test_conditions_count_and_without_guidance_do_not(transformer: CodeTransform
     one, other = make_condition(5), make_condition(6)
 
     def drawn(condition: Condition, cfg: float) -> Tensor:
-        return draw_codes(transformer, condition, uniforms, cfg=cfg)
+        return draw_codes(transformer, condition, uniforms, SamplingFilters(cfg=cfg))
 
     assert not torch.equal(drawn(one, 2.0), drawn(other, 2.0))
     assert torch.equal(drawn(one, 0.0), drawn(other, 0.0))
@@ -131,7 +137,7 @@ def test_conditions_count_and_without_guidance_do_not(transformer: CodeTransform
 
 def test_temperature_zero_needs_no_chance(transformer: CodeTransformer) -> None:
     condition = make_condition(7)
-    drawn = draw_codes(transformer, condition, picture_uniforms(4, range(2), COUNT), temperature=0.0)
+    drawn = draw_codes(transformer, condition, picture_uniforms(4, range(2), COUNT), SamplingFilters(temperature=0.0))
     assert torch.equal(drawn[0], drawn[1])
 
 
@@ -174,7 +180,7 @@ def test_known_codes_stay_and_the_rest_is_drawn_after_them(transformer: CodeTran
     uniforms, condition = picture_uniforms(5, range(3), COUNT), make_condition(1)
     codes = torch.randint(0, 128, (3, *GRID))
     fixed = torch.rand(3, *GRID) < 0.5
-    found = draw_codes(transformer, condition, uniforms, known=Known(codes, fixed), **FILTERS)
+    found = draw_codes(transformer, condition, uniforms, PLAIN, known=Known(codes, fixed))
     assert torch.equal(found[fixed], codes[fixed])
     for row in range(3):
         naive = torch.zeros(1, 0, dtype=torch.int64)
@@ -186,7 +192,7 @@ def test_known_codes_stay_and_the_rest_is_drawn_after_them(transformer: CodeTran
             naive = torch.cat([naive, new[:, None]], dim=1)
         assert torch.equal(found[row].flatten(), in_the_grid(naive[0], transformer))
     one = Known(codes[:1], fixed[:1])
-    shared = draw_codes(transformer, condition, uniforms, known=one, **FILTERS)
+    shared = draw_codes(transformer, condition, uniforms, PLAIN, known=one)
     assert torch.equal(shared[0], found[0])
     assert (shared[:, fixed[0]] == codes[0][fixed[0]]).all()
 
@@ -198,19 +204,21 @@ def test_a_bias_is_added_to_the_logits_of_its_place(transformer: CodeTransformer
     )
     bias = torch.zeros(COUNT, transformer.config.codebook_size)
     assert torch.equal(
-        draw_codes(transformer, make_condition(1), uniforms, bias=bias, **FILTERS),
-        draw_codes(transformer, make_condition(1), uniforms, **FILTERS),
+        draw_codes(transformer, make_condition(1), uniforms, PLAIN, bias=bias),
+        draw_codes(transformer, make_condition(1), uniforms, PLAIN),
     )
     bias[torch.arange(COUNT), wanted] = 1e4
-    drawn = draw_codes(transformer, make_condition(1), uniforms, bias=bias, **FILTERS)
+    drawn = draw_codes(transformer, make_condition(1), uniforms, PLAIN, bias=bias)
     assert torch.equal(drawn.flatten(1), wanted.expand(2, -1))
 
 
 def test_what_is_always_given_is_no_guidance(transformer: CodeTransformer) -> None:
     condition, same = make_condition(1), picture_uniforms(0, range(2), COUNT)
-    plain = draw_codes(transformer, condition, same, cfg=1.0, **FILTERS)
-    assert torch.equal(draw_codes(transformer, condition, same, cfg=4.0, without=condition, **FILTERS), plain)
-    assert not torch.equal(draw_codes(transformer, condition, same, cfg=4.0, **FILTERS), plain)
+    plain = draw_codes(transformer, condition, same, PLAIN)
+    assert torch.equal(
+        draw_codes(transformer, condition, same, SamplingFilters(cfg=4.0, **FILTERS), unconditional=condition), plain
+    )
+    assert not torch.equal(draw_codes(transformer, condition, same, SamplingFilters(cfg=4.0, **FILTERS)), plain)
 
 
 def test_terms_with_a_source_and_without_stand_in_one_batch(transformer: CodeTransformer) -> None:
@@ -222,8 +230,8 @@ def test_terms_with_a_source_and_without_stand_in_one_batch(transformer: CodeTra
     terms = [(replace(make_condition(1), source_codes=source), 1.0), (make_condition(2), 0.5)]
     uniforms = picture_uniforms(0, range(2), COUNT)
     null = Condition(source_codes=source, source_mask=torch.zeros_like(source).bool())
-    expected = draw_codes(model, [terms[0], (hidden, 0.5)], uniforms, cfg=2.0, without=null, **FILTERS)
-    drawn = draw_codes(model, terms, uniforms, cfg=2.0, **FILTERS)
+    expected = draw_codes(model, [terms[0], (hidden, 0.5)], uniforms, GUIDED, unconditional=null)
+    drawn = draw_codes(model, terms, uniforms, GUIDED)
     assert torch.equal(drawn, expected)
     codes = torch.zeros(1, 0, dtype=torch.int64)
     for uniform in uniforms[1][model.order]:  # without a cache, one after the other
@@ -236,18 +244,18 @@ def test_terms_with_a_source_and_without_stand_in_one_batch(transformer: CodeTra
 def test_one_window_is_the_plain_way(transformer: CodeTransformer) -> None:
     weighted = [(make_condition(1), 1.0), (make_condition(2), -0.5)]
     uniforms = picture_uniforms(0, range(2), COUNT)
-    plain = draw_codes(transformer, weighted, uniforms, cfg=2.0, **FILTERS)
-    assert torch.equal(draw_large(transformer, weighted, uniforms, GRID, cfg=2.0, **FILTERS), plain)
+    plain = draw_codes(transformer, weighted, uniforms, GUIDED)
+    assert torch.equal(draw_large(transformer, weighted, uniforms, GRID, GUIDED), plain)
 
 
 def test_a_window_of_the_whole_grid_draws_the_same_codes(transformer: CodeTransformer) -> None:
     """The way of the window, forced where one suffices: the moving window's own arithmetic equals the cached loop's."""
     condition, uniforms = make_condition(1), picture_uniforms(0, range(2), COUNT)
-    plain, side = draw_codes(transformer, condition, uniforms, cfg=2.0, **FILTERS), transformer.config.block
+    plain, side = draw_codes(transformer, condition, uniforms, GUIDED), transformer.config.block
     wide = picture_uniforms(0, range(2), COUNT + GRID[0] * side)
     rows = wide.view(2, GRID[0], GRID[1] + side)
     rows[:, :, : GRID[1]] = uniforms.view(2, *GRID)  # the first columns up to the middle see the very window
-    found = draw_large(transformer, condition, rows.flatten(1), (GRID[0], GRID[1] + side), cfg=2.0, **FILTERS)
+    found = draw_large(transformer, condition, rows.flatten(1), (GRID[0], GRID[1] + side), GUIDED)
     assert torch.equal(found[:, :side, : GRID[1] // 2 + side], plain[:, :side, : GRID[1] // 2 + side])
 
 
@@ -257,9 +265,7 @@ def test_a_larger_grid_equals_a_naive_loop(transformer: CodeTransformer, more: t
     grid = GRID[0] + more[0] * side, GRID[1] + more[1] * side
     condition, uniforms = make_condition(1), picture_uniforms(0, range(2), grid[0] * grid[1])
     told: list[tuple[int, int]] = []
-    found = draw_large(
-        transformer, condition, uniforms, grid, cfg=2.0, **FILTERS, progress=lambda *step: told.append(step)
-    )
+    found = draw_large(transformer, condition, uniforms, grid, GUIDED, progress=lambda *step: told.append(step))
     assert told == [(step + 1, grid[0] * grid[1]) for step in range(grid[0] * grid[1])]
     assert found.shape == (2, *grid)
     codes = torch.zeros(2, *grid, dtype=torch.int64)

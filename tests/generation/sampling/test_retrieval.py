@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from codebrush import Codebrush
 from codebrush.errors import ImageError, PackError, UsageError
-from codebrush.generation.sampling.retrieval import Retrieval, check_retrieved, retrieved
+from codebrush.generation.manifest import check_retrieval
+from codebrush.generation.sampling.retrieval import Retrieval, prepare_retrieval
 from codebrush.generation.sampling.sampler import draw_options
 from codebrush.models.prior import Bank, BankConfig, Neighbours, Prior, PriorConfig, blended
 from packs import micro_transformer, write_micro_pack
@@ -33,7 +34,7 @@ def bank() -> Bank:
 
 def drawing(brush: Codebrush, prompt: str, how: Retrieval, find: Any = None, prior: Any = None) -> Any:
     options = draw_options(brush.pack, {"n": 2, "seed": 0, "rerank": 3})
-    return retrieved(brush.sampler, prompt, options, how, find, prior)
+    return prepare_retrieval(brush.sampler, prompt, options, how, find, prior)
 
 
 def test_neighbours_of_the_text_are_drawn_from_and_told(brush: Codebrush, bank: Bank) -> None:
@@ -43,7 +44,7 @@ def test_neighbours_of_the_text_are_drawn_from_and_told(brush: Codebrush, bank: 
     ((condition, _),) = made.conditions
     torch.testing.assert_close(condition.image_embedding[0], blended(found))
     assert condition.text_features is not None
-    told = made.about["retrieval"]
+    told = made.entry["retrieval"]
     assert [each["name"] for each in told["found"]] == found.names
     results = brush.sampler.best(made)
     assert [result.manifest["method"] for result in results] == ["retrieve", "retrieve"]
@@ -81,12 +82,12 @@ def test_what_is_not_there_is_said(brush: Codebrush, micro_pack: Path) -> None:
     with pytest.raises(PackError, match="the bank is empty"):
         drawing(brush, "a dog", Retrieval(), lambda query, k: Neighbours([], torch.zeros(0), torch.zeros(0, 24)))
     bare = Codebrush.from_pretrained(micro_pack, device="cpu")
-    with pytest.raises(PackError, match="reads no picture's embedding"):
+    with pytest.raises(PackError, match="takes no image embedding"):
         drawing(bare, "a dog", Retrieval("none"))
     for wrong, said in (
         ({"prior": "oracle"}, "prior must be one of retrieval, mlp, none, not oracle"),
         ({"neighbours": 0}, "neighbours must be from 1 to 1000, not 0"),
-        ({"prior": "mlp", "bank": "db"}, "a bank is looked into by the retrieval prior"),
+        ({"prior": "mlp", "bank": "db"}, "bank is used by the prior retrieval only"),
     ):
         with pytest.raises(UsageError, match=said):
             Retrieval(**wrong)  # pyright: ignore
@@ -106,7 +107,7 @@ def test_a_pack_holds_a_bank_and_a_prior(tmp_path: Path, bank: Bank) -> None:
         again = brush.replay(result.manifest)
         assert again.image.tobytes() == result.image.tobytes()
         assert again.manifest == result.manifest
-    with pytest.raises(UsageError, match="neighbours is an option of guidance"):
+    with pytest.raises(UsageError, match="neighbours is an option of the method retrieve, not of sample"):
         brush.generate("a red circle", n=1, neighbours=2)
     wide = Bank(BankConfig(23, ("a",)))
     with pytest.raises(PackError, match="bank holds vectors of 23"):
@@ -114,12 +115,15 @@ def test_a_pack_holds_a_bank_and_a_prior(tmp_path: Path, bank: Bank) -> None:
 
 
 def test_a_replay_tells_of_another_bank_or_prior() -> None:
+    def check(now: dict[str, Any], then: dict[str, Any]) -> None:
+        check_retrieval({"retrieval": now}, {"retrieval": then})
+
     found = {"prior": "retrieval", "bank": "", "found": [{"name": "one", "cosine": 0.5}], "hash": "a"}
-    check_retrieved({**found, "found": [{"name": "one", "cosine": 0.4999}]}, found)
+    check({**found, "found": [{"name": "one", "cosine": 0.4999}]}, found)
     for now, said in (
         ({**found, "hash": "b"}, "the pack's bank has changed since"),
         ({**found, "bank": "/photos.db", "found": [{"name": "two", "cosine": 0.5}]}, "/photos.db has changed since"),
         ({**found, "prior": "mlp", "hash": "b"}, "the pack's prior has changed since"),
     ):
         with pytest.raises(ImageError, match=said):
-            check_retrieved(now, found)
+            check(now, found)

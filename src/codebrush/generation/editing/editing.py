@@ -1,7 +1,7 @@
-"""A picture in; others like it, with a hole filled, redrawn under a prompt or in another style, out.
+"""Makes pictures from a picture: variations, a hole filled, redrawn under a prompt, or in another style.
 
-All four are drawings of the code transformer with another condition: the picture's CLIP embedding, its codes around a
-hole, some of its codes, or all of them.
+All four are drawings of the code transformer from other conditions than a prompt alone: the picture's CLIP embedding,
+its codes around a hole, some of its codes, or all of them.
 """
 
 import hashlib
@@ -15,17 +15,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.images import decode_image
+from codebrush.data.images import Picture, decode_image
 from codebrush.errors import ImageError, PackError, UsageError
+from codebrush.generation.editing.canvas import Canvas, boxed_canvas, extended_canvas, masked_canvas, whole_canvas
+from codebrush.generation.manifest import edit_entry, picture_entry, read_edit
 from codebrush.generation.options import DrawOptions, checked_option
-from codebrush.generation.sampling.canvas import (
-    Canvas,
-    Picture,
-    boxed_canvas,
-    extended_canvas,
-    masked_canvas,
-    whole_canvas,
-)
 from codebrush.generation.sampling.decoding import Known
 from codebrush.generation.sampling.sampler import Drawing, Sampler, checked_sampling
 from codebrush.generation.seeding import stream
@@ -33,17 +27,21 @@ from codebrush.models.condition import Condition
 from codebrush.pack.pack import Pack
 
 EDITS = ("vary", "edit", "inpaint", "translate")
-STRENGTH = 0.6  # of an edit where nothing is said of it
-KEPT = 2  # the key of the stream that chooses which codes are kept
-LIKENESS = 1.0  # how much a translation's likeness to its source counts beside its style, when the best are chosen
+STRENGTH = 0.6  # how much of a picture an edit redraws by default
+KEPT = 2  # the key of the random stream that chooses which codes are kept
+LIKENESS = 1.0  # weight of a translation's likeness to its source, beside that to its style, in the score
 
 
 @dataclass(frozen=True)
 class Edit:
-    """What is done to a picture: "vary", "edit" (redraw a share `strength` of it), "inpaint" or "translate".
+    """What is done to a picture: `kind` is "vary", "edit" (redraw a share `strength` of it), "inpaint" or "translate".
 
-    An "inpaint" has a `mask` of the picture's size, a `box` x, y, width, height or an `extend` of pixels by side. A
-    file is named by its place; of a picture in memory only its hash is known, so that it cannot be replayed.
+    An "inpaint" has one of a `mask` of the picture's size, a `box` (x, y, width, height) and an `extend` of pixels by
+    side. The manifest names files by their paths; of a picture in memory it has the hash alone, so that an edit of one
+    cannot be replayed.
+
+    Raises:
+        UsageError: if the values do not go together, or one is out of its range.
     """
 
     kind: str
@@ -61,64 +59,71 @@ class Edit:
         if not 0 < self.strength <= 1:
             raise UsageError(f"strength must be above 0 and up to 1, not {self.strength:g}")
         if self.kind == "edit" and not self.prompt.strip():
-            raise UsageError("say what the picture is to become, or what of it to paint: a mask, a box or an extension")
+            raise UsageError(
+                "give a prompt to redraw the picture under, or the part of it to paint: a mask, box or extend"
+            )
         ways = [way for way in (self.mask, self.box, self.extend) if way]
         if (self.kind == "inpaint") != (len(ways) == 1):
-            raise UsageError("give one of a mask, a box and an extension, to paint in what it leaves open")
+            raise UsageError("give one of mask, box and extend: they all choose the part to paint")
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain values, with the sha256 of each picture."""
-        named = {name: _named(getattr(self, name)) for name in ("picture", "mask") if getattr(self, name) is not None}
-        kept = {"edit": {"prompt": self.prompt, **named}}
-        values = {"inpaint": {"box": self.box, "extend": dict(self.extend)}, "translate": {"style": self.style}}
-        values["edit"] = {"strength": self.strength}
-        kept["edit"] |= {name: value for name, value in values.get(self.kind, {}).items() if value}
-        return {"method": self.kind, **kept}
+    def to_entry(self) -> dict[str, Any]:
+        """The method and details in the manifest. Raises ImageError if a picture's file cannot be read."""
+        details: dict[str, dict[str, Any]] = {
+            "edit": {"strength": self.strength},
+            "inpaint": {"box": self.box, "extend": dict(self.extend)},
+            "translate": {"style": self.style},
+        }
+        mask = None if self.mask is None else _entry_of(self.mask)
+        return edit_entry(self.kind, self.prompt, _entry_of(self.picture), mask, **details.get(self.kind, {}))
 
     @classmethod
-    def from_json(cls, manifest: Mapping[str, Any]) -> "Edit":
-        """The edit of a manifest. Raises ImageError where one of its pictures is gone or is not what it was."""
-        values = dict(manifest["edit"])
+    def from_manifest(cls, manifest: Mapping[str, Any]) -> "Edit":
+        """The edit that a manifest describes.
+
+        Raises:
+            ImageError: if one of its pictures is missing or has changed.
+            KeyError, TypeError, ValueError, UsageError: if the manifest is damaged.
+        """
+        values = read_edit(manifest)
         for name in {"picture", "mask"} & values.keys():
-            values[name] = _found(values[name])
-        if "box" in values:
-            values["box"] = tuple(values["box"])
-        return cls(manifest["method"], **values)
+            values[name] = _file_of(values[name])
+        return cls(**values)
 
 
-def edited(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
-    """The edit made ready to be drawn. Raises PackError where the pack's code transformer was not taught it."""
-    ways = {"vary": _varied, "edit": _redrawn, "inpaint": _inpainted, "translate": _translated}
+def prepare_edit(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
+    """The drawing of an edit. Raises PackError if the pack's code transformer was not trained for it."""
+    prepare = {"vary": _varied, "edit": _redrawn, "inpaint": _inpainted, "translate": _translated}[edit.kind]
     with torch.no_grad():
-        drawing = ways[edit.kind](sampler, edit, options)
-    return replace(drawing, about=edit.to_json())
+        drawing = prepare(sampler, edit, options)
+    return replace(drawing, entry=edit.to_entry())
 
 
 def _varied(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
-    """Drawn from nothing but the picture's embedding, and judged by it."""
+    """From the picture's embedding alone, and scored by it."""
     if not sampler.transformer.config.image_embedding:
-        raise PackError("this pack's code transformer reads no picture's embedding: train one with image_share")
+        raise PackError("this pack's code transformer takes no image embedding: train one with image_share")
     embedding = sampler.embed([edit.picture])  # (1, E)
     return Drawing("", options, [(Condition(image_embedding=embedding), 1.0)], embedding, [1.0])
 
 
 def _inpainted(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
-    least = sampler.pack.image_size
+    """From the codes outside the hole; every code that the hole touches is drawn."""
+    min_side = sampler.pack.image_size
     if edit.mask is not None:
-        canvas = masked_canvas(edit.picture, edit.mask, least)
+        canvas = masked_canvas(edit.picture, edit.mask, min_side)
     elif edit.box is not None:
-        canvas = boxed_canvas(edit.picture, edit.box, least)
+        canvas = boxed_canvas(edit.picture, edit.box, min_side)
     else:
-        canvas = extended_canvas(edit.picture, edit.extend, least)
+        canvas = extended_canvas(edit.picture, edit.extend, min_side)
     pixels, share = canvas.view(sampler.pack.image_size)
     _, codes = sampler.encode(pixels)
     rows, columns = codes.shape[1:]
-    hole = torch.nn.functional.adaptive_max_pool2d(share[None], (rows, columns)) > 0  # (1, h, w): touched at all
+    hole = F.adaptive_max_pool2d(share[None], (rows, columns)) > 0  # (1, h, w)
     return _around(sampler, edit, options, codes, ~hole.to(codes.device), canvas)
 
 
 def _redrawn(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
-    """Of the square in the middle, a share of the codes is kept, chosen by the seed, and the rest drawn anew."""
+    """From some codes of the square in the middle, chosen by the seed; the rest are drawn anew."""
     canvas = whole_canvas(edit.picture)
     _, codes = sampler.encode(canvas.view(sampler.pack.image_size)[0])
     order = torch.from_numpy(stream(options.seed, KEPT).permutation(codes[0].numel()))
@@ -128,37 +133,39 @@ def _redrawn(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
 
 
 def _translated(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
-    """From all codes of the square in the middle, under the pack's words for a style. Where the pack says so, each
-    place is the more likely to get a code the nearer that is to the one it had (`likeness` times the cosine)."""
+    """From all codes of the square in the middle, under the pack's text for the style.
+
+    A pack may ask that codes change little: at each position, `likeness` times the cosine with the code it had is added
+    to the logits of every code.
+    """
     known = sampler.pack.info.get("translation", {})
     if not (known.get("styles") and sampler.transformer.config.source_codes):
         raise PackError(
-            "this pack was not taught to translate: train its code transformer with pair_share and one of "
+            "this pack was not trained to translate: train its code transformer with pair_share and one of "
             "pair_captions, like '{style} style'"
         )
-    styles, words = known["styles"], known["text"]
+    styles = known["styles"]
     check_style(edit.style, styles)
     canvas = whole_canvas(edit.picture)
     latent, codes = sampler.encode(canvas.view(sampler.pack.image_size)[0])
-    literal = words.replace("{style}", edit.style)
-    drawing = sampler.prepare(literal, options)
+    drawing = sampler.prepare_literal(known["text"].replace("{style}", edit.style), options)
     source = Condition(source_codes=codes)
     conditions = [(replace(condition, source_codes=codes), weight) for condition, weight in drawing.conditions]
     seen = sampler.embed([canvas.image])
     texts, weights = torch.cat([drawing.texts, seen]), [*drawing.weights, LIKENESS]
     vectors = F.normalize(sampler.vqgan.quantizer.vectors, dim=1)  # (K, d)
-    pull = float(known.get("likeness", 0.0)) * F.normalize(latent, dim=1)[0].flatten(1).T @ vectors.T  # (N, K)
-    return replace(drawing, conditions=conditions, without=source, bias=pull, texts=texts, weights=weights)
+    bias = float(known.get("likeness", 0.0)) * F.normalize(latent, dim=1)[0].flatten(1).T @ vectors.T  # (N, K)
+    return replace(drawing, conditions=conditions, unconditional=source, bias=bias, texts=texts, weights=weights)
 
 
 def check_style(style: str, styles: Sequence[str]) -> None:
-    """Raises UsageError where a pack does not have a style."""
+    """Raises UsageError if `style` is not one of the pack's `styles`."""
     if style not in styles:
         raise UsageError(f"the pack has no style '{style}': it has {', '.join(styles)}")
 
 
 def translation_defaults(pack: Pack) -> dict[str, Any]:
-    """Options of drawing that pack.json has for its translations. Raises PackError for what is none."""
+    """The sampling options that pack.json sets for translations. Raises PackError if one is wrong."""
     own = dict(pack.info.get("translation", {}).get("defaults", {}))
     try:
         return {name: checked_option(name, value) for name, value in checked_sampling(own).items()}
@@ -169,9 +176,11 @@ def translation_defaults(pack: Pack) -> dict[str, Any]:
 def _around(
     sampler: Sampler, edit: Edit, options: DrawOptions, codes: Tensor, kept: Tensor, canvas: Canvas | None
 ) -> Drawing:
-    """Codes (1, h, w) of which some are `kept` (1, h, w) and seen from every side, the rest drawn under the prompt."""
+    """From codes (1, h, w): those in `kept` (1, h, w) stay, and the rest, which see them all, are drawn."""
     if not sampler.transformer.config.source_codes:
-        raise PackError("this pack's code transformer fills no holes: train one with hole_share, or use guidance")
+        raise PackError(
+            "this pack's code transformer fills no holes: train one with hole_share, or use the method guide"
+        )
     source = Condition(source_codes=codes, source_mask=kept)
     if edit.prompt.strip():
         drawing = sampler.prepare(edit.prompt, options)
@@ -180,27 +189,27 @@ def _around(
             for condition, weight in drawing.conditions
         ]
         drawing = replace(drawing, conditions=conditions)
-    else:  # to complete a picture; what fits best is what is most like it
+    else:  # nothing says what belongs in the hole: candidates are scored by their likeness to the picture
         seen = sampler.embed([edit.picture])
         drawing = Drawing("", options, [(source, 1.0)], seen, [1.0])
-    drawing = replace(drawing, known=Known(codes, kept), without=source)
-    return drawing if canvas is None else replace(drawing, judged=canvas.composed, finish=canvas.finish)
+    drawing = replace(drawing, known=Known(codes, kept), unconditional=source)
+    return drawing if canvas is None else replace(drawing, to_score=canvas.composed, finish=canvas.finish)
 
 
-def _named(picture: Picture) -> dict[str, str]:
-    """How a manifest names a picture: by its place, if it has one, and its hash."""
+def _entry_of(picture: Picture) -> dict[str, str]:
     if isinstance(picture, Image.Image):
-        return {"sha256": hashlib.sha256(decode_image(picture).convert("RGBA").tobytes()).hexdigest()}
+        return picture_entry(hashlib.sha256(decode_image(picture).convert("RGBA").tobytes()).hexdigest())
     try:
         contents = Path(picture).read_bytes()
     except OSError as error:
         raise ImageError(f"{picture}: cannot be read: {error.strerror or error}") from error
-    return {"file": str(Path(picture).absolute()), "sha256": hashlib.sha256(contents).hexdigest()}
+    return picture_entry(hashlib.sha256(contents).hexdigest(), str(Path(picture).absolute()))
 
 
-def _found(named: Mapping[str, str]) -> Path:
-    if "file" not in named:
-        raise ImageError("the edit was made of a picture in memory, which is gone: make the edit again")
-    if _named(named["file"])["sha256"] != named["sha256"]:
-        raise ImageError(f"{named['file']} has changed since the edit was made: put the old one back")
-    return Path(named["file"])
+def _file_of(entry: Mapping[str, str]) -> Path:
+    """The file of a `picture_entry`. Raises ImageError if there is none, or it has changed."""
+    if "file" not in entry:
+        raise ImageError("the edit was made of a picture in memory, which no longer exists: make the edit again")
+    if _entry_of(entry["file"])["sha256"] != entry["sha256"]:
+        raise ImageError(f"{entry['file']} has changed since the edit was made: put the old one back")
+    return Path(entry["file"])

@@ -1,8 +1,8 @@
-"""Prompts, pictures and latents in; the pictures on the way from each to the next out.
+"""Draws the frames between prompts, pictures or latents.
 
-Through latents, each cell turns from one picture's vector to the other's and the decoder shows every place between.
-Through embeddings, CLIP's idea of the picture turns, and the code transformer draws each place between with the same
-random numbers: frames jump more, but each is a picture.
+Through latents, each cell turns from one picture's vector to the next one's, and VQGAN decodes every step. Through
+embeddings, CLIP's embedding turns, and the code transformer draws every step with the same random numbers: frames jump
+more, but each is a picture.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,54 +13,59 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.images import EXTENSIONS, to_pil
+from codebrush.data.images import EXTENSIONS, Picture, to_pil
 from codebrush.errors import ImageError, PackError, UsageError
+from codebrush.generation.editing.canvas import whole_canvas
 from codebrush.generation.latent_files import file_latents
 from codebrush.generation.latent_interpolation import interpolate_latents
 from codebrush.generation.options import DrawOptions
-from codebrush.generation.sampling.canvas import Picture, whole_canvas
 from codebrush.generation.sampling.sampler import Drawing, Sampler
 from codebrush.models.condition import Condition
 from codebrush.progress import Progress
 
-WAYS = ("latents", "embeddings")
+THROUGH = ("latents", "embeddings")
 MOST_FRAMES = 10_000
 FILES = (*EXTENSIONS, ".safetensors")
-Key = Picture | Tensor  # a prompt, a picture or its file, or a latent (d, h, w)
+Keyframe = Picture | Tensor  # a prompt, a picture or its file, or a latent (d, h, w)
 Frames = Iterator[Image.Image]
 
 
 def frames_between(
     sampler: Sampler,
-    keys: Sequence[Key],
+    keys: Sequence[Keyframe],
     options: DrawOptions,
     frames: int = 24,
     through: str = "latents",
     progress: Progress | None = None,
 ) -> Frames:
-    """`frames` pictures from the first of two or more `keys` through each to the last, all of them among them.
+    """`frames` pictures from the first of `keys` through each to the last; the keys themselves are among them.
 
-    A key that names no file is a prompt, drawn as `options` say, the best of their candidates. Raises UsageError for
-    fewer keys, frames fewer than keys or an unknown way, and PackError where embeddings are not read.
+    A text that names no file is a prompt, drawn as `options` say; the best candidate is taken. `progress` counts
+    frames.
+
+    Raises:
+        UsageError: if there are fewer than two keys or fewer frames than keys, or `through` is not one of THROUGH.
+        PackError: if the pack cannot go `through` embeddings.
+        ImageError: if a file is missing or cannot be read.
     """
     if len(keys) < 2:
-        raise UsageError("give two prompts, pictures or latents at least, to go from one to the other")
+        raise UsageError("give at least two prompts, pictures or latents to go between")
     if not len(keys) <= frames <= MOST_FRAMES:
-        raise UsageError(f"frames must be from {len(keys)}, one for each that is given, to {MOST_FRAMES}, not {frames}")
-    if through not in WAYS:
-        raise UsageError(f"through must be one of {', '.join(WAYS)}, not {through}")
+        raise UsageError(f"frames must be from {len(keys)}, one for each given picture, to {MOST_FRAMES}, not {frames}")
+    if through not in THROUGH:
+        raise UsageError(f"through must be one of {', '.join(THROUGH)}, not {through}")
     for key in keys:
         _is_file(key)
     if through == "latents":
         return _through_latents(sampler, keys, options, frames, progress)
     if not sampler.transformer.config.image_embedding:
-        raise PackError("this pack's code transformer reads no picture's embedding: go through latents")
+        raise PackError("this pack's code transformer takes no image embedding: go through latents")
     return _through_embeddings(sampler, keys, options, frames, progress)
 
 
 @torch.no_grad()
 def _through_latents(
-    sampler: Sampler, keys: Sequence[Key], options: DrawOptions, frames: int, progress: Progress | None
+    sampler: Sampler, keys: Sequence[Keyframe], options: DrawOptions, frames: int, progress: Progress | None
 ) -> Frames:
     latents = torch.stack([_latent(sampler, key, options) for key in keys])  # (F, d, h, w)
     for number, latent in enumerate(spread(latents, frames)):
@@ -70,7 +75,7 @@ def _through_latents(
 
 
 def spread(keys: Tensor, frames: int) -> Tensor:
-    """Keys (F, d, h, w) -> `frames` of them, evenly far apart in number, every key among them."""
+    """Latents (F, d, h, w) -> (frames, d, h, w): all of them, and about as many steps between any two neighbours."""
     steps = torch.linspace(0, frames - 1, len(keys)).round().long().diff().tolist()
     parts = [interpolate_latents(keys[place : place + 2], step - 1)[:-1] for place, step in enumerate(steps)]
     return torch.cat([*parts, keys[-1:]])
@@ -78,7 +83,7 @@ def spread(keys: Tensor, frames: int) -> Tensor:
 
 @torch.no_grad()
 def _through_embeddings(
-    sampler: Sampler, keys: Sequence[Key], options: DrawOptions, frames: int, progress: Progress | None
+    sampler: Sampler, keys: Sequence[Keyframe], options: DrawOptions, frames: int, progress: Progress | None
 ) -> Frames:
     pictures = [_picture(sampler, key, options) for key in keys]
     embeddings = sampler.embed(pictures)  # (F, E)
@@ -91,12 +96,12 @@ def _through_embeddings(
             progress(number + 1, frames)
 
 
-def _latent(sampler: Sampler, key: Key, options: DrawOptions) -> Tensor:
-    """(d, h, w), on the codebook."""
+def _latent(sampler: Sampler, key: Keyframe, options: DrawOptions) -> Tensor:
+    """The quantised latent (d, h, w) of a keyframe."""
     grid = sampler.vqgan.code_grid(sampler.pack.image_size)
     if isinstance(key, Tensor):
         if key.shape[1:] != grid or key.ndim != 3:
-            raise UsageError(f"a latent of shape {tuple(key.shape)} is none of this pack: its grid is {grid}")
+            raise UsageError(f"a latent of shape {tuple(key.shape)} does not fit this pack, whose grid is {grid}")
         return key.to(sampler.device)
     if not isinstance(key, Image.Image) and not _is_file(key):
         return sampler.sample(str(key), replace(options, n=1))[0].latent
@@ -106,7 +111,7 @@ def _latent(sampler: Sampler, key: Key, options: DrawOptions) -> Tensor:
     return sampler.encode(whole_canvas(key).view(size)[0])[0][0]
 
 
-def _picture(sampler: Sampler, key: Key, options: DrawOptions) -> Image.Image:
+def _picture(sampler: Sampler, key: Keyframe, options: DrawOptions) -> Image.Image:
     if isinstance(key, Tensor) or str(key).lower().endswith(".safetensors"):
         return to_pil(sampler.vqgan.decode(_latent(sampler, key, options)[None])[0])
     if not isinstance(key, Image.Image) and not _is_file(key):
@@ -114,14 +119,14 @@ def _picture(sampler: Sampler, key: Key, options: DrawOptions) -> Image.Image:
     return whole_canvas(key).image
 
 
-def _is_file(key: Key) -> bool:
-    """Whether a key names a file and is no prompt. Raises ImageError for what looks like one and is not there."""
+def _is_file(key: Keyframe) -> bool:
+    """Whether a key names a file and is not a prompt. Raises ImageError if it looks like a file that is missing."""
     if isinstance(key, Image.Image | Tensor):
         return False
     try:
         there = Path(key).is_file()
-    except (OSError, ValueError):  # as a long prompt is no name of a file
+    except (OSError, ValueError):  # a long prompt is not a valid file name
         return False
     if not there and (isinstance(key, Path) or Path(key).suffix.lower() in FILES):
-        raise ImageError(f"{key}: there is no such file")
+        raise ImageError(f"{key}: no such file")
     return there

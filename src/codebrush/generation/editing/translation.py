@@ -1,4 +1,4 @@
-"""A picture and a pack with a translator in; the picture in another style, and that again from its manifest, out."""
+"""Translates a picture into another style with the pack's translator, and replays such a translation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,30 +6,38 @@ from typing import Any
 import torch
 
 from codebrush.data.images import to_pil, to_tensor
-from codebrush.errors import PackError, UsageError
+from codebrush.errors import UsageError
+from codebrush.generation.editing.canvas import whole_canvas
 from codebrush.generation.editing.editing import Edit, check_style
-from codebrush.generation.manifest import check_origin, origin, read_origin, torch_threads
+from codebrush.generation.manifest import (
+    check_origin,
+    check_translator,
+    origin,
+    read_index_and_threads,
+    torch_threads,
+    translated_manifest,
+)
 from codebrush.generation.result import Result
-from codebrush.generation.sampling.canvas import whole_canvas
 from codebrush.generation.sampling.sampler import checked_sampling, embed
 from codebrush.models.clip import CLIP
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import Pack
 
-WAYS = ("translator", "codes")
-OTHER_OPTIONS = ("upscale", "progress")  # that do not shape what is drawn
+BY = ("translator", "codes")
+NOT_SAMPLING = ("upscale", "progress")  # options that do not change what is drawn
 
 
 def uses_translator(pack: Pack, by: str | None, given: Mapping[str, Any]) -> bool:
-    """Whether a translation is the translator's, as it is where the pack has one, unless it is to be `by` "codes".
+    """Whether the pack's translator translates: if `by` says so, or is None and the pack has one.
 
-    Raises UsageError for options among `given` that a translator, which draws nothing, does not heed.
+    Raises:
+        UsageError: if it does, but an option in `given` tunes how codes are drawn; or if `by` is not one of BY.
     """
-    if by not in (None, *WAYS):
-        raise UsageError(f"a translation is by {' or '.join(WAYS)}, not {by}")
+    if by not in (None, *BY):
+        raise UsageError(f"a translation is by {' or '.join(BY)}, not {by}")
     if by == "codes" or (by is None and not pack.has("translator")):
         return False
-    named = [name for name, value in given.items() if value is not None and name not in OTHER_OPTIONS]
+    named = [name for name, value in given.items() if value is not None and name not in NOT_SAMPLING]
     checked_sampling({name: given[name] for name in named if name not in ("n", "seed")})
     if given.get("n") == 1:
         named.remove("n")
@@ -39,10 +47,12 @@ def uses_translator(pack: Pack, by: str | None, given: Mapping[str, Any]) -> boo
 
 
 @torch.no_grad()
-def translated(pack: Pack, clip: CLIP, vqgan: VQGAN, edit: Edit) -> Result:
-    """The square in the picture's middle at the pack's size as its translator makes it.
+def translate_picture(pack: Pack, clip: CLIP, vqgan: VQGAN, edit: Edit) -> Result:
+    """Translate the square in the picture's middle, at the pack's size; the score is CLIP's cosine with the source.
 
-    Its score is CLIP's cosine with the source. Raises UsageError for a style that the translator does not know.
+    Raises:
+        PackError: if the pack has no translator.
+        UsageError: if the translator does not know the style.
     """
     device = clip.log_scale.device
     model = pack.translator.to(device)
@@ -53,24 +63,16 @@ def translated(pack: Pack, clip: CLIP, vqgan: VQGAN, edit: Edit) -> Result:
     picture = to_pil(made.clamp(0, 1))
     latent, codes = vqgan.quantize(vqgan.encode(to_tensor(picture)[None].to(device)))
     score = float((embed(clip, pack, [picture]) * embed(clip, pack, [edit.picture])).sum())
-    manifest = {
-        **edit.to_json(),
-        "prompt": "",
-        "seed": 0,
-        "index": 0,
-        "clip_score": score,
-        "size": list(picture.size),
-        "translator": pack.hash_of("translator"),
-        **origin(pack, device),
-    }
+    manifest = translated_manifest(
+        edit.to_entry(), score, picture.size, pack.hash_of("translator"), origin(pack, device)
+    )
     return Result(picture, score, codes[0], latent[0], manifest)
 
 
-def translated_again(pack: Pack, clip: CLIP, vqgan: VQGAN, edit: Edit, manifest: Mapping[str, Any]) -> Result:
-    """The picture of a translator's manifest. Raises PackError where another translator made it."""
-    _, threads = read_origin(manifest, 1)
+def replay_translation(pack: Pack, clip: CLIP, vqgan: VQGAN, edit: Edit, manifest: Mapping[str, Any]) -> Result:
+    """The picture of a manifest again; `edit` is the one in it. Raises PackError if another translator made it."""
+    _, threads = read_index_and_threads(manifest, 1)
     check_origin(manifest, pack, clip.log_scale.device)
-    if not pack.has("translator") or manifest["translator"] != pack.hash_of("translator"):
-        raise PackError("made by another translator than this pack's: open the pack that it was made with")
+    check_translator(manifest, pack)
     with torch_threads(threads):
-        return translated(pack, clip, vqgan, edit)
+        return translate_picture(pack, clip, vqgan, edit)

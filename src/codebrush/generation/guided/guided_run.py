@@ -21,6 +21,7 @@ from codebrush.generation.guided.memory_fitting import plan_memory
 from codebrush.generation.guided.memory_plan import MemoryPlan
 from codebrush.generation.guided.run_film import film_frames
 from codebrush.generation.guided.run_folder import Checkpoint, RunFolder, read_run
+from codebrush.generation.manifest import guided_manifest
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.reranking import best_first, clip_scores
 from codebrush.generation.videos import write_video
@@ -165,11 +166,16 @@ class GuidedRun:
         return clip_scores(clip, pixels, texts, [part.weight for part in parts]).tolist()
 
     def _manifest(self, index: int, score: float, guidance: Guidance) -> dict[str, Any]:
-        return {
-            "method": "guide", **self.request.to_json(), "index": index, "clip_score": score,
-            "size": list(self._size), "steps": guidance.state.step, "plan": asdict(guidance.plan),
-            "events": list(self._events), **self.models.about,
-        }  # fmt: skip
+        return guided_manifest(
+            self.request.to_json(),
+            index,
+            score,
+            self._size,
+            guidance.state.step,
+            asdict(guidance.plan),
+            list(self._events),
+            self.models.about,
+        )
 
     def _load(self, folder: RunFolder) -> None:
         """Go on from the folder's checkpoint; a run that was killed before its first one begins anew."""

@@ -1,4 +1,4 @@
-"""Pictures and a weighted prompt in, how well CLIP finds that they fit, and the order of best first, out."""
+"""Scores pictures by how well CLIP finds that they fit a weighted prompt, and sorts them best first."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,7 @@
-"""A prompt and options in; the code transformer's pictures of it, best first by CLIP, out.
+"""Draws pictures of a prompt with the code transformer and sorts them by CLIP score, best first.
 
-The way of a prompt: text tokens -> CLIP's text features -> the code transformer's codes -> VQGAN's picture
--> CLIP's score, by which the best are kept. Edits come the same way, with other conditions.
+A prompt becomes text tokens, CLIP's text features, the code transformer's codes and VQGAN's picture; CLIP scores it,
+and the best are kept. Edits are drawn in the same way, from other conditions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +12,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.images import MAX_PIXELS, decode_image, stack, to_pil
+from codebrush.data.images import MAX_PIXELS, Picture, decode_image, stack, to_pil
 from codebrush.errors import PackError, PromptError, UsageError
-from codebrush.generation.manifest import check_origin, damaged, origin, read_origin, torch_threads
-from codebrush.generation.options import DrawOptions, checked_option, parse_size
+from codebrush.generation.manifest import (
+    SAMPLED,
+    check_origin,
+    drawn_manifest,
+    origin,
+    read_drawn,
+    resized_manifest,
+    torch_threads,
+)
+from codebrush.generation.options import SAMPLING, DrawOptions, checked_option, did_you_mean, parse_size
 from codebrush.generation.result import Result
-from codebrush.generation.sampling.canvas import Picture
 from codebrush.generation.sampling.decoding import Known, draw_codes, draw_large, picture_uniforms
 from codebrush.generation.sampling.reranking import best_first, clip_scores
 from codebrush.models.clip import CLIP
@@ -26,10 +33,10 @@ from codebrush.models.condition import Condition
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import Pack, text_condition
 from codebrush.progress import Progress
-from codebrush.text.prompts import parse_prompt
+from codebrush.text.prompts import WeightedText, parse_prompt
 from codebrush.text.tokenizer import Tokenizer
 
-# What `generate` does when neither the caller nor the pack's own "defaults" say otherwise.
+# Used where neither the caller nor the pack's own "defaults" say otherwise.
 DEFAULT_CFG = 3.0
 DEFAULT_TEMPERATURE = 1.0
 DEFAULT_TOP_K = 0
@@ -41,12 +48,17 @@ BATCH = 32  # pictures drawn or read together; a replay needs the same
 
 
 def batches(count: int) -> list[range]:
-    """0 to `count` in parts of BATCH."""
+    """The numbers from 0 to `count` in batches of BATCH."""
     return [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
 
 
 def draw_options(pack: Pack, given: Mapping[str, Any]) -> DrawOptions:
-    """Options from what is `given` (None: not), the pack's own "defaults", and ours."""
+    """What is `given` and not None; else the pack's own "defaults"; else ours.
+
+    Raises:
+        UsageError: if a given value is out of its range.
+        PackError: if a default of the pack is.
+    """
     values: dict[str, Any] = {
         "n": None,
         "seed": None,
@@ -68,25 +80,27 @@ def draw_options(pack: Pack, given: Mapping[str, Any]) -> DrawOptions:
 
 
 def checked_sampling(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What shapes a drawing that is not one of words alone. Raises UsageError for anything else."""
-    unknown = sorted(set(given) - {"cfg", "temperature", "top_k", "top_p", "min_p", "rerank"})
+    """`given` as a dict. Raises UsageError if anything but the options in SAMPLING is in it."""
+    unknown = sorted(set(given) - set(SAMPLING))
     if unknown:
-        raise UsageError(f"{unknown[0]} is no option of an edit or an interpolation")
+        hint = did_you_mean(unknown[0], SAMPLING)
+        raise UsageError(f"{unknown[0]} is no option of an edit or an interpolation{hint}")
     return dict(given)
 
 
 def embed(clip: CLIP, pack: Pack, pictures: Sequence[Picture]) -> Tensor:
-    """Pictures or their files -> unit vectors (B, E), of the squares in their middles at the pack's size."""
+    """Pictures -> unit vectors (B, E), each of the square in the picture's middle at the pack's size."""
     seen = stack([decode_image(picture) for picture in pictures], pack.image_size)
     return clip.encode_image(seen.to(clip.log_scale.device))
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A prompt made ready: its parts as conditions and as unit embeddings (P, E), with their weights.
+    """What is to be drawn: weighted conditions for the code transformer; unit embeddings (P, E) that CLIP scores by.
 
-    `known` codes stay as they are; `without` is the condition that guidance leads away from, None: nothing. `judged`
-    makes of a picture that was drawn what CLIP scores, `finish` what is kept; `about` is what the manifest says of it.
+    `known` codes are kept. `unconditional` is what classifier-free guidance leads away from; None is the empty
+    condition. `bias` (N, K) is added to the logits of each position. `to_score` turns a drawn picture into what CLIP
+    scores, and `finish` into what is kept. `entry` is the method and its details in the manifest.
     """
 
     prompt: str
@@ -95,16 +109,16 @@ class Drawing:
     texts: Tensor
     weights: list[float]
     known: Known | None = None
-    without: Condition | None = None
-    bias: Tensor | None = None  # (N, K): what is added to the logits of each place
-    judged: Callable[[Image.Image], Image.Image] = lambda picture: picture
+    unconditional: Condition | None = None
+    bias: Tensor | None = None
+    to_score: Callable[[Image.Image], Image.Image] = lambda picture: picture
     finish: Callable[[Image.Image], Image.Image] = lambda picture: picture
-    about: Mapping[str, Any] = field(default_factory=lambda: {"method": "sample"})
+    entry: Mapping[str, Any] = field(default_factory=lambda: SAMPLED)
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A pack's models on one device, as drawing works with them."""
+    """Draws with a pack's models, which are all on `device`."""
 
     pack: Pack
     clip: CLIP
@@ -114,7 +128,7 @@ class Sampler:
     device: torch.device
 
     def grid(self, options: DrawOptions) -> tuple[int, int]:
-        """Rows and columns of codes of a picture of these options."""
+        """Rows and columns of codes in a picture. Raises UsageError if the options ask for an impossible size."""
         if not options.size:
             return self.transformer.config.grid
         width, height = parse_size(options.size)
@@ -123,20 +137,19 @@ class Sampler:
         return self.vqgan.code_grid((height, width))
 
     def embed(self, pictures: Sequence[Picture]) -> Tensor:
-        """Pictures or their files -> unit vectors (B, E), of the squares in their middles at the pack's size: what the
-        code transformer learned to draw from."""
+        """Pictures -> unit vectors (B, E), made in the way in which the code transformer learned to draw from them."""
         return embed(self.clip, self.pack, pictures)
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (3, S, S) in [0, 1] -> their quantised latent (1, d, h, w) and codes (1, h, w)."""
+        """Pixels (3, S, S) in [0, 1] -> the quantised latent (1, d, h, w) and the codes (1, h, w)."""
         return self.vqgan.quantize(self.vqgan.encode(pixels[None].to(self.device)))
 
     def sample(self, prompt: str, options: DrawOptions, progress: Progress | None = None) -> list[Result]:
-        """The best `options.n` of `options.rerank` pictures."""
+        """Draw `options.rerank` pictures of a prompt and keep the best `options.n`, best first."""
         return self.best(self.prepare(prompt, options), progress)
 
     def best(self, drawing: Drawing, progress: Progress | None = None) -> list[Result]:
-        """The best pictures of a drawing, finished."""
+        """Draw all candidates and keep the best, best first, finished."""
         best: list[Result] = []
         for batch in batches(drawing.options.rerank):
             best += self.draw(drawing, batch, progress)
@@ -144,24 +157,34 @@ class Sampler:
         return [_finished(result, drawing) for result in best]
 
     def replay(self, manifest: Mapping[str, Any], prepare: Callable[[DrawOptions], Drawing] | None = None) -> Result:
-        """The picture of a manifest, from its whole batch drawn as it was then; `prepare` makes an edit ready again."""
-        try:
-            options = DrawOptions(seed=manifest["seed"], **manifest["options"])
-        except (KeyError, TypeError, UsageError) as error:
-            raise damaged(error) from error
-        index, threads = read_origin(manifest, options.rerank)
-        check_origin(manifest, self.pack, self.device)
-        with torch_threads(threads):
-            drawing = self.prepare(manifest["prompt"], options) if prepare is None else prepare(options)
-            batch = next(batch for batch in batches(options.rerank) if index in batch)
-            return _finished(self.draw(drawing, batch, None)[index - batch.start], drawing)
+        """The picture of a manifest, from its whole batch drawn as it was then; see `Codebrush.replay`.
 
-    @torch.no_grad()
+        `prepare` makes the drawing from its options; None: from the manifest's prompt.
+        """
+        drawn = read_drawn(manifest)
+        check_origin(manifest, self.pack, self.device)
+        with torch_threads(drawn.threads):
+            drawing = self.prepare(drawn.prompt, drawn.options) if prepare is None else prepare(drawn.options)
+            batch = next(batch for batch in batches(drawn.options.rerank) if drawn.index in batch)
+            return _finished(self.draw(drawing, batch, None)[drawn.index - batch.start], drawing)
+
     def prepare(self, prompt: str, options: DrawOptions) -> Drawing:
-        """A prompt's parts as the code transformer and CLIP read them. Raises PromptError."""
+        """A drawing of a prompt, read in the syntax of `parse_prompt`.
+
+        Raises:
+            PromptError: if the prompt cannot be read, or a part has a stop, which only guidance knows.
+        """
         parts = parse_prompt(prompt).parts
         if any(part.stop is not None for part in parts):
-            raise PromptError("a stop (text:weight:stop) is for guidance: leave it out, or ask for the method guide")
+            raise PromptError("a stop (text:weight:stop) is for guidance: leave it out, or use the method guide")
+        return self._prepared(prompt, parts, options)
+
+    def prepare_literal(self, text: str, options: DrawOptions) -> Drawing:
+        """A drawing of a text that is taken literally: its colons and bars are text."""
+        return self._prepared(text, [WeightedText(text)], options)
+
+    @torch.no_grad()
+    def _prepared(self, prompt: str, parts: Sequence[WeightedText], options: DrawOptions) -> Drawing:
         texts, weights = [part.text for part in parts], [part.weight for part in parts]
         tokens = self.tokenizer(texts).to(self.device)  # (P, T)
         condition = text_condition(self.clip, tokens, self.transformer.config)
@@ -171,7 +194,11 @@ class Sampler:
 
     @torch.no_grad()
     def draw(self, drawing: Drawing, batch: range, progress: Progress | None) -> list[Result]:
-        """The candidates of one batch, in their order."""
+        """The candidates of one batch, in their order, not yet finished. `progress` counts codes.
+
+        Raises:
+            UsageError: if the options ask for a size that cannot be drawn, or an edit for another size than the pack's.
+        """
         o, grid = drawing.options, self.grid(drawing.options)
         codes_each = grid[0] * grid[1]
 
@@ -181,38 +208,34 @@ class Sampler:
                 progress(done, codes_each * o.rerank)
 
         uniforms = picture_uniforms(o.seed, batch, codes_each)
-        filters = {"temperature": o.temperature, "top_k": o.top_k, "top_p": o.top_p, "min_p": o.min_p}
         if grid == self.transformer.config.grid:
-            kept = {"without": drawing.without, "known": drawing.known, "bias": drawing.bias}
             codes = draw_codes(
-                self.transformer, drawing.conditions, uniforms, cfg=o.cfg, **filters, **kept, progress=count
+                self.transformer,
+                drawing.conditions,
+                uniforms,
+                o.filters,
+                unconditional=drawing.unconditional,
+                known=drawing.known,
+                bias=drawing.bias,
+                progress=count,
             )
+        elif any(part is not None for part in (drawing.unconditional, drawing.known, drawing.bias)):
+            raise UsageError("an edit is drawn at the pack's own size: leave out size")
         else:
-            codes = draw_large(
-                self.transformer, drawing.conditions, uniforms, grid, cfg=o.cfg, **filters, progress=count
-            )
+            codes = draw_large(self.transformer, drawing.conditions, uniforms, grid, o.filters, progress=count)
         latent = self.vqgan.quantizer.look_up(codes)  # (B, d, h, w)
         pictures = [to_pil(image) for image in self.vqgan.decode(latent)]
-        judged = [drawing.judged(picture) for picture in pictures]  # as saved: with 8 bits a channel
-        seen = stack(judged, self.clip.image_size).to(self.device)
+        scored = [drawing.to_score(picture) for picture in pictures]  # as saved: with 8 bits a channel
+        seen = stack(scored, self.clip.image_size).to(self.device)
         scores = clip_scores(self.clip, seen, drawing.texts, drawing.weights).tolist()
-        manifests = [self._manifest(drawing, index, score) for index, score in zip(batch, scores, strict=True)]
+        size, about = [side * self.vqgan.factor for side in reversed(grid)], origin(self.pack, self.device)
+        manifests = [
+            drawn_manifest(drawing.entry, drawing.prompt, o, index, score, size, about)
+            for index, score in zip(batch, scores, strict=True)
+        ]
         return [Result(*row) for row in zip(pictures, scores, codes, latent, manifests, strict=True)]
-
-    def _manifest(self, drawing: Drawing, index: int, score: float) -> dict[str, Any]:
-        rows, columns = self.grid(drawing.options)
-        return {
-            **drawing.about,
-            "prompt": drawing.prompt,
-            "seed": drawing.options.seed,
-            "index": index,
-            "options": drawing.options.to_json(),
-            "clip_score": score,
-            "size": [columns * self.vqgan.factor, rows * self.vqgan.factor],
-            **origin(self.pack, self.device),
-        }
 
 
 def _finished(result: Result, drawing: Drawing) -> Result:
     image = drawing.finish(result.image)
-    return replace(result, image=image, manifest={**result.manifest, "size": list(image.size)})
+    return replace(result, image=image, manifest=resized_manifest(result.manifest, image.size))

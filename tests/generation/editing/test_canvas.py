@@ -12,7 +12,7 @@ from PIL import Image
 
 from codebrush.data.hole_filling import fill_holes
 from codebrush.errors import ImageError, UsageError
-from codebrush.generation.sampling.canvas import (
+from codebrush.generation.editing.canvas import (
     BORDER,
     boxed_canvas,
     extended_canvas,
@@ -79,11 +79,11 @@ def test_nothing_changes_away_from_the_hole(size: tuple[int, int]) -> None:
 def test_the_border_blends_evenly() -> None:
     hole = np.zeros((40, 40), dtype=bool)
     hole[10:20, 10:20] = True
-    share = soft_edge(hole, 4)
-    assert (share[hole] == 1).all()
-    assert np.diff(share[15, 20:26]).max() <= 0
-    assert share[15, 24] == 0
-    assert share[15, 20] == pytest.approx(0.8)
+    weight = soft_edge(hole, 4)
+    assert (weight[hole] == 1).all()
+    assert np.diff(weight[15, 20:26]).max() <= 0
+    assert weight[15, 24] == 0
+    assert weight[15, 20] == pytest.approx(0.8)
     assert (soft_edge(hole, 1) == hole).all()
 
 
@@ -144,8 +144,8 @@ def test_transparency_is_kept_and_the_hole_is_opaque() -> None:
     assert done.mode == "RGBA"
     after, before = np.asarray(done), np.asarray(picture)
     assert (after[canvas.hole] == (255, 0, 0, 255)).all()
-    assert (after[canvas.share == 0] == before[canvas.share == 0]).all()
-    border = (canvas.share > 0) & ~canvas.hole
+    assert (after[canvas.weight == 0] == before[canvas.weight == 0]).all()
+    border = (canvas.weight > 0) & ~canvas.hole
     assert border.any()
     assert (after[border, 3] >= before[border, 3]).all()
 
@@ -154,8 +154,8 @@ def test_what_is_transparent_lends_no_colour_to_the_border() -> None:
     picture = Image.new("RGBA", (64, 64), (0, 255, 0, 0))
     canvas = boxed_canvas(picture, (10, 10, 20, 20), 64)
     after = np.asarray(canvas.finish(red()))
-    assert (after[canvas.share > 0, :3] == (255, 0, 0)).all()
-    assert (after[canvas.share == 0] == (0, 255, 0, 0)).all()
+    assert (after[canvas.weight > 0, :3] == (255, 0, 0)).all()
+    assert (after[canvas.weight == 0] == (0, 255, 0, 0)).all()
 
 
 def test_a_colour_profile_stays() -> None:
@@ -167,13 +167,13 @@ def test_a_colour_profile_stays() -> None:
 def test_a_border_is_as_wide_however_large_the_picture_is() -> None:
     hole = np.zeros((60, 90), dtype=bool)
     hole[20:30, 40:60] = True
-    share = soft_edge(hole, 6)
-    slow = np.zeros_like(share)
+    weight = soft_edge(hole, 6)
+    slow = np.zeros_like(weight)
     grown = np.zeros_like(hole)
     grown[17:33, 37:63] = True
     for row, column in np.ndindex(*slow.shape):
         slow[row, column] = grown[max(0, row - 3) : row + 4, max(0, column - 3) : column + 4].mean()
-    np.testing.assert_allclose(share, np.where(hole, 1, slow), atol=1e-6)
+    np.testing.assert_allclose(weight, np.where(hole, 1, slow), atol=1e-6)
 
 
 def test_a_mask_is_white_where_the_picture_changes(tmp_path: Path) -> None:
@@ -199,10 +199,13 @@ def test_a_mask_is_white_where_the_picture_changes(tmp_path: Path) -> None:
         (lambda: masked_canvas(noise(64, 48), Image.new("L", (64, 48), 0), 64), "the mask is empty"),
         (lambda: masked_canvas(noise(64, 48), Image.new("L", (64, 48), 255), 64), "the mask covers the whole picture"),
         (lambda: boxed_canvas(noise(1, 1), (0, 0, 1, 1), 64), "the mask covers the whole picture"),
-        (lambda: boxed_canvas(noise(64, 48), (70, 0, 5, 5), 64), "holds nothing of a picture of 64 x 48"),
-        (lambda: extended_canvas(noise(64, 48), {"up": 3}, 64), "extend takes pixels for left, top, right, bottom"),
-        (lambda: extended_canvas(noise(64, 48), {"left": -3}, 64), "and none below 0"),
-        (lambda: extended_canvas(noise(64, 48), {}, 64), "extend takes pixels"),
+        (lambda: boxed_canvas(noise(64, 48), (70, 0, 5, 5), 64), "lies outside the picture of 64 x 48 pixels"),
+        (
+            lambda: extended_canvas(noise(64, 48), {"up": 3}, 64),
+            "extend takes the pixels to add on left, top, right, bottom",
+        ),
+        (lambda: extended_canvas(noise(64, 48), {"left": -3}, 64), "none below 0, and not all 0"),
+        (lambda: extended_canvas(noise(64, 48), {}, 64), "extend takes the pixels"),
         (lambda: extended_canvas(noise(64, 48), {"left": 10**7}, 64), "too large: extend by less"),
     ],
 )

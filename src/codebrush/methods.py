@@ -1,0 +1,200 @@
+"""The methods by which pictures are made, in one table: the options of each, how it draws, and how a replay repeats it.
+
+`Codebrush.generate` and `Codebrush.replay` look methods up here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codebrush.errors import ImageError, UsageError
+from codebrush.generation.editing.editing import EDITS, Edit, prepare_edit
+from codebrush.generation.editing.translation import replay_translation
+from codebrush.generation.guided.guide_options import GuideOptions, guide_options
+from codebrush.generation.guided.guided_batch import GuidanceModels
+from codebrush.generation.guided.guided_request import GuidedRequest, check_files, with_files
+from codebrush.generation.guided.guided_run import GuidedRun
+from codebrush.generation.guided.memory_plan import MemoryPlan
+from codebrush.generation.manifest import (
+    by_translator,
+    check_origin,
+    check_retrieval,
+    damage_reported,
+    origin,
+    read_index_and_threads,
+    read_plan,
+    read_retrieval,
+    torch_threads,
+)
+from codebrush.generation.options import SAMPLING, DrawOptions, did_you_mean
+from codebrush.generation.result import Result
+from codebrush.generation.sampling.retrieval import Retrieval, prepare_retrieval
+from codebrush.generation.sampling.sampler import Drawing, draw_options
+from codebrush.loaded_pack import LoadedPack
+from codebrush.progress import Progress
+from codebrush.text.prompts import parse_prompt
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of `Codebrush.generate`. `sampling` holds the options in SAMPLING, and `options` those of the method."""
+
+    prompt: str
+    n: int
+    seed: int
+    sampling: dict[str, Any]
+    options: dict[str, Any]
+    progress: Progress | None
+
+    def draw_options(self, loaded: LoadedPack) -> DrawOptions:
+        """The options with the pack's defaults."""
+        size = self.options.get("size")
+        return draw_options(loaded.pack, {**self.sampling, "n": self.n, "seed": self.seed, "size": size})
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of `Codebrush.generate`: the names of its own options, and the function that draws."""
+
+    options: frozenset[str]
+    generate: Callable[[LoadedPack, Call], list[Result]]
+
+
+def _sample(loaded: LoadedPack, call: Call) -> list[Result]:
+    return loaded.sampler.sample(call.prompt, call.draw_options(loaded), call.progress)
+
+
+def _replay_sample(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
+    return loaded.sampler.replay(manifest)
+
+
+def _retrieve(loaded: LoadedPack, call: Call) -> list[Result]:
+    how = Retrieval(**{name: value for name, value in call.options.items() if name != "size"})
+    return loaded.sampler.best(_retrieval(loaded, call.prompt, call.draw_options(loaded), how), call.progress)
+
+
+def _replay_retrieve(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
+    with damage_reported():
+        how = Retrieval(**read_retrieval(manifest))
+
+    def prepare(options: DrawOptions) -> Drawing:
+        drawing = _retrieval(loaded, manifest["prompt"], options, how)
+        check_retrieval(drawing.entry, manifest)
+        return drawing
+
+    return loaded.sampler.replay(manifest, prepare)
+
+
+def _retrieval(loaded: LoadedPack, prompt: str, options: DrawOptions, how: Retrieval) -> Drawing:
+    nearest = prior = None
+    if how.bank:
+        from codebrush.search.bank import open_bank
+
+        nearest = open_bank(how.bank, loaded.pack)
+    elif how.prior == "retrieval":
+        nearest = loaded.on_device(loaded.pack.bank).nearest
+    elif how.prior == "mlp":
+        prior = loaded.on_device(loaded.pack.prior)
+    return prepare_retrieval(loaded.sampler, prompt, options, how, nearest, prior)
+
+
+def _guide(loaded: LoadedPack, call: Call) -> list[Result]:
+    run = guided_run(loaded, call.prompt, call.n, call.seed, sampling=call.sampling, **call.options)
+    for step in run:
+        if call.progress is not None:
+            done = step.steps * step.pictures.start + step.step * len(step.pictures)
+            call.progress(done, step.steps * call.n)
+    return run.results
+
+
+def guided_run(
+    loaded: LoadedPack,
+    prompt: str,
+    n: int,
+    seed: int,
+    folder: str | Path | None = None,
+    preset: str | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> GuidedRun:
+    """A new guided run; see `Codebrush.guide`."""
+    chosen = guide_options(options, preset, loaded.pack.info.get("guidance"))
+    parse_prompt(prompt)
+    drawing = draw_options(loaded.pack, {**(sampling or {}), "n": n, "seed": seed})
+    if sampling and chosen.init != "sample":
+        raise UsageError(f"{next(iter(sampling))} is for drawing codes: leave it out, or start from init sample")
+    drawn = {name: value for name, value in drawing.to_dict().items() if name != "n"}
+    request = GuidedRequest(prompt, drawing.n, drawing.seed, chosen, drawn if chosen.init == "sample" else {})
+    return GuidedRun(with_files(request), guidance_models(loaded), folder)
+
+
+def _replay_guide(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
+    with damage_reported():
+        request, plan = GuidedRequest.from_json(dict(manifest)), MemoryPlan.from_json(read_plan(manifest))
+    index, threads = read_index_and_threads(manifest, request.n)
+    check_origin(manifest, loaded.pack, loaded.device)
+    check_files(request)
+    with torch_threads(threads):
+        return GuidedRun(request, guidance_models(loaded)).only(index, plan)
+
+
+def guidance_models(loaded: LoadedPack) -> GuidanceModels:
+    """What a guided run needs of a pack."""
+    drawn: list[Result] = []
+
+    def sample(request: GuidedRequest, pictures: Sequence[int]) -> Tensor:
+        """Latents (B, d, h, w) of the best pictures that the code transformer draws for the run's request."""
+        if not drawn:
+            options = DrawOptions(request.n, request.seed, **request.sampling)
+            drawn.extend(loaded.sampler.sample(request.prompt, options))
+        return torch.stack([drawn[index].latent for index in pictures])
+
+    about = origin(loaded.pack, loaded.device)
+    return GuidanceModels(loaded.vqgan, loaded.clip, loaded.tokenizer, loaded.pack.image_size, sample, about)
+
+
+def _replay_edit(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
+    with damage_reported():
+        edit = Edit.from_manifest(manifest)
+    if by_translator(manifest):
+        return replay_translation(loaded.pack, loaded.clip, loaded.vqgan, edit, manifest)
+    return loaded.sampler.replay(manifest, lambda options: prepare_edit(loaded.sampler, edit, options))
+
+
+METHODS: Mapping[str, Method] = {
+    "sample": Method(frozenset(("size",)), _sample),
+    "retrieve": Method(frozenset(("size", *(option.name for option in fields(Retrieval)))), _retrieve),
+    "guide": Method(frozenset(("preset", "folder", *(option.name for option in fields(GuideOptions)))), _guide),
+}
+REPLAYS: Mapping[str, Callable[[LoadedPack, Mapping[str, Any]], Result]] = {
+    "sample": _replay_sample,
+    "retrieve": _replay_retrieve,
+    "guide": _replay_guide,
+    **dict.fromkeys(EDITS, _replay_edit),
+}
+
+
+def find_method(name: str, options: Mapping[str, Any]) -> Method:
+    """The method called `name`. Raises UsageError if there is none, or one of `options` is not its own."""
+    if name not in METHODS:
+        raise UsageError(f"method must be one of {', '.join(METHODS)}, not {name}")
+    for option in options:
+        if option in METHODS[name].options:
+            continue
+        owners = [other for other, method in METHODS.items() if option in method.options]
+        if owners:
+            raise UsageError(f"{option} is an option of the method {' and '.join(owners)}, not of {name}")
+        known = {"n", "seed", "upscale", "progress", *SAMPLING, *METHODS[name].options}
+        raise UsageError(f"generate has no option {option}{did_you_mean(option, known)}")
+    return METHODS[name]
+
+
+def check_method(manifest: Mapping[str, Any]) -> None:
+    """Raises ImageError if the picture was made in a way that cannot be repeated from its manifest."""
+    method = manifest.get("method")
+    if not isinstance(method, str) or method not in REPLAYS:
+        raise ImageError(f"the picture was made by the method {method!r}, which cannot be replayed")

@@ -31,7 +31,8 @@ from codebrush.models.clip import CLIP, OPENAI_MEAN, OPENAI_STD, CLIPConfig
 from codebrush.models.convolution import GroupNormSiLU
 from codebrush.models.image_encoder import VisionTransformerConfig
 from codebrush.models.text_encoder import TextTransformerConfig
-from codebrush.models.vqgan import VQGAN, Decoder, vqgan_taming_f16
+from codebrush.models.vqgan import VQGAN, Decoder
+from codebrush.models.vqgan_sizes import vqgan_taming_f16
 
 VIEWS, SIDE = 32, 224
 KINDS = ("plain float32", "plain bf16", "codebrush")

@@ -29,7 +29,8 @@ from codebrush.conversion.state_dict_rules import extract
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.image_encoder import VisionTransformerConfig
 from codebrush.models.text_encoder import TextTransformerConfig
-from codebrush.models.vqgan import VQGAN, vqgan_taming_f16
+from codebrush.models.vqgan import VQGAN
+from codebrush.models.vqgan_sizes import vqgan_taming_f16
 from codebrush.text.tokenizer import Tokenizer
 
 VIEWS, SIZE = 32, "256x256"

@@ -9,7 +9,8 @@ from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.models.image_encoder import VisionTransformerConfig
 from codebrush.models.text_encoder import TextTransformerConfig
-from codebrush.models.vqgan import VQGAN, vqgan_micro
+from codebrush.models.vqgan import VQGAN
+from codebrush.models.vqgan_sizes import vqgan_micro
 from codebrush.pack.writing import write_pack
 from codebrush.text.tokenizer import Tokenizer, train_bpe
 

@@ -7,7 +7,8 @@ import torch
 from codebrush.errors import CodebrushError
 from codebrush.evaluation.fidelity import Fidelity, reconstruction
 from codebrush.models.perceptual import CLIPPerceptual
-from codebrush.models.vqgan import VQGAN, vqgan_micro
+from codebrush.models.vqgan import VQGAN
+from codebrush.models.vqgan_sizes import vqgan_micro
 from packs import micro_clip
 
 pytest.importorskip("torchmetrics")

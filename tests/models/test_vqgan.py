@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from codebrush.errors import PackError, UsageError
-from codebrush.models import vqgan as module
+from codebrush.models import vqgan_sizes as sizes
 from codebrush.models.pretrained import config_from_dict, config_to_dict
-from codebrush.models.quantizer import VectorQuantizer
+from codebrush.models.vector_quantizer import VectorQuantizer
 from codebrush.models.vqgan import VQGAN, VQGANConfig
 
 TINY = VQGANConfig(
@@ -192,12 +192,12 @@ def test_a_config_that_cannot_be_is_refused(change: dict, message: str) -> None:
 
 
 NAMED = [
-    module.vqgan_micro(),
-    module.vqgan_small(),
-    module.vqgan_base(),
-    module.vqgan_taming_f16(),
-    module.vqgan_taming_f16(1024),
-    module.vqgan_taming_gumbel_f8(),
+    sizes.vqgan_micro(),
+    sizes.vqgan_small(),
+    sizes.vqgan_base(),
+    sizes.vqgan_taming_f16(),
+    sizes.vqgan_taming_f16(1024),
+    sizes.vqgan_taming_gumbel_f8(),
 ]
 
 
@@ -213,7 +213,7 @@ def test_named_sizes_survive_json_and_can_be_built(config: VQGANConfig) -> None:
 
 def test_attention_sits_where_the_config_says() -> None:
     with torch.device("meta"):
-        vqgan = VQGAN(module.vqgan_taming_f16())
+        vqgan = VQGAN(sizes.vqgan_taming_f16())
     assert [len(level.attn) for level in vqgan.encoder.down] == [0, 0, 0, 0, 2]
     assert [len(level.attn) for level in vqgan.decoder.up] == [0, 0, 0, 0, 3]
     assert [len(level.block) for level in vqgan.decoder.up] == [3] * 5

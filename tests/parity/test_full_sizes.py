@@ -19,7 +19,8 @@ from codebrush.conversion.state_dict_rules import extract, fill
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.image_encoder import ModifiedResNetConfig, VisionTransformerConfig
 from codebrush.models.text_encoder import TextTransformerConfig
-from codebrush.models.vqgan import VQGAN, VQGANConfig, vqgan_taming_f16, vqgan_taming_gumbel_f8
+from codebrush.models.vqgan import VQGAN, VQGANConfig
+from codebrush.models.vqgan_sizes import vqgan_taming_f16, vqgan_taming_gumbel_f8
 
 Shape = tuple[int, ...]
 Table = dict[str, Shape]

@@ -1,7 +1,8 @@
-"""VQGAN: images (B, 3, H, W) in [0, 1] to a grid of codes (B, h, w) and back (Esser et al. 2021).
+"""VQGAN turns images into a grid of codes and back (Esser et al. 2021, section 3.1).
 
-Encoder -> latent -> quantiser -> quantised latent -> decoder. The networks work in [-1, 1] inside; structure and names
-follow taming-transformers, so that its published weights fit.
+Images (B, 3, H, W) in [0, 1] -> encoder -> latent (B, d, h, w) -> quantiser -> quantised latent -> decoder -> images.
+Encoder and decoder work in [-1, 1] inside; their structure and names are those of taming-transformers, so that its
+published weights fit.
 """
 
 from dataclasses import dataclass
@@ -19,29 +20,34 @@ from codebrush.models.convolution import (
     Upsample,
     fast_layout,
 )
+from codebrush.models.gumbel_quantizer import GumbelQuantizer
 from codebrush.models.pretrained import PretrainedModel
-from codebrush.models.quantizer import CodebookUpdate, GumbelQuantizer, VectorQuantizer
+from codebrush.models.vector_quantizer import CodebookUpdate, VectorQuantizer
 
 
 @dataclass(frozen=True)
 class VQGANConfig:
-    """Sizes of a VQGAN; every level after the first halves the picture."""
+    """Sizes of a VQGAN and its quantiser. Every level after the first halves the feature maps.
 
-    image_size: int = 64
-    channels: int = 64
-    channel_multipliers: tuple[int, ...] = (1, 2, 2, 4)  # one a level, from full resolution down
-    res_blocks: int = 1  # a level of the encoder; the decoder has one more
-    attention_resolutions: tuple[int, ...] = ()  # heights of feature maps, for pictures of `image_size`
-    middle_attention: bool = False
-    norm_groups: int = 32
-    latent_channels: int = 64  # what the encoder gives before its projection to `code_dim`
-    code_dim: int = 8
-    codebook_size: int = 1024
+    Raises:
+        PackError: if a choice is unknown, or `image_size` is not a multiple of `factor`.
+    """
+
+    image_size: int = 64  # side in pixels of the pictures it was trained on; it takes other sizes too
+    channels: int = 64  # of the feature maps at full resolution
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 4)  # of `channels`, one a level, from full resolution down
+    res_blocks: int = 1  # in each level of the encoder; the decoder has one more
+    attention_resolutions: tuple[int, ...] = ()  # heights of the feature maps with attention, at `image_size`
+    middle_attention: bool = False  # between the two blocks at the lowest resolution
+    norm_groups: int = 32  # of group norm, at most
+    latent_channels: int = 64  # the encoder's output, before its projection to `code_dim`
+    code_dim: int = 8  # d, the length of a code
+    codebook_size: int = 1024  # K
     quantizer: Literal["vector", "gumbel"] = "vector"
-    l2_normalized: bool = True
-    commitment: float = 0.25  # weight of the latents' pull towards their codes
+    l2_normalized: bool = True  # "vector" only, as the next two: latents and codes are compared as unit vectors
+    commitment: float = 0.25  # weight of the pull of the latents towards their codes
     codebook_update: CodebookUpdate = "gradient"
-    kl_weight: float = 5e-4  # Gumbel only: pull of the code distribution towards uniform
+    kl_weight: float = 5e-4  # "gumbel" only: weight of the pull of the code distribution towards the uniform one
 
     def __post_init__(self) -> None:
         if self.quantizer not in ("vector", "gumbel"):
@@ -53,7 +59,7 @@ class VQGANConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels along one side of a code."""
+        """Side in pixels of the square that one code stands for."""
         return 2 ** (len(self.channel_multipliers) - 1)
 
     @property
@@ -62,12 +68,18 @@ class VQGANConfig:
         return tuple(self.channels * multiplier for multiplier in self.channel_multipliers)
 
     def attends(self, level: int) -> bool:
-        """Whether the blocks of `level` are followed by attention: decided here, whatever the picture's size."""
+        """Whether each block of `level` is followed by attention, for pictures of any size."""
         return self.image_size >> level in self.attention_resolutions
 
 
 class Level(nn.Module):
-    """The blocks of one resolution and the change to the next: `resize` keeps, halves or doubles the map."""
+    """The blocks of one resolution and the change to the next.
+
+    Args:
+        blocks: one after the other.
+        attention: one after each block, or none.
+        resize: name and module that halves or doubles the feature map at the end; None keeps its size.
+    """
 
     def __init__(self, blocks: list[ResBlock], attention: list[SpatialAttention], resize: tuple[str, nn.Module] | None):
         super().__init__()
@@ -78,6 +90,7 @@ class Level(nn.Module):
             self.add_module(*resize)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W'), where H' and W' are half, the same or twice as much."""
         for index, block in enumerate(self.block):
             x = block(x)
             if self.attn:
@@ -86,7 +99,7 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    """Two blocks at the lowest resolution with attention between."""
+    """Two blocks at the lowest resolution with attention between them: (B, C, h, w) -> the same shape."""
 
     def __init__(self, channels: int, attention: bool, groups: int):
         super().__init__()
@@ -99,6 +112,7 @@ class Middle(nn.Module):
 
 
 def _level(config: VQGANConfig, level: int, widths: list[int], resize: tuple[str, nn.Module] | None) -> Level:
+    """Level number `level` with a block from each of `widths` channels to the next."""
     blocks = [ResBlock(before, after, config.norm_groups) for before, after in pairwise(widths)]
     attended = blocks if config.attends(level) else []
     return Level(blocks, [SpatialAttention(widths[-1], config.norm_groups) for _ in attended], resize)
@@ -125,7 +139,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(fast_layout(x))  # (B, channels, H, W)
         for level in self.down:
-            x = level(x)
+            x = level(x)  # in the end (B, C, H / factor, W / factor)
         return self.conv_out(self.norm_out(self.mid(x)))
 
 
@@ -143,30 +157,33 @@ class Decoder(nn.Module):
             resize = ("upsample", Upsample(width)) if level else None
             levels.append(_level(config, level, [channels] + [width] * (config.res_blocks + 1), resize))
             channels = width
-        self.up = nn.ModuleList(reversed(levels))  # up[0] is the highest resolution, and comes last
+        self.up = nn.ModuleList(reversed(levels))  # up[0] has the highest resolution and comes last
         self.norm_out = GroupNormSiLU(channels, config.norm_groups)
         self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(fast_layout(x)))  # (B, C, h, w)
         for level in reversed(self.up):
-            x = level(x)
+            x = level(x)  # in the end (B, channels, factor h, factor w)
         return self.conv_out(self.norm_out(x))
 
 
 class VQGANOutput(NamedTuple):
-    """What a VQGAN makes of images."""
+    """Reconstructions of images, and what training needs beside them."""
 
-    images: Tensor  # (B, 3, H, W), linear to [0, 1], not clamped
+    images: Tensor  # (B, 3, H, W), around [0, 1], not clamped
     latent: Tensor  # (B, d, h, w), before quantisation
     quantised: Tensor  # (B, d, h, w)
     codes: Tensor  # (B, h, w) int64
-    codebook_loss: Tensor  # scalar: the quantiser's whole loss, its commitment included and weighted
+    codebook_loss: Tensor  # scalar: the quantiser's whole loss, with the commitment term weighted
     distance: Tensor  # scalar without gradient: mean squared distance of latent and code
 
 
 class VQGAN(PretrainedModel):
-    """The autoencoder with a codebook. Heights and widths of images must be multiples of `factor`."""
+    """The autoencoder with a codebook. Heights and widths of images must be multiples of `factor`.
+
+    Letters: d is the length of a code, K the size of the codebook, h = H / factor and w = W / factor.
+    """
 
     config_class: ClassVar[type] = VQGANConfig
     compact = r"(encoder|decoder)\..*weight"
@@ -183,7 +200,7 @@ class VQGAN(PretrainedModel):
 
     @property
     def factor(self) -> int:
-        """Pixels along one side of a code."""
+        """Side in pixels of the square that one code stands for."""
         return self.config.factor
 
     @property
@@ -193,38 +210,50 @@ class VQGAN(PretrainedModel):
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """The decoder's last weight, at which the adaptive weight of the adversarial loss compares gradients."""
+        """The decoder's last weight, whose gradients set the weight of the adversarial loss (Esser et al., eq. 7)."""
         return self.decoder.conv_out.weight  # pyright: ignore[reportReturnType]
 
     def code_grid(self, image_size: int | tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of codes of a picture of `image_size`, a side or (height, width) in pixels."""
+        """Rows and columns of codes for pictures of `image_size`, a side or (height, width) in pixels.
+
+        Raises:
+            UsageError: if height or width is not a positive multiple of `factor`.
+        """
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         if height < 1 or width < 1 or height % self.factor or width % self.factor:
             raise UsageError(f"a picture of {width}x{height} has no whole codes: use multiples of {self.factor}")
         return height // self.factor, width // self.factor
 
     def encode(self, images: Tensor) -> Tensor:
-        """images in [0, 1] -> latent (B, d, h, w), before quantisation and before any normalisation."""
+        """Images (B, 3, H, W) in [0, 1] -> latent (B, d, h, w), before quantisation and before any normalisation.
+
+        Raises:
+            UsageError: if H or W is not a multiple of `factor`.
+        """
         self.code_grid((images.shape[2], images.shape[3]))
         return self.quant_conv(self.encoder(images * 2 - 1))
 
     def quantize(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """latent (B, d, h, w) -> the quantised latent, of the same shape, and codes (B, h, w) int64.
+        """Latent (B, d, h, w) -> the quantised latent, of the same shape, and codes (B, h, w) int64 from 0 to K - 1.
 
-        The gradient of the quantised latent reaches the latent unchanged (of a Gumbel quantiser: by its softmax).
+        The gradient of the quantised latent reaches the latent unchanged, or through the softmax of a Gumbel quantiser.
         """
         return self.quantizer.quantize(latent)
 
     def decode(self, quantised: Tensor) -> Tensor:
-        """quantised latent (B, d, h, w) -> images (B, 3, H, W), linear to [0, 1] and unclamped."""
+        """Quantised latent (B, d, h, w) -> images (B, 3, H, W) around [0, 1], unclamped so that gradients flow."""
         return (self.decoder(self.post_quant_conv(quantised)) + 1) / 2
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """codes (B, h, w) int64 -> images (B, 3, H, W)."""
+        """Codes (B, h, w) int64 from 0 to K - 1 -> images (B, 3, H, W), around [0, 1] and not clamped."""
         return self.decode(self.quantizer.look_up(codes))
 
     def forward(self, images: Tensor) -> VQGANOutput:
-        """Training's pass: images in [0, 1], there and back, with the quantiser's loss."""
+        """Encode, quantise and decode images (B, 3, H, W) in [0, 1], with the quantiser's loss, for training.
+
+        Raises:
+            UsageError: if H or W is not a multiple of `factor`.
+        """
         latent = self.encode(images)
         quantised, codes, loss, distance = self.quantizer(latent)
         return VQGANOutput(self.decode(quantised), latent, quantised, codes, loss, distance)
@@ -239,76 +268,4 @@ def _quantizer(config: VQGANConfig) -> VectorQuantizer | GumbelQuantizer:
         l2_normalized=config.l2_normalized,
         commitment=config.commitment,
         update=config.codebook_update,
-    )
-
-
-def vqgan_micro() -> VQGANConfig:
-    """Some 40 thousand parameters for tests: 32 pixels, factor 4."""
-    return VQGANConfig(
-        image_size=32,
-        channels=16,
-        channel_multipliers=(1, 1, 2),
-        norm_groups=8,
-        latent_channels=16,
-        codebook_size=128,
-    )
-
-
-def vqgan_small(image_size: int = 64, codebook_size: int = 1024) -> VQGANConfig:
-    """Lean enough to train on a CPU: factor 8, no attention."""
-    return VQGANConfig(
-        image_size=image_size,
-        channels=32,
-        channel_multipliers=(1, 2, 2, 4),
-        norm_groups=8,
-        latent_channels=64,
-        codebook_size=codebook_size,
-    )
-
-
-def vqgan_base(image_size: int = 128, codebook_size: int = 4096) -> VQGANConfig:
-    """For a GPU or patience: factor 8, attention on the code grid."""
-    return VQGANConfig(
-        image_size=image_size,
-        channels=64,
-        channel_multipliers=(1, 2, 4, 4),
-        res_blocks=2,
-        attention_resolutions=(image_size // 8,),
-        middle_attention=True,
-        latent_channels=128,
-        codebook_size=codebook_size,
-    )
-
-
-def vqgan_taming_f16(codebook_size: int = 16384) -> VQGANConfig:
-    """taming-transformers' ImageNet f16 models, with 16,384 or 1,024 codes."""
-    return VQGANConfig(
-        image_size=256,
-        channels=128,
-        channel_multipliers=(1, 1, 2, 2, 4),
-        res_blocks=2,
-        attention_resolutions=(16,),
-        middle_attention=True,
-        latent_channels=256,
-        code_dim=256,
-        codebook_size=codebook_size,
-        l2_normalized=False,
-    )
-
-
-def vqgan_taming_gumbel_f8() -> VQGANConfig:
-    """taming-transformers' OpenImages f8 model with 8,192 codes."""
-    return VQGANConfig(
-        image_size=256,
-        channels=128,
-        channel_multipliers=(1, 1, 2, 4),
-        res_blocks=2,
-        attention_resolutions=(32,),
-        middle_attention=True,
-        latent_channels=256,
-        code_dim=256,
-        codebook_size=8192,
-        quantizer="gumbel",
-        l2_normalized=False,
-        kl_weight=1e-8,
     )

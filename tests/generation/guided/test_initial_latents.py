@@ -18,7 +18,8 @@ from codebrush.generation.guided.guide_options import INITS, GuideOptions
 from codebrush.generation.guided.initial_latents import colour_gradient, fractal_noise, initial_latents
 from codebrush.generation.latent_files import cover, encoded
 from codebrush.generation.seeding import Purpose, stream
-from codebrush.models.vqgan import VQGAN, vqgan_micro
+from codebrush.models.vqgan import VQGAN
+from codebrush.models.vqgan_sizes import vqgan_micro
 
 KINDS: dict[str, dict[str, Any]] = {
     "unit": {},

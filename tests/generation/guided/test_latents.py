@@ -10,7 +10,8 @@ from torch import Tensor
 
 from codebrush.generation.guided.guide_options import GuideOptions
 from codebrush.generation.guided.latents import CategoricalLatent, ContinuousLatent, make_latent
-from codebrush.models.vqgan import VQGAN, vqgan_micro
+from codebrush.models.vqgan import VQGAN
+from codebrush.models.vqgan_sizes import vqgan_micro
 from packs import micro_vqgan
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -14,7 +14,8 @@ from codebrush.data.synthetic.scene_folder import write_shapes
 from codebrush.errors import DataError, TrainingError
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.condition import Condition
-from codebrush.models.vqgan import VQGAN, vqgan_micro
+from codebrush.models.vqgan import VQGAN
+from codebrush.models.vqgan_sizes import vqgan_micro
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import CaptionTokens, SourceConfig, load_captioned
 from codebrush.training.engine.loop import LoopConfig

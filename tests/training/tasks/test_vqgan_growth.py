@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from codebrush.errors import TrainingError
-from codebrush.models.quantizer import VectorQuantizer
-from codebrush.models.vqgan import VQGAN, vqgan_micro
+from codebrush.models.vector_quantizer import VectorQuantizer
+from codebrush.models.vqgan import VQGAN
+from codebrush.models.vqgan_sizes import vqgan_micro
 from codebrush.training.engine.loop import LoopConfig
 from codebrush.training.stages import Materials, StagePlan, make_network
 from codebrush.training.tasks.vqgan import SPLIT, VQGANRecipe, grown

@@ -201,20 +201,41 @@ def test_there_is_one_grid_sample_and_it_copies_no_picture(count: int, monkeypat
     assert inputs == [count]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"crop_mean": 0.6}, {"crop_std": 0.3}, {"crop_min": 1.3}, {"crop_max": 0.7}, {"pad": 0.5}, {"flip": 1.0},
-        {"turn": 30.0}, {"shift": 0.2}, {"perspective": 0.5}, {"colour": 0.3}, {"noise": 0.3}, {"cutouts": 7},
-    ],
-    ids=lambda change: next(iter(change)),
-)  # fmt: skip
-def test_each_option_changes_what_is_seen(change: dict[str, Any]) -> None:
-    base = replace(PLAIN, pad=0.2, beyond="border")
-    image, options = pictures(1, 16, 16), replace(base, **change)
-    before = cut_out(image, draw_views(base, (16, 16), rng()), 12, base)
-    after = cut_out(image, draw_views(options, (16, 16), rng()), 12, options)
-    assert before.shape != after.shape or float((before - after).abs().mean()) > 0.01
+def test_each_option_changes_the_views_as_it_says() -> None:
+    """In a picture of 16 x 16 pixels, padded to 22.4 x 22.4, whose plain views are crops of its size."""
+
+    def matrices(**change: Any) -> np.ndarray:
+        options = replace(PLAIN, **{"cutouts": 500, "pad": 0.2, **change})
+        return in_pixels(draw_views(options, (16, 16), rng()), (16, 16))
+
+    def sides(**change: Any) -> np.ndarray:
+        return 2 * np.sqrt(np.abs(np.linalg.det(matrices(**change)[:, :2, :2])))
+
+    def degrees(**change: Any) -> np.ndarray:
+        found = matrices(**change)
+        return np.rad2deg(np.arctan2(-found[:, 1, 0], found[:, 1, 1]))
+
+    assert len(matrices(cutouts=7)) == 7
+    for change, side in (({}, 16), ({"crop_mean": 0.6}, 9.6), ({"crop_min": 1.3}, 20.8), ({"crop_max": 0.7}, 11.2)):
+        np.testing.assert_allclose(sides(**change), side, rtol=1e-5)
+    assert sides(crop_std=0.1).std() == pytest.approx(1.6, rel=0.1)
+    for pad, room in ((0.0, 0.0), (0.2, 3.2), (0.5, 8.0)):  # pixels that a crop may lie beside the middle
+        assert np.abs(matrices(pad=pad)[:, :2, 2]).max() == pytest.approx(room, rel=0.02)
+    for flip in (0.0, 0.5, 1.0):
+        assert (np.linalg.det(matrices(flip=flip)[:, :2, :2]) < 0).mean() == pytest.approx(flip, abs=0.07)
+    assert np.abs(degrees()).max() == 0
+    assert np.abs(degrees(turn=30.0)).max() == pytest.approx(30, rel=0.01)
+    np.testing.assert_allclose(sides(turn=30.0), 16, rtol=1e-5)
+    moved = matrices(shift=0.2)[:, :2, 2] - matrices()[:, :2, 2]
+    assert np.abs(moved).max() == pytest.approx(0.2 * 22.4, rel=0.01)
+    assert np.abs(matrices()[:, 2, :2]).max() == 0
+    assert np.abs(matrices(perspective=0.5)[:, 2, :2] * 22.4 / 8).max() == pytest.approx(0.5, rel=0.01)
+    for noise in (0.0, 0.3):
+        strengths = draw_views(replace(PLAIN, cutouts=500, noise=noise), (16, 16), rng()).noise
+        assert float(strengths.max()) == pytest.approx(noise, rel=0.01)
+        assert float(strengths.mean()) == pytest.approx(noise / 2, rel=0.1)
+    mixes = draw_views(PLAIN, (16, 16), rng()).colours  # of colour 0: another test has those of more
+    torch.testing.assert_close(mixes, torch.eye(3, 4).expand(6, 3, 4))
 
 
 def test_what_is_seen_beyond_the_picture() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from codebrush.data.synthetic.outlines import COLOURS, SHAPES
-from codebrush.data.synthetic.questions import KINDS, Question, centre, place_of, scene_questions
+from codebrush.data.synthetic.questions import KINDS, Question, place_of, scene_questions
 from codebrush.data.synthetic.shapes import PLACES, SceneObject, scene
 from codebrush.data.synthetic.varied_scenes import CONTRAST, PALETTE, scene_captions, varied_scene
 
@@ -94,7 +94,7 @@ def test_relations_are_right() -> None:
             before, _, after = question.ask.partition(word)
             (first,), (second,), right = named(objects, before), named(objects, after), question.answer
         axis, sign = signs[word]
-        assert (sign * (centre(first)[axis] - centre(second)[axis]) > 0) == (right == "yes"), question
+        assert (sign * (first.centre[axis] - second.centre[axis]) > 0) == (right == "yes"), question
         checked[right] += 1
     assert min(checked[each] for each in ("yes", "no", *signs)) > 10
 
@@ -144,7 +144,7 @@ class TestVariedScenes:
                 assert min(left, top) >= 0
                 assert max(right, bottom) <= 64
                 for other in drawn.objects[number + 1 :]:
-                    apart = np.hypot(*np.subtract(centre(each), centre(other)))
+                    apart = np.hypot(*np.subtract(each.centre, other.centre))
                     assert apart > 0.5 * max(right - left, other.box[2] - other.box[0])
                 part = pixels[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))].reshape(-1, 3)
                 assert np.linalg.norm(part - pixels[0, 0], axis=1).max() > 0.8 * CONTRAST

@@ -9,7 +9,8 @@ from codebrush.data.sources.captioned_images import open_source
 from codebrush.data.synthetic.outlines import COLOURS, SHAPES
 from codebrush.data.synthetic.scene_folder import write_shapes
 from codebrush.data.synthetic.shape_recognition import recognise_shape
-from codebrush.data.synthetic.shapes import BACKGROUNDS, NUMBERS, PLACES, scene
+from codebrush.data.synthetic.shapes import BACKGROUNDS, PLACES, scene
+from codebrush.data.synthetic.wording import NUMBERS
 from codebrush.errors import CodebrushError, DataError, UsageError
 
 

@@ -10,7 +10,6 @@ import torch
 import yaml
 
 from codebrush.cli.main import run as command
-from codebrush.data.synthetic.questions import centre
 from codebrush.data.synthetic.scene_folder import write_shapes
 from codebrush.data.synthetic.shapes import Scene
 from codebrush.errors import TrainingError
@@ -145,7 +144,7 @@ class TestTokens:
             text = words.decode(tokens[row, begin : place + 1])
             shape = text.split()[-1]
             fitting = [each for each in about[row][0] if each.shape == shape]
-            cells = [int(y / 6) * 8 + int(x / 6) for x, y in map(centre, fitting)]
+            cells = [int(y / 6) * 8 + int(x / 6) for x, y in (each.centre for each in fitting)]
             assert int(found[row, place]) in cells, (text, pairs[row])
 
     def test_rows_tell_where_the_answer_is(self, materials: Materials) -> None:

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from codebrush.data.synthetic.outlines import SHAPES
-from codebrush.data.synthetic.questions import centre
 from codebrush.data.synthetic.shapes import SceneObject
 from codebrush.data.synthetic.varied_scenes import PALETTE, varied_scene
 from codebrush.training.tasks.patch_labels import PARTS, UNKNOWN, named_cells, patch_sights, place_loss, sight_loss
@@ -31,7 +30,7 @@ def test_every_object_of_a_scene_has_its_patch() -> None:
         scene = varied_scene(rng, 64)
         found = patch_sights(scene.objects, 64, 8)
         assert found.max(0)[0] <= PARTS[0] - 1
-        middles = {tuple(int(value / 8) for value in centre(each)) for each in scene.objects}
+        middles = {tuple(int(value / 8) for value in each.centre) for each in scene.objects}
         assert found[:, 2].sum() == len(middles)
 
 

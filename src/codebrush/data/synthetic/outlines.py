@@ -1,4 +1,4 @@
-"""What a shape and a colour of the drawn scenes are: the palette, and the corners of each outline."""
+"""The palette of the drawn scenes and the outlines of their shapes."""
 
 import math
 
@@ -16,7 +16,7 @@ RING_HOLE = 0.5  # of the ring's diameter
 
 
 def outline(shape: str) -> list[tuple[float, float]]:
-    """The corners of one of SHAPES within a square from -1 to 1, y downwards; of a ring, the outer edge."""
+    """The corners of one of SHAPES in a square from -1 to 1, y downwards; of a ring the outer edge."""
     if shape == "square":
         return [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]
     if shape == "triangle":
@@ -30,7 +30,7 @@ def outline(shape: str) -> list[tuple[float, float]]:
             *((arm, 1), (-arm, 1), (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm)),
         ]
     if shape == "star":
-        points = [(turn * math.pi / 5, 0.43 if turn % 2 else 1.05) for turn in range(10)]
+        points = [(step * math.pi / 5, 0.43 if step % 2 else 1.05) for step in range(10)]
         return [(radius * math.sin(angle), 0.08 - radius * math.cos(angle)) for angle, radius in points]
-    angles = [turn * math.pi / 32 for turn in range(64)]
+    angles = [step * math.pi / 32 for step in range(64)]
     return [(math.cos(angle), math.sin(angle)) for angle in angles]

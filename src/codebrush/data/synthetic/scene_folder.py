@@ -1,4 +1,4 @@
-"""A number of scenes in; a folder of drawn pictures with captions and questions, to train on, out."""
+"""Writes drawn scenes with captions and questions as a folder to train on."""
 
 import json
 from dataclasses import asdict
@@ -13,7 +13,7 @@ from codebrush.errors import UsageError
 from codebrush.files import atomic_folder
 from codebrush.progress import Progress
 
-QUESTIONS = 1  # the random stream of a scene's questions, beside the one that draws it
+QUESTIONS = 1  # the number of the random stream of a scene's questions
 
 
 def write_shapes(
@@ -27,8 +27,12 @@ def write_shapes(
     """Write scenes 0 to count - 1 as a folder that `open_source` reads: pictures, and metadata.jsonl with captions,
     questions and answers.
 
-    `progress(done, total)` is called after each. Returns how many were written. Raises DataError when the
-    folder holds something already, CodebrushError when it cannot be written.
+    Returns how many were written.
+
+    Raises:
+        UsageError: if `count` is below 1, or another number out of range.
+        DataError: if the folder exists and is not empty.
+        CodebrushError: if it cannot be written.
     """
     if count < 1:
         raise UsageError("the number of scenes must be 1 or more")

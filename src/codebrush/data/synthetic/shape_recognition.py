@@ -1,6 +1,6 @@
-"""A drawing of one shape in; its colour and shape by a rule on the pixels out. No model takes part in it.
+"""Recognises the colour and shape of the largest object in a drawing by a rule on its pixels, without a model.
 
-It judges drawings that a model made of `shapes.scene`, so it must bear soft edges and wrong tints.
+It scores what models draw after training on `shapes.scene`, so it allows for soft edges and slightly wrong colours.
 """
 
 from functools import lru_cache
@@ -10,19 +10,19 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from codebrush.data.synthetic.outlines import COLOURS, RING_HOLE, SHAPES, outline
 
-LARGEST_SIDE = 64  # enough to tell the shapes apart
-GRID = 20  # the outline is compared on GRID x GRID samples
+LARGEST_SIDE = 64  # pixels; enough to tell the shapes apart
+GRID = 20  # silhouettes are compared on GRID x GRID samples
 REACH = 2.1  # half the width of those samples, in root-mean-square radii of the shape
-SOFTNESS = ((64, 0.0), (24, 0.0), (16, 0.0), (16, 0.7), (16, 1.1), (14, 1.4))  # sides and blurs compared
-VISIBLE = 60.0  # least distance (of 441) from the background for something to be there
+SOFTNESS = ((64, 0.0), (24, 0.0), (16, 0.0), (16, 0.7), (16, 1.1), (14, 1.4))  # (side, blur) of known silhouettes
+VISIBLE = 60.0  # least distance (of 441) from the background of anything visible
 
 
 def recognise_shape(image: Image.Image) -> tuple[str, str] | None:
-    """The (colour, shape) of the largest object in a picture of few colours; None when nothing stands out.
+    """The (colour, shape) of the largest object in a picture of few colours; None if nothing stands out.
 
-    The background is what lies along the border. The colour is the palette's nearest to the object's core;
-    the shape is the one whose silhouette, at the same centre and spread, agrees best with how much of each
-    pixel the object covers.
+    The border shows the background. The colour is the one of the palette that is nearest to the object's core.
+    The shape is the one whose silhouette, moved and scaled to the same centre and spread, correlates best with how
+    much of each pixel the object covers.
     """
     image = image.convert("RGB")
     if max(image.size) > LARGEST_SIDE:
@@ -44,7 +44,7 @@ def recognise_shape(image: Image.Image) -> tuple[str, str] | None:
 
 
 def _nearest_colour(tint: np.ndarray, background: np.ndarray) -> str:
-    """The palette's colour that `tint` could be, pure or thinned with up to half of the background."""
+    """The colour of the palette that `tint` is nearest to, pure or mixed with up to half of the background."""
 
     def distance(name: str) -> float:
         pure = np.array(COLOURS[name], dtype=np.float32)
@@ -55,13 +55,13 @@ def _nearest_colour(tint: np.ndarray, background: np.ndarray) -> str:
 
 
 def _largest_blob(mask: np.ndarray) -> np.ndarray:
-    """The largest group of True cells that touch along an edge."""
+    """The largest group of True pixels that touch along an edge."""
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
         wide = np.pad(labels, 1)
         sides = (wide[:-2, 1:-1], wide[2:, 1:-1], wide[1:-1, :-2], wide[1:-1, 2:])
         grown = np.maximum.reduce((labels, *sides)) * mask
-        # A label is the number of a cell; taking over that cell's own label halves the way that is left.
+        # A label is the number of a pixel; taking over that pixel's own label halves the remaining distance.
         grown = np.concatenate([[0], grown.ravel()])[grown]
         if np.array_equal(grown, labels):
             break
@@ -84,7 +84,7 @@ def _nearest_shape(coverage: np.ndarray) -> str:
 
 
 def _normalised(coverage: np.ndarray) -> np.ndarray:
-    """The silhouette at a common centre and spread: a unit vector of GRID * GRID samples about their mean."""
+    """The silhouette at a common centre and spread: a unit vector of GRID * GRID samples with mean 0."""
     height, width = coverage.shape
     down, across = np.mgrid[0:height, 0:width].astype(np.float32)
     total = coverage.sum()
@@ -102,7 +102,7 @@ def _normalised(coverage: np.ndarray) -> np.ndarray:
 
 @lru_cache
 def _silhouettes(shape: str) -> tuple[np.ndarray, ...]:
-    """The shape as seen sharp, small, and small and blurred."""
+    """The shape drawn sharp, small, and small and blurred."""
     return tuple(_normalised(_silhouette(shape, side, blur)) for side, blur in SOFTNESS)
 
 

@@ -1,25 +1,24 @@
-"""Random numbers in; a drawn scene of one to six shapes of any palette, size and place out, with what is in it.
+"""Draws scenes of one to six shapes in many shades, sizes and places.
 
 `shapes.scene` draws a fixed palette so that a rule on pixels can read it back. Here a colour is a range of hues and
-shades, so that who learns from these scenes also reads other people's drawings.
+shades, so that models that learn from these scenes also understand other drawings.
 """
 
 import colorsys
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from codebrush.data.synthetic.outlines import RING_HOLE, SHAPES, outline
-from codebrush.data.synthetic.questions import article, plural
-from codebrush.data.synthetic.shapes import LARGE, NUMBERS, SMALL, SceneObject
+from codebrush.data.synthetic.shapes import LARGE, SMALL, SceneObject, pick
+from codebrush.data.synthetic.wording import NUMBERS, article, plural
 
-T = TypeVar("T")
 RGB = tuple[int, int, int]
 Alike = Literal["shape", "colour"]
-# Hue in degrees, saturation and value, each from and to; hues may pass 360.
+# The ranges of hue (degrees, may pass 360), saturation and value.
 PALETTE: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
     "red": ((350, 368), (0.7, 1), (0.65, 1)),
     "orange": ((22, 38), (0.75, 1), (0.88, 1)),
@@ -34,20 +33,20 @@ PALETTE: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, 
     "grey": ((0, 360), (0, 0.06), (0.4, 0.68)),
 }
 GROUNDS = ("white", "white", "white", "pale", "pale", "grey", "black", "any")
-PALE = {"pale blue": (195, 235), "pale green": (95, 145), "pale pink": (325, 358)}  # backgrounds' hues that have a name
-SEEN = 0.08  # the saturation from which pale is told from white
+PALE = {"pale blue": (195, 235), "pale green": (95, 145), "pale pink": (325, 358)}  # hues of the named ones
+SEEN = 0.08  # the least saturation at which a pale background does not look white
 CONTRAST = 110.0  # least distance of an object from the background, of 441
 DIAMETERS = {1: (0.16, 0.85), 2: (0.15, 0.48), 3: (0.14, 0.4), 4: (0.13, 0.36), 5: (0.12, 0.31), 6: (0.12, 0.28)}
-# How often a scene has one, two ... shapes: to say where something is, is learned from those that hold little else.
+# How often a scene has one, two ... shapes. Places are learned from scenes with few of them.
 COUNTS = (0.22, 0.32, 0.16, 0.1, 0.1, 0.1)
-TRIES = 60  # at a place for one object, before the sizes shrink
+TRIES = 60  # to place one object, before the sizes shrink
 SHRINK = 0.85
-EDGE = 0.02  # kept free along the border
-LEAN = 10.0  # degrees that a shape may be turned by
+EDGE = 0.02  # of the side, kept free along the border and between objects
+MAX_ROTATION = 10.0  # degrees
 
 
 class VariedScene(NamedTuple):
-    """A picture of `size` pixels square, what is in it, and the name of its background ("" if it has none)."""
+    """A square picture, the objects in it, and the name of its background colour ("" if it has none)."""
 
     image: Image.Image
     objects: tuple[SceneObject, ...]
@@ -60,21 +59,21 @@ class _Thing(NamedTuple):
     shape: str
     centre: tuple[float, float]
     diameter: float
-    turn: float
+    rotation: float  # degrees
 
 
 def varied_scene(
     rng: np.random.Generator, size: int = 64, count: int | None = None, alike: Alike | None = None
 ) -> VariedScene:
-    """One scene, of `count` shapes where it is given; the same random numbers draw the same.
+    """Draw one scene of `size` pixels square, with `count` shapes (1 to 6) or a random number of them.
 
-    `alike` in "shape" or in "colour" alone, objects can only be told apart by both words of their names.
+    With `alike` the objects have that in common and differ in the other. The same state of `rng` gives the same scene.
     """
     name, ground = _ground(rng)
     count = count or 1 + int(rng.choice(len(COUNTS), p=COUNTS))
     circles = _places(count, rng)
     things = [
-        _Thing(colour, rgb, shape, centre, diameter, rng.uniform(-LEAN, LEAN) if rng.random() < 0.4 else 0.0)
+        _Thing(colour, rgb, shape, centre, diameter, _rotation(rng))
         for (colour, rgb, shape), (centre, diameter) in zip(_kinds(count, ground, rng, alike), circles, strict=True)
     ]
     scale = int(rng.integers(2, 5))  # drawn larger, then averaged down, for edges soft in several ways
@@ -83,24 +82,28 @@ def varied_scene(
 
 
 def scene_captions(objects: Sequence[SceneObject], rng: np.random.Generator) -> str:
-    """What is in the scene, in one phrase: "two red circles and a blue square", in any order."""
+    """A caption that lists the objects in random order: "two red circles and a blue square"."""
     counts: dict[tuple[str, str], int] = {}
     for each in objects:
         counts[each.colour, each.shape] = counts.get((each.colour, each.shape), 0) + 1
-    said = [
+    phrases = [
         article(f"{colour} {shape}") if count == 1 else f"{NUMBERS[count]} {colour} {plural(shape)}"
         for (colour, shape), count in counts.items()
     ]
-    said = [said[number] for number in rng.permutation(len(said))]
-    return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
+    phrases = [phrases[number] for number in rng.permutation(len(phrases))]
+    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+
+
+def _rotation(rng: np.random.Generator) -> float:
+    return rng.uniform(-MAX_ROTATION, MAX_ROTATION) if rng.random() < 0.4 else 0.0
 
 
 def _ground(rng: np.random.Generator) -> tuple[str, RGB]:
-    kind = _pick(rng, GROUNDS)
+    kind = pick(rng, GROUNDS)
     if kind in ("white", "grey", "black"):
         return kind, _shade(kind, rng)
     if kind == "any":
-        name = _pick(rng, tuple(PALETTE))
+        name = pick(rng, tuple(PALETTE))
         return name, _shade(name, rng)
     hue, saturation = rng.uniform(0, 1), rng.uniform(0.05, 0.2)
     names = [name for name, (low, high) in PALE.items() if low < 360 * hue < high and saturation > SEEN]
@@ -110,20 +113,20 @@ def _ground(rng: np.random.Generator) -> tuple[str, RGB]:
 def _kinds(
     count: int, ground: RGB, rng: np.random.Generator, wanted: Alike | None = None
 ) -> list[tuple[str, RGB, str]]:
-    """Colour, its shade and shape of each object: all alike, of one colour, of one shape, or as it comes."""
+    """The colour, its shade, and the shape of each object: all the same, one colour, one shape, or at random."""
     visible = [name for name in PALETTE if _distance(_typical(name), ground) > CONTRAST * 1.2]
     alike = rng.random()
-    colours = [_pick(rng, visible) for _ in range(count)]
-    shapes = [_pick(rng, SHAPES) for _ in range(count)]
+    colours = [pick(rng, visible) for _ in range(count)]
+    shapes = [pick(rng, SHAPES) for _ in range(count)]
     if wanted is not None:
-        # On some backgrounds few colours can be seen: then two things are of one.
+        # On some backgrounds few colours are visible: then two objects share one.
         colours, shapes = ([words[n] for n in _different(len(words), count, rng)] for words in (visible, SHAPES))
     if wanted == "colour" or (wanted is None and alike < 0.45):
         colours = colours[:1] * count
     if wanted == "shape" or (wanted is None and (alike < 0.3 or 0.45 < alike < 0.6)):
         shapes = shapes[:1] * count
     shades = {name: _visible_shade(name, ground, rng) for name in dict.fromkeys(colours)}
-    own = rng.random() < 0.4  # objects of one name differ in shade
+    own = rng.random() < 0.4  # objects of the same colour differ in shade
     return [
         (colour, _visible_shade(colour, ground, rng) if own else shades[colour], shape)
         for colour, shape in zip(colours, shapes, strict=True)
@@ -131,7 +134,7 @@ def _kinds(
 
 
 def _different(choices: int, count: int, rng: np.random.Generator) -> list[int]:
-    """`count` numbers below `choices`, all of them different where there are so many."""
+    """`count` numbers below `choices`, all different if there are that many."""
     return [int(number) % choices for number in rng.permutation(max(choices, count))[:count]]
 
 
@@ -150,7 +153,7 @@ def _places(count: int, rng: np.random.Generator) -> list[tuple[tuple[float, flo
                 break
         else:
             factor *= SHRINK
-            if factor < SHRINK**6:  # a crowd that leaves no room: begin again
+            if factor < SHRINK**6:  # too crowded: start again
                 found, factor = [], 1.0
     return found
 
@@ -168,7 +171,8 @@ def _draw(things: Sequence[_Thing], ground: RGB, size: int, scale: int, rng: np.
 
 
 def _corners(thing: _Thing, side: int) -> list[tuple[float, float]]:
-    cos, sin, radius = math.cos(math.radians(thing.turn)), math.sin(math.radians(thing.turn)), thing.diameter / 2
+    angle, radius = math.radians(thing.rotation), thing.diameter / 2
+    cos, sin = math.cos(angle), math.sin(angle)
     return [
         (
             side * (thing.centre[0] + radius * (across * cos - down * sin)),
@@ -184,7 +188,7 @@ def _box(thing: _Thing, size: int) -> tuple[float, float, float, float]:
 
 
 def _size(diameter: float) -> str:
-    """ "small", "large", or nothing between the two."""
+    """ "small", "large", or "" between the two."""
     return "small" if diameter < SMALL[1] else "large" if diameter > LARGE[0] else ""
 
 
@@ -213,7 +217,3 @@ def _rgb(hue: float, saturation: float, value: float) -> RGB:
 
 def _distance(one: RGB, other: RGB) -> float:
     return math.dist(one, other)
-
-
-def _pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
-    return choices[int(rng.integers(len(choices)))]

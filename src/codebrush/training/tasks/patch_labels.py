@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codebrush.data.synthetic.outlines import SHAPES
-from codebrush.data.synthetic.questions import centre
 from codebrush.data.synthetic.shapes import SceneObject
 from codebrush.data.synthetic.varied_scenes import PALETTE
 
@@ -49,7 +48,7 @@ def named_cells(text: str, objects: Sequence[SceneObject], size: int, side: int)
 
 def _middle(each: SceneObject, size: int, side: int) -> int:
     """The cell of a `side` x `side` grid that an object's middle lies in, row * side + column."""
-    column, row = (min(side - 1, int(value * side / size)) for value in centre(each))
+    column, row = (min(side - 1, int(value * side / size)) for value in each.centre)
     return row * side + column
 
 

@@ -97,3 +97,14 @@ def rewrite(path: Path, changes: Mapping[str, bytes | None], compress: bool = Fa
     with zipfile.ZipFile(path, "w") as archive:
         for name, (content, kind) in entries.items():
             archive.writestr(name, content, zipfile.ZIP_DEFLATED if compress else kind)
+
+
+def mark_as_folder(path: Path, name: str) -> None:
+    """Set the bit of an entry's attributes that says it is a folder; its contents stay."""
+    content = bytearray(path.read_bytes())
+    place = -1
+    while (place := content.find(b"PK\x01\x02", place + 1)) >= 0:
+        length = int.from_bytes(content[place + 28 : place + 30], "little")
+        if content[place + 46 : place + 46 + length].endswith(f"/{name}".encode()):
+            content[place + 38] |= 0x10
+    path.write_bytes(content)

@@ -28,6 +28,7 @@ _MAX_SOURCE = 16 << 20  # bytes of one TorchScript source file
 _MAX_EXPANSION = 20  # times the file's size
 _MAX_MODULES = 100_000  # of a TorchScript program, one that is used twice counted twice
 _CHUNK = 4 << 20
+_DOS_FOLDER = 0x10  # the bit of an entry's attributes by which zip marks a folder
 _REGISTERED = re.compile(
     r"^class (?P<name>\w+)\(Module\):\n"
     r" +__parameters__ = \[(?P<parameters>[^\]]*)\]\n"
@@ -93,6 +94,9 @@ class Archive:
             packed = entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size
             if packed and not name.startswith("code/"):  # TorchScript compresses its source, and only that
                 raise PackError(f"{self.path}: its entry {name!r} is compressed, as torch never does; it is not read")
+            # torch reads nothing of a folder, and returns whatever its memory holds as the entry's contents
+            if entry.file_size and (entry.is_dir() or entry.external_attr & _DOS_FOLDER):
+                raise PackError(f"{self.path}: its entry {name!r} is marked as a folder; it is damaged, fetch it again")
         return records
 
     def _chunks(self, name: str) -> Iterator[bytes]:

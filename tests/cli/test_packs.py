@@ -1,4 +1,4 @@
-"""`codebrush packs`: what there is, what is known of it, and how it gets here."""
+"""`codebrush packs`: the list, the facts about one pack or model, and downloads."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def one_model(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A catalogue with nothing but a tiny VQGAN, which lies on this machine."""
+    """A catalogue with one tiny VQGAN in a local file."""
     tiny = golden("taming_net2net_a")
     file = {"path": "tiny.safetensors", "size": tiny.weights.stat().st_size, "sha256": None}
     entry = {"kind": "vqgan", "title": "Tiny", "licence": "MIT", "paper": None, "config": tiny.config}
@@ -58,7 +58,7 @@ def test_the_list_is_one_object(home: Path, capsys: pytest.CaptureFixture[str]) 
     assert imagenet["size"] == 353_976_522 + 1_356_917 + 980_092_370
 
 
-def test_show_tells_all(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_all_facts(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["packs", "show", "imagenet"]) == 0
     output = capsys.readouterr().out
     for fact in (
@@ -102,7 +102,7 @@ def test_a_download_is_ready_to_use(one_model: str, home: Path, capsys: pytest.C
     assert states == {"emoji": "built-in", "tiny": "installed"}
 
 
-def test_home_and_keep_are_heeded(one_model: str, home: Path, tmp_path: Path) -> None:
+def test_home_and_keep_are_respected(one_model: str, home: Path, tmp_path: Path) -> None:
     assert run(["packs", "download", one_model, "--home", str(tmp_path / "here"), "--keep"]) == 0
     assert (tmp_path / "here" / "models" / "tiny" / "config.json").is_file()
     assert (tmp_path / "here" / "downloads" / "tiny" / "tiny.safetensors").is_file()
@@ -123,11 +123,12 @@ def test_a_full_disk_is_one_line(
     assert run(["packs", "download", "imagenet"]) == 1
     error = capsys.readouterr().err
     assert error == (
-        f"codebrush: imagenet needs 3.3 GB, 400 MB are free in {home}: make room, or name another place with --home\n"
+        f"codebrush: imagenet needs 3.3 GB, but 400 MB are free in {home}: "
+        "free some space, or name another folder with --home\n"
     )
 
 
-def test_help_waits_for_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom codebrush.cli.main import run\nrun(['packs', '--help'])\n"
         "print([name for name in ('torch', 'huggingface_hub', 'rich.table', 'yaml') if name in sys.modules])"

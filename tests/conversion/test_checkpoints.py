@@ -1,4 +1,4 @@
-"""Every published kind of checkpoint file gives the tensors that went into it, and what is no checkpoint says so."""
+"""Every published kind of checkpoint gives the tensors that were saved in it; other files are refused with a reason."""
 
 import argparse
 import json
@@ -91,7 +91,7 @@ def test_two_tensors_of_one_name_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
-def test_a_prefix_that_all_names_share_is_taken_off(tmp_path: Path, prefix: str):
+def test_a_prefix_that_all_names_share_is_removed(tmp_path: Path, prefix: str):
     torch.save({"model": {prefix + name: tensor for name, tensor in state_dict().items()}}, tmp_path / "a.pt")
     assert_equal(read_checkpoint(tmp_path / "a.pt").tensors, state_dict())
 
@@ -154,11 +154,11 @@ def test_a_shard_that_is_not_beside_its_index_is_refused(tmp_path: Path, shard: 
 def test_an_index_is_no_shard(tmp_path: Path):
     index = tmp_path / "model.index.json"
     index.write_text(json.dumps({"weight_map": {"w": index.name}}))
-    assert "no checkpoint" in refusal(index)
+    assert "is not a checkpoint of a known format" in refusal(index)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "reason"),
     [
         (b"", "is empty; fetch it again"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git-lfs pointer"),
@@ -169,16 +169,16 @@ def test_an_index_is_no_shard(tmp_path: Path):
         (b"{not json", "damaged"),
         (b"\x1f\x8b\x08\x00", "gzip"),
         (bytes(257) + b"ustar" + bytes(250), "tar archive"),
-        (b"\x80\x04K\x01.", "none of torch.save"),
-        (b"just words", "no checkpoint that is known"),
+        (b"\x80\x04K\x01.", "not one of torch.save"),
+        (b"just words", "not a checkpoint of a known format"),
         (b"PK\x03\x04 nothing more", "damaged"),
         (bytes(8) + b"{", "damaged"),
     ],
 )
-def test_a_file_of_another_kind_says_what_it_is(tmp_path: Path, content: bytes, said: str):
+def test_a_file_of_another_kind_is_named(tmp_path: Path, content: bytes, reason: str):
     path = tmp_path / "model.ckpt"
     path.write_bytes(content)
-    assert said in refusal(path)
+    assert reason in refusal(path)
 
 
 def test_a_folder_and_a_missing_file(tmp_path: Path):

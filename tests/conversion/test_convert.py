@@ -1,4 +1,4 @@
-"""Published weights to a folder of ours and back."""
+"""Published weights are converted to our layout and back."""
 
 import json
 import shutil
@@ -54,10 +54,10 @@ def test_openais_layout_there_and_back(image: Any, tmp_path: Path) -> None:
     convert(saved(clip, tmp_path / "ours"), tmp_path / "theirs", to="openai")
     file = tmp_path / "theirs" / "clip.pt"
     assert {type(value) for value in torch.load(file, weights_only=True).values()} == {torch.Tensor}
-    with pytest.warns(UserWarning, match="QuickGELU is taken"):
+    with pytest.warns(UserWarning, match="QuickGELU is assumed"):
         same(load_clip(file), clip)
-    told = {"transformer_heads": 1, "embed_dim": 24}
-    report = convert(file, tmp_path / "again", told, tokenizer=tmp_path / "ours")
+    settings = {"transformer_heads": 1, "embed_dim": 24}
+    report = convert(file, tmp_path / "again", settings, tokenizer=tmp_path / "ours")
     same(CLIP.from_pretrained(tmp_path / "again"), clip)
     assert report["layout"] == "openai"
     assert report["tokenizer"]
@@ -118,7 +118,7 @@ def test_a_second_stage_holds_two_models(tmp_path: Path) -> None:
         load_clip(reference.weights)
 
 
-def test_nothing_is_written_over_and_nothing_half_written(tmp_path: Path) -> None:
+def test_nothing_is_overwritten_or_left_half_written(tmp_path: Path) -> None:
     source = saved(openai_like(), tmp_path / "ours")
     with pytest.raises(UsageError, match="is already there"):
         convert(source, source, to="openai")
@@ -134,7 +134,7 @@ def test_nothing_is_written_over_and_nothing_half_written(tmp_path: Path) -> Non
 
 
 class TestStrictness:
-    """A tensor too few, too many, or of another shape is named."""
+    """A tensor that is missing, left over or of another shape is named."""
 
     def changed(self, tmp_path: Path, name: str, change: Any) -> tuple[Path, dict[str, Any]]:
         reference = golden(name)
@@ -150,7 +150,7 @@ class TestStrictness:
 
     def test_left_over(self, tmp_path: Path) -> None:
         place = self.changed(tmp_path, "open_clip_vit_a", lambda t: t.update({"visual.extra": torch.zeros(3)}))
-        with pytest.raises(PackError, match=r"has the tensor visual\.extra, which this kind of model has no place for"):
+        with pytest.raises(PackError, match=r"has the tensor visual\.extra, which this kind of model does not have"):
             load_clip(*place)
 
     def test_many_left_over_are_counted(self, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ class TestStrictness:
             tensors["transformer.resblocks.1.ln_2.weight"] = torch.zeros(7)
 
         place = self.changed(tmp_path, "open_clip_vit_a", narrow)
-        with pytest.raises(PackError, match=r"resblocks.1.ln_2.weight is 7, where 32 belongs: is its config right"):
+        with pytest.raises(PackError, match=r"resblocks.1.ln_2.weight is 7, but should be 32: is its config right"):
             load_clip(*place)
 
     def test_a_config_that_says_otherwise(self) -> None:
@@ -176,7 +176,7 @@ class TestStrictness:
         with pytest.raises(PackError, match="its config says embed_dim 7, but its tensors say 40"):
             load_clip(golden("open_clip_vit_a").weights, golden("open_clip_vit_a").config | {"embed_dim": 7})
 
-    def test_towers_that_cannot_be_built_are_named(self) -> None:
+    def test_encoders_that_cannot_be_built_are_named(self) -> None:
         reference = golden("open_clip_vit_a")
         odd = {"attentional_pool": True, **reference.config["vision_cfg"]}
         with pytest.raises(PackError, match="a tower with 'attentional_pool' cannot be built"):
@@ -189,12 +189,12 @@ class TestStrictness:
 
     def test_a_layout_that_is_not_known(self, tmp_path: Path) -> None:
         save_file({"conv.weight": torch.zeros(2)}, tmp_path / "x.safetensors")
-        with pytest.raises(PackError, match=r"in no layout that is known here: its tensors are called conv.weight"):
+        with pytest.raises(PackError, match=r"in no known layout: its tensors are called conv.weight"):
             load_vqgan(tmp_path / "x.safetensors")
 
 
 class TestFolders:
-    """What a folder is searched for."""
+    """Which files of a folder are read."""
 
     def test_a_config_is_found_beside_the_weights(self, tmp_path: Path) -> None:
         reference = golden("open_clip_custom_text_a")
@@ -213,7 +213,7 @@ class TestFolders:
         assert load_code_transformer(tmp_path / "last.safetensors").config.labels == 10
         assert load_code_transformer(tmp_path).config.labels == 10
 
-    def test_what_a_folder_lacks_or_holds_twice(self, tmp_path: Path) -> None:
+    def test_folders_without_weights_or_with_several_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(PackError, match="holds no weights"):
             load_clip(tmp_path)
         for name in ("a.pt", "b.pt"):

@@ -1,4 +1,4 @@
-"""A pickle that would run something is refused with the name of what it would run, and nothing of it is run."""
+"""A pickle that would run code is refused with the name of what it would call, and nothing is run."""
 
 import argparse
 import collections
@@ -68,7 +68,7 @@ def test_torch_save(name: str, new: bool, place: str, mark: Path):
     }[place]
     path = mark.with_name("a.pt")
     torch.save(content, path, _use_new_zipfile_serialization=new)
-    assert f"holds '{name}', which is not a tensor or one of the known classes" in refusal(path)
+    assert f"holds '{name}', which is neither a tensor nor one of the known classes" in refusal(path)
 
 
 @every_payload
@@ -85,14 +85,14 @@ def test_other_pickle_protocols(protocol: int, new: bool, mark: Path):
     content = {"epoch": Payload(os.system, f"touch {mark}")}
     torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=new)
     line = refusal(path)
-    # a legacy file's first pickles, of plain numbers, tell its protocol already
+    # the first pickles of a legacy file, plain numbers, already give away its protocol
     assert f"'{os.system.__module__}.system'" in line if new or protocol == 3 else "torch.save" in line
 
 
 def test_a_plain_pickle(mark: Path):
     path = mark.with_name("a.pkl")
     path.write_bytes(pickle.dumps(Payload(os.system, f"touch {mark}")))
-    assert "none of torch.save" in refusal(path)
+    assert "not one of torch.save" in refusal(path)
 
 
 def test_a_shard_of_an_index(mark: Path):
@@ -113,7 +113,7 @@ def test_a_protocol_that_torch_does_not_use_says_so(tmp_path: Path):
 
 
 def lightning_checkpoint(path: Path, monkeypatch: pytest.MonkeyPatch, **extra: object) -> None:
-    """What Lightning wrote with taming's models: classes as keys, and OmegaConf's objects. None is there afterwards."""
+    """Save what Lightning wrote for taming's models, with classes and OmegaConf's objects that are gone afterwards."""
     with monkeypatch.context() as patch:
 
         def fake(module: str, name: str, base: type = object) -> type:
@@ -175,7 +175,7 @@ def test_a_lightning_checkpoint_is_read_without_lightning(tmp_path: Path, monkey
     found = read_checkpoint(tmp_path / "last.ckpt")
     assert_equal(found.tensors, state_dict())
     assert found.extras == {"epoch": 12, "global_step": 3400, "pytorch-lightning_version": "1.0.8"}
-    # what is known for one file is not left known to others
+    # the classes allowed for one file are not left allowed for others
     assert set(torch.serialization.get_safe_globals()) == before
 
 
@@ -198,7 +198,7 @@ def test_a_class_of_the_same_module_is_not_known(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("place", ["beside", "within"])
 @pytest.mark.parametrize("leaf", [1, torch.ones(1)])
-def test_dicts_within_dicts_without_end_cost_nothing(place: str, leaf: object, tmp_path: Path):
+def test_endlessly_nested_dicts_cost_nothing(place: str, leaf: object, tmp_path: Path):
     nested: dict[str, Any] = {"leaf": leaf}
     for _ in range(100):  # 2 to the power of 100 leaves, in a file of some kilobytes
         nested = {"a": nested, "b": nested}
@@ -210,7 +210,7 @@ def test_dicts_within_dicts_without_end_cost_nothing(place: str, leaf: object, t
         assert "one of its dicts stands in two places" in refusal(tmp_path / "a.pt")
 
 
-# Pickles by hand that name known classes only, and would change those, or use up the memory.
+# Handwritten pickles that name only known classes, but would change those or use up the memory.
 BY_HAND = {
     "state of a builder": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x01\x00\x00\x00aK\x01sb.",
     "attribute of a builder": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x08\x00\x00\x00__name__K\x01s\x86b.",
@@ -228,7 +228,7 @@ BY_HAND = {
 
 @pytest.mark.parametrize("kind", ["zip", "script", "legacy"])
 @pytest.mark.parametrize("name", list(BY_HAND))
-def test_a_pickle_by_hand_is_refused(tmp_path: Path, kind: str, name: str):
+def test_a_handwritten_pickle_is_refused(tmp_path: Path, kind: str, name: str):
     path = tmp_path / "a.pt"
     if kind == "script":
         save_script(path)

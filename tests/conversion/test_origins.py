@@ -1,4 +1,4 @@
-"""Which config belongs to which weights, and configs and tensors that belong to nothing."""
+"""Which config counts for which weights, and what happens with configs and tensors that make no sense."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ PREPARED = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "do_cen
 
 @pytest.fixture
 def hugging(tmp_path: Path) -> Path:
-    """A folder of CLIPModel whose activation is not the one that a config without it means."""
+    """A CLIPModel folder whose activation is not the default one."""
     folder = tmp_path / "hugging"
     shutil.copytree(golden("hf_clip_a").weights, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -40,9 +40,9 @@ def hugging(tmp_path: Path) -> Path:
 
 
 class TestBeside:
-    """A config counts for tensors of its own origin alone."""
+    """A config only counts for tensors of its own layout."""
 
-    def test_a_file_finds_what_its_folder_says(self, hugging: Path) -> None:
+    def test_a_file_finds_the_config_in_its_folder(self, hugging: Path) -> None:
         whole, file = load_clip(hugging), load_clip(hugging / "model.safetensors")
         assert file.config == whole.config
         assert file.config.image_mean == (0.1, 0.2, 0.3)
@@ -61,18 +61,18 @@ class TestBeside:
         assert load_clip(tmp_path / "open_clip_model.safetensors").config == expected
         assert load_clip(tmp_path).config == expected
 
-    def test_transformers_config_says_nothing_of_openais_tensors(self, tmp_path: Path) -> None:
+    def test_a_transformers_config_does_not_count_for_openais_tensors(self, tmp_path: Path) -> None:
         shutil.copy(golden("openai_clip_rn_a").weights, tmp_path / "model.safetensors")
         (tmp_path / "config.json").write_text(json.dumps({"text_config": {}, "vision_config": {}}))
-        with pytest.warns(UserWarning, match="QuickGELU is taken"):
+        with pytest.warns(UserWarning, match="QuickGELU is assumed"):
             load_clip(tmp_path)
 
     def test_configs_that_are_named_and_wrong(self, hugging: Path) -> None:
-        with pytest.raises(PackError, match="bears the names of huggingface, and its config is of another origin"):
+        with pytest.raises(PackError, match="has the tensors of huggingface, but its config is that of another layout"):
             load_clip(hugging, OPEN_CLIP)
-        with pytest.raises(PackError, match="bears the names of openai, and its config is of another origin"):
+        with pytest.raises(PackError, match="has the tensors of openai, but its config is that of another layout"):
             load_clip(golden("openai_clip_rn_a").weights, hugging / "config.json")
-        with pytest.warns(UserWarning, match="QuickGELU is taken"):  # for it says nothing of a CLIP
+        with pytest.warns(UserWarning, match="QuickGELU is assumed"):  # this config says nothing about a CLIP
             load_clip(golden("openai_clip_rn_a").weights, {"seed": 1})
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -81,7 +81,7 @@ class TestBeside:
 
 @pytest.mark.parametrize("config", [None, {}, {"model": {"params": {"lr": 1}}}])
 def test_a_second_stage_whose_config_does_not_describe_it(config: Any) -> None:
-    with pytest.warns(UserWarning, match="16 heads and no condition are taken for granted"):
+    with pytest.warns(UserWarning, match="16 heads and no condition are assumed; name its config"):
         load_code_transformer(golden("taming_net2net_a").weights, config)
 
 
@@ -180,20 +180,20 @@ def test_a_config_that_asks_for_more_blocks_than_there_are() -> None:
         READERS["clip"](Source("here", tensors, config, None, {}))
 
 
-def test_parts_that_do_not_go_together_are_named() -> None:
+def test_parts_whose_shapes_do_not_match_are_named() -> None:
     tensors, config = opened("hf_clip_a")
     tensors["text_model.encoder.layers.1.self_attn.k_proj.weight"] = torch.zeros(40, 41)
-    with pytest.raises(PackError, match=r"layers\.1\.self_attn\.k_proj\.weight.* do not go together"):
+    with pytest.raises(PackError, match=r"layers\.1\.self_attn\.k_proj\.weight.* do not match: is its config right"):
         READERS["clip"](Source("here", tensors, config, None, {}))
 
 
-def test_a_folder_whose_config_is_odd_is_none_of_ours(tmp_path: Path) -> None:
+def test_a_folder_with_an_odd_config_is_not_in_our_layout(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"type": []}')
     assert own_kind(tmp_path) is None
 
 
 @pytest.mark.parametrize("suffix", [".json", ".yaml"])
-def test_a_config_that_nests_without_end_is_one_line(suffix: str, tmp_path: Path) -> None:
+def test_a_deeply_nested_config_is_refused_in_one_line(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"config{suffix}"
     path.write_text('{"a":' * 100_000)
     with pytest.raises(PackError, match="cannot be read"):

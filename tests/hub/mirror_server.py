@@ -1,4 +1,4 @@
-"""A mirror on this machine that can misbehave in every way that mirrors do, and counts what it sends."""
+"""A local mirror that can misbehave in every way that mirrors do, and counts what it sends."""
 
 import threading
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from typing import Any
 
 @dataclass
 class Served:
-    """One file and how it is served. `cuts`: after how many bytes each next answer breaks off (None: not at all);
-    `statuses`: what the next requests are answered with instead of the file.
+    """One file and how it is served. `cuts`: after how many bytes each of the next responses breaks off (None: not at
+    all); `statuses`: HTTP statuses that the next requests get instead of the file.
     """
 
     content: bytes
@@ -109,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         if served.slow is not None:
             served.slow.wait(5)
         cut = served.cuts.pop(0) if served.cuts else None
-        self.server.sent += len(rest[:cut])  # before the client can have read it all and looked
+        self.server.sent += len(rest[:cut])  # before the client has read it all
         self.wfile.write(rest[:cut])
 
 

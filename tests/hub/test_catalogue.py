@@ -1,4 +1,4 @@
-"""The catalogue of the package is well-formed and consistent, and says what is wrong with another one."""
+"""The catalogue of the package is well-formed and consistent, and a malformed one is refused with the reason."""
 
 import re
 from pathlib import Path
@@ -69,7 +69,7 @@ def write(folder: Path, content: Any) -> Path:
     return path
 
 
-def test_the_models_that_were_promised_are_there() -> None:
+def test_the_catalogue_has_the_documented_models_and_packs() -> None:
     kinds = [model.kind for model in CATALOGUE.models.values()]
     assert (kinds.count("clip"), kinds.count("vqgan"), kinds.count("transformer")) == (14, 5, 5)
     assert set(CATALOGUE.packs) == {"imagenet", "imagenet-1024", "imagenet-vitb16", "openimages"}
@@ -88,7 +88,7 @@ def test_each_file_is_well_formed(model: ModelEntry, file: FileEntry) -> None:
         assert hosts == {"heibox.uni-heidelberg.de"} or re.search(r"@[0-9a-f]{40}$", file.mirrors[0])
 
 
-def test_openai_says_the_sha256_in_the_address() -> None:
+def test_openais_addresses_contain_the_sha256() -> None:
     found = 0
     for _, file in FILES:
         for mirror in file.mirrors:
@@ -98,14 +98,14 @@ def test_openai_says_the_sha256_in_the_address() -> None:
     assert found == 2 * 9
 
 
-def test_one_file_is_never_described_in_two_ways() -> None:
+def test_a_file_in_several_entries_is_described_alike() -> None:
     seen: dict[str, tuple[int | None, str | None]] = {}
     for _, file in FILES:
         for mirror in file.mirrors:
             assert seen.setdefault(mirror, (file.size, file.sha256)) == (file.size, file.sha256)
 
 
-def test_packs_are_of_the_size_their_vqgan_makes() -> None:
+def test_the_image_size_of_a_pack_is_a_multiple_of_its_vqgans_factor() -> None:
     for pack in CATALOGUE.packs.values():
         vqgan = CATALOGUE.pack_models(pack)["vqgan"]
         factor = next(factor for name, factor in FACTOR.items() if name in vqgan.name.split("-"))
@@ -170,7 +170,7 @@ def test_entries_are_frozen() -> None:
         ("pack", "clip-vit-b32", "has no pack 'clip-vit-b32'"),
     ],
 )
-def test_an_unknown_name_is_told_what_it_is_like(kind: str, name: str, hint: str) -> None:
+def test_for_an_unknown_name_similar_ones_are_suggested(kind: str, name: str, hint: str) -> None:
     with pytest.raises(UsageError, match=hint):
         getattr(CATALOGUE, kind)(name)
 
@@ -196,7 +196,7 @@ def test_another_catalogue_is_read(tmp_path: Path) -> None:
         (changed("models/a-clip/files", []), "files"),
         (changed("models/a-clip/files", [WHOLE["models"]["a-clip"]["files"][0]] * 2), "two of its files"),
         (changed("models/A CLIP", WHOLE["models"]["a-clip"]), "name"),
-        (changed("models/both", WHOLE["models"]["a-clip"]), "'both' is both"),
+        (changed("models/both", WHOLE["models"]["a-clip"]), "'both' is the name of both a model and a pack"),
         (changed("packs/both/members/clip", "a-vqgan"), "there is no such clip"),
         (changed("packs/both/members/vqgan", "none"), "there is no such vqgan"),
         (changed("packs/both/image_size", 0), "image_size"),
@@ -229,5 +229,5 @@ def test_a_path_that_could_lead_elsewhere_is_refused(path: str) -> None:
     ["", "a.pt", "../a.pt", "ftp://example.org/a", "https://", "https://a b/c", "hf://owner/name/file", "hf://a@main"],
 )
 def test_a_mirror_of_another_kind_is_refused(mirror: str) -> None:
-    with pytest.raises(ValidationError, match="is no http"):
+    with pytest.raises(ValidationError, match="is not an http"):
         FileEntry(path="a", size=1, sha256=None, mirrors=(mirror,))

@@ -98,7 +98,7 @@ def test_openai(name: str, told: bool) -> None:
 
 
 def test_without_a_config_quick_gelu_is_taken_and_told_unless_the_file_is_plainly_openais() -> None:
-    with pytest.warns(UserWarning, match="QuickGELU is taken; name its config"):
+    with pytest.warns(UserWarning, match="QuickGELU is assumed; name its config"):
         load_clip(golden("openai_clip_rn_a").weights)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

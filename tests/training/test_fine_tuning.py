@@ -238,7 +238,7 @@ def test_a_tokenizer_with_more_tokens_than_the_start_reads_is_refused(
     folder = saved_start(small, materials, tmp_path / "start")
     given = ["train", "clip", str(recipe_file(tmp_path)), "--source", str(shapes), "--out", str(tmp_path / "run")]
     assert command([*given, "--from", str(folder)]) == 1
-    assert "but its CLIP reads 259" in capsys.readouterr().err
+    assert "but its CLIP knows 259" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("table", [False, True])

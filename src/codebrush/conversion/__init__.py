@@ -1,1 +1,1 @@
-"""Published checkpoints in their origins' layouts, read as our modules and written back."""
+"""Reads checkpoints in the layouts that other projects publish, and writes CLIPs back in them."""

@@ -1,7 +1,8 @@
-"""In: a file of torch.save or a TorchScript archive. Out: the plain objects and tensors in it; nothing is executed.
+"""Reads the plain objects and tensors in files of torch.save and in TorchScript archives, without executing anything.
 
-torch.save's files go through torch.load(weights_only=True) after a survey of their pickle. TorchScript archives have
-no reader that leaves their code alone, so the tensors are put together here from the survey and the stored bytes.
+Files of torch.save go through torch.load(weights_only=True) after their pickle was checked. torch has no reader of
+TorchScript archives that does not also load their code, so here their tensors are put together from the checked pickle
+and the stored bytes.
 """
 
 import io
@@ -26,7 +27,7 @@ LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"  # the pi
 _MAX_PICKLE = 256 << 20  # bytes; a checkpoint of thousands of tensors has a pickle of a few hundred kilobytes
 _MAX_SOURCE = 16 << 20  # bytes of one TorchScript source file
 _MAX_EXPANSION = 20  # times the file's size
-_MAX_MODULES = 100_000  # of a TorchScript program, one that is used twice counted twice
+_MAX_MODULES = 100_000  # in a TorchScript program; a module that is used twice counts twice
 _CHUNK = 4 << 20
 _DOS_FOLDER = 0x10  # the bit of an entry's attributes by which zip marks a folder
 _REGISTERED = re.compile(
@@ -39,9 +40,11 @@ _one_load_at_a_time = threading.Lock()  # torch's allow-list belongs to the whol
 
 
 class Archive:
-    """A zip archive as torch writes them, checked: safe names, no bombs, every stored byte where it should be.
+    """A zip archive as torch writes it, checked on opening: safe names, no zip bomb, every entry stored as torch does.
 
-    Raises PackError if the archive is not fit to be read; zipfile.BadZipFile if it is damaged.
+    Raises:
+        PackError: if the archive must not be read, or is none of torch's.
+        zipfile.BadZipFile: if it is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,15 +66,18 @@ class Archive:
 
     @property
     def is_script(self) -> bool:
+        """Whether this is a TorchScript program and not a file of torch.save."""
         return "constants.pkl" in self.records or any(name.startswith("code/") for name in self.records)
 
     def _checked_records(self) -> dict[str, zipfile.ZipInfo]:
-        """The entries by their names below the archive's one folder."""
+        """The entries, by their names inside the archive's one top folder."""
         entries = self._zip.infolist()
         names = [entry.orig_filename for entry in entries]
         for name in names:
             if name.startswith(("/", "\\")) or "\\" in name or ":" in name or ".." in PurePosixPath(name).parts:
-                raise PackError(f"{self.path} holds an entry named {name!r}, which leads out of it; it is not read")
+                raise PackError(
+                    f"{self.path} holds an entry named {name!r}, which leads out of the archive; it is not read"
+                )
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise PackError(f"{self.path} holds two entries named {twice!r}; it is not read, fetch it again")
@@ -80,10 +86,12 @@ class Archive:
         if stored > size or sum(entry.file_size for entry in entries) > _MAX_EXPANSION * size:
             raise PackError(f"{self.path} would unpack to far more than it holds (a zip bomb); it is not read")
         if any(entry.flag_bits & 1 for entry in entries):
-            raise PackError(f"{self.path} is encrypted; unlock it and save it again without a password")
+            raise PackError(f"{self.path} is encrypted; decrypt it and save it again without a password")
         roots = {name.partition("/")[0] for name in names if name.endswith("/data.pkl") and name.count("/") == 1}
         if len(roots) != 1:
-            raise PackError(f"{self.path} is a zip archive but none of torch.save; unpack it and name the file in it")
+            raise PackError(
+                f"{self.path} is a zip archive but not one of torch.save; unpack it and name the file in it"
+            )
         (root,) = roots
         records = {
             entry.orig_filename[len(root) + 1 :]: entry
@@ -100,7 +108,7 @@ class Archive:
         return records
 
     def _chunks(self, name: str) -> Iterator[bytes]:
-        """The bytes of a stored entry, held to its checksum. Torch can leave the checksum out and writes 0 then."""
+        """Yield the bytes of a stored entry and check its checksum; torch can leave that out and then writes 0."""
         entry = self.records[name]
         self._file.seek(entry.header_offset)
         header = self._file.read(30)
@@ -119,6 +127,7 @@ class Archive:
             raise zipfile.BadZipFile(f"its entry {name!r} is not what its checksum says")
 
     def read(self, name: str, limit: int | None = None) -> bytearray:
+        """The contents of an entry; a PackError if it has more than `limit` bytes."""
         if limit is not None and self.records[name].file_size > limit:
             raise PackError(f"{self.path}: its entry {name!r} has more than {limit >> 20} MB; it is not read")
         content = bytearray()
@@ -127,26 +136,33 @@ class Archive:
         return content
 
     def verify(self, name: str) -> None:
+        """Raise zipfile.BadZipFile if the contents of an entry do not match its checksum."""
         for _ in self._chunks(name):
             pass
 
     def source(self, name: str) -> str:
-        """A TorchScript source file as text, empty if there is none."""
+        """The text of a TorchScript source file; empty if there is no such file."""
         if name not in self.records:
             return ""
         with self._zip.open(self.records[name]) as file:
             return file.read(_MAX_SOURCE).decode()
 
     def size_of(self, key: str) -> int | None:
+        """How many bytes the archive holds for the storage `key`; None if it has none."""
         entry = self.records.get(f"data/{key}")
         return None if entry is None else entry.file_size
 
 
 def read_archive(path: Path) -> Any:
-    """The object in a zip archive of torch.save, or {"state_dict": tensors, attribute: number ...} of TorchScript."""
+    """The object in a zip archive of torch.save, or {"state_dict": tensors, attribute: number ...} of TorchScript.
+
+    Raises:
+        PackError: if it must not be read, or names a class or function that is not on the allow-list.
+        Exception: of many kinds, if it is damaged.
+    """
     with Archive(path) as archive:
         if "byteorder" in archive.records and archive.read("byteorder", _CHUNK) != b"little":
-            raise PackError(f"{path} was written by a big-endian machine; save it again on a usual one")
+            raise PackError(f"{path} was written by a big-endian machine; save it again on a little-endian one")
         content = bytes(archive.read("data.pkl", _MAX_PICKLE))
         survey, root = _survey(content, archive)
         if archive.is_script:
@@ -157,7 +173,12 @@ def read_archive(path: Path) -> Any:
 
 
 def read_legacy(path: Path) -> Any:
-    """The object in a file that torch.save wrote before torch 1.6: pickles, then the bytes of the storages."""
+    """Read a file that torch.save wrote before torch 1.6: a few pickles, then the bytes of the storages.
+
+    Raises:
+        PackError: if it names a class or function that is not on the allow-list.
+        Exception: of many kinds, if it is damaged.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         for _ in range(3):  # magic number, version, machine
@@ -172,7 +193,7 @@ def read_legacy(path: Path) -> Any:
         file.seek(start)
         keys = Survey(file, path).load()
         if sorted(keys) != sorted(survey.storages):
-            raise ValueError("its tensors and its storages do not go together")
+            raise ValueError("its tensors do not match its storages")
         if file.tell() + sum(storage.nbytes for storage in survey.storages.values()) > size:
             raise ValueError("it is shorter than its tensors")
     return _load(path, mmap=False)
@@ -180,7 +201,7 @@ def read_legacy(path: Path) -> Any:
 
 def _load(path: Path, mmap: bool) -> Any:
     known: list[Any] = [(stand_in, name) for name, stand_in in KNOWN_CLASSES.items()]
-    # torch maps a file by its path only, and given a path it goes by the name where that says safetensors
+    # torch maps a file only by its path, and takes every path that ends in .safetensors for a safetensors file
     mapped = mmap and path.suffix != ".safetensors"
     with _one_load_at_a_time, torch.serialization.safe_globals(known), path.open("rb") as file:
         return torch.load(str(path) if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
@@ -193,7 +214,7 @@ def _survey(content: bytes, archive: Archive) -> tuple[Survey, Any]:
 
 
 def _script_module(root: object, storages: dict[str, Storage], archive: Archive) -> dict[str, Any]:
-    """{"state_dict": the parameters and buffers below `root`, and the numbers that stand on `root` itself}."""
+    """{"state_dict": parameters and buffers of `root` and its submodules}, and the plain numbers on `root` itself."""
     if not isinstance(root, StandIn):
         raise PackError(f"{archive.path} is a TorchScript archive without a module; it holds no weights")
     places = dict(_parameters(root, "", archive, {}, iter(range(_MAX_MODULES))))
@@ -210,10 +231,10 @@ def _script_module(root: object, storages: dict[str, Storage], archive: Archive)
 def _parameters(
     module: StandIn, prefix: str, archive: Archive, sources: dict[str, dict[str, set[str]]], room: Iterator[int]
 ) -> Iterator[tuple[str, StoredTensor]]:
-    """The tensors of a module and those below it, by their names in its state dict.
+    """The tensors of a module and its submodules, by their names in its state dict.
 
-    A module's other tensor attributes are stored alike; only its source tells them from parameters and buffers.
-    Sources from before torch 1.7 do not, and then every tensor counts.
+    Tensors that are plain attributes are stored the same way; only a module's source says which are parameters and
+    buffers. Sources from before torch 1.7 do not say it, and then every tensor counts.
     """
     if next(room, None) is None:
         raise ValueError(f"it has more than {_MAX_MODULES} modules")

@@ -1,7 +1,7 @@
-"""In: any published checkpoint file. Out: its tensors by name and the numbers beside them; nothing is executed.
+"""Reads the tensors of any published checkpoint file, and the numbers beside them, without executing anything.
 
-The format is told by the content, never by the file's name: safetensors, shards with an index, torch.save (zip or
-legacy), TorchScript. `archives` and `pickles` do the reading of torch's own formats.
+The format is recognised by the content, never by the file's name: safetensors, shards with an index, torch.save (zip
+or legacy), TorchScript. `archives` and `pickles` read torch's own formats.
 """
 
 import json
@@ -18,10 +18,10 @@ from torch import Tensor
 from codebrush.conversion.archives import LEGACY_MAGIC, read_archive, read_legacy
 from codebrush.errors import PackError
 
-# Where the state dict stands, the first that holds tensors. Averaged weights come before those they average, for
-# their authors publish what the averaged ones make.
+# Keys under which a state dict may be stored; the first that holds tensors counts. Averaged (EMA) weights come before
+# the raw ones, because they are what made the published results.
 WRAPPERS = ("state_dict", "model_state_dict", "ema", "model", "module")
-_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+_PREFIXES = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
 
 _MAX_HEADER = 100_000_000  # bytes, safetensors' own bound
 _MAX_INDEX = 64 << 20
@@ -30,20 +30,24 @@ _PLAIN = (int, float, str)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`tensors`: the flat state dict, in the stored dtypes, on the CPU. `extras`: the numbers and strings that stood
-    beside it: epoch, global_step, input_resolution ..."""
+    """A checkpoint's contents. `tensors` is the flat state dict, on the CPU and in the stored dtypes; `extras` are the
+    numbers and strings beside it, like epoch, global_step or input_resolution.
+    """
 
     tensors: dict[str, Tensor]
     extras: dict[str, Any]
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint file of any published kind: safetensors (or an *.index.json with its shards beside it),
-    torch.save's zip and legacy files, TorchScript archives.
+    """Read a checkpoint of any published kind: safetensors (or an *.index.json with its shards beside it), torch.save's
+    zip and legacy files, TorchScript archives.
 
-    The state dict may stand alone or under one of WRAPPERS; dicts in it are flattened with dots, and a prefix
-    `module.` or `_orig_mod.` that all names share is taken off. Raises PackError, in one line that names the file,
-    if it is missing, damaged, no checkpoint, without tensors, or holds a class that is not on the allow-list.
+    The state dict may be the whole file or stored under one of WRAPPERS. Nested dicts are flattened with dots, and a
+    prefix `module.` or `_orig_mod.` that all names share is removed.
+
+    Raises:
+        PackError: if the file is missing, damaged, no checkpoint, without tensors, or holds a class that is not on the
+            allow-list.
     """
     path = Path(path)
     if path.is_dir():
@@ -59,23 +63,23 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 @contextmanager
 def _failures_named(path: Path) -> Iterator[None]:
-    """Whatever goes wrong while `path` is read becomes a PackError that names it."""
+    """Turn whatever goes wrong while `path` is read into a PackError that names it."""
     try:
         yield
     except PackError:
         raise
     except (RecursionError, MemoryError) as error:
-        raise PackError(f"{path} nests too deep or asks for too much memory; it is not read") from error
+        raise PackError(f"{path} is nested too deeply or needs too much memory; it is not read") from error
     except OSError as error:
         raise PackError(f"{path} cannot be read ({error.strerror or error}); check the file") from error
     except Exception as error:  # damaged bytes can make the readers fail in any way at all
-        # torch puts advice to load without its guard before the cause
+        # torch puts advice to load without weights_only before the cause
         cause = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())[:200] or type(error).__name__
         raise PackError(f"{path} is damaged ({cause}); fetch it again") from error
 
 
 def _read(path: Path) -> Any:
-    """The object in the file, or in the shards of an index: a state dict, bare or wrapped."""
+    """The object in the file, or in the shards of an index: a state dict, by itself or under a key of WRAPPERS."""
     head = _head(path)
     is_index = head.lstrip().startswith(b"{") and not _is_safetensors(head)
     return _read_shards(path) if is_index else _read_one(path)
@@ -102,21 +106,21 @@ def _is_safetensors(head: bytes) -> bool:
 
 
 def _what_else(head: bytes) -> str:
-    """What a file is that is no checkpoint, and what to do about it."""
+    """What a file that is no checkpoint is instead, and what to do about it."""
     start = head.lstrip().lower()
     if not head:
         return "is empty; fetch it again"
     if start.startswith(b"version https://git-lfs"):
-        return "is a git-lfs pointer, not the file that it stands for; fetch the file itself (git lfs pull)"
+        return "is a git-lfs pointer, not the file itself; fetch the file (git lfs pull)"
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "is a web page, most likely an error message saved as a file; fetch the file itself"
+        return "is a web page, probably an error message that was saved as a file; fetch the file itself"
     if head[257:262] == b"ustar":
-        return "is a tar archive; unpack it, or have torch.save write it again if it is a file of torch 0.1"
+        return "is a tar archive; unpack it, or save it again with a newer torch if it is a file of torch 0.1"
     if head.startswith(b"\x1f\x8b"):
-        return "is packed with gzip; unpack it first"
+        return "is compressed with gzip; unpack it first"
     if head.startswith(b"\x80"):
-        return "is a pickle, but none of torch.save; it is not read. Ask its source for a safetensors file"
-    return "is no checkpoint that is known here (safetensors, torch.save, TorchScript); fetch the right file"
+        return "is a pickle, but not one of torch.save; it is not read. Ask its author for a safetensors file"
+    return "is not a checkpoint of a known format (safetensors, torch.save, TorchScript); fetch the right file"
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -126,9 +130,9 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _read_shards(path: Path) -> dict[str, Any]:
-    """The tensors that an index names, each from the shard that it names, beside the index."""
+    """The tensors that an index lists, each from its shard beside the index."""
     if path.stat().st_size > _MAX_INDEX:
-        raise PackError(f"{path} is too long for an index of shards; name the checkpoint file")
+        raise PackError(f"{path} is too large for an index of shards; name the checkpoint file")
     index = json.loads(path.read_bytes())
     places = index.get("weight_map")
     if not isinstance(places, dict):
@@ -150,7 +154,7 @@ def _read_shards(path: Path) -> dict[str, Any]:
 
 
 def _separate(value: Any) -> Checkpoint:
-    """The state dict inside the object of a file, flat, and the plain values that stood beside it."""
+    """The flattened state dict inside the object of a file, and the plain values stored beside it."""
     extras: dict[str, Any] = {}
     while isinstance(value, Mapping):
         inner = _wrapper(value)
@@ -166,8 +170,8 @@ def _separate(value: Any) -> Checkpoint:
 
 
 def _wrapper(value: Mapping[Any, Any]) -> str | None:
-    """The key under which the state dict stands; None if `value` is the state dict itself."""
-    # single numbers may stand beside a wrapped state dict (a best loss); weights may not
+    """The key under which the state dict is stored; None if `value` is the state dict itself."""
+    # Single numbers, like a best loss, may be stored beside a state dict under a key; weights may not.
     if any(isinstance(item, Tensor) and item.ndim for item in value.values()):
         return None
     mappings = [(name, value[name]) for name in WRAPPERS if isinstance(value.get(name), Mapping)]
@@ -175,11 +179,11 @@ def _wrapper(value: Mapping[Any, Any]) -> str | None:
 
 
 def _flatten(value: Mapping[Any, Any], prefix: str, met: set[int]) -> Iterator[tuple[str, Tensor]]:
-    if id(value) in met:  # or a few dicts, each twice in the next, would stand for names without end
+    if id(value) in met:  # otherwise a few dicts, each twice in the next, would give an endless number of names
         raise ValueError("one of its dicts stands in two places")
     met.add(id(value))
     for name, item in value.items():
-        if not isinstance(name, str):  # an optimizer's state is numbered, a state dict is named
+        if not isinstance(name, str):  # the keys of an optimizer's state are numbers, those of a state dict names
             continue
         if isinstance(item, Tensor):
             yield f"{prefix}{name}", item.detach()

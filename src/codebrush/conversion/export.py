@@ -1,9 +1,8 @@
-"""A CLIP of ours in; the files of OpenAI's or Hugging Face's layout out, which their own code opens.
+"""Writes a CLIP in OpenAI's or Hugging Face's layout, for their own code to open.
 
-Only what those architectures are can be written so: every other encoder is refused by its name.
+Only their architectures can be written: every other encoder is refused by name.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 from codebrush.conversion import huggingface, openai
 from codebrush.conversion.state_dict_rules import extract
 from codebrush.errors import PackError
+from codebrush.files import write_json
 from codebrush.models.clip import CLIP
 from codebrush.models.image_encoder import ModifiedResNetConfig, VisionTransformerConfig
 from codebrush.models.text_encoder import TextTransformerConfig
@@ -23,14 +23,15 @@ from codebrush.models.transformer import TransformerConfig
 
 LAYOUTS = ("openai", "huggingface")
 OPENAI_FILE = "clip.pt"
-CUBIC = 3  # Pillow's number of bicubic resampling
+CUBIC = 3  # Pillow's number for bicubic resampling
 TO_HUGGINGFACE = {ours: theirs for theirs, ours in huggingface.ACTIVATIONS.items() if theirs != "gelu_new"}
 
 
 def export_clip(clip: CLIP, folder: Path, layout: str) -> None:
-    """Write `clip` into `folder`: clip.pt for clip.load (OpenAI), or what CLIPModel.from_pretrained reads.
+    """Write `clip` into `folder`: clip.pt for OpenAI's clip.load, or the files that CLIPModel.from_pretrained reads.
 
-    An encoder that the layout has no place for is a PackError that names it.
+    Raises:
+        PackError: if the layout has no such encoder; it is named.
     """
     image, text = clip.config.image, clip.config.text
     if not isinstance(text, TextTransformerConfig):
@@ -48,8 +49,8 @@ def export_clip(clip: CLIP, folder: Path, layout: str) -> None:
         return
     assert isinstance(image, VisionTransformerConfig)
     save_file(extract(clip, huggingface.CLIP_RULES), folder / "model.safetensors", metadata={"format": "pt"})
-    _write(folder / "config.json", _huggingface_config(clip, image, text))
-    _write(folder / huggingface.PICTURES, _huggingface_pictures(clip))
+    write_json(folder / "config.json", _huggingface_config(clip, image, text))
+    write_json(folder / huggingface.PICTURES, _huggingface_pictures(clip))
 
 
 def _check_text(text: TextTransformerConfig, layout: str) -> None:
@@ -57,7 +58,7 @@ def _check_text(text: TextTransformerConfig, layout: str) -> None:
         "its text encoder is not causal": not text.causal,
         f"its text encoder pools by '{text.pooling}'": text.pooling not in ("argmax", "end"),
         "its text encoder starts from a narrower token table": text.token_width,
-        # there an end token of 2 means that the largest token is read
+        # transformers takes an end token of 2 for the mistake of older configs, and pools at the largest token
         "its end token has the number 2": text.pooling == "end" and text.end_id == huggingface.OLD_END,
         "its text encoder's projection has a bias": text.projection_bias,
     }
@@ -68,7 +69,7 @@ def _check_text(text: TextTransformerConfig, layout: str) -> None:
 def _check_vision(image: VisionTransformerConfig, layout: str) -> None:
     odd = {
         f"its vision transformer pools by '{image.pooling}'": image.pooling != "class",
-        "its vision transformer's patches have a bias": image.patch_bias,
+        "its vision transformer's patch embedding has a bias": image.patch_bias,
         "its vision transformer has no norm before its blocks": not image.input_norm,
         "its vision transformer has no projection": not image.projection,
         "the pictures it reads are not square": image.image_shape[0] != image.image_shape[1],
@@ -80,14 +81,14 @@ def _check_vision(image: VisionTransformerConfig, layout: str) -> None:
 def _odd_trunk(trunk: TransformerConfig, tower: str) -> dict[str, Any]:
     return {
         f"the {tower} encoder's activation is {trunk.activation}": trunk.activation not in TO_HUGGINGFACE,
-        f"the {tower} encoder's branches have learned gains": trunk.layer_scale,
+        f"the {tower} encoder has layer scale": trunk.layer_scale,
     }
 
 
 def _check_openai(image: ModifiedResNetConfig | VisionTransformerConfig, text: TextTransformerConfig) -> None:
-    """OpenAI's code takes for granted what no tensor tells."""
+    """Refuse what OpenAI's code assumes otherwise and no tensor could say."""
     if text.pooling == "end" and text.end_id != text.vocab_size - 1:
-        raise _no_place("openai", "its end token is not the largest, which is the one that is read")
+        raise _no_place("openai", "its end token is not the largest, where OpenAI's code pools")
     trunks = {"text": text.trunk} | ({"image": image.trunk} if isinstance(image, VisionTransformerConfig) else {})
     if isinstance(image, ModifiedResNetConfig) and image.width * 32 != image.heads * openai.HEAD_WIDTH:
         raise _no_place("openai", "the heads of its image encoder are not 64 wide")
@@ -166,7 +167,3 @@ def _no_place(layout: str, what: str) -> PackError:
         f"this CLIP cannot be written in the layout '{layout}': {what}; try --to {other}, or train one with "
         "`architecture: openai`"
     )
-
-
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -1,26 +1,25 @@
-"""Hugging Face's CLIPModel and SiglipModel (transformers): a state dict and its config.json in; our CLIP out."""
+"""Hugging Face's CLIPModel and SiglipModel (transformers): rules for their tensors, and their config.json."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from codebrush.conversion.openai import agree
-from codebrush.conversion.state_dict_rules import Rule, Tensors, count, prefixed
+from codebrush.conversion.state_dict_rules import Rule, Tensors, check_config, count, prefixed
 from codebrush.errors import PackError
 from codebrush.models.clip import OPENAI_MEAN, OPENAI_STD, CLIPConfig
 from codebrush.models.image_encoder import VisionTransformerConfig
 from codebrush.models.text_encoder import TextTransformerConfig
 from codebrush.models.transformer import Activation
 
-IGNORED = r".*\.position_ids"  # buffers that older files hold
+IGNORED = r".*\.position_ids"  # buffers in older files
 PICTURES = "preprocessor_config.json"
-OLD_END = 2  # an eos_token_id that older configs name by mistake; the largest id is read instead
+OLD_END = 2  # the wrong eos_token_id of older configs; with it transformers pools at the largest token id instead
 ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
 }
-# What a config.json that leaves a field out means by it.
+# Default values of the fields that a config.json may leave out.
 CLIP_TEXT = {"vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12}
 CLIP_TEXT |= {"num_attention_heads": 8, "max_position_embeddings": 77, "pad_token_id": 1, "eos_token_id": 49407}
 CLIP_VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -77,37 +76,41 @@ SIGLIP_RULES = [
 ]
 
 
-def is_named_so(tensors: Tensors) -> bool:
-    """Whether a state dict bears the names of this layout."""
+def is_state_dict(tensors: Tensors) -> bool:
+    """Whether a state dict has the tensor names of this layout."""
     return "vision_model.embeddings.patch_embedding.weight" in tensors
 
 
 def is_config(settings: Mapping[str, Any]) -> bool:
-    """Whether a config is of this origin: it describes the towers apart."""
+    """Whether a config comes from transformers: it has a section for each encoder."""
     return any(f"{tower}_config{older}" in settings for tower in ("text", "vision") for older in ("", "_dict"))
 
 
 def is_siglip(tensors: Tensors) -> bool:
-    """Whether the state dict is a SiglipModel's and not a CLIPModel's."""
+    """Whether the state dict is that of a SiglipModel and not of a CLIPModel."""
     return "vision_model.head.probe" in tensors
 
 
 def rules(tensors: Tensors) -> list[Rule]:
-    """The table for a state dict."""
+    """The rules for a state dict."""
     return SIGLIP_RULES if is_siglip(tensors) else CLIP_RULES
 
 
 def config(tensors: Tensors, settings: Mapping[str, Any], pictures: Mapping[str, Any] | None, place: str) -> CLIPConfig:
-    """The CLIP that a config.json describes; `pictures` is what its preprocessor_config.json says."""
+    """The CLIP that a config.json describes; `pictures` is the content of its preprocessor_config.json.
+
+    Raises:
+        PackError: if the config cannot be read or contradicts the tensors.
+    """
     siglip, pictures = is_siglip(tensors), pictures or {}
     try:
         make = _siglip if siglip else _clip
-        vision, words = _tower(settings, "vision_config"), _tower(settings, "text_config")
-        image, text = make(vision, words, settings)
+        vision, text_values = _tower(settings, "vision_config"), _tower(settings, "text_config")
+        image, text = make(vision, text_values, settings)
     except (KeyError, TypeError, ValueError) as error:
         raise PackError(f"{place}: its config.json cannot be read: {error}") from error
-    for tower, told in (("vision", vision), ("text", words)):
-        agree(told, {"num_hidden_layers": count(tensors, rf"{tower}_model\.encoder\.layers\.(\d+)\.")}, place)
+    for tower, values in (("vision", vision), ("text", text_values)):
+        check_config(values, {"num_hidden_layers": count(tensors, rf"{tower}_model\.encoder\.layers\.(\d+)\.")}, place)
     half = (0.5, 0.5, 0.5)
     return CLIPConfig(
         image,
@@ -119,25 +122,25 @@ def config(tensors: Tensors, settings: Mapping[str, Any], pictures: Mapping[str,
 
 
 def _tower(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """What the config says of one tower. As in transformers, the older form counts where both are there."""
+    """The config of one encoder. As in transformers, the older form (NAME_dict) wins if both are there."""
     older = settings.get(f"{name}_dict")
     return (settings.get(name) if older is None else older) or {}
 
 
-def _clip(vision: Mapping, words: Mapping, both: Mapping) -> tuple[VisionTransformerConfig, TextTransformerConfig]:
-    embed_dim = both.get("projection_dim", 512)  # those of the towers' own configs are not heeded by the original
-    vision, words = CLIP_BOTH | CLIP_VISION | {**vision}, CLIP_BOTH | CLIP_TEXT | {**words}
-    pooling = "argmax" if words["eos_token_id"] == OLD_END else "end"
+def _clip(vision: Mapping, text: Mapping, both: Mapping) -> tuple[VisionTransformerConfig, TextTransformerConfig]:
+    embed_dim = both.get("projection_dim", 512)  # transformers ignores the one in each encoder's section
+    vision, text = CLIP_BOTH | CLIP_VISION | {**vision}, CLIP_BOTH | CLIP_TEXT | {**text}
+    pooling = "argmax" if text["eos_token_id"] == OLD_END else "end"
     return (
         VisionTransformerConfig(**_vision(vision), embed_dim=embed_dim),
-        TextTransformerConfig(**_text(words), embed_dim=embed_dim, pooling=pooling),
+        TextTransformerConfig(**_text(text), embed_dim=embed_dim, pooling=pooling),
     )
 
 
-def _siglip(vision: Mapping, words: Mapping, _: Mapping) -> tuple[VisionTransformerConfig, TextTransformerConfig]:
-    vision, words = SIGLIP_BOTH | SIGLIP_VISION | {**vision}, SIGLIP_BOTH | SIGLIP_TEXT | {**words}
+def _siglip(vision: Mapping, text: Mapping, _: Mapping) -> tuple[VisionTransformerConfig, TextTransformerConfig]:
+    vision, text = SIGLIP_BOTH | SIGLIP_VISION | {**vision}, SIGLIP_BOTH | SIGLIP_TEXT | {**text}
     sizes = _vision(vision)
-    image = VisionTransformerConfig(
+    image_encoder = VisionTransformerConfig(
         **sizes,
         embed_dim=sizes["width"],
         pooling="attention",
@@ -145,20 +148,20 @@ def _siglip(vision: Mapping, words: Mapping, _: Mapping) -> tuple[VisionTransfor
         patch_bias=True,
         projection=False,
     )
-    text = TextTransformerConfig(
-        **_text(words),
-        embed_dim=words.get("projection_size", words["hidden_size"]),
+    text_encoder = TextTransformerConfig(
+        **_text(text),
+        embed_dim=text.get("projection_size", text["hidden_size"]),
         causal=False,
         pooling="last",
         mask_padding=False,
         projection_bias=True,
     )
-    return image, text
+    return image_encoder, text_encoder
 
 
 def _trunk(values: Mapping[str, Any]) -> dict[str, Any]:
     if values["hidden_act"] not in ACTIVATIONS:
-        raise ValueError(f"hidden_act '{values['hidden_act']}' is none of {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"hidden_act '{values['hidden_act']}' is not one of {', '.join(ACTIVATIONS)}")
     width, inner = values["hidden_size"], values["intermediate_size"]
     return {
         "width": width,

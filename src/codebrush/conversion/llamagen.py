@@ -1,7 +1,6 @@
-"""LlamaGen (Sun et al. 2024): the state dict of its VQ model or its GPT, and its ModelArgs, in; our VQGAN or code
-transformer out.
+"""LlamaGen (Sun et al. 2024): rules and sizes of its VQ model, our VQGAN, and of its GPT, our code transformer.
 
-The tensors tell nearly everything; a GPT's do not tell its heads and how many codes a picture has.
+The tensors give nearly everything; those of a GPT do not give its number of heads and how many codes an image has.
 """
 
 import math
@@ -12,8 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from codebrush.conversion.openai import agree
-from codebrush.conversion.state_dict_rules import Rule, Tensors, count
+from codebrush.conversion.state_dict_rules import Rule, Tensors, check_config, count
 from codebrush.errors import PackError
 from codebrush.models.code_transformer import CodeTransformerConfig
 from codebrush.models.vqgan import VQGANConfig
@@ -22,18 +20,18 @@ VQ_IGNORED = r"quantize\.codebook_used"
 GPT_IGNORED = r"freqs_cis|cls_embedding\.uncond_embedding|cls_embedding\.embedding_table\.weight|.*\.kv_cache\..*"
 USUAL_SIZE = 256
 USUAL_CODES = 256
-HEADS_OF_WIDTH = {3200: 32, 4096: 32}  # the 3B and 7B models; the heads of all others are 64 wide
+HEADS_OF_WIDTH = {3200: 32, 4096: 32}  # the 3B and 7B models; in all others heads are 64 wide
 HEAD_WIDTH = 64
 
 
 def arguments(settings: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The ModelArgs, or the mapping that holds them."""
+    """The ModelArgs of a config, which may be the whole config or stored under their name."""
     values = settings or {}
     return values.get("ModelArgs", values)
 
 
 def vq_rules(levels: int) -> list[Rule]:
-    """The table of a VQ model. Its decoder counts levels from the lowest resolution, ours from the highest."""
+    """The rules of a VQ model. Its decoder numbers levels from the lowest resolution, ours from the highest."""
     middle = {"block_1": 0, "attn_1": 1, "block_2": 2}
     rules = [
         Rule(r"quantizer\.codebook", "quantize.embedding.weight"),
@@ -54,7 +52,11 @@ def vq_rules(levels: int) -> list[Rule]:
 
 
 def vq_config(tensors: Tensors, settings: Mapping[str, Any] | None, place: str) -> VQGANConfig:
-    """The sizes of a VQ model; `settings` None takes L2-normalised codes and pictures of 256 pixels."""
+    """The config of a VQ model. Without `settings`, codes are L2-normalised and images 256 pixels square.
+
+    Raises:
+        PackError: if a tensor is missing, or the settings contradict the tensors.
+    """
     given = arguments(settings)
     try:
         levels = count(tensors, r"encoder\.conv_blocks\.(\d+)\.")
@@ -75,13 +77,13 @@ def vq_config(tensors: Tensors, settings: Mapping[str, Any] | None, place: str) 
             commitment=given.get("commit_loss_beta", 0.25),
         )
     except KeyError as error:
-        raise PackError(f"{place} lacks the tensor {error}: it is no whole VQ model") from error
+        raise PackError(f"{place} lacks the tensor {error}: it is not a complete VQ model") from error
     sizes = {"codebook_size": found.codebook_size, "codebook_embed_dim": found.code_dim}
-    agree(given, sizes | {"z_channels": found.latent_channels}, place)
+    check_config(given, sizes | {"z_channels": found.latent_channels}, place)
     for name in ("encoder_ch_mult", "decoder_ch_mult"):
         if name in given and tuple(given[name]) != found.channel_multipliers:
-            said, read = list(given[name]), list(found.channel_multipliers)
-            raise PackError(f"{place}: its config says {name} {said}, but its tensors say {read}")
+            claimed, read = list(given[name]), list(found.channel_multipliers)
+            raise PackError(f"{place}: its config says {name} {claimed}, but its tensors say {read}")
     return found
 
 
@@ -100,14 +102,20 @@ GPT_RULES = [
     Rule(r"head\.weight", "output.weight"),
     Rule(r"projections\.text_features\.0\.weight", "cls_embedding.cap_proj.fc1.weight"),
     Rule(r"projections\.text_features\.2\.weight", "cls_embedding.cap_proj.fc2.weight"),
-    Rule(r"(prefix_positions|nulls\..+|projections\.labels\.weight)", r"\1"),  # made by `gpt`
+    Rule(r"(prefix_positions|nulls\..+|projections\.labels\.weight)", r"\1"),  # `gpt` makes these
 ]
 
 
 def gpt(
     tensors: Tensors, settings: Mapping[str, Any] | None, place: str
 ) -> tuple[CodeTransformerConfig, dict[str, Tensor]]:
-    """A GPT's sizes, and its tensors with the vector of "no condition" as ours has it."""
+    """The config of a GPT, and its tensors plus those of ours that it stores differently, like "no condition".
+
+    Without `settings`, images have 256 codes, with a warning.
+
+    Raises:
+        PackError: if a tensor is missing, or the settings contradict the tensors.
+    """
     given = arguments(settings)
     try:
         width = tensors["tok_embeddings.weight"].shape[1]
@@ -117,7 +125,7 @@ def gpt(
         codes = given.get("block_size")
         if codes is None:
             warnings.warn(
-                f"{place}: without a config a picture of {USUAL_CODES} codes is taken for granted", stacklevel=2
+                f"{place}: without a config, {USUAL_CODES} codes per image are assumed; name its config", stacklevel=2
             )
             codes = USUAL_CODES
         side = math.isqrt(codes)
@@ -138,7 +146,7 @@ def gpt(
             start_token=False,
         )
         found = {"dim": width, "n_layer": config.layers, "vocab_size": config.codebook_size}
-        agree(
+        check_config(
             given,
             found | ({"caption_dim": config.text_features, "cls_token_num": config.text_length} if text else {}),
             place,
@@ -148,8 +156,8 @@ def gpt(
             first, second = (tensors[f"cls_embedding.cap_proj.fc{layer}.weight"].float() for layer in (1, 2))
             inner = F.gelu(F.linear(lead.float(), first), approximate="tanh")
             made["nulls.text_features"] = F.linear(inner, second)
-        else:  # the table's last row stands for no class
+        else:  # the last row of the table means "no class"
             made |= {"projections.labels.weight": lead[:-1], "nulls.labels": lead[-1:]}
     except KeyError as error:
-        raise PackError(f"{place} lacks the tensor {error}: it is no whole GPT") from error
+        raise PackError(f"{place} lacks the tensor {error}: it is not a complete GPT") from error
     return config, {**tensors, **made}

@@ -1,5 +1,6 @@
-"""Published weights in one of the layouts known here, or a folder of ours, in; a model of ours out, float32 and in eval
-mode. The layout is told by the names of the tensors.
+"""Loads published weights in any known layout, or a folder in our own layout, as a model in float32 and eval mode.
+
+The layout is recognised by the names of the tensors.
 """
 
 import functools
@@ -32,7 +33,7 @@ MODELS: dict[str, type[PretrainedModel]] = {
     "upscaler": Upscaler,
 }
 OURS = {model.config_class.__name__: kind for kind, model in MODELS.items()}
-LAYOUTS = {  # a tensor that only this layout has -> the layout, and the kind of model it holds
+LAYOUTS = {  # a tensor that only this layout has -> the layout, and the kind of model
     "vision_model.embeddings.patch_embedding.weight": ("huggingface", "clip"),
     "visual.trunk.patch_embed.proj.weight": ("open_clip", "clip"),
     "visual.conv1.weight": ("openai", "clip"),
@@ -45,35 +46,38 @@ Model = TypeVar("Model", bound=PretrainedModel)
 
 
 def load_clip(path: str | Path, config: Settings = None) -> CLIP:
-    """A CLIP from OpenAI, open_clip or Hugging Face (CLIP or SigLIP), or a folder of ours: float32, eval mode, CPU.
+    """Load a CLIP of OpenAI, open_clip or Hugging Face (CLIP or SigLIP), or a folder in our layout, on the CPU.
 
-    `path` is a checkpoint or a folder; `config` is its config in the origin's own vocabulary, a mapping or a file, and
-    is looked for in the folder where it is left out. OpenAI and open_clip share the names of their tensors: without a
-    config QuickGELU is taken, with a warning unless the file is plainly OpenAI's. Tensors that are missing, left over
-    or of another shape are a PackError that names them.
+    `path` is a checkpoint file or a folder. `config` is a mapping or a file, in the vocabulary of the project that
+    published the weights; if it is left out, the one beside the weights is read. OpenAI and open_clip use the same
+    tensor names: without a config QuickGELU is assumed, with a warning unless the file is clearly OpenAI's.
+
+    Raises:
+        PackError: if the file or config cannot be read or is no CLIP, or a tensor is missing, left over or of another
+            shape; it is named.
     """
     model = own_model(path, "clip")
     return model if isinstance(model, CLIP) else clip_from(open_source(path, config))
 
 
 def load_vqgan(path: str | Path, config: Settings = None) -> VQGAN:
-    """A VQGAN from taming-transformers (VQModel, GumbelVQ, or the first stage in a Net2NetTransformer) or LlamaGen, or
-    a folder of ours; see `load_clip`.
+    """Load a VQGAN of taming-transformers (VQModel, GumbelVQ, or the first stage in a Net2NetTransformer) or LlamaGen,
+    or a folder in our layout; see `load_clip`.
     """
     model = own_model(path, "vqgan")
     return model if isinstance(model, VQGAN) else vqgan_from(open_source(path, config))
 
 
 def load_code_transformer(path: str | Path, config: Settings = None) -> CodeTransformer:
-    """A code transformer from taming-transformers (the minGPT of a Net2NetTransformer) or LlamaGen (class or text
-    conditioned), or a folder of ours; see `load_clip`.
+    """Load a code transformer of taming-transformers (the minGPT of a Net2NetTransformer) or LlamaGen (class- or
+    text-conditional), or a folder in our layout; see `load_clip`.
     """
     model = own_model(path, "transformer")
     return model if isinstance(model, CodeTransformer) else transformer_from(open_source(path, config))
 
 
-def _described(read: Callable[[Source], Model]) -> Callable[[Source], Model]:
-    """Configs and tensors from elsewhere can be wrong in any way at all: what then fails becomes one line."""
+def _failures_named(read: Callable[[Source], Model]) -> Callable[[Source], Model]:
+    """Turn any failure of a reader into a PackError: foreign configs and tensors can be wrong in every way."""
 
     @functools.wraps(read)
     def guarded(source: Source) -> Model:
@@ -81,25 +85,28 @@ def _described(read: Callable[[Source], Model]) -> Callable[[Source], Model]:
             return read(source)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise PackError(f"{source.place}: its config and its tensors describe no network ({reason})") from error
+            raise PackError(f"{source.place}: no network has this config and these tensors ({reason})") from error
 
     return guarded
 
 
 def layout_of(tensors: Tensors, place: str) -> tuple[str, str]:
-    """The layout of a state dict and the kind of model that it holds; a PackError where it is none of those known."""
+    """The layout of a state dict and the kind of model it holds, for example ("openai", "clip").
+
+    Raises:
+        PackError: if it is in no known layout.
+    """
     for name, found in LAYOUTS.items():
         if name in tensors:
             return found
     names = ", ".join(sorted(tensors)[:3])
     raise PackError(
-        f"{place} is in no layout that is known here: its tensors are called {names}, ...; docs/published.md lists "
-        "those that are"
+        f"{place} is in no known layout: its tensors are called {names}, ...; docs/published.md lists the known ones"
     )
 
 
 def own_kind(path: str | Path) -> str | None:
-    """Which kind of model the folder of ours at `path` holds; None where it is none of ours."""
+    """The kind of model in the folder at `path`; None if the folder is not in our layout."""
     file = Path(path) / CONFIG_FILE
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -109,7 +116,11 @@ def own_kind(path: str | Path) -> str | None:
 
 
 def own_model(path: str | Path, kind: str) -> PretrainedModel | None:
-    """The model in a folder of ours, which must be of this `kind`; None where the folder is none of ours."""
+    """The model in a folder in our layout; None if the folder is in another layout.
+
+    Raises:
+        PackError: if the model is of another kind, or cannot be read.
+    """
     found = own_kind(path)
     if found is None:
         return None
@@ -118,36 +129,39 @@ def own_model(path: str | Path, kind: str) -> PretrainedModel | None:
     return MODELS[kind].from_pretrained(path)
 
 
-@_described
+@_failures_named
 def clip_from(source: Source) -> CLIP:
-    """The CLIP in an opened source."""
+    """Build and fill the CLIP in an opened source; see `load_clip`."""
     tensors, place = source.tensors, source.place
     layout = _expect(source, "clip")
     settings = source.settings
     if settings is not None and huggingface.is_config(settings) != (layout == "huggingface"):
-        raise PackError(f"{place} bears the names of {layout}, and its config is of another origin: name the right one")
+        raise PackError(
+            f"{place} has the tensors of {layout}, but its config is that of another layout: name the right one"
+        )
     if layout == "huggingface":
         if settings is None:
-            raise PackError(f"{place} needs its config.json beside it: no tensor tells how many heads it has")
+            raise PackError(f"{place} needs its config.json beside it: no tensor gives its number of heads")
         config = huggingface.config(tensors, settings, source.pictures, place)
         return _filled(CLIP, config, tensors, huggingface.rules(tensors), huggingface.IGNORED, place)
     if settings is not None and "vision_cfg" in settings.get("model_cfg", settings):
         config = open_clip.config(tensors, settings, place)
     elif layout == "open_clip" or "text.token_embedding.weight" in tensors:
-        raise PackError(f"{place} needs its open_clip config: no tensor tells how many heads it has")
+        raise PackError(f"{place} needs its open_clip config: no tensor gives its number of heads")
     else:
         known = openai.ARGUMENTS & (settings or {}).keys()
         if not known and not any(name in tensors or name in source.extras for name in openai.SCALARS):
             warnings.warn(
-                f"{place} may be OpenAI's or open_clip's: QuickGELU is taken; name its config to be sure", stacklevel=3
+                f"{place} may be OpenAI's or open_clip's: QuickGELU is assumed; name its config to be sure",
+                stacklevel=3,
             )
         config = openai.config(tensors, settings, place)
     return _filled(CLIP, config, tensors, open_clip.rules(tensors), openai.IGNORED, place)
 
 
-@_described
+@_failures_named
 def vqgan_from(source: Source) -> VQGAN:
-    """The VQGAN in an opened source."""
+    """Build and fill the VQGAN in an opened source; see `load_vqgan`."""
     tensors, place = taming.first_stage(source.tensors), source.place
     layout, kind = layout_of(tensors, place)
     if kind != "vqgan":
@@ -165,9 +179,9 @@ def vqgan_from(source: Source) -> VQGAN:
     return model
 
 
-@_described
+@_failures_named
 def transformer_from(source: Source) -> CodeTransformer:
-    """The code transformer in an opened source."""
+    """Build and fill the code transformer in an opened source; see `load_code_transformer`."""
     place = source.place
     if _expect(source, "transformer") == "llamagen":
         config, tensors = llamagen.gpt(source.tensors, source.settings, place)

@@ -1,7 +1,7 @@
-"""open_clip's own checkpoints: a state dict and its config (open_clip_config.json or its model_cfg) in; our CLIP out.
+"""open_clip's checkpoints: rules for their tensors, and their config (open_clip_config.json or its model_cfg).
 
-Its towers bear OpenAI's names, with a `text.` prefix in newer files; SigLIP's image tower comes from timm and bears
-timm's. Options of towers that nothing here can do are refused by name.
+Its encoders use OpenAI's tensor names, with a `text.` prefix in newer files; SigLIP's image encoder comes from timm and
+uses timm's names. Options that our encoders do not have are refused by name.
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from codebrush.conversion import openai
-from codebrush.conversion.state_dict_rules import Rule, Tensors, count, prefixed
+from codebrush.conversion.state_dict_rules import Rule, Tensors, check_config, count, prefixed
 from codebrush.errors import PackError
 from codebrush.models.clip import OPENAI_MEAN, OPENAI_STD, CLIPConfig
 from codebrush.models.image_encoder import ImageEncoderConfig, VisionTransformerConfig
@@ -19,15 +19,15 @@ from codebrush.models.text_encoder import TextTransformerConfig
 
 IGNORED = openai.IGNORED
 TIMM_EPSILON = 1e-6
-TIMM_HEADS = {768: 12, 1024: 16, 1152: 16, 1536: 16}  # of SigLIP's image towers by their width
+TIMM_HEADS = {768: 12, 1024: 16, 1152: 16, 1536: 16}  # heads of SigLIP's image encoders, by their width
 TIMM_TANH = ("base_patch32_siglip", "large_patch16_siglip_512", "so400m_patch16_siglip", "giantopt_patch16_siglip")
-USUAL_END = 2  # the end token where a config names none
+USUAL_END = 2  # the end token if a config names none
 VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "ls_init_value", "pool_type"}
 VISION_KEYS |= {"final_ln_after_pool", "no_ln_pre", "patch_dropout", "act_kwargs", "norm_kwargs", "output_tokens"}
 TIMM_KEYS = {"image_size", "timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_model_kwargs"}
 TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "ls_init_value", "pool_type"}
 TEXT_KEYS |= {"no_causal_mask", "proj_bias", "proj_type", "pad_id", "eos_id", "norm_kwargs", "act_kwargs"}
-TOKENIZER_KEYS = {"hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"}  # they shape no tensor
+TOKENIZER_KEYS = {"hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"}  # they change no tensor
 
 TIMM = [
     Rule(r"patch_embedding\.(.+)", r"patch_embed.proj.\1"),
@@ -49,18 +49,22 @@ TIMM = [
 
 
 def rules(tensors: Tensors) -> list[Rule]:
-    """The table for a state dict: OpenAI's names, with timm's for an image tower of timm."""
+    """The rules for a state dict: OpenAI's names, and timm's for an image encoder of timm."""
     timm = prefixed(TIMM, "image_encoder.", "visual.trunk.") if is_timm(tensors) else []
     return timm + openai.rules(tensors)
 
 
 def is_timm(tensors: Tensors) -> bool:
-    """Whether the image tower bears timm's names."""
+    """Whether the image encoder has timm's tensor names."""
     return any(name.startswith("visual.trunk.") for name in tensors)
 
 
 def config(tensors: Tensors, settings: Mapping[str, Any], place: str) -> CLIPConfig:
-    """The CLIP that `settings` (a `model_cfg`, or the file that holds one) and the tensors describe."""
+    """The CLIP that `settings` (a `model_cfg`, or the content of a file that holds one) and the tensors describe.
+
+    Raises:
+        PackError: if the config has an option that our encoders do not have, or contradicts the tensors.
+    """
     model = settings.get("model_cfg", settings)
     pictures = settings.get("preprocess_cfg") or {}
     try:
@@ -75,7 +79,7 @@ def config(tensors: Tensors, settings: Mapping[str, Any], place: str) -> CLIPCon
     if model.get("init_logit_bias") is not None and "logit_bias" not in tensors:
         raise PackError(f"{place} lacks the tensor logit_bias")
     image = _of_size(image, vision.get("image_size"), tensors, place)
-    openai.agree(model, {"embed_dim": image.embed_dim}, place)
+    check_config(model, {"embed_dim": image.embed_dim}, place)
     squash = pictures.get("resize_mode", "squash" if is_timm(tensors) else "shortest") == "squash"
     half = (0.5, 0.5, 0.5) if is_timm(tensors) else None
     return CLIPConfig(

@@ -1,24 +1,24 @@
-"""OpenAI's CLIP (Radford et al. 2021): its state dict, and open_clip's of the same names, in; our CLIP out.
+"""OpenAI's CLIP (Radford et al. 2021) and open_clip's checkpoints with the same tensor names: rules and sizes.
 
-Sizes are read from the tensors. What no tensor tells is the convention of the origin: heads are 64 wide.
+Sizes are read from the tensors. No tensor gives the number of heads; as in OpenAI's code they are 64 wide.
 """
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from codebrush.conversion.state_dict_rules import Rule, Tensors, count, prefixed
+from codebrush.conversion.state_dict_rules import Rule, Tensors, check_config, count, prefixed
 from codebrush.errors import PackError
 from codebrush.models.clip import CLIPConfig
 from codebrush.models.image_encoder import ImageEncoderConfig, ModifiedResNetConfig, VisionTransformerConfig
 from codebrush.models.text_encoder import TextTransformerConfig
 
 HEAD_WIDTH = 64
-SCALARS = ("input_resolution", "context_length", "vocab_size")  # entries of the published archives beside the tensors
+SCALARS = ("input_resolution", "context_length", "vocab_size")  # stored beside the tensors in the published archives
 ARGUMENTS = {"embed_dim", "image_resolution", "vision_layers", "vision_width", "vision_patch_size", "context_length"}
-ARGUMENTS |= {"vocab_size", "transformer_width", "transformer_heads", "transformer_layers"}  # of the original class
+ARGUMENTS |= {"vocab_size", "transformer_width", "transformer_heads", "transformer_layers"}  # of OpenAI's CLIP class
 IGNORED = "|".join(SCALARS) + r"|(text\.)?attn_mask"
-COUNTER = "num_batches_tracked"  # of batch norms; not every file holds it, and nothing here reads it
+COUNTER = "num_batches_tracked"  # of batch norms; some files lack it, and nothing here uses it
 
 BLOCK = [
     Rule(r"(\d+)\.attention_norm\.(.+)", r"\1.ln_1.\2"),
@@ -70,13 +70,13 @@ RESNET = [
 ]
 
 
-def is_named_so(tensors: Tensors) -> bool:
-    """Whether a state dict bears OpenAI's names, or open_clip's."""
+def is_state_dict(tensors: Tensors) -> bool:
+    """Whether a state dict has OpenAI's or open_clip's tensor names."""
     return any(name.startswith("visual.") for name in tensors)
 
 
 def rules(tensors: Tensors) -> list[Rule]:
-    """The table for a state dict with, or without, a prefix on its text tower and a bias on its projection."""
+    """The rules for a state dict, whether or not its text encoder has a prefix and its text projection a bias."""
     prefix = "text." if "text.token_embedding.weight" in tensors else ""
     biased = f"{prefix}text_projection.weight" in tensors
     projection = (
@@ -96,7 +96,11 @@ def rules(tensors: Tensors) -> list[Rule]:
 
 
 def config(tensors: Tensors, settings: Mapping[str, Any] | None, place: str) -> CLIPConfig:
-    """The sizes of an OpenAI CLIP; `settings` are the arguments of the original class, None where nothing is known."""
+    """The config of an OpenAI CLIP; `settings` are the arguments of OpenAI's CLIP class, None if unknown.
+
+    Raises:
+        PackError: if a tensor is missing, or the settings contradict the tensors.
+    """
     settings = settings or {}
     try:
         image = _image(tensors, place)
@@ -112,7 +116,7 @@ def config(tensors: Tensors, settings: Mapping[str, Any] | None, place: str) -> 
             hidden=hidden(tensors, "transformer.resblocks.0.mlp.c_fc.weight"),
         )
     except KeyError as error:
-        raise PackError(f"{place} lacks the tensor {error.args[0]}: it is no whole CLIP") from error
+        raise PackError(f"{place} lacks the tensor {error.args[0]}: it is not a complete CLIP") from error
     found = {
         "embed_dim": text.embed_dim,
         "image_resolution": image.image_size,
@@ -121,7 +125,7 @@ def config(tensors: Tensors, settings: Mapping[str, Any] | None, place: str) -> 
         "transformer_width": text.width,
         "transformer_layers": text.layers,
     }
-    agree(settings, found, place)
+    check_config(settings, found, place)
     return CLIPConfig(image, text, fit="crop")
 
 
@@ -133,7 +137,7 @@ def _image(tensors: Tensors, place: str) -> ImageEncoderConfig:
 
 
 def resnet(tensors: Tensors, heads: int) -> ModifiedResNetConfig:
-    """The sizes of a ModifiedResNet under `visual.`, as its tensors tell them."""
+    """The config of the ModifiedResNet under `visual.`, from its tensors."""
     stages = [count(tensors, rf"visual\.layer{stage}\.(\d+)\.") for stage in range(1, 5)]
     return ModifiedResNetConfig(
         image_size=math.isqrt(tensors["visual.attnpool.positional_embedding"].shape[0] - 1) * 32,
@@ -145,7 +149,7 @@ def resnet(tensors: Tensors, heads: int) -> ModifiedResNetConfig:
 
 
 def vision_transformer(tensors: Tensors, heads: int, **choices: Any) -> VisionTransformerConfig:
-    """The sizes of a vision transformer under `visual.`, as its tensors tell them; `choices` are what they do not."""
+    """The config of the vision transformer under `visual.`; `choices` are the fields that its tensors do not give."""
     kernel = tensors["visual.conv1.weight"]
     side = math.isqrt(tensors["visual.positional_embedding"].shape[0] - 1)
     return VisionTransformerConfig(
@@ -161,19 +165,14 @@ def vision_transformer(tensors: Tensors, heads: int, **choices: Any) -> VisionTr
 
 
 def hidden(tensors: Tensors, name: str) -> int:
-    """The inner width of an MLP by its first matrix; 0 where it is the usual one."""
+    """The inner width of an MLP, from its first matrix (inner, width); 0 stands for the usual 4 x width."""
     inner, width = tensors[name].shape
     return 0 if inner == 4 * width else inner
 
 
-def agree(settings: Mapping[str, Any], found: Mapping[str, Any], place: str) -> None:
-    """A PackError where a config says something else than the tensors do."""
-    for name, value in found.items():
-        if settings.get(name) not in (None, value):
-            raise PackError(f"{place}: its config says {name} {settings[name]}, but its tensors say {value}")
-
-
 def _heads(width: int, tower: str, place: str) -> int:
     if width % HEAD_WIDTH:
-        raise PackError(f"{place}: the {tower} tower is {width} wide, and no tensor tells its heads: name its config")
+        raise PackError(
+            f"{place}: the {tower} encoder is {width} wide, and no tensor gives its number of heads: name its config"
+        )
     return width // HEAD_WIDTH

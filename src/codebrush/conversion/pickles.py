@@ -1,8 +1,8 @@
-"""In: the pickle of a checkpoint. Out: proof that it holds nothing but tensors and known classes, and its storages.
+"""Checks that the pickle of a checkpoint holds nothing but tensors and known classes, and lists its storages.
 
 Nothing here imports or calls what a pickle names. `check_pickle` reads the instructions as text and refuses every
-name that is not listed below; `Survey` then follows them with stand-ins in place of the classes, so that each
-tensor's place in the file can be checked before a byte of it is used.
+name that is not listed below. `Survey` then follows them with stand-ins in place of the classes, so that each tensor's
+place in the file is checked before a byte of it is used.
 """
 
 import pickle
@@ -73,11 +73,11 @@ _STORAGE_DTYPES = {
     "torch.ComplexDoubleStorage": torch.complex128,
 }
 
-SCRIPT_CLASS = "__torch__."  # TorchScript's own name space: classes whose code lies in the archive
+SCRIPT_CLASS = "__torch__."  # TorchScript's namespace: classes whose code is in the archive
 
 
 class StandIn:
-    """Takes the place of a class that is named in a pickle: accepts any arguments and any state, does nothing."""
+    """Replaces a class that a pickle names: accepts any arguments and any state, and does nothing."""
 
     state: Mapping[str, Any] = {}
 
@@ -93,14 +93,14 @@ class StandIn:
 
 
 class _Sealed:
-    """What a pickle's instruction to set an object's state must not reach."""
+    """An object whose state a pickle must not set."""
 
     def __setstate__(self, state: object) -> None:
         raise ValueError("it sets the state of something that has none")
 
 
 class _Builder(_Sealed):
-    """A function that a pickle may call. The function itself would let a pickle set attributes on it."""
+    """A function that a pickle may call; on the function itself a pickle could set attributes."""
 
     __slots__ = ("_function",)
 
@@ -112,7 +112,7 @@ class _Builder(_Sealed):
 
 
 def _stand_in(name: str) -> type[StandIn]:
-    # one class a name: as keys of a dict, two callbacks must stay two
+    # A class of its own for each name: as keys of a dict, two callbacks must stay two.
     return type(name.rpartition(".")[2], (StandIn,), {"__module__": __name__})
 
 
@@ -139,12 +139,12 @@ _STAND_INS = (
     "numpy.ndarray",
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
 )
-_DICTS = (  # subclasses of dict, which a pickle fills item by item
+_DICTS = (  # subclasses of dict; a pickle fills them item by item
     "pytorch_lightning.utilities.parsing.AttributeDict",
     "lightning_fabric.utilities.data.AttributeDict",
     "lightning.fabric.utilities.data.AttributeDict",
 )
-# The named allow-list: classes that published files hold beside their tensors, none of them imported.
+# The allow-list: classes that published files hold beside their tensors. None of them is imported.
 KNOWN_CLASSES: dict[str, Any] = {
     **{name: _stand_in(name) for name in _STAND_INS},
     **dict.fromkeys(_DICTS, OrderedDict),
@@ -154,7 +154,7 @@ KNOWN_CLASSES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Storage(_Sealed):
-    """A run of `numel` numbers, stored in the file under `key`."""
+    """`numel` numbers in a row, stored in the file under `key`."""
 
     key: str
     dtype: torch.dtype
@@ -162,12 +162,13 @@ class Storage(_Sealed):
 
     @property
     def nbytes(self) -> int:
+        """Its size in bytes."""
         return self.numel * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class StoredTensor(_Sealed):
-    """A tensor as the pickle describes it: a strided view of a storage, known to lie inside it."""
+    """A tensor as the pickle describes it: a strided view of a storage, checked to lie inside it; units are numbers."""
 
     storage: Storage
     offset: int
@@ -176,16 +177,16 @@ class StoredTensor(_Sealed):
 
 
 def _stored_tensor(storage: object, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object):
-    """What torch._utils._rebuild_tensor_v2 would build; ValueError if it would reach outside of its storage."""
+    """What torch._utils._rebuild_tensor_v2 would build; a ValueError if it reaches outside its storage."""
     if not isinstance(storage, Storage) or len(size) != len(stride) or min((offset, *size, *stride)) < 0:
-        raise ValueError("a tensor is described wrongly")
+        raise ValueError("the description of a tensor is wrong")
     numel = 1
     for length in size:
         numel *= length
     end = offset + 1 + sum((length - 1) * step for length, step in zip(size, stride, strict=True)) if numel else 0
-    # numel counts too: a stride of zero would blow a small storage up into a tensor of any size
+    # numel counts too: a stride of zero would make a tensor of any size of a small storage
     if max(end, numel) > storage.numel:
-        raise ValueError(f"a tensor of shape {tuple(size)} reaches outside of its storage of {storage.numel} numbers")
+        raise ValueError(f"a tensor of shape {tuple(size)} reaches outside its storage of {storage.numel} numbers")
     return StoredTensor(storage, offset, tuple(size), tuple(stride))
 
 
@@ -199,7 +200,7 @@ _TENSOR_PARTS: dict[str, Any] = {
     **{str(dtype): _stand_in(str(dtype)) for dtype in _STORAGE_DTYPES.values()},
     "collections.OrderedDict": OrderedDict,
     "collections.Counter": _EMPTY_DICT,
-    "_codecs.encode": _EMPTY_DICT,  # how protocol 2 writes bytes, which no extra value needs
+    "_codecs.encode": _EMPTY_DICT,  # how protocol 2 writes bytes; no value that is kept is of bytes
     "builtins.set": set,
 }
 _SCRIPT_PARTS = {
@@ -209,41 +210,45 @@ _SCRIPT_PARTS = {
 
 
 def _name(module_name: str, global_name: str) -> str:
-    """The dotted name of a global, as Python 3 has it: pickle protocol 2 writes the names of Python 2."""
+    """The dotted Python 3 name of a global; pickle protocol 2 writes the names of Python 2."""
     pair = module_name, global_name
     return ".".join(NAME_MAPPING.get(pair, (IMPORT_MAPPING.get(module_name, module_name), global_name)))
 
 
 def _foreign_name(path: Path, name: str) -> PackError:
     return PackError(
-        f"{path} holds {name!r}, which is not a tensor or one of the known classes; it is not read. "
-        "Ask its source for a safetensors file"
+        f"{path} holds {name!r}, which is neither a tensor nor one of the known classes; it is not read. "
+        "Ask its author for a safetensors file"
     )
 
 
 def check_pickle(file: IO[bytes], path: Path, script: bool = False) -> None:
-    """Read one pickle's instructions, up to its end, without following any of them.
+    """Read the instructions of one pickle, up to its end, without following any of them.
 
-    Raises PackError if it names a class or function outside the allow-list, or uses an instruction that torch.save
-    does not write; ValueError or UnicodeError if it is damaged.
+    `script` also allows TorchScript's own classes, which `Survey` replaces by stand-ins.
+
+    Raises:
+        PackError: if it names a class or function that is not on the allow-list, or uses an instruction that
+            torch.save does not write.
+        ValueError, UnicodeError: if it is damaged.
     """
     allowed = KNOWN_CLASSES.keys() | _TENSOR_PARTS.keys() | (_SCRIPT_PARTS.keys() if script else set())
-    unknown, words = "", ["", ""]
+    unknown, last_texts = "", ["", ""]  # the last two strings: module and name of a STACK_GLOBAL
     memo: list[str] = []
     for count, (instruction, value, _) in enumerate(pickletools.genops(file)):
         name = ""
         if instruction.name in ("GLOBAL", "INST"):
             name = _name(*str(value).split(" ", 1))
         elif instruction.name == "STACK_GLOBAL":
-            name = ".".join(words)
+            name = ".".join(last_texts)
         elif "UNICODE" in instruction.name:
-            words = [words[1], str(value)]
+            last_texts = [last_texts[1], str(value)]
         elif instruction.name == "MEMOIZE":
-            memo.append(words[1])
+            memo.append(last_texts[1])
         elif instruction.name == "BINGET" and int(value or 0) < len(memo):
-            words = [words[1], memo[int(value or 0)]]
+            last_texts = [last_texts[1], memo[int(value or 0)]]
         elif instruction.name in ("BINPUT", "LONG_BINPUT") and int(value or 0) > count:
-            # memo slots are counted up from 0; a far higher one would make Python set aside memory for all below it
+            # Memo slots are numbered from 0 up; for a far higher one Python would allocate memory for all below it.
             raise ValueError("a memo slot is out of order")
         if name and name not in allowed and not (script and name.startswith(SCRIPT_CLASS)):
             raise _foreign_name(path, name)
@@ -251,7 +256,7 @@ def check_pickle(file: IO[bytes], path: Path, script: bool = False) -> None:
             unknown = instruction.name
     if unknown:
         raise PackError(
-            f"{path} holds the pickle instruction {unknown}, which torch.save does not write by itself; "
+            f"{path} holds the pickle instruction {unknown}, which torch.save does not write by default; "
             "save it again without choosing a pickle protocol"
         )
 
@@ -259,8 +264,9 @@ def check_pickle(file: IO[bytes], path: Path, script: bool = False) -> None:
 class Survey(pickle.Unpickler):
     """Follows a checked pickle with stand-ins: tensors become StoredTensor, script modules become StandIn.
 
-    `size_of` gives the bytes that the file holds under a storage's key, None if there are none. What was met is in
-    `storages`. `load` raises ValueError where a storage or a tensor reaches outside of what the file holds.
+    `size_of` gives the number of bytes that the file holds under a storage's key, None if it has no such key.
+    `storages` collects the storages that the pickle refers to. `load` raises ValueError if a storage or a tensor
+    reaches outside what the file holds.
     """
 
     def __init__(self, file: IO[bytes], path: Path, size_of: Callable[[str], int | None] | None = None) -> None:
@@ -271,6 +277,7 @@ class Survey(pickle.Unpickler):
         self._script_classes: dict[str, type[StandIn]] = {}
 
     def find_class(self, module_name: str, global_name: str) -> Any:
+        """What takes the place of a global; a PackError if it is not on the allow-list."""
         name = _name(module_name, global_name)
         if name.startswith(SCRIPT_CLASS):
             known = self._script_classes.setdefault(name, type(global_name, (StandIn,), {"__module__": module_name}))
@@ -281,11 +288,12 @@ class Survey(pickle.Unpickler):
         return known
 
     def persistent_load(self, pid: Any) -> Storage:
+        """The storage that a persistent id describes; a ValueError if the file does not hold all of it."""
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
-            raise ValueError("it refers to something else than a storage of numbers")
+            raise ValueError("it refers to something other than a storage of numbers")
         _, dtype, key, _, numel = pid[:5]
         if not isinstance(dtype, torch.dtype) or not isinstance(key, str) or not isinstance(numel, int) or numel < 0:
-            raise ValueError("a storage is described wrongly")
+            raise ValueError("the description of a storage is wrong")
         storage = Storage(key, dtype, numel)
         held = self.size_of(key) if self.size_of else storage.nbytes
         if held is None:

@@ -1,7 +1,7 @@
-"""A path to published weights in; their tensors and what stands beside them in the origin's own vocabulary out.
+"""Opens published weights: reads their tensors, and their config in the vocabulary of the project they come from.
 
-A path is a checkpoint, or a folder with one and its config. The checkpoint's layout is told by its keys, never by its
-name; a name only decides what is looked at in a folder.
+A path is a checkpoint file, or a folder with one and its config. The layout is recognised by the names of the tensors,
+never by the file's name; file names only decide which files of a folder are read.
 """
 
 import json
@@ -28,7 +28,9 @@ Settings = Mapping[str, Any] | str | Path | None
 
 @dataclass(frozen=True)
 class Source:
-    """Published weights: `settings` is their config, `pictures` says how pictures are prepared; None: not at hand."""
+    """Published weights. `settings` is their config and `pictures` says how images are prepared; None if not found.
+    `place` names the weights in error lines, `extras` are the numbers and strings stored beside the tensors.
+    """
 
     place: str
     tensors: Tensors
@@ -40,8 +42,11 @@ class Source:
 def open_source(path: str | Path, config: Settings = None) -> Source:
     """Read the checkpoint at `path`, a file or a folder. `config` is a mapping, or a YAML or JSON file.
 
-    Without one, what lies beside the weights counts, as far as it is of their origin: a YAML of the checkpoint's name,
-    config.json or open_clip_config.json, or the only YAML of a folder. What cannot be read is a PackError.
+    Without `config`, the one beside the weights is read if it comes from the same project: a YAML with the checkpoint's
+    name, config.json or open_clip_config.json, or the only YAML in a folder.
+
+    Raises:
+        PackError: if there is nothing at `path`, or the weights or the config cannot be read.
     """
     path = Path(path)
     if not path.exists():
@@ -58,18 +63,24 @@ def open_source(path: str | Path, config: Settings = None) -> Source:
         str(path),
         checkpoint.tensors,
         settings,
-        read_settings(pictures) if huggingface.is_named_so(checkpoint.tensors) and pictures.is_file() else None,
+        read_settings(pictures) if huggingface.is_state_dict(checkpoint.tensors) and pictures.is_file() else None,
         checkpoint.extras,
     )
 
 
 def weights_file(folder: Path) -> Path:
-    """The checkpoint in `folder`; none, or several that are not parts of one, are a PackError."""
+    """The checkpoint in `folder`: an index of shards, or the only file with weights.
+
+    Raises:
+        PackError: if there is no such file, or more than one.
+    """
     indices = sorted(folder.glob(f"*{INDEX}"))
     found = [file for file in sorted(folder.iterdir()) if file.suffix in WEIGHTS and file.is_file()]
     if indices:
         return indices[0]
-    best = [file for file in found if file.suffix == ".safetensors"] or found  # the same weights may be there twice
+    best = [
+        file for file in found if file.suffix == ".safetensors"
+    ] or found  # the same weights are often there as a pickle too
     if len(best) == 1:
         return best[0]
     if not best:
@@ -78,7 +89,11 @@ def weights_file(folder: Path) -> Path:
 
 
 def read_settings(path: Path) -> Mapping[str, Any]:
-    """A config file, YAML or JSON, as plain values."""
+    """Read a config file, YAML or JSON.
+
+    Raises:
+        PackError: if it cannot be read or is not a mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -86,18 +101,18 @@ def read_settings(path: Path) -> Mapping[str, Any]:
         reason = " ".join(str(error).split())[:200]
         raise PackError(f"the config {path} cannot be read ({reason})") from error
     if not isinstance(values, Mapping):
-        raise PackError(f"the config {path} holds no settings: it should be a mapping of names to values")
+        raise PackError(f"the config {path} holds no settings: it must be a mapping of names to values")
     return values
 
 
 def _settings_beside(path: Path, tensors: Tensors) -> Mapping[str, Any] | None:
-    """A folder may hold one model in two layouts, each with its config: only that of these tensors counts."""
+    """The config beside the weights; in a folder with a model in two layouts, the one of these tensors' layout."""
     whole = path.is_dir()
     folder = path if whole else path.parent
     likely = [] if whole else [path.with_suffix(suffix) for suffix in YAML]
-    if huggingface.is_named_so(tensors):
+    if huggingface.is_state_dict(tensors):
         likely.append(folder / CONFIG)
-    elif openai.is_named_so(tensors):
+    elif openai.is_state_dict(tensors):
         likely.append(folder / OPEN_CLIP_CONFIG)
     for file in likely:
         if file.is_file():

@@ -1,29 +1,31 @@
-"""A model of ours and a published state dict, and the rules that pair their names, in; a filled model, or a state dict
-in the published layout, out.
+"""Rules that pair the names of our tensors with published ones, to fill a model from a published state dict or the
+other way round.
 
-Rules go from our names to the published ones, so that one table serves both directions, and everything that is missing
-or left over can be named.
+Rules go from our names to the published ones, so that one table serves both directions, and every tensor that is
+missing or left over can be named.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from codebrush.errors import PackError
 
-NAMED = 3  # names that an error lists
+NAMED = 3  # tensors that an error line lists by name
 Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Rule:
-    r"""Our names that match `ours` whole are the published `theirs`, in which \1 and so on are filled in.
+    r"""Our tensors whose whole name matches the regular expression `ours` are called `theirs` in the published layout,
+    with \1 and so on filled in from the match.
 
-    Several of theirs stand one after another along the first axis of ours. `transposed` says that theirs is the other
-    way round. None of theirs: the published layout has no such tensor and ours keeps the value it starts with.
+    Several of theirs are concatenated along the first axis of ours. `transposed`: theirs is ours transposed. An empty
+    `theirs`: the published layout has no such tensor, and ours keeps its initial value.
     """
 
     ours: str
@@ -31,7 +33,7 @@ class Rule:
     transposed: bool = False
 
     def names(self, name: str) -> list[str] | None:
-        """The published names of our `name`; None where the rule does not speak of it."""
+        """The published names of our tensor `name`; None if the rule is not about it."""
         match = re.fullmatch(self.ours, name)
         if match is None:
             return None
@@ -39,7 +41,7 @@ class Rule:
 
 
 def prefixed(rules: Iterable[Rule], ours: str, theirs: str) -> list[Rule]:
-    """The same rules for a part of the model: `ours` and `theirs` are put in front of the names."""
+    """The same rules for a part of a model: `ours` and `theirs` are prefixes for the names on either side."""
     moved = []
     for rule in rules:
         names = (rule.theirs,) if isinstance(rule.theirs, str) else rule.theirs
@@ -48,9 +50,13 @@ def prefixed(rules: Iterable[Rule], ours: str, theirs: str) -> list[Rule]:
 
 
 def fill(model: nn.Module, tensors: Tensors, rules: Sequence[Rule], ignored: str, place: str) -> None:
-    """Copy `tensors` into `model`. Names that match `ignored` (a regular expression) may be left over, no others.
+    """Copy published `tensors` into `model`, in the dtypes of the model.
 
-    A tensor that is missing, left over or of another shape is a PackError that names it, and `place`.
+    Only tensors whose names match the regular expression `ignored` may be left over. `place` names the checkpoint in
+    error lines.
+
+    Raises:
+        PackError: if a tensor is missing, left over or of another shape; it is named.
     """
     used: set[str] = set()
     with torch.no_grad():
@@ -64,22 +70,26 @@ def fill(model: nn.Module, tensors: Tensors, rules: Sequence[Rule], ignored: str
             used.update(names)
             parts = [tensors[one].to(target.dtype) for one in names]
             if len({part.shape[1:] if part.ndim else None for part in parts} | {target.shape[1:]}) > 1 < len(parts):
-                raise PackError(f"{place}: the tensors {_list(names)} do not go together: is its config right?")
+                raise PackError(f"{place}: the shapes of {_list(names)} do not match: is its config right?")
             value = torch.cat(parts) if len(parts) > 1 else parts[0]
             value = value.T if transposed else value
             if [side for side in value.shape if side != 1] != [side for side in target.shape if side != 1]:
                 wanted, found = _shape(target), _shape(value)
                 raise PackError(
-                    f"{place}: the tensor {names[0]} is {found}, where {wanted} belongs: is its config right?"
+                    f"{place}: the tensor {names[0]} is {found}, but should be {wanted}: is its config right?"
                 )
             target.copy_(value.reshape(target.shape))
     left = [name for name in tensors if name not in used and not re.fullmatch(ignored, name)]
     if left:
-        raise PackError(f"{place} has the tensor {_list(left)}, which this kind of model has no place for")
+        raise PackError(f"{place} has the tensor {_list(left)}, which this kind of model does not have")
 
 
 def extract(model: nn.Module, rules: Sequence[Rule]) -> dict[str, Tensor]:
-    """The inverse of `fill`: the model's tensors in the published layout."""
+    """The inverse of `fill`: copies of the model's tensors under their published names.
+
+    Raises:
+        PackError: if the published layout has no name for one of them.
+    """
     found: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         names, transposed = _origin(name, rules)
@@ -91,13 +101,20 @@ def extract(model: nn.Module, rules: Sequence[Rule]) -> dict[str, Tensor]:
 
 
 def count(tensors: Iterable[str], pattern: str) -> int:
-    """How many blocks there are: one more than the largest number in the one group of `pattern`, or 0.
+    """The number of blocks: one more than the largest number in the one group of `pattern`, or 0.
 
-    There are no more than tensors, so that a made-up number asks for no endless network.
+    At most the number of tensors, so that a made-up block number cannot ask for an endless network.
     """
     names = list(tensors)
     matches = (re.match(pattern, name) for name in names)
     return min(len(names), max((int(match[1]) + 1 for match in matches if match), default=0))
+
+
+def check_config(settings: Mapping[str, Any], found: Mapping[str, Any], place: str) -> None:
+    """Raise a PackError if a config contradicts what was `found` in the tensors of `place`."""
+    for name, value in found.items():
+        if settings.get(name) not in (None, value):
+            raise PackError(f"{place}: its config says {name} {settings[name]}, but its tensors say {value}")
 
 
 def _origin(name: str, rules: Sequence[Rule]) -> tuple[list[str], bool]:
@@ -105,7 +122,7 @@ def _origin(name: str, rules: Sequence[Rule]) -> tuple[list[str], bool]:
         names = rule.names(name)
         if names is not None:
             return names, rule.transposed
-    raise PackError(f"the published layout has no place for '{name}'")
+    raise PackError(f"the published layout has no tensor for '{name}'")
 
 
 def _list(names: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
-"""taming-transformers (Esser et al. 2021): a state dict and its YAML config in; our VQGAN or code transformer out.
+"""taming-transformers (Esser et al. 2021): rules and sizes of its VQGANs and of its second stage, a code transformer.
 
-Of a VQGAN the tensors tell everything but the size of picture that it was trained on. Of a second stage they do not
-tell the heads, the shape of the grid, and what stands in front of the codes.
+The tensors of a VQGAN give everything but the image size it was trained on. Those of a second stage do not give the
+number of heads, the shape of the grid, and what the condition is.
 """
 
 import math
@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from codebrush.conversion.openai import agree
-from codebrush.conversion.state_dict_rules import Rule, Tensors, count, prefixed
+from codebrush.conversion.state_dict_rules import Rule, Tensors, check_config, count, prefixed
 from codebrush.errors import PackError
 from codebrush.models.code_transformer import CodeTransformerConfig
 from codebrush.models.vqgan import VQGANConfig
@@ -47,63 +46,67 @@ TRANSFORMER_RULES = [
     Rule(r"code_embedding\.weight", "transformer.tok_emb.weight"),
     Rule(r"final_norm\.(.+)", r"transformer.ln_f.\1"),
     Rule(r"head\.weight", "transformer.head.weight"),
-    # `second_stage` cuts these out of the one table of positions and the one of tokens
+    # `second_stage` makes these from its one table of positions and its one table of tokens.
     Rule(r"(positions|prefix_positions|start|nulls\..+|projections\..+)", r"\1"),
 ]
 
 
 def parameters(settings: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """What a config says of the model itself: `params` of the whole YAML, of its `model`, or the mapping itself."""
+    """The model's parameters in a config: `params` of the whole YAML or of its `model`, or the mapping itself."""
     values = settings or {}
     values = values.get("model", values)
     return values.get("params", values) or {}
 
 
 def first_stage(tensors: Tensors) -> Tensors:
-    """The VQGAN's own tensors, also out of a second stage's checkpoint."""
+    """The tensors of the VQGAN, also if the checkpoint is that of a second stage."""
     prefix = "first_stage_model."
     inner = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     return inner or tensors
 
 
 def is_gumbel(tensors: Tensors) -> bool:
-    """Whether the codes come from a GumbelVQ's logits."""
+    """Whether the model is a GumbelVQ, which picks codes by logits, and not a VQModel."""
     return "quantize.embed.weight" in tensors
 
 
 def vqgan_config(tensors: Tensors, settings: Mapping[str, Any] | None, place: str) -> VQGANConfig:
-    """The sizes of a VQModel or GumbelVQ; `settings` None takes pictures of 256 pixels."""
+    """The config of a VQModel or GumbelVQ. Without `settings`, images are 256 pixels square.
+
+    Raises:
+        PackError: if a tensor is missing, or the settings contradict the tensors.
+    """
     params = parameters(settings)
     params = (params.get("first_stage_config") or {}).get("params", params)
     sizes = params.get("ddconfig") or {}
     try:
         found = _vqgan_sizes(tensors, sizes.get("resolution", USUAL_SIZE), params.get("kl_weight", USUAL_KL))
     except (KeyError, ZeroDivisionError) as error:
-        raise PackError(f"{place} lacks the tensor {error}: it is no whole VQGAN") from error
-    told = {"ch": found.channels, "num_res_blocks": found.res_blocks, "z_channels": found.latent_channels}
-    agree(sizes, told | {"double_z": False, "in_channels": 3, "out_ch": 3}, place)
-    agree(params, {"embed_dim": found.code_dim, "n_embed": found.codebook_size}, place)
+        raise PackError(f"{place} lacks the tensor {error}: it is not a complete VQGAN") from error
+    read = {"ch": found.channels, "num_res_blocks": found.res_blocks, "z_channels": found.latent_channels}
+    check_config(sizes, read | {"double_z": False, "in_channels": 3, "out_ch": 3}, place)
+    check_config(params, {"embed_dim": found.code_dim, "n_embed": found.codebook_size}, place)
     for name, value in {
         "ch_mult": found.channel_multipliers,
         "attn_resolutions": tuple(sorted(found.attention_resolutions)),
     }.items():
-        said = sizes.get(name)
-        if said is not None and (tuple(said) if name == "ch_mult" else _attended(said, found)) != value:
-            raise PackError(f"{place}: its config says {name} {list(said)}, but its tensors say {list(value)}")
+        claimed = sizes.get(name)
+        if claimed is not None and (tuple(claimed) if name == "ch_mult" else _attended(claimed, found)) != value:
+            raise PackError(f"{place}: its config says {name} {list(claimed)}, but its tensors say {list(value)}")
     return found
 
 
-def _attended(said: Any, found: VQGANConfig) -> tuple[int, ...]:
-    """Those of the resolutions that a level has."""
+def _attended(resolutions: Any, found: VQGANConfig) -> tuple[int, ...]:
+    """Those of the `resolutions` with attention in a config that are the resolution of a level."""
     levels = range(len(found.channel_multipliers))
-    return tuple(sorted({found.image_size >> level for level in levels} & set(said)))
+    return tuple(sorted({found.image_size >> level for level in levels} & set(resolutions)))
 
 
 def _vqgan_sizes(tensors: Tensors, size: int, kl_weight: float) -> VQGANConfig:
     levels = count(tensors, r"encoder\.down\.(\d+)\.")
     channels = tensors["encoder.conv_in.weight"].shape[0]
     if tensors["encoder.conv_in.weight"].shape[1] != 3 or tensors["decoder.conv_out.weight"].shape[0] != 3:
-        raise PackError("a VQGAN of other than three colour channels (of segmentations, say) cannot be built here")
+        raise PackError("a VQGAN for other than three colour channels (of segmentation maps, say) cannot be built here")
     widths = [tensors[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(levels)]
     gumbel = is_gumbel(tensors)
     codebook = tensors["quantize.embed.weight" if gumbel else "quantize.embedding.weight"]
@@ -128,7 +131,13 @@ def _vqgan_sizes(tensors: Tensors, size: int, kl_weight: float) -> VQGANConfig:
 def second_stage(
     tensors: Tensors, settings: Mapping[str, Any] | None, place: str
 ) -> tuple[CodeTransformerConfig, dict[str, torch.Tensor]]:
-    """A Net2NetTransformer's sizes, and its tensors with its tables of positions and labels cut as ours are."""
+    """The config of a Net2NetTransformer, and its tensors with its tables of positions and tokens split as ours are.
+
+    Without its config, 16 heads and no condition are assumed, with a warning.
+
+    Raises:
+        PackError: if a tensor is missing, the settings contradict the tensors, or there are too few positions.
+    """
     params = parameters(settings)
     gpt = (params.get("transformer_config") or {}).get("params") or {}
     condition = params.get("cond_stage_config") or {}
@@ -137,13 +146,13 @@ def second_stage(
     start = not labels and (not kind or "SOSProvider" in kind or "unconditional" in kind)
     if "n_head" not in gpt:
         warnings.warn(
-            f"{place}: without its config, {PUBLISHED_HEADS} heads and no condition are taken for granted",
+            f"{place}: without its config, {PUBLISHED_HEADS} heads and no condition are assumed; name its config",
             stacklevel=2,
         )
     try:
         table, positions = tensors["transformer.tok_emb.weight"], tensors["transformer.pos_emb"][0]
     except KeyError as error:
-        raise PackError(f"{place} lacks the tensor {error}: it is no whole second stage") from error
+        raise PackError(f"{place} lacks the tensor {error}: it is not a complete second stage") from error
     side = _side(len(positions), params, 1 if labels or start else None)
     config = CodeTransformerConfig(
         codebook_size=tensors["transformer.head.weight"].shape[0],
@@ -159,11 +168,11 @@ def second_stage(
         start_token=bool(start),
     )
     found = {"vocab_size": config.codebook_size, "n_layer": config.layers, "n_embd": config.width}
-    agree(gpt, found | {"block_size": len(positions)}, place)
+    check_config(gpt, found | {"block_size": len(positions)}, place)
     prefix = config.prefix_length
     if prefix + config.code_count - 1 > len(positions) or labels > len(table):
         raise PackError(f"{place}: {len(positions)} positions are too few for a grid of {side} x {side} codes")
-    # The last code is never followed by another, so the original need not have a position for it.
+    # No code follows the last one, so the original need not have a position for it.
     room = torch.nn.functional.pad(positions[prefix:], (0, 0, 0, config.code_count))
     made = {"prefix_positions": positions[:prefix], "positions": room[: config.code_count]}
     if start:
@@ -177,7 +186,7 @@ def second_stage(
 
 
 def _side(positions: int, params: Mapping[str, Any], prefix: int | None) -> int:
-    """The side of the grid of codes: as the first stage's config says, or as many as there are positions for."""
+    """The side of the grid of codes: from the first stage's config, or the largest that the positions allow."""
     room = positions + 1 - prefix if prefix is not None else (positions + 1) // 2
     sizes = ((params.get("first_stage_config") or {}).get("params") or {}).get("ddconfig") or {}
     side = sizes.get("resolution", 0) >> max(0, len(sizes.get("ch_mult") or ()) - 1)

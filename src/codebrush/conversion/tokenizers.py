@@ -1,4 +1,4 @@
-"""A CLIP and the place of its weights in; the tokenizer that lies beside them, checked to fit, out."""
+"""Finds the tokenizer of a CLIP beside its weights, and checks that the two belong together."""
 
 from pathlib import Path
 
@@ -12,13 +12,17 @@ TOKENIZER_FILES = (TOKENIZER_FILE, "vocab.json", "vocab.txt", VOCABULARY)
 
 
 def tokenizer_file(place: Path) -> Path | None:
-    """The tokenizer's file in a folder of weights, or beside a checkpoint; None where there is none."""
+    """The tokenizer's file in a folder of weights, or beside a checkpoint file; None if there is none."""
     folder = place if place.is_dir() else place.parent
     return next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
 
 
 def tokenizer_of(clip: CLIP, place: Path) -> Tokenizer:
-    """The tokenizer beside the weights of `clip`; a PackError where there is none, or it does not fit."""
+    """The tokenizer beside the weights of `clip`, which are at `place`.
+
+    Raises:
+        PackError: if there is none, or it has more tokens than the CLIP.
+    """
     file = tokenizer_file(place)
     if file is None:
         raise PackError(f"{place} has no tokenizer: put {TOKENIZER_FILE}, or OpenAI's {VOCABULARY}, beside the CLIP")
@@ -26,10 +30,16 @@ def tokenizer_of(clip: CLIP, place: Path) -> Tokenizer:
 
 
 def fitting_tokenizer(clip: CLIP, file: Path) -> Tokenizer:
-    """The tokenizer in `file`, its rows no longer than the text tower reads; a PackError where it has more tokens."""
-    room, said = clip.config.text.context_length, read_tokenizer_files(file).context_length
-    tokenizer = Tokenizer.from_files(file, context_length=min(said or room, room))
-    rows = getattr(clip.config.text, "vocab_size", tokenizer.vocab_size)  # another library's encoder may not say
-    if tokenizer.vocab_size > rows:
-        raise PackError(f"the tokenizer {file} has {tokenizer.vocab_size} tokens, but its CLIP reads {rows}")
+    """The tokenizer in `file`, with texts cut to the context length of the CLIP's text encoder.
+
+    Raises:
+        PackError: if it has more tokens than the CLIP.
+    """
+    longest, given = clip.config.text.context_length, read_tokenizer_files(file).context_length
+    tokenizer = Tokenizer.from_files(file, context_length=min(given or longest, longest))
+    known = getattr(clip.config.text, "vocab_size", tokenizer.vocab_size)  # another library's encoder may not say
+    if tokenizer.vocab_size > known:
+        raise PackError(
+            f"the tokenizer {file} has {tokenizer.vocab_size} tokens, but its CLIP knows {known}; name the right one"
+        )
     return tokenizer

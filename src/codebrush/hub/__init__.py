@@ -1,1 +1,1 @@
-"""Names of published models in; verified files and installed packs on this machine out."""
+"""Lists, downloads, verifies and installs published models and packs."""

@@ -1,4 +1,4 @@
-"""The YAML file of published models and packs in; checked, frozen entries to look up by name out."""
+"""The catalogue of published models and packs, read from a YAML file, checked, and looked up by name."""
 
 import difflib
 import re
@@ -19,14 +19,14 @@ HUB_MIRROR = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[^@?#]+)@(?P<r
 
 
 def _check_path(path: str) -> str:
-    """A relative path that stays where it is put, on every system."""
+    """Refuse a path that is not relative or could leave its folder, on any system."""
     if not all(PATH_PART.fullmatch(part) for part in path.split("/")):
-        raise ValueError(f"'{path}' is no plain relative path")
+        raise ValueError(f"'{path}' is not a plain relative path")
     return path
 
 
 def _check_mirror(mirror: str) -> str:
-    """An http(s) or file URL, a file of a Hugging Face repository with its revision, or an absolute path."""
+    """Accept an http(s) or file URL, a file of a Hugging Face repository with its revision, or an absolute path."""
     parts = urlsplit(mirror)
     if parts.scheme == "hf":
         good = HUB_MIRROR.fullmatch(mirror) is not None
@@ -35,7 +35,7 @@ def _check_mirror(mirror: str) -> str:
     else:
         good = parts.scheme == "file" or Path(mirror).is_absolute()
     if not good:
-        raise ValueError(f"'{mirror}' is no http(s) URL, hf://owner/name/file@revision, file URL or absolute path")
+        raise ValueError(f"'{mirror}' is not an http(s) URL, hf://owner/name/file@revision, file URL or absolute path")
     return mirror
 
 
@@ -49,7 +49,7 @@ class _Entry(BaseModel):
 
 
 class FileEntry(_Entry):
-    """One file: the `path` to keep it under, its size in bytes and sha256 (None: not public), and where it is."""
+    """One file: its `path` in the download folder, size in bytes and sha256 (None: not published), and mirrors."""
 
     path: Annotated[str, AfterValidator(_check_path)]
     size: Annotated[int, Field(gt=0)] | None
@@ -58,8 +58,8 @@ class FileEntry(_Entry):
 
 
 class ModelEntry(_Entry):
-    """One published model. `config` is what its tensors cannot tell, in its origin's own words; the first of
-    `files` holds the weights; `paper` is an arXiv id.
+    """One published model. `config` holds what its tensors do not say, in the vocabulary of the project it comes from;
+    the first of `files` holds the weights; `paper` is an arXiv id.
     """
 
     name: Name
@@ -72,7 +72,7 @@ class ModelEntry(_Entry):
 
     @property
     def size(self) -> int | None:
-        """Bytes of the files whose size is known, together; None where there is none."""
+        """The total size in bytes of the files whose size is known; None if no size is known."""
         return sum(file.size or 0 for file in self.files) or None
 
     @property
@@ -84,25 +84,25 @@ class ModelEntry(_Entry):
     def _check_files(self) -> "ModelEntry":
         paths = [file.path.lower() for file in self.files]
         if len(set(paths)) < len(paths):
-            raise ValueError("two of its files have one path")
+            raise ValueError("two of its files have the same path")
         return self
 
 
 class Members(_Entry):
-    """Names of the models that a pack is made of."""
+    """The names of the models in a pack."""
 
     clip: Name
     vqgan: Name
     transformer: Name | None = None
 
     def names(self) -> dict[Kind, str]:
-        """Each member that there is, and its model."""
+        """The members that the pack has, with the names of their models."""
         every: dict[Kind, str | None] = {"clip": self.clip, "vqgan": self.vqgan, "transformer": self.transformer}
         return {member: name for member, name in every.items() if name}
 
 
 class PackEntry(_Entry):
-    """Models that belong together; `image_size` in pixels; `defaults` are options of `generate`."""
+    """Models that are used together; `image_size` in pixels; `defaults` are options of `generate`."""
 
     name: Name
     title: str
@@ -112,48 +112,52 @@ class PackEntry(_Entry):
 
 
 class Catalogue(_Entry):
-    """What can be downloaded, by name. No name is both a model's and a pack's."""
+    """What can be downloaded, by name. A model and a pack never have the same name."""
 
     models: dict[str, ModelEntry]
     packs: dict[str, PackEntry]
 
     def model(self, name: str) -> ModelEntry:
-        """The model of that name; UsageError with the names most like it where there is none."""
+        """The model called `name`; a UsageError that suggests similar names if there is none."""
         return self.models[name] if name in self.models else self._unknown(name, "model", self.models)
 
     def pack(self, name: str) -> PackEntry:
-        """The pack of that name; UsageError with the names most like it where there is none."""
+        """The pack called `name`; a UsageError that suggests similar names if there is none."""
         return self.packs[name] if name in self.packs else self._unknown(name, "pack", self.packs)
 
     def entry(self, name: str) -> PackEntry | ModelEntry:
-        """The pack or model of that name; UsageError with the names most like it where there is neither."""
+        """The pack or model called `name`; a UsageError that suggests similar names if there is neither."""
         every: dict[str, PackEntry | ModelEntry] = {**self.packs, **self.models}
         return every[name] if name in every else self._unknown(name, "pack or model", every)
 
     def pack_models(self, pack: PackEntry) -> dict[Kind, ModelEntry]:
-        """The models that a pack is made of."""
+        """The models of a pack, by member."""
         return {member: self.model(name) for member, name in pack.members.names().items()}
 
     def _unknown(self, name: str, kind: str, names: Mapping[str, Any]) -> Any:
         like = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(like)}?" if like else "`codebrush packs list` names them"
+        hint = f"did you mean {' or '.join(like)}?" if like else "`codebrush packs list` lists them"
         raise UsageError(f"the catalogue has no {kind} '{name}': {hint}")
 
     @model_validator(mode="after")
     def _check_names(self) -> "Catalogue":
         both = sorted(self.models.keys() & self.packs.keys())
         if both:
-            raise ValueError(f"'{both[0]}' is both a model and a pack")
+            raise ValueError(f"'{both[0]}' is the name of both a model and a pack")
         for pack in self.packs.values():
             for member, name in pack.members.names().items():
                 found = self.models.get(name)
                 if found is None or found.kind != member:
-                    raise ValueError(f"the {member} of pack '{pack.name}' is '{name}', and there is no such {member}")
+                    raise ValueError(f"the {member} of pack '{pack.name}' is '{name}', but there is no such {member}")
         return self
 
 
 def load_catalogue(path: str | Path | None = None) -> Catalogue:
-    """Read a catalogue; None reads the one of this package. PackError where it cannot be read or is malformed."""
+    """Read a catalogue file, or without `path` the one in this package.
+
+    Raises:
+        PackError: if it cannot be read or is malformed.
+    """
     return _packaged() if path is None else _read(Path(path))
 
 

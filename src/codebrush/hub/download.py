@@ -1,7 +1,7 @@
-"""An entry of the catalogue in; its file, verified, in a folder of this machine out.
+"""Downloads and verifies one file of the catalogue.
 
-Mirrors are tried in their order. What has arrived is kept as `name.part` and resumed, also by a later run; the final
-name is only ever given to a file of the right size and sha256.
+Mirrors are tried in order. A partial download is kept as `NAME.part` and resumed, also by a later run. Only a file of
+the right size and sha256 gets its final name.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ from filelock import FileLock, Timeout
 
 from codebrush.errors import PackError
 from codebrush.hub.catalogue import FileEntry
-from codebrush.hub.http_range import CHUNK, Cut, Refused, Transfer
+from codebrush.hub.http_range import CHUNK, Interrupted, Refused, Transfer
 from codebrush.hub.hugging_face import fetch_from_hub, is_offline
 from codebrush.progress import Progress
 
 TIMEOUT = 30.0  # seconds without a byte
-RETRIES = 3  # of each mirror, after the first attempt
-PAUSE = 1.0  # seconds before the first retry; doubled for each further one
-CONVERSION_ROOM = 2  # times a file's size that must be free beside it: converting writes it anew, maybe in float32
+RETRIES = 3  # for each mirror, after the first attempt
+PAUSE = 1.0  # seconds before the first retry, doubled for each further one
+CONVERSION_ROOM = 2  # times a file's size to keep free beside it: converting writes it again, perhaps in float32
 
 
 def fetch_file(
@@ -37,39 +37,37 @@ def fetch_file(
     timeout: float = TIMEOUT,
     pause: float = PAUSE,
 ) -> Path:
-    """The file of `entry` in `folder`, fetched unless it is there and right.
+    """Download the file of `entry` into `folder`, unless the right file is already there; returns its path.
 
-    `progress` is called with (bytes, bytes in all). With HF_HUB_OFFLINE=1 nothing but local mirrors and the hub's
-    local cache is asked. A second process that wants the same file waits for the first one. Raises PackError where
-    the disk has no room or no mirror gives the right file; what has arrived is kept for the next run.
+    `progress` is called with bytes; `timeout` and `pause` are in seconds. With HF_HUB_OFFLINE=1 only local mirrors and
+    huggingface_hub's local cache are used. A second process that wants the same file waits for the first.
+
+    Raises:
+        PackError: if the disk has no room or no mirror provides the right file; a partial file is kept for later.
     """
     folder = Path(folder)
     target = folder / entry.path
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PackError(f"{target.parent} cannot be made: {error.strerror or error}") from error
     if not target.parent.resolve().is_relative_to(folder.resolve()):
-        raise PackError(f"{target} leads out of {folder}: remove the link")
+        raise PackError(f"{target} is a link out of {folder}: remove the link")
     with locked(target):
-        if _is_right(target, entry):
+        if _is_complete(target, entry):
             return target
         return _Fetch(entry, target, progress, timeout, pause).run()
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:
-    """PackError where `folder`, which need not be there yet, has fewer than `needed` bytes free."""
-    there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), folder)
-    free = shutil.disk_usage(there).free
+    """Raise a PackError if the disk of `folder`, which need not exist yet, has fewer than `needed` bytes free."""
+    existing = next((place for place in (folder, *folder.absolute().parents) if place.exists()), folder)
+    free = shutil.disk_usage(existing).free
     if needed > free:
         raise PackError(
-            f"{what} needs {size_text(needed)}, {size_text(free)} are free in {folder}: "
-            "make room, or name another place with --home"
+            f"{what} needs {size_text(needed)}, but {size_text(free)} are free in {folder}: "
+            "free some space, or name another folder with --home"
         )
 
 
 def size_text(size: int | None) -> str:
-    """A number of bytes for people: 354 MB, 1.3 GB; ? where it is not known."""
+    """A number of bytes as people read it: 354 MB, 1.3 GB; ? if it is not known."""
     if size is None:
         return "?"
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
@@ -79,13 +77,13 @@ def size_text(size: int | None) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 (hex) of a file."""
+    """The sha256 (hex) of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Fetch:
-    """One file from whichever mirror has it."""
+    """The download of one file from the first mirror that provides it."""
 
     def __init__(self, entry: FileEntry, target: Path, progress: Progress | None, timeout: float, pause: float) -> None:
         self.entry, self.target, self.progress, self.pause = entry, target, progress, pause
@@ -94,14 +92,14 @@ class _Fetch:
         self.transfer = Transfer(
             self.part,
             size=entry.size,
-            known=entry.sha256 is not None,
+            has_sha256=entry.sha256 is not None,
             timeout=timeout,
             progress=progress,
             check_room=self._check_room,
         )
 
     def run(self) -> Path:
-        """Try the mirrors in their order."""
+        """Try the mirrors in order; returns the path of the verified file."""
         if self.entry.size is not None:
             self._check_room(self.entry.size)
         reasons = []
@@ -109,9 +107,9 @@ class _Fetch:
             try:
                 self._accept(self._from(mirror))
                 return self.target
-            except _Wrong as error:
+            except _WrongFile as error:
                 then = "the next mirror is tried" if number < len(self.entry.mirrors) else "it is not kept"
-                warnings.warn(f"{_host(mirror)} gave a wrong {self.entry.path} ({error}): {then}", stacklevel=2)
+                warnings.warn(f"{_host(mirror)} sent a wrong {self.entry.path} ({error}): {then}", stacklevel=2)
                 reasons.append(f"{_host(mirror)}: {error}")
             except Refused as error:
                 reasons.append(f"{_host(mirror)}: {error}")
@@ -121,10 +119,10 @@ class _Fetch:
         )
 
     def _check_room(self, size: int) -> None:
-        check_room(self.target.parent, size - self.transfer.held() + CONVERSION_ROOM * size, self.entry.path)
+        check_room(self.target.parent, size - self.transfer.received() + CONVERSION_ROOM * size, self.entry.path)
 
     def _from(self, mirror: str) -> str:
-        """Complete the partial file from one mirror; its sha256."""
+        """Complete the partial file from one mirror; returns its sha256."""
         scheme = urlsplit(mirror).scheme
         if scheme == "hf":
             return self._copy(fetch_from_hub(mirror, self.staging, self.progress))
@@ -135,44 +133,45 @@ class _Fetch:
         return self._from_web(mirror)
 
     def _from_web(self, url: str) -> str:
-        """Attempts that bring the file further do not count: a long download may break often."""
+        """Fetch with retries. Attempts that received something do not count: a long download may break often."""
         may_be_html = self.target.suffix.lower() in (".html", ".htm")
-        farthest, tries = self.transfer.held(), 0
+        farthest, tries = self.transfer.received(), 0
         while True:
             try:
                 sha256 = self.transfer.fetch(url, may_be_html)
                 if not self.transfer.resumed or self._fault(sha256) is None:
                     return sha256
                 self.transfer.discard()  # bytes of an earlier attempt may be at fault
-                raise Cut("what had been fetched before was damaged")
-            except Cut as error:
-                tries = 0 if self.transfer.held() > farthest else tries + 1
-                farthest = max(farthest, self.transfer.held())
+                raise Interrupted("the partial file was damaged")
+            except Interrupted as error:
+                tries = 0 if self.transfer.received() > farthest else tries + 1
+                farthest = max(farthest, self.transfer.received())
                 if tries > RETRIES:
                     raise Refused(f"{error}, {tries} times") from error
                 time.sleep(self.pause * 2 ** max(0, tries - 1))
 
     def _copy(self, source: Path) -> str:
-        """A local file as the partial file, hashed on its way."""
+        """Copy a local file to the partial file; returns its sha256."""
         self.transfer.discard()
-        digest, held = hashlib.sha256(), 0
+        digest, copied = hashlib.sha256(), 0
         try:
-            whole = source.stat().st_size
+            size = source.stat().st_size
             if self.entry.size is None:
-                self._check_room(whole)
+                self._check_room(size)
             with source.open("rb") as file, self.part.open("wb") as part:
                 while chunk := file.read(CHUNK):
                     part.write(chunk)
                     digest.update(chunk)
-                    held += len(chunk)
+                    copied += len(chunk)
                     if self.progress is not None:
-                        self.progress(held, whole)
+                        self.progress(copied, size)
         except OSError as error:
             raise Refused(f"cannot be copied ({error.strerror or error})") from error
         return digest.hexdigest()
 
     def _fault(self, sha256: str) -> str | None:
-        size = self.transfer.held()
+        """How the partial file differs from the entry; None if it does not."""
+        size = self.transfer.received()
         if self.entry.size not in (None, size):
             return f"{size} bytes instead of {self.entry.size}"
         if self.entry.sha256 not in (None, sha256):
@@ -180,26 +179,26 @@ class _Fetch:
         return None
 
     def _accept(self, sha256: str) -> None:
-        """Give the partial file its final name where it is right; _Wrong, and nothing is kept, where it is not."""
+        """Give the partial file its final name; if it is wrong, delete it and raise _WrongFile."""
         fault = self._fault(sha256)
         if fault is not None:
             self.transfer.discard()
-            shutil.rmtree(self.staging, ignore_errors=True)  # the hub's own copy would be taken again
-            raise _Wrong(fault)
+            shutil.rmtree(self.staging, ignore_errors=True)  # otherwise huggingface_hub would return its copy again
+            raise _WrongFile(fault)
         try:
             os.replace(self.part, self.target)
         except OSError as error:
-            raise PackError(f"{self.target} cannot be written: {error.strerror or error}") from error
+            raise unwritable(self.target, error) from error
         self.transfer.discard()
         shutil.rmtree(self.staging, ignore_errors=True)
 
 
-class _Wrong(Exception):
-    """The mirror gave a whole file, but not the one that was meant."""
+class _WrongFile(Exception):
+    """The mirror sent a complete file, but not the right one."""
 
 
-def _is_right(target: Path, entry: FileEntry) -> bool:
-    """Whether what bears the final name is what the entry says. Nothing unverified is ever given that name."""
+def _is_complete(target: Path, entry: FileEntry) -> bool:
+    """Whether the file with the final name has the size and sha256 of the entry."""
     if not target.is_file() or entry.size not in (None, target.stat().st_size):
         return False
     return entry.sha256 in (None, file_sha256(target))
@@ -207,23 +206,30 @@ def _is_right(target: Path, entry: FileEntry) -> bool:
 
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Hold the place of a file or folder: a second process that wants it waits, and says so."""
+    """Lock a file or folder and make the folders above it; a second process that wants it waits, with a warning."""
     lock = FileLock(target.with_name(f".{target.name}.lock"))
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         warnings.warn(f"another process is fetching {target.name}: waiting for it", stacklevel=3)
         lock.acquire()
     except OSError as error:
-        raise PackError(f"{target.parent} cannot be written in: {error.strerror or error}") from error
+        raise unwritable(target, error) from error
     try:
         yield
     finally:
         lock.release()
 
 
+def unwritable(path: Path, error: OSError) -> PackError:
+    """The error for a file or folder that cannot be written."""
+    reason = error.strerror or error
+    return PackError(f"{path} cannot be written: {reason}; free space there, or name another folder with --home")
+
+
 def _host(mirror: str) -> str:
-    """What a mirror is called in a message: its host, or the file itself."""
+    """A mirror's name in messages: its host, or the local file."""
     parts = urlsplit(mirror)
     if parts.scheme == "hf":
         return f"Hugging Face {'/'.join([parts.netloc, *parts.path.split('/')[1:2]])}"

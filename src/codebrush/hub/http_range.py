@@ -1,7 +1,7 @@
-"""An http(s) URL and a partial file in; the rest of it appended, or one exception that says whether to try again, out.
+"""Downloads a file over http(s) and resumes a partial download.
 
-A partial file `x.part` is resumed with a Range request. Beside it `x.part.json` says where it comes from and its
-validator (ETag or Last-Modified), so that If-Range makes the server start over where its file has changed.
+A partial file `x.part` is resumed with a Range request. Beside it `x.part.json` holds its URL and validator (ETag or
+Last-Modified), so that If-Range makes the server start over if its file has changed.
 """
 
 import hashlib
@@ -20,29 +20,30 @@ from codebrush.progress import Progress
 from codebrush.version import __version__
 
 CHUNK = 1 << 18
-RETRIED = frozenset((408, 425, 429))  # beside 5xx: the answers that waiting can mend
+RETRIED = frozenset((408, 425, 429))  # statuses that may go away after a wait, like all 5xx
 
 
 class Refused(Exception):
-    """This mirror cannot give the file; another one may."""
+    """This mirror does not provide the file; another one may."""
 
 
-class Cut(Exception):
-    """The connection or the server failed; the same mirror may do better in a while."""
+class Interrupted(Exception):
+    """The connection or the server failed; the same mirror may work again after a while."""
 
 
 class WebRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to web addresses alone, and never from https to plain http."""
+    """Follows redirects only to web addresses, and never from https to plain http."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        """The request for the new address; Refused if it must not be followed."""
         scheme = urlsplit(newurl).scheme
         if scheme not in ("http", "https") or (req.type == "https" and scheme == "http"):
-            raise Refused(f"sends on to {scheme}:")
+            raise Refused(f"redirects to {scheme}:")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Speaks http and https alone: the usual one would also open local files and ftp."""
+    """An opener for http and https only; urllib's default one would also open local files and ftp."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -57,8 +58,11 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 class Transfer:
-    """One file on its way. `size` is in bytes; `known` says that a sha256 will prove the whole in the end, so that
-    bytes may be mended from several mirrors; `check_room` is told how many bytes it will have once that is known.
+    """The download of one file to the partial file `part`.
+
+    `size` is the file's size in bytes, if known. `has_sha256` says that the whole file is verified in the end, so that
+    it may be put together from several mirrors. `timeout` is in seconds without a byte. `check_room` is called with the
+    file's size as soon as the server gives it.
     """
 
     def __init__(
@@ -66,18 +70,18 @@ class Transfer:
         part: Path,
         *,
         size: int | None,
-        known: bool,
+        has_sha256: bool,
         timeout: float,
         progress: Progress | None,
         check_room: Callable[[int], None],
     ) -> None:
         self.part, self.note = part, part.with_name(part.name + ".json")
-        self.size, self.known, self.timeout = size, known, timeout
+        self.size, self.has_sha256, self.timeout = size, has_sha256, timeout
         self.progress, self.check_room = progress, check_room
         self.resumed = False
 
-    def held(self) -> int:
-        """Bytes of the partial file."""
+    def received(self) -> int:
+        """The size of the partial file in bytes."""
         return self.part.stat().st_size if self.part.is_file() else 0
 
     def discard(self) -> None:
@@ -86,13 +90,21 @@ class Transfer:
         self.note.unlink(missing_ok=True)
 
     def fetch(self, url: str, may_be_html: bool) -> str:
-        """Complete the partial file from `url` and return the sha256 (hex) of the whole. Raises Refused or Cut."""
+        """Complete the partial file from `url` and return the sha256 (hex) of the whole file.
+
+        `may_be_html` allows a web page; otherwise one is taken for an error message.
+
+        Raises:
+            Refused: if this server does not provide the file.
+            Interrupted: if a later attempt may succeed.
+            PackError: if the file cannot be written.
+        """
         offset, validator = self._resumable(url)
         self.resumed = offset > 0
         if offset and offset == self.size:
             return self._digest().hexdigest()
         response = self._open(url, offset, validator)
-        if response is None:  # the server says that nothing is left to send
+        if response is None:  # the server says that the file is complete
             return self._digest().hexdigest()
         with response:
             offset, total = self._read_head(response, offset, may_be_html)
@@ -102,28 +114,28 @@ class Transfer:
             if not offset:
                 self._write_note(url, response.headers)
             digest = self._digest() if offset else hashlib.sha256()
-            held = self._receive(response, digest, offset, total)
+            received = self._receive(response, digest, offset, total)
         whole = self.size if total is None else total
-        if whole is not None and held < whole:
-            raise Cut(f"the connection broke after {held} of {whole} bytes")
+        if whole is not None and received < whole:
+            raise Interrupted(f"the connection broke after {received} of {whole} bytes")
         return digest.hexdigest()
 
     def _resumable(self, url: str) -> tuple[int, str | None]:
-        """How many bytes can be kept, and the validator that the server is to compare."""
+        """How many bytes of the partial file can be kept, and the validator for the server to compare."""
         if self.part.is_symlink():
             self.discard()
-        held = self.held()
-        if not held:
+        received = self.received()
+        if not received:
             return 0, None
         try:
             note = json.loads(self.note.read_text(encoding="utf-8"))
             validator = note["validator"] if note["url"] == url else None
         except (OSError, ValueError, KeyError, TypeError):
             validator = None
-        if (validator is None and not self.known) or (self.size is not None and held > self.size):
+        if (validator is None and not self.has_sha256) or (self.size is not None and received > self.size):
             self.discard()
             return 0, None
-        return held, validator
+        return received, validator
 
     def _open(self, url: str, offset: int, validator: str | None) -> Any:
         headers = {"User-Agent": f"codebrush/{__version__}", "Accept-Encoding": "identity"}
@@ -140,18 +152,18 @@ class Transfer:
                     if total and int(total[1]) == offset and self.size in (None, offset):
                         return None
                     self.discard()
-                    raise Cut("cannot resume") from error
-                kind = Cut if error.code >= 500 or error.code in RETRIED else Refused
+                    raise Interrupted("cannot resume") from error
+                kind = Interrupted if error.code >= 500 or error.code in RETRIED else Refused
                 raise kind(f"HTTP {error.code}") from error
         except (OSError, http.client.HTTPException) as error:
-            raise Cut(_reason(error)) from error
-        except ValueError as error:  # of a redirect that leads nowhere
+            raise Interrupted(_reason(error)) from error
+        except ValueError as error:  # a redirect to something that is no address
             raise Refused(_reason(error)) from error
 
     def _read_head(self, response: Any, offset: int, may_be_html: bool) -> tuple[int, int | None]:
-        """Where the body of the answer belongs, and how many bytes the file has."""
+        """At which byte the body of the response starts, and the size of the whole file if the server gives it."""
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise Refused(f"sends it in the encoding {response.headers['Content-Encoding']}")
+            raise Refused(f"sends it with the encoding {response.headers['Content-Encoding']}")
         if (
             response.headers.get_content_type() == "text/html"
             and "Content-Type" in response.headers
@@ -164,7 +176,7 @@ class Transfer:
             span = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
             if span is None or int(span[1]) != offset:
                 self.discard()
-                raise Cut("answers with another range")
+                raise Interrupted("sends another range")
             total = int(span[3]) if span[3] != "*" else int(span[2]) + 1
         else:
             offset = 0
@@ -172,22 +184,22 @@ class Transfer:
             raise Refused(f"has {total} bytes, not {self.size}")
         return offset, total
 
-    def _receive(self, response: Any, digest: Any, held: int, total: int | None) -> int:
-        """Append the body to the partial file; bytes that it then has."""
+    def _receive(self, response: Any, digest: Any, received: int, total: int | None) -> int:
+        """Append the body of the response to the partial file; returns the size that it then has."""
         shown = total or self.size or 0
         try:
-            with self.part.open("ab" if held else "wb") as file:
+            with self.part.open("ab" if received else "wb") as file:
                 while chunk := _read(response):
                     file.write(chunk)
                     digest.update(chunk)
-                    held += len(chunk)
-                    if shown and held > shown:
+                    received += len(chunk)
+                    if shown and received > shown:
                         raise Refused(f"sends more than {shown} bytes")
                     if self.progress is not None:
-                        self.progress(held, shown or held)
+                        self.progress(received, shown or received)
         except OSError as error:
             raise PackError(f"{self.part} cannot be written: {error.strerror or error}") from error
-        return held
+        return received
 
     def _digest(self) -> Any:
         with self.part.open("rb") as file:
@@ -195,7 +207,7 @@ class Transfer:
 
     def _write_note(self, url: str, headers: Any) -> None:
         tag = headers.get("ETag", "")
-        validator = tag if tag.startswith('"') else headers.get("Last-Modified")  # If-Range takes strong tags alone
+        validator = tag if tag.startswith('"') else headers.get("Last-Modified")  # If-Range only allows strong tags
         try:
             self.note.write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
         except OSError as error:
@@ -203,16 +215,16 @@ class Transfer:
 
 
 def _read(response: Any) -> bytes:
-    """What has arrived: a broken connection must not take with it what came before."""
+    """The bytes that have arrived so far; if the connection breaks, those of earlier calls are kept."""
     try:
         return response.read1(CHUNK)
     except (OSError, http.client.HTTPException) as error:
-        raise Cut(_reason(error)) from error
+        raise Interrupted(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
     cause = getattr(error, "reason", error)
     if isinstance(cause, TimeoutError):
-        return "no answer in time"
+        return "no response in time"
     text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
     return " ".join(str(text).split())[:100]

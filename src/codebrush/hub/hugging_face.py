@@ -1,4 +1,4 @@
-"""hf://owner/name/file@revision in; the path of that file on this machine out, through huggingface_hub."""
+"""Fetches a file hf://owner/name/file@revision with huggingface_hub."""
 
 import inspect
 import io
@@ -15,28 +15,29 @@ TRUE_VALUES = ("1", "ON", "YES", "TRUE")  # as huggingface_hub reads them
 
 
 def is_offline() -> bool:
-    """Whether the environment forbids the network, now: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set."""
+    """Whether the environment forbids the network: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set."""
     value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     return value.upper() in TRUE_VALUES
 
 
 def fetch_from_hub(mirror: str, staging: Path, progress: Progress | None) -> Path:
-    """The file in the hub's local cache where it is there, else fetched into `staging`, where it is also resumed.
+    """The path of the file in huggingface_hub's local cache, or fetched (and resumed) in the folder `staging`.
 
-    Raises Refused, with the reason in brief.
+    Raises:
+        Refused: if it cannot be fetched, with the reason.
     """
     import huggingface_hub
 
     match = HUB_MIRROR.fullmatch(mirror)
     if match is None:
-        raise Refused("is no hf://owner/name/file@revision")
+        raise Refused("is not of the form hf://owner/name/file@revision")
     repo, name, revision = match["repo"], match["file"], match["revision"]
     try:
         cached = huggingface_hub.try_to_load_from_cache(repo, name, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
         if is_offline():
-            raise Refused("offline, as HF_HUB_OFFLINE says, and not in the hub's local cache")
+            raise Refused("offline, as HF_HUB_OFFLINE says, and not in huggingface_hub's local cache")
         _check_reachable(huggingface_hub.constants.ENDPOINT)
         download = huggingface_hub.hf_hub_download
         bar = {"tqdm_class": _quiet_bar(progress)} if "tqdm_class" in inspect.signature(download).parameters else {}
@@ -49,17 +50,17 @@ def fetch_from_hub(mirror: str, staging: Path, progress: Progress | None) -> Pat
 
 
 def _check_reachable(endpoint: str) -> None:
-    """One attempt without the hub's own retries, which take a minute to say that there is no network."""
+    """Try once without huggingface_hub's retries, which take a minute to find that there is no network."""
     from huggingface_hub.utils import get_session
 
     try:
         get_session().head(endpoint, timeout=CONNECT_SECONDS)
-    except Exception as error:  # of whichever HTTP client it uses
+    except Exception as error:  # depends on the HTTP client that it uses
         raise Refused(f"{endpoint} cannot be reached") from error
 
 
 def _quiet_bar(progress: Progress | None) -> Any:
-    """A progress bar as huggingface_hub wants it that prints nothing and calls `progress`."""
+    """A progress bar for huggingface_hub that prints nothing and calls `progress`."""
     from huggingface_hub.utils import tqdm
 
     class QuietBar(tqdm):

@@ -1,21 +1,22 @@
-"""A name of the catalogue in; that model or pack, converted to the layout of this package, in the user's home out.
+"""Installs a model or pack of the catalogue: downloads its files and converts them to the layout of this package.
 
 home/downloads/NAME/   the published files, until they are converted
-home/models/NAME/      config.json, model.safetensors, a tokenizer's files, and origin.json: where it all came from
+home/models/NAME/      config.json, model.safetensors, the tokenizer's files, and origin.json: where it all came from
 home/packs/NAME/       pack.json, whose members point into home/models
 """
 
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from codebrush.errors import PackError, UsageError
+from codebrush.errors import UsageError
+from codebrush.files import replaced_folder, write_json
 from codebrush.hub.catalogue import Catalogue, FileEntry, ModelEntry, PackEntry
-from codebrush.hub.download import CONVERSION_ROOM, check_room, fetch_file, file_sha256, locked, size_text
+from codebrush.hub.download import CONVERSION_ROOM, check_room, fetch_file, file_sha256, locked, size_text, unwritable
 from codebrush.pack.pack import FORMAT, PACK_FILE, built_in_packs
 from codebrush.progress import Progress
 from codebrush.version import __version__
@@ -35,38 +36,41 @@ def install(
     keep: bool = False,
     convert: Convert | None = None,
 ) -> dict[str, Any]:
-    """Fetch and convert the model or pack called `name` into `home`; what is there already is kept.
+    """Download and convert the model or pack called `name` into the folder `home`; what is already installed is kept.
 
-    `progress` is called with (bytes, bytes in all) of the file at hand, `say` with a line for each stage. `keep`
-    leaves the published files in home/downloads. `convert` (source, out, config, kind) is `conversion.convert.convert`
-    where it is None. Returns name, kind, title, licence, path and state ("installed", or "ready" where it was there
-    before), and for a pack a report of each of its models. Raises UsageError for an unknown name, PackError for what
-    fails.
+    `progress` is called with the bytes of the current file, `say` with a line for each stage. `keep` leaves the
+    published files in home/downloads. `convert` (source, out, config, kind) is `conversion.convert.convert` if None.
+    Returns name, kind, title, licence, path and state ("installed", or "ready" if it was there before), and for a pack
+    also a report for each of its models.
+
+    Raises:
+        UsageError: if there is no such name, or the pack is built in.
+        PackError: if a file cannot be downloaded, converted or written.
     """
     if name in built_in_packs():
         raise UsageError(f"the pack '{name}' is built in: there is nothing to download")
     entry = catalogue.entry(name)
-    work = _Work(Path(home), progress, say or (lambda _: None), keep, convert or _convert)
+    installation = _Installation(Path(home), progress, say or (lambda _: None), keep, convert or _convert)
     models = [entry] if isinstance(entry, ModelEntry) else list(catalogue.pack_models(entry).values())
-    work.check_room(name, models)
-    reports = [work.model(model) for model in models]
+    installation.check_room(name, models)
+    reports = [installation.model(model) for model in models]
     if isinstance(entry, ModelEntry):
         return reports[0]
-    return work.pack(entry, catalogue, reports)
+    return installation.pack(entry, catalogue, reports)
 
 
 def model_folder(home: Path, name: str) -> Path:
-    """Where the model of that name is, or would be."""
+    """The folder of the model called `name`, whether or not it is installed."""
     return home / "models" / name
 
 
 def pack_folder(home: Path, name: str) -> Path:
-    """Where the pack of that name is, or would be."""
+    """The folder of the pack called `name`, whether or not it is installed."""
     return home / "packs" / name
 
 
 def installed(home: Path) -> list[dict[str, Any]]:
-    """Packs and models in `home`: name, kind, title, licence, size in bytes and path of each."""
+    """The packs and models in `home`: name, kind, title, licence, size in bytes and path of each."""
     found = []
     for file in sorted(home.glob(f"packs/*/{PACK_FILE}")):
         info = _read_json(file)
@@ -80,15 +84,15 @@ def installed(home: Path) -> list[dict[str, Any]]:
     return [row for row in found if not row["name"].startswith(".")]
 
 
-class _Work:
-    """One run of `install`."""
+class _Installation:
+    """One call of `install`."""
 
     def __init__(self, home: Path, progress: Progress | None, say: Say, keep: bool, convert: Convert) -> None:
         self.home, self.progress, self.say = home, progress, say
         self.keep, self.convert = keep, convert
 
     def check_room(self, name: str, models: list[ModelEntry]) -> None:
-        """PackError where the disk has no room for all of it; what is in part there counts in full."""
+        """Raise a PackError if the disk has no room for everything; partial files count with their full size."""
         missing = [model for model in models if not self._is_ready(model.name)]
         sizes = [
             file.size or 0 for model in missing for file in model.files if not self._download(model, file).exists()
@@ -98,9 +102,8 @@ class _Work:
             check_room(self.home, sum(sizes) + CONVERSION_ROOM * largest, name)
 
     def model(self, entry: ModelEntry) -> dict[str, Any]:
-        """Fetch and convert one model."""
+        """Download and convert one model; returns its report."""
         folder = model_folder(self.home, entry.name)
-        _make_parent(folder)
         with locked(folder):
             ready = self._is_ready(entry.name)
             if not ready:
@@ -109,7 +112,7 @@ class _Work:
         return {**shown, "path": str(folder), "state": "ready" if ready else "installed"}
 
     def pack(self, entry: PackEntry, catalogue: Catalogue, reports: list[dict[str, Any]]) -> dict[str, Any]:
-        """Write the pack.json of a pack whose models are there."""
+        """Write the pack.json of a pack whose models are installed; returns its report."""
         folder = pack_folder(self.home, entry.name)
         models = catalogue.pack_models(entry)
         licence = "; ".join(dict.fromkeys(f"{member}: {model.licence}" for member, model in models.items()))
@@ -125,11 +128,10 @@ class _Work:
         }
         if entry.defaults:
             info["defaults"] = entry.defaults
-        _make_parent(folder)
-        with locked(folder):
+        with locked(folder), _writing(folder):
             ready = _read_json(folder / PACK_FILE) == info
             if not ready:
-                _write_json(folder / PACK_FILE, info)
+                write_json(folder / PACK_FILE, info)
         shown = {"name": entry.name, "kind": "pack", "title": entry.title, "licence": licence, "path": str(folder)}
         return {**shown, "state": "ready" if ready else "installed", "models": reports}
 
@@ -140,22 +142,16 @@ class _Work:
             self.say(f"fetching {entry.name}: {file.path}{size}")
             fetch_file(file, downloads, progress=self.progress)
         self.say(f"converting {entry.name}")
-        part = folder.with_name(f".{folder.name}.part")
-        try:
-            shutil.rmtree(part, ignore_errors=True)
-            shutil.rmtree(folder, ignore_errors=True)  # what is no whole model
+        shutil.rmtree(folder, ignore_errors=True)  # left by something else: an installed model has its origin.json
+        with _writing(folder), replaced_folder(folder) as part:
+            part.rmdir()  # converting creates its folder itself
             self.convert(downloads, part, entry.config, kind=entry.kind)
-            _write_json(part / ORIGIN_FILE, self._origin_of(entry))
-            os.replace(part, folder)
-        except OSError as error:
-            raise PackError(f"{folder} cannot be written: {error.strerror or error}") from error
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+            write_json(part / ORIGIN_FILE, self._origin_of(entry))
         if not self.keep:
             shutil.rmtree(downloads, ignore_errors=True)
 
     def _origin_of(self, entry: ModelEntry) -> dict[str, Any]:
-        """What a converted model says of where it came from."""
+        """The content of a model's origin.json."""
         files = [
             {
                 "path": file.path,
@@ -176,21 +172,23 @@ class _Work:
         return model_folder(self.home, entry.name) / ORIGIN_FILE
 
     def _is_ready(self, name: str) -> bool:
-        """Whether the model is there: a folder only gets its name when it is whole."""
+        """Whether the model is installed: its folder only gets its name when it is complete."""
         return (model_folder(self.home, name) / ORIGIN_FILE).is_file()
 
 
 def _convert(source: Path, out: Path, config: dict[str, Any] | None, kind: str) -> dict[str, Any]:
-    from codebrush.conversion.convert import convert  # only where there is something to convert
+    from codebrush.conversion.convert import convert  # slow to import, and only needed here
 
     return convert(source, out, config, kind=kind)
 
 
-def _make_parent(folder: Path) -> None:
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn a failure to write `folder` into a PackError."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        raise PackError(f"{folder.parent} cannot be written in: {error.strerror or error}") from error
+        raise unwritable(folder, error) from error
 
 
 def _row(folder: Path, kind: str, title: str, licence: str) -> dict[str, Any]:
@@ -204,13 +202,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise PackError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""The catalogue, the built-in packs and the user's home in; a row for each pack and model, or one's facts, out."""
+"""Lists the packs and models that are built in, installed, or in the catalogue, and describes one of them."""
 
 import json
 from pathlib import Path
@@ -10,13 +10,13 @@ from codebrush.pack.pack import BUILT_IN, PACK_FILE, built_in_packs
 
 
 def rows(home: Path, catalogue: Catalogue | None = None) -> list[dict[str, Any]]:
-    """Name, kind, title, licence, size in bytes, state (built-in, installed, available) and path of each.
+    """Name, kind, title, licence, size in bytes, state (built-in, installed, available) and path of packs and models.
 
-    Of what is installed the size is that on the disk, else that of the files to fetch: `size_is_whole` is False where
-    the catalogue does not know it of all of them. What is installed but no longer in the catalogue is listed too.
+    The size is that on disk, or for what is not installed that of the files to download; `size_is_whole` is False if
+    the catalogue does not know the size of all of them. Installed models that have left the catalogue are listed too.
     """
     catalogue = catalogue or load_catalogue()
-    there = {row["name"]: {**row, "size_is_whole": True, "state": "installed"} for row in installed(home)}
+    on_disk = {row["name"]: {**row, "size_is_whole": True, "state": "installed"} for row in installed(home)}
     every = {name: _built_in_row(name) for name in built_in_packs()}
     for pack in catalogue.packs.values():
         models = catalogue.pack_models(pack).values()
@@ -26,13 +26,14 @@ def rows(home: Path, catalogue: Catalogue | None = None) -> list[dict[str, Any]]
     for model in catalogue.models.values():
         size, whole = model.size, model.size_is_whole
         every.setdefault(model.name, _row(model.name, model.kind, model.title, model.licence, size, whole))
-    return list({**every, **there}.values())
+    return list({**every, **on_disk}.values())
 
 
 def facts(name: str, home: Path, catalogue: Catalogue | None = None) -> dict[str, Any]:
-    """All that is known of the pack or model called `name`: its row, and what stands in the catalogue or pack.json.
+    """All that is known about the pack or model called `name`, from its row and its catalogue entry or pack.json.
 
-    Raises UsageError, with the names most like it, where there is none.
+    Raises:
+        UsageError: if there is none, with suggestions of similar names.
     """
     catalogue = catalogue or load_catalogue()
     row = next((row for row in rows(home, catalogue) if row["name"] == name), None)

@@ -1,4 +1,4 @@
-"""What guidance goes to and away from: distances, weights, stops, mixtures."""
+"""Prompts as embeddings and the loss of views: distances, weights, stops, blends."""
 
 import math
 from collections.abc import Sequence

@@ -85,7 +85,7 @@ class GuideOptions:
     judge: tuple[str, ...] = _texts(PROMPTS, "PACK[:weight]: another CLIP that guides too; may be repeated.")
     judge_weight: float = _number(1.0, PROMPTS, 0, 100, "Weight of the pack's own CLIP; 0: only --judge guides.")
     mask: str | None = _text(None, PROMPTS, "A picture that is white where guidance may change something.")
-    mask_side: str = _choice("inside", PROMPTS, ("inside", "outside"), "Side of --mask to guide; inside: the white.")
+    mask_side: str = _choice("inside", PROMPTS, ("inside", "outside"), "Guide the white part of --mask, or the rest.")
 
     cutouts: int = _number(32, CUTOUTS, 1, 4096, "Random views of the picture that CLIP sees in each step.")
     crop_mean: float = _number(1.0, CUTOUTS, 0.01, 10, "Mean side of the square crops, as a share of the short side.")
@@ -121,9 +121,9 @@ class GuideOptions:
     warmup: int = _number(0, OPTIMISER, 0, 1_000_000, "Steps over which the learning rate first rises linearly.")
 
     tv: float = _number(0.0, PENALTIES, 0, 1e6, "Weight of the total variation, which smooths the picture.")
-    saturation: float = _number(0.0, PENALTIES, -1e6, 1e6, "Weight of a penalty on strong colours; negative: for them.")
+    saturation: float = _number(0.0, PENALTIES, -1e6, 1e6, "Weight of a penalty on strong colours; < 0: a reward.")
     overflow: float = _number(0.0, PENALTIES, 0, 1e6, "Weight of a penalty on pixel values outside 0 to 1.")
-    palette: str | None = _text(None, PENALTIES, 'Colours to stay near, like "#ff0000,#0000ff", or a picture of them.')
+    palette: str | None = _text(None, PENALTIES, 'Colours to stay near, like "#ff0000,#0000ff", or a picture file.')
     palette_weight: float = _number(1.0, PENALTIES, 0, 1e6, "Weight of the distance to the palette.")
     symmetry: str | None = _choice(None, PENALTIES, SYMMETRIES, "Mirror symmetry to pull to; horizontal: left-right.")
     symmetry_weight: float = _number(1.0, PENALTIES, 0, 1e6, "Weight of the difference to the mirror image.")

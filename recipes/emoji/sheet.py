@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from codebrush import Codebrush
-from codebrush.data.images import contact_sheet
+from codebrush.data.contact_sheet import contact_sheet
 
 PROMPTS = Path(__file__).parent / "prompts.txt"
 COLUMNS, RERANK = 16, 8

@@ -237,7 +237,8 @@ def replay(
 
 def save_run(results: Sequence["Result"], folder: Path, name: str) -> dict[str, Any]:
     """Write a run's pictures and their contact sheet into a folder; returns the report of them."""
-    from codebrush.data.images import contact_sheet, save_png
+    from codebrush.data.contact_sheet import contact_sheet
+    from codebrush.data.images import save_png
 
     paths = [folder / f"{name}_{result.manifest['index']:02d}.png" for result in results]
     for result, path in zip(results, paths, strict=True):

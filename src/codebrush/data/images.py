@@ -6,7 +6,6 @@ is not wrong with the file, and stays a MemoryError.
 
 import io
 import json
-import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from codebrush.errors import CodebrushError, ImageError
 from codebrush.files import atomic_file
@@ -141,68 +140,6 @@ def to_pil(image: torch.Tensor) -> Image.Image:
     """A (3, H, W) tensor as a picture; values outside [0, 1] are clamped."""
     pixels = image.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())  # (H, W, 3)
-
-
-def contact_sheet(
-    images: Sequence[Image.Image], captions: Sequence[str] | None = None, columns: int | None = None
-) -> Image.Image:
-    """Many pictures on one white page, row by row, each with its caption below.
-
-    Pictures under 96 pixels are enlarged by a whole factor so that they can be seen, and those over 512
-    reduced. Without `columns` the page comes out about square.
-    """
-    if not images:
-        raise CodebrushError("a contact sheet needs at least one picture")
-    tiles = [_tile(image) for image in images]
-    columns = min(columns or math.ceil(math.sqrt(len(tiles))), len(tiles))
-    font = ImageFont.load_default(size=12)
-    gap, line_height = 8, 15
-    cell_width, picture_height = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
-    texts = [_wrap(caption, font, cell_width) for caption in captions or ()]
-    cell_height = picture_height + line_height * max((len(lines) for lines in texts), default=0)
-    rows = math.ceil(len(tiles) / columns)
-    sheet = Image.new("RGB", (gap + columns * (cell_width + gap), gap + rows * (cell_height + gap)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for index, tile in enumerate(tiles):
-        left = gap + (index % columns) * (cell_width + gap)
-        top = gap + (index // columns) * (cell_height + gap)
-        sheet.paste(tile, (left + (cell_width - tile.width) // 2, top))
-        for line, text in enumerate(texts[index] if index < len(texts) else ()):
-            draw.text((left, top + picture_height + line_height * line), text, fill="black", font=font)
-    return sheet
-
-
-def _tile(image: Image.Image) -> Image.Image:
-    longest = max(image.size)
-    if longest < 96:
-        factor = math.ceil(96 / longest)
-        size = (image.width * factor, image.height * factor)
-        return image.convert("RGB").resize(size, Image.Resampling.NEAREST)
-    tile = image.convert("RGB")
-    tile.thumbnail((512, 512))
-    return tile
-
-
-def _wrap(text: str, font: Any, width: int, most_lines: int = 3) -> list[str]:
-    """`text` broken between words into lines of at most `width` pixels; the rest is cut, with an ellipsis."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    if len(lines) > most_lines:
-        lines = [*lines[: most_lines - 1], " ".join(lines[most_lines - 1 :])]
-    return [_cut(line, font, width) for line in lines]
-
-
-def _cut(line: str, font: Any, width: int) -> str:
-    if font.getlength(line) <= width:
-        return line
-    while line and font.getlength(line + "...") > width:
-        line = line[:-1]
-    return line.rstrip() + "..."
 
 
 def save_png(image: Image.Image, path: str | Path, manifest: dict[str, Any] | None = None) -> None:

@@ -11,7 +11,8 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
-from codebrush.data.images import contact_sheet, to_pil
+from codebrush.data.contact_sheet import contact_sheet
+from codebrush.data.images import to_pil
 from codebrush.data.sources.filters import is_empty
 from codebrush.errors import DataError, TrainingError
 from codebrush.models.clip import CLIP

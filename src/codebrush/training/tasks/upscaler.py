@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from codebrush.data.images import contact_sheet, to_pil
+from codebrush.data.contact_sheet import contact_sheet
+from codebrush.data.images import to_pil
 from codebrush.errors import TrainingError
 from codebrush.models.upscaler import Upscaler, UpscalerConfig, enlarge, reduce
 from codebrush.models.vqgan import VQGAN

@@ -12,7 +12,8 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
-from codebrush.data.images import contact_sheet, to_pil
+from codebrush.data.contact_sheet import contact_sheet
+from codebrush.data.images import to_pil
 from codebrush.data.structural_similarity import structural_similarity, torchmetrics_ssim
 from codebrush.errors import TrainingError
 from codebrush.models.vqgan import VQGAN, VQGANConfig

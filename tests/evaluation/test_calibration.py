@@ -38,12 +38,12 @@ def test_the_fitted_temperature_has_the_least_loss(answers: tuple[torch.Tensor, 
     assert loss(best) <= min(loss(best * 1.01), loss(best / 1.01))
 
 
-def test_doubt_keeps_what_is_always_right_from_being_certain() -> None:
+def test_smoothing_keeps_what_is_always_right_from_being_certain() -> None:
     logits, targets = torch.eye(4).repeat(3, 1), torch.arange(4).repeat(3)
     assert (logits / fit_temperature(logits, targets)).softmax(-1).amax(-1).min() > 0.9999
-    doubt = 1 / 14
-    sure = (logits / fit_temperature(logits, targets, doubt)).softmax(-1).max(-1).values
-    torch.testing.assert_close(sure, torch.full((12,), 1 - doubt * 3 / 4))
+    smoothing = 1 / 14
+    sure = (logits / fit_temperature(logits, targets, smoothing)).softmax(-1).max(-1).values
+    torch.testing.assert_close(sure, torch.full((12,), 1 - smoothing * 3 / 4))
 
 
 def test_the_calibration_error_is_its_definition(answers: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -57,7 +57,7 @@ def test_rows_about_one_picture_do_not_see_each_other() -> None:
     close(together, apart)
 
 
-def test_logits_can_be_had_of_some_tokens_alone() -> None:
+def test_logits_of_some_tokens_alone() -> None:
     model, seen, rows = network(), features(2), tokens(2, 3, T)
     wanted = torch.rand(2, 3, T) < 0.3
     with torch.no_grad():
@@ -123,24 +123,24 @@ def test_patch_features_of_a_vision_transformer_leave_out_the_class_token(poolin
     close(found[:, 0, :16], maps[0][:, int(pooling == "class")])
 
 
-def test_the_stem_sees_what_features_do_not() -> None:
+def test_the_stem_adds_what_features_lack() -> None:
     model, row = network(patches=16, image_size=32, stem=8, sights=5), tokens(2, T)
-    told, pixels = torch.randn(2, 16, F), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    seen, pixels = torch.randn(2, 16, F), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     assert model.config.halvings == 3
     with torch.no_grad():
-        output = model(told, row, pixels=pixels)
-        close(model(model.see(told, pixels), row).logits, output.logits)
+        output = model(seen, row, pixels=pixels)
+        close(model(model.with_stem(seen, pixels), row).logits, output.logits)
         changed = pixels.clone()
         changed[:, :, 24:, 24:] += 1
-        other = model(told, row, pixels=changed)
+        other = model(seen, row, pixels=changed)
     assert output.sights is not None
     assert output.sights.shape == (2, 16, 5)
-    assert model(told, row[:, :2], pixels=pixels).sights.shape == (2, 16, 5)
+    assert model(seen, row[:, :2], pixels=pixels).sights.shape == (2, 16, 5)
     assert (other.logits - output.logits).abs().max() > 1e-3
-    assert model(model.see(told, pixels), row).sights is None
+    assert model(model.with_stem(seen, pixels), row).sights is None
 
 
-def test_words_tell_half_way_where_what_they_name_is() -> None:
+def test_places_of_named_things_are_predicted_half_way() -> None:
     model, seen, rows = network(layers=3, places=4), features(2), tokens(2, 3, T)
     named = torch.zeros(2, 3, T, dtype=torch.bool)
     named[0, 1, 4] = named[1, 2, 0] = True

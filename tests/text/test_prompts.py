@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codebrush.errors import PromptError
-from codebrush.text.prompts import LONGEST_PROMPT, ZERO_SHOT_TEMPLATES, WeightedText, parse_prompt
+from codebrush.text.prompts import MAX_PROMPT_LENGTH, ZERO_SHOT_TEMPLATES, WeightedText, parse_prompt
 
 
 def parts(prompt: str) -> list[tuple[str, float]]:
@@ -59,15 +59,15 @@ def test_what_a_prompt_means(prompt: str, expected: list[tuple[str, float]]) -> 
         ("| dog", "part of the prompt .* is empty"),
         ("dog || cat", "part of the prompt .* is empty"),
         (":1.2", "part of the prompt .* is empty"),
-        ("dog:abc", r'weight "abc" of "dog" is no number.*\\:'),
-        ("re:zero the anime", "is no number"),
-        ("see http://a.b", "is no number"),
-        ("smile :)", "is no number"),
-        ("dog:1.2 cat:3", 'weight "1.2 cat" of "dog" is no number'),
-        ("dog:1,2", "is no number"),
-        ("dog:1_0", "is no number"),
-        ("dog:٣", "is no number"),
-        ("dog:0x10", "is no number"),
+        ("dog:abc", r'weight "abc" of "dog" is not a number.*\\:'),
+        ("re:zero the anime", "is not a number"),
+        ("see http://a.b", "is not a number"),
+        ("smile :)", "is not a number"),
+        ("dog:1.2 cat:3", 'weight "1.2 cat" of "dog" is not a number'),
+        ("dog:1,2", "is not a number"),
+        ("dog:1_0", "is not a number"),
+        ("dog:٣", "is not a number"),
+        ("dog:0x10", "is not a number"),
         ("dog:nan", "is not finite"),
         ("dog:-inf", "is not finite"),
         ("dog:Infinity", "is not finite"),
@@ -76,7 +76,7 @@ def test_what_a_prompt_means(prompt: str, expected: list[tuple[str, float]]) -> 
         ("dog:-1e5", "between -100 and 100"),
         ("dog:-1", "no part .* positive weight"),
         ("dog:0 | cat:-0.5", "no part .* positive weight"),
-        ("a" * (LONGEST_PROMPT + 1), "4,001 characters"),
+        ("a" * (MAX_PROMPT_LENGTH + 1), "4,001 characters"),
         ("half \ud83d", "not valid Unicode"),
         (None, "not NoneType"),
     ],
@@ -89,7 +89,7 @@ def test_what_is_refused_and_why(prompt: str, message: str) -> None:
 
 
 def test_the_longest_prompt_is_read() -> None:
-    assert parts("a" * LONGEST_PROMPT) == [("a" * LONGEST_PROMPT, 1.0)]
+    assert parts("a" * MAX_PROMPT_LENGTH) == [("a" * MAX_PROMPT_LENGTH, 1.0)]
 
 
 VISIBLE = st.text(alphabet=string.ascii_letters + string.digits + r"\:| .-é日", min_size=1, max_size=30)
@@ -131,12 +131,12 @@ def test_a_part_may_have_a_stop() -> None:
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ("a:1:b", 'the stop "b" of "a" is no number'),
-        ("a:1:", 'the stop "" of "a" is no number'),
-        ("a:1: 2", 'the stop " 2" of "a" is no number'),
-        ("a:1 :2", 'the weight "1 " of "a" is no number'),
-        ("a::2", 'the weight "" of "a" is no number'),
-        ("a:1:2:3", 'the stop "2:3" of "a" is no number'),
+        ("a:1:b", 'the stop "b" of "a" is not a number'),
+        ("a:1:", 'the stop "" of "a" is not a number'),
+        ("a:1: 2", 'the stop " 2" of "a" is not a number'),
+        ("a:1 :2", 'the weight "1 " of "a" is not a number'),
+        ("a::2", 'the weight "" of "a" is not a number'),
+        ("a:1:2:3", 'the stop "2:3" of "a" is not a number'),
         ("a:1:nan", 'the stop "nan" of "a" is not finite'),
         ("a:1:1e999", 'the stop "1e999" of "a" is too large'),
         ("a:101:2", 'the weight "101" of "a" is too large'),

@@ -1,4 +1,4 @@
-"""CLIP (Radford et al. 2021): two encoders, one space of unit vectors, a learned temperature."""
+"""CLIP: an image encoder and a text encoder with one space of unit vectors (Radford et al. 2021)."""
 
 import math
 from dataclasses import dataclass
@@ -15,15 +15,16 @@ from codebrush.models.text_encoder import TextEncoderConfig, make_text_encoder
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-MAX_LOGIT_SCALE = 100.0  # section 2.5: training clamps the temperature so that logits are scaled by no more
+MAX_LOGIT_SCALE = 100.0  # section 2.5: the largest scale that training allows
 
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """The two towers and how pixels in [0, 1] are normalised for the image tower.
+    """The two encoders, and how pictures are prepared for the image encoder.
 
-    `fit` says how pictures as people have them are made square: "plain" lays transparency over white and cuts out the
-    middle, "crop" is OpenAI's own way to the middle, "squeeze" is SigLIP's, whole; see `codebrush.data.preprocess`.
+    Pixels in [0, 1] are normalised by `image_mean` and `image_std`, one number a channel. `fit` says how pictures of
+    any shape are resized: "plain" lays transparency over white and cuts out the middle, "crop" cuts out the middle as
+    OpenAI's code does, "squeeze" distorts the whole picture as SigLIP's does; see `codebrush.data.preprocess`.
     """
 
     image: ImageEncoderConfig
@@ -34,20 +35,20 @@ class CLIPConfig:
 
 
 class CLIPOutput(NamedTuple):
-    """Unit embeddings (B, E) of pictures and of texts, the scale of their cosines, and its bias (sigmoid loss)."""
+    """Embeddings of a batch, and what turns their cosines into logits: logit_scale * cosine + logit_bias."""
 
-    image: Tensor
-    text: Tensor
-    logit_scale: Tensor
-    logit_bias: Tensor
+    image: Tensor  # (B, E), unit vectors
+    text: Tensor  # (B', E), unit vectors
+    logit_scale: Tensor  # scalar, larger than 0
+    logit_bias: Tensor  # scalar, 0 but for the sigmoid loss (Zhai et al. 2023, "SigLIP", section 3.2)
 
 
 class CLIP(PretrainedModel):
-    """Pictures and texts in one space: the cosine of two unit vectors says how well they fit."""
+    """Pictures and texts in one space: the cosine of their unit vectors says how well they fit."""
 
     config_class = CLIPConfig
     tables = frozenset({"text_encoder.token_embedding.weight"})
-    compact = r"image_encoder\.(pool\.\w+|stages\.[23]\..*conv\d?)\.weight"  # most of a small resnet
+    compact = r"image_encoder\.(pool\.\w+|stages\.[23]\..*conv\d?)\.weight"  # most of a small ResNet
     mean: Tensor  # (1, 3, 1, 1)
     std: Tensor
 
@@ -68,12 +69,12 @@ class CLIP(PretrainedModel):
 
     @property
     def image_shape(self) -> tuple[int, int]:
-        """Height and width of the pictures that the image tower reads, in pixels."""
+        """Height and width in pixels of the pictures that the image encoder reads."""
         return self.config.image.image_shape
 
     @property
     def image_size(self) -> int:
-        """Side of the square pictures that the image tower reads, in pixels.
+        """Side in pixels of the square pictures that the image encoder reads.
 
         Raises:
             PackError: if it reads pictures that are not square, which training and drawing cannot work with.
@@ -92,17 +93,20 @@ class CLIP(PretrainedModel):
         return self.config.image.embed_dim
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] -> pixels for the image tower, resized to its size where they differ."""
+        """Images (B, 3, H, W) in [0, 1] -> normalised pixels for the image encoder, of its own height and width.
+
+        Images of another size are resized, and so distorted if they have another shape. The gradient flows through.
+        """
         if images.shape[-2:] != self.image_shape:
             images = F.interpolate(images, self.image_shape, mode="bicubic", antialias=True).clamp(0, 1)
         return (images - self.mean) / self.std
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] -> unit vectors (B, E)."""
+        """Images (B, 3, H, W) in [0, 1] -> unit vectors (B, E) float32."""
         return F.normalize(self.image_encoder(self.normalise(images)).float(), dim=-1)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, T) int64 -> unit vectors (B, E)."""
+        """Tokens (B, T) int64 -> unit vectors (B, E) float32."""
         return F.normalize(self.text_encoder(tokens).float(), dim=-1)
 
     def forward(self, images: Tensor, tokens: Tensor) -> CLIPOutput:

@@ -1,7 +1,7 @@
-"""Convolutional parts of the VQGAN: feature maps (B, C, H, W) in, feature maps out.
+"""Convolutional layers of the VQGAN, on feature maps (B, C, H, W).
 
-`ResBlock` and `SpatialAttention` keep the size, `Downsample` halves it, `Upsample` doubles it. The structure is the one
-of taming-transformers (Esser et al. 2021, table 7), so that its published weights fit.
+`ResBlock` and `SpatialAttention` keep the size, `Downsample` halves it, `Upsample` doubles it. The structure is that of
+taming-transformers (Esser et al. 2021, table 7), so that its published weights fit.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ def group_norm(channels: int, groups: int = 32) -> nn.GroupNorm:
 
 
 def fast_layout(x: Tensor) -> Tensor:
-    """`x` (B, C, H, W) in the memory layout that suits its device; the layers here keep it from input to output.
+    """`x` (B, C, H, W) in the memory layout that is fastest on its device; the layers here preserve it.
 
     On a CPU that is channels last: oneDNN then runs convolutions of few channels at up to twice the speed.
     """
@@ -32,13 +32,13 @@ def fast_layout(x: Tensor) -> Tensor:
 
 
 class GroupNormSiLU(nn.GroupNorm):
-    """GroupNorm (Wu and He 2018), then SiLU."""
+    """GroupNorm (Wu and He 2018), then SiLU: (B, C, H, W) -> the same shape."""
 
     def __init__(self, channels: int, groups: int = 32):
         super().__init__(norm_groups(channels, groups), channels, eps=NORM_EPSILON)
 
     def forward(self, input: Tensor) -> Tensor:
-        # With channels last PyTorch's own GroupNorm takes several times as long backward as it does otherwise.
+        # PyTorch's own GroupNorm takes several times as long backward with channels last as without.
         last = input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
         if input.is_cpu and last and torch.is_grad_enabled():
             return _GroupNormSiLU.apply(input, self.weight, self.bias, self.num_groups, self.eps)  # pyright: ignore[reportReturnType]
@@ -46,9 +46,10 @@ class GroupNormSiLU(nn.GroupNorm):
 
 
 class _GroupNormSiLU(torch.autograd.Function):
-    """GroupNorm and SiLU that keep nothing but their input, with a backward pass for channels last.
+    """GroupNorm and SiLU that keep only their input for the backward pass, which is made for channels last.
 
-    Everything is a product with, or a sum over, a row of channels (B, HW, C). Statistics and sums are float32 at least.
+    Every operation is a product with, or a sum over, rows of channels (B, HW, C). Statistics and sums are in float32 or
+    more precise.
     """
 
     @staticmethod
@@ -65,7 +66,7 @@ class _GroupNormSiLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a gradient of this gradient will be asked for: let autograd see plain operations
+        if torch.is_grad_enabled():  # for a gradient of this gradient autograd needs plain operations
             y = F.silu(F.group_norm(x, ctx.groups, weight, bias, ctx.epsilon))
             return *torch.autograd.grad(y, (x, weight, bias), gradients[0], create_graph=True), None, None
         per_group = x.shape[1] // ctx.groups
@@ -76,7 +77,7 @@ class _GroupNormSiLU(torch.autograd.Function):
         g = torch.ops.aten.silu_backward.grad_input(gradient, g, grad_input=g)  # gradient of the norm's output
         along_bias = g.sum(1, keepdim=True).to(mean.dtype)  # (B, 1, C)
         along_weight = (g * unit).sum(1, keepdim=True).to(mean.dtype)
-        # Of the group's gradient, the parts along a constant and along the normalised input are lost to the norm.
+        # The norm removes the parts of the group's gradient along a constant and along the normalised input.
         count = rows.shape[1] * per_group
         constant, linear = (
             (-rstd / count * (part * weight).unflatten(2, (ctx.groups, -1)).sum(3).repeat_interleave(per_group, dim=2))
@@ -92,7 +93,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def zero_convolution(channels_in: int, channels_out: int) -> nn.Conv2d:
-    """A 3 x 3 convolution that gives nothing until it has learned something."""
+    """A 3 x 3 convolution whose output is zero until it has been trained."""
     convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1)
     nn.init.zeros_(convolution.weight)
     assert convolution.bias is not None
@@ -101,7 +102,10 @@ def zero_convolution(channels_in: int, channels_out: int) -> nn.Conv2d:
 
 
 class ResBlock(nn.Module):
-    """norm, SiLU, convolution, twice, added to the input (1x1 projected where the width changes)."""
+    """Norm, SiLU and convolution, twice, added to the input: (B, channels_in, H, W) -> (B, channels_out, H, W).
+
+    Where the number of channels changes, the input passes through a 1 x 1 convolution.
+    """
 
     def __init__(self, channels_in: int, channels_out: int, groups: int = 32):
         super().__init__()
@@ -118,7 +122,7 @@ class ResBlock(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """One head of self-attention over all positions, added to the input."""
+    """Self-attention of one head over all positions, added to the input: (B, C, H, W) -> the same shape."""
 
     def __init__(self, channels: int, groups: int = 32):
         super().__init__()
@@ -129,7 +133,7 @@ class SpatialAttention(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
+        h = self.norm(x)  # (B, C, H, W)
         q, k, v = (project(h).flatten(2) for project in (self.q, self.k, self.v))  # each (B, C, HW)
         # Two batched products: with one wide head the fused kernels are slower, forward and backward.
         weights = torch.softmax(q.transpose(1, 2) @ k * x.shape[1] ** -0.5, dim=-1)  # (B, HW, HW)
@@ -145,11 +149,11 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # padded on the right and below alone, as the published models are
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # padded on the right and bottom alone, as the published models are
 
 
 class Upsample(nn.Module):
-    """Nearest neighbours, then a convolution: (B, C, H, W) -> (B, C, 2 H, 2 W)."""
+    """Nearest-neighbour upsampling, then a convolution: (B, C, H, W) -> (B, C, 2 H, 2 W)."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A judge of patches: images (B, 3, H, W) in [0, 1] in, one logit a patch (B, 1, h, w) out, larger = more real."""
+"""The discriminator of the VQGAN: it tells real patches of images from reconstructed ones."""
 
 from torch import Tensor, nn
 
@@ -8,8 +8,12 @@ from codebrush.models.convolution import fast_layout
 class PatchGAN(nn.Module):
     """The pix2pix discriminator (Isola et al. 2017, section 6.1.2), as VQGAN uses it.
 
-    `layers` convolutions of stride 2 and two of stride 1, four pixels wide; three layers see patches of 70 pixels, two
-    see 34. Pictures must be at least 2 ** (layers + 2) pixels high and wide.
+    `layers` convolutions of stride 2 and two of stride 1, all 4 x 4: with three layers a patch has 70 pixels a side,
+    with two 34. Pictures must be at least 2 ** (layers + 2) pixels high and wide.
+
+    Args:
+        channels: of the first convolution.
+        layers: number of convolutions of stride 2.
     """
 
     def __init__(self, channels: int = 64, layers: int = 3):
@@ -28,6 +32,7 @@ class PatchGAN(nn.Module):
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] -> one logit a patch (B, 1, h, w), larger for real ones."""
         return self.main(fast_layout(images) * 2 - 1)  # (B, 1, h, w)
 
 

@@ -1,4 +1,7 @@
-"""Image towers: normalised pixels (B, 3, H, W) -> one vector a picture (B, E), projected and not unit length."""
+"""CLIP's image encoders: a vision transformer and a modified ResNet.
+
+Both turn normalised pixels (B, 3, H, W) into one vector a picture (B, E), projected and not of unit length.
+"""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -18,12 +21,14 @@ def image_shape(size: int | tuple[int, int]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class VisionTransformerConfig:
-    """`pooling`: "class" reads a learned class token, "mean" averages the patches, "attention" lets one learned query
+    """Sizes of a vision transformer. `image_size` is the side of square pictures or (height, width), in pixels.
+
+    `pooling`: "class" reads a learned class token, "mean" averages the patches, "attention" lets one learned query
     attend to them (Zhai et al. 2022, appendix B.1, as in SigLIP).
 
-    The rest is what published towers do otherwise. With `class_token` a mean leaves out a class token that the blocks
-    had; `norm_tokens` puts the final norm before the mean and not after; without `projection` the width is E. `hidden`
-    is the MLP's inner width; 0 means four times the width.
+    The rest are choices that published models make differently. With `class_token` the blocks also have a class token
+    that a mean leaves out; `norm_tokens` applies the final norm before the mean instead of after it; without
+    `projection` E is the width. `hidden` is the MLP's inner width; 0 means four times the width.
     """
 
     image_size: int | tuple[int, int]
@@ -57,7 +62,7 @@ class VisionTransformerConfig:
 
     @property
     def trunk(self) -> TransformerConfig:
-        """The blocks' sizes."""
+        """Sizes of the blocks."""
         return TransformerConfig(
             self.width,
             self.layers,
@@ -72,7 +77,11 @@ class VisionTransformerConfig:
 
 @dataclass(frozen=True)
 class ModifiedResNetConfig:
-    """`blocks` counts the bottlenecks of the four stages; `width` is the stem's output channels."""
+    """Sizes of a modified ResNet for square pictures of side `image_size`, a multiple of 32 pixels.
+
+    `blocks` counts the bottlenecks of the four stages, `width` is the number of channels after the stem, and `heads`
+    are those of the attention pooling.
+    """
 
     image_size: int
     width: int
@@ -90,7 +99,11 @@ ImageEncoderConfig = VisionTransformerConfig | ModifiedResNetConfig
 
 
 class VisionTransformer(nn.Module):
-    """CLIP's vision transformer (Radford et al. 2021, section 2.4; Dosovitskiy et al. 2021)."""
+    """CLIP's vision transformer (Radford et al. 2021, section 2.4; Dosovitskiy et al. 2021).
+
+    Raises:
+        ValueError: if a picture is smaller than a patch, or `embed_dim` is not the width where there is no projection.
+    """
 
     def __init__(self, config: VisionTransformerConfig):
         super().__init__()
@@ -113,6 +126,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"without a projection the embedding is as wide as the tower: {width}")
 
     def _tokens(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) -> what the blocks read, (B, tokens, D)."""
         _check_shape(pixels, self.config.image_shape)
         # A product and not a convolution, whose backward pass to the pixels takes ten times as long on a CPU.
         side = self.config.patch_size
@@ -124,11 +138,21 @@ class VisionTransformer(nn.Module):
         return self.input_norm(x + self.position_embedding)
 
     def features(self, pixels: Tensor) -> list[Tensor]:
-        """The output of every block, each (B, tokens, D); the class token, where there is one, stands first."""
+        """Normalised pixels (B, 3, H, W) -> the output of every block, each (B, tokens, D).
+
+        The class token, where there is one, comes first; the patches follow row by row.
+
+        Raises:
+            ValueError: if the pixels are not of the config's height and width.
+        """
         return self.transformer.features(self._tokens(pixels))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, E)."""
+        """Normalised pixels (B, 3, H, W) -> (B, E), not of unit length.
+
+        Raises:
+            ValueError: if the pixels are not of the config's height and width.
+        """
         x = self._tokens(pixels)
         if self.config.pooling == "class":
             return self.projection(self.final_norm(self.transformer.first(x)))
@@ -141,7 +165,10 @@ class VisionTransformer(nn.Module):
 
 
 class QueryPool(nn.Module):
-    """Attention pooling by one learned query, then an MLP added to it: (B, N, D) -> (B, D)."""
+    """Attention pooling by one learned query, then a residual MLP: (B, N, D) -> (B, D).
+
+    The MAP head of Zhai et al. 2022, appendix B.1, as in SigLIP.
+    """
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -155,14 +182,17 @@ class QueryPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         width = x.shape[-1]
         q = F.linear(self.query, self.qkv.weight[:width], self.qkv.bias[:width]).expand(len(x), 1, -1)  # (B, 1, D)
-        k, v = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)  # (B, N, D)
+        k, v = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)  # each (B, N, D)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q.to(k.dtype), k, v))
         y = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1))  # (B, D)
         return y + self.mlp(self.norm(y))
 
 
 class Bottleneck(nn.Module):
-    """ResNet bottleneck whose stride is an average pool, so that no pixel is skipped (Zhang 2019)."""
+    """ResNet bottleneck whose stride is an average pool, so that no pixel is skipped (Zhang 2019).
+
+    (B, channels_in, H, W) -> (B, 4 channels, H / stride, W / stride).
+    """
 
     expansion = 4
 
@@ -183,13 +213,16 @@ class Bottleneck(nn.Module):
             self.shortcut = nn.Sequential(OrderedDict(pool=pool, conv=conv, norm=nn.BatchNorm2d(out)))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        y = self.pool(F.relu(self.norm2(self.conv2(y))))
+        y = F.relu(self.norm1(self.conv1(x)))  # (B, channels, H, W)
+        y = self.pool(F.relu(self.norm2(self.conv2(y))))  # (B, channels, H / stride, W / stride)
         return F.relu(self.norm3(self.conv3(y)) + self.shortcut(x))
 
 
 class AttentionPool(nn.Module):
-    """One attention query, the mean of the grid, reads the whole grid: (B, C, h, w) -> (B, E)."""
+    """Attention pooling whose query is the mean of the grid: (B, C, h, w) -> (B, E).
+
+    Radford et al. 2021, section 2.4. `side` is h and w.
+    """
 
     def __init__(self, side: int, channels: int, heads: int, embed_dim: int):
         super().__init__()
@@ -210,7 +243,10 @@ class AttentionPool(nn.Module):
 
 
 class ModifiedResNet(nn.Module):
-    """CLIP's ResNet: three-convolution stem, anti-aliased strides, attention pooling (section 2.4)."""
+    """CLIP's ResNet (Radford et al. 2021, section 2.4).
+
+    A stem of three convolutions, anti-aliased strides, attention pooling.
+    """
 
     def __init__(self, config: ModifiedResNetConfig):
         super().__init__()
@@ -235,14 +271,18 @@ class ModifiedResNet(nn.Module):
                 channels = inner * Bottleneck.expansion
             self.stages.append(nn.Sequential(*blocks))
         self.pool = AttentionPool(config.image_size // 32, channels, config.heads, config.embed_dim)
-        for module in self.modules():  # each branch starts at zero (Goyal et al. 2017, section 5.1)
+        for module in self.modules():  # residual branches start at zero (Goyal et al. 2017, section 5.1)
             if isinstance(module, Bottleneck):
                 nn.init.zeros_(module.norm3.weight)
 
     def features(self, pixels: Tensor) -> list[Tensor]:
-        """The output of every stage, each (B, C, h, w): strides 4, 8, 16 and 32."""
+        """Normalised pixels (B, 3, S, S) -> the output of every stage, each (B, C, h, w), of strides 4, 8, 16 and 32.
+
+        Raises:
+            ValueError: if the pixels are not of the config's size.
+        """
         _check_shape(pixels, self.config.image_shape)
-        x = self.stem(pixels)
+        x = self.stem(pixels)  # (B, width, S / 4, S / 4)
         outputs = []
         for stage in self.stages:
             x = stage(x)
@@ -250,7 +290,11 @@ class ModifiedResNet(nn.Module):
         return outputs
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, E)."""
+        """Normalised pixels (B, 3, S, S) -> (B, E), not of unit length.
+
+        Raises:
+            ValueError: if the pixels are not of the config's size.
+        """
         return self.pool(self.features(pixels)[-1])
 
 
@@ -261,5 +305,5 @@ def _check_shape(pixels: Tensor, shape: tuple[int, int]) -> None:
 
 
 def make_image_encoder(config: ImageEncoderConfig) -> VisionTransformer | ModifiedResNet:
-    """The tower that belongs to `config`."""
+    """A freshly initialised image encoder of the kind and sizes of `config`."""
     return VisionTransformer(config) if isinstance(config, VisionTransformerConfig) else ModifiedResNet(config)

@@ -1,7 +1,7 @@
-"""Two batches of images (B, 3, H, W) in [0, 1] -> how differently they look, (B,) (LPIPS, Zhang et al. 2018).
+"""Perceptual distance of images: how differently two pictures look to a frozen network (LPIPS, Zhang et al. 2018).
 
-Features of a frozen network, of unit length at each place, are compared by their squared difference. `CLIPPerceptual`
-takes them from our own CLIP and needs no file; `VGGPerceptual` is the published metric and needs its weights.
+Features of unit length at each place are compared by their squared difference (eq. 1 there). `CLIPPerceptual` takes
+them from our own CLIP and needs no file; `VGGPerceptual` is the published metric and needs its weights.
 """
 
 import pickle
@@ -22,17 +22,14 @@ VGG_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512,
 
 
 class Perceptual(nn.Module):
-    """A frozen network whose features say how alike two pictures look; it stays in eval mode.
-
-    The gradient flows to the first pictures alone: the second are the targets.
-    """
+    """Base class of perceptual distances. It stays in eval mode, and the gradient flows to the first pictures alone."""
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode, so that batch norms keep their statistics."""
+        """Does nothing: in eval mode batch norms keep their statistics."""
         return super().train(False)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Feature maps with the channels second: (B, C, ...) each."""
+        """Images (B, 3, H, W) in [0, 1] -> feature maps, each (B, C, ...)."""
         raise NotImplementedError
 
     def weigh(self, differences: list[Tensor]) -> Tensor:
@@ -40,6 +37,7 @@ class Perceptual(nn.Module):
         raise NotImplementedError
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Two batches of images (B, 3, H, W) in [0, 1] -> their distances (B,), 0 or more."""
         made = self.features(images)
         with torch.no_grad():
             wanted = self.features(targets)
@@ -47,14 +45,14 @@ class Perceptual(nn.Module):
 
 
 def _unit(features: Tensor) -> Tensor:
-    # normalize's own gradient is 0, not nan, where every channel is 0
+    # where every channel is 0 the gradient of F.normalize is 0, and not nan
     return F.normalize(features.float(), dim=1, eps=1e-10)
 
 
 class CLIPPerceptual(Perceptual):
-    """Distance in what CLIP's image tower sees, every block or stage counting the same: 0 alike, 4 opposite.
+    """Distance of the features of CLIP's image encoder, 0 (alike) to 4 (opposite), averaged over its blocks or stages.
 
-    The tower is frozen in place: its weights no longer ask for gradients.
+    `clip` is frozen in place: its weights no longer require gradients.
     """
 
     def __init__(self, clip: CLIP):
@@ -73,8 +71,13 @@ class CLIPPerceptual(Perceptual):
 class VGGPerceptual(Perceptual):
     """LPIPS version 0.1 with VGG-16: five feature maps, each with learned weights of its channels.
 
-    `vgg` is torchvision's vgg16 state dict, `heads` the five linear heads under `lin0.model.1.weight` and so on, as
-    the lpips package and taming-transformers keep them; either file may be safetensors or a PyTorch file of tensors.
+    Args:
+        vgg: file of torchvision's vgg16 state dict, safetensors or a PyTorch file of tensors.
+        heads: file of the five linear heads, under `lin0.model.1.weight` and so on, as the lpips package and
+            taming-transformers keep them.
+
+    Raises:
+        PackError: if a file is missing, cannot be read, or holds other tensors.
     """
 
     shift: Tensor
@@ -92,13 +95,13 @@ class VGGPerceptual(Perceptual):
         self.train()
 
     def features(self, images: Tensor) -> list[Tensor]:
-        x = (fast_layout(images) * 2 - 1 - self.shift) / self.scale  # the heads were learned on this range
+        x = (fast_layout(images) * 2 - 1 - self.shift) / self.scale  # the range that the heads were trained on
         maps = []
         for layer in self.network:
             if isinstance(layer, nn.MaxPool2d):
                 maps.append(x)
             x = layer(x)
-        return [*maps, x]  # the last of each block, strides 1, 2, 4, 8 and 16
+        return [*maps, x]  # the output of each block, of strides 1, 2, 4, 8 and 16
 
     def weigh(self, differences: list[Tensor]) -> Tensor:
         pairs = zip(self.heads, differences, strict=True)

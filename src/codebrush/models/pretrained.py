@@ -1,8 +1,7 @@
-"""A model and its frozen config, to a folder (config.json + model.safetensors) and back."""
+"""Saves a model with its config to a folder (config.json + model.safetensors), and loads it again."""
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import types
@@ -16,17 +15,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from codebrush.errors import PackError
+from codebrush.files import atomic_file
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TABLE_DTYPE = torch.float8_e4m3fn
-SCALE = ".scale"
-LEAST_SCALE = 1e-3  # of a row's largest number: what float16 still holds well when divided by 127
+SCALE = ".scale"  # behind the name of a matrix in 8 bits: the scales of its rows
+LEAST_SCALE = 1e-3  # of a row's largest number: divided by 127, float16 still holds it precisely
 T = TypeVar("T")
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
-    """A frozen dataclass as plain JSON values; nested dataclasses carry their class name under "type"."""
+    """A frozen dataclass as plain JSON values, with the names of its class and of nested ones under "type"."""
     values: dict[str, Any] = {"type": type(config).__name__}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -35,7 +35,11 @@ def config_to_dict(config: Any) -> dict[str, Any]:
 
 
 def config_from_dict(kind: type[T], values: dict[str, Any]) -> T:
-    """The inverse of `config_to_dict`. A field that is unknown or missing is a PackError that names it."""
+    """The inverse of `config_to_dict`, for a config of class `kind`.
+
+    Raises:
+        PackError: if a field is unknown or missing, or has a value that the class does not take.
+    """
     values = dict(values)
     values.pop("type", None)
     hints = typing.get_type_hints(kind)
@@ -64,12 +68,13 @@ def _field_from_json(hint: Any, value: Any, name: str) -> Any:
 
 
 class PretrainedModel(nn.Module):
-    """A network with a frozen dataclass `config`, saved and loaded in the Hugging Face folder layout."""
+    """Base class of networks with a frozen dataclass `config`, saved and loaded in the Hugging Face folder layout."""
 
     config_class: ClassVar[type]
-    tables: ClassVar[frozenset[str]] = frozenset()  # large tensors that may be stored in 8 bits
-    # a regular expression of matrices and convolutions that may be stored in 8 bits with a scale a row
-    compact: ClassVar[str] = ""
+    tables: ClassVar[frozenset[str]] = frozenset()  # names of large tensors that may be stored in float8
+    compact: ClassVar[str] = (
+        ""  # pattern of the matrices and convolutions that may be stored as int8 with a scale a row
+    )
     config: Any
 
     @classmethod
@@ -78,18 +83,22 @@ class PretrainedModel(nn.Module):
         return cls(config)  # pyright: ignore[reportCallIssue]
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | Literal["exact"] | None = None) -> None:
-        """Write config.json and model.safetensors into `folder`; floating-point weights become `dtype` if given.
+        """Write config.json and model.safetensors into `folder`, which is made if need be.
 
-        "exact" takes 16 bits for the tensors that lose nothing by it, as those of a model published so do.
+        With a 16-bit `dtype` the tensors named in `tables` take 8 bits a number (float8 e4m3, with three bits of
+        mantissa: each number is within 6 %, and the direction of a long vector within well under 1 %), and matrices
+        that match `compact` take int8 and a scale a row (off by at most 0.4 % of the row's largest number, or of 0.001
+        if that is smaller).
 
-        With a 16-bit `dtype` the tables that `tables` names take 8 bits a number (float8 e4m3: three bits of mantissa,
-        so that each number keeps its size to 6 %, and a vector of many its direction to well under 1 %), and the
-        matrices that match `compact` whole numbers of 8 bits times a scale for each row (off by 0.4 % of the row's
-        largest at most, or of 0.001 where that is smaller).
-        Weights that cannot be written are a PackError; what stood under these names before is then untouched.
+        Args:
+            folder: where to write. Files of these names are replaced only once both are written.
+            dtype: the type that floating-point weights become; None keeps theirs, and "exact" takes 16 bits for tensors
+                that lose nothing by it, such as those of a model that was published in 16 bits.
+
+        Raises:
+            PackError: if the weights cannot be written.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         small = isinstance(dtype, torch.dtype) and dtype.itemsize == 2
         tensors: dict[str, Tensor] = {}
         for name, tensor in self.state_dict().items():
@@ -99,19 +108,21 @@ class PretrainedModel(nn.Module):
                 tensors[name] = _stored(tensor, TABLE_DTYPE if small and name in self.tables else dtype)
         weights, config = folder / WEIGHTS_FILE, folder / CONFIG_FILE
         text = json.dumps(config_to_dict(self.config), indent=2)
-        Path(f"{config}.part").write_text(text + "\n", encoding="utf-8")
-        try:
-            save_file(tensors, f"{weights}.part")
-        except SafetensorError as error:
-            os.remove(f"{config}.part")
-            raise PackError(f"{weights} cannot be written ({error}): check its folder and free space") from error
-        shutil.copymode(f"{config}.part", f"{weights}.part")  # safetensors lets nobody else read what it writes
-        os.replace(f"{weights}.part", weights)
-        os.replace(f"{config}.part", config)
+        with atomic_file(config) as config_part, atomic_file(weights) as weights_part:
+            config_part.write_text(text + "\n", encoding="utf-8")
+            try:
+                save_file(tensors, weights_part)
+            except SafetensorError as error:
+                raise PackError(f"{weights} cannot be written ({error}): check its folder and free space") from error
+            shutil.copymode(config_part, weights_part)  # safetensors makes files that only their owner may read
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """The network in `folder`, float32, in eval mode. Anything missing or damaged is a PackError."""
+        """The network in `folder`, float32, in eval mode.
+
+        Raises:
+            PackError: if a file is missing or damaged, or config and weights do not fit together.
+        """
         folder = Path(folder)
         config = read_config(cls.config_class, folder)
         try:
@@ -129,7 +140,11 @@ class PretrainedModel(nn.Module):
 
 
 def read_config(kind: type[T], folder: Path) -> T:
-    """The config in `folder`/config.json as the dataclass `kind`."""
+    """The config in `folder`/config.json as the dataclass `kind`.
+
+    Raises:
+        PackError: if the file is missing or damaged, or describes another class.
+    """
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise PackError(f"{path} is missing: {folder} is not the folder of a saved model")
@@ -143,7 +158,11 @@ def read_config(kind: type[T], folder: Path) -> T:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors in `folder`/model.safetensors."""
+    """The tensors in `folder`/model.safetensors by name, with those in int8 multiplied by their scales.
+
+    Raises:
+        PackError: if the file is missing or damaged.
+    """
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise PackError(f"{path} is missing: {folder} is not the folder of a saved model")
@@ -162,9 +181,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _in_rows(name: str, matrix: Tensor) -> dict[str, Tensor]:
-    """A matrix (R, C), or a convolution's (R, ...), as int8, and the float16 scale of each row that gives it back."""
+    """A matrix (R, C), or a convolution's weight (R, ...), as int8 and a float16 scale for each of the R rows."""
     rows = matrix.detach().float().cpu().flatten(1)
-    # Upwards to float16, so that no row's largest number is beyond 127 scales.
+    # Rounded up to float16, so that no number of a row is larger than 127 scales.
     scale = (rows.abs().amax(1).clamp(min=LEAST_SCALE) / 127 * (1 + 2**-10)).half()  # (R,)
     whole = (rows / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
     return {name: whole.view(matrix.shape), f"{name}{SCALE}": scale}

@@ -1,7 +1,7 @@
-"""A text's embedding in, the embedding of a picture that fits it out: by a small network, or from a bank of pictures.
+"""From the embedding of a text to that of a picture which fits it: a small network, and a bank of known pictures.
 
-Texts and pictures lie apart in CLIP's space even where they fit; what is drawn from a picture's embedding should not be
-given a text's (Ramesh et al. 2022, section 2.2).
+In CLIP's space texts lie apart from pictures even where they fit, so a network that draws from picture embeddings
+should not be given a text's (unCLIP, Ramesh et al. 2022, section 2.2).
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from codebrush.models.transformer import MLP, TransformerConfig
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """Sizes: `embed_dim` is that of CLIP's space, `width` that of the MLPs."""
+    """Sizes: `embed_dim` is the width of CLIP's space (E), `width` the inner width of each of the `layers` MLPs."""
 
     embed_dim: int
     width: int
@@ -25,7 +25,7 @@ class PriorConfig:
 
 
 class Prior(PretrainedModel):
-    """MLPs with residuals from one unit vector (B, E) to another."""
+    """Residual MLPs from the unit vector of a text to the unit vector of a picture."""
 
     config_class = PriorConfig
     compact = r".*weight"
@@ -51,7 +51,7 @@ class Prior(PretrainedModel):
 
 @dataclass(frozen=True)
 class BankConfig:
-    """What the pictures of a bank are called, one name each, and the size of their embeddings."""
+    """The names of a bank's pictures, one each, and the width of their embeddings (E)."""
 
     embed_dim: int
     names: tuple[str, ...]
@@ -66,7 +66,7 @@ class Neighbours(NamedTuple):
 
 
 class Bank(PretrainedModel):
-    """The embeddings of known pictures."""
+    """The embeddings (n, E) of known pictures, which `nearest` compares with a query."""
 
     config_class = BankConfig
     compact = r"embeddings"
@@ -79,13 +79,13 @@ class Bank(PretrainedModel):
 
     @torch.no_grad()
     def nearest(self, query: Tensor, k: int) -> Neighbours:
-        """The pictures whose cosines with a unit vector (E,) are largest; all of them where k is larger."""
+        """The `k` pictures with the largest cosines with a unit vector (E,), or all if there are fewer."""
         known = F.normalize(self.embeddings.float(), dim=-1)
-        cosines, rows = (known @ query).topk(min(k, len(known)))
+        cosines, rows = (known @ query).topk(min(k, len(known)))  # each (k,)
         return Neighbours([self.config.names[row] for row in rows.tolist()], cosines, known[rows])
 
 
 def blended(found: Neighbours, sharpness: float = 50.0) -> Tensor:
-    """One unit vector (E,) of several neighbours: their mean, each weighted by softmax(sharpness * cosine)."""
+    """One unit vector (E,) from several neighbours: their mean, weighted by softmax(sharpness * cosine)."""
     weights = (sharpness * found.cosines).softmax(0)
     return F.normalize(weights @ found.embeddings, dim=0)

@@ -1,21 +1,31 @@
-"""Logits -> tokens: the pure functions that every sampler uses, for codes and for words."""
+"""Draws tokens from logits: pure functions that every sampler uses, for codes and for text."""
 
 import torch
 from torch import Tensor
 
 
 def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022, eq. 6, on logits): 1 leaves `conditional` as it is."""
+    """Classifier-free guidance on logits of one shape (Ho and Salimans 2022, eq. 6).
+
+    A `scale` of 1 leaves `conditional` as it is, and 0 gives `unconditional`.
+    """
     return torch.lerp(unconditional, conditional, scale)
 
 
 def probabilities(
     logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> Tensor:
-    """Probabilities (..., K) after temperature and the filters; every filter keeps the likeliest token.
+    """Probabilities (..., K) float32 of logits (..., K), after temperature and filters.
 
-    `top_k` keeps that many (0: all); `top_p` the smallest set whose mass reaches it (Holtzman et al. 2020);
-    `min_p` those with at least that share of the likeliest one's probability. Temperature 0 is the arg-max.
+    The filters apply in the order `min_p`, `top_k`, `top_p`; each keeps the likeliest token at least.
+
+    Args:
+        logits: (..., K).
+        temperature: what logits are divided by; 0 gives all probability to the likeliest token.
+        top_k: keep the `top_k` likeliest tokens; 0 keeps all.
+        top_p: nucleus sampling: keep the smallest set of tokens whose probability adds up to `top_p`, 0 to 1 (Holtzman
+            et al. 2020).
+        min_p: keep tokens with at least `min_p` times the probability of the likeliest one, 0 to 1.
     """
     logits = logits.float()
     if temperature == 0:
@@ -30,7 +40,7 @@ def probabilities(
     if top_p < 1:
         p = p / p.sum(-1, keepdim=True)
         ordered, order = p.sort(dim=-1, descending=True)
-        before = ordered.cumsum(-1) - ordered  # mass of everything likelier
+        before = ordered.cumsum(-1) - ordered  # the probability of all likelier tokens
         ordered = ordered.masked_fill((before >= top_p) & (before > 0), 0.0)
         p = torch.zeros_like(p).scatter_(-1, order, ordered)
     return p / p.sum(-1, keepdim=True)
@@ -44,13 +54,14 @@ def sample(
     top_p: float = 1.0,
     min_p: float = 0.0,
 ) -> Tensor:
-    """Draw one token a row: logits (B, K) and numbers `uniform` (B,) in [0, 1) -> tokens (B,) int64.
+    """Draw one token a row: logits (B, K) and random numbers `uniform` (B,) in [0, 1) -> tokens (B,) int64.
 
-    The caller brings the randomness, so that a row's draw does not depend on who shares its batch.
+    The caller supplies the random numbers, so that what a row draws does not depend on the rest of its batch. The other
+    arguments are those of `probabilities`.
     """
     p = probabilities(logits, temperature, top_k, top_p, min_p).double()
     mass = p.cumsum(-1)  # (B, K)
     target = uniform.double().unsqueeze(-1).to(mass.device) * mass[..., -1:]
     token = torch.searchsorted(mass, target, right=True).squeeze(-1)
-    last = p.shape[-1] - 1 - (p > 0).flip(-1).int().argmax(-1)  # rounding must not step past the last allowed one
+    last = p.shape[-1] - 1 - (p > 0).flip(-1).int().argmax(-1)  # rounding must not go past the last token that is kept
     return torch.minimum(token, last)

@@ -1,21 +1,23 @@
-"""Logits and right labels in; the temperature that makes their probabilities true (Guo et al. 2017) out."""
+"""Temperature scaling: probabilities that agree with how often labels are right (Guo et al. 2017)."""
 
 import math
 
 from torch import Tensor
 
-COOLEST, WARMEST = 0.01, 100.0  # temperatures that a fit may find
+COOLEST, WARMEST = 0.01, 100.0  # between which a temperature is fitted
 
 
-def fit_temperature(logits: Tensor, targets: Tensor, doubt: float = 0.0) -> float:
-    """The temperature from 0.01 to 100 by which to divide logits (N, L) for the least negative log-likelihood of
-    the right labels' places (N,).
+def fit_temperature(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> float:
+    """The temperature, 0.01 to 100, to divide logits by for the least negative log-likelihood of the right labels.
 
-    `doubt` is the share of each picture's one vote that all labels get alike (Platt 1999, section 2.2): where every
-    picture is told rightly, the likeliest temperature is none at all, and few pictures say too little for that.
+    Args:
+        logits: (N, L), of L labels for each of N pictures.
+        targets: (N,) int64, the number of the right label.
+        smoothing: label smoothing, 0 to 1: the share of each target that is spread over all labels (as by Platt 1999,
+            section 2.2). Without it, pictures that are all classified correctly would ask for a temperature of 0.
     """
     logits = logits.double()
-    own = (1 - doubt) * logits.gather(1, targets[:, None])[:, 0] + doubt * logits.mean(-1)
+    own = (1 - smoothing) * logits.gather(1, targets[:, None])[:, 0] + smoothing * logits.mean(-1)
     low, high = math.log(1 / WARMEST), math.log(1 / COOLEST)
     for _ in range(60):  # the loss is convex in 1 / temperature: its slope changes sign once
         middle = (low + high) / 2

@@ -1,7 +1,7 @@
-"""Text towers: tokens (B, T) int64 -> one vector a text (B, E), and the features of every token (B, T, D).
+"""CLIP's text encoders: `TextTransformer`, `BagOfWords`, and `PretrainedText` around a Hugging Face encoder.
 
-Three of them share this surface: `TextTransformer`, `BagOfWords`, and `PretrainedText` around a Hugging Face
-encoder. Each has `config.context_length`, `config.pad_id`, `config.embed_dim` and `feature_width`.
+Each turns tokens (B, T) int64 into one vector a text (B, E), and with `features` into one a token (B, T, D), where D is
+its `feature_width`. Their configs all have `context_length`, `pad_id` and `embed_dim`.
 """
 
 import json
@@ -19,11 +19,13 @@ from codebrush.models.transformer import Activation, Transformer, TransformerCon
 
 @dataclass(frozen=True)
 class TextTransformerConfig:
-    """`pooling`: "argmax" reads the largest token id (OpenAI's end of text), "end" the first `end_id`, "last" the last
-    position, "mean" averages what is not padding. `token_width` 0 means that token vectors are as wide as the trunk.
+    """Sizes of a text transformer. `token_width` 0 means that token vectors are as wide as the blocks.
 
-    The rest is what published towers do otherwise. Without `mask_padding` a tower that is not causal attends to padding
-    as well (SigLIP). `hidden` is the MLP's inner width; 0 means four times the width.
+    `pooling`: "argmax" reads the position of the largest token id (OpenAI's end of text), "end" that of the first
+    `end_id`, "last" the last position; "mean" averages all that is not padding.
+
+    The rest are choices that published models make differently. Without `mask_padding` an encoder that is not causal
+    attends to padding as well (SigLIP). `hidden` is the MLP's inner width; 0 means four times the width.
     """
 
     vocab_size: int
@@ -47,7 +49,7 @@ class TextTransformerConfig:
 
     @property
     def trunk(self) -> TransformerConfig:
-        """The blocks' sizes."""
+        """Sizes of the blocks."""
         return TransformerConfig(
             self.width,
             self.layers,
@@ -62,7 +64,7 @@ class TextTransformerConfig:
 
 @dataclass(frozen=True)
 class BagOfWordsConfig:
-    """A table of token vectors, averaged and projected. `special_ids` (start, end, ...) do not count as words."""
+    """Sizes of a bag of words. Padding and the tokens in `special_ids` (start, end, ...) are left out of the mean."""
 
     vocab_size: int
     context_length: int
@@ -74,7 +76,10 @@ class BagOfWordsConfig:
 
 @dataclass(frozen=True)
 class PretrainedTextConfig:
-    """`architecture` is the JSON text of the Hugging Face config that rebuilds the encoder."""
+    """How to rebuild a Hugging Face encoder: `architecture` is the JSON text of its config.
+
+    `pooling`: "mean" averages all tokens that are not padding, "first" reads the first token.
+    """
 
     architecture: str
     context_length: int
@@ -93,7 +98,7 @@ def masked_mean(features: Tensor, mask: Tensor) -> Tensor:
 
 
 class TextTransformer(nn.Module):
-    """The text tower of CLIP (Radford et al. 2021, section 2.4), causal or bidirectional."""
+    """CLIP's text transformer (Radford et al. 2021, section 2.4), causal or bidirectional."""
 
     def __init__(self, config: TextTransformerConfig):
         super().__init__()
@@ -110,10 +115,11 @@ class TextTransformer(nn.Module):
 
     @property
     def feature_width(self) -> int:
+        """D, the width of `features`."""
         return self.config.width
 
     def _end(self, tokens: Tensor) -> Tensor:
-        """Position of the token that is read, (B,): the last of the text for pooling by mean."""
+        """Position of the token that is pooled, (B,): for pooling by mean, the last that is not padding."""
         if self.config.pooling == "argmax":
             return tokens.argmax(1)
         if self.config.pooling == "end":
@@ -123,29 +129,26 @@ class TextTransformer(nn.Module):
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         return ((tokens != self.config.pad_id) * positions).amax(1)
 
-    def _trunk(self, tokens: Tensor) -> Tensor:
+    def features(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T) int64 -> (B, T, D), after the final norm; what is at padding means nothing."""
         x = self.token_projection(self.token_embedding(tokens))  # (B, T, D)
         x = x + self.position_embedding[: tokens.shape[1]]
         mask = None if self.config.causal or not self.config.mask_padding else tokens != self.config.pad_id
         return self.final_norm(self.transformer(x, causal=self.config.causal, mask=mask))
 
-    def features(self, tokens: Tensor) -> Tensor:
-        """(B, T) -> (B, T, D), after the final norm; rows at padding are meaningless."""
-        return self._trunk(tokens)
-
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T) -> (B, E), projected and not unit length."""
+        """Tokens (B, T) int64 -> (B, E), projected and not of unit length."""
         end = self._end(tokens)
         if self.config.causal or self.config.mask_padding:
-            tokens = tokens[:, : int(end.max()) + 1]  # nothing after the last end can change an output
-        x = self._trunk(tokens)
+            tokens = tokens[:, : int(end.max()) + 1]  # tokens after the last end change no output
+        x = self.features(tokens)
         if self.config.pooling == "mean":
             return self.projection(masked_mean(x, tokens != self.config.pad_id))
         return self.projection(x[torch.arange(len(x), device=x.device), end])
 
 
 class BagOfWords(nn.Module):
-    """Continuous bag of words: the mean of the words' vectors, projected. Word order does not count."""
+    """Continuous bag of words (Mikolov et al. 2013): the mean of the tokens' vectors, projected. Order is lost."""
 
     def __init__(self, config: BagOfWordsConfig):
         super().__init__()
@@ -156,14 +159,15 @@ class BagOfWords(nn.Module):
 
     @property
     def feature_width(self) -> int:
+        """D, the width of `features`."""
         return self.config.token_width
 
     def features(self, tokens: Tensor) -> Tensor:
-        """(B, T) -> (B, T, token_width): the table's rows."""
+        """Tokens (B, T) int64 -> their vectors (B, T, token_width)."""
         return self.token_embedding(tokens)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T) -> (B, E), projected and not unit length."""
+        """Tokens (B, T) int64 -> (B, E), projected and not of unit length."""
         words = tokens != self.config.pad_id
         for special in self.config.special_ids:
             words = words & (tokens != special)
@@ -171,7 +175,11 @@ class BagOfWords(nn.Module):
 
 
 class PretrainedText(nn.Module):
-    """A Hugging Face text encoder (BERT, RoBERTa, MiniLM, ...) with a projection into CLIP's space."""
+    """A Hugging Face text encoder (BERT, RoBERTa, MiniLM, ...) with a projection into CLIP's space.
+
+    Raises:
+        PackError: if transformers is not installed.
+    """
 
     def __init__(self, config: PretrainedTextConfig):
         super().__init__()
@@ -187,7 +195,10 @@ class PretrainedText(nn.Module):
     def from_huggingface(cls, folder: str | Path, embed_dim: int, context_length: int = 77) -> "PretrainedText":
         """The encoder in `folder` (config.json and weights as transformers saves them), float32, in eval mode.
 
-        Its projection is new. A folder without a readable text encoder is a PackError.
+        Its projection to `embed_dim` is new. `context_length` is the most tokens a text may have.
+
+        Raises:
+            PackError: if the folder holds no readable text encoder, or transformers is not installed.
         """
         transformers = _transformers()
         try:
@@ -196,7 +207,7 @@ class PretrainedText(nn.Module):
             detail = " ".join(str(error).split())[:200]
             raise PackError(f"{folder} holds no Hugging Face text encoder: {detail}") from error
         values = encoder.config.to_dict()
-        values.pop("_name_or_path", None)  # where it lay on this machine
+        values.pop("_name_or_path", None)  # a path of this machine
         room = values.get("max_position_embeddings", context_length)
         for name, module in encoder.named_modules():
             if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
@@ -214,15 +225,16 @@ class PretrainedText(nn.Module):
 
     @property
     def feature_width(self) -> int:
+        """D, the width of `features`."""
         return self.encoder.config.hidden_size
 
     def features(self, tokens: Tensor) -> Tensor:
-        """(B, T) -> (B, T, D): the encoder's last hidden states."""
+        """Tokens (B, T) int64 -> the encoder's last hidden states (B, T, D)."""
         mask = (tokens != self.config.pad_id).long()
         return self.encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T) -> (B, E), projected and not unit length."""
+        """Tokens (B, T) int64 -> (B, E), projected and not of unit length."""
         x = self.features(tokens)
         pooled = x[:, 0] if self.config.pooling == "first" else masked_mean(x, tokens != self.config.pad_id)
         return self.projection(pooled)
@@ -237,7 +249,7 @@ def _transformers() -> Any:
 
 
 def make_text_encoder(config: TextEncoderConfig) -> TextTransformer | BagOfWords | PretrainedText:
-    """The tower that belongs to `config`."""
+    """A freshly initialised text encoder of the kind and sizes of `config`."""
     if isinstance(config, TextTransformerConfig):
         return TextTransformer(config)
     if isinstance(config, BagOfWordsConfig):

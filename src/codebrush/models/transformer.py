@@ -1,4 +1,4 @@
-"""One trunk for every tower and decoder: norm, attention, norm, MLP, each added to its input."""
+"""The transformer that every encoder and decoder here is built on: pre-norm blocks of attention and MLP."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,14 +11,14 @@ from codebrush.models.attention import Attention, KVCache
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
 Norm = Literal["layer", "rms"]
-LAYER_SCALE = 0.1  # what a gain of a residual branch starts at
+LAYER_SCALE = 0.1  # initial gain of a residual branch
 
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes of a trunk. `hidden` is the MLP's inner width; 0 means the usual one for the activation.
+    """Sizes of a transformer. `hidden` is the MLP's inner width; 0 means the usual one for the activation.
 
-    `layer_scale` gives each residual branch a learned gain a channel (Touvron et al. 2021, section 2).
+    `layer_scale` gives each residual branch a learned gain for every channel (Touvron et al. 2021, section 2).
     """
 
     width: int
@@ -34,20 +34,21 @@ class TransformerConfig:
 
     @property
     def mlp_width(self) -> int:
-        """Four times the width, or 8/3 of it rounded up to 32 for SwiGLU, which has a third matrix."""
+        """The MLP's inner width: usually four times the width, or for SwiGLU, which has a third matrix, 8/3 of it
+        rounded up to a multiple of 32."""
         if self.hidden:
             return self.hidden
         return 4 * self.width if self.activation != "swiglu" else -(-8 * self.width // 3 // 32) * 32
 
 
 def make_norm(config: TransformerConfig) -> nn.Module:
-    """The trunk's normalisation over the last axis."""
+    """The config's normalisation over the last axis."""
     kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
     return kind(config.width, eps=config.norm_epsilon)
 
 
 class MLP(nn.Module):
-    """Two linear maps with GELU, QuickGELU or SwiGLU (Shazeer 2020) between: (..., D) -> (..., D)."""
+    """Two linear maps with GELU, QuickGELU or SwiGLU (Shazeer 2020) between them: (..., D) -> (..., D)."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -57,9 +58,9 @@ class MLP(nn.Module):
         self.down = nn.Linear(config.mlp_width, config.width, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.up(x)
+        x = self.up(x)  # (..., hidden), or twice that for SwiGLU
         if self.activation == "swiglu":
-            gate, x = x.chunk(2, dim=-1)
+            gate, x = x.chunk(2, dim=-1)  # each (..., hidden)
             x = F.silu(gate) * x
         elif self.activation == "quick_gelu":
             x = F.silu(1.702 * x) / 1.702  # x sigmoid(1.702 x): SiLU's backward is one pass and keeps one tensor
@@ -69,7 +70,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm layer of the trunk."""
+    """One pre-norm layer: attention and an MLP, each added to its input."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -83,7 +84,10 @@ class Block(nn.Module):
         self.mlp_gain = None if gain is None else nn.Parameter(gain.detach().clone())
 
     def forward(self, x: Tensor, *, first: bool = False, **attention) -> Tensor:
-        """(B, N, D) -> (B, N, D); with `first` the first token alone, which attends to all: (B, 1, D)."""
+        """(B, N, D) -> (B, N, D), or with `first` the first token's output alone, attending to all: (B, 1, D).
+
+        See `Attention.forward` for the other arguments.
+        """
         normed = self.attention_norm(x)
         y = self.attention.first(normed) if first else self.attention(normed, **attention)
         x = (x[:, :1] if first else x) + self._branch(y, self.attention_gain)
@@ -114,7 +118,7 @@ class Transformer(nn.Module):
         rotary: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """See `Attention.forward` for the arguments; a `cache` is advanced by the tokens of this call."""
+        """(B, N, D) -> (B, N, D). See `Attention.forward` for the arguments; a `cache` is advanced by N tokens."""
         for layer, block in enumerate(self.blocks):
             x = block(x, causal=causal, mask=mask, rotary=rotary, cache=cache, layer=layer)
         if cache is not None:
@@ -122,13 +126,13 @@ class Transformer(nn.Module):
         return x
 
     def first(self, x: Tensor) -> Tensor:
-        """What `forward` gives for the first token, (B, D), without the last block's work on the others."""
+        """The output of `forward` for the first token, (B, N, D) -> (B, D), without the last block's work on others."""
         for block in self.blocks[:-1]:
             x = block(x)
         return self.blocks[-1](x, first=True)[:, 0]
 
     def features(self, x: Tensor, **attention) -> list[Tensor]:
-        """The output of every block, each (B, N, D)."""
+        """(B, N, D) -> the output of every block, each (B, N, D). See `Attention.forward` for the arguments."""
         outputs = []
         for block in self.blocks:
             x = block(x, **attention)

@@ -1,7 +1,7 @@
-"""A picture and the style it is wanted in -> the picture in that style: a U-Net that says what is to be changed.
+"""The translator redraws a picture in another style: a U-Net that predicts what to add to each pixel.
 
-It never draws anew: what it adds to each pixel starts at nothing, and pictures of things that it has not seen keep
-their shapes (Ronneberger et al. 2015 for the U-Net; the image-to-image setting is that of Isola et al. 2017).
+It starts by adding nothing, so pictures of things that it was not trained on keep their shapes. The U-Net is that of
+Ronneberger et al. 2015, the image-to-image setting that of Isola et al. 2017.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,16 @@ from torch import Tensor, nn
 from codebrush.models.convolution import GroupNormSiLU, ResBlock, fast_layout, zero_convolution
 from codebrush.models.pretrained import PretrainedModel
 
-GREY = 0.5  # what the network takes for 0
+GREY = 0.5  # the pixel value that the network sees as 0
 
 
 @dataclass(frozen=True)
 class TranslatorConfig:
-    """The styles by name, and sizes: channels at full size, and how many times as many at each halving."""
+    """The names of the styles, and sizes: channels at full resolution, and their multiple at each level.
+
+    Raises:
+        ValueError: if there is no level.
+    """
 
     styles: tuple[str, ...]
     channels: int = 24
@@ -27,16 +31,16 @@ class TranslatorConfig:
 
     def __post_init__(self) -> None:
         if not self.multipliers:
-            raise ValueError("a translator needs a multiplier at least")
+            raise ValueError("a translator needs at least one multiplier")
 
     @property
     def factor(self) -> int:
-        """Pictures are multiples of it."""
+        """Heights and widths of pictures must be multiples of it, in pixels."""
         return 2 ** (len(self.multipliers) - 1)
 
 
 class Translator(PretrainedModel):
-    """Adds to a picture what makes it one of a style. A fresh one adds nothing."""
+    """Adds to a picture what brings it into a style. A fresh one adds nothing."""
 
     config_class = TranslatorConfig
     compact = r"(down|middle|up)\..*(conv\d|shortcut)\.weight"
@@ -58,11 +62,14 @@ class Translator(PretrainedModel):
         self.last_convolution = zero_convolution(widths[0], 3)
 
     def forward(self, images: Tensor, styles: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] and numbers (B,) of styles -> (B, 3, H, W), linear to [0, 1] and unclamped."""
-        x, kept = self.head(fast_layout(images - GREY)), []
+        """Images (B, 3, H, W) in [0, 1] and the number of a style for each (B,) int64 -> (B, 3, H, W), unclamped.
+
+        H and W must be multiples of the config's `factor`.
+        """
+        x, kept = self.head(fast_layout(images - GREY)), []  # (B, channels, H, W)
         for level, block in enumerate(self.down):
-            x = F.avg_pool2d(x, 2) if level else x
-            x = block(x)
+            x = F.avg_pool2d(x, 2) if level else x  # half as high and wide
+            x = block(x)  # (B, channels of this level, h, w)
             x = x + self.styles[level](styles)[:, :, None, None]
             kept.append(x)
         x = self.middle(x)

@@ -1,10 +1,10 @@
-"""Pictures in, the same pictures two or four times as large out: bicubic, and what a network adds to it.
+"""The upscaler enlarges pictures two or four times: bicubic interpolation, and the detail that a network adds to it.
 
-Residual blocks see the small picture, and pixel shuffles spread what they found over the large one (Ledig et al. 2017,
-"SRResNet"; Lim et al. 2017, "EDSR", which leaves out batch norm, as it would stretch the colours of a picture). The
-last shuffle makes the colours at once (Shi et al. 2016, "ESPCN").
+Residual blocks work on the small picture, and pixel shuffles spread their features over the large one (SRResNet, Ledig
+et al. 2017; EDSR, Lim et al. 2017, which leaves out batch norm because it would stretch the colours of a picture). The
+last shuffle yields the colours directly (ESPCN, Shi et al. 2016).
 
-A network doubles a picture, and doubles it again for four times the size; one of scale 4 does so in one step.
+An upscaler of scale 2 can be applied twice for four times the size; one of scale 4 does so in one pass.
 """
 
 from dataclasses import dataclass
@@ -16,13 +16,17 @@ from torch import Tensor, nn
 from codebrush.models.convolution import fast_layout, zero_convolution
 from codebrush.models.pretrained import PretrainedModel
 
-GREY = 0.5  # what the network takes for 0
+GREY = 0.5  # the pixel value that the network sees as 0
 BICUBIC_REACH = 2  # pixels on either side that bicubic reads
 
 
 @dataclass(frozen=True)
 class UpscalerConfig:
-    """Sizes: how many times as large, channels, and residual blocks."""
+    """Sizes: `scale` is how many times as large a picture becomes, `width` the channels of the `blocks`.
+
+    Raises:
+        ValueError: if the scale is neither 2 nor 4.
+    """
 
     scale: Literal[2, 4] = 2
     width: int = 48
@@ -39,23 +43,24 @@ class UpscalerConfig:
 
     @property
     def reach(self) -> int:
-        """How far from a pixel of the input another can be that its output depends on."""
+        """The receptive field: an output pixel depends on input pixels at most this many pixels away."""
         return max(BICUBIC_REACH, 2 + 2 * self.blocks + self.doublings)
 
 
 def enlarge(images: Tensor, scale: int) -> Tensor:
-    """Bicubic as Pillow has it: (B, C, H, W) -> (B, C, scale H, scale W), unclamped."""
+    """Bicubic interpolation with Pillow's coefficients: (B, C, H, W) -> (B, C, scale H, scale W), unclamped."""
     return F.interpolate(images, scale_factor=float(scale), mode="bicubic", antialias=True)
 
 
 def reduce(images: Tensor, scale: int) -> Tensor:
-    """Antialiased bicubic as Pillow has it: (B, C, H, W) -> (B, C, H / scale, W / scale), clamped to [0, 1]."""
+    """Anti-aliased bicubic interpolation with Pillow's coefficients: (B, C, H, W) -> (B, C, H / scale, W / scale),
+    clamped to [0, 1]."""
     size = (images.shape[-2] // scale, images.shape[-1] // scale)
     return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
 class Upscaler(PretrainedModel):
-    """Adds to bicubic what it leaves out. A fresh one adds nothing."""
+    """Adds detail to a bicubic enlargement. A fresh one adds nothing."""
 
     config_class = UpscalerConfig
     compact = r"(body|tail)\..*weight"
@@ -76,12 +81,11 @@ class Upscaler(PretrainedModel):
 
     @property
     def last_layer(self) -> Tensor:
-        """The weight that adaptive losses are balanced at."""
+        """The last weight, whose gradients set the weight of the adversarial loss (Esser et al. 2021, eq. 7)."""
         return self.last_convolution.weight
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] -> (B, 3, scale H, scale W); linear to [0, 1] and unclamped, so that gradients
-        flow."""
+        """Images (B, 3, H, W) in [0, 1] -> (B, 3, scale H, scale W), unclamped so that gradients flow."""
         x = self.head(fast_layout(images - GREY))  # (B, D, H, W)
         x = self.tail(x + self.body(x))  # (B, D, scale H / 2, scale W / 2)
         return enlarge(images, self.config.scale) + F.pixel_shuffle(self.last_convolution(x), 2)

@@ -1,1 +1,1 @@
-"""Words in, token ids and weighted prompts out: tokenizers, the token table, and the prompt syntax."""
+"""Text: tokenizers, the distilled token table, and the syntax of prompts."""

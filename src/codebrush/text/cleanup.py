@@ -1,7 +1,7 @@
-"""A text as people write it in; the text that OpenAI's CLIP makes of it before splitting it into tokens out.
+"""Cleans a text as OpenAI's CLIP does before it splits the text into tokens.
 
-The published CLIPs saw their captions so (Radford et al. 2021, and its code): wrong encodings mended by ftfy, HTML
-entities resolved twice, runs of white space made one space, lower case.
+The published CLIPs were trained on captions cleaned in this way (Radford et al. 2021, and its code): ftfy repairs wrong
+encodings, HTML entities are resolved twice, runs of white space become one space, and letters become lower case.
 """
 
 import html
@@ -12,14 +12,14 @@ _SPACES = re.compile(r"\s+")
 
 
 def clean_openai(text: str) -> str:
-    """The text that OpenAI's tokenizer splits into words."""
-    return _SPACES.sub(" ", html.unescape(html.unescape(_mend(text))).strip()).strip().lower()
+    """`text` as OpenAI's tokenizer splits it into words."""
+    return _SPACES.sub(" ", html.unescape(html.unescape(_repaired(text))).strip()).strip().lower()
 
 
 def split_specials(text: str, specials: tuple[str, ...]) -> list[str]:
-    """A cleaned text cut before and after each of the special tokens that OpenAI's tokenizer finds in it.
+    """A cleaned text split before and after each of the special tokens that OpenAI's tokenizer finds in it.
 
-    It finds one where a word of its own may begin: not inside a run of punctuation, so `!<|endoftext|>` is text.
+    It finds one only where a new word may begin: not inside a run of punctuation, so `!<|endoftext|>` is text.
     """
     parts, start = [], 0
     for match in re.finditer("|".join(map(re.escape, specials)), text):
@@ -31,12 +31,12 @@ def split_specials(text: str, specials: tuple[str, ...]) -> list[str]:
 
 
 def _ends_word(letter: str) -> bool:
-    # U+0345 is a mark whose upper case is a letter; OpenAI's pattern, blind to case, takes it for neither.
+    # U+0345 is a mark whose upper case is a letter; OpenAI's pattern, which ignores case, counts it as neither.
     return unicodedata.category(letter)[0] in "LNZ" or letter == "\u0345"
 
 
-def _mend(text: str) -> str:
-    # ftfy leaves plain words as they are, and takes ten times as long to say so as all the rest.
+def _repaired(text: str) -> str:
+    # ftfy leaves plain text as it is, but takes ten times as long as all the rest to find out.
     if text.isascii() and text.isprintable() and "&" not in text:
         return text
     import ftfy

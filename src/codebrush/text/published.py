@@ -1,9 +1,9 @@
-"""Tokenizer files in the layouts others publish in; a `tokenizers.Tokenizer` and its special tokens out.
+"""Reads tokenizers from the layouts in which others publish them.
 
-A folder (or one file of it) holds `tokenizer.json`, or `vocab.json` + `merges.txt` (byte-pair encoding,
-CLIP's and GPT-2's kinds), or `vocab.txt` (WordPiece). `tokenizer_config.json` and `special_tokens_map.json`
-beside them are read where they stand. A `.txt.gz` file is the list of merges that OpenAI's CLIP and OpenCLIP
-ship (`bpe_simple_vocab_16e6.txt.gz`): texts are then cleaned and rows padded as OpenAI's code does, which no file says.
+A folder (or one file of it) holds `tokenizer.json`, or `vocab.json` + `merges.txt` (byte-pair encoding, CLIP's and
+GPT-2's kinds), or `vocab.txt` (WordPiece). `tokenizer_config.json` and `special_tokens_map.json` beside them are read
+too. A `.txt.gz` file is the list of merges that OpenAI's CLIP and OpenCLIP ship (`bpe_simple_vocab_16e6.txt.gz`); texts
+are then cleaned and rows padded as OpenAI's code does, which no file states.
 """
 
 import gzip
@@ -21,24 +21,23 @@ from codebrush.errors import PackError
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_FILE = "special_tokens_map.json"
-OWN_KEY = "codebrush"  # what we add to CONFIG_FILE; others read past it
+OWN_KEY = "codebrush"  # our own fields in CONFIG_FILE, which other programs ignore
 MERGES_SUFFIX = ".txt.gz"
 WORD_END = "</w>"
-# Where a file does not say what its special tokens are called, the first of these in the vocabulary is taken.
+# If no file names the special tokens, the first of these in the vocabulary is taken.
 KNOWN_PADS = ("<|pad|>", "[PAD]", "<pad>")
 KNOWN_STARTS = ("<|start|>", "[CLS]", "<|startoftext|>", "<s>", "<bos>")
 KNOWN_ENDS = ("<|end|>", "[SEP]", "<|endoftext|>", "</s>", "<eos>")
 CLIP_CONTEXT = 77
-# OpenAI's list of merges is longer than what its CLIP uses: 49,408 tokens less 2 x 256 bytes and 2 specials.
+# CLIP uses a part of OpenAI's list of merges: its 49,408 tokens less 2 x 256 bytes and 2 special tokens.
 CLIP_MERGES = 48_894
-LONGEST_LIST = 16_000_000  # characters of a list of merges; CLIP's has 3 million
-# transformers writes 1e30 for "no limit"
-LONGEST_CONTEXT = 1 << 20
+MAX_LIST_LENGTH = 16_000_000  # characters of a list of merges; CLIP's has 3 million
+MAX_CONTEXT = 1 << 20  # more means "no limit", for which transformers writes 1e30
 # CLIP's words: English contractions, runs of letters, single digits, runs of anything else but spaces.
-CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-# OpenAI's code matches these without regard to case: a long s makes a contraction, and the one mark that is a letter in
-# upper case (U+0345) is neither a letter nor anything else.
-OPENAI_WORDS = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{345}]+"
+CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# OpenAI's code matches the same without regard to case: a long s makes a contraction, and the one mark that is a letter
+# in upper case (U+0345) is neither a letter nor anything else.
+OPENAI_PATTERN = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{345}]+"
 _ONE_SPACE = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
 
 Cleanup = Literal["openai"]
@@ -46,7 +45,11 @@ Cleanup = Literal["openai"]
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What the files say. `context_length` is None where they say nothing; without `pad` rows end in zeros."""
+    """A tokenizer as its files describe it.
+
+    `pad`, `start` and `end` are special tokens; without `pad`, rows are padded with zeros. `context_length` is None if
+    the files do not say it.
+    """
 
     backend: tokenizers.Tokenizer
     pad: str | None
@@ -57,7 +60,11 @@ class TokenizerFiles:
 
 
 def read_tokenizer_files(path: str | Path) -> TokenizerFiles:
-    """Read a folder, or any one file of it. Missing or damaged files are a PackError."""
+    """Read the tokenizer in a folder, or that of any one file of it.
+
+    Raises:
+        PackError: if a file is missing or damaged, or the vocabulary has no end token.
+    """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     if not path.exists():
@@ -97,14 +104,17 @@ def _read_backend(source: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
 
 
 def wordpiece_backend(vocab_file: Path, lowercase: bool | None = None) -> tokenizers.Tokenizer:
-    """BERT's WordPiece from a vocab.txt, one token a line.
+    """BERT's WordPiece (Devlin et al. 2018) from a vocab.txt, one token a line.
 
-    `lowercase` None lower-cases unless the vocabulary has capitals.
+    `lowercase` None means to lower-case unless the vocabulary has capitals.
+
+    Raises:
+        PackError: if the vocabulary has no [UNK] token.
     """
     tokens = vocab_file.read_text(encoding="utf-8").split("\n")
     vocab = {token: index for index, token in enumerate(tokens) if token}
     if "[UNK]" not in vocab:
-        raise PackError(f"{vocab_file} is no WordPiece vocabulary: it has no [UNK] token")
+        raise PackError(f"{vocab_file} is not a WordPiece vocabulary: it has no [UNK] token")
     if lowercase is None:
         lowercase = not any(token != token.lower() for token in vocab if not token.startswith("["))
     backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
@@ -115,7 +125,14 @@ def wordpiece_backend(vocab_file: Path, lowercase: bool | None = None) -> tokeni
 
 
 def bpe_backend(vocab_file: Path, merges_file: Path, prefix_space: bool = False) -> tokenizers.Tokenizer:
-    """Byte-pair encoding from vocab.json + merges.txt: CLIP's kind where tokens end in </w>, else GPT-2's."""
+    """Byte-pair encoding (Sennrich et al. 2016) from vocab.json + merges.txt.
+
+    It is CLIP's kind if tokens end in </w>, and GPT-2's otherwise. `prefix_space` is GPT-2's option to treat the first
+    word like any other.
+
+    Raises:
+        PackError: if the vocabulary is damaged.
+    """
     vocab = _read_json(vocab_file)
     if not all(isinstance(index, int) for index in vocab.values()):
         raise PackError(f"{vocab_file} is damaged (not a token-to-number list): fetch the tokenizer again")
@@ -130,23 +147,27 @@ def bpe_backend(vocab_file: Path, merges_file: Path, prefix_space: bool = False)
 
 
 def openai_clip_backend(merges_file: Path) -> tokenizers.Tokenizer:
-    """CLIP's byte-pair encoding from the gzipped list of merges alone; the vocabulary follows from it."""
+    """CLIP's byte-pair encoding from its gzipped list of merges alone, from which the vocabulary follows.
+
+    Raises:
+        PackError: if the list is too long.
+    """
     with gzip.open(merges_file, "rt", encoding="utf-8") as file:
-        text = file.read(LONGEST_LIST + 1)
-    if len(text) > LONGEST_LIST:
+        text = file.read(MAX_LIST_LENGTH + 1)
+    if len(text) > MAX_LIST_LENGTH:
         raise PackError(f"{merges_file} is damaged (too long for a list of merges): fetch the tokenizer again")
     lines = text.split("\n")[1 : 1 + CLIP_MERGES]  # the first line is a version
     pairs = _pairs(line for line in lines if line)
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet(), key=_stand_in_last)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet(), key=_unprintable_last)
     tokens = [*letters, *(letter + WORD_END for letter in letters), *("".join(pair) for pair in pairs)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
-    backend = _clip_backend({token: index for index, token in enumerate(tokens)}, pairs, OPENAI_WORDS)
-    # Unlike transformers, OpenAI's code composes no letters again once the entities are resolved.
+    backend = _clip_backend({token: index for index, token in enumerate(tokens)}, pairs, OPENAI_PATTERN)
+    # Unlike transformers, OpenAI's code does not normalise to NFC after it has resolved the entities.
     backend.normalizer = normalizers.Sequence([_ONE_SPACE, normalizers.Lowercase()])
     return backend
 
 
-def _stand_in_last(letter: str) -> tuple[bool, int]:
+def _unprintable_last(letter: str) -> tuple[bool, int]:
     # Bytes that cannot be printed are written as characters from 256 on; the vocabulary lists them last.
     return ord(letter) >= 256, ord(letter)
 
@@ -155,10 +176,12 @@ def _pairs(lines: Iterable[str]) -> list[tuple[str, str]]:
     return [(first, second) for first, second in (line.split(" ") for line in lines)]
 
 
-def _clip_backend(vocab: dict[str, int], pairs: list[tuple[str, str]], words: str = CLIP_WORDS) -> tokenizers.Tokenizer:
+def _clip_backend(
+    vocab: dict[str, int], pairs: list[tuple[str, str]], pattern: str = CLIP_PATTERN
+) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(models.BPE(vocab, pairs, end_of_word_suffix=WORD_END))
     backend.normalizer = normalizers.Sequence([normalizers.NFC(), _ONE_SPACE, normalizers.Lowercase()])
-    split = pre_tokenizers.Split(tokenizers.Regex(words), behavior="removed", invert=True)
+    split = pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="removed", invert=True)
     backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
     backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(WORD_END, " ")])
     return backend
@@ -175,7 +198,7 @@ def _with_specials(backend: tokenizers.Tokenizer, config: dict[str, Any], source
     own = _own_fields(config, source)
     pad = None if own.get("zero_padding") else _special(config, ("pad_token",), KNOWN_PADS, vocab) or end
     length = config.get("model_max_length")
-    if not isinstance(length, int | float) or not 0 < length < LONGEST_CONTEXT:
+    if not isinstance(length, int | float) or not 0 < length < MAX_CONTEXT:
         length = CLIP_CONTEXT if "<|startoftext|>" in vocab else None
     return TokenizerFiles(backend, pad, start, end, None if length is None else int(length), own.get("cleanup"))
 
@@ -185,7 +208,7 @@ def _own_fields(config: dict[str, Any], source: Path) -> dict[str, Any]:
         return {"zero_padding": True, "cleanup": "openai"}
     own = config.get(OWN_KEY, {})
     if not isinstance(own, dict) or own.get("cleanup") not in (None, *get_args(Cleanup)):
-        raise PackError(f"{source.with_name(CONFIG_FILE)} asks for a text clean-up unknown here: update codebrush")
+        raise PackError(f"{source.with_name(CONFIG_FILE)} asks for an unknown text clean-up: update codebrush")
     return own
 
 

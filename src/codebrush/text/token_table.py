@@ -1,9 +1,8 @@
-"""The distilled token table: a row for each token of the built-in WordPiece vocabulary, in the order of ids.
+"""The distilled token table: one vector for each token of the built-in WordPiece vocabulary, in the order of ids.
 
-A row is what a small sentence encoder makes of that token alone, cut to 128 principal components and weighted
-by log rank, so that the plain mean of a text's rows already says what the text is about.
-recipes/distil_token_table.py makes it; NOTICE names the source. The idea is model2vec's (Tulkens and van
-Dongen, 2024).
+A row is the embedding of that token alone by a small sentence encoder, reduced to 128 principal components and weighted
+by log rank, so that the plain mean of a text's rows already says what the text is about (model2vec, Tulkens and van
+Dongen 2024). recipes/distil_token_table.py makes the table; NOTICE names the source.
 """
 
 from pathlib import Path
@@ -20,10 +19,10 @@ TABLE_KEY = "token_table"
 
 
 def token_table(folder: str | Path = WORDPIECE_FOLDER) -> Tensor:
-    """(V, 128) float32: the row of token id i of `Tokenizer.wordpiece()` is row i. The padding token's row is
-    zero.
+    """The table (V, 128) float32: row i belongs to token id i of `Tokenizer.wordpiece()`, and that of padding is zero.
 
-    A missing or damaged file is a PackError.
+    Raises:
+        PackError: if the file is missing or damaged.
     """
     path = Path(folder) / TABLE_FILE
     if not path.is_file():

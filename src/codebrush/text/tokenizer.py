@@ -1,13 +1,11 @@
-"""Texts in, token ids (B, T) out, and back: the built-in WordPiece, published files, or trained on captions.
+"""Tokenizers turn texts into token ids and back: the built-in WordPiece, published ones, or one trained on captions.
 
-The work is done by the `tokenizers` library; this file adds what the encoders rely on: every row is
-`start ... end` and then padding, the end token survives truncation, a text never smuggles in a special token,
-and a folder is enough to load from. Byte-pair encoding is Sennrich et al. 2016; WordPiece is BERT's (Devlin
-et al. 2018).
+The `tokenizers` library does the work. This file adds what the encoders rely on: every row is `start ... end` and then
+padding, the end token survives truncation, special tokens typed in a text count as text, and a folder is enough to load
+from. Byte-pair encoding is that of Sennrich et al. 2016, WordPiece that of BERT (Devlin et al. 2018).
 """
 
 import json
-import os
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -20,27 +18,38 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
 from codebrush.errors import DataError, PackError, PromptError, UsageError
+from codebrush.files import atomic_file
 from codebrush.text.cleanup import clean_openai, split_specials
 from codebrush.text.published import CONFIG_FILE, OWN_KEY, TOKENIZER_FILE, Cleanup, read_tokenizer_files
 from codebrush.text.token_table import WORDPIECE_FOLDER
 
 DEFAULT_CONTEXT = 32
-SHORTEST_CONTEXT = 3  # start, one token, end
+MIN_CONTEXT = 3  # start, one token, end
 PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
-SMALLEST_BPE = 256 + 3  # every byte, and the special tokens
+MIN_BPE_VOCABULARY = 256 + 3  # every byte, and the special tokens
 
 
 class Tokenizer:
     """A vocabulary, its special tokens and the length of a row.
 
-    `pad_id`, `start_id` and `end_id` are token ids. `start_id` is None where a published model uses no start
-    token (SigLIP), and `pad_id` equals `end_id` where it pads with its end token (CLIP as transformers ships
-    it): the end of a text is then the first `end_id` of its row. Without a `pad` token rows are filled with zeros,
-    as OpenAI's are, though 0 is a token of their vocabulary too.
+    `pad_id`, `start_id` and `end_id` are token ids. `start_id` is None if a published model uses no start token
+    (SigLIP), and `pad_id` equals `end_id` if it pads with its end token (CLIP as transformers ships it): the end of a
+    text is then the first `end_id` of its row.
 
-    `cleanup` "openai" reads texts as OpenAI's own tokenizer does: mended, entities resolved, lower-cased
-    (`codebrush.text.cleanup`), and with special tokens that are typed in a text counting as such. Without it they stay
-    text, and the vocabulary's own normalisation is all that is done.
+    Args:
+        backend: the vocabulary and how texts are split.
+        pad: the padding token; None fills rows with zeros as OpenAI's code does, though 0 is a token of its vocabulary
+            too.
+        start: the start token, if there is one.
+        end: the end token.
+        context_length: T, the number of tokens of a row.
+        cleanup: "openai" reads texts as OpenAI's own tokenizer does: cleaned (`codebrush.text.cleanup`), and with
+            special tokens typed in a text counting as such. None leaves these as text and applies the vocabulary's own
+            normalisation alone.
+
+    Raises:
+        PackError: if a special token is not in the vocabulary.
+        UsageError: if `context_length` is below 3.
     """
 
     def __init__(
@@ -60,7 +69,7 @@ class Tokenizer:
         self.start_id = None if start is None else self._special_id(start)
         self.end_id = self._special_id(end)
         self.context_length = _checked_length(context_length)
-        # tokenizer.json alone then gives other programs the same rows
+        # so that tokenizer.json alone gives other programs the same rows
         specials = [token for token in dict.fromkeys((pad, start, end)) if token is not None]
         backend.add_special_tokens(specials)
         backend.post_processor = processors.TemplateProcessing(
@@ -69,7 +78,7 @@ class Tokenizer:
         )
         backend.no_padding()
         backend.no_truncation()
-        backend.encode_special_tokens = True  # "[SEP]" typed in a text stays text
+        backend.encode_special_tokens = True  # "[SEP]" in a text stays text
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -77,20 +86,26 @@ class Tokenizer:
 
     @classmethod
     def wordpiece(cls) -> Self:
-        """The built-in tokenizer: BERT's lower-casing WordPiece, 30,522 tokens, rows of 32."""
+        """The built-in tokenizer: BERT's lower-casing WordPiece with 30,522 tokens, in rows of 32."""
         return cls.from_files(WORDPIECE_FOLDER)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """The tokenizer that `save` wrote into `folder`. Anything missing or damaged is a PackError."""
+        """The tokenizer that `save` wrote into `folder`.
+
+        Raises:
+            PackError: if a file is missing or damaged.
+        """
         return cls.from_files(Path(folder) / TOKENIZER_FILE)
 
     @classmethod
     def from_files(cls, path: str | Path, context_length: int | None = None) -> Self:
-        """A published tokenizer: a folder, or one file of it; `codebrush.text.published` says which layouts.
+        """A published tokenizer, from a folder or one file of it in a layout that `codebrush.text.published` reads.
 
-        `context_length` None takes the length that the files name, or 32. Missing or damaged files are a
-        PackError.
+        `context_length` None takes the length that the files name, or 32.
+
+        Raises:
+            PackError: if a file is missing or damaged.
         """
         files = read_tokenizer_files(path)
         if context_length is None:
@@ -106,7 +121,7 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """How many rows an embedding for these tokens needs: the highest id and one."""
+        """How many rows an embedding of these tokens needs: the highest id plus one."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def __call__(
@@ -117,8 +132,12 @@ class Tokenizer:
     ) -> Tensor:
         """One text or several -> (B, T) int64, each row `start tokens end` padded to T = `context_length`.
 
-        A text of more tokens than fit is cut, the end token kept: with a UserWarning (`on_long` "warn", one
-        for each text), in silence ("truncate"), or it is a PromptError ("error").
+        A text with more tokens than fit is cut and keeps its end token, with one UserWarning a text. `on_long`
+        "truncate" cuts it without a warning, and "error" raises.
+
+        Raises:
+            PromptError: if something is not a text, or with `on_long` "error" a text is too long.
+            UsageError: if `on_long` is unknown or `context_length` below 3.
         """
         if on_long not in ("warn", "error", "truncate"):
             raise UsageError(f"on_long is '{on_long}': it is one of warn, error, truncate")
@@ -127,17 +146,17 @@ class Tokenizer:
         head = [] if self.start_id is None else [self.start_id]
         room = length - len(head) - 1
         tokens = torch.full((len(texts), length), self.pad_id, dtype=torch.int64)  # (B, T)
-        told: set[str] = set()
+        reported: set[str] = set()
         for row, (text, ids) in enumerate(zip(texts, self.ids(texts), strict=True)):
-            if len(ids) > room and on_long != "truncate" and text not in told:
-                _tell_long(text, len(ids), room, on_long)
-                told.add(text)
+            if len(ids) > room and on_long != "truncate" and text not in reported:
+                _report_long(text, len(ids), room, on_long)
+                reported.add(text)
             ids = [*head, *ids[:room], self.end_id]
             tokens[row, : len(ids)] = torch.tensor(ids)
         return tokens
 
     def decode(self, ids: Tensor | Sequence[int]) -> str:
-        """One row of token ids -> its text, from after the start token up to the first end token."""
+        """One row of token ids -> its text, from the start token to the first end token, both left out."""
         row = [int(index) for index in ids]
         if row and row[0] == self.start_id:
             row = row[1:]
@@ -150,11 +169,10 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json (transformers' names) into `folder`."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": self.context_length,
-            "pad_token": self.pad or self.end,  # others know no row of zeros, and rely on this one no more
+            "pad_token": self.pad or self.end,  # transformers has no padding with zeros
             "bos_token": self.start,
             "add_bos_token": self.start is not None,
             "eos_token": self.end,
@@ -166,23 +184,27 @@ class Tokenizer:
         _write(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each text alone: no start, no end, no padding, whatever its length."""
+        """The token ids of each text alone: no start, no end, no padding, and of any length.
+
+        Raises:
+            PromptError: if something is not a text.
+        """
         texts = list(texts)
         for text in texts:
             if not isinstance(text, str):
                 raise PromptError(f"a text is expected, not {type(text).__name__}: {text!r:.60}")
         if self.cleanup == "openai":
             return self._encode_openai(texts)
-        return self._encode_words(texts)
+        return self._encode(texts)
 
-    def _encode_words(self, texts: list[str]) -> list[list[int]]:
+    def _encode(self, texts: list[str]) -> list[list[int]]:
         encodings = self.backend.encode_batch([_utf8(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def _encode_openai(self, texts: list[str]) -> list[list[int]]:
         specials = {token: self._special_id(token) for token in (self.start, self.end) if token is not None}
         parts = [split_specials(clean_openai(text), tuple(specials)) for text in texts]
-        ids = iter(self._encode_words([part for row in parts for part in row if part not in specials]))
+        ids = iter(self._encode([part for row in parts for part in row if part not in specials]))
         return [[i for part in row for i in ([specials[part]] if part in specials else next(ids))] for row in parts]
 
     def _special_id(self, token: str) -> int:
@@ -193,14 +215,16 @@ class Tokenizer:
 
 
 def train_bpe(captions: Iterable[str], vocab_size: int = 4096, context_length: int = DEFAULT_CONTEXT) -> Tokenizer:
-    """A lower-casing byte-level BPE learned from captions; any text round-trips, case and spacing aside.
+    """A lower-casing byte-level BPE learned from captions; any text round-trips but for case and spacing.
 
-    The same captions give the same tokens. Fewer than `vocab_size` come out where the captions hold no more
-    pairs that occur twice. No captions are a DataError, a `vocab_size` under 259 (the bytes and three special
-    tokens) a UsageError.
+    The same captions give the same tokens. There are fewer than `vocab_size` if no more pairs occur twice.
+
+    Raises:
+        DataError: if all captions are empty.
+        UsageError: if `vocab_size` is below 259, the bytes and three special tokens.
     """
-    if vocab_size < SMALLEST_BPE:
-        raise UsageError(f"vocab_size is {vocab_size}: a byte-level vocabulary needs at least {SMALLEST_BPE}")
+    if vocab_size < MIN_BPE_VOCABULARY:
+        raise UsageError(f"vocab_size is {vocab_size}: a byte-level vocabulary needs at least {MIN_BPE_VOCABULARY}")
     captions = [_utf8(caption) for caption in captions]
     if not any(caption.strip() for caption in captions):
         raise DataError("no captions to learn a vocabulary from: every one is empty")
@@ -217,16 +241,16 @@ def train_bpe(captions: Iterable[str], vocab_size: int = 4096, context_length: i
         show_progress=False,
     )
     backend.train_from_iterator(captions, trainer)
-    backend.add_special_tokens([END])  # the largest, where OpenAI's text tower looks for it
+    backend.add_special_tokens([END])  # the largest id, by which OpenAI's text encoder finds it
     return Tokenizer(backend, pad=PAD, start=START, end=END, context_length=context_length)
 
 
 def _utf8(text: str) -> str:
-    # Half of a surrogate pair, as broken JSON leaves behind, has no UTF-8: it becomes a question mark.
+    # Half of a surrogate pair, as broken JSON may contain, cannot be written as UTF-8: it becomes a question mark.
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _tell_long(text: str, count: int, room: int, on_long: str) -> None:
+def _report_long(text: str, count: int, room: int, on_long: str) -> None:
     beginning = " ".join(text[:60].split()) + ("..." if len(text) > 60 else "")
     if on_long == "error":
         raise PromptError(f'"{beginning}" has {count} tokens, over the {room} that the text encoder reads: shorten it')
@@ -234,12 +258,11 @@ def _tell_long(text: str, count: int, room: int, on_long: str) -> None:
 
 
 def _checked_length(length: int) -> int:
-    if length < SHORTEST_CONTEXT:
-        raise UsageError(f"context_length is {length}: it must be at least {SHORTEST_CONTEXT}")
+    if length < MIN_CONTEXT:
+        raise UsageError(f"context_length is {length}: it must be at least {MIN_CONTEXT}")
     return length
 
 
 def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with atomic_file(path) as part:
+        part.write_text(text, encoding="utf-8")

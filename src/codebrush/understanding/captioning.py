@@ -113,7 +113,7 @@ class CaptionPipeline:
 
     def _features(self, images: Tensor) -> Tensor:
         pixels = self.clip.normalise(images)
-        return self.captioner.see(
+        return self.captioner.with_stem(
             patch_features(self.clip.image_encoder, pixels, self.captioner.config.levels), pixels
         )  # (B, P, F + stem)
 

@@ -155,7 +155,7 @@ def _temperature(decisions: np.ndarray, known: np.ndarray) -> float:
     count = int(has_target.sum())
     if not count:
         return 1.0
-    return fit_temperature(logits[has_target], torch.from_numpy(known)[has_target], doubt=1 / (count + 2))
+    return fit_temperature(logits[has_target], torch.from_numpy(known)[has_target], smoothing=1 / (count + 2))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A folder in, a micro pack out: every member at its real structure and with random weights, 32 x 32 pixels."""
+"""Writes a micro pack: every member at its real structure and with random weights, 32 x 32 pixels."""
 
 from pathlib import Path
 
@@ -8,10 +8,12 @@ from codebrush.models.captioner import Captioner, CaptionerConfig
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.models.image_encoder import VisionTransformerConfig
+from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.text_encoder import TextTransformerConfig
 from codebrush.models.vqgan import VQGAN
 from codebrush.models.vqgan_sizes import vqgan_micro
-from codebrush.pack.writing import write_pack
+from codebrush.pack.members import MEMBERS
+from codebrush.pack.writing import PackMembers, write_pack
 from codebrush.text.tokenizer import Tokenizer, train_bpe
 
 WIDTH = 32
@@ -76,14 +78,18 @@ def micro_captioner(vocab_size: int = 262) -> Captioner:
 
 
 def write_micro_pack(folder: Path, seed: int = 0, **changes) -> Path:
-    """Write the pack into `folder`; `changes` replace arguments of `write_pack`."""
+    """Write the pack into `folder`; `changes` are members, their tokenizers ("tokenizer" is the CLIP's, "words" the
+    captioner's) and arguments of `write_pack`."""
     torch.manual_seed(seed)
-    members = {
+    models: dict[str, PretrainedModel] = {
         "clip": micro_clip(),
-        "tokenizer": micro_tokenizer(),
         "vqgan": micro_vqgan(),
         "transformer": micro_transformer(),
     }
+    models |= {name: changes.pop(name) for name in MEMBERS if name in changes}
+    tokenizers = {"clip": changes.pop("tokenizer", None) or micro_tokenizer()}
+    if "words" in changes:
+        tokenizers["captioner"] = changes.pop("words")
     about = {"name": "micro", "version": "1", "licence": "CC0-1.0", "provenance": {"recipe": "none"}}
-    write_pack(folder, **{**members, **about, **changes})
+    write_pack(folder, PackMembers(models, tokenizers), **{**about, **changes})
     return folder

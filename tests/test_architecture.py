@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": set(),
     "text": set(),
     "data": _FOUNDATION,
-    "conversion": _FOUNDATION,
+    "conversion": _FOUNDATION | {"pack"},
     "pack": _FOUNDATION,
     **dict.fromkeys(_TASKS, _SOURCES),
     "loaded_pack": _SOURCES | {"generation"},

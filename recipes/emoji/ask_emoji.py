@@ -20,7 +20,8 @@ from ask_scenes import open_reader
 from codebrush.pack.pack import open_pack
 from codebrush.training.dataset import load_captioned
 from codebrush.training.recipes import read_recipe
-from codebrush.training.tasks.captioner import Asker, CaptionerRecipe
+from codebrush.training.tasks.captioner import CaptionerRecipe
+from codebrush.training.tasks.captioner_pairs import Asker
 
 RECIPE = Path(__file__).parent / "captioner" / "captioner-9.yaml"
 
@@ -45,7 +46,7 @@ def main() -> None:
     rows = np.linspace(0, len(data) - 1, min(options.pictures, len(data))).astype(int)
     print(f"| {len(rows)} pictures of {options.split} | right | most frequent answer |\n|---|---|---|")
     for rule in recipe.questions:
-        asker, rng = Asker(replace(recipe, questions=(rule,)), data), np.random.default_rng(0)
+        asker, rng = Asker((rule,), data), np.random.default_rng(0)
         wanted, given = [], []
         for row in rows.tolist():
             pixels = data.images(np.array([row])).float() / 255

@@ -52,7 +52,7 @@ def varied_scenes(count: int, size: int) -> Asked:
 def open_reader(pack: Pack, captioner: Path | None) -> CaptionPipeline:
     """The pack's CLIP with the pack's captioner, or with the one in the folder `captioner`."""
     if captioner is None:
-        return CaptionPipeline(pack.clip, pack.tokenizer, pack.captioner, pack.words)
+        return CaptionPipeline(pack.clip, pack.tokenizer, pack.captioner, pack.captioner_tokenizer)
     model, words = Captioner.from_pretrained(captioner), Tokenizer.from_pretrained(captioner)
     return CaptionPipeline(pack.clip, pack.tokenizer, model, words)
 

@@ -24,16 +24,17 @@ from tokenizers import normalizers
 from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.prior import Prior
 from codebrush.models.translator import Translator
 from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack.writing import write_pack
+from codebrush.pack.writing import PackMembers, write_pack
 from codebrush.text.tokenizer import Tokenizer
+from codebrush.training.bank import make_bank
 from codebrush.training.dataset import SourceConfig, load_captioned
 from codebrush.training.engine.reporting import METRICS
-from codebrush.training.packs.bank import make_bank
-from codebrush.training.stages import MODEL_FOLDER, read_plan
+from codebrush.training.run_folder import MODEL_FOLDER, read_plan
 from codebrush.version import __version__
 
 PARTS = 9  # the captioner's training had this many
@@ -87,19 +88,24 @@ def main() -> None:
     clip, captioner = CLIP.from_pretrained(trained["clip"]), trained[f"captioner-{PARTS}"]
     rows = SourceConfig(str(options.data), "train", ("skin_tone is null",), ("{label}, {style} style",), "concept")
     known = load_captioned(rows.open(), clip.image_size, options.runs / "cache")
+    models: dict[str, PretrainedModel] = {
+        "clip": clip,
+        "vqgan": VQGAN.from_pretrained(trained["vqgan-decoder"]),
+        "transformer": CodeTransformer.from_pretrained(trained["transformer-3"]),
+        "captioner": Captioner.from_pretrained(captioner),
+        "upscaler": Upscaler.from_pretrained(trained["upscaler"]),
+        "bank": make_bank(clip, known, most=CONCEPTS),
+        "prior": Prior.from_pretrained(trained["prior"]),
+        "translator": Translator.from_pretrained(trained["translator"]),
+    }
+    tokenizers = {
+        "clip": without_article(Tokenizer.from_pretrained(trained["clip"])),
+        "captioner": Tokenizer.from_pretrained(captioner),
+    }
     pack = write_pack(
         options.out,
+        PackMembers(models, tokenizers),
         name="emoji",
-        clip=clip,
-        tokenizer=without_article(Tokenizer.from_pretrained(trained["clip"])),
-        vqgan=VQGAN.from_pretrained(trained["vqgan-decoder"]),
-        transformer=CodeTransformer.from_pretrained(trained["transformer-3"]),
-        captioner=Captioner.from_pretrained(captioner),
-        words=Tokenizer.from_pretrained(captioner),
-        upscaler=Upscaler.from_pretrained(trained["upscaler"]),
-        prior=Prior.from_pretrained(trained["prior"]),
-        translator=Translator.from_pretrained(trained["translator"]),
-        bank=make_bank(clip, known, most=CONCEPTS),
         version=__version__,
         licence=LICENCE,
         defaults=DEFAULTS,

@@ -37,7 +37,7 @@ from codebrush.evaluation.rows import embed_texts
 from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import evenly
-from codebrush.training.stages import MODEL_FOLDER
+from codebrush.training.run_folder import MODEL_FOLDER
 
 BATCH, SCENES, RERANK = 64, 150, 8
 NO_TONE = "skin_tone is null"

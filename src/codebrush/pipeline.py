@@ -283,7 +283,8 @@ class Codebrush(LoadedPack):
     @cached_property
     def reader(self) -> CaptionPipeline:
         """The pack's captioner on this device, with its tokenizer and the CLIP that ranks its captions."""
-        return CaptionPipeline(self.clip, self.tokenizer, self.on_device(self.pack.captioner), self.pack.words)
+        captioner = self.on_device(self.pack.captioner)
+        return CaptionPipeline(self.clip, self.tokenizer, captioner, self.pack.captioner_tokenizer)
 
     def caption(
         self, images: Sequence[Picture], n: int = 1, method: str = "beam", seed: int = 0, first: int = 0

@@ -7,10 +7,12 @@ from codebrush.data.contact_sheet import contact_sheet
 from codebrush.data.images import to_pil
 from codebrush.generation.options import SamplingFilters
 from codebrush.generation.sampling.decoding import draw_codes, picture_uniforms
+from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import encode_condition
 from codebrush.training.dataset import evenly
-from codebrush.training.stages import Materials
+from codebrush.training.stage import Materials
 
 PICTURES = 16
 
@@ -18,13 +20,11 @@ PICTURES = 16
 @torch.no_grad()
 def draw_preview(materials: Materials, network: CodeTransformer) -> Image.Image:
     """Draw PICTURES captions spread over the training rows, always from the same random numbers."""
-    assert materials.clip is not None
-    assert materials.vqgan is not None
+    clip, vqgan = materials.need(CLIP), materials.need(VQGAN)
     rows = evenly(len(materials.data), PICTURES)
     captions = [materials.data.captions(int(row))[0] for row in rows]
-    condition = encode_condition(materials.clip, materials.tokenizer, captions, network.config)
+    condition = encode_condition(clip, materials.tokenizer, captions, network.config)
     uniforms = picture_uniforms(0, range(len(rows)), network.config.code_count)
     codes = draw_codes(network, [(condition, 1.0)], uniforms, SamplingFilters(cfg=3.0))
-    return contact_sheet(
-        [to_pil(image) for image in materials.vqgan.decode_codes(codes.to(materials.vqgan.last_layer.device))], captions
-    )
+    images = vqgan.decode_codes(codes.to(vqgan.last_layer.device))
+    return contact_sheet([to_pil(image) for image in images], captions)

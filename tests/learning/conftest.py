@@ -13,7 +13,8 @@ from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.vqgan import VQGAN
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import SourceConfig, load_captioned
-from codebrush.training.stages import Materials, StagePlan, run_stage
+from codebrush.training.run_stage import run_stage
+from codebrush.training.stage import Materials, StagePlan
 from micro_models import (
     CLIP_RECIPE,
     SEEN,
@@ -44,7 +45,7 @@ def materials(folder: Path) -> Materials:
         rows.append({"file_name": f"{index}.png", **cells})
     (folder / "scenes" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = SourceConfig(str(folder / "scenes"), captions=("a {label}", "a {size} {label}"), group="label")
-    return Materials(load_captioned(source.open(), SIZE, folder / "cache"), Tokenizer.wordpiece())
+    return Materials(load_captioned(source.open(), SIZE, folder / "cache"), {"clip": Tokenizer.wordpiece()})
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +59,7 @@ def unseen() -> tuple[Tensor, list[str]]:
 def clip(folder: Path, materials: Materials) -> CLIP:
     trained = run_stage(StagePlan("clip", CLIP_RECIPE, loop(160, 64)), materials, folder / "clip")
     assert isinstance(trained, CLIP)
-    materials.clip = trained
+    materials.models["clip"] = trained
     return trained
 
 
@@ -66,7 +67,7 @@ def clip(folder: Path, materials: Materials) -> CLIP:
 def vqgan(folder: Path, materials: Materials) -> VQGAN:
     trained = run_stage(StagePlan("vqgan", VQGAN_RECIPE, loop(800, 8)), materials, folder / "vqgan")
     assert isinstance(trained, VQGAN)
-    materials.vqgan = trained
+    materials.models["vqgan"] = trained
     return trained
 
 

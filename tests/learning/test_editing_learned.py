@@ -16,9 +16,10 @@ from codebrush.generation.editing.canvas import BORDER, soft_edge
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack.writing import write_pack
-from codebrush.training.packs.bank import make_bank
-from codebrush.training.stages import Materials, StagePlan, run_stage
+from codebrush.pack.writing import PackMembers, write_pack
+from codebrush.training.bank import make_bank
+from codebrush.training.run_stage import run_stage
+from codebrush.training.stage import Materials, StagePlan
 from micro_models import LABELS, SIZE, TRANSFORMER_RECIPE, UNSEEN, label_of, loop, single_shapes
 
 pytestmark = pytest.mark.xdist_group("learning")
@@ -36,10 +37,10 @@ def brush(folder: Path, materials: Materials, clip: CLIP, vqgan: VQGAN, transfor
     trained = run_stage(plan, materials, folder / "editor", start=transformer)
     assert isinstance(trained, CodeTransformer)
     pack = folder / "editing"
+    members = {"clip": clip, "vqgan": vqgan, "transformer": trained, "bank": make_bank(clip, materials.data)}
     write_pack(
-        pack, name="editing", clip=clip, tokenizer=materials.tokenizer, vqgan=vqgan, transformer=trained,
-        translation={"text": "a {style} one", "styles": ["small", "large"]}, bank=make_bank(clip, materials.data),
-        version="1", licence="CC0-1.0", provenance={}, dtype=torch.float32,
+        pack, PackMembers(members, materials.tokenizers), name="editing", version="1", licence="CC0-1.0", provenance={},
+        translation={"text": "a {style} one", "styles": ["small", "large"]}, dtype=torch.float32,
     )  # fmt: skip
     return Codebrush.from_pretrained(pack, device="cpu")
 

@@ -21,7 +21,8 @@ from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import SourceConfig, load_captioned
 from codebrush.training.engine.loop import LoopConfig
-from codebrush.training.stages import Materials, StagePlan, run_stage
+from codebrush.training.run_stage import run_stage
+from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.augmentation import Augmentation
 from codebrush.training.tasks.clip import CLIPRecipe
 from codebrush.understanding.attribution import heat_maps, text_directions
@@ -76,7 +77,7 @@ def materials(folder: Path) -> Materials:
         rows.append({"file_name": f"{index}.png", **captions, "group": " ".join(sorted(names))})
     (folder / "scenes" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = SourceConfig(str(folder / "scenes"), captions=("{said}", "{again}"), group="group")
-    return Materials(load_captioned(source.open(), SIZE, folder / "cache"), Tokenizer.wordpiece())
+    return Materials(load_captioned(source.open(), SIZE, folder / "cache"), {"clip": Tokenizer.wordpiece()})
 
 
 @pytest.fixture(scope="module", params=["vit", "resnet"])

@@ -26,9 +26,11 @@ from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import encode_condition
-from codebrush.pack.writing import write_pack
+from codebrush.pack.writing import PackMembers, write_pack
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.stages import MODEL_FOLDER, Materials, StagePlan, run_stage
+from codebrush.training.run_folder import MODEL_FOLDER
+from codebrush.training.run_stage import run_stage
+from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.captioner import AskRule, CaptionerRecipe
 from codebrush.understanding.captioning import CaptionPipeline
 from micro_models import LABELS, SIZE, loop
@@ -96,13 +98,11 @@ def guided_scenes(
     folder: Path, materials: Materials, transformer: CodeTransformer, **options: Any
 ) -> list[Image.Image]:
     """Four pictures guided from random latents by the micro models, as a user would have them."""
-    assert materials.clip is not None
-    assert materials.vqgan is not None
     pack = folder / "pack"
     if not pack.exists():
         write_pack(
-            pack, name="shapes", clip=materials.clip, tokenizer=materials.tokenizer, vqgan=materials.vqgan,
-            transformer=transformer, version="1", licence="CC0-1.0", provenance={}, dtype=torch.float32,
+            pack, PackMembers({**materials.models, "transformer": transformer}, materials.tokenizers),
+            name="shapes", version="1", licence="CC0-1.0", provenance={}, dtype=torch.float32,
         )  # fmt: skip
     brush = Codebrush.from_pretrained(pack, device="cpu")
     results = brush.generate("a red circle", n=4, seed=0, method="guide", batch_size=4, **options)

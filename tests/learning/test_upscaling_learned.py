@@ -13,7 +13,8 @@ from codebrush.generation.editing.upscaling import upscale_picture
 from codebrush.models.upscaler import Upscaler, enlarge, reduce
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import SourceConfig, load_captioned
-from codebrush.training.stages import Materials, StagePlan, run_stage
+from codebrush.training.run_stage import run_stage
+from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.upscaler import UpscalerRecipe
 from micro_models import loop
 
@@ -30,7 +31,7 @@ def upscaler(tmp_path_factory: pytest.TempPathFactory) -> Upscaler:
     write_shapes(folder / "shapes", 300, size=SIZE)
     data = load_captioned(SourceConfig(str(folder / "shapes")).open(), SIZE, folder / "cache")
     plan = StagePlan("upscaler", RECIPE, loop(400, 8))
-    trained = run_stage(plan, Materials(data, Tokenizer.wordpiece()), folder / "upscaler")
+    trained = run_stage(plan, Materials(data, {"clip": Tokenizer.wordpiece()}), folder / "upscaler")
     assert isinstance(trained, Upscaler)
     return trained
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from codebrush.models.pretrained import PretrainedModel
-from codebrush.training.stages import Materials, StagePlan, run_stage
+from codebrush.training.run_stage import run_stage
+from codebrush.training.stage import Materials, StagePlan
 
 
 def run_part(plan: StagePlan, materials: Materials, folder: Path, stop_after: int) -> None:

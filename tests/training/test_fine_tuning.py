@@ -20,10 +20,14 @@ from codebrush.models.image_encoder import VisionTransformerConfig
 from codebrush.models.text_encoder import TextTransformerConfig
 from codebrush.text.tokenizer import train_bpe
 from codebrush.training.dataset import Joined, SourceConfig, load_captioned
-from codebrush.training.engine.loop import CHECKPOINT, Loop, LoopConfig, rows_of_step
-from codebrush.training.fine_tuning import joined_rows, replayed_rows
+from codebrush.training.engine.loop import CHECKPOINT, Loop, LoopConfig
+from codebrush.training.engine.rows import ShuffledRows
+from codebrush.training.fine_tuning import ReplayedRows, replayed_rows
 from codebrush.training.recipes import read_recipe
-from codebrush.training.stages import Materials, StagePlan, make_hooks, make_task, read_plan, run_stage
+from codebrush.training.registry import STAGES
+from codebrush.training.run_folder import read_plan
+from codebrush.training.run_stage import make_task, run_stage
+from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.clip import CLIPRecipe, make_clip
 
 RECIPE = CLIPRecipe(
@@ -44,7 +48,7 @@ def materials(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Materia
         load_captioned(SourceConfig(str(place)).open(), 32, folder) for place in (shapes, folder / "general")
     )
     tokenizer = train_bpe([caption for row in range(len(data)) for caption in data.captions(row)])
-    return Materials(data, tokenizer, replay=replay)
+    return Materials(data, {"clip": tokenizer}, replay=replay)
 
 
 @pytest.fixture(scope="module")
@@ -113,19 +117,20 @@ def test_every_step_sees_its_share_of_both_sets(materials: Materials):
     data = Joined(materials.data, materials.replay)
     count = replayed_rows(0.25, 8)
     assert count == 2
-    steps = [joined_rows(data, count, 8, 3, step) for step in range(60)]
+    drawn = ReplayedRows(data, count, 8, 3)
+    steps = [drawn.of_step(step) for step in range(60)]
     assert all((rows >= 40).sum() == 2 for rows in steps)
     assert np.concatenate(steps).max() == len(data) - 1 == 52
     replayed = np.concatenate([rows[rows >= 40] for rows in steps])[:117]
     assert np.bincount(replayed)[40:].tolist() == [9] * 13  # nine epochs of thirteen
     new = np.concatenate([rows[rows < 40] for rows in steps])
-    assert new.tolist() == np.concatenate([rows_of_step(40, 6, 3, step) for step in range(60)]).tolist()
-    assert all(np.array_equal(joined_rows(data, count, 8, 3, step), steps[step]) for step in (0, 17, 59))
-    assert not np.array_equal(joined_rows(data, count, 8, 4, 0), steps[0])
+    assert new.tolist() == np.concatenate([ShuffledRows(40, 6, 3).of_step(step) for step in range(60)]).tolist()
+    assert all(np.array_equal(ReplayedRows(data, count, 8, 3).of_step(step), steps[step]) for step in (0, 17, 59))
+    assert not np.array_equal(ReplayedRows(data, count, 8, 4).of_step(0), steps[0])
 
 
 def test_sets_of_one_length_are_not_shuffled_alike(materials: Materials):
-    rows = joined_rows(Joined(materials.data, materials.data), 20, 40, 0, 0)
+    rows = ReplayedRows(Joined(materials.data, materials.data), 20, 40, 0).of_step(0)
     assert rows[:20].tolist() != (rows[20:] - 40).tolist()
 
 
@@ -149,7 +154,7 @@ def replaying(materials: Materials, start: CLIP, folder: Path, stop_after: int |
     make = task.batch
     task.batch = lambda rows, rng: (seen.append(int((rows >= 40).sum())), make(rows, rng))[1]
     folder.mkdir(exist_ok=True)
-    loop = Loop(task, plan.loop, folder, hooks=make_hooks(plan, materials, folder))
+    loop = Loop(task, plan.loop, folder, hooks=STAGES["clip"].hooks(plan, materials, folder))
     loop.run(stop_after)
     return loop, seen
 

@@ -9,20 +9,20 @@ import typer
 
 from codebrush.cli.flags import given_flags, refuse
 from codebrush.errors import UsageError
+from codebrush.training.registry import STAGES
 
-STAGES = ("clip", "vqgan", "transformer", "captioner", "upscaler", "prior", "translator")
-WITH_VQGAN = ("transformer", "upscaler")
+NAMES = ", ".join(STAGES)
 FOR_STAGES = ("source", "clip", "vqgan")
 FOR_ROWS = ("caption", "split", "where", "group", "image_column", "limit")
 FOR_PACKS = (*FOR_ROWS, "budget", "recipes", "image_size", "seed", "name", "licence")
 IN_RECIPES = ("budget", "image_size", "seed")
-ALWAYS = ("target", "recipe", "out", "resume", "json_output")  # that every training takes
+ALWAYS = ("target", "recipe", "out", "resume", "json_output")  # every training takes these
 IN_START = ("image_size", "tokenizer")
 
 
 def train(
     context: typer.Context,
-    target: Annotated[str, typer.Argument(help=f"Captioned pictures, or a stage: {', '.join(STAGES)}.")],
+    target: Annotated[str, typer.Argument(help=f"Captioned pictures, or a stage: {NAMES}.")],
     recipe: Annotated[str | None, typer.Argument(help="With a stage: its YAML recipe.")] = None,
     out: Annotated[Path | None, typer.Option(help="The pack's folder; with a stage, the run's folder.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time for everything: 90s, 60m, 2h. Default 60m.")] = None,
@@ -59,20 +59,21 @@ def train(
         report = _train_stage(target, recipe, out, start=start, threads=threads, resume=resume, **options)
     else:
         if recipe is not None:
-            raise UsageError(f"'{target}' is no stage ({', '.join(STAGES)}): give a recipe folder as --recipes")
+            raise UsageError(f"'{target}' is no stage ({NAMES}): give a recipe folder as --recipes")
         report = _train_pack(target, out, resume, given)
-    if report:  # of several processes one tells
+    if report:  # only the first of several processes has one
         _print(report, json_output)
 
 
 def _check_flags(target: str, given: dict[str, str]) -> None:
-    """A UsageError where a flag is given that this training would not heed."""
+    """Raises UsageError for a given flag that this training would ignore."""
     if target in STAGES:
         refuse(given, FOR_PACKS, f"is for a whole pack, not for the stage {target}: its recipe says it")
-        if target not in WITH_VQGAN:
-            refuse(given, ("vqgan",), f"is for the stages {' and '.join(WITH_VQGAN)}: {target} needs no VQGAN")
+        if "vqgan" in given and "vqgan" not in STAGES[target].reads:
+            users = " and ".join(name for name, stage in STAGES.items() if "vqgan" in stage.reads)
+            refuse(given, ("vqgan",), f"is for the stages {users}: {target} needs no VQGAN")
         return
-    refuse(given, FOR_STAGES, f"is for a single stage ({', '.join(STAGES)}), not for a whole pack")
+    refuse(given, FOR_STAGES, f"is for a single stage ({NAMES}), not for a whole pack")
     if "recipes" in given:
         refuse(given, IN_RECIPES, "does nothing with --recipes: the recipes say it")
     if "start" in given:
@@ -90,7 +91,7 @@ def _train_pack(source: str, out: Path, resume: bool, given: dict[str, Any]) -> 
     from codebrush.training.packs.budget import parse_budget
 
     if "budget" in given:
-        given["budget"] = parse_budget(given["budget"])  # before the heavy imports, to be told at once
+        given["budget"] = parse_budget(given["budget"])  # before the heavy imports, so that an error comes at once
     if "caption" in given:
         given["captions"] = given.pop("caption")
     given |= {name: tuple(given[name]) for name in ("captions", "where") if name in given}

@@ -1,7 +1,5 @@
-"""Published weights in, a folder of ours out; or a CLIP of ours in, a folder in a published layout out."""
+"""Converts published weights to a folder of ours, and a CLIP of ours to a published layout."""
 
-import os
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,23 +12,21 @@ from codebrush.conversion.load import READERS, layout_of, own_kind, own_model
 from codebrush.conversion.sources import Settings, Source, open_source
 from codebrush.conversion.tokenizers import VOCABULARY, fitting_tokenizer, tokenizer_file
 from codebrush.errors import PackError, UsageError
+from codebrush.files import replaced_folder
 from codebrush.models.clip import CLIP
 from codebrush.models.pretrained import PretrainedModel
+from codebrush.pack.members import MEMBERS
 from codebrush.text.tokenizer import Tokenizer
 
 OUR_LAYOUT = "codebrush"
-KINDS = {
-    "clip": "CLIP",
-    "vqgan": "VQGAN",
-    "transformer": "code transformer",
-    "captioner": "captioner",
-    "upscaler": "upscaler",
-    "prior": "prior",
-}
 
 
 def open_model(kind: str, path: str | Path, config: Settings = None) -> PretrainedModel:
-    """A model of `kind` (clip, vqgan, transformer) in a folder of ours, or in a published layout."""
+    """The model of `kind`, a name in `MEMBERS`, in a folder of ours or, for those of READERS, in a published layout.
+
+    Raises:
+        PackError: if there is no such model at `path`, or it is damaged.
+    """
     own = own_model(path, kind)
     if own is None and kind not in READERS:
         raise PackError(f"{path} holds no {kind} of ours: name the folder of one")
@@ -46,11 +42,15 @@ def convert(
     kind: str | None = None,
     tokenizer: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Write the weights at `source` into the folder `out` in the layout `to`; returns what was found and written.
+    """Write the weights at `source` into the new folder `out` in the layout `to`; returns what was found and written.
 
-    A checkpoint that holds several models (a second stage with its VQGAN) is read as the `kind` asked for. A CLIP's
-    tokenizer is looked for beside it, or is the file or folder `tokenizer`. All is written beside and then renamed;
-    `out` must not be there yet. Weights that are stored in 16 bits stay so.
+    A checkpoint that holds several models (a second stage with its VQGAN) is read as the `kind` asked for. The
+    tokenizer of a CLIP is the file or folder `tokenizer`, or looked for beside the weights. Weights stored in 16 bits
+    stay in 16 bits.
+
+    Raises:
+        UsageError: if `out` exists, or the model cannot be written in the layout `to`.
+        PackError: if the weights are in no known layout or damaged, or `out` cannot be written.
     """
     out = Path(out)
     if out.exists():
@@ -61,8 +61,9 @@ def convert(
     if layout == to == OUR_LAYOUT:
         raise UsageError(f"{source} is in this layout already: name the one to write with --to ({', '.join(LAYOUTS)})")
     if to != OUR_LAYOUT and not isinstance(model, CLIP):
-        raise UsageError(f"only a CLIP can be written in the layout '{to}', and {source} holds a {KINDS[found]}")
-    words = _tokenizer(Path(source), model, tokenizer) if isinstance(model, CLIP) else None
+        label = MEMBERS[found].label
+        raise UsageError(f"only a CLIP can be written in the layout '{to}', and {source} holds a {label}")
+    vocabulary = _tokenizer(Path(source), model, tokenizer) if isinstance(model, CLIP) else None
 
     def write(part: Path) -> None:
         if to == OUR_LAYOUT:
@@ -70,8 +71,8 @@ def convert(
         else:
             assert isinstance(model, CLIP)
             export_clip(model, part, to)
-        if words is not None and to != "openai":  # whose code brings its own vocabulary
-            words.save(part)
+        if vocabulary is not None and to != "openai":  # whose code brings its own vocabulary
+            vocabulary.save(part)
 
     _write_whole(out, write)
     return {
@@ -80,7 +81,7 @@ def convert(
         "written": to,
         "out": str(out),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "tokenizer": words is not None,
+        "tokenizer": vocabulary is not None,
     }
 
 
@@ -93,12 +94,12 @@ def _open(source: Path, config: Settings, kind: str | None) -> tuple[str, str, P
     opened: Source = open_source(source, config)
     layout, found = layout_of(opened.tensors, opened.place)
     if kind is not None and kind != found and not (kind == "vqgan" and found == "transformer"):
-        raise UsageError(f"{source} holds a {KINDS[found]}, not a {KINDS[kind]}")
+        raise UsageError(f"{source} holds a {MEMBERS[found].label}, not a {MEMBERS[kind].label}")
     return kind or found, layout, READERS[kind or found](opened)
 
 
 def _tokenizer(source: Path, clip: CLIP, asked: str | Path | None) -> Tokenizer | None:
-    """The tokenizer that was asked for, or that lies beside the weights; None, with a warning, where there is none."""
+    """The tokenizer that was asked for, or the one beside the weights; None, with a warning, if there is none."""
     file = Path(asked) if asked is not None else tokenizer_file(source)
     if file is not None:
         return fitting_tokenizer(clip, file)
@@ -109,14 +110,9 @@ def _tokenizer(source: Path, clip: CLIP, asked: str | Path | None) -> Tokenizer 
 
 
 def _write_whole(out: Path, write: Callable[[Path], None]) -> None:
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
     try:
-        part.mkdir(parents=True)
-        write(part)
-        os.replace(part, out)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
+        with replaced_folder(out) as part:
+            write(part)
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise PackError(f"{out} cannot be written: {reason}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

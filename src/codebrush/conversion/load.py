@@ -14,25 +14,12 @@ from codebrush.conversion import huggingface, llamagen, open_clip, openai, tamin
 from codebrush.conversion.sources import Settings, Source, open_source
 from codebrush.conversion.state_dict_rules import Rule, Tensors, fill
 from codebrush.errors import PackError
-from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.models.pretrained import CONFIG_FILE, PretrainedModel
-from codebrush.models.prior import Prior
-from codebrush.models.translator import Translator
-from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN, VQGANConfig
+from codebrush.pack.members import MEMBERS
 
-MODELS: dict[str, type[PretrainedModel]] = {
-    "clip": CLIP,
-    "vqgan": VQGAN,
-    "transformer": CodeTransformer,
-    "captioner": Captioner,
-    "prior": Prior,
-    "translator": Translator,
-    "upscaler": Upscaler,
-}
-OURS = {model.config_class.__name__: kind for kind, model in MODELS.items()}
 LAYOUTS = {  # a tensor that only this layout has -> the layout, and the kind of model
     "vision_model.embeddings.patch_embedding.weight": ("huggingface", "clip"),
     "visual.trunk.patch_embed.proj.weight": ("open_clip", "clip"),
@@ -112,7 +99,10 @@ def own_kind(path: str | Path) -> str | None:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, RecursionError, ValueError):
         return None
-    return OURS.get(str(values.get("type"))) if isinstance(values, dict) else None
+    if not isinstance(values, dict):
+        return None
+    names = (name for name, each in MEMBERS.items() if each.model.config_class.__name__ == values.get("type"))
+    return next(names, None)
 
 
 def own_model(path: str | Path, kind: str) -> PretrainedModel | None:
@@ -126,7 +116,7 @@ def own_model(path: str | Path, kind: str) -> PretrainedModel | None:
         return None
     if found != kind:
         raise PackError(f"{path} holds a {found}, not a {kind}")
-    return MODELS[kind].from_pretrained(path)
+    return MEMBERS[kind].model.from_pretrained(path)
 
 
 @_failures_named

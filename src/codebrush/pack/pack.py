@@ -1,19 +1,15 @@
-"""A pack's folder in; CLIP with its tokenizer, VQGAN and code transformer that belong together out.
+"""Opens a pack: a folder with models that belong together, each loaded when it is first used.
 
 mypack/pack.json      name, version, licence, image size, provenance, and the folder of each member
 mypack/clip/          config.json, model.safetensors, tokenizer.json, tokenizer_config.json
 mypack/vqgan/         config.json, model.safetensors
-mypack/transformer/   config.json, model.safetensors
 mypack/captioner/     config.json, model.safetensors, tokenizer.json, tokenizer_config.json
-mypack/upscaler/      config.json, model.safetensors
-mypack/bank/          config.json, model.safetensors
-mypack/prior/         config.json, model.safetensors
-mypack/translator/    config.json, model.safetensors
+...                   and so on for each member; `pack.members` lists them all
 
-A member may lie elsewhere, as those of the packs of published models do. Without a code transformer pictures come from
+A member may be a folder elsewhere, as in the packs of published models. Without a code transformer pictures come from
 guidance alone; without a captioner there are no captions and answers, without an upscaler nothing is enlarged; without
-a translator the code transformer translates, where it was taught to, and without a bank of known pictures or a prior
-no embedding is found for a text.
+a translator the code transformer translates, if it was trained to, and without a bank of known pictures or a prior
+no picture embedding is found for a text.
 """
 
 import hashlib
@@ -28,37 +24,36 @@ from typing import Any, TypeVar
 import torch
 
 from codebrush.errors import PackError
-from codebrush.models.captioner import Captioner, CaptionerConfig, patch_features
-from codebrush.models.clip import CLIP, CLIPConfig
+from codebrush.models.captioner import Captioner
+from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.models.condition import Condition
-from codebrush.models.image_encoder import make_image_encoder
-from codebrush.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, read_config
-from codebrush.models.prior import Bank, BankConfig, Prior, PriorConfig
-from codebrush.models.text_encoder import make_text_encoder
-from codebrush.models.translator import Translator, TranslatorConfig
-from codebrush.models.upscaler import Upscaler, UpscalerConfig
-from codebrush.models.vqgan import VQGAN, VQGANConfig
+from codebrush.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, PretrainedModel, read_config
+from codebrush.models.prior import Bank, Prior
+from codebrush.models.translator import Translator
+from codebrush.models.upscaler import Upscaler
+from codebrush.models.vqgan import VQGAN
+from codebrush.pack.members import MEMBERS, Misfits, member_of
 from codebrush.text.tokenizer import Tokenizer
 
 BUILT_IN = Path(__file__).parents[1] / "packs"
 PACK_FILE = "pack.json"
 FORMAT = 1
-MEMBERS = ("clip", "transformer", "vqgan")  # whose weights make a picture what it is
-NEEDED = ("clip", "vqgan")  # by every pack
-OPTIONAL = ("captioner", "upscaler", "bank", "prior", "translator")  # beside them
 HOME_VARIABLE = "CODEBRUSH_HOME"
 HASHED_FILES = (CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json", "tokenizer_config.json")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 T = TypeVar("T")
+Model = TypeVar("Model", bound=PretrainedModel)
 
 
 class Pack:
-    """The members of one pack, each loaded (float32, eval mode, CPU) when it is first asked for.
+    """The members of one pack, each loaded (float32, eval mode, CPU) when it is first used.
 
-    `folder` is where it lies, `source` what it was asked for by, and `info` what its pack.json says.
-    Opening reads the configs alone and checks that the members fit together; whatever is missing, damaged
-    or does not fit is a PackError.
+    `folder` is the pack's folder, `source` the name or path it was opened by, and `info` the content of its pack.json.
+    Opening reads only the configs and checks that the members fit together.
+
+    Raises:
+        PackError: if something is missing, damaged or does not fit.
     """
 
     def __init__(self, folder: str | Path, source: str | Path | None = None) -> None:
@@ -68,108 +63,102 @@ class Pack:
         self.name: str = self.info["name"]
         _guarded(self.folder, self._check_fit)
 
-    def member(self, name: str) -> Path:
-        """The folder of the member `name`: clip, vqgan, transformer, captioner, upscaler, bank, prior or translator."""
-        return self.folder / self.info["members"][name]
-
     @property
     def image_size(self) -> int:
         """Side of the square pictures that this pack draws, in pixels."""
         return self.info["image_size"]
 
-    @cached_property
-    def clip(self) -> CLIP:
-        """Judges how well a picture fits a text."""
-        place = self.member("clip")
-        return _guarded(place, CLIP.from_pretrained, place)
-
-    @cached_property
-    def vqgan(self) -> VQGAN:
-        """Turns pictures into codes and back."""
-        place = self.member("vqgan")
-        return _guarded(place, VQGAN.from_pretrained, place)
-
     def has(self, name: str) -> bool:
         """Whether this pack has the member `name`. One without a transformer draws by guidance alone."""
         return name in self.info["members"]
 
+    def member(self, name: str) -> Path:
+        """The folder of the member `name`, one of `MEMBERS`."""
+        return self.folder / self.info["members"][name]
+
+    def load(self, model: type[Model]) -> Model:
+        """The pack's member of a class: read from its folder, float32, eval mode, CPU.
+
+        Raises:
+            PackError: if the pack has none, or it is damaged.
+        """
+        name = member_of(model).name
+        self._require(name)
+        return _guarded(self.member(name), model.from_pretrained, self.member(name))
+
+    @cached_property
+    def clip(self) -> CLIP:
+        """Scores how well a picture fits a text."""
+        return self.load(CLIP)
+
+    @cached_property
+    def vqgan(self) -> VQGAN:
+        """Turns pictures into codes and back."""
+        return self.load(VQGAN)
+
     @cached_property
     def transformer(self) -> CodeTransformer:
-        """Writes codes from text. A pack that has none raises PackError."""
-        if not self.has("transformer"):
-            raise PackError(f"the pack '{self.name}' has no code transformer: use --method guide, with --init random")
-        place = self.member("transformer")
-        return _guarded(place, CodeTransformer.from_pretrained, place)
+        """Draws codes from text."""
+        return self.load(CodeTransformer)
 
     @cached_property
     def captioner(self) -> Captioner:
-        """Writes captions and answers. A pack that has none raises PackError."""
-        place = self._captioner_place()
-        return _guarded(place, Captioner.from_pretrained, place)
+        """Writes captions and answers."""
+        return self.load(Captioner)
 
     @cached_property
     def upscaler(self) -> Upscaler:
-        """Enlarges pictures. A pack that has none raises PackError."""
-        if not self.has("upscaler"):
-            raise PackError(f"the pack '{self.name}' has no upscaler: train one with codebrush train upscaler")
-        place = self.member("upscaler")
-        return _guarded(place, Upscaler.from_pretrained, place)
+        """Enlarges pictures."""
+        return self.load(Upscaler)
 
     @cached_property
     def bank(self) -> Bank:
-        """Embeddings of known pictures. A pack that has none raises PackError."""
-        if not self.has("bank"):
-            raise PackError(f"the pack '{self.name}' has no bank of pictures: name a database of codebrush index")
-        return _guarded(self.member("bank"), Bank.from_pretrained, self.member("bank"))
+        """Embeddings of known pictures."""
+        return self.load(Bank)
 
     @cached_property
     def prior(self) -> Prior:
-        """From a text's embedding to a picture's. A pack that has none raises PackError."""
-        if not self.has("prior"):
-            raise PackError(f"the pack '{self.name}' has no learned prior: use --prior retrieval or none")
-        return _guarded(self.member("prior"), Prior.from_pretrained, self.member("prior"))
+        """From a text's embedding to a picture's."""
+        return self.load(Prior)
 
     @cached_property
     def translator(self) -> Translator:
-        """From a picture to the same in another style. A pack that has none raises PackError."""
-        if not self.has("translator"):
-            raise PackError(f"the pack '{self.name}' has no translator: train one with codebrush train translator")
-        return _guarded(self.member("translator"), Translator.from_pretrained, self.member("translator"))
-
-    @cached_property
-    def words(self) -> Tokenizer:
-        """The captioner's own vocabulary."""
-        words = _guarded(self._captioner_place(), Tokenizer.from_pretrained, self._captioner_place())
-        config = read_config(CaptionerConfig, self.member("captioner"))
-        made, read = (words.vocab_size, words.context_length), (config.vocab_size, config.context_length)
-        if made != read:
-            self._misfit(
-                f"captioner reads {read[0]} words, {read[1]} a row", f"tokenizer beside it has {made[0]}, {made[1]}"
-            )
-        return words
-
-    def _captioner_place(self) -> Path:
-        if not self.has("captioner"):
-            raise PackError(f"the pack '{self.name}' has no captioner: train one with codebrush train captioner")
-        return self.member("captioner")
+        """Redraws a picture in another style."""
+        return self.load(Translator)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Texts to the token ids that the CLIP reads."""
-        tokenizer = _guarded(self.member("clip"), Tokenizer.from_pretrained, self.member("clip"))
-        config = read_config(CLIPConfig, self.member("clip")).text
-        rows = getattr(config, "vocab_size", tokenizer.vocab_size)  # another library's encoder may not say
-        if tokenizer.vocab_size > rows:
-            self._misfit(f"tokenizer has {tokenizer.vocab_size} tokens", f"CLIP has {rows}")
-        if tokenizer.context_length > config.context_length:
-            made, read = tokenizer.context_length, config.context_length
-            self._misfit(f"tokenizer makes rows of {made} tokens", f"CLIP reads {read}")
+        return self._tokenizer("clip")
+
+    @cached_property
+    def captioner_tokenizer(self) -> Tokenizer:
+        """The captioner's own vocabulary."""
+        return self._tokenizer("captioner")
+
+    def check_tokenizers(self) -> None:
+        """Read every tokenizer. Raises PackError for one that does not fit its member."""
+        for name, member in MEMBERS.items():
+            if self.has(name) and member.tokenizer_misfits is not None:
+                self._tokenizer(name)
+
+    def _tokenizer(self, name: str) -> Tokenizer:
+        self._require(name)
+        member, place = MEMBERS[name], self.member(name)
+        tokenizer = _guarded(place, Tokenizer.from_pretrained, place)
+        if member.tokenizer_misfits is not None:
+            config = read_config(member.model.config_class, place)
+            self._refuse(member.tokenizer_misfits(config, tokenizer.vocab_size, tokenizer.context_length))
         return tokenizer
+
+    def _require(self, name: str) -> None:
+        if not self.has(name):
+            raise PackError(f"the pack '{self.name}' has no {MEMBERS[name].label}: {MEMBERS[name].remedy}")
 
     @cached_property
     def hash(self) -> str:
         """sha256 (hex) over configs, weights and vocabulary of the members that draw; pack.json does not count."""
-        return self.hash_of(*(name for name in MEMBERS if self.has(name)))
+        return self.hash_of(*sorted(name for name, member in MEMBERS.items() if member.draws and self.has(name)))
 
     def hash_of(self, *names: str) -> str:
         """sha256 (hex) over the configs, weights and vocabulary of the members `names`."""
@@ -188,59 +177,14 @@ class Pack:
         return digest.hexdigest()
 
     def _check_fit(self) -> None:
-        clip = read_config(CLIPConfig, self.member("clip"))
-        vqgan = read_config(VQGANConfig, self.member("vqgan"))
-        if clip.image.embed_dim != clip.text.embed_dim:
-            texts, pictures = clip.text.embed_dim, clip.image.embed_dim
-            self._misfit(f"CLIP's texts are {texts} wide", f"CLIP's pictures are {pictures} wide")
-        if self.image_size % vqgan.factor:
-            self._misfit(f"VQGAN has {vqgan.factor} pixels a code", f"pictures are {self.image_size} wide")
-        if self.has("transformer"):
-            self._check_transformer(clip, vqgan)
-        if self.has("captioner"):
-            self._check_captioner(clip)
-        if self.has("upscaler"):
-            read_config(UpscalerConfig, self.member("upscaler"))
-        if self.has("translator"):
-            factor = read_config(TranslatorConfig, self.member("translator")).factor
-            if self.image_size % factor:
-                self._misfit(f"translator takes multiples of {factor} pixels", f"pictures are {self.image_size} wide")
-        for name, kind in (("bank", BankConfig), ("prior", PriorConfig)):
-            if self.has(name) and (width := read_config(kind, self.member(name)).embed_dim) != clip.image.embed_dim:
-                self._misfit(f"{name} holds vectors of {width}", f"CLIP's have {clip.image.embed_dim}")
+        present = {name: member for name, member in MEMBERS.items() if self.has(name)}
+        configs = {name: read_config(each.model.config_class, self.member(name)) for name, each in present.items()}
+        for member in present.values():
+            self._refuse(member.misfits(configs, self.image_size))
 
-    def _check_captioner(self, clip: CLIPConfig) -> None:
-        captioner = read_config(CaptionerConfig, self.member("captioner"))
-        with torch.device("meta"):  # sizes without weights
-            blank = torch.zeros(1, 3, *clip.image.image_shape)
-            made = patch_features(make_image_encoder(clip.image), blank, captioner.levels).shape
-        if made[1:] != (captioner.patches, captioner.feature_width):
-            reads = f"{captioner.patches} x {captioner.feature_width}"
-            self._misfit(f"captioner reads features of {reads}", f"CLIP makes {made[1]} x {made[2]}")
-
-    def _check_transformer(self, clip: CLIPConfig, vqgan: VQGANConfig) -> None:
-        transformer = read_config(CodeTransformerConfig, self.member("transformer"))
-        if transformer.codebook_size != vqgan.codebook_size:
-            self._misfit(f"transformer writes {transformer.codebook_size} codes", f"VQGAN has {vqgan.codebook_size}")
-        side, grid = vqgan.factor, tuple(transformer.grid)
-        if grid != (self.image_size // side,) * 2:
-            self._misfit(
-                f"transformer draws a grid of {grid[0]} x {grid[1]} codes",
-                f"VQGAN has {side} x {side} pixels a code and pictures are {self.image_size} wide",
-            )
-        if transformer.text_features:
-            with torch.device("meta"):  # sizes without weights
-                width = make_text_encoder(clip.text).feature_width
-            if transformer.text_features != width:
-                reads = transformer.text_features
-                self._misfit(f"transformer reads text features {reads} wide", f"CLIP makes them {width} wide")
-        width = clip.text.embed_dim
-        for embedding in (transformer.text_embedding, transformer.image_embedding):
-            if embedding not in (0, width):
-                self._misfit(f"transformer reads embeddings {embedding} wide", f"CLIP makes them {width} wide")
-
-    def _misfit(self, one: str, other: str) -> None:
-        raise PackError(f"{self.folder}: its members do not fit together: the {one}, but the {other}")
+    def _refuse(self, misfits: Misfits) -> None:
+        for one, other in misfits:
+            raise PackError(f"{self.folder}: its members do not fit together: the {one}, but the {other}")
 
 
 def built_in_packs() -> list[str]:
@@ -353,9 +297,10 @@ def _read_info(folder: Path) -> dict[str, Any]:
             raise PackError(f"{path}: its '{field}' must be {called}, not {info.get(field)!r}")
     if info["image_size"] < 1:
         raise PackError(f"{path}: its 'image_size' must be positive, not {info['image_size']}")
-    for member in {*NEEDED, *(info["members"].keys() & {*MEMBERS, *OPTIONAL})}:
-        if not isinstance(info["members"].get(member), str):
-            raise PackError(f"{path}: its 'members' does not say where the {member} is")
+    for name, member in MEMBERS.items():
+        present = member.required or name in info["members"]
+        if present and not isinstance(info["members"].get(name), str):
+            raise PackError(f"{path}: its 'members' does not say where the {name} is")
     known = info.get("translation", {"text": "", "styles": []})
     kinds = {"text": str, "styles": list, "likeness": (int, float), "defaults": dict}
     empty = {"likeness": 0, "defaults": {}}

@@ -1,10 +1,10 @@
-"""Models that belong together in; a pack's folder, checked and whole, out."""
+"""Writes a pack: its members, tokenizers and pack.json, checked to fit together before anything is replaced."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +12,26 @@ import torch
 from safetensors import SafetensorError
 
 from codebrush.errors import PackError
-from codebrush.models.captioner import Captioner
-from codebrush.models.clip import CLIP
-from codebrush.models.code_transformer import CodeTransformer
+from codebrush.files import write_json
 from codebrush.models.pretrained import PretrainedModel
-from codebrush.models.prior import Bank, Prior
-from codebrush.models.translator import Translator
-from codebrush.models.upscaler import Upscaler
-from codebrush.models.vqgan import VQGAN
+from codebrush.pack.members import MEMBERS
 from codebrush.pack.pack import FORMAT, PACK_FILE, Pack
 from codebrush.text.tokenizer import Tokenizer
 
 
+@dataclass(frozen=True)
+class PackMembers:
+    """The models of a pack by member name (see `pack.members`), and the tokenizers by the member that reads them."""
+
+    models: Mapping[str, PretrainedModel]
+    tokenizers: Mapping[str, Tokenizer] = field(default_factory=dict)
+
+
 def write_pack(
     folder: str | Path,
+    members: PackMembers,
     *,
     name: str,
-    clip: CLIP,
-    tokenizer: Tokenizer,
-    vqgan: VQGAN,
-    transformer: CodeTransformer,
-    captioner: Captioner | None = None,
-    words: Tokenizer | None = None,
-    upscaler: Upscaler | None = None,
-    bank: Bank | None = None,
-    prior: Prior | None = None,
-    translator: Translator | None = None,
     version: str,
     licence: str,
     provenance: Mapping[str, Any],
@@ -46,18 +40,23 @@ def write_pack(
     translation: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> Pack:
-    """Write a pack and return it opened. `defaults` are options of `generate` (cfg, temperature, ...), `words` the
-    vocabulary of the captioner, if there is one, `temperature` what zero-shot logits are divided by to be calibrated,
-    `translation` the "text" with {style} and the "styles" that the code transformer translates to.
+    """Write a pack into `folder` and return it opened; its weights are stored as `dtype`.
 
-    All is written and checked in a folder beside, which then takes the place of `folder`: a pack that stood
-    there is replaced whole or not at all, and anything else in it is kept. Raises PackError where the members
-    do not fit together, weights do not fit into `dtype`, or the folder cannot be written.
+    `defaults` are options of `generate` (cfg, temperature, ...), `temperature` is what zero-shot logits are divided by
+    to be calibrated, `translation` the "text" with {style} and the "styles" that the code transformer translates to.
+
+    The pack is written and checked in a folder beside `folder`, which then takes its place: an earlier pack there is
+    replaced completely or not at all, and any other files in it are kept.
+
+    Raises:
+        PackError: if a required member is missing, the members do not fit together, weights are not finite as `dtype`,
+            or the folder cannot be written.
     """
     folder = Path(os.path.abspath(folder))
-    members: dict[str, PretrainedModel | None] = {"clip": clip, "vqgan": vqgan, "transformer": transformer}
-    members |= {"captioner": captioner, "upscaler": upscaler, "bank": bank, "prior": prior, "translator": translator}
-    models = {member: model for member, model in members.items() if model is not None}
+    models = {member: members.models[member] for member in sorted(members.models, key=list(MEMBERS).index)}
+    for member in MEMBERS.values():
+        if member.required and member.name not in models:
+            raise PackError(f"a pack needs a {member.label}: it is not written")
     for member, model in models.items():
         _check_weights(member, model, dtype)
     info: dict[str, Any] = {
@@ -65,7 +64,7 @@ def write_pack(
         "name": name,
         "version": version,
         "licence": licence,
-        "image_size": transformer.config.grid[0] * vqgan.factor,
+        "image_size": _image_size(models["vqgan"], models.get("transformer")),
         "provenance": dict(provenance),
         "members": {member: member for member in models},
     }
@@ -76,19 +75,22 @@ def write_pack(
         _check_room(folder, info)
         for member, model in models.items():
             model.save_pretrained(part / member, dtype)
-        tokenizer.save(part / "clip")
-        if words is not None:
-            words.save(part / "captioner")
-        (part / PACK_FILE).write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        made = Pack(part)
-        _ = made.tokenizer, made.words if made.has("captioner") else None  # a misfit must not replace what fits
+        for member in models.keys() & members.tokenizers.keys():
+            members.tokenizers[member].save(part / member)
+        write_json(part / PACK_FILE, info)
+        Pack(part).check_tokenizers()  # members that do not fit must not replace members that do
         _take_place(part, folder)
     return Pack(folder)
 
 
+def _image_size(vqgan: Any, transformer: Any) -> int:
+    """Side of the pictures that these draw, in pixels."""
+    return vqgan.config.image_size if transformer is None else transformer.config.grid[0] * vqgan.factor
+
+
 @contextmanager
 def _written_beside(folder: Path) -> Iterator[Path]:
-    """A folder to write in beside `folder`, gone in the end; what fails there is a PackError that names `folder`."""
+    """A folder beside `folder` to write in, removed at the end; failures in it are a PackError that names `folder`."""
     part = folder.with_name(f".{folder.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)
@@ -109,7 +111,7 @@ def _check_weights(member: str, model: PretrainedModel, dtype: torch.dtype) -> N
 
 
 def _check_room(folder: Path, info: dict[str, Any]) -> None:
-    """Only a pack may be replaced, never other folders that happen to be called clip or vqgan."""
+    """PackError for a folder that is no pack and holds other things called clip or vqgan: only a pack is replaced."""
     if folder.exists() and not folder.is_dir():
         raise PackError(f"{folder} is a file: name a folder for the pack")
     if folder.is_dir() and not (folder / PACK_FILE).exists():
@@ -119,6 +121,7 @@ def _check_room(folder: Path, info: dict[str, Any]) -> None:
 
 
 def _take_place(part: Path, folder: Path) -> None:
+    """Rename `part` to `folder`, keeping what an earlier pack there held beside its members."""
     old = folder.with_name(f".{folder.name}.old")
     if old.exists() and not folder.exists():
         os.replace(old, folder)  # a writer died between its two renames

@@ -1,4 +1,4 @@
-"""What training from a start adds: the rows of a replayed set, and blends of the start with the result."""
+"""What fine-tuning adds: rows of a set that is replayed beside the new one, and blends of the start with the result."""
 
 from collections.abc import Mapping
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 from codebrush.errors import PackError, TrainingError, UsageError
 from codebrush.training.dataset import Joined
-from codebrush.training.engine.loop import rows_of_step
+from codebrush.training.engine.rows import ShuffledRows
 
-REPLAY_STREAM = 1 << 21  # shuffles apart from the new set's, also where the two are equally long
+REPLAY_STREAM = 1 << 21  # shuffles differently from the new set, even if both have the same length
 
 
 def replayed_rows(share: float, batch_size: int) -> int:
-    """How many rows of a batch come from the replayed set. Raises TrainingError where one of the two gets none."""
+    """How many rows of a batch come from the replayed set. Raises TrainingError if either set gets none."""
     count = round(share * batch_size)
     if not 0 < count < batch_size:
         raise TrainingError(
@@ -24,21 +24,30 @@ def replayed_rows(share: float, batch_size: int) -> int:
     return count
 
 
-def joined_rows(data: Joined, count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Which rows of `data` step `step` sees, (B,) int64: `count` of the replayed set after those of the new one.
+class ReplayedRows:
+    """The rows of each step of a run on two sets, each of which goes through shuffled epochs of its own.
 
-    Each set goes through shuffled epochs of its own; the rows follow from (seed, step) alone.
+    `count` rows of a batch are from the replayed set.
     """
-    new = rows_of_step(len(data.new), batch_size - count, seed, step)
-    replay = rows_of_step(len(data.replay), count, seed, step, REPLAY_STREAM)
-    return np.concatenate([new, replay + len(data.new)])
+
+    def __init__(self, data: Joined, count: int, batch_size: int, seed: int):
+        self.first = len(data.new)
+        self.new = ShuffledRows(len(data.new), batch_size - count, seed)
+        self.replay = ShuffledRows(len(data.replay), count, seed, REPLAY_STREAM)
+
+    def of_step(self, step: int) -> np.ndarray:
+        """The rows of the joined data that step `step` sees, (B,) int64: the replayed ones after the new ones."""
+        return np.concatenate([self.new.of_step(step), self.replay.of_step(step) + self.first])
 
 
 def blend(a: Mapping[str, Tensor], b: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
     """(1 - alpha) a + alpha b, tensor by tensor: WiSE-FT (Wortsman et al. 2022, section 3).
 
-    0 gives `a` and 1 gives `b`, bit for bit; between them whole numbers come from `b`. Raises UsageError for an
-    alpha outside [0, 1], and PackError where the two have other names or shapes, which names the first.
+    0 gives `a` and 1 gives `b`, bit for bit; between them integer tensors are those of `b`.
+
+    Raises:
+        UsageError: if alpha is outside [0, 1].
+        PackError: if the two have different names or shapes; it names the first.
     """
     if not 0 <= alpha <= 1:
         raise UsageError(f"alpha is {alpha}: it must be between 0 (the first) and 1 (the second)")

@@ -1,26 +1,20 @@
-"""A YAML recipe (or the stored plan of a stage) -> checked settings. One line names every field that is wrong."""
+"""Reads recipes: YAML files, or the stored plan of a stage, to checked settings. An error names every wrong field."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from codebrush.errors import TrainingError
-from codebrush.pack.pack import OPTIONAL
 from codebrush.training.dataset import SourceConfig
-from codebrush.training.engine.forgetting import GateConfig
 from codebrush.training.engine.loop import LoopConfig
 from codebrush.training.fine_tuning import replayed_rows
-from codebrush.training.stages import StagePlan
-from codebrush.training.tasks.captioner import CaptionerRecipe
-from codebrush.training.tasks.clip import CLIPRecipe
-from codebrush.training.tasks.code_transformer import TransformerRecipe
-from codebrush.training.tasks.prior import PriorRecipe
-from codebrush.training.tasks.translator import TranslatorRecipe
-from codebrush.training.tasks.upscaler import UpscalerRecipe
-from codebrush.training.tasks.vqgan import VQGANRecipe
+from codebrush.training.forgetting import GateConfig
+from codebrush.training.registry import STAGES
+from codebrush.training.stage import Stage, StagePlan
 
 
 class _Checked(BaseModel):
@@ -30,57 +24,18 @@ class _Checked(BaseModel):
     source: SourceConfig | None = None
 
 
-class _CLIP(_Checked):
-    stage: Literal["clip"]
-    recipe: CLIPRecipe = CLIPRecipe()
-    replay: SourceConfig | None = None
-    gate: GateConfig | None = None
-
-
-class _Other(_Checked):
-    replay: None = None
-    gate: None = None
-
-
-class _VQGAN(_Other):
-    stage: Literal["vqgan"]
-    recipe: VQGANRecipe = VQGANRecipe()
-
-
-class _Transformer(_Other):
-    stage: Literal["transformer"]
-    recipe: TransformerRecipe = TransformerRecipe()
-
-
-class _Captioner(_Other):
-    stage: Literal["captioner"]
-    recipe: CaptionerRecipe = CaptionerRecipe()
-
-
-class _Upscaler(_Other):
-    stage: Literal["upscaler"]
-    recipe: UpscalerRecipe = UpscalerRecipe()
-
-
-class _Prior(_Other):
-    stage: Literal["prior"]
-    recipe: PriorRecipe = PriorRecipe()
-
-
-class _Translator(_Other):
-    stage: Literal["translator"]
-    recipe: TranslatorRecipe = TranslatorRecipe()
-
-
-KINDS: dict[str, type[_Checked]] = {
-    "clip": _CLIP,
-    "vqgan": _VQGAN,
-    "transformer": _Transformer,
-    "captioner": _Captioner,
-    "upscaler": _Upscaler,
-    "prior": _Prior,
-    "translator": _Translator,
-}
+@cache
+def _fields(stage: Stage) -> type[_Checked]:
+    """What a recipe of a stage may hold."""
+    replay, gate = (SourceConfig | None, GateConfig | None) if stage.replays else (None, None)
+    return create_model(
+        f"{stage.name} recipe",
+        __base__=_Checked,
+        stage=(Literal[stage.name], ...),
+        recipe=(stage.recipe, stage.recipe()),
+        replay=(replay, None),
+        gate=(gate, None),
+    )
 
 
 @dataclass(frozen=True)
@@ -93,22 +48,39 @@ class StageRecipe:
 
 def _check(values: Any, name: str) -> Any:
     stage = values.get("stage") if isinstance(values, dict) else None
-    if not isinstance(stage, str) or stage not in KINDS:
-        raise TrainingError(f"{name}: needs a field 'stage', one of {', '.join(KINDS)}")
+    if not isinstance(stage, str) or stage not in STAGES:
+        raise TrainingError(f"{name}: needs a field 'stage', one of {', '.join(STAGES)}")
     try:
-        return KINDS[stage].model_validate(values)
+        return _fields(STAGES[stage]).model_validate(_in_present_names(values, STAGES[stage]))
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
         raise TrainingError(f"{name}: {'; '.join(faults)}") from error
 
 
+def _in_present_names(values: dict[str, Any], stage: Stage) -> dict[str, Any]:
+    """The values with the fields of the recipe that an earlier version called otherwise under their present names."""
+    recipe = values.get("recipe")
+    if not isinstance(recipe, dict):
+        return values
+    present = dict(stage.renamed)
+    return {**values, "recipe": {present.get(name, name): value for name, value in recipe.items()}}
+
+
 def plan_from_dict(values: Any, name: str) -> StagePlan:
-    """The inverse of `dataclasses.asdict` on a StagePlan; `name` stands in the error."""
+    """The inverse of `dataclasses.asdict` on a StagePlan.
+
+    Raises:
+        TrainingError: if a field is wrong; it begins with `name`.
+    """
     return _plan(_check(values, name), name)
 
 
 def read_recipe(path: str | Path, source: str | None = None, stage: str | None = None) -> StageRecipe:
-    """The recipe at `path`; `source` replaces the file's own place of the pictures, `stage` is what it must be for."""
+    """The recipe at `path`; `source` replaces the pictures that the file names.
+
+    Raises:
+        TrainingError: if there is no such file, a field is wrong, it names no pictures, or it is not for `stage`.
+    """
     path = Path(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -130,21 +102,21 @@ def read_recipe(path: str | Path, source: str | None = None, stage: str | None =
 
 
 def read_recipes(folder: Path, rows: SourceConfig) -> tuple[SourceConfig, dict[str, StagePlan]]:
-    """The plans of a folder of recipes, and the rows: gaps in `rows` are filled by the first recipe that names them.
-    Without prior.yaml there is no prior, and so with the captioner, the upscaler and the translator."""
+    """The plans of a folder of recipes by stage, and the rows: what `rows` leaves open is filled in by the first recipe
+    that names it. A stage that is optional is left out if the folder has no recipe for it."""
     plans: dict[str, StagePlan] = {}
-    for stage in KINDS:
-        if stage in OPTIONAL and not (folder / f"{stage}.yaml").is_file():
+    for name, stage in STAGES.items():
+        if stage.optional and not (folder / f"{name}.yaml").is_file():
             continue
-        recipe = read_recipe(folder / f"{stage}.yaml", rows.source, stage)
-        plans[stage] = recipe.plan
+        recipe = read_recipe(folder / f"{name}.yaml", rows.source, name)
+        plans[name] = recipe.plan
         filled = {name: value or getattr(recipe.source, name) for name, value in vars(rows).items()}
         rows = SourceConfig(**filled)
     return rows, plans
 
 
 def _plan(checked: Any, name: str) -> StagePlan:
-    """The plan of checked fields. Raises TrainingError for fields that do not go together."""
+    """The plan of checked fields. Raises TrainingError for fields that contradict each other."""
     loop, recipe, replay = checked.loop, checked.recipe, checked.replay
     if loop.batch_size % (loop.devices * loop.nodes):
         raise TrainingError(f"{name}: loop.batch_size must divide by the number of processes")

@@ -4,7 +4,6 @@ import json
 import signal
 import threading
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,14 +15,9 @@ from torch import Tensor, nn
 
 from codebrush.errors import TrainingError
 from codebrush.models.precision import autocast, has_bf16
-from codebrush.training.engine.loop import (
-    CHECKPOINT,
-    Loop,
-    LoopConfig,
-    Objective,
-    rows_of_step,
-    step_rng,
-)
+from codebrush.training.engine.loop import CHECKPOINT, Loop, LoopConfig
+from codebrush.training.engine.rows import ShuffledRows, step_rng
+from codebrush.training.engine.task import Objective
 
 
 class Line:
@@ -82,31 +76,11 @@ def run(folder: Path, task: Line | None = None, stop_after: int | None = None, *
     return loop
 
 
-@pytest.mark.parametrize(("examples", "batch_size"), [(10, 4), (7, 7), (3, 8), (12, 1), (5, 4)])
-def test_every_epoch_holds_each_row_once(examples: int, batch_size: int):
-    epochs = 6
-    steps = range(-(-examples * epochs // batch_size))
-    rows = np.concatenate([rows_of_step(examples, batch_size, 1, step) for step in steps])
-    orders = rows[: examples * epochs].reshape(epochs, examples)
-    assert all(Counter(order.tolist()) == Counter(range(examples)) for order in orders)
-    assert len({tuple(order) for order in orders}) > 1
-
-
-def test_rows_follow_from_seed_and_step_alone():
-    assert rows_of_step(1000, 16, 5, 40).tolist() == rows_of_step(1000, 16, 5, 40).tolist()
-    assert rows_of_step(1000, 16, 5, 40).tolist() != rows_of_step(1000, 16, 6, 40).tolist()
-
-
-def test_no_two_streams_are_alike():
-    names = [(seed, step, stream) for seed in (0, 1) for step in (0, 1, 2) for stream in (0, 1, 65535)]
-    assert len({step_rng(*name).integers(2**62) for name in names}) == len(names)
-    assert step_rng(4, 2, 1).integers(2**62) == step_rng(4, 2, 1).integers(2**62)
-
-
 def test_the_loop_shows_the_rows_in_order_and_lowers_the_loss(tmp_path: Path):
     task = Line(learning_rate=0.5)
     run(tmp_path, task, steps=120)
-    assert task.seen[:120] == [rows_of_step(10, 4, 0, step).tolist() for step in range(120)]
+    rows = ShuffledRows(10, 4, 0)
+    assert task.seen[:120] == [rows.of_step(step).tolist() for step in range(120)]
     assert len(set(task.noise)) == 120
     found = lines(tmp_path)
     assert found[-1]["line_loss"] < 0.05 * found[0]["line_loss"]
@@ -115,7 +89,8 @@ def test_the_loop_shows_the_rows_in_order_and_lowers_the_loss(tmp_path: Path):
 
 def test_a_line_of_the_log_is_the_mean_since_the_last(tmp_path: Path):
     run(tmp_path, steps=4)
-    firsts = [(rows_of_step(10, 4, 0, s) / 10 + step_rng(0, s, 1).normal(0, 0.01, 4))[0] for s in range(4)]
+    rows = [ShuffledRows(10, 4, 0).of_step(step) for step in range(4)]
+    firsts = [(rows[s] / 10 + step_rng(0, s, 1).normal(0, 0.01, 4))[0] for s in range(4)]
     means = [np.mean(firsts[:2]), np.mean(firsts[2:])]
     assert [line["first"] for line in lines(tmp_path)] == pytest.approx(means, rel=1e-6)
     assert list((tmp_path / "tensorboard").glob("events.*"))

@@ -24,10 +24,12 @@ from codebrush.pipeline import Codebrush
 from codebrush.previews import draw_preview
 from codebrush.training.dataset import SourceConfig, load_captioned
 from codebrush.training.engine.loop import Loop, LoopConfig
-from codebrush.training.packs.pack_training import Clock, train_pack
+from codebrush.training.packs.clock import Clock
+from codebrush.training.packs.pack_training import train_pack
 from codebrush.training.packs.request import PackRequest
 from codebrush.training.recipes import read_recipes
-from codebrush.training.stages import StagePlan, has_begun
+from codebrush.training.run_folder import has_begun
+from codebrush.training.stage import StagePlan
 from codebrush.training.tasks.clip import CLIPRecipe
 from codebrush.training.tasks.code_transformer import TransformerRecipe
 from codebrush.training.tasks.prior import PriorRecipe

@@ -17,16 +17,11 @@ from codebrush.training.dataset import SourceConfig, load_captioned
 from codebrush.training.engine.loop import CHECKPOINT, LoopConfig
 from codebrush.training.packs.budget import parse_budget
 from codebrush.training.packs.pack_training import measure_step
-from codebrush.training.packs.plan import Size, choose, sizes
-from codebrush.training.stages import (
-    MODEL_FOLDER,
-    Materials,
-    StagePlan,
-    make_network,
-    read_plan,
-    run_stage,
-    write_plan,
-)
+from codebrush.training.packs.plan import choose
+from codebrush.training.registry import STAGES
+from codebrush.training.run_folder import MODEL_FOLDER, read_plan, write_plan
+from codebrush.training.run_stage import make_network, run_stage
+from codebrush.training.stage import Materials, Size, StagePlan
 from codebrush.training.tasks.clip import CLIPRecipe
 from codebrush.training.tasks.code_transformer import TransformerRecipe
 from codebrush.training.tasks.vqgan import VQGANRecipe
@@ -41,7 +36,8 @@ QUIET = LoopConfig(steps=2, batch_size=4, preview_every=0)
 
 @pytest.fixture
 def materials(shapes: Path, tmp_path: Path) -> Materials:
-    return Materials(load_captioned(SourceConfig(str(shapes)).open(), 16, tmp_path / "cache"), micro_tokenizer())
+    data = load_captioned(SourceConfig(str(shapes)).open(), 16, tmp_path / "cache")
+    return Materials(data, {"clip": micro_tokenizer()})
 
 
 @pytest.mark.parametrize(
@@ -97,7 +93,7 @@ def test_a_budget_that_is_gone_still_makes_one_step():
 @pytest.mark.parametrize("image_size", [16, 24, 32, 48, 64, 96, 128, 256])
 @pytest.mark.parametrize("stage", ["clip", "vqgan", "transformer", "upscaler"])
 def test_candidates_grow_and_fit_their_pictures(stage: str, image_size: int):
-    found = sizes(stage, image_size)
+    found = STAGES[stage].sizes(image_size)
     assert [size.examples for size in found] == sorted({size.examples for size in found})
     for size in found:
         if isinstance(size.recipe, VQGANRecipe):
@@ -110,7 +106,7 @@ def test_candidates_grow_and_fit_their_pictures(stage: str, image_size: int):
 
 def test_measuring_a_step_leaves_nothing_behind(materials: Materials, tmp_path: Path):
     before = sorted(tmp_path.rglob("*"))
-    assert 0 < measure_step(StagePlan("clip", TINY, QUIET), materials) < 60
+    assert 0 < measure_step(StagePlan("clip", TINY, QUIET), materials, tmp_path / "cache") < 60
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -158,7 +154,7 @@ def test_a_plan_that_cannot_be_carried_out_leaves_the_folder_free(materials: Mat
 def test_devices_that_cannot_be_had_are_one_line_and_leave_the_folder_free(wrong, materials: Materials, tmp_path: Path):
     plan = StagePlan("clip", TINY, dataclasses.replace(QUIET, **{"accelerator": "cpu", **wrong}))
     with pytest.raises(
-        TrainingError, match=f"{next(iter(wrong))} '{next(iter(wrong.values()))}'.* cannot be had"
+        TrainingError, match=f"{next(iter(wrong))} '{next(iter(wrong.values()))}'.* are not available"
     ) as caught:
         run_stage(plan, materials, tmp_path / "run")
     assert "\n" not in str(caught.value)
@@ -219,7 +215,7 @@ def train_on_a_full_disk(shapes: str, folder: str, room: int) -> None:
     data = load_captioned(SourceConfig(shapes).open(), 16, place / "cache")
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
     try:
-        run_stage(StagePlan("clip", TINY, QUIET), Materials(data, micro_tokenizer()), place / "run")
+        run_stage(StagePlan("clip", TINY, QUIET), Materials(data, {"clip": micro_tokenizer()}), place / "run")
         message = "trained"
     except TrainingError as error:
         message = str(error)
@@ -242,4 +238,4 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(
 
 @pytest.mark.parametrize(("image_size", "block"), [(32, 1), (64, 1), (128, 2), (256, 2)])
 def test_many_codes_are_written_in_blocks(image_size: int, block: int):
-    assert {size.recipe.block for size in sizes("transformer", image_size)} == {block}  # pyright: ignore
+    assert {size.recipe.block for size in STAGES["transformer"].sizes(image_size)} == {block}

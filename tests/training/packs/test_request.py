@@ -17,7 +17,7 @@ from codebrush.cli.train import train
 from codebrush.errors import TrainingError, UsageError
 from codebrush.training.dataset import SourceConfig
 from codebrush.training.engine.loop import LoopConfig
-from codebrush.training.packs.pack_training import Clock
+from codebrush.training.packs.clock import Clock
 from codebrush.training.packs.request import (
     PackRequest,
     check_same,
@@ -26,7 +26,8 @@ from codebrush.training.packs.request import (
     work_folder,
     write_request,
 )
-from codebrush.training.stages import StagePlan, read_plan
+from codebrush.training.run_folder import read_plan
+from codebrush.training.stage import StagePlan
 from codebrush.training.tasks.code_transformer import TransformerRecipe
 
 PLAN = StagePlan("transformer", TransformerRecipe(width=16), LoopConfig(steps=5, batch_size=4))

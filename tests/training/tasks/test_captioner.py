@@ -20,18 +20,17 @@ from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import SourceConfig, load_captioned
 from codebrush.training.engine.loop import LoopConfig
 from codebrush.training.recipes import read_recipe
-from codebrush.training.stages import Materials, StagePlan, make_network, make_task, run_stage, with_words
+from codebrush.training.registry import STAGES
+from codebrush.training.run_stage import make_network, make_task, run_stage
+from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.captioner import (
-    Asker,
-    AskRule,
     CaptionerRecipe,
     cells_of_names,
     feature_levels,
-    make_words,
     rows_of_tokens,
-    scene_pairs,
     with_heads,
 )
+from codebrush.training.tasks.captioner_pairs import Asker, AskRule, make_vocabulary, scene_pairs
 from codebrush.training.tasks.patch_labels import UNKNOWN
 from packs import micro_clip, write_micro_pack
 
@@ -60,12 +59,13 @@ def materials(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Material
     torch.manual_seed(0)
     data = load_captioned(SourceConfig(str(mixed)).open(), 32, tmp_path_factory.mktemp("cache"))
     clip = micro_clip().requires_grad_(False)
-    return with_words(StagePlan("captioner", RECIPE, LOOP), Materials(data, Tokenizer.wordpiece(), clip))
+    given = Materials(data, {"clip": Tokenizer.wordpiece()}, {"clip": clip})
+    return STAGES["captioner"].prepare(StagePlan("captioner", RECIPE, LOOP), given, tmp_path_factory.mktemp("other"))
 
 
 class TestWhatIsAsked:
     def test_stored_questions_and_rules_are_answered_from_the_row(self, materials: Materials, mixed: Path) -> None:
-        asker, rng = Asker(RECIPE, materials.data), np.random.default_rng(0)
+        asker, rng = Asker(RECIPE.questions, materials.data), np.random.default_rng(0)
         rows = [json.loads(line) for line in (mixed / "metadata.jsonl").read_text().splitlines()]
         contrasts = set()
         for number, row in enumerate(rows):
@@ -82,13 +82,13 @@ class TestWhatIsAsked:
         assert contrasts == {"yes", "no"}
 
     def test_a_draw_mixes_captions_and_questions(self, materials: Materials) -> None:
-        asker, rng = Asker(RECIPE, materials.data), np.random.default_rng(0)
+        asker, rng = Asker(RECIPE.questions, materials.data), np.random.default_rng(0)
         drawn = asker.draw(0, 6, rng)
         captions = [answer for ask, answer in drawn if not ask]
         assert len(drawn) == 6
         assert len(captions) == 2
         assert set(captions) <= set(materials.data.captions(0))
-        plain = Asker(replace(RECIPE, questions=()), materials.data)
+        plain = Asker((), materials.data)
         plain.stored = False
         assert all(not ask for ask, _ in plain.draw(0, 5, rng))
 
@@ -104,10 +104,10 @@ class TestWhatIsAsked:
         assert pairs[0][0] == ""
         assert len(pairs) > 3
 
-    def test_a_drill_asks_where_things_are_that_are_much_alike(self) -> None:
+    def test_a_practice_scene_asks_where_things_are_that_are_much_alike(self) -> None:
         rng, counts, shared = np.random.default_rng(0), set(), 0
         for _ in range(600):  # also on backgrounds where few colours can be seen
-            drawn, pairs = scene_pairs(rng, 16, drill=True)
+            drawn, pairs = scene_pairs(rng, 16, practice=True)
             kinds = {(each.colour, each.shape) for each in drawn.objects}
             counts.add(len(drawn.objects))
             shared += len(kinds) > 1 and min(map(len, map(set, zip(*kinds, strict=True)))) == 1
@@ -125,22 +125,21 @@ class TestWhatIsAsked:
 
 class TestTokens:
     def test_the_last_token_of_a_name_has_its_cell(self, materials: Materials) -> None:
-        words, rng = materials.words, np.random.default_rng(0)
-        assert words is not None
+        words, rng = materials.tokenizers["captioner"], np.random.default_rng(0)
         pairs, about = [], []
         for _ in range(30):
             drawn, asked = scene_pairs(rng, 48)
             pairs += asked
             about += [(drawn.objects, 48)] * len(asked)
         pairs += [("is it a red star?", "no")]  # about no scene
-        tokens, told = rows_of_tokens(pairs, words, 40)
-        found = cells_of_names(pairs, about, 8, words, told)
+        tokens, learned = rows_of_tokens(pairs, words, 40)
+        found = cells_of_names(pairs, about, 8, words, learned)
         assert found.shape == tokens.shape
         assert (found[-1] == UNKNOWN).all()
         spots = (found != UNKNOWN).nonzero().tolist()
         assert len(spots) > 100
         for row, place in spots:
-            begin = 1 if place <= int(told[row].int().argmax()) else int(told[row].int().argmax()) + 1
+            begin = 1 if place <= int(learned[row].int().argmax()) else int(learned[row].int().argmax()) + 1
             text = words.decode(tokens[row, begin : place + 1])
             shape = text.split()[-1]
             fitting = [each for each in about[row][0] if each.shape == shape]
@@ -148,26 +147,24 @@ class TestTokens:
             assert int(found[row, place]) in cells, (text, pairs[row])
 
     def test_rows_tell_where_the_answer_is(self, materials: Materials) -> None:
-        words = materials.words
-        assert words is not None
-        tokens, told = rows_of_tokens([("", "a red circle"), ("what colour is it?", "red")], words, 24)
+        words = materials.tokenizers["captioner"]
+        tokens, learned = rows_of_tokens([("", "a red circle"), ("what colour is it?", "red")], words, 24)
         for row, answer in enumerate(("a red circle", "red")):
-            wanted = tokens[row, 1:][told[row]]
+            wanted = tokens[row, 1:][learned[row]]
             assert words.decode(wanted) == answer
             assert wanted[-1] == words.end_id
         assert tokens[0, 0] == words.start_id
         assert tokens[0, 1] == words.end_id  # a caption answers the empty question
-        assert not told[:, -1].any()
+        assert not learned[:, -1].any()
 
     def test_what_is_too_long_is_cut_and_still_tells_something(self, materials: Materials) -> None:
-        words = materials.words
-        assert words is not None
-        tokens, told = rows_of_tokens([("why " * 40, "because " * 40)], words, 12)
+        words = materials.tokenizers["captioner"]
+        tokens, learned = rows_of_tokens([("why " * 40, "because " * 40)], words, 12)
         assert tokens.shape == (1, 12)
-        assert told.sum() >= 1
+        assert learned.sum() >= 1
 
     def test_the_vocabulary_knows_the_scenes_words(self, materials: Materials) -> None:
-        words = make_words(replace(RECIPE, vocab_size=600), materials.data)
+        words = make_vocabulary(Asker(RECIPE.questions, materials.data), True, 600, RECIPE.context_length)
         (ids,) = words.ids(["how many green triangles are there?"])
         assert len(ids) <= 9
         assert words.decode(ids) == "how many green triangles are there?"
@@ -194,7 +191,7 @@ def test_batches_are_the_same_for_the_same_numbers_and_hold_scenes(materials: Ma
     assert not torch.equal(one["images"][:2], stored[:2])  # drawn
     assert torch.equal(one["images"][2:], stored[2:])
     assert one["tokens"].shape[:2] == (4, 3)
-    assert one["told"].shape[-1] == one["tokens"].shape[-1] - 1
+    assert one["learned"].shape[-1] == one["tokens"].shape[-1] - 1
     identity = torch.eye(3)[:2].expand(2, 2, 3)
     assert torch.equal(one["affine"][:2], identity)  # where things are is part of the answer
 
@@ -219,7 +216,9 @@ def test_a_captioner_learns_what_a_picture_shows(materials: Materials, tmp_path:
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["words"] < 0.6 * lines[0]["words"]
     assert lines[-1]["sights"] < 0.6 * lines[0]["sights"]
-    assert Tokenizer.from_pretrained(tmp_path / "run" / "model").vocab_size == materials.words.vocab_size  # pyright: ignore
+    assert (
+        Tokenizer.from_pretrained(tmp_path / "run" / "model").vocab_size == materials.tokenizers["captioner"].vocab_size
+    )  # pyright: ignore
     assert Captioner.from_pretrained(tmp_path / "run" / "model").config.levels == (0,)
 
 
@@ -264,12 +263,11 @@ def test_a_wrong_rule_in_a_recipe_is_named(tmp_path: Path) -> None:
 
 
 def test_a_pack_opens_its_captioner_and_refuses_one_of_other_features(materials: Materials, tmp_path: Path) -> None:
-    words = materials.words
-    assert words is not None
+    words = materials.tokenizers["captioner"]
     network = make_network(_plan(), materials)
     folder = write_micro_pack(tmp_path / "pack", captioner=network, words=words)
     pack = open_pack(folder)
-    assert pack.words.ids(["a red circle"]) == words.ids(["a red circle"])
+    assert pack.captioner_tokenizer.ids(["a red circle"]) == words.ids(["a red circle"])
     assert pack.captioner.config == network.config
     assert pack.hash == open_pack(write_micro_pack(tmp_path / "plain")).hash  # it draws nothing
     path = folder / "captioner" / "config.json"

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from codebrush.text.tokenizer import train_bpe
 from codebrush.training.dataset import SourceConfig, load_captioned
 from codebrush.training.engine.loop import LoopConfig
-from codebrush.training.stages import Materials, StagePlan, run_stage
+from codebrush.training.run_stage import run_stage
+from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.clip import CLIPRecipe, make_clip
 from codebrush.training.tasks.clip_diagnostics import Watch, clashing_share, guessing_loss
-from codebrush.training.tasks.losses import contrastive_loss, sigmoid_loss
+from codebrush.training.tasks.contrastive_loss import contrastive_loss, sigmoid_loss
 
 GOOD = {"clip_loss": 1.0, "logit_scale": 20.0, "clashing": 0.0}
 
@@ -96,7 +97,7 @@ def test_a_run_says_what_is_noticed_once_on_stderr(shapes: Path, tmp_path: Path,
         learning_rate=1e-9,
     )  # fmt: skip
     loop = LoopConfig(steps=24, batch_size=24, warmup=2, threads=1, log_every=1, checkpoint_every=100, preview_every=0)
-    materials = Materials(data, train_bpe([data.captions(0)[0]]))
+    materials = Materials(data, {"clip": train_bpe([data.captions(0)[0]])})
     clip = make_clip(recipe, materials.tokenizer)
     with torch.no_grad():
         clip.log_scale.fill_(9.0)  # all captions are alike here, so that the loss is a guess's at any scale

@@ -12,9 +12,10 @@ from stopped_runs import run_in_two, run_stage
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import SourceConfig, load_captioned
 from codebrush.training.engine.loop import LoopConfig
-from codebrush.training.stages import Materials, StagePlan, make_network, make_task
+from codebrush.training.run_stage import make_network, make_task
+from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.clip import CLIPRecipe, TextMeanings
-from codebrush.training.tasks.losses import TextLikeness, contrastive_loss
+from codebrush.training.tasks.contrastive_loss import TextLikeness, contrastive_loss
 from packs import micro_tokenizer
 
 RECIPE = CLIPRecipe(
@@ -47,7 +48,8 @@ def test_the_loss_and_its_gradients_are_those_of_more_columns_for_pictures() -> 
 
 @pytest.fixture
 def materials(shapes: Path, tmp_path: Path) -> Materials:
-    return Materials(load_captioned(SourceConfig(str(shapes)).open(), 16, tmp_path / "cache"), micro_tokenizer())
+    data = load_captioned(SourceConfig(str(shapes)).open(), 16, tmp_path / "cache")
+    return Materials(data, {"clip": micro_tokenizer()})
 
 
 def test_a_batch_brings_captions_of_other_rows_and_their_groups(materials: Materials) -> None:

@@ -19,10 +19,11 @@ from codebrush.models.vqgan_sizes import vqgan_micro
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import CaptionTokens, SourceConfig, load_captioned
 from codebrush.training.engine.loop import LoopConfig
-from codebrush.training.stages import Materials, StagePlan, make_network, make_task, run_stage
+from codebrush.training.run_stage import make_network, make_task, run_stage
+from codebrush.training.stage import Materials, StagePlan
+from codebrush.training.tasks.code_loss import code_likeness
 from codebrush.training.tasks.code_transformer import TransformerRecipe, make_code_transformer, with_conditions
 from codebrush.training.tasks.conditions import MOST_HOLE, Drawer, Retold, random_hole, rows_of_each
-from codebrush.training.tasks.losses import code_likeness
 from packs import micro_clip
 
 GRID, CODES = (8, 8), 128
@@ -44,7 +45,7 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
     codes = np.random.default_rng(0).integers(0, CODES, (len(data), 64)).astype(np.int16)
     clip = micro_clip(Tokenizer.wordpiece().vocab_size).requires_grad_(False)
     vqgan = VQGAN(replace(vqgan_micro(), codebook_size=CODES)).eval()
-    return Materials(data, Tokenizer.wordpiece(), clip, vqgan, codes=codes)
+    return Materials(data, {"clip": Tokenizer.wordpiece()}, {"clip": clip, "vqgan": vqgan}, codes=codes)
 
 
 def drawer(materials: Materials, **shares: float) -> Drawer:
@@ -121,7 +122,7 @@ def test_holes_are_some_and_not_all(grid: tuple[int, int]) -> None:
 
 
 def test_a_recipe_gives_the_network_its_conditions(materials: Materials) -> None:
-    clip: Any = materials.clip
+    clip: Any = materials.models["clip"]
     sizes = make_code_transformer(RECIPE, clip, CODES, GRID).config
     assert (sizes.image_embedding, sizes.source_codes) == (24, True)
     assert sizes.text_embedding == 24
@@ -133,7 +134,7 @@ def test_a_recipe_gives_the_network_its_conditions(materials: Materials) -> None
 
 
 def test_a_network_of_texts_learns_more_and_draws_as_it_did(materials: Materials) -> None:
-    clip: Any = materials.clip
+    clip: Any = materials.models["clip"]
     bare = replace(RECIPE, image_share=0.0, hole_share=0.0, pair_share=0.0)
     old = make_code_transformer(bare, clip, CODES, GRID).eval()
     assert with_conditions(old, bare, clip) is old
@@ -173,7 +174,7 @@ def test_soft_codes_are_those_of_the_vqgan(materials: Materials) -> None:
     task = make_task(plan, materials, network)
     batch = task.batch(np.arange(4), np.random.default_rng(0))
     (objective,) = task.objectives(batch, 0)
-    vqgan: Any = materials.vqgan
+    vqgan: Any = materials.models["vqgan"]
     book = vqgan.quantizer.vectors
     targets = code_likeness(book, 0.05)[batch["codes"]]
     order = torch.cdist(book, book).flatten().argsort()
@@ -195,7 +196,7 @@ def test_nothing_of_what_was_in_a_hole_is_read(materials: Materials) -> None:
     changed = {**batch, "holed": fill_holes(other, ~pixels[:, 0])}
     first, second = (task._condition(each).source_codes for each in (batch, changed))  # pyright: ignore
     assert torch.equal(first, second)
-    vqgan: Any = materials.vqgan
+    vqgan: Any = materials.models["vqgan"]
     assert torch.equal(first, vqgan.quantize(vqgan.encode(batch["holed"]))[1].flatten(1))
 
 

@@ -7,7 +7,14 @@ import torch
 from codebrush.data.synthetic.outlines import SHAPES
 from codebrush.data.synthetic.shapes import SceneObject
 from codebrush.data.synthetic.varied_scenes import PALETTE, varied_scene
-from codebrush.training.tasks.patch_labels import PARTS, UNKNOWN, named_cells, patch_sights, place_loss, sight_loss
+from codebrush.training.tasks.patch_labels import (
+    PARTS,
+    UNKNOWN,
+    label_patches,
+    named_cells,
+    patch_label_loss,
+    place_loss,
+)
 
 
 def test_patches_lie_in_what_is_there() -> None:
@@ -15,7 +22,7 @@ def test_patches_lie_in_what_is_there() -> None:
         SceneObject("red", "star", "large", (8.0, 8.0, 40.0, 32.0)),
         SceneObject("blue", "ring", "", (50, 50, 53, 53)),
     ]
-    found = patch_sights(objects, 64, 8).reshape(8, 8, 3)
+    found = label_patches(objects, 64, 8).reshape(8, 8, 3)
     star, red = 1 + SHAPES.index("star"), 1 + list(PALETTE).index("red")
     assert (found[1:4, 1:5, :2] == (star, red)).all()
     assert found[2, 3].tolist() == [star, red, 1]
@@ -28,7 +35,7 @@ def test_every_object_of_a_scene_has_its_patch() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
         scene = varied_scene(rng, 64)
-        found = patch_sights(scene.objects, 64, 8)
+        found = label_patches(scene.objects, 64, 8)
         assert found.max(0)[0] <= PARTS[0] - 1
         middles = {tuple(int(value / 8) for value in each.centre) for each in scene.objects}
         assert found[:, 2].sum() == len(middles)
@@ -36,17 +43,17 @@ def test_every_object_of_a_scene_has_its_patch() -> None:
 
 def test_the_loss_is_that_of_known_patches() -> None:
     torch.manual_seed(0)
-    logits, sights = torch.randn(2, 4, sum(PARTS)), torch.zeros(2, 4, 3, dtype=torch.int64)
-    sights[1] = UNKNOWN
-    expected = sight_loss(logits[:1], sights[:1])
-    assert sight_loss(logits, sights) == pytest.approx(float(expected), rel=1e-6)
+    logits, labels = torch.randn(2, 4, sum(PARTS)), torch.zeros(2, 4, 3, dtype=torch.int64)
+    labels[1] = UNKNOWN
+    expected = patch_label_loss(logits[:1], labels[:1])
+    assert patch_label_loss(logits, labels) == pytest.approx(float(expected), rel=1e-6)
     by_chance = sum(math.log(count) for count in PARTS) / 3
-    assert sight_loss(torch.zeros(2, 4, sum(PARTS)), sights) == pytest.approx(by_chance, rel=1e-5)
+    assert patch_label_loss(torch.zeros(2, 4, sum(PARTS)), labels) == pytest.approx(by_chance, rel=1e-5)
 
 
 def test_a_batch_without_scenes_has_no_loss() -> None:
     logits = torch.randn(1, 4, sum(PARTS), requires_grad=True)
-    loss = sight_loss(logits, torch.full((1, 4, 3), UNKNOWN))
+    loss = patch_label_loss(logits, torch.full((1, 4, 3), UNKNOWN))
     loss.backward()
     assert float(loss) == 0
     assert logits.grad is not None

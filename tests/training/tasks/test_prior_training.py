@@ -15,7 +15,8 @@ from codebrush.models.prior import Prior
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import SourceConfig, load_captioned
 from codebrush.training.engine.loop import LoopConfig
-from codebrush.training.stages import Materials, StagePlan, make_network, make_task, run_stage
+from codebrush.training.run_stage import make_network, make_task, run_stage
+from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.prior import PriorRecipe
 from packs import micro_clip
 
@@ -30,7 +31,7 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
     write_shapes(folder / "scenes", 30, size=32, objects=1)
     data = load_captioned(SourceConfig(str(folder / "scenes")).open(), 32, folder / "cache")
     clip = micro_clip(Tokenizer.wordpiece().vocab_size).requires_grad_(False)
-    return Materials(data, Tokenizer.wordpiece(), clip)
+    return Materials(data, {"clip": Tokenizer.wordpiece()}, {"clip": clip})
 
 
 def test_a_prior_learns_where_pictures_lie(materials: Materials, tmp_path: Path) -> None:

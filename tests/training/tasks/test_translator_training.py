@@ -21,7 +21,8 @@ from codebrush.training.dataset import SourceConfig, load_captioned
 from codebrush.training.engine.loop import LoopConfig
 from codebrush.training.packs.pack_training import train_pack
 from codebrush.training.packs.request import PackRequest
-from codebrush.training.stages import Materials, StagePlan, make_network, make_task, run_stage
+from codebrush.training.run_stage import make_network, make_task, run_stage
+from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.translator import TranslatorRecipe
 from micro_models import CLIP_RECIPE, SIZE, TRANSFORMER_RECIPE, VQGAN_RECIPE
 from packs import micro_clip, write_micro_pack
@@ -51,7 +52,8 @@ def materials(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Materia
     torch.manual_seed(0)
     source = SourceConfig(str(folder), captions=("{label}",), group="thing")
     data = load_captioned(source.open(), 32, tmp_path_factory.mktemp("cache"))
-    return Materials(data, Tokenizer.wordpiece(), micro_clip(Tokenizer.wordpiece().vocab_size).requires_grad_(False))
+    tokenizer = Tokenizer.wordpiece()
+    return Materials(data, {"clip": tokenizer}, {"clip": micro_clip(tokenizer.vocab_size).requires_grad_(False)})
 
 
 def test_a_batch_holds_pairs_of_the_same_thing(materials: Materials) -> None:

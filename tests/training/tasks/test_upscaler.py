@@ -14,11 +14,14 @@ from codebrush.cli.main import run as command
 from codebrush.data.synthetic.scene_folder import write_shapes
 from codebrush.errors import TrainingError
 from codebrush.models.upscaler import Upscaler, reduce
+from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import open_pack
 from codebrush.training.dataset import Captioned, SourceConfig, load_captioned
-from codebrush.training.engine.loop import LoopConfig, step_rng
+from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.engine.rows import step_rng
 from codebrush.training.recipes import plan_from_dict
-from codebrush.training.stages import Materials, StagePlan, make_network, make_task, run_stage
+from codebrush.training.run_stage import make_network, make_task, run_stage
+from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.upscaler import (
     DIHEDRAL,
     UpscalerRecipe,
@@ -42,7 +45,7 @@ def data(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Captioned:
 
 @pytest.fixture
 def materials(data: Captioned) -> Materials:
-    return Materials(data, micro_tokenizer(), micro_clip(), micro_vqgan())
+    return Materials(data, {"clip": micro_tokenizer()}, {"clip": micro_clip(), "vqgan": micro_vqgan()})
 
 
 def make(materials: Materials, **changes) -> UpscalerTask:
@@ -80,13 +83,13 @@ def test_a_share_has_passed_through_the_vqgan(materials: Materials) -> None:
     small, targets = task.pairs(batch)
     plain = reduce(targets, 2)
     assert [torch.equal(a, b) for a, b in zip(small, plain, strict=True)] == [False, False, True, True]
-    assert materials.vqgan is not None
+    vqgan = materials.need(VQGAN)
     for row, (top, left) in enumerate(batch["corners"].tolist()):
         assert torch.equal(
             targets[row] * 255, batch["whole"][row, :, 2 * top : 2 * top + 16, 2 * left : 2 * left + 16].float()
         )
         seen = reduce(batch["whole"][row][None].float() / 255, 2)
-        made = materials.vqgan.decode(materials.vqgan.quantize(materials.vqgan.encode(seen))[0]).clamp(0, 1)
+        made = vqgan.decode(vqgan.quantize(vqgan.encode(seen))[0]).clamp(0, 1)
         torch.testing.assert_close(small[row], made[0, :, top : top + 8, left : left + 8], atol=1e-4, rtol=0)
 
 
@@ -137,10 +140,10 @@ def test_the_target_is_what_the_source_has(shapes: Path, tmp_path: Path) -> None
 def test_the_stage_takes_its_pictures_at_its_own_size(shapes: Path, tmp_path: Path) -> None:
     small = load_captioned(SourceConfig(str(shapes)).open(), 16, tmp_path / "cache")
     plan = StagePlan("upscaler", replace(RECIPE, perceptual=0.0), LOOP)
-    run_stage(plan, Materials(small, micro_tokenizer()), tmp_path / "run")
+    run_stage(plan, Materials(small, {"clip": micro_tokenizer()}), tmp_path / "run")
     assert small.pixels.pixels.shape[1] == 16
     with pytest.raises(TrainingError, match=r"the pictures are 16 pixels wide, but recipe\.target_size is 32"):
-        make(Materials(small, micro_tokenizer(), micro_clip()))
+        make(Materials(small, {"clip": micro_tokenizer()}, {"clip": micro_clip()}))
 
 
 def test_the_pixel_loss_is_the_absolute_error() -> None:
@@ -164,7 +167,7 @@ def test_what_cannot_be_trained_is_told(materials: Materials) -> None:
             vqgan=micro_vqgan(),
         )
     with pytest.raises(TrainingError, match="this stage needs the vqgan of an earlier one"):
-        make(replace(materials, vqgan=None), reconstructed=0.5)
+        make(replace(materials, models={"clip": micro_clip()}), reconstructed=0.5)
     values = {"stage": "upscaler", "recipe": {"target_size": 33}, "loop": {"steps": 1, "batch_size": 1}}
     with pytest.raises(TrainingError, match="target_size 33 is no multiple of the scale 2"):
         plan_from_dict(values, "r.yaml")

@@ -10,7 +10,8 @@ from codebrush.models.vector_quantizer import VectorQuantizer
 from codebrush.models.vqgan import VQGAN
 from codebrush.models.vqgan_sizes import vqgan_micro
 from codebrush.training.engine.loop import LoopConfig
-from codebrush.training.stages import Materials, StagePlan, make_network
+from codebrush.training.run_stage import make_network
+from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.vqgan import SPLIT, VQGANRecipe, grown
 
 RECIPE = VQGANRecipe(image_size=64, codebook_size=160, grow=True)
@@ -52,7 +53,7 @@ def test_one_that_has_enough_codes_keeps_them(start: VQGAN) -> None:
     assert grown(start, VQGANRecipe(image_size=32, codebook_size=64, grow=True)) is start
     assert grown(start, replace(RECIPE, grow=False)) is start
     plan = StagePlan("vqgan", replace(RECIPE, codebook_size=64), LoopConfig(steps=1, batch_size=1))
-    made = make_network(plan, Materials(None, None), start=start)  # pyright: ignore
+    made = make_network(plan, Materials(None, {}), start=start)  # pyright: ignore
     assert isinstance(made, VQGAN)
     assert (made.config.image_size, made.codebook_size) == (64, 128)
 

@@ -12,7 +12,8 @@ from codebrush.models.vqgan import VQGAN
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import SourceConfig, load_captioned
 from codebrush.training.engine.loop import LoopConfig
-from codebrush.training.stages import Materials, StagePlan, make_network, make_task, run_stage
+from codebrush.training.run_stage import make_network, make_task, run_stage
+from codebrush.training.stage import Materials, StagePlan
 from micro_models import SIZE, VQGAN_RECIPE
 
 LOOP = LoopConfig(steps=6, batch_size=8, warmup=1, ema_decay=0.5, threads=1, log_every=3, checkpoint_every=6)
@@ -21,7 +22,7 @@ LOOP = LoopConfig(steps=6, batch_size=8, warmup=1, ema_decay=0.5, threads=1, log
 @pytest.fixture(scope="module")
 def materials(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Materials:
     data = load_captioned(SourceConfig(str(shapes)).open(), SIZE, tmp_path_factory.mktemp("cache"))
-    return Materials(data, Tokenizer.wordpiece())
+    return Materials(data, {"clip": Tokenizer.wordpiece()})
 
 
 def test_structural_similarity_joins_the_loss_with_its_weight(materials: Materials) -> None:

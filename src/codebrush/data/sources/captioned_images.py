@@ -86,6 +86,10 @@ class CaptionedImages:
         cell = self._cells(index)
         return {column: cell(column) for column in self._rows.text.column_names}
 
+    def cell(self, index: int, column: str) -> Any:
+        """The value of one column of a row."""
+        return self._cells(index)(column)
+
     def image(self, index: int) -> Image.Image:
         """The row's picture, RGB. Raises ImageError naming the row."""
         try:

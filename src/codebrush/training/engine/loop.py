@@ -1,33 +1,34 @@
-"""The one training loop: a task and a folder in, trained weights out. It knows no model.
+"""The training loop that every stage runs: precision, devices, checkpoints, averaged weights, logs. It knows no model.
 
 Everything random in step s is drawn from streams seeded by (seed, s), and the rows of step s follow from
-(seed, epoch) alone. A checkpoint therefore holds no generator and no data position: the step says it all, and a
-run that was killed and resumed goes through the same numbers as one that was not.
+(seed, epoch) alone. A checkpoint therefore needs no generator state and no data position, only the step: a run that was
+killed and resumed goes through the same numbers as one that was not.
 """
 
-import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from PIL import Image
 from torch import Tensor, nn
 from torch.distributed import get_rank
 
 from codebrush.errors import TrainingError
+from codebrush.files import atomic_file
 from codebrush.models.precision import autocast
 from codebrush.training.engine.ema import EMA
-from codebrush.training.engine.forgetting import Gate
 from codebrush.training.engine.interrupts import interrupts_held
 from codebrush.training.engine.optimizer import cosine_schedule
 from codebrush.training.engine.reporting import Reporter
+from codebrush.training.engine.rows import ShuffledRows, step_rng
+from codebrush.training.engine.task import Hooks, Objective, TrainingTask
 from codebrush.training.field_types import Count, Share, Weight, Whole
 
 CHECKPOINT = "checkpoint.pt"
@@ -35,10 +36,10 @@ CHECKPOINT = "checkpoint.pt"
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """`batch_size` counts rows over all processes; `precision` "auto" is bf16 where the machine has it.
+    """`batch_size` counts rows over all processes; `precision` "auto" is bf16 on machines that support it.
 
-    `warmup` counts steps, and a quarter of the run at most. `threads` 0 leaves PyTorch's choice. `devices` and
-    `nodes` above 1 run data-parallel. `stop_after` ends the run before its schedule does (0: it does not).
+    `warmup` is in steps, at most a quarter of the run. `threads` 0 leaves PyTorch's choice. `devices` and `nodes` above
+    1 train data-parallel. `stop_after` ends the run at that step of its schedule (0: at the last).
     """
 
     steps: Count
@@ -65,77 +66,22 @@ class LoopConfig:
 
     @property
     def warmup_steps(self) -> int:
-        """For how many steps the learning rate rises."""
+        """The number of steps over which the learning rate rises."""
         return min(self.warmup, max(1, self.steps // 4))
 
 
-class Objective(NamedTuple):
-    """One loss of a step: the loop lowers `loss` with the optimizer of the network called `network`."""
-
-    network: str
-    loss: Tensor
-    metrics: dict[str, Tensor]
-
-
-class Task(Protocol):
-    """What the loop asks of a recipe."""
-
-    networks: dict[str, nn.Module]  # those that are trained, by name; the first is the result
-    optimizers: dict[str, torch.optim.Optimizer]  # by the same names
-    frozen: list[nn.Module]  # moved to the device, never trained
-    examples: int  # rows to draw from
-
-    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
-        """The tensors of those rows; called in a thread, so all randomness comes from `rng`."""
-        ...
-
-    def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
-        """The losses of one step, each lowered before the next is asked for; torch's generator is seeded."""
-        ...
-
-    def preview(self, network: nn.Module) -> Image.Image | None:
-        """A picture of how far the (averaged) network has come."""
-        ...
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What a stage may add to the loop: `rows` of a step where they are not simply shuffled epochs, `remarks` on a
-    line of the log (step 0 has no values), and a `gate` that may end the run early."""
-
-    rows: Callable[[int], np.ndarray] | None = None
-    remarks: Callable[[int, Mapping[str, float]], Iterable[str]] | None = None
-    gate: Gate | None = None
-
-
-def step_rng(seed: int, step: int, stream: int = 0) -> np.random.Generator:
-    """The random stream of one step: (seed, step, stream) names it."""
-    return np.random.default_rng(np.random.SeedSequence([seed, step, stream]))
-
-
-def rows_of_step(examples: int, batch_size: int, seed: int, step: int, stream: int = 1 << 20) -> np.ndarray:
-    """Which rows step `step` sees: consecutive stretches of one endless row of shuffled epochs, (B,) int64.
-
-    Another `stream` shuffles otherwise.
-    """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    rows = np.empty(batch_size, dtype=np.int64)
-    for epoch in np.unique(positions // examples):
-        order = np.random.default_rng(np.random.SeedSequence([seed, int(epoch), stream])).permutation(examples)
-        inside = positions // examples == epoch
-        rows[inside] = order[positions[inside] % examples]
-    return rows
-
-
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this process is the one that writes files and prints."""
     return not (torch.distributed.is_available() and torch.distributed.is_initialized()) or not get_rank()
 
 
 def launch(config: LoopConfig) -> Fabric:
-    """The devices of the config, with a process on each, met here. Raises TrainingError where they cannot be had.
+    """Start a process on each device of the config and wait until all have reached this line.
 
-    Processes that are started here begin as this one did, so nothing that they would stumble over may be written yet.
+    Processes started here run the same command from its beginning, so nothing that would stop them may be written yet.
+
+    Raises:
+        TrainingError: if the devices or the strategy are not available.
     """
     count = config.devices * config.nodes
     started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
@@ -158,7 +104,7 @@ def launch(config: LoopConfig) -> Fabric:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TrainingError(
             f"loop.accelerator '{config.accelerator}', loop.strategy '{config.strategy}' and loop.devices "
-            f"{config.devices} cannot be had here: {reason}"
+            f"{config.devices} are not available here: {reason}"
         ) from error
     fabric.barrier()
     return fabric
@@ -167,12 +113,13 @@ def launch(config: LoopConfig) -> Fabric:
 class Loop:
     """Runs a task from its last checkpoint in `folder` to the last step.
 
-    `fabric` is what `launch` gave, if it was called already; `saved` is called when a checkpoint has been written.
+    `fabric` is the result of `launch`, if that was called already; `saved` is called when a checkpoint has been
+    written.
     """
 
     def __init__(
         self,
-        task: Task,
+        task: TrainingTask,
         config: LoopConfig,
         folder: Path,
         fabric: Fabric | None = None,
@@ -188,13 +135,18 @@ class Loop:
         self.step = 0
         self.result = next(iter(task.networks))
         self.plain = dict(task.networks)  # as they were before any wrapper
+        self.rows = self.hooks.rows or ShuffledRows(task.examples, config.batch_size, config.seed).of_step
         self.ema = EMA(self.plain[self.result], config.ema_decay)
 
     def run(self, stop_after: int | None = None) -> nn.Module:
         """Train and return the first network with its averaged weights, in eval mode.
 
-        A step that `stop_after` names is the last of this call: the run can be resumed later. Where a gate ends the
-        run it is the last network that passed.
+        With `stop_after` this call ends at that step, and the run can be resumed later. If a gate ends the run the
+        result is the last network that passed.
+
+        Raises:
+            TrainingError: if the loss becomes infinite or NaN, or a checkpoint cannot be read or written.
+            KeyboardInterrupt: after Ctrl-C, when the step has ended and is saved.
         """
         gate = self.hooks.gate
         self._prepare()
@@ -214,7 +166,7 @@ class Loop:
         return gate.result(self.averaged()) if gate else self.averaged()
 
     def time_steps(self, warm: int, timed: int) -> float:
-        """Seconds of one step, measured over `timed` steps after `warm` ones; nothing is logged or saved."""
+        """Seconds per step, averaged over `timed` steps after `warm` untimed ones; nothing is logged or saved."""
         self._prepare()
         started = 0.0
         for step in range(warm + timed):
@@ -241,7 +193,7 @@ class Loop:
             self._restore(checkpoint)
 
     def _begin(self) -> None:
-        """What is measured and said before the first step."""
+        """Measure and remark on the network before the first step."""
         if self.hooks.gate is not None:
             self.hooks.gate.resume_at(self.step)
         if self.step == 0 and self._pass_gate():
@@ -249,10 +201,7 @@ class Loop:
         self._remark({})
 
     def _load(self, step: int) -> dict[str, Tensor]:
-        config = self.config
-        draw = self.hooks.rows or (lambda step: rows_of_step(self.task.examples, config.batch_size, config.seed, step))
-        rows = draw(step)
-        mine = rows[self.fabric.global_rank :: self.fabric.world_size]
+        mine = self.rows(step)[self.fabric.global_rank :: self.fabric.world_size]
         return self.task.batch(mine, step_rng(self.config.seed, step, 1 + self.fabric.global_rank))
 
     def _train_step(self, batch: dict[str, Tensor]) -> None:
@@ -297,12 +246,12 @@ class Loop:
         config, step = self.config, self.step
         saving = step % config.checkpoint_every == 0 or step == last
         measured = self._pass_gate()
-        if step % config.log_every == 0 or saving or measured:  # what is saved has been looked at
+        if step % config.log_every == 0 or saving or measured:  # nothing is saved that was not checked
             values = self.reporter.log(step)
             if self._anywhere(not all(np.isfinite(value) for value in values.values())):
                 raise TrainingError(
-                    f"the loss became infinite or no number near step {step}: lower the learning rate and run "
-                    f"again from the last checkpoint"
+                    f"the loss became infinite or NaN near step {step}: lower the learning rate and run again from "
+                    f"the last checkpoint"
                 )
             self._remark(values)
         if config.preview_every and (step % config.preview_every == 0 or step == config.steps):
@@ -313,16 +262,16 @@ class Loop:
             self.save()
 
     def _pass_gate(self) -> bool:
-        """Measure the averaged network where it is due; the first process measures for all."""
+        """Measure the averaged network if it is due; the first process measures for all."""
         gate = self.hooks.gate
         if gate is None or not gate.due(self.step):
             return False
         network = self.averaged()
-        top1 = self.fabric.broadcast(gate.measure(network) if self.fabric.is_global_zero else 0.0)
-        if math.isfinite(top1):  # no number is a loss that became infinite, which the log tells
-            for line in gate.record(self.step, top1, network):
+        value = self.fabric.broadcast(gate.measure(network) if self.fabric.is_global_zero else 0.0)
+        if np.isfinite(value):  # otherwise the loss is infinite or NaN, which the log reports
+            for line in gate.record(self.step, value, network):
                 self.reporter.say(line)
-        self.reporter.add("zero_shot_top1", torch.tensor(top1, dtype=torch.float64))
+        self.reporter.add(gate.metric, torch.tensor(value, dtype=torch.float64))
         self.fabric.barrier()  # what passed is written before anybody reads it
         return True
 
@@ -331,21 +280,21 @@ class Loop:
             self.reporter.say(line)
 
     def _anywhere(self, here: bool) -> bool:
-        """Whether `here` holds in any process; all must stop at the same step, or those left would wait for ever."""
+        """Whether `here` is true in any process: all must stop at the same step, or the others would wait forever."""
         if self.fabric.world_size == 1:
             return here
         count = torch.tensor(float(here), device=self.fabric.device)
         return bool(self.fabric.all_reduce(count, reduce_op="sum"))
 
     def _own(self, name: str) -> dict[str, Tensor]:
-        """What a network's state holds beside parameters and buffers: each process has its own."""
+        """What a network's state holds beside parameters and buffers, which each process has its own values of."""
         network = self.plain[name]
         weights = (network.named_parameters, network.named_buffers)
         shared = {key for named in weights for key, _ in named(remove_duplicate=False)}
         return {key: value for key, value in network.state_dict().items() if key not in shared}
 
     def save(self) -> None:
-        """Write the checkpoint beside the old one and swap them."""
+        """Write a checkpoint, which then takes the place of the old one."""
         state: dict[str, Any] = {"step": self.step, "ema": self.ema.values}
         for name in self.plain:
             state[f"network.{name}"] = self.task.networks[name]
@@ -354,11 +303,10 @@ class Loop:
                 state[f"own.{name}"] = {key: self.fabric.all_gather(value) for key, value in self._own(name).items()}
         path = self.folder / CHECKPOINT
         try:
-            self.fabric.save(f"{path}.part", state)
-            if self.fabric.is_global_zero:
-                os.replace(f"{path}.part", path)
-        except (OSError, RuntimeError) as error:  # a full disk is the latter to the writer of the archive
-            Path(f"{path}.part").unlink(missing_ok=True)
+            # Every process takes part in saving, and the first one's path counts.
+            with atomic_file(path) if self.fabric.is_global_zero else nullcontext(path) as part:
+                self.fabric.save(part, state)
+        except (OSError, RuntimeError) as error:  # the archive writer reports a full disk as a RuntimeError
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise TrainingError(f"{path} cannot be written ({reason}): free space there, then resume") from error
         if self.saved is not None:
@@ -372,7 +320,7 @@ class Loop:
             state[f"optimizer.{name}"] = self.task.optimizers[name]
         try:
             rest = self.fabric.load(path, state, weights_only=True)
-        except Exception as error:  # a truncated archive raises whatever its reader happens to
+        except Exception as error:  # a truncated archive can raise nearly anything
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise TrainingError(f"{path} cannot be read ({reason}): delete it to start the stage again") from error
         self.step = int(rest["step"])

@@ -1,4 +1,4 @@
-"""What a person writes after --budget -> seconds. Light, so that a wrong budget is told at once."""
+"""Reads a --budget. Imports nothing heavy, so that a wrong one is reported at once."""
 
 import math
 
@@ -8,7 +8,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_budget(text: str) -> float:
-    """'60m', '90s', '2h', '1.5d' -> seconds; a bare number counts minutes."""
+    """Seconds of '60m', '90s', '2h' or '1.5d'; a bare number counts minutes. Raises UsageError for anything else."""
     text = text.strip().lower()
     number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "m")
     try:

@@ -1,11 +1,8 @@
-"""Captioned pictures -> a pack: a tokenizer, and one stage after the other for its members, by recipes or a budget."""
+"""Trains a pack on captioned pictures: a tokenizer, then one stage after the other, by recipes or within a budget."""
 
 import dataclasses
-import json
-import os
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,21 +12,15 @@ import torch
 from codebrush.conversion.convert import open_model
 from codebrush.conversion.load import load_clip
 from codebrush.conversion.tokenizers import tokenizer_of
-from codebrush.data.code_cache import encode_once
 from codebrush.errors import TrainingError, UsageError
-from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.pretrained import PretrainedModel
-from codebrush.models.translator import Translator
-from codebrush.models.upscaler import Upscaler
-from codebrush.pack.pack import OPTIONAL, PACK_FILE, Pack, local_pack
-from codebrush.pack.writing import write_pack
-from codebrush.text.tokenizer import Tokenizer, train_bpe
-from codebrush.training.dataset import Captioned, load_captioned
-from codebrush.training.engine.forgetting import read_gate
-from codebrush.training.engine.loop import Loop, LoopConfig, is_first, launch
-from codebrush.training.engine.reporting import METRICS
-from codebrush.training.packs.bank import make_bank
-from codebrush.training.packs.plan import GRID, SHARES, TIMED_STEPS, WARM_STEPS, Size, choose, sizes
+from codebrush.pack.pack import PACK_FILE, Pack
+from codebrush.pack.writing import PackMembers, write_pack
+from codebrush.text.tokenizer import Tokenizer
+from codebrush.training.dataset import load_captioned
+from codebrush.training.engine.loop import Loop, LoopConfig, launch
+from codebrush.training.packs.clock import Clock
+from codebrush.training.packs.plan import TIMED_STEPS, WARM_STEPS, choose
 from codebrush.training.packs.request import (
     REQUEST_FILE,
     PackRequest,
@@ -38,64 +29,30 @@ from codebrush.training.packs.request import (
     work_folder,
     write_request,
 )
-from codebrush.training.stages import (
-    MODEL_FOLDER,
-    Materials,
-    Recipe,
-    StagePlan,
-    at_own_size,
-    has_begun,
-    is_done,
-    make_network,
-    make_task,
-    read_plan,
-    run_stage,
-    with_words,
-)
-from codebrush.training.tasks.clip import CLIPRecipe
-from codebrush.training.tasks.code_transformer import TransformerRecipe, translation_of
-from codebrush.training.tasks.upscaler import UpscalerRecipe, fitting_target
+from codebrush.training.registry import STAGES
+from codebrush.training.run_folder import MODEL_FOLDER, has_begun, is_done, read_plan
+from codebrush.training.run_stage import make_network, make_task, run_figures, run_stage
+from codebrush.training.stage import GRID, Materials, Size, Stage, StagePlan
+from codebrush.training.starts import check_tokenizer, make_tokenizer, member_folder, pack_at
 from codebrush.version import __version__
 
-STAGES = ("clip", "vqgan", "transformer", "prior", "captioner", "upscaler", "translator")
-TOKENIZERS = ("wordpiece", "bpe")
 CLOCK_FILE = "clock.json"
-RECONSTRUCTED = 0.25  # of the pictures that an upscaler learns from are made worse by the VQGAN first
-BANK_SHARE = 0.02  # of a budget, at most, to embed the pictures of a bank
+FINISH_SHARE = 0.02  # of a budget, at most, for what a stage adds to a pack beside its network
 FINISH_SECONDS = 5.0  # kept back for writing the pack
 Say = Callable[[str], None]
 
 
-class Clock:
-    """Seconds that are spent, by stage, over all the processes that worked on a pack one after the other.
-
-    They are stored with each checkpoint; what a killed process did after its last one is forgotten, time and steps.
-    """
-
-    def __init__(self, path: Path, writes: bool = True):
-        self.path, self.writes, self.last = path, writes, time.monotonic()
-        self.seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-    def spent(self) -> float:
-        """Seconds since the first process began, pauses between processes left out."""
-        return sum(self.seconds.values()) + time.monotonic() - self.last
-
-    def charge(self, to: str = "between") -> None:
-        """Count the time since the last call as spent on the stage `to`, and remember it for a process that resumes."""
-        now = time.monotonic()
-        self.seconds[to] = self.seconds.get(to, 0.0) + now - self.last
-        self.last = now
-        if self.writes:
-            part = Path(f"{self.path}.part")
-            part.write_text(json.dumps(self.seconds), encoding="utf-8")
-            os.replace(part, self.path)
-
-
 def train_pack(request: PackRequest, say: Say = print, draw: Callable[..., Any] | None = None) -> dict[str, Any]:
-    """Run every stage that is not done and write the pack; returns stages, figures and paths.
+    """Train every stage that is not done and write the pack; returns stages, figures and paths.
 
-    The work lies in `<out>.work` beside the pack, where `resume` finds it again, with the request that it began with.
-    Where the plans ask for several processes each runs this; the first writes, speaks and returns the figures.
+    The work, and the request it began with, are in `<out>.work` beside the pack, where `resume` finds them. `draw`
+    makes previews of a code transformer. If the plans ask for several processes each of them runs this; the first
+    writes, prints and returns the figures.
+
+    Raises:
+        TrainingError: if there is an earlier training and no `resume`, `out` is not empty and no pack, or a recipe is
+            missing.
+        UsageError: if the request has a wrong value, or another one than the training began with.
     """
     work = work_folder(request.out)
     if not request.resume and any(has_begun(work / stage) for stage in STAGES):
@@ -116,34 +73,24 @@ def train_pack(request: PackRequest, say: Say = print, draw: Callable[..., Any] 
     clock = Clock(work / CLOCK_FILE, writes=fabric.is_global_zero)
     say = say if fabric.is_global_zero else (lambda text: None)
     try:
-        materials = _materials(request, source, work, say)
-        if "translator" in request.plans:
-            make_network(request.plans["translator"], materials)  # a wrong column is told before the other stages
+        materials = _materials(request, source, work, say, draw)
+        for name, plan in request.plans.items():
+            STAGES[name].check(plan, materials)
         clock.charge()
-        figures = {stage: _stage(stage, request, materials, work, clock, say, draw) for stage in _stages(request)}
+        training = _PackTraining(request, materials, work, clock, say)
+        figures = {stage.name: training.run(stage) for stage in training.stages}
         if not fabric.is_global_zero:
             return {}
-        pack = _write(request, materials, work, source, clock, figures)
+        pack = training.write(source, figures)
     finally:
         clock.charge()
     return {
         "pack": str(pack.folder),
         "work": str(work),
         "stages": figures,
-        "skipped": len(materials.data.pixels.skipped),
+        "skipped": len(training.materials.data.pixels.skipped),
         "seconds": round(clock.spent(), 1),
     }
-
-
-def _stages(request: PackRequest) -> list[str]:
-    """The stages of a training; recipes may leave out the prior, the captioner and the upscaler, and only recipes say
-    which column holds the styles of a translator."""
-    budgeted = request.budget is not None
-    return [
-        stage
-        for stage in STAGES
-        if stage in request.plans or stage not in OPTIONAL or (budgeted and stage != "translator")
-    ]
 
 
 def _open_work(request: PackRequest, work: Path) -> None:
@@ -154,14 +101,13 @@ def _open_work(request: PackRequest, work: Path) -> None:
         write_request(request)
 
 
-def _materials(request: PackRequest, source: Any, work: Path, say: Say) -> Materials:
+def _materials(request: PackRequest, source: Any, work: Path, say: Say, draw: Callable[..., Any] | None) -> Materials:
     size = request.image_size
-    start = None if request.start is None else local_pack(str(request.start))
-    if start is not None and (start / PACK_FILE).is_file():
-        size = Pack(start).image_size  # its transformer draws a grid of no other size
-    for stage in ("clip", "vqgan"):  # the pack's pictures are the VQGAN's; those of later stages are their own affair
-        if stage in request.plans:
-            size = request.plans[stage].image_size or size
+    if (start := pack_at(request.start)) is not None:
+        size = start.image_size  # its transformer draws a grid of no other size
+    for name, plan in request.plans.items():  # the pack's pictures are the VQGAN's; later stages may use other sizes
+        if STAGES[name].sets_image_size:
+            size = plan.image_size or size
     data = load_captioned(source, size, work / "cache")
     say(f"{len(data)} pictures with captions from {request.source.source}")
     for name, reason in data.pixels.skipped[:5]:
@@ -176,119 +122,93 @@ def _materials(request: PackRequest, source: Any, work: Path, say: Say) -> Mater
         tokenizer = tokenizer_of(load_clip(place), place)
     else:
         tokenizer = make_tokenizer(request.tokenizer, data)
-    return Materials(data, tokenizer)
+    return Materials(data, {"clip": tokenizer}, draw=draw)
 
 
-def make_tokenizer(kind: str, data: Captioned) -> Tokenizer:
-    """The distilled table's WordPiece, or a BPE trained on the captions."""
-    check_tokenizer(kind)
-    if kind == "wordpiece":
-        return Tokenizer.wordpiece()
-    return train_bpe(text for row in range(len(data)) for text in data.captions(row))
+class _PackTraining:
+    """The stages of a pack, and what they have made so far."""
 
+    def __init__(self, request: PackRequest, materials: Materials, work: Path, clock: Clock, say: Say):
+        self.request, self.materials, self.work, self.clock, self.say = request, materials, work, clock, say
+        self.cache = work / "cache"
 
-def check_tokenizer(kind: str) -> None:
-    """Raises TrainingError for an unknown one."""
-    if kind not in TOKENIZERS:
-        raise TrainingError(f"--tokenizer '{kind}' is unknown: use {' or '.join(TOKENIZERS)}")
+    @property
+    def stages(self) -> list[Stage]:
+        """Those that recipes ask for, that every pack needs, and, within a budget, that have a share of it."""
+        plans, budgeted = self.request.plans, self.request.budget is not None
+        return [
+            stage
+            for name, stage in STAGES.items()
+            if name in plans or not stage.optional or (budgeted and stage.share > 0)
+        ]
 
+    def run(self, stage: Stage) -> dict[str, Any]:
+        """Train a stage, or read its network if it is done; returns its figures."""
+        folder, request = self.work / stage.name, self.request
+        done = is_done(folder)
+        start = None if done else self._start(stage)
+        if not done:
+            self.materials = stage.precompute(self.materials, self.cache)
+        plan = read_plan(folder) if has_begun(folder) else self._plan(stage, start)
+        self.say(f"{stage.name}: {plan.loop.steps} steps of {plan.loop.batch_size} pictures")
+        network = run_stage(
+            plan, self.materials, folder, resume=True, start=start, saved=lambda: self.clock.charge(stage.name)
+        )
+        self.clock.charge("between" if done else stage.name)
+        self.materials.models[stage.name] = network
+        seconds = None if request.budget is None else FINISH_SHARE * request.budget
+        self.materials = stage.finish(network, plan, self.materials, seconds)
+        self.clock.charge()
+        return run_figures(plan, network, folder, self.clock.seconds.get(stage.name, 0.0))
 
-def member_folder(place: Path, stage: str) -> Path:
-    """Where the network of `stage` lies in a pack (or a built-in one's name), a stage's folder, or one of its own."""
-    place = local_pack(str(place)) or place
-    if (place / PACK_FILE).is_file():
-        pack = Pack(place)
-        if not pack.has(stage):
-            raise TrainingError(f"the pack {place} has no {stage}: name a folder that has one")
-        return pack.member(stage)
-    return place / MODEL_FOLDER if (place / MODEL_FOLDER).is_dir() else place
+    def _start(self, stage: Stage) -> PretrainedModel | None:
+        """The network to begin from; None for a fresh one, also where a pack to start from has none of its kind."""
+        place = self.request.start
+        if place is None:
+            return None
+        pack = pack_at(place)
+        if pack is not None and not pack.has(stage.name):
+            self.say(f"{place} has no {stage.name}: a fresh one is trained")
+            return None
+        folder = member_folder(place, stage.name)
+        start = open_model(stage.name, folder)
+        if (tokenizer := stage.tokenizer_beside(start, folder)) is not None:
+            self.materials.tokenizers[stage.name] = tokenizer
+        return start
 
-
-def _stage(
-    stage: str,
-    request: PackRequest,
-    materials: Materials,
-    work: Path,
-    clock: Clock,
-    say: Say,
-    draw: Callable[..., Any] | None,
-) -> dict[str, Any]:
-    folder = work / stage
-    done = is_done(folder)
-    start: PretrainedModel | None = None
-    if request.start is not None and not done:
-        start = _start(request.start, stage, say)
-    if stage == "transformer" and not done:
-        assert materials.vqgan is not None
-        materials.codes = encode_once(materials.vqgan, materials.data.pixels, work / "cache")
-        materials.draw = (lambda network: draw(materials, network)) if draw else None
-    if stage == "captioner":
-        words = folder / MODEL_FOLDER if done else start and member_folder(request.start or Path(), stage)
-        materials.words = Tokenizer.from_pretrained(words) if words else None
-    if has_begun(folder):
-        plan = read_plan(folder)
-    elif stage in request.plans:
+    def _plan(self, stage: Stage, start: PretrainedModel | None) -> StagePlan:
+        """The recipe's plan, or one that fits the stage's share of the budget."""
+        request = self.request
+        if stage.name not in request.plans:
+            return self._plan_within_budget(stage, start)
+        plan = request.plans[stage.name]
         # Never 0 in a stored plan: another number of threads adds up in another order.
-        loop = request.plans[stage].loop
-        threads = request.threads or loop.threads or torch.get_num_threads()
-        plan = replace(request.plans[stage], loop=replace(loop, threads=threads))
-    else:
-        plan = _plan(stage, request, materials, work / "cache", clock, start)
-    if stage == "captioner" and not done:
-        materials.words = with_words(plan, materials).words
-    say(f"{stage}: {plan.loop.steps} steps of {plan.loop.batch_size} pictures")
-    network = run_stage(plan, materials, folder, resume=True, start=start, saved=lambda: clock.charge(stage))
-    clock.charge("between" if done else stage)
-    setattr(materials, stage, network)
-    if isinstance(plan.recipe, TransformerRecipe):
-        materials.translation = translation_of(plan.recipe, materials.data)
-    if isinstance(network, CodeTransformer) and network.config.image_embedding:
-        assert materials.clip is not None
-        if is_first():
-            seconds = None if request.budget is None else BANK_SHARE * request.budget
-            materials.bank = make_bank(materials.clip, materials.data, seconds=seconds)
-        clock.charge()
-    return {
-        "steps": plan.loop.last,
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "seconds": round(clock.seconds.get(stage, 0.0), 1),
-        "metrics": last_metrics(folder),
-    } | ({} if (gate := read_gate(folder)) is None else {"steps": gate["step"], "gate": gate})
+        threads = request.threads or plan.loop.threads or torch.get_num_threads()
+        return replace(plan, loop=replace(plan.loop, threads=threads))
 
+    def _plan_within_budget(self, stage: Stage, start: PretrainedModel | None) -> StagePlan:
+        request = self.request
+        if request.budget is None:
+            raise TrainingError(f"there is no recipe for the stage {stage.name}: add one, or give a --budget")
+        left = max(1.0, request.budget - self.clock.spent() - FINISH_SECONDS)
+        names = [each.name for each in self.stages]
+        remaining = self.stages[names.index(stage.name) :]
+        seconds = max(1.0, left * (stage.share / sum(each.share for each in remaining)))
 
-def _start(place: Path, stage: str, say: Say) -> PretrainedModel | None:
-    """The network to begin `stage` from; None where a pack of published models has none of its kind."""
-    pack = local_pack(str(place)) or place
-    if (pack / PACK_FILE).is_file() and not Pack(pack).has(stage):
-        say(f"{place} has no {stage}: a fresh one is trained")
-        return None
-    return open_model(stage, member_folder(place, stage))
+        def time_steps(size: Size) -> float:
+            plan = self._plan_of(stage, size, WARM_STEPS + TIMED_STEPS, start)
+            return measure_step(plan, self.materials, self.cache, start)
 
+        candidates = stage.sizes(request.image_size)
+        if start is not None:
+            candidates = candidates[:1]  # the start's own size is what is trained
+        size, steps, per_step = choose(candidates, seconds, time_steps)
+        plan = self._plan_of(stage, size, steps, start)
+        return replace(plan, facts={"size": size.name, "seconds_per_step": per_step, "budget_seconds": seconds})
 
-def last_metrics(folder: Path) -> dict[str, float]:
-    """The last line of a stage's metrics."""
-    path = folder / METRICS
-    return json.loads(path.read_text(encoding="utf-8").splitlines()[-1]) if path.is_file() else {}
-
-
-def _plan(
-    stage: str,
-    request: PackRequest,
-    materials: Materials,
-    cache: Path,
-    clock: Clock,
-    start: PretrainedModel | None,
-) -> StagePlan:
-    if request.budget is None:
-        raise TrainingError(f"there is no recipe for the stage {stage}: add one, or give a --budget")
-    left = max(1.0, request.budget - clock.spent() - FINISH_SECONDS)
-    stages = _stages(request)
-    share = SHARES[stage] / sum(SHARES.get(name, 0.0) for name in stages[stages.index(stage) :])
-    seconds = max(1.0, left * share)
-    threads = request.threads or torch.get_num_threads()
-
-    def plan_of(size: Size, steps: int) -> StagePlan:
-        recipe = _fitted(size.recipe, request, materials, start)
+    def _plan_of(self, stage: Stage, size: Size, steps: int, start: PretrainedModel | None) -> StagePlan:
+        request = self.request
+        recipe = stage.adapt(size.recipe, self.materials, start, request.tokenizer == "wordpiece")
         every = max(1, steps // 20)
         loop = LoopConfig(
             steps=steps,
@@ -296,89 +216,45 @@ def _plan(
             seed=request.seed,
             warmup=max(1, min(100, steps // 10)),
             ema_decay=0.999 if steps > 5000 else 0.99 if steps > 300 else 0.9,
-            threads=threads,
+            threads=request.threads or torch.get_num_threads(),
             log_every=min(50, every),
             checkpoint_every=min(500, every),
             preview_every=steps // 5 if steps >= 100 else steps,  # each takes as long as several steps
         )
-        return StagePlan(stage, recipe, loop)
+        return StagePlan(stage.name, recipe, loop)
 
-    def time_steps(size: Size) -> float:
-        plan = plan_of(size, WARM_STEPS + TIMED_STEPS)
-        return measure_step(plan, at_own_size(plan, materials, cache), start)
+    def write(self, source: Any, figures: dict[str, Any]) -> Pack:
+        """Write the pack of all that was trained."""
+        request, materials = self.request, self.materials
+        models = dict(materials.models)
+        if (start := pack_at(request.start)) is not None:
+            for name in STAGES.keys() - models.keys():
+                if (kept := STAGES[name].kept(start, materials.image_size)) is not None:
+                    models[name] = kept
+        provenance = {
+            "source": Path(request.source.source).name,
+            "rows": dataclasses.asdict(request.source) | {"source": Path(request.source.source).name},
+            "data_sha256": source.fingerprint,
+            "seconds": round(self.clock.spent(), 1),
+            "torch": torch.__version__,
+            "stages": figures,
+            "plans": {stage: dataclasses.asdict(read_plan(self.work / stage)) for stage in figures},
+        }
+        return write_pack(
+            request.out,
+            PackMembers(models, materials.tokenizers),
+            name=request.name or request.out.name,
+            translation=materials.translation,
+            version=__version__,
+            licence=request.licence,
+            provenance=provenance,
+        )
 
-    candidates = sizes(stage, request.image_size)
-    if start is not None:
-        candidates = candidates[:1]  # the start's own size is what is trained
-    size, steps, per_step = choose(candidates, seconds, time_steps)
-    plan = plan_of(size, steps)
-    return replace(plan, facts={"size": size.name, "seconds_per_step": per_step, "budget_seconds": seconds})
 
-
-def _fitted(recipe: Recipe, request: PackRequest, materials: Materials, start: PretrainedModel | None) -> Recipe:
-    """A candidate's recipe, as the request, the pictures and what it starts from have it."""
-    if isinstance(recipe, CLIPRecipe):
-        return replace(recipe, token_table=request.tokenizer == "wordpiece")
-    if isinstance(recipe, UpscalerRecipe):
-        vqgan, size = materials.vqgan, materials.data.pixels.pixels.shape[1]
-        assert vqgan is not None
-        scale = start.config.scale if isinstance(start, Upscaler) else recipe.scale
-        recipe = replace(recipe, scale=scale, target_size=fitting_target(materials.data, size, scale))
-        return replace(recipe, reconstructed=0.0 if recipe.small_size % vqgan.factor else RECONSTRUCTED)
-    return recipe
-
-
-def measure_step(plan: StagePlan, materials: Materials, start: PretrainedModel | None = None) -> float:
-    """Seconds of one step of `plan`, from a throw-away network; nothing is left behind."""
-    materials = with_words(plan, materials)
-    network = make_network(plan, materials, None if start is None else type(start).from_config(start.config))
+def measure_step(plan: StagePlan, materials: Materials, cache: Path, start: PretrainedModel | None = None) -> float:
+    """Seconds of one step of `plan`, measured on a throw-away network; only decoded pictures are left, in `cache`."""
+    prepared = STAGES[plan.stage].prepare(plan, materials, cache)
+    network = make_network(plan, prepared, None if start is None else type(start).from_config(start.config))
     with tempfile.TemporaryDirectory() as folder:
-        loop = Loop(make_task(plan, materials, network), plan.loop, Path(folder))
+        loop = Loop(make_task(plan, prepared, network), plan.loop, Path(folder))
         return loop.time_steps(WARM_STEPS, TIMED_STEPS)
-
-
-def _kept_translator(request: PackRequest, materials: Materials) -> Translator | None:
-    """That of the pack to start from, where it takes pictures of this size: no other member is needed for it."""
-    place = None if request.start is None else local_pack(str(request.start))
-    if place is None or not (place / PACK_FILE).is_file() or not Pack(place).has("translator"):
-        return None
-    kept = Pack(place).translator
-    return None if materials.data.pixels.pixels.shape[1] % kept.config.factor else kept
-
-
-def _write(
-    request: PackRequest,
-    materials: Materials,
-    work: Path,
-    source: Any,
-    clock: Clock,
-    figures: Mapping[str, Any],
-) -> Pack:
-    assert materials.clip and materials.vqgan and materials.transformer
-    provenance = {
-        "source": Path(request.source.source).name,
-        "rows": dataclasses.asdict(request.source) | {"source": Path(request.source.source).name},
-        "data_sha256": source.fingerprint,
-        "seconds": round(clock.spent(), 1),
-        "torch": torch.__version__,
-        "stages": figures,
-        "plans": {stage: dataclasses.asdict(read_plan(work / stage)) for stage in figures},
-    }
-    return write_pack(
-        request.out,
-        name=request.name or request.out.name,
-        clip=materials.clip,
-        tokenizer=materials.tokenizer,
-        vqgan=materials.vqgan,
-        transformer=materials.transformer,
-        captioner=materials.captioner,
-        words=materials.words,
-        upscaler=materials.upscaler,
-        bank=materials.bank,
-        translation=materials.translation,
-        prior=materials.prior,
-        translator=materials.translator or _kept_translator(request, materials),
-        version=__version__,
-        licence=request.licence,
-        provenance=provenance,
-    )

@@ -1,4 +1,4 @@
-"""What `codebrush train SOURCE` was asked for -> request.json beside the work, and back when the training goes on."""
+"""The request of `codebrush train SOURCE`: stored with the work, and compared when the training is resumed."""
 
 import dataclasses
 import json
@@ -11,15 +11,17 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from codebrush.errors import TrainingError, UsageError
+from codebrush.files import write_json
 from codebrush.training.dataset import SourceConfig
+from codebrush.training.flattening import leaves
 from codebrush.training.recipes import plan_from_dict, read_recipes
-from codebrush.training.stages import StagePlan
+from codebrush.training.stage import StagePlan
 
 REQUEST_FILE = "request.json"
-DEFAULT_BUDGET = 3600.0  # seconds, where neither a budget nor recipes are given
-# The pictures may have moved, as they are known by their content; what a pack is called is written at the end.
+DEFAULT_BUDGET = 3600.0  # seconds, if neither a budget nor recipes are given
+# The pictures may have moved, because they are checked by content; name and licence are written at the end.
 MAY_CHANGE = ("source.source", "name", "licence")
-FLAGS = {"start": "from", "plans": "recipes", "captions": "caption"}  # fields that are called otherwise on the way in
+FLAGS = {"start": "from", "plans": "recipes", "captions": "caption"}  # of fields that are not called like their flag
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,14 @@ class PackRequest:
 
 
 def work_folder(out: Path) -> Path:
-    """Where a pack is made: beside it, so that the pack itself appears when it is finished."""
+    """The folder a pack is made in, beside the pack, which appears only when it is finished."""
     out = Path(os.path.abspath(out))
     return out.with_name(out.name + ".work")
 
 
 def make_request(source: str, out: Path, given: Mapping[str, Any], resume: bool = False) -> PackRequest:
-    """The request of a command line: `given` holds the flags that stand on it, by the names of the fields (`recipes`,
-    a folder, makes the plans). A training that is resumed takes all others from the request that it began with."""
+    """The request of a command line. `given` holds its flags by the names of the fields; the folder `recipes` becomes
+    the plans. A resumed training takes everything else from the request that it began with."""
     values = dict(given)
     recipes = values.pop("recipes", None)
     chosen = {name: values.pop(name) for name in list(values) if name in SourceConfig.__dataclass_fields__}
@@ -63,15 +65,16 @@ def make_request(source: str, out: Path, given: Mapping[str, Any], resume: bool 
 
 
 def write_request(request: PackRequest) -> None:
-    """Store the request in the work folder, whole or not at all."""
-    path = work_folder(request.out) / REQUEST_FILE
-    part = Path(f"{path}.part")
-    part.write_text(json.dumps(_values(request), indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    """Store the request in the work folder."""
+    write_json(work_folder(request.out) / REQUEST_FILE, _values(request))
 
 
 def read_request(out: Path) -> PackRequest | None:
-    """The request that the training of the pack `out` began with; None where none is stored."""
+    """The request that the training of the pack `out` began with; None if none is stored.
+
+    Raises:
+        TrainingError: if it cannot be read.
+    """
     path = work_folder(out) / REQUEST_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -87,9 +90,8 @@ def read_request(out: Path) -> PackRequest | None:
 
 
 def check_same(request: PackRequest, first: PackRequest) -> None:
-    """Refuse to go on with another request than the training began with. Raises UsageError that names the flag and
-    both values."""
-    ours, theirs = _leaves(_values(request)), _leaves(_values(first))
+    """Raises UsageError, with the flag and both values, for another request than the training began with."""
+    ours, theirs = leaves(_values(request)), leaves(_values(first))
     for name in sorted(ours.keys() | theirs.keys()):
         now, before = ours.get(name), theirs.get(name)
         if name not in MAY_CHANGE and now != before:
@@ -102,18 +104,10 @@ def check_same(request: PackRequest, first: PackRequest) -> None:
 
 
 def _values(request: PackRequest) -> dict[str, Any]:
-    """The request as JSON holds it, without what may change from call to call."""
+    """The request as JSON stores it, without `resume` and `out`."""
     values = dataclasses.asdict(replace(request, plans={}))
     values["plans"] = {stage: dataclasses.asdict(plan) for stage, plan in request.plans.items()}
     if request.start is not None:  # a folder, or the name of a built-in pack
         values["start"] = str(request.start.resolve() if request.start.exists() else request.start)
     del values["resume"], values["out"]
     return json.loads(json.dumps(values))
-
-
-def _leaves(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    """Nested values by their dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= _leaves(value, f"{place}{name}.") if isinstance(value, dict) else {f"{place}{name}": value}
-    return found

@@ -1,8 +1,10 @@
 """Captioned pictures -> a CLIP."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -10,19 +12,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codebrush.conversion.tokenizers import tokenizer_of
 from codebrush.errors import TrainingError
 from codebrush.models.clip import CLIP, MAX_LOGIT_SCALE, CLIPConfig
 from codebrush.models.image_encoder import ImageEncoderConfig, ModifiedResNetConfig, VisionTransformerConfig
 from codebrush.models.text_encoder import BagOfWordsConfig, TextEncoderConfig, TextTransformerConfig
+from codebrush.pack.members import MEMBERS
 from codebrush.text.token_table import token_table
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.dataset import Captioned, CaptionTokens, Joined
-from codebrush.training.engine.loop import Objective
+from codebrush.training.dataset import Captioned, CaptionTokens, Joined, load_captioned
 from codebrush.training.engine.optimizer import make_adamw
+from codebrush.training.engine.task import Hooks, Objective
 from codebrush.training.field_types import Count, Part, Rate, Share, Weight, Whole
+from codebrush.training.fine_tuning import ReplayedRows, replayed_rows
+from codebrush.training.forgetting import ForgettingGate, ZeroShot
+from codebrush.training.stage import GRID, Materials, Size, Stage, StagePlan
 from codebrush.training.tasks.augmentation import Augmentation, change_looks, draw_affine, draw_looks, draw_warp, move
-from codebrush.training.tasks.clip_diagnostics import clashing_share
-from codebrush.training.tasks.losses import TextLikeness, contrastive_loss, sigmoid_loss
+from codebrush.training.tasks.clip_diagnostics import Watch, clashing_share
+from codebrush.training.tasks.contrastive_loss import TextLikeness, contrastive_loss, sigmoid_loss
 
 
 @dataclass(frozen=True)
@@ -159,7 +166,7 @@ class TextMeanings:
 
 
 class CLIPTask:
-    """Trains both towers, or one, on matching pictures with texts; see `codebrush.training.engine.loop.Task`."""
+    """Trains both towers, or one, on matching pictures with texts; see `TrainingTask`."""
 
     def __init__(self, clip: CLIP, recipe: CLIPRecipe, data: Captioned | Joined, tokenizer: Tokenizer):
         self.recipe, self.data, self.clip = recipe, data, clip
@@ -233,3 +240,97 @@ class CLIPTask:
     def preview(self, network: nn.Module) -> None:
         """CLIP draws nothing."""
         return None
+
+
+class CLIPStage(Stage):
+    """Trains the CLIP of a pack."""
+
+    member = MEMBERS["clip"]
+    recipe = CLIPRecipe
+    optional = False
+    share = 0.21
+    replays = True
+    sets_image_size = True
+
+    def make(self, plan: StagePlan, materials: Materials) -> CLIP:
+        """Raises TrainingError for a recipe that locks an encoder of a fresh CLIP."""
+        if plan.recipe.lock != "none":
+            raise TrainingError(f"recipe.lock: the {plan.recipe.lock} encoder is untrained: name a start with --from")
+        return make_clip(plan.recipe, materials.tokenizer)
+
+    def task(self, network: CLIP, plan: StagePlan, materials: Materials) -> CLIPTask:
+        """Over the new set, and the replayed one if the plan has one."""
+        data = materials.data
+        rows = data if materials.replay is None else Joined(data, materials.replay)
+        return CLIPTask(network, plan.recipe, rows, materials.tokenizer)
+
+    def hooks(self, plan: StagePlan, materials: Materials, folder: Path, writes: bool = True) -> Hooks:
+        """The rows of two sets, remarks on the log, and the gate."""
+        recipe, loop, data, replay = plan.recipe, plan.loop, materials.data, materials.replay
+        rows, gate = None, None
+        if replay is not None:
+            count = replayed_rows(recipe.replay_share, loop.batch_size)
+            rows = ReplayedRows(Joined(data, replay), count, loop.batch_size, loop.seed).of_step
+        if plan.gate is not None and materials.gate is not None:
+            measure = ZeroShot(materials.gate, materials.tokenizer)
+            gate = ForgettingGate(plan.gate, measure, folder, loop.last, writes)
+        watch = Watch(
+            loop.batch_size,
+            len(data) + len(replay or ()),
+            recipe.loss,
+            loop.warmup_steps,
+            texts=recipe.texts,
+        )
+        return Hooks(rows, watch.look, gate)
+
+    def prepare(self, plan: StagePlan, materials: Materials, cache: Path) -> Materials:
+        """With the replayed set and the gate's, decoded at the size of the first."""
+        sources = {"replay": plan.replay, "gate": plan.gate and plan.gate.source}
+        sets = {
+            name: load_captioned(source.open(), materials.image_size, cache)
+            for name, source in sources.items()
+            if source is not None
+        }
+        return replace(materials, **sets)
+
+    def tokenizer_beside(self, start: CLIP, folder: Path) -> Tokenizer:
+        """Also of a CLIP from elsewhere, whose tokenizer must fit it."""
+        return tokenizer_of(start, folder)
+
+    def adapt_to_start(self, plan: StagePlan, start: CLIP) -> StagePlan:
+        """With the picture size of the start, which reads no other."""
+        size = start.image_size
+        if plan.recipe.image_size == size:
+            return plan
+        warnings.warn(f"pictures are {size} x {size}, as the CLIP of --from reads them", stacklevel=2)
+        return replace(plan, recipe=replace(plan.recipe, image_size=size))
+
+    def sizes(self, image_size: int) -> Sequence[Size]:
+        """Three, each with vision transformer or ResNet, as the pictures allow."""
+        return [
+            Size("small", _sized_recipe(image_size, 16, 128, 2, 128), 128, 20_000),
+            Size("medium", _sized_recipe(image_size, 32, 256, 4, 256), 256, 100_000),
+            Size("large", _sized_recipe(image_size, 64, 384, 6, 384), 512, 1_000_000),
+        ]
+
+    def adapt(self, recipe: CLIPRecipe, materials: Materials, start: CLIP | None, wordpiece: bool) -> CLIPRecipe:
+        """The distilled table goes with the wordpiece tokenizer."""
+        return replace(recipe, token_table=wordpiece)
+
+
+def _sized_recipe(image_size: int, channels: int, text_width: int, text_layers: int, embed_dim: int) -> CLIPRecipe:
+    patches = image_size < 64 or image_size % 32 > 0  # the resnet's stride of 32 leaves too little of a small picture
+    return CLIPRecipe(
+        image_size=image_size,
+        image="vit" if patches else "resnet",
+        patch_size=image_size // GRID,
+        width=channels * 8 if patches else channels,
+        heads=4,
+        layers=4,
+        text_width=text_width,
+        text_layers=text_layers,
+        embed_dim=embed_dim,
+    )
+
+
+STAGE = CLIPStage()

@@ -1,7 +1,8 @@
 """A CLIP, codes of captioned pictures -> a code transformer that writes codes from text."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,20 +10,25 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from codebrush.data.code_cache import encode_once
 from codebrush.data.sources.caption_templates import Template
 from codebrush.errors import TrainingError
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.models.condition import Condition
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack.pack import text_condition
+from codebrush.pack.members import MEMBERS
+from codebrush.pack.pack import Pack, text_condition
 from codebrush.text.tokenizer import Tokenizer
+from codebrush.training.bank import make_bank
 from codebrush.training.dataset import Captioned, CaptionTokens
-from codebrush.training.engine.loop import Objective
+from codebrush.training.engine.loop import is_first
 from codebrush.training.engine.optimizer import make_adamw
+from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
+from codebrush.training.stage import GRID, Materials, Size, Stage, StagePlan, halvings, needed
+from codebrush.training.tasks.code_loss import code_likeness, code_loss
 from codebrush.training.tasks.conditions import GIVEN, SOURCE, Drawer, Retold, rows_of_each
-from codebrush.training.tasks.losses import code_likeness, code_loss
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,7 @@ def spoil(codes: Tensor, noise: float, codebook_size: int) -> Tensor:
 
 
 class CodeTransformerTask:
-    """Next-code prediction on stored codes; see `codebrush.training.engine.loop.Task`."""
+    """Next-code prediction on stored codes; see `TrainingTask`."""
 
     def __init__(
         self,
@@ -269,3 +275,84 @@ class CodeTransformerTask:
     def preview(self, network: nn.Module) -> Image.Image | None:
         """Whatever the caller's `draw` makes of the network."""
         return self.draw(network) if self.draw is not None else None
+
+
+class CodeTransformerStage(Stage):
+    """Trains the code transformer of a pack."""
+
+    member = MEMBERS["transformer"]
+    recipe = TransformerRecipe
+    reads = ("clip", "vqgan")
+    optional = False
+    share = 0.28
+
+    def make(self, plan: StagePlan, materials: Materials) -> CodeTransformer:
+        """For the codes of the VQGAN, over the whole picture."""
+        clip, vqgan = materials.need(CLIP), materials.need(VQGAN)
+        grid = vqgan.code_grid(materials.image_size)
+        transformer = make_code_transformer(plan.recipe, clip, vqgan.codebook_size, grid)
+        if plan.recipe.soft_codes:
+            alike_at_first(transformer, vqgan.quantizer.vectors.detach())
+        return transformer
+
+    def grow(self, start: CodeTransformer, plan: StagePlan, materials: Materials) -> CodeTransformer:
+        """With the conditions that the recipe's shares need."""
+        return with_conditions(start, plan.recipe, materials.need(CLIP))
+
+    def task(self, network: CodeTransformer, plan: StagePlan, materials: Materials) -> CodeTransformerTask:
+        """On the stored codes of the pictures."""
+        recipe, draw = plan.recipe, materials.draw
+        return CodeTransformerTask(
+            network,
+            recipe,
+            materials.need(CLIP),
+            materials.data,
+            needed(materials.codes, "codes"),
+            materials.tokenizer,
+            None if draw is None else lambda network: draw(materials, network),
+            materials.need(VQGAN) if recipe.hole_share or recipe.soft_codes else None,
+        )
+
+    def precompute(self, materials: Materials, cache: Path) -> Materials:
+        """With the codes of all pictures."""
+        vqgan = materials.find(VQGAN)
+        return (
+            materials if vqgan is None else replace(materials, codes=encode_once(vqgan, materials.data.pixels, cache))
+        )
+
+    def picture_size(self, models: Mapping[str, Any], pack: Pack | None) -> int:
+        """That of the VQGAN."""
+        return models["vqgan"].config.image_size if "vqgan" in models else super().picture_size({}, pack)
+
+    def sizes(self, image_size: int) -> Sequence[Size]:
+        """Three, which also learn to vary pictures and to fill holes; grids of 16 x 16 codes or more use blocks."""
+        block = 2 if (image_size >> halvings(image_size)) >= 2 * GRID else 1
+        return [
+            Size("small", _sized_recipe(128, 4, 4, 2e-3, block), 32, 20_000),
+            Size("medium", _sized_recipe(256, 8, 4, 1e-3, block), 64, 150_000),
+            Size("large", _sized_recipe(512, 12, 8, 6e-4, block), 128, 1_500_000),
+        ]
+
+    def finish(
+        self, network: CodeTransformer, plan: StagePlan, materials: Materials, seconds: float | None
+    ) -> Materials:
+        """With the styles that it learned, and a bank of pictures if it reads their embeddings."""
+        models = materials.models
+        if network.config.image_embedding and is_first():
+            models = {**models, "bank": make_bank(materials.need(CLIP), materials.data, seconds=seconds)}
+        return replace(materials, models=models, translation=translation_of(plan.recipe, materials.data))
+
+
+def _sized_recipe(width: int, layers: int, heads: int, learning_rate: float, block: int) -> TransformerRecipe:
+    return TransformerRecipe(
+        width=width,
+        layers=layers,
+        heads=heads,
+        block=block,
+        learning_rate=learning_rate,
+        image_share=0.15,
+        hole_share=0.15,
+    )
+
+
+STAGE = CodeTransformerStage()

@@ -1,6 +1,6 @@
 """A CLIP and captioned pictures -> a prior that says of a text where its pictures lie."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from codebrush.models.clip import CLIP
 from codebrush.models.prior import Prior, PriorConfig
+from codebrush.pack.members import MEMBERS
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned, CaptionTokens
-from codebrush.training.engine.loop import Objective
 from codebrush.training.engine.optimizer import make_adamw
+from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
+from codebrush.training.stage import Materials, Size, Stage, StagePlan
 
 SHARPNESS = 20.0  # of the softmax over the pictures of a batch
 
@@ -40,7 +42,7 @@ def make_prior(recipe: PriorRecipe, clip: CLIP) -> Prior:
 
 
 class PriorTask:
-    """Where a caption's picture lies; see `codebrush.training.engine.loop.Task`."""
+    """Where a caption's picture lies; see `TrainingTask`."""
 
     def __init__(self, prior: Prior, recipe: PriorRecipe, clip: CLIP, data: Captioned, tokenizer: Tokenizer):
         self.recipe, self.clip, self.data = recipe, clip, data
@@ -80,3 +82,30 @@ class PriorTask:
     def preview(self, network: nn.Module) -> None:
         """A prior draws nothing."""
         return None
+
+
+class PriorStage(Stage):
+    """Trains the prior of a pack."""
+
+    member = MEMBERS["prior"]
+    recipe = PriorRecipe
+    reads = ("clip",)
+    share = 0.02
+
+    def make(self, plan: StagePlan, materials: Materials) -> Prior:
+        """In the space of the CLIP."""
+        return make_prior(plan.recipe, materials.need(CLIP))
+
+    def task(self, network: Prior, plan: StagePlan, materials: Materials) -> PriorTask:
+        """On captions and their pictures."""
+        return PriorTask(network, plan.recipe, materials.need(CLIP), materials.data, materials.tokenizer)
+
+    def sizes(self, image_size: int) -> Sequence[Size]:
+        """Two."""
+        return [
+            Size("small", PriorRecipe(width=256), 64, 10_000),
+            Size("large", PriorRecipe(width=1024), 256, 1_000_000),
+        ]
+
+
+STAGE = PriorStage()

@@ -1,8 +1,9 @@
 """Pictures of the same things in several styles -> a translator from any of them to each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -18,10 +19,13 @@ from codebrush.errors import DataError, TrainingError
 from codebrush.models.clip import CLIP
 from codebrush.models.perceptual import CLIPPerceptual
 from codebrush.models.translator import Translator, TranslatorConfig
+from codebrush.pack.members import MEMBERS
+from codebrush.pack.pack import Pack
 from codebrush.training.dataset import Captioned, evenly
-from codebrush.training.engine.loop import Objective
 from codebrush.training.engine.optimizer import make_adamw
+from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Weight, Whole
+from codebrush.training.stage import Materials, Stage, StagePlan, resized
 from codebrush.training.tasks.augmentation import Augmentation, draw_affine, move
 
 PREVIEWED = 6
@@ -57,16 +61,21 @@ def styles_of(data: Captioned, column: str) -> list[str]:
     return ["" if is_empty(cell) else str(cell).strip() for cell in cells]
 
 
-def make_translator(recipe: TranslatorRecipe, data: Captioned) -> Translator:
-    """A fresh translator to the styles of the rows. Raises TrainingError where there are fewer than two."""
+def learned_styles(recipe: TranslatorRecipe, data: Captioned) -> tuple[str, ...]:
+    """The styles of the rows, sorted. Raises TrainingError if there are fewer than two."""
     styles = tuple(sorted(set(styles_of(data, recipe.style_column)) - {""}))
     if len(styles) < 2:
         raise TrainingError(f"the column {recipe.style_column} holds fewer than two styles: name another")
-    return Translator(TranslatorConfig(styles, recipe.channels, recipe.multipliers))
+    return styles
+
+
+def make_translator(recipe: TranslatorRecipe, data: Captioned) -> Translator:
+    """A fresh translator to the styles of the rows."""
+    return Translator(TranslatorConfig(learned_styles(recipe, data), recipe.channels, recipe.multipliers))
 
 
 class TranslatorTask:
-    """The same thing in another style; see `codebrush.training.engine.loop.Task`."""
+    """The same thing in another style; see `TrainingTask`."""
 
     def __init__(self, translator: Translator, recipe: TranslatorRecipe, clip: CLIP, data: Captioned):
         self.recipe, self.clip, self.data = recipe, clip, data
@@ -137,3 +146,40 @@ class TranslatorTask:
 def _psnr(made: Tensor, targets: Tensor) -> Tensor:
     """Mean over the pictures, in dB."""
     return (-10 * F.mse_loss(made, targets, reduction="none").mean((1, 2, 3)).clamp(min=1e-10).log10()).mean()
+
+
+class TranslatorStage(Stage):
+    """Trains the translator of a pack, where a recipe says which column holds the styles."""
+
+    member = MEMBERS["translator"]
+    recipe = TranslatorRecipe
+    reads = ("clip",)
+
+    def make(self, plan: StagePlan, materials: Materials) -> Translator:
+        """To the styles of the rows."""
+        return make_translator(plan.recipe, materials.data)
+
+    def task(self, network: Translator, plan: StagePlan, materials: Materials) -> TranslatorTask:
+        """On pairs of pictures of the same thing."""
+        return TranslatorTask(network, plan.recipe, materials.need(CLIP), materials.data)
+
+    def check(self, plan: StagePlan, materials: Materials) -> None:
+        """A column that is not there, or has no styles, is reported before the other stages are trained."""
+        learned_styles(plan.recipe, materials.data)
+
+    def prepare(self, plan: StagePlan, materials: Materials, cache: Path) -> Materials:
+        """With pictures of the recipe's size."""
+        return resized(plan, materials, cache)
+
+    def picture_size(self, models: Mapping[str, Any], pack: Pack | None) -> int:
+        """That of the pack which the CLIP is from."""
+        return super().picture_size(models, pack) if pack is None else pack.image_size
+
+    def kept(self, pack: Pack, image_size: int) -> Translator | None:
+        """No other member is needed for it, so it is kept where it takes pictures of the size."""
+        if not pack.has(self.name) or image_size % pack.translator.config.factor:
+            return None
+        return pack.translator
+
+
+STAGE = TranslatorStage()

@@ -1,7 +1,8 @@
 """Pictures as large as they are to become -> an upscaler: each is made small, and the network is to give it back."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,10 +15,13 @@ from codebrush.data.images import to_pil
 from codebrush.errors import TrainingError
 from codebrush.models.upscaler import Upscaler, UpscalerConfig, enlarge, reduce
 from codebrush.models.vqgan import VQGAN
+from codebrush.pack.members import MEMBERS
 from codebrush.training.dataset import Captioned, evenly
-from codebrush.training.engine.loop import Objective
+from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight, Whole
+from codebrush.training.stage import Materials, Size, Stage, StagePlan, resized
 from codebrush.training.tasks.gan import NAME, judge_pictures, opposed
+from codebrush.training.tasks.perceptual import perceptual_distance
 
 PREVIEWED = 6
 SAMPLED = 16  # pictures whose size says how large those of a source are
@@ -25,6 +29,7 @@ LEAST_SIDE = 8  # small pictures are multiples of it, as those that packs draw w
 SMOOTH = 1e-3  # below such an error the pixel loss is quadratic
 LEAST_ERROR = 1e-10  # mean square, of a picture that is hit exactly: 100 dB
 DIHEDRAL = 8  # ways to turn and mirror a square
+RECONSTRUCTED = 0.25  # of the pictures that an upscaler within a budget learns from pass through the VQGAN first
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def turned(image: Tensor, way: int) -> Tensor:
 
 
 class UpscalerTask:
-    """Generator and, once it starts, discriminator in turn; see `codebrush.training.engine.loop.Task`.
+    """Generator and, once it starts, discriminator in turn; see `TrainingTask`.
 
     `perceptual` maps two batches of images in [0, 1] to their distance; None leaves that term out. `vqgan` makes the
     reconstructed share.
@@ -207,3 +212,49 @@ def _check(upscaler: Upscaler, recipe: UpscalerRecipe, data: Captioned, vqgan: V
             f"recipe.target_size: small pictures of {recipe.small_size} pixels do not fit the VQGAN's {vqgan.factor} "
             "pixels a code"
         )
+
+
+class UpscalerStage(Stage):
+    """Trains the upscaler of a pack."""
+
+    member = MEMBERS["upscaler"]
+    recipe = UpscalerRecipe
+    reads = ("clip", "vqgan")
+    share = 0.05
+
+    def make(self, plan: StagePlan, materials: Materials) -> Upscaler:
+        """Of the recipe's sizes."""
+        return make_upscaler(plan.recipe)
+
+    def task(self, network: Upscaler, plan: StagePlan, materials: Materials) -> UpscalerTask:
+        """With the perceptual distance that the recipe names, and the VQGAN if it asks for reconstructed pictures."""
+        recipe = plan.recipe
+        vqgan = materials.need(VQGAN) if recipe.reconstructed else None
+        distance = perceptual_distance(recipe, materials)
+        return UpscalerTask(network, recipe, materials.data, plan.loop.steps, distance, vqgan)
+
+    def prepare(self, plan: StagePlan, materials: Materials, cache: Path) -> Materials:
+        """With pictures as large as they should become."""
+        return resized(plan, materials, cache)
+
+    def sizes(self, image_size: int) -> Sequence[Size]:
+        """Three, for pictures twice as large as those of the pack."""
+        target = 2 * image_size
+        return [
+            Size("small", UpscalerRecipe(width=32, blocks=4, target_size=target, learning_rate=2e-3), 8, 10_000),
+            Size("medium", UpscalerRecipe(target_size=target), 16, 100_000),
+            Size("large", UpscalerRecipe(width=64, blocks=16, target_size=target, learning_rate=4e-4), 32, 1_000_000),
+        ]
+
+    def adapt(
+        self, recipe: UpscalerRecipe, materials: Materials, start: Upscaler | None, wordpiece: bool
+    ) -> UpscalerRecipe:
+        """With a target that the pictures are large enough for; some reconstructed if their size suits the VQGAN."""
+        scale = recipe.scale if start is None else start.config.scale
+        target = fitting_target(materials.data, materials.image_size, scale)
+        recipe = replace(recipe, scale=scale, target_size=target)
+        fits = recipe.small_size % materials.need(VQGAN).factor == 0
+        return replace(recipe, reconstructed=RECONSTRUCTED if fits else 0.0)
+
+
+STAGE = UpscalerStage()

@@ -1,7 +1,7 @@
 """Pictures -> a VQGAN, against pixels, a perceptual distance and a discriminator that starts late."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -17,11 +17,14 @@ from codebrush.data.images import to_pil
 from codebrush.data.structural_similarity import structural_similarity, torchmetrics_ssim
 from codebrush.errors import TrainingError
 from codebrush.models.vqgan import VQGAN, VQGANConfig
+from codebrush.pack.members import MEMBERS
 from codebrush.training.dataset import Captioned, evenly
-from codebrush.training.engine.loop import Objective
+from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
+from codebrush.training.stage import Materials, Size, Stage, StagePlan, halvings
 from codebrush.training.tasks.augmentation import Augmentation, draw_affine, move
 from codebrush.training.tasks.gan import NAME, judge_pictures, opposed
+from codebrush.training.tasks.perceptual import perceptual_distance
 
 PREVIEWED = 16
 SPLIT = 0.15  # how far from its parent a code begins, as a share of its length
@@ -174,3 +177,51 @@ class VQGANTask:
         half = len(images) // 2
         rows = (images[:half], made[:half], images[half:], made[half:])
         return contact_sheet([to_pil(image) for row in rows for image in row], columns=max(1, half))
+
+
+class VQGANStage(Stage):
+    """Trains the VQGAN of a pack."""
+
+    member = MEMBERS["vqgan"]
+    recipe = VQGANRecipe
+    reads = ("clip",)
+    optional = False
+    share = 0.33
+    sets_image_size = True
+
+    def make(self, plan: StagePlan, materials: Materials) -> VQGAN:
+        """Of the recipe's sizes."""
+        return make_vqgan(plan.recipe)
+
+    def grow(self, start: VQGAN, plan: StagePlan, materials: Materials) -> VQGAN:
+        """With larger pictures and more codes if the recipe says `grow`."""
+        return grown(start, plan.recipe)
+
+    def task(self, network: VQGAN, plan: StagePlan, materials: Materials) -> VQGANTask:
+        """With the perceptual distance that the recipe names."""
+        distance = perceptual_distance(plan.recipe, materials)
+        return VQGANTask(network, plan.recipe, materials.data, plan.loop.steps, distance)
+
+    def sizes(self, image_size: int) -> Sequence[Size]:
+        """Three, with up to 8 pixels a code."""
+        levels = halvings(image_size)
+        return [
+            Size("small", _sized_recipe(image_size, levels, 16, 256, (1, 2, 2, 4)), 16, 10_000),
+            Size("medium", _sized_recipe(image_size, levels, 32, 1024, (1, 2, 2, 4)), 32, 60_000),
+            Size("large", _sized_recipe(image_size, levels, 64, 4096, (1, 2, 4, 4)), 32, 600_000),
+        ]
+
+
+def _sized_recipe(
+    image_size: int, levels: int, channels: int, codebook_size: int, multipliers: tuple[int, ...]
+) -> VQGANRecipe:
+    return VQGANRecipe(
+        image_size=image_size,
+        channels=channels,
+        channel_multipliers=multipliers[-(levels + 1) :],
+        latent_channels=2 * channels,
+        codebook_size=codebook_size,
+    )
+
+
+STAGE = VQGANStage()

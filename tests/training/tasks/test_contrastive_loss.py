@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebrush.training.tasks.losses import code_likeness, code_loss, contrastive_loss, sigmoid_loss
+from codebrush.training.tasks.contrastive_loss import contrastive_loss, sigmoid_loss
 
 GROUPS = [None, [0, 1, 2, 3, 4, 5], [7, 7, 1, 2, 7, 1], [3, 3, 3, 3, 3, 3]]
 SCALE, BIAS = 12.0, -3.0
@@ -85,29 +85,6 @@ def test_mixed_precision_leaves_the_loss_exact(loss):
     with torch.autocast("cpu", torch.bfloat16):
         mixed = loss(image, text, scale=scale)
     torch.testing.assert_close(mixed, exact, rtol=1e-6, atol=1e-6)
-
-
-def test_code_loss_is_the_mean_nats_a_code():
-    logits, codes = torch.randn(2, 3, 5), torch.tensor([[0, 4, 2], [1, 1, 3]])
-    picked = torch.log_softmax(logits, -1).gather(-1, codes.unsqueeze(-1))
-    assert code_loss(logits, codes).item() == pytest.approx(-picked.mean().item(), rel=1e-6)
-
-
-def test_codes_that_look_alike_are_right_as_well():
-    codebook = torch.tensor([[0.0, 0.0], [0.1, 0.0], [3.0, 0.0], [0.0, 4.0]])
-    likeness = code_likeness(codebook, 0.01)
-    apart = torch.cdist(codebook, codebook) ** 2
-    for row in range(4):
-        expected = torch.exp(-apart[row] / (0.01 * apart.mean()))
-        torch.testing.assert_close(likeness[row], expected / expected.sum())
-    assert likeness[0, 1] > 0.4
-    torch.testing.assert_close(code_likeness(7 * codebook, 0.01), likeness)
-    torch.testing.assert_close(code_likeness(codebook, 1e-6), torch.eye(4))
-    logits, codes = torch.randn(2, 3, 4), torch.tensor([[0, 3, 2], [1, 1, 3]])
-    nats = -(likeness[codes] * torch.log_softmax(logits, -1)).sum(-1).mean()
-    assert code_loss(logits, codes, likeness=likeness).item() == pytest.approx(nats.item(), rel=1e-6)
-    hard = code_loss(logits, codes, likeness=torch.eye(4))
-    assert hard.item() == pytest.approx(code_loss(logits, codes).item(), rel=1e-6)
 
 
 class Towers(nn.Module):

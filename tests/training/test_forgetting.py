@@ -21,9 +21,11 @@ from codebrush.errors import DataError, TrainingError
 from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import train_bpe
 from codebrush.training.dataset import Captioned, SourceConfig, load_captioned
-from codebrush.training.engine.forgetting import PASSED_FOLDER, Gate, GateConfig, ZeroShot, read_gate
-from codebrush.training.engine.loop import CHECKPOINT, Hooks, Loop, LoopConfig
-from codebrush.training.stages import Materials, StagePlan, make_task, run_stage
+from codebrush.training.engine.loop import CHECKPOINT, Loop, LoopConfig
+from codebrush.training.engine.task import Hooks
+from codebrush.training.forgetting import PASSED_FOLDER, ForgettingGate, GateConfig, ZeroShot, read_gate
+from codebrush.training.run_stage import make_task, run_stage
+from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.clip import CLIPRecipe
 
 COLOURS = ("red", "lime", "blue")
@@ -57,7 +59,8 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def materials(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Materials:
     data = load_captioned(rows_config(colours).open(), 16, tmp_path_factory.mktemp("cache"))
-    return Materials(data, train_bpe(caption for row in range(len(data)) for caption in data.captions(row)))
+    tokenizer = train_bpe(caption for row in range(len(data)) for caption in data.captions(row))
+    return Materials(data, {"clip": tokenizer})
 
 
 @pytest.fixture(scope="module")
@@ -146,13 +149,13 @@ def test_one_class_is_no_gate(materials: Materials):
 
 
 def test_a_fall_up_to_the_limit_passes(tmp_path: Path):
-    gate = Gate(GateConfig(SourceConfig("x"), limit=0.05, action="warn"), Scripted(), tmp_path, last=9)
+    gate = ForgettingGate(GateConfig(SourceConfig("x"), limit=0.05, action="warn"), Scripted(), tmp_path, last=9)
     gate.record(0, 0.7, nn.Identity())
     assert [gate.passes(top1) for top1 in (0.9, 0.7, 0.65, 0.6499)] == [True, True, True, False]
 
 
 def test_it_is_due_before_between_and_after(tmp_path: Path):
-    gate = Gate(GateConfig(SourceConfig("x"), every=4), Scripted(), tmp_path, last=10)
+    gate = ForgettingGate(GateConfig(SourceConfig("x"), every=4), Scripted(), tmp_path, last=10)
     assert [step for step in range(11) if gate.due(step)] == [0, 4, 8, 10]
 
 
@@ -163,7 +166,7 @@ def gated(
     folder.mkdir(exist_ok=True)
     loop = replace(LOOP, **{key: value for key, value in changes.items() if key != "pause"})
     config = GateConfig(SourceConfig("x"), every=2, action=action)
-    hooks = Hooks(gate=Gate(config, Scripted(*values), folder, loop.last))
+    hooks = Hooks(gate=ForgettingGate(config, Scripted(*values), folder, loop.last))
     task = make_task(StagePlan("clip", RECIPE, loop), materials, deepcopy(start))
     run = Loop(task, loop, folder, hooks=hooks)
     return run, run.run(changes.get("pause"))
@@ -251,7 +254,7 @@ def test_a_loss_that_is_no_number_is_told_as_such(materials: Materials, start: C
     broken = deepcopy(start)
     with torch.no_grad():
         broken.log_scale.fill_(math.nan)
-    with pytest.raises(TrainingError, match="infinite or no number near step 2"):
+    with pytest.raises(TrainingError, match="infinite or NaN near step 2"):
         gated(materials, broken, tmp_path, (1.0, math.nan))
     assert "fell" not in capsys.readouterr().err
 

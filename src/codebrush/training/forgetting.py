@@ -1,8 +1,7 @@
-"""A held-out labelled set and a network in training -> its zero-shot accuracy over the run, and the last good state."""
+"""Keeps a CLIP in training from forgetting: measures its zero-shot accuracy on a held-out set, and may stop the run."""
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from codebrush.errors import DataError
+from codebrush.files import atomic_file
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned, SourceConfig
@@ -30,10 +30,10 @@ ROUNDING = 1e-9  # of the difference of two shares
 class GateConfig:
     """A labelled set that training must not forget: `source` is its rows, best a held-out split.
 
-    The classes are its groups (`source.group`, like "label"), the texts of a class the captions that
-    `source.captions` (like "a photo of a {label}") make of its rows. `limit` is the largest fall of top-1 accuracy
-    that passes, as a share of all pictures; it is measured before the first step, after every `every` steps and at
-    the end. A larger fall makes "stop" end the run with the last state that passed, and "warn" say so.
+    The classes are its groups (`source.group`, like "label"); the texts of a class are the captions that
+    `source.captions` (like "a photo of a {label}") make of its rows. Top-1 accuracy is measured before the first step,
+    every `every` steps and at the end. A fall by more than `limit`, a share of all pictures, ends the run with the last
+    state that passed if `action` is "stop", and prints a warning if it is "warn".
     """
 
     source: SourceConfig
@@ -43,7 +43,11 @@ class GateConfig:
 
 
 class ZeroShot:
-    """Measures a CLIP's top-1 accuracy on the rows of `data`, each to be told among all the groups of the set."""
+    """Measures a CLIP's zero-shot top-1 accuracy on the rows of `data`; the classes are the groups of the set.
+
+    Raises:
+        DataError: if the set has fewer than two groups.
+    """
 
     def __init__(self, data: Captioned, tokenizer: Tokenizer):
         self.data = data
@@ -58,8 +62,8 @@ class ZeroShot:
 
     @torch.no_grad()
     def __call__(self, clip: Any) -> float:
-        """Share of pictures nearer to the mean of their class's texts than to any other's, in [0, 1]; NaN for a CLIP
-        whose embeddings are no numbers."""
+        """Share of pictures nearer to the mean of their class's texts than to any other's, in [0, 1]; NaN if an
+        embedding is NaN."""
         device = clip.log_scale.device
         texts = torch.cat([clip.encode_text(tokens.to(device)) for tokens in self.tokens.split(BATCH)])  # (texts, E)
         sums = torch.zeros(self.classes, texts.shape[1], device=device).index_add_(0, self.owners.to(device), texts)
@@ -75,12 +79,14 @@ class ZeroShot:
         return right / len(self.data)
 
 
-class Gate:
-    """Holds what `measure` says of a network over a run against its value before the first step.
+class ForgettingGate:
+    """Compares what `measure` gives for a network during a run with its value before the first step; an `engine` Gate.
 
-    `folder` keeps the record (gate.json) and, where a fall stops the run, the last network that passed, so that a
-    run that is resumed goes by the same. `last` is the run's last step; one process of several `writes`.
+    `folder` keeps the record (gate.json) and, if a fall stops the run, the last network that passed, so that a resumed
+    run goes by the same values. `last` is the run's last step; of several processes one `writes`.
     """
+
+    metric = "zero_shot_top1"
 
     def __init__(
         self,
@@ -94,16 +100,16 @@ class Gate:
         self.measured: list[tuple[int, float]] = []
 
     def resume_at(self, step: int) -> None:
-        """Take up the record of an earlier run, without what it measured after the checkpoint at `step`."""
+        """Continue the record of an earlier run, without what it measured after the checkpoint at `step`."""
         known = read_gate(self.folder) if step else None
         self.measured = [(at, top1) for at, top1 in (known or {"measured": []})["measured"] if at <= step]
 
     def due(self, step: int) -> bool:
-        """Whether the network after `step` steps is to be measured."""
+        """Whether to measure the network after `step` steps."""
         return step in (0, self.last) or step % self.config.every == 0
 
     def passes(self, top1: float) -> bool:
-        """Whether a value has fallen by no more than the limit."""
+        """Whether a value is no more than the limit below the first one."""
         return top1 >= self.measured[0][1] - self.config.limit - ROUNDING
 
     @property
@@ -113,13 +119,13 @@ class Gate:
 
     @property
     def kept(self) -> tuple[int, float]:
-        """The step and value of the network that the run ends with, as it stands."""
+        """The step and value of the network that the run would end with now."""
         if not self.stopped:
             return self.measured[-1]
         return next((step, top1) for step, top1 in reversed(self.measured) if self.passes(top1))
 
     def record(self, step: int, top1: float, network: nn.Module) -> list[str]:
-        """Take in a value, keep the network if it passes; returns what there is to say."""
+        """Take in a value and keep the network if it passes; returns lines for the log."""
         fallen = bool(self.measured) and not self.passes(self.measured[-1][1])
         self.measured.append((step, top1))
         passes = self.passes(top1)
@@ -131,14 +137,14 @@ class Gate:
         return self._lines(step, top1, passes, fallen)
 
     def result(self, network: nn.Module) -> nn.Module:
-        """`network`, or the last that passed where the gate has stopped the run."""
+        """`network`, or the last one that passed if the gate has stopped the run."""
         if not self.stopped:
             return network
         assert isinstance(network, PretrainedModel)
         return type(network).from_pretrained(self.folder / PASSED_FOLDER)
 
     def close(self) -> None:
-        """Remove the kept network, once the run's own model is written."""
+        """Remove the kept network, once the run's own model is saved."""
         shutil.rmtree(self.folder / PASSED_FOLDER, ignore_errors=True)
 
     def _lines(self, step: int, top1: float, passes: bool, fallen: bool) -> list[str]:
@@ -166,12 +172,11 @@ class Gate:
             "stopped": self.stopped,
             "measured": self.measured,
         }
-        part = self.folder / f"{GATE_FILE}.part"
-        part.write_text(json.dumps(report) + "\n", encoding="utf-8")
-        os.replace(part, self.folder / GATE_FILE)
+        with atomic_file(self.folder / GATE_FILE) as part:
+            part.write_text(json.dumps(report) + "\n", encoding="utf-8")
 
 
 def read_gate(folder: Path) -> dict[str, Any] | None:
-    """The record of the gate of a run in `folder`; None where there was none."""
+    """The record of the gate of a run in `folder`; None if it had no gate."""
     path = folder / GATE_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from codebrush.training.tasks.vq_losses import adaptive_weight, discriminator_loss, generator_loss
+from codebrush.training.tasks.gan import adaptive_weight, discriminator_loss, generator_loss
 
 
 @pytest.fixture(autouse=True)

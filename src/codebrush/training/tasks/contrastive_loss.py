@@ -1,4 +1,4 @@
-"""Embeddings and logits -> the scalar that training lowers."""
+"""The losses of a CLIP: softmax (InfoNCE) or sigmoid over the cosines of pictures and texts, also across processes."""
 
 from dataclasses import dataclass
 
@@ -105,20 +105,3 @@ def sigmoid_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, group
     logits = scaled_cosines(image, text, scale) + bias
     sign = 2 * positives(groups) - 1  # +1 for a pair that fits, -1 for one that does not
     return -F.logsigmoid(sign * logits).sum() / len(image)
-
-
-def code_loss(logits: Tensor, codes: Tensor, label_smoothing: float = 0.0, likeness: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy in nats a code: logits (..., K), codes (...) int64; `likeness` (K, K) has a distribution over
-    all codes for each one that is asked for (see `code_likeness`)."""
-    targets = codes.flatten() if likeness is None else likeness[codes.flatten()]
-    return F.cross_entropy(logits.float().flatten(0, -2), targets, label_smoothing=label_smoothing)
-
-
-def code_likeness(codebook: Tensor, temperature: float) -> Tensor:
-    """How well each code of a codebook (K, d), as it is looked up, stands for each other one: (K, K), rows of sum 1.
-
-    Soft targets, as in RQ-Transformer (Lee et al. 2022, section 3.2.3): codes of nearly the same look are nearly the
-    same answer. Squared distances count as shares of the mean one, so that `temperature` means the same everywhere.
-    """
-    apart = torch.cdist(codebook.float(), codebook.float()).square()
-    return (-apart / (temperature * apart.mean())).softmax(1)

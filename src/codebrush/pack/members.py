@@ -1,0 +1,170 @@
+"""The models that a pack may hold: one table, from which packs, training, blending and conversion take what they know.
+
+A new kind of model is one entry here. A pack stores each member in a folder of its name.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from codebrush.models.captioner import Captioner, patch_features
+from codebrush.models.clip import CLIP
+from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.image_encoder import make_image_encoder
+from codebrush.models.pretrained import PretrainedModel
+from codebrush.models.prior import Bank, Prior
+from codebrush.models.text_encoder import make_text_encoder
+from codebrush.models.translator import Translator
+from codebrush.models.upscaler import Upscaler
+from codebrush.models.vqgan import VQGAN
+
+Misfits = Iterator[tuple[str, str]]  # "the {one}, but the {other}"
+
+
+def _fits(configs: Mapping[str, Any], image_size: int) -> Misfits:
+    yield from ()
+
+
+@dataclass(frozen=True)
+class Member:
+    """One kind of model.
+
+    `name` is its folder in a pack and its name on the command line, `label` what messages call it. `remedy` completes
+    "the pack has no LABEL: " for a pack without one. The configs of the whole pack, by member name, and the side of its
+    pictures go into `misfits`; the configs and the tokenizer's number of tokens and context length go into
+    `tokenizer_misfits`, which members with a tokenizer beside them have. Every pack holds the `required` members; the
+    weights of those that `draw` decide what a picture looks like, so the pack's hash is made of them.
+    """
+
+    name: str
+    label: str
+    model: type[PretrainedModel]
+    remedy: str = ""
+    misfits: Callable[[Mapping[str, Any], int], Misfits] = _fits
+    tokenizer_misfits: Callable[[Any, int, int], Misfits] | None = None
+    required: bool = False
+    draws: bool = False
+
+
+def _clip_misfits(configs: Mapping[str, Any], image_size: int) -> Misfits:
+    texts, pictures = configs["clip"].text.embed_dim, configs["clip"].image.embed_dim
+    if texts != pictures:
+        yield f"CLIP's texts are {texts} wide", f"CLIP's pictures are {pictures} wide"
+
+
+def _clip_tokenizer_misfits(config: Any, tokens: int, length: int) -> Misfits:
+    rows = getattr(config.text, "vocab_size", tokens)  # another library's encoder may not say
+    if tokens > rows:
+        yield f"tokenizer has {tokens} tokens", f"CLIP has {rows}"
+    if length > config.text.context_length:
+        yield f"tokenizer makes rows of {length} tokens", f"CLIP reads {config.text.context_length}"
+
+
+def _vqgan_misfits(configs: Mapping[str, Any], image_size: int) -> Misfits:
+    if image_size % configs["vqgan"].factor:
+        yield f"VQGAN has {configs['vqgan'].factor} pixels a code", f"pictures are {image_size} wide"
+
+
+def _transformer_misfits(configs: Mapping[str, Any], image_size: int) -> Misfits:
+    transformer, clip, vqgan = configs["transformer"], configs["clip"], configs["vqgan"]
+    if transformer.codebook_size != vqgan.codebook_size:
+        yield f"transformer writes {transformer.codebook_size} codes", f"VQGAN has {vqgan.codebook_size}"
+    side, grid = vqgan.factor, tuple(transformer.grid)
+    if grid != (image_size // side,) * 2:
+        yield (
+            f"transformer draws a grid of {grid[0]} x {grid[1]} codes",
+            f"VQGAN has {side} x {side} pixels a code and pictures are {image_size} wide",
+        )
+    if transformer.text_features:
+        with torch.device("meta"):  # sizes without weights
+            width = make_text_encoder(clip.text).feature_width
+        if transformer.text_features != width:
+            reads = transformer.text_features
+            yield f"transformer reads text features {reads} wide", f"CLIP makes them {width} wide"
+    width = clip.text.embed_dim
+    for embedding in (transformer.text_embedding, transformer.image_embedding):
+        if embedding not in (0, width):
+            yield f"transformer reads embeddings {embedding} wide", f"CLIP makes them {width} wide"
+
+
+def _captioner_misfits(configs: Mapping[str, Any], image_size: int) -> Misfits:
+    captioner, clip = configs["captioner"], configs["clip"]
+    with torch.device("meta"):  # sizes without weights
+        blank = torch.zeros(1, 3, *clip.image.image_shape)
+        made = patch_features(make_image_encoder(clip.image), blank, captioner.levels).shape
+    if made[1:] != (captioner.patches, captioner.feature_width):
+        reads = f"{captioner.patches} x {captioner.feature_width}"
+        yield f"captioner reads features of {reads}", f"CLIP makes {made[1]} x {made[2]}"
+
+
+def _captioner_tokenizer_misfits(config: Any, tokens: int, length: int) -> Misfits:
+    if (tokens, length) != (config.vocab_size, config.context_length):
+        yield (
+            f"captioner reads {config.vocab_size} words, {config.context_length} a row",
+            f"tokenizer beside it has {tokens}, {length}",
+        )
+
+
+def _translator_misfits(configs: Mapping[str, Any], image_size: int) -> Misfits:
+    factor = configs["translator"].factor
+    if image_size % factor:
+        yield f"translator takes multiples of {factor} pixels", f"pictures are {image_size} wide"
+
+
+def _bank_misfits(configs: Mapping[str, Any], image_size: int) -> Misfits:
+    yield from _embedding_misfits("bank", configs)
+
+
+def _prior_misfits(configs: Mapping[str, Any], image_size: int) -> Misfits:
+    yield from _embedding_misfits("prior", configs)
+
+
+def _embedding_misfits(name: str, configs: Mapping[str, Any]) -> Misfits:
+    width, made = configs[name].embed_dim, configs["clip"].image.embed_dim
+    if width != made:
+        yield f"{name} holds vectors of {width}", f"CLIP's have {made}"
+
+
+MEMBERS: dict[str, Member] = {  # in the order in which pack.json lists them
+    member.name: member
+    for member in (
+        Member("clip", "CLIP", CLIP, "", _clip_misfits, _clip_tokenizer_misfits, required=True, draws=True),
+        Member("vqgan", "VQGAN", VQGAN, "", _vqgan_misfits, required=True, draws=True),
+        Member(
+            "transformer",
+            "code transformer",
+            CodeTransformer,
+            "use --method guide, with --init random",
+            _transformer_misfits,
+            draws=True,
+        ),
+        Member(
+            "captioner",
+            "captioner",
+            Captioner,
+            "train one with codebrush train captioner",
+            _captioner_misfits,
+            _captioner_tokenizer_misfits,
+        ),
+        Member("upscaler", "upscaler", Upscaler, "train one with codebrush train upscaler"),
+        Member("bank", "bank of pictures", Bank, "name a database of codebrush index", _bank_misfits),
+        Member("prior", "learned prior", Prior, "use --prior retrieval or none", _prior_misfits),
+        Member(
+            "translator",
+            "translator",
+            Translator,
+            "train one with codebrush train translator",
+            _translator_misfits,
+        ),
+    )
+}
+
+
+def member_of(model: type[PretrainedModel]) -> Member:
+    """The entry of a class of models. Raises KeyError for a class that is in no entry."""
+    for member in MEMBERS.values():
+        if member.model is model:
+            return member
+    raise KeyError(f"{model.__name__} is no member of packs: add it to MEMBERS")

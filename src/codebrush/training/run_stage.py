@@ -1,0 +1,118 @@
+"""Runs one stage: from its plan and what earlier stages made to a folder with the trained model."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codebrush.errors import TrainingError
+from codebrush.models.pretrained import PretrainedModel
+from codebrush.text.tokenizer import Tokenizer
+from codebrush.training.engine.loop import Loop, launch
+from codebrush.training.engine.task import TrainingTask
+from codebrush.training.forgetting import read_gate
+from codebrush.training.registry import STAGES
+from codebrush.training.run_folder import (
+    MODEL_FOLDER,
+    has_begun,
+    is_done,
+    last_metrics,
+    read_plan,
+    save_model,
+    write_plan,
+)
+from codebrush.training.stage import Materials, StagePlan
+
+
+def make_network(plan: StagePlan, materials: Materials, start: PretrainedModel | None = None) -> PretrainedModel:
+    """The network that a stage trains: `start`, grown where the recipe asks for more, or a fresh one.
+
+    Torch's generator is seeded with the plan's seed in both cases, because what the task adds, like a discriminator, is
+    drawn from it too.
+    """
+    torch.manual_seed(plan.loop.seed)
+    stage = STAGES[plan.stage]
+    return stage.make(plan, materials) if start is None else stage.grow(start, plan, materials)
+
+
+def make_task(plan: StagePlan, materials: Materials, network: Any) -> TrainingTask:
+    """What the loop trains for a plan."""
+    return STAGES[plan.stage].task(network, plan, materials)
+
+
+def run_stage(
+    plan: StagePlan,
+    materials: Materials,
+    folder: Path,
+    *,
+    resume: bool = False,
+    start: PretrainedModel | None = None,
+    saved: Callable[[], None] | None = None,
+) -> PretrainedModel:
+    """Train to the plan's last step and return the averaged network, which is also saved in `folder`/model.
+
+    With `resume`, a stage that began in `folder` continues with the plan and the pictures that it began with. `saved`
+    is called at each checkpoint. A tokenizer of the stage's own is added to `materials`. If the plan asks for several
+    processes each of them runs this, and the first writes.
+
+    Raises:
+        TrainingError: if `folder` holds a stage and `resume` is not given, the pictures are not those it began with, a
+            model of an earlier stage is missing, or the plan describes no network.
+    """
+    stage = STAGES[plan.stage]
+    if begun := has_begun(folder):
+        if not resume:
+            raise TrainingError(f"{folder} already holds a training run: add --resume, or name another folder")
+        plan = read_plan(folder)
+        _check_same_rows(plan, materials, folder)
+        if is_done(folder):
+            if stage.member.tokenizer_misfits:
+                materials.tokenizers[stage.name] = Tokenizer.from_pretrained(folder / MODEL_FOLDER)
+            return stage.member.model.from_pretrained(folder / MODEL_FOLDER)
+    prepared = stage.prepare(plan, materials, folder.parent / "cache")
+    _check_same_rows(plan, prepared, folder)
+    try:
+        network = make_network(plan, prepared, start)
+        task = make_task(plan, prepared, network)
+    except ValueError as error:
+        raise TrainingError(f"the {plan.stage} cannot be built: {error}") from error
+    fabric = launch(plan.loop)
+    if not begun and fabric.is_global_zero:  # only now: a plan that cannot be carried out must not block a better one
+        write_plan(replace(plan, facts={**plan.facts, **_fingerprints(prepared)}), folder)
+    fabric.barrier()
+    hooks = stage.hooks(plan, prepared, folder, writes=fabric.is_global_zero)
+    trained = Loop(task, plan.loop, folder, fabric, saved, hooks).run()
+    assert isinstance(trained, PretrainedModel)
+    if fabric.is_global_zero:
+        save_model(trained, prepared.tokenizers.get(stage.name), folder)
+        if hooks.gate is not None:
+            hooks.gate.close()
+    fabric.barrier()
+    materials.tokenizers.update(prepared.tokenizers)
+    return trained.cpu()
+
+
+def run_figures(plan: StagePlan, network: PretrainedModel, folder: Path, seconds: float) -> dict[str, Any]:
+    """What a finished run reports: its steps, parameters, seconds, last metrics, and its gate if it had one."""
+    figures = {
+        "steps": plan.loop.last,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "seconds": round(seconds, 1),
+        "metrics": last_metrics(folder),
+    }
+    gate = read_gate(folder)
+    return figures if gate is None else {**figures, "steps": gate["step"], "gate": gate}
+
+
+def _fingerprints(materials: Materials) -> dict[str, str]:
+    sets = {"data": materials.data, "replay": materials.replay, "gate": materials.gate}
+    return {f"{name}_sha256": rows.source.fingerprint for name, rows in sets.items() if rows is not None}
+
+
+def _check_same_rows(plan: StagePlan, materials: Materials, folder: Path) -> None:
+    """TrainingError for other rows than those of the plan's facts."""
+    for name, now in _fingerprints(materials).items():
+        if plan.facts.get(name, now) != now:
+            raise TrainingError(f"{folder} began with other pictures or captions: name those, or another folder")

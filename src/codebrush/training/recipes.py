@@ -27,15 +27,13 @@ class _Checked(BaseModel):
 @cache
 def _fields(stage: Stage) -> type[_Checked]:
     """What a recipe of a stage may hold."""
-    replay, gate = (SourceConfig | None, GateConfig | None) if stage.replays else (None, None)
-    return create_model(
-        f"{stage.name} recipe",
-        __base__=_Checked,
-        stage=(Literal[stage.name], ...),
-        recipe=(stage.recipe, stage.recipe()),
-        replay=(replay, None),
-        gate=(gate, None),
-    )
+    fields: dict[str, Any] = {
+        "stage": (Literal[stage.name], ...),
+        "recipe": (stage.recipe, stage.recipe()),
+        "replay": (SourceConfig | None if stage.replays else None, None),
+        "gate": (GateConfig | None if stage.replays else None, None),
+    }
+    return create_model(f"{stage.name} recipe", __base__=_Checked, **fields)
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,11 @@ class Gate(Protocol):
         """Whether to measure the network after `step` steps."""
         ...
 
-    def measure(self, network: nn.Module) -> float:
+    def measure(self, network: nn.Module, /) -> float:
         """The value of a network. Of several processes only the first is asked."""
         ...
 
-    def record(self, step: int, value: float, network: nn.Module) -> list[str]:
+    def record(self, step: int, value: float, network: nn.Module, /) -> list[str]:
         """Take in a finite value; returns lines for the log."""
         ...
 

@@ -144,7 +144,7 @@ def test_equal_sides_are_one_number() -> None:
 def test_a_size_that_the_positions_do_not_fit_is_refused(checkpoint: Path, size: Any) -> None:
     _, config = weights()
     vision = config["vision_cfg"] | {"image_size": size}
-    with pytest.raises(PackError, match="its config says pictures of"):
+    with pytest.raises(PackError, match="its config says image_size"):
         load_clip(checkpoint, config | {"vision_cfg": vision})
 
 

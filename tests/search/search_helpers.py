@@ -1,4 +1,4 @@
-"""Small pictures on disk, rows without pictures, and databases of them."""
+"""Writes small pictures, and databases with rows that need no pictures."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A database as the bank of a retrieval: the nearest pictures with their embeddings."""
+"""A database as a retrieval bank: the nearest pictures with their embeddings."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A database on disk: whose it is, what is none, and what is left of one that was damaged."""
+"""A database on disk: which CLIP made it, folders that are none, and damaged ones."""
 
 import re
 import shutil
@@ -32,18 +32,18 @@ def test_another_clip_is_refused_by_both_names(intact: Path) -> None:
     for opened in (lambda: open_database(intact, other), lambda: create_database(intact, other, 8)):
         with pytest.raises(PackError, match=r"'micro' \(aaaaaaaa\).*'another' \(bbbbbbbb\).*--pack micro"):
             opened()
-    assert open_database(intact, Mark("renamed", MARK.clip)).mark == MARK  # what counts is the weights
+    assert open_database(intact, Mark("renamed", MARK.clip)).mark == MARK  # only the weights count
 
 
-def test_what_is_no_database(tmp_path: Path) -> None:
+def test_places_that_are_not_a_database(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no database in .*none: make one with codebrush index"):
         open_database(tmp_path / "none", MARK)
     file = tmp_path / "file"
     file.write_text("hello")
     for opened in (lambda: open_database(file, MARK), lambda: create_database(file, MARK, 8)):
-        with pytest.raises(DataError, match=r"file: name a folder|but a file"):
+        with pytest.raises(DataError, match=r"is a file: name a folder|is a file, not a database"):
             opened()
-    with pytest.raises(DataError, match="holds other things"):
+    with pytest.raises(DataError, match="is not a database but holds other things"):
         create_database(tmp_path, MARK, 8)
     (tmp_path / "fake" / TABLE_FOLDER).mkdir(parents=True)
     with pytest.raises(DataError, match="is damaged"):
@@ -76,7 +76,7 @@ def test_damage_is_one_line(intact: Path, tmp_path: Path, part: str, how: str) -
             content = path.read_bytes()
             noise = np.random.default_rng(len(content)).bytes(len(content))
             path.write_bytes({"empty": b"", "halved": content[: len(content) // 2], "noise": noise}[how])
-    for where in (None, "path = '3'"):  # a condition is not to blame
+    for where in (None, "path = '3'"):  # the condition is not blamed
         with pytest.raises(CodebrushError) as caught:
             _ask(folder, where)
         assert re.fullmatch(r".*damaged is damaged \(.+\): delete it, and index the pictures again", str(caught.value))

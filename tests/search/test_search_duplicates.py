@@ -1,4 +1,4 @@
-"""Pictures that are nearly the same: found however they were changed, each cluster with the best to keep."""
+"""Near-duplicates are found however they were changed, and each cluster names the best picture to keep."""
 
 import io
 from pathlib import Path
@@ -32,7 +32,7 @@ def _naive(embeddings: np.ndarray, shapes: np.ndarray, cosine: float, distance: 
 
 
 @pytest.mark.parametrize("block", [7, 64, 1000])
-def test_pairs_are_those_of_the_plain_way(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_equal_those_of_a_plain_loop(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(12, 16))
     kinds = rng.integers(0, 12, 100)
@@ -60,7 +60,7 @@ def test_copies_are_found_and_the_best_is_named(clip: CLIP, tmp_path: Path) -> N
     clusters = {Path(each.representative).name: each for each in report.clusters}
     assert {name: {Path(path).name for path, _ in each.duplicates} for name, each in clusters.items()} == {
         "0.png": {"0-small.png", "0-poor.jpg"},
-        "1-again.bmp": {"1.png"},  # of as many pixels and more bytes
+        "1-again.bmp": {"1.png"},  # as many pixels and more bytes
     }
     ((_, again),) = clusters["1-again.bmp"].duplicates
     assert (again.identical, again.distance) == (True, 0)
@@ -71,14 +71,14 @@ def test_copies_are_found_and_the_best_is_named(clip: CLIP, tmp_path: Path) -> N
     ]
 
 
-def test_likes_of_likes_are_split_where_they_do_not_agree(
+def test_chains_are_split_where_pictures_do_not_match(
     clip: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """0 - 1 - 2 - 3 - 4 are a chain of which only neighbours agree: each cluster is around the best that is left."""
+    """In the chain 0 - 1 - 2 - 3 - 4 only neighbours match: each cluster is around the best picture that is left."""
     angles = np.radians(np.arange(5) * 10)
     embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    looks = [duplicates.Look(f"{row}", 100 + (row == 1), 1, False, row, 0) for row in range(5)]
-    monkeypatch.setattr(duplicates, "_look_at_all", lambda *_: (looks, embeddings))
+    features = [duplicates.Features(f"{row}", 100 + (row == 1), 1, False, row, 0) for row in range(5)]
+    monkeypatch.setattr(duplicates, "_read_all", lambda *_: (features, embeddings))
     report = find_duplicates([], clip, cosine=0.98, distance=0)
     assert [(each.representative, [path for path, _ in each.duplicates]) for each in report.clusters] == [
         ("1", ["0", "2"]),
@@ -92,14 +92,14 @@ def test_loose_thresholds_hold_for_every_member(clip: CLIP, tmp_path: Path) -> N
         scene(0, index, 32).image.save(tmp_path / f"{index}.png")
     (everything,) = find_duplicates([open_pictures(str(tmp_path))], clip, cosine=-1, distance=64).clusters
     cosines = sorted(alike.cosine for _, alike in everything.duplicates)
-    asked = cosines[len(cosines) // 2]
-    clusters = find_duplicates([open_pictures(str(tmp_path))], clip, cosine=asked, distance=40).clusters
-    agreements = [alike for each in clusters for _, alike in each.duplicates]
-    assert agreements
-    assert all(alike.cosine >= asked - 1e-5 and alike.distance <= 40 for alike in agreements)
+    least = cosines[len(cosines) // 2]
+    clusters = find_duplicates([open_pictures(str(tmp_path))], clip, cosine=least, distance=40).clusters
+    matches = [alike for each in clusters for _, alike in each.duplicates]
+    assert matches
+    assert all(alike.cosine >= least - 1e-5 and alike.distance <= 40 for alike in matches)
 
 
-def test_a_picture_that_is_named_twice_is_no_duplicate(clip: CLIP, tmp_path: Path) -> None:
+def test_a_picture_that_is_named_twice_is_not_a_duplicate(clip: CLIP, tmp_path: Path) -> None:
     scene(0, 0, 32).image.save(tmp_path / "0.png")
     sources = [open_pictures(str(place)) for place in (tmp_path, tmp_path / "0.png")]
     assert find_duplicates(sources, clip).clusters == []
@@ -127,7 +127,7 @@ def test_two_pictures(clip: CLIP, tmp_path: Path) -> None:
 
 
 def test_changed_emoji(shared: Path, tmp_path: Path) -> None:
-    """With the built-in pack: copies of real pictures are found, and few others taken for them."""
+    """With the built-in pack: copies of real pictures are found, and few other pairs are matched."""
     clip = open_clip("emoji")[0]
     source = open_pictures(str(shared / "data" / "emoji.parquet"))
     count = 60

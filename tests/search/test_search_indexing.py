@@ -1,4 +1,4 @@
-"""Folders and data sources into a database: what is added, updated, dropped and skipped; and again."""
+"""Indexing folders and data sources: what is added, updated, deleted and skipped, and the same when run again."""
 
 import io
 import os
@@ -30,7 +30,7 @@ def clip(micro_pack: Path) -> CLIP:
 
 @pytest.fixture
 def run(clip: CLIP, tmp_path: Path):
-    """Index places into the same database, and say what was done as (added, updated, removed, unchanged, skipped)."""
+    """Index places into one database; returns the counts (added, updated, removed, unchanged, skipped)."""
 
     def index(*places: Path | str, captions: tuple[str, ...] = ()) -> tuple[int, ...]:
         report = index_pictures(database(), [open_pictures(str(place), captions) for place in places], clip)
@@ -55,7 +55,7 @@ def test_a_folder_and_then_its_changes(run, tmp_path: Path) -> None:
     assert run(folder) == (0, 0, 0, 6, 0)
     shutil.copy(paths[0], paths[1])  # another picture
     paths[2].unlink()  # gone
-    paths[3].with_suffix(".txt").write_text("new words")  # the same picture, described otherwise
+    paths[3].with_suffix(".txt").write_text("new words")  # the same picture with another caption
     os.utime(paths[4], ns=(1, 1))  # touched
     write_scenes(folder, 1, first=100)
     assert run(folder) == (1, 2, 1, 3, 0)
@@ -68,12 +68,12 @@ def test_a_folder_and_then_its_changes(run, tmp_path: Path) -> None:
     assert rows["004.png"]["modified"] == 1
 
 
-def test_only_what_is_new_is_embedded(run, clip: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_new_pictures_are_embedded(run, clip: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = write_scenes(tmp_path / "pictures", 4)
     run(tmp_path / "pictures")
     seen: list[int] = []
     real = indexing.embed
-    monkeypatch.setattr(indexing, "embed", lambda model, views: (seen.append(len(views)), real(model, views))[1])
+    monkeypatch.setattr(indexing, "embed", lambda model, pixels: (seen.append(len(pixels)), real(model, pixels))[1])
     os.utime(paths[0], ns=(1, 1))
     paths[1].with_suffix(".txt").write_text("new words")
     shutil.copy(paths[3], paths[2])
@@ -81,7 +81,7 @@ def test_only_what_is_new_is_embedded(run, clip: CLIP, tmp_path: Path, monkeypat
     assert seen == [1]
 
 
-def test_a_row_is_what_its_picture_is(run, micro_pack: Path, tmp_path: Path) -> None:
+def test_a_row_describes_its_picture(run, micro_pack: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     path = tmp_path / "pictures" / "wide.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 300, 4), np.uint8)).save(path)
@@ -99,7 +99,7 @@ def test_a_row_is_what_its_picture_is(run, micro_pack: Path, tmp_path: Path) -> 
     assert len(row["thumbnail"]) < 10_000
 
 
-def test_unreadable_pictures_are_told_and_skipped(run, clip: CLIP, tmp_path: Path) -> None:
+def test_unreadable_pictures_are_skipped_and_reported(run, clip: CLIP, tmp_path: Path) -> None:
     paths = write_scenes(tmp_path / "pictures", 5)
     run(tmp_path / "pictures")
     paths[1].write_bytes(paths[1].read_bytes()[:60])  # it was fine before
@@ -116,7 +116,7 @@ def test_unreadable_pictures_are_told_and_skipped(run, clip: CLIP, tmp_path: Pat
     assert str(paths[1]) not in {row["path"] for row in _rows(run)}
 
 
-def test_places_are_apart(run, tmp_path: Path) -> None:
+def test_each_place_has_its_own_rows(run, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     write_scenes(first, 3)
     write_scenes(first / "inner", 2, first=10)
@@ -125,7 +125,7 @@ def test_places_are_apart(run, tmp_path: Path) -> None:
     shutil.rmtree(second)
     (first / "inner" / "010.png").unlink()
     (first / "000.png").unlink()
-    assert run(first / "inner") == (0, 0, 1, 1, 0)  # what is gone elsewhere is not looked for
+    assert run(first / "inner") == (0, 0, 1, 1, 0)  # files that are gone elsewhere are not checked
     assert run(first) == (0, 0, 1, 3, 0)
     with pytest.raises(DataError, match="no such file or folder"):
         run(second)
@@ -159,7 +159,7 @@ def test_a_data_source_keeps_its_columns(run, tmp_path: Path) -> None:
 
 
 def _source(tmp_path: Path, name: str, **columns: list) -> Path:
-    """A Parquet file of a picture for each cell, with its columns."""
+    """A Parquet file with a picture for each cell of `columns`."""
     count = len(next(iter(columns.values())))
     paths = write_scenes(tmp_path / name, count, captions=False, first=sum(map(ord, name)))
     image = [{"bytes": path.read_bytes(), "path": None} for path in paths]
@@ -183,22 +183,22 @@ def test_a_later_source_may_have_fractions_where_the_first_had_integers(run, cli
     assert database.count("price = 3") == database.count("price IN (1, 7)") == database.count("long = 7") == 1
 
 
-def test_cells_that_do_not_fit_are_told_once_a_column(run, clip: CLIP, tmp_path: Path) -> None:
+def test_cells_that_do_not_fit_are_reported_once_a_column(run, clip: CLIP, tmp_path: Path) -> None:
     first = _source(tmp_path, "first", price=[3], sold=[True], long=[2**60], word=["one"])
     later = {"price": ["dear", "2", "cheap"], "sold": [5, 1, 0], "long": [0.5, 2.0, 1.0], "word": [1, 2, 3]}
     second = _source(tmp_path, "second", **later)
     report = index_pictures(run.database(), [open_pictures(str(place)) for place in (first, second)], clip)
-    told = {each["column"]: each for each in report.unfit}
-    assert told.keys() == {"price", "sold", "long"}
-    assert told["price"] == {
+    unfit = {each["column"]: each for each in report.unfit}
+    assert unfit.keys() == {"price", "sold", "long"}
+    assert unfit["price"] == {
         "column": "price",
         "holds": "numbers",
         "cells": 2,
         "path": f"{second}#second0",
         "value": "dear",
     }
-    assert (told["sold"]["holds"], told["sold"]["cells"], told["sold"]["value"]) == ("true or false", 1, "5")
-    assert (told["long"]["holds"], told["long"]["cells"], told["long"]["value"]) == ("whole numbers", 1, "0.5")
+    assert (unfit["sold"]["holds"], unfit["sold"]["cells"], unfit["sold"]["value"]) == ("true or false", 1, "5")
+    assert (unfit["long"]["holds"], unfit["long"]["cells"], unfit["long"]["value"]) == ("whole numbers", 1, "0.5")
     rows = _rows(run, "price", "sold", "long", "word")[1:]
     assert [row["price"] for row in rows] == [None, 2, None]
     assert [row["sold"] for row in rows] == [None, True, False]
@@ -217,12 +217,12 @@ def test_a_list_names_its_pictures(run, tmp_path: Path) -> None:
     assert [row["caption"] for row in _rows(run, "caption")] == ["a scene"] * 2
 
 
-def test_an_embedding_that_is_no_number_is_skipped(run, clip: CLIP, tmp_path: Path, monkeypatch) -> None:
+def test_a_picture_whose_embedding_is_not_finite_is_skipped(run, clip: CLIP, tmp_path: Path, monkeypatch) -> None:
     write_scenes(tmp_path / "pictures", 3)
     real = indexing.embed
 
-    def broken(model: CLIP, views) -> torch.Tensor:
-        embeddings = real(model, views).clone()
+    def broken(model: CLIP, pixels) -> torch.Tensor:
+        embeddings = real(model, pixels).clone()
         embeddings[1] = float("nan")
         return embeddings
 
@@ -235,6 +235,6 @@ def test_emoji(shared: Path, run) -> None:
     opened = open_pictures(str(source), ("{label}",))
     first = next(iter(opened.candidates))
     assert opened.count > 10_000
-    assert first.path.startswith(f"{source.resolve()}#")
+    assert first.path.startswith(f"{os.path.abspath(source)}#")
     assert {"style", "group", "tags", "split"} <= first.columns.keys()
-    assert first.caption
+    assert first.caption == first.columns["label"]

@@ -1,4 +1,4 @@
-"""What a panicking thread prints is held back; nothing else is lost."""
+"""Output of a panicking thread is held back; nothing else is lost."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from codebrush.search.native_stderr import DEBUG_VARIABLE, panics_held
+from codebrush.search.native_stderr import DEBUG_VARIABLE, hold_panics
 
 PANIC = (
     "\nthread 'lancedb-tokio-worker' (14082) panicked at /root/fst-0.4.7/src/raw/node.rs:698:21:\n"
@@ -29,14 +29,14 @@ def _fail(text: str, error: type[BaseException] = ValueError) -> None:
         _write_and_raise(text, error)
 
 
-@panics_held()
+@hold_panics()
 def _write_and_raise(text: str, error: type[BaseException]) -> None:
     _write(text)
     raise error
 
 
-def test_what_is_written_is_passed_on_when_all_went_well(capfd: pytest.CaptureFixture[str]) -> None:
-    with panics_held():
+def test_output_is_passed_on_if_nothing_is_raised(capfd: pytest.CaptureFixture[str]) -> None:
+    with hold_panics():
         _write(f"one\n{PANIC}")
         assert capfd.readouterr().err == ""
     assert capfd.readouterr().err == f"one\n{PANIC}"
@@ -45,7 +45,7 @@ def test_what_is_written_is_passed_on_when_all_went_well(capfd: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_panic_is_left_out_where_it_is_raised_as_well(
+def test_a_panic_is_left_out_if_an_error_is_raised(
     capfd: pytest.CaptureFixture[str], error: type[BaseException]
 ) -> None:
     _fail(f"one\n{PANIC}{PANIC}", error)
@@ -61,12 +61,12 @@ def test_debugging_shows_everything(capfd: pytest.CaptureFixture[str], monkeypat
     assert capfd.readouterr().err == PANIC
 
 
-def test_one_inside_another_and_beside_one_of_another_thread(capfd: pytest.CaptureFixture[str]) -> None:
+def test_nested_blocks_and_blocks_in_other_threads(capfd: pytest.CaptureFixture[str]) -> None:
     threads = [threading.Thread(target=_fail, args=(f"{number}\n",)) for number in range(20)]
-    with panics_held():
+    with hold_panics():
         for thread in threads:
             thread.start()
-        with panics_held():
+        with hold_panics():
             _write("inner\n")
         for thread in threads:
             thread.join()
@@ -84,9 +84,9 @@ def test_one_inside_another_and_beside_one_of_another_thread(capfd: pytest.Captu
 def test_a_process_without_stderr() -> None:
     lines = [
         "import os",
-        "from codebrush.search.native_stderr import panics_held",
+        "from codebrush.search.native_stderr import hold_panics",
         "os.close(2)",
-        "with panics_held():",
+        "with hold_panics():",
     ]
     code = "\n".join([*lines, "    print('done')"])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

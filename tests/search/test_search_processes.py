@@ -1,4 +1,4 @@
-"""Several processes at one database, and one that is killed."""
+"""Several processes use one database, and one of them is killed."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from codebrush.search.pictures import open_pictures
 from codebrush.search.queries import search
 
 MARK = Mark("micro", "a" * 64)
-# Small batches, so that there are many; a line on stdout after each.
+# Indexes in many small batches and prints a line after each.
 SCRIPT = """
 import sys
 import torch
@@ -87,7 +87,7 @@ def test_a_run_that_is_killed_loses_no_finished_batch(micro_pack: Path, tmp_path
 
 
 def test_two_index_while_a_third_searches(micro_pack: Path, tmp_path: Path) -> None:
-    """Each with pictures of its own, after those that both were given."""
+    """Both processes get the same pictures first, and then different ones."""
     for number, place in enumerate(("both", "first", "second")):
         write_scenes(tmp_path / place, 32, first=32 * number)
     database = create_database(tmp_path / "db", MARK, open_clip(micro_pack)[0].embed_dim)
@@ -104,7 +104,7 @@ def test_two_index_while_a_third_searches(micro_pack: Path, tmp_path: Path) -> N
         time.sleep(0.02)
     assert counts == sorted(counts)
     ends = [[int(number) for number in _last_line(process).split()[1:]] for process in processes]
-    assert sum(added for added, _, _ in ends) == 96  # each picture once, whoever came first
+    assert sum(added for added, _, _ in ends) == 96  # each picture once, whichever process came first
     assert all(sum(end) == 64 for end in ends)
     paths = [path for batch in database.rows(["path"]) for path in batch["path"].to_pylist()]
     assert len(paths) == len(set(paths)) == 96

@@ -1,4 +1,4 @@
-"""Questions to a small database: nearest first, conditions, captions, and what cannot be asked."""
+"""Searches of a small database: nearest first, conditions, captions, and refused queries."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def _paths(database: Database, *arguments, **options) -> list[str]:
     return [hit.path for hit in search(database, *arguments, **options)]
 
 
-def test_nearest_first_with_their_cosines(database: Database, vectors: np.ndarray) -> None:
+def test_the_nearest_come_first_with_their_cosines(database: Database, vectors: np.ndarray) -> None:
     query = unit(np.arange(8) - 3.0)
     hits = search(database, torch.from_numpy(query), k=4)
     cosines = vectors @ query
@@ -75,7 +75,7 @@ def test_words_in_captions(database: Database) -> None:
     assert _paths(database, None, "zebra", mode="text") == []
 
 
-def test_stop_words_count_only_where_there_are_no_others(database: Database, vectors: np.ndarray) -> None:
+def test_stop_words_only_count_if_there_are_no_other_words(database: Database, vectors: np.ndarray) -> None:
     assert set(_paths(database, None, "A zebra, or the dog", mode="text")) == {"2", "4"}
     assert set(_paths(database, None, "the red", mode="text", without=["a flower"])) == {"4"}
     assert _paths(database, None, "the", mode="text")[0] == "5"
@@ -105,14 +105,14 @@ def test_hybrid_joins_both_lists(database: Database, vectors: np.ndarray) -> Non
 
 
 def test_hybrid_finds_what_is_second_in_both_lists(tmp_path: Path) -> None:
-    """Rather than what one list has first and the other last."""
+    """And ranks it above a row that is first in one list and last in the other."""
     vectors = unit(np.array([[1, 0], [1, 0.2], [-1, 0], [-1, 0.1], [-1, 0.2]]))
     database = database_of(tmp_path / "db", vectors, ["no word", "dog and a word", "dog dog", "", ""])
     (hit,) = search(database, torch.tensor([1.0, 0.0]), "dog", mode="hybrid", k=1)
     assert hit.path == "1"
 
 
-def test_a_row_read_in_two_states_of_the_table_is_one(
+def test_a_row_read_in_two_versions_of_the_table_is_one_result(
     database: Database, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when another process writes between the two lists of a hybrid search."""
@@ -120,7 +120,7 @@ def test_a_row_read_in_two_states_of_the_table_is_one(
     expected = search(database, query, "dog", mode="hybrid", k=3)
 
     class Twice:
-        """Every row as each of the two lists alone would have it."""
+        """Every row twice, as each of the two lists alone would have it."""
 
         def __init__(self, rows: list[dict]):
             self.rows = [{**row, "_relevance_score": row["_relevance_score"] / 2} for row in rows for _ in range(2)]
@@ -143,7 +143,7 @@ class _Limited:
         return self.answer(self.query.limit(count).to_list())
 
 
-def test_what_cannot_be_asked(database: Database) -> None:
+def test_bad_queries_are_refused(database: Database) -> None:
     query = torch.eye(8)[0]
     for k in (0, 10_001):
         with pytest.raises(UsageError, match="between 1 and 10,000"):
@@ -154,7 +154,7 @@ def test_what_cannot_be_asked(database: Database) -> None:
         search(database, None, "dog")
 
 
-def test_texts_pictures_and_what_is_unwanted_are_added_up() -> None:
+def test_texts_pictures_and_unwanted_texts_are_combined() -> None:
     text, image, unwanted = torch.eye(3)
     assert torch.equal(combine(text, None), text)
     assert torch.equal(combine(None, image), image)
@@ -163,8 +163,9 @@ def test_texts_pictures_and_what_is_unwanted_are_added_up() -> None:
     assert query @ unwanted < 0 < query @ text
     assert query.norm() == pytest.approx(1)
     assert torch.equal(combine(text, image, image_weight=1.0), image)
-    for wrong in (lambda: combine(None, None), lambda: combine(text, image, None, 1.5)):
-        with pytest.raises(UsageError):
-            wrong()
+    with pytest.raises(UsageError, match="there is nothing to search for: give a text, a picture or both"):
+        combine(None, None)
+    with pytest.raises(UsageError, match=r"the weight of the picture is 1\.5; it must be between 0 and 1"):
+        combine(text, image, None, 1.5)
     with pytest.raises(UsageError, match="cancel out"):
         combine(text, None, torch.stack([text, text]))

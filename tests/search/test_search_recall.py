@@ -1,4 +1,4 @@
-"""The vector index that a large database gets by itself finds what brute force finds."""
+"""The vector index of a large database finds what brute force finds."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ QUERIES = 20
 
 
 def _clustered(rng: np.random.Generator, count: int) -> np.ndarray:
-    """As CLIP embeddings lie: around many centres, all of them to one side of the origin."""
+    """Distributed like CLIP embeddings: around many centres, all on one side of the origin."""
     centres = np.random.default_rng(7).normal(size=(500, WIDTH))
     noise = rng.normal(size=(count, WIDTH)) * 0.3
     return unit(centres[rng.integers(0, 500, count)] + noise + 1.0)
@@ -29,7 +29,7 @@ def test_recall(kind: str, tmp_path: Path) -> None:
     written = database_of(tmp_path / "db", vectors)
     assert written.has_vector_index
     database = open_database(tmp_path / "db", MARK)
-    # Queries from among the pictures, and random ones, which lie apart from all of them as texts do.
+    # Queries distributed like the pictures, and random ones, which like texts lie apart from all of them.
     for queries in (_clustered(rng, QUERIES), unit(rng.normal(size=(QUERIES, WIDTH)))):
         found = 0
         for query, cosines in zip(queries, queries @ vectors.T, strict=True):
@@ -40,7 +40,7 @@ def test_recall(kind: str, tmp_path: Path) -> None:
         assert found / (10 * QUERIES) >= 0.95
 
 
-def test_the_index_is_used_and_takes_in_what_comes_later(tmp_path: Path) -> None:
+def test_the_index_is_used_and_includes_later_rows(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     few = database_of(tmp_path / "few", unit(rng.normal(size=(ANN_ROWS - 1, 8))))
     assert not few.has_vector_index

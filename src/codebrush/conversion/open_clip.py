@@ -68,11 +68,11 @@ def config(tensors: Tensors, settings: Mapping[str, Any], place: str) -> CLIPCon
     model = settings.get("model_cfg", settings)
     pictures = settings.get("preprocess_cfg") or {}
     try:
-        vision, words = dict(model["vision_cfg"]), dict(model["text_cfg"])
+        vision, text_values = dict(model["vision_cfg"]), dict(model["text_cfg"])
         quick = "quick_gelu" if model.get("quick_gelu") else "gelu"
         read = _timm if is_timm(tensors) else _vision
         image = read(tensors, vision, quick, place)
-        text = _text(tensors, words, quick, place)
+        text = _text(tensors, text_values, quick, place)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise PackError(f"{place}: its open_clip config or tensors cannot be read ({reason})") from error
@@ -92,7 +92,7 @@ def config(tensors: Tensors, settings: Mapping[str, Any], place: str) -> CLIPCon
 
 
 def _of_size(image: ImageEncoderConfig, size: Any, tensors: Tensors, place: str) -> ImageEncoderConfig:
-    """`image` with the picture size that the config says, a side or [height, width]; None: what the tensors say."""
+    """`image` with the size in pixels that the config gives, a side or [height, width]; None: that of the tensors."""
     if isinstance(size, list | tuple) and len(size) == 2:
         size = size[0] if size[0] == size[1] else tuple(size)
     sides = size if isinstance(size, tuple) else (size,)
@@ -100,16 +100,19 @@ def _of_size(image: ImageEncoderConfig, size: Any, tensors: Tensors, place: str)
     if size is None or (size == image.image_size and not isinstance(image, VisionTransformerConfig)):
         return image
     if not (whole and isinstance(image, VisionTransformerConfig)):
-        raise PackError(f"{place}: its config says pictures of {size}, its tensors {image.image_size} pixels square")
+        raise PackError(f"{place}: its config says image_size {size}, but its tensors say {image.image_size}")
     name = "visual.trunk.pos_embed" if is_timm(tensors) else "visual.positional_embedding"
-    patches = tensors[name].shape[-2] - (not is_timm(tensors))  # less the class token of OpenAI's tower
+    patches = tensors[name].shape[-2] - (not is_timm(tensors))  # without the class token of OpenAI's tower
     sized = replace(image, image_size=size)  # which may have pixels beyond the last whole patch
     if math.prod(sized.grid) != patches:
-        raise PackError(f"{place}: its config says pictures of {size} pixels, its tensors {patches} patches")
+        raise PackError(
+            f"{place}: its config says image_size {size}, which is {math.prod(sized.grid)} patches, "
+            f"but its tensors have {patches}"
+        )
     return sized
 
 
-def _known(values: Mapping[str, Any], known: set[str], place: str) -> None:
+def _refuse_unknown(values: Mapping[str, Any], known: set[str], place: str) -> None:
     strange = [key for key, value in values.items() if key not in known and value not in (None, False)]
     if strange:
         raise PackError(f"{place}: a tower with '{strange[0]}' cannot be built here")
@@ -120,7 +123,7 @@ def _activation(values: Mapping[str, Any], usual: Any) -> Any:
 
 
 def _vision(tensors: Tensors, values: dict[str, Any], quick: str, place: str) -> ImageEncoderConfig:
-    _known(values, VISION_KEYS, place)
+    _refuse_unknown(values, VISION_KEYS, place)
     head_width = values.get("head_width", openai.HEAD_WIDTH)
     if isinstance(values.get("layers"), list | tuple):
         return openai.resnet(tensors, values["width"] * 32 // head_width)
@@ -142,15 +145,20 @@ def _vision(tensors: Tensors, values: dict[str, Any], quick: str, place: str) ->
 
 
 def _timm(tensors: Tensors, values: dict[str, Any], quick: str, place: str) -> VisionTransformerConfig:
-    _known(values, TIMM_KEYS, place)
+    _refuse_unknown(values, TIMM_KEYS, place)
     if "visual.trunk.attn_pool.latent" not in tensors or values.get("timm_proj", "none") not in ("none", "", None):
-        raise PackError(f"{place}: of timm's image towers only SigLIP's, with attention pooling, can be built here")
+        raise PackError(
+            f"{place}: the only image towers of timm that can be built here are SigLIP's, with attention pooling"
+        )
     name, given = str(values.get("timm_model_name")), values.get("timm_model_kwargs") or {}
     kernel = tensors["visual.trunk.patch_embed.proj.weight"]
     width = kernel.shape[0]
     heads = given.get("num_heads") or TIMM_HEADS.get(width)
     if heads is None:
-        raise PackError(f"{place}: nothing tells the heads of its image tower '{name}', which is {width} wide")
+        raise PackError(
+            f"{place}: the number of heads of its image tower '{name}', which is {width} wide, is not known: "
+            "add num_heads to its timm_model_kwargs"
+        )
     usual = "gelu_tanh" if any(part in name for part in TIMM_TANH) else "gelu"
     return VisionTransformerConfig(
         image_size=math.isqrt(tensors["visual.trunk.pos_embed"].shape[1]) * kernel.shape[-1],
@@ -170,7 +178,7 @@ def _timm(tensors: Tensors, values: dict[str, Any], quick: str, place: str) -> V
 
 
 def _text(tensors: Tensors, values: dict[str, Any], quick: str, place: str) -> TextTransformerConfig:
-    _known(values, TEXT_KEYS | TOKENIZER_KEYS, place)
+    _refuse_unknown(values, TEXT_KEYS | TOKENIZER_KEYS, place)
     prefix = "text." if "text.token_embedding.weight" in tensors else ""
     biased = bool(values.get("proj_bias"))
     projection = f"{prefix}text_projection.weight" if biased else f"{prefix}text_projection"

@@ -1,1 +1,1 @@
-"""Embedded pictures in a database: found by words, by pictures and by their captions; and which are there twice."""
+"""A database of embedded pictures: searched by text, picture or caption, and for near-duplicates."""

@@ -1,4 +1,4 @@
-"""A database of embedded pictures in; the nearest of them to a vector, with their embeddings, out."""
+"""Looks up the pictures of a database that are nearest to a vector, with their embeddings, for retrieval."""
 
 from collections.abc import Callable
 
@@ -13,12 +13,17 @@ from codebrush.search.queries import search
 
 
 def open_bank(place: str, pack: Pack) -> Callable[[Tensor, int], Neighbours]:
-    """What looks into the database at `place`, which this pack's CLIP has made."""
+    """The lookup in the database at `place`, as `bank_of` returns it.
+
+    Raises:
+        DataError: if there is no database, or it is damaged.
+        PackError: if another CLIP than that of `pack` made it.
+    """
     return bank_of(open_database(place, Mark(pack.name, clip_hash(pack.member("clip")))))
 
 
 def bank_of(database: Database) -> Callable[[Tensor, int], Neighbours]:
-    """What looks for the k pictures nearest to a unit vector (E,)."""
+    """A function of a unit vector (E,) and k: names, cosines (k,) and embeddings (k, E) of the k nearest pictures."""
 
     def nearest(vector: Tensor, k: int) -> Neighbours:
         hits = search(database, vector.cpu(), k=k)
@@ -27,7 +32,7 @@ def bank_of(database: Database) -> Callable[[Tensor, int], Neighbours]:
         for batch in database.rows(["path", "embedding"], is_in("path", wanted)) if wanted else ():
             rows = batch.to_pydict()
             stored |= dict(zip(rows["path"], rows["embedding"], strict=True))
-        names = [path for path in wanted if path in stored]  # a process beside may have dropped one
+        names = [path for path in wanted if path in stored]  # another process may have removed one
         vectors = torch.tensor([stored[path] for path in names]).reshape(len(names), len(vector))
         embeddings = F.normalize(vectors, dim=-1).to(vector.device)
         return Neighbours(names, embeddings @ vector, embeddings)

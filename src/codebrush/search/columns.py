@@ -1,7 +1,7 @@
-"""Cells of data sources, each of which may type a column otherwise, in; one type a column, and cells that fit it, out.
+"""Gives each database column one type, and converts the cells of data sources, whose types may differ, to it.
 
-LanceDB cannot turn a column of integers into one of fractions later. So numbers are float64 from the start, which
-holds every integer up to 2^53 exactly and compares with integers as such; longer ones, like ids, are int64.
+LanceDB cannot turn an integer column into a float column later. So numbers are float64 from the start, which holds
+every integer up to 2^53 exactly and compares with integers as expected; larger ones, like ids, are int64.
 """
 
 from collections.abc import Iterable
@@ -12,12 +12,12 @@ from codebrush.search.pictures import Value
 if TYPE_CHECKING:
     import pyarrow as pa
 
-EXACT = 2**53  # up to which float64 has every integer
-IN_WORDS = {"bool": "true or false", "int64": "whole numbers", "double": "numbers", "string": "text"}
+EXACT = 2**53  # float64 holds every integer up to this
+TYPE_NAMES = {"bool": "true or false", "int64": "whole numbers", "double": "numbers", "string": "text"}
 
 
 def column_kind(values: Iterable[Value]) -> "pa.DataType":
-    """The type of a new column that begins with `values`."""
+    """The type of a new column whose first cells are `values`."""
     import pyarrow as pa
 
     values = list(values)
@@ -30,7 +30,7 @@ def column_kind(values: Iterable[Value]) -> "pa.DataType":
 
 
 def fitting(value: Value | None, kind: "pa.DataType") -> Any:
-    """A cell as a column of that type holds it; None where it cannot without a loss."""
+    """A cell converted to the type of a column; None if that would lose something."""
     import pyarrow as pa
 
     if value is None or (pa.types.is_boolean(kind) and not isinstance(value, str) and value not in (0, 1)):
@@ -41,6 +41,6 @@ def fitting(value: Value | None, kind: "pa.DataType") -> Any:
         return None
 
 
-def in_words(kind: "pa.DataType") -> str:
-    """What a column of that type holds, for people."""
-    return IN_WORDS.get(str(kind), str(kind))
+def type_name(kind: "pa.DataType") -> str:
+    """What a column of this type holds, for messages."""
+    return TYPE_NAMES.get(str(kind), str(kind))

@@ -1,7 +1,7 @@
-"""A folder in; the LanceDB table of embedded pictures in it out, with one line for whatever is wrong with it.
+"""A database of embedded pictures: a LanceDB table in a folder, with one error line for whatever is wrong with it.
 
-Whoever writes holds the lock for as long as one batch takes, so that several processes can index at once; readers
-need none, because each commit leaves what they read in place.
+A writer holds the lock for one batch at a time, so that several processes can index at once. Readers need no lock,
+because a commit leaves the files that they read in place.
 """
 
 import errno
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from codebrush.errors import CodebrushError, DataError, PackError
-from codebrush.search.native_stderr import panics_held
+from codebrush.search.native_stderr import hold_panics
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,24 +26,26 @@ if TYPE_CHECKING:
 TABLE = "pictures"
 TABLE_FOLDER = f"{TABLE}.lance"
 LOCK = ".codebrush.lock"
-ABOUT = b"codebrush"  # key of the table's own metadata
+ABOUT = b"codebrush"  # key in the metadata of the table
 FORMAT = 1
-ANN_ROWS = 20_000  # from here on the vector index saves more time than it costs
-KEPT_VERSIONS = timedelta(minutes=10)  # how long a reader may still be at work on what was replaced
+ANN_ROWS = 20_000  # with more rows a vector index saves more time than it costs
+KEPT_VERSIONS = timedelta(minutes=10)  # how long a reader may take to read rows that were replaced meanwhile
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Whose embeddings a database holds: the name of a pack, and the sha256 (hex) of its CLIP's weights."""
+    """Which CLIP made the embeddings of a database: the name of its pack, and the sha256 (hex) of its weights."""
 
     pack: str
     clip: str
 
 
 class Database:
-    """Made by `open_database`. `table` is LanceDB's own, always of the newest version; `is_new` says that the
-    folder was none before.
+    """An open database; `open_database` and `create_database` return one.
+
+    `table` is LanceDB's table, always at its newest version; `is_new` says that `create_database` has just made it.
+    Every method raises DataError if the database is damaged and CodebrushError if it cannot be written.
     """
 
     is_new = False
@@ -58,14 +60,14 @@ class Database:
         return self.table.schema.field("embedding").type.list_size
 
     def count(self, where: str | None = None) -> int:
-        """How many pictures there are, or how many of them pass an SQL condition."""
+        """The number of pictures, or of those that meet the SQL condition `where`."""
         with self.guarded():
             return self.table.count_rows(where)
 
     def write(self, rows: "pa.Table") -> tuple[int, int]:
-        """Add rows, or replace those of the same `path`, all or none; columns left out keep what they hold.
+        """Add rows, or replace those with the same `path`, all or none; columns left out keep their values.
 
-        Returns how many were added and how many replaced.
+        Returns how many rows were added and how many replaced.
         """
         with self.guarded(), self.locked():
             merge = self.table.merge_insert("path").when_matched_update_all()
@@ -75,14 +77,14 @@ class Database:
             return done.num_inserted_rows, done.num_updated_rows
 
     def add_columns(self, fields: Iterable["pa.Field"]) -> None:
-        """Columns that the table does not have yet; what is there already has null in them."""
+        """Add the columns that the table does not have yet, with null in the existing rows."""
         with self.guarded(), self.locked():
             new = [field for field in fields if field.name not in self.table.schema.names]
             if new:
                 self.table.add_columns(new)
 
     def delete(self, paths: list[str]) -> int:
-        """Take rows out by their path; returns how many there were."""
+        """Delete rows by their path; returns how many there were."""
         removed = 0
         with self.guarded(), self.locked():
             for start in range(0, len(paths), 500):
@@ -90,7 +92,7 @@ class Database:
         return removed
 
     def rows(self, columns: list[str], where: str | None = None) -> Iterator["pa.RecordBatch"]:
-        """The rows that pass an SQL condition, in batches, unordered."""
+        """Yield the rows that meet the SQL condition `where`, in batches and in no particular order."""
         with self.guarded():
             query = self.table.search().select(columns)
             batches = iter((query.where(where) if where else query).to_batches())
@@ -102,7 +104,7 @@ class Database:
             yield batch
 
     def holds(self, file: Path) -> bool:
-        """Whether `file` is one of the pictures themselves, by whatever path it is reached."""
+        """Whether `file` is one of the indexed pictures, by whatever path it is reached."""
         if not file.exists():
             return False
         names = {file.name, file.resolve().name}
@@ -111,7 +113,7 @@ class Database:
         return any(os.path.exists(path) and os.path.samefile(path, file) for path in paths)
 
     def settle(self) -> None:
-        """After writing: join small files, bring the indices up to date, and make the vector index once it pays."""
+        """Finish writing: merge small files, update the indices, and make a vector index once there are enough rows."""
         with self.guarded(), self.locked():
             if not self.has_vector_index and self.table.count_rows() >= ANN_ROWS:
                 from lancedb.index import IvfSq
@@ -120,7 +122,7 @@ class Database:
             self.table.optimize(cleanup_older_than=KEPT_VERSIONS)
 
     def discard(self) -> None:
-        """Take a new database off the disk again, unless another process has written to it."""
+        """Delete a new database again, unless another process has written to it."""
         with self.guarded(), self.locked():
             if not self.is_new or self.table.count_rows():
                 return
@@ -131,32 +133,35 @@ class Database:
 
     @property
     def has_vector_index(self) -> bool:
-        """Whether searches compare embeddings of a byte a value first (see `settle`)."""
+        """Whether searches first compare embeddings quantised to one byte a value (see `settle`)."""
         return any("embedding" in index.columns for index in self.table.list_indices())
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else writes meanwhile. The system frees the lock of a process that dies."""
+        """Hold the write lock. The operating system releases the lock of a process that dies."""
         with self._lock:
             yield
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Whatever LanceDB raises as one line that names the database."""
+        """Turn whatever LanceDB raises into one line that names the database."""
         with _guarded(self.path, self.quiet):
             yield
 
 
 def open_database(path: str | Path, mark: Mark | None = None, quiet: bool = False) -> Database:
-    """The database in the folder `path`, to be searched with the CLIP of `mark`; without one, whoever made it.
+    """Open the database in the folder `path`, and check that the CLIP of `mark` made it, if given.
 
-    With `quiet`, for a process of one's own, what LanceDB's threads print as they die is held back (see `panics`).
-    Raises DataError where there is none or it is damaged, PackError where another CLIP made it.
+    `quiet` holds back what crashing threads of LanceDB print to stderr (see `native_stderr`); it is for command lines.
+
+    Raises:
+        DataError: if there is no database, or it is damaged.
+        PackError: if another CLIP made it.
     """
     path = Path(path)
     if not (path / TABLE_FOLDER).is_dir():
         if path.exists() and not path.is_dir():
-            raise DataError(f"{path} is no database but a file: name a folder that codebrush index has made")
+            raise DataError(f"{path} is a file, not a database: name a folder that codebrush index has made")
         raise DataError(f"there is no database in {path}: make one with codebrush index PICTURES --db {path}")
     with _guarded(path, quiet):
         table = _connect(path).open_table(TABLE)
@@ -170,12 +175,20 @@ def open_database(path: str | Path, mark: Mark | None = None, quiet: bool = Fals
 
 
 def create_database(path: str | Path, mark: Mark, embed_dim: int, quiet: bool = False) -> Database:
-    """Like `open_database`; a folder that is not there, or empty, becomes a database first."""
+    """Like `open_database`, but make the database first if the folder does not exist or is empty.
+
+    `embed_dim` is E, the width of the embeddings.
+
+    Raises:
+        DataError: if there is a file, or a folder with other things, or the database is damaged.
+        PackError: if another CLIP made it.
+        CodebrushError: if LanceDB is not installed, or the folder cannot be written.
+    """
     path = Path(path)
     _lancedb()  # before anything is written
     try:
         if path.is_dir() and not (path / TABLE_FOLDER).is_dir() and any(each.name != LOCK for each in path.iterdir()):
-            raise DataError(f"{path} is no database, and holds other things: name a new folder for it")
+            raise DataError(f"{path} is not a database but holds other things: name a new folder for the database")
         if path.exists() and not path.is_dir():
             raise DataError(f"{path} is a file: name a folder for the database")
         path.mkdir(parents=True, exist_ok=True)
@@ -194,12 +207,12 @@ def create_database(path: str | Path, mark: Mark, embed_dim: int, quiet: bool = 
 
 
 def is_in(column: str, values: list[str]) -> str:
-    """The SQL condition that a column has one of some texts."""
+    """The SQL condition that a text column has one of `values`."""
     return f"{column} IN ({', '.join(quoted(value) for value in values)})"
 
 
 def quoted(text: str) -> str:
-    """A text as SQL writes it."""
+    """A text as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
@@ -215,10 +228,10 @@ def _schema(mark: Mark, embed_dim: int) -> "pa.Schema":
             pa.field("embedding", pa.list_(pa.float32(), embed_dim)),
             pa.field("width", pa.int64()),
             pa.field("height", pa.int64()),
-            pa.field("size", pa.int64()),  # in bytes, of the file
-            pa.field("modified", pa.int64()),  # in ns since 1970; null for a row of a data source
+            pa.field("size", pa.int64()),  # of the file, in bytes
+            pa.field("modified", pa.int64()),  # in ns since 1970; null if the picture is inside a data source
             pa.field("hash", pa.string()),  # sha256 (hex) of the file
-            pa.field("text_hash", pa.string()),  # of the caption and the source's columns
+            pa.field("text_hash", pa.string()),  # sha256 (hex) of the caption and the source's columns
             pa.field("thumbnail", pa.binary()),
         ],
         metadata={ABOUT.decode(): about},
@@ -226,7 +239,7 @@ def _schema(mark: Mark, embed_dim: int) -> "pa.Schema":
 
 
 def _make_small_indices(table: Any) -> None:
-    """Of paths, to find a row at once, and of the words in captions; a run may have died between these steps."""
+    """Index the paths and the words of the captions, unless that was done; a run may have died between the two."""
     from lancedb.index import FTS, BTree
 
     made = {column for index in table.list_indices() for column in index.columns}
@@ -241,7 +254,7 @@ def _connect(path: Path) -> Any:
 
 
 def _lancedb() -> Any:
-    os.environ.setdefault("LANCEDB_LOG", "error")  # what matters is raised as well
+    os.environ.setdefault("LANCEDB_LOG", "error")  # what matters is raised too
     try:
         import lancedb
     except ImportError as error:
@@ -252,18 +265,18 @@ def _lancedb() -> Any:
 def _read_mark(path: Path, schema: "pa.Schema") -> Mark:
     about = json.loads((schema.metadata or {}).get(ABOUT, b"{}"))
     if about.get("format") != FORMAT:
-        raise DataError(f"{path} is no database of this version of codebrush: index the pictures into a new folder")
+        raise DataError(f"{path} was made by another version of codebrush: index the pictures into a new folder")
     return Mark(about["pack"], about["clip"])
 
 
 @contextmanager
 def _guarded(path: Path, quiet: bool) -> Iterator[None]:
     try:
-        with panics_held() if quiet else nullcontext():
+        with hold_panics() if quiet else nullcontext():
             yield
     except CodebrushError:
         raise
-    except Exception as error:  # of many kinds, most of them RuntimeError, with the cause in words
+    except Exception as error:  # of many types, mostly RuntimeError, with the cause as text
         reason = " ".join(str(error).split()).split(", /", 1)[0][:200]
         if getattr(error, "errno", None) in UNWRITABLE or any(os.strerror(code) in reason for code in UNWRITABLE):
             raise _unwritable(path, reason) from error

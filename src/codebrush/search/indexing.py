@@ -1,7 +1,7 @@
-"""Pictures and a CLIP in; a database with an up-to-date row for each picture that can be read out.
+"""Indexes pictures: brings the rows of a database up to date with the picture files and data sources.
 
-What is there already and has not changed costs a look at its size and time. The rest is decoded in threads, embedded
-and written batch by batch: a run that is killed has lost at most the batch at hand, and the next one goes on.
+For a picture that has not changed only its size and time are read. The others are decoded in threads, embedded and
+written batch by batch: a run that is killed loses at most the current batch, and the next one continues.
 """
 
 import hashlib
@@ -21,25 +21,26 @@ from codebrush.data.images import decode_image
 from codebrush.errors import DataError, ImageError
 from codebrush.models.clip import CLIP
 from codebrush.progress import Progress
-from codebrush.search.columns import column_kind, fitting, in_words
+from codebrush.search.columns import column_kind, fitting, type_name
 from codebrush.search.database import Database, is_in, quoted
-from codebrush.search.embedding import embed, fitted
+from codebrush.search.embedding import clip_pixels, embed
 from codebrush.search.pictures import Candidate, Source, Value
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-BATCH = 256  # pictures that are looked up and written together
+BATCH = 256  # pictures looked up and written together
 THREADS = 4
 THUMBNAIL_SIDE = 128  # pixels of the longer side
-VALUE_LENGTH = 80  # characters of a cell that is told
-KNOWN = ["path", "size", "modified", "hash", "text_hash"]
+VALUE_LENGTH = 80  # characters of a cell in a report
+STATE_COLUMNS = ["path", "size", "modified", "hash", "text_hash"]
 
 
 @dataclass
 class IndexReport:
-    """What a run did. `skipped` says of each picture that is not in the database why, and `unfit` of each column
-    with cells that its type could not hold: what it holds, how many were left empty, and the first of them.
+    """What a run did, in numbers of pictures. `skipped` lists the pictures that could not be indexed, with the reason.
+    `unfit` lists the columns with cells that do not fit their type: what the column holds, how many cells were left
+    empty, and the path and value of the first.
     """
 
     added: int = 0
@@ -51,7 +52,7 @@ class IndexReport:
 
 
 class _State(NamedTuple):
-    """Of a picture file: its size, time (None inside a data source) and the sha256 of its contents."""
+    """A picture file's size in bytes, time in ns since 1970 (None inside a data source) and sha256 (hex)."""
 
     size: int
     modified: int | None
@@ -59,16 +60,16 @@ class _State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A candidate after a look at it; `view` None says that its picture is known already."""
+class _Change:
+    """A new or changed picture; `decoded` is None if only its caption, columns or time changed."""
 
     candidate: Candidate
     state: _State
-    view: "View | None" = None
+    decoded: "Decoded | None" = None
 
 
-class View(NamedTuple):
-    """What is kept of a picture: all that the CLIP sees of it (3, S, S) uint8, its own size, and a small copy."""
+class Decoded(NamedTuple):
+    """What is kept of a picture: what the CLIP sees of it (3, H, W) uint8, its own size, and a thumbnail file."""
 
     pixels: Tensor
     width: int
@@ -79,9 +80,13 @@ class View(NamedTuple):
 def index_pictures(
     database: Database, sources: Sequence[Source], clip: CLIP, progress: Progress | None = None
 ) -> IndexReport:
-    """Bring the rows of `sources` up to date: add, replace, and drop those whose picture is gone.
+    """Bring the rows of `sources` up to date: add and replace rows, and delete those whose picture is gone.
 
-    Pictures that cannot be read are skipped and told in the report. `progress(done, in all)` counts pictures.
+    Pictures that cannot be read are skipped and listed in the report. `progress` counts pictures.
+
+    Raises:
+        DataError: if the database is damaged.
+        CodebrushError: if the database cannot be written.
     """
     total, done = sum(source.count for source in sources), 0
     run = _Run(database, clip)
@@ -94,14 +99,14 @@ def index_pictures(
                 if progress is not None:
                     progress(done, total)
     for source in sources:
-        run.drop_gone(source)
+        run.delete_gone(source)
     database.settle()
     return run.report
 
 
 def check_read(database: Database, report: IndexReport) -> None:
-    """DataError where no picture could be read; a database that was made for them is taken away again."""
-    is_emptied = not report.skipped and (report.removed or database.count())  # a folder whose pictures have all gone
+    """Raise a DataError if no picture could be read, and delete the database if it was made for them."""
+    is_emptied = not report.skipped and (report.removed or database.count())  # a folder whose pictures are all gone
     if report.added or report.updated or report.unchanged or is_emptied:
         return
     database.discard()
@@ -111,21 +116,23 @@ def check_read(database: Database, report: IndexReport) -> None:
 
 
 class _Run:
+    """One call of `index_pictures`."""
+
     def __init__(self, database: Database, clip: CLIP) -> None:
         self.database, self.clip = database, clip
         self.report = IndexReport()
         self.seen: set[str] = set()
 
     def take(self, batch: Sequence[Candidate], threads: ThreadPoolExecutor) -> None:
-        """Look at a batch, and write what is new about it."""
+        """Check a batch and write what is new or changed."""
         batch = list(self._numbered(batch))
         if not batch:
             return
         known = self._known([candidate.path for candidate in batch])
-        found: list[_Found] = []
+        changes: list[_Change] = []
         failed: list[str] = []
-        looks = threads.map(lambda each: self._look(each, known.get(each.path)), batch)
-        for candidate, result in zip(batch, looks, strict=True):
+        results = threads.map(lambda each: self._check(each, known.get(each.path)), batch)
+        for candidate, result in zip(batch, results, strict=True):
             if isinstance(result, ImageError):
                 self.report.skipped.append(
                     {"path": candidate.path, "reason": str(result).removeprefix(f"{candidate.path}: ")}
@@ -134,14 +141,14 @@ class _Run:
             elif result is None:
                 self.report.unchanged += 1
             else:
-                found.append(result)
+                changes.append(result)
         stale = [path for path in failed if path in known]
         self.report.removed += self.database.delete(stale) if stale else 0
-        self._relabel([each for each in found if each.view is None], known)
-        self._write([(each, each.view) for each in found if each.view is not None])
+        self._relabel([each for each in changes if each.decoded is None], known)
+        self._write([(each, each.decoded) for each in changes if each.decoded is not None])
 
     def _numbered(self, batch: Sequence[Candidate]) -> Iterator[Candidate]:
-        """Each file once, and each row of a data source by a name of its own."""
+        """Yield each file once, and each row of a data source under a unique name."""
         for candidate in batch:
             path, number = candidate.path, 1
             while candidate.data is not None and path in self.seen:
@@ -153,15 +160,15 @@ class _Run:
 
     def _known(self, paths: list[str]) -> dict[str, dict[str, Any]]:
         where = is_in("path", paths)
-        return {row["path"]: row for part in self.database.rows(KNOWN, where) for row in part.to_pylist()}
+        return {row["path"]: row for part in self.database.rows(STATE_COLUMNS, where) for row in part.to_pylist()}
 
-    def _look(self, candidate: Candidate, known: dict[str, Any] | None) -> _Found | ImageError | None:
-        """None where nothing has changed."""
+    def _check(self, candidate: Candidate, known: dict[str, Any] | None) -> _Change | ImageError | None:
+        """What changed since the row `known` was written; None if nothing did."""
         try:
             state = _stat(candidate)
             if known is None:
                 data = candidate.contents()
-                return _Found(candidate, state._replace(hash=_digest(data)), _view(self.clip, data))
+                return _Change(candidate, state._replace(hash=_digest(data)), _decoded(self.clip, data))
             same_text = known["text_hash"] == candidate.text_hash
             same_time = state.modified is not None and known["modified"] == state.modified
             if same_text and same_time and known["size"] == state.size:
@@ -169,56 +176,56 @@ class _Run:
             data = candidate.contents()
             state = state._replace(hash=_digest(data))
             if known["hash"] != state.hash:
-                return _Found(candidate, state, _view(self.clip, data))
-            return None if same_text and known["modified"] == state.modified else _Found(candidate, state)
+                return _Change(candidate, state, _decoded(self.clip, data))
+            return None if same_text and known["modified"] == state.modified else _Change(candidate, state)
         except ImageError as error:
             return error
 
-    def _relabel(self, found: Sequence[_Found], known: dict[str, dict[str, Any]]) -> None:
-        """Write new captions and times of pictures that are the same; a time alone is no news."""
-        if not found:
+    def _relabel(self, changes: Sequence[_Change], known: dict[str, dict[str, Any]]) -> None:
+        """Write new captions, columns and times of unchanged pictures; a new time alone does not count as an update."""
+        if not changes:
             return
-        _, replaced = self.database.write(self._rows(found))
-        same = sum(known[each.candidate.path]["text_hash"] == each.candidate.text_hash for each in found)
+        _, replaced = self.database.write(self._rows(changes))
+        same = sum(known[each.candidate.path]["text_hash"] == each.candidate.text_hash for each in changes)
         self.report.updated += replaced - same
         self.report.unchanged += same
 
-    def _write(self, found: Sequence[tuple[_Found, View]]) -> None:
-        if not found:
+    def _write(self, changes: Sequence[tuple[_Change, Decoded]]) -> None:
+        if not changes:
             return
-        embeddings = embed(self.clip, [seen.pixels for _, seen in found]).numpy()  # (B, E)
+        embeddings = embed(self.clip, [decoded.pixels for _, decoded in changes]).numpy()  # (B, E)
         good = [bool(np.isfinite(row).all()) for row in embeddings]
-        kept = [each for (each, _), is_good in zip(found, good, strict=True) if is_good]
-        for (each, _), is_good in zip(found, good, strict=True):
+        kept = [each for (each, _), is_good in zip(changes, good, strict=True) if is_good]
+        for (each, _), is_good in zip(changes, good, strict=True):
             if not is_good:
-                reason = "the CLIP makes nothing of it but NaN"
+                reason = "its embedding is not finite (NaN)"
                 self.report.skipped.append({"path": each.candidate.path, "reason": reason})
         if kept:
             added, updated = self.database.write(self._rows(kept, embeddings[good]))
             self.report.added += added
             self.report.updated += updated
 
-    def _rows(self, found: Sequence[_Found], embeddings: np.ndarray | None = None) -> "pa.Table":
+    def _rows(self, changes: Sequence[_Change], embeddings: np.ndarray | None = None) -> "pa.Table":
         import pyarrow as pa
 
-        self._grow([each.candidate.columns for each in found])
+        self._add_columns([each.candidate.columns for each in changes])
         schema = self.database.table.schema
         cells: dict[str, list[Any]] = {
-            "path": [each.candidate.path for each in found],
-            "source": [each.candidate.source for each in found],
-            "caption": [each.candidate.caption for each in found],
-            "text_hash": [each.candidate.text_hash for each in found],
-            "size": [each.state.size for each in found],
-            "modified": [each.state.modified for each in found],
-            "hash": [each.state.hash for each in found],
+            "path": [each.candidate.path for each in changes],
+            "source": [each.candidate.source for each in changes],
+            "caption": [each.candidate.caption for each in changes],
+            "text_hash": [each.candidate.text_hash for each in changes],
+            "size": [each.state.size for each in changes],
+            "modified": [each.state.modified for each in changes],
+            "hash": [each.state.hash for each in changes],
         }
         if embeddings is not None:
-            views = [each.view for each in found if each.view is not None]
-            cells["width"], cells["height"] = [each.width for each in views], [each.height for each in views]
-            cells["thumbnail"] = [each.thumbnail for each in views]
+            decoded = [each.decoded for each in changes if each.decoded is not None]
+            cells["width"], cells["height"] = [each.width for each in decoded], [each.height for each in decoded]
+            cells["thumbnail"] = [each.thumbnail for each in decoded]
         for name in schema.names[schema.get_field_index("thumbnail") + 1 :]:
             kind = schema.field(name).type
-            cells[name] = [self._cell(each.candidate, name, kind) for each in found]
+            cells[name] = [self._cell(each.candidate, name, kind) for each in changes]
         arrays = {name: pa.array(values, schema.field(name).type) for name, values in cells.items()}
         if embeddings is not None:
             flat = pa.array(np.ascontiguousarray(embeddings, np.float32).reshape(-1))  # (B * E,)
@@ -226,33 +233,33 @@ class _Run:
         names = [name for name in schema.names if name in arrays]
         return pa.table([arrays[name] for name in names], schema=pa.schema([schema.field(name) for name in names]))
 
-    def _grow(self, rows: Sequence[dict[str, Value]]) -> None:
-        """Columns of the source that the table does not have yet."""
+    def _add_columns(self, rows: Sequence[dict[str, Value]]) -> None:
+        """Add the columns of a source that the table does not have yet."""
         import pyarrow as pa
 
-        there = set(self.database.table.schema.names)
+        existing = set(self.database.table.schema.names)
         new: dict[str, list[Value]] = {}
-        for name, value in (cell for row in rows for cell in row.items() if cell[0] not in there):
+        for name, value in (cell for row in rows for cell in row.items() if cell[0] not in existing):
             new.setdefault(name, []).append(value)
         if new:
             self.database.add_columns(pa.field(name, column_kind(values)) for name, values in new.items())
 
     def _cell(self, candidate: Candidate, name: str, kind: "pa.DataType") -> Any:
-        """A cell as the column that an earlier source may have made wants it; one that does not fit is told."""
+        """A cell in its column's type, which an earlier source may have set; one that does not fit is reported."""
         value = candidate.columns.get(name)
         cell = fitting(value, kind)
         if cell is None and value is not None:
-            told = next((each for each in self.report.unfit if each["column"] == name), None)
-            if told is None:
-                told = {"column": name, "holds": in_words(kind), "cells": 0, "path": candidate.path}
-                told["value"] = str(value)[:VALUE_LENGTH]
-                self.report.unfit.append(told)
-            told["cells"] += 1
+            entry = next((each for each in self.report.unfit if each["column"] == name), None)
+            if entry is None:
+                entry = {"column": name, "holds": type_name(kind), "cells": 0, "path": candidate.path}
+                entry["value"] = str(value)[:VALUE_LENGTH]
+                self.report.unfit.append(entry)
+            entry["cells"] += 1
         return cell
 
-    def drop_gone(self, source: Source) -> None:
-        """Drop the rows of a source that were not met there. A file below a folder must be gone from the disk as
-        well: another process may have indexed it since it was looked for.
+    def delete_gone(self, source: Source) -> None:
+        """Delete the rows of a source that it no longer has. A file below a folder must be gone from the disk too:
+        another process may have indexed it since the folder was listed.
         """
         where = f"source = {quoted(source.name)}"
         if source.is_folder:
@@ -264,7 +271,7 @@ class _Run:
 
 
 def thumbnail(image: Image.Image) -> bytes:
-    """A picture as a WEBP file of a few kilobytes, its longer side at most `THUMBNAIL_SIDE` pixels."""
+    """A WEBP file of a few kilobytes with the picture, its longer side at most `THUMBNAIL_SIDE` pixels."""
     small = decode_image(image)
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     file = io.BytesIO()
@@ -272,13 +279,13 @@ def thumbnail(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _view(clip: CLIP, data: bytes) -> View:
+def _decoded(clip: CLIP, data: bytes) -> Decoded:
     image = decode_image(data, keep_mode=True)
-    return View(fitted(clip, image), image.width, image.height, thumbnail(image))
+    return Decoded(clip_pixels(clip, image), image.width, image.height, thumbnail(image))
 
 
 def _stat(candidate: Candidate) -> _State:
-    """Before the file is read, so that a change in between is met by the next run."""
+    """Size and time; read before the file, so that the next run notices a change in between."""
     if candidate.data is not None:
         return _State(len(candidate.data), None, "")
     try:

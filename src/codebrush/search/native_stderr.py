@@ -1,8 +1,8 @@
-"""A call into native code in; what a thread of it prints as it dies held back, and all else passed on, out.
+"""Holds back what the Rust threads of LanceDB print to stderr when they panic, and passes everything else on.
 
-A Rust thread that panics writes several lines to file descriptor 2 before LanceDB raises what became of it, which is
-told in one line anyway. That descriptor is the whole process's: other threads write to it too, and a child that is
-started meanwhile keeps what it is then. So only a command line of our own holds it, and for one call at a time.
+A panicking thread writes several lines to file descriptor 2 before LanceDB raises an error, which becomes one line
+anyway. The descriptor belongs to the whole process: other threads write to it too, and a child process started
+meanwhile inherits it. So only our own command line redirects it, for one call at a time.
 """
 
 import os
@@ -12,22 +12,22 @@ from contextlib import contextmanager, suppress
 from tempfile import TemporaryFile
 from threading import Lock
 
-DEBUG_VARIABLE = "CODEBRUSH_DEBUG"  # holds nothing back where it is set
+DEBUG_VARIABLE = "CODEBRUSH_DEBUG"  # if it is set, nothing is held back
 STDERR = 2
 PANIC = re.compile(rb"^\n?thread '.*' .*panicked at ", re.MULTILINE)
 _only_one = Lock()
 
 
 @contextmanager
-def panics_held() -> Iterator[None]:
-    """Keeps what is written to file descriptor 2 meanwhile, and passes it on at the end: all of it, or where the block
-    raises as far as the first panic. Inside another such block, or beside one of another thread, it does nothing.
+def hold_panics() -> Iterator[None]:
+    """Collect what is written to file descriptor 2 and pass it on at the end of the block: everything, or if the block
+    raises, everything before the first panic. Inside another such block, or beside one in another thread, do nothing.
     """
     if os.environ.get(DEBUG_VARIABLE) or not _only_one.acquire(blocking=False):
         yield
         return
     try:
-        restore = _divert()
+        restore = _redirect()
         try:
             yield
         except BaseException:
@@ -38,15 +38,15 @@ def panics_held() -> Iterator[None]:
         _only_one.release()
 
 
-def _divert() -> Callable[[], bytes]:
-    """Point the descriptor at a file, if it is open and there is room for one; the result points it back where it was
-    and gives what was written."""
+def _redirect() -> Callable[[], bytes]:
+    """Redirect the descriptor to a file, if both can be opened; the returned function restores it and returns what was
+    written."""
     try:
         own = os.dup(STDERR)
     except OSError:
         return bytes
     try:
-        file = TemporaryFile()  # noqa: SIM115 - it is closed by what is returned
+        file = TemporaryFile()  # noqa: SIM115 - the returned function closes it
         os.dup2(file.fileno(), STDERR)
     except OSError:
         os.close(own)

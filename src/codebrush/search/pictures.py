@@ -1,7 +1,7 @@
-"""Folders, picture files and data sources in; one candidate a picture, with its caption and its columns, out.
+"""Lists the pictures in folders, picture files and data sources, with their captions and columns.
 
-A file goes by its absolute path. A picture inside a data source goes by the source, a number sign and its name there:
-/data/pets.parquet#cat-17.
+A picture file is identified by its absolute path, a picture inside a data source by the source, a number sign and its
+name there: /data/pets.parquet#cat-17.
 """
 
 import hashlib
@@ -19,17 +19,17 @@ from codebrush.data.sources.filters import is_empty
 from codebrush.data.sources.readers import BUILDERS, Rows, load_rows
 from codebrush.errors import DataError, ImageError
 
-# What a row has from its picture; a source's column of such a name is left out.
+# Columns that the database fills itself; columns of a data source with these names are left out.
 OWN_COLUMNS = frozenset(
     ("path", "source", "caption", "embedding", "width", "height", "size", "modified", "hash", "text_hash", "thumbnail")
 )
-BATCH = 256  # rows that are read at once
+BATCH = 256  # rows read together
 Value = str | int | float | bool
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A picture that may go into a database: a file, or the contents `data` of one (b"" where there are none)."""
+    """A picture to index: the file at `path`, or `data`, the contents of one in a data source (b"" if it has none)."""
 
     path: str
     source: str
@@ -43,7 +43,7 @@ class Candidate:
         return hashlib.sha256(json.dumps([self.caption, self.columns]).encode()).hexdigest()
 
     def contents(self) -> bytes:
-        """The picture's file. Raises ImageError."""
+        """The bytes of the picture file. Raises ImageError if there are none."""
         try:
             data = Path(self.path).read_bytes() if self.data is None else self.data
         except OSError as error:
@@ -55,7 +55,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Source:
-    """One of the places that were named: how many pictures it has, and what they are.
+    """A place with pictures: how many there are, and a candidate for each.
 
     `is_folder` says that every picture file below `name` belongs to it.
     """
@@ -67,10 +67,13 @@ class Source:
 
 
 def open_pictures(place: str, captions: Sequence[str] = (), image_column: str | None = None) -> Source:
-    """A picture file, a folder, or any data source that training reads; captions are not needed.
+    """Open a picture file, a folder, or any data source that training reads; captions are optional.
 
-    `captions` are templates over the columns of the source. Raises DataError for what is missing, unknown or holds
-    nothing; a folder without pictures is empty.
+    `captions` are templates over the columns of the source, like "{label}". A folder without pictures is
+    an empty source.
+
+    Raises:
+        DataError: if the place does not exist, is of an unknown kind or empty, or lacks a column.
     """
     path = Path(os.path.abspath(Path(place).expanduser()))
     name = str(path) if path.exists() or not _is_hub_id(place) else place
@@ -118,13 +121,13 @@ def _templates(rows: Rows, captions: Sequence[str]) -> list[Template]:
 
 
 def _candidates(name: str, rows: Rows, templates: Sequence[Template]) -> Iterator[Candidate]:
-    told = {column for template in templates if template.each for column in template.columns} | {rows.image_column}
+    used = {column for template in templates if template.each for column in template.columns} | {rows.image_column}
     for start in range(0, len(rows.images), BATCH):
         cells = rows.images[start : start + BATCH][rows.image_column]
-        texts = rows.text.slice(start, len(cells)).to_pylist()  # without columns it has all rows it is asked for
+        texts = rows.text.slice(start, len(cells)).to_pylist()  # a table without columns gives as many empty rows
         for offset, (row, cell) in enumerate(zip(texts, cells, strict=True)):
             caption = _joined(text for template in templates for text in template.fill(row.__getitem__))
-            given = {key: value for key, value in row.items() if key not in told and not is_empty(value)}
+            given = {key: value for key, value in row.items() if key not in used and not is_empty(value)}
             columns = {_column(key): _plain(value) for key, value in given.items()}
             columns = {key: value for key, value in columns.items() if key and key not in OWN_COLUMNS}
             stored = (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
@@ -142,7 +145,7 @@ def _row_name(row: dict[str, Any], cell: Any) -> str | None:
 
 
 def _column(name: str) -> str:
-    """A name that SQL takes as it is, and that is none of LanceDB's own, which begin with an underscore."""
+    """A column name that needs no quotes in SQL, without the leading underscore of LanceDB's own columns."""
     return re.sub(r"\W", "_", name).lstrip("_")
 
 

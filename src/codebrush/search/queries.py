@@ -1,4 +1,4 @@
-"""A question of words, pictures and conditions in; the pictures of a database that answer it, best first, out."""
+"""Searches a database by text, picture, caption and SQL condition, best first."""
 
 import glob
 import os
@@ -15,22 +15,22 @@ from codebrush.data.curation.phrases import STOP_WORDS
 from codebrush.errors import UsageError
 from codebrush.search.database import Database
 
-WITHOUT_WEIGHT = 0.5  # of an unwanted text, beside the 1 of what is looked for
-# The vector index is read whole: a byte a value, so many times faster than comparing all embeddings at full precision
-# and nearly as exact. Fewer partitions would save little up to a million pictures, and texts, which lie apart from
-# pictures in CLIP's space, would miss many of their neighbours (benchmarks/search_100k.py).
+WITHOUT_WEIGHT = 0.5  # of an unwanted text; the query has weight 1
+# All partitions of the vector index are searched: with one byte a value that is many times faster than comparing all
+# embeddings at full precision, and nearly as exact. Fewer partitions would save little up to a million pictures, and
+# texts, which lie apart from pictures in CLIP's space, would miss many neighbours (benchmarks/search_100k.py).
 PROBES = 1_000_000
-REFINE = 2  # times k of the best by the index are compared at full precision
-FUSED = 100  # rows of either list that a hybrid search joins, at least; ten for each that is asked for
-MOST = 10_000  # results
+REFINE = 2  # times k: so many of the best by the index are compared at full precision
+FUSED = 100  # rows of each list that a hybrid search merges, at least; otherwise ten times k
+MAX_RESULTS = 10_000
 Mode = Literal["vector", "text", "hybrid"]
 STOP_WORD = re.compile(rf"(?<![^\W_])(?:{'|'.join(sorted(STOP_WORDS))})(?![^\W_])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Hit:
-    """`score` is the cosine with the question (vector), the BM25 score of the caption (text), or the sum of
-    reciprocal ranks (hybrid): comparable within one answer. `columns` are all others that a condition can name.
+    """One result. `score` is the cosine with the query (vector), the BM25 score of the caption (text), or the sum of
+    reciprocal ranks (hybrid), comparable within one search only. `columns` are all others that a condition can use.
     """
 
     path: str
@@ -41,7 +41,7 @@ class Hit:
 
     @property
     def exists(self) -> bool:
-        """Whether its file, or the file or folder that it is a row of, is still there; on a hub it is taken to be."""
+        """Whether the picture's file, or the data source with it, still exists; one on a hub is assumed to."""
         if self.columns.get("modified") is not None:
             return os.path.exists(self.path)
         source = self.columns.get("source") or ""
@@ -51,83 +51,89 @@ class Hit:
 def combine(
     text: Tensor | None, image: Tensor | None, without: Tensor | None = None, image_weight: float = 0.5
 ) -> Tensor:
-    """The unit vector (E,) to look for, from unit vectors of a text (E,), a picture (E,) and unwanted texts (U, E).
+    """The unit vector (E,) to search for, from unit vectors of a text (E,), a picture (E,) and unwanted texts (U, E).
 
-    With both, the picture counts `image_weight` (0 to 1) and the text the rest. Raises UsageError where nothing is
-    left to look for.
+    With text and picture, the picture has weight `image_weight` (0 to 1) and the text the rest.
+
+    Raises:
+        UsageError: if the weight is out of range, neither is given, or the parts cancel out.
     """
     if not 0 <= image_weight <= 1:
         raise UsageError(f"the weight of the picture is {image_weight:g}; it must be between 0 and 1")
     wanted = [vector for vector in (text, image) if vector is not None]
     if not wanted:
-        raise UsageError("there is nothing to look for: give a text, a picture or both")
+        raise UsageError("there is nothing to search for: give a text, a picture or both")
     weights = (1 - image_weight, image_weight) if len(wanted) == 2 else (1.0,)
     query = torch.stack([weight * vector for weight, vector in zip(weights, wanted, strict=True)]).sum(0)  # (E,)
     if without is not None and len(without):
         query = query - WITHOUT_WEIGHT * without.sum(0)
     if not query.norm() > 1e-6:
-        raise UsageError("what is looked for and what is unwanted cancel out: leave one of them away")
+        raise UsageError("the query and the unwanted texts cancel out: leave one of them out")
     return F.normalize(query, dim=0)
 
 
 def search(
     database: Database,
     vector: Tensor | None,
-    words: str | None = None,
+    text: str | None = None,
     *,
     k: int = 10,
     where: str | None = None,
     mode: Mode = "vector",
     without: Sequence[str] = (),
 ) -> list[Hit]:
-    """The `k` best rows that pass the SQL condition `where`.
+    """The `k` best rows (1 to 10,000) that meet the SQL condition `where`, best first.
 
-    "vector" looks for embeddings near the unit vector (E,); "text" for captions with any of the `words` and none of
-    those `without`, inflected or not, with stop words like "a" only where there are no others; "hybrid" joins both
-    lists by reciprocal rank fusion (Cormack et al. 2009). Raises UsageError for what cannot be asked.
+    Mode "vector" finds embeddings near the unit `vector` (E,). "text" finds captions with any word of `text` and none
+    of the texts `without`, whatever their endings; stop words like "a" only count if there are no other words. "hybrid"
+    merges both lists by reciprocal rank fusion (Cormack et al. 2009).
+
+    Raises:
+        UsageError: if `k` is out of range, the mode lacks its text or vector, or the condition cannot be read.
+        DataError: if the database is damaged.
     """
-    if not 1 <= k <= MOST:
-        raise UsageError(f"k is {k}; it must be between 1 and {MOST:,}")
-    if mode != "vector" and not (words or "").strip():
-        raise UsageError(f"the mode {mode} looks for words in captions: give a text")
+    if not 1 <= k <= MAX_RESULTS:
+        raise UsageError(f"k is {k}; it must be between 1 and {MAX_RESULTS:,}")
+    if mode != "vector" and not (text or "").strip():
+        raise UsageError(f"the mode {mode} searches for words in captions: give a text")
     if mode != "text" and vector is None:
-        raise UsageError(f"the mode {mode} looks for what is like a text or a picture: give one")
+        raise UsageError(f"the mode {mode} searches for pictures that resemble a text or a picture: give one")
     if where is not None:
         check_condition(database, where)
     with database.guarded():
-        rows = _query(database.table, vector, words or "", without, mode)
+        rows = _query(database.table, vector, text or "", without, mode)
         rows = rows.limit(k if mode != "hybrid" else max(FUSED, 10 * k))
         rows = rows if where is None else rows.where(where)
         found = rows.to_list()
     hits: dict[str, Hit] = {}
     for hit in map(_hit, found):
-        # While another process writes, a hybrid search may read its two lists from two states of the table, in which a
-        # row is another: its ranks are added up here.
+        # While another process writes, a hybrid search may read its two lists from two versions of the table and return
+        # a row twice: its scores are added up here.
         twin = hits.get(hit.path)
         hits[hit.path] = hit if twin is None else replace(hit, score=hit.score + twin.score)
     return sorted(hits.values(), key=lambda hit: (-hit.score, hit.path))[:k]
 
 
 def check_condition(database: Database, where: str) -> None:
-    """UsageError for a condition that is none, asks for a column that is not there, or has something after it."""
+    """Raise a UsageError if a condition is malformed, uses an unknown column, or is followed by something else."""
     with database.guarded():
         try:
             _passing(database, where)
         except (ValueError, RuntimeError) as error:
-            for own in ("path = ''", "size IS NULL"):  # a damaged database is not the condition's fault
+            for own in ("path = ''", "size IS NULL"):  # these fail too if the database is damaged
                 _passing(database, own)
             reason = str(error).removeprefix("Invalid input, ").split(" Valid fields", 1)[0]
             raise _unreadable(database, where, reason) from error
-        try:  # LanceDB leaves off where a condition ends, whatever comes after it
+        try:  # LanceDB reads a condition to its end and ignores what comes after it
             is_whole = not _passing(database, f"({where}\n) AND false")
         except (ValueError, RuntimeError):
             is_whole = False
         if not is_whole:
-            raise _unreadable(database, where, "only its beginning is a condition: leave away the rest")
+            raise _unreadable(database, where, "only its beginning is a condition: leave out the rest")
 
 
 def _passing(database: Database, where: str) -> int:
-    """Whether any row passes a condition: 1 or 0."""
+    """1 if any row meets a condition, else 0."""
     return database.table.search().where(where).select(["path"]).limit(1).to_arrow().num_rows
 
 
@@ -141,10 +147,10 @@ def _shown(table: Any) -> list[str]:
     return [name for name in table.schema.names if name != "embedding"]
 
 
-def _query(table: Any, vector: Tensor | None, words: str, without: Sequence[str], mode: Mode) -> Any:
+def _query(table: Any, vector: Tensor | None, text: str, without: Sequence[str], mode: Mode) -> Any:
     shown = _shown(table)
     if mode == "text":
-        return table.search(_words(words, without), query_type="fts").select([*shown, "_score"])
+        return table.search(_caption_query(text, without), query_type="fts").select([*shown, "_score"])
     assert vector is not None
     numbers = vector.float().cpu().numpy()  # (E,)
     if mode == "vector":
@@ -152,22 +158,22 @@ def _query(table: Any, vector: Tensor | None, words: str, without: Sequence[str]
         query = query.select([*shown, "_distance"])
     else:
         query = table.search(query_type="hybrid", vector_column_name="embedding")
-        query = query.vector(numbers).text(_words(words, without)).select(shown)
+        query = query.vector(numbers).text(_caption_query(text, without)).select(shown)
     return query.distance_type("cosine").nprobes(PROBES).refine_factor(REFINE)
 
 
-def _words(words: str, without: Sequence[str]) -> Any:
-    """The words as they are, but for stop words, which the index holds: nothing in them is an operator."""
+def _caption_query(text: str, without: Sequence[str]) -> Any:
+    """A full-text query for the words of a text; nothing in it is read as an operator."""
     from lancedb.query import BooleanQuery, MatchQuery, Occur
 
-    match: Any = MatchQuery  # which has defaults that its types do not tell of
-    wanted = match(_telling(words), "caption")
-    unwanted = [(Occur.MUST_NOT, match(_telling(text), "caption")) for text in without]
+    match: Any = MatchQuery  # its type annotations leave out its defaults
+    wanted = match(_without_stop_words(text), "caption")
+    unwanted = [(Occur.MUST_NOT, match(_without_stop_words(each), "caption")) for each in without]
     return BooleanQuery([(Occur.MUST, wanted), *unwanted]) if unwanted else wanted
 
 
-def _telling(text: str) -> str:
-    """A text without the words that say nothing about what is seen, unless it has no others."""
+def _without_stop_words(text: str) -> str:
+    """A text without its stop words, unless it has no other words. The index has them, for texts like "the"."""
     rest = STOP_WORD.sub(" ", text)
     return rest if re.search(r"[^\W_]", rest) else text
 

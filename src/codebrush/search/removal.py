@@ -1,4 +1,4 @@
-"""Names of sources in; a database without their pictures, or a line that says how to get one, out."""
+"""Removes the pictures of sources from a database, and says how to when a source no longer exists."""
 
 import os
 import shlex
@@ -10,18 +10,19 @@ from codebrush.search.database import Database, open_database, quoted
 from codebrush.search.indexing import IndexReport
 from codebrush.search.pictures import Source, open_pictures
 
-MOST_NAMED = 10  # sources of a database in a message
+MOST_NAMED = 10  # sources that a message lists
 
 
 def remove_sources(database: Database, places: Sequence[str]) -> IndexReport:
-    """Drop the rows of sources, which may be gone, and of all that lies below a folder.
+    """Delete the rows of sources, which need not exist any more, and of everything below a folder.
 
-    Raises DataError, and drops nothing, where the database holds nothing of one of them.
+    Raises:
+        DataError: if the database has no rows of one of them; nothing is deleted then.
     """
     conditions = {place: _of(place) for place in places}
     for place, condition in conditions.items():
         if not database.count(condition):
-            raise DataError(f"{database.path} holds nothing of {place}; its sources are {_sources(database)}")
+            raise DataError(f"{database.path} holds no pictures of {place}; its sources are {_sources(database)}")
     report = IndexReport()
     for condition in conditions.values():
         for part in database.rows(["path"], condition):
@@ -31,7 +32,11 @@ def remove_sources(database: Database, places: Sequence[str]) -> IndexReport:
 
 
 def open_all(places: Sequence[str], captions: Sequence[str], image_column: str | None, db: Path) -> list[Source]:
-    """The sources to index into the database `db`; the DataError for one that is gone says how to drop its rows."""
+    """Open the sources to index into the database `db`, as `open_pictures` does.
+
+    Raises:
+        DataError: if one cannot be opened; if it was indexed but no longer exists, with the command that removes it.
+    """
     sources = []
     for place in places:
         try:
@@ -40,19 +45,19 @@ def open_all(places: Sequence[str], captions: Sequence[str], image_column: str |
             if os.path.exists(os.path.expanduser(place)) or not _holds(db, place):
                 raise
             remedy = f"codebrush index --remove {shlex.quote(place)} --db {shlex.quote(str(db))}"
-            raise DataError(f"{error}; drop its pictures from the database with {remedy}") from error
+            raise DataError(f"{error}; remove its pictures from the database with {remedy}") from error
     return sources
 
 
 def _of(place: str) -> str:
-    """The SQL condition for the rows of a source. What is gone may have been a file, a folder or a hub id."""
+    """The SQL condition for the rows of a source; one that no longer exists may have been a file, folder or hub id."""
     path = os.path.abspath(os.path.expanduser(place))
     below = quoted(path.rstrip(os.sep) + os.sep)
     return f"source IN ({quoted(place)}, {quoted(path)}) OR path = {quoted(path)} OR starts_with(path, {below})"
 
 
 def _holds(db: Path, place: str) -> bool:
-    """Whether the place is a path that was indexed; that a hub does not answer is no reason to drop anything."""
+    """Whether the place is a path that was indexed; a hub that does not answer is no reason to remove anything."""
     try:
         return open_database(db, quiet=True).count(_of(os.path.abspath(os.path.expanduser(place)))) > 0
     except CodebrushError:

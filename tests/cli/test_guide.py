@@ -38,7 +38,7 @@ def run_folder(micro_pack: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_lies_in_its_folder_and_tells_its_steps(
+def test_a_run_lies_in_its_folder_and_prints_its_steps(
     micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "run"
@@ -80,7 +80,7 @@ def test_a_run_without_a_folder_gets_one_of_its_own(
     assert "holds a run already" in capsys.readouterr().err
 
 
-def test_people_are_told_where_it_all_is(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_names_the_folder_and_the_video(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     video = run_folder / "sub" / "my film.gif"
     assert generate("--resume", run_folder, "--video", video, "--fps", 5, "--between", 3) == 0

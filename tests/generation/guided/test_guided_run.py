@@ -80,7 +80,7 @@ def test_a_picture_is_drawn_again_from_its_manifest(brush: Codebrush, tmp_path: 
         brush.replay(run.results[0].manifest)
 
 
-def test_another_judge_under_the_same_name_is_told(brush: Codebrush, tmp_path: Path) -> None:
+def test_another_clip_under_the_same_name_is_refused(brush: Codebrush, tmp_path: Path) -> None:
     judge = write_micro_pack(tmp_path / "judge", seed=4)
     run = finish(brush.guide("a dog", judge=f"{judge}:0.5", **QUICK))
     assert brush.replay(run.results[0].manifest).image.tobytes() == run.results[0].image.tobytes()
@@ -203,7 +203,7 @@ def test_to_iterate_again_is_to_go_on(brush: Codebrush, tmp_path: Path) -> None:
     assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3, 4]
 
 
-def test_what_cannot_be_resumed_is_told(brush: Codebrush, tmp_path: Path) -> None:
+def test_what_cannot_be_resumed_is_refused(brush: Codebrush, tmp_path: Path) -> None:
     with pytest.raises(CodebrushError, match="holds no guided run"):
         brush.resume(tmp_path)
     run = tmp_path / "run"

@@ -48,7 +48,7 @@ def heavy_pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measure(pack: Path, room: str) -> dict[str, Any]:
-    # By way of a shell, which is small: a process is told to have had the peak of the one that started it.
+    # By way of a shell, which is small: the reported peak of a process includes that of the one that started it.
     shell = ["sh", "-c", '"$@"; exit $?', "sh"]
     done = subprocess.run(
         [*shell, sys.executable, "-c", SCRIPT, str(pack), room], env={**os.environ, "OMP_NUM_THREADS": "1"},

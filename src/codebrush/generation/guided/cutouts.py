@@ -3,6 +3,8 @@
 `draw_views` makes every random choice; `cut_out` makes none, so that the same views can be taken at once or in
 micro-batches. A view's crop, perspective, shift, rotation and flip are one 3x3 matrix, and all views are sampled by one
 `grid_sample`, which is differentiable.
+
+`guide_options` holds the defaults, `presets` those of the classic notebook.
 """
 
 import math

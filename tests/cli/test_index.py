@@ -119,7 +119,7 @@ def test_sources_that_are_gone_can_be_dropped(
 
 def test_what_cannot_be_indexed(micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes.md").touch()
-    for place, told in (("none", "no such file or folder"), ("notes.md", "no data set")):
+    for place, told in (("none", "no such file or folder"), ("notes.md", "not a data set")):
         command = ["index", str(tmp_path / place), "--db", str(tmp_path / "db"), "--pack", str(micro_pack)]
         assert run(command) == 1
         assert told in capsys.readouterr().err

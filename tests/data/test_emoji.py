@@ -64,11 +64,11 @@ def test_drawn_emoji_are_a_source(tmp_path):
 
 @needs_font
 def test_drawn_emoji_look_as_they_are_called(tmp_path, by_label):
-    from codebrush.data.emoji import _Pen
+    from codebrush.data.emoji import EmojiFont
 
-    pen = _Pen(FONT)
+    emoji_font = EmojiFont(FONT)
     for label, colour in (("red square", (220, 60, 50)), ("blue square", (20, 140, 220))):
-        picture = pen.draw(by_label[label].text)
+        picture = emoji_font.draw(by_label[label].text)
         middle = picture.getpixel((picture.width // 2, picture.height // 2))
         assert np.abs(np.subtract(middle, colour)).max() < 70, label
         assert picture.getpixel((0, 0)) == (255, 255, 255)
@@ -76,11 +76,11 @@ def test_drawn_emoji_look_as_they_are_called(tmp_path, by_label):
 
 @needs_font
 def test_what_the_font_lacks_is_left_out(by_label):
-    from codebrush.data.emoji import UNASSIGNED, _Pen
+    from codebrush.data.emoji import UNASSIGNED, EmojiFont
 
-    pen = _Pen(FONT)
-    assert pen.draw(UNASSIGNED) is None
-    assert pen.draw("\U0001f600\U0001f600") is None
+    emoji_font = EmojiFont(FONT)
+    assert emoji_font.draw(UNASSIGNED) is None
+    assert emoji_font.draw("\U0001f600\U0001f600") is None
 
 
 def test_missing_font_says_what_to_do(tmp_path):

@@ -1,4 +1,4 @@
-"""Decoded pictures and a VQGAN in; every picture's codes, computed once and kept on disk, out."""
+"""Encodes pictures with a VQGAN once and keeps their codes on disk."""
 
 import hashlib
 import json
@@ -14,14 +14,16 @@ from codebrush.errors import CodebrushError
 from codebrush.files import atomic_file
 from codebrush.models.vqgan import VQGAN
 
-BATCH = 64
+BATCH = 64  # pictures encoded at once
 
 
 def encode_once(vqgan: VQGAN, pixels: PixelCache, folder: Path) -> np.ndarray:
-    """Codes (N, h * w) uint16 or uint32 of every picture, reused while VQGAN and pictures are the same.
+    """The codes of every picture, (N, h * w) uint16 or uint32; reused while the VQGAN and the pictures are the same.
 
-    The file appears whole or not at all, and of several processes that ask for the same codes one encodes while the
-    others wait. Raises CodebrushError when `folder` cannot be written.
+    If several processes ask for the same codes, one encodes and the others wait.
+
+    Raises:
+        CodebrushError: if `folder` cannot be written.
     """
     height, width = vqgan.code_grid(pixels.pixels.shape[1])
     facts = {"vqgan": weights_hash(vqgan), "pixels": pixels_hash(pixels), "grid": [height, width]}
@@ -29,24 +31,24 @@ def encode_once(vqgan: VQGAN, pixels: PixelCache, folder: Path) -> np.ndarray:
     path = Path(folder) / f"codes-{name}.npy"
     shape = (len(pixels), height * width)
     with suppress(*UNUSABLE):
-        return _finished(path, shape)
+        return _open(path, shape)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             with suppress(*UNUSABLE):
-                return _finished(path, shape)
+                return _open(path, shape)
             codes = _encoded(vqgan, pixels, shape)
             with atomic_file(path) as part, part.open("wb") as file:
                 np.save(file, codes)
-            return _finished(path, shape)
+            return _open(path, shape)
     except OSError as error:
         raise CodebrushError(
             f"cannot write codes in {folder}: {error.strerror or error}; free space there or name another folder"
         ) from error
 
 
-def _finished(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """The codes at `path`. Raises one of UNUSABLE when there are none or they are damaged."""
+def _open(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """Open the codes at `path`. Raises one of UNUSABLE if there are none or they are damaged."""
     codes = np.load(path, mmap_mode="r")
     if codes.shape != shape:
         raise ValueError(f"{path} holds other codes")
@@ -65,7 +67,7 @@ def _encoded(vqgan: VQGAN, pixels: PixelCache, shape: tuple[int, int]) -> np.nda
 
 
 def weights_hash(network: torch.nn.Module) -> str:
-    """sha256 over a network's tensors, in the order of their names."""
+    """The sha256 of a network's tensors, in the order of their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())
@@ -74,7 +76,7 @@ def weights_hash(network: torch.nn.Module) -> str:
 
 
 def pixels_hash(pixels: PixelCache) -> str:
-    """sha256 over the array's shape and a thousand of its pictures."""
+    """The sha256 of the array's shape and up to a thousand of its pictures."""
     digest = hashlib.sha256(str(pixels.pixels.shape).encode())
     for row in np.unique(np.linspace(0, len(pixels) - 1, 1000).astype(np.int64)):
         digest.update(np.ascontiguousarray(pixels.pixels[row]).tobytes())

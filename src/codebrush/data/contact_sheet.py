@@ -1,4 +1,4 @@
-"""Many pictures on one page, with their captions."""
+"""Lays out many pictures with their captions on one page."""
 
 import math
 from collections.abc import Sequence
@@ -12,10 +12,13 @@ from codebrush.errors import CodebrushError
 def contact_sheet(
     images: Sequence[Image.Image], captions: Sequence[str] | None = None, columns: int | None = None
 ) -> Image.Image:
-    """Many pictures on one white page, row by row, each with its caption below.
+    """Lay out `images` on a white page, row by row, each with its caption below.
 
-    Pictures under 96 pixels are enlarged by a whole factor so that they can be seen, and those over 512
-    reduced. Without `columns` the page comes out about square.
+    Pictures under 96 pixels are enlarged by a whole factor, and those over 512 reduced. Without `columns` the page is
+    about square.
+
+    Raises:
+        CodebrushError: if there is no picture.
     """
     if not images:
         raise CodebrushError("a contact sheet needs at least one picture")
@@ -49,8 +52,8 @@ def _tile(image: Image.Image) -> Image.Image:
     return tile
 
 
-def _wrap(text: str, font: Any, width: int, most_lines: int = 3) -> list[str]:
-    """`text` broken between words into lines of at most `width` pixels; the rest is cut, with an ellipsis."""
+def _wrap(text: str, font: Any, width: int, max_lines: int = 3) -> list[str]:
+    """Break `text` between words into up to `max_lines` lines of `width` pixels; cuts the rest with an ellipsis."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -58,8 +61,8 @@ def _wrap(text: str, font: Any, width: int, most_lines: int = 3) -> list[str]:
             lines[-1] = longer
         else:
             lines.append(word)
-    if len(lines) > most_lines:
-        lines = [*lines[: most_lines - 1], " ".join(lines[most_lines - 1 :])]
+    if len(lines) > max_lines:
+        lines = [*lines[: max_lines - 1], " ".join(lines[max_lines - 1 :])]
     return [_cut(line, font, width) for line in lines]
 
 

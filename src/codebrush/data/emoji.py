@@ -1,6 +1,6 @@
-"""An installed colour-emoji font in; a folder of captioned emoji, as `captioned_images.open_source` reads it, out.
+"""Draws the emoji of an installed colour font, with their names, as a folder that `open_source` reads.
 
-The names are those of the `emoji` package, which follow Unicode's own.
+The names are those of the `emoji` package, which follow Unicode's.
 """
 
 import json
@@ -27,7 +27,7 @@ FONT_FOLDERS = (
     "C:/Windows/Fonts",
 )
 FONT_NAMES = ("NotoColorEmoji*.ttf", "Apple Color Emoji.ttc", "seguiemj.ttf", "*[Ee]moji*.[ot]t[fc]")
-FONT_SIZES = (109, 160, 136, 128, 96, 64)  # bitmap fonts come in one size each: Noto's first, then Apple's
+FONT_SIZES = (109, 160, 136, 128, 96, 64)  # a bitmap font has one size only: Noto's first, then Apple's
 REMEDY = "install one (on Debian and Ubuntu: apt-get install fonts-noto-color-emoji) or name one with --font"
 SKIN_TONES = {
     "\U0001f3fb": "light",
@@ -36,8 +36,8 @@ SKIN_TONES = {
     "\U0001f3fe": "medium-dark",
     "\U0001f3ff": "dark",
 }
-VARIATION = "\ufe0f"  # asks for the coloured form; left out of the names of files
-UNASSIGNED = "\U0010fffd"  # no font draws it, so what comes out is what a missing emoji looks like
+VARIATION = "\ufe0f"  # selects the coloured form; left out of file names
+UNASSIGNED = "\U0010fffd"  # in no font, so it is drawn as a missing emoji is
 
 
 @dataclass(frozen=True)
@@ -63,21 +63,24 @@ def write_emoji(
 ) -> int:
     """Draw every emoji that the font has, `size` pixels square over white, into a new folder.
 
-    `limit` stops after so many pictures; `progress(done, total)` is called after each emoji tried. Returns
-    how many were written: emoji that the font lacks, draws empty or draws as several are left out. Raises
-    DataError when there is no colour-emoji font or the folder is not empty, CodebrushError when it cannot be
-    written.
+    Without `font` an installed one is looked for. `limit` stops after that many pictures. Returns how many were
+    written: emoji that the font lacks, draws empty or draws as several glyphs are left out.
+
+    Raises:
+        UsageError: if `size` is below 8 or `limit` below 1.
+        DataError: if there is no colour-emoji font, or the folder exists and is not empty.
+        CodebrushError: if the folder cannot be written.
     """
     if size < 8 or (limit is not None and limit < 1):
         raise UsageError("an emoji needs a size of at least 8 pixels and a limit of at least 1")
     path = Path(font).expanduser() if font is not None else find_font()
-    pen = _Pen(path)
+    emoji_font = EmojiFont(path)
     wanted = list(known_emoji())
     rows = []
     with atomic_folder(folder) as part:
         (part / "images").mkdir()
         for done, each in enumerate(wanted, start=1):
-            picture = pen.draw(each.text)
+            picture = emoji_font.draw(each.text)
             if picture is not None:
                 name = f"images/{each.hexcode}.png"
                 picture.resize((size, size), Image.Resampling.LANCZOS).save(part / name)
@@ -93,7 +96,11 @@ def write_emoji(
 
 
 def find_font(folders: Iterable[str] = FONT_FOLDERS) -> Path:
-    """The first colour-emoji font installed. Raises DataError with the remedy when there is none."""
+    """The first installed colour-emoji font.
+
+    Raises:
+        DataError: if there is none; says how to install one.
+    """
     places = [Path(os.path.expanduser(folder)) for folder in folders]
     for pattern in FONT_NAMES:
         for place in places:
@@ -104,7 +111,7 @@ def find_font(folders: Iterable[str] = FONT_FOLDERS) -> Path:
 
 
 def known_emoji() -> Iterator[Emoji]:
-    """Every fully-qualified emoji of Unicode, in the order of its hexcodes."""
+    """Every fully-qualified emoji of Unicode, in the order of the hexcodes."""
     from emoji import EMOJI_DATA, STATUS
 
     found = []
@@ -130,12 +137,12 @@ def _label(text: str, name: str) -> str:
     return f"flag: {words}" if all("\U0001f1e6" <= character <= "\U0001f1ff" for character in text) else words
 
 
-class _Pen:
-    """Draws single emoji with one font, each in the same square."""
+class EmojiFont:
+    """Draws single emoji with one font, in squares of one size."""
 
     def __init__(self, path: Path):
         self.font = _open_font(path)
-        left, top, right, bottom = self.font.getbbox("\U0001f600")  # a plain face fills the cell
+        left, top, right, bottom = self.font.getbbox("\U0001f600")  # a plain face fills the square
         self.side = round(max(right - left, bottom - top))
         self.offset = ((self.side - right - left) / 2, (self.side - bottom - top) / 2)
         self.missing = self._ink(UNASSIGNED)
@@ -144,7 +151,7 @@ class _Pen:
             raise DataError(f"{path}: draws no coloured emoji; {REMEDY}")
 
     def draw(self, text: str) -> Image.Image | None:
-        """The emoji over white; None when the font has none for it, or would draw several side by side."""
+        """The emoji over white; None if the font lacks it or draws several glyphs side by side."""
         if self.font.getlength(text) > 1.5 * self.side:
             return None
         ink = self._ink(text)

@@ -1,4 +1,4 @@
-"""Pictures with holes in; the same, filled by what is around, out: nothing is left of what was there."""
+"""Fills holes in pictures from their surroundings, so that nothing of the old content is left."""
 
 import torch
 import torch.nn.functional as F
@@ -6,8 +6,10 @@ from torch import Tensor
 
 
 def fill_holes(pixels: Tensor, hole: Tensor) -> Tensor:
-    """Pixels (..., 3, H, W) whose `hole` (..., H, W) bool is filled with the means of what is nearest around it, ever
-    coarser the deeper inside. All hole: grey."""
+    """Fill the pixels (..., 3, H, W) where `hole` (..., H, W) is True with means of their surroundings.
+
+    Deeper inside a hole the means are coarser. A picture that is all hole becomes grey (0.5).
+    """
     shape, pixels, hole = pixels.shape, pixels.reshape(-1, *pixels.shape[-3:]), hole.reshape(-1, 1, *hole.shape[-2:])
     kept = (~hole).to(pixels.dtype)
     colour, weight = pixels * kept, kept  # (B, 3, H, W), (B, 1, H, W)

@@ -1,7 +1,7 @@
-"""Picture files in, RGB pictures and tensors out; and the way back, to PNG files that say how they were made.
+"""Reads picture files, converts pictures and tensors, and writes PNG files with a manifest of how they were made.
 
-Decoding never trusts a file: whatever is wrong with it becomes one `ImageError` with the reason. That memory is short
-is not wrong with the file, and stays a MemoryError.
+Decoding trusts no file: whatever is wrong with it is one `ImageError` with the reason. Only a lack of memory, which is
+not the file's fault, stays a MemoryError.
 """
 
 import io
@@ -18,19 +18,19 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from codebrush.errors import CodebrushError, ImageError
 from codebrush.files import atomic_file
 
-MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB, which is where Pillow begins to warn
-WITH_PROFILE = ("RGB", "RGBA", "P")  # modes whose colour profile suits RGB made of them
-Image.init()  # naming a format to Image.open needs its plug-in to be there already
+MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; above it Pillow warns
+WITH_PROFILE = ("RGB", "RGBA", "P")  # modes whose colour profile is also right after conversion to RGB
+Image.init()  # Image.open(formats=...) knows loaded plug-ins only
 WANTED_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "ICO", "PPM", "JPEG2000")
-FORMATS = tuple(name for name in WANTED_FORMATS if name in Image.OPEN)  # AVIF is left out of some builds
+FORMATS = tuple(name for name in WANTED_FORMATS if name in Image.OPEN)  # AVIF is missing in some builds
 EXTENSIONS = frozenset(
     (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ico", ".ppm")
 )
 MANIFEST_KEY = "codebrush"
 Picture = Image.Image | str | Path  # a picture in memory, or its file
 
-# What Pillow warns of (many pixels, odd metadata) is refused or settled below. Set once and for the process,
-# because pictures are decoded in threads, where warnings.catch_warnings does not hold.
+# What Pillow warns of (many pixels, odd metadata) is refused or handled below. Set once for the whole process, because
+# pictures are decoded in threads, where warnings.catch_warnings has no effect.
 for _category in (UserWarning, RuntimeWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
@@ -38,10 +38,12 @@ for _category in (UserWarning, RuntimeWarning):
 def decode_image(source: bytes | str | Path | Image.Image, keep_mode: bool = False) -> Image.Image:
     """Read a picture from bytes, a path or a Pillow image as RGB, upright, with transparency over white.
 
-    A file with an animation gives its first frame. Palette, grey, CMYK, 16-bit and float pictures are
-    converted; with `keep_mode` those of up to 8 bits a channel keep their mode, palette and transparency.
-    Raises ImageError (naming the file, where there is one) for a picture that is missing, damaged, of a kind
-    not in `FORMATS`, or of more than `MAX_PIXELS` pixels.
+    Of an animation the first frame is taken. Palette, grey, CMYK, 16-bit and float pictures are converted; with
+    `keep_mode` those of up to 8 bits a channel keep their mode, palette and transparency.
+
+    Raises:
+        ImageError: if the picture is missing, damaged, of a format not in `FORMATS`, or has more than `MAX_PIXELS`
+            pixels. Names the file if there is one.
     """
     if isinstance(source, str | Path):
         try:
@@ -59,9 +61,9 @@ def picture_list(pictures: Picture | Sequence[Picture]) -> list[Picture]:
 def _decode_stream(source: io.BytesIO | Path | Image.Image, keep_mode: bool) -> Image.Image:
     try:
         if isinstance(source, Image.Image):
-            return _settled(source, keep_mode)
+            return _loaded(source, keep_mode)
         with Image.open(source, formats=FORMATS) as image:
-            return _settled(image, keep_mode)
+            return _loaded(image, keep_mode)
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -75,7 +77,7 @@ def _decode_stream(source: io.BytesIO | Path | Image.Image, keep_mode: bool) -> 
         raise ImageError(f"cannot be decoded: {' '.join(reason.split())}") from error
 
 
-def _settled(image: Image.Image, keep_mode: bool) -> Image.Image:
+def _loaded(image: Image.Image, keep_mode: bool) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"{image.width} x {image.height} is over the limit of {MAX_PIXELS:,} pixels")
     image.load()
@@ -92,7 +94,7 @@ def _settled(image: Image.Image, keep_mode: bool) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says; a damaged EXIF block says nothing."""
+    """The picture rotated by its EXIF orientation; a damaged EXIF block is ignored."""
     try:
         return ImageOps.exif_transpose(image)
     except MemoryError:
@@ -102,7 +104,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _deep_to_rgb(image: Image.Image) -> Image.Image:
-    """16-bit integers (0 to 65535) and floats (0 to 1) to 8 bits; any other range has no known white."""
+    """Convert 16-bit integers (0 to 65535) and floats (0 to 1) to 8 bits; of other ranges white is unknown."""
     values = np.asarray(image, dtype=np.float64)  # (H, W)
     white = 1.0 if image.mode.startswith("F") else 65535.0
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > white:
@@ -112,40 +114,43 @@ def _deep_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resize_square(image: Image.Image, size: int) -> Image.Image:
-    """The centre of `image` as size x size: the shorter side scaled by anti-aliased bicubic, the longer cut.
+    """Scale the shorter side of `image` to `size` (antialiased bicubic) and crop the centre: size x size pixels.
 
-    The grid of pixels is that of scaling first and cropping after, as CLIP's published preprocessing does.
+    The pixel grid is the same as when scaling first and cropping then, as CLIP's published preprocessing does.
     """
     short = min(image.size)
-    width, height = (size * side // short for side in image.size)  # of the whole picture, once scaled
+    width, height = (size * side // short for side in image.size)  # of the whole picture after scaling
     left, top = round((width - size) / 2), round((height - size) / 2)
     across, down = image.width / width, image.height / height
-    # Resampling only this box never makes the long side of a strip of 1 x 80,000,000 pixels.
+    # Resampling this box only: scaled as a whole, a strip of 1 x 80,000,000 pixels would not fit into memory.
     box = (left * across, top * down, (left + size) * across, (top + size) * down)
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
-    """An RGB picture as (3, H, W) float32 in [0, 1]."""
+    """Convert a picture to (3, H, W) float32 in [0, 1], RGB."""
     pixels = torch.from_numpy(np.array(image.convert("RGB")))  # (H, W, 3) uint8
     return pixels.permute(2, 0, 1).float().div_(255)  # (3, H, W)
 
 
 def stack(images: Sequence[Image.Image], size: int) -> torch.Tensor:
-    """Pictures of any size as one batch (B, 3, size, size) float32 in [0, 1]."""
+    """Resize pictures with `resize_square` and stack them: (B, 3, size, size) float32 in [0, 1]."""
     return torch.stack([to_tensor(resize_square(image, size)) for image in images])
 
 
 def to_pil(image: torch.Tensor) -> Image.Image:
-    """A (3, H, W) tensor as a picture; values outside [0, 1] are clamped."""
+    """Convert a (3, H, W) tensor to a picture; values outside [0, 1] are clamped."""
     pixels = image.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())  # (H, W, 3)
 
 
 def save_png(image: Image.Image, path: str | Path, manifest: dict[str, Any] | None = None) -> None:
-    """Write `image` as a PNG, whole or not at all, with `manifest` as JSON in its text chunk "codebrush".
+    """Write `image` as a PNG through `atomic_file`, with `manifest` as JSON in the text chunk "codebrush".
 
-    Makes the folder when it is not there. Raises CodebrushError naming the folder when it cannot be written.
+    Folders above it are made.
+
+    Raises:
+        CodebrushError: if it cannot be written; names the folder.
     """
     path = Path(path)
     info = PngImagePlugin.PngInfo()
@@ -162,7 +167,11 @@ def save_png(image: Image.Image, path: str | Path, manifest: dict[str, Any] | No
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
-    """The manifest that `save_png` put into a picture. Raises ImageError when there is none."""
+    """Read the manifest that `save_png` wrote into a picture.
+
+    Raises:
+        ImageError: if the file cannot be read or has no manifest.
+    """
     try:
         with Image.open(path, formats=("PNG",)) as image:
             text = getattr(image, "text", {}).get(MANIFEST_KEY)

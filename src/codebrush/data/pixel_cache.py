@@ -1,4 +1,4 @@
-"""A source of captioned pictures in; the same pictures, decoded once at one size, on disk as an array out."""
+"""Decodes the pictures of a source once, at one size, into an array on disk."""
 
 import json
 import os
@@ -19,16 +19,16 @@ from codebrush.data.sources.captioned_images import CaptionedImages
 from codebrush.errors import CodebrushError, DataError, ImageError
 from codebrush.files import atomic_file
 
-CHUNK = 256  # rows decoded between two writes, which bounds the memory and the work lost to Ctrl-C
-UNUSABLE = (OSError, EOFError, ValueError, KeyError, TypeError)  # what a missing or damaged cache raises
+CHUNK = 256  # rows decoded at once, which bounds the memory and the delay of Ctrl-C
+UNUSABLE = (OSError, EOFError, ValueError, KeyError, TypeError)  # what reading a missing or damaged cache raises
 
 
 @dataclass(frozen=True)
 class PixelCache:
     """Decoded pictures: `pixels` is uint8 (N, S, S, 3), mapped from disk.
 
-    `rows[k]` is the row of the source that picture k came from; `skipped` names the rows without a readable
-    picture, with the reason.
+    `rows[k]` is the row of the source that picture k comes from. `skipped` has the name of each row without a readable
+    picture, and the reason.
     """
 
     pixels: np.ndarray
@@ -39,29 +39,31 @@ class PixelCache:
         return len(self.rows)
 
     def batch(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Pictures by their place in this cache (0 to len - 1): (B, 3, S, S) uint8."""
+        """The pictures at `indices` (0 to len - 1) of this cache: (B, 3, S, S) uint8."""
         picked = self.pixels[np.asarray(indices, dtype=np.int64)]  # (B, S, S, 3)
         return torch.from_numpy(picked).permute(0, 3, 1, 2).contiguous()  # (B, 3, S, S)
 
 
 def decode_once(source: CaptionedImages, size: int, folder: str | Path) -> PixelCache:
-    """Decode each readable picture of `source` to size x size, or reuse what an earlier run left in `folder`.
+    """Decode each readable picture of `source` to size x size, or reuse the cache of an earlier run in `folder`.
 
-    The files appear whole or not at all, and of several processes that ask for the same pictures one decodes
-    while the others wait. Raises DataError when no picture can be read and CodebrushError when the folder cannot
-    be written.
+    If several processes ask for the same pictures, one decodes and the others wait.
+
+    Raises:
+        DataError: if no picture can be read.
+        CodebrushError: if the folder cannot be written.
     """
     folder = Path(folder)
     stem = folder / f"pixels-{size}-{source.fingerprint[:16]}"
     with suppress(*UNUSABLE):
-        return _finished(stem, source.fingerprint, size)
+        return _open(stem, source.fingerprint, size)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{stem}.lock"):
             with suppress(*UNUSABLE):
-                return _finished(stem, source.fingerprint, size)
+                return _open(stem, source.fingerprint, size)
             _decode_to(stem, source, size)
-            return _finished(stem, source.fingerprint, size)
+            return _open(stem, source.fingerprint, size)
     except OSError as error:
         raise CodebrushError(
             f"cannot write decoded pictures in {folder}: {error.strerror or error}; "
@@ -69,8 +71,8 @@ def decode_once(source: CaptionedImages, size: int, folder: str | Path) -> Pixel
         ) from error
 
 
-def _finished(stem: Path, fingerprint: str, size: int) -> PixelCache:
-    """The cache at `stem`. Raises one of UNUSABLE when there is none, it is damaged, or of other rows."""
+def _open(stem: Path, fingerprint: str, size: int) -> PixelCache:
+    """Open the cache at `stem`. Raises one of UNUSABLE if there is none, it is damaged, or of other rows."""
     facts = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
     pixels = np.load(stem.with_suffix(".npy"), mmap_mode="r")
     rows = tuple(facts["rows"])
@@ -99,7 +101,7 @@ def _decode_to(stem: Path, source: CaptionedImages, size: int) -> None:
         _write_header(file, len(rows), size)
         assert file.tell() == body, "the header has changed its length"
     facts = {"fingerprint": source.fingerprint, "rows": rows, "skipped": skipped}
-    with atomic_file(stem.with_suffix(".json")) as part:  # last, because it vouches for the array
+    with atomic_file(stem.with_suffix(".json")) as part:  # last: the cache counts as complete once this exists
         part.write_text(json.dumps(facts), encoding="utf-8")
 
 
@@ -113,7 +115,7 @@ def _write_header(file: BinaryIO, count: int, size: int) -> None:
 
 
 def _decoded(source: CaptionedImages, size: int) -> Iterator[tuple[int, bytes | None, str]]:
-    """Each row in order: its number, then its pixels, or none and the reason."""
+    """Yield each row in order: its number and its pixels, or None and the reason."""
 
     def decode(index: int) -> tuple[int, bytes | None, str]:
         try:

@@ -1,4 +1,4 @@
-"""Two batches of images -> how alike their structure is, for training and for measuring."""
+"""The structural similarity (SSIM) of pictures, for training and for evaluation."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,11 @@ from codebrush.errors import CodebrushError
 
 
 def torchmetrics_ssim() -> Callable[..., object]:
-    """Its function. Raises CodebrushError where torchmetrics is missing."""
+    """The SSIM function of torchmetrics.
+
+    Raises:
+        CodebrushError: if torchmetrics is not installed.
+    """
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:
@@ -18,9 +22,12 @@ def torchmetrics_ssim() -> Callable[..., object]:
 
 
 def structural_similarity(images: Tensor, targets: Tensor) -> Tensor:
-    """Images and targets (B, 3, H, W), linear to [0, 1] -> their SSIM (Wang et al. 2004) as torchmetrics has it, (B,);
-    1 is alike. Raises CodebrushError where torchmetrics is missing."""
+    """The SSIM (Wang et al. 2004) of images and targets, both (B, 3, H, W) in [0, 1]: (B,), 1 for equal pictures.
+
+    Raises:
+        CodebrushError: if torchmetrics is not installed.
+    """
     measure = torchmetrics_ssim()
     with torch.autocast(images.device.type, enabled=False):  # variances are small differences of large numbers
-        alike = measure(images.float(), targets.float(), data_range=1.0, reduction="none")
-    return torch.as_tensor(alike)
+        similarity = measure(images.float(), targets.float(), data_range=1.0, reduction="none")
+    return torch.as_tensor(similarity)

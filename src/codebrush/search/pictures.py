@@ -16,7 +16,8 @@ from typing import Any
 from codebrush.data.images import EXTENSIONS
 from codebrush.data.sources.captioned_images import CAPTION_COLUMNS, NAME_COLUMNS, Template
 from codebrush.data.sources.filters import is_empty
-from codebrush.data.sources.readers import BUILDERS, Rows, load_rows
+from codebrush.data.sources.rows import Rows, load_rows
+from codebrush.data.sources.tables import BUILDERS
 from codebrush.errors import DataError, ImageError
 
 # Columns that the database fills itself; columns of a data source with these names are left out.

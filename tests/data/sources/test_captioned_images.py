@@ -175,7 +175,7 @@ def test_unwritable_cache_is_one_line_and_nothing_else_is_said(pets, tmp_path, m
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", in_the_way / "cache")
-    with pytest.raises(DataError, match="set HF_DATASETS_CACHE to a folder") as caught:
+    with pytest.raises(DataError, match="set HF_DATASETS_CACHE to a writable folder") as caught:
         open_source(pets, captions=["{style}"])
     assert "\n" not in str(caught.value)
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from codebrush.data.sources.captioned_images import open_source
-from codebrush.data.sources.shard_writer import ENDINGS, ShardWriter, TarShard, storable
+from codebrush.data.sources.shard_writer import EXTENSION_OF, ShardWriter, TarShard, storable
 from codebrush.errors import ImageError
 
 SCHEMA = pa.schema([("captions", pa.list_(pa.string())), ("n", pa.int64())])
@@ -74,10 +74,10 @@ def test_a_tar_is_what_others_expect(tmp_path: Path, picture: Callable[..., byte
     assert json.loads(files["000.json"]) == {"captions": ["a red one"], "when": str(tmp_path)}
 
 
-@pytest.mark.parametrize("kind", sorted(ENDINGS))
+@pytest.mark.parametrize("kind", sorted(EXTENSION_OF))
 def test_every_kind_keeps_its_bytes(picture: Callable[..., bytes], kind: str):
     data = picture("red", kind, (16, 16))
-    assert storable(data) == (ENDINGS[kind], data)
+    assert storable(data) == (EXTENSION_OF[kind], data)
 
 
 def test_a_kind_without_an_ending_becomes_a_png(picture: Callable[..., bytes]):

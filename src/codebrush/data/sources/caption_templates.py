@@ -1,4 +1,4 @@
-"""Captions made from the columns of a row by a template, like "{label}, {style} style"."""
+"""Makes captions from the columns of a row by templates like "{label}, {style} style"."""
 
 import string
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from codebrush.errors import DataError
 
 @dataclass(frozen=True)
 class Template:
-    """A caption with columns in braces, like "{label}, {style} style".
+    """A caption with names of columns in braces.
 
-    With `each`, every entry of a list column is a caption; otherwise a list is joined with commas.
+    A list in a column is joined with commas; with `each`, every entry of the only column is a caption of its own.
     """
 
     text: str
@@ -22,7 +22,11 @@ class Template:
 
     @classmethod
     def parse(cls, text: str) -> "Template":
-        """Raises DataError for braces that do not close or hold more than a column's name."""
+        """Read a template.
+
+        Raises:
+            DataError: if braces do not close or hold anything but a column's name.
+        """
         try:
             fields = [field for field in string.Formatter().parse(text) if field[1] is not None]
         except ValueError as error:
@@ -33,7 +37,7 @@ class Template:
         return cls(text, tuple(str(name) for _, name, _, _ in fields))
 
     def fill(self, cell: Callable[[str], Any]) -> list[str]:
-        """The captions of one row; none when one of the columns is empty there."""
+        """The captions of one row, whose cells `cell` returns by column; none if one of the columns is empty."""
         values = {name: cell(name) for name in self.columns}
         if any(is_empty(value) for value in values.values()):
             return []
@@ -46,6 +50,7 @@ class Template:
 
 
 def cell_text(value: Any) -> str:
+    """A cell as text; the entries of a list are joined with commas."""
     if isinstance(value, list):
         return ", ".join(cell_text(entry) for entry in value if not is_empty(entry))
     return str(value).strip()

@@ -1,4 +1,4 @@
-"""Any source of captioned pictures in; numbered rows with a picture, its captions and its columns out.
+"""Opens captioned pictures of any source as numbered rows with a picture, its captions and its columns.
 
 pets = open_source("pets.parquet", split="train", where=["breed is not null"], captions=["a {breed}"])
 pets.image(0), pets.captions(0)
@@ -19,7 +19,7 @@ from PIL import Image
 from codebrush.data.images import decode_image
 from codebrush.data.sources.caption_templates import Template, cell_text
 from codebrush.data.sources.filters import Clause, is_empty, parse_clause
-from codebrush.data.sources.readers import Rows, load_rows
+from codebrush.data.sources.rows import Rows, load_rows
 from codebrush.errors import DataError, ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 CAPTION_COLUMNS = ("captions", "caption", "text", "txt", "texts", "prompt", "sentence", "description")
 NAME_COLUMNS = ("file_name", "image", "path", "id", "__key__", "key")
-WHOLE_BYTES = 65_536  # a file up to this long is hashed whole, a longer one by its length and three pieces
+WHOLE_BYTES = 65_536  # longer files are hashed by their length and three pieces of a quarter of this
 
 
 class CaptionedImages:
-    """Rows 0 to len - 1, each a picture with one or more captions. Made by `open_source`."""
+    """Rows 0 to len - 1, each a picture with its captions. Made by `open_source`."""
 
     def __init__(self, rows: Rows, kept: np.ndarray, templates: Sequence[Template], group: str | None):
         self._rows = rows
@@ -44,34 +44,34 @@ class CaptionedImages:
 
     @property
     def origin(self) -> str:
-        """The source as it was named."""
+        """The source as the user named it."""
         return self._rows.origin
 
     def captions(self, index: int) -> list[str]:
-        """All captions of a row, in the order of the templates; none only with `require_captions=False`."""
+        """All captions of a row, in the order of the templates. Empty only if opened with `require_captions=False`."""
         return [caption for template in self._templates for caption in template.fill(self._cells(index))]
 
     def caption(self, index: int, u: float) -> str:
-        """One caption of a row; `u`, uniform in [0, 1), draws among them."""
+        """One caption of a row, picked by `u`, a random number in [0, 1)."""
         captions = self.captions(index)
         return captions[int(u * len(captions))]
 
     def group(self, index: int) -> str:
-        """What the row counts as: its cell in the group column, or its first caption where that is empty."""
+        """The group of the row: its cell in the group column, or its first caption if that is empty."""
         return self.group_cell(index) or self.captions(index)[0]
 
     def group_cell(self, index: int) -> str:
-        """The row's cell in the group column; "" where that is empty, or there is no such column."""
+        """The row's cell in the group column; "" if that is empty or there is no such column."""
         value = None if self._group is None else self._cells(index)(self._group)
         return "" if is_empty(value) else cell_text(value)
 
     def name(self, index: int) -> str:
-        """How to call a row in a message: its file, its id, or its number in the source."""
+        """The name of a row in messages: its file, its id, or its number in the source."""
         cell = self._cells(index)
         for column in NAME_COLUMNS:
             if column in self._rows.text.column_names and isinstance(value := cell(column), str):
                 return value
-        value = self._stored(index)
+        value = self._cell_of_image(index)
         if isinstance(value, dict) and value.get("path"):
             return str(value["path"])
         return f"row {self._kept[index]} of {self.origin}"
@@ -82,7 +82,7 @@ class CaptionedImages:
         return self._rows.text.schema
 
     def row(self, index: int) -> dict[str, Any]:
-        """All columns of a row but the picture."""
+        """All columns of a row except the picture."""
         cell = self._cells(index)
         return {column: cell(column) for column in self._rows.text.column_names}
 
@@ -91,7 +91,11 @@ class CaptionedImages:
         return self._cells(index)(column)
 
     def image(self, index: int) -> Image.Image:
-        """The row's picture, RGB. Raises ImageError naming the row."""
+        """Decode the row's picture, as RGB.
+
+        Raises:
+            ImageError: if it cannot be read; names the row.
+        """
         try:
             return decode_image(self.contents(index))
         except ImageError as error:
@@ -99,9 +103,9 @@ class CaptionedImages:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) of the rows: every column's values, and the pictures by content.
+        """The sha256 (hex) of all columns and picture files.
 
-        Long picture files are hashed by their length, beginning, middle and end, which differ between any two
+        Long picture files are hashed by their length, beginning, middle and end: these differ between any two
         compressed pictures that differ at all.
         """
         digest = hashlib.sha256()
@@ -109,26 +113,30 @@ class CaptionedImages:
             rows = self._rows.text.take(self._kept[start : start + 1000]).to_pylist()
             digest.update(json.dumps(rows, default=str, sort_keys=True).encode())
         for index in range(len(self)):
-            digest.update(_digest(self._located(index)))
+            digest.update(_digest(self._file_of(index)))
         return digest.hexdigest()
 
     def _cells(self, index: int) -> Callable[[str], Any]:
         number = int(self._kept[index])
         return lambda column: self._rows.text.column(column)[number].as_py()
 
-    def _stored(self, index: int) -> Any:
+    def _cell_of_image(self, index: int) -> Any:
         return self._rows.images[int(self._kept[index])][self._rows.image_column]
 
-    def _located(self, index: int) -> bytes | Path | None:
-        """A picture's file, from a cell that holds it or says where it is."""
-        stored = self._stored(index)
+    def _file_of(self, index: int) -> bytes | Path | None:
+        """The bytes or the path of a row's picture file; None if it has none."""
+        stored = self._cell_of_image(index)
         if isinstance(stored, dict):
             stored = stored.get("bytes") or stored.get("path")
         return self._rows.base / stored if isinstance(stored, str) else stored
 
     def contents(self, index: int) -> bytes:
-        """The row's picture as it is stored. Raises ImageError where there is none or it cannot be read."""
-        located = self._located(index)
+        """The bytes of the row's picture file.
+
+        Raises:
+            ImageError: if there is none or it cannot be read.
+        """
+        located = self._file_of(index)
         if not located:
             raise ImageError("the row holds no picture")
         try:
@@ -138,7 +146,7 @@ class CaptionedImages:
 
 
 def _digest(located: bytes | Path | None) -> bytes:
-    """sha256 of a file; of a long one, of its length, beginning, middle and end, so as not to read it all."""
+    """The sha256 of a file's length and content; of a long file, of its length, beginning, middle and end."""
     try:
         with io.BytesIO(located or b"") if not isinstance(located, Path) else located.open("rb") as file:
             length = file.seek(0, os.SEEK_END)
@@ -149,7 +157,7 @@ def _digest(located: bytes | Path | None) -> bytes:
             for start in starts:
                 file.seek(start)
                 digest.update(file.read(piece))
-    except OSError as error:  # such a row is skipped later, with this as its reason
+    except OSError as error:  # the row is skipped later, for this reason
         return str(error.strerror).encode()
     return digest.digest()
 
@@ -165,14 +173,20 @@ def open_source(
     limit: int | None = None,
     require_captions: bool = True,
 ) -> CaptionedImages:
-    """Open captioned pictures: a folder, .parquet, .tar (WebDataset), .csv or .jsonl files, a glob, a hub id.
+    """Open captioned pictures: a folder, .parquet, .tar (WebDataset), .csv or .jsonl files, a glob, or a hub id.
 
-    A folder holds metadata.csv or metadata.jsonl with the column file_name, or a .txt beside each picture
-    with one caption a line; its pictures also have the column `folder`. Tables among them are left out, with a
-    warning, since a folder is read as tables only where it has no pictures. `split` keeps one split, `where` the
-    rows that pass every clause (`filters.parse_clause`), `limit` the first of those. `captions` are templates
-    over the columns; without any, the column that is named like a caption is used. A row without a
-    caption is an error unless `require_captions` is False. Raises DataError for what is missing, unknown or empty.
+    A folder of pictures has metadata.csv or metadata.jsonl with the column file_name, or a .txt beside each picture
+    with one caption a line; its rows get the column `folder`. A folder without pictures is read as tables or shards;
+    in one with pictures those are left out, with a warning.
+
+    `split` keeps one split, `where` the rows that meet every condition (`filters.parse_clause`), and `limit` the first
+    rows of those. `captions` are templates over the columns (`caption_templates`); without any, the first column with
+    a usual name (`CAPTION_COLUMNS`) is used. `group` names the column of `CaptionedImages.group`.
+
+    Raises:
+        UsageError: if `limit` is below 1.
+        DataError: if the source cannot be read, a column or split does not exist, no row is left, or rows have no
+            caption although `require_captions` is set.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"the limit of rows is {limit}; it must be 1 or more")
@@ -206,7 +220,7 @@ def _default_template(rows: Rows) -> Template:
 
 def _split_clause(rows: Rows, split: str) -> Clause | None:
     if "split" not in rows.text.column_names:
-        if split == "train":  # what the only split of a source without any is called
+        if split == "train":  # the name of the only split in a source without splits
             return None
         raise DataError(f"{rows.origin}: has no splits, so there is no {split}")
     names = sorted({str(name) for name in rows.text.column("split").unique().to_pylist() if name is not None})
@@ -216,7 +230,7 @@ def _split_clause(rows: Rows, split: str) -> Clause | None:
 
 
 def _filter(rows: Rows, clauses: Sequence[Clause]) -> np.ndarray:
-    """The numbers of the rows that pass, in order."""
+    """The numbers of the rows that meet every condition, in order."""
     kept = np.arange(len(rows.images))
     for clause in clauses:
         values = rows.text.column(clause.column).take(kept).to_pylist()
@@ -227,17 +241,17 @@ def _filter(rows: Rows, clauses: Sequence[Clause]) -> np.ndarray:
 
 
 def _require_captions(result: CaptionedImages, rows: Rows, kept: np.ndarray, templates: Sequence[Template]) -> None:
-    """Refuse rows that no template has a caption for."""
-    bare = np.ones(len(kept), bool)
+    """Raises DataError if no template gives a caption for some row."""
+    without = np.ones(len(kept), bool)
     for template in templates:
         empty = np.zeros(len(kept), bool)
         for column in template.columns:
             values = rows.text.column(column).take(kept).to_pylist()
             empty |= np.fromiter((is_empty(value) for value in values), bool, len(kept))
-        bare &= empty
-    if bare.any():
-        first = result.name(int(bare.argmax()))
+        without &= empty
+    if without.any():
+        first = result.name(int(without.argmax()))
         raise DataError(
-            f"{rows.origin}: {int(bare.sum())} of {len(kept)} pictures have no caption, {first} first; "
+            f"{rows.origin}: {int(without.sum())} of {len(kept)} pictures have no caption, {first} first; "
             "give them one, add a caption template that fits them, or leave them out with a condition"
         )

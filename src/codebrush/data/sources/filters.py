@@ -1,6 +1,6 @@
-"""Row filters as a person types them ("style != noto", "label in a, b") in; yes or no for each value out.
+"""Row filters that people type, like "style != noto" or "label in a, b".
 
-The clauses are read by one pattern and compared by plain functions: nothing in them is ever executed.
+The conditions are parsed with regular expressions and compared by plain functions: nothing in them is executed.
 """
 
 import math
@@ -30,7 +30,7 @@ _LIST_ITEM = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^,]*?))\s*(?:,|$)""")
 
 @dataclass(frozen=True)
 class Clause:
-    """One condition on one column; `operator` is of COMPARISONS, or in, not in, is null, is not null."""
+    """One condition on one column; `operator` is one of COMPARISONS, "in", "not in", "is null" or "is not null"."""
 
     text: str
     column: str
@@ -38,10 +38,10 @@ class Clause:
     values: tuple[str, ...] = ()
 
     def keeps(self, value: Any) -> bool:
-        """Whether a row whose cell is `value` stays.
+        """Whether a row with the cell `value` is kept.
 
         An empty text or list is null. Null differs from every value: it passes `!=` and `not in` and no other
-        comparison. A list passes when one of its entries does (none of them for `!=` and `not in`).
+        comparison. A list passes if one of its entries does; for `!=` and `not in`, if all of them do.
         """
         if self.operator in ("is null", "is not null"):
             return is_empty(value) == (self.operator == "is null")
@@ -55,10 +55,12 @@ class Clause:
 
 
 def parse_clause(text: str) -> Clause:
-    """Read "column op value"; op is one of == = != < <= > >= in, not in, is null, is not null.
+    """Parse "column op value"; op is one of == = != < <= > >= in, not in, is null, is not null.
 
-    Values and the items of `in a, b` may be quoted, and a column with odd characters put between backquotes.
-    Raises DataError naming the clause when it cannot be read.
+    Values and the items of `in a, b` may be quoted. Column names with odd characters are put in backquotes.
+
+    Raises:
+        DataError: if the condition cannot be parsed.
     """
     if match := _UNARY.fullmatch(text):
         return Clause(text, _column(match), "is not null" if match["negated"] else "is null")
@@ -71,7 +73,7 @@ def parse_clause(text: str) -> Clause:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a cell says nothing: null, not a number, an empty list, or blank text."""
+    """Whether a cell is null, NaN, blank text, or a list of such."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return True
     if isinstance(value, str):
@@ -97,7 +99,7 @@ def _items(values: str) -> tuple[str, ...]:
 
 
 def _compare(value: Any, name: str, wanted: str) -> bool:
-    """As numbers where both are numbers, as words otherwise; true and false in any case of letters."""
+    """Compare as numbers if both are numbers, otherwise as text; booleans regardless of upper and lower case."""
     if isinstance(value, bool):
         return COMPARISONS[name](str(value).lower(), wanted.lower())
     left, right = _number(value), _number(wanted)

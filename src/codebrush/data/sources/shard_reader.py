@@ -1,8 +1,8 @@
-"""WebDataset tar shards in; a table with one row a sample, its picture undecoded, out.
+"""Reads WebDataset tar shards into a table with one row a sample, pictures undecoded.
 
-In a shard the files of one sample lie together and share their name up to its first dot: 0001.jpg, 0001.txt,
-0001.json. Samples may differ in the kind of their picture and in which of these files they have. Everything goes from
-the tar to the Arrow cache on disk, a bounded number of samples in memory.
+In a shard the files of a sample are adjacent and share their name up to the first dot: 0001.jpg, 0001.txt, 0001.json.
+Samples may have pictures of different kinds, and not all of these files. They are copied from the tar to the Arrow
+cache on disk, with a bounded number in memory.
 """
 
 import json
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 TEXT_FIELDS = ("txt", "caption", "cls")
-OWN_FIELDS = ("image", "__key__")  # a key of a JSON file does not replace these
-BATCH = 1_000  # JSON objects that are in memory at once
+OWN_FIELDS = ("image", "__key__")  # keys of JSON files do not replace these
+BATCH = 1_000  # JSON objects in memory at once
 
 
 class _MisfitError(Exception):
-    """The cells of a column cannot be of its type."""
+    """The cells of a column do not fit its type."""
 
     def __init__(self, column: str) -> None:
         super().__init__(column)
@@ -34,16 +34,16 @@ class _MisfitError(Exception):
 
 
 def read_shards(files: Sequence[tuple[Path, str]]) -> "Dataset":
-    """The samples of the shards, each shard given with its split ("" for none).
+    """Read the samples of `files`, each a shard with the name of its split ("" for none).
 
-    Columns: `image`, `__key__`, those of `TEXT_FIELDS`, `split` and the keys of the JSON files that occur.
-    Raises what `tarfile` and `datasets` raise.
+    Columns: `image`, `__key__`, and as far as they occur those of `TEXT_FIELDS`, `split` and the keys of the JSON
+    files. Raises what `tarfile` and `datasets` raise.
     """
     from datasets import Dataset, Features, Image, Value, concatenate_datasets
 
     names = ("__key__", "split", "json", *TEXT_FIELDS)
     features = Features({"image": Image(decode=False), **{name: Value("string") for name in names}})
-    # The size and the time tell `datasets` that its copy of an earlier shard of the same name is stale.
+    # With size and time among the arguments, `datasets` does not reuse its copy of an older shard of the same name.
     facts = [(str(file), split, file.stat().st_size, file.stat().st_mtime_ns) for file, split in files]
     dataset = Dataset.from_generator(_samples, features=features, gen_kwargs={"shards": facts})
     assert isinstance(dataset, Dataset)
@@ -61,13 +61,13 @@ def _samples(shards: Iterable[tuple[str, str, int, int]]) -> Iterator[dict[str, 
                 sample: dict[str, Any] = dict.fromkeys(("image", "json", *TEXT_FIELDS))
                 for member in files:
                     _add(sample, member.name, shard.extractfile(member).read())  # pyright: ignore
-                if any(value is not None for value in sample.values()):  # a stray file is no sample
+                if any(value is not None for value in sample.values()):  # a file that belongs to no sample
                     yield {**sample, "__key__": key, "split": split or None}
 
 
 def _files(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := shard.next()) is not None:
-        shard.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # which would come to hold every member
+        shard.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # it keeps every member otherwise
         if member.isfile() and not _is_hidden(member.name):
             yield member
 
@@ -77,7 +77,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _key(name: str) -> tuple[str, str]:
-    """The name up to the first dot after its folder, and the rest, in lower case."""
+    """The path up to the first dot of the file name, and the rest in lower case."""
     folder, base = posixpath.split(name)
     stem, _, field = base.partition(".")
     return posixpath.join(folder, stem), field.lower()
@@ -92,7 +92,7 @@ def _add(sample: dict[str, Any], name: str, data: bytes) -> None:
 
 
 def _described(texts: "Dataset") -> "Dataset | None":
-    """The JSON objects as columns; one whose cells are of several kinds becomes text. None where all are empty."""
+    """The JSON objects as columns; a column of several types becomes text. None if all objects are empty."""
     import pyarrow as pa
     from datasets import Features
 
@@ -113,7 +113,7 @@ def _described(texts: "Dataset") -> "Dataset | None":
 
 
 def _kinds(texts: "Dataset") -> dict[str, "pa.DataType"]:
-    """The keys of the JSON objects with the Arrow types that hold their values."""
+    """The keys of the JSON objects, with the Arrow types of their values."""
     import pyarrow as pa
 
     kinds: dict[str, pa.DataType] = {}
@@ -126,7 +126,7 @@ def _kinds(texts: "Dataset") -> dict[str, "pa.DataType"]:
 
 
 def _kind(known: "pa.DataType", cells: list[Any]) -> "pa.DataType":
-    """The type of these cells and of those before, which are of the type `known`; text where they are at odds."""
+    """The common type of these cells and of earlier ones of the type `known`; text if there is none."""
     import pyarrow as pa
 
     if pa.types.is_string(known):
@@ -139,7 +139,7 @@ def _kind(known: "pa.DataType", cells: list[Any]) -> "pa.DataType":
 
 
 def _typed(rows: Any, schema: "pa.Schema") -> "pa.Table":
-    """The JSON objects of `rows` as the columns of `schema`. Raises _MisfitError."""
+    """The JSON objects of `rows` as the columns of `schema`. Raises _MisfitError if a cell does not fit."""
     import pyarrow as pa
 
     objects = _objects(rows)

@@ -1,7 +1,7 @@
-"""Pictures as files hold them, with captions and columns, in; numbered WebDataset or Parquet shards out.
+"""Writes picture files with captions and columns as numbered WebDataset or Parquet shards.
 
-`open_source` reads the folder of shards back. The bytes of a picture are stored as they are, never compressed anew,
-unless they are of a kind that WebDataset has no name for.
+`open_source` reads a folder of shards back. Picture files are copied, not compressed again, unless WebDataset has no
+extension for their format.
 """
 
 import io
@@ -20,7 +20,7 @@ from codebrush.errors import ImageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ENDINGS = {
+EXTENSION_OF = {
     "PNG": "png",
     "JPEG": "jpg",
     "WEBP": "webp",
@@ -31,23 +31,28 @@ ENDINGS = {
     "ICO": "ico",
     "PPM": "ppm",
 }
-GROUP_BYTES = 32 << 20  # pictures held in memory before a row group of Parquet is written
+GROUP_BYTES = 32 << 20  # of pictures in memory before a Parquet row group is written
 KINDS = ("tar", "parquet")
 
 
 class TarShard:
-    """One WebDataset shard: `key`.jpg (or another kind), `key`.txt with the first caption, `key`.json with all columns.
+    """One WebDataset shard: `key`.jpg (or another format), `key`.txt with the first caption, `key`.json with all
+    columns.
 
-    Every time stamp is 0, so that the same rows make the same file.
+    All time stamps are 0, so that the same rows give the same bytes.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._tar = tarfile.open(path, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
 
     def add(self, key: str, picture: bytes, captions: list[str], columns: Mapping[str, Any]) -> None:
-        """Append one row. `columns` must be JSON, or say what they are by `str`. Raises ImageError for no picture."""
-        ending, picture = storable(picture)
-        self._file(f"{key}.{ending}", picture)
+        """Append one row. Values of `columns` that are not JSON are stored as their `str`.
+
+        Raises:
+            ImageError: if `picture` is not a picture.
+        """
+        extension, picture = storable(picture)
+        self._file(f"{key}.{extension}", picture)
         self._file(f"{key}.txt", captions[0].encode())
         self._file(f"{key}.json", json.dumps(dict(columns), ensure_ascii=False, default=str).encode())
 
@@ -77,9 +82,13 @@ class ParquetShard:
         self._bytes = 0
 
     def add(self, key: str, picture: bytes, captions: list[str], columns: Mapping[str, Any]) -> None:
-        """Append one row; `columns` must fit the schema. Raises ImageError where `picture` is none."""
-        ending, picture = storable(picture)
-        self._rows.append({**columns, "image": {"bytes": picture, "path": f"{key}.{ending}"}})
+        """Append one row; `columns` must fit the schema.
+
+        Raises:
+            ImageError: if `picture` is not a picture.
+        """
+        extension, picture = storable(picture)
+        self._rows.append({**columns, "image": {"bytes": picture, "path": f"{key}.{extension}"}})
         self._bytes += len(picture)
         if self._bytes >= GROUP_BYTES:
             self._flush()
@@ -98,7 +107,7 @@ class ParquetShard:
 
 
 class ShardWriter:
-    """Rows in, shards of up to `rows` rows out: `folder`/`name`-00000.tar (or .parquet), one series for each name."""
+    """Writes rows to series of shards of up to `rows` rows: `folder`/`name`-00000.tar (or .parquet) and so on."""
 
     def __init__(self, folder: str | Path, kind: str, rows: int, schema: "pa.Schema") -> None:
         self.folder, self.kind, self.rows, self.schema = Path(folder), kind, rows, schema
@@ -116,17 +125,21 @@ class ShardWriter:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many rows each series has."""
+        """The number of rows in each series."""
         return dict(self._written)
 
     @property
     def shards(self) -> int:
-        """How many files there are."""
+        """The number of files."""
         return sum(-(-count // self.rows) for count in self._written.values())
 
     def add(self, name: str, picture: bytes, captions: list[str], columns: Mapping[str, Any]) -> None:
-        """Append one row to the series `name`. Raises ImageError where `picture` is none."""
-        storable(picture)  # before a shard is begun for it
+        """Append one row to the series `name`.
+
+        Raises:
+            ImageError: if `picture` is not a picture.
+        """
+        storable(picture)  # raises before a new shard is opened for it
         number = self._written.get(name, 0)
         if number % self.rows == 0:
             if name in self._open:
@@ -138,23 +151,27 @@ class ShardWriter:
 
 
 def storable(picture: bytes) -> tuple[str, bytes]:
-    """The ending and bytes to store a picture file under: its own, or a PNG where its kind has no ending."""
+    """The extension and bytes to store a picture file with: its own, or those of a PNG if its format has no extension.
+
+    Raises:
+        ImageError: if `picture` is not a picture.
+    """
     try:
         with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
             kind = image.format or ""
     except MemoryError:
         raise
-    except Exception as error:  # damaged files make the readers raise nearly anything
+    except Exception as error:  # damaged files make the decoders raise nearly anything
         raise ImageError("not a picture of a known kind") from error
-    if kind in ENDINGS:
-        return ENDINGS[kind], picture
+    if kind in EXTENSION_OF:
+        return EXTENSION_OF[kind], picture
     file = io.BytesIO()
     decode_image(picture).save(file, "PNG")
     return "png", file.getvalue()
 
 
 def _features(schema: "pa.Schema") -> dict[str, Any]:
-    """What `datasets` is told of the columns, so that it opens `image` as pictures."""
+    """The metadata by which `datasets` opens the column `image` as pictures."""
     from datasets import Features, Image
 
     return dict(Features({**Features.from_arrow_schema(schema), "image": Image()}).to_dict())  # pyright: ignore

@@ -286,7 +286,7 @@ def test_damaged_tables_are_refused_in_one_line(tmp_path, name, content, capfd):
         (lambda place: "gone.parquet", r"gone\.parquet: no such file or folder"),
         (lambda place: "gone/deep.tar", "no such file or folder"),
         (lambda place: place, "no picture in this folder"),
-        (lambda place: place / "words.docx", "no data set; give .parquet"),
+        (lambda place: place / "words.docx", "not a data set; give .parquet"),
     ],
 )
 def test_what_is_no_source(tmp_path, prepare, message):
@@ -321,7 +321,7 @@ def test_unreachable_hub_is_one_line_at_once(monkeypatch):
     monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(DataError, match=r"the hub does not give it as a data set .*; mend the name") as caught:
+    with pytest.raises(DataError, match=r"the hub has no such data set .*; correct the name") as caught:
         open_source("codebrush-tests/not-there")
     assert "\n" not in str(caught.value)
 

@@ -1,0 +1,116 @@
+"""Reads any source into rows with undecoded pictures: a folder, files, a glob or a hub data set."""
+
+import glob
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from codebrush.data.sources.folder_reader import load_folder
+from codebrush.data.sources.tables import BUILDERS, PATH_COLUMNS, load_files, load_from_hub
+from codebrush.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of a source, before any filter.
+
+    `text` is an Arrow table of all columns except those with file contents. `images` has the single column
+    `image_column`, whose cells are {"bytes", "path"}, bytes, or paths relative to `base`. Both have the same rows.
+    """
+
+    origin: str
+    text: "pa.Table"
+    images: "Dataset"
+    image_column: str
+    base: Path
+
+
+def load_rows(source: str, image_column: str | None = None) -> Rows:
+    """Read a source: a folder, a file, a glob of files or a hub id (owner/name).
+
+    Several splits become one table with the column `split`.
+
+    Raises:
+        DataError: if the source does not exist, cannot be read, or has no rows or no column of pictures.
+    """
+    path = Path(source).expanduser().absolute()  # the pictures are still found if the working directory changes
+    if path.is_dir():
+        dataset, base = load_folder(source, path), path
+    elif path.is_file():
+        dataset, base = load_files(source, path.parent, [path.name]), path.parent
+    elif glob.has_magic(source):
+        files = [name for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
+        if not files:
+            raise DataError(f"{source}: no file matches")
+        base = Path(os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in files]))
+        dataset = load_files(source, base, [os.path.relpath(name, base) for name in files])
+    elif HUB_ID.fullmatch(source) and path.suffix.lower() not in BUILDERS:
+        dataset, base = load_from_hub(source), Path()
+    else:
+        raise DataError(f"{source}: no such file or folder")
+    return _separate(source, dataset, base, image_column)
+
+
+def _separate(source: str, dataset: "Dataset", base: Path, wanted: str | None) -> Rows:
+    """Separate the column of undecoded pictures from the other columns, and flatten nested ones."""
+    import pyarrow as pa
+    from datasets import Image
+
+    if len(dataset) == 0:
+        raise DataError(f"{source}: holds no row")
+    column = _image_column(source, dataset, wanted)
+    if isinstance(dataset.features[column], Image):
+        dataset = dataset.cast_column(column, Image(decode=False))
+    images = dataset.select_columns([column])
+    schema = dataset.features.arrow_schema
+    others = [field.name for field in schema if not _is_binary(field.type) and field.name != "__url__"]
+    text = dataset.select_columns(others).flatten()
+    table: pa.Table = text.with_format("arrow")[:]  # pyright: ignore[reportAssignmentType]
+    short_names = [name.rsplit(".", 1)[-1] for name in table.column_names]
+    names = [
+        short if short_names.count(short) == 1 else name
+        for short, name in zip(short_names, table.column_names, strict=True)
+    ]
+    return Rows(source, table.rename_columns(names), images, column, base)
+
+
+def _image_column(source: str, dataset: "Dataset", wanted: str | None) -> str:
+    from datasets import Image
+
+    columns = dataset.column_names
+    if wanted is not None:
+        if wanted not in columns:
+            raise DataError(f"{source}: no column {wanted}; there are {', '.join(columns)}")
+        return wanted
+    schema = dataset.features.arrow_schema
+    pictures = [name for name in columns if isinstance(dataset.features[name], Image)]
+    binary = [name for name in columns if _is_binary(schema.field(name).type)]
+    paths = [name for name in PATH_COLUMNS if name in columns and _is_string(schema.field(name).type)]
+    found = pictures or binary or paths[:1]
+    if not found:
+        raise DataError(f"{source}: no column holds pictures; there are {', '.join(columns)}")
+    if len(found) > 1 and "image" not in found:
+        raise DataError(f"{source}: several columns hold pictures ({', '.join(found)}); name one of them")
+    return "image" if "image" in found else found[0]
+
+
+def _is_binary(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return any(_is_binary(kind.field(index).type) for index in range(kind.num_fields))
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_string(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)

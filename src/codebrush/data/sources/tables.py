@@ -1,0 +1,131 @@
+"""Loads Parquet, CSV and JSONL files, WebDataset shards and hub data sets as one table each.
+
+Everything goes through Hugging Face `datasets`, whose Arrow cache is memory-mapped: a collection larger than memory
+opens as fast as a small one.
+"""
+
+import csv
+import errno
+import glob
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codebrush.data.sources.shard_reader import read_shards
+from codebrush.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BUILDERS = {
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+    ".csv": "csv",
+    ".jsonl": "json",
+}
+PATH_COLUMNS = ("file_name", "image", "image_path", "path", "file", "filename", "filepath", "img")
+SPLIT_WORD = re.compile(r"(?:^|[/_.-])(train|val|valid|validation|test)(?=[/_.-]|\d|$)")
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+
+
+def load_files(source: str, base: Path, names: Sequence[str]) -> "Dataset":
+    """Load files of one kind, given relative to `base`; files named like splits ("train-0001.tar") are those splits.
+
+    Raises:
+        DataError: if they cannot be loaded; begins with `source`.
+    """
+    builders = {BUILDERS.get(Path(name).suffix.lower()) for name in names}
+    builder = builders.pop()
+    if builder is None or builders:
+        raise DataError(f"{source}: not a data set; give {', '.join(BUILDERS)} files of one kind, or a folder")
+    found = [SPLIT_WORD.search(name) for name in names]
+    splits = [match[1] if match else "" for match in found]
+    if "" in splits or len(names) == 1:
+        splits = [""] * len(names)
+    files = [base / name for name in names]
+    with _one_line(source):
+        if builder == "webdataset":
+            return read_shards(list(zip(files, splits, strict=True)))
+        by_split: dict[str, list[str]] = {}
+        for file, split in zip(files, splits, strict=True):
+            by_split.setdefault(split or "train", []).append(glob.escape(str(file)))
+        return _load(builder, data_files=by_split, **(_csv_options(files[0]) if builder == "csv" else {}))
+
+
+def _csv_options(file: Path) -> dict[str, Any]:
+    """Read every column as text: "007" and "NA" are captions, not a number and a missing value."""
+    from datasets import Features, Value
+
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        header = next(csv.reader(lines), [])
+    features = Features({name: Value("string") for name in header})
+    return {"features": features, "keep_default_na": False, "na_values": [""], "encoding": "utf-8-sig"}
+
+
+def load_from_hub(source: str) -> "Dataset":
+    """A data set of the Hugging Face hub as one table. Raises DataError if it cannot be loaded."""
+    from datasets import config
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if config.HF_HUB_OFFLINE:
+        with _one_line(f"{source}: no such file or folder, and HF_HUB_OFFLINE is set"):
+            return _load(source)
+    try:  # asked first, because `datasets` tries an unreachable hub six times for half a minute
+        HfApi().dataset_info(source, timeout=10)
+    except Exception as error:
+        unknown = isinstance(error, RepositoryNotFoundError)
+        reason = "no data set of this name, or a private one" if unknown else _first_line(error)
+        raise DataError(
+            f"{source}: no such file or folder, and the hub has no such data set ({reason}); "
+            "correct the name, or set HF_HUB_OFFLINE=1 to use an earlier download"
+        ) from error
+    with _one_line(source):
+        return _load(source)
+
+
+def _load(builder: str, **options: Any) -> "Dataset":
+    """Load with `datasets` and join the splits, if there are several, with the column `split`."""
+    import datasets
+
+    splits = datasets.load_dataset(builder, **options)
+    assert isinstance(splits, datasets.DatasetDict)
+    parts = dict(splits)
+    if list(parts) != ["train"] and not any("split" in part.column_names for part in parts.values()):
+        for name, part in splits.items():
+            parts[name] = part.add_column("split", [str(name)] * len(part))  # pyright: ignore[reportCallIssue]
+    return datasets.concatenate_datasets(list(parts.values()))
+
+
+@contextmanager
+def _one_line(source: str) -> Iterator[None]:
+    """Silence `datasets`, and turn whatever it raises into one DataError that begins with `source`."""
+    import datasets
+    from datasets import config
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # it logs what it raises
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
+    except Exception as error:  # of many types, many of them wrapped in DatasetGenerationError
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        if isinstance(root, OSError) and root.errno in UNWRITABLE:
+            raise DataError(
+                f"{source}: cannot write the data cache in {config.HF_DATASETS_CACHE} ({root.strerror}); "
+                "set HF_DATASETS_CACHE to a writable folder with free space"
+            ) from error
+        reason = _first_line(root)
+        if "corresponds to no data" in reason:
+            reason = "it holds no row"
+        raise DataError(f"{source}: cannot be read: {reason}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -15,6 +15,7 @@ from codebrush.data.images import resize_square, stack
 from codebrush.errors import ImageError, PackError, PromptError, UsageError
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.sampler import BATCH, DEFAULT_CFG, DEFAULT_TEMPERATURE
+from codebrush.methods import METHODS, REPLAYS
 from packs import write_micro_pack
 
 
@@ -130,6 +131,37 @@ def test_a_packs_own_defaults_come_before_ours(tmp_path: Path) -> None:
 def test_bad_input_is_refused(brush: Codebrush, options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         brush.generate(**{"prompt": "a dog", **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bank": "db"}, "bank is an option of the method retrieve, not of sample"),
+        ({"bank": "db", "method": "guide"}, "bank is an option of the method retrieve, not of guide"),
+        ({"steps": 3}, "steps is an option of the method guide, not of sample"),
+        ({"preset": "notebook", "method": "retrieve"}, "preset is an option of the method guide, not of retrieve"),
+        ({"temprature": 1.0}, "generate has no option temprature: did you mean temperature?"),
+        ({"lerning_rate": 1.0, "method": "guide"}, "generate has no option lerning_rate: did you mean learning_rate?"),
+        ({"zzz": 1}, "generate has no option zzz"),
+        ({"method": "magic"}, "method must be one of sample, retrieve, guide, not magic"),
+    ],
+)
+def test_an_option_that_the_method_lacks_is_refused(brush: Codebrush, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        brush.generate("a dog", **options)
+    assert str(caught.value) == message
+
+
+def test_every_method_can_be_replayed() -> None:
+    assert METHODS.keys() <= REPLAYS.keys()
+
+
+def test_upscale_none_is_no_upscaling(brush: Codebrush, pictures: list[Image.Image]) -> None:
+    plain, upscaled = (brush.generate("a dog", n=1, rerank=1, **more)[0] for more in ({}, {"upscale": None}))
+    assert plain.image.tobytes() == upscaled.image.tobytes()
+    assert plain.manifest == upscaled.manifest
+    with pytest.raises(PackError, match="has no upscaler"):
+        brush.generate("a dog", n=1, rerank=1, upscale=2)
 
 
 def test_replay_gives_the_same_pixels(brush: Codebrush, results: list[Result]) -> None:

@@ -107,6 +107,29 @@ class TestWhatIsShown:
         assert brush.translate(picture, "3d", n=1, rerank=1, cfg=3)[0].manifest["options"]["cfg"] == 3
 
 
+def test_the_name_of_a_style_is_literal(tmp_path: Path, picture: Path) -> None:
+    torch.manual_seed(1)
+    pack = write_micro_pack(tmp_path / "styles", transformer=micro_transformer(image_embedding=24, source_codes=True))
+    info = json.loads((pack / "pack.json").read_text())
+    info["translation"] = {"text": "{style} style", "styles": ["3d:flat", "a|b", "3d flat"]}
+    (pack / "pack.json").write_text(json.dumps(info))
+    brush = Codebrush.from_pretrained(pack, device="cpu")
+    for style in ("3d:flat", "a|b"):
+        (result,) = brush.translate(picture, style, n=1, rerank=1)
+        assert result.manifest["prompt"] == f"{style} style"
+        drawing = ready(brush, Edit("translate", picture, style=style))
+        torch.testing.assert_close(drawing.texts[:1], brush.embed_text([f"{style} style"]))
+        assert brush.replay(result.manifest).image.tobytes() == result.image.tobytes()
+
+
+def test_an_edit_of_another_size_is_refused_and_not_drawn_without_its_picture(brush: Codebrush, picture: Path) -> None:
+    options = draw_options(brush.pack, {"n": 1, "seed": 0, "rerank": 1, "size": "48x48"})
+    for edit in (Edit("inpaint", picture, "a dog", box=(3, 4, 20, 10)), Edit("translate", picture, style="3d")):
+        with pytest.raises(UsageError, match="an edit is drawn at the pack's own size: leave out size"):
+            brush.sampler.best(prepare_edit(brush.sampler, edit, options))
+    assert brush.sampler.best(prepare_edit(brush.sampler, Edit("vary", picture), options))[0].image.size == (48, 48)
+
+
 def test_kept_codes_are_in_the_result(brush: Codebrush) -> None:
     drawn = scene(0, 1, SIZE).image
     known = ready(brush, Edit("inpaint", drawn, "a dog", box=(0, 0, 16, 32))).known

@@ -121,6 +121,10 @@ def test_holes_are_some_and_not_all(grid: tuple[int, int]) -> None:
         assert sizes.std() > 8
 
 
+def test_the_hole_of_a_single_code_is_that_code() -> None:
+    assert random_hole((1, 1), np.random.default_rng(0)).tolist() == [[True]]
+
+
 def test_a_recipe_gives_the_network_its_conditions(materials: Materials) -> None:
     clip: Any = materials.models["clip"]
     sizes = make_code_transformer(RECIPE, clip, CODES, GRID).config

@@ -20,6 +20,7 @@ from codebrush.training.dataset import Captioned, CaptionTokens
 GIVEN = ("text_features", "text_embedding", "image_embedding", "source_codes")
 SOURCE = GIVEN.index("source_codes")
 LEAST_HOLE, MOST_HOLE = 0.05, 0.9  # of a picture's codes
+HOLE_TRIES = 100  # of a hole of a good size; a grid of two codes or more has one within a few
 WHOLE_TEXT = 0.5  # of the rows with an embedding that have a text as well
 
 
@@ -121,9 +122,12 @@ def _without(images: Tensor, holes: Sequence[Tensor]) -> Tensor:
 
 
 def random_hole(grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Codes to be filled in, (h, w) bool: a box, one side of a line, or here and there. Never none, never all."""
+    """Codes to be filled in, (h, w) bool: a box, one side of a line, or here and there.
+
+    Never none, and never all unless there is just one.
+    """
     rows, columns = grid
-    while True:
+    for _ in range(HOLE_TRIES):
         kind, hole = rng.random(), np.zeros(grid, dtype=bool)
         if kind < 0.55:
             tall, wide = (int(rng.integers(1, side + 1)) for side in grid)
@@ -139,6 +143,9 @@ def random_hole(grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
             hole = rng.random(grid) < rng.uniform(LEAST_HOLE, MOST_HOLE)
         if 0 < hole.sum() < hole.size and hole.mean() <= MOST_HOLE:
             return hole
+    hole = np.zeros(grid, dtype=bool)
+    hole.flat[rng.integers(hole.size)] = True
+    return hole
 
 
 class Retold:

@@ -9,7 +9,7 @@ from typing import Any
 
 from codebrush.errors import UsageError
 from codebrush.generation.options import ABOVE_ZERO
-from codebrush.text.prompts import LARGEST_WEIGHT, read_number
+from codebrush.text.prompts import MAX_WEIGHT, read_number
 
 
 def checked_value(option: "dataclasses.Field[Any]", value: Any) -> Any:
@@ -79,8 +79,8 @@ def split_weights(text: str) -> tuple[str, float, float | None]:
         name, numbers = head, [number, *numbers]
     weight = numbers[0] if numbers else 1.0
     stop = numbers[1] if len(numbers) > 1 else None
-    if not abs(weight) <= LARGEST_WEIGHT:  # nor is nan
-        raise UsageError(f"the weight of {text} must lie between {-LARGEST_WEIGHT:g} and {LARGEST_WEIGHT:g}")
+    if not abs(weight) <= MAX_WEIGHT:  # nor is nan
+        raise UsageError(f"the weight of {text} must lie between {-MAX_WEIGHT:g} and {MAX_WEIGHT:g}")
     if stop is not None and not math.isfinite(stop):
         raise UsageError(f"the stop of {text} must be a finite number, such as 0.4")
     return name, weight, stop

@@ -38,7 +38,7 @@ def test_clusters(pictures: Path, micro_pack: Path, capsys: pytest.CaptureFixtur
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] in [str(path) for path in before]
     assert lines[1].startswith(f"  {pictures}")
-    assert lines[-1].startswith("3 of 4 pictures are nearly the same as another")
+    assert lines[-1].startswith("3 of 4 pictures are near-duplicates of another")
 
 
 def test_two_pictures(pictures: Path, micro_pack: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,7 +47,7 @@ def test_two_pictures(pictures: Path, micro_pack: Path, capsys: pytest.CaptureFi
     report = json.loads(capsys.readouterr().out)
     assert report.keys() == {"a", "b", "cosine", "distance", "identical", "near_identical"}
     assert (report["near_identical"], report["identical"]) == (True, False)
-    for second, verdict in ((one, "the same in every pixel: cosine 1.000, 0 of"), (other, "not the same: ")):
+    for second, verdict in ((one, "identical: cosine 1.000, 0 of 64 bits differ"), (other, "different: cosine ")):
         assert run(["similar", one, second, "--pack", str(micro_pack)]) == 0
         assert capsys.readouterr().out.startswith(verdict)
     assert run(["similar", one, str(pictures / "broken.png"), "--pack", str(micro_pack)]) == 1

@@ -1,4 +1,4 @@
-"""`codebrush evaluate` on drawn scenes and a pack with random weights, against the parts it is made of."""
+"""`codebrush evaluate` on drawn scenes and a pack with random weights, compared with the functions that it calls."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,8 @@ from codebrush.cli.main import run
 from codebrush.data.images import stack
 from codebrush.data.sources.captioned_images import open_source
 from codebrush.data.synthetic.shapes import scene
-from codebrush.evaluation.alignment import cross_retrieval, zero_shot
+from codebrush.evaluation.alignment import clip_score, cross_retrieval, r_precision, zero_shot
+from codebrush.evaluation.calibration import calibrate
 from codebrush.evaluation.fidelity import reconstruction
 from codebrush.evaluation.tables import ROWS
 from codebrush.understanding.classification import label_embeddings
@@ -47,7 +48,7 @@ def report(micro_pack: Path, source: Path, tmp_path_factory: pytest.TempPathFact
     return {**printed[0], "markdown": out.read_text(encoding="utf-8")}
 
 
-def test_every_figure_is_there_and_the_missing_picture_is_told(report: dict) -> None:
+def test_the_report_has_every_figure_and_the_missing_picture(report: dict) -> None:
     assert report["pictures"] == 12
     assert [each["path"] for each in report["skipped"]] == ["none.png"]
     assert report["left_out"] == {}
@@ -75,18 +76,27 @@ def test_figures_are_those_of_their_parts(report: dict, micro_pack: Path, source
         assert report["reconstruction"][name] == pytest.approx(value, rel=1e-4)
     calibration = found["calibration"]
     assert calibration["pictures"] == 6
-    assert calibration["temperature"] > 0
+    logits = brush.clip.log_scale.exp().item() * images @ vectors.T
+    fitted = calibrate(logits, torch.tensor([sorted(KINDS).index(label) for label in labels]))
+    assert calibration["temperature"] == pytest.approx(fitted.temperature, rel=1e-4)
 
 
-def test_captions_are_drawn_word_for_word_whatever_the_syntax_of_prompts(report: dict, source: Path) -> None:
+def test_captions_are_drawn_literally(report: dict, micro_pack: Path, source: Path) -> None:
+    """Also a caption that would be a prompt of several weighted parts."""
+    brush, rows = Codebrush.from_pretrained(micro_pack), open_source(source, split="test")
+    captions = list(dict.fromkeys(rows.captions(row)[0] for row in range(len(rows))))
+    assert "re:zero | nothing" in captions
+    prompts = [caption.replace(":", r"\:").replace("|", r"\|") for caption in captions]
+    images = brush.embed_images([brush.generate(prompt, n=1, seed=0, rerank=1)[0].image for prompt in prompts])
+    texts, own = brush.embed_text(captions), range(len(captions))
     drawing = report["drawing"]
-    rows = open_source(source, split="test")
-    assert drawing["prompts"] == len({rows.captions(row)[0] for row in range(len(rows))})
-    assert drawing["refused"] == []
-    assert 0 <= drawing["r_precision"] <= 1
+    assert (drawing["prompts"], drawing["captions"], drawing["refused"]) == (13, 13, [])
+    assert drawing["r_precision"] == r_precision(images, own, texts)["r_precision"]
+    expected = clip_score(images, texts, [[place] for place in own])
+    assert drawing["clip_score"]["mean_cosine"] == pytest.approx(expected["mean_cosine"], abs=1e-6)
 
 
-def test_the_table_says_the_same(report: dict) -> None:
+def test_the_table_has_the_same_figures(report: dict) -> None:
     table = report["markdown"]
     assert f"| PSNR (dB) | {report['reconstruction']['psnr']:.2f} |" in table
     assert f"| text to image recall@5 | {report['retrieval']['text_to_image']['recall_at_5']:.1%} |" in table
@@ -97,7 +107,7 @@ def test_the_table_says_the_same(report: dict) -> None:
     assert all(line.count("|") == 3 for line in rows)
 
 
-def test_parts_can_be_left_out_and_another_judge_asked(
+def test_parts_can_be_left_out_and_another_judge_used(
     micro_pack: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = write_micro_pack(tmp_path / "other", seed=4)
@@ -117,7 +127,7 @@ def test_parts_can_be_left_out_and_another_judge_asked(
     assert judged["reconstruction"]["perceptual"] != own["reconstruction"]["perceptual"]
 
 
-def test_drawing_alone_says_what_was_drawn_and_no_picture_read(
+def test_drawing_alone_reports_what_was_drawn_and_reads_no_picture(
     micro_pack: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts = ("zero-shot", "retrieval", "clip-score", "reconstruction")
@@ -127,7 +137,7 @@ def test_drawing_alone_says_what_was_drawn_and_no_picture_read(
     assert report["pictures"] is None
     assert (report["drawing"]["prompts"], report["drawing"]["captions"]) == (3, 13)
     table = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "3 of 13 captions, drawn; the pictures were not read." in table
+    assert "3 of 13 captions were drawn; the pictures were not read." in table
     assert "0 pictures" not in table
     without = write_micro_pack(tmp_path / "pack")
     info = json.loads((without / "pack.json").read_text())
@@ -137,27 +147,27 @@ def test_drawing_alone_says_what_was_drawn_and_no_picture_read(
     assert "\nNothing was measured.\n" in capsys.readouterr().out
 
 
-def test_the_fitted_temperature_can_be_put_into_the_pack_as_the_report_says(
+def test_the_fitted_temperature_works_in_the_pack_as_the_report_says(
     report: dict, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calibration = report["zero_shot"]["calibration"]
     entry = calibration["pack_json"]
-    heat = entry["classification"]["temperature"]
-    assert heat == pytest.approx(calibration["temperature"], abs=1e-4)
-    holds = f'"classification": {{"temperature": {heat}}}'
-    assert f"the fitted temperature is {heat}: " in report["markdown"]
-    assert f"where the pack's pack.json holds {holds}, or with --temperature {heat}\n" in report["markdown"]
+    temperature = entry["classification"]["temperature"]
+    assert temperature == pytest.approx(calibration["temperature"], abs=1e-4)
+    holds = f'"classification": {{"temperature": {temperature}}}'
+    assert f"the fitted temperature is {temperature}: " in report["markdown"]
+    assert f"uses it if the pack's pack.json holds {holds}, or with --temperature {temperature}\n" in report["markdown"]
     pack = write_micro_pack(tmp_path / "pack")
     info = json.loads((pack / "pack.json").read_text())
     (pack / "pack.json").write_text(json.dumps({**info, **entry}))
     assert run(["classify", str(source / "0.png"), "--labels", "a,b", "--pack", str(pack), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["temperature"] == heat
+    assert json.loads(capsys.readouterr().out)["temperature"] == temperature
     options = [f"--leave-out={part}" for part in ("retrieval", "clip-score", "reconstruction", "drawing")]
     assert run(["evaluate", str(pack), str(source), *options, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["zero_shot"]["temperature"] == heat
+    assert json.loads(capsys.readouterr().out)["zero_shot"]["temperature"] == temperature
 
 
-def test_what_cannot_be_measured_is_told_and_the_rest_is(
+def test_parts_that_cannot_be_measured_are_reported_and_the_rest_is_measured(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pack = write_micro_pack(tmp_path / "pack")
@@ -172,7 +182,7 @@ def test_what_cannot_be_measured_is_told_and_the_rest_is(
     assert "PSNR" in table
 
 
-def test_batches_bound_the_pixels(
+def test_at_most_one_batch_of_pictures_is_encoded_at_once(
     micro_pack: Path, source: Path, report: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[int] = []
@@ -201,20 +211,20 @@ def test_batches_bound_the_pixels(
         (["--split", "nine"], 1, "no split nine"),
         (["--template", "a photo"], 2, "must hold {} once"),
         (["--out", "."], 2, "must be a file"),
-        (["--leave-out=drawing", "--prompts", "3"], 2, "--prompts is for drawing, which --leave-out leaves out"),
-        (["--leave-out=drawing", "--rerank", "2"], 2, "--rerank is for drawing"),
-        (["--leave-out=drawing", "--seed", "0"], 2, "--seed is for drawing"),
-        (["--leave-out=zero-shot", "--label", "label"], 2, "--label is for zero-shot"),
-        (["--leave-out=zero-shot", "--template", "a {}"], 2, "--template is for zero-shot"),
+        (["--leave-out=drawing", "--prompts", "3"], 2, "--prompts is only for drawing, which --leave-out leaves out"),
+        (["--leave-out=drawing", "--rerank", "2"], 2, "--rerank is only for drawing"),
+        (["--leave-out=drawing", "--seed", "0"], 2, "--seed is only for drawing"),
+        (["--leave-out=zero-shot", "--label", "label"], 2, "--label is only for zero-shot"),
+        (["--leave-out=zero-shot", "--template", "a {}"], 2, "--template is only for zero-shot"),
         (
             ["--leave-out=reconstruction", "--leave-out=drawing", "--judge", "emoji"],
             2,
-            "--judge is for reconstruction and drawing",
+            "--judge is only for reconstruction and drawing",
         ),
         (
             [f"--leave-out={part}" for part in ("zero-shot", "retrieval", "clip-score", "reconstruction", "drawing")],
             2,
-            "everything is left out",
+            "everything is left out by --leave-out: keep at least one part",
         ),
     ],
 )
@@ -232,7 +242,7 @@ def test_misuse_is_one_line(
     assert error.count("\n") == 1
 
 
-def test_a_source_without_splits_is_measured_whole(
+def test_all_rows_of_a_source_without_splits_are_measured(
     micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for index in range(3):
@@ -244,8 +254,8 @@ def test_a_source_without_splits_is_measured_whole(
     output = capsys.readouterr()
     report = json.loads(output.out)
     assert (report["pictures"], report["split"]) == (3, None)
-    assert output.err == f"codebrush: {tmp_path} has no splits: all its rows are measured\n"
+    assert output.err == f"codebrush: {tmp_path} has no splits: all its rows are used\n"
     assert run([*arguments, "--split", "test"]) == 1
-    assert "so there is no test: leave out --split to take all its rows" in capsys.readouterr().err
+    assert "so there is no test: leave out --split to use all its rows" in capsys.readouterr().err
     assert run(["evaluate", "no such pack", str(tmp_path), "--template", "a photo"]) == 2
     assert "must hold {} once" in capsys.readouterr().err

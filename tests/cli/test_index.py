@@ -1,4 +1,4 @@
-"""`codebrush index`: what it reports, and a missing LanceDB."""
+"""`codebrush index`: its report, its error lines, and a missing LanceDB."""
 
 import json
 import shutil
@@ -47,12 +47,12 @@ def test_cells_that_do_not_fit_are_one_line_a_column(
     output = capsys.readouterr()
     (unfit,) = json.loads(output.out)["unfit"]
     assert (unfit["column"], unfit["cells"], unfit["value"]) == ("price", 2, "dear")
-    told = "codebrush: the column price holds numbers: 2 cells left empty, 'dear' of "
-    assert output.err.startswith(f"{told}{tmp_path / 'second' / '0.png'} first; ")
+    line = "codebrush: the column price holds numbers: 2 cells left empty, first 'dear' of "
+    assert output.err.startswith(f"{line}{tmp_path / 'second' / '0.png'}; rename the column in one of the sources")
     assert output.err.count("\n") == 1
 
 
-def test_where_nothing_can_be_read_no_database_is_left(
+def test_no_database_is_left_if_nothing_can_be_read(
     micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     db, pictures = tmp_path / "db", tmp_path / "pictures"
@@ -62,16 +62,16 @@ def test_where_nothing_can_be_read_no_database_is_left(
     assert capsys.readouterr().err == f"codebrush: nothing was indexed into {db}: there are no pictures\n"
     for name in ("a.png", "b.png"):
         (pictures / name).write_bytes(b"no picture")
-    told = f"codebrush: nothing was indexed into {db}: none of the 2 pictures could be read"
+    line = f"codebrush: nothing was indexed into {db}: none of the 2 pictures could be read"
     for given in ([], ["--json"]):
         assert run([*command, *given]) == 1
         output = capsys.readouterr()
         assert output.out == ""
-        assert output.err.splitlines()[2:] == [told]
+        assert output.err.splitlines()[2:] == [line]
         assert not db.exists()
     scene(0, 0, 32).image.save(tmp_path / "good.png")
     assert run(["index", str(tmp_path / "good.png"), *command[2:]]) == 0
-    assert run(command) == 1  # what was there before stays
+    assert run(command) == 1  # an older database is kept
     assert run(["search", "--image", str(tmp_path / "good.png"), *command[2:]]) == 0
     assert str(tmp_path / "good.png") in capsys.readouterr().out
 
@@ -85,10 +85,10 @@ def test_a_folder_that_was_emptied_is_no_failure(micro_pack: Path, tmp_path: Pat
     assert run(command) == 0
 
 
-def test_sources_that_are_gone_can_be_dropped(
+def test_sources_that_are_gone_can_be_removed(
     micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the name that they were indexed by; the error says how. No pack is needed for it."""
+    """By the name under which they were indexed; the error says how. It needs no pack."""
     monkeypatch.chdir(tmp_path)
     for name in ("one", "one more", "two"):
         Path(name).mkdir()
@@ -98,31 +98,33 @@ def test_sources_that_are_gone_can_be_dropped(
     shutil.rmtree("one more")
     capsys.readouterr()
     assert run(["index", "two", "one more", *given]) == 1
-    told = "one more: no such file or folder; drop its pictures from the database with "
-    assert capsys.readouterr().err == f"codebrush: {told}codebrush index --remove 'one more' --db db\n"
+    line = "one more: no such file or folder; remove its pictures from the database with "
+    assert capsys.readouterr().err == f"codebrush: {line}codebrush index --remove 'one more' --db db\n"
     assert run(["index", "--remove", "one more", "--db", "db", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["removed"], report["added"], report["skipped"]) == (1, 0, [])
     assert run(["search", "x", *given, "--json"]) == 0
     found = {each["path"] for each in json.loads(capsys.readouterr().out)["results"]}
     assert found == {str(tmp_path / "one" / "0.png"), str(tmp_path / "two" / "0.png")}
-    assert run(["index", "one more", *given]) == 1  # known no longer, and so no remedy
+    assert run(["index", "one more", *given]) == 1  # no longer in the database, so without the remedy
     assert capsys.readouterr().err == "codebrush: one more: no such file or folder\n"
     assert run(["index", "--remove", "two", "one more", "--db", "db"]) == 1
     sources = ", ".join(str(tmp_path / name) for name in ("one", "two"))
-    assert capsys.readouterr().err == f"codebrush: db holds nothing of one more; its sources are {sources}\n"
+    assert capsys.readouterr().err == f"codebrush: db holds no pictures of one more; its sources are {sources}\n"
     assert run(["index", "--remove", "two", "--db", "db", "--caption", "{label}"]) == 2
-    assert "--caption cannot go with --remove" in capsys.readouterr().err
-    assert run(["index", "--remove", "two", "--db", "db"]) == 0  # there still, and nothing was dropped before
+    assert "--caption cannot be used with --remove, which reads no pictures" in capsys.readouterr().err
+    assert run(["index", "--remove", "two", "--db", "db"]) == 0  # the refused command removed nothing
     assert capsys.readouterr().out.startswith("db: 0 added, 0 updated, 1 removed, 0 unchanged, 0 skipped;")
 
 
-def test_what_cannot_be_indexed(micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_places_that_cannot_be_indexed_are_refused(
+    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "notes.md").touch()
-    for place, told in (("none", "no such file or folder"), ("notes.md", "not a data set")):
+    for place, reason in (("none", "no such file or folder"), ("notes.md", "not a data set")):
         command = ["index", str(tmp_path / place), "--db", str(tmp_path / "db"), "--pack", str(micro_pack)]
         assert run(command) == 1
-        assert told in capsys.readouterr().err
+        assert reason in capsys.readouterr().err
     assert not (tmp_path / "db").exists()
 
 

@@ -1,4 +1,4 @@
-"""`codebrush search` on a small database: what it prints, draws and refuses."""
+"""`codebrush search` on a small database: its output, its contact sheet and its error lines."""
 
 import json
 import shutil
@@ -62,8 +62,10 @@ def test_captions_and_conditions(ask) -> None:
     assert len(ask("flower", "--mode", "hybrid")) == 5
 
 
-def test_what_is_gone_is_marked(micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Files, and rows of a data source that is not there any more."""
+def test_pictures_that_are_gone_are_marked(
+    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files, and rows of a data source that no longer exists."""
     for index in range(2):
         scene(0, index, 32).image.save(tmp_path / f"{index}.png")
     inside = {"image": {"bytes": (tmp_path / "0.png").read_bytes(), "path": "cat.png"}}
@@ -87,7 +89,7 @@ def test_what_is_gone_is_marked(micro_pack: Path, tmp_path: Path, capsys: pytest
 
 
 def test_the_text_is_literal(ask) -> None:
-    """Neither the syntax of prompts nor that of full-text queries."""
+    """Neither the syntax of prompts nor that of full-text queries has any effect."""
     assert ask("red:2 | blue:-1") != ask("red")
     assert {each["caption"] for each in ask('"flower":-1 AND', "--mode", "text")} == {"a red flower", "two red flowers"}
 
@@ -106,7 +108,7 @@ def test_a_table_and_a_contact_sheet(
     assert run(["search", "zebra", *arguments, "--mode", "text", "--sheet", str(tmp_path / "none.png")]) == 0
     output = capsys.readouterr()
     assert output.out == "nothing found\n"
-    assert output.err == f"codebrush: nothing was found, so --sheet {tmp_path / 'none.png'} is not drawn\n"
+    assert output.err == f"codebrush: nothing was found, so --sheet {tmp_path / 'none.png'} was not written\n"
     assert not (tmp_path / "none.png").exists()
 
 
@@ -117,7 +119,7 @@ def test_a_sheet_overwrites_no_picture_and_nothing_but_png(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Not by another path either, and before anything is looked for."""
+    """Not by another path either; it is checked before the search."""
     monkeypatch.setattr("codebrush.search.queries.search", lambda *_, **__: pytest.fail("it was searched"))
     pictures, asked = database.parent / "pictures", tmp_path / "asked.png"
     shutil.copy(pictures / "0.png", asked)
@@ -126,7 +128,7 @@ def test_a_sheet_overwrites_no_picture_and_nothing_but_png(
     for name in ("folder.png", "file"):
         (tmp_path / name).mkdir() if name.endswith("png") else (tmp_path / name).touch()
     before = {path: path.read_bytes() for path in [*pictures.iterdir(), asked]}
-    for place, status, told in (
+    for place, status, reason in (
         (pictures / "0.txt", 2, "must be a file that ends in .png"),
         (tmp_path / "folder.png", 2, "must be a file that ends in .png"),
         (pictures / "0.png", 2, "is one of the pictures in"),
@@ -139,35 +141,40 @@ def test_a_sheet_overwrites_no_picture_and_nothing_but_png(
         command = ["search", "red", "--image", str(asked), "--db", str(database), "--pack", str(micro_pack)]
         assert run([*command, "--sheet", str(place)]) == status
         output = capsys.readouterr()
-        assert told in output.err
+        assert reason in output.err
         assert output.err.count("\n") == 1
     assert {path: path.read_bytes() for path in [*pictures.iterdir(), asked]} == before
 
 
-def test_a_sheet_is_replaced_by_the_next(database: Path, micro_pack: Path, tmp_path: Path) -> None:
-    sheet = tmp_path / "0.png"  # a picture's name, but another file
+def test_a_sheet_replaces_an_older_one(database: Path, micro_pack: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "0.png"  # the name of a picture, but another file
     sheet.touch()
     command = ["search", "red", "--db", str(database), "--pack", str(micro_pack), "--sheet", str(sheet)]
     assert run(command) == 0
-    assert sheet.stat().st_size
+    with Image.open(sheet) as image:
+        assert image.format == "PNG"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "told"),
+    ("arguments", "status", "reason"),
     [
-        ([], 2, "there is nothing to look for"),
-        ([" "], 2, "the text to look for is empty"),
+        ([], 2, "there is nothing to search for"),
+        ([" "], 2, "the text to search for is empty"),
         (["x", "--where", "colour = 'red'"], 2, "the columns are path, source, caption"),
         (["x", "--where", "1=1; drop"], 2, "only its beginning is a condition"),
-        (["x", "--image-weight", "0.3"], 2, "--image-weight weighs a picture against a text"),
-        (["x", "--mode", "text", "--image", "a.png"], 2, "--image cannot go with --mode text"),
+        (["x", "--image-weight", "0.3"], 2, "--image-weight needs both a text and --image"),
+        (
+            ["x", "--mode", "text", "--image", "a.png"],
+            2,
+            "--image cannot be used with --mode text, which searches only captions",
+        ),
         (["x", "-k", "0"], 2, "-k"),
-        (["x", "--without", ""], 2, "--without"),
+        (["x", "--without", ""], 2, "a text for --without is empty"),
         (["--image", "none.png"], 1, "none.png: no such file"),
     ],
 )
 def test_misuse(
-    arguments: list[str], status: int, told: str, database: Path, micro_pack: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], status: int, reason: str, database: Path, micro_pack: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
     assert run(["search", *arguments, "--db", str(database), "--pack", str(micro_pack)]) == status
@@ -175,11 +182,11 @@ def test_misuse(
     assert output.out == ""
     assert output.err.startswith("codebrush: ")
     assert output.err.count("\n") == 1
-    assert told in output.err
+    assert reason in output.err
 
 
-def _damaged_so_that_it_panics(database: Path, folder: Path, command: list[str], capfd) -> None:
-    """A copy of the database with a byte of its words changed, over which LanceDB's threads panic."""
+def _damage_until_it_panics(database: Path, folder: Path, command: list[str], capfd) -> None:
+    """Copy the database and change a byte of its word index such that LanceDB's threads panic."""
     for at in range(40, 400, 5):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(database, folder)
@@ -189,10 +196,10 @@ def _damaged_so_that_it_panics(database: Path, folder: Path, command: list[str],
         tokens.write_bytes(content)
         if run(command) == 1 and "panicked at" in capfd.readouterr().err:
             return
-    pytest.skip("this LanceDB panics over none of these")
+    pytest.skip("this version of LanceDB panics over none of these")
 
 
-def test_damage_is_one_line_on_stderr_and_the_rest_for_who_debugs(
+def test_damage_is_one_line_on_stderr_unless_debugging(
     database: Path,
     micro_pack: Path,
     tmp_path: Path,
@@ -202,7 +209,7 @@ def test_damage_is_one_line_on_stderr_and_the_rest_for_who_debugs(
     folder = tmp_path / "damaged"
     command = ["search", "flower", "--mode", "text", "--db", str(folder), "--pack", str(micro_pack)]
     monkeypatch.setenv(DEBUG_VARIABLE, "1")
-    _damaged_so_that_it_panics(database, folder, command, capfd)
+    _damage_until_it_panics(database, folder, command, capfd)
     monkeypatch.delenv(DEBUG_VARIABLE)
     assert run(command) == 1
     output = capfd.readouterr()
@@ -211,14 +218,16 @@ def test_damage_is_one_line_on_stderr_and_the_rest_for_who_debugs(
     assert output.err.count("\n") == 1
 
 
-def test_another_packs_database(database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_database_of_another_pack_is_refused(
+    database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = write_micro_pack(tmp_path / "other", seed=1, name="other")
     for command in (["search", "x"], ["index", str(database.parent / "pictures")]):
         capsys.readouterr()
         assert run([*command, "--db", str(database), "--pack", str(other)]) == 1
-        told = capsys.readouterr().err
-        assert "'micro'" in told
-        assert "'other'" in told
+        line = capsys.readouterr().err
+        assert "was made with the CLIP of the pack 'micro'" in line
+        assert "which the pack 'other'" in line
 
 
 def test_no_database(tmp_path: Path, micro_pack: Path, capsys: pytest.CaptureFixture[str]) -> None:

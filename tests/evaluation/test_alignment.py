@@ -1,4 +1,4 @@
-"""Ranks, zero-shot accuracy and recall against counts done by hand."""
+"""Ranks, zero-shot accuracy and recall compared with counting by hand."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_a_label_is_first_when_the_picture_is_its_own_text(space: torch.Tensor) 
     assert zero_shot(space, labels, space, labels)["top1"] == 1.0
 
 
-def test_a_wrong_space_finds_labels_by_chance_only() -> None:
+def test_unrelated_embeddings_find_labels_only_by_chance() -> None:
     torch.manual_seed(0)
     images, texts = (F.normalize(torch.randn(400, 16), dim=-1) for _ in range(2))
     labels = [str(index) for index in range(400)]
@@ -37,21 +37,21 @@ def test_a_wrong_space_finds_labels_by_chance_only() -> None:
     assert figures["top1"] <= figures["top5"] < 0.06
 
 
-def test_top_k_counts_what_stands_ahead() -> None:
+def test_top_k_counts_ranks_below_k() -> None:
     assert top_k(torch.tensor([0, 1, 4, 9]), 1) == 0.25
     assert top_k(torch.tensor([0, 1, 4, 9]), 5) == 0.75
 
 
-def test_any_picture_of_the_group_counts_and_its_own_copies_do_not_stand_in_the_way() -> None:
+def test_any_right_picture_counts_and_right_ones_do_not_push_each_other_back() -> None:
     texts = torch.tensor([[1.0, 0.0]])
     images = torch.tensor([[0.9, 0.436], [0.8, 0.6], [1.0, 0.0]])
     found = cross_retrieval(images, texts, [[], [0], []])["text_to_image"]
-    assert found["recall_at_1"] == 0.0  # two strangers ahead
+    assert found["recall_at_1"] == 0.0  # two wrong ones rank before it
     assert found["recall_at_5"] == 1.0
     assert cross_retrieval(images, texts, [[0], [0], [0]])["text_to_image"]["recall_at_1"] == 1.0
 
 
-def test_a_space_that_tells_nothing_apart_finds_nothing() -> None:
+def test_equal_embeddings_find_nothing() -> None:
     alike = F.normalize(torch.ones(10, 4), dim=-1)
     labels = [str(index) for index in range(10)]
     assert zero_shot(alike, labels, alike, labels)["top5"] == 0.0
@@ -59,16 +59,16 @@ def test_a_space_that_tells_nothing_apart_finds_nothing() -> None:
         assert way["recall_at_5"] == 0.0
 
 
-def test_what_is_as_near_as_the_right_one_stands_before_it() -> None:
+def test_ties_rank_before_the_right_key() -> None:
     keys = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     assert ranks(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), keys, torch.tensor([0, 2])).tolist() == [1, 0]
 
 
-def test_what_is_no_number_is_refused(space: torch.Tensor) -> None:
+def test_nan_is_refused(space: torch.Tensor) -> None:
     spoilt = space.clone()
     spoilt[3, 2] = float("nan")
     labels = [str(index) for index in range(len(space))]
-    with pytest.raises(CodebrushError, match="no numbers"):
+    with pytest.raises(CodebrushError, match="embeddings hold NaN"):
         zero_shot(spoilt, labels, space, labels)
-    with pytest.raises(CodebrushError, match="no numbers"):
+    with pytest.raises(CodebrushError, match="embeddings hold NaN"):
         cross_retrieval(spoilt, space, [[row] for row in range(len(space))])

@@ -1,4 +1,4 @@
-"""Calibration against plain sums and torchmetrics."""
+"""Calibration compared with its definition as plain sums."""
 
 import math
 
@@ -58,7 +58,7 @@ def test_the_calibration_error_is_its_definition(answers: tuple[torch.Tensor, to
     assert expected_calibration_error(logits, targets) == pytest.approx(error, abs=1e-5)
 
 
-def test_calibration_mends_what_is_too_sure(answers: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_calibration_corrects_overconfidence(answers: tuple[torch.Tensor, torch.Tensor]) -> None:
     found = calibrate(answers[0] * 4, answers[1])
     assert found.temperature == pytest.approx(4, rel=0.08)
     assert found.ece_after < 0.04 < found.ece_before

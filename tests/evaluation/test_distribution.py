@@ -1,4 +1,4 @@
-"""Distances of sets against numpy."""
+"""Distances of distributions compared with numpy."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_kid_is_the_mean_unbiased_kernel_distance_of_subsets() -> None:
     assert found["kid_std"] == pytest.approx(np.std(draws), rel=1e-6)
 
 
-def test_a_set_is_as_far_from_itself_as_nothing_and_batches_do_not_matter() -> None:
+def test_the_distance_of_a_set_to_itself_is_zero_and_batches_do_not_matter() -> None:
     real = torch.randn(30, 4)
     assert measured(real, real)["rfid"] == pytest.approx(0, abs=1e-5)
     far = measured(real, real + 3)

@@ -1,4 +1,4 @@
-"""Retrieval both ways, CLIP score, R-precision and the mean per class, against torchmetrics and plain loops."""
+"""Retrieval, CLIP score, R-precision and the mean over classes, compared with torchmetrics and plain loops."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_recall_both_ways_is_torchmetrics_hit_rate(
     assert 0.1 < found["image_to_text"]["recall_at_1"] < 0.9
 
 
-def test_a_query_without_a_right_key_finds_nothing() -> None:
+def test_a_query_without_a_right_key_ranks_after_all_keys() -> None:
     keys = F.normalize(torch.randn(5, 3), dim=-1)
     assert first_right(keys[:1], keys, lambda start, stop: torch.zeros(1, 5, dtype=torch.bool)).tolist() == [5]
 
@@ -55,7 +55,7 @@ def test_ranks_in_blocks_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(ranks(space, space[:7], right), whole)
 
 
-def test_the_mean_per_class_counts_every_class_alike() -> None:
+def test_the_mean_over_classes_weights_every_class_equally() -> None:
     classes = torch.eye(3)
     images = torch.eye(3)[[0, 0, 0, 2, 1]]
     found = zero_shot(images, ["a", "b", "c"], classes, ["a", "a", "a", "b", "b"])
@@ -85,7 +85,7 @@ def test_r_precision_among_all_texts_is_top_1() -> None:
     assert 0.2 < wanted < 0.95
 
 
-def test_r_precision_of_chance_is_one_in_as_many_as_there_are_texts() -> None:
+def test_r_precision_of_random_pictures_is_chance() -> None:
     texts, images = (F.normalize(torch.randn(800, 12), dim=-1) for _ in range(2))
     found = r_precision(images, range(800), texts, candidates=10)
     assert found["candidates"] == 10
@@ -93,6 +93,6 @@ def test_r_precision_of_chance_is_one_in_as_many_as_there_are_texts() -> None:
     assert found == r_precision(images, range(800), texts, candidates=10)
 
 
-def test_texts_that_are_as_near_stand_before_the_prompt() -> None:
+def test_ties_rank_before_the_prompt() -> None:
     same = torch.tensor([[1.0, 0.0]]).expand(4, 2)
     assert r_precision(same[:1], [0], same)["r_precision"] == 0.0

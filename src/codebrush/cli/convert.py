@@ -1,4 +1,4 @@
-"""`codebrush convert`: published weights to a folder of ours, or a CLIP of ours to a published layout."""
+"""`codebrush convert`: convert published weights to our layout, or one of our CLIPs to a published layout."""
 
 import sys
 import time
@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
+from codebrush.cli.flags import JsonOption
 from codebrush.cli.output import check_folder, print_json
 
 
 class Layout(StrEnum):
-    """How weights can be written."""
+    """The layouts in which weights can be written."""
 
     CODEBRUSH = "codebrush"
     OPENAI = "openai"
@@ -20,7 +21,7 @@ class Layout(StrEnum):
 
 
 class Kind(StrEnum):
-    """What a checkpoint of several models is read as."""
+    """The kind of model to read."""
 
     CLIP = "clip"
     VQGAN = "vqgan"
@@ -28,22 +29,24 @@ class Kind(StrEnum):
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="A checkpoint, or a folder with one; to write a CLIP, also a pack.")],
-    out: Annotated[Path, typer.Option(help="The new folder.")],
-    to: Annotated[Layout, typer.Option(help="The layout to write; openai and huggingface are for CLIPs.")] = (
+    source: Annotated[str, typer.Argument(help="Checkpoint file, or a folder with one; with --to also a pack.")],
+    out: Annotated[Path, typer.Option(help="Folder to create.")],
+    to: Annotated[Layout, typer.Option(help="Layout to write; openai and huggingface are only for CLIPs.")] = (
         Layout.CODEBRUSH
     ),
-    config: Annotated[Path | None, typer.Option(help="The checkpoint's own config, YAML or JSON.")] = None,
-    kind: Annotated[Kind | None, typer.Option(help="Which model of a checkpoint that holds several.")] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="A CLIP's vocabulary, file or folder.  [beside the weights]")
+    config: Annotated[
+        Path | None, typer.Option(help="Config that the checkpoint was published with, YAML or JSON.  [beside it]")
     ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    kind: Annotated[Kind | None, typer.Option(help="Which model to read, if the checkpoint holds several.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="File or folder with the tokenizer of a CLIP.  [beside the weights]")
+    ] = None,
+    json_output: JsonOption = False,
 ) -> None:
-    """Convert published weights (CLIP, VQGAN, code transformer) for use here, or a CLIP of ours for use elsewhere.
+    """Convert published weights (CLIP, VQGAN, code transformer) for use here, or a CLIP for use by other programs.
 
-    The checkpoint's layout is told by its tensors: OpenAI, open_clip and Hugging Face CLIPs, SigLIP, Taming and
-    LlamaGen are known. It is read as tensors alone; nothing in it is run.
+    Known layouts are CLIPs of OpenAI, open_clip and Hugging Face, SigLIP, taming-transformers and LlamaGen; the layout
+    is recognised by the names of the tensors. Only tensors are read from the file; no code in it is run.
     """
     start = time.perf_counter()
     check_folder(out.absolute().parent)
@@ -61,4 +64,4 @@ def convert(
         return
     print(f"{report['out']}: a {report['kind']} of {report['parameters']:,} parameters, read as {report['layout']}")
     if report["written"] == "codebrush" and report["kind"] == "clip" and not report["tokenizer"]:
-        print("it has no tokenizer yet, so it cannot read texts", file=sys.stderr)
+        print("without a tokenizer it cannot read texts: convert again with --tokenizer FILE", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`codebrush similar` and `codebrush duplicates`: how alike two pictures are, and which of many are nearly the same."""
+"""`codebrush similar` compares two pictures; `codebrush duplicates` finds near-duplicates among many."""
 
 import sys
 import time
@@ -8,19 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
+from codebrush.cli.flags import JsonOption, PackOption
 from codebrush.cli.output import print_json, progress_bar
-
-PackOption = Annotated[str, typer.Option(help="Built-in name, folder or hub id of the models.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 def similar(
-    a: Annotated[Path, typer.Argument(help="A picture.")],
-    b: Annotated[Path, typer.Argument(help="Another.")],
+    a: Annotated[Path, typer.Argument(help="First picture.")],
+    b: Annotated[Path, typer.Argument(help="Second picture.")],
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:
-    """Say how alike two pictures are: to CLIP (cosine, 1 is the same) and in outline (bits that differ, of 64)."""
+    """Compare two pictures by CLIP embedding (cosine, 1 is identical) and perceptual hash (differing bits of 64)."""
     from codebrush.pipeline import Codebrush
     from codebrush.search.duplicates import COSINE, DISTANCE, compare
 
@@ -29,21 +27,28 @@ def similar(
     if json_output:
         print_json({"a": str(a), "b": str(b), **asdict(alike), "near_identical": near})
         return
-    verdict = "the same in every pixel" if alike.identical else "nearly the same" if near else "not the same"
+    verdict = "identical" if alike.identical else "near-duplicates" if near else "different"
     print(f"{verdict}: cosine {alike.cosine:.3f}, {alike.distance} of 64 bits differ")
 
 
 def duplicates(
-    paths: Annotated[list[str], typer.Argument(help="Folders, pictures, .parquet, .tar, .csv, .jsonl files, hub ids.")],
-    cosine: Annotated[float | None, typer.Option(min=-1, max=1, help="Least cosine of a pair.  [0.98]")] = None,
-    distance: Annotated[int | None, typer.Option(min=0, max=64, help="Most differing bits of a pair.  [8]")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of the pictures.  [found]")] = None,
+    paths: Annotated[
+        list[str], typer.Argument(help="Folders, picture files, .parquet, .tar, .csv or .jsonl files, hub ids.")
+    ],
+    cosine: Annotated[
+        float | None, typer.Option(min=-1, max=1, help="Match pairs whose CLIP cosine is at least this.  [0.98]")
+    ] = None,
+    distance: Annotated[
+        int | None,
+        typer.Option(min=0, max=64, help="Match pairs with at most this many differing hash bits of 64.  [8]"),
+    ] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column with the pictures.  [found automatically]")] = None,
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:
-    """Find pictures that are nearly the same: copies that were scaled, compressed, cropped a little. Deletes nothing.
+    """Find near-duplicates: copies that were resized, compressed or slightly cropped. Nothing is deleted.
 
-    Each cluster is told with the one to keep, that of the most pixels, first; each of the others agrees with it.
+    Each cluster starts with the picture to keep, the one with the most pixels; the others match it in both measures.
     """
     start = time.perf_counter()
     from codebrush.pipeline import Codebrush
@@ -53,7 +58,7 @@ def duplicates(
     sources = [open_pictures(path, image_column=image_column) for path in dict.fromkeys(paths)]
     clip = Codebrush.from_pretrained(pack).clip
     thresholds = (COSINE if cosine is None else cosine, DISTANCE if distance is None else distance)
-    with progress_bar("looking") as progress:
+    with progress_bar("comparing") as progress:
         report = find_duplicates(sources, clip, *thresholds, progress)
     for each in report.skipped:
         print(f"codebrush: skipped {each['path']}: {each['reason']}", file=sys.stderr)
@@ -73,4 +78,4 @@ def duplicates(
         for each in cluster["duplicates"]:
             print(f"  {each['path']}  (cosine {each['cosine']:.3f}, {each['distance']} bits)")
     spare = sum(len(cluster["duplicates"]) for cluster in clusters)
-    print(f"{spare:,} of {report.pictures:,} pictures are nearly the same as another; {seconds:.1f} seconds")
+    print(f"{spare:,} of {report.pictures:,} pictures are near-duplicates of another; {seconds:.1f} seconds")

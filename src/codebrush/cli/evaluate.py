@@ -1,6 +1,5 @@
-"""`codebrush evaluate`: a pack and captioned pictures in; how good the pack's models are at them, out."""
+"""`codebrush evaluate`: measure the models of a pack on captioned pictures."""
 
-import os
 import re
 import sys
 import time
@@ -11,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import given_flags, refuse
+from codebrush.cli.flags import JsonOption, given_flags, refuse
 from codebrush.cli.output import check_folder, print_json, progress_bar
 from codebrush.errors import UsageError
+from codebrush.files import atomic_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from codebrush.evaluation.report import Judge, Subject
     from codebrush.pipeline import Codebrush
 
-ROWS, DRAWING = "Pictures", "Drawing"  # topics of the help
+ROWS, DRAWING = "Pictures", "Drawing"  # panels of the help
 USUAL_SPLIT = "test"
 
 
 class Part(StrEnum):
-    """What is measured."""
+    """The parts of an evaluation."""
 
     ZERO_SHOT = "zero-shot"
     RETRIEVAL = "retrieval"
@@ -36,7 +36,7 @@ class Part(StrEnum):
     DRAWING = "drawing"
 
 
-USED_BY = {  # parts, and the flags that are for them alone
+USED_BY = {  # parts -> the flags that only they use
     frozenset((Part.DRAWING,)): ("prompts", "rerank", "seed"),
     frozenset((Part.ZERO_SHOT,)): ("label", "template"),
     frozenset((Part.RECONSTRUCTION, Part.DRAWING)): ("judge",),
@@ -49,33 +49,47 @@ def _option(topic: str, text: str, **settings: Any) -> Any:
 
 def evaluate(
     context: typer.Context,
-    pack: Annotated[str, typer.Argument(help="Built-in name, folder or hub id of the models.")],
-    source: Annotated[str, typer.Argument(help="A folder, .parquet, .tar, .csv or .jsonl files, a glob, a hub id.")],
-    split: Annotated[str | None, _option(ROWS, "Rows of this split.  [test; all of a source without splits]")] = None,
-    where: Annotated[list[str] | None, _option(ROWS, 'Take rows, like "style != noto".')] = None,
-    caption: Annotated[list[str] | None, _option(ROWS, 'Caption template, like "{label}, {style} style".')] = None,
-    image_column: Annotated[str | None, _option(ROWS, "Column of the pictures.")] = None,
-    limit: Annotated[int | None, _option(ROWS, "Take the first rows only.", min=1)] = None,
-    label: Annotated[str | None, _option(ROWS, "Column of the right labels.  [label, where there is one]")] = None,
-    template: Annotated[list[str] | None, typer.Option(help='A sentence for labels, like "a photo of a {}".')] = None,
-    leave_out: Annotated[list[Part] | None, typer.Option(help="What not to measure; may be given again.")] = None,
-    prompts: Annotated[int, _option(DRAWING, "How many captions to draw.", min=1)] = 50,
-    rerank: Annotated[int, _option(DRAWING, "Pictures of each; its best by the pack's CLIP counts.", min=1)] = 1,
-    seed: Annotated[int, _option(DRAWING, "Another seed, other captions and pictures.", min=0)] = 0,
-    judge: Annotated[
-        str | None, typer.Option(help="Pack or folder of another CLIP to look at what is made.  [the pack's own]")
+    pack: Annotated[str, typer.Argument(help="Model pack: a built-in or downloaded name, a folder, or a hub id.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="Captioned pictures: a folder, .parquet, .tar, .csv or .jsonl files, a glob, or a hub id."),
+    ],
+    split: Annotated[str | None, _option(ROWS, "Split to measure on.  [test; without splits all rows]")] = None,
+    where: Annotated[
+        list[str] | None, _option(ROWS, 'Use only rows that match, like "style != noto"; may be repeated.')
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="File for the Markdown table as well.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    caption: Annotated[
+        list[str] | None, _option(ROWS, 'Caption made of columns, like "{label}, {style} style"; may be repeated.')
+    ] = None,
+    image_column: Annotated[str | None, _option(ROWS, "Column with the pictures.  [found automatically]")] = None,
+    limit: Annotated[int | None, _option(ROWS, "Use only the first rows.", min=1)] = None,
+    label: Annotated[
+        str | None, _option(ROWS, "Column with the true labels for zero-shot.  [label, if it exists]")
+    ] = None,
+    template: Annotated[
+        list[str] | None, typer.Option(help='Prompt for zero-shot labels, like "a photo of a {}"; may be repeated.')
+    ] = None,
+    leave_out: Annotated[list[Part] | None, typer.Option(help="Part not to measure; may be repeated.")] = None,
+    prompts: Annotated[int, _option(DRAWING, "Number of captions to draw as prompts.", min=1)] = 50,
+    rerank: Annotated[
+        int, _option(DRAWING, "Draw this many pictures a prompt and measure the best by the pack's CLIP.", min=1)
+    ] = 1,
+    seed: Annotated[int, _option(DRAWING, "Random seed of the choice of captions and of the pictures.", min=0)] = 0,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="Pack or folder of the CLIP that measures made pictures.  [the pack's own]"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the Markdown table.")] = None,
+    json_output: JsonOption = False,
 ) -> None:
-    """Measure a pack: how well its CLIP tells pictures, how well its VQGAN keeps them, how well it draws.
+    """Measure a pack: zero-shot and retrieval of its CLIP, reconstruction by its VQGAN, and the pictures it draws.
 
-    A pack is lenient to itself: --judge takes another CLIP's word for what it makes. Prints a table in Markdown.
+    A pack's own CLIP favours the pack's pictures: --judge measures them with another CLIP. Prints a Markdown table.
     """
     start = time.perf_counter()
     parts = frozenset(part.value for part in Part if part not in (leave_out or ()))
     if not parts:
-        raise UsageError("everything is left out by --leave-out: keep a part to measure")
+        raise UsageError("everything is left out by --leave-out: keep at least one part")
     _refuse_unused(context, parts)
     if out is not None and out.is_dir():
         raise UsageError(f"--out must be a file, not the folder {out}")
@@ -98,7 +112,8 @@ def evaluate(
     report = {"pack": brush.pack.name, "source": source, "split": split, **found, "seconds": seconds}
     table = markdown(report)
     if out is not None:
-        _write(out, table)
+        with atomic_file(out) as part:
+            part.write_text(table, encoding="utf-8")
     print_json(report) if json_output else print(table, end="")
 
 
@@ -106,7 +121,7 @@ def _refuse_unused(context: typer.Context, parts: frozenset[str]) -> None:
     for users, flags in USED_BY.items():
         if not parts & users:
             names = " and ".join(part for part in Part if part in users)
-            refuse(given_flags(context), flags, f"is for {names}, which --leave-out leaves out")
+            refuse(given_flags(context), flags, f"is only for {names}, which --leave-out leaves out")
 
 
 def _check_templates(templates: list[str] | None) -> None:
@@ -117,7 +132,7 @@ def _check_templates(templates: list[str] | None) -> None:
 
 
 def _rows(source: str, split: str | None, named: dict[str, Any]) -> "tuple[CaptionedImages, str | None]":
-    """The rows to measure and the name of their split: of a source without splits all of them, and None."""
+    """The rows to measure on and the name of their split; of a source without splits all rows, and None."""
     from codebrush.data.sources.captioned_images import open_source
     from codebrush.errors import DataError
 
@@ -125,12 +140,12 @@ def _rows(source: str, split: str | None, named: dict[str, Any]) -> "tuple[Capti
     try:
         return open_source(source, split=wanted, **named), wanted
     except DataError:
-        rows = open_source(source, **named)  # where another thing is wrong, it is told again
+        rows = open_source(source, **named)  # raises again if something else is wrong
         if "split" in rows.row(0):
             raise
     if split is not None:
-        raise DataError(f"{source}: has no splits, so there is no {split}: leave out --split to take all its rows")
-    print(f"codebrush: {source} has no splits: all its rows are measured", file=sys.stderr)
+        raise DataError(f"{source} has no splits, so there is no {split}: leave out --split to use all its rows")
+    print(f"codebrush: {source} has no splits: all its rows are used", file=sys.stderr)
     return rows, None
 
 
@@ -154,7 +169,7 @@ def _subject(
     sentences = templates or ZERO_SHOT_TEMPLATES
 
     def draw(text: str, n: int) -> "Image.Image":
-        literal = re.sub(r"[\\:|]", r"\\\g<0>", text)  # a caption has no weights
+        literal = re.sub(r"[\\:|]", r"\\\g<0>", text)  # a caption must not be read as a prompt with weights
         return brush.generate(literal, n=1, seed=seed, rerank=n)[0].image
 
     return Subject(
@@ -167,14 +182,3 @@ def _subject(
         brush.vqgan if Part.RECONSTRUCTION in parts else None,
         draw if brush.pack.has("transformer") else None,
     )
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    try:
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        if part.exists():
-            part.unlink()

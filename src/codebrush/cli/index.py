@@ -1,4 +1,4 @@
-"""`codebrush index`: folders and data sources of pictures into a database that can be searched."""
+"""`codebrush index`: put the pictures of folders and data sources into a database for `codebrush search`."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import given_flags, refuse
+from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import print_json, progress_bar
 
 if TYPE_CHECKING:
@@ -17,27 +17,36 @@ if TYPE_CHECKING:
 
 def index(
     context: typer.Context,
-    paths: Annotated[list[str], typer.Argument(help="Folders, pictures, .parquet, .tar, .csv, .jsonl files, hub ids.")],
-    db: Annotated[Path, typer.Option(help="Folder of the database, made if it is not there.")],
-    caption: Annotated[list[str] | None, typer.Option(help='Caption template, like "{label}, {style} style".')] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of the pictures.  [found]")] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Drop what the paths have in it; they may be gone.")] = False,
-    pack: Annotated[str, typer.Option(help="Built-in name, folder or hub id of the models.")] = "emoji",
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    paths: Annotated[
+        list[str], typer.Argument(help="Folders, picture files, .parquet, .tar, .csv or .jsonl files, hub ids.")
+    ],
+    db: Annotated[Path, typer.Option(help="Folder of the database; created if it does not exist.")],
+    caption: Annotated[
+        list[str] | None,
+        typer.Option(help='Caption made of columns, like "{label}, {style} style"; may be repeated.'),
+    ] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column with the pictures.  [found automatically]")] = None,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove the pictures of PATHS from the database; they need not exist.")
+    ] = False,
+    pack: PackOption = "emoji",
+    json_output: JsonOption = False,
 ) -> None:
-    """Embed pictures into a database for codebrush search.
+    """Add pictures, with their CLIP embeddings and captions, to a database for codebrush search.
 
-    Run again with the same paths, it embeds what is new or has changed, and drops what is gone. Pictures that cannot
-    be read are named and skipped.
+    When run again with the same paths, it adds new pictures, updates changed ones and removes those that are gone.
+    Pictures that cannot be read are reported and skipped.
     """
     start = time.perf_counter()
     if remove:
-        refuse(given_flags(context), ("caption", "image_column"), "cannot go with --remove, which reads no picture")
+        refuse(
+            given_flags(context), ("caption", "image_column"), "cannot be used with --remove, which reads no pictures"
+        )
         from codebrush.search.database import open_database
         from codebrush.search.removal import remove_sources
 
         report = remove_sources(open_database(db, quiet=True), list(dict.fromkeys(paths)))
-        return _tell(report, db, start, json_output)
+        return _print_report(report, db, start, json_output)
     from codebrush.pack.pack import clip_hash
     from codebrush.pipeline import Codebrush
     from codebrush.search.database import Mark, create_database
@@ -55,10 +64,10 @@ def index(
     for each in report.unfit:
         print(f"codebrush: {_unfit(each)}", file=sys.stderr)
     check_read(database, report)
-    _tell(report, db, start, json_output)
+    _print_report(report, db, start, json_output)
 
 
-def _tell(report: "IndexReport", db: Path, start: float, json_output: bool) -> None:
+def _print_report(report: "IndexReport", db: Path, start: float, json_output: bool) -> None:
     seconds = round(time.perf_counter() - start, 3)
     if json_output:
         print_json({**asdict(report), "seconds": seconds})
@@ -67,9 +76,10 @@ def _tell(report: "IndexReport", db: Path, start: float, json_output: bool) -> N
     print(f"{db}: {done}, {report.unchanged:,} unchanged, {len(report.skipped):,} skipped; {seconds:.1f} seconds")
 
 
-def _unfit(told: dict[str, Any]) -> str:
-    lost = f"{told['cells']:,} cell{'s' if told['cells'] > 1 else ''} left empty"
+def _unfit(entry: dict[str, Any]) -> str:
+    """The message about a column with cells that do not fit it."""
+    lost = f"{entry['cells']:,} cell{'s' if entry['cells'] > 1 else ''} left empty"
     return (
-        f"the column {told['column']} holds {told['holds']}: {lost}, {told['value']!r} of {told['path']} first; "
+        f"the column {entry['column']} holds {entry['holds']}: {lost}, first {entry['value']!r} of {entry['path']}; "
         "rename the column in one of the sources, or index them into different databases"
     )

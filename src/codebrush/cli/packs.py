@@ -1,4 +1,4 @@
-"""`codebrush packs list`, `show` and `download`: what is built in, installed, and to be had."""
+"""`codebrush packs list`, `show` and `download`: packs and published models."""
 
 import sys
 import time
@@ -7,22 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
+from codebrush.cli.flags import JsonOption
 from codebrush.cli.output import print_json, progress_bar
 
 packs = typer.Typer(
-    help="List, describe and download packs and published models.", rich_markup_mode=None, add_completion=False
+    help="List, describe and download model packs and published models.", rich_markup_mode=None, add_completion=False
 )
 
-NameArgument = Annotated[str, typer.Argument(help="A pack or model that `codebrush packs list` names.")]
+NameArgument = Annotated[str, typer.Argument(help="A pack or model in the output of `codebrush packs list`.")]
 HomeOption = Annotated[
-    Path | None, typer.Option(help="Where packs are kept.  [$CODEBRUSH_HOME, else ~/.cache/codebrush]")
+    Path | None, typer.Option(help="Folder of the downloaded packs.  [$CODEBRUSH_HOME, or ~/.cache/codebrush]")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 @packs.command("list")
 def list_packs(home: HomeOption = None, json_output: JsonOption = False) -> None:
-    """Packs that are built in, installed or to be downloaded, and the published models they are made of."""
+    """List the packs and published models that are built in, installed or available for download."""
     from codebrush.hub.listing import rows
     from codebrush.pack.pack import home as usual_home
 
@@ -36,7 +36,7 @@ def list_packs(home: HomeOption = None, json_output: JsonOption = False) -> None
 
 @packs.command()
 def show(name: NameArgument, home: HomeOption = None, json_output: JsonOption = False) -> None:
-    """All that is known of one pack or model: licence, paper, files with their mirrors, and where it is."""
+    """Show all that is known about one pack or model: licence, paper, files with their mirrors, and its folder."""
     from codebrush.hub.listing import facts
     from codebrush.pack.pack import home as usual_home
 
@@ -51,16 +51,16 @@ def show(name: NameArgument, home: HomeOption = None, json_output: JsonOption = 
 def download(
     name: NameArgument,
     home: HomeOption = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the published files beside the converted ones.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the downloaded files after converting them.")] = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Fetch a pack or model, verify it, and convert it so that --pack NAME can use it."""
+    """Download a pack or model, verify and convert it. A pack can then be used with --pack NAME."""
     start = time.perf_counter()
     from codebrush.hub.catalogue import load_catalogue
     from codebrush.hub.install import install
     from codebrush.pack.pack import home as usual_home
 
-    with progress_bar("fetching") as progress:
+    with progress_bar("downloading") as progress:
         report = install(name, load_catalogue(), home or usual_home(), progress=progress, say=_say, keep=keep)
     report["seconds"] = round(time.perf_counter() - start, 3)
     if json_output:
@@ -85,12 +85,12 @@ def _print_rows(found: list[dict[str, Any]]) -> None:
     for row in found:
         size = size_text(row["size"]) + ("" if row["size_is_whole"] or not row["size"] else " +")
         table.add_row(row["name"], row["kind"], size, row["licence"], row["state"])
-    width = None if sys.stdout.isatty() else 10_000  # a name read from a pipe must not be broken into lines
+    width = None if sys.stdout.isatty() else 10_000  # names must not be wrapped in a pipe
     Console(width=width, markup=False, emoji=False, highlight=False).print(table, soft_wrap=True)
 
 
 def _print_facts(found: dict[str, Any], indent: str = "") -> None:
-    """Names and values, one a line; what a value holds in turn is indented."""
+    """Print names and values, one a line, with nested values indented."""
     for name, value in found.items():
         if isinstance(value, dict):
             print(f"{indent}{name}:")

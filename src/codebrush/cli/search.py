@@ -1,4 +1,4 @@
-"""`codebrush search`: the pictures of a database that fit a text, a picture or both."""
+"""`codebrush search`: find the pictures of a database that match a text, a picture or both."""
 
 import sys
 from enum import StrEnum
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from codebrush.cli.flags import given_flags, refuse
+from codebrush.cli.flags import JsonOption, given_flags, refuse
 from codebrush.cli.output import check_folder, print_json
 from codebrush.errors import UsageError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Mode(StrEnum):
-    """What of a picture is looked at."""
+    """What a query is compared with: the picture, its caption, or both."""
 
     VECTOR = "vector"
     TEXT = "text"
@@ -25,31 +25,40 @@ class Mode(StrEnum):
 
 def search(
     context: typer.Context,
-    db: Annotated[Path, typer.Option(help="Folder of the database that codebrush index has made.")],
-    query: Annotated[str | None, typer.Argument(help='What to look for, like "a red flower".')] = None,
-    image: Annotated[Path | None, typer.Option(help="A picture to look for the like of.")] = None,
-    image_weight: Annotated[
-        float, typer.Option(min=0, max=1, help="What --image counts beside the text, which counts the rest.")
-    ] = 0.5,
-    without: Annotated[list[str] | None, typer.Option(help="A text for what is not wanted; may be repeated.")] = None,
-    where: Annotated[str | None, typer.Option(help='A condition in SQL, like "width > 64".')] = None,
-    mode: Annotated[Mode, typer.Option(help="Compare with the pictures, with their captions, or with both.")] = (
-        Mode.VECTOR
-    ),
-    k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="How many to find.")] = 10,
-    sheet: Annotated[Path | None, typer.Option(help="Draw what was found into this PNG file.")] = None,
-    pack: Annotated[str, typer.Option(help="The pack that the database was made with.")] = "emoji",
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    db: Annotated[Path, typer.Option(help="Folder of a database made by codebrush index.")],
+    query: Annotated[str | None, typer.Argument(help='Text to search for, like "a red flower".')] = None,
+    image: Annotated[Path | None, typer.Option(help="Find pictures similar to this one.")] = None,
+    image_weight: Annotated[float, typer.Option(min=0, max=1, help="Weight of --image; the text has the rest.")] = 0.5,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Text for what the pictures should not show; may be repeated.")
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option(help='Search only rows that meet this SQL condition, like "width > 64".')
+    ] = None,
+    mode: Annotated[
+        Mode, typer.Option(help="Search the pictures (vector), their captions (text), or both (hybrid).")
+    ] = (Mode.VECTOR),
+    k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="Number of results.")] = 10,
+    sheet: Annotated[Path | None, typer.Option(help="PNG file for a contact sheet of the results.")] = None,
+    pack: Annotated[str, typer.Option(help="Model pack that the database was made with.")] = "emoji",
+    json_output: JsonOption = False,
 ) -> None:
-    """Find pictures by words, by a picture, or by their captions, best first. The text is taken literally."""
+    """Find pictures by a text, by a similar picture, or by their captions, best first.
+
+    The text is taken literally: weights as in prompts have no effect.
+    """
     if mode is Mode.TEXT:
-        refuse(given_flags(context), ("image", "image_weight"), "cannot go with --mode text: it reads captions alone")
+        refuse(
+            given_flags(context),
+            ("image", "image_weight"),
+            "cannot be used with --mode text, which searches only captions",
+        )
     if image is None or query is None:
-        refuse(given_flags(context), ("image_weight",), "weighs a picture against a text: give both")
+        refuse(given_flags(context), ("image_weight",), "needs both a text and --image")
     if query is None and image is None:
-        raise UsageError('there is nothing to look for: give a text, like "a red flower", or --image FILE')
+        raise UsageError('there is nothing to search for: give a text, like "a red flower", or --image FILE')
     if query is not None and not query.strip():
-        raise UsageError("the text to look for is empty")
+        raise UsageError("the text to search for is empty")
     if not all(text.strip() for text in without or ()):
         raise UsageError("a text for --without is empty")
     if sheet is not None:
@@ -66,14 +75,14 @@ def search(
         raise UsageError(f"--sheet {sheet} is one of the pictures in {db}: name another file")
     vector = None
     if mode is not Mode.TEXT:
-        wanted = None if query is None else brush.embed_text([query])[0]
-        alike = None if image is None else brush.embed_images([image])[0]
-        vector = combine(wanted, alike, brush.embed_text(without) if without else None, image_weight)
+        text_vector = None if query is None else brush.embed_text([query])[0]
+        image_vector = None if image is None else brush.embed_images([image])[0]
+        vector = combine(text_vector, image_vector, brush.embed_text(without) if without else None, image_weight)
     hits = find(database, vector, query, k=k, where=where, mode=mode.value, without=without or ())
     if sheet is not None and hits:
         _draw(hits, sheet)
     elif sheet is not None:
-        print(f"codebrush: nothing was found, so --sheet {sheet} is not drawn", file=sys.stderr)
+        print(f"codebrush: nothing was found, so --sheet {sheet} was not written", file=sys.stderr)
     if json_output:
         drawn = {"sheet": str(sheet)} if sheet is not None and hits else {}
         shown = ("path", "score", "caption", "exists", "columns")
@@ -108,7 +117,7 @@ def _print(hits: "list[Hit]", sheet: Path | None) -> None:
     table = Table("score", "picture", "caption", box=None, header_style="bold")
     for hit in hits:
         table.add_row(f"{hit.score:.4f}", hit.path if hit.exists else f"{hit.path} (gone)", hit.caption)
-    width = None if sys.stdout.isatty() else 10_000  # a path read from a pipe must not be broken into lines
+    width = None if sys.stdout.isatty() else 10_000  # paths must not be wrapped in a pipe
     console = Console(width=width, markup=False, emoji=False, highlight=False)
     console.print(table, soft_wrap=True)
     if sheet is not None:

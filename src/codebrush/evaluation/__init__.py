@@ -1,1 +1,1 @@
-"""How good a pack is, in the figures that others use."""
+"""Measures how good a pack's models are, with the usual metrics."""

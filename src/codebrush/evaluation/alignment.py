@@ -1,4 +1,4 @@
-"""Embeddings of pictures and of texts -> how well they find each other."""
+"""Metrics of how well embeddings of pictures and texts match: zero-shot accuracy, recall, CLIP score, R-precision."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,44 +8,51 @@ from torch import Tensor
 from codebrush.errors import CodebrushError
 
 CUTS = (1, 5, 10)  # the k of recall@k
-CANDIDATES = 100  # texts that a drawn picture's own is to be told from, itself among them
-BLOCK = 1024  # queries compared at a time, which bounds the memory
+CANDIDATES = 100  # texts that R-precision ranks for each drawn picture, its own prompt included
+BLOCK = 1024  # queries compared at once, which bounds the memory
 Right = Callable[[int, int], Tensor]
 
 
 def ranks(queries: Tensor, keys: Tensor, right: Tensor) -> Tensor:
-    """How many keys stand before the right one: unit queries (Q, E), keys (K, E), right (Q,) -> (Q,) int64.
+    """How many keys rank before the right one: unit queries (Q, E), keys (K, E), right key of each (Q,) -> (Q,) int64.
 
-    Others exactly as near count as nearer: a space that tells nothing apart finds nothing.
+    Ties rank before the right one, so that embeddings which are all equal find nothing.
+
+    Raises:
+        CodebrushError: if an embedding holds NaN.
     """
     found = []
     for start in range(0, len(queries), BLOCK):
         cosines = _cosines(queries[start : start + BLOCK], keys)
         own = cosines.gather(1, right[start : start + BLOCK, None])
-        found.append((cosines >= own).sum(1) - 1)  # the right one is as near as itself
+        found.append((cosines >= own).sum(1) - 1)  # without the right one itself
     return torch.cat(found)
 
 
 def _cosines(queries: Tensor, keys: Tensor) -> Tensor:
-    """(Q, E), (K, E) -> (Q, K); what is no number would compare as neither nearer nor farther."""
+    """(Q, E), (K, E) -> cosines (Q, K); NaN is refused, since it compares as neither nearer nor farther."""
     cosines = queries @ keys.T
     if cosines.isnan().any():
-        raise CodebrushError("embeddings hold values that are no numbers (NaN): the model that made them is damaged")
+        raise CodebrushError("embeddings hold NaN: the CLIP that made them is damaged, use another")
     return cosines
 
 
 def top_k(found: Tensor, k: int) -> float:
-    """Share of queries whose right key is among the first `k`."""
+    """The share of queries whose right key is among the first `k`, from the ranks of `ranks` or `first_right` (Q,)."""
     return (found < k).float().mean().item()
 
 
 def zero_shot(
     images: Tensor, labels: Sequence[str], label_embeddings: Tensor, names: Sequence[str]
 ) -> dict[str, float]:
-    """Picture -> label among all `labels`: unit images (N, E) whose labels are `names`; top-1, top-5, and the mean of
-    the labels' own top-1 (of those with pictures), by which a rare label counts as much as a common one.
+    """Zero-shot classification of unit images (N, E), whose true labels are `names`, by the distinct `labels` with unit
+    embeddings (L, E).
 
-    Each distinct label counts once, however many pictures share it.
+    Returns top-1 and top-5 accuracy, and the mean over labels (those with pictures) of their own top-1, in which rare
+    labels count as much as common ones; accuracies are 0 to 1.
+
+    Raises:
+        CodebrushError: if an embedding holds NaN.
     """
     place = {label: index for index, label in enumerate(labels)}
     right = torch.tensor([place[name] for name in names])
@@ -55,18 +62,21 @@ def zero_shot(
 
 
 def per_class(found: Tensor, right: Tensor) -> float:
-    """The mean over classes of the share that is first in each: ranks (N,) and the right classes' numbers (N,)."""
+    """The mean over classes of their top-1 accuracy, from ranks (N,) and the true classes (N,)."""
     _, classes, counts = right.unique(return_inverse=True, return_counts=True)
     hits = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, classes, (found < 1).double())
     return (hits / counts).mean().item()
 
 
 def cross_retrieval(images: Tensor, texts: Tensor, owners: Sequence[Sequence[int]]) -> dict[str, dict[str, float]]:
-    """Pictures (N, E) and distinct texts (T, E), unit vectors, both ways; `owners` are each picture's texts' places.
+    """Retrieval of texts by picture and of pictures by text, from unit vectors of pictures (N, E) and of distinct texts
+    (T, E); `owners` lists for each picture the rows of its texts.
 
-    recall@k is the share of queries with anything right among the first k (torchmetrics' retrieval hit rate). Every
-    text of a picture is right for it, and every picture with a text for that text; strangers exactly as near as the
-    nearest right one stand before it.
+    recall@k is the share of queries with a right result among the first k (torchmetrics' retrieval hit rate). All texts
+    of a picture are right for it, and all pictures with a text are right for that text. Ties rank before the right one.
+
+    Raises:
+        CodebrushError: if an embedding holds NaN.
     """
     rows = torch.tensor([row for row, places in enumerate(owners) for _ in places])
     columns = torch.tensor([place for places in owners for place in places])
@@ -92,10 +102,10 @@ def cross_retrieval(images: Tensor, texts: Tensor, owners: Sequence[Sequence[int
 
 
 def first_right(queries: Tensor, keys: Tensor, right: Right) -> Tensor:
-    """How many wrong keys stand before the first right one: unit queries (Q, E), keys (K, E) -> (Q,) int64.
+    """How many wrong keys rank before the first right one: unit queries (Q, E), keys (K, E) -> (Q,) int64.
 
-    `right(start, stop)` says which keys are right for those queries, (stop - start, K) bool; a query without any
-    has all keys before it.
+    `right(start, stop)` says which keys are right for those queries, (stop - start, K) bool. A query without a right
+    key gets K.
     """
     found = []
     for start in range(0, len(queries), BLOCK):
@@ -107,10 +117,10 @@ def first_right(queries: Tensor, keys: Tensor, right: Right) -> Tensor:
 
 
 def clip_score(images: Tensor, texts: Tensor, owners: Sequence[Sequence[int]]) -> dict[str, float]:
-    """How well pictures (N, E) fit their own texts (T, E), unit vectors; `owners` are each picture's texts' places.
+    """How well pictures (N, E) match their texts (T, E), unit vectors; `owners` lists the rows of each picture's texts.
 
-    `mean_cosine` is over pictures, of the mean over the texts of each. `torchmetrics` is that library's convention:
-    100 times it, and nothing below 0 (Hessel et al. 2021 take 2.5 times the cosine instead).
+    `mean_cosine` is the mean over pictures of the mean over their texts. `torchmetrics` is the score as that library
+    scales it: 100 times the cosine, at least 0 (Hessel et al. 2021 take 2.5 times the cosine instead).
     """
     rows = [float((texts[list(places)] @ image).mean()) for image, places in zip(images, owners, strict=True)]
     mean = sum(rows) / len(rows)
@@ -120,10 +130,13 @@ def clip_score(images: Tensor, texts: Tensor, owners: Sequence[Sequence[int]]) -
 def r_precision(
     images: Tensor, own: Sequence[int], texts: Tensor, candidates: int = CANDIDATES, seed: int = 0
 ) -> dict[str, float]:
-    """How often a drawn picture's own prompt is its nearest text (Xu et al. 2018, section 4.1: one right, 99 wrong).
+    """How often the prompt of a drawn picture is its nearest text (Xu et al. 2018, section 4.1: one right, 99 wrong).
 
-    Unit images (N, E), the places of their prompts among distinct texts (T, E). The wrong ones are drawn anew for each
-    picture; fewer than `candidates` texts are all taken. One exactly as near stands before it.
+    Takes unit images (N, E) and the rows `own` of their prompts among the distinct texts (T, E). The wrong texts are
+    drawn at random for each picture; with fewer than `candidates` texts all are used. Ties rank before the prompt.
+
+    Raises:
+        CodebrushError: if an embedding holds NaN.
     """
     generator = torch.Generator().manual_seed(seed)
     right = 0

@@ -1,4 +1,4 @@
-"""Logits and right labels in; how far their probabilities can be trusted, before and after calibration, out."""
+"""Measures how well classification probabilities are calibrated, before and after fitting a temperature."""
 
 from dataclasses import dataclass
 
@@ -10,16 +10,16 @@ from codebrush.errors import CodebrushError
 from codebrush.models.temperature import fit_temperature
 
 BINS = 15  # of the calibration error
-FEWEST = 4  # labelled pictures to fit on half of
+FEWEST = 4  # labelled pictures; half of them are used to fit
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """One temperature, fitted on half of a labelled set, and what it does on the other half.
+    """A temperature that was fitted on half of a labelled set, and its effect on the other half.
 
-    `nll` is the mean negative log-likelihood of the right label in nats, `ece` the expected calibration error in
-    [0, 1] (Guo et al. 2017, 15 bins weighed by their pictures), each `before` at temperature 1 and `after` at the
-    fitted one; `pictures` are those of the other half.
+    `nll` is the mean negative log-likelihood of the true label in nats, `ece` the expected calibration error in [0, 1]
+    (Guo et al. 2017, 15 bins weighted by their pictures), each `before` at temperature 1 and `after` at the fitted one.
+    `pictures` is the size of the other half.
     """
 
     temperature: float
@@ -31,10 +31,12 @@ class Calibration:
 
 
 def calibrate(logits: Tensor, targets: Tensor, seed: int = 0) -> Calibration:
-    """Fit one temperature to logits (N, L) at temperature 1 and the right labels' places (N,) (Guo et al. 2017).
+    """Fit one temperature to logits (N, L), given at temperature 1, and the true labels (N,) int64 (Guo et al. 2017).
 
-    A random half finds the temperature that minimises the negative log-likelihood, the other half says how well it
-    does. Raises CodebrushError for fewer than four pictures.
+    It minimises the negative log-likelihood on a random half and is measured on the other half.
+
+    Raises:
+        CodebrushError: if there are fewer than four pictures, or torchmetrics is not installed.
     """
     if len(logits) < FEWEST:
         raise CodebrushError(f"{len(logits)} labelled pictures are too few to calibrate on: give {FEWEST} or more")
@@ -53,7 +55,13 @@ def calibrate(logits: Tensor, targets: Tensor, seed: int = 0) -> Calibration:
 
 
 def expected_calibration_error(logits: Tensor, targets: Tensor) -> float:
-    """By how much the likeliest label's probability misses how often it is right, on average over 15 bins."""
+    """The mean gap in [0, 1] between the probability of the likeliest label and how often it is right, over 15 bins.
+
+    Takes logits (N, L) and the true labels (N,) int64 (Guo et al. 2017, equation 3).
+
+    Raises:
+        CodebrushError: if torchmetrics is not installed.
+    """
     try:
         from torchmetrics.functional.classification import multiclass_calibration_error
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Features of real and of made pictures in; how far the two sets are apart as sets, out."""
+"""Distances between the distributions of real and generated pictures: FID and KID on any features."""
 
 import warnings
 
@@ -10,8 +10,8 @@ from codebrush.errors import CodebrushError
 SUBSETS, SUBSET_SIZE = 100, 1000  # of the kernel distance (Binkowski et al. 2018)
 
 
-class _AsGiven(nn.Module):
-    """Features stand for pictures: torchmetrics is handed what a network has made of them already."""
+class _Identity(nn.Module):
+    """The feature network for torchmetrics: passes on features that were computed before."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -22,11 +22,14 @@ class _AsGiven(nn.Module):
 
 
 class SetDistances:
-    """Frechet (Heusel et al. 2017) and kernel distance (Binkowski et al. 2018) of features `width` wide.
+    """Frechet distance (Heusel et al. 2017) and kernel distance (Binkowski et al. 2018) of features `width` wide.
 
-    torchmetrics' FID and KID in double precision, the kernel being (x y + 1)^3, so that unit vectors spread over it
-    whatever their width. They are only comparable with others over the same features, and not with those of the
-    Inception network. All features are kept until the end: 4 MB for 1,000 pictures of 512.
+    These are torchmetrics' FID and KID in double precision. The kernel is (x y + 1)^3, which suits unit vectors of any
+    width. The values only compare with others on the same features, not with those on the Inception network's. All
+    features are kept until the end: 4 MB for 1,000 pictures with 512 values each.
+
+    Raises:
+        CodebrushError: if torchmetrics is not installed.
     """
 
     def __init__(self, width: int):
@@ -34,19 +37,24 @@ class SetDistances:
             from torchmetrics.image.fid import FrechetInceptionDistance
         except ImportError as error:
             raise CodebrushError("measuring needs torchmetrics: pip install 'codebrush[eval]'") from error
-        self._frechet = FrechetInceptionDistance(_AsGiven(width)).set_dtype(torch.float64)
+        self._frechet = FrechetInceptionDistance(_Identity(width)).set_dtype(torch.float64)
         self._real: list[Tensor] = []
         self._made: list[Tensor] = []
 
     def update(self, real: Tensor, made: Tensor) -> None:
-        """Features (B, E) of pictures and of what was made of them."""
+        """Add the features (B, E) of real pictures, and of the pictures made from them."""
         for features, store, is_real in ((real, self._real, True), (made, self._made, False)):
             store.append(features.double().cpu())
             self._frechet.update(store[-1], real=is_real)
 
     def compute(self, seed: int = 0) -> dict[str, float]:
-        """`rfid`, and `kid` with its deviation `kid_std` over 100 subsets of `kid_subset` pictures (1,000, or half of
-        fewer). Raises CodebrushError for fewer than four pictures."""
+        """`rfid`, and `kid` with its standard deviation `kid_std` over 100 random subsets of `kid_subset` pictures.
+
+        A subset has 1,000 pictures, or half of all if there are fewer than 2,000.
+
+        Raises:
+            CodebrushError: if there are fewer than four pictures.
+        """
         from torchmetrics.image.kid import KernelInceptionDistance
 
         pictures = sum(len(part) for part in self._real)
@@ -54,12 +62,12 @@ class SetDistances:
             raise CodebrushError(f"{pictures} pictures are too few to compare as a set: give four or more")
         size = min(SUBSET_SIZE, pictures // 2)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that it keeps all features
+            warnings.simplefilter("ignore", UserWarning)  # it warns that it keeps all features
             width = self._real[0].shape[1]
-            kernel = KernelInceptionDistance(_AsGiven(width), subsets=SUBSETS, subset_size=size, gamma=1.0, coef=1.0)
+            kernel = KernelInceptionDistance(_Identity(width), subsets=SUBSETS, subset_size=size, gamma=1.0, coef=1.0)
         for part, is_real in ((self._real, True), (self._made, False)):
             kernel.update(torch.cat(part), real=is_real)
-        with torch.random.fork_rng(devices=[]):  # it draws its subsets by the global stream
+        with torch.random.fork_rng(devices=[]):  # it draws its subsets with the global generator
             torch.manual_seed(seed)
             mean, deviation = kernel.compute()
         figures = {"rfid": self._frechet.compute().item(), "kid": mean.item(), "kid_std": deviation.item()}

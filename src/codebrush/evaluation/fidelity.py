@@ -1,4 +1,4 @@
-"""Pictures and what a VQGAN makes of them -> how near they are, and how much of the codebook is in use."""
+"""Measures how well a VQGAN reconstructs pictures, and how much of its codebook it uses."""
 
 from collections.abc import Iterable
 
@@ -10,15 +10,18 @@ from codebrush.errors import CodebrushError
 from codebrush.models.perceptual import Perceptual
 from codebrush.models.vqgan import VQGAN
 
-EXACT = 100.0  # dB of a picture that comes back without an error, which is infinitely many
+EXACT = 100.0  # dB that count for a picture without any error, whose PSNR is infinite
 
 
 class Fidelity:
-    """Figures over pictures that are shown in batches, each once.
+    """Collects reconstruction figures over batches of pictures.
 
-    PSNR (mean of the pictures' own, in dB, an exact copy counting as 100) and SSIM (Wang et al. 2004) as torchmetrics
-    has them, the distance of `perceptual` where there is one, and usage (0 to 1) and perplexity of the codes over all
-    pictures together, counted once.
+    PSNR in dB (the mean over pictures, an exact copy counting as 100) and SSIM (Wang et al. 2004) as torchmetrics
+    computes them, the distance of `perceptual` if it is given, and the usage (0 to 1) and perplexity of the codes over
+    all pictures together.
+
+    Raises:
+        CodebrushError: if torchmetrics is not installed.
     """
 
     def __init__(self, vqgan: VQGAN, perceptual: Perceptual | None = None):
@@ -33,7 +36,7 @@ class Fidelity:
 
     @torch.no_grad()
     def update(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1], on the VQGAN's device -> what it makes of them, clamped to [0, 1]."""
+        """Add images (B, 3, H, W) in [0, 1], on the VQGAN's device; returns the reconstructions, clamped to [0, 1]."""
         quantised, codes = self.vqgan.quantize(self.vqgan.encode(images))
         made = self.vqgan.decode(quantised).clamp(0, 1)
         each = {
@@ -49,7 +52,7 @@ class Fidelity:
         return made
 
     def compute(self) -> dict[str, float]:
-        """The figures over everything shown so far. Raises CodebrushError where that is nothing."""
+        """The figures over all pictures so far. Raises CodebrushError if there are none."""
         if not self.pictures:
             raise CodebrushError("there is no picture to measure: give one or more")
         share = self._counts.double() / self._counts.sum()
@@ -62,7 +65,7 @@ class Fidelity:
 
 
 def reconstruction(vqgan: VQGAN, batches: Iterable[Tensor]) -> dict[str, float]:
-    """The figures of `Fidelity` over batches of images (B, 3, H, W) in [0, 1]."""
+    """The figures of `Fidelity` over batches of images (B, 3, H, W) in [0, 1]; raises what it raises."""
     figures = Fidelity(vqgan)
     for images in batches:
         figures.update(images)

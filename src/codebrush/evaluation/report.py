@@ -1,4 +1,4 @@
-"""A pack's models and captioned pictures in; how good the models are, in the figures that others use, out."""
+"""Measures the models of a pack on captioned pictures, part by part, into one report."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,29 +26,29 @@ from codebrush.progress import Progress
 from codebrush.text.tokenizer import Tokenizer
 
 PARTS = ("zero-shot", "retrieval", "clip-score", "reconstruction", "drawing")
-OF_PAIRS = {"zero-shot", "retrieval", "clip-score"}  # what reads the pictures' own embeddings
+NEED_EMBEDDINGS = {"zero-shot", "retrieval", "clip-score"}  # parts that use the embeddings of the pictures
 LEFT_OUT = "not asked for"
 
 
 @dataclass(frozen=True)
 class Judge:
-    """The CLIP that looks at what the pack makes; `name` says whose it is."""
+    """The CLIP that measures the pictures a pack makes; `name` says whose it is."""
 
     name: str
     clip: CLIP
     tokenizer: Tokenizer
 
     def embed(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Pictures -> unit vectors (B, E) on the CPU."""
+        """Unit embeddings (B, E) of pictures, on the CPU."""
         return self.clip.encode_image(pixels_for(self.clip, pictures).to(self.clip.log_scale.device)).cpu()
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured. Models lie on one device; a part that is left out needs none of its own.
+    """The models to measure, all on one device; those of parts that are left out may be missing.
 
-    `embed_labels` gives unit vectors (L, E) for labels, `temperature` is the one that classifying uses, and
-    `draw(text, n)` makes n pictures of a text that is taken literally and gives the best by the pack's own CLIP.
+    `embed_labels` returns unit vectors (L, E) for labels, `temperature` is that of the classification, `image_size` is
+    in pixels, and `draw(text, n)` draws n pictures of a literal text and returns the best by the pack's own CLIP.
     """
 
     clip: CLIP
@@ -63,8 +63,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """`label` is the column of the right labels (None: "label", where there is one), `prompts` how many are drawn, each
-    `rerank` times, to keep the best."""
+    """What to measure and how.
+
+    `label` is the column with the true labels (None: "label", if it exists). `prompts` is the number of captions to
+    draw; for each, `rerank` pictures are drawn and the best is measured.
+    """
 
     parts: frozenset[str] = frozenset(PARTS)
     label: str | None = None
@@ -75,7 +78,7 @@ class EvaluationOptions:
 
 @dataclass
 class _Report:
-    """The figures so far, why some are missing, and how long each part took."""
+    """The figures so far, the reasons why parts are missing, and the seconds of each phase."""
 
     figures: dict[str, Any] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
@@ -83,7 +86,7 @@ class _Report:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Adds to the seconds of `name`."""
+        """Add the time of the block to the phase `name`."""
         start = time.perf_counter()
         try:
             yield
@@ -92,7 +95,7 @@ class _Report:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Times a part; what it cannot measure is told and leaves the others alone."""
+        """Time a part; if it cannot be measured, record the reason and go on."""
         with self.timed(name):
             try:
                 yield
@@ -107,12 +110,14 @@ def evaluate(
     options: EvaluationOptions = EvaluationOptions(),
     progress: Callable[[str], Progress | None] = lambda _: None,
 ) -> dict[str, Any]:
-    """The figures of each part in `options.parts`, over the pictures of `source`, read once and in batches.
+    """Measure the parts in `options.parts` on the pictures of `source`, which are read once and in batches.
 
-    Kept in memory are embeddings and features, never pixels. "pictures" is how many were read, None where drawing alone
-    is measured, which takes captions. A picture that cannot be read is under "skipped", a part that cannot be measured
-    under "left_out" with the reason. `progress(phase)` gives what to call with (done, in all). Raises
-    DataError where no picture can be read or a label column that was named is not there.
+    Embeddings and features are kept in memory, pixels are not. In the report "pictures" is how many were read, None if
+    only drawing was measured, which uses captions alone. "skipped" lists pictures that could not be read, "left_out"
+    the parts that could not be measured, each with the reason. `progress(phase)` returns the callback for a phase.
+
+    Raises:
+        DataError: if no picture can be read, or the label column that was named does not exist.
     """
     report = _Report(missing={part: LEFT_OUT for part in PARTS if part not in options.parts})
     labels = _labels(source, options, report)
@@ -145,7 +150,7 @@ def _labels(source: CaptionedImages, options: EvaluationOptions, report: _Report
     if options.label is not None:
         return row_labels(source, options.label)
     if "label" not in source.row(0):
-        report.missing["zero-shot"] = "there is no column label: name the one of the right labels with --label"
+        report.missing["zero-shot"] = "there is no column label: name the column with the true labels with --label"
         return None
     return row_labels(source, "label")
 
@@ -153,24 +158,24 @@ def _labels(source: CaptionedImages, options: EvaluationOptions, report: _Report
 def _read(
     subject: Subject, reading: Reading, parts: frozenset[str], report: _Report
 ) -> tuple[Tensor, dict[str, Any] | None]:
-    """Unit embeddings (N, E) of the readable pictures, on the CPU, and what the VQGAN makes of them all."""
+    """Unit embeddings (N, E) of the readable pictures, on the CPU, and the reconstruction figures over all of them."""
     device = subject.clip.log_scale.device
     embeddings = [torch.zeros(0, subject.clip.embed_dim)]
-    judge, mending = subject.judge, None
+    judge, measures = subject.judge, None
     if "reconstruction" in parts and subject.vqgan is not None:
-        mending = Fidelity(subject.vqgan, CLIPPerceptual(judge.clip)), SetDistances(judge.clip.embed_dim)
-    for pictures in reading.batches() if parts & OF_PAIRS or mending is not None else ():
-        if parts & OF_PAIRS:
+        measures = Fidelity(subject.vqgan, CLIPPerceptual(judge.clip)), SetDistances(judge.clip.embed_dim)
+    for pictures in reading.batches() if parts & NEED_EMBEDDINGS or measures is not None else ():
+        if parts & NEED_EMBEDDINGS:
             with report.timed("embedding"):
                 embeddings.append(subject.clip.encode_image(pixels_for(subject.clip, pictures).to(device)).cpu())
-        if mending is not None:
+        if measures is not None:
             with report.timed("reconstruction"):
                 images = stack(pictures, subject.image_size).to(device)  # (B, 3, H, W)
-                made = mending[0].update(images)
-                mending[1].update(judge.clip.encode_image(images), judge.clip.encode_image(made))
-    if mending is None:
+                made = measures[0].update(images)
+                measures[1].update(judge.clip.encode_image(images), judge.clip.encode_image(made))
+    if measures is None:
         return torch.cat(embeddings), None
-    fidelity, distances = mending
+    fidelity, distances = measures
     found: dict[str, Any] = fidelity.compute()
     with report.part("distances"):
         found |= distances.compute()
@@ -183,12 +188,12 @@ def _read(
 
 
 def _zero_shot(subject: Subject, embeddings: Tensor, labels: Sequence[str | None]) -> dict[str, Any]:
-    """Figures of the pictures that have a label; a row without one does not count."""
+    """Zero-shot figures over the pictures that have a label."""
     named = [(row, label) for row, label in enumerate(labels) if label is not None]
     names = [label for _, label in named]
     classes = sorted(set(names))
     if len(classes) < 2:
-        raise CodebrushError(f"there is nothing to tell apart: all labels are {classes}")
+        raise CodebrushError(f"zero-shot needs two or more different labels: all are {classes}")
     images, vectors = embeddings[[row for row, _ in named]], subject.embed_labels(classes).cpu()  # (N, E), (L, E)
     found: dict[str, Any] = zero_shot(images, classes, vectors, names)
     place = {label: index for index, label in enumerate(classes)}
@@ -198,9 +203,11 @@ def _zero_shot(subject: Subject, embeddings: Tensor, labels: Sequence[str | None
     found["ece"] = expected_calibration_error(logits.double() / subject.temperature, targets)
     try:
         fitted = calibrate(logits, targets)
-    except CodebrushError:  # too few to say
+    except CodebrushError:  # too few pictures
         return {**found, "calibration": None}
-    pack_json = {"classification": {"temperature": round(fitted.temperature, 4)}}  # what makes it the pack's own
+    pack_json = {
+        "classification": {"temperature": round(fitted.temperature, 4)}
+    }  # the entry that makes it the pack's default
     return {**found, "calibration": {**asdict(fitted), "pack_json": pack_json}}
 
 
@@ -212,6 +219,7 @@ def _captions(
     parts: frozenset[str],
     report: _Report,
 ) -> None:
+    """Retrieval and CLIP score over the pictures and their captions, into `report`."""
     place: dict[str, int] = {}
     owners = [[place.setdefault(text, len(place)) for text in dict.fromkeys(source.captions(row))] for row in rows]
     texts = embed_texts(subject.clip, subject.tokenizer, list(place))  # (T, E)
@@ -224,12 +232,12 @@ def _captions(
 def _drawing(
     subject: Subject, source: CaptionedImages, options: EvaluationOptions, progress: Progress | None
 ) -> dict[str, Any]:
-    """Pictures of as many distinct first captions as are asked for, each told from others by the judge."""
+    """Draw a random choice of the distinct first captions, and let the judge match the pictures with their prompts."""
     if subject.draw is None:
         raise CodebrushError("the pack has no code transformer to draw with")
     prompts = list(dict.fromkeys(source.captions(row)[0] for row in range(len(source))))
     if len(prompts) < 2:
-        raise CodebrushError("there is one caption alone, so no other to take a picture of it for")
+        raise CodebrushError("drawing needs two or more different captions to compare a picture with")
     generator = torch.Generator().manual_seed(options.seed)
     picked = sorted(torch.randperm(len(prompts), generator=generator)[: options.prompts].tolist())
     drawn, own, refused, start = [], [], [], time.perf_counter()

@@ -1,4 +1,4 @@
-"""Rows of captioned pictures in; those that can be read, a batch at a time, with their labels and embeddings out."""
+"""Reads captioned pictures in batches, skipping those that cannot be read, and embeds pictures, texts and labels."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +15,12 @@ from codebrush.models.clip import CLIP
 from codebrush.progress import Progress
 from codebrush.text.tokenizer import Tokenizer
 
-BATCH = 64  # pictures or texts at a time, which bounds the memory
+BATCH = 64  # pictures or texts at once, which bounds the memory
 
 
 @dataclass
 class Reading:
-    """`source` read once: `rows` are the numbers of the pictures that came out, `skipped` the others and why."""
+    """One pass over `source`: `rows` collects the rows that could be read, `skipped` the others with the reason."""
 
     source: CaptionedImages
     progress: Progress | None = None
@@ -28,7 +28,7 @@ class Reading:
     skipped: list[dict[str, str]] = field(default_factory=list)
 
     def batches(self) -> Iterator[list[Image.Image]]:
-        """The readable pictures in order, up to `BATCH` at a time. Raises DataError where there is none."""
+        """Yield the readable pictures in order, up to `BATCH` at once. Raises DataError if there are none."""
         total = len(self.source)
         for start in range(0, total, BATCH):
             pictures = []
@@ -53,29 +53,34 @@ class Reading:
 
 @torch.no_grad()
 def embed_rows(clip: CLIP, reading: Reading) -> Tensor:
-    """Unit embeddings (N, E) of the readable pictures, on the CPU; `reading.rows` says whose they are."""
+    """Unit embeddings (N, E) of the readable pictures, on the CPU; their rows are then in `reading.rows`."""
     device = clip.log_scale.device
     return torch.cat([clip.encode_image(pixels_for(clip, some).to(device)).cpu() for some in reading.batches()])
 
 
 @torch.no_grad()
 def embed_texts(clip: CLIP, tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
-    """Texts, taken literally and cut where they are too long -> unit embeddings (T, E) on the CPU."""
+    """Unit embeddings (T, E), on the CPU, of texts that are taken literally and truncated if they are too long."""
     parts = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
     device = clip.log_scale.device
     return torch.cat([clip.encode_text(tokenizer(part, on_long="truncate").to(device)).cpu() for part in parts])
 
 
 def row_labels(source: CaptionedImages, column: str) -> list[str | None]:
-    """Each row's cell of `column` as a label; None where it is empty. Raises DataError where there is no such column,
-    it holds lists, or nothing."""
+    """The label of each row, from `column`; None if its cell is empty.
+
+    Raises:
+        DataError: if there is no such column, or it holds lists or nothing.
+    """
     known = source.row(0)
     if column not in known:
-        raise DataError(f"{source.origin}: no column {column} with labels; there are {', '.join(known)}")
+        raise DataError(f"{source.origin}: no column {column} with labels; the columns are {', '.join(known)}")
     cells = [source.row(row)[column] for row in range(len(source))]
     if any(isinstance(cell, list | dict) for cell in cells):
-        raise DataError(f"{source.origin}: the column {column} holds several values a row: name one with a label each")
+        raise DataError(
+            f"{source.origin}: the column {column} holds several values a row: name a column with one label a row"
+        )
     labels = [None if is_empty(cell) else str(cell).strip() for cell in cells]
     if not any(labels):
-        raise DataError(f"{source.origin}: the column {column} is empty: name another with labels")
+        raise DataError(f"{source.origin}: the column {column} is empty: name a column with labels")
     return labels

@@ -104,7 +104,7 @@ def test_a_table_and_a_contact_sheet(
     assert len(lines) == 6
     assert lines[-1] == f"contact sheet: {tmp_path / 'sheet.png'}"
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.width > 200
+        assert sheet.width == 8 + 2 * (96 + 8)  # two columns of pictures that were enlarged to 96 pixels
     assert run(["search", "zebra", *arguments, "--mode", "text", "--sheet", str(tmp_path / "none.png")]) == 0
     output = capsys.readouterr()
     assert output.out == "nothing found\n"

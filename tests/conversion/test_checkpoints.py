@@ -202,4 +202,4 @@ def test_an_object_that_holds_itself_is_refused(tmp_path: Path):
     content: dict[str, object] = {"w": torch.ones(1)}
     content["self"] = content
     torch.save(content, tmp_path / "a.pt")
-    assert "one of its dicts stands in two places" in refusal(tmp_path / "a.pt")
+    assert "one of its dicts appears twice" in refusal(tmp_path / "a.pt")

@@ -207,7 +207,7 @@ def test_endlessly_nested_dicts_cost_nothing(place: str, leaf: object, tmp_path:
     if place == "beside":
         assert_equal(read_checkpoint(tmp_path / "a.pt").tensors, state_dict())
     else:
-        assert "one of its dicts stands in two places" in refusal(tmp_path / "a.pt")
+        assert "one of its dicts appears twice" in refusal(tmp_path / "a.pt")
 
 
 # Handwritten pickles that name only known classes, but would change those or use up the memory.

@@ -35,7 +35,8 @@ def convert(
         Layout.CODEBRUSH
     ),
     config: Annotated[
-        Path | None, typer.Option(help="Config that the checkpoint was published with, YAML or JSON.  [beside it]")
+        Path | None,
+        typer.Option(help="Config that the checkpoint was published with, YAML or JSON.  [the one beside it]"),
     ] = None,
     kind: Annotated[Kind | None, typer.Option(help="Which model to read, if the checkpoint holds several.")] = None,
     tokenizer: Annotated[

@@ -77,7 +77,7 @@ def evaluate(
     seed: Annotated[int, _option(DRAWING, "Random seed of the choice of captions and of the pictures.", min=0)] = 0,
     judge: Annotated[
         str | None,
-        typer.Option(help="Pack or folder of the CLIP that measures made pictures.  [the pack's own]"),
+        typer.Option(help="Pack or folder of the CLIP that scores reconstructed and drawn pictures.  [the pack's own]"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="File for the Markdown table.")] = None,
     json_output: JsonOption = False,

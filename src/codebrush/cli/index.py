@@ -27,7 +27,8 @@ def index(
     ] = None,
     image_column: Annotated[str | None, typer.Option(help="Column with the pictures.  [found automatically]")] = None,
     remove: Annotated[
-        bool, typer.Option("--remove", help="Remove the pictures of PATHS from the database; they need not exist.")
+        bool,
+        typer.Option("--remove", help="Remove the pictures of these paths from the database; they need not exist."),
     ] = False,
     pack: PackOption = "emoji",
     json_output: JsonOption = False,

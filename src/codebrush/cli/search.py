@@ -37,7 +37,7 @@ def search(
     ] = None,
     mode: Annotated[
         Mode, typer.Option(help="Search the pictures (vector), their captions (text), or both (hybrid).")
-    ] = (Mode.VECTOR),
+    ] = Mode.VECTOR,
     k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="Number of results.")] = 10,
     sheet: Annotated[Path | None, typer.Option(help="PNG file for a contact sheet of the results.")] = None,
     pack: Annotated[str, typer.Option(help="Model pack that the database was made with.")] = "emoji",

@@ -180,7 +180,7 @@ def _wrapper(value: Mapping[Any, Any]) -> str | None:
 
 def _flatten(value: Mapping[Any, Any], prefix: str, met: set[int]) -> Iterator[tuple[str, Tensor]]:
     if id(value) in met:  # otherwise a few dicts, each twice in the next, would give an endless number of names
-        raise ValueError("one of its dicts stands in two places")
+        raise ValueError("one of its dicts appears twice")
     met.add(id(value))
     for name, item in value.items():
         if not isinstance(name, str):  # the keys of an optimizer's state are numbers, those of a state dict names

@@ -29,7 +29,7 @@ def column_kind(values: Iterable[Value]) -> "pa.DataType":
     return pa.int64() if is_long and not any(isinstance(value, float) for value in values) else pa.float64()
 
 
-def fitting(value: Value | None, kind: "pa.DataType") -> Any:
+def convert_cell(value: Value | None, kind: "pa.DataType") -> Any:
     """A cell converted to the type of a column; None if that would lose something."""
     import pyarrow as pa
 

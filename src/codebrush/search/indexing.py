@@ -21,7 +21,7 @@ from codebrush.data.images import decode_image
 from codebrush.errors import DataError, ImageError
 from codebrush.models.clip import CLIP
 from codebrush.progress import Progress
-from codebrush.search.columns import column_kind, fitting, type_name
+from codebrush.search.columns import column_kind, convert_cell, type_name
 from codebrush.search.database import Database, is_in, quoted
 from codebrush.search.embedding import clip_pixels, embed
 from codebrush.search.pictures import Candidate, Source, Value
@@ -247,7 +247,7 @@ class _Run:
     def _cell(self, candidate: Candidate, name: str, kind: "pa.DataType") -> Any:
         """A cell in its column's type, which an earlier source may have set; one that does not fit is reported."""
         value = candidate.columns.get(name)
-        cell = fitting(value, kind)
+        cell = convert_cell(value, kind)
         if cell is None and value is not None:
             entry = next((each for each in self.report.unfit if each["column"] == name), None)
             if entry is None:

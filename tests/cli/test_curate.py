@@ -73,7 +73,7 @@ def test_rows_without_a_caption_are_counted(pictures: Path, tmp_path: Path, caps
 
 def test_an_empty_split_is_told(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["curate", str(pictures), "--out", str(tmp_path / "out"), "--caption", "a photo"]) == 0
-    assert "no concept fell to" in capsys.readouterr().err
+    assert "no row is in the split" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_an_empty_split_is_told(pictures: Path, tmp_path: Path, capsys: pytest.C
         (["--keep-top", "2"], 2, "--keep-top is a share"),
         (["--min-score", "0.2", "--keep-top", "0.5"], 2, "not both"),
         (["--pack", "emoji"], 2, "add --min-score or --keep-top"),
-        (["--language", "xx"], 2, "the language xx is not known; there are en, latin"),
+        (["--language", "xx"], 2, "the language xx is unknown; known are en, latin"),
         (["--shares", "1,2"], 2, "--shares is 1,2"),
         (["--shares", "0.5,0.5,0.5"], 2, "add up to 1"),
         (["--near", "99"], 2, "--near is 0 to 15 bits, or -1"),

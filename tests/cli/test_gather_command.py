@@ -78,7 +78,7 @@ def test_private_addresses_need_a_flag(server: RudeServer, tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("content", "given", "status", "message"),
     [
-        ("url,caption\n", [], 1, "holds no row"),
+        ("url,caption\n", [], 1, "has no rows"),
         (
             "a,b\n1,2\n",
             [],

@@ -1,4 +1,4 @@
-"""`codebrush curate`: captioned pictures from anywhere to the shards of those that are worth training on."""
+"""`codebrush curate`: writes the captioned pictures that are worth training on as shards."""
 
 import time
 import warnings
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from codebrush.data.curation.clip_scorer import ClipScorer
     from codebrush.data.curation.options import CurationOptions
 
-CAPTIONS, PICTURES, SCORES, BALANCE = "Captions", "Pictures", "CLIP score", "Balance and split"  # topics of the help
+CAPTIONS, PICTURES, SCORES, BALANCE = "Captions", "Pictures", "CLIP score", "Balance and split"  # headings of the help
 DEFAULT_PACK = "emoji"
 
 
 class Kind(StrEnum):
-    """How shards are written."""
+    """The format of the shards."""
 
     TAR = "tar"
     PARQUET = "parquet"
@@ -31,39 +31,47 @@ def _option(topic: str, text: str, *flags: str, **settings: Any) -> Any:
     return typer.Option(*flags, help=text, rich_help_panel=topic, **settings)
 
 
+SourceArgument = Annotated[
+    str, typer.Argument(help="A folder, .parquet, .tar, .csv or .jsonl files, a glob, or a Hugging Face dataset id.")
+]
+NearOption = Annotated[
+    int, _option(PICTURES, "Bits (of 64) by which the image hashes of near duplicates may differ; -1 keeps them.")
+]
+
+
 def curate(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(help="A folder, .parquet, .tar, .csv or .jsonl files, a glob, a hub id.")],
-    out: Annotated[Path, typer.Option(help="The new folder.")],
+    source: SourceArgument,
+    out: Annotated[Path, typer.Option(help="The folder to write; it must be new or empty.")],
     caption: Annotated[list[str] | None, typer.Option(help='Caption template, like "{label}, {style} style".')] = None,
-    split: Annotated[str | None, typer.Option(help="Take the rows of this split.")] = None,
-    where: Annotated[list[str] | None, typer.Option(help='Take rows, like "style != noto".')] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of the pictures.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Take the first rows only.")] = None,
+    split: Annotated[str | None, typer.Option(help="Use only this split of the source.")] = None,
+    where: Annotated[list[str] | None, typer.Option(help='Use only rows like "style != noto".')] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of the pictures.  [found by itself]")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first rows, this many.")] = None,
     min_side: Annotated[int, _option(PICTURES, "Least pixels of the shorter side.", min=1)] = 1,
-    max_aspect: Annotated[float | None, _option(PICTURES, "Most of long side over short.")] = None,
-    near: Annotated[int, _option(PICTURES, "Bits of 64 in which near duplicates may differ; -1 keeps them.")] = 4,
-    min_words: Annotated[int, _option(CAPTIONS, "Least words.", min=0)] = 1,
-    max_words: Annotated[int | None, _option(CAPTIONS, "Most words.", min=1)] = None,
-    max_chars: Annotated[int | None, _option(CAPTIONS, "Most characters.", min=1)] = None,
-    language: Annotated[str | None, _option(CAPTIONS, "Letters that most of it is of: en, latin, ja ...")] = None,
-    min_score: Annotated[float | None, _option(SCORES, "Least cosine of picture and caption.")] = None,
-    keep_top: Annotated[float | None, _option(SCORES, "Keep this share, the best by score.")] = None,
-    pack: Annotated[str, _option(SCORES, "Whose CLIP scores: built-in name, folder or hub id.")] = DEFAULT_PACK,
-    cap: Annotated[int | None, _option(BALANCE, "Thin out rows whose rarest phrase more rows have.")] = None,
-    phrases: Annotated[Path | None, _option(BALANCE, "A file of phrases, one a line.  [captions' words]")] = None,
-    only_phrases: Annotated[bool, _option(BALANCE, "Drop rows that have none of --phrases.", "--only-phrases")] = False,
-    group: Annotated[str | None, _option(BALANCE, "Column to split by.  [the caption]")] = None,
-    shares: Annotated[str, _option(BALANCE, "Of train, val and test.")] = "0.9,0.05,0.05",
-    kind: Annotated[Kind, typer.Option("--format", help="WebDataset shards or Parquet files.")] = Kind.TAR,
-    shard_rows: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 10_000,
-    seed: Annotated[int, typer.Option(help="Another seed, other rows of capped phrases.")] = 0,
+    max_aspect: Annotated[float | None, _option(PICTURES, "Largest aspect ratio, long side over short.")] = None,
+    near: NearOption = 4,
+    min_words: Annotated[int, _option(CAPTIONS, "Least number of words.", min=0)] = 1,
+    max_words: Annotated[int | None, _option(CAPTIONS, "Largest number of words.", min=1)] = None,
+    max_chars: Annotated[int | None, _option(CAPTIONS, "Largest number of characters.", min=1)] = None,
+    language: Annotated[str | None, _option(CAPTIONS, "Script of nearly all letters: en, latin, ja ...")] = None,
+    min_score: Annotated[float | None, _option(SCORES, "Least CLIP score (cosine of picture and caption).")] = None,
+    keep_top: Annotated[float | None, _option(SCORES, "Share of the rows to keep, best scores first: 0 to 1.")] = None,
+    pack: Annotated[str, _option(SCORES, "Pack whose CLIP scores: built-in name, folder or hub id.")] = DEFAULT_PACK,
+    cap: Annotated[int | None, _option(BALANCE, "Thin out each phrase to about this many rows, as MetaCLIP.")] = None,
+    phrases: Annotated[Path | None, _option(BALANCE, "File with the phrases for --cap.  [all words]")] = None,
+    only_phrases: Annotated[bool, _option(BALANCE, "Drop rows with none of --phrases.", "--only-phrases")] = False,
+    group: Annotated[str | None, _option(BALANCE, "Column whose equal values share a split.  [captions]")] = None,
+    shares: Annotated[str, _option(BALANCE, "Shares of the train, val and test splits.")] = "0.9,0.05,0.05",
+    kind: Annotated[Kind, typer.Option("--format", help="Write WebDataset shards (tar) or Parquet files.")] = Kind.TAR,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Rows in each shard.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Random seed of --cap and of the examples in the report.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Keep the captioned pictures that are worth training on, as shards with a report.
+    """Filter captioned pictures for training, and write them as shards with a report.
 
-    Drops what cannot be read, breaks a rule, fits its caption badly, is there twice or is too common; splits the rest
-    by concept. SOURCE is only read.
+    Drops rows that cannot be read, break a rule, do not match their caption, are duplicates, or are too common, and
+    divides the rest into train, val and test. SOURCE is not changed.
     """
     start = time.perf_counter()
     if min_score is None and keep_top is None:
@@ -118,7 +126,7 @@ def _read_phrases(path: Path) -> tuple[str, ...]:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise CodebrushError(f"{path}: {reason}; give a text file with one phrase a line") from error
     if not phrases:
-        raise CodebrushError(f"{path}: holds no phrase; give a text file with one phrase a line")
+        raise CodebrushError(f"{path}: has no phrase; give a text file with one phrase a line")
     return tuple(phrases)
 
 
@@ -144,8 +152,8 @@ def _scorer(pack: str) -> "ClipScorer":
 def _warn_of_empty(splits: dict[str, int]) -> None:
     empty = [name for name, rows in splits.items() if not rows]
     if empty:
-        hint = "split by a column of more values with --group, or give other --shares"
-        warnings.warn(f"no concept fell to {' or '.join(empty)}: {hint}", stacklevel=2)
+        hint = "split by a column with more values (--group), or change --shares"
+        warnings.warn(f"no row is in the split {' or '.join(empty)}: {hint}", stacklevel=2)
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`codebrush data`: captioned pictures to train on, drawn by rule, from a font, or fetched from a list of URLs."""
+"""`codebrush data`: makes captioned pictures to train on: drawn scenes, emoji, or downloads from a list of URLs."""
 
 import time
 from pathlib import Path
@@ -9,19 +9,19 @@ import typer
 from codebrush.cli.output import print_json, progress_bar
 from codebrush.errors import DataError
 
-data = typer.Typer(help="Write captioned pictures to train on.", rich_markup_mode=None, add_completion=False)
+data = typer.Typer(help="Make captioned pictures to train on.", rich_markup_mode=None, add_completion=False)
 
-OutOption = Annotated[Path, typer.Option(help="The new folder.")]
+OutOption = Annotated[Path, typer.Option(help="The folder to write; it must be new or empty.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 @data.command()
 def shapes(
     out: OutOption,
-    count: Annotated[int, typer.Option(help="How many scenes.")] = 1000,
-    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 64,
-    seed: Annotated[int, typer.Option(help="Another seed, other scenes.")] = 0,
-    objects: Annotated[int | None, typer.Option(help="Shapes in each scene.  [mixed]")] = None,
+    count: Annotated[int, typer.Option(help="Number of scenes.")] = 1000,
+    size: Annotated[int, typer.Option(help="Width and height of the pictures in pixels.")] = 64,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    objects: Annotated[int | None, typer.Option(help="Number of shapes in each scene, 1 to 6.  [mixed]")] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Draw scenes of coloured shapes with captions that are exactly true."""
@@ -35,12 +35,12 @@ def shapes(
 @data.command()
 def emoji(
     out: OutOption,
-    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 128,
-    font: Annotated[Path | None, typer.Option(help="A colour-emoji font.  [an installed one]")] = None,
-    limit: Annotated[int | None, typer.Option(help="Stop after so many.  [all]")] = None,
+    size: Annotated[int, typer.Option(help="Width and height of the pictures in pixels.")] = 128,
+    font: Annotated[Path | None, typer.Option(help="File of a colour-emoji font.  [an installed one]")] = None,
+    limit: Annotated[int | None, typer.Option(help="Stop after this many emoji.  [all]")] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Draw the emoji of an installed colour font, with their names and keywords."""
+    """Draw the emoji of a colour font, captioned with their names."""
     start = time.perf_counter()
     from codebrush.data.emoji import write_emoji
 
@@ -52,27 +52,27 @@ def emoji(
 @data.command()
 def gather(
     urls: Annotated[Path, typer.Argument(help="A .csv, .tsv, .jsonl or .parquet list of URLs with captions.")],
-    out: Annotated[Path, typer.Option(help="The folder; one of an earlier run is completed.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; that of an earlier run is completed.")],
     url_column: Annotated[str | None, typer.Option(help="Column of the URLs.  [url]")] = None,
     caption_column: Annotated[str | None, typer.Option(help="Column of the captions.  [caption, text ...]")] = None,
-    workers: Annotated[int, typer.Option(help="Pictures fetched at once.")] = 16,
-    at_once: Annotated[int, typer.Option(help="Pictures fetched at once from one site.")] = 2,
-    delay: Annotated[float, typer.Option(help="Seconds between requests to one site.")] = 0.1,
-    timeout: Annotated[float, typer.Option(help="Seconds without a byte.")] = 10.0,
-    deadline: Annotated[float, typer.Option(help="Seconds for one picture.")] = 60.0,
-    max_bytes: Annotated[int, typer.Option(help="Most bytes of a picture.")] = 20_000_000,
-    retries: Annotated[int, typer.Option(help="Further tries where waiting may help.")] = 2,
-    pause: Annotated[float, typer.Option(help="Seconds before the first of them; doubled for each further one.")] = 1.0,
-    resize: Annotated[int | None, typer.Option(help="Shorter side of what is larger, in pixels.  [kept]")] = None,
-    shard_rows: Annotated[int, typer.Option(help="Rows of the list for each shard.")] = 1_000,
-    contact: Annotated[str, typer.Option(help="Whom sites can write to: an address or page, sent along.")] = "",
-    allow_local: Annotated[bool, typer.Option("--allow-local", help="Ask private addresses too.")] = False,
+    workers: Annotated[int, typer.Option(help="Number of parallel downloads.")] = 16,
+    at_once: Annotated[int, typer.Option(help="Number of parallel downloads from one site.")] = 2,
+    delay: Annotated[float, typer.Option(help="Least seconds between two requests to one site.")] = 0.1,
+    timeout: Annotated[float, typer.Option(help="Give up after this many seconds without data.")] = 10.0,
+    deadline: Annotated[float, typer.Option(help="Give up on a picture after this many seconds.")] = 60.0,
+    max_bytes: Annotated[int, typer.Option(help="Skip files with more bytes.")] = 20_000_000,
+    retries: Annotated[int, typer.Option(help="Number of retries after failures that may pass.")] = 2,
+    pause: Annotated[float, typer.Option(help="Seconds before the first retry; doubled for each further one.")] = 1.0,
+    resize: Annotated[int | None, typer.Option(help="Scale larger pictures down to this shorter side.")] = None,
+    shard_rows: Annotated[int, typer.Option(help="Rows of the list in each shard.")] = 1_000,
+    contact: Annotated[str, typer.Option(help="Where sites can reach you; sent with every request.")] = "",
+    allow_local: Annotated[bool, typer.Option("--allow-local", help="Fetch from private addresses too.")] = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Fetch pictures with captions from the web, as far as their sites allow it.
+    """Download the pictures of a list of URLs, with their captions, as far as the sites allow it.
 
-    Heeds robots.txt, X-Robots-Tag (noai, noimageai, noindex, noimageindex) and TDM-Reservation. Run again, it fetches
-    what is missing. The folder can be trained on, or curated first; failures.jsonl says what is not there and why.
+    Obeys robots.txt, X-Robots-Tag (noai, noimageai, noindex, noimageindex) and TDM-Reservation. Run it again to fetch
+    what is missing. Train on the folder, or curate it first; failures.jsonl lists what could not be fetched and why.
     """
     from codebrush.data.crawl.fetcher import FetchLimits
     from codebrush.data.crawl.gather import GatherOptions, with_remedy
@@ -83,7 +83,7 @@ def gather(
     options = GatherOptions(workers, at_once, delay, retries, pause, resize, shard_rows, contact, limits)
     count = sum(1 for _ in read_list(urls, url_column, caption_column))
     if not count:
-        raise DataError(f"{urls}: holds no row")
+        raise DataError(f"{urls}: has no rows")
     with progress_bar("gathering") as progress:
         report = fetch(read_list(urls, url_column, caption_column), count, out, options, progress)
     if json_output:

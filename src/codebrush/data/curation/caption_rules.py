@@ -1,7 +1,7 @@
-"""Captions in; the rule that one breaks, or its words and phrases, out.
+"""Rules for captions: their length and their script; and how captions are split into words and phrases.
 
-Nothing here knows a language: scripts are told from the names that Unicode gives to letters, and words are runs of
-letters and digits.
+Nothing here detects a language: scripts are taken from the Unicode names of letters, and words are runs of letters and
+digits.
 """
 
 import re
@@ -12,8 +12,8 @@ from functools import cache
 
 from codebrush.errors import UsageError
 
-# The scripts of some languages, as the first word of the Unicode names of their letters. A caption counts as of a
-# language when most of its letters are of its scripts; Latin letters beyond a to z do not count for English.
+# The scripts of some languages, as the first word of the Unicode names of their letters. Nearly all letters of a
+# caption must be of these scripts; Latin letters other than a to z do not count for English.
 SCRIPTS: dict[str, tuple[str, ...]] = {
     "en": ("ASCII",),
     "latin": ("LATIN",),
@@ -27,13 +27,16 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "zh": ("CJK",),
     "ja": ("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"),
 }
-SCRIPT_SHARE = 0.9
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")  # don't is one word
+SCRIPT_SHARE = 0.9  # of the letters of a caption
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")  # "don't" is one word
 
 
 @dataclass(frozen=True)
 class CaptionRules:
-    """What a caption must be like: numbers of words and characters, and a key of `SCRIPTS`."""
+    """Limits on the words and characters of a caption, and its language (a key of `SCRIPTS`).
+
+    Values out of range raise UsageError.
+    """
 
     min_words: int = 1
     max_words: int | None = None
@@ -45,12 +48,12 @@ class CaptionRules:
             if (value := getattr(self, name)) is not None and value < 0:
                 raise UsageError(f"{name.replace('_', '-')} is {value}; it must be 0 or more")
         if self.max_words is not None and self.max_words < self.min_words:
-            raise UsageError(f"captions of {self.min_words} to {self.max_words} words do not exist: mend the limits")
+            raise UsageError(f"no caption has {self.min_words} to {self.max_words} words: correct the limits")
         if self.language is not None and self.language not in SCRIPTS:
-            raise UsageError(f"the language {self.language} is not known; there are {', '.join(SCRIPTS)}")
+            raise UsageError(f"the language {self.language} is unknown; known are {', '.join(SCRIPTS)}")
 
     def fault(self, caption: str) -> str | None:
-        """Which rule the caption breaks; None where it is in order."""
+        """Which rule the caption breaks; None if it breaks none."""
         count = len(_WORD.findall(caption))
         if count < self.min_words:
             return "caption too short"
@@ -64,9 +67,9 @@ class CaptionRules:
 
 
 def script_share(text: str, language: str) -> float:
-    """The share (0 to 1) of the letters of `text` that are of the language's scripts; 0 without any letter.
+    """The share (0 to 1) of the letters of `text` that are in the language's scripts; 0 without letters.
 
-    A cheap rule, not a language detector: for "en" it is the share of a to z, which Dutch also has.
+    A cheap rule, no language detector: for "en" it is the share of a to z, which Dutch also has.
     """
     wanted = SCRIPTS[language]
     found = [script for char in unicodedata.normalize("NFKC", text) if (script := _script(char))]
@@ -77,19 +80,19 @@ def script_share(text: str, language: str) -> float:
 
 @cache
 def _script(char: str) -> str:
-    """The script of a letter; "" for what is no letter."""
+    """The script of a letter; "" for other characters."""
     if not unicodedata.category(char).startswith("L"):
         return ""
     return "ASCII" if char.isascii() else unicodedata.name(char, "OTHER").split()[0]
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text: compatibility forms and capitals made plain."""
+    """The words of a text, in lower case and NFKC form."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def normalised(text: str) -> str:
-    """A caption as its words alone, so that spellings of one phrase are equal; itself where it has no word."""
+    """A caption reduced to its words, so that spellings of one phrase are equal; unchanged if it has no word."""
     return " ".join(words_of(text)) or text.strip()
 
 
@@ -101,6 +104,6 @@ def ngrams(words: list[str], longest: int) -> Iterator[str]:
 
 
 def read_phrases(lines: Iterable[str]) -> list[str]:
-    """Phrases, one a line, each as `normalised` has it; blank lines, comments (#) and repetitions left out."""
+    """Read phrases, one a line, `normalised`, without blank lines, comments (#) and repetitions."""
     found = (line.strip() for line in lines)
     return list(dict.fromkeys(normalised(line) for line in found if line and not line.startswith("#")))

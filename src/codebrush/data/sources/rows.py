@@ -65,7 +65,7 @@ def _separate(source: str, dataset: "Dataset", base: Path, wanted: str | None) -
     from datasets import Image
 
     if len(dataset) == 0:
-        raise DataError(f"{source}: holds no row")
+        raise DataError(f"{source}: has no rows")
     column = _image_column(source, dataset, wanted)
     if isinstance(dataset.features[column], Image):
         dataset = dataset.cast_column(column, Image(decode=False))

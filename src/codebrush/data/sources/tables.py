@@ -123,7 +123,7 @@ def _one_line(source: str) -> Iterator[None]:
             ) from error
         reason = _first_line(root)
         if "corresponds to no data" in reason:
-            reason = "it holds no row"
+            reason = "it has no rows"
         raise DataError(f"{source}: cannot be read: {reason}") from error
 
 

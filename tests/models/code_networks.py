@@ -1,4 +1,4 @@
-"""Small code transformers with every condition, and what is shown to them."""
+"""Small code transformers with every condition, inputs for them, and checks that several tests share."""
 
 from dataclasses import replace
 from typing import Any
@@ -22,7 +22,7 @@ SIZES: dict[str, Any] = {
 
 
 def network(**changes: Any) -> CodeTransformer:
-    """A small network with every condition, whose weights are large enough for every part to be felt."""
+    """A small network with every condition, with weights so large that every part changes the output."""
     torch.manual_seed(0)
     config = CodeTransformerConfig(codebook_size=K, grid=GRID, width=16, layers=2, heads=2, **SIZES)
     model = CodeTransformer(replace(config, **changes)).eval()
@@ -53,7 +53,7 @@ def only(condition: Condition, *names: str) -> Condition:
 
 
 def hiding(condition: Condition, *names: str) -> Condition:
-    """Without `names`; a source that is left out still takes its room, and shows nothing."""
+    """Without `names`; a source that is left out still takes up its part of the prefix, all of it masked."""
     left = only(condition, *(set(NAMES) - {*names}))
     hidden = torch.zeros(len(condition.labels), *GRID, dtype=torch.bool)
     return replace(left, source_codes=condition.source_codes, source_mask=hidden if "source_codes" in names else None)
@@ -64,7 +64,7 @@ def some_codes(batch: int, count: int = N) -> Tensor:
 
 
 def causal(model: CodeTransformer, codes: Tensor, condition: Condition) -> None:
-    """Each code changes all later logits and no earlier ones, and a beginning is read as it is in the whole."""
+    """Each code changes all later logits and no earlier ones, and the first codes alone give the same logits."""
     before, count = model(codes, condition), codes.shape[1]
     assert before.shape == (len(codes), count + 1, K)
     for position in range(count):
@@ -80,7 +80,7 @@ def causal(model: CodeTransformer, codes: Tensor, condition: Condition) -> None:
 
 @torch.no_grad()
 def same_in_chunks(model: CodeTransformer, codes: Tensor, condition: Condition, first: int, chunks: list[int]) -> None:
-    """The first codes, then as many at a time as `chunks` says, give with a cache what one pass gives."""
+    """Prefilling with the first codes and stepping by `chunks` codes at a time gives the logits of one pass."""
     whole, (logits, cache) = model(codes, condition), model.prefill(codes[:, :first], condition)
     parts, end = [logits], first
     for count in chunks:
@@ -92,7 +92,7 @@ def same_in_chunks(model: CodeTransformer, codes: Tensor, condition: Condition, 
 
 @torch.no_grad()
 def fits_without_copying(model: CodeTransformer, codes: Tensor) -> None:
-    """Code after code of a whole picture takes the room that the cache had from the start."""
+    """The cache has room for a whole picture from the start."""
     _, cache = model.prefill(codes[:, :0])
     places = [keys.data_ptr() for keys in cache.attention.keys if keys is not None]
     for position in range(codes.shape[1]):

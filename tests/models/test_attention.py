@@ -22,7 +22,7 @@ WIDTH, HEADS = 16, 2
 
 
 def naive_attention(attention: Attention, x: Tensor, causal: bool, mask: Tensor | None) -> Tensor:
-    """One query of one head at a time, in the words of the paper."""
+    """One query of one head at a time, as the paper states it."""
     q, k, v = attention.qkv(x).chunk(3, dim=-1)  # each (B, N, D)
     size = x.shape[2] // attention.heads
     y = torch.zeros_like(x)

@@ -64,7 +64,7 @@ def test_logits_of_some_tokens_alone() -> None:
         close(model(seen, rows, wanted=wanted).logits, model(seen, rows).logits[wanted])
 
 
-def test_words_see_what_comes_before_and_patches_see_no_words() -> None:
+def test_tokens_see_those_before_them_and_patches_see_no_tokens() -> None:
     mask = segment_mask(2, 2, 2, torch.device("cpu"))[0]
     assert mask.int().tolist() == [
         [1, 1, 0, 0, 0, 0],

@@ -18,7 +18,7 @@ def clip(image: Any = VIT, text: Any = TEXT, **changes: Any) -> CLIP:
     return CLIP.from_config(CLIPConfig(image, text, **changes)).eval()
 
 
-def test_embeddings_are_unit_vectors_of_what_the_towers_say() -> None:
+def test_embeddings_are_the_encoders_outputs_as_unit_vectors() -> None:
     model, images, tokens = clip(), torch.rand(3, 3, 32, 32), torch.randint(0, 30, (4, 8))
     pixels = (images - torch.tensor(OPENAI_MEAN)[:, None, None]) / torch.tensor(OPENAI_STD)[:, None, None]
     for found, raw in (
@@ -78,7 +78,7 @@ def test_both_sides_of_a_batch_come_out() -> None:
 
 @pytest.mark.parametrize("image", [VIT, ModifiedResNetConfig(32, 4, (1, 1, 1, 1), 2, 12)])
 @pytest.mark.parametrize("text", [TEXT, BagOfWordsConfig(30, 8, 6, 12, special_ids=(1, 2))])
-def test_every_pair_of_towers_comes_back_exactly(image: Any, text: Any, tmp_path: Path) -> None:
+def test_every_pair_of_encoders_comes_back_exactly(image: Any, text: Any, tmp_path: Path) -> None:
     model = clip(image, text, image_mean=(0.5,) * 3, image_std=(0.25,) * 3)
     images, tokens = torch.rand(3, 3, 32, 32), torch.randint(0, 30, (2, 8))
     with torch.no_grad():

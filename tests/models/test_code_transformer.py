@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from codebrush.models.code_cache import CodeCache
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.condition import Condition
 
@@ -236,6 +237,31 @@ class TestCache:
 
     def test_a_whole_picture_fits_without_copying(self) -> None:
         fits_without_copying(network(), some_codes(2))
+
+    @pytest.mark.parametrize(
+        "changes", [{}, {"hide_padding": True}, {"aligned_source": True, "grid": (4, 4), "block": 2}]
+    )
+    def test_merged_and_selected_caches_step_like_their_rows(self, changes: dict[str, Any]) -> None:
+        model, given = network(**changes), full_condition(2)
+        if "block" in changes:
+            source = torch.randint(0, K, (2, 4, 4))
+            given = replace(given, source_codes=source, source_mask=torch.ones_like(source).bool())
+        shared = replace(given.rows(slice(1)), text_mask=None)
+        codes = some_codes(4, 6)
+        codes[:2, :3] = codes[:1, :3]  # rows of a shared cache begin alike
+        with torch.no_grad():
+            caches = [model.prefill(codes[:1, :3], shared)[1], model.prefill(codes[2:, :3], given)[1]]
+            merged = CodeCache.merge(caches, 2)
+            logits = model.step(codes[:, 3:5], merged)
+            rows = torch.tensor([3, 0, 0])
+            merged.select(rows)
+            last = model.step(codes[rows, 5:], merged)
+            for row in range(4):
+                condition = shared if row < 2 else given.rows(slice(row - 2, row - 1))
+                whole = model(codes[row : row + 1], condition)
+                close(logits[row : row + 1], whole[:, 4:6])
+                for place in (rows == row).nonzero().flatten().tolist():
+                    close(last[place : place + 1], whole[:, 6:])
 
     def test_rows_of_a_batch_do_not_meet(self) -> None:
         model, codes, condition = network(), some_codes(3), full_condition(3)

@@ -57,7 +57,7 @@ def test_a_vision_transformer_is_patches_places_blocks_and_a_projection(pooling:
 
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("training", [False, True])
-def test_the_class_tokens_row_alone_is_the_whole_trunks_first_row(layers: int, training: bool) -> None:
+def test_the_class_tokens_row_alone_is_the_first_row_of_all(layers: int, training: bool) -> None:
     """In values, in the gradient to the pixels and to every weight."""
     config = VisionTransformerConfig(32, 8, 16, layers, 2, 10, activation="quick_gelu")
     model = disturbed(VisionTransformer(config)).double().train(training)
@@ -82,7 +82,7 @@ def test_the_class_tokens_row_alone_is_the_whole_trunks_first_row(layers: int, t
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("norm", ["layer", "rms"])
-def test_a_trunk_gives_its_first_row_alone(bias: bool, norm: Any) -> None:
+def test_a_transformer_gives_its_first_row_alone(bias: bool, norm: Any) -> None:
     trunk = disturbed(Transformer(TransformerConfig(16, 2, 4, norm=norm, bias=bias))).double()
     x = torch.randn(3, 7, 16, dtype=torch.float64)
     torch.testing.assert_close(trunk.first(x), trunk(x)[:, 0], atol=1e-12, rtol=1e-12)

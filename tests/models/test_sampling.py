@@ -96,7 +96,7 @@ def test_every_setting_leaves_a_distribution_that_holds_the_likeliest(
     assert float(p.sum()) == pytest.approx(1, abs=1e-5)
     assert bool((p >= 0).all())
     unfiltered = probabilities(torch.tensor([logits]), temperature)[0]
-    likeliest = unfiltered == unfiltered.max()  # logits that differ by less than float32 tells apart are equally likely
+    likeliest = unfiltered == unfiltered.max()  # logits whose difference float32 cannot resolve are equally likely
     assert bool((p[likeliest] > 0).any())
     assert int((p > 0).sum()) <= (k or len(logits))
 

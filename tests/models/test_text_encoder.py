@@ -27,7 +27,7 @@ KINDS = [(True, "argmax"), (True, "end"), (True, "mean"), (False, "argmax"), (Fa
 
 
 def tower(causal: bool = True, pooling: Any = "argmax", **changes: Any) -> TextTransformer:
-    """A small tower whose weights are large enough for every part to be felt."""
+    """A small encoder with weights so large that every part changes the output."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"width": 16, "layers": 2, "heads": 2, "embed_dim": 10}
     values = {**sizes, "pad_id": PAD, "end_id": END, **changes}
@@ -51,7 +51,7 @@ def bag(**changes: Any) -> BagOfWords:
 
 
 class TestTextTransformer:
-    def test_a_causal_tower_never_sees_later_tokens(self) -> None:
+    def test_a_causal_encoder_never_sees_later_tokens(self) -> None:
         model, tokens = tower(), padded([3, 4, 5, 6, 7])
         for position in range(1, 7):
             changed = tokens.clone()
@@ -60,7 +60,7 @@ class TestTextTransformer:
             assert torch.equal(before[:, :position], after[:, :position])
             assert not torch.allclose(before[:, position:], after[:, position:], atol=1e-3)
 
-    def test_a_bidirectional_tower_sees_both_ways_and_no_padding(self) -> None:
+    def test_a_bidirectional_encoder_sees_both_ways_and_no_padding(self) -> None:
         model, tokens = tower(causal=False, pooling="mean"), padded([3, 4, 5])
         changed = padded([3, 4, 6])
         assert not torch.allclose(model.features(tokens)[:, 0], model.features(changed)[:, 0], atol=1e-3)

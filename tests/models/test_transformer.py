@@ -13,7 +13,7 @@ from codebrush.models.transformer import MLP, Block, Transformer, TransformerCon
 
 
 def trunk(**changes: Any) -> Transformer:
-    """A small trunk whose weights are large enough for every part to be felt."""
+    """A small transformer with weights so large that every part changes the output."""
     torch.manual_seed(0)
     values: dict[str, Any] = {"width": 16, "layers": 2, "heads": 2, **changes}
     model = Transformer(TransformerConfig(**values)).eval()
@@ -96,7 +96,7 @@ def test_features_are_the_outputs_of_the_blocks_in_their_order() -> None:
     assert len(outputs) == 2
 
 
-def test_residual_branches_start_smaller_the_deeper_the_trunk() -> None:
+def test_residual_branches_start_smaller_in_deeper_transformers() -> None:
     torch.manual_seed(0)
     model = Transformer(TransformerConfig(64, 8, 2))
     spread = {name: float(p.detach().std()) for name, p in model.named_parameters() if p.ndim == 2}
@@ -139,7 +139,7 @@ def test_cached_chunks_of_any_size_equal_one_causal_pass(
     torch.testing.assert_close(alone, cached, atol=1e-5, rtol=1e-5)
 
 
-def test_rotary_positions_make_a_trunk_see_order() -> None:
+def test_rotary_positions_make_order_count() -> None:
     model, x = trunk(), torch.randn(1, 4, 16)
     swapped = x[:, [1, 0, 2, 3]]
     torch.testing.assert_close(model(x)[:, 3], model(swapped)[:, 3], atol=1e-5, rtol=1e-5)

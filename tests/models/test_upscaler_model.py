@@ -1,4 +1,4 @@
-"""The upscaler's network: what it adds to bicubic, how far it looks, and its way to disk and back."""
+"""The upscaler's network: what it adds to bicubic interpolation, its receptive field, saving and loading."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Files of the golden set that are no checkpoints: pictures, strings, the published vocabulary."""
+"""Files of the golden set other than checkpoints: pictures, strings, the published vocabulary."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from golden_files import FOLDERS
 
 @pytest.fixture(scope="session")
 def golden_file() -> Callable[[str], Path]:
-    """Where the file of a name lies; the test is skipped where it is not at hand."""
+    """Finds a file by its name; the test is skipped if it is missing."""
 
     def find(name: str) -> Path:
         for folder in FOLDERS:

@@ -1,4 +1,4 @@
-"""Token ids of OpenAI's CLIP: the stored ones, those of a plain rewriting of its algorithm, and transformers'."""
+"""Token ids of OpenAI's CLIP: stored ones, those of its algorithm written out plainly, and transformers'."""
 
 import gzip
 import html
@@ -221,7 +221,7 @@ def test_a_clean_up_from_the_future_is_refused(tiny: Tokenizer, tmp_path: Path) 
     tiny.save(tmp_path)
     config = tmp_path / "tokenizer_config.json"
     config.write_text(config.read_text().replace('"openai"', '"siglip3"'))
-    with pytest.raises(PackError, match="clean-up unknown here"):
+    with pytest.raises(PackError, match="unknown text clean-up"):
         Tokenizer.from_pretrained(tmp_path)
 
 
@@ -240,7 +240,7 @@ def test_transformers_gives_the_same_ids_for_clean_texts(tiny: Tokenizer, tmp_pa
         assert [tiny.start_id, *body(tiny, text), tiny.end_id] == ids == opened(text).input_ids
         assert torch.equal(ours(text, on_long="truncate")[0, : len(ids[:76])], torch.tensor(ids[:76]))
     assert ours("dog")[0, -1] == ours.end_id == ours.pad_id
-    # the files of transformers' kind promise no mending, and get none
+    # the files of transformers' kind state no clean-up, and get none
     assert body_of(ours, "don’t &amp; do") == theirs("don’t &amp; do").input_ids != body(tiny, "don’t &amp; do")
 
 

@@ -24,7 +24,7 @@ from codebrush.models.vqgan_sizes import vqgan_taming_f16, vqgan_taming_gumbel_f
 
 Shape = tuple[int, ...]
 Table = dict[str, Shape]
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # what a batch norm keeps beside its parameters
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # buffers of a batch norm
 
 
 def with_bias(name: str, *shape: int) -> Table:
@@ -55,7 +55,7 @@ def blocks(name: str, width: int, layers: int) -> Table:
     return merged(parts())
 
 
-def text_tower(config: TextTransformerConfig) -> Table:
+def text_encoder(config: TextTransformerConfig) -> Table:
     return {
         "token_embedding.weight": (config.vocab_size, config.width),
         "positional_embedding": (config.context_length, config.width),
@@ -115,7 +115,7 @@ def clip_table(config: CLIPConfig) -> Table:
     image: Any = config.image
     tower = vision_transformer if isinstance(image, VisionTransformerConfig) else resnet
     text: Any = config.text
-    return tower(image) | text_tower(text)
+    return tower(image) | text_encoder(text)
 
 
 def res_block(name: str, before: int, after: int) -> Table:
@@ -201,7 +201,7 @@ def text(width: int, heads: int, embed_dim: int) -> TextTransformerConfig:
 VIT_B_32 = VisionTransformerConfig(224, 32, 768, 12, 12, 512, activation="quick_gelu")
 VIT_L_14 = VisionTransformerConfig(224, 14, 1024, 24, 16, 768, activation="quick_gelu")
 RN50 = ModifiedResNetConfig(224, 64, (3, 4, 6, 3), 32, 1024)
-CLIPS = {  # parameters in all, of the image tower, and shapes that tell these models from their neighbours
+CLIPS = {  # parameters in all, of the image encoder, and shapes in which these models differ from their neighbours
     "ViT-B/32": (CLIPConfig(VIT_B_32, text(512, 8, 512), fit="crop"), 151_277_313, 87_849_216),
     "ViT-L/14": (CLIPConfig(VIT_L_14, text(768, 12, 768), fit="crop"), 427_616_513, 303_966_208),
     "RN50": (CLIPConfig(RN50, text(512, 8, 1024), fit="crop"), 102_007_137, 38_316_896),

@@ -43,7 +43,7 @@ INSIDE = {
     ".norm1": ".attention_norm",
     ".layer_norm1": ".attention_norm",
 }
-# Sums of embeddings, and an image's first convolution, which here is a product: no module of ours puts them out.
+# Sums of embeddings, and an image's first convolution, which here is a product: none of our modules outputs them.
 UNNAMED = re.compile(r".*(embeddings|conv1|patch_embed|patch_dropout)|visual\.ln_pre")
 
 
@@ -83,12 +83,12 @@ def check(clip: CLIP, reference: Golden, pixels: torch.Tensor, tokens: torch.Ten
 
 
 @pytest.mark.parametrize("name", ["openai_clip_vit_a", "openai_clip_rn_a", "openai_clip_vit_fp16_a"])
-@pytest.mark.parametrize("told", [True, False])
-def test_openai(name: str, told: bool) -> None:
+@pytest.mark.parametrize("configured", [True, False])
+def test_openai(name: str, configured: bool) -> None:
     reference = golden(name)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore" if not told else "error")
-        clip = load_clip(reference.weights, reference.config if told else None)
+        warnings.simplefilter("ignore" if not configured else "error")
+        clip = load_clip(reference.weights, reference.config if configured else None)
     assert all(parameter.dtype == torch.float32 for parameter in clip.parameters())
     assert clip.config.fit == "crop"
     check(clip, reference, reference.io["input.image"], reference.io["input.text"], "features_normalized")
@@ -97,7 +97,7 @@ def test_openai(name: str, told: bool) -> None:
         assert (found - reference.io["half.image_features"]).abs().max() < 2e-2
 
 
-def test_without_a_config_quick_gelu_is_taken_and_told_unless_the_file_is_plainly_openais() -> None:
+def test_without_a_config_quick_gelu_is_assumed_with_a_warning_unless_the_file_is_plainly_openais() -> None:
     with pytest.warns(UserWarning, match="QuickGELU is assumed; name its config"):
         load_clip(golden("openai_clip_rn_a").weights)
     with warnings.catch_warnings():

@@ -136,7 +136,7 @@ def test_llamagen_with_guidance_for_the_first_codes_alone() -> None:
     assert torch.equal(codes, io["output.greedy_cfg_interval"])
 
 
-def test_what_no_tensor_tells_is_taken_for_granted_with_a_warning() -> None:
+def test_what_the_tensors_do_not_say_is_assumed_with_a_warning() -> None:
     with pytest.warns(UserWarning, match="heads and no condition are assumed"):
         model = load_code_transformer(golden("taming_net2net_a").weights)
     assert model.config.start_token

@@ -22,11 +22,11 @@ def our_name(name: str, levels: int) -> str:
     return name.replace(".res.", ".block.")
 
 
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("configured", [True, False])
 @pytest.mark.parametrize("name", NAMES)
-def test_codes_and_pictures(name: str, told: bool) -> None:
+def test_codes_and_pictures(name: str, configured: bool) -> None:
     reference = golden(name)
-    vqgan = load_vqgan(reference.weights, reference.config if told else None)
+    vqgan = load_vqgan(reference.weights, reference.config if configured else None)
     io = reference.io
     images = (io["input.image"] + 1) / 2
     names = {act: our_name(act, len(vqgan.config.channel_multipliers)) for act in reference.acts()}

@@ -53,7 +53,7 @@ def clip(checkpoint: Path) -> CLIP:
 
 
 def reference_image_features(tensors: dict[str, Tensor], pixels: Tensor) -> Tensor:
-    """open_clip's image tower: normalised pixels (B, 3, H, W) -> (B, E)."""
+    """open_clip's image encoder: normalised pixels (B, 3, H, W) -> (B, E)."""
     state = {name.removeprefix("visual."): value for name, value in tensors.items() if name.startswith("visual.")}
     width = state["class_embedding"].shape[0]
 
@@ -162,6 +162,6 @@ def test_what_needs_square_pictures_says_so_in_one_line(clip: CLIP, tmp_path: Pa
             export_clip(clip, tmp_path, layout)
 
 
-def test_maps_of_what_answered_to_a_text_have_the_pictures_shape(clip: CLIP) -> None:
+def test_explanations_have_the_pictures_shape(clip: CLIP) -> None:
     image, direction = torch.rand(3, HEIGHT, WIDTH), F.normalize(torch.randn(2, clip.embed_dim), dim=1)
     assert heat_maps(clip, image, direction, "gradient").shape == (2, HEIGHT, WIDTH)

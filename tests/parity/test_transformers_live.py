@@ -1,4 +1,4 @@
-"""CLIPs and SigLIPs that transformers saves, of sizes and weights drawn afresh: read here they give the same numbers,
+"""CLIPs and SigLIPs of random sizes and weights, saved by transformers: they give the same numbers when loaded here,
 and transformers opens what is written back."""
 
 from pathlib import Path
@@ -23,8 +23,8 @@ END = 60  # of 64 tokens
 
 
 @st.composite
-def towers(draw: Any, activations: tuple[str, ...]) -> dict[str, Any]:
-    """Sizes of both towers, and a seed for the weights."""
+def encoders(draw: Any, activations: tuple[str, ...]) -> dict[str, Any]:
+    """Sizes of both encoders, and a seed for the weights."""
     heads = draw(st.integers(1, 4))
     return {
         "seed": draw(st.integers(0, 2**31)),
@@ -100,7 +100,7 @@ def check_equal(theirs: Any, folder: Path, tokens: Tensor) -> None:
             close(logits, output.logits_per_image, "logits")
 
 
-@given(towers(("quick_gelu", "gelu", "gelu_pytorch_tanh")), st.booleans())
+@given(encoders(("quick_gelu", "gelu", "gelu_pytorch_tanh")), st.booleans())
 @settings(max_examples=8, deadline=None)
 def test_clip(sizes: dict[str, Any], legacy: bool) -> None:
     theirs = reference(sizes, "clip", 2 if legacy else END)
@@ -109,7 +109,7 @@ def test_clip(sizes: dict[str, Any], legacy: bool) -> None:
         check_equal(theirs, Path(folder), texts(sizes["context"], largest_last=legacy))
 
 
-@given(towers(("gelu_pytorch_tanh", "gelu")))
+@given(encoders(("gelu_pytorch_tanh", "gelu")))
 @settings(max_examples=8, deadline=None)
 def test_siglip(sizes: dict[str, Any]) -> None:
     theirs = reference(sizes, "siglip", epsilon=1e-6)
@@ -118,7 +118,7 @@ def test_siglip(sizes: dict[str, Any]) -> None:
         check_equal(theirs, Path(folder), texts(sizes["context"], largest_last=True))
 
 
-@given(towers(("quick_gelu", "gelu")), st.booleans())
+@given(encoders(("quick_gelu", "gelu")), st.booleans())
 @settings(max_examples=6, deadline=None)
 def test_there_and_back(sizes: dict[str, Any], legacy: bool) -> None:
     theirs = reference(sizes, "clip", 2 if legacy else END)
@@ -154,9 +154,9 @@ RECIPE = CLIPRecipe(
 TEXTS = ["a red circle", "A blue square!", "two green triangles on a red circle"]
 
 
-@pytest.mark.parametrize("words", ["bpe", "wordpiece"])
-def test_a_clip_of_openais_architecture_trained_here_opens_in_transformers(words: str, tmp_path: Path) -> None:
-    tokenizer = Tokenizer.wordpiece() if words == "wordpiece" else train_bpe(TEXTS, 300)
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_a_clip_of_openais_architecture_trained_here_opens_in_transformers(kind: str, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.wordpiece() if kind == "wordpiece" else train_bpe(TEXTS, 300)
     clip = make_clip(RECIPE, tokenizer).eval()
     with torch.no_grad():
         for name, value in clip.named_parameters():

@@ -1,4 +1,4 @@
-"""What OpenAI's clean-up makes of texts, and where it finds special tokens in them."""
+"""OpenAI's clean-up of texts, and where it finds special tokens in them."""
 
 import subprocess
 import sys
@@ -33,13 +33,13 @@ SPECIALS = ("<|startoftext|>", "<|endoftext|>")
         ("", ""),
     ],
 )
-def test_texts_are_mended_resolved_spaced_and_lower_cased(text: str, cleaned: str) -> None:
+def test_texts_are_repaired_resolved_spaced_and_lower_cased(text: str, cleaned: str) -> None:
     assert clean_openai(text) == cleaned
 
 
 @settings(max_examples=300, deadline=None)
 @given(text=st.text(st.characters(min_codepoint=32, max_codepoint=126)))
-def test_what_is_not_shown_to_ftfy_would_stay_as_it_is(text: str) -> None:
+def test_ftfy_would_leave_unchanged_what_it_is_not_given(text: str) -> None:
     if "&" not in text:
         assert ftfy.fix_text(text) == text
 

@@ -1,4 +1,4 @@
-"""The prompt syntax: weights, escapes, what is text, and every refusal."""
+"""The prompt syntax: weights, escapes, what counts as text, and every error."""
 
 import re
 import string

@@ -1,4 +1,4 @@
-"""The distilled token table: its shape, and that words of like meaning lie near each other."""
+"""The distilled token table: its shape, and that words of similar meaning lie near each other."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """The captioner writes text about a picture: the answer to a question, or a caption where the question is empty.
 
-The patch features of CLIP's image tower form a prefix whose vectors attend to each other; the tokens follow, each
+The patch features of CLIP's image encoder form a prefix whose vectors attend to each other; the tokens follow, each
 attending to the prefix and the tokens before it (a prefix language model, as in SimVLM, Wang et al. 2022, section 3.1).
 A row of tokens is `start question end answer end`.
 """
@@ -25,9 +25,9 @@ from codebrush.models.transformer import Transformer, TransformerConfig, make_no
 class CaptionerConfig:
     """Sizes of a captioner and of what it reads.
 
-    `levels` are the numbers of the image tower's feature maps that are read, the finest grid first; they make `patches`
-    vectors (P) of width `feature_width` (F). With a `stem` above 0 the captioner's own convolutions add that many
-    numbers to each patch, from the pixels of pictures whose side is `image_size`.
+    `levels` are the numbers of the image encoder's feature maps that are read, the finest grid first; they make
+    `patches` vectors (P) of width `feature_width` (F). With a `stem` above 0 the captioner's own convolutions add that
+    many numbers to each patch, from the pixels of pictures whose side is `image_size`.
 
     Two heads serve training on drawn scenes alone, and 0 leaves them out: `sights` is the number of labels predicted of
     each patch, `places` the number of columns, and of rows, among which the place of a named thing is predicted.

@@ -113,8 +113,8 @@ class _Prefix(NamedTuple):
 class CodeTransformer(PretrainedModel):
     """A decoder-only transformer over a condition prefix and a grid of N codes, block after block in raster order.
 
-    `order` (N,) int64 gives, for each step of drawing, the place of its code in the grid, counted in raster order. All
-    methods take and return codes in the order of drawing.
+    `order` (N,) int64 gives, for each step of drawing, the place of its code in the grid, counted in raster order. The
+    `codes` of all methods are in the order of drawing.
 
     Raises:
         PackError: if the grid of the config has no whole blocks.

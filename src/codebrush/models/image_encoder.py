@@ -123,7 +123,7 @@ class VisionTransformer(nn.Module):
         if isinstance(self.projection, nn.Linear):
             nn.init.normal_(self.projection.weight, std=width**-0.5)
         elif config.embed_dim != width:
-            raise ValueError(f"without a projection the embedding is as wide as the tower: {width}")
+            raise ValueError(f"without a projection embed_dim must be the width, {width}")
 
     def _tokens(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) -> what the blocks read, (B, tokens, D)."""
@@ -301,7 +301,7 @@ class ModifiedResNet(nn.Module):
 def _check_shape(pixels: Tensor, shape: tuple[int, int]) -> None:
     # other shapes with as many patches would pass, with the positions of the wrong places
     if pixels.shape[-2:] != shape:
-        raise ValueError(f"this image tower reads {shape[0]} x {shape[1]} pixels, got {tuple(pixels.shape[-2:])}")
+        raise ValueError(f"this image encoder reads {shape[0]} x {shape[1]} pixels, got {tuple(pixels.shape[-2:])}")
 
 
 def make_image_encoder(config: ImageEncoderConfig) -> VisionTransformer | ModifiedResNet:

@@ -9,7 +9,8 @@ from torch import nn
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.image_encoder import ModifiedResNetConfig, VisionTransformerConfig
 from codebrush.models.text_encoder import BagOfWordsConfig, TextTransformerConfig
-from codebrush.training.engine.optimizer import cosine_schedule, make_adamw
+from codebrush.training.engine.learning_rate import cosine_schedule
+from codebrush.training.engine.optimizer import make_adamw
 
 
 class Mixed(nn.Module):

@@ -15,7 +15,7 @@ from codebrush.cli.main import run as command
 from codebrush.errors import TrainingError, UsageError
 from codebrush.training.dataset import SourceConfig, load_captioned
 from codebrush.training.engine.loop import CHECKPOINT, LoopConfig
-from codebrush.training.packs.budget import parse_budget
+from codebrush.training.packs.budget import FINISH_SECONDS, parse_budget, stage_seconds
 from codebrush.training.packs.pack_training import measure_step
 from codebrush.training.packs.plan import choose
 from codebrush.training.registry import STAGES
@@ -239,3 +239,9 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(
 @pytest.mark.parametrize(("image_size", "block"), [(32, 1), (64, 1), (128, 2), (256, 2)])
 def test_many_codes_are_written_in_blocks(image_size: int, block: int):
     assert {size.recipe.block for size in STAGES["transformer"].sizes(image_size)} == {block}
+
+
+def test_a_budget_is_split_by_shares_and_what_a_stage_saves_is_passed_on():
+    assert stage_seconds(100 + FINISH_SECONDS, 0, [1, 3]) == 25
+    assert stage_seconds(100 + FINISH_SECONDS, 10, [3]) == 90  # the first took 10 s in place of 25
+    assert stage_seconds(100, 200, [1, 1]) == 1  # overrun: a second, never none

@@ -25,7 +25,7 @@ from codebrush.files import atomic_file
 from codebrush.models.precision import autocast
 from codebrush.training.engine.ema import EMA
 from codebrush.training.engine.interrupts import interrupts_held
-from codebrush.training.engine.optimizer import cosine_schedule
+from codebrush.training.engine.learning_rate import cosine_schedule
 from codebrush.training.engine.reporting import Reporter
 from codebrush.training.engine.rows import ShuffledRows, step_rng
 from codebrush.training.engine.task import Hooks, Objective, TrainingTask

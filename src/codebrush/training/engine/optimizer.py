@@ -1,6 +1,5 @@
-"""Networks -> AdamW with its parameter groups, and the learning-rate schedule as a pure function of the step."""
+"""AdamW, with its parameter groups and layer-wise learning-rate decay."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -72,11 +71,3 @@ def layer_distance(network: nn.Module, name: str) -> int:
     if parts[0] == "stages":
         return len(trunk) - int(parts[1])
     return 0
-
-
-def cosine_schedule(step: int, steps: int, warmup: int, floor: float = 0.01) -> float:
-    """Factor on the learning rate at `step` of `steps`: a linear rise, then half a cosine down to `floor`."""
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))

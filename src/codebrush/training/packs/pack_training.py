@@ -19,6 +19,7 @@ from codebrush.pack.writing import PackMembers, write_pack
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import load_captioned
 from codebrush.training.engine.loop import Loop, LoopConfig, launch
+from codebrush.training.packs.budget import FINISH_SHARE, stage_seconds
 from codebrush.training.packs.clock import Clock
 from codebrush.training.packs.plan import TIMED_STEPS, WARM_STEPS, choose
 from codebrush.training.packs.request import (
@@ -37,8 +38,6 @@ from codebrush.training.starts import check_tokenizer, make_tokenizer, member_fo
 from codebrush.version import __version__
 
 CLOCK_FILE = "clock.json"
-FINISH_SHARE = 0.02  # of a budget, at most, for what a stage adds to a pack beside its network
-FINISH_SECONDS = 5.0  # kept back for writing the pack
 Say = Callable[[str], None]
 
 
@@ -190,10 +189,9 @@ class _PackTraining:
         request = self.request
         if request.budget is None:
             raise TrainingError(f"there is no recipe for the stage {stage.name}: add one, or give a --budget")
-        left = max(1.0, request.budget - self.clock.spent() - FINISH_SECONDS)
         names = [each.name for each in self.stages]
         remaining = self.stages[names.index(stage.name) :]
-        seconds = max(1.0, left * (stage.share / sum(each.share for each in remaining)))
+        seconds = stage_seconds(request.budget, self.clock.spent(), [each.share for each in remaining])
 
         def time_steps(size: Size) -> float:
             plan = self._plan_of(stage, size, WARM_STEPS + TIMED_STEPS, start)

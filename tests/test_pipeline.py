@@ -1,4 +1,4 @@
-"""Every task of a loaded pack, with random weights: what comes out, and that it comes out again."""
+"""Every task of a loaded pack, with random weights: its results, and that they can be repeated."""
 
 import copy
 import json
@@ -88,7 +88,7 @@ def test_options_reach_the_drawing(brush: Codebrush) -> None:
         assert drawn(**other) != plain
 
 
-def test_weights_of_a_prompt_count(brush: Codebrush) -> None:
+def test_the_weights_of_a_prompt_have_an_effect(brush: Codebrush) -> None:
     one, weighed = (brush.generate(prompt, n=1, rerank=1)[0] for prompt in ("a dog", "a dog | blurry:-0.5"))
     assert not torch.equal(one.codes, weighed.codes)
     dog, blurry = (brush.score(weighed.image, text) for text in ("a dog", "blurry"))
@@ -290,7 +290,7 @@ def test_a_larger_picture_is_drawn_through_a_window_and_replayed(brush: Codebrus
     assert again.image.tobytes() == result.image.tobytes()
 
 
-def test_the_packs_own_size_is_the_plain_way(brush: Codebrush) -> None:
+def test_asking_for_the_packs_own_size_changes_nothing(brush: Codebrush) -> None:
     plain, sized = (brush.generate("a red circle", n=1, rerank=2, **more)[0] for more in ({}, {"size": "32x32"}))
     assert sized.image.tobytes() == plain.image.tobytes()
 

@@ -82,7 +82,7 @@ def test_a_transparent_picture_is_replayed_as_it_was(
     assert again["images"][0]["identical"] is True
 
 
-def test_what_cannot_be_replayed_says_so(
+def test_a_picture_that_cannot_be_replayed_is_one_line(
     pack: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["interpolate", str(picture), str(picture), "--frames", "2", "--pack", pack, "--out", str(tmp_path)]
@@ -91,7 +91,7 @@ def test_what_cannot_be_replayed_says_so(
     assert "made by the method 'interpolate', which cannot be replayed" in capsys.readouterr().err
 
 
-def test_a_mask_is_heeded(pack: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mask_is_used(pack: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mask = Image.new("L", (48, 48))
     mask.paste(255, (30, 30, 48, 48))
     mask.save(tmp_path / "mask.png")
@@ -160,7 +160,7 @@ def test_what_cannot_be_done_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_on_the_way_are_files_or_a_video(
+def test_frames_between_pictures_are_files_or_a_video(
     pack: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["interpolate", "a red dog", str(picture), "--frames", "3", "--pack", pack]
@@ -174,7 +174,7 @@ def test_pictures_on_the_way_are_files_or_a_video(
     assert "give at least two prompts" in capsys.readouterr().err
 
 
-def test_known_pictures_are_drawn_from(pack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_retrieval_draws_from_known_pictures(pack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["generate", "a red dog", "-n", "1", "--rerank", "1", "--pack", pack, "--out", str(tmp_path / "out")]
     report = report_of([*given, "--method", "retrieve", "--neighbours", "2"], capsys)
     manifest = read_manifest(report["images"][0]["path"])

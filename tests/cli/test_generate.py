@@ -75,9 +75,7 @@ def test_pictures_are_written_with_their_manifest(
     assert len(list(out.iterdir())) == 4
 
 
-def test_a_second_run_gets_names_of_its_own(
-    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_run_overwrites_nothing(micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ("generate", "[b] *?", "--pack", micro_pack, "--n", 1, "--rerank", 1, "--out", tmp_path)
     runs = [run_json(capsys, *command) for _ in range(3)]
     names = [Path(report["images"][0]["path"]).name for report in runs]
@@ -99,7 +97,7 @@ def test_names_come_from_the_prompt(
     assert Path(json.loads(capsys.readouterr().out)["images"][0]["path"]).name == f"{name}_seed0_00.png"
 
 
-def test_people_are_told_where_and_how_well(
+def test_without_json_people_read_paths_and_scores(
     micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "a long [bold]name[/bold] :smile: that would not fit on one line of a narrow terminal at all"
@@ -235,7 +233,7 @@ def test_replay_draws_the_same_pixels(
         assert read_manifest(image["path"]) == read_manifest(drawn)
 
 
-def test_replay_says_so_when_the_picture_was_changed(
+def test_replay_warns_if_the_picture_was_changed(
     drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture, manifest = Image.open(drawn).convert("RGB"), read_manifest(drawn)

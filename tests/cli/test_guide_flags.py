@@ -1,4 +1,4 @@
-"""Every option of guidance is a flag, under its topic, with its default; a flag that nothing would heed is refused."""
+"""Every option of guidance is a flag, under its topic, with its default; a flag without effect is refused."""
 
 import contextlib
 import dataclasses
@@ -44,7 +44,7 @@ def test_the_help_has_a_section_for_each_topic(help_sections: dict[str, list[str
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
-def test_every_option_stands_under_its_topic_with_its_default(
+def test_every_option_is_under_its_topic_with_its_default(
     option: "dataclasses.Field[Any]", help_sections: dict[str, list[str]]
 ) -> None:
     flag = f"--{option.name.replace('_', '-')}"
@@ -124,7 +124,7 @@ GUIDED, RESUMED = "an option of guidance: add --method guide", "a resumed run ke
         (["--resume", "there", "--fps", "5"], "--fps is for a video: add --video mp4"),
     ],
 )
-def test_a_flag_that_nothing_would_heed_is_one_line(
+def test_a_flag_without_effect_is_one_line(
     arguments: list[str],
     named: str,
     tmp_path: Path,

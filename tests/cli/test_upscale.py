@@ -91,9 +91,7 @@ def test_what_is_generated_is_enlarged_and_replayed(
     assert kept == ({"picture_00.png", "picture_01.png"} if options else {"a-dog_seed0_sheet.png"})
 
 
-def test_a_guided_run_that_is_gone_on_with_may_be_enlarged(
-    pack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_resumed_guided_run_can_be_enlarged(pack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     run_json(capsys, "generate", "a dog", "--pack", pack, *SHORT, "--out", folder)
     (image,) = run_json(capsys, "generate", "--resume", folder, "--upscale", 4)["images"]
@@ -129,7 +127,7 @@ def test_python(pack: str) -> None:
         (["replay", "large.png"], 1, "does not say how it was made"),
     ],
 )
-def test_bad_input_is_told_and_leaves_nothing(
+def test_bad_input_is_one_line_and_leaves_nothing(
     pack: str,
     arguments: list[str],
     status: int,
@@ -147,7 +145,7 @@ def test_bad_input_is_told_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["large.png"]
 
 
-def test_a_pack_without_upscaler_is_told_at_once(
+def test_a_pack_without_upscaler_is_refused_at_once(
     micro_pack: Path, pack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Options within and beyond their ranges."""
+"""Options inside and outside their ranges."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_what_is_out_of_range_is_named(name: str, value: object) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_bounds_are_within_and_numbers_of_numpy_are_numbers() -> None:
+def test_bounds_are_in_range_and_numpy_numbers_are_taken() -> None:
     options = DrawOptions(
         n=np.int64(1024), seed=2**63 - 1, cfg=0, temperature=0, top_k=0, top_p=1e-300, min_p=1, rerank=4096
     )

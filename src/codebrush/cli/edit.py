@@ -133,7 +133,7 @@ def interpolate(
     keys: Annotated[list[str], typer.Argument(help="Two or more prompts, pictures or latents (.safetensors).")],
     frames: Annotated[int, typer.Option(min=2, help="How many pictures, with the first and the last.")] = 24,
     through: Annotated[
-        Through, typer.Option(help="Interpolate VQGAN latents, or CLIP embeddings and draw each anew.")
+        Through, typer.Option(help="Interpolate VQGAN latents, or CLIP embeddings and draw each frame.")
     ] = (Through.LATENTS),
     video: Annotated[Path | None, typer.Option(help="Write one .mp4, .gif or .webp file instead of pictures.")] = None,
     fps: Annotated[int, typer.Option(min=1, max=240, help="Frames per second of the video.")] = 12,

@@ -39,7 +39,7 @@ METHOD_HELP = (
     "sample: a transformer draws from the prompt. retrieve: from similar known pictures too. guide: CLIP changes the "
     "picture step by step until it fits the prompt (VQGAN-CLIP)."
 )
-PRIOR_HELP = "Image embedding to draw from: similar pictures', a network's, or the text's own.  [retrieval]"
+PRIOR_HELP = "Source of the image embedding: similar pictures, a network, or the text itself.  [retrieval]"
 VIDEO_NAMES = ("fps", "between")
 WITH_GUIDANCE = NAMES | {"preset", "video", *VIDEO_NAMES}  # flags of the method guide alone
 WITH_RESUME = {"resume", "pack", "video", *VIDEO_NAMES, "upscale", "json_output"}
@@ -86,8 +86,8 @@ def generate(
     method: Annotated[Method, typer.Option(help=METHOD_HELP)] = Method.SAMPLE,
     prior: Annotated[Prior | None, _retrieval(PRIOR_HELP)] = None,
     neighbours: Annotated[int | None, _retrieval("How many similar pictures to blend.  [4]")] = None,
-    bank: Annotated[Path | None, _retrieval("Database of codebrush index to find them in.  [pack's own]")] = None,
-    preset: Annotated[str | None, _guidance("Values for what is not given.", metavar=f"<{PRESET_NAMES}>")] = None,
+    bank: Annotated[Path | None, _retrieval("Database made by codebrush index to find them in.  [pack's own]")] = None,
+    preset: Annotated[str | None, _guidance("Named set of default values.", metavar=f"<{PRESET_NAMES}>")] = None,
     resume: Annotated[Path | None, _guidance("Continue the stopped run in this folder; takes no prompt.")] = None,
     video: Annotated[str | None, _guidance("Also make a video: mp4, gif or webp, or the name of a FILE.")] = None,
     fps: Annotated[int, _guidance("Frames per second of the video.", min=1, max=240)] = 10,

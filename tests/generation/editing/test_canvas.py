@@ -1,4 +1,4 @@
-"""Holes in pictures: the window that is drawn, what is shown of it, and that nothing else of the picture changes."""
+"""Holes in pictures: the window around one, what the network sees of it, and that the rest of the picture stays."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def red(size: int = 64) -> Image.Image:
 
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
-def test_a_window_holds_the_hole_and_stays_inside_where_it_can(data: Any) -> None:
+def test_a_window_holds_the_hole_and_stays_inside_the_picture_if_it_can(data: Any) -> None:
     height, width = (data.draw(st.integers(1, 300)) for _ in range(2))
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     tall, wide = data.draw(st.integers(1, height - top)), data.draw(st.integers(1, width - left))
@@ -87,7 +87,7 @@ def test_the_border_blends_evenly() -> None:
     assert (soft_edge(hole, 1) == hole).all()
 
 
-def test_nothing_of_what_was_in_the_hole_is_shown() -> None:
+def test_the_network_sees_nothing_of_what_was_in_the_hole() -> None:
     clean = noise(100, 100)
     dirty = clean.copy()
     dirty.paste("lime", (40, 40, 70, 60))
@@ -101,7 +101,7 @@ def test_nothing_of_what_was_in_the_hole_is_shown() -> None:
     assert share.min() == 0
 
 
-def test_a_large_window_is_looked_at_small_and_still_shows_nothing_of_its_hole() -> None:
+def test_a_reduced_window_shows_nothing_of_its_hole_either() -> None:
     clean = Image.new("RGB", (3000, 2000), "navy")
     dirty = clean.copy()
     dirty.paste("yellow", (200, 300, 2600, 1500))
@@ -150,7 +150,7 @@ def test_transparency_is_kept_and_the_hole_is_opaque() -> None:
     assert (after[border, 3] >= before[border, 3]).all()
 
 
-def test_what_is_transparent_lends_no_colour_to_the_border() -> None:
+def test_transparent_pixels_lend_no_colour_to_the_border() -> None:
     picture = Image.new("RGBA", (64, 64), (0, 255, 0, 0))
     canvas = boxed_canvas(picture, (10, 10, 20, 20), 64)
     after = np.asarray(canvas.finish(red()))
@@ -164,7 +164,7 @@ def test_a_colour_profile_stays() -> None:
     assert boxed_canvas(picture, (10, 10, 20, 20), 64).finish(red()).info["icc_profile"] == b"profile"
 
 
-def test_a_border_is_as_wide_however_large_the_picture_is() -> None:
+def test_a_soft_edge_equals_a_naive_loop() -> None:
     hole = np.zeros((60, 90), dtype=bool)
     hole[20:30, 40:60] = True
     weight = soft_edge(hole, 6)
@@ -209,13 +209,13 @@ def test_a_mask_is_white_where_the_picture_changes(tmp_path: Path) -> None:
         (lambda: extended_canvas(noise(64, 48), {"left": 10**7}, 64), "too large: extend by less"),
     ],
 )
-def test_what_is_no_hole_is_one_line(make: Any, said: str) -> None:
+def test_a_hole_that_cannot_be_painted_is_one_line(make: Any, said: str) -> None:
     with pytest.raises(UsageError, match=said) as caught:
         make()
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"broken\.png"):
         boxed_canvas(tmp_path / "broken.png", (0, 0, 5, 5), 64)

@@ -1,4 +1,4 @@
-"""Edits on a pack with random weights: what is shown to the code transformer, what stays, replay and refusals."""
+"""Edits on a pack with random weights: what the code transformer sees, what stays, replay and errors."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def ready(brush: Codebrush, edit: Edit) -> Any:
     return prepare_edit(brush.sampler, edit, draw_options(brush.pack, {"n": 1, "seed": 0}))
 
 
-class TestWhatIsShown:
+class TestWhatTheNetworkSees:
     def test_a_variation_sees_the_embedding_alone(self, brush: Codebrush, picture: Path) -> None:
         drawing = ready(brush, Edit("vary", picture))
         ((condition, weight),) = drawing.conditions
@@ -92,7 +92,7 @@ class TestWhatIsShown:
         kept = ready(brush, Edit("edit", picture, "a dog", strength)).known.fixed
         assert int((~kept).sum()) == new
 
-    def test_a_translation_sees_all_codes_and_the_words_of_a_style(self, brush: Codebrush, picture: Path) -> None:
+    def test_a_translation_sees_all_codes_and_the_text_for_a_style(self, brush: Codebrush, picture: Path) -> None:
         drawing = ready(brush, Edit("translate", picture, style="3d"))
         assert drawing.prompt == "3d style"
         ((condition, _),) = drawing.conditions
@@ -196,7 +196,7 @@ def test_an_edit_of_a_picture_that_changed_is_not_replayed(brush: Codebrush, pic
             brush.replay({**result.manifest, **damage})
 
 
-def test_what_the_pack_was_not_taught_is_said(bare: Codebrush, picture: Path) -> None:
+def test_an_edit_that_the_pack_was_not_trained_for_is_one_line(bare: Codebrush, picture: Path) -> None:
     with pytest.raises(PackError, match="takes no image embedding"):
         bare.vary(picture)
     with pytest.raises(PackError, match="fills no holes"):

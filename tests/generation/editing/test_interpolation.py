@@ -1,4 +1,4 @@
-"""From one picture to the next: ends, spacing, what counts as a key, and what is refused."""
+"""Interpolation: ends, spacing, what counts as a key, and errors."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ def brush(tmp_path_factory: pytest.TempPathFactory) -> Codebrush:
     folder = tmp_path_factory.mktemp("packs") / "between"
     torch.manual_seed(1)
     transformer = micro_transformer(image_embedding=24)
-    with torch.no_grad():  # untrained, one picture's embedding is hardly told from another's
+    with torch.no_grad():  # untrained, one picture's embedding is nearly the same as another's
         transformer.projections["image_embedding"][0].weight.mul_(200)
         transformer.projections["image_embedding"][1].weight.mul_(20)
     write_micro_pack(folder, transformer=transformer)
@@ -38,7 +38,7 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize(("count", "frames"), [(2, 2), (2, 9), (3, 3), (3, 10), (4, 7)])
-def test_every_key_is_among_as_many_as_are_asked_for(count: int, frames: int) -> None:
+def test_there_are_as_many_frames_as_asked_for_and_every_key_is_among_them(count: int, frames: int) -> None:
     keys = torch.randn(count, 5, 2, 3)
     path = spread(keys, frames)
     assert len(path) == frames
@@ -50,10 +50,10 @@ def test_every_key_is_among_as_many_as_are_asked_for(count: int, frames: int) ->
 
 def test_pictures_turn_into_each_other(brush: Codebrush) -> None:
     one, other = (scene(0, index, 32).image for index in (1, 2))
-    told: list[tuple[int, int]] = []
-    found = list(brush.interpolate([one, other], 7, progress=lambda *step: told.append(step)))
+    calls: list[tuple[int, int]] = []
+    found = list(brush.interpolate([one, other], 7, progress=lambda *step: calls.append(step)))
     ends = [pixels(each) for each in brush.reconstruct([one, other])]
-    assert told == [(number, 7) for number in range(1, 8)]
+    assert calls == [(number, 7) for number in range(1, 8)]
     assert same(pixels(found[0]), ends[0])
     assert same(pixels(found[-1]), ends[1])
     far = [np.abs(pixels(each) - ends[0]).mean() for each in found]
@@ -82,7 +82,7 @@ def test_embeddings_are_drawn_with_the_same_random_numbers(brush: Codebrush) -> 
     assert not same(found[0], found[2])
 
 
-def test_what_cannot_be_gone_is_one_line(brush: Codebrush, micro_pack: Path, tmp_path: Path) -> None:
+def test_bad_input_is_one_line(brush: Codebrush, micro_pack: Path, tmp_path: Path) -> None:
     for keys, options, said in (
         (["a dog", "a cat"], {"upscale": 2}, "upscale is no option"),
         (["a dog", "a cat"], {"size": "64x64"}, "size is no option"),
@@ -94,7 +94,7 @@ def test_what_cannot_be_gone_is_one_line(brush: Codebrush, micro_pack: Path, tmp
         with pytest.raises(UsageError, match=said):
             list(brush.interpolate(keys, **options))  # pyright: ignore
     with pytest.raises(UsageError, match="give at least two prompts"):
-        brush.interpolate(["a dog"])  # told before the first frame is asked for
+        brush.interpolate(["a dog"])  # refused before the first frame is drawn
     with pytest.raises(ImageError, match=r"typo\.png: no such file"):
         brush.interpolate(["typo.png", "a cat"])
     assert len(list(brush.interpolate(["a " + "very " * 100 + "long one", "a cat"], 2, rerank=1))) == 2

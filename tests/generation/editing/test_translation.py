@@ -1,4 +1,4 @@
-"""Translation by a pack's translator: its one picture, its replay, and what is refused."""
+"""Translation by a pack's translator: its picture, its replay, and errors."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def test_it_is_replayed_unless_another_translator_is_there(brush: Codebrush, pic
         Codebrush.from_pretrained(other, device="cpu").replay(done.manifest)
 
 
-def test_what_a_translator_does_not_heed_is_refused(brush: Codebrush, picture: Path) -> None:
+def test_an_option_without_effect_on_a_translator_is_refused(brush: Codebrush, picture: Path) -> None:
     for given, said in (
         ({"n": 3}, "n is for pictures that are drawn"),
         ({"seed": 1}, "seed is for pictures that are drawn"),

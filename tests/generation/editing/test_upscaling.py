@@ -1,4 +1,4 @@
-"""Enlarging pictures: tiles without seams, transparency without fringes, any size and mode, and what is refused."""
+"""Enlarging pictures: tiles without seams, transparency without fringes, any size and mode, and errors."""
 
 import tracemalloc
 from pathlib import Path
@@ -101,7 +101,7 @@ def disc(size: int = 32) -> Image.Image:
 
 
 @pytest.mark.parametrize("scale", [2, 4])
-def test_what_is_transparent_leaves_no_dark_fringe(scale: int) -> None:
+def test_transparent_pixels_leave_no_dark_fringe(scale: int) -> None:
     plain = Upscaler(UpscalerConfig(2, 8, 1)).eval()  # bicubic
     made = pixels(upscale_picture(plain, disc(), scale, tile=16))
     visible = made[..., 3] > 0
@@ -133,7 +133,7 @@ def test_opacity_that_is_even_is_kept() -> None:
     assert (made[..., :3] == colours).all()
 
 
-def test_colours_come_from_what_is_near() -> None:
+def test_transparent_pixels_take_the_colours_near_them() -> None:
     picture = Image.new("RGBA", (40, 30), (0, 0, 0, 0))
     picture.paste((255, 0, 0, 255), (0, 0, 5, 30))
     picture.paste((0, 0, 255, 128), (35, 0, 40, 30))
@@ -195,7 +195,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     return open_pack(write_micro_pack(tmp_path_factory.mktemp("packs") / "large", upscaler=network(2)))
 
 
-def test_a_result_says_that_it_was_enlarged(pack: Pack) -> None:
+def test_a_result_records_that_it_was_enlarged(pack: Pack) -> None:
     image, latent = scene(0, 0, 32).image, torch.zeros(4, 8, 8)
     drawn = Result(image, 0.25, torch.zeros(8, 8), latent, {"method": "sample", "size": [32, 32], "threads": 1})
     enlarger = Enlarger(pack.upscaler, pack)
@@ -213,7 +213,7 @@ def test_a_result_says_that_it_was_enlarged(pack: Pack) -> None:
     assert drawn.manifest == {"method": "sample", "size": [32, 32], "threads": 1}
 
 
-def test_four_times_is_twice_and_twice_again_but_for_what_is_rounded_between(pack: Pack) -> None:
+def test_four_times_is_twice_and_twice_again_up_to_rounding(pack: Pack) -> None:
     picture = decode_image(scene(0, 1, 32).image)
     at_once = pixels(upscale_picture(pack.upscaler, picture, 4))
     rounded = pixels(upscale_picture(pack.upscaler, upscale_picture(pack.upscaler, picture, 2), 2))
@@ -224,12 +224,12 @@ def test_four_times_is_twice_and_twice_again_but_for_what_is_rounded_between(pac
     "steps",
     [3, "2", [2], [{}], [{"scale": 2}], [{"scale": 3, "upscaler": "x"}], [{"scale": 2.0, "upscaler": "x"}], {"a": 1}],
 )
-def test_a_damaged_manifest_is_told(pack: Pack, steps: object) -> None:
+def test_a_damaged_manifest_is_one_line(pack: Pack, steps: object) -> None:
     with pytest.raises(ImageError, match="the picture's manifest is damaged"):
         read_upscalings({"upscaled": steps}, pack, SCALES)
 
 
-def test_another_upscaler_is_told(pack: Pack, micro_pack: Path) -> None:
+def test_another_upscaler_is_refused(pack: Pack, micro_pack: Path) -> None:
     manifest = upscaled_manifest({}, 2, (4, 4), pack)
     assert read_upscalings({}, open_pack(micro_pack), SCALES) == []
     with pytest.raises(PackError, match=r"enlarged by an upscaler .* that the pack 'micro' does not have"):
@@ -238,7 +238,7 @@ def test_another_upscaler_is_told(pack: Pack, micro_pack: Path) -> None:
         read_upscalings({"upscaled": [{**manifest["upscaled"][0], "upscaler": "0" * 64}]}, pack, SCALES)
 
 
-def test_a_file_keeps_what_it_says_of_itself(pack: Pack, tmp_path: Path) -> None:
+def test_a_file_keeps_its_manifest(pack: Pack, tmp_path: Path) -> None:
     save_png(Image.new("RGB", (4, 4)), tmp_path / "made.png", {"method": "sample", "seed": 3, "size": [4, 4]})
     manifest = file_manifest(tmp_path / "made.png", 2, (8, 8), pack)
     assert (manifest["method"], manifest["seed"], manifest["size"]) == ("sample", 3, [8, 8])

@@ -117,7 +117,7 @@ def test_one_row_of_condition_serves_every_picture(transformer: CodeTransformer)
 
 
 @pytest.mark.parametrize(("cfg", "rows"), [(3.0, 4), (1.0, 2), (0.0, 2)])
-def test_only_what_counts_is_computed(
+def test_only_terms_with_a_share_are_computed(
     transformer: CodeTransformer, seen_logits: list[Tensor], cfg: float, rows: int
 ) -> None:
     draw_codes(transformer, make_condition(4), picture_uniforms(2, range(2), COUNT), SamplingFilters(cfg=cfg))
@@ -135,7 +135,7 @@ def test_conditions_count_and_without_guidance_do_not(transformer: CodeTransform
     assert torch.equal(drawn(one, 0.0), drawn(other, 0.0))
 
 
-def test_temperature_zero_needs_no_chance(transformer: CodeTransformer) -> None:
+def test_temperature_zero_is_deterministic(transformer: CodeTransformer) -> None:
     condition = make_condition(7)
     drawn = draw_codes(transformer, condition, picture_uniforms(4, range(2), COUNT), SamplingFilters(temperature=0.0))
     assert torch.equal(drawn[0], drawn[1])
@@ -212,7 +212,7 @@ def test_a_bias_is_added_to_the_logits_of_its_place(transformer: CodeTransformer
     assert torch.equal(drawn.flatten(1), wanted.expand(2, -1))
 
 
-def test_what_is_always_given_is_no_guidance(transformer: CodeTransformer) -> None:
+def test_guidance_away_from_the_same_condition_has_no_effect(transformer: CodeTransformer) -> None:
     condition, same = make_condition(1), picture_uniforms(0, range(2), COUNT)
     plain = draw_codes(transformer, condition, same, PLAIN)
     assert torch.equal(
@@ -221,7 +221,7 @@ def test_what_is_always_given_is_no_guidance(transformer: CodeTransformer) -> No
     assert not torch.equal(draw_codes(transformer, condition, same, SamplingFilters(cfg=4.0, **FILTERS)), plain)
 
 
-def test_terms_with_a_source_and_without_stand_in_one_batch(transformer: CodeTransformer) -> None:
+def test_terms_with_and_without_a_source_share_a_batch(transformer: CodeTransformer) -> None:
     torch.manual_seed(5)
     model = CodeTransformer(replace(transformer.config, source_codes=True, aligned_source=True)).eval()
     torch.nn.init.normal_(model.align.weight, std=0.3)  # pyright: ignore
@@ -241,7 +241,7 @@ def test_terms_with_a_source_and_without_stand_in_one_batch(transformer: CodeTra
     assert torch.equal(drawn[1].flatten(), in_the_grid(codes[0], model))
 
 
-def test_one_window_is_the_plain_way(transformer: CodeTransformer) -> None:
+def test_a_grid_of_the_networks_own_size_is_drawn_by_draw_codes(transformer: CodeTransformer) -> None:
     weighted = [(make_condition(1), 1.0), (make_condition(2), -0.5)]
     uniforms = picture_uniforms(0, range(2), COUNT)
     plain = draw_codes(transformer, weighted, uniforms, GUIDED)
@@ -264,9 +264,9 @@ def test_a_larger_grid_equals_a_naive_loop(transformer: CodeTransformer, more: t
     side = transformer.config.block
     grid = GRID[0] + more[0] * side, GRID[1] + more[1] * side
     condition, uniforms = make_condition(1), picture_uniforms(0, range(2), grid[0] * grid[1])
-    told: list[tuple[int, int]] = []
-    found = draw_large(transformer, condition, uniforms, grid, GUIDED, progress=lambda *step: told.append(step))
-    assert told == [(step + 1, grid[0] * grid[1]) for step in range(grid[0] * grid[1])]
+    calls: list[tuple[int, int]] = []
+    found = draw_large(transformer, condition, uniforms, grid, GUIDED, progress=lambda *step: calls.append(step))
+    assert calls == [(step + 1, grid[0] * grid[1]) for step in range(grid[0] * grid[1])]
     assert found.shape == (2, *grid)
     codes = torch.zeros(2, *grid, dtype=torch.int64)
 

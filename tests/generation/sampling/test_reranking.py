@@ -1,4 +1,4 @@
-"""Scores and the order that they give."""
+"""CLIP scores and the order of pictures by them."""
 
 import math
 

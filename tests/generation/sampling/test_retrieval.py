@@ -1,4 +1,4 @@
-"""The three steps on a pack with random weights: what is looked for, what is drawn from, what is told."""
+"""Retrieval on a pack with random weights: the query, the embedding that is drawn from, and what is recorded."""
 
 from pathlib import Path
 from typing import Any
@@ -37,21 +37,21 @@ def drawing(brush: Codebrush, prompt: str, how: Retrieval, find: Any = None, pri
     return prepare_retrieval(brush.sampler, prompt, options, how, find, prior)
 
 
-def test_neighbours_of_the_text_are_drawn_from_and_told(brush: Codebrush, bank: Bank) -> None:
+def test_neighbours_of_the_text_are_drawn_from_and_recorded(brush: Codebrush, bank: Bank) -> None:
     made = drawing(brush, "a red circle", Retrieval(neighbours=3), bank.nearest)
     text = brush.embed_text(["a red circle"])[0]
     found = bank.nearest(text, 3)
     ((condition, _),) = made.conditions
     torch.testing.assert_close(condition.image_embedding[0], blended(found))
     assert condition.text_features is not None
-    told = made.entry["retrieval"]
-    assert [each["name"] for each in told["found"]] == found.names
+    recorded = made.entry["retrieval"]
+    assert [each["name"] for each in recorded["found"]] == found.names
     results = brush.sampler.best(made)
     assert [result.manifest["method"] for result in results] == ["retrieve", "retrieve"]
-    assert results[0].manifest["retrieval"]["found"] == told["found"]
+    assert results[0].manifest["retrieval"]["found"] == recorded["found"]
 
 
-def test_what_leads_away_is_gone_from_what_is_looked_for(brush: Codebrush, bank: Bank) -> None:
+def test_parts_of_negative_weight_are_subtracted_from_the_query(brush: Codebrush, bank: Bank) -> None:
     asked: list[torch.Tensor] = []
 
     def find(query: torch.Tensor, k: int) -> Neighbours:
@@ -74,7 +74,7 @@ def test_a_learned_prior_and_none(brush: Codebrush) -> None:
     torch.testing.assert_close(condition.image_embedding, text)
 
 
-def test_what_is_not_there_is_said(brush: Codebrush, micro_pack: Path) -> None:
+def test_a_missing_bank_or_prior_is_one_line(brush: Codebrush, micro_pack: Path) -> None:
     with pytest.raises(PackError, match="has no bank of pictures"):
         drawing(brush, "a dog", Retrieval())
     with pytest.raises(PackError, match="has no learned prior"):
@@ -114,7 +114,7 @@ def test_a_pack_holds_a_bank_and_a_prior(tmp_path: Path, bank: Bank) -> None:
         write_micro_pack(tmp_path / "misfit", bank=wide)
 
 
-def test_a_replay_tells_of_another_bank_or_prior() -> None:
+def test_a_replay_refuses_another_bank_or_prior() -> None:
     def check(now: dict[str, Any], then: dict[str, Any]) -> None:
         check_retrieval({"retrieval": now}, {"retrieval": then})
 

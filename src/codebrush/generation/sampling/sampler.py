@@ -48,7 +48,7 @@ BATCH = 32  # pictures drawn or read together; a replay needs the same
 
 
 def batches(count: int) -> list[range]:
-    """The numbers from 0 to `count` in batches of BATCH."""
+    """The numbers below `count` in batches of BATCH."""
     return [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
 
 
@@ -137,7 +137,7 @@ class Sampler:
         return self.vqgan.code_grid((height, width))
 
     def embed(self, pictures: Sequence[Picture]) -> Tensor:
-        """Pictures -> unit vectors (B, E), made in the way in which the code transformer learned to draw from them."""
+        """Pictures -> unit vectors (B, E), as the code transformer saw them in training."""
         return embed(self.clip, self.pack, pictures)
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

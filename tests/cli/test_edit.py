@@ -12,7 +12,7 @@ from PIL import Image
 from codebrush.cli.main import run
 from codebrush.data.images import read_manifest
 from codebrush.data.synthetic.shapes import scene
-from codebrush.models.prior import Bank, BankConfig
+from codebrush.models.bank import Bank, BankConfig
 from codebrush.models.upscaler import Upscaler, UpscalerConfig
 from packs import micro_transformer, write_micro_pack
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from codebrush.models.prior import Bank, BankConfig, Neighbours, Prior, PriorConfig, blended
+from codebrush.models.bank import Bank, BankConfig, Neighbours, blended
+from codebrush.models.prior import Prior, PriorConfig
 
 
 def bank(count: int = 50, width: int = 24) -> Bank:

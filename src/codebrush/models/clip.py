@@ -82,8 +82,8 @@ class CLIP(PretrainedModel):
         height, width = self.image_shape
         if height != width:
             raise PackError(
-                f"this CLIP reads pictures of {height} x {width} pixels (height x width): take one of square pictures "
-                "here; it can embed, score, classify and search"
+                f"this CLIP reads pictures of {height} x {width} pixels (height x width): use a CLIP that reads "
+                "square ones for training and drawing"
             )
         return height
 

@@ -174,7 +174,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     for name, scale in scales.items():
         matrix = name.removesuffix(SCALE)
         if matrix not in tensors or len(tensors[matrix]) != len(scale):
-            raise PackError(f"{path} is damaged ('{name}' goes with nothing): fetch or train the pack again")
+            raise PackError(f"{path} is damaged ('{name}' belongs to no matrix): fetch or train the pack again")
         rows = tensors[matrix].float()
         tensors[matrix] = rows * scale.float().view(-1, *[1] * (rows.ndim - 1))
     return tensors

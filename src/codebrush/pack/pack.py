@@ -24,12 +24,13 @@ from typing import Any, TypeVar
 import torch
 
 from codebrush.errors import PackError
+from codebrush.models.bank import Bank
 from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.models.condition import Condition
 from codebrush.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, PretrainedModel, read_config
-from codebrush.models.prior import Bank, Prior
+from codebrush.models.prior import Prior
 from codebrush.models.translator import Translator
 from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN

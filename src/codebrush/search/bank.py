@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codebrush.models.prior import Neighbours
+from codebrush.models.bank import Neighbours
 from codebrush.pack.pack import Pack, clip_hash
 from codebrush.search.database import Database, Mark, is_in, open_database
 from codebrush.search.queries import search

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codebrush.models.bank import Bank, BankConfig
 from codebrush.models.clip import CLIP
-from codebrush.models.prior import Bank, BankConfig
 from codebrush.training.dataset import Captioned, evenly
 
 MOST = 2048  # pictures

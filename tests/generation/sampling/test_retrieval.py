@@ -12,7 +12,8 @@ from codebrush.errors import ImageError, PackError, UsageError
 from codebrush.generation.manifest import check_retrieval
 from codebrush.generation.sampling.retrieval import Retrieval, prepare_retrieval
 from codebrush.generation.sampling.sampler import draw_options
-from codebrush.models.prior import Bank, BankConfig, Neighbours, Prior, PriorConfig, blended
+from codebrush.models.bank import Bank, BankConfig, Neighbours, blended
+from codebrush.models.prior import Prior, PriorConfig
 from packs import micro_transformer, write_micro_pack
 
 

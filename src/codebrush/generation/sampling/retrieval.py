@@ -16,7 +16,8 @@ from codebrush.errors import PackError, UsageError
 from codebrush.generation.manifest import retrieval_entry
 from codebrush.generation.options import DrawOptions
 from codebrush.generation.sampling.sampler import Drawing, Sampler
-from codebrush.models.prior import Neighbours, Prior, blended
+from codebrush.models.bank import Neighbours, blended
+from codebrush.models.prior import Prior
 
 PRIORS = ("retrieval", "mlp", "none")
 NEIGHBOURS = 4

@@ -1,4 +1,4 @@
-"""A web server on this machine that misbehaves in every way that servers do, and notes what it is asked for."""
+"""A local web server that misbehaves in the ways that servers do, and records its requests."""
 
 import socket
 import struct
@@ -14,10 +14,10 @@ from typing import Any
 
 @dataclass
 class Page:
-    """One path and how it is answered.
+    """How requests of one path are answered.
 
-    `statuses`: what the next requests get instead. `length` is the Content-Length that is told: True for the right one,
-    False for none. `way`: hang (no answer), drip (a byte at a time), drip-head (the same in the head), reset.
+    `statuses` are the statuses of the next requests. `length` is the Content-Length that is sent: True for the right
+    one, False for none. `way`: hang (no answer), drip (byte by byte), drip-head (headers byte by byte), reset.
     """
 
     content: bytes = b""
@@ -29,7 +29,7 @@ class Page:
 
 
 class RudeServer(ThreadingHTTPServer):
-    """`pages` by path; `asked` counts the requests of each, `agents` has every User-Agent, `times` when they came."""
+    """`pages` by path; `asked` counts the requests of each path, `agents` and `times` are those of all requests."""
 
     daemon_threads = True
 
@@ -51,7 +51,7 @@ class RudeServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}{path}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # a client that gave up is part of the tests
+        pass  # clients that give up are part of the tests
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -13,7 +13,7 @@ from codebrush.data.synthetic.shapes import scene
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Eight scenes in two kinds, one of them twice, and a file that is no picture."""
+    """Eight scenes of two kinds, one of them twice, and a file that is not a picture."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     lines = []
@@ -37,7 +37,7 @@ def test_a_source_is_curated(
     report = json.loads(capsys.readouterr().out)
     assert (report["rows"], report["dropped"]["unreadable"]) == (10, 1)
     assert report["kept"] + sum(report["dropped"].values()) == 10
-    assert report["kept"] in (4, 5)  # of nine that can be read four or five, where the twins are one
+    assert report["kept"] in (4, 5)  # half of nine readable rows, two of which are duplicates
     source = open_source(out)
     assert len(source) == report["kept"] == sum(report["splits"].values())
     kinds = {(source.row(row)["kind"], source.row(row)["split"]) for row in range(len(source))}
@@ -49,7 +49,7 @@ def test_a_source_is_curated(
     assert "| unreadable | 1 |" in (out / "report.md").read_text()
 
 
-def test_people_are_told_what_went(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dropped_rows_are_counted_on_stdout(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["curate", str(pictures), "--out", str(tmp_path / "out"), "--shares", "1,0,0"]) == 0
     output = capsys.readouterr()
     assert output.out.startswith("8 of 10 rows are kept, in 1 shard")
@@ -71,7 +71,7 @@ def test_rows_without_a_caption_are_counted(pictures: Path, tmp_path: Path, caps
     assert report["kept"] == 7
 
 
-def test_an_empty_split_is_told(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_split_gives_a_warning(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["curate", str(pictures), "--out", str(tmp_path / "out"), "--caption", "a photo"]) == 0
     assert "no row is in the split" in capsys.readouterr().err
 
@@ -119,7 +119,7 @@ def test_a_folder_that_is_taken_is_left_alone(
 
 
 def test_emoji_keep_their_split(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Split by concept with the shares of the published set, the rows fall as they fell there."""
+    """Split by concept with the shares of the published set, rows go to the same splits as there."""
     given = ["--caption", "{label}", "--group", "concept", "--limit", "120", "--cap", "5"]
     out = tmp_path / "out"
     assert run(["curate", str(shared / "data" / "emoji.parquet"), "--out", str(out), *given, "--json"]) == 0

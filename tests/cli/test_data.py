@@ -1,4 +1,4 @@
-"""`codebrush data`: sources that can be trained on, made from nothing."""
+"""`codebrush data`: writes sources that can be trained on."""
 
 import json
 from pathlib import Path

@@ -102,8 +102,8 @@ def test_failures_are_one_line(
     assert not out.exists()
 
 
-def test_a_run_that_is_killed_goes_on(server: RudeServer, tmp_path: Path) -> None:
-    """SIGKILL in the middle of a slice: no picture that was stored is asked for again, and each is there once."""
+def test_a_run_that_is_killed_can_be_continued(server: RudeServer, tmp_path: Path) -> None:
+    """SIGKILL in the middle of a slice: no stored picture is requested again, and each is stored once."""
     urls = [server.serve(f"/{number}", picture(number)) for number in range(30)]
     out = tmp_path / "out"
     given = [str(write_list(tmp_path / "list.csv", urls)), "--out", str(out), "--allow-local", "--json"]
@@ -113,8 +113,8 @@ def test_a_run_that_is_killed_goes_on(server: RudeServer, tmp_path: Path) -> Non
     try:
         end = time.monotonic() + 60
         while len(list(stored.glob("*.json"))) < 4:
-            assert slow.poll() is None, "the run was over before it could be killed"
-            assert time.monotonic() < end, "the run came to nothing"
+            assert slow.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < end, "the run stored nothing"
             time.sleep(0.005)
     finally:
         os.kill(slow.pid, signal.SIGKILL)

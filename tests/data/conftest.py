@@ -1,4 +1,4 @@
-"""What the tests of the data layer share: small pictures, and a cache of `datasets` that is thrown away."""
+"""Fixtures of the data layer's tests: small pictures, and a temporary cache for `datasets`."""
 
 import io
 from collections.abc import Callable

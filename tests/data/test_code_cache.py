@@ -1,4 +1,4 @@
-"""Codes on disk: the same as those drawn afresh, made once, and made again where the file is damaged."""
+"""Codes on disk: equal to newly computed ones, computed once, and again if the file is damaged."""
 
 import resource
 from concurrent.futures import ThreadPoolExecutor

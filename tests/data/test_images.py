@@ -33,7 +33,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def quadrants() -> Image.Image:
-    """Red, green, blue and black quarters, 8 x 8 each: a turn or a swap of channels shows."""
+    """Red, green, blue and black quarters, 8 x 8 each: any rotation or swap of channels shows."""
     image = Image.new("RGB", (16, 16))
     for colour, corner in (("red", (0, 0)), ("lime", (8, 0)), ("blue", (0, 8))):
         image.paste(colour, (*corner, corner[0] + 8, corner[1] + 8))
@@ -67,7 +67,7 @@ def test_other_kinds_decode_closely(kind):
 @pytest.mark.parametrize(
     "where", ["PIL.ImageFile.ImageFile.load", "PIL.ImageOps.exif_transpose", "PIL.Image.Image.copy"]
 )
-def test_short_memory_is_no_fault_of_the_picture(monkeypatch, where):
+def test_a_lack_of_memory_is_no_image_error(monkeypatch, where):
     def poor(*_, **__):
         raise MemoryError
 
@@ -158,7 +158,7 @@ def test_exif_orientation_is_undone(orientation):
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
     }
-    # As a camera does: store the picture turned the other way, and say how it lies.
+    # As cameras do: store the picture rotated, with the orientation that undoes it.
     inverse = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
     stored = quadrants()
     if orientation in undo:
@@ -233,7 +233,7 @@ def text_bomb() -> bytes:
         (lambda: b"GIF89a", "not a picture|cannot be decoded"),
         (lambda: b"just words, not a picture", "not a picture"),
         (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
-        # Pillow would hand this one to Ghostscript, which runs it.
+        # Pillow would give this one to Ghostscript, which executes it.
         (lambda: encoded(Image.new("RGB", (8, 8)), "EPS"), "not a picture"),
         (lambda: encoded(quadrants(), "PNG")[:60], "cannot be decoded"),
         (lambda: encoded(Image.effect_noise((64, 64), 90), "JPEG")[:900], "truncated"),

@@ -17,7 +17,7 @@ BROKEN = (0, 5, 11)
 
 @pytest.fixture
 def source(folder):
-    """Twelve captioned pictures of noise; three of them are no pictures."""
+    """Twelve captioned files: nine noise pictures, and three that cannot be read."""
     for index in range(12):
         noise = np.random.default_rng(index).integers(0, 256, (20, 30, 3), dtype=np.uint8)
         path = folder / f"{index:02d}.png"
@@ -34,7 +34,7 @@ def _small_chunks(monkeypatch):
 
 @pytest.fixture
 def decoded(monkeypatch) -> list[int]:
-    """The sizes that pictures were brought to, one entry a picture, as it happens."""
+    """The size that each picture was resized to, in order."""
     found = []
 
     def resize(image, size):

@@ -1,4 +1,4 @@
-"""SSIM as training lowers and evaluation tells it."""
+"""SSIM as used by training and evaluation."""
 
 import torch
 

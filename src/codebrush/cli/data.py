@@ -57,7 +57,7 @@ def gather(
     caption_column: Annotated[str | None, typer.Option(help="Column of the captions.  [caption, text ...]")] = None,
     workers: Annotated[int, typer.Option(help="Number of parallel downloads.")] = 16,
     at_once: Annotated[int, typer.Option(help="Number of parallel downloads from one site.")] = 2,
-    delay: Annotated[float, typer.Option(help="Least seconds between two requests to one site.")] = 0.1,
+    delay: Annotated[float, typer.Option(help="Minimum seconds between two requests to one site.")] = 0.1,
     timeout: Annotated[float, typer.Option(help="Give up after this many seconds without data.")] = 10.0,
     deadline: Annotated[float, typer.Option(help="Give up on a picture after this many seconds.")] = 60.0,
     max_bytes: Annotated[int, typer.Option(help="Skip files with more bytes.")] = 20_000_000,

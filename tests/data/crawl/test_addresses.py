@@ -1,4 +1,4 @@
-"""Which addresses are public: the IPv4 address that an IPv6 one stands for decides."""
+"""Which addresses are public; of an IPv6 address that stands for an IPv4 one, the latter decides."""
 
 import pytest
 
@@ -30,7 +30,7 @@ from codebrush.data.crawl.addresses import is_private_host, is_public
         ("64:ff9b::127.0.0.1", False),
         ("64:ff9b::224.0.0.1", False),
         ("64:ff9b::8.8.8.8", True),
-        # NAT64 of a local network: where in it the IPv4 address lies is the network's affair
+        # NAT64 of a local network, which decides where in it the IPv4 address is
         ("64:ff9b:1::a9fe:a9fe", False),
         ("64:ff9b:1:a00:0:100::", False),
         ("64:ff9b:1::8.8.8.8", False),

@@ -1,4 +1,4 @@
-"""Fetching a picture: whatever a server does, it ends soon and with a reason."""
+"""Fetching a picture: whatever a server does, the fetch ends soon and with a reason."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -79,7 +79,7 @@ def test_misbehaviour_has_a_reason(fetcher: Fetcher, server: RudeServer, how: di
 
 
 def test_no_more_is_read_than_the_limit(fetcher: Fetcher, server: RudeServer):
-    """An endless body is left after the limit, not after the deadline."""
+    """An endless body is cut off at the limit, not at the deadline."""
     url = server.serve("/endless", b"x" * 50_000_000, length=False)
     start = time.monotonic()
     assert refusal(fetcher, url).reason == "too large"
@@ -141,7 +141,7 @@ def test_a_host_that_does_not_exist(fetcher: Fetcher):
     assert (found.reason, found.again) == ("no such host", True)
 
 
-def test_redirects_are_followed_and_judged(fetcher: Fetcher, server: RudeServer):
+def test_redirects_are_followed_and_checked(fetcher: Fetcher, server: RudeServer):
     server.serve("/robots.txt", b"User-agent: *\nDisallow: /private", type="text/plain")
     server.serve("/private/x", b"bytes")
     server.serve("/y", b"bytes")
@@ -158,13 +158,13 @@ def test_a_site_without_robots_allows_all(fetcher: Fetcher, server: RudeServer, 
 
 
 @pytest.mark.parametrize("how", [{"statuses": [503] * 9}, {"way": "hang"}, {"way": "reset"}])
-def test_a_site_that_cannot_say_allows_nothing(fetcher: Fetcher, server: RudeServer, how: dict):
+def test_a_site_without_a_readable_robots_allows_nothing(fetcher: Fetcher, server: RudeServer, how: dict):
     server.serve("/robots.txt", **how)
     url = server.serve("/x", b"bytes")
     found = refusal(fetcher, url)
     assert (found.reason, found.again) == ("robots.txt unreachable", True)
     refusal(fetcher, url)
-    assert (server.asked["/robots.txt"], server.asked["/x"]) == (1, 0)  # remembered, and heeded
+    assert (server.asked["/robots.txt"], server.asked["/x"]) == (1, 0)  # remembered and obeyed
 
 
 def test_a_site_may_ask_for_pauses(fetcher: Fetcher, server: RudeServer):
@@ -185,7 +185,7 @@ def test_a_giant_robots_is_cut(fetcher: Fetcher, server: RudeServer):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_private_addresses_are_not_asked(server: RudeServer, host: str):
+def test_private_addresses_are_refused(server: RudeServer, host: str):
     server.serve("/x", b"bytes")
     fetcher = Fetcher(FetchLimits(timeout=0.3, deadline=0.6))
     found = refusal(fetcher, f"http://{host}:{server.server_address[1]}/x")

@@ -1,4 +1,4 @@
-"""Gathering: what can be had is in the shards, the rest has a reason, and another run completes it."""
+"""Gathering: every picture that can be fetched is in a shard, the others have a reason, and a later run adds them."""
 
 import hashlib
 import io
@@ -69,7 +69,7 @@ def noisy(size: tuple[int, int], kind: str = "PNG") -> bytes:
 
 
 def test_a_rude_web(server: RudeServer, tmp_path: Path, picture: Callable[..., bytes]):
-    """Every kind of misbehaviour at once: the good pictures arrive whole, and each other row has its reason."""
+    """All kinds of misbehaviour at once: good pictures arrive complete, and every other row has its reason."""
     jpeg = noisy((60, 40), "JPEG")
     server.serve("/robots.txt", b"User-agent: *\nDisallow: /*secret", type="text/plain")
     expected = {
@@ -151,7 +151,7 @@ def test_a_list_may_grow(server: RudeServer, tmp_path: Path, picture: Callable[.
 
 
 class Stop(BaseException):
-    """As Ctrl-C comes: from outside, at any time."""
+    """Stands for Ctrl-C, which may come at any time."""
 
 
 def test_a_run_that_is_stopped_loses_no_picture(
@@ -220,7 +220,7 @@ def test_pictures_are_made_smaller_but_never_larger(server: RudeServer, tmp_path
 
 
 def test_a_strip_stays_as_it_is(server: RudeServer, tmp_path: Path):
-    """Made smaller it would still be longer than a JPEG can be."""
+    """Scaled down it would still be longer than a JPEG can be."""
     file = io.BytesIO()
     Image.new("1", (90_000, 40)).save(file, "PNG")
     run([server.serve("/strip", file.getvalue())], tmp_path / "out", resize=39)
@@ -250,12 +250,12 @@ def test_no_more_pictures_are_decoded_at_once_than_there_are_cores(
     assert most == 2
 
 
-def test_memory_that_was_short_is_no_fault_of_the_picture(
+def test_a_lack_of_memory_is_retried(
     server: RudeServer, tmp_path: Path, picture: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ):
-    """It is tried again, in this run and in the next one."""
+    """In this run and in the next one: it is not the picture's fault."""
     rich = ImageOps.exif_transpose
-    short = {"red": 1, "blue": 9}  # how often memory is short for the picture of this colour
+    short = {"red": 1, "blue": 9}  # how often memory is lacking for the picture of this colour
 
     def poor(image: Image.Image) -> Image.Image:
         colour = "red" if image.convert("RGB").getpixel((0, 0)) == (255, 0, 0) else "blue"
@@ -273,15 +273,15 @@ def test_memory_that_was_short_is_no_fault_of_the_picture(
     assert run(urls, tmp_path / "out")["fetched"] == 2
 
 
-def test_one_site_is_not_stormed(server: RudeServer, tmp_path: Path, picture: Callable[..., bytes]):
+def test_requests_to_one_site_are_limited(server: RudeServer, tmp_path: Path, picture: Callable[..., bytes]):
     urls = [server.serve(f"/{number}", picture()) for number in range(8)]
     run(urls, tmp_path / "out", at_once=2, delay=0.03)
     assert server.most_at_once <= 2
     begins = sorted(server.times)[1:]  # after robots.txt
-    assert begins[-1] - begins[0] >= 0.03 * 7 * 0.6  # a busy machine notes the first one late
+    assert begins[-1] - begins[0] >= 0.03 * 7 * 0.6  # a busy machine may record the first one late
 
 
-def test_local_addresses_are_not_asked(server: RudeServer, tmp_path: Path, picture: Callable[..., bytes]):
+def test_local_addresses_are_refused(server: RudeServer, tmp_path: Path, picture: Callable[..., bytes]):
     url = server.serve("/x", picture())
     with pytest.raises(DataError, match="1 private address"):
         run([url], tmp_path / "out", limits=replace(QUICK.limits, allow_local=False))
@@ -289,10 +289,10 @@ def test_local_addresses_are_not_asked(server: RudeServer, tmp_path: Path, pictu
     assert failures(tmp_path / "out") == {"x": "private address"}
 
 
-def test_local_addresses_are_asked_again_once_they_may_be(
+def test_local_addresses_are_retried_once_they_are_allowed(
     server: RudeServer, tmp_path: Path, picture: Callable[..., bytes]
 ):
-    """And only they; neither row is told or stored twice."""
+    """And only they; no row is stored or reported twice."""
     urls, out = [server.serve("/x", picture()), "mailto:x"], tmp_path / "out"
     with pytest.raises(DataError, match="1 private address: give --allow-local"):
         run(urls, out, limits=replace(QUICK.limits, allow_local=False))
@@ -304,7 +304,7 @@ def test_local_addresses_are_asked_again_once_they_may_be(
     assert (report["fetched"], report["new"], report["failed"]) == (1, 0, {"bad URL": 1})
 
 
-def test_rows_that_cannot_be_asked_for(server: RudeServer, tmp_path: Path, picture: Callable[..., bytes]):
+def test_rows_that_cannot_be_requested(server: RudeServer, tmp_path: Path, picture: Callable[..., bytes]):
     good = server.serve("/x", picture())
     report = run(
         {good: "a caption", "": "no url", good + "?2": "", "ftp://host/x": "ftp", "nonsense": "?"}, tmp_path / "o"
@@ -327,7 +327,7 @@ def test_another_list_is_refused(server: RudeServer, tmp_path: Path, picture: Ca
 
 
 def test_a_folder_of_something_else_is_refused(server: RudeServer, tmp_path: Path, picture: Callable[..., bytes]):
-    """A shard of ours would otherwise take the place of a file there."""
+    """Otherwise a shard could replace a file there."""
     (tmp_path / "00000.tar").write_bytes(b"mine")
     with pytest.raises(DataError, match="name a new folder"):
         run([server.serve("/x", picture())], tmp_path)

@@ -1,4 +1,4 @@
-"""The queue of requests: never too many at one site, never too soon after one another, and none waits for another's."""
+"""The queue of requests: never too many to one host or too soon, and no host waits for another."""
 
 import itertools
 import threading
@@ -58,7 +58,7 @@ def test_a_slow_host_holds_up_no_other():
     assert sum(job.startswith("b") for *_, job in log[:13]) >= 8
 
 
-def test_a_job_comes_back_when_it_is_to_be_tried_again():
+def test_a_job_is_handed_out_again_for_a_retry():
     queue = PoliteQueue(["a1", "b1"], host, 1, 0.0)
     first, second = queue.take(), queue.take()
     assert {first, second} == {"a1", "b1"}
@@ -80,7 +80,7 @@ def test_a_host_may_ask_for_more_time():
     assert time.monotonic() - start >= 0.1
 
 
-def test_closing_lets_go_of_who_waits():
+def test_closing_ends_all_waiting():
     queue = PoliteQueue(["a1", "a2"], host, 1, 0.0)
     queue.take()
     found: list[str | None] = ["nothing yet"]

@@ -1,4 +1,4 @@
-"""Reading robots.txt as RFC 9309 has it."""
+"""Reading robots.txt by RFC 9309."""
 
 import time
 from urllib.robotparser import RobotFileParser

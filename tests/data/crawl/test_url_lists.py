@@ -1,4 +1,4 @@
-"""Lists of URLs: their rows come one after the other, whatever is wrong with some of them."""
+"""Lists of URLs: all rows are read in order, whatever is wrong with some of them."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ def test_lists_of_every_kind(tmp_path: Path, kind: str):
 
 
 def test_a_row_of_json_may_lack_what_others_have(tmp_path: Path):
-    """The first one too; only a list without a single caption is refused, with the columns that it has."""
+    """Even the first one; only a list without any caption is refused, naming the columns that it has."""
     path = tmp_path / "list.jsonl"
 
     def listed(*rows: dict[str, Any]) -> list[UrlRow]:

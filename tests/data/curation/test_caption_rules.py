@@ -1,4 +1,4 @@
-"""Rules that captions keep or break, told by nothing but letters."""
+"""Rules for the length and the script of captions."""
 
 import pytest
 

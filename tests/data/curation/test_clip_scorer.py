@@ -1,4 +1,4 @@
-"""Scores of captions: the cosines that a CLIP gives one picture and one caption at a time."""
+"""Scores of captions: the same cosines as for one picture and one caption at a time."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from packs import micro_clip, micro_tokenizer
 
 @pytest.mark.parametrize("fit", ["plain", "crop", "squeeze"])
 def test_scores_are_those_of_the_whole_picture(fit: str, monkeypatch: pytest.MonkeyPatch):
-    """However the CLIP wants pictures made square, and whatever else is in the batch."""
+    """For every way of resizing, and whatever else is in the batch."""
     monkeypatch.setattr("codebrush.data.curation.clip_scorer.BATCH", 2)
     clip, tokenizer = micro_clip(), micro_tokenizer()
     clip.config = replace(clip.config, fit=fit)

@@ -1,4 +1,4 @@
-"""Curation: each bad row goes for its own reason, and what is left comes back from the shards as it was."""
+"""Curation: each bad row is dropped for its own reason, and the kept rows are unchanged in the shards."""
 
 import json
 import tracemalloc
@@ -47,7 +47,7 @@ def numbers(folder: Path, **how: Any) -> list[int]:
 
 
 class NumberScorer:
-    """Scores a caption by the number in it, "... 0.7", and notes how wide the pictures were."""
+    """Scores a caption by the number in it, "... 0.7", and records the sizes of the pictures."""
 
     def __init__(self) -> None:
         self.widths: set[tuple[int, int]] = set()
@@ -62,7 +62,7 @@ class NumberScorer:
 
 @pytest.fixture
 def messy(tmp_path: Path) -> Path:
-    """Twelve rows, of which 0, 1, 9 and 11 are as they should be."""
+    """Twelve rows, of which 0, 1, 9 and 11 are good."""
     first = drawn(0)
     lighter = Image.eval(first, lambda value: min(value + 3, 255))
     return write(
@@ -88,7 +88,7 @@ STRICT = replace(PLAIN, min_side=32, max_aspect=3, rules=CaptionRules(2, 8, None
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_each_row_goes_for_its_reason(messy: Path, tmp_path: Path, kind: str):
+def test_each_row_is_dropped_for_its_reason(messy: Path, tmp_path: Path, kind: str):
     out = tmp_path / "out"
     report = curate(open_source(messy), out, replace(STRICT, kind=kind))
     assert report["dropped"] == {
@@ -147,7 +147,7 @@ def scored(folder: Path) -> CaptionedImages:
     return open_source(write(folder, [(drawn(number), f"score {value}") for number, value in enumerate(scores)]))
 
 
-def test_scores_below_a_threshold_go(tmp_path: Path):
+def test_rows_with_scores_below_a_threshold_are_dropped(tmp_path: Path):
     scorer = NumberScorer()
     report = curate(scored(tmp_path / "in"), tmp_path / "out", replace(PLAIN, min_score=0.55), scorer)
     assert numbers(tmp_path / "out") == [0, 4, 6, 8, 9]
@@ -158,12 +158,12 @@ def test_scores_below_a_threshold_go(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("share", "left"), [(0.3, [0, 4, 6]), (1.0, list(range(10)))])
-def test_the_best_share_stays(tmp_path: Path, share: float, left: list[int]):
+def test_the_best_share_is_kept(tmp_path: Path, share: float, left: list[int]):
     curate(scored(tmp_path / "in"), tmp_path / "out", replace(PLAIN, keep_top=share), NumberScorer())
     assert numbers(tmp_path / "out") == left
 
 
-def test_of_duplicates_the_best_stays(tmp_path: Path):
+def test_of_duplicates_the_best_is_kept(tmp_path: Path):
     rows = [(drawn(0), "circle 0.3"), (drawn(0), "circle 0.8"), (drawn(1), "square 0.5"), (drawn(0), "circle 0.4")]
     folder = write(tmp_path / "in", rows)
     report = curate(open_source(folder), tmp_path / "out", replace(PLAIN, min_score=0.0), NumberScorer())
@@ -172,14 +172,14 @@ def test_of_duplicates_the_best_stays(tmp_path: Path):
 
 
 def test_a_bad_row_takes_no_good_one_with_it(tmp_path: Path):
-    """A duplicate of what is dropped for its caption stays."""
+    """A duplicate of a row that is dropped for its caption is kept."""
     folder = write(tmp_path / "in", [(drawn(0), "x"), (drawn(0), "a red circle")])
     curate(open_source(folder), tmp_path / "out", replace(PLAIN, rules=CaptionRules(2)))
     assert numbers(tmp_path / "out") == [1]
 
 
 def measured(count: int, seed: int = 0) -> Measures:
-    """As the first pass leaves them for pictures of noise."""
+    """The measures of noise pictures after the first pass."""
     rng = np.random.default_rng(seed)
     measures = Measures(count)
     measures.pixels[:] = rng.integers(0, 2**63, count)
@@ -188,7 +188,7 @@ def measured(count: int, seed: int = 0) -> Measures:
 
 
 class Captions:
-    """As much of a source as deciding asks for."""
+    """The part of a source that `decide` uses."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts
@@ -215,7 +215,7 @@ def test_common_phrases_come_down_to_the_cap_and_rare_ones_stay_whole():
 
 
 def test_other_rows_do_not_change_a_rows_luck():
-    """A sample is drawn by its own hash: in another order the same ones stay."""
+    """Rows are drawn by their own hashes: in another order the same ones are kept."""
     texts = ["a dog"] * 500
     forward, backward = measured(500), measured(500)
     backward.pixels[:] = forward.pixels[::-1]
@@ -241,7 +241,7 @@ def test_given_phrases_are_what_is_capped():
 
 
 def test_a_chain_of_small_changes_does_not_swallow_its_far_end():
-    """0 and 2 differ by twice as much as each does from 1: only 1 goes."""
+    """0 and 2 differ twice as much as each does from 1: only 1 is dropped."""
     measures = measured(3)
     measures.shape[:] = [0b0000, 0b0011, 0b1111]
     decide(Captions(["x"] * 3), measures, replace(PLAIN, near=2))  # pyright: ignore[reportArgumentType]
@@ -263,7 +263,7 @@ def test_splits_by_group_keep_it_together(tmp_path: Path):
 
 
 def test_rows_of_an_empty_group_are_split_by_caption(tmp_path: Path):
-    """Else all of them would be one concept, and in one split."""
+    """Otherwise all of them would be one concept, and in one split."""
     captions = [f"Scene {number}!" for number in range(30)]
     folder = write(tmp_path / "in", [(drawn(number), caption) for number, caption in enumerate(captions)])
     lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
@@ -289,7 +289,7 @@ def test_splits_by_caption_are_blind_to_its_spelling(tmp_path: Path):
         assert set(found.values()) == {3}
 
 
-def test_shards_have_so_many_rows(tmp_path: Path):
+def test_shards_have_up_to_shard_rows(tmp_path: Path):
     folder = write(tmp_path / "in", [(drawn(number), f"scene {number}") for number in range(7)])
     report = curate(open_source(folder), tmp_path / "out", replace(PLAIN, shard_rows=3))
     assert report["shards"] == 3
@@ -298,7 +298,7 @@ def test_shards_have_so_many_rows(tmp_path: Path):
 
 
 def test_shards_can_be_curated_again(tmp_path: Path, messy: Path):
-    """The columns that curation adds do not get in the way of the next one."""
+    """The columns that curation adds are no obstacle to the next one."""
     for first, second in (("tar", "parquet"), ("parquet", "tar")):
         once, twice = tmp_path / first, tmp_path / f"{first}2"
         curate(open_source(messy), once, replace(STRICT, kind=first))
@@ -326,7 +326,7 @@ def test_nothing_is_left_of_a_run_that_fails(messy: Path, tmp_path: Path):
         curate(open_source(messy), out, STRICT)
 
 
-def test_a_picture_that_went_away_between_the_passes(messy: Path, tmp_path: Path):
+def test_a_picture_that_is_deleted_between_the_passes(messy: Path, tmp_path: Path):
     def remove(done: int, total: int) -> None:
         (messy / "009.png").unlink(missing_ok=True)
 
@@ -336,7 +336,7 @@ def test_a_picture_that_went_away_between_the_passes(messy: Path, tmp_path: Path
 
 
 def test_memory_is_what_is_stated():
-    """5,000 rows of other hashes: their arrays, and what deciding takes beside them, the near index above all."""
+    """5,000 rows of different hashes: their arrays, and what `decide` needs besides, mostly the near index."""
     tracemalloc.start()
     try:
         measures = measured(5_000)
@@ -346,8 +346,8 @@ def test_memory_is_what_is_stated():
     finally:
         tracemalloc.stop()
     assert held / 5_000 == pytest.approx(BYTES_PER_ROW, rel=0.05)
-    # Five buckets a row at their dearest, with one row each; shared by many rows they come to 4 bytes. A byte for each
-    # pair of rows would be eight times as much.
+    # At most five buckets a row, each with one row; shared by many rows they take 4 bytes. A byte for each pair of rows
+    # would be eight times as much.
     assert (peak - held) / 5_000 < 700
 
 

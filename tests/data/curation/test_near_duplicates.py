@@ -1,4 +1,4 @@
-"""Near duplicates: copies are found however they were saved, and what only resembles them is not."""
+"""Near duplicates: copies are found however they were saved, and pictures that only resemble them are not."""
 
 import io
 
@@ -37,7 +37,7 @@ def jpeg(image: Image.Image, quality: int) -> Image.Image:
     ids=["jpeg", "half", "larger", "darker"],
 )
 def test_copies_are_found(change):
-    """Each copy alone with the original: at least 95 % of them."""
+    """Each copy is compared with its original; at least 95 % are found."""
     index = index_of([*SCENES, *(change(image) for image in SCENES)], 6)
     found = 0
     for row in range(COUNT):
@@ -47,7 +47,7 @@ def test_copies_are_found(change):
     assert found >= 0.95 * COUNT
 
 
-def test_other_pictures_are_not():
+def test_other_pictures_are_not_found():
     """Scenes that share a shape in another colour, or a colour in another place."""
     index = index_of(SCENES, 6)
     twins = []
@@ -95,7 +95,7 @@ def test_exact_pixels_and_size_count():
 
 @pytest.mark.parametrize("distance", [0, 1, 4, 6, 15])
 def test_bands_miss_none_within_the_distance(distance: int):
-    """Against all pairs, for hashes as far from each other as they may be and one bit farther."""
+    """Compared with all pairs, for hashes at the largest distance allowed and one bit beyond."""
     rng = np.random.default_rng(distance)
     originals = rng.integers(0, 2**63, 200, dtype=np.uint64)
     shapes = [*originals]

@@ -18,7 +18,7 @@ def counted(rows: list[list[str]], given: list[str] | None = None) -> Phrases:
     return phrases
 
 
-def test_a_row_goes_by_its_rarest_word():
+def test_the_rarest_word_of_a_row_decides():
     phrases = counted([["a photo of a dog"]] * 8 + [["a photo of a cat"]] * 2 + [["a Photo!"]])
     assert dict(phrases.counts) == {"photo": 11, "dog": 8, "cat": 2}
     assert phrases.rarest(["the photo of the dog"]) == ("dog", 8)
@@ -37,8 +37,8 @@ def test_a_row_counts_a_word_once():
     assert counted([["dog dog", "a dog"]]).counts["dog"] == 1
 
 
-def test_a_word_of_one_row_keeps_nothing():
-    """The number of a file would otherwise keep every row."""
+def test_a_word_of_one_row_keeps_no_row():
+    """Otherwise file numbers would keep every row."""
     phrases = counted([["dog img20391"], ["dog img20392"], ["dog 17"]])
     assert phrases.rarest(["dog img20391"]) == ("dog", 3)
 
@@ -70,7 +70,7 @@ def test_uniform_is_the_documented_rule():
     assert {split_of(f"{number}", (0.0, 0.0, 1.0)) for number in range(1000)} == {"test"}
 
 
-def test_it_splits_the_emoji_as_they_are(shared: Path):
+def test_the_emoji_set_was_split_by_this_rule(shared: Path):
     rows = pq.read_table(shared / "data" / "emoji.parquet", columns=["concept", "split"]).to_pylist()
     assert len(rows) == 16_941
     assert all(split_of(row["concept"], (0.9, 0.05, 0.05)) == row["split"] for row in rows)

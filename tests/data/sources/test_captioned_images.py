@@ -71,7 +71,7 @@ def test_group(pets):
 
 
 def test_an_empty_group_is_none(pets):
-    """Rows whose cell says nothing have no more in common than their captions."""
+    """Rows whose cell is empty share a group only if they share a caption."""
     source = open_source(str(pets), captions=["{label}", "{style} style"], group="label")
     assert [source.group(row) for row in (0, 4)] == ["cat", "flat style"]
     assert [source.group_cell(row) for row in (0, 4)] == ["cat", ""]

@@ -145,7 +145,7 @@ def test_splits_of_a_folder_laid_out_as_on_the_hub(tmp_path, picture):
 
 @pytest.mark.parametrize("described_by", ["txt", "metadata", "nothing"])
 def test_pictures_are_not_hidden_by_a_table_among_them(folder, picture, described_by):
-    """A stray archive, whole or not, does not take the place of the pictures, and is told of."""
+    """A stray archive, intact or damaged, is not read instead of the pictures, and gives a warning."""
     (folder / "old").mkdir()
     for name in ("a.png", "old/b.png"):
         (folder / name).write_bytes(picture())
@@ -157,12 +157,12 @@ def test_pictures_are_not_hidden_by_a_table_among_them(folder, picture, describe
     (folder / "broken.tar").write_bytes(b"nope")
     (folder / "empty.TAR").write_bytes(b"")
     write_parquet(folder / "index.parquet", image=[picture()], text=["from the table"])
-    with pytest.warns(UserWarning, match="not 4 of another kind") as told:
+    with pytest.warns(UserWarning, match="not 4 of another kind") as warned:
         source = open_source(
             folder, require_captions=False, captions=["{file_name}"] if described_by == "nothing" else ()
         )
     assert captions(source) == ["a.png", "old/b.png"]
-    assert [str(each.message) for each in told] == [
+    assert [str(each.message) for each in warned] == [
         f"{folder}: reads the 2 picture files in it, but not 4 of another kind "
         "(index.parquet, broken.tar, empty.TAR, ...); to read those, name them"
     ]
@@ -193,7 +193,7 @@ def test_shards_of_a_curation_are_read_beside_its_sheets(folder, picture, kind):
         warnings.simplefilter("error")
         assert captions(open_source(folder / "curated")) == ["a", "b"]
     with pytest.warns(UserWarning, match=rf"reads the 3 picture .*\(curated/train-00000\.{kind}\)"):
-        assert len(open_source(folder, require_captions=False)) == 3  # the sheets are no pictures of the user's
+        assert len(open_source(folder, require_captions=False)) == 3  # the sheets do not belong to the data
 
 
 def test_glob_of_parquet(tmp_path, picture):
@@ -204,7 +204,7 @@ def test_glob_of_parquet(tmp_path, picture):
         open_source(str(tmp_path / "*.tar"))
 
 
-def test_names_with_the_signs_of_a_pattern_are_taken_as_they_are(tmp_path, picture):
+def test_file_names_with_glob_characters_are_taken_literally(tmp_path, picture):
     folder = tmp_path / "set [v2] *"
     write_parquet(folder / "a[1].parquet", image=[picture()], text=["x"])
     assert captions(open_source(folder / "a[1].parquet")) == ["x"]
@@ -289,7 +289,7 @@ def test_damaged_tables_are_refused_in_one_line(tmp_path, name, content, capfd):
         (lambda place: place / "words.docx", "not a data set; give .parquet"),
     ],
 )
-def test_what_is_no_source(tmp_path, prepare, message):
+def test_sources_that_do_not_exist(tmp_path, prepare, message):
     source = prepare(tmp_path)
     if str(source).endswith(".docx"):
         source.write_text("words")
@@ -320,14 +320,14 @@ def test_offline_hub_is_one_line(monkeypatch):
 def test_unreachable_hub_is_one_line_at_once(monkeypatch):
     monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     with pytest.raises(DataError, match=r"the hub has no such data set .*; correct the name") as caught:
         open_source("codebrush-tests/not-there")
     assert "\n" not in str(caught.value)
 
 
 def test_hub_id_is_read_from_what_was_fetched_before(tmp_path, monkeypatch, picture):
-    """What the hub gave once lies prepared in the cache of `datasets`, under owner___name, for use offline."""
+    """An earlier download is in the cache of `datasets`, under owner___name, for use offline."""
     write_parquet(tmp_path / "colours" / "train.parquet", image=[picture()], text=["from the hub"])
     load_dataset(str(tmp_path / "colours"))
     cache = Path(config.HF_DATASETS_CACHE)

@@ -1,4 +1,4 @@
-"""Shards in columns on disk: what JSON objects hold keeps its type, and few of them are in memory at once."""
+"""Reading shards: values of JSON objects keep their types, and few objects are in memory at once."""
 
 import gc
 import io
@@ -63,7 +63,7 @@ def test_a_column_has_the_type_that_holds_all_its_cells(
     kind: str,
     expected: list[Any] | None,
 ):
-    """However many objects are looked at at once."""
+    """However many objects are read at once."""
     monkeypatch.setattr(shard_reader, "BATCH", batch)
     dataset = read_shards([(write([{"x": cell, "image": "mine", "__key__": 1} for cell in cells]), "")])
     found = [tuple(cell.values()) if isinstance(cell, dict) else cell for cell in dataset["x"]]
@@ -83,7 +83,7 @@ def test_objects_may_have_other_keys_or_be_none(write: Callable[[list[Any]], Pat
 
 
 def test_few_objects_are_in_memory_at_once(write: Callable[[list[Any]], Path], monkeypatch: pytest.MonkeyPatch):
-    """Nor do the columns stay there."""
+    """And the columns do not stay in memory."""
     now = most = 0
 
     class Counted(dict[str, Any]):

@@ -1,4 +1,4 @@
-"""Shards: rows come back as they went in, byte for byte."""
+"""Writing shards: rows are read back byte for byte."""
 
 import io
 import json
@@ -80,13 +80,13 @@ def test_every_kind_keeps_its_bytes(picture: Callable[..., bytes], kind: str):
     assert storable(data) == (EXTENSION_OF[kind], data)
 
 
-def test_a_kind_without_an_ending_becomes_a_png(picture: Callable[..., bytes]):
+def test_a_format_without_an_extension_becomes_a_png(picture: Callable[..., bytes]):
     ending, data = storable(picture("red", "JPEG2000", (16, 16)))
     assert ending == "png"
     assert Image.open(io.BytesIO(data)).format == "PNG"
 
 
-def test_what_is_no_picture_begins_no_shard(tmp_path: Path):
+def test_a_file_that_is_not_a_picture_starts_no_shard(tmp_path: Path):
     with ShardWriter(tmp_path, "tar", 2, SCHEMA) as writer, pytest.raises(ImageError):
         writer.add("train", b"nothing", ["x"], {})
     assert list(tmp_path.iterdir()) == []

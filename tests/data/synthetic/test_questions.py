@@ -1,4 +1,4 @@
-"""Questions about drawn scenes, answered again by plain loops over what is in them."""
+"""Questions about drawn scenes; the answers are checked by plain loops over the objects."""
 
 import re
 from collections import Counter

@@ -44,7 +44,7 @@ def test_single_objects_are_plain():
     assert {thing.shape for drawn in scenes for thing in drawn.objects} == set(SHAPES)
 
 
-def test_a_seed_that_was_not_trained_on_shows_other_pictures_of_the_same_things():
+def test_another_seed_shows_other_pictures_of_the_same_objects():
     train = [scene(0, index, 32, objects=1) for index in range(400)]
     unseen = [scene(1, index, 32, objects=1) for index in range(400)]
     assert not {drawn.image.tobytes() for drawn in train} & {drawn.image.tobytes() for drawn in unseen}
@@ -66,7 +66,7 @@ def test_boxes_lie_around_the_shapes():
             window = np.s_[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))]
             assert not inside[window].any(), "two shapes overlap"
             assert apart[window].mean() > 0.2
-            soft = 0.3  # how far the drawing of an edge may reach
+            soft = 0.3  # by how much an antialiased edge may extend
             inside[int(top - soft) : int(np.ceil(bottom + soft)), int(left - soft) : int(np.ceil(right + soft))] = 1
         assert not (apart & ~inside).any()
 
@@ -128,7 +128,7 @@ def test_counts_are_true(objects):
     assert counted > 3
 
 
-def test_background_is_said_and_drawn():
+def test_the_background_is_drawn_and_named():
     for index in range(60):
         drawn = scene(8, index)
         assert drawn.captions[-1].endswith(f"on a {drawn.background} background")
@@ -183,7 +183,7 @@ def test_the_rule_takes_the_largest_of_several():
     for index in range(300):
         drawn = scene(11, index, 64, objects=2)
         first, second = drawn.objects
-        plain = {first.shape, second.shape} <= {"circle", "square"}  # a large star has less of an area
+        plain = {first.shape, second.shape} <= {"circle", "square"}  # a large star has a small area
         if plain and {first.size, second.size} == {"small", "large"}:
             large = first if first.size == "large" else second
             assert recognise_shape(drawn.image) == (large.colour, large.shape)
@@ -194,7 +194,7 @@ def test_the_rule_finds_nothing_on_an_empty_picture(colour):
     assert recognise_shape(Image.new("RGB", (32, 32), colour)) is None
 
 
-def test_the_rule_bears_a_picture_of_noise():
+def test_the_rule_copes_with_noise():
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     colour, shape = recognise_shape(Image.fromarray(noise)) or ("", "")
     assert colour in COLOURS
@@ -224,7 +224,7 @@ def test_written_scenes_are_a_source(tmp_path):
     assert json.loads(lines[0])["file_name"] == "images/000000.png"
 
 
-def test_written_scenes_do_not_mix_with_what_is_there(tmp_path):
+def test_scenes_are_not_written_into_an_existing_folder(tmp_path):
     (tmp_path / "scenes").mkdir()
     write_shapes(tmp_path / "scenes", 1, size=16)
     with pytest.raises(DataError, match="already exists"):
@@ -236,7 +236,7 @@ def test_written_scenes_do_not_mix_with_what_is_there(tmp_path):
         write_shapes(tmp_path / "file" / "deep", 1)
 
 
-def test_scenes_are_written_whole_or_not_at_all(tmp_path):
+def test_scenes_are_written_completely_or_not_at_all(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))  # a longer file fails as on a full disk
     try:

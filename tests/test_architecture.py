@@ -111,7 +111,7 @@ def test_imports_point_down():
             "training imports",
         ),
         ("codebrush.training.engine.loop", "from codebrush.pipeline import Codebrush", "training imports"),
-        ("codebrush.data.code_cache", "import codebrush.pack.pack", "data imports codebrush.pack.pack"),
+        ("codebrush.data.stored_codes", "import codebrush.pack.pack", "data imports codebrush.pack.pack"),
         ("codebrush.models.clip", "def f():\n    from ..text.tokenizer import Tokenizer", "models imports"),
         ("codebrush.models.clip", "import numpy as np", "models imports numpy"),
         ("codebrush.models.clip", "import transformers", "models imports transformers"),
@@ -132,7 +132,7 @@ def test_a_broken_rule_is_found(module: str, source: str, complaint: str):
     [
         (
             "codebrush.training.engine.loop",
-            "from codebrush.data.code_cache import Codes\nfrom codebrush.version import __version__",
+            "from codebrush.data.stored_codes import Codes\nfrom codebrush.version import __version__",
         ),
         ("codebrush.models.clip", "import math\nimport torch\nfrom .transformer import Transformer"),
         (

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from codebrush.data.code_cache import encode_once
 from codebrush.data.images import stack
+from codebrush.data.stored_codes import encode_once
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.vqgan import VQGAN

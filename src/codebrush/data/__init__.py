@@ -1,1 +1,1 @@
-"""Pictures and their captions: read from any source, drawn by rule, decoded once and kept."""
+"""Pictures and captions to train on: reading any source, drawing, downloading, choosing, and caches on disk."""

@@ -1,1 +1,1 @@
-"""Fetching pictures from a list of URLs, politely and safely."""
+"""Downloads pictures from a list of URLs, politely and safely."""

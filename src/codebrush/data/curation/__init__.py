@@ -1,1 +1,1 @@
-"""Choosing the rows of a source that are worth training on."""
+"""Chooses the rows of a source that are worth training on."""

@@ -1,1 +1,1 @@
-"""Any folder, table, set of shards or hub dataset, read as rows of captioned pictures."""
+"""Reads any folder, table, shards or hub data set as rows of captioned pictures, and writes shards."""

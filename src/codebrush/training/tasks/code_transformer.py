@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from codebrush.data.code_cache import encode_once
 from codebrush.data.sources.caption_templates import Template
+from codebrush.data.stored_codes import encode_once
 from codebrush.errors import TrainingError
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig

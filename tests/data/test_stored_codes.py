@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from codebrush.data.code_cache import encode_once
 from codebrush.data.pixel_cache import PixelCache
+from codebrush.data.stored_codes import encode_once
 from codebrush.errors import CodebrushError
 from codebrush.models.vqgan import VQGAN
 from packs import micro_vqgan

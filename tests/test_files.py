@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from codebrush.errors import CodebrushError, DataError
-from codebrush.files import LEFTOVER_AGE, atomic_file, atomic_folder, replaced_folder, write_json
+from codebrush.files import LEFTOVER_AGE, atomic_file, atomic_folder, new_folder, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -133,10 +133,7 @@ def test_json_is_complete_or_the_old_one(tmp_path: Path):
 
 
 def test_a_folder_without_a_lock_appears_complete_and_alone(tmp_path: Path):
-    killed = "f = replaced_folder(sys.argv[1]); (f.__enter__() / 'half').touch(); os._exit(9)"
-    assert in_another_process(killed, tmp_path / "out") == 9
-    assert len(names(tmp_path)) == 1
-    with replaced_folder(tmp_path / "out") as part:
+    with new_folder(tmp_path / "out") as part:
         assert names(part) == []
         (part / "a").write_text("1")
         assert not (tmp_path / "out").exists()
@@ -144,13 +141,35 @@ def test_a_folder_without_a_lock_appears_complete_and_alone(tmp_path: Path):
     assert names(tmp_path / "out") == ["a"]
 
 
+def test_a_folder_that_a_killed_process_left_is_removed_by_a_later_one(tmp_path: Path):
+    killed = "f = new_folder(sys.argv[1]); (f.__enter__() / 'half').touch(); os._exit(9)"
+    assert in_another_process(killed, tmp_path / "out") == 9
+    (leftover,) = tmp_path.iterdir()
+    long_ago = time.time() - LEFTOVER_AGE - 60
+    os.utime(leftover, (long_ago, long_ago))
+    assert in_another_process("with new_folder(sys.argv[1]) as part: (part / 'a').touch()", tmp_path / "out") == 0
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["a"]
+
+
+def test_two_writers_of_one_folder_do_not_mix(tmp_path: Path):
+    first, second = new_folder(tmp_path / "out"), new_folder(tmp_path / "out")
+    for writer, name in ((first, "a"), (second, "b")):
+        (writer.__enter__() / name).touch()
+    second.__exit__(None, None, None)
+    with pytest.raises(OSError):
+        first.__exit__(None, None, None)
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["b"]
+
+
 def test_a_folder_without_a_lock_takes_no_others_place(tmp_path: Path):
-    with pytest.raises(RuntimeError), replaced_folder(tmp_path / "out") as part:
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "out") as part:
         write_half(part / "a", RuntimeError)
     assert names(tmp_path) == []
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
-    with pytest.raises(OSError), replaced_folder(tmp_path / "out"):
+    with pytest.raises(OSError), new_folder(tmp_path / "out"):
         pass
     assert names(tmp_path) == ["out"]
     assert names(tmp_path / "out") == ["mine"]

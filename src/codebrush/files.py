@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from codebrush.errors import CodebrushError, DataError
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.part")
-LEFTOVER_AGE = 3600.0  # seconds without a write after which a temporary file belongs to a process that was killed
+LEFTOVER_AGE = 3600.0  # seconds without a change after which a temporary file or folder is of a killed process
 
 
 @contextmanager
@@ -33,9 +33,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         OSError: if a folder cannot be made, or the file cannot be written or renamed.
     """
     path = Path(path).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path.parent)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    part = _part_beside(path)
     try:
         part.touch()
         mode = stat.S_IMODE(part.stat().st_mode)
@@ -48,6 +46,13 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+def _part_beside(path: Path) -> Path:
+    """A hidden and unique name beside `path`, whose folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path.parent)
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
 @cache
 def _remove_leftovers(folder: Path) -> None:
     """Once for each folder in a process, because a long folder takes a while to list."""
@@ -55,7 +60,7 @@ def _remove_leftovers(folder: Path) -> None:
         for entry in entries:
             with suppress(OSError):
                 if LEFTOVER.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > LEFTOVER_AGE:
-                    os.unlink(entry.path)
+                    shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -65,20 +70,18 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 @contextmanager
-def replaced_folder(folder: str | Path) -> Iterator[Path]:
+def new_folder(folder: str | Path) -> Iterator[Path]:
     """Yield an empty folder beside `folder`; at the end of the block it is renamed to `folder`.
 
-    Unlike `atomic_folder` this takes no lock: no other process may be writing the same folder. What a killed process
-    left is removed by the next call.
+    Like `atomic_file` it needs no lock: of two processes that write `folder` at once the second to finish fails.
 
     Raises:
         OSError: if a folder cannot be made or renamed, for example because `folder` exists and is not empty.
     """
-    folder = Path(folder)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
+    folder = Path(folder).absolute()
+    part = _part_beside(folder)
     try:
-        part.mkdir(parents=True)
+        part.mkdir()
         yield part
         os.replace(part, folder)
     finally:

@@ -12,7 +12,7 @@ from codebrush.conversion.load import READERS, layout_of, own_kind, own_model
 from codebrush.conversion.sources import Settings, Source, open_source
 from codebrush.conversion.tokenizers import VOCABULARY, fitting_tokenizer, tokenizer_file
 from codebrush.errors import PackError, UsageError
-from codebrush.files import replaced_folder
+from codebrush.files import new_folder
 from codebrush.models.clip import CLIP
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.pack.members import MEMBERS
@@ -111,7 +111,7 @@ def _tokenizer(source: Path, clip: CLIP, asked: str | Path | None) -> Tokenizer 
 
 def _write_whole(out: Path, write: Callable[[Path], None]) -> None:
     try:
-        with replaced_folder(out) as part:
+        with new_folder(out) as part:
             write(part)
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]

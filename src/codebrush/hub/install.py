@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from codebrush.errors import UsageError
-from codebrush.files import replaced_folder, write_json
+from codebrush.files import new_folder, write_json
 from codebrush.hub.catalogue import Catalogue, FileEntry, ModelEntry, PackEntry
 from codebrush.hub.download import CONVERSION_ROOM, check_room, fetch_file, file_sha256, locked, size_text, unwritable
 from codebrush.pack.pack import FORMAT, PACK_FILE, built_in_packs
@@ -143,7 +143,7 @@ class _Installation:
             fetch_file(file, downloads, progress=self.progress)
         self.say(f"converting {entry.name}")
         shutil.rmtree(folder, ignore_errors=True)  # left by something else: an installed model has its origin.json
-        with _writing(folder), replaced_folder(folder) as part:
+        with _writing(folder), new_folder(folder) as part:
             part.rmdir()  # converting creates its folder itself
             self.convert(downloads, part, entry.config, kind=entry.kind)
             write_json(part / ORIGIN_FILE, self._origin_of(entry))

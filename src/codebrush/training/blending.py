@@ -7,7 +7,7 @@ from codebrush.conversion.convert import open_model
 from codebrush.conversion.load import own_kind
 from codebrush.conversion.tokenizers import tokenizer_of
 from codebrush.errors import PackError, UsageError
-from codebrush.files import replaced_folder
+from codebrush.files import new_folder
 from codebrush.models.clip import CLIP
 from codebrush.models.pretrained import CONFIG_FILE, PretrainedModel, config_to_dict
 from codebrush.pack.pack import PACK_FILE, clip_folder
@@ -41,7 +41,7 @@ def blend_folders(a: str, b: str, alpha: float, out: Path) -> dict[str, Any]:
     if isinstance(first, CLIP) and isinstance(second, CLIP):
         tokenizer = _shared_tokenizer((first, second), places, a, b)
     first.load_state_dict(blend(first.state_dict(), second.state_dict(), alpha))
-    with replaced_folder(out) as part:
+    with new_folder(out) as part:
         first.save_pretrained(part)
         if tokenizer is not None:
             tokenizer.save(part)

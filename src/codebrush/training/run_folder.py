@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from codebrush.errors import TrainingError
-from codebrush.files import replaced_folder, write_json
+from codebrush.files import new_folder, write_json
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.engine.reporting import METRICS
@@ -45,7 +45,7 @@ def read_plan(folder: Path) -> StagePlan:
 
 def save_model(network: PretrainedModel, tokenizer: Tokenizer | None, folder: Path) -> None:
     """Save the trained network, and the tokenizer it reads, as model/ in `folder`."""
-    with replaced_folder(folder / MODEL_FOLDER) as part:
+    with new_folder(folder / MODEL_FOLDER) as part:
         network.save_pretrained(part)
         if tokenizer is not None:
             tokenizer.save(part)

@@ -81,7 +81,10 @@ def test_a_run_that_is_killed_loses_no_finished_batch(micro_pack: Path, tmp_path
     assert left % 16 == 0
     assert database.count("embedding IS NULL OR thumbnail IS NULL OR hash IS NULL") == 0
     assert len(search(database, torch.eye(clip.embed_dim)[0], k=96)) == left
-    assert search(database, None, "circle square triangle star", mode="text")
+    shapes = ("circle", "square", "triangle", "star")
+    rows = [row for batch in database.rows(["path", "caption"]) for row in batch.to_pylist()]
+    expected = {row["path"] for row in rows if any(shape in row["caption"] for shape in shapes)}
+    assert {hit.path for hit in search(database, None, " ".join(shapes), mode="text", k=96)} == expected
     report = index_pictures(database, [open_pictures(str(tmp_path / "pictures"))], clip)
     assert (report.added, report.updated, report.removed, report.unchanged) == (96 - left, 0, 0, left)
 

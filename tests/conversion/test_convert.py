@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from codebrush.conversion.convert import convert, open_model
 from codebrush.conversion.load import load_clip, load_code_transformer, load_vqgan
 from codebrush.errors import PackError, UsageError
+from codebrush.models.bag_of_words import BagOfWordsConfig
 from codebrush.models.clip import CLIP, CLIPConfig
-from codebrush.models.image_encoder import ModifiedResNetConfig, VisionTransformerConfig
-from codebrush.models.text_encoder import BagOfWordsConfig, TextTransformerConfig
+from codebrush.models.modified_resnet import ModifiedResNetConfig
+from codebrush.models.text_transformer import TextTransformerConfig
+from codebrush.models.vision_transformer import VisionTransformerConfig
 from golden_files import golden
 from packs import micro_clip, micro_tokenizer, write_micro_pack
 

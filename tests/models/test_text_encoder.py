@@ -9,18 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from codebrush.errors import PackError
+from codebrush.models.bag_of_words import BagOfWords, BagOfWordsConfig
 from codebrush.models.clip import CLIP, CLIPConfig
-from codebrush.models.image_encoder import VisionTransformerConfig, make_image_encoder
-from codebrush.models.text_encoder import (
-    BagOfWords,
-    BagOfWordsConfig,
-    PretrainedText,
-    PretrainedTextConfig,
-    TextTransformer,
-    TextTransformerConfig,
-    make_text_encoder,
-    masked_mean,
-)
+from codebrush.models.image_encoder import make_image_encoder
+from codebrush.models.pooling import masked_mean
+from codebrush.models.pretrained_text import PretrainedText, PretrainedTextConfig
+from codebrush.models.text_encoder import make_text_encoder
+from codebrush.models.text_transformer import TextTransformer, TextTransformerConfig
+from codebrush.models.vision_transformer import VisionTransformerConfig
 
 PAD, START, END, CONTEXT = 0, 28, 29, 12
 KINDS = [(True, "argmax"), (True, "end"), (True, "mean"), (False, "argmax"), (False, "end"), (False, "mean")]

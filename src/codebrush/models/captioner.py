@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codebrush.models.attention import KVCache, rotary_angles_2d
-from codebrush.models.image_encoder import ModifiedResNet, VisionTransformer
+from codebrush.models.modified_resnet import ModifiedResNet
 from codebrush.models.pixel_stem import PixelStem
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.transformer import Transformer, TransformerConfig, make_norm
+from codebrush.models.vision_transformer import VisionTransformer
 
 
 @dataclass(frozen=True)

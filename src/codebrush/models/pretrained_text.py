@@ -1,0 +1,100 @@
+"""A text encoder of Hugging Face with a projection into CLIP's space."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from codebrush.errors import PackError
+from codebrush.models.pooling import masked_mean
+
+
+@dataclass(frozen=True)
+class PretrainedTextConfig:
+    """How to rebuild a Hugging Face encoder: `architecture` is the JSON text of its config.
+
+    `pooling`: "mean" averages all tokens that are not padding, "first" reads the first token.
+    """
+
+    architecture: str
+    context_length: int
+    embed_dim: int
+    pad_id: int = 0
+    pooling: Literal["mean", "first"] = "mean"
+
+
+class PretrainedText(nn.Module):
+    """A Hugging Face text encoder (BERT, RoBERTa, MiniLM, ...) with a projection into CLIP's space.
+
+    Raises:
+        PackError: if transformers is not installed.
+    """
+
+    def __init__(self, config: PretrainedTextConfig):
+        super().__init__()
+        transformers = _transformers()
+        values = json.loads(config.architecture)
+        architecture = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+        self.config = config
+        self.encoder: Any = transformers.AutoModel.from_config(architecture).float()  # may name a half type
+        self.projection = nn.Linear(architecture.hidden_size, config.embed_dim, bias=False)
+        nn.init.normal_(self.projection.weight, std=architecture.hidden_size**-0.5)
+
+    @classmethod
+    def from_huggingface(cls, folder: str | Path, embed_dim: int, context_length: int = 77) -> "PretrainedText":
+        """The encoder in `folder` (config.json and weights as transformers saves them), float32, in eval mode.
+
+        Its projection to `embed_dim` is new. `context_length` is the most tokens a text may have.
+
+        Raises:
+            PackError: if the folder holds no readable text encoder, or transformers is not installed.
+        """
+        transformers = _transformers()
+        try:
+            encoder = transformers.AutoModel.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, SafetensorError) as error:
+            detail = " ".join(str(error).split())[:200]
+            raise PackError(f"{folder} holds no Hugging Face text encoder: {detail}") from error
+        values = encoder.config.to_dict()
+        values.pop("_name_or_path", None)  # a path of this machine
+        room = values.get("max_position_embeddings", context_length)
+        for name, module in encoder.named_modules():
+            if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+                room -= module.padding_idx + 1  # RoBERTa and its kin count positions from there
+        model = cls(
+            PretrainedTextConfig(
+                architecture=json.dumps(values, sort_keys=True),
+                context_length=min(context_length, room),
+                embed_dim=embed_dim,
+                pad_id=values.get("pad_token_id") or 0,
+            )
+        )
+        model.encoder.load_state_dict(encoder.state_dict())
+        return model.eval()
+
+    @property
+    def feature_width(self) -> int:
+        """D, the width of `features`."""
+        return self.encoder.config.hidden_size
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T) int64 -> the encoder's last hidden states (B, T, D)."""
+        mask = (tokens != self.config.pad_id).long()
+        return self.encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T) int64 -> (B, E), projected and not of unit length."""
+        x = self.features(tokens)
+        pooled = x[:, 0] if self.config.pooling == "first" else masked_mean(x, tokens != self.config.pad_id)
+        return self.projection(pooled)
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise PackError("this text encoder needs transformers: pip install 'codebrush[text]'") from error
+    return transformers

@@ -63,17 +63,13 @@ def evaluate(
     ] = None,
     image_column: Annotated[str | None, _option(ROWS, "Column with the pictures.  [found automatically]")] = None,
     limit: Annotated[int | None, _option(ROWS, "Use only the first rows.", min=1)] = None,
-    label: Annotated[
-        str | None, _option(ROWS, "Column with the true labels for zero-shot.  [label, if it exists]")
-    ] = None,
+    label: Annotated[str | None, _option(ROWS, "Column with the true labels.  [label, if it exists]")] = None,
     template: Annotated[
         list[str] | None, typer.Option(help='Prompt for zero-shot labels, like "a photo of a {}"; may be repeated.')
     ] = None,
     leave_out: Annotated[list[Part] | None, typer.Option(help="Part not to measure; may be repeated.")] = None,
     prompts: Annotated[int, _option(DRAWING, "Number of captions to draw as prompts.", min=1)] = 50,
-    rerank: Annotated[
-        int, _option(DRAWING, "Draw this many pictures a prompt and measure the best by the pack's CLIP.", min=1)
-    ] = 1,
+    rerank: Annotated[int, _option(DRAWING, "Pictures per prompt; the best by the pack's CLIP counts.", min=1)] = 1,
     seed: Annotated[int, _option(DRAWING, "Random seed of the choice of captions and of the pictures.", min=0)] = 0,
     judge: Annotated[
         str | None,
@@ -88,13 +84,8 @@ def evaluate(
     """
     start = time.perf_counter()
     parts = frozenset(part.value for part in Part if part not in (leave_out or ()))
-    if not parts:
-        raise UsageError("everything is left out by --leave-out: keep at least one part")
-    _refuse_unused(context, parts)
-    if out is not None and out.is_dir():
-        raise UsageError(f"--out must be a file, not the folder {out}")
-    if out is not None:
-        check_folder(out.absolute().parent)
+    _check_parts(context, parts)
+    _check_out(out)
     _check_templates(template)
     from codebrush.evaluation.report import EvaluationOptions
     from codebrush.evaluation.report import evaluate as measure
@@ -117,11 +108,21 @@ def evaluate(
     print_json(report) if json_output else print(table, end="")
 
 
-def _refuse_unused(context: typer.Context, parts: frozenset[str]) -> None:
+def _check_parts(context: typer.Context, parts: frozenset[str]) -> None:
+    """Raise UsageError if nothing is left to measure, or a flag is given that only parts left out use."""
+    if not parts:
+        raise UsageError("everything is left out by --leave-out: keep at least one part")
     for users, flags in USED_BY.items():
         if not parts & users:
             names = " and ".join(part for part in Part if part in users)
             refuse(given_flags(context), flags, f"is only for {names}, which --leave-out leaves out")
+
+
+def _check_out(out: Path | None) -> None:
+    if out is not None and out.is_dir():
+        raise UsageError(f"--out must be a file, not the folder {out}")
+    if out is not None:
+        check_folder(out.absolute().parent)
 
 
 def _check_templates(templates: list[str] | None) -> None:

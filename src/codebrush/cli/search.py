@@ -1,6 +1,7 @@
 """`codebrush search`: find the pictures of a database that match a text, a picture or both."""
 
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -47,20 +48,7 @@ def search(
 
     The text is taken literally: weights as in prompts have no effect.
     """
-    if mode is Mode.TEXT:
-        refuse(
-            given_flags(context),
-            ("image", "image_weight"),
-            "cannot be used with --mode text, which searches only captions",
-        )
-    if image is None or query is None:
-        refuse(given_flags(context), ("image_weight",), "needs both a text and --image")
-    if query is None and image is None:
-        raise UsageError('there is nothing to search for: give a text, like "a red flower", or --image FILE')
-    if query is not None and not query.strip():
-        raise UsageError("the text to search for is empty")
-    if not all(text.strip() for text in without or ()):
-        raise UsageError("a text for --without is empty")
+    _check_query(context, query, image, without or (), mode)
     if sheet is not None:
         _check_sheet(sheet, image)
     from codebrush.pack.pack import clip_hash
@@ -89,6 +77,23 @@ def search(
         print_json({"results": [{name: getattr(hit, name) for name in shown} for hit in hits], **drawn})
     else:
         _print(hits, sheet)
+
+
+def _check_query(
+    context: typer.Context, query: str | None, image: Path | None, without: Sequence[str], mode: Mode
+) -> None:
+    """Raise UsageError for flags that do not go together, and for texts that are missing or empty."""
+    given = given_flags(context)
+    if mode is Mode.TEXT:
+        refuse(given, ("image", "image_weight"), "cannot be used with --mode text, which searches only captions")
+    if image is None or query is None:
+        refuse(given, ("image_weight",), "needs both a text and --image")
+    if query is None and image is None:
+        raise UsageError('there is nothing to search for: give a text, like "a red flower", or --image FILE')
+    if query is not None and not query.strip():
+        raise UsageError("the text to search for is empty")
+    if not all(text.strip() for text in without):
+        raise UsageError("a text for --without is empty")
 
 
 def _check_sheet(sheet: Path, image: Path | None) -> None:

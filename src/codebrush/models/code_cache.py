@@ -14,7 +14,7 @@ class CodeCache:
     """The state between two steps of `CodeTransformer`, made by `CodeTransformer.prefill`. B rows, one a drawing."""
 
     attention: KVCache  # keys and values of the prefix and of all whole blocks
-    prefix: int  # how many of the tokens in `attention` stand in front of the first block
+    prefix: int  # how many of the tokens in `attention` come before the first block
     mask: Tensor | None  # (B, n) bool: which of the n tokens in `attention` may be attended to; None: all
     source: Tensor | None  # (B, N / M, D): what an aligned source adds where each block is predicted
     hidden: Tensor  # (B, 1, D): what predicts the block that is being written

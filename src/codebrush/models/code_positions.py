@@ -1,4 +1,4 @@
-"""Where codes stand for the code transformer: the order in which they are drawn, and their rotary positions."""
+"""The order in which the code transformer draws a grid of codes, and their rotary positions."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def prefix_and_grid_factors(
 ) -> Tensor:
     """Rotary factors of a condition prefix of P vectors and of the b blocks behind it, (2, P + b, head_width / 2).
 
-    The prefix stands at (0, 0) and the blocks from (1, 1) on; those of a source picture stand where the same blocks of
+    The prefix is at (0, 0) and the blocks from (1, 1) on; those of a source picture are where the same blocks of
     the new one do. `silent` is LlamaGen's way: blocks from (0, 0) on, and factors 0 for the prefix.
 
     Args:

@@ -24,7 +24,7 @@ def prefix_and_grid_factors(
     """Rotary factors of a condition prefix of P vectors and of the b blocks behind it, (2, P + b, head_width / 2).
 
     The prefix is at (0, 0) and the blocks from (1, 1) on; those of a source picture are where the same blocks of
-    the new one do. `silent` is LlamaGen's way: blocks from (0, 0) on, and factors 0 for the prefix.
+    the new one are. `silent` is LlamaGen's way: blocks from (0, 0) on, and factors 0 for the prefix.
 
     Args:
         conditions: name and length of each part of the prefix, in order.

@@ -13,12 +13,17 @@ from codebrush.conversion.convert import convert, open_model
 from codebrush.conversion.load import load_clip, load_code_transformer, load_vqgan
 from codebrush.errors import PackError, UsageError
 from codebrush.models.bag_of_words import BagOfWordsConfig
+from codebrush.models.bank import Bank, BankConfig
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.modified_resnet import ModifiedResNetConfig
+from codebrush.models.prior import Prior, PriorConfig
 from codebrush.models.text_transformer import TextTransformerConfig
+from codebrush.models.translator import Translator, TranslatorConfig
+from codebrush.models.upscaler import Upscaler, UpscalerConfig
 from codebrush.models.vision_transformer import VisionTransformerConfig
+from codebrush.pack.members import MEMBERS
 from golden_files import golden
-from packs import micro_clip, micro_tokenizer, write_micro_pack
+from packs import micro_captioner, micro_clip, micro_tokenizer, micro_transformer, micro_vqgan, write_micro_pack
 
 VISION = VisionTransformerConfig(32, 16, 64, 2, 1, 24, activation="quick_gelu")
 RESNET = ModifiedResNetConfig(64, 4, (1, 2, 1, 1), 2, 24)
@@ -133,6 +138,24 @@ def test_nothing_is_overwritten_or_left_half_written(tmp_path: Path) -> None:
     with pytest.raises(PackError, match="cannot be written"):
         convert(source, locked / "new", to="openai")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "ours"]
+
+
+@pytest.mark.parametrize("name", sorted(MEMBERS.keys() - {"clip"}))
+def test_a_member_without_a_published_layout_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    models = {
+        "vqgan": micro_vqgan(),
+        "transformer": micro_transformer(),
+        "captioner": micro_captioner(),
+        "upscaler": Upscaler(UpscalerConfig(2, 4, 1)),
+        "bank": Bank(BankConfig(4, ("a cat",))),
+        "prior": Prior(PriorConfig(4, 4)),
+        "translator": Translator(TranslatorConfig(("flat", "round"), 8, (1, 2))),
+    }
+    models[name].save_pretrained(tmp_path / name)
+    with pytest.raises(UsageError, match=f"only a CLIP can .* holds a {MEMBERS[name].label}$") as caught:
+        convert(tmp_path / name, tmp_path / "out", to="openai")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 class TestStrictness:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from codebrush.data.sources.captioned_images import CaptionedImages
     from codebrush.pipeline import Codebrush
+    from codebrush.understanding.probe import LinearProbe
 
 
 def probe(
@@ -47,10 +48,7 @@ def probe(
     The regularisation C is chosen on the val split. The final probe is trained on both splits and measured on test.
     """
     start = time.perf_counter()
-    if out is not None and (out.suffix != ".safetensors" or out.is_dir()):
-        raise UsageError(f"--out must be a file that ends in .safetensors, not {out}")
-    if out is not None:
-        check_folder(out.absolute().parent)
+    _check_out(out)
     from codebrush.data.sources.captioned_images import open_source
     from codebrush.pack.pack import clip_hash
     from codebrush.pipeline import Codebrush
@@ -74,10 +72,7 @@ def probe(
         "features": f"unit image embeddings of the pack's CLIP, {features.shape[1]} wide",
         "labels": len(learned.labels),
         "pictures": {"train": len(labels), "val": 0 if others is None else len(others[1])},
-        "C": learned.strength,
-        "C_at_edge": learned.at_edge,
-        "temperature": learned.temperature,
-        "held_out_top1": {f"{candidate:g}": score for candidate, score in learned.scores.items()},
+        **_choice(learned),
     }
     if measured is not None:
         report["test"] = probe_figures(learned, *_embedded(brush, measured, label, skipped))
@@ -86,6 +81,24 @@ def probe(
         report["path"] = str(out)
     report |= {"skipped": skipped, "seconds": round(time.perf_counter() - start, 3)}
     print_json(report) if json_output else _print(report)
+
+
+def _choice(learned: "LinearProbe") -> dict[str, Any]:
+    """Which regularisation was chosen, and the held-out accuracy of each candidate."""
+    return {
+        "C": learned.strength,
+        "C_at_edge": learned.at_edge,
+        "temperature": learned.temperature,
+        "held_out_top1": {f"{candidate:g}": score for candidate, score in learned.scores.items()},
+    }
+
+
+def _check_out(out: Path | None) -> None:
+    if out is None:
+        return
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise UsageError(f"--out must be a file that ends in .safetensors, not {out}")
+    check_folder(out.absolute().parent)
 
 
 def _other_split(

@@ -162,7 +162,9 @@ PIXELS: list[tuple[dict[str, Any], Measure, int]] = [  # options, what they lowe
 ]
 
 
-@pytest.mark.parametrize(("options", "measure", "sign"), PIXELS, ids=lambda value: str(value) if value else "")
+@pytest.mark.parametrize(
+    ("options", "measure", "sign"), PIXELS, ids=lambda value: str(value) if isinstance(value, dict) else ""
+)
 def test_a_penalty_changes_what_it_measures(
     brush: Codebrush, free: GuidedRun, options: dict[str, Any], measure: Measure, sign: int
 ) -> None:

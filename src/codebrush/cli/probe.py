@@ -59,8 +59,7 @@ def probe(
     train = open_source(source, split=split, **named)
     held, measured = (_other_split(source, name, usual, split, named) for name, usual in ((val, "val"), (test, "test")))
     if held is not None:
-        reason = f"only matters if C is chosen on a fifth of the rows, but it is chosen on the split {val or 'val'}"
-        refuse(given_flags(context), ("seed",), reason)
+        _refuse_seed(context, val or "val")
     brush = Codebrush.from_pretrained(pack)
     skipped: list[dict[str, str]] = []
     features, labels = _embedded(brush, train, label, skipped)
@@ -76,11 +75,13 @@ def probe(
     }
     if measured is not None:
         report["test"] = probe_figures(learned, *_embedded(brush, measured, label, skipped))
-    if out is not None:
-        learned.save(out)
-        report["path"] = str(out)
-    report |= {"skipped": skipped, "seconds": round(time.perf_counter() - start, 3)}
+    report |= _saved(learned, out) | {"skipped": skipped, "seconds": round(time.perf_counter() - start, 3)}
     print_json(report) if json_output else _print(report)
+
+
+def _refuse_seed(context: typer.Context, split: str) -> None:
+    reason = f"only matters if C is chosen on a fifth of the rows, but it is chosen on the split {split}"
+    refuse(given_flags(context), ("seed",), reason)
 
 
 def _choice(learned: "LinearProbe") -> dict[str, Any]:
@@ -91,6 +92,14 @@ def _choice(learned: "LinearProbe") -> dict[str, Any]:
         "temperature": learned.temperature,
         "held_out_top1": {f"{candidate:g}": score for candidate, score in learned.scores.items()},
     }
+
+
+def _saved(learned: "LinearProbe", out: Path | None) -> dict[str, str]:
+    """Write the probe to `out`, if there is one, and say where it is."""
+    if out is None:
+        return {}
+    learned.save(out)
+    return {"path": str(out)}
 
 
 def _check_out(out: Path | None) -> None:

@@ -6,8 +6,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import multiprocessing
 import random
 import signal
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import numpy as np
@@ -73,3 +75,12 @@ def shared() -> Path:
 def micro_pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pack with random weights; tests that change it make a copy."""
     return write_micro_pack(tmp_path_factory.mktemp("packs") / "micro")
+
+
+@pytest.fixture(scope="session")
+def processes() -> ForkServerContext:
+    """Where real processes come from: each is forked off one that has done the slow imports and nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    slow = ["codebrush.training.single_stage", "codebrush.previews", "datasets", "torch.utils.tensorboard"]
+    context.set_forkserver_preload([*slow, "torch._dynamo"])
+    return context

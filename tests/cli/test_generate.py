@@ -278,14 +278,14 @@ def test_replay_finds_the_pack_or_asks_for_it(
     assert "open the one it was made with" in complaint(capsys)
 
 
-def test_another_process_draws_the_same_pixels(micro_pack: Path, tmp_path: Path) -> None:
-    def codebrush(*arguments: str) -> dict[str, Any]:
-        command = [sys.executable, "-m", "codebrush", *arguments, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-        assert (done.returncode, done.stderr) == (0, "")
-        return json.loads(done.stdout)
-
-    made = codebrush("generate", "a dog", "--pack", str(micro_pack), "--n", "1", "--seed", "8", "--out", "here")
-    original = tmp_path / made["images"][0]["path"]
-    assert codebrush("replay", str(original), "--out", "again.png")["images"][0]["identical"] is True
+def test_another_process_draws_the_same_pixels(
+    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [sys.executable, "-m", "codebrush", "generate", "a dog", "--pack", str(micro_pack), "--n", "1"]
+    command += ["--seed", "8", "--out", "here", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    original = tmp_path / json.loads(done.stdout)["images"][0]["path"]
+    again = run_json(capsys, "replay", original, "--out", tmp_path / "again.png")
+    assert again["images"][0]["identical"] is True
     assert Image.open(tmp_path / "again.png").tobytes() == Image.open(original).tobytes()

@@ -1,10 +1,10 @@
 import math
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -299,8 +299,13 @@ def _train_in_a_group(rank: int, folder: str) -> None:
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
-def test_all_processes_hold_the_same_codebook(tmp_path: Path) -> None:
-    mp.spawn(_train_in_a_group, args=(str(tmp_path),), nprocs=2)
+def test_all_processes_hold_the_same_codebook(tmp_path: Path, processes: ForkServerContext) -> None:
+    started = [processes.Process(target=_train_in_a_group, args=(rank, str(tmp_path))) for rank in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(300)
+    assert [process.exitcode for process in started] == [0, 0]
     for update in UPDATES:
         first, second = (torch.load(tmp_path / f"{update}{rank}.pt") for rank in range(2))
         assert first["initialised"]

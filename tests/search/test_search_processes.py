@@ -1,79 +1,66 @@
 """Several processes use one database, and one of them is killed."""
 
-import subprocess
-import sys
 import time
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import torch
 from search_helpers import write_scenes
 
 from codebrush.pack.pack import open_clip
+from codebrush.search import indexing
 from codebrush.search.database import Mark, create_database, open_database
 from codebrush.search.indexing import index_pictures
 from codebrush.search.pictures import open_pictures
 from codebrush.search.queries import search
 
 MARK = Mark("micro", "a" * 64)
-# Indexes in many small batches and prints a line after each.
-SCRIPT = """
-import sys
-import torch
-from codebrush.pack.pack import open_clip
-from codebrush.search import indexing
-from codebrush.search.database import Mark, create_database
-from codebrush.search.pictures import open_pictures
-
-pack, db, *places = sys.argv[1:]
-torch.set_num_threads(1)
-indexing.BATCH = 16
-clip = open_clip(pack)[0]
-database = create_database(db, Mark("micro", "a" * 64), clip.embed_dim)
-print("ready", flush=True)
-sys.stdin.readline()
-report = indexing.index_pictures(
-    database, [open_pictures(place) for place in places], clip, lambda done, total: print(done, flush=True)
-)
-print("end", report.added, report.updated, report.unchanged, flush=True)
-"""
 
 
-def _start(pack: Path, db: Path, *places: Path) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-c", SCRIPT, str(pack), str(db), *map(str, places)]
-    return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def index(pack: Path, db: Path, places: list[Path], parent: Connection) -> None:
+    """Index in many small batches, each of which is reported to the parent."""
+    torch.set_num_threads(1)
+    indexing.BATCH = 16
+    clip = open_clip(pack)[0]
+    database = create_database(db, MARK, clip.embed_dim)
+    parent.send("ready")
+    parent.recv()
+    pictures = [open_pictures(str(place)) for place in places]
+    report = index_pictures(database, pictures, clip, lambda done, total: parent.send(done))
+    parent.send((report.added, report.updated, report.unchanged))
 
 
-def _ready(process: subprocess.Popen[str]) -> None:
-    assert _line(process) == "ready"
+Indexer = tuple[ForkServerProcess, Connection]
 
 
-def _go(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
+def start(processes: ForkServerContext, pack: Path, db: Path, *places: Path) -> Indexer:
+    ours, its = processes.Pipe()
+    process = processes.Process(target=index, args=(pack, db, list(places), its))
+    process.start()
+    its.close()
+    assert ours.recv() == "ready"
+    return process, ours
 
 
-def _line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
+def last_message(connection: Connection) -> tuple[int, int, int]:
+    """What the process reports at its end."""
+    while not isinstance(message := connection.recv(), tuple):
+        pass
+    return message
 
 
-def _last_line(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0
-    return output.splitlines()[-1]
-
-
-def test_a_run_that_is_killed_loses_no_finished_batch(micro_pack: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_loses_no_finished_batch(
+    micro_pack: Path, tmp_path: Path, processes: ForkServerContext
+) -> None:
     write_scenes(tmp_path / "pictures", 96)
-    process = _start(micro_pack, tmp_path / "db", tmp_path / "pictures")
-    _ready(process)
-    _go(process)
-    while _line(process) != "48":
-        assert process.poll() is None
+    process, connection = start(processes, micro_pack, tmp_path / "db", tmp_path / "pictures")
+    connection.send("go")
+    while connection.recv() != 48:
+        pass
     process.kill()  # SIGKILL, somewhere in the batches after the third
-    process.communicate()
-    assert process.returncode == -9
+    process.join()
+    assert process.exitcode == -9
     clip = open_clip(micro_pack)[0]
     database = open_database(tmp_path / "db", MARK)
     left = database.count()
@@ -89,24 +76,23 @@ def test_a_run_that_is_killed_loses_no_finished_batch(micro_pack: Path, tmp_path
     assert (report.added, report.updated, report.removed, report.unchanged) == (96 - left, 0, 0, left)
 
 
-def test_two_index_while_a_third_searches(micro_pack: Path, tmp_path: Path) -> None:
+def test_two_index_while_a_third_searches(micro_pack: Path, tmp_path: Path, processes: ForkServerContext) -> None:
     """Both processes get the same pictures first, and then different ones."""
     for number, place in enumerate(("both", "first", "second")):
         write_scenes(tmp_path / place, 32, first=32 * number)
     database = create_database(tmp_path / "db", MARK, open_clip(micro_pack)[0].embed_dim)
-    processes = [_start(micro_pack, tmp_path / "db", tmp_path / "both", tmp_path / own) for own in ("first", "second")]
-    for process in processes:
-        _ready(process)
-    for process in processes:
-        _go(process)
+    places = [(tmp_path / "both", tmp_path / own) for own in ("first", "second")]
+    started = [start(processes, micro_pack, tmp_path / "db", *each) for each in places]
+    for _, connection in started:
+        connection.send("go")
     counts = [0]
-    while any(process.poll() is None for process in processes) and counts[-1] < 96:
+    while any(process.is_alive() for process, _ in started) and counts[-1] < 96:
         hits = search(database, torch.eye(database.embed_dim)[0], "circle", mode="hybrid", k=200)
         assert len({hit.path for hit in hits}) == len(hits)
         counts.append(len(hits))
         time.sleep(0.02)
     assert counts == sorted(counts)
-    ends = [[int(number) for number in _last_line(process).split()[1:]] for process in processes]
+    ends = [last_message(connection) for _, connection in started]
     assert sum(added for added, _, _ in ends) == 96  # each picture once, whichever process came first
     assert all(sum(end) == 64 for end in ends)
     paths = [path for batch in database.rows(["path"]) for path in batch["path"].to_pylist()]

@@ -1,7 +1,5 @@
-"""What the training tests share: drawn scenes in a folder, real processes, and a throwaway cache of `datasets`."""
+"""What the training tests share: drawn scenes in a folder and a throwaway cache of `datasets`."""
 
-import multiprocessing
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import datasets
@@ -24,12 +22,3 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source") / "shapes"
     write_shapes(folder, 40, size=32, objects=1)
     return folder
-
-
-@pytest.fixture(scope="session")
-def processes() -> ForkServerContext:
-    """Where real processes come from: each is forked off one that has done the slow imports and nothing else."""
-    context = multiprocessing.get_context("forkserver")
-    slow = ["codebrush.training.single_stage", "codebrush.previews", "datasets", "torch.utils.tensorboard"]
-    context.set_forkserver_preload(slow)
-    return context

@@ -87,7 +87,7 @@ class Pair:
         for process in pair:
             process.start()
         for process in pair:
-            process.join(60)
+            process.join(300)
             process.kill()
         return [process.exitcode for process in pair]
 
@@ -135,7 +135,7 @@ def test_the_command_starts_its_second_process_itself(shapes: Path, tmp_path: Pa
     stage = ["clip", str(tmp_path / "clip.yaml"), "--source", str(shapes), "--tokenizer", "bpe", "--json"]
     arguments = [sys.executable, "-m", "codebrush", "train", *stage, "--out", str(tmp_path / "run")]
     environment = {**os.environ, "HF_DATASETS_CACHE": str(datasets_cache), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"] == str(tmp_path / "run" / "model")
     assert torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)["step"] == 3

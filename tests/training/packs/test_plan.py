@@ -227,7 +227,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(
 ):
     process = processes.Process(target=train_on_a_full_disk, args=(str(shapes), str(tmp_path), 40_000))
     process.start()
-    process.join(120)
+    process.join(300)
     message = (tmp_path / "message").read_text()
     assert message.startswith(str(tmp_path / "run"))
     assert "cannot be written" in message

@@ -1,5 +1,6 @@
 # make demo PROMPT="a red apple"    pictures from a prompt, in outputs/demo
-# make test                         the test suite
+# make test                         the test suite, a few minutes
+# make test-long                    the campaigns that it leaves out, half an hour
 # Both set up .venv first, on a machine that has nothing but Python 3.11 or newer.
 
 VENV := .venv
@@ -17,13 +18,14 @@ unexport PYTHONPATH PYTHONHOME
 OUT ?= outputs/demo
 PYTEST_ARGS ?=
 
-.PHONY: help demo test lint format types clean
+.PHONY: help demo test test-long lint format types clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo PROMPT="a red apple"   pictures from a prompt, in $(OUT)'
-	@echo 'make test                        the test suite'
+	@echo 'make test                        the test suite, a few minutes'
+	@echo 'make test-long                   the campaigns that it leaves out'
 	@echo 'make lint | format | types       ruff check, ruff format, pyright'
 	@echo 'make clean                       remove .venv, caches and outputs'
 
@@ -31,7 +33,10 @@ demo: $(DEMO)
 	@$(BIN)/codebrush generate --out "$(OUT)" -- "$$PROMPT"
 
 test: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+test-long: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m long $(PYTEST_ARGS)
 
 lint: $(DEV)
 	$(BIN)/ruff check .

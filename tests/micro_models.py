@@ -1,10 +1,19 @@
-"""What the learning tests train: recipes of a micro CLIP, VQGAN and code transformer, and scenes of one drawn shape."""
+"""What the learning tests train: recipes of a micro CLIP, VQGAN and code transformer, and scenes of one drawn shape;
+each set and each model is made once for all processes."""
 
 import itertools
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from filelock import FileLock
 
 from codebrush.data.synthetic.shapes import Scene, scene
+from codebrush.models.pretrained import PretrainedModel
+from codebrush.training.dataset import Captioned, SourceConfig, load_captioned
 from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.run_stage import run_stage
+from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.augmentation import Augmentation
 from codebrush.training.tasks.clip import CLIPRecipe
 from codebrush.training.tasks.code_transformer import TransformerRecipe
@@ -42,3 +51,30 @@ def loop(steps: int, batch_size: int) -> LoopConfig:
         steps=steps, batch_size=batch_size, warmup=20, ema_decay=0.98, threads=1,
         log_every=steps // 4, checkpoint_every=steps, preview_every=0,
     )  # fmt: skip
+
+
+def scene_set(
+    folder: Path, scenes: Iterable[tuple[Scene, dict[str, str]]], captions: tuple[str, ...], group: str
+) -> Captioned:
+    """Scenes with their columns as a folder of captioned pictures, which the first process writes, read back as any
+    source is."""
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "metadata.jsonl").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            rows = []
+            for index, (drawn, cells) in enumerate(scenes):
+                drawn.image.save(folder / f"{index}.png")
+                rows.append({"file_name": f"{index}.png", **cells})
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / "metadata.jsonl").write_text(lines)  # last: a folder with it is whole
+        source = SourceConfig(str(folder), captions=captions, group=group)
+        return load_captioned(source.open(), SIZE, folder.parent / "cache")
+
+
+def train_once(
+    plan: StagePlan, materials: Materials, folder: Path, start: PretrainedModel | None = None
+) -> PretrainedModel:
+    """The model of a plan, read from `folder`: the first process that asks trains it there, others wait for it."""
+    with FileLock(f"{folder}.lock"):
+        run_stage(plan, materials, folder, resume=True, start=start)
+        return run_stage(plan, materials, folder, resume=True)

@@ -1,19 +1,22 @@
-"""The micro models that the learning tests judge, trained once."""
+"""The micro models that the learning tests judge, trained once for all processes of a test run."""
 
-import json
+import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from filelock import FileLock
 from torch import Tensor
 
+import codebrush
 from codebrush.data.images import stack
 from codebrush.data.stored_codes import encode_once
+from codebrush.data.synthetic.shapes import Scene
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.vqgan import VQGAN
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.dataset import SourceConfig, load_captioned
-from codebrush.training.run_stage import run_stage
 from codebrush.training.stage import Materials, StagePlan
 from micro_models import (
     CLIP_RECIPE,
@@ -24,28 +27,45 @@ from micro_models import (
     VQGAN_RECIPE,
     label_of,
     loop,
+    scene_set,
     single_shapes,
+    train_once,
 )
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def kept(request: pytest.FixtureRequest) -> Path:
+    """Where trained models lie for all processes of a run, and for later runs of the very same code."""
+    code = hashlib.sha256(torch.__version__.encode())
+    package = Path(codebrush.__file__).parent
+    for path in sorted([*package.rglob("*.py"), *Path(__file__).parent.glob("*.py"), TESTS / "micro_models.py"]):
+        code.update(path.read_bytes())
+    folder = request.config.cache.mkdir(f"trained-{code.hexdigest()[:16]}")
+    for other in folder.parent.glob("trained-*"):
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What this process alone writes."""
     return tmp_path_factory.mktemp("learning")
 
 
 @pytest.fixture(scope="session")
-def materials(folder: Path) -> Materials:
-    """Scenes to train on as a folder of captioned pictures, read back as any source is."""
-    (folder / "scenes").mkdir()
-    rows = []
-    for index, drawn in enumerate(single_shapes(SEEN, 1500)):
-        drawn.image.save(folder / "scenes" / f"{index}.png")
-        (each,) = drawn.objects
-        cells = {"label": label_of(drawn), "size": each.size, "colour": each.colour, "shape": each.shape}
-        rows.append({"file_name": f"{index}.png", **cells})
-    (folder / "scenes" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = SourceConfig(str(folder / "scenes"), captions=("a {label}", "a {size} {label}"), group="label")
-    return Materials(load_captioned(source.open(), SIZE, folder / "cache"), {"clip": Tokenizer.wordpiece()})
+def materials(kept: Path) -> Materials:
+    """Scenes of one shape to train on."""
+    scenes = ((drawn, cells_of(drawn)) for drawn in single_shapes(SEEN, 1500))
+    data = scene_set(kept / "scenes", scenes, ("a {label}", "a {size} {label}"), "label")
+    return Materials(data, {"clip": Tokenizer.wordpiece()})
+
+
+def cells_of(drawn: Scene) -> dict[str, str]:
+    (each,) = drawn.objects
+    return {"label": label_of(drawn), "size": each.size, "colour": each.colour, "shape": each.shape}
 
 
 @pytest.fixture(scope="session")
@@ -56,25 +76,26 @@ def unseen() -> tuple[Tensor, list[str]]:
 
 
 @pytest.fixture(scope="session")
-def clip(folder: Path, materials: Materials) -> CLIP:
-    trained = run_stage(StagePlan("clip", CLIP_RECIPE, loop(160, 64)), materials, folder / "clip")
+def clip(kept: Path, materials: Materials) -> CLIP:
+    trained = train_once(StagePlan("clip", CLIP_RECIPE, loop(100, 64)), materials, kept / "clip")
     assert isinstance(trained, CLIP)
     materials.models["clip"] = trained
     return trained
 
 
 @pytest.fixture(scope="session")
-def vqgan(folder: Path, materials: Materials) -> VQGAN:
-    trained = run_stage(StagePlan("vqgan", VQGAN_RECIPE, loop(800, 8)), materials, folder / "vqgan")
+def vqgan(kept: Path, materials: Materials) -> VQGAN:
+    trained = train_once(StagePlan("vqgan", VQGAN_RECIPE, loop(500, 8)), materials, kept / "vqgan")
     assert isinstance(trained, VQGAN)
     materials.models["vqgan"] = trained
     return trained
 
 
 @pytest.fixture(scope="session")
-def transformer(folder: Path, materials: Materials, clip: CLIP, vqgan: VQGAN) -> CodeTransformer:
-    materials.codes = encode_once(vqgan, materials.data.pixels, folder / "cache")
+def transformer(kept: Path, materials: Materials, clip: CLIP, vqgan: VQGAN) -> CodeTransformer:
+    with FileLock(kept / "codes.lock"):
+        materials.codes = encode_once(vqgan, materials.data.pixels, kept / "cache")
     plan = StagePlan("transformer", TRANSFORMER_RECIPE, loop(400, 32))
-    trained = run_stage(plan, materials, folder / "transformer")
+    trained = train_once(plan, materials, kept / "transformer")
     assert isinstance(trained, CodeTransformer)
     return trained

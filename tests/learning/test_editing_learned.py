@@ -18,11 +18,10 @@ from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.writing import PackMembers, write_pack
 from codebrush.training.bank import make_bank
-from codebrush.training.run_stage import run_stage
 from codebrush.training.stage import Materials, StagePlan
-from micro_models import LABELS, SIZE, TRANSFORMER_RECIPE, UNSEEN, label_of, loop, single_shapes
+from micro_models import LABELS, SIZE, TRANSFORMER_RECIPE, UNSEEN, label_of, loop, single_shapes, train_once
 
-pytestmark = pytest.mark.xdist_group("learning")
+pytestmark = pytest.mark.long  # minutes to teach all of it
 
 EDITOR_RECIPE = replace(
     TRANSFORMER_RECIPE, image_share=0.15, hole_share=0.35, pair_share=0.3, pair_captions=("a {size} one",)
@@ -31,10 +30,12 @@ PICTURES = 24
 
 
 @pytest.fixture(scope="module")
-def brush(folder: Path, materials: Materials, clip: CLIP, vqgan: VQGAN, transformer: CodeTransformer) -> Codebrush:
+def brush(
+    folder: Path, kept: Path, materials: Materials, clip: CLIP, vqgan: VQGAN, transformer: CodeTransformer
+) -> Codebrush:
     """A pack whose code transformer goes on from the one of texts."""
     plan = StagePlan("transformer", EDITOR_RECIPE, loop(800, 32))
-    trained = run_stage(plan, materials, folder / "editor", start=transformer)
+    trained = train_once(plan, materials, kept / "editor", start=transformer)
     assert isinstance(trained, CodeTransformer)
     pack = folder / "editing"
     members = {"clip": clip, "vqgan": vqgan, "transformer": trained, "bank": make_bank(clip, materials.data)}

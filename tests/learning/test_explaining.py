@@ -5,7 +5,6 @@ that the text names. Every scene holds other objects too, so a map that only fin
 """
 
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,15 +18,14 @@ from codebrush.data.images import stack
 from codebrush.data.synthetic.shapes import Scene, SceneObject, scene
 from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.dataset import SourceConfig, load_captioned
 from codebrush.training.engine.loop import LoopConfig
-from codebrush.training.run_stage import run_stage
 from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.augmentation import Augmentation
 from codebrush.training.tasks.clip import CLIPRecipe
 from codebrush.understanding.attribution import heat_maps, text_directions
+from micro_models import scene_set, train_once
 
-pytestmark = pytest.mark.xdist_group("explaining")  # so that one process trains the two for all tests
+pytestmark = pytest.mark.long  # two models that point at what is named take minutes to train
 
 SIZE = 32
 COLOURS = ("red", "yellow", "green", "blue")
@@ -60,34 +58,27 @@ def scenes(seed: int, count: int, objects: int | None) -> Iterator[Scene]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("explaining")
-
-
-@pytest.fixture(scope="module")
-def materials(folder: Path) -> Materials:
+def materials(kept: Path) -> Materials:
     """Scenes of one, two and three objects, each captioned with all that is in it."""
-    (folder / "scenes").mkdir()
-    rows = []
     parts = [scenes(SEEN, 800, None), scenes(SEEN, 1200, 2), scenes(SEEN, 800, 3)]
-    for index, drawn in enumerate(itertools.chain(*parts)):
-        drawn.image.save(folder / "scenes" / f"{index}.png")
-        names = [named(thing) for thing in drawn.objects]
-        captions = {"said": " and ".join(names), "again": " and ".join(names[::-1])}
-        rows.append({"file_name": f"{index}.png", **captions, "group": " ".join(sorted(names))})
-    (folder / "scenes" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = SourceConfig(str(folder / "scenes"), captions=("{said}", "{again}"), group="group")
-    return Materials(load_captioned(source.open(), SIZE, folder / "cache"), {"clip": Tokenizer.wordpiece()})
+    drawn = ((each, cells_of(each)) for each in itertools.chain(*parts))
+    data = scene_set(kept / "scenes-of-several", drawn, ("{said}", "{again}"), "group")
+    return Materials(data, {"clip": Tokenizer.wordpiece()})
+
+
+def cells_of(drawn: Scene) -> dict[str, str]:
+    names = [named(thing) for thing in drawn.objects]
+    return {"said": " and ".join(names), "again": " and ".join(names[::-1]), "group": " ".join(sorted(names))}
 
 
 @pytest.fixture(scope="module", params=["vit", "resnet"])
-def clip(request: pytest.FixtureRequest, folder: Path, materials: Materials) -> CLIP:
+def clip(request: pytest.FixtureRequest, kept: Path, materials: Materials) -> CLIP:
     recipe, steps = {"vit": (VIT, 1200), "resnet": (RESNET, 600)}[request.param]
     loop = LoopConfig(
         steps=steps, batch_size=64, warmup=20, ema_decay=0.98, threads=1,
         log_every=steps // 4, checkpoint_every=steps, preview_every=0,
     )  # fmt: skip
-    trained = run_stage(StagePlan("clip", recipe, loop), materials, folder / request.param)
+    trained = train_once(StagePlan("clip", recipe, loop), materials, kept / f"explaining-{request.param}")
     assert isinstance(trained, CLIP)
     return trained.eval().requires_grad_(False)
 

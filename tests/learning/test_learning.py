@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -34,8 +33,6 @@ from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.captioner import AskRule, CaptionerRecipe
 from codebrush.understanding.captioning import CaptionPipeline
 from micro_models import LABELS, SIZE, loop
-
-pytestmark = pytest.mark.xdist_group("learning")  # so that one process trains the three for all tests
 
 CAPTIONER_RECIPE = CaptionerRecipe(
     width=64, layers=2, heads=4, vocab_size=300, context_length=24, stem=32, segments=3, learning_rate=3e-3,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from codebrush.data.images import stack, to_pil
@@ -13,10 +14,9 @@ from codebrush.generation.editing.upscaling import upscale_picture
 from codebrush.models.upscaler import Upscaler, enlarge, reduce
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import SourceConfig, load_captioned
-from codebrush.training.run_stage import run_stage
 from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.upscaler import UpscalerRecipe
-from micro_models import loop
+from micro_models import loop, train_once
 
 SIZE = 64
 RECIPE = UpscalerRecipe(
@@ -26,12 +26,13 @@ GAIN = {2: 2.0, 4: 1.0}  # dB over bicubic, at least; measured are 3.9 and 2.4
 
 
 @pytest.fixture(scope="module")
-def upscaler(tmp_path_factory: pytest.TempPathFactory) -> Upscaler:
-    folder = tmp_path_factory.mktemp("scenes")
-    write_shapes(folder / "shapes", 300, size=SIZE)
-    data = load_captioned(SourceConfig(str(folder / "shapes")).open(), SIZE, folder / "cache")
+def upscaler(kept: Path) -> Upscaler:
+    with FileLock(kept / "shapes.lock"):
+        if not (kept / "shapes").exists():
+            write_shapes(kept / "shapes", 300, size=SIZE)
+        data = load_captioned(SourceConfig(str(kept / "shapes")).open(), SIZE, kept / "cache")
     plan = StagePlan("upscaler", RECIPE, loop(400, 8))
-    trained = run_stage(plan, Materials(data, {"clip": Tokenizer.wordpiece()}), folder / "upscaler")
+    trained = train_once(plan, Materials(data, {"clip": Tokenizer.wordpiece()}), kept / "upscaler")
     assert isinstance(trained, Upscaler)
     return trained
 

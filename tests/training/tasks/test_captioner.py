@@ -1,6 +1,7 @@
 """What a captioner is trained on, and that it learns: captions, questions of a source's columns, drawn scenes."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from codebrush.cli.main import run as command
 from codebrush.data.synthetic.scene_folder import write_shapes
@@ -92,6 +94,35 @@ class TestWhatIsAsked:
         plain = Asker((), materials.data)
         plain.stored = False
         assert all(not ask for ask, _ in plain.draw(0, 5, rng))
+
+    def test_rows_are_not_kept_in_memory(self, tmp_path: Path) -> None:
+        """Every row as a dict would take 6 MB; a column that no rule names is not even read."""
+        place, rows = tmp_path / "notes", 300
+        place.mkdir()
+        Image.new("RGB", (8, 8), "red").save(place / "0.png")
+        names = [place / "0.png", *(place / f"{number}.png" for number in range(1, rows))]
+        for name in names[1:]:
+            name.hardlink_to(names[0])
+        cells = [
+            {"file_name": name.name, "caption": f"picture {number}", "colour": "red", "notes": f"{number} " * 5000}
+            for number, name in enumerate(names)
+        ]
+        (place / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in cells))
+        data = load_captioned(SourceConfig(str(place), captions=("{caption}",)).open(), 8, tmp_path / "cache")
+        rules = (
+            AskRule(ask=("which colour?",), answer="{colour}"),
+            AskRule(ask=("is it {colour}?",), contrast="colour"),
+        )
+        rng = np.random.default_rng(0)
+        Asker(rules, data).draw(0, 6, rng)  # imports and caches
+        tracemalloc.start()
+        asker = Asker(rules, data)
+        texts = [asker.draw(row, 6, rng) for row in range(rows)]
+        kept, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(texts) == rows
+        assert kept < 1e6
+        assert peak < 1e6
 
     def test_a_rule_says_one_thing(self) -> None:
         with pytest.raises(ValueError, match="one of 'answer', 'yes_if' and 'contrast'"):

@@ -301,7 +301,7 @@ def test_a_step_shows_its_picture_when_asked(brush: Codebrush) -> None:
         ({"max_memory": "0"}, UsageError, "max_memory must be a size"),
         ({"max_memory": "9" * 400}, UsageError, "max_memory must be a size"),
         ({"judge_weight": 0.0}, UsageError, "no CLIP is left"),
-        ({"sampling": {"cfg": 3}}, UsageError, "cfg shapes what is sampled"),
+        ({"sampling": {"cfg": 3}}, UsageError, "cfg is for drawing codes"),
         ({"preset": "nothing"}, UsageError, "preset must be one of notebook, refine"),
         ({"wings": 2}, UsageError, "no option wings"),
         ({"optimizer": "LBFGS"}, UsageError, "optimizer must be one of"),

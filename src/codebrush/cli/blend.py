@@ -1,4 +1,4 @@
-"""`codebrush blend`: two models of one kind in, the weighted mean of their weights out."""
+"""`codebrush blend`: the weighted mean of the weights of two models of one kind."""
 
 import time
 from pathlib import Path
@@ -10,13 +10,15 @@ from codebrush.cli.output import check_folder, print_json
 
 
 def blend(
-    a: Annotated[str, typer.Argument(help="A pack, run or model folder, like the start of a fine-tuning.")],
-    b: Annotated[str, typer.Argument(help="Another of the same kind and sizes, like its result.")],
+    a: Annotated[str, typer.Argument(help="A pack, training run or model folder, such as the start of a fine-tuning.")],
+    b: Annotated[
+        str, typer.Argument(help="Another of the same kind and sizes, such as the result of that fine-tuning.")
+    ],
     out: Annotated[Path, typer.Option(help="The new folder.")],
     alpha: Annotated[float, typer.Option(help="Share of B: 0 is A, 1 is B.")] = 0.5,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Blend two CLIPs, or other models of one kind: (1 - alpha) A + alpha B, which often beats both."""
+    """Blend two CLIPs, or other models of one kind: (1 - alpha) A + alpha B, which is often better than both."""
     start = time.perf_counter()
     check_folder(out.absolute().parent)
     from codebrush.training.blending import blend_folders

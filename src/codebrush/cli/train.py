@@ -1,4 +1,4 @@
-"""`codebrush train`: a whole pack from captioned pictures, or one stage from a recipe."""
+"""`codebrush train`: a whole pack on captioned pictures, or one stage by a recipe."""
 
 import json
 import sys
@@ -22,31 +22,58 @@ IN_START = ("image_size", "tokenizer")
 
 def train(
     context: typer.Context,
-    target: Annotated[str, typer.Argument(help=f"Captioned pictures, or a stage: {NAMES}.")],
-    recipe: Annotated[str | None, typer.Argument(help="With a stage: its YAML recipe.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The pack's folder; with a stage, the run's folder.")] = None,
-    budget: Annotated[str | None, typer.Option(help="Time for everything: 90s, 60m, 2h. Default 60m.")] = None,
-    recipes: Annotated[Path | None, typer.Option(help="A folder with a recipe for each stage: clip.yaml, ...")] = None,
-    source: Annotated[str | None, typer.Option(help="With a stage: the pictures, instead of the recipe's.")] = None,
-    start: Annotated[Path | None, typer.Option("--from", help="A pack or model folder to start from.")] = None,
-    clip: Annotated[Path | None, typer.Option(help="With a stage: the trained CLIP it needs.")] = None,
-    vqgan: Annotated[Path | None, typer.Option(help="With a stage: the trained VQGAN it needs.")] = None,
-    caption: Annotated[list[str] | None, typer.Option(help='Caption template, like "{label}, {style} style".')] = None,
+    target: Annotated[
+        str, typer.Argument(help=f"Captioned pictures (a folder, table, shards or hub id), or one stage: {NAMES}.")
+    ],
+    recipe: Annotated[
+        str | None, typer.Argument(help="With a stage: its recipe, a YAML file with sizes and settings.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the new pack; with a stage, of its training run.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="Time for all stages together: 90s, 60m, 2h. Default 60m.")] = None,
+    recipes: Annotated[
+        Path | None, typer.Option(help="A folder with a recipe for each stage (clip.yaml, ...), instead of a budget.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="With a stage: the pictures, instead of those its recipe names.")
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="A pack or model folder to fine-tune, instead of starting from random weights."),
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(help="With a stage that needs one: the folder of a trained CLIP, or of its pack.")
+    ] = None,
+    vqgan: Annotated[
+        Path | None, typer.Option(help="With a stage that needs one: the folder of a trained VQGAN, or of its pack.")
+    ] = None,
+    caption: Annotated[
+        list[str] | None,
+        typer.Option(help='Caption template over columns, like "{label}, {style} style"; may be repeated.'),
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Train on the rows of this split.")] = None,
-    where: Annotated[list[str] | None, typer.Option(help='Keep rows, like "style != noto".')] = None,
-    group: Annotated[str | None, typer.Option(help="Column whose equal values mean the same thing.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of the pictures.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use the first rows only.")] = None,
-    image_size: Annotated[int, typer.Option(min=16, max=1024, help="Side of the pictures in pixels.")] = 64,
-    tokenizer: Annotated[str, typer.Option(help="wordpiece (knows English) or bpe (from the captions).")] = "wordpiece",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves PyTorch's choice.")] = 0,
-    name: Annotated[str, typer.Option(help="The pack's name; by default its folder's.")] = "",
-    licence: Annotated[str, typer.Option(help="What the pack may be used for.")] = "unspecified",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run in --out stopped.")] = False,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help='Keep only rows that meet a condition, like "style != noto"; may be repeated.'),
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="Column that is equal for pictures of the same thing.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column that holds the pictures.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first rows.")] = None,
+    image_size: Annotated[
+        int, typer.Option(min=16, max=1024, help="Side of the pictures that the pack draws, in pixels.")
+    ] = 64,
+    tokenizer: Annotated[
+        str, typer.Option(help="wordpiece (an English vocabulary) or bpe (learned from the captions).")
+    ] = "wordpiece",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves the choice to PyTorch.")] = 0,
+    name: Annotated[str, typer.Option(help="The pack's name; by default that of its folder.")] = "",
+    licence: Annotated[str, typer.Option(help="The licence written into the pack.")] = "unspecified",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a training that stopped in --out.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Train a pack from captioned pictures, or one stage from a recipe."""
+    """Train a pack (CLIP, VQGAN, code transformer, ...) on captioned pictures, or one of its models by a recipe."""
     if out is None:
         raise UsageError("--out is missing: name the folder to train into")
     spelt = given_flags(context)

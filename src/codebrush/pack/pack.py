@@ -194,7 +194,7 @@ def built_in_packs() -> list[str]:
 
 
 def home() -> Path:
-    """Where downloaded models and packs lie: $CODEBRUSH_HOME, else codebrush in the user's cache folder."""
+    """The folder of downloaded models and packs: $CODEBRUSH_HOME, or codebrush in the user's cache folder."""
     if named := os.environ.get(HOME_VARIABLE):
         return Path(named).expanduser()
     caches = os.environ.get("XDG_CACHE_HOME")
@@ -202,16 +202,18 @@ def home() -> Path:
 
 
 def installed_packs() -> list[str]:
-    """Names of the packs of published models that `codebrush packs download` has put together here."""
+    """Names of the packs of published models that `codebrush packs download` has installed."""
     return sorted(path.parent.name for path in (home() / "packs").glob(f"*/{PACK_FILE}"))
 
 
 def open_pack(source: str | Path) -> Pack:
-    """The pack called `source`: a built-in or downloaded name, else a folder, else a hub id (owner/name), which is
-    fetched.
+    """The pack called `source`: a built-in or downloaded name, or a folder, or a hub id (owner/name), which is fetched.
 
-    A folder that bears a built-in name is reached as ./name. With HF_HUB_OFFLINE=1 the hub's local cache
-    alone is read. Raises PackError where there is no such pack, or it is damaged.
+    A folder with the name of a built-in pack is opened as ./name. With HF_HUB_OFFLINE=1 only the hub's local cache is
+    read.
+
+    Raises:
+        PackError: if there is no such pack, or it is damaged.
     """
     folder = local_pack(source)
     if folder is not None:
@@ -222,13 +224,13 @@ def open_pack(source: str | Path) -> Pack:
     if "/" in name or os.sep in name:
         raise PackError(f"there is no folder '{name}': check its path, or use a built-in pack ({_names()})")
     raise PackError(
-        f"there is no pack '{name}': name one that is here ({_names()}), a folder, or a hub id (owner/name); "
+        f"there is no pack '{name}': name one that is installed ({_names()}), a folder, or a hub id (owner/name); "
         "codebrush packs list shows what can be downloaded"
     )
 
 
 def local_pack(source: str | Path) -> Path | None:
-    """The folder that `source` names on this machine; None where only the hub could have it."""
+    """The folder that `source` names on this machine; None if only the hub could have it."""
     if isinstance(source, str) and source in built_in_packs():
         return BUILT_IN / source
     if isinstance(source, str) and source in installed_packs():
@@ -237,16 +239,17 @@ def local_pack(source: str | Path) -> Path | None:
 
 
 def open_clip(source: str | Path) -> tuple[CLIP, Tokenizer]:
-    """The CLIP and tokenizer of a pack, or of a folder that holds just them; float32, eval mode, CPU.
+    """The CLIP and tokenizer of a pack, or of a folder with only these two; float32, eval mode, CPU.
 
-    Raises PackError where there is no such pack or folder, or it is damaged.
+    Raises:
+        PackError: if there is no such pack or folder, or it is damaged.
     """
     folder = clip_folder(source)
     return _guarded(folder, CLIP.from_pretrained, folder), _guarded(folder, Tokenizer.from_pretrained, folder)
 
 
 def clip_folder(source: str | Path) -> Path:
-    """Where the CLIP of a pack lies; a folder that holds nothing but one is its own answer."""
+    """The folder of a pack's CLIP; for the folder of a CLIP, that folder itself."""
     folder = Path(source)
     if local_pack(source) == folder and not (folder / PACK_FILE).exists() and (folder / CONFIG_FILE).exists():
         return folder
@@ -254,16 +257,14 @@ def clip_folder(source: str | Path) -> Path:
 
 
 def clip_hash(folder: Path) -> str:
-    """sha256 (hex) of the weights of the CLIP in `folder`: what its embeddings, and all made of them, depend on."""
+    """sha256 (hex) of the weights of the CLIP in `folder`, on which its embeddings depend."""
     with (folder / WEIGHTS_FILE).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @torch.no_grad()
 def text_condition(clip: CLIP, tokens: torch.Tensor, config: CodeTransformerConfig) -> Condition:
-    """What `clip` makes of tokens (B, T), as far as a transformer of this config reads it; without
-    gradient.
-    """
+    """The features and embeddings of tokens (B, T) by `clip` that a transformer of this config reads; no gradient."""
     features = mask = embedding = None
     if config.text_features:
         features = clip.text_encoder.features(tokens)  # (B, T, D)
@@ -276,7 +277,7 @@ def text_condition(clip: CLIP, tokens: torch.Tensor, config: CodeTransformerConf
 def encode_condition(
     clip: CLIP, tokenizer: Tokenizer, texts: Sequence[str], config: CodeTransformerConfig
 ) -> Condition:
-    """`text_condition` of texts as they are typed, one row a text, on the device of `clip`."""
+    """`text_condition` of texts, one row each, on the device of `clip`."""
     return text_condition(clip, tokenizer(texts).to(clip.log_scale.device), config)
 
 
@@ -313,7 +314,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
 
 
 def _guarded(place: Path, read: Callable[..., T], *arguments: Any) -> T:
-    """Damage can make a reader raise nearly anything: it all becomes a PackError that names the place."""
+    """Turn any exception of a reader, which damaged files can cause, into a PackError that names the place."""
     try:
         return read(*arguments)
     except PackError:
@@ -332,6 +333,6 @@ def _fetch(name: str) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.md"]))
-    except Exception as error:  # its HTTP client, cache and validation each have exceptions of their own
+    except Exception as error:  # its HTTP client, cache and validation all raise different exceptions
         reason = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
         raise PackError(f"no folder '{name}' is here, and the hub gave no such pack ({reason})") from error

@@ -1,4 +1,4 @@
-"""A CLIP and captioned pictures in; the bank of known pictures that a pack brings along, out."""
+"""Makes the bank of a pack: the embeddings of some of the pictures that it was trained on."""
 
 import time
 
@@ -10,24 +10,24 @@ from codebrush.models.bank import Bank, BankConfig
 from codebrush.models.clip import CLIP
 from codebrush.training.dataset import Captioned, evenly
 
-MOST = 2048  # pictures
+MOST = 2048  # pictures in a bank
 BATCH = 64
 
 
 def spread(groups: np.ndarray, most: int) -> np.ndarray:
-    """Up to `most` row numbers of `groups` (N,), in their order: each group has its turn before one has another."""
+    """Up to `most` row numbers of `groups` (N,), sorted; no group gets a second row before every group has one."""
     order = np.argsort(groups, kind="stable")
     _, first, counts = np.unique(groups[order], return_index=True, return_counts=True)
-    turn = np.arange(len(groups)) - np.repeat(first, counts)  # of each row of `order` within its group
-    by_turn = order[np.argsort(turn, kind="stable")]
-    if len(first) > most:  # not all groups have a place: take them from all over the source
-        by_turn = by_turn[: len(first)][evenly(len(first), most)]
-    return np.sort(by_turn[:most])
+    place = np.arange(len(groups)) - np.repeat(first, counts)  # of each row of `order` within its group
+    by_place = order[np.argsort(place, kind="stable")]
+    if len(first) > most:  # more groups than rows: take them from the whole source
+        by_place = by_place[: len(first)][evenly(len(first), most)]
+    return np.sort(by_place[:most])
 
 
 @torch.no_grad()
 def make_bank(clip: CLIP, data: Captioned, most: int = MOST, seconds: float | None = None) -> Bank:
-    """The embeddings of up to `most` pictures, called by their first captions; fewer where `seconds` allow no more."""
+    """The embeddings of up to `most` pictures, named by their first captions; fewer if `seconds` allow no more."""
     if seconds is not None:
         began = time.monotonic()
         _embed(clip, data, np.arange(min(BATCH, len(data))))

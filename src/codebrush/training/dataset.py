@@ -1,4 +1,4 @@
-"""A source of captioned pictures -> what every stage trains on: decoded pixels, tokens of all captions, groups."""
+"""What every stage trains on: decoded pixels, captions and their tokens, and groups, of one source or two."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from codebrush.training.field_types import Count
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """Where the pictures are and which of them count; see `codebrush.data.sources.captioned_images.open_source`."""
+    """Which pictures of which source to use; see `codebrush.data.sources.captioned_images.open_source`."""
 
     source: str
     split: str | None = None
@@ -42,23 +42,23 @@ class SourceConfig:
 
 
 def evenly(total: int, count: int) -> np.ndarray:
-    """Up to `count` of the numbers 0 to total - 1, evenly apart, int64."""
+    """Up to `count` of the numbers 0 to total - 1, evenly spaced, int64."""
     return np.linspace(0, total - 1, min(count, total)).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """Readable rows of a source at one picture size. Row numbers run over `pixels`, 0 to N - 1."""
+    """The readable rows of a source, with pictures of one size. Row numbers are those of `pixels`, 0 to N - 1."""
 
     source: CaptionedImages
     pixels: PixelCache
-    groups: np.ndarray  # (N,) int64, equal for rows that mean the same thing
+    groups: np.ndarray  # (N,) int64, equal for rows that show the same thing
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def images(self, rows: Sequence[int] | np.ndarray) -> Tensor:
-        """(B, 3, S, S) uint8."""
+        """The pictures of `rows`, (B, 3, S, S) uint8."""
         return self.pixels.batch(rows)
 
     def captions(self, row: int) -> list[str]:
@@ -68,9 +68,9 @@ class Captioned:
 
 @dataclass(frozen=True)
 class Joined:
-    """The rows of a new set, 0 to N - 1, and those of a general one to replay, N to N + M - 1.
+    """The rows of a new set, 0 to N - 1, followed by those of a general one to replay, N to N + M - 1.
 
-    What the two sets call alike may mean different things, so no group holds rows of both.
+    Equal group names may mean different things in the two sets, so no group holds rows of both.
     """
 
     new: Captioned
@@ -81,11 +81,11 @@ class Joined:
 
     @cached_property
     def groups(self) -> np.ndarray:
-        """(N + M,) int64."""
+        """The groups of all rows, (N + M,) int64."""
         return np.concatenate([self.new.groups, self.replay.groups + self.new.groups.max() + 1])
 
     def images(self, rows: np.ndarray) -> Tensor:
-        """(B, 3, S, S) uint8."""
+        """The pictures of `rows`, (B, 3, S, S) uint8."""
         replayed = rows >= len(self.new)
         new, replay = self.new.images(rows[~replayed]), self.replay.images(rows[replayed] - len(self.new))
         images = torch.empty((len(rows), *new.shape[1:]), dtype=new.dtype)
@@ -105,20 +105,20 @@ def load_captioned(source: CaptionedImages, size: int, cache: Path) -> Captioned
     return Captioned(source, pixels, groups.astype(np.int64))
 
 
-class Told(Protocol):
+class HasCaptions(Protocol):
     """Rows with captions."""
 
     def __len__(self) -> int: ...
 
     def captions(self, row: int) -> list[str]:
-        """What is said of a row."""
+        """The captions of a row."""
         ...
 
 
 class CaptionTokens:
-    """Token ids of every caption of every row, so that drawing one of a row's captions costs a look-up."""
+    """Token ids of every caption of every row, so that drawing one of a row's captions is a look-up."""
 
-    def __init__(self, data: Told, tokenizer: Tokenizer):
+    def __init__(self, data: HasCaptions, tokenizer: Tokenizer):
         texts = [data.captions(row) for row in range(len(data))]
         counts = np.array([len(captions) for captions in texts])
         self.first = np.concatenate([[0], counts.cumsum()[:-1]])
@@ -129,6 +129,6 @@ class CaptionTokens:
         self.ids = tokenizer(distinct, on_long="truncate").to(torch.int32)  # (distinct, T)
 
     def draw(self, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """One caption of each row, drawn evenly: (B, T) int64."""
+        """One caption of each row, drawn uniformly: (B, T) int64."""
         picks = self.first[rows] + (rng.random(len(rows)) * self.counts[rows]).astype(np.int64)
         return self.ids[torch.from_numpy(self.index[picks])].long()

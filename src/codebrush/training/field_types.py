@@ -1,4 +1,4 @@
-"""The kinds of number that a recipe holds. `codebrush.training.recipes` names the field that is out of its range."""
+"""The ranges of the numbers in a recipe; `recipes` reports a field that is out of its range."""
 
 from typing import Annotated
 

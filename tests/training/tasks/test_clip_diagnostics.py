@@ -14,37 +14,41 @@ from codebrush.training.engine.loop import LoopConfig
 from codebrush.training.run_stage import run_stage
 from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.clip import CLIPRecipe, make_clip
-from codebrush.training.tasks.clip_diagnostics import Watch, clashing_share, guessing_loss
+from codebrush.training.tasks.clip_diagnostics import CLIPDiagnostics, clashing_share, guessing_loss
 from codebrush.training.tasks.contrastive_loss import contrastive_loss, sigmoid_loss
 
 GOOD = {"clip_loss": 1.0, "logit_scale": 20.0, "clashing": 0.0}
 
 
-def said(watch: Watch, lines: int = 20, first: int = 1, **values: float) -> list[str]:
-    return [line for step in range(first, first + lines) for line in watch.look(step, {**GOOD, **values})]
+def reported(diagnostics: CLIPDiagnostics, lines: int = 20, first: int = 1, **values: float) -> list[str]:
+    return [line for step in range(first, first + lines) for line in diagnostics.remarks(step, {**GOOD, **values})]
 
 
 def test_a_good_run_is_left_alone():
-    assert said(Watch(64, 1000)) == []
+    assert reported(CLIPDiagnostics(64, 1000)) == []
 
 
 @pytest.mark.parametrize(
-    ("watch", "values", "remedy"),
+    ("diagnostics", "values", "remedy"),
     [
-        (Watch(64, 1000), {"clip_loss": math.log(64) * 1.015}, "raise recipe.learning_rate or loop.batch_size"),
-        (Watch(64, 1000), {"clip_loss": math.log(64) * 0.985}, "check that the captions"),
-        (Watch(1, 1000), {"clip_loss": 0.0}, "loop.batch_size"),
-        (Watch(64, 1000, "sigmoid"), {"clip_loss": 1 + math.log(64)}, "raise recipe.learning_rate"),
-        (Watch(64, 1000), {"logit_scale": 99.999}, "lower recipe.learning_rate, or add pictures"),
-        (Watch(64, 1000), {"clashing": 0.25}, "name source.group (--group)"),
-        (Watch(64, 127), {}, "add pictures, or lower loop.batch_size"),
+        (
+            CLIPDiagnostics(64, 1000),
+            {"clip_loss": math.log(64) * 1.015},
+            "raise recipe.learning_rate or loop.batch_size",
+        ),
+        (CLIPDiagnostics(64, 1000), {"clip_loss": math.log(64) * 0.985}, "check that the captions"),
+        (CLIPDiagnostics(1, 1000), {"clip_loss": 0.0}, "loop.batch_size"),
+        (CLIPDiagnostics(64, 1000, "sigmoid"), {"clip_loss": 1 + math.log(64)}, "raise recipe.learning_rate"),
+        (CLIPDiagnostics(64, 1000), {"logit_scale": 99.999}, "lower recipe.learning_rate, or add pictures"),
+        (CLIPDiagnostics(64, 1000), {"clashing": 0.25}, "name source.group (--group)"),
+        (CLIPDiagnostics(64, 127), {}, "add pictures, or lower loop.batch_size"),
     ],
 )
-def test_each_fault_is_said_once_with_its_remedy(watch: Watch, values: dict[str, float], remedy: str):
-    (line,) = said(watch, **values)
+def test_each_fault_is_said_once_with_its_remedy(diagnostics: CLIPDiagnostics, values: dict[str, float], remedy: str):
+    (line,) = reported(diagnostics, **values)
     assert remedy in line
     assert "\n" not in line
-    assert said(watch, **values) == []
+    assert reported(diagnostics, **values) == []
 
 
 @pytest.mark.parametrize(
@@ -57,19 +61,19 @@ def test_each_fault_is_said_once_with_its_remedy(watch: Watch, values: dict[str,
     ],
 )
 def test_what_is_near_a_fault_is_none(values: dict[str, float]):
-    assert said(Watch(64, 128), **values) == []
+    assert reported(CLIPDiagnostics(64, 128), **values) == []
 
 
 def test_a_fault_must_last_and_the_warmup_does_not_count():
-    watch = Watch(64, 1000, warmup=100, patience=4)
-    assert said(watch, lines=100, clip_loss=math.log(64)) == []
-    assert said(watch, lines=3, first=101, clip_loss=math.log(64)) == []
-    assert len(said(watch, lines=1, first=104, clip_loss=math.log(64))) == 1
+    diagnostics = CLIPDiagnostics(64, 1000, warmup=100, patience=4)
+    assert reported(diagnostics, lines=100, clip_loss=math.log(64)) == []
+    assert reported(diagnostics, lines=3, first=101, clip_loss=math.log(64)) == []
+    assert len(reported(diagnostics, lines=1, first=104, clip_loss=math.log(64))) == 1
 
 
 def test_few_pictures_are_told_before_the_first_step():
-    assert len(Watch(8, 15).look(0, {})) == 1
-    assert Watch(8, 16).look(0, {}) == []
+    assert len(CLIPDiagnostics(8, 15).remarks(0, {})) == 1
+    assert CLIPDiagnostics(8, 16).remarks(0, {}) == []
 
 
 def test_captions_of_two_groups_clash_and_those_of_one_do_not():

@@ -77,7 +77,7 @@ def test_a_stopped_run_ends_with_the_very_weights_of_an_unbroken_one(materials: 
 
 
 def test_the_sigmoid_loss_takes_none() -> None:
-    with pytest.raises(ValueError, match="texts are more negatives of the softmax loss alone"):
+    with pytest.raises(ValueError, match="texts are additional negatives of the softmax loss"):
         CLIPRecipe(texts=8, loss="sigmoid")
 
 

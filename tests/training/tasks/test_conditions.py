@@ -23,7 +23,7 @@ from codebrush.training.run_stage import make_network, make_task, run_stage
 from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.code_loss import code_likeness
 from codebrush.training.tasks.code_transformer import TransformerRecipe, make_code_transformer, with_conditions
-from codebrush.training.tasks.conditions import MOST_HOLE, Drawer, Retold, random_hole, rows_of_each
+from codebrush.training.tasks.conditions import MOST_HOLE, ConditionSampler, OtherCaptions, random_hole, rows_of_each
 from packs import micro_clip
 
 GRID, CODES = (8, 8), 128
@@ -48,12 +48,12 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
     return Materials(data, {"clip": Tokenizer.wordpiece()}, {"clip": clip, "vqgan": vqgan}, codes=codes)
 
 
-def drawer(materials: Materials, **shares: float) -> Drawer:
+def drawer(materials: Materials, **shares: float) -> ConditionSampler:
     tokens = CaptionTokens(materials.data, materials.tokenizer)
-    told = CaptionTokens(Retold(materials.data, RECIPE.pair_captions), materials.tokenizer)
+    told = CaptionTokens(OtherCaptions(materials.data, RECIPE.pair_captions), materials.tokenizer)
     wanted = tuple(shares.get(name, 0.0) for name in ("image", "hole", "pair"))
     assert materials.codes is not None
-    return Drawer(materials.data, materials.codes, GRID, tokens, told, wanted)  # pyright: ignore
+    return ConditionSampler(materials.data, materials.codes, GRID, tokens, told, wanted)  # pyright: ignore
 
 
 class TestDrawer:
@@ -72,9 +72,9 @@ class TestDrawer:
             assert torch.equal(found.holed[place], fill_holes(image, hole))
         for row in range(12):
             if 3 <= row < 6:
-                assert torch.equal(found.asked[row], ~found.shown[row])
+                assert torch.equal(found.learned[row], ~found.shown[row])
             else:
-                assert found.asked[row].all()
+                assert found.learned[row].all()
                 assert found.shown[row].all()
 
     def test_a_pair_shows_another_picture_of_its_group(self, materials: Materials) -> None:
@@ -104,7 +104,7 @@ class TestDrawer:
 
     def test_a_batch_too_small_for_its_shares_is_refused(self, materials: Materials) -> None:
         assert [len(range(9)[part]) for part in rows_of_each(9, (0.01, 0.0, 0.5))] == [1, 0, 4]
-        with pytest.raises(TrainingError, match="2 rows a process are too few for the recipe's image_share"):
+        with pytest.raises(TrainingError, match="2 rows per process are too few for the recipe's image_share"):
             drawer(materials, image=0.1, hole=0.1, pair=0.1).draw(np.arange(2), np.random.default_rng(0))
 
 
@@ -133,7 +133,7 @@ def test_a_recipe_gives_the_network_its_conditions(materials: Materials) -> None
     bare = TransformerRecipe(width=16, layers=1, heads=2, pooled_text=False)
     sizes = make_code_transformer(bare, clip, CODES, GRID).config
     assert (sizes.image_embedding, sizes.source_codes, sizes.text_embedding) == (0, False, 0)
-    with pytest.raises(ValueError, match="add up to 1 at most"):
+    with pytest.raises(ValueError, match="add up to more than 1"):
         TransformerRecipe(hole_share=0.6, pair_share=0.6)
 
 
@@ -166,8 +166,8 @@ def test_the_loss_is_of_codes_in_the_hole_alone(materials: Materials) -> None:
         before = torch.where(batch["shown"], condition.source_codes, batch["codes"])[:, :-1]
         logits = task.networks["transformer"](before, condition)
     nats = -logits.log_softmax(-1).gather(2, batch["codes"][..., None])[..., 0]
-    assert objective.loss.item() == pytest.approx(nats[batch["asked"]].mean().item(), rel=1e-5)
-    assert 0 < batch["asked"].float().mean() < 1
+    assert objective.loss.item() == pytest.approx(nats[batch["learned"]].mean().item(), rel=1e-5)
+    assert 0 < batch["learned"].float().mean() < 1
 
 
 @torch.no_grad()
@@ -223,7 +223,7 @@ def test_rows_with_a_source_and_those_without_are_read_apart_and_count_alike(mat
             given = replace(given, source_codes=None, source_mask=None)
         logits = network(before[row : row + 1, order[:-1]], given)[0]
         written = -logits.log_softmax(-1).gather(1, batch["codes"][row][order, None])[:, 0]
-        nats.append(written[batch["asked"][row][order]])
+        nats.append(written[batch["learned"][row][order]])
     assert batch["present"][:, 3].sum() == 6
     assert objective.loss.item() == pytest.approx(torch.cat(nats).mean().item(), rel=1e-5)
 

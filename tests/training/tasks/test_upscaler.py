@@ -28,7 +28,7 @@ from codebrush.training.tasks.upscaler import (
     UpscalerTask,
     charbonnier,
     fitting_target,
-    turned,
+    reoriented,
 )
 from packs import micro_clip, micro_tokenizer, micro_vqgan, write_micro_pack
 
@@ -71,7 +71,7 @@ def test_crops_lie_anywhere_and_any_way_round(materials: Materials) -> None:
     crops = torch.cat([task.batch(np.zeros(32, dtype=np.int64), step_rng(0, step))["images"] for step in range(4)])
     assert len(crops.flatten(1).unique(dim=0)) > 40
     picture = torch.arange(27).view(3, 3, 3)
-    assert len({tuple(turned(picture, way).flatten().tolist()) for way in range(DIHEDRAL)}) == DIHEDRAL
+    assert len({tuple(reoriented(picture, way).flatten().tolist()) for way in range(DIHEDRAL)}) == DIHEDRAL
     whole = make(materials, crop=64).batch(np.arange(2), step_rng(0, 0))["images"]  # more than there is
     assert whole.shape == (2, 3, 32, 32)
 

@@ -12,7 +12,7 @@ from codebrush.models.vqgan_sizes import vqgan_micro
 from codebrush.training.engine.loop import LoopConfig
 from codebrush.training.run_stage import make_network
 from codebrush.training.stage import Materials, StagePlan
-from codebrush.training.tasks.vqgan import SPLIT, VQGANRecipe, grown
+from codebrush.training.tasks.vqgan import SPLIT, VQGANRecipe, grow_vqgan
 
 RECIPE = VQGANRecipe(image_size=64, codebook_size=160, grow=True)
 
@@ -29,7 +29,7 @@ def start() -> VQGAN:
 
 def test_the_most_used_codes_are_split_and_everything_else_is_kept(start: VQGAN) -> None:
     with pytest.warns(UserWarning, match="grows from 128 to 160 codes"):
-        made = grown(start, RECIPE)
+        made = grow_vqgan(start, RECIPE)
     assert (made.config.image_size, made.codebook_size) == (64, 160)
     before, after = start.state_dict(), made.state_dict()
     for name, value in before.items():
@@ -44,14 +44,14 @@ def test_the_most_used_codes_are_split_and_everything_else_is_kept(start: VQGAN)
 
 def test_more_than_twice_as_many_split_every_code_again(start: VQGAN) -> None:
     with pytest.warns(UserWarning, match="from 128 to 400"):
-        made = grown(start, replace(RECIPE, codebook_size=400))
+        made = grow_vqgan(start, replace(RECIPE, codebook_size=400))
     book = made.state_dict()["quantizer.codebook"]
     assert len(book.unique(dim=0)) == 400
 
 
 def test_one_that_has_enough_codes_keeps_them(start: VQGAN) -> None:
-    assert grown(start, VQGANRecipe(image_size=32, codebook_size=64, grow=True)) is start
-    assert grown(start, replace(RECIPE, grow=False)) is start
+    assert grow_vqgan(start, VQGANRecipe(image_size=32, codebook_size=64, grow=True)) is start
+    assert grow_vqgan(start, replace(RECIPE, grow=False)) is start
     plan = StagePlan("vqgan", replace(RECIPE, codebook_size=64), LoopConfig(steps=1, batch_size=1))
     made = make_network(plan, Materials(None, {}), start=start)  # pyright: ignore
     assert isinstance(made, VQGAN)
@@ -60,4 +60,4 @@ def test_one_that_has_enough_codes_keeps_them(start: VQGAN) -> None:
 
 def test_a_gumbel_quantiser_cannot_be_split() -> None:
     with pytest.raises(TrainingError, match="Gumbel quantiser cannot be split"):
-        grown(VQGAN(replace(vqgan_micro(), quantizer="gumbel", l2_normalized=False)), RECIPE)
+        grow_vqgan(VQGAN(replace(vqgan_micro(), quantizer="gumbel", l2_normalized=False)), RECIPE)

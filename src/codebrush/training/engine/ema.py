@@ -1,4 +1,4 @@
-"""A slow average of a network's weights, which draws better than the weights of the last step."""
+"""An exponential moving average of a network's weights, which works better than the weights of the last step."""
 
 import copy
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Exponential moving average of what is trained; everything else is copied as it stands."""
+    """Exponential moving average of the trained parameters; all other state is copied unchanged."""
 
     def __init__(self, network: nn.Module, decay: float):
         self.decay = decay
@@ -23,19 +23,19 @@ class EMA:
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Move towards the weights after step `step`; early averages forget fast, so that the start does not linger."""
+        """Move towards the weights after step `step`; early on by more, so that the start is soon forgotten."""
         decay = min(self.decay, (1 + step) / (10 + step))
         parameters = dict(network.named_parameters())
         ours = list(self.values.values())
         torch._foreach_lerp_(ours, [parameters[name].detach() for name in self.values], 1 - decay)
 
     def load(self, values: dict[str, Tensor]) -> None:
-        """Go on from a checkpoint's average."""
+        """Continue from a checkpoint's average."""
         for name, value in values.items():
             self.values[name].copy_(value)
 
     def network(self, network: nn.Module) -> nn.Module:
-        """A copy of `network` that holds the average."""
+        """A copy of `network` with the averaged weights."""
         averaged = copy.deepcopy(network)
         averaged.load_state_dict(dict(self.values), strict=False)
         return averaged

@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a step -> a question that the loop asks when the step has ended."""
+"""Holds back Ctrl-C until a training step has ended, so that a checkpoint can be saved."""
 
 import signal
 import threading
@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def interrupts_held() -> Iterator[Callable[[], bool]]:
-    """Says whether Ctrl-C was pressed, instead of breaking a step in half, which no checkpoint could mend.
+    """Yield a function that says whether Ctrl-C was pressed, which no longer interrupts a step in the middle.
 
-    A second one interrupts at once. Whoever handles the signal already, or runs this in a thread, is left alone.
+    A second Ctrl-C interrupts at once. Nothing changes if the signal already has another handler, or in a thread.
     """
     came = False
 

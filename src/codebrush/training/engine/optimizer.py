@@ -27,13 +27,13 @@ def make_adamw(
     betas: tuple[float, float] = (0.9, 0.98),
     layer_decay: float = 1.0,
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) over what asks for gradients; only matrices and kernels decay.
+    """AdamW (Loshchilov and Hutter 2019) over all parameters that require gradients; only matrices and kernels decay.
 
-    Tables of embeddings, gains, biases and single numbers are not pulled towards zero. A `layer_decay` below 1 slows
-    each layer of a CLIP's towers by that factor for every layer between it and the output (Clark et al. 2020,
-    ELECTRA; Bao et al. 2022, BEiT), so that what is general stays while the top adapts.
+    Embedding tables, gains, biases and scalars have no weight decay. A `layer_decay` below 1 multiplies the learning
+    rate of each layer of a CLIP's towers by that factor for every layer between it and the output (Clark et al. 2020,
+    ELECTRA; Bao et al. 2022, BEiT), so that general features stay while the top adapts.
     """
-    found: defaultdict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)  # by distance, and whether it decays
+    found: defaultdict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)  # by distance, and whether they decay
     for network in networks:
         for place, module in network.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
@@ -47,17 +47,18 @@ def make_adamw(
             "lr": learning_rate * layer_decay**distance,
             "weight_decay": weight_decay if matrix else 0.0,
         }
-        for distance, matrix in sorted(found, reverse=True)  # the deepest first; of each what decays, then the rest
+        # The furthest from the output first; at each distance those with weight decay first.
+        for distance, matrix in sorted(found, reverse=True)
     ]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
 
 
 def layer_distance(network: nn.Module, name: str) -> int:
-    """How many layers lie between the parameter `name` of a CLIP and the output of its tower.
+    """The number of layers between the parameter `name` of a CLIP and the output of its tower.
 
-    Embeddings and the stem come first, then each block of a transformer or stage of a ResNet, last what follows
-    those: norm, pooling, projection. Parameters outside the towers, and those of an encoder without visible layers,
-    are at distance 0.
+    Embeddings and the stem count as the first layer, then each block of a transformer or stage of a ResNet, and what
+    follows those (norm, pooling, projection) as the last. Parameters outside the towers, and those of an encoder
+    without known layers, are at distance 0.
     """
     tower, *parts = name.split(".")
     if tower not in TOWERS:

@@ -1,7 +1,6 @@
-"""What a run says of itself: metrics.jsonl, TensorBoard, previews as pictures, and a bar with rate and time left."""
+"""Logs a run: metrics.jsonl, TensorBoard, preview pictures, and a progress bar with rate and time left."""
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -13,11 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from codebrush.files import atomic_file
+
 METRICS = "metrics.jsonl"
 
 
 class Reporter:
-    """Collects values step by step and writes their means; a disabled one (another process's) stays silent."""
+    """Collects values step by step and writes their means. A disabled one, of another process, writes nothing."""
 
     def __init__(self, folder: Path, steps: int, enabled: bool = True):
         self.folder, self.steps, self.enabled = folder, steps, enabled
@@ -49,22 +50,22 @@ class Reporter:
             self._writer = None
 
     def resume_at(self, step: int) -> None:
-        """Forget what an earlier run logged after the checkpoint that this one starts from."""
+        """Drop what an earlier run logged after the checkpoint at `step`, from which this one continues."""
         self._last_time, self._last_step = time.monotonic(), step
         self._bar.update(self._task, completed=step)
         path = self.folder / METRICS
         if not (self.enabled and path.is_file()):
             return
         kept = [line for line in _whole_lines(path) if step and json.loads(line)["step"] <= step]
-        Path(f"{path}.part").write_text("".join(kept), encoding="utf-8")
-        os.replace(f"{path}.part", path)
+        with atomic_file(path) as part:
+            part.write_text("".join(kept), encoding="utf-8")
 
     def add(self, name: str, value: Tensor) -> None:
-        """Remember one step's value; it is read when the next line is written, so that a GPU need not wait."""
+        """Remember one step's value. It is read only when the next line is written, so that a GPU need not wait."""
         self._sums.setdefault(name, []).append(value.detach())
 
     def log(self, step: int) -> dict[str, float]:
-        """Write the means since the last line; returns them."""
+        """Write the means since the last line, and return them."""
         values = {name: float(np.mean([float(v) for v in found])) for name, found in self._sums.items()}
         self._sums.clear()
         now = time.monotonic()
@@ -88,12 +89,12 @@ class Reporter:
         return values
 
     def say(self, text: str) -> None:
-        """One line for whoever watches the run."""
+        """Print one line on stderr."""
         if self.enabled:
             print(f"{self.name}: {text}", file=sys.stderr)
 
     def preview(self, step: int, picture: Image.Image) -> None:
-        """Keep a picture of the network's progress as previews/<step>.png and in TensorBoard."""
+        """Save a picture of the network's progress as previews/<step>.png and in TensorBoard."""
         folder = self.folder / "previews"
         folder.mkdir(exist_ok=True)
         picture.save(folder / f"{step:07d}.png")
@@ -108,5 +109,5 @@ class Reporter:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """Lines that were written to their end; a killed process may leave half a one."""
+    """The lines that end with a newline; a killed process may leave half a line."""
     return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]

@@ -1,6 +1,6 @@
-"""Pictures -> slightly changed pictures: shift, zoom, turn, mirror and warp in one resampling, colours in one product.
+"""Augmentation: shift, zoom, rotation, mirroring and warping in one resampling, colours in one matrix product.
 
-Mixed precision would round colours and places to three digits, so pictures are changed in float32 even within it.
+Mixed precision would round colours and coordinates to three digits, so pictures are changed in float32 even within it.
 """
 
 from collections.abc import Mapping
@@ -15,25 +15,24 @@ from codebrush.data.colour_jitter import LUMA, draw_colour_jitter
 from codebrush.training.field_types import Share, Weight
 
 WARP_POINTS = 5  # along a side of the coarse grid
-FILTER_SPREAD = 0.25  # of the numbers of a random filter
-ERASED = (0.15, 0.45)  # the least and the most of a side
-GROUND = 0.9  # the least of red, green and blue above which a colour counts as white, wholly so at 1
-LINE_CONTRAST = 2.0  # times the difference of neighbours is the darkness of a line
+FILTER_SPREAD = 0.25  # standard deviation of the numbers of a random filter
+ERASED = (0.15, 0.45)  # the least and the most of a picture's side that a box covers
+GROUND = 0.9  # a colour counts as white where red, green and blue are above this, and fully so at 1
+LINE_CONTRAST = 2.0  # a line is this many times as dark as neighbouring colours differ
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Largest changes: `shift` as a share of the side, `zoom` as a share of the size, `turn` in degrees.
+    """The largest changes: `shift` as a share of the side, `zoom` as a share of the size, `turn` (rotation) in degrees.
 
-    `mirror` is the chance of a left-right flip, 0 by default because captions may speak of sides. `colour` is how
-    far contrast, saturation and brightness stray; red stays red up to about 0.3.
+    `mirror` is the probability of a left-right flip, 0 by default because captions may mention left and right. `colour`
+    is how far contrast, saturation and brightness vary; red stays red up to about 0.3.
 
-    The rest is for what is to be known in a manner of drawing that was never seen, and is a CLIP's alone: `hue` is the
-    spread of a turn of all colours in degrees, `warp` that of the points of a coarse grid as a share of the side,
-    `texture` the chance of a random 3 x 3 filter (Xu et al. 2021), which changes lines and surfaces and keeps shapes,
-    and `erase` the chance of a box in one colour (Zhong et al. 2020). `grey` is the chance of losing all colour,
-    `outline` that of becoming dark lines on white wherever colours change, and `ground` that of another colour in place
-    of white.
+    The rest only a CLIP uses, to recognise things in styles it has not seen: `hue` is the spread of a rotation of all
+    hues in degrees, `warp` that of the points of a coarse grid as a share of the side. The others are probabilities:
+    `texture` of a random 3 x 3 filter (Xu et al. 2021), which changes lines and surfaces and keeps shapes, `erase` of a
+    box in one colour (Zhong et al. 2020), `grey` of losing all colour, `outline` of becoming dark lines on white, and
+    `ground` of another colour in place of white.
     """
 
     shift: Share = 0.0
@@ -61,70 +60,71 @@ def draw_affine(count: int, how: Augmentation, rng: np.random.Generator) -> Tens
     return torch.from_numpy(np.array(rows, dtype=np.float32)).permute(2, 0, 1)  # (2, 3, B) -> (B, 2, 3)
 
 
-def draw_looks(count: int, how: Augmentation, rng: np.random.Generator) -> dict[str, Tensor]:
-    """Random changes of the looks of `count` pictures for `change_looks`; nothing that `how` leaves out.
+def draw_appearance(count: int, how: Augmentation, rng: np.random.Generator) -> dict[str, Tensor]:
+    """Random changes of the colours and surfaces of `count` pictures for `change_appearance`, as `how` asks for them.
 
     "colour" (B, 3, 4), see `draw_colour_jitter`; "filters" (B, 3, 3), each summing to 1, which keeps flat colours;
     "boxes" (B, 4), the left, top, right and bottom of each in [0, 1], empty where nothing is erased; "fill" (B, 3);
-    "outlined" (B,), 1 where a picture becomes lines; "ground" (B, 3), the colour that white becomes, white for most.
+    "outlined" (B,), 1 for pictures that become lines; "ground" (B, 3), the colour that replaces white.
     """
-    looks = {"colour": draw_colour_jitter(count, how.colour, rng, how.hue)}
+    changes = {"colour": draw_colour_jitter(count, how.colour, rng, how.hue)}
     if how.texture:
         chosen = rng.random((count, 1, 1)) < how.texture
         filters = np.where(chosen, rng.normal(0, FILTER_SPREAD, (count, 3, 3)), 0.0)
         filters[:, 1, 1] += 1 - filters.sum((1, 2))
-        looks["filters"] = torch.from_numpy(filters.astype(np.float32))
+        changes["filters"] = torch.from_numpy(filters.astype(np.float32))
     if how.erase:
         sides = rng.uniform(*ERASED, (count, 2)) * (rng.random((count, 1)) < how.erase)
         corners = rng.random((count, 2)) * (1 - sides)
-        looks["boxes"] = torch.from_numpy(np.concatenate([corners, corners + sides], axis=1).astype(np.float32))
-        looks["fill"] = torch.from_numpy(rng.random((count, 3)).astype(np.float32))
+        changes["boxes"] = torch.from_numpy(np.concatenate([corners, corners + sides], axis=1).astype(np.float32))
+        changes["fill"] = torch.from_numpy(rng.random((count, 3)).astype(np.float32))
     if how.grey:
-        matrix = looks["colour"][:, :, :3]
+        matrix = changes["colour"][:, :, :3]
         luma = torch.from_numpy(LUMA.astype(np.float32))
         chosen = torch.from_numpy(rng.random((count, 1, 1)) < how.grey)
-        looks["colour"][:, :, :3] = torch.where(chosen, (luma @ matrix)[:, None, :], matrix)
+        changes["colour"][:, :, :3] = torch.where(chosen, (luma @ matrix)[:, None, :], matrix)
     if how.outline:
-        looks["outlined"] = torch.from_numpy((rng.random(count) < how.outline).astype(np.float32))
+        changes["outlined"] = torch.from_numpy((rng.random(count) < how.outline).astype(np.float32))
     if how.ground:
         chosen = rng.random((count, 1)) < how.ground
-        looks["ground"] = torch.from_numpy(np.where(chosen, rng.random((count, 3)), 1.0).astype(np.float32))
-    return looks
+        changes["ground"] = torch.from_numpy(np.where(chosen, rng.random((count, 3)), 1.0).astype(np.float32))
+    return changes
 
 
 def draw_warp(count: int, how: Augmentation, rng: np.random.Generator) -> Tensor | None:
-    """Shifts of the points of a coarse grid (B, 2, 5, 5) in the coordinates of `affine_grid`, None without a warp."""
+    """Random shifts of the points of a coarse grid, (B, 2, 5, 5) in the coordinates of `affine_grid`; None without a
+    warp."""
     if not how.warp:
         return None
     spread = 2 * how.warp * rng.random((count, 1, 1, 1))
     return torch.from_numpy((rng.normal(size=(count, 2, WARP_POINTS, WARP_POINTS)) * spread).astype(np.float32))
 
 
-def change_looks(images: Tensor, looks: Mapping[str, Tensor]) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] with the looks that `draw_looks` has drawn (it may hold other parts of a batch
-    too); they stay in [0, 1]."""
+def change_appearance(images: Tensor, changes: Mapping[str, Tensor]) -> Tensor:
+    """Apply the changes that `draw_appearance` drew to images (B, 3, H, W) in [0, 1], which stay in [0, 1]. `changes`
+    may hold other parts of a batch too."""
     with torch.autocast(images.device.type, enabled=False):
-        if "filters" in looks:
+        if "filters" in changes:
             batch, channels, height, width = images.shape
-            each = looks["filters"].to(images.device).repeat_interleave(channels, 0).unsqueeze(1)  # (3 B, 1, 3, 3)
+            each = changes["filters"].to(images.device).repeat_interleave(channels, 0).unsqueeze(1)  # (3 B, 1, 3, 3)
             padded = F.pad(images, (1, 1, 1, 1), mode="replicate").flatten(0, 1).unsqueeze(0)
             images = F.conv2d(padded, each, groups=batch * channels).view(batch, channels, height, width).clamp(0, 1)
-        if "outlined" in looks:
-            images = torch.lerp(images, outlines(images), looks["outlined"].to(images.device)[:, None, None, None])
-        if "ground" in looks:
+        if "outlined" in changes:
+            images = torch.lerp(images, outlines(images), changes["outlined"].to(images.device)[:, None, None, None])
+        if "ground" in changes:
             white = ((images.amin(1, keepdim=True) - GROUND) / (1 - GROUND)).clamp(0, 1)  # (B, 1, H, W)
-            images = images - white * (1 - looks["ground"].to(images.device)[:, :, None, None])
-        images = recolour(images, looks["colour"])
-        if "boxes" in looks:
-            left, top, right, bottom = (side[:, None, None] for side in looks["boxes"].to(images.device).T)
+            images = images - white * (1 - changes["ground"].to(images.device)[:, :, None, None])
+        images = recolour(images, changes["colour"])
+        if "boxes" in changes:
+            left, top, right, bottom = (side[:, None, None] for side in changes["boxes"].to(images.device).T)
             y, x = ((torch.arange(side, device=images.device) + 0.5) / side for side in images.shape[2:])
             inside = (x >= left) & (x < right) & (y[:, None] >= top) & (y[:, None] < bottom)  # (B, H, W)
-            images = torch.where(inside[:, None], looks["fill"].to(images.device)[:, :, None, None], images)
+            images = torch.where(inside[:, None], changes["fill"].to(images.device)[:, :, None, None], images)
     return images
 
 
 def outlines(images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] as dark lines on white, the darker the more the colours of neighbours differ."""
+    """Images (B, 3, H, W) in [0, 1] as dark lines on white, darker where the colours of neighbours differ more."""
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
     across = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]).abs()
     down = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]).abs()
@@ -133,7 +133,7 @@ def outlines(images: Tensor) -> Tensor:
 
 
 def recolour(images: Tensor, colour: Tensor) -> Tensor:
-    """Apply `colour` (B, 3, 4) to images (B, 3, H, W) in [0, 1], and keep them there."""
+    """Apply the colour matrices `colour` (B, 3, 4) to images (B, 3, H, W) in [0, 1], and clamp them to [0, 1]."""
     colour = colour.to(images.device)
     with torch.autocast(images.device.type, enabled=False):
         mixed = torch.einsum("bij,bjhw->bihw", colour[:, :, :3], images) + colour[:, :, 3, None, None]
@@ -141,8 +141,8 @@ def recolour(images: Tensor, colour: Tensor) -> Tensor:
 
 
 def move(images: Tensor, affine: Tensor, warp: Tensor | None = None) -> Tensor:
-    """Resample (B, 3, H, W) through `affine` (B, 2, 3), then by a smooth `warp` (B, 2, g, g); what comes from outside
-    repeats the border."""
+    """Resample images (B, 3, H, W) through `affine` (B, 2, 3) and a smooth `warp` (B, 2, g, g); beyond the edge the
+    border is repeated."""
     with torch.autocast(images.device.type, enabled=False):
         grid = F.affine_grid(affine.to(images.device), list(images.shape), align_corners=False)  # (B, H, W, 2)
         if warp is not None:

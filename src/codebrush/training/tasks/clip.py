@@ -1,4 +1,4 @@
-"""Captioned pictures -> a CLIP."""
+"""Trains a CLIP on captioned pictures: its recipe, its task, and its stage."""
 
 import math
 import warnings
@@ -31,26 +31,35 @@ from codebrush.training.field_types import Count, Part, Rate, Share, Weight, Who
 from codebrush.training.fine_tuning import ReplayedRows, replayed_rows
 from codebrush.training.forgetting import ForgettingGate, ZeroShot
 from codebrush.training.stage import GRID, Materials, Size, Stage, StagePlan
-from codebrush.training.tasks.augmentation import Augmentation, change_looks, draw_affine, draw_looks, draw_warp, move
-from codebrush.training.tasks.clip_diagnostics import Watch, clashing_share
+from codebrush.training.tasks.augmentation import (
+    Augmentation,
+    change_appearance,
+    draw_affine,
+    draw_appearance,
+    draw_warp,
+    move,
+)
+from codebrush.training.tasks.clip_diagnostics import CLIPDiagnostics, clashing_share
 from codebrush.training.tasks.contrastive_loss import TextLikeness, contrastive_loss, sigmoid_loss
 
 
 @dataclass(frozen=True)
 class CLIPRecipe:
-    """Sizes and settings. `token_table` starts the text tower's token vectors from the distilled table and, unless
-    `train_tokens`, leaves them there, so that words no caption holds keep their place among those it does.
+    """Sizes and settings of a CLIP and its training.
+
+    With `token_table` the text tower's token vectors start from the distilled table. Unless `train_tokens` is set they
+    are not trained, so that words in no caption keep their place among words that are in one.
 
     `architecture` "openai" is one that OpenAI's and Hugging Face's code can open: a vision transformer with a class
-    token (or a resnet), a causal text tower that is read at the end token and has no distilled table, QuickGELU.
+    token (or a resnet), a causal text tower read at its end token, without the distilled table, and QuickGELU.
 
-    `texts` captions of other rows are more negatives for each picture in the softmax loss: where there are many more
-    things than rows of a batch, few of those that are hard to tell apart meet in one. A bag of words reads thousands in
-    no time. `soft_share` of the target goes to texts of like meaning (see `TextLikeness`), by the distilled table.
+    `texts` captions of other rows are additional negatives for each picture in the softmax loss: if there are many more
+    concepts than rows in a batch, hard pairs rarely meet in one. A bag of words encodes thousands of them quickly.
+    `soft_share` of the target goes to texts of similar meaning (see `TextLikeness`), measured by the distilled table.
 
-    The sizes are of a fresh CLIP: one that training starts from keeps its own. For such a start `lock` leaves one
-    encoder exactly as it is ("image" is locked-image tuning, Zhai et al. 2022), `layer_decay` slows layers far from
-    the output (see `make_adamw`), and `replay_share` of every batch comes from the recipe's replay set.
+    The sizes are those of a fresh CLIP; one that training starts from keeps its own. For such a start, `lock` freezes
+    one encoder ("image" is locked-image tuning, Zhai et al. 2022), `layer_decay` slows layers far from the output (see
+    `make_adamw`), and `replay_share` of every batch comes from the recipe's replay set.
     """
 
     architecture: Literal["codebrush", "openai"] = "codebrush"
@@ -82,13 +91,13 @@ class CLIPRecipe:
 
     def __post_init__(self) -> None:
         if self.texts and self.loss != "softmax":
-            raise ValueError("texts are more negatives of the softmax loss alone")
+            raise ValueError("texts are additional negatives of the softmax loss: set loss: softmax, or texts: 0")
         if self.soft_share and not (self.token_table and self.loss == "softmax"):
             raise ValueError("soft_share needs token_table: true and the softmax loss")
 
 
 def make_clip(recipe: CLIPRecipe, tokenizer: Tokenizer) -> CLIP:
-    """A fresh CLIP for a tokenizer; its token vectors come from the distilled table where the recipe says so."""
+    """A fresh CLIP for a tokenizer. Raises TrainingError for a recipe whose text tower does not suit the tokenizer."""
     r, openai = recipe, recipe.architecture == "openai"
     table = token_table() if r.token_table and not openai else None
     pictures: dict[str, Any] = {"fit": "crop"} if openai else {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
@@ -100,7 +109,7 @@ def make_clip(recipe: CLIPRecipe, tokenizer: Tokenizer) -> CLIP:
     if table is not None:
         if len(table) != tokenizer.vocab_size:
             raise TrainingError("the token table goes with the wordpiece tokenizer: set token_table: false for bpe")
-        # Rows of the table are some fifty long; the trunk starts from values of about one.
+        # The table's vectors are about fifty long; the trunk starts from values of about one.
         clip.text_encoder.token_embedding.weight.data.copy_(table / table.std())
     return clip
 
@@ -123,7 +132,7 @@ def _image(r: CLIPRecipe) -> ImageEncoderConfig:
 
 
 def _text(r: CLIPRecipe, tokenizer: Tokenizer, token_width: int) -> TextEncoderConfig:
-    """The text tower; its token vectors are `token_width` wide, 0: as wide as the tower."""
+    """The text tower's config; its token vectors are `token_width` wide, or as wide as the tower if that is 0."""
     openai = r.architecture == "openai"
     if r.text == "bag":
         if openai:
@@ -136,7 +145,7 @@ def _text(r: CLIPRecipe, tokenizer: Tokenizer, token_width: int) -> TextEncoderC
             tokenizer.pad_id,
             tuple({token for token in (tokenizer.start_id, tokenizer.end_id) if token is not None}),
         )
-    # OpenAI's code reads the largest token, which is the end token only where that comes last.
+    # OpenAI's code pools at the largest token id, which is the end token only if that comes last in the vocabulary.
     last = tokenizer.end_id == tokenizer.vocab_size - 1
     return TextTransformerConfig(
         vocab_size=tokenizer.vocab_size,
@@ -156,7 +165,7 @@ def _text(r: CLIPRecipe, tokenizer: Tokenizer, token_width: int) -> TextEncoderC
 
 
 class TextMeanings:
-    """What texts mean before any picture is seen: the mean of their rows of the distilled table."""
+    """The meanings of texts before any training on pictures: the mean of their tokens' rows of the distilled table."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.table = token_table().clone()
@@ -164,13 +173,13 @@ class TextMeanings:
         self.table[[token for token in frame if token is not None]] = 0
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Text tokens (B, T) -> unit vectors (B, d)."""
+        """Unit vectors (B, d) of text tokens (B, T)."""
         self.table = self.table.to(tokens.device)
         return F.normalize(F.embedding(tokens, self.table).sum(1), dim=1)
 
 
 class CLIPTask:
-    """Trains both towers, or one, on matching pictures with texts; see `TrainingTask`."""
+    """Contrastive training of both towers, or of one; see `TrainingTask`."""
 
     def __init__(self, clip: CLIP, recipe: CLIPRecipe, data: Captioned | Joined, tokenizer: Tokenizer):
         self.recipe, self.data, self.clip = recipe, data, clip
@@ -178,7 +187,7 @@ class CLIPTask:
         self.examples = len(data)
         embedding = getattr(clip.text_encoder, "token_embedding", None)
         if embedding is not None:
-            # A start whose token vectors are as wide as its trunk never had the table.
+            # A start whose token vectors are as wide as its trunk did not begin with the table.
             table = recipe.token_table and getattr(clip.text_encoder.config, "token_width", 0) > 0
             embedding.weight.requires_grad_(recipe.train_tokens or not table)
         clip.logit_bias.requires_grad_(recipe.loss == "sigmoid")
@@ -194,7 +203,7 @@ class CLIPTask:
         self.meanings = TextMeanings(tokenizer) if recipe.soft_share else None
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Pictures uint8 (B, 3, S, S), the tokens of one caption each, group numbers, and how to move each picture."""
+        """Pictures uint8 (B, 3, S, S), how to change each, the tokens (B, T) of one caption each, and groups (B,)."""
         tokens, groups = self.tokens.draw(rows, rng), self.data.groups[rows]
         how = self.recipe.augmentation
         batch = {
@@ -203,7 +212,7 @@ class CLIPTask:
             "groups": torch.from_numpy(groups),
             "clashing": torch.tensor(clashing_share(tokens.numpy(), groups)),
             "affine": draw_affine(len(rows), how, rng),
-            **draw_looks(len(rows), how, rng),
+            **draw_appearance(len(rows), how, rng),
         }
         if (warp := draw_warp(len(rows), how, rng)) is not None:
             batch["warp"] = warp
@@ -215,12 +224,12 @@ class CLIPTask:
 
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
         """One contrastive loss over the whole batch."""
-        for encoder in self.locked:  # the loop sets all to train mode, in which running statistics would move
+        for encoder in self.locked:  # the loop sets train mode, in which running statistics would change
             encoder.eval()
-        with torch.no_grad():  # above its limit the temperature would get no gradient, and never come down again
+        with torch.no_grad():  # above its limit the temperature would get no gradient and stay there
             self.clip.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE) - 1e-5)
         moved = move(batch["images"].float() / 255, batch["affine"], batch.get("warp"))
-        images = change_looks(moved, batch)
+        images = change_appearance(moved, batch)
         others, likeness, tokens = None, None, batch["tokens"]
         if self.recipe.texts:
             tokens = torch.cat([tokens, batch["other_tokens"]])
@@ -257,13 +266,13 @@ class CLIPStage(Stage):
     sets_image_size = True
 
     def make(self, plan: StagePlan, materials: Materials) -> CLIP:
-        """Raises TrainingError for a recipe that locks an encoder of a fresh CLIP."""
+        """For the tokenizer. Raises TrainingError for a recipe that locks an encoder, which would be untrained."""
         if plan.recipe.lock != "none":
             raise TrainingError(f"recipe.lock: the {plan.recipe.lock} encoder is untrained: name a start with --from")
         return make_clip(plan.recipe, materials.tokenizer)
 
     def task(self, network: CLIP, plan: StagePlan, materials: Materials) -> CLIPTask:
-        """Over the new set, and the replayed one if the plan has one."""
+        """On the new set, and on the replayed one if the plan has one."""
         data = materials.data
         rows = data if materials.replay is None else Joined(data, materials.replay)
         return CLIPTask(network, plan.recipe, rows, materials.tokenizer)
@@ -278,14 +287,14 @@ class CLIPStage(Stage):
         if plan.gate is not None and materials.gate is not None:
             measure = ZeroShot(materials.gate, materials.tokenizer)
             gate = ForgettingGate(plan.gate, measure, folder, loop.last, writes)
-        watch = Watch(
+        diagnostics = CLIPDiagnostics(
             loop.batch_size,
             len(data) + len(replay or ()),
             recipe.loss,
             loop.warmup_steps,
             texts=recipe.texts,
         )
-        return Hooks(rows, watch.look, gate)
+        return Hooks(rows, diagnostics.remarks, gate)
 
     def prepare(self, plan: StagePlan, materials: Materials, cache: Path) -> Materials:
         """With the replayed set and the gate's, decoded at the size of the first."""
@@ -298,7 +307,7 @@ class CLIPStage(Stage):
         return replace(materials, **sets)
 
     def tokenizer_beside(self, start: CLIP, folder: Path) -> Tokenizer:
-        """Also of a CLIP from elsewhere, whose tokenizer must fit it."""
+        """Raises PackError if a published CLIP has no tokenizer beside it, or one that does not fit."""
         return tokenizer_of(start, folder)
 
     def adapt_to_start(self, plan: StagePlan, start: CLIP) -> StagePlan:
@@ -310,7 +319,7 @@ class CLIPStage(Stage):
         return replace(plan, recipe=replace(plan.recipe, image_size=size))
 
     def sizes(self, image_size: int) -> Sequence[Size]:
-        """Three, each with vision transformer or ResNet, as the pictures allow."""
+        """Three; with a ResNet if the pictures are large enough for its stride, otherwise a vision transformer."""
         return [
             Size("small", _sized_recipe(image_size, 16, 128, 2, 128), 128, 20_000),
             Size("medium", _sized_recipe(image_size, 32, 256, 4, 256), 256, 100_000),
@@ -323,7 +332,7 @@ class CLIPStage(Stage):
 
 
 def _sized_recipe(image_size: int, channels: int, text_width: int, text_layers: int, embed_dim: int) -> CLIPRecipe:
-    patches = image_size < 64 or image_size % 32 > 0  # the resnet's stride of 32 leaves too little of a small picture
+    patches = image_size < 64 or image_size % 32 > 0  # the ResNet's stride of 32 leaves too little of a small picture
     return CLIPRecipe(
         image_size=image_size,
         image="vit" if patches else "resnet",

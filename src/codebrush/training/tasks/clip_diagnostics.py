@@ -1,4 +1,4 @@
-"""The figures of a CLIP's log -> one line, with the remedy, for each fault of small batches and few pictures."""
+"""Reports common faults of training a CLIP on small batches and few pictures, each in one line with the remedy."""
 
 import math
 from collections import deque
@@ -10,15 +10,15 @@ import numpy as np
 
 from codebrush.models.clip import MAX_LOGIT_SCALE
 
-NEAR = 0.02  # of the loss of a guess
-CLASHING = 0.2  # of a batch
-AT_CLAMP = 0.999  # of the largest scale
+NEAR = 0.02  # a loss within this share of that of guessing counts as equal to it
+CLASHING = 0.2  # of a batch, above which it is reported
+AT_CLAMP = 0.999  # of the largest scale, above which it counts as clamped
 
 
 def clashing_share(tokens: np.ndarray, groups: np.ndarray) -> float:
-    """Share of the rows of a batch whose caption is also another group's, so that the loss asks to tell them apart.
+    """Share of the rows of a batch whose caption also belongs to another group, so that the loss separates equal texts.
 
-    Tokens (B, T) and group numbers (B,).
+    `tokens` is (B, T), `groups` (B,).
     """
     _, text = np.unique(tokens, axis=0, return_inverse=True)  # (B,) which caption
     pairs = np.unique(np.stack([text.reshape(-1), groups]), axis=1)  # (2, P) each caption with each of its groups
@@ -26,7 +26,7 @@ def clashing_share(tokens: np.ndarray, groups: np.ndarray) -> float:
 
 
 def guessing_loss(batch_size: int, loss: Literal["softmax", "sigmoid"]) -> float:
-    """The loss of a CLIP that tells nothing apart, at its best: ln B, or with the sigmoid loss about 1 + ln B."""
+    """The lowest loss of a CLIP that cannot tell rows apart: ln B, or with the sigmoid loss about 1 + ln B."""
     chance = 1 / batch_size
     if loss == "softmax" or batch_size == 1:
         return -math.log(chance)
@@ -34,11 +34,11 @@ def guessing_loss(batch_size: int, loss: Literal["softmax", "sigmoid"]) -> float
 
 
 @dataclass
-class Watch:
-    """Looks at every line of the log, and says each thing once.
+class CLIPDiagnostics:
+    """Checks every line of the log, and reports each fault once.
 
-    `examples` and `batch_size` count rows, those of a replayed set too, over all processes; `warmup` is in steps.
-    A loss or temperature counts as stuck after `patience` lines. `texts` are those that each picture is told from
+    `examples` and `batch_size` count rows over all processes, including those of a replayed set; `warmup` is in steps.
+    A loss or temperature counts as stuck after `patience` lines. `texts` is the number of negatives of each picture
     beside those of its batch.
     """
 
@@ -50,19 +50,19 @@ class Watch:
     texts: int = 0
     _losses: deque[float] = field(init=False)
     _scales: deque[float] = field(init=False)
-    _said: set[str] = field(init=False, default_factory=set)
+    _reported: set[str] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self._losses, self._scales = deque(maxlen=self.patience), deque(maxlen=self.patience)
 
-    def look(self, step: int, values: Mapping[str, float]) -> list[str]:
-        """What the log's line at `step` gives reason to say; before the first step, with no values, what is known."""
+    def remarks(self, step: int, values: Mapping[str, float]) -> list[str]:
+        """What to report about the log's line at `step`; step 0 has no values."""
         if step > self.warmup and "clip_loss" in values:
             self._losses.append(values["clip_loss"])
             self._scales.append(values["logit_scale"])
         found = dict(self._found(step, values))
-        new = [line for kind, line in found.items() if kind not in self._said]
-        self._said |= found.keys()
+        new = [line for kind, line in found.items() if kind not in self._reported]
+        self._reported |= found.keys()
         return new
 
     def _found(self, step: int, values: Mapping[str, float]) -> Iterator[tuple[str, str]]:

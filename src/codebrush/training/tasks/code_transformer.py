@@ -1,4 +1,4 @@
-"""A CLIP, codes of captioned pictures -> a code transformer that writes codes from text."""
+"""Trains a code transformer, which draws the codes of a picture from text, on stored codes of captioned pictures."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,26 +28,29 @@ from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
 from codebrush.training.stage import GRID, Materials, Size, Stage, StagePlan, halvings, needed
 from codebrush.training.tasks.code_loss import code_likeness, code_loss
-from codebrush.training.tasks.conditions import GIVEN, SOURCE, Drawer, Retold, rows_of_each
+from codebrush.training.tasks.conditions import GIVEN, SOURCE, ConditionSampler, OtherCaptions, rows_of_each
 
 
 @dataclass(frozen=True)
 class TransformerRecipe:
-    """Sizes and settings; `text_length` text tokens stand in the prefix. `block` is the side of the square of codes
-    that is one step of the long transformer (see `CodeTransformerConfig`). With `pooled_text` CLIP's embedding of the
-    whole text stands there as well; that of a bag of words says nothing that its tokens do not.
+    """Sizes and settings of a code transformer and its training.
 
-    `code_noise` is the most that is made wrong of the codes that the network reads, while it still has to name the
-    right ones: each picture's share is drawn between 0 and it. Without, a small collection is learned by heart code
-    after code, the text is hardly read, and a drawing that leaves a known path never finds back.
+    The prefix holds `text_length` text tokens and, with `pooled_text`, CLIP's embedding of the whole text (that of a
+    bag of words adds nothing to its tokens). `block` is the side of the square of codes that is one step of the long
+    transformer (see `CodeTransformerConfig`).
 
-    With `soft_codes` above 0, codes that look alike are right as well, the more the higher it is (`code_likeness`), and
-    begin alike in a fresh network: neighbours in a large codebook hardly differ, and which of them an encoder chose is
-    nothing to be learned.
+    `code_noise` is the largest share of the codes read that are replaced by random ones, while the right ones have to
+    be predicted; each picture's share is drawn between 0 and it. Without it a small collection is memorised code by
+    code, the text is hardly used, and a drawing that leaves a memorised path does not return to one.
 
-    Shares of the rows are drawn from their picture's own CLIP embedding (half of them without their text), from what is
-    left around a hole, and from the codes of another picture of the same group under one of `pair_captions`, templates
-    like "{style} style" (none: the row's own captions). A share above 0 gives the network that condition.
+    With `soft_codes` above 0 similar codes count as right as well, more so for higher values (see `code_likeness`), and
+    have similar embeddings in a fresh network. Neighbours in a large codebook hardly differ, and which of them the
+    encoder chose is not worth learning.
+
+    `image_share`, `hole_share` and `pair_share` of the rows are drawn from their picture's own CLIP embedding (half of
+    them without their text), from what is left around a hole, and from the codes of another picture of the same group
+    under one of `pair_captions`, templates like "{style} style" (if there are none, the row's own captions). A share
+    above 0 gives the network that condition.
     """
 
     width: Count = 256
@@ -71,7 +74,7 @@ class TransformerRecipe:
 
     def __post_init__(self) -> None:
         if self.image_share + self.hole_share + self.pair_share > 1:
-            raise ValueError("image_share, hole_share and pair_share are parts of a whole: they add up to 1 at most")
+            raise ValueError("image_share, hole_share and pair_share add up to more than 1: lower them")
         for text in self.pair_captions:
             Template.parse(text)
 
@@ -101,22 +104,25 @@ def make_code_transformer(
     )
 
 
-def alike_at_first(transformer: CodeTransformer, codebook: Tensor) -> None:
-    """Start what is read and written of each code from a codebook (K, d), as it is looked up: neighbours are alike."""
+def start_from_codebook(transformer: CodeTransformer, codebook: Tensor) -> None:
+    """Start the input and output embeddings from a codebook (K, d), so that similar codes have similar embeddings."""
     spread = (codebook - codebook.mean(0)) / codebook.std(0).mean()  # (K, d), of about unit variance
     for weight in (transformer.code_embedding.weight, transformer.head.weight):
-        turn = torch.randn(codebook.shape[1], weight.shape[1]) * (0.02 * codebook.shape[1] ** -0.5)
-        weight.data.copy_(spread @ turn)
+        projection = torch.randn(codebook.shape[1], weight.shape[1]) * (0.02 * codebook.shape[1] ** -0.5)
+        weight.data.copy_(spread @ projection)
 
 
 def with_conditions(transformer: CodeTransformer, recipe: TransformerRecipe, clip: CLIP) -> CodeTransformer:
-    """`transformer`, able to be given what the recipe's shares ask for; it draws from texts as it did. Raises
-    TrainingError for one that cannot learn it."""
+    """`transformer` with the conditions that the recipe's shares need; from text alone it draws as before.
+
+    Raises:
+        TrainingError: if it reads classes, has no start token, or reads embeddings of another CLIP.
+    """
     config = transformer.config
     if (recipe.image_share or recipe.hole_share or recipe.pair_share) and (config.labels or not config.start_token):
         raise TrainingError(
-            "the code transformer to begin from reads classes, or has no start token: it cannot learn to draw from "
-            "pictures; set image_share, hole_share and pair_share to 0"
+            "the code transformer to begin from reads classes, or has no start token, and cannot learn to draw from "
+            "pictures: set image_share, hole_share and pair_share to 0"
         )
     if recipe.image_share and config.image_embedding not in (0, clip.embed_dim):
         raise TrainingError(
@@ -149,8 +155,8 @@ def _slots(state: dict[str, Tensor], config: CodeTransformerConfig) -> tuple[Ten
 
 
 def translation_of(recipe: TransformerRecipe, data: Captioned) -> dict[str, Any] | None:
-    """What pack.json says of a network that learned pairs under one template of one column: its words, with {style} for
-    the column's place, and the styles that the column holds. None where it did not."""
+    """What pack.json says about a network that learned pairs under one template with one column: the template, with
+    {style} in place of the column, and the styles in the column. None for any other network."""
     templates = [Template.parse(text) for text in recipe.pair_captions]
     if not recipe.pair_share or len(templates) != 1 or len(templates[0].columns) != 1:
         return None
@@ -160,8 +166,8 @@ def translation_of(recipe: TransformerRecipe, data: Captioned) -> dict[str, Any]
     return {"text": templates[0].text.replace("{" + column + "}", "{style}"), "styles": styles} if styles else None
 
 
-def spoil(codes: Tensor, noise: float, codebook_size: int) -> Tensor:
-    """Codes (B, n) with random ones among them; the share of each row is drawn between 0 and `noise`."""
+def add_code_noise(codes: Tensor, noise: float, codebook_size: int) -> Tensor:
+    """Codes (B, n) of which a share is replaced by random ones; each row's share is drawn between 0 and `noise`."""
     if not noise:
         return codes
     share = torch.rand(len(codes), 1, device=codes.device) * noise
@@ -183,14 +189,14 @@ class CodeTransformerTask:
         draw: Callable[[nn.Module], Image.Image | None] | None = None,
         vqgan: VQGAN | None = None,
     ):
-        """`vqgan` encodes pictures with holes, where the recipe has a share of them, and says which codes are alike."""
+        """`vqgan` encodes pictures with holes and gives the codebook for `soft_codes`, if the recipe asks for them."""
         self.recipe, self.clip, self.codes, self.draw, self.vqgan = recipe, clip, codes, draw, vqgan
         self.config, self.order = transformer.config, transformer.order
         shares = (recipe.image_share, recipe.hole_share, recipe.pair_share)
-        retold = Retold(data, recipe.pair_captions) if recipe.pair_share and recipe.pair_captions else None
-        pair_tokens = CaptionTokens(retold, tokenizer) if retold is not None else None
+        pair_rows = OtherCaptions(data, recipe.pair_captions) if recipe.pair_share and recipe.pair_captions else None
+        pair_tokens = CaptionTokens(pair_rows, tokenizer) if pair_rows is not None else None
         tokens = CaptionTokens(data, tokenizer)
-        self.drawer = Drawer(data, codes, self.config.grid, tokens, pair_tokens, shares)
+        self.conditions = ConditionSampler(data, codes, self.config.grid, tokens, pair_tokens, shares)
         self.examples = len(data)
         self.networks: dict[str, nn.Module] = {"transformer": transformer}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
@@ -201,50 +207,53 @@ class CodeTransformerTask:
         if recipe.soft_codes:
             assert vqgan is not None
             self.likeness = code_likeness(vqgan.quantizer.vectors.detach(), recipe.soft_codes)
-        sourced = bool(recipe.hole_share or recipe.pair_share)  # what no row shows is not trained, nor waited for
+        sourced = bool(
+            recipe.hole_share or recipe.pair_share
+        )  # what no row uses gets no gradient, and other processes would wait for it
         if self.config.source_codes:
             transformer.nulls["source_codes"].requires_grad_(sourced)
         if transformer.align is not None:
             transformer.align.requires_grad_(sourced)
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Codes int64 (B, N), and what each is drawn from, by the names of `Drawn`."""
+        """Codes int64 (B, N), and what each picture is drawn from, by the names of `SampledConditions`."""
         codes = torch.from_numpy(self.codes[rows].astype(np.int64))
-        return {"codes": codes, **vars(self.drawer.draw(rows, rng))}
+        return {"codes": codes, **vars(self.conditions.draw(rows, rng))}
 
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
-        """Cross-entropy of every code given those before it; around a hole, of those in it."""
-        condition, said, right = self._condition(batch), [], []
+        """Cross-entropy of every code given those before it; for rows with a hole, of the codes in the hole."""
+        condition, logits, targets = self._condition(batch), [], []
         order = self.order.to(batch["codes"].device)
         before = self._before(batch, condition)[:, order[:-1]]
-        read = spoil(before, self.recipe.code_noise, self.config.codebook_size)
+        read = add_code_noise(before, self.recipe.code_noise, self.config.codebook_size)
         for rows in self._rows_of_one_length(len(read), read.device):
             given = condition.rows(rows)
             if not bool(batch["present"][rows, SOURCE].any()):
                 given = replace(given, source_codes=None, source_mask=None)
-            asked = batch["asked"][rows][:, order]
-            said.append(self.networks["transformer"](read[rows], given)[asked])  # (A, K)
-            right.append(batch["codes"][rows][:, order][asked])
-        logits, codes = torch.cat(said), torch.cat(right)
-        accuracy = (logits.detach().argmax(-1) == codes).float().mean()
+            learned = batch["learned"][rows][:, order]
+            logits.append(self.networks["transformer"](read[rows], given)[learned])  # (L, K)
+            targets.append(batch["codes"][rows][:, order][learned])
+        predicted, codes = torch.cat(logits), torch.cat(targets)
+        accuracy = (predicted.detach().argmax(-1) == codes).float().mean()
         if self.likeness is not None:
             self.likeness = self.likeness.to(codes.device)
-        loss = code_loss(logits, codes, self.recipe.label_smoothing, self.likeness)
+        loss = code_loss(predicted, codes, self.recipe.label_smoothing, self.likeness)
         yield Objective("transformer", loss, {"accuracy": accuracy})
 
     def _before(self, batch: dict[str, Tensor], condition: Condition) -> Tensor:
-        """The codes (B, N) that are read. Around a hole they are those of the picture with the hole filled in, as an
-        editor sees it: the picture's own would tell what was there."""
+        """The codes (B, N) that the network reads. For pictures with a hole those outside it are the codes of the
+        picture with the hole filled in, as in editing: the picture's own codes would give away what was there."""
         if condition.source_codes is None:
             return batch["codes"]
-        _, holed, _ = rows_of_each(len(batch["codes"]), self.drawer.shares)
+        _, holed, _ = rows_of_each(len(batch["codes"]), self.conditions.shares)
         codes = batch["codes"].clone()
         codes[holed] = torch.where(batch["shown"][holed], condition.source_codes[holed], codes[holed])
         return codes
 
     def _rows_of_one_length(self, count: int, device: torch.device) -> list[Tensor]:
-        """The rows with a source and those without, whose prefixes are shorter: the same in every process."""
-        _, holed, paired = rows_of_each(count, self.drawer.shares)
+        """The rows with a source, and those without, whose prefixes are shorter; the split is the same in every
+        process."""
+        _, holed, paired = rows_of_each(count, self.conditions.shares)
         rows = torch.arange(count, device=device)
         parts = [rows[holed.start : paired.stop], torch.cat([rows[: holed.start], rows[paired.stop :]])]
         return [part for part in parts if len(part)]
@@ -263,17 +272,17 @@ class CodeTransformerTask:
             condition = replace(condition, image_embedding=embedding)
         if self.config.source_codes:
             source = torch.zeros_like(batch["codes"])
-            _, holed, paired = rows_of_each(len(source), self.drawer.shares)
+            _, holed, paired = rows_of_each(len(source), self.conditions.shares)
             source[paired] = batch["source"]
             if len(batch["holed"]):
                 assert self.vqgan is not None
-                with torch.autocast(source.device.type, enabled=False):  # the codes that an editor would see
+                with torch.autocast(source.device.type, enabled=False):  # the codes that editing would give
                     source[holed] = self.vqgan.quantize(self.vqgan.encode(batch["holed"]))[1].flatten(1)
             condition = replace(condition, source_codes=source, source_mask=batch["shown"])
         return replace(condition, present=present[:, [GIVEN.index(name) for name, _ in self.config.conditions]])
 
     def preview(self, network: nn.Module) -> Image.Image | None:
-        """Whatever the caller's `draw` makes of the network."""
+        """The picture that `draw` makes with the network."""
         return self.draw(network) if self.draw is not None else None
 
 
@@ -292,7 +301,7 @@ class CodeTransformerStage(Stage):
         grid = vqgan.code_grid(materials.image_size)
         transformer = make_code_transformer(plan.recipe, clip, vqgan.codebook_size, grid)
         if plan.recipe.soft_codes:
-            alike_at_first(transformer, vqgan.quantizer.vectors.detach())
+            start_from_codebook(transformer, vqgan.quantizer.vectors.detach())
         return transformer
 
     def grow(self, start: CodeTransformer, plan: StagePlan, materials: Materials) -> CodeTransformer:
@@ -321,7 +330,7 @@ class CodeTransformerStage(Stage):
         )
 
     def picture_size(self, models: Mapping[str, Any], pack: Pack | None) -> int:
-        """That of the VQGAN."""
+        """The size of the VQGAN's pictures."""
         return models["vqgan"].config.image_size if "vqgan" in models else super().picture_size({}, pack)
 
     def sizes(self, image_size: int) -> Sequence[Size]:
@@ -336,7 +345,7 @@ class CodeTransformerStage(Stage):
     def finish(
         self, network: CodeTransformer, plan: StagePlan, materials: Materials, seconds: float | None
     ) -> Materials:
-        """With the styles that it learned, and a bank of pictures if it reads their embeddings."""
+        """With the styles that it learned, and with a bank of pictures if it reads picture embeddings."""
         models = materials.models
         if network.config.image_embedding and is_first():
             models = {**models, "bank": make_bank(materials.need(CLIP), materials.data, seconds=seconds)}

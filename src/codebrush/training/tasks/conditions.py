@@ -1,7 +1,7 @@
-"""Rows of a batch in; what each picture is to be drawn from besides its text out: its own embedding, what is left of it
-around a hole, or another picture of the same thing.
+"""What a code transformer in training draws a picture from besides its text: the picture's own embedding, what is left
+of it around a hole, or another picture of the same thing.
 
-One network learns all of it, so that the same weights draw from words, vary, fill holes and translate.
+One network learns all of these, so that the same weights draw from text, vary pictures, fill holes and translate.
 """
 
 from collections.abc import Sequence
@@ -20,18 +20,19 @@ from codebrush.training.dataset import Captioned, CaptionTokens
 GIVEN = ("text_features", "text_embedding", "image_embedding", "source_codes")
 SOURCE = GIVEN.index("source_codes")
 LEAST_HOLE, MOST_HOLE = 0.05, 0.9  # of a picture's codes
-HOLE_TRIES = 100  # of a hole of a good size; a grid of two codes or more has one within a few
-WHOLE_TEXT = 0.5  # of the rows with an embedding that have a text as well
+HOLE_TRIES = 100  # to draw a hole of a good size; a grid of two codes or more gives one within a few
+WHOLE_TEXT = 0.5  # share of the rows with an embedding that keep their text
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One batch of B rows, as tensors that travel to the device together.
+class SampledConditions:
+    """The conditions of a batch of B rows.
 
-    `images` uint8 (I, 3, S, S) are those of the first I rows, whose embeddings count, and `holed` (H, 3, S, S) in
-    [0, 1] those of the next H with their holes filled in, as an editor shows them; `source` (P, N) int64 are the codes
-    of other pictures for the P rows after them. `shown` (B, N) is True where a source is, `asked` (B, N) at codes that
-    are learned; `present` (B, 4) says which of GIVEN a row has.
+    `tokens` (B, T) are of one caption each. `images` uint8 (I, 3, S, S) are those of the first I rows, which are drawn
+    from their embeddings, and `holed` (H, 3, S, S) in [0, 1] those of the next H with their holes filled in, as in
+    editing; `source` (P, N) int64 are the codes of other pictures for the P rows after them. `shown` (B, N) is True
+    where the source is visible, `learned` (B, N) at the codes that are learned; `present` (B, 4) says which of GIVEN a
+    row has.
     """
 
     tokens: Tensor
@@ -39,15 +40,15 @@ class Drawn:
     holed: Tensor
     source: Tensor
     shown: Tensor
-    asked: Tensor
+    learned: Tensor
     present: Tensor
 
 
-class Drawer:
-    """Draws what the rows of a batch are drawn from.
+class ConditionSampler:
+    """Samples the conditions of the rows of a batch.
 
-    The first rows have their own embedding, those after them a hole, the next another picture of their group, as many
-    as each share says; the rest have their text alone.
+    The first rows are drawn from their own embedding, the next from what is left around a hole, the next from another
+    picture of their group, as many as each of `shares` says; the rest from their text alone.
     """
 
     def __init__(
@@ -66,47 +67,47 @@ class Drawer:
         self._members = np.split(order, first[1:])
         self._group = np.repeat(np.arange(len(counts)), counts)[np.argsort(order, kind="stable")]  # (N,)
 
-    def draw(self, rows: np.ndarray, rng: np.random.Generator) -> Drawn:
-        """Everything but the codes of one batch."""
+    def draw(self, rows: np.ndarray, rng: np.random.Generator) -> SampledConditions:
+        """The conditions of one batch."""
         count, size = len(rows), self.grid[0] * self.grid[1]
         embedded, holed, paired = rows_of_each(count, self.shares)
         tokens = self.tokens.draw(rows, rng)
-        shown, asked = torch.ones(count, size, dtype=torch.bool), torch.ones(count, size, dtype=torch.bool)
+        shown, learned = torch.ones(count, size, dtype=torch.bool), torch.ones(count, size, dtype=torch.bool)
         present = torch.tensor([True, True, False, False]).repeat(count, 1)
         present[embedded, 2] = True
         present[embedded, :2] = torch.from_numpy(rng.random(embedded.stop) < WHOLE_TEXT)[:, None]
         present[holed.start : paired.stop, 3] = True
         holes = [torch.from_numpy(random_hole(self.grid, rng)) for _ in rows[holed]]
         for row, hole in zip(range(holed.start, holed.stop), holes, strict=True):
-            shown[row], asked[row] = ~hole.flatten(), hole.flatten()
+            shown[row], learned[row] = ~hole.flatten(), hole.flatten()
         source = torch.zeros(paired.stop - paired.start, size, dtype=torch.int64)
         if len(source):
             tokens[paired] = self.pair_tokens.draw(rows[paired], rng)
         for place, row in enumerate(range(paired.start, paired.stop)):
             other = self.partner(int(rows[row]), rng)
-            if other is None:  # nothing else shows this: its text will do
+            if other is None:  # no other picture of this group: its text is enough
                 shown[row] = False
                 tokens[row] = self.tokens.draw(rows[row : row + 1], rng)[0]
             else:
                 source[place] = torch.from_numpy(self.codes[other].astype(np.int64))
         images = self.data.images(rows[: holed.stop])
         seen, rest = images[embedded], images[holed].float() / 255
-        return Drawn(tokens, seen, _without(rest, holes), source, shown, asked, present)
+        return SampledConditions(tokens, seen, _without(rest, holes), source, shown, learned, present)
 
     def partner(self, row: int, rng: np.random.Generator) -> int | None:
-        """Another row of the same group, None where there is none."""
+        """Another row of the same group; None if there is none."""
         members = self._members[self._group[row]]
         others = members[members != row]
         return int(others[int(rng.integers(len(others)))]) if len(others) else None
 
 
 def rows_of_each(count: int, shares: Sequence[float]) -> list[slice]:
-    """The first of `count` rows, one part after the other as large as each of `shares` says: none that is above 0 is
-    without a row. Raises TrainingError where there are too few rows for that."""
+    """Consecutive slices of the first of `count` rows, each as large as its share says and at least one row for a share
+    above 0. Raises TrainingError if there are too few rows."""
     counts = [max(1, round(count * share)) if share else 0 for share in shares]
     if sum(counts) > count:
         raise TrainingError(
-            f"{count} rows a process are too few for the recipe's image_share, hole_share and pair_share: raise "
+            f"{count} rows per process are too few for the recipe's image_share, hole_share and pair_share: raise "
             "loop.batch_size"
         )
     ends = [sum(counts[: number + 1]) for number in range(len(counts))]
@@ -114,7 +115,7 @@ def rows_of_each(count: int, shares: Sequence[float]) -> list[slice]:
 
 
 def _without(images: Tensor, holes: Sequence[Tensor]) -> Tensor:
-    """Images (H, 3, S, S) in [0, 1] with the codes of each of `holes` (h, w) bool filled in from around."""
+    """Images (H, 3, S, S) in [0, 1] with the codes in each of `holes` (h, w) bool filled in from their surroundings."""
     if not holes:
         return images
     hole = torch.stack(list(holes)).float()[:, None]  # (H, 1, h, w)
@@ -122,9 +123,9 @@ def _without(images: Tensor, holes: Sequence[Tensor]) -> Tensor:
 
 
 def random_hole(grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Codes to be filled in, (h, w) bool: a box, one side of a line, or here and there.
+    """Codes to be filled in, (h, w) bool: a box, one side of a line, or scattered ones.
 
-    Never none, and never all unless there is just one.
+    At least one code is to be filled in and, if the grid has more than one, at least one is not.
     """
     rows, columns = grid
     for _ in range(HOLE_TRIES):
@@ -148,9 +149,12 @@ def random_hole(grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     return hole
 
 
-class Retold:
-    """The rows of a source with captions of other templates, for `CaptionTokens`. Raises DataError for a template
-    that names a column which is not there."""
+class OtherCaptions:
+    """The rows of a source with captions of other templates, for `CaptionTokens`.
+
+    Raises:
+        DataError: if a template names a column that the source lacks.
+    """
 
     def __init__(self, data: Captioned, templates: Sequence[str]):
         self.data = data
@@ -165,7 +169,7 @@ class Retold:
         return len(self.data)
 
     def captions(self, row: int) -> list[str]:
-        """What the templates make of a row; its own captions where they make nothing."""
+        """The captions that the templates make of a row; its own ones if they make none."""
         cells = self.data.source.row(self.data.pixels.rows[row])
-        told = [text for template in self.templates for text in template.fill(cells.__getitem__)]
-        return told or self.data.captions(row)
+        captions = [text for template in self.templates for text in template.fill(cells.__getitem__)]
+        return captions or self.data.captions(row)

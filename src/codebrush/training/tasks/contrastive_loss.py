@@ -8,11 +8,11 @@ import torch.distributed.nn.functional
 import torch.nn.functional as F
 from torch import Tensor
 
-LEAST = -1e4  # a logit that takes no part; infinity times no weight would be no number
+LEAST = -1e4  # the logit of a pair that is left out; minus infinity times a weight of 0 would be NaN
 
 
 def gather(x: Tensor) -> Tensor:
-    """Rows of every process, (B, ...) -> (world B, ...), with gradients flowing back to the process they came from."""
+    """The rows (B, ...) of every process as (world B, ...); gradients flow back to the process they came from."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return x
     if not x.requires_grad:
@@ -23,23 +23,23 @@ def gather(x: Tensor) -> Tensor:
 
 
 def positives(groups: Tensor) -> Tensor:
-    """Group numbers (B,) -> (B, B) float: 1 where two rows of the batch mean the same thing."""
+    """(B, B) float of group numbers (B,): 1 where two rows of the batch are of the same group."""
     return (groups[:, None] == groups[None, :]).float()
 
 
 def scaled_cosines(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """`scale` times the cosine of every pair of unit vectors, (B, E) each -> (B, B) float32."""
-    # Mixed precision would round cosines to three digits, and the scale makes up to a hundredfold of them.
+    """`scale` times the cosine of every pair of unit vectors (B, E): (B, B) float32."""
+    # Mixed precision would round cosines to three digits, and the scale multiplies them by up to a hundred.
     with torch.autocast(image.device.type, enabled=False):
         return scale * image.float() @ text.float().T
 
 
 @dataclass(frozen=True)
 class TextLikeness:
-    """What texts mean, as unit vectors: those of the batch (B, d) and those that are only negatives (M, d).
+    """The meanings of texts as unit vectors: of those of the batch (B, d) and of those that are only negatives (M, d).
 
-    Soft targets (SoftCLIP, Gao et al. 2023, section 3.3): a `share` of the target goes to every text by how near its
-    meaning is, so that "envelope" is not pushed away from a picture of mail.
+    Soft targets (SoftCLIP, Gao et al. 2023, section 3.3): a `share` of the target is spread over all texts by the
+    similarity of their meanings, so that "envelope" is not pushed away from a picture of mail.
     """
 
     texts: Tensor
@@ -63,11 +63,11 @@ def contrastive_loss(
 ) -> Tensor:
     """Symmetric cross-entropy over scaled cosines (Radford et al. 2021, figure 3).
 
-    `image` and `text` are unit vectors (B, E) whose i-th rows belong together; `groups` (B,) int64 makes every
-    pair of the same group a positive, the target spread evenly over them. Negatives come from every process:
-    each computes the loss of the whole batch, and gradients averaged over processes equal those of one process.
-    `others`, texts (M, E) and their groups (M,), are more negatives for the pictures; those of a
-    picture's own group do not count, unless `likeness` gives texts of like meaning their part of the target.
+    `image` and `text` are unit vectors (B, E) whose i-th rows belong together. With `groups` (B,) int64 every pair of
+    the same group is a positive, and the target is spread evenly over them. Negatives come from every process: each
+    computes the loss of the whole batch, and gradients averaged over processes equal those of one process. `others`,
+    texts (M, E) and their groups (M,), are additional negatives for the pictures; those of a picture's own group are
+    left out, unless `likeness` gives texts of similar meaning a part of the target.
     """
     if groups is None:
         offset = torch.distributed.get_rank() * len(image) if torch.distributed.is_initialized() else 0
@@ -92,12 +92,12 @@ def contrastive_loss(
 
 
 def _even(positive: Tensor) -> Tensor:
-    """Rows of ones and zeros -> rows that sum to 1."""
+    """Rows of ones and zeros, scaled to sum to 1."""
     return positive / positive.sum(1, keepdim=True)
 
 
 def sigmoid_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, groups: Tensor | None = None) -> Tensor:
-    """Pairwise sigmoid loss (Zhai et al. 2023, eq. 1): every pair of the batch is a yes-or-no question."""
+    """Pairwise sigmoid loss (Zhai et al. 2023, eq. 1): a binary classification of every pair of the batch."""
     if groups is None:
         offset = torch.distributed.get_rank() * len(image) if torch.distributed.is_initialized() else 0
         groups = torch.arange(len(image), device=image.device) + offset

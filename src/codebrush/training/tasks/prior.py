@@ -1,4 +1,4 @@
-"""A CLIP and captioned pictures -> a prior that says of a text where its pictures lie."""
+"""Trains a prior, which predicts from CLIP's embedding of a text the embedding of a picture that fits it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
 from codebrush.training.stage import Materials, Size, Stage, StagePlan
 
-SHARPNESS = 20.0  # of the softmax over the pictures of a batch
+SHARPNESS = 20.0  # factor on the cosines in the softmax over the pictures of a batch
 
 
 @dataclass(frozen=True)
 class PriorRecipe:
-    """Sizes and settings. `noise` is added to texts, relative to their length: few captions are learned by heart else.
+    """Sizes and settings. `noise` is added to the texts' unit vectors; without it few captions are memorised.
 
-    `contrast` is the weight of telling the picture from the others of its batch, beside the cosine with it.
+    `contrast` is the weight of the contrastive loss over the pictures of a batch, beside the cosine loss.
     """
 
     width: Count = 512
@@ -37,12 +37,12 @@ class PriorRecipe:
 
 
 def make_prior(recipe: PriorRecipe, clip: CLIP) -> Prior:
-    """A fresh prior in the space of `clip`, which at first says the text's own embedding."""
+    """A fresh prior in the space of `clip`, which at first returns the text's own embedding."""
     return Prior(PriorConfig(clip.embed_dim, recipe.width, recipe.layers))
 
 
 class PriorTask:
-    """Where a caption's picture lies; see `TrainingTask`."""
+    """Predicts the embedding of a caption's picture; see `TrainingTask`."""
 
     def __init__(self, prior: Prior, recipe: PriorRecipe, clip: CLIP, data: Captioned, tokenizer: Tokenizer):
         self.recipe, self.clip, self.data = recipe, clip, data
@@ -55,7 +55,7 @@ class PriorTask:
         self.frozen: list[nn.Module] = [clip]
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Pictures uint8 (B, 3, S, S), the tokens (B, T) of a caption each, noise (B, E) and the rows' groups (B,)."""
+        """Pictures uint8 (B, 3, S, S), the tokens (B, T) of one caption each, noise (B, E) and groups (B,)."""
         noise = rng.standard_normal((len(rows), self.clip.embed_dim), dtype=np.float32) / self.clip.embed_dim**0.5
         return {
             "images": self.data.images(rows),
@@ -65,18 +65,18 @@ class PriorTask:
         }
 
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
-        """One minus the cosine with the caption's picture, and telling it from those of other groups."""
+        """One minus the cosine with the caption's picture, and a softmax loss over the pictures of other groups."""
         with torch.no_grad():
             pictures = self.clip.encode_image(batch["images"].float() / 255)  # (B, E)
             texts = self.clip.encode_text(batch["tokens"])
             texts = F.normalize(texts + self.recipe.noise * batch["noise"], dim=-1)
-        said = self.networks["prior"](texts)
-        cosines = (said * pictures).sum(-1)
-        others = batch["groups"][:, None] == batch["groups"]  # the same thing drawn twice is no mistake
-        others = others & ~torch.eye(len(said), dtype=torch.bool, device=said.device)
-        logits = (SHARPNESS * said.float() @ pictures.T).masked_fill(others, -torch.inf)
-        told = F.cross_entropy(logits, torch.arange(len(said), device=said.device))
-        loss = (1 - cosines).mean() + self.recipe.contrast * told
+        predicted = self.networks["prior"](texts)
+        cosines = (predicted * pictures).sum(-1)
+        others = batch["groups"][:, None] == batch["groups"]  # another picture of the same thing is no mistake
+        others = others & ~torch.eye(len(predicted), dtype=torch.bool, device=predicted.device)
+        logits = (SHARPNESS * predicted.float() @ pictures.T).masked_fill(others, -torch.inf)
+        contrast = F.cross_entropy(logits, torch.arange(len(predicted), device=predicted.device))
+        loss = (1 - cosines).mean() + self.recipe.contrast * contrast
         yield Objective("prior", loss, {"cosine": cosines.detach().mean()})
 
     def preview(self, network: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of the same things in several styles -> a translator from any of them to each."""
+"""Trains a translator on pictures of the same things in several styles: from a picture to the same in another style."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -33,11 +33,12 @@ PREVIEWED = 6
 
 @dataclass(frozen=True)
 class TranslatorRecipe:
-    """Sizes and settings. `style_column` names each row's style; rows of a group are the same thing. Pictures are of
-    `image_size` pixels; 0 is the size of the pack that the CLIP is of, or of what the CLIP reads.
+    """Sizes and settings. `style_column` holds each row's style; rows of a group show the same thing. Pictures are
+    `image_size` pixels wide; 0 means the size of the pack that the CLIP is from, or the size that the CLIP reads.
 
-    `pixel`, `perceptual` and `likeness` weigh the losses: the mean absolute and squared error, the distance in CLIP's
-    feature maps, and one minus the cosine of CLIP's embeddings. Both pictures of a pair are moved alike.
+    `pixel`, `perceptual` and `likeness` are the weights of the losses: the mean absolute and squared error, the
+    distance in CLIP's feature maps, and one minus the cosine of CLIP's embeddings. Both pictures of a pair are
+    augmented alike.
     """
 
     style_column: str = "style"
@@ -53,7 +54,7 @@ class TranslatorRecipe:
 
 
 def styles_of(data: Captioned, column: str) -> list[str]:
-    """Each row's style, "" where it has none. Raises DataError where there is no such column."""
+    """Each row's style, "" if it has none. Raises DataError if there is no such column."""
     there = data.source.schema.names
     if column not in there:
         raise DataError(f"{data.source.origin}: recipe.style_column is {column}; there are {', '.join(there)}")
@@ -75,7 +76,11 @@ def make_translator(recipe: TranslatorRecipe, data: Captioned) -> Translator:
 
 
 class TranslatorTask:
-    """The same thing in another style; see `TrainingTask`."""
+    """Predicts a picture from one of the same thing in another style; see `TrainingTask`.
+
+    Raises:
+        TrainingError: if the start lacks a style of the rows, there are no pairs, or the pictures do not suit its size.
+    """
 
     def __init__(self, translator: Translator, recipe: TranslatorRecipe, clip: CLIP, data: Captioned):
         self.recipe, self.clip, self.data = recipe, clip, data
@@ -100,15 +105,14 @@ class TranslatorTask:
         self.shown = self.batch(evenly(self.examples, PREVIEWED), np.random.default_rng(0))
 
     def _others(self, row: int) -> np.ndarray:
-        """Rows of the same thing in other styles."""
+        """The rows that show the same thing in other styles."""
         if self.styles[row] < 0:
             return np.empty(0, dtype=np.int64)
         members = self.members[self.data.groups[row]]
         return members[(self.styles[members] >= 0) & (self.styles[members] != self.styles[row])]
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Pictures uint8 (B, 3, S, S) as they are and as they should become, the styles (B,) wanted, and how both are
-        moved."""
+        """Source and target pictures, uint8 (B, 3, S, S) each, the targets' styles (B,), and how to move both."""
         targets = self.targets[rows]
         sources = np.array([rng.choice(self._others(row)) for row in targets])
         return {
@@ -119,7 +123,7 @@ class TranslatorTask:
         }
 
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
-        """How far what is made is from what is wanted, in pixels and as CLIP sees it."""
+        """The distance between made and target pictures, in pixels and in CLIP's features and embeddings."""
         r = self.recipe
         images, wanted = (move(batch[name].float() / 255, batch["affine"]) for name in ("images", "wanted"))
         made = self.networks["translator"](images, batch["styles"]).float()
@@ -129,14 +133,14 @@ class TranslatorTask:
         metrics = {"psnr": _psnr(made.detach(), wanted), "gain": gain, "perceptual": apart}
         if r.likeness:
             with torch.no_grad():
-                there = self.clip.encode_image(wanted)
-            alike = (self.clip.encode_image(made) * there).sum(-1).mean()
+                target = self.clip.encode_image(wanted)
+            alike = (self.clip.encode_image(made) * target).sum(-1).mean()
             loss, metrics["likeness"] = loss + r.likeness * (1 - alike), alike
         yield Objective("translator", loss, metrics)
 
     @torch.no_grad()
     def preview(self, network: nn.Module) -> Image.Image:
-        """Some pictures in three rows: as they were, as they are made, as they should be."""
+        """Some pictures in three rows: sources, translations, targets."""
         device = next(network.parameters()).device
         images, wanted = (self.shown[name].float() / 255 for name in ("images", "wanted"))
         made = network(images.to(device), self.shown["styles"].to(device)).float().cpu().clamp(0, 1)
@@ -149,7 +153,7 @@ def _psnr(made: Tensor, targets: Tensor) -> Tensor:
 
 
 class TranslatorStage(Stage):
-    """Trains the translator of a pack, where a recipe says which column holds the styles."""
+    """Trains the translator of a pack, if a recipe names the column of styles."""
 
     member = MEMBERS["translator"]
     recipe = TranslatorRecipe
@@ -164,7 +168,7 @@ class TranslatorStage(Stage):
         return TranslatorTask(network, plan.recipe, materials.need(CLIP), materials.data)
 
     def check(self, plan: StagePlan, materials: Materials) -> None:
-        """A column that is not there, or has no styles, is reported before the other stages are trained."""
+        """Reports a missing column, or one without styles, before the other stages are trained."""
         learned_styles(plan.recipe, materials.data)
 
     def prepare(self, plan: StagePlan, materials: Materials, cache: Path) -> Materials:
@@ -172,11 +176,11 @@ class TranslatorStage(Stage):
         return resized(plan, materials, cache)
 
     def picture_size(self, models: Mapping[str, Any], pack: Pack | None) -> int:
-        """That of the pack which the CLIP is from."""
+        """That of the pack that the CLIP is from."""
         return super().picture_size(models, pack) if pack is None else pack.image_size
 
     def kept(self, pack: Pack, image_size: int) -> Translator | None:
-        """No other member is needed for it, so it is kept where it takes pictures of the size."""
+        """It depends on no other member, so it is kept if it takes pictures of the size."""
         if not pack.has(self.name) or image_size % pack.translator.config.factor:
             return None
         return pack.translator

@@ -1,4 +1,4 @@
-"""Pictures as large as they are to become -> an upscaler: each is made small, and the network is to give it back."""
+"""Trains an upscaler: large pictures are made small, and the network learns to restore them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,27 +20,27 @@ from codebrush.training.dataset import Captioned, evenly
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight, Whole
 from codebrush.training.stage import Materials, Size, Stage, StagePlan, resized
-from codebrush.training.tasks.gan import NAME, judge_pictures, opposed
+from codebrush.training.tasks.gan import DISCRIMINATOR, discriminator_objective, with_discriminator
 from codebrush.training.tasks.perceptual import perceptual_distance
 
 PREVIEWED = 6
-SAMPLED = 16  # pictures whose size says how large those of a source are
-LEAST_SIDE = 8  # small pictures are multiples of it, as those that packs draw within a budget are
-SMOOTH = 1e-3  # below such an error the pixel loss is quadratic
-LEAST_ERROR = 1e-10  # mean square, of a picture that is hit exactly: 100 dB
-DIHEDRAL = 8  # ways to turn and mirror a square
+SAMPLED = 16  # pictures by which the usual size of a source's pictures is measured
+LEAST_SIDE = 8  # small pictures are multiples of it, like those of packs trained within a budget
+SMOOTH = 1e-3  # the pixel loss is quadratic for errors below it
+LEAST_ERROR = 1e-10  # mean squared error that an exact picture counts as having: 100 dB
+DIHEDRAL = 8  # orientations of a square: four rotations, mirrored or not
 RECONSTRUCTED = 0.25  # of the pictures that an upscaler within a budget learns from pass through the VQGAN first
 
 
 @dataclass(frozen=True)
 class UpscalerRecipe:
-    """Sizes and settings. Pictures of `target_size` pixels are made `scale` times smaller; each step sees a `crop` of
-    so many small pixels of each.
+    """Sizes and settings. Pictures of `target_size` pixels are made `scale` times smaller; each step sees a crop of
+    `crop` small pixels from each.
 
-    The `rounded` share of the small pictures is rounded to 8 bits, as those in files are; the `reconstructed` share has
-    passed through the VQGAN at hand, as pictures that a pack draws have. `pixel`, `perceptual` and `adversarial` weigh
-    the losses, 0 leaving out all but the first; `adversarial_from` is the share of the run after which the
-    discriminator joins in. `vgg` and `vgg_heads` name the files of VGG-LPIPS, to be used instead of the CLIP at hand.
+    The share `rounded` of the small pictures is rounded to 8 bits, like pictures in files; the share `reconstructed`
+    passes through the given VQGAN, like pictures that a pack draws. `pixel`, `perceptual` and `adversarial` are the
+    weights of the losses, the latter two left out at 0; `adversarial_from` is the share of the run after which the
+    discriminator joins in. `vgg` and `vgg_heads` name the files of VGG-LPIPS, which then replaces the given CLIP.
     """
 
     scale: Literal[2, 4] = 2
@@ -68,7 +68,7 @@ class UpscalerRecipe:
 
     @property
     def small_size(self) -> int:
-        """Side of the pictures that are to be enlarged."""
+        """Side of the pictures to be enlarged, in pixels."""
         return self.target_size // self.scale
 
 
@@ -78,9 +78,9 @@ def make_upscaler(recipe: UpscalerRecipe) -> Upscaler:
 
 
 def fitting_target(data: Captioned, image_size: int, scale: int) -> int:
-    """The side of the pictures to learn from: `scale` times those that a pack draws, as far as the source has them.
+    """The side of the pictures to train on: `scale` times those that a pack draws, but no larger than the source's.
 
-    Larger ones than the source has would teach its blur.
+    Pictures enlarged beyond their size would teach blur.
     """
     numbers = evenly(len(data), SAMPLED)
     usual = int(np.median([min(data.source.image(data.pixels.rows[number]).size) for number in numbers]))
@@ -89,12 +89,12 @@ def fitting_target(data: Captioned, image_size: int, scale: int) -> int:
 
 
 def charbonnier(made: Tensor, targets: Tensor) -> Tensor:
-    """The mean absolute error, rounded off at 0 (Lai et al. 2017, section 3.2)."""
+    """Charbonnier loss: the mean absolute error, smooth at 0 (Lai et al. 2017, section 3.2)."""
     return ((made - targets).square() + SMOOTH**2).sqrt().mean()
 
 
-def turned(image: Tensor, way: int) -> Tensor:
-    """A square picture (3, S, S) in one of the eight ways that a square can lie."""
+def reoriented(image: Tensor, way: int) -> Tensor:
+    """A square picture (3, S, S) in one of its eight orientations, `way` 0 to 7."""
     image = torch.rot90(image, way % 4, (1, 2))
     return image.flip(2) if way >= DIHEDRAL // 2 else image
 
@@ -102,8 +102,11 @@ def turned(image: Tensor, way: int) -> Tensor:
 class UpscalerTask:
     """Generator and, once it starts, discriminator in turn; see `TrainingTask`.
 
-    `perceptual` maps two batches of images in [0, 1] to their distance; None leaves that term out. `vqgan` makes the
-    reconstructed share.
+    `perceptual` maps two batches of images in [0, 1] to their distance; None leaves that term out. `vqgan` reconstructs
+    the share of small pictures that the recipe asks for.
+
+    Raises:
+        TrainingError: if the sizes of the start, the pictures, the recipe or the VQGAN do not fit together.
     """
 
     def __init__(
@@ -121,19 +124,22 @@ class UpscalerTask:
         _check(upscaler, recipe, data, vqgan)
         self.examples = len(data)
         self.frozen: list[nn.Module] = [part for part in (perceptual, vqgan) if part is not None]
-        self.adversary, self.networks, self.optimizers = opposed("upscaler", upscaler, recipe, steps)
+        self.adversary, self.networks, self.optimizers = with_discriminator("upscaler", upscaler, recipe, steps)
         self.shown = data.images(evenly(len(data), PREVIEWED))
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Crops uint8 (B, 3, c, c) of the large pictures, which small ones are rounded (B,), and the first pictures as
-        a whole (R, 3, S, S), to be reconstructed, with the corners (R, 2) of their crops, in small pixels."""
+        """Crops uint8 (B, 3, c, c) of the large pictures, and which of them are rounded when small (B,).
+
+        Of the first R, which are reconstructed, also the whole pictures (R, 3, S, S) and the corners (R, 2) of their
+        crops, in small pixels.
+        """
         r, count = self.recipe, len(rows)
         reconstructed = round(r.reconstructed * count)
         ways = rng.integers(DIHEDRAL, size=count)
-        ways[:reconstructed] = ways[:reconstructed] // 4 * 4  # a VQGAN has seen nothing upside down
+        ways[:reconstructed] = ways[:reconstructed] // 4 * 4  # VQGANs are trained on upright pictures
         corners = rng.integers(r.small_size - self.crop + 1, size=(count, 2))
         rounded = rng.random(count) < r.rounded
-        whole = [turned(image, int(way)) for image, way in zip(self.data.images(rows), ways, strict=True)]
+        whole = [reoriented(image, int(way)) for image, way in zip(self.data.images(rows), ways, strict=True)]
         side = r.scale * self.crop
         cut = [
             image[:, top : top + side, left : left + side]
@@ -146,7 +152,7 @@ class UpscalerTask:
         return batch
 
     def pairs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """A batch -> small pictures (B, 3, c, c) and what they should become (B, 3, scale c, scale c)."""
+        """The small pictures (B, 3, c, c) of a batch, and their targets (B, 3, scale c, scale c)."""
         targets = batch["images"].float() / 255
         small = reduce(targets, self.recipe.scale)
         if "whole" in batch:
@@ -180,11 +186,11 @@ class UpscalerTask:
             metrics |= figures
         yield Objective("upscaler", loss, metrics)
         if adversary is not None:
-            yield judge_pictures(self.networks[NAME], targets, made)
+            yield discriminator_objective(self.networks[DISCRIMINATOR], targets, made)
 
     @torch.no_grad()
     def preview(self, network: nn.Module) -> Image.Image:
-        """Some pictures, each in four rows: made small, enlarged by bicubic, by the network, and as it was."""
+        """Some pictures in four rows: small, enlarged bicubically, enlarged by the network, original."""
         true = self.shown.float() / 255
         small = reduce(true, self.recipe.scale)
         device = next(network.parameters()).device
@@ -195,7 +201,7 @@ class UpscalerTask:
 
 
 def _psnr(made: Tensor, targets: Tensor) -> Tensor:
-    """In dB, over the whole batch."""
+    """PSNR in dB over the whole batch."""
     return -10 * (made - targets).square().mean().clamp(min=LEAST_ERROR).log10()
 
 

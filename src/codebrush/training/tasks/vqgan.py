@@ -1,4 +1,4 @@
-"""Pictures -> a VQGAN, against pixels, a perceptual distance and a discriminator that starts late."""
+"""Trains a VQGAN with pixel, perceptual and adversarial losses; the discriminator joins in late."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,21 +23,24 @@ from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
 from codebrush.training.stage import Materials, Size, Stage, StagePlan, halvings
 from codebrush.training.tasks.augmentation import Augmentation, draw_affine, move
-from codebrush.training.tasks.gan import NAME, judge_pictures, opposed
+from codebrush.training.tasks.gan import DISCRIMINATOR, discriminator_objective, with_discriminator
 from codebrush.training.tasks.perceptual import perceptual_distance
 
 PREVIEWED = 16
-SPLIT = 0.15  # how far from its parent a code begins, as a share of its length
+SPLIT = 0.15  # distance of a new code from the one it is split from, as a share of that one's length
 
 
 @dataclass(frozen=True)
 class VQGANRecipe:
-    """Sizes and settings. `adversarial_from` is the share of the run after which the discriminator joins in; 1 leaves
-    it out. `adversarial`, `perceptual` and `ssim`, one minus the structural similarity (Zhao et al. 2017), leave
-    their terms out at 0. `decoder_only` keeps encoder and codebook, and so every picture's codes, as they are. `vgg`
-    and `vgg_heads` name the files of VGG-LPIPS, which then measures the perceptual distance instead of the CLIP at
-    hand. A VQGAN that training starts from keeps its own sizes, but with `grow` it is made for pictures of
-    `image_size` and gets as many codes as `codebook_size` says (see `grown`)."""
+    """Sizes and settings of a VQGAN and its training.
+
+    `l1`, `l2`, `ssim` (one minus the structural similarity, Zhao et al. 2017), `perceptual` and `adversarial` are the
+    weights of the losses; a term of weight 0 is left out. `adversarial_from` is the share of the run after which the
+    discriminator joins in; 1 leaves it out. `vgg` and `vgg_heads` name the files of VGG-LPIPS, which then measures the
+    perceptual distance instead of the given CLIP. `decoder_only` does not train encoder and codebook, so that every
+    picture keeps its codes. A VQGAN that training starts from keeps its own sizes, but with `grow` it is made for
+    pictures of `image_size` and gets `codebook_size` codes (see `grow_vqgan`).
+    """
 
     image_size: Count = 64
     channels: Count = 32
@@ -85,9 +88,15 @@ def make_vqgan(recipe: VQGANRecipe) -> VQGAN:
     )
 
 
-def grown(vqgan: VQGAN, recipe: VQGANRecipe) -> VQGAN:
-    """Where the recipe says `grow`: `vqgan` for pictures of its size, and with as many codes, where those are more; the
-    most used are split into two that lie close together (Linde, Buzo and Gray 1980), and training moves them apart."""
+def grow_vqgan(vqgan: VQGAN, recipe: VQGANRecipe) -> VQGAN:
+    """`vqgan` for pictures and with as many codes as a recipe with `grow` asks for; without `grow`, `vqgan` itself.
+
+    The most used codes are split into two that lie close together (Linde, Buzo and Gray 1980); training moves them
+    apart.
+
+    Raises:
+        TrainingError: if a Gumbel quantiser should get more codes.
+    """
     old = vqgan.config
     more = recipe.codebook_size - old.codebook_size
     wanted = replace(old, image_size=recipe.image_size, codebook_size=max(old.codebook_size, recipe.codebook_size))
@@ -111,7 +120,7 @@ def grown(vqgan: VQGAN, recipe: VQGANRecipe) -> VQGAN:
 
 
 class VQGANTask:
-    """Generator and, once it starts, discriminator in turn (Esser et al. 2021, eq. 4 to 7).
+    """Trains the autoencoder and, once it joins in, the discriminator in turn (Esser et al. 2021, eq. 4 to 7).
 
     `perceptual` maps two batches of images in [0, 1] to their distance; None leaves that term out.
     """
@@ -126,17 +135,17 @@ class VQGANTask:
     ):
         self.recipe, self.data, self.vqgan, self.perceptual = recipe, data, vqgan, perceptual
         if recipe.ssim:
-            torchmetrics_ssim()  # where it is missing, a run should not begin
+            torchmetrics_ssim()  # if torchmetrics is missing, the run should not begin
         self.examples = len(data)
         self.frozen: list[nn.Module] = [] if perceptual is None else [perceptual]
         if recipe.decoder_only:
             for part in (vqgan.encoder, vqgan.quant_conv, vqgan.quantizer):
                 part.requires_grad_(False)
-        self.adversary, self.networks, self.optimizers = opposed("vqgan", vqgan, recipe, steps)
+        self.adversary, self.networks, self.optimizers = with_discriminator("vqgan", vqgan, recipe, steps)
         self.shown = data.images(evenly(len(data), PREVIEWED))
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Pictures uint8 (B, 3, S, S) and how to move each."""
+        """Pictures uint8 (B, 3, S, S) and how to move each, (B, 2, 3)."""
         return {
             "images": self.data.images(rows),
             "affine": draw_affine(len(rows), self.recipe.augmentation, rng),
@@ -147,7 +156,7 @@ class VQGANTask:
         r = self.recipe
         images = move(batch["images"].float() / 255, batch["affine"])
         if r.decoder_only:
-            self.vqgan.quantizer.eval()  # no code is moved
+            self.vqgan.quantizer.eval()  # codes are not updated
         output = self.networks["vqgan"](images)
         made = output.images.float()
         error = F.mse_loss(made, images)
@@ -166,11 +175,11 @@ class VQGANTask:
             metrics |= figures
         yield Objective("vqgan", loss + output.codebook_loss.float(), metrics)
         if adversary is not None:
-            yield judge_pictures(self.networks[NAME], images, made)
+            yield discriminator_objective(self.networks[DISCRIMINATOR], images, made)
 
     @torch.no_grad()
     def preview(self, network: nn.Module) -> Image.Image:
-        """Some pictures and, under each row, what becomes of them."""
+        """Some pictures, with their reconstructions below each row."""
         images = self.shown.float() / 255
         device = next(network.parameters()).device
         made = network(images.to(device)).images.cpu()
@@ -195,7 +204,7 @@ class VQGANStage(Stage):
 
     def grow(self, start: VQGAN, plan: StagePlan, materials: Materials) -> VQGAN:
         """With larger pictures and more codes if the recipe says `grow`."""
-        return grown(start, plan.recipe)
+        return grow_vqgan(start, plan.recipe)
 
     def task(self, network: VQGAN, plan: StagePlan, materials: Materials) -> VQGANTask:
         """With the perceptual distance that the recipe names."""

@@ -100,7 +100,7 @@ def launch(config: LoopConfig) -> Fabric:
             precision="32-true",
         )
         fabric.launch()
-    except Exception as error:  # each strategy, accelerator and cluster has errors of its own
+    except Exception as error:  # each strategy, accelerator and cluster raises its own exceptions
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TrainingError(
             f"loop.accelerator '{config.accelerator}', loop.strategy '{config.strategy}' and loop.devices "

@@ -1,4 +1,4 @@
-"""What the training loop asks of those who use it: a task to train, and hooks that a stage may add."""
+"""What the training loop needs: a task to train, and hooks that a stage may add."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass

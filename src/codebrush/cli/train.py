@@ -25,23 +25,14 @@ def train(
     target: Annotated[
         str, typer.Argument(help=f"Captioned pictures (a folder, table, shards or hub id), or one stage: {NAMES}.")
     ],
-    recipe: Annotated[
-        str | None, typer.Argument(help="With a stage: its recipe, a YAML file with sizes and settings.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The folder of the new pack; with a stage, of its training run.")
-    ] = None,
+    recipe: Annotated[str | None, typer.Argument(help="With a stage: its recipe, a YAML file of settings.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the new pack; with a stage, of its run.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time for all stages together: 90s, 60m, 2h. Default 60m.")] = None,
     recipes: Annotated[
         Path | None, typer.Option(help="A folder with a recipe for each stage (clip.yaml, ...), instead of a budget.")
     ] = None,
-    source: Annotated[
-        str | None, typer.Option(help="With a stage: the pictures, instead of those its recipe names.")
-    ] = None,
-    start: Annotated[
-        Path | None,
-        typer.Option("--from", help="A pack or model folder to fine-tune, instead of starting from random weights."),
-    ] = None,
+    source: Annotated[str | None, typer.Option(help="With a stage: the pictures, instead of the recipe's.")] = None,
+    start: Annotated[Path | None, typer.Option("--from", help="Folder of a pack or model to fine-tune.")] = None,
     clip: Annotated[
         Path | None, typer.Option(help="With a stage that needs one: the folder of a trained CLIP, or of its pack.")
     ] = None,
@@ -60,12 +51,8 @@ def train(
     group: Annotated[str | None, typer.Option(help="Column that is equal for pictures of the same thing.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Column that holds the pictures.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first rows.")] = None,
-    image_size: Annotated[
-        int, typer.Option(min=16, max=1024, help="Side of the pictures that the pack draws, in pixels.")
-    ] = 64,
-    tokenizer: Annotated[
-        str, typer.Option(help="wordpiece (an English vocabulary) or bpe (learned from the captions).")
-    ] = "wordpiece",
+    image_size: Annotated[int, typer.Option(min=16, max=1024, help="Side of the pack's pictures, in pixels.")] = 64,
+    tokenizer: Annotated[str, typer.Option(help="wordpiece (English) or bpe (learned from captions).")] = "wordpiece",
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves the choice to PyTorch.")] = 0,
     name: Annotated[str, typer.Option(help="The pack's name; by default that of its folder.")] = "",

@@ -95,7 +95,7 @@ def vqgan(kept: Path, materials: Materials) -> VQGAN:
 def transformer(kept: Path, materials: Materials, clip: CLIP, vqgan: VQGAN) -> CodeTransformer:
     with FileLock(kept / "codes.lock"):
         materials.codes = encode_once(vqgan, materials.data.pixels, kept / "cache")
-    plan = StagePlan("transformer", TRANSFORMER_RECIPE, loop(400, 32))
+    plan = StagePlan("transformer", TRANSFORMER_RECIPE, loop(300, 32))
     trained = train_once(plan, materials, kept / "transformer")
     assert isinstance(trained, CodeTransformer)
     return trained

@@ -70,7 +70,7 @@ def test_transformer_draws_the_colour_and_shape_asked_for(transformer, clip, vqg
 
 
 def test_the_captioner_says_what_unseen_scenes_show(folder: Path, materials: Materials, clip: CLIP, unseen):
-    materials = replace(materials, clip=clip)
+    materials = replace(materials, models={"clip": clip})
     captioner = run_stage(StagePlan("captioner", CAPTIONER_RECIPE, loop(180, 32)), materials, folder / "captioner")
     assert isinstance(captioner, Captioner)
     words = Tokenizer.from_pretrained(folder / "captioner" / MODEL_FOLDER)

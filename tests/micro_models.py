@@ -33,7 +33,7 @@ VQGAN_RECIPE = VQGANRecipe(
     image_size=SIZE, channels=16, channel_multipliers=(1, 2, 2), latent_channels=32, code_dim=8, codebook_size=128,
     l2=10.0, perceptual=0.0, adversarial=0.0, learning_rate=3e-3, augmentation=Augmentation(),
 )  # fmt: skip
-TRANSFORMER_RECIPE = TransformerRecipe(width=128, layers=3, heads=4, text_length=8, dropout=0.0, learning_rate=2e-3)
+TRANSFORMER_RECIPE = TransformerRecipe(width=96, layers=2, heads=4, text_length=8, dropout=0.0, learning_rate=3e-3)
 
 
 def single_shapes(seed: int, count: int) -> Iterator[Scene]:

@@ -97,6 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if page.way == "drip":
             return self._drip(page.content)
+        while page.way == "endless" and not self.server.over.is_set():
+            self.wfile.write(page.content)
         self.wfile.write(page.content)
         return None
 

@@ -5,10 +5,10 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from codebrush import __version__
 from codebrush.cli.main import COMMANDS, run
@@ -92,13 +92,17 @@ def test_a_closed_pipe_prints_nothing() -> None:
 def test_an_interruption_is_one_line_and_leaves_nothing(
     micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    timer = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    passes = 0
+
+    def interrupt(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+        if passes == 50:  # modules; in the middle of the drawing
+            hook.remove()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    hook = register_module_forward_pre_hook(interrupt)
     out = tmp_path / "out"
-    try:
-        status = run(["generate", "a dog", "--pack", str(micro_pack), "--n", "1024", "--out", str(out)])
-    finally:
-        timer.cancel()
-    assert status == 130
+    assert run(["generate", "a dog", "--pack", str(micro_pack), "--n", "2", "--out", str(out)]) == 130
     assert capsys.readouterr() == ("", "codebrush: stopped\n")
     assert not out.exists()

@@ -233,7 +233,7 @@ def test_all_mirrors_failing_is_one_line_with_each_reason(mirror: Mirror, tmp_pa
 def test_a_mirror_that_hangs_is_left(mirror: Mirror, other: Mirror, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(download, "RETRIES", 1)
     mirror.serve("/a", CONTENT, hang=threading.Event())
-    path = fetch(entry(mirror.url("/a"), other.serve("/b", CONTENT)), tmp_path, timeout=0.1)
+    path = fetch(entry(mirror.url("/a"), other.serve("/b", CONTENT)), tmp_path, timeout=1.0)
     mirror.files["/a"].hang.set()  # type: ignore[union-attr]
     assert path.read_bytes() == CONTENT
     assert len(mirror.asked) == 2

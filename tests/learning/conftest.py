@@ -85,7 +85,7 @@ def clip(kept: Path, materials: Materials) -> CLIP:
 
 @pytest.fixture(scope="session")
 def vqgan(kept: Path, materials: Materials) -> VQGAN:
-    trained = train_once(StagePlan("vqgan", VQGAN_RECIPE, loop(500, 8)), materials, kept / "vqgan")
+    trained = train_once(StagePlan("vqgan", VQGAN_RECIPE, loop(450, 8)), materials, kept / "vqgan")
     assert isinstance(trained, VQGAN)
     materials.models["vqgan"] = trained
     return trained
@@ -95,7 +95,7 @@ def vqgan(kept: Path, materials: Materials) -> VQGAN:
 def transformer(kept: Path, materials: Materials, clip: CLIP, vqgan: VQGAN) -> CodeTransformer:
     with FileLock(kept / "codes.lock"):
         materials.codes = encode_once(vqgan, materials.data.pixels, kept / "cache")
-    plan = StagePlan("transformer", TRANSFORMER_RECIPE, loop(400, 32))
+    plan = StagePlan("transformer", TRANSFORMER_RECIPE, loop(260, 32))
     trained = train_once(plan, materials, kept / "transformer")
     assert isinstance(trained, CodeTransformer)
     return trained

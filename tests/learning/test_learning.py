@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -69,6 +70,7 @@ def test_transformer_draws_the_colour_and_shape_asked_for(transformer, clip, vqg
     assert right >= 0.8
 
 
+@pytest.mark.long  # a minute and a half; tests/training/tasks/test_captioner.py has a shorter one
 def test_the_captioner_says_what_unseen_scenes_show(folder: Path, materials: Materials, clip: CLIP, unseen):
     materials = replace(materials, models={**materials.models, "clip": clip})
     captioner = run_stage(StagePlan("captioner", CAPTIONER_RECIPE, loop(180, 32)), materials, folder / "captioner")
@@ -102,7 +104,7 @@ def guided_scenes(
             name="shapes", version="1", licence="CC0-1.0", provenance={}, dtype=torch.float32,
         )  # fmt: skip
     brush = Codebrush.from_pretrained(pack, device="cpu")
-    results = brush.generate("a red circle", n=4, seed=0, method="guide", batch_size=4, **options)
+    results = brush.generate("a red circle", n=4, seed=0, method="guide", batch_size=4, cutouts=16, **options)
     return [result.image for result in sorted(results, key=lambda result: result.manifest["index"])]
 
 
@@ -112,7 +114,7 @@ def cosines(clip: CLIP, tokenizer: Tokenizer, images: list[Image.Image], text: s
 
 
 def test_guidance_draws_red_from_a_random_latent(folder: Path, materials: Materials, transformer, clip):
-    before, after = (guided_scenes(folder, materials, transformer, steps=steps) for steps in (0, 120))
+    before, after = (guided_scenes(folder, materials, transformer, steps=steps) for steps in (0, 60))
     rise = cosines(clip, materials.tokenizer, after, "a red circle") - cosines(
         clip, materials.tokenizer, before, "a red circle"
     )
@@ -124,7 +126,7 @@ def test_guidance_draws_red_from_a_random_latent(folder: Path, materials: Materi
 
 def test_guidance_turns_away_from_what_is_excluded(folder: Path, materials: Materials, transformer, clip):
     plain, excluded = (
-        guided_scenes(folder, materials, transformer, steps=60, exclude=exclude, beta=1.0)
+        guided_scenes(folder, materials, transformer, steps=30, exclude=exclude, beta=1.0)
         for exclude in ((), ("a circle",))
     )
     falls = [cosines(clip, materials.tokenizer, images, "a circle").mean() for images in (plain, excluded)]

@@ -21,12 +21,12 @@ def test_a_prior_maps_unit_vectors_to_unit_vectors_and_learns() -> None:
     assert torch.allclose(prior(texts).norm(dim=-1), torch.ones(32))
     wanted = F.normalize(texts @ torch.randn(24, 24), dim=-1)
     optimizer = torch.optim.Adam(prior.parameters(), 3e-3)
-    before = float((prior(texts) * wanted).sum(-1).mean())
+    before = float((prior(texts) * wanted).sum(-1).mean().detach())
     for _ in range(200):
         optimizer.zero_grad()
         (1 - (prior(texts) * wanted).sum(-1)).mean().backward()
         optimizer.step()
-    assert float((prior(texts) * wanted).sum(-1).mean()) > max(0.9, before + 0.3)
+    assert float((prior(texts) * wanted).sum(-1).mean().detach()) > max(0.9, before + 0.3)
 
 
 def test_the_nearest_are_those_of_a_plain_search() -> None:

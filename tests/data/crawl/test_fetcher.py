@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from email.utils import formatdate
 
 import pytest
@@ -9,7 +10,12 @@ import pytest
 from codebrush.data.crawl.fetcher import NO_AI, Fetcher, FetchError, FetchLimits, _directives, checked_url
 from rude_server import RudeServer, rude_server
 
-QUICK = FetchLimits(timeout=0.3, deadline=0.6, max_bytes=2_000, allow_local=True)
+LIMITS = FetchLimits(timeout=20, deadline=40, max_bytes=2_000, allow_local=True)
+HASTY = {
+    "hang": {"timeout": 0.5},
+    "drip": {"deadline": 0.6},
+    "drip-head": {"deadline": 0.6},
+}  # what each runs into
 
 
 @pytest.fixture
@@ -20,14 +26,12 @@ def server() -> Iterator[RudeServer]:
 
 @pytest.fixture
 def fetcher() -> Fetcher:
-    return Fetcher(QUICK, contact="mailto:me@example.org")
+    return Fetcher(LIMITS, contact="mailto:me@example.org")
 
 
 def refusal(fetcher: Fetcher, url: str) -> FetchError:
-    start = time.monotonic()
     with pytest.raises(FetchError) as caught:
         fetcher.fetch(url)
-    assert time.monotonic() - start < 2.5
     return caught.value
 
 
@@ -71,19 +75,17 @@ def test_a_picture_comes_as_it_is(fetcher: Fetcher, server: RudeServer, picture:
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
-def test_misbehaviour_has_a_reason(fetcher: Fetcher, server: RudeServer, how: dict, reason: str, again: bool):
+def test_misbehaviour_has_a_reason(server: RudeServer, how: dict, reason: str, again: bool):
     url = server.serve("/x", **{"content": b"x", **how})
-    found = refusal(fetcher, url)
+    found = refusal(Fetcher(replace(LIMITS, **HASTY.get(how.get("way", ""), {}))), url)
     assert found.reason.startswith(reason)
     assert found.again is again
 
 
 def test_no_more_is_read_than_the_limit(fetcher: Fetcher, server: RudeServer):
     """An endless body is cut off at the limit, not at the deadline."""
-    url = server.serve("/endless", b"x" * 50_000_000, length=False)
-    start = time.monotonic()
+    url = server.serve("/endless", b"x" * 10_000, length=False, way="endless")
     assert refusal(fetcher, url).reason == "too large"
-    assert time.monotonic() - start < 0.5
 
 
 @pytest.mark.parametrize("kind", ["image/webp", "application/octet-stream", None])
@@ -130,8 +132,8 @@ def test_waiting_is_as_long_as_the_server_asks(fetcher: Fetcher, server: RudeSer
 
 
 def test_waiting_until_a_date(fetcher: Fetcher, server: RudeServer):
-    url = server.serve("/x", statuses=[503], headers=[("Retry-After", formatdate(time.time() + 20, usegmt=True))])
-    assert 17 <= refusal(fetcher, url).wait <= 20
+    url = server.serve("/x", statuses=[503], headers=[("Retry-After", formatdate(time.time() + 600, usegmt=True))])
+    assert 500 <= refusal(fetcher, url).wait <= 600
     url = server.serve("/y", statuses=[503], headers=[("Retry-After", "some day")])
     assert refusal(fetcher, url).wait == 0
 
@@ -158,7 +160,8 @@ def test_a_site_without_robots_allows_all(fetcher: Fetcher, server: RudeServer, 
 
 
 @pytest.mark.parametrize("how", [{"statuses": [503] * 9}, {"way": "hang"}, {"way": "reset"}])
-def test_a_site_without_a_readable_robots_allows_nothing(fetcher: Fetcher, server: RudeServer, how: dict):
+def test_a_site_without_a_readable_robots_allows_nothing(server: RudeServer, how: dict):
+    fetcher = Fetcher(replace(LIMITS, **HASTY.get(how.get("way", ""), {})))
     server.serve("/robots.txt", **how)
     url = server.serve("/x", b"bytes")
     found = refusal(fetcher, url)
@@ -187,7 +190,7 @@ def test_a_giant_robots_is_cut(fetcher: Fetcher, server: RudeServer):
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_private_addresses_are_refused(server: RudeServer, host: str):
     server.serve("/x", b"bytes")
-    fetcher = Fetcher(FetchLimits(timeout=0.3, deadline=0.6))
+    fetcher = Fetcher(replace(LIMITS, allow_local=False))
     found = refusal(fetcher, f"http://{host}:{server.server_address[1]}/x")
     assert found.reason == "private address"
     assert not server.asked

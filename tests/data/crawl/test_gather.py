@@ -8,6 +8,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ QUICK = GatherOptions(
     delay=0.0,
     retries=1,
     pause=0.01,
-    limits=FetchLimits(timeout=0.3, deadline=0.6, max_bytes=200_000, allow_local=True),
+    limits=FetchLimits(timeout=20, deadline=40, max_bytes=200_000, allow_local=True),
 )
 
 
@@ -98,7 +99,8 @@ def test_a_rude_web(server: RudeServer, tmp_path: Path, picture: Callable[..., b
         server.serve("/late", picture("blue"), statuses=[500]),
         server.serve("/moved", statuses=[301], headers=[("Location", "/good.png")]),
     ]
-    report = run([*urls, *good], tmp_path / "out")
+    hasty = replace(QUICK.limits, timeout=1, deadline=2)  # for those that hang or drip
+    report = run([*urls, *good], tmp_path / "out", limits=hasty)
     assert failures(tmp_path / "out") == {name: reason for name, (_, reason) in expected.items()}
     assert (report["fetched"], report["new"], report["shards"]) == (4, 4, 1)
     assert sum(report["failed"].values()) == len(expected)
@@ -231,13 +233,15 @@ def test_no_more_pictures_are_decoded_at_once_than_there_are_cores(
     server: RudeServer, tmp_path: Path, picture: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ):
     """A picture in a file of 10 kB may take half a gigabyte."""
-    now, most, lock = 0, 0, threading.Lock()
+    now, most, lock, pair = 0, 0, threading.Lock(), threading.Barrier(2)
 
     def slow(data: bytes) -> Image.Image:
         nonlocal now, most
         with lock:
             now += 1
             most = max(most, now)
+        with suppress(threading.BrokenBarrierError):
+            pair.wait(60)  # two at once, and time for a third to join them
         time.sleep(0.03)
         with lock:
             now -= 1

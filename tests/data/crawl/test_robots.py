@@ -80,6 +80,6 @@ def test_it_agrees_with_the_standard_library_where_that_knows_the_rules():
 
 def test_no_rule_takes_long():
     robots = Robots.parse("User-agent: *\nDisallow: /" + "*a" * 900 + "b", "codebrush")
-    start = time.monotonic()
+    start = time.thread_time()
     assert robots.allows("/" + "a" * 5_000)
-    assert time.monotonic() - start < 0.2
+    assert time.thread_time() - start < 2  # two stars too many for a backtracking matcher take years

@@ -13,7 +13,7 @@ from datasets import config, load_dataset
 from codebrush.data.curation.curate import curate
 from codebrush.data.curation.options import CurationOptions
 from codebrush.data.sources.captioned_images import open_source
-from codebrush.errors import DataError
+from codebrush.errors import DataError, ImageError
 
 
 def captions(source) -> list[str]:
@@ -102,7 +102,7 @@ def test_metadata_may_name_a_picture_that_is_gone(folder, picture):
     (folder / "metadata.csv").write_text("file_name,caption\nb.png,bee\na.png,ay\n")
     source = open_source(folder)
     assert captions(source) == ["bee", "ay"]
-    with pytest.raises(Exception, match=r"^b\.png: no such file"):
+    with pytest.raises(ImageError, match=r"^b\.png: no such file"):
         source.image(0)
 
 

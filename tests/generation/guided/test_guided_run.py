@@ -1,11 +1,9 @@
 """Guided runs as people start them: what a folder holds, that a killed run goes on exactly, and what is refused."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -109,54 +107,50 @@ def test_a_picture_depends_on_its_seed_and_index_alone(brush: Codebrush) -> None
     assert pixels(single)[0] in pixels(one)
 
 
-SCRIPT = """
-import sys
-from codebrush import Codebrush
-brush = Codebrush.from_pretrained(sys.argv[1], device="cpu")
-options = dict(steps=60, cutouts=6, show_every=7, batch_size=1, ema=0.9, precision="auto")
-if sys.argv[3] == "resume":
-    run = brush.resume(sys.argv[2])
-else:
-    run = brush.guide("a red circle", 2, 3, folder=sys.argv[2], **options)
-for step in run:
-    pass
-"""
+def guide_to_the_end(pack: Path, folder: Path) -> None:
+    """Begin a run in `folder`, or go on with the one that is there."""
+    torch.set_num_threads(1)
+    brush = Codebrush.from_pretrained(pack, device="cpu")
+    if (folder / "losses.jsonl").exists():
+        finish(brush.resume(folder))
+    else:
+        options = {"steps": 60, "cutouts": 6, "show_every": 7, "batch_size": 1, "ema": 0.9, "precision": "auto"}
+        finish(brush.guide("a red circle", 2, 3, folder=folder, **options))
 
 
-def start(pack: Path, folder: Path, how: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(pack), str(folder), how], env=environment, stderr=subprocess.PIPE, text=True
-    )
+def start(processes: ForkServerContext, pack: Path, folder: Path) -> ForkServerProcess:
+    process = processes.Process(target=guide_to_the_end, args=(pack, folder))
+    process.start()
+    return process
 
 
 @pytest.fixture(scope="module")
-def whole(micro_pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(micro_pack: Path, processes: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an unbroken run."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    process = start(micro_pack, folder, "start")
-    assert process.wait(120) == 0, process.communicate()[1]
+    process = start(processes, micro_pack, folder)
+    process.join(300)
+    assert process.exitcode == 0
     return folder
 
 
 @pytest.mark.parametrize("killed_after", [1, 23, 75])
 def test_a_killed_run_goes_on_to_the_same_bits(
-    micro_pack: Path, whole: Path, tmp_path: Path, killed_after: int
+    micro_pack: Path, whole: Path, processes: ForkServerContext, tmp_path: Path, killed_after: int
 ) -> None:
     broken = tmp_path / "broken"
-    process = start(micro_pack, broken, "start")
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if (broken / "losses.jsonl").exists() and len(
-            (broken / "losses.jsonl").read_bytes().splitlines()
-        ) >= killed_after:
-            process.send_signal(signal.SIGKILL)
+    process = start(processes, micro_pack, broken)
+    losses = broken / "losses.jsonl"
+    while process.is_alive():
+        if losses.exists() and losses.read_bytes().count(b"\n") >= killed_after:
+            process.kill()
             break
         time.sleep(0.002)
-    process.wait(120)
-    assert process.returncode == -signal.SIGKILL
-    resumed = start(micro_pack, broken, "resume")
-    assert resumed.wait(120) == 0, resumed.communicate()[1]
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    resumed = start(processes, micro_pack, broken)
+    resumed.join(300)
+    assert resumed.exitcode == 0
     assert (broken / "losses.jsonl").read_bytes() == (whole / "losses.jsonl").read_bytes()
     for path in sorted(whole.rglob("*.png")):
         there = broken / path.relative_to(whole)

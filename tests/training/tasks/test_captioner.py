@@ -14,7 +14,7 @@ from PIL import Image
 from codebrush.cli.main import run as command
 from codebrush.data.synthetic.scene_folder import write_shapes
 from codebrush.data.synthetic.shapes import Scene
-from codebrush.errors import TrainingError
+from codebrush.errors import PackError, TrainingError
 from codebrush.models.captioner import Captioner
 from codebrush.models.modified_resnet import ModifiedResNet, ModifiedResNetConfig
 from codebrush.models.vision_transformer import VisionTransformer
@@ -304,7 +304,7 @@ def test_a_pack_opens_its_captioner_and_refuses_one_of_other_features(materials:
     assert pack.hash == open_pack(write_micro_pack(tmp_path / "plain")).hash  # it draws nothing
     path = folder / "captioner" / "config.json"
     path.write_text(path.read_text().replace('"patches": 16', '"patches": 25'))
-    with pytest.raises(Exception, match="captioner reads features of 25 x 32, but the CLIP makes 16 x 32"):
+    with pytest.raises(PackError, match="captioner reads features of 25 x 32, but the CLIP makes 16 x 32"):
         open_pack(folder)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from codebrush.cli.main import run as command
 from codebrush.data.synthetic.scene_folder import write_shapes
-from codebrush.errors import TrainingError
+from codebrush.errors import PackError, TrainingError
 from codebrush.models.upscaler import Upscaler, reduce
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import open_pack
@@ -202,8 +202,8 @@ def test_a_pack_keeps_its_upscaler(tmp_path: Path) -> None:
     without = open_pack(write_micro_pack(tmp_path / "without"))
     assert pack.hash == without.hash  # pictures of old stay what they were
     assert pack.hash_of("upscaler") != pack.hash
-    with pytest.raises(Exception, match="'micro' has no upscaler: train one with codebrush train upscaler"):
+    with pytest.raises(PackError, match="'micro' has no upscaler: train one with codebrush train upscaler"):
         _ = without.upscaler
     (tmp_path / "pack" / "upscaler" / "config.json").write_text("{}[")
-    with pytest.raises(Exception, match="is damaged"):
+    with pytest.raises(PackError, match="is damaged"):
         open_pack(tmp_path / "pack")

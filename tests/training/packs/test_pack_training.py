@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -103,8 +104,10 @@ def test_the_work_stays_beside_the_pack_with_previews_of_what_is_drawn(pack):
     assert previews == {"vqgan", "transformer"}
 
 
-def test_a_finished_pack_is_not_trained_again_by_accident(pack, shapes: Path):
-    out, _, _ = pack
+def test_a_finished_pack_is_not_trained_again_by_accident(pack, shapes: Path, tmp_path: Path):
+    out = tmp_path / "micro"
+    for suffix in ("", ".work"):
+        shutil.copytree(f"{pack[0]}{suffix}", f"{out}{suffix}")
     with pytest.raises(TrainingError, match=r"micro\.work holds an earlier training: add --resume"):
         train_pack(request(shapes, out), lambda text: None)
     before = open_pack(out).hash

@@ -13,8 +13,9 @@ from PIL import Image
 from codebrush import Codebrush
 from codebrush.data.images import resize_square, stack
 from codebrush.errors import ImageError, PackError, PromptError, UsageError
+from codebrush.generation.options import DEFAULTS
 from codebrush.generation.result import Result
-from codebrush.generation.sampling.sampler import BATCH, DEFAULT_CFG, DEFAULT_TEMPERATURE
+from codebrush.generation.sampling.sampler import BATCH
 from codebrush.methods import METHODS, REPLAYS
 from packs import write_micro_pack
 
@@ -81,7 +82,7 @@ def test_options_reach_the_drawing(brush: Codebrush) -> None:
         return set(pixels(brush.generate("a red circle", n=4, seed=1, rerank=4, **options)))
 
     plain = drawn()
-    assert drawn(cfg=DEFAULT_CFG, temperature=DEFAULT_TEMPERATURE, top_k=0, top_p=1, min_p=0) == plain
+    assert drawn(**DEFAULTS) == plain
     assert len(drawn(temperature=0)) == 1
     assert drawn(top_k=1) == drawn(min_p=1) == drawn(top_p=1e-9) == drawn(temperature=0)
     for other in ({"cfg": 1}, {"temperature": 2}, {"top_k": 3}, {"top_p": 0.3}, {"min_p": 0.9}):
@@ -108,7 +109,7 @@ def test_a_packs_own_defaults_come_before_ours(tmp_path: Path) -> None:
     options = brush.generate("a dog", n=1, rerank=1, top_k=9)[0].manifest["options"]
     assert options["cfg"] == 1.5
     assert options["top_k"] == 9
-    assert options["temperature"] == DEFAULT_TEMPERATURE
+    assert options["temperature"] == DEFAULTS["temperature"]
     write_micro_pack(folder, defaults={"temperature": "warm"})
     with pytest.raises(PackError, match="own: among its defaults, temperature must be a number"):
         Codebrush.from_pretrained(folder).generate("a dog")

@@ -24,6 +24,9 @@ LIMITS: dict[str, tuple[type, float, float, str]] = {
     "min_p": (float, 0, 1, "a number from 0 to 1"),
     "rerank": (int, 1, MAX_CANDIDATES, f"a whole number from n to {MAX_CANDIDATES}"),
 }
+# Used where neither the caller nor the pack's own "defaults" say otherwise.
+DEFAULTS: dict[str, int | float] = {"cfg": 3.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+CANDIDATES_PER_PICTURE = 4  # drawn and scored for each picture that is asked for, unless `rerank` says otherwise
 SAMPLING = ("cfg", "temperature", "top_k", "top_p", "min_p", "rerank")  # the options by which drawing is tuned
 
 

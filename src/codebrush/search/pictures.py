@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from codebrush.data.images import EXTENSIONS
-from codebrush.data.sources.captioned_images import CAPTION_COLUMNS, NAME_COLUMNS, Template
+from codebrush.data.sources.captioned_images import Template
+from codebrush.data.sources.column_names import CAPTION_COLUMNS, NAME_COLUMNS
 from codebrush.data.sources.filters import is_empty
 from codebrush.data.sources.rows import Rows, load_rows
 from codebrush.data.sources.tables import BUILDERS

@@ -7,10 +7,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from codebrush.data.sources.column_names import URL_CAPTION_COLUMNS, URL_COLUMNS
 from codebrush.errors import DataError
 
-URL_COLUMNS = ("url", "URL", "image_url", "link", "uri")
-CAPTION_COLUMNS = ("caption", "text", "TEXT", "alt", "alt_text", "title")
 KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
 LONGEST_CELL = 1 << 24  # characters
 MAX_NAMED = 20  # columns named in a message
@@ -79,7 +78,7 @@ def _json_lines(path: Path, url_column: str | None, caption_column: str | None) 
                 continue
             if url is None or caption is None:
                 url = _found(row, url_column, URL_COLUMNS) if url is None else url
-                caption = _found(row, caption_column, CAPTION_COLUMNS) if caption is None else caption
+                caption = _found(row, caption_column, URL_CAPTION_COLUMNS) if caption is None else caption
                 names = names or {}
                 names.update(dict.fromkeys(islice(row, max(MAX_NAMED - len(names), 0))))
                 names.update(dict.fromkeys(name for name in (url, caption) if name is not None))
@@ -102,14 +101,14 @@ def _parquet_rows(path: Path, url_column: str | None, caption_column: str | None
 
 
 def _columns(path: Path, names: Collection[str], url: str | None, caption: str | None) -> tuple[str, str]:
-    found_url, found_caption = _found(names, url, URL_COLUMNS), _found(names, caption, CAPTION_COLUMNS)
+    found_url, found_caption = _found(names, url, URL_COLUMNS), _found(names, caption, URL_CAPTION_COLUMNS)
     if found_url is not None and found_caption is not None:
         return found_url, found_caption
     missing = {}  # flag -> the column it should name
     if found_url is None:
         missing["--url-column"] = url or URL_COLUMNS[0]
     if found_caption is None:
-        missing["--caption-column"] = caption or CAPTION_COLUMNS[0]
+        missing["--caption-column"] = caption or URL_CAPTION_COLUMNS[0]
     columns, flags = " and ".join(missing.values()), " and one with ".join(missing)
     raise DataError(f"{path}: no column {columns}; name one with {flags}: {', '.join(names) or 'it has none'}")
 

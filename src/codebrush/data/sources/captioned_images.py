@@ -18,6 +18,7 @@ from PIL import Image
 
 from codebrush.data.images import decode_image
 from codebrush.data.sources.caption_templates import Template, cell_text
+from codebrush.data.sources.column_names import CAPTION_COLUMNS, NAME_COLUMNS
 from codebrush.data.sources.filters import Clause, is_empty, parse_clause
 from codebrush.data.sources.rows import Rows, load_rows
 from codebrush.errors import DataError, ImageError, UsageError
@@ -25,8 +26,6 @@ from codebrush.errors import DataError, ImageError, UsageError
 if TYPE_CHECKING:
     import pyarrow
 
-CAPTION_COLUMNS = ("captions", "caption", "text", "txt", "texts", "prompt", "sentence", "description")
-NAME_COLUMNS = ("file_name", "image", "path", "id", "__key__", "key")
 WHOLE_BYTES = 65_536  # longer files are hashed by their length and three pieces of a quarter of this
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codebrush.data.images import EXTENSIONS
-from codebrush.data.sources.tables import BUILDERS, PATH_COLUMNS, load_files
+from codebrush.data.sources.column_names import PATH_COLUMNS
+from codebrush.data.sources.tables import BUILDERS, load_files
 from codebrush.errors import DataError
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from codebrush.data.sources.column_names import PATH_COLUMNS
 from codebrush.data.sources.folder_reader import load_folder
-from codebrush.data.sources.tables import BUILDERS, PATH_COLUMNS, load_files, load_from_hub
+from codebrush.data.sources.tables import BUILDERS, load_files, load_from_hub
 from codebrush.errors import DataError
 
 if TYPE_CHECKING:

@@ -26,7 +26,6 @@ BUILDERS = {
     ".csv": "csv",
     ".jsonl": "json",
 }
-PATH_COLUMNS = ("file_name", "image", "image_path", "path", "file", "filename", "filepath", "img")
 SPLIT_WORD = re.compile(r"(?:^|[/_.-])(train|val|valid|validation|test)(?=[/_.-]|\d|$)")
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 

@@ -23,7 +23,15 @@ from codebrush.generation.manifest import (
     resized_manifest,
     torch_threads,
 )
-from codebrush.generation.options import SAMPLING, DrawOptions, checked_option, did_you_mean, parse_size
+from codebrush.generation.options import (
+    CANDIDATES_PER_PICTURE,
+    DEFAULTS,
+    SAMPLING,
+    DrawOptions,
+    checked_option,
+    did_you_mean,
+    parse_size,
+)
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.decoding import Known, draw_codes, draw_large, picture_uniforms
 from codebrush.generation.sampling.reranking import best_first, clip_scores
@@ -35,14 +43,6 @@ from codebrush.pack.pack import Pack, text_condition
 from codebrush.progress import Progress
 from codebrush.text.prompts import WeightedText, parse_prompt
 from codebrush.text.tokenizer import Tokenizer
-
-# Used where neither the caller nor the pack's own "defaults" say otherwise.
-DEFAULT_CFG = 3.0
-DEFAULT_TEMPERATURE = 1.0
-DEFAULT_TOP_K = 0
-DEFAULT_TOP_P = 1.0
-DEFAULT_MIN_P = 0.0
-CANDIDATES_PER_PICTURE = 4  # drawn and scored for each picture that is asked for
 
 BATCH = 32  # pictures drawn or read together; a replay needs the same
 
@@ -59,15 +59,7 @@ def draw_options(pack: Pack, given: Mapping[str, Any]) -> DrawOptions:
         UsageError: if a given value is out of its range.
         PackError: if a default of the pack is.
     """
-    values: dict[str, Any] = {
-        "n": None,
-        "seed": None,
-        "cfg": DEFAULT_CFG,
-        "temperature": DEFAULT_TEMPERATURE,
-        "top_k": DEFAULT_TOP_K,
-        "top_p": DEFAULT_TOP_P,
-        "min_p": DEFAULT_MIN_P,
-    }
+    values: dict[str, Any] = {"n": None, "seed": None, **DEFAULTS}
     own = pack.info.get("defaults", {})
     try:
         values |= {name: checked_option(name, own[name]) for name in values if name in own}

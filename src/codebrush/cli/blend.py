@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from codebrush.cli.flags import JsonOption
 from codebrush.cli.output import check_folder, print_json
 
 
@@ -16,7 +17,7 @@ def blend(
     ],
     out: Annotated[Path, typer.Option(help="The new folder.")],
     alpha: Annotated[float, typer.Option(help="Share of B: 0 is A, 1 is B.")] = 0.5,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    json_output: JsonOption = False,
 ) -> None:
     """Blend two CLIPs, or other models of one kind: (1 - alpha) A + alpha B, which is often better than both."""
     start = time.perf_counter()

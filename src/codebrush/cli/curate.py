@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import given_flags, refuse
+from codebrush.cli.flags import JsonOption, given_flags, refuse
 from codebrush.cli.output import print_json, progress_bar
+from codebrush.cli.source_flags import (
+    CaptionOption,
+    ImageColumnOption,
+    LimitOption,
+    SourceArgument,
+    SplitOption,
+    WhereOption,
+)
 from codebrush.errors import CodebrushError, UsageError
 
 if TYPE_CHECKING:
@@ -31,9 +39,6 @@ def _option(topic: str, text: str, *flags: str, **settings: Any) -> Any:
     return typer.Option(*flags, help=text, rich_help_panel=topic, **settings)
 
 
-SourceArgument = Annotated[
-    str, typer.Argument(help="A folder, .parquet, .tar, .csv or .jsonl files, a glob, or a Hugging Face dataset id.")
-]
 NearOption = Annotated[
     int, _option(PICTURES, "Bits (of 64) by which the image hashes of near duplicates may differ; -1 keeps them.")
 ]
@@ -43,11 +48,11 @@ def curate(
     context: typer.Context,
     source: SourceArgument,
     out: Annotated[Path, typer.Option(help="The folder to write; it must be new or empty.")],
-    caption: Annotated[list[str] | None, typer.Option(help='Caption template, like "{label}, {style} style".')] = None,
-    split: Annotated[str | None, typer.Option(help="Use only this split of the source.")] = None,
-    where: Annotated[list[str] | None, typer.Option(help='Use only rows like "style != noto".')] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of the pictures.  [found by itself]")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None,
+    caption: CaptionOption = None,
+    split: SplitOption = None,
+    where: WhereOption = None,
+    image_column: ImageColumnOption = None,
+    limit: LimitOption = None,
     min_side: Annotated[int, _option(PICTURES, "Minimum length of the shorter side in pixels.", min=1)] = 1,
     max_aspect: Annotated[float | None, _option(PICTURES, "Maximum aspect ratio (long side over short).")] = None,
     near: NearOption = 4,
@@ -66,7 +71,7 @@ def curate(
     kind: Annotated[Kind, typer.Option("--format", help="Write WebDataset shards (tar) or Parquet files.")] = Kind.TAR,
     shard_rows: Annotated[int, typer.Option(min=1, help="Rows in each shard.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Random seed of --cap and of the examples in the report.")] = 0,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    json_output: JsonOption = False,
 ) -> None:
     """Filter captioned pictures for training, and write them as shards with a report.
 

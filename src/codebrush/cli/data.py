@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
+from codebrush.cli.flags import JsonOption
 from codebrush.cli.output import print_json, progress_bar
 from codebrush.errors import DataError
 
 data = typer.Typer(help="Make captioned pictures to train on.", rich_markup_mode=None, add_completion=False)
 
 OutOption = Annotated[Path, typer.Option(help="The folder to write; it must be new or empty.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 @data.command()

@@ -10,6 +10,7 @@ import typer
 
 from codebrush.cli.flags import JsonOption, PackOption
 from codebrush.cli.output import print_json, progress_bar
+from codebrush.cli.source_flags import ImageColumnOption, PathsArgument
 
 
 def similar(
@@ -32,9 +33,7 @@ def similar(
 
 
 def duplicates(
-    paths: Annotated[
-        list[str], typer.Argument(help="Folders, picture files, .parquet, .tar, .csv or .jsonl files, hub ids.")
-    ],
+    paths: PathsArgument,
     cosine: Annotated[
         float | None, typer.Option(min=-1, max=1, help="Match pairs whose CLIP cosine is at least this.  [0.98]")
     ] = None,
@@ -42,7 +41,7 @@ def duplicates(
         int | None,
         typer.Option(min=0, max=64, help="Match pairs with at most this many differing hash bits of 64.  [8]"),
     ] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column with the pictures.  [found automatically]")] = None,
+    image_column: ImageColumnOption = None,
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:

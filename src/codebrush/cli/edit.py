@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import given_flags, refuse
+from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import check_folder, free_run_name, print_json, print_pictures, progress_bar, slug
 from codebrush.cli.sampling_flags import FLAGS, UpscaleOption, with_sampling_flags
 from codebrush.errors import UsageError
@@ -25,11 +25,9 @@ class Method(StrEnum):
 
 
 ImageArgument = Annotated[Path, typer.Argument(help="The picture.")]
-PackOption = Annotated[str, typer.Option(help="Models to use: built-in name, folder or hub id.")]
 CountOption = Annotated[int, typer.Option("--n", "-n", help="How many pictures to make.")]
 SeedOption = Annotated[int, typer.Option(help="Random seed; the same seed gives the same pictures.")]
 OutOption = Annotated[Path, typer.Option(help="Folder for the pictures.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 @with_sampling_flags(before="upscale")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import JsonOption, given_flags, refuse
+from codebrush.cli.flags import PACK_HELP, JsonOption, given_flags, refuse
 from codebrush.cli.output import check_folder, print_json, progress_bar
+from codebrush.cli.source_flags import CaptionOption, ImageColumnOption, LimitOption, SourceArgument, WhereOption
 from codebrush.errors import UsageError
 from codebrush.files import atomic_file
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from codebrush.evaluation.report import Judge, Subject
     from codebrush.pipeline import Codebrush
 
-ROWS, DRAWING = "Pictures", "Drawing"  # panels of the help
+DRAWING = "Drawing"  # a panel of the help
 USUAL_SPLIT = "test"
 
 
@@ -49,21 +50,14 @@ def _option(topic: str, text: str, **settings: Any) -> Any:
 
 def evaluate(
     context: typer.Context,
-    pack: Annotated[str, typer.Argument(help="Model pack: a built-in or downloaded name, a folder, or a hub id.")],
-    source: Annotated[
-        str,
-        typer.Argument(help="Captioned pictures: a folder, .parquet, .tar, .csv or .jsonl files, a glob, or a hub id."),
-    ],
-    split: Annotated[str | None, _option(ROWS, "Split to measure on.  [test; without splits all rows]")] = None,
-    where: Annotated[
-        list[str] | None, _option(ROWS, 'Use only rows that match, like "style != noto"; may be repeated.')
-    ] = None,
-    caption: Annotated[
-        list[str] | None, _option(ROWS, 'Caption made of columns, like "{label}, {style} style"; may be repeated.')
-    ] = None,
-    image_column: Annotated[str | None, _option(ROWS, "Column with the pictures.  [found automatically]")] = None,
-    limit: Annotated[int | None, _option(ROWS, "Use only the first rows.", min=1)] = None,
-    label: Annotated[str | None, _option(ROWS, "Column with the true labels.  [label, if it exists]")] = None,
+    pack: Annotated[str, typer.Argument(help=PACK_HELP)],
+    source: SourceArgument,
+    split: Annotated[str | None, typer.Option(help="Split to measure on.  [test; without splits all rows]")] = None,
+    where: WhereOption = None,
+    caption: CaptionOption = None,
+    image_column: ImageColumnOption = None,
+    limit: LimitOption = None,
+    label: Annotated[str | None, typer.Option(help="Column with the true labels.  [label, if it exists]")] = None,
     template: Annotated[
         list[str] | None, typer.Option(help='Prompt for zero-shot labels, like "a photo of a {}"; may be repeated.')
     ] = None,

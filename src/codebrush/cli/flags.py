@@ -7,9 +7,8 @@ import typer
 
 from codebrush.errors import UsageError
 
-PackOption = Annotated[
-    str, typer.Option(help="Model pack: a built-in or downloaded name, a folder, or a Hugging Face hub id.")
-]
+PACK_HELP = "Model pack: a built-in or downloaded name, a folder, or a Hugging Face hub id."
+PackOption = Annotated[str, typer.Option(help=PACK_HELP)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from codebrush.cli.flags import given_flags, refuse
+from codebrush.cli.flags import PACK_HELP, JsonOption, given_flags, refuse
 from codebrush.cli.guide_flags import NAMES, PRESET_NAMES, with_guide_flags
 from codebrush.cli.output import (
     check_folder,
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from codebrush.generation.result import Result
     from codebrush.pipeline import Codebrush
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 OUTPUTS = Path("outputs")
 DEFAULT_PACK = "emoji"
 RETRIEVAL, GUIDANCE = "Retrieval", "Guidance"  # headings in the help
@@ -80,7 +79,7 @@ def _guidance(text: str, **settings: Any) -> Any:
 def generate(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help='What to draw: "a dog", or "a dog:1.2 | blurry:-0.5".')] = None,
-    pack: Annotated[str | None, typer.Option(help="Models to use: built-in name, folder or hub id.  [emoji]")] = None,
+    pack: Annotated[str | None, typer.Option(help=f"{PACK_HELP}  [emoji]")] = None,
     n: Annotated[int | None, typer.Option("--n", "-n", help="How many pictures to make.  [4; guide: 1]")] = None,
     seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same pictures.")] = 0,
     method: Annotated[Method, typer.Option(help=METHOD_HELP)] = Method.SAMPLE,

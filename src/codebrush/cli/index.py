@@ -10,6 +10,7 @@ import typer
 
 from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import print_json, progress_bar
+from codebrush.cli.source_flags import CaptionOption, ImageColumnOption, PathsArgument
 
 if TYPE_CHECKING:
     from codebrush.search.indexing import IndexReport
@@ -17,15 +18,10 @@ if TYPE_CHECKING:
 
 def index(
     context: typer.Context,
-    paths: Annotated[
-        list[str], typer.Argument(help="Folders, picture files, .parquet, .tar, .csv or .jsonl files, hub ids.")
-    ],
+    paths: PathsArgument,
     db: Annotated[Path, typer.Option(help="Folder of the database; created if it does not exist.")],
-    caption: Annotated[
-        list[str] | None,
-        typer.Option(help='Caption made of columns, like "{label}, {style} style"; may be repeated.'),
-    ] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column with the pictures.  [found automatically]")] = None,
+    caption: CaptionOption = None,
+    image_column: ImageColumnOption = None,
     remove: Annotated[
         bool,
         typer.Option("--remove", help="Remove the pictures of these paths from the database; they need not exist."),

@@ -8,6 +8,7 @@ import typer
 
 from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import check_folder, print_json, progress_bar
+from codebrush.cli.source_flags import ImageColumnOption, LabelledArgument, WhereOption
 from codebrush.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,10 +21,7 @@ if TYPE_CHECKING:
 
 def probe(
     context: typer.Context,
-    source: Annotated[
-        str,
-        typer.Argument(help="Labelled pictures: a folder, .parquet, .tar, .csv or .jsonl files, a glob, or a hub id."),
-    ],
+    source: LabelledArgument,
     label: Annotated[str, typer.Option(help="Column with the labels.")] = "label",
     split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
     val: Annotated[
@@ -31,11 +29,9 @@ def probe(
         typer.Option(help="Split to choose C on.  [val if it exists, else a fifth of each label]"),
     ] = None,
     test: Annotated[str | None, typer.Option(help="Split to measure accuracy on.  [test, if it exists]")] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(help='Use only rows that match, like "style != noto"; may be repeated.')
-    ] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column with the pictures.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first rows of each split.")] = None,
+    where: WhereOption = None,
+    image_column: ImageColumnOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows of each split.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the fifth held out without a val split.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="File for the probe (.safetensors), for codebrush classify --probe.")

@@ -1,13 +1,14 @@
 """`codebrush train`: a whole pack on captioned pictures, or one stage by a recipe."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import given_flags, refuse
+from codebrush.cli.flags import JsonOption, given_flags, refuse
+from codebrush.cli.output import print_json
+from codebrush.cli.source_flags import CaptionOption, ImageColumnOption, LimitOption, SplitOption, WhereOption
 from codebrush.errors import UsageError
 from codebrush.training.registry import STAGES
 
@@ -39,18 +40,12 @@ def train(
     vqgan: Annotated[
         Path | None, typer.Option(help="With a stage that needs one: the folder of a trained VQGAN, or of its pack.")
     ] = None,
-    caption: Annotated[
-        list[str] | None,
-        typer.Option(help='Caption template over columns, like "{label}, {style} style"; may be repeated.'),
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Train on the rows of this split.")] = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(help='Keep only rows that meet a condition, like "style != noto"; may be repeated.'),
-    ] = None,
+    caption: CaptionOption = None,
+    split: SplitOption = None,
+    where: WhereOption = None,
     group: Annotated[str | None, typer.Option(help="Column that is equal for pictures of the same thing.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column that holds the pictures.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first rows.")] = None,
+    image_column: ImageColumnOption = None,
+    limit: LimitOption = None,
     image_size: Annotated[int, typer.Option(min=16, max=1024, help="Side of the pack's pictures, in pixels.")] = 64,
     tokenizer: Annotated[str, typer.Option(help="wordpiece (English) or bpe (learned from captions).")] = "wordpiece",
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
@@ -58,7 +53,7 @@ def train(
     name: Annotated[str, typer.Option(help="The pack's name; by default that of its folder.")] = "",
     licence: Annotated[str, typer.Option(help="The licence written into the pack.")] = "unspecified",
     resume: Annotated[bool, typer.Option("--resume", help="Continue a training that stopped in --out.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    json_output: JsonOption = False,
 ) -> None:
     """Train a pack (CLIP, VQGAN, code transformer, ...) on captioned pictures, or one of its models by a recipe."""
     if out is None:
@@ -120,7 +115,7 @@ def _train_pack(source: str, out: Path, resume: bool, given: dict[str, Any]) -> 
 
 def _print(report: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(report))
+        print_json(report)
         return
     for stage, figures in report["stages"].items():
         print(f"{stage}: {figures['steps']} steps, {figures['parameters']:,} parameters, {figures['seconds']} s")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from codebrush.cli.flags import JsonOption, PackOption
 from codebrush.cli.output import check_folder, free_file, print_json, progress_bar
 from codebrush.cli.pictures import picture_files
 from codebrush.cli.sampling_flags import Scale
@@ -20,9 +21,9 @@ KEPT = ("seed", "index", "clip_score")  # keys of a manifest that the report rep
 def upscale(
     images: Annotated[list[Path], typer.Argument(help="Pictures of any format and size.")],
     scale: Annotated[Scale, typer.Option(help="How many times as wide and high.")] = Scale.TWICE,
-    pack: Annotated[str, typer.Option(help="Models to use: built-in name, folder or hub id.")] = "emoji",
+    pack: PackOption = "emoji",
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("outputs"),
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    json_output: JsonOption = False,
 ) -> None:
     """Enlarge pictures, keeping transparency. Files that cannot be read are reported and skipped."""
     start = time.perf_counter()

@@ -16,7 +16,7 @@ from codebrush.models.clip import CLIP
 from codebrush.pack.pack import open_clip
 from codebrush.text.tokenizer import Tokenizer, train_bpe
 from codebrush.training.fine_tuning import blend
-from packs import CONTEXT, micro_clip, micro_tokenizer, micro_vqgan, write_micro_pack
+from packs import CONTEXT, micro_captioner, micro_clip, micro_tokenizer, micro_vqgan, write_micro_pack
 
 
 def write_clip(folder: Path, seed: int) -> Path:
@@ -91,6 +91,19 @@ def test_other_models_blend_too(tmp_path: Path):
     a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
     name = "decoder.conv_out.weight"
     assert torch.allclose(found[name], (a[name] + b[name]) / 2)
+
+
+def test_captioners_take_their_tokenizer_along(tmp_path: Path, capsys):
+    for name in "ab":
+        micro_captioner().save_pretrained(tmp_path / name)
+        micro_tokenizer().save(tmp_path / name)
+    blended((tmp_path / "a", tmp_path / "b"), tmp_path / "out", 0.5)
+    tokenizer = Tokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.backend.to_str() == micro_tokenizer().backend.to_str()
+    train_bpe(["another vocabulary", "another one"], 262, context_length=CONTEXT).save(tmp_path / "b")
+    capsys.readouterr()
+    line = refused(capsys, tmp_path / "a", tmp_path / "b", tmp_path / "other")
+    assert "their tokenizers differ in the vocabulary" in line
 
 
 def test_whole_numbers_come_from_the_second():

@@ -209,6 +209,9 @@ class TestStrictness:
         odd = {**reference.config["text_cfg"], "hf_model_name": "roberta-base"}
         with pytest.raises(PackError, match="a tower with 'hf_model_name' cannot be built"):
             load_clip(reference.weights, reference.config | {"text_cfg": odd})
+        odd = reference.config | {"preprocess_cfg": {"resize_mode": "longest"}}
+        with pytest.raises(PackError, match="resize_mode 'longest': only shortest and squash can be read"):
+            load_clip(reference.weights, odd)
         with pytest.raises(PackError, match="needs its open_clip config"):
             load_clip(golden("open_clip_siglip_a").weights)
 

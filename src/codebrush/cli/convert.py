@@ -1,6 +1,5 @@
 """`codebrush convert`: convert published weights to our layout, or one of our CLIPs to a published layout."""
 
-import sys
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -64,5 +63,3 @@ def convert(
         print_json(report)
         return
     print(f"{report['out']}: a {report['kind']} of {report['parameters']:,} parameters, read as {report['layout']}")
-    if report["written"] == "codebrush" and report["kind"] == "clip" and not report["tokenizer"]:
-        print("without a tokenizer it cannot read texts: convert again with --tokenizer FILE", file=sys.stderr)

@@ -22,6 +22,7 @@ IGNORED = openai.IGNORED
 TIMM_EPSILON = 1e-6
 TIMM_HEADS = {768: 12, 1024: 16, 1152: 16, 1536: 16}  # heads of SigLIP's image encoders, by their width
 TIMM_TANH = ("base_patch32_siglip", "large_patch16_siglip_512", "so400m_patch16_siglip", "giantopt_patch16_siglip")
+RESIZE_MODES = {"shortest": "crop", "squash": "squeeze"}  # its names of what we read -> ours
 USUAL_END = 2  # the end token if a config names none
 VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "ls_init_value", "pool_type"}
 VISION_KEYS |= {"final_ln_after_pool", "no_ln_pre", "patch_dropout", "act_kwargs", "norm_kwargs", "output_tokens"}
@@ -81,14 +82,18 @@ def config(tensors: Tensors, settings: Mapping[str, Any], place: str) -> CLIPCon
         raise PackError(f"{place} lacks the tensor logit_bias")
     image = _of_size(image, vision.get("image_size"), tensors, place)
     check_config(model, {"embed_dim": image.embed_dim}, place)
-    squash = pictures.get("resize_mode", "squash" if is_timm(tensors) else "shortest") == "squash"
+    resize = pictures.get("resize_mode", "squash" if is_timm(tensors) else "shortest")
+    if resize not in RESIZE_MODES:
+        raise PackError(
+            f"{place}: its config says resize_mode {resize!r}: only {' and '.join(RESIZE_MODES)} can be read"
+        )
     half = (0.5, 0.5, 0.5) if is_timm(tensors) else None
     return CLIPConfig(
         image,
         text,
         image_mean=tuple(pictures.get("mean", half or OPENAI_MEAN)),
         image_std=tuple(pictures.get("std", half or OPENAI_STD)),
-        fit="squeeze" if squash else "crop",
+        fit=RESIZE_MODES[resize],
     )
 
 

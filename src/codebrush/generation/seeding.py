@@ -13,7 +13,6 @@ class Purpose(IntEnum):
 
     START = 0
     VIEWS = 1
-    NOISE = 2
 
 
 def stream(seed: int, *key: int) -> np.random.Generator:

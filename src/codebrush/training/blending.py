@@ -10,6 +10,7 @@ from codebrush.errors import PackError, UsageError
 from codebrush.files import new_folder
 from codebrush.models.clip import CLIP
 from codebrush.models.pretrained import CONFIG_FILE, PretrainedModel, config_to_dict
+from codebrush.pack.members import MEMBERS
 from codebrush.pack.pack import PACK_FILE, clip_folder
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.fine_tuning import blend
@@ -20,8 +21,8 @@ from codebrush.training.run_folder import MODEL_FOLDER
 def blend_folders(a: str, b: str, alpha: float, out: Path) -> dict[str, Any]:
     """Write (1 - alpha) `a` + alpha `b` into the new folder `out`, float32; returns its path, kind and size.
 
-    Each is a pack (whose CLIP is taken), a run, a model folder, or a published CLIP. Two CLIPs must read the same
-    tokens; their tokenizer is written beside the blend.
+    Each is a pack (whose CLIP is taken), a run, a model folder, or a published CLIP. Two CLIPs, or two captioners, must
+    read the same tokens; their tokenizer is written beside the blend.
 
     Raises:
         PackError: if the two do not fit together; it names the first difference.
@@ -38,8 +39,8 @@ def blend_folders(a: str, b: str, alpha: float, out: Path) -> dict[str, Any]:
     first, second = (open_model(kind, place) for place in places)
     check_same_config(first, second, a, b)
     tokenizer = None
-    if isinstance(first, CLIP) and isinstance(second, CLIP):
-        tokenizer = _shared_tokenizer((first, second), places, a, b)
+    if MEMBERS[kind].tokenizer_misfits is not None:
+        tokenizer = _shared_tokenizer(_tokenizer(first, places[0]), _tokenizer(second, places[1]), a, b)
     first.load_state_dict(blend(first.state_dict(), second.state_dict(), alpha))
     with new_folder(out) as part:
         first.save_pretrained(part)
@@ -68,9 +69,13 @@ def check_same_config(a: PretrainedModel, b: PretrainedModel, a_name: str, b_nam
             )
 
 
-def _shared_tokenizer(clips: tuple[CLIP, CLIP], places: tuple[Path, Path], a: str, b: str) -> Tokenizer:
-    """The tokenizer of two CLIPs. Raises PackError if they have different ones, or one has none."""
-    ours, theirs = (tokenizer_of(clip, place) for clip, place in zip(clips, places, strict=True))
+def _tokenizer(model: PretrainedModel, place: Path) -> Tokenizer:
+    """The tokenizer beside the weights of `model`. Raises PackError if there is none."""
+    return tokenizer_of(model, place) if isinstance(model, CLIP) else Tokenizer.from_pretrained(place)
+
+
+def _shared_tokenizer(ours: Tokenizer, theirs: Tokenizer, a: str, b: str) -> Tokenizer:
+    """The tokenizer of two models. Raises PackError if they have different ones."""
     facts = [
         {
             "vocabulary": each.backend.to_str(),

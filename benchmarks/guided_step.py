@@ -28,9 +28,9 @@ from codebrush.generation.guided.guided_batch import GuidedBatch, GuidingCLIP
 from codebrush.generation.guided.memory_plan import MemoryPlan
 from codebrush.generation.guided.prompt_loss import PromptEmbeddings
 from codebrush.models.clip import CLIP, OPENAI_MEAN, OPENAI_STD, CLIPConfig
-from codebrush.models.convolution import GroupNormSiLU
-from codebrush.models.text_transformer import TextTransformerConfig
-from codebrush.models.vision_transformer import VisionTransformerConfig
+from codebrush.models.encoders.text_transformer import TextTransformerConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
+from codebrush.models.layers.convolution import GroupNormSiLU
 from codebrush.models.vqgan import VQGAN, Decoder
 from codebrush.models.vqgan_sizes import vqgan_taming_f16
 

@@ -27,8 +27,8 @@ from torch import Tensor
 from codebrush.conversion import openai, taming
 from codebrush.conversion.state_dict_rules import extract
 from codebrush.models.clip import CLIP, CLIPConfig
-from codebrush.models.text_transformer import TextTransformerConfig
-from codebrush.models.vision_transformer import VisionTransformerConfig
+from codebrush.models.encoders.text_transformer import TextTransformerConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 from codebrush.models.vqgan import VQGAN
 from codebrush.models.vqgan_sizes import vqgan_taming_f16
 from codebrush.text.tokenizer import Tokenizer

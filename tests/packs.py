@@ -7,9 +7,9 @@ import torch
 from codebrush.models.captioner import Captioner, CaptionerConfig
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
+from codebrush.models.encoders.text_transformer import TextTransformerConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 from codebrush.models.pretrained import PretrainedModel
-from codebrush.models.text_transformer import TextTransformerConfig
-from codebrush.models.vision_transformer import VisionTransformerConfig
 from codebrush.models.vqgan import VQGAN
 from codebrush.models.vqgan_sizes import vqgan_micro
 from codebrush.pack.members import MEMBERS

@@ -43,7 +43,7 @@ MAY_USE = {
     "models": {"torch", "safetensors"},
     "text": {"torch", "safetensors", "tokenizers"},
 }
-EXCEPTIONS = {"codebrush.models.pretrained_text": {"transformers"}, "codebrush.text.cleanup": {"ftfy"}}
+EXCEPTIONS = {"codebrush.models.encoders.pretrained_text": {"transformers"}, "codebrush.text.cleanup": {"ftfy"}}
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

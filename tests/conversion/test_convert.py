@@ -12,15 +12,15 @@ from safetensors.torch import load_file, save_file
 from codebrush.conversion.convert import convert, open_model
 from codebrush.conversion.load import load_clip, load_code_transformer, load_vqgan
 from codebrush.errors import PackError, UsageError
-from codebrush.models.bag_of_words import BagOfWordsConfig
 from codebrush.models.bank import Bank, BankConfig
 from codebrush.models.clip import CLIP, CLIPConfig
-from codebrush.models.modified_resnet import ModifiedResNetConfig
+from codebrush.models.encoders.bag_of_words import BagOfWordsConfig
+from codebrush.models.encoders.modified_resnet import ModifiedResNetConfig
+from codebrush.models.encoders.text_transformer import TextTransformerConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 from codebrush.models.prior import Prior, PriorConfig
-from codebrush.models.text_transformer import TextTransformerConfig
 from codebrush.models.translator import Translator, TranslatorConfig
 from codebrush.models.upscaler import Upscaler, UpscalerConfig
-from codebrush.models.vision_transformer import VisionTransformerConfig
 from codebrush.pack.members import MEMBERS
 from golden_files import golden
 from packs import micro_captioner, micro_clip, micro_tokenizer, micro_transformer, micro_vqgan, write_micro_pack

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from codebrush.models.captioner import Captioner, CaptionerConfig, patch_features, segment_mask
-from codebrush.models.modified_resnet import ModifiedResNet, ModifiedResNetConfig
-from codebrush.models.vision_transformer import VisionTransformer, VisionTransformerConfig
+from codebrush.models.encoders.modified_resnet import ModifiedResNet, ModifiedResNetConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformer, VisionTransformerConfig
 
 K, P, F, T = 20, 6, 5, 9
 CONFIG = CaptionerConfig(K, T, width=16, layers=2, heads=2, patches=P, feature_width=F, levels=(0,))

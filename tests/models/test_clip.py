@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from codebrush.models.bag_of_words import BagOfWordsConfig
 from codebrush.models.clip import CLIP, OPENAI_MEAN, OPENAI_STD, CLIPConfig
-from codebrush.models.modified_resnet import ModifiedResNetConfig
-from codebrush.models.text_transformer import TextTransformerConfig
-from codebrush.models.vision_transformer import VisionTransformerConfig
+from codebrush.models.encoders.bag_of_words import BagOfWordsConfig
+from codebrush.models.encoders.modified_resnet import ModifiedResNetConfig
+from codebrush.models.encoders.text_transformer import TextTransformerConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 
 VIT = VisionTransformerConfig(32, 8, 16, 1, 2, 12)
 TEXT = TextTransformerConfig(30, 8, 16, 1, 2, 12)

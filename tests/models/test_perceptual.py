@@ -8,11 +8,11 @@ from torch import Tensor
 
 from codebrush.errors import PackError
 from codebrush.models.clip import CLIP, CLIPConfig
-from codebrush.models.image_encoder import ImageEncoderConfig
-from codebrush.models.modified_resnet import ModifiedResNetConfig
+from codebrush.models.encoders.image_encoder import ImageEncoderConfig
+from codebrush.models.encoders.modified_resnet import ModifiedResNetConfig
+from codebrush.models.encoders.text_transformer import TextTransformerConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 from codebrush.models.perceptual import CLIPPerceptual, VGGPerceptual
-from codebrush.models.text_transformer import TextTransformerConfig
-from codebrush.models.vision_transformer import VisionTransformerConfig
 
 VIT = VisionTransformerConfig(image_size=32, patch_size=8, width=32, layers=2, heads=2, embed_dim=16)
 RESNET = ModifiedResNetConfig(image_size=32, width=8, blocks=(1, 1, 1, 1), heads=4, embed_dim=16)

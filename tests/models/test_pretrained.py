@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from codebrush.errors import PackError
-from codebrush.models.bag_of_words import BagOfWordsConfig
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
+from codebrush.models.encoders.bag_of_words import BagOfWordsConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 from codebrush.models.pretrained import PretrainedModel, config_from_dict, config_to_dict, read_weights
-from codebrush.models.vision_transformer import VisionTransformerConfig
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from codebrush.errors import PackError, UsageError
 from codebrush.models import vqgan_sizes as sizes
 from codebrush.models.pretrained import config_from_dict, config_to_dict
-from codebrush.models.vector_quantizer import VectorQuantizer
+from codebrush.models.quantizers.vector_quantizer import VectorQuantizer
 from codebrush.models.vqgan import VQGAN, VQGANConfig
 
 TINY = VQGANConfig(

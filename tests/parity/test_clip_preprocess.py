@@ -13,8 +13,8 @@ from torch import Tensor
 from codebrush.data.images import decode_image
 from codebrush.data.preprocess import clip_resize, preprocess
 from codebrush.models.clip import CLIP, OPENAI_MEAN, OPENAI_STD, CLIPConfig
-from codebrush.models.text_transformer import TextTransformerConfig
-from codebrush.models.vision_transformer import VisionTransformerConfig
+from codebrush.models.encoders.text_transformer import TextTransformerConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 
 PICTURES = ("rgb_61x47", "rgba_40x97", "gray_301x255")
 

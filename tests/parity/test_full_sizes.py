@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from codebrush.conversion import openai, taming
 from codebrush.conversion.state_dict_rules import extract, fill
 from codebrush.models.clip import CLIP, CLIPConfig
-from codebrush.models.modified_resnet import ModifiedResNetConfig
-from codebrush.models.text_transformer import TextTransformerConfig
-from codebrush.models.vision_transformer import VisionTransformerConfig
+from codebrush.models.encoders.modified_resnet import ModifiedResNetConfig
+from codebrush.models.encoders.text_transformer import TextTransformerConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 from codebrush.models.vqgan import VQGAN, VQGANConfig
 from codebrush.models.vqgan_sizes import vqgan_taming_f16, vqgan_taming_gumbel_f8
 

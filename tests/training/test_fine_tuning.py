@@ -16,8 +16,8 @@ from codebrush.conversion.convert import convert
 from codebrush.data.synthetic.scene_folder import write_shapes
 from codebrush.errors import TrainingError
 from codebrush.models.clip import CLIP, CLIPConfig
-from codebrush.models.text_transformer import TextTransformerConfig
-from codebrush.models.vision_transformer import VisionTransformerConfig
+from codebrush.models.encoders.text_transformer import TextTransformerConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 from codebrush.text.tokenizer import train_bpe
 from codebrush.training.dataset import Joined, SourceConfig, load_captioned
 from codebrush.training.engine.loop import CHECKPOINT, Loop, LoopConfig

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from codebrush.data.synthetic.shapes import scene
 from codebrush.models.clip import CLIP, CLIPConfig
-from codebrush.models.modified_resnet import ModifiedResNetConfig
-from codebrush.models.text_transformer import TextTransformerConfig
-from codebrush.models.vision_transformer import VisionTransformer, VisionTransformerConfig
+from codebrush.models.encoders.modified_resnet import ModifiedResNetConfig
+from codebrush.models.encoders.text_transformer import TextTransformerConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformer, VisionTransformerConfig
 from codebrush.understanding.attribution import heat_maps
 from codebrush.understanding.faithfulness import RANDOM_MAPS, STEPS, faithfulness
 from codebrush.understanding.grad_cam import class_activation_maps, combine_maps

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from codebrush.models.attention import KVCache
 from codebrush.models.captioner import Captioner, CaptionerConfig
 from codebrush.models.code_cache import CodeCache
+from codebrush.models.layers.attention import KVCache
 from codebrush.understanding.text_decoding import DecodedText, beam_search, greedy_decode, sample_decode
 
 END, K, ROOM = 2, 5, 4

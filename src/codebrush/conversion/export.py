@@ -17,10 +17,10 @@ from codebrush.conversion.state_dict_rules import extract
 from codebrush.errors import PackError
 from codebrush.files import write_json
 from codebrush.models.clip import CLIP
-from codebrush.models.modified_resnet import ModifiedResNetConfig
-from codebrush.models.text_transformer import TextTransformerConfig
-from codebrush.models.transformer import TransformerConfig
-from codebrush.models.vision_transformer import VisionTransformerConfig
+from codebrush.models.encoders.modified_resnet import ModifiedResNetConfig
+from codebrush.models.encoders.text_transformer import TextTransformerConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
+from codebrush.models.layers.transformer import TransformerConfig
 
 LAYOUTS = ("openai", "huggingface")
 OPENAI_FILE = "clip.pt"

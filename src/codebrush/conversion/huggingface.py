@@ -6,9 +6,9 @@ from typing import Any
 from codebrush.conversion.state_dict_rules import Rule, Tensors, check_config, count, prefixed
 from codebrush.errors import PackError
 from codebrush.models.clip import OPENAI_MEAN, OPENAI_STD, CLIPConfig
-from codebrush.models.text_transformer import TextTransformerConfig
-from codebrush.models.transformer import Activation
-from codebrush.models.vision_transformer import VisionTransformerConfig
+from codebrush.models.encoders.text_transformer import TextTransformerConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
+from codebrush.models.layers.transformer import Activation
 
 IGNORED = r".*\.position_ids"  # buffers in older files
 PICTURES = "preprocessor_config.json"

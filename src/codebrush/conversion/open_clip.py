@@ -14,9 +14,9 @@ from codebrush.conversion import openai
 from codebrush.conversion.state_dict_rules import Rule, Tensors, check_config, count, prefixed
 from codebrush.errors import PackError
 from codebrush.models.clip import OPENAI_MEAN, OPENAI_STD, CLIPConfig
-from codebrush.models.image_encoder import ImageEncoderConfig
-from codebrush.models.text_transformer import TextTransformerConfig
-from codebrush.models.vision_transformer import VisionTransformerConfig
+from codebrush.models.encoders.image_encoder import ImageEncoderConfig
+from codebrush.models.encoders.text_transformer import TextTransformerConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 
 IGNORED = openai.IGNORED
 TIMM_EPSILON = 1e-6

@@ -10,10 +10,10 @@ from typing import Any
 from codebrush.conversion.state_dict_rules import Rule, Tensors, check_config, count, prefixed
 from codebrush.errors import PackError
 from codebrush.models.clip import CLIPConfig
-from codebrush.models.image_encoder import ImageEncoderConfig
-from codebrush.models.modified_resnet import ModifiedResNetConfig
-from codebrush.models.text_transformer import TextTransformerConfig
-from codebrush.models.vision_transformer import VisionTransformerConfig
+from codebrush.models.encoders.image_encoder import ImageEncoderConfig
+from codebrush.models.encoders.modified_resnet import ModifiedResNetConfig
+from codebrush.models.encoders.text_transformer import TextTransformerConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 
 HEAD_WIDTH = 64
 SCALARS = ("input_resolution", "context_length", "vocab_size")  # stored beside the tensors in the published archives

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from codebrush.data.images import MAX_PIXELS, decode_image, stack, to_tensor
 from codebrush.models.clip import CLIP
-from codebrush.models.image_shape import image_shape
+from codebrush.models.encoders.image_shape import image_shape
 
 Size = int | tuple[int, int]  # in pixels: the side of a square, or (height, width)
 

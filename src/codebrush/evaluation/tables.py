@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from codebrush.models.image_shape import image_shape
+from codebrush.models.encoders.image_shape import image_shape
 
 PERCENT, PLAIN, FINE, COUNT = "{:.1%}", "{:.2f}", "{:.4f}", "{:,.0f}"
 ROWS = (  # path of a figure in the report, its name, its format

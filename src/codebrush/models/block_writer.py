@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebrush.models.transformer import Transformer, TransformerConfig
+from codebrush.models.layers.transformer import Transformer, TransformerConfig
 
 
 class BlockWriter(nn.Module):

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebrush.models.attention import KVCache, rotary_angles_2d
-from codebrush.models.modified_resnet import ModifiedResNet
-from codebrush.models.pixel_stem import PixelStem
+from codebrush.models.encoders.modified_resnet import ModifiedResNet
+from codebrush.models.encoders.vision_transformer import VisionTransformer
+from codebrush.models.layers.attention import KVCache, rotary_angles_2d
+from codebrush.models.layers.pixel_stem import PixelStem
+from codebrush.models.layers.transformer import Transformer, TransformerConfig, make_norm
 from codebrush.models.pretrained import PretrainedModel
-from codebrush.models.transformer import Transformer, TransformerConfig, make_norm
-from codebrush.models.vision_transformer import VisionTransformer
 
 
 @dataclass(frozen=True)

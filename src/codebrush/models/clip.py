@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codebrush.errors import PackError
-from codebrush.models.image_encoder import ImageEncoderConfig, make_image_encoder
+from codebrush.models.encoders.image_encoder import ImageEncoderConfig, make_image_encoder
+from codebrush.models.encoders.text_encoder import TextEncoderConfig, make_text_encoder
 from codebrush.models.pretrained import PretrainedModel
-from codebrush.models.text_encoder import TextEncoderConfig, make_text_encoder
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from codebrush.models.attention import KVCache
+from codebrush.models.layers.attention import KVCache
 
 
 @dataclass

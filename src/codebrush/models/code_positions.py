@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from codebrush.models.attention import rotary_angles_2d, rotary_factors
+from codebrush.models.layers.attention import rotary_angles_2d, rotary_factors
 
 
 def drawing_order(grid: tuple[int, int], block: int) -> Tensor:

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codebrush.errors import PackError
-from codebrush.models.attention import KVCache
 from codebrush.models.block_writer import BlockWriter
 from codebrush.models.code_cache import CodeCache
 from codebrush.models.code_positions import drawing_order, prefix_and_grid_factors
 from codebrush.models.condition import Condition
+from codebrush.models.layers.attention import KVCache
+from codebrush.models.layers.transformer import Activation, Norm, Transformer, TransformerConfig, make_norm
 from codebrush.models.pretrained import PretrainedModel
-from codebrush.models.transformer import Activation, Norm, Transformer, TransformerConfig, make_norm
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from codebrush.models.convolution import fast_layout
+from codebrush.models.layers.convolution import fast_layout
 
 
 class PatchGAN(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from codebrush.errors import PackError
 from codebrush.models.clip import CLIP
-from codebrush.models.convolution import fast_layout
+from codebrush.models.layers.convolution import fast_layout
 
 VGG_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # VGG-16, configuration D
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codebrush.models.layers.transformer import MLP, TransformerConfig
 from codebrush.models.pretrained import PretrainedModel
-from codebrush.models.transformer import MLP, TransformerConfig
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebrush.models.convolution import GroupNormSiLU, ResBlock, fast_layout, zero_convolution
+from codebrush.models.layers.convolution import GroupNormSiLU, ResBlock, fast_layout, zero_convolution
 from codebrush.models.pretrained import PretrainedModel
 
 GREY = 0.5  # the pixel value that the network sees as 0

@@ -13,7 +13,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebrush.models.convolution import fast_layout, zero_convolution
+from codebrush.models.layers.convolution import fast_layout, zero_convolution
 from codebrush.models.pretrained import PretrainedModel
 
 GREY = 0.5  # the pixel value that the network sees as 0

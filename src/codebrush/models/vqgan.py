@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, NamedTuple
 from torch import Tensor, nn
 
 from codebrush.errors import PackError, UsageError
-from codebrush.models.convolution import (
+from codebrush.models.layers.convolution import (
     Downsample,
     GroupNormSiLU,
     ResBlock,
@@ -20,9 +20,9 @@ from codebrush.models.convolution import (
     Upsample,
     fast_layout,
 )
-from codebrush.models.gumbel_quantizer import GumbelQuantizer
 from codebrush.models.pretrained import PretrainedModel
-from codebrush.models.vector_quantizer import CodebookUpdate, VectorQuantizer
+from codebrush.models.quantizers.gumbel_quantizer import GumbelQuantizer
+from codebrush.models.quantizers.vector_quantizer import CodebookUpdate, VectorQuantizer
 
 
 @dataclass(frozen=True)

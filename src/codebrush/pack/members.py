@@ -13,10 +13,10 @@ from codebrush.models.bank import Bank
 from codebrush.models.captioner import Captioner, patch_features
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
-from codebrush.models.image_encoder import make_image_encoder
+from codebrush.models.encoders.image_encoder import make_image_encoder
+from codebrush.models.encoders.text_encoder import make_text_encoder
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.prior import Prior
-from codebrush.models.text_encoder import make_text_encoder
 from codebrush.models.translator import Translator
 from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from codebrush.errors import PromptError, UsageError
 from codebrush.models.clip import CLIP
-from codebrush.models.modified_resnet import ModifiedResNet
-from codebrush.models.vision_transformer import VisionTransformer
+from codebrush.models.encoders.modified_resnet import ModifiedResNet
+from codebrush.models.encoders.vision_transformer import VisionTransformer
 from codebrush.progress import Progress
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.understanding.grad_cam import class_activation_maps

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from codebrush.errors import PackError
-from codebrush.models.attention import rotate
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.condition import Condition
+from codebrush.models.layers.attention import rotate
 from codebrush.pack.pack import encode_condition
 from codebrush.text.prompts import parse_prompt
 from codebrush.text.tokenizer import Tokenizer

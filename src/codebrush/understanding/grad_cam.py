@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codebrush.models.clip import CLIP
-from codebrush.models.modified_resnet import ModifiedResNet
+from codebrush.models.encoders.modified_resnet import ModifiedResNet
 from codebrush.understanding.relevance import TINY
 
 

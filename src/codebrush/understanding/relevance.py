@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from codebrush.models.clip import CLIP
-from codebrush.models.vision_transformer import VisionTransformer
+from codebrush.models.encoders.vision_transformer import VisionTransformer
 
 TINY = 1e-30  # the least divisor, for rows without any relevance; gradients of a cosine can be very small
 

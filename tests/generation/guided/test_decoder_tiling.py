@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from codebrush.generation.guided import decoder_tiling as tiling
 from codebrush.generation.guided.decoder_tiling import DecodePlan, decode
-from codebrush.models.convolution import GroupNormSiLU
+from codebrush.models.layers.convolution import GroupNormSiLU
 from codebrush.models.vqgan import VQGAN
 from codebrush.models.vqgan_sizes import vqgan_micro
 from packs import micro_vqgan

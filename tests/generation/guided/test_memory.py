@@ -13,7 +13,7 @@ from codebrush.errors import UsageError
 from codebrush.generation.guided.guide_options import GuideOptions
 from codebrush.generation.guided.memory_use import MIB, peak_memory
 from codebrush.models.clip import CLIP, CLIPConfig
-from codebrush.models.vision_transformer import VisionTransformerConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 from codebrush.models.vqgan import VQGAN, VQGANConfig
 from packs import micro_clip, micro_tokenizer, micro_transformer, write_micro_pack
 

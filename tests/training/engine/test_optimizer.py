@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from codebrush.models.bag_of_words import BagOfWordsConfig
 from codebrush.models.clip import CLIP, CLIPConfig
-from codebrush.models.modified_resnet import ModifiedResNetConfig
-from codebrush.models.text_transformer import TextTransformerConfig
-from codebrush.models.vision_transformer import VisionTransformerConfig
+from codebrush.models.encoders.bag_of_words import BagOfWordsConfig
+from codebrush.models.encoders.modified_resnet import ModifiedResNetConfig
+from codebrush.models.encoders.text_transformer import TextTransformerConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 from codebrush.training.engine.learning_rate import cosine_schedule
 from codebrush.training.engine.optimizer import make_adamw
 

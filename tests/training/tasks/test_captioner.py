@@ -16,8 +16,8 @@ from codebrush.data.synthetic.scene_folder import write_shapes
 from codebrush.data.synthetic.shapes import Scene
 from codebrush.errors import PackError, TrainingError
 from codebrush.models.captioner import Captioner
-from codebrush.models.modified_resnet import ModifiedResNet, ModifiedResNetConfig
-from codebrush.models.vision_transformer import VisionTransformer
+from codebrush.models.encoders.modified_resnet import ModifiedResNet, ModifiedResNetConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformer
 from codebrush.pack.pack import open_pack
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import SourceConfig, load_captioned

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from codebrush.errors import TrainingError
-from codebrush.models.vector_quantizer import VectorQuantizer
+from codebrush.models.quantizers.vector_quantizer import VectorQuantizer
 from codebrush.models.vqgan import VQGAN
 from codebrush.models.vqgan_sizes import vqgan_micro
 from codebrush.training.engine.loop import LoopConfig

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from codebrush.models.convolution import GroupNormSiLU, fast_layout
+from codebrush.models.layers.convolution import GroupNormSiLU, fast_layout
 from codebrush.models.vqgan import VQGAN, Level
 
 LARGE_PICTURE = 1024 * 1024  # pixels; larger pictures are tiled unless a tile size is given

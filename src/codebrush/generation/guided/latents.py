@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codebrush.generation.guided.guide_options import GuideOptions
-from codebrush.models.quantizer import nearest_codes, straight_through
+from codebrush.models.quantizers.quantizer import nearest_codes, straight_through
 from codebrush.models.vqgan import VQGAN
 
 

@@ -14,8 +14,8 @@ from codebrush.data.synthetic.shapes import SceneObject
 from codebrush.errors import TrainingError
 from codebrush.models.captioner import Captioner, CaptionerConfig, patch_features
 from codebrush.models.clip import CLIP
-from codebrush.models.modified_resnet import ModifiedResNet
-from codebrush.models.vision_transformer import VisionTransformer
+from codebrush.models.encoders.modified_resnet import ModifiedResNet
+from codebrush.models.encoders.vision_transformer import VisionTransformer
 from codebrush.pack.members import MEMBERS
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from codebrush.conversion.tokenizers import tokenizer_of
 from codebrush.errors import TrainingError
-from codebrush.models.bag_of_words import BagOfWordsConfig
 from codebrush.models.clip import CLIP, MAX_LOGIT_SCALE, CLIPConfig
-from codebrush.models.image_encoder import ImageEncoderConfig
-from codebrush.models.modified_resnet import ModifiedResNetConfig
-from codebrush.models.text_encoder import TextEncoderConfig
-from codebrush.models.text_transformer import TextTransformerConfig
-from codebrush.models.vision_transformer import VisionTransformerConfig
+from codebrush.models.encoders.bag_of_words import BagOfWordsConfig
+from codebrush.models.encoders.image_encoder import ImageEncoderConfig
+from codebrush.models.encoders.modified_resnet import ModifiedResNetConfig
+from codebrush.models.encoders.text_encoder import TextEncoderConfig
+from codebrush.models.encoders.text_transformer import TextTransformerConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 from codebrush.pack.members import MEMBERS
 from codebrush.text.token_table import token_table
 from codebrush.text.tokenizer import Tokenizer

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebrush.models.image_encoder import make_image_encoder
-from codebrush.models.modified_resnet import Bottleneck, ModifiedResNet, ModifiedResNetConfig
-from codebrush.models.pooling import AttentionPool
-from codebrush.models.transformer import Transformer, TransformerConfig
-from codebrush.models.vision_transformer import VisionTransformer, VisionTransformerConfig
+from codebrush.models.encoders.image_encoder import make_image_encoder
+from codebrush.models.encoders.modified_resnet import Bottleneck, ModifiedResNet, ModifiedResNetConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformer, VisionTransformerConfig
+from codebrush.models.layers.pooling import AttentionPool
+from codebrush.models.layers.transformer import Transformer, TransformerConfig
 
 VIT = VisionTransformerConfig(32, 8, 16, 2, 2, 10)
 RESNET = ModifiedResNetConfig(64, 8, (1, 2, 1, 1), 4, 10)

@@ -7,8 +7,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebrush.models.kmeans import draw_indices, kmeans
-from codebrush.models.quantizer import Quantized, full_precision, nearest_codes, straight_through
+from codebrush.models.quantizers.kmeans import draw_indices, kmeans
+from codebrush.models.quantizers.quantizer import Quantized, full_precision, nearest_codes, straight_through
 
 CodebookUpdate = Literal["gradient", "ema"]
 

@@ -4,9 +4,9 @@ Each turns tokens (B, T) int64 into one vector a text (B, E), and with `features
 its `feature_width`. Their configs all have `context_length`, `pad_id` and `embed_dim`.
 """
 
-from codebrush.models.bag_of_words import BagOfWords, BagOfWordsConfig
-from codebrush.models.pretrained_text import PretrainedText, PretrainedTextConfig
-from codebrush.models.text_transformer import TextTransformer, TextTransformerConfig
+from codebrush.models.encoders.bag_of_words import BagOfWords, BagOfWordsConfig
+from codebrush.models.encoders.pretrained_text import PretrainedText, PretrainedTextConfig
+from codebrush.models.encoders.text_transformer import TextTransformer, TextTransformerConfig
 
 TextEncoderConfig = TextTransformerConfig | BagOfWordsConfig | PretrainedTextConfig
 

@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from codebrush.models.pooling import masked_mean
-from codebrush.models.transformer import Activation, Transformer, TransformerConfig, make_norm
+from codebrush.models.layers.pooling import masked_mean
+from codebrush.models.layers.transformer import Activation, Transformer, TransformerConfig, make_norm
 
 
 @dataclass(frozen=True)

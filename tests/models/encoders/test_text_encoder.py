@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from codebrush.errors import PackError
-from codebrush.models.bag_of_words import BagOfWords, BagOfWordsConfig
 from codebrush.models.clip import CLIP, CLIPConfig
-from codebrush.models.image_encoder import make_image_encoder
-from codebrush.models.pooling import masked_mean
-from codebrush.models.pretrained_text import PretrainedText, PretrainedTextConfig
-from codebrush.models.text_encoder import make_text_encoder
-from codebrush.models.text_transformer import TextTransformer, TextTransformerConfig
-from codebrush.models.vision_transformer import VisionTransformerConfig
+from codebrush.models.encoders.bag_of_words import BagOfWords, BagOfWordsConfig
+from codebrush.models.encoders.image_encoder import make_image_encoder
+from codebrush.models.encoders.pretrained_text import PretrainedText, PretrainedTextConfig
+from codebrush.models.encoders.text_encoder import make_text_encoder
+from codebrush.models.encoders.text_transformer import TextTransformer, TextTransformerConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
+from codebrush.models.layers.pooling import masked_mean
 
 PAD, START, END, CONTEXT = 0, 28, 29, 12
 KINDS = [(True, "argmax"), (True, "end"), (True, "mean"), (False, "argmax"), (False, "end"), (False, "mean")]

@@ -4,8 +4,8 @@ Both turn normalised pixels (B, 3, H, W) into one vector a picture (B, E), proje
 `features` into the output of each block or stage.
 """
 
-from codebrush.models.modified_resnet import ModifiedResNet, ModifiedResNetConfig
-from codebrush.models.vision_transformer import VisionTransformer, VisionTransformerConfig
+from codebrush.models.encoders.modified_resnet import ModifiedResNet, ModifiedResNetConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformer, VisionTransformerConfig
 
 ImageEncoderConfig = VisionTransformerConfig | ModifiedResNetConfig
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from codebrush.models.attention import (
+from codebrush.models.layers.attention import (
     SHORT,
     Attention,
     KVCache,

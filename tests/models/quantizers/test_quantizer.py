@@ -9,10 +9,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from codebrush.models.gumbel_quantizer import GumbelQuantizer
-from codebrush.models.kmeans import kmeans
-from codebrush.models.quantizer import nearest_codes, straight_through
-from codebrush.models.vector_quantizer import DEAD_USAGE, USAGE_DECAY, CodebookUpdate, VectorQuantizer
+from codebrush.models.quantizers.gumbel_quantizer import GumbelQuantizer
+from codebrush.models.quantizers.kmeans import kmeans
+from codebrush.models.quantizers.quantizer import nearest_codes, straight_through
+from codebrush.models.quantizers.vector_quantizer import DEAD_USAGE, USAGE_DECAY, CodebookUpdate, VectorQuantizer
 
 UPDATES: list[CodebookUpdate] = ["gradient", "ema"]
 
@@ -41,7 +41,7 @@ def error(quantizer: VectorQuantizer, latent: Tensor) -> float:
 
 @pytest.mark.parametrize("l2_normalized", [True, False])
 def test_codes_are_those_of_a_naive_search(l2_normalized: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("codebrush.models.quantizer.SCORE_ELEMENTS", 100)  # several parts
+    monkeypatch.setattr("codebrush.models.quantizers.quantizer.SCORE_ELEMENTS", 100)  # several parts
     quantizer = ready(VectorQuantizer(40, 6, l2_normalized=l2_normalized)).eval()
     latent = 3 * torch.randn(2, 6, 3, 5)
     rows, codebook = latent.movedim(1, -1), quantizer.codebook.detach()

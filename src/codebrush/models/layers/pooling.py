@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebrush.models.transformer import MLP, TransformerConfig, make_norm
+from codebrush.models.layers.transformer import MLP, TransformerConfig, make_norm
 
 
 def masked_mean(features: Tensor, mask: Tensor) -> Tensor:

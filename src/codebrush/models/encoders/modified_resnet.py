@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebrush.models.image_shape import check_shape, image_shape
-from codebrush.models.pooling import AttentionPool
+from codebrush.models.encoders.image_shape import check_shape, image_shape
+from codebrush.models.layers.pooling import AttentionPool
 
 
 @dataclass(frozen=True)

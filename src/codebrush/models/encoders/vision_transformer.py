@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebrush.models.image_shape import check_shape, image_shape
-from codebrush.models.pooling import QueryPool
-from codebrush.models.transformer import Activation, Transformer, TransformerConfig, make_norm
+from codebrush.models.encoders.image_shape import check_shape, image_shape
+from codebrush.models.layers.pooling import QueryPool
+from codebrush.models.layers.transformer import Activation, Transformer, TransformerConfig, make_norm
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebrush.models.quantizer import Quantized, full_precision, straight_through
+from codebrush.models.quantizers.quantizer import Quantized, full_precision, straight_through
 
 
 class GumbelQuantizer(nn.Module):

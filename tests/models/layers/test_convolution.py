@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codebrush.models.convolution import (
+from codebrush.models.layers.convolution import (
     Downsample,
     GroupNormSiLU,
     ResBlock,

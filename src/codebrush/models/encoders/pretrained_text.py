@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from codebrush.errors import PackError
-from codebrush.models.pooling import masked_mean
+from codebrush.models.layers.pooling import masked_mean
 
 
 @dataclass(frozen=True)

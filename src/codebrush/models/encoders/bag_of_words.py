@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from codebrush.models.pooling import masked_mean
+from codebrush.models.layers.pooling import masked_mean
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codebrush.models.quantizer import nearest_codes
+from codebrush.models.quantizers.quantizer import nearest_codes
 
 LLOYD_ITERATIONS = 10
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from codebrush.models.attention import KVCache, rotary_angles, rotary_factors
-from codebrush.models.transformer import MLP, Block, Transformer, TransformerConfig, make_norm
+from codebrush.models.layers.attention import KVCache, rotary_angles, rotary_factors
+from codebrush.models.layers.transformer import MLP, Block, Transformer, TransformerConfig, make_norm
 
 
 def trunk(**changes: Any) -> Transformer:

@@ -1,0 +1,1 @@
+"""The towers of CLIP: image encoders and text encoders."""

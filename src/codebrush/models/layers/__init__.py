@@ -1,0 +1,1 @@
+"""What networks are made of: attention, transformer blocks, convolutions, pooling."""

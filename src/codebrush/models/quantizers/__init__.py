@@ -1,0 +1,1 @@
+"""How a VQGAN's latent becomes codes of its codebook."""

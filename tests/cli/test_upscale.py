@@ -120,7 +120,7 @@ def test_python(pack: str) -> None:
     [
         (["upscale"], 2, "Missing argument"),
         (["upscale", "."], 2, ". is a folder: name the pictures in it, like *.png"),
-        (["upscale", "none.png"], 1, "none of the pictures could be enlarged"),
+        (["upscale", "none.png"], 1, "none of the pictures could be read"),
         (["upscale", "large.png", "--scale", "4"], 1, "6000 x 1000 would become 24000 x 4000, over the limit"),
         (["upscale", "large.png", "--scale", "3"], 2, "--scale"),
         (["generate", "a dog", "--upscale", "3"], 2, "--upscale"),

@@ -1,6 +1,5 @@
 """`codebrush caption` and `codebrush ask`: captions of pictures, and answers to questions about them."""
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +8,7 @@ import typer
 
 from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import print_json
-from codebrush.cli.pictures import check_picture_file, picture_files
+from codebrush.cli.pictures import check_picture_file, each_readable, picture_files
 from codebrush.errors import UsageError
 
 
@@ -34,25 +33,19 @@ def caption(
     json_output: JsonOption = False,
 ) -> None:
     """Write captions for pictures, sorted by CLIP score. Pictures that cannot be read are named and skipped."""
-    from codebrush.errors import ImageError
     from codebrush.pipeline import Codebrush
 
     if method != Method.SAMPLE:
         refuse(given_flags(context), ("seed",), "only affects sampled captions: add --method sample")
     files, skipped = picture_files(images)
     brush = Codebrush.from_pretrained(pack)
-    results: list[dict[str, Any]] = []
-    for number, path in enumerate(files):
-        try:
-            (found,) = brush.caption([path], n, method.value, seed, first=number)
-        except ImageError as error:
-            print(f"codebrush: skipped {error}", file=sys.stderr)
-            skipped.append({"path": str(path), "reason": str(error)})
-            continue
+
+    def captioned(number: int, path: Path) -> dict[str, Any]:
+        (found,) = brush.caption([path], n, method.value, seed, first=number)  # its own random numbers
         captions = [{"text": each.text, "score": each.score, "probability": each.probability} for each in found]
-        results.append({"path": str(path), "captions": captions})
-    if not results:
-        raise ImageError("none of the pictures could be read: check their paths")
+        return {"path": str(path), "captions": captions}
+
+    results = each_readable(files, skipped, captioned)
     if json_output:
         print_json({"results": results, "skipped": skipped})
         return

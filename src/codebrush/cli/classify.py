@@ -1,6 +1,5 @@
 """`codebrush classify`: probabilities of labels for pictures, zero-shot or from a linear probe."""
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ import typer
 
 from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import print_json
-from codebrush.cli.pictures import picture_files
+from codebrush.cli.pictures import each_readable, picture_files
 from codebrush.errors import PackError, UsageError
 
 if TYPE_CHECKING:
@@ -57,24 +56,17 @@ def classify(
     # Wrong flags are reported before any model loads.
     make_classifier = _probe_classifier(probe) if probe is not None else _zero_shot_classifier(context.params)
     from codebrush.data.preprocess import pixels_for
-    from codebrush.errors import ImageError
     from codebrush.pipeline import Codebrush
 
     brush = Codebrush.from_pretrained(pack)
     rank, about = make_classifier(brush)
-    results: list[dict[str, Any]] = []
-    for path in files:
-        try:
-            pixels = pixels_for(brush.clip, [path])  # (1, 3, S, S)
-        except ImageError as error:
-            print(f"codebrush: skipped {error}", file=sys.stderr)
-            skipped.append({"path": str(path), "reason": str(error).removeprefix(f"{path}: ")})
-            continue
+
+    def classified(_: int, path: Path) -> dict[str, Any]:
+        pixels = pixels_for(brush.clip, [path])  # (1, 3, S, S)
         best = rank(brush.clip.encode_image(pixels.to(brush.device)))[0][:top_k]
-        found = [{"label": label, "probability": probability} for label, probability in best]
-        results.append({"path": str(path), "labels": found})
-    if not results:
-        raise ImageError("none of the pictures could be read: check their paths")
+        return {"path": str(path), "labels": [{"label": label, "probability": chance} for label, chance in best]}
+
+    results = each_readable(files, skipped, classified)
     seconds = round(time.perf_counter() - start, 3)
     report = {"results": results, "skipped": skipped, **about, "seconds": seconds}
     print_json(report) if json_output else _print(results)

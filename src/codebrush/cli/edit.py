@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
-from codebrush.cli.output import check_folder, free_run_name, print_json, print_pictures, progress_bar, slug
+from codebrush.cli.output import check_folder, print_json, print_pictures, progress_bar
 from codebrush.cli.sampling_flags import FLAGS, UpscaleOption, with_sampling_flags
+from codebrush.cli.saving import free_run_name, save_run, slug
 from codebrush.errors import UsageError
 
 HOLES = ("mask", "box", "extend")
@@ -194,7 +195,6 @@ def _run(
 ) -> None:
     """Call `draw` with the flags of `context`, save the pictures and print the report."""
     start, given = time.perf_counter(), context.params
-    from codebrush.cli.generate import save_run
     from codebrush.pipeline import Codebrush
 
     brush, out = Codebrush.from_pretrained(given["pack"]), given["out"]

@@ -2,7 +2,6 @@
 
 import shlex
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
@@ -12,22 +11,13 @@ import typer
 
 from codebrush.cli.flags import PACK_HELP, JsonOption, given_flags, refuse
 from codebrush.cli.guide_flags import NAMES, PRESET_NAMES, with_guide_flags
-from codebrush.cli.output import (
-    check_folder,
-    free_file,
-    free_folder,
-    free_run_name,
-    print_json,
-    print_pictures,
-    progress_bar,
-    slug,
-)
+from codebrush.cli.output import check_folder, print_json, print_pictures, progress_bar
 from codebrush.cli.sampling_flags import FLAGS, UpscaleOption, with_sampling_flags
+from codebrush.cli.saving import free_file, free_folder, free_run_name, picture_entry, save_enlarged, save_run, slug
 from codebrush.errors import CodebrushError, UsageError
 
 if TYPE_CHECKING:
     from codebrush.generation.guided.guided_run import GuidedRun
-    from codebrush.generation.result import Result
     from codebrush.pipeline import Codebrush
 
 OUTPUTS = Path("outputs")
@@ -124,7 +114,7 @@ def generate(
         enlarge = brush.enlarger.results(int(upscale)) if upscale else None  # refuses a wrong pack before the run
         report = _follow(guided, folder)
         if enlarge is not None:
-            report["images"] = _save_enlarged(enlarge(guided.results), folder, f"x{upscale}")
+            report["images"] = save_enlarged(enlarge(guided.results), folder, f"x{upscale}")
         if target is not None:
             report["video"] = str(guided.write_video(target, fps, between))
     report["seconds"] = round(time.perf_counter() - start, 3)
@@ -188,7 +178,7 @@ def _follow(run: "GuidedRun", folder: Path) -> dict[str, Any]:
         again = f"codebrush generate --resume {shlex.quote(str(folder))}"
         raise Stopped(f"stopped {where}; continue with: {again}") from None
     results = run.results
-    images = [_entry(folder / run.paths[result.manifest["index"]].name, result) for result in results]
+    images = [picture_entry(folder / run.paths[result.manifest["index"]].name, result) for result in results]
     return {"images": images, "folder": str(folder), "steps": max(result.manifest["steps"] for result in results)}
 
 
@@ -225,43 +215,13 @@ def replay(
     result = brush.replay(manifest)
     save_png(result.image, target, result.manifest)
     original = decode_image(file, keep_mode=True)
-    picture = _entry(target, result)
+    picture = picture_entry(target, result)
     there, here = ((image.mode, image.size, image.tobytes()) for image in (original, result.image))
     picture["identical"] = there == here
     if not picture["identical"]:
         typer.echo(f"codebrush: warning: the pixels differ from those of {file}", err=True)
     report = {"images": [picture], "seconds": round(time.perf_counter() - start, 3)}
     print_json(report) if json_output else print_pictures(report)
-
-
-def save_run(results: Sequence["Result"], folder: Path, name: str) -> dict[str, Any]:
-    """Write a run's pictures and their contact sheet into a folder; returns the report of them."""
-    from codebrush.data.contact_sheet import contact_sheet
-    from codebrush.data.images import save_png
-
-    paths = [folder / f"{name}_{result.manifest['index']:02d}.png" for result in results]
-    for result, path in zip(results, paths, strict=True):
-        save_png(result.image, path, result.manifest)
-    sheet = folder / f"{name}_sheet.png"
-    captions = [f"{result.manifest['index']:02d}: {result.score:.3f}" for result in results]
-    save_png(contact_sheet([result.image for result in results], captions), sheet)
-    images = [_entry(path, result) for path, result in zip(paths, results, strict=True)]
-    return {"images": images, "sheet": str(sheet)}
-
-
-def _save_enlarged(results: Sequence["Result"], folder: Path, ending: str) -> list[dict[str, Any]]:
-    """Write the enlarged pictures of a guided run beside the others; returns the report of them."""
-    from codebrush.data.images import save_png
-
-    paths = [folder / f"picture_{result.manifest['index']:02d}_{ending}.png" for result in results]
-    for result, path in zip(results, paths, strict=True):
-        save_png(result.image, path, result.manifest)
-    return [_entry(path, result) for path, result in zip(paths, results, strict=True)]
-
-
-def _entry(path: Path, result: "Result") -> dict[str, Any]:
-    seed, index = result.manifest["seed"], result.manifest["index"]
-    return {"path": str(path), "seed": seed, "index": index, "clip_score": result.score}
 
 
 def _pack_of(file: Path, manifest: dict[str, Any]) -> str:

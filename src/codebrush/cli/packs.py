@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from codebrush.cli.flags import JsonOption
-from codebrush.cli.output import print_json, progress_bar
+from codebrush.cli.output import print_json, print_table, progress_bar
 
 packs = typer.Typer(
     help="List, describe and download model packs and published models.", rich_markup_mode=None, add_completion=False
@@ -76,7 +76,6 @@ def _say(line: str) -> None:
 
 
 def _print_rows(found: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from codebrush.hub.download import size_text
@@ -85,8 +84,7 @@ def _print_rows(found: list[dict[str, Any]]) -> None:
     for row in found:
         size = size_text(row["size"]) + ("" if row["size_is_whole"] or not row["size"] else " +")
         table.add_row(row["name"], row["kind"], size, row["licence"], row["state"])
-    width = None if sys.stdout.isatty() else 10_000  # names must not be wrapped in a pipe
-    Console(width=width, markup=False, emoji=False, highlight=False).print(table, soft_wrap=True)
+    print_table(table)
 
 
 def _print_facts(found: dict[str, Any], indent: str = "") -> None:

@@ -1,11 +1,14 @@
-"""Checks that paths on the command line can be pictures: folders and addresses are refused with a hint."""
+"""Picture files on the command line: folders and addresses are refused with a hint, unreadable ones are skipped."""
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from codebrush.errors import UsageError
+from codebrush.errors import ImageError, UsageError
+
+T = TypeVar("T")
 
 
 def picture_files(paths: Sequence[Path]) -> tuple[list[Path], list[dict[str, str]]]:
@@ -21,6 +24,25 @@ def picture_files(paths: Sequence[Path]) -> tuple[list[Path], list[dict[str, str
     for reason in wrong.values():
         print(f"codebrush: skipped {reason}", file=sys.stderr)
     return files, [{"path": str(path), "reason": reason} for path, reason in wrong.items()]
+
+
+def each_readable(files: Sequence[Path], skipped: list[dict[str, str]], work: Callable[[int, Path], T]) -> list[T]:
+    """`work` done on each file and its number. Those that cannot be read are named on stderr and added to `skipped`.
+
+    Raises:
+        ImageError: if none can be read.
+    """
+    done: list[T] = []
+    for number, path in enumerate(files):
+        try:
+            done.append(work(number, path))
+        except ImageError as error:
+            reason = str(error).removeprefix(f"{path}: ")
+            print(f"codebrush: skipped {path}: {reason}", file=sys.stderr)
+            skipped.append({"path": str(path), "reason": reason})
+    if not done:
+        raise ImageError("none of the pictures could be read: the reasons are above")
+    return done
 
 
 def check_picture_file(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from codebrush.cli.flags import JsonOption, given_flags, refuse
-from codebrush.cli.output import check_folder, print_json
+from codebrush.cli.output import check_folder, print_json, print_table
 from codebrush.errors import UsageError
 
 if TYPE_CHECKING:
@@ -113,7 +113,6 @@ def _draw(hits: "list[Hit]", sheet: Path) -> None:
 
 
 def _print(hits: "list[Hit]", sheet: Path | None) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     if not hits:
@@ -122,8 +121,6 @@ def _print(hits: "list[Hit]", sheet: Path | None) -> None:
     table = Table("score", "picture", "caption", box=None, header_style="bold")
     for hit in hits:
         table.add_row(f"{hit.score:.4f}", hit.path if hit.exists else f"{hit.path} (gone)", hit.caption)
-    width = None if sys.stdout.isatty() else 10_000  # paths must not be wrapped in a pipe
-    console = Console(width=width, markup=False, emoji=False, highlight=False)
-    console.print(table, soft_wrap=True)
+    print_table(table)
     if sheet is not None:
-        console.print(f"contact sheet: {sheet}", soft_wrap=True)
+        print(f"contact sheet: {sheet}")

@@ -1,6 +1,5 @@
 """`codebrush upscale` enlarges pictures two or four times."""
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codebrush.cli.flags import JsonOption, PackOption
-from codebrush.cli.output import check_folder, free_file, print_json, progress_bar
-from codebrush.cli.pictures import picture_files
+from codebrush.cli.output import check_folder, print_json, progress_bar
+from codebrush.cli.pictures import each_readable, picture_files
 from codebrush.cli.sampling_flags import Scale
+from codebrush.cli.saving import free_file
 
 if TYPE_CHECKING:
     from codebrush.pipeline import Codebrush
@@ -27,23 +27,13 @@ def upscale(
 ) -> None:
     """Enlarge pictures, keeping transparency. Files that cannot be read are reported and skipped."""
     start = time.perf_counter()
-    from codebrush.errors import ImageError
     from codebrush.pipeline import Codebrush
 
     files, skipped = picture_files(images)
     brush = Codebrush.from_pretrained(pack)
     _ = brush.enlarger  # raises PackError before any picture is read
     check_folder(out)
-    made: list[dict[str, Any]] = []
-    for path in files:
-        try:
-            made.append(_upscale(brush, path, int(scale), out))
-        except ImageError as error:
-            reason = str(error).removeprefix(f"{path}: ")
-            print(f"codebrush: skipped {path}: {reason}", file=sys.stderr)
-            skipped.append({"path": str(path), "reason": reason})
-    if not made:
-        raise ImageError("none of the pictures could be enlarged: the reasons are above")
+    made = each_readable(files, skipped, lambda _, path: _upscale(brush, path, int(scale), out))
     report = {"images": made, "skipped": skipped, "seconds": round(time.perf_counter() - start, 3)}
     if json_output:
         print_json(report)

@@ -1,0 +1,77 @@
+"""How commands save pictures: under names that overwrite nothing, with a contact sheet."""
+
+import glob
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from codebrush.generation.result import Result
+
+SLUG_LENGTH = 40  # characters; even of four bytes each they stay under the 255 bytes that a file name may have
+
+
+def slug(text: str) -> str:
+    """`text` as part of a file name: lower-case letters and digits, joined by hyphens."""
+    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).lower().replace("_", " "))
+    return "-".join(words)[:SLUG_LENGTH].strip("-") or "picture"
+
+
+def free_run_name(folder: Path, name: str) -> str:
+    """`name`, or `name` with a number if `folder` already has files of a run of that name."""
+    number, free = 1, name
+    while any(folder.glob(f"{glob.escape(free)}_*")):
+        number += 1
+        free = f"{name}-run{number}"
+    return free
+
+
+def free_folder(folder: Path) -> Path:
+    """`folder`, or `folder` with a number after its name if it already exists."""
+    number, free = 1, folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-run{number}")
+    return free
+
+
+def free_file(path: Path) -> Path:
+    """`path`, or `path` with a number before its suffix if it already exists."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    return free
+
+
+def save_run(results: Sequence["Result"], folder: Path, name: str) -> dict[str, Any]:
+    """Write a run's pictures and their contact sheet into a folder; returns the report of them."""
+    from codebrush.data.contact_sheet import contact_sheet
+    from codebrush.data.images import save_png
+
+    paths = [folder / f"{name}_{result.manifest['index']:02d}.png" for result in results]
+    for result, path in zip(results, paths, strict=True):
+        save_png(result.image, path, result.manifest)
+    sheet = folder / f"{name}_sheet.png"
+    captions = [f"{result.manifest['index']:02d}: {result.score:.3f}" for result in results]
+    save_png(contact_sheet([result.image for result in results], captions), sheet)
+    images = [picture_entry(path, result) for path, result in zip(paths, results, strict=True)]
+    return {"images": images, "sheet": str(sheet)}
+
+
+def save_enlarged(results: Sequence["Result"], folder: Path, ending: str) -> list[dict[str, Any]]:
+    """Write the enlarged pictures of a guided run beside the others; returns the report of them."""
+    from codebrush.data.images import save_png
+
+    paths = [folder / f"picture_{result.manifest['index']:02d}_{ending}.png" for result in results]
+    for result, path in zip(results, paths, strict=True):
+        save_png(result.image, path, result.manifest)
+    return [picture_entry(path, result) for path, result in zip(paths, results, strict=True)]
+
+
+def picture_entry(path: Path, result: "Result") -> dict[str, Any]:
+    """What a report says of a picture."""
+    seed, index = result.manifest["seed"], result.manifest["index"]
+    return {"path": str(path), "seed": seed, "index": index, "clip_score": result.score}

@@ -91,11 +91,11 @@ def test_an_unreadable_picture_is_named_and_skipped(
         (["--labels", "cat,dog,,"], "one of the labels is empty"),
         (["--labels", "cat,Cat"], "are the same"),
         (["--labels", 'cat,"dog'], "cannot be read"),
-        (["--labels", "cat,dog", "--labels-file", "labels.txt"], "cannot go with --labels"),
+        (["--labels", "cat,dog", "--labels-file", "labels.txt"], "cannot be used with --labels"),
         (["--labels-file", "nope.txt"], "nope.txt: no such file"),
         (["--labels", "cat,dog", "--template", "a photo"], "must hold {} once"),
         (["--labels", "cat,dog", "--temperature", "0"], "must be positive"),
-        (["--labels", "cat,dog", "--probe", "probe.safetensors"], "cannot go with --probe"),
+        (["--labels", "cat,dog", "--probe", "probe.safetensors"], "cannot be used with --probe"),
     ],
 )
 def test_misuse_is_one_line_before_models_load(

@@ -142,7 +142,7 @@ def test_guidance_starts_from_the_picture(
         ),
         (
             ["edit", "PICTURE", "a dog", "--method", "guide", "--box", "1,1,3,3"],
-            "--box does not go with --method",
+            "--box cannot be used with --method",
         ),
         (["edit", "PICTURE", "a dog", "--method", "guide", "--strength", "2"], "strength must be above 0"),
         (["translate", "PICTURE", "--to", "oil"], "the pack has no style 'oil': it has noto, 3d"),

@@ -15,11 +15,14 @@ def blend(
     b: Annotated[
         str, typer.Argument(help="Another of the same kind and sizes, such as the result of that fine-tuning.")
     ],
-    out: Annotated[Path, typer.Option(help="The new folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must be new.")],
     alpha: Annotated[float, typer.Option(help="Share of B: 0 is A, 1 is B.")] = 0.5,
     json_output: JsonOption = False,
 ) -> None:
-    """Blend two CLIPs, or other models of one kind: (1 - alpha) A + alpha B, which is often better than both."""
+    """Blend two CLIPs, or two other models of one kind.
+
+    The weights become (1 - alpha) A + alpha B, which is often better than both.
+    """
     start = time.perf_counter()
     check_folder(out.absolute().parent)
     from codebrush.training.blending import blend_folders

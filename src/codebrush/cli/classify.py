@@ -43,13 +43,16 @@ def classify(
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:
-    """Classify pictures: how probable each label is for each picture. Pictures that cannot be read are skipped."""
+    """Classify pictures: the probability of each label.
+
+    Pictures that cannot be read are named and skipped.
+    """
     start = time.perf_counter()
     given = given_flags(context)
     if probe is not None:
-        refuse(given, ZERO_SHOT_FLAGS, "cannot go with --probe: a probe has its own labels and temperature")
+        refuse(given, ZERO_SHOT_FLAGS, "cannot be used with --probe: a probe has its own labels and temperature")
     elif labels is not None and labels_file is not None:
-        raise UsageError("--labels-file cannot go with --labels: give one of them")
+        raise UsageError("--labels-file cannot be used with --labels: give one of them")
     elif labels is None and labels_file is None:
         raise UsageError("there are no labels: give --labels cat,dog,car or --labels-file, or --probe")
     files, skipped = picture_files(images)

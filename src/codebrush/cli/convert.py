@@ -29,7 +29,7 @@ class Kind(StrEnum):
 
 def convert(
     source: Annotated[str, typer.Argument(help="Checkpoint file, or a folder with one; with --to also a pack.")],
-    out: Annotated[Path, typer.Option(help="Folder to create.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must be new.")],
     to: Annotated[Layout, typer.Option(help="Layout to write; openai and huggingface are only for CLIPs.")] = (
         Layout.CODEBRUSH
     ),
@@ -43,10 +43,11 @@ def convert(
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Convert published weights (CLIP, VQGAN, code transformer) for use here, or a CLIP for use by other programs.
+    """Convert published weights for use here, or a CLIP back.
 
-    Known layouts are CLIPs of OpenAI, open_clip and Hugging Face, SigLIP, taming-transformers and LlamaGen; the layout
-    is recognised by the names of the tensors. Only tensors are read from the file; no code in it is run.
+    Published CLIPs, VQGANs and code transformers become ours; --to writes a CLIP for other programs. Known layouts are
+    CLIPs of OpenAI, open_clip and Hugging Face, SigLIP, taming-transformers and LlamaGen; the layout is recognised by
+    the names of the tensors. Only tensors are read from the file; no code in it is run.
     """
     start = time.perf_counter()
     check_folder(out.absolute().parent)

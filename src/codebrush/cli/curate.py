@@ -59,7 +59,7 @@ def curate(
     min_words: Annotated[int, _option(CAPTIONS, "Minimum number of words.", min=0)] = 1,
     max_words: Annotated[int | None, _option(CAPTIONS, "Maximum number of words.", min=1)] = None,
     max_chars: Annotated[int | None, _option(CAPTIONS, "Maximum number of characters.", min=1)] = None,
-    language: Annotated[str | None, _option(CAPTIONS, "Script of nearly all letters: en, latin, ja ...")] = None,
+    language: Annotated[str | None, _option(CAPTIONS, "Keep captions in this script: en, latin, ja ...")] = None,
     min_score: Annotated[float | None, _option(SCORES, "Minimum CLIP score (cosine of picture and caption).")] = None,
     keep_top: Annotated[float | None, _option(SCORES, "Share of the rows to keep, best scores first: 0 to 1.")] = None,
     pack: Annotated[str, _option(SCORES, "Pack whose CLIP scores: built-in name, folder or hub id.")] = DEFAULT_PACK,
@@ -73,10 +73,11 @@ def curate(
     seed: Annotated[int, typer.Option(help="Random seed of --cap and of the examples in the report.")] = 0,
     json_output: JsonOption = False,
 ) -> None:
-    """Filter captioned pictures for training, and write them as shards with a report.
+    """Filter captioned pictures for training.
 
-    Drops rows that cannot be read, break a rule, do not match their caption, are duplicates, or are too common, and
-    divides the rest into train, val and test. SOURCE is not changed.
+    Writes those worth training on as shards, with a report. Drops rows that cannot be read, break a rule, do not match
+    their caption, are duplicates, or are too common, and divides the rest into train, val and test. SOURCE is not
+    changed.
     """
     start = time.perf_counter()
     if min_score is None and keep_top is None:

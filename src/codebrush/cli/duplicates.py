@@ -19,7 +19,10 @@ def similar(
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:
-    """Compare two pictures by CLIP embedding (cosine, 1 is identical) and perceptual hash (differing bits of 64)."""
+    """Compare two pictures by CLIP embedding and image hash.
+
+    Prints the cosine of the embeddings (1 is identical) and how many of 64 bits of the perceptual hashes differ.
+    """
     from codebrush.pipeline import Codebrush
     from codebrush.search.duplicates import COSINE, DISTANCE, compare
 
@@ -45,9 +48,10 @@ def duplicates(
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:
-    """Find near-duplicates: copies that were resized, compressed or slightly cropped. Nothing is deleted.
+    """Find near-duplicates among pictures. Nothing is deleted.
 
-    Each cluster starts with the picture to keep, the one with the most pixels; the others match it in both measures.
+    Near-duplicates are copies that were resized, compressed or slightly cropped. Each cluster starts with the picture
+    to keep, the one with the most pixels; the others match it in both measures.
     """
     start = time.perf_counter()
     from codebrush.pipeline import Codebrush

@@ -42,7 +42,7 @@ def vary(
     out: OutOption = Path("outputs"),
     json_output: JsonOption = False,
 ) -> None:
-    """Draw variations of a picture: new ones that CLIP finds similar."""
+    """Draw variations: new pictures that CLIP finds similar."""
     _run(context, f"{image.stem}_varied_seed{seed}", lambda brush, options: brush.vary(image, **options))
 
 
@@ -106,12 +106,13 @@ def edit(
     out: OutOption = Path("outputs"),
     json_output: JsonOption = False,
 ) -> None:
-    """Redraw a picture under a prompt: all of it, a mask or box (inpainting), or beyond its edges (outpainting).
+    """Redraw a picture, or a part of it, under a prompt.
 
-    The rest keeps its pixels, up to a narrow border that is blended.
+    A mask or a box chooses the part (inpainting), --extend draws beyond the edges (outpainting). The rest keeps its
+    pixels, up to a narrow border that is blended.
     """
     if method is Method.GUIDE:
-        refuse(given_flags(context), (*HOLES, *FLAGS), "does not go with --method guide: leave one of them out")
+        refuse(given_flags(context), (*HOLES, *FLAGS), "cannot be used with --method guide: leave one of them out")
         return _guided(context, image, prompt, strength)
     hole = {"mask": mask, "box": _read_box(box), "extend": _read_extend(extend)}
 

@@ -13,7 +13,7 @@ import typer
 from codebrush.cli.flags import PACK_HELP, JsonOption, given_flags, refuse
 from codebrush.cli.output import check_folder, print_json, progress_bar
 from codebrush.cli.source_flags import CaptionOption, ImageColumnOption, LimitOption, SourceArgument, WhereOption
-from codebrush.errors import UsageError
+from codebrush.errors import DataError, UsageError
 from codebrush.files import atomic_file
 
 if TYPE_CHECKING:
@@ -72,9 +72,10 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="File for the Markdown table.")] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Measure a pack: zero-shot and retrieval of its CLIP, reconstruction by its VQGAN, and the pictures it draws.
+    """Measure the models of a pack on captioned pictures.
 
-    A pack's own CLIP favours the pack's pictures: --judge measures them with another CLIP. Prints a Markdown table.
+    Zero-shot accuracy and retrieval of its CLIP, reconstruction by its VQGAN, and the pictures that it draws. A pack's
+    own CLIP favours the pack's pictures: --judge measures them with another CLIP. Prints a Markdown table.
     """
     start = time.perf_counter()
     parts = frozenset(part.value for part in Part if part not in (leave_out or ()))
@@ -129,7 +130,6 @@ def _check_templates(templates: list[str] | None) -> None:
 def _rows(source: str, split: str | None, named: dict[str, Any]) -> "tuple[CaptionedImages, str | None]":
     """The rows to measure on and the name of their split; of a source without splits all rows, and None."""
     from codebrush.data.sources.captioned_images import open_source
-    from codebrush.errors import DataError
 
     wanted = split or USUAL_SPLIT
     try:

@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,7 +41,10 @@ def explain(
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:
-    """Draw heat maps of which pixels match which words, and measure how faithful they are to the pack's CLIP."""
+    """Draw heat maps of which pixels match which words.
+
+    Also measures how faithful the maps are to the pack's CLIP.
+    """
     start = time.perf_counter()
     if out.suffix.lower() != ".png" or out.is_dir():
         raise UsageError(f"--out must be a file that ends in .png, not {out}")
@@ -65,8 +69,6 @@ def explain(
 
 def _heat(brush: "Codebrush", image: Path, text: str, method: Method) -> tuple["Group", dict[str, Any]]:
     """The panels of the text and its words, and their part of the report."""
-    from dataclasses import asdict
-
     from codebrush.data.preprocess import pixels_for
     from codebrush.understanding.attribution import explain as explained
     from codebrush.understanding.faithfulness import faithfulness

@@ -14,7 +14,7 @@ from codebrush.cli.guide_flags import NAMES, PRESET_NAMES, with_guide_flags
 from codebrush.cli.output import check_folder, print_json, print_pictures, progress_bar
 from codebrush.cli.sampling_flags import FLAGS, UpscaleOption, with_sampling_flags
 from codebrush.cli.saving import free_file, free_folder, free_run_name, picture_entry, save_enlarged, save_run, slug
-from codebrush.errors import CodebrushError, UsageError
+from codebrush.errors import CodebrushError, PackError, UsageError
 
 if TYPE_CHECKING:
     from codebrush.generation.guided.guided_run import GuidedRun
@@ -75,15 +75,15 @@ def generate(
     method: Annotated[Method, typer.Option(help=METHOD_HELP)] = Method.SAMPLE,
     prior: Annotated[Prior | None, _retrieval(PRIOR_HELP)] = None,
     neighbours: Annotated[int | None, _retrieval("How many similar pictures to blend.  [4]")] = None,
-    bank: Annotated[Path | None, _retrieval("Database made by codebrush index to find them in.  [pack's own]")] = None,
-    preset: Annotated[str | None, _guidance("Named set of default values.", metavar=f"<{PRESET_NAMES}>")] = None,
+    bank: Annotated[Path | None, _retrieval("Database of codebrush index to look in.  [pack's own]")] = None,
+    preset: Annotated[str | None, _guidance("Set of values for these options.", metavar=f"<{PRESET_NAMES}>")] = None,
     resume: Annotated[Path | None, _guidance("Continue the stopped run in this folder; takes no prompt.")] = None,
     video: Annotated[str | None, _guidance("Also make a video: mp4, gif or webp, or the name of a FILE.")] = None,
     fps: Annotated[int, _guidance("Frames per second of the video.", min=1, max=240)] = 10,
-    between: Annotated[int, _guidance("Interpolated frames between two stored ones.", min=0, max=1000)] = 0,
+    between: Annotated[int, _guidance("Frames to interpolate between two stored ones.", min=0, max=1000)] = 0,
     upscale: UpscaleOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the pictures.  [outputs; guide: a new one in it]")
+        Path | None, typer.Option(help="Folder for the pictures.  [outputs; with guide a new folder in it]")
     ] = None,
     json_output: JsonOption = False,
     *,
@@ -92,7 +92,7 @@ def generate(
     """Draw pictures of a prompt, sorted by CLIP score, best first.
 
     With --method guide, CLIP's gradient changes the picture step by step until it fits the prompt (VQGAN-CLIP). The
-    Guidance options tune it; what is not given comes from --preset, else from the pack, else is as in brackets.
+    Guidance options tune it. Those you leave out take their value from --preset, then the pack, then the brackets.
     """
     start = time.perf_counter()
     _check_flags(context)
@@ -126,7 +126,7 @@ def _check_flags(context: typer.Context) -> None:
     values, spelt = context.params, given_flags(context)
     if values["resume"] is not None:
         allowed = WITH_RESUME | ({"method"} if values["method"] == Method.GUIDE else set())
-        refuse(spelt, set(spelt) - allowed, "cannot go with --resume: a resumed run keeps its own options")
+        refuse(spelt, set(spelt) - allowed, "cannot be used with --resume: a resumed run keeps its own options")
     elif values["prompt"] is None:
         context.fail("Missing argument 'prompt': say what to draw, or name a stopped run with --resume")
     elif values["method"] != Method.GUIDE:
@@ -199,7 +199,7 @@ def replay(
     out: Annotated[Path | None, typer.Option(help="File for the picture.  [outputs/NAME_replay.png]")] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Make a picture again, from the record in the PNG of how it was made."""
+    """Make a picture again from the record in its PNG."""
     start = time.perf_counter()
     from codebrush.data.images import decode_image, read_manifest, save_png
     from codebrush.methods import check_method
@@ -226,7 +226,6 @@ def replay(
 
 def _pack_of(file: Path, manifest: dict[str, Any]) -> str:
     """The pack that a picture was made with. It must be on this machine: a picture must not start a download."""
-    from codebrush.errors import PackError
     from codebrush.pack.pack import local_pack
 
     made_with = manifest.get("pack")

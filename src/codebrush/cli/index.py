@@ -29,10 +29,10 @@ def index(
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:
-    """Add pictures, with their CLIP embeddings and captions, to a database for codebrush search.
+    """Add pictures to a database for codebrush search.
 
-    When run again with the same paths, it adds new pictures, updates changed ones and removes those that are gone.
-    Pictures that cannot be read are reported and skipped.
+    It stores their CLIP embeddings and captions. When run again with the same paths, it adds new pictures, updates
+    changed ones and removes those that are gone. Pictures that cannot be read are reported and skipped.
     """
     start = time.perf_counter()
     if remove:

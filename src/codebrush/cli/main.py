@@ -58,7 +58,7 @@ class _TopicalCommand(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
+        for param in sorted(self.get_params(ctx), key=lambda each: each.param_type_name != "argument"):
             record = param.get_help_record(ctx)
             if record is not None:
                 topic = "Arguments" if param.param_type_name == "argument" else "Options"

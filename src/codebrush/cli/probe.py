@@ -9,7 +9,7 @@ import typer
 from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import check_folder, print_json, progress_bar
 from codebrush.cli.source_flags import ImageColumnOption, LabelledArgument, WhereOption
-from codebrush.errors import UsageError
+from codebrush.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,9 +39,10 @@ def probe(
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:
-    """Train a linear probe: a logistic regression on CLIP's frozen image embeddings that predicts your labels.
+    """Train a linear probe, a classifier on CLIP's embeddings.
 
-    The regularisation C is chosen on the val split. The final probe is trained on both splits and measured on test.
+    It is a logistic regression on the frozen image embeddings that predicts your labels. The regularisation C is chosen
+    on the val split. The final probe is trained on both splits and measured on test.
     """
     start = time.perf_counter()
     _check_out(out)
@@ -114,7 +115,6 @@ def _other_split(
     Raises UsageError if it is the split that is trained on, DataError if the named split is missing.
     """
     from codebrush.data.sources.captioned_images import open_source
-    from codebrush.errors import DataError
 
     if split == trained:
         raise UsageError(f"--{usual} is {split}, the split that the probe is trained on: name another")

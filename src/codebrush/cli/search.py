@@ -44,9 +44,9 @@ def search(
     pack: Annotated[str, typer.Option(help="Model pack that the database was made with.")] = "emoji",
     json_output: JsonOption = False,
 ) -> None:
-    """Find pictures by a text, by a similar picture, or by their captions, best first.
+    """Find pictures by a text, by a picture, or by captions.
 
-    The text is taken literally: weights as in prompts have no effect.
+    The best come first. The text is taken literally: weights as in prompts have no effect.
     """
     _check_query(context, query, image, without or (), mode)
     if sheet is not None:

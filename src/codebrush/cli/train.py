@@ -24,15 +24,17 @@ IN_START = ("image_size", "tokenizer")
 def train(
     context: typer.Context,
     target: Annotated[
-        str, typer.Argument(help=f"Captioned pictures (a folder, table, shards or hub id), or one stage: {NAMES}.")
+        str,
+        typer.Argument(help=f"Captioned pictures (folder, table, shards or hub id), or the stage to train: {NAMES}."),
     ],
-    recipe: Annotated[str | None, typer.Argument(help="With a stage: its recipe, a YAML file of settings.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the new pack; with a stage, of its run.")] = None,
-    budget: Annotated[str | None, typer.Option(help="Time for all stages together: 90s, 60m, 2h. Default 60m.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="YAML file with the settings of the stage.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write: the new pack, or the run of the stage.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Time for all stages, like 90s, 60m or 2h.  [60m]")] = None,
     recipes: Annotated[
-        Path | None, typer.Option(help="A folder with a recipe for each stage (clip.yaml, ...), instead of a budget.")
+        Path | None,
+        typer.Option(help="Folder with a recipe for each stage (clip.yaml, ...), instead of a budget."),
     ] = None,
-    source: Annotated[str | None, typer.Option(help="With a stage: the pictures, instead of the recipe's.")] = None,
+    source: Annotated[str | None, typer.Option(help="Pictures for the stage, instead of its recipe's.")] = None,
     start: Annotated[Path | None, typer.Option("--from", help="Folder of a pack or model to fine-tune.")] = None,
     clip: Annotated[
         Path | None, typer.Option(help="With a stage that needs one: the folder of a trained CLIP, or of its pack.")
@@ -43,7 +45,7 @@ def train(
     caption: CaptionOption = None,
     split: SplitOption = None,
     where: WhereOption = None,
-    group: Annotated[str | None, typer.Option(help="Column that is equal for pictures of the same thing.")] = None,
+    group: Annotated[str | None, typer.Option(help="Column whose equal values are the same thing.  [captions]")] = None,
     image_column: ImageColumnOption = None,
     limit: LimitOption = None,
     image_size: Annotated[int, typer.Option(min=16, max=1024, help="Side of the pack's pictures, in pixels.")] = 64,
@@ -55,7 +57,11 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue a training that stopped in --out.")] = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Train a pack (CLIP, VQGAN, code transformer, ...) on captioned pictures, or one of its models by a recipe."""
+    """Train a pack, or one of its models, on your pictures.
+
+    codebrush train PICTURES --out PACK trains all models of a pack within a time budget, one stage after the other.
+    codebrush train STAGE RECIPE --out RUN trains one of them, with the settings in a YAML file.
+    """
     if out is None:
         raise UsageError("--out is missing: name the folder to train into")
     spelt = given_flags(context)
@@ -68,7 +74,7 @@ def train(
         report = _train_stage(target, recipe, out, start=start, threads=threads, resume=resume, **options)
     else:
         if recipe is not None:
-            raise UsageError(f"'{target}' is no stage ({NAMES}): give a recipe folder as --recipes")
+            raise UsageError(f"'{target}' is not a stage ({NAMES}): give a recipe folder as --recipes")
         report = _train_pack(target, out, resume, given)
     if report:  # only the first of several processes has one
         _print(report, json_output)

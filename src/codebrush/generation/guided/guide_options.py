@@ -130,10 +130,10 @@ class GuideOptions:
 
     move_every: int = _number(0, CAMERA, 0, 1_000_000, "Move the camera every so many steps; 0: never.")
     zoom: float = _number(1.0, CAMERA, 0.1, 10, "Zoom factor of each move; above 1: nearer.")
-    pan: str = _text("0,0", CAMERA, "RIGHT,DOWN: pixels that each move takes the camera.")
+    pan: str = _text("0,0", CAMERA, "RIGHT,DOWN: pixels by which each move shifts the camera.")
     roll: float = _number(0.0, CAMERA, -180, 180, "Degrees that each move turns the camera clockwise.")
 
-    max_memory: str | None = _text(None, MEMORY, "Peak memory of the process to stay below, like 2GiB.")
+    max_memory: str | None = _text(None, MEMORY, "Limit on the memory of the process, like 2GiB.")
     micro_batch: int = _number(0, MEMORY, 0, 65536, "Views that CLIP reads at once; 0: as many as fit.")
     tile: int = _number(0, MEMORY, 0, 65536, "Tile side in pixels with which large pictures are decoded; 0: automatic.")
 

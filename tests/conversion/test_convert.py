@@ -232,7 +232,7 @@ class TestFolders:
         (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
         clip = load_clip(tmp_path)
         assert clip.config.image_std == (0.25, 0.5, 0.5)
-        assert clip.config.fit == "squeeze"
+        assert clip.config.resize_mode == "squeeze"
 
     def test_a_yaml_of_the_same_name_is_found(self, tmp_path: Path) -> None:
         reference = golden("taming_net2net_a")

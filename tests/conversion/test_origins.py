@@ -46,7 +46,7 @@ class TestBeside:
         whole, file = load_clip(hugging), load_clip(hugging / "model.safetensors")
         assert file.config == whole.config
         assert file.config.image_mean == (0.1, 0.2, 0.3)
-        assert file.config.fit == "squeeze"
+        assert file.config.resize_mode == "squeeze"
 
     def test_a_folder_of_two_layouts(self, hugging: Path) -> None:
         (hugging / "open_clip_config.json").write_text(json.dumps({"model_cfg": OPEN_CLIP}))

@@ -1,7 +1,10 @@
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from codebrush.models.captioner import Captioner, CaptionerConfig, patch_features, segment_mask
@@ -38,9 +41,10 @@ def test_with_a_cache_the_logits_are_the_same(chunks: list[int]) -> None:
     model, seen, row = network(), features(2), tokens(2, T)
     with torch.no_grad():
         whole = model(seen, row).logits
-        cache, start, parts = model.make_cache(), 0, []
-        for count in chunks:
-            parts.append(model(seen, row[:, start : start + count], cache).logits)
+        logits, cache = model.prefill(seen, row[:, : chunks[0]])
+        start, parts = chunks[0], [logits]
+        for count in chunks[1:]:
+            parts.append(model.step(row[:, start : start + count], cache))
             start += count
     close(torch.cat(parts, dim=1), whole)
 
@@ -97,6 +101,24 @@ def test_a_captioner_comes_back_exactly_and_nearly_in_8_bits(tmp_path: Any) -> N
     assert sizes[1] < 0.45 * sizes[0]
 
 
+def test_files_keep_the_names_that_packs_have(tmp_path: Path) -> None:
+    model = network(patch_labels=5)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["sights"], "patch_labels" in config) == (5, False)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert stored.keys() ^ model.state_dict().keys() == {
+        f"{name}.{part}" for name in ("sights", "patch_labels") for part in ("weight", "bias")
+    }
+    again = Captioner.from_pretrained(tmp_path)
+    assert again.config == model.config
+    for state in (stored, again.state_dict()):
+        fresh = network(patch_labels=5)
+        torch.nn.init.zeros_(fresh.patch_labels.weight)
+        fresh.load_state_dict(state)
+        assert torch.equal(fresh.patch_labels.weight, model.patch_labels.weight)
+
+
 def test_patch_features_lay_coarse_grids_over_the_finest() -> None:
     encoder = ModifiedResNet(ModifiedResNetConfig(64, 4, (1, 1, 1, 1), 2, 8)).eval()
     pixels = torch.randn(2, 3, 64, 64)
@@ -120,7 +142,7 @@ def test_patch_features_of_a_vision_transformer_leave_out_the_class_token(poolin
 
 
 def test_the_stem_adds_what_features_lack() -> None:
-    model, row = network(patches=16, image_size=32, stem=8, sights=5), tokens(2, T)
+    model, row = network(patches=16, image_size=32, stem=8, patch_labels=5), tokens(2, T)
     seen, pixels = torch.randn(2, 16, F), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     assert model.config.halvings == 3
     with torch.no_grad():
@@ -129,11 +151,11 @@ def test_the_stem_adds_what_features_lack() -> None:
         changed = pixels.clone()
         changed[:, :, 24:, 24:] += 1
         other = model(seen, row, pixels=changed)
-    assert output.sights is not None
-    assert output.sights.shape == (2, 16, 5)
-    assert model(seen, row[:, :2], pixels=pixels).sights.shape == (2, 16, 5)
+    assert output.patch_labels is not None
+    assert output.patch_labels.shape == (2, 16, 5)
+    assert model(seen, None, pixels=pixels).patch_labels.shape == (2, 16, 5)
     assert (other.logits - output.logits).abs().max() > 1e-3
-    assert model(model.with_stem(seen, pixels), row).sights is None
+    assert model(model.with_stem(seen, pixels), row).patch_labels is None
 
 
 def test_places_of_named_things_are_predicted_half_way() -> None:

@@ -203,9 +203,9 @@ VIT_B_32 = VisionTransformerConfig(224, 32, 768, 12, 12, 512, activation="quick_
 VIT_L_14 = VisionTransformerConfig(224, 14, 1024, 24, 16, 768, activation="quick_gelu")
 RN50 = ModifiedResNetConfig(224, 64, (3, 4, 6, 3), 32, 1024)
 CLIPS = {  # parameters in all, of the image encoder, and shapes in which these models differ from their neighbours
-    "ViT-B/32": (CLIPConfig(VIT_B_32, text(512, 8, 512), fit="crop"), 151_277_313, 87_849_216),
-    "ViT-L/14": (CLIPConfig(VIT_L_14, text(768, 12, 768), fit="crop"), 427_616_513, 303_966_208),
-    "RN50": (CLIPConfig(RN50, text(512, 8, 1024), fit="crop"), 102_007_137, 38_316_896),
+    "ViT-B/32": (CLIPConfig(VIT_B_32, text(512, 8, 512), resize_mode="crop"), 151_277_313, 87_849_216),
+    "ViT-L/14": (CLIPConfig(VIT_L_14, text(768, 12, 768), resize_mode="crop"), 427_616_513, 303_966_208),
+    "RN50": (CLIPConfig(RN50, text(512, 8, 1024), resize_mode="crop"), 102_007_137, 38_316_896),
 }
 DECISIVE_CLIP: dict[str, Table] = {
     "ViT-B/32": {

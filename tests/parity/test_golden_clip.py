@@ -90,7 +90,7 @@ def test_openai(name: str, configured: bool) -> None:
         warnings.simplefilter("ignore" if not configured else "error")
         clip = load_clip(reference.weights, reference.config if configured else None)
     assert all(parameter.dtype == torch.float32 for parameter in clip.parameters())
-    assert clip.config.fit == "crop"
+    assert clip.config.resize_mode == "crop"
     check(clip, reference, reference.io["input.image"], reference.io["input.text"], "features_normalized")
     if "half.image_features" in reference.io:  # a sanity check: what the weights give in their own precision
         found = clip.image_encoder(reference.io["input.image"])

@@ -99,7 +99,8 @@ def _view(clip: "CLIP", image: Path) -> tuple["Image.Image", float]:
     from codebrush.data.preprocess import clip_resize
     from codebrush.understanding.overlay import PANEL
 
-    plain, squeezed = clip.config.fit == "plain", clip.config.fit == "squeeze"
+    mode = clip.config.resize_mode
+    plain, squeezed = mode == "plain", mode == "squeeze"
     whole = decode_image(image, keep_mode=not plain)
     height, width = clip.image_shape
     sides = whole.width * height, whole.height * width  # equal where the picture has the shape that the encoder reads

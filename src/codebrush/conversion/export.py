@@ -140,7 +140,7 @@ def _huggingface_config(clip: CLIP, image: VisionTransformerConfig, text: TextTr
 
 
 def _huggingface_pictures(clip: CLIP) -> dict[str, Any]:
-    side, crop = clip.image_size, clip.config.fit != "squeeze"
+    side, crop = clip.image_size, clip.config.resize_mode != "squeeze"
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,

@@ -117,7 +117,7 @@ def config(tensors: Tensors, settings: Mapping[str, Any], pictures: Mapping[str,
         text,
         image_mean=tuple(pictures.get("image_mean", half if siglip else OPENAI_MEAN)),
         image_std=tuple(pictures.get("image_std", half if siglip else OPENAI_STD)),
-        fit="crop" if pictures.get("do_center_crop", not siglip) else "squeeze",
+        resize_mode="crop" if pictures.get("do_center_crop", not siglip) else "squeeze",
     )
 
 

@@ -93,7 +93,7 @@ def config(tensors: Tensors, settings: Mapping[str, Any], place: str) -> CLIPCon
         text,
         image_mean=tuple(pictures.get("mean", half or OPENAI_MEAN)),
         image_std=tuple(pictures.get("std", half or OPENAI_STD)),
-        fit=RESIZE_MODES[resize],
+        resize_mode=RESIZE_MODES[resize],
     )
 
 

@@ -128,7 +128,7 @@ def config(tensors: Tensors, settings: Mapping[str, Any] | None, place: str) -> 
         "transformer_layers": text.layers,
     }
     check_config(settings, found, place)
-    return CLIPConfig(image, text, fit="crop")
+    return CLIPConfig(image, text, resize_mode="crop")
 
 
 def _image(tensors: Tensors, place: str) -> ImageEncoderConfig:

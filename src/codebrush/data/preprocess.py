@@ -22,10 +22,10 @@ def pixels_for(clip: CLIP, images: Sequence[bytes | str | Path | Image.Image]) -
 
     Raises:
         ImageError: if a picture cannot be read.
-        PackError: if the CLIP's `fit` is "plain" and it reads pictures that are not square.
+        PackError: if the CLIP's `resize_mode` is "plain" and it reads pictures that are not square.
     """
-    if clip.config.fit != "plain":
-        return preprocess(images, clip.image_shape, crop=clip.config.fit == "crop")
+    if clip.config.resize_mode != "plain":
+        return preprocess(images, clip.image_shape, crop=clip.config.resize_mode == "crop")
     return stack([decode_image(image) for image in images], clip.image_size)
 
 

@@ -7,8 +7,8 @@ A row of tokens is `start question end answer end`.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from codebrush.models.encoders.vision_transformer import VisionTransformer
 from codebrush.models.layers.attention import KVCache, rotary_angles_2d
 from codebrush.models.layers.pixel_stem import PixelStem
 from codebrush.models.layers.transformer import Transformer, TransformerConfig, make_norm
-from codebrush.models.pretrained import PretrainedModel
+from codebrush.models.pretrained import PretrainedModel, stored_as
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class CaptionerConfig:
     `patches` vectors (P) of width `feature_width` (F). With a `stem` above 0 the captioner's own convolutions add that
     many numbers to each patch, from the pixels of pictures whose side is `image_size`.
 
-    Two heads serve training on drawn scenes alone, and 0 leaves them out: `sights` is the number of labels predicted of
-    each patch, `places` the number of columns, and of rows, among which the place of a named thing is predicted.
-    `context_length` counts the tokens of question and answer together.
+    Two heads serve training on drawn scenes alone, and 0 leaves them out: `patch_labels` is the number L of labels
+    predicted of each patch, `places` the number of columns, and of rows, among which the place of a named thing is
+    predicted. `context_length` counts the tokens of question and answer together.
     """
 
     vocab_size: int
@@ -45,7 +45,7 @@ class CaptionerConfig:
     levels: tuple[int, ...]
     image_size: int = 0
     stem: int = 0
-    sights: int = 0
+    patch_labels: int = field(default=0, metadata=stored_as("sights"))
     places: int = 0
     pad_id: int = 0
     start_id: int = 1
@@ -78,7 +78,7 @@ class CaptionerOutput(NamedTuple):
     """Logits of tokens, and the predictions that training on drawn scenes asks for."""
 
     logits: Tensor  # (..., K)
-    sights: Tensor | None = None  # (B, P, sights): logits of the labels of each patch
+    patch_labels: Tensor | None = None  # (B, P, L): logits of the labels of each patch
     places: Tensor | None = None  # (n, 2, places): logits of the column and of the row of each of n named things
 
 
@@ -87,6 +87,7 @@ class Captioner(PretrainedModel):
 
     config_class = CaptionerConfig
     compact = r".*weight"
+    stored_names: ClassVar = {"patch_labels": "sights"}
     config: CaptionerConfig
 
     def __init__(self, config: CaptionerConfig):
@@ -108,7 +109,7 @@ class Captioner(PretrainedModel):
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)  # also the output layer
         self.token_positions = nn.Parameter(torch.randn(config.context_length, config.width) * 0.02)
         self.transformer = Transformer(trunk)
-        self.sights = nn.Linear(config.width, config.sights) if config.sights else None
+        self.patch_labels = nn.Linear(config.width, config.patch_labels) if config.patch_labels else None
         self.places = nn.Linear(config.width, 2 * config.places) if config.places else None
         self.final_norm = make_norm(trunk)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
@@ -135,23 +136,20 @@ class Captioner(PretrainedModel):
     def forward(
         self,
         features: Tensor,
-        tokens: Tensor,
-        cache: KVCache | None = None,
+        tokens: Tensor | None,
         *,
         pixels: Tensor | None = None,
         wanted: Tensor | None = None,
         named: Tensor | None = None,
     ) -> CaptionerOutput:
-        """Predict the token after each of `tokens`.
+        """Predict the token after each of `tokens`, and in training what the pictures show.
 
         Args:
             features: (B, P, F + stem), what `with_stem` returns; with `pixels`, CLIP's own (B, P, F).
             tokens: (B, T) or (B, S, T) int64. The S rows about one picture do not see each other, and share the cost of
-                reading it.
-            cache: what the calls before left, empty at first. Once it has read the features these are ignored, and
-                `tokens` (B, T) are the new ones alone.
+                reading it. None: only the labels of the patches are predicted.
             pixels: (B, 3, S, S) normalised, for training: `with_stem` is applied here, and the labels of the patches
-                are predicted. With no tokens (T = 0) that is all.
+                are predicted.
             wanted: bool, shaped like `tokens`: logits are computed of these alone.
             named: bool, shaped like `tokens`, for training: the n words that name something, whose places are predicted
                 from the middle layer, so that words after them can compare these.
@@ -159,35 +157,47 @@ class Captioner(PretrainedModel):
         Returns:
             Logits (B, T, K) or (B, S, T, K), or (n, K) of n `wanted` tokens; and the predictions asked for.
         """
-        rows = tokens if tokens.ndim == 3 else tokens.unsqueeze(1)  # (B, S, T)
-        read = max(0, cache.length - self.config.patches) if cache is not None else 0
-        x = self.token_embedding(rows) + self.token_positions[read : read + rows.shape[2]]  # (B, S, T, D)
-        x, mask, sights, places = x.flatten(1, 2), None, None, None  # (B, S T, D)
-        if cache is None or not cache.length:
-            prefix = self.prefix(features if pixels is None else self.with_stem(features, pixels))  # (B, P, D)
-            sights = None if pixels is None or self.sights is None else self.sights(prefix)
-            if not tokens.shape[-1]:
-                return CaptionerOutput(F.linear(x, self.token_embedding.weight), sights)
-            x = torch.cat([prefix.to(x.dtype), x], dim=1)  # (B, P + S T, D)
-            mask = segment_mask(self.config.patches, rows.shape[1], rows.shape[2], x.device)
-        words = rows.shape[1] * rows.shape[2]
+        prefix = self.prefix(features if pixels is None else self.with_stem(features, pixels))  # (B, P, D)
+        labels = None if pixels is None or self.patch_labels is None else self.patch_labels(prefix)
+        if tokens is None:
+            return CaptionerOutput(prefix.new_empty(0, self.config.vocab_size), labels)
+        x, mask, places = *self._joined(prefix, tokens), None  # (B, P + S T, D)
         if named is None or self.places is None:
-            x = self.transformer(x, mask=mask, cache=cache)
+            x = self.transformer(x, mask=mask)
         else:
             outputs = self.transformer.features(x, mask=mask)
             x, half_way = outputs[-1], outputs[(len(outputs) - 1) // 2]
-            of_names = half_way[:, -words:].unflatten(1, rows.shape[1:])[named.view(rows.shape)]  # (n, D)
+            of_names = half_way[:, self.config.patches :].flatten(0, 1)[named.flatten()]  # (n, D)
             places = self.places(of_names).unflatten(1, (2, -1))  # (n, 2, places)
-        x = self.final_norm(x[:, -words:]).view(*tokens.shape, -1)  # (B, T, D) or (B, S, T, D)
+        x = self.final_norm(x[:, self.config.patches :]).view(*tokens.shape, -1)  # (B, T, D) or (B, S, T, D)
         # The logits of a vocabulary cost a fifth of training's time, and only some are used.
         logits = F.linear(x if wanted is None else x[wanted], self.token_embedding.weight)
-        return CaptionerOutput(logits, sights, places)
+        return CaptionerOutput(logits, labels, places)
 
-    def make_cache(self) -> KVCache:
-        """An empty cache with room for a picture and a whole row of tokens."""
+    def prefill(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, KVCache]:
+        """The logits (B, T, K) of `forward` for features (B, P, F + stem) and tokens (B, T), and a cache from which
+        `step` goes on. It has room for a whole row of tokens."""
         cache = KVCache(self.config.layers)
         cache.reserve(self.config.patches + self.config.context_length)
-        return cache
+        x, mask = self._joined(self.prefix(features), tokens)
+        x = self.transformer(x, mask=mask, cache=cache)[:, self.config.patches :]
+        return F.linear(self.final_norm(x), self.token_embedding.weight), cache
+
+    def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Logits (B, n, K) for the tokens (B, n) after those that `cache` has seen; it is updated in place."""
+        x = self.transformer(self._embedded(tokens, cache.length - self.config.patches), cache=cache)
+        return F.linear(self.final_norm(x), self.token_embedding.weight)
+
+    def _joined(self, prefix: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The prefix (B, P, D) with the embedded tokens (B, T) or (B, S, T) behind it, and the attention mask."""
+        rows = tokens if tokens.ndim == 3 else tokens.unsqueeze(1)  # (B, S, T)
+        x = self._embedded(rows).flatten(1, 2)  # (B, S T, D)
+        mask = segment_mask(self.config.patches, rows.shape[1], rows.shape[2], x.device)
+        return torch.cat([prefix.to(x.dtype), x], dim=1), mask
+
+    def _embedded(self, tokens: Tensor, first: int = 0) -> Tensor:
+        """Tokens (..., T), which stand at `first` and after in their rows -> (..., T, D)."""
+        return self.token_embedding(tokens) + self.token_positions[first : first + tokens.shape[-1]]
 
 
 def _grid_positions(patches: int, width: int) -> Tensor:

@@ -1,7 +1,7 @@
 """CLIP: an image encoder and a text encoder with one space of unit vectors (Radford et al. 2021)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from codebrush.errors import PackError
 from codebrush.models.encoders.image_encoder import ImageEncoderConfig, make_image_encoder
 from codebrush.models.encoders.text_encoder import TextEncoderConfig, make_text_encoder
-from codebrush.models.pretrained import PretrainedModel
+from codebrush.models.pretrained import PretrainedModel, stored_as
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -22,16 +22,17 @@ MAX_LOGIT_SCALE = 100.0  # section 2.5: the largest scale that training allows
 class CLIPConfig:
     """The two encoders, and how pictures are prepared for the image encoder.
 
-    Pixels in [0, 1] are normalised by `image_mean` and `image_std`, one number a channel. `fit` says how pictures of
-    any shape are resized: "plain" lays transparency over white and cuts out the middle, "crop" cuts out the middle as
-    OpenAI's code does, "squeeze" distorts the whole picture as SigLIP's does; see `codebrush.data.preprocess`.
+    Pixels in [0, 1] are normalised by `image_mean` and `image_std`, one number a channel. `resize_mode` says how
+    pictures of any shape are resized: "plain" lays transparency over white and cuts out the middle, "crop" cuts out the
+    middle as OpenAI's code does, "squeeze" distorts the whole picture as SigLIP's does; see
+    `codebrush.data.preprocess`.
     """
 
     image: ImageEncoderConfig
     text: TextEncoderConfig
     image_mean: tuple[float, ...] = OPENAI_MEAN
     image_std: tuple[float, ...] = OPENAI_STD
-    fit: Literal["plain", "crop", "squeeze"] = "plain"
+    resize_mode: Literal["plain", "crop", "squeeze"] = field(default="plain", metadata=stored_as("fit"))
 
 
 class CLIPOutput(NamedTuple):

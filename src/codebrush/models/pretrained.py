@@ -6,6 +6,7 @@ import re
 import shutil
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
@@ -25,13 +26,25 @@ LEAST_SCALE = 1e-3  # of a row's largest number: divided by 127, float16 still h
 T = TypeVar("T")
 
 
+def stored_as(name: str) -> dict[str, str]:
+    """Metadata of a config's field that is called `name` in config.json.
+
+    Names in files stay as they are when an identifier changes: hashes of packs are made over these files.
+    """
+    return {"stored_as": name}
+
+
 def config_to_dict(config: Any) -> dict[str, Any]:
     """A frozen dataclass as plain JSON values, with the names of its class and of nested ones under "type"."""
     values: dict[str, Any] = {"type": type(config).__name__}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        values[field.name] = config_to_dict(value) if dataclasses.is_dataclass(value) else value
+        values[_stored_name(field)] = config_to_dict(value) if dataclasses.is_dataclass(value) else value
     return values
+
+
+def _stored_name(field: "dataclasses.Field[Any]") -> str:
+    return field.metadata.get("stored_as", field.name)
 
 
 def config_from_dict(kind: type[T], values: dict[str, Any]) -> T:
@@ -43,11 +56,12 @@ def config_from_dict(kind: type[T], values: dict[str, Any]) -> T:
     values = dict(values)
     values.pop("type", None)
     hints = typing.get_type_hints(kind)
+    known = {_stored_name(field): field.name for field in dataclasses.fields(kind)}  # pyright: ignore
     fields: dict[str, Any] = {}
     for name, value in values.items():
-        if name not in hints:
+        if name not in known:
             raise PackError(f"{kind.__name__} has no field '{name}': the folder was written by another version")
-        fields[name] = _field_from_json(hints[name], value, name)
+        fields[known[name]] = _field_from_json(hints[known[name]], value, name)
     try:
         return kind(**fields)
     except (TypeError, ValueError) as error:
@@ -75,6 +89,7 @@ class PretrainedModel(nn.Module):
     compact: ClassVar[str] = (
         ""  # pattern of the matrices and convolutions that may be stored as int8 with a scale a row
     )
+    stored_names: ClassVar[Mapping[str, str]] = {}  # submodules whose tensors have another name in files
     config: Any
 
     @classmethod
@@ -101,7 +116,7 @@ class PretrainedModel(nn.Module):
         folder = Path(folder)
         small = isinstance(dtype, torch.dtype) and dtype.itemsize == 2
         tensors: dict[str, Tensor] = {}
-        for name, tensor in self.state_dict().items():
+        for name, tensor in self._stored_state().items():
             if small and tensor.ndim >= 2 and re.fullmatch(self.compact, name):
                 tensors |= _in_rows(name, tensor)
             else:
@@ -115,6 +130,18 @@ class PretrainedModel(nn.Module):
             except SafetensorError as error:
                 raise PackError(f"{weights} cannot be written ({error}): check its folder and free space") from error
             shutil.copymode(config_part, weights_part)  # safetensors makes files that only their owner may read
+
+    def _stored_state(self) -> Mapping[str, Tensor]:
+        """`state_dict` with the names that files use."""
+        return _renamed(self.state_dict(), self.stored_names)
+
+    def present_names(self, state: Mapping[str, T]) -> Mapping[str, T]:
+        """`state`, whose keys are names of tensors, with the names of this version instead of stored ones."""
+        return _renamed(state, {stored: present for present, stored in self.stored_names.items()})
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in `nn.Module`; tensors may also have the names that files use."""
+        return super().load_state_dict(self.present_names(state_dict), strict, assign)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -178,6 +205,14 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         rows = tensors[matrix].float()
         tensors[matrix] = rows * scale.float().view(-1, *[1] * (rows.ndim - 1))
     return tensors
+
+
+def _renamed(state: Mapping[str, T], names: Mapping[str, str]) -> Mapping[str, T]:
+    """`state` with the submodules in front of its keys renamed by `names`, old to new."""
+    if not names:
+        return state
+    parts = ((name.partition("."), value) for name, value in state.items())
+    return {names.get(first, first) + dot + rest: value for (first, dot, rest), value in parts}
 
 
 def _in_rows(name: str, matrix: Tensor) -> dict[str, Tensor]:

@@ -69,14 +69,15 @@ def sample_decode(
 def _decode(
     captioner: Captioner, features: Tensor, prompts: Tensor, pick: Callable[[Tensor, int], Tensor]
 ) -> list[DecodedText]:
-    config, cache = captioner.config, captioner.make_cache()
+    config = captioner.config
     tokens: list[list[int]] = [[] for _ in prompts]
     totals, unfinished = [0.0] * len(prompts), [True] * len(prompts)
-    new = prompts
-    for step in range(config.context_length - prompts.shape[1]):
-        logits = captioner(features, new, cache).logits[:, -1].float()  # (B, K)
-        chosen = pick(logits, step)  # (B,)
-        gains = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist()
+    room = config.context_length - prompts.shape[1]
+    logits, cache = captioner.prefill(features, prompts)
+    for step in range(room):
+        last = logits[:, -1].float()  # (B, K)
+        chosen = pick(last, step)  # (B,)
+        gains = last.log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist()
         for row, (token, gain) in enumerate(zip(chosen.tolist(), gains, strict=True)):
             if unfinished[row]:
                 totals[row] += gain
@@ -84,7 +85,8 @@ def _decode(
                 tokens[row] += [token] if unfinished[row] else []
         if not any(unfinished):
             break
-        new = chosen[:, None]
+        if step + 1 < room:
+            logits = captioner.step(chosen[:, None], cache)
     rows = zip(tokens, totals, unfinished, strict=True)
     return [DecodedText(tuple(row), total, not more) for row, total, more in rows]
 
@@ -98,19 +100,19 @@ def beam_search(
     Finished texts leave the beam and are kept beside it. The search ends when no text in the beam can still beat the
     worst of `width` finished ones. The greedy text is compared too, so that the result is never worse than it by score.
     """
-    config, cache = captioner.config, captioner.make_cache()
-    room = config.context_length - len(prompt)
-    logits = captioner(features, prompt[None], cache).logits[:, -1].float().log_softmax(-1)  # (1, K)
+    room = captioner.config.context_length - len(prompt)
+    logits, cache = captioner.prefill(features, prompt[None])
+    last = logits[:, -1].float().log_softmax(-1)  # (1, K)
     live: Beam = [(0.0, ())]
     done: list[DecodedText] = []
     for step in range(room):
-        live, parents, ended = _extend(live, logits, width, config.end_id)
+        live, parents, ended = _extend(live, last, width, captioner.config.end_id)
         done = sorted([*done, *ended], key=lambda text: -text.score(length_penalty))[:width]
         if step == room - 1 or _settled(done, live, width, length_penalty, room):
             break
-        cache.select(torch.tensor(parents, device=logits.device))
-        new = torch.tensor([[tokens[-1]] for _, tokens in live], device=logits.device)
-        logits = captioner(features, new, cache).logits[:, -1].float().log_softmax(-1)  # (b, K)
+        cache.select(torch.tensor(parents, device=last.device))
+        new = torch.tensor([[tokens[-1]] for _, tokens in live], device=last.device)
+        last = captioner.step(new, cache)[:, -1].float().log_softmax(-1)  # (b, K)
     found = {text.tokens: text for text in (*done, *greedy_decode(captioner, features, prompt[None]))}
     if not done:  # no text ended within the context
         found |= {tokens: DecodedText(tokens, total, False) for total, tokens in live}

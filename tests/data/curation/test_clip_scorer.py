@@ -12,12 +12,12 @@ from codebrush.data.synthetic.shapes import scene
 from packs import micro_clip, micro_tokenizer
 
 
-@pytest.mark.parametrize("fit", ["plain", "crop", "squeeze"])
-def test_scores_are_those_of_the_whole_picture(fit: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("mode", ["plain", "crop", "squeeze"])
+def test_scores_are_those_of_the_whole_picture(mode: str, monkeypatch: pytest.MonkeyPatch):
     """For every way of resizing, and whatever else is in the batch."""
     monkeypatch.setattr("codebrush.data.curation.clip_scorer.BATCH", 2)
     clip, tokenizer = micro_clip(), micro_tokenizer()
-    clip.config = replace(clip.config, fit=fit)
+    clip.config = replace(clip.config, resize_mode=mode)
     pictures: list[Image.Image] = [scene(0, number, 48).image.resize((80, 48)) for number in range(3)]
     captions = [["a red circle"], ["a blue square", "a green triangle"], ["a red circle", "red " * 200]]
     scorer = ClipScorer(clip, tokenizer)

@@ -21,7 +21,7 @@ from codebrush.models.encoders.vision_transformer import VisionTransformer
 from codebrush.pack.pack import open_pack
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import SourceConfig, load_captioned
-from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.engine.loop import CHECKPOINT, LoopConfig
 from codebrush.training.recipes import read_recipe
 from codebrush.training.registry import STAGES
 from codebrush.training.run_stage import make_network, make_task, run_stage
@@ -254,12 +254,23 @@ def test_a_captioner_learns_what_a_picture_shows(materials: Materials, tmp_path:
     assert Captioner.from_pretrained(tmp_path / "run" / "model").config.levels == (0,)
 
 
-def test_a_stopped_run_ends_with_the_very_weights_of_an_unbroken_one(materials: Materials, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", ["present", "stored"])
+def test_a_stopped_run_ends_with_the_very_weights_of_an_unbroken_one(
+    names: str, materials: Materials, tmp_path: Path
+) -> None:
+    """Also from a checkpoint of a version in which the head of the patch labels was called "sights"."""
     whole = run_stage(_plan(), materials, tmp_path / "whole")
     run_stage(_plan(stop_after=2), materials, tmp_path / "part")
     (tmp_path / "part" / "model").rename(tmp_path / "gone")
     path = tmp_path / "part" / "stage.json"
     path.write_text(path.read_text().replace('"stop_after": 2', '"stop_after": 0'))
+    if names == "stored":
+        checkpoint = torch.load(tmp_path / "part" / CHECKPOINT, weights_only=True)
+        for part in ("network.captioner", "ema"):
+            renamed = {name.replace("patch_labels", "sights"): value for name, value in checkpoint[part].items()}
+            assert renamed.keys() != checkpoint[part].keys()
+            checkpoint[part] = renamed
+        torch.save(checkpoint, tmp_path / "part" / CHECKPOINT)
     again = run_stage(_plan(), materials, tmp_path / "part", resume=True)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name

@@ -21,7 +21,7 @@ class ClipScorer:
 
     def thumbnail(self, image: Image.Image) -> Image.Image:
         """What the CLIP sees of an RGB picture, at its input size, small enough to wait in memory."""
-        clip, mode = self._clip, self._clip.config.fit
+        clip, mode = self._clip, self._clip.config.resize_mode
         if mode == "plain":
             return resize_square(image, clip.image_size)
         return clip_resize(image, clip.image_shape, crop=mode == "crop")

@@ -1,6 +1,7 @@
 """An exponential moving average of a network's weights, which works better than the weights of the last step."""
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class EMA:
         ours = list(self.values.values())
         torch._foreach_lerp_(ours, [parameters[name].detach() for name in self.values], 1 - decay)
 
-    def load(self, values: dict[str, Tensor]) -> None:
+    def load(self, values: Mapping[str, Tensor]) -> None:
         """Continue from a checkpoint's average."""
         for name, value in values.items():
             self.values[name].copy_(value)

@@ -23,6 +23,7 @@ from torch.distributed import get_rank
 from codebrush.errors import TrainingError
 from codebrush.files import atomic_file
 from codebrush.models.precision import autocast
+from codebrush.models.pretrained import PretrainedModel
 from codebrush.training.engine.ema import EMA
 from codebrush.training.engine.interrupts import interrupts_held
 from codebrush.training.engine.learning_rate import cosine_schedule
@@ -324,7 +325,8 @@ class Loop:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise TrainingError(f"{path} cannot be read ({reason}): delete it to start the stage again") from error
         self.step = int(rest["step"])
-        self.ema.load(rest["ema"])
+        result = self.plain[self.result]
+        self.ema.load(result.present_names(rest["ema"]) if isinstance(result, PretrainedModel) else rest["ema"])
         for name, network in self.plain.items():
             own = {key: value[self.fabric.global_rank] for key, value in rest.get(f"own.{name}", {}).items()}
             if own:

@@ -102,7 +102,7 @@ def make_captioner(recipe: CaptionerRecipe, clip: CLIP, tokenizer: Tokenizer) ->
             levels=levels,
             image_size=clip.image_size,
             stem=recipe.stem,
-            sights=sum(PARTS) if recipe.scene_share else 0,
+            patch_labels=sum(PARTS) if recipe.scene_share else 0,
             places=math.isqrt(features.shape[1]) if recipe.scene_share else 0,
             pad_id=tokenizer.pad_id,
             start_id=tokenizer.start_id,
@@ -115,10 +115,13 @@ def make_captioner(recipe: CaptionerRecipe, clip: CLIP, tokenizer: Tokenizer) ->
 def with_heads(captioner: Captioner, recipe: CaptionerRecipe) -> Captioner:
     """`captioner`, with fresh heads for patch labels and places if the recipe has scenes and it has no such heads."""
     config = captioner.config
-    sights, places = (sum(PARTS), math.isqrt(config.patches)) if recipe.scene_share else (config.sights, config.places)
-    if (config.sights, config.places) == (sights, places):
+    heads = {"patch_labels": config.patch_labels, "places": config.places}
+    if recipe.scene_share:
+        heads = {"patch_labels": sum(PARTS), "places": math.isqrt(config.patches)}
+    wanted = replace(config, **heads)
+    if wanted == config:
         return captioner
-    grown = Captioner(replace(config, sights=sights, places=places))
+    grown = Captioner(wanted)
     fresh = grown.state_dict()
     old = {name: value for name, value in captioner.state_dict().items() if value.shape == fresh[name].shape}
     grown.load_state_dict(fresh | old)
@@ -230,9 +233,9 @@ class CaptionerTask:
         images = move(batch["images"].float() / 255, batch["affine"])
         features, pixels = read_patches(self.clip, images, self.config.levels)
         tokens, learned = batch["tokens"], batch["learned"]
-        if self.config.sights and step < self.recipe.patch_label_steps:
+        if self.config.patch_labels and step < self.recipe.patch_label_steps:
             network = self.networks["captioner"]
-            labels = network(features, tokens[..., :0], pixels=pixels).sights
+            labels = network(features, None, pixels=pixels).patch_labels
             unused = sum(parameter.sum() for parameter in network.parameters())  # each process waits for all gradients
             yield Objective("captioner", patch_label_loss(labels, batch["labels"]) + 0 * unused, {})
             return
@@ -242,8 +245,8 @@ class CaptionerTask:
         logits, right = output.logits.float(), tokens[..., 1:][learned]  # (n, K), (n,)
         loss = F.cross_entropy(logits, right)
         figures = {"accuracy": (logits.detach().argmax(-1) == right).float().mean(), "words": loss.detach()}
-        if output.sights is not None:
-            labelled = patch_label_loss(output.sights, batch["labels"])
+        if output.patch_labels is not None:
+            labelled = patch_label_loss(output.patch_labels, batch["labels"])
             figures["sights"] = labelled.detach()
             loss = loss + labelled
         if output.places is not None:

@@ -100,7 +100,9 @@ def make_clip(recipe: CLIPRecipe, tokenizer: Tokenizer) -> CLIP:
     """A fresh CLIP for a tokenizer. Raises TrainingError for a recipe whose text tower does not suit the tokenizer."""
     r, openai = recipe, recipe.architecture == "openai"
     table = token_table() if r.token_table and not openai else None
-    pictures: dict[str, Any] = {"fit": "crop"} if openai else {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
+    pictures: dict[str, Any] = (
+        {"resize_mode": "crop"} if openai else {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
+    )
     token_width = 0 if table is None else table.shape[1]
     clip = CLIP.from_config(CLIPConfig(_image(r), _text(r, tokenizer, token_width), **pictures))
     if r.loss == "sigmoid":  # starting values of Zhai et al. 2023, section 3.2

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from codebrush.errors import CodebrushError, DataError
-from codebrush.files import LEFTOVER_AGE, atomic_file, atomic_folder, new_folder, write_json
+from codebrush.files import LEFTOVER_AGE, atomic_file, atomic_folder, made_once, new_folder, replaced_folder, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -173,6 +173,95 @@ def test_a_folder_without_a_lock_takes_no_others_place(tmp_path: Path):
         pass
     assert names(tmp_path) == ["out"]
     assert names(tmp_path / "out") == ["mine"]
+
+
+class TestReplacedFolder:
+    @pytest.fixture
+    def out(self, tmp_path: Path) -> Path:
+        """A folder with a pack's member and something of the user's."""
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "member").write_text("old")
+        (tmp_path / "out" / "notes").write_text("mine")
+        return tmp_path / "out"
+
+    def test_it_takes_the_place_of_the_old_one_and_keeps_the_rest(self, out: Path):
+        with replaced_folder(out) as part:
+            assert names(part) == []
+            (part / "member").write_text("new")
+            assert (out / "member").read_text() == "old"
+        assert [(out / name).read_text() for name in names(out)] == ["new", "mine"]
+        assert names(out.parent) == ["out"]
+
+    @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
+    def test_a_failure_in_the_middle_keeps_the_old_one(self, out: Path, error: type[BaseException]):
+        with pytest.raises(error), replaced_folder(out) as part:
+            write_half(part / "member", error)
+        assert [(out / name).read_text() for name in names(out)] == ["old", "mine"]
+        assert names(out.parent) == ["out"]
+
+    def test_a_failure_of_the_second_rename_keeps_the_old_one(self, out: Path):
+        with pytest.raises(OSError), replaced_folder(out) as part:
+            part.rename(out / "away")
+        assert (out / "member").read_text() == "old"
+        assert names(out) == ["away", "member", "notes"]
+        assert names(out.parent) == ["out"]
+
+    def test_two_writers_do_not_mix_and_the_last_wins(self, out: Path):
+        first, second = replaced_folder(out), replaced_folder(out)
+        for writer, name in ((first, "a"), (second, "b")):
+            (writer.__enter__() / "member").write_text(name)
+        second.__exit__(None, None, None)
+        assert (out / "member").read_text() == "b"
+        first.__exit__(None, None, None)
+        assert [(out / name).read_text() for name in names(out)] == ["a", "mine"]
+        assert names(out.parent) == ["out"]
+
+    def test_many_writers_at_once_leave_one_whole_folder(self, out: Path):
+        def write(number: int) -> None:
+            with replaced_folder(out) as part:
+                for name in ("member", "other"):
+                    (part / name).write_text(str(number))
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(write, range(40)))
+        assert names(out) == ["member", "notes", "other"]
+        assert (out / "member").read_text() == (out / "other").read_text()
+        assert (out / "notes").read_text() == "mine"
+        assert names(out.parent) == ["out"]
+
+    def test_one_that_was_moved_away_by_a_killed_writer_is_brought_back(self, out: Path):
+        killed = """
+from codebrush import files
+def die(part, folder):
+    os.replace(folder, folder.with_name(f".{folder.name}.old"))
+    os._exit(9)
+files._take_place = die
+with replaced_folder(sys.argv[1]): pass
+"""
+        assert in_another_process(killed, out) == 9
+        assert not out.exists()
+        with replaced_folder(out) as part:
+            (part / "member").write_text("new")
+        assert [(out / name).read_text() for name in names(out)] == ["new", "mine"]
+
+
+def test_many_that_want_a_file_make_it_once(tmp_path: Path):
+    made, path = [], tmp_path / "deep" / "made"
+
+    def make() -> None:
+        made.append(1)
+        time.sleep(0.05)
+        path.write_text("whole")
+
+    def get(_: int) -> str:
+        return made_once(path.with_suffix(".lock"), "it", path.read_text, make)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(get, range(8))) == {"whole"}
+    assert len(made) == 1
+    (tmp_path / "taken").touch()
+    with pytest.raises(CodebrushError, match=r"cannot write it: .*; free space there or name another folder"):
+        made_once(tmp_path / "taken" / "lock", "it", (tmp_path / "none").read_text, make)
 
 
 def test_the_folder_appears_whole_and_alone(tmp_path: Path):

@@ -1,5 +1,6 @@
-"""Writes files and folders so that they appear under their final name complete or not at all."""
+"""Writes files and folders so that they appear under their final name complete or not at all, and hashes files."""
 
+import hashlib
 import json
 import os
 import re
@@ -7,11 +8,11 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -19,6 +20,48 @@ from codebrush.errors import CodebrushError, DataError
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 LEFTOVER_AGE = 3600.0  # seconds without a change after which a temporary file or folder is of a killed process
+
+UNUSABLE = (OSError, EOFError, ValueError, KeyError, TypeError)  # what reading a missing or damaged file raises
+T = TypeVar("T")
+
+
+def file_sha256(path: str | Path) -> str:
+    """The sha256 (hex) of a file. Raises OSError if it cannot be read."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cannot_write(what: object, reason: str, other: str = "folder") -> CodebrushError:
+    """The error line for `what` cannot be written; `other` is what the user may name in its place."""
+    return CodebrushError(f"cannot write {what}: {reason}; free space there or name another {other}")
+
+
+@contextmanager
+def write_errors(what: object, other: str = "folder") -> Iterator[None]:
+    """A context in which an OSError becomes `cannot_write`."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(what, error.strerror or str(error), other) from error
+
+
+def made_once(lock: Path, what: str, read: Callable[[], T], make: Callable[[], None]) -> T:
+    """Return what `read` finds; if it raises one of `UNUSABLE`, `make` writes the files first.
+
+    If several processes want the same files, one makes them and the others wait, by the file `lock`.
+
+    Raises:
+        CodebrushError: if they cannot be written; the line names `what`.
+    """
+    with suppress(*UNUSABLE):
+        return read()
+    with write_errors(what):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            with suppress(*UNUSABLE):
+                return read()
+            make()
+            return read()
 
 
 @contextmanager
@@ -35,6 +78,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     path = Path(path).absolute()
     part = _part_beside(path)
     try:
+        part.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
         mode = stat.S_IMODE(part.stat().st_mode)
         yield part
@@ -47,8 +91,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 def _part_beside(path: Path) -> Path:
-    """A hidden and unique name beside `path`, whose folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A hidden and unique name beside `path`."""
     _remove_leftovers(path.parent)
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 
@@ -81,11 +124,55 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     folder = Path(folder).absolute()
     part = _part_beside(folder)
     try:
-        part.mkdir()
+        part.mkdir(parents=True)
         yield part
         os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def replaced_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder` to fill; at the end of the block it takes the place of `folder`.
+
+    Whatever the old folder held under other names moves along. If the block raises, or the new folder cannot be
+    renamed, the old one stays as it was. Two processes that write `folder` at once do not mix: the last one to finish
+    wins. An old folder whose successor was killed between the two renames is brought back first.
+
+    Raises:
+        OSError: if a folder cannot be made or renamed.
+    """
+    folder = Path(folder).absolute()
+    part = _part_beside(folder)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        with ExitStack() as held:
+            _take_lock(folder, held, timeout=-1)
+            _take_place(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _take_place(part: Path, folder: Path) -> None:
+    """Rename `part` to `folder`, and move what an earlier one held beside into it. One process at a time."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+    shutil.rmtree(old, ignore_errors=True)
+    if not folder.exists():
+        os.replace(part, folder)
+        return
+    os.replace(folder, old)
+    try:
+        os.replace(part, folder)
+    except OSError:
+        os.replace(old, folder)
+        raise
+    for entry in old.iterdir():
+        if not (folder / entry.name).exists():
+            os.replace(entry, folder / entry.name)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -101,8 +188,13 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """
     place = Path(os.path.realpath(folder))  # one lock and one file system, however the folder was named
     part = place.with_name(f".{place.name}.codebrush-part")
-    with _os_errors_in_one_line(folder), ExitStack() as held:
-        _take_lock(folder, place, held)
+    with write_errors(folder), ExitStack() as held:
+        try:
+            _take_lock(place, held, timeout=0)
+        except Timeout:
+            raise CodebrushError(
+                f"{folder}: another process is writing there; wait for it or name another folder"
+            ) from None
         if place.is_file() or (place.is_dir() and any(place.iterdir())):
             raise DataError(f"{folder}: already exists; name a new folder")
         shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
@@ -112,15 +204,11 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         os.replace(part, place)
 
 
-def _take_lock(folder: str | Path, place: Path, held: ExitStack) -> None:
+def _take_lock(place: Path, held: ExitStack, timeout: float) -> None:
+    """Hold the lock of the folder `place` until `held` is left; -1 waits for it without end."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place.with_name(f".{place.name}.codebrush-lock"), timeout=0)
-    try:
-        held.enter_context(lock)
-    except Timeout:
-        raise CodebrushError(
-            f"{folder}: another process is writing there; wait for it or name another folder"
-        ) from None
+    lock = FileLock(place.with_name(f".{place.name}.codebrush-lock"), timeout=timeout)
+    held.enter_context(lock)
     # Removed while it is held, so that nobody else can hold it. (Windows removes it on release.)
     held.callback(_remove_quietly, lock.lock_file)
 
@@ -128,12 +216,3 @@ def _take_lock(folder: str | Path, place: Path, held: ExitStack) -> None:
 def _remove_quietly(path: str) -> None:
     with suppress(OSError):
         os.unlink(path)
-
-
-@contextmanager
-def _os_errors_in_one_line(folder: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise CodebrushError(f"cannot write {folder}: {reason}; free space there or name another folder") from error

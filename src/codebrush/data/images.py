@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from codebrush.errors import CodebrushError, ImageError
-from codebrush.files import atomic_file
+from codebrush.errors import ImageError
+from codebrush.files import atomic_file, write_errors
 
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; above it Pillow warns
 WITH_PROFILE = ("RGB", "RGBA", "P")  # modes whose colour profile is also right after conversion to RGB
@@ -156,14 +156,8 @@ def save_png(image: Image.Image, path: str | Path, manifest: dict[str, Any] | No
     info = PngImagePlugin.PngInfo()
     if manifest is not None:
         info.add_itxt(MANIFEST_KEY, json.dumps(manifest, ensure_ascii=False))
-    try:
-        with atomic_file(path) as part:
-            image.save(part, format="PNG", pnginfo=info)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise CodebrushError(
-            f"cannot write pictures in {path.parent}: {reason}; free space there or name another folder"
-        ) from error
+    with write_errors(f"pictures in {path.parent}"), atomic_file(path) as part:
+        image.save(part, format="PNG", pnginfo=info)
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:

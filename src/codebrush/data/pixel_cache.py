@@ -4,23 +4,20 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.lib import format as npy
 
 from codebrush.data.images import resize_square
 from codebrush.data.sources.captioned_images import CaptionedImages
-from codebrush.errors import CodebrushError, DataError, ImageError
-from codebrush.files import atomic_file
+from codebrush.errors import DataError, ImageError
+from codebrush.files import atomic_file, made_once
 
 CHUNK = 256  # rows decoded at once, which bounds the memory and the delay of Ctrl-C
-UNUSABLE = (OSError, EOFError, ValueError, KeyError, TypeError)  # what reading a missing or damaged cache raises
 
 
 @dataclass(frozen=True)
@@ -55,24 +52,16 @@ def decode_once(source: CaptionedImages, size: int, folder: str | Path) -> Pixel
     """
     folder = Path(folder)
     stem = folder / f"pixels-{size}-{source.fingerprint[:16]}"
-    with suppress(*UNUSABLE):
-        return _open(stem, source.fingerprint, size)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{stem}.lock"):
-            with suppress(*UNUSABLE):
-                return _open(stem, source.fingerprint, size)
-            _decode_to(stem, source, size)
-            return _open(stem, source.fingerprint, size)
-    except OSError as error:
-        raise CodebrushError(
-            f"cannot write decoded pictures in {folder}: {error.strerror or error}; "
-            "free space there or name another folder"
-        ) from error
+    return made_once(
+        Path(f"{stem}.lock"),
+        f"decoded pictures in {folder}",
+        lambda: _open(stem, source.fingerprint, size),
+        lambda: _decode_to(stem, source, size),
+    )
 
 
 def _open(stem: Path, fingerprint: str, size: int) -> PixelCache:
-    """Open the cache at `stem`. Raises one of UNUSABLE if there is none, it is damaged, or of other rows."""
+    """Open the cache at `stem`. Raises one of `files.UNUSABLE` if there is none, it is damaged, or of other rows."""
     facts = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
     pixels = np.load(stem.with_suffix(".npy"), mmap_mode="r")
     rows = tuple(facts["rows"])

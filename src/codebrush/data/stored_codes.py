@@ -2,16 +2,13 @@
 
 import hashlib
 import json
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 
-from codebrush.data.pixel_cache import UNUSABLE, PixelCache
-from codebrush.errors import CodebrushError
-from codebrush.files import atomic_file
+from codebrush.data.pixel_cache import PixelCache
+from codebrush.files import atomic_file, made_once
 from codebrush.models.vqgan import VQGAN
 
 BATCH = 64  # pictures encoded at once
@@ -30,25 +27,17 @@ def encode_once(vqgan: VQGAN, pixels: PixelCache, folder: Path) -> np.ndarray:
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     path = Path(folder) / f"codes-{name}.npy"
     shape = (len(pixels), height * width)
-    with suppress(*UNUSABLE):
-        return _open(path, shape)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            with suppress(*UNUSABLE):
-                return _open(path, shape)
-            codes = _encoded(vqgan, pixels, shape)
-            with atomic_file(path) as part, part.open("wb") as file:
-                np.save(file, codes)
-            return _open(path, shape)
-    except OSError as error:
-        raise CodebrushError(
-            f"cannot write codes in {folder}: {error.strerror or error}; free space there or name another folder"
-        ) from error
+
+    def make() -> None:
+        codes = _encoded(vqgan, pixels, shape)
+        with atomic_file(path) as part, part.open("wb") as file:
+            np.save(file, codes)
+
+    return made_once(path.with_suffix(".lock"), f"codes in {folder}", lambda: _open(path, shape), make)
 
 
 def _open(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """Open the codes at `path`. Raises one of UNUSABLE if there are none or they are damaged."""
+    """Open the codes at `path`. Raises one of `files.UNUSABLE` if there are none or they are damaged."""
     codes = np.load(path, mmap_mode="r")
     if codes.shape != shape:
         raise ValueError(f"{path} holds other codes")

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from codebrush.errors import CodebrushError, UsageError
-from codebrush.files import atomic_file
+from codebrush.files import atomic_file, write_errors
 
 SUFFIXES = (".mp4", ".gif", ".webp")
 CRF = "18"  # x264's constant quality: visually close to lossless
@@ -52,12 +52,8 @@ def write_video(frames: Iterable[Image.Image], path: str | Path, fps: float = 10
     if first is None:
         raise UsageError("a video needs at least one picture")
     write = _write_mp4 if path.suffix.lower() == ".mp4" else _write_with_pillow
-    try:
-        with atomic_file(path.absolute()) as part:
-            write(itertools.chain([first], frames), first.size, part, path.suffix.lower(), fps)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise CodebrushError(f"cannot write {path}: {reason}; free space there or name another file") from error
+    with write_errors(path, other="file"), atomic_file(path.absolute()) as part:
+        write(itertools.chain([first], frames), first.size, part, path.suffix.lower(), fps)
 
 
 def _write_with_pillow(frames: Iterator[Image.Image], size: tuple[int, int], part: Path, suffix: str, fps: float):

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 from filelock import FileLock, Timeout
 
 from codebrush.errors import PackError
+from codebrush.files import file_sha256
 from codebrush.hub.catalogue import FileEntry
 from codebrush.hub.http_range import CHUNK, Interrupted, Refused, Transfer
 from codebrush.hub.hugging_face import fetch_from_hub, is_offline
@@ -74,12 +75,6 @@ def size_text(size: int | None) -> str:
         if size >= unit * 0.9995:
             return f"{size / unit:.1f} {name}" if size < 10 * unit else f"{size / unit:.0f} {name}"
     return f"{size} bytes"
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Fetch:

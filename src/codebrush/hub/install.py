@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from codebrush.errors import UsageError
-from codebrush.files import new_folder, write_json
+from codebrush.files import file_sha256, new_folder, write_json
 from codebrush.hub.catalogue import Catalogue, FileEntry, ModelEntry, PackEntry
-from codebrush.hub.download import CONVERSION_ROOM, check_room, fetch_file, file_sha256, locked, size_text, unwritable
+from codebrush.hub.download import CONVERSION_ROOM, check_room, fetch_file, locked, size_text, unwritable
 from codebrush.pack.pack import FORMAT, PACK_FILE, built_in_packs
 from codebrush.progress import Progress
 from codebrush.version import __version__

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import torch
 
 from codebrush.errors import PackError
+from codebrush.files import file_sha256
 from codebrush.models.bank import Bank
 from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
@@ -170,8 +171,7 @@ class Pack:
                 if not path.is_file():
                     continue
                 try:
-                    with path.open("rb") as opened:
-                        content = hashlib.file_digest(opened, "sha256").hexdigest()
+                    content = file_sha256(path)
                 except OSError as error:
                     raise PackError(f"{path} cannot be read: {error.strerror or error}") from error
                 digest.update(f"{name}/{file} {content}\n".encode())
@@ -258,8 +258,7 @@ def clip_folder(source: str | Path) -> Path:
 
 def clip_hash(folder: Path) -> str:
     """sha256 (hex) of the weights of the CLIP in `folder`, on which its embeddings depend."""
-    with (folder / WEIGHTS_FILE).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(folder / WEIGHTS_FILE)
 
 
 @torch.no_grad()

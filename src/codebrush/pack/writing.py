@@ -1,7 +1,6 @@
 """Writes a pack: its members, tokenizers and pack.json, checked to fit together before anything is replaced."""
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from codebrush.errors import PackError
-from codebrush.files import write_json
+from codebrush.files import replaced_folder, write_json
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.pack.members import MEMBERS
 from codebrush.pack.pack import FORMAT, PACK_FILE, Pack
@@ -79,7 +78,6 @@ def write_pack(
             members.tokenizers[member].save(part / member)
         write_json(part / PACK_FILE, info)
         Pack(part).check_tokenizers()  # members that do not fit must not replace members that do
-        _take_place(part, folder)
     return Pack(folder)
 
 
@@ -90,18 +88,16 @@ def _image_size(vqgan: Any, transformer: Any) -> int:
 
 @contextmanager
 def _written_beside(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to write in, removed at the end; failures in it are a PackError that names `folder`."""
-    part = folder.with_name(f".{folder.name}.part")
+    """`replaced_folder`, whose failures are a PackError that names `folder`."""
+    part = folder
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        yield part
+        with replaced_folder(folder) as part:
+            yield part
     except PackError as error:
         raise PackError(str(error).replace(str(part), str(folder))) from None
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise PackError(f"the pack {folder} cannot be written: {reason}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _check_weights(member: str, model: PretrainedModel, dtype: torch.dtype) -> None:
@@ -118,24 +114,3 @@ def _check_room(folder: Path, info: dict[str, Any]) -> None:
         for member in info["members"].values():
             if (folder / member).exists():
                 raise PackError(f"{folder / member} is in the way and no part of a pack: name another folder")
-
-
-def _take_place(part: Path, folder: Path) -> None:
-    """Rename `part` to `folder`, keeping what an earlier pack there held beside its members."""
-    old = folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():
-        os.replace(old, folder)  # a writer died between its two renames
-    shutil.rmtree(old, ignore_errors=True)
-    if not folder.exists():
-        os.replace(part, folder)
-        return
-    os.replace(folder, old)
-    try:
-        os.replace(part, folder)
-    except OSError:
-        os.replace(old, folder)
-        raise
-    for entry in old.iterdir():
-        if not (folder / entry.name).exists():
-            os.replace(entry, folder / entry.name)
-    shutil.rmtree(old, ignore_errors=True)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from codebrush.errors import CodebrushError, DataError, PackError
+from codebrush.files import cannot_write
 from codebrush.search.native_stderr import hold_panics
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def create_database(path: str | Path, mark: Mark, embed_dim: int, quiet: bool = 
                 _make_small_indices(database.table)
             return database
     except OSError as error:
-        raise _unwritable(path, error.strerror or str(error)) from error
+        raise cannot_write(path, error.strerror or str(error)) from error
 
 
 def is_in(column: str, values: list[str]) -> str:
@@ -279,9 +280,5 @@ def _guarded(path: Path, quiet: bool) -> Iterator[None]:
     except Exception as error:  # of many types, mostly RuntimeError, with the cause as text
         reason = " ".join(str(error).split()).split(", /", 1)[0][:200]
         if getattr(error, "errno", None) in UNWRITABLE or any(os.strerror(code) in reason for code in UNWRITABLE):
-            raise _unwritable(path, reason) from error
+            raise cannot_write(path, reason) from error
         raise DataError(f"{path} is damaged ({reason}): delete it, and index the pictures again") from error
-
-
-def _unwritable(path: Path, reason: str) -> CodebrushError:
-    return CodebrushError(f"cannot write {path}: {reason}; free space there or name another folder")

@@ -29,7 +29,7 @@ from codebrush.data.crawl.url_lists import UrlRow
 from codebrush.data.images import decode_image
 from codebrush.data.sources.shard_writer import storable
 from codebrush.errors import CodebrushError, DataError, ImageError, UsageError
-from codebrush.files import atomic_file
+from codebrush.files import atomic_file, cannot_write
 from codebrush.progress import Progress
 
 MAX_WAIT = 30.0  # seconds that a server may ask for before a retry; beyond it the row is left to another run
@@ -101,8 +101,7 @@ def gather(
     except Timeout:
         raise CodebrushError(f"{out}: another run is writing there; wait for it or name another folder") from None
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise CodebrushError(f"cannot write {out}: {reason}; free space there or name another folder") from error
+        raise cannot_write(out, error.strerror or str(error)) from error
     if not report["fetched"]:
         reasons = ", ".join(f"{number} {with_remedy(reason)}" for reason, number in report["failed"].items())
         raise DataError(f"none of {count} pictures could be fetched ({reasons}); see {out / 'failures.jsonl'}")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from codebrush.data.images import Picture, decode_image
 from codebrush.errors import ImageError, PackError, UsageError
+from codebrush.files import file_sha256
 from codebrush.generation.editing.canvas import Canvas, boxed_canvas, extended_canvas, masked_canvas, whole_canvas
 from codebrush.generation.manifest import edit_entry, picture_entry, read_edit
 from codebrush.generation.options import DrawOptions, checked_option
@@ -200,10 +201,10 @@ def _entry_of(picture: Picture) -> dict[str, str]:
     if isinstance(picture, Image.Image):
         return picture_entry(hashlib.sha256(decode_image(picture).convert("RGBA").tobytes()).hexdigest())
     try:
-        contents = Path(picture).read_bytes()
+        digest = file_sha256(picture)
     except OSError as error:
         raise ImageError(f"{picture}: cannot be read: {error.strerror or error}") from error
-    return picture_entry(hashlib.sha256(contents).hexdigest(), str(Path(picture).absolute()))
+    return picture_entry(digest, str(Path(picture).absolute()))
 
 
 def _file_of(entry: Mapping[str, str]) -> Path:

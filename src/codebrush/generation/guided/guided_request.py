@@ -1,11 +1,11 @@
 """What was asked of a guided run: prompt, seed and options, and the hashes of the files that the options name."""
 
-import hashlib
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from codebrush.errors import ImageError, UsageError
+from codebrush.files import file_sha256
 from codebrush.generation.guided.guide_options import INITS, GuideOptions
 from codebrush.generation.guided.initial_latents import check_init
 from codebrush.generation.guided.option_values import split_weights
@@ -94,6 +94,6 @@ def _named_files(options: GuideOptions) -> list[str]:
 
 def _sha256(name: str) -> str:
     try:
-        return hashlib.sha256(Path(name).read_bytes()).hexdigest()
+        return file_sha256(name)
     except OSError as error:
         raise ImageError(f"{name}: cannot be read: {error.strerror or error}") from error

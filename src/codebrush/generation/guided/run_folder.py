@@ -11,7 +11,7 @@ state.pt                       what a stopped run is resumed from
 
 import json
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from codebrush.data.images import decode_image, read_manifest, save_png, to_pil
 from codebrush.errors import CodebrushError
-from codebrush.files import atomic_file
+from codebrush.files import atomic_file, write_errors
 from codebrush.generation.guided.guidance import Step
 from codebrush.generation.guided.guidance_state import State
 from codebrush.generation.guided.memory_plan import MemoryPlan
@@ -184,16 +184,8 @@ class RunFolder:
         with self._writing(), atomic_file(self.path / name) as part:
             write(part)
 
-    @contextmanager
-    def _writing(self) -> Generator[None]:
-        """Turn an OSError into one line that names the folder."""
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise CodebrushError(
-                f"cannot write in {self.path}: {reason}; free space there or name another folder"
-            ) from error
+    def _writing(self) -> AbstractContextManager[None]:
+        return write_errors(f"in {self.path}")
 
 
 def _damaged(path: Path, error: Exception) -> CodebrushError:

@@ -1,5 +1,6 @@
 """Writes files and folders so that they appear under their final name complete or not at all, and hashes files."""
 
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from codebrush.errors import CodebrushError, DataError
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 LEFTOVER_AGE = 3600.0  # seconds without a change after which a temporary file or folder is of a killed process
 
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # numbers of OSErrors
 UNUSABLE = (OSError, EOFError, ValueError, KeyError, TypeError)  # what reading a missing or damaged file raises
 T = TypeVar("T")
 
@@ -110,6 +112,15 @@ def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as an indented UTF-8 JSON file through `atomic_file`."""
     with atomic_file(path) as part:
         part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_entries(path: Path, entry: str, error: type[CodebrushError]) -> list[str]:
+    """The lines of a UTF-8 text file with one `entry` (such as "label") a line. Raises `error` if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as cause:
+        reason = cause.strerror.lower() if isinstance(cause, OSError) and cause.strerror else "not UTF-8 text"
+        raise error(f"{path}: {reason}; give a text file with one {entry} a line") from cause
 
 
 @contextmanager

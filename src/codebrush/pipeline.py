@@ -19,6 +19,7 @@ from torch import Tensor
 
 from codebrush.data.images import Picture, decode_image, picture_list, stack, to_pil
 from codebrush.data.preprocess import pixels_for
+from codebrush.data.text_embedding import embed_texts
 from codebrush.errors import UsageError
 from codebrush.generation.editing.editing import STRENGTH, Edit, prepare_edit, translation_defaults
 from codebrush.generation.editing.interpolation import Keyframe, frames_between
@@ -30,7 +31,7 @@ from codebrush.generation.guided.run_folder import read_run
 from codebrush.generation.manifest import before_upscaling, check_origin, read_upscalings
 from codebrush.generation.options import SAMPLING
 from codebrush.generation.result import Result
-from codebrush.generation.sampling.sampler import batches, checked_sampling, draw_options
+from codebrush.generation.sampling.sampler import BATCH, batches, checked_sampling, draw_options
 from codebrush.loaded_pack import LoadedPack
 from codebrush.methods import REPLAYS, Call, check_method, find_method, guidance_models, guided_run
 from codebrush.pack.pack import open_pack
@@ -251,9 +252,7 @@ class Codebrush(LoadedPack):
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """Texts, taken literally, as unit vectors (B, E) float32."""
         texts = [texts] if isinstance(texts, str) else list(texts)
-        parts = [texts[batch.start : batch.stop] for batch in batches(len(texts))]
-        vectors = [self.clip.encode_text(self.tokenizer(part).to(self.device)) for part in parts]
-        return torch.cat(vectors) if vectors else torch.zeros(0, self.clip.embed_dim)
+        return embed_texts(self.clip, self.tokenizer, texts, BATCH)
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[Picture]) -> Tensor:

@@ -13,9 +13,9 @@ from codebrush.data.sources.captioned_images import open_source
 from codebrush.data.synthetic.shapes import scene
 from codebrush.evaluation.alignment import clip_score, cross_retrieval, r_precision, zero_shot
 from codebrush.evaluation.calibration import calibrate
-from codebrush.evaluation.fidelity import reconstruction
 from codebrush.evaluation.tables import ROWS
 from codebrush.understanding.classification import label_embeddings
+from figures import reconstruction
 from packs import write_micro_pack
 
 pytest.importorskip("torchmetrics")

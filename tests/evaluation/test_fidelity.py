@@ -6,10 +6,11 @@ import torch
 
 from codebrush.data.structural_similarity import structural_similarity
 from codebrush.errors import CodebrushError
-from codebrush.evaluation.fidelity import Fidelity, reconstruction
+from codebrush.evaluation.fidelity import Fidelity
 from codebrush.models.perceptual import CLIPPerceptual
 from codebrush.models.vqgan import VQGAN
 from codebrush.models.vqgan_sizes import vqgan_micro
+from figures import reconstruction
 from packs import micro_clip
 
 pytest.importorskip("torchmetrics")

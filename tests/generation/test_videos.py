@@ -93,7 +93,6 @@ def test_another_suffix_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_pyav_an_mp4_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(CodebrushError, match=r"pip install 'codebrush\[video\]'"):
         write_video(plain_frames(), tmp_path / "x.mp4")

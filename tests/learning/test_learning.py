@@ -18,7 +18,6 @@ from codebrush import Codebrush
 from codebrush.data.images import stack, to_pil
 from codebrush.data.synthetic.shape_recognition import recognise_shape
 from codebrush.evaluation.alignment import zero_shot
-from codebrush.evaluation.fidelity import reconstruction
 from codebrush.generation.options import SamplingFilters
 from codebrush.generation.sampling.decoding import draw_codes, picture_uniforms
 from codebrush.models.captioner import Captioner
@@ -33,6 +32,7 @@ from codebrush.training.run_stage import run_stage
 from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.captioner import AskRule, CaptionerRecipe
 from codebrush.understanding.captioning import CaptionPipeline
+from figures import reconstruction
 from micro_models import LABELS, SIZE, loop
 
 CAPTIONER_RECIPE = CaptionerRecipe(

@@ -201,7 +201,7 @@ class TestDropout:
     def test_all_go_together_at_the_rate_and_then_each_by_itself(self) -> None:
         rate, batch = 0.3, 5000
         model = network(condition_dropout=rate)
-        condition = full_condition(1).repeat(batch)
+        condition = full_condition(1).rows(torch.zeros(batch, dtype=torch.int64))
         condition = replace(condition, text_mask=None)
         none = model.prefix(hiding(condition.rows(slice(1)), *NAMES), 1)
         with torch.no_grad():
@@ -279,16 +279,16 @@ class TestCondition:
         assert torch.equal(model.prefix(Condition(source_codes=grid), 2), flat)
         close(flat[:, 7 : 7 + N], model.code_embedding(grid.flatten(1)) + model.prefix_positions[7 : 7 + N])
 
-    def test_rows_repeat_and_are_picked(self) -> None:
+    def test_rows_are_picked(self) -> None:
         condition = full_condition(3)
-        twice, back = condition.repeat(2), condition.rows(torch.tensor([2, 0]))
+        twice, back = condition.rows(torch.tensor([0, 0, 1, 1, 2, 2])), condition.rows(torch.tensor([2, 0]))
         for field in fields(Condition):
             value = getattr(condition, field.name)
             assert torch.equal(getattr(twice, field.name), value[[0, 0, 1, 1, 2, 2]])
             assert torch.equal(getattr(back, field.name), value[[2, 0]])
             assert getattr(condition.to(torch.device("meta")), field.name).is_meta
         bare = only(condition, "text_embedding")
-        assert bare.repeat(2).text_features is None
+        assert bare.rows(slice(2)).text_features is None
 
 
 def test_more_codes_than_the_grid_holds_raise() -> None:

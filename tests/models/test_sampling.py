@@ -5,7 +5,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from codebrush.models.sampling import guided, probabilities, sample
+from codebrush.models.sampling import probabilities, sample
 
 LOGITS = st.lists(st.floats(-6, 6, width=32), min_size=1, max_size=12)
 TEMPERATURE = st.floats(0.2, 3)
@@ -165,17 +165,3 @@ def test_a_large_codebook_never_leaves_its_range() -> None:
 def test_half_precision_logits_are_read_in_float32() -> None:
     logits = torch.randn(4, 10).half()
     assert torch.equal(probabilities(logits, 0.7), probabilities(logits.float(), 0.7))
-
-
-@settings(deadline=None, max_examples=25)
-@given(scale=st.floats(0, 20), seed=st.integers(0, 99))
-def test_guidance_leads_from_the_unconditional_past_the_conditional(scale: float, seed: int) -> None:
-    conditional, unconditional = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(seed))
-    expected = (1 - scale) * unconditional + scale * conditional
-    torch.testing.assert_close(guided(conditional, unconditional, scale), expected, atol=1e-4, rtol=1e-4)
-
-
-def test_guidance_of_one_and_of_zero_change_nothing() -> None:
-    conditional, unconditional = torch.randn(3, 8), 1e4 * torch.randn(3, 8)
-    assert torch.equal(guided(conditional, unconditional, 1.0), conditional)
-    assert torch.equal(guided(conditional, unconditional, 0.0), unconditional)

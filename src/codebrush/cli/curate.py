@@ -125,12 +125,9 @@ def _options(given: dict[str, Any]) -> "CurationOptions":
 
 def _read_phrases(path: Path) -> tuple[str, ...]:
     from codebrush.data.curation.caption_rules import read_phrases
+    from codebrush.files import read_entries
 
-    try:
-        phrases = read_phrases(path.read_text(encoding="utf-8-sig").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise CodebrushError(f"{path}: {reason}; give a text file with one phrase a line") from error
+    phrases = read_phrases(read_entries(path, "phrase", CodebrushError))
     if not phrases:
         raise CodebrushError(f"{path}: has no phrase; give a text file with one phrase a line")
     return tuple(phrases)

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from codebrush.data.text_layout import wrapped
 from codebrush.errors import CodebrushError
 
 
@@ -27,7 +27,7 @@ def contact_sheet(
     font = ImageFont.load_default(size=12)
     gap, line_height = 8, 15
     cell_width, picture_height = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
-    texts = [_wrap(caption, font, cell_width) for caption in captions or ()]
+    texts = [wrapped(caption, font, cell_width, most=3) for caption in captions or ()]
     cell_height = picture_height + line_height * max((len(lines) for lines in texts), default=0)
     rows = math.ceil(len(tiles) / columns)
     sheet = Image.new("RGB", (gap + columns * (cell_width + gap), gap + rows * (cell_height + gap)), "white")
@@ -50,25 +50,3 @@ def _tile(image: Image.Image) -> Image.Image:
     tile = image.convert("RGB")
     tile.thumbnail((512, 512))
     return tile
-
-
-def _wrap(text: str, font: Any, width: int, max_lines: int = 3) -> list[str]:
-    """Break `text` between words into up to `max_lines` lines of `width` pixels; cuts the rest with an ellipsis."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    if len(lines) > max_lines:
-        lines = [*lines[: max_lines - 1], " ".join(lines[max_lines - 1 :])]
-    return [_cut(line, font, width) for line in lines]
-
-
-def _cut(line: str, font: Any, width: int) -> str:
-    if font.getlength(line) <= width:
-        return line
-    while line and font.getlength(line + "...") > width:
-        line = line[:-1]
-    return line.rstrip() + "..."

@@ -3,7 +3,6 @@
 The names are those of the `emoji` package, which follow Unicode's.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from codebrush.data.sources.folder_reader import write_metadata
 from codebrush.errors import DataError, UsageError
 from codebrush.files import atomic_folder
 from codebrush.progress import Progress
@@ -90,8 +90,7 @@ def write_emoji(
                 progress(done, len(wanted))
             if limit is not None and len(rows) == limit:
                 break
-        lines = (json.dumps(row, ensure_ascii=False) for row in rows)
-        (part / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_metadata(part, rows)
     return len(rows)
 
 

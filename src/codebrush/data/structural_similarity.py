@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from codebrush.errors import CodebrushError
+from codebrush.optional import require
 
 
 def torchmetrics_ssim() -> Callable[..., object]:
@@ -14,10 +14,9 @@ def torchmetrics_ssim() -> Callable[..., object]:
     Raises:
         CodebrushError: if torchmetrics is not installed.
     """
-    try:
-        from torchmetrics.functional.image import structural_similarity_index_measure
-    except ImportError as error:
-        raise CodebrushError("SSIM needs torchmetrics: pip install 'codebrush[eval]'") from error
+    require("torchmetrics", "SSIM needs")
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     return structural_similarity_index_measure
 
 

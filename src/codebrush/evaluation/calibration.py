@@ -8,6 +8,7 @@ from torch import Tensor
 
 from codebrush.errors import CodebrushError
 from codebrush.models.temperature import fit_temperature
+from codebrush.optional import require
 
 BINS = 15  # of the calibration error
 FEWEST = 4  # labelled pictures; half of them are used to fit
@@ -30,7 +31,7 @@ class Calibration:
     pictures: int
 
 
-def calibrate(logits: Tensor, targets: Tensor, seed: int = 0) -> Calibration:
+def calibrate(logits: Tensor, targets: Tensor) -> Calibration:
     """Fit one temperature to logits (N, L), given at temperature 1, and the true labels (N,) int64 (Guo et al. 2017).
 
     It minimises the negative log-likelihood on a random half and is measured on the other half.
@@ -40,7 +41,7 @@ def calibrate(logits: Tensor, targets: Tensor, seed: int = 0) -> Calibration:
     """
     if len(logits) < FEWEST:
         raise CodebrushError(f"{len(logits)} labelled pictures are too few to calibrate on: give {FEWEST} or more")
-    order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed)).to(logits.device)
+    order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0)).to(logits.device)
     fitted, held = order[: len(order) // 2], order[len(order) // 2 :]
     temperature = fit_temperature(logits[fitted], targets[fitted])
     logits, targets = logits[held].double(), targets[held]
@@ -62,9 +63,8 @@ def expected_calibration_error(logits: Tensor, targets: Tensor) -> float:
     Raises:
         CodebrushError: if torchmetrics is not installed.
     """
-    try:
-        from torchmetrics.functional.classification import multiclass_calibration_error
-    except ImportError as error:
-        raise CodebrushError("calibration needs torchmetrics: pip install 'codebrush[eval]'") from error
+    require("torchmetrics", "calibration needs")
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
     probabilities = logits.softmax(-1)
     return float(multiclass_calibration_error(probabilities, targets, probabilities.shape[1], BINS))

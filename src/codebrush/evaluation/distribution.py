@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from codebrush.errors import CodebrushError
+from codebrush.optional import require
 
 SUBSETS, SUBSET_SIZE = 100, 1000  # of the kernel distance (Binkowski et al. 2018)
 
@@ -33,10 +34,9 @@ class SetDistances:
     """
 
     def __init__(self, width: int):
-        try:
-            from torchmetrics.image.fid import FrechetInceptionDistance
-        except ImportError as error:
-            raise CodebrushError("measuring needs torchmetrics: pip install 'codebrush[eval]'") from error
+        require("torchmetrics", "measuring needs")
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
         self._frechet = FrechetInceptionDistance(_Identity(width)).set_dtype(torch.float64)
         self._real: list[Tensor] = []
         self._made: list[Tensor] = []
@@ -47,7 +47,7 @@ class SetDistances:
             store.append(features.double().cpu())
             self._frechet.update(store[-1], real=is_real)
 
-    def compute(self, seed: int = 0) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """`rfid`, and `kid` with its standard deviation `kid_std` over 100 random subsets of `kid_subset` pictures.
 
         A subset has 1,000 pictures, or half of all if there are fewer than 2,000.
@@ -68,7 +68,7 @@ class SetDistances:
         for part, is_real in ((self._real, True), (self._made, False)):
             kernel.update(torch.cat(part), real=is_real)
         with torch.random.fork_rng(devices=[]):  # it draws its subsets with the global generator
-            torch.manual_seed(seed)
+            torch.manual_seed(0)
             mean, deviation = kernel.compute()
         figures = {"rfid": self._frechet.compute().item(), "kid": mean.item(), "kid_std": deviation.item()}
         return {**figures, "kid_subset": size}

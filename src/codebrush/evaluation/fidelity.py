@@ -1,7 +1,5 @@
 """Measures how well a VQGAN reconstructs pictures, and how much of its codebook it uses."""
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
@@ -9,6 +7,7 @@ from codebrush.data.structural_similarity import structural_similarity
 from codebrush.errors import CodebrushError
 from codebrush.models.perceptual import Perceptual
 from codebrush.models.vqgan import VQGAN
+from codebrush.optional import require
 
 EXACT = 100.0  # dB that count for a picture without any error, whose PSNR is infinite
 
@@ -25,10 +24,9 @@ class Fidelity:
     """
 
     def __init__(self, vqgan: VQGAN, perceptual: Perceptual | None = None):
-        try:
-            from torchmetrics.functional.image import peak_signal_noise_ratio
-        except ImportError as error:
-            raise CodebrushError("measuring needs torchmetrics: pip install 'codebrush[eval]'") from error
+        require("torchmetrics", "measuring needs")
+        from torchmetrics.functional.image import peak_signal_noise_ratio
+
         self._psnr_of, self.vqgan, self.perceptual = peak_signal_noise_ratio, vqgan, perceptual
         self._sums: dict[str, float] = dict.fromkeys(("psnr", "ssim", *(["perceptual"] if perceptual else [])), 0.0)
         self._counts = torch.zeros(vqgan.codebook_size, dtype=torch.int64)
@@ -62,11 +60,3 @@ class Fidelity:
             "codebook_usage": (self._counts > 0).double().mean().item(),
             "codebook_perplexity": torch.special.entr(share).sum().exp().item(),
         }
-
-
-def reconstruction(vqgan: VQGAN, batches: Iterable[Tensor]) -> dict[str, float]:
-    """The figures of `Fidelity` over batches of images (B, 3, H, W) in [0, 1]; raises what it raises."""
-    figures = Fidelity(vqgan)
-    for images in batches:
-        figures.update(images)
-    return figures.compute()

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from codebrush.data import text_embedding
 from codebrush.data.preprocess import pixels_for
 from codebrush.data.sources.captioned_images import CaptionedImages
 from codebrush.data.sources.filters import is_empty
@@ -61,9 +62,7 @@ def embed_rows(clip: CLIP, reading: Reading) -> Tensor:
 @torch.no_grad()
 def embed_texts(clip: CLIP, tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
     """Unit embeddings (T, E), on the CPU, of texts that are taken literally and truncated if they are too long."""
-    parts = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
-    device = clip.log_scale.device
-    return torch.cat([clip.encode_text(tokenizer(part, on_long="truncate").to(device)).cpu() for part in parts])
+    return text_embedding.embed_texts(clip, tokenizer, texts, BATCH, on_long="truncate").cpu()
 
 
 def row_labels(source: CaptionedImages, column: str) -> list[str | None]:

@@ -32,7 +32,11 @@ SAMPLING = ("cfg", "temperature", "top_k", "top_p", "min_p", "rerank")  # the op
 
 def checked_option(name: str, value: Any) -> Any:
     """`value` as the number that the option `name` takes. Raises UsageError if it is none, or out of its range."""
-    kind, least, most, wanted = LIMITS[name]
+    return checked_number(name, value, *LIMITS[name])
+
+
+def checked_number(name: str, value: Any, kind: type, least: float, most: float, wanted: str) -> int | float:
+    """`value` as a `kind`, int or float, from `least` to `most`. Raises UsageError with `wanted` if it is not one."""
     try:
         number = operator.index(value) if kind is int else float(value)
     except (TypeError, ValueError, OverflowError):

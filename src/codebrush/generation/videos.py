@@ -1,6 +1,5 @@
 """Writes pictures as a video file: mp4 (H.264 by PyAV), gif or webp."""
 
-import importlib.util
 import itertools
 import math
 from collections.abc import Iterable, Iterator
@@ -9,8 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from codebrush.errors import CodebrushError, UsageError
+from codebrush.errors import UsageError
 from codebrush.files import atomic_file, write_errors
+from codebrush.optional import require
 
 SUFFIXES = (".mp4", ".gif", ".webp")
 CRF = "18"  # x264's constant quality: visually close to lossless
@@ -29,8 +29,8 @@ def check_video(path: str | Path) -> None:
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise UsageError(f"a video's name must end in {', '.join(SUFFIXES)}, not {path}")
-    if suffix == ".mp4" and importlib.util.find_spec("av") is None:
-        raise CodebrushError("mp4 videos need PyAV: pip install 'codebrush[video]', or choose gif or webp")
+    if suffix == ".mp4":
+        require("av", "mp4 videos need", ", or choose gif or webp")
 
 
 def write_video(frames: Iterable[Image.Image], path: str | Path, fps: float = 10) -> None:

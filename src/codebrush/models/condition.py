@@ -34,10 +34,6 @@ class Condition:
         """The batch rows that `index` picks."""
         return self._map(lambda value: value[index])
 
-    def repeat(self, times: int) -> "Condition":
-        """Every row `times` times, copies of a row side by side."""
-        return self._map(lambda value: value.repeat_interleave(times, dim=0))
-
     def expand(self, batch: int) -> "Condition":
         """A single row as `batch` equal ones, without copying; `batch` rows stay as they are."""
         return self._map(lambda value: value if len(value) == batch else value.expand(batch, *value.shape[1:]))

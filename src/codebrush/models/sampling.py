@@ -4,14 +4,6 @@ import torch
 from torch import Tensor
 
 
-def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance on logits of one shape (Ho and Salimans 2022, eq. 6).
-
-    A `scale` of 1 leaves `conditional` as it is, and 0 gives `unconditional`.
-    """
-    return torch.lerp(unconditional, conditional, scale)
-
-
 def probabilities(
     logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> Tensor:

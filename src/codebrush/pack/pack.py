@@ -153,9 +153,13 @@ class Pack:
             self._refuse(member.tokenizer_misfits(config, tokenizer.vocab_size, tokenizer.context_length))
         return tokenizer
 
+    def missing(self, name: str) -> PackError:
+        """The error line for a pack without the member `name`, with the remedy."""
+        return PackError(f"the pack '{self.name}' has no {MEMBERS[name].label}: {MEMBERS[name].remedy}")
+
     def _require(self, name: str) -> None:
         if not self.has(name):
-            raise PackError(f"the pack '{self.name}' has no {MEMBERS[name].label}: {MEMBERS[name].remedy}")
+            raise self.missing(name)
 
     @cached_property
     def hash(self) -> str:

@@ -4,7 +4,6 @@ A writer holds the lock for one batch at a time, so that several processes can i
 because a commit leaves the files that they read in place.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from codebrush.errors import CodebrushError, DataError, PackError
-from codebrush.files import cannot_write
+from codebrush.files import UNWRITABLE, cannot_write
+from codebrush.optional import require
 from codebrush.search.native_stderr import hold_panics
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ ABOUT = b"codebrush"  # key in the metadata of the table
 FORMAT = 1
 ANN_ROWS = 20_000  # with more rows a vector index saves more time than it costs
 KEPT_VERSIONS = timedelta(minutes=10)  # how long a reader may take to read rows that were replaced meanwhile
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -256,10 +255,9 @@ def _connect(path: Path) -> Any:
 
 def _lancedb() -> Any:
     os.environ.setdefault("LANCEDB_LOG", "error")  # what matters is raised too
-    try:
-        import lancedb
-    except ImportError as error:
-        raise CodebrushError("search needs LanceDB: pip install 'codebrush[search]'") from error
+    require("lancedb", "search needs")
+    import lancedb
+
     return lancedb
 
 

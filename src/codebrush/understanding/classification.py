@@ -11,7 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from codebrush.data.preprocess import pixels_for
+from codebrush.data.text_embedding import embed_texts
 from codebrush.errors import PackError, UsageError
+from codebrush.files import read_entries
 from codebrush.models.clip import CLIP
 from codebrush.text.prompts import ZERO_SHOT_TEMPLATES
 from codebrush.text.tokenizer import Tokenizer
@@ -129,12 +131,7 @@ def read_labels(text: str) -> list[str]:
 
 def read_label_file(path: Path) -> list[str]:
     """The non-empty lines of a UTF-8 text file as labels. Raises UsageError if it cannot be read."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else "not UTF-8 text"
-        raise UsageError(f"{path}: {reason}; give a text file with one label a line") from error
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in read_entries(path, "label", UsageError) if line.strip()]
 
 
 @torch.no_grad()
@@ -146,12 +143,10 @@ def label_embeddings(
     Raises UsageError if a template does not hold {} once.
     """
     check_templates(templates)
-    device = clip.log_scale.device
     means = []
     for start in range(0, len(labels), BATCH):  # bounds how many sentences are in memory
         some = labels[start : start + BATCH]
         sentences = [template.replace("{}", label) for label in some for template in templates]
-        parts = [sentences[at : at + BATCH] for at in range(0, len(sentences), BATCH)]
-        vectors = torch.cat([clip.encode_text(tokenizer(part).to(device)) for part in parts])
+        vectors = embed_texts(clip, tokenizer, sentences, BATCH)
         means.append(vectors.unflatten(0, (len(some), len(templates))).mean(1))  # (some labels, E)
     return F.normalize(torch.cat(means), dim=-1)  # (L, E)

@@ -11,18 +11,19 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from codebrush.data.text_layout import Font, cut, wrapped
 from codebrush.understanding.relevance import TINY
 
 PANEL = 192  # pixels a side
 GAP, LINE, BAR = 12, 17, 14
 MARGIN = 92  # at the right of the panels, for the colour bar and its labels
+COLUMNS = 4
 LEVELS = 256
 # The colour map's path through Oklab: lightness, chroma and hue (degrees) at equally spaced stops.
 PATH = ((0.24, 0.10, 275.0), (0.42, 0.17, 300.0), (0.58, 0.19, 355.0), (0.73, 0.17, 50.0), (0.93, 0.17, 105.0))
 FAINTEST, STRONGEST = 0.35, 0.80  # opacity of the colours at no heat and at full heat
 DARKEST, LIGHTEST = 30, 170  # range of grey of the picture underneath: white would wash the colours out
 INK, PALE_INK = "black", (96, 96, 96)
-Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,13 @@ def normalised_maps(maps: Sequence[Tensor]) -> list[np.ndarray]:
     return [((part - part.min()) / (part.max() - part.min()).clamp(min=TINY)).float().cpu().numpy() for part in maps]
 
 
-def render_page(picture: Image.Image, groups: Sequence[Group], columns: int = 4) -> Image.Image:
+def render_page(picture: Image.Image, groups: Sequence[Group]) -> Image.Image:
     """All panels, row by row on white, each over `picture`, with colour bars at the right."""
-    columns = min(columns, max(len(group.panels) for group in groups))
+    columns = min(COLUMNS, max(len(group.panels) for group in groups))
     columns = max(columns, 2)  # room for the headings
     font = ImageFont.load_default(size=13)
     across, down = PANEL + GAP, 2 * LINE + PANEL + GAP
-    headings = [_wrapped(group.heading, font, columns * across - GAP) for group in groups]
+    headings = [wrapped(group.heading, font, columns * across - GAP) for group in groups]
     heights = [
         LINE * len(lines) + GAP // 2 + down * -(-len(group.panels) // columns)
         for group, lines in zip(groups, headings, strict=True)
@@ -101,8 +102,8 @@ def render_page(picture: Image.Image, groups: Sequence[Group], columns: int = 4)
         first = top + LINE * len(lines) + GAP // 2
         for number, panel in enumerate(group.panels):
             corner = GAP + number % columns * across, first + number // columns * down
-            draw.text(corner, _cut(panel.title, font, PANEL), fill=INK, font=font)
-            draw.text((corner[0], corner[1] + LINE), _cut(panel.note, font, PANEL), fill=PALE_INK, font=font)
+            draw.text(corner, cut(panel.title, font, PANEL), fill=INK, font=font)
+            draw.text((corner[0], corner[1] + LINE), cut(panel.note, font, PANEL), fill=PALE_INK, font=font)
             sheet.paste(overlay(base, panel), (corner[0], corner[1] + 2 * LINE))
         _draw_bar(sheet, GAP + columns * across, first + 2 * LINE, font)
         top += height
@@ -131,23 +132,3 @@ def _draw_bar(sheet: Image.Image, left: int, top: int, font: Font) -> None:
     words, beside = ("hottest", "place", "coldest", "place"), left + BAR + 6
     for word, down in zip(words, (0, LINE, PANEL - 2 * LINE, PANEL - LINE), strict=True):
         draw.text((beside, top + down), word, fill=INK, font=font)
-
-
-def _wrapped(text: str, font: Font, width: int) -> list[str]:
-    """`text` wrapped between words into lines of at most `width` pixels."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return [_cut(line, font, width) for line in lines]
-
-
-def _cut(text: str, font: Font, width: int) -> str:
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text.rstrip() + "..."

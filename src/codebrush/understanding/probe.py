@@ -16,6 +16,7 @@ from torch import Tensor
 from codebrush.errors import CodebrushError, DataError, PackError
 from codebrush.files import atomic_file
 from codebrush.models.temperature import fit_temperature
+from codebrush.optional import require
 from codebrush.understanding.classification import ranked
 
 STRENGTHS = tuple(10.0**power for power in range(-2, 4))  # candidates for C, the inverse of the L2 penalty
@@ -195,10 +196,9 @@ def _held_out_split(targets: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndar
 
 
 def _regression():
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise CodebrushError("a probe needs scikit-learn: pip install 'codebrush[eval]'") from error
+    require("sklearn", "a probe needs")
+    from sklearn.linear_model import LogisticRegression
+
     # No warm start between values of C: from a smaller C's weights the gradient is so small that the solver stops at
     # once.
     return LogisticRegression(max_iter=STEPS)

@@ -59,11 +59,6 @@ def test_templates_are_filled_and_skipped_where_a_column_is_empty(pets):
     assert source.captions(4) == ["tags: x", "0 legs {sic}"]
 
 
-def test_u_draws_evenly_among_the_captions(pets):
-    source = open_source(str(pets), captions=["{style}", "{legs}"])
-    assert [source.caption(0, u) for u in (0, 0.49, 0.5, 0.999)] == ["flat", "flat", "4", "4"]
-
-
 def test_group(pets):
     where = ["label is not null"]
     assert open_source(str(pets), captions=["{label}"], where=where, group="style").group(2) == "3d"

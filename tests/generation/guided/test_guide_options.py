@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from codebrush.errors import UsageError
-from codebrush.generation.guided.guide_options import TOPICS, GuideOptions, guide_options
+from codebrush.generation.guided.guide_options import GuideOptions, guide_options
 from codebrush.generation.guided.presets import PRESETS
 
+TOPICS = ("run", "prompts", "cutouts", "latent", "optimiser", "penalties", "camera", "memory")
 OPTIONS = dataclasses.fields(GuideOptions)
 NUMBERS = [option for option in OPTIONS if option.metadata["kind"] in (int, float)]
 

@@ -113,7 +113,8 @@ def test_a_batch_equals_its_pictures_drawn_alone(transformer: CodeTransformer, m
 def test_one_row_of_condition_serves_every_picture(transformer: CodeTransformer) -> None:
     condition, uniforms = make_condition(3), picture_uniforms(1, range(4), COUNT)
     shared = draw_codes(transformer, condition, uniforms, SamplingFilters(cfg=2.0))
-    assert torch.equal(shared, draw_codes(transformer, condition.repeat(4), uniforms, SamplingFilters(cfg=2.0)))
+    four = condition.rows(torch.zeros(4, dtype=torch.int64))
+    assert torch.equal(shared, draw_codes(transformer, four, uniforms, SamplingFilters(cfg=2.0)))
 
 
 @pytest.mark.parametrize(("cfg", "rows"), [(3.0, 4), (1.0, 2), (0.0, 2)])

@@ -7,6 +7,7 @@ from PIL import Image
 
 from codebrush.data.images import resize_square
 from codebrush.data.preprocess import clip_resize, pixels_for
+from codebrush.data.text_embedding import embed_texts
 from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import Tokenizer
 
@@ -38,11 +39,8 @@ class ClipScorer:
                 for i in range(0, len(pictures), BATCH)
             ]
         )  # (B, E)
-        embeddings = torch.cat(
-            [clip.encode_text(self._tokens(texts[i : i + BATCH]).to(device)) for i in range(0, len(texts), BATCH)]
-        )  # (T, E)
+        embeddings = embed_texts(
+            clip, self._tokenizer, texts, BATCH, on_long="truncate"
+        )  # (T, E); web captions are long
         cosines = (images @ embeddings.T).tolist()  # (B, T)
         return [max(row[places[text]] for text in own) for row, own in zip(cosines, captions, strict=True)]
-
-    def _tokens(self, texts: Sequence[str]) -> torch.Tensor:
-        return self._tokenizer(texts, on_long="truncate")  # (T, L); no warning: many web captions are too long

@@ -50,11 +50,6 @@ class CaptionedImages:
         """All captions of a row, in the order of the templates. Empty only if opened with `require_captions=False`."""
         return [caption for template in self._templates for caption in template.fill(self._cells(index))]
 
-    def caption(self, index: int, u: float) -> str:
-        """One caption of a row, picked by `u`, a random number in [0, 1)."""
-        captions = self.captions(index)
-        return captions[int(u * len(captions))]
-
     def group(self, index: int) -> str:
         """The group of the row: its cell in the group column, or its first caption if that is empty."""
         return self.group_cell(index) or self.captions(index)[0]

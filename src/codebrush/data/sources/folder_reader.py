@@ -1,10 +1,11 @@
-"""Reads a folder of pictures with its captions, or the tables or shards in it, as one table."""
+"""Reads a folder of pictures with its captions, or the tables or shards in it, as one table; writes the captions."""
 
+import json
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from codebrush.data.images import EXTENSIONS
 from codebrush.data.sources.column_names import PATH_COLUMNS
@@ -18,6 +19,12 @@ METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 CURATION_REPORT = "dropped.jsonl"  # in every folder that `curate` wrote
 CURATION_SHEETS = ("kept.png", "dropped.png")
 SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
+
+
+def write_metadata(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write metadata.jsonl, one JSON object a row, into a folder of pictures; a row's picture is its "file_name"."""
+    lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+    (folder / METADATA_NAMES[0]).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def load_folder(source: str, folder: Path) -> "Dataset":

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from codebrush.data.sources.shard_reader import read_shards
 from codebrush.errors import DataError
+from codebrush.files import UNWRITABLE
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,7 +28,6 @@ BUILDERS = {
     ".jsonl": "json",
 }
 SPLIT_WORD = re.compile(r"(?:^|[/_.-])(train|val|valid|validation|test)(?=[/_.-]|\d|$)")
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 
 
 def load_files(source: str, base: Path, names: Sequence[str]) -> "Dataset":
@@ -115,7 +115,7 @@ def _one_line(source: str) -> Iterator[None]:
         root: BaseException = error
         while root.__cause__ is not None:
             root = root.__cause__
-        if isinstance(root, OSError) and root.errno in UNWRITABLE:
+        if isinstance(root, OSError) and root.errno in (*UNWRITABLE, errno.ENOTDIR):
             raise DataError(
                 f"{source}: cannot write the data cache in {config.HF_DATASETS_CACHE} ({root.strerror}); "
                 "set HF_DATASETS_CACHE to a writable folder with free space"

@@ -1,11 +1,11 @@
 """Writes drawn scenes with captions and questions as a folder to train on."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from codebrush.data.sources.folder_reader import write_metadata
 from codebrush.data.synthetic.outlines import COLOURS
 from codebrush.data.synthetic.questions import scene_questions
 from codebrush.data.synthetic.shapes import scene
@@ -58,6 +58,5 @@ def write_shapes(
             )
             if progress is not None:
                 progress(index + 1, count)
-        lines = (json.dumps(row) for row in rows)
-        (part / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_metadata(part, rows)
     return count

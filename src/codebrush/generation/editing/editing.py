@@ -101,8 +101,7 @@ def prepare_edit(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
 
 def _varied(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
     """From the picture's embedding alone, and scored by it."""
-    if not sampler.transformer.config.image_embedding:
-        raise PackError("this pack's code transformer takes no image embedding: train one with image_share")
+    sampler.require_image_embedding()
     embedding = sampler.embed([edit.picture])  # (1, E)
     return Drawing("", options, [(Condition(image_embedding=embedding), 1.0)], embedding, [1.0])
 

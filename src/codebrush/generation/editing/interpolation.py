@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from codebrush.data.images import EXTENSIONS, Picture, to_pil
-from codebrush.errors import ImageError, PackError, UsageError
+from codebrush.errors import ImageError, UsageError
 from codebrush.generation.editing.canvas import whole_canvas
 from codebrush.generation.latent_files import file_latents
 from codebrush.generation.latent_interpolation import interpolate_latents
@@ -58,8 +58,7 @@ def frames_between(
         _is_file(key)
     if through == "latents":
         return _through_latents(sampler, keys, options, frames, progress)
-    if not sampler.transformer.config.image_embedding:
-        raise PackError("this pack's code transformer takes no image embedding: go through latents")
+    sampler.require_image_embedding("go through latents")
     return _through_embeddings(sampler, keys, options, frames, progress)
 
 

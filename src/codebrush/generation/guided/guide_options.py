@@ -11,7 +11,6 @@ from codebrush.generation.options import ABOVE_ZERO, parse_pair, parse_size
 
 RUN, PROMPTS, CUTOUTS, LATENT = "run", "prompts", "cutouts", "latent"
 OPTIMISER, PENALTIES, CAMERA, MEMORY = "optimiser", "penalties", "camera", "memory"
-TOPICS = (RUN, PROMPTS, CUTOUTS, LATENT, OPTIMISER, PENALTIES, CAMERA, MEMORY)  # in the order of the help
 
 INITS = ("random", "sine", "fractal", "gradient", "sample")  # values of `init` that are not a file
 PADDINGS = ("zeros", "border", "reflection", "wrap")

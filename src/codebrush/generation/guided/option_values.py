@@ -2,13 +2,12 @@
 
 import dataclasses
 import math
-import operator
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from codebrush.errors import UsageError
-from codebrush.generation.options import ABOVE_ZERO
+from codebrush.generation.options import ABOVE_ZERO, checked_number
 from codebrush.text.prompts import MAX_WEIGHT, read_number
 
 
@@ -37,15 +36,10 @@ def checked_value(option: "dataclasses.Field[Any]", value: Any) -> Any:
             wanted = f"one of {', '.join(limits['choices'])}" if "choices" in limits else "a text"
             raise UsageError(f"{option.name} must be {wanted}, not {value}")
         return value
-    try:
-        number = operator.index(value) if kind is int else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not limits["least"] <= number <= limits["most"]:
-        called = "a whole number" if kind is int else "a number"
-        least = "above 0" if limits["least"] == ABOVE_ZERO else f"from {limits['least']:g}"
-        raise UsageError(f"{option.name} must be {called} {least} to {limits['most']:g}, not {value}")
-    return number
+    called = "a whole number" if kind is int else "a number"
+    least = "above 0" if limits["least"] == ABOVE_ZERO else f"from {limits['least']:g}"
+    wanted = f"{called} {least} to {limits['most']:g}"
+    return checked_number(option.name, value, kind, limits["least"], limits["most"], wanted)
 
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}

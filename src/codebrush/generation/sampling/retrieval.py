@@ -67,15 +67,14 @@ def prepare_retrieval(
         PackError: if the code transformer takes no image embedding, or there is no bank or prior.
         PromptError: if the prompt cannot be read.
     """
-    if not sampler.transformer.config.image_embedding:
-        raise PackError("this pack's code transformer takes no image embedding: train one with image_share")
+    sampler.require_image_embedding()
     drawing = sampler.prepare(prompt, options)
     weights = torch.tensor(drawing.weights, device=drawing.texts.device)
     query = F.normalize(weights @ drawing.texts, dim=0)  # (E,); parts of negative weight are subtracted
     found: list[tuple[str, float]] | None = None
     if how.prior == "retrieval":
         if nearest is None:
-            raise PackError("this pack has no bank of pictures: name a database of codebrush index with --bank")
+            raise sampler.pack.missing("bank")
         neighbours = nearest(query, how.neighbours)
         if not neighbours.names:
             raise PackError("the bank is empty: index some pictures")
@@ -83,7 +82,7 @@ def prepare_retrieval(
         found = list(zip(neighbours.names, neighbours.cosines.tolist(), strict=True))
     elif how.prior == "mlp":
         if prior is None:
-            raise PackError("this pack has no learned prior: use --prior retrieval or none")
+            raise sampler.pack.missing("prior")
         embedding = prior(query[None])[0]
     else:
         embedding = query

@@ -119,6 +119,11 @@ class Sampler:
     transformer: CodeTransformer
     device: torch.device
 
+    def require_image_embedding(self, remedy: str = "train one with image_share") -> None:
+        """Raises PackError, which ends in `remedy`, if the code transformer was not trained on image embeddings."""
+        if not self.transformer.config.image_embedding:
+            raise PackError(f"this pack's code transformer takes no image embedding: {remedy}")
+
     def grid(self, options: DrawOptions) -> tuple[int, int]:
         """Rows and columns of codes in a picture. Raises UsageError if the options ask for an impossible size."""
         if not options.size:

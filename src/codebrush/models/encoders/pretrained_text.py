@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from codebrush.errors import PackError
 from codebrush.models.layers.pooling import masked_mean
+from codebrush.optional import require
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,7 @@ class PretrainedText(nn.Module):
 
 
 def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise PackError("this text encoder needs transformers: pip install 'codebrush[text]'") from error
+    require("transformers", "this text encoder needs", error=PackError)
+    import transformers
+
     return transformers

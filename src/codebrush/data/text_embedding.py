@@ -1,0 +1,25 @@
+"""Embeds texts with a CLIP, some at a time."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from codebrush.models.clip import CLIP
+from codebrush.text.tokenizer import Tokenizer
+
+
+def embed_texts(
+    clip: CLIP, tokenizer: Tokenizer, texts: Sequence[str], batch: int, on_long: Literal["warn", "truncate"] = "warn"
+) -> Tensor:
+    """Unit embeddings (T, E) on the CLIP's device of texts that are taken literally.
+
+    `batch` texts are encoded together, which bounds the memory. One that is too long is cut, with a warning unless
+    `on_long` is "truncate".
+    """
+    device, vectors = clip.log_scale.device, []
+    for start in range(0, len(texts), batch):
+        tokens = tokenizer(texts[start : start + batch], on_long=on_long)  # (B, L)
+        vectors.append(clip.encode_text(tokens.to(device)))  # (B, E)
+    return torch.cat(vectors) if vectors else torch.zeros(0, clip.embed_dim)

@@ -86,7 +86,7 @@ def test_an_empty_split_gives_a_warning(pictures: Path, tmp_path: Path, capsys: 
         (["--shares", "1,2"], 2, "--shares is 1,2"),
         (["--shares", "0.5,0.5,0.5"], 2, "add up to 1"),
         (["--near", "99"], 2, "--near is 0 to 15 bits, or -1"),
-        (["--phrases", "gone.txt", "--cap", "3"], 1, "gone.txt: No such file"),
+        (["--phrases", "gone.txt", "--cap", "3"], 1, "gone.txt: no such file"),
         (["--group", "colour"], 1, "needs the column colour"),
         (["--min-side", "9999"], 1, "leaves none of 10 rows"),
     ],

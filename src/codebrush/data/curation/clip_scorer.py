@@ -39,8 +39,7 @@ class ClipScorer:
                 for i in range(0, len(pictures), BATCH)
             ]
         )  # (B, E)
-        embeddings = embed_texts(
-            clip, self._tokenizer, texts, BATCH, on_long="truncate"
-        )  # (T, E); web captions are long
+        # (T, E); no warning: many web captions are too long
+        embeddings = embed_texts(clip, self._tokenizer, texts, BATCH, on_long="truncate")
         cosines = (images @ embeddings.T).tolist()  # (B, T)
         return [max(row[places[text]] for text in own) for row, own in zip(cosines, captions, strict=True)]

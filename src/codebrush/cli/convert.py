@@ -41,6 +41,10 @@ def convert(
     tokenizer: Annotated[
         Path | None, typer.Option(help="File or folder with the tokenizer of a CLIP.  [beside the weights]")
     ] = None,
+    text_tower: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a multilingual text encoder (M-CLIP) to use instead of the CLIP's own."),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Convert published weights for use here, or a CLIP back.
@@ -58,7 +62,9 @@ def convert(
     if to is not Layout.CODEBRUSH and place is not None and (place / PACK_FILE).is_file():
         place = clip_folder(source)
     asked = None if kind is None else kind.value
-    report = convert_weights(place or source, out, config, to=to.value, kind=asked, tokenizer=tokenizer)
+    report = convert_weights(
+        place or source, out, config, to=to.value, kind=asked, tokenizer=tokenizer, text_tower=text_tower
+    )
     report["seconds"] = round(time.perf_counter() - start, 3)
     if json_output:
         print_json(report)

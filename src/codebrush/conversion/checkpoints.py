@@ -5,6 +5,7 @@ or legacy), TorchScript. `archives` and `pickles` read torch's own formats.
 """
 
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from codebrush.errors import PackError
 WRAPPERS = ("state_dict", "model_state_dict", "ema", "model", "module")
 _PREFIXES = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
 
+UNKNOWN = "is not a checkpoint of a known format (safetensors, torch.save, TorchScript); fetch the right file"
 _MAX_HEADER = 100_000_000  # bytes, safetensors' own bound
 _MAX_INDEX = 64 << 20
 _PLAIN = (int, float, str)
@@ -105,14 +107,38 @@ def _is_safetensors(head: bytes) -> bool:
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_HEADER
 
 
+def is_weight_file(path: Path) -> bool:
+    """Whether the content of a file is that of a checkpoint, as far as its first bytes tell."""
+    head = _head(path)
+    if head.startswith(b"PK\x03\x04"):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return any(name.endswith("/data.pkl") for name in archive.namelist())
+        except zipfile.BadZipFile:
+            return True  # perhaps a damaged one, which reading it says
+    return _is_safetensors(head) or (head.startswith(b"\x80") and LEGACY_MAGIC in head[:32])
+
+
+def what_else(path: Path) -> str | None:
+    """What a file that others would take for weights is instead, with the remedy; None if that is not known."""
+    said = _what_else(_head(path))
+    return None if said == UNKNOWN else said
+
+
 def _what_else(head: bytes) -> str:
     """What a file that is no checkpoint is instead, and what to do about it."""
-    start = head.lstrip().lower()
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not head:
         return "is empty; fetch it again"
+    if start.startswith(b"gguf"):
+        return "is a GGUF file (llama.cpp), which is not read; fetch the same model as safetensors or a PyTorch file"
+    if head.startswith(b"\x89HDF"):
+        return "is an HDF5 file (Keras, TensorFlow), which is not read; fetch the same model as safetensors"
+    if head[:1] == b"\x08" and b"pytorch" in head[:64]:
+        return "is an ONNX file, which is not read; fetch the same model as safetensors or a PyTorch file"
     if start.startswith(b"version https://git-lfs"):
         return "is a git-lfs pointer, not the file itself; fetch the file (git lfs pull)"
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<!--", b"<head", b"<script")):
         return "is a web page, probably an error message that was saved as a file; fetch the file itself"
     if head[257:262] == b"ustar":
         return "is a tar archive; unpack it, or save it again with a newer torch if it is a file of torch 0.1"
@@ -120,7 +146,7 @@ def _what_else(head: bytes) -> str:
         return "is compressed with gzip; unpack it first"
     if head.startswith(b"\x80"):
         return "is a pickle, but not one of torch.save; it is not read. Ask its author for a safetensors file"
-    return "is not a checkpoint of a known format (safetensors, torch.save, TorchScript); fetch the right file"
+    return UNKNOWN
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from codebrush.conversion.export import LAYOUTS, export_clip
-from codebrush.conversion.load import READERS, layout_of, own_kind, own_model
+from codebrush.conversion.layouts import layout_of
+from codebrush.conversion.load import READERS, own_kind, own_model
 from codebrush.conversion.sources import Settings, Source, open_source
+from codebrush.conversion.text_towers import join_m_clip
 from codebrush.conversion.tokenizers import VOCABULARY, fitting_tokenizer, tokenizer_file
 from codebrush.errors import PackError, UsageError
 from codebrush.files import new_folder
@@ -41,12 +43,13 @@ def convert(
     to: str = OUR_LAYOUT,
     kind: str | None = None,
     tokenizer: str | Path | None = None,
+    text_tower: str | Path | None = None,
 ) -> dict[str, Any]:
     """Write the weights at `source` into the new folder `out` in the layout `to`; returns what was found and written.
 
     A checkpoint that holds several models (a second stage with its VQGAN) is read as the `kind` asked for. The
-    tokenizer of a CLIP is the file or folder `tokenizer`, or looked for beside the weights. Weights stored in 16 bits
-    stay in 16 bits.
+    tokenizer of a CLIP is the file or folder `tokenizer`, or looked for beside the weights. `text_tower` is a text
+    encoder of M-CLIP for a CLIP in place of its own, with its tokenizer beside it. Weights stored in 16 bits stay so.
 
     Raises:
         UsageError: if `out` exists, or the model cannot be written in the layout `to`.
@@ -63,7 +66,13 @@ def convert(
     if to != OUR_LAYOUT and not isinstance(model, CLIP):
         label = MEMBERS[found].label
         raise UsageError(f"only a CLIP can be written in the layout '{to}', and {source} holds a {label}")
-    vocabulary = _tokenizer(Path(source), model, tokenizer) if isinstance(model, CLIP) else None
+    if text_tower is not None:
+        if not isinstance(model, CLIP):
+            raise UsageError(f"only a CLIP has a text encoder, and {source} holds a {MEMBERS[found].label}")
+        joined = open_source(text_tower)
+        model = join_m_clip(model, joined.tensors, joined.place)
+    beside = Path(source if text_tower is None else text_tower)
+    vocabulary = _tokenizer(beside, model, tokenizer) if isinstance(model, CLIP) else None
 
     def write(part: Path) -> None:
         if to == OUR_LAYOUT:

@@ -1,8 +1,9 @@
-"""Hugging Face's CLIPModel and SiglipModel (transformers): rules for their tensors, and their config.json."""
+"""CLIPModel, SiglipModel and ChineseCLIPModel of Hugging Face: rules for their tensors, and their config.json."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from codebrush.conversion import text_towers
 from codebrush.conversion.state_dict_rules import Rule, Tensors, check_config, count, prefixed
 from codebrush.errors import PackError
 from codebrush.models.clip import OPENAI_MEAN, OPENAI_STD, CLIPConfig
@@ -93,7 +94,7 @@ def is_siglip(tensors: Tensors) -> bool:
 
 def rules(tensors: Tensors) -> list[Rule]:
     """The rules for a state dict."""
-    return SIGLIP_RULES if is_siglip(tensors) else CLIP_RULES
+    return text_towers.rules(tensors) + (SIGLIP_RULES if is_siglip(tensors) else CLIP_RULES)
 
 
 def config(tensors: Tensors, settings: Mapping[str, Any], pictures: Mapping[str, Any] | None, place: str) -> CLIPConfig:
@@ -106,11 +107,13 @@ def config(tensors: Tensors, settings: Mapping[str, Any], pictures: Mapping[str,
     try:
         make = _siglip if siglip else _clip
         vision, text_values = _tower(settings, "vision_config"), _tower(settings, "text_config")
-        image, text = make(vision, text_values, settings)
+        image, text = make(vision, {} if text_towers.is_chinese_clip(tensors) else text_values, settings)
+        if text_towers.is_chinese_clip(tensors):
+            text = text_towers.chinese_config(tensors, text_values, image.embed_dim)
     except (KeyError, TypeError, ValueError) as error:
         raise PackError(f"{place}: its config.json cannot be read: {error}") from error
     for tower, values in (("vision", vision), ("text", text_values)):
-        check_config(values, {"num_hidden_layers": count(tensors, rf"{tower}_model\.encoder\.layers\.(\d+)\.")}, place)
+        check_config(values, {"num_hidden_layers": count(tensors, rf"{tower}_model\.encoder\.layers?\.(\d+)\.")}, place)
     half = (0.5, 0.5, 0.5)
     return CLIPConfig(
         image,

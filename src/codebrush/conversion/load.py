@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from codebrush.conversion import huggingface, llamagen, open_clip, openai, taming
+from codebrush.conversion import huggingface, llamagen, open_clip, openai, taming, text_towers
+from codebrush.conversion.layouts import check_architecture, layout_of
 from codebrush.conversion.sources import Settings, Source, open_source
 from codebrush.conversion.state_dict_rules import Rule, Tensors, fill
 from codebrush.errors import PackError
@@ -20,15 +21,6 @@ from codebrush.models.pretrained import CONFIG_FILE, PretrainedModel
 from codebrush.models.vqgan import VQGAN, VQGANConfig
 from codebrush.pack.members import MEMBERS
 
-LAYOUTS = {  # a tensor that only this layout has -> the layout, and the kind of model
-    "vision_model.embeddings.patch_embedding.weight": ("huggingface", "clip"),
-    "visual.trunk.patch_embed.proj.weight": ("open_clip", "clip"),
-    "visual.conv1.weight": ("openai", "clip"),
-    "transformer.blocks.0.attn.key.weight": ("taming", "transformer"),
-    "layers.0.attention.wqkv.weight": ("llamagen", "transformer"),
-    "encoder.down.0.block.0.norm1.weight": ("taming", "vqgan"),
-    "encoder.conv_blocks.0.res.0.norm1.weight": ("llamagen", "vqgan"),
-}
 Model = TypeVar("Model", bound=PretrainedModel)
 
 
@@ -77,21 +69,6 @@ def _failures_named(read: Callable[[Source], Model]) -> Callable[[Source], Model
     return guarded
 
 
-def layout_of(tensors: Tensors, place: str) -> tuple[str, str]:
-    """The layout of a state dict and the kind of model it holds, for example ("openai", "clip").
-
-    Raises:
-        PackError: if it is in no known layout.
-    """
-    for name, found in LAYOUTS.items():
-        if name in tensors:
-            return found
-    names = ", ".join(sorted(tensors)[:3])
-    raise PackError(
-        f"{place} is in no known layout: its tensors are called {names}, ...; docs/published.md lists the known ones"
-    )
-
-
 def own_kind(path: str | Path) -> str | None:
     """The kind of model in the folder at `path`; None if the folder is not in our layout."""
     file = Path(path) / CONFIG_FILE
@@ -132,11 +109,12 @@ def clip_from(source: Source) -> CLIP:
     if layout == "huggingface":
         if settings is None:
             raise PackError(f"{place} needs its config.json beside it: no tensor gives its number of heads")
+        check_architecture(settings, tensors, place)
         config = huggingface.config(tensors, settings, source.pictures, place)
         return _filled(CLIP, config, tensors, huggingface.rules(tensors), huggingface.IGNORED, place)
     if settings is not None and "vision_cfg" in settings.get("model_cfg", settings):
         config = open_clip.config(tensors, settings, place)
-    elif layout == "open_clip" or "text.token_embedding.weight" in tensors:
+    elif layout == "open_clip" or "text.token_embedding.weight" in tensors or text_towers.is_open_clip(tensors):
         raise PackError(f"{place} needs its open_clip config: no tensor gives its number of heads")
     else:
         known = openai.ARGUMENTS & (settings or {}).keys()
@@ -146,7 +124,7 @@ def clip_from(source: Source) -> CLIP:
                 stacklevel=3,
             )
         config = openai.config(tensors, settings, place)
-    return _filled(CLIP, config, tensors, open_clip.rules(tensors), openai.IGNORED, place)
+    return _filled(CLIP, config, tensors, open_clip.rules(tensors), open_clip.IGNORED, place)
 
 
 @_failures_named

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from codebrush.conversion import openai
+from codebrush.conversion import openai, text_towers
 from codebrush.conversion.state_dict_rules import Rule, Tensors, check_config, count, prefixed
 from codebrush.errors import PackError
 from codebrush.models.clip import OPENAI_MEAN, OPENAI_STD, CLIPConfig
@@ -18,7 +18,7 @@ from codebrush.models.encoders.image_encoder import ImageEncoderConfig
 from codebrush.models.encoders.text_transformer import TextTransformerConfig
 from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 
-IGNORED = openai.IGNORED
+IGNORED = openai.IGNORED + r"|text\.transformer\..+\.position_ids"
 TIMM_EPSILON = 1e-6
 TIMM_HEADS = {768: 12, 1024: 16, 1152: 16, 1536: 16}  # heads of SigLIP's image encoders, by their width
 TIMM_TANH = ("base_patch32_siglip", "large_patch16_siglip_512", "so400m_patch16_siglip", "giantopt_patch16_siglip")
@@ -53,7 +53,7 @@ TIMM = [
 def rules(tensors: Tensors) -> list[Rule]:
     """The rules for a state dict: OpenAI's names, and timm's for an image encoder of timm."""
     timm = prefixed(TIMM, "image_encoder.", "visual.trunk.") if is_timm(tensors) else []
-    return timm + openai.rules(tensors)
+    return timm + text_towers.rules(tensors) + openai.rules(tensors)
 
 
 def is_timm(tensors: Tensors) -> bool:
@@ -74,7 +74,11 @@ def config(tensors: Tensors, settings: Mapping[str, Any], place: str) -> CLIPCon
         quick = "quick_gelu" if model.get("quick_gelu") else "gelu"
         read = _timm if is_timm(tensors) else _vision
         image = read(tensors, vision, quick, place)
-        text = _text(tensors, text_values, quick, place)
+        if text_towers.is_open_clip(tensors):
+            _refuse_unknown(text_values, text_towers.OPEN_CLIP_KEYS | {"context_length"} | TOKENIZER_KEYS, place)
+            text = text_towers.open_clip_config(tensors, text_values, image.embed_dim, place)
+        else:
+            text = _text(tensors, text_values, quick, place)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise PackError(f"{place}: its open_clip config or tensors cannot be read ({reason})") from error

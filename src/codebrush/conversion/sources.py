@@ -1,7 +1,7 @@
 """Opens published weights: reads their tensors, and their config in the vocabulary of the project they come from.
 
 A path is a checkpoint file, or a folder with one and its config. The layout is recognised by the names of the tensors,
-never by the file's name; file names only decide which files of a folder are read.
+and which file of a folder holds the weights by its content, never by its name.
 """
 
 import json
@@ -13,11 +13,13 @@ from typing import Any
 import yaml
 
 from codebrush.conversion import huggingface, openai
-from codebrush.conversion.checkpoints import read_checkpoint
+from codebrush.conversion.checkpoints import is_weight_file, read_checkpoint, what_else
+from codebrush.conversion.layouts import is_known, without_prefix
 from codebrush.conversion.state_dict_rules import Tensors
 from codebrush.errors import PackError
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+OTHER_WEIGHTS = (".gguf", ".h5", ".onnx")  # formats that are not read, and are named
 INDEX = ".index.json"
 CONFIG = "config.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -56,36 +58,57 @@ def open_source(path: str | Path, config: Settings = None) -> Source:
     file = weights_file(path) if path.is_dir() else path
     settings = read_settings(Path(config)) if isinstance(config, str | Path) else config
     checkpoint = read_checkpoint(file)
+    tensors = without_prefix(checkpoint.tensors)
     if settings is None:
-        settings = _settings_beside(path, checkpoint.tensors)
+        settings = _settings_beside(path, tensors)
     pictures = file.with_name(huggingface.PICTURES)
     return Source(
         str(path),
-        checkpoint.tensors,
+        tensors,
         settings,
-        read_settings(pictures) if huggingface.is_state_dict(checkpoint.tensors) and pictures.is_file() else None,
+        read_settings(pictures) if huggingface.is_state_dict(tensors) and pictures.is_file() else None,
         checkpoint.extras,
     )
 
 
 def weights_file(folder: Path) -> Path:
-    """The checkpoint in `folder`: an index of shards, or the only file with weights.
+    """The checkpoint in `folder`: an index of shards, or the only file that holds a model.
+
+    A file is one by its content: an optimizer's state or a trainer's arguments, saved in the same formats beside the
+    weights, are not taken for them.
 
     Raises:
         PackError: if there is no such file, or more than one.
     """
     indices = sorted(folder.glob(f"*{INDEX}"))
-    found = [file for file in sorted(folder.iterdir()) if file.suffix in WEIGHTS and file.is_file()]
     if indices:
         return indices[0]
-    best = [
-        file for file in found if file.suffix == ".safetensors"
-    ] or found  # the same weights are often there as a pickle too
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    found = [file for file in files if is_weight_file(file)]
+    if not found:
+        likely = [file for file in files if file.suffix in WEIGHTS] + [
+            file for file in files if file.suffix in OTHER_WEIGHTS
+        ]
+        for file in likely:
+            if (said := what_else(file)) is not None:
+                raise PackError(f"{file} {said}")
+        if likely:
+            return likely[0]  # reading it says what is wrong with it
+        raise PackError(f"{folder} holds no weights ({', '.join(WEIGHTS)}): name the folder or file that does")
+    safe = [file for file in found if file.suffix == ".safetensors"]
+    best = safe or found  # the same weights are often there as a pickle too
+    if len(best) > 1:
+        best = [file for file in best if _holds_model(file)] or best
     if len(best) == 1:
         return best[0]
-    if not best:
-        raise PackError(f"{folder} holds no weights ({', '.join(WEIGHTS)}): name the folder or file that does")
     raise PackError(f"{folder} holds several checkpoints ({', '.join(file.name for file in best)}): name one of them")
+
+
+def _holds_model(file: Path) -> bool:
+    try:
+        return is_known(read_checkpoint(file).tensors)
+    except PackError:  # a trainer's arguments are of classes that are not read
+        return False
 
 
 def read_settings(path: Path) -> Mapping[str, Any]:

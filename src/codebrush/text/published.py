@@ -79,7 +79,16 @@ def read_tokenizer_files(path: str | Path) -> TokenizerFiles:
         raise
     except Exception as error:  # the Rust library raises bare Exception for a damaged file
         raise PackError(f"{source} is damaged ({_one_line(error)}): fetch the tokenizer again") from error
+    if _lowercases(config):
+        lowercase = [normalizers.Lowercase(), backend.normalizer] if backend.normalizer else [normalizers.Lowercase()]
+        backend.normalizer = normalizers.Sequence(lowercase)
     return _with_specials(backend, config, source)
+
+
+def _lowercases(config: dict[str, Any]) -> bool:
+    """Whether these are the files of SigLIP 2, whose texts are in lower case: only the config says so."""
+    kind = str(config.get("tokenizer_class", ""))
+    return kind == "Siglip2Tokenizer" or (kind.startswith("Gemma") and config.get("do_lower_case") is True)
 
 
 def _main_file(folder: Path) -> Path:
@@ -193,7 +202,7 @@ def _with_specials(backend: tokenizers.Tokenizer, config: dict[str, Any], source
     if end is None:
         raise PackError(f"{source} has no end token (one of {', '.join(KNOWN_ENDS)}): name it in {CONFIG_FILE}")
     start = _special(config, ("bos_token", "cls_token"), KNOWN_STARTS, vocab)
-    if start == end or config.get("add_bos_token") is False:
+    if start == end or not _adds_start(backend, config, start, end):
         start = None
     own = _own_fields(config, source)
     pad = None if own.get("zero_padding") else _special(config, ("pad_token",), KNOWN_PADS, vocab) or end
@@ -201,6 +210,14 @@ def _with_specials(backend: tokenizers.Tokenizer, config: dict[str, Any], source
     if not isinstance(length, int | float) or not 0 < length < MAX_CONTEXT:
         length = CLIP_CONTEXT if "<|startoftext|>" in vocab else None
     return TokenizerFiles(backend, pad, start, end, None if length is None else int(length), own.get("cleanup"))
+
+
+def _adds_start(backend: tokenizers.Tokenizer, config: dict[str, Any], start: str | None, end: str) -> bool:
+    """Whether a text begins with the start token: by the config, or else by what the tokenizer itself adds."""
+    if config.get("add_bos_token") is not None:
+        return bool(config["add_bos_token"])
+    tokens = backend.encode("").tokens
+    return start in tokens or end not in tokens
 
 
 def _own_fields(config: dict[str, Any], source: Path) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from codebrush.optional import require
 class PretrainedTextConfig:
     """How to rebuild a Hugging Face encoder: `architecture` is the JSON text of its config.
 
-    `pooling`: "mean" averages all tokens that are not padding, "first" reads the first token.
+    `pooling`: "mean" averages all tokens that are not padding, "first" reads the first token. `projection` into CLIP's
+    space: a matrix ("linear"), one with a bias ("bias"), two with GELU between them ("mlp"), or "none".
     """
 
     architecture: str
@@ -25,6 +26,7 @@ class PretrainedTextConfig:
     embed_dim: int
     pad_id: int = 0
     pooling: Literal["mean", "first"] = "mean"
+    projection: Literal["linear", "bias", "mlp", "none"] = "linear"
 
 
 class PretrainedText(nn.Module):
@@ -41,8 +43,7 @@ class PretrainedText(nn.Module):
         architecture = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
         self.config = config
         self.encoder: Any = transformers.AutoModel.from_config(architecture).float()  # may name a half type
-        self.projection = nn.Linear(architecture.hidden_size, config.embed_dim, bias=False)
-        nn.init.normal_(self.projection.weight, std=architecture.hidden_size**-0.5)
+        self.projection = _projection(config, architecture.hidden_size)
 
     @classmethod
     def from_huggingface(cls, folder: str | Path, embed_dim: int, context_length: int = 77) -> "PretrainedText":
@@ -91,6 +92,19 @@ class PretrainedText(nn.Module):
         x = self.features(tokens)
         pooled = x[:, 0] if self.config.pooling == "first" else masked_mean(x, tokens != self.config.pad_id)
         return self.projection(pooled)
+
+
+def _projection(config: PretrainedTextConfig, width: int) -> nn.Module:
+    if config.projection == "none":
+        return nn.Identity()
+    if config.projection == "mlp":
+        inner = (width + config.embed_dim) // 2
+        return nn.Sequential(
+            nn.Linear(width, inner, bias=False), nn.GELU(), nn.Linear(inner, config.embed_dim, bias=False)
+        )
+    linear = nn.Linear(width, config.embed_dim, bias=config.projection == "bias")
+    nn.init.normal_(linear.weight, std=width**-0.5)
+    return linear
 
 
 def _transformers() -> Any:

@@ -31,9 +31,9 @@ from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.writing import PackMembers, write_pack
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.bank import make_bank
 from codebrush.training.dataset import SourceConfig, load_captioned
 from codebrush.training.engine.reporting import METRICS
+from codebrush.training.make_bank import make_bank
 from codebrush.training.run_folder import MODEL_FOLDER, read_plan
 from codebrush.version import __version__
 

@@ -17,7 +17,7 @@ from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.writing import PackMembers, write_pack
-from codebrush.training.bank import make_bank
+from codebrush.training.make_bank import make_bank
 from codebrush.training.stage import Materials, StagePlan
 from micro_models import LABELS, SIZE, TRANSFORMER_RECIPE, UNSEEN, label_of, loop, single_shapes, train_once
 
@@ -41,7 +41,7 @@ def brush(
     members = {"clip": clip, "vqgan": vqgan, "transformer": trained, "bank": make_bank(clip, materials.data)}
     write_pack(
         pack, PackMembers(members, materials.tokenizers), name="editing", version="1", licence="CC0-1.0", provenance={},
-        translation={"text": "a {style} one", "styles": ["small", "large"]}, dtype=torch.float32,
+        extras={"translation": {"text": "a {style} one", "styles": ["small", "large"]}}, dtype=torch.float32,
     )  # fmt: skip
     return Codebrush.from_pretrained(pack, device="cpu")
 

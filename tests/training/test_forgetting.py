@@ -166,9 +166,9 @@ def gated(
     folder.mkdir(exist_ok=True)
     loop = replace(LOOP, **{key: value for key, value in changes.items() if key != "pause"})
     config = GateConfig(SourceConfig("x"), every=2, action=action)
-    hooks = Hooks(gate=ForgettingGate(config, Scripted(*values), folder, loop.last))
+    gate = ForgettingGate(config, Scripted(*values), folder, loop.last)
     task = make_task(StagePlan("clip", RECIPE, loop), materials, deepcopy(start))
-    run = Loop(task, loop, folder, hooks=hooks)
+    run = Loop(task, loop, folder, hooks=Hooks(check=gate.check, result=gate.result))
     return run, run.run(changes.get("pause"))
 
 

@@ -7,13 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from codebrush.cli.flags import JsonOption, given_flags, refuse
+from codebrush.cli.member_flags import refuse_unread, with_member_flags
 from codebrush.cli.output import print_json
 from codebrush.cli.source_flags import CaptionOption, ImageColumnOption, LimitOption, SplitOption, WhereOption
 from codebrush.errors import UsageError
-from codebrush.training.registry import STAGES
+from codebrush.training.registry import STAGES, readers
 
 NAMES = ", ".join(STAGES)
-FOR_STAGES = ("source", "clip", "vqgan")
+FOR_STAGES = ("source", *readers())
 FOR_ROWS = ("caption", "split", "where", "group", "image_column", "limit")
 FOR_PACKS = (*FOR_ROWS, "budget", "recipes", "image_size", "seed", "name", "licence")
 IN_RECIPES = ("budget", "image_size", "seed")
@@ -21,6 +22,7 @@ ALWAYS = ("target", "recipe", "out", "resume", "json_output")  # every training 
 IN_START = ("image_size", "tokenizer")
 
 
+@with_member_flags
 def train(
     context: typer.Context,
     target: Annotated[
@@ -36,12 +38,7 @@ def train(
     ] = None,
     source: Annotated[str | None, typer.Option(help="Pictures for the stage, instead of its recipe's.")] = None,
     start: Annotated[Path | None, typer.Option("--from", help="Folder of a pack or model to fine-tune.")] = None,
-    clip: Annotated[
-        Path | None, typer.Option(help="With a stage that needs one: the folder of a trained CLIP, or of its pack.")
-    ] = None,
-    vqgan: Annotated[
-        Path | None, typer.Option(help="With a stage that needs one: the folder of a trained VQGAN, or of its pack.")
-    ] = None,
+    members: dict[str, Path] | None = None,
     caption: CaptionOption = None,
     split: SplitOption = None,
     where: WhereOption = None,
@@ -70,7 +67,7 @@ def train(
     if target in STAGES:
         if recipe is None:
             raise UsageError(f"train {target} needs a recipe: codebrush train {target} RECIPE.yaml --out {out}")
-        options = {"source": source, "clip": clip, "vqgan": vqgan, "tokenizer": given.get("tokenizer")}
+        options = {"source": source, "given": members, "tokenizer": given.get("tokenizer")}
         report = _train_stage(target, recipe, out, start=start, threads=threads, resume=resume, **options)
     else:
         if recipe is not None:
@@ -84,9 +81,7 @@ def _check_flags(target: str, given: dict[str, str]) -> None:
     """Raises UsageError for a given flag that this training would ignore."""
     if target in STAGES:
         refuse(given, FOR_PACKS, f"is for a whole pack, not for the stage {target}: its recipe says it")
-        if "vqgan" in given and "vqgan" not in STAGES[target].reads:
-            users = " and ".join(name for name, stage in STAGES.items() if "vqgan" in stage.reads)
-            refuse(given, ("vqgan",), f"is for the stages {users}: {target} needs no VQGAN")
+        refuse_unread(target, given)
         return
     refuse(given, FOR_STAGES, f"is for a single stage ({NAMES}), not for a whole pack")
     if "recipes" in given:

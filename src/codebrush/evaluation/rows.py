@@ -71,10 +71,10 @@ def row_labels(source: CaptionedImages, column: str) -> list[str | None]:
     Raises:
         DataError: if there is no such column, or it holds lists or nothing.
     """
-    known = source.row(0)
+    known = source.schema.names
     if column not in known:
         raise DataError(f"{source.origin}: no column {column} with labels; the columns are {', '.join(known)}")
-    cells = [source.row(row)[column] for row in range(len(source))]
+    cells = [source.cell(row, column) for row in range(len(source))]
     if any(isinstance(cell, list | dict) for cell in cells):
         raise DataError(
             f"{source.origin}: the column {column} holds several values a row: name a column with one label a row"

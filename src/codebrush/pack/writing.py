@@ -36,13 +36,14 @@ def write_pack(
     provenance: Mapping[str, Any],
     defaults: Mapping[str, Any] | None = None,
     temperature: float | None = None,
-    translation: Mapping[str, Any] | None = None,
+    extras: Mapping[str, Mapping[str, Any] | None] | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> Pack:
     """Write a pack into `folder` and return it opened; its weights are stored as `dtype`.
 
     `defaults` are options of `generate` (cfg, temperature, ...), `temperature` is what zero-shot logits are divided by
-    to be calibrated, `translation` the "text" with {style} and the "styles" that the code transformer translates to.
+    to be calibrated. `extras` are further entries of pack.json, like "translation": the "text" with {style} and the
+    "styles" that the code transformer translates to.
 
     The pack is written and checked in a folder beside `folder`, which then takes its place: an earlier pack there is
     replaced completely or not at all, and any other files in it are kept.
@@ -68,8 +69,8 @@ def write_pack(
         "members": {member: member for member in models},
     }
     calibrated = None if temperature is None else {"temperature": temperature}
-    extras = {"defaults": defaults, "classification": calibrated, "translation": translation}
-    info |= {field: dict(values) for field, values in extras.items() if values}
+    more = {"defaults": defaults, "classification": calibrated, **(extras or {})}
+    info |= {field: dict(values) for field, values in more.items() if values}
     with _written_beside(folder) as part:
         _check_room(folder, info)
         for member, model in models.items():

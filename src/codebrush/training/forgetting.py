@@ -18,10 +18,12 @@ from codebrush.files import atomic_file
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned, SourceConfig
+from codebrush.training.engine.task import Verdict
 from codebrush.training.field_types import Count, Share
 
 GATE_FILE = "gate.json"
 PASSED_FOLDER = "passed"
+METRIC = "zero_shot_top1"  # in the log
 BATCH = 128
 ROUNDING = 1e-9  # of the difference of two shares
 
@@ -80,29 +82,37 @@ class ZeroShot:
 
 
 class ForgettingGate:
-    """Compares what `measure` gives for a network during a run with its value before the first step; an `engine` Gate.
+    """Compares what `measure` gives for a network during a run with its value before the first step; `check` and
+    `result` are the `Hooks` of that name.
 
     `folder` keeps the record (gate.json) and, if a fall stops the run, the last network that passed, so that a resumed
-    run goes by the same values. `last` is the run's last step; of several processes one `writes`.
+    run goes by the same values. `last` is the run's last step.
     """
 
-    metric = "zero_shot_top1"
-
-    def __init__(
-        self,
-        config: GateConfig,
-        measure: Callable[[nn.Module], float],
-        folder: Path,
-        last: int,
-        writes: bool = True,
-    ):
-        self.config, self.measure, self.folder, self.last, self.writes = config, measure, folder, last, writes
+    def __init__(self, config: GateConfig, measure: Callable[[nn.Module], float], folder: Path, last: int):
+        self.config, self.measure, self.folder, self.last = config, measure, folder, last
         self.measured: list[tuple[int, float]] = []
+        self._begun = False
 
-    def resume_at(self, step: int) -> None:
+    def check(self, step: int, network: Callable[[], nn.Module]) -> Verdict:
+        """Measure the network if that is due after `step` steps."""
+        first, self._begun = not self._begun, True
+        if first and step:
+            self._resume_at(step)
+        elif self.due(step) and step not in dict(self.measured):
+            averaged = network()
+            top1 = self.measure(averaged)
+            # NaN is not recorded: the loss is NaN too, which the loop reports.
+            lines = self.record(step, top1, averaged) if math.isfinite(top1) else []
+            return Verdict({METRIC: top1}, lines, self.stopped)
+        return Verdict(stop=self.stopped)
+
+    def _resume_at(self, step: int) -> None:
         """Continue the record of an earlier run, without what it measured after the checkpoint at `step`."""
-        known = read_gate(self.folder) if step else None
-        self.measured = [(at, top1) for at, top1 in (known or {"measured": []})["measured"] if at <= step]
+        known = read_gate(self.folder) or {"measured": []}
+        self.measured = [(at, top1) for at, top1 in known["measured"] if at <= step]
+        if self.measured:
+            self._write()
 
     def due(self, step: int) -> bool:
         """Whether to measure the network after `step` steps."""
@@ -129,23 +139,20 @@ class ForgettingGate:
         fallen = bool(self.measured) and not self.passes(self.measured[-1][1])
         self.measured.append((step, top1))
         passes = self.passes(top1)
-        if self.writes:
-            if passes and self.config.action == "stop":
-                assert isinstance(network, PretrainedModel)
-                network.save_pretrained(self.folder / PASSED_FOLDER)
-            self._write()
+        if passes and self.config.action == "stop":
+            assert isinstance(network, PretrainedModel)
+            network.save_pretrained(self.folder / PASSED_FOLDER)
+        self._write()
         return self._lines(step, top1, passes, fallen)
 
     def result(self, network: nn.Module) -> nn.Module:
-        """`network`, or the last one that passed if the gate has stopped the run."""
-        if not self.stopped:
+        """`network`, or the last one that passed if the gate has stopped the run. Goes by the files alone, because of
+        several processes only the first has checked."""
+        report = read_gate(self.folder)
+        if report is None or not report["stopped"]:
             return network
         assert isinstance(network, PretrainedModel)
         return type(network).from_pretrained(self.folder / PASSED_FOLDER)
-
-    def close(self) -> None:
-        """Remove the kept network, once the run's own model is saved."""
-        shutil.rmtree(self.folder / PASSED_FOLDER, ignore_errors=True)
 
     def _lines(self, step: int, top1: float, passes: bool, fallen: bool) -> list[str]:
         before = self.measured[0][1]
@@ -174,6 +181,11 @@ class ForgettingGate:
         }
         with atomic_file(self.folder / GATE_FILE) as part:
             part.write_text(json.dumps(report) + "\n", encoding="utf-8")
+
+
+def remove_passed(folder: Path) -> None:
+    """Remove the network that the gate of a run in `folder` has kept, once the run's own model is saved."""
+    shutil.rmtree(folder / PASSED_FOLDER, ignore_errors=True)
 
 
 def read_gate(folder: Path) -> dict[str, Any] | None:

@@ -1,48 +1,62 @@
 """The stages of training, in the order in which a pack is trained.
 
-A new stage is one line here. Its module is imported when the stage is looked up, so that listing the names is quick.
+A new stage is one line here. Its module is imported when the stage is looked up, so that the command line knows the
+names, and the flags for the models that a stage reads, before anything heavy is imported.
 """
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from codebrush.training.stage import Stage
 
-MODULES = {
-    "clip": "codebrush.training.tasks.clip",
-    "vqgan": "codebrush.training.tasks.vqgan",
-    "transformer": "codebrush.training.tasks.code_transformer",
-    "prior": "codebrush.training.tasks.prior",
-    "captioner": "codebrush.training.tasks.captioner",
-    "upscaler": "codebrush.training.tasks.upscaler",
-    "translator": "codebrush.training.tasks.translator",
+
+@dataclass(frozen=True)
+class Entry:
+    """One stage: the module that exports it as STAGE, and the earlier members that its training may need.
+
+    A member that is read brings its network and, if it has one beside it, its tokenizer: with a CLIP come its features,
+    its embeddings and the tokens of captions.
+    """
+
+    module: str
+    reads: tuple[str, ...] = ()
+
+
+ENTRIES = {
+    "clip": Entry("codebrush.training.tasks.clip"),
+    "vqgan": Entry("codebrush.training.tasks.vqgan", ("clip",)),
+    "transformer": Entry("codebrush.training.tasks.code_transformer", ("clip", "vqgan")),
+    "prior": Entry("codebrush.training.tasks.prior", ("clip",)),
+    "captioner": Entry("codebrush.training.tasks.captioner", ("clip",)),
+    "upscaler": Entry("codebrush.training.tasks.upscaler", ("clip", "vqgan")),
+    "translator": Entry("codebrush.training.tasks.translator", ("clip",)),
 }
 
 
-class _Stages(MutableMapping[str, "Stage"]):
-    def __init__(self, modules: dict[str, str]):
-        self._stages: dict[str, Stage | str] = {**modules}  # the module of one that was not looked up yet
-
+class _Stages(Mapping[str, "Stage"]):
     def __getitem__(self, name: str) -> "Stage":
-        stage = self._stages[name]
-        return import_module(stage).STAGE if isinstance(stage, str) else stage
-
-    def __setitem__(self, name: str, stage: "Stage") -> None:
-        self._stages[name] = stage
-
-    def __delitem__(self, name: str) -> None:
-        del self._stages[name]
+        return import_module(ENTRIES[name].module).STAGE
 
     def __contains__(self, name: object) -> bool:
-        return name in self._stages
+        return name in ENTRIES
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._stages)
+        return iter(ENTRIES)
 
     def __len__(self) -> int:
-        return len(self._stages)
+        return len(ENTRIES)
 
 
-STAGES = _Stages(MODULES)
+STAGES = _Stages()
+
+
+def readers() -> dict[str, list[str]]:
+    """The members that some stage reads when it is trained, each with the stages that read it."""
+    found: dict[str, list[str]] = {}
+    for stage, entry in ENTRIES.items():
+        for member in entry.reads:
+            found.setdefault(member, []).append(stage)
+    return found

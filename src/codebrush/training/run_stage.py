@@ -12,7 +12,7 @@ from codebrush.models.pretrained import PretrainedModel
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.engine.loop import Loop, launch
 from codebrush.training.engine.task import TrainingTask
-from codebrush.training.forgetting import read_gate
+from codebrush.training.forgetting import read_gate, remove_passed
 from codebrush.training.registry import STAGES
 from codebrush.training.run_folder import (
     MODEL_FOLDER,
@@ -82,14 +82,14 @@ def run_stage(
     if not begun and fabric.is_global_zero:  # only now: a plan that cannot be carried out must not block a better one
         write_plan(replace(plan, facts={**plan.facts, **_fingerprints(prepared)}), folder)
     fabric.barrier()
-    hooks = stage.hooks(plan, prepared, folder, writes=fabric.is_global_zero)
+    hooks = stage.hooks(plan, prepared, folder)
     trained = Loop(task, plan.loop, folder, fabric, saved, hooks).run()
     assert isinstance(trained, PretrainedModel)
     if fabric.is_global_zero:
         save_model(trained, prepared.tokenizers.get(stage.name), folder)
-        if hooks.gate is not None:
-            hooks.gate.close()
     fabric.barrier()
+    if fabric.is_global_zero:
+        remove_passed(folder)
     materials.tokenizers.update(prepared.tokenizers)
     return trained.cpu()
 

@@ -1,27 +1,25 @@
 """Trains one stage by a recipe file, from the models of earlier stages to a run folder with the trained model."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from codebrush.conversion.convert import open_model
 from codebrush.errors import UsageError
-from codebrush.models.clip import CLIP
 from codebrush.models.pretrained import PretrainedModel
-from codebrush.models.vqgan import VQGAN
+from codebrush.pack.members import MEMBERS
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import load_captioned
 from codebrush.training.engine.loop import is_first
+from codebrush.training.member_folder import member_folder, pack_at
 from codebrush.training.recipes import read_recipe
 from codebrush.training.registry import STAGES
 from codebrush.training.run_folder import MODEL_FOLDER, has_begun, read_plan
 from codebrush.training.run_stage import run_figures, run_stage
 from codebrush.training.stage import Materials, StagePlan
-from codebrush.training.starts import make_tokenizer, member_folder, pack_at
+from codebrush.training.tokenizers import make_tokenizer
 
 
 def train_stage(
@@ -31,8 +29,7 @@ def train_stage(
     *,
     source: str | None = None,
     start: Path | None = None,
-    clip: Path | None = None,
-    vqgan: Path | None = None,
+    given: Mapping[str, Path] | None = None,
     tokenizer: str | None = None,
     threads: int = 0,
     resume: bool = False,
@@ -41,9 +38,9 @@ def train_stage(
     """Train one stage by its recipe into the run folder `out`; returns its figures (of several processes the first
     does).
 
-    `clip` and `vqgan` are the folders (packs, runs or models) of models that later stages need; `start` is one to begin
-    from, or published weights. `tokenizer` None is wordpiece, or that of the start. A resumed run keeps its plan, its
-    tokenizer and what it began from.
+    `given` are the folders (packs, runs or models) of earlier members that the stage reads, by name; their tokenizers
+    come along. `start` is a model to begin from, or published weights. `tokenizer` None is wordpiece, or that of the
+    start. A resumed run keeps its plan, its tokenizer and what it began from.
 
     Raises:
         UsageError: if a resumed run is given another start, tokenizer or number of threads than it began with.
@@ -53,12 +50,8 @@ def train_stage(
     asked = read_recipe(recipe, source, stage)
     plan = _plan(asked.plan, out, None if start is None else member_folder(start, stage), tokenizer, threads, resume)
     trained = STAGES[stage]
-    models: dict[str, PretrainedModel] = {}
-    tokenizers: dict[str, Tokenizer] = {}
-    if clip is not None:
-        models["clip"] = CLIP.from_pretrained(member_folder(clip, "clip"))
-    if vqgan is not None:
-        models["vqgan"] = VQGAN.from_pretrained(member_folder(vqgan, "vqgan"))
+    given = given or {}
+    models, tokenizers = _open_given(given)
     network = None
     if "from" in plan.facts:
         place = Path(plan.facts["from"])
@@ -66,12 +59,12 @@ def train_stage(
         plan = trained.adapt_to_start(plan, network)
         if (found := trained.tokenizer_beside(network, place)) is not None:
             tokenizers[stage] = found
-    size = plan.image_size or trained.picture_size(models, pack_at(clip))
+    size = plan.image_size or trained.picture_size(models, pack_at(given.get("clip")))
     cache = out.parent / "cache"
     data = load_captioned(asked.source.open(), size, cache)
     if "clip" not in tokenizers:
         kind = plan.facts.get("tokenizer") or tokenizer or "wordpiece"
-        tokenizers["clip"] = make_tokenizer(kind, data) if clip is None else _tokenizer_of(clip)
+        tokenizers["clip"] = make_tokenizer(kind, data)
     materials = trained.precompute(Materials(data, tokenizers, models, draw=draw), cache)
     network = run_stage(plan, materials, out, resume=resume, start=network)
     seconds = round(time.monotonic() - began, 1)
@@ -81,8 +74,12 @@ def train_stage(
     return {"model": str(out / MODEL_FOLDER), "stages": {stage: figures}, "seconds": seconds}
 
 
-def _tokenizer_of(clip: Path) -> Tokenizer:
-    return Tokenizer.from_pretrained(member_folder(clip, "clip"))
+def _open_given(given: Mapping[str, Path]) -> tuple[dict[str, PretrainedModel], dict[str, Tokenizer]]:
+    """The models of the given members by name, and the tokenizers of those that have one beside them."""
+    folders = {name: member_folder(place, name) for name, place in given.items()}
+    models = {name: MEMBERS[name].model.from_pretrained(folder) for name, folder in folders.items()}
+    read = {name: folder for name, folder in folders.items() if MEMBERS[name].tokenizer_misfits is not None}
+    return models, {name: Tokenizer.from_pretrained(folder) for name, folder in read.items()}
 
 
 def _plan(
@@ -96,10 +93,8 @@ def _plan(
         _check_same("--tokenizer", tokenizer, plan.facts.get("tokenizer", tokenizer), out)
         _check_same("--threads", threads or None, plan.loop.threads, out)
         return plan
-    # Never 0 in a stored plan: another number of threads adds up in another order.
-    loop = replace(asked.loop, threads=threads or asked.loop.threads or torch.get_num_threads())
     facts = {"tokenizer": tokenizer or "wordpiece", **({"from": began_from} if began_from else {})}
-    return replace(asked, loop=loop, facts=facts)
+    return replace(asked, loop=asked.loop.with_threads(threads), facts=facts)
 
 
 def _check_same(flag: str, now: object, before: object, out: Path) -> None:

@@ -55,8 +55,8 @@ class Materials:
     """What a stage is trained with: the pictures, and what earlier stages made.
 
     `tokenizers` and `models` are by member name; "clip" is the tokenizer of prompts and captions. `codes` (N, h * w)
-    are those of the pictures, `draw` makes a preview of a code transformer, `translation` is what pack.json says about
-    the styles that one learned.
+    are those of the pictures, `draw` makes a preview of a code transformer, `extras` are entries of pack.json beside
+    those that every pack has.
     """
 
     data: Captioned
@@ -66,7 +66,7 @@ class Materials:
     draw: Callable[["Materials", Any], Image.Image | None] | None = None
     replay: Captioned | None = None
     gate: Captioned | None = None
-    translation: dict[str, Any] | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -118,11 +118,10 @@ def halvings(image_size: int) -> int:
 
 
 class Stage(ABC):
-    """How one member of a pack is trained."""
+    """How one member of a pack is trained. `registry` names the earlier members that it reads."""
 
     member: ClassVar[Member]
     recipe: ClassVar[type]  # a frozen dataclass with its settings
-    reads: ClassVar[tuple[str, ...]] = ()  # earlier members that its training may need
     optional: ClassVar[bool] = True  # whether the recipes of a pack may leave it out
     share: ClassVar[float] = 0.0  # of a time budget; 0: trained only where a recipe asks for it
     replays: ClassVar[bool] = False  # whether its plan may have `replay` and `gate`
@@ -146,8 +145,8 @@ class Stage(ABC):
     def task(self, network: Any, plan: StagePlan, materials: Materials) -> TrainingTask:
         """What the training loop runs."""
 
-    def hooks(self, plan: StagePlan, materials: Materials, folder: Path, writes: bool = True) -> Hooks:
-        """What the stage adds to the loop of a run in `folder`; of several processes one `writes`."""
+    def hooks(self, plan: StagePlan, materials: Materials, folder: Path) -> Hooks:
+        """What the stage adds to the loop of a run in `folder`."""
         return Hooks()
 
     def check(self, plan: StagePlan, materials: Materials) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,8 @@ from codebrush.cli.main import run as command
 from codebrush.errors import PackError
 from codebrush.pack.members import MEMBERS
 from codebrush.pack.pack import open_pack
-from codebrush.training.registry import STAGES
-from packs import write_micro_pack
+from codebrush.training.registry import ENTRIES, STAGES, Entry
+from packs import micro_captioner, micro_tokenizer, write_micro_pack
 
 LOOP = {"steps": 4, "batch_size": 4, "threads": 1, "log_every": 2, "checkpoint_every": 2, "preview_every": 0}
 RECIPES = {
@@ -31,7 +33,9 @@ RECIPES = {
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MEMBERS, "colour", STAGE.member)
-    monkeypatch.setitem(STAGES, "colour", STAGE)
+    monkeypatch.setitem(ENTRIES, "colour", Entry("colour_stage", ("clip", "captioner")))
+    import_module("codebrush.cli.train")  # so that it comes back after the test
+    monkeypatch.delitem(sys.modules, "codebrush.cli.train")  # its flags are made on import
 
 
 @pytest.fixture
@@ -60,7 +64,9 @@ def test_it_is_trained_packed_and_opened_and_a_resumed_training_ends_alike(
     assert list(report["stages"]) == ["clip", "vqgan", "transformer", "colour"]
     pack = open_pack(out)
     assert pack.info["members"]["colour"] == "colour"
-    assert pack.info["provenance"]["plans"]["colour"]["recipe"] == {"width": 24, "learning_rate": 1e-2}
+    assert pack.info["provenance"]["plans"]["colour"]["recipe"] == {
+        "width": 24, "captioner": False, "learning_rate": 1e-2,
+    }  # fmt: skip
     colour = pack.load(Colour)
     assert colour.config == ColourConfig(8, 24)
     assert colour(pack.clip.encode_text(pack.tokenizer(["a red circle"]))).shape == (1, 3)
@@ -89,6 +95,28 @@ def test_it_is_trained_alone_blended_and_told_apart(
     )
     recipe.write_text(recipe.read_text().replace("width: 24", "width: 0"))
     assert "recipe.width" in one_line([*given, "--out", str(tmp_path / "third")], 1, capsys)
+
+
+def test_it_reads_another_member_that_no_stage_read_before(
+    recipes: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    pack = write_micro_pack(tmp_path / "pack", captioner=micro_captioner(), words=micro_tokenizer())
+    recipe = recipes / "colour.yaml"
+    recipe.write_text(recipe.read_text().replace("width: 24", "width: 24\n  captioner: true"))
+    given = ["train", "colour", str(recipe), "--source", str(shapes), "--tokenizer", "bpe"]
+    assert command([*given, "--captioner", str(pack), "--out", str(tmp_path / "run")]) == 0
+    assert Colour.from_pretrained(tmp_path / "run" / "model").config == ColourConfig(32, 24)
+    third = ["--out", str(tmp_path / "third")]
+    assert "needs the captioner of an earlier one" in one_line([*given, *third], 1, capsys)
+    bare = write_micro_pack(tmp_path / "bare")
+    assert f"the pack {bare} has no captioner" in one_line([*given, "--captioner", str(bare), *third], 1, capsys)
+    assert "--captioner is for the stage colour: prior needs no captioner" in one_line(
+        ["train", "prior", "prior.yaml", "--captioner", str(pack), *third], 2, capsys
+    )
+    assert command(["train", "--help"]) == 0
+    assert "Folder of a trained captioner, or of its pack, for the stage colour." in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 @pytest.mark.parametrize("layout", ["openai", "huggingface"])

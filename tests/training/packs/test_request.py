@@ -144,6 +144,10 @@ def one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["vqgan", "r.yaml", "--caption", "x"], "--caption is for a whole pack"),
         (["vqgan", "r.yaml", "--seed", "0"], "--seed is for a whole pack"),
         (["vqgan", "r.yaml", "--vqgan", "x"], "--vqgan is for the stages transformer and upscaler"),
+        (
+            ["clip", "r.yaml", "--clip", "x"],
+            "--clip is for the stages vqgan, transformer, prior, captioner, upscaler and",
+        ),
         (["transformer", "r.yaml", "--name", "x"], "--name is for a whole pack"),
         (["pictures", "--source", "others"], "--source is for a single stage"),
         (["pictures", "--clip", "x"], "--clip is for a single stage"),

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from codebrush.training.engine.interrupts import interrupts_held
 from codebrush.training.engine.learning_rate import cosine_schedule
 from codebrush.training.engine.reporting import Reporter
 from codebrush.training.engine.rows import ShuffledRows, step_rng
-from codebrush.training.engine.task import Hooks, Objective, TrainingTask
+from codebrush.training.engine.task import Hooks, Objective, TrainingTask, Verdict
 from codebrush.training.field_types import Count, Share, Weight, Whole
 
 CHECKPOINT = "checkpoint.pt"
@@ -69,6 +69,13 @@ class LoopConfig:
     def warmup_steps(self) -> int:
         """The number of steps over which the learning rate rises."""
         return min(self.warmup, max(1, self.steps // 4))
+
+    def with_threads(self, asked: int) -> "LoopConfig":
+        """This config with `asked` threads, or where that is 0 its own, or where that too is 0 PyTorch's choice.
+
+        A stored plan goes through this, because another number of threads adds up in another order.
+        """
+        return replace(self, threads=asked or self.threads or torch.get_num_threads())
 
 
 def is_first() -> bool:
@@ -133,7 +140,7 @@ class Loop:
         self.fabric = fabric or launch(config)
         self.saved = saved
         self.reporter = Reporter(folder, config.steps, enabled=self.fabric.is_global_zero)
-        self.step = 0
+        self.step, self.stopped = 0, False
         self.result = next(iter(task.networks))
         self.plain = dict(task.networks)  # as they were before any wrapper
         self.rows = self.hooks.rows or ShuffledRows(task.examples, config.batch_size, config.seed).of_step
@@ -142,21 +149,20 @@ class Loop:
     def run(self, stop_after: int | None = None) -> nn.Module:
         """Train and return the first network with its averaged weights, in eval mode.
 
-        With `stop_after` this call ends at that step, and the run can be resumed later. If a gate ends the run the
-        result is the last network that passed.
+        With `stop_after` this call ends at that step, and the run can be resumed later. The hooks may end the run
+        earlier, and with another network.
 
         Raises:
             TrainingError: if the loss becomes infinite or NaN, or a checkpoint cannot be read or written.
             KeyboardInterrupt: after Ctrl-C, when the step has ended and is saved.
         """
-        gate = self.hooks.gate
         self._prepare()
         last = min(self.config.steps, stop_after or self.config.last)
         with ThreadPoolExecutor(1) as loader, self.reporter, interrupts_held() as interrupted:
             self.reporter.resume_at(self.step)
             ready = loader.submit(self._load, self.step)
             self._begin()
-            while self.step < last and not (gate and gate.stopped):
+            while self.step < last and not self.stopped:
                 batch = ready.result()
                 ready = loader.submit(self._load, self.step + 1)
                 self._train_step(batch)
@@ -164,7 +170,7 @@ class Loop:
                 if self._anywhere(interrupted()):
                     self.save()
                     raise KeyboardInterrupt
-        return gate.result(self.averaged()) if gate else self.averaged()
+        return self.averaged() if self.hooks.result is None else self.hooks.result(self.averaged())
 
     def time_steps(self, warm: int, timed: int) -> float:
         """Seconds per step, averaged over `timed` steps after `warm` untimed ones; nothing is logged or saved."""
@@ -194,11 +200,9 @@ class Loop:
             self._restore(checkpoint)
 
     def _begin(self) -> None:
-        """Measure and remark on the network before the first step."""
-        if self.hooks.gate is not None:
-            self.hooks.gate.resume_at(self.step)
-        if self.step == 0 and self._pass_gate():
-            self.reporter.log(0)
+        """Check and remark on the network before the first step."""
+        if self._check():
+            self.reporter.log(self.step)
         self._remark({})
 
     def _load(self, step: int) -> dict[str, Tensor]:
@@ -246,7 +250,7 @@ class Loop:
     def _after_step(self, last: int) -> None:
         config, step = self.config, self.step
         saving = step % config.checkpoint_every == 0 or step == last
-        measured = self._pass_gate()
+        measured = self._check()
         if step % config.log_every == 0 or saving or measured:  # nothing is saved that was not checked
             values = self.reporter.log(step)
             if self._anywhere(not all(np.isfinite(value) for value in values.values())):
@@ -262,19 +266,18 @@ class Loop:
         if saving:
             self.save()
 
-    def _pass_gate(self) -> bool:
-        """Measure the averaged network if it is due; the first process measures for all."""
-        gate = self.hooks.gate
-        if gate is None or not gate.due(self.step):
+    def _check(self) -> bool:
+        """Let the hooks check the network, in the first process for all; returns whether there is a value to log."""
+        if self.hooks.check is None:
             return False
-        network = self.averaged()
-        value = self.fabric.broadcast(gate.measure(network) if self.fabric.is_global_zero else 0.0)
-        if np.isfinite(value):  # otherwise the loss is infinite or NaN, which the log reports
-            for line in gate.record(self.step, value, network):
-                self.reporter.say(line)
-        self.reporter.add(gate.metric, torch.tensor(value, dtype=torch.float64))
-        self.fabric.barrier()  # what passed is written before anybody reads it
-        return True
+        verdict = self.hooks.check(self.step, self.averaged) if self.fabric.is_global_zero else Verdict()
+        verdict = self.fabric.broadcast(verdict)
+        self.stopped = verdict.stop
+        for line in verdict.lines:
+            self.reporter.say(line)
+        for name, value in verdict.values.items():
+            self.reporter.add(name, torch.tensor(value, dtype=torch.float64))
+        return bool(verdict.values)
 
     def _remark(self, values: Mapping[str, float]) -> None:
         for line in self.hooks.remarks(self.step, values) if self.hooks.remarks else ():

@@ -1,6 +1,6 @@
 """What the training loop needs: a task to train, and hooks that a stage may add."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -40,46 +40,25 @@ class TrainingTask(Protocol):
         ...
 
 
-class Gate(Protocol):
-    """Measures the averaged network now and then, and may end the run early."""
+class Verdict(NamedTuple):
+    """What a check of the network found: values and lines for the log, and whether it ends the run."""
 
-    metric: str  # the measured value's name in the log
-
-    @property
-    def stopped(self) -> bool:
-        """Whether the last value ends the run."""
-        ...
-
-    def resume_at(self, step: int) -> None:
-        """Go on from a checkpoint at `step`; values of later steps are forgotten."""
-        ...
-
-    def due(self, step: int) -> bool:
-        """Whether to measure the network after `step` steps."""
-        ...
-
-    def measure(self, network: nn.Module, /) -> float:
-        """The value of a network. Of several processes only the first is asked."""
-        ...
-
-    def record(self, step: int, value: float, network: nn.Module, /) -> list[str]:
-        """Take in a finite value; returns lines for the log."""
-        ...
-
-    def result(self, network: nn.Module) -> nn.Module:
-        """The network that the run ends with."""
-        ...
-
-    def close(self) -> None:
-        """Called when the result is saved."""
-        ...
+    values: Mapping[str, float] = {}
+    lines: Sequence[str] = ()
+    stop: bool = False
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a stage may add to the loop: the `rows` of a step where they are not simply shuffled epochs, `remarks` on a
-    line of the log (step 0 has no values), and a `gate`."""
+    """What a stage may add to the loop.
+
+    `rows` gives the rows of a step where they are not simply shuffled epochs, `remarks` lines about a line of the log
+    (step 0 has no values). `check` is called before the first step of a new or resumed run and after each step, with
+    the number of steps done and a function that gives the averaged network; of several processes only the first calls
+    it. `result` gives the network that the run ends with, from the averaged one.
+    """
 
     rows: Callable[[int], np.ndarray] | None = None
     remarks: Callable[[int, Mapping[str, float]], Iterable[str]] | None = None
-    gate: Gate | None = None
+    check: Callable[[int, Callable[[], nn.Module]], Verdict] | None = None
+    result: Callable[[nn.Module], nn.Module] | None = None

@@ -19,6 +19,7 @@ from codebrush.pack.writing import PackMembers, write_pack
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import load_captioned
 from codebrush.training.engine.loop import Loop, LoopConfig, launch
+from codebrush.training.member_folder import member_folder, pack_at
 from codebrush.training.packs.budget import FINISH_SHARE, stage_seconds
 from codebrush.training.packs.clock import Clock
 from codebrush.training.packs.plan import TIMED_STEPS, WARM_STEPS, choose
@@ -34,7 +35,7 @@ from codebrush.training.registry import STAGES
 from codebrush.training.run_folder import MODEL_FOLDER, has_begun, is_done, read_plan
 from codebrush.training.run_stage import make_network, make_task, run_figures, run_stage
 from codebrush.training.stage import GRID, Materials, Size, Stage, StagePlan
-from codebrush.training.starts import check_tokenizer, make_tokenizer, member_folder, pack_at
+from codebrush.training.tokenizers import check_tokenizer, make_tokenizer
 from codebrush.version import __version__
 
 CLOCK_FILE = "clock.json"
@@ -181,9 +182,7 @@ class _PackTraining:
         if stage.name not in request.plans:
             return self._plan_within_budget(stage, start)
         plan = request.plans[stage.name]
-        # Never 0 in a stored plan: another number of threads adds up in another order.
-        threads = request.threads or plan.loop.threads or torch.get_num_threads()
-        return replace(plan, loop=replace(plan.loop, threads=threads))
+        return replace(plan, loop=plan.loop.with_threads(request.threads))
 
     def _plan_within_budget(self, stage: Stage, start: PretrainedModel | None) -> StagePlan:
         request = self.request
@@ -214,12 +213,11 @@ class _PackTraining:
             seed=request.seed,
             warmup=max(1, min(100, steps // 10)),
             ema_decay=0.999 if steps > 5000 else 0.99 if steps > 300 else 0.9,
-            threads=request.threads or torch.get_num_threads(),
             log_every=min(50, every),
             checkpoint_every=min(500, every),
             preview_every=steps // 5 if steps >= 100 else steps,  # each takes as long as several steps
         )
-        return StagePlan(stage.name, recipe, loop)
+        return StagePlan(stage.name, recipe, loop.with_threads(request.threads))
 
     def write(self, source: Any, figures: dict[str, Any]) -> Pack:
         """Write the pack of all that was trained."""
@@ -242,7 +240,7 @@ class _PackTraining:
             request.out,
             PackMembers(models, materials.tokenizers),
             name=request.name or request.out.name,
-            translation=materials.translation,
+            extras=materials.extras,
             version=__version__,
             licence=request.licence,
             provenance=provenance,

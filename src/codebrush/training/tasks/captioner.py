@@ -265,7 +265,6 @@ class CaptionerStage(Stage):
 
     member = MEMBERS["captioner"]
     recipe = CaptionerRecipe
-    reads = ("clip",)
     share = 0.11
     renamed = (("drill", "practice_share"), ("looking", "patch_label_steps"))
 

@@ -41,6 +41,7 @@ from codebrush.training.tasks.augmentation import (
 )
 from codebrush.training.tasks.clip_diagnostics import CLIPDiagnostics, clashing_share
 from codebrush.training.tasks.contrastive_loss import TextLikeness, contrastive_loss, sigmoid_loss
+from codebrush.training.tasks.layer_decay import layer_decay
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class CLIPRecipe:
 
     The sizes are those of a fresh CLIP; one that training starts from keeps its own. For such a start, `lock` freezes
     one encoder ("image" is locked-image tuning, Zhai et al. 2022), `layer_decay` slows layers far from the output (see
-    `make_adamw`), and `replay_share` of every batch comes from the recipe's replay set.
+    `layer_decay`), and `replay_share` of every batch comes from the recipe's replay set.
     """
 
     architecture: Literal["codebrush", "openai"] = "codebrush"
@@ -199,7 +200,9 @@ class CLIPTask:
             encoder.requires_grad_(False)
         self.networks: dict[str, nn.Module] = {"clip": clip}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "clip": make_adamw([clip], recipe.learning_rate, recipe.weight_decay, layer_decay=recipe.layer_decay)
+            "clip": make_adamw(
+                [clip], recipe.learning_rate, recipe.weight_decay, rate_factor=layer_decay(recipe.layer_decay)
+            )
         }
         self.frozen: list[nn.Module] = []
         self.meanings = TextMeanings(tokenizer) if recipe.soft_share else None
@@ -279,16 +282,17 @@ class CLIPStage(Stage):
         rows = data if materials.replay is None else Joined(data, materials.replay)
         return CLIPTask(network, plan.recipe, rows, materials.tokenizer)
 
-    def hooks(self, plan: StagePlan, materials: Materials, folder: Path, writes: bool = True) -> Hooks:
+    def hooks(self, plan: StagePlan, materials: Materials, folder: Path) -> Hooks:
         """The rows of two sets, remarks on the log, and the gate."""
         recipe, loop, data, replay = plan.recipe, plan.loop, materials.data, materials.replay
-        rows, gate = None, None
+        rows, check, result = None, None, None
         if replay is not None:
             count = replayed_rows(recipe.replay_share, loop.batch_size)
             rows = ReplayedRows(Joined(data, replay), count, loop.batch_size, loop.seed).of_step
         if plan.gate is not None and materials.gate is not None:
             measure = ZeroShot(materials.gate, materials.tokenizer)
-            gate = ForgettingGate(plan.gate, measure, folder, loop.last, writes)
+            gate = ForgettingGate(plan.gate, measure, folder, loop.last)
+            check, result = gate.check, gate.result
         diagnostics = CLIPDiagnostics(
             loop.batch_size,
             len(data) + len(replay or ()),
@@ -296,7 +300,7 @@ class CLIPStage(Stage):
             loop.warmup_steps,
             texts=recipe.texts,
         )
-        return Hooks(rows, diagnostics.remarks, gate)
+        return Hooks(rows, diagnostics.remarks, check, result)
 
     def prepare(self, plan: StagePlan, materials: Materials, cache: Path) -> Materials:
         """With the replayed set and the gate's, decoded at the size of the first."""

@@ -20,12 +20,12 @@ from codebrush.models.vqgan import VQGAN
 from codebrush.pack.members import MEMBERS
 from codebrush.pack.pack import Pack, text_condition
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.bank import make_bank
 from codebrush.training.dataset import Captioned, CaptionTokens
 from codebrush.training.engine.loop import is_first
 from codebrush.training.engine.optimizer import make_adamw
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
+from codebrush.training.make_bank import make_bank
 from codebrush.training.stage import GRID, Materials, Size, Stage, StagePlan, halvings, needed
 from codebrush.training.tasks.code_loss import code_likeness, code_loss
 from codebrush.training.tasks.conditions import GIVEN, SOURCE, ConditionSampler, OtherCaptions, rows_of_each
@@ -161,7 +161,7 @@ def translation_of(recipe: TransformerRecipe, data: Captioned) -> dict[str, Any]
     if not recipe.pair_share or len(templates) != 1 or len(templates[0].columns) != 1:
         return None
     (column,) = templates[0].columns
-    cells = {data.source.row(row)[column] for row in data.pixels.rows}
+    cells = {data.source.cell(row, column) for row in data.pixels.rows}
     styles = sorted(cell for cell in cells if isinstance(cell, str) and cell.strip())
     return {"text": templates[0].text.replace("{" + column + "}", "{style}"), "styles": styles} if styles else None
 
@@ -291,7 +291,6 @@ class CodeTransformerStage(Stage):
 
     member = MEMBERS["transformer"]
     recipe = TransformerRecipe
-    reads = ("clip", "vqgan")
     optional = False
     share = 0.28
 
@@ -349,7 +348,8 @@ class CodeTransformerStage(Stage):
         models = materials.models
         if network.config.image_embedding and is_first():
             models = {**models, "bank": make_bank(materials.need(CLIP), materials.data, seconds=seconds)}
-        return replace(materials, models=models, translation=translation_of(plan.recipe, materials.data))
+        translation = {"translation": translation_of(plan.recipe, materials.data)}
+        return replace(materials, models=models, extras={**materials.extras, **translation})
 
 
 def _sized_recipe(width: int, layers: int, heads: int, learning_rate: float, block: int) -> TransformerRecipe:

@@ -6,6 +6,7 @@ One network learns all of these, so that the same weights draw from text, vary p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -170,6 +171,6 @@ class OtherCaptions:
 
     def captions(self, row: int) -> list[str]:
         """The captions that the templates make of a row; its own ones if they make none."""
-        cells = self.data.source.row(self.data.pixels.rows[row])
-        captions = [text for template in self.templates for text in template.fill(cells.__getitem__)]
+        cell = partial(self.data.source.cell, self.data.pixels.rows[row])
+        captions = [text for template in self.templates for text in template.fill(cell)]
         return captions or self.data.captions(row)

@@ -46,7 +46,11 @@ class Adversary:
         self.discriminator = PatchGAN(recipe.discriminator_channels, recipe.discriminator_layers)
         self.optimizer: torch.optim.Optimizer = make_adamw([self.discriminator], recipe.discriminator_rate, betas=BETAS)
 
-    def oppose(self, loss: Tensor, made: Tensor, last_layer: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def at(self, step: int) -> "Adversary | None":
+        """The adversary at a step of the run; None before it joins in."""
+        return self if step >= self.starts else None
+
+    def add_generator_loss(self, loss: Tensor, made: Tensor, last_layer: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of pictures `made` (B, 3, H, W) plus the weighted adversarial loss, and its metrics.
 
         `last_layer` is the weight of the last layer of the network that made them.

@@ -89,7 +89,6 @@ class PriorStage(Stage):
 
     member = MEMBERS["prior"]
     recipe = PriorRecipe
-    reads = ("clip",)
     share = 0.02
 
     def make(self, plan: StagePlan, materials: Materials) -> Prior:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Weight, Whole
 from codebrush.training.stage import Materials, Stage, StagePlan, resized
 from codebrush.training.tasks.augmentation import Augmentation, draw_affine, move
+from codebrush.training.tasks.psnr import psnr
 
 PREVIEWED = 6
 
@@ -58,7 +58,7 @@ def styles_of(data: Captioned, column: str) -> list[str]:
     there = data.source.schema.names
     if column not in there:
         raise DataError(f"{data.source.origin}: recipe.style_column is {column}; there are {', '.join(there)}")
-    cells = [data.source.row(row)[column] for row in data.pixels.rows]
+    cells = [data.source.cell(row, column) for row in data.pixels.rows]
     return ["" if is_empty(cell) else str(cell).strip() for cell in cells]
 
 
@@ -129,8 +129,8 @@ class TranslatorTask:
         made = self.networks["translator"](images, batch["styles"]).float()
         apart = self.perceptual(made, wanted).mean()
         loss = r.pixel * ((made - wanted).abs().mean() + 2 * (made - wanted).square().mean()) + r.perceptual * apart
-        gain = _psnr(made.detach(), wanted) - _psnr(images, wanted)
-        metrics = {"psnr": _psnr(made.detach(), wanted), "gain": gain, "perceptual": apart}
+        reached, untouched = psnr(made, wanted, each=True), psnr(images, wanted, each=True)
+        metrics = {"psnr": reached, "gain": reached - untouched, "perceptual": apart}
         if r.likeness:
             with torch.no_grad():
                 target = self.clip.encode_image(wanted)
@@ -147,17 +147,11 @@ class TranslatorTask:
         return contact_sheet([to_pil(image) for row in (images, made, wanted) for image in row], columns=len(images))
 
 
-def _psnr(made: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the pictures, in dB."""
-    return (-10 * F.mse_loss(made, targets, reduction="none").mean((1, 2, 3)).clamp(min=1e-10).log10()).mean()
-
-
 class TranslatorStage(Stage):
     """Trains the translator of a pack, if a recipe names the column of styles."""
 
     member = MEMBERS["translator"]
     recipe = TranslatorRecipe
-    reads = ("clip",)
 
     def make(self, plan: StagePlan, materials: Materials) -> Translator:
         """To the styles of the rows."""

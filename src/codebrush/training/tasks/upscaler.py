@@ -22,12 +22,12 @@ from codebrush.training.field_types import Count, Rate, Share, Weight, Whole
 from codebrush.training.stage import Materials, Size, Stage, StagePlan, resized
 from codebrush.training.tasks.gan import DISCRIMINATOR, discriminator_objective, with_discriminator
 from codebrush.training.tasks.perceptual import perceptual_distance
+from codebrush.training.tasks.psnr import psnr
 
 PREVIEWED = 6
 SAMPLED = 16  # pictures by which the usual size of a source's pictures is measured
 LEAST_SIDE = 8  # small pictures are multiples of it, like those of packs trained within a budget
 SMOOTH = 1e-3  # the pixel loss is quadratic for errors below it
-LEAST_ERROR = 1e-10  # mean squared error that an exact picture counts as having: 100 dB
 DIHEDRAL = 8  # orientations of a square: four rotations, mirrored or not
 RECONSTRUCTED = 0.25  # of the pictures that an upscaler within a budget learns from pass through the VQGAN first
 
@@ -174,15 +174,15 @@ class UpscalerTask:
         small, targets = self.pairs(batch)
         made = self.networks["upscaler"](small).float()
         loss = r.pixel * charbonnier(made, targets)
-        psnr, bicubic = _psnr(made.detach(), targets), _psnr(enlarge(small, r.scale), targets)
-        metrics = {"psnr": psnr, "gain": psnr - bicubic}
+        reached, bicubic = psnr(made, targets), psnr(enlarge(small, r.scale), targets)
+        metrics = {"psnr": reached, "gain": reached - bicubic}
         if self.perceptual is not None:
             distance = self.perceptual(made, targets).mean()
             loss = loss + r.perceptual * distance
             metrics["perceptual"] = distance
-        adversary = self.adversary if self.adversary is not None and step >= self.adversary.starts else None
+        adversary = self.adversary and self.adversary.at(step)
         if adversary is not None:
-            loss, figures = adversary.oppose(loss, made, self.upscaler.last_layer)
+            loss, figures = adversary.add_generator_loss(loss, made, self.upscaler.last_layer)
             metrics |= figures
         yield Objective("upscaler", loss, metrics)
         if adversary is not None:
@@ -198,11 +198,6 @@ class UpscalerTask:
         plain = small.repeat_interleave(self.recipe.scale, -1).repeat_interleave(self.recipe.scale, -2)
         rows = (plain, enlarge(small, self.recipe.scale), made, true)
         return contact_sheet([to_pil(image) for row in rows for image in row], columns=len(true))
-
-
-def _psnr(made: Tensor, targets: Tensor) -> Tensor:
-    """PSNR in dB over the whole batch."""
-    return -10 * (made - targets).square().mean().clamp(min=LEAST_ERROR).log10()
 
 
 def _check(upscaler: Upscaler, recipe: UpscalerRecipe, data: Captioned, vqgan: VQGAN | None) -> None:
@@ -225,7 +220,6 @@ class UpscalerStage(Stage):
 
     member = MEMBERS["upscaler"]
     recipe = UpscalerRecipe
-    reads = ("clip", "vqgan")
     share = 0.05
 
     def make(self, plan: StagePlan, materials: Materials) -> Upscaler:

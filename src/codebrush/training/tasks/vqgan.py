@@ -25,6 +25,7 @@ from codebrush.training.stage import Materials, Size, Stage, StagePlan, halvings
 from codebrush.training.tasks.augmentation import Augmentation, draw_affine, move
 from codebrush.training.tasks.gan import DISCRIMINATOR, discriminator_objective, with_discriminator
 from codebrush.training.tasks.perceptual import perceptual_distance
+from codebrush.training.tasks.psnr import psnr
 
 PREVIEWED = 16
 SPLIT = 0.15  # distance of a new code from the one it is split from, as a share of that one's length
@@ -159,9 +160,9 @@ class VQGANTask:
             self.vqgan.quantizer.eval()  # codes are not updated
         output = self.networks["vqgan"](images)
         made = output.images.float()
-        error = F.mse_loss(made, images)
+        error = F.mse_loss(made, images)  # before the L1 loss: the order decides how gradients are rounded
         loss = r.l1 * F.l1_loss(made, images) + r.l2 * error
-        metrics = {"psnr": -10 * error.detach().log10(), "code_distance": output.distance}
+        metrics = {"psnr": psnr(made, images), "code_distance": output.distance}
         if self.perceptual is not None:
             distance = self.perceptual(made, images).mean()
             loss = loss + r.perceptual * distance
@@ -169,9 +170,9 @@ class VQGANTask:
         if r.ssim:
             alike = structural_similarity(made, images).mean()
             loss, metrics["ssim"] = loss + r.ssim * (1 - alike), alike
-        adversary = self.adversary if self.adversary is not None and step >= self.adversary.starts else None
+        adversary = self.adversary and self.adversary.at(step)
         if adversary is not None:
-            loss, figures = adversary.oppose(loss, made, self.vqgan.last_layer)
+            loss, figures = adversary.add_generator_loss(loss, made, self.vqgan.last_layer)
             metrics |= figures
         yield Objective("vqgan", loss + output.codebook_loss.float(), metrics)
         if adversary is not None:
@@ -193,7 +194,6 @@ class VQGANStage(Stage):
 
     member = MEMBERS["vqgan"]
     recipe = VQGANRecipe
-    reads = ("clip",)
     optional = False
     share = 0.33
     sets_image_size = True

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from codebrush.training.bank import spread
+from codebrush.training.make_bank import spread
 
 
 def test_each_group_has_its_turn_before_one_has_another() -> None:

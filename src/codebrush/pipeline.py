@@ -159,7 +159,7 @@ class Codebrush(LoadedPack):
         its pixels, up to a narrow border. Without a prompt the part is filled with what fits the rest.
 
         Without any of these the square in the picture's middle is redrawn at the pack's size; `strength` (None: 0.6),
-        above 0 and up to 1, is the share of its codes that are drawn anew.
+        above 0 and up to 1, is the share of its codes that are redrawn.
 
         Raises:
             PackError: if the code transformer cannot fill holes.

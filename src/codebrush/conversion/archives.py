@@ -43,7 +43,7 @@ class Archive:
     """A zip archive as torch writes it, checked on opening: safe names, no zip bomb, every entry stored as torch does.
 
     Raises:
-        PackError: if the archive must not be read, or is none of torch's.
+        PackError: if the archive must not be read, or torch did not write it.
         zipfile.BadZipFile: if it is damaged.
     """
 

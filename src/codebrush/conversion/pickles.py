@@ -112,7 +112,7 @@ class _Builder(_Sealed):
 
 
 def _stand_in(name: str) -> type[StandIn]:
-    # A class of its own for each name: as keys of a dict, two callbacks must stay two.
+    # One class for each name: as keys of a dict, two callbacks must stay two.
     return type(name.rpartition(".")[2], (StandIn,), {"__module__": __name__})
 
 

@@ -29,7 +29,8 @@ def file_latents(name: str, vqgan: VQGAN, size: tuple[int, int]) -> Tensor:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ImageError(f"{name} is no readable .safetensors file ({' '.join(str(error).split())[:100]})") from error
+        reason = " ".join(str(error).split())[:100]
+        raise ImageError(f"{name} is not a readable .safetensors file ({reason})") from error
     if "latent" in tensors:
         latents = _checked_latents(name, tensors["latent"], vqgan.config.code_dim)
     elif "codes" in tensors:

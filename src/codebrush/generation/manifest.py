@@ -83,7 +83,7 @@ def edit_entry(
 
 
 def picture_entry(digest: str, file: str | None = None) -> dict[str, str]:
-    """A picture that another was made from: its sha256, and its absolute path if it is a file."""
+    """The entry of a picture that another was made from: its sha256, and its absolute path if it is a file."""
     return {"sha256": digest} if file is None else {"file": file, "sha256": digest}
 
 
@@ -96,7 +96,10 @@ def drawn_manifest(
     size: Sequence[int],
     origin: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Of a picture that the code transformer drew. `entry` is its method and details, `origin` as from `origin`."""
+    """The manifest of a picture that the code transformer drew.
+
+    `entry` is its method and details, `origin` what the function `origin` returns.
+    """
     return {
         **entry,
         "prompt": prompt,
@@ -112,7 +115,7 @@ def drawn_manifest(
 def translated_manifest(
     entry: Mapping[str, Any], score: float, size: Sequence[int], translator: str, origin: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Of a picture that a translator made, which depends on no seed; `score` is CLIP's cosine with the source."""
+    """The manifest of a picture that a translator made, without any seed; `score` is CLIP's cosine with the source."""
     return {
         **entry,
         "prompt": "",
@@ -135,7 +138,10 @@ def guided_manifest(
     events: Sequence[str],
     origin: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Of a guided picture. `request` holds prompt, n, seed, options, sampling and files, as run.json does."""
+    """The manifest of a guided picture.
+
+    `request` holds prompt, n, seed, options, sampling and files, as run.json does.
+    """
     return {
         "method": "guide",
         **request,
@@ -150,7 +156,7 @@ def guided_manifest(
 
 
 def interpolated_manifest(keys: Sequence[str], through: str, frames: int, seed: int, index: int) -> dict[str, Any]:
-    """Of picture `index` of an interpolation, from the command line's arguments. It cannot be replayed."""
+    """The manifest of picture `index` of an interpolation, with the command line's arguments. It cannot be replayed."""
     return {
         "method": "interpolate",
         "keys": keys,
@@ -162,17 +168,17 @@ def interpolated_manifest(keys: Sequence[str], through: str, frames: int, seed: 
 
 
 def foreign_manifest(file: str) -> dict[str, Any]:
-    """Of a picture to be enlarged whose `file` (its name) does not say how it was made."""
+    """The manifest of a picture to enlarge whose `file` (its name) does not say how it was made."""
     return {"method": "upscale", "source": file, "versions": versions()}
 
 
 def resized_manifest(manifest: Mapping[str, Any], size: Sequence[int]) -> dict[str, Any]:
-    """The same picture at another size."""
+    """The manifest of the same picture at another size."""
     return {**manifest, "size": list(size)}
 
 
 def upscaled_manifest(manifest: Mapping[str, Any], scale: int, size: Sequence[int], pack: Pack) -> dict[str, Any]:
-    """Of a picture that was enlarged to `size` by the upscaler of `pack`, from the `manifest` it had before.
+    """The manifest of a picture that the upscaler of `pack` enlarged to `size`; `manifest` is the one it had before.
 
     Raises:
         ImageError: if the manifest is damaged.

@@ -31,7 +31,7 @@ SAMPLING = ("cfg", "temperature", "top_k", "top_p", "min_p", "rerank")  # the op
 
 
 def checked_option(name: str, value: Any) -> Any:
-    """`value` as the number that the option `name` takes. Raises UsageError if it is none, or out of its range."""
+    """`value` as the number that the option `name` takes. Raises UsageError if it is not one, or out of range."""
     return checked_number(name, value, *LIMITS[name])
 
 
@@ -105,7 +105,7 @@ class DrawOptions:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Parse "128x96" as width and height in pixels, each from 1 to 65536. Raises UsageError if it is no such text."""
+    """Parse "128x96" as width and height in pixels, each from 1 to 65536. Raises UsageError if it is anything else."""
     width, height = parse_pair(text, "size", "x")
     if not (width.is_integer() and height.is_integer() and 1 <= width <= 65536 and 1 <= height <= 65536):
         raise UsageError(f"size must be WIDTHxHEIGHT in whole pixels, like 128x96, not {text}")

@@ -23,7 +23,7 @@ def check_video(path: str | Path) -> None:
     """Check that a video can be written to a file of this name.
 
     Raises:
-        UsageError: if the suffix is none of `SUFFIXES`.
+        UsageError: if the suffix is not one of `SUFFIXES`.
         CodebrushError: if an .mp4 is asked for and PyAV is not installed.
     """
     suffix = Path(path).suffix.lower()

@@ -157,7 +157,7 @@ class Transfer:
                 raise kind(f"HTTP {error.code}") from error
         except (OSError, http.client.HTTPException) as error:
             raise Interrupted(_reason(error)) from error
-        except ValueError as error:  # a redirect to something that is no address
+        except ValueError as error:  # a redirect to something that is not an address
             raise Refused(_reason(error)) from error
 
     def _read_head(self, response: Any, offset: int, may_be_html: bool) -> tuple[int, int | None]:

@@ -44,7 +44,7 @@ def fetch_from_hub(mirror: str, staging: Path, progress: Progress | None) -> Pat
         return Path(download(repo, name, revision=revision, local_dir=staging, **bar))
     except Refused:
         raise
-    except Exception as error:  # its HTTP client, cache and validation each have exceptions of their own
+    except Exception as error:  # its HTTP client, cache and validation all raise different exceptions
         lines = (str(error) or type(error).__name__).strip().splitlines()
         raise Refused(lines[0][:150]) from error
 

@@ -116,7 +116,7 @@ class Captioner(PretrainedModel):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.token_embedding.weight.device
 
     def with_stem(self, features: Tensor, pixels: Tensor) -> Tensor:

@@ -173,7 +173,7 @@ class CodeTransformer(PretrainedModel):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.head.weight.device
 
     def prefix_indices(self, condition: Condition) -> Tensor:

@@ -39,5 +39,5 @@ class Condition:
         return self._map(lambda value: value if len(value) == batch else value.expand(batch, *value.shape[1:]))
 
     def to(self, device: torch.device) -> "Condition":
-        """The same on another device."""
+        """The same condition on another device."""
         return self._map(lambda value: value.to(device))

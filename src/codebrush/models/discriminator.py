@@ -23,7 +23,7 @@ class PatchGAN(nn.Module):
         for layer in range(1, layers + 1):
             stride = 2 if layer < layers else 1
             parts += [
-                # the norm that follows has a bias of its own
+                # the norm that follows has a bias
                 nn.Conv2d(widths[layer - 1], widths[layer], 4, stride=stride, padding=1, bias=False),
                 nn.BatchNorm2d(widths[layer]),
                 nn.LeakyReLU(0.2),

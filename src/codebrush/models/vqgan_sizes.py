@@ -4,7 +4,7 @@ from codebrush.models.vqgan import VQGANConfig
 
 
 def vqgan_micro() -> VQGANConfig:
-    """For tests: 32 pixels, factor 4, some 40 thousand parameters."""
+    """A VQGAN for tests: 32 pixels, factor 4, some 40 thousand parameters."""
     return VQGANConfig(
         image_size=32,
         channels=16,
@@ -16,7 +16,7 @@ def vqgan_micro() -> VQGANConfig:
 
 
 def vqgan_small(image_size: int = 64, codebook_size: int = 1024) -> VQGANConfig:
-    """Small enough to train on a CPU: factor 8, no attention."""
+    """A VQGAN small enough to train on a CPU: factor 8, no attention."""
     return VQGANConfig(
         image_size=image_size,
         channels=32,
@@ -28,7 +28,7 @@ def vqgan_small(image_size: int = 64, codebook_size: int = 1024) -> VQGANConfig:
 
 
 def vqgan_base(image_size: int = 128, codebook_size: int = 4096) -> VQGANConfig:
-    """For a GPU: factor 8, attention on the code grid."""
+    """A VQGAN to train on a GPU: factor 8, attention on the code grid."""
     return VQGANConfig(
         image_size=image_size,
         channels=64,

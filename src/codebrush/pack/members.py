@@ -33,10 +33,10 @@ class Member:
     """One kind of model.
 
     `name` is its folder in a pack and its name on the command line, `label` what messages call it. `remedy` completes
-    "the pack has no LABEL: " for a pack without one. The configs of the whole pack, by member name, and the side of its
-    pictures go into `misfits`; the configs and the tokenizer's number of tokens and context length go into
-    `tokenizer_misfits`, which members with a tokenizer beside them have. Every pack holds the `required` members; the
-    weights of those that `draw` decide what a picture looks like, so the pack's hash is made of them.
+    "the pack has no LABEL: " for a pack without one. `misfits` takes the configs of the whole pack, by member name, and
+    the side of its pictures, and yields what does not fit together; `tokenizer_misfits`, of members with a tokenizer
+    beside them, takes the member's config and the tokenizer's number of tokens and context length. Every pack holds the
+    `required` members. The pack's hash is made of those with `draws`, whose weights decide what a picture looks like.
     """
 
     name: str
@@ -168,4 +168,4 @@ def member_of(model: type[PretrainedModel]) -> Member:
     for member in MEMBERS.values():
         if member.model is model:
             return member
-    raise KeyError(f"{model.__name__} is no member of packs: add it to MEMBERS")
+    raise KeyError(f"{model.__name__} is not a member of packs: add it to MEMBERS")

@@ -115,12 +115,12 @@ class Pack:
 
     @cached_property
     def bank(self) -> Bank:
-        """Embeddings of known pictures."""
+        """Holds embeddings of known pictures, among which those near a text are found."""
         return self.load(Bank)
 
     @cached_property
     def prior(self) -> Prior:
-        """From a text's embedding to a picture's."""
+        """Predicts the embedding of a picture from that of a text."""
         return self.load(Prior)
 
     @cached_property
@@ -135,7 +135,7 @@ class Pack:
 
     @cached_property
     def captioner_tokenizer(self) -> Tokenizer:
-        """The captioner's own vocabulary."""
+        """Texts to the token ids that the captioner reads and writes."""
         return self._tokenizer("captioner")
 
     def check_tokenizers(self) -> None:
@@ -287,7 +287,7 @@ def encode_condition(
 def _read_info(folder: Path) -> dict[str, Any]:
     path = folder / PACK_FILE
     if not path.is_file():
-        raise PackError(f"{folder} is no pack: it has no {PACK_FILE}")
+        raise PackError(f"{folder} is not a pack: it has no {PACK_FILE}")
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

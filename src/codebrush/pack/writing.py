@@ -108,10 +108,10 @@ def _check_weights(member: str, model: PretrainedModel, dtype: torch.dtype) -> N
 
 
 def _check_room(folder: Path, info: dict[str, Any]) -> None:
-    """PackError for a folder that is no pack and holds other things called clip or vqgan: only a pack is replaced."""
+    """PackError if the folder is not a pack but holds other things called clip or vqgan: only packs are replaced."""
     if folder.exists() and not folder.is_dir():
         raise PackError(f"{folder} is a file: name a folder for the pack")
     if folder.is_dir() and not (folder / PACK_FILE).exists():
         for member in info["members"].values():
             if (folder / member).exists():
-                raise PackError(f"{folder / member} is in the way and no part of a pack: name another folder")
+                raise PackError(f"{folder / member} is in the way and not part of a pack: name another folder")

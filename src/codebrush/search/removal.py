@@ -57,7 +57,7 @@ def _of(place: str) -> str:
 
 
 def _holds(db: Path, place: str) -> bool:
-    """Whether the place is a path that was indexed; a hub that does not answer is no reason to remove anything."""
+    """Whether the place is a path that was indexed; nothing is removed because a hub does not answer."""
     try:
         return open_database(db, quiet=True).count(_of(os.path.abspath(os.path.expanduser(place)))) > 0
     except CodebrushError:

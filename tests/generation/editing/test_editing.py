@@ -216,7 +216,7 @@ def test_wrong_edits_are_one_line(brush: Codebrush, picture: Path) -> None:
         brush.edit(picture, "a dog", strength=0.5, box=(1, 1, 5, 5))
     with pytest.raises(UsageError, match="give one of mask, box and extend"):
         brush.edit(picture, "a dog", box=(1, 1, 5, 5), extend={"left": 3})
-    with pytest.raises(UsageError, match="colour is no option of an edit"):
+    with pytest.raises(UsageError, match="colour is not an option of an edit"):
         brush.vary(picture, colour=3)
     with pytest.raises(PromptError):
         brush.edit(picture, "a dog:2:0.5:7|", box=(1, 1, 5, 5))

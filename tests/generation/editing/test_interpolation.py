@@ -84,8 +84,8 @@ def test_embeddings_are_drawn_with_the_same_random_numbers(brush: Codebrush) -> 
 
 def test_bad_input_is_one_line(brush: Codebrush, micro_pack: Path, tmp_path: Path) -> None:
     for keys, options, said in (
-        (["a dog", "a cat"], {"upscale": 2}, "upscale is no option"),
-        (["a dog", "a cat"], {"size": "64x64"}, "size is no option"),
+        (["a dog", "a cat"], {"upscale": 2}, "upscale is not an option"),
+        (["a dog", "a cat"], {"size": "64x64"}, "size is not an option"),
         (["a dog"], {}, "give at least two prompts"),
         (["a dog", "a cat"], {"frames": 1}, "frames must be from 2"),
         (["a dog", "a cat"], {"through": "space"}, "through must be one of latents, embeddings, not space"),

@@ -211,7 +211,7 @@ def test_damaged_files_are_refused_in_one_line(plain: VQGAN, tmp_path: Path) -> 
     for content in (b"", b"no header", whole[:-1], b"\xff" * 64):
         path = tmp_path / "damaged.safetensors"
         path.write_bytes(content)
-        assert "no readable .safetensors file" in refusal(plain, path)
+        assert "not a readable .safetensors file" in refusal(plain, path)
     (tmp_path / "damaged.png").write_bytes(b"no picture")
     refusal(plain, tmp_path / "damaged.png")
 

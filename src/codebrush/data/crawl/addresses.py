@@ -7,7 +7,7 @@ NAT64 = ipaddress.ip_network("64:ff9b::/96")  # the last 32 bits are an IPv4 add
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is on the public internet. Raises ValueError if it is none.
+    """Whether an IP address is on the public internet. Raises ValueError if it is not an address.
 
     An IPv6 address that stands for an IPv4 one (IPv4-mapped, NAT64, 6to4) must stand for a public one. Other ways to
     embed one (IPv4-compatible, Teredo, the local NAT64 prefix 64:ff9b:1::/48) are never public.

@@ -194,7 +194,7 @@ def checked_url(url: str) -> SplitResult:
     """The parts of a URL, in ASCII and without its fragment.
 
     Raises:
-        FetchError: if it is no http or https URL, has no host, or has a user name.
+        FetchError: if it is not an http or https URL, has no host, or has a user name.
     """
     try:
         parts = urlsplit(url.strip())

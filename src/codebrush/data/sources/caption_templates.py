@@ -13,7 +13,7 @@ from codebrush.errors import DataError
 class Template:
     """A caption with names of columns in braces.
 
-    A list in a column is joined with commas; with `each`, every entry of the only column is a caption of its own.
+    A list in a column is joined with commas; with `each`, every entry of the only column becomes one caption.
     """
 
     text: str

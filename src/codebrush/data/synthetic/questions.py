@@ -105,7 +105,7 @@ def _exists(objects: Sequence[SceneObject], colours: Sequence[str], rng: np.rand
 
 
 def _relations(objects: Sequence[SceneObject], size: int, rng: np.random.Generator) -> list[Question]:
-    """Questions about two objects that have names of their own."""
+    """Questions about two objects, each with a name that fits no other."""
     named = [(each, names) for each in objects if (names := _names(each, objects))]
     if len(named) < 2:
         return []

@@ -221,7 +221,7 @@ def soft_edge(hole: np.ndarray, border: int) -> np.ndarray:
 
 
 def _box_sums(values: np.ndarray, half: int) -> np.ndarray:
-    """For each of `values` (H, W), the sum over the square that reaches `half` pixels to each side; as fast for any."""
+    """For each of `values` (H, W) the sum over the square that reaches `half` pixels to each side, in constant time."""
     for axis in (0, 1):
         length = values.shape[axis]
         places = np.arange(length)

@@ -100,14 +100,14 @@ def prepare_edit(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
 
 
 def _varied(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
-    """From the picture's embedding alone, and scored by it."""
+    """The drawing of a variation: drawn from the picture's embedding alone, and scored by it."""
     sampler.require_image_embedding()
     embedding = sampler.embed([edit.picture])  # (1, E)
     return Drawing("", options, [(Condition(image_embedding=embedding), 1.0)], embedding, [1.0])
 
 
 def _inpainted(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
-    """From the codes outside the hole; every code that the hole touches is drawn."""
+    """The drawing of an inpainting: the codes outside the hole stay, and every code that the hole touches is drawn."""
     min_side = sampler.pack.image_size
     if edit.mask is not None:
         canvas = masked_canvas(edit.picture, edit.mask, min_side)
@@ -123,7 +123,7 @@ def _inpainted(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
 
 
 def _redrawn(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
-    """From some codes of the square in the middle, chosen by the seed; the rest are drawn anew."""
+    """The drawing of an edit: of the square in the middle some codes, chosen by the seed, stay; others are redrawn."""
     canvas = whole_canvas(edit.picture)
     _, codes = sampler.encode(canvas.view(sampler.pack.image_size)[0])
     order = torch.from_numpy(stream(options.seed, KEPT).permutation(codes[0].numel()))
@@ -133,10 +133,10 @@ def _redrawn(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
 
 
 def _translated(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
-    """From all codes of the square in the middle, under the pack's text for the style.
+    """The drawing of a translation: drawn from all codes of the square in the middle and the pack's text for the style.
 
-    A pack may ask that codes change little: at each position, `likeness` times the cosine with the code it had is added
-    to the logits of every code.
+    A pack may limit how much the codes change: at each position, `likeness` times the cosine with the code it had is
+    added to the logits of every code.
     """
     known = sampler.pack.info.get("translation", {})
     if not (known.get("styles") and sampler.transformer.config.source_codes):
@@ -176,7 +176,7 @@ def translation_defaults(pack: Pack) -> dict[str, Any]:
 def _around(
     sampler: Sampler, edit: Edit, options: DrawOptions, codes: Tensor, kept: Tensor, canvas: Canvas | None
 ) -> Drawing:
-    """From codes (1, h, w): those in `kept` (1, h, w) stay, and the rest, which see them all, are drawn."""
+    """The drawing around known codes (1, h, w): those in `kept` (1, h, w) stay; the rest are drawn and see them all."""
     if not sampler.transformer.config.source_codes:
         raise PackError(
             "this pack's code transformer fills no holes: train one with hole_share, or use the method guide"

@@ -178,7 +178,7 @@ class GuidedRun:
         )
 
     def _load(self, folder: RunFolder) -> None:
-        """Go on from the folder's checkpoint; a run that was killed before its first one begins anew."""
+        """Go on from the folder's checkpoint; a run that was killed before its first one starts again."""
         run = read_run(folder.path)
         if run["pack"]["hash"] != self.models.about["pack"]["hash"]:
             raise PackError(f"{folder.path} was made with another pack '{run['pack']['name']}': name it with --pack")

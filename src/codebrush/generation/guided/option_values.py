@@ -46,7 +46,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "
 
 
 def parse_bytes(text: str) -> int:
-    """Parse "2GiB", "1500M" or a plain number as bytes, at least 1. Raises UsageError if it is no such text."""
+    """Parse "2GiB", "1500M" or a plain number as bytes, at least 1. Raises UsageError if it is anything else."""
     match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([KMGT]?I?)B?\s*", str(text).upper(), re.ASCII)
     if match is None or match[2] not in _UNITS:
         raise UsageError(f"max_memory must be a size like 2GiB or 1500M, not {text}")

@@ -68,7 +68,7 @@ def parse_palette(text: str) -> Tensor:
 
     Raises:
         UsageError: if the text is neither colours nor a file.
-        ImageError: if the file is no picture.
+        ImageError: if the file is not a picture.
     """
     if not text.startswith("#"):
         if not os.path.isfile(text):  # unlike Path.is_file, false for names too long to look up

@@ -31,7 +31,7 @@ class PromptEmbeddings:
         return len(self.weights)
 
     def to(self, device: torch.device | str) -> "PromptEmbeddings":
-        """The same on another device."""
+        """The same object on another device."""
         return PromptEmbeddings(self.embeddings.to(device), self.weights.to(device), self.stops.to(device))
 
 

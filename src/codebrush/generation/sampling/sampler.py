@@ -76,7 +76,7 @@ def checked_sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(given) - set(SAMPLING))
     if unknown:
         hint = did_you_mean(unknown[0], SAMPLING)
-        raise UsageError(f"{unknown[0]} is no option of an edit or an interpolation{hint}")
+        raise UsageError(f"{unknown[0]} is not an option of an edit or an interpolation{hint}")
     return dict(given)
 
 

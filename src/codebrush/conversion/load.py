@@ -32,8 +32,8 @@ def load_clip(path: str | Path, config: Settings = None) -> CLIP:
     tensor names: without a config QuickGELU is assumed, with a warning unless the file is clearly OpenAI's.
 
     Raises:
-        PackError: if the file or config cannot be read or is not a CLIP, or a tensor is missing, left over or of another
-            shape; it is named.
+        PackError: if the file or config cannot be read or is not a CLIP, or a tensor is missing, left over or of
+            another shape; it is named.
     """
     model = own_model(path, "clip")
     return model if isinstance(model, CLIP) else clip_from(open_source(path, config))

@@ -126,7 +126,7 @@ def what_else(path: Path) -> str | None:
 
 
 def _what_else(head: bytes) -> str:
-    """What a file that is no checkpoint is instead, and what to do about it."""
+    """What a file that is that is not a checkpoint, and what to do about it."""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not head:
         return "is empty; fetch it again"

@@ -8,9 +8,11 @@ import typer
 
 from codebrush.cli.flags import JsonOption
 from codebrush.cli.output import print_json, progress_bar
+from codebrush.data.crawl.options import FetchLimits, GatherOptions
 from codebrush.errors import DataError
 
-data = typer.Typer(help="Make captioned pictures to train on.", rich_markup_mode=None, add_completion=False)
+USUAL = GatherOptions()
+data = typer.Typer(help="Draw or download captioned pictures to train on.", rich_markup_mode=None, add_completion=False)
 
 OutOption = Annotated[Path, typer.Option(help="The folder to write; it must be new or empty.")]
 
@@ -55,17 +57,23 @@ def gather(
     out: Annotated[Path, typer.Option(help="The folder to write; that of an earlier run is completed.")],
     url_column: Annotated[str | None, typer.Option(help="Column of the URLs.  [url]")] = None,
     caption_column: Annotated[str | None, typer.Option(help="Column of the captions.  [caption, text ...]")] = None,
-    workers: Annotated[int, typer.Option(help="Number of parallel downloads.")] = 16,
-    at_once: Annotated[int, typer.Option(help="Number of parallel downloads from one site.")] = 2,
-    delay: Annotated[float, typer.Option(help="Minimum seconds between two requests to one site.")] = 0.1,
-    timeout: Annotated[float, typer.Option(help="Give up after this many seconds without data.")] = 10.0,
-    deadline: Annotated[float, typer.Option(help="Give up on a picture after this many seconds.")] = 60.0,
-    max_bytes: Annotated[int, typer.Option(help="Skip files with more bytes.")] = 20_000_000,
-    retries: Annotated[int, typer.Option(help="Number of retries after failures that may pass.")] = 2,
-    pause: Annotated[float, typer.Option(help="Seconds before the first retry; doubled for each further one.")] = 1.0,
-    resize: Annotated[int | None, typer.Option(help="Scale larger pictures down to this shorter side.")] = None,
-    shard_rows: Annotated[int, typer.Option(help="Rows of the list in each shard.")] = 1_000,
-    contact: Annotated[str, typer.Option(help="Where sites can reach you; sent with every request.")] = "",
+    workers: Annotated[int, typer.Option(help="Number of parallel downloads.")] = USUAL.workers,
+    at_once: Annotated[int, typer.Option(help="Number of parallel downloads from one site.")] = USUAL.at_once,
+    delay: Annotated[float, typer.Option(help="Minimum seconds between two requests to one site.")] = USUAL.delay,
+    timeout: Annotated[
+        float, typer.Option(help="Give up after this many seconds without data.")
+    ] = USUAL.limits.timeout,
+    deadline: Annotated[
+        float, typer.Option(help="Give up on a picture after this many seconds.")
+    ] = USUAL.limits.deadline,
+    max_bytes: Annotated[int, typer.Option(help="Skip files with more bytes.")] = USUAL.limits.max_bytes,
+    retries: Annotated[int, typer.Option(help="Number of retries after failures that may pass.")] = USUAL.retries,
+    pause: Annotated[
+        float, typer.Option(help="Seconds before the first retry; doubled for each further one.")
+    ] = USUAL.pause,
+    resize: Annotated[int | None, typer.Option(help="Scale larger pictures down to this shorter side.")] = USUAL.resize,
+    shard_rows: Annotated[int, typer.Option(help="Rows of the list in each shard.")] = USUAL.shard_rows,
+    contact: Annotated[str, typer.Option(help="Where sites can reach you; sent with every request.")] = USUAL.contact,
     allow_local: Annotated[bool, typer.Option("--allow-local", help="Fetch from private addresses too.")] = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -74,9 +82,8 @@ def gather(
     Obeys robots.txt, X-Robots-Tag (noai, noimageai, noindex, noimageindex) and TDM-Reservation. Run it again to fetch
     what is missing. Train on the folder, or curate it first; failures.jsonl lists what could not be fetched and why.
     """
-    from codebrush.data.crawl.fetcher import FetchLimits
-    from codebrush.data.crawl.gather import GatherOptions, with_remedy
     from codebrush.data.crawl.gather import gather as fetch
+    from codebrush.data.crawl.gather import with_remedy
     from codebrush.data.crawl.url_lists import read_list
 
     limits = FetchLimits(timeout, deadline, max_bytes, allow_local)

@@ -163,8 +163,7 @@ def _refuse(odd: Mapping[str, Any], layout: str) -> None:
 
 
 def _no_place(layout: str, what: str) -> PackError:
-    other = {"openai": "huggingface", "huggingface": "openai"}[layout]
     return PackError(
-        f"this CLIP cannot be written in the layout '{layout}': {what}; try --to {other}, or train one with "
-        "`architecture: openai`"
+        f"this CLIP cannot be written in the layout '{layout}': {what}; one that is trained with "
+        "`architecture: openai` can be"
     )

@@ -7,7 +7,8 @@ from email.utils import formatdate
 
 import pytest
 
-from codebrush.data.crawl.fetcher import NO_AI, Fetcher, FetchError, FetchLimits, _directives, checked_url
+from codebrush.data.crawl.fetcher import NO_AI, Fetcher, FetchError, _directives, checked_url
+from codebrush.data.crawl.options import FetchLimits
 from rude_server import RudeServer, rude_server
 
 LIMITS = FetchLimits(timeout=20, deadline=40, max_bytes=2_000, allow_local=True)

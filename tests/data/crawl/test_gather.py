@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from PIL import Image, ImageOps
 
-from codebrush.data.crawl.fetcher import FetchLimits
-from codebrush.data.crawl.gather import GatherOptions, gather
+from codebrush.data.crawl.gather import gather
+from codebrush.data.crawl.options import FetchLimits, GatherOptions
 from codebrush.data.crawl.url_lists import UrlRow
 from codebrush.data.images import decode_image
 from codebrush.data.sources.captioned_images import open_source

@@ -12,13 +12,13 @@ import time
 import urllib.error
 import urllib.request
 from collections import OrderedDict
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import SplitResult, quote, urljoin, urlsplit, urlunsplit
 
 from codebrush.data.crawl.addresses import is_private_host
 from codebrush.data.crawl.connections import Handler, PrivateAddressError
+from codebrush.data.crawl.options import FetchLimits
 from codebrush.data.crawl.robots import MAX_BYTES, Robots
 from codebrush.version import __version__
 
@@ -46,16 +46,6 @@ class FetchError(Exception):
     def __init__(self, reason: str, detail: str = "", again: bool = False, wait: float = 0.0) -> None:
         super().__init__(detail or reason)
         self.reason, self.detail, self.again, self.wait = reason, detail, again, wait
-
-
-@dataclass(frozen=True)
-class FetchLimits:
-    """`timeout` is the longest wait for the next byte and `deadline` that for a whole picture, both in seconds."""
-
-    timeout: float = 10.0
-    deadline: float = 60.0
-    max_bytes: int = 20_000_000
-    allow_local: bool = False  # whether private addresses may be asked
 
 
 class Fetcher:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,49 +22,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from codebrush.data.crawl.fetcher import PRIVATE, Fetcher, FetchError, FetchLimits, checked_url, site_of
+from codebrush.data.crawl.fetcher import PRIVATE, Fetcher, FetchError, checked_url, site_of
 from codebrush.data.crawl.gather_state import STATE_FOLDER, Slice
+from codebrush.data.crawl.options import GatherOptions
 from codebrush.data.crawl.polite_queue import PoliteQueue
 from codebrush.data.crawl.url_lists import UrlRow
 from codebrush.data.images import decode_image
 from codebrush.data.sources.shard_writer import storable
-from codebrush.errors import CodebrushError, DataError, ImageError, UsageError
+from codebrush.errors import CodebrushError, DataError, ImageError
 from codebrush.files import atomic_file, cannot_write
 from codebrush.progress import Progress
 
 MAX_WAIT = 30.0  # seconds that a server may ask for before a retry; beyond it the row is left to another run
 JPEG_QUALITY, JPEG_SIDE = 95, 65_535  # of pictures that are made smaller; JPEG allows no longer side
-
-
-@dataclass(frozen=True)
-class GatherOptions:
-    """How to fetch and what to store. Values out of range raise UsageError.
-
-    `workers` pictures are fetched at once, up to `at_once` of them from one site. Requests to one site start `delay`
-    seconds apart, or more if its robots.txt asks for it. A failure that may pass is retried `retries` times, `pause`
-    seconds later and then after twice as long each time. `resize` scales larger pictures down to that shorter side,
-    in pixels. `contact` is sent along with each request.
-    """
-
-    workers: int = 16
-    at_once: int = 2
-    delay: float = 0.1
-    retries: int = 2
-    pause: float = 1.0
-    resize: int | None = None
-    shard_rows: int = 1_000
-    contact: str = ""
-    limits: FetchLimits = field(default_factory=FetchLimits)
-
-    def __post_init__(self) -> None:
-        least = {"workers": 1, "at_once": 1, "delay": 0, "retries": 0, "pause": 0, "shard_rows": 1}
-        low = [name for name, value in least.items() if getattr(self, name) < value]
-        if low or (self.resize is not None and self.resize < 1):
-            raise UsageError(f"--{(low or ['resize'])[0].replace('_', '-')} is too low")
-        if not all(value > 0 for value in (self.limits.timeout, self.limits.deadline, self.limits.max_bytes)):
-            raise UsageError("--timeout, --deadline and --max-bytes must be above 0")
-        if not (self.contact.isascii() and self.contact.isprintable()):
-            raise UsageError("--contact must be plain ASCII, like mailto:me@example.org")
 
 
 @dataclass

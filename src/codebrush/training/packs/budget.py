@@ -1,4 +1,7 @@
-"""Reads a --budget and splits it between the stages. Imports nothing heavy, so that a wrong one is reported at once."""
+"""Reads a --budget and splits it by the shares that the stages name in `training/tasks`. Imports nothing heavy.
+
+A wrong budget is reported at once.
+"""
 
 import math
 from collections.abc import Sequence

@@ -14,6 +14,9 @@ from safetensors.torch import load_file
 
 from codebrush import Codebrush
 from codebrush.errors import PackError
+from codebrush.models.captioner import Captioner, CaptionerConfig, patch_features
+from codebrush.models.clip import CLIP, CLIPConfig
+from codebrush.models.encoders.modified_resnet import ModifiedResNetConfig
 from codebrush.models.pretrained import TABLE_DTYPE
 from codebrush.pack import pack as pack_module
 from codebrush.pack.pack import Pack, encode_condition, installed_packs, open_pack, text_condition
@@ -278,6 +281,15 @@ def test_nothing_but_a_pack_is_replaced(tmp_path: Path) -> None:
         write_micro_pack(tmp_path / "file")
     with pytest.raises(PackError, match="cannot be written: Not a directory"):
         write_micro_pack(tmp_path / "file" / "pack")
+
+
+def test_a_captioner_may_read_a_resnet_whose_last_map_is_a_single_pixel(tmp_path: Path) -> None:
+    text = micro_clip().config.text
+    clip = CLIP.from_config(CLIPConfig(ModifiedResNetConfig(32, 8, (1, 1, 1, 1), 4, 24), text)).eval()
+    patches, width = patch_features(clip.image_encoder, torch.rand(1, 3, 32, 32), (0, -1)).shape[1:]
+    config = CaptionerConfig(262, CONTEXT, 32, 1, 2, patches=patches, feature_width=width, levels=(0, -1), end_id=261)
+    pack = write_micro_pack(tmp_path / "pack", clip=clip, captioner=Captioner(config), words=micro_tokenizer())
+    assert open_pack(pack).captioner.config.patches == patches
 
 
 def test_conditions_are_what_the_transformer_reads() -> None:

@@ -94,7 +94,7 @@ def _captioner_misfits(configs: Mapping[str, Any], image_size: int) -> Misfits:
     captioner, clip = configs["captioner"], configs["clip"]
     with torch.device("meta"):  # sizes without weights
         blank = torch.zeros(1, 3, *clip.image.image_shape)
-        made = patch_features(make_image_encoder(clip.image), blank, captioner.levels).shape
+        made = patch_features(make_image_encoder(clip.image).eval(), blank, captioner.levels).shape
     if made[1:] != (captioner.patches, captioner.feature_width):
         reads = f"{captioner.patches} x {captioner.feature_width}"
         yield f"captioner reads features of {reads}", f"CLIP makes {made[1]} x {made[2]}"

@@ -33,7 +33,7 @@ from codebrush.generation.manifest import (
 from codebrush.generation.options import SAMPLING, DrawOptions, did_you_mean
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.retrieval import Retrieval, prepare_retrieval
-from codebrush.generation.sampling.sampler import Drawing, draw_options
+from codebrush.generation.sampling.sampler import Drawing, checked_sampling, draw_options
 from codebrush.loaded_pack import LoadedPack
 from codebrush.progress import Progress
 from codebrush.text.prompts import parse_prompt
@@ -124,7 +124,8 @@ def guided_run(
     """A new guided run; see `Codebrush.guide`."""
     chosen = guide_options(options, preset, loaded.pack.info.get("guidance"))
     parse_prompt(prompt)
-    drawing = draw_options(loaded.pack, {**(sampling or {}), "n": n, "seed": seed})
+    tuning = checked_sampling(sampling or {}, "the drawing that guidance starts from")
+    drawing = draw_options(loaded.pack, {**tuning, "n": n, "seed": seed})
     if sampling and chosen.init != "sample":
         raise UsageError(f"{next(iter(sampling))} is for drawing codes: leave it out, or start from init sample")
     drawn = {name: value for name, value in drawing.to_dict().items() if name != "n"}

@@ -216,6 +216,17 @@ def test_wrong_edits_are_one_line(brush: Codebrush, picture: Path) -> None:
         brush.edit(picture, "a dog", strength=0.5, box=(1, 1, 5, 5))
     with pytest.raises(UsageError, match="give one of mask, box and extend"):
         brush.edit(picture, "a dog", box=(1, 1, 5, 5), extend={"left": 3})
+    for strength in ("much", None, float("nan")):
+        with pytest.raises(UsageError, match=f"strength must be above 0 and up to 1, not {strength}"):
+            Edit("edit", picture, "a dog", strength=strength)  # pyright: ignore
+    for box in ((1, 2, 3), (0.5, 0, 9, 9), "1,2,3,4"):
+        with pytest.raises(UsageError, match="box must be x, y, width and height in whole pixels, not"):
+            brush.edit(picture, "a dog", box=box)  # pyright: ignore
+    for extend in ({"left": "3"}, {"left": 0.5}, {"up": 3}, {"left": -3}, {"left": 0}):
+        with pytest.raises(UsageError, match="extend takes the pixels to add on left, top, right, bottom"):
+            brush.edit(picture, "a dog", extend=extend)  # pyright: ignore
+    with pytest.raises(PromptError, match="a prompt is a text, not NoneType"):
+        brush.edit(picture, None)  # pyright: ignore
     with pytest.raises(UsageError, match="colour is not an option of an edit"):
         brush.vary(picture, colour=3)
     with pytest.raises(PromptError):

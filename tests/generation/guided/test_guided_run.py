@@ -265,6 +265,15 @@ def test_the_micro_batch_shows_in_no_code(brush: Codebrush) -> None:
     assert torch.equal(runs[1], runs[2])
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [("tempreature", ": did you mean temperature"), ("n", ""), ("size", ""), ("seed", "")],
+)
+def test_the_drawing_of_the_start_takes_no_other_options(brush: Codebrush, wrong: str, said: str) -> None:
+    with pytest.raises(UsageError, match=f"{wrong} is not an option of the drawing that guidance starts from{said}"):
+        brush.guide("a dog", init="sample", sampling={wrong: 2})
+
+
 def test_the_sampled_start_is_what_sampling_draws(brush: Codebrush) -> None:
     sampled = brush.generate("a dog", n=2, seed=6, rerank=4, top_k=5)
     run = finish(brush.guide("a dog", n=2, seed=6, init="sample", sampling={"rerank": 4, "top_k": 5}, steps=0))

@@ -88,6 +88,7 @@ def test_a_missing_bank_or_prior_is_one_line(brush: Codebrush, micro_pack: Path)
     for wrong, said in (
         ({"prior": "oracle"}, "prior must be one of retrieval, mlp, none, not oracle"),
         ({"neighbours": 0}, "neighbours must be from 1 to 1000, not 0"),
+        ({"neighbours": "many"}, "neighbours must be from 1 to 1000, not many"),
         ({"prior": "mlp", "bank": "db"}, "bank is used by the prior retrieval only"),
     ):
         with pytest.raises(UsageError, match=said):

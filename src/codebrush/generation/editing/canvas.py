@@ -4,6 +4,7 @@ A mask is white where the picture is to change. The finished picture has the siz
 a narrow border that is blended, its pixels stay as they were.
 """
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -125,7 +126,10 @@ def masked_canvas(picture: Picture, mask: Picture, min_side: int) -> Canvas:
 def boxed_canvas(picture: Picture, box: tuple[int, int, int, int], min_side: int) -> Canvas:
     """A canvas whose hole is the `box` (x, y, width, height) in pixels, cut to the picture; see `masked_canvas`."""
     kept = _read(picture)
-    x, y, width, height = box
+    try:
+        x, y, width, height = map(operator.index, box)
+    except (TypeError, ValueError):
+        raise UsageError(f"box must be x, y, width and height in whole pixels, not {box}") from None
     hole = np.zeros((kept.height, kept.width), dtype=bool)
     hole[max(0, y) : max(0, y + height), max(0, x) : max(0, x + width)] = True
     if not hole.any():
@@ -137,12 +141,14 @@ def boxed_canvas(picture: Picture, box: tuple[int, int, int, int], min_side: int
 def extended_canvas(picture: Picture, extend: Mapping[str, int], min_side: int) -> Canvas:
     """A larger canvas: `extend` gives the pixels to add on each of SIDES, which are the hole; see `masked_canvas`."""
     kept = _read(picture)
-    wrong = [side for side in extend if side not in SIDES]
-    if wrong or min(extend.values(), default=0) < 0 or not any(extend.values()):
+    try:
+        left, top, right, bottom = sides = [operator.index(extend.get(side, 0)) for side in SIDES]
+    except (TypeError, AttributeError):
+        sides = [-1]
+    if min(sides) < 0 or not any(sides) or set(extend) - set(SIDES):
         raise UsageError(
             f"extend takes the pixels to add on {', '.join(SIDES)}, like left=64: none below 0, and not all 0"
         )
-    left, top, right, bottom = (extend.get(side, 0) for side in SIDES)
     width, height = kept.width + left + right, kept.height + top + bottom
     if width * height > MAX_PIXELS:
         raise UsageError(f"a picture of {width} x {height} pixels is too large: extend by less")

@@ -7,6 +7,7 @@ its codes around a hole, some of its codes, or all of them.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from codebrush.data.images import Picture, decode_image
-from codebrush.errors import ImageError, PackError, UsageError
+from codebrush.errors import ImageError, PackError, PromptError, UsageError
 from codebrush.files import file_sha256
 from codebrush.generation.editing.canvas import Canvas, boxed_canvas, extended_canvas, masked_canvas, whole_canvas
 from codebrush.generation.manifest import edit_entry, picture_entry, read_edit
@@ -57,8 +58,10 @@ class Edit:
     def __post_init__(self) -> None:
         if self.kind not in EDITS:
             raise UsageError(f"an edit is one of {', '.join(EDITS)}, not {self.kind}")
-        if not 0 < self.strength <= 1:
-            raise UsageError(f"strength must be above 0 and up to 1, not {self.strength:g}")
+        if not isinstance(self.strength, Real) or not 0 < self.strength <= 1:
+            raise UsageError(f"strength must be above 0 and up to 1, not {self.strength}")
+        if not isinstance(self.prompt, str):
+            raise PromptError(f"a prompt is a text, not {type(self.prompt).__name__}")
         if self.kind == "edit" and not self.prompt.strip():
             raise UsageError(
                 "give a prompt to redraw the picture under, or the part of it to paint: a mask, box or extend"

@@ -43,7 +43,7 @@ class Retrieval:
     def __post_init__(self) -> None:
         if self.prior not in PRIORS:
             raise UsageError(f"prior must be one of {', '.join(PRIORS)}, not {self.prior}")
-        if not 1 <= self.neighbours <= MOST_NEIGHBOURS:
+        if not isinstance(self.neighbours, int) or not 1 <= self.neighbours <= MOST_NEIGHBOURS:
             raise UsageError(f"neighbours must be from 1 to {MOST_NEIGHBOURS}, not {self.neighbours}")
         if self.prior != "retrieval" and self.bank:
             raise UsageError(f"bank is used by the prior retrieval only, not by {self.prior}: leave one of them out")

@@ -71,12 +71,12 @@ def draw_options(pack: Pack, given: Mapping[str, Any]) -> DrawOptions:
     return DrawOptions(**values)
 
 
-def checked_sampling(given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` as a dict. Raises UsageError if anything but the options in SAMPLING is in it."""
+def checked_sampling(given: Mapping[str, Any], of: str = "an edit or an interpolation") -> dict[str, Any]:
+    """`given` as a dict. Raises UsageError if anything but the options in SAMPLING is in it; `of` says of what."""
     unknown = sorted(set(given) - set(SAMPLING))
     if unknown:
         hint = did_you_mean(unknown[0], SAMPLING)
-        raise UsageError(f"{unknown[0]} is not an option of an edit or an interpolation{hint}")
+        raise UsageError(f"{unknown[0]} is not an option of {of}{hint}")
     return dict(given)
 
 

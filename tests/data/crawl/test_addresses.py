@@ -54,7 +54,24 @@ def test_what_is_public(address: str, public: bool):
 
 @pytest.mark.parametrize(
     ("host", "private"),
-    [("localhost", True), ("nas.local", True), ("64:ff9b::a00:1", True), ("8.8.8.8", False), ("example.org", False)],
+    [
+        ("localhost", True),
+        ("nas.local", True),
+        ("64:ff9b::a00:1", True),
+        ("8.8.8.8", False),
+        ("example.org", False),
+        # the same with the dot that ends a full name
+        ("localhost.", True),
+        ("metadata.internal.", True),
+        ("127.0.0.1.", True),
+        ("example.org.", False),
+        # other ways to write an IPv4 address that resolvers read: 127.0.0.1, 169.254.169.254, 8.8.8.8
+        ("127.1", True),
+        ("2130706433", True),
+        ("0x7f.0.0.1", True),
+        ("0251.0376.0251.0376", True),
+        ("134744072", False),
+    ],
 )
 def test_hosts_of_a_local_network(host: str, private: bool):
     assert is_private_host(host) is private

@@ -285,6 +285,11 @@ def test_a_second_run_is_refused_and_the_first_keeps_its_work(tmp_path: Path):
     assert names(tmp_path) == ["link", "out"]
 
 
+def test_the_root_is_not_a_new_folder():
+    with pytest.raises(DataError, match=r"^/: already exists; name a new folder$"), atomic_folder("/"):
+        pass
+
+
 def test_another_process_is_refused(tmp_path: Path):
     code = "import sys; from codebrush.files import *\nwith atomic_folder(sys.argv[1]): pass"
     with atomic_folder(tmp_path / "out") as part:

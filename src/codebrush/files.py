@@ -198,6 +198,8 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         CodebrushError: if another process holds the lock, or a file cannot be written.
     """
     place = Path(os.path.realpath(folder))  # one lock and one file system, however the folder was named
+    if not place.name:
+        raise DataError(f"{folder}: already exists; name a new folder")  # the root, beside which nothing can lie
     part = place.with_name(f".{place.name}.codebrush-part")
     with write_errors(folder), ExitStack() as held:
         try:

@@ -129,7 +129,7 @@ def test_every_step_sees_its_share_of_both_sets(materials: Materials):
     assert not np.array_equal(ReplayedRows(data, count, 8, 4).of_step(0), steps[0])
 
 
-def test_sets_of_one_length_are_not_shuffled_alike(materials: Materials):
+def test_sets_of_one_length_are_shuffled_differently(materials: Materials):
     rows = ReplayedRows(Joined(materials.data, materials.data), 20, 40, 0).of_step(0)
     assert rows[:20].tolist() != (rows[20:] - 40).tolist()
 
@@ -186,7 +186,7 @@ def test_a_replaying_run_that_is_resumed_is_the_run_in_one(materials: Materials,
         ({"stage": "vqgan", "recipe": {}, "replay": {"source": "general"}}, "replay"),
     ],
 )
-def test_fields_that_do_not_go_together_are_told_in_one_line(changes: dict, message: str, tmp_path: Path):
+def test_fields_that_contradict_each_other_are_refused_in_one_line(changes: dict, message: str, tmp_path: Path):
     path = recipe_file(tmp_path, **changes)
     if "stage" in changes:
         path.write_text(yaml.safe_dump({**changes, "loop": vars(LOOP)}))
@@ -226,7 +226,7 @@ def test_the_size_of_the_start_counts_and_not_the_recipe_s(
     assert CLIP.from_pretrained(tmp_path / "run" / "model").config == start.config
 
 
-def test_rows_are_no_longer_than_the_start_reads(materials: Materials, start: CLIP, shapes: Path, tmp_path: Path):
+def test_rows_are_at_most_as_long_as_the_start_reads(materials: Materials, start: CLIP, shapes: Path, tmp_path: Path):
     folder = saved_start(start, materials, tmp_path / "start")
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 1000}))

@@ -136,12 +136,12 @@ def test_a_class_is_the_mean_of_its_texts():
     assert accuracy([image, [0.0, 1.0, 0.0]], [0, 1], texts, {"a cat": 0, "cat": 0, "dog": 1}) == 1.0
 
 
-def test_embeddings_that_are_no_numbers_have_no_accuracy():
+def test_embeddings_of_nan_give_an_accuracy_of_nan():
     texts = {"cat": [1.0, 0.0], "dog": [0.0, 1.0]}
     assert math.isnan(accuracy([[math.nan, 0.2], [0.3, 1.0]], [0, 1], texts, {"cat": 0, "dog": 1}))
 
 
-def test_one_class_is_no_gate(materials: Materials):
+def test_a_gate_with_one_class_is_refused(materials: Materials):
     data = materials.data
     alone = Captioned(data.source, data.pixels, np.zeros_like(data.groups))
     with pytest.raises(DataError, match="needs two classes or more"):
@@ -205,7 +205,7 @@ def test_a_run_that_is_stopped_ends_with_the_last_state_that_passed(materials, s
     ]
 
 
-def test_a_run_that_is_warned_goes_on_and_says_so_once(materials, start: CLIP, tmp_path: Path, capsys):
+def test_with_action_warn_a_fall_is_printed_once_and_the_run_goes_on(materials, start: CLIP, tmp_path: Path, capsys):
     run, network = gated(materials, start, tmp_path, (0.8, 0.7, 0.6, 0.8, 0.79), action="warn")
     assert run.step == 8
     assert same(network, run.averaged())
@@ -250,7 +250,7 @@ def test_what_was_measured_after_the_checkpoint_is_forgotten(materials: Material
     assert steps == sorted(set(steps))
 
 
-def test_a_loss_that_is_no_number_is_told_as_such(materials: Materials, start: CLIP, tmp_path: Path, capsys):
+def test_a_loss_of_nan_is_not_reported_as_a_fall(materials: Materials, start: CLIP, tmp_path: Path, capsys):
     broken = deepcopy(start)
     with torch.no_grad():
         broken.log_scale.fill_(math.nan)

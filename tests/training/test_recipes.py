@@ -74,7 +74,7 @@ def test_every_wrong_field_is_named(tmp_path: Path):
 
 
 @pytest.mark.parametrize("text", ["", "- 1\n", "a: [", "\x00", "stage: clip"])
-def test_what_is_no_recipe_is_told_in_one_line(text: str, tmp_path: Path):
+def test_a_file_that_is_not_a_recipe_is_refused_in_one_line(text: str, tmp_path: Path):
     path = write(tmp_path, text)
     with pytest.raises(TrainingError, match=str(path)) as caught:
         read_recipe(path)
@@ -101,7 +101,7 @@ def test_pictures_come_from_the_recipe_or_from_the_caller(tmp_path: Path):
         read_recipe(bare)
 
 
-def test_pictures_named_without_a_field_are_told_even_where_the_caller_names_others(tmp_path: Path):
+def test_a_source_without_a_field_is_refused_even_if_the_caller_names_another(tmp_path: Path):
     path = write(tmp_path, {**BASE, "source": "pictures"})
     with pytest.raises(TrainingError, match=r"recipe\.yaml: source: should hold fields, as in"):
         read_recipe(path, source="others")

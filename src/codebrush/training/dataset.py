@@ -106,7 +106,7 @@ def load_captioned(source: CaptionedImages, size: int, cache: Path) -> Captioned
 
 
 class HasCaptions(Protocol):
-    """Rows with captions."""
+    """What `CaptionTokens` reads: a number of rows, each with captions."""
 
     def __len__(self) -> int: ...
 

@@ -25,7 +25,7 @@ def replayed_rows(share: float, batch_size: int) -> int:
 
 
 class ReplayedRows:
-    """The rows of each step of a run on two sets, each with shuffled epochs of its own.
+    """The rows of each step of a run on two sets, each shuffled by itself.
 
     `count` rows of a batch are from the replayed set.
     """

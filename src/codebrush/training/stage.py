@@ -162,7 +162,7 @@ class Stage(ABC):
         return materials
 
     def tokenizer_beside(self, start: Any, folder: Path) -> Tokenizer | None:
-        """The stage's own tokenizer from the folder of the model `start`; None if it has none of its own."""
+        """The stage's own tokenizer from the folder of the model `start`; None for a stage that has none."""
         return Tokenizer.from_pretrained(folder) if self.member.tokenizer_misfits else None
 
     def picture_size(self, models: Mapping[str, Any], pack: Pack | None) -> int:

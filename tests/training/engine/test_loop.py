@@ -133,7 +133,7 @@ def test_auto_precision_is_bf16_where_the_device_has_it(device: str):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_task_may_take_gradients_of_its_own(precision: str, tmp_path: Path):
+def test_a_task_may_take_gradients_itself(precision: str, tmp_path: Path):
     class Balanced(Line):
         def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
             for network, loss, metrics in super().objectives(batch, step):
@@ -152,7 +152,7 @@ def test_a_run_in_two_parts_is_the_run_in_one(tmp_path: Path):
         assert torch.equal(ours, theirs)
 
 
-def test_metrics_after_the_checkpoint_are_written_anew(tmp_path: Path):
+def test_metrics_after_the_checkpoint_are_written_again(tmp_path: Path):
     run(tmp_path / "whole", steps=12, log_every=3)
     folder = tmp_path / "broken"
     run(folder, steps=12, log_every=3, stop_after=8)
@@ -165,7 +165,7 @@ def test_metrics_after_the_checkpoint_are_written_anew(tmp_path: Path):
     assert broken == whole
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path: Path):
+def test_a_loss_of_nan_ends_the_run_before_it_is_saved(tmp_path: Path):
     with pytest.raises(TrainingError, match=r"near step 8.*lower the learning rate"):
         run(tmp_path, Line(poison_at=6), log_every=100)
     checkpoint = torch.load(tmp_path / CHECKPOINT, weights_only=True)

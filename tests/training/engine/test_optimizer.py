@@ -63,7 +63,7 @@ def test_without_warm_up_the_rate_starts_at_its_full_height():
     assert cosine_schedule(0, 100, 0) == 1.0
 
 
-def test_each_factor_on_the_rate_makes_groups_of_its_own():
+def test_each_factor_on_the_rate_makes_its_groups():
     factors = {"table.weight": 0.5, "linear.weight": 0.5, "linear.bias": 0.25}
     network = Mixed()
     names = {parameter: name for name, parameter in network.named_parameters()}

@@ -54,7 +54,7 @@ def one_line(arguments: list[str], status: int, capsys: pytest.CaptureFixture[st
     return line
 
 
-def test_it_is_trained_packed_and_opened_and_a_resumed_training_ends_alike(
+def test_it_is_trained_packed_and_opened_and_a_resumed_training_ends_at_the_same_bits(
     recipes: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "pack"
@@ -77,7 +77,7 @@ def test_it_is_trained_packed_and_opened_and_a_resumed_training_ends_alike(
     assert open_pack(out).hash == pack.hash  # it draws nothing
 
 
-def test_it_is_trained_alone_blended_and_told_apart(
+def test_it_is_trained_alone_and_blended_and_wrong_flags_are_refused(
     recipes: Path, shapes: Path, micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     recipe, places = recipes / "colour.yaml", [str(tmp_path / name) for name in ("first", "second", "blend")]

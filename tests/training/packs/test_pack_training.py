@@ -86,7 +86,7 @@ def test_recipes_make_a_pack_that_draws(pack):
         assert report["stages"][stage]["parameters"] == sum(part.numel() for part in network.parameters())
 
 
-def test_a_pack_says_what_it_was_made_of(pack, shapes: Path):
+def test_a_pack_records_what_it_was_made_of(pack, shapes: Path):
     out, report, _ = pack
     info = open_pack(out).info
     assert (info["name"], info["licence"], info["image_size"]) == ("micro", "CC0-1.0", 16)
@@ -310,7 +310,7 @@ def test_without_recipe_and_budget_there_is_nothing_to_do(shapes: Path, tmp_path
 
 def test_a_wrong_request_can_be_made_right(shapes: Path, tmp_path: Path):
     out = tmp_path / "micro"
-    with pytest.raises(UsageError, match="--image-size 20 is no multiple of 8"):
+    with pytest.raises(UsageError, match="--image-size 20 is not a multiple of 8"):
         train_pack(request(shapes, out, image_size=20), lambda text: None)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(TrainingError, match="--tokenizer 'letters' is unknown: use wordpiece or bpe"):
@@ -323,7 +323,7 @@ def test_a_wrong_request_can_be_made_right(shapes: Path, tmp_path: Path):
 def test_a_folder_with_other_things_is_left_alone(shapes: Path, tmp_path: Path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").write_text("dear diary")
-    with pytest.raises(TrainingError, match="is not empty and is no pack: name another folder"):
+    with pytest.raises(TrainingError, match="is not empty and not a pack: name another folder"):
         train_pack(request(shapes, tmp_path / "notes"), lambda text: None)
 
 

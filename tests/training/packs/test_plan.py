@@ -49,7 +49,7 @@ def test_budgets_are_read(text: str, seconds: float):
 
 
 @pytest.mark.parametrize("text", ["0m", "soon", "", "-5m", "nan", "infh", "1e999m", "m", "5 weeks", "5mm", "1:30"])
-def test_wrong_budgets_are_told_with_the_remedy(text: str):
+def test_wrong_budgets_are_refused_with_the_remedy(text: str):
     with pytest.raises(UsageError) as caught:
         parse_budget(text)
     assert f"--budget '{text}'" in str(caught.value)

@@ -178,7 +178,7 @@ class TestTokens:
             cells = [int(y / 6) * 8 + int(x / 6) for x, y in (each.centre for each in fitting)]
             assert int(found[row, place]) in cells, (text, pairs[row])
 
-    def test_rows_tell_where_the_answer_is(self, materials: Materials) -> None:
+    def test_only_the_tokens_of_answers_are_learned(self, materials: Materials) -> None:
         words = materials.tokenizers["captioner"]
         tokens, learned = rows_of_tokens([("", "a red circle"), ("what colour is it?", "red")], words, 24)
         for row, answer in enumerate(("a red circle", "red")):
@@ -189,7 +189,7 @@ class TestTokens:
         assert tokens[0, 1] == words.end_id  # a caption answers the empty question
         assert not learned[:, -1].any()
 
-    def test_what_is_too_long_is_cut_and_still_tells_something(self, materials: Materials) -> None:
+    def test_long_pairs_are_cut_and_keep_a_part_of_the_answer(self, materials: Materials) -> None:
         words = materials.tokenizers["captioner"]
         tokens, learned = rows_of_tokens([("why " * 40, "because " * 40)], words, 12)
         assert tokens.shape == (1, 12)
@@ -255,9 +255,7 @@ def test_a_captioner_learns_what_a_picture_shows(materials: Materials, tmp_path:
 
 
 @pytest.mark.parametrize("names", ["present", "stored"])
-def test_a_stopped_run_ends_with_the_very_weights_of_an_unbroken_one(
-    names: str, materials: Materials, tmp_path: Path
-) -> None:
+def test_a_stopped_run_ends_at_the_same_bits(names: str, materials: Materials, tmp_path: Path) -> None:
     """Also from a checkpoint of a version in which the head of the patch labels was called "sights"."""
     whole = run_stage(_plan(), materials, tmp_path / "whole")
     run_stage(_plan(stop_after=2), materials, tmp_path / "part")

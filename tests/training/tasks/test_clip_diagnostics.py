@@ -44,7 +44,9 @@ def test_a_good_run_is_left_alone():
         (CLIPDiagnostics(64, 127), {}, "add pictures, or lower loop.batch_size"),
     ],
 )
-def test_each_fault_is_said_once_with_its_remedy(diagnostics: CLIPDiagnostics, values: dict[str, float], remedy: str):
+def test_each_fault_is_reported_once_with_its_remedy(
+    diagnostics: CLIPDiagnostics, values: dict[str, float], remedy: str
+):
     (line,) = reported(diagnostics, **values)
     assert remedy in line
     assert "\n" not in line
@@ -60,7 +62,7 @@ def test_each_fault_is_said_once_with_its_remedy(diagnostics: CLIPDiagnostics, v
         {"clashing": 0.2},
     ],
 )
-def test_what_is_near_a_fault_is_none(values: dict[str, float]):
+def test_values_near_a_limit_are_not_reported(values: dict[str, float]):
     assert reported(CLIPDiagnostics(64, 128), **values) == []
 
 
@@ -71,7 +73,7 @@ def test_a_fault_must_last_and_the_warmup_does_not_count():
     assert len(reported(diagnostics, lines=1, first=104, clip_loss=math.log(64))) == 1
 
 
-def test_few_pictures_are_told_before_the_first_step():
+def test_too_few_pictures_are_reported_before_the_first_step():
     assert len(CLIPDiagnostics(8, 15).remarks(0, {})) == 1
     assert CLIPDiagnostics(8, 16).remarks(0, {}) == []
 
@@ -83,7 +85,7 @@ def test_captions_of_two_groups_clash_and_those_of_one_do_not():
     assert clashing_share(tokens, np.array([0, 3, 1, 4, 0])) == pytest.approx(4 / 5)
 
 
-def test_the_guess_is_the_loss_of_embeddings_that_are_all_alike():
+def test_the_guessing_loss_is_that_of_equal_embeddings():
     same = F.normalize(torch.ones(16, 4), dim=-1)
     groups = torch.arange(16)
     softmax = contrastive_loss(same, same, torch.tensor(10.0), groups)
@@ -93,7 +95,7 @@ def test_the_guess_is_the_loss_of_embeddings_that_are_all_alike():
     assert guessing_loss(16, "sigmoid") == pytest.approx(best, rel=1e-4)
 
 
-def test_a_run_says_what_is_noticed_once_on_stderr(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_run_prints_each_fault_once_on_stderr(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rows = SourceConfig(str(shapes), captions=("a {background} picture",), group="file_name")
     data = load_captioned(rows.open(), 16, tmp_path)
     recipe = CLIPRecipe(

@@ -68,7 +68,7 @@ def test_a_batch_brings_captions_of_other_rows_and_their_groups(materials: Mater
     assert objective.loss.item() > other.loss.item()  # more to be told from
 
 
-def test_a_stopped_run_ends_with_the_very_weights_of_an_unbroken_one(materials: Materials, tmp_path: Path) -> None:
+def test_a_stopped_run_ends_at_the_same_bits(materials: Materials, tmp_path: Path) -> None:
     plan = StagePlan("clip", RECIPE, LOOP)
     whole = run_stage(plan, materials, tmp_path / "whole")
     again = run_in_two(plan, materials, tmp_path / "part", stop_after=2)

@@ -12,7 +12,7 @@ def test_code_loss_is_the_mean_nats_a_code():
     assert code_loss(logits, codes).item() == pytest.approx(-picked.mean().item(), rel=1e-6)
 
 
-def test_codes_that_look_alike_are_right_as_well():
+def test_similar_codes_count_as_right_as_well():
     codebook = torch.tensor([[0.0, 0.0], [0.1, 0.0], [3.0, 0.0], [0.0, 4.0]])
     likeness = code_likeness(codebook, 0.01)
     apart = torch.cdist(codebook, codebook) ** 2

@@ -206,7 +206,7 @@ def test_nothing_of_what_was_in_a_hole_is_read(materials: Materials) -> None:
 
 @pytest.mark.parametrize("block", [1, 2])
 @torch.no_grad()
-def test_rows_with_a_source_and_those_without_are_read_apart_and_count_alike(materials: Materials, block: int) -> None:
+def test_rows_with_and_without_a_source_are_read_apart_and_have_equal_weight(materials: Materials, block: int) -> None:
     plan = StagePlan("transformer", replace(RECIPE, block=block), LOOP)
     task = make_task(plan, materials, make_network(plan, materials).eval())
     batch = task.batch(np.arange(12), np.random.default_rng(1))
@@ -228,7 +228,7 @@ def test_rows_with_a_source_and_those_without_are_read_apart_and_count_alike(mat
     assert objective.loss.item() == pytest.approx(torch.cat(nats).mean().item(), rel=1e-5)
 
 
-def test_a_stopped_run_ends_with_the_very_weights_of_an_unbroken_one(materials: Materials, tmp_path: Path) -> None:
+def test_a_stopped_run_ends_at_the_same_bits(materials: Materials, tmp_path: Path) -> None:
     plan = StagePlan("transformer", replace(RECIPE, block=2), LOOP)
     whole = run_stage(plan, materials, tmp_path / "whole")
     again = run_in_two(plan, materials, tmp_path / "part", stop_after=2)

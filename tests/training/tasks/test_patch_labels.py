@@ -17,7 +17,7 @@ from codebrush.training.tasks.patch_labels import (
 )
 
 
-def test_patches_lie_in_what_is_there() -> None:
+def test_labelled_patches_lie_within_their_objects() -> None:
     objects = [
         SceneObject("red", "star", "large", (8.0, 8.0, 40.0, 32.0)),
         SceneObject("blue", "ring", "", (50, 50, 53, 53)),

@@ -41,7 +41,7 @@ def test_a_prior_learns_where_pictures_lie(materials: Materials, tmp_path: Path)
     assert lines[-1]["cosine"] > max(0.8, lines[0]["cosine"] + 0.1)
 
 
-def test_a_stopped_run_ends_with_the_very_weights_of_an_unbroken_one(materials: Materials, tmp_path: Path) -> None:
+def test_a_stopped_run_ends_at_the_same_bits(materials: Materials, tmp_path: Path) -> None:
     plan = replace(PLAN, loop=replace(LOOP, steps=6, checkpoint_every=3))
     whole = run_stage(plan, materials, tmp_path / "whole")
     run_stage(replace(plan, loop=replace(plan.loop, stop_after=3)), materials, tmp_path / "part")
@@ -52,7 +52,7 @@ def test_a_stopped_run_ends_with_the_very_weights_of_an_unbroken_one(materials: 
     assert all(torch.equal(again.state_dict()[name], value) for name, value in whole.state_dict().items())
 
 
-def test_the_same_thing_drawn_twice_is_no_mistake(materials: Materials) -> None:
+def test_another_picture_of_the_same_group_is_not_a_negative(materials: Materials) -> None:
     task = make_task(PLAN, materials, make_network(PLAN, materials))
     rows = np.arange(4)
     batch = task.batch(rows, np.random.default_rng(0))

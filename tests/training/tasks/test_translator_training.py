@@ -74,7 +74,7 @@ def test_it_comes_nearer_than_a_copy(materials: Materials, tmp_path: Path) -> No
     assert lines[-1]["gain"] > 3  # dB over the picture as it was
 
 
-def test_a_resumed_run_ends_alike(materials: Materials, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_at_the_same_bits(materials: Materials, tmp_path: Path) -> None:
     plan = StagePlan("translator", RECIPE, replace(LOOP, steps=6, log_every=2, checkpoint_every=3))
     whole = run_stage(plan, materials, tmp_path / "whole")
     again = run_in_two(plan, materials, tmp_path / "part", stop_after=3)

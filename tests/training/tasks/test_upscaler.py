@@ -105,7 +105,7 @@ def test_the_discriminator_joins_in_late(materials: Materials, tmp_path: Path) -
     assert trained.last_layer.abs().max() > 0
 
 
-def test_one_that_stopped_ends_at_the_same_bits(materials: Materials, tmp_path: Path) -> None:
+def test_a_stopped_run_ends_at_the_same_bits(materials: Materials, tmp_path: Path) -> None:
     plan = StagePlan("upscaler", replace(RECIPE, reconstructed=0.25), LOOP)
     whole = run_stage(plan, materials, tmp_path / "whole")
 
@@ -151,7 +151,7 @@ def test_the_pixel_loss_is_the_absolute_error() -> None:
     assert charbonnier(made, targets) == pytest.approx(0.25, abs=1e-3)
 
 
-def test_what_cannot_be_trained_is_told(materials: Materials) -> None:
+def test_sizes_that_do_not_fit_are_refused(materials: Materials) -> None:
     plan = StagePlan("upscaler", RECIPE, LOOP)
     other = make_network(replace(plan, recipe=replace(RECIPE, scale=4)), materials)
     with pytest.raises(TrainingError, match=r"recipe\.scale is 2, but the upscaler to start from has 4"):
@@ -169,7 +169,7 @@ def test_what_cannot_be_trained_is_told(materials: Materials) -> None:
     with pytest.raises(TrainingError, match="this stage needs the vqgan of an earlier one"):
         make(replace(materials, models={"clip": micro_clip()}), reconstructed=0.5)
     values = {"stage": "upscaler", "recipe": {"target_size": 33}, "loop": {"steps": 1, "batch_size": 1}}
-    with pytest.raises(TrainingError, match="target_size 33 is no multiple of the scale 2"):
+    with pytest.raises(TrainingError, match="target_size 33 is not a multiple of the scale 2"):
         plan_from_dict(values, "r.yaml")
     with pytest.raises(TrainingError, match=r"recipe\.scale"):
         plan_from_dict({**values, "recipe": {"scale": 3}}, "r.yaml")

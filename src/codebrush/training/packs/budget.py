@@ -22,7 +22,7 @@ def parse_budget(text: str) -> float:
     except ValueError:
         seconds = math.nan
     if not math.isfinite(seconds) or seconds <= 0:
-        raise UsageError(f"--budget '{text}' is no positive time: write it like 90s, 60m, 2h or 1d")
+        raise UsageError(f"--budget '{text}' is not a positive time: write it like 90s, 60m, 2h or 1d")
     return seconds
 
 

@@ -56,11 +56,11 @@ def train_pack(request: PackRequest, say: Say = print, draw: Callable[..., Any] 
     """
     work = work_folder(request.out)
     if not request.resume and any(has_begun(work / stage) for stage in STAGES):
-        raise TrainingError(f"{work} holds an earlier training: add --resume to go on, or delete it to start anew")
+        raise TrainingError(f"{work} holds an earlier training: add --resume to go on, or delete it to start again")
     if request.out.exists() and not (request.out / PACK_FILE).is_file() and any(request.out.iterdir()):
-        raise TrainingError(f"{request.out} is not empty and is no pack: name another folder with --out")
+        raise TrainingError(f"{request.out} is not empty and not a pack: name another folder with --out")
     if request.image_size % GRID:
-        raise UsageError(f"--image-size {request.image_size} is no multiple of {GRID}: the codes would not fit")
+        raise UsageError(f"--image-size {request.image_size} is not a multiple of {GRID}: the codes would not fit")
     check_tokenizer(request.tokenizer)
     if request.resume and (first := read_request(request.out)) is not None:
         check_same(request, first)

@@ -86,7 +86,7 @@ def read_request(out: Path) -> PackRequest | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TrainingError(f"{path} cannot be read ({reason}): delete {path.parent} to start anew") from error
+        raise TrainingError(f"{path} cannot be read ({reason}): delete {path.parent} to start again") from error
 
 
 def check_same(request: PackRequest, first: PackRequest) -> None:
@@ -99,7 +99,7 @@ def check_same(request: PackRequest, first: PackRequest) -> None:
             flag = "--" + FLAGS.get(top, top).replace("_", "-")
             raise UsageError(
                 f"{flag} {f'({rest}) ' if rest else ''}is {now} but was {before} when this training began: leave it "
-                f"out to go on, or delete {work_folder(request.out)} to start anew"
+                f"out to go on, or delete {work_folder(request.out)} to start again"
             )
 
 

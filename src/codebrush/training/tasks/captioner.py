@@ -269,15 +269,15 @@ class CaptionerStage(Stage):
     renamed = (("drill", "practice_share"), ("looking", "patch_label_steps"))
 
     def make(self, plan: StagePlan, materials: Materials) -> Captioner:
-        """For the features of the CLIP and the stage's own vocabulary."""
+        """A fresh captioner for the features of the CLIP and the stage's own vocabulary."""
         return make_captioner(plan.recipe, materials.need(CLIP), self._tokenizer(materials))
 
     def grow(self, start: Captioner, plan: StagePlan, materials: Materials) -> Captioner:
-        """With the heads that a recipe with scenes needs."""
+        """`start` with the heads that a recipe with scenes needs."""
         return with_heads(start, plan.recipe)
 
     def task(self, network: Captioner, plan: StagePlan, materials: Materials) -> CaptionerTask:
-        """On captions and questions."""
+        """The training on captions and questions."""
         clip, tokenizer = materials.need(CLIP), self._tokenizer(materials)
         return CaptionerTask(network, plan.recipe, clip, materials.data, tokenizer)
 
@@ -285,7 +285,7 @@ class CaptionerStage(Stage):
         return needed(materials.tokenizers.get(self.name), "vocabulary")
 
     def prepare(self, plan: StagePlan, materials: Materials, cache: Path) -> Materials:
-        """With a vocabulary made from the captions and questions, unless there is one."""
+        """The materials with a vocabulary made from the captions and questions, unless they have one."""
         if self.name in materials.tokenizers:
             return materials
         recipe, asker = plan.recipe, Asker(plan.recipe.questions, materials.data)
@@ -293,7 +293,7 @@ class CaptionerStage(Stage):
         return replace(materials, tokenizers={**materials.tokenizers, self.name: made})
 
     def sizes(self, image_size: int) -> Sequence[Size]:
-        """Three."""
+        """Three sizes, from 2 layers to 6."""
         return [
             Size("small", CaptionerRecipe(width=96, layers=2, vocab_size=1024, learning_rate=2e-3), 16, 20_000),
             Size("medium", CaptionerRecipe(width=192, layers=4), 32, 100_000),

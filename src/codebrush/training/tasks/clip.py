@@ -271,19 +271,20 @@ class CLIPStage(Stage):
     sets_image_size = True
 
     def make(self, plan: StagePlan, materials: Materials) -> CLIP:
-        """For the tokenizer. Raises TrainingError for a recipe that locks an encoder, which would be untrained."""
+        """A fresh CLIP for the tokenizer. Raises TrainingError for a recipe that locks an encoder, which would be
+        untrained."""
         if plan.recipe.lock != "none":
             raise TrainingError(f"recipe.lock: the {plan.recipe.lock} encoder is untrained: name a start with --from")
         return make_clip(plan.recipe, materials.tokenizer)
 
     def task(self, network: CLIP, plan: StagePlan, materials: Materials) -> CLIPTask:
-        """On the new set, and on the replayed one if the plan has one."""
+        """The training on the new set, and on the replayed one if the plan has one."""
         data = materials.data
         rows = data if materials.replay is None else Joined(data, materials.replay)
         return CLIPTask(network, plan.recipe, rows, materials.tokenizer)
 
     def hooks(self, plan: StagePlan, materials: Materials, folder: Path) -> Hooks:
-        """The rows of two sets, remarks on the log, and the gate."""
+        """The rows of two sets if one is replayed, remarks on the log, and the gate if the plan has one."""
         recipe, loop, data, replay = plan.recipe, plan.loop, materials.data, materials.replay
         rows, check, result = None, None, None
         if replay is not None:
@@ -303,7 +304,7 @@ class CLIPStage(Stage):
         return Hooks(rows, diagnostics.remarks, check, result)
 
     def prepare(self, plan: StagePlan, materials: Materials, cache: Path) -> Materials:
-        """With the replayed set and the gate's, decoded at the size of the first."""
+        """The materials with the replayed set and the gate's, decoded at the size of the first."""
         sources = {"replay": plan.replay, "gate": plan.gate and plan.gate.source}
         sets = {
             name: load_captioned(source.open(), materials.image_size, cache)
@@ -313,11 +314,11 @@ class CLIPStage(Stage):
         return replace(materials, **sets)
 
     def tokenizer_beside(self, start: CLIP, folder: Path) -> Tokenizer:
-        """Raises PackError if a published CLIP has no tokenizer beside it, or one that does not fit."""
+        """The tokenizer of `start`. Raises PackError if a published CLIP has none that fits beside it."""
         return tokenizer_of(start, folder)
 
     def adapt_to_start(self, plan: StagePlan, start: CLIP) -> StagePlan:
-        """With the picture size of the start, which reads no other."""
+        """The plan with the picture size of the start, which reads no other."""
         size = start.image_size
         if plan.recipe.image_size == size:
             return plan
@@ -325,7 +326,7 @@ class CLIPStage(Stage):
         return replace(plan, recipe=replace(plan.recipe, image_size=size))
 
     def sizes(self, image_size: int) -> Sequence[Size]:
-        """Three; with a ResNet if the pictures are large enough for its stride, otherwise a vision transformer."""
+        """Three sizes: ResNets if the pictures are large enough for their stride, otherwise vision transformers."""
         return [
             Size("small", _sized_recipe(image_size, 16, 128, 2, 128), 128, 20_000),
             Size("medium", _sized_recipe(image_size, 32, 256, 4, 256), 256, 100_000),
@@ -333,7 +334,7 @@ class CLIPStage(Stage):
         ]
 
     def adapt(self, recipe: CLIPRecipe, materials: Materials, start: CLIP | None, wordpiece: bool) -> CLIPRecipe:
-        """The distilled table goes with the wordpiece tokenizer."""
+        """The recipe with the distilled table if the tokenizer is the wordpiece one, whose tokens the table is for."""
         return replace(recipe, token_table=wordpiece)
 
 

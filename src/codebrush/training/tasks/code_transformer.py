@@ -295,7 +295,7 @@ class CodeTransformerStage(Stage):
     share = 0.28
 
     def make(self, plan: StagePlan, materials: Materials) -> CodeTransformer:
-        """For the codes of the VQGAN, over the whole picture."""
+        """A fresh network for the codes of the VQGAN, over the whole picture."""
         clip, vqgan = materials.need(CLIP), materials.need(VQGAN)
         grid = vqgan.code_grid(materials.image_size)
         transformer = make_code_transformer(plan.recipe, clip, vqgan.codebook_size, grid)
@@ -304,11 +304,11 @@ class CodeTransformerStage(Stage):
         return transformer
 
     def grow(self, start: CodeTransformer, plan: StagePlan, materials: Materials) -> CodeTransformer:
-        """With the conditions that the recipe's shares need."""
+        """`start` with the conditions that the recipe's shares need."""
         return with_conditions(start, plan.recipe, materials.need(CLIP))
 
     def task(self, network: CodeTransformer, plan: StagePlan, materials: Materials) -> CodeTransformerTask:
-        """On the stored codes of the pictures."""
+        """The training on the stored codes of the pictures."""
         recipe, draw = plan.recipe, materials.draw
         return CodeTransformerTask(
             network,
@@ -322,7 +322,7 @@ class CodeTransformerStage(Stage):
         )
 
     def precompute(self, materials: Materials, cache: Path) -> Materials:
-        """With the codes of all pictures."""
+        """The materials with the codes of all pictures."""
         vqgan = materials.find(VQGAN)
         return (
             materials if vqgan is None else replace(materials, codes=encode_once(vqgan, materials.data.pixels, cache))
@@ -333,7 +333,7 @@ class CodeTransformerStage(Stage):
         return models["vqgan"].config.image_size if "vqgan" in models else super().picture_size({}, pack)
 
     def sizes(self, image_size: int) -> Sequence[Size]:
-        """Three, which also learn to vary pictures and to fill holes; grids of 16 x 16 codes or more use blocks."""
+        """Three sizes, which also learn to vary pictures and to fill holes; grids from 16 x 16 codes on use blocks."""
         block = 2 if (image_size >> halvings(image_size)) >= 2 * GRID else 1
         return [
             Size("small", _sized_recipe(128, 4, 4, 2e-3, block), 32, 20_000),
@@ -344,7 +344,7 @@ class CodeTransformerStage(Stage):
     def finish(
         self, network: CodeTransformer, plan: StagePlan, materials: Materials, seconds: float | None
     ) -> Materials:
-        """With the styles that it learned, and with a bank of pictures if it reads picture embeddings."""
+        """The materials with the styles that it learned, and with a bank of pictures if it reads picture embeddings."""
         models = materials.models
         if network.config.image_embedding and is_first():
             models = {**models, "bank": make_bank(materials.need(CLIP), materials.data, seconds=seconds)}

@@ -69,7 +69,7 @@ class ConditionSampler:
         self._group = np.repeat(np.arange(len(counts)), counts)[np.argsort(order, kind="stable")]  # (N,)
 
     def draw(self, rows: np.ndarray, rng: np.random.Generator) -> SampledConditions:
-        """The conditions of one batch."""
+        """Draw the conditions of the rows (B,) of one batch."""
         count, size = len(rows), self.grid[0] * self.grid[1]
         embedded, holed, paired = rows_of_each(count, self.shares)
         tokens = self.tokens.draw(rows, rng)
@@ -170,7 +170,7 @@ class OtherCaptions:
         return len(self.data)
 
     def captions(self, row: int) -> list[str]:
-        """The captions that the templates make of a row; its own ones if they make none."""
+        """The captions that the templates make of a row; the row's own captions if they make none."""
         cell = partial(self.data.source.cell, self.data.pixels.rows[row])
         captions = [text for template in self.templates for text in template.fill(cell)]
         return captions or self.data.captions(row)

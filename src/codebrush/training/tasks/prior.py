@@ -72,7 +72,7 @@ class PriorTask:
             texts = F.normalize(texts + self.recipe.noise * batch["noise"], dim=-1)
         predicted = self.networks["prior"](texts)
         cosines = (predicted * pictures).sum(-1)
-        others = batch["groups"][:, None] == batch["groups"]  # another picture of the same thing is no mistake
+        others = batch["groups"][:, None] == batch["groups"]  # another picture of the same thing would not be wrong
         others = others & ~torch.eye(len(predicted), dtype=torch.bool, device=predicted.device)
         logits = (SHARPNESS * predicted.float() @ pictures.T).masked_fill(others, -torch.inf)
         contrast = F.cross_entropy(logits, torch.arange(len(predicted), device=predicted.device))
@@ -92,15 +92,15 @@ class PriorStage(Stage):
     share = 0.02
 
     def make(self, plan: StagePlan, materials: Materials) -> Prior:
-        """In the space of the CLIP."""
+        """A fresh prior for the embeddings of the CLIP."""
         return make_prior(plan.recipe, materials.need(CLIP))
 
     def task(self, network: Prior, plan: StagePlan, materials: Materials) -> PriorTask:
-        """On captions and their pictures."""
+        """The training on captions and their pictures."""
         return PriorTask(network, plan.recipe, materials.need(CLIP), materials.data, materials.tokenizer)
 
     def sizes(self, image_size: int) -> Sequence[Size]:
-        """Two."""
+        """Two sizes; a prior is small beside the other models."""
         return [
             Size("small", PriorRecipe(width=256), 64, 10_000),
             Size("large", PriorRecipe(width=1024), 256, 1_000_000),

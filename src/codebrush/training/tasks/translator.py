@@ -154,11 +154,11 @@ class TranslatorStage(Stage):
     recipe = TranslatorRecipe
 
     def make(self, plan: StagePlan, materials: Materials) -> Translator:
-        """To the styles of the rows."""
+        """A fresh translator to the styles of the rows."""
         return make_translator(plan.recipe, materials.data)
 
     def task(self, network: Translator, plan: StagePlan, materials: Materials) -> TranslatorTask:
-        """On pairs of pictures of the same thing."""
+        """The training on pairs of pictures of the same thing."""
         return TranslatorTask(network, plan.recipe, materials.need(CLIP), materials.data)
 
     def check(self, plan: StagePlan, materials: Materials) -> None:
@@ -166,15 +166,15 @@ class TranslatorStage(Stage):
         learned_styles(plan.recipe, materials.data)
 
     def prepare(self, plan: StagePlan, materials: Materials, cache: Path) -> Materials:
-        """With pictures of the recipe's size."""
+        """The materials with pictures of the recipe's size."""
         return resized(plan, materials, cache)
 
     def picture_size(self, models: Mapping[str, Any], pack: Pack | None) -> int:
-        """That of the pack that the CLIP is from."""
+        """The picture size of the pack that the CLIP is from."""
         return super().picture_size(models, pack) if pack is None else pack.image_size
 
     def kept(self, pack: Pack, image_size: int) -> Translator | None:
-        """It depends on no other member, so it is kept if it takes pictures of the size."""
+        """The pack's translator if it takes pictures of the size; it depends on no other member."""
         if not pack.has(self.name) or image_size % pack.translator.config.factor:
             return None
         return pack.translator

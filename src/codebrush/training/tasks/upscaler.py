@@ -64,7 +64,7 @@ class UpscalerRecipe:
 
     def __post_init__(self) -> None:
         if self.target_size % self.scale:
-            raise ValueError(f"target_size {self.target_size} is no multiple of the scale {self.scale}")
+            raise ValueError(f"target_size {self.target_size} is not a multiple of the scale {self.scale}")
 
     @property
     def small_size(self) -> int:
@@ -223,22 +223,23 @@ class UpscalerStage(Stage):
     share = 0.05
 
     def make(self, plan: StagePlan, materials: Materials) -> Upscaler:
-        """Of the recipe's sizes."""
+        """A fresh upscaler of the recipe's sizes."""
         return make_upscaler(plan.recipe)
 
     def task(self, network: Upscaler, plan: StagePlan, materials: Materials) -> UpscalerTask:
-        """With the perceptual distance that the recipe names, and the VQGAN if it asks for reconstructed pictures."""
+        """The training of an upscaler, with the perceptual distance that the recipe names, and the VQGAN if it asks
+        for reconstructed pictures."""
         recipe = plan.recipe
         vqgan = materials.need(VQGAN) if recipe.reconstructed else None
         distance = perceptual_distance(recipe, materials)
         return UpscalerTask(network, recipe, materials.data, plan.loop.steps, distance, vqgan)
 
     def prepare(self, plan: StagePlan, materials: Materials, cache: Path) -> Materials:
-        """With pictures as large as they should become."""
+        """The materials with pictures of the size that enlarged pictures have."""
         return resized(plan, materials, cache)
 
     def sizes(self, image_size: int) -> Sequence[Size]:
-        """Three, for pictures twice as large as those of the pack."""
+        """Three sizes, for pictures twice as large as those of the pack."""
         target = 2 * image_size
         return [
             Size("small", UpscalerRecipe(width=32, blocks=4, target_size=target, learning_rate=2e-3), 8, 10_000),
@@ -249,7 +250,8 @@ class UpscalerStage(Stage):
     def adapt(
         self, recipe: UpscalerRecipe, materials: Materials, start: Upscaler | None, wordpiece: bool
     ) -> UpscalerRecipe:
-        """With a target that the pictures are large enough for; some reconstructed if their size suits the VQGAN."""
+        """The recipe with a target size that the pictures are large enough for; some are reconstructed if their size
+        suits the VQGAN."""
         scale = recipe.scale if start is None else start.config.scale
         target = fitting_target(materials.data, materials.image_size, scale)
         recipe = replace(recipe, scale=scale, target_size=target)

@@ -199,20 +199,20 @@ class VQGANStage(Stage):
     sets_image_size = True
 
     def make(self, plan: StagePlan, materials: Materials) -> VQGAN:
-        """Of the recipe's sizes."""
+        """A fresh VQGAN of the recipe's sizes."""
         return make_vqgan(plan.recipe)
 
     def grow(self, start: VQGAN, plan: StagePlan, materials: Materials) -> VQGAN:
-        """With larger pictures and more codes if the recipe says `grow`."""
+        """`start`, made for larger pictures and with more codes if the recipe says `grow`."""
         return grow_vqgan(start, plan.recipe)
 
     def task(self, network: VQGAN, plan: StagePlan, materials: Materials) -> VQGANTask:
-        """With the perceptual distance that the recipe names."""
+        """The training of a VQGAN, with the perceptual distance that the recipe names."""
         distance = perceptual_distance(plan.recipe, materials)
         return VQGANTask(network, plan.recipe, materials.data, plan.loop.steps, distance)
 
     def sizes(self, image_size: int) -> Sequence[Size]:
-        """Three, with up to 8 pixels a code."""
+        """Three sizes, with up to 8 pixels a code."""
         levels = halvings(image_size)
         return [
             Size("small", _sized_recipe(image_size, levels, 16, 256, (1, 2, 2, 4)), 16, 10_000),

@@ -44,7 +44,11 @@ MAY_USE = {
     "models": {"torch", "safetensors"},
     "text": {"torch", "safetensors", "tokenizers"},
 }
-EXCEPTIONS = {"codebrush.models.encoders.pretrained_text": {"transformers"}, "codebrush.text.cleanup": {"ftfy"}}
+EXCEPTIONS = {
+    "codebrush.models.encoders.pretrained_text": {"transformers"},
+    "codebrush.text.cleanup": {"ftfy"},
+    "codebrush.text.reading": {"emoji"},
+}
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

@@ -36,6 +36,7 @@ from codebrush.loaded_pack import LoadedPack
 from codebrush.methods import REPLAYS, Call, check_method, find_method, guidance_models, guided_run
 from codebrush.pack.pack import open_pack
 from codebrush.progress import Progress
+from codebrush.text.reading import read_prompt, readable, warn_unread
 from codebrush.understanding.captioning import ANSWER_THRESHOLD, Answer, Caption, CaptionPipeline
 from codebrush.understanding.classification import ZeroShotClassifier, pack_temperature
 
@@ -97,6 +98,8 @@ class Codebrush(LoadedPack):
         """
         enlarge = self._enlarger_for(upscale)  # refuses a wrong scale before anything is drawn
         found = find_method(method, options)
+        prompt = read_prompt(prompt, self.tokenizer)
+        options = self._read_story(options)
         given = (cfg, temperature, top_k, top_p, min_p, rerank)
         sampling = {name: value for name, value in zip(SAMPLING, given, strict=True) if value is not None}
         return enlarge(found.generate(self, Call(prompt, n, seed, sampling, options, progress)))
@@ -126,6 +129,8 @@ class Codebrush(LoadedPack):
             UsageError: if an option is unknown, or a value out of its range.
             ImageError: if a picture that an option names cannot be read.
         """
+        prompt = read_prompt(prompt, self.tokenizer)
+        options = self._read_story(options)
         return guided_run(self, prompt, n, seed, folder, preset, sampling, **options)
 
     def vary(self, picture: Picture, n: int = 4, seed: int = 0, **sampling: Any) -> list[Result]:
@@ -167,6 +172,7 @@ class Codebrush(LoadedPack):
             PromptError: if the prompt cannot be read.
             ImageError: if the picture or the mask cannot be read.
         """
+        prompt = read_prompt(prompt, self.tokenizer) if prompt else prompt
         if mask is None and box is None and not extend:
             return self._edit(
                 Edit("edit", picture, prompt, STRENGTH if strength is None else strength), n, seed, sampling
@@ -304,6 +310,8 @@ class Codebrush(LoadedPack):
     def ask(self, image: Picture, question: str, threshold: float = ANSWER_THRESHOLD) -> Answer:
         """The answer to a question, "I don't know" below the confidence `threshold`; see `CaptionPipeline.ask`."""
         pixels = pixels_for(self.clip, [image]).to(self.device)
+        question = readable(question, self.reader.caption_tokenizer)
+        warn_unread([question], self.reader.caption_tokenizer)
         return self.reader.ask(pixels, [question], threshold)[0]
 
     def upscale(self, images: Sequence[Picture], scale: int = 2, progress: Progress | None = None) -> list[Image.Image]:
@@ -311,6 +319,13 @@ class Codebrush(LoadedPack):
         model = self.enlarger.model
         pictures = (decode_image(image, keep_mode=True) for image in picture_list(images))
         return [upscale_picture(model, picture, scale, progress) for picture in pictures]
+
+    def _read_story(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options of guidance with the prompts of a story as they are read."""
+        story = options.get("story")
+        if not isinstance(story, list | tuple):
+            return options
+        return options | {"story": tuple(read_prompt(text, self.tokenizer) for text in story)}
 
     def _enlarger_for(self, scale: int | None) -> Callable[[Iterable[Result]], list[Result]]:
         """A function that enlarges results; None and 1 leave them as they are."""

@@ -53,7 +53,7 @@ def test_pictures_are_written_with_their_manifest(
         *("generate", "A red: apple!", "--pack", micro_pack, "--out", out),
         *(*options, "--min-p", 0.01, "--rerank", 5),
     )
-    assert set(report) == {"images", "sheet", "seconds"}
+    assert set(report) == {"images", "sheet", "prompt", "seconds"}
     assert report["seconds"] > 0
     scores = [image["clip_score"] for image in report["images"]]
     assert len(scores) == 3

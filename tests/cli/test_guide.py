@@ -45,7 +45,7 @@ def test_a_run_lies_in_its_folder_and_prints_its_steps(
     assert generate("a dog", *SHORT, *options, "--pack", micro_pack, "--out", out, "--video", "mp4", "--json") == 0
     output = capsys.readouterr()
     report = json.loads(output.out)
-    assert set(report) == {"images", "folder", "steps", "video", "seconds"}
+    assert set(report) == {"images", "folder", "steps", "video", "prompt", "seconds"}
     assert (report["folder"], report["steps"], report["video"]) == (str(out), 4, str(out / "video.mp4"))
     assert Path(report["video"]).stat().st_size > 500
     scores = [image["clip_score"] for image in report["images"]]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
-from codebrush.cli.output import print_json
+from codebrush.cli.output import print_json, unread_entry
 from codebrush.cli.pictures import check_picture_file, each_readable, picture_files
 from codebrush.errors import UsageError
 
@@ -70,8 +70,10 @@ def ask(
     from codebrush.pipeline import Codebrush
     from codebrush.understanding.captioning import ANSWER_THRESHOLD
 
-    answer = Codebrush.from_pretrained(pack).ask(image, question, ANSWER_THRESHOLD if threshold is None else threshold)
+    brush = Codebrush.from_pretrained(pack)
+    answer = brush.ask(image, question, ANSWER_THRESHOLD if threshold is None else threshold)
     if json_output:
-        print_json({"answer": answer.text, "confidence": answer.confidence, "guess": answer.guess})
+        unread = unread_entry(brush.reader.caption_tokenizer, [question])
+        print_json({"answer": answer.text, "confidence": answer.confidence, "guess": answer.guess, **unread})
     else:
         print(f"{answer.text}  (confidence {answer.confidence:.2f})")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
-from codebrush.cli.output import print_json
+from codebrush.cli.output import print_json, unread_entry
 from codebrush.cli.pictures import each_readable, picture_files
 from codebrush.errors import PackError, UsageError
 
@@ -103,7 +103,8 @@ def _zero_shot_classifier(given: dict[str, Any]) -> MakeClassifier:
     def make(brush: "Codebrush") -> tuple[Rank, dict[str, Any]]:
         used = pack_temperature(brush.pack.info) if temperature is None else temperature
         classifier = ZeroShotClassifier(brush.clip, brush.tokenizer, labels, sentences, used)
-        return classifier.rank, {"temperature": used, "templates": list(sentences)}
+        about = {"temperature": used, "templates": list(sentences), **unread_entry(brush.tokenizer, labels)}
+        return classifier.rank, about
 
     return make
 

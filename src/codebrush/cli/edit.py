@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
-from codebrush.cli.output import check_folder, print_json, print_pictures, progress_bar
+from codebrush.cli.output import check_folder, print_json, print_pictures, progress_bar, prompt_entry
 from codebrush.cli.sampling_flags import FLAGS, UpscaleOption, with_sampling_flags
 from codebrush.cli.saving import free_run_name, save_run, slug
 from codebrush.errors import UsageError
@@ -204,6 +204,8 @@ def _run(
     with progress_bar(label) as progress:
         results = draw(brush, {**options, "progress": progress})
     report = save_run(results, out, free_run_name(out, name))
+    if given.get("prompt"):
+        report |= prompt_entry(brush.tokenizer, given["prompt"])
     report["seconds"] = round(time.perf_counter() - start, 3)
     print_json(report) if given["json_output"] else print_pictures(report)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codebrush.cli.flags import JsonOption, PackOption
-from codebrush.cli.output import check_folder, print_json, progress_bar
+from codebrush.cli.output import check_folder, print_json, progress_bar, unread_entry
 from codebrush.cli.pictures import check_picture_file
 from codebrush.errors import CodebrushError, ImageError, UsageError
 
@@ -63,7 +63,8 @@ def explain(
     codes, code_report = _codes(brush, image)
     view, seen = _view(brush.clip, image)
     save_png(render_page(view, [pixels, *codes]), out)
-    report = {"path": str(out), "seen": seen, **report, **code_report, "seconds": round(time.perf_counter() - start, 3)}
+    report = {"path": str(out), "seen": seen, **report, **code_report, **unread_entry(brush.tokenizer, [text])}
+    report["seconds"] = round(time.perf_counter() - start, 3)
     print_json(report) if json_output else _print_report(report)
 
 

@@ -11,7 +11,7 @@ import typer
 
 from codebrush.cli.flags import PACK_HELP, JsonOption, given_flags, refuse
 from codebrush.cli.guide_flags import NAMES, PRESET_NAMES, with_guide_flags
-from codebrush.cli.output import check_folder, print_json, print_pictures, progress_bar
+from codebrush.cli.output import check_folder, print_json, print_pictures, progress_bar, prompt_entry
 from codebrush.cli.sampling_flags import FLAGS, UpscaleOption, with_sampling_flags
 from codebrush.cli.saving import free_file, free_folder, free_run_name, picture_entry, save_enlarged, save_run, slug
 from codebrush.errors import CodebrushError, PackError, UsageError
@@ -112,7 +112,7 @@ def generate(
         options = {"n": 1 if n is None else n, "seed": seed, "preset": preset, "sampling": sampling, **guidance}
         brush, guided = _open_run(prompt, pack, folder, options)
         enlarge = brush.enlarger.results(int(upscale)) if upscale else None  # refuses a wrong pack before the run
-        report = _follow(guided, folder)
+        report = _follow(guided, folder) | ({} if prompt is None else prompt_entry(brush.tokenizer, prompt))
         if enlarge is not None:
             report["images"] = save_enlarged(enlarge(guided.results), folder, f"x{upscale}")
         if target is not None:
@@ -144,7 +144,8 @@ def _sample(prompt: str, pack: str | None, out: Path, options: dict[str, Any]) -
     check_folder(out)
     with progress_bar("drawing") as progress:
         results = brush.generate(prompt, **options, progress=progress)
-    return save_run(results, out, free_run_name(out, f"{slug(prompt)}_seed{options['seed']}"))
+    report = save_run(results, out, free_run_name(out, f"{slug(prompt)}_seed{options['seed']}"))
+    return report | prompt_entry(brush.tokenizer, prompt)
 
 
 def _open_run(

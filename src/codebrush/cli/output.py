@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,28 @@ from codebrush.progress import Progress
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from codebrush.text.tokenizer import Tokenizer
+
 
 def print_json(report: dict[str, Any]) -> None:
     """Print the one JSON object of a command, in ASCII, which works on every terminal and pipe."""
     print(json.dumps(report))
+
+
+def unread_entry(tokenizer: "Tokenizer", texts: Sequence[str]) -> dict[str, list[str]]:
+    """The part of a report that lists the words which the pack cannot read; empty if there are none."""
+    from codebrush.text.reading import unread
+
+    words = unread(texts, tokenizer)
+    return {"unread": words} if words else {}
+
+
+def prompt_entry(tokenizer: "Tokenizer", prompt: str) -> dict[str, Any]:
+    """The part of a report that says how a prompt was understood: its parts with their weights, and unread words."""
+    from codebrush.text.prompts import understood
+    from codebrush.text.reading import readable
+
+    return {"prompt": understood(readable(prompt, tokenizer)), **unread_entry(tokenizer, [prompt])}
 
 
 def print_pictures(report: dict[str, Any]) -> None:
@@ -31,6 +49,9 @@ def print_pictures(report: dict[str, Any]) -> None:
     for key, label in (("sheet", "contact sheet"), ("folder", "run"), ("video", "video")):
         if key in report:
             print(f"{label}: {report[key]}")
+    parts = report.get("prompt", [])
+    if len(parts) > 1 or any(part["weight"] != 1 for part in parts):
+        print("prompt: " + ", ".join(f"{part['text']} (weight {part['weight']:g})" for part in parts))
     print(f"{report['seconds']:.1f} seconds")
 
 

@@ -4,12 +4,12 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from codebrush.cli.flags import JsonOption, given_flags, refuse
-from codebrush.cli.output import check_folder, print_json, print_table
+from codebrush.cli.output import check_folder, print_json, print_table, unread_entry
 from codebrush.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,8 +72,9 @@ def search(
     elif sheet is not None:
         print(f"codebrush: nothing was found, so --sheet {sheet} was not written", file=sys.stderr)
     if json_output:
-        drawn = {"sheet": str(sheet)} if sheet is not None and hits else {}
+        drawn: dict[str, Any] = {"sheet": str(sheet)} if sheet is not None and hits else {}
         shown = ("path", "score", "caption", "exists", "columns")
+        drawn |= unread_entry(brush.tokenizer, [*([] if query is None else [query]), *(without or ())])
         print_json({"results": [{name: getattr(hit, name) for name in shown} for hit in hits], **drawn})
     else:
         _print(hits, sheet)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from codebrush.models.clip import CLIP
+from codebrush.text.reading import readable, warn_unread
 from codebrush.text.tokenizer import Tokenizer
 
 
@@ -15,9 +16,12 @@ def embed_texts(
 ) -> Tensor:
     """Unit embeddings (T, E) on the CLIP's device of texts that are taken literally.
 
-    `batch` texts are encoded together, which bounds the memory. One that is too long is cut, with a warning unless
-    `on_long` is "truncate".
+    `batch` texts are encoded together, which bounds the memory. Emoji are read by their names (see `readable`). A text
+    that is too long is cut; unless `on_long` is "truncate", that and words that cannot be read are warned about.
     """
+    texts = [readable(text, tokenizer) for text in texts]
+    if on_long == "warn":
+        warn_unread(texts, tokenizer)
     device, vectors = clip.log_scale.device, []
     for start in range(0, len(texts), batch):
         tokens = tokenizer(texts[start : start + batch], on_long=on_long)  # (B, L)

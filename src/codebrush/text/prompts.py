@@ -8,20 +8,22 @@ The syntax, which only `generate` and `edit` read:
     flag: France                  a colon before a space, or at the end of a part, is text
     at 12\\:30 | this \\| that      a backslash makes the colon, bar or backslash behind it text
 
-So `at 12:30` means the text `at 12` with the weight 30, and `re:zero` is an error that says how to escape the
-colon. Any other backslash is text. Runs of spaces, tabs, line breaks and control characters count as one
-space.
+So `at 12:30` means the text `at 12` with the weight 30, which is warned about (`doubts`), and `re:zero` is an error
+that says how to escape the colon. Any other backslash is text. Runs of spaces, tabs, line breaks and control characters
+count as one space.
 """
 
 import math
 import re
 import unicodedata
 from dataclasses import dataclass
+from typing import Any
 
 from codebrush.errors import PromptError
 
 MAX_PROMPT_LENGTH = 4_000  # characters
 MAX_WEIGHT = 100.0
+USUAL_WEIGHT = 10.0  # a larger one is warned about
 
 # The embeddings of several wordings of one label, averaged, classify better than any one of them
 # (Radford et al. 2021, section 3.1.4).
@@ -36,6 +38,7 @@ ZERO_SHOT_TEMPLATES = (
 )
 
 _SCANNER = re.compile(r"\\(?P<escaped>[\\:|])|(?P<bar>\|)|(?P<colon>:(?=[^ |]))|(?P<text>.)", re.DOTALL)
+_TIME = re.compile(r"\d+(:\d+)*", re.ASCII)  # behind a colon: the rest of a time or a ratio
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity)", re.ASCII | re.IGNORECASE)
 
 
@@ -79,6 +82,28 @@ def parse_prompt(text: str) -> Prompt:
             f'no part of the prompt "{_short(text)}" has a positive weight: describe what should be in the picture'
         )
     return Prompt(parts)
+
+
+def doubts(text: str) -> list[str]:
+    """A line for each part of a valid prompt whose weight was hardly meant as one: a time or ratio (`12:30`, `16:9`),
+    or a number beyond what changes anything.
+    """
+    if ":" not in text:
+        return []
+    found = []
+    for part, (_, written) in zip(parse_prompt(text).parts, _split(_clean(text)), strict=True):
+        read = f'"{_short(part.text)}" is read with the weight {part.weight:g}'
+        if part.text[-1:].isdigit() and _TIME.fullmatch((written or "").strip()):
+            found.append(f"{read}: where the colon is text, as in 12:30, write \\: for it")
+        elif abs(part.weight) > USUAL_WEIGHT:
+            found.append(f"{read}, which drowns everything else: weights usually lie between -2 and 2")
+    return found
+
+
+def understood(text: str) -> list[dict[str, Any]]:
+    """The parts of a prompt with their weights, and stops if there are any, as plain values for a report."""
+    parts = ({"text": part.text, "weight": part.weight, "stop": part.stop} for part in parse_prompt(text).parts)
+    return [{name: value for name, value in part.items() if value is not None} for part in parts]
 
 
 def read_number(text: str) -> float | None:

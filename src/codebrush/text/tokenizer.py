@@ -7,7 +7,7 @@ from. Byte-pair encoding is that of Sennrich et al. 2016, WordPiece that of BERT
 
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -21,11 +21,13 @@ from codebrush.errors import DataError, PackError, PromptError, UsageError
 from codebrush.files import atomic_file
 from codebrush.text.cleanup import clean_openai, split_specials
 from codebrush.text.published import CONFIG_FILE, OWN_KEY, TOKENIZER_FILE, Cleanup, read_tokenizer_files
+from codebrush.text.scripts import script_counts
 from codebrush.text.token_table import WORDPIECE_FOLDER
 
 DEFAULT_CONTEXT = 32
 MIN_CONTEXT = 3  # start, one token, end
 PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
+UNKNOWN = ("[UNK]", "<unk>", "<|unk|>")
 MIN_BPE_VOCABULARY = 256 + 3  # every byte, and the special tokens
 
 
@@ -123,6 +125,17 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """How many rows an embedding of these tokens needs: the highest id plus one."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The token for what is not in the vocabulary; None if it can spell everything (in bytes)."""
+        return next((index for name in UNKNOWN if (index := self.backend.token_to_id(name)) is not None), None)
+
+    @cached_property
+    def script_counts(self) -> Mapping[str, int]:
+        """How many tokens the vocabulary has of each script; see `codebrush.text.scripts`."""
+        tokens = self.backend.get_vocab(with_added_tokens=False)
+        return script_counts(tokens, byte_level="Ġ" in tokens or "Ġ</w>" in tokens)
 
     def __call__(
         self,

@@ -17,6 +17,7 @@ from codebrush.models.clip import CLIP
 from codebrush.models.encoders.modified_resnet import ModifiedResNet
 from codebrush.models.encoders.vision_transformer import VisionTransformer
 from codebrush.progress import Progress
+from codebrush.text.reading import readable, warn_unread
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.understanding.grad_cam import class_activation_maps
 from codebrush.understanding.occlusion import encode_in_batches, occlusion_maps
@@ -86,9 +87,10 @@ def readable_words(tokenizer: Tokenizer, text: str) -> list[str]:
 
     Warns if some do not fit. Raises PromptError if there are no words.
     """
-    words = text.split()
+    words = readable(text, tokenizer).split()
     if not words:
         raise PromptError("the text is empty: say in words what to look for in the picture")
+    warn_unread(words, tokenizer)
     tokenizer(" ".join(words))  # warns about a text that is too long
     few = words[: tokenizer.context_length]  # each is a token or more
     beginnings = [" ".join(few[: count + 1]) for count in range(len(few))]

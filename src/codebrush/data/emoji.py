@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from codebrush.data.sources.folder_reader import write_metadata
+from codebrush.data.sources.metadata import write_metadata
 from codebrush.errors import DataError, UsageError
 from codebrush.files import atomic_folder
 from codebrush.progress import Progress

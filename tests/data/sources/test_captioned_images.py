@@ -106,7 +106,8 @@ def test_unreadable_picture_is_named(pets):
         ({"captions": ["{style}"], "split": "test"}, "no split test; there are train, val"),
         ({"captions": ["{style}"], "group": "kind"}, "the group needs the column kind"),
         ({"captions": ["{style}"], "image_column": "photo"}, "no column photo"),
-        ({"captions": ["{label}"]}, "1 of 6 pictures have no caption, white.png first"),
+        ({"captions": ["{label}"], "strict": True}, r"white\.png: no caption, so it is left out"),
+        ({"captions": ["{label}"], "where": ["label is null"]}, "none of the 1 pictures has a caption: put a text"),
         ({"captions": ["{label}", "{tags}"], "split": "val"}, None),
     ],
 )

@@ -92,9 +92,13 @@ def test_pictures_without_a_caption_are_counted_and_the_first_named(folder, pict
     else:
         (folder / "metadata.csv").write_text("file_name,caption\nb.png,bee\n")
         column = "caption"
-    with pytest.raises(DataError, match=r"2 of 3 pictures have no caption, a\.png first"):
-        open_source(folder)
-    assert captions(open_source(folder, where=[f"{column} is not null"])) == ["bee"]
+    source = open_source(folder)
+    assert captions(source) == ["bee"]
+    assert source.unread.named == [("a.png", "no caption; 2 of 3 pictures have none, and are left out")]
+    with pytest.raises(DataError, match=r"a\.png: no caption; 2 of 3 pictures have none"):
+        open_source(folder, strict=True)
+    assert captions(open_source(folder, where=[f"{column} is not null"], strict=True)) == ["bee"]
+    assert len(open_source(folder, require_captions=False, strict=True)) == 3
 
 
 def test_metadata_may_name_a_picture_that_is_gone(folder, picture):
@@ -251,29 +255,37 @@ def test_changed_shard_is_read_anew(tmp_path, picture):
     assert captions(open_source(tmp_path / "a.tar"))[0].startswith("after")
 
 
-def test_damaged_shards_are_refused(tmp_path, picture):
-    whole = write_tar(tmp_path / "a.tar", {"0.png": picture(), "0.json": "{broken"})
-    with pytest.raises(DataError, match=r"a\.tar: 0\.json in the shard is not JSON"):
-        open_source(whole)
-    (tmp_path / "short.tar").write_bytes(whole.read_bytes()[:700])
-    with pytest.raises(DataError, match=r"short\.tar: cannot be read: unexpected end of data"):
-        open_source(tmp_path / "short.tar")
+def test_damaged_shards_give_their_whole_samples(tmp_path, picture):
+    whole = write_tar(tmp_path / "a.tar", {"0.png": picture(), "0.txt": "one", "0.json": "{broken", "1.png": picture()})
+    source = open_source(whole)
+    assert captions(source) == ["one"]
+    assert (f"{whole}: 0.json", "not a JSON object") in source.unread.named
+    short = tmp_path / "short.tar"
+    short.write_bytes(whole.read_bytes()[: 7 * 512])  # the last picture has its header and no content
+    source = open_source(short)
+    assert captions(source) == ["one"]
+    assert (str(short), "cut off or damaged after 1 whole samples") in source.unread.named
+    (tmp_path / "nothing.tar").write_bytes(whole.read_bytes()[:700])
+    with pytest.raises(DataError, match=r"nothing\.tar: no sample in this shard; .*: not a whole tar file"):
+        open_source(tmp_path / "nothing.tar")
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "reason"),
     [
-        ("a.parquet", b"nope"),
-        ("a.jsonl", b'{"file_name": \n'),
-        ("a.csv", b""),
-        ("head.csv", b"file_name,caption\n"),
-        ("a.tar", b"nope"),
-        ("latin.csv", b"file_name,caption\na.png,caf\xe9\n"),
+        ("a.parquet", b"nope", "cannot be read: .+"),
+        ("a.jsonl", b'{"file_name": \n', "has no rows; .*a.jsonl, line 1: not JSON"),
+        ("a.csv", b"", "cannot be read: it has no rows"),
+        ("head.csv", b"file_name,caption\n", "cannot be read: it has no rows"),
+        ("a.tar", b"nope", "no sample in this shard; .*: not a whole tar file"),
+        ("empty.tar", b"", "no sample in this shard; .*: not a whole tar file"),
+        ("page.tar", b"<html>" * 200, "no sample in this shard; .*: not a whole tar file"),
+        ("latin.csv", b"file_name,caption\na.png,caf\xe9\n", "has no rows; .*latin.csv, line 2: not UTF-8 text"),
     ],
 )
-def test_damaged_tables_are_refused_in_one_line(tmp_path, name, content, capfd):
+def test_damaged_tables_are_refused_in_one_line(tmp_path, name, content, reason, capfd):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=f"{name}: cannot be read: .+") as caught:
+    with pytest.raises(DataError, match=f"{name}: {reason}") as caught:
         open_source(tmp_path / name)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == ""

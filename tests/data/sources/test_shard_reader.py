@@ -12,8 +12,9 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
-from codebrush.data.sources import shard_reader
+from codebrush.data.sources import json_columns, shard_reader
 from codebrush.data.sources.shard_reader import read_shards
+from codebrush.data.sources.unread import Unread
 
 ROWS = 300
 
@@ -48,7 +49,10 @@ def columns(dataset: Dataset) -> dict[str, list[Any]]:
         ([True, None, False, None], "bool", None),
         ([[], None, ["a", "b"], []], "list<element: string>", None),
         ([{"a": 1}, {"b": "x"}, None, {}], "struct<a: int64, b: string>", [(1, None), (None, "x"), None, (None, None)]),
-        ([1, "a", 2.5, [3]], "string", ["1", "a", "2.5", "[3]"]),
+        ([1, "a", 2.5, None], "string", ["1", "a", "2.5", None]),
+        ([1, "a", 2.5, [3]], "list<element: string>", [["1"], ["a"], ["2.5"], ["3"]]),
+        (["a", ["b", "c"], None, {"d": 1}], "list<element: string>", [["a"], ["b", "c"], None, ['{"d": 1}']]),
+        (["cut \ud83d", "a", None, "b"], "string", ["cut \ufffd", "a", None, "b"]),
         (["a", True, None, {"b": "c"}], "string", ["a", "true", None, '{"b": "c"}']),
         ([2.5, 2**60 + 1, None, 1], "string", ["2.5", str(2**60 + 1), None, "1"]),
         ([1, 2**64, None, 1], "string", ["1", str(2**64), None, "1"]),
@@ -64,8 +68,10 @@ def test_a_column_has_the_type_that_holds_all_its_cells(
     expected: list[Any] | None,
 ):
     """However many objects are read at once."""
-    monkeypatch.setattr(shard_reader, "BATCH", batch)
-    dataset = read_shards([(write([{"x": cell, "image": "mine", "__key__": 1} for cell in cells]), "")])
+    monkeypatch.setattr(json_columns, "BATCH", batch)
+    dataset = read_shards(
+        [(write([{"x": cell, "image": "mine", "__key__": 1} for cell in cells]), "")], Unread("shard")
+    )
     found = [tuple(cell.values()) if isinstance(cell, dict) else cell for cell in dataset["x"]]
     assert found == (cells if expected is None else expected)
     assert str(dataset.data.column("x").type).replace("item:", "element:") == kind
@@ -73,13 +79,16 @@ def test_a_column_has_the_type_that_holds_all_its_cells(
 
 
 def test_objects_may_have_other_keys_or_be_none(write: Callable[[list[Any]], Path]):
-    dataset = read_shards([(write([{"a": 1}, {"b": "x", "split": "val"}, [1], {}]), "train")])
+    unread = Unread("shard")
+    path = write([{"a": 1}, {"b": "x", "split": "val"}, [1], {}])
+    dataset = read_shards([(path, "train")], unread)
     assert columns(dataset) == {
         "a": [1, None, None, None],
         "b": [None, "x", None, None],
         "split": [None, "val", None, None],
     }
-    assert columns(read_shards([(write([{}, 3, "x"]), "train")])) == {"split": ["train"] * 3}
+    assert unread.named == [(f"{path}: 0002.json", "not a JSON object")]
+    assert columns(read_shards([(write([{}, 3, "x"]), "train")], unread)) == {"split": ["train"] * 3}
 
 
 def test_few_objects_are_in_memory_at_once(write: Callable[[list[Any]], Path], monkeypatch: pytest.MonkeyPatch):
@@ -99,11 +108,11 @@ def test_few_objects_are_in_memory_at_once(write: Callable[[list[Any]], Path], m
 
     real = json.loads
     monkeypatch.setattr(json, "loads", lambda text: Counted(value) if "words" in (value := real(text)) else value)
-    monkeypatch.setattr(shard_reader, "BATCH", 10)
+    monkeypatch.setattr(json_columns, "BATCH", 10)
     path = write([{"n": number, "words": f"{number:01000d}"} for number in range(ROWS)])
     gc.collect()
     before = pa.total_allocated_bytes()
-    dataset = read_shards([(path, "")])
+    dataset = read_shards([(path, "")], Unread("shard"))
     gc.collect()
     assert list(dataset["n"]) == list(range(ROWS))
     assert 10 <= most <= 30
@@ -122,6 +131,6 @@ def test_few_members_of_a_shard_are_in_memory_at_once(write: Callable[[list[Any]
 def test_columns_are_made_once(write: Callable[[list[Any]], Path]):
     """A shard that is opened again is not written to the cache again."""
     path = write([{"n": 1}, {"n": 2.5}])
-    first, second = (read_shards([(path, "")]).cache_files for _ in range(2))
+    first, second = (read_shards([(path, "")], Unread("shard")).cache_files for _ in range(2))
     assert first == second
     assert len(first) == 2

@@ -18,9 +18,11 @@ from PIL import Image
 
 from codebrush.data.images import decode_image
 from codebrush.data.sources.caption_templates import Template, cell_text
-from codebrush.data.sources.column_names import CAPTION_COLUMNS, NAME_COLUMNS
+from codebrush.data.sources.column_names import CAPTION_COLUMNS, NAME_COLUMNS, column_called
+from codebrush.data.sources.file_names import existing
 from codebrush.data.sources.filters import Clause, is_empty, parse_clause
 from codebrush.data.sources.rows import Rows, load_rows
+from codebrush.data.sources.unread import Unread
 from codebrush.errors import DataError, ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +42,11 @@ class CaptionedImages:
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    @property
+    def unread(self) -> Unread:
+        """What of the source was not read."""
+        return self._rows.unread
 
     @property
     def origin(self) -> str:
@@ -122,7 +129,7 @@ class CaptionedImages:
         stored = self._cell_of_image(index)
         if isinstance(stored, dict):
             stored = stored.get("bytes") or stored.get("path")
-        return self._rows.base / stored if isinstance(stored, str) else stored
+        return existing(self._rows.base / stored) if isinstance(stored, str) else stored
 
     def contents(self, index: int) -> bytes:
         """The bytes of the row's picture file.
@@ -166,25 +173,30 @@ def open_source(
     group: str | None = None,
     limit: int | None = None,
     require_captions: bool = True,
+    strict: bool = False,
+    exclude: Sequence[str] = (),
 ) -> CaptionedImages:
     """Open captioned pictures: a folder, .parquet, .tar (WebDataset), .csv or .jsonl files, a glob, or a hub id.
 
-    A folder of pictures has metadata.csv or metadata.jsonl with the column file_name, or a .txt beside each picture
-    with one caption a line; its rows get the column `folder`. A folder without pictures is read as tables or shards;
-    in one with pictures those are left out, with a warning.
+    A folder of pictures has metadata.csv or metadata.jsonl with the column file_name, or a caption file beside each
+    picture with one caption a line; its rows get the column `folder`. A folder without pictures is read as tables or
+    shards; in one with pictures those are left out, with a warning. docs/data.md says what is read and how.
 
     `split` keeps one split, `where` the rows that meet every condition (`filters.parse_clause`), and `limit` the first
     rows of those. `captions` are templates over the columns (`caption_templates`); without any, the first column with
     a usual name (`CAPTION_COLUMNS`) is used. `group` names the column of `CaptionedImages.group`.
 
+    What cannot be read is left out and listed in `CaptionedImages.unread`; so are rows without a caption, unless
+    `require_captions` is False. With `strict` the first of them is an error. `exclude` are patterns of names that are
+    left out in a folder.
+
     Raises:
         UsageError: if `limit` is below 1.
-        DataError: if the source cannot be read, a column or split does not exist, no row is left, or rows have no
-            caption although `require_captions` is set.
+        DataError: if the source cannot be read, a column or split does not exist, or no row is left.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"the limit of rows is {limit}; it must be 1 or more")
-    rows = load_rows(str(source), image_column)
+    rows = load_rows(str(source), image_column, strict=strict, exclude=exclude)
     table = rows.text
     clauses = [parse_clause(text) for text in where]
     templates = [Template.parse(text) for text in captions] or [_default_template(rows)]
@@ -199,14 +211,15 @@ def open_source(
         clauses.insert(0, clause)
     kept = _filter(rows, clauses)[:limit]
     result = CaptionedImages(rows, kept, templates, group)
-    if require_captions:
-        _require_captions(result, rows, kept, templates)
-    return result
+    if not require_captions:
+        return result
+    return CaptionedImages(rows, _with_captions(result, rows, kept, templates), templates, group)
 
 
 def _default_template(rows: Rows) -> Template:
-    for column in CAPTION_COLUMNS:
-        if column in rows.text.column_names and column != rows.image_column:
+    for name in CAPTION_COLUMNS:
+        column = column_called(name, rows.text.column_names)
+        if column not in (None, rows.image_column):
             return Template(f"{{{column}}}", (column,), each=True)
     columns = ", ".join(rows.text.column_names)
     raise DataError(f'{rows.origin}: no caption column; give a template like "{{label}}" over {columns}')
@@ -234,8 +247,12 @@ def _filter(rows: Rows, clauses: Sequence[Clause]) -> np.ndarray:
     return kept
 
 
-def _require_captions(result: CaptionedImages, rows: Rows, kept: np.ndarray, templates: Sequence[Template]) -> None:
-    """Raises DataError if no template gives a caption for some row."""
+def _with_captions(result: CaptionedImages, rows: Rows, kept: np.ndarray, templates: Sequence[Template]) -> np.ndarray:
+    """The rows for which some template gives a caption; the others go into what is not read.
+
+    Raises:
+        DataError: if no row has a caption, or with `strict` one has none.
+    """
     without = np.ones(len(kept), bool)
     for template in templates:
         empty = np.zeros(len(kept), bool)
@@ -243,9 +260,15 @@ def _require_captions(result: CaptionedImages, rows: Rows, kept: np.ndarray, tem
             values = rows.text.column(column).take(kept).to_pylist()
             empty |= np.fromiter((is_empty(value) for value in values), bool, len(kept))
         without &= empty
-    if without.any():
-        first = result.name(int(without.argmax()))
+    number = int(without.sum())
+    if number == len(kept):
+        said = "".join(f"; {line.removeprefix(f'{rows.origin}: ')}" for line in rows.unread.lines)
         raise DataError(
-            f"{rows.origin}: {int(without.sum())} of {len(kept)} pictures have no caption, {first} first; "
-            "give them one, add a caption template that fits them, or leave them out with a condition"
+            f"{rows.origin}: none of the {number:,} pictures has a caption: put a text file beside each, or give a "
+            f"caption template like {{folder}}{said}"
         )
+    if number:
+        first = result.name(int(without.argmax()))
+        reason = "no caption" if number == 1 else f"no caption; {number:,} of {len(kept):,} pictures have none"
+        rows.unread.name(first, f"{reason}, and are left out" if number > 1 else f"{reason}, so it is left out")
+    return kept[~without]

@@ -1,6 +1,20 @@
 """The names under which columns of captions, pictures, row names and addresses are looked for, the likeliest first."""
 
-CAPTION_COLUMNS = ("captions", "caption", "text", "txt", "texts", "prompt", "sentence", "description")
+from collections.abc import Sequence
+
+CAPTION_COLUMNS = (
+    "captions",
+    "caption",
+    "text",
+    "txt",
+    "texts",
+    "prompt",
+    "sentence",
+    "description",
+    "alt",
+    "alt_text",
+    "title",
+)
 PATH_COLUMNS = (
     "file_name",
     "image",
@@ -16,3 +30,10 @@ NAME_COLUMNS = ("file_name", "image", "path", "id", "__key__", "key")  # how a r
 # of a list of addresses to download
 URL_COLUMNS = ("url", "URL", "image_url", "link", "uri")
 URL_CAPTION_COLUMNS = ("caption", "text", "TEXT", "alt", "alt_text", "title")
+
+
+def column_called(name: str, columns: Sequence[str]) -> str | None:
+    """The column of this name, else the first that differs from it in capitals alone, else None."""
+    if name in columns:
+        return name
+    return next((column for column in columns if column.lower() == name.lower()), None)

@@ -1,58 +1,147 @@
-"""Reads a folder of pictures with its captions, or the tables or shards in it, as one table; writes the captions."""
+"""Reads a folder of pictures with its captions, or the tables or shards in it, as one table."""
 
-import json
-import os
+import posixpath
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from codebrush.data.file_kinds import HEAD, kind_of_file, picture_format
 from codebrush.data.images import EXTENSIONS
-from codebrush.data.sources.column_names import PATH_COLUMNS
+from codebrush.data.sources.caption_files import ENDINGS, CaptionFiles, read_captions
+from codebrush.data.sources.file_names import escaped
+from codebrush.data.sources.folder_files import files_in
+from codebrush.data.sources.metadata import METADATA_NAMES, read_metadata, tables_about
 from codebrush.data.sources.tables import BUILDERS, load_files
+from codebrush.data.sources.unread import Unread, amount, enumeration
 from codebrush.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 CURATION_REPORT = "dropped.jsonl"  # in every folder that `curate` wrote
 CURATION_SHEETS = ("kept.png", "dropped.png")
 SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
 
 
-def write_metadata(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write metadata.jsonl, one JSON object a row, into a folder of pictures; a row's picture is its "file_name"."""
-    lines = (json.dumps(row, ensure_ascii=False) for row in rows)
-    (folder / METADATA_NAMES[0]).write_text("\n".join(lines) + "\n", encoding="utf-8")
+@dataclass(frozen=True)
+class _Files:
+    """The files of a folder by what they can be, relative to it."""
+
+    pictures: list[str]
+    metadata: list[str]
+    parquet: list[str]
+    shards: list[str]
+    tables: list[str]
+    others: list[str]
 
 
-def load_folder(source: str, folder: Path) -> "Dataset":
+def load_folder(source: str, folder: Path, unread: Unread, exclude: Sequence[str] = ()) -> "Dataset":
     """Load the pictures of a folder, or if there are none (or only illustrations) its Parquet files or shards.
+
+    Every file that is not read goes into `unread`.
 
     Raises:
         DataError: if there are none of these, or they cannot be loaded; begins with `source`.
     """
-    names = sorted(_walk(folder))
-    metadata = [name for name in names if Path(name).name in METADATA_NAMES]
-    sheets = _curation_sheets(names)
-    pictures = [name for name in names if Path(name).suffix.lower() in EXTENSIONS and name not in sheets]
-    parquet, shards = (
-        [name for name in names if name.lower().endswith(suffix) and name not in metadata]
-        for suffix in (".parquet", ".tar")
-    )
-    illustrated = not metadata and _is_dataset_card(folder / "README.md")
-    kinds = [parquet, shards, pictures] if illustrated else [pictures, parquet, shards]
-    chosen, *left_out = [kind for kind in kinds if kind] or [pictures]
+    names = files_in(folder, unread, exclude)
+    files = _sorted_out(folder, names)
+    illustrated = not files.metadata and _is_dataset_card(folder / "README.md")
+    kinds = [files.parquet, files.shards, files.pictures]
+    if not illustrated:
+        kinds = [files.pictures, *kinds[:2]]
+    if files.shards and not any(_holds_pictures(folder / name) for name in files.parquet[:1]):
+        kinds.remove(files.parquet)  # tables of addresses beside shards, as img2dataset writes them
+        kinds.append(files.parquet)
+    chosen = next((kind for kind in kinds if kind), files.pictures)
     if not chosen:
-        raise DataError(f"{source}: no picture in this folder; looked for {' '.join(sorted(EXTENSIONS))}")
+        _count(files.others, unread)
+        _count([*files.metadata, *files.tables], unread)
+        found = [amount(kind, number) for kind, number in sorted(unread.counted.items())]
+        held = f"; there are {enumeration(found)}" if found else f"; looked for {' '.join(sorted(EXTENSIONS))}"
+        raise DataError(f"{source}: no picture in this folder{held}")
+    left_out = [name for kind in kinds if kind is not chosen for name in kind]
     if left_out:
-        _warn_of_left_out(source, chosen, [name for kind in left_out for name in kind])
-    if chosen is not pictures:
-        return load_files(source, folder, chosen)
-    if metadata:
-        return _with_folders(folder, _folder_with_metadata(source, folder, pictures, metadata))
-    return _with_folders(folder, _folder_with_texts(folder, pictures, names))
+        _warn_of_left_out(source, chosen, left_out)
+    if chosen is not files.pictures:
+        _count([*files.metadata, *files.tables, *files.others], unread)
+        return load_files(source, folder, chosen, unread)
+    return _with_folders(folder, _pictures(source, folder, files, unread))
+
+
+def _sorted_out(folder: Path, names: Sequence[str]) -> _Files:
+    sheets = _curation_sheets(names)
+    kinds: dict[str, list[str]] = {name: [] for name in _Files.__annotations__}
+    for name in names:
+        base, ending = posixpath.basename(name).lower(), posixpath.splitext(name)[1].lower()
+        if base in METADATA_NAMES:
+            kind = "metadata"
+        elif ending in EXTENSIONS:
+            kind = "others" if name in sheets else "pictures"
+        elif ending in (".parquet", ".tar"):
+            kind = "parquet" if ending == ".parquet" else "shards"
+        elif ending in BUILDERS:
+            kind = "tables"
+        else:
+            kind = "pictures" if ending not in ENDINGS and _is_picture(folder / name) else "others"
+        kinds[kind].append(name)
+    return _Files(**kinds)
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether the content of a file is a picture, whatever its name says."""
+    try:
+        with path.open("rb") as file:
+            return picture_format(file.read(HEAD)) is not None
+    except OSError:
+        return False
+
+
+def _pictures(source: str, folder: Path, files: _Files, unread: Unread) -> "Dataset":
+    """The rows of a folder's pictures, with the metadata or else the caption files beside them."""
+    tables = files.metadata or tables_about(folder, files.tables, files.pictures)
+    texts = CaptionFiles(files.others)
+    used: set[str] = set(tables)
+    if tables:
+        dataset = read_metadata(source, folder, files.pictures, tables, unread)
+    else:
+        dataset, read = _folder_with_texts(folder, files.pictures, texts, unread)
+        used |= read
+    unread.read["pictures"] += len(files.pictures)
+    unread.read["caption files"] += len(used)
+    rest = [name for name in [*files.tables, *files.others] if name not in used]
+    _count(rest, unread)
+    return dataset
+
+
+def _folder_with_texts(
+    folder: Path, pictures: list[str], texts: CaptionFiles, unread: Unread
+) -> "tuple[Dataset, set[str]]":
+    """The pictures with the captions of the files beside them, and these files."""
+    from datasets import Dataset, Features, Sequence, Value
+
+    captions: list[list[str]] = []
+    cache: dict[str, list[str]] = {}
+    for picture in pictures:
+        beside = texts.beside(picture)
+        if beside is not None and beside not in cache:
+            try:
+                cache[beside] = read_captions(folder / beside)
+            except ValueError as error:
+                cache[beside] = []
+                unread.name(escaped(str(folder / beside)), str(error))
+        captions.append(cache.get(beside or "", []))
+    features = Features({"file_name": Value("string"), "captions": Sequence(Value("string"))})
+    rows = {"file_name": [escaped(name) for name in pictures], "captions": captions}
+    return Dataset.from_dict(rows, features=features), set(cache)
+
+
+def _count(names: Iterable[str], unread: Unread) -> None:
+    """Count files that were not read by their ending."""
+    for name in names:
+        ending = posixpath.splitext(name)[1].lower()
+        unread.count(kind_of_file(ending) if ending else "file without an ending")
 
 
 def _curation_sheets(names: Sequence[str]) -> set[str]:
@@ -70,6 +159,17 @@ def _is_dataset_card(path: Path) -> bool:
         return False
 
 
+def _holds_pictures(path: Path) -> bool:
+    """Whether a Parquet file has a column of bytes; True if it cannot be read, so that this is said."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return any("binary" in str(field.type) for field in pq.read_schema(path))
+    except (OSError, pa.ArrowInvalid):
+        return True
+
+
 def _warn_of_left_out(source: str, read: Sequence[str], left_out: Sequence[str]) -> None:
     suffix = Path(read[0]).suffix.lower()
     kind = suffix if suffix in BUILDERS else "picture"
@@ -81,55 +181,6 @@ def _warn_of_left_out(source: str, read: Sequence[str], left_out: Sequence[str])
     )
 
 
-def _walk(folder: Path) -> Iterable[str]:
-    """Every file below `folder`, relative to it, except hidden ones and what macOS adds to archives."""
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
-        for name in files:
-            if not name.startswith("."):
-                yield os.path.relpath(os.path.join(place, name), folder).replace(os.sep, "/")
-
-
-def _folder_with_metadata(source: str, folder: Path, pictures: list[str], metadata: list[str]) -> "Dataset":
-    """The rows of the metadata files, then a row with nothing but the name for each picture they leave out."""
-    from datasets import Dataset, concatenate_datasets
-
-    parts: list[Dataset] = []
-    for name in metadata:
-        part = load_files(f"{source}/{name}", folder, [name])
-        column = next((each for each in PATH_COLUMNS if each in part.column_names), None)
-        if column is None:
-            raise DataError(f"{source}/{name}: no column file_name; there are {', '.join(part.column_names)}")
-        place = os.path.dirname(name)
-        paths = [os.path.normpath(os.path.join(place, str(cell))) for cell in part[column]]
-        parts.append(part.remove_columns(column).add_column("file_name", paths))  # pyright: ignore[reportCallIssue]
-    described = {name for part in parts for name in part["file_name"]}
-    left_out = [name for name in pictures if name not in described]
-    if left_out:
-        parts.append(Dataset.from_dict({"file_name": left_out}))
-    return concatenate_datasets(parts)
-
-
-def _folder_with_texts(folder: Path, pictures: list[str], names: list[str]) -> "Dataset":
-    from datasets import Dataset
-
-    texts = {name for name in names if name.endswith(".txt")}
-    beside = [Path(name).with_suffix(".txt").as_posix() for name in pictures]
-    lines = [_caption_lines(folder / text) if text in texts else [] for text in beside]
-    return Dataset.from_dict({"file_name": pictures, "captions": lines})
-
-
-def _caption_lines(path: Path) -> list[str]:
-    """The captions in a text file, one a line."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from None
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
 def _with_folders(folder: Path, dataset: "Dataset") -> "Dataset":
     """Add the column `folder` with the folder of each picture, and `split` if all folders are named like splits."""
     names = list(dataset["file_name"])
@@ -138,6 +189,6 @@ def _with_folders(folder: Path, dataset: "Dataset") -> "Dataset":
         dataset = dataset.add_column("split", tops)  # pyright: ignore[reportCallIssue]
     if "folder" not in dataset.column_names:
         dataset = dataset.add_column(  # pyright: ignore[reportCallIssue]
-            "folder", [(folder / name).absolute().parent.name for name in names]
+            "folder", [escaped((folder / name).absolute().parent.name) for name in names]
         )
     return dataset

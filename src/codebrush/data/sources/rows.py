@@ -3,13 +3,16 @@
 import glob
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from codebrush.data.sources.column_names import PATH_COLUMNS
+from codebrush.data.sources.column_names import PATH_COLUMNS, column_called
+from codebrush.data.sources.file_names import escaped
 from codebrush.data.sources.folder_reader import load_folder
 from codebrush.data.sources.tables import BUILDERS, load_files, load_from_hub
+from codebrush.data.sources.unread import Unread
 from codebrush.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,7 +27,8 @@ class Rows:
     """All rows of a source, before any filter.
 
     `text` is an Arrow table of all columns except those with file contents. `images` has the single column
-    `image_column`, whose cells are {"bytes", "path"}, bytes, or paths relative to `base`. Both have the same rows.
+    `image_column`, whose cells are {"bytes", "path"}, bytes, or paths relative to `base`, with bytes that are not UTF-8
+    escaped (`file_names`). Both have the same rows. `unread` says what of the source was not read.
     """
 
     origin: str
@@ -32,42 +36,47 @@ class Rows:
     images: "Dataset"
     image_column: str
     base: Path
+    unread: Unread
 
 
-def load_rows(source: str, image_column: str | None = None) -> Rows:
+def load_rows(
+    source: str, image_column: str | None = None, *, strict: bool = False, exclude: Sequence[str] = ()
+) -> Rows:
     """Read a source: a folder, a file, a glob of files or a hub id (owner/name).
 
-    Several splits become one table with the column `split`.
+    Several splits become one table with the column `split`. What cannot be read goes into `Rows.unread`; with `strict`
+    it ends the reading. `exclude` are patterns of names in a folder that are left out.
 
     Raises:
         DataError: if the source does not exist, cannot be read, or has no rows or no column of pictures.
     """
+    unread = Unread(escaped(source), strict)
     path = Path(source).expanduser().absolute()  # the pictures are still found if the working directory changes
     if path.is_dir():
-        dataset, base = load_folder(source, path), path
+        dataset, base = load_folder(source, path, unread, exclude), path
     elif path.is_file():
-        dataset, base = load_files(source, path.parent, [path.name]), path.parent
+        dataset, base = load_files(source, path.parent, [path.name], unread), path.parent
     elif glob.has_magic(source):
         files = [name for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
         if not files:
             raise DataError(f"{source}: no file matches")
         base = Path(os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in files]))
-        dataset = load_files(source, base, [os.path.relpath(name, base) for name in files])
+        dataset = load_files(source, base, [os.path.relpath(name, base) for name in files], unread)
     elif HUB_ID.fullmatch(source) and path.suffix.lower() not in BUILDERS:
         dataset, base = load_from_hub(source), Path()
     else:
         raise DataError(f"{source}: no such file or folder")
-    return _separate(source, dataset, base, image_column)
+    return _separate(dataset, base, image_column, unread)
 
 
-def _separate(source: str, dataset: "Dataset", base: Path, wanted: str | None) -> Rows:
+def _separate(dataset: "Dataset", base: Path, wanted: str | None, unread: Unread) -> Rows:
     """Separate the column of undecoded pictures from the other columns, and flatten nested ones."""
     import pyarrow as pa
     from datasets import Image
 
     if len(dataset) == 0:
-        raise DataError(f"{source}: has no rows")
-    column = _image_column(source, dataset, wanted)
+        raise DataError("; ".join([f"{unread.origin}: has no rows", *unread.lines]))
+    column = _image_column(unread.origin, dataset, wanted)
     if isinstance(dataset.features[column], Image):
         dataset = dataset.cast_column(column, Image(decode=False))
     images = dataset.select_columns([column])
@@ -80,7 +89,7 @@ def _separate(source: str, dataset: "Dataset", base: Path, wanted: str | None) -
         short if short_names.count(short) == 1 else name
         for short, name in zip(short_names, table.column_names, strict=True)
     ]
-    return Rows(source, table.rename_columns(names), images, column, base)
+    return Rows(unread.origin, table.rename_columns(names), images, column, base, unread)
 
 
 def _image_column(source: str, dataset: "Dataset", wanted: str | None) -> str:
@@ -94,7 +103,8 @@ def _image_column(source: str, dataset: "Dataset", wanted: str | None) -> str:
     schema = dataset.features.arrow_schema
     pictures = [name for name in columns if isinstance(dataset.features[name], Image)]
     binary = [name for name in columns if _is_binary(schema.field(name).type)]
-    paths = [name for name in PATH_COLUMNS if name in columns and _is_string(schema.field(name).type)]
+    usual = [found for name in PATH_COLUMNS if (found := column_called(name, columns)) is not None]
+    paths = [name for name in usual if _is_string(schema.field(name).type)]
     found = pictures or binary or paths[:1]
     if not found:
         raise DataError(f"{source}: no column holds pictures; there are {', '.join(columns)}")

@@ -1,11 +1,10 @@
 """Reads WebDataset tar shards into a table with one row a sample, pictures undecoded.
 
-In a shard the files of a sample are adjacent and share their name up to the first dot: 0001.jpg, 0001.txt, 0001.json.
-Samples may have pictures of different kinds, and not all of these files. They are copied from the tar to the Arrow
-cache on disk, with a bounded number in memory.
+In a shard the files of a sample are adjacent and share their name up to a dot: 0001.jpg, 0001.txt, 0001.json. Samples
+may have pictures of different kinds, and not all of these files. A shard that is cut off gives its whole samples. They
+are copied from the tar to the Arrow cache on disk, with a bounded number in memory.
 """
 
-import json
 import posixpath
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,154 +13,155 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codebrush.data.images import EXTENSIONS
+from codebrush.data.sources.file_names import escaped
+from codebrush.data.sources.json_columns import described, read_object
+from codebrush.data.sources.table_reader import count, problem, without_problems
+from codebrush.data.sources.text_files import decode_text
+from codebrush.data.sources.unread import Unread
 from codebrush.errors import DataError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset
 
-TEXT_FIELDS = ("txt", "caption", "cls")
+PICTURES = frozenset((*(extension[1:] for extension in EXTENSIONS), "img", "image"))
+TEXTS = {"txt": "txt", "text": "txt", "caption": "caption", "captions": "caption", "cap": "caption", "cls": "cls"}
+COLUMNS = ("txt", "caption", "cls")
 OWN_FIELDS = ("image", "__key__")  # keys of JSON files do not replace these
-BATCH = 1_000  # JSON objects in memory at once
 
 
-class _MisfitError(Exception):
-    """The cells of a column do not fit its type."""
-
-    def __init__(self, column: str) -> None:
-        super().__init__(column)
-        self.column = column
-
-
-def read_shards(files: Sequence[tuple[Path, str]]) -> "Dataset":
+def read_shards(files: Sequence[tuple[Path, str]], unread: Unread) -> "Dataset":
     """Read the samples of `files`, each a shard with the name of its split ("" for none).
 
-    Columns: `image`, `__key__`, and as far as they occur those of `TEXT_FIELDS`, `split` and the keys of the JSON
-    files. Raises what `tarfile` and `datasets` raise.
+    Columns: `image`, `__key__`, and as far as they occur `txt`, `caption`, `cls`, `split` and the keys of the JSON
+    files. What cannot be read goes into `unread`.
+
+    Raises:
+        DataError: if no shard holds a picture or a text; names the fields that they do hold.
     """
     from datasets import Dataset, Features, Image, Value, concatenate_datasets
 
-    names = ("__key__", "split", "json", *TEXT_FIELDS)
-    features = Features({"image": Image(decode=False), **{name: Value("string") for name in names}})
+    names = ("__key__", "split", "json", *COLUMNS)
+    texts = {name: Value("string") for name in (*names, "problem", "note", "kind")}
+    features = Features({"image": Image(decode=False), **texts})
     # With size and time among the arguments, `datasets` does not reuse its copy of an older shard of the same name.
     facts = [(str(file), split, file.stat().st_size, file.stat().st_mtime_ns) for file, split in files]
     dataset = Dataset.from_generator(_samples, features=features, gen_kwargs={"shards": facts})
     assert isinstance(dataset, Dataset)
-    empty = {name for name in (*TEXT_FIELDS, "split", "json") if dataset.data.column(name).null_count == len(dataset)}
-    described = None if "json" in empty else _described(dataset.select_columns(["__key__", "json"]))
-    replaced = set() if described is None else set(described.column_names)
+    before = unread.counted.copy()
+    dataset = without_problems(dataset, unread)
+    if not len(dataset):
+        fields = [kind.removeprefix("member of the kind ") for kind in unread.counted - before]
+        held = f"; they hold {', '.join(fields)}" if fields else ""
+        said = "".join(f"; {line}" for line in unread.lines)
+        raise DataError(f"{unread.origin}: no sample in {_numbered(len(files))}{held}{said}")
+    empty = {name for name in (*COLUMNS, "split", "json") if dataset.data.column(name).null_count == len(dataset.data)}
+    columns = None if "json" in empty else described(dataset.select_columns(["json"]), OWN_FIELDS)
+    replaced = set() if columns is None else set(columns.column_names)
     dataset = dataset.remove_columns([name for name in names if name in {*empty, *replaced, "json"}])
-    return dataset if described is None else concatenate_datasets([dataset, described], axis=1)
+    return dataset if columns is None else concatenate_datasets([dataset, columns], axis=1)
+
+
+def _numbered(shards: int) -> str:
+    return "this shard" if shards == 1 else f"these {shards} shards"
 
 
 def _samples(shards: Iterable[tuple[str, str, int, int]]) -> Iterator[dict[str, Any]]:
+    empty = dict.fromkeys(("image", "json", *COLUMNS, "__key__", "split", "problem", "note", "kind"))
     for path, split, _, _ in shards:
+        whole, cut = 0, False
+        for _, group in groupby(_members(path), key=lambda member: _first_key(member[0])):
+            files = list(group)
+            cut = any(data is None for _, data in files)
+            if cut:  # the last sample is not whole
+                break
+            for row in _rows_of(path, [(name, data) for name, data in files if data is not None]):
+                whole += "__key__" in row
+                yield {**empty, "split": split or None, **row}
+        if cut:
+            reason = f"cut off or damaged after {whole} whole samples" if whole else "not a whole tar file"
+            yield {**empty, **problem(path, reason)}
+
+
+def _members(path: str) -> Iterator[tuple[str, bytes | None]]:
+    """Names and contents of the files in a shard; None for what is cut off, under no name if that is cut off as well."""
+    name = ""
+    try:
         with tarfile.open(path) as shard:
-            for key, files in groupby(_files(shard), key=lambda member: _key(member.name)[0]):
-                sample: dict[str, Any] = dict.fromkeys(("image", "json", *TEXT_FIELDS))
-                for member in files:
-                    _add(sample, member.name, shard.extractfile(member).read())  # pyright: ignore
-                if any(value is not None for value in sample.values()):  # a file that belongs to no sample
-                    yield {**sample, "__key__": key, "split": split or None}
-
-
-def _files(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    while (member := shard.next()) is not None:
-        shard.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # it keeps every member otherwise
-        if member.isfile() and not _is_hidden(member.name):
-            yield member
+            while (member := shard.next()) is not None:
+                shard.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # it keeps every member otherwise
+                if member.isfile() and not _is_hidden(member.name):
+                    name = escaped(member.name)
+                    data = shard.extractfile(member).read()  # pyright: ignore[reportOptionalMemberAccess]
+                    if len(data) < member.size:
+                        raise tarfile.ReadError("unexpected end of data")
+                    yield name, data
+                    name = ""
+    except (tarfile.TarError, EOFError):
+        yield name, None
 
 
 def _is_hidden(name: str) -> bool:
     return any((part.startswith(".") and part != ".") or part == "__MACOSX" for part in name.split("/"))
 
 
-def _key(name: str) -> tuple[str, str]:
-    """The path up to the first dot of the file name, and the rest in lower case."""
+def _first_key(name: str) -> str:
+    """The path up to the first dot of the file name, as WebDataset brings a sample together."""
     folder, base = posixpath.split(name)
-    stem, _, field = base.partition(".")
-    return posixpath.join(folder, stem), field.lower()
+    return posixpath.join(folder, base.partition(".")[0])
 
 
-def _add(sample: dict[str, Any], name: str, data: bytes) -> None:
-    field = _key(name)[1]
-    if f".{field}" in EXTENSIONS:
-        sample["image"] = {"bytes": data, "path": name}
-    elif field in ("json", *TEXT_FIELDS):
-        sample[field] = data.decode("utf-8-sig", errors="replace").strip()
+def _rows_of(path: str, files: list[tuple[str, bytes]]) -> Iterator[dict[str, Any]]:
+    """The samples among adjacent files that share their name up to the first dot.
+
+    Mostly one. Names with more dots make several, by the name up to the last one ("trip 22.05.png"); a single picture
+    takes all other files (0.input.png, 0.outputs.txt), and of several each takes those of its name and the shared ones.
+    """
+    pictures = [(*_parted(name), data) for name, data in files if _parted(name)[1] in PICTURES]
+    others = [(*_parted(name), data) for name, data in files if _parted(name)[1] not in PICTURES]
+    key = _first_key(files[0][0])
+    if len(pictures) < 2:
+        own = pictures[0][0] if pictures and all(stem == pictures[0][0] for stem, _, _ in others) else key
+        yield from _sample(path, own, pictures[:1], others)
+        return
+    same = len({stem for stem, _, _ in pictures}) < len(pictures)
+    for stem, ending, data in pictures:
+        texts = [each for each in others if each[0] in (stem, key)]
+        yield from _sample(path, f"{stem}.{ending}" if same else stem, [(stem, ending, data)], texts)
+    known = {stem for stem, _, _ in pictures} | {key}
+    for stem, _, _ in [each for each in others if each[0] not in known]:
+        yield count(f"member called {posixpath.basename(stem)} without a picture of its name")
 
 
-def _described(texts: "Dataset") -> "Dataset | None":
-    """The JSON objects as columns; a column of several types becomes text. None if all objects are empty."""
-    import pyarrow as pa
-    from datasets import Features
+def _parted(name: str) -> tuple[str, str]:
+    """The name up to its last dot, and its ending in lower case."""
+    folder, base = posixpath.split(name)
+    stem, _, ending = base.rpartition(".")
+    return posixpath.join(folder, stem), ending.lower()
 
-    kinds = _kinds(texts)
-    while kinds:
-        schema = pa.schema(list(kinds.items()))
+
+def _sample(
+    path: str, key: str, pictures: list[tuple[str, str, bytes]], others: list[tuple[str, str, bytes]]
+) -> Iterator[dict[str, Any]]:
+    """The row of one sample, and rows that say what of it cannot be read."""
+    row: dict[str, Any] = {}
+    for stem, ending, data in pictures:
+        row["image"] = {"bytes": data, "path": f"{stem}.{ending}"}
+    for stem, ending, data in others:
+        item = f"{path}: {stem}.{ending}"
+        if ending not in TEXTS and ending != "json":
+            yield count(f"member of the kind .{ending}")
+            continue
         try:
-            return texts.map(
-                _typed,
-                batched=True,
-                batch_size=BATCH,
-                features=Features.from_arrow_schema(schema),
-                fn_kwargs={"schema": schema},
-            )
-        except _MisfitError as misfit:
-            kinds[misfit.column] = pa.string()
-    return None
-
-
-def _kinds(texts: "Dataset") -> dict[str, "pa.DataType"]:
-    """The keys of the JSON objects, with the Arrow types of their values."""
-    import pyarrow as pa
-
-    kinds: dict[str, pa.DataType] = {}
-    for rows in texts.iter(BATCH):
-        objects = _objects(rows)
-        for name in dict.fromkeys(name for row in objects for name in row):
-            if name not in OWN_FIELDS:
-                kinds[name] = _kind(kinds.get(name, pa.null()), [row.get(name) for row in objects])
-    return kinds
-
-
-def _kind(known: "pa.DataType", cells: list[Any]) -> "pa.DataType":
-    """The common type of these cells and of earlier ones of the type `known`; text if there is none."""
-    import pyarrow as pa
-
-    if pa.types.is_string(known):
-        return known
-    try:
-        schemas = [pa.schema([("cells", kind)]) for kind in (known, pa.array(cells).type)]
-        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return pa.string()
-
-
-def _typed(rows: Any, schema: "pa.Schema") -> "pa.Table":
-    """The JSON objects of `rows` as the columns of `schema`. Raises _MisfitError if a cell does not fit."""
-    import pyarrow as pa
-
-    objects = _objects(rows)
-    columns = []
-    for field in schema:
-        cells = [row.get(field.name) for row in objects]
-        if pa.types.is_string(field.type):
-            cells = [cell if cell is None or isinstance(cell, str) else json.dumps(cell) for cell in cells]
-        try:
-            columns.append(pa.array(cells, field.type))
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:  # like 2**60 + 1 among floats
-            raise _MisfitError(field.name) from error
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _objects(rows: Any) -> list[dict[str, Any]]:
-    return [_object(key, text) if text else {} for key, text in zip(rows["__key__"], rows["json"], strict=True)]
-
-
-def _object(key: str, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{key}.json in the shard is not JSON: {error}") from error
-    return value if isinstance(value, dict) else {}
+            text = decode_text(data).strip()
+            if ending == "json":
+                read_object(text)
+            column = "json" if ending == "json" else TEXTS[ending]
+            if column in row:
+                yield count(f"member of the kind .{ending} beside another caption")
+            row.setdefault(column, text)
+        except UnicodeDecodeError:
+            yield problem(item, "not UTF-8 text")
+        except ValueError:
+            yield problem(item, "not a JSON object")
+    if row:
+        yield {**row, "__key__": key}

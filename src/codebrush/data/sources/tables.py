@@ -1,10 +1,9 @@
-"""Loads Parquet, CSV and JSONL files, WebDataset shards and hub data sets as one table each.
+"""Loads Parquet, CSV, TSV and JSONL files, WebDataset shards and hub data sets as one table each.
 
 Everything goes through Hugging Face `datasets`, whose Arrow cache is memory-mapped: a collection larger than memory
 opens as fast as a small one.
 """
 
-import csv
 import errno
 import glob
 import logging
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codebrush.data.sources.shard_reader import read_shards
+from codebrush.data.sources.table_reader import DELIMITED, JSON_LINES, read_tables
+from codebrush.data.sources.unread import Unread
 from codebrush.errors import DataError
 from codebrush.files import UNWRITABLE
 
@@ -24,17 +25,19 @@ if TYPE_CHECKING:
 BUILDERS = {
     ".parquet": "parquet",
     ".tar": "webdataset",
-    ".csv": "csv",
-    ".jsonl": "json",
+    **dict.fromkeys(DELIMITED, "table"),
+    **dict.fromkeys(JSON_LINES, "table"),
 }
 SPLIT_WORD = re.compile(r"(?:^|[/_.-])(train|val|valid|validation|test)(?=[/_.-]|\d|$)")
 
 
-def load_files(source: str, base: Path, names: Sequence[str]) -> "Dataset":
+def load_files(source: str, base: Path, names: Sequence[str], unread: Unread) -> "Dataset":
     """Load files of one kind, given relative to `base`; files named like splits ("train-0001.tar") are those splits.
 
+    Files, shards and rows that cannot be read go into `unread`.
+
     Raises:
-        DataError: if they cannot be loaded; begins with `source`.
+        DataError: if none can be loaded; begins with `source`.
     """
     builders = {BUILDERS.get(Path(name).suffix.lower()) for name in names}
     builder = builders.pop()
@@ -46,22 +49,32 @@ def load_files(source: str, base: Path, names: Sequence[str]) -> "Dataset":
         splits = [""] * len(names)
     files = [base / name for name in names]
     with _one_line(source):
+        pairs = list(zip(files, splits, strict=True))
         if builder == "webdataset":
-            return read_shards(list(zip(files, splits, strict=True)))
+            return read_shards(pairs, unread)
+        if builder == "table":
+            return read_tables(pairs, unread)
         by_split: dict[str, list[str]] = {}
-        for file, split in zip(files, splits, strict=True):
+        for file, split in _whole(pairs, unread):
             by_split.setdefault(split or "train", []).append(glob.escape(str(file)))
-        return _load(builder, data_files=by_split, **(_csv_options(files[0]) if builder == "csv" else {}))
+        return _load(builder, data_files=by_split)
 
 
-def _csv_options(file: Path) -> dict[str, Any]:
-    """Read every column as text: "007" and "NA" are captions, not a number and a missing value."""
-    from datasets import Features, Value
+def _whole(pairs: Sequence[tuple[Path, str]], unread: Unread) -> list[tuple[Path, str]]:
+    """The Parquet files whose footer can be read; the others go into `unread`, unless there is no other."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        header = next(csv.reader(lines), [])
-    features = Features({name: Value("string") for name in header})
-    return {"features": features, "keep_default_na": False, "na_values": [""], "encoding": "utf-8-sig"}
+    kept = []
+    for file, split in pairs:
+        try:
+            pq.read_schema(file)
+            kept.append((file, split))
+        except (OSError, pa.ArrowInvalid) as error:
+            if len(pairs) == 1:
+                raise
+            unread.name(str(file), f"not a whole Parquet file: {_first_line(error)}")
+    return kept or [pairs[0]]
 
 
 def load_from_hub(source: str) -> "Dataset":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from codebrush.data.sources.folder_reader import write_metadata
+from codebrush.data.sources.metadata import write_metadata
 from codebrush.data.synthetic.outlines import COLOURS
 from codebrush.data.synthetic.questions import scene_questions
 from codebrush.data.synthetic.shapes import scene

@@ -1,0 +1,81 @@
+"""Finds and reads the caption files beside pictures: cat.txt, cat.caption, cat.png.txt, cat.json and their like."""
+
+import json
+import posixpath
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from codebrush.data.sources.caption_templates import cell_text
+from codebrush.data.sources.column_names import CAPTION_COLUMNS
+from codebrush.data.sources.file_names import comparable, existing
+from codebrush.data.sources.filters import is_empty
+from codebrush.data.sources.json_columns import whole_characters
+from codebrush.data.sources.text_files import read_text, split_lines
+
+ENDINGS = (".txt", ".caption", ".captions", ".cap", ".text", ".json")  # in any case; the first that exists is read
+
+
+class CaptionFiles:
+    """The caption files among the `names` of a folder, each a path with / between its parts."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names: dict[str, dict[str, str]] = {}  # path without ending -> ending -> file
+        for name in names:
+            stem, ending = posixpath.splitext(name)
+            if ending.lower() in ENDINGS:
+                self._names.setdefault(comparable(stem), {}).setdefault(ending.lower(), name)
+
+    def beside(self, picture: str) -> str | None:
+        """The caption file of a picture, whose name with or without its ending comes before that of the caption."""
+        whole = comparable(picture)
+        for stem in (posixpath.splitext(whole)[0], whole):
+            found = self._names.get(stem, {})
+            for ending in ENDINGS:
+                if ending in found:
+                    return found[ending]
+        return None
+
+
+def captions_beside(picture: Path) -> list[str]:
+    """The captions in the caption file beside a picture, none if there is none.
+
+    Raises:
+        ValueError: with the file and the reason, if it cannot be read.
+    """
+    stems = [picture.with_suffix(""), picture]
+    tried = (existing(Path(f"{stem}{form}")) for stem in stems for end in ENDINGS for form in (end, end.upper()))
+    found = next((path for path in tried if path.is_file()), None)
+    if found is None:
+        return []
+    try:
+        return read_captions(found)
+    except ValueError as error:
+        raise ValueError(f"{found}: {error}") from error
+
+
+def read_captions(path: Path) -> list[str]:
+    """The captions in a caption file: one a line, or in a JSON file a text, a list of texts, or an object with either.
+
+    Raises:
+        ValueError: with the reason, if it cannot be read or has no caption.
+    """
+    text = read_text(path)
+    if path.suffix.lower() != ".json":
+        return [line.strip() for line in split_lines(text) if line.strip()]
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("not JSON") from None
+    if isinstance(value, dict):
+        value = _caption_in(value)
+    entries = value if isinstance(value, list) else [value]
+    return [whole_characters(cell_text(entry)) for entry in entries if not is_empty(entry)]
+
+
+def _caption_in(values: dict[str, Any]) -> Any:
+    lower = {key.lower(): key for key in values}
+    found = next((lower[name] for name in CAPTION_COLUMNS if name in lower), None)
+    if found is None:
+        raise ValueError(f"no caption in it; its keys are {', '.join(values) or 'none'}")
+    return values[found]

@@ -1,0 +1,96 @@
+"""Reads, and writes, the tables in a folder that describe its pictures by their file names."""
+
+import json
+import os
+import posixpath
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codebrush.data.sources.column_names import PATH_COLUMNS, column_called
+from codebrush.data.sources.file_names import comparable, escaped
+from codebrush.data.sources.filters import is_empty
+from codebrush.data.sources.json_columns import common_columns
+from codebrush.data.sources.tables import load_files
+from codebrush.data.sources.unread import Unread
+from codebrush.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+METADATA_FILE = "metadata.jsonl"
+METADATA_NAMES = frozenset(f"metadata.{ending}" for ending in ("jsonl", "ndjson", "csv", "tsv", "parquet"))
+
+
+def write_metadata(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write metadata.jsonl, one JSON object a row, into a folder of pictures; a row's picture is its "file_name"."""
+    lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+    (folder / METADATA_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def tables_about(folder: Path, tables: Sequence[str], pictures: Sequence[str]) -> list[str]:
+    """Those of `tables` that name one of the `pictures` in a column of file names: captions.csv, labels.tsv, ..."""
+    found = []
+    known = {comparable(name) for name in pictures}
+    for name in tables:
+        try:
+            part = load_files(name, folder, [name], Unread(name))
+        except DataError:
+            continue
+        column = path_column(part)
+        if column is not None and any(comparable(path) in known for path in _paths(name, part[column]) if path):
+            found.append(name)
+    return found
+
+
+def read_metadata(
+    source: str, folder: Path, pictures: Sequence[str], metadata: Sequence[str], unread: Unread
+) -> "Dataset":
+    """The rows of the tables, then a row with nothing but the name for each picture that they leave out.
+
+    A table that cannot be read, or names no file, costs itself; so does a row without a name.
+    """
+    from datasets import Dataset
+
+    exact = {comparable(name): escaped(name) for name in pictures}
+    parts: list[Dataset] = []
+    for name in metadata:
+        place = f"{source}/{name}"
+        try:
+            part = load_files(place, folder, [name], unread)
+        except DataError as error:
+            if len(metadata) == 1 and not pictures:
+                raise
+            unread.name(place, str(error).removeprefix(f"{place}: "))
+            continue
+        column = path_column(part)
+        if column is None:
+            unread.name(place, f"no column file_name; there are {', '.join(part.column_names)}")
+            continue
+        paths = _paths(name, part[column])
+        if None in paths:
+            number = paths.count(None)
+            unread.name(place, f"{number} {'row has' if number == 1 else 'rows have'} no file name")
+            part = part.select([index for index, path in enumerate(paths) if path is not None])
+        named = [exact.get(comparable(path), escaped(path)) for path in paths if path is not None]
+        parts.append(part.remove_columns(column).add_column("file_name", named))  # pyright: ignore[reportCallIssue]
+    described = {name for part in parts for name in part["file_name"]}
+    left_out = [escaped(name) for name in pictures if escaped(name) not in described]
+    if left_out:
+        parts.append(Dataset.from_dict({"file_name": left_out}))
+    return common_columns(parts)
+
+
+def path_column(dataset: "Dataset") -> str | None:
+    """The column of file names, by its usual names in any case."""
+    found = (column_called(name, dataset.column_names) for name in PATH_COLUMNS)
+    return next((column for column in found if column is not None), None)
+
+
+def _paths(table: str, cells: Sequence[Any]) -> list[str | None]:
+    """Paths relative to the folder, of cells relative to the table's place; None for empty cells."""
+    place = posixpath.dirname(table)
+    return [
+        None if is_empty(cell) else os.path.normpath(posixpath.join(place, str(cell).strip().replace("\\", "/")))
+        for cell in cells
+    ]

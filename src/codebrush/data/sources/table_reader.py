@@ -1,0 +1,103 @@
+"""Reads CSV, TSV and JSONL tables row by row: a row that cannot be read costs itself, and is named by its line.
+
+The rows are copied to the Arrow cache on disk, with a bounded number in memory.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codebrush.data.sources.delimited import read_records
+from codebrush.data.sources.json_columns import described, read_object
+from codebrush.data.sources.text_files import BROKEN, lines_of
+from codebrush.data.sources.unread import Unread
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+DELIMITED = (".csv", ".tsv")
+JSON_LINES = (".jsonl", ".ndjson")
+RAW = ("json", "split", "problem", "note", "kind")
+
+
+def read_tables(files: Sequence[tuple[Path, str]], unread: Unread) -> "Dataset":
+    """The rows of `files`, each a table with the name of its split ("" for none); unreadable rows go into `unread`.
+
+    Cells of CSV and TSV files are texts, empty ones null. Raises what `datasets` raises.
+    """
+    from datasets import Dataset, Features, Value, concatenate_datasets
+
+    features = Features({name: Value("string") for name in RAW})
+    # With size and time among the arguments, `datasets` does not reuse its copy of an older table of the same name.
+    facts = [(str(file), split, file.stat().st_size, file.stat().st_mtime_ns) for file, split in files]
+    dataset = Dataset.from_generator(_rows, features=features, gen_kwargs={"tables": facts})
+    assert isinstance(dataset, Dataset)
+    dataset = without_problems(dataset, unread)
+    columns = described(dataset.select_columns(["json"]))
+    splits = dataset.select_columns(["split"])
+    if columns is None:
+        return splits.select(())
+    given = splits.data.column("split").null_count < len(splits.data) and "split" not in columns.column_names
+    return concatenate_datasets([columns, splits], axis=1) if given else columns
+
+
+def without_problems(dataset: "Dataset", unread: Unread) -> "Dataset":
+    """The rows that hold data, without the columns `problem`, `note` and `kind` of `problem`, notes and `count`.
+
+    What those columns say goes into `unread`.
+    """
+    columns = {name: dataset.data.column(name) for name in ("problem", "note", "kind")}
+    said = {name: column.drop_null().to_pylist() for name, column in columns.items()}
+    for note in said["note"]:
+        unread.note(note)
+    for kind in said["kind"]:
+        unread.count(kind)
+    for each in said["problem"]:
+        unread.name(*json.loads(each))
+    data = dataset.remove_columns([*columns])
+    if not any(said.values()):
+        return data
+    empty = zip(*(column.is_null().to_pylist() for column in columns.values()), strict=True)
+    return data.select([index for index, row in enumerate(empty) if all(row)])
+
+
+def problem(item: str, reason: str) -> dict[str, str]:
+    """A row that names an item that cannot be read, for `without_problems`."""
+    return {"problem": json.dumps([item, reason])}
+
+
+def count(kind: str) -> dict[str, str]:
+    """A row that counts an item of a kind that is not read, for `without_problems`."""
+    return {"kind": kind}
+
+
+def _rows(tables: Iterable[tuple[str, str, int, int]]) -> Iterator[dict[str, Any]]:
+    empty = dict.fromkeys(RAW)
+    for path, split, _, _ in tables:
+        read = _json_rows if Path(path).suffix.lower() in JSON_LINES else _delimited_rows
+        for row in read(Path(path)):
+            yield {**empty, "split": split or None, **row}
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, str]]:
+    for number, line in enumerate(lines_of(path), 1):
+        if not line.strip():
+            continue
+        try:
+            if BROKEN.search(line):
+                raise ValueError("not UTF-8 text")
+            yield {"json": json.dumps(read_object(line))}
+        except ValueError as error:
+            reason = "not JSON" if isinstance(error, json.JSONDecodeError) else str(error)
+            yield problem(f"{path}, line {number}", reason)
+
+
+def _delimited_rows(path: Path) -> Iterator[dict[str, str]]:
+    for record in read_records(path):
+        if record.note:
+            yield {"note": record.note}
+        elif record.problem:
+            yield problem(f"{path}, line {record.line}", record.problem)
+        else:
+            yield {"json": json.dumps(record.cells)}

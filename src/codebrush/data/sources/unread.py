@@ -1,0 +1,83 @@
+"""Counts and names what was met in a source and not read, so that nothing is left out without a word."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from codebrush.errors import DataError
+
+NOUNS = frozenset(("file", "folder", "link", "table", "picture", "pipe", "socket", "device", "member", "shard"))
+MOST_NAMED = 5  # items that are named one by one; the others are counted
+QUIET = frozenset(("hidden file", "file of the operating system"))  # in the report, but not worth a line
+
+
+@dataclass
+class Unread:
+    """What one source holds that was not read.
+
+    `named` are single items with a reason, `counted` are numbers of items of a kind, like "file of the kind .heic", and
+    `notes` tell of what was read in another form than it was written. With `strict` the first item that is named, not
+    one that is counted, ends the reading.
+    """
+
+    origin: str
+    strict: bool = False
+    named: list[tuple[str, str]] = field(default_factory=list)
+    counted: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+    read: Counter[str] = field(default_factory=Counter)
+
+    def name(self, item: str, reason: str) -> None:
+        """Name an item that cannot be read.
+
+        Raises:
+            DataError: with `strict`.
+        """
+        if self.strict:
+            raise DataError(f"{item}: {reason}")
+        self.named.append((item, reason))
+
+    def count(self, kind: str, items: int = 1) -> None:
+        """Count items of a kind that is not read; `kind` is in the singular, its first noun takes the plural's s."""
+        self.counted[kind] += items
+
+    def note(self, text: str) -> None:
+        """Say once how something was read that could have been read in another way."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    @property
+    def lines(self) -> list[str]:
+        """What a command prints of it, a line each, without the name of the program."""
+        lines = [f"{item}: {reason}" for item, reason in self.named[:MOST_NAMED]]
+        if len(self.named) > MOST_NAMED:
+            lines.append(f"{self.origin}: {len(self.named) - MOST_NAMED:,} more could not be read, for such reasons")
+        kinds = [amount(kind, number) for kind, number in sorted(self.counted.items()) if kind not in QUIET]
+        if kinds:
+            verb = "was" if sum(n for kind, n in self.counted.items() if kind not in QUIET) == 1 else "were"
+            lines.append(f"{self.origin}: {enumeration(kinds)} {verb} not read")
+        return [*lines, *(f"{self.origin}: {note}" for note in self.notes)]
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The same for --json."""
+        return {
+            "named": [{"path": item, "reason": reason} for item, reason in self.named],
+            "counted": dict(sorted(self.counted.items())),
+            "notes": list(self.notes),
+        }
+
+
+def amount(kind: str, number: int) -> str:
+    """1, "linked folder" -> 1 linked folder; 12, "file of the kind .heic" -> 12 files of the kind .heic."""
+    if number == 1:
+        return f"1 {kind}"
+    words = kind.split()
+    place = next((place for place, word in enumerate(words) if word in NOUNS), len(words) - 1)
+    words[place] += "s"
+    return f"{number:,} {' '.join(words)}"
+
+
+def enumeration(parts: list[str]) -> str:
+    """a, b and c."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

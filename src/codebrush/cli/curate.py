@@ -12,10 +12,12 @@ from codebrush.cli.flags import JsonOption, given_flags, refuse
 from codebrush.cli.output import print_json, progress_bar
 from codebrush.cli.source_flags import (
     CaptionOption,
+    ExcludeOption,
     ImageColumnOption,
     LimitOption,
     SourceArgument,
     SplitOption,
+    StrictOption,
     WhereOption,
 )
 from codebrush.errors import CodebrushError, UsageError
@@ -53,6 +55,8 @@ def curate(
     where: WhereOption = None,
     image_column: ImageColumnOption = None,
     limit: LimitOption = None,
+    exclude: ExcludeOption = None,
+    strict: StrictOption = False,
     min_side: Annotated[int, _option(PICTURES, "Minimum length of the shorter side in pixels.", min=1)] = 1,
     max_aspect: Annotated[float | None, _option(PICTURES, "Maximum aspect ratio (long side over short).")] = None,
     near: NearOption = 4,
@@ -95,11 +99,14 @@ def curate(
         image_column=image_column,
         group=group,
         limit=limit,
+        exclude=exclude or (),
+        strict=strict,
         require_captions=False,
     )
     scorer = _scorer(pack) if options.needs_scores else None
     with progress_bar("curating") as progress:
         report = write(rows, out, options, scorer, progress)
+    report["unread"] = rows.unread.report
     report["phases"] = report["seconds"]
     report["seconds"] = round(time.perf_counter() - start, 3)
     _warn_of_empty(report["splits"])

@@ -10,7 +10,7 @@ import typer
 
 from codebrush.cli.flags import JsonOption, PackOption
 from codebrush.cli.output import print_json, progress_bar
-from codebrush.cli.source_flags import ImageColumnOption, PathsArgument
+from codebrush.cli.source_flags import ExcludeOption, ImageColumnOption, PathsArgument, StrictOption
 
 
 def similar(
@@ -45,6 +45,8 @@ def duplicates(
         typer.Option(min=0, max=64, help="Match pairs with at most this many differing hash bits of 64.  [8]"),
     ] = None,
     image_column: ImageColumnOption = None,
+    exclude: ExcludeOption = None,
+    strict: StrictOption = False,
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:
@@ -58,7 +60,8 @@ def duplicates(
     from codebrush.search.duplicates import COSINE, DISTANCE, find_duplicates
     from codebrush.search.pictures import open_pictures
 
-    sources = [open_pictures(path, image_column=image_column) for path in dict.fromkeys(paths)]
+    named: dict[str, Any] = {"image_column": image_column, "strict": strict, "exclude": exclude or ()}
+    sources = [open_pictures(path, **named) for path in dict.fromkeys(paths)]
     clip = Codebrush.from_pretrained(pack).clip
     thresholds = (COSINE if cosine is None else cosine, DISTANCE if distance is None else distance)
     with progress_bar("comparing") as progress:
@@ -74,7 +77,9 @@ def duplicates(
     ]
     seconds = round(time.perf_counter() - start, 3)
     if json_output:
-        print_json({"pictures": report.pictures, "clusters": clusters, "skipped": report.skipped, "seconds": seconds})
+        unread = [each.unread.report for each in sources]
+        found = {"pictures": report.pictures, "clusters": clusters, "skipped": report.skipped, "unread": unread}
+        print_json({**found, "seconds": seconds})
         return
     for cluster in clusters:
         print(cluster["representative"])

@@ -12,7 +12,15 @@ import typer
 
 from codebrush.cli.flags import PACK_HELP, JsonOption, given_flags, refuse
 from codebrush.cli.output import check_folder, print_json, progress_bar
-from codebrush.cli.source_flags import CaptionOption, ImageColumnOption, LimitOption, SourceArgument, WhereOption
+from codebrush.cli.source_flags import (
+    CaptionOption,
+    ExcludeOption,
+    ImageColumnOption,
+    LimitOption,
+    SourceArgument,
+    StrictOption,
+    WhereOption,
+)
 from codebrush.errors import DataError, UsageError
 from codebrush.files import atomic_file
 
@@ -57,6 +65,8 @@ def evaluate(
     caption: CaptionOption = None,
     image_column: ImageColumnOption = None,
     limit: LimitOption = None,
+    exclude: ExcludeOption = None,
+    strict: StrictOption = False,
     label: Annotated[str | None, typer.Option(help="Column with the true labels.  [label, if it exists]")] = None,
     template: Annotated[
         list[str] | None, typer.Option(help='Prompt for zero-shot labels, like "a photo of a {}"; may be repeated.')
@@ -88,6 +98,7 @@ def evaluate(
     from codebrush.pipeline import Codebrush
 
     named = {"where": where or (), "captions": caption or (), "image_column": image_column, "limit": limit}
+    named |= {"exclude": exclude or (), "strict": strict}
     rows, split = _rows(source, split, named)
     brush = Codebrush.from_pretrained(pack)
     subject = _subject(brush, _judge(brush, judge), parts, template, seed)

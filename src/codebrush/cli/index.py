@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ import typer
 
 from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import print_json, progress_bar
-from codebrush.cli.source_flags import CaptionOption, ImageColumnOption, PathsArgument
+from codebrush.cli.source_flags import CaptionOption, ExcludeOption, ImageColumnOption, PathsArgument, StrictOption
 
 if TYPE_CHECKING:
     from codebrush.search.indexing import IndexReport
@@ -22,6 +23,8 @@ def index(
     db: Annotated[Path, typer.Option(help="Folder of the database; created if it does not exist.")],
     caption: CaptionOption = None,
     image_column: ImageColumnOption = None,
+    exclude: ExcludeOption = None,
+    strict: StrictOption = False,
     remove: Annotated[
         bool,
         typer.Option("--remove", help="Remove the pictures of these paths from the database; they need not exist."),
@@ -36,9 +39,8 @@ def index(
     """
     start = time.perf_counter()
     if remove:
-        refuse(
-            given_flags(context), ("caption", "image_column"), "cannot be used with --remove, which reads no pictures"
-        )
+        unused = ("caption", "image_column", "exclude", "strict")
+        refuse(given_flags(context), unused, "cannot be used with --remove, which reads no pictures")
         from codebrush.search.database import open_database
         from codebrush.search.removal import remove_sources
 
@@ -51,7 +53,8 @@ def index(
     from codebrush.search.removal import open_all
 
     brush = Codebrush.from_pretrained(pack)
-    sources = open_all(list(dict.fromkeys(paths)), caption or (), image_column, db)
+    named = {"captions": caption or (), "image_column": image_column, "strict": strict, "exclude": exclude or ()}
+    sources = open_all(list(dict.fromkeys(paths)), db, **named)
     mark = Mark(brush.pack.name, clip_hash(brush.pack.member("clip")))
     database = create_database(db, mark, brush.clip.embed_dim, quiet=True)
     with progress_bar("indexing") as progress:
@@ -61,13 +64,15 @@ def index(
     for each in report.unfit:
         print(f"codebrush: {_unfit(each)}", file=sys.stderr)
     check_read(database, report)
-    _print_report(report, db, start, json_output)
+    _print_report(report, db, start, json_output, [each.unread.report for each in sources])
 
 
-def _print_report(report: "IndexReport", db: Path, start: float, json_output: bool) -> None:
+def _print_report(
+    report: "IndexReport", db: Path, start: float, json_output: bool, unread: Sequence[dict[str, Any]] = ()
+) -> None:
     seconds = round(time.perf_counter() - start, 3)
     if json_output:
-        print_json({**asdict(report), "seconds": seconds})
+        print_json({**asdict(report), "unread": list(unread), "seconds": seconds})
         return
     done = f"{report.added:,} added, {report.updated:,} updated, {report.removed:,} removed"
     print(f"{db}: {done}, {report.unchanged:,} unchanged, {len(report.skipped):,} skipped; {seconds:.1f} seconds")

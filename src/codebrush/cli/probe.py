@@ -8,7 +8,7 @@ import typer
 
 from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import check_folder, print_json, progress_bar
-from codebrush.cli.source_flags import ImageColumnOption, LabelledArgument, WhereOption
+from codebrush.cli.source_flags import ExcludeOption, ImageColumnOption, LabelledArgument, StrictOption, WhereOption
 from codebrush.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def probe(
     where: WhereOption = None,
     image_column: ImageColumnOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows of each split.")] = None,
+    exclude: ExcludeOption = None,
+    strict: StrictOption = False,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the fifth held out without a val split.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="File for the probe (.safetensors), for codebrush classify --probe.")
@@ -52,7 +54,7 @@ def probe(
     from codebrush.understanding.probe import fit_probe, probe_figures
 
     named: dict[str, Any] = {"where": [*(where or ()), f"`{label}` is not null"], "captions": [f"{{{label}}}"]}
-    named |= {"image_column": image_column, "limit": limit}
+    named |= {"image_column": image_column, "limit": limit, "exclude": exclude or (), "strict": strict}
     train = open_source(source, split=split, **named)
     held, measured = (_other_split(source, name, usual, split, named) for name, usual in ((val, "val"), (test, "test")))
     if held is not None:

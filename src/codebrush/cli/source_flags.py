@@ -19,4 +19,10 @@ WhereOption = Annotated[
     list[str] | None, typer.Option(help='Use only rows that match, like "style != noto"; may be repeated.')
 ]
 ImageColumnOption = Annotated[str | None, typer.Option(help="Column with the pictures.  [found automatically]")]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Stop at the first thing that cannot be read, instead of leaving it out.")
+]
+ExcludeOption = Annotated[
+    list[str] | None, typer.Option(help="Leave out files and folders of this name, like '*.bak'; may be repeated.")
+]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")]

@@ -9,13 +9,21 @@ import typer
 from codebrush.cli.flags import JsonOption, given_flags, refuse
 from codebrush.cli.member_flags import refuse_unread, with_member_flags
 from codebrush.cli.output import print_json
-from codebrush.cli.source_flags import CaptionOption, ImageColumnOption, LimitOption, SplitOption, WhereOption
+from codebrush.cli.source_flags import (
+    CaptionOption,
+    ExcludeOption,
+    ImageColumnOption,
+    LimitOption,
+    SplitOption,
+    StrictOption,
+    WhereOption,
+)
 from codebrush.errors import UsageError
 from codebrush.training.registry import STAGES, readers
 
 NAMES = ", ".join(STAGES)
 FOR_STAGES = ("source", *readers())
-FOR_ROWS = ("caption", "split", "where", "group", "image_column", "limit")
+FOR_ROWS = ("caption", "split", "where", "group", "image_column", "limit", "exclude", "strict")
 FOR_PACKS = (*FOR_ROWS, "budget", "recipes", "image_size", "seed", "name", "licence")
 IN_RECIPES = ("budget", "image_size", "seed")
 ALWAYS = ("target", "recipe", "out", "resume", "json_output")  # every training takes these
@@ -45,6 +53,8 @@ def train(
     group: Annotated[str | None, typer.Option(help="Column whose equal values are the same thing.  [captions]")] = None,
     image_column: ImageColumnOption = None,
     limit: LimitOption = None,
+    exclude: ExcludeOption = None,
+    strict: StrictOption = False,
     image_size: Annotated[int, typer.Option(min=16, max=1024, help="Side of the pack's pictures, in pixels.")] = 64,
     tokenizer: Annotated[str, typer.Option(help="wordpiece (English) or bpe (learned from captions).")] = "wordpiece",
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
@@ -104,7 +114,7 @@ def _train_pack(source: str, out: Path, resume: bool, given: dict[str, Any]) -> 
         given["budget"] = parse_budget(given["budget"])  # before the heavy imports, so that an error comes at once
     if "caption" in given:
         given["captions"] = given.pop("caption")
-    given |= {name: tuple(given[name]) for name in ("captions", "where") if name in given}
+    given |= {name: tuple(given[name]) for name in ("captions", "where", "exclude") if name in given}
 
     from codebrush.previews import draw_preview
     from codebrush.training.packs.pack_training import train_pack

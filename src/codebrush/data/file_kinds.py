@@ -1,5 +1,7 @@
 """Tells picture files by their first bytes, and names kinds of files that are not pictures by their ending."""
 
+from pathlib import Path
+
 HEAD = 32  # bytes that `picture_format` wants
 STARTS = {
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -31,6 +33,15 @@ def picture_format(head: bytes) -> str | None:
     if head[:2] in (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6") and head[2:3].isspace():
         return "PPM"
     return next((name for start, name in STARTS.items() if head.startswith(start)), None)
+
+
+def is_picture_file(path: Path) -> bool:
+    """Whether the content of a file is a picture, whatever its name says."""
+    try:
+        with path.open("rb") as file:
+            return picture_format(file.read(HEAD)) is not None
+    except OSError:
+        return False
 
 
 def kind_of_file(ending: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from codebrush.data.images import decode_image
+from codebrush.data.sources.file_names import existing
 from codebrush.errors import DataError, ImageError
 from codebrush.models.clip import CLIP
 from codebrush.progress import Progress
@@ -289,7 +291,7 @@ def _stat(candidate: Candidate) -> _State:
     if candidate.data is not None:
         return _State(len(candidate.data), None, "")
     try:
-        stat = os.stat(candidate.path)
+        stat = os.stat(existing(Path(candidate.path)))
     except OSError as error:
         raise ImageError((error.strerror or str(error)).lower()) from error
     return _State(stat.st_size, stat.st_mtime_ns, "")

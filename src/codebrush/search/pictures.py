@@ -13,12 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from codebrush.data.file_kinds import is_picture_file
 from codebrush.data.images import EXTENSIONS
+from codebrush.data.sources.caption_files import captions_beside
 from codebrush.data.sources.captioned_images import Template
-from codebrush.data.sources.column_names import CAPTION_COLUMNS, NAME_COLUMNS
+from codebrush.data.sources.column_names import CAPTION_COLUMNS, NAME_COLUMNS, column_called
+from codebrush.data.sources.file_names import escaped, read_file
 from codebrush.data.sources.filters import is_empty
+from codebrush.data.sources.folder_reader import NoPicturesError
 from codebrush.data.sources.rows import Rows, load_rows
-from codebrush.data.sources.tables import BUILDERS
+from codebrush.data.sources.unread import Unread
 from codebrush.errors import DataError, ImageError
 
 # Columns that the database fills itself; columns of a data source with these names are left out.
@@ -47,7 +51,7 @@ class Candidate:
     def contents(self) -> bytes:
         """The bytes of the picture file. Raises ImageError if there are none."""
         try:
-            data = Path(self.path).read_bytes() if self.data is None else self.data
+            data = read_file(Path(self.path)) if self.data is None else self.data
         except OSError as error:
             raise ImageError((error.strerror or str(error)).lower()) from error
         if not data:
@@ -57,7 +61,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Source:
-    """A place with pictures: how many there are, and a candidate for each.
+    """A place with pictures: how many there are, a candidate for each, and what of it was not read.
 
     `is_folder` says that every picture file below `name` belongs to it.
     """
@@ -65,51 +69,62 @@ class Source:
     name: str
     count: int
     candidates: Iterable[Candidate]
+    unread: Unread
     is_folder: bool = False
 
 
-def open_pictures(place: str, captions: Sequence[str] = (), image_column: str | None = None) -> Source:
+def open_pictures(
+    place: str,
+    captions: Sequence[str] = (),
+    image_column: str | None = None,
+    *,
+    strict: bool = False,
+    exclude: Sequence[str] = (),
+) -> Source:
     """Open a picture file, a folder, or any data source that training reads; captions are optional.
 
     `captions` are templates over the columns of the source, like "{label}". A folder without pictures is
-    an empty source.
+    an empty source. `strict` and `exclude` are those of `load_rows`.
 
     Raises:
         DataError: if the place does not exist, is of an unknown kind or empty, or lacks a column.
     """
     path = Path(os.path.abspath(Path(place).expanduser()))
-    name = str(path) if path.exists() or not _is_hub_id(place) else place
-    if path.is_file() and path.suffix.lower() in EXTENSIONS:
-        return Source(name, 1, [Candidate(name, name, _caption_beside(path), {"folder": path.parent.name})])
-    if path.is_dir() and not any(_readable(file) for _, _, files in os.walk(path) for file in files):
-        return Source(name, 0, [], is_folder=True)
-    rows = load_rows(place, image_column)
+    name = escaped(str(path)) if path.exists() or not _is_hub_id(place) else place
+    if path.is_file() and (path.suffix.lower() in EXTENSIONS or is_picture_file(path)):
+        unread = Unread(name, strict)
+        columns: dict[str, Value] = {"folder": escaped(path.parent.name)}
+        candidate = Candidate(name, name, _caption_beside(path, unread), columns)
+        unread.warn()
+        return Source(name, 1, [candidate], unread)
+    try:
+        rows = load_rows(place, image_column, strict=strict, exclude=exclude)
+    except NoPicturesError as error:
+        error.unread.warn()
+        return Source(name, 0, [], error.unread, is_folder=True)
+    rows.unread.warn()
     templates = _templates(rows, captions)
-    return Source(name, len(rows.images), _candidates(name, rows, templates), path.is_dir())
+    return Source(name, len(rows.images), _candidates(name, rows, templates), rows.unread, path.is_dir())
 
 
 def _is_hub_id(place: str) -> bool:
     return not os.path.isabs(place) and "*" not in place and place.count("/") == 1
 
 
-def _readable(file: str) -> bool:
-    return Path(file).suffix.lower() in EXTENSIONS | BUILDERS.keys()
-
-
-def _caption_beside(path: Path) -> str:
+def _caption_beside(path: Path, unread: Unread) -> str:
     try:
-        lines = path.with_suffix(".txt").read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
+        return _joined(captions_beside(path))
+    except ValueError as error:
+        file, _, reason = str(error).rpartition(": ")
+        unread.name(escaped(file), reason)
         return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path.with_suffix('.txt')}: cannot be read as UTF-8 text: save it as such") from error
-    return _joined(line.strip() for line in lines)
 
 
 def _templates(rows: Rows, captions: Sequence[str]) -> list[Template]:
     names = rows.text.column_names
     if not captions:
-        found = next((each for each in CAPTION_COLUMNS if each in names and each != rows.image_column), None)
+        usual = (column_called(name, names) for name in CAPTION_COLUMNS)
+        found = next((each for each in usual if each not in (None, rows.image_column)), None)
         return [] if found is None else [Template(f"{{{found}}}", (found,), each=True)]
     templates = [Template.parse(text) for text in captions]
     for template in templates:

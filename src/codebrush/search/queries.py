@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codebrush.data.curation.phrases import STOP_WORDS
+from codebrush.data.sources.file_names import existing
 from codebrush.errors import UsageError
 from codebrush.search.database import Database
 
@@ -43,7 +45,7 @@ class Hit:
     def exists(self) -> bool:
         """Whether the picture's file, or the data source with it, still exists; one on a hub is assumed to."""
         if self.columns.get("modified") is not None:
-            return os.path.exists(self.path)
+            return existing(Path(self.path)).exists()
         source = self.columns.get("source") or ""
         return not os.path.isabs(source) or os.path.exists(source) or any(glob.iglob(source, recursive=True))
 

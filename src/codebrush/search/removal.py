@@ -4,6 +4,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from codebrush.errors import CodebrushError, DataError
 from codebrush.search.database import Database, open_database, quoted
@@ -31,8 +32,8 @@ def remove_sources(database: Database, places: Sequence[str]) -> IndexReport:
     return report
 
 
-def open_all(places: Sequence[str], captions: Sequence[str], image_column: str | None, db: Path) -> list[Source]:
-    """Open the sources to index into the database `db`, as `open_pictures` does.
+def open_all(places: Sequence[str], db: Path, **options: Any) -> list[Source]:
+    """Open the sources to index into the database `db`, as `open_pictures` does with these options.
 
     Raises:
         DataError: if one cannot be opened; if it was indexed but no longer exists, with the command that removes it.
@@ -40,7 +41,7 @@ def open_all(places: Sequence[str], captions: Sequence[str], image_column: str |
     sources = []
     for place in places:
         try:
-            sources.append(open_pictures(place, captions, image_column))
+            sources.append(open_pictures(place, **options))
         except DataError as error:
             if os.path.exists(os.path.expanduser(place)) or not _holds(db, place):
                 raise

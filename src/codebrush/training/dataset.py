@@ -27,6 +27,8 @@ class SourceConfig:
     group: str | None = None
     image_column: str | None = None
     limit: Count | None = None
+    exclude: tuple[str, ...] = ()
+    strict: bool = False
 
     def open(self) -> CaptionedImages:
         """The rows that this config names."""
@@ -38,6 +40,8 @@ class SourceConfig:
             image_column=self.image_column,
             group=self.group,
             limit=self.limit,
+            exclude=self.exclude,
+            strict=self.strict,
         )
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from codebrush.data.images import decode_image
 from codebrush.data.sources.caption_templates import Template, cell_text
 from codebrush.data.sources.column_names import CAPTION_COLUMNS, NAME_COLUMNS, column_called
-from codebrush.data.sources.file_names import existing
+from codebrush.data.sources.file_names import existing, read_file
 from codebrush.data.sources.filters import Clause, is_empty, parse_clause
 from codebrush.data.sources.rows import Rows, load_rows
 from codebrush.data.sources.unread import Unread
@@ -129,7 +129,7 @@ class CaptionedImages:
         stored = self._cell_of_image(index)
         if isinstance(stored, dict):
             stored = stored.get("bytes") or stored.get("path")
-        return existing(self._rows.base / stored) if isinstance(stored, str) else stored
+        return self._rows.base / stored if isinstance(stored, str) else stored
 
     def contents(self, index: int) -> bytes:
         """The bytes of the row's picture file.
@@ -141,7 +141,7 @@ class CaptionedImages:
         if not located:
             raise ImageError("the row holds no picture")
         try:
-            return located if isinstance(located, bytes) else located.read_bytes()
+            return located if isinstance(located, bytes) else read_file(located)
         except OSError as error:
             raise ImageError((error.strerror or str(error)).lower()) from error
 
@@ -149,7 +149,7 @@ class CaptionedImages:
 def _digest(located: bytes | Path | None) -> bytes:
     """The sha256 of a file's length and content; of a long file, of its length, beginning, middle and end."""
     try:
-        with io.BytesIO(located or b"") if not isinstance(located, Path) else located.open("rb") as file:
+        with io.BytesIO(located or b"") if not isinstance(located, Path) else existing(located).open("rb") as file:
             length = file.seek(0, os.SEEK_END)
             starts, piece = (0,), WHOLE_BYTES
             if length > WHOLE_BYTES:
@@ -211,9 +211,10 @@ def open_source(
         clauses.insert(0, clause)
     kept = _filter(rows, clauses)[:limit]
     result = CaptionedImages(rows, kept, templates, group)
-    if not require_captions:
-        return result
-    return CaptionedImages(rows, _with_captions(result, rows, kept, templates), templates, group)
+    if require_captions:
+        result = CaptionedImages(rows, _with_captions(result, rows, kept, templates), templates, group)
+    rows.unread.warn()
+    return result
 
 
 def _default_template(rows: Rows) -> Template:

@@ -6,6 +6,7 @@ character (NFC).
 
 import os
 import re
+import stat
 import unicodedata
 from pathlib import Path
 
@@ -31,6 +32,18 @@ def existing(path: Path) -> Path:
         if form != text and os.path.lexists(form):
             return Path(form)
     return path
+
+
+def read_file(path: Path) -> bytes:
+    """The content of the file at `path`, or of the one that `existing` finds.
+
+    Raises:
+        OSError: if it cannot be read, or is a folder, pipe, socket or device, which might never end.
+    """
+    path = existing(path)
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("not a file")
+    return path.read_bytes()
 
 
 def comparable(name: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from codebrush.data.file_kinds import HEAD, kind_of_file, picture_format
+from codebrush.data.file_kinds import is_picture_file, kind_of_file
 from codebrush.data.images import EXTENSIONS
 from codebrush.data.sources.caption_files import ENDINGS, CaptionFiles, read_captions
 from codebrush.data.sources.file_names import escaped
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 CURATION_REPORT = "dropped.jsonl"  # in every folder that `curate` wrote
 CURATION_SHEETS = ("kept.png", "dropped.png")
 SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
+
+
+class NoPicturesError(DataError):
+    """A folder holds no picture, table of pictures or shard. `unread` counts what is in it."""
+
+    def __init__(self, message: str, unread: Unread) -> None:
+        super().__init__(message)
+        self.unread = unread
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ def load_folder(source: str, folder: Path, unread: Unread, exclude: Sequence[str
         _count([*files.metadata, *files.tables], unread)
         found = [amount(kind, number) for kind, number in sorted(unread.counted.items())]
         held = f"; there are {enumeration(found)}" if found else f"; looked for {' '.join(sorted(EXTENSIONS))}"
-        raise DataError(f"{source}: no picture in this folder{held}")
+        raise NoPicturesError(f"{source}: no picture in this folder{held}", unread)
     left_out = [name for kind in kinds if kind is not chosen for name in kind]
     if left_out:
         _warn_of_left_out(source, chosen, left_out)
@@ -84,18 +92,9 @@ def _sorted_out(folder: Path, names: Sequence[str]) -> _Files:
         elif ending in BUILDERS:
             kind = "tables"
         else:
-            kind = "pictures" if ending not in ENDINGS and _is_picture(folder / name) else "others"
+            kind = "pictures" if ending not in ENDINGS and is_picture_file(folder / name) else "others"
         kinds[kind].append(name)
     return _Files(**kinds)
-
-
-def _is_picture(path: Path) -> bool:
-    """Whether the content of a file is a picture, whatever its name says."""
-    try:
-        with path.open("rb") as file:
-            return picture_format(file.read(HEAD)) is not None
-    except OSError:
-        return False
 
 
 def _pictures(source: str, folder: Path, files: _Files, unread: Unread) -> "Dataset":

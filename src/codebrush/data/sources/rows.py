@@ -65,7 +65,8 @@ def load_rows(
     elif HUB_ID.fullmatch(source) and path.suffix.lower() not in BUILDERS:
         dataset, base = load_from_hub(source), Path()
     else:
-        raise DataError(f"{source}: no such file or folder")
+        what = "not a file or folder, but a pipe, socket or device" if path.exists() else "no such file or folder"
+        raise DataError(f"{unread.origin}: {what}")
     return _separate(dataset, base, image_column, unread)
 
 

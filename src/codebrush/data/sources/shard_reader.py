@@ -83,7 +83,7 @@ def _samples(shards: Iterable[tuple[str, str, int, int]]) -> Iterator[dict[str, 
 
 
 def _members(path: str) -> Iterator[tuple[str, bytes | None]]:
-    """Names and contents of the files in a shard; None for what is cut off, under no name if that is cut off as well."""
+    """Names and contents of the files in a shard; None for what is cut off, with no name if that is cut off too."""
     name = ""
     try:
         with tarfile.open(path) as shard:

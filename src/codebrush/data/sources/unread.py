@@ -1,5 +1,6 @@
 """Counts and names what was met in a source and not read, so that nothing is left out without a word."""
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,6 +58,11 @@ class Unread:
             verb = "was" if sum(n for kind, n in self.counted.items() if kind not in QUIET) == 1 else "were"
             lines.append(f"{self.origin}: {enumeration(kinds)} {verb} not read")
         return [*lines, *(f"{self.origin}: {note}" for note in self.notes)]
+
+    def warn(self) -> None:
+        """Warn of what was not read, a line each."""
+        for line in self.lines:
+            warnings.warn(line, stacklevel=3)
 
     @property
     def report(self) -> dict[str, Any]:

@@ -91,23 +91,18 @@ def curate(
     from codebrush.data.curation.curate import curate as write
     from codebrush.data.sources.captioned_images import open_source
 
-    rows = open_source(
-        source,
-        split=split,
-        where=where or (),
-        captions=caption or (),
-        image_column=image_column,
-        group=group,
-        limit=limit,
-        exclude=exclude or (),
-        strict=strict,
-        require_captions=False,
-    )
+    named: dict[str, Any] = {
+        "split": split,
+        "where": where or (),
+        "captions": caption or (),
+        "image_column": image_column,
+    }
+    named |= {"group": group, "limit": limit, "exclude": exclude or (), "strict": strict}
+    rows = open_source(source, **named, require_captions=False)
     scorer = _scorer(pack) if options.needs_scores else None
     with progress_bar("curating") as progress:
         report = write(rows, out, options, scorer, progress)
-    report["unread"] = rows.unread.report
-    report["phases"] = report["seconds"]
+    report |= {"unread": rows.unread.report, "phases": report["seconds"]}
     report["seconds"] = round(time.perf_counter() - start, 3)
     _warn_of_empty(report["splits"])
     print_json(report) if json_output else _print(report)

@@ -1,6 +1,5 @@
 """Reads lists of URLs with captions (CSV, TSV, JSONL or Parquet), row by row."""
 
-import csv
 import json
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
@@ -8,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from codebrush.data.sources.column_names import URL_CAPTION_COLUMNS, URL_COLUMNS
+from codebrush.data.sources.delimited import read_records
 from codebrush.errors import DataError
 
 KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
-LONGEST_CELL = 1 << 24  # characters
 MAX_NAMED = 20  # columns named in a message
 
 
@@ -26,8 +25,8 @@ def read_list(path: str | Path, url_column: str | None = None, caption_column: s
     """Read the rows of a list, a bounded number of them in memory.
 
     Without `url_column` and `caption_column` the first columns of the usual names are taken. A JSONL list is read to
-    its end to find them, since any row may have other keys. A line that is no JSON object gives an empty row, so that
-    the rows after it keep their numbers.
+    its end to find them, since any row may have other keys. A line that is not a JSON object, or a row of a CSV file
+    that cannot be read, gives an empty row, so that the rows after it keep their numbers.
 
     Raises:
         DataError: if the list cannot be read or has no such columns.
@@ -44,8 +43,6 @@ def read_list(path: str | Path, url_column: str | None = None, caption_column: s
         raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from error
     except OSError as error:
         raise DataError(f"{path}: {(error.strerror or str(error)).lower()}") from error
-    except csv.Error as error:
-        raise DataError(f"{path}: cannot be read as CSV: {error}") from error
 
 
 def _clean(cell: Any) -> str:
@@ -54,12 +51,10 @@ def _clean(cell: Any) -> str:
 
 
 def _csv_rows(path: Path, url_column: str | None, caption_column: str | None) -> Iterator[tuple[Any, Any]]:
-    csv.field_size_limit(LONGEST_CELL)
-    with path.open(newline="", encoding="utf-8-sig") as lines:
-        rows = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        url, caption = _columns(path, list(rows.fieldnames or []), url_column, caption_column)
-        for row in rows:
-            yield row[url], row[caption]
+    table = read_records(path)
+    url, caption = _columns(path, table.names, url_column, caption_column)
+    for row in table.rows:
+        yield row.cells.get(url), row.cells.get(caption)
 
 
 def _json_lines(path: Path, url_column: str | None, caption_column: str | None) -> Iterator[tuple[Any, Any]]:

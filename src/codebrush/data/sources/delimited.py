@@ -16,40 +16,47 @@ SEPARATORS = (",", ";", "\t", "|")
 KNOWN = frozenset(name.lower() for name in (*CAPTION_COLUMNS, *PATH_COLUMNS, *URL_COLUMNS, *URL_CAPTION_COLUMNS))
 LONGEST_RECORD = 1_000  # lines; a quotation mark that is not closed within so many is not one
 SWALLOWED = re.compile(r"[\r\n]\s*\S*://")  # an address behind a line break: the next row, most likely
+QUOTED = re.compile(r'"(?:[^"]|"")*"')
 csv.field_size_limit(2**31 - 1)
 
 
 @dataclass(frozen=True)
 class Record:
-    """The record that begins in line `line`, counted from 1: its cells by column, empty ones None, or its problem.
-
-    The first one may hold a `note` on the header instead.
-    """
+    """The record that begins in line `line`, counted from 1: its cells by column, empty ones None, or its problem."""
 
     line: int
     cells: dict[str, str | None] = field(default_factory=dict)
     problem: str = ""
-    note: str = ""
 
 
-def read_records(path: Path) -> Iterator[Record]:
-    """The records below the header. A few lines are in memory at once.
+@dataclass(frozen=True)
+class Records:
+    """The names of a file's columns, different from each other, a note if the header has others, and the rows."""
 
-    The separator is the one by which the header has the most usual names, in TSV files the tab. Cells between tabs are
-    never quoted, as in the files that databases and crawlers write.
+    names: list[str]
+    note: str
+    rows: Iterator[Record]
+
+
+def read_records(path: Path) -> Records:
+    """The records of a file below its header. A few lines are in memory at once.
+
+    The separator is the one by which the header has the most usual names, in TSV files the tab. A cell between tabs
+    is quoted if it begins and ends with a quotation mark; it holds no tab and no line break.
 
     Raises OSError if the file cannot be read, UnicodeDecodeError if it is damaged UTF-16.
     """
     lines = _Lines(lines_of(path))
     while (first := lines.peek()) is not None and not first.strip():
         lines.drop(1)
-    if first is None:
-        return
-    separator = "\t" if path.suffix.lower() == ".tsv" else separator_of(first)
-    header = [name.strip() for name in _cells(lines, separator)[0] or ()]
+    separator = "\t" if path.suffix.lower() == ".tsv" else separator_of(first or "")
+    header = [name.strip() for name in _cells(lines, separator)[0]] if first is not None else []
     names = distinct(header)
-    if names != header:
-        yield Record(lines.number, note=f"{path.name} has columns without a name of their own: {', '.join(names)}")
+    note = "" if names == header else f"{path.name} has columns without a name of their own: {', '.join(names)}"
+    return Records(names, note, _records(lines, separator, names))
+
+
+def _records(lines: "_Lines", separator: str, names: Sequence[str]) -> Iterator[Record]:
     while lines.peek() is not None:
         number = lines.number + 1
         cells, problem = _cells(lines, separator)
@@ -89,15 +96,16 @@ def distinct(header: Sequence[str]) -> list[str]:
 
 def _cells(lines: "_Lines", separator: str) -> tuple[list[str], str]:
     """Take a record's lines away and give its cells; no cells and the problem, and one line taken, if it has one."""
-    tabs = separator == "\t"
-    options: Any = {"delimiter": separator, "quoting": csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL}
-    options["skipinitialspace"] = not tabs
-    ahead = lines.ahead()
+    line = (lines.peek() or "").rstrip("\r\n")
+    if separator == "\t":
+        lines.drop(1)
+        cells = line.split("\t") if line else []
+        return [cell[1:-1].replace('""', '"') if QUOTED.fullmatch(cell) else cell for cell in cells], ""
+    options: Any = {"delimiter": separator, "skipinitialspace": True}
     try:
-        reader = csv.reader(ahead, strict=True, **options)
+        reader = csv.reader(lines.ahead(), strict=True, **options)
         cells, length = next(reader, []), max(reader.line_num, 1)
     except csv.Error:
-        line = (lines.peek() or "").rstrip("\r\n")
         lines.drop(1)
         if line.count('"') % 2:
             return [], "a quotation mark that is not closed"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 CURATION_REPORT = "dropped.jsonl"  # in every folder that `curate` wrote
-CURATION_SHEETS = ("kept.png", "dropped.png")
+CURATION_FILES = (CURATION_REPORT, "report.json", "report.md", "kept.png", "dropped.png")
 SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
 
 
@@ -54,7 +54,9 @@ def load_folder(source: str, folder: Path, unread: Unread, exclude: Sequence[str
         DataError: if there are none of these, or they cannot be loaded; begins with `source`.
     """
     names = files_in(folder, unread, exclude)
-    files = _sorted_out(folder, names)
+    reports = _curation_files(names)
+    unread.count("file about a curation", len(reports))
+    files = _sorted_out(folder, [name for name in names if name not in reports])
     illustrated = not files.metadata and _is_dataset_card(folder / "README.md")
     kinds = [files.parquet, files.shards, files.pictures]
     if not illustrated:
@@ -79,14 +81,13 @@ def load_folder(source: str, folder: Path, unread: Unread, exclude: Sequence[str
 
 
 def _sorted_out(folder: Path, names: Sequence[str]) -> _Files:
-    sheets = _curation_sheets(names)
     kinds: dict[str, list[str]] = {name: [] for name in _Files.__annotations__}
     for name in names:
         base, ending = posixpath.basename(name).lower(), posixpath.splitext(name)[1].lower()
         if base in METADATA_NAMES:
             kind = "metadata"
         elif ending in EXTENSIONS:
-            kind = "others" if name in sheets else "pictures"
+            kind = "pictures"
         elif ending in (".parquet", ".tar"):
             kind = "parquet" if ending == ".parquet" else "shards"
         elif ending in BUILDERS:
@@ -143,10 +144,10 @@ def _count(names: Iterable[str], unread: Unread) -> None:
         unread.count(kind_of_file(ending) if ending else "file without an ending")
 
 
-def _curation_sheets(names: Sequence[str]) -> set[str]:
-    """The contact sheets that a curation wrote beside its shards."""
+def _curation_files(names: Sequence[str]) -> set[str]:
+    """The report and the contact sheets that a curation wrote beside its shards."""
     folders = {name.removesuffix(CURATION_REPORT) for name in names if Path(name).name == CURATION_REPORT}
-    return {place + sheet for place in folders for sheet in CURATION_SHEETS} & set(names)
+    return {place + file for place in folders for file in CURATION_FILES} & set(names)
 
 
 def _is_dataset_card(path: Path) -> bool:

@@ -94,10 +94,11 @@ def _json_rows(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _delimited_rows(path: Path) -> Iterator[dict[str, str]]:
-    for record in read_records(path):
-        if record.note:
-            yield {"note": record.note}
-        elif record.problem:
+    table = read_records(path)
+    if table.note:
+        yield {"note": table.note}
+    for record in table.rows:
+        if record.problem:
             yield problem(f"{path}, line {record.line}", record.problem)
         else:
             yield {"json": json.dumps(record.cells)}

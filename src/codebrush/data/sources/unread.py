@@ -9,7 +9,9 @@ from codebrush.errors import DataError
 
 NOUNS = frozenset(("file", "folder", "link", "table", "picture", "pipe", "socket", "device", "member", "shard"))
 MOST_NAMED = 5  # items that are named one by one; the others are counted
-QUIET = frozenset(("hidden file", "file of the operating system"))  # in the report, but not worth a line
+QUIET = frozenset(
+    ("hidden file", "file of the operating system", "file about a curation")
+)  # in the report, but not worth a line
 
 
 @dataclass
@@ -40,7 +42,8 @@ class Unread:
 
     def count(self, kind: str, items: int = 1) -> None:
         """Count items of a kind that is not read; `kind` is in the singular, its first noun takes the plural's s."""
-        self.counted[kind] += items
+        if items:
+            self.counted[kind] += items
 
     def note(self, text: str) -> None:
         """Say once how something was read that could have been read in another way."""

@@ -102,14 +102,15 @@ def _pictures(source: str, folder: Path, files: _Files, unread: Unread) -> "Data
     """The rows of a folder's pictures, with the metadata or else the caption files beside them."""
     tables = files.metadata or tables_about(folder, files.tables, files.pictures)
     texts = CaptionFiles(files.others)
-    used: set[str] = set(tables)
+    used = set(tables)
+    named = len(unread.named)
     if tables:
         dataset = read_metadata(source, folder, files.pictures, tables, unread)
     else:
         dataset, read = _folder_with_texts(folder, files.pictures, texts, unread)
         used |= read
     unread.read["pictures"] += len(files.pictures)
-    unread.read["caption files"] += len(used)
+    unread.read["caption files"] += len(used) - (0 if tables else len(unread.named) - named)
     rest = [name for name in [*files.tables, *files.others] if name not in used]
     _count(rest, unread)
     return dataset

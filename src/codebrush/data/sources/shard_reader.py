@@ -48,7 +48,7 @@ def read_shards(files: Sequence[tuple[Path, str]], unread: Unread) -> "Dataset":
     dataset = Dataset.from_generator(_samples, features=features, gen_kwargs={"shards": facts})
     assert isinstance(dataset, Dataset)
     before = unread.counted.copy()
-    dataset = without_problems(dataset, unread)
+    dataset = _with_one_caption_column(without_problems(dataset, unread))
     if not len(dataset):
         fields = [kind.removeprefix("member of the kind ") for kind in unread.counted - before]
         held = f"; they hold {', '.join(fields)}" if fields else ""
@@ -59,6 +59,19 @@ def read_shards(files: Sequence[tuple[Path, str]], unread: Unread) -> "Dataset":
     replaced = set() if columns is None else set(columns.column_names)
     dataset = dataset.remove_columns([name for name in names if name in {*empty, *replaced, "json"}])
     return dataset if columns is None else concatenate_datasets([dataset, columns], axis=1)
+
+
+def _with_one_caption_column(dataset: "Dataset") -> "Dataset":
+    """The samples with their .txt as `caption` where others have a .caption; the first of these columns is read."""
+    captions = list(dataset["caption"])
+    if not any(captions):
+        return dataset
+    filled = [one if one is not None else other for one, other in zip(captions, dataset["txt"], strict=True)]
+    if filled == captions:
+        return dataset
+    order = dataset.column_names
+    dataset = dataset.remove_columns("caption").add_column("caption", filled)  # pyright: ignore[reportCallIssue]
+    return dataset.select_columns(order)
 
 
 def _numbered(shards: int) -> str:

@@ -1,0 +1,101 @@
+"""Captions in the files beside pictures, whatever the tool that wrote them."""
+
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from codebrush.data.sources.caption_files import CaptionFiles, captions_beside, read_captions
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "1.txt",
+        "1.TXT",
+        "1.caption",
+        "1.captions",
+        "1.cap",
+        "1.text",
+        "1.png.txt",
+        "1.png.caption",
+        "1.json",
+        "1.png.json",
+    ],
+)
+def test_a_caption_file_may_have_any_usual_name(tmp_path: Path, name: str):
+    (tmp_path / name).write_text('{"caption": "a thing"}' if name.endswith("json") else "a thing\n")
+    assert CaptionFiles([name, "2.txt"]).beside("1.png") == name
+    assert captions_beside(tmp_path / "1.png") == ["a thing"]
+    assert captions_beside(tmp_path / "2.png") == []
+
+
+def test_the_most_usual_of_several_is_read():
+    files = CaptionFiles(["a/1.json", "a/1.caption", "a/1.txt", "a/1.png.txt", "b/1.txt"])
+    assert files.beside("a/1.png") == "a/1.txt"
+    assert files.beside("1.png") is None
+
+
+def test_accents_may_be_written_in_either_form(tmp_path: Path):
+    one, other = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    assert CaptionFiles([f"{one}.txt"]).beside(f"{other}.png") == f"{one}.txt"
+    assert CaptionFiles([f"{other}.txt"]).beside(f"{one}.png") == f"{other}.txt"
+    (tmp_path / f"{one}.txt").write_text("a thing")
+    assert captions_beside(tmp_path / f"{other}.png") == ["a thing"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("\ufeffone\n two \r\nthree\rfour\n\n", ["one", "two", "three", "four"]),
+        ("one\u2028caption", ["one\u2028caption"]),
+        ("one\x85caption\x0b\x0c\x1c\x1d\x1e.", ["one\x85caption\x0b\x0c\x1c\x1d\x1e."]),
+        ("caf\u00e9".encode("utf-16"), ["caf\u00e9"]),
+        ("", []),
+    ],
+)
+def test_only_line_ends_end_a_caption(tmp_path: Path, content: str | bytes, expected: list[str]):
+    path = tmp_path / "1.txt"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    assert read_captions(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('"a thing"', ["a thing"]),
+        ('["a", "b", ""]', ["a", "b"]),
+        ('{"Caption": ["a", "b"], "caption_length": 2}', ["a", "b"]),
+        ('{"text": "cut \\ud83d"}', ["cut \ufffd"]),
+        ('{"caption": null}', []),
+    ],
+)
+def test_json(tmp_path: Path, content: str, expected: list[str]):
+    (tmp_path / "1.json").write_text(content)
+    assert read_captions(tmp_path / "1.json") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("1.txt", "caf\u00e9".encode("cp1252"), "not UTF-8 text"),
+        ("1.txt", "\u732b".encode("shift_jis"), "not UTF-8 text"),
+        ("1.json", b"a thing", "not JSON"),
+        ("1.json", b'{"width": 3}', "no caption in it; its keys are width"),
+        ("1.json", b"[" * 100_000, "not JSON"),
+    ],
+)
+def test_what_cannot_be_read_says_why(tmp_path: Path, name: str, content: bytes, reason: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=reason):
+        read_captions(tmp_path / name)
+    with pytest.raises(ValueError, match=f"1{Path(name).suffix}: {reason}"):
+        captions_beside(tmp_path / "1.png")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "1.txt")
+    with pytest.raises(ValueError, match="not a file"):
+        read_captions(tmp_path / "1.txt")
+    assert captions_beside(tmp_path / "1.png") == []

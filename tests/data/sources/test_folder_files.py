@@ -57,10 +57,11 @@ def test_linked_folders_are_followed_once_by_their_real_path(tmp_path: Path):
     (library / "b").symlink_to("../store/x")  # again
     (tmp_path / "store" / "x" / "up").symlink_to("../../library")  # in a circle
     (library / "inner").symlink_to("../store/x/y")  # inside what is read already
-    (library / "dead.jpg").symlink_to("/nowhere.jpg")
+    (library / "dead.jpg").symlink_to("/nowhere.jpg")  # named when it is decoded
+    (library / "dead").symlink_to("/nowhere")
     (library / "linked.png").symlink_to("own.png")
     names, counted = walked(library)
-    assert names == ["a/1.png", "a/y/2.png", "linked.png", "own.png"]
+    assert names == ["a/1.png", "a/y/2.png", "dead.jpg", "linked.png", "own.png"]
     assert counted == {"linked folder that is read already": 3, "broken link": 1}
 
 

@@ -94,7 +94,7 @@ def add_special(folder: Path, kind: str, rng: random.Random, made: Made) -> None
         os.mkfifo(folder / "pipe.png")
         made.counted["pipe"] += 1
     elif kind == "link":
-        (folder / "dead.jpg").symlink_to("/nowhere/at/all.jpg")
+        (folder / "dead").symlink_to("/nowhere/at/all")
         made.counted["broken link"] += 1
     elif kind == "bin":
         (folder / "#recycle").mkdir()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
+from codebrush.data.images import EXTENSIONS
 from codebrush.data.sources.unread import Unread
 
 SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"))
@@ -67,10 +68,12 @@ class _Walk:
                 yield relative
 
     def _left_out(self, entry: os.DirEntry[str], relative: str) -> str | None:
-        """The kind of an entry that is not read, None for one that is."""
+        """The kind of an entry that is not read, None for one that is, or that is a picture by its name."""
         try:
             mode = entry.stat().st_mode
         except OSError:
+            if os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                return None  # named when it is decoded
             return "broken link" if entry.is_symlink() else "file that cannot be reached"
         what = "folder" if stat.S_ISDIR(mode) else "file"
         if any(fnmatch(entry.name, pattern) or fnmatch(relative, pattern) for pattern in self.exclude):

@@ -11,7 +11,7 @@ import pytest
 
 from codebrush.errors import UsageError
 from codebrush.generation.guided.guide_options import GuideOptions
-from codebrush.generation.guided.memory_use import MIB, peak_memory
+from codebrush.generation.guided.process_memory import MIB, peak_memory
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 from codebrush.models.vqgan import VQGAN, VQGANConfig

@@ -11,6 +11,8 @@ PACKAGES = {
     "transformers": ("transformers", "text"),
     "lancedb": ("LanceDB", "search"),
     "av": ("PyAV", "video"),
+    "pillow_heif": ("pillow-heif", "photos"),
+    "rawpy": ("rawpy", "photos"),
 }
 
 

@@ -341,5 +341,5 @@ class Codebrush(LoadedPack):
         """Batches (B, 3, S, S) of the middles of `images` at the pack's size."""
         pictures = picture_list(images)
         for batch in batches(len(pictures)):
-            some = [decode_image(picture) for picture in pictures[batch.start : batch.stop]]
-            yield stack(some, self.pack.image_size).to(self.device)
+            size, some = self.pack.image_size, pictures[batch.start : batch.stop]
+            yield stack([decode_image(picture, wanted=size) for picture in some], size).to(self.device)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from search_helpers import unit
 
+from codebrush.data.curation.near_duplicates import COPY_CELLS, ENOUGH, Fingerprint
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import ImageError, UsageError
 from codebrush.models.clip import CLIP
@@ -77,7 +78,8 @@ def test_chains_are_split_where_pictures_do_not_match(
     """In the chain 0 - 1 - 2 - 3 - 4 only neighbours match: each cluster is around the best picture that is left."""
     angles = np.radians(np.arange(5) * 10)
     embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    features = [duplicates.Features(f"{row}", 100 + (row == 1), 1, False, row, 0) for row in range(5)]
+    marks = [Fingerprint(row, 0, 0, np.zeros(COPY_CELLS, np.uint8), ENOUGH) for row in range(5)]
+    features = [duplicates.Features(f"{row}", 100 + (row == 1), 1, marks[row]) for row in range(5)]
     monkeypatch.setattr(duplicates, "_read_all", lambda *_: (features, embeddings))
     report = find_duplicates([], clip, cosine=0.98, distance=0)
     assert [(each.representative, [path for path, _ in each.duplicates]) for each in report.clusters] == [

@@ -21,17 +21,18 @@ def similar(
 ) -> None:
     """Compare two pictures by CLIP embedding and image hash.
 
-    Prints the cosine of the embeddings (1 is identical) and how many of 64 bits of the perceptual hashes differ.
+    Prints the cosine of the embeddings (1 is identical) and how many of 64 bits of the perceptual hashes differ. An
+    animation is judged by its first frame that is not of one colour.
     """
     from codebrush.pipeline import Codebrush
-    from codebrush.search.duplicates import COSINE, DISTANCE, compare
+    from codebrush.search.duplicates import compare
 
     alike = compare(Codebrush.from_pretrained(pack).clip, str(a), str(b))
-    near = alike.identical or (alike.cosine >= COSINE and alike.distance <= DISTANCE)
     if json_output:
-        print_json({"a": str(a), "b": str(b), **asdict(alike), "near_identical": near})
+        frames = {name: frame for name, frame in zip(("a", "b"), alike.frames, strict=True) if frame is not None}
+        print_json({"a": str(a), "b": str(b), **asdict(alike), "frames": frames})
         return
-    verdict = "identical" if alike.identical else "near-duplicates" if near else "different"
+    verdict = "identical" if alike.identical else "near-duplicates" if alike.near_identical else "different"
     print(f"{verdict}: cosine {alike.cosine:.3f}, {alike.distance} of 64 bits differ")
 
 
@@ -52,8 +53,9 @@ def duplicates(
 ) -> None:
     """Find near-duplicates among pictures. Nothing is deleted.
 
-    Near-duplicates are copies that were resized, compressed or slightly cropped. Each cluster starts with the picture
-    to keep, the one with the most pixels; the others match it in both measures.
+    Near-duplicates are copies that were resized or compressed. Each cluster starts with the picture to keep: not in a
+    bin or among thumbnails, then with the most pixels, then compressed without loss. The others match it in both
+    measures. Pictures of one colour are not compared, and an animation is judged by its first frame of more than one.
     """
     start = time.perf_counter()
     from codebrush.pipeline import Codebrush
@@ -78,12 +80,20 @@ def duplicates(
     seconds = round(time.perf_counter() - start, 3)
     if json_output:
         unread = [each.unread.report for each in sources]
-        found = {"pictures": report.pictures, "clusters": clusters, "skipped": report.skipped, "unread": unread}
-        print_json({**found, "seconds": seconds})
+        about = {
+            "skipped": report.skipped,
+            "plain": report.plain,
+            "frames": report.frames,
+            "unread": unread,
+            "seconds": seconds,
+        }
+        print_json({"pictures": report.pictures, "clusters": clusters, **about})
         return
     for cluster in clusters:
         print(cluster["representative"])
         for each in cluster["duplicates"]:
             print(f"  {each['path']}  (cosine {each['cosine']:.3f}, {each['distance']} bits)")
+    if report.plain:
+        print(f"{len(report.plain):,} of one colour were not compared, {report.plain[0]} first")
     spare = sum(len(cluster["duplicates"]) for cluster in clusters)
     print(f"{spare:,} of {report.pictures:,} pictures are near-duplicates of another; {seconds:.1f} seconds")

@@ -102,7 +102,7 @@ def _view(clip: "CLIP", image: Path) -> tuple["Image.Image", float]:
 
     mode = clip.config.resize_mode
     plain, squeezed = mode == "plain", mode == "squeeze"
-    whole = decode_image(image, keep_mode=not plain)
+    whole = decode_image(image, keep_mode=not plain, wanted=PANEL)
     height, width = clip.image_shape
     sides = whole.width * height, whole.height * width  # equal where the picture has the shape that the encoder reads
     seen = 1.0 if squeezed else round(min(sides) / max(sides), 3)

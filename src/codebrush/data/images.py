@@ -6,26 +6,39 @@ not the file's fault, stays a MemoryError.
 
 import io
 import json
+import stat
+import struct
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from codebrush.errors import ImageError
+from codebrush.data.deep_pictures import check_deep_colours, deep_to_grey, has_deep_colours, is_deep
+from codebrush.data.frames import choose_frame
+from codebrush.data.large_pictures import (
+    MAX_PIXELS,
+    ONE_LARGE_AT_A_TIME,
+    check_pixels,
+    is_large,
+    reduce_while_decoding,
+    reduced,
+    reduction,
+)
+from codebrush.data.orientation import upright
+from codebrush.data.photo_formats import is_raw, open_heic, open_raw, refusal
+from codebrush.data.picture_formats import EXTENSIONS as EXTENSIONS
+from codebrush.data.picture_formats import FORMATS, HEAD, READ, picture_format, unread_kind
+from codebrush.data.transparency import flattened
+from codebrush.errors import CodebrushError, ImageError
 from codebrush.files import atomic_file, write_errors
 
-MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; above it Pillow warns
 WITH_PROFILE = ("RGB", "RGBA", "P")  # modes whose colour profile is also right after conversion to RGB
-Image.init()  # Image.open(formats=...) knows loaded plug-ins only
-WANTED_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "ICO", "PPM", "JPEG2000")
-FORMATS = tuple(name for name in WANTED_FORMATS if name in Image.OPEN)  # AVIF is missing in some builds
-EXTENSIONS = frozenset(
-    (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ico", ".ppm")
-)
 MANIFEST_KEY = "codebrush"
 Picture = Image.Image | str | Path  # a picture in memory, or its file
 
@@ -35,22 +48,72 @@ for _category in (UserWarning, RuntimeWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
 
-def decode_image(source: bytes | str | Path | Image.Image, keep_mode: bool = False) -> Image.Image:
+@dataclass(frozen=True)
+class ReadPicture:
+    """A decoded picture.
+
+    `size` is the width and height of the whole picture, upright, of which `image` may be a reduced copy. `frame` is the
+    number of the frame or page that was read, from 0; None if the file holds a single picture.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    frame: int | None = None
+
+
+def decode_image(
+    source: bytes | str | Path | Image.Image,
+    keep_mode: bool = False,
+    wanted: int | None = None,
+    max_pixels: int | None = None,
+) -> Image.Image:
     """Read a picture from bytes, a path or a Pillow image as RGB, upright, with transparency over white.
 
-    Of an animation the first frame is taken. Palette, grey, CMYK, 16-bit and float pictures are converted; with
-    `keep_mode` those of up to 8 bits a channel keep their mode, palette and transparency.
+    Of animations and files of several pages the first frame is taken that is not of one colour. Palette, grey, CMYK,
+    16-bit and float pictures are converted; with `keep_mode` those of up to 8 bits a channel keep their mode, palette
+    and transparency. If the shorter side needs only `wanted` pixels, files of more than 16 megapixels (`LARGE_PIXELS`)
+    come reduced, with at least four times that side; smaller ones are the same with and without it.
 
     Raises:
-        ImageError: if the picture is missing, damaged, of a format not in `FORMATS`, or has more than `MAX_PIXELS`
-            pixels. Names the file if there is one.
+        ImageError: if the picture is missing, damaged, of a format that is not read, or has more pixels than the limit
+            of `check_pixels`. Names the file if there is one.
     """
+    return read_picture(source, keep_mode, wanted, max_pixels).image
+
+
+def read_picture(
+    source: bytes | str | Path | Image.Image,
+    keep_mode: bool = False,
+    wanted: int | None = None,
+    max_pixels: int | None = None,
+) -> ReadPicture:
+    """Like `decode_image`, with the size of the whole picture and the frame that was read."""
     if isinstance(source, str | Path):
         try:
-            return _decode_stream(Path(source), keep_mode)
+            with open_file(source) as stream:
+                return _read_stream(stream, keep_mode, wanted, max_pixels)
         except ImageError as error:
             raise ImageError(f"{source}: {error}") from error
-    return _decode_stream(io.BytesIO(source) if isinstance(source, bytes) else source, keep_mode)
+    return _read_stream(io.BytesIO(source) if isinstance(source, bytes) else source, keep_mode, wanted, max_pixels)
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """Open a picture's file; what is no file is not waited for.
+
+    Raises:
+        ImageError: if there is none, it is a folder, pipe, socket or device, or it cannot be opened.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise ImageError("a directory, not a file")
+        if not stat.S_ISREG(mode):
+            raise ImageError("not a file but a pipe, a socket or a device")
+        return Path(path).open("rb")
+    except FileNotFoundError:
+        raise ImageError("no such file") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def picture_list(pictures: Picture | Sequence[Picture]) -> list[Picture]:
@@ -58,18 +121,27 @@ def picture_list(pictures: Picture | Sequence[Picture]) -> list[Picture]:
     return [pictures] if isinstance(pictures, Image.Image | str | Path) else list(pictures)
 
 
-def _decode_stream(source: io.BytesIO | Path | Image.Image, keep_mode: bool) -> Image.Image:
+def shown_frame(source: bytes | str | Path) -> int | None:
+    """The number of the frame or page by which a file is judged, from 0; None if it holds a single picture.
+
+    Raises:
+        ImageError: if it cannot be read.
+    """
+    return read_picture(source, wanted=1).frame
+
+
+def _read_stream(
+    source: BinaryIO | Image.Image, keep_mode: bool, wanted: int | None, max_pixels: int | None
+) -> ReadPicture:
     try:
         if isinstance(source, Image.Image):
-            return _loaded(source, keep_mode)
-        with Image.open(source, formats=FORMATS) as image:
-            return _loaded(image, keep_mode)
-    except (ImageError, MemoryError):
+            return _decoded(source, keep_mode, None, max_pixels)
+        opened, size = _opened(source)
+        with opened as image:
+            found = _decoded(image, keep_mode, wanted, max_pixels)
+        return found if size is None else ReadPicture(found.image, size, found.frame)
+    except (CodebrushError, MemoryError):
         raise
-    except UnidentifiedImageError:
-        raise ImageError(f"not a picture of a known kind ({', '.join(FORMATS)})") from None
-    except FileNotFoundError:
-        raise ImageError("no such file") from None
     except Image.DecompressionBombError:
         raise ImageError(f"over the limit of {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # damaged files make the decoders raise nearly anything
@@ -77,40 +149,49 @@ def _decode_stream(source: io.BytesIO | Path | Image.Image, keep_mode: bool) -> 
         raise ImageError(f"cannot be decoded: {' '.join(reason.split())}") from error
 
 
-def _loaded(image: Image.Image, keep_mode: bool) -> Image.Image:
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError(f"{image.width} x {image.height} is over the limit of {MAX_PIXELS:,} pixels")
-    image.load()
-    image = _upright(image)
-    if image.mode.startswith(("I", "F")):
-        return _deep_to_rgb(image)
-    if keep_mode:
-        return image.copy()
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+def _opened(stream: BinaryIO) -> tuple[Image.Image, tuple[int, int] | None]:
+    """The picture in a file, not decoded yet; of camera RAW its preview, and the size of the photo."""
+    head = stream.read(HEAD)
+    name = picture_format(head)
+    if name == "HEIC":
+        return open_heic(stream), None
+    if name == "RAW":
+        return open_raw(stream)
+    for name in FORMATS:
+        # Not through Image.open, whose limit of pixels is one for all formats and the whole process.
+        factory, accept = Image.OPEN[name]
+        stream.seek(0)
+        try:
+            if accept is not None and accept(head[:16]) is not True:
+                continue
+            image = factory(stream, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # not this format after all
+            continue
+        return open_raw(stream) if name == "TIFF" and is_raw(image) else (image, None)
+    kind = unread_kind(head)
+    if kind is not None:
+        raise refusal(kind)
+    raise ImageError(f"not a picture of a known kind ({', '.join(READ)})")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The picture rotated by its EXIF orientation; a damaged EXIF block is ignored."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except MemoryError:
-        raise
-    except Exception:  # the block is free-form bytes, and its parser raises nearly anything
-        return image
-
-
-def _deep_to_rgb(image: Image.Image) -> Image.Image:
-    """Convert 16-bit integers (0 to 65535) and floats (0 to 1) to 8 bits; of other ranges white is unknown."""
-    values = np.asarray(image, dtype=np.float64)  # (H, W)
-    white = 1.0 if image.mode.startswith("F") else 65535.0
-    if not np.isfinite(values).all() or values.min() < 0 or values.max() > white:
-        raise ImageError(f"mode {image.mode} with values beyond 0 to {white:g}; save it with 8 bits a channel")
-    grey = np.rint(values * (255.0 / white)).astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
+def _decoded(image: Image.Image, keep_mode: bool, wanted: int | None, max_pixels: int | None) -> ReadPicture:
+    factor = reduction(image, wanted)
+    check_pixels(image, factor, max_pixels)
+    with ONE_LARGE_AT_A_TIME if is_large(image) else nullcontext():
+        stated, is_deep_colour = image.size, has_deep_colours(image)
+        is_drafted = factor > 1 and reduce_while_decoding(image, factor)
+        frame = choose_frame(image, max_pixels)
+        width, height = stated if is_drafted else image.size  # pages differ in size
+        if is_deep_colour:
+            check_deep_colours(image)
+        kept = deep_to_grey(image) if is_deep(image) else image
+        kept = reduced(kept, reduction(kept, wanted))
+        turned = upright(kept)
+    if turned.size != kept.size:
+        width, height = height, width
+    if is_deep(image):
+        return ReadPicture(turned.convert("RGB"), (width, height), frame)
+    return ReadPicture(turned if keep_mode else flattened(turned), (width, height), frame)
 
 
 def resize_square(image: Image.Image, size: int) -> Image.Image:

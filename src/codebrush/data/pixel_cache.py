@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 
-from codebrush.data.images import resize_square
+from codebrush.data.images import decode_image, resize_square
 from codebrush.data.sources.captioned_images import CaptionedImages
 from codebrush.errors import DataError, ImageError
 from codebrush.files import atomic_file, made_once
@@ -108,9 +108,9 @@ def _decoded(source: CaptionedImages, size: int) -> Iterator[tuple[int, bytes | 
 
     def decode(index: int) -> tuple[int, bytes | None, str]:
         try:
-            return index, resize_square(source.image(index), size).tobytes(), ""
+            return index, resize_square(decode_image(source.contents(index), wanted=size), size).tobytes(), ""
         except ImageError as error:
-            return index, None, str(error).removeprefix(f"{source.name(index)}: ")
+            return index, None, str(error)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(source), CHUNK):

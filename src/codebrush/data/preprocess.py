@@ -26,7 +26,7 @@ def pixels_for(clip: CLIP, images: Sequence[bytes | str | Path | Image.Image]) -
     """
     if clip.config.resize_mode != "plain":
         return preprocess(images, clip.image_shape, crop=clip.config.resize_mode == "crop")
-    return stack([decode_image(image) for image in images], clip.image_size)
+    return stack([decode_image(image, wanted=clip.image_size) for image in images], clip.image_size)
 
 
 def preprocess(images: Sequence[bytes | str | Path | Image.Image], size: Size, crop: bool = True) -> Tensor:
@@ -38,7 +38,9 @@ def preprocess(images: Sequence[bytes | str | Path | Image.Image], size: Size, c
     Raises:
         ImageError: if a picture cannot be read.
     """
-    fitted = [to_tensor(clip_resize(decode_image(image, keep_mode=True), size, crop)) for image in images]
+    wanted = max(image_shape(size))
+    pictures = (decode_image(image, keep_mode=True, wanted=wanted) for image in images)
+    fitted = [to_tensor(clip_resize(picture, size, crop)) for picture in pictures]
     return torch.stack(fitted) if fitted else torch.zeros(0, 3, *image_shape(size))
 
 

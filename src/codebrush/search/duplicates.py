@@ -1,7 +1,7 @@
 """Measures how similar two pictures are, and finds near-duplicates among many. Nothing is deleted.
 
-Two measures must agree: CLIP's cosine, which alone would match pictures of the same kind of thing, and a perceptual
-hash, which alone would match pictures with the same outline.
+Two measures must agree: CLIP's cosine, which alone would match pictures of the same kind of thing, and the judgement by
+fingerprints that curation uses too (`data.curation.near_duplicates`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,8 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codebrush.data.curation.near_duplicates import BITS, fingerprint
-from codebrush.data.images import decode_image
+from codebrush.data.compression import is_lossy
+from codebrush.data.curation.near_duplicates import (
+    BITS,
+    ENOUGH,
+    JUDGED_SIDE,
+    MAX_DISTANCE,
+    NOTHING,
+    Fingerprint,
+    alike_copies,
+    fingerprint,
+    quality,
+)
+from codebrush.data.images import open_file, read_picture
+from codebrush.data.transparency import opacity
 from codebrush.errors import ImageError, UsageError
 from codebrush.models.clip import CLIP
 from codebrush.progress import Progress
@@ -23,11 +35,8 @@ from codebrush.search.pictures import Candidate, Source
 
 BATCH = 256
 THREADS = 4
-JPEG_START = b"\xff\xd8"
 BLOCK = 2_048  # pictures compared with as many others at once
-# On 500 emoji, which are more alike than most pictures, these find every copy of half the side, nearly every JPEG of
-# quality 40, and about half of the copies cropped by 4 % at each edge. Of the 124,750 pairs of different emoji they
-# match ten: men with women, one skin tone with the next.
+COPIES = 1 << 16  # pairs of tiny copies compared at once
 COSINE = 0.98
 DISTANCE = 8  # bits of 64
 SLACK = 1e-6  # rounding error of a cosine in float32
@@ -35,14 +44,13 @@ SLACK = 1e-6  # rounding error of a cosine in float32
 
 @dataclass(frozen=True)
 class Features:
-    """What is kept of a picture beside its embedding; `pixels` and `shape` are the hashes of its fingerprint."""
+    """What is kept of a picture beside its embedding."""
 
     path: str
-    area: int  # in pixels
+    quality: int  # see `near_duplicates.quality`
     size: int  # in bytes
-    is_jpeg: bool  # a JPEG cannot be the original of a lossless file
-    pixels: int
-    shape: int
+    marks: Fingerprint
+    frame: int | None = None  # by which an animation or a file of several pages is judged, from 0
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,18 @@ class Similarity:
 
     cosine: float
     distance: int
-    identical: bool  # in every pixel
+    identical: bool  # in every pixel and its transparency; judged at a reduced size above 16 megapixels
+
+
+@dataclass(frozen=True)
+class Comparison(Similarity):
+    """The similarity of two files, whether they are near-duplicates, and the frame by which each was judged.
+
+    A frame is None if the file holds a single picture.
+    """
+
+    near_identical: bool
+    frames: tuple[int | None, int | None]
 
 
 @dataclass(frozen=True)
@@ -64,17 +83,25 @@ class Cluster:
 
 @dataclass(frozen=True)
 class DuplicateReport:
-    """`pictures` is how many could be read; `skipped` lists the others, each with the reason."""
+    """`pictures` is how many could be read; `skipped` lists the others, each with the reason.
+
+    `plain` are the pictures of one colour, which are not compared. `frames` has the number of the frame, from 0, by
+    which each animation and file of several pages was judged.
+    """
 
     pictures: int
     clusters: list[Cluster]
     skipped: list[dict[str, str]]
+    plain: list[str]
+    frames: dict[str, int]
 
 
-def compare(clip: CLIP, one: str, other: str) -> Similarity:
+def compare(clip: CLIP, one: str, other: str) -> Comparison:
     """How similar two picture files are. Raises ImageError if one cannot be read."""
-    features, pixels = zip(*(_read(clip, Candidate(path, path, "", {})) for path in (one, other)), strict=True)
-    return _similarity(features, embed(clip, pixels).numpy(), 0, 1)
+    (a, b), pixels = zip(*(_read(clip, Candidate(path, path, "", {})) for path in (one, other)), strict=True)
+    alike = _similarity((a, b), embed(clip, pixels).numpy(), 0, 1)
+    near = alike.identical or (alike.cosine >= COSINE - SLACK and _match(a, b, DISTANCE))
+    return Comparison(alike.cosine, alike.distance, alike.identical, near, (a.frame, b.frame))
 
 
 def find_duplicates(
@@ -86,10 +113,11 @@ def find_duplicates(
 ) -> DuplicateReport:
     """Cluster the near-duplicates among the pictures of `sources`.
 
-    A pair matches if its cosine is at least `cosine` (-1 to 1) and at most `distance` (0 to 64) hash bits differ. The
-    best picture is clustered with all that match it, then the best of the rest, and so on. Pictures that are only
-    linked through others are not in one cluster, so that whoever deletes the duplicates keeps a match of each. Uses
-    4 E + 100 bytes a picture.
+    A pair matches if its cosine is at least `cosine` (-1 to 1), at most `distance` (0 to 64) hash bits differ, and the
+    tiny copies of the fingerprints are alike; above 15 bits, which is looser than near-duplicates are, these are not
+    compared. Pictures of one colour match none. The best picture is clustered with all that match it, then the best of
+    the rest, and so on. Pictures that are only linked through others are not in one cluster, so that whoever deletes
+    the duplicates keeps a match of each. Uses 4 E + 600 bytes a picture.
 
     Raises:
         UsageError: if a threshold is out of range.
@@ -104,22 +132,31 @@ def find_duplicates(
     # Exact copies are joined first: the n^2 pairs among n of them need not be compared.
     first: dict[int, int] = {}
     for row, each in enumerate(features):
-        groups.join(row, first.setdefault(each.pixels, row))
-    rows = np.array(sorted(first.values()), dtype=np.int64)
-    shapes = np.array([features[row].shape for row in rows], dtype=np.uint64)
-    for one, other in near_pairs(embeddings[rows], shapes, cosine, distance):
+        if each.marks.shows != NOTHING:
+            groups.join(row, first.setdefault(each.marks.exact, row))
+    clear = [row for row in sorted(first.values()) if features[row].marks.shows == ENOUGH]
+    rows = np.array(clear, dtype=np.int64)
+    shapes = np.array([features[row].marks.shape for row in clear], dtype=np.uint64)
+    copies = np.array([features[row].marks.copy for row in clear]) if distance <= MAX_DISTANCE else None
+    for one, other in near_pairs(embeddings[rows], shapes, cosine, distance, copies):
         groups.join(int(rows[one]), int(rows[other]))
     clusters = [
         _cluster(features, embeddings, members)
         for group in groups.larger_than_one()
         for members in _split(features, embeddings, group, cosine, distance)
     ]
-    return DuplicateReport(len(features), sorted(clusters, key=lambda each: each.representative), skipped)
+    clusters.sort(key=lambda each: each.representative)
+    plain = [each.path for each in features if each.marks.shows == NOTHING]
+    frames = {each.path: each.frame for each in features if each.frame is not None}
+    return DuplicateReport(len(features), clusters, skipped, plain, frames)
 
 
-def near_pairs(embeddings: np.ndarray, shapes: np.ndarray, cosine: float, distance: int) -> Iterator[tuple[int, int]]:
+def near_pairs(
+    embeddings: np.ndarray, shapes: np.ndarray, cosine: float, distance: int, copies: np.ndarray | None = None
+) -> Iterator[tuple[int, int]]:
     """Yield the pairs (i, j), i < j, of unit vectors (N, E) with at least this cosine, whose 64-bit hashes (N,) uint64
-    differ in at most `distance` bits. Works in blocks: memory does not grow with the number of pairs.
+    differ in at most `distance` bits, and whose tiny copies (N, 112) uint8 are alike if there are any. Works in blocks:
+    memory does not grow with the number of pairs.
     """
     octets = np.ascontiguousarray(shapes, dtype=">u8").view(np.uint8).reshape(-1, 8)  # (N, 8)
     signs = np.unpackbits(octets, axis=1).astype(np.float32) * 2 - 1  # (N, 64)
@@ -130,7 +167,13 @@ def near_pairs(embeddings: np.ndarray, shapes: np.ndarray, cosine: float, distan
             near = embeddings[rows] @ embeddings[columns].T >= cosine - SLACK  # (block, block)
             near &= signs[rows] @ signs[columns].T >= BITS - 2 * distance  # each differing bit subtracts two
             ones, others = np.nonzero(np.triu(near, 1) if left == top else near)
-            yield from zip((ones + top).tolist(), (others + left).tolist(), strict=True)
+            ones, others = ones + top, others + left
+            for start in range(0, len(ones), COPIES):
+                some, with_some = ones[start : start + COPIES], others[start : start + COPIES]
+                if copies is not None:
+                    alike = alike_copies(copies[some], copies[with_some])
+                    some, with_some = some[alike], with_some[alike]
+                yield from zip(some.tolist(), with_some.tolist(), strict=True)
 
 
 class _Groups:
@@ -198,25 +241,40 @@ def _try(clip: CLIP, candidate: Candidate) -> tuple[Features, Tensor] | ImageErr
 def _read(clip: CLIP, candidate: Candidate) -> tuple[Features, Tensor]:
     """What is kept of a picture, and what the CLIP sees of it (3, H, W) uint8."""
     try:
-        data = candidate.contents()
-        image = decode_image(data, keep_mode=True)
+        data = _contents(candidate)
+        picture = read_picture(data, keep_mode=True, wanted=max(*clip.image_shape, JUDGED_SIDE))
     except ImageError as error:
         raise ImageError(f"{candidate.path}: {error}") from error
-    hashes = fingerprint(decode_image(image))
-    is_jpeg = data.startswith(JPEG_START)
-    area = image.width * image.height
-    return Features(candidate.path, area, len(data), is_jpeg, hashes.pixels, hashes.shape), clip_pixels(clip, image)
+    image = picture.image
+    has_alpha = opacity(image) is not None
+    worth = quality(candidate.path, picture.size, picture.frame is not None, is_lossy(data), has_alpha)
+    return Features(candidate.path, worth, len(data), fingerprint(image), picture.frame), clip_pixels(clip, image)
+
+
+def _contents(candidate: Candidate) -> bytes:
+    """The bytes of a candidate's file, without waiting for one that is a pipe."""
+    if candidate.data is None:
+        open_file(candidate.path).close()
+    return candidate.contents()
 
 
 def _similarity(features: Sequence[Features], embeddings: np.ndarray, one: int, other: int) -> Similarity:
     cosine = float(embeddings[one] @ embeddings[other])
-    a, b = features[one], features[other]
-    return Similarity(min(max(cosine, -1.0), 1.0), (a.shape ^ b.shape).bit_count(), a.pixels == b.pixels)
+    a, b = features[one].marks, features[other].marks
+    return Similarity(min(max(cosine, -1.0), 1.0), (a.shape ^ b.shape).bit_count(), a.exact == b.exact)
 
 
-def _best_first(picture: Features) -> tuple[int, bool, int, str]:
-    """A sort key that puts the picture to keep first: most pixels, then no JPEG, then most bytes."""
-    return (-picture.area, picture.is_jpeg, -picture.size, picture.path)
+def _match(one: Features, other: Features, distance: int) -> bool:
+    """Whether two pictures are nearly the same by their fingerprints."""
+    a, b = one.marks, other.marks
+    if a.shows != ENOUGH or b.shows != ENOUGH or (a.shape ^ b.shape).bit_count() > distance:
+        return False
+    return distance > MAX_DISTANCE or bool(alike_copies(a.copy[None], b.copy)[0])
+
+
+def _best_first(picture: Features) -> tuple[int, int, str]:
+    """A sort key that puts the picture to keep first: the best quality, then most bytes."""
+    return (-picture.quality, -picture.size, picture.path)
 
 
 def _split(
@@ -230,8 +288,8 @@ def _split(
         members, left = [rest[0]], []
         for row, is_near in zip(rest[1:], near[1:].tolist(), strict=True):
             other = features[row]
-            matches = is_near and (other.shape ^ best.shape).bit_count() <= distance
-            (members if matches or other.pixels == best.pixels else left).append(row)
+            matches = other.marks.exact == best.marks.exact or (is_near and _match(best, other, distance))
+            (members if matches else left).append(row)
         if len(members) > 1:
             yield members
         rest = left

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.images import decode_image
+from codebrush.data.images import decode_image, read_picture
 from codebrush.data.sources.file_names import existing
 from codebrush.errors import DataError, ImageError
 from codebrush.models.clip import CLIP
@@ -282,8 +282,8 @@ def thumbnail(image: Image.Image) -> bytes:
 
 
 def _decoded(clip: CLIP, data: bytes) -> Decoded:
-    image = decode_image(data, keep_mode=True)
-    return Decoded(clip_pixels(clip, image), image.width, image.height, thumbnail(image))
+    picture = read_picture(data, keep_mode=True, wanted=max(*clip.image_shape, THUMBNAIL_SIDE))
+    return Decoded(clip_pixels(clip, picture.image), *picture.size, thumbnail(picture.image))
 
 
 def _stat(candidate: Candidate) -> _State:

@@ -13,7 +13,7 @@ import numpy as np
 
 from codebrush.data.curation.caption_rules import normalised
 from codebrush.data.curation.measures import CHUNK, Measures, Scorer, good_captions, measure
-from codebrush.data.curation.near_duplicates import NearIndex
+from codebrush.data.curation.near_duplicates import ENOUGH, NOTHING, NearIndex
 from codebrush.data.curation.options import CurationOptions
 from codebrush.data.curation.phrases import Phrases, split_of, uniform
 from codebrush.data.curation.report import write_report
@@ -66,8 +66,8 @@ def curate(
 def decide(source: CaptionedImages, measures: Measures, options: CurationOptions) -> Phrases | None:
     """Drop rows by comparing them: low scores, then duplicates, then rows of common phrases. Returns the phrases.
 
-    Of duplicates the row with the best score is kept, without scores the first. Phrases are counted in the rows that
-    are left by then.
+    Of duplicates the row with the best score is kept, without scores the one of the best `quality`, of equal ones the
+    first. Pictures of one colour are never duplicates. Phrases are counted in the rows that are left by then.
     """
     _by_score(measures, options)
     _drop_exact(measures)
@@ -103,9 +103,16 @@ def _best_first(measures: Measures, rows: np.ndarray) -> np.ndarray:
     return rows[np.argsort(-measures.score[rows], kind="stable")]
 
 
+def _best_copy_first(measures: Measures, least: int) -> np.ndarray:
+    """The kept rows whose pictures show at least `least`: by falling score, then quality, then in order."""
+    rows = measures.kept[measures.shows[measures.kept] >= least]
+    return rows[np.lexsort((-measures.quality[rows], -measures.score[rows]))]
+
+
 def _drop_exact(measures: Measures) -> None:
-    order = _best_first(measures, measures.kept)
-    _, first, group = np.unique(measures.pixels[order], return_index=True, return_inverse=True)
+    order = _best_copy_first(measures, NOTHING + 1)
+    exact = measures.pixels[order] ^ measures.alpha[order]  # as `Fingerprint.exact`
+    _, first, group = np.unique(exact, return_index=True, return_inverse=True)
     stays = order[first[group]]  # for each row the best one with the same pixels
     twins = order[stays != order]
     measures.twin[twins] = stays[stays != order]
@@ -115,7 +122,7 @@ def _drop_exact(measures: Measures) -> None:
 def _drop_near(measures: Measures, distance: int) -> None:
     """Rows are compared with kept ones only, so that a chain of small changes does not swallow its far end."""
     index = NearIndex(measures.shape, measures.copy, distance)
-    for row in _best_first(measures, measures.kept).tolist():
+    for row in _best_copy_first(measures, ENOUGH).tolist():
         twin = index.find(row)
         if twin is None:
             index.add(row)

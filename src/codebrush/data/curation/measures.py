@@ -6,15 +6,26 @@ Only the numbers of `Measures` stay in memory, `BYTES_PER_ROW` for each row.
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 
+from codebrush.data.compression import is_lossy
 from codebrush.data.curation.caption_rules import CaptionRules
-from codebrush.data.curation.near_duplicates import COPY_CELLS, Fingerprint, fingerprint
+from codebrush.data.curation.near_duplicates import (
+    COPY_CELLS,
+    ENOUGH,
+    JUDGED_SIDE,
+    NOTHING,
+    Fingerprint,
+    fingerprint,
+    quality,
+)
 from codebrush.data.curation.options import CurationOptions
+from codebrush.data.images import read_picture
 from codebrush.data.sources.captioned_images import CaptionedImages
+from codebrush.data.transparency import flattened, opacity
 from codebrush.errors import ImageError
 
 CHUNK = 256  # rows measured at once; of their pictures only thumbnails are held, for the scores
@@ -54,9 +65,12 @@ class Measures:
     def __init__(self, rows: int) -> None:
         self.reason = np.zeros(rows, np.uint8)  # index into REASONS
         self.score = np.full(rows, np.nan, np.float32)  # cosine; NaN without one
-        self.pixels = np.zeros(rows, np.uint64)  # these three: see `near_duplicates.Fingerprint`
+        self.pixels = np.zeros(rows, np.uint64)  # these five: see `near_duplicates.Fingerprint`
+        self.alpha = np.zeros(rows, np.uint64)
         self.shape = np.zeros(rows, np.uint64)
-        self.copy = np.zeros((rows, COPY_CELLS), np.uint8)  # (N, 96)
+        self.copy = np.zeros((rows, COPY_CELLS), np.uint8)  # (N, 112)
+        self.shows = np.full(rows, ENOUGH, np.uint8)
+        self.quality = np.zeros(rows, np.int64)  # see `near_duplicates.quality`
         self.twin = np.full(rows, -1, np.int32)  # for a duplicate, the row that is kept instead
 
     def __len__(self) -> int:
@@ -66,6 +80,11 @@ class Measures:
     def kept(self) -> np.ndarray:
         """The numbers of the rows that are kept, in order."""
         return np.flatnonzero(self.reason == KEPT)
+
+    @property
+    def plain(self) -> int:
+        """How many rows of those that are kept are of one colour, so that they are not compared with others."""
+        return int(np.count_nonzero(self.shows[self.kept] == NOTHING))
 
     def drop(self, rows: np.ndarray | int, reason: str) -> None:
         """Drop rows for one of `REASONS`."""
@@ -94,13 +113,15 @@ def measure(
             rows = range(start, min(start + CHUNK, len(source)))
             found = pool.map(lambda row: _measure_row(source, row, options, scoring), rows)
             scored: list[tuple[int, Image.Image]] = []
-            for row, (reason, marks, small) in zip(rows, found, strict=True):
-                measures.reason[row] = REASONS.index(reason)
-                if marks is not None:
-                    measures.pixels[row], measures.shape[row] = marks.pixels, marks.shape
-                    measures.copy[row] = marks.copy
-                if small is not None:
-                    scored.append((row, small))
+            for row, measured in zip(rows, found, strict=True):
+                if isinstance(measured, str):
+                    measures.drop(row, measured)
+                    continue
+                measures.quality[row] = measured.quality
+                for name in ("pixels", "alpha", "shape", "copy", "shows"):
+                    getattr(measures, name)[row] = getattr(measured.marks, name)
+                if measured.thumbnail is not None:
+                    scored.append((row, measured.thumbnail))
             if scoring is not None and scored:
                 captions = [good_captions(source, row, options.rules) for row, _ in scored]
                 numbers = [row for row, _ in scored]
@@ -109,22 +130,30 @@ def measure(
     return measures
 
 
-def _measure_row(
-    source: CaptionedImages, row: int, options: CurationOptions, scorer: Scorer | None
-) -> tuple[str, Fingerprint | None, Image.Image | None]:
-    """A row's reason (or "kept"), its fingerprint, and with a scorer its thumbnail."""
+class _Measured(NamedTuple):
+    marks: Fingerprint
+    quality: int
+    thumbnail: Image.Image | None  # with a scorer
+
+
+def _measure_row(source: CaptionedImages, row: int, options: CurationOptions, scorer: Scorer | None) -> _Measured | str:
+    """What is measured of a row, or the reason why it is dropped."""
     faults = [options.rules.fault(caption) for caption in source.captions(row)]
     try:
-        image = source.image(row)
+        data = source.contents(row)
+        picture = read_picture(data, keep_mode=True, wanted=JUDGED_SIDE)
     except ImageError:
-        return "unreadable", None, None
-    if min(image.size) < options.min_side:
-        return "too small", None, None
-    if options.max_aspect is not None and max(image.size) > options.max_aspect * min(image.size):
-        return "too elongated", None, None
+        return "unreadable"
+    if min(picture.size) < options.min_side:
+        return "too small"
+    if options.max_aspect is not None and max(picture.size) > options.max_aspect * min(picture.size):
+        return "too elongated"
     if None not in faults:
-        return str(faults[0]) if faults else "no caption", None, None
-    return "kept", fingerprint(image), None if scorer is None else scorer.thumbnail(image)
+        return str(faults[0]) if faults else "no caption"
+    image = picture.image
+    has_alpha = opacity(image) is not None
+    value = quality(source.name(row), picture.size, picture.frame is not None, is_lossy(data), has_alpha)
+    return _Measured(fingerprint(image), value, None if scorer is None else scorer.thumbnail(flattened(image)))
 
 
 def good_captions(source: CaptionedImages, row: int, rules: CaptionRules) -> list[str]:

@@ -1,8 +1,12 @@
-"""Finds near duplicates among many pictures by small fingerprints.
+"""Judges by small fingerprints whether pictures are the same or nearly the same, and which file of them is the best.
 
 Each of the 64 bits of the perceptual hash says whether one of the lowest frequencies of the grey picture is above their
 median (the DCT hash of Zauner 2010, "Implementation and benchmarking of perceptual image hash functions"). The bits
-survive scaling and compression, but are alike for a coin and a button: a tiny copy of the picture decides then.
+survive scaling and compression, but are alike for a coin and a button: a tiny copy of the picture decides then. Both
+are alike for two shots of a burst only if nothing in them has moved far.
+
+A picture of one colour has nothing by which it could be told from another one of that colour, such as a white logo on
+white. It is judged over black if it is transparent, and otherwise never the same as another.
 """
 
 import hashlib
@@ -12,41 +16,106 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from codebrush.data.set_aside import is_set_aside
+from codebrush.data.transparency import BLACK, contrast, flattened, opacity
 from codebrush.errors import UsageError
 
+JUDGED_SIDE = 256  # the shorter side that a fingerprint wants of large pictures; see `data.large_pictures`
 BITS = 64
 GREY_SIDE = 32  # pixels of the grey picture that is hashed
 FREQUENCIES = 8  # in each direction
 COPY_SIDE = 8  # pixels of the tiny copy's brightness in each direction; the two of colour have half as many
 BRIGHTNESS_CELLS = COPY_SIDE**2
-COPY_CELLS = BRIGHTNESS_CELLS + 2 * (COPY_SIDE // 2) ** 2
-BRIGHTNESS_TOLERANCE, COLOUR_TOLERANCE = 16, 8  # of 255: the most by which any pixel of the copies may differ
+ALPHA_SIDE = 4
+COLOUR_CELLS = BRIGHTNESS_CELLS + 2 * (COPY_SIDE // 2) ** 2
+COPY_CELLS = COLOUR_CELLS + ALPHA_SIDE**2
+# Of 255: the most by which any pixel of the copies may differ.
+BRIGHTNESS_TOLERANCE, COLOUR_TOLERANCE, ALPHA_TOLERANCE = 16, 8, 32
+OPAQUE = 255
+NOTHING, LITTLE, ENOUGH = range(3)  # what a picture shows, see `Fingerprint`
+PLAIN = 8  # levels of 255 by which the pixels of a picture of one colour differ at most
 KEY_BITS = 16  # of a band that are looked up: up to 65,536 buckets a band, for any number of pictures
 MAX_DISTANCE = 15  # gives sixteen bands of four bits; with more bands of fewer bits nothing is saved
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """`pixels` hashes the exact pixels and size (64 bits), `shape` is the perceptual hash, `copy` (96,) uint8."""
+    """What is compared of a picture.
+
+    `pixels` hashes the size and the exact pixels over white, `alpha` the transparency (64 bits each; 0 if the picture
+    is opaque). `shape` is the perceptual hash and `copy` (112,) uint8 the tiny copy. `shows` is NOTHING for a picture
+    of one colour, which is never the same as another; LITTLE if only its exact pixels tell it from others, such as thin
+    lines on white; else ENOUGH.
+    """
 
     pixels: int
+    alpha: int
     shape: int
     copy: np.ndarray
+    shows: int
+
+    @property
+    def exact(self) -> int:
+        """Equal for two pictures of the same size, pixels and transparency."""
+        return self.pixels ^ self.alpha
 
 
 def fingerprint(image: Image.Image) -> Fingerprint:
-    """Compute the fingerprint of an RGB picture of any size."""
+    """Compute the fingerprint of a picture of any size, of up to 8 bits a channel."""
+    rgb, alpha = flattened(image), opacity(image)
+    pixels, hidden = _hash(rgb), 0 if alpha is None else _hash(alpha)
+    if alpha is not None and contrast(rgb) <= PLAIN:
+        rgb = flattened(image, BLACK)
+    shape, copy = perceptual_hash(rgb), _small_copy(rgb, alpha)
+    if contrast(rgb) <= PLAIN:
+        return Fingerprint(pixels, hidden, shape, copy, NOTHING)
+    is_little = shape == 0 and int(np.ptp(copy[:BRIGHTNESS_CELLS])) <= BRIGHTNESS_TOLERANCE
+    return Fingerprint(pixels, hidden, shape, copy, LITTLE if is_little else ENOUGH)
+
+
+def _hash(image: Image.Image) -> int:
+    """A hash of the size and every pixel, 64 bits."""
     digest = hashlib.blake2b(f"{image.width} {image.height} ".encode(), digest_size=8)
     digest.update(image.tobytes())
-    return Fingerprint(int.from_bytes(digest.digest()), perceptual_hash(image), _small_copy(image))
+    return int.from_bytes(digest.digest())
 
 
-def _small_copy(image: Image.Image) -> np.ndarray:
-    """A tiny copy of a picture: 8 x 8 pixels of brightness and 4 x 4 each of Cb and Cr, (96,) uint8."""
+def _small_copy(image: Image.Image, alpha: Image.Image | None) -> np.ndarray:
+    """A tiny copy of an RGB picture: 8 x 8 pixels of brightness, 4 x 4 each of Cb, Cr and alpha, (112,) uint8."""
     small = image.resize((COPY_SIDE, COPY_SIDE), Image.Resampling.BOX).convert("YCbCr")
     brightness, *colours = small.split()
     parts = [brightness, *(colour.resize((COPY_SIDE // 2, COPY_SIDE // 2), Image.Resampling.BOX) for colour in colours)]
+    size = (ALPHA_SIDE, ALPHA_SIDE)
+    parts.append(Image.new("L", size, OPAQUE) if alpha is None else alpha.resize(size, Image.Resampling.BOX))
     return np.concatenate([np.asarray(part).reshape(-1) for part in parts])
+
+
+def alike_copies(copies: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which of the tiny copies (K, 112) differ from `others`, (112,) or (K, 112), within the tolerances: (K,) bool.
+
+    Transparency is compared where both have some: a picture laid over white is still a copy of it.
+    """
+    near = np.abs(copies.astype(np.int16) - others.astype(np.int16)) <= _TOLERANCE  # (K, 112)
+    alphas = near[:, COLOUR_CELLS:].all(axis=1)
+    opaque = (copies[..., COLOUR_CELLS:] == OPAQUE).all(-1) | (others[..., COLOUR_CELLS:] == OPAQUE).all(-1)
+    return near[:, :COLOUR_CELLS].all(axis=1) & (alphas | opaque)
+
+
+_TOLERANCE = np.repeat(
+    np.array((BRIGHTNESS_TOLERANCE, COLOUR_TOLERANCE, ALPHA_TOLERANCE), np.int16),
+    (BRIGHTNESS_CELLS, COLOUR_CELLS - BRIGHTNESS_CELLS, COPY_CELLS - COLOUR_CELLS),
+)  # (112,)
+
+
+def quality(path: str, size: tuple[int, int], is_animated: bool, is_lossy: bool, has_alpha: bool) -> int:
+    """A number that is higher for the better of two files of the same picture (63 bits).
+
+    A file in a bin or among thumbnails comes after all others; then more pixels win, an animation, compression without
+    loss, and transparency.
+    """
+    area = size[0] * size[1]
+    place = 0 if is_set_aside(path) else 1
+    return place << 62 | area << 3 | is_animated << 2 | (not is_lossy) << 1 | has_alpha
 
 
 def perceptual_hash(image: Image.Image) -> int:
@@ -79,12 +148,10 @@ class NearIndex:
     """
 
     def __init__(self, shapes: np.ndarray, copies: np.ndarray, distance: int) -> None:
-        """`shapes` (N,) uint64 and `copies` (N, 96) uint8 of all pictures; `distance` in bits, 0 to 15."""
+        """`shapes` (N,) uint64 and `copies` (N, 112) uint8 of all pictures; `distance` in bits, 0 to 15."""
         if not 0 <= distance <= MAX_DISTANCE:
             raise UsageError(f"near duplicates may differ in 0 to {MAX_DISTANCE} of {BITS} bits, not {distance}")
         self.shapes, self.copies, self.distance = shapes, copies, distance
-        self._tolerance = np.full(COPY_CELLS, COLOUR_TOLERANCE, np.int16)  # (96,)
-        self._tolerance[:BRIGHTNESS_CELLS] = BRIGHTNESS_TOLERANCE
         edges = np.linspace(0, BITS, distance + 2).round().astype(int)
         widths = np.diff(edges).clip(max=KEY_BITS)
         self._bands = [(int(low), (1 << int(width)) - 1) for low, width in zip(edges, widths, strict=False)]
@@ -93,15 +160,13 @@ class NearIndex:
     def find(self, row: int) -> int | None:
         """An added picture that is nearly the same as picture `row`: the first one in the first band with any."""
         own = self.shapes[row]
-        copy = self.copies[row].astype(np.int16)  # (96,)
         for (shift, mask), buckets in zip(self._bands, self._buckets, strict=True):
             bucket = buckets.get((int(own) >> shift) & mask)
             if bucket is None:
                 continue
             others = np.array(bucket)  # (K,)
             others = others[np.bitwise_count(self.shapes[others] ^ own) <= self.distance]
-            difference = np.abs(self.copies[others].astype(np.int16) - copy)  # (K, 96)
-            others = others[(difference <= self._tolerance).all(axis=1)]
+            others = others[alike_copies(self.copies[others], self.copies[row])]
             if len(others):
                 return int(others[0])
         return None

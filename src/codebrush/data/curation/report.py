@@ -13,7 +13,7 @@ from codebrush.data.contact_sheet import contact_sheet
 from codebrush.data.curation.measures import BYTES_PER_ROW, KEPT, REASONS, Measures, good_captions
 from codebrush.data.curation.options import CurationOptions
 from codebrush.data.curation.phrases import SPLITS, Phrases
-from codebrush.data.images import save_png
+from codebrush.data.images import decode_image, save_png
 from codebrush.data.sources.captioned_images import CaptionedImages
 from codebrush.data.sources.shard_writer import ShardWriter
 from codebrush.errors import ImageError
@@ -42,6 +42,7 @@ def write_report(
         "rows": len(measures),
         "kept": counts.pop("kept", 0),
         "dropped": counts,
+        "plain": measures.plain,
         "splits": {
             name: writer.counts.get(name, 0) for name, share in zip(SPLITS, options.shares, strict=True) if share
         },
@@ -82,9 +83,9 @@ def _write_dropped(path: Path, source: CaptionedImages, measures: Measures) -> N
 def _fault(source: CaptionedImages, row: int) -> str:
     """Why a picture cannot be read."""
     try:
-        source.image(row)
+        decode_image(source.contents(row), wanted=SIDE)
     except ImageError as error:
-        return str(error).removeprefix(f"{source.name(row)}: ")
+        return str(error)
     return "could not be read the first time"
 
 
@@ -139,7 +140,7 @@ def _tiles(
 
 
 def _small(source: CaptionedImages, row: int) -> Image.Image:
-    image = source.image(row)
+    image = decode_image(source.contents(row), wanted=SIDE)
     image.thumbnail((SIDE, SIDE))
     return image
 
@@ -160,6 +161,7 @@ def _markdown(report: dict[str, Any]) -> str:
         f"{report['kept']:,} of {report['rows']:,} rows are kept ({share:.1f} %), in {report['shards']} shards.",
         "",
         *_table(("dropped because", "rows"), [(reason, f"{n:,}") for reason, n in report["dropped"].items()]),
+        *_plain(report["plain"]),
         *_table(("split", "rows"), [(split, f"{n:,}") for split, n in report["splits"].items()]),
     ]
     if report["scores"]:
@@ -172,6 +174,11 @@ def _markdown(report: dict[str, Any]) -> str:
     lines += _table(("option", "value"), [(name, str(value)) for name, value in given.items()])
     lines += [f"![{name}]({name}.png)" for name, path in report["sheets"].items() if path]
     return "\n".join(lines) + "\n"
+
+
+def _plain(number: int) -> list[str]:
+    """The lines about pictures of one colour; none without any."""
+    return [f"Kept pictures of one colour, which are not compared with others: {number:,}.", ""] if number else []
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -82,7 +82,7 @@ def checked_sampling(given: Mapping[str, Any], of: str = "an edit or an interpol
 
 def embed(clip: CLIP, pack: Pack, pictures: Sequence[Picture]) -> Tensor:
     """Pictures -> unit vectors (B, E), each of the square in the picture's middle at the pack's size."""
-    seen = stack([decode_image(picture) for picture in pictures], pack.image_size)
+    seen = stack([decode_image(picture, wanted=pack.image_size) for picture in pictures], pack.image_size)
     return clip.encode_image(seen.to(clip.log_scale.device))
 
 

@@ -1,11 +1,12 @@
 """Near-duplicates are found however they were changed, and each cluster names the best picture to keep."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from search_helpers import unit
 
 from codebrush.data.curation.near_duplicates import COPY_CELLS, ENOUGH, Fingerprint
@@ -15,7 +16,7 @@ from codebrush.models.clip import CLIP
 from codebrush.pack.pack import open_clip
 from codebrush.search import duplicates
 from codebrush.search.duplicates import compare, find_duplicates, near_pairs
-from codebrush.search.pictures import open_pictures
+from codebrush.search.pictures import Candidate, Source, open_pictures
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,67 @@ def test_two_pictures(clip: CLIP, tmp_path: Path) -> None:
     assert other.distance > 8
     with pytest.raises(ImageError, match=r"none\.png: no such file"):
         compare(clip, str(tmp_path / "a.png"), str(tmp_path / "none.png"))
+
+
+def test_the_file_of_the_best_quality_is_named_whatever_its_ending_says(clip: CLIP, tmp_path: Path) -> None:
+    picture = scene(0, 0, 96).image
+    picture.save(tmp_path / "original.png")
+    picture.save(tmp_path / "poor.webp", quality=100)
+    with (tmp_path / "poor.webp").open("ab") as file:  # the most bytes
+        file.write(bytes(200_000))
+    picture.save(tmp_path / "poor.tif", format="JPEG", quality=90)
+    for folder in ("#recycle", "Trash"):
+        (tmp_path / folder).mkdir()
+        picture.resize((192, 192)).save(tmp_path / folder / "original.png")
+    places = [str(path) for path in sorted(tmp_path.rglob("*.*")) if path.is_file()]
+    candidates = [Candidate(path, path, "", {}) for path in places]
+    (cluster,) = find_duplicates([Source("here", len(candidates), candidates)], clip).clusters
+    assert cluster.representative == str(tmp_path / "original.png")
+    assert len(cluster.duplicates) == 4
+
+
+def test_logos_plain_pictures_and_animations_are_told_apart(clip: CLIP, tmp_path: Path) -> None:
+    for name, box in (("a", (20, 20, 140, 140)), ("b", (60, 5, 90, 155)), ("c", (5, 70, 155, 90))):
+        logo = Image.new("RGBA", (160, 160))
+        ImageDraw.Draw(logo).ellipse(box, fill="white")
+        logo.save(tmp_path / f"{name}.png")
+    logo.save(tmp_path / "c-again.png", compress_level=1)
+    for name in ("white", "white-too"):
+        Image.new("RGB", (64, 64), "white").save(tmp_path / f"{name}.png")
+    black = Image.new("RGB", (64, 64))
+    for index in range(3):
+        frames = [scene(0, index, 64).image, scene(0, index + 5, 64).image]
+        black.save(tmp_path / f"{index}.gif", save_all=True, append_images=frames, duration=100)
+    report = find_duplicates([open_pictures(str(tmp_path))], clip)
+    found = [
+        (Path(each.representative).name, [Path(path).name for path, _ in each.duplicates]) for each in report.clusters
+    ]
+    assert found == [("c-again.png", ["c.png"])]
+    assert report.clusters[0].duplicates[0][1].identical
+    assert [Path(path).name for path in report.plain] == ["white-too.png", "white.png"]
+    assert {Path(path).name: frame for path, frame in report.frames.items()} == dict.fromkeys(
+        ("0.gif", "1.gif", "2.gif"), 1
+    )
+    alike = compare(clip, str(tmp_path / "a.png"), str(tmp_path / "0.gif"))
+    assert (alike.identical, alike.near_identical, alike.frames) == (False, False, (None, 1))
+    plain = compare(clip, str(tmp_path / "white.png"), str(tmp_path / "white-too.png"))
+    assert plain.identical
+
+
+def test_shots_of_a_burst_are_no_duplicates(clip: CLIP, tmp_path: Path) -> None:
+    for place in (200, 225):
+        image = Image.linear_gradient("L").resize((640, 480)).convert("RGB")
+        ImageDraw.Draw(image).ellipse((place - 60, 140, place + 60, 260), fill="orange")
+        image.save(tmp_path / f"{place}.jpg")
+    source = open_pictures(str(tmp_path))
+    assert find_duplicates([source], clip, cosine=-1).clusters == []
+    assert len(find_duplicates([open_pictures(str(tmp_path))], clip, cosine=-1, distance=16).clusters) == 1
+
+
+def test_a_pipe_is_not_waited_for(clip: CLIP, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p.png")
+    with pytest.raises(ImageError, match=r"p\.png: not a file"):
+        compare(clip, str(tmp_path / "p.png"), str(tmp_path / "p.png"))
 
 
 def test_changed_emoji(shared: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import print_json, unread_entry
-from codebrush.cli.pictures import check_picture_file, each_readable, picture_files
+from codebrush.cli.pictures import check_picture_file, each_readable, picture_files, seen_picture
 from codebrush.errors import UsageError
 
 
@@ -41,9 +41,10 @@ def caption(
     brush = Codebrush.from_pretrained(pack)
 
     def captioned(number: int, path: Path) -> dict[str, Any]:
-        (found,) = brush.caption([path], n, method.value, seed, first=number)  # its own random numbers
+        picture, frame = seen_picture(brush.clip, path)
+        (found,) = brush.caption([picture], n, method.value, seed, first=number)  # its own random numbers
         captions = [{"text": each.text, "score": each.score, "probability": each.probability} for each in found]
-        return {"path": str(path), "captions": captions}
+        return {"path": str(path), **frame, "captions": captions}
 
     results = each_readable(files, skipped, captioned)
     if json_output:

@@ -9,7 +9,7 @@ import typer
 
 from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import print_json, unread_entry
-from codebrush.cli.pictures import each_readable, picture_files
+from codebrush.cli.pictures import each_readable, picture_files, seen_picture
 from codebrush.errors import PackError, UsageError
 
 if TYPE_CHECKING:
@@ -65,9 +65,14 @@ def classify(
     rank, about = make_classifier(brush)
 
     def classified(_: int, path: Path) -> dict[str, Any]:
-        pixels = pixels_for(brush.clip, [path])  # (1, 3, S, S)
+        picture, frame = seen_picture(brush.clip, path)
+        pixels = pixels_for(brush.clip, [picture])  # (1, 3, S, S)
         best = rank(brush.clip.encode_image(pixels.to(brush.device)))[0][:top_k]
-        return {"path": str(path), "labels": [{"label": label, "probability": chance} for label, chance in best]}
+        return {
+            "path": str(path),
+            **frame,
+            "labels": [{"label": label, "probability": chance} for label, chance in best],
+        }
 
     results = each_readable(files, skipped, classified)
     seconds = round(time.perf_counter() - start, 3)

@@ -4,9 +4,14 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from codebrush.errors import ImageError, UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from codebrush.models.clip import CLIP
 
 T = TypeVar("T")
 
@@ -43,6 +48,18 @@ def each_readable(files: Sequence[Path], skipped: list[dict[str, str]], work: Ca
     if not done:
         raise ImageError("none of the pictures could be read: the reasons are above")
     return done
+
+
+def seen_picture(clip: "CLIP", path: Path) -> "tuple[Image.Image, dict[str, int]]":
+    """A picture file decoded for a CLIP, and its frame for a report: {} if the file holds a single picture.
+
+    Raises:
+        ImageError: if it cannot be read.
+    """
+    from codebrush.data.images import read_picture
+
+    picture = read_picture(path, keep_mode=True, wanted=max(clip.image_shape))
+    return picture.image, {} if picture.frame is None else {"frame": picture.frame}
 
 
 def check_picture_file(path: Path) -> None:

@@ -121,15 +121,6 @@ def picture_list(pictures: Picture | Sequence[Picture]) -> list[Picture]:
     return [pictures] if isinstance(pictures, Image.Image | str | Path) else list(pictures)
 
 
-def shown_frame(source: bytes | str | Path) -> int | None:
-    """The number of the frame or page by which a file is judged, from 0; None if it holds a single picture.
-
-    Raises:
-        ImageError: if it cannot be read.
-    """
-    return read_picture(source, wanted=1).frame
-
-
 def _read_stream(
     source: BinaryIO | Image.Image, keep_mode: bool, wanted: int | None, max_pixels: int | None
 ) -> ReadPicture:

@@ -42,7 +42,8 @@ STATE_COLUMNS = ["path", "size", "modified", "hash", "text_hash"]
 class IndexReport:
     """What a run did, in numbers of pictures. `skipped` lists the pictures that could not be indexed, with the reason.
     `unfit` lists the columns with cells that do not fit their type: what the column holds, how many cells were left
-    empty, and the path and value of the first.
+    empty, and the path and value of the first. `frames` has the number of the frame, from 0, by which each
+    animation and file of several pages was embedded.
     """
 
     added: int = 0
@@ -51,6 +52,7 @@ class IndexReport:
     unchanged: int = 0
     skipped: list[dict[str, str]] = field(default_factory=list)
     unfit: list[dict[str, Any]] = field(default_factory=list)
+    frames: dict[str, int] = field(default_factory=dict)
 
 
 class _State(NamedTuple):
@@ -77,6 +79,7 @@ class Decoded(NamedTuple):
     width: int
     height: int
     thumbnail: bytes
+    frame: int | None
 
 
 def index_pictures(
@@ -198,7 +201,9 @@ class _Run:
         embeddings = embed(self.clip, [decoded.pixels for _, decoded in changes]).numpy()  # (B, E)
         good = [bool(np.isfinite(row).all()) for row in embeddings]
         kept = [each for (each, _), is_good in zip(changes, good, strict=True) if is_good]
-        for (each, _), is_good in zip(changes, good, strict=True):
+        for (each, decoded), is_good in zip(changes, good, strict=True):
+            if is_good and decoded.frame is not None:
+                self.report.frames[each.candidate.path] = decoded.frame
             if not is_good:
                 reason = "its embedding is not finite (NaN)"
                 self.report.skipped.append({"path": each.candidate.path, "reason": reason})
@@ -283,7 +288,7 @@ def thumbnail(image: Image.Image) -> bytes:
 
 def _decoded(clip: CLIP, data: bytes) -> Decoded:
     picture = read_picture(data, keep_mode=True, wanted=max(*clip.image_shape, THUMBNAIL_SIDE))
-    return Decoded(clip_pixels(clip, picture.image), *picture.size, thumbnail(picture.image))
+    return Decoded(clip_pixels(clip, picture.image), *picture.size, thumbnail(picture.image), picture.frame)
 
 
 def _stat(candidate: Candidate) -> _State:

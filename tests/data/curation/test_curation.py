@@ -1,5 +1,6 @@
 """Curation: each bad row is dropped for its own reason, and the kept rows are unchanged in the shards."""
 
+import io
 import json
 import tracemalloc
 from collections import Counter
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from codebrush.data.curation.caption_rules import CaptionRules
 from codebrush.data.curation.curate import curate, decide
@@ -375,3 +376,25 @@ def test_a_folder_that_cannot_be_written(messy: Path, tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CodebrushError, match="file"):
         curate(open_source(messy), tmp_path / "file" / "out", STRICT)
+
+
+def test_logos_and_plain_pictures_are_no_duplicates_and_the_best_copy_is_kept(tmp_path: Path):
+    rows: list[tuple[Image.Image | bytes, str]] = []
+    for box in ((20, 20, 140, 140), (60, 5, 90, 155), (5, 70, 155, 90)):
+        logo = Image.new("RGBA", (160, 160))
+        ImageDraw.Draw(logo).ellipse(box, fill="white")
+        rows.append((logo, "a white logo"))
+    rows += [(Image.new("RGB", (64, 64), colour), f"plain {colour}") for colour in ("white", "white")]
+    file = io.BytesIO()
+    drawn(0).save(file, "WEBP", quality=95)
+    rows += [(file.getvalue(), "a lossy copy"), (drawn(0), "the original")]
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "GIF", save_all=True, append_images=[drawn(1), drawn(2)])
+    rows += [(drawn(1), "a still"), (file.getvalue(), "fades in from black to it")]
+    report = curate(open_source(write(tmp_path / "d", rows)), tmp_path / "out", replace(PLAIN, near=8))
+    assert (report["dropped"], report["plain"]) == ({"exact duplicate": 1, "near duplicate": 1}, 2)
+    dropped = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
+    assert [(line["path"], line["same_as"], line.get("frame")) for line in dropped] == [
+        ("005.png", "006.png", None),
+        ("007.png", "008.png", None),
+    ]

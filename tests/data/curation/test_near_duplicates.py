@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from codebrush.data.curation.near_duplicates import COPY_CELLS, NearIndex, fingerprint, perceptual_hash
+from codebrush.data.curation.near_duplicates import (
+    COPY_CELLS,
+    ENOUGH,
+    LITTLE,
+    NOTHING,
+    NearIndex,
+    alike_copies,
+    fingerprint,
+    perceptual_hash,
+    quality,
+)
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import UsageError
 
@@ -112,3 +122,87 @@ def test_bands_miss_none_within_the_distance(distance: int):
 def test_distances_out_of_range(distance: int):
     with pytest.raises(UsageError):
         NearIndex(np.zeros(1, np.uint64), np.zeros((1, COPY_CELLS), np.uint8), distance)
+
+
+def burst(place: int) -> Image.Image:
+    """A shot of a ball before a landscape."""
+    image = Image.linear_gradient("L").resize((640, 480)).convert("RGB")
+    ImageDraw.Draw(image).ellipse((place - 60, 140, place + 60, 260), fill="orange")
+    return image
+
+
+def test_shots_of_a_burst_are_no_copies():
+    """The hash hardly differs, the tiny copy does."""
+    first, second = fingerprint(burst(200)), fingerprint(burst(225))
+    assert (first.shape ^ second.shape).bit_count() <= 8
+    assert alike_copies(first.copy[None], first.copy).tolist() == [True]
+    assert alike_copies(first.copy[None], second.copy).tolist() == [False]
+    assert index_of([burst(200), burst(225)], 15).find(1) is None
+
+
+def logo(box: tuple[int, int, int, int], colour: str = "white") -> Image.Image:
+    image = Image.new("RGBA", (160, 160))
+    ImageDraw.Draw(image).ellipse(box, fill=colour)
+    return image
+
+
+LOGOS = [logo((20, 20, 140, 140)), logo((60, 5, 90, 155)), logo((5, 70, 155, 90))]
+
+
+def test_white_logos_on_transparency_differ():
+    marks = [fingerprint(image) for image in LOGOS]
+    assert len({mark.pixels for mark in marks}) == 1  # all white
+    assert len({mark.exact for mark in marks}) == 3
+    assert [mark.shows for mark in marks] == [ENOUGH] * 3
+    index = index_of([*LOGOS, LOGOS[1].resize((80, 80))], 8)
+    for row in range(3):
+        assert index.find(row) is None
+        index.add(row)
+    assert index.find(3) == 1  # a smaller copy
+
+
+def test_transparency_counts_where_both_have_some():
+    badge = logo((40, 40, 120, 120), "navy")
+    backed = Image.alpha_composite(logo((5, 5, 155, 155)), badge)  # with a white disc behind it
+    flat = Image.alpha_composite(Image.new("RGBA", badge.size, "white"), badge)
+    marks = [fingerprint(image) for image in (badge, backed, flat)]
+    assert len({mark.pixels for mark in marks}) == 1
+    assert len({mark.exact for mark in marks}) == 3
+    assert marks[2].alpha == 0
+    copies = np.array([mark.copy for mark in marks])
+    assert alike_copies(copies, marks[0].copy).tolist() == [True, False, True]
+    assert alike_copies(copies, marks[2].copy).tolist() == [True, True, True]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [Image.new("RGB", (64, 64), "white"), Image.new("RGBA", (9, 9)), Image.new("RGBA", (9, 9), (200, 0, 0, 128))],
+)
+def test_pictures_of_one_colour_show_nothing(image: Image.Image):
+    assert fingerprint(image).shows == NOTHING
+
+
+def test_thin_lines_show_little():
+    image = Image.new("RGB", (640, 640), "white")
+    ImageDraw.Draw(image).line((100, 300, 130, 300), fill="black")
+    assert fingerprint(image).shows == LITTLE
+
+
+def test_the_better_file_is_out_of_bins_larger_animated_and_lossless():
+    ranked = [
+        quality("d/a.png", (20, 20), False, True, False),
+        quality("d/a.gif", (10, 10), True, True, False),
+        quality("d/a.png", (10, 10), False, False, True),
+        quality("d/a.png", (10, 10), False, False, False),
+        quality("d/a.webp", (10, 10), False, True, True),
+        quality("d/a.jpg", (10, 10), False, True, False),
+        quality("d/@eaDir/a.png", (9000, 9000), False, False, True),
+    ]
+    assert ranked == sorted(ranked, reverse=True)
+    assert len(set(ranked)) == len(ranked)
+    assert 0 < min(ranked) < max(ranked) < 2**63
+    aside = quality("d/@eaDir/a.png", (5, 5), False, False, False)
+    for folder in ("Trash", ".Trash-1000", "@Recycle", "#recycle", "$RECYCLE.BIN", "lost+found", "a/.thumbnails/b"):
+        assert quality(f"/home/x/{folder}/a.png", (5, 5), False, False, False) == aside
+    for name in ("d/trash.png", "d/trashcan/a.png", "thumbs"):
+        assert quality(name, (5, 5), False, False, False) > aside

@@ -71,6 +71,7 @@ class Measures:
         self.copy = np.zeros((rows, COPY_CELLS), np.uint8)  # (N, 112)
         self.shows = np.full(rows, ENOUGH, np.uint8)
         self.quality = np.zeros(rows, np.int64)  # see `near_duplicates.quality`
+        self.frame = np.full(rows, -1, np.int32)  # that was read of an animation; -1 for a single picture
         self.twin = np.full(rows, -1, np.int32)  # for a duplicate, the row that is kept instead
 
     def __len__(self) -> int:
@@ -118,6 +119,7 @@ def measure(
                     measures.drop(row, measured)
                     continue
                 measures.quality[row] = measured.quality
+                measures.frame[row] = -1 if measured.frame is None else measured.frame
                 for name in ("pixels", "alpha", "shape", "copy", "shows"):
                     getattr(measures, name)[row] = getattr(measured.marks, name)
                 if measured.thumbnail is not None:
@@ -133,6 +135,7 @@ def measure(
 class _Measured(NamedTuple):
     marks: Fingerprint
     quality: int
+    frame: int | None
     thumbnail: Image.Image | None  # with a scorer
 
 
@@ -153,7 +156,8 @@ def _measure_row(source: CaptionedImages, row: int, options: CurationOptions, sc
     image = picture.image
     has_alpha = opacity(image) is not None
     value = quality(source.name(row), picture.size, picture.frame is not None, is_lossy(data), has_alpha)
-    return _Measured(fingerprint(image), value, None if scorer is None else scorer.thumbnail(flattened(image)))
+    small = None if scorer is None else scorer.thumbnail(flattened(image))
+    return _Measured(fingerprint(image), value, picture.frame, small)
 
 
 def good_captions(source: CaptionedImages, row: int, rules: CaptionRules) -> list[str]:

@@ -75,6 +75,8 @@ def _write_dropped(path: Path, source: CaptionedImages, measures: Measures) -> N
             line = {"row": row, "path": source.name(row), "reason": REASONS[measures.reason[row]]}
             if (twin := int(measures.twin[row])) >= 0:
                 line["same_as"] = source.name(twin)
+            if measures.frame[row] >= 0:
+                line["frame"] = int(measures.frame[row])
             if line["reason"] == "unreadable":
                 line["detail"] = _fault(source, row)
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

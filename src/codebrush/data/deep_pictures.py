@@ -84,6 +84,7 @@ def check_deep_colours(image: Image.Image) -> None:
     Raises:
         ImageError: if they are so low that white is unknown.
     """
-    highest = max(image.getchannel(band).getextrema()[1] for band in image.getbands() if band != "A")
+    ranges: list[Any] = [image.getchannel(band).getextrema() for band in image.getbands() if band != "A"]
+    highest = max(high for _, high in ranges)
     if highest <= DIM >> 8:
-        raise ImageError(f"its values end below {(int(highest) + 1) << 8:,} of {FULL:,}, so white is unknown: {REMEDY}")
+        raise ImageError(f"its values end below {(highest + 1) << 8:,} of {FULL:,}, so white is unknown: {REMEDY}")

@@ -1,5 +1,7 @@
 """Lays transparent pictures over a ground, and measures how much a picture shows."""
 
+from typing import Any
+
 from PIL import Image
 
 WHITE, BLACK = (255, 255, 255, 255), (0, 0, 0, 255)
@@ -23,6 +25,6 @@ def opacity(image: Image.Image) -> Image.Image | None:
 
 def contrast(image: Image.Image) -> int:
     """The most by which two pixels of an RGB or L picture differ in a channel, 0 to 255; 0 is one colour."""
-    ranges = image.getextrema()
-    pairs = [ranges] if isinstance(ranges[0], int | float) else ranges
+    ranges: Any = image.getextrema()  # (low, high), or such a pair for each channel
+    pairs = ranges if isinstance(ranges[0], tuple) else [ranges]
     return max(int(high - low) for low, high in pairs)

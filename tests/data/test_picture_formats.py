@@ -64,13 +64,13 @@ def test_a_drawing_of_photoshop_is_read_as_its_composite() -> None:
         (b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isomiso2", "", "video"),
         (b"\x00\x00\x00\x14ftypqt  \x00\x00\x02\x00qt  ", "", "video"),
         (b"\x1aE\xdf\xa3", "", "video"),
-        (b"\xff\x0a\xfa\x1f", "", "JPEG XL picture"),
-        (b"\x00\x00\x00\x0cJXL \r\n\x87\n", ".png", "JPEG XL picture"),
-        (b"<?xml version='1.0'?>\n<!-- drawn -->\n<svg xmlns='x'>", "", "SVG drawing"),
-        (b"%PDF-1.7", ".jpg", "PDF document"),
+        (b"\xff\x0a\xfa\x1f", "", "JPEG XL"),
+        (b"\x00\x00\x00\x0cJXL \r\n\x87\n", ".png", "JPEG XL"),
+        (b"<?xml version='1.0'?>\n<!-- drawn -->\n<svg xmlns='x'>", "", "SVG"),
+        (b"%PDF-1.7", ".jpg", "PDF"),
         (b"\n<!DOCTYPE html><html>", ".jpg", "web page"),
         (b"version https://git-lfs.github.com/spec/v1", ".png", "Git LFS pointer"),
-        (b"anything", ".TGA", "texture or HDR picture"),
+        (b"anything", ".TGA", "texture or HDR"),
     ],
 )
 def test_other_kinds_are_named_with_a_remedy(head: bytes, ending: str, name: str) -> None:
@@ -81,7 +81,7 @@ def test_other_kinds_are_named_with_a_remedy(head: bytes, ending: str, name: str
     if ending != ".TGA":
         with pytest.raises(ImageError, match="not a picture that is read here") as caught:
             decode_image(head)
-        assert str(caught.value) == f"not a picture that is read here ({kind.name}): {kind.remedy}"
+        assert str(caught.value) == f"not a picture that is read here ({kind.name} file): {kind.remedy}"
 
 
 def test_what_is_unknown_is_nothing() -> None:

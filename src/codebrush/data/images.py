@@ -32,7 +32,6 @@ from codebrush.data.large_pictures import (
 )
 from codebrush.data.orientation import upright
 from codebrush.data.photo_formats import is_raw, open_heic, open_raw, refusal
-from codebrush.data.picture_formats import EXTENSIONS as EXTENSIONS
 from codebrush.data.picture_formats import FORMATS, HEAD, READ, picture_format, unread_kind
 from codebrush.data.transparency import flattened
 from codebrush.errors import CodebrushError, ImageError

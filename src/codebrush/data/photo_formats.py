@@ -27,7 +27,7 @@ class Preview(NamedTuple):
 
 def refusal(kind: Kind) -> ImageError:
     """The error for a kind of file that is recognised and not read."""
-    return ImageError(f"not a picture that is read here ({kind.name}): {kind.remedy}")
+    return ImageError(f"not a picture that is read here ({kind.name} file): {kind.remedy}")
 
 
 def open_heic(stream: BinaryIO) -> Image.Image:

@@ -44,24 +44,24 @@ _TO_PNG = "export it as PNG"
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file that is recognised and not read: its name in the singular, and what to do about it."""
+    """A kind of file that is recognised and not read: its name, as in "HEIC file", and what to do about it."""
 
     name: str
     remedy: str
 
 
-HEIC = Kind("HEIC photo", f"needs pillow-heif: {PHOTOS}")
+HEIC = Kind("HEIC", f"needs pillow-heif: {PHOTOS}")
 RAW = Kind("camera RAW", f"needs rawpy: {PHOTOS}, or export it as JPEG")
-AVIF = Kind("AVIF picture", "this build of Pillow cannot read it: pip install -U Pillow")
-JXL = Kind("JPEG XL picture", "convert it to PNG or JPEG, for instance with djxl")
+AVIF = Kind("AVIF", "this build of Pillow cannot read it: pip install -U Pillow")
+JXL = Kind("JPEG XL", "convert it to PNG or JPEG, for instance with djxl")
 VIDEO = Kind("video", "save the frames that count as pictures, for instance with ffmpeg")
-SVG = Kind("SVG drawing", _TO_PNG)
-PDF = Kind("PDF document", "export its pages as PNG")
-POSTSCRIPT = Kind("PostScript drawing", _TO_PNG)
-TEXTURE = Kind("texture or HDR picture", "convert it to PNG or JPEG")
-PROJECT = Kind("file of a drawing program", _TO_PNG)
-SCIENCE = Kind("scientific or medical picture", "export it as PNG with 8 bits a channel")
-ODD = Kind("picture of a rare format", "convert it to PNG")
+SVG = Kind("SVG", _TO_PNG)
+PDF = Kind("PDF", "export its pages as PNG")
+POSTSCRIPT = Kind("PostScript", _TO_PNG)
+TEXTURE = Kind("texture or HDR", "convert it to PNG or JPEG")
+PROJECT = Kind("drawing program", _TO_PNG)
+SCIENCE = Kind("scientific or medical", "export it as PNG with 8 bits a channel")
+ODD = Kind("rare format", "convert it to PNG")
 WEB_PAGE = Kind("web page", "the download went wrong: fetch the picture itself")
 LFS = Kind("Git LFS pointer", "fetch the file itself: git lfs pull")
 
@@ -163,6 +163,11 @@ def unread_kind(head: bytes, ending: str = "") -> Kind | None:
         return SVG
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return WEB_PAGE
+    return kind_by_ending(ending)
+
+
+def kind_by_ending(ending: str) -> Kind | None:
+    """The kind of a file that is not read, by an ending such as .mp4; None if that names none."""
     return _KIND_OF.get(ending.lower())
 
 

@@ -25,7 +25,7 @@ from codebrush.data.curation.near_duplicates import (
     fingerprint,
     quality,
 )
-from codebrush.data.images import open_file, read_picture
+from codebrush.data.images import read_picture
 from codebrush.data.transparency import opacity
 from codebrush.errors import ImageError, UsageError
 from codebrush.models.clip import CLIP
@@ -241,7 +241,7 @@ def _try(clip: CLIP, candidate: Candidate) -> tuple[Features, Tensor] | ImageErr
 def _read(clip: CLIP, candidate: Candidate) -> tuple[Features, Tensor]:
     """What is kept of a picture, and what the CLIP sees of it (3, H, W) uint8."""
     try:
-        data = _contents(candidate)
+        data = candidate.contents()
         picture = read_picture(data, keep_mode=True, wanted=max(*clip.image_shape, JUDGED_SIDE))
     except ImageError as error:
         raise ImageError(f"{candidate.path}: {error}") from error
@@ -249,13 +249,6 @@ def _read(clip: CLIP, candidate: Candidate) -> tuple[Features, Tensor]:
     has_alpha = opacity(image) is not None
     worth = quality(candidate.path, picture.size, picture.frame is not None, is_lossy(data), has_alpha)
     return Features(candidate.path, worth, len(data), fingerprint(image), picture.frame), clip_pixels(clip, image)
-
-
-def _contents(candidate: Candidate) -> bytes:
-    """The bytes of a candidate's file, without waiting for one that is a pipe."""
-    if candidate.data is None:
-        open_file(candidate.path).close()
-    return candidate.contents()
 
 
 def _similarity(features: Sequence[Features], embeddings: np.ndarray, one: int, other: int) -> Similarity:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from codebrush.data.file_kinds import is_picture_file
-from codebrush.data.images import EXTENSIONS
+from codebrush.data.picture_formats import EXTENSIONS
 from codebrush.data.sources.caption_files import captions_beside
 from codebrush.data.sources.captioned_images import Template
 from codebrush.data.sources.column_names import CAPTION_COLUMNS, NAME_COLUMNS, column_called

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from codebrush.data.images import EXTENSIONS
+from codebrush.data.picture_formats import EXTENSIONS
 from codebrush.data.sources.unread import Unread
 
 SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codebrush.data.file_kinds import is_picture_file, kind_of_file
-from codebrush.data.images import EXTENSIONS
+from codebrush.data.picture_formats import EXTENSIONS
 from codebrush.data.sources.caption_files import ENDINGS, CaptionFiles, read_captions
 from codebrush.data.sources.file_names import escaped
 from codebrush.data.sources.folder_files import files_in

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from search_helpers import unit
 
 from codebrush.data.curation.near_duplicates import COPY_CELLS, ENOUGH, Fingerprint
+from codebrush.data.sources.unread import Unread
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import ImageError, UsageError
 from codebrush.models.clip import CLIP
@@ -141,7 +142,7 @@ def test_the_file_of_the_best_quality_is_named_whatever_its_ending_says(clip: CL
         picture.resize((192, 192)).save(tmp_path / folder / "original.png")
     places = [str(path) for path in sorted(tmp_path.rglob("*.*")) if path.is_file()]
     candidates = [Candidate(path, path, "", {}) for path in places]
-    (cluster,) = find_duplicates([Source("here", len(candidates), candidates)], clip).clusters
+    (cluster,) = find_duplicates([Source("here", len(candidates), candidates, Unread("here"))], clip).clusters
     assert cluster.representative == str(tmp_path / "original.png")
     assert len(cluster.duplicates) == 4
 

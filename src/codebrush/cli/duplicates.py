@@ -29,8 +29,10 @@ def similar(
 
     alike = compare(Codebrush.from_pretrained(pack).clip, str(a), str(b))
     if json_output:
+        numbers = asdict(alike)
+        del numbers["frames"]
         frames = {name: frame for name, frame in zip(("a", "b"), alike.frames, strict=True) if frame is not None}
-        print_json({"a": str(a), "b": str(b), **asdict(alike), "frames": frames})
+        print_json({"a": str(a), "b": str(b), **numbers, **({"frames": frames} if frames else {})})
         return
     verdict = "identical" if alike.identical else "near-duplicates" if alike.near_identical else "different"
     print(f"{verdict}: cosine {alike.cosine:.3f}, {alike.distance} of 64 bits differ")
@@ -79,15 +81,9 @@ def duplicates(
     ]
     seconds = round(time.perf_counter() - start, 3)
     if json_output:
-        unread = [each.unread.report for each in sources]
-        about = {
-            "skipped": report.skipped,
-            "plain": report.plain,
-            "frames": report.frames,
-            "unread": unread,
-            "seconds": seconds,
-        }
-        print_json({"pictures": report.pictures, "clusters": clusters, **about})
+        about = {name: getattr(report, name) for name in ("skipped", "plain", "frames")}
+        about["unread"] = [each.unread.report for each in sources]
+        print_json({"pictures": report.pictures, "clusters": clusters, **about, "seconds": seconds})
         return
     for cluster in clusters:
         print(cluster["representative"])

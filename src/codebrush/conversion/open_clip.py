@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from codebrush.conversion import openai, text_towers
 from codebrush.conversion.state_dict_rules import Rule, Tensors, check_config, count, prefixed
@@ -22,7 +22,10 @@ IGNORED = openai.IGNORED + r"|text\.transformer\..+\.position_ids"
 TIMM_EPSILON = 1e-6
 TIMM_HEADS = {768: 12, 1024: 16, 1152: 16, 1536: 16}  # heads of SigLIP's image encoders, by their width
 TIMM_TANH = ("base_patch32_siglip", "large_patch16_siglip_512", "so400m_patch16_siglip", "giantopt_patch16_siglip")
-RESIZE_MODES = {"shortest": "crop", "squash": "squeeze"}  # its names of what we read -> ours
+RESIZE_MODES: dict[str, Literal["crop", "squeeze"]] = {
+    "shortest": "crop",
+    "squash": "squeeze",
+}  # its names of what we read -> ours
 USUAL_END = 2  # the end token if a config names none
 VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "ls_init_value", "pool_type"}
 VISION_KEYS |= {"final_ln_after_pool", "no_ln_pre", "patch_dropout", "act_kwargs", "norm_kwargs", "output_tokens"}

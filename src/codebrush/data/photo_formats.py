@@ -58,7 +58,7 @@ def open_raw(stream: BinaryIO) -> Preview:
             raise ImageError("this camera RAW holds no preview: export it as JPEG") from None
         sizes = raw.sizes
     size = (sizes.height, sizes.width) if sizes.flip in (5, 6) else (sizes.width, sizes.height)
-    if preview.format == rawpy.ThumbFormat.JPEG:  # pyright: ignore
+    if isinstance(preview.data, bytes):  # a JPEG file, else pixels
         return Preview(JpegImagePlugin.JpegImageFile(BytesIO(preview.data)), size)
     image = Image.fromarray(preview.data)
     return Preview(image if sizes.flip not in TURNS else image.transpose(TURNS[sizes.flip]), size)

@@ -130,12 +130,17 @@ def test_two_processes_make_one_pack(pair: Pair, shapes: Path, tmp_path: Path):
     assert [path for path in tmp_path.rglob("*") if path.suffix == ".part"] == []
 
 
-def test_the_command_starts_its_second_process_itself(shapes: Path, tmp_path: Path, datasets_cache: Path):
-    (tmp_path / "clip.yaml").write_text(yaml.safe_dump({"stage": "clip", **RECIPES["clip"]}))
+def test_the_command_starts_its_second_process_itself_and_the_first_checks_for_both(
+    shapes: Path, tmp_path: Path, datasets_cache: Path
+):
+    gate = {"source": {"source": str(shapes)}, "every": 2, "action": "warn"}  # each caption is a class
+    (tmp_path / "clip.yaml").write_text(yaml.safe_dump({"stage": "clip", **RECIPES["clip"], "gate": gate}))
     stage = ["clip", str(tmp_path / "clip.yaml"), "--source", str(shapes), "--tokenizer", "bpe", "--json"]
     arguments = [sys.executable, "-m", "codebrush", "train", *stage, "--out", str(tmp_path / "run")]
     environment = {**os.environ, "HF_DATASETS_CACHE": str(datasets_cache), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["model"] == str(tmp_path / "run" / "model")
+    report = json.loads(done.stdout)
+    assert report["model"] == str(tmp_path / "run" / "model")
+    assert [step for step, _ in report["stages"]["clip"]["gate"]["measured"]] == [0, 2, 3]
     assert torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)["step"] == 3

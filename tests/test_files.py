@@ -126,7 +126,7 @@ def test_json_is_complete_or_the_old_one(tmp_path: Path):
     path = tmp_path / "a.json"
     write_json(path, {"grüße": [1, None], "b": 0.5})
     assert path.read_text(encoding="utf-8") == '{\n  "grüße": [\n    1,\n    null\n  ],\n  "b": 0.5\n}\n'
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="object is not JSON serializable"):
         write_json(path, {"a": object()})
     assert json.loads(path.read_text(encoding="utf-8")) == {"grüße": [1, None], "b": 0.5}
     assert names(tmp_path) == ["a.json"]

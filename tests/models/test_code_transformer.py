@@ -293,7 +293,7 @@ class TestCondition:
 
 def test_more_codes_than_the_grid_holds_raise() -> None:
     for learned in (False, True):
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError, match=r"size of tensor a .* must match"):
             network(learned_positions=learned)(some_codes(1, N + 1))
 
 

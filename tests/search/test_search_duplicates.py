@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from search_helpers import unit
+from torch import Tensor
 
-from codebrush.data.curation.near_duplicates import COPY_CELLS, ENOUGH, Fingerprint
 from codebrush.data.sources.unread import Unread
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import ImageError, UsageError
@@ -74,17 +76,25 @@ def test_copies_are_found_and_the_best_is_named(clip: CLIP, tmp_path: Path) -> N
     ]
 
 
-def test_chains_are_split_where_pictures_do_not_match(
-    clip: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Corner(CLIP):
+    """Embeds a picture whose first pixel has the grey level G at an angle of G degrees."""
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        angles = (images[:, 0, 0, 0] * 255).deg2rad()
+        return F.pad(torch.stack([angles.cos(), angles.sin()], dim=1), (0, self.embed_dim - 2))
+
+
+def test_chains_are_split_where_pictures_do_not_match(clip: CLIP, tmp_path: Path) -> None:
     """In the chain 0 - 1 - 2 - 3 - 4 only neighbours match: each cluster is around the best picture that is left."""
-    angles = np.radians(np.arange(5) * 10)
-    embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    marks = [Fingerprint(row, 0, 0, np.zeros(COPY_CELLS, np.uint8), ENOUGH) for row in range(5)]
-    features = [duplicates.Features(f"{row}", 100 + (row == 1), 1, marks[row]) for row in range(5)]
-    monkeypatch.setattr(duplicates, "_read_all", lambda *_: (features, embeddings))
-    report = find_duplicates([], clip, cosine=0.98, distance=0)
-    assert [(each.representative, [path for path, _ in each.duplicates]) for each in report.clusters] == [
+    picture = scene(0, 0, clip.image_size).image
+    for number in range(5):
+        picture.putpixel((0, 0), (10 * number,) * 3)
+        picture.save(tmp_path / f"{number}.bmp")
+    with open(tmp_path / "1.bmp", "ab") as file:
+        file.write(b"more bytes than the others")
+    report = find_duplicates([open_pictures(str(tmp_path))], Corner.from_config(clip.config), cosine=0.98, distance=0)
+    clusters = [(Path(each.representative).stem, each.duplicates) for each in report.clusters]
+    assert [(best, [Path(path).stem for path, _ in others]) for best, others in clusters] == [
         ("1", ["0", "2"]),
         ("3", ["4"]),
     ]

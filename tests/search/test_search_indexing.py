@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 from search_helpers import MARK, write_scenes
+from torch import Tensor
 
 from codebrush.errors import DataError
 from codebrush.models.clip import CLIP
 from codebrush.pack.pack import open_clip
 from codebrush.pipeline import Codebrush
-from codebrush.search import indexing
 from codebrush.search.database import Database, create_database
 from codebrush.search.indexing import IndexReport, index_pictures
 from codebrush.search.pictures import open_pictures
@@ -68,16 +68,15 @@ def test_a_folder_and_then_its_changes(run, tmp_path: Path) -> None:
     assert rows["004.png"]["modified"] == 1
 
 
-def test_only_new_pictures_are_embedded(run, clip: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_new_pictures_are_embedded(run, clip: CLIP, tmp_path: Path) -> None:
     paths = write_scenes(tmp_path / "pictures", 4)
     run(tmp_path / "pictures")
     seen: list[int] = []
-    real = indexing.embed
-    monkeypatch.setattr(indexing, "embed", lambda model, pixels: (seen.append(len(pixels)), real(model, pixels))[1])
     os.utime(paths[0], ns=(1, 1))
     paths[1].with_suffix(".txt").write_text("new words")
     shutil.copy(paths[3], paths[2])
-    run(tmp_path / "pictures")
+    with clip.image_encoder.register_forward_pre_hook(lambda _, given: seen.append(len(given[0]))):
+        run(tmp_path / "pictures")
     assert seen == [1]
 
 
@@ -217,17 +216,22 @@ def test_a_list_names_its_pictures(run, tmp_path: Path) -> None:
     assert [row["caption"] for row in _rows(run, "caption")] == ["a scene"] * 2
 
 
-def test_a_picture_whose_embedding_is_not_finite_is_skipped(run, clip: CLIP, tmp_path: Path, monkeypatch) -> None:
-    write_scenes(tmp_path / "pictures", 3)
-    real = indexing.embed
+class BlindInTheDark(CLIP):
+    """Gives NaN for a black picture."""
 
-    def broken(model: CLIP, pixels) -> torch.Tensor:
-        embeddings = real(model, pixels).clone()
-        embeddings[1] = float("nan")
-        return embeddings
+    def encode_image(self, images: Tensor) -> Tensor:
+        light = images.mean((1, 2, 3))[:, None]
+        return super().encode_image(images) * (light / light)
 
-    monkeypatch.setattr(indexing, "embed", broken)
-    assert run(tmp_path / "pictures") == (2, 0, 0, 0, 1)
+
+def test_a_picture_whose_embedding_is_not_finite_is_skipped(run, clip: CLIP, tmp_path: Path) -> None:
+    paths = write_scenes(tmp_path / "pictures", 3)
+    Image.new("RGB", (16, 16)).save(paths[1])
+    blind = BlindInTheDark.from_config(clip.config)
+    report = index_pictures(run.database(), [open_pictures(str(tmp_path / "pictures"))], blind)
+    assert report.added == 2
+    assert report.skipped == [{"path": str(paths[1]), "reason": "its embedding is not finite (NaN)"}]
+    assert [row["path"] for row in _rows(run)] == [str(paths[0]), str(paths[2])]
 
 
 def test_emoji(shared: Path, run) -> None:

@@ -356,8 +356,15 @@ def test_a_full_disk_ends_the_run(server: RudeServer, tmp_path: Path, picture: C
 
 
 @pytest.mark.parametrize(
-    "change", [{"workers": 0}, {"delay": -1}, {"resize": 0}, {"contact": "zoë"}, {"limits": FetchLimits(0)}]
+    ("change", "message"),
+    [
+        ({"workers": 0}, "--workers is too low"),
+        ({"delay": -1}, "--delay is too low"),
+        ({"resize": 0}, "--resize is too low"),
+        ({"contact": "zoë"}, "--contact must be plain ASCII"),
+        ({"limits": FetchLimits(0)}, "--timeout, --deadline and --max-bytes must be above 0"),
+    ],
 )
-def test_options_out_of_range(change: dict[str, Any]):
-    with pytest.raises(UsageError):
+def test_options_out_of_range(change: dict[str, Any], message: str):
+    with pytest.raises(UsageError, match=message):
         replace(QUICK, **change)

@@ -56,9 +56,16 @@ def test_the_share_counts_letters_alone():
     assert script_share("123", "en") == 0
 
 
-@pytest.mark.parametrize("change", [{"min_words": -1}, {"min_words": 3, "max_words": 2}, {"language": "xx"}])
-def test_rules_out_of_range(change: dict):
-    with pytest.raises(UsageError):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"min_words": -1}, "min-words is -1; it must be 0 or more"),
+        ({"min_words": 3, "max_words": 2}, "no caption has 3 to 2 words"),
+        ({"language": "xx"}, "the language xx is unknown; known are en, latin"),
+    ],
+)
+def test_rules_out_of_range(change: dict, message: str):
+    with pytest.raises(UsageError, match=message):
         CaptionRules(**change)
 
 

@@ -353,22 +353,22 @@ def test_memory_is_what_is_stated():
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        {"max_aspect": 0.5},
-        {"near": 16},
-        {"min_score": 0.2, "keep_top": 0.5},
-        {"keep_top": 0.0},
-        {"cap": 0},
-        {"phrases": ("a",)},
-        {"only_phrases": True},
-        {"shares": (0.9, 0.2, 0.0)},
-        {"kind": "zip"},
-        {"shard_rows": 0},
+        ({"max_aspect": 0.5}, "--max-aspect is long side over short: 1 or more"),
+        ({"near": 16}, "--near is 0 to 15 bits, or -1"),
+        ({"min_score": 0.2, "keep_top": 0.5}, "give --min-score or --keep-top, not both"),
+        ({"keep_top": 0.0}, "--keep-top is a share above 0 and up to 1"),
+        ({"cap": 0}, "--cap must be 1 or more"),
+        ({"phrases": ("a",)}, "--phrases needs --cap or --only-phrases"),
+        ({"only_phrases": True}, "--only-phrases needs --phrases"),
+        ({"shares": (0.9, 0.2, 0.0)}, "train, val and test must be three numbers that add up to 1"),
+        ({"kind": "zip"}, "--format is one of tar, parquet"),
+        ({"shard_rows": 0}, "--shard-rows must be 1 or more"),
     ],
 )
-def test_options_out_of_range(change: dict[str, Any]):
-    with pytest.raises(UsageError):
+def test_options_out_of_range(change: dict[str, Any], message: str):
+    with pytest.raises(UsageError, match=message):
         replace(PLAIN, **change)
 
 

@@ -120,7 +120,7 @@ def test_bands_miss_none_within_the_distance(distance: int):
 
 @pytest.mark.parametrize("distance", [-1, 16])
 def test_distances_out_of_range(distance: int):
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match=f"0 to 15 of 64 bits, not {distance}$"):
         NearIndex(np.zeros(1, np.uint64), np.zeros((1, COPY_CELLS), np.uint8), distance)
 
 

@@ -87,6 +87,9 @@ def test_a_format_without_an_extension_becomes_a_png(picture: Callable[..., byte
 
 
 def test_a_file_that_is_not_a_picture_starts_no_shard(tmp_path: Path):
-    with ShardWriter(tmp_path, "tar", 2, SCHEMA) as writer, pytest.raises(ImageError):
+    with (
+        ShardWriter(tmp_path, "tar", 2, SCHEMA) as writer,
+        pytest.raises(ImageError, match="not a picture of a known kind"),
+    ):
         writer.add("train", b"nothing", ["x"], {})
     assert list(tmp_path.iterdir()) == []

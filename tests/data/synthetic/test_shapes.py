@@ -229,7 +229,7 @@ def test_scenes_are_not_written_into_an_existing_folder(tmp_path):
     write_shapes(tmp_path / "scenes", 1, size=16)
     with pytest.raises(DataError, match="already exists"):
         write_shapes(tmp_path / "scenes", 1, size=16)
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="the number of scenes must be 1 or more"):
         write_shapes(tmp_path / "none", 0)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CodebrushError, match=f"cannot write {tmp_path / 'file' / 'deep'}"):

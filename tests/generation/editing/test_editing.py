@@ -191,9 +191,15 @@ def test_an_edit_of_a_picture_that_changed_is_not_replayed(brush: Codebrush, pic
     (result,) = brush.vary(scene(0, 1, 48).image, n=1, rerank=1)
     with pytest.raises(ImageError, match="of a picture in memory"):
         brush.replay(result.manifest)
-    for damage in ({"edit": 3}, {"edit": {"prompt": "x"}}, {"edit": {"picture": {"file": str(picture)}, "strange": 1}}):
-        with pytest.raises(ImageError):
-            brush.replay({**result.manifest, **damage})
+    scene(0, 1, 48).image.save(picture)
+    (result,) = brush.vary(picture, n=1, rerank=1)
+    for damage, message in (
+        (3, "'int' object is not iterable"),
+        ({"prompt": "x"}, "missing 1 required positional argument: 'picture'"),
+        ({**result.manifest["edit"], "strange": 1}, "unexpected keyword argument 'strange'"),
+    ):
+        with pytest.raises(ImageError, match=f"manifest is damaged .*{message}"):
+            brush.replay({**result.manifest, "edit": damage})
 
 
 def test_an_edit_that_the_pack_was_not_trained_for_is_one_line(bare: Codebrush, picture: Path) -> None:
@@ -229,7 +235,7 @@ def test_wrong_edits_are_one_line(brush: Codebrush, picture: Path) -> None:
         brush.edit(picture, None)  # pyright: ignore
     with pytest.raises(UsageError, match="colour is not an option of an edit"):
         brush.vary(picture, colour=3)
-    with pytest.raises(PromptError):
+    with pytest.raises(PromptError, match=r'the stop "0.5:7" of "a dog" is not a number'):
         brush.edit(picture, "a dog:2:0.5:7|", box=(1, 1, 5, 5))
     with pytest.raises(ImageError, match=r"gone\.png"):
         brush.vary("gone.png")

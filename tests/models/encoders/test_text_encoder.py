@@ -117,7 +117,7 @@ class TestTextTransformer:
         assert model(tokens).shape == (1, 10)
 
     def test_more_tokens_than_the_context_holds_raise(self) -> None:
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError, match=r"size of tensor a .* must match"):
             tower()(padded([3] * CONTEXT, length=CONTEXT + 2))
 
 

@@ -61,5 +61,5 @@ def test_an_average_goes_on_from_a_stored_one():
     for average in (first, second):
         average.update(network, 51)
     assert all(torch.equal(first.values[name], second.values[name]) for name in first.values)
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match="another network's"):
         second.load({"another network's": torch.zeros(1)})

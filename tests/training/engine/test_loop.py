@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,9 +195,12 @@ def test_previews_come_at_their_interval_and_at_the_end(tmp_path: Path):
     assert names == ["0000003.png", "0000006.png", "0000007.png"]
 
 
-def test_timing_steps_leaves_nothing_behind(tmp_path: Path):
-    loop = Loop(Line(), config(), tmp_path)
-    assert loop.time_steps(1, 3) > 0
+def test_timing_steps_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    task = Line()
+    # the first step takes 9 seconds, each later one 2
+    monkeypatch.setattr(time, "monotonic", lambda: 7.0 * bool(task.noise) + 2.0 * len(task.noise))
+    assert Loop(task, config(), tmp_path).time_steps(1, 3) == 2.0
+    assert len(task.noise) == 4
     assert list(tmp_path.iterdir()) == []
 
 

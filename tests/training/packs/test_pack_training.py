@@ -26,8 +26,7 @@ from codebrush.pack.pack import open_pack
 from codebrush.pipeline import Codebrush
 from codebrush.previews import draw_preview
 from codebrush.training.dataset import SourceConfig, load_captioned
-from codebrush.training.engine.loop import Loop, LoopConfig
-from codebrush.training.packs.clock import Clock
+from codebrush.training.engine.loop import LoopConfig
 from codebrush.training.packs.pack_training import train_pack
 from codebrush.training.packs.request import PackRequest
 from codebrush.training.recipes import read_recipes
@@ -143,29 +142,35 @@ def test_a_training_killed_between_stages_ends_at_the_same_pack(
     assert open_pack(tmp_path / "micro").hash == open_pack(pack[0]).hash
 
 
+def train_and_die_after_a_checkpoint(given: PackRequest, cache: str, clock: Path) -> None:
+    """A process of its own that is killed in the step after the first checkpoint of the VQGAN."""
+    torch.set_num_threads(1)
+    datasets.config.HF_DATASETS_CACHE = Path(cache)
+
+    def die(*_: object) -> None:
+        if clock.exists() and "vqgan" in json.loads(clock.read_text()):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    register_optimizer_step_post_hook(die)
+    train_pack(given, lambda text: None)
+    sys.exit(0)
+
+
 def test_the_time_of_a_killed_stage_counts_and_that_of_finished_ones_stays(
-    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shapes: Path, tmp_path: Path, processes: ForkServerContext, datasets_cache: Path
 ):
     plans = {stage: replace(plan, loop=replace(LOOP, checkpoint_every=1)) for stage, plan in PLANS.items()}
     given = request(shapes, tmp_path / "micro", plans=plans)
-    work = tmp_path / "micro.work"
-    seen: list[dict[str, float]] = []
-    save = Loop.save
-
-    def save_then_die(loop: Loop) -> None:
-        save(loop)
-        if loop.folder.name == "vqgan" and loop.step == 3:
-            seen.append(json.loads((work / "clock.json").read_text()))
-            monkeypatch.setattr(Clock, "charge", lambda *_: None)  # what SIGKILL leaves no time for
-            raise RuntimeError("killed")
-
-    monkeypatch.setattr(Loop, "save", save_then_die)
-    with pytest.raises(RuntimeError, match="killed"):
-        train_pack(given, lambda text: None)
-    monkeypatch.undo()
-    assert seen[0]["clip"] > 0
-    assert seen[0]["vqgan"] > 0
-    (work / "clock.json").write_text(json.dumps({**seen[0], "clip": 1000.0, "vqgan": 2000.0}))
+    clock = tmp_path / "micro.work" / "clock.json"
+    process = processes.Process(target=train_and_die_after_a_checkpoint, args=(given, str(datasets_cache), clock))
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
+    seen = json.loads(clock.read_text())
+    assert seen["clip"] > 0
+    assert seen["vqgan"] > 0
+    assert "transformer" not in seen
+    clock.write_text(json.dumps({**seen, "clip": 1000.0, "vqgan": 2000.0}))
     report = train_pack(replace(given, resume=True), lambda text: None)
     assert report["stages"]["clip"]["seconds"] == 1000.0
     assert 2000.0 < report["stages"]["vqgan"]["seconds"] < 2060

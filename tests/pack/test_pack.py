@@ -192,7 +192,7 @@ def test_a_tokenizer_must_fit_its_clip(pack: Path) -> None:
         write_micro_pack(pack, clip=micro_clip(vocab_size=200))
 
 
-def test_what_is_no_pack_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_pack_is_refused_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pack_module, "BUILT_IN", tmp_path / "packs")
     write_micro_pack(tmp_path / "packs" / "one")
     (tmp_path / "packs" / "unfinished").mkdir()

@@ -74,7 +74,7 @@ def test_only_new_pictures_are_embedded(run, clip: CLIP, tmp_path: Path) -> None
     seen: list[int] = []
     os.utime(paths[0], ns=(1, 1))
     paths[1].with_suffix(".txt").write_text("new words")
-    shutil.copy(paths[3], paths[2])
+    shutil.copy(write_scenes(tmp_path / "others", 1, first=9)[0], paths[2])
     with clip.image_encoder.register_forward_pre_hook(lambda _, given: seen.append(len(given[0]))):
         run(tmp_path / "pictures")
     assert seen == [1]

@@ -48,7 +48,7 @@ def index(
         return _print_report(report, db, start, json_output)
     from codebrush.pack.pack import clip_hash
     from codebrush.pipeline import Codebrush
-    from codebrush.search.database import Mark, create_database
+    from codebrush.search.database import WORDS_UPDATED, Mark, create_database
     from codebrush.search.indexing import check_read, index_pictures
     from codebrush.search.removal import open_all
 
@@ -57,10 +57,16 @@ def index(
     sources = open_all(list(dict.fromkeys(paths)), db, **named)
     mark = Mark(brush.pack.name, clip_hash(brush.pack.member("clip")))
     database = create_database(db, mark, brush.clip.embed_dim, quiet=True)
+    if database.update_words():
+        print(f"codebrush: {WORDS_UPDATED}", file=sys.stderr)
     with progress_bar("indexing") as progress:
         report = index_pictures(database, sources, brush.clip, progress)
     for each in report.skipped:
         print(f"codebrush: skipped {each['path']}: {each['reason']}", file=sys.stderr)
+    for source in sources:
+        if source.renamed:
+            names = ", ".join(f"{column!r} is {own}" for column, own in source.renamed.items())
+            print(f"codebrush: columns of {source.name} with other names in the database: {names}", file=sys.stderr)
     for each in report.unfit:
         print(f"codebrush: {_unfit(each)}", file=sys.stderr)
     check_read(database, report)
@@ -74,7 +80,8 @@ def _print_report(
     if json_output:
         print_json({**asdict(report), "unread": list(unread), "seconds": seconds})
         return
-    done = f"{report.added:,} added, {report.updated:,} updated, {report.removed:,} removed"
+    reused = f" ({report.reused:,} of them known under other paths)" if report.reused else ""
+    done = f"{report.added:,} added{reused}, {report.updated:,} updated, {report.removed:,} removed"
     print(f"{db}: {done}, {report.unchanged:,} unchanged, {len(report.skipped):,} skipped; {seconds:.1f} seconds")
 
 

@@ -27,7 +27,7 @@ def unread_entry(tokenizer: "Tokenizer", texts: Sequence[str]) -> dict[str, list
     from codebrush.text.reading import unread
 
     words = unread(texts, tokenizer)
-    return {"unread": words} if words else {}
+    return {"unread_words": words} if words else {}
 
 
 def prompt_entry(tokenizer: "Tokenizer", prompt: str) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def search(
         _check_sheet(sheet, image)
     from codebrush.pack.pack import clip_hash
     from codebrush.pipeline import Codebrush
-    from codebrush.search.database import Mark, open_database
+    from codebrush.search.database import WORDS_UPDATED, Mark, open_database
     from codebrush.search.queries import combine
     from codebrush.search.queries import search as find
 
@@ -61,6 +61,8 @@ def search(
     database = open_database(db, Mark(brush.pack.name, clip_hash(brush.pack.member("clip"))), quiet=True)
     if sheet is not None and database.holds(sheet):
         raise UsageError(f"--sheet {sheet} is one of the pictures in {db}: name another file")
+    if mode is not Mode.VECTOR and database.update_words():
+        print(f"codebrush: {WORDS_UPDATED}", file=sys.stderr)
     vector = None
     if mode is not Mode.TEXT:
         text_vector = None if query is None else brush.embed_text([query])[0]

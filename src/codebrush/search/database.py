@@ -19,6 +19,7 @@ from filelock import FileLock
 from codebrush.errors import CodebrushError, DataError, PackError
 from codebrush.files import UNWRITABLE, cannot_write
 from codebrush.optional import require
+from codebrush.search.messages import plain_reason
 from codebrush.search.native_stderr import hold_panics
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ TABLE_FOLDER = f"{TABLE}.lance"
 LOCK = ".codebrush.lock"
 ABOUT = b"codebrush"  # key in the metadata of the table
 FORMAT = 1
+WORDS_UPDATED = "the words of the captions were indexed anew, as text in Chinese, Japanese, Thai and others needs it"
+WORDS = "icu/split"  # finds words by ICU's dictionaries where no blanks stand between them (Chinese, Thai, ...)
 ANN_ROWS = 20_000  # with more rows a vector index saves more time than it costs
 KEPT_VERSIONS = timedelta(minutes=10)  # how long a reader may take to read rows that were replaced meanwhile
 
@@ -120,6 +123,23 @@ class Database:
 
                 self.table.create_index("embedding", config=IvfSq(distance_type="cosine"))
             self.table.optimize(cleanup_older_than=KEPT_VERSIONS)
+
+    def update_words(self) -> bool:
+        """Index the words of the captions anew if that was done between blanks alone, as before version 0.3; whether
+        it was.
+        """
+        from lancedb.index import FTS
+
+        def is_old(index: Any) -> bool:
+            return dict(index.index_details or {}).get("base_tokenizer") != WORDS
+
+        with self.guarded():
+            if not any(is_old(index) for index in self.table.list_indices() if "caption" in index.columns):
+                return False
+            words = FTS(base_tokenizer=WORDS, remove_stop_words=False)
+            with self.locked():
+                self.table.create_index("caption", config=words, replace=True)
+        return True
 
     def discard(self) -> None:
         """Delete a new database again, unless another process has written to it."""
@@ -246,7 +266,7 @@ def _make_small_indices(table: Any) -> None:
     if "path" not in made:
         table.create_index("path", config=BTree())
     if "caption" not in made:
-        table.create_index("caption", config=FTS(remove_stop_words=False))
+        table.create_index("caption", config=FTS(base_tokenizer=WORDS, remove_stop_words=False))
 
 
 def _connect(path: Path) -> Any:
@@ -276,7 +296,7 @@ def _guarded(path: Path, quiet: bool) -> Iterator[None]:
     except CodebrushError:
         raise
     except Exception as error:  # of many types, mostly RuntimeError, with the cause as text
-        reason = " ".join(str(error).split()).split(", /", 1)[0][:200]
+        reason = plain_reason(error)
         if getattr(error, "errno", None) in UNWRITABLE or any(os.strerror(code) in reason for code in UNWRITABLE):
             raise cannot_write(path, reason) from error
         raise DataError(f"{path} is damaged ({reason}): delete it, and index the pictures again") from error

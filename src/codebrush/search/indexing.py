@@ -35,14 +35,16 @@ BATCH = 256  # pictures looked up and written together
 THREADS = 4
 THUMBNAIL_SIDE = 128  # pixels of the longer side
 VALUE_LENGTH = 80  # characters of a cell in a report
+STORED_COLUMNS = ["hash", "width", "height", "thumbnail", "embedding"]
 STATE_COLUMNS = ["path", "size", "modified", "hash", "text_hash"]
 
 
 @dataclass
 class IndexReport:
     """What a run did, in numbers of pictures. `skipped` lists the pictures that could not be indexed, with the reason.
-    `unfit` lists the columns with cells that do not fit their type: what the column holds, how many cells were left
-    empty, and the path and value of the first. `frames` has the number of the frame, from 0, by which each
+    `reused` of the added ones were known under another path. `renamed` lists the columns with another name in the
+    database. `unfit` lists the columns with cells that do not fit their type: what the column holds, how many cells
+    were left empty, and the path and value of the first. `frames` has the number of the frame, from 0, by which each
     animation and file of several pages was embedded.
     """
 
@@ -50,9 +52,11 @@ class IndexReport:
     updated: int = 0
     removed: int = 0
     unchanged: int = 0
+    reused: int = 0
     skipped: list[dict[str, str]] = field(default_factory=list)
     unfit: list[dict[str, Any]] = field(default_factory=list)
     frames: dict[str, int] = field(default_factory=dict)
+    renamed: list[dict[str, str]] = field(default_factory=list)
 
 
 class _State(NamedTuple):
@@ -65,21 +69,27 @@ class _State(NamedTuple):
 
 @dataclass(frozen=True)
 class _Change:
-    """A new or changed picture; `decoded` is None if only its caption, columns or time changed."""
+    """A new or changed picture; `decoded` is None if only its caption, columns or time changed, or for now if the
+    database seems to have the same file under another path (`is_stored`).
+    """
 
     candidate: Candidate
     state: _State
     decoded: "Decoded | None" = None
+    is_stored: bool = False
 
 
 class Decoded(NamedTuple):
-    """What is kept of a picture: what the CLIP sees of it (3, H, W) uint8, its own size, and a thumbnail file."""
+    """What is kept of a picture: what the CLIP sees of it (3, H, W) uint8, its own size, and a thumbnail file; or the
+    embedding (E,) float32 in place of what the CLIP sees.
+    """
 
-    pixels: Tensor
+    pixels: Tensor | None
     width: int
     height: int
     thumbnail: bytes
-    frame: int | None
+    frame: int | None = None
+    embedding: np.ndarray | None = None
 
 
 def index_pictures(
@@ -95,6 +105,8 @@ def index_pictures(
     """
     total, done = sum(source.count for source in sources), 0
     run = _Run(database, clip)
+    for source in sources:
+        run.report.renamed += [{"source": source.name, "column": a, "as": b} for a, b in source.renamed.items()]
     with ThreadPoolExecutor(THREADS) as threads:
         for source in sources:
             candidates = iter(source.candidates)
@@ -127,6 +139,8 @@ class _Run:
         self.database, self.clip = database, clip
         self.report = IndexReport()
         self.seen: set[str] = set()
+        # The beginnings of the hashes that the database has: 8 bytes each, for collections of millions.
+        self.stored = {_beginning(each) for part in database.rows(["hash"]) for each in part["hash"].to_pylist()}
 
     def take(self, batch: Sequence[Candidate], threads: ThreadPoolExecutor) -> None:
         """Check a batch and write what is new or changed."""
@@ -147,6 +161,8 @@ class _Run:
                 self.report.unchanged += 1
             else:
                 changes.append(result)
+        changes, unreadable = self._with_stored(changes)
+        failed += unreadable
         stale = [path for path in failed if path in known]
         self.report.removed += self.database.delete(stale) if stale else 0
         self._relabel([each for each in changes if each.decoded is None], known)
@@ -173,18 +189,57 @@ class _Run:
             state = _stat(candidate)
             if known is None:
                 data = candidate.contents()
-                return _Change(candidate, state._replace(hash=_digest(data)), _decoded(self.clip, data))
+                return self._decoded(candidate, state, data)
             same_text = known["text_hash"] == candidate.text_hash
             same_time = state.modified is not None and known["modified"] == state.modified
             if same_text and same_time and known["size"] == state.size:
                 return None
             data = candidate.contents()
-            state = state._replace(hash=_digest(data))
-            if known["hash"] != state.hash:
-                return _Change(candidate, state, _decoded(self.clip, data))
+            if known["hash"] != _digest(data):
+                return self._decoded(candidate, state, data)
+            state = state._replace(hash=known["hash"])
             return None if same_text and known["modified"] == state.modified else _Change(candidate, state)
         except ImageError as error:
             return error
+
+    def _decoded(self, candidate: Candidate, state: _State, data: bytes) -> _Change:
+        state = state._replace(hash=_digest(data))
+        if _beginning(state.hash) in self.stored:
+            return _Change(candidate, state, is_stored=True)
+        return _Change(candidate, state, _decoded(self.clip, data))
+
+    def _with_stored(self, changes: list[_Change]) -> tuple[list[_Change], list[str]]:
+        """The changes with what the database has of the same files under other paths, which were moved or copied. Also
+        the paths of those that it does not have after all and that cannot be read.
+        """
+        wanted = {each.state.hash for each in changes if each.is_stored}
+        if not wanted:
+            return changes, []
+        rows = (
+            row
+            for part in self.database.rows(STORED_COLUMNS, is_in("hash", sorted(wanted)))
+            for row in part.to_pylist()
+        )
+        found = {row["hash"]: row for row in rows if row["embedding"] is not None and row["width"] is not None}
+        done, unreadable = [], list[str]()
+        for change in changes:
+            row = found.get(change.state.hash) if change.is_stored else None
+            if row is not None:
+                vector = np.asarray(row["embedding"], np.float32)
+                change = replace(
+                    change, decoded=Decoded(None, row["width"], row["height"], row["thumbnail"], embedding=vector)
+                )
+                self.report.reused += 1
+            elif change.is_stored:
+                try:
+                    change = replace(change, decoded=_decoded(self.clip, change.candidate.contents()))
+                except ImageError as error:
+                    path = change.candidate.path
+                    self.report.skipped.append({"path": path, "reason": str(error).removeprefix(f"{path}: ")})
+                    unreadable.append(path)
+                    continue
+            done.append(change)
+        return done, unreadable
 
     def _relabel(self, changes: Sequence[_Change], known: dict[str, dict[str, Any]]) -> None:
         """Write new captions, columns and times of unchanged pictures; a new time alone does not count as an update."""
@@ -198,7 +253,10 @@ class _Run:
     def _write(self, changes: Sequence[tuple[_Change, Decoded]]) -> None:
         if not changes:
             return
-        embeddings = embed(self.clip, [decoded.pixels for _, decoded in changes]).numpy()  # (B, E)
+        fresh = iter(embed(self.clip, [each.pixels for _, each in changes if each.pixels is not None]).numpy())
+        embeddings = np.stack(
+            [next(fresh) if each.embedding is None else each.embedding for _, each in changes]
+        )  # (B, E)
         good = [bool(np.isfinite(row).all()) for row in embeddings]
         kept = [each for (each, _), is_good in zip(changes, good, strict=True) if is_good]
         for (each, decoded), is_good in zip(changes, good, strict=True):
@@ -300,6 +358,11 @@ def _stat(candidate: Candidate) -> _State:
     except OSError as error:
         raise ImageError((error.strerror or str(error)).lower()) from error
     return _State(stat.st_size, stat.st_mtime_ns, "")
+
+
+def _beginning(digest: str | None) -> int:
+    """The first 8 bytes of a hash as a number."""
+    return int((digest or "0")[:16], 16)
 
 
 def _digest(data: bytes) -> str:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from codebrush.data.sources.rows import Rows, load_rows
 from codebrush.data.sources.unread import Unread
 from codebrush.errors import DataError, ImageError
 
-# Columns that the database fills itself; columns of a data source with these names are left out.
+# Columns that the database fills itself; columns of a data source with these names get a number: size_2.
 OWN_COLUMNS = frozenset(
     ("path", "source", "caption", "embedding", "width", "height", "size", "modified", "hash", "text_hash", "thumbnail")
 )
@@ -63,7 +63,8 @@ class Candidate:
 class Source:
     """A place with pictures: how many there are, a candidate for each, and what of it was not read.
 
-    `is_folder` says that every picture file below `name` belongs to it.
+    `is_folder` says that every picture file below `name` belongs to it. `renamed` are the columns that are called
+    otherwise in the database, by their names in the source.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Source:
     candidates: Iterable[Candidate]
     unread: Unread
     is_folder: bool = False
+    renamed: dict[str, str] = field(default_factory=dict)
 
 
 def open_pictures(
@@ -104,7 +106,11 @@ def open_pictures(
         return Source(name, 0, [], error.unread, is_folder=True)
     rows.unread.warn()
     templates = _templates(rows, captions)
-    return Source(name, len(rows.images), _candidates(name, rows, templates), rows.unread, path.is_dir())
+    used = {column for template in templates if template.each for column in template.columns} | {rows.image_column}
+    names = _column_names(column for column in rows.text.column_names if column not in used)
+    renamed = {column: own for column, own in names.items() if column != own}
+    candidates = _candidates(name, rows, templates, names)
+    return Source(name, len(rows.images), candidates, rows.unread, path.is_dir(), renamed)
 
 
 def _is_hub_id(place: str) -> bool:
@@ -137,16 +143,14 @@ def _templates(rows: Rows, captions: Sequence[str]) -> list[Template]:
     return templates
 
 
-def _candidates(name: str, rows: Rows, templates: Sequence[Template]) -> Iterator[Candidate]:
-    used = {column for template in templates if template.each for column in template.columns} | {rows.image_column}
+def _candidates(name: str, rows: Rows, templates: Sequence[Template], names: dict[str, str]) -> Iterator[Candidate]:
     for start in range(0, len(rows.images), BATCH):
         cells = rows.images[start : start + BATCH][rows.image_column]
         texts = rows.text.slice(start, len(cells)).to_pylist()  # a table without columns gives as many empty rows
         for offset, (row, cell) in enumerate(zip(texts, cells, strict=True)):
             caption = _joined(text for template in templates for text in template.fill(row.__getitem__))
-            given = {key: value for key, value in row.items() if key not in used and not is_empty(value)}
-            columns = {_column(key): _plain(value) for key, value in given.items()}
-            columns = {key: value for key, value in columns.items() if key and key not in OWN_COLUMNS}
+            given = {key: value for key, value in row.items() if key in names and not is_empty(value)}
+            columns = {names[key]: _plain(value) for key, value in given.items()}
             stored = (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
             if isinstance(stored, str):
                 path = os.path.normpath(rows.base / stored)
@@ -161,9 +165,25 @@ def _row_name(row: dict[str, Any], cell: Any) -> str | None:
     return named or (cell.get("path") if isinstance(cell, dict) else None)
 
 
-def _column(name: str) -> str:
-    """A column name that needs no quotes in SQL, without the leading underscore of LanceDB's own columns."""
-    return re.sub(r"\W", "_", name).lstrip("_")
+def column_name(name: str) -> str:
+    """A column's name as the database writes it: letters, digits and underscores, but no underscore in front, which
+    marks LanceDB's own columns.
+    """
+    return re.sub(r"\W", "_", name).lstrip("_") or "column"
+
+
+def _column_names(columns: Iterable[str]) -> dict[str, str]:
+    """A name in the database for each column of a source, all different whatever their case: a_b, a_b_2 ..."""
+    columns, names = list(columns), dict[str, str]()
+    taken = {name.lower() for name in OWN_COLUMNS}
+    for column in sorted(columns, key=lambda each: each != column_name(each)):  # those that keep their name first
+        own, number = column_name(column), 1
+        while own.lower() in taken:
+            number += 1
+            own = f"{column_name(column)}_{number}"
+        taken.add(own.lower())
+        names[column] = own
+    return {column: names[column] for column in columns}
 
 
 def _joined(captions: Iterable[str]) -> str:

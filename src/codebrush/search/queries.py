@@ -15,9 +15,12 @@ from torch import Tensor
 from codebrush.data.curation.phrases import STOP_WORDS
 from codebrush.data.sources.file_names import existing
 from codebrush.errors import UsageError
-from codebrush.search.database import Database
+from codebrush.search.conditions import with_columns
+from codebrush.search.database import Database, quoted
+from codebrush.search.messages import plain_reason
 
-WITHOUT_WEIGHT = 0.5  # of an unwanted text; the query has weight 1
+WITHOUT_WEIGHT = 0.5  # of an unwanted text, at least; the query has weight 1
+CANCELLED = 0.25  # of the query's length: if less is left beside the unwanted texts, it asks for nothing
 # All partitions of the vector index are searched: with one byte a value that is many times faster than comparing all
 # embeddings at full precision, and nearly as exact. Fewer partitions would save little up to a million pictures, and
 # texts, which lie apart from pictures in CLIP's space, would miss many neighbours (benchmarks/search_100k.py).
@@ -55,10 +58,11 @@ def combine(
 ) -> Tensor:
     """The unit vector (E,) to search for, from unit vectors of a text (E,), a picture (E,) and unwanted texts (U, E).
 
-    With text and picture, the picture has weight `image_weight` (0 to 1) and the text the rest.
+    With text and picture, the picture has weight `image_weight` (0 to 1) and the text the rest. Unwanted texts are
+    subtracted with half that weight, or as much more as they have in common with the query: it never points to them.
 
     Raises:
-        UsageError: if the weight is out of range, neither is given, or the parts cancel out.
+        UsageError: if the weight is out of range, neither is given, or the unwanted texts leave nothing of the query.
     """
     if not 0 <= image_weight <= 1:
         raise UsageError(f"the weight of the picture is {image_weight:g}; it must be between 0 and 1")
@@ -68,9 +72,13 @@ def combine(
     weights = (1 - image_weight, image_weight) if len(wanted) == 2 else (1.0,)
     query = torch.stack([weight * vector for weight, vector in zip(weights, wanted, strict=True)]).sum(0)  # (E,)
     if without is not None and len(without):
-        query = query - WITHOUT_WEIGHT * without.sum(0)
+        common = torch.linalg.lstsq(without.double().T, query.double()[:, None], driver="gelsd").solution  # (U, 1)
+        left = query.double() - without.double().T @ common[:, 0]  # (E,)
+        if left.norm() < CANCELLED * query.norm():
+            raise UsageError("the query and the unwanted texts cancel out: leave one of them out")
+        query = query - (without @ query).clamp(min=WITHOUT_WEIGHT) @ without
     if not query.norm() > 1e-6:
-        raise UsageError("the query and the unwanted texts cancel out: leave one of them out")
+        raise UsageError("the parts of the query cancel out: leave one of them out")
     return F.normalize(query, dim=0)
 
 
@@ -102,11 +110,14 @@ def search(
         raise UsageError(f"the mode {mode} searches for pictures that resemble a text or a picture: give one")
     if where is not None:
         check_condition(database, where)
+        where = with_columns(where, database.table.schema.names)
     with database.guarded():
         rows = _query(database.table, vector, text or "", without, mode)
         rows = rows.limit(k if mode != "hybrid" else max(FUSED, 10 * k))
         rows = rows if where is None else rows.where(where)
         found = rows.to_list()
+        if mode == "text":
+            found += _spelled(database.table, text or "", without, where, k, {row["path"] for row in found})
     hits: dict[str, Hit] = {}
     for hit in map(_hit, found):
         # While another process writes, a hybrid search may read its two lists from two versions of the table and return
@@ -118,20 +129,20 @@ def search(
 
 def check_condition(database: Database, where: str) -> None:
     """Raise a UsageError if a condition is malformed, uses an unknown column, or is followed by something else."""
+    asked, where = where, with_columns(where, database.table.schema.names)
     with database.guarded():
         try:
             _passing(database, where)
         except (ValueError, RuntimeError) as error:
             for own in ("path = ''", "size IS NULL"):  # these fail too if the database is damaged
                 _passing(database, own)
-            reason = str(error).removeprefix("Invalid input, ").split(" Valid fields", 1)[0]
-            raise _unreadable(database, where, reason) from error
+            raise _unreadable(database, asked, plain_reason(error)) from error
         try:  # LanceDB reads a condition to its end and ignores what comes after it
             is_whole = not _passing(database, f"({where}\n) AND false")
         except (ValueError, RuntimeError):
             is_whole = False
         if not is_whole:
-            raise _unreadable(database, where, "only its beginning is a condition: leave out the rest")
+            raise _unreadable(database, asked, "only its beginning is a condition: leave out the rest")
 
 
 def _passing(database: Database, where: str) -> int:
@@ -141,7 +152,6 @@ def _passing(database: Database, where: str) -> int:
 
 def _unreadable(database: Database, where: str, reason: str) -> UsageError:
     names = ", ".join(name for name in _shown(database.table) if name != "thumbnail")
-    reason = " ".join(reason.split())[:200]
     return UsageError(f'cannot read the condition "{where}" ({reason}); the columns are {names}')
 
 
@@ -162,6 +172,23 @@ def _query(table: Any, vector: Tensor | None, text: str, without: Sequence[str],
         query = table.search(query_type="hybrid", vector_column_name="embedding")
         query = query.vector(numbers).text(_caption_query(text, without)).select(shown)
     return query.distance_type("cosine").nprobes(PROBES).refine_factor(REFINE)
+
+
+def _spelled(
+    table: Any, text: str, without: Sequence[str], where: str | None, k: int, found: set[str]
+) -> list[dict[str, Any]]:
+    """Rows whose caption contains a word of `text` that the index of words does not have: an emoji, or a part of a
+    longer word in a script without blanks. They score 0, below the words of the index.
+    """
+    words = [word for word in text.split() if not word.isascii()]
+    if not words:
+        return []
+    condition = " OR ".join(f"contains(caption, {quoted(word)})" for word in words)
+    unwanted = [word for each in without for word in each.split() if not word.isascii()]
+    for part in [f"NOT contains(caption, {quoted(word)})" for word in unwanted] + ([where] if where else []):
+        condition = f"({condition}) AND ({part}\n)"
+    rows = table.search().where(condition).select(_shown(table)).limit(k + len(found)).to_list()
+    return [{**row, "_score": 0.0} for row in rows if row["path"] not in found]
 
 
 def _caption_query(text: str, without: Sequence[str]) -> Any:

@@ -172,7 +172,8 @@ class Codebrush(LoadedPack):
             PromptError: if the prompt cannot be read.
             ImageError: if the picture or the mask cannot be read.
         """
-        prompt = read_prompt(prompt, self.tokenizer) if prompt else prompt
+        if isinstance(prompt, str) and prompt.strip():
+            prompt = read_prompt(prompt, self.tokenizer)
         if mask is None and box is None and not extend:
             return self._edit(
                 Edit("edit", picture, prompt, STRENGTH if strength is None else strength), n, seed, sampling

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -28,6 +29,12 @@ def server() -> Iterator[RudeServer]:
 def picture(number: int) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (9, 7), (number, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def noise(seed: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (7, 9, 3), np.uint8)).save(file, "PNG")
     return file.getvalue()
 
 
@@ -58,7 +65,7 @@ def test_a_list_becomes_a_source(server: RudeServer, tmp_path: Path, capsys: pyt
 def test_what_is_gathered_can_be_curated(
     server: RudeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    urls = [server.serve(f"/{number}", picture(60 * (number % 3))) for number in range(4)]
+    urls = [server.serve(f"/{number}", noise(number % 3)) for number in range(4)]
     given = [str(write_list(tmp_path / "list.csv", urls)), "--out", str(tmp_path / "web"), "--delay", "0"]
     assert run(["data", "gather", *given, "--allow-local"]) == 0
     assert run(["curate", str(tmp_path / "web"), "--out", str(tmp_path / "out"), "--shares", "1,0,0"]) == 0

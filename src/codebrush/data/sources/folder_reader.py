@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 CURATION_REPORT = "dropped.jsonl"  # in every folder that `curate` wrote
+DOWNLOAD_REPORT = "failures.jsonl"  # in every folder that `data gather` wrote
 CURATION_FILES = (CURATION_REPORT, "report.json", "report.md", "kept.png", "dropped.png")
 SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
 
@@ -54,8 +55,8 @@ def load_folder(source: str, folder: Path, unread: Unread, exclude: Sequence[str
         DataError: if there are none of these, or they cannot be loaded; begins with `source`.
     """
     names = files_in(folder, unread, exclude)
-    reports = _curation_files(names)
-    unread.count("file about a curation", len(reports))
+    reports = _own_reports(names)
+    unread.count("report of codebrush", len(reports))
     files = _sorted_out(folder, [name for name in names if name not in reports])
     illustrated = not files.metadata and _is_dataset_card(folder / "README.md")
     kinds = [files.parquet, files.shards, files.pictures]
@@ -145,10 +146,11 @@ def _count(names: Iterable[str], unread: Unread) -> None:
         unread.count(kind_of_file(ending) if ending else "file without an ending")
 
 
-def _curation_files(names: Sequence[str]) -> set[str]:
-    """The report and the contact sheets that a curation wrote beside its shards."""
+def _own_reports(names: Sequence[str]) -> set[str]:
+    """The reports and the contact sheets that a curation or a download wrote beside its shards."""
     folders = {name.removesuffix(CURATION_REPORT) for name in names if Path(name).name == CURATION_REPORT}
-    return {place + file for place in folders for file in CURATION_FILES} & set(names)
+    written = {place + file for place in folders for file in CURATION_FILES}
+    return {name for name in names if name in written or Path(name).name == DOWNLOAD_REPORT}
 
 
 def _is_dataset_card(path: Path) -> bool:

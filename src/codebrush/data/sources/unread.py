@@ -10,7 +10,7 @@ from codebrush.errors import DataError
 NOUNS = frozenset(("file", "folder", "link", "table", "picture", "pipe", "socket", "device", "member", "shard"))
 MOST_NAMED = 5  # items that are named one by one; the others are counted
 QUIET = frozenset(
-    ("hidden file", "file of the operating system", "file about a curation")
+    ("hidden file", "hidden folder", "file of the operating system", "report of codebrush")
 )  # in the report, but not worth a line
 
 

@@ -32,9 +32,9 @@ RECIPES = {
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    import_module("codebrush.cli.train")  # as it is without the new stage, for the tests after these
     monkeypatch.setitem(MEMBERS, "colour", STAGE.member)
     monkeypatch.setitem(ENTRIES, "colour", Entry("colour_stage", ("clip", "captioner")))
-    import_module("codebrush.cli.train")  # so that it comes back after the test
     monkeypatch.delitem(sys.modules, "codebrush.cli.train")  # its flags are made on import
 
 

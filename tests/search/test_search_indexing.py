@@ -115,6 +115,15 @@ def test_unreadable_pictures_are_skipped_and_reported(run, clip: CLIP, tmp_path:
     assert str(paths[1]) not in {row["path"] for row in _rows(run)}
 
 
+def test_names_that_are_not_utf8_are_indexed_in_escaped_form(run, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/dir\xe9"))
+    (made, _) = write_scenes(folder, 2)
+    made.rename(folder / os.fsdecode(b"caf\xe9.png"))
+    assert run(folder) == (2, 0, 0, 0, 0)
+    assert run(folder) == (0, 0, 0, 2, 0)
+    assert f"{tmp_path}/dir\\xe9/caf\\xe9.png" in {row["path"] for row in _rows(run)}
+
+
 def test_each_place_has_its_own_rows(run, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     write_scenes(first, 3)

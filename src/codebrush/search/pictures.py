@@ -153,7 +153,7 @@ def _candidates(name: str, rows: Rows, templates: Sequence[Template], names: dic
             columns = {names[key]: _plain(value) for key, value in given.items()}
             stored = (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
             if isinstance(stored, str):
-                path = os.path.normpath(rows.base / stored)
+                path = escaped(os.path.normpath(rows.base / stored))
                 yield Candidate(path, name, caption, columns)
             else:
                 own = _row_name(row, cell) or f"row {start + offset}"

@@ -3,7 +3,7 @@
 import glob
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,28 +21,25 @@ def slug(text: str) -> str:
 
 def free_run_name(folder: Path, name: str) -> str:
     """`name`, or `name` with a number if `folder` already has files of a run of that name."""
-    number, free = 1, name
-    while any(folder.glob(f"{glob.escape(free)}_*")):
-        number += 1
-        free = f"{name}-run{number}"
-    return free
+    return _free(name, "-run", lambda free: any(folder.glob(f"{glob.escape(free)}_*")))
 
 
 def free_folder(folder: Path) -> Path:
     """`folder`, or `folder` with a number after its name if it already exists."""
-    number, free = 1, folder
-    while free.exists():
-        number += 1
-        free = folder.with_name(f"{folder.name}-run{number}")
-    return free
+    return folder.with_name(_free(folder.name, "-run", lambda name: folder.with_name(name).exists()))
 
 
 def free_file(path: Path) -> Path:
     """`path`, or `path` with a number before its suffix if it already exists."""
-    number, free = 1, path
-    while free.exists():
+    return path.with_stem(_free(path.stem, "-", lambda stem: path.with_stem(stem).exists()))
+
+
+def _free(name: str, joint: str, is_taken: Callable[[str], bool]) -> str:
+    """`name`, or the first of `name`, `joint`, 2 and so on that is not taken."""
+    number, free = 1, name
+    while is_taken(free):
         number += 1
-        free = path.with_stem(f"{path.stem}-{number}")
+        free = f"{name}{joint}{number}"
     return free
 
 

@@ -6,6 +6,7 @@ The ending of a file counts only where its content says nothing.
 import re
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 from PIL import Image
 
@@ -141,6 +142,15 @@ def is_picture(head: bytes) -> str | None:
     return name if name in READ else None
 
 
+def is_picture_file(path: Path) -> bool:
+    """Whether the content of a file is a picture, whatever its name says."""
+    try:
+        with path.open("rb") as file:
+            return is_picture(file.read(HEAD)) is not None
+    except OSError:
+        return False
+
+
 def unread_kind(head: bytes, ending: str = "") -> Kind | None:
     """What a file is that is no picture which can be read, by its first `HEAD` bytes, or else by its ending (".mp4").
 
@@ -169,6 +179,12 @@ def unread_kind(head: bytes, ending: str = "") -> Kind | None:
 def kind_by_ending(ending: str) -> Kind | None:
     """The kind of a file that is not read, by an ending such as .mp4; None if that names none."""
     return _KIND_OF.get(ending.lower())
+
+
+def kind_of_file(ending: str) -> str:
+    """What a file with this ending, such as .heic, is called when files are counted: "HEIC file (.heic)"."""
+    kind = kind_by_ending(ending)
+    return f"{kind.name} file ({ending})" if kind else f"{ending} file"
 
 
 def picture_format(head: bytes) -> str | None:

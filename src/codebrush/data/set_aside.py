@@ -2,29 +2,33 @@
 
 import re
 
-SET_ASIDE_FOLDERS = frozenset(  # in small letters; of Linux, macOS, Windows, Synology and QNAP
+SYSTEM_FOLDERS = frozenset(  # in small letters; of Windows, macOS, Synology and QNAP, which nobody else makes
+    (
+        "$recycle.bin",
+        "#recycle",
+        "@recycle",
+        "lost+found",
+        "@eadir",
+        "__macosx",
+        "#snapshot",
+        "@recently-snapshot",
+        "system volume information",
+    )
+)
+SET_ASIDE_FOLDERS = SYSTEM_FOLDERS | frozenset(  # and those whose names people may give to other folders too
     (
         "trash",
         ".trash",
         ".trashes",
-        "$recycle.bin",
         "recycler",
         "recycled",
         "recycle bin",
-        "#recycle",
-        "@recycle",
-        "lost+found",
         "found.000",
-        "@eadir",
         "thumbnails",
         ".thumbnails",
         "thumbs",
         ".thumbs",
         ".@__thumb",
-        "__macosx",
-        "#snapshot",
-        "@recently-snapshot",
-        "system volume information",
     )
 )
 USER_BIN = re.compile(r"\.trash-\d+")  # of a user, on a disk that is shared

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codebrush.data.file_kinds import is_picture_file
-from codebrush.data.picture_formats import EXTENSIONS
+from codebrush.data.picture_formats import EXTENSIONS, is_picture_file
 from codebrush.data.sources.caption_files import captions_beside
 from codebrush.data.sources.captioned_images import Template
-from codebrush.data.sources.column_names import CAPTION_COLUMNS, NAME_COLUMNS, column_called
+from codebrush.data.sources.column_names import CAPTION_COLUMNS, NAME_COLUMNS, usual_columns
 from codebrush.data.sources.file_names import escaped, read_file
 from codebrush.data.sources.filters import is_empty
 from codebrush.data.sources.folder_reader import NoPicturesError
@@ -96,7 +95,7 @@ def open_pictures(
     if path.is_file() and (path.suffix.lower() in EXTENSIONS or is_picture_file(path)):
         unread = Unread(name, strict)
         columns: dict[str, Value] = {"folder": escaped(path.parent.name)}
-        candidate = Candidate(name, name, _caption_beside(path, unread), columns)
+        candidate = Candidate(name, name, _joined(captions_beside(path, unread)), columns)
         unread.warn()
         return Source(name, 1, [candidate], unread)
     try:
@@ -117,20 +116,11 @@ def _is_hub_id(place: str) -> bool:
     return not os.path.isabs(place) and "*" not in place and place.count("/") == 1
 
 
-def _caption_beside(path: Path, unread: Unread) -> str:
-    try:
-        return _joined(captions_beside(path))
-    except ValueError as error:
-        file, _, reason = str(error).rpartition(": ")
-        unread.name(escaped(file), reason)
-        return ""
-
-
 def _templates(rows: Rows, captions: Sequence[str]) -> list[Template]:
     names = rows.text.column_names
     if not captions:
-        usual = (column_called(name, names) for name in CAPTION_COLUMNS)
-        found = next((each for each in usual if each not in (None, rows.image_column)), None)
+        usual = usual_columns(CAPTION_COLUMNS, names)
+        found = next((each for each in usual if each != rows.image_column), None)
         return [] if found is None else [Template(f"{{{found}}}", (found,), each=True)]
     templates = [Template.parse(text) for text in captions]
     for template in templates:

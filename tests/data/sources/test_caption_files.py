@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from codebrush.data.sources.caption_files import CaptionFiles, captions_beside, read_captions
+from codebrush.data.sources.unread import Unread
 
 
 @pytest.mark.parametrize(
@@ -27,8 +28,8 @@ from codebrush.data.sources.caption_files import CaptionFiles, captions_beside, 
 def test_a_caption_file_may_have_any_usual_name(tmp_path: Path, name: str):
     (tmp_path / name).write_text('{"caption": "a thing"}' if name.endswith("json") else "a thing\n")
     assert CaptionFiles([name, "2.txt"]).beside("1.png") == name
-    assert captions_beside(tmp_path / "1.png") == ["a thing"]
-    assert captions_beside(tmp_path / "2.png") == []
+    assert captions_beside(tmp_path / "1.png", Unread("x")) == ["a thing"]
+    assert captions_beside(tmp_path / "2.png", Unread("x")) == []
 
 
 def test_the_most_usual_of_several_is_read():
@@ -42,7 +43,7 @@ def test_accents_may_be_written_in_either_form(tmp_path: Path):
     assert CaptionFiles([f"{one}.txt"]).beside(f"{other}.png") == f"{one}.txt"
     assert CaptionFiles([f"{other}.txt"]).beside(f"{one}.png") == f"{other}.txt"
     (tmp_path / f"{one}.txt").write_text("a thing")
-    assert captions_beside(tmp_path / f"{other}.png") == ["a thing"]
+    assert captions_beside(tmp_path / f"{other}.png", Unread("x")) == ["a thing"]
 
 
 @pytest.mark.parametrize(
@@ -90,12 +91,15 @@ def test_what_cannot_be_read_says_why(tmp_path: Path, name: str, content: bytes,
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=reason):
         read_captions(tmp_path / name)
-    with pytest.raises(ValueError, match=f"1{Path(name).suffix}: {reason}"):
-        captions_beside(tmp_path / "1.png")
+    unread = Unread("x")
+    assert captions_beside(tmp_path / "1.png", unread) == []
+    ((item, said),) = unread.named
+    assert item == str(tmp_path / name)
+    assert said.startswith(reason)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / "1.txt")
     with pytest.raises(ValueError, match="not a file"):
         read_captions(tmp_path / "1.txt")
-    assert captions_beside(tmp_path / "1.png") == []
+    assert captions_beside(tmp_path / "1.png", Unread("x")) == []

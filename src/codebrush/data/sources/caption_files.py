@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from codebrush.data.sources.caption_templates import cell_text
-from codebrush.data.sources.column_names import CAPTION_COLUMNS
-from codebrush.data.sources.file_names import comparable, existing
+from codebrush.data.sources.column_names import CAPTION_COLUMNS, usual_columns
+from codebrush.data.sources.file_names import comparable, escaped, existing
 from codebrush.data.sources.filters import is_empty
 from codebrush.data.sources.json_columns import whole_characters
 from codebrush.data.sources.text_files import read_text, split_lines
+from codebrush.data.sources.unread import Unread
 
 ENDINGS = (".txt", ".caption", ".captions", ".cap", ".text", ".json")  # in any case; the first that exists is read
 
@@ -37,21 +38,23 @@ class CaptionFiles:
         return None
 
 
-def captions_beside(picture: Path) -> list[str]:
-    """The captions in the caption file beside a picture, none if there is none.
-
-    Raises:
-        ValueError: with the file and the reason, if it cannot be read.
-    """
+def captions_beside(picture: Path, unread: Unread) -> list[str]:
+    """The captions in the caption file beside a picture, none if there is none or it cannot be read."""
     stems = [picture.with_suffix(""), picture]
     tried = (existing(Path(f"{stem}{form}")) for stem in stems for end in ENDINGS for form in (end, end.upper()))
     found = next((path for path in tried if path.is_file()), None)
-    if found is None:
-        return []
+    return [] if found is None else captions_in(found, unread)
+
+
+def captions_in(path: Path, unread: Unread) -> list[str]:
+    """The captions in a caption file (see `read_captions`); none, and the file named, if it cannot be read."""
     try:
-        return read_captions(found)
+        captions = read_captions(path)
     except ValueError as error:
-        raise ValueError(f"{found}: {error}") from error
+        unread.name(escaped(str(path)), str(error))
+        return []
+    unread.read["caption files"] += 1
+    return captions
 
 
 def read_captions(path: Path) -> list[str]:
@@ -74,8 +77,7 @@ def read_captions(path: Path) -> list[str]:
 
 
 def _caption_in(values: dict[str, Any]) -> Any:
-    lower = {key.lower(): key for key in values}
-    found = next((lower[name] for name in CAPTION_COLUMNS if name in lower), None)
-    if found is None:
+    found = usual_columns(CAPTION_COLUMNS, list(values))
+    if not found:
         raise ValueError(f"no caption in it; its keys are {', '.join(values) or 'none'}")
-    return values[found]
+    return values[found[0]]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from codebrush.data.images import decode_image
 from codebrush.data.sources.caption_templates import Template, cell_text
-from codebrush.data.sources.column_names import CAPTION_COLUMNS, NAME_COLUMNS, column_called
+from codebrush.data.sources.column_names import CAPTION_COLUMNS, NAME_COLUMNS, usual_columns
 from codebrush.data.sources.file_names import existing, read_file
 from codebrush.data.sources.filters import Clause, is_empty, parse_clause
 from codebrush.data.sources.rows import Rows, load_rows
@@ -218,9 +218,8 @@ def open_source(
 
 
 def _default_template(rows: Rows) -> Template:
-    for name in CAPTION_COLUMNS:
-        column = column_called(name, rows.text.column_names)
-        if column not in (None, rows.image_column):
+    for column in usual_columns(CAPTION_COLUMNS, rows.text.column_names):
+        if column != rows.image_column:
             return Template(f"{{{column}}}", (column,), each=True)
     columns = ", ".join(rows.text.column_names)
     raise DataError(f'{rows.origin}: no caption column; give a template like "{{label}}" over {columns}')

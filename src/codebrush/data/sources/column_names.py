@@ -32,6 +32,12 @@ URL_COLUMNS = ("url", "URL", "image_url", "link", "uri")
 URL_CAPTION_COLUMNS = ("caption", "text", "TEXT", "alt", "alt_text", "title")
 
 
+def usual_columns(names: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """Those of `columns` that have one of the usual `names` (see `column_called`), the likeliest first."""
+    found = (column_called(name, columns) for name in names)
+    return [column for column in found if column is not None]
+
+
 def column_called(name: str, columns: Sequence[str]) -> str | None:
     """The column of this name, else the first that differs from it in capitals alone, else None."""
     if name in columns:

@@ -7,22 +7,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from codebrush.data.picture_formats import EXTENSIONS
+from codebrush.data.set_aside import SYSTEM_FOLDERS
 from codebrush.data.sources.unread import Unread
 
 SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"))
-SYSTEM_FOLDERS = frozenset(  # bins, thumbnails and snapshots of Windows, macOS, Synology and QNAP
-    (
-        "__macosx",
-        "$recycle.bin",
-        "#recycle",
-        "#snapshot",
-        "@eadir",
-        "@recycle",
-        "@recently-snapshot",
-        "lost+found",
-        "system volume information",
-    )
-)
 SPECIAL = ((stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"), (stat.S_ISCHR, "device"), (stat.S_ISBLK, "device"))
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from codebrush.data.file_kinds import is_picture_file, kind_of_file
-from codebrush.data.picture_formats import EXTENSIONS
-from codebrush.data.sources.caption_files import ENDINGS, CaptionFiles, read_captions
+from codebrush.data.picture_formats import EXTENSIONS, is_picture_file, kind_of_file
+from codebrush.data.sources.caption_files import ENDINGS, CaptionFiles, captions_in
 from codebrush.data.sources.file_names import escaped
 from codebrush.data.sources.folder_files import files_in
 from codebrush.data.sources.metadata import METADATA_NAMES, read_metadata, tables_about
@@ -103,17 +102,13 @@ def _pictures(source: str, folder: Path, files: _Files, unread: Unread) -> "Data
     """The rows of a folder's pictures, with the metadata or else the caption files beside them."""
     tables = files.metadata or tables_about(folder, files.tables, files.pictures)
     texts = CaptionFiles(files.others)
-    used = set(tables)
-    named = len(unread.named)
     if tables:
-        dataset = read_metadata(source, folder, files.pictures, tables, unread)
+        dataset, used = read_metadata(source, folder, files.pictures, tables, unread), set(tables)
+        unread.read["caption files"] += len(tables)
     else:
-        dataset, read = _folder_with_texts(folder, files.pictures, texts, unread)
-        used |= read
+        dataset, used = _folder_with_texts(folder, files.pictures, texts, unread)
     unread.read["pictures"] += len(files.pictures)
-    unread.read["caption files"] += len(used) - (0 if tables else len(unread.named) - named)
-    rest = [name for name in [*files.tables, *files.others] if name not in used]
-    _count(rest, unread)
+    _count((name for name in [*files.tables, *files.others] if name not in used), unread)
     return dataset
 
 
@@ -128,11 +123,7 @@ def _folder_with_texts(
     for picture in pictures:
         beside = texts.beside(picture)
         if beside is not None and beside not in cache:
-            try:
-                cache[beside] = read_captions(folder / beside)
-            except ValueError as error:
-                cache[beside] = []
-                unread.name(escaped(str(folder / beside)), str(error))
+            cache[beside] = captions_in(folder / beside, unread)
         captions.append(cache.get(beside or "", []))
     features = Features({"file_name": Value("string"), "captions": Sequence(Value("string"))})
     rows = {"file_name": [escaped(name) for name in pictures], "captions": captions}

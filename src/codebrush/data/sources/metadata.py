@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codebrush.data.sources.column_names import PATH_COLUMNS, column_called
+from codebrush.data.sources.column_names import PATH_COLUMNS, usual_columns
 from codebrush.data.sources.file_names import comparable, escaped
 from codebrush.data.sources.filters import is_empty
 from codebrush.data.sources.json_columns import common_columns
@@ -83,8 +83,7 @@ def read_metadata(
 
 def path_column(dataset: "Dataset") -> str | None:
     """The column of file names, by its usual names in any case."""
-    found = (column_called(name, dataset.column_names) for name in PATH_COLUMNS)
-    return next((column for column in found if column is not None), None)
+    return next(iter(usual_columns(PATH_COLUMNS, dataset.column_names)), None)
 
 
 def _paths(table: str, cells: Sequence[Any]) -> list[str | None]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from codebrush.data.sources.column_names import PATH_COLUMNS, column_called
+from codebrush.data.sources.column_names import PATH_COLUMNS, usual_columns
 from codebrush.data.sources.file_names import escaped
 from codebrush.data.sources.folder_reader import load_folder
 from codebrush.data.sources.tables import BUILDERS, load_files, load_from_hub
@@ -104,8 +104,7 @@ def _image_column(source: str, dataset: "Dataset", wanted: str | None) -> str:
     schema = dataset.features.arrow_schema
     pictures = [name for name in columns if isinstance(dataset.features[name], Image)]
     binary = [name for name in columns if _is_binary(schema.field(name).type)]
-    usual = [found for name in PATH_COLUMNS if (found := column_called(name, columns)) is not None]
-    paths = [name for name in usual if _is_string(schema.field(name).type)]
+    paths = [name for name in usual_columns(PATH_COLUMNS, columns) if _is_string(schema.field(name).type)]
     found = pictures or binary or paths[:1]
     if not found:
         raise DataError(f"{source}: no column holds pictures; there are {', '.join(columns)}")

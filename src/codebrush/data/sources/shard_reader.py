@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from codebrush.data.picture_formats import EXTENSIONS
 from codebrush.data.sources.file_names import escaped
 from codebrush.data.sources.json_columns import described, read_object
-from codebrush.data.sources.table_reader import count, problem, without_problems
+from codebrush.data.sources.raw_rows import cached_rows, count, problem
 from codebrush.data.sources.text_files import decode_text
 from codebrush.data.sources.unread import Unread
 from codebrush.errors import DataError
@@ -38,27 +38,22 @@ def read_shards(files: Sequence[tuple[Path, str]], unread: Unread) -> "Dataset":
     Raises:
         DataError: if no shard holds a picture or a text; names the fields that they do hold.
     """
-    from datasets import Dataset, Features, Image, Value, concatenate_datasets
+    from datasets import Image, Value, concatenate_datasets
 
     names = ("__key__", "split", "json", *COLUMNS)
-    texts = {name: Value("string") for name in (*names, "problem", "note", "kind")}
-    features = Features({"image": Image(decode=False), **texts})
-    # With size and time among the arguments, `datasets` does not reuse its copy of an older shard of the same name.
-    facts = [(str(file), split, file.stat().st_size, file.stat().st_mtime_ns) for file, split in files]
-    dataset = Dataset.from_generator(_samples, features=features, gen_kwargs={"shards": facts})
-    assert isinstance(dataset, Dataset)
+    columns = {"image": Image(decode=False), **dict.fromkeys(names, Value("string"))}
     before = unread.counted.copy()
-    dataset = _with_one_caption_column(without_problems(dataset, unread))
+    dataset = _with_one_caption_column(cached_rows(_samples, files, columns, unread))
     if not len(dataset):
         fields = [kind.removeprefix("member of the kind ") for kind in unread.counted - before]
         held = f"; they hold {', '.join(fields)}" if fields else ""
         said = "".join(f"; {line}" for line in unread.lines)
         raise DataError(f"{unread.origin}: no sample in {_numbered(len(files))}{held}{said}")
     empty = {name for name in (*COLUMNS, "split", "json") if dataset.data.column(name).null_count == len(dataset.data)}
-    columns = None if "json" in empty else described(dataset.select_columns(["json"]), OWN_FIELDS)
-    replaced = set() if columns is None else set(columns.column_names)
+    objects = None if "json" in empty else described(dataset.select_columns(["json"]), OWN_FIELDS)
+    replaced = set() if objects is None else set(objects.column_names)
     dataset = dataset.remove_columns([name for name in names if name in {*empty, *replaced, "json"}])
-    return dataset if columns is None else concatenate_datasets([dataset, columns], axis=1)
+    return dataset if objects is None else concatenate_datasets([dataset, objects], axis=1)
 
 
 def _with_one_caption_column(dataset: "Dataset") -> "Dataset":
@@ -79,7 +74,6 @@ def _numbered(shards: int) -> str:
 
 
 def _samples(shards: Iterable[tuple[str, str, int, int]]) -> Iterator[dict[str, Any]]:
-    empty = dict.fromkeys(("image", "json", *COLUMNS, "__key__", "split", "problem", "note", "kind"))
     for path, split, _, _ in shards:
         whole, cut = 0, False
         for _, group in groupby(_members(path), key=lambda member: _first_key(member[0])):
@@ -89,10 +83,10 @@ def _samples(shards: Iterable[tuple[str, str, int, int]]) -> Iterator[dict[str, 
                 break
             for row in _rows_of(path, [(name, data) for name, data in files if data is not None]):
                 whole += "__key__" in row
-                yield {**empty, "split": split or None, **row}
+                yield {"split": split or None, **row}
         if cut:
             reason = f"cut off or damaged after {whole} whole samples" if whole else "not a whole tar file"
-            yield {**empty, **problem(path, reason)}
+            yield problem(path, reason)
 
 
 def _members(path: str) -> Iterator[tuple[str, bytes | None]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from codebrush.data.sources.delimited import read_records
 from codebrush.data.sources.json_columns import described, read_object
+from codebrush.data.sources.raw_rows import cached_rows, problem
 from codebrush.data.sources.text_files import BROKEN, lines_of
 from codebrush.data.sources.unread import Unread
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 DELIMITED = (".csv", ".tsv")
 JSON_LINES = (".jsonl", ".ndjson")
-RAW = ("json", "split", "problem", "note", "kind")
 
 
 def read_tables(files: Sequence[tuple[Path, str]], unread: Unread) -> "Dataset":
@@ -26,14 +26,9 @@ def read_tables(files: Sequence[tuple[Path, str]], unread: Unread) -> "Dataset":
 
     Cells of CSV and TSV files are texts, empty ones null. Raises what `datasets` raises.
     """
-    from datasets import Dataset, Features, Value, concatenate_datasets
+    from datasets import Value, concatenate_datasets
 
-    features = Features({name: Value("string") for name in RAW})
-    # With size and time among the arguments, `datasets` does not reuse its copy of an older table of the same name.
-    facts = [(str(file), split, file.stat().st_size, file.stat().st_mtime_ns) for file, split in files]
-    dataset = Dataset.from_generator(_rows, features=features, gen_kwargs={"tables": facts})
-    assert isinstance(dataset, Dataset)
-    dataset = without_problems(dataset, unread)
+    dataset = cached_rows(_rows, files, {"json": Value("string"), "split": Value("string")}, unread)
     columns = described(dataset.select_columns(["json"]))
     splits = dataset.select_columns(["split"])
     if columns is None:
@@ -42,42 +37,11 @@ def read_tables(files: Sequence[tuple[Path, str]], unread: Unread) -> "Dataset":
     return concatenate_datasets([columns, splits], axis=1) if given else columns
 
 
-def without_problems(dataset: "Dataset", unread: Unread) -> "Dataset":
-    """The rows that hold data, without the columns `problem`, `note` and `kind` of `problem`, notes and `count`.
-
-    What those columns say goes into `unread`.
-    """
-    columns = {name: dataset.data.column(name) for name in ("problem", "note", "kind")}
-    said = {name: column.drop_null().to_pylist() for name, column in columns.items()}
-    for note in said["note"]:
-        unread.note(note)
-    for kind in said["kind"]:
-        unread.count(kind)
-    for each in said["problem"]:
-        unread.name(*json.loads(each))
-    data = dataset.remove_columns([*columns])
-    if not any(said.values()):
-        return data
-    empty = zip(*(column.is_null().to_pylist() for column in columns.values()), strict=True)
-    return data.select([index for index, row in enumerate(empty) if all(row)])
-
-
-def problem(item: str, reason: str) -> dict[str, str]:
-    """A row that names an item that cannot be read, for `without_problems`."""
-    return {"problem": json.dumps([item, reason])}
-
-
-def count(kind: str) -> dict[str, str]:
-    """A row that counts an item of a kind that is not read, for `without_problems`."""
-    return {"kind": kind}
-
-
 def _rows(tables: Iterable[tuple[str, str, int, int]]) -> Iterator[dict[str, Any]]:
-    empty = dict.fromkeys(RAW)
     for path, split, _, _ in tables:
         read = _json_rows if Path(path).suffix.lower() in JSON_LINES else _delimited_rows
         for row in read(Path(path)):
-            yield {**empty, "split": split or None, **row}
+            yield {"split": split or None, **row}
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, str]]:

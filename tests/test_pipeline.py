@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from codebrush import Codebrush
-from codebrush.data.images import resize_square, stack
+from codebrush.data.decoding.images import resize_square, stack
 from codebrush.errors import ImageError, PackError, PromptError, UsageError
 from codebrush.generation.options import DEFAULTS
 from codebrush.generation.result import Result

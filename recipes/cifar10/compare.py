@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from codebrush.data.images import stack
+from codebrush.data.decoding.images import stack
 from codebrush.data.sources.captioned_images import open_source
 from codebrush.evaluation.alignment import cross_retrieval, zero_shot
 from codebrush.models.clip import CLIP

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from codebrush.data.images import stack
+from codebrush.data.decoding.images import stack
 from codebrush.data.synthetic.outlines import COLOURS
 from codebrush.data.synthetic.questions import KINDS, Question, scene_questions
 from codebrush.data.synthetic.shapes import scene

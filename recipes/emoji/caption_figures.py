@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from ask_scenes import open_reader
 
-from codebrush.data.images import stack
+from codebrush.data.decoding.images import stack
 from codebrush.data.sources.captioned_images import open_source
 from codebrush.evaluation.captions import cider
 from codebrush.pack.pack import open_pack

@@ -29,7 +29,7 @@ from sheet import COLUMNS, PROMPTS, drawn_sheet
 
 from codebrush import Codebrush
 from codebrush.data.contact_sheet import contact_sheet
-from codebrush.data.images import stack, to_pil
+from codebrush.data.decoding.images import stack, to_pil
 from codebrush.data.sources.captioned_images import CaptionedImages, open_source
 from codebrush.data.synthetic.questions import KINDS
 from codebrush.evaluation.alignment import zero_shot

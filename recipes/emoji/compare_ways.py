@@ -21,7 +21,7 @@ from torch import Tensor
 
 from codebrush import Codebrush
 from codebrush.data.contact_sheet import contact_sheet
-from codebrush.data.images import save_png, stack, to_pil
+from codebrush.data.decoding.images import save_png, stack, to_pil
 from codebrush.data.sources.captioned_images import open_source
 from codebrush.generation.sampling.reranking import best_first
 from codebrush.pack.pack import open_clip

@@ -21,7 +21,7 @@ from PIL import Image
 from style_classifier import KINDS, STYLES, load, predicted_styles
 
 from codebrush import Codebrush
-from codebrush.data.images import stack, to_pil
+from codebrush.data.decoding.images import stack, to_pil
 from codebrush.data.sources.captioned_images import open_source
 from codebrush.evaluation.alignment import r_precision
 from codebrush.evaluation.rows import embed_texts

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codebrush.data.images import stack
+from codebrush.data.decoding.images import stack
 from codebrush.data.sources.captioned_images import CaptionedImages, open_source
 from codebrush.evaluation.alignment import cross_retrieval
 from codebrush.evaluation.rows import embed_texts

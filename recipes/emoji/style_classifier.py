@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from codebrush.data.images import stack
+from codebrush.data.decoding.images import stack
 from codebrush.training.dataset import Captioned, SourceConfig, load_captioned
 
 STYLES = ("noto", "twemoji", "fluent-flat", "fluent-color", "fluent-3d")

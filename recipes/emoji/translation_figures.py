@@ -19,7 +19,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from codebrush import Codebrush
 from codebrush.data.contact_sheet import contact_sheet
-from codebrush.data.images import resize_square, save_png, stack
+from codebrush.data.decoding.images import resize_square, save_png, stack
 from codebrush.data.sources.captioned_images import open_source
 from codebrush.models.clip import CLIP
 from codebrush.models.perceptual import CLIPPerceptual

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from codebrush.data.images import resize_square, stack, to_pil
+from codebrush.data.decoding.images import resize_square, stack, to_pil
 from codebrush.data.sources.captioned_images import open_source
 from codebrush.generation.editing.upscaling import upscale_picture
 from codebrush.models.perceptual import CLIPPerceptual

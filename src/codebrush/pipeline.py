@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.images import Picture, decode_image, picture_list, stack, to_pil
+from codebrush.data.decoding.images import Picture, decode_image, picture_list, stack, to_pil
 from codebrush.data.preprocess import pixels_for
 from codebrush.data.text_embedding import embed_texts
 from codebrush.errors import UsageError

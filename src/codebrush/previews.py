@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from codebrush.data.contact_sheet import contact_sheet
-from codebrush.data.images import to_pil
+from codebrush.data.decoding.images import to_pil
 from codebrush.generation.options import SamplingFilters
 from codebrush.generation.sampling.decoding import draw_codes, picture_uniforms
 from codebrush.models.clip import CLIP

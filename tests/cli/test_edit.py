@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from codebrush.cli.main import run
-from codebrush.data.images import read_manifest
+from codebrush.data.decoding.images import read_manifest
 from codebrush.data.synthetic.shapes import scene
 from codebrush.models.bank import Bank, BankConfig
 from codebrush.models.upscaler import Upscaler, UpscalerConfig

@@ -8,7 +8,7 @@ import torch
 
 from codebrush import Codebrush
 from codebrush.cli.main import run
-from codebrush.data.images import stack
+from codebrush.data.decoding.images import stack
 from codebrush.data.sources.captioned_images import open_source
 from codebrush.data.synthetic.shapes import scene
 from codebrush.evaluation.alignment import clip_score, cross_retrieval, r_precision, zero_shot

@@ -16,7 +16,7 @@ from PIL import Image
 
 from codebrush import Codebrush
 from codebrush.cli.main import run
-from codebrush.data.images import read_manifest, save_png
+from codebrush.data.decoding.images import read_manifest, save_png
 from packs import write_micro_pack
 
 

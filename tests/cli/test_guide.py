@@ -13,7 +13,7 @@ from PIL import Image, ImageSequence
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from codebrush.cli.main import run
-from codebrush.data.images import read_manifest
+from codebrush.data.decoding.images import read_manifest
 from packs import write_micro_pack
 
 SHORT = ("--method", "guide", "--steps", 4, "--show-every", 2, "--cutouts", 2)

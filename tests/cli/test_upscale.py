@@ -11,7 +11,7 @@ from torch import nn
 
 from codebrush import Codebrush
 from codebrush.cli.main import run
-from codebrush.data.images import decode_image, read_manifest, save_png
+from codebrush.data.decoding.images import decode_image, read_manifest, save_png
 from codebrush.data.synthetic.shapes import scene
 from codebrush.models.upscaler import Upscaler, UpscalerConfig
 from packs import write_micro_pack

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from codebrush.data.images import resize_square
+from codebrush.data.decoding.images import resize_square
 from codebrush.data.pixel_cache import decode_once
 from codebrush.data.sources.captioned_images import open_source
 from codebrush.errors import CodebrushError, DataError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from codebrush.data.images import MAX_PIXELS, decode_image
+from codebrush.data.decoding.images import MAX_PIXELS, decode_image
 from codebrush.data.preprocess import clip_resize, preprocess
 from codebrush.errors import ImageError
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from codebrush.data.images import to_tensor
+from codebrush.data.decoding.images import to_tensor
 from codebrush.generation.latent_files import cover, encoded
 from codebrush.models.vqgan import VQGAN
 from codebrush.models.vqgan_sizes import vqgan_micro

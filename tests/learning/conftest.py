@@ -10,7 +10,7 @@ from filelock import FileLock
 from torch import Tensor
 
 import codebrush
-from codebrush.data.images import stack
+from codebrush.data.decoding.images import stack
 from codebrush.data.stored_codes import encode_once
 from codebrush.data.synthetic.shapes import Scene
 from codebrush.models.clip import CLIP

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codebrush.data.images import stack
+from codebrush.data.decoding.images import stack
 from codebrush.data.synthetic.shapes import Scene, SceneObject, scene
 from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import Tokenizer

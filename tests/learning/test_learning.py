@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from codebrush import Codebrush
-from codebrush.data.images import stack, to_pil
+from codebrush.data.decoding.images import stack, to_pil
 from codebrush.data.synthetic.shape_recognition import recognise_shape
 from codebrush.evaluation.alignment import zero_shot
 from codebrush.generation.options import SamplingFilters

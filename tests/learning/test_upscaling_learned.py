@@ -7,7 +7,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from codebrush.data.images import stack, to_pil
+from codebrush.data.decoding.images import stack, to_pil
 from codebrush.data.synthetic.scene_folder import write_shapes
 from codebrush.data.synthetic.shapes import scene
 from codebrush.generation.editing.upscaling import upscale_picture

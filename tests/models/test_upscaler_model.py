@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from codebrush.data.images import to_pil, to_tensor
+from codebrush.data.decoding.images import to_pil, to_tensor
 from codebrush.errors import PackError
 from codebrush.models.upscaler import Upscaler, UpscalerConfig, enlarge, reduce
 

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from codebrush.data.images import decode_image
+from codebrush.data.decoding.images import decode_image
 from codebrush.data.preprocess import clip_resize, preprocess
 from codebrush.models.clip import CLIP, OPENAI_MEAN, OPENAI_STD, CLIPConfig
 from codebrush.models.encoders.text_transformer import TextTransformerConfig

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from codebrush.conversion.export import export_clip
 from codebrush.conversion.load import load_clip
-from codebrush.data.images import MAX_PIXELS
+from codebrush.data.decoding.images import MAX_PIXELS
 from codebrush.data.preprocess import clip_resize, pixels_for
 from codebrush.errors import PackError
 from codebrush.models.clip import CLIP

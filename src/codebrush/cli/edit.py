@@ -144,7 +144,7 @@ def interpolate(
 ) -> None:
     """Draw the frames between prompts or pictures."""
     start = time.perf_counter()
-    from codebrush.data.images import save_png
+    from codebrush.data.decoding.images import save_png
     from codebrush.generation.manifest import interpolated_manifest
     from codebrush.generation.videos import check_video, write_video
     from codebrush.pipeline import Codebrush

@@ -54,7 +54,7 @@ def explain(
     if not text.strip():
         raise UsageError("the text is empty: say in words what to look for in the picture")
     check_picture_file(image)
-    from codebrush.data.images import save_png
+    from codebrush.data.decoding.images import save_png
     from codebrush.pipeline import Codebrush
     from codebrush.understanding.overlay import render_page
 
@@ -96,7 +96,7 @@ def _heat(brush: "Codebrush", image: Path, text: str, method: Method) -> tuple["
 
 def _view(clip: "CLIP", image: Path) -> tuple["Image.Image", float]:
     """The part of the picture that the encoder reads, at the size of a panel, and its share of the picture, 0 to 1."""
-    from codebrush.data.images import decode_image, resize_square
+    from codebrush.data.decoding.images import decode_image, resize_square
     from codebrush.data.preprocess import clip_resize
     from codebrush.understanding.overlay import PANEL
 
@@ -114,7 +114,7 @@ def _view(clip: "CLIP", image: Path) -> tuple["Image.Image", float]:
 def _codes(brush: "Codebrush", image: Path) -> tuple[list["Group"], dict[str, Any]]:
     """For a picture that a code transformer generated: how its codes attended to the words of its prompt, as panels and
     a part of the report. Both are empty for other pictures."""
-    from codebrush.data.images import read_manifest
+    from codebrush.data.decoding.images import read_manifest
     from codebrush.understanding.codes_attention import prompt_attention
     from codebrush.understanding.overlay import Group, Panel, normalised_maps
 

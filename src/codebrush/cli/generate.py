@@ -202,7 +202,7 @@ def replay(
 ) -> None:
     """Make a picture again from the record in its PNG."""
     start = time.perf_counter()
-    from codebrush.data.images import decode_image, read_manifest, save_png
+    from codebrush.data.decoding.images import decode_image, read_manifest, save_png
     from codebrush.methods import check_method
     from codebrush.pipeline import Codebrush
 

@@ -56,7 +56,7 @@ def seen_picture(clip: "CLIP", path: Path) -> "tuple[Image.Image, dict[str, int]
     Raises:
         ImageError: if it cannot be read.
     """
-    from codebrush.data.images import read_picture
+    from codebrush.data.decoding.images import read_picture
 
     picture = read_picture(path, keep_mode=True, wanted=max(clip.image_shape))
     return picture.image, {} if picture.frame is None else {"frame": picture.frame}

@@ -46,7 +46,7 @@ def _free(name: str, joint: str, is_taken: Callable[[str], bool]) -> str:
 def save_run(results: Sequence["Result"], folder: Path, name: str) -> dict[str, Any]:
     """Write a run's pictures and their contact sheet into a folder; returns the report of them."""
     from codebrush.data.contact_sheet import contact_sheet
-    from codebrush.data.images import save_png
+    from codebrush.data.decoding.images import save_png
 
     paths = [folder / f"{name}_{result.manifest['index']:02d}.png" for result in results]
     for result, path in zip(results, paths, strict=True):
@@ -60,7 +60,7 @@ def save_run(results: Sequence["Result"], folder: Path, name: str) -> dict[str, 
 
 def save_enlarged(results: Sequence["Result"], folder: Path, ending: str) -> list[dict[str, Any]]:
     """Write the enlarged pictures of a guided run beside the others; returns the report of them."""
-    from codebrush.data.images import save_png
+    from codebrush.data.decoding.images import save_png
 
     paths = [folder / f"picture_{result.manifest['index']:02d}_{ending}.png" for result in results]
     for result, path in zip(results, paths, strict=True):

@@ -109,7 +109,7 @@ def _check_sheet(sheet: Path, image: Path | None) -> None:
 
 def _draw(hits: "list[Hit]", sheet: Path) -> None:
     from codebrush.data.contact_sheet import contact_sheet
-    from codebrush.data.images import decode_image, save_png
+    from codebrush.data.decoding.images import decode_image, save_png
 
     pictures = [decode_image(hit.thumbnail) for hit in hits]
     save_png(contact_sheet(pictures, [f"{hit.score:.3f} {hit.caption or Path(hit.path).name}" for hit in hits]), sheet)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from codebrush.data.images import to_pil
+from codebrush.data.decoding.images import to_pil
 
 if TYPE_CHECKING:
     from rich_pixels import Pixels

@@ -44,7 +44,7 @@ def upscale(
 
 def _upscale(brush: "Codebrush", path: Path, scale: int, out: Path) -> dict[str, Any]:
     """Enlarge one picture; returns its entry in the report."""
-    from codebrush.data.images import save_png
+    from codebrush.data.decoding.images import save_png
     from codebrush.generation.editing.upscaling import file_manifest
 
     with progress_bar(path.name) as progress:

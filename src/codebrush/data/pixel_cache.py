@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 
-from codebrush.data.images import decode_image, resize_square
+from codebrush.data.decoding.images import decode_image, resize_square
 from codebrush.data.sources.captioned_images import CaptionedImages
 from codebrush.errors import DataError, ImageError
 from codebrush.files import atomic_file, made_once

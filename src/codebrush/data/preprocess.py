@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.images import MAX_PIXELS, decode_image, stack, to_tensor
+from codebrush.data.decoding.images import MAX_PIXELS, decode_image, stack, to_tensor
 from codebrush.models.clip import CLIP
 from codebrush.models.encoders.image_shape import image_shape
 

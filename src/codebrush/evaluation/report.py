@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.images import stack
+from codebrush.data.decoding.images import stack
 from codebrush.data.preprocess import pixels_for
 from codebrush.data.sources.captioned_images import CaptionedImages
 from codebrush.errors import CodebrushError

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from codebrush.data.images import decode_image, to_tensor
+from codebrush.data.decoding.images import decode_image, to_tensor
 from codebrush.errors import ImageError
 from codebrush.models.vqgan import VQGAN
 

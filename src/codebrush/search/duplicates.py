@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codebrush.data.compression import is_lossy
 from codebrush.data.curation.near_duplicates import (
     BITS,
     ENOUGH,
@@ -25,8 +24,9 @@ from codebrush.data.curation.near_duplicates import (
     fingerprint,
     quality,
 )
-from codebrush.data.images import read_picture
-from codebrush.data.transparency import opacity
+from codebrush.data.decoding.compression import is_lossy
+from codebrush.data.decoding.images import read_picture
+from codebrush.data.decoding.transparency import opacity
 from codebrush.errors import ImageError, UsageError
 from codebrush.models.clip import CLIP
 from codebrush.progress import Progress

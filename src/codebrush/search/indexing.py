@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.images import decode_image, read_picture
+from codebrush.data.decoding.images import decode_image, read_picture
 from codebrush.data.sources.file_names import existing
 from codebrush.errors import DataError, ImageError
 from codebrush.models.clip import CLIP

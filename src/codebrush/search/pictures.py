@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codebrush.data.picture_formats import EXTENSIONS, is_picture_file
+from codebrush.data.decoding.picture_formats import EXTENSIONS, is_picture_file
 from codebrush.data.sources.caption_files import captions_beside
 from codebrush.data.sources.captioned_images import Template
 from codebrush.data.sources.column_names import CAPTION_COLUMNS, NAME_COLUMNS, usual_columns

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from codebrush.data.crawl.gather import gather
 from codebrush.data.crawl.options import FetchLimits, GatherOptions
 from codebrush.data.crawl.url_lists import UrlRow
-from codebrush.data.images import decode_image
+from codebrush.data.decoding.images import decode_image
 from codebrush.data.sources.captioned_images import open_source
 from codebrush.errors import CodebrushError, DataError, UsageError
 from rude_server import RudeServer, rude_server

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from codebrush import Codebrush
-from codebrush.data.images import read_manifest, save_png
+from codebrush.data.decoding.images import read_manifest, save_png
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import ImageError, PackError, PromptError, UsageError
 from codebrush.generation.editing.editing import Edit, prepare_edit

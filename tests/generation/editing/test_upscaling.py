@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from codebrush.data.images import decode_image, save_png, to_tensor
+from codebrush.data.decoding.images import decode_image, save_png, to_tensor
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import ImageError, PackError, UsageError
 from codebrush.generation.editing.upscaling import (

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codebrush import Codebrush
-from codebrush.data.images import decode_image, to_tensor
+from codebrush.data.decoding.images import decode_image, to_tensor
 from codebrush.data.preprocess import pixels_for
 from codebrush.generation.guided.camera import move_camera
 from codebrush.generation.guided.cutouts import cut_out, draw_views

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from codebrush.data.images import to_pil
+from codebrush.data.decoding.images import to_pil
 from codebrush.generation.guided.camera import move_camera
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageSequence
 from safetensors.torch import load_file
 
 from codebrush import Codebrush
-from codebrush.data.images import decode_image, read_manifest, save_png
+from codebrush.data.decoding.images import decode_image, read_manifest, save_png
 from codebrush.errors import CodebrushError, ImageError, PackError, PromptError, UsageError
 from codebrush.generation.guided.guided_run import GuidedRun
 from packs import write_micro_pack

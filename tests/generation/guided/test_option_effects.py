@@ -13,7 +13,7 @@ from plain_guidance import plain_guidance
 from torch import Tensor
 
 from codebrush import Codebrush
-from codebrush.data.images import decode_image, save_png, to_pil, to_tensor
+from codebrush.data.decoding.images import decode_image, save_png, to_pil, to_tensor
 from codebrush.generation.guided.guide_options import GuideOptions, guide_options
 from codebrush.generation.guided.guided_run import GuidedRun
 from codebrush.generation.guided.penalties import asymmetry, palette_distance, parse_palette, total_variation

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from codebrush.data.images import to_tensor
+from codebrush.data.decoding.images import to_tensor
 from codebrush.generation.guided.run_film import film_frames
 from codebrush.generation.latent_interpolation import interpolate_latents
 

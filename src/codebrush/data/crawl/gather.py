@@ -27,7 +27,7 @@ from codebrush.data.crawl.gather_state import STATE_FOLDER, Slice
 from codebrush.data.crawl.options import GatherOptions
 from codebrush.data.crawl.polite_queue import PoliteQueue
 from codebrush.data.crawl.url_lists import UrlRow
-from codebrush.data.images import decode_image
+from codebrush.data.decoding.images import decode_image
 from codebrush.data.sources.shard_writer import storable
 from codebrush.errors import CodebrushError, DataError, ImageError
 from codebrush.files import atomic_file, cannot_write

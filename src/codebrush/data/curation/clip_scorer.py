@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from codebrush.data.images import resize_square
+from codebrush.data.decoding.images import resize_square
 from codebrush.data.preprocess import clip_resize, pixels_for
 from codebrush.data.text_embedding import embed_texts
 from codebrush.models.clip import CLIP

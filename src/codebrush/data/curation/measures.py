@@ -11,7 +11,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from codebrush.data.compression import is_lossy
 from codebrush.data.curation.caption_rules import CaptionRules
 from codebrush.data.curation.near_duplicates import (
     COPY_CELLS,
@@ -23,9 +22,10 @@ from codebrush.data.curation.near_duplicates import (
     quality,
 )
 from codebrush.data.curation.options import CurationOptions
-from codebrush.data.images import read_picture
+from codebrush.data.decoding.compression import is_lossy
+from codebrush.data.decoding.images import read_picture
+from codebrush.data.decoding.transparency import flattened, opacity
 from codebrush.data.sources.captioned_images import CaptionedImages
-from codebrush.data.transparency import flattened, opacity
 from codebrush.errors import ImageError
 
 CHUNK = 256  # rows measured at once; of their pictures only thumbnails are held, for the scores

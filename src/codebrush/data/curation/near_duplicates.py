@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from codebrush.data.set_aside import is_set_aside
-from codebrush.data.transparency import BLACK, contrast, flattened, opacity
+from codebrush.data.decoding.transparency import BLACK, contrast, flattened, opacity
+from codebrush.data.sources.set_aside import is_set_aside
 from codebrush.errors import UsageError
 
 JUDGED_SIDE = 256  # the shorter side that a fingerprint wants of large pictures; see `data.large_pictures`

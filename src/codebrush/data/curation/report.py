@@ -13,7 +13,7 @@ from codebrush.data.contact_sheet import contact_sheet
 from codebrush.data.curation.measures import BYTES_PER_ROW, KEPT, REASONS, Measures, good_captions
 from codebrush.data.curation.options import CurationOptions
 from codebrush.data.curation.phrases import SPLITS, Phrases
-from codebrush.data.images import decode_image, save_png
+from codebrush.data.decoding.images import decode_image, save_png
 from codebrush.data.sources.captioned_images import CaptionedImages
 from codebrush.data.sources.shard_writer import ShardWriter
 from codebrush.errors import ImageError

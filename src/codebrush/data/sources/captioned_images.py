@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from codebrush.data.images import decode_image
+from codebrush.data.decoding.images import decode_image
 from codebrush.data.sources.caption_templates import Template, cell_text
 from codebrush.data.sources.column_names import CAPTION_COLUMNS, NAME_COLUMNS, usual_columns
 from codebrush.data.sources.file_names import existing, read_file

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from codebrush.data.picture_formats import EXTENSIONS, is_picture_file, kind_of_file
+from codebrush.data.decoding.picture_formats import EXTENSIONS, is_picture_file, kind_of_file
 from codebrush.data.sources.caption_files import ENDINGS, CaptionFiles, captions_in
 from codebrush.data.sources.file_names import escaped
 from codebrush.data.sources.folder_files import files_in

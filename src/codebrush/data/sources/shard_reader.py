@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codebrush.data.picture_formats import EXTENSIONS
+from codebrush.data.decoding.picture_formats import EXTENSIONS
 from codebrush.data.sources.file_names import escaped
 from codebrush.data.sources.json_columns import described, read_object
 from codebrush.data.sources.raw_rows import cached_rows, count, problem

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from codebrush.data.images import FORMATS, decode_image
+from codebrush.data.decoding.images import FORMATS, decode_image
 from codebrush.errors import ImageError
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from codebrush.data.decoding.images import MAX_PIXELS, WITH_PROFILE, Picture, decode_image, to_tensor
 from codebrush.data.hole_filling import fill_holes
-from codebrush.data.images import MAX_PIXELS, WITH_PROFILE, Picture, decode_image, to_tensor
 from codebrush.errors import UsageError
 
 SIDES = ("left", "top", "right", "bottom")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.images import Picture, decode_image
+from codebrush.data.decoding.images import Picture, decode_image
 from codebrush.errors import ImageError, PackError, PromptError, UsageError
 from codebrush.files import file_sha256
 from codebrush.generation.editing.canvas import Canvas, boxed_canvas, extended_canvas, masked_canvas, whole_canvas

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.images import Picture, to_pil
-from codebrush.data.picture_formats import EXTENSIONS
+from codebrush.data.decoding.images import Picture, to_pil
+from codebrush.data.decoding.picture_formats import EXTENSIONS
 from codebrush.errors import ImageError, UsageError
 from codebrush.generation.editing.canvas import whole_canvas
 from codebrush.generation.latent_files import file_latents

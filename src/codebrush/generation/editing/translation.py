@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from codebrush.data.images import to_pil, to_tensor
+from codebrush.data.decoding.images import to_pil, to_tensor
 from codebrush.errors import UsageError
 from codebrush.generation.editing.canvas import whole_canvas
 from codebrush.generation.editing.editing import Edit, check_style

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.images import MAX_PIXELS, WITH_PROFILE, read_manifest, to_pil, to_tensor
+from codebrush.data.decoding.images import MAX_PIXELS, WITH_PROFILE, read_manifest, to_pil, to_tensor
 from codebrush.errors import ImageError, UsageError
 from codebrush.generation.manifest import (
     foreign_manifest,

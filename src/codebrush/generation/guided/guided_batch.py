@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codebrush.data.images import decode_image, to_tensor
+from codebrush.data.decoding.images import decode_image, to_tensor
 from codebrush.data.preprocess import pixels_for
 from codebrush.errors import CodebrushError, UsageError
 from codebrush.generation.guided.guide_options import GuideOptions

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.images import stack, to_pil
+from codebrush.data.decoding.images import stack, to_pil
 from codebrush.errors import PackError, UsageError
 from codebrush.generation.guided.guidance import Guidance, Step, decode_to_show
 from codebrush.generation.guided.guidance_state import State

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.images import decode_image
+from codebrush.data.decoding.images import decode_image
 from codebrush.errors import UsageError
 from codebrush.generation.guided.guide_options import GuideOptions
 

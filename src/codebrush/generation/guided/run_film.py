@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.images import to_pil
+from codebrush.data.decoding.images import to_pil
 from codebrush.generation.latent_interpolation import interpolate_latents
 
 

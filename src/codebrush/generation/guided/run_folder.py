@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from codebrush.data.images import decode_image, read_manifest, save_png, to_pil
+from codebrush.data.decoding.images import decode_image, read_manifest, save_png, to_pil
 from codebrush.errors import CodebrushError
 from codebrush.files import atomic_file, write_errors
 from codebrush.generation.guided.guidance import Step

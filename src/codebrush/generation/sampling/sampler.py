@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.images import MAX_PIXELS, Picture, decode_image, stack, to_pil
+from codebrush.data.decoding.images import MAX_PIXELS, Picture, decode_image, stack, to_pil
 from codebrush.errors import PackError, PromptError, UsageError
 from codebrush.generation.manifest import (
     SAMPLED,

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from codebrush.data.contact_sheet import contact_sheet
-from codebrush.data.images import to_pil
+from codebrush.data.decoding.images import to_pil
 from codebrush.data.sources.filters import is_empty
 from codebrush.errors import DataError, TrainingError
 from codebrush.models.clip import CLIP

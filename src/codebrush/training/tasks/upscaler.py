@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from codebrush.data.contact_sheet import contact_sheet
-from codebrush.data.images import to_pil
+from codebrush.data.decoding.images import to_pil
 from codebrush.errors import TrainingError
 from codebrush.models.upscaler import Upscaler, UpscalerConfig, enlarge, reduce
 from codebrush.models.vqgan import VQGAN

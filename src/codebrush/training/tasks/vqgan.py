@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from codebrush.data.contact_sheet import contact_sheet
-from codebrush.data.images import to_pil
+from codebrush.data.decoding.images import to_pil
 from codebrush.data.structural_similarity import structural_similarity, torchmetrics_ssim
 from codebrush.errors import TrainingError
 from codebrush.models.vqgan import VQGAN, VQGANConfig

@@ -8,7 +8,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from codebrush.data.picture_formats import HEAD, is_picture
+from codebrush.data.decoding.picture_formats import HEAD, is_picture
 
 BOX = 65_536  # bytes from the start of an AVIF or JPEG 2000 file in which its parameters stand
 LOSSY_TIFF = (6, 7, 34712, 50001, 50002, 52546, 34892)  # values of the tag Compression: JPEG, JPEG 2000, WebP, JPEG XL

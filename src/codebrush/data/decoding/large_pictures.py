@@ -11,7 +11,7 @@ import threading
 
 from PIL import Image, JpegImagePlugin
 
-from codebrush.data.compression import jpeg2000_levels
+from codebrush.data.decoding.compression import jpeg2000_levels
 from codebrush.errors import ImageError, UsageError
 
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; above it Pillow warns

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from codebrush.data.images import (
+from codebrush.data.decoding.images import (
     MAX_PIXELS,
     decode_image,
     read_manifest,
@@ -183,7 +183,7 @@ def test_odd_files_leave_stderr_alone(tmp_path):
     (tmp_path / "many.png").write_bytes(png_claiming(10_000, 10_000))
     program = """
 import sys
-from codebrush.data.images import decode_image
+from codebrush.data.decoding.images import decode_image
 for path in sys.argv[1:]:
     try:
         decode_image(path)

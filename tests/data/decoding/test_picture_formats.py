@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from codebrush.data import photo_formats
-from codebrush.data.compression import is_lossy, jpeg2000_levels
-from codebrush.data.images import decode_image, read_picture
-from codebrush.data.picture_formats import EXTENSIONS, HEAD, READ, READS_HEIC, READS_RAW, is_picture, unread_kind
+from codebrush.data.decoding import photo_formats
+from codebrush.data.decoding.compression import is_lossy, jpeg2000_levels
+from codebrush.data.decoding.images import decode_image, read_picture
+from codebrush.data.decoding.picture_formats import (
+    EXTENSIONS,
+    HEAD,
+    READ,
+    READS_HEIC,
+    READS_RAW,
+    is_picture,
+    unread_kind,
+)
 from codebrush.errors import CodebrushError, ImageError
 
 NOISE = Image.effect_noise((64, 48), 60).convert("RGB")

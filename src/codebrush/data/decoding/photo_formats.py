@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from PIL import Image, JpegImagePlugin
 
-from codebrush.data.picture_formats import Kind
+from codebrush.data.decoding.picture_formats import Kind
 from codebrush.errors import ImageError
 from codebrush.optional import require
 

@@ -5,8 +5,8 @@ Animations often fade in from black or start transparent. The frame is the first
 
 from PIL import Image
 
-from codebrush.data.large_pictures import MAX_REDUCED_PIXELS, check_pixels
-from codebrush.data.transparency import contrast, flattened, opacity
+from codebrush.data.decoding.large_pictures import MAX_REDUCED_PIXELS, check_pixels
+from codebrush.data.decoding.transparency import contrast, flattened, opacity
 from codebrush.errors import ImageError
 
 WITH_FRAMES = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")  # the other formats hold sizes, layers or views of one picture

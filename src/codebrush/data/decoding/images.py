@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from codebrush.data.deep_pictures import check_deep_colours, deep_to_grey, has_deep_colours, is_deep
-from codebrush.data.frames import choose_frame
-from codebrush.data.large_pictures import (
+from codebrush.data.decoding.deep_pictures import check_deep_colours, deep_to_grey, has_deep_colours, is_deep
+from codebrush.data.decoding.frames import choose_frame
+from codebrush.data.decoding.large_pictures import (
     MAX_PIXELS,
     ONE_LARGE_AT_A_TIME,
     check_pixels,
@@ -30,10 +30,10 @@ from codebrush.data.large_pictures import (
     reduced,
     reduction,
 )
-from codebrush.data.orientation import upright
-from codebrush.data.photo_formats import is_raw, open_heic, open_raw, refusal
-from codebrush.data.picture_formats import FORMATS, HEAD, READ, picture_format, unread_kind
-from codebrush.data.transparency import flattened
+from codebrush.data.decoding.orientation import upright
+from codebrush.data.decoding.photo_formats import is_raw, open_heic, open_raw, refusal
+from codebrush.data.decoding.picture_formats import FORMATS, HEAD, READ, picture_format, unread_kind
+from codebrush.data.decoding.transparency import flattened
 from codebrush.errors import CodebrushError, ImageError
 from codebrush.files import atomic_file, write_errors
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, TiffImagePlugin
 
-from codebrush.data import large_pictures
-from codebrush.data.images import decode_image, read_picture
-from codebrush.data.large_pictures import MAX_PIXELS
+from codebrush.data.decoding import large_pictures
+from codebrush.data.decoding.images import decode_image, read_picture
+from codebrush.data.decoding.large_pictures import MAX_PIXELS
 from codebrush.errors import ImageError, UsageError
 
 RAMP = np.linspace(0, 4095, 64).astype("<u2").reshape(8, 8)

@@ -1,0 +1,1 @@
+"""Opens and decodes picture files: which formats are read, orientation, frames, sizes, and what PNG files say."""

@@ -16,7 +16,7 @@ from codebrush.generation.editing.editing import EDITS, Edit, prepare_edit
 from codebrush.generation.editing.translation import replay_translation
 from codebrush.generation.guided.guide_options import GuideOptions, guide_options
 from codebrush.generation.guided.guided_batch import GuidanceModels
-from codebrush.generation.guided.guided_request import GuidedRequest, check_files, with_files
+from codebrush.generation.guided.guided_request import GuidedRequest, check_files, warn_of_shapes, with_files
 from codebrush.generation.guided.guided_run import GuidedRun
 from codebrush.generation.guided.memory_plan import MemoryPlan
 from codebrush.generation.manifest import (
@@ -130,7 +130,9 @@ def guided_run(
         raise UsageError(f"{next(iter(sampling))} is for drawing codes: leave it out, or start from init sample")
     drawn = {name: value for name, value in drawing.to_dict().items() if name != "n"}
     request = GuidedRequest(prompt, drawing.n, drawing.seed, chosen, drawn if chosen.init == "sample" else {})
-    return GuidedRun(with_files(request), guidance_models(loaded), folder)
+    request = with_files(request)
+    warn_of_shapes(request.options)
+    return GuidedRun(request, guidance_models(loaded), folder)
 
 
 def _replay_guide(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:

@@ -22,7 +22,7 @@ from codebrush.data.preprocess import pixels_for
 from codebrush.data.text_embedding import embed_texts
 from codebrush.errors import UsageError
 from codebrush.generation.editing.editing import STRENGTH, Edit, prepare_edit, translation_defaults
-from codebrush.generation.editing.interpolation import Keyframe, frames_between
+from codebrush.generation.editing.interpolation import Keyframe, frames_between, is_prompt
 from codebrush.generation.editing.translation import translate_picture, uses_translator
 from codebrush.generation.editing.upscaling import SCALES, upscale_picture
 from codebrush.generation.guided.guided_request import GuidedRequest
@@ -220,6 +220,7 @@ class Codebrush(LoadedPack):
         **sampling: Any,
     ) -> Iterator[Image.Image]:
         """`frames` pictures from the first prompt, picture or latent through each to the last; see `frames_between`."""
+        keys = [read_prompt(str(key), self.tokenizer) if is_prompt(key) else key for key in keys]
         options = draw_options(self.pack, {**checked_sampling(sampling), "n": 1, "seed": seed})
         return frames_between(self.sampler, keys, options, frames, through, progress)
 

@@ -168,10 +168,21 @@ def test_frames_between_pictures_are_files_or_a_video(
     paths = [Path(image["path"]).name for image in report["images"]]
     assert paths == [f"a-red-dog_scene_seed0_{number:04d}.png" for number in range(3)]
     assert all((tmp_path / "way" / path).is_file() for path in paths)
+    assert "unread_words" not in report
     report = report_of([*given, "--video", str(tmp_path / "way.gif")], capsys)
     assert Image.open(report["video"]).n_frames == 3  # pyright: ignore
     assert run(["interpolate", "a dog", "--pack", pack, "--out", str(tmp_path)]) == 2
     assert "give at least two prompts" in capsys.readouterr().err
+
+
+def test_words_of_an_interpolation_that_cannot_be_read_are_named(
+    pack: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["interpolate", "a red dog", "a 苹果", str(picture), "--frames", "3", "--pack", pack]
+    assert run([*given, "--out", str(tmp_path), "--json"]) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out)["unread_words"] == ["苹果"]
+    assert output.err.count('the pack cannot read "苹果"') == 1
 
 
 def test_retrieval_draws_from_known_pictures(pack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
-from codebrush.cli.output import check_folder, print_json, print_pictures, progress_bar, prompt_entry
+from codebrush.cli.output import check_folder, print_json, print_pictures, progress_bar, prompt_entry, unread_entry
 from codebrush.cli.sampling_flags import FLAGS, UpscaleOption, with_sampling_flags
 from codebrush.cli.saving import free_run_name, save_run, slug
 from codebrush.errors import UsageError
@@ -145,6 +145,7 @@ def interpolate(
     """Draw the frames between prompts or pictures."""
     start = time.perf_counter()
     from codebrush.data.decoding.images import save_png
+    from codebrush.generation.editing.interpolation import is_prompt
     from codebrush.generation.manifest import interpolated_manifest
     from codebrush.generation.videos import check_video, write_video
     from codebrush.pipeline import Codebrush
@@ -165,6 +166,7 @@ def interpolate(
         for number, (picture, path) in enumerate(zip(pictures, paths, strict=True)):
             save_png(picture, path, interpolated_manifest(keys, through.value, frames, seed, number))
         report = {"images": [{"path": str(path), "seed": seed, "index": n} for n, path in enumerate(paths)]}
+    report |= unread_entry(brush.tokenizer, [key for key in keys if is_prompt(key)])
     report["seconds"] = round(time.perf_counter() - start, 3)
     if json_output:
         print_json(report)

@@ -13,6 +13,8 @@ from codebrush.data.decoding.images import decode_image, to_tensor
 from codebrush.errors import ImageError
 from codebrush.models.vqgan import VQGAN
 
+LATENTS = ".safetensors"  # ending of files of latents; all others are pictures
+
 
 def file_latents(name: str, vqgan: VQGAN, size: tuple[int, int]) -> Tensor:
     """The latents (n, d, h, w) in the file `name` for pictures of `size` (H, W), resized where their grid differs.
@@ -24,7 +26,7 @@ def file_latents(name: str, vqgan: VQGAN, size: tuple[int, int]) -> Tensor:
         ImageError: if the file cannot be read or its tensors do not fit `vqgan`.
     """
     path, device = Path(name), vqgan.last_layer.device
-    if path.suffix.lower() != ".safetensors":
+    if path.suffix.lower() != LATENTS:
         return encoded(vqgan, cover(decode_image(path), size)[None].to(device))
     try:
         tensors = load_file(path)

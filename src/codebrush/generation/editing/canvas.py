@@ -17,13 +17,13 @@ from torch import Tensor
 
 from codebrush.data.decoding.images import MAX_PIXELS, WITH_PROFILE, Picture, decode_image, to_tensor
 from codebrush.data.hole_filling import fill_holes
+from codebrush.data.masks import WHITE, mask_layer
 from codebrush.errors import UsageError
 
 SIDES = ("left", "top", "right", "bottom")
 CONTEXT = 1.5  # side of a window over that of its hole, so that the surroundings are seen
 BORDER = 16  # the blended border is the picture's short side over this
 WORK = 512  # a larger window is reduced to this many pixels a side, or to twice what is asked for
-WHITE = 128  # grey levels of a mask from this on count as white
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,7 @@ def masked_canvas(picture: Picture, mask: Picture, min_side: int) -> Canvas:
         UsageError: if the mask has another size than the picture, or leaves nothing or all of it open.
         ImageError: if one of them cannot be read.
     """
-    kept, layer = _read(picture), decode_image(mask, keep_mode=True)
-    if layer.has_transparency_data:
-        layer = Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer.convert("RGBA"))
-    grey = layer.convert("RGB").convert("L")
+    kept, grey = _read(picture), mask_layer(mask)
     if grey.size != kept.size:
         theirs, ours = (f"{width} x {height}" for width, height in (grey.size, kept.size))
         raise UsageError(f"the mask has {theirs} pixels and the picture {ours}: make them the same size")

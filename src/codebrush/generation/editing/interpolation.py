@@ -17,7 +17,7 @@ from codebrush.data.decoding.images import Picture, to_pil
 from codebrush.data.decoding.picture_formats import EXTENSIONS
 from codebrush.errors import ImageError, UsageError
 from codebrush.generation.editing.canvas import whole_canvas
-from codebrush.generation.latent_files import file_latents
+from codebrush.generation.latent_files import LATENTS, file_latents
 from codebrush.generation.latent_interpolation import interpolate_latents
 from codebrush.generation.options import DrawOptions
 from codebrush.generation.sampling.sampler import Drawing, Sampler
@@ -26,7 +26,7 @@ from codebrush.progress import Progress
 
 THROUGH = ("latents", "embeddings")
 MOST_FRAMES = 10_000
-FILES = (*EXTENSIONS, ".safetensors")
+FILES = (*EXTENSIONS, LATENTS)
 Keyframe = Picture | Tensor  # a prompt, a picture or its file, or a latent (d, h, w)
 Frames = Iterator[Image.Image]
 
@@ -56,11 +56,24 @@ def frames_between(
     if through not in THROUGH:
         raise UsageError(f"through must be one of {', '.join(THROUGH)}, not {through}")
     for key in keys:
-        _is_file(key)
+        is_prompt(key)
     if through == "latents":
         return _through_latents(sampler, keys, options, frames, progress)
     sampler.require_image_embedding("go through latents")
     return _through_embeddings(sampler, keys, options, frames, progress)
+
+
+def is_prompt(key: Keyframe) -> bool:
+    """Whether a key is a prompt, a text that names no file. Raises ImageError if it looks like a missing file."""
+    if isinstance(key, Image.Image | Tensor):
+        return False
+    try:
+        there = Path(key).is_file()
+    except (OSError, ValueError):  # a long prompt is not a valid file name
+        return True
+    if not there and (isinstance(key, Path) or Path(key).suffix.lower() in FILES):
+        raise ImageError(f"{key}: no such file")
+    return not there
 
 
 @torch.no_grad()
@@ -103,30 +116,17 @@ def _latent(sampler: Sampler, key: Keyframe, options: DrawOptions) -> Tensor:
         if key.shape[1:] != grid or key.ndim != 3:
             raise UsageError(f"a latent of shape {tuple(key.shape)} does not fit this pack, whose grid is {grid}")
         return key.to(sampler.device)
-    if not isinstance(key, Image.Image) and not _is_file(key):
+    if is_prompt(key):
         return sampler.sample(str(key), replace(options, n=1))[0].latent
     size = sampler.pack.image_size
-    if not isinstance(key, Image.Image) and Path(key).suffix.lower() == ".safetensors":
+    if not isinstance(key, Image.Image) and Path(key).suffix.lower() == LATENTS:
         return file_latents(str(key), sampler.vqgan, (size, size))[0]
     return sampler.encode(whole_canvas(key).view(size)[0])[0][0]
 
 
 def _picture(sampler: Sampler, key: Keyframe, options: DrawOptions) -> Image.Image:
-    if isinstance(key, Tensor) or str(key).lower().endswith(".safetensors"):
+    if isinstance(key, Tensor) or str(key).lower().endswith(LATENTS):
         return to_pil(sampler.vqgan.decode(_latent(sampler, key, options)[None])[0])
-    if not isinstance(key, Image.Image) and not _is_file(key):
+    if is_prompt(key):
         return sampler.sample(str(key), replace(options, n=1))[0].image
     return whole_canvas(key).image
-
-
-def _is_file(key: Keyframe) -> bool:
-    """Whether a key names a file and is not a prompt. Raises ImageError if it looks like a file that is missing."""
-    if isinstance(key, Image.Image | Tensor):
-        return False
-    try:
-        there = Path(key).is_file()
-    except (OSError, ValueError):  # a long prompt is not a valid file name
-        return False
-    if not there and (isinstance(key, Path) or Path(key).suffix.lower() in FILES):
-        raise ImageError(f"{key}: no such file")
-    return there

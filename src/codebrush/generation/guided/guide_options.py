@@ -83,7 +83,9 @@ class GuideOptions:
     )
     judge: tuple[str, ...] = _texts(PROMPTS, "PACK[:weight]: another CLIP that guides too; may be repeated.")
     judge_weight: float = _number(1.0, PROMPTS, 0, 100, "Weight of the pack's own CLIP; 0: only --judge guides.")
-    mask: str | None = _text(None, PROMPTS, "A picture that is white where guidance may change something.")
+    mask: str | None = _text(
+        None, PROMPTS, "A picture that is white where guidance may change something; cropped like the one of --init."
+    )
     mask_side: str = _choice("inside", PROMPTS, ("inside", "outside"), "Guide the white part of --mask, or the rest.")
 
     cutouts: int = _number(32, CUTOUTS, 1, 4096, "Random views of the picture that CLIP sees in each step.")

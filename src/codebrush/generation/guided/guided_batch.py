@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from codebrush.data.decoding.images import decode_image, to_tensor
+from codebrush.data.masks import WHITE, mask_layer
 from codebrush.data.preprocess import pixels_for
 from codebrush.errors import CodebrushError, UsageError
 from codebrush.generation.guided.guide_options import GuideOptions
@@ -125,7 +126,7 @@ def make_batch(request: GuidedRequest, models: GuidanceModels, pictures: range) 
         size,
         _initial(request, models, pictures, first),
         [(_picture(name, size, models), weight) for name, weight in _weighted("target", o.target)],
-        None if o.mask is None else _mask(o.mask, o.mask_side, size, models),
+        None if o.mask is None else _mask(request, size).to(models.device),
     )
 
 
@@ -182,9 +183,14 @@ def _picture(file: str, size: tuple[int, int], models: GuidanceModels) -> Tensor
     return cover(decode_image(file), size)[None].to(models.device)  # (1, 3, H, W)
 
 
-def _mask(file: str, side: str, size: tuple[int, int], models: GuidanceModels) -> Tensor:
-    image = decode_image(file).convert("L").resize((size[1], size[0]))
-    white = (to_tensor(image)[:1] >= 0.5).float()[None].to(models.device)  # (1, 1, H, W)
+def _mask(request: GuidedRequest, size: tuple[int, int]) -> Tensor:
+    """1 where guidance may change the picture, (1, 1, H, W)."""
+    file, side = str(request.options.mask), request.options.mask_side
+    if request.mask_fit == "squeeze":
+        grey = to_tensor(decode_image(file).convert("L").resize((size[1], size[0])))
+    else:
+        grey = cover(mask_layer(file), size)
+    white = (grey[:1] >= WHITE / 255).float()[None]  # (1, 1, H, W)
     mask = white if side == "inside" else 1 - white
     if not mask.any():
         colour = "white" if side == "inside" else "black"

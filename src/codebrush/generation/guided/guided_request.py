@@ -1,21 +1,31 @@
 """What was asked of a guided run: prompt, seed and options, and the hashes of the files that the options name."""
 
+import itertools
+import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+from codebrush.data.decoding.images import read_picture
 from codebrush.errors import ImageError, UsageError
 from codebrush.files import file_sha256
 from codebrush.generation.guided.guide_options import INITS, GuideOptions
 from codebrush.generation.guided.initial_latents import check_init
 from codebrush.generation.guided.option_values import split_weights
+from codebrush.generation.latent_files import LATENTS
 from codebrush.models.pretrained import WEIGHTS_FILE
 from codebrush.pack.pack import clip_folder
+
+MaskFit = Literal["cover", "squeeze"]
 
 
 @dataclass(frozen=True)
 class GuidedRequest:
-    """All that the pixels of a guided run depend on, beside the models. `files` maps named files to their sha256."""
+    """All that the pixels of a guided run depend on, beside the models. `files` maps named files to their sha256.
+
+    `mask_fit` says how a mask is read: "cover" scales it until it covers the picture and crops it, as the pictures of
+    init and target, and its transparent pixels are black; versions before 0.3 squeezed it, and those were white.
+    """
 
     prompt: str
     n: int
@@ -23,14 +33,16 @@ class GuidedRequest:
     options: GuideOptions
     sampling: dict[str, Any] = field(default_factory=dict)  # options of the code transformer if it draws the init
     files: dict[str, str] = field(default_factory=dict)
+    mask_fit: MaskFit = "cover"
 
     def to_json(self) -> dict[str, Any]:
         """The request as plain values, without options that have their default."""
         defaults = GuideOptions()
         options = {name: value for name, value in asdict(self.options).items() if value != getattr(defaults, name)}
+        fit = {"mask_fit": self.mask_fit} if self.options.mask and self.mask_fit == "cover" else {}
         return {
             "prompt": self.prompt, "n": self.n, "seed": self.seed,
-            "options": options, "sampling": self.sampling, "files": self.files,
+            "options": options, "sampling": self.sampling, "files": self.files, **fit,
         }  # fmt: skip
 
     @classmethod
@@ -44,7 +56,10 @@ class GuidedRequest:
             name: tuple(v) if isinstance(v, list) else v for name, v in values["options"].items()
         }
         kept = {name: values[name] for name in ("prompt", "n", "seed", "sampling", "files")}
-        return cls(options=GuideOptions(**options), **kept)
+        fit = values.get("mask_fit", "squeeze")
+        if fit not in get_args(MaskFit):
+            raise UsageError(f"mask_fit is {fit!r}, which this version does not know: upgrade codebrush to read it")
+        return cls(options=GuideOptions(**options), mask_fit=fit, **kept)
 
 
 def with_files(request: GuidedRequest) -> GuidedRequest:
@@ -73,6 +88,31 @@ def with_files(request: GuidedRequest) -> GuidedRequest:
         changes["palette"] = str(Path(o.palette).absolute())
     options = replace(o, **changes)
     return replace(request, options=options, files={name: _sha256(name) for name in _named_files(options)})
+
+
+def warn_of_shapes(options: GuideOptions) -> None:
+    """Warn if the pictures that start, mask and target name differ in shape, as each is cropped on its own.
+
+    Raises:
+        ImageError: if one cannot be read.
+    """
+    is_picture = options.init not in INITS and Path(options.init).suffix.lower() != LATENTS
+    files = [options.init] if is_picture else []
+    files += [options.mask] if options.mask else []
+    files += [split_weights(text)[0] for text in options.target]
+    sizes = {name: read_picture(name, wanted=1).size for name in files}
+    if any(_differ(one, other) for one, other in itertools.combinations(sizes.values(), 2)):
+        named = ", ".join(f"{Path(name).name} {width} x {height}" for name, (width, height) in sizes.items())
+        warnings.warn(
+            f"start, mask and target differ in shape ({named}): each is scaled until it covers the picture and loses "
+            "its ends, so they may not match; make them of one shape",
+            stacklevel=2,
+        )
+
+
+def _differ(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes are of different shapes, by more than the rounding of one pixel."""
+    return abs(one[0] * other[1] - one[1] * other[0]) > max(*one, *other)
 
 
 def check_files(request: GuidedRequest) -> None:

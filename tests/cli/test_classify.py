@@ -1,6 +1,9 @@
 """`codebrush classify` on a pack with random weights."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,3 +130,30 @@ def test_errors_for_a_folder_and_a_url_say_what_to_write(
     assert [result["path"] for result in report["results"]] == pictures
     assert report["skipped"] == [{"path": str(tmp_path), "reason": wanted}]
     assert output.err == f"codebrush: skipped {wanted}\n"
+
+
+def test_names_that_are_not_utf8_are_escaped(
+    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (b"caf\xe9.png", b"bad\xff.png"):
+        (tmp_path / os.fsdecode(name)).write_bytes(b"")
+    scene(0, 0, 32).image.save(tmp_path / "0.png")
+    (tmp_path / "0.png").rename(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    files = [str(tmp_path / os.fsdecode(name)) for name in (b"caf\xe9.png", b"bad\xff.png")]
+    report = answer(capsys, *files, "--labels", "cat,dog", "--pack", str(micro_pack))
+    assert report["results"][0]["path"] == f"{tmp_path}/caf\\xe9.png"
+    assert report["skipped"][0]["path"] == f"{tmp_path}/bad\\xff.png"
+    assert run(["similar", files[0], files[0], "--pack", str(micro_pack), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["b"] == f"{tmp_path}/caf\\xe9.png"
+
+
+def test_names_that_are_not_utf8_are_printed_escaped(micro_pack: Path, tmp_path: Path) -> None:
+    """In lines of text too, on stdout and stderr, as the streams of a process of its own show."""
+    scene(0, 0, 32).image.save(tmp_path / "0.png")
+    (tmp_path / "0.png").rename(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    (tmp_path / os.fsdecode(b"bad\xff.png")).write_bytes(b"")
+    names = [os.fsencode(tmp_path) + b"/" + name for name in (b"caf\xe9.png", b"bad\xff.png")]
+    command = [sys.executable, "-m", "codebrush", "classify", *names, "--labels", "cat,dog", "--pack", str(micro_pack)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == f"{tmp_path}/caf\\xe9.png"
+    assert done.stderr.startswith(f"codebrush: skipped {tmp_path}/bad\\xff.png: ")

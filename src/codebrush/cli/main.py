@@ -4,6 +4,7 @@ The status is 0, 1 if something failed, 2 for a usage error, 130 if interrupted.
 used, and imports torch and other heavy packages inside its function, so that `codebrush --help` is fast.
 """
 
+import codecs
 import os
 import sys
 import warnings
@@ -15,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from codebrush.data.sources.file_names import escaped
 from codebrush.errors import CodebrushError
 from codebrush.version import __version__
 
@@ -121,8 +123,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status."""
-    if hasattr(sys.stdout, "reconfigure"):  # a file name that the terminal cannot encode must not be an error
-        sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    codecs.register_error("escaped", _escape)  # a file name that the terminal cannot encode must not be an error
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="escaped")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         with _short_warnings():
             status = app(args=list(arguments), prog_name="codebrush", standalone_mode=False)
@@ -139,6 +143,13 @@ def run(arguments: Sequence[str]) -> int:
         _discard_stdout()
         return 1 if isinstance(error, BrokenPipeError) else _print_error(_os_message(error), 1)
     return _print_error("stopped", INTERRUPTED) if status == INTERRUPTED else int(status or 0)
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """What a stream writes in place of characters that it cannot encode; bytes of file names as everywhere: \\xe9."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = escaped(error.object[error.start : error.end])
+    return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
 
 
 def _print_error(message: str, status: int) -> int:

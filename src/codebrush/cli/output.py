@@ -3,11 +3,12 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codebrush.data.sources.file_names import escaped
 from codebrush.errors import CodebrushError
 from codebrush.progress import Progress
 
@@ -19,7 +20,16 @@ if TYPE_CHECKING:
 
 def print_json(report: dict[str, Any]) -> None:
     """Print the one JSON object of a command, in ASCII, which works on every terminal and pipe."""
-    print(json.dumps(report))
+    print(json.dumps(_escaped(report)))
+
+
+def _escaped(value: Any) -> Any:
+    """A report whose names of files that are not UTF-8 have \\xe9 for such bytes: JSON cannot hold them as they are."""
+    if isinstance(value, str):
+        return escaped(value)
+    if isinstance(value, Mapping):
+        return {_escaped(key): _escaped(entry) for key, entry in value.items()}
+    return [_escaped(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def unread_entry(tokenizer: "Tokenizer", texts: Sequence[str]) -> dict[str, list[str]]:

@@ -281,10 +281,14 @@ class Codebrush(LoadedPack):
         """How well a picture fits a text, taken literally: the cosine of their embeddings, -1 to 1."""
         return float(self.embed_images([image])[0] @ self.embed_text([text])[0])
 
-    def classify(self, images: Sequence[Picture], labels: Sequence[str]) -> list[list[tuple[str, float]]]:
-        """For each picture the labels with their probabilities, likeliest first; see `ZeroShotClassifier`."""
+    def classify(
+        self, images: Sequence[Picture], labels: Sequence[str], none: bool = False
+    ) -> list[list[tuple[str, float]]]:
+        """For each picture the labels, with `none` also "none of these", with their probabilities, likeliest first; see
+        `ZeroShotClassifier`.
+        """
         temperature = pack_temperature(self.pack.info)
-        classifier = ZeroShotClassifier(self.clip, self.tokenizer, labels, temperature=temperature)
+        classifier = ZeroShotClassifier(self.clip, self.tokenizer, labels, temperature=temperature, none=none)
         return classifier.classify(picture_list(images))
 
     @cached_property

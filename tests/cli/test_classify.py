@@ -157,3 +157,15 @@ def test_names_that_are_not_utf8_are_printed_escaped(micro_pack: Path, tmp_path:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0] == f"{tmp_path}/caf\\xe9.png"
     assert done.stderr.startswith(f"codebrush: skipped {tmp_path}/bad\\xff.png: ")
+
+
+def test_none_of_these(micro_pack: Path, pictures: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    report = answer(capsys, pictures[0], "--labels", "cat", "--none", "--pack", str(micro_pack))
+    found = {each["label"]: each["probability"] for each in report["results"][0]["labels"]}
+    expected = dict(Codebrush.from_pretrained(micro_pack).classify([pictures[0]], ["cat"], none=True)[0])
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert set(found) == {"cat", "none of these"}
+    assert run(["classify", pictures[0], "--labels", "cat,none of these", "--none", "--pack", str(micro_pack)]) == 2
+    assert "are the same" in capsys.readouterr().err
+    assert run(["classify", pictures[0], "--probe", "x.safetensors", "--none"]) == 2
+    assert "--none cannot be used with --probe" in capsys.readouterr().err

@@ -169,6 +169,12 @@ def test_a_sheet_replaces_an_older_one(database: Path, micro_pack: Path, tmp_pat
             "--image cannot be used with --mode text, which searches only captions",
         ),
         (["x", "-k", "0"], 2, "-k"),
+        (["x", "--min-score", "2"], 2, "--min-score"),
+        (
+            ["x", "--mode", "hybrid", "--min-score", "0.2"],
+            2,
+            "--min-score is a cosine, and the scores of --mode hybrid are none",
+        ),
         (["x", "--without", ""], 2, "a text for --without is empty"),
         (["--image", "none.png"], 1, "none.png: no such file"),
     ],
@@ -234,3 +240,35 @@ def test_no_database(tmp_path: Path, micro_pack: Path, capsys: pytest.CaptureFix
     assert run(["search", "x", "--db", str(tmp_path / "none"), "--pack", str(micro_pack)]) == 1
     assert "make one with codebrush index" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_whether_anything_is_near(database: Path, micro_pack: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--db", str(database), "--pack", str(micro_pack)]
+    capsys.readouterr()
+    reports = {}
+    for name, given in (
+        ("text", ["a red flower"]),
+        ("hybrid", ["a red flower", "--mode", "hybrid", "-k", "1"]),
+        ("words", ["flower", "--mode", "text"]),
+        ("image", ["--image", str(database.parent / "pictures" / "3.png")]),
+    ):
+        assert run(["search", *given, *arguments, "--json"]) == 0
+        reports[name] = json.loads(capsys.readouterr().out)
+    level = reports["text"]["level"]
+    assert 0 <= level <= 1
+    assert reports["text"]["near"] == (level >= 0.95)
+    assert (reports["hybrid"]["near"], reports["hybrid"]["level"]) == (reports["text"]["near"], level)
+    for name in ("words", "image"):
+        assert (reports[name]["near"], reports[name]["level"]) == (None, None)
+    assert run(["search", "a red flower", *arguments]) == 0
+    output = capsys.readouterr()
+    share = f"{1 - level:.0%} of texts about other things fit a picture as well or better"
+    assert output.err == (f"codebrush: nothing is near: {share}\n" if level < 0.95 else "")
+    assert len(output.out.splitlines()) == 6, "results are never left out for it"
+
+
+def test_the_least_score(ask) -> None:
+    scores = [each["score"] for each in ask("a red flower")]
+    kept = ask("a red flower", "--min-score", f"{(scores[1] + scores[2]) / 2:.6f}")
+    assert [each["score"] for each in kept] == scores[:2]
+    assert ask("a red flower", "--min-score", "1") == []

@@ -8,8 +8,11 @@ import torch.nn.functional as F
 
 from codebrush import Codebrush
 from codebrush.data.synthetic.shapes import scene
+from codebrush.data.text_embedding import embed_texts
 from codebrush.errors import PackError, UsageError
+from codebrush.text.other_things import OTHER_TEXTS
 from codebrush.understanding.classification import (
+    NONE,
     ZeroShotClassifier,
     label_embeddings,
     pack_temperature,
@@ -111,3 +114,23 @@ def test_a_pack_may_say_its_temperature() -> None:
     for wrong in (2.0, {"temperature": 0}, {"temperature": "hot"}, {"temperature": True}, []):
         with pytest.raises(PackError, match="'a'"):
             pack_temperature({"name": "a", "classification": wrong})
+
+
+def test_none_of_these_has_the_share_of_the_texts_about_other_things(brush: Codebrush) -> None:
+    picture = scene(0, 1, 32).image
+    found = dict(brush.classify([picture], LABELS, none=True)[0])
+    labels = ZeroShotClassifier(brush.clip, brush.tokenizer, LABELS).classes
+    others = embed_texts(brush.clip, brush.tokenizer, OTHER_TEXTS, 8, on_long="truncate")
+    texts = torch.cat([labels, others])  # as if all were labels
+    shares = (brush.clip.log_scale.exp() * brush.embed_images([picture]) @ texts.T).softmax(-1)[0]
+    expected = [*shares[: len(LABELS)].tolist(), float(shares[len(LABELS) :].sum())]
+    assert [found[label] for label in (*LABELS, NONE)] == pytest.approx(expected, abs=1e-5)
+    assert 0 < found[NONE] < 1
+    assert {label for label, _ in brush.classify([picture], ["cat"], none=True)[0]} == {"cat", NONE}
+    with pytest.raises(UsageError, match='the labels "none of these" and "None of these" are the same'):
+        brush.classify([picture], ["cat", "None of these"], none=True)
+
+
+def test_the_texts_about_other_things_are_many_and_different() -> None:
+    assert len(OTHER_TEXTS) == len(set(OTHER_TEXTS)) == 256
+    assert all(text == " ".join(text.split()) and 2 < len(text) < 60 for text in OTHER_TEXTS)

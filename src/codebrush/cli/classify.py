@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from codebrush.pipeline import Codebrush
 
-ZERO_SHOT_FLAGS = ("labels", "labels_file", "template", "temperature")
+ZERO_SHOT_FLAGS = ("labels", "labels_file", "template", "temperature", "none")
 
 
 def classify(
@@ -39,6 +39,9 @@ def classify(
         float | None,
         typer.Option(help="Softmax temperature: above 1 is less confident, below 1 more.  [the pack's own, else 1]"),
     ] = None,
+    none: Annotated[
+        bool, typer.Option("--none", help='Add the answer "none of these", for pictures that fit other texts better.')
+    ] = False,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Number of labels to print for each picture.")] = 5,
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
@@ -48,13 +51,7 @@ def classify(
     Pictures that cannot be read are named and skipped.
     """
     start = time.perf_counter()
-    given = given_flags(context)
-    if probe is not None:
-        refuse(given, ZERO_SHOT_FLAGS, "cannot be used with --probe: a probe has its own labels and temperature")
-    elif labels is not None and labels_file is not None:
-        raise UsageError("--labels-file cannot be used with --labels: give one of them")
-    elif labels is None and labels_file is None:
-        raise UsageError("there are no labels: give --labels cat,dog,car or --labels-file, or --probe")
+    _check_flags(context)
     files, skipped = picture_files(images)
     # Wrong flags are reported before any model loads.
     make_classifier = _probe_classifier(probe) if probe is not None else _zero_shot_classifier(context.params)
@@ -80,6 +77,17 @@ def classify(
     print_json(report) if json_output else _print(results)
 
 
+def _check_flags(context: typer.Context) -> None:
+    """Raise UsageError for flags that do not go together, and if there are neither labels nor a probe."""
+    given = given_flags(context)
+    if "probe" in given:
+        refuse(given, ZERO_SHOT_FLAGS, "cannot be used with --probe: a probe has its own labels and temperature")
+    elif {"labels", "labels_file"} <= set(given):
+        raise UsageError("--labels-file cannot be used with --labels: give one of them")
+    elif not {"labels", "labels_file"} & set(given):
+        raise UsageError("there are no labels: give --labels cat,dog,car or --labels-file, or --probe")
+
+
 Rank = Callable[["Tensor"], list[list[tuple[str, float]]]]
 MakeClassifier = Callable[["Codebrush"], tuple[Rank, dict[str, Any]]]  # the second part goes into the report
 
@@ -100,14 +108,14 @@ def _zero_shot_classifier(given: dict[str, Any]) -> MakeClassifier:
     file, temperature = given["labels_file"], given["temperature"]
     labels = read_labels(given["labels"]) if file is None else read_label_file(file)
     sentences = tuple(given["template"] or ZERO_SHOT_TEMPLATES)
-    check_labels(labels)
+    check_labels(labels, given["none"])
     check_templates(sentences)
     if temperature is not None:
         check_temperature(temperature)
 
     def make(brush: "Codebrush") -> tuple[Rank, dict[str, Any]]:
         used = pack_temperature(brush.pack.info) if temperature is None else temperature
-        classifier = ZeroShotClassifier(brush.clip, brush.tokenizer, labels, sentences, used)
+        classifier = ZeroShotClassifier(brush.clip, brush.tokenizer, labels, sentences, used, given["none"])
         about = {"temperature": used, "templates": list(sentences), **unread_entry(brush.tokenizer, labels)}
         return classifier.rank, about
 

@@ -13,6 +13,11 @@ from codebrush.cli.output import check_folder, print_json, print_table, unread_e
 from codebrush.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from codebrush.pipeline import Codebrush
+    from codebrush.search.database import Database
+    from codebrush.search.nearness import Nearness
     from codebrush.search.queries import Hit
 
 
@@ -39,6 +44,9 @@ def search(
     mode: Annotated[
         Mode, typer.Option(help="Search the pictures (vector), their captions (text), or both (hybrid).")
     ] = Mode.VECTOR,
+    min_score: Annotated[
+        float | None, typer.Option(min=-1, max=1, help="Leave out pictures whose cosine with the query is lower.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="Number of results.")] = 10,
     sheet: Annotated[Path | None, typer.Option(help="PNG file for a contact sheet of the results.")] = None,
     pack: Annotated[str, typer.Option(help="Model pack that the database was made with.")] = "emoji",
@@ -46,7 +54,8 @@ def search(
 ) -> None:
     """Find pictures by a text, by a picture, or by captions.
 
-    The best come first. The text is taken literally: weights as in prompts have no effect.
+    The best come first. The text is taken literally: weights as in prompts have no effect. If no picture fits the text
+    better than texts about other things, one line says so.
     """
     _check_query(context, query, image, without or (), mode)
     if sheet is not None:
@@ -63,23 +72,23 @@ def search(
         raise UsageError(f"--sheet {sheet} is one of the pictures in {db}: name another file")
     if mode is not Mode.VECTOR and database.update_words():
         print(f"codebrush: {WORDS_UPDATED}", file=sys.stderr)
-    vector = None
+    vector, judged = None, None
     if mode is not Mode.TEXT:
-        text_vector = None if query is None else brush.embed_text([query])[0]
-        image_vector = None if image is None else brush.embed_images([image])[0]
-        vector = combine(text_vector, image_vector, brush.embed_text(without) if without else None, image_weight)
-    hits = find(database, vector, query, k=k, where=where, mode=mode.value, without=without or ())
+        text = None if query is None else brush.embed_text([query])[0]
+        picture = None if image is None else brush.embed_images([image])[0]
+        vector = combine(text, picture, brush.embed_text(without) if without else None, image_weight)
+        judged = None if text is None else _judged(brush, database, text, where)
+    hits = find(database, vector, query, k=k, where=where, mode=mode.value, without=without or (), min_score=min_score)
     if sheet is not None and hits:
         _draw(hits, sheet)
     elif sheet is not None:
         print(f"codebrush: nothing was found, so --sheet {sheet} was not written", file=sys.stderr)
     if json_output:
         drawn: dict[str, Any] = {"sheet": str(sheet)} if sheet is not None and hits else {}
-        shown = ("path", "score", "caption", "exists", "columns")
         drawn |= unread_entry(brush.tokenizer, [*([] if query is None else [query]), *(without or ())])
-        print_json({"results": [{name: getattr(hit, name) for name in shown} for hit in hits], **drawn})
+        print_json(_report(hits, judged) | drawn)
     else:
-        _print(hits, sheet)
+        _print(hits, sheet, judged)
 
 
 def _check_query(
@@ -89,6 +98,8 @@ def _check_query(
     given = given_flags(context)
     if mode is Mode.TEXT:
         refuse(given, ("image", "image_weight"), "cannot be used with --mode text, which searches only captions")
+    if mode is not Mode.VECTOR:
+        refuse(given, ("min_score",), f"is a cosine, and the scores of --mode {mode.value} are none")
     if image is None or query is None:
         refuse(given, ("image_weight",), "needs both a text and --image")
     if query is None and image is None:
@@ -115,12 +126,30 @@ def _draw(hits: "list[Hit]", sheet: Path) -> None:
     save_png(contact_sheet(pictures, [f"{hit.score:.3f} {hit.caption or Path(hit.path).name}" for hit in hits]), sheet)
 
 
-def _print(hits: "list[Hit]", sheet: Path | None) -> None:
+def _judged(brush: "Codebrush", database: "Database", text: "Tensor", where: str | None) -> "Nearness | None":
+    from codebrush.search.nearness import nearness
+    from codebrush.understanding.classification import pack_temperature
+
+    heat = pack_temperature(brush.pack.info)
+    return nearness(database, text, brush.clip, brush.tokenizer, temperature=heat, where=where)
+
+
+def _report(hits: "list[Hit]", judged: "Nearness | None") -> dict[str, Any]:
+    """The results for --json, and whether any picture is near to the text: null where that is not known."""
+    shown = ("path", "score", "caption", "exists", "columns")
+    near = {"near": None, "level": None} if judged is None else {"near": judged.near, "level": judged.level}
+    return {"results": [{name: getattr(hit, name) for name in shown} for hit in hits], **near}
+
+
+def _print(hits: "list[Hit]", sheet: Path | None, judged: "Nearness | None") -> None:
     from rich.table import Table
 
     if not hits:
         print("nothing found")
         return
+    if judged is not None and not judged.near:
+        share = f"{1 - judged.level:.0%} of texts about other things fit a picture as well or better"
+        print(f"codebrush: nothing is near: {share}", file=sys.stderr)
     table = Table("score", "picture", "caption", box=None, header_style="bold")
     for hit in hits:
         table.add_row(f"{hit.score:.4f}", hit.path if hit.exists else f"{hit.path} (gone)", hit.caption)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TABLE = "pictures"
 TABLE_FOLDER = f"{TABLE}.lance"
 LOCK = ".codebrush.lock"
+OTHER_TEXTS_FILE = "other_texts.safetensors"  # see `nearness`; made anew if it is missing
 ABOUT = b"codebrush"  # key in the metadata of the table
 FORMAT = 1
 WORDS_UPDATED = "the words of the captions were indexed anew, as text in Chinese, Japanese, Thai and others needs it"
@@ -148,6 +149,7 @@ class Database:
                 return
             shutil.rmtree(self.path / TABLE_FOLDER)
         with suppress(OSError):
+            (self.path / OTHER_TEXTS_FILE).unlink(missing_ok=True)
             (self.path / LOCK).unlink()
             self.path.rmdir()
 

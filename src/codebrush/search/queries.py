@@ -91,15 +91,18 @@ def search(
     where: str | None = None,
     mode: Mode = "vector",
     without: Sequence[str] = (),
+    min_score: float | None = None,
 ) -> list[Hit]:
     """The `k` best rows (1 to 10,000) that meet the SQL condition `where`, best first.
 
     Mode "vector" finds embeddings near the unit `vector` (E,). "text" finds captions with any word of `text` and none
     of the texts `without`, whatever their endings; stop words like "a" only count if there are no other words. "hybrid"
-    merges both lists by reciprocal rank fusion (Cormack et al. 2009).
+    merges both lists by reciprocal rank fusion (Cormack et al. 2009). `min_score`, -1 to 1, leaves out rows whose
+    cosine is lower, in mode "vector" alone.
 
     Raises:
-        UsageError: if `k` is out of range, the mode lacks its text or vector, or the condition cannot be read.
+        UsageError: if `k` or `min_score` is out of range, the mode lacks its text or vector, or the condition cannot be
+            read.
         DataError: if the database is damaged.
     """
     if not 1 <= k <= MAX_RESULTS:
@@ -108,6 +111,8 @@ def search(
         raise UsageError(f"the mode {mode} searches for words in captions: give a text")
     if mode != "text" and vector is None:
         raise UsageError(f"the mode {mode} searches for pictures that resemble a text or a picture: give one")
+    if min_score is not None:
+        check_min_score(min_score, mode)
     if where is not None:
         check_condition(database, where)
         where = with_columns(where, database.table.schema.names)
@@ -124,7 +129,16 @@ def search(
         # a row twice: its scores are added up here.
         twin = hits.get(hit.path)
         hits[hit.path] = hit if twin is None else replace(hit, score=hit.score + twin.score)
-    return sorted(hits.values(), key=lambda hit: (-hit.score, hit.path))[:k]
+    near = (hit for hit in hits.values() if min_score is None or hit.score >= min_score)
+    return sorted(near, key=lambda hit: (-hit.score, hit.path))[:k]
+
+
+def check_min_score(min_score: float, mode: Mode) -> None:
+    """Raise UsageError if a least score is not a cosine, or the scores of the mode are none."""
+    if not -1 <= min_score <= 1:
+        raise UsageError(f"the least score is {min_score:g}; it is a cosine, between -1 and 1")
+    if mode != "vector":
+        raise UsageError(f"the mode {mode} has other scores than cosines: use the mode vector with a least score")
 
 
 def check_condition(database: Database, where: str) -> None:

@@ -15,10 +15,12 @@ from codebrush.data.text_embedding import embed_texts
 from codebrush.errors import PackError, UsageError
 from codebrush.files import read_entries
 from codebrush.models.clip import CLIP
+from codebrush.text.other_things import OTHER_TEXTS
 from codebrush.text.prompts import ZERO_SHOT_TEMPLATES
 from codebrush.text.tokenizer import Tokenizer
 
 BATCH = 32  # pictures or sentences encoded together
+NONE = "none of these"  # the answer beside the labels
 
 
 class ZeroShotClassifier:
@@ -27,6 +29,9 @@ class ZeroShotClassifier:
     A label is represented by the normalised mean of the unit embeddings of its sentences, one for each of `templates`
     (each with one {} where the label goes). Logits are the cosines with a picture times CLIP's learned scale, divided
     by `temperature`: 1 keeps CLIP's own scale, `pack_temperature` gives a pack's calibrated one.
+
+    With `none` the last label is "none of these". Its share of the softmax is that of a fixed list of texts about other
+    things (`OTHER_TEXTS`) together, as if they were labels too. A single label is enough then.
 
     Raises:
         UsageError: if there are fewer than two labels, one is empty, or two are the same but for case and spaces; if a
@@ -40,16 +45,22 @@ class ZeroShotClassifier:
         labels: Sequence[str],
         templates: Sequence[str] = ZERO_SHOT_TEMPLATES,
         temperature: float = 1.0,
+        none: bool = False,
     ):
-        check_labels(labels)
+        check_labels(labels, none)
         check_temperature(temperature)
-        self.clip, self.labels, self.temperature = clip, tuple(labels), temperature
-        self.classes = label_embeddings(clip, tokenizer, self.labels, templates)
+        self.clip, self.labels, self.temperature = clip, (*labels, NONE) if none else tuple(labels), temperature
+        self.classes = label_embeddings(clip, tokenizer, labels, templates)
+        self.others = embed_texts(clip, tokenizer, OTHER_TEXTS, BATCH, on_long="truncate") if none else None  # (N, E)
 
     @torch.no_grad()
     def logits(self, embeddings: Tensor) -> Tensor:
         """Unit embeddings of pictures (B, E) -> logits (B, L), divided by the temperature."""
-        return self.clip.log_scale.exp() * embeddings @ self.classes.T / self.temperature
+        scaled = self.clip.log_scale.exp() / self.temperature * embeddings
+        logits = scaled @ self.classes.T  # (B, L)
+        if self.others is None:
+            return logits
+        return torch.cat([logits, (scaled @ self.others.T).logsumexp(-1, keepdim=True)], dim=-1)  # (B, L)
 
     def rank(self, embeddings: Tensor) -> list[list[tuple[str, float]]]:
         """Unit embeddings of pictures (B, E) -> each one's labels with their probabilities, most probable first."""
@@ -72,11 +83,11 @@ def ranked(labels: Sequence[str], logits: Tensor) -> list[list[tuple[str, float]
     return [[(labels[place], share) for place, share in zip(*row, strict=True)] for row in rows]
 
 
-def check_labels(labels: Sequence[str]) -> None:
-    """Raise UsageError unless `labels` are two or more different texts."""
+def check_labels(labels: Sequence[str], none: bool = False) -> None:
+    """Raise UsageError unless `labels` are two or more different texts; with `none` one or more, other than `NONE`."""
     if isinstance(labels, str) or not labels:
         raise UsageError("labels must be a list of at least two texts, such as cat and dog")
-    seen: dict[str, str] = {}
+    seen = {NONE: NONE} if none else dict[str, str]()
     for label in labels:
         if not label.strip():
             raise UsageError("one of the labels is empty: name it or leave it out")
@@ -84,7 +95,7 @@ def check_labels(labels: Sequence[str]) -> None:
         if key in seen:
             raise UsageError(f'the labels "{seen[key]}" and "{label}" are the same: name it once')
         seen[key] = label
-    if len(labels) == 1:
+    if len(labels) == 1 and not none:
         raise UsageError(f'"{labels[0]}" is the only label, so its probability is always 1: give at least one more')
 
 

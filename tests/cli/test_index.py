@@ -1,8 +1,10 @@
 """`codebrush index`: its report, its error lines, and a missing LanceDB."""
 
+import io
 import json
 import shutil
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -137,3 +139,25 @@ def test_without_lancedb(
     assert run(command) == 1
     assert capsys.readouterr().err == "codebrush: search needs LanceDB: pip install 'codebrush[search]'\n"
     assert not (tmp_path / "db").exists()
+
+
+def test_other_names_of_columns_are_said_once_and_not_for_technical_fields(
+    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = io.BytesIO()
+    scene(0, 0, 32).image.save(file, "PNG")
+    members = {"a.png": file.getvalue(), "a.json": b'{"caption": "a thing", "width": 7}'}
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            shard.addfile(member, io.BytesIO(data))
+    command = ["index", str(tmp_path / "shard.tar"), "--db", str(tmp_path / "db"), "--pack", str(micro_pack)]
+    line = f"codebrush: columns of {tmp_path}/shard.tar with other names in the database: 'width' is source_width\n"
+    for said in (line, ""):
+        capsys.readouterr()
+        assert run(command) == 0
+        assert capsys.readouterr().err == said
+    found = ["--db", str(tmp_path / "db"), "--pack", str(micro_pack), "--json"]
+    assert run(["search", "x", "--where", "__key__ = 'a' AND source_width = 7 AND width = 32", *found]) == 0
+    assert len(json.loads(capsys.readouterr().out)["results"]) == 1

@@ -108,20 +108,29 @@ def test_columns_that_would_become_one_keep_names_of_their_own(tmp_path: Path) -
             [header, ["1.png", "a thing", "v1", "v2", "v3", "own", "mine", "big", "XL", "id7", "y"]]
         )
     source = open_pictures(str(tmp_path / "t.csv"))
-    names = {"a b": "a_b_2", "a-b": "a_b_3", "Caption": "Caption_2", "embedding": "embedding_2", "Width": "Width_2"}
-    assert source.renamed == names | {"size": "size_2", "_id": "id"}
+    names = {"a b": "a_b_2", "a-b": "a_b_3", "Caption": "source_Caption", "embedding": "source_embedding"}
+    assert source.renamed == names | {"Width": "source_Width", "size": "source_size", "_id": "id"}
     database = create_database(tmp_path / "db", MARK, micro_clip().embed_dim)
     report = index_pictures(database, [source], micro_clip())
-    assert {each["column"]: each["as"] for each in report.renamed} == source.renamed
+    assert {each["column"]: each["as"] for each in report.renamed if each["new"]} == source.renamed
+    again = index_pictures(database, [open_pictures(str(tmp_path / "t.csv"))], micro_clip())
+    assert [each["new"] for each in again.renamed] == [False] * 7
     (hit,) = search(database, torch.eye(micro_clip().embed_dim)[0])
-    expected = {"a_b": "v2", "a_b_2": "v1", "a_b_3": "v3", "Caption_2": "own", "embedding_2": "mine", "Width_2": "big"}
-    expected |= {"size_2": "XL", "id": "id7", "2024": "y"}
+    expected = {"a_b": "v2", "a_b_2": "v1", "a_b_3": "v3", "source_Caption": "own", "source_embedding": "mine"}
+    expected |= {"source_Width": "big", "source_size": "XL", "id": "id7", "2024": "y"}
     assert {name: hit.columns[name] for name in expected} == expected
 
     vector = torch.eye(micro_clip().embed_dim)[0]
-    for where in ("a_b_2 = 'v1'", "\"a-b_3\" = 'v3'", "`caption_2` = 'own'", "\"Caption_2\" = 'own'", "`2024` = 'y'"):
+    for where in (
+        "a_b_2 = 'v1' AND \"a b\" = 'v1' AND \"a-b\" = 'v3' AND \"a-b_3\" = 'v3'",
+        "`source_caption` = 'own' AND \"source_Caption\" = 'own' AND Caption = 'own' AND caption = 'a thing'",
+        "Width = 'big' AND width = 20 AND WIDTH = 20 AND _id = 'id7' AND source_size = 'XL' AND size > 0",
+        "`2024` = 'y' AND 2024 = 'y' AND 2024 IN ('y') AND size < 2024 AND 2024 IS NOT NULL AND NOT(2024 = 'n')",
+    ):
         assert len(search(database, vector, where=where)) == 1, where
-    assert search(database, vector, where="size_2 = 'L'") == []
+    assert search(database, vector, where="source_size = 'L'") == []
+    with pytest.raises(UsageError, match=r"source_Width \(Width in its source\), .*id \(_id in its source\)"):
+        search(database, vector, where="nope = 1")
     for where in ("nope = 1", "size = 'x'", "size =", "a b = 1"):
         with pytest.raises(UsageError) as caught:
             search(database, vector, where=where)
@@ -134,9 +143,17 @@ def test_columns_that_would_become_one_keep_names_of_their_own(tmp_path: Path) -
 
 def test_names_in_conditions() -> None:
     columns = ["caption", "Label", "a_b", "2024"]
+    assert with_columns("a_b = 3 AND CAPTION = 'x'", columns) == "a_b = 3 AND `caption` = 'x'"
     assert with_columns("label = 'label' AND \"a b\" > 3 OR `Label` = 'it''s'", columns) == (
         "`Label` = 'label' AND `a_b` > 3 OR `Label` = 'it''s'"
     )
+    sources = {"Width": ["source_Width"], "x y": ["a_b", "2024"], "gone": ["gone_2"], "And": ["a_b"]}
+    with_sources = [*columns, "source_Width", "width"]
+    assert with_columns("Width > width And length(Label) > 2024 AND gone = 2024.5", with_sources, sources) == (
+        "`source_Width` > width And length(`Label`) > 2024 AND gone = 2024.5"
+    )
+    with pytest.raises(UsageError, match="the column x y is called a_b or 2024 here, by its source"):
+        with_columns("`x y` = 1", columns, sources)
     assert with_columns("nothing = '`Label`' AND contains(caption, 'a b')", columns) == (
         "nothing = '`Label`' AND contains(caption, 'a b')"
     )

@@ -63,9 +63,10 @@ def index(
         report = index_pictures(database, sources, brush.clip, progress)
     for each in report.skipped:
         print(f"codebrush: skipped {each['path']}: {each['reason']}", file=sys.stderr)
-    for source in sources:
-        if source.renamed:
-            names = ", ".join(f"{column!r} is {own}" for column, own in source.renamed.items())
+    for source in sources:  # said once; __key__ and the like are no columns that a user has written
+        new = [each for each in report.renamed if each["source"] == source.name and each["new"]]
+        names = ", ".join(f"{each['column']!r} is {each['as']}" for each in new if not each["column"].startswith("__"))
+        if names:
             print(f"codebrush: columns of {source.name} with other names in the database: {names}", file=sys.stderr)
     for each in report.unfit:
         print(f"codebrush: {_unfit(each)}", file=sys.stderr)

@@ -1,31 +1,62 @@
-"""SQL conditions of `--where`: columns by the names that a user knows, whatever their case and quotes."""
+"""SQL conditions of `--where`: columns by the names that a user knows, in the source or here, whatever their case and
+quotes.
+"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from codebrush.errors import UsageError
 from codebrush.search.pictures import column_name
 
-# Text in single quotes, names in double or back quotes, plain names, and everything else.
-_PART = re.compile(r"""'(?:[^']|'')*'|"(?P<double>[^"]*)"|`(?P<back>[^`]*)`|(?P<name>[^\W\d]\w*)|.""", re.DOTALL)
+# Text in single quotes, names in double or back quotes, plain names and numbers, and everything else.
+_PART = re.compile(r"""'(?:[^']|'')*'|"(?P<double>[^"]*)"|`(?P<back>[^`]*)`|(?P<name>[\w.]*\w)|.""", re.DOTALL)
+_COMPARED = re.compile(r"\s*(?:[=<>!]|(?:not\s+)?(?:in|like|between)\b|is\b)", re.IGNORECASE)
+_COMPARING = re.compile(r"(?:[=<>(,+*/-]|\b(?:like|between|in))\s*$", re.IGNORECASE)
+_KEYWORDS = frozenset(("and", "or", "not", "is", "null", "in", "like", "between", "true", "false"))
 
 
-def with_columns(where: str, columns: Sequence[str]) -> str:
-    """A condition with each name that spells a column in another way ("a b", `Label`) as the column is called."""
+def with_columns(where: str, columns: Sequence[str], sources: Mapping[str, Sequence[str]] | None = None) -> str:
+    """A condition with each name that spells a column in another way ("a b", `Label`) as the column is called.
+
+    `sources` are columns that have another name in their source: that name -> those of the columns. A number is a
+    column of that name (2024 = 'yes') where it stands in front of a comparison and not behind one.
+
+    Raises:
+        UsageError: if a name in a source is that of several columns.
+    """
+    sources = sources or {}
 
     def exact(match: re.Match[str]) -> str:
         quoted = next((name for name in (match["double"], match["back"]) if name is not None), None)
         name = match["name"] if quoted is None else quoted
-        if name is None or (quoted is None and (name in columns or name.lower() in columns)):
+        if name is None or (quoted is None and not _names_column(match)):
             return match[0]
-        found = _column(name, columns)
+        if quoted is None and name in columns and name == name.lower() and not name[0].isdigit():
+            return match[0]
+        found = _column(name, columns, sources)
         return match[0] if found is None else f"`{found}`"
 
     return _PART.sub(exact, where)
 
 
-def _column(name: str, columns: Sequence[str]) -> str | None:
+def _names_column(match: re.Match[str]) -> bool:
+    """Whether a plain word can be the name of a column: no keyword, no function, no number to compare with."""
+    after, before = match.string[match.end() :], match.string[: match.start()]
+    if match["name"][0].isdigit() and match["name"].replace(".", "").isdigit():
+        return _COMPARED.match(after) is not None and _COMPARING.search(before.rstrip("(")) is None
+    return match["name"].lower() not in _KEYWORDS and not after.lstrip().startswith("(")
+
+
+def _column(name: str, columns: Sequence[str], sources: Mapping[str, Sequence[str]]) -> str | None:
     if name in columns:
         return name
-    wanted = column_name(name).lower()
-    same = [each for each in columns if each.lower() == wanted]
-    return same[0] if len(same) == 1 else None
+    here = [each for each in sources.get(name, ()) if each in columns]
+    if len(here) > 1:
+        raise UsageError(f"the column {name} is called {' or '.join(here)} here, by its source: use one of these names")
+    if here:
+        return here[0]
+    for wanted in (name.lower(), column_name(name).lower()):
+        same = [each for each in columns if each.lower() == wanted]
+        if len(same) == 1:
+            return same[0]
+    return None

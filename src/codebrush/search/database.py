@@ -7,7 +7,7 @@ because a commit leaves the files that they read in place.
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from codebrush.errors import CodebrushError, DataError, PackError
-from codebrush.files import UNWRITABLE, cannot_write
+from codebrush.files import UNUSABLE, UNWRITABLE, cannot_write, write_json
 from codebrush.optional import require
 from codebrush.search.messages import plain_reason
 from codebrush.search.native_stderr import hold_panics
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TABLE = "pictures"
 TABLE_FOLDER = f"{TABLE}.lance"
 LOCK = ".codebrush.lock"
+COLUMNS_FILE = "columns.json"  # see `Database.source_names`
 OTHER_TEXTS_FILE = "other_texts.safetensors"  # see `nearness`; made anew if it is missing
 ABOUT = b"codebrush"  # key in the metadata of the table
 FORMAT = 1
@@ -86,6 +87,24 @@ class Database:
             new = [field for field in fields if field.name not in self.table.schema.names]
             if new:
                 self.table.add_columns(new)
+
+    def source_names(self) -> dict[str, list[str]]:
+        """The columns that have another name in their sources: that name -> those of the columns."""
+        with suppress(*UNUSABLE, AttributeError):
+            stored = json.loads((self.path / COLUMNS_FILE).read_text(encoding="utf-8"))
+            return {name: [str(column) for column in columns] for name, columns in stored.items()}
+        return {}
+
+    def add_source_names(self, names: Mapping[str, str]) -> dict[str, str]:
+        """Remember columns by their names in a source; returns those that were not known."""
+        with self.guarded(), self.locked():
+            known = self.source_names()
+            new = {name: column for name, column in names.items() if column not in known.get(name, ())}
+            for name, column in new.items():
+                known.setdefault(name, []).append(column)
+            if new:
+                write_json(self.path / COLUMNS_FILE, known)
+        return new
 
     def delete(self, paths: list[str]) -> int:
         """Delete rows by their path; returns how many there were."""
@@ -149,7 +168,8 @@ class Database:
                 return
             shutil.rmtree(self.path / TABLE_FOLDER)
         with suppress(OSError):
-            (self.path / OTHER_TEXTS_FILE).unlink(missing_ok=True)
+            for name in (OTHER_TEXTS_FILE, COLUMNS_FILE):
+                (self.path / name).unlink(missing_ok=True)
             (self.path / LOCK).unlink()
             self.path.rmdir()
 

@@ -43,9 +43,9 @@ STATE_COLUMNS = ["path", "size", "modified", "hash", "text_hash"]
 class IndexReport:
     """What a run did, in numbers of pictures. `skipped` lists the pictures that could not be indexed, with the reason.
     `reused` of the added ones were known under another path. `renamed` lists the columns with another name in the
-    database. `unfit` lists the columns with cells that do not fit their type: what the column holds, how many cells
-    were left empty, and the path and value of the first. `frames` has the number of the frame, from 0, by which each
-    animation and file of several pages was embedded.
+    database, `new` ones that it did not have yet. `unfit` lists the columns with cells that do not fit their type: what
+    the column holds, how many cells were left empty, and the path and value of the first. `frames` has the number of
+    the frame, from 0, by which each animation and file of several pages was embedded.
     """
 
     added: int = 0
@@ -56,7 +56,7 @@ class IndexReport:
     skipped: list[dict[str, str]] = field(default_factory=list)
     unfit: list[dict[str, Any]] = field(default_factory=list)
     frames: dict[str, int] = field(default_factory=dict)
-    renamed: list[dict[str, str]] = field(default_factory=list)
+    renamed: list[dict[str, Any]] = field(default_factory=list)
 
 
 class _State(NamedTuple):
@@ -106,7 +106,11 @@ def index_pictures(
     total, done = sum(source.count for source in sources), 0
     run = _Run(database, clip)
     for source in sources:
-        run.report.renamed += [{"source": source.name, "column": a, "as": b} for a, b in source.renamed.items()]
+        new = database.add_source_names(source.renamed)
+        run.report.renamed += [
+            {"source": source.name, "column": column, "as": own, "new": column in new}
+            for column, own in source.renamed.items()
+        ]
     with ThreadPoolExecutor(THREADS) as threads:
         for source in sources:
             candidates = iter(source.candidates)

@@ -24,7 +24,7 @@ from codebrush.data.sources.rows import Rows, load_rows
 from codebrush.data.sources.unread import Unread
 from codebrush.errors import DataError, ImageError
 
-# Columns that the database fills itself; columns of a data source with these names get a number: size_2.
+# Columns that the database fills itself; columns of a data source with these names are called source_size and so on.
 OWN_COLUMNS = frozenset(
     ("path", "source", "caption", "embedding", "width", "height", "size", "modified", "hash", "text_hash", "thumbnail")
 )
@@ -165,12 +165,14 @@ def column_name(name: str) -> str:
 def _column_names(columns: Iterable[str]) -> dict[str, str]:
     """A name in the database for each column of a source, all different whatever their case: a_b, a_b_2 ..."""
     columns, names = list(columns), dict[str, str]()
-    taken = {name.lower() for name in OWN_COLUMNS}
-    for column in sorted(columns, key=lambda each: each != column_name(each)):  # those that keep their name first
-        own, number = column_name(column), 1
+    taken: set[str] = set()
+    wanted = {column: column_name(column) for column in columns}
+    wanted |= {column: f"source_{name}" for column, name in wanted.items() if name.lower() in OWN_COLUMNS}
+    for column in sorted(columns, key=lambda each: each != wanted[each]):  # those that keep their name first
+        own, number = wanted[column], 1
         while own.lower() in taken:
             number += 1
-            own = f"{column_name(column)}_{number}"
+            own = f"{wanted[column]}_{number}"
         taken.add(own.lower())
         names[column] = own
     return {column: names[column] for column in columns}

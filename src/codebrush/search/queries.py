@@ -115,7 +115,7 @@ def search(
         check_min_score(min_score, mode)
     if where is not None:
         check_condition(database, where)
-        where = with_columns(where, database.table.schema.names)
+        where = with_columns(where, database.table.schema.names, database.source_names())
     with database.guarded():
         rows = _query(database.table, vector, text or "", without, mode)
         rows = rows.limit(k if mode != "hybrid" else max(FUSED, 10 * k))
@@ -143,7 +143,7 @@ def check_min_score(min_score: float, mode: Mode) -> None:
 
 def check_condition(database: Database, where: str) -> None:
     """Raise a UsageError if a condition is malformed, uses an unknown column, or is followed by something else."""
-    asked, where = where, with_columns(where, database.table.schema.names)
+    asked, where = where, with_columns(where, database.table.schema.names, database.source_names())
     with database.guarded():
         try:
             _passing(database, where)
@@ -165,8 +165,13 @@ def _passing(database: Database, where: str) -> int:
 
 
 def _unreadable(database: Database, where: str, reason: str) -> UsageError:
-    names = ", ".join(name for name in _shown(database.table) if name != "thumbnail")
-    return UsageError(f'cannot read the condition "{where}" ({reason}); the columns are {names}')
+    elsewhere = {column: name for name, columns in database.source_names().items() for column in columns}
+    names = [
+        f"{name} ({elsewhere[name]} in its source)" if name in elsewhere else name
+        for name in _shown(database.table)
+        if name != "thumbnail"
+    ]
+    return UsageError(f'cannot read the condition "{where}" ({reason}); the columns are {", ".join(names)}')
 
 
 def _shown(table: Any) -> list[str]:

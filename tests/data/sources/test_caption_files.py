@@ -5,9 +5,14 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from codebrush.data.sources.caption_files import CaptionFiles, captions_beside, read_captions
+from codebrush.data.sources.delimited import Record
+from codebrush.data.sources.metadata import tables_about
+from codebrush.data.sources.rows import load_rows
 from codebrush.data.sources.unread import Unread
+from codebrush.errors import DataError
 
 
 @pytest.mark.parametrize(
@@ -103,3 +108,45 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path):
     with pytest.raises(ValueError, match="not a file"):
         read_captions(tmp_path / "1.txt")
     assert captions_beside(tmp_path / "1.png", Unread("x")) == []
+
+
+def test_tables_of_other_things_are_looked_at_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is loaded whole; those that cannot be read are named, the others counted."""
+    for name in ("1.png", "2.png"):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+    (tmp_path / "captions.csv").write_text("file,text\nelsewhere.png,no\n2.png,a thing\n" + "x.png,y\n" * 1000)
+    (tmp_path / "prices.csv").write_text("day,price\n1,2\n" + "1,2\n" * 1000)
+    (tmp_path / "other.jsonl").write_text('{"image": "else.png"}\n[]\n')
+    (tmp_path / "late.tsv").write_text("image\ttext\n" + "else.png\tno\n" * 5)
+    (tmp_path / "latin.csv").write_bytes(b"file_name,text\n1.png,caf\xe9\n")
+    (tmp_path / "log.jsonl").write_text("no json\nnone\n")
+    (tmp_path / "wide.csv").write_bytes(b"\xff\xfef\x00i\x00l\x00e\x00\n")
+    taken: list[int] = []
+    monkeypatch.setattr("codebrush.data.sources.metadata.MOST_ROWS", 5)
+    monkeypatch.setattr(
+        "codebrush.data.sources.delimited.Record",
+        lambda *given, **named: taken.append(given[0]) or Record(*given, **named),
+    )
+    unread = Unread("here")
+    tables = sorted(each.name for each in tmp_path.iterdir() if each.suffix != ".png")
+    found, broken = tables_about("here", tmp_path, tables, ["2.png"], unread)
+    assert found == ["captions.csv"]
+    assert broken == ["latin.csv", "log.jsonl", "wide.csv"]
+    named = dict(unread.named)
+    assert named["here/latin.csv"] == "not UTF-8 text"
+    assert named["here/log.jsonl"] == "not JSON"
+    assert named["here/wide.csv"] == "not UTF-8 or UTF-16 text"
+    assert unread.notes == ["late.tsv names no picture of this folder in its first 5 rows"]
+    assert sorted(taken) == [2, 2, 2, 3, 3, 4, 5, 6], (
+        "the rows of captions.csv, latin.csv and late.tsv as far as needed"
+    )
+    monkeypatch.undo()
+    rows = load_rows(str(tmp_path))
+    assert dict(zip(rows.text["file_name"].to_pylist(), rows.text["text"].to_pylist(), strict=True)) == {
+        "elsewhere.png": "no",
+        "2.png": "a thing",
+        "x.png": "y",
+        "1.png": None,
+    }
+    with pytest.raises(DataError, match=r"latin\.csv: not UTF-8 text"):
+        load_rows(str(tmp_path), strict=True)

@@ -100,7 +100,9 @@ def _sorted_out(folder: Path, names: Sequence[str]) -> _Files:
 
 def _pictures(source: str, folder: Path, files: _Files, unread: Unread) -> "Dataset":
     """The rows of a folder's pictures, with the metadata or else the caption files beside them."""
-    tables = files.metadata or tables_about(folder, files.tables, files.pictures)
+    tables, broken = files.metadata, list[str]()
+    if not tables:
+        tables, broken = tables_about(source, folder, files.tables, files.pictures, unread)
     texts = CaptionFiles(files.others)
     if tables:
         dataset, used = read_metadata(source, folder, files.pictures, tables, unread), set(tables)
@@ -108,7 +110,7 @@ def _pictures(source: str, folder: Path, files: _Files, unread: Unread) -> "Data
     else:
         dataset, used = _folder_with_texts(folder, files.pictures, texts, unread)
     unread.read["pictures"] += len(files.pictures)
-    _count((name for name in [*files.tables, *files.others] if name not in used), unread)
+    _count((name for name in [*files.tables, *files.others] if name not in used and name not in broken), unread)
     return dataset
 
 

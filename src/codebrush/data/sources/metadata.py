@@ -11,6 +11,7 @@ from codebrush.data.sources.column_names import PATH_COLUMNS, usual_columns
 from codebrush.data.sources.file_names import comparable, escaped
 from codebrush.data.sources.filters import is_empty
 from codebrush.data.sources.json_columns import common_columns
+from codebrush.data.sources.table_reader import first_paths
 from codebrush.data.sources.tables import load_files
 from codebrush.data.sources.unread import Unread
 from codebrush.errors import DataError
@@ -18,6 +19,7 @@ from codebrush.errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+MOST_ROWS = 100_000  # of a table that is looked through for the name of a picture
 METADATA_FILE = "metadata.jsonl"
 METADATA_NAMES = frozenset(f"metadata.{ending}" for ending in ("jsonl", "ndjson", "csv", "tsv", "parquet"))
 
@@ -28,19 +30,34 @@ def write_metadata(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     (folder / METADATA_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def tables_about(folder: Path, tables: Sequence[str], pictures: Sequence[str]) -> list[str]:
-    """Those of `tables` that name one of the `pictures` in a column of file names: captions.csv, labels.tsv, ..."""
-    found = []
+def tables_about(
+    source: str, folder: Path, tables: Sequence[str], pictures: Sequence[str], unread: Unread
+) -> tuple[list[str], list[str]]:
+    """Those of `tables` that name one of the `pictures` in a column of file names (captions.csv, labels.tsv, ...), and
+    those that cannot be read, which go into `unread`. A table is read as far as its first row about a picture.
+    """
+    found, broken = list[str](), list[str]()
     known = {comparable(name) for name in pictures}
     for name in tables:
+        rows = 0
         try:
-            part = load_files(name, folder, [name], Unread(name))
-        except DataError:
-            continue
-        column = path_column(part)
-        if column is not None and any(comparable(path) in known for path in _paths(name, part[column]) if path):
-            found.append(name)
-    return found
+            for cell in first_paths(folder / name, MOST_ROWS):
+                rows += 1
+                (path,) = _paths(name, [cell])
+                if path is not None and comparable(path) in known:
+                    found.append(name)
+                    break
+            else:
+                if rows == MOST_ROWS:
+                    unread.note(f"{name} names no picture of this folder in its first {rows:,} rows")
+        except OSError as error:
+            unread.name(f"{source}/{name}", (error.strerror or str(error)).lower())
+            broken.append(name)
+        except ValueError as error:
+            reason = "not UTF-8 or UTF-16 text" if isinstance(error, UnicodeDecodeError) else str(error)
+            unread.name(f"{source}/{name}", reason)
+            broken.append(name)
+    return found, broken
 
 
 def read_metadata(

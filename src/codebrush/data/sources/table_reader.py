@@ -5,9 +5,11 @@ The rows are copied to the Arrow cache on disk, with a bounded number in memory.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codebrush.data.sources.column_names import PATH_COLUMNS, usual_columns
 from codebrush.data.sources.delimited import read_records
 from codebrush.data.sources.json_columns import described, read_object
 from codebrush.data.sources.raw_rows import cached_rows, problem
@@ -35,6 +37,26 @@ def read_tables(files: Sequence[tuple[Path, str]], unread: Unread) -> "Dataset":
         return splits.select(())
     given = splits.data.column("split").null_count < len(splits.data) and "split" not in columns.column_names
     return concatenate_datasets([columns, splits], axis=1) if given else columns
+
+
+def first_paths(path: Path, most: int) -> Iterator[Any]:
+    """The cells in the column of file names (`PATH_COLUMNS`) of the first `most` rows, which are read as they are taken.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: with the reason, if none of these rows can be read.
+    """
+    if path.suffix.lower() in DELIMITED and not usual_columns(PATH_COLUMNS, read_records(path).names):
+        return
+    whole, reason = False, ""
+    for row in islice(_rows([(str(path), "", 0, 0)]), most):
+        if "problem" in row:
+            reason = reason or json.loads(row["problem"])[1]
+        elif "json" in row:
+            whole, cells = True, json.loads(row["json"])
+            yield from (cells[column] for column in usual_columns(PATH_COLUMNS, list(cells))[:1])
+    if reason and not whole:
+        raise ValueError(reason)
 
 
 def _rows(tables: Iterable[tuple[str, str, int, int]]) -> Iterator[dict[str, Any]]:

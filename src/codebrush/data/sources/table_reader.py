@@ -40,7 +40,7 @@ def read_tables(files: Sequence[tuple[Path, str]], unread: Unread) -> "Dataset":
 
 
 def first_paths(path: Path, most: int) -> Iterator[Any]:
-    """The cells in the column of file names (`PATH_COLUMNS`) of the first `most` rows, which are read as they are taken.
+    """The cells in the column of file names (`PATH_COLUMNS`) of the first `most` rows, read as they are taken.
 
     Raises:
         OSError: if the file cannot be read.

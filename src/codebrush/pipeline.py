@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from codebrush.data.decoding.images import Picture, decode_image, picture_list, stack, to_pil
+from codebrush.data.picture_fitting import Fit, embed_views, unit_range, views_for
 from codebrush.data.preprocess import pixels_for
 from codebrush.data.text_embedding import embed_texts
 from codebrush.errors import UsageError
@@ -263,9 +264,16 @@ class Codebrush(LoadedPack):
         return embed_texts(self.clip, self.tokenizer, texts, BATCH)
 
     @torch.no_grad()
-    def embed_images(self, images: Sequence[Picture]) -> Tensor:
-        """Pictures as unit vectors (B, E) float32. Raises ImageError if one cannot be read."""
-        vectors = [self.clip.encode_image(pixels) for _, pixels in self._clip_batches(images)]
+    def embed_images(self, images: Sequence[Picture], fit: Fit | None = None) -> Tensor:
+        """Pictures as unit vectors (B, E) float32, fitted to what the CLIP reads as `views_for` does.
+
+        `fit` is "crop", "pad", "squeeze" or "tiles"; None is what the CLIP was trained with.
+
+        Raises:
+            ImageError: if a picture cannot be read.
+            UsageError: if `fit` is none of these.
+        """
+        vectors = [embed_views(self.clip, views) for _, views in self._view_batches(images, fit)]
         return torch.cat(vectors) if vectors else torch.zeros(0, self.clip.embed_dim)
 
     @torch.no_grad()
@@ -282,14 +290,18 @@ class Codebrush(LoadedPack):
         return float(self.embed_images([image])[0] @ self.embed_text([text])[0])
 
     def classify(
-        self, images: Sequence[Picture], labels: Sequence[str], none: bool = False
+        self,
+        images: Sequence[Picture],
+        labels: Sequence[str],
+        none: bool = False,
+        fit: Fit | None = None,
     ) -> list[list[tuple[str, float]]]:
         """For each picture the labels, with `none` also "none of these", with their probabilities, likeliest first; see
-        `ZeroShotClassifier`.
+        `ZeroShotClassifier`. `fit` is as in `embed_images`.
         """
         temperature = pack_temperature(self.pack.info)
         classifier = ZeroShotClassifier(self.clip, self.tokenizer, labels, temperature=temperature, none=none)
-        return classifier.classify(picture_list(images))
+        return classifier.classify(picture_list(images), fit)
 
     @cached_property
     def reader(self) -> CaptionPipeline:
@@ -298,19 +310,33 @@ class Codebrush(LoadedPack):
         return CaptionPipeline(self.clip, self.tokenizer, captioner, self.pack.captioner_tokenizer)
 
     def caption(
-        self, images: Sequence[Picture], n: int = 1, method: str = "beam", seed: int = 0, first: int = 0
+        self,
+        images: Sequence[Picture],
+        n: int = 1,
+        method: str = "beam",
+        seed: int = 0,
+        first: int = 0,
+        fit: Fit | None = None,
     ) -> list[list[Caption]]:
         """For each picture `n` captions, best first by CLIP score; see `CaptionPipeline.caption`.
 
-        `first` is the index of the first picture, for the random streams of the method "sample".
+        `first` is the index of the first picture, for the random streams of the method "sample". `fit` is as in
+        `embed_images`; with "tiles" captions are written for each tile, and scored by it.
 
         Raises:
+            UsageError: if an option is out of its range.
             PackError: if the pack has no captioner.
             ImageError: if a picture cannot be read.
         """
         found: list[list[Caption]] = []
-        for batch, pixels in self._clip_batches(images):
-            found += self.reader.caption(pixels, n, method, seed, first=first + batch.start)
+        for batch, views in self._view_batches(images, fit):
+            if fit != "tiles":
+                pixels = unit_range(torch.cat(views).to(self.device))  # (B, 3, S, S)
+                found += self.reader.caption(pixels, n, method, seed, first=first + batch.start)
+                continue
+            for number, parts in zip(batch, views, strict=True):
+                tiles = unit_range(parts.to(self.device))  # (T, 3, S, S)
+                found.append(self.reader.caption_tiles(tiles, n, method, seed, first=first + number))
         return found
 
     def ask(self, image: Picture, question: str, threshold: float = ANSWER_THRESHOLD) -> Answer:
@@ -337,11 +363,11 @@ class Codebrush(LoadedPack):
         """A function that enlarges results; None and 1 leave them as they are."""
         return list if scale in (None, 1) else self.enlarger.results(scale)
 
-    def _clip_batches(self, images: Sequence[Picture]) -> Iterator[tuple[range, Tensor]]:
-        """Batches of pictures as CLIP sees them: which they are, and their pixels (B, 3, S, S)."""
+    def _view_batches(self, images: Sequence[Picture], fit: Fit | None) -> Iterator[tuple[range, list[Tensor]]]:
+        """Batches of pictures as CLIP sees them: which they are, and the views (T, 3, S, S) uint8 of each."""
         pictures = picture_list(images)
         for batch in batches(len(pictures)):
-            yield batch, pixels_for(self.clip, pictures[batch.start : batch.stop]).to(self.device)
+            yield batch, [views_for(self.clip, pictures[number], fit) for number in batch]
 
     def _vqgan_batches(self, images: Sequence[Picture]) -> Iterator[Tensor]:
         """Batches (B, 3, S, S) of the middles of `images` at the pack's size."""

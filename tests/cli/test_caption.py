@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from codebrush import Codebrush
 from codebrush.cli.main import run
@@ -36,6 +37,21 @@ def test_captions(pack: str, pictures: list[str], tmp_path: Path, capsys: pytest
     assert output.err.startswith("codebrush: skipped ")
     assert run(["caption", pictures[0], "--pack", pack, "--method", "greedy"]) == 0
     assert capsys.readouterr().out.startswith(pictures[0])
+
+
+def test_wide_pictures_are_captioned_by_the_rule_that_is_asked_for(
+    pack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = Image.new("RGB", (96, 32), "white")
+    wide.paste(scene(0, 3, 32).image, (64, 0))
+    wide.save(tmp_path / "wide.png")
+    brush = Codebrush.from_pretrained(pack, device="cpu")
+    for fit in ("pad", "tiles"):
+        assert run(["caption", str(tmp_path / "wide.png"), "--pack", pack, "--n", "2", "--fit", fit, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)["results"][0]["captions"]
+        (expected,) = brush.caption([wide], n=2, fit=fit)  # pyright: ignore
+        assert [each["text"] for each in found] == [each.text for each in expected]
+        assert [each["score"] for each in found] == pytest.approx([each.score for each in expected], abs=1e-5)
 
 
 def test_without_a_readable_picture_the_command_fails(

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from codebrush import Codebrush
 from codebrush.cli.main import run
@@ -40,6 +41,24 @@ def test_labels_with_their_probabilities(
         assert [label for label, _ in found] == [label for label, _ in wanted[:2]]
         assert [share for _, share in found] == pytest.approx([share for _, share in wanted[:2]], abs=1e-6)
     assert report["temperature"] == 1.0
+
+
+def test_wide_pictures_are_read_by_the_rule_that_is_asked_for(
+    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = Image.new("RGB", (96, 32), "white")
+    wide.paste(scene(0, 3, 32).image, (64, 0))
+    wide.save(tmp_path / "wide.png")
+    labels = ["cat", "dog", "car"]
+    brush, seen = Codebrush.from_pretrained(micro_pack, device="cpu"), set()
+    for fit in ("crop", "pad", "squeeze", "tiles"):
+        given = [str(tmp_path / "wide.png"), "--labels", ",".join(labels), "--pack", str(micro_pack), "--fit", fit]
+        found = {each["label"]: each["probability"] for each in answer(capsys, *given)["results"][0]["labels"]}
+        (expected,) = brush.classify([wide], labels, fit=fit)  # pyright: ignore
+        assert found == pytest.approx(dict(expected), abs=1e-6)
+        seen.add(round(found["cat"], 6))
+    assert len(seen) == 4
+    assert dict(brush.classify([wide], labels)[0]) == dict(brush.classify([wide], labels, fit="crop")[0])
 
 
 def test_labels_from_a_file_sentences_and_temperature(

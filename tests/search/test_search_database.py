@@ -32,6 +32,7 @@ def test_another_clip_is_refused_by_both_names(intact: Path) -> None:
     for opened in (lambda: open_database(intact, other), lambda: create_database(intact, other, 8)):
         with pytest.raises(PackError, match=r"'micro' \(aaaaaaaa\).*'another' \(bbbbbbbb\).*--pack micro"):
             opened()
+    assert MARK.fit is None
     assert open_database(intact, Mark("renamed", MARK.clip)).mark == MARK  # only the weights count
 
 

@@ -51,6 +51,30 @@ def test_a_picture_is_captioned_as_if_alone(brush: Codebrush, pictures: list[Ima
     assert sampled != texts(pictures, n=3, method="sample", seed=6)
 
 
+def test_tiles_are_captioned_each_and_scored_by_the_tile_they_describe(brush: Codebrush) -> None:
+    wide = Image.new("RGB", (96, 32))
+    parts = [scene(0, index, 32).image for index in range(3)]
+    for place, part in enumerate(parts):
+        wide.paste(part, (32 * place, 0))
+    starts = (0, 16, 32, 48, 64)
+    tiles = [wide.crop((start, 0, start + 32, 32)) for start in starts]
+    for options in ({"method": "beam"}, {"method": "sample", "seed": 4}):
+        scores: dict[str, float] = {}
+        for tile in tiles:
+            for each in brush.caption([tile], n=3, **options)[0]:  # pyright: ignore
+                scores[each.text] = max(each.score, scores.get(each.text, -1))
+        expected = sorted(scores, key=lambda text: -scores[text])[:3]
+        (first, found) = brush.caption([parts[0], wide], n=3, fit="tiles", **options)  # pyright: ignore
+        assert first == brush.caption(parts[:1], n=3, **options)[0]  # pyright: ignore
+        if options["method"] == "beam":
+            assert [each.text for each in found] == expected
+            assert [each.score for each in found] == pytest.approx([scores[text] for text in expected], abs=1e-5)
+        alone = brush.caption([wide], n=3, first=1, fit="tiles", **options)  # pyright: ignore
+        assert [each.text for each in alone[0]] == [each.text for each in found]  # its own random numbers
+    squeezed = brush.caption([wide], n=3, fit="squeeze")[0]
+    assert [each.text for each in squeezed] == [each.text for each in brush.caption([wide.resize((32, 32), 3)], n=3)[0]]
+
+
 def test_an_answer_below_the_threshold_is_not_known(brush: Codebrush, pictures: list[Image.Image]) -> None:
     sure = brush.ask(pictures[0], "what colour is it?", threshold=0.0)
     assert sure.text == (sure.guess or UNKNOWN_ANSWER)

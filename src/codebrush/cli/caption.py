@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
+from codebrush.cli.flags import FitOption, JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import print_json, unread_entry
 from codebrush.cli.pictures import check_picture_file, each_readable, picture_files, seen_picture
 from codebrush.errors import UsageError
@@ -29,6 +29,7 @@ def caption(
         typer.Option(help="Text decoding: beam search, the most probable token each time, or sampling."),
     ] = Method.BEAM,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of --method sample.")] = 0,
+    fit: FitOption = None,
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:
@@ -39,10 +40,11 @@ def caption(
         refuse(given_flags(context), ("seed",), "only affects sampled captions: add --method sample")
     files, skipped = picture_files(images)
     brush = Codebrush.from_pretrained(pack)
+    rule = None if fit is None else fit.value
 
     def captioned(number: int, path: Path) -> dict[str, Any]:
         picture, frame = seen_picture(brush.clip, path)
-        (found,) = brush.caption([picture], n, method.value, seed, first=number)  # its own random numbers
+        (found,) = brush.caption([picture], n, method.value, seed, number, rule)  # its own random numbers
         captions = [{"text": each.text, "score": each.score, "probability": each.probability} for each in found]
         return {"path": str(path), **frame, "captions": captions}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
+from codebrush.cli.flags import FitOption, JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import print_json, unread_entry
 from codebrush.cli.pictures import each_readable, picture_files, seen_picture
 from codebrush.errors import PackError, UsageError
@@ -43,6 +43,7 @@ def classify(
         bool, typer.Option("--none", help='Add the answer "none of these", for pictures that fit other texts better.')
     ] = False,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Number of labels to print for each picture.")] = 5,
+    fit: FitOption = None,
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:
@@ -55,16 +56,15 @@ def classify(
     files, skipped = picture_files(images)
     # Wrong flags are reported before any model loads.
     make_classifier = _probe_classifier(probe) if probe is not None else _zero_shot_classifier(context.params)
-    from codebrush.data.preprocess import pixels_for
     from codebrush.pipeline import Codebrush
 
     brush = Codebrush.from_pretrained(pack)
     rank, about = make_classifier(brush)
+    rule = None if fit is None else fit.value
 
     def classified(_: int, path: Path) -> dict[str, Any]:
         picture, frame = seen_picture(brush.clip, path)
-        pixels = pixels_for(brush.clip, [picture])  # (1, 3, S, S)
-        best = rank(brush.clip.encode_image(pixels.to(brush.device)))[0][:top_k]
+        best = rank(brush.embed_images([picture], rule))[0][:top_k]
         return {
             "path": str(path),
             **frame,

@@ -1,6 +1,7 @@
 """Flags that many commands share, and the check that no flag was given which has no effect."""
 
 from collections.abc import Container
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -10,6 +11,22 @@ from codebrush.errors import UsageError
 PACK_HELP = "Model pack: a built-in or downloaded name, a folder, or a Hugging Face hub id."
 PackOption = Annotated[str, typer.Option(help=PACK_HELP)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+class FitName(StrEnum):
+    """How a picture is fitted to the square that the CLIP reads; see `codebrush.data.picture_fitting`."""
+
+    CROP = "crop"
+    PAD = "pad"
+    SQUEEZE = "squeeze"
+    TILES = "tiles"
+
+
+FIT_HELP = (
+    "What is read of a picture that is not square: its middle (crop), all of it between bars (pad) or distorted "
+    "(squeeze), or several crops from end to end (tiles).  [as the CLIP was trained: crop; SigLIP: squeeze]"
+)
+FitOption = Annotated[FitName | None, typer.Option(help=FIT_HELP)]
 
 
 def given_flags(context: typer.Context) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
+from codebrush.cli.flags import FitOption, JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import print_json, progress_bar
 from codebrush.cli.source_flags import CaptionOption, ExcludeOption, ImageColumnOption, PathsArgument, StrictOption
 
@@ -29,6 +29,7 @@ def index(
         bool,
         typer.Option("--remove", help="Remove the pictures of these paths from the database; they need not exist."),
     ] = False,
+    fit: FitOption = None,
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:
@@ -39,7 +40,7 @@ def index(
     """
     start = time.perf_counter()
     if remove:
-        unused = ("caption", "image_column", "exclude", "strict")
+        unused = ("caption", "image_column", "exclude", "strict", "fit")
         refuse(given_flags(context), unused, "cannot be used with --remove, which reads no pictures")
         from codebrush.search.database import open_database
         from codebrush.search.removal import remove_sources
@@ -55,12 +56,13 @@ def index(
     brush = Codebrush.from_pretrained(pack)
     named = {"captions": caption or (), "image_column": image_column, "strict": strict, "exclude": exclude or ()}
     sources = open_all(list(dict.fromkeys(paths)), db, **named)
-    mark = Mark(brush.pack.name, clip_hash(brush.pack.member("clip")))
+    rule = None if fit is None else fit.value
+    mark = Mark(brush.pack.name, clip_hash(brush.pack.member("clip")), rule)
     database = create_database(db, mark, brush.clip.embed_dim, quiet=True)
     if database.update_words():
         print(f"codebrush: {WORDS_UPDATED}", file=sys.stderr)
     with progress_bar("indexing") as progress:
-        report = index_pictures(database, sources, brush.clip, progress)
+        report = index_pictures(database, sources, brush.clip, progress, rule)
     for each in report.skipped:
         print(f"codebrush: skipped {each['path']}: {each['reason']}", file=sys.stderr)
     for source in sources:  # said once; __key__ and the like are no columns that a user has written

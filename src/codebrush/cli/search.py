@@ -75,7 +75,7 @@ def search(
     vector, judged = None, None
     if mode is not Mode.TEXT:
         text = None if query is None else brush.embed_text([query])[0]
-        picture = None if image is None else brush.embed_images([image])[0]
+        picture = None if image is None else brush.embed_images([image], database.mark.fit)[0]
         vector = combine(text, picture, brush.embed_text(without) if without else None, image_weight)
         judged = None if text is None else _judged(brush, database, text, where)
     hits = find(database, vector, query, k=k, where=where, mode=mode.value, without=without or (), min_score=min_score)

@@ -25,6 +25,8 @@ from codebrush.search.native_stderr import hold_panics
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from codebrush.data.picture_fitting import Fit
+
 TABLE = "pictures"
 TABLE_FOLDER = f"{TABLE}.lance"
 LOCK = ".codebrush.lock"
@@ -40,10 +42,13 @@ KEPT_VERSIONS = timedelta(minutes=10)  # how long a reader may take to read rows
 
 @dataclass(frozen=True)
 class Mark:
-    """Which CLIP made the embeddings of a database: the name of its pack, and the sha256 (hex) of its weights."""
+    """Which CLIP made the embeddings of a database: the name of its pack, and the sha256 (hex) of its weights. `fit` is
+    how pictures were fitted to what it reads; None, as in databases from before version 0.3, if as it was trained.
+    """
 
     pack: str
     clip: str
+    fit: "Fit | None" = None
 
 
 class Database:
@@ -261,7 +266,8 @@ def quoted(text: str) -> str:
 def _schema(mark: Mark, embed_dim: int) -> "pa.Schema":
     import pyarrow as pa
 
-    about = json.dumps({"format": FORMAT, "pack": mark.pack, "clip": mark.clip})
+    fit = {} if mark.fit is None else {"fit": mark.fit}
+    about = json.dumps({"format": FORMAT, "pack": mark.pack, "clip": mark.clip, **fit})
     return pa.schema(
         [
             pa.field("path", pa.string(), nullable=False),
@@ -307,7 +313,7 @@ def _read_mark(path: Path, schema: "pa.Schema") -> Mark:
     about = json.loads((schema.metadata or {}).get(ABOUT, b"{}"))
     if about.get("format") != FORMAT:
         raise DataError(f"{path} was made by another version of codebrush: index the pictures into a new folder")
-    return Mark(about["pack"], about["clip"])
+    return Mark(about["pack"], about["clip"], about.get("fit"))
 
 
 @contextmanager

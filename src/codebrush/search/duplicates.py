@@ -27,10 +27,10 @@ from codebrush.data.curation.near_duplicates import (
 from codebrush.data.decoding.compression import is_lossy
 from codebrush.data.decoding.images import read_picture
 from codebrush.data.decoding.transparency import opacity
+from codebrush.data.picture_fitting import embed_views, views_for
 from codebrush.errors import ImageError, UsageError
 from codebrush.models.clip import CLIP
 from codebrush.progress import Progress
-from codebrush.search.embedding import clip_pixels, embed
 from codebrush.search.pictures import Candidate, Source
 
 BATCH = 256
@@ -99,7 +99,7 @@ class DuplicateReport:
 def compare(clip: CLIP, one: str, other: str) -> Comparison:
     """How similar two picture files are. Raises ImageError if one cannot be read."""
     (a, b), pixels = zip(*(_read(clip, Candidate(path, path, "", {})) for path in (one, other)), strict=True)
-    alike = _similarity((a, b), embed(clip, pixels).numpy(), 0, 1)
+    alike = _similarity((a, b), embed_views(clip, pixels).cpu().numpy(), 0, 1)
     near = alike.identical or (alike.cosine >= COSINE - SLACK and _match(a, b, DISTANCE))
     return Comparison(alike.cosine, alike.distance, alike.identical, near, (a.frame, b.frame))
 
@@ -225,7 +225,7 @@ def _read_all(
                     else:
                         features.append(found[0])
                         pixels.append(found[1])
-                parts.append(embed(clip, pixels))
+                parts.append(embed_views(clip, pixels).cpu())
                 if progress is not None:
                     progress(done, total)
     return features, torch.cat(parts).numpy()
@@ -239,7 +239,7 @@ def _try(clip: CLIP, candidate: Candidate) -> tuple[Features, Tensor] | ImageErr
 
 
 def _read(clip: CLIP, candidate: Candidate) -> tuple[Features, Tensor]:
-    """What is kept of a picture, and what the CLIP sees of it (3, H, W) uint8."""
+    """What is kept of a picture, and what the CLIP sees of it (1, 3, H, W) uint8."""
     try:
         data = candidate.contents()
         picture = read_picture(data, keep_mode=True, wanted=max(*clip.image_shape, JUDGED_SIDE))
@@ -248,7 +248,7 @@ def _read(clip: CLIP, candidate: Candidate) -> tuple[Features, Tensor]:
     image = picture.image
     has_alpha = opacity(image) is not None
     worth = quality(candidate.path, picture.size, picture.frame is not None, is_lossy(data), has_alpha)
-    return Features(candidate.path, worth, len(data), fingerprint(image), picture.frame), clip_pixels(clip, image)
+    return Features(candidate.path, worth, len(data), fingerprint(image), picture.frame), views_for(clip, image)
 
 
 def _similarity(features: Sequence[Features], embeddings: np.ndarray, one: int, other: int) -> Similarity:

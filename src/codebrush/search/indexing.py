@@ -19,13 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from codebrush.data.decoding.images import decode_image, read_picture
+from codebrush.data.picture_fitting import Fit, embed_views, own_fit, views_for
 from codebrush.data.sources.file_names import existing
-from codebrush.errors import DataError, ImageError
+from codebrush.errors import DataError, ImageError, UsageError
 from codebrush.models.clip import CLIP
 from codebrush.progress import Progress
 from codebrush.search.columns import column_kind, convert_cell, type_name
 from codebrush.search.database import Database, is_in, quoted
-from codebrush.search.embedding import clip_pixels, embed
 from codebrush.search.pictures import Candidate, Source, Value
 
 if TYPE_CHECKING:
@@ -80,11 +80,11 @@ class _Change:
 
 
 class Decoded(NamedTuple):
-    """What is kept of a picture: what the CLIP sees of it (3, H, W) uint8, its own size, and a thumbnail file; or the
-    embedding (E,) float32 in place of what the CLIP sees.
+    """What is kept of a picture: what the CLIP sees of it (T, 3, H, W) uint8 (see `views_for`), its own size, and a
+    thumbnail file; or the embedding (E,) float32 in place of what the CLIP sees.
     """
 
-    pixels: Tensor | None
+    views: Tensor | None
     width: int
     height: int
     thumbnail: bytes
@@ -93,17 +93,26 @@ class Decoded(NamedTuple):
 
 
 def index_pictures(
-    database: Database, sources: Sequence[Source], clip: CLIP, progress: Progress | None = None
+    database: Database,
+    sources: Sequence[Source],
+    clip: CLIP,
+    progress: Progress | None = None,
+    fit: Fit | None = None,
 ) -> IndexReport:
     """Bring the rows of `sources` up to date: add and replace rows, and delete those whose picture is gone.
 
-    Pictures that cannot be read are skipped and listed in the report. `progress` counts pictures.
+    Pictures that cannot be read are skipped and listed in the report. `progress` counts pictures. They are fitted to
+    what the CLIP reads as the database says (`Mark.fit`); `fit` only checks that it does so in that way.
 
     Raises:
+        UsageError: if the database was made with another `fit`.
         DataError: if the database is damaged.
         CodebrushError: if the database cannot be written.
     """
     total, done = sum(source.count for source in sources), 0
+    made_with = database.mark.fit or own_fit(clip)
+    if fit not in (None, made_with):
+        raise UsageError(f"{database.path} was made with --fit {made_with}: leave it out, or index into another --db")
     run = _Run(database, clip)
     for source in sources:
         new = database.add_source_names(source.renamed)
@@ -210,7 +219,12 @@ class _Run:
         state = state._replace(hash=_digest(data))
         if _beginning(state.hash) in self.stored:
             return _Change(candidate, state, is_stored=True)
-        return _Change(candidate, state, _decoded(self.clip, data))
+        return _Change(candidate, state, self._read(data))
+
+    def _read(self, data: bytes) -> Decoded:
+        picture = read_picture(data, keep_mode=True, wanted=max(*self.clip.image_shape, THUMBNAIL_SIDE))
+        views = views_for(self.clip, picture.image, self.database.mark.fit)
+        return Decoded(views, *picture.size, thumbnail(picture.image), picture.frame)
 
     def _with_stored(self, changes: list[_Change]) -> tuple[list[_Change], list[str]]:
         """The changes with what the database has of the same files under other paths, which were moved or copied. Also
@@ -236,7 +250,7 @@ class _Run:
                 self.report.reused += 1
             elif change.is_stored:
                 try:
-                    change = replace(change, decoded=_decoded(self.clip, change.candidate.contents()))
+                    change = replace(change, decoded=self._read(change.candidate.contents()))
                 except ImageError as error:
                     path = change.candidate.path
                     self.report.skipped.append({"path": path, "reason": str(error).removeprefix(f"{path}: ")})
@@ -257,7 +271,8 @@ class _Run:
     def _write(self, changes: Sequence[tuple[_Change, Decoded]]) -> None:
         if not changes:
             return
-        fresh = iter(embed(self.clip, [each.pixels for _, each in changes if each.pixels is not None]).numpy())
+        views = [each.views for _, each in changes if each.views is not None]
+        fresh = iter(embed_views(self.clip, views).cpu().numpy())
         embeddings = np.stack(
             [next(fresh) if each.embedding is None else each.embedding for _, each in changes]
         )  # (B, E)
@@ -346,11 +361,6 @@ def thumbnail(image: Image.Image) -> bytes:
     file = io.BytesIO()
     small.save(file, format="WEBP", quality=85)
     return file.getvalue()
-
-
-def _decoded(clip: CLIP, data: bytes) -> Decoded:
-    picture = read_picture(data, keep_mode=True, wanted=max(*clip.image_shape, THUMBNAIL_SIDE))
-    return Decoded(clip_pixels(clip, picture.image), *picture.size, thumbnail(picture.image), picture.frame)
 
 
 def _stat(candidate: Candidate) -> _State:

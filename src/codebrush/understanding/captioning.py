@@ -90,6 +90,21 @@ class CaptionPipeline:
         return [self._rank(image, found) for image, found in zip(images, texts, strict=True)]
 
     @torch.no_grad()
+    def caption_tiles(
+        self, tiles: Tensor, n: int = 1, method: str = "beam", seed: int = 0, first: int = 0
+    ) -> list[Caption]:
+        """Tiles (T, 3, S, S) in [0, 1] of one picture -> up to `n` different captions, best first; see `caption`.
+
+        The captioner reads one square, so it writes captions for each tile, whose scores are the cosines with that
+        tile. With the mean of all tiles those that show little would win where they are many.
+        """
+        found = [each for tile in tiles for each in self.caption(tile[None], n, method, seed, first=first)[0]]
+        best: dict[str, Caption] = {}
+        for each in sorted(found, key=lambda caption: -caption.score):
+            best.setdefault(each.text, each)
+        return list(best.values())[:n]
+
+    @torch.no_grad()
     def ask(self, images: Tensor, questions: Sequence[str], threshold: float = ANSWER_THRESHOLD) -> list[Answer]:
         """Answer one question about each of images (B, 3, S, S) in [0, 1], by greedy decoding.
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.preprocess import pixels_for
+from codebrush.data.picture_fitting import Fit, embed_views, views_for
 from codebrush.data.text_embedding import embed_texts
 from codebrush.errors import PackError, UsageError
 from codebrush.files import read_entries
@@ -67,12 +67,14 @@ class ZeroShotClassifier:
         return ranked(self.labels, self.logits(embeddings))
 
     @torch.no_grad()
-    def classify(self, images: Sequence[bytes | str | Path | Image.Image]) -> list[list[tuple[str, float]]]:
-        """`rank` for pictures or picture files. Raises ImageError if one cannot be read."""
+    def classify(
+        self, images: Sequence[bytes | str | Path | Image.Image], fit: Fit | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """`rank` for pictures or picture files, fitted as `views_for` does. Raises ImageError if one cannot be read."""
         found: list[list[tuple[str, float]]] = []
         for start in range(0, len(images), BATCH):
-            pixels = pixels_for(self.clip, images[start : start + BATCH])  # (B, 3, S, S)
-            found += self.rank(self.clip.encode_image(pixels.to(self.classes.device)))
+            views = [views_for(self.clip, image, fit) for image in images[start : start + BATCH]]
+            found += self.rank(embed_views(self.clip, views))
         return found
 
 

@@ -70,6 +70,36 @@ def test_words_of_every_script_are_found(tmp_path: Path) -> None:
     assert hits[0].score > 0
 
 
+def test_parts_of_words_are_found_where_no_word_is(tmp_path: Path) -> None:
+    captions = [
+        "Segelboote am Abend",
+        "ein Ruderboot",
+        "das Boot",
+        "Apfelkuchen",
+        "Übergrößenkleid",
+        "a steamboat",
+        "it is",
+    ]
+    vectors = unit(np.array([[0.1, 1], [0.2, 1], [0.3, 1], [1, 0], [1, 0.1], [0.5, 1], [1, 0.2]]))
+    database = database_of(tmp_path / "db", vectors, captions)
+    assert found(database, "boot") == {2}, "a whole word comes before parts"
+    assert found(database, "segel") == {0}
+    assert found(database, "BOOTE") == {2}, "the index knows endings"
+    assert found(database, "Kuchen oder Kleid") == {3, 4}
+    assert found(database, "größen") == {4}
+    assert found(database, "ruder segel", without=["abend"]) == {1}
+    assert found(database, "ruder segel", where="size < 1") == {0}
+    assert found(database, "am ea") == {0}, "only words of three letters or more are looked for inside others"
+    assert found(database, "ea") == set()
+    assert [hit.score for hit in search(database, None, "kuchen", mode="text")] == [0]
+    query = torch.tensor([1.0, 0.0])
+    hits = search(database, query, "segel", mode="hybrid", k=3)
+    assert [hit.path for hit in hits] == ["0", "3", "4"]
+    assert hits[0].score == pytest.approx(1 / 61 + 1 / 67)
+    both = search(database, query, "ruder segel", mode="hybrid", k=2)
+    assert [hit.path for hit in both] == ["1", "0"], "parts share a rank, so that the picture decides"
+
+
 def test_an_index_of_words_between_blanks_is_made_anew(tmp_path: Path) -> None:
     database = captioned(tmp_path / "db")
     assert not database.update_words()

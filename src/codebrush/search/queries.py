@@ -27,8 +27,10 @@ CANCELLED = 0.25  # of the query's length: if less is left beside the unwanted t
 PROBES = 1_000_000
 REFINE = 2  # times k: so many of the best by the index are compared at full precision
 FUSED = 100  # rows of each list that a hybrid search merges, at least; otherwise ten times k
+RANK_OFFSET = 60  # of reciprocal rank fusion, as in the paper
 MAX_RESULTS = 10_000
 Mode = Literal["vector", "text", "hybrid"]
+LONG_WORD = re.compile(r"[^\W_]{3,}")
 STOP_WORD = re.compile(rf"(?<![^\W_])(?:{'|'.join(sorted(STOP_WORDS))})(?![^\W_])", re.IGNORECASE)
 
 
@@ -96,9 +98,10 @@ def search(
     """The `k` best rows (1 to 10,000) that meet the SQL condition `where`, best first.
 
     Mode "vector" finds embeddings near the unit `vector` (E,). "text" finds captions with any word of `text` and none
-    of the texts `without`, whatever their endings; stop words like "a" only count if there are no other words. "hybrid"
-    merges both lists by reciprocal rank fusion (Cormack et al. 2009). `min_score`, -1 to 1, leaves out rows whose
-    cosine is lower, in mode "vector" alone.
+    of the texts `without`, whatever their endings; stop words like "a" only count if there are no other words. Emoji
+    and words in scripts without blanks, and if nothing is found all words of three letters or more, are found inside
+    other words too, with the score 0. "hybrid" merges both lists by reciprocal rank fusion (Cormack et al. 2009).
+    `min_score`, -1 to 1, leaves out rows whose cosine is lower, in mode "vector" alone.
 
     Raises:
         UsageError: if `k` or `min_score` is out of range, the mode lacks its text or vector, or the condition cannot be
@@ -116,21 +119,15 @@ def search(
     if where is not None:
         check_condition(database, where)
         where = with_columns(where, database.table.schema.names, database.source_names())
+    most = max(FUSED, 10 * k) if mode == "hybrid" else k
+    lists: list[list[Hit]] = []
     with database.guarded():
-        rows = _query(database.table, vector, text or "", without, mode)
-        rows = rows.limit(k if mode != "hybrid" else max(FUSED, 10 * k))
-        rows = rows if where is None else rows.where(where)
-        found = rows.to_list()
-        if mode == "text":
-            found += _spelled(database.table, text or "", without, where, k, {row["path"] for row in found})
-    hits: dict[str, Hit] = {}
-    for hit in map(_hit, found):
-        # While another process writes, a hybrid search may read its two lists from two versions of the table and return
-        # a row twice: its scores are added up here.
-        twin = hits.get(hit.path)
-        hits[hit.path] = hit if twin is None else replace(hit, score=hit.score + twin.score)
-    near = (hit for hit in hits.values() if min_score is None or hit.score >= min_score)
-    return sorted(near, key=lambda hit: (-hit.score, hit.path))[:k]
+        if mode != "text":
+            lists.append(_by_picture(database.table, vector, where, most))
+        if mode != "vector":
+            lists.append(_by_words(database.table, text or "", without, where, most))
+    hits = _fused(lists) if mode == "hybrid" else lists[0]
+    return [hit for hit in hits if min_score is None or hit.score >= min_score][:k]
 
 
 def check_min_score(min_score: float, mode: Mode) -> None:
@@ -178,36 +175,57 @@ def _shown(table: Any) -> list[str]:
     return [name for name in table.schema.names if name != "embedding"]
 
 
-def _query(table: Any, vector: Tensor | None, text: str, without: Sequence[str], mode: Mode) -> Any:
-    shown = _shown(table)
-    if mode == "text":
-        return table.search(_caption_query(text, without), query_type="fts").select([*shown, "_score"])
+def _by_picture(table: Any, vector: Tensor | None, where: str | None, most: int) -> "list[Hit]":
     assert vector is not None
-    numbers = vector.float().cpu().numpy()  # (E,)
-    if mode == "vector":
-        query = table.search(numbers, vector_column_name="embedding", query_type="vector")
-        query = query.select([*shown, "_distance"])
-    else:
-        query = table.search(query_type="hybrid", vector_column_name="embedding")
-        query = query.vector(numbers).text(_caption_query(text, without)).select(shown)
-    return query.distance_type("cosine").nprobes(PROBES).refine_factor(REFINE)
+    query = table.search(vector.float().cpu().numpy(), vector_column_name="embedding", query_type="vector")
+    query = query.select([*_shown(table), "_distance"]).distance_type("cosine").nprobes(PROBES).refine_factor(REFINE)
+    return _ordered(query if where is None else query.where(where), most)
 
 
-def _spelled(
-    table: Any, text: str, without: Sequence[str], where: str | None, k: int, found: set[str]
-) -> list[dict[str, Any]]:
-    """Rows whose caption contains a word of `text` that the index of words does not have: an emoji, or a part of a
-    longer word in a script without blanks. They score 0, below the words of the index.
+def _by_words(table: Any, text: str, without: Sequence[str], where: str | None, most: int) -> "list[Hit]":
+    query = table.search(_caption_query(text, without), query_type="fts").select([*_shown(table), "_score"])
+    hits = _ordered(query if where is None else query.where(where), most)
+    known = {hit.path for hit in hits}
+    parts = _parts(text, every=not hits)
+    if parts and len(hits) < most:
+        unwanted = {part for each in without for part in _parts(each, every=not hits)}
+        condition = " OR ".join(_contains(part) for part in parts)
+        for other in [f"NOT {_contains(part)}" for part in sorted(unwanted)] + ([where] if where else []):
+            condition = f"({condition}) AND ({other}\n)"
+        found = _ordered(table.search().where(condition).select(_shown(table)), most + len(hits))
+        hits += [hit for hit in found if hit.path not in known]
+    return hits
+
+
+def _ordered(query: Any, most: int) -> "list[Hit]":
+    return sorted(map(_hit, query.limit(most).to_list()), key=lambda hit: (-hit.score, hit.path))
+
+
+def _parts(text: str, every: bool) -> list[str]:
+    """The words of a text that may stand inside others, and that the index of words therefore does not have: emoji and
+    those in scripts without blanks, or `every` one of three letters or more but stop words ("boat" in "steamboats").
     """
-    words = [word for word in text.split() if not word.isascii()]
-    if not words:
-        return []
-    condition = " OR ".join(f"contains(caption, {quoted(word)})" for word in words)
-    unwanted = [word for each in without for word in each.split() if not word.isascii()]
-    for part in [f"NOT contains(caption, {quoted(word)})" for word in unwanted] + ([where] if where else []):
-        condition = f"({condition}) AND ({part}\n)"
-    rows = table.search().where(condition).select(_shown(table)).limit(k + len(found)).to_list()
-    return [{**row, "_score": 0.0} for row in rows if row["path"] not in found]
+    parts = [word for word in text.split() if not word.isascii()]
+    parts += LONG_WORD.findall(_without_stop_words(text)) if every else []
+    return list(dict.fromkeys(part.lower() for part in parts))
+
+
+def _contains(part: str) -> str:
+    return f"contains(lower(caption), {quoted(part)})"
+
+
+def _fused(lists: "Sequence[list[Hit]]") -> "list[Hit]":
+    """The hits of several lists by the sum of their reciprocal ranks; those with the same score share a rank."""
+    fused: dict[str, Hit] = {}
+    for hits in lists:
+        rank, before = 0, None
+        for place, hit in enumerate(hits, 1):
+            rank, before = rank if hit.score == before else place, hit.score
+            score = 1 / (RANK_OFFSET + rank)
+            # While another process writes, a list or two may hold a row twice: its scores are added up here.
+            known = fused.get(hit.path)
+            fused[hit.path] = replace(known or hit, score=score + (known.score if known else 0))
+    return sorted(fused.values(), key=lambda hit: (-hit.score, hit.path))
 
 
 def _caption_query(text: str, without: Sequence[str]) -> Any:
@@ -227,10 +245,7 @@ def _without_stop_words(text: str) -> str:
 
 
 def _hit(row: dict[str, Any]) -> Hit:
-    if "_relevance_score" in row:
-        score = row["_relevance_score"]
-    else:
-        score = row["_score"] if "_score" in row else 1 - row["_distance"]
-    own = ("path", "caption", "thumbnail", "_score", "_distance", "_relevance_score")
+    score = 1 - row["_distance"] if "_distance" in row else row.get("_score", 0)
+    own = ("path", "caption", "thumbnail", "_score", "_distance")
     columns = {name: value for name, value in row.items() if name not in own}
     return Hit(row["path"], float(score), row["caption"] or "", row["thumbnail"] or b"", columns)

@@ -14,7 +14,16 @@ import torch
 from safetensors.torch import save_file
 
 from codebrush.errors import CodebrushError, DataError
-from codebrush.files import LEFTOVER_AGE, atomic_file, atomic_folder, made_once, new_folder, replaced_folder, write_json
+from codebrush.files import (
+    LEFTOVER_AGE,
+    atomic_file,
+    atomic_folder,
+    from_home,
+    made_once,
+    new_folder,
+    replaced_folder,
+    write_json,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -30,6 +39,15 @@ def in_another_process(code: str, path: Path) -> int:
     """Run `code` with `path` as sys.argv[1]; its exit status."""
     start = "import os, sys; from pathlib import Path; from codebrush.files import *\n"
     return subprocess.run([sys.executable, "-c", start + code, path]).returncode
+
+
+def test_a_tilde_is_the_home_folder_unless_a_file_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert from_home("~/a.png") == "/home/me/a.png"
+    assert from_home("~nobody-of-this-name/a.png") == "~nobody-of-this-name/a.png"
+    (tmp_path / "~").mkdir()
+    assert from_home(Path("~")) == "~"
 
 
 def test_a_file_appears_complete_and_alone(tmp_path: Path):

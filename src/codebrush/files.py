@@ -27,6 +27,11 @@ UNUSABLE = (OSError, EOFError, ValueError, KeyError, TypeError)  # what reading 
 T = TypeVar("T")
 
 
+def from_home(path: str | Path) -> str:
+    """`path` with a leading ~ or ~user as that home folder, unless something of this very name exists."""
+    return str(path) if os.path.lexists(path) else os.path.expanduser(path)
+
+
 def file_sha256(path: str | Path) -> str:
     """The sha256 (hex) of a file. Raises OSError if it cannot be read."""
     with Path(path).open("rb") as file:

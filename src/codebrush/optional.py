@@ -26,4 +26,4 @@ def require(package: str, what: str, otherwise: str = "", error: type[CodebrushE
         importlib.import_module(package)
     except ImportError as cause:
         name, extra = PACKAGES[package]
-        raise error(f"{what} {name}: pip install 'codebrush[{extra}]'{otherwise}") from cause
+        raise error(f'{what} {name}: pip install "codebrush[{extra}]"{otherwise}') from cause

@@ -137,7 +137,7 @@ def test_without_lancedb(
     monkeypatch.setitem(sys.modules, "lancedb", None)
     command = ["index", str(tmp_path / "0.png"), "--db", str(tmp_path / "db"), "--pack", str(micro_pack)]
     assert run(command) == 1
-    assert capsys.readouterr().err == "codebrush: search needs LanceDB: pip install 'codebrush[search]'\n"
+    assert capsys.readouterr().err == 'codebrush: search needs LanceDB: pip install "codebrush[search]"\n'
     assert not (tmp_path / "db").exists()
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from codebrush.conversion.convert import convert, open_model
 from codebrush.conversion.load import load_clip, load_code_transformer, load_vqgan
+from codebrush.conversion.tokenizers import tokenizer_of
 from codebrush.errors import PackError, UsageError
 from codebrush.models.bank import Bank, BankConfig
 from codebrush.models.clip import CLIP, CLIPConfig
@@ -110,6 +111,17 @@ def test_half_precision_is_kept_and_loses_nothing(tmp_path: Path) -> None:
     assert kept["image_encoder.projection.weight"].dtype == given["visual.proj"].dtype == torch.float16
     assert kept["text_encoder.final_norm.weight"].dtype == given["ln_final.weight"].dtype == torch.float32
     same(CLIP.from_pretrained(tmp_path / "ours"), load_clip(reference.weights, reference.config))
+
+
+def test_a_sentencepiece_tokenizer_beside_the_weights_is_named_with_the_remedy(tmp_path: Path) -> None:
+    reference = golden("openai_clip_vit_fp16_a")
+    place = tmp_path / "clip.safetensors"
+    shutil.copy(reference.weights, place)
+    (tmp_path / "spiece.model").write_bytes(b"\n\x0e")
+    with pytest.warns(UserWarning, match=r"spiece\.model is a SentencePiece tokenizer.*save_pretrained"):
+        convert(place, tmp_path / "ours", reference.config)
+    with pytest.raises(PackError, match=r"spiece\.model is a SentencePiece tokenizer.*save_pretrained"):
+        tokenizer_of(load_clip(place, reference.config), place)
 
 
 def test_a_second_stage_holds_two_models(tmp_path: Path) -> None:

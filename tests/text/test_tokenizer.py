@@ -130,6 +130,21 @@ def test_roberta_files_give_the_ids_of_roberta(tmp_path: Path) -> None:
         assert unpadded(tokenizer, text) == reference(text).input_ids, text
 
 
+@pytest.mark.parametrize("name", ["spiece.model", "sentencepiece.bpe.model", "tokenizer.model"])
+def test_a_sentencepiece_model_alone_is_named_with_the_remedy(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\n\x0e\n\x05<unk>")
+    remedy = f"AutoTokenizer.from_pretrained('{tmp_path}').save_pretrained('{tmp_path}')"
+    for place in (tmp_path, tmp_path / name):
+        with pytest.raises(PackError) as caught:
+            Tokenizer.from_files(place)
+        assert str(caught.value) == (
+            f"{tmp_path / name} is a SentencePiece tokenizer, which is read from tokenizer.json only: "
+            f"fetch that, or write it with transformers: {remedy}"
+        )
+    write_bpe_files(tmp_path, "</w>", ["<|startoftext|>", "<|endoftext|>"])
+    assert Tokenizer.from_files(tmp_path).context_length == 77
+
+
 def test_config_files_name_specials_length_and_no_start(tmp_path: Path) -> None:
     write_bpe_files(tmp_path, "", ["<go>", "<stop>", "<fill>"])
     with pytest.raises(PackError, match="no end token"):

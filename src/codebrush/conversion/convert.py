@@ -12,7 +12,7 @@ from codebrush.conversion.layouts import layout_of
 from codebrush.conversion.load import READERS, own_kind, own_model
 from codebrush.conversion.sources import Settings, Source, open_source
 from codebrush.conversion.text_towers import join_m_clip
-from codebrush.conversion.tokenizers import VOCABULARY, fitting_tokenizer, tokenizer_file
+from codebrush.conversion.tokenizers import VOCABULARY, fitting_tokenizer, sentencepiece_alone, tokenizer_file
 from codebrush.errors import PackError, UsageError
 from codebrush.files import new_folder
 from codebrush.models.clip import CLIP
@@ -112,9 +112,8 @@ def _tokenizer(source: Path, clip: CLIP, asked: str | Path | None) -> Tokenizer 
     file = Path(asked) if asked is not None else tokenizer_file(source)
     if file is not None:
         return fitting_tokenizer(clip, file)
-    warnings.warn(
-        f"there is no tokenizer beside {source}: name one with --tokenizer, like OpenAI's {VOCABULARY}", stacklevel=3
-    )
+    missing = f"there is no tokenizer beside {source}: name one with --tokenizer, like OpenAI's {VOCABULARY}"
+    warnings.warn(sentencepiece_alone(source) or missing, stacklevel=3)
     return None
 
 

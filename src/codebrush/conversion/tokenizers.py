@@ -4,7 +4,7 @@ from pathlib import Path
 
 from codebrush.errors import PackError
 from codebrush.models.clip import CLIP
-from codebrush.text.published import TOKENIZER_FILE, read_tokenizer_files
+from codebrush.text.published import TOKENIZER_FILE, read_tokenizer_files, sentencepiece_file, sentencepiece_remedy
 from codebrush.text.tokenizer import Tokenizer
 
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"  # as OpenAI's CLIP ships it
@@ -17,6 +17,12 @@ def tokenizer_file(place: Path) -> Path | None:
     return next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
 
 
+def sentencepiece_alone(place: Path) -> str | None:
+    """What to do about a SentencePiece tokenizer beside weights at `place`, which is not read; None without one."""
+    file = sentencepiece_file(place if place.is_dir() else place.parent)
+    return None if file is None else sentencepiece_remedy(file)
+
+
 def tokenizer_of(clip: CLIP, place: Path) -> Tokenizer:
     """The tokenizer beside the weights of `clip`, which are at `place`.
 
@@ -25,7 +31,10 @@ def tokenizer_of(clip: CLIP, place: Path) -> Tokenizer:
     """
     file = tokenizer_file(place)
     if file is None:
-        raise PackError(f"{place} has no tokenizer: put {TOKENIZER_FILE}, or OpenAI's {VOCABULARY}, beside the CLIP")
+        raise PackError(
+            sentencepiece_alone(place)
+            or f"{place} has no tokenizer: put {TOKENIZER_FILE}, or OpenAI's {VOCABULARY}, beside the CLIP"
+        )
     return fitting_tokenizer(clip, file)
 
 

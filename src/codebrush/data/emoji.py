@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from codebrush.data.sources.metadata import write_metadata
 from codebrush.errors import DataError, UsageError
-from codebrush.files import atomic_folder
+from codebrush.files import atomic_folder, from_home
 from codebrush.progress import Progress
 
 FONT_FOLDERS = (
@@ -73,7 +73,7 @@ def write_emoji(
     """
     if size < 8 or (limit is not None and limit < 1):
         raise UsageError("an emoji needs a size of at least 8 pixels and a limit of at least 1")
-    path = Path(font).expanduser() if font is not None else find_font()
+    path = Path(from_home(font)) if font is not None else find_font()
     emoji_font = EmojiFont(path)
     wanted = list(known_emoji())
     rows = []

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import torch
 
 from codebrush.errors import PackError
-from codebrush.files import file_sha256
+from codebrush.files import file_sha256, from_home
 from codebrush.models.bank import Bank
 from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
@@ -200,7 +200,7 @@ def built_in_packs() -> list[str]:
 def home() -> Path:
     """The folder of downloaded models and packs: $CODEBRUSH_HOME, or codebrush in the user's cache folder."""
     if named := os.environ.get(HOME_VARIABLE):
-        return Path(named).expanduser()
+        return Path(from_home(named))
     caches = os.environ.get("XDG_CACHE_HOME")
     return (Path(caches) if caches else Path.home() / ".cache") / "codebrush"
 

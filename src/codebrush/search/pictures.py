@@ -23,6 +23,7 @@ from codebrush.data.sources.folder_reader import NoPicturesError
 from codebrush.data.sources.rows import Rows, load_rows
 from codebrush.data.sources.unread import Unread
 from codebrush.errors import DataError, ImageError
+from codebrush.files import from_home
 
 # Columns that the database fills itself; columns of a data source with these names are called source_size and so on.
 OWN_COLUMNS = frozenset(
@@ -90,7 +91,7 @@ def open_pictures(
     Raises:
         DataError: if the place does not exist, is of an unknown kind or empty, or lacks a column.
     """
-    path = Path(os.path.abspath(Path(place).expanduser()))
+    path = Path(os.path.abspath(from_home(place)))
     name = escaped(str(path)) if path.exists() or not _is_hub_id(place) else place
     if path.is_file() and (path.suffix.lower() in EXTENSIONS or is_picture_file(path)):
         unread = Unread(name, strict)

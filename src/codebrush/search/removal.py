@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from codebrush.errors import CodebrushError, DataError
+from codebrush.files import from_home
 from codebrush.search.database import Database, open_database, quoted
 from codebrush.search.indexing import IndexReport
 from codebrush.search.pictures import Source, open_pictures
@@ -43,7 +44,7 @@ def open_all(places: Sequence[str], db: Path, **options: Any) -> list[Source]:
         try:
             sources.append(open_pictures(place, **options))
         except DataError as error:
-            if os.path.exists(os.path.expanduser(place)) or not _holds(db, place):
+            if os.path.exists(from_home(place)) or not _holds(db, place):
                 raise
             remedy = f"codebrush index --remove {shlex.quote(place)} --db {shlex.quote(str(db))}"
             raise DataError(f"{error}; remove its pictures from the database with {remedy}") from error
@@ -52,7 +53,7 @@ def open_all(places: Sequence[str], db: Path, **options: Any) -> list[Source]:
 
 def _of(place: str) -> str:
     """The SQL condition for the rows of a source; one that no longer exists may have been a file, folder or hub id."""
-    path = os.path.abspath(os.path.expanduser(place))
+    path = os.path.abspath(from_home(place))
     below = quoted(path.rstrip(os.sep) + os.sep)
     return f"source IN ({quoted(place)}, {quoted(path)}) OR path = {quoted(path)} OR starts_with(path, {below})"
 
@@ -60,7 +61,7 @@ def _of(place: str) -> str:
 def _holds(db: Path, place: str) -> bool:
     """Whether the place is a path that was indexed; nothing is removed because a hub does not answer."""
     try:
-        return open_database(db, quiet=True).count(_of(os.path.abspath(os.path.expanduser(place)))) > 0
+        return open_database(db, quiet=True).count(_of(os.path.abspath(from_home(place)))) > 0
     except CodebrushError:
         return False
 

@@ -19,6 +19,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from codebrush.errors import PackError
 
 TOKENIZER_FILE = "tokenizer.json"
+SENTENCEPIECE_FILES = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")  # of T5 and SigLIP, M-CLIP, Gemma
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_FILE = "special_tokens_map.json"
 OWN_KEY = "codebrush"  # our own fields in CONFIG_FILE, which other programs ignore
@@ -67,6 +68,8 @@ def read_tokenizer_files(path: str | Path) -> TokenizerFiles:
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
+    if path.name in SENTENCEPIECE_FILES:
+        raise PackError(sentencepiece_remedy(path))
     if not path.exists():
         raise PackError(f"{path} is missing: name a folder with {TOKENIZER_FILE}, vocab.json + merges.txt or vocab.txt")
     config = _read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
@@ -95,7 +98,22 @@ def _main_file(folder: Path) -> Path:
     for name in (TOKENIZER_FILE, "vocab.json", "vocab.txt"):
         if (folder / name).is_file():
             return folder / name
+    if (file := sentencepiece_file(folder)) is not None:
+        raise PackError(sentencepiece_remedy(file))
     raise PackError(f"{folder} holds no tokenizer: {TOKENIZER_FILE}, vocab.json + merges.txt or vocab.txt is needed")
+
+
+def sentencepiece_file(folder: Path) -> Path | None:
+    """The tokenizer of the SentencePiece library in a folder, which is not read; None if there is none."""
+    return next((folder / name for name in SENTENCEPIECE_FILES if (folder / name).is_file()), None)
+
+
+def sentencepiece_remedy(file: Path) -> str:
+    """The line that says what to do about a SentencePiece tokenizer without a tokenizer.json."""
+    return (
+        f"{file} is a SentencePiece tokenizer, which is read from {TOKENIZER_FILE} only: fetch that, or write it with "
+        f"transformers: AutoTokenizer.from_pretrained('{file.parent}').save_pretrained('{file.parent}')"
+    )
 
 
 def _read_backend(source: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:

@@ -10,9 +10,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from codebrush.data.decoding.images import decode_image
+from codebrush.data.decoding.picture_formats import READS_HEIC, READS_RAW
 from codebrush.data.sources.captioned_images import open_source
 from codebrush.data.sources.shard_writer import EXTENSION_OF, ShardWriter, TarShard, storable
 from codebrush.errors import ImageError
+from photo_files import small_dng
 
 SCHEMA = pa.schema([("captions", pa.list_(pa.string())), ("n", pa.int64())])
 
@@ -84,6 +87,30 @@ def test_a_format_without_an_extension_becomes_a_png(picture: Callable[..., byte
     ending, data = storable(picture("red", "JPEG2000", (16, 16)))
     assert ending == "png"
     assert Image.open(io.BytesIO(data)).format == "PNG"
+
+
+def test_several_pictures_in_a_jpeg_stay_a_jpeg():
+    """As phones write them, for depth or for two lenses."""
+    file = io.BytesIO()
+    Image.new("RGB", (9, 7), "red").save(file, "MPO", save_all=True, append_images=[Image.new("RGB", (9, 7))])
+    assert storable(file.getvalue()) == ("jpg", file.getvalue())
+
+
+@pytest.mark.skipif(not READS_HEIC, reason="needs pillow-heif")
+def test_a_heic_photo_becomes_a_png():
+    import pillow_heif
+
+    file = io.BytesIO()
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), "red")).save(file, quality=95)
+    ending, data = storable(file.getvalue())
+    assert (ending, decode_image(data).size) == ("png", (64, 48))
+
+
+@pytest.mark.skipif(not READS_RAW, reason="needs rawpy")
+def test_camera_raw_in_the_form_of_tiff_becomes_a_png():
+    """Its preview: other programs would find a TIFF file of something else."""
+    ending, data = storable(small_dng(Image.new("RGB", (64, 48), "red"), 6))
+    assert (ending, decode_image(data).size) == ("png", (48, 64))
 
 
 def test_a_file_that_is_not_a_picture_starts_no_shard(tmp_path: Path):

@@ -9,8 +9,8 @@ import json
 import stat
 import struct
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,7 +32,7 @@ from codebrush.data.decoding.large_pictures import (
 )
 from codebrush.data.decoding.orientation import upright
 from codebrush.data.decoding.photo_formats import is_raw, open_heic, open_raw, refusal
-from codebrush.data.decoding.picture_formats import FORMATS, HEAD, READ, picture_format, unread_kind
+from codebrush.data.decoding.picture_formats import FORMATS, HEAD, READ, is_picture, picture_format, unread_kind
 from codebrush.data.decoding.transparency import flattened
 from codebrush.errors import CodebrushError, ImageError
 from codebrush.files import atomic_file, write_errors
@@ -115,6 +115,18 @@ def open_file(path: str | Path) -> BinaryIO:
         raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
+def format_of(picture: bytes) -> str:
+    """The format of a picture file by its content, such as "JPEG"; of camera RAW "RAW", also where it is TIFF.
+
+    Raises:
+        ImageError: if it cannot be opened as a picture.
+    """
+    with _one_error():
+        image, photo = _opened(io.BytesIO(picture))
+        with image:
+            return "RAW" if photo else is_picture(picture[:HEAD]) or image.format or ""
+
+
 def picture_list(pictures: Picture | Sequence[Picture]) -> list[Picture]:
     """`pictures` as a list, also when a single one is given."""
     return [pictures] if isinstance(pictures, Image.Image | str | Path) else list(pictures)
@@ -123,13 +135,20 @@ def picture_list(pictures: Picture | Sequence[Picture]) -> list[Picture]:
 def _read_stream(
     source: BinaryIO | Image.Image, keep_mode: bool, wanted: int | None, max_pixels: int | None
 ) -> ReadPicture:
-    try:
+    with _one_error():
         if isinstance(source, Image.Image):
             return _decoded(source, keep_mode, None, max_pixels)
         opened, size = _opened(source)
         with opened as image:
             found = _decoded(image, keep_mode, wanted, max_pixels)
         return found if size is None else ReadPicture(found.image, size, found.frame)
+
+
+@contextmanager
+def _one_error() -> Iterator[None]:
+    """Turn whatever is wrong with a file into an ImageError with the reason."""
+    try:
+        yield
     except (CodebrushError, MemoryError):
         raise
     except Image.DecompressionBombError:

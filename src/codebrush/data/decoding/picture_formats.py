@@ -4,6 +4,7 @@ The ending of a file counts only where its content says nothing.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,7 +40,8 @@ ENDINGS: dict[str, tuple[str, ...]] = {
 READ = (*FORMATS, *(("HEIC",) if READS_HEIC else ()), *(("RAW",) if READS_RAW else ()))  # names `is_picture` gives
 EXTENSIONS = frozenset(ending for name in (*WANTED_FORMATS, *READ) for ending in ENDINGS[name])
 
-PHOTOS = "pip install 'codebrush[photos]'"
+PHOTOS = 'pip install "codebrush[photos]"'
+NEWER_PILLOW = "pip install -U Pillow"
 _TO_PNG = "export it as PNG"
 
 
@@ -53,7 +55,7 @@ class Kind:
 
 HEIC = Kind("HEIC", f"needs pillow-heif: {PHOTOS}")
 RAW = Kind("camera RAW", f"needs rawpy: {PHOTOS}, or export it as JPEG")
-AVIF = Kind("AVIF", "this build of Pillow cannot read it: pip install -U Pillow")
+AVIF = Kind("AVIF", f"this build of Pillow cannot read it: {NEWER_PILLOW}")
 JXL = Kind("JPEG XL", "convert it to PNG or JPEG, for instance with djxl")
 VIDEO = Kind("video", "save the frames that count as pictures, for instance with ffmpeg")
 SVG = Kind("SVG", _TO_PNG)
@@ -81,6 +83,7 @@ NOT_READ: dict[Kind, tuple[str, ...]] = {  # with the endings by which they are 
     ODD: (".pcx", ".sgi", ".xbm", ".xpm", ".wmf", ".emf", ".icns", ".cur", ".fli", ".flc", ".jxr", ".bpg"),
     WEB_PAGE: (".html", ".htm"),
 }
+_INSTALLED_BY = {HEIC: PHOTOS, RAW: PHOTOS, AVIF: NEWER_PILLOW}
 _KIND_OF = {ending: kind for kind, endings in NOT_READ.items() for ending in endings}
 
 _STARTS = (
@@ -144,11 +147,16 @@ def is_picture(head: bytes) -> str | None:
 
 def is_picture_file(path: Path) -> bool:
     """Whether the content of a file is a picture, whatever its name says."""
+    return is_picture(_head(path)) is not None
+
+
+def _head(path: Path) -> bytes:
+    """The first `HEAD` bytes of a file; none if it cannot be read."""
     try:
         with path.open("rb") as file:
-            return is_picture(file.read(HEAD)) is not None
+            return file.read(HEAD)
     except OSError:
-        return False
+        return b""
 
 
 def unread_kind(head: bytes, ending: str = "") -> Kind | None:
@@ -181,10 +189,23 @@ def kind_by_ending(ending: str) -> Kind | None:
     return _KIND_OF.get(ending.lower())
 
 
-def kind_of_file(ending: str) -> str:
-    """What a file with this ending, such as .heic, is called when files are counted: "HEIC file (.heic)"."""
-    kind = kind_by_ending(ending)
-    return f"{kind.name} file ({ending})" if kind else f"{ending} file"
+def kind_of_file(path: Path) -> str:
+    """What an unread file is called in counts: "HEIC file (.heic)"; without an ending its content is looked at."""
+    ending = path.suffix.lower()
+    kind = kind_by_ending(ending) if ending else unread_kind(_head(path))
+    if kind is None:
+        return f"{ending} file" if ending else "file without an ending"
+    return f"{kind.name} file ({ending})" if ending else f"{kind.name} file without an ending"
+
+
+def to_install(counted: Iterable[str]) -> list[str]:
+    """What to install to read files that `kind_of_file`, or words that end in a file's ending, speak of."""
+    needed: dict[str, list[str]] = {}
+    for kind, command in _INSTALLED_BY.items():
+        endings = NOT_READ.get(kind, ())
+        if endings and any(each.startswith(f"{kind.name} file") or each.endswith(endings) for each in counted):
+            needed.setdefault(command, []).append(kind.name)
+    return [f"for {' and '.join(names)}: {command}" for command, names in needed.items()]
 
 
 def picture_format(head: bytes) -> str | None:

@@ -49,12 +49,10 @@ def captions_beside(picture: Path, unread: Unread) -> list[str]:
 def captions_in(path: Path, unread: Unread) -> list[str]:
     """The captions in a caption file (see `read_captions`); none, and the file named, if it cannot be read."""
     try:
-        captions = read_captions(path)
+        return read_captions(path)
     except ValueError as error:
         unread.name(escaped(str(path)), str(error))
         return []
-    unread.read["caption files"] += 1
-    return captions
 
 
 def read_captions(path: Path) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from codebrush.data.decoding.picture_formats import EXTENSIONS, is_picture_file, kind_of_file
+from codebrush.data.decoding.picture_formats import EXTENSIONS, is_picture_file, kind_of_file, to_install
 from codebrush.data.sources.caption_files import ENDINGS, CaptionFiles, captions_in
 from codebrush.data.sources.file_names import escaped
 from codebrush.data.sources.folder_files import files_in
@@ -66,16 +66,16 @@ def load_folder(source: str, folder: Path, unread: Unread, exclude: Sequence[str
         kinds.append(files.parquet)
     chosen = next((kind for kind in kinds if kind), files.pictures)
     if not chosen:
-        _count(files.others, unread)
-        _count([*files.metadata, *files.tables], unread)
+        _count(folder, [*files.others, *files.metadata, *files.tables], unread)
         found = [amount(kind, number) for kind, number in sorted(unread.counted.items())]
-        held = f"; there are {enumeration(found)}" if found else f"; looked for {' '.join(sorted(EXTENSIONS))}"
-        raise NoPicturesError(f"{source}: no picture in this folder{held}", unread)
+        held = f"there are {enumeration(found)}" if found else f"looked for {' '.join(sorted(EXTENSIONS))}"
+        said = "; ".join([f"{source}: no picture in this folder", held, *to_install(unread.counted)])
+        raise NoPicturesError(said, unread)
     left_out = [name for kind in kinds if kind is not chosen for name in kind]
     if left_out:
         _warn_of_left_out(source, chosen, left_out)
     if chosen is not files.pictures:
-        _count([*files.metadata, *files.tables, *files.others], unread)
+        _count(folder, [*files.metadata, *files.tables, *files.others], unread)
         return load_files(source, folder, chosen, unread)
     return _with_folders(folder, _pictures(source, folder, files, unread))
 
@@ -104,13 +104,10 @@ def _pictures(source: str, folder: Path, files: _Files, unread: Unread) -> "Data
     if not tables:
         tables, broken = tables_about(source, folder, files.tables, files.pictures, unread)
     texts = CaptionFiles(files.others)
-    if tables:
-        dataset, used = read_metadata(source, folder, files.pictures, tables, unread), set(tables)
-        unread.read["caption files"] += len(tables)
-    else:
+    dataset, used = read_metadata(source, folder, files.pictures, tables, unread), set(tables)
+    if dataset is None:
         dataset, used = _folder_with_texts(folder, files.pictures, texts, unread)
-    unread.read["pictures"] += len(files.pictures)
-    _count((name for name in [*files.tables, *files.others] if name not in used and name not in broken), unread)
+    _count(folder, (name for name in [*files.tables, *files.others] if name not in used and name not in broken), unread)
     return dataset
 
 
@@ -132,11 +129,10 @@ def _folder_with_texts(
     return Dataset.from_dict(rows, features=features), set(cache)
 
 
-def _count(names: Iterable[str], unread: Unread) -> None:
-    """Count files that were not read by their ending."""
+def _count(folder: Path, names: Iterable[str], unread: Unread) -> None:
+    """Count files that were not read by their kind."""
     for name in names:
-        ending = posixpath.splitext(name)[1].lower()
-        unread.count(kind_of_file(ending) if ending else "file without an ending")
+        unread.count(kind_of_file(folder / name))
 
 
 def _own_reports(names: Sequence[str]) -> set[str]:

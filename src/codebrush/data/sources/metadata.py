@@ -62,10 +62,10 @@ def tables_about(
 
 def read_metadata(
     source: str, folder: Path, pictures: Sequence[str], metadata: Sequence[str], unread: Unread
-) -> "Dataset":
+) -> "Dataset | None":
     """The rows of the tables, then a row with nothing but the name for each picture that they leave out.
 
-    A table that cannot be read, or names no file, costs itself; so does a row without a name.
+    A table that cannot be read, or names no file, costs itself; so does a row without a name. None if no table is left.
     """
     from datasets import Dataset
 
@@ -76,8 +76,6 @@ def read_metadata(
         try:
             part = load_files(place, folder, [name], unread)
         except DataError as error:
-            if len(metadata) == 1 and not pictures:
-                raise
             unread.name(place, str(error).removeprefix(f"{place}: "))
             continue
         column = path_column(part)
@@ -91,6 +89,8 @@ def read_metadata(
             part = part.select([index for index, path in enumerate(paths) if path is not None])
         named = [exact.get(comparable(path), escaped(path)) for path in paths if path is not None]
         parts.append(part.remove_columns(column).add_column("file_name", named))  # pyright: ignore[reportCallIssue]
+    if not parts:
+        return None
     described = {name for part in parts for name in part["file_name"]}
     left_out = [escaped(name) for name in pictures if escaped(name) not in described]
     if left_out:

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codebrush.data.decoding.picture_formats import READ
 from codebrush.data.sources.unread import Unread
+from codebrush.version import __version__
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,18 +31,22 @@ def cached_rows(
     from datasets import Dataset, Features, Value
 
     features = Features({**columns, **dict.fromkeys(SAID, Value("string"))})
-    # With size and time among the arguments, `datasets` does not reuse its copy of an older file of the same name.
+    # `datasets` keeps a copy for each set of arguments. With these among them it does not reuse that of an older file
+    # of the same name, nor what another version has read, or this one before a package for photos was installed.
     facts = [(str(file), split, file.stat().st_size, file.stat().st_mtime_ns) for file, split in files]
-    given = {"read": read, "files": facts, "empty": dict.fromkeys(features)}  # `datasets` allows one list
+    reader = (read, __version__, READ)
+    given = {"reader": reader, "files": facts, "empty": dict.fromkeys(features)}  # `datasets` allows one list
     dataset = Dataset.from_generator(_whole_rows, features=features, gen_kwargs=given)
     assert isinstance(dataset, Dataset)
     return _without_problems(dataset, unread)
 
 
 def _whole_rows(
-    read: RowReader, files: Sequence[tuple[str, str, int, int]], empty: Mapping[str, None]
+    reader: tuple[RowReader, *tuple[Any, ...]],
+    files: Sequence[tuple[str, str, int, int]],
+    empty: Mapping[str, None],
 ) -> Iterator[dict[str, Any]]:
-    for row in read(files):
+    for row in reader[0](files):
         yield {**empty, **row}
 
 

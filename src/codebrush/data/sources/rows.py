@@ -14,6 +14,7 @@ from codebrush.data.sources.folder_reader import load_folder
 from codebrush.data.sources.tables import BUILDERS, load_files, load_from_hub
 from codebrush.data.sources.unread import Unread
 from codebrush.errors import DataError
+from codebrush.files import from_home
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,7 +52,7 @@ def load_rows(
         DataError: if the source does not exist, cannot be read, or has no rows or no column of pictures.
     """
     unread = Unread(escaped(source), strict)
-    path = Path(source).expanduser().absolute()  # the pictures are still found if the working directory changes
+    path = Path(from_home(source)).absolute()  # the pictures are still found if the working directory changes
     if path.is_dir():
         dataset, base = load_folder(source, path, unread, exclude), path
     elif path.is_file():

@@ -12,10 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from codebrush.data.decoding.images import FORMATS, decode_image
-from codebrush.errors import ImageError
+from codebrush.data.decoding.images import decode_image, format_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,7 +46,7 @@ class TarShard:
         """Append one row. Values of `columns` that are not JSON are stored as their `str`.
 
         Raises:
-            ImageError: if `picture` is not a picture.
+            ImageError: if `picture` is not a picture that can be opened.
         """
         extension, picture = storable(picture)
         self._file(f"{key}.{extension}", picture)
@@ -85,7 +82,7 @@ class ParquetShard:
         """Append one row; `columns` must fit the schema.
 
         Raises:
-            ImageError: if `picture` is not a picture.
+            ImageError: if `picture` is not a picture that can be opened.
         """
         extension, picture = storable(picture)
         self._rows.append({**columns, "image": {"bytes": picture, "path": f"{key}.{extension}"}})
@@ -137,7 +134,7 @@ class ShardWriter:
         """Append one row to the series `name`.
 
         Raises:
-            ImageError: if `picture` is not a picture.
+            ImageError: if `picture` is not a picture that can be opened.
         """
         storable(picture)  # raises before a new shard is opened for it
         number = self._written.get(name, 0)
@@ -154,15 +151,9 @@ def storable(picture: bytes) -> tuple[str, bytes]:
     """The extension and bytes to store a picture file with: its own, or those of a PNG if its format has no extension.
 
     Raises:
-        ImageError: if `picture` is not a picture.
+        ImageError: if `picture` is not a picture that can be opened.
     """
-    try:
-        with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
-            kind = image.format or ""
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged files make the decoders raise nearly anything
-        raise ImageError("not a picture of a known kind") from error
+    kind = format_of(picture)
     if kind in EXTENSION_OF:
         return EXTENSION_OF[kind], picture
     file = io.BytesIO()

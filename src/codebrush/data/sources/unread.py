@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from codebrush.data.decoding.picture_formats import to_install
 from codebrush.errors import DataError
 
 NOUNS = frozenset(("file", "folder", "link", "table", "picture", "pipe", "socket", "device", "member", "shard"))
@@ -28,7 +29,6 @@ class Unread:
     named: list[tuple[str, str]] = field(default_factory=list)
     counted: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
-    read: Counter[str] = field(default_factory=Counter)
 
     def name(self, item: str, reason: str) -> None:
         """Name an item that cannot be read.
@@ -59,7 +59,8 @@ class Unread:
         kinds = [amount(kind, number) for kind, number in sorted(self.counted.items()) if kind not in QUIET]
         if kinds:
             verb = "was" if sum(n for kind, n in self.counted.items() if kind not in QUIET) == 1 else "were"
-            lines.append(f"{self.origin}: {enumeration(kinds)} {verb} not read")
+            said = [f"{enumeration(kinds)} {verb} not read", *to_install(self.counted)]
+            lines.append(f"{self.origin}: {'; '.join(said)}")
         return [*lines, *(f"{self.origin}: {note}" for note in self.notes)]
 
     def warn(self) -> None:

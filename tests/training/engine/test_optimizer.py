@@ -1,5 +1,6 @@
 """Which parameters decay, and how the learning rate moves."""
 
+import copy
 import math
 
 import pytest
@@ -76,3 +77,48 @@ def test_each_factor_on_the_rate_makes_its_groups():
         ({"kernel.weight"}, 0.8, 0.3),
         ({"kernel.bias", "norm.weight", "norm.bias", "positions"}, 0.8, 0.0),
     ]
+
+
+def test_a_state_of_the_plain_optimizer_goes_on_to_the_same_bits():
+    """Runs that began before the fused kernel keep the arithmetic that they began with."""
+
+    def step(optimizer: torch.optim.Optimizer, network: nn.Module, number: int) -> None:
+        torch.manual_seed(number)
+        for parameter in network.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+
+    network, copied = nn.Linear(5, 7), nn.Linear(5, 7)
+    fused = make_adamw([network], 1e-2, weight_decay=0.1)
+    groups = [{**group, "fused": None} for group in fused.state_dict()["param_groups"]]
+    plain = torch.optim.AdamW([{"params": group["params"]} for group in fused.param_groups])
+    plain.load_state_dict({"state": {}, "param_groups": groups})
+    for number in range(3):
+        step(plain, network, number)
+    copied.load_state_dict(network.state_dict())
+    resumed = make_adamw([copied], 1e-2, weight_decay=0.1)
+    resumed.load_state_dict(copy.deepcopy(plain.state_dict()))
+    for number in range(3, 6):
+        step(plain, network, number)
+        step(resumed, copied, number)
+    assert all(torch.equal(*pair) for pair in zip(network.parameters(), copied.parameters(), strict=True))
+    fresh = make_adamw([copied], 1e-2)
+    assert [group["fused"] for group in fresh.param_groups] == [True, True]
+
+
+def test_a_step_is_that_of_adam_with_decoupled_decay():
+    network = nn.Linear(1, 1)
+    start = [float(parameter.detach()) for parameter in (network.weight, network.bias)]
+    optimizer = make_adamw([network], 0.1, weight_decay=0.5)
+    found = []
+    for gradient in (2.0, -1.0):
+        for parameter in network.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        optimizer.step()
+        found.append([float(parameter.detach()) for parameter in (network.weight, network.bias)])
+    first, second = 0.0, 0.0
+    for number, gradient in enumerate((2.0, -1.0), start=1):
+        first, second = 0.9 * first + 0.1 * gradient, 0.98 * second + 0.02 * gradient**2
+        move = 0.1 * first / (1 - 0.9**number) / (math.sqrt(second / (1 - 0.98**number)) + 1e-8)
+        start = [start[0] * (1 - 0.1 * 0.5) - move, start[1] - move]  # weight, bias
+        assert found[number - 1] == pytest.approx(start, rel=1e-5)

@@ -243,7 +243,7 @@ def test_a_captioner_without_heads_gets_them_and_keeps_the_rest(materials: Mater
 
 
 def test_a_captioner_learns_what_a_picture_shows(materials: Materials, tmp_path: Path) -> None:
-    plan = _plan(steps=200, batch_size=8, log_every=10)
+    plan = _plan(steps=200, batch_size=8, log_every=10, checkpoint_every=200)
     run_stage(plan, materials, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["words"] < 0.6 * lines[0]["words"]

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.distributed import get_rank
 
@@ -25,6 +24,7 @@ from codebrush.files import atomic_file
 from codebrush.models.precision import autocast
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.training.engine.ema import EMA
+from codebrush.training.engine.fabric import Fabric
 from codebrush.training.engine.interrupts import interrupts_held
 from codebrush.training.engine.learning_rate import cosine_schedule
 from codebrush.training.engine.reporting import Reporter

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from codebrush import Codebrush
 from codebrush.cli.main import run
 from codebrush.data.decoding.images import stack
 from codebrush.data.sources.captioned_images import open_source
 from codebrush.data.synthetic.shapes import scene
+from codebrush.errors import ImageError
 from codebrush.evaluation.alignment import clip_score, cross_retrieval, r_precision, zero_shot
 from codebrush.evaluation.calibration import calibrate
 from codebrush.evaluation.tables import ROWS
@@ -58,6 +60,26 @@ def test_the_report_has_every_figure_and_the_missing_picture(report: dict) -> No
     }
     assert report["judge"]["clip"] == "micro, the pack's own"
     assert json.loads(json.dumps(report, allow_nan=False))
+
+
+def test_photos_over_the_limit_are_measured_at_a_reduced_size(
+    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = []
+    for name, size, grey in (("phone", (12_000, 9_000), 90), ("same", (120, 90), 90), ("other", (120, 90), 250)):
+        Image.new("L", size, grey).save(tmp_path / f"{name}.jpg", quality=30)
+        rows.append({"file_name": f"{name}.jpg", "label": "dark" if grey == 90 else "light", "caption": name})
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["evaluate", str(micro_pack), str(tmp_path), "--leave-out", "drawing", "--json"]
+    assert run(given) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["pictures"], report["skipped"]) == (3, [])
+    source = open_source(str(tmp_path))
+    large, small = source.image(0, wanted=32), source.image(1, wanted=32)
+    assert (large.size, small.size) == ((1500, 1125), (120, 90))
+    assert large.getpixel((700, 500)) == small.getpixel((60, 40))
+    with pytest.raises(ImageError, match=r"^phone\.jpg: 12000 x 9000 is over the limit"):
+        source.image(0)
 
 
 def test_figures_are_those_of_their_parts(report: dict, micro_pack: Path, source: Path) -> None:

@@ -35,6 +35,21 @@ def test_a_picture_is_explained(
         assert page.height == GAP + LINE + GAP // 2 + 2 * (2 * LINE + PANEL + GAP)
 
 
+def test_the_frame_of_an_animation_is_told(
+    micro_pack: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fade = tmp_path / "fade.gif"
+    Image.new("RGB", (48, 48)).save(fade, save_all=True, append_images=[Image.open(picture)], duration=9)
+    scores = {}
+    for file in (fade, picture):
+        given = ["explain", str(file), "red", "--out", str(tmp_path / "heat.png"), "--pack", str(micro_pack), "--json"]
+        assert run(given) == 0
+        report = json.loads(capsys.readouterr().out)
+        scores[file.suffix] = (report.get("frame"), round(report["score"], 2))
+    assert scores[".gif"] == (1, scores[".png"][1])
+    assert scores[".png"][0] is None
+
+
 def test_errors_are_one_line_and_write_nothing(
     micro_pack: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

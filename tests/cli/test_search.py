@@ -88,6 +88,43 @@ def test_pictures_that_are_gone_are_marked(
     }
 
 
+def test_results_and_the_given_picture_say_which_frame_was_read(
+    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = [scene(0, index, 32).image for index in range(3)]
+    (tmp_path / "in").mkdir()
+    drawn[0].save(tmp_path / "in" / "single.png")
+    db = ["--db", str(tmp_path / "db"), "--pack", str(micro_pack)]
+    assert run(["index", str(tmp_path / "in"), *db]) == 0
+    Image.new("RGB", (32, 32)).save(tmp_path / "in" / "fade.gif", save_all=True, append_images=drawn[1:], duration=9)
+    (tmp_path / "in" / "fade.txt").write_text("it fades in")
+    assert run(["index", str(tmp_path / "in"), *db]) == 0  # the database gets the column with the first animation
+
+    def found() -> dict[str, int | None]:
+        capsys.readouterr()
+        assert run(["search", "--image", str(tmp_path / "in" / "fade.gif"), *db, "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["frame"] == 1
+        assert not any("frame_read" in each["columns"] for each in report["results"])
+        return {Path(each["path"]).name: each.get("frame") for each in report["results"]}
+
+    assert found() == {"single.png": None, "fade.gif": 1}
+    (tmp_path / "in" / "fade.txt").write_text("another caption")  # the row is written anew, but not its picture
+    assert run(["index", str(tmp_path / "in"), *db]) == 0
+    assert found() == {"single.png": None, "fade.gif": 1}
+    (tmp_path / "in" / "fade.gif").rename(tmp_path / "in" / "moved.gif")  # its embedding is reused
+    (tmp_path / "in" / "fade.txt").unlink()
+    shutil.copy(tmp_path / "in" / "moved.gif", tmp_path / "in" / "fade.gif")
+    assert run(["index", str(tmp_path / "in"), *db]) == 0
+    assert found() == {"single.png": None, "fade.gif": 1, "moved.gif": 1}
+    assert (
+        run(["search", "--image", str(tmp_path / "in" / "single.png"), *db, "--where", "frame_read = 1", "--json"]) == 0
+    )
+    report = json.loads(capsys.readouterr().out)
+    assert "frame" not in report
+    assert {Path(each["path"]).name for each in report["results"]} == {"fade.gif", "moved.gif"}
+
+
 def test_the_text_is_literal(ask) -> None:
     """Neither the syntax of prompts nor that of full-text queries has any effect."""
     assert ask("red:2 | blue:-1") != ask("red")

@@ -74,9 +74,10 @@ def ask(
     from codebrush.understanding.captioning import ANSWER_THRESHOLD
 
     brush = Codebrush.from_pretrained(pack)
-    answer = brush.ask(image, question, ANSWER_THRESHOLD if threshold is None else threshold)
+    picture, frame = seen_picture(brush.clip, image)
+    answer = brush.ask(picture, question, ANSWER_THRESHOLD if threshold is None else threshold)
     if json_output:
         unread = unread_entry(brush.reader.caption_tokenizer, [question])
-        print_json({"answer": answer.text, "confidence": answer.confidence, "guess": answer.guess, **unread})
+        print_json({"answer": answer.text, "confidence": answer.confidence, "guess": answer.guess, **frame, **unread})
     else:
         print(f"{answer.text}  (confidence {answer.confidence:.2f})")

@@ -11,7 +11,7 @@ import typer
 
 from codebrush.cli.flags import JsonOption, PackOption
 from codebrush.cli.output import check_folder, print_json, progress_bar, unread_entry
-from codebrush.cli.pictures import check_picture_file
+from codebrush.cli.pictures import check_picture_file, seen_picture
 from codebrush.errors import CodebrushError, ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -59,23 +59,24 @@ def explain(
     from codebrush.understanding.overlay import render_page
 
     brush = Codebrush.from_pretrained(pack)
-    pixels, report = _heat(brush, image, text, method)
+    picture, frame = seen_picture(brush.clip, image)
+    pixels, report = _heat(brush, picture, text, method)
     codes, code_report = _codes(brush, image)
     view, seen = _view(brush.clip, image)
     save_png(render_page(view, [pixels, *codes]), out)
-    report = {"path": str(out), "seen": seen, **report, **code_report, **unread_entry(brush.tokenizer, [text])}
+    report = {"path": str(out), "seen": seen, **frame, **report, **code_report, **unread_entry(brush.tokenizer, [text])}
     report["seconds"] = round(time.perf_counter() - start, 3)
     print_json(report) if json_output else _print_report(report)
 
 
-def _heat(brush: "Codebrush", image: Path, text: str, method: Method) -> tuple["Group", dict[str, Any]]:
+def _heat(brush: "Codebrush", picture: "Image.Image", text: str, method: Method) -> tuple["Group", dict[str, Any]]:
     """The panels of the text and its words, and their part of the report."""
     from codebrush.data.preprocess import pixels_for
     from codebrush.understanding.attribution import explain as explained
     from codebrush.understanding.faithfulness import faithfulness
     from codebrush.understanding.overlay import Group, Panel, normalised_maps
 
-    pixels = pixels_for(brush.clip, [image])[0].to(brush.device)  # (3, H, W)
+    pixels = pixels_for(brush.clip, [picture])[0].to(brush.device)  # (3, H, W)
     with progress_bar("reading") as progress:
         found = explained(brush.clip, brush.tokenizer, pixels, text, method.value, progress)
     with progress_bar("measuring") as progress:

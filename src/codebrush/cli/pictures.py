@@ -59,7 +59,12 @@ def seen_picture(clip: "CLIP", path: Path) -> "tuple[Image.Image, dict[str, int]
     from codebrush.data.decoding.images import read_picture
 
     picture = read_picture(path, keep_mode=True, wanted=max(clip.image_shape))
-    return picture.image, {} if picture.frame is None else {"frame": picture.frame}
+    return picture.image, frame_entry(picture.frame)
+
+
+def frame_entry(frame: int | None) -> dict[str, int]:
+    """The part of a report that says which frame or page of a file was read; {} if it holds a single picture."""
+    return {} if frame is None else {"frame": frame}
 
 
 def check_picture_file(path: Path) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from codebrush.cli.flags import JsonOption, given_flags, refuse
 from codebrush.cli.output import check_folder, print_json, print_table, unread_entry
+from codebrush.cli.pictures import frame_entry, seen_picture
 from codebrush.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,10 +73,10 @@ def search(
         raise UsageError(f"--sheet {sheet} is one of the pictures in {db}: name another file")
     if mode is not Mode.VECTOR and database.update_words():
         print(f"codebrush: {WORDS_UPDATED}", file=sys.stderr)
-    vector, judged = None, None
+    vector = judged = None
+    picture, frame = _picture(brush, database, image)
     if mode is not Mode.TEXT:
         text = None if query is None else brush.embed_text([query])[0]
-        picture = None if image is None else brush.embed_images([image], database.mark.fit)[0]
         vector = combine(text, picture, brush.embed_text(without) if without else None, image_weight)
         judged = None if text is None else _judged(brush, database, text, where)
     hits = find(database, vector, query, k=k, where=where, mode=mode.value, without=without or (), min_score=min_score)
@@ -86,7 +87,7 @@ def search(
     if json_output:
         drawn: dict[str, Any] = {"sheet": str(sheet)} if sheet is not None and hits else {}
         drawn |= unread_entry(brush.tokenizer, [*([] if query is None else [query]), *(without or ())])
-        print_json(_report(hits, judged) | drawn)
+        print_json(_report(hits, judged) | frame | drawn)
     else:
         _print(hits, sheet, judged)
 
@@ -126,6 +127,14 @@ def _draw(hits: "list[Hit]", sheet: Path) -> None:
     save_png(contact_sheet(pictures, [f"{hit.score:.3f} {hit.caption or Path(hit.path).name}" for hit in hits]), sheet)
 
 
+def _picture(brush: "Codebrush", database: "Database", image: Path | None) -> "tuple[Tensor | None, dict[str, int]]":
+    """The embedding (E,) of the picture to search for, by the database's rule, and its frame for the report."""
+    if image is None:
+        return None, {}
+    picture, frame = seen_picture(brush.clip, image)
+    return brush.embed_images([picture], database.mark.fit)[0], frame
+
+
 def _judged(brush: "Codebrush", database: "Database", text: "Tensor", where: str | None) -> "Nearness | None":
     from codebrush.search.nearness import nearness
     from codebrush.understanding.classification import pack_temperature
@@ -138,7 +147,8 @@ def _report(hits: "list[Hit]", judged: "Nearness | None") -> dict[str, Any]:
     """The results for --json, and whether any picture is near to the text: null where that is not known."""
     shown = ("path", "score", "caption", "exists", "columns")
     near = {"near": None, "level": None} if judged is None else {"near": judged.near, "level": judged.level}
-    return {"results": [{name: getattr(hit, name) for name in shown} for hit in hits], **near}
+    results = [{name: getattr(hit, name) for name in shown} | frame_entry(hit.frame) for hit in hits]
+    return {"results": results, **near}
 
 
 def _print(hits: "list[Hit]", sheet: Path | None, judged: "Nearness | None") -> None:

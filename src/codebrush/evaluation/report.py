@@ -164,7 +164,8 @@ def _read(
     judge, measures = subject.judge, None
     if "reconstruction" in parts and subject.vqgan is not None:
         measures = Fidelity(subject.vqgan, CLIPPerceptual(judge.clip)), SetDistances(judge.clip.embed_dim)
-    for pictures in reading.batches() if parts & NEED_EMBEDDINGS or measures is not None else ():
+    wanted = max(*subject.clip.image_shape, subject.image_size)
+    for pictures in reading.batches(wanted) if parts & NEED_EMBEDDINGS or measures is not None else ():
         if parts & NEED_EMBEDDINGS:
             with report.timed("embedding"):
                 embeddings.append(subject.clip.encode_image(pixels_for(subject.clip, pictures).to(device)).cpu())

@@ -28,14 +28,16 @@ class Reading:
     rows: list[int] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
 
-    def batches(self) -> Iterator[list[Image.Image]]:
-        """Yield the readable pictures in order, up to `BATCH` at once. Raises DataError if there are none."""
+    def batches(self, wanted: int) -> Iterator[list[Image.Image]]:
+        """Yield the readable pictures in order, up to `BATCH` at once; of large ones a reduced copy whose shorter side
+        has more than `wanted` pixels. Raises DataError if there are none.
+        """
         total = len(self.source)
         for start in range(0, total, BATCH):
             pictures = []
             for row in range(start, min(start + BATCH, total)):
                 try:
-                    pictures.append(self.source.image(row))
+                    pictures.append(self.source.image(row, wanted))
                 except ImageError as error:
                     name = self.source.name(row)
                     self.skipped.append({"path": name, "reason": str(error).removeprefix(f"{name}: ")})
@@ -55,8 +57,8 @@ class Reading:
 @torch.no_grad()
 def embed_rows(clip: CLIP, reading: Reading) -> Tensor:
     """Unit embeddings (N, E) of the readable pictures, on the CPU; their rows are then in `reading.rows`."""
-    device = clip.log_scale.device
-    return torch.cat([clip.encode_image(pixels_for(clip, some).to(device)).cpu() for some in reading.batches()])
+    device, batches = clip.log_scale.device, reading.batches(max(clip.image_shape))
+    return torch.cat([clip.encode_image(pixels_for(clip, some).to(device)).cpu() for some in batches])
 
 
 @torch.no_grad()

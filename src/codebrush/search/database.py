@@ -34,6 +34,7 @@ COLUMNS_FILE = "columns.json"  # see `Database.source_names`
 OTHER_TEXTS_FILE = "other_texts.safetensors"  # see `nearness`; made anew if it is missing
 ABOUT = b"codebrush"  # key in the metadata of the table
 FORMAT = 1
+FRAME = "frame_read"  # number of the frame or page of the file, from 0; the table has the column once there is one
 WORDS_UPDATED = "the words of the captions were indexed anew, as text in Chinese, Japanese, Thai and others needs it"
 WORDS = "icu/split"  # finds words by ICU's dictionaries where no blanks stand between them (Chinese, Thai, ...)
 ANN_ROWS = 20_000  # with more rows a vector index saves more time than it costs

@@ -25,7 +25,7 @@ from codebrush.errors import DataError, ImageError, UsageError
 from codebrush.models.clip import CLIP
 from codebrush.progress import Progress
 from codebrush.search.columns import column_kind, convert_cell, type_name
-from codebrush.search.database import Database, is_in, quoted
+from codebrush.search.database import FRAME, Database, is_in, quoted
 from codebrush.search.pictures import Candidate, Source, Value
 
 if TYPE_CHECKING:
@@ -233,20 +233,16 @@ class _Run:
         wanted = {each.state.hash for each in changes if each.is_stored}
         if not wanted:
             return changes, []
-        rows = (
-            row
-            for part in self.database.rows(STORED_COLUMNS, is_in("hash", sorted(wanted)))
-            for row in part.to_pylist()
-        )
+        columns = [*STORED_COLUMNS, *{FRAME}.intersection(self.database.table.schema.names)]
+        where = is_in("hash", sorted(wanted))
+        rows = (row for part in self.database.rows(columns, where) for row in part.to_pylist())
         found = {row["hash"]: row for row in rows if row["embedding"] is not None and row["width"] is not None}
         done, unreadable = [], list[str]()
         for change in changes:
             row = found.get(change.state.hash) if change.is_stored else None
             if row is not None:
-                vector = np.asarray(row["embedding"], np.float32)
-                change = replace(
-                    change, decoded=Decoded(None, row["width"], row["height"], row["thumbnail"], embedding=vector)
-                )
+                vector, seen = np.asarray(row["embedding"], np.float32), (row["width"], row["height"], row["thumbnail"])
+                change = replace(change, decoded=Decoded(None, *seen, row.get(FRAME), vector))
                 self.report.reused += 1
             elif change.is_stored:
                 try:
@@ -292,7 +288,10 @@ class _Run:
     def _rows(self, changes: Sequence[_Change], embeddings: np.ndarray | None = None) -> "pa.Table":
         import pyarrow as pa
 
+        decoded = [each.decoded for each in changes if embeddings is not None and each.decoded is not None]
         self._add_columns([each.candidate.columns for each in changes])
+        if any(each.frame is not None for each in decoded):
+            self.database.add_columns([pa.field(FRAME, pa.int64())])
         schema = self.database.table.schema
         cells: dict[str, list[Any]] = {
             "path": [each.candidate.path for each in changes],
@@ -304,11 +303,13 @@ class _Run:
             "hash": [each.state.hash for each in changes],
         }
         if embeddings is not None:
-            decoded = [each.decoded for each in changes if each.decoded is not None]
             cells["width"], cells["height"] = [each.width for each in decoded], [each.height for each in decoded]
             cells["thumbnail"] = [each.thumbnail for each in decoded]
+            cells |= {FRAME: [each.frame for each in decoded]} if FRAME in schema.names else {}
         for name in schema.names[schema.get_field_index("thumbnail") + 1 :]:
             kind = schema.field(name).type
+            if name == FRAME:
+                continue
             cells[name] = [self._cell(each.candidate, name, kind) for each in changes]
         arrays = {name: pa.array(values, schema.field(name).type) for name, values in cells.items()}
         if embeddings is not None:

@@ -24,11 +24,12 @@ from codebrush.data.sources.rows import Rows, load_rows
 from codebrush.data.sources.unread import Unread
 from codebrush.errors import DataError, ImageError
 from codebrush.files import from_home
+from codebrush.search.database import FRAME
 
 # Columns that the database fills itself; columns of a data source with these names are called source_size and so on.
 OWN_COLUMNS = frozenset(
     ("path", "source", "caption", "embedding", "width", "height", "size", "modified", "hash", "text_hash", "thumbnail")
-)
+) | {FRAME}
 BATCH = 256  # rows read together
 Value = str | int | float | bool
 

@@ -16,7 +16,7 @@ from codebrush.data.curation.phrases import STOP_WORDS
 from codebrush.data.sources.file_names import existing
 from codebrush.errors import UsageError
 from codebrush.search.conditions import with_columns
-from codebrush.search.database import Database, quoted
+from codebrush.search.database import FRAME, Database, quoted
 from codebrush.search.messages import plain_reason
 
 WITHOUT_WEIGHT = 0.5  # of an unwanted text, at least; the query has weight 1
@@ -38,6 +38,7 @@ STOP_WORD = re.compile(rf"(?<![^\W_])(?:{'|'.join(sorted(STOP_WORDS))})(?![^\W_]
 class Hit:
     """One result. `score` is the cosine with the query (vector), the BM25 score of the caption (text), or the sum of
     reciprocal ranks (hybrid), comparable within one search only. `columns` are all others that a condition can use.
+    `frame` is the number of the frame or page that was embedded, from 0; None if the file holds a single picture.
     """
 
     path: str
@@ -45,6 +46,7 @@ class Hit:
     caption: str
     thumbnail: bytes
     columns: dict[str, Any] = field(default_factory=dict)
+    frame: int | None = None
 
     @property
     def exists(self) -> bool:
@@ -246,6 +248,6 @@ def _without_stop_words(text: str) -> str:
 
 def _hit(row: dict[str, Any]) -> Hit:
     score = 1 - row["_distance"] if "_distance" in row else row.get("_score", 0)
-    own = ("path", "caption", "thumbnail", "_score", "_distance")
+    own = ("path", "caption", "thumbnail", "_score", "_distance", FRAME)
     columns = {name: value for name, value in row.items() if name not in own}
-    return Hit(row["path"], float(score), row["caption"] or "", row["thumbnail"] or b"", columns)
+    return Hit(row["path"], float(score), row["caption"] or "", row["thumbnail"] or b"", columns, row.get(FRAME))

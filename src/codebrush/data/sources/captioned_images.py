@@ -91,14 +91,15 @@ class CaptionedImages:
         """The value of one column of a row."""
         return self._cells(index)(column)
 
-    def image(self, index: int) -> Image.Image:
-        """Decode the row's picture, as RGB.
+    def image(self, index: int, wanted: int | None = None) -> Image.Image:
+        """Decode the row's picture, as RGB; if its shorter side needs only `wanted` pixels, a large one comes reduced
+        (see `decode_image`).
 
         Raises:
             ImageError: if it cannot be read; names the row.
         """
         try:
-            return decode_image(self.contents(index))
+            return decode_image(self.contents(index), wanted=wanted)
         except ImageError as error:
             raise ImageError(f"{self.name(index)}: {error}") from error
 

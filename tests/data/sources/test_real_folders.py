@@ -193,6 +193,25 @@ def test_a_kind_for_which_a_package_is_missing_is_counted_with_the_remedy(
     assert lines == [f'{shard}: 1 member of the kind .heic was not read; for HEIC: pip install "codebrush[photos]"']
 
 
+def test_samples_of_a_shard_may_have_their_captions_in_different_places(tmp_path: Path, picture) -> None:
+    texts: dict[str | bytes, bytes] = {
+        "0.txt": b"a",
+        "1.json": b'{"caption": "b"}',
+        "2.caption": b"c",
+        "3.json": b'{"n": 1}',
+        "3.txt": b"d",
+        "5.json": b'{"caption": "e"}',
+        "5.txt": b"not this one",
+    }
+    files: dict[str | bytes, bytes] = {}
+    for number in range(6):
+        own = {name: data for name, data in texts.items() if str(name).startswith(str(number))}
+        files |= {f"{number}.png": picture(), **own}
+    assert captions(opened(write_shard(tmp_path / "a.tar", files))) == ["a", "b", "c", "d", "", "e"]
+    files["1.json"] = b'{"caption": ["b", "bee"]}'
+    assert captions(opened(write_shard(tmp_path / "b.tar", files))) == ["a", "b | bee", "c", "d", "", "e"]
+
+
 def test_shards_beside_tables_of_addresses(folder: Path, picture) -> None:
     """As img2dataset writes them."""
     write_shard(folder / "00000.tar", {"0.png": picture(), "0.txt": b"a thing"})
@@ -204,18 +223,19 @@ def test_shards_beside_tables_of_addresses(folder: Path, picture) -> None:
     assert source.unread.counted == {".json file": 1}
 
 
-@pytest.mark.parametrize("broken", [b"", b"<html>not found</html>", b"half"])
+@pytest.mark.parametrize("broken", [b"", b"<html>not found</html>", b"half", b"header"])
 def test_one_damaged_shard_costs_itself(folder: Path, picture, broken: bytes) -> None:
     for number in range(3):
         files = {f"{number}{each}.png": picture() for each in range(4)}
         write_shard(folder / f"{number}.tar", {**files, f"{number}3.txt": b"last"})
     whole = (folder / "2.tar").read_bytes()
-    (folder / "2.tar").write_bytes(whole[: len(whole) // 4] if broken == b"half" else broken)
+    damaged = {b"half": whole[:2560], b"header": whole[:2048] + bytes(range(256)) * 2 + whole[2560:]}
+    (folder / "2.tar").write_bytes(damaged.get(broken, broken))
     source = opened(folder)
     assert [source.name(index) for index in range(8)] == [f"{number}{each}" for number in (0, 1) for each in range(4)]
     ((item, reason),) = source.unread.named
     assert item == str(folder / "2.tar")
-    kept = 2 if broken == b"half" else 0  # members of 1,024 bytes each
+    kept = 2 if broken in damaged else 0  # members of 1,024 bytes each
     assert len(source) == 8 + kept
     assert reason == ("cut off or damaged after 2 whole samples" if kept else "not a whole tar file")
 

@@ -1,7 +1,6 @@
 """Reads a folder of pictures with its captions, or the tables or shards in it, as one table."""
 
 import posixpath
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +72,7 @@ def load_folder(source: str, folder: Path, unread: Unread, exclude: Sequence[str
         raise NoPicturesError(said, unread)
     left_out = [name for kind in kinds if kind is not chosen for name in kind]
     if left_out:
-        _warn_of_left_out(source, chosen, left_out)
+        _note_left_out(chosen, left_out, unread)
     if chosen is not files.pictures:
         _count(folder, [*files.metadata, *files.tables, *files.others], unread)
         return load_files(source, folder, chosen, unread)
@@ -162,14 +161,13 @@ def _holds_pictures(path: Path) -> bool:
         return True
 
 
-def _warn_of_left_out(source: str, read: Sequence[str], left_out: Sequence[str]) -> None:
+def _note_left_out(read: Sequence[str], left_out: Sequence[str], unread: Unread) -> None:
     suffix = Path(read[0]).suffix.lower()
     kind = suffix if suffix in BUILDERS else "picture"
     names = ", ".join([*left_out[:3], *(["..."] if len(left_out) > 3 else [])])
-    warnings.warn(
-        f"{source}: reads the {len(read)} {kind} files in it, but not {len(left_out)} of another kind ({names}); "
-        "to read those, name them",
-        stacklevel=2,
+    unread.note(
+        f"reads the {len(read)} {kind} files in it, but not {len(left_out)} of another kind ({names}); "
+        "to read those, name them"
     )
 
 

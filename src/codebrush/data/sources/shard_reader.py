@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codebrush.data.decoding.picture_formats import EXTENSIONS
+from codebrush.data.sources.column_names import CAPTION_COLUMNS, usual_columns
 from codebrush.data.sources.file_names import escaped
+from codebrush.data.sources.filters import is_empty
 from codebrush.data.sources.json_columns import described, read_object
 from codebrush.data.sources.raw_rows import cached_rows, count, problem
 from codebrush.data.sources.text_files import decode_text
@@ -43,29 +45,39 @@ def read_shards(files: Sequence[tuple[Path, str]], unread: Unread) -> "Dataset":
     names = ("__key__", "split", "json", *COLUMNS)
     columns = {"image": Image(decode=False), **dict.fromkeys(names, Value("string"))}
     before = unread.counted.copy()
-    dataset = _with_one_caption_column(cached_rows(_samples, files, columns, unread))
+    dataset = cached_rows(_samples, files, columns, unread)
     if not len(dataset):
         fields = [kind.removeprefix("member of the kind ") for kind in unread.counted - before]
         held = f"; they hold {', '.join(fields)}" if fields else ""
         said = "".join(f"; {line}" for line in unread.lines)
         raise DataError(f"{unread.origin}: no sample in {_numbered(len(files))}{held}{said}")
+    texts = [one if one is not None else other for one, other in zip(dataset["caption"], dataset["txt"], strict=True)]
     empty = {name for name in (*COLUMNS, "split", "json") if dataset.data.column(name).null_count == len(dataset.data)}
     objects = None if "json" in empty else described(dataset.select_columns(["json"]), OWN_FIELDS)
     replaced = set() if objects is None else set(objects.column_names)
     dataset = dataset.remove_columns([name for name in names if name in {*empty, *replaced, "json"}])
-    return dataset if objects is None else concatenate_datasets([dataset, objects], axis=1)
+    dataset = dataset if objects is None else concatenate_datasets([dataset, objects], axis=1)
+    return _with_every_caption(dataset, texts)
 
 
-def _with_one_caption_column(dataset: "Dataset") -> "Dataset":
-    """The samples with their .txt as `caption` where others have a .caption; the first of these columns is read."""
-    captions = list(dataset["caption"])
-    if not any(captions):
+def _with_every_caption(dataset: "Dataset", texts: Sequence[str | None]) -> "Dataset":
+    """The samples with `texts`, of their files, where the column that is read for captions is empty.
+
+    Some samples may have a .txt, others a .caption or a key of their .json.
+    """
+    column = next(iter(usual_columns(CAPTION_COLUMNS, dataset.column_names)), None)
+    if column is None:
         return dataset
-    filled = [one if one is not None else other for one, other in zip(captions, dataset["txt"], strict=True)]
-    if filled == captions:
+    kind = str(dataset.features.arrow_schema.field(column).type)
+    if "string" not in kind or kind.startswith("struct"):
         return dataset
-    order = dataset.column_names
-    dataset = dataset.remove_columns("caption").add_column("caption", filled)  # pyright: ignore[reportCallIssue]
+    cells = list(dataset[column])
+    wanted = [text if kind == "string" or text is None else [text] for text in texts]
+    filled = [text if is_empty(cell) else cell for cell, text in zip(cells, wanted, strict=True)]
+    if filled == cells:
+        return dataset
+    order, feature = dataset.column_names, dataset.features[column]
+    dataset = dataset.remove_columns(column).add_column(column, filled, feature=feature)  # pyright: ignore
     return dataset.select_columns(order)
 
 
@@ -76,14 +88,18 @@ def _numbered(shards: int) -> str:
 def _samples(shards: Iterable[tuple[str, str, int, int]]) -> Iterator[dict[str, Any]]:
     for path, split, _, _ in shards:
         whole, cut = 0, False
+        rows: list[dict[str, Any]] = []  # of the sample before the one that is looked at
         for _, group in groupby(_members(path), key=lambda member: _first_key(member[0])):
             files = list(group)
             cut = any(data is None for _, data in files)
-            if cut:  # the last sample is not whole
-                break
-            for row in _rows_of(path, [(name, data) for name, data in files if data is not None]):
+            if files == [("", None)] and not any("image" in row for row in rows):
+                rows = []  # its picture was cut off
+            for row in rows:
                 whole += "__key__" in row
                 yield {"split": split or None, **row}
+            rows = [] if cut else list(_rows_of(path, [(name, data) for name, data in files if data is not None]))
+        for row in rows:
+            yield {"split": split or None, **row}
         if cut:
             reason = f"cut off or damaged after {whole} whole samples" if whole else "not a whole tar file"
             yield problem(path, reason)
@@ -103,6 +119,10 @@ def _members(path: str) -> Iterator[tuple[str, bytes | None]]:
                         raise tarfile.ReadError("unexpected end of data")
                     yield name, data
                     name = ""
+            # `tarfile` takes anything else but the header of a member for the end.
+            shard.fileobj.seek(shard.offset)  # pyright: ignore[reportOptionalMemberAccess]
+            if shard.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):  # pyright: ignore[reportOptionalMemberAccess]
+                raise tarfile.ReadError("damaged header")
     except (tarfile.TarError, EOFError):
         yield name, None
 

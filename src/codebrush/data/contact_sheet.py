@@ -3,8 +3,9 @@
 import math
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from codebrush.data.fonts import fonts_for, visual_order
 from codebrush.data.text_layout import wrapped
 from codebrush.errors import CodebrushError
 
@@ -15,7 +16,7 @@ def contact_sheet(
     """Lay out `images` on a white page, row by row, each with its caption below.
 
     Pictures under 96 pixels are enlarged by a whole factor, and those over 512 reduced. Without `columns` the page is
-    about square.
+    about square. A caption is drawn in an installed font if the built-in one lacks its letters (see `fonts_for`).
 
     Raises:
         CodebrushError: if there is no picture.
@@ -24,10 +25,10 @@ def contact_sheet(
         raise CodebrushError("a contact sheet needs at least one picture")
     tiles = [_tile(image) for image in images]
     columns = min(columns or math.ceil(math.sqrt(len(tiles))), len(tiles))
-    font = ImageFont.load_default(size=12)
     gap, line_height = 8, 15
     cell_width, picture_height = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
-    texts = [wrapped(caption, font, cell_width, most=3) for caption in captions or ()]
+    fonts = fonts_for(captions or (), 12)
+    texts = [wrapped(text, font, cell_width, most=3) for text, font in zip(captions or (), fonts, strict=True)]
     cell_height = picture_height + line_height * max((len(lines) for lines in texts), default=0)
     rows = math.ceil(len(tiles) / columns)
     sheet = Image.new("RGB", (gap + columns * (cell_width + gap), gap + rows * (cell_height + gap)), "white")
@@ -37,7 +38,8 @@ def contact_sheet(
         top = gap + (index // columns) * (cell_height + gap)
         sheet.paste(tile, (left + (cell_width - tile.width) // 2, top))
         for line, text in enumerate(texts[index] if index < len(texts) else ()):
-            draw.text((left, top + picture_height + line_height * line), text, fill="black", font=font)
+            place = left, top + picture_height + line_height * line
+            draw.text(place, visual_order(text), fill="black", font=fonts[index])
     return sheet
 
 

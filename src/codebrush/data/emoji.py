@@ -12,20 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from codebrush.data.fonts import FONT_FOLDERS
 from codebrush.data.sources.metadata import write_metadata
 from codebrush.errors import DataError, UsageError
 from codebrush.files import atomic_folder, from_home
 from codebrush.progress import Progress
 
-FONT_FOLDERS = (
-    "/usr/share/fonts",
-    "/usr/local/share/fonts",
-    "~/.local/share/fonts",
-    "~/.fonts",
-    "/System/Library/Fonts",
-    "/Library/Fonts",
-    "C:/Windows/Fonts",
-)
 FONT_NAMES = ("NotoColorEmoji*.ttf", "Apple Color Emoji.ttc", "seguiemj.ttf", "*[Ee]moji*.[ot]t[fc]")
 FONT_SIZES = (109, 160, 136, 128, 96, 64)  # a bitmap font has one size only: Noto's first, then Apple's
 REMEDY = "install one (on Debian and Ubuntu: apt-get install fonts-noto-color-emoji) or name one with --font"

@@ -73,6 +73,7 @@ def test_only_line_ends_end_a_caption(tmp_path: Path, content: str | bytes, expe
         ('"a thing"', ["a thing"]),
         ('["a", "b", ""]', ["a", "b"]),
         ('{"Caption": ["a", "b"], "caption_length": 2}', ["a", "b"]),
+        ('[{"caption": "a"}, "b", {"text": ["c", "d"]}]', ["a", "b", "c, d"]),
         ('{"text": "cut \\ud83d"}', ["cut \ufffd"]),
         ('{"caption": null}', []),
     ],

@@ -292,3 +292,44 @@ def test_separators_and_names_of_columns(tmp_path: Path, picture, name: str, con
     source = opened(tmp_path / name)
     assert captions(source) == ["a thing"]
     assert source.image(0).size == (9, 7)
+
+
+def test_a_table_may_name_pictures_by_whole_paths_or_without_endings(folder: Path, picture) -> None:
+    (folder / "sub").mkdir()
+    for name in ("001.png", "sub/002.jpg", "3.png", "3.jpg"):
+        (folder / name).write_bytes(picture())
+    rows = ["001,one", f"{folder}/sub/002.jpg,two", "sub/002,too", "3,which?", "file,words"]
+    (folder / "list.csv").write_text("\n".join(["file,caption", *rows]))
+    source = opened(folder)
+    found = [(source.name(index), source.captions(index)) for index in range(len(source))]
+    assert found == [
+        ("001.png", ["one"]),
+        ("sub/002.jpg", ["two"]),
+        ("sub/002.jpg", ["too"]),
+        ("3", ["which?"]),  # of two pictures: named when it is not found
+        ("file", ["words"]),
+        ("3.jpg", []),
+        ("3.png", []),
+    ]
+
+
+def test_parquet_files_may_have_other_columns_or_no_rows(folder: Path, picture) -> None:
+    tables = {
+        "a": {"image": [picture()], "text": ["one"]},
+        "b": {"image": [picture("blue")], "text": ["two"], "n": [7]},
+        "c": {"image": pa.array([], pa.binary()), "text": pa.array([], pa.string())},
+    }
+    for name, columns in tables.items():
+        pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+    source = opened(folder)
+    assert captions(source) == ["one", "two"]
+    assert [source.row(index)["n"] for index in range(2)] == [None, 7]
+    assert source.image(1).getpixel((0, 0)) == (0, 0, 255)
+    assert source.unread.named == [(str(folder / "c.parquet"), "it has no rows")]
+    with pytest.raises(DataError, match=r"c\.parquet: it has no rows"):
+        open_source(folder / "c.parquet")
+
+
+def test_counts_of_several_things() -> None:
+    assert unread.amount("linked folder that is read already", 3) == "3 linked folders that are read already"
+    assert unread.amount("HEIC file (.heic)", 1200) == "1,200 HEIC files (.heic)"

@@ -56,7 +56,7 @@ def captions_in(path: Path, unread: Unread) -> list[str]:
 
 
 def read_captions(path: Path) -> list[str]:
-    """The captions in a caption file: one a line, or in a JSON file a text, a list of texts, or an object with either.
+    """The captions in a caption file: one a line, or in a JSON file a text, an object with one, or a list.
 
     Raises:
         ValueError: with the reason, if it cannot be read or has no caption.
@@ -71,7 +71,8 @@ def read_captions(path: Path) -> list[str]:
     if isinstance(value, dict):
         value = _caption_in(value)
     entries = value if isinstance(value, list) else [value]
-    return [whole_characters(cell_text(entry)) for entry in entries if not is_empty(entry)]
+    texts = [_caption_in(entry) if isinstance(entry, dict) else entry for entry in entries]
+    return [whole_characters(cell_text(text)) for text in texts if not is_empty(text)]
 
 
 def _caption_in(values: dict[str, Any]) -> Any:

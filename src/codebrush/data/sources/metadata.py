@@ -3,6 +3,7 @@
 import json
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ def tables_about(
     those that cannot be read, which go into `unread`. A table is read as far as its first row about a picture.
     """
     found, broken = list[str](), list[str]()
-    known = {comparable(name) for name in pictures}
+    known = _pictures_by_name(folder, pictures)
     for name in tables:
         rows = 0
         try:
@@ -69,7 +70,7 @@ def read_metadata(
     """
     from datasets import Dataset
 
-    exact = {comparable(name): escaped(name) for name in pictures}
+    exact = _pictures_by_name(folder, pictures)
     parts: list[Dataset] = []
     for name in metadata:
         place = f"{source}/{name}"
@@ -96,6 +97,15 @@ def read_metadata(
     if left_out:
         parts.append(Dataset.from_dict({"file_name": left_out}))
     return common_columns(parts)
+
+
+def _pictures_by_name(folder: Path, pictures: Sequence[str]) -> dict[str, str]:
+    """Pictures, escaped, by what a table may call them: relative or whole paths, or names without their endings."""
+    names = {comparable(str(folder / name)): escaped(name) for name in pictures}
+    stems = [comparable(posixpath.splitext(name)[0]) for name in pictures]
+    often = Counter(stems)
+    names |= {stem: escaped(name) for stem, name in zip(stems, pictures, strict=True) if often[stem] == 1}
+    return names | {comparable(name): escaped(name) for name in pictures}
 
 
 def path_column(dataset: "Dataset") -> str | None:

@@ -57,7 +57,25 @@ def load_files(source: str, base: Path, names: Sequence[str], unread: Unread) ->
         by_split: dict[str, list[str]] = {}
         for file, split in _whole(pairs, unread):
             by_split.setdefault(split or "train", []).append(glob.escape(str(file)))
-        return _load(builder, data_files=by_split)
+        return _load_parquet(by_split)
+
+
+def _load_parquet(by_split: dict[str, list[str]]) -> "Dataset":
+    """Parquet files as one table, also if they have different columns, whose cells are null where a file has none."""
+    import datasets
+    from datasets.exceptions import DatasetGenerationError
+
+    files = [(split, name) for split, names in by_split.items() for name in names]
+    try:
+        return _load("parquet", data_files=by_split)
+    except DatasetGenerationError:
+        if len(files) == 1:
+            raise
+    parts = [_load("parquet", data_files=name) for _, name in files]
+    if list(by_split) != ["train"]:
+        named = zip(parts, files, strict=True)
+        parts = [part.add_column("split", [split] * len(part)) for part, (split, _) in named]  # pyright: ignore
+    return datasets.concatenate_datasets(parts)
 
 
 def _whole(pairs: Sequence[tuple[Path, str]], unread: Unread) -> list[tuple[Path, str]]:
@@ -68,13 +86,17 @@ def _whole(pairs: Sequence[tuple[Path, str]], unread: Unread) -> list[tuple[Path
     kept = []
     for file, split in pairs:
         try:
-            pq.read_schema(file)
-            kept.append((file, split))
+            if pq.read_metadata(file).num_rows:
+                kept.append((file, split))
+            else:
+                unread.name(str(file), "it has no rows")
         except (OSError, pa.ArrowInvalid) as error:
             if len(pairs) == 1:
                 raise
             unread.name(str(file), f"not a whole Parquet file: {_first_line(error)}")
-    return kept or [pairs[0]]
+    if not kept:
+        raise DataError("it has no rows")
+    return kept
 
 
 def load_from_hub(source: str) -> "Dataset":

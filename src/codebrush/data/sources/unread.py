@@ -85,7 +85,7 @@ def amount(kind: str, number: int) -> str:
     words = kind.split()
     place = next((place for place, word in enumerate(words) if word in NOUNS), len(words) - 1)
     words[place] += "s"
-    return f"{number:,} {' '.join(words)}"
+    return f"{number:,} {' '.join(words)}".replace(" that is ", " that are ")
 
 
 def enumeration(parts: list[str]) -> str:

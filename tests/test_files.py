@@ -70,6 +70,19 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, error: type[Ba
     assert (tmp_path / "a.txt").read_text() == "old"
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_symbolic_link_stays_and_its_target_is_written(tmp_path: Path, there: bool):
+    (tmp_path / "far").mkdir()
+    if there:
+        (tmp_path / "far" / "a.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to(Path("far") / "a.txt")
+    with atomic_file(tmp_path / "link.txt") as part:
+        part.write_text("new")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "far" / "a.txt").read_text() == "new"
+    assert names(tmp_path / "far") == ["a.txt"]
+
+
 def test_a_file_named_from_within_a_folder_that_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with atomic_file("a.txt") as part:

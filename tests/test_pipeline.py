@@ -161,8 +161,9 @@ def test_upscale_none_is_no_upscaling(brush: Codebrush, pictures: list[Image.Ima
     plain, upscaled = (brush.generate("a dog", n=1, rerank=1, **more)[0] for more in ({}, {"upscale": None}))
     assert plain.image.tobytes() == upscaled.image.tobytes()
     assert plain.manifest == upscaled.manifest
-    with pytest.raises(PackError, match="has no upscaler"):
-        brush.generate("a dog", n=1, rerank=1, upscale=2)
+    for asked in (2, True):
+        with pytest.raises(PackError, match="has no upscaler"):
+            brush.generate("a dog", n=1, rerank=1, upscale=asked)
 
 
 def test_replay_gives_the_same_pixels(brush: Codebrush, results: list[Result]) -> None:

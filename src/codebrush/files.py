@@ -76,13 +76,14 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield an empty file beside `path` to write to; at the end of the block it takes the place of `path`.
 
     Its name is hidden and unique, so that two processes that write `path` at once do not mix: the last one to finish
-    wins. Folders above `path` are made. If the block raises, `path` stays as it was and nothing is left beside it. What
-    a killed process left is removed by the first write into the same folder of a later process, an hour after.
+    wins. A symbolic link stays: the file that it leads to is written. Folders above `path` are made. If the block
+    raises, `path` stays as it was and nothing is left beside it. What a killed process left is removed by the first
+    write into the same folder of a later process, an hour after.
 
     Raises:
         OSError: if a folder cannot be made, or the file cannot be written or renamed.
     """
-    path = Path(path).absolute()
+    path = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path).absolute()
     part = _part_beside(path)
     try:
         part.parent.mkdir(parents=True, exist_ok=True)

@@ -361,7 +361,7 @@ class Codebrush(LoadedPack):
 
     def _enlarger_for(self, scale: int | None) -> Callable[[Iterable[Result]], list[Result]]:
         """A function that enlarges results; None and 1 leave them as they are."""
-        return list if scale in (None, 1) else self.enlarger.results(scale)
+        return list if scale is None or (scale == 1 and scale is not True) else self.enlarger.results(scale)
 
     def _view_batches(self, images: Sequence[Picture], fit: Fit | None) -> Iterator[tuple[range, list[Tensor]]]:
         """Batches of pictures as CLIP sees them: which they are, and the views (T, 3, S, S) uint8 of each."""

@@ -1,12 +1,15 @@
 """`codebrush curate`: a report and shards that can be trained on."""
 
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from codebrush.cli.curate import curate
 from codebrush.cli.main import run
+from codebrush.data.curation.options import CurationOptions
 from codebrush.data.sources.captioned_images import open_source
 from codebrush.data.synthetic.shapes import scene
 
@@ -129,3 +132,23 @@ def test_emoji_keep_their_split(shared: Path, tmp_path: Path, capsys: pytest.Cap
     splits = {row["id"]: row["split"] for row in map(before.row, range(120))}
     after = open_source(out)
     assert all(after.row(index)["split"] == splits[after.row(index)["id"]] for index in range(len(after)))
+
+
+def test_the_flags_and_the_options_have_the_same_defaults() -> None:
+    flags, options = inspect.signature(curate).parameters, CurationOptions()
+    for name in (
+        "min_side",
+        "max_aspect",
+        "near",
+        "min_score",
+        "keep_top",
+        "cap",
+        "only_phrases",
+        "shard_rows",
+        "seed",
+    ):
+        assert flags[name].default == getattr(options, name), name
+    assert flags["kind"].default == options.kind
+    assert tuple(map(float, flags["shares"].default.split(","))) == options.shares
+    rules = [flags[name].default for name in ("min_words", "max_words", "max_chars", "language")]
+    assert rules == list(vars(options.rules).values())[: len(rules)]

@@ -1,5 +1,6 @@
 """Packs: written whole, read back, and refused with one line when they are missing, damaged or ill-matched."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.encoders.modified_resnet import ModifiedResNetConfig
 from codebrush.models.pretrained import TABLE_DTYPE
 from codebrush.pack import pack as pack_module
-from codebrush.pack.pack import Pack, encode_condition, installed_packs, open_pack, text_condition
+from codebrush.pack.pack import HASHED_FILES, Pack, encode_condition, installed_packs, open_pack, text_condition
 from codebrush.text.tokenizer import Tokenizer
 from packs import CONTEXT, WIDTH, micro_clip, micro_tokenizer, micro_transformer, write_micro_pack
 
@@ -90,9 +91,15 @@ def test_the_hash_of_large_weights_takes_little_memory(pack: Path) -> None:
         file.truncate(64 << 20)
     opened = Pack(pack)
     tracemalloc.start()
-    assert opened.hash
+    found = opened.hash
     assert tracemalloc.get_traced_memory()[1] < 4 << 20
     tracemalloc.stop()
+    digest = hashlib.sha256()
+    for member in ("clip", "transformer", "vqgan"):
+        for name in HASHED_FILES:
+            if (path := pack / member / name).is_file():
+                digest.update(f"{member}/{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    assert found == digest.hexdigest()
 
 
 def test_the_hash_is_that_of_what_draws(pack: Path) -> None:

@@ -15,7 +15,6 @@ from codebrush.cli.saving import free_run_name, save_run, slug
 from codebrush.errors import UsageError
 
 HOLES = ("mask", "box", "extend")
-PULL = 20.0  # weight of the pull towards the picture that guidance starts from, at strength 0
 
 
 class Method(StrEnum):
@@ -213,13 +212,10 @@ def _run(
 
 
 def _guided(context: typer.Context, image: Path, prompt: str, strength: float | None) -> None:
-    """Guide the picture's own latent to the prompt; the lower the strength, the stronger the pull back to it."""
-    from codebrush.generation.editing.editing import STRENGTH
+    """Edit the picture by guidance."""
+    from codebrush.generation.editing.editing import guided_edit
 
-    strength = STRENGTH if strength is None else strength
-    if not 0 < strength <= 1:
-        raise UsageError(f"strength must be above 0 and up to 1, not {strength:g}")
-    start = {"init": str(image), "init_weight": PULL * (1 - strength)}
+    start = guided_edit(str(image), strength)
 
     def draw(brush: Any, options: dict[str, Any]) -> list[Any]:
         return brush.generate(prompt, method="guide", **start, **options)

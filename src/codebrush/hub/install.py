@@ -17,7 +17,8 @@ from codebrush.errors import UsageError
 from codebrush.files import file_sha256, new_folder, write_json
 from codebrush.hub.catalogue import Catalogue, FileEntry, ModelEntry, PackEntry
 from codebrush.hub.download import CONVERSION_ROOM, check_room, fetch_file, locked, size_text, unwritable
-from codebrush.pack.pack import FORMAT, PACK_FILE, built_in_packs
+from codebrush.pack.pack import PACK_FILE, built_in_packs
+from codebrush.pack.writing import pack_info
 from codebrush.progress import Progress
 from codebrush.version import __version__
 
@@ -117,17 +118,15 @@ class _Installation:
         models = catalogue.pack_models(entry)
         licence = "; ".join(dict.fromkeys(f"{member}: {model.licence}" for member, model in models.items()))
         origins = {member: _read_json(self._origin(model)) for member, model in models.items()}
-        info: dict[str, Any] = {
-            "format": FORMAT,
-            "name": entry.name,
-            "version": __version__,
-            "licence": licence,
-            "image_size": entry.image_size,
-            "provenance": {"kind": "published", "title": entry.title, "models": origins},
-            "members": {member: f"../../models/{model.name}" for member, model in models.items()},
-        }
-        if entry.defaults:
-            info["defaults"] = entry.defaults
+        info = pack_info(
+            {member: f"../../models/{model.name}" for member, model in models.items()},
+            name=entry.name,
+            version=__version__,
+            licence=licence,
+            image_size=entry.image_size,
+            provenance={"kind": "published", "title": entry.title, "models": origins},
+            more={"defaults": entry.defaults},
+        )
         with locked(folder), _writing(folder):
             ready = _read_json(folder / PACK_FILE) == info
             if not ready:

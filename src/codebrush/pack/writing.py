@@ -59,18 +59,16 @@ def write_pack(
             raise PackError(f"a pack needs a {member.label}: it is not written")
     for member, model in models.items():
         _check_weights(member, model, dtype)
-    info: dict[str, Any] = {
-        "format": FORMAT,
-        "name": name,
-        "version": version,
-        "licence": licence,
-        "image_size": _image_size(models["vqgan"], models.get("transformer")),
-        "provenance": dict(provenance),
-        "members": {member: member for member in models},
-    }
     calibrated = None if temperature is None else {"temperature": temperature}
-    more = {"defaults": defaults, "classification": calibrated, **(extras or {})}
-    info |= {field: dict(values) for field, values in more.items() if values}
+    info = pack_info(
+        {member: member for member in models},
+        name=name,
+        version=version,
+        licence=licence,
+        image_size=_image_size(models["vqgan"], models.get("transformer")),
+        provenance=provenance,
+        more={"defaults": defaults, "classification": calibrated, **(extras or {})},
+    )
     with _written_beside(folder) as part:
         _check_room(folder, info)
         for member, model in models.items():
@@ -80,6 +78,30 @@ def write_pack(
         write_json(part / PACK_FILE, info)
         Pack(part).check_tokenizers()  # members that do not fit must not replace members that do
     return Pack(folder)
+
+
+def pack_info(
+    members: Mapping[str, str],
+    *,
+    name: str,
+    version: str,
+    licence: str,
+    image_size: int,
+    provenance: Mapping[str, Any],
+    more: Mapping[str, Mapping[str, Any] | None],
+) -> dict[str, Any]:
+    """The content of pack.json. `members` are the folders of the models by member name, from the pack's own folder;
+    of `more`, further entries, the empty ones are left out."""
+    return {
+        "format": FORMAT,
+        "name": name,
+        "version": version,
+        "licence": licence,
+        "image_size": image_size,
+        "provenance": dict(provenance),
+        "members": dict(members),
+        **{field: dict(values) for field, values in more.items() if values},
+    }
 
 
 def _image_size(vqgan: Any, transformer: Any) -> int:

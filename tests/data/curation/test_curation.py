@@ -22,7 +22,7 @@ from codebrush.data.sources.captioned_images import CaptionedImages, open_source
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import CodebrushError, DataError, UsageError
 
-PLAIN = CurationOptions(shares=(1.0, 0.0, 0.0))
+PLAIN = CurationOptions(shares=(1.0, 0.0, 0.0), near=None)
 
 
 def drawn(number: int) -> Image.Image:
@@ -228,7 +228,7 @@ def test_other_rows_do_not_change_a_rows_luck():
 
 def test_a_split_without_a_concept_is_reported(tmp_path: Path):
     folder = write(tmp_path / "in", [(drawn(number), "always the same") for number in range(5)])
-    report = curate(open_source(folder), tmp_path / "out", CurationOptions(shares=(0.9, 0.05, 0.05)))
+    report = curate(open_source(folder), tmp_path / "out", CurationOptions(shares=(0.9, 0.05, 0.05), near=None))
     assert sorted(report["splits"].values()) == [0, 0, 5]
     assert list(report["splits"]) == ["train", "val", "test"]
 
@@ -252,7 +252,7 @@ def test_a_chain_of_small_changes_does_not_swallow_its_far_end():
 
 def test_splits_by_group_keep_it_together(tmp_path: Path):
     folder = write(tmp_path / "in", [(drawn(number), f"scene {number}") for number in range(30)])
-    options = CurationOptions(shares=(0.5, 0.25, 0.25), by_group=True)
+    options = CurationOptions(shares=(0.5, 0.25, 0.25), by_group=True, near=None)
     report = curate(open_source(folder, group="kind"), tmp_path / "out", options)
     wanted = {
         split: [n for n in range(30) if split_of(f"kind {n % 7}", options.shares) == split]
@@ -271,7 +271,7 @@ def test_rows_of_an_empty_group_are_split_by_caption(tmp_path: Path):
     for line in lines[3:]:
         line["kind"] = [None, "", " "][line["n"] % 3]
     (folder / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    options = CurationOptions(shares=(0.5, 0.25, 0.25), by_group=True)
+    options = CurationOptions(shares=(0.5, 0.25, 0.25), by_group=True, near=None)
     report = curate(open_source(folder, group="kind"), tmp_path / "out", options)
     concepts = [f"kind {n}" if n < 3 else f"scene {n}" for n in range(30)]
     wanted = Counter(split_of(concept, options.shares) for concept in concepts)
@@ -284,7 +284,7 @@ def test_splits_by_caption_are_blind_to_its_spelling(tmp_path: Path):
         f"{spelling}{number}" for number in range(8) for spelling in ("Red Circle ", "red  circle ", "red circle: ")
     ]
     folder = write(tmp_path / "in", [(drawn(number), word) for number, word in enumerate(words)])
-    curate(open_source(folder), tmp_path / "out", CurationOptions(shares=(0.5, 0.5, 0.0)))
+    curate(open_source(folder), tmp_path / "out", CurationOptions(shares=(0.5, 0.5, 0.0), near=None))
     for split in ("train", "val"):
         found = Counter(number // 3 for number in numbers(tmp_path / "out", split=split))
         assert set(found.values()) == {3}

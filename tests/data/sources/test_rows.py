@@ -190,7 +190,7 @@ def test_shards_of_a_curation_are_read_beside_its_sheets(folder, picture, kind):
     curate(
         open_source(folder, require_captions=False),
         folder / "curated",
-        CurationOptions(shares=(1.0, 0.0, 0.0), kind=kind),
+        CurationOptions(shares=(1.0, 0.0, 0.0), kind=kind, near=None),
     )
     assert {"kept.png", "dropped.png"} < {path.name for path in (folder / "curated").iterdir()}
     with warnings.catch_warnings():

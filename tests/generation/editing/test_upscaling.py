@@ -176,7 +176,7 @@ def test_a_wide_strip_and_absurd_sizes() -> None:
     check_size(4000, 4000, 2)
     with pytest.raises(ImageError, match="no pixels"):
         upscale_picture(network(2), Image.new("RGB", (0, 5)), 2)
-    for scale in (0, 1, 3, 8):
+    for scale in (0, 1, 3, 8, True):
         with pytest.raises(UsageError, match=f"the scale must be 2 or 4, not {scale}"):
             upscale_picture(network(2), Image.new("RGB", (2, 2)), scale)
 

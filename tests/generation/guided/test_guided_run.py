@@ -17,6 +17,7 @@ from codebrush import Codebrush
 from codebrush.data.decoding.images import decode_image, read_manifest, save_png
 from codebrush.errors import CodebrushError, ImageError, PackError, PromptError, UsageError
 from codebrush.generation.guided.guided_run import GuidedRun
+from codebrush.generation.guided.run_folder import STATE_FILE
 from packs import write_micro_pack
 
 QUICK: dict[str, Any] = {"steps": 4, "cutouts": 4, "show_every": 2, "precision": "float32"}
@@ -179,6 +180,9 @@ def test_a_picture_has_its_own_events(brush: Codebrush, tmp_path: Path) -> None:
     while next(stopped).pictures.start == 0:  # the second picture has begun
         pass
     stopped.close()  # type: ignore[attr-defined]
+    state = torch.load(tmp_path / "run" / STATE_FILE, weights_only=True)
+    state["events"] = ["an event of the first picture", *state["events"]]  # as earlier versions stored it
+    torch.save(state, tmp_path / "run" / STATE_FILE)
     runs = [finish(brush.guide("a dog", n=2, **still)), finish(brush.resume(tmp_path / "run"))]
     for result in [result for run in runs for result in run.results]:
         assert result.manifest["steps"] < 9

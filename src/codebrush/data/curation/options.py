@@ -29,7 +29,7 @@ class CurationOptions:
     min_side: int = 1
     max_aspect: float | None = None
     rules: CaptionRules = field(default_factory=CaptionRules)
-    near: int | None = None
+    near: int | None = 4
     min_score: float | None = None
     keep_top: float | None = None
     cap: int | None = None

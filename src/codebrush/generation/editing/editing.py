@@ -31,7 +31,21 @@ from codebrush.pack.pack import Pack
 EDITS = ("vary", "edit", "inpaint", "translate")
 STRENGTH = 0.6  # how much of a picture an edit redraws by default
 KEPT = 2  # the key of the random stream that chooses which codes are kept
+PULL = 20.0  # weight of the pull towards the picture that guidance starts from, at strength 0
 LIKENESS = 1.0  # weight of a translation's likeness to its source, beside that to its style, in the score
+
+
+def guided_edit(picture: str, strength: float | None = None) -> dict[str, Any]:
+    """The options of guidance that edits the picture in the file `picture`: it starts from the picture's own latent,
+    and is pulled back to it the more strongly, the lower `strength` is (0 to 1; None: `STRENGTH`).
+
+    Raises:
+        UsageError: if the strength is out of its range.
+    """
+    strength = STRENGTH if strength is None else strength
+    if not 0 < strength <= 1:
+        raise UsageError(f"strength must be above 0 and up to 1, not {strength:g}")
+    return {"init": picture, "init_weight": PULL * (1 - strength)}
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ TILE = 192  # pixels a side, before enlarging
 
 def check_scale(scale: int) -> None:
     """Raises UsageError if `scale` is not one of SCALES."""
-    if scale not in SCALES:
+    if isinstance(scale, bool) or scale not in SCALES:
         raise UsageError(f"the scale must be {' or '.join(map(str, SCALES))}, not {scale}")
 
 

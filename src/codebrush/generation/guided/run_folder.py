@@ -172,9 +172,18 @@ class RunFolder:
             stored = torch.load(path, map_location=device, weights_only=True)
             self._lines = stored["lines"]
             state = None if stored["state"] is None else State(**stored["state"])
-            return Checkpoint(stored["group"], stored["events"], MemoryPlan.from_json(stored["plan"]), state)
+            return Checkpoint(
+                stored["group"], self._events_of(stored["group"]), MemoryPlan.from_json(stored["plan"]), state
+            )
         except Exception as error:  # a damaged archive makes torch raise nearly anything
             raise _damaged(path, error) from error
+
+    def _events_of(self, batch: int) -> list[str]:
+        """The events of a batch by the losses so far. (Earlier versions stored those of other batches with them.)"""
+        path = self.path / LOSSES_FILE
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        lines = [json.loads(line) for line in text.splitlines()[: self._lines]]
+        return [event for line in lines if line.get("group", 0) == batch for event in line.get("events", ())]
 
     def _save_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}

@@ -44,7 +44,7 @@ RULES = (
 )
 RECIPE = CaptionerRecipe(
     width=32, layers=1, heads=2, vocab_size=300, context_length=24, segments=3, scene_share=0.5, questions=RULES,
-    learning_rate=3e-3,
+    learning_rate=3e-3, stem=16,
 )  # fmt: skip
 LOOP = LoopConfig(steps=4, batch_size=4, warmup=1, ema_decay=0.5, threads=1, log_every=2, checkpoint_every=2)
 

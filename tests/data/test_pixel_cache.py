@@ -60,6 +60,13 @@ def test_readable_rows_are_kept_in_order_and_others_named(source, tmp_path):
         assert cache.pixels[place].tobytes() == resize_square(source.image(row), 8).tobytes()
 
 
+def test_strict_names_the_first_that_cannot_be_read_also_of_an_earlier_run(source, folder, tmp_path):
+    decode_once(source, 8, tmp_path / "old")
+    for cache in (tmp_path / "old", tmp_path / "new"):
+        with pytest.raises(DataError, match=r"^00\.png: not a picture"):
+            decode_once(open_source(folder, captions=["x"], strict=True), 8, cache)
+
+
 @pytest.mark.parametrize("indices", [[3, 0, 3], np.array([3, 0, 3]), torch.tensor([3, 0, 3])])
 def test_batch_is_by_place_in_the_cache(source, tmp_path, indices):
     cache = decode_once(source, 8, tmp_path / "cache")

@@ -106,7 +106,8 @@ def evaluate(
         options = EvaluationOptions(parts, label, prompts, rerank, seed)
         found = measure(subject, rows, options, lambda phase: bars.enter_context(progress_bar(phase)))
     seconds = round(time.perf_counter() - start, 3)
-    report = {"pack": brush.pack.name, "source": source, "split": split, **found, "seconds": seconds}
+    about = {"pack": brush.pack.name, "source": source, "split": split}
+    report = {**about, **found, "unread": rows.unread.report, "seconds": seconds}
     table = markdown(report)
     if out is not None:
         with atomic_file(out) as part:

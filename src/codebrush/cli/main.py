@@ -178,10 +178,14 @@ def _discard_stdout() -> None:
 
 @contextmanager
 def _short_warnings() -> Iterator[None]:
-    """Prints each warning as one line on stderr, without the source line that raised it."""
+    """Prints each warning once, as one line on stderr, without the source line that raised it."""
+    shown: set[str] = set()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"codebrush: warning: {' '.join(str(message).split())}", file=sys.stderr)
+        line = " ".join(str(message).split())
+        if line not in shown:
+            print(f"codebrush: warning: {line}", file=sys.stderr)
+        shown.add(line)
 
     with warnings.catch_warnings():
         warnings.showwarning = show

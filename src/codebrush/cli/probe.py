@@ -74,7 +74,8 @@ def probe(
     }
     if measured is not None:
         report["test"] = probe_figures(learned, *_embedded(brush, measured, label, skipped))
-    report |= _saved(learned, out) | {"skipped": skipped, "seconds": round(time.perf_counter() - start, 3)}
+    report |= _saved(learned, out) | {"skipped": skipped, "unread": train.unread.report}
+    report["seconds"] = round(time.perf_counter() - start, 3)
     print_json(report) if json_output else _print(report)
 
 

@@ -47,17 +47,20 @@ def decode_once(source: CaptionedImages, size: int, folder: str | Path) -> Pixel
     If several processes ask for the same pictures, one decodes and the others wait.
 
     Raises:
-        DataError: if no picture can be read.
+        DataError: if no picture can be read, or with `strict` one cannot.
         CodebrushError: if the folder cannot be written.
     """
     folder = Path(folder)
     stem = folder / f"pixels-{size}-{source.fingerprint[:16]}"
-    return made_once(
+    cache = made_once(
         Path(f"{stem}.lock"),
         f"decoded pictures in {folder}",
         lambda: _open(stem, source.fingerprint, size),
         lambda: _decode_to(stem, source, size),
     )
+    for name, reason in cache.skipped:
+        source.unread.stop_if_strict(name, reason)
+    return cache
 
 
 def _open(stem: Path, fingerprint: str, size: int) -> PixelCache:

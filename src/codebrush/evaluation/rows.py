@@ -30,7 +30,7 @@ class Reading:
 
     def batches(self, wanted: int) -> Iterator[list[Image.Image]]:
         """Yield the readable pictures in order, up to `BATCH` at once; of large ones a reduced copy whose shorter side
-        has more than `wanted` pixels. Raises DataError if there are none.
+        has more than `wanted` pixels. Raises DataError if there are none, or at the first other with `strict`.
         """
         total = len(self.source)
         for start in range(0, total, BATCH):
@@ -40,7 +40,9 @@ class Reading:
                     pictures.append(self.source.image(row, wanted))
                 except ImageError as error:
                     name = self.source.name(row)
-                    self.skipped.append({"path": name, "reason": str(error).removeprefix(f"{name}: ")})
+                    reason = str(error).removeprefix(f"{name}: ")
+                    self.source.unread.stop_if_strict(name, reason)
+                    self.skipped.append({"path": name, "reason": reason})
                 else:
                     self.rows.append(row)
             if pictures:

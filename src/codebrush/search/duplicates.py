@@ -121,6 +121,7 @@ def find_duplicates(
 
     Raises:
         UsageError: if a threshold is out of range.
+        DataError: if a picture of a source that was opened with `strict` cannot be read.
     """
     if not -1 <= cosine <= 1:
         raise UsageError(f"the least cosine is {cosine:g}; it must be between -1 and 1")
@@ -221,6 +222,7 @@ def _read_all(
                 for candidate, found in zip(batch, threads.map(lambda each: _try(clip, each), batch), strict=True):
                     if isinstance(found, ImageError):
                         reason = str(found).removeprefix(f"{candidate.path}: ")
+                        source.unread.stop_if_strict(candidate.path, reason)
                         skipped.append({"path": candidate.path, "reason": reason})
                     else:
                         features.append(found[0])

@@ -21,6 +21,7 @@ from torch import Tensor
 from codebrush.data.decoding.images import decode_image, read_picture
 from codebrush.data.picture_fitting import Fit, embed_views, own_fit, views_for
 from codebrush.data.sources.file_names import existing
+from codebrush.data.sources.unread import Unread
 from codebrush.errors import DataError, ImageError, UsageError
 from codebrush.models.clip import CLIP
 from codebrush.progress import Progress
@@ -106,7 +107,7 @@ def index_pictures(
 
     Raises:
         UsageError: if the database was made with another `fit`.
-        DataError: if the database is damaged.
+        DataError: if the database is damaged, or a picture of a source that was opened with `strict` cannot be read.
         CodebrushError: if the database cannot be written.
     """
     total, done = sum(source.count for source in sources), 0
@@ -124,7 +125,7 @@ def index_pictures(
         for source in sources:
             candidates = iter(source.candidates)
             while batch := list(islice(candidates, BATCH)):
-                run.take(batch, threads)
+                run.take(batch, threads, source.unread)
                 done += len(batch)
                 if progress is not None:
                     progress(done, total)
@@ -155,8 +156,9 @@ class _Run:
         # The beginnings of the hashes that the database has: 8 bytes each, for collections of millions.
         self.stored = {_beginning(each) for part in database.rows(["hash"]) for each in part["hash"].to_pylist()}
 
-    def take(self, batch: Sequence[Candidate], threads: ThreadPoolExecutor) -> None:
-        """Check a batch and write what is new or changed."""
+    def take(self, batch: Sequence[Candidate], threads: ThreadPoolExecutor, unread: Unread) -> None:
+        """Check a batch of the source with this `unread`, and write what is new or changed."""
+        self.unread = unread
         batch = list(self._numbered(batch))
         if not batch:
             return
@@ -166,9 +168,7 @@ class _Run:
         results = threads.map(lambda each: self._check(each, known.get(each.path)), batch)
         for candidate, result in zip(batch, results, strict=True):
             if isinstance(result, ImageError):
-                self.report.skipped.append(
-                    {"path": candidate.path, "reason": str(result).removeprefix(f"{candidate.path}: ")}
-                )
+                self._skip(candidate.path, result)
                 failed.append(candidate.path)
             elif result is None:
                 self.report.unchanged += 1
@@ -180,6 +180,12 @@ class _Run:
         self.report.removed += self.database.delete(stale) if stale else 0
         self._relabel([each for each in changes if each.decoded is None], known)
         self._write([(each, each.decoded) for each in changes if each.decoded is not None])
+
+    def _skip(self, path: str, reason: ImageError | str) -> None:
+        """Report a picture that cannot be indexed. Raises DataError with `strict`."""
+        reason = str(reason).removeprefix(f"{path}: ")
+        self.unread.stop_if_strict(path, reason)
+        self.report.skipped.append({"path": path, "reason": reason})
 
     def _numbered(self, batch: Sequence[Candidate]) -> Iterator[Candidate]:
         """Yield each file once, and each row of a data source under a unique name."""
@@ -248,9 +254,8 @@ class _Run:
                 try:
                     change = replace(change, decoded=self._read(change.candidate.contents()))
                 except ImageError as error:
-                    path = change.candidate.path
-                    self.report.skipped.append({"path": path, "reason": str(error).removeprefix(f"{path}: ")})
-                    unreadable.append(path)
+                    self._skip(change.candidate.path, error)
+                    unreadable.append(change.candidate.path)
                     continue
             done.append(change)
         return done, unreadable
@@ -278,8 +283,7 @@ class _Run:
             if is_good and decoded.frame is not None:
                 self.report.frames[each.candidate.path] = decoded.frame
             if not is_good:
-                reason = "its embedding is not finite (NaN)"
-                self.report.skipped.append({"path": each.candidate.path, "reason": reason})
+                self._skip(each.candidate.path, "its embedding is not finite (NaN)")
         if kept:
             added, updated = self.database.write(self._rows(kept, embeddings[good]))
             self.report.added += added

@@ -145,7 +145,8 @@ def _measure_row(source: CaptionedImages, row: int, options: CurationOptions, sc
     try:
         data = source.contents(row)
         picture = read_picture(data, keep_mode=True, wanted=JUDGED_SIDE)
-    except ImageError:
+    except ImageError as error:
+        source.unread.stop_if_strict(source.name(row), str(error))
         return "unreadable"
     if min(picture.size) < options.min_side:
         return "too small"

@@ -36,9 +36,18 @@ class Unread:
         Raises:
             DataError: with `strict`.
         """
+        self.stop_if_strict(item, reason)
+        self.named.append((item, reason))
+
+    def stop_if_strict(self, item: str, reason: str) -> None:
+        """With `strict`, end the reading at an item that cannot be read. Called by itself for pictures that cannot be
+        decoded, which commands list as skipped.
+
+        Raises:
+            DataError: with `strict`.
+        """
         if self.strict:
             raise DataError(f"{item}: {reason}")
-        self.named.append((item, reason))
 
     def count(self, kind: str, items: int = 1) -> None:
         """Count items of a kind that is not read; `kind` is in the singular, its first noun takes the plural's s."""

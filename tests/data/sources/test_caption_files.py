@@ -20,6 +20,7 @@ from codebrush.errors import DataError
     [
         "1.txt",
         "1.TXT",
+        "1.Caption",
         "1.caption",
         "1.captions",
         "1.cap",

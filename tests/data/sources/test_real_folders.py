@@ -145,6 +145,7 @@ def test_names_in_a_shard_need_not_be_utf8(tmp_path: Path, picture) -> None:
         (("0.a.png", "0.a.txt", "0.b.png", "0.b.txt"), ["0.a.txt", "0.b.txt"], {}),
         (("0.jpg", "0.png", "0.txt"), ["0.txt", "0.txt"], {}),
         (("0.png", "0.txt", "0.depth.npy", "0.mask"), ["0.txt"], {".npy": 1, ".mask": 1}),
+        (("0.a.png", "0.b.png", "0.txt", "0.npy"), ["0.txt", "0.txt"], {".npy": 1}),
     ],
 )
 def test_fields_of_shards(

@@ -264,7 +264,7 @@ def test_damaged_shards_give_their_whole_samples(tmp_path, picture):
     short.write_bytes(whole.read_bytes()[: 7 * 512])  # the last picture has its header and no content
     source = open_source(short)
     assert captions(source) == ["one"]
-    assert (str(short), "cut off or damaged after 1 whole samples") in source.unread.named
+    assert (str(short), "cut off or damaged after 1 whole sample") in source.unread.named
     (tmp_path / "nothing.tar").write_bytes(whole.read_bytes()[:530])
     with pytest.raises(DataError, match=r"nothing\.tar: no sample in this shard; .*: not a whole tar file"):
         open_source(tmp_path / "nothing.tar")

@@ -3,6 +3,7 @@
 import json
 import posixpath
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,13 @@ class CaptionFiles:
 
 
 def captions_beside(picture: Path, unread: Unread) -> list[str]:
-    """The captions in the caption file beside a picture, none if there is none or it cannot be read."""
+    """The captions in the caption file beside a picture, none if there is none or it cannot be read.
+
+    Its folder, which may be long, is not listed: endings are tried in small letters, capitals and with one capital.
+    """
     stems = [picture.with_suffix(""), picture]
-    tried = (existing(Path(f"{stem}{form}")) for stem in stems for end in ENDINGS for form in (end, end.upper()))
+    forms = (form for end in ENDINGS for form in (end, end.upper(), end.title()))
+    tried = (existing(Path(f"{stem}{form}")) for stem, form in product(stems, forms))
     found = next((path for path in tried if path.is_file()), None)
     return [] if found is None else captions_in(found, unread)
 

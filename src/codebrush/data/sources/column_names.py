@@ -15,16 +15,8 @@ CAPTION_COLUMNS = (
     "alt_text",
     "title",
 )
-PATH_COLUMNS = (
-    "file_name",
-    "image",
-    "image_path",
-    "path",
-    "file",
-    "filename",
-    "filepath",
-    "img",
-)  # pictures
+# of the files of pictures
+PATH_COLUMNS = ("file_name", "image", "image_path", "path", "file", "filename", "filepath", "img")
 NAME_COLUMNS = ("file_name", "image", "path", "id", "__key__", "key")  # how a row is called in messages
 
 # of a list of addresses to download

@@ -19,7 +19,7 @@ from codebrush.data.sources.filters import is_empty
 from codebrush.data.sources.json_columns import described, read_object
 from codebrush.data.sources.raw_rows import cached_rows, count, problem
 from codebrush.data.sources.text_files import decode_text
-from codebrush.data.sources.unread import Unread
+from codebrush.data.sources.unread import Unread, amount
 from codebrush.errors import DataError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _samples(shards: Iterable[tuple[str, str, int, int]]) -> Iterator[dict[str, 
         for row in rows:
             yield {"split": split or None, **row}
         if cut:
-            reason = f"cut off or damaged after {whole} whole samples" if whole else "not a whole tar file"
+            reason = f"cut off or damaged after {amount('whole sample', whole)}" if whole else "not a whole tar file"
             yield problem(path, reason)
 
 
@@ -138,25 +138,44 @@ def _first_key(name: str) -> str:
 
 
 def _rows_of(path: str, files: list[tuple[str, bytes]]) -> Iterator[dict[str, Any]]:
-    """The samples among adjacent files that share their name up to the first dot.
+    """The samples among adjacent files that share their name up to the first dot, and what of them cannot be read.
 
     Mostly one. Names with more dots make several, by the name up to the last one ("trip 22.05.png"); a single picture
     takes all other files (0.input.png, 0.outputs.txt), and of several each takes those of its name and the shared ones.
     """
-    pictures = [(*_parted(name), data) for name, data in files if _parted(name)[1] in PICTURES]
-    others = [(*_parted(name), data) for name, data in files if _parted(name)[1] not in PICTURES]
+    parted = [(*_parted(name), data) for name, data in files]
+    pictures = [(stem, ending, data) for stem, ending, data in parted if ending in PICTURES]
+    texts: list[tuple[str, str, str]] = []
+    for stem, ending, data in parted:
+        try:
+            if ending in TEXTS or ending == "json":
+                texts.append((stem, ending, _text(ending, data)))
+            elif ending not in PICTURES:
+                yield count(f"member of the kind .{ending}")
+        except UnicodeDecodeError:
+            yield problem(f"{path}: {stem}.{ending}", "not UTF-8 text")
+        except ValueError:
+            yield problem(f"{path}: {stem}.{ending}", "not a JSON object")
     key = _first_key(files[0][0])
     if len(pictures) < 2:
-        own = pictures[0][0] if pictures and all(stem == pictures[0][0] for stem, _, _ in others) else key
-        yield from _sample(path, own, pictures[:1], others)
+        own = pictures[0][0] if pictures and all(stem == pictures[0][0] for stem, _, _ in parted) else key
+        yield from _sample(own, pictures[0] if pictures else None, texts)
         return
     same = len({stem for stem, _, _ in pictures}) < len(pictures)
     for stem, ending, data in pictures:
-        texts = [each for each in others if each[0] in (stem, key)]
-        yield from _sample(path, f"{stem}.{ending}" if same else stem, [(stem, ending, data)], texts)
+        own = f"{stem}.{ending}" if same else stem
+        yield from _sample(own, (stem, ending, data), [each for each in texts if each[0] in (stem, key)])
     known = {stem for stem, _, _ in pictures} | {key}
-    for stem, _, _ in [each for each in others if each[0] not in known]:
+    for stem, _, _ in [each for each in texts if each[0] not in known]:
         yield count(f"member called {posixpath.basename(stem)} without a picture of its name")
+
+
+def _text(ending: str, data: bytes) -> str:
+    """The text of a member. Raises ValueError if it is no text, or with the ending "json" no object."""
+    text = decode_text(data).strip()
+    if ending == "json":
+        read_object(text)
+    return text
 
 
 def _parted(name: str) -> tuple[str, str]:
@@ -167,28 +186,17 @@ def _parted(name: str) -> tuple[str, str]:
 
 
 def _sample(
-    path: str, key: str, pictures: list[tuple[str, str, bytes]], others: list[tuple[str, str, bytes]]
+    key: str, picture: tuple[str, str, bytes] | None, texts: Sequence[tuple[str, str, str]]
 ) -> Iterator[dict[str, Any]]:
-    """The row of one sample, and rows that say what of it cannot be read."""
+    """The row of one sample, and rows that count the texts that it has no column for."""
     row: dict[str, Any] = {}
-    for stem, ending, data in pictures:
+    if picture is not None:
+        stem, ending, data = picture
         row["image"] = {"bytes": data, "path": f"{stem}.{ending}"}
-    for stem, ending, data in others:
-        item = f"{path}: {stem}.{ending}"
-        if ending not in TEXTS and ending != "json":
-            yield count(f"member of the kind .{ending}")
-            continue
-        try:
-            text = decode_text(data).strip()
-            if ending == "json":
-                read_object(text)
-            column = "json" if ending == "json" else TEXTS[ending]
-            if column in row:
-                yield count(f"member of the kind .{ending} beside another caption")
-            row.setdefault(column, text)
-        except UnicodeDecodeError:
-            yield problem(item, "not UTF-8 text")
-        except ValueError:
-            yield problem(item, "not a JSON object")
+    for _, ending, text in texts:
+        column = TEXTS.get(ending, ending)
+        if column in row:
+            yield count(f"member of the kind .{ending} beside another caption")
+        row.setdefault(column, text)
     if row:
         yield {**row, "__key__": key}

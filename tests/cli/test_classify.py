@@ -11,6 +11,7 @@ from PIL import Image
 
 from codebrush import Codebrush
 from codebrush.cli.main import run
+from codebrush.data.picture_fitting import FITS
 from codebrush.data.synthetic.shapes import scene
 from codebrush.understanding.classification import ZeroShotClassifier
 from packs import write_micro_pack
@@ -51,10 +52,10 @@ def test_wide_pictures_are_read_by_the_rule_that_is_asked_for(
     wide.save(tmp_path / "wide.png")
     labels = ["cat", "dog", "car"]
     brush, seen = Codebrush.from_pretrained(micro_pack, device="cpu"), set()
-    for fit in ("crop", "pad", "squeeze", "tiles"):
+    for fit in FITS:
         given = [str(tmp_path / "wide.png"), "--labels", ",".join(labels), "--pack", str(micro_pack), "--fit", fit]
         found = {each["label"]: each["probability"] for each in answer(capsys, *given)["results"][0]["labels"]}
-        (expected,) = brush.classify([wide], labels, fit=fit)  # pyright: ignore
+        (expected,) = brush.classify([wide], labels, fit=fit)
         assert found == pytest.approx(dict(expected), abs=1e-6)
         seen.add(round(found["cat"], 6))
     assert len(seen) == 4

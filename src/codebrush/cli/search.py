@@ -139,8 +139,8 @@ def _judged(brush: "Codebrush", database: "Database", text: "Tensor", where: str
     from codebrush.search.nearness import nearness
     from codebrush.understanding.classification import pack_temperature
 
-    heat = pack_temperature(brush.pack.info)
-    return nearness(database, text, brush.clip, brush.tokenizer, temperature=heat, where=where)
+    temperature = pack_temperature(brush.pack.info)
+    return nearness(database, text, brush.clip, brush.tokenizer, temperature=temperature, where=where)
 
 
 def _report(hits: "list[Hit]", judged: "Nearness | None") -> dict[str, Any]:

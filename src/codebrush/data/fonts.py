@@ -1,6 +1,6 @@
 """Chooses fonts for captions in any script, among the built-in one and those installed, and orders right-to-left text.
 
-Nothing is downloaded: what no installed font has is told.
+Nothing is downloaded: a warning says how many letters no installed font has.
 """
 
 import unicodedata

@@ -5,7 +5,7 @@ from PIL import Image
 from codebrush.data.decoding.images import Picture, decode_image
 from codebrush.data.decoding.transparency import BLACK, flattened
 
-WHITE = 128  # grey levels of a mask from this on count as white
+LEAST_WHITE = 128  # the lowest grey level of a mask that counts as white
 
 
 def mask_layer(mask: Picture) -> Image.Image:

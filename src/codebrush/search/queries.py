@@ -177,14 +177,14 @@ def _shown(table: Any) -> list[str]:
     return [name for name in table.schema.names if name != "embedding"]
 
 
-def _by_picture(table: Any, vector: Tensor | None, where: str | None, most: int) -> "list[Hit]":
+def _by_picture(table: Any, vector: Tensor | None, where: str | None, most: int) -> list[Hit]:
     assert vector is not None
     query = table.search(vector.float().cpu().numpy(), vector_column_name="embedding", query_type="vector")
     query = query.select([*_shown(table), "_distance"]).distance_type("cosine").nprobes(PROBES).refine_factor(REFINE)
     return _ordered(query if where is None else query.where(where), most)
 
 
-def _by_words(table: Any, text: str, without: Sequence[str], where: str | None, most: int) -> "list[Hit]":
+def _by_words(table: Any, text: str, without: Sequence[str], where: str | None, most: int) -> list[Hit]:
     query = table.search(_caption_query(text, without), query_type="fts").select([*_shown(table), "_score"])
     hits = _ordered(query if where is None else query.where(where), most)
     known = {hit.path for hit in hits}
@@ -199,7 +199,7 @@ def _by_words(table: Any, text: str, without: Sequence[str], where: str | None, 
     return hits
 
 
-def _ordered(query: Any, most: int) -> "list[Hit]":
+def _ordered(query: Any, most: int) -> list[Hit]:
     return sorted(map(_hit, query.limit(most).to_list()), key=lambda hit: (-hit.score, hit.path))
 
 
@@ -216,7 +216,7 @@ def _contains(part: str) -> str:
     return f"contains(lower(caption), {quoted(part)})"
 
 
-def _fused(lists: "Sequence[list[Hit]]") -> "list[Hit]":
+def _fused(lists: Sequence[list[Hit]]) -> list[Hit]:
     """The hits of several lists by the sum of their reciprocal ranks; those with the same score share a rank."""
     fused: dict[str, Hit] = {}
     for hits in lists:

@@ -17,7 +17,7 @@ from codebrush.data.decoding.picture_formats import (
     READ,
     READS_HEIC,
     READS_RAW,
-    is_picture,
+    readable_format,
     unread_kind,
 )
 from codebrush.errors import CodebrushError, ImageError
@@ -47,7 +47,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 )
 def test_formats_are_recognised_and_read(name: str, data: bytes, tmp_path: Path) -> None:
     assert name in READ
-    assert is_picture(data[:HEAD]) == name
+    assert readable_format(data[:HEAD]) == name
     assert unread_kind(data[:HEAD], ".mp4") is None
     path = tmp_path / "no ending"
     path.write_bytes(data)
@@ -62,7 +62,7 @@ def small_psd() -> bytes:
 
 
 def test_a_drawing_of_photoshop_is_read_as_its_composite() -> None:
-    assert is_picture(small_psd()) == "PSD"
+    assert readable_format(small_psd()) == "PSD"
     assert decode_image(small_psd()).size == (3, 2)
     assert decode_image(small_psd()).getpixel((1, 1)) == (200, 100, 50)
 
@@ -83,7 +83,7 @@ def test_a_drawing_of_photoshop_is_read_as_its_composite() -> None:
     ],
 )
 def test_other_kinds_are_named_with_a_remedy(head: bytes, ending: str, name: str) -> None:
-    assert is_picture(head) is None
+    assert readable_format(head) is None
     kind = unread_kind(head, ending)
     assert kind is not None
     assert kind.name == name
@@ -95,7 +95,7 @@ def test_other_kinds_are_named_with_a_remedy(head: bytes, ending: str, name: str
 
 def test_what_is_unknown_is_nothing() -> None:
     for head in (b"", b"BM, a text", b"P5, a text", b"words", bytes(64)):
-        assert is_picture(head) is None
+        assert readable_format(head) is None
         assert unread_kind(head) is None
 
 
@@ -149,6 +149,12 @@ def is_red(image: Image.Image, x: int, y: int) -> bool:
 
 
 @pytest.mark.skipif(not READS_RAW, reason="needs rawpy")
+def test_a_camera_raw_that_cannot_be_read_is_refused_in_words() -> None:
+    with pytest.raises(ImageError, match=r"^a damaged camera RAW, or of a camera that rawpy does not know: export it"):
+        decode_image(b"II*\0\x10\0\0\0CR" + bytes(100))
+
+
+@pytest.mark.skipif(not READS_RAW, reason="needs rawpy")
 @pytest.mark.parametrize(("orientation", "place"), [(1, (5, 5)), (3, (-5, -5)), (6, (-5, 5)), (8, (5, -5))])
 def test_camera_raw_gives_its_preview_upright(orientation: int, place: tuple[int, int]) -> None:
     data = small_dng(corner(), orientation)
@@ -166,7 +172,7 @@ def test_heic_photos_are_read_and_damaged_ones_refused() -> None:
     file = io.BytesIO()
     pillow_heif.from_pillow(corner()).save(file, quality=95)
     data = file.getvalue()
-    assert is_picture(data[:HEAD]) == "HEIC"
+    assert readable_format(data[:HEAD]) == "HEIC"
     assert is_lossy(data)
     picture = read_picture(data)
     assert picture.size == (64, 48)

@@ -121,7 +121,7 @@ def test_few_objects_are_in_memory_at_once(write: Callable[[list[Any]], Path], m
 
 def test_few_members_of_a_shard_are_in_memory_at_once(write: Callable[[list[Any]], Path]):
     path = write([{"n": number} for number in range(ROWS)])
-    samples = shard_reader._samples([(str(path), "", 0, 0)])
+    samples = shard_reader._samples([(str(path), "")])
     for _ in range(ROWS - 1):
         next(samples)
     assert sum(type(each) is tarfile.TarInfo for each in gc.get_objects()) < 10

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from codebrush.data.decoding.transparency import BLACK, contrast, flattened, opacity
-from codebrush.data.sources.set_aside import is_set_aside
+from codebrush.data.sources.system_folders import is_in_bin_or_thumbnails
 from codebrush.errors import UsageError
 
 JUDGED_SIDE = 256  # the shorter side that a fingerprint wants of large pictures; see `data.large_pictures`
@@ -114,7 +114,7 @@ def quality(path: str, size: tuple[int, int], is_animated: bool, is_lossy: bool,
     loss, and transparency.
     """
     area = size[0] * size[1]
-    place = 0 if is_set_aside(path) else 1
+    place = 0 if is_in_bin_or_thumbnails(path) else 1
     return place << 62 | area << 3 | is_animated << 2 | (not is_lossy) << 1 | has_alpha
 
 

@@ -8,23 +8,23 @@ from io import BytesIO
 
 from PIL import Image
 
-from codebrush.data.decoding.picture_formats import HEAD, is_picture
+from codebrush.data.decoding.picture_formats import HEAD, readable_format
 
-BOX = 65_536  # bytes from the start of an AVIF or JPEG 2000 file in which its parameters stand
+PARAMETERS = 65_536  # bytes from the start of an AVIF or JPEG 2000 file in which its parameters stand
 LOSSY_TIFF = (6, 7, 34712, 50001, 50002, 52546, 34892)  # values of the tag Compression: JPEG, JPEG 2000, WebP, JPEG XL
 
 
 def is_lossy(data: bytes) -> bool:
     """Whether a picture file is compressed with loss: JPEG, and WebP, AVIF, HEIC, JPEG 2000 and TIFF where they are."""
-    name = is_picture(data[:HEAD])
+    name = readable_format(data[:HEAD])
     if name == "WEBP":
         return b"VP8 " in _webp_chunks(data)
     if name == "AVIF":
         # Lossless AVIF stores the colours as they are: matrix 0 in its colour box "nclx".
-        matrix = re.search(rb"nclx....(..)", data[:BOX], re.DOTALL)
+        matrix = re.search(rb"nclx....(..)", data[:PARAMETERS], re.DOTALL)
         return matrix is None or matrix[1] != b"\x00\x00"
     if name == "JPEG2000":
-        return not _is_reversible(data[:BOX])
+        return not _is_reversible(data[:PARAMETERS])
     if name == "TIFF":
         return _tiff_compression(data) in LOSSY_TIFF
     return name in ("JPEG", "HEIC")

@@ -32,7 +32,7 @@ from codebrush.data.decoding.large_pictures import (
 )
 from codebrush.data.decoding.orientation import upright
 from codebrush.data.decoding.photo_formats import is_raw, open_heic, open_raw, refusal
-from codebrush.data.decoding.picture_formats import FORMATS, HEAD, READ, is_picture, picture_format, unread_kind
+from codebrush.data.decoding.picture_formats import FORMATS, HEAD, READ, picture_format, readable_format, unread_kind
 from codebrush.data.decoding.transparency import flattened
 from codebrush.errors import CodebrushError, ImageError
 from codebrush.files import atomic_file, write_errors
@@ -124,7 +124,7 @@ def format_of(picture: bytes) -> str:
     with _one_error():
         image, photo = _opened(io.BytesIO(picture))
         with image:
-            return "RAW" if photo else is_picture(picture[:HEAD]) or image.format or ""
+            return "RAW" if photo else readable_format(picture[:HEAD]) or image.format or ""
 
 
 def picture_list(pictures: Picture | Sequence[Picture]) -> list[Picture]:

@@ -11,7 +11,7 @@ import threading
 
 from PIL import Image, JpegImagePlugin
 
-from codebrush.data.decoding.compression import jpeg2000_levels
+from codebrush.data.decoding.compression import PARAMETERS, jpeg2000_levels
 from codebrush.errors import ImageError, UsageError
 
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; above it Pillow warns
@@ -20,7 +20,6 @@ LARGE_PIXELS = 1 << 24
 LIMIT_VARIABLE = "CODEBRUSH_MAX_PIXELS"
 DETAIL = 4  # a reduced picture has at least this many times the wanted side: a further bicubic step hardly differs
 ONE_LARGE_AT_A_TIME = threading.Lock()  # threads decode small pictures beside each other, but only one large one
-CODING_BYTES = 1 << 16  # of a JPEG 2000 file, in which its coding parameters stand
 
 
 def is_large(image: Image.Image) -> bool:
@@ -96,6 +95,6 @@ def _levels(image: Image.Image) -> int:
         return 0
     place = stream.tell()
     stream.seek(0)
-    levels = jpeg2000_levels(stream.read(CODING_BYTES))
+    levels = jpeg2000_levels(stream.read(PARAMETERS))
     stream.seek(place)
     return levels

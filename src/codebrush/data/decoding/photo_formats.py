@@ -46,17 +46,18 @@ def is_raw(image: Image.Image) -> bool:
 
 
 def open_raw(stream: BinaryIO) -> Preview:
-    """The preview of a camera's RAW file. Raises ImageError without rawpy, or if there is no preview."""
+    """The preview of a camera's RAW file. Raises ImageError without rawpy, or if it cannot read the preview."""
     require("rawpy", "a camera RAW needs", ", or export it as JPEG", error=ImageError)
     import rawpy
 
     stream.seek(0)
-    with rawpy.imread(stream) as raw:
-        try:
-            preview = raw.extract_thumb()
-        except (rawpy.LibRawNoThumbnailError, rawpy.LibRawUnsupportedThumbnailError):  # pyright: ignore
-            raise ImageError("this camera RAW holds no preview: export it as JPEG") from None
-        sizes = raw.sizes
+    try:
+        with rawpy.imread(stream) as raw:
+            preview, sizes = raw.extract_thumb(), raw.sizes
+    except (rawpy.LibRawNoThumbnailError, rawpy.LibRawUnsupportedThumbnailError):  # pyright: ignore
+        raise ImageError("this camera RAW holds no preview: export it as JPEG") from None
+    except rawpy.LibRawError:  # pyright: ignore  # says little, and in bytes
+        raise ImageError("a damaged camera RAW, or of a camera that rawpy does not know: export it as JPEG") from None
     size = (sizes.height, sizes.width) if sizes.flip in (5, 6) else (sizes.width, sizes.height)
     if isinstance(preview.data, bytes):  # a JPEG file, else pixels
         return Preview(JpegImagePlugin.JpegImageFile(BytesIO(preview.data)), size)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-HEAD = 512  # bytes that `is_picture` and `unread_kind` look at
+HEAD = 512  # bytes that `readable_format` and `unread_kind` look at
 Image.init()  # Image.OPEN holds loaded plug-ins only
 WANTED_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "ICO", "PPM", "JPEG2000", "PSD", "QOI", "DIB")
 FORMATS = tuple(name for name in WANTED_FORMATS if name in Image.OPEN)  # AVIF is missing in some builds
@@ -37,7 +37,7 @@ ENDINGS: dict[str, tuple[str, ...]] = {
     "HEIC": (".heic", ".heif", ".hif"),
     "RAW": RAW_ENDINGS,
 }
-READ = (*FORMATS, *(("HEIC",) if READS_HEIC else ()), *(("RAW",) if READS_RAW else ()))  # names `is_picture` gives
+READ = (*FORMATS, *(("HEIC",) if READS_HEIC else ()), *(("RAW",) if READS_RAW else ()))  # names `readable_format` gives
 EXTENSIONS = frozenset(ending for name in (*WANTED_FORMATS, *READ) for ending in ENDINGS[name])
 
 PHOTOS = 'pip install "codebrush[photos]"'
@@ -136,8 +136,8 @@ _VIDEO_BRANDS = (b"isom", b"iso", b"mp4", b"qt  ", b"M4V", b"3gp", b"avc1", b"da
 _DIB_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # their lengths
 
 
-def is_picture(head: bytes) -> str | None:
-    """The format of a picture that is read, by the first `HEAD` bytes of its file: one of `READ`. None if it is none.
+def readable_format(head: bytes) -> str | None:
+    """The format of a picture file by its first `HEAD` bytes, one of `READ`; None if it is none of them.
 
     Camera RAW that is written as TIFF (DNG, NEF, ARW ...) is "TIFF" here, or "RAW" where the first bytes tell.
     """
@@ -147,7 +147,7 @@ def is_picture(head: bytes) -> str | None:
 
 def is_picture_file(path: Path) -> bool:
     """Whether the content of a file is a picture, whatever its name says."""
-    return is_picture(_head(path)) is not None
+    return readable_format(_head(path)) is not None
 
 
 def _head(path: Path) -> bytes:
@@ -160,9 +160,9 @@ def _head(path: Path) -> bytes:
 
 
 def unread_kind(head: bytes, ending: str = "") -> Kind | None:
-    """What a file is that is no picture which can be read, by its first `HEAD` bytes, or else by its ending (".mp4").
+    """The kind of a file that cannot be read as a picture, by its first `HEAD` bytes, or else by its ending (".mp4").
 
-    None if it is a picture, or nothing that is known.
+    None if it can be, or if its kind is unknown.
     """
     name = picture_format(head)
     if name is not None:
@@ -199,7 +199,7 @@ def kind_of_file(path: Path) -> str:
 
 
 def to_install(counted: Iterable[str]) -> list[str]:
-    """What to install to read files that `kind_of_file`, or words that end in a file's ending, speak of."""
+    """What to install to read the `counted` kinds, each as `kind_of_file` calls it or with an ending at its end."""
     needed: dict[str, list[str]] = {}
     for kind, command in _INSTALLED_BY.items():
         endings = NOT_READ.get(kind, ())
@@ -209,7 +209,7 @@ def to_install(counted: Iterable[str]) -> list[str]:
 
 
 def picture_format(head: bytes) -> str | None:
-    """Like `is_picture`, also for formats that are not read for want of a package."""
+    """Like `readable_format`, also for formats that are not read for want of a package."""
     for start, name in _STARTS:
         if head.startswith(start):
             return "RAW" if name == "TIFF" and head[8:10] == b"CR" else name  # Canon

@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from codebrush.data.decoding.picture_formats import EXTENSIONS
-from codebrush.data.sources.set_aside import SYSTEM_FOLDERS
+from codebrush.data.sources.system_folders import SYSTEM_FOLDERS
 from codebrush.data.sources.unread import Unread
 
 SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"))

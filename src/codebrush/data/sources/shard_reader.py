@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codebrush.data.decoding.picture_formats import EXTENSIONS
+from codebrush.data.sources.cached_rows import cached_rows, count, problem
 from codebrush.data.sources.column_names import CAPTION_COLUMNS, usual_columns
 from codebrush.data.sources.file_names import escaped
 from codebrush.data.sources.filters import is_empty
 from codebrush.data.sources.json_columns import described, read_object
-from codebrush.data.sources.raw_rows import cached_rows, count, problem
 from codebrush.data.sources.text_files import decode_text
 from codebrush.data.sources.unread import Unread, amount
 from codebrush.errors import DataError
@@ -85,8 +85,8 @@ def _numbered(shards: int) -> str:
     return "this shard" if shards == 1 else f"these {shards} shards"
 
 
-def _samples(shards: Iterable[tuple[str, str, int, int]]) -> Iterator[dict[str, Any]]:
-    for path, split, _, _ in shards:
+def _samples(shards: Iterable[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    for path, split in shards:
         whole, cut = 0, False
         rows: list[dict[str, Any]] = []  # of the sample before the one that is looked at
         for _, group in groupby(_members(path), key=lambda member: _first_key(member[0])):

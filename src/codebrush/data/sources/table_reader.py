@@ -9,10 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codebrush.data.sources.cached_rows import cached_rows, problem
 from codebrush.data.sources.column_names import PATH_COLUMNS, usual_columns
 from codebrush.data.sources.delimited import read_records
 from codebrush.data.sources.json_columns import described, read_object
-from codebrush.data.sources.raw_rows import cached_rows, problem
 from codebrush.data.sources.text_files import BROKEN, lines_of
 from codebrush.data.sources.unread import Unread
 
@@ -49,7 +49,7 @@ def first_paths(path: Path, most: int) -> Iterator[Any]:
     if path.suffix.lower() in DELIMITED and not usual_columns(PATH_COLUMNS, read_records(path).names):
         return
     whole, reason = False, ""
-    for row in islice(_rows([(str(path), "", 0, 0)]), most):
+    for row in islice(_rows([(str(path), "")]), most):
         if "problem" in row:
             reason = reason or json.loads(row["problem"])[1]
         elif "json" in row:
@@ -59,8 +59,8 @@ def first_paths(path: Path, most: int) -> Iterator[Any]:
         raise ValueError(reason)
 
 
-def _rows(tables: Iterable[tuple[str, str, int, int]]) -> Iterator[dict[str, Any]]:
-    for path, split, _, _ in tables:
+def _rows(tables: Iterable[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    for path, split in tables:
         read = _json_rows if Path(path).suffix.lower() in JSON_LINES else _delimited_rows
         for row in read(Path(path)):
             yield {"split": split or None, **row}

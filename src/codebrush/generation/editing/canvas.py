@@ -17,7 +17,7 @@ from torch import Tensor
 
 from codebrush.data.decoding.images import MAX_PIXELS, WITH_PROFILE, Picture, decode_image, to_tensor
 from codebrush.data.hole_filling import fill_holes
-from codebrush.data.masks import WHITE, mask_layer
+from codebrush.data.masks import LEAST_WHITE, mask_layer
 from codebrush.errors import UsageError
 
 SIDES = ("left", "top", "right", "bottom")
@@ -75,7 +75,7 @@ class Canvas:
         size = drawn.width
         hole = _window(self.mask, self.box, 255, size)
         border = round(min(self.image.size) // BORDER * size / self.side)
-        weight = soft_edge(np.asarray(hole) >= WHITE, border)
+        weight = soft_edge(np.asarray(hole) >= LEAST_WHITE, border)
         around = _window(self.image, self.box, 0, size)
         return Image.composite(drawn.convert("RGB"), around, Image.fromarray(np.rint(255 * weight).astype(np.uint8)))
 
@@ -117,7 +117,7 @@ def masked_canvas(picture: Picture, mask: Picture, min_side: int) -> Canvas:
     if grey.size != kept.size:
         theirs, ours = (f"{width} x {height}" for width, height in (grey.size, kept.size))
         raise UsageError(f"the mask has {theirs} pixels and the picture {ours}: make them the same size")
-    return _canvas(kept, np.asarray(grey) >= WHITE, min_side)
+    return _canvas(kept, np.asarray(grey) >= LEAST_WHITE, min_side)
 
 
 def boxed_canvas(picture: Picture, box: tuple[int, int, int, int], min_side: int) -> Canvas:

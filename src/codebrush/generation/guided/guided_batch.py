@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from codebrush.data.decoding.images import decode_image, to_tensor
-from codebrush.data.masks import WHITE, mask_layer
+from codebrush.data.masks import LEAST_WHITE, mask_layer
 from codebrush.data.preprocess import pixels_for
 from codebrush.errors import CodebrushError, UsageError
 from codebrush.generation.guided.guide_options import GuideOptions
@@ -190,7 +190,7 @@ def _mask(request: GuidedRequest, size: tuple[int, int]) -> Tensor:
         grey = to_tensor(decode_image(file).convert("L").resize((size[1], size[0])))
     else:
         grey = cover(mask_layer(file), size)
-    white = (grey[:1] >= WHITE / 255).float()[None]  # (1, 1, H, W)
+    white = (grey[:1] >= LEAST_WHITE / 255).float()[None]  # (1, 1, H, W)
     mask = white if side == "inside" else 1 - white
     if not mask.any():
         colour = "white" if side == "inside" else "black"

@@ -1,8 +1,8 @@
-"""Folders in which pictures lie that nobody chose to keep there: bins, thumbnails, snapshots, recovered files."""
+"""Folders whose pictures nobody chose to keep there: bins, thumbnails, snapshots and recovered files."""
 
 import re
 
-SYSTEM_FOLDERS = frozenset(  # in small letters; of Windows, macOS, Synology and QNAP, which nobody else makes
+SYSTEM_FOLDERS = frozenset(  # in small letters; made by Windows, macOS, Synology and QNAP alone, so never read
     (
         "$recycle.bin",
         "#recycle",
@@ -15,7 +15,7 @@ SYSTEM_FOLDERS = frozenset(  # in small letters; of Windows, macOS, Synology and
         "system volume information",
     )
 )
-SET_ASIDE_FOLDERS = SYSTEM_FOLDERS | frozenset(  # and those whose names people may give to other folders too
+BIN_AND_THUMBNAIL_FOLDERS = SYSTEM_FOLDERS | frozenset(  # read, as people give these names to other folders too
     (
         "trash",
         ".trash",
@@ -34,7 +34,7 @@ SET_ASIDE_FOLDERS = SYSTEM_FOLDERS | frozenset(  # and those whose names people 
 USER_BIN = re.compile(r"\.trash-\d+")  # of a user, on a disk that is shared
 
 
-def is_set_aside(path: str) -> bool:
-    """Whether a file lies in one of `SET_ASIDE_FOLDERS`, at any depth."""
+def is_in_bin_or_thumbnails(path: str) -> bool:
+    """Whether a file lies in one of `BIN_AND_THUMBNAIL_FOLDERS`, at any depth."""
     folders = re.split(r"[/\\]", path.lower())[:-1]
-    return any(folder in SET_ASIDE_FOLDERS or USER_BIN.fullmatch(folder) for folder in folders)
+    return any(folder in BIN_AND_THUMBNAIL_FOLDERS or USER_BIN.fullmatch(folder) for folder in folders)

@@ -1,11 +1,13 @@
-"""Encodes pictures with a VQGAN once and keeps their codes on disk."""
+"""Encodes pictures with a VQGAN once and keeps their codes, or their latents before quantisation, on disk."""
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from codebrush.data.pixel_cache import PixelCache
 from codebrush.files import atomic_file, made_once
@@ -22,37 +24,60 @@ def encode_once(vqgan: VQGAN, pixels: PixelCache, folder: Path) -> np.ndarray:
     Raises:
         CodebrushError: if `folder` cannot be written.
     """
+    dtype = np.uint16 if vqgan.codebook_size <= 1 << 16 else np.uint32
+
+    def encode(images: Tensor) -> Tensor:
+        return vqgan.quantize(vqgan.encode(images))[1].flatten(1)  # (B, h, w) -> (B, h * w)
+
     height, width = vqgan.code_grid(pixels.pixels.shape[1])
-    facts = {"vqgan": weights_hash(vqgan), "pixels": pixels_hash(pixels), "grid": [height, width]}
+    return _stored("codes", vqgan, pixels, folder, np.empty((len(pixels), height * width), dtype), encode)
+
+
+def latents_once(vqgan: VQGAN, pixels: PixelCache, folder: Path) -> np.ndarray:
+    """The latents of every picture before quantisation, (N, d, h, w) float16; kept as `encode_once` keeps codes.
+
+    Raises:
+        CodebrushError: if `folder` cannot be written.
+    """
+    shape = (len(pixels), vqgan.config.code_dim, *vqgan.code_grid(pixels.pixels.shape[1]))
+    return _stored("latents", vqgan, pixels, folder, np.empty(shape, np.float16), vqgan.encode)
+
+
+def _stored(
+    kind: str, vqgan: VQGAN, pixels: PixelCache, folder: Path, room: np.ndarray, encode: Callable[[Tensor], Tensor]
+) -> np.ndarray:
+    """What `encode` makes of every picture, of the shape and type of `room`, which it is written into."""
+    facts = {
+        "vqgan": weights_hash(vqgan),
+        "pixels": pixels_hash(pixels),
+        "grid": list(vqgan.code_grid(pixels.pixels.shape[1])),
+    }
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-    path = Path(folder) / f"codes-{name}.npy"
-    shape = (len(pixels), height * width)
+    path = Path(folder) / f"{kind}-{name}.npy"
 
     def make() -> None:
-        codes = _encoded(vqgan, pixels, shape)
+        _encode_all(vqgan, pixels, room, encode)
         with atomic_file(path) as part, part.open("wb") as file:
-            np.save(file, codes)
+            np.save(file, room)
 
-    return made_once(path.with_suffix(".lock"), f"codes in {folder}", lambda: _open(path, shape), make)
+    return made_once(path.with_suffix(".lock"), f"{kind} in {folder}", lambda: _open(path, room.shape), make)
 
 
-def _open(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """Open the codes at `path`. Raises one of `files.UNUSABLE` if there are none or they are damaged."""
-    codes = np.load(path, mmap_mode="r")
-    if codes.shape != shape:
-        raise ValueError(f"{path} holds other codes")
-    return codes
+def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Open the array at `path`. Raises one of `files.UNUSABLE` if there is none or it is damaged."""
+    stored = np.load(path, mmap_mode="r")
+    if stored.shape != shape:
+        raise ValueError(f"{path} holds another array")
+    return stored
 
 
 @torch.no_grad()
-def _encoded(vqgan: VQGAN, pixels: PixelCache, shape: tuple[int, int]) -> np.ndarray:
+def _encode_all(vqgan: VQGAN, pixels: PixelCache, room: np.ndarray, encode: Callable[[Tensor], Tensor]) -> None:
     device = next(vqgan.parameters()).device
-    codes = np.empty(shape, dtype=np.uint16 if vqgan.codebook_size <= 1 << 16 else np.uint32)
     for first in range(0, len(pixels), BATCH):
         rows = np.arange(first, min(first + BATCH, len(pixels)))
         images = pixels.batch(rows).to(device).float() / 255
-        codes[rows] = vqgan.quantize(vqgan.encode(images))[1].flatten(1).cpu().numpy()  # (B, h, w) -> (B, h * w)
-    return codes
+        room[rows] = encode(images).cpu().numpy()
 
 
 def weights_hash(network: torch.nn.Module) -> str:

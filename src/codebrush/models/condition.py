@@ -1,4 +1,4 @@
-"""What a picture is drawn from: the text, embedding, source picture or label given to the code transformer."""
+"""What a picture is drawn from: the text, embedding, source picture or label given to the painter."""
 
 from dataclasses import dataclass, fields
 
@@ -15,7 +15,8 @@ class Condition:
     text_embedding: Tensor | None = None  # (B, E)
     image_embedding: Tensor | None = None  # (B, E)
     source_codes: Tensor | None = None  # (B, h, w) or (B, N) int64
-    source_mask: Tensor | None = None  # of the same shape, bool: False at holes; None: no holes
+    source_latent: Tensor | None = None  # (B, d, h, w), as a VQGAN's decoder reads it: what a flow has for codes
+    source_mask: Tensor | None = None  # (B, h, w) or (B, N) bool: False at holes of the source; None: no holes
     labels: Tensor | None = None  # (B,) int64
     # (B, C) bool: which of the network's conditions, in its config's order, a row has; None: all that are given
     present: Tensor | None = None

@@ -63,6 +63,11 @@ class VQGANConfig:
         return 2 ** (len(self.channel_multipliers) - 1)
 
     @property
+    def unit_latents(self) -> bool:
+        """Whether latents and codes are compared as unit vectors."""
+        return self.quantizer == "vector" and self.l2_normalized
+
+    @property
     def level_channels(self) -> tuple[int, ...]:
         """Channels of each level, from full resolution down."""
         return tuple(self.channels * multiplier for multiplier in self.channel_multipliers)

@@ -15,6 +15,7 @@ from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.encoders.image_encoder import make_image_encoder
 from codebrush.models.encoders.text_encoder import make_text_encoder
+from codebrush.models.flow_transformer import FlowTransformer
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.prior import Prior
 from codebrush.models.translator import Translator
@@ -69,25 +70,39 @@ def _vqgan_misfits(configs: Mapping[str, Any], image_size: int) -> Misfits:
 
 
 def _transformer_misfits(configs: Mapping[str, Any], image_size: int) -> Misfits:
-    transformer, clip, vqgan = configs["transformer"], configs["clip"], configs["vqgan"]
-    if transformer.codebook_size != vqgan.codebook_size:
-        yield f"transformer writes {transformer.codebook_size} codes", f"VQGAN has {vqgan.codebook_size}"
-    side, grid = vqgan.factor, tuple(transformer.grid)
+    codes, vqgan = configs["transformer"].codebook_size, configs["vqgan"].codebook_size
+    if codes != vqgan:
+        yield f"transformer writes {codes} codes", f"VQGAN has {vqgan}"
+    yield from _painter_misfits("transformer", configs, image_size)
+
+
+def _flow_misfits(configs: Mapping[str, Any], image_size: int) -> Misfits:
+    flow, vqgan = configs["flow"], configs["vqgan"]
+    if flow.latent_channels != vqgan.code_dim:
+        yield f"flow draws latents of {flow.latent_channels} numbers", f"VQGAN's have {vqgan.code_dim}"
+    if flow.unit_latents != vqgan.unit_latents:
+        kinds = {True: "unit vectors", False: "of any length"}
+        yield f"flow draws latents that are {kinds[flow.unit_latents]}", f"VQGAN's are {kinds[vqgan.unit_latents]}"
+    yield from _painter_misfits("flow", configs, image_size)
+
+
+def _painter_misfits(name: str, configs: Mapping[str, Any], image_size: int) -> Misfits:
+    painter, clip, side = configs[name], configs["clip"], configs["vqgan"].factor
+    grid = tuple(painter.grid)
     if grid != (image_size // side,) * 2:
         yield (
-            f"transformer draws a grid of {grid[0]} x {grid[1]} codes",
+            f"{name} draws a grid of {grid[0]} x {grid[1]} codes",
             f"VQGAN has {side} x {side} pixels a code and pictures are {image_size} wide",
         )
-    if transformer.text_features:
+    if painter.text_features:
         with torch.device("meta"):  # sizes without weights
             width = make_text_encoder(clip.text).feature_width
-        if transformer.text_features != width:
-            reads = transformer.text_features
-            yield f"transformer reads text features {reads} wide", f"CLIP makes them {width} wide"
+        if painter.text_features != width:
+            yield f"{name} reads text features {painter.text_features} wide", f"CLIP makes them {width} wide"
     width = clip.text.embed_dim
-    for embedding in (transformer.text_embedding, transformer.image_embedding):
+    for embedding in (painter.text_embedding, painter.image_embedding):
         if embedding not in (0, width):
-            yield f"transformer reads embeddings {embedding} wide", f"CLIP makes them {width} wide"
+            yield f"{name} reads embeddings {embedding} wide", f"CLIP makes them {width} wide"
 
 
 def _captioner_misfits(configs: Mapping[str, Any], image_size: int) -> Misfits:
@@ -139,6 +154,14 @@ MEMBERS: dict[str, Member] = {  # in the order in which pack.json lists them
             CodeTransformer,
             "use --method guide, with --init random",
             _transformer_misfits,
+            draws=True,
+        ),
+        Member(
+            "flow",
+            "flow transformer",
+            FlowTransformer,
+            "train one with codebrush train flow",
+            _flow_misfits,
             draws=True,
         ),
         Member(

@@ -30,6 +30,7 @@ from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.models.condition import Condition
+from codebrush.models.flow_transformer import FlowTransformerConfig
 from codebrush.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, PretrainedModel, read_config
 from codebrush.models.prior import Prior
 from codebrush.models.translator import Translator
@@ -265,9 +266,12 @@ def clip_hash(folder: Path) -> str:
     return file_sha256(folder / WEIGHTS_FILE)
 
 
+PainterConfig = CodeTransformerConfig | FlowTransformerConfig
+
+
 @torch.no_grad()
-def text_condition(clip: CLIP, tokens: torch.Tensor, config: CodeTransformerConfig) -> Condition:
-    """The features and embeddings of tokens (B, T) by `clip` that a transformer of this config reads; no gradient."""
+def text_condition(clip: CLIP, tokens: torch.Tensor, config: PainterConfig) -> Condition:
+    """The features and embeddings of tokens (B, T) by `clip` that a painter of this config reads; no gradient."""
     features = mask = embedding = None
     if config.text_features:
         features = clip.text_encoder.features(tokens)  # (B, T, D)
@@ -277,9 +281,7 @@ def text_condition(clip: CLIP, tokens: torch.Tensor, config: CodeTransformerConf
     return Condition(text_features=features, text_mask=mask, text_embedding=embedding)
 
 
-def encode_condition(
-    clip: CLIP, tokenizer: Tokenizer, texts: Sequence[str], config: CodeTransformerConfig
-) -> Condition:
+def encode_condition(clip: CLIP, tokenizer: Tokenizer, texts: Sequence[str], config: PainterConfig) -> Condition:
     """`text_condition` of texts, one row each, on the device of `clip`."""
     return text_condition(clip, tokenizer(texts).to(clip.log_scale.device), config)
 

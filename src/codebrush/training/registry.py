@@ -29,6 +29,7 @@ ENTRIES = {
     "clip": Entry("codebrush.training.tasks.clip"),
     "vqgan": Entry("codebrush.training.tasks.vqgan", ("clip",)),
     "transformer": Entry("codebrush.training.tasks.code_transformer", ("clip", "vqgan")),
+    "flow": Entry("codebrush.training.tasks.flow", ("clip", "vqgan")),
     "prior": Entry("codebrush.training.tasks.prior", ("clip",)),
     "captioner": Entry("codebrush.training.tasks.captioner", ("clip",)),
     "upscaler": Entry("codebrush.training.tasks.upscaler", ("clip", "vqgan")),

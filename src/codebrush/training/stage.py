@@ -55,14 +55,15 @@ class Materials:
     """What a stage is trained with: the pictures, and what earlier stages made.
 
     `tokenizers` and `models` are by member name; "clip" is the tokenizer of prompts and captions. `codes` (N, h * w)
-    are those of the pictures, `draw` makes a preview of a code transformer, `extras` are entries of pack.json beside
-    those that every pack has.
+    and `latents` (N, d, h, w) are those of the pictures, `draw` makes a preview of a painter, `extras` are entries of
+    pack.json beside those that every pack has.
     """
 
     data: Captioned
     tokenizers: dict[str, Tokenizer]
     models: dict[str, PretrainedModel] = field(default_factory=dict)
     codes: np.ndarray | None = None
+    latents: np.ndarray | None = None
     draw: Callable[["Materials", Any], Image.Image | None] | None = None
     replay: Captioned | None = None
     gate: Captioned | None = None

@@ -1,7 +1,7 @@
 """The transformer that every encoder and decoder here is built on: pre-norm blocks of attention and MLP."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ class TransformerConfig:
     """Sizes of a transformer. `hidden` is the MLP's inner width; 0 means the usual one for the activation.
 
     `layer_scale` gives each residual branch a learned gain for every channel (Touvron et al. 2021, section 2).
+    `modulation` is the width of a vector that shifts and scales the input of each branch and gates its output
+    (adaLN-Zero, Peebles and Xie 2023, section 3.2); 0: none. A fresh network's gates are closed.
     """
 
     width: int
@@ -31,6 +33,7 @@ class TransformerConfig:
     bias: bool = True
     dropout: float = 0.0
     layer_scale: bool = False
+    modulation: int = 0
 
     @property
     def mlp_width(self) -> int:
@@ -82,12 +85,15 @@ class Block(nn.Module):
         gain = nn.Parameter(torch.full((config.width,), LAYER_SCALE)) if config.layer_scale else None
         self.attention_gain = gain
         self.mlp_gain = None if gain is None else nn.Parameter(gain.detach().clone())
+        self.modulation = nn.Linear(config.modulation, 6 * config.width) if config.modulation else None
 
-    def forward(self, x: Tensor, *, first: bool = False, **attention) -> Tensor:
+    def forward(self, x: Tensor, *, first: bool = False, vector: Tensor | None = None, **attention) -> Tensor:
         """(B, N, D) -> (B, N, D), or with `first` the first token's output alone, attending to all: (B, 1, D).
 
-        See `Attention.forward` for the other arguments.
+        `vector` (B, M) is what a block with modulation reads. See `Attention.forward` for the other arguments.
         """
+        if self.modulation is not None and vector is not None:
+            return self._modulated(x, vector, attention)
         normed = self.attention_norm(x)
         y = self.attention.first(normed) if first else self.attention(normed, **attention)
         x = (x[:, :1] if first else x) + self._branch(y, self.attention_gain)
@@ -95,6 +101,14 @@ class Block(nn.Module):
 
     def _branch(self, x: Tensor, gain: Tensor | None) -> Tensor:
         return self.dropout(x if gain is None else x * gain)
+
+    def _modulated(self, x: Tensor, vector: Tensor, attention: dict[str, Any]) -> Tensor:
+        assert self.modulation is not None
+        parts = self.modulation(F.silu(vector)).unsqueeze(1).chunk(6, dim=-1)  # each (B, 1, D)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
+        y = self.attention(torch.addcmul(shift, self.attention_norm(x), 1 + scale), **attention)
+        x = x + self._branch(y, gate)
+        return x + self._branch(self.mlp(torch.addcmul(mlp_shift, self.mlp_norm(x), 1 + mlp_scale)), mlp_gate)
 
 
 class Transformer(nn.Module):
@@ -108,6 +122,8 @@ class Transformer(nn.Module):
         for name, weight in self.named_parameters():
             if name.endswith(("attention.out.weight", "mlp.down.weight")):
                 nn.init.normal_(weight, std=0.02 * (2 * config.layers) ** -0.5)  # residual branches start small
+            elif ".modulation." in name:
+                nn.init.zeros_(weight)
 
     def forward(
         self,
@@ -117,10 +133,12 @@ class Transformer(nn.Module):
         mask: Tensor | None = None,
         rotary: Tensor | None = None,
         cache: KVCache | None = None,
+        vector: Tensor | None = None,
     ) -> Tensor:
-        """(B, N, D) -> (B, N, D). See `Attention.forward` for the arguments; a `cache` is advanced by N tokens."""
+        """(B, N, D) -> (B, N, D). See `Attention.forward` for the arguments, and `Block.forward` for `vector`; a
+        `cache` is advanced by N tokens."""
         for layer, block in enumerate(self.blocks):
-            x = block(x, causal=causal, mask=mask, rotary=rotary, cache=cache, layer=layer)
+            x = block(x, vector=vector, causal=causal, mask=mask, rotary=rotary, cache=cache, layer=layer)
         if cache is not None:
             cache.advance(x.shape[1])
         return x

@@ -31,7 +31,8 @@ class SampledConditions:
 
     `tokens` (B, T) are of one caption each. `images` uint8 (I, 3, S, S) are those of the first I rows, which are drawn
     from their embeddings, and `holed` (H, 3, S, S) in [0, 1] those of the next H with their holes filled in, as in
-    editing; `source` (P, N) int64 are the codes of other pictures for the P rows after them. `shown` (B, N) is True
+    editing; `source` (P, N) int64 are the stored codes (or
+    latents) of other pictures for the P rows after them. `shown` (B, N) is True
     where the source is visible, `learned` (B, N) at the codes that are learned; `present` (B, 4) says which of GIVEN a
     row has.
     """
@@ -55,13 +56,13 @@ class ConditionSampler:
     def __init__(
         self,
         data: Captioned,
-        codes: np.ndarray,  # (N, h * w)
+        stored: np.ndarray,  # (N, h * w) codes of any integer type, or (N, d, h, w) latents
         grid: tuple[int, int],
         tokens: CaptionTokens,
         pair_tokens: CaptionTokens | None,
         shares: tuple[float, float, float],  # of embeddings, holes and pairs
     ):
-        self.data, self.codes, self.grid, self.shares = data, codes, grid, shares
+        self.data, self.stored, self.grid, self.shares = data, stored, grid, shares
         self.tokens, self.pair_tokens = tokens, pair_tokens or tokens
         order = np.argsort(data.groups, kind="stable")
         _, first, counts = np.unique(data.groups[order], return_index=True, return_counts=True)
@@ -81,7 +82,8 @@ class ConditionSampler:
         holes = [torch.from_numpy(random_hole(self.grid, rng)) for _ in rows[holed]]
         for row, hole in zip(range(holed.start, holed.stop), holes, strict=True):
             shown[row], learned[row] = ~hole.flatten(), hole.flatten()
-        source = torch.zeros(paired.stop - paired.start, size, dtype=torch.int64)
+        dtype = torch.int64 if np.issubdtype(self.stored.dtype, np.integer) else torch.float32
+        source = torch.zeros((paired.stop - paired.start, *self.stored.shape[1:]), dtype=dtype)
         if len(source):
             tokens[paired] = self.pair_tokens.draw(rows[paired], rng)
         for place, row in enumerate(range(paired.start, paired.stop)):
@@ -90,7 +92,9 @@ class ConditionSampler:
                 shown[row] = False
                 tokens[row] = self.tokens.draw(rows[row : row + 1], rng)[0]
             else:
-                source[place] = torch.from_numpy(self.codes[other].astype(np.int64))
+                source[place] = torch.as_tensor(
+                    np.array(self.stored[other], dtype=np.float32 if dtype.is_floating_point else np.int64)
+                )
         images = self.data.images(rows[: holed.stop])
         seen, rest = images[embedded], images[holed].float() / 255
         return SampledConditions(tokens, seen, _without(rest, holes), source, shown, learned, present)

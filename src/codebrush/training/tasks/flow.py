@@ -1,0 +1,223 @@
+"""Trains a flow transformer, which draws a picture's latent from noise and text, on stored latents of pictures."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from codebrush.data.sources.caption_templates import Template
+from codebrush.data.stored_codes import latents_once
+from codebrush.errors import TrainingError
+from codebrush.models.clip import CLIP
+from codebrush.models.condition import Condition
+from codebrush.models.flow_transformer import FlowTransformer, FlowTransformerConfig
+from codebrush.models.vqgan import VQGAN
+from codebrush.pack.members import MEMBERS
+from codebrush.pack.pack import text_condition
+from codebrush.text.tokenizer import Tokenizer
+from codebrush.training.dataset import Captioned, CaptionTokens, evenly
+from codebrush.training.engine.optimizer import make_adamw
+from codebrush.training.engine.task import Objective
+from codebrush.training.field_types import Count, Rate, Share, Weight
+from codebrush.training.stage import Materials, Stage, StagePlan, needed
+from codebrush.training.tasks.conditions import GIVEN, ConditionSampler, OtherCaptions, rows_of_each
+
+MEASURED = 4096  # latents of which mean and deviation are taken
+
+
+@dataclass(frozen=True)
+class FlowRecipe:
+    """Sizes and settings of a flow transformer and its training.
+
+    The prefix holds `text_length` text tokens and, with `pooled_text`, the blocks are modulated by CLIP's embedding of
+    the whole text. `stem` is the number of channels of the convolutions before and behind the transformer.
+
+    Times are drawn from a logit-normal distribution with mean `time_mean` and deviation `time_deviation` (Esser et al.
+    2024, eq. 19): a higher mean trains more on noisy latents, where the layout is decided.
+
+    `image_share`, `hole_share` and `pair_share` of the rows are drawn as in `TransformerRecipe`: from their picture's
+    own CLIP embedding, from what is left around a hole, and from another picture of the same group under one of
+    `pair_captions`. A share above 0 gives the network that condition.
+    """
+
+    width: Count = 320
+    layers: Count = 8
+    heads: Count = 5
+    patch: Count = 2
+    stem: Count = 64
+    text_length: Count = 16
+    pooled_text: bool = True
+    dropout: Share = 0.0
+    condition_dropout: Share = 0.1
+    time_mean: float = 0.0
+    time_deviation: Weight = 1.0
+    image_share: Share = 0.0
+    hole_share: Share = 0.0
+    pair_share: Share = 0.0
+    pair_captions: tuple[str, ...] = ()
+    learning_rate: Rate = 1e-3
+    weight_decay: Weight = 0.01
+
+    def __post_init__(self) -> None:
+        if self.image_share + self.hole_share + self.pair_share > 1:
+            raise ValueError("image_share, hole_share and pair_share add up to more than 1: lower them")
+        for text in self.pair_captions:
+            Template.parse(text)
+
+
+def make_flow_transformer(
+    recipe: FlowRecipe, clip: CLIP, vqgan: VQGAN, grid: tuple[int, int], latents: np.ndarray
+) -> FlowTransformer:
+    """A fresh network for the latents (N, d, h, w) of `vqgan`, whose mean and deviation it keeps."""
+    network = FlowTransformer(
+        FlowTransformerConfig(
+            latent_channels=vqgan.config.code_dim,
+            grid=grid,
+            width=recipe.width,
+            layers=recipe.layers,
+            heads=recipe.heads,
+            patch=recipe.patch,
+            stem=recipe.stem,
+            unit_latents=vqgan.config.unit_latents,
+            text_features=clip.text_encoder.feature_width,
+            text_length=min(recipe.text_length, clip.text_encoder.config.context_length),
+            text_embedding=clip.embed_dim if recipe.pooled_text else 0,
+            image_embedding=clip.embed_dim if recipe.image_share else 0,
+            source=bool(recipe.hole_share or recipe.pair_share),
+            condition_dropout=recipe.condition_dropout,
+            dropout=recipe.dropout,
+        )
+    )
+    sample = network.normalise(torch.from_numpy(latents[evenly(len(latents), MEASURED)].astype(np.float32)))
+    network.deviation.copy_(sample.std(dim=(0, 2, 3)).clamp(min=1e-6))
+    network.mean.copy_(sample.mean(dim=(0, 2, 3)))
+    return network
+
+
+class FlowTask:
+    """Learns the velocity of stored latents on their way to noise; see `TrainingTask`."""
+
+    def __init__(
+        self,
+        flow: FlowTransformer,
+        recipe: FlowRecipe,
+        clip: CLIP,
+        data: Captioned,
+        latents: np.ndarray,  # (N, d, h, w)
+        tokenizer: Tokenizer,
+        draw: Callable[[nn.Module], Image.Image | None] | None = None,
+        vqgan: VQGAN | None = None,
+    ):
+        """`vqgan` encodes pictures with holes, if the recipe asks for them."""
+        self.recipe, self.clip, self.latents, self.draw, self.vqgan = recipe, clip, latents, draw, vqgan
+        self.config = flow.config
+        shares = (recipe.image_share, recipe.hole_share, recipe.pair_share)
+        pair_rows = OtherCaptions(data, recipe.pair_captions) if recipe.pair_share and recipe.pair_captions else None
+        pair_tokens = CaptionTokens(pair_rows, tokenizer) if pair_rows is not None else None
+        tokens = CaptionTokens(data, tokenizer)
+        self.conditions = ConditionSampler(data, latents, self.config.grid, tokens, pair_tokens, shares)
+        self.examples = len(data)
+        self.networks: dict[str, nn.Module] = {"flow": flow}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "flow": make_adamw([flow], recipe.learning_rate, recipe.weight_decay, betas=(0.9, 0.95))
+        }
+        self.frozen: list[nn.Module] = [clip, *([vqgan] if vqgan is not None else [])]
+        self.normalise = flow.normalise
+
+    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Latents float32 (B, d, h, w), and what each picture is drawn from, by the names of `SampledConditions`."""
+        latents = torch.from_numpy(self.latents[rows].astype(np.float32))
+        return {"latents": latents, **vars(self.conditions.draw(rows, rng))}
+
+    def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
+        """The mean squared error of the velocity at a random time of each row."""
+        recipe, device = self.recipe, batch["latents"].device
+        x = self.normalise(batch["latents"])
+        times = torch.randn(len(x), device=device) * recipe.time_deviation + recipe.time_mean
+        time = times.sigmoid().to(x.dtype)  # (B,)
+        noise, share = torch.randn_like(x), time[:, None, None, None]
+        noisy = torch.lerp(x, noise, share)
+        velocity = self.networks["flow"](noisy, time, self._condition(batch))
+        yield Objective("flow", F.mse_loss(velocity.float(), noise - x), {})
+
+    @torch.no_grad()
+    def _condition(self, batch: dict[str, Tensor]) -> Condition:
+        condition = text_condition(self.clip, batch["tokens"], self.config)
+        present, count = batch["present"], len(batch["latents"])
+        if self.config.image_embedding:
+            embedding = torch.zeros(count, self.clip.embed_dim, device=present.device)
+            if len(seen := batch["images"]):
+                embedding[: len(seen)] = self.clip.encode_image(seen.float() / 255)
+            condition = replace(condition, image_embedding=embedding)
+        if self.config.source:
+            source = torch.zeros_like(batch["latents"])
+            _, holed, paired = rows_of_each(count, self.conditions.shares)
+            source[paired] = batch["source"]
+            if len(batch["holed"]):
+                assert self.vqgan is not None
+                with torch.autocast(source.device.type, enabled=False):  # the latents that editing would give
+                    source[holed] = self.vqgan.encode(batch["holed"])
+            condition = replace(condition, source_latent=source, source_mask=batch["shown"])
+        names = ["source_latent" if name == "source_codes" else name for name in GIVEN]
+        return replace(condition, present=present[:, [names.index(name) for name in self.config.conditions]])
+
+    def preview(self, network: nn.Module) -> Image.Image | None:
+        """Pictures drawn by the network."""
+        return self.draw(network) if self.draw is not None else None
+
+
+class FlowStage(Stage):
+    """Trains the flow transformer of a pack."""
+
+    member = MEMBERS["flow"]
+    recipe = FlowRecipe
+
+    def make(self, plan: StagePlan, materials: Materials) -> FlowTransformer:
+        """A fresh network for the latents of the VQGAN, over the whole picture."""
+        clip, vqgan = materials.need(CLIP), materials.need(VQGAN)
+        grid = vqgan.code_grid(materials.image_size)
+        return make_flow_transformer(plan.recipe, clip, vqgan, grid, needed(materials.latents, "latents"))
+
+    def grow(self, start: FlowTransformer, plan: StagePlan, materials: Materials) -> FlowTransformer:
+        """`start` itself. Raises TrainingError if it lacks a condition that the recipe's shares need."""
+        recipe, config = plan.recipe, start.config
+        wanted = {"image_share": config.image_embedding, "hole_share": config.source, "pair_share": config.source}
+        missing = [name for name, there in wanted.items() if getattr(recipe, name) and not there]
+        if missing:
+            raise TrainingError(
+                f"the flow transformer to begin from has no place for what {missing[0]} needs: set it to 0"
+            )
+        return start
+
+    def task(self, network: FlowTransformer, plan: StagePlan, materials: Materials) -> FlowTask:
+        """The training on the stored latents of the pictures."""
+        recipe, draw = plan.recipe, materials.draw
+        return FlowTask(
+            network,
+            recipe,
+            materials.need(CLIP),
+            materials.data,
+            needed(materials.latents, "latents"),
+            materials.tokenizer,
+            None if draw is None else lambda network: draw(materials, network),
+            materials.need(VQGAN) if recipe.hole_share else None,
+        )
+
+    def precompute(self, materials: Materials, cache: Path) -> Materials:
+        """The materials with the latents of all pictures."""
+        vqgan = materials.find(VQGAN)
+        if vqgan is None:
+            return materials
+        return replace(materials, latents=latents_once(vqgan, materials.data.pixels, cache))
+
+    def picture_size(self, models, pack) -> int:
+        """The size of the VQGAN's pictures."""
+        return models["vqgan"].config.image_size if "vqgan" in models else super().picture_size({}, pack)
+
+
+STAGE = FlowStage()

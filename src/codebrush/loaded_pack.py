@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from codebrush.generation.editing.upscaling import Enlarger
+from codebrush.generation.sampling.painters import CodePainter, FlowPainter, Painter
 from codebrush.generation.sampling.sampler import Sampler
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
@@ -53,7 +54,15 @@ class LoadedPack:
     @cached_property
     def sampler(self) -> Sampler:
         """Draws with the pack's code transformer."""
-        return Sampler(self.pack, self.clip, self.tokenizer, self.vqgan, self.transformer, self.device)
+        return self._sampler(CodePainter(self.transformer))
+
+    @cached_property
+    def flow_sampler(self) -> Sampler:
+        """Draws with the pack's flow transformer."""
+        return self._sampler(FlowPainter(self.on_device(self.pack.flow), self.vqgan))
+
+    def _sampler(self, painter: Painter) -> Sampler:
+        return Sampler(self.pack, self.clip, self.tokenizer, self.vqgan, painter, self.device)
 
     @cached_property
     def enlarger(self) -> Enlarger:

@@ -3,7 +3,7 @@
 `Codebrush.generate` and `Codebrush.replay` look methods up here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from codebrush.generation.guided.guided_request import GuidedRequest, check_file
 from codebrush.generation.guided.guided_run import GuidedRun
 from codebrush.generation.guided.memory_plan import MemoryPlan
 from codebrush.generation.manifest import (
+    by_retrieval,
     by_translator,
     check_origin,
     check_retrieval,
@@ -30,13 +31,17 @@ from codebrush.generation.manifest import (
     read_retrieval,
     torch_threads,
 )
-from codebrush.generation.options import SAMPLING, DrawOptions, did_you_mean
+from codebrush.generation.options import CODE_FILTERS, SAMPLING, DrawOptions, FlowSettings, did_you_mean
 from codebrush.generation.result import Result
+from codebrush.generation.sampling.drawing import Drawing
 from codebrush.generation.sampling.retrieval import Retrieval, prepare_retrieval
-from codebrush.generation.sampling.sampler import Drawing, checked_sampling, draw_options
+from codebrush.generation.sampling.sampler import Sampler, checked_sampling, draw_options
 from codebrush.loaded_pack import LoadedPack
 from codebrush.progress import Progress
 from codebrush.text.prompts import parse_prompt
+
+FLOW = frozenset(option.name for option in fields(FlowSettings))
+RETRIEVAL = frozenset(option.name for option in fields(Retrieval))
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,10 @@ class Call:
     options: dict[str, Any]
     progress: Progress | None
 
-    def draw_options(self, loaded: LoadedPack) -> DrawOptions:
+    def draw_options(self, loaded: LoadedPack, flow: FlowSettings | None = None) -> DrawOptions:
         """The options with the pack's defaults."""
-        size = self.options.get("size")
-        return draw_options(loaded.pack, {**self.sampling, "n": self.n, "seed": self.seed, "size": size})
+        given = {"n": self.n, "seed": self.seed, "size": self.options.get("size"), "flow": flow}
+        return draw_options(loaded.pack, {**self.sampling, **given})
 
 
 @dataclass(frozen=True)
@@ -73,23 +78,43 @@ def _replay_sample(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
 
 
 def _retrieve(loaded: LoadedPack, call: Call) -> list[Result]:
-    how = Retrieval(**{name: value for name, value in call.options.items() if name != "size"})
-    return loaded.sampler.best(_retrieval(loaded, call.prompt, call.draw_options(loaded), how), call.progress)
+    how, sampler = Retrieval(**_given(call, RETRIEVAL)), loaded.sampler
+    return sampler.best(_retrieval(loaded, sampler, call.prompt, call.draw_options(loaded), how), call.progress)
 
 
-def _replay_retrieve(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
+def _replay_retrieve(loaded: LoadedPack, manifest: Mapping[str, Any], sampler: Sampler | None = None) -> Result:
+    sampler = sampler or loaded.sampler
     with damage_reported():
         how = Retrieval(**read_retrieval(manifest))
 
     def prepare(options: DrawOptions) -> Drawing:
-        drawing = _retrieval(loaded, manifest["prompt"], options, how)
+        drawing = _retrieval(loaded, sampler, manifest["prompt"], options, how)
         check_retrieval(drawing.entry, manifest)
         return drawing
 
-    return loaded.sampler.replay(manifest, prepare)
+    return sampler.replay(manifest, prepare)
 
 
-def _retrieval(loaded: LoadedPack, prompt: str, options: DrawOptions, how: Retrieval) -> Drawing:
+def _flow(loaded: LoadedPack, call: Call) -> list[Result]:
+    settings, lookup, sampler = FlowSettings(**_given(call, FLOW)), _given(call, RETRIEVAL), loaded.flow_sampler
+    if unused := [name for name in call.sampling if name in CODE_FILTERS]:
+        raise UsageError(f"{unused[0]} is for drawing codes: leave it out, or use the method sample")
+    options = call.draw_options(loaded, settings)
+    if not lookup:
+        return sampler.sample(call.prompt, options, call.progress)
+    return sampler.best(_retrieval(loaded, sampler, call.prompt, options, Retrieval(**lookup)), call.progress)
+
+
+def _replay_flow(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
+    sampler = loaded.flow_sampler
+    return _replay_retrieve(loaded, manifest, sampler) if by_retrieval(manifest) else sampler.replay(manifest)
+
+
+def _given(call: Call, names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in call.options.items() if name in names}
+
+
+def _retrieval(loaded: LoadedPack, sampler: Sampler, prompt: str, options: DrawOptions, how: Retrieval) -> Drawing:
     nearest = prior = None
     if how.bank:
         from codebrush.search.bank import open_bank
@@ -99,7 +124,7 @@ def _retrieval(loaded: LoadedPack, prompt: str, options: DrawOptions, how: Retri
         nearest = loaded.on_device(loaded.pack.bank).nearest
     elif how.prior == "mlp":
         prior = loaded.on_device(loaded.pack.prior)
-    return prepare_retrieval(loaded.sampler, prompt, options, how, nearest, prior)
+    return prepare_retrieval(sampler, prompt, options, how, nearest, prior)
 
 
 def _guide(loaded: LoadedPack, call: Call) -> list[Result]:
@@ -152,7 +177,7 @@ def guidance_models(loaded: LoadedPack) -> GuidanceModels:
     def sample(request: GuidedRequest, pictures: Sequence[int]) -> Tensor:
         """Latents (B, d, h, w) of the best pictures that the code transformer draws for the run's request."""
         if not drawn:
-            options = DrawOptions(request.n, request.seed, **request.sampling)
+            options = DrawOptions(n=request.n, seed=request.seed, **request.sampling)
             drawn.extend(loaded.sampler.sample(request.prompt, options))
         return torch.stack([drawn[index].latent for index in pictures])
 
@@ -170,11 +195,13 @@ def _replay_edit(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
 
 METHODS: Mapping[str, Method] = {
     "sample": Method(frozenset(("size",)), _sample),
-    "retrieve": Method(frozenset(("size", *(option.name for option in fields(Retrieval)))), _retrieve),
+    "flow": Method(frozenset(("size", *FLOW, *RETRIEVAL)), _flow),
+    "retrieve": Method(frozenset(("size", *RETRIEVAL)), _retrieve),
     "guide": Method(frozenset(("preset", "folder", *(option.name for option in fields(GuideOptions)))), _guide),
 }
 REPLAYS: Mapping[str, Callable[[LoadedPack, Mapping[str, Any]], Result]] = {
     "sample": _replay_sample,
+    "flow": _replay_flow,
     "retrieve": _replay_retrieve,
     "guide": _replay_guide,
     **dict.fromkeys(EDITS, _replay_edit),

@@ -84,7 +84,10 @@ class Codebrush(LoadedPack):
         - "sample": the code transformer draws `rerank` candidates (None: 4 n), each from the random stream of (seed,
           its index), and the best are kept. Its `options`: `size`, "WIDTHxHEIGHT" in pixels; above the pack's own size
           the codes are drawn through a moving window.
-        - "retrieve": the same, but from the embedding of a fitting picture too. Also takes the options of `Retrieval`.
+        - "flow": a flow transformer turns noise into the picture. Its `options`: those of `FlowSettings`, `size`, and
+          those of `Retrieval`, with which it draws from the embedding of a fitting picture too (unCLIP).
+        - "retrieve": as "sample", but from the embedding of a fitting picture too. Also takes the options of
+          `Retrieval`.
         - "guide": CLIP's gradient changes a latent step by step (VQGAN-CLIP). Its `options` are those of `guide`.
 
         `cfg` is the scale of classifier-free guidance, 1 for none. `temperature` 0 takes the likeliest code; `top_k`,

@@ -5,9 +5,9 @@ from PIL import Image
 
 from codebrush.data.contact_sheet import contact_sheet
 from codebrush.data.decoding.images import to_pil
-from codebrush.generation.options import SamplingFilters
+from codebrush.generation.options import FlowSettings, SamplingFilters
 from codebrush.generation.sampling.decoding import draw_codes, picture_uniforms
-from codebrush.generation.sampling.flow import FlowSettings, draw_latent, picture_noise
+from codebrush.generation.sampling.flow import draw_latents, picture_noise
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.flow_transformer import FlowTransformer
@@ -28,7 +28,7 @@ def draw_preview(materials: Materials, network: CodeTransformer | FlowTransforme
     condition = encode_condition(clip, materials.tokenizer, captions, network.config)
     if isinstance(network, FlowTransformer):
         noise = picture_noise(0, range(len(rows)), (network.config.latent_channels, *network.config.grid))
-        latent = draw_latent(network, condition, noise, FlowSettings())
+        latent = draw_latents(network, condition, noise, FlowSettings(), cfg=3.0)
         images = vqgan.decode(vqgan.quantize(latent.to(vqgan.last_layer.device))[0])
     else:
         uniforms = picture_uniforms(0, range(len(rows)), network.config.code_count)

@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 
 OUTPUTS = Path("outputs")
 DEFAULT_PACK = "emoji"
-RETRIEVAL, GUIDANCE = "Retrieval", "Guidance"  # headings in the help
+RETRIEVAL, FLOW, GUIDANCE = "Retrieval", "Flow", "Guidance"  # headings in the help
 RETRIEVAL_NAMES = ("prior", "neighbours", "bank")
+FLOW_NAMES = ("sampler", "cfg_interval")
 METHOD_HELP = (
-    "sample: a transformer draws from the prompt. retrieve: from similar known pictures too. guide: CLIP changes the "
-    "picture step by step until it fits the prompt (VQGAN-CLIP)."
+    "sample: a transformer draws codes from the prompt. flow: a diffusion transformer turns noise into the picture "
+    "(rectified flow). retrieve: like sample, from similar known pictures too. guide: CLIP changes the picture step by "
+    "step until it fits the prompt (VQGAN-CLIP)."
 )
-PRIOR_HELP = "Source of the image embedding: similar pictures, a network, or the text itself.  [retrieval]"
+PRIOR_HELP = (
+    "Source of the image embedding: similar pictures, a network, or the text itself.  [retrieval; flow: no embedding]"
+)
 VIDEO_NAMES = ("fps", "between")
 WITH_GUIDANCE = NAMES | {"preset", "video", *VIDEO_NAMES}  # flags of the method guide alone
 WITH_RESUME = {"resume", "pack", "video", *VIDEO_NAMES, "upscale", "json_output"}
@@ -38,6 +42,7 @@ class Method(StrEnum):
     """How pictures are made."""
 
     SAMPLE = "sample"
+    FLOW = "flow"
     RETRIEVE = "retrieve"
     GUIDE = "guide"
 
@@ -50,6 +55,14 @@ class Prior(StrEnum):
     NONE = "none"
 
 
+class FlowSampler(StrEnum):
+    """How a step of the flow is taken."""
+
+    EULER = "euler"
+    HEUN = "heun"
+    DPM = "dpm"
+
+
 class Stopped(CodebrushError):
     """The user stopped a run that can be resumed."""
 
@@ -58,6 +71,10 @@ class Stopped(CodebrushError):
 
 def _retrieval(text: str, **settings: Any) -> Any:
     return typer.Option(help=text, rich_help_panel=RETRIEVAL, **settings)
+
+
+def _flow(text: str, **settings: Any) -> Any:
+    return typer.Option(help=text, rich_help_panel=FLOW, **settings)
 
 
 def _guidance(text: str, **settings: Any) -> Any:
@@ -76,6 +93,8 @@ def generate(
     prior: Annotated[Prior | None, _retrieval(PRIOR_HELP)] = None,
     neighbours: Annotated[int | None, _retrieval("How many similar pictures to blend.  [4]")] = None,
     bank: Annotated[Path | None, _retrieval("Database of codebrush index to look in.  [pack's own]")] = None,
+    sampler: Annotated[FlowSampler | None, _flow("How a step is taken; heun computes twice as much.  [euler]")] = None,
+    cfg_interval: Annotated[str | None, _flow("CFG only from time A to B; 1 is noise.  [0,1]", metavar="A,B")] = None,
     preset: Annotated[str | None, _guidance("Set of values for these options.", metavar=f"<{PRESET_NAMES}>")] = None,
     resume: Annotated[Path | None, _guidance("Continue the stopped run in this folder; takes no prompt.")] = None,
     video: Annotated[str | None, _guidance("Also make a video: mp4, gif or webp, or the name of a FILE.")] = None,
@@ -100,11 +119,12 @@ def generate(
     if resume is None and method is not Method.GUIDE:
         options = {"n": 4 if n is None else n, "seed": seed, "size": guidance.get("size"), **sampling}
         options["upscale"] = int(upscale or 1)
-        if method is Method.RETRIEVE:
-            given = {name: context.params[name] for name in RETRIEVAL_NAMES if context.params[name] is not None}
-            options |= {"method": "retrieve", **given}
-            options["bank"] = str(given.get("bank", ""))
-            options["prior"] = str(given.get("prior", Prior.RETRIEVAL))
+        given = {name: str(context.params[name]) for name in RETRIEVAL_NAMES if context.params[name] is not None}
+        options |= {"method": str(method), **given}
+        if neighbours is not None:
+            options["neighbours"] = neighbours
+        if method is Method.FLOW:
+            options |= _flow_options(guidance.get("steps"), sampler, cfg_interval)
         report = _sample(cast(str, prompt), pack, OUTPUTS if out is None else out, options)
     else:
         folder = resume or out or free_folder(OUTPUTS / f"{slug(prompt or '')}_seed{seed}_guide")
@@ -130,11 +150,24 @@ def _check_flags(context: typer.Context) -> None:
     elif values["prompt"] is None:
         context.fail("Missing argument 'prompt': say what to draw, or name a stopped run with --resume")
     elif values["method"] != Method.GUIDE:
-        refuse(spelt, WITH_GUIDANCE - {"size"}, "is an option of guidance: add --method guide")
-    if values["method"] != Method.RETRIEVE:
+        shared = {"size", "steps"} if values["method"] == Method.FLOW else {"size"}
+        refuse(spelt, WITH_GUIDANCE - shared, "is an option of guidance: add --method guide")
+    if values["method"] not in (Method.RETRIEVE, Method.FLOW):
         refuse(spelt, RETRIEVAL_NAMES, "is an option of retrieval: add --method retrieve")
+    if values["method"] != Method.FLOW:
+        refuse(spelt, FLOW_NAMES, "is an option of the flow: add --method flow")
     if values["video"] is None:
         refuse(spelt, VIDEO_NAMES, "is for a video: add --video mp4")
+
+
+def _flow_options(steps: int | None, sampler: FlowSampler | None, interval: str | None) -> dict[str, Any]:
+    """The given options of the method flow. Raises UsageError if the interval is not two numbers."""
+    from codebrush.generation.options import parse_pair
+
+    options: dict[str, Any] = {"steps": steps, "sampler": None if sampler is None else str(sampler)}
+    if interval is not None:
+        options["cfg_interval"] = parse_pair(interval, "--cfg-interval", ",")
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _sample(prompt: str, pack: str | None, out: Path, options: dict[str, Any]) -> dict[str, Any]:

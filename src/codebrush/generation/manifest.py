@@ -55,7 +55,12 @@ _KINDS = {"prompt": str, "pack": Mapping, "versions": Mapping}
 
 
 def retrieval_entry(
-    prior: str, neighbours: int, bank: str, found: Sequence[tuple[str, float]] | None, digest: str | None
+    method: str,
+    prior: str,
+    neighbours: int,
+    bank: str,
+    found: Sequence[tuple[str, float]] | None,
+    digest: str | None,
 ) -> dict[str, Any]:
     """The method and details of a picture drawn from an embedding that was looked up: `found` are names and cosines."""
     details: dict[str, Any] = {"prior": prior, "neighbours": neighbours, "bank": bank}
@@ -63,7 +68,7 @@ def retrieval_entry(
         details["found"] = [{"name": name, "cosine": cosine} for name, cosine in found]
     if digest is not None:
         details["hash"] = digest
-    return {"method": "retrieve", "retrieval": details}
+    return {"method": method, "retrieval": details}
 
 
 def edit_entry(
@@ -264,6 +269,11 @@ def read_edit(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def read_retrieval(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The prior, neighbours and bank that a manifest was written with."""
     return {name: manifest["retrieval"][name] for name in ("prior", "neighbours", "bank")}
+
+
+def by_retrieval(manifest: Mapping[str, Any]) -> bool:
+    """Whether a picture was drawn from an embedding that was looked up or predicted."""
+    return "retrieval" in manifest
 
 
 def check_retrieval(entry: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:

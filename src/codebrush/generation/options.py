@@ -1,9 +1,9 @@
-"""The options of drawing with the code transformer, checked, from Python, a command line or a manifest."""
+"""The options of drawing with a painter, checked, from Python, a command line or a manifest."""
 
 import difflib
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,11 +22,14 @@ LIMITS: dict[str, tuple[type, float, float, str]] = {
     "top_k": (int, 0, 2**31 - 1, "a whole number, 0 for all codes"),
     "top_p": (float, ABOVE_ZERO, 1, "a number above 0 and up to 1"),
     "min_p": (float, 0, 1, "a number from 0 to 1"),
+    "steps": (int, 1, 1000, "a whole number from 1 to 1000"),
     "rerank": (int, 1, MAX_CANDIDATES, f"a whole number from n to {MAX_CANDIDATES}"),
 }
 # Used where neither the caller nor the pack's own "defaults" say otherwise.
 DEFAULTS: dict[str, int | float] = {"cfg": 3.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 CANDIDATES_PER_PICTURE = 4  # drawn and scored for each picture that is asked for, unless `rerank` says otherwise
+CODE_FILTERS = ("temperature", "top_k", "top_p", "min_p")  # they filter the logits of codes
+FLOW_SAMPLERS = ("euler", "heun", "dpm")
 SAMPLING = ("cfg", "temperature", "top_k", "top_p", "min_p", "rerank")  # the options by which drawing is tuned
 
 
@@ -68,11 +71,37 @@ class SamplingFilters:
 
 
 @dataclass(frozen=True)
+class FlowSettings:
+    """How a flow is followed from noise to a picture.
+
+    `steps` is how many steps are taken, by one of FLOW_SAMPLERS. Outside `cfg_interval`, the least and the greatest
+    time from 0 (a picture) to 1 (noise), there is no classifier-free guidance (Kynkäänniemi et al. 2024).
+
+    Raises:
+        UsageError: if a value is out of its range.
+    """
+
+    steps: int = 25
+    sampler: str = "euler"
+    cfg_interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", checked_option("steps", self.steps))
+        if self.sampler not in FLOW_SAMPLERS:
+            raise UsageError(f"sampler must be one of {', '.join(FLOW_SAMPLERS)}, not {self.sampler}")
+        low, high = self.cfg_interval
+        if not 0 <= low < high <= 1:
+            raise UsageError(f"cfg_interval must be two rising times from 0 to 1, not {low},{high}")
+        object.__setattr__(self, "cfg_interval", (float(low), float(high)))
+
+
+@dataclass(frozen=True, kw_only=True)
 class DrawOptions:
-    """How many pictures the code transformer draws, and how.
+    """How many pictures a painter draws, and how.
 
     `rerank` candidates are drawn, from the random streams of (`seed`, 0), (`seed`, 1) ..., and the `n` with the highest
     CLIP score are kept. `size` is WIDTHxHEIGHT in pixels, "" for the pack's own; the rest is as in `SamplingFilters`.
+    `flow` is for the flow transformer, which has no use for the filters beside `cfg`.
 
     Raises:
         UsageError: if a value is out of its range, or `rerank` is below `n`.
@@ -81,16 +110,19 @@ class DrawOptions:
     n: int
     seed: int
     cfg: float
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
     rerank: int
     size: str = ""
+    flow: FlowSettings | None = None
 
     def __post_init__(self) -> None:
-        for name in LIMITS:
+        for name in LIMITS.keys() - {"steps"}:
             object.__setattr__(self, name, checked_option(name, getattr(self, name)))
+        if isinstance(self.flow, Mapping):  # as a manifest has it
+            object.__setattr__(self, "flow", FlowSettings(**self.flow))
         if self.rerank < self.n:
             raise UsageError(f"rerank must be {LIMITS['rerank'][3]}, which is {self.n}, not {self.rerank}")
 
@@ -101,7 +133,8 @@ class DrawOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """As a manifest's "options": all but the seed, which has its own key, and a size that is the pack's own."""
-        return {name: value for name, value in asdict(self).items() if name != "seed" and value != ""}
+        without = {"seed"} | ({"flow"} if self.flow is None else set(CODE_FILTERS))
+        return {name: value for name, value in asdict(self).items() if name not in without and value != ""}
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -30,7 +30,7 @@ from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.models.condition import Condition
-from codebrush.models.flow_transformer import FlowTransformerConfig
+from codebrush.models.flow_transformer import FlowTransformer, FlowTransformerConfig
 from codebrush.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, PretrainedModel, read_config
 from codebrush.models.prior import Prior
 from codebrush.models.translator import Translator
@@ -103,6 +103,11 @@ class Pack:
     def transformer(self) -> CodeTransformer:
         """Draws codes from text."""
         return self.load(CodeTransformer)
+
+    @cached_property
+    def flow(self) -> FlowTransformer:
+        """Draws latents from text."""
+        return self.load(FlowTransformer)
 
     @cached_property
     def captioner(self) -> Captioner:

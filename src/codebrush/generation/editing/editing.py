@@ -22,8 +22,8 @@ from codebrush.files import file_sha256
 from codebrush.generation.editing.canvas import Canvas, boxed_canvas, extended_canvas, masked_canvas, whole_canvas
 from codebrush.generation.manifest import edit_entry, picture_entry, read_edit
 from codebrush.generation.options import DrawOptions, checked_option
-from codebrush.generation.sampling.decoding import Known
-from codebrush.generation.sampling.sampler import Drawing, Sampler, checked_sampling
+from codebrush.generation.sampling.drawing import Drawing, Known
+from codebrush.generation.sampling.sampler import Sampler, checked_sampling
 from codebrush.generation.seeding import stream
 from codebrush.models.condition import Condition
 from codebrush.pack.pack import Pack
@@ -156,7 +156,7 @@ def _translated(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
     added to the logits of every code.
     """
     known = sampler.pack.info.get("translation", {})
-    if not (known.get("styles") and sampler.transformer.config.source_codes):
+    if not (known.get("styles") and sampler.painter.reads_source):
         raise PackError(
             "this pack was not trained to translate: train its code transformer with pair_share and one of "
             "pair_captions, like '{style} style'"
@@ -194,7 +194,7 @@ def _around(
     sampler: Sampler, edit: Edit, options: DrawOptions, codes: Tensor, kept: Tensor, canvas: Canvas | None
 ) -> Drawing:
     """The drawing around known codes (1, h, w): those in `kept` (1, h, w) stay; the rest are drawn and see them all."""
-    if not sampler.transformer.config.source_codes:
+    if not sampler.painter.reads_source:
         raise PackError(
             "this pack's code transformer fills no holes: train one with hole_share, or use the method guide"
         )

@@ -20,7 +20,8 @@ from codebrush.generation.editing.canvas import whole_canvas
 from codebrush.generation.latent_files import LATENTS, file_latents
 from codebrush.generation.latent_interpolation import interpolate_latents
 from codebrush.generation.options import DrawOptions
-from codebrush.generation.sampling.sampler import Drawing, Sampler
+from codebrush.generation.sampling.drawing import Drawing
+from codebrush.generation.sampling.sampler import Sampler
 from codebrush.models.condition import Condition
 from codebrush.progress import Progress
 

@@ -6,7 +6,6 @@ grid larger than the network's is drawn through a moving window.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -15,6 +14,8 @@ from torch import Tensor
 
 from codebrush.errors import UsageError
 from codebrush.generation.options import SamplingFilters
+from codebrush.generation.sampling.drawing import Known
+from codebrush.generation.sampling.weighted_conditions import WeightedConditions, guided_terms
 from codebrush.generation.seeding import stream
 from codebrush.models.code_cache import CodeCache
 from codebrush.models.code_transformer import CodeTransformer
@@ -25,8 +26,6 @@ from codebrush.progress import Progress
 MAX_ROWS = 64  # of a batch in the transformer: more gain little speed and cost memory
 PLAIN = SamplingFilters()  # no guidance, no filter
 
-WeightedConditions = Sequence[tuple[Condition, float]]
-
 
 def picture_uniforms(seed: int, indices: Sequence[int], count: int) -> Tensor:
     """Numbers in [0, 1), (len(indices), count) float64: for each picture of a run, those of the stream (seed, index).
@@ -34,21 +33,6 @@ def picture_uniforms(seed: int, indices: Sequence[int], count: int) -> Tensor:
     The index is the key of a child stream and not added to the seed, so no two runs have a picture in common.
     """
     return torch.from_numpy(np.stack([stream(seed, index).random(count) for index in indices]))
-
-
-@dataclass(frozen=True)
-class Known:
-    """Codes (B, h, w) int64, and where they are kept, (B, h, w) bool; one row may serve every picture."""
-
-    codes: Tensor
-    fixed: Tensor
-
-    def at(self, position: int, pictures: slice, drawn: Tensor) -> Tensor:
-        """`drawn` (B,) for some `pictures`, with the known code where the one at `position` is kept."""
-        codes, fixed = (
-            part.flatten(1)[pictures if len(part) > 1 else slice(None), position] for part in (self.codes, self.fixed)
-        )
-        return torch.where(fixed.to(drawn.device), codes.to(drawn.device), drawn)
 
 
 def draw_codes(
@@ -64,13 +48,11 @@ def draw_codes(
 ) -> Tensor:
     """Draw one picture's codes for each row of `uniforms` (B, N) in [0, 1) -> (B, h, w) int64.
 
-    `condition` has B rows, or one row that all pictures share. Several conditions with weights w_i give the logits
-    u + cfg * sum_i w_i (c_i - u), where c_i are a condition's logits and u those of `unconditional`: classifier-free
-    guidance (Ho and Salimans 2022), composed as by Liu et al. 2022; a negative weight leads away. What has no share in
-    that sum (u at cfg 1, if the weights add up to 1) is not computed. `unconditional` None is the empty condition.
+    `condition` has B rows, or one row that all pictures share; several conditions with weights are added up as
+    `guided_terms` says, and `unconditional` None is the empty condition.
     `bias` (N, K) is added to the logits of each position; `known` codes are not drawn.
     """
-    terms = guided_terms(transformer, condition, filters.cfg, unconditional)
+    terms = guided_terms(condition, filters.cfg, unconditional or _empty(transformer, condition))
     pictures = max(1, MAX_ROWS // len(terms))
     batches = range(0, len(uniforms), pictures)
     steps = len(batches) * transformer.config.code_count
@@ -90,35 +72,10 @@ def draw_codes(
     return codes.clone().unflatten(1, grid)  # a copy made out here can take part in autograd
 
 
-def guided_terms(
-    transformer: CodeTransformer,
-    condition: Condition | WeightedConditions,
-    cfg: float,
-    unconditional: Condition | None = None,
-) -> list[tuple[Condition, float]]:
-    """The conditions whose logits are added up by classifier-free guidance, each with its factor."""
-    weighted = [(condition, 1.0)] if isinstance(condition, Condition) else list(condition)
-    shares = [cfg * weight for _, weight in weighted]
-    terms = [(part, share) for (part, _), share in zip(weighted, shares, strict=True) if share]
-    unconditional_share = 1.0 - sum(shares)
-    if unconditional_share or not terms:
-        # Where padding is hidden from attention, it stays so without the text.
-        mask = weighted[0][0].text_mask if transformer.config.hide_padding else None
-        terms.append((unconditional or Condition(text_mask=mask), unconditional_share))
-    return _of_one_length(terms)
-
-
-def _of_one_length(terms: list[tuple[Condition, float]]) -> list[tuple[Condition, float]]:
-    """If only some terms have a source, the others get one that shows nothing: all share one batch."""
-    sources = [part.source_codes for part, _ in terms if part.source_codes is not None]
-    if not sources or len(sources) == len(terms):
-        return terms
-    blank = torch.zeros_like(sources[0][:1])
-    nothing = {"source_codes": blank, "source_mask": blank.bool()}
-    return [
-        (part if part.source_codes is not None else replace(part, **nothing).expand(part.batch), share)
-        for part, share in terms
-    ]
+def _empty(transformer: CodeTransformer, condition: Condition | WeightedConditions) -> Condition:
+    """The empty condition beside `condition`. Where padding is hidden from attention, it stays so without the text."""
+    first = condition if isinstance(condition, Condition) else condition[0][0]
+    return Condition(text_mask=first.text_mask if transformer.config.hide_padding else None)
 
 
 def draw_large(
@@ -146,7 +103,7 @@ def draw_large(
         raise UsageError(f"a grid of {grid[0]} x {grid[1]} codes has no whole blocks of {side} x {side}")
     if grid == own:
         return draw_codes(transformer, condition, uniforms, filters, progress=progress)
-    terms = guided_terms(transformer, condition, filters.cfg)
+    terms = guided_terms(condition, filters.cfg, _empty(transformer, condition))
     codes = torch.zeros(len(uniforms), *grid, dtype=torch.int64, device=transformer.device)
     pictures, steps = max(1, MAX_ROWS // len(terms)), grid[0] * grid[1]
     places, written_as = _places(grid, side), transformer.order.argsort().tolist()  # a window's place -> its turn

@@ -1,61 +1,140 @@
-"""Draws latents with a flow transformer: from noise along the velocity it predicts to a picture's latent."""
+"""Draws latents with a flow transformer: from noise along the velocity that it predicts to a picture's latent.
 
-from dataclasses import dataclass, replace
+Time runs from 1 (noise) to 0 (the picture). Three ways of taking a step: Euler's; Heun's, which corrects it by the
+velocity at its end; and DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), which extrapolates the predicted clean latent
+from the last two. Each picture has its own noise, so it comes out the same whoever shares its batch (up to rounding).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from codebrush.errors import UsageError
+from codebrush.generation.options import FlowSettings
+from codebrush.generation.sampling.weighted_conditions import WeightedConditions, guided_terms
 from codebrush.generation.seeding import stream
 from codebrush.models.condition import Condition
 from codebrush.models.flow_transformer import FlowTransformer
+from codebrush.progress import Progress
+
+Velocity = Callable[[Tensor, float], Tensor]  # x (B, d, h, w) and its time -> velocity, of the same shape
 
 
 @dataclass(frozen=True)
-class FlowSettings:
-    """How a latent is drawn: in `steps` steps, with classifier-free guidance of scale `cfg` (1: none)."""
+class KnownLatent:
+    """A latent (B, d, h, w), as the VQGAN's decoder reads it, and where it is kept, (B, h, w) bool; one row may serve
+    every picture."""
 
-    steps: int = 25
-    cfg: float = 3.0
+    latent: Tensor
+    fixed: Tensor
 
 
-def picture_noise(seed: int, pictures: range, shape: tuple[int, int, int]) -> Tensor:
-    """Gaussian noise of `shape` (d, h, w) for each of `pictures`, from the stream of (seed, picture): (B, d, h, w)."""
+def picture_noise(seed: int, pictures: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
+    """Gaussian noise of `shape` (d, h, w) for each of `pictures`, from the stream (seed, picture): (B, d, h, w)."""
     drawn = [stream(seed, index).standard_normal(shape, dtype=np.float32) for index in pictures]
     return torch.from_numpy(np.stack(drawn))
 
 
 @torch.no_grad()
-def draw_latent(network: FlowTransformer, condition: Condition, noise: Tensor, settings: FlowSettings) -> Tensor:
-    """Draw latents with Euler steps; those of pictures, (B, d, h, w), before quantisation.
+def draw_latents(
+    flow: FlowTransformer,
+    condition: Condition | WeightedConditions,
+    noise: Tensor,
+    settings: FlowSettings,
+    cfg: float = 1.0,
+    *,
+    unconditional: Condition | None = None,
+    known: KnownLatent | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Draw one picture's latent from each row of `noise` (B, d, h, w) -> latents of that shape, not quantised.
+
+    The known part of a latent is led along the straight line from its noise to what it is, so that what is drawn sees
+    it at every step (Lugmayr et al. 2022, section 4.1, without their returns).
 
     Args:
-        network: in eval mode.
-        condition: of B rows or of one.
-        noise: (B, d, h, w).
-        settings: the number of steps and the scale of guidance.
+        flow: in eval mode.
+        condition: of B rows or of one; several with weights are added up as `guided_terms` says.
+        noise: h and w must be multiples of the network's patch.
+        settings: how the steps are taken.
+        cfg: scale of classifier-free guidance.
+        unconditional: what guidance leads away from; None is the empty condition.
+        known: what is kept.
+        progress: counts steps.
+
+    Raises:
+        UsageError: if the grid has no whole patches.
     """
-    x, batch = noise.to(network.device), len(noise)
-    times = torch.linspace(1, 0, settings.steps + 1, device=network.device)
-    for time, after in pairwise(times):
-        velocity = _velocity(network, condition.expand(batch), x, time.expand(batch), settings.cfg)
-        x = x + (after - time) * velocity
-    return network.denormalise(x)
+    patch = flow.config.patch
+    if any(side % patch for side in noise.shape[-2:]):
+        rows, columns = noise.shape[-2:]
+        raise UsageError(f"a grid of {rows} x {columns} codes has no whole squares of {patch} x {patch}")
+    noise = noise.to(flow.device)
+    kept = None if known is None else (flow.normalise(known.latent), known.fixed.unsqueeze(1))
+    terms = {scale: guided_terms(condition, scale, unconditional or Condition()) for scale in {1.0, cfg}}
+
+    def velocity(x: Tensor, time: float) -> Tensor:
+        low, high = settings.cfg_interval
+        times = x.new_full((len(x),), time)
+        parts = [share * flow(x, times, part) for part, share in terms[cfg if low <= time <= high else 1.0]]
+        return torch.stack(parts).sum(0)
+
+    def settled(x: Tensor, time: float) -> Tensor:
+        return x if kept is None else torch.where(kept[1], torch.lerp(kept[0], noise, time), x)
+
+    times = torch.linspace(1, 0, settings.steps + 1, dtype=torch.float64).tolist()
+    step = SAMPLERS[settings.sampler]()
+    x = noise
+    for number, (time, after) in enumerate(pairwise(times)):
+        x = settled(step(velocity, x, time, after), after)
+        if progress is not None:
+            progress(number + 1, settings.steps)
+    return flow.denormalise(x)
 
 
-def _velocity(network: FlowTransformer, condition: Condition, x: Tensor, time: Tensor, cfg: float) -> Tensor:
-    if cfg == 1:
-        return network(x, time, condition)
-    count = len(network.config.conditions)
-    given = torch.ones(len(x), count, dtype=torch.bool, device=x.device)
-    present = given if condition.present is None else condition.present
-    both = Condition(
-        **{
-            name: None if value is None else torch.cat([value, value])
-            for name, value in vars(replace(condition, present=None)).items()
-        }
-    )
-    both.present = torch.cat([present, torch.zeros_like(given)])
-    with_text, without = network(torch.cat([x, x]), torch.cat([time, time]), both).chunk(2)
-    return without + cfg * (with_text - without)
+class _Euler:
+    def __call__(self, velocity: Velocity, x: Tensor, time: float, after: float) -> Tensor:
+        return x + (after - time) * velocity(x, time)
+
+
+class _Heun:
+    def __call__(self, velocity: Velocity, x: Tensor, time: float, after: float) -> Tensor:
+        first = velocity(x, time)
+        ahead = x + (after - time) * first
+        if after == 0:
+            return ahead  # no noise is left there that a velocity could be learned from
+        return x + (after - time) * (first + velocity(ahead, after)) / 2
+
+
+class _DPM:
+    """With x_t = (1 - t) x + t e the half log-SNR is log((1 - t) / t). The first and the last step are of first order,
+    which is Euler's."""
+
+    def __init__(self) -> None:
+        self.before: tuple[Tensor, float] | None = None  # the clean latent predicted at the step before, and its time
+
+    def __call__(self, velocity: Velocity, x: Tensor, time: float, after: float) -> Tensor:
+        clean = x - time * velocity(x, time)
+        before, self.before = self.before, (clean, time)
+        if before is None or before[1] == 1 or after == 0:
+            target = clean
+        else:
+            ahead = _log_snr(after) - _log_snr(time)
+            back = _log_snr(time) - _log_snr(before[1])
+            target = clean + (clean - before[0]) * (ahead / (2 * back))
+        return x * (after / time) + target * (1 - after / time)
+
+
+def _log_snr(time: float) -> float:
+    return float(np.log((1 - time) / time))
+
+
+SAMPLERS: dict[str, Callable[[], Callable[[Velocity, Tensor, float, float], Tensor]]] = {
+    "euler": _Euler,
+    "heun": _Heun,
+    "dpm": _DPM,
+}

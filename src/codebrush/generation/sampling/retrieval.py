@@ -15,7 +15,8 @@ from torch import Tensor
 from codebrush.errors import PackError, UsageError
 from codebrush.generation.manifest import retrieval_entry
 from codebrush.generation.options import DrawOptions
-from codebrush.generation.sampling.sampler import Drawing, Sampler
+from codebrush.generation.sampling.drawing import Drawing
+from codebrush.generation.sampling.sampler import Sampler
 from codebrush.models.bank import Neighbours, blended
 from codebrush.models.prior import Prior
 
@@ -92,5 +93,6 @@ def prepare_retrieval(
     bank = os.path.abspath(how.bank) if how.bank else ""
     member = {"retrieval": "" if how.bank else "bank", "mlp": "prior", "none": ""}[how.prior]
     digest = sampler.pack.hash_of(member) if member and sampler.pack.has(member) else None
-    entry = retrieval_entry(how.prior, how.neighbours, bank, found, digest)
+    method = "flow" if sampler.painter.method == "flow" else "retrieve"
+    entry = retrieval_entry(method, how.prior, how.neighbours, bank, found, digest)
     return replace(drawing, conditions=conditions, entry=entry)

@@ -1,21 +1,19 @@
-"""Draws pictures of a prompt with the code transformer and sorts them by CLIP score, best first.
+"""Draws pictures of a prompt with a painter and sorts them by CLIP score, best first.
 
-A prompt becomes text tokens, CLIP's text features, the code transformer's codes and VQGAN's picture; CLIP scores it,
-and the best are kept. Edits are drawn in the same way, from other conditions.
+A prompt becomes text tokens, CLIP's text features, the painter's codes and VQGAN's picture; CLIP scores it, and the
+best are kept. Edits are drawn in the same way, from other conditions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from codebrush.data.decoding.images import MAX_PIXELS, Picture, decode_image, stack, to_pil
 from codebrush.errors import PackError, PromptError, UsageError
 from codebrush.generation.manifest import (
-    SAMPLED,
     check_origin,
     drawn_manifest,
     origin,
@@ -33,11 +31,10 @@ from codebrush.generation.options import (
     parse_size,
 )
 from codebrush.generation.result import Result
-from codebrush.generation.sampling.decoding import Known, draw_codes, draw_large, picture_uniforms
+from codebrush.generation.sampling.drawing import Drawing
+from codebrush.generation.sampling.painters import Painter
 from codebrush.generation.sampling.reranking import best_first, clip_scores
 from codebrush.models.clip import CLIP
-from codebrush.models.code_transformer import CodeTransformer
-from codebrush.models.condition import Condition
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import Pack, text_condition
 from codebrush.progress import Progress
@@ -87,28 +84,6 @@ def embed(clip: CLIP, pack: Pack, pictures: Sequence[Picture]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """What is to be drawn: weighted conditions for the code transformer; unit embeddings (P, E) that CLIP scores by.
-
-    `known` codes are kept. `unconditional` is what classifier-free guidance leads away from; None is the empty
-    condition. `bias` (N, K) is added to the logits of each position. `to_score` turns a drawn picture into what CLIP
-    scores, and `finish` into what is kept. `entry` is the method and its details in the manifest.
-    """
-
-    prompt: str
-    options: DrawOptions
-    conditions: list[tuple[Condition, float]]
-    texts: Tensor
-    weights: list[float]
-    known: Known | None = None
-    unconditional: Condition | None = None
-    bias: Tensor | None = None
-    to_score: Callable[[Image.Image], Image.Image] = lambda picture: picture
-    finish: Callable[[Image.Image], Image.Image] = lambda picture: picture
-    entry: Mapping[str, Any] = field(default_factory=lambda: SAMPLED)
-
-
-@dataclass(frozen=True)
 class Sampler:
     """Draws with a pack's models, which are all on `device`."""
 
@@ -116,25 +91,25 @@ class Sampler:
     clip: CLIP
     tokenizer: Tokenizer
     vqgan: VQGAN
-    transformer: CodeTransformer
+    painter: Painter
     device: torch.device
 
     def require_image_embedding(self, remedy: str = "train one with image_share") -> None:
-        """Raises PackError, which ends in `remedy`, if the code transformer was not trained on image embeddings."""
-        if not self.transformer.config.image_embedding:
-            raise PackError(f"this pack's code transformer takes no image embedding: {remedy}")
+        """Raises PackError, which ends in `remedy`, if the painter was not trained on image embeddings."""
+        if not self.painter.config.image_embedding:
+            raise PackError(f"this pack's {self.painter.label} takes no image embedding: {remedy}")
 
     def grid(self, options: DrawOptions) -> tuple[int, int]:
         """Rows and columns of codes in a picture. Raises UsageError if the options ask for an impossible size."""
         if not options.size:
-            return self.transformer.config.grid
+            return self.painter.config.grid
         width, height = parse_size(options.size)
         if width * height > MAX_PIXELS:
             raise UsageError(f"a picture of {options.size} pixels is too large: ask for less")
         return self.vqgan.code_grid((height, width))
 
     def embed(self, pictures: Sequence[Picture]) -> Tensor:
-        """Pictures -> unit vectors (B, E), as the code transformer saw them in training."""
+        """Pictures -> unit vectors (B, E), as the painter saw them in training."""
         return embed(self.clip, self.pack, pictures)
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,10 +159,11 @@ class Sampler:
     def _prepared(self, prompt: str, parts: Sequence[WeightedText], options: DrawOptions) -> Drawing:
         texts, weights = [part.text for part in parts], [part.weight for part in parts]
         tokens = self.tokenizer(texts).to(self.device)  # (P, T)
-        condition = text_condition(self.clip, tokens, self.transformer.config)
+        condition = text_condition(self.clip, tokens, self.painter.config)
         rows = [condition.rows(slice(row, row + 1)) for row in range(len(parts))]
         embeddings = self.clip.encode_text(tokens)
-        return Drawing(prompt, options, list(zip(rows, weights, strict=True)), embeddings, weights)
+        entry = {"method": self.painter.method}
+        return Drawing(prompt, options, list(zip(rows, weights, strict=True)), embeddings, weights, entry=entry)
 
     @torch.no_grad()
     def draw(self, drawing: Drawing, batch: range, progress: Progress | None) -> list[Result]:
@@ -204,22 +180,7 @@ class Sampler:
                 done = codes_each * batch.start + codes_each * len(batch) * step // steps
                 progress(done, codes_each * o.rerank)
 
-        uniforms = picture_uniforms(o.seed, batch, codes_each)
-        if grid == self.transformer.config.grid:
-            codes = draw_codes(
-                self.transformer,
-                drawing.conditions,
-                uniforms,
-                o.filters,
-                unconditional=drawing.unconditional,
-                known=drawing.known,
-                bias=drawing.bias,
-                progress=count,
-            )
-        elif any(part is not None for part in (drawing.unconditional, drawing.known, drawing.bias)):
-            raise UsageError("an edit is drawn at the pack's own size: leave out size")
-        else:
-            codes = draw_large(self.transformer, drawing.conditions, uniforms, grid, o.filters, progress=count)
+        codes = self.painter.paint(drawing, batch, grid, count)
         latent = self.vqgan.quantizer.look_up(codes)  # (B, d, h, w)
         pictures = [to_pil(image) for image in self.vqgan.decode(latent)]
         scored = [drawing.to_score(picture) for picture in pictures]  # as saved: with 8 bits a channel

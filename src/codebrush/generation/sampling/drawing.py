@@ -1,0 +1,50 @@
+"""What is to be drawn: a prompt or an edit, prepared for a painter."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from codebrush.generation.manifest import SAMPLED
+from codebrush.generation.options import DrawOptions
+from codebrush.models.condition import Condition
+
+
+@dataclass(frozen=True)
+class Known:
+    """Codes (B, h, w) int64, and where they are kept, (B, h, w) bool; one row may serve every picture."""
+
+    codes: Tensor
+    fixed: Tensor
+
+    def at(self, position: int, pictures: slice, drawn: Tensor) -> Tensor:
+        """`drawn` (B,) for some `pictures`, with the known code where the one at `position` is kept."""
+        codes, fixed = (
+            part.flatten(1)[pictures if len(part) > 1 else slice(None), position] for part in (self.codes, self.fixed)
+        )
+        return torch.where(fixed.to(drawn.device), codes.to(drawn.device), drawn)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is to be drawn: weighted conditions for the painter; unit embeddings (P, E) that CLIP scores by.
+
+    `known` codes are kept. `unconditional` is what classifier-free guidance leads away from; None is the empty
+    condition. `bias` (N, K) is added to the logits of each position. `to_score` turns a drawn picture into what CLIP
+    scores, and `finish` into what is kept. `entry` is the method and its details in the manifest.
+    """
+
+    prompt: str
+    options: DrawOptions
+    conditions: list[tuple[Condition, float]]
+    texts: Tensor
+    weights: list[float]
+    known: Known | None = None
+    unconditional: Condition | None = None
+    bias: Tensor | None = None
+    to_score: Callable[[Image.Image], Image.Image] = lambda picture: picture
+    finish: Callable[[Image.Image], Image.Image] = lambda picture: picture
+    entry: Mapping[str, Any] = field(default_factory=lambda: SAMPLED)

@@ -1,0 +1,137 @@
+"""The two painters, which draw the codes of pictures from the same drawings: code after code, or as a flow."""
+
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from codebrush.errors import UsageError
+from codebrush.generation.sampling.decoding import draw_codes, draw_large, picture_uniforms
+from codebrush.generation.sampling.drawing import Drawing
+from codebrush.generation.sampling.flow import FlowSettings, KnownLatent, draw_latents, picture_noise
+from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.condition import Condition
+from codebrush.models.flow_transformer import FlowTransformer
+from codebrush.models.vqgan import VQGAN
+from codebrush.pack.pack import PainterConfig
+from codebrush.progress import Progress
+
+
+class Painter(Protocol):
+    """What a sampler draws with.
+
+    `label` is what messages call it, `method` that of its pictures in manifests, and `reads_source` whether it was
+    trained on source pictures.
+    """
+
+    label: str
+    method: str
+
+    @property
+    def config(self) -> PainterConfig: ...
+
+    @property
+    def reads_source(self) -> bool: ...
+
+    def paint(self, drawing: Drawing, pictures: range, grid: tuple[int, int], progress: Progress | None) -> Tensor:
+        """The codes (B, h, w) int64 of some pictures of a drawing, for a grid of (h, w). `progress` counts steps.
+
+        Raises:
+            UsageError: if the grid is not one that this drawing can have.
+        """
+        ...
+
+
+class CodePainter:
+    """Draws code after code with a code transformer."""
+
+    label = "code transformer"
+    method = "sample"
+
+    def __init__(self, transformer: CodeTransformer) -> None:
+        self.transformer = transformer
+
+    @property
+    def config(self) -> PainterConfig:
+        """The network's."""
+        return self.transformer.config
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether the network was trained on the codes of source pictures."""
+        return self.transformer.config.source_codes
+
+    def paint(self, drawing: Drawing, pictures: range, grid: tuple[int, int], progress: Progress | None) -> Tensor:
+        """See `Painter`."""
+        options = drawing.options
+        uniforms = picture_uniforms(options.seed, pictures, grid[0] * grid[1])
+        if grid == self.transformer.config.grid:
+            return draw_codes(
+                self.transformer,
+                drawing.conditions,
+                uniforms,
+                options.filters,
+                unconditional=drawing.unconditional,
+                known=drawing.known,
+                bias=drawing.bias,
+                progress=progress,
+            )
+        _check_own_size(drawing)
+        return draw_large(self.transformer, drawing.conditions, uniforms, grid, options.filters, progress=progress)
+
+
+class FlowPainter:
+    """Draws latents with a flow transformer and takes the nearest codes of them."""
+
+    label = "flow transformer"
+    method = "flow"
+
+    def __init__(self, flow: FlowTransformer, vqgan: VQGAN) -> None:
+        self.flow, self.vqgan = flow, vqgan
+
+    @property
+    def config(self) -> PainterConfig:
+        """The network's."""
+        return self.flow.config
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether the network was trained on the latents of source pictures."""
+        return self.flow.config.source
+
+    def paint(self, drawing: Drawing, pictures: range, grid: tuple[int, int], progress: Progress | None) -> Tensor:
+        """See `Painter`."""
+        options = drawing.options
+        if grid != self.flow.config.grid:
+            _check_own_size(drawing)
+        noise = picture_noise(options.seed, pictures, (self.flow.config.latent_channels, *grid))
+        known = None
+        if drawing.known is not None:
+            known = KnownLatent(self.vqgan.quantizer.look_up(drawing.known.codes), drawing.known.fixed)
+        latents = draw_latents(
+            self.flow,
+            [(self._with_latents(condition), weight) for condition, weight in drawing.conditions],
+            noise,
+            options.flow or FlowSettings(),
+            options.cfg,
+            unconditional=None if drawing.unconditional is None else self._with_latents(drawing.unconditional),
+            known=known,
+            progress=progress,
+        )
+        codes = self.vqgan.quantize(latents)[1]
+        if drawing.known is not None:
+            codes = torch.where(drawing.known.fixed, drawing.known.codes, codes)
+        return codes
+
+    def _with_latents(self, condition: Condition) -> Condition:
+        """The condition with the latents of its source's codes in their place."""
+        if condition.source_codes is None:
+            return condition
+        latent = self.vqgan.quantizer.look_up(condition.source_codes)
+        return replace(condition, source_codes=None, source_latent=latent)
+
+
+def _check_own_size(drawing: Drawing) -> None:
+    if any(part is not None for part in (drawing.unconditional, drawing.known, drawing.bias)):
+        raise UsageError("an edit is drawn at the pack's own size: leave out size")

@@ -99,7 +99,10 @@ class FlowTransformer(PretrainedModel):
             nn.Conv2d(config.stem, config.stem, 3, padding=1),
         )
         self.tokens = nn.Linear(squares, width)
-        self.source = nn.Linear((config.latent_channels + 1) * config.patch**2, width) if config.source else None
+        self.positions = nn.Parameter(torch.randn(1, width, *(side // config.patch for side in config.grid)) * 0.02)
+        self.source = None  # without a bias, so that a source of which nothing is shown counts as none
+        if config.source:
+            self.source = nn.Linear((config.latent_channels + 1) * config.patch**2, width, bias=False)
         self.time = nn.Sequential(nn.Linear(TIME_WIDTH, width), nn.SiLU(), nn.Linear(width, width))
         self.projections, self.nulls = nn.ModuleDict(), nn.ParameterDict()
         for name in config.conditions:
@@ -121,7 +124,7 @@ class FlowTransformer(PretrainedModel):
             )
         )
         self.final_norm = nn.RMSNorm(width, eps=1e-5)
-        self.final = nn.Linear(width, 2 * width)
+        self.final = nn.Linear(width, 2 * width + config.stem)
         self.patches = nn.Linear(width, squares)
         self.head = nn.Sequential(
             nn.SiLU(),
@@ -162,20 +165,29 @@ class FlowTransformer(PretrainedModel):
         condition = (condition or Condition()).expand(batch)
         keep = self._keep(condition, batch)
         fine = self.stem(fast_layout(x))  # (B, stem, h, w)
-        tokens = self.tokens(_to_patches(fine, config.patch))  # (B, N, D)
+        rows, columns = (side // config.patch for side in x.shape[-2:])
+        tokens = self.tokens(_to_patches(fine, config.patch)) + self._positions(rows, columns)  # (B, N, D)
         if self.source is not None and condition.source_latent is not None:
             tokens = tokens + self._source(condition, keep["source_latent"])
         prefix = self._prefix(condition, keep, batch)  # (B, T, D)
         vector = self._vector(time, condition, keep)
-        rows, columns = (side // config.patch for side in x.shape[-2:])
         rotary = prefix_and_grid_factors(
             [("text_features", prefix.shape[1])], (rows, columns), config.width // config.heads, False
         ).to(x.device)
         hidden = self.transformer(torch.cat([prefix, tokens], dim=1), rotary=rotary, vector=vector)
         hidden = self.final_norm(hidden[:, prefix.shape[1] :])
-        shift, scale = self.final(F.silu(vector)).unsqueeze(1).chunk(2, dim=-1)
-        coarse = _from_patches(self.patches(torch.addcmul(shift, hidden, 1 + scale)), (rows, columns), config.patch)
-        return self.head(fine + coarse)
+        shift, scale, share = self.final(F.silu(vector)).split([config.width, config.width, config.stem], dim=1)
+        hidden = torch.addcmul(shift.unsqueeze(1), hidden, 1 + scale.unsqueeze(1))
+        coarse = _from_patches(self.patches(hidden), (rows, columns), config.patch)  # (B, stem, h, w)
+        fine = fine * (1 + share[:, :, None, None])
+        return _linear_velocity(x, time) + self.head(coarse + fine)
+
+    def _positions(self, rows: int, columns: int) -> Tensor:
+        """The learned positions of a grid of tokens, (1, N, D); those of the trained grid are stretched to others."""
+        positions = self.positions
+        if positions.shape[-2:] != (rows, columns):
+            positions = F.interpolate(positions, (rows, columns), mode="bicubic", align_corners=False)
+        return positions.flatten(2).transpose(1, 2)
 
     def _keep(self, condition: Condition, batch: int) -> dict[str, Tensor]:
         """For each condition, the rows that have it, (B, 1) bool; in training some are dropped at random."""
@@ -222,6 +234,13 @@ class FlowTransformer(PretrainedModel):
             shown = condition.source_mask.reshape(shown.shape).to(shown.dtype)
         shown = shown * keep[:, :, None, None]
         return self.source(_to_patches(torch.cat([latent * shown, shown], dim=1), self.config.patch))
+
+
+def _linear_velocity(x: Tensor, time: Tensor) -> Tensor:
+    """The velocity where latents were independent normal numbers of variance 1, as noise is: the best linear
+    prediction, to which the network adds the rest (Karras et al. 2022, section 5)."""
+    t = time[:, None, None, None].to(x.dtype)
+    return (2 * t - 1) / ((1 - t).square() + t.square()) * x
 
 
 def _waves(time: Tensor) -> Tensor:

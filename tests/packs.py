@@ -9,6 +9,7 @@ from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.models.encoders.text_transformer import TextTransformerConfig
 from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
+from codebrush.models.flow_transformer import FlowTransformer, FlowTransformerConfig
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.vqgan import VQGAN
 from codebrush.models.vqgan_sizes import vqgan_micro
@@ -53,6 +54,29 @@ def micro_transformer(codebook_size: int = 128, grid: tuple[int, int] = (8, 8), 
     model = CodeTransformer(config).eval()
     with torch.no_grad():
         model.head.weight.mul_(20)  # untrained logits are nearly flat: spread, so that conditions matter
+        for null in model.nulls.values():
+            null.mul_(20)
+    return model
+
+
+def micro_flow(latent_channels: int = 8, grid: tuple[int, int] = (8, 8), **conditions) -> FlowTransformer:
+    config = FlowTransformerConfig(
+        latent_channels=latent_channels,
+        grid=grid,
+        width=WIDTH,
+        layers=1,
+        heads=2,
+        stem=16,
+        text_features=WIDTH,
+        text_length=CONTEXT,
+        text_embedding=24,
+        **conditions,
+    )
+    model = FlowTransformer(config).eval()
+    with torch.no_grad():  # untrained gates are closed: open them, so that conditions matter
+        for name, parameter in model.named_parameters():
+            if "modulation" in name or name.startswith(("head", "final")):
+                parameter.normal_(std=0.3)
         for null in model.nulls.values():
             null.mul_(20)
     return model

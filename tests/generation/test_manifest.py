@@ -48,12 +48,12 @@ FILE, MEMORY = picture_entry("ab", "/a.png"), picture_entry("cd")
     [
         (SAMPLED, '{"method": "sample", '),
         (
-            retrieval_entry("retrieval", 2, "", [("x", 0.5)], "ff"),
+            retrieval_entry("retrieve", "retrieval", 2, "", [("x", 0.5)], "ff"),
             '{"method": "retrieve", "retrieval": {"prior": "retrieval", "neighbours": 2, "bank": "", '
             '"found": [{"name": "x", "cosine": 0.5}], "hash": "ff"}, ',
         ),
         (
-            retrieval_entry("none", 4, "", None, None),
+            retrieval_entry("retrieve", "none", 4, "", None, None),
             '{"method": "retrieve", "retrieval": {"prior": "none", "neighbours": 4, "bank": ""}, ',
         ),
         (
@@ -100,7 +100,7 @@ def test_details_are_read_as_they_were_written() -> None:
     entry = json.loads(json.dumps(edit_entry("inpaint", "a cat", FILE, box=(0, 1, 2, 3))))
     assert read_edit(entry) == {"kind": "inpaint", "prompt": "a cat", "picture": FILE, "box": (0, 1, 2, 3)}
     found = {"prior": "mlp", "neighbours": 4, "bank": ""}
-    assert read_retrieval(retrieval_entry(**found, found=None, digest="ff")) == found
+    assert read_retrieval(retrieval_entry("retrieve", **found, found=None, digest="ff")) == found
 
 
 def test_other_pictures(micro_pack: Path) -> None:

@@ -41,6 +41,7 @@ def full_condition(batch: int, seed: int = 1) -> Condition:
         text_embedding=torch.randn(batch, 4, generator=numbers),
         image_embedding=torch.randn(batch, 3, generator=numbers),
         source_codes=torch.randint(0, K, (batch, *GRID), generator=numbers),
+        source_latent=torch.randn(batch, 2, *GRID, generator=numbers),
         source_mask=torch.ones(batch, *GRID, dtype=torch.bool),
         present=torch.ones(batch, len(NAMES), dtype=torch.bool),
         labels=torch.randint(0, 6, (batch,), generator=numbers),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from codebrush.errors import PackError, UsageError
 from codebrush.models import vqgan_sizes as sizes
@@ -73,7 +74,8 @@ def test_forward_is_the_three_steps_and_the_loss(config: VQGANConfig) -> None:
     assert torch.equal(out.codes, codes)
     torch.testing.assert_close(out.images, vqgan.decode(quantised))
     torch.testing.assert_close(out.codebook_loss, vqgan.quantizer(latent).loss)
-    assert out.distance.item() > 0
+    compared = F.normalize(latent, dim=1) if config.quantizer == "vector" and config.l2_normalized else latent
+    torch.testing.assert_close(out.distance, (compared - quantised).square().mean().detach())
 
 
 def test_decoding_is_linear_to_the_unit_range_and_unclamped() -> None:

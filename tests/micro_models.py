@@ -1,4 +1,4 @@
-"""What the learning tests train: recipes of a micro CLIP, VQGAN and code transformer, and scenes of one drawn shape;
+"""What the learning tests train: recipes of a micro CLIP, VQGAN and both painters, and scenes of one drawn shape;
 each set and each model is made once for all processes."""
 
 import itertools
@@ -17,6 +17,7 @@ from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.augmentation import Augmentation
 from codebrush.training.tasks.clip import CLIPRecipe
 from codebrush.training.tasks.code_transformer import TransformerRecipe
+from codebrush.training.tasks.flow import FlowRecipe
 from codebrush.training.tasks.vqgan import VQGANRecipe
 
 SIZE = 32
@@ -34,6 +35,8 @@ VQGAN_RECIPE = VQGANRecipe(
     l2=10.0, perceptual=0.0, adversarial=0.0, learning_rate=3e-3, augmentation=Augmentation(),
 )  # fmt: skip
 TRANSFORMER_RECIPE = TransformerRecipe(width=96, layers=2, heads=4, text_length=8, dropout=0.0, learning_rate=3e-3)
+
+FLOW_RECIPE = FlowRecipe(width=96, layers=2, heads=3, stem=32, text_length=4, learning_rate=6e-3)
 
 
 def single_shapes(seed: int, count: int) -> Iterator[Scene]:

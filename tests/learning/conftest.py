@@ -11,15 +11,17 @@ from torch import Tensor
 
 import codebrush
 from codebrush.data.decoding.images import stack
-from codebrush.data.stored_codes import encode_once
+from codebrush.data.stored_codes import encode_once, latents_once
 from codebrush.data.synthetic.shapes import Scene
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.flow_transformer import FlowTransformer
 from codebrush.models.vqgan import VQGAN
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.stage import Materials, StagePlan
 from micro_models import (
     CLIP_RECIPE,
+    FLOW_RECIPE,
     SEEN,
     SIZE,
     TRANSFORMER_RECIPE,
@@ -98,4 +100,12 @@ def transformer(kept: Path, materials: Materials, clip: CLIP, vqgan: VQGAN) -> C
     plan = StagePlan("transformer", TRANSFORMER_RECIPE, loop(260, 32))
     trained = train_once(plan, materials, kept / "transformer")
     assert isinstance(trained, CodeTransformer)
+    return trained
+
+
+@pytest.fixture(scope="session")
+def flow(kept: Path, materials: Materials, clip: CLIP, vqgan: VQGAN) -> FlowTransformer:
+    materials.latents = latents_once(vqgan, materials.data.pixels, kept / "cache")
+    trained = train_once(StagePlan("flow", FLOW_RECIPE, loop(450, 64)), materials, kept / "flow")
+    assert isinstance(trained, FlowTransformer)
     return trained

@@ -18,8 +18,9 @@ from codebrush import Codebrush
 from codebrush.data.decoding.images import stack, to_pil
 from codebrush.data.synthetic.shape_recognition import recognise_shape
 from codebrush.evaluation.alignment import zero_shot
-from codebrush.generation.options import SamplingFilters
+from codebrush.generation.options import FlowSettings, SamplingFilters
 from codebrush.generation.sampling.decoding import draw_codes, picture_uniforms
+from codebrush.generation.sampling.flow import draw_latents, picture_noise
 from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
@@ -68,6 +69,18 @@ def test_transformer_draws_the_colour_and_shape_asked_for(transformer, clip, vqg
     right = np.mean([each is not None and " ".join(each) == label for each, label in zip(found, asked, strict=True)])
     print("drawn right", right)
     assert right >= 0.8
+
+
+@torch.no_grad()
+def test_the_flow_draws_the_colour_and_shape_asked_for(flow, clip, vqgan, materials: Materials):
+    asked = [label for label in LABELS for _ in range(5)]
+    condition = encode_condition(clip, materials.tokenizer, [f"a large {label}" for label in asked], flow.config)
+    noise = picture_noise(0, range(len(asked)), (flow.config.latent_channels, *flow.config.grid))
+    latents = draw_latents(flow, condition, noise, FlowSettings(10), cfg=2.0)
+    found = [recognise_shape(to_pil(image)) for image in vqgan.decode(vqgan.quantize(latents)[0])]
+    right = np.mean([each is not None and " ".join(each) == label for each, label in zip(found, asked, strict=True)])
+    print("flow right", right)
+    assert right >= 0.9
 
 
 @pytest.mark.long  # a minute and a half; tests/training/tasks/test_captioner.py has a shorter one

@@ -137,14 +137,14 @@ def test_bad_input_is_refused(brush: Codebrush, options: dict[str, Any], error: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bank": "db"}, "bank is an option of the method retrieve, not of sample"),
-        ({"bank": "db", "method": "guide"}, "bank is an option of the method retrieve, not of guide"),
-        ({"steps": 3}, "steps is an option of the method guide, not of sample"),
+        ({"bank": "db"}, "bank is an option of the methods flow and retrieve, not of sample"),
+        ({"bank": "db", "method": "guide"}, "bank is an option of the methods flow and retrieve, not of guide"),
+        ({"steps": 3}, "steps is an option of the methods flow and guide, not of sample"),
         ({"preset": "notebook", "method": "retrieve"}, "preset is an option of the method guide, not of retrieve"),
         ({"temprature": 1.0}, "generate has no option temprature: did you mean temperature?"),
         ({"lerning_rate": 1.0, "method": "guide"}, "generate has no option lerning_rate: did you mean learning_rate?"),
         ({"zzz": 1}, "generate has no option zzz"),
-        ({"method": "magic"}, "method must be one of sample, retrieve, guide, not magic"),
+        ({"method": "magic"}, "method must be one of sample, flow, retrieve, guide, not magic"),
     ],
 )
 def test_an_option_that_the_method_lacks_is_refused(brush: Codebrush, options: dict[str, Any], message: str) -> None:

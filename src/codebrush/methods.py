@@ -217,7 +217,8 @@ def find_method(name: str, options: Mapping[str, Any]) -> Method:
             continue
         owners = [other for other, method in METHODS.items() if option in method.options]
         if owners:
-            raise UsageError(f"{option} is an option of the method {' and '.join(owners)}, not of {name}")
+            of = f"the method {owners[0]}" if len(owners) == 1 else f"the methods {' and '.join(owners)}"
+            raise UsageError(f"{option} is an option of {of}, not of {name}")
         known = {"n", "seed", "upscale", "progress", *SAMPLING, *METHODS[name].options}
         raise UsageError(f"generate has no option {option}{did_you_mean(option, known)}")
     return METHODS[name]

@@ -109,7 +109,7 @@ def test_a_pack_holds_a_bank_and_a_prior(tmp_path: Path, bank: Bank) -> None:
         again = brush.replay(result.manifest)
         assert again.image.tobytes() == result.image.tobytes()
         assert again.manifest == result.manifest
-    with pytest.raises(UsageError, match="neighbours is an option of the method retrieve, not of sample"):
+    with pytest.raises(UsageError, match="neighbours is an option of the methods flow and retrieve, not of sample"):
         brush.generate("a red circle", n=1, neighbours=2)
     wide = Bank(BankConfig(23, ("a",)))
     with pytest.raises(PackError, match="bank holds vectors of 23"):

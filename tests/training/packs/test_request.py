@@ -146,7 +146,7 @@ def one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["vqgan", "r.yaml", "--vqgan", "x"], "--vqgan is for the stages transformer and upscaler"),
         (
             ["clip", "r.yaml", "--clip", "x"],
-            "--clip is for the stages vqgan, transformer, prior, captioner, upscaler and",
+            "--clip is for the stages vqgan, transformer, flow, prior, captioner, upscaler and",
         ),
         (["transformer", "r.yaml", "--name", "x"], "--name is for a whole pack"),
         (["pictures", "--source", "others"], "--source is for a single stage"),

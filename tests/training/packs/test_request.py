@@ -143,7 +143,7 @@ def one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["clip", "r.yaml", "--image-size", "64"], "--image-size is for a whole pack"),
         (["vqgan", "r.yaml", "--caption", "x"], "--caption is for a whole pack"),
         (["vqgan", "r.yaml", "--seed", "0"], "--seed is for a whole pack"),
-        (["vqgan", "r.yaml", "--vqgan", "x"], "--vqgan is for the stages transformer and upscaler"),
+        (["vqgan", "r.yaml", "--vqgan", "x"], "--vqgan is for the stages transformer, flow and upscaler"),
         (
             ["clip", "r.yaml", "--clip", "x"],
             "--clip is for the stages vqgan, transformer, flow, prior, captioner, upscaler and",

@@ -90,7 +90,7 @@ def test_it_is_trained_alone_and_blended_and_wrong_flags_are_refused(
     torch.testing.assert_close(blend.layers[0].weight, mean)
     missing = [*given[:-2], "--out", str(tmp_path / "third")]
     assert "needs the clip of an earlier one" in one_line(missing, 1, capsys)
-    assert "--vqgan is for the stages transformer and upscaler: colour needs no VQGAN" in one_line(
+    assert "--vqgan is for the stages transformer, flow and upscaler: colour needs no VQGAN" in one_line(
         [*given, "--vqgan", str(micro_pack), "--out", str(tmp_path / "third")], 2, capsys
     )
     recipe.write_text(recipe.read_text().replace("width: 24", "width: 0"))

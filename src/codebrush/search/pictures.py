@@ -143,13 +143,20 @@ def _candidates(name: str, rows: Rows, templates: Sequence[Template], names: dic
             caption = _joined(text for template in templates for text in template.fill(row.__getitem__))
             given = {key: value for key, value in row.items() if key in names and not is_empty(value)}
             columns = {names[key]: _plain(value) for key, value in given.items()}
-            stored = (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
+            stored = _stored(cell)
             if isinstance(stored, str):
                 path = escaped(os.path.normpath(rows.base / stored))
                 yield Candidate(path, name, caption, columns)
             else:
                 own = _row_name(row, cell) or f"row {start + offset}"
                 yield Candidate(f"{name}#{own}", name, caption, columns, stored or b"")
+
+
+def _stored(cell: Any) -> bytes | str | None:
+    """The file, or its path, in a cell of pictures; an empty file of a shard is no path."""
+    if not isinstance(cell, dict):
+        return cell
+    return cell.get("path") if cell.get("bytes") is None else cell["bytes"]
 
 
 def _row_name(row: dict[str, Any], cell: Any) -> str | None:

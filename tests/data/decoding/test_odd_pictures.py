@@ -239,3 +239,9 @@ def test_pipes_sockets_and_devices_are_no_files(tmp_path: Path) -> None:
         thread.join(20)
     assert len(found) == 3
     assert found[0].startswith(f"{tmp_path / 'pipe.png'}: ")
+
+
+def test_a_file_without_a_byte_is_called_empty(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(ImageError, match=r"a\.png: the file is empty"):
+        decode_image(tmp_path / "a.png")

@@ -1,5 +1,6 @@
 """Captions in the files beside pictures, whatever the tool that wrote them."""
 
+import json
 import os
 import unicodedata
 from pathlib import Path
@@ -152,3 +153,73 @@ def test_tables_of_other_things_are_looked_at_row_by_row(tmp_path: Path, monkeyp
     }
     with pytest.raises(DataError, match=r"latin\.csv: not UTF-8 text"):
         load_rows(str(tmp_path), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"description": " ", "title": "a thing"}, ["a thing"]),  # of a picture that was downloaded without a text
+        ({"caption": None, "text": "a thing"}, ["a thing"]),
+        ({"caption": [], "prompt": ["a", "b"]}, ["a", "b"]),
+        ({"caption": "", "text": float("nan")}, []),
+    ],
+)
+def test_the_first_key_with_a_caption_counts(tmp_path: Path, content: dict[str, object], expected: list[str]):
+    (tmp_path / "1.json").write_text(json.dumps(content))
+    assert read_captions(tmp_path / "1.json") == expected
+
+
+@pytest.mark.parametrize("text", ["0 0.5 0.5 0.1 0.25\n12 .2 1.0 0.1 1e-05\n", "3 0.1 0.1 0.2 0.1 0.2 0.2 0.1 0.2\n"])
+def test_boxes_of_objects_are_no_captions(tmp_path: Path, text: str):
+    (tmp_path / "1.txt").write_text(text.replace("1e-05", "1.5e-05"))
+    with pytest.raises(ValueError, match="boxes or outlines of objects"):
+        read_captions(tmp_path / "1.txt")
+    (tmp_path / "1.txt").write_text(text + "10 0.5 inch nails\n")
+    assert len(read_captions(tmp_path / "1.txt")) == text.count("\n") + 1
+
+
+@pytest.mark.parametrize("content", [b"a\0b", "a thing".encode("utf-16-le")])
+def test_a_text_with_zeros_is_none(tmp_path: Path, content: bytes):
+    (tmp_path / "1.txt").write_bytes(content)
+    with pytest.raises(ValueError, match="not UTF-8 text; save it as UTF-8"):
+        read_captions(tmp_path / "1.txt")
+
+
+def test_a_table_may_name_pictures_in_other_capitals_and_by_paths_of_another_place(tmp_path: Path):
+    names = ["1.png", "2.png", "cats/3.png", "cats/5.png", "dogs/5.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    rows = {
+        "1.PNG": "1",
+        r"C:\data\pets\2.png": "2",
+        "/mnt/pets/cats/3.png": "3",
+        "/mnt/a/5.png": "no one of two",
+        str(tmp_path / "dogs/5.png"): "dog",
+        r"\\nas\pets\CATS\5.png": "cat",
+    }
+    lines = [json.dumps({"file_name": name, "text": text}) for name, text in rows.items()]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    found = load_rows(str(tmp_path))
+    texts = dict(zip(found.text["file_name"].to_pylist(), found.text["text"].to_pylist(), strict=True))
+    right = dict(zip(names, ["1", "2", "3", "cat", "dog"], strict=True))
+    assert texts == right | {"/mnt/a/5.png": "no one of two"}
+    assert found.unread.notes == [
+        "metadata.jsonl has whole paths of another place; C:/data/pets/2.png is read as 2.png, and others so"
+    ]
+
+
+def test_paths_of_another_place_that_could_mean_one_picture_mean_none(tmp_path: Path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    lines = [json.dumps({"file_name": f"/mnt/{place}/1.png", "text": place}) for place in ("cats", "dogs")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    found = load_rows(str(tmp_path))
+    assert found.text["file_name"].to_pylist() == ["/mnt/cats/1.png", "/mnt/dogs/1.png", "1.png"]
+    assert found.unread.notes == []
+
+
+def test_a_table_without_a_row_that_can_be_read_says_so(tmp_path: Path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    (tmp_path / "metadata.jsonl").write_text('[{"file_name": "1.png"}]')
+    unread = load_rows(str(tmp_path)).unread
+    assert [reason for _, reason in unread.named] == ["not a JSON object", "none of its rows can be read"]

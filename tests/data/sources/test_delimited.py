@@ -36,6 +36,12 @@ def records(path: Path, content: str | bytes) -> list[tuple[int, dict[str, str |
         (b"file_name,text\n2.png,caf\xe9\n1.png,a thing\n", [(2, "not UTF-8 text"), (3, THING)]),
         ("file_name,text\n1.png,a thing\n".encode("utf-16"), [(2, THING)]),
         ("file_name,text\n1.png,one\u2028caption\x85\x0b\n", [(2, THING | {"text": "one\u2028caption\x85\x0b"})]),
+        ("file_name,text\n1.png,a thing\n".encode("utf-32"), [(2, THING)]),
+        (b"file_name,text\n2.png,a\0b\n1.png,a thing\n", [(2, "not UTF-8 text"), (3, THING)]),
+        ("sep=;\nfile_name;text\n1.png;a thing\n", [(3, THING)]),
+        ('"sep=\t"\r\nfile_name\ttext\r\n1.png\ta thing\r\n', [(3, THING)]),
+        ("sep=^\nfile_name^text\n1.png^a thing\n", [(3, THING)]),
+        (b"file_name,text,gr\xf6\xdfe\n1.png,a thing,2\n", [(2, THING | {r"gr\xf6\xdfe": "2"})]),
         ("", []),
         ("\n", []),
     ],
@@ -78,3 +84,9 @@ def test_few_lines_are_in_memory_at_once(tmp_path: Path, monkeypatch: pytest.Mon
     first = next(table.rows)
     assert (first.line, first.problem) == (2, "a quotation mark that is not closed")
     assert sum(row.cells.get("text") == "x" for row in table.rows) == 999
+
+
+def test_utf16_without_a_mark_is_no_text(tmp_path: Path):
+    (tmp_path / "a.csv").write_bytes("file_name,text\n1.png,a thing\n".encode("utf-16-le"))
+    with pytest.raises(ValueError, match=r"^not UTF-8 text; save it as UTF-8$"):
+        read_records(tmp_path / "a.csv")

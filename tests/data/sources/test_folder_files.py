@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,26 @@ def test_pipes_and_sockets_are_not_opened(tmp_path: Path, monkeypatch: pytest.Mo
     with socket.socket(socket.AF_UNIX) as made:
         made.bind("s.png")
         assert walked(tmp_path) == (["a.png"], {"pipe": 1, "socket": 1})
+
+
+def test_a_link_to_itself_is_a_broken_link(tmp_path: Path):
+    write(tmp_path, "a.png")
+    for name in ("b.png", "c"):
+        (tmp_path / name).symlink_to(name)
+    assert walked(tmp_path) == (["a.png", "b.png"], {"broken link": 1})  # b.png is named when it is decoded
+
+
+def test_folders_may_be_deeper_than_the_stack_of_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    depth = sys.getrecursionlimit() + 20
+    for _ in range(depth):  # one after the other, as a path is limited to 4096 characters
+        os.mkdir("d")
+        os.chdir("d")
+    Path("a.png").write_bytes(b"")
+    try:
+        assert walked(tmp_path) == ([f"{'d/' * depth}a.png"], {})
+    finally:  # the clean-up of pytest would run out of its stack
+        os.remove("a.png")
+        for _ in range(depth):
+            os.chdir("..")
+            os.rmdir("d")

@@ -161,6 +161,8 @@ def _one_error() -> Iterator[None]:
 def _opened(stream: BinaryIO) -> tuple[Image.Image, tuple[int, int] | None]:
     """The picture in a file, not decoded yet; of camera RAW its preview, and the size of the photo."""
     head = stream.read(HEAD)
+    if not head:
+        raise ImageError("the file is empty")
     name = picture_format(head)
     if name == "HEIC":
         return open_heic(stream), None

@@ -2,6 +2,7 @@
 
 import json
 import posixpath
+import re
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
@@ -15,6 +16,7 @@ from codebrush.data.sources.json_columns import whole_characters
 from codebrush.data.sources.text_files import read_text, split_lines
 from codebrush.data.sources.unread import Unread
 
+BOX = re.compile(r"\d+(\s+-?\d*\.\d+(e-?\d+)?){4,}")  # a class and its place in the picture
 ENDINGS = (".txt", ".caption", ".captions", ".cap", ".text", ".json")  # in any case; the first that exists is read
 
 
@@ -68,7 +70,10 @@ def read_captions(path: Path) -> list[str]:
     """
     text = read_text(path)
     if path.suffix.lower() != ".json":
-        return [line.strip() for line in split_lines(text) if line.strip()]
+        lines = [line.strip() for line in split_lines(text) if line.strip()]
+        if lines and all(BOX.fullmatch(line) for line in lines):
+            raise ValueError("boxes or outlines of objects as YOLO has them, not captions")
+        return lines
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -84,4 +89,4 @@ def _caption_in(values: dict[str, Any]) -> Any:
     found = usual_columns(CAPTION_COLUMNS, list(values))
     if not found:
         raise ValueError(f"no caption in it; its keys are {', '.join(values) or 'none'}")
-    return values[found[0]]
+    return next((values[name] for name in found if not is_empty(values[name])), None)

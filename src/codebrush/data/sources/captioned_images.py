@@ -129,7 +129,7 @@ class CaptionedImages:
         """The bytes or the path of a row's picture file; None if it has none."""
         stored = self._cell_of_image(index)
         if isinstance(stored, dict):
-            stored = stored.get("bytes") or stored.get("path")
+            stored = stored.get("path") if stored.get("bytes") is None else stored["bytes"]
         return self._rows.base / stored if isinstance(stored, str) else stored
 
     def contents(self, index: int) -> bytes:
@@ -223,7 +223,8 @@ def _default_template(rows: Rows) -> Template:
         if column != rows.image_column:
             return Template(f"{{{column}}}", (column,), each=True)
     columns = ", ".join(rows.text.column_names)
-    raise DataError(f'{rows.origin}: no caption column; give a template like "{{label}}" over {columns}')
+    said = "".join(f"; {line.removeprefix(f'{rows.origin}: ')}" for line in rows.unread.lines)
+    raise DataError(f'{rows.origin}: no caption column; give a template like "{{label}}" over {columns}{said}')
 
 
 def _split_clause(rows: Rows, split: str) -> Clause | None:

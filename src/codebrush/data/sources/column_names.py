@@ -16,7 +16,22 @@ CAPTION_COLUMNS = (
     "title",
 )
 # of the files of pictures
-PATH_COLUMNS = ("file_name", "image", "image_path", "path", "file", "filename", "filepath", "img")
+PATH_COLUMNS = (
+    "file_name",
+    "image",
+    "image_path",
+    "path",
+    "file",
+    "filename",
+    "filepath",
+    "img",
+    "image_name",
+    "image_file",
+    "image_filename",
+    "img_name",
+    "img_path",
+    "file_path",
+)
 NAME_COLUMNS = ("file_name", "image", "path", "id", "__key__", "key")  # how a row is called in messages
 
 # of a list of addresses to download

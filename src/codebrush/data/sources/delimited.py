@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from codebrush.data.sources.column_names import CAPTION_COLUMNS, PATH_COLUMNS, URL_CAPTION_COLUMNS, URL_COLUMNS
-from codebrush.data.sources.text_files import BROKEN, lines_of
+from codebrush.data.sources.file_names import escaped
+from codebrush.data.sources.text_files import BROKEN, NOT_TEXT, lines_of
 
 SEPARATORS = (",", ";", "\t", "|")
 KNOWN = frozenset(name.lower() for name in (*CAPTION_COLUMNS, *PATH_COLUMNS, *URL_COLUMNS, *URL_CAPTION_COLUMNS))
 LONGEST_RECORD = 1_000  # lines; a quotation mark that is not closed within so many is not one
 SWALLOWED = re.compile(r"[\r\n]\s*\S*://")  # an address behind a line break: the next row, most likely
+STATED = re.compile(
+    r'"?sep=(.)"?\s*', re.IGNORECASE
+)  # the separator, in a line above the header that Excel understands
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
 csv.field_size_limit(2**31 - 1)
 
@@ -42,15 +46,22 @@ def read_records(path: Path) -> Records:
     """The records of a file below its header. A few lines are in memory at once.
 
     The separator is the one by which the header has the most usual names, in TSV files the tab. A cell between tabs
-    is quoted if it begins and ends with a quotation mark; it holds no tab and no line break.
+    is quoted if it begins and ends with a quotation mark; it holds no tab and no line break. Bytes of the header that
+    are not UTF-8 are escaped.
 
-    Raises OSError if the file cannot be read, UnicodeDecodeError if it is damaged UTF-16.
+    Raises OSError if the file cannot be read, ValueError if its header is no text.
     """
     lines = _Lines(lines_of(path))
     while (first := lines.peek()) is not None and not first.strip():
         lines.drop(1)
-    separator = "\t" if path.suffix.lower() == ".tsv" else separator_of(first or "")
-    header = [name.strip() for name in _cells(lines, separator)[0]] if first is not None else []
+    if first is not None and "\0" in first:
+        raise ValueError(NOT_TEXT)
+    if stated := STATED.fullmatch(first or ""):
+        lines.drop(1)
+        first = lines.peek()
+    usual = "\t" if path.suffix.lower() == ".tsv" else separator_of(first or "")
+    separator = stated[1] if stated else usual
+    header = [escaped(name.strip()) for name in _cells(lines, separator)[0]] if first is not None else []
     names = distinct(header)
     note = "" if names == header else f"{path.name} has columns without a name of their own: {', '.join(names)}"
     return Records(names, note, _records(lines, separator, names))

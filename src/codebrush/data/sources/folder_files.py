@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from codebrush.data.decoding.picture_formats import EXTENSIONS
+from codebrush.data.sources.file_names import escaped
 from codebrush.data.sources.system_folders import SYSTEM_FOLDERS
 from codebrush.data.sources.unread import Unread
 
@@ -38,22 +39,25 @@ class _Walk:
 
     def take(self, place: Path, prefix: str) -> Iterator[str]:
         """The files below one folder that is no link, and the links in it for later."""
-        self.visited.add(os.path.realpath(place))
-        try:
-            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
-        except OSError as error:
-            self.unread.name(str(place), (error.strerror or str(error)).lower())
-            return
-        for entry in entries:
-            relative = f"{prefix}{entry.name}"
-            if kind := self._left_out(entry, relative):
-                self.unread.count(kind)
-            elif entry.is_dir(follow_symlinks=False):
-                yield from self.take(place / entry.name, f"{relative}/")
-            elif entry.is_dir():
-                self.links.append((place / entry.name, relative))
-            else:
-                yield relative
+        waiting = [(place, prefix)]  # not by recursion: folders may be deeper than Python's stack
+        while waiting:
+            place, prefix = waiting.pop()
+            self.visited.add(os.path.realpath(place))
+            try:
+                entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+            except OSError as error:
+                self.unread.name(escaped(str(place)), (error.strerror or str(error)).lower())
+                continue
+            for entry in entries:
+                relative = f"{prefix}{entry.name}"
+                if kind := self._left_out(entry, relative):
+                    self.unread.count(kind)
+                elif entry.is_dir(follow_symlinks=False):
+                    waiting.append((place / entry.name, f"{relative}/"))
+                elif os.path.isdir(entry):  # entry.is_dir raises OSError for a link to itself
+                    self.links.append((place / entry.name, relative))
+                else:
+                    yield relative
 
     def _left_out(self, entry: os.DirEntry[str], relative: str) -> str | None:
         """The kind of an entry that is not read, None for one that is, or that is a picture by its name."""

@@ -49,18 +49,23 @@ def described(texts: "Dataset", reserved: Collection[str] = ()) -> "Dataset | No
 
 
 def read_object(text: str) -> dict[str, Any]:
-    """The JSON object in `text`, with halves of characters replaced by U+FFFD.
+    """The JSON object in `text`, with halves of characters replaced by U+FFFD, and NaN by null.
 
     Raises:
         ValueError: if it is not JSON, or not an object.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_constant)
     except RecursionError:
         raise ValueError("its lists or objects are too deep") from None
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     return _whole(value) if re.search(r"\\u[dD]", text) or HALVES.search(text) else value
+
+
+def _constant(name: str) -> float | None:
+    """The value of NaN, by which pandas writes an empty cell, Infinity and -Infinity, which JSON does not have."""
+    return None if name == "NaN" else float(name)
 
 
 def whole_characters(text: str) -> str:

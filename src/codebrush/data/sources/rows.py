@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from codebrush.data.decoding.picture_formats import HEAD, is_picture
 from codebrush.data.sources.column_names import PATH_COLUMNS, usual_columns
 from codebrush.data.sources.file_names import escaped
 from codebrush.data.sources.folder_reader import load_folder
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
+LOOKED_AT = 100  # rows, for a picture in a column of files
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 
 
@@ -78,7 +80,9 @@ def _separate(dataset: "Dataset", base: Path, wanted: str | None, unread: Unread
 
     if len(dataset) == 0:
         raise DataError("; ".join([f"{unread.origin}: has no rows", *unread.lines]))
-    column = _image_column(unread.origin, dataset, wanted)
+    given = set(dataset.column_names)
+    dataset = _unnested(dataset)
+    column = _image_column(dataset, wanted, unread)
     if isinstance(dataset.features[column], Image):
         dataset = dataset.cast_column(column, Image(decode=False))
     images = dataset.select_columns([column])
@@ -86,7 +90,7 @@ def _separate(dataset: "Dataset", base: Path, wanted: str | None, unread: Unread
     others = [field.name for field in schema if not _is_binary(field.type) and field.name != "__url__"]
     text = dataset.select_columns(others).flatten()
     table: pa.Table = text.with_format("arrow")[:]  # pyright: ignore[reportAssignmentType]
-    short_names = [name.rsplit(".", 1)[-1] for name in table.column_names]
+    short_names = [name if name in given else name.rsplit(".", 1)[-1] for name in table.column_names]
     names = [
         short if short_names.count(short) == 1 else name
         for short, name in zip(short_names, table.column_names, strict=True)
@@ -94,13 +98,35 @@ def _separate(dataset: "Dataset", base: Path, wanted: str | None, unread: Unread
     return Rows(unread.origin, table.rename_columns(names), images, column, base, unread)
 
 
-def _image_column(source: str, dataset: "Dataset", wanted: str | None) -> str:
+def _unnested(dataset: "Dataset") -> "Dataset":
+    """The data set with each object around a picture, such as data: {image, caption}, as columns of its own."""
+    import pyarrow as pa
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    def has_pictures_inside(kind: "pa.DataType") -> bool:
+        return pa.types.is_struct(kind) and _is_binary(kind) and all(part.name != "bytes" for part in kind.fields)
+
+    while any(has_pictures_inside(field.type) for field in dataset.features.arrow_schema):
+        table: pa.Table = dataset.with_format("arrow")[:]  # pyright: ignore[reportAssignmentType]
+        columns = dict[str, pa.ChunkedArray]()
+        for field, column in zip(table.schema, table.columns, strict=True):
+            if has_pictures_inside(field.type):
+                parts = [part.name for part in field.type.fields]
+                columns |= {f"{field.name}.{part}": cells for part, cells in zip(parts, column.flatten(), strict=True)}
+            else:
+                columns[field.name] = column
+        dataset = Dataset(InMemoryTable(pa.table(columns)))
+    return dataset
+
+
+def _image_column(dataset: "Dataset", wanted: str | None, unread: Unread) -> str:
     from datasets import Image
 
     columns = dataset.column_names
     if wanted is not None:
         if wanted not in columns:
-            raise DataError(f"{source}: no column {wanted}; there are {', '.join(columns)}")
+            raise DataError(f"{unread.origin}: no column {wanted}; there are {', '.join(columns)}")
         return wanted
     schema = dataset.features.arrow_schema
     pictures = [name for name in columns if isinstance(dataset.features[name], Image)]
@@ -108,10 +134,29 @@ def _image_column(source: str, dataset: "Dataset", wanted: str | None) -> str:
     paths = [name for name in usual_columns(PATH_COLUMNS, columns) if _is_string(schema.field(name).type)]
     found = pictures or binary or paths[:1]
     if not found:
-        raise DataError(f"{source}: no column holds pictures; there are {', '.join(columns)}")
+        raise DataError(f"{unread.origin}: no column holds pictures; there are {', '.join(columns)}")
     if len(found) > 1 and "image" not in found:
-        raise DataError(f"{source}: several columns hold pictures ({', '.join(found)}); name one of them")
-    return "image" if "image" in found else found[0]
+        found = [name for name in found if _begins_with_a_picture(dataset, name)] or found
+    if len(found) > 1 and "image" not in found:
+        several = ", ".join(found)
+        raise DataError(f"{unread.origin}: several columns hold pictures ({several}); name one of them")
+    chosen = "image" if "image" in found else found[0]
+    if others := [name for name in (*pictures, *binary) if name != chosen]:
+        unread.note(f"reads the files in the column {chosen}, and not those in {', '.join(dict.fromkeys(others))}")
+    return chosen
+
+
+def _begins_with_a_picture(dataset: "Dataset", column: str) -> bool:
+    """Whether the first file in a column is a picture by its content."""
+    from datasets import Image
+
+    if isinstance(dataset.features[column], Image):
+        return True
+    for cell in dataset.select_columns([column])[:LOOKED_AT][column]:
+        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        if data:
+            return is_picture(data[:HEAD]) is not None
+    return False
 
 
 def _is_binary(kind: "pa.DataType") -> bool:

@@ -5,6 +5,7 @@ may have pictures of different kinds, and not all of these files. A shard that i
 are copied from the tar to the Arrow cache on disk, with a bounded number in memory.
 """
 
+import json
 import posixpath
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codebrush.data.decoding.picture_formats import EXTENSIONS
+from codebrush.data.decoding.picture_formats import EXTENSIONS, HEAD, is_picture
 from codebrush.data.sources.cached_rows import cached_rows, count, problem
 from codebrush.data.sources.column_names import CAPTION_COLUMNS, usual_columns
 from codebrush.data.sources.file_names import escaped
@@ -142,16 +143,18 @@ def _rows_of(path: str, files: list[tuple[str, bytes]]) -> Iterator[dict[str, An
 
     Mostly one. Names with more dots make several, by the name up to the last one ("trip 22.05.png"); a single picture
     takes all other files (0.input.png, 0.outputs.txt), and of several each takes those of its name and the shared ones.
+    A picture under another ending, or none, is one by its content where no other is.
     """
+    by_content = not any(_parted(name)[1] in PICTURES for name, _ in files)
     parted = [(*_parted(name), data) for name, data in files]
-    pictures = [(stem, ending, data) for stem, ending, data in parted if ending in PICTURES]
+    pictures = [each for each in parted if _is_picture(*each[1:], by_content)]
     texts: list[tuple[str, str, str]] = []
-    for stem, ending, data in parted:
+    for stem, ending, data in [each for each in parted if each not in pictures]:
         try:
             if ending in TEXTS or ending == "json":
                 texts.append((stem, ending, _text(ending, data)))
-            elif ending not in PICTURES:
-                yield count(f"member of the kind .{ending}")
+            else:
+                yield count(f"member of the kind .{ending}" if ending else "member without an ending")
         except UnicodeDecodeError:
             yield problem(f"{path}: {stem}.{ending}", "not UTF-8 text")
         except ValueError:
@@ -171,18 +174,38 @@ def _rows_of(path: str, files: list[tuple[str, bytes]]) -> Iterator[dict[str, An
 
 
 def _text(ending: str, data: bytes) -> str:
-    """The text of a member. Raises ValueError if it is no text, or with the ending "json" no object."""
+    """The text of a member. Raises ValueError if it is no text, or with the ending "json" neither object nor captions."""
     text = decode_text(data).strip()
-    if ending == "json":
-        read_object(text)
-    return text
+    return _object_in(text) if ending == "json" else text
 
 
 def _parted(name: str) -> tuple[str, str]:
     """The name up to its last dot, and its ending in lower case."""
     folder, base = posixpath.split(name)
-    stem, _, ending = base.rpartition(".")
-    return posixpath.join(folder, stem), ending.lower()
+    stem, dot, ending = base.rpartition(".")
+    return posixpath.join(folder, stem if dot else base), ending.lower() if dot else ""
+
+
+def _is_picture(ending: str, data: bytes, by_content: bool) -> bool:
+    known = ending in PICTURES or ending in TEXTS or ending == "json"
+    return ending in PICTURES or (by_content and not known and is_picture(data[:HEAD]) is not None)
+
+
+def _object_in(text: str) -> str:
+    """A .json file that holds a text, or a list of texts, as an object with these captions.
+
+    Raises:
+        ValueError: if it holds anything else.
+    """
+    try:
+        value = json.loads(text) if text[:1] in ('"', "[") else None
+    except RecursionError:
+        raise ValueError("its lists are too deep") from None
+    texts = [value] if isinstance(value, str) else value
+    if isinstance(texts, list) and texts and all(isinstance(each, str) for each in texts):
+        return json.dumps({"captions": texts})
+    read_object(text)
+    return text
 
 
 def _sample(
@@ -192,7 +215,7 @@ def _sample(
     row: dict[str, Any] = {}
     if picture is not None:
         stem, ending, data = picture
-        row["image"] = {"bytes": data, "path": f"{stem}.{ending}"}
+        row["image"] = {"bytes": data, "path": f"{stem}.{ending}" if ending else stem}
     for _, ending, text in texts:
         column = TEXTS.get(ending, ending)
         if column in row:

@@ -55,27 +55,61 @@ def load_files(source: str, base: Path, names: Sequence[str], unread: Unread) ->
         if builder == "table":
             return read_tables(pairs, unread)
         by_split: dict[str, list[str]] = {}
-        for file, split in _whole(pairs, unread):
+        whole = _whole(pairs, unread)
+        for file, split in whole:
             by_split.setdefault(split or "train", []).append(glob.escape(str(file)))
-        return _load_parquet(by_split)
+        return _load_parquet(by_split, _not_held([file for file, _ in whole], unread))
 
 
-def _load_parquet(by_split: dict[str, list[str]]) -> "Dataset":
+def _not_held(files: Sequence[Path], unread: Unread) -> set[str]:
+    """The columns that `datasets` cannot hold: of such types as maps, or two of one name. They go into `unread`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Features
+
+    found = dict[str, str]()
+    for schema in map(pq.read_schema, files):
+        for field in schema:
+            try:
+                Features.from_arrow_schema(pa.schema([field]))
+            except ValueError:
+                found[field.name] = f"columns of the type {field.type} are not read"
+            if schema.names.count(field.name) > 1:
+                found[field.name] = "there are several columns of this name, which are not read"
+    for name, reason in found.items():
+        unread.name(f"{unread.origin}, {name}", reason)
+    return set(found)
+
+
+def _load_parquet(by_split: dict[str, list[str]], not_held: set[str]) -> "Dataset":
     """Parquet files as one table, also if they have different columns, whose cells are null where a file has none."""
     import datasets
     from datasets.exceptions import DatasetGenerationError
 
     files = [(split, name) for split, names in by_split.items() for name in names]
     try:
-        return _load("parquet", data_files=by_split)
+        return _load("parquet", data_files=by_split, **_without(not_held, [name for _, name in files]))
     except DatasetGenerationError:
         if len(files) == 1:
             raise
-    parts = [_load("parquet", data_files=name) for _, name in files]
+    parts = [_load("parquet", data_files=name, **_without(not_held, [name])) for _, name in files]
     if list(by_split) != ["train"]:
         named = zip(parts, files, strict=True)
         parts = [part.add_column("split", [split] * len(part)) for part, (split, _) in named]  # pyright: ignore
     return datasets.concatenate_datasets(parts)
+
+
+def _without(not_held: set[str], files: Sequence[str]) -> dict[str, Any]:
+    """What tells `datasets` to leave these columns of (escaped) `files` out; nothing if there are none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Features
+
+    if not not_held:
+        return {}
+    schemas = [pq.read_schema(glob.glob(name)[0]) for name in files]
+    fields = {field.name: field for schema in schemas for field in schema if field.name not in not_held}
+    return {"columns": list(fields), "features": Features.from_arrow_schema(pa.schema(list(fields.values())))}
 
 
 def _whole(pairs: Sequence[tuple[Path, str]], unread: Unread) -> list[tuple[Path, str]]:

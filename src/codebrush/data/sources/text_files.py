@@ -1,4 +1,4 @@
-"""Reads text files: UTF-8 with or without a mark, UTF-16 with its mark; lines end in LF, CRLF or CR."""
+"""Reads text files: UTF-8 with or without a mark, UTF-16 and UTF-32 with theirs; lines end in LF, CRLF or CR."""
 
 import codecs
 import re
@@ -6,14 +6,30 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+MARKS = {  # of UTF-32 first: one of its marks begins like one of UTF-16
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 LINE_END = re.compile(r"\r\n|\r|\n")
-BROKEN = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, as `lines_of` gives them
+# What text does not hold: bytes that are not UTF-8, as `lines_of` gives them, and the zeros of UTF-16 without a mark.
+BROKEN = re.compile("[\0\udc80-\udcff]")
+NOT_TEXT = "not UTF-8 text; save it as UTF-8"
 
 
 def decode_text(data: bytes) -> str:
-    """The text in `data`. Raises UnicodeDecodeError if it is neither UTF-8 nor UTF-16 with a mark."""
-    return data.decode("utf-16" if data.startswith(UTF16_MARKS) else "utf-8-sig")
+    """The text in `data`. Raises UnicodeDecodeError if it is neither UTF-8 nor UTF-16 or UTF-32 with a mark."""
+    encoding = _encoding(data)
+    text = data.decode(encoding)
+    if "\0" in text:
+        place = data.index(0)
+        raise UnicodeDecodeError(encoding, data, place, place + 1, "text holds no zeros")
+    return text
+
+
+def _encoding(head: bytes) -> str:
+    return next((encoding for mark, encoding in MARKS.items() if head.startswith(mark)), "utf-8-sig")
 
 
 def read_text(path: Path) -> str:
@@ -29,7 +45,7 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise ValueError((error.strerror or str(error)).lower()) from error
     except UnicodeDecodeError:
-        raise ValueError("not UTF-8 text; save it as UTF-8") from None
+        raise ValueError(NOT_TEXT) from None
 
 
 def split_lines(text: str) -> list[str]:
@@ -40,10 +56,10 @@ def split_lines(text: str) -> list[str]:
 def lines_of(path: Path) -> Iterator[str]:
     """The lines of a file with their ends; bytes that are not UTF-8 become halves of characters (surrogate escapes).
 
-    Raises OSError if it cannot be read, UnicodeDecodeError if it is damaged UTF-16.
+    Raises OSError if it cannot be read, UnicodeDecodeError if it is damaged UTF-16 or UTF-32.
     """
     with path.open("rb") as file:
-        wide = file.read(2) in UTF16_MARKS
-    encoding = "utf-16" if wide else "utf-8-sig"
-    with path.open(encoding=encoding, errors="strict" if wide else "surrogateescape", newline="") as lines:
+        encoding = _encoding(file.read(4))
+    errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
+    with path.open(encoding=encoding, errors=errors, newline="") as lines:
         yield from lines

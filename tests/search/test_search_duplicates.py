@@ -157,6 +157,16 @@ def test_the_file_of_the_best_quality_is_named_whatever_its_ending_says(clip: CL
     assert len(cluster.duplicates) == 4
 
 
+def test_of_a_file_and_links_to_it_the_file_is_the_one_to_keep(clip: CLIP, tmp_path: Path) -> None:
+    scene(0, 0, 96).image.save(tmp_path / "b.png")
+    for name in ("a.png", "c.png"):
+        (tmp_path / name).symlink_to("b.png")
+    places = [str(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
+    candidates = [Candidate(path, path, "", {}) for path in places]
+    (cluster,) = find_duplicates([Source("here", 3, candidates, Unread("here"))], clip).clusters
+    assert cluster.representative == str(tmp_path / "b.png")
+
+
 def test_logos_plain_pictures_and_animations_are_told_apart(clip: CLIP, tmp_path: Path) -> None:
     for name, box in (("a", (20, 20, 140, 140)), ("b", (60, 5, 90, 155)), ("c", (5, 70, 155, 90))):
         logo = Image.new("RGBA", (160, 160))

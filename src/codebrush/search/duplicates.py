@@ -4,10 +4,12 @@ Two measures must agree: CLIP's cosine, which alone would match pictures of the 
 fingerprints that curation uses too (`data.curation.near_duplicates`).
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from codebrush.data.decoding.compression import is_lossy
 from codebrush.data.decoding.images import read_picture
 from codebrush.data.decoding.transparency import opacity
 from codebrush.data.picture_fitting import embed_views, views_for
+from codebrush.data.sources.file_names import existing
 from codebrush.errors import ImageError, UsageError
 from codebrush.models.clip import CLIP
 from codebrush.progress import Progress
@@ -249,7 +252,8 @@ def _read(clip: CLIP, candidate: Candidate) -> tuple[Features, Tensor]:
         raise ImageError(f"{candidate.path}: {error}") from error
     image = picture.image
     has_alpha = opacity(image) is not None
-    worth = quality(candidate.path, picture.size, picture.frame is not None, is_lossy(data), has_alpha)
+    is_link = candidate.data is None and os.path.islink(existing(Path(candidate.path)))
+    worth = quality(candidate.path, picture.size, picture.frame is not None, is_lossy(data), has_alpha, is_link)
     return Features(candidate.path, worth, len(data), fingerprint(image), picture.frame), views_for(clip, image)
 
 

@@ -174,7 +174,7 @@ def test_a_kind_for_which_a_package_is_missing_is_counted_with_the_remedy(
     for module, names in {
         folder_reader: ("EXTENSIONS", "is_picture_file", "kind_of_file", "to_install"),
         folder_files: ("EXTENSIONS",),
-        shard_reader: ("is_picture",),
+        shard_reader: ("readable_format",),
         unread: ("to_install",),
     }.items():
         for name in names:

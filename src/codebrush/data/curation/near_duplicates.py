@@ -107,15 +107,17 @@ _TOLERANCE = np.repeat(
 )  # (112,)
 
 
-def quality(path: str, size: tuple[int, int], is_animated: bool, is_lossy: bool, has_alpha: bool) -> int:
+def quality(
+    path: str, size: tuple[int, int], is_animated: bool, is_lossy: bool, has_alpha: bool, is_link: bool = False
+) -> int:
     """A number that is higher for the better of two files of the same picture (63 bits).
 
     A file in a bin or among thumbnails comes after all others; then more pixels win, an animation, compression without
-    loss, and transparency.
+    loss, and transparency. Of a file and a link to it the file wins.
     """
     area = size[0] * size[1]
     place = 0 if is_in_bin_or_thumbnails(path) else 1
-    return place << 62 | area << 3 | is_animated << 2 | (not is_lossy) << 1 | has_alpha
+    return place << 62 | area << 4 | is_animated << 3 | (not is_lossy) << 2 | has_alpha << 1 | (not is_link)
 
 
 def perceptual_hash(image: Image.Image) -> int:

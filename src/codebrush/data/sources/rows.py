@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from codebrush.data.decoding.picture_formats import HEAD, is_picture
+from codebrush.data.decoding.picture_formats import HEAD, readable_format
 from codebrush.data.sources.column_names import PATH_COLUMNS, usual_columns
 from codebrush.data.sources.file_names import escaped
 from codebrush.data.sources.folder_reader import load_folder
@@ -155,7 +155,7 @@ def _begins_with_a_picture(dataset: "Dataset", column: str) -> bool:
     for cell in dataset.select_columns([column])[:LOOKED_AT][column]:
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if data:
-            return is_picture(data[:HEAD]) is not None
+            return readable_format(data[:HEAD]) is not None
     return False
 
 

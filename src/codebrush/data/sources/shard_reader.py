@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codebrush.data.decoding.picture_formats import EXTENSIONS, HEAD, is_picture
+from codebrush.data.decoding.picture_formats import EXTENSIONS, HEAD, readable_format
 from codebrush.data.sources.cached_rows import cached_rows, count, problem
 from codebrush.data.sources.column_names import CAPTION_COLUMNS, usual_columns
 from codebrush.data.sources.file_names import escaped
@@ -174,7 +174,7 @@ def _rows_of(path: str, files: list[tuple[str, bytes]]) -> Iterator[dict[str, An
 
 
 def _text(ending: str, data: bytes) -> str:
-    """The text of a member. Raises ValueError if it is no text, or with the ending "json" neither object nor captions."""
+    """The text of a member. Raises ValueError if it is no text, or with the ending "json" no object or captions."""
     text = decode_text(data).strip()
     return _object_in(text) if ending == "json" else text
 
@@ -188,7 +188,7 @@ def _parted(name: str) -> tuple[str, str]:
 
 def _is_picture(ending: str, data: bytes, by_content: bool) -> bool:
     known = ending in PICTURES or ending in TEXTS or ending == "json"
-    return ending in PICTURES or (by_content and not known and is_picture(data[:HEAD]) is not None)
+    return ending in PICTURES or (by_content and not known and readable_format(data[:HEAD]) is not None)
 
 
 def _object_in(text: str) -> str:

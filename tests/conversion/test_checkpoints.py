@@ -63,12 +63,29 @@ def test_a_wrapped_state_dict(tmp_path: Path, wrapper: str, new: bool):
     assert found.extras == {"epoch": 3}
 
 
-def test_averaged_weights_come_before_those_they_average(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("raw", "averaged"),
+    [
+        ("model", "ema"),
+        ("state_dict", "ema"),
+        ("state_dict", "ema_state_dict"),
+        ("state_dict", "state_dict_ema"),
+        ("model", "model_ema"),
+        ("model_state_dict", "ema_model"),
+    ],
+)
+def test_averaged_weights_come_before_those_they_average(tmp_path: Path, raw: str, averaged: str):
     other = {name: tensor + 1 for name, tensor in state_dict().items()}
-    torch.save({"model": other, "ema": state_dict(), "steps": 9}, tmp_path / "a.pt")
+    torch.save({raw: other, averaged: state_dict(), "steps": 9}, tmp_path / "a.pt")
     found = read_checkpoint(tmp_path / "a.pt")
     assert_equal(found.tensors, state_dict())
     assert found.extras == {"steps": 9}
+
+
+def test_an_averaging_that_keeps_a_list_is_no_state_dict(tmp_path: Path):
+    ema = {"decay": 0.9, "num_updates": torch.tensor(7), "shadow_params": list(state_dict().values())}
+    torch.save({"state_dict": state_dict(), "ema": ema}, tmp_path / "a.pt")
+    assert_equal(read_checkpoint(tmp_path / "a.pt").tensors, state_dict())
 
 
 def test_a_state_dict_is_not_taken_for_a_wrapper(tmp_path: Path):

@@ -19,9 +19,10 @@ from torch import Tensor
 from codebrush.conversion.archives import LEGACY_MAGIC, read_archive, read_legacy
 from codebrush.errors import PackError
 
-# Keys under which a state dict may be stored; the first that holds tensors counts. Averaged (EMA) weights come before
-# the raw ones, because they are what made the published results.
-WRAPPERS = ("state_dict", "model_state_dict", "ema", "model", "module")
+# Keys under which a state dict may be stored; the first that holds tensors counts. Averaged (EMA) weights come
+# before the raw ones, because they are what made the published results.
+AVERAGED = ("ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model")
+WRAPPERS = (*AVERAGED, "state_dict", "model_state_dict", "model", "module")
 _PREFIXES = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
 
 UNKNOWN = "is not a checkpoint of a known format (safetensors, torch.save, TorchScript); fetch the right file"
@@ -201,7 +202,11 @@ def _wrapper(value: Mapping[Any, Any]) -> str | None:
     if any(isinstance(item, Tensor) and item.ndim for item in value.values()):
         return None
     mappings = [(name, value[name]) for name in WRAPPERS if isinstance(value.get(name), Mapping)]
-    return next((name for name, item in mappings if any(True for _ in _flatten(item, "", set()))), None)
+    held = {name: sum(1 for _ in _flatten(item, "", set())) for name, item in mappings}
+    # An averaging may keep its weights as a list, with nothing but a counter beside it.
+    fewest = max([number for name, number in held.items() if name not in AVERAGED], default=0)
+    enough = {name: max(fewest if name in AVERAGED else 1, 1) for name in held}
+    return next((name for name, number in held.items() if number >= enough[name]), None)
 
 
 def _flatten(value: Mapping[Any, Any], prefix: str, met: set[int]) -> Iterator[tuple[str, Tensor]]:

@@ -14,7 +14,7 @@ class UsageError(CodebrushError):
 
 
 class PromptError(CodebrushError):
-    """A prompt is empty, too long or cannot be parsed."""
+    """A prompt or another text is empty, too long, cannot be parsed, or has no word that the pack can read."""
 
 
 class PackError(CodebrushError):

@@ -300,7 +300,13 @@ class Codebrush(LoadedPack):
         fit: Fit | None = None,
     ) -> list[list[tuple[str, float]]]:
         """For each picture the labels, with `none` also "none of these", with their probabilities, likeliest first; see
-        `ZeroShotClassifier`. `fit` is as in `embed_images`.
+        `ZeroShotClassifier`. `fit` is as in `embed_images`. Labels of which the pack reads nothing are left out with a
+        warning.
+
+        Raises:
+            PromptError: if so few labels can be read that there is nothing to choose between.
+            UsageError: if the labels are too few, or one is empty or given twice.
+            ImageError: if a picture cannot be read.
         """
         temperature = pack_temperature(self.pack.info)
         classifier = ZeroShotClassifier(self.clip, self.tokenizer, labels, temperature=temperature, none=none)

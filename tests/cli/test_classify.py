@@ -13,6 +13,7 @@ from codebrush import Codebrush
 from codebrush.cli.main import run
 from codebrush.data.picture_fitting import FITS
 from codebrush.data.synthetic.shapes import scene
+from codebrush.errors import PromptError
 from codebrush.understanding.classification import ZeroShotClassifier
 from packs import write_micro_pack
 
@@ -189,3 +190,62 @@ def test_none_of_these(micro_pack: Path, pictures: list[str], capsys: pytest.Cap
     assert "are the same" in capsys.readouterr().err
     assert run(["classify", pictures[0], "--probe", "x.safetensors", "--none"]) == 2
     assert "--none cannot be used with --probe" in capsys.readouterr().err
+
+
+def test_labels_that_cannot_be_read_are_left_out(
+    micro_pack: Path, pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [pictures[0], "--pack", str(micro_pack), "--labels"]
+    assert run(["classify", *given, "cat,火箭,dog", "--json"]) == 0
+    output = capsys.readouterr()
+    report = json.loads(output.out)
+    assert report["unread_labels"] == ["火箭"]
+    found = {each["label"]: each["probability"] for each in report["results"][0]["labels"]}
+    brush = Codebrush.from_pretrained(micro_pack)
+    assert found == pytest.approx(dict(brush.classify(pictures[:1], ["cat", "dog"])[0]), abs=1e-6)
+    assert 'the pack cannot read the label "火箭", so it is left out' in output.err
+    with pytest.warns(UserWarning, match="so they are left out"):
+        (ranking,) = brush.classify(pictures[:1], ["cat", "火箭", "dog", "飞机"])
+    assert {label for label, _ in ranking} == {"cat", "dog"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "complaint"),
+    [
+        (["火箭", "飞机"], 'the pack cannot read the labels "火箭", "飞机": use words of a language'),
+        (["火箭", "cat"], 'the pack cannot read the label "火箭", so "cat" is the only label left: use words'),
+    ],
+)
+def test_nothing_readable_to_choose_between_is_refused(
+    micro_pack: Path, pictures: list[str], capsys: pytest.CaptureFixture[str], labels: list[str], complaint: str
+) -> None:
+    assert run(["classify", pictures[0], "--labels", ",".join(labels), "--pack", str(micro_pack)]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"codebrush: {complaint}")
+    assert output.err.count("\n") == 1
+    with pytest.raises(PromptError, match="the pack cannot read"):
+        Codebrush.from_pretrained(micro_pack).classify(pictures[:1], labels)
+
+
+def test_labels_that_are_not_printed_are_counted(
+    micro_pack: Path, pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = [f"label {number}" for number in range(12)]
+    given = [pictures[0], "--labels", ",".join(labels), "--pack", str(micro_pack)]
+
+    def lines(*more: str) -> list[str]:
+        assert run(["classify", *given, *more]) == 0
+        return capsys.readouterr().out.splitlines()[1:]
+
+    found = lines()
+    assert len(found) == 11
+    assert found[-1] == "  2 more: --top-k 12, or --json"
+    assert len(lines("--top-k", "12")) == 12
+    with_none = lines("--none", "--top-k", "3")
+    assert sum("none of these" in line for line in with_none) == 1
+    assert sum(" label " in line for line in with_none) == 3
+    assert with_none[-1] == "  9 more: --top-k 12, or --json"
+    assert len(answer(capsys, *given)["results"][0]["labels"]) == 12
+    cut = answer(capsys, *given, "--none", "-k", "3")["results"][0]
+    assert (len(cut["labels"]), cut["more"]) == (4, 9)

@@ -8,7 +8,7 @@ import tokenizers
 
 from codebrush.errors import PromptError
 from codebrush.text.prompts import doubts, understood
-from codebrush.text.reading import read_prompt, readable, unread
+from codebrush.text.reading import is_unreadable, read_prompt, readable, unread
 from codebrush.text.scripts import script_counts
 from codebrush.text.tokenizer import Tokenizer, train_bpe
 
@@ -123,6 +123,28 @@ def test_a_prompt_is_read_with_one_line_for_each_doubt(wordpiece: Tokenizer) -> 
     (time,) = warned(lambda: read_prompt("at 12:30", wordpiece))
     assert time.startswith('"at 12" is read with the weight 30')
     (line,) = warned(lambda: read_prompt("一 二 三 四 五 六 七只 apple", wordpiece))
-    assert line.startswith('the pack cannot read "一", "二", "三", "四", "五" and 2 more, so it counts for nothing')
+    assert line.startswith('the pack cannot read "一", "二", "三", "四", "五" and 2 more, so they count for nothing')
     assert "the built-in pack: English" in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("text", "is_lost"),
+    [
+        ("龙", True),
+        ("火箭, 猫!", True),
+        ("火箭 !", True),
+        ("火箭 rocket", False),
+        ("a cat", False),
+        ("!!", False),
+        ("🍎", False),
+    ],
+)
+def test_texts_of_which_nothing_can_be_read(wordpiece: Tokenizer, text: str, is_lost: bool) -> None:
+    assert is_unreadable(text, wordpiece) == is_lost
+
+
+@pytest.mark.parametrize(("text", "counts"), [("苹果", "so it counts"), ("苹果 рыжий", "so they count")])
+def test_the_warning_agrees_in_number(wordpiece: Tokenizer, text: str, counts: str) -> None:
+    with pytest.warns(UserWarning, match=f"{counts} for nothing"):
+        read_prompt(text, wordpiece)

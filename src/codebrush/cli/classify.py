@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from codebrush.pipeline import Codebrush
 
+SHOWN = 10  # labels that are printed for a picture unless --top-k says how many
 ZERO_SHOT_FLAGS = ("labels", "labels_file", "template", "temperature", "none")
 
 
@@ -42,7 +43,12 @@ def classify(
     none: Annotated[
         bool, typer.Option("--none", help='Add the answer "none of these", for pictures that fit other texts better.')
     ] = False,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Number of labels to print for each picture.")] = 5,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            "--top-k", "-k", min=1, help="Number of labels to print for each picture.  [10; with --json all of them]"
+        ),
+    ] = None,
     fit: FitOption = None,
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
@@ -64,12 +70,9 @@ def classify(
 
     def classified(_: int, path: Path) -> dict[str, Any]:
         picture, frame = seen_picture(brush.clip, path)
-        best = rank(brush.embed_images([picture], rule))[0][:top_k]
-        return {
-            "path": str(path),
-            **frame,
-            "labels": [{"label": label, "probability": chance} for label, chance in best],
-        }
+        ranking = rank(brush.embed_images([picture], rule))[0]
+        count = len(ranking) if json_output and top_k is None else top_k or SHOWN
+        return {"path": str(path), **frame, **_best(ranking, count)}
 
     results = each_readable(files, skipped, classified)
     seconds = round(time.perf_counter() - start, 3)
@@ -117,6 +120,8 @@ def _zero_shot_classifier(given: dict[str, Any]) -> MakeClassifier:
         used = pack_temperature(brush.pack.info) if temperature is None else temperature
         classifier = ZeroShotClassifier(brush.clip, brush.tokenizer, labels, sentences, used, given["none"])
         about = {"temperature": used, "templates": list(sentences), **unread_entry(brush.tokenizer, labels)}
+        if classifier.unread_labels:
+            about["unread_labels"] = classifier.unread_labels
         return classifier.rank, about
 
     return make
@@ -140,8 +145,25 @@ def _probe_classifier(path: Path) -> MakeClassifier:
     return make
 
 
+def _best(ranking: list[tuple[str, float]], count: int) -> dict[str, Any]:
+    """The entries of the first `count` labels, and of the answer "none of these", which takes no label's place; and how
+    many `more` there are, if any.
+    """
+    from codebrush.understanding.classification import NONE
+
+    labels = [each for each in ranking if each[0] != NONE][:count]
+    best = [each for each in ranking if each in labels or each[0] == NONE]
+    more = {"more": len(ranking) - len(best)} if len(best) < len(ranking) else {}
+    return {"labels": [{"label": label, "probability": chance} for label, chance in best], **more}
+
+
 def _print(results: list[dict[str, Any]]) -> None:
+    from codebrush.understanding.classification import NONE
+
     for result in results:
         print(result["path"])
         for each in result["labels"]:
             print(f"  {each['probability']:6.1%}  {each['label']}")
+        if "more" in result:
+            own = [each for each in result["labels"] if each["label"] != NONE]
+            print(f"  {result['more']:,} more: --top-k {len(own) + result['more']}, or --json")

@@ -14,6 +14,7 @@ from codebrush.text.prompts import doubts, parse_prompt
 from codebrush.text.scripts import script
 from codebrush.text.tokenizer import Tokenizer
 
+REMEDY = "use words of a language that the pack was trained on (the built-in pack: English)"
 NAMED = 5  # words that the warning lists
 NAME_LENGTH = 30  # letters of each
 # So many tokens of several letters (of one, in Chinese writing) show that a vocabulary was made for a script; one in
@@ -56,16 +57,29 @@ def unread(texts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
     return [word for word in words if _unknown(word, tokenizer) or _foreign(word, tokenizer)]
 
 
+def is_unreadable(text: str, tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer reads nothing of a text: it has words that cannot be read (see `unread`), and the others
+    hold only punctuation.
+    """
+    lost = set(unread([text], tokenizer))
+    others = [word for word in _WORD.findall(readable(text, tokenizer)) if word not in lost]
+    return bool(lost) and all(unicodedata.category(letter)[0] == "P" for word in others for letter in word)
+
+
+def named_texts(texts: Sequence[str]) -> str:
+    """The first of the texts or words in quotes, each cut to a few letters, and how many more there are."""
+    shown = ", ".join(f'"{text[:NAME_LENGTH]}"' for text in texts[:NAMED])
+    return shown + (f" and {len(texts) - NAMED} more" if len(texts) > NAMED else "")
+
+
 def warn_unread(texts: Sequence[str], tokenizer: Tokenizer) -> None:
     """One warning that names the words which the tokenizer cannot read, if there are any."""
     words = unread(texts, tokenizer)
     if not words:
         return
-    shown = ", ".join(f'"{word[:NAME_LENGTH]}"' for word in words[:NAMED])
-    more = f" and {len(words) - NAMED} more" if len(words) > NAMED else ""
+    counts = "it counts" if len(words) == 1 else "they count"
     warnings.warn(
-        f"the pack cannot read {shown}{more}, so it counts for nothing: use words of a language that the pack was "
-        "trained on (the built-in pack: English)",
+        f"the pack cannot read {named_texts(words)}, so {counts} for nothing: {REMEDY}",
         UserWarning,
         stacklevel=3,
     )

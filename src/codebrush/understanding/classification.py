@@ -1,6 +1,7 @@
 """Zero-shot classification: probabilities of labels for pictures, from CLIP's embeddings of the labels' texts."""
 
 import csv
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from codebrush.data.picture_fitting import Fit, embed_views, views_for
 from codebrush.data.text_embedding import embed_texts
-from codebrush.errors import PackError, UsageError
+from codebrush.errors import PackError, PromptError, UsageError
 from codebrush.files import read_entries
 from codebrush.models.clip import CLIP
 from codebrush.text.other_things import OTHER_TEXTS
 from codebrush.text.prompts import ZERO_SHOT_TEMPLATES
+from codebrush.text.reading import REMEDY, is_unreadable, named_texts
 from codebrush.text.tokenizer import Tokenizer
 
 BATCH = 32  # pictures or sentences encoded together
@@ -33,7 +35,11 @@ class ZeroShotClassifier:
     With `none` the last label is "none of these". Its share of the softmax is that of a fixed list of texts about other
     things (`OTHER_TEXTS`) together, as if they were labels too. A single label is enough then.
 
+    Labels of which the tokenizer reads nothing say nothing about a picture: they are left out with a warning, have no
+    probability, and are listed in `unread_labels`. `labels` are the others.
+
     Raises:
+        PromptError: if so many labels cannot be read that there is nothing to choose between.
         UsageError: if there are fewer than two labels, one is empty, or two are the same but for case and spaces; if a
             template does not hold {} once; if the temperature is not positive.
     """
@@ -49,6 +55,7 @@ class ZeroShotClassifier:
     ):
         check_labels(labels, none)
         check_temperature(temperature)
+        labels, self.unread_labels = _split_labels(labels, tokenizer, none)
         self.clip, self.labels, self.temperature = clip, (*labels, NONE) if none else tuple(labels), temperature
         self.classes = label_embeddings(clip, tokenizer, labels, templates)
         self.others = embed_texts(clip, tokenizer, OTHER_TEXTS, BATCH, on_long="truncate") if none else None  # (N, E)
@@ -99,6 +106,21 @@ def check_labels(labels: Sequence[str], none: bool = False) -> None:
         seen[key] = label
     if len(labels) == 1 and not none:
         raise UsageError(f'"{labels[0]}" is the only label, so its probability is always 1: give at least one more')
+
+
+def _split_labels(labels: Sequence[str], tokenizer: Tokenizer, none: bool) -> tuple[list[str], list[str]]:
+    """The labels that are compared with pictures, and those of which nothing can be read, after a warning for them."""
+    lost = [label for label in labels if is_unreadable(label, tokenizer)]
+    known = [label for label in labels if label not in lost]
+    if lost and len(known) < (1 if none else 2):
+        rest = f', so "{known[0]}" is the only label left' if known else ""
+        kind = "label" if len(lost) == 1 else "labels"
+        raise PromptError(f"the pack cannot read the {kind} {named_texts(lost)}{rest}: {REMEDY}")
+    if lost:
+        kind, are = ("label", "it is") if len(lost) == 1 else ("labels", "they are")
+        message = f"the pack cannot read the {kind} {named_texts(lost)}, so {are} left out: {REMEDY}"
+        warnings.warn(message, UserWarning, stacklevel=3)
+    return known, lost
 
 
 def check_templates(templates: Sequence[str]) -> None:

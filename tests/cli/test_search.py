@@ -13,6 +13,7 @@ from codebrush.cli.main import run
 from codebrush.data.synthetic.shapes import scene
 from codebrush.search.database import TABLE_FOLDER
 from codebrush.search.native_stderr import DEBUG_VARIABLE
+from codebrush.search.nearness import Nearness
 from packs import write_micro_pack
 
 
@@ -299,8 +300,8 @@ def test_whether_anything_is_near(database: Path, micro_pack: Path, capsys: pyte
         assert (reports[name]["near"], reports[name]["level"]) == (None, None)
     assert run(["search", "a red flower", *arguments]) == 0
     output = capsys.readouterr()
-    share = f"{1 - level:.0%} of texts about other things fit a picture as well or better"
-    assert output.err == (f"codebrush: nothing is near: {share}\n" if level < 0.95 else "")
+    doubt = Nearness(level).doubt
+    assert output.err == ("" if doubt is None else f"codebrush: {doubt}\n")
     assert len(output.out.splitlines()) == 6, "results are never left out for it"
 
 
@@ -309,3 +310,69 @@ def test_the_least_score(ask) -> None:
     kept = ask("a red flower", "--min-score", f"{(scores[1] + scores[2]) / 2:.6f}")
     assert [each["score"] for each in kept] == scores[:2]
     assert ask("a red flower", "--min-score", "1") == []
+
+
+def test_a_query_that_cannot_be_read_finds_captions_alone(
+    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index, caption in enumerate(["a red flower", "一条龙 in the sky", "a cat"]):
+        scene(0, index, 32).image.save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text(caption)
+    given = ["--db", str(tmp_path / "db"), "--pack", str(micro_pack)]
+    assert run(["index", str(tmp_path), *given]) == 0
+
+    def found(*arguments: str) -> tuple[list[str], str]:
+        capsys.readouterr()
+        assert run(["search", *arguments, *given, "--json"]) == 0
+        output = capsys.readouterr()
+        return [each["caption"] for each in json.loads(output.out)["results"]], output.err
+
+    capsys.readouterr()
+    assert run(["search", "龙", *given]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert output.err.startswith('codebrush: the pack cannot read "龙", so no picture can be found by it: use words')
+    assert found("龙", "--mode", "text") == (["一条龙 in the sky"], "")
+    hybrid, said = found("龙", "--mode", "hybrid")
+    assert hybrid == ["一条龙 in the sky"]
+    assert said == 'codebrush: the pack cannot read "龙", so only captions are searched for\n'
+    picture = ["--image", str(tmp_path / "2.png")]
+    alone, _ = found(*picture)
+    assert alone[0] == "a cat"
+    both, said = found("龙", *picture)
+    assert both == alone
+    assert said.startswith('codebrush: the pack cannot read "龙", so only pictures like --image are searched for')
+    assert found("a cat", "--without", "龙")[0] == found("a cat")[0]
+    mixed, _ = found("龙", *picture, "--mode", "hybrid")
+    assert set(mixed[:2]) == {"一条龙 in the sky", "a cat"}
+
+
+def test_nothing_is_said_above_captions_that_were_found(
+    database: Path, micro_pack: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codebrush.search.nearness.nearness", lambda *_, **__: Nearness(0.5))
+    given = ["--db", str(database), "--pack", str(micro_pack), "--mode", "hybrid"]
+    capsys.readouterr()
+    for query, said in (("red flower", False), ("submarine", True)):
+        assert run(["search", query, *given]) == 0
+        assert ("nothing is near" in capsys.readouterr().err) == said
+
+
+def test_the_best_score_below_the_least_one_is_named(
+    ask, database: Path, micro_pack: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = ask("a red flower")[0]["score"]
+    monkeypatch.setattr("codebrush.search.nearness.nearness", lambda *_, **__: Nearness(0.97))
+    given = ["search", "a red flower", "--db", str(database), "--pack", str(micro_pack), "--min-score"]
+    least = f"{best + 0.01:.2f}"
+    assert run([*given, least]) == 0
+    assert capsys.readouterr().out == f"nothing found: the best is {best:.4f}, below --min-score {float(least):g}\n"
+    assert run([*given, least, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["results"], report["near"], report["level"]) == ([], False, 0.97)
+    assert report["best_score"] == pytest.approx(best)
+    assert run([*given, f"{best - 0.01:.2f}", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["near"]
+    assert "best_score" not in report

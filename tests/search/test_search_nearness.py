@@ -106,3 +106,16 @@ def test_the_least_score_is_a_cosine(tmp_path: Path) -> None:
         search(database, QUERY, min_score=1.5)
     with pytest.raises(UsageError, match="the mode text has other scores than cosines"):
         search(database, None, "a", mode="text", min_score=0.3)
+
+
+@pytest.mark.parametrize(
+    ("level", "doubt"),
+    [
+        (0.95, None),
+        (0.91, "perhaps nothing is near: 9% of texts about other things fit a picture as well or better"),
+        (0.8, "perhaps nothing is near: 20% of texts about other things fit a picture as well or better"),
+        (0.79, "nothing is near: 21% of texts about other things fit a picture as well or better"),
+    ],
+)
+def test_words_for_how_near_a_text_is(level: float, doubt: str | None) -> None:
+    assert Nearness(level).doubt == doubt

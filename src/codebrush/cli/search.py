@@ -11,7 +11,7 @@ import typer
 from codebrush.cli.flags import JsonOption, given_flags, refuse
 from codebrush.cli.output import check_folder, print_json, print_table, unread_entry
 from codebrush.cli.pictures import frame_entry, seen_picture
-from codebrush.errors import UsageError
+from codebrush.errors import PromptError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,11 +75,15 @@ def search(
         print(f"codebrush: {WORDS_UPDATED}", file=sys.stderr)
     vector = judged = None
     picture, frame = _picture(brush, database, image)
+    mode = _mode_that_reads(brush, query, picture is not None, mode)
     if mode is not Mode.TEXT:
-        text = None if query is None else brush.embed_text([query])[0]
-        vector = combine(text, picture, brush.embed_text(without) if without else None, image_weight)
-        judged = None if text is None else _judged(brush, database, text, where)
-    hits = find(database, vector, query, k=k, where=where, mode=mode.value, without=without or (), min_score=min_score)
+        text, unwanted = _embedded(brush, [query] if query else []), _embedded(brush, without or ())
+        vector = combine(None if text is None else text[0], picture, unwanted, image_weight)
+        judged = None if text is None else _judged(brush, database, text[0], where)
+    asked: dict[str, Any] = {"where": where, "without": without or ()}
+    hits = find(database, vector, query, k=k, mode=mode.value, min_score=min_score, **asked)
+    below = [] if hits or min_score is None else find(database, vector, query, k=1, mode=mode.value, **asked)
+    by_words = mode is Mode.HYBRID and judged is not None and find(database, None, query, k=1, mode="text", **asked)
     if sheet is not None and hits:
         _draw(hits, sheet)
     elif sheet is not None:
@@ -87,9 +91,11 @@ def search(
     if json_output:
         drawn: dict[str, Any] = {"sheet": str(sheet)} if sheet is not None and hits else {}
         drawn |= unread_entry(brush.tokenizer, [*([] if query is None else [query]), *(without or ())])
-        print_json(_report(hits, judged) | frame | drawn)
+        print_json(_report(hits, below, judged) | frame | drawn)
+    elif below:
+        print(f"nothing found: the best is {below[0].score:.4f}, below --min-score {min_score:g}")
     else:
-        _print(hits, sheet, judged)
+        _print(hits, sheet, None if judged is None or by_words else judged.doubt)
 
 
 def _check_query(
@@ -135,6 +141,31 @@ def _picture(brush: "Codebrush", database: "Database", image: Path | None) -> "t
     return brush.embed_images([picture], database.mark.fit)[0], frame
 
 
+def _mode_that_reads(brush: "Codebrush", query: str | None, has_picture: bool, mode: Mode) -> Mode:
+    """The mode in which a query can be searched for: if the pack reads nothing of it, only captions may have it.
+
+    Raises PromptError if nothing is left to compare pictures with.
+    """
+    from codebrush.text.reading import REMEDY, is_unreadable, named_texts
+
+    if query is None or mode is Mode.TEXT or not is_unreadable(query, brush.tokenizer):
+        return mode
+    lost = f"the pack cannot read {named_texts([query])}"
+    if mode is Mode.VECTOR and not has_picture:
+        raise PromptError(f"{lost}, so no picture can be found by it: {REMEDY}, or search captions with --mode text")
+    left = (["pictures like --image"] if has_picture else []) + (["captions"] if mode is Mode.HYBRID else [])
+    print(f"codebrush: {lost}, so only {' and '.join(left)} are searched for", file=sys.stderr)
+    return mode if has_picture else Mode.TEXT
+
+
+def _embedded(brush: "Codebrush", texts: Sequence[str]) -> "Tensor | None":
+    """The embeddings (N, E) of those of the texts of which the pack reads anything, which may be none."""
+    from codebrush.text.reading import is_unreadable
+
+    known = [text for text in texts if not is_unreadable(text, brush.tokenizer)]
+    return brush.embed_text(known) if known else None
+
+
 def _judged(brush: "Codebrush", database: "Database", text: "Tensor", where: str | None) -> "Nearness | None":
     from codebrush.search.nearness import nearness
     from codebrush.understanding.classification import pack_temperature
@@ -143,23 +174,28 @@ def _judged(brush: "Codebrush", database: "Database", text: "Tensor", where: str
     return nearness(database, text, brush.clip, brush.tokenizer, temperature=temperature, where=where)
 
 
-def _report(hits: "list[Hit]", judged: "Nearness | None") -> dict[str, Any]:
-    """The results for --json, and whether any picture is near to the text: null where that is not known."""
+def _report(hits: "list[Hit]", below: "list[Hit]", judged: "Nearness | None") -> dict[str, Any]:
+    """The results for --json, and whether any picture is near to the text: null where that is not known. If all are
+    below the least score, none is near enough, and `best_score` is the highest.
+    """
     shown = ("path", "score", "caption", "exists", "columns")
-    near = {"near": None, "level": None} if judged is None else {"near": judged.near, "level": judged.level}
+    near: dict[str, Any] = {"near": None, "level": None}
+    if judged is not None:
+        near = {"near": judged.near and not below, "level": judged.level}
+    if below:
+        near["best_score"] = below[0].score
     results = [{name: getattr(hit, name) for name in shown} | frame_entry(hit.frame) for hit in hits]
     return {"results": results, **near}
 
 
-def _print(hits: "list[Hit]", sheet: Path | None, judged: "Nearness | None") -> None:
+def _print(hits: "list[Hit]", sheet: Path | None, doubt: str | None) -> None:
     from rich.table import Table
 
     if not hits:
         print("nothing found")
         return
-    if judged is not None and not judged.near:
-        share = f"{1 - judged.level:.0%} of texts about other things fit a picture as well or better"
-        print(f"codebrush: nothing is near: {share}", file=sys.stderr)
+    if doubt is not None:
+        print(f"codebrush: {doubt}", file=sys.stderr)
     table = Table("score", "picture", "caption", box=None, header_style="bold")
     for hit in hits:
         table.add_row(f"{hit.score:.4f}", hit.path if hit.exists else f"{hit.path} (gone)", hit.caption)

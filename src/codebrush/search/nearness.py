@@ -26,6 +26,7 @@ from codebrush.text.other_things import LIST_HASH, OTHER_TEXTS
 from codebrush.text.tokenizer import Tokenizer
 
 NEAR = 0.95  # a text is near if it fits better than this share of the texts about other things
+UNSURE = 0.8  # from this share on it may be near; below, hardly
 FEWEST = 64  # of these texts; if fewer are left, the database has pictures of nearly everything
 BATCH = 32  # texts encoded together
 
@@ -42,6 +43,14 @@ class Nearness:
     def near(self) -> bool:
         """Whether a picture is near to the text."""
         return self.level >= NEAR
+
+    @property
+    def doubt(self) -> str | None:
+        """What there is to say to a reader of the results; None if a picture is near."""
+        if self.near:
+            return None
+        opening = "perhaps nothing is near" if self.level >= UNSURE else "nothing is near"
+        return f"{opening}: {1 - self.level:.0%} of texts about other things fit a picture as well or better"
 
 
 def nearness(

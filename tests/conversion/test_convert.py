@@ -24,7 +24,15 @@ from codebrush.models.translator import Translator, TranslatorConfig
 from codebrush.models.upscaler import Upscaler, UpscalerConfig
 from codebrush.pack.members import MEMBERS
 from golden_files import golden
-from packs import micro_captioner, micro_clip, micro_tokenizer, micro_transformer, micro_vqgan, write_micro_pack
+from packs import (
+    micro_captioner,
+    micro_clip,
+    micro_flow,
+    micro_tokenizer,
+    micro_transformer,
+    micro_vqgan,
+    write_micro_pack,
+)
 
 VISION = VisionTransformerConfig(32, 16, 64, 2, 1, 24, activation="quick_gelu")
 RESNET = ModifiedResNetConfig(64, 4, (1, 2, 1, 1), 2, 24)
@@ -157,6 +165,7 @@ def test_a_member_without_a_published_layout_is_refused_in_one_line(name: str, t
     models = {
         "vqgan": micro_vqgan(),
         "transformer": micro_transformer(),
+        "flow": micro_flow(),
         "captioner": micro_captioner(),
         "upscaler": Upscaler(UpscalerConfig(2, 4, 1)),
         "bank": Bank(BankConfig(4, ("a cat",))),

@@ -42,7 +42,7 @@ def test_cells_that_do_not_fit_are_one_line_a_column(
         lines = []
         for index, price in enumerate(prices):
             scene(0, index, 32).image.save(tmp_path / name / f"{index}.png")
-            lines.append(json.dumps({"image": f"{index}.png", "price": price}))
+            lines.append(json.dumps({"image": f"{index}.png", "price": price, "text": "thing"}))
         (tmp_path / name / "list.jsonl").write_text("\n".join(lines))
     places = [str(tmp_path / name / "list.jsonl") for name in ("first", "second")]
     assert run(["index", *places, "--db", str(tmp_path / "db"), "--pack", str(micro_pack), "--json"]) == 0
@@ -161,3 +161,20 @@ def test_other_names_of_columns_are_said_once_and_not_for_technical_fields(
     found = ["--db", str(tmp_path / "db"), "--pack", str(micro_pack), "--json"]
     assert run(["search", "x", "--where", "__key__ = 'a' AND source_width = 7 AND width = 32", *found]) == 0
     assert len(json.loads(capsys.readouterr().out)["results"]) == 1
+
+
+def test_columns_that_could_be_captions_are_named(
+    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = tmp_path / "shop" / "Fotos"
+    pictures.mkdir(parents=True)
+    scene(0, 0, 32).image.save(pictures / "1.png")
+    (tmp_path / "shop" / "list.csv").write_text("Bild;Bezeichnung;Preis\n1.png;Apfel;0,99\n")
+    command = ["index", str(tmp_path / "shop"), "--db", str(tmp_path / "db"), "--pack", str(micro_pack)]
+    hint = 'no column of captions among Bezeichnung, Preis; --caption "{Bezeichnung}" makes captions of that one\n'
+    assert run(command) == 0
+    assert hint in capsys.readouterr().err
+    assert run([*command, "--caption", "{Bezeichnung}"]) == 0
+    output = capsys.readouterr()
+    assert "0 added, 1 updated" in output.out
+    assert "no column of captions" not in output.err

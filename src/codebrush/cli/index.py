@@ -70,6 +70,8 @@ def index(
         names = ", ".join(f"{each['column']!r} is {each['as']}" for each in new if not each["column"].startswith("__"))
         if names:
             print(f"codebrush: columns of {source.name} with other names in the database: {names}", file=sys.stderr)
+        if source.captionless:
+            print(f"codebrush: {source.name}: {_captionless(source.captionless)}", file=sys.stderr)
     for each in report.unfit:
         print(f"codebrush: {_unfit(each)}", file=sys.stderr)
     check_read(database, report)
@@ -86,6 +88,11 @@ def _print_report(
     reused = f" ({report.reused:,} of them known under other paths)" if report.reused else ""
     done = f"{report.added:,} added{reused}, {report.updated:,} updated, {report.removed:,} removed"
     print(f"{db}: {done}, {report.unchanged:,} unchanged, {len(report.skipped):,} skipped; {seconds:.1f} seconds")
+
+
+def _captionless(columns: Sequence[str]) -> str:
+    """The message about a source of which no column has captions by its name."""
+    return f'no column of captions among {", ".join(columns)}; --caption "{{{columns[0]}}}" makes captions of that one'
 
 
 def _unfit(entry: dict[str, Any]) -> str:

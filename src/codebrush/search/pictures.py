@@ -30,6 +30,7 @@ from codebrush.search.database import FRAME
 OWN_COLUMNS = frozenset(
     ("path", "source", "caption", "embedding", "width", "height", "size", "modified", "hash", "text_hash", "thumbnail")
 ) | {FRAME}
+NOT_CAPTIONS = frozenset(("folder", "split", *NAME_COLUMNS))  # columns of which nobody makes captions
 BATCH = 256  # rows read together
 Value = str | int | float | bool
 
@@ -65,7 +66,8 @@ class Source:
     """A place with pictures: how many there are, a candidate for each, and what of it was not read.
 
     `is_folder` says that every picture file below `name` belongs to it. `renamed` are the columns that are called
-    otherwise in the database, by their names in the source.
+    otherwise in the database, by their names in the source. `captionless` are the columns of text of a source without
+    captions, of which some could be made.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Source:
     unread: Unread
     is_folder: bool = False
     renamed: dict[str, str] = field(default_factory=dict)
+    captionless: list[str] = field(default_factory=list)
 
 
 def open_pictures(
@@ -105,13 +108,16 @@ def open_pictures(
     except NoPicturesError as error:
         error.unread.warn()
         return Source(name, 0, [], error.unread, is_folder=True)
-    rows.unread.warn()
     templates = _templates(rows, captions)
     used = {column for template in templates if template.each for column in template.columns} | {rows.image_column}
-    names = _column_names(column for column in rows.text.column_names if column not in used)
+    others = [column for column in rows.text.column_names if column not in used]
+    texts = [field.name for field in rows.text.schema if str(field.type).endswith("string")]
+    written = [column for column in others if column in texts and column not in NOT_CAPTIONS and column[:2] != "__"]
+    rows.unread.warn()
+    names = _column_names(others)
     renamed = {column: own for column, own in names.items() if column != own}
     candidates = _candidates(name, rows, templates, names)
-    return Source(name, len(rows.images), candidates, rows.unread, path.is_dir(), renamed)
+    return Source(name, len(rows.images), candidates, rows.unread, path.is_dir(), renamed, [] if templates else written)
 
 
 def _is_hub_id(place: str) -> bool:

@@ -11,6 +11,7 @@ from PIL import Image
 from codebrush.data.sources.caption_files import CaptionFiles, captions_beside, read_captions
 from codebrush.data.sources.delimited import Record
 from codebrush.data.sources.metadata import tables_about
+from codebrush.data.sources.picture_names import PictureNames
 from codebrush.data.sources.rows import load_rows
 from codebrush.data.sources.unread import Unread
 from codebrush.errors import DataError
@@ -132,16 +133,16 @@ def test_tables_of_other_things_are_looked_at_row_by_row(tmp_path: Path, monkeyp
     )
     unread = Unread("here")
     tables = sorted(each.name for each in tmp_path.iterdir() if each.suffix != ".png")
-    found, broken = tables_about("here", tmp_path, tables, ["2.png"], unread)
+    found, broken = tables_about("here", tmp_path, tables, PictureNames(tmp_path, ["2.png"]), unread)
     assert found == ["captions.csv"]
     assert broken == ["latin.csv", "log.jsonl", "wide.csv"]
     named = dict(unread.named)
-    assert named["here/latin.csv"] == "not UTF-8 text"
+    assert named["here/latin.csv"] == 'not UTF-8 text; save it as UTF-8 (Excel: "CSV UTF-8")'
     assert named["here/log.jsonl"] == "not JSON"
     assert named["here/wide.csv"] == "not UTF-8 or UTF-16 text"
     assert unread.notes == ["late.tsv names no picture of this folder in its first 5 rows"]
-    assert sorted(taken) == [2, 2, 2, 3, 3, 4, 5, 6], (
-        "the rows of captions.csv, latin.csv and late.tsv as far as needed"
+    assert sorted(taken) == [2, 2, 2, 2, 3, 3, 3, 4, 4, 5, 5, 6, 6], (
+        "the rows of captions.csv, latin.csv, late.tsv and prices.csv as far as needed"
     )
     monkeypatch.undo()
     rows = load_rows(str(tmp_path))

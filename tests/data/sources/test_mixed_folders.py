@@ -228,7 +228,7 @@ def check_folder(folder: Path, seed: int) -> None:
     assert {next(end for end in made.named if name.endswith(end)) for name, _ in unread.named} == made.named
     assert len(unread.named) == len(made.named)
     assert unread.counted == made.counted
-    assert len(unread.notes) == made.notes
+    assert len(unread.notes) == made.notes + any(" line " in end for end in made.named)  # rows without a caption
     shots = {"shot.dng": (64, 48)}
     for index in range(len(source)):
         if (name := source.name(index)) != "shot.heic":  # is only its beginning

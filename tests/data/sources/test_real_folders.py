@@ -59,7 +59,8 @@ def write_shard(path: Path, files: dict[str | bytes, bytes]) -> Path:
         ("labels.csv", "file_name,text\n0.png,a\n", ["a", "", ""], []),
         ("Captions.TSV", "Image\tCaption\n1.png\tb\n", ["b", "", ""], []),
         ("captions.csv", "file_name,caption\nother.png,a\n", ["", "", ""], []),  # of no picture here: counted
-        ("metadata.csv", "name,caption\n0.png,a\n", ["", "", ""], ["no column file_name; there are name, caption"]),
+        ("metadata.csv", "day,caption\n1,a\n", ["", "", ""], ["no column file_name; there are day, caption"]),
+        ("metadata.csv", "name,caption\n0.png,a\n", ["a", "", ""], []),
     ],
 )
 def test_tables_among_pictures(
@@ -76,7 +77,7 @@ def test_tables_among_pictures(
     assert dict(source.unread.counted) == ({".csv file": 1} if name == "captions.csv" else {})
 
 
-@pytest.mark.parametrize("content", [b"name,caption\n0.png,a\n", b"file_name,text\n", b"\xff\xfeh"])
+@pytest.mark.parametrize("content", [b"day,caption\n1,a\n", b"file_name,text\n", b"\xff\xfeh"])
 def test_captions_beside_pictures_count_if_the_table_says_nothing_of_them(
     folder: Path, picture, content: bytes
 ) -> None:

@@ -54,7 +54,8 @@ def _csv_rows(path: Path, url_column: str | None, caption_column: str | None) ->
     table = read_records(path)
     url, caption = _columns(path, table.names, url_column, caption_column)
     for row in table.rows:
-        yield row.cells.get(url), row.cells.get(caption)
+        cells = {} if row.problem else row.cells
+        yield cells.get(url), cells.get(caption)
 
 
 def _json_lines(path: Path, url_column: str | None, caption_column: str | None) -> Iterator[tuple[Any, Any]]:

@@ -20,13 +20,17 @@ SWALLOWED = re.compile(r"[\r\n]\s*\S*://")  # an address behind a line break: th
 STATED = re.compile(
     r'"?sep=(.)"?\s*', re.IGNORECASE
 )  # the separator, in a line above the header that Excel understands
+NOT_UTF8_TABLE = f'{NOT_TEXT} (Excel: "CSV UTF-8")'
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
 csv.field_size_limit(2**31 - 1)
 
 
 @dataclass(frozen=True)
 class Record:
-    """The record that begins in line `line`, counted from 1: its cells by column, empty ones None, or its problem."""
+    """The record that begins in line `line`, counted from 1: its cells by column, empty ones None, and its problem.
+
+    One with a problem has no cells, or such as `lines_of` gives where they are not UTF-8.
+    """
 
     line: int
     cells: dict[str, str | None] = field(default_factory=dict)
@@ -76,10 +80,9 @@ def _records(lines: "_Lines", separator: str, names: Sequence[str]) -> Iterator[
         elif len(cells) > len(names) and any(cells[len(names) :]):
             reason = f"{len(cells)} cells under a header of {len(names)}; quote cells that hold the separator"
             yield Record(number, problem=reason)
-        elif any(BROKEN.search(cell) for cell in cells):
-            yield Record(number, problem="not UTF-8 text")
         elif any(cells):
-            yield Record(number, {name: cell or None for name, cell in zip(names, cells, strict=False)})
+            problem = NOT_UTF8_TABLE if any(BROKEN.search(cell) for cell in cells) else ""
+            yield Record(number, {name: cell or None for name, cell in zip(names, cells, strict=False)}, problem)
 
 
 def separator_of(header: str) -> str:

@@ -11,6 +11,7 @@ from codebrush.data.sources.caption_files import ENDINGS, CaptionFiles, captions
 from codebrush.data.sources.file_names import escaped
 from codebrush.data.sources.folder_files import files_in
 from codebrush.data.sources.metadata import METADATA_NAMES, read_metadata, tables_about
+from codebrush.data.sources.picture_names import PictureNames
 from codebrush.data.sources.tables import BUILDERS, load_files
 from codebrush.data.sources.unread import Unread, amount, enumeration
 from codebrush.errors import DataError
@@ -44,10 +45,12 @@ class _Files:
     others: list[str]
 
 
-def load_folder(source: str, folder: Path, unread: Unread, exclude: Sequence[str] = ()) -> "Dataset":
+def load_folder(
+    source: str, folder: Path, unread: Unread, exclude: Sequence[str] = (), image_column: str | None = None
+) -> "Dataset":
     """Load the pictures of a folder, or if there are none (or only illustrations) its Parquet files or shards.
 
-    Every file that is not read goes into `unread`.
+    Every file that is not read goes into `unread`. `image_column` may be that of file names in tables beside pictures.
 
     Raises:
         DataError: if there are none of these, or they cannot be loaded; begins with `source`.
@@ -76,7 +79,7 @@ def load_folder(source: str, folder: Path, unread: Unread, exclude: Sequence[str
     if chosen is not files.pictures:
         _count(folder, [*files.metadata, *files.tables, *files.others], unread)
         return load_files(source, folder, chosen, unread)
-    return _with_folders(folder, _pictures(source, folder, files, unread))
+    return _with_folders(folder, _pictures(source, folder, files, unread, image_column))
 
 
 def _sorted_out(folder: Path, names: Sequence[str]) -> _Files:
@@ -97,13 +100,16 @@ def _sorted_out(folder: Path, names: Sequence[str]) -> _Files:
     return _Files(**kinds)
 
 
-def _pictures(source: str, folder: Path, files: _Files, unread: Unread) -> "Dataset":
+def _pictures(source: str, folder: Path, files: _Files, unread: Unread, image_column: str | None) -> "Dataset":
     """The rows of a folder's pictures, with the metadata or else the caption files beside them."""
+    names, texts = PictureNames(folder, files.pictures), CaptionFiles(files.others)
     tables, broken = files.metadata, list[str]()
     if not tables:
-        tables, broken = tables_about(source, folder, files.tables, files.pictures, unread)
-    texts = CaptionFiles(files.others)
-    dataset, used = read_metadata(source, folder, files.pictures, tables, unread), set(tables)
+        alone = not any(texts.beside(picture) for picture in files.pictures)
+        options = {"wanted": image_column, "alone": alone}
+        tables, broken = tables_about(source, folder, files.tables, names, unread, **options)
+    dataset = read_metadata(source, folder, files.pictures, names, tables, unread, image_column)
+    used = set(tables)
     if dataset is None:
         dataset, used = _folder_with_texts(folder, files.pictures, texts, unread)
     _count(folder, (name for name in [*files.tables, *files.others] if name not in used and name not in broken), unread)

@@ -1,19 +1,23 @@
 """Reads, and writes, the tables in a folder that describe its pictures by their file names."""
 
 import json
-import os
-import posixpath
-import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codebrush.data.sources.column_names import PATH_COLUMNS, usual_columns
-from codebrush.data.sources.file_names import comparable, escaped
-from codebrush.data.sources.filters import is_empty
+from codebrush.data.sources.column_names import CAPTION_COLUMNS, PATH_COLUMNS, usual_columns
+from codebrush.data.sources.file_names import escaped
 from codebrush.data.sources.json_columns import common_columns
-from codebrush.data.sources.table_reader import first_paths
+from codebrush.data.sources.picture_names import (
+    MOST_LOOKED_AT,
+    PictureNames,
+    column_note,
+    first_rows,
+    name_unclear,
+    naming_column,
+    relative,
+)
+from codebrush.data.sources.table_reader import first_records
 from codebrush.data.sources.tables import load_files
 from codebrush.data.sources.unread import Unread
 from codebrush.errors import DataError
@@ -21,7 +25,6 @@ from codebrush.errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-DRIVE = re.compile(r"[A-Za-z]:/")  # a whole path of Windows
 MOST_ROWS = 100_000  # of a table that is looked through for the name of a picture
 METADATA_FILE = "metadata.jsonl"
 METADATA_NAMES = frozenset(f"metadata.{ending}" for ending in ("jsonl", "ndjson", "csv", "tsv", "parquet"))
@@ -34,66 +37,112 @@ def write_metadata(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def tables_about(
-    source: str, folder: Path, tables: Sequence[str], pictures: Sequence[str], unread: Unread
+    source: str,
+    folder: Path,
+    tables: Sequence[str],
+    names: PictureNames,
+    unread: Unread,
+    *,
+    wanted: str | None = None,
+    alone: bool = True,
 ) -> tuple[list[str], list[str]]:
-    """Those of `tables` that name one of the `pictures` in a column of file names (captions.csv, labels.tsv, ...), and
-    those that cannot be read, which go into `unread`. A table is read as far as its first row about a picture.
+    """Those of `tables` that name one of the pictures `names` (captions.csv, labels.tsv, ...), and those that cannot be
+    read, or name pictures that are elsewhere, which go into `unread`.
+
+    The column of file names is `wanted`, has a usual name or is known by its cells; without a column of captions the
+    last is only used if `alone`: no caption files are beside the pictures. A table is read as far as its first row
+    about a picture.
     """
     found, broken = list[str](), list[str]()
-    known = _Pictures(folder, pictures)
     for name in tables:
-        rows = 0
         try:
-            for cell in first_paths(folder / name, MOST_ROWS):
-                rows += 1
-                (path,) = _paths(name, [cell])
-                if path is not None and known.called(path) is not None:
-                    found.append(name)
-                    break
-            else:
-                if rows == MOST_ROWS:
-                    unread.note(f"{name} names no picture of this folder in its first {rows:,} rows")
+            reason = _reason_against(folder, name, names, unread, wanted, alone)
         except OSError as error:
-            unread.name(f"{source}/{name}", (error.strerror or str(error)).lower())
-            broken.append(name)
+            reason = (error.strerror or str(error)).lower()
         except ValueError as error:
             reason = "not UTF-8 or UTF-16 text" if isinstance(error, UnicodeDecodeError) else str(error)
+        if reason:
             unread.name(f"{source}/{name}", reason)
             broken.append(name)
+        elif reason is not None:
+            found.append(name)
     return found, broken
 
 
+def _reason_against(
+    folder: Path, name: str, names: PictureNames, unread: Unread, wanted: str | None, alone: bool
+) -> str | None:
+    """Why a table cannot be used, "" if it can be, None if it is about no pictures.
+
+    Raises OSError or ValueError if it cannot be read.
+    """
+    broken = broken_about = unclear = ""
+    number, whole, column = 0, False, None
+
+    def is_known(cell: Any) -> bool:
+        return names.find(name, cell) is not None
+
+    for number, (row, problem) in enumerate(first_records(folder / name, MOST_ROWS), 1):
+        column = _column_called(list(row), wanted)
+        by_cells = number <= MOST_LOOKED_AT and (alone or bool(usual_columns(CAPTION_COLUMNS, list(row))))
+        is_about = (column is not None and is_known(row[column])) or (by_cells and bool(naming_column([row], is_known)))
+        if is_about and not problem:
+            return ""
+        whole = whole or not problem
+        if is_about:
+            broken_about = broken_about or problem
+        elif column is not None or not row:
+            broken = broken or problem
+            unclear = unclear or ("" if column is None else names.reason(name, row[column]))
+        elif number >= MOST_LOOKED_AT:
+            return None
+    if number == MOST_ROWS and column is not None:
+        unread.note(f"{name} names no picture of this folder in its first {number:,} rows")
+    return broken_about or ("" if whole else broken) or unclear or None
+
+
 def read_metadata(
-    source: str, folder: Path, pictures: Sequence[str], metadata: Sequence[str], unread: Unread
+    source: str,
+    folder: Path,
+    pictures: Sequence[str],
+    names: PictureNames,
+    metadata: Sequence[str],
+    unread: Unread,
+    wanted: str | None = None,
 ) -> "Dataset | None":
     """The rows of the tables, then a row with nothing but the name for each picture that they leave out.
 
     A table that cannot be read, or names no file, costs itself; so does a row without a name. None if no table is left.
+    A column `wanted` of file names is in the result too, under its own name.
     """
     from datasets import Dataset
 
-    known = _Pictures(folder, pictures)
     parts: list[Dataset] = []
+    is_used = False
     for name in metadata:
-        place = f"{source}/{name}"
+        place, before = f"{source}/{name}", len(unread.named)
         try:
             part = load_files(place, folder, [name], unread)
         except DataError as error:
             unread.name(place, str(error).removeprefix(f"{place}: "))
             continue
-        column = path_column(part)
+        _note_lost_rows(name, len(unread.named) - before, unread)
+        column = _file_column(part, name, names, unread, wanted)
         if column is None and not len(part):
             unread.name(place, "none of its rows can be read")
             continue
         if column is None:
             unread.name(place, f"no column file_name; there are {', '.join(part.column_names)}")
             continue
-        paths = _paths(name, part[column])
+        is_used = is_used or column == wanted
+        cells = list(part[column])
+        paths = [relative(name, cell) for cell in cells]
+        name_unclear(place, name, [cell for cell in cells if names.find(name, cell) is None], names, unread)
         if None in paths:
             number = paths.count(None)
             unread.name(place, f"{number} {'row has' if number == 1 else 'rows have'} no file name")
             part = part.select([index for index, path in enumerate(paths) if path is not None])
-        named = known.named(name, [path for path in paths if path is not None], unread)
+        named = names.named(name, [cell for cell, path in zip(cells, paths, strict=True) if path is not None], unread)
         parts.append(part.remove_columns(column).add_column("file_name", named))  # pyright: ignore[reportCallIssue]
     if not parts:
         return None
@@ -101,64 +150,30 @@ def read_metadata(
     left_out = [escaped(name) for name in pictures if escaped(name) not in described]
     if left_out:
         parts.append(Dataset.from_dict({"file_name": left_out}))
-    return common_columns(parts)
+    joined = common_columns(parts)
+    if not is_used or wanted is None or wanted in joined.column_names:
+        return joined
+    return joined.add_column(wanted, list(joined["file_name"]))  # pyright: ignore[reportCallIssue]
 
 
-class _Pictures:
-    """The pictures of a folder, by what a table may call them: relative or whole paths, in other capitals, or without
-    their endings. Whole paths of another place are known by their ends.
-    """
-
-    def __init__(self, folder: Path, pictures: Sequence[str]) -> None:
-        whole = {comparable(str(folder / name)): escaped(name) for name in pictures}
-        relative = {comparable(name): escaped(name) for name in pictures}
-        self._names = _unambiguous([(posixpath.splitext(name)[0], own) for name, own in relative.items()])
-        self._names |= whole | relative
-        self._folded = _unambiguous([(name.casefold(), own) for name, own in relative.items()])
-
-    def called(self, path: str) -> str | None:
-        """The picture, escaped, that a path means; None for none."""
-        return self._here(path) or self._by_end(path)
-
-    def named(self, table: str, paths: Sequence[str], unread: Unread) -> list[str]:
-        """The pictures, escaped, that the paths in a table mean, else the paths. Several paths that could mean one
-        picture by their ends mean none. What was found by ends is noted.
-        """
-        here = [self._here(path) for path in paths]
-        ends = {path: end for path, own in zip(paths, here, strict=True) if not own and (end := self._by_end(path))}
-        often = Counter([*ends.values(), *(own for own in {*here} if own)])
-        ends = {path: end for path, end in ends.items() if often[end] == 1}
-        if ends:
-            first, end = next(iter(ends.items()))
-            unread.note(f"{table} has whole paths of another place; {escaped(first)} is read as {end}, and others so")
-        return [own or ends.get(path) or escaped(path) for own, path in zip(here, paths, strict=True)]
-
-    def _here(self, path: str) -> str | None:
-        name = comparable(path)
-        return self._names.get(name) or self._folded.get(name.casefold())
-
-    def _by_end(self, path: str) -> str | None:
-        """The picture with the longest end of a whole path for its name."""
-        if not (path.startswith("/") or DRIVE.match(path)):
-            return None
-        parts = [part for part in path.split("/") if part]
-        found = (self._here("/".join(parts[start:])) for start in range(1, len(parts)))
-        return next((name for name in found if name), None)
+def _note_lost_rows(table: str, number: int, unread: Unread) -> None:
+    if number:
+        rows = "1 row" if number == 1 else f"{number:,} rows"
+        has = "its picture has" if number == 1 else "their pictures have"
+        unread.note(f"{table}: {rows} of it could not be read: {has} no caption")
 
 
-def _unambiguous(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """The pairs of a key and a value as a table, without keys that stand there several times."""
-    often = Counter(key for key, _ in pairs)
-    return {key: value for key, value in pairs if often[key] == 1}
+def _column_called(columns: Sequence[str], wanted: str | None) -> str | None:
+    """The column of file names: `wanted` if there is one, else that of a usual name in any case."""
+    return wanted if wanted in columns else next(iter(usual_columns(PATH_COLUMNS, columns)), None)
 
 
-def path_column(dataset: "Dataset") -> str | None:
-    """The column of file names, by its usual names in any case."""
-    return next(iter(usual_columns(PATH_COLUMNS, dataset.column_names)), None)
-
-
-def _paths(table: str, cells: Sequence[Any]) -> list[str | None]:
-    """Paths relative to the folder, of cells relative to the table's place; None for empty cells."""
-    place = posixpath.dirname(table)
-    paths = [None if is_empty(cell) else str(cell).strip().replace("\\", "/") for cell in cells]
-    return [path and os.path.normpath(path if DRIVE.match(path) else posixpath.join(place, path)) for path in paths]
+def _file_column(part: "Dataset", table: str, names: PictureNames, unread: Unread, wanted: str | None) -> str | None:
+    """The column of file names of a table: by its name, else, or if that names no picture, by its cells."""
+    column = _column_called(part.column_names, wanted)
+    if column is not None and (column == wanted or any(names.find(table, cell) for cell in part[column])):
+        return column
+    found = naming_column(first_rows(part), lambda cell: names.find(table, cell) is not None)
+    if found is not None:
+        unread.note(column_note(table, found))
+    return found or column

@@ -12,6 +12,13 @@ from codebrush.data.decoding.picture_formats import HEAD, readable_format
 from codebrush.data.sources.column_names import PATH_COLUMNS, usual_columns
 from codebrush.data.sources.file_names import escaped
 from codebrush.data.sources.folder_reader import load_folder
+from codebrush.data.sources.picture_names import (
+    PictureNames,
+    column_note,
+    first_rows,
+    naming_column,
+    with_found_pictures,
+)
 from codebrush.data.sources.tables import BUILDERS, load_files, load_from_hub
 from codebrush.data.sources.unread import Unread
 from codebrush.errors import DataError
@@ -56,7 +63,7 @@ def load_rows(
     unread = Unread(escaped(source), strict)
     path = Path(from_home(source)).absolute()  # the pictures are still found if the working directory changes
     if path.is_dir():
-        dataset, base = load_folder(source, path, unread, exclude), path
+        dataset, base = load_folder(source, path, unread, exclude, image_column), path
     elif path.is_file():
         dataset, base = load_files(source, path.parent, [path.name], unread), path.parent
     elif glob.has_magic(source):
@@ -70,11 +77,14 @@ def load_rows(
     else:
         what = "not a file or folder, but a pipe, socket or device" if path.exists() else "no such file or folder"
         raise DataError(f"{unread.origin}: {what}")
-    return _separate(dataset, base, image_column, unread)
+    return _separate(dataset, base, image_column, unread, in_files=base != Path() and not path.is_dir())
 
 
-def _separate(dataset: "Dataset", base: Path, wanted: str | None, unread: Unread) -> Rows:
-    """Separate the column of undecoded pictures from the other columns, and flatten nested ones."""
+def _separate(dataset: "Dataset", base: Path, wanted: str | None, unread: Unread, in_files: bool) -> Rows:
+    """Separate the column of undecoded pictures from the other columns, and flatten nested ones.
+
+    `in_files` says that a column of text has the paths of picture files as a user wrote them.
+    """
     import pyarrow as pa
     from datasets import Image
 
@@ -82,10 +92,12 @@ def _separate(dataset: "Dataset", base: Path, wanted: str | None, unread: Unread
         raise DataError("; ".join([f"{unread.origin}: has no rows", *unread.lines]))
     given = set(dataset.column_names)
     dataset = _unnested(dataset)
-    column = _image_column(dataset, wanted, unread)
+    column = _image_column(dataset, wanted, base if in_files else None, unread)
     if isinstance(dataset.features[column], Image):
         dataset = dataset.cast_column(column, Image(decode=False))
     images = dataset.select_columns([column])
+    if in_files and _is_string(dataset.features.arrow_schema.field(column).type):
+        images = with_found_pictures(images, base, unread)
     schema = dataset.features.arrow_schema
     others = [field.name for field in schema if not _is_binary(field.type) and field.name != "__url__"]
     text = dataset.select_columns(others).flatten()
@@ -120,10 +132,11 @@ def _unnested(dataset: "Dataset") -> "Dataset":
     return dataset
 
 
-def _image_column(dataset: "Dataset", wanted: str | None, unread: Unread) -> str:
+def _image_column(dataset: "Dataset", wanted: str | None, base: Path | None, unread: Unread) -> str:
+    """The column of pictures; below `base`, if given, one of file names may be known by its cells."""
     from datasets import Image
 
-    columns = dataset.column_names
+    source, columns = unread.origin, dataset.column_names
     if wanted is not None:
         if wanted not in columns:
             raise DataError(f"{unread.origin}: no column {wanted}; there are {', '.join(columns)}")
@@ -133,13 +146,19 @@ def _image_column(dataset: "Dataset", wanted: str | None, unread: Unread) -> str
     binary = [name for name in columns if _is_binary(schema.field(name).type)]
     paths = [name for name in usual_columns(PATH_COLUMNS, columns) if _is_string(schema.field(name).type)]
     found = pictures or binary or paths[:1]
+    if not found and base is not None:
+        names = PictureNames.below(base)
+        if by_cells := naming_column(first_rows(dataset), lambda cell: names.find("", cell) is not None):
+            unread.note(column_note(Path(source).name, by_cells))
+            return by_cells
     if not found:
-        raise DataError(f"{unread.origin}: no column holds pictures; there are {', '.join(columns)}")
+        listed = ", ".join(columns)
+        raise DataError(f"{source}: no column holds pictures; there are {listed}: name theirs with --image-column")
     if len(found) > 1 and "image" not in found:
         found = [name for name in found if _begins_with_a_picture(dataset, name)] or found
     if len(found) > 1 and "image" not in found:
         several = ", ".join(found)
-        raise DataError(f"{unread.origin}: several columns hold pictures ({several}); name one of them")
+        raise DataError(f"{source}: several columns hold pictures ({several}); name one of them with --image-column")
     chosen = "image" if "image" in found else found[0]
     if others := [name for name in (*pictures, *binary) if name != chosen]:
         unread.note(f"reads the files in the column {chosen}, and not those in {', '.join(dict.fromkeys(others))}")

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codebrush.data.sources.cached_rows import cached_rows, problem
-from codebrush.data.sources.column_names import PATH_COLUMNS, usual_columns
 from codebrush.data.sources.delimited import read_records
 from codebrush.data.sources.json_columns import described, read_object
-from codebrush.data.sources.text_files import BROKEN, lines_of
+from codebrush.data.sources.text_files import BROKEN, NOT_TEXT, lines_of
 from codebrush.data.sources.unread import Unread
 
 if TYPE_CHECKING:
@@ -39,24 +38,20 @@ def read_tables(files: Sequence[tuple[Path, str]], unread: Unread) -> "Dataset":
     return concatenate_datasets([columns, splits], axis=1) if given else columns
 
 
-def first_paths(path: Path, most: int) -> Iterator[Any]:
-    """The cells in the column of file names (`PATH_COLUMNS`) of the first `most` rows, read as they are taken.
+def first_records(path: Path, most: int) -> Iterator[tuple[dict[str, Any], str]]:
+    """The cells of the first `most` rows, read as they are taken, each with why it cannot be read or "".
 
-    Raises:
-        OSError: if the file cannot be read.
-        ValueError: with the reason, if none of these rows can be read.
+    Such a row has what could be made out: of a line of JSON nothing. Raises OSError if the file cannot be read,
+    ValueError if it is no text.
     """
-    if path.suffix.lower() in DELIMITED and not usual_columns(PATH_COLUMNS, read_records(path).names):
+    if path.suffix.lower() not in JSON_LINES:
+        table = read_records(path)
+        for record in islice(table.rows, most):
+            yield {**dict.fromkeys(table.names), **record.cells}, record.problem
         return
-    whole, reason = False, ""
-    for row in islice(_rows([(str(path), "")]), most):
-        if "problem" in row:
-            reason = reason or json.loads(row["problem"])[1]
-        elif "json" in row:
-            whole, cells = True, json.loads(row["json"])
-            yield from (cells[column] for column in usual_columns(PATH_COLUMNS, list(cells))[:1])
-    if reason and not whole:
-        raise ValueError(reason)
+    for row in islice(_json_rows(path), most):
+        is_broken = "problem" in row
+        yield ({}, json.loads(row["problem"])[1]) if is_broken else (json.loads(row["json"]), "")
 
 
 def _rows(tables: Iterable[tuple[str, str]]) -> Iterator[dict[str, Any]]:
@@ -72,7 +67,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, str]]:
             continue
         try:
             if BROKEN.search(line):
-                raise ValueError("not UTF-8 text")
+                raise ValueError(NOT_TEXT)
             yield {"json": json.dumps(read_object(line))}
         except ValueError as error:
             reason = "not JSON" if isinstance(error, json.JSONDecodeError) else str(error)

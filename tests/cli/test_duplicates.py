@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from codebrush.cli import train
 from codebrush.cli.main import run
 from codebrush.data.synthetic.shapes import scene
+from codebrush.search.duplicates import Cluster, DuplicateReport, Similarity
 
 
 @pytest.fixture
@@ -52,3 +55,39 @@ def test_two_pictures(pictures: Path, micro_pack: Path, capsys: pytest.CaptureFi
         assert capsys.readouterr().out.startswith(verdict)
     assert run(["similar", one, str(pictures / "broken.png"), "--pack", str(micro_pack)]) == 1
     assert "broken.png: not a picture of a known kind" in capsys.readouterr().err
+
+
+def test_one_is_not_printed_as_several(micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = scene(0, 0, 32).image
+    picture.save(tmp_path / "0.png")
+    picture.save(tmp_path / "0.bmp")
+    Image.new("RGB", (32, 32)).save(tmp_path / "plain.png")
+    assert run(["duplicates", str(tmp_path), "--pack", str(micro_pack)]) == 0
+    *_, plain, last = capsys.readouterr().out.splitlines()
+    assert plain == f"1 of one colour was not compared, {tmp_path / 'plain.png'} first"
+    assert last.startswith("1 of 3 pictures is a near-duplicate of another")
+
+
+@pytest.mark.parametrize(("bits", "said"), [(0, "0 bits"), (1, "1 bit"), (2, "2 bits")])
+def test_bits_agree_in_number(
+    micro_pack: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    bits: int,
+    said: str,
+) -> None:
+    found = Cluster("a.png", [("b.png", Similarity(1.0, bits, False))])
+    report = DuplicateReport(2, [found], [], [], {})
+    monkeypatch.setattr("codebrush.search.duplicates.find_duplicates", lambda *_, **__: report)
+    scene(0, 0, 32).image.save(tmp_path / "0.png")
+    assert run(["duplicates", str(tmp_path), "--pack", str(micro_pack)]) == 0
+    assert f"  b.png  (cosine 1.000, {said})" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(("steps", "said"), [(1, "1 step"), (2, "2 steps")])
+def test_steps_agree_in_number(capsys: pytest.CaptureFixture[str], steps: int, said: str) -> None:
+    train._print(
+        {"stages": {"prior": {"steps": steps, "parameters": 7, "seconds": 0.5}}, "model": "m", "seconds": 1}, False
+    )
+    assert capsys.readouterr().out.splitlines()[0] == f"prior: {said}, 7 parameters, 0.5 s"

@@ -123,7 +123,7 @@ def test_the_table_has_the_same_figures(report: dict) -> None:
     assert f"| PSNR (dB) | {report['reconstruction']['psnr']:.2f} |" in table
     assert f"| text to image recall@5 | {report['retrieval']['text_to_image']['recall_at_5']:.1%} |" in table
     assert "12 pictures." in table
-    assert "1 pictures could not be read, none.png first" in table
+    assert "1 picture could not be read, none.png first" in table
     rows = [line for line in table.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(ROWS)
     assert all(line.count("|") == 3 for line in rows)

@@ -20,6 +20,7 @@ from codebrush.cli.source_flags import (
     StrictOption,
     WhereOption,
 )
+from codebrush.data.sources.unread import amount
 from codebrush.errors import CodebrushError, UsageError
 
 if TYPE_CHECKING:
@@ -162,7 +163,9 @@ def _warn_of_empty(splits: dict[str, int]) -> None:
 
 
 def _print(report: dict[str, Any]) -> None:
-    print(f"{report['kept']:,} of {report['rows']:,} rows are kept, in {report['shards']} shards in {report['path']}")
+    are = "is" if report["kept"] == 1 else "are"
+    kept = f"{report['kept']:,} of {amount('row', report['rows'])} {are} kept"
+    print(f"{kept}, in {amount('shard', report['shards'])} in {report['path']}")
     for reason, number in report["dropped"].items():
         print(f"  {number:,} dropped: {reason}")
     for split, number in report["splits"].items():

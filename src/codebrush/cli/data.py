@@ -9,6 +9,7 @@ import typer
 from codebrush.cli.flags import JsonOption
 from codebrush.cli.output import print_json, progress_bar
 from codebrush.data.crawl.options import FetchLimits, GatherOptions
+from codebrush.data.sources.unread import amount
 from codebrush.errors import DataError
 
 USUAL = GatherOptions()
@@ -96,7 +97,8 @@ def gather(
     if json_output:
         print_json(report)
         return
-    print(f"{report['fetched']:,} of {count:,} pictures are in {out}, {report['new']:,} of them new")
+    are = "is" if report["fetched"] == 1 else "are"
+    print(f"{report['fetched']:,} of {amount('picture', count)} {are} in {out}, {report['new']:,} of them new")
     for reason, number in report["failed"].items():
         print(f"  {number:,} failed: {with_remedy(reason)}")
 
@@ -106,4 +108,4 @@ def _report(out: Path, written: int, start: float, json_output: bool) -> None:
     if json_output:
         print_json(report)
     else:
-        print(f"{written} pictures with captions are in {out}")
+        print(f"{amount('picture', written)} with captions {'is' if written == 1 else 'are'} in {out}")

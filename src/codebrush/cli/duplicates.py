@@ -11,6 +11,7 @@ import typer
 from codebrush.cli.flags import JsonOption, PackOption
 from codebrush.cli.output import print_json, progress_bar
 from codebrush.cli.source_flags import ExcludeOption, ImageColumnOption, PathsArgument, StrictOption
+from codebrush.data.sources.unread import amount
 
 
 def similar(
@@ -35,7 +36,8 @@ def similar(
         print_json({"a": str(a), "b": str(b), **numbers, **({"frames": frames} if frames else {})})
         return
     verdict = "identical" if alike.identical else "near-duplicates" if alike.near_identical else "different"
-    print(f"{verdict}: cosine {alike.cosine:.3f}, {alike.distance} of 64 bits differ")
+    differ = "differs" if alike.distance == 1 else "differ"
+    print(f"{verdict}: cosine {alike.cosine:.3f}, {alike.distance} of 64 bits {differ}")
 
 
 def duplicates(
@@ -88,8 +90,10 @@ def duplicates(
     for cluster in clusters:
         print(cluster["representative"])
         for each in cluster["duplicates"]:
-            print(f"  {each['path']}  (cosine {each['cosine']:.3f}, {each['distance']} bits)")
+            print(f"  {each['path']}  (cosine {each['cosine']:.3f}, {amount('bit', each['distance'])})")
     if report.plain:
-        print(f"{len(report.plain):,} of one colour were not compared, {report.plain[0]} first")
+        were = "was" if len(report.plain) == 1 else "were"
+        print(f"{len(report.plain):,} of one colour {were} not compared, {report.plain[0]} first")
     spare = sum(len(cluster["duplicates"]) for cluster in clusters)
-    print(f"{spare:,} of {report.pictures:,} pictures are near-duplicates of another; {seconds:.1f} seconds")
+    are = "is a near-duplicate" if spare == 1 else "are near-duplicates"
+    print(f"{spare:,} of {amount('picture', report.pictures)} {are} of another; {seconds:.1f} seconds")

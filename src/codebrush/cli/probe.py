@@ -9,6 +9,7 @@ import typer
 from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import check_folder, print_json, progress_bar
 from codebrush.cli.source_flags import ExcludeOption, ImageColumnOption, LabelledArgument, StrictOption, WhereOption
+from codebrush.data.sources.unread import amount
 from codebrush.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def _embedded(
 def _print(report: dict[str, Any]) -> None:
     pictures, scores = report["pictures"], report["held_out_top1"]
     val = f" and {pictures['val']:,} of val" if pictures["val"] else ""
-    print(f"{report['labels']} labels, trained on {pictures['train']:,} pictures{val}")
+    print(f"{amount('label', report['labels'])}, trained on {amount('picture', pictures['train'])}{val}")
     if scores:
         where = "val" if val else "a fifth of each label"
         print(f"C = {report['C']:g}, chosen on {where}: {max(scores.values()):.1%} top-1 there")
@@ -160,10 +161,13 @@ def _print(report: dict[str, Any]) -> None:
         print(f"that is the {side} C tried, of {min(tried):g} to {max(tried):g}: one beyond might be better")
     if "test" in report:
         test = report["test"]
-        print(f"test, {test['pictures']:,} pictures: top-1 {test['top1']:.1%}, top-5 {test['top5']:.1%}", end="")
+        print(
+            f"test, {amount('picture', test['pictures'])}: top-1 {test['top1']:.1%}, top-5 {test['top5']:.1%}", end=""
+        )
         print(f", mean top-1 per label {test['mean_per_class']:.1%}")
     if report["skipped"]:
-        print(f"{len(report['skipped']):,} pictures could not be read; the first is {report['skipped'][0]['path']}")
+        skipped = amount("picture", len(report["skipped"]))
+        print(f"{skipped} could not be read; the first is {report['skipped'][0]['path']}")
     if "path" in report:
         print(f"probe saved to {report['path']}; use it with codebrush classify IMAGE... --probe {report['path']}")
     else:

@@ -59,13 +59,11 @@ def search(
     better than texts about other things, one line says so.
     """
     _check_query(context, query, image, without or (), mode)
-    if sheet is not None:
-        _check_sheet(sheet, image)
+    _check_sheet(sheet, image)
     from codebrush.pack.pack import clip_hash
     from codebrush.pipeline import Codebrush
+    from codebrush.search import queries
     from codebrush.search.database import WORDS_UPDATED, Mark, open_database
-    from codebrush.search.queries import combine
-    from codebrush.search.queries import search as find
 
     brush = Codebrush.from_pretrained(pack)
     database = open_database(db, Mark(brush.pack.name, clip_hash(brush.pack.member("clip"))), quiet=True)
@@ -77,24 +75,20 @@ def search(
     picture, frame = _picture(brush, database, image)
     mode = _mode_that_reads(brush, query, picture is not None, mode)
     if mode is not Mode.TEXT:
-        text, unwanted = _embedded(brush, [query] if query else []), _embedded(brush, without or ())
-        vector = combine(None if text is None else text[0], picture, unwanted, image_weight)
-        judged = None if text is None else _judged(brush, database, text[0], where)
+        texts, unwanted = _embedded(brush, [query] if query else []), _embedded(brush, without or ())
+        vector = queries.combine(None if texts is None else texts[0], picture, unwanted, image_weight)
+        judged = None if texts is None else _judged(brush, database, texts[0], where)
     asked: dict[str, Any] = {"where": where, "without": without or ()}
-    hits = find(database, vector, query, k=k, mode=mode.value, min_score=min_score, **asked)
-    below = [] if hits or min_score is None else find(database, vector, query, k=1, mode=mode.value, **asked)
-    by_words = mode is Mode.HYBRID and judged is not None and find(database, None, query, k=1, mode="text", **asked)
-    if sheet is not None and hits:
-        _draw(hits, sheet)
-    elif sheet is not None:
-        print(f"codebrush: nothing was found, so --sheet {sheet} was not written", file=sys.stderr)
+    hits = queries.search(database, vector, query, k=k, mode=mode.value, min_score=min_score, **asked)
+    below = [] if hits or min_score is None else queries.search(database, vector, query, k=1, mode=mode.value, **asked)
+    _draw(hits, sheet)
     if json_output:
-        drawn: dict[str, Any] = {"sheet": str(sheet)} if sheet is not None and hits else {}
-        drawn |= unread_entry(brush.tokenizer, [*([] if query is None else [query]), *(without or ())])
-        print_json(_report(hits, below, judged) | frame | drawn)
+        unread = unread_entry(brush.tokenizer, [*([] if query is None else [query]), *(without or ())])
+        print_json(_report(hits, below, judged, sheet) | frame | unread)
     elif below:
         print(f"nothing found: the best is {below[0].score:.4f}, below --min-score {min_score:g}")
     else:
+        by_words = mode is Mode.HYBRID and queries.search(database, None, query, k=1, mode="text", **asked)
         _print(hits, sheet, None if judged is None or by_words else judged.doubt)
 
 
@@ -117,7 +111,10 @@ def _check_query(
         raise UsageError("a text for --without is empty")
 
 
-def _check_sheet(sheet: Path, image: Path | None) -> None:
+def _check_sheet(sheet: Path | None, image: Path | None) -> None:
+    """Raise UsageError if the file of --sheet cannot be written or is the picture to search for."""
+    if sheet is None:
+        return
     if sheet.suffix.lower() != ".png" or sheet.is_dir():
         raise UsageError(f"--sheet must be a file that ends in .png, not {sheet}")
     if image is not None and sheet.exists() and image.exists() and sheet.samefile(image):
@@ -125,7 +122,13 @@ def _check_sheet(sheet: Path, image: Path | None) -> None:
     check_folder(sheet.absolute().parent, "--sheet")
 
 
-def _draw(hits: "list[Hit]", sheet: Path) -> None:
+def _draw(hits: "list[Hit]", sheet: Path | None) -> None:
+    """Write the contact sheet if one is asked for and anything was found."""
+    if sheet is None:
+        return
+    if not hits:
+        print(f"codebrush: nothing was found, so --sheet {sheet} was not written", file=sys.stderr)
+        return
     from codebrush.data.contact_sheet import contact_sheet
     from codebrush.data.decoding.images import decode_image, save_png
 
@@ -174,7 +177,7 @@ def _judged(brush: "Codebrush", database: "Database", text: "Tensor", where: str
     return nearness(database, text, brush.clip, brush.tokenizer, temperature=temperature, where=where)
 
 
-def _report(hits: "list[Hit]", below: "list[Hit]", judged: "Nearness | None") -> dict[str, Any]:
+def _report(hits: "list[Hit]", below: "list[Hit]", judged: "Nearness | None", sheet: Path | None) -> dict[str, Any]:
     """The results for --json, and whether any picture is near to the text: null where that is not known. If all are
     below the least score, none is near enough, and `best_score` is the highest.
     """
@@ -185,7 +188,7 @@ def _report(hits: "list[Hit]", below: "list[Hit]", judged: "Nearness | None") ->
     if below:
         near["best_score"] = below[0].score
     results = [{name: getattr(hit, name) for name in shown} | frame_entry(hit.frame) for hit in hits]
-    return {"results": results, **near}
+    return {"results": results, **near, **({"sheet": str(sheet)} if sheet is not None and hits else {})}
 
 
 def _print(hits: "list[Hit]", sheet: Path | None, doubt: str | None) -> None:

@@ -18,6 +18,7 @@ from codebrush.cli.source_flags import (
     StrictOption,
     WhereOption,
 )
+from codebrush.data.sources.unread import amount
 from codebrush.errors import UsageError
 from codebrush.training.registry import STAGES, readers
 
@@ -129,7 +130,8 @@ def _print(report: dict[str, Any], as_json: bool) -> None:
         print_json(report)
         return
     for stage, figures in report["stages"].items():
-        print(f"{stage}: {figures['steps']} steps, {figures['parameters']:,} parameters, {figures['seconds']} s")
+        work, size = amount("step", figures["steps"]), amount("parameter", figures["parameters"])
+        print(f"{stage}: {work}, {size}, {figures['seconds']} s")
         if "gate" in figures:
             gate = figures["gate"]
             print(

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from codebrush.data.sources.unread import amount
 from codebrush.models.encoders.image_shape import image_shape
 
 PERCENT, PLAIN, FINE, COUNT = "{:.1%}", "{:.2f}", "{:.4f}", "{:,.0f}"
@@ -54,7 +55,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 def _measured(report: Mapping[str, Any]) -> str:
     """How many pictures were measured, or if none was read, how many captions were drawn."""
     if report["pictures"] is not None:
-        return f"{report['pictures']:,} pictures."
+        return f"{amount('picture', report['pictures'])}."
     if "drawing" not in report:
         return "Nothing was measured."
     drawing = report["drawing"]
@@ -93,5 +94,5 @@ def _notes(report: Mapping[str, Any]) -> Iterator[str]:
     for part, reason in report["left_out"].items():
         yield f"left out: {part}: {reason}"
     if report["skipped"]:
-        yield f"{len(report['skipped']):,} pictures could not be read, {report['skipped'][0]['path']} first"
+        yield f"{amount('picture', len(report['skipped']))} could not be read, {report['skipped'][0]['path']} first"
     yield f"{report['seconds']:.1f} seconds"

@@ -16,6 +16,7 @@ from codebrush.data.curation.phrases import SPLITS, Phrases
 from codebrush.data.decoding.images import decode_image, save_png
 from codebrush.data.sources.captioned_images import CaptionedImages
 from codebrush.data.sources.shard_writer import ShardWriter
+from codebrush.data.sources.unread import amount
 from codebrush.errors import ImageError
 
 KEPT_EXAMPLES = 36
@@ -160,7 +161,8 @@ def _markdown(report: dict[str, Any]) -> str:
     lines = [
         f"# Curation of {report['source']}",
         "",
-        f"{report['kept']:,} of {report['rows']:,} rows are kept ({share:.1f} %), in {report['shards']} shards.",
+        f"{report['kept']:,} of {amount('row', report['rows'])} {'is' if report['kept'] == 1 else 'are'} kept "
+        f"({share:.1f} %), in {amount('shard', report['shards'])}.",
         "",
         *_table(("dropped because", "rows"), [(reason, f"{n:,}") for reason, n in report["dropped"].items()]),
         *_plain(report["plain"]),

@@ -12,6 +12,7 @@ import torch
 from codebrush.conversion.convert import open_model
 from codebrush.conversion.load import load_clip
 from codebrush.conversion.tokenizers import tokenizer_of
+from codebrush.data.sources.unread import amount
 from codebrush.errors import TrainingError, UsageError
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.pack.pack import PACK_FILE, Pack
@@ -109,11 +110,11 @@ def _materials(request: PackRequest, source: Any, work: Path, say: Say, draw: Ca
         if STAGES[name].sets_image_size:
             size = plan.image_size or size
     data = load_captioned(source, size, work / "cache")
-    say(f"{len(data)} pictures with captions from {request.source.source}")
+    say(f"{amount('picture', len(data))} with captions from {request.source.source}")
     for name, reason in data.pixels.skipped[:5]:
         say(f"left out {name}: {reason}")
     if len(data.pixels.skipped):
-        say(f"{len(data.pixels.skipped)} pictures left out because they cannot be read")
+        say(f"{amount('unreadable picture', len(data.pixels.skipped))} left out")
     clip_folder = work / "clip" / MODEL_FOLDER
     if clip_folder.is_dir():
         tokenizer = Tokenizer.from_pretrained(clip_folder)
@@ -150,7 +151,7 @@ class _PackTraining:
         if not done:
             self.materials = stage.precompute(self.materials, self.cache)
         plan = read_plan(folder) if has_begun(folder) else self._plan(stage, start)
-        self.say(f"{stage.name}: {plan.loop.steps} steps of {plan.loop.batch_size} pictures")
+        self.say(f"{stage.name}: {amount('step', plan.loop.steps)} of {amount('picture', plan.loop.batch_size)}")
         network = run_stage(
             plan, self.materials, folder, resume=True, start=start, saved=lambda: self.clock.charge(stage.name)
         )

@@ -1,6 +1,5 @@
 """`codebrush similar` compares two pictures; `codebrush duplicates` finds near-duplicates among many."""
 
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from codebrush.cli.flags import JsonOption, PackOption
-from codebrush.cli.output import print_json, progress_bar
+from codebrush.cli.output import print_json, print_skipped, progress_bar
 from codebrush.cli.source_flags import ExcludeOption, ImageColumnOption, PathsArgument, StrictOption
 from codebrush.data.sources.unread import amount
 
@@ -72,8 +71,7 @@ def duplicates(
     thresholds = (COSINE if cosine is None else cosine, DISTANCE if distance is None else distance)
     with progress_bar("comparing") as progress:
         report = find_duplicates(sources, clip, *thresholds, progress)
-    for each in report.skipped:
-        print(f"codebrush: skipped {each['path']}: {each['reason']}", file=sys.stderr)
+    print_skipped(report.skipped)
     clusters: list[dict[str, Any]] = [
         {
             "representative": cluster.representative,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codebrush.cli.flags import FitOption, JsonOption, PackOption, given_flags, refuse
-from codebrush.cli.output import print_json, progress_bar
+from codebrush.cli.output import print_json, print_skipped, progress_bar
 from codebrush.cli.source_flags import CaptionOption, ExcludeOption, ImageColumnOption, PathsArgument, StrictOption
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ def index(
         print(f"codebrush: {WORDS_UPDATED}", file=sys.stderr)
     with progress_bar("indexing") as progress:
         report = index_pictures(database, sources, brush.clip, progress, rule)
-    for each in report.skipped:
-        print(f"codebrush: skipped {each['path']}: {each['reason']}", file=sys.stderr)
+    print_skipped(report.skipped)
     for source in sources:  # said once; __key__ and the like are no columns that a user has written
         new = [each for each in report.renamed if each["source"] == source.name and each["new"]]
         names = ", ".join(f"{each['column']!r} is {each['as']}" for each in new if not each["column"].startswith("__"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codebrush.data.sources.file_names import escaped
+from codebrush.data.sources.unread import first_of_each_reason
 from codebrush.errors import CodebrushError
 from codebrush.progress import Progress
 
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 def print_json(report: dict[str, Any]) -> None:
     """Print the one JSON object of a command, in ASCII, which works on every terminal and pipe."""
     print(json.dumps(_escaped(report)))
+
+
+def print_skipped(skipped: Sequence[Mapping[str, str]]) -> None:
+    """Name the pictures that were skipped on stderr, a few for each reason."""
+    for line in first_of_each_reason([(each["path"], each["reason"]) for each in skipped]):
+        print(f"codebrush: skipped {line}", file=sys.stderr)
 
 
 def _escaped(value: Any) -> Any:

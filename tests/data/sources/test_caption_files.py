@@ -40,6 +40,25 @@ def test_a_caption_file_may_have_any_usual_name(tmp_path: Path, name: str):
     assert captions_beside(tmp_path / "2.png", Unread("x")) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "picture"),
+    [
+        ("IMG_1.JPG.supplemental-metadata.json", "IMG_1.JPG"),
+        ("IMG_1.JPG.supplemental-me.json", "IMG_1.JPG"),
+        ("IMG_1.JPG.s.json", "IMG_1.JPG"),
+        ("IMG_1.JPG.supplemental-metadata(2).json", "IMG_1(2).JPG"),
+    ],
+)
+def test_google_takeout(tmp_path: Path, name: str, picture: str) -> None:
+    (tmp_path / name).write_text('{"title": "IMG_1.JPG", "description": "a beach", "url": "https://x"}')
+    files = CaptionFiles([name])
+    assert files.beside(picture) == name
+    assert files.beside("IMG_1(7).JPG") is None
+    assert captions_beside(tmp_path / picture, Unread("x")) == ["a beach"]
+    assert captions_beside(tmp_path / "IMG_1(7).JPG", Unread("x")) == []
+    assert CaptionFiles([name, "IMG_1.JPG.json", "IMG_1(2).txt"]).beside(picture) != name
+
+
 def test_the_most_usual_of_several_is_read():
     files = CaptionFiles(["a/1.json", "a/1.caption", "a/1.txt", "a/1.png.txt", "b/1.txt"])
     assert files.beside("a/1.png") == "a/1.txt"

@@ -173,10 +173,10 @@ def test_a_kind_for_which_a_package_is_missing_is_counted_with_the_remedy(
         patch.setattr(importlib.util, "find_spec", lambda name: None)
         importlib.machinery.SourceFileLoader("without_photos", str(picture_formats.__file__)).exec_module(bare)
     for module, names in {
-        folder_reader: ("EXTENSIONS", "is_picture_file", "kind_of_file", "to_install"),
+        folder_reader: ("EXTENSIONS", "is_picture_file", "kind_of_file", "remedies"),
         folder_files: ("EXTENSIONS",),
         shard_reader: ("readable_format",),
-        unread: ("to_install",),
+        unread: ("remedies",),
     }.items():
         for name in names:
             monkeypatch.setattr(module, name, getattr(bare, name))
@@ -185,7 +185,10 @@ def test_a_kind_for_which_a_package_is_missing_is_counted_with_the_remedy(
     for name, data in (("b.heic", heic), ("c.HEIC", heic), ("photo", heic), ("d.dng", b"?"), ("e.mp4", b"?")):
         (folder / name).write_bytes(data)
     files = "2 HEIC files (.heic), 1 HEIC file without an ending, 1 camera RAW file (.dng) and 1 video file (.mp4)"
-    remedy = 'for HEIC and camera RAW: pip install "codebrush[photos]"'
+    remedy = (
+        'for HEIC and camera RAW: pip install "codebrush[photos]"; for video: save the frames that count as pictures, '
+    )
+    remedy += "for instance with ffmpeg"
     with pytest.raises(DataError) as caught:
         open_source(folder)
     assert str(caught.value) == f"{folder}: no picture in this folder; there are {files}; {remedy}"
@@ -336,3 +339,30 @@ def test_parquet_files_may_have_other_columns_or_no_rows(folder: Path, picture) 
 def test_counts_of_several_things() -> None:
     assert unread.amount("linked folder that is read already", 3) == "3 linked folders that are read already"
     assert unread.amount("HEIC file (.heic)", 1200) == "1,200 HEIC files (.heic)"
+
+
+def test_files_of_other_kinds_are_counted_with_what_to_do(folder: Path, picture) -> None:
+    (folder / "a.png").write_bytes(picture())
+    for name in ("a.mov", "b.pdf", "Artikel.xlsx", "c.svg", "d.eps", "index.html"):
+        (folder / name).write_bytes(b"?")
+    (line,) = opened(folder).unread.lines
+    assert line.split(" were not read; ")[1].split("; ") == [
+        "for video: save the frames that count as pictures, for instance with ffmpeg",
+        "for SVG and PostScript: export it as PNG",
+        "for PDF: export its pages as PNG",
+        'for spreadsheet: save its table as "CSV UTF-8"',
+    ]
+
+
+def test_no_reason_hides_behind_many_of_another() -> None:
+    gone = [(f"{number}.png", "no such file or directory") for number in range(25)]
+    wide = [(f"line {number}", f"{number} cells under a header of 2") for number in range(3, 9)]
+    assert unread.first_of_each_reason([*gone, ("bad.png", "no picture"), *wide]) == [
+        *(f"{number}.png: no such file or directory" for number in range(5)),
+        "20 more like the last: no such file or directory",
+        "bad.png: no picture",
+        *(f"line {number}: {number} cells under a header of 2" for number in range(3, 8)),
+        "1 more like the last: 7 cells under a header of 2",
+    ]
+    lines = unread.first_of_each_reason([(f"{letter}.png", f"reason {letter}") for letter in "abcdefghijkl"])
+    assert lines[9:] == ["j.png: reason j", "2 more for other reasons; --json lists all"]

@@ -65,6 +65,7 @@ TEXTURE = Kind("texture or HDR", "convert it to PNG or JPEG")
 PROJECT = Kind("drawing program", _TO_PNG)
 SCIENCE = Kind("scientific or medical", "export it as PNG with 8 bits a channel")
 ODD = Kind("rare format", "convert it to PNG")
+SPREADSHEET = Kind("spreadsheet", 'save its table as "CSV UTF-8"')
 WEB_PAGE = Kind("web page", "the download went wrong: fetch the picture itself")
 LFS = Kind("Git LFS pointer", "fetch the file itself: git lfs pull")
 
@@ -81,6 +82,7 @@ NOT_READ: dict[Kind, tuple[str, ...]] = {  # with the endings by which they are 
     PROJECT: (".xcf", ".psb", ".kra", ".procreate", ".clip", ".afphoto", ".sketch"),
     SCIENCE: (".fits", ".fit", ".dcm", ".nii", ".czi", ".nd2"),
     ODD: (".pcx", ".sgi", ".xbm", ".xpm", ".wmf", ".emf", ".icns", ".cur", ".fli", ".flc", ".jxr", ".bpg"),
+    SPREADSHEET: (".xlsx", ".xlsm", ".xls", ".ods", ".numbers"),
     WEB_PAGE: (".html", ".htm"),
 }
 _INSTALLED_BY = {HEIC: PHOTOS, RAW: PHOTOS, AVIF: NEWER_PILLOW}
@@ -198,14 +200,16 @@ def kind_of_file(path: Path) -> str:
     return f"{kind.name} file ({ending})" if ending else f"{kind.name} file without an ending"
 
 
-def to_install(counted: Iterable[str]) -> list[str]:
-    """What to install to read the `counted` kinds, each as `kind_of_file` calls it or with an ending at its end."""
+def remedies(counted: Iterable[str]) -> list[str]:
+    """What to do to read the `counted` kinds, each as `kind_of_file` calls it or with an ending at its end.
+
+    Web pages are left out: in a folder they are mostly no pictures that went wrong.
+    """
     needed: dict[str, list[str]] = {}
-    for kind, command in _INSTALLED_BY.items():
-        endings = NOT_READ.get(kind, ())
-        if endings and any(each.startswith(f"{kind.name} file") or each.endswith(endings) for each in counted):
-            needed.setdefault(command, []).append(kind.name)
-    return [f"for {' and '.join(names)}: {command}" for command, names in needed.items()]
+    for kind, endings in NOT_READ.items():
+        if kind != WEB_PAGE and any(each.startswith(f"{kind.name} file") or each.endswith(endings) for each in counted):
+            needed.setdefault(_INSTALLED_BY.get(kind, kind.remedy), []).append(kind.name)
+    return [f"for {' and '.join(names)}: {remedy}" for remedy, names in needed.items()]
 
 
 def picture_format(head: bytes) -> str | None:

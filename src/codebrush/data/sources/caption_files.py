@@ -3,7 +3,7 @@
 import json
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,36 @@ BOX = re.compile(r"\d+(\s+-?\d*\.\d+(e-?\d+)?){4,}")  # a class and its place in
 ENDINGS = (".txt", ".caption", ".captions", ".cap", ".text", ".json")  # in any case; the first that exists is read
 
 
+TAKEOUT = "supplemental-metadata"  # of Google Photos: a.jpg.supplemental-metadata.json, cut off where a name is long
+_TAKEOUT_NAME = re.compile(
+    rf"(?P<stem>.+)\.(?:{'|'.join(TAKEOUT[:length] for length in range(len(TAKEOUT), 0, -1))})(?P<number>\(\d+\))?"
+)
+
+
+def _picture_of_takeout(stem: str) -> str | None:
+    """The picture whose data a .json file of Google Takeout has, by its name without .json; None for another file.
+
+    The number of a second file of one name stands elsewhere there: a.jpg.supplemental-metadata(1) is that of a(1).jpg.
+    """
+    found = _TAKEOUT_NAME.fullmatch(stem)
+    if found is None:
+        return None
+    name, ending = posixpath.splitext(found["stem"])
+    return f"{name}{found['number'] or ''}{ending}"
+
+
 class CaptionFiles:
     """The caption files among the `names` of a folder, each a path with / between its parts."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names: dict[str, dict[str, str]] = {}  # path without ending -> ending -> file
+        self._takeout: dict[str, str] = {}  # picture -> file
         for name in names:
             stem, ending = posixpath.splitext(name)
             if ending.lower() in ENDINGS:
                 self._names.setdefault(comparable(stem), {}).setdefault(ending.lower(), name)
+            if ending.lower() == ".json" and (picture := _picture_of_takeout(stem)) is not None:
+                self._takeout.setdefault(comparable(picture), name)
 
     def beside(self, picture: str) -> str | None:
         """The caption file of a picture, whose name with or without its ending comes before that of the caption."""
@@ -38,7 +59,7 @@ class CaptionFiles:
             for ending in ENDINGS:
                 if ending in found:
                     return found[ending]
-        return None
+        return self._takeout.get(whole)
 
 
 def captions_beside(picture: Path, unread: Unread) -> list[str]:
@@ -48,9 +69,20 @@ def captions_beside(picture: Path, unread: Unread) -> list[str]:
     """
     stems = [picture.with_suffix(""), picture]
     forms = (form for end in ENDINGS for form in (end, end.upper(), end.title()))
-    tried = (existing(Path(f"{stem}{form}")) for stem, form in product(stems, forms))
+    names = [*(f"{stem}{form}" for stem, form in product(stems, forms)), *_takeout_files(picture)]
+    tried = (existing(Path(name)) for name in names)
     found = next((path for path in tried if path.is_file()), None)
     return [] if found is None else captions_in(found, unread)
+
+
+def _takeout_files(picture: Path) -> Iterator[str]:
+    """The names that Google Takeout may give to the data of a picture."""
+    numbered = re.fullmatch(r"(.+)(\(\d+\))", picture.stem)
+    places = [(picture, "")]
+    if numbered is not None:
+        places.append((picture.with_name(f"{numbered[1]}{picture.suffix}"), numbered[2]))
+    for (place, number), length in product(places, range(len(TAKEOUT), 0, -1)):
+        yield f"{place}.{TAKEOUT[:length]}{number}.json"
 
 
 def captions_in(path: Path, unread: Unread) -> list[str]:

@@ -1,15 +1,18 @@
 """Counts and names what was met in a source and not read, so that nothing is left out without a word."""
 
+import re
 import warnings
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from codebrush.data.decoding.picture_formats import to_install
+from codebrush.data.decoding.picture_formats import remedies
 from codebrush.errors import DataError
 
 NOUNS = frozenset(("file", "folder", "link", "table", "picture", "pipe", "socket", "device", "member", "shard"))
-MOST_NAMED = 5  # items that are named one by one; the others are counted
+MOST_NAMED = 5  # items that are named one by one for one reason; the others are counted
+MOST_REASONS = 10
 QUIET = frozenset(
     ("hidden file", "hidden folder", "file of the operating system", "report of codebrush")
 )  # in the report, but not worth a line
@@ -62,13 +65,11 @@ class Unread:
     @property
     def lines(self) -> list[str]:
         """What a command prints of it, a line each, without the name of the program."""
-        lines = [f"{item}: {reason}" for item, reason in self.named[:MOST_NAMED]]
-        if len(self.named) > MOST_NAMED:
-            lines.append(f"{self.origin}: {len(self.named) - MOST_NAMED:,} more could not be read, for such reasons")
+        lines = first_of_each_reason(self.named)
         kinds = [amount(kind, number) for kind, number in sorted(self.counted.items()) if kind not in QUIET]
         if kinds:
             verb = "was" if sum(n for kind, n in self.counted.items() if kind not in QUIET) == 1 else "were"
-            said = [f"{enumeration(kinds)} {verb} not read", *to_install(self.counted)]
+            said = [f"{enumeration(kinds)} {verb} not read", *remedies(self.counted)]
             lines.append(f"{self.origin}: {'; '.join(said)}")
         return [*lines, *(f"{self.origin}: {note}" for note in self.notes)]
 
@@ -85,6 +86,23 @@ class Unread:
             "counted": dict(sorted(self.counted.items())),
             "notes": list(self.notes),
         }
+
+
+def first_of_each_reason(named: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each item and why it was not read, but a number in place of all beyond `MOST_NAMED` of one reason.
+
+    Reasons that differ in numbers alone are one; beyond `MOST_REASONS` there is a line for the rest.
+    """
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for item, reason in named:
+        groups.setdefault(re.sub(r"\d+", "0", reason), []).append((item, reason))
+    lines: list[str] = []
+    for items in [*groups.values()][:MOST_REASONS]:
+        lines += [f"{item}: {reason}" for item, reason in items[:MOST_NAMED]]
+        if len(items) > MOST_NAMED:
+            lines.append(f"{len(items) - MOST_NAMED:,} more like the last: {items[MOST_NAMED - 1][1]}")
+    rest = sum(len(items) for items in [*groups.values()][MOST_REASONS:])
+    return [*lines, f"{rest:,} more for other reasons; --json lists all"] if rest else lines
 
 
 def amount(kind: str, number: int) -> str:

@@ -20,7 +20,7 @@ from codebrush.models.vqgan import VQGAN
 from codebrush.pack.members import MEMBERS
 from codebrush.pack.pack import Pack, text_condition
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.dataset import Captioned, CaptionTokens
+from codebrush.training.dataset import Captioned
 from codebrush.training.engine.loop import is_first
 from codebrush.training.engine.optimizer import make_adamw
 from codebrush.training.engine.task import Objective
@@ -28,11 +28,11 @@ from codebrush.training.field_types import Count, Rate, Share, Weight
 from codebrush.training.make_bank import make_bank
 from codebrush.training.stage import GRID, Materials, Size, Stage, StagePlan, halvings, needed
 from codebrush.training.tasks.code_loss import code_likeness, code_loss
-from codebrush.training.tasks.conditions import GIVEN, SOURCE, ConditionSampler, OtherCaptions, rows_of_each
+from codebrush.training.tasks.conditions import GIVEN, SOURCE, ConditionShares, image_embeddings, rows_of_each
 
 
 @dataclass(frozen=True)
-class TransformerRecipe:
+class TransformerRecipe(ConditionShares):
     """Sizes and settings of a code transformer and its training.
 
     The prefix holds `text_length` text tokens and, with `pooled_text`, CLIP's embedding of the whole text (that of a
@@ -46,11 +46,6 @@ class TransformerRecipe:
     With `soft_codes` above 0 similar codes count as right as well, more so for higher values (see `code_likeness`), and
     have similar embeddings in a fresh network. Neighbours in a large codebook hardly differ, and which of them the
     encoder chose is not worth learning.
-
-    `image_share`, `hole_share` and `pair_share` of the rows are drawn from their picture's own CLIP embedding (half of
-    them without their text), from what is left around a hole, and from the codes of another picture of the same group
-    under one of `pair_captions`, templates like "{style} style" (if there are none, the row's own captions). A share
-    above 0 gives the network that condition.
     """
 
     width: Count = 256
@@ -65,18 +60,8 @@ class TransformerRecipe:
     label_smoothing: Share = 0.0
     soft_codes: Weight = 0.0
     code_noise: Share = 0.0
-    image_share: Share = 0.0
-    hole_share: Share = 0.0
-    pair_share: Share = 0.0
-    pair_captions: tuple[str, ...] = ()
     learning_rate: Rate = 1e-3
     weight_decay: Weight = 0.05
-
-    def __post_init__(self) -> None:
-        if self.image_share + self.hole_share + self.pair_share > 1:
-            raise ValueError("image_share, hole_share and pair_share add up to more than 1: lower them")
-        for text in self.pair_captions:
-            Template.parse(text)
 
 
 def make_code_transformer(
@@ -96,8 +81,8 @@ def make_code_transformer(
             text_length=min(recipe.text_length, clip.text_encoder.config.context_length),
             text_embedding=clip.embed_dim if recipe.pooled_text else 0,
             image_embedding=clip.embed_dim if recipe.image_share else 0,
-            source_codes=bool(recipe.hole_share or recipe.pair_share),
-            aligned_source=bool(recipe.hole_share or recipe.pair_share),
+            source_codes=recipe.from_source,
+            aligned_source=recipe.from_source,
             condition_dropout=recipe.condition_dropout,
             dropout=recipe.dropout,
         )
@@ -119,7 +104,7 @@ def with_conditions(transformer: CodeTransformer, recipe: TransformerRecipe, cli
         TrainingError: if it reads classes, has no start token, or reads embeddings of another CLIP.
     """
     config = transformer.config
-    if (recipe.image_share or recipe.hole_share or recipe.pair_share) and (config.labels or not config.start_token):
+    if (recipe.image_share or recipe.from_source) and (config.labels or not config.start_token):
         raise TrainingError(
             "the code transformer to begin from reads classes, or has no start token, and cannot learn to draw from "
             "pictures: set image_share, hole_share and pair_share to 0"
@@ -132,8 +117,8 @@ def with_conditions(transformer: CodeTransformer, recipe: TransformerRecipe, cli
     wanted = replace(
         config,
         image_embedding=config.image_embedding or (clip.embed_dim if recipe.image_share else 0),
-        source_codes=config.source_codes or bool(recipe.hole_share or recipe.pair_share),
-        aligned_source=config.aligned_source or bool(recipe.hole_share or recipe.pair_share),
+        source_codes=config.source_codes or recipe.from_source,
+        aligned_source=config.aligned_source or recipe.from_source,
     )
     if wanted == config:
         return transformer
@@ -192,11 +177,7 @@ class CodeTransformerTask:
         """`vqgan` encodes pictures with holes and gives the codebook for `soft_codes`, if the recipe asks for them."""
         self.recipe, self.clip, self.codes, self.draw, self.vqgan = recipe, clip, codes, draw, vqgan
         self.config, self.order = transformer.config, transformer.order
-        shares = (recipe.image_share, recipe.hole_share, recipe.pair_share)
-        pair_rows = OtherCaptions(data, recipe.pair_captions) if recipe.pair_share and recipe.pair_captions else None
-        pair_tokens = CaptionTokens(pair_rows, tokenizer) if pair_rows is not None else None
-        tokens = CaptionTokens(data, tokenizer)
-        self.conditions = ConditionSampler(data, codes, self.config.grid, tokens, pair_tokens, shares)
+        self.conditions = recipe.sampler(data, codes, self.config.grid, tokenizer)
         self.examples = len(data)
         self.networks: dict[str, nn.Module] = {"transformer": transformer}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
@@ -207,13 +188,11 @@ class CodeTransformerTask:
         if recipe.soft_codes:
             assert vqgan is not None
             self.likeness = code_likeness(vqgan.quantizer.vectors.detach(), recipe.soft_codes)
-        sourced = bool(
-            recipe.hole_share or recipe.pair_share
-        )  # what no row uses gets no gradient, and other processes would wait for it
+        # what no row uses gets no gradient, and other processes would wait for it
         if self.config.source_codes:
-            transformer.nulls["source_codes"].requires_grad_(sourced)
+            transformer.nulls["source_codes"].requires_grad_(recipe.from_source)
         if transformer.align is not None:
-            transformer.align.requires_grad_(sourced)
+            transformer.align.requires_grad_(recipe.from_source)
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         """Codes int64 (B, N), and what each picture is drawn from, by the names of `SampledConditions`."""
@@ -265,10 +244,7 @@ class CodeTransformerTask:
             return condition
         present = batch["present"]
         if self.config.image_embedding:
-            seen = batch["images"]
-            embedding = torch.zeros(len(present), self.clip.embed_dim, device=present.device)
-            if len(seen):
-                embedding[: len(seen)] = self.clip.encode_image(seen.float() / 255)
+            embedding = image_embeddings(self.clip, batch["images"], len(present))
             condition = replace(condition, image_embedding=embedding)
         if self.config.source_codes:
             source = torch.zeros_like(batch["codes"])

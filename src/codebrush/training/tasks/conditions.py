@@ -16,13 +16,57 @@ from torch import Tensor
 from codebrush.data.hole_filling import fill_holes
 from codebrush.data.sources.caption_templates import Template
 from codebrush.errors import DataError, TrainingError
+from codebrush.models.clip import CLIP
+from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned, CaptionTokens
+from codebrush.training.field_types import Share
 
 GIVEN = ("text_features", "text_embedding", "image_embedding", "source_codes")
 SOURCE = GIVEN.index("source_codes")
 LEAST_HOLE, MOST_HOLE = 0.05, 0.9  # of a picture's codes
 HOLE_TRIES = 100  # to draw a hole of a good size; a grid of two codes or more gives one within a few
 WHOLE_TEXT = 0.5  # share of the rows with an embedding that keep their text
+
+
+@dataclass(frozen=True)
+class ConditionShares:
+    """The part of a painter's recipe that says what rows are drawn from besides their text.
+
+    `image_share`, `hole_share` and `pair_share` of the rows are drawn from their picture's own CLIP embedding (half of
+    them without their text), from what is left around a hole, and from another picture of the same group under one of
+    `pair_captions`, templates like "{style} style" (if there are none, the row's own captions). A share above 0 gives
+    the network that condition.
+
+    Raises:
+        ValueError: if the shares add up to more than 1.
+        DataError: if a template cannot be read.
+    """
+
+    image_share: Share = 0.0
+    hole_share: Share = 0.0
+    pair_share: Share = 0.0
+    pair_captions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.image_share + self.hole_share + self.pair_share > 1:
+            raise ValueError("image_share, hole_share and pair_share add up to more than 1: lower them")
+        for text in self.pair_captions:
+            Template.parse(text)
+
+    @property
+    def from_source(self) -> bool:
+        """Whether some rows are drawn from a source picture."""
+        return bool(self.hole_share or self.pair_share)
+
+    def sampler(
+        self, data: Captioned, stored: np.ndarray, grid: tuple[int, int], tokenizer: Tokenizer
+    ) -> "ConditionSampler":
+        """What samples these conditions; see `ConditionSampler`."""
+        pair_tokens = None
+        if self.pair_share and self.pair_captions:
+            pair_tokens = CaptionTokens(OtherCaptions(data, self.pair_captions), tokenizer)
+        shares = (self.image_share, self.hole_share, self.pair_share)
+        return ConditionSampler(data, stored, grid, CaptionTokens(data, tokenizer), pair_tokens, shares)
 
 
 @dataclass(frozen=True)
@@ -104,6 +148,14 @@ class ConditionSampler:
         members = self._members[self._group[row]]
         others = members[members != row]
         return int(others[int(rng.integers(len(others)))]) if len(others) else None
+
+
+def image_embeddings(clip: CLIP, images: Tensor, rows: int) -> Tensor:
+    """Unit vectors of pictures uint8 (I, 3, S, S) by `clip`, and zeros for the rows after them: (rows, E)."""
+    embedding = torch.zeros(rows, clip.embed_dim, device=images.device)
+    if len(images):
+        embedding[: len(images)] = clip.encode_image(images.float() / 255)
+    return embedding
 
 
 def rows_of_each(count: int, shares: Sequence[float]) -> list[slice]:

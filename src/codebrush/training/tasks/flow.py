@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from codebrush.data.sources.caption_templates import Template
 from codebrush.data.stored_codes import latents_once
 from codebrush.errors import TrainingError
 from codebrush.models.clip import CLIP
@@ -20,18 +19,18 @@ from codebrush.models.vqgan import VQGAN
 from codebrush.pack.members import MEMBERS
 from codebrush.pack.pack import text_condition
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.dataset import Captioned, CaptionTokens, evenly
+from codebrush.training.dataset import Captioned, evenly
 from codebrush.training.engine.optimizer import make_adamw
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
 from codebrush.training.stage import Materials, Stage, StagePlan, needed
-from codebrush.training.tasks.conditions import GIVEN, ConditionSampler, OtherCaptions, rows_of_each
+from codebrush.training.tasks.conditions import GIVEN, ConditionShares, image_embeddings, rows_of_each
 
 MEASURED = 4096  # latents of which mean and deviation are taken
 
 
 @dataclass(frozen=True)
-class FlowRecipe:
+class FlowRecipe(ConditionShares):
     """Sizes and settings of a flow transformer and its training.
 
     The prefix holds `text_length` text tokens and, with `pooled_text`, the blocks are modulated by CLIP's embedding of
@@ -39,10 +38,6 @@ class FlowRecipe:
 
     Times are drawn from a logit-normal distribution with mean `time_mean` and deviation `time_deviation` (Esser et al.
     2024, eq. 19): a higher mean trains more on noisy latents, where the layout is decided.
-
-    `image_share`, `hole_share` and `pair_share` of the rows are drawn as in `TransformerRecipe`: from their picture's
-    own CLIP embedding, from what is left around a hole, and from another picture of the same group under one of
-    `pair_captions`. A share above 0 gives the network that condition.
     """
 
     width: Count = 320
@@ -56,18 +51,8 @@ class FlowRecipe:
     condition_dropout: Share = 0.1
     time_mean: float = 0.0
     time_deviation: Weight = 1.0
-    image_share: Share = 0.0
-    hole_share: Share = 0.0
-    pair_share: Share = 0.0
-    pair_captions: tuple[str, ...] = ()
     learning_rate: Rate = 1e-3
     weight_decay: Weight = 0.01
-
-    def __post_init__(self) -> None:
-        if self.image_share + self.hole_share + self.pair_share > 1:
-            raise ValueError("image_share, hole_share and pair_share add up to more than 1: lower them")
-        for text in self.pair_captions:
-            Template.parse(text)
 
 
 def make_flow_transformer(
@@ -88,7 +73,7 @@ def make_flow_transformer(
             text_length=min(recipe.text_length, clip.text_encoder.config.context_length),
             text_embedding=clip.embed_dim if recipe.pooled_text else 0,
             image_embedding=clip.embed_dim if recipe.image_share else 0,
-            source=bool(recipe.hole_share or recipe.pair_share),
+            source=recipe.from_source,
             condition_dropout=recipe.condition_dropout,
             dropout=recipe.dropout,
         )
@@ -116,11 +101,7 @@ class FlowTask:
         """`vqgan` encodes pictures with holes, if the recipe asks for them."""
         self.recipe, self.clip, self.latents, self.draw, self.vqgan = recipe, clip, latents, draw, vqgan
         self.config = flow.config
-        shares = (recipe.image_share, recipe.hole_share, recipe.pair_share)
-        pair_rows = OtherCaptions(data, recipe.pair_captions) if recipe.pair_share and recipe.pair_captions else None
-        pair_tokens = CaptionTokens(pair_rows, tokenizer) if pair_rows is not None else None
-        tokens = CaptionTokens(data, tokenizer)
-        self.conditions = ConditionSampler(data, latents, self.config.grid, tokens, pair_tokens, shares)
+        self.conditions = recipe.sampler(data, latents, self.config.grid, tokenizer)
         self.examples = len(data)
         self.networks: dict[str, nn.Module] = {"flow": flow}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
@@ -150,10 +131,7 @@ class FlowTask:
         condition = text_condition(self.clip, batch["tokens"], self.config)
         present, count = batch["present"], len(batch["latents"])
         if self.config.image_embedding:
-            embedding = torch.zeros(count, self.clip.embed_dim, device=present.device)
-            if len(seen := batch["images"]):
-                embedding[: len(seen)] = self.clip.encode_image(seen.float() / 255)
-            condition = replace(condition, image_embedding=embedding)
+            condition = replace(condition, image_embedding=image_embeddings(self.clip, batch["images"], count))
         if self.config.source:
             source = torch.zeros_like(batch["latents"])
             _, holed, paired = rows_of_each(count, self.conditions.shares)

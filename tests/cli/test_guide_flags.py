@@ -37,7 +37,7 @@ def entry(lines: list[str], flag: str) -> str:
 def test_the_help_has_a_section_for_each_topic(help_sections: dict[str, list[str]]) -> None:
     named = ("run", "prompts", "cutouts", "latent", "optimiser", "penalties", "camera", "memory")
     topics = [f"Guidance: {topic}" for topic in named]
-    assert list(help_sections) == ["Arguments", "Options", "Sampling", "Retrieval", "Guidance", *topics]
+    assert list(help_sections) == ["Arguments", "Options", "Sampling", "Retrieval", "Flow", "Guidance", *topics]
     assert max(len(line) for lines in help_sections.values() for line in lines) <= 80
     assert entry(help_sections["Options"], "--help")
     assert entry(help_sections["Sampling"], "--cfg")
@@ -114,7 +114,7 @@ GUIDED, RESUMED = "an option of guidance: add --method guide", "a resumed run ke
         (["x", "--method", "guide", "--video", "gif", "--fps", "0"], "--fps"),
         (["x", "--method", "guide", "--video", "gif", "--between", "-1"], "--between"),
         (["x", "--method", "guide", "--video", "x.avi"], "must end in .mp4, .gif, .webp, not x.avi"),
-        (["x", "--method", "draw"], "'draw' is not one of 'sample', 'retrieve', 'guide'"),
+        (["x", "--method", "draw"], "'draw' is not one of 'sample', 'flow', 'retrieve', 'guide'"),
         (["--method", "guide"], "prompt"),
         (["x", "--resume", "there"], f"a prompt cannot be used with --resume: {RESUMED}"),
         (["--resume", "there", "--seed", "0"], f"--seed cannot be used with --resume: {RESUMED}"),

@@ -94,6 +94,6 @@ def test_another_suffix_is_refused(tmp_path: Path) -> None:
 
 def test_without_pyav_an_mp4_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(CodebrushError, match=r"pip install 'codebrush\[video\]'"):
+    with pytest.raises(CodebrushError, match=r'pip install "codebrush\[video\]"'):
         write_video(plain_frames(), tmp_path / "x.mp4")
     write_video(plain_frames(), tmp_path / "x.gif")

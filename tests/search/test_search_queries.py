@@ -154,3 +154,35 @@ def test_texts_pictures_and_unwanted_texts_are_combined() -> None:
         combine(text, image, None, 1.5)
     with pytest.raises(UsageError, match="cancel out"):
         combine(text, None, torch.stack([text, text]))
+
+
+@pytest.mark.parametrize(
+    ("where", "hint"),
+    [
+        ("caption > 3", "caption is text: write cast(caption as float) > 3"),
+        ("size > 0 and `caption` <= -2.5", "caption is text: write cast(caption as float) <= -2.5"),
+        ("3 < caption", "caption is text: write 3 < cast(caption as float)"),
+        ("caption not between 1 and 2", "caption is text: write cast(caption as float) not between ..."),
+        ("path != 'caption > 7' and caption = 3", "caption is text: write cast(caption as float) = 3"),
+        (
+            "cast(caption as float) > 3",
+            "caption holds '0,99', which this cast cannot read: write cast(replace(caption, ',', '.') as float)",
+        ),
+        (
+            "cast(replace(caption, ',', '.') as float) > 3",
+            "caption holds 'free', which this cast cannot read: write try_cast(caption as float), which leaves it out",
+        ),
+    ],
+)
+def test_text_that_is_compared_with_a_number(tmp_path: Path, where: str, hint: str) -> None:
+    database = database_of(tmp_path / "db", unit(np.eye(3)), ["0,99", "4,5", "free"])
+    with pytest.raises(UsageError) as caught:
+        search(database, torch.from_numpy(unit(np.eye(3)))[0], where=where)
+    assert str(caught.value) == f'cannot read the condition "{where}": {hint}'
+
+
+def test_what_the_hints_say_works(tmp_path: Path) -> None:
+    database = database_of(tmp_path / "db", unit(np.eye(3)), ["0,99", "4,5", "7"])
+    query = torch.from_numpy(unit(np.eye(3)))[0]
+    assert set(_paths(database, query, where="cast(replace(caption, ',', '.') as float) > 3")) == {"1", "2"}
+    assert _paths(database, query, where="try_cast(caption as float) > 3") == ["2"]

@@ -12,6 +12,9 @@ from codebrush.search.pictures import column_name
 _PART = re.compile(r"""'(?:[^']|'')*'|"(?P<double>[^"]*)"|`(?P<back>[^`]*)`|(?P<name>[\w.]*\w)|.""", re.DOTALL)
 _COMPARED = re.compile(r"\s*(?:[=<>!]|(?:not\s+)?(?:in|like|between)\b|is\b)", re.IGNORECASE)
 _COMPARING = re.compile(r"(?:[=<>(,+*/-]|\b(?:like|between|in))\s*$", re.IGNORECASE)
+_TEXT = re.compile(r"'(?:[^']|'')*'")
+_NUMBER, _OPERATOR = r"(-?\d[\d.]*)", r"\s*(<=|>=|<>|!=|=|<|>)\s*"
+_NO_NUMBER = re.compile(r"Cannot cast string '(.*?)' to value of")
 _KEYWORDS = frozenset(("and", "or", "not", "is", "null", "in", "like", "between", "true", "false"))
 
 
@@ -60,3 +63,36 @@ def _column(name: str, columns: Sequence[str], sources: Mapping[str, Sequence[st
         if len(same) == 1:
             return same[0]
     return None
+
+
+def text_as_number(where: str, texts: Sequence[str], error: str) -> str | None:
+    """What to write if LanceDB's `error` says that a column of text, one of `texts`, was read as numbers; else None.
+
+    `where` is a condition as `with_columns` gives it.
+    """
+    plain = _TEXT.sub("''", where)
+    names = {column: rf"(?:`{re.escape(column)}`|(?<![\w`.]){re.escape(column)}(?![\w`.]))" for column in texts}
+    if found := _NO_NUMBER.search(error):
+        cast = [each for each, name in names.items() if re.search(rf"cast\s*\([^)]*?{name}", plain, re.IGNORECASE)]
+        column = cast[0] if len(cast) == 1 else " or ".join(cast) or "a column"
+        replaced = f"replace({_quoted(column)}, ',', '.')"
+        is_comma = re.fullmatch(r"-?\d+,\d+", found[1]) and len(cast) == 1
+        remedy = (
+            f"cast({replaced} as float)" if is_comma else f"try_cast({_quoted(column)} as float), which leaves it out"
+        )
+        return f"{column} holds {found[1]!r}, which this cast cannot read: write {remedy}"
+    if "could not convert to literal of type 'Utf8'" not in error:
+        return None
+    for column, name in names.items():
+        cast = f"cast({_quoted(column)} as float)"
+        if found := re.search(rf"{name}{_OPERATOR}{_NUMBER}", plain):
+            return f"{column} is text: write {cast} {found[1]} {found[2]}"
+        if found := re.search(rf"{_NUMBER}{_OPERATOR}{name}", plain):
+            return f"{column} is text: write {found[1]} {found[2]} {cast}"
+        if found := re.search(rf"{name}\s+((?:not\s+)?(?:between|in)\b)", plain, re.IGNORECASE):
+            return f"{column} is text: write {cast} {found[1]} ..."
+    return None
+
+
+def _quoted(column: str) -> str:
+    return column if re.fullmatch(r"[a-z_][a-z0-9_]*", column) else f"`{column}`"

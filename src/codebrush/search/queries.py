@@ -15,7 +15,7 @@ from torch import Tensor
 from codebrush.data.curation.phrases import STOP_WORDS
 from codebrush.data.sources.file_names import existing
 from codebrush.errors import UsageError
-from codebrush.search.conditions import with_columns
+from codebrush.search.conditions import text_as_number, with_columns
 from codebrush.search.database import FRAME, Database, quoted
 from codebrush.search.messages import plain_reason
 
@@ -118,16 +118,22 @@ def search(
         raise UsageError(f"the mode {mode} searches for pictures that resemble a text or a picture: give one")
     if min_score is not None:
         check_min_score(min_score, mode)
+    asked = where
     if where is not None:
         check_condition(database, where)
         where = with_columns(where, database.table.schema.names, database.source_names())
     most = max(FUSED, 10 * k) if mode == "hybrid" else k
     lists: list[list[Hit]] = []
     with database.guarded():
-        if mode != "text":
-            lists.append(_by_picture(database.table, vector, where, most))
-        if mode != "vector":
-            lists.append(_by_words(database.table, text or "", without, where, most))
+        try:
+            if mode != "text":
+                lists.append(_by_picture(database.table, vector, where, most))
+            if mode != "vector":
+                lists.append(_by_words(database.table, text or "", without, where, most))
+        except (ValueError, RuntimeError) as error:  # `check_condition` looks at as few rows as it can
+            if where is not None:
+                _raise_for_text(database, where, asked or where, error)
+            raise
     hits = _fused(lists) if mode == "hybrid" else lists[0]
     return [hit for hit in hits if min_score is None or hit.score >= min_score][:k]
 
@@ -147,6 +153,7 @@ def check_condition(database: Database, where: str) -> None:
         try:
             _passing(database, where)
         except (ValueError, RuntimeError) as error:
+            _raise_for_text(database, where, asked, error)
             for own in ("path = ''", "size IS NULL"):  # these fail too if the database is damaged
                 _passing(database, own)
             raise _unreadable(database, asked, plain_reason(error)) from error
@@ -156,6 +163,13 @@ def check_condition(database: Database, where: str) -> None:
             is_whole = False
         if not is_whole:
             raise _unreadable(database, asked, "only its beginning is a condition: leave out the rest")
+
+
+def _raise_for_text(database: Database, where: str, asked: str, error: Exception) -> None:
+    """Raise a UsageError if the error came from text that a condition takes for numbers."""
+    texts = [field.name for field in database.table.schema if str(field.type) == "string"]
+    if hint := text_as_number(where, texts, str(error)):
+        raise UsageError(f'cannot read the condition "{asked}": {hint}') from error
 
 
 def _passing(database: Database, where: str) -> int:

@@ -147,3 +147,19 @@ def test_a_table_wholly_in_another_encoding_is_named(shop: Path, text: str) -> N
     unread = opened(shop).unread
     assert unread.named == [(str(shop / "artikel.csv"), 'not UTF-8 text; save it as UTF-8 (Excel: "CSV UTF-8")')]
     assert dict(unread.counted) == {".csv file": 1}
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_the_unicode_text_of_excel_is_a_table(shop: Path, is_named: bool) -> None:
+    (shop / "artikel.txt").write_bytes(SHOP.replace(";", "\t").replace("\n", "\r\n").encode("utf-16"))
+    (shop / "notes.txt").write_text("of no\tpicture\n")
+    (shop / "more.txt").write_text("Artikel 1.png without tabs\n")
+    source = opened(shop / "artikel.txt" if is_named else shop)
+    assert shown(source) == {"Sch\u00f6ner Apfel": (255, 0, 0), "T\u00fcte": (0, 0, 255)}
+    assert dict(source.unread.counted) == ({} if is_named else {".txt file": 2})
+
+
+def test_a_caption_with_a_tab_is_a_caption(folder: Path, picture) -> None:
+    (folder / "0.png").write_bytes(picture())
+    (folder / "0.txt").write_text("image\ttext\n")
+    assert list(shown(opened(folder))) == ["image\ttext"]

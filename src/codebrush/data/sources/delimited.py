@@ -49,9 +49,9 @@ class Records:
 def read_records(path: Path) -> Records:
     """The records of a file below its header. A few lines are in memory at once.
 
-    The separator is the one by which the header has the most usual names, in TSV files the tab. A cell between tabs
-    is quoted if it begins and ends with a quotation mark; it holds no tab and no line break. Bytes of the header that
-    are not UTF-8 are escaped.
+    The separator is the one by which the header has the most usual names, in TSV and text files the tab. A cell between
+    tabs is quoted if it begins and ends with a quotation mark; it holds no tab and no line break. Bytes of the header
+    that are not UTF-8 are escaped.
 
     Raises OSError if the file cannot be read, ValueError if its header is no text.
     """
@@ -63,7 +63,7 @@ def read_records(path: Path) -> Records:
     if stated := STATED.fullmatch(first or ""):
         lines.drop(1)
         first = lines.peek()
-    usual = "\t" if path.suffix.lower() == ".tsv" else separator_of(first or "")
+    usual = "\t" if path.suffix.lower() in (".tsv", ".txt") else separator_of(first or "")
     separator = stated[1] if stated else usual
     header = [escaped(name.strip()) for name in _cells(lines, separator)[0]] if first is not None else []
     names = distinct(header)

@@ -13,6 +13,7 @@ from codebrush.data.sources.folder_files import files_in
 from codebrush.data.sources.metadata import METADATA_NAMES, read_metadata, tables_about
 from codebrush.data.sources.picture_names import PictureNames
 from codebrush.data.sources.tables import BUILDERS, load_files
+from codebrush.data.sources.text_files import is_tabbed
 from codebrush.data.sources.unread import Unread, amount, enumeration
 from codebrush.errors import DataError
 
@@ -105,9 +106,13 @@ def _pictures(source: str, folder: Path, files: _Files, unread: Unread, image_co
     names, texts = PictureNames(folder, files.pictures), CaptionFiles(files.others)
     tables, broken = files.metadata, list[str]()
     if not tables:
-        alone = not any(texts.beside(picture) for picture in files.pictures)
-        options = {"wanted": image_column, "alone": alone}
+        beside = {name for picture in files.pictures if (name := texts.beside(picture)) is not None}
+        options = {"wanted": image_column, "alone": not beside}
         tables, broken = tables_about(source, folder, files.tables, names, unread, **options)
+        if not tables:
+            tabbed = [name for name in files.others if name not in beside and is_tabbed(folder / name)]
+            tables, more = tables_about(source, folder, tabbed, names, unread, **options)
+            broken += more
     dataset = read_metadata(source, folder, files.pictures, names, tables, unread, image_column)
     used = set(tables)
     if dataset is None:

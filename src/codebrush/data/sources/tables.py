@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from codebrush.data.sources.shard_reader import read_shards
 from codebrush.data.sources.table_reader import DELIMITED, JSON_LINES, read_tables
+from codebrush.data.sources.text_files import is_tabbed
 from codebrush.data.sources.unread import Unread
 from codebrush.errors import DataError
 from codebrush.files import UNWRITABLE
@@ -39,7 +40,7 @@ def load_files(source: str, base: Path, names: Sequence[str], unread: Unread) ->
     Raises:
         DataError: if none can be loaded; begins with `source`.
     """
-    builders = {BUILDERS.get(Path(name).suffix.lower()) for name in names}
+    builders = {"table" if is_tabbed(base / name) else BUILDERS.get(Path(name).suffix.lower()) for name in names}
     builder = builders.pop()
     if builder is None or builders:
         raise DataError(f"{source}: not a data set; give {', '.join(BUILDERS)} files of one kind, or a folder")

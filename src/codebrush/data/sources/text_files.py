@@ -53,6 +53,14 @@ def split_lines(text: str) -> list[str]:
     return LINE_END.split(text)
 
 
+def is_tabbed(path: Path) -> bool:
+    """Whether the first line of a .txt file has tabs, as in a table that Excel saved as "Unicode text"."""
+    try:
+        return path.suffix.lower() == ".txt" and "\t" in next(lines_of(path), "")
+    except (OSError, ValueError):
+        return False
+
+
 def lines_of(path: Path) -> Iterator[str]:
     """The lines of a file with their ends; bytes that are not UTF-8 become halves of characters (surrogate escapes).
 

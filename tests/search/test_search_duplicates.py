@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from search_helpers import unit
 from torch import Tensor
 
@@ -230,3 +230,22 @@ def test_changed_emoji(shared: Path, tmp_path: Path) -> None:
     true = {frozenset(str(tmp_path / name) for name in (f"{i}.png", f"{i}-copy.jpg")) for i in range(1, count, 2)}
     assert len(true & pairs) >= 0.9 * len(true)
     assert len(pairs - true) <= 0.1 * len(true)
+
+
+def test_pages_with_other_small_text_are_not_duplicates(clip: CLIP, tmp_path: Path) -> None:
+    for number, letters in enumerate(("minimum ", "jellyfish ", "WAX ")):
+        page = Image.new("RGB", (300, 400), "white")
+        draw, font = ImageDraw.Draw(page), ImageFont.load_default(11)
+        for top in range(20, 380, 16):
+            text = letters * 40
+            while font.getlength(text) > 250 - 9 * ((top * (number + 3)) % 7):
+                text = text[:-1]
+            draw.text((20, top), text, font=font, fill="black")
+        page.save(tmp_path / f"{number}.png")
+        page.save(tmp_path / f"{number}.jpg", quality=60)
+    found = find_duplicates([open_pictures(str(tmp_path))], clip, cosine=-1, distance=15).clusters
+    assert [(Path(each.representative).name, [Path(path).name for path, _ in each.duplicates]) for each in found] == [
+        (f"{number}.png", [f"{number}.jpg"]) for number in range(3)
+    ]
+    one, other = str(tmp_path / "0.png"), str(tmp_path / "1.png")
+    assert not compare(clip, one, other).near_identical

@@ -23,8 +23,10 @@ from codebrush.data.curation.near_duplicates import (
     NOTHING,
     Fingerprint,
     alike_copies,
+    detail,
     fingerprint,
     quality,
+    same_detail,
 )
 from codebrush.data.decoding.compression import is_lossy
 from codebrush.data.decoding.images import read_picture
@@ -53,6 +55,7 @@ class Features:
     quality: int  # see `near_duplicates.quality`
     size: int  # in bytes
     marks: Fingerprint
+    detail: np.ndarray | None = None  # see `near_duplicates.detail`
     frame: int | None = None  # by which an animation or a file of several pages is judged, from 0
 
 
@@ -117,10 +120,10 @@ def find_duplicates(
     """Cluster the near-duplicates among the pictures of `sources`.
 
     A pair matches if its cosine is at least `cosine` (-1 to 1), at most `distance` (0 to 64) hash bits differ, and the
-    tiny copies of the fingerprints are alike; above 15 bits, which is looser than near-duplicates are, these are not
-    compared. Pictures of one colour match none. The best picture is clustered with all that match it, then the best of
-    the rest, and so on. Pictures that are only linked through others are not in one cluster, so that whoever deletes
-    the duplicates keeps a match of each. Uses 4 E + 600 bytes a picture.
+    tiny copies of the fingerprints and small areas such as lines of text are alike; above 15 bits, which is looser than
+    near-duplicates are, these are not compared. Pictures of one colour match none. The best picture is clustered with
+    all that match it, then the best of the rest, and so on. Pictures that are only linked through others are not in one
+    cluster, so that whoever deletes the duplicates keeps a match of each. Uses 4 E + 4,700 bytes a picture.
 
     Raises:
         UsageError: if a threshold is out of range.
@@ -143,7 +146,10 @@ def find_duplicates(
     shapes = np.array([features[row].marks.shape for row in clear], dtype=np.uint64)
     copies = np.array([features[row].marks.copy for row in clear]) if distance <= MAX_DISTANCE else None
     for one, other in near_pairs(embeddings[rows], shapes, cosine, distance, copies):
-        groups.join(int(rows[one]), int(rows[other]))
+        pair = int(rows[one]), int(rows[other])
+        # Whether their details are the same decides only where no other pictures link them.
+        if groups.root(pair[0]) != groups.root(pair[1]) and _match(features[pair[0]], features[pair[1]], distance):
+            groups.join(*pair)
     clusters = [
         _cluster(features, embeddings, members)
         for group in groups.larger_than_one()
@@ -254,7 +260,9 @@ def _read(clip: CLIP, candidate: Candidate) -> tuple[Features, Tensor]:
     has_alpha = opacity(image) is not None
     is_link = candidate.data is None and os.path.islink(existing(Path(candidate.path)))
     worth = quality(candidate.path, picture.size, picture.frame is not None, is_lossy(data), has_alpha, is_link)
-    return Features(candidate.path, worth, len(data), fingerprint(image), picture.frame), views_for(clip, image)
+    return Features(candidate.path, worth, len(data), fingerprint(image), detail(image), picture.frame), views_for(
+        clip, image
+    )
 
 
 def _similarity(features: Sequence[Features], embeddings: np.ndarray, one: int, other: int) -> Similarity:
@@ -268,7 +276,9 @@ def _match(one: Features, other: Features, distance: int) -> bool:
     a, b = one.marks, other.marks
     if a.shows != ENOUGH or b.shows != ENOUGH or (a.shape ^ b.shape).bit_count() > distance:
         return False
-    return distance > MAX_DISTANCE or bool(alike_copies(a.copy[None], b.copy)[0])
+    if distance > MAX_DISTANCE:
+        return True
+    return bool(alike_copies(a.copy[None], b.copy)[0]) and same_detail(one.detail, other.detail)
 
 
 def _best_first(picture: Features) -> tuple[int, int, str]:

@@ -1,10 +1,11 @@
 """Near duplicates: copies are found however they were saved, and pictures that only resemble them are not."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from codebrush.data.curation.near_duplicates import (
     COPY_CELLS,
@@ -13,9 +14,11 @@ from codebrush.data.curation.near_duplicates import (
     NOTHING,
     NearIndex,
     alike_copies,
+    detail,
     fingerprint,
     perceptual_hash,
     quality,
+    same_detail,
 )
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import UsageError
@@ -206,3 +209,62 @@ def test_the_better_file_is_out_of_bins_larger_animated_and_lossless():
         assert quality(f"/home/x/{folder}/a.png", (5, 5), False, False, False) == aside
     for name in ("d/trash.png", "d/trashcan/a.png", "thumbs"):
         assert quality(name, (5, 5), False, False, False) > aside
+
+
+def _chat(seed: int) -> Image.Image:
+    """A screenshot of a chat, 360 x 780; the seed decides what the small text says, and not where it stands."""
+    random = np.random.default_rng(seed)
+    picture = Image.new("RGB", (360, 780), (236, 229, 221))
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    draw.rectangle((0, 0, 360, 40), fill=(7, 94, 84))
+    for number, top in enumerate(range(60, 720, 60)):
+        left = 12 if number % 2 else 90
+        draw.rounded_rectangle((left, top, left + 250, top + 48), 8, fill=(220, 248, 198) if number % 2 else "white")
+        for line in range(2):
+            words = " ".join(
+                "".join(random.choice(list("abdefghiklmnorstuvw"), random.integers(2, 9))) for _ in range(9)
+            )
+            while font.getlength(words) > 230:
+                words = words[:-1]
+            draw.text((left + 8, top + 6 + 18 * line), words, font=font, fill=(20, 20, 20))
+    return picture
+
+
+def _waves(seed: int) -> Image.Image:
+    """Random waves and noise, like a photo: 400 x 300."""
+    random = np.random.default_rng(seed)
+    parts = [
+        Image.fromarray(random.integers(0, 256, (n, n, 3), np.uint8)).resize((400, 300), 3) for n in (4, 12, 40, 110)
+    ]
+    mixed = np.sum([np.asarray(part, np.float32) / rank for rank, part in enumerate(parts, 1)], 0) / 2.1
+    return Image.fromarray((mixed + random.normal(0, 4, mixed.shape)).clip(0, 255).astype(np.uint8))
+
+
+def test_screenshots_that_differ_in_small_text_are_not_the_same() -> None:
+    pictures = [_chat(seed) for seed in range(4)]
+    for one, other in itertools.combinations(pictures, 2):
+        a, b = fingerprint(one), fingerprint(other)
+        assert (a.shape ^ b.shape).bit_count() <= 8
+        assert alike_copies(a.copy[None], b.copy)[0], "the fingerprints alone take them for the same"
+        assert not same_detail(detail(one), detail(other))
+
+
+@pytest.mark.parametrize(
+    "picture", [_chat(0), _waves(0), scene(0, 0, 400, objects=6).image], ids=["chat", "photo", "shapes"]
+)
+def test_copies_have_the_same_detail(picture: Image.Image) -> None:
+    original = detail(picture)
+    assert original is not None
+    files = [("JPEG", {"quality": 75}), ("JPEG", {"quality": 20}), ("WEBP", {"quality": 40}), ("PNG", {})]
+    for side in (None, 128, 150, 200, 256, 600):
+        scale = 1 if side is None else side / min(picture.size)
+        size = (round(picture.width * scale), round(picture.height * scale))
+        for kernel in (Image.Resampling.LANCZOS, Image.Resampling.BILINEAR):
+            for kind, options in files:
+                data = io.BytesIO()
+                picture.resize(size, kernel).save(data, kind, **options)
+                with Image.open(data) as copy:
+                    assert same_detail(original, detail(copy)), (side, kernel, kind, options)
+    assert same_detail(original, detail(Image.eval(picture, lambda level: min(255, level + 8)))), "brighter everywhere"
+    assert detail(picture.resize((127, 300))) is None
+    assert same_detail(original, None)

@@ -6,6 +6,7 @@ and the counts of phrases; captions stay on disk.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ import numpy as np
 
 from codebrush.data.curation.caption_rules import normalised
 from codebrush.data.curation.measures import CHUNK, Measures, Scorer, good_captions, measure
-from codebrush.data.curation.near_duplicates import ENOUGH, NOTHING, NearIndex
+from codebrush.data.curation.near_duplicates import ENOUGH, JUDGED_SIDE, NOTHING, NearIndex, detail, same_detail
 from codebrush.data.curation.options import CurationOptions
 from codebrush.data.curation.phrases import Phrases, split_of, uniform
 from codebrush.data.curation.report import write_report
+from codebrush.data.decoding.images import read_picture
 from codebrush.data.sources.captioned_images import CaptionedImages
 from codebrush.data.sources.shard_writer import ShardWriter
 from codebrush.errors import DataError, ImageError, UsageError
 from codebrush.files import atomic_folder
 from codebrush.progress import Progress
 
+DETAILS = 4_096  # pictures whose details are kept for comparisons, 4 KiB each
 REPLACED = ("image", "__key__", "txt", "json")  # columns whose names mean something else in a shard
 
 
@@ -72,7 +75,7 @@ def decide(source: CaptionedImages, measures: Measures, options: CurationOptions
     _by_score(measures, options)
     _drop_exact(measures)
     if options.near is not None:
-        _drop_near(measures, options.near)
+        _drop_near(source, measures, options.near)
     if options.cap is None and not options.only_phrases:
         return None
     phrases = Phrases(options.phrases)
@@ -119,11 +122,22 @@ def _drop_exact(measures: Measures) -> None:
     measures.drop(twins, "exact duplicate")
 
 
-def _drop_near(measures: Measures, distance: int) -> None:
-    """Rows are compared with kept ones only, so that a chain of small changes does not swallow its far end."""
+def _drop_near(source: CaptionedImages, measures: Measures, distance: int) -> None:
+    """Rows are compared with kept ones only, so that a chain of small changes does not swallow its far end.
+
+    Pictures whose fingerprints are alike are read once more for their details, which would take much memory for all.
+    """
+
+    @lru_cache(DETAILS)
+    def detail_of(row: int) -> np.ndarray | None:
+        try:
+            return detail(read_picture(source.contents(row), keep_mode=True, wanted=JUDGED_SIDE).image)
+        except ImageError:  # it could be read before: whoever copies it reports it
+            return None
+
     index = NearIndex(measures.shape, measures.copy, distance)
     for row in _best_copy_first(measures, ENOUGH).tolist():
-        twin = index.find(row)
+        twin = index.find(row, lambda other, row=row: same_detail(detail_of(row), detail_of(other)))
         if twin is None:
             index.add(row)
         else:

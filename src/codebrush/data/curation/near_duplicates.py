@@ -3,7 +3,8 @@
 Each of the 64 bits of the perceptual hash says whether one of the lowest frequencies of the grey picture is above their
 median (the DCT hash of Zauner 2010, "Implementation and benchmarking of perceptual image hash functions"). The bits
 survive scaling and compression, but are alike for a coin and a button: a tiny copy of the picture decides then. Both
-are alike for two shots of a burst only if nothing in them has moved far.
+are alike for two shots of a burst only if nothing in them has moved far. Screenshots with other small text are alike in
+both: where these agree, the pictures are compared at a size at which lines of text show (`detail`).
 
 A picture of one colour has nothing by which it could be told from another one of that colour, such as a white logo on
 white. It is judged over black if it is transparent, and otherwise never the same as another.
@@ -11,6 +12,7 @@ white. It is judged over black if it is transparent, and otherwise never the sam
 
 import hashlib
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +36,11 @@ BRIGHTNESS_TOLERANCE, COLOUR_TOLERANCE, ALPHA_TOLERANCE = 16, 8, 32
 OPAQUE = 255
 NOTHING, LITTLE, ENOUGH = range(3)  # what a picture shows, see `Fingerprint`
 PLAIN = 8  # levels of 255 by which the pixels of a picture of one colour differ at most
+DETAIL_SIDE = 64
+LEAST_DETAILED = 128  # pixels of the shorter side
+# Of 4,096 pixels, the number that make pictures different if each differs by more than the tolerance, of 255. The
+# sixteenth largest difference is 9 to 40 for screenshots with other text and 1 to 11 for copies (docs/log.md).
+DETAIL_CELLS, DETAIL_TOLERANCE = 16, 13
 KEY_BITS = 16  # of a band that are looked up: up to 65,536 buckets a band, for any number of pictures
 MAX_DISTANCE = 15  # gives sixteen bands of four bits; with more bands of fewer bits nothing is saved
 
@@ -107,6 +114,30 @@ _TOLERANCE = np.repeat(
 )  # (112,)
 
 
+def detail(image: Image.Image) -> np.ndarray | None:
+    """The brightness of a picture at 64 x 64 pixels, (64, 64) uint8, in which a line of small text shows. None if its
+    shorter side is below 128 pixels: what is left of small text then is not to be told from the traces of resizing.
+    """
+    if min(image.size) < LEAST_DETAILED:
+        return None
+    # Bilinear: each pixel overlaps its neighbours, so that edges between pixels are alike at every size of a copy.
+    small = flattened(image).resize((DETAIL_SIDE, DETAIL_SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(small.convert("L"))
+
+
+def same_detail(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    """Whether two pictures that are alike as tiny copies also are in small areas, such as lines of text; true if one of
+    them is too small to say. Other brightness over larger areas does not count.
+    """
+    if one is None or other is None:
+        return True
+    apart = one.astype(np.float32) - other
+    areas = apart.reshape(COPY_SIDE, DETAIL_SIDE // COPY_SIDE, COPY_SIDE, -1).mean((1, 3))  # (8, 8)
+    smooth = Image.fromarray(areas).resize((DETAIL_SIDE, DETAIL_SIDE), Image.Resampling.BILINEAR)
+    local = np.abs(apart - np.asarray(smooth)).reshape(-1)
+    return bool(np.partition(local, -DETAIL_CELLS)[-DETAIL_CELLS] <= DETAIL_TOLERANCE)
+
+
 def quality(
     path: str, size: tuple[int, int], is_animated: bool, is_lossy: bool, has_alpha: bool, is_link: bool = False
 ) -> int:
@@ -159,8 +190,11 @@ class NearIndex:
         self._bands = [(int(low), (1 << int(width)) - 1) for low, width in zip(edges, widths, strict=False)]
         self._buckets: list[dict[int, array[int]]] = [{} for _ in self._bands]
 
-    def find(self, row: int) -> int | None:
-        """An added picture that is nearly the same as picture `row`: the first one in the first band with any."""
+    def find(self, row: int, is_same: Callable[[int], bool] = lambda _: True) -> int | None:
+        """An added picture that is nearly the same as picture `row`: the first one in the first band with any.
+
+        `is_same` looks closer at each that the fingerprints find.
+        """
         own = self.shapes[row]
         for (shift, mask), buckets in zip(self._bands, self._buckets, strict=True):
             bucket = buckets.get((int(own) >> shift) & mask)
@@ -169,8 +203,9 @@ class NearIndex:
             others = np.array(bucket)  # (K,)
             others = others[np.bitwise_count(self.shapes[others] ^ own) <= self.distance]
             others = others[alike_copies(self.copies[others], self.copies[row])]
-            if len(others):
-                return int(others[0])
+            found = next((int(other) for other in others if is_same(int(other))), None)
+            if found is not None:
+                return found
         return None
 
     def add(self, row: int) -> None:

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from codebrush.data.curation.caption_rules import CaptionRules
 from codebrush.data.curation.curate import curate, decide
 from codebrush.data.curation.measures import BYTES_PER_ROW, REASONS, Measures
-from codebrush.data.curation.near_duplicates import MAX_DISTANCE
 from codebrush.data.curation.options import CurationOptions
 from codebrush.data.curation.phrases import split_of
 from codebrush.data.sources.captioned_images import CaptionedImages, open_source
@@ -199,9 +198,7 @@ class Captions:
         return [self.texts[row]]
 
     def contents(self, row: int) -> bytes:
-        file = io.BytesIO()
-        drawn(row).save(file, "PNG")
-        return file.getvalue()
+        return b""  # no picture, so that fingerprints alone decide
 
 
 def capped(texts: Sequence[str], **options: Any) -> Counter[str]:
@@ -248,12 +245,10 @@ def test_given_phrases_are_what_is_capped():
 
 
 def test_a_chain_of_small_changes_does_not_swallow_its_far_end():
-    """0 and 2 differ twice as much as each does from 1: only 1 is dropped."""
-    measures = measured(3)
-    measures.shape[:] = [0b0000, 0b0011, 0b1111]
+    measures, near = measured(3), REASONS.index("near duplicate")
+    measures.shape[:] = [0b0000, 0b0011, 0b1111]  # 0 and 2 differ twice as much as each does from 1
     decide(Captions(["x"] * 3), measures, replace(PLAIN, near=2))  # pyright: ignore[reportArgumentType]
-    assert measures.reason.tolist() == [0, REASONS.index("near duplicate"), 0]
-    assert measures.twin.tolist() == [-1, 0, -1]
+    assert (measures.reason.tolist(), measures.twin.tolist()) == ([0, near, 0], [-1, 0, -1])
 
 
 def test_splits_by_group_keep_it_together(tmp_path: Path):
@@ -404,19 +399,3 @@ def test_logos_and_plain_pictures_are_no_duplicates_and_the_best_copy_is_kept(tm
         ("005.png", "006.png", None),
         ("007.png", "008.png", None),
     ]
-
-
-def test_screenshots_with_other_small_text_are_kept(tmp_path: Path):
-    rows: list[tuple[Image.Image | bytes, str]] = []
-    for letters in ("minimum ", "jellyfish "):
-        page = Image.new("RGB", (300, 400), "white")
-        draw, font = ImageDraw.Draw(page), ImageFont.load_default(11)
-        for top in range(20, 380, 16):
-            draw.text((20, top), letters * (4 + top % (len(letters) - 4)), font=font, fill="black")
-        file = io.BytesIO()
-        page.save(file, "JPEG", quality=60)
-        rows += [(page, f"says {letters}"), (file.getvalue(), "again")]
-    report = curate(open_source(write(tmp_path / "d", rows)), tmp_path / "out", replace(PLAIN, near=MAX_DISTANCE))
-    assert report["dropped"] == {"near duplicate": 2}
-    dropped = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
-    assert [each["same_as"] for each in dropped] == ["000.png", "002.png"]

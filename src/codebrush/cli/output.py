@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codebrush.data.sources.file_names import escaped
-from codebrush.data.sources.unread import first_of_each_reason
 from codebrush.errors import CodebrushError
 from codebrush.progress import Progress
 
@@ -26,6 +25,8 @@ def print_json(report: dict[str, Any]) -> None:
 
 def print_skipped(skipped: Sequence[Mapping[str, str]]) -> None:
     """Name the pictures that were skipped on stderr, a few for each reason."""
+    from codebrush.data.sources.unread import first_of_each_reason
+
     for line in first_of_each_reason([(each["path"], each["reason"]) for each in skipped]):
         print(f"codebrush: skipped {line}", file=sys.stderr)
 

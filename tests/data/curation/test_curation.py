@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -188,11 +188,10 @@ def measured(count: int, seed: int = 0) -> Measures:
     return measures
 
 
-class Captions:
+class Captions(NamedTuple):
     """The part of a source that `decide` uses."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        self.texts = texts
+    texts: Sequence[str]
 
     def captions(self, row: int) -> list[str]:
         return [self.texts[row]]

@@ -38,6 +38,15 @@ def test_captions_are_sorted_by_clip_score(brush: Codebrush, pictures: list[Imag
             assert each.score == pytest.approx(brush.score(picture, each.text), abs=1e-5)
 
 
+@pytest.mark.parametrize("method", ["beam", "sample"])
+def test_fewer_captions_are_the_best_of_more(brush: Codebrush, pictures: list[Image.Image], method: str) -> None:
+    most = [[each.text for each in found] for found in brush.caption(pictures, n=5, method=method)]
+    for n in (1, 2):
+        assert [[each.text for each in found] for found in brush.caption(pictures, n=n, method=method)] == [
+            texts[:n] for texts in most
+        ]
+
+
 def test_a_picture_is_captioned_as_if_alone(brush: Codebrush, pictures: list[Image.Image]) -> None:
     def texts(images: list[Image.Image], **options: Any) -> list[list[str]]:
         return [[each.text for each in found] for found in brush.caption(images, **options)]

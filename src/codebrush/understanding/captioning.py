@@ -14,7 +14,7 @@ from codebrush.text.tokenizer import Tokenizer
 from codebrush.understanding.text_decoding import DecodedText, beam_search, greedy_decode, sample_decode
 
 METHODS = ("beam", "greedy", "sample")
-BEAM_WIDTH = 5
+CANDIDATES = 5  # captions that are written and ranked for each picture, at least
 LENGTH_PENALTY = 1.0
 UNKNOWN_ANSWER = "I don't know"
 ANSWER_THRESHOLD = 0.4  # the least confidence with which an answer is given
@@ -67,7 +67,8 @@ class CaptionPipeline:
 
         "beam" searches for the most probable captions, "greedy" takes the most probable token each time and gives one
         caption, "sample" draws them with `temperature` and nucleus sampling (`top_p`). Samples of image i of the batch
-        use the random stream of (seed, first + i).
+        use the random stream of (seed, first + i). Both write five or more, so that a smaller `n` gives the best of what a
+        larger one up to five gives.
 
         Raises:
             UsageError: if the method is unknown, n is below 1, or n is above 1 with "greedy".
@@ -77,17 +78,17 @@ class CaptionPipeline:
         if n < 1 or (method == "greedy" and n > 1):
             raise UsageError("n must be at least 1, and greedy writes one caption: use beam or sample for more")
         prompt, features = self._prompt(""), self._features(images)
+        drawn = max(CANDIDATES, n)
         if method == "greedy":
             texts = [[text] for text in greedy_decode(self.captioner, features, prompt.expand(len(images), -1))]
         elif method == "beam":
-            width = max(BEAM_WIDTH, n)
-            texts = [beam_search(self.captioner, row[None], prompt, width, LENGTH_PENALTY)[:n] for row in features]
+            texts = [beam_search(self.captioner, row[None], prompt, drawn, LENGTH_PENALTY) for row in features]
         else:
             texts = [
-                self._sample(row, prompt, n, np.random.SeedSequence(seed, spawn_key=(number,)), temperature, top_p)
+                self._sample(row, prompt, drawn, np.random.SeedSequence(seed, spawn_key=(number,)), temperature, top_p)
                 for number, row in enumerate(features, first)
             ]
-        return [self._rank(image, found) for image, found in zip(images, texts, strict=True)]
+        return [self._rank(image, found)[:n] for image, found in zip(images, texts, strict=True)]
 
     @torch.no_grad()
     def caption_tiles(

@@ -67,8 +67,8 @@ class CaptionPipeline:
 
         "beam" searches for the most probable captions, "greedy" takes the most probable token each time and gives one
         caption, "sample" draws them with `temperature` and nucleus sampling (`top_p`). Samples of image i of the batch
-        use the random stream of (seed, first + i). Both write five or more, so that a smaller `n` gives the best of what a
-        larger one up to five gives.
+        use the random stream of (seed, first + i). Both write five or more, so that a smaller `n` gives the best of
+        what a larger one up to five gives.
 
         Raises:
             UsageError: if the method is unknown, n is below 1, or n is above 1 with "greedy".

@@ -176,7 +176,7 @@ def test_a_kind_for_which_a_package_is_missing_is_counted_with_the_remedy(
         folder_reader: ("EXTENSIONS", "is_picture_file", "kind_of_file", "remedies"),
         folder_files: ("EXTENSIONS",),
         shard_reader: ("readable_format",),
-        unread: ("remedies",),
+        picture_formats: ("remedies",),
     }.items():
         for name in names:
             monkeypatch.setattr(module, name, getattr(bare, name))

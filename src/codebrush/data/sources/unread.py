@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from codebrush.data.decoding.picture_formats import remedies
 from codebrush.errors import DataError
 
 NOUNS = frozenset(("file", "folder", "link", "table", "picture", "pipe", "socket", "device", "member", "shard"))
@@ -65,6 +64,8 @@ class Unread:
     @property
     def lines(self) -> list[str]:
         """What a command prints of it, a line each, without the name of the program."""
+        from codebrush.data.decoding.picture_formats import remedies  # with Pillow, which --help does not need
+
         lines = first_of_each_reason(self.named)
         kinds = [amount(kind, number) for kind, number in sorted(self.counted.items()) if kind not in QUIET]
         if kinds:

@@ -1,6 +1,7 @@
 """The flags of a source mean the same for every command that reads captioned pictures, and so does its report."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,23 @@ def test_strict_stops_at_a_picture_that_cannot_be_decoded(
     last = output.err.splitlines()[-1]
     assert last.startswith("codebrush: ")
     assert ("11.png" if command == "evaluate" else "5.png") + ": cannot be decoded" in last
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_limit_on_pixels_is_a_flag_of_every_command(
+    command: str, pictures: Path, micro_pack: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODEBRUSH_MAX_PIXELS", "5000")
+    arguments = given(command, pictures, micro_pack)
+    assert run([*arguments, "--max-pixels", "1000", "--strict"]) == 1
+    error = capsys.readouterr().err
+    assert "32 x 32 is over the limit of 1,000 pixels" in error
+    assert "raise the limit with --max-pixels 1024" in error
+    assert os.environ["CODEBRUSH_MAX_PIXELS"] == "5000"  # the flag is for one command
+    assert run([*arguments, "--max-pixels", "1024"]) == 0
+
+
+def test_a_limit_of_no_pixels_is_refused(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["classify", str(pictures / "0.png"), "--labels", "a,b", "--max-pixels", "0"]) == 2
+    assert "Invalid value for '--max-pixels'" in capsys.readouterr().err
+    assert "CODEBRUSH_MAX_PIXELS" not in os.environ

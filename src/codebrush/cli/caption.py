@@ -9,6 +9,7 @@ import typer
 from codebrush.cli.flags import FitOption, JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import print_json, unread_entry
 from codebrush.cli.pictures import check_picture_file, each_readable, picture_files, seen_picture
+from codebrush.cli.source_flags import MaxPixelsOption
 from codebrush.errors import UsageError
 
 
@@ -30,6 +31,7 @@ def caption(
     ] = Method.BEAM,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of --method sample.")] = 0,
     fit: FitOption = None,
+    max_pixels: MaxPixelsOption = None,
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:

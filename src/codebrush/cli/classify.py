@@ -10,6 +10,7 @@ import typer
 from codebrush.cli.flags import FitOption, JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import print_json, unread_entry
 from codebrush.cli.pictures import each_readable, picture_files, seen_picture
+from codebrush.cli.source_flags import MaxPixelsOption
 from codebrush.errors import PackError, UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def classify(
         ),
     ] = None,
     fit: FitOption = None,
+    max_pixels: MaxPixelsOption = None,
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:

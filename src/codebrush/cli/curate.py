@@ -15,6 +15,7 @@ from codebrush.cli.source_flags import (
     ExcludeOption,
     ImageColumnOption,
     LimitOption,
+    MaxPixelsOption,
     SourceArgument,
     SplitOption,
     StrictOption,
@@ -58,6 +59,7 @@ def curate(
     limit: LimitOption = None,
     exclude: ExcludeOption = None,
     strict: StrictOption = False,
+    max_pixels: MaxPixelsOption = None,
     min_side: Annotated[int, _option(PICTURES, "Minimum length of the shorter side in pixels.", min=1)] = 1,
     max_aspect: Annotated[float | None, _option(PICTURES, "Maximum aspect ratio (long side over short).")] = None,
     near: NearOption = 4,
@@ -92,13 +94,8 @@ def curate(
     from codebrush.data.curation.curate import curate as write
     from codebrush.data.sources.captioned_images import open_source
 
-    named: dict[str, Any] = {
-        "split": split,
-        "where": where or (),
-        "captions": caption or (),
-        "image_column": image_column,
-    }
-    named |= {"group": group, "limit": limit, "exclude": exclude or (), "strict": strict}
+    named: dict[str, Any] = {"split": split, "where": where or (), "captions": caption or ()}
+    named |= {"image_column": image_column, "group": group, "limit": limit, "exclude": exclude or (), "strict": strict}
     rows = open_source(source, **named, require_captions=False)
     scorer = _scorer(pack) if options.needs_scores else None
     with progress_bar("curating") as progress:

@@ -9,7 +9,7 @@ import typer
 
 from codebrush.cli.flags import JsonOption, PackOption
 from codebrush.cli.output import print_json, print_skipped, progress_bar
-from codebrush.cli.source_flags import ExcludeOption, ImageColumnOption, PathsArgument, StrictOption
+from codebrush.cli.source_flags import ExcludeOption, ImageColumnOption, MaxPixelsOption, PathsArgument, StrictOption
 from codebrush.data.sources.unread import amount
 
 
@@ -51,6 +51,7 @@ def duplicates(
     image_column: ImageColumnOption = None,
     exclude: ExcludeOption = None,
     strict: StrictOption = False,
+    max_pixels: MaxPixelsOption = None,
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:

@@ -17,6 +17,7 @@ from codebrush.cli.source_flags import (
     ExcludeOption,
     ImageColumnOption,
     LimitOption,
+    MaxPixelsOption,
     SourceArgument,
     StrictOption,
     WhereOption,
@@ -67,6 +68,7 @@ def evaluate(
     limit: LimitOption = None,
     exclude: ExcludeOption = None,
     strict: StrictOption = False,
+    max_pixels: MaxPixelsOption = None,
     label: Annotated[str | None, typer.Option(help="Column with the true labels.  [label, if it exists]")] = None,
     template: Annotated[
         list[str] | None, typer.Option(help='Prompt for zero-shot labels, like "a photo of a {}"; may be repeated.')

@@ -11,7 +11,14 @@ import typer
 
 from codebrush.cli.flags import FitOption, JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import print_json, print_skipped, progress_bar
-from codebrush.cli.source_flags import CaptionOption, ExcludeOption, ImageColumnOption, PathsArgument, StrictOption
+from codebrush.cli.source_flags import (
+    CaptionOption,
+    ExcludeOption,
+    ImageColumnOption,
+    MaxPixelsOption,
+    PathsArgument,
+    StrictOption,
+)
 
 if TYPE_CHECKING:
     from codebrush.search.indexing import IndexReport
@@ -25,6 +32,7 @@ def index(
     image_column: ImageColumnOption = None,
     exclude: ExcludeOption = None,
     strict: StrictOption = False,
+    max_pixels: MaxPixelsOption = None,
     remove: Annotated[
         bool,
         typer.Option("--remove", help="Remove the pictures of these paths from the database; they need not exist."),

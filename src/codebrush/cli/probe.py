@@ -8,7 +8,14 @@ import typer
 
 from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.output import check_folder, print_json, progress_bar
-from codebrush.cli.source_flags import ExcludeOption, ImageColumnOption, LabelledArgument, StrictOption, WhereOption
+from codebrush.cli.source_flags import (
+    ExcludeOption,
+    ImageColumnOption,
+    LabelledArgument,
+    MaxPixelsOption,
+    StrictOption,
+    WhereOption,
+)
 from codebrush.data.sources.unread import amount
 from codebrush.errors import DataError, UsageError
 
@@ -35,6 +42,7 @@ def probe(
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows of each split.")] = None,
     exclude: ExcludeOption = None,
     strict: StrictOption = False,
+    max_pixels: MaxPixelsOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the fifth held out without a val split.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="File for the probe (.safetensors), for codebrush classify --probe.")

@@ -1,10 +1,30 @@
 """The flags of commands that read captioned pictures: which source, which of its rows and which of its columns."""
 
+import os
 from typing import Annotated
 
 import typer
 
 KINDS = "a folder, .parquet, .tar, .csv, .tsv or .jsonl files, a glob, or a Hugging Face dataset id"
+
+
+def _set_pixel_limit(context: typer.Context, limit: int | None) -> int | None:
+    """Set the limit for this command and the processes it starts; an environment variable reaches them all."""
+    from codebrush.data.decoding.large_pictures import LIMIT_VARIABLE
+
+    if limit is not None:
+        before = os.environ.get(LIMIT_VARIABLE)
+        os.environ[LIMIT_VARIABLE] = str(limit)
+        context.call_on_close(lambda: _restore(LIMIT_VARIABLE, before))
+    return limit
+
+
+def _restore(variable: str, before: str | None) -> None:
+    if before is None:
+        os.environ.pop(variable, None)
+    else:
+        os.environ[variable] = before
+
 
 SourceArgument = Annotated[str, typer.Argument(help=f"Captioned pictures: {KINDS}.")]
 LabelledArgument = Annotated[str, typer.Argument(help=f"Labelled pictures: {KINDS}.")]
@@ -25,5 +45,14 @@ StrictOption = Annotated[
 ExcludeOption = Annotated[
     list[str] | None,
     typer.Option(help="Leave out files and folders by name or path, like '*.bak' or 'drafts/*'; may be repeated."),
+]
+MaxPixelsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        callback=_set_pixel_limit,
+        expose_value=False,
+        help="Refuse pictures of more pixels.  [89,478,485; JPEG read smaller: 268,435,456]",
+    ),
 ]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")]

@@ -13,6 +13,7 @@ import torch
 from numpy.lib import format as npy
 
 from codebrush.data.decoding.images import decode_image, resize_square
+from codebrush.data.decoding.large_pictures import pixel_limit
 from codebrush.data.sources.captioned_images import CaptionedImages
 from codebrush.errors import DataError, ImageError
 from codebrush.files import atomic_file, made_once
@@ -70,6 +71,8 @@ def _open(stem: Path, fingerprint: str, size: int) -> PixelCache:
     rows = tuple(facts["rows"])
     if facts["fingerprint"] != fingerprint or pixels.shape != (len(rows), size, size, 3):
         raise ValueError(f"{stem} holds other pictures")
+    if facts["skipped"] and facts.get("max_pixels") != pixel_limit():
+        raise ValueError(f"{stem} was made with another limit on pixels")
     return PixelCache(pixels, rows, tuple((name, reason) for name, reason in facts["skipped"]))
 
 
@@ -92,7 +95,7 @@ def _decode_to(stem: Path, source: CaptionedImages, size: int) -> None:
         file.seek(0)
         _write_header(file, len(rows), size)
         assert file.tell() == body, "the header has changed its length"
-    facts = {"fingerprint": source.fingerprint, "rows": rows, "skipped": skipped}
+    facts = {"fingerprint": source.fingerprint, "rows": rows, "skipped": skipped, "max_pixels": pixel_limit()}
     with atomic_file(stem.with_suffix(".json")) as part:  # last: the cache counts as complete once this exists
         part.write_text(json.dumps(facts), encoding="utf-8")
 

@@ -166,7 +166,7 @@ def test_photos_of_phones_over_the_limit_are_read_where_a_small_side_is_wanted()
         decode_image(data)
     assert str(caught.value) == (
         f"12000 x 9000 is over the limit of {MAX_PIXELS:,} pixels: "
-        "make it smaller, or raise the limit with CODEBRUSH_MAX_PIXELS=108000000"
+        "make it smaller, or raise the limit with --max-pixels 108000000 (or CODEBRUSH_MAX_PIXELS=108000000)"
     )
 
 

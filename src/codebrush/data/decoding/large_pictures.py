@@ -49,7 +49,7 @@ def check_pixels(image: Image.Image, factor: int = 1, max_pixels: int | None = N
     if count > limit:
         raise ImageError(
             f"{image.width} x {image.height} is over the limit of {limit:,} pixels: "
-            f"make it smaller, or raise the limit with {LIMIT_VARIABLE}={count}"
+            f"make it smaller, or raise the limit with --max-pixels {count} (or {LIMIT_VARIABLE}={count})"
         )
 
 

@@ -53,7 +53,7 @@ def test_readable_rows_are_kept_in_order_and_others_named(source, tmp_path):
     cache = decode_once(source, 8, tmp_path / "cache")
     assert cache.rows == (1, 2, 3, 4, 6, 7, 8, 9, 10)
     assert [name for name, _ in cache.skipped] == ["00.png", "05.png", "11.png"]
-    assert [reason.split(":")[0][:13] for _, reason in cache.skipped] == ["not a picture"] + ["cannot be dec"] * 2
+    assert [reason.split(":")[0][:13] for _, reason in cache.skipped] == ["the file is e"] + ["cannot be dec"] * 2
     assert len(cache) == 9
     assert cache.pixels.shape == (9, 8, 8, 3)
     for place, row in enumerate(cache.rows):
@@ -63,7 +63,7 @@ def test_readable_rows_are_kept_in_order_and_others_named(source, tmp_path):
 def test_strict_names_the_first_that_cannot_be_read_also_of_an_earlier_run(source, folder, tmp_path):
     decode_once(source, 8, tmp_path / "old")
     for cache in (tmp_path / "old", tmp_path / "new"):
-        with pytest.raises(DataError, match=r"^00\.png: not a picture"):
+        with pytest.raises(DataError, match=r"^00\.png: the file is empty"):
             decode_once(open_source(folder, captions=["x"], strict=True), 8, cache)
 
 

@@ -250,7 +250,7 @@ def test_pictures_that_cannot_be_read_are_named_and_counted(tmp_path: Path):
     assert report["skipped"] == 2
     assert said[0].startswith("10 pictures with captions")
     assert [each for each in said if "images/000003.png" in each]
-    assert [each for each in said if each.startswith("2 pictures left out")]
+    assert [each for each in said if each == "2 unreadable pictures left out"]
 
 
 def test_recipes_may_end_with_an_upscaler(shapes: Path, tmp_path: Path):

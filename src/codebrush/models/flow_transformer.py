@@ -86,6 +86,7 @@ class FlowTransformer(PretrainedModel):
     config: FlowTransformerConfig
     mean: Tensor
     deviation: Tensor
+    rotary: Tensor  # (2, T + N, head width / 2): rotary factors of the text and of the trained grid
 
     def __init__(self, config: FlowTransformerConfig):
         super().__init__()
@@ -134,6 +135,8 @@ class FlowTransformer(PretrainedModel):
         )
         nn.init.zeros_(self.final.weight)
         nn.init.zeros_(self.final.bias)
+        rows, columns = (side // config.patch for side in config.grid)
+        self.register_buffer("rotary", self._rotary(rows, columns), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -171,9 +174,8 @@ class FlowTransformer(PretrainedModel):
             tokens = tokens + self._source(condition, keep["source_latent"])
         prefix = self._prefix(condition, keep, batch)  # (B, T, D)
         vector = self._vector(time, condition, keep)
-        rotary = prefix_and_grid_factors(
-            [("text_features", prefix.shape[1])], (rows, columns), config.width // config.heads, False
-        ).to(x.device)
+        own = self.positions.shape[-2:] == (rows, columns)
+        rotary = self.rotary if own else self._rotary(rows, columns).to(x.device)
         hidden = self.transformer(torch.cat([prefix, tokens], dim=1), rotary=rotary, vector=vector)
         hidden = self.final_norm(hidden[:, prefix.shape[1] :])
         shift, scale, share = self.final(F.silu(vector)).split([config.width, config.width, config.stem], dim=1)
@@ -188,6 +190,11 @@ class FlowTransformer(PretrainedModel):
         if positions.shape[-2:] != (rows, columns):
             positions = F.interpolate(positions, (rows, columns), mode="bicubic", align_corners=False)
         return positions.flatten(2).transpose(1, 2)
+
+    def _rotary(self, rows: int, columns: int) -> Tensor:
+        """Rotary factors of the text and of a grid of tokens, (2, T + N, head width / 2)."""
+        text, head_width = self.config.text_length, self.config.width // self.config.heads
+        return prefix_and_grid_factors([("text_features", text)], (rows, columns), head_width, False)
 
     def _keep(self, condition: Condition, batch: int) -> dict[str, Tensor]:
         """For each condition, the rows that have it, (B, 1) bool; in training some are dropped at random."""

@@ -1,8 +1,9 @@
 """Trains a flow transformer, which draws a picture's latent from noise and text, on stored latents of pictures."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from codebrush.models.condition import Condition
 from codebrush.models.flow_transformer import FlowTransformer, FlowTransformerConfig
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.members import MEMBERS
-from codebrush.pack.pack import text_condition
+from codebrush.pack.pack import Pack, text_condition
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned, evenly
 from codebrush.training.engine.optimizer import make_adamw
@@ -193,7 +194,7 @@ class FlowStage(Stage):
             return materials
         return replace(materials, latents=latents_once(vqgan, materials.data.pixels, cache))
 
-    def picture_size(self, models, pack) -> int:
+    def picture_size(self, models: Mapping[str, Any], pack: Pack | None) -> int:
         """The size of the VQGAN's pictures."""
         return models["vqgan"].config.image_size if "vqgan" in models else super().picture_size({}, pack)
 

@@ -1,34 +1,12 @@
 """Parquet files and shards of other tools: columns that no one reads, texts as JSON, pictures without an ending."""
 
-import io
-import tarfile
-from pathlib import Path
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from written_sources import captions, write_parquet, write_tar
 
-from codebrush.data.sources.captioned_images import CaptionedImages, open_source
+from codebrush.data.sources.captioned_images import open_source
 from codebrush.errors import ImageError
-
-
-def captions(source: CaptionedImages) -> list[str]:
-    return [" | ".join(source.captions(index)) for index in range(len(source))]
-
-
-def write_tar(path: Path, files: dict[str, bytes | str]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in files.items():
-            data = data.encode() if isinstance(data, str) else data
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return path
-
-
-def write_parquet(path: Path, **columns) -> Path:
-    pq.write_table(pa.table(columns), path)
-    return path
 
 
 def test_pictures_inside_objects_are_read_with_what_stands_beside_them(tmp_path, picture):

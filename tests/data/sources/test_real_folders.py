@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from written_sources import captions
 
 from codebrush.data.decoding import picture_formats
 from codebrush.data.sources import folder_files, folder_reader, shard_reader, unread
@@ -32,10 +33,6 @@ def opened(source: str | Path) -> CaptionedImages:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return open_source(source, require_captions=False)
-
-
-def captions(source: CaptionedImages) -> list[str]:
-    return [" | ".join(source.captions(index)) for index in range(len(source))]
 
 
 def write_shard(path: Path, files: dict[str | bytes, bytes]) -> Path:

@@ -1,39 +1,16 @@
-import io
 import json
 import shutil
-import tarfile
 import warnings
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from datasets import config, load_dataset
+from written_sources import captions, write_parquet, write_tar
 
 from codebrush.data.curation.curate import curate
 from codebrush.data.curation.options import CurationOptions
 from codebrush.data.sources.captioned_images import open_source
 from codebrush.errors import DataError, ImageError
-
-
-def captions(source) -> list[str]:
-    return [" | ".join(source.captions(index)) for index in range(len(source))]
-
-
-def write_tar(path: Path, files: dict[str, bytes | str]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in files.items():
-            data = data.encode() if isinstance(data, str) else data
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return path
-
-
-def write_parquet(path: Path, **columns) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path)
-    return path
 
 
 def test_folder_with_metadata_csv_keeps_texts_as_they_are(folder, picture):

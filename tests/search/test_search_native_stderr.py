@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -91,3 +92,17 @@ def test_a_process_without_stderr() -> None:
     code = "\n".join([*lines, "    print('done')"])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+def test_what_a_child_writes_after_the_block_is_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
+    with hold_panics():
+        child = subprocess.Popen(["sh", "-c", "echo early >&2; read line; echo late >&2"], stdin=subprocess.PIPE)
+        _write("inner\n")
+    assert set(capfd.readouterr().err.splitlines()) <= {"early", "inner"}
+    child.communicate(b"\n")
+    lines: list[str] = []
+    deadline = time.monotonic() + 30
+    while "late" not in lines and time.monotonic() < deadline:
+        lines += capfd.readouterr().err.splitlines()
+        time.sleep(0.01)
+    assert "late" in lines

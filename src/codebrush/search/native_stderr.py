@@ -2,19 +2,20 @@
 
 A panicking thread writes several lines to file descriptor 2 before LanceDB raises an error, which becomes one line
 anyway. The descriptor belongs to the whole process: other threads write to it too, and a child process started
-meanwhile inherits it. So only our own command line redirects it, for one call at a time.
+meanwhile inherits it. So only our own command line redirects it, for one call at a time, and to a pipe: what somebody
+is just writing when the block ends, or a child writes later, still has a reader.
 """
 
 import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from tempfile import TemporaryFile
-from threading import Lock
+from threading import Lock, Thread
 
 DEBUG_VARIABLE = "CODEBRUSH_DEBUG"  # if it is set, nothing is held back
 STDERR = 2
 PANIC = re.compile(rb"^\n?thread '.*' .*panicked at ", re.MULTILINE)
+PATIENCE = 1.0  # seconds to wait at the end for writers that still have the pipe; a child may keep it for hours
 _only_one = Lock()
 
 
@@ -39,27 +40,55 @@ def hold_panics() -> Iterator[None]:
 
 
 def _redirect() -> Callable[[], bytes]:
-    """Redirect the descriptor to a file, if both can be opened; the returned function restores it and returns what was
+    """Redirect the descriptor to a pipe, if both can be opened; the returned function restores it and returns what was
     written."""
     try:
         own = os.dup(STDERR)
     except OSError:
         return bytes
     try:
-        file = TemporaryFile()  # noqa: SIM115 - the returned function closes it
-        os.dup2(file.fileno(), STDERR)
+        reading_end, writing_end = os.pipe()
     except OSError:
         os.close(own)
         return bytes
+    os.dup2(writing_end, STDERR)
+    os.close(writing_end)
+    reader = _PipeReader(reading_end)
+    reader.start()
 
     def restore() -> bytes:
         os.dup2(own, STDERR)
         os.close(own)
-        with file:
-            file.seek(0)
-            return file.read()
+        return reader.release()
 
     return restore
+
+
+class _PipeReader(Thread):
+    """Collects what is written to a pipe until it is released, and passes on what comes later."""
+
+    def __init__(self, reading_end: int) -> None:
+        super().__init__(daemon=True)
+        self.reading_end = reading_end
+        self.written: list[bytes] = []
+        self.released = False
+        self.lock = Lock()
+
+    def run(self) -> None:
+        with open(self.reading_end, "rb", buffering=0) as stream:
+            while chunk := stream.read(65536):
+                with self.lock:
+                    if self.released:
+                        _pass_on(chunk)
+                    else:
+                        self.written.append(chunk)
+
+    def release(self) -> bytes:
+        """Wait until every writer has closed the pipe, but not for long, and return what was collected."""
+        self.join(PATIENCE)
+        with self.lock:
+            self.released = True
+            return b"".join(self.written)
 
 
 def _pass_on(written: bytes) -> None:

@@ -15,13 +15,14 @@ ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src"
 
 # What each group may import beside itself. FOR_ALL is open to every group.
-FOR_ALL = {"errors", "files", "optional", "progress", "version"}
+FOR_ALL = {"errors", "files", "openmp", "optional", "progress", "version"}
 _FOUNDATION = {"models", "text"}
 _SOURCES = _FOUNDATION | {"data", "conversion", "pack"}
 _TASKS = {"generation", "understanding", "search", "evaluation", "training"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
+    "openmp": set(),
     "optional": set(),
     "progress": set(),
     "version": set(),

@@ -1,12 +1,13 @@
 """Make pictures from words, and train the models that do it, on your own captioned pictures.
 
 The public names, nothing else. Each is imported when it is first used, so that ``import codebrush``
-(and with it ``codebrush --help``) does not wait for torch.
+(and with it ``codebrush --help``) does not wait for torch. What must come before torch is done here.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from codebrush.openmp import let_waiting_threads_sleep
 from codebrush.version import __version__
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from codebrush.errors import CodebrushError as CodebrushError
     from codebrush.pipeline import Codebrush as Codebrush
 
+let_waiting_threads_sleep()
 
 _HOME = {
     "Codebrush": "codebrush.pipeline",

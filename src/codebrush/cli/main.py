@@ -47,10 +47,6 @@ COMMANDS = {  # name -> module, in the order of the help
 }
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
-# Waiting OpenMP threads spin by default, which makes sampling ten times slower on two busy cores; sleeping ones cost
-# next to nothing. OpenMP reads this once, when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 # The base class of what typer raises for bad arguments; in older releases of typer it comes from click.
 ArgumentError: type[Exception] = typer.BadParameter.__mro__[2]
 

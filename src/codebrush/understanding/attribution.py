@@ -2,8 +2,10 @@
 
 Each map is for a direction in CLIP's space. For the whole text that is its vector minus the empty text's; for a word,
 the text's vector minus that of the text without the word. What every text has in common cancels out of the difference.
+Stop words like "a" have no map: what they add shows nothing in a picture.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -12,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codebrush.data.curation.phrases import STOP_WORDS
 from codebrush.errors import PromptError, UsageError
 from codebrush.models.clip import CLIP
 from codebrush.models.encoders.modified_resnet import ModifiedResNet
@@ -19,6 +22,7 @@ from codebrush.models.encoders.vision_transformer import VisionTransformer
 from codebrush.progress import Progress
 from codebrush.text.reading import readable, warn_unread
 from codebrush.text.tokenizer import Tokenizer
+from codebrush.understanding.faithfulness import Faithfulness, faithfulness
 from codebrush.understanding.grad_cam import class_activation_maps
 from codebrush.understanding.occlusion import encode_in_batches, occlusion_maps
 from codebrush.understanding.relevance import TINY, attention_relevance
@@ -26,12 +30,13 @@ from codebrush.understanding.relevance import TINY, attention_relevance
 Method = Literal["auto", "gradient", "occlusion"]
 METHODS = ("auto", "gradient", "occlusion")
 DIRECTIONS_AT_ONCE = 4  # each holds a pass through the image encoder in memory
+_PUNCTUATION = ".,;:!?\"'()[]"
 SHIFT_PARTS = 10  # the picture is shifted by its side divided by this
 
 
 @dataclass(frozen=True)
 class Word:
-    """One word of a text.
+    """One word of a text, with the punctuation beside it.
 
     `gain` is how much the word raises the cosine of picture and text; `heat` is its map (H, W), values 0 or more.
     """
@@ -45,11 +50,13 @@ class Word:
 class Explanation:
     """The heat maps (H, W), values 0 or more, of a text and its words over what the encoder reads.
 
+    `text` is what was read of the text, and `words` are those that are no stop words, or all if there are no others.
     `method` is "gradient" or "occlusion", `score` the cosine of picture and text, `direction` the text's unit vector
     (E,).
     """
 
     method: str
+    text: str
     score: float
     heat: Tensor
     words: list[Word]
@@ -74,12 +81,32 @@ def explain(
     """
     words = readable_words(tokenizer, text)
     chosen = choose_method(clip, method)
-    texts, directions = text_directions(clip, tokenizer, words)
+    places = places_of_content(words)
+    texts, directions = text_directions(clip, tokenizer, words, places)
     maps = heat_maps(clip, image, directions, chosen, progress)  # (1 + W, H, W)
     cosines = (encode_in_batches(clip, image[None]) @ texts.T)[0]  # (1 + W): the text, and the text without each word
     gains = (cosines[0] - cosines[1:]).tolist()
-    explained = [Word(*row) for row in zip(words, gains, maps[1:], strict=True)]
-    return Explanation(chosen, float(cosines[0]), maps[0], explained, texts[0])
+    explained = [Word(*row) for row in zip((words[place] for place in places), gains, maps[1:], strict=True)]
+    return Explanation(chosen, " ".join(words), float(cosines[0]), maps[0], explained, texts[0])
+
+
+def explain_and_measure(
+    clip: CLIP,
+    tokenizer: Tokenizer,
+    image: Tensor,
+    text: str,
+    method: Method = "auto",
+    progress: Progress | None = None,
+) -> tuple[Explanation, Faithfulness]:
+    """`explain`, and how faithful the map of the whole text is to the encoder.
+
+    With "auto", occlusion also replaces a gradient whose map of this picture is no better than random ones.
+    """
+    found = explain(clip, tokenizer, image, text, method, progress)
+    measured = faithfulness(clip, image, found.direction, found.heat, progress)
+    if method == "auto" and found.method == "gradient" and not all(measured.better_than_random.values()):
+        return explain_and_measure(clip, tokenizer, image, text, "occlusion", progress)
+    return found, measured
 
 
 def readable_words(tokenizer: Tokenizer, text: str) -> list[str]:
@@ -99,24 +126,35 @@ def readable_words(tokenizer: Tokenizer, text: str) -> list[str]:
     return few[: max(fitting, 1)]
 
 
-def choose_method(clip: CLIP, method: str) -> str:
-    """ "gradient" or "occlusion"; "auto" is the gradient for a VisionTransformer or ModifiedResNet, else occlusion.
+def places_of_content(words: list[str]) -> list[int]:
+    """The places in `words` of those that are no stop words; all places if there are no others."""
+    places = [place for place, word in enumerate(words) if word.strip(_PUNCTUATION).lower() not in STOP_WORDS]
+    return places or list(range(len(words)))
 
-    Raises UsageError for another method, and for "gradient" with any other encoder.
+
+def choose_method(clip: CLIP, method: str) -> str:
+    """ "gradient" or "occlusion"; "auto" is the gradient for a VisionTransformer, else occlusion: gradients of the
+    built-in ModifiedResNet were measured to be hardly better than chance (docs/log.md).
+
+    Raises UsageError for another method, and for "gradient" unless the encoder is one of these two.
     """
     if method not in METHODS:
         raise UsageError(f"method must be one of {', '.join(METHODS)}, not {method}")
     has_gradient = isinstance(clip.image_encoder, VisionTransformer | ModifiedResNet)
     if method == "gradient" and not has_gradient:
         raise UsageError("there is no gradient method for this pack's image encoder: use --method occlusion")
-    return method if method != "auto" else "gradient" if has_gradient else "occlusion"
+    if method != "auto":
+        return method
+    return "gradient" if isinstance(clip.image_encoder, VisionTransformer) else "occlusion"
 
 
 @torch.no_grad()
-def text_directions(clip: CLIP, tokenizer: Tokenizer, words: list[str]) -> tuple[Tensor, Tensor]:
-    """The vectors to explain, each (1 + W, E): unit vectors of the text and of the text without each word, and the
-    directions of the text and of each word (see the top of the file)."""
-    without = [" ".join([*words[:place], *words[place + 1 :]]) for place in range(len(words))]
+def text_directions(
+    clip: CLIP, tokenizer: Tokenizer, words: list[str], places: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The vectors to explain, each (1 + W, E), for the W words at `places`: unit vectors of the text and of the text
+    without each word, and the directions of the text and of each word (see the top of the file)."""
+    without = [" ".join([*words[:place], *words[place + 1 :]]) for place in places]
     tokens = tokenizer([" ".join(words), *without, ""]).to(clip.log_scale.device)
     vectors = clip.encode_text(tokens)  # (W + 2, E)
     return vectors[:-1], vectors[0] - torch.cat([vectors[-1:], vectors[1:-1]])

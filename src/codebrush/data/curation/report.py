@@ -23,6 +23,7 @@ KEPT_EXAMPLES = 36
 EXAMPLES = 6  # of each reason
 COMMON = 20  # phrases listed
 SIDE = 112  # of a picture on a sheet, in pixels
+FLAGS = {"kind": "--format", "by_group": "--group"}  # of options that have another name on the command line
 
 
 def write_report(
@@ -156,39 +157,71 @@ def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
 
 
 def _markdown(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
-    share = 100 * report["kept"] / report["rows"]
-    lines = [
-        f"# Curation of {report['source']}",
-        "",
-        f"{report['kept']:,} of {amount('row', report['rows'])} {'is' if report['kept'] == 1 else 'are'} kept "
-        f"({share:.1f} %), in {amount('shard', report['shards'])}.",
-        "",
-        *_table(("dropped because", "rows"), [(reason, f"{n:,}") for reason, n in report["dropped"].items()]),
-        *_plain(report["plain"]),
-        *_table(("split", "rows"), [(split, f"{n:,}") for split, n in report["splits"].items()]),
-    ]
+    """The report as Markdown that also reads well as plain text."""
+    rows, sheets, share = report["rows"], report["sheets"], _share(report["kept"], report["rows"])
+    kept = f"{report['kept']:,} of {amount('row', rows)} {'is' if report['kept'] == 1 else 'are'} kept"
+    lines = [f"# Curation of {report['source']}", ""]
+    lines += [f"{kept} ({share}), in {amount('shard', report['shards'])}.", "", "## Kept", ""]
+    lines += _table(("split", "rows"), [(split, f"{n:,}") for split, n in report["splits"].items()])
+    if number := report["plain"]:
+        lines += [f"Pictures of one colour among them, which are not compared with others: {number:,}.", ""]
     if report["scores"]:
-        figures = [(name, *(f"{value:.3f}" for value in row.values())) for name, row in report["scores"].items()]
-        lines += _table(("CLIP score", "5 %", "median", "95 %"), figures)
+        names = {"all": "all rows", "kept": "kept rows"}
+        figures = [(names[name], *(f"{value:.3f}" for value in row.values())) for name, row in report["scores"].items()]
+        lines += _table(("CLIP score", "5 % are below", "median", "5 % are above"), figures)
+    if sheets["kept"]:
+        lines += ["![A random choice of the kept pictures](kept.png)", ""]
+    lines += ["## Dropped", ""]
+    if report["dropped"]:
+        figures = [(reason, f"{n:,}", _share(n, rows)) for reason, n in report["dropped"].items()]
+        lines += _table(("reason", "rows", "of all"), figures)
+        lines += ["`dropped.jsonl` names each row with its reason.", ""]
+    else:
+        lines += ["Nothing.", ""]
+    if sheets["dropped"]:
+        lines += ["![Examples of each reason, a duplicate beside the picture that it repeats](dropped.png)", ""]
     if report.get("phrases"):
         figures = [(each["phrase"], f"{each['before']:,}", f"{each['after']:,}") for each in report["phrases"]]
-        lines += _table(("commonest phrases", "before the cap", "after it"), figures)
-    given = {name: value for name, value in report["options"].items() if value is not None}
-    lines += _table(("option", "value"), [(name, str(value)) for name, value in given.items()])
-    lines += [f"![{name}]({name}.png)" for name, path in report["sheets"].items() if path]
-    return "\n".join(lines) + "\n"
+        lines += ["## Commonest phrases", "", *_table(("phrase", "rows before the cap", "rows kept"), figures)]
+    flags = " ".join(_flags(report["options"])) or "none but the defaults"
+    return "\n".join([*lines, "## Options", "", f"    {flags}"]) + "\n"
 
 
-def _plain(number: int) -> list[str]:
-    """The lines about pictures of one colour; none without any."""
-    return [f"Kept pictures of one colour, which are not compared with others: {number:,}.", ""] if number else []
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %"
+
+
+def _flags(options: dict[str, Any]) -> list[str]:
+    """The options that differ from the defaults, as on the command line."""
+    usual = asdict(CurationOptions())
+    given = {**options, **options["rules"]} if "rules" in options else options
+    usual |= usual.pop("rules")
+    flags = []
+    for name, value in given.items():
+        if name == "rules" or value == usual.get(name):
+            continue
+        flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
+        if name == "near" and value is None:
+            value = -1
+        elif name == "phrases":
+            value = f"FILE ({amount('phrase', value)})"
+        elif name == "by_group":
+            value = "COLUMN"
+        elif name == "shares":
+            value = ",".join(f"{share:g}" for share in value)
+        flags.append(flag if value is True else f"{flag} {value}")
+    return flags
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table and a blank one; none without rows."""
+    """The lines of a Markdown table with columns of even width, and a blank one; none without rows."""
     if not rows:
         return []
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    rule = ["---", *("---:" for _ in head[1:])]
-    return [*(f"| {' | '.join(row)} |" for row in (head, rule, *cells)), ""]
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        [cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in enumerate(row)]
+        for row in (list(zip(row, widths, strict=True)) for row in cells)
+    ]
+    rule = ["-" * width if place == 0 else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
+    return [*(f"| {' | '.join(row)} |" for row in (lines[0], rule, *lines[1:])), ""]

@@ -32,9 +32,14 @@ def test_captions(pack: str, pictures: list[str], tmp_path: Path, capsys: pytest
     output = capsys.readouterr()
     report = json.loads(output.out)
     assert [result["path"] for result in report["results"]] == pictures
-    assert all({"text", "score", "probability"} == set(each) for r in report["results"] for each in r["captions"])
+    assert all(
+        {"text", "score", "probability", "level"} == set(each) for r in report["results"] for each in r["captions"]
+    )
     assert [each["path"] for each in report["skipped"]] == [str(tmp_path / "broken.png")]
-    assert output.err.startswith("codebrush: skipped ")
+    assert "codebrush: skipped " in output.err
+    for result in report["results"]:
+        assert result["doubtful"] == (result["captions"][0]["level"] < 1)
+        assert (f"codebrush: {result['path']}: the captions " in output.err) == result["doubtful"]
     assert run(["caption", pictures[0], "--pack", pack, "--method", "greedy"]) == 0
     assert capsys.readouterr().out.startswith(pictures[0])
 

@@ -9,7 +9,8 @@ from PIL import Image
 from codebrush.cli.main import run
 from codebrush.data.synthetic.shapes import scene
 from codebrush.understanding.faithfulness import Faithfulness
-from codebrush.understanding.overlay import GAP, LINE, MARGIN, PANEL
+from codebrush.understanding.overlay import GAP, LINE, MARGIN, PANEL, WARNING_INK
+from codebrush.understanding.presence import Presence
 
 
 @pytest.fixture
@@ -26,13 +27,40 @@ def test_a_picture_is_explained(
     assert run(given) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["path"] == str(out)
-    assert [word["word"] for word in report["words"]] == ["a", "red", "circle"]
+    assert [word["word"] for word in report["words"]] == ["red", "circle"]
     faithfulness = report["faithfulness"]
     assert {"insertion", "deletion"} <= set(faithfulness)
-    with Image.open(out) as page:  # the picture, the text and three words: two rows of up to four panels
+    with Image.open(out) as page:  # the picture, the text and two words: one row of four panels
         assert page.format == "PNG"
         assert page.width == GAP + 4 * (PANEL + GAP) + MARGIN
-        assert page.height == GAP + LINE + GAP // 2 + 2 * (2 * LINE + PANEL + GAP)
+        lines = 1 if report["shown"] else 2
+        assert page.height == GAP + lines * LINE + GAP // 2 + 2 * LINE + PANEL + GAP
+
+
+def test_a_text_that_the_picture_does_not_show_is_told_before_and_on_the_page(
+    micro_pack: Path,
+    picture: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "heat.png"
+    arguments = ["explain", str(picture), "a red circle", "--out", str(out), "--pack", str(micro_pack), "--json"]
+    told, pages = {}, {}
+    for level in (1.0, 0.9, 0.25):
+        monkeypatch.setattr("codebrush.understanding.presence.presences", lambda *_, it=level: [Presence(it)])
+        assert run(arguments) == 0
+        output = capsys.readouterr()
+        report, told[level] = json.loads(output.out), output.err
+        assert (report["shown"], report["level"]) == (level >= 0.95, level)
+        with Image.open(out) as page:
+            pages[level] = page.height
+            reds = [colour for _, colour in page.convert("RGB").getcolors(1 << 24) if colour == WARNING_INK]
+            assert bool(reds) == (level < 0.95)
+    assert told[1.0] == ""
+    assert told[0.9].startswith('codebrush: perhaps the picture does not show "a red circle": 10% of texts about')
+    assert told[0.25].startswith('codebrush: the picture hardly shows "a red circle": 75% of texts about other things')
+    assert pages[0.9] == pages[0.25] == pages[1.0] + LINE
 
 
 def test_the_frame_of_an_animation_is_told(
@@ -92,17 +120,16 @@ def test_a_map_no_better_than_random_is_reported(
     arguments = ["explain", str(picture), "a circle", "--out", str(tmp_path / "heat.png"), "--pack", str(micro_pack)]
     for figures, poor in (((0.3, 0.2, 0.2, 0.2), "deletion"), ((0.2, 0.1, 0.2, 0.2), "insertion")):
         measured = Faithfulness(*figures)
-        monkeypatch.setattr("codebrush.understanding.faithfulness.faithfulness", lambda *_, it=measured: it)
+        monkeypatch.setattr("codebrush.understanding.attribution.faithfulness", lambda *_, it=measured: it)
         assert run([*arguments, "--json"]) == 0
-        found = json.loads(capsys.readouterr().out)["better_than_random"]
-        assert found == {"insertion": poor != "insertion", "deletion": poor != "deletion"}
-        assert run(arguments) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["better_than_random"] == {"insertion": poor != "insertion", "deletion": poor != "deletion"}
+        assert report["method"] == "occlusion"  # the gradient gave way
+        assert run([*arguments, "--method", "gradient"]) == 0
         assert f"by {poor}, this map is no better than random: try --method occlusion\n" in capsys.readouterr().out
     assert run([*arguments, "--method", "occlusion"]) == 0
     assert "than random: do not rely on it\n" in capsys.readouterr().out
-    monkeypatch.setattr(
-        "codebrush.understanding.faithfulness.faithfulness", lambda *_: Faithfulness(0.3, 0.1, 0.2, 0.2)
-    )
+    monkeypatch.setattr("codebrush.understanding.attribution.faithfulness", lambda *_: Faithfulness(0.3, 0.1, 0.2, 0.2))
     assert run(arguments) == 0
     assert "better than random" not in capsys.readouterr().out
 

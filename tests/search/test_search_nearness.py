@@ -29,11 +29,11 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many texts were embedded by each call; they get the vectors TEXTS."""
     calls: list[int] = []
 
-    def embed(_clip: object, _tokenizer: object, texts: tuple[str, ...], *_: object, **__: object) -> torch.Tensor:
-        calls.append(len(texts))
+    def embed(_clip: object, _tokenizer: object) -> torch.Tensor:
+        calls.append(len(OTHER_TEXTS))
         return torch.from_numpy(TEXTS)
 
-    monkeypatch.setattr(module, "embed_texts", embed)
+    monkeypatch.setattr(module, "embed_other_texts", embed)
     return calls
 
 

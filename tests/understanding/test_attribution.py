@@ -10,7 +10,16 @@ import torch
 
 from codebrush import Codebrush
 from codebrush.errors import PromptError, UsageError
-from codebrush.understanding.attribution import choose_method, explain, readable_words, text_directions
+from codebrush.models.encoders.modified_resnet import ModifiedResNet, ModifiedResNetConfig
+from codebrush.understanding.attribution import (
+    choose_method,
+    explain,
+    explain_and_measure,
+    places_of_content,
+    readable_words,
+    text_directions,
+)
+from codebrush.understanding.faithfulness import Faithfulness
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +32,7 @@ def picture() -> torch.Tensor:
 
 
 def test_directions_are_what_the_text_and_each_word_add(brush: Codebrush) -> None:
-    texts, directions = text_directions(brush.clip, brush.tokenizer, ["a", "red", "circle"])
+    texts, directions = text_directions(brush.clip, brush.tokenizer, ["a", "red", "circle"], (0, 1, 2))
     whole, *without = brush.embed_text(["a red circle", "red circle", "a circle", "a red"])
     nothing = brush.clip.encode_text(brush.tokenizer([""]))[0]
     torch.testing.assert_close(texts, torch.stack([whole, *without]), atol=1e-5, rtol=1e-5)
@@ -39,13 +48,14 @@ def test_an_explanation_holds_score_gains_and_maps(brush: Codebrush, method: Any
     whole, bare = brush.embed_text(["a red circle", "a circle"])
     assert found.method == method
     assert found.score == pytest.approx(float(seen @ whole), abs=1e-5)
-    assert [word.word for word in found.words] == ["a", "red", "circle"]
-    assert found.words[1].gain == pytest.approx(float(seen @ (whole - bare)), abs=1e-5)
+    assert found.text == "a red circle"
+    assert [word.word for word in found.words] == ["red", "circle"]
+    assert found.words[0].gain == pytest.approx(float(seen @ (whole - bare)), abs=1e-5)
     for heat in (found.heat, *(word.heat for word in found.words)):
         assert heat.shape == (32, 32)
         assert not heat.requires_grad
         assert heat.min() >= 0
-    assert not torch.equal(found.words[0].heat, found.words[2].heat)
+    assert not torch.equal(found.words[0].heat, found.words[1].heat)
 
 
 def test_explaining_leaves_the_weights_and_gradients_unchanged(brush: Codebrush) -> None:
@@ -68,6 +78,27 @@ def test_words_beyond_what_the_encoder_reads_are_left_out_with_a_warning(brush: 
         assert len(readable_words(brush.tokenizer, "x" * 500)) == 1
 
 
+def test_stop_words_have_no_map_unless_there_are_no_others() -> None:
+    assert places_of_content(["The", "cat,", "on", "a", "mat."]) == [1, 4]
+    assert places_of_content(["to", "be"]) == [0, 1]
+
+
+def test_a_gradient_no_better_than_random_gives_way_to_occlusion(
+    brush: Codebrush, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, figures = picture(), Faithfulness(0.3, 0.2, 0.2, 0.2)  # deletion is no better
+
+    def measured(method: Any) -> tuple[str, Faithfulness]:
+        found, faithful = explain_and_measure(brush.clip, brush.tokenizer, image, "a red circle", method)
+        return found.method, faithful
+
+    monkeypatch.setattr("codebrush.understanding.attribution.faithfulness", lambda *_: figures)
+    assert measured("auto") == ("occlusion", figures)
+    assert measured("gradient") == ("gradient", figures)
+    figures = Faithfulness(0.3, 0.1, 0.2, 0.2)
+    assert measured("auto") == ("gradient", figures)
+
+
 @pytest.mark.parametrize("text", ["", "  ", "\n\t"])
 def test_a_text_without_words_is_refused(brush: Codebrush, text: str) -> None:
     with pytest.raises(PromptError, match="the text is empty"):
@@ -76,11 +107,13 @@ def test_a_text_without_words_is_refused(brush: Codebrush, text: str) -> None:
 
 def test_each_encoder_has_its_method(brush: Codebrush) -> None:
     other: Any = SimpleNamespace(image_encoder=torch.nn.Identity())
-    assert [choose_method(brush.clip, name) for name in ("auto", "gradient", "occlusion")] == [
-        "gradient",
-        "gradient",
-        "occlusion",
-    ]
+    residual: Any = SimpleNamespace(image_encoder=ModifiedResNet(ModifiedResNetConfig(32, 4, (1, 1, 1, 1), 2, 8)))
+    for clip, expected in ((brush.clip, "gradient"), (residual, "occlusion")):
+        assert [choose_method(clip, name) for name in ("auto", "gradient", "occlusion")] == [
+            expected,
+            "gradient",
+            "occlusion",
+        ]
     assert choose_method(other, "auto") == "occlusion"
     with pytest.raises(UsageError, match="use --method occlusion"):
         choose_method(other, "gradient")

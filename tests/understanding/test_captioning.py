@@ -1,5 +1,6 @@
 """Captions and answers of a pack with random weights: their form, their order, and the errors."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 from codebrush import Codebrush
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import PackError, PromptError, UsageError
+from codebrush.text.other_things import OTHER_TEXTS
 from codebrush.understanding.captioning import UNKNOWN_ANSWER
 from packs import micro_captioner, micro_tokenizer, write_micro_pack
 
@@ -82,6 +84,20 @@ def test_tiles_are_captioned_each_and_scored_by_the_tile_they_describe(brush: Co
         assert [each.text for each in alone[0]] == [each.text for each in found]  # its own random numbers
     squeezed = brush.caption([wide], n=3, fit="squeeze")[0]
     assert [each.text for each in squeezed] == [each.text for each in brush.caption([wide.resize((32, 32), 3)], n=3)[0]]
+
+
+def test_a_caption_says_how_many_texts_about_other_things_fit_as_well(
+    brush: Codebrush, pictures: list[Image.Image]
+) -> None:
+    others = brush.embed_text(OTHER_TEXTS)
+    for found, picture in zip(brush.caption(pictures, n=2), brush.embed_images(pictures), strict=True):
+        for each in found:
+            better = float((others @ picture >= each.score).float().mean())
+            assert each.level == pytest.approx(1 - better, abs=1 / 256)
+            assert (each.doubt is None) == (each.level == 1)
+    assert str(replace(found[0], level=0.75).doubt).startswith("the captions are hardly right: 25% of texts")
+    assert str(replace(found[0], level=0.98).doubt).startswith("the captions may be wrong: 2% of texts")
+    assert replace(found[0], level=1.0).doubt is None
 
 
 def test_an_answer_below_the_threshold_is_not_known(brush: Codebrush, pictures: list[Image.Image]) -> None:

@@ -1,5 +1,7 @@
 """`codebrush caption` and `codebrush ask`: captions of pictures, and answers to questions about them."""
 
+import sys
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,7 +37,11 @@ def caption(
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:
-    """Write captions for pictures, sorted by CLIP score. Pictures that cannot be read are named and skipped."""
+    """Write captions for pictures, sorted by CLIP score.
+
+    Says so if texts about other things fit a picture as well as its captions. Pictures that cannot be read are named
+    and skipped.
+    """
     from codebrush.pipeline import Codebrush
 
     if method != Method.SAMPLE:
@@ -47,8 +53,10 @@ def caption(
     def captioned(number: int, path: Path) -> dict[str, Any]:
         picture, frame = seen_picture(brush.clip, path)
         (found,) = brush.caption([picture], n, method.value, seed, number, rule)  # its own random numbers
-        captions = [{"text": each.text, "score": each.score, "probability": each.probability} for each in found]
-        return {"path": str(path), **frame, "captions": captions}
+        doubt = found[0].doubt if found else "no caption was written"
+        if doubt is not None:
+            print(f"codebrush: {path}: {doubt}", file=sys.stderr)
+        return {"path": str(path), **frame, "captions": [asdict(each) for each in found], "doubtful": doubt is not None}
 
     results = each_readable(files, skipped, captioned)
     if json_output:

@@ -1,5 +1,6 @@
 """`codebrush explain`: heat maps of which pixels of a picture match which words of a text."""
 
+import sys
 import time
 import warnings
 from dataclasses import asdict
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from codebrush.models.clip import CLIP
     from codebrush.pipeline import Codebrush
     from codebrush.understanding.overlay import Group
+    from codebrush.understanding.presence import Presence
 
 
 class Method(StrEnum):
@@ -36,14 +38,18 @@ def explain(
     out: Annotated[Path, typer.Option(help="PNG file for the heat maps.")],
     method: Annotated[
         Method,
-        typer.Option(help="By gradients of the image encoder (fast) or by covering the picture part by part (slow)."),
+        typer.Option(
+            help="By gradients of the image encoder (fast) or by covering the picture part by part (occlusion, slow). "
+            "auto takes gradients of a vision transformer unless they are no better than random, else occlusion."
+        ),
     ] = Method.AUTO,
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:
     """Draw heat maps of which pixels match which words.
 
-    Also measures how faithful the maps are to the pack's CLIP.
+    Says if the picture hardly shows what the text says, and measures how faithful the maps are to the pack's CLIP. Stop
+    words like "a" get no map.
     """
     start = time.perf_counter()
     if out.suffix.lower() != ".png" or out.is_dir():
@@ -72,27 +78,38 @@ def explain(
 def _heat(brush: "Codebrush", picture: "Image.Image", text: str, method: Method) -> tuple["Group", dict[str, Any]]:
     """The panels of the text and its words, and their part of the report."""
     from codebrush.data.preprocess import pixels_for
-    from codebrush.understanding.attribution import explain as explained
-    from codebrush.understanding.faithfulness import faithfulness
+    from codebrush.understanding.attribution import explain_and_measure
     from codebrush.understanding.overlay import Group, Panel, normalised_maps
 
     pixels = pixels_for(brush.clip, [picture])[0].to(brush.device)  # (3, H, W)
-    with progress_bar("reading") as progress:
-        found = explained(brush.clip, brush.tokenizer, pixels, text, method.value, progress)
-    with progress_bar("measuring") as progress:
-        measured = faithfulness(brush.clip, pixels, found.direction, found.heat, progress)
+    presence = _presence(brush, picture, text)
+    doubt = presence.doubt(text)
+    if doubt is not None:
+        print(f"codebrush: {doubt}", file=sys.stderr)
+    with progress_bar("explaining") as progress:
+        found, measured = explain_and_measure(brush.clip, brush.tokenizer, pixels, text, method.value, progress)
     words = found.words if len(found.words) > 1 else []  # the map of a single word is that of the text
     whole, *heats = normalised_maps([found.heat, *(word.heat for word in words)])
-    read = " ".join(word.word for word in found.words)
     panels = [
         Panel("the picture", f"read at {pixels.shape[-1]} x {pixels.shape[-2]} pixels"),
-        Panel("the whole text" if words else read, f"cosine {found.score:.3f}", whole),
+        Panel("the whole text" if words else found.text, f"cosine {found.score:.3f}", whole),
         *(Panel(word.word, f"adds {word.gain:+.3f}", heat) for word, heat in zip(words, heats, strict=True)),
     ]
     entries = [{"word": word.word, "gain": round(word.gain, 6)} for word in found.words]
     report = {"method": found.method, "score": found.score, "words": entries, "faithfulness": asdict(measured)}
-    report["better_than_random"] = measured.better_than_random
-    return Group(f"Which pixels match: {read}", panels), report
+    report |= {"better_than_random": measured.better_than_random, "shown": presence.shown, "level": presence.level}
+    heading = f"Which pixels match: {found.text}"
+    return Group(heading, panels, "" if doubt is None else doubt[0].upper() + doubt[1:]), report
+
+
+def _presence(brush: "Codebrush", picture: "Image.Image", text: str) -> "Presence":
+    """Whether the picture shows what the text says."""
+    from codebrush.data.text_embedding import embed_other_texts, embed_texts
+    from codebrush.understanding.presence import presences
+
+    texts = embed_texts(brush.clip, brush.tokenizer, [text], 1, on_long="truncate")
+    others = embed_other_texts(brush.clip, brush.tokenizer)
+    return presences(brush.embed_images([picture])[0], texts, others)[0]
 
 
 def _view(clip: "CLIP", image: Path) -> tuple["Image.Image", float]:

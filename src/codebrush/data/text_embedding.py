@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from codebrush.models.clip import CLIP
+from codebrush.text.other_things import OTHER_TEXTS
 from codebrush.text.reading import readable, warn_unread
 from codebrush.text.tokenizer import Tokenizer
+
+OTHERS_BATCH = 32
 
 
 def embed_texts(
@@ -27,3 +30,8 @@ def embed_texts(
         tokens = tokenizer(texts[start : start + batch], on_long=on_long)  # (B, L)
         vectors.append(clip.encode_text(tokens.to(device)))  # (B, E)
     return torch.cat(vectors) if vectors else torch.zeros(0, clip.embed_dim)
+
+
+def embed_other_texts(clip: CLIP, tokenizer: Tokenizer) -> Tensor:
+    """Unit embeddings (N, E) on the CLIP's device of the texts about other things (`OTHER_TEXTS`)."""
+    return embed_texts(clip, tokenizer, OTHER_TEXTS, OTHERS_BATCH, on_long="truncate")

@@ -17,18 +17,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from codebrush.data.text_embedding import embed_texts
+from codebrush.data.text_embedding import embed_other_texts
 from codebrush.files import atomic_file
 from codebrush.models.clip import CLIP
 from codebrush.search.database import OTHER_TEXTS_FILE, Database
 from codebrush.search.queries import search
-from codebrush.text.other_things import LIST_HASH, OTHER_TEXTS
+from codebrush.text.other_things import LIST_HASH, NEAR, UNSURE
 from codebrush.text.tokenizer import Tokenizer
 
-NEAR = 0.95  # a text is near if it fits better than this share of the texts about other things
-UNSURE = 0.8  # from this share on it may be near; below, hardly
 FEWEST = 64  # of these texts; if fewer are left, the database has pictures of nearly everything
-BATCH = 32  # texts encoded together
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def _reached(database: Database, clip: CLIP, tokenizer: Tokenizer, temperature: 
         if known | made_for == known:
             vectors = stored.get_tensor("embeddings")  # (N, E)
     if vectors is None:
-        vectors = embed_texts(clip, tokenizer, OTHER_TEXTS, BATCH, on_long="truncate").float().cpu()
+        vectors = embed_other_texts(clip, tokenizer).float().cpu()
     reached = _search_all(database, vectors, scale)
     with suppress(OSError, SafetensorError):  # a database that may only be read is compared anew each time
         _store(file, {"embeddings": vectors, "reached": reached}, about)

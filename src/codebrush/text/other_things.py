@@ -6,6 +6,9 @@ short, like captions, and spread over sixteen topics.
 
 import hashlib
 
+NEAR = 0.95  # a text fits a picture, or the best one of many, if it fits better than this share of the list
+UNSURE = 0.8  # from this share on it may fit; below, hardly
+
 _TOPICS = {
     "workshops": """
         a lathe turning a steel shaft; a carpenter planing an oak board; rolls of copper wire; a welder behind a mask;

@@ -149,9 +149,7 @@ def choose_method(clip: CLIP, method: str) -> str:
 
 
 @torch.no_grad()
-def text_directions(
-    clip: CLIP, tokenizer: Tokenizer, words: list[str], places: Sequence[int]
-) -> tuple[Tensor, Tensor]:
+def text_directions(clip: CLIP, tokenizer: Tokenizer, words: list[str], places: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The vectors to explain, each (1 + W, E), for the W words at `places`: unit vectors of the text and of the text
     without each word, and the directions of the text and of each word (see the top of the file)."""
     without = [" ".join([*words[:place], *words[place + 1 :]]) for place in places]

@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from codebrush.data.text_embedding import embed_other_texts
 from codebrush.errors import PromptError, UsageError
 from codebrush.models.captioner import Captioner, patch_features
 from codebrush.models.clip import CLIP
+from codebrush.text.other_things import NEAR
 from codebrush.text.tokenizer import Tokenizer
+from codebrush.understanding.presence import presences
 from codebrush.understanding.text_decoding import DecodedText, beam_search, greedy_decode, sample_decode
 
 METHODS = ("beam", "greedy", "sample")
@@ -23,11 +27,26 @@ MIN_ANSWER_TOKENS = 4  # a question must leave room for this many
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption, its CLIP score (cosine with the picture, -1 to 1) and the captioner's probability of it, 0 to 1."""
+    """A caption, its CLIP score (cosine with the picture, -1 to 1) and the captioner's probability of it, 0 to 1.
+
+    `level`, 0 to 1, is the share of texts about other things (`codebrush.text.other_things`) that fit the picture less.
+    """
 
     text: str
     score: float
     probability: float
+    level: float
+
+    @property
+    def doubt(self) -> str | None:
+        """What there is to say to a reader of the caption; None if it fits better than every text about other things,
+        as a caption that was written for the picture should."""
+        if self.level >= 1:
+            return None
+        opening = "the captions may be wrong" if self.level >= NEAR else "the captions are hardly right"
+        return (
+            f"{opening}: {max(1 - self.level, 0.01):.0%} of texts about other things fit the picture as well or better"
+        )
 
 
 @dataclass(frozen=True)
@@ -127,6 +146,10 @@ class CaptionPipeline:
             answers.append(Answer(text, confidence, guess))
         return answers
 
+    @cached_property
+    def _others(self) -> Tensor:
+        return embed_other_texts(self.clip, self.tokenizer)  # (N, E)
+
     def _features(self, images: Tensor) -> Tensor:
         pixels = self.clip.normalise(images)
         return self.captioner.with_stem(
@@ -156,9 +179,12 @@ class CaptionPipeline:
         if not different:
             return []
         tokens = self.tokenizer(list(different), on_long="truncate").to(image.device)
-        scores = (self.clip.encode_text(tokens) @ self.clip.encode_image(image[None])[0]).tolist()
+        picture, vectors = self.clip.encode_image(image[None])[0], self.clip.encode_text(tokens)  # (E,), (T, E)
+        levels = [each.level for each in presences(picture, vectors, self._others)]
         captions = [
-            Caption(text, score, decoded.probability)
-            for (text, decoded), score in zip(different.items(), scores, strict=True)
+            Caption(text, score, decoded.probability, level)
+            for (text, decoded), score, level in zip(
+                different.items(), (vectors @ picture).tolist(), levels, strict=True
+            )
         ]
         return sorted(captions, key=lambda caption: -caption.score)

@@ -12,11 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from codebrush.data.picture_fitting import Fit, embed_views, views_for
-from codebrush.data.text_embedding import embed_texts
+from codebrush.data.text_embedding import embed_other_texts, embed_texts
 from codebrush.errors import PackError, PromptError, UsageError
 from codebrush.files import read_entries
 from codebrush.models.clip import CLIP
-from codebrush.text.other_things import OTHER_TEXTS
 from codebrush.text.prompts import ZERO_SHOT_TEMPLATES
 from codebrush.text.reading import REMEDY, is_unreadable, named_texts
 from codebrush.text.tokenizer import Tokenizer
@@ -58,7 +57,7 @@ class ZeroShotClassifier:
         labels, self.unread_labels = _split_labels(labels, tokenizer, none)
         self.clip, self.labels, self.temperature = clip, (*labels, NONE) if none else tuple(labels), temperature
         self.classes = label_embeddings(clip, tokenizer, labels, templates)
-        self.others = embed_texts(clip, tokenizer, OTHER_TEXTS, BATCH, on_long="truncate") if none else None  # (N, E)
+        self.others = embed_other_texts(clip, tokenizer) if none else None  # (N, E)
 
     @torch.no_grad()
     def logits(self, embeddings: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ LEVELS = 256
 PATH = ((0.24, 0.10, 275.0), (0.42, 0.17, 300.0), (0.58, 0.19, 355.0), (0.73, 0.17, 50.0), (0.93, 0.17, 105.0))
 FAINTEST, STRONGEST = 0.35, 0.80  # opacity of the colours at no heat and at full heat
 DARKEST, LIGHTEST = 30, 170  # range of grey of the picture underneath: white would wash the colours out
-INK, PALE_INK = "black", (96, 96, 96)
+INK, PALE_INK, WARNING_INK = "black", (96, 96, 96), (176, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,11 @@ class Panel:
 
 @dataclass(frozen=True)
 class Group:
-    """Panels that start on a new row, under a heading."""
+    """Panels that start on a new row, under a heading, above which a warning may stand in red."""
 
     heading: str
     panels: Sequence[Panel]
+    warning: str = ""
 
 
 @cache
@@ -85,7 +86,11 @@ def render_page(picture: Image.Image, groups: Sequence[Group]) -> Image.Image:
     columns = max(columns, 2)  # room for the headings
     font = ImageFont.load_default(size=13)
     across, down = PANEL + GAP, 2 * LINE + PANEL + GAP
-    headings = [wrapped(group.heading, font, columns * across - GAP) for group in groups]
+    headings = []
+    for group in groups:
+        texts = ((group.warning, WARNING_INK), (group.heading, INK))
+        lines = [(line, ink) for text, ink in texts if text for line in wrapped(text, font, columns * across - GAP)]
+        headings.append(lines)
     heights = [
         LINE * len(lines) + GAP // 2 + down * -(-len(group.panels) // columns)
         for group, lines in zip(groups, headings, strict=True)
@@ -97,8 +102,8 @@ def render_page(picture: Image.Image, groups: Sequence[Group]) -> Image.Image:
     base = picture.convert("RGB").resize(shown, Image.Resampling.LANCZOS)
     top = GAP
     for group, lines, height in zip(groups, headings, heights, strict=True):
-        for number, line in enumerate(lines):
-            draw.text((GAP, top + number * LINE), line, fill=INK, font=font)
+        for number, (line, ink) in enumerate(lines):
+            draw.text((GAP, top + number * LINE), line, fill=ink, font=font)
         first = top + LINE * len(lines) + GAP // 2
         for number, panel in enumerate(group.panels):
             corner = GAP + number % columns * across, first + number // columns * down

@@ -119,8 +119,6 @@ def test_each_row_is_dropped_for_its_reason(messy: Path, tmp_path: Path, kind: s
     text = (out / "report.md").read_text()
     assert "4 of 12 rows are kept (33.3 %)" in text
     assert "| near duplicate            |    1 |  8.3 % |" in text
-    given = "--min-side 32 --max-aspect 3 --shares 1,0,0" + (" --format parquet" if kind == "parquet" else "")
-    assert text.endswith(f"## Options\n\n    {given} --min-words 2 --max-words 8 --language en\n")
     for name in ("kept", "dropped"):
         with Image.open(out / f"{name}.png") as sheet:
             assert sheet.width > 300

@@ -110,6 +110,7 @@ def main() -> None:
         licence=LICENCE,
         defaults=DEFAULTS,
         temperature=TEMPERATURE,
+        extras={"styles": {"text": "{prompt}, {style} style", "names": list(models["translator"].config.styles)}},
         provenance={
             "recipe": "recipes/emoji",
             "commit": commit,

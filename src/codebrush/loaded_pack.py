@@ -31,6 +31,9 @@ class LoadedPack:
         self.pack = pack
         self.device = usable_device(device)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.pack.summary}; on {self.device}>"
+
     @cached_property
     def clip(self) -> CLIP:
         """The pack's CLIP."""

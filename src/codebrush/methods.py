@@ -40,6 +40,7 @@ from codebrush.loaded_pack import LoadedPack
 from codebrush.progress import Progress
 from codebrush.text.prompts import parse_prompt
 
+COMMON = ("n", "seed", "style", "negative_prompt", "method", "upscale", "progress")  # options of every method
 FLOW = frozenset(option.name for option in fields(FlowSettings))
 RETRIEVAL = frozenset(option.name for option in fields(Retrieval))
 
@@ -147,6 +148,9 @@ def guided_run(
     **options: Any,
 ) -> GuidedRun:
     """A new guided run; see `Codebrush.guide`."""
+    if unknown := [name for name in options if name not in METHODS["guide"].options]:
+        known = {*COMMON, "sampling", *METHODS["guide"].options}
+        raise UsageError(f"guidance has no option {unknown[0]}{did_you_mean(unknown[0], known)}")
     chosen = guide_options(options, preset, loaded.pack.info.get("guidance"))
     parse_prompt(prompt)
     tuning = checked_sampling(sampling or {}, "the drawing that guidance starts from")
@@ -219,7 +223,7 @@ def find_method(name: str, options: Mapping[str, Any]) -> Method:
         if owners:
             of = f"the method {owners[0]}" if len(owners) == 1 else f"the methods {' and '.join(owners)}"
             raise UsageError(f"{option} is an option of {of}, not of {name}")
-        known = {"n", "seed", "upscale", "progress", *SAMPLING, *METHODS[name].options}
+        known = {*COMMON, *SAMPLING, *METHODS[name].options}
         raise UsageError(f"generate has no option {option}{did_you_mean(option, known)}")
     return METHODS[name]
 

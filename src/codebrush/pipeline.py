@@ -9,43 +9,39 @@ and the best are kept.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from codebrush.data.decoding.images import Picture, decode_image, picture_list, stack, to_pil
-from codebrush.data.picture_fitting import Fit, embed_views, unit_range, views_for
-from codebrush.data.preprocess import pixels_for
-from codebrush.data.text_embedding import embed_texts
-from codebrush.errors import UsageError
+from codebrush.data.decoding.images import Picture, is_several, picture_list
+from codebrush.errors import PromptError, UsageError
 from codebrush.generation.editing.editing import STRENGTH, Edit, prepare_edit, translation_defaults
 from codebrush.generation.editing.interpolation import Keyframe, frames_between, is_prompt
 from codebrush.generation.editing.translation import translate_picture, uses_translator
-from codebrush.generation.editing.upscaling import SCALES, upscale_picture
+from codebrush.generation.editing.upscaling import SCALES
 from codebrush.generation.guided.guided_request import GuidedRequest
 from codebrush.generation.guided.guided_run import GuidedRun
 from codebrush.generation.guided.run_folder import read_run
 from codebrush.generation.manifest import before_upscaling, check_origin, read_upscalings
 from codebrush.generation.options import SAMPLING
-from codebrush.generation.result import Result
-from codebrush.generation.sampling.sampler import BATCH, batches, checked_sampling, draw_options
-from codebrush.loaded_pack import LoadedPack
+from codebrush.generation.result import Gallery, Result
+from codebrush.generation.sampling.sampler import checked_sampling, draw_options
+from codebrush.generation.wording import worded
 from codebrush.methods import REPLAYS, Call, check_method, find_method, guidance_models, guided_run
 from codebrush.pack.pack import open_pack
-from codebrush.progress import Progress
-from codebrush.text.reading import read_prompt, readable, warn_unread
-from codebrush.understanding.captioning import ANSWER_THRESHOLD, Answer, Caption, CaptionPipeline
-from codebrush.understanding.classification import ZeroShotClassifier, pack_temperature
+from codebrush.picture_tasks import PictureTasks
+from codebrush.progress import Progress, shares
+from codebrush.text.reading import read_prompt
 
 
-class Codebrush(LoadedPack):
+class Codebrush(PictureTasks):
     """A loaded pack with every task as a short method. None of them computes gradients.
 
-    A `Picture` is a Pillow image or the path of a file. What a user can get wrong raises a `CodebrushError`.
+    A `Picture` is a Pillow image or the path of a file; a method that takes one takes several, too, and then returns a
+    list with what it returns for one. What a user can get wrong raises a `CodebrushError`.
     """
 
     @classmethod
@@ -62,10 +58,12 @@ class Codebrush(LoadedPack):
 
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[str],
         n: int = 4,
         seed: int = 0,
         *,
+        style: str | None = None,
+        negative_prompt: str | None = None,
         method: str = "sample",
         cfg: float | None = None,
         temperature: float | None = None,
@@ -76,8 +74,10 @@ class Codebrush(LoadedPack):
         upscale: int | None = None,
         progress: Progress | None = None,
         **options: Any,
-    ) -> list[Result]:
-        """Draw `n` pictures of `prompt`, best first by CLIP score.
+    ) -> Gallery[Any]:
+        """Draw `n` pictures of `prompt`, best first by CLIP score; of a list of prompts a list with those of each.
+
+        `style` is one of `pack.styles`, worded as in its training; of what `negative_prompt` says less will show.
 
         `method` is one of:
 
@@ -101,12 +101,21 @@ class Codebrush(LoadedPack):
             PackError: if the pack lacks what the method needs.
         """
         enlarge = self._enlarger_for(upscale)  # refuses a wrong scale before anything is drawn
-        found = find_method(method, options)
-        prompt = read_prompt(prompt, self.tokenizer)
-        options = self._read_story(options)
+        found, texts = find_method(method, options), [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(texts, list | tuple) or not texts:
+            raise PromptError(f"give a prompt, or a list of them, not {prompt!r}")
+        if len(texts) > 1 and options.get("folder") is not None:
+            raise UsageError("a folder holds the run of one prompt: leave it out, or give the prompts one by one")
+        words = {"style": style, "negative_prompt": negative_prompt}
+        prompts = [worded(self.pack, text, **words) for text in texts]
+        options = self._read_story(options, words)
         given = (cfg, temperature, top_k, top_p, min_p, rerank)
         sampling = {name: value for name, value in zip(SAMPLING, given, strict=True) if value is not None}
-        return enlarge(found.generate(self, Call(prompt, n, seed, sampling, options, progress)))
+        drawn = [
+            Gallery(enlarge(found.generate(self, Call(text, n, seed, sampling, options, share))))
+            for text, share in zip(prompts, shares(progress, len(prompts)), strict=True)
+        ]
+        return drawn[0] if isinstance(prompt, str) else Gallery(drawn)
 
     def guide(
         self,
@@ -114,6 +123,8 @@ class Codebrush(LoadedPack):
         n: int = 1,
         seed: int = 0,
         *,
+        style: str | None = None,
+        negative_prompt: str | None = None,
         folder: str | Path | None = None,
         preset: str | None = None,
         sampling: Mapping[str, Any] | None = None,
@@ -126,18 +137,19 @@ class Codebrush(LoadedPack):
 
         `options` are those of `codebrush.generation.guided.guide_options.GuideOptions`; the `preset` "notebook" sets
         what is not given to the classic notebook's values. `sampling` (cfg, temperature, rerank, ...) tunes the drawing
-        that init "sample" starts from. With a `folder` the run is stored there and can be resumed.
+        that init "sample" starts from. With a `folder` the run is stored there and can be resumed. `style` and
+        `negative_prompt` are as in `generate`.
 
         Raises:
             PromptError: if the prompt cannot be read.
             UsageError: if an option is unknown, or a value out of its range.
             ImageError: if a picture that an option names cannot be read.
         """
-        prompt = read_prompt(prompt, self.tokenizer)
-        options = self._read_story(options)
+        words = {"style": style, "negative_prompt": negative_prompt}
+        prompt, options = worded(self.pack, prompt, **words), self._read_story(options, words)
         return guided_run(self, prompt, n, seed, folder, preset, sampling, **options)
 
-    def vary(self, picture: Picture, n: int = 4, seed: int = 0, **sampling: Any) -> list[Result]:
+    def vary(self, picture: Picture | Sequence[Picture], n: int = 4, seed: int = 0, **sampling: Any) -> Gallery[Any]:
         """`n` pictures that CLIP finds similar to this one, best first.
 
         `sampling` (cfg, ..., rerank, upscale, progress) is as in `generate`.
@@ -146,21 +158,23 @@ class Codebrush(LoadedPack):
             PackError: if the code transformer takes no image embedding.
             ImageError: if the picture cannot be read.
         """
-        return self._edit(Edit("vary", picture), n, seed, sampling)
+        return self._edited(picture, lambda one: Edit("vary", one), self.vary, n, seed, sampling)
 
     def edit(
         self,
-        picture: Picture,
+        picture: Picture | Sequence[Picture],
         prompt: str = "",
         n: int = 4,
         seed: int = 0,
         *,
+        style: str | None = None,
+        negative_prompt: str | None = None,
         strength: float | None = None,
         mask: Picture | None = None,
         box: tuple[int, int, int, int] | None = None,
         extend: Mapping[str, int] | None = None,
         **sampling: Any,
-    ) -> list[Result]:
+    ) -> Gallery[Any]:
         """Redraw all or part of a picture under `prompt`, best first by CLIP score.
 
         A `mask` (white where the picture changes), a `box` (x, y, width, height) or `extend`, pixels to add by side
@@ -169,6 +183,7 @@ class Codebrush(LoadedPack):
 
         Without any of these the square in the picture's middle is redrawn at the pack's size; `strength` (None: 0.6),
         above 0 and up to 1, is the share of its codes that are redrawn.
+        `style` and `negative_prompt` are as in `generate`.
 
         Raises:
             PackError: if the code transformer cannot fill holes.
@@ -177,25 +192,27 @@ class Codebrush(LoadedPack):
             ImageError: if the picture or the mask cannot be read.
         """
         if isinstance(prompt, str) and prompt.strip():
-            prompt = read_prompt(prompt, self.tokenizer)
+            prompt = worded(self.pack, prompt, style, negative_prompt)
+        elif style is not None or negative_prompt is not None:
+            raise UsageError("a style and a negative prompt are for pictures that are drawn under a prompt: give one")
         if mask is None and box is None and not extend:
-            return self._edit(
-                Edit("edit", picture, prompt, STRENGTH if strength is None else strength), n, seed, sampling
-            )
+            share = STRENGTH if strength is None else strength
+            return self._edited(picture, lambda one: Edit("edit", one, prompt, share), self.edit, n, seed, sampling)
         if strength is not None:
             raise UsageError("strength is for redrawing a whole picture: leave it out with mask, box or extend")
-        return self._edit(Edit("inpaint", picture, prompt, mask=mask, box=box, extend=extend or {}), n, seed, sampling)
+        hole = {"mask": mask, "box": box, "extend": extend or {}}
+        return self._edited(picture, lambda one: Edit("inpaint", one, prompt, **hole), self.edit, n, seed, sampling)
 
     def translate(
         self,
-        picture: Picture,
+        picture: Picture | Sequence[Picture],
         style: str,
         n: int | None = None,
         seed: int | None = None,
         *,
         by: str | None = None,
         **sampling: Any,
-    ) -> list[Result]:
+    ) -> Gallery[Any]:
         """The square in a picture's middle in another of the pack's styles, at the pack's size.
 
         `by` "translator" gives one picture, made by the pack's translator; "codes" draws `n` (None: 4), best first.
@@ -206,12 +223,19 @@ class Codebrush(LoadedPack):
             UsageError: if it does not know the style, or an option does not go with `by`.
             ImageError: if the picture cannot be read.
         """
-        edit = Edit("translate", picture, style=style)
         if uses_translator(self.pack, by, {"n": n, "seed": seed, **sampling}):
             enlarge = self._enlarger_for(sampling.get("upscale"))
-            return enlarge([translate_picture(self.pack, self.clip, self.vqgan, edit)])
+
+            def translated(one: Picture) -> Gallery[Result]:
+                edit = Edit("translate", one, style=style)
+                return Gallery(enlarge([translate_picture(self.pack, self.clip, self.vqgan, edit)]))
+
+            return _as_given(picture, [translated(one) for one in picture_list(picture)])
         own = translation_defaults(self.pack) | {name: value for name, value in sampling.items() if value is not None}
-        return self._edit(edit, 4 if n is None else n, seed or 0, own)
+        count = 4 if n is None else n
+        return self._edited(
+            picture, lambda one: Edit("translate", one, style=style), self.translate, count, seed or 0, own
+        )
 
     def interpolate(
         self,
@@ -225,14 +249,33 @@ class Codebrush(LoadedPack):
     ) -> Iterator[Image.Image]:
         """`frames` pictures from the first prompt, picture or latent through each to the last; see `frames_between`."""
         keys = [read_prompt(str(key), self.tokenizer) if is_prompt(key) else key for key in keys]
-        options = draw_options(self.pack, {**checked_sampling(sampling), "n": 1, "seed": seed})
+        options = draw_options(
+            self.pack,
+            {**checked_sampling(sampling, others=signature(self.interpolate).parameters), "n": 1, "seed": seed},
+        )
         return frames_between(self.sampler, keys, options, frames, through, progress)
 
-    def _edit(self, edit: Edit, n: int, seed: int, sampling: Mapping[str, Any]) -> list[Result]:
+    def _edited(
+        self,
+        picture: Picture | Sequence[Picture],
+        edit: Callable[[Picture], Edit],
+        task: Callable[..., Any],
+        n: int,
+        seed: int,
+        sampling: Mapping[str, Any],
+    ) -> Gallery[Any]:
+        """The results of `edit` of a picture, for the method `task`; of several a gallery with those of each."""
         given = dict(sampling)
         progress, enlarge = given.pop("progress", None), self._enlarger_for(given.pop("upscale", None))
-        options = draw_options(self.pack, {**checked_sampling(given), "n": n, "seed": seed})
-        return enlarge(self.sampler.best(prepare_edit(self.sampler, edit, options), progress))
+        edits = [edit(one) for one in picture_list(picture)]
+        options = draw_options(
+            self.pack, {**checked_sampling(given, others=signature(task).parameters), "n": n, "seed": seed}
+        )
+        drawn = [
+            Gallery(enlarge(self.sampler.best(prepare_edit(self.sampler, each, options), share)))
+            for each, share in zip(edits, shares(progress, len(edits)), strict=True)
+        ]
+        return _as_given(picture, drawn)
 
     def resume(self, folder: str | Path) -> GuidedRun:
         """A guided run that was stopped; iterating it gives the same pixels as if it had not been.
@@ -260,127 +303,18 @@ class Codebrush(LoadedPack):
             return self.enlarger.replay(self.replay(before_upscaling(manifest)), manifest)
         return REPLAYS[manifest["method"]](self, manifest)
 
-    @torch.no_grad()
-    def embed_text(self, texts: Sequence[str]) -> Tensor:
-        """Texts, taken literally, as unit vectors (B, E) float32."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        return embed_texts(self.clip, self.tokenizer, texts, BATCH)
-
-    @torch.no_grad()
-    def embed_images(self, images: Sequence[Picture], fit: Fit | None = None) -> Tensor:
-        """Pictures as unit vectors (B, E) float32, fitted to what the CLIP reads as `views_for` does.
-
-        `fit` is "crop", "pad", "squeeze" or "tiles"; None is what the CLIP was trained with.
-
-        Raises:
-            ImageError: if a picture cannot be read.
-            UsageError: if `fit` is none of these.
-        """
-        vectors = [embed_views(self.clip, views) for _, views in self._view_batches(images, fit)]
-        return torch.cat(vectors) if vectors else torch.zeros(0, self.clip.embed_dim)
-
-    @torch.no_grad()
-    def reconstruct(self, images: Sequence[Picture]) -> list[Image.Image]:
-        """Each picture's middle, at the pack's size, encoded to VQGAN's codes and decoded again."""
-        pictures = []
-        for pixels in self._vqgan_batches(images):
-            quantised, _ = self.vqgan.quantize(self.vqgan.encode(pixels))
-            pictures += [to_pil(image) for image in self.vqgan.decode(quantised)]
-        return pictures
-
-    def score(self, image: Picture, text: str) -> float:
-        """How well a picture fits a text, taken literally: the cosine of their embeddings, -1 to 1."""
-        return float(self.embed_images([image])[0] @ self.embed_text([text])[0])
-
-    def classify(
-        self,
-        images: Sequence[Picture],
-        labels: Sequence[str],
-        none: bool = False,
-        fit: Fit | None = None,
-    ) -> list[list[tuple[str, float]]]:
-        """For each picture the labels, with `none` also "none of these", with their probabilities, likeliest first; see
-        `ZeroShotClassifier`. `fit` is as in `embed_images`. Labels of which the pack reads nothing are left out with a
-        warning.
-
-        Raises:
-            PromptError: if so few labels can be read that there is nothing to choose between.
-            UsageError: if the labels are too few, or one is empty or given twice.
-            ImageError: if a picture cannot be read.
-        """
-        temperature = pack_temperature(self.pack.info)
-        classifier = ZeroShotClassifier(self.clip, self.tokenizer, labels, temperature=temperature, none=none)
-        return classifier.classify(picture_list(images), fit)
-
-    @cached_property
-    def reader(self) -> CaptionPipeline:
-        """The pack's captioner on this device, with its tokenizer and the CLIP that ranks its captions."""
-        captioner = self.on_device(self.pack.captioner)
-        return CaptionPipeline(self.clip, self.tokenizer, captioner, self.pack.captioner_tokenizer)
-
-    def caption(
-        self,
-        images: Sequence[Picture],
-        n: int = 1,
-        method: str = "beam",
-        seed: int = 0,
-        first: int = 0,
-        fit: Fit | None = None,
-    ) -> list[list[Caption]]:
-        """For each picture `n` captions, best first by CLIP score; see `CaptionPipeline.caption`.
-
-        `first` is the index of the first picture, for the random streams of the method "sample". `fit` is as in
-        `embed_images`; with "tiles" captions are written for each tile, and scored by it.
-
-        Raises:
-            UsageError: if an option is out of its range.
-            PackError: if the pack has no captioner.
-            ImageError: if a picture cannot be read.
-        """
-        found: list[list[Caption]] = []
-        for batch, views in self._view_batches(images, fit):
-            if fit != "tiles":
-                pixels = unit_range(torch.cat(views).to(self.device))  # (B, 3, S, S)
-                found += self.reader.caption(pixels, n, method, seed, first=first + batch.start)
-                continue
-            for number, parts in zip(batch, views, strict=True):
-                tiles = unit_range(parts.to(self.device))  # (T, 3, S, S)
-                found.append(self.reader.caption_tiles(tiles, n, method, seed, first=first + number))
-        return found
-
-    def ask(self, image: Picture, question: str, threshold: float = ANSWER_THRESHOLD) -> Answer:
-        """The answer to a question, "I don't know" below the confidence `threshold`; see `CaptionPipeline.ask`."""
-        pixels = pixels_for(self.clip, [image]).to(self.device)
-        question = readable(question, self.reader.caption_tokenizer)
-        warn_unread([question], self.reader.caption_tokenizer)
-        return self.reader.ask(pixels, [question], threshold)[0]
-
-    def upscale(self, images: Sequence[Picture], scale: int = 2, progress: Progress | None = None) -> list[Image.Image]:
-        """Pictures 2 or 4 times as wide and high, with their transparency; see `upscale_picture`."""
-        model = self.enlarger.model
-        pictures = (decode_image(image, keep_mode=True) for image in picture_list(images))
-        return [upscale_picture(model, picture, scale, progress) for picture in pictures]
-
-    def _read_story(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The options of guidance with the prompts of a story as they are read."""
+    def _read_story(self, options: dict[str, Any], words: dict[str, str | None]) -> dict[str, Any]:
+        """The options of guidance with the prompts of a story as they are drawn; `words` are as in `worded`."""
         story = options.get("story")
         if not isinstance(story, list | tuple):
             return options
-        return options | {"story": tuple(read_prompt(text, self.tokenizer) for text in story)}
+        return options | {"story": tuple(worded(self.pack, text, **words) for text in story)}
 
     def _enlarger_for(self, scale: int | None) -> Callable[[Iterable[Result]], list[Result]]:
         """A function that enlarges results; None and 1 leave them as they are."""
         return list if scale is None or (scale == 1 and scale is not True) else self.enlarger.results(scale)
 
-    def _view_batches(self, images: Sequence[Picture], fit: Fit | None) -> Iterator[tuple[range, list[Tensor]]]:
-        """Batches of pictures as CLIP sees them: which they are, and the views (T, 3, S, S) uint8 of each."""
-        pictures = picture_list(images)
-        for batch in batches(len(pictures)):
-            yield batch, [views_for(self.clip, pictures[number], fit) for number in batch]
 
-    def _vqgan_batches(self, images: Sequence[Picture]) -> Iterator[Tensor]:
-        """Batches (B, 3, S, S) of the middles of `images` at the pack's size."""
-        pictures = picture_list(images)
-        for batch in batches(len(pictures)):
-            size, some = self.pack.image_size, pictures[batch.start : batch.stop]
-            yield stack([decode_image(picture, wanted=size) for picture in some], size).to(self.device)
+def _as_given(pictures: Picture | Sequence[Picture], drawn: list[Gallery[Any]]) -> Gallery[Any]:
+    """What was drawn of one picture; of several a gallery with what was drawn of each."""
+    return Gallery(drawn) if is_several(pictures) else drawn[0]

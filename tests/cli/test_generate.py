@@ -17,7 +17,7 @@ from PIL import Image
 from codebrush import Codebrush
 from codebrush.cli.main import run
 from codebrush.data.decoding.images import read_manifest, save_png
-from packs import write_micro_pack
+from packs import micro_transformer, write_micro_pack
 
 
 @pytest.fixture
@@ -77,6 +77,24 @@ def test_pictures_are_written_with_their_manifest(
     assert len(list(out.iterdir())) == 4
 
 
+def test_style_and_negative_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    styles = {"text": "{prompt}, {style} style", "names": ["noto", "3d"]}
+    transformer = micro_transformer(source_codes=True)
+    pack = write_micro_pack(tmp_path / "pack", transformer=transformer, extras={"styles": styles})
+    words = ["--style", "noto", "--negative-prompt", "blurry", "--pack", pack, "--n", 1, "--out", tmp_path / "out"]
+    drawn = run_json(capsys, "generate", "a dog", *words)
+    edited = run_json(capsys, "edit", drawn["images"][0]["path"], "a dog", *words)
+    guidance = ["generate", "a dog", "--method", "guide", "--steps", 1, *words, "--json"]
+    assert run([str(each) for each in guidance]) == 0
+    made = [drawn, edited, json.loads(capsys.readouterr().out)]
+    for report in made:
+        assert report["prompt"] == [{"text": "a dog, noto style", "weight": 1}, {"text": "blurry", "weight": -0.5}]
+        assert report["style"] == "noto"
+    assert Path(drawn["images"][0]["path"]).name.startswith("a-dog_noto_seed0_")
+    assert run(["generate", "a dog", "--style", "oil", "--pack", str(pack)]) == 2
+    assert "the pack has no style 'oil': it has noto, 3d" in complaint(capsys)
+
+
 def test_a_second_run_overwrites_nothing(micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ("generate", "[b] *?", "--pack", micro_pack, "--n", 1, "--rerank", 1, "--out", tmp_path)
     runs = [run_json(capsys, *command) for _ in range(3)]
@@ -84,7 +102,10 @@ def test_a_second_run_overwrites_nothing(micro_pack: Path, tmp_path: Path, capsy
     assert names == ["b_seed0_00.png", "b_seed0-run2_00.png", "b_seed0-run3_00.png"]
     contents = [(tmp_path / name).read_bytes() for name in names]
     assert contents[0] == contents[1] == contents[2]
-    assert len({report["sheet"] for report in runs}) == 3
+    assert all("sheet" not in report for report in runs)  # of one picture
+    several = [run_json(capsys, *command[:5], n, *command[6:7], n, *command[8:]) for n in (2, 3, 2)]
+    assert len({report["sheet"] for report in several}) == 3
+    assert len(list(tmp_path.glob("*_sheet.png"))) == 3
 
 
 @pytest.mark.parametrize(

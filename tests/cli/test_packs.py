@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -47,6 +48,26 @@ def test_the_list_names_packs_and_models(home: Path, capsys: pytest.CaptureFixtu
     assert named["imagenet"].split() == ["imagenet", "pack", "1.3", "GB", "MIT", "available"]
     assert named["imagenet-1024"].split()[2:5] == ["355", "MB", "+"]
     assert "clip-vit-l14-336" in named
+    assert max(len(line.rstrip()) for line in lines) <= 100
+
+
+def test_facts_are_for_people(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["packs", "show", "emoji"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(re.fullmatch(r"size: \d+ MB", line) for line in lines)
+    assert "styles: fluent-3d, fluent-color, fluent-flat, noto, twemoji" in lines
+    assert run(["packs", "show", "imagenet"]) == 0
+    out = capsys.readouterr().out
+    assert "  size: 980 MB" in out
+    assert "size_is_whole" not in out
+
+
+def test_the_facts_of_a_pack_in_a_folder(home: Path, micro_pack: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["packs", "show", str(micro_pack), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["version"], report["image_size"], report["styles"]) == ("1", 32, None)
+    assert report["members"] == {"clip": "clip", "vqgan": "vqgan", "transformer": "transformer"}
+    assert report["size"] == sum(file.stat().st_size for file in micro_pack.rglob("*") if file.is_file())
 
 
 def test_the_list_is_one_object(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
+from codebrush.cli.flags import JsonOption, NegativeOption, PackOption, StyleOption, given_flags, refuse
 from codebrush.cli.output import check_folder, print_json, print_pictures, progress_bar, prompt_entry, unread_entry
 from codebrush.cli.sampling_flags import FLAGS, UpscaleOption, with_sampling_flags
 from codebrush.cli.saving import free_run_name, save_run, slug
@@ -95,6 +95,8 @@ def edit(
     strength: Annotated[
         float | None, typer.Option(help="Share of the picture to redraw when no part is chosen, 0 to 1.  [0.6]")
     ] = None,
+    style: StyleOption = None,
+    negative_prompt: NegativeOption = None,
     method: Annotated[
         Method, typer.Option(help="sample: a transformer draws. guide: CLIP changes the picture step by step.")
     ] = Method.SAMPLE,
@@ -110,13 +112,14 @@ def edit(
     A mask or a box chooses the part (inpainting), --extend draws beyond the edges (outpainting). The rest keeps its
     pixels, up to a narrow border that is blended.
     """
+    words = {"style": style, "negative_prompt": negative_prompt}
     if method is Method.GUIDE:
         refuse(given_flags(context), (*HOLES, *FLAGS), "cannot be used with --method guide: leave one of them out")
-        return _guided(context, image, prompt, strength)
+        return _guided(context, image, prompt, strength, words)
     hole = {"mask": mask, "box": _read_box(box), "extend": _read_extend(extend)}
 
     def draw(brush: Any, options: dict[str, Any]) -> list[Any]:
-        return brush.edit(image, prompt, strength=strength, **hole, **options)
+        return brush.edit(image, prompt, strength=strength, **words, **hole, **options)
 
     return _run(context, f"{image.stem}_{slug(prompt or 'filled')}_seed{seed}", draw)
 
@@ -206,18 +209,20 @@ def _run(
         results = draw(brush, {**options, "progress": progress})
     report = save_run(results, out, free_run_name(out, name))
     if given.get("prompt"):
-        report |= prompt_entry(brush.tokenizer, given["prompt"])
+        report |= prompt_entry(brush.tokenizer, results[0].manifest["prompt"], given["style"])
     report["seconds"] = round(time.perf_counter() - start, 3)
     print_json(report) if given["json_output"] else print_pictures(report)
 
 
-def _guided(context: typer.Context, image: Path, prompt: str, strength: float | None) -> None:
+def _guided(
+    context: typer.Context, image: Path, prompt: str, strength: float | None, words: dict[str, str | None]
+) -> None:
     """Edit the picture by guidance."""
     from codebrush.generation.editing.editing import guided_edit
 
     start = guided_edit(str(image), strength)
 
     def draw(brush: Any, options: dict[str, Any]) -> list[Any]:
-        return brush.generate(prompt, method="guide", **start, **options)
+        return brush.generate(prompt, method="guide", **start, **words, **options)
 
     _run(context, f"{image.stem}_{slug(prompt)}_guided", draw, "guiding")

@@ -12,6 +12,11 @@ PACK_HELP = "Model pack: a built-in or downloaded name, a folder, or a Hugging F
 PackOption = Annotated[str, typer.Option(help=PACK_HELP)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
+StyleOption = Annotated[
+    str | None, typer.Option(help="Style to draw in; one of the pack's, which codebrush packs show PACK lists.")
+]
+NegativeOption = Annotated[str | None, typer.Option(help="What the picture should not show.")]
+
 
 class FitName(StrEnum):
     """How a picture is fitted to the square that the CLIP reads; see `codebrush.data.picture_fitting`."""

@@ -5,11 +5,11 @@ import time
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import PACK_HELP, JsonOption, given_flags, refuse
+from codebrush.cli.flags import PACK_HELP, JsonOption, NegativeOption, StyleOption, given_flags, refuse
 from codebrush.cli.guide_flags import NAMES, PRESET_NAMES, with_guide_flags
 from codebrush.cli.output import check_folder, print_json, print_pictures, progress_bar, prompt_entry
 from codebrush.cli.sampling_flags import FLAGS, UpscaleOption, with_sampling_flags
@@ -89,6 +89,8 @@ def generate(
     pack: Annotated[str | None, typer.Option(help=f"{PACK_HELP}  [emoji]")] = None,
     n: Annotated[int | None, typer.Option("--n", "-n", help="How many pictures to make.  [4; guide: 1]")] = None,
     seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same pictures.")] = 0,
+    style: StyleOption = None,
+    negative_prompt: NegativeOption = None,
     method: Annotated[Method, typer.Option(help=METHOD_HELP)] = Method.SAMPLE,
     prior: Annotated[Prior | None, _retrieval(PRIOR_HELP)] = None,
     neighbours: Annotated[int | None, _retrieval("How many similar pictures to blend.  [4]")] = None,
@@ -116,27 +118,9 @@ def generate(
     start = time.perf_counter()
     _check_flags(context)
     sampling = {name: context.params[name] for name in FLAGS if context.params[name] is not None}
-    if resume is None and method is not Method.GUIDE:
-        options = {"n": 4 if n is None else n, "seed": seed, "size": guidance.get("size"), **sampling}
-        options["upscale"] = int(upscale or 1)
-        given = {name: str(context.params[name]) for name in RETRIEVAL_NAMES if context.params[name] is not None}
-        options |= {"method": str(method), **given}
-        if neighbours is not None:
-            options["neighbours"] = neighbours
-        if method is Method.FLOW:
-            options |= _flow_options(guidance.get("steps"), sampler, cfg_interval)
-        report = _sample(cast(str, prompt), pack, OUTPUTS if out is None else out, options)
-    else:
-        folder = resume or out or free_folder(OUTPUTS / f"{slug(prompt or '')}_seed{seed}_guide")
-        target = None if video is None else _video_file(video, folder)
-        options = {"n": 1 if n is None else n, "seed": seed, "preset": preset, "sampling": sampling, **guidance}
-        brush, guided = _open_run(prompt, pack, folder, options)
-        enlarge = brush.enlarger.results(int(upscale)) if upscale else None  # refuses a wrong pack before the run
-        report = _follow(guided, folder) | ({} if prompt is None else prompt_entry(brush.tokenizer, prompt))
-        if enlarge is not None:
-            report["images"] = save_enlarged(enlarge(guided.results), folder, f"x{upscale}")
-        if target is not None:
-            report["video"] = str(guided.write_video(target, fps, between))
+    sampling |= {"style": style, "negative_prompt": negative_prompt}
+    draw = _drawn if resume is None and method is not Method.GUIDE else _guided
+    report = draw(context.params, sampling, guidance)
     report["seconds"] = round(time.perf_counter() - start, 3)
     print_json(report) if json_output else print_pictures(report)
 
@@ -160,6 +144,39 @@ def _check_flags(context: typer.Context) -> None:
         refuse(spelt, VIDEO_NAMES, "is for a video: add --video mp4")
 
 
+def _drawn(values: dict[str, Any], tuning: dict[str, Any], guidance: dict[str, Any]) -> dict[str, Any]:
+    """Draw with a painter; `values` are those of the flags, `tuning` the options of sampling and words."""
+    options = {"n": 4 if values["n"] is None else values["n"], "seed": values["seed"], "size": guidance.get("size")}
+    options |= {**tuning, "upscale": int(values["upscale"] or 1), "method": str(values["method"])}
+    options |= {name: str(values[name]) for name in RETRIEVAL_NAMES if values[name] is not None}
+    if values["neighbours"] is not None:
+        options["neighbours"] = values["neighbours"]
+    if values["method"] == Method.FLOW:
+        options |= _flow_options(guidance.get("steps"), values["sampler"], values["cfg_interval"])
+    out = OUTPUTS if values["out"] is None else values["out"]
+    return _sample(values["prompt"], values["pack"], out, options)
+
+
+def _guided(values: dict[str, Any], tuning: dict[str, Any], guidance: dict[str, Any]) -> dict[str, Any]:
+    """Make pictures by guidance, or go on with a stopped run; the arguments are as in `_drawn`."""
+    prompt, seed, video, scale = (values[name] for name in ("prompt", "seed", "video", "upscale"))
+    folder = values["resume"] or values["out"] or free_folder(OUTPUTS / f"{slug(prompt or '')}_seed{seed}_guide")
+    target = None if video is None else _video_file(video, folder)
+    words = {name: tuning[name] for name in ("style", "negative_prompt")}
+    sampling = {name: value for name, value in tuning.items() if name not in words}
+    options = {"n": 1 if values["n"] is None else values["n"], "seed": seed, "preset": values["preset"]}
+    brush, guided = _open_run(prompt, values["pack"], folder, options | words | {"sampling": sampling} | guidance)
+    enlarge = brush.enlarger.results(int(scale)) if scale else None  # refuses a wrong pack before the run
+    report = _follow(guided, folder)
+    if prompt is not None:
+        report |= prompt_entry(brush.tokenizer, guided.request.prompt, words["style"])
+    if enlarge is not None:
+        report["images"] = save_enlarged(enlarge(guided.results), folder, f"x{scale}")
+    if target is not None:
+        report["video"] = str(guided.write_video(target, values["fps"], values["between"]))
+    return report
+
+
 def _flow_options(steps: int | None, sampler: FlowSampler | None, interval: str | None) -> dict[str, Any]:
     """The given options of the method flow. Raises UsageError if the interval is not two numbers."""
     from codebrush.generation.options import parse_pair
@@ -177,8 +194,9 @@ def _sample(prompt: str, pack: str | None, out: Path, options: dict[str, Any]) -
     check_folder(out)
     with progress_bar("drawing") as progress:
         results = brush.generate(prompt, **options, progress=progress)
-    report = save_run(results, out, free_run_name(out, f"{slug(prompt)}_seed{options['seed']}"))
-    return report | prompt_entry(brush.tokenizer, prompt)
+    name = slug(prompt) if options["style"] is None else f"{slug(prompt)}_{slug(options['style'])}"
+    report = save_run(results, out, free_run_name(out, f"{name}_seed{options['seed']}"))
+    return report | prompt_entry(brush.tokenizer, results[0].manifest["prompt"], options["style"])
 
 
 def _open_run(

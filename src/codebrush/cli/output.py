@@ -48,12 +48,13 @@ def unread_entry(tokenizer: "Tokenizer", texts: Sequence[str]) -> dict[str, list
     return {"unread_words": words} if words else {}
 
 
-def prompt_entry(tokenizer: "Tokenizer", prompt: str) -> dict[str, Any]:
-    """The part of a report that says how a prompt was understood: its parts with their weights, and unread words."""
+def prompt_entry(tokenizer: "Tokenizer", prompt: str, style: str | None = None) -> dict[str, Any]:
+    """The part of a report that says how a prompt was understood: its parts with their weights, unread words, style."""
     from codebrush.text.prompts import understood
     from codebrush.text.reading import readable
 
-    return {"prompt": understood(readable(prompt, tokenizer)), **unread_entry(tokenizer, [prompt])}
+    chosen = {} if style is None else {"style": style}
+    return {"prompt": understood(readable(prompt, tokenizer)), **chosen, **unread_entry(tokenizer, [prompt])}
 
 
 def print_pictures(report: dict[str, Any]) -> None:
@@ -68,7 +69,7 @@ def print_pictures(report: dict[str, Any]) -> None:
         if key in report:
             print(f"{label}: {report[key]}")
     parts = report.get("prompt", [])
-    if len(parts) > 1 or any(part["weight"] != 1 for part in parts):
+    if len(parts) > 1 or "style" in report or any(part["weight"] != 1 for part in parts):
         print("prompt: " + ", ".join(f"{part['text']} (weight {part['weight']:g})" for part in parts))
     print(f"{report['seconds']:.1f} seconds")
 

@@ -1,6 +1,7 @@
 """`codebrush packs list`, `show` and `download`: packs and published models."""
 
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ packs = typer.Typer(
     help="List, describe and download model packs and published models.", rich_markup_mode=None, add_completion=False
 )
 
+LICENCE_COLUMNS = 36  # with the others 100
 NameArgument = Annotated[str, typer.Argument(help="A pack or model in the output of `codebrush packs list`.")]
 HomeOption = Annotated[
     Path | None, typer.Option(help="Folder of the downloaded packs.  [$CODEBRUSH_HOME, or ~/.cache/codebrush]")
@@ -35,8 +37,12 @@ def list_packs(home: HomeOption = None, json_output: JsonOption = False) -> None
 
 
 @packs.command()
-def show(name: NameArgument, home: HomeOption = None, json_output: JsonOption = False) -> None:
-    """Show all that is known about one pack or model: licence, paper, files with their mirrors, and its folder."""
+def show(
+    name: Annotated[str, typer.Argument(help="A pack or model in the output of `codebrush packs list`, or a folder.")],
+    home: HomeOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Show all that is known about one pack or model: licence, styles, paper, files with mirrors, and its folder."""
     from codebrush.hub.listing import facts
     from codebrush.pack.pack import home as usual_home
 
@@ -83,14 +89,23 @@ def _print_rows(found: list[dict[str, Any]]) -> None:
     table = Table("name", "kind", "size", "licence", "state", box=None, header_style="bold")
     for row in found:
         size = size_text(row["size"]) + ("" if row["size_is_whole"] or not row["size"] else " +")
-        table.add_row(row["name"], row["kind"], size, row["licence"], row["state"])
+        licence = textwrap.shorten(row["licence"], LICENCE_COLUMNS, placeholder=" …")
+        table.add_row(row["name"], row["kind"], size, licence, row["state"])
     print_table(table)
 
 
 def _print_facts(found: dict[str, Any], indent: str = "") -> None:
     """Print names and values, one a line, with nested values indented."""
+    from codebrush.hub.download import size_text
+
     for name, value in found.items():
-        if isinstance(value, dict):
+        if name == "size_is_whole":
+            continue
+        if name == "size":
+            print(
+                f"{indent}{name}: {size_text(value)}{'' if value is None or found.get('size_is_whole', True) else ' +'}"
+            )
+        elif isinstance(value, dict):
             print(f"{indent}{name}:")
             _print_facts(value, indent + "  ")
         elif isinstance(value, list) and any(isinstance(item, dict) for item in value):

@@ -44,18 +44,18 @@ def _free(name: str, joint: str, is_taken: Callable[[str], bool]) -> str:
 
 
 def save_run(results: Sequence["Result"], folder: Path, name: str) -> dict[str, Any]:
-    """Write a run's pictures and their contact sheet into a folder; returns the report of them."""
-    from codebrush.data.contact_sheet import contact_sheet
+    """Write a run's pictures, and the contact sheet of several, into a folder; returns the report of them."""
     from codebrush.data.decoding.images import save_png
+    from codebrush.generation.result import sheet_of
 
     paths = [folder / f"{name}_{result.manifest['index']:02d}.png" for result in results]
     for result, path in zip(results, paths, strict=True):
         save_png(result.image, path, result.manifest)
-    sheet = folder / f"{name}_sheet.png"
-    captions = [f"{result.manifest['index']:02d}: {result.score:.3f}" for result in results]
-    save_png(contact_sheet([result.image for result in results], captions), sheet)
-    images = [picture_entry(path, result) for path, result in zip(paths, results, strict=True)]
-    return {"images": images, "sheet": str(sheet)}
+    report: dict[str, Any] = {"images": list(map(picture_entry, paths, results))}
+    if len(results) > 1:
+        report["sheet"] = str(folder / f"{name}_sheet.png")
+        save_png(sheet_of(results), report["sheet"])
+    return report
 
 
 def save_enlarged(results: Sequence["Result"], folder: Path, ending: str) -> list[dict[str, Any]]:

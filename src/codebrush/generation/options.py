@@ -30,6 +30,24 @@ DEFAULTS: dict[str, int | float] = {"cfg": 3.0, "temperature": 1.0, "top_k": 0, 
 CANDIDATES_PER_PICTURE = 4  # drawn and scored for each picture that is asked for, unless `rerank` says otherwise
 CODE_FILTERS = ("temperature", "top_k", "top_p", "min_p")  # they filter the logits of codes
 FLOW_SAMPLERS = ("euler", "heun", "dpm")
+# What other programs call an option -> what it is called here.
+ELSEWHERE = {
+    "guidance_scale": "cfg",
+    "cfg_scale": "cfg",
+    "num_images_per_prompt": "n",
+    "num_images": "n",
+    "num_inference_steps": "steps",
+    "iterations": "steps",
+    "generator": "seed",
+    "width": "size",
+    "height": "size",
+    "mask_image": "mask",
+    "init_image": "init",
+    "negative": "negative_prompt",
+    "lr": "learning_rate",
+    "weight_decay": "wd",
+    "cutn": "cutouts",
+}
 SAMPLING = ("cfg", "temperature", "top_k", "top_p", "min_p", "rerank")  # the options by which drawing is tuned
 
 
@@ -50,8 +68,10 @@ def checked_number(name: str, value: Any, kind: type, least: float, most: float,
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error line about an unknown option: the `known` one that is spelt most like it, if any is."""
-    close = difflib.get_close_matches(name, sorted(known), n=1)
+    """The end of an error line about an unknown option: the `known` one that other programs call so, or that is spelt
+    most like it, if any is."""
+    known = sorted(known)
+    close = [ELSEWHERE[name]] if ELSEWHERE.get(name) in known else difflib.get_close_matches(name, known, n=1)
     return f": did you mean {close[0]}?" if close else ""
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from codebrush.hub.catalogue import Catalogue, ModelEntry, load_catalogue
 from codebrush.hub.install import installed
-from codebrush.pack.pack import BUILT_IN, PACK_FILE, built_in_packs
+from codebrush.pack.pack import BUILT_IN, PACK_FILE, Pack, built_in_packs
 
 
 def rows(home: Path, catalogue: Catalogue | None = None) -> list[dict[str, Any]]:
@@ -30,7 +30,8 @@ def rows(home: Path, catalogue: Catalogue | None = None) -> list[dict[str, Any]]
 
 
 def facts(name: str, home: Path, catalogue: Catalogue | None = None) -> dict[str, Any]:
-    """All that is known about the pack or model called `name`, from its row and its catalogue entry or pack.json.
+    """All that is known about the pack or model called `name`, or the pack in the folder of that name, from its row and
+    its catalogue entry or pack.json.
 
     Raises:
         UsageError: if there is none, with suggestions of similar names.
@@ -38,8 +39,9 @@ def facts(name: str, home: Path, catalogue: Catalogue | None = None) -> dict[str
     catalogue = catalogue or load_catalogue()
     row = next((row for row in rows(home, catalogue) if row["name"] == name), None)
     if row is not None and row["state"] == "built-in":
-        info = _built_in_info(name)
-        return {**row, "image_size": info["image_size"], "members": info["members"], "version": info.get("version")}
+        return {**row, **_pack_facts(BUILT_IN / name)}
+    if row is None and (Path(name) / PACK_FILE).is_file():
+        return {**_folder_row(name, Path(name)), "state": "a folder", **_pack_facts(Path(name))}
     if row is not None and name not in catalogue.models and name not in catalogue.packs:
         return row
     entry = catalogue.entry(name)
@@ -59,12 +61,18 @@ def _row(name: str, kind: str, title: str | None, licence: str, size: int | None
     return {**shown, "state": "available", "path": None}
 
 
-def _built_in_info(name: str) -> dict[str, Any]:
-    return json.loads((BUILT_IN / name / PACK_FILE).read_text(encoding="utf-8"))
-
-
 def _built_in_row(name: str) -> dict[str, Any]:
-    folder = BUILT_IN / name
+    return {**_folder_row(name, BUILT_IN / name), "state": "built-in"}
+
+
+def _folder_row(name: str, folder: Path) -> dict[str, Any]:
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    row = _row(name, "pack", None, _built_in_info(name).get("licence", ""), size)
-    return {**row, "state": "built-in", "path": str(folder)}
+    licence = json.loads((folder / PACK_FILE).read_text(encoding="utf-8")).get("licence", "")
+    return {**_row(name, "pack", None, licence, size), "path": str(folder)}
+
+
+def _pack_facts(folder: Path) -> dict[str, Any]:
+    """What pack.json says beside the row of the list, and the styles that it can draw in."""
+    pack = Pack(folder)
+    about = {"version": pack.info.get("version"), "image_size": pack.image_size, "styles": pack.styles[1] or None}
+    return {**about, "members": pack.info["members"]}

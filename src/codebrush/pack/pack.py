@@ -42,6 +42,7 @@ from codebrush.text.tokenizer import Tokenizer
 BUILT_IN = Path(__file__).parents[1] / "packs"
 PACK_FILE = "pack.json"
 FORMAT = 1
+STYLE_TEXT = "{prompt}, {style} style"
 HOME_VARIABLE = "CODEBRUSH_HOME"
 HASHED_FILES = (CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json", "tokenizer_config.json")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -158,6 +159,28 @@ class Pack:
             config = read_config(member.model.config_class, place)
             self._refuse(member.tokenizer_misfits(config, tokenizer.vocab_size, tokenizer.context_length))
         return tokenizer
+
+    @cached_property
+    def styles(self) -> tuple[str, list[str]]:
+        """How prompts say a style, with {prompt} and {style}, and the names of the styles that it was trained with.
+
+        They are what pack.json says; else those that its code transformer or its translator was trained to draw.
+        """
+        if known := self.info.get("styles"):
+            return known["text"], known["names"]
+        names = self.info.get("translation", {}).get("styles", [])
+        if not names and self.has("translator"):
+            names = list(read_config(Translator.config_class, self.member("translator")).styles)
+        return STYLE_TEXT, names
+
+    def __repr__(self) -> str:
+        return f"<Pack {self.summary}>"
+
+    @property
+    def summary(self) -> str:
+        """Name, version, size of pictures and members, in a line."""
+        named = " ".join([self.name, str(self.info.get("version") or "")]).strip()
+        return f"{named}: {self.image_size}x{self.image_size} pixels; {', '.join(self.info['members'])}"
 
     def missing(self, name: str) -> PackError:
         """The error line for a pack without the member `name`, with the remedy."""
@@ -318,6 +341,11 @@ def _read_info(folder: Path) -> dict[str, Any]:
     empty = {"likeness": 0, "defaults": {}}
     if not (isinstance(known, dict) and all(isinstance({**empty, **known}.get(k), kind) for k, kind in kinds.items())):
         raise PackError(f"{path}: its 'translation' must be an object with a text and a list of styles, not {known!r}")
+    styles = info.get("styles", {"text": "{prompt}", "names": []})
+    if not (
+        isinstance(styles, dict) and "{prompt}" in str(styles.get("text")) and isinstance(styles.get("names"), list)
+    ):
+        raise PackError(f"{path}: its 'styles' must be an object with a text with {{prompt}} and names, not {styles!r}")
     if not isinstance(info.get("defaults", {}), dict):
         raise PackError(f"{path}: its 'defaults' must be an object, not {info['defaults']!r}")
     return info

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 import torch
@@ -130,6 +130,11 @@ def format_of(picture: bytes) -> str:
 def picture_list(pictures: Picture | Sequence[Picture]) -> list[Picture]:
     """`pictures` as a list, also when a single one is given."""
     return [pictures] if isinstance(pictures, Image.Image | str | Path) else list(pictures)
+
+
+def is_several(pictures: Picture | Sequence[Picture]) -> TypeGuard[Sequence[Picture]]:
+    """Whether a sequence of pictures is given, and not a single one."""
+    return not isinstance(pictures, Image.Image | str | Path)
 
 
 def _read_stream(

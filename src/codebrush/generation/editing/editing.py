@@ -5,7 +5,7 @@ its codes around a hole, some of its codes, or all of them.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
@@ -25,6 +25,7 @@ from codebrush.generation.options import DrawOptions, checked_option
 from codebrush.generation.sampling.drawing import Drawing, Known
 from codebrush.generation.sampling.sampler import Sampler, checked_sampling
 from codebrush.generation.seeding import stream
+from codebrush.generation.wording import check_style
 from codebrush.models.condition import Condition
 from codebrush.pack.pack import Pack
 
@@ -173,12 +174,6 @@ def _translated(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
     vectors = F.normalize(sampler.vqgan.quantizer.vectors, dim=1)  # (K, d)
     bias = float(known.get("likeness", 0.0)) * F.normalize(latent, dim=1)[0].flatten(1).T @ vectors.T  # (N, K)
     return replace(drawing, conditions=conditions, unconditional=source, bias=bias, texts=texts, weights=weights)
-
-
-def check_style(style: str, styles: Sequence[str]) -> None:
-    """Raises UsageError if `style` is not one of the pack's `styles`."""
-    if style not in styles:
-        raise UsageError(f"the pack has no style '{style}': it has {', '.join(styles)}")
 
 
 def translation_defaults(pack: Pack) -> dict[str, Any]:

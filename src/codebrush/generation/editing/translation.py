@@ -8,7 +8,7 @@ import torch
 from codebrush.data.decoding.images import to_pil, to_tensor
 from codebrush.errors import UsageError
 from codebrush.generation.editing.canvas import whole_canvas
-from codebrush.generation.editing.editing import Edit, check_style
+from codebrush.generation.editing.editing import Edit
 from codebrush.generation.manifest import (
     check_origin,
     check_translator,
@@ -19,6 +19,7 @@ from codebrush.generation.manifest import (
 )
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.sampler import checked_sampling, embed
+from codebrush.generation.wording import check_style
 from codebrush.models.clip import CLIP
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import Pack

@@ -4,7 +4,7 @@ A prompt becomes text tokens, CLIP's text features, the painter's codes and VQGA
 best are kept. Edits are drawn in the same way, from other conditions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,11 +68,16 @@ def draw_options(pack: Pack, given: Mapping[str, Any]) -> DrawOptions:
     return DrawOptions(**values)
 
 
-def checked_sampling(given: Mapping[str, Any], of: str = "an edit or an interpolation") -> dict[str, Any]:
-    """`given` as a dict. Raises UsageError if anything but the options in SAMPLING is in it; `of` says of what."""
+def checked_sampling(
+    given: Mapping[str, Any], of: str = "an edit or an interpolation", others: Iterable[str] = ()
+) -> dict[str, Any]:
+    """`given` as a dict. Raises UsageError if anything but the options in SAMPLING is in it; `of` says of what.
+
+    `others` are the names of its other options, one of which may have been meant.
+    """
     unknown = sorted(set(given) - set(SAMPLING))
     if unknown:
-        hint = did_you_mean(unknown[0], SAMPLING)
+        hint = did_you_mean(unknown[0], {*SAMPLING, *others})
         raise UsageError(f"{unknown[0]} is not an option of {of}{hint}")
     return dict(given)
 

@@ -32,6 +32,7 @@ def _fields(stage: Stage) -> type[_Checked]:
         "recipe": (stage.recipe, stage.recipe()),
         "replay": (SourceConfig | None if stage.replays else None, None),
         "gate": (GateConfig | None if stage.replays else None, None),
+        "decoys": (SourceConfig | None if stage.replays else None, None),
     }
     return create_model(f"{stage.name} recipe", __base__=_Checked, **fields)
 
@@ -121,9 +122,13 @@ def _plan(checked: Any, name: str) -> StagePlan:
     share = getattr(recipe, "replay_share", 0.0)
     if replay is None and share:
         raise TrainingError(f"{name}: recipe.replay_share is {share} but there is no replay: name its source")
+    decoys = getattr(recipe, "decoys_per_batch", 0)
+    if bool(decoys) != (checked.decoys is not None):
+        lacking = f"is {decoys} but there are no decoys" if decoys else "is 0 but there are decoys"
+        raise TrainingError(f"{name}: recipe.decoys_per_batch {lacking}: give both, or neither")
     if replay is not None:
         try:
             replayed_rows(share, loop.batch_size)
         except TrainingError as error:
             raise TrainingError(f"{name}: {error}") from error
-    return StagePlan(checked.stage, recipe, loop, checked.facts, replay, checked.gate)
+    return StagePlan(checked.stage, recipe, loop, checked.facts, replay, checked.gate, checked.decoys)

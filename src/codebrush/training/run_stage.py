@@ -107,7 +107,7 @@ def run_figures(plan: StagePlan, network: PretrainedModel, folder: Path, seconds
 
 
 def _fingerprints(materials: Materials) -> dict[str, str]:
-    sets = {"data": materials.data, "replay": materials.replay, "gate": materials.gate}
+    sets = {name: getattr(materials, name) for name in ("data", "replay", "gate", "decoys")}
     return {f"{name}_sha256": rows.source.fingerprint for name, rows in sets.items() if rows is not None}
 
 

@@ -33,8 +33,8 @@ class StagePlan:
     """Everything a run of a stage is decided by. `recipe` is the stage's own dataclass, `facts` says what it was
     trained on.
 
-    `replay` (a general set trained on beside the new one) and `gate` (a set that must not be forgotten) are only for
-    stages that set `replays`.
+    `replay` (a general set trained on beside the new one), `decoys` (pictures that match no text, see `decoy_loss`) and
+    `gate` (a set that must not be forgotten) are only for stages that set `replays`.
     """
 
     stage: str
@@ -43,6 +43,7 @@ class StagePlan:
     facts: dict[str, Any] = field(default_factory=dict)
     replay: SourceConfig | None = None
     gate: GateConfig | None = None
+    decoys: SourceConfig | None = None
 
     @property
     def image_size(self) -> int:
@@ -67,6 +68,7 @@ class Materials:
     draw: Callable[["Materials", Any], Image.Image | None] | None = None
     replay: Captioned | None = None
     gate: Captioned | None = None
+    decoys: Captioned | None = None
     extras: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -41,6 +41,7 @@ from codebrush.training.tasks.augmentation import (
 )
 from codebrush.training.tasks.clip_diagnostics import CLIPDiagnostics, clashing_share
 from codebrush.training.tasks.contrastive_loss import TextLikeness, contrastive_loss, sigmoid_loss
+from codebrush.training.tasks.decoys import decoy_loss, fit_bias
 from codebrush.training.tasks.layer_decay import layer_decay
 
 
@@ -61,6 +62,9 @@ class CLIPRecipe:
     The sizes are those of a fresh CLIP; one that training starts from keeps its own. For such a start, `lock` freezes
     one encoder ("image" is locked-image tuning, Zhai et al. 2022), `layer_decay` slows layers far from the output (see
     `layer_decay`), and `replay_share` of every batch comes from the recipe's replay set.
+
+    `decoys_per_batch` pictures of the recipe's `decoys` are added to every batch: pictures that guidance by another
+    CLIP made and that match no text, so that this one is not deceived by them (see `decoy_loss`).
     """
 
     architecture: Literal["codebrush", "openai"] = "codebrush"
@@ -88,6 +92,7 @@ class CLIPRecipe:
     lock: Literal["none", "image", "text"] = "none"
     layer_decay: Part = 1.0
     replay_share: Share = 0.0
+    decoys_per_batch: Whole = 0
     augmentation: Augmentation = Augmentation(shift=0.08, zoom=0.15, turn=10)
 
     def __post_init__(self) -> None:
@@ -95,6 +100,8 @@ class CLIPRecipe:
             raise ValueError("texts are additional negatives of the softmax loss: set loss: softmax, or texts: 0")
         if self.soft_share and not (self.token_table and self.loss == "softmax"):
             raise ValueError("soft_share needs token_table: true and the softmax loss")
+        if self.decoys_per_batch and self.loss != "sigmoid":
+            raise ValueError("decoys_per_batch needs the sigmoid loss: set loss: sigmoid, or decoys_per_batch: 0")
 
 
 def make_clip(recipe: CLIPRecipe, tokenizer: Tokenizer) -> CLIP:
@@ -184,9 +191,18 @@ class TextMeanings:
 class CLIPTask:
     """Contrastive training of both towers, or of one; see `TrainingTask`."""
 
-    def __init__(self, clip: CLIP, recipe: CLIPRecipe, data: Captioned | Joined, tokenizer: Tokenizer):
+    def __init__(
+        self,
+        clip: CLIP,
+        recipe: CLIPRecipe,
+        data: Captioned | Joined,
+        tokenizer: Tokenizer,
+        decoys: Captioned | None = None,
+    ):
         self.recipe, self.data, self.clip = recipe, data, clip
         self.tokens = CaptionTokens(data, tokenizer)
+        self.decoys = decoys if recipe.decoys_per_batch else None
+        self.decoy_tokens = None if self.decoys is None else CaptionTokens(self.decoys, tokenizer)
         self.examples = len(data)
         embedding = getattr(clip.text_encoder, "token_embedding", None)
         if embedding is not None:
@@ -208,18 +224,22 @@ class CLIPTask:
         self.meanings = TextMeanings(tokenizer) if recipe.soft_share else None
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Pictures uint8 (B, 3, S, S), how to change each, the tokens (B, T) of one caption each, and groups (B,)."""
+        """Pictures uint8 (B + D, 3, S, S), D of them decoys, how to change each, the tokens (B, T) of one caption each,
+        and groups (B,)."""
         tokens, groups = self.tokens.draw(rows, rng), self.data.groups[rows]
-        how = self.recipe.augmentation
-        batch = {
-            "images": self.data.images(rows),
-            "tokens": tokens,
-            "groups": torch.from_numpy(groups),
+        how, images = self.recipe.augmentation, self.data.images(rows)
+        batch = {"tokens": tokens, "groups": torch.from_numpy(groups)}
+        if self.decoys is not None and self.decoy_tokens is not None:
+            chosen = rng.integers(len(self.decoys), size=self.recipe.decoys_per_batch)
+            images = torch.cat([images, self.decoys.images(chosen)])
+            batch["decoy_tokens"] = self.decoy_tokens.draw(chosen, rng)
+        batch |= {
+            "images": images,
             "clashing": torch.tensor(clashing_share(tokens.numpy(), groups)),
-            "affine": draw_affine(len(rows), how, rng),
-            **draw_appearance(len(rows), how, rng),
+            "affine": draw_affine(len(images), how, rng),
+            **draw_appearance(len(images), how, rng),
         }
-        if (warp := draw_warp(len(rows), how, rng)) is not None:
+        if (warp := draw_warp(len(images), how, rng)) is not None:
             batch["warp"] = warp
         if self.recipe.texts:
             others = rng.integers(self.examples, size=self.recipe.texts)
@@ -235,24 +255,31 @@ class CLIPTask:
             self.clip.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE) - 1e-5)
         moved = move(batch["images"].float() / 255, batch["affine"], batch.get("warp"))
         images = change_appearance(moved, batch)
-        others, likeness, tokens = None, None, batch["tokens"]
+        others, likeness, tokens, count = None, None, batch["tokens"], len(batch["tokens"])
         if self.recipe.texts:
             tokens = torch.cat([tokens, batch["other_tokens"]])
+        if self.decoys is not None:
+            tokens = torch.cat([tokens, batch["decoy_tokens"]])
         if self.meanings is not None:
-            meanings, count = self.meanings(tokens), len(images)
+            meanings = self.meanings(tokens)
             share, temperature = self.recipe.soft_share, self.recipe.soft_temperature
             likeness = TextLikeness(meanings[:count], meanings[count:], share, temperature)
         output = self.networks["clip"](images, tokens)
+        scale, bias, decoys = output.logit_scale, output.logit_bias, (output.image[count:], output.text[count:])
         if self.recipe.texts:
-            others = output.text[len(images) :], batch["other_groups"]
-            output = output._replace(text=output.text[: len(images)])
+            others = output.text[count:], batch["other_groups"]
+        output = output._replace(image=output.image[:count], text=output.text[:count])
         if self.recipe.loss == "sigmoid":
-            loss = sigmoid_loss(output.image, output.text, output.logit_scale, output.logit_bias, batch["groups"])
+            loss = sigmoid_loss(output.image, output.text, scale, bias, batch["groups"])
         else:
-            loss = contrastive_loss(output.image, output.text, output.logit_scale, batch["groups"], others, likeness)
+            loss = contrastive_loss(output.image, output.text, scale, batch["groups"], others, likeness)
+        metrics: dict[str, Any] = {}
+        if self.decoys is not None:
+            loss = loss + decoy_loss(*decoys, output.text, scale, bias)
+            metrics["decoy_cosine"] = (decoys[0] * decoys[1]).sum(1).detach().mean()
         cosines = output.image.detach() @ output.text.detach().T
         right = batch["groups"][cosines.argmax(1)] == batch["groups"]
-        metrics = {"accuracy": right.float().mean(), "logit_scale": output.logit_scale, "clashing": batch["clashing"]}
+        metrics |= {"accuracy": right.float().mean(), "logit_scale": scale, "clashing": batch["clashing"]}
         yield Objective("clip", loss, metrics)
 
     def preview(self, network: nn.Module) -> None:
@@ -277,11 +304,17 @@ class CLIPStage(Stage):
             raise TrainingError(f"recipe.lock: the {plan.recipe.lock} encoder is untrained: name a start with --from")
         return make_clip(plan.recipe, materials.tokenizer)
 
+    def grow(self, start: CLIP, plan: StagePlan, materials: Materials) -> CLIP:
+        """The start; for the sigmoid loss with a scale and a bias that suit its cosines, if it has none."""
+        if plan.recipe.loss == "sigmoid" and not start.logit_bias:
+            fit_bias(start, materials.data, materials.tokenizer)
+        return start
+
     def task(self, network: CLIP, plan: StagePlan, materials: Materials) -> CLIPTask:
         """The training on the new set, and on the replayed one if the plan has one."""
         data = materials.data
         rows = data if materials.replay is None else Joined(data, materials.replay)
-        return CLIPTask(network, plan.recipe, rows, materials.tokenizer)
+        return CLIPTask(network, plan.recipe, rows, materials.tokenizer, materials.decoys)
 
     def hooks(self, plan: StagePlan, materials: Materials, folder: Path) -> Hooks:
         """The rows of two sets if one is replayed, remarks on the log, and the gate if the plan has one."""
@@ -304,8 +337,8 @@ class CLIPStage(Stage):
         return Hooks(rows, diagnostics.remarks, check, result)
 
     def prepare(self, plan: StagePlan, materials: Materials, cache: Path) -> Materials:
-        """The materials with the replayed set and the gate's, decoded at the size of the first."""
-        sources = {"replay": plan.replay, "gate": plan.gate and plan.gate.source}
+        """The materials with the replayed set, the decoys and the gate's, decoded at the size of the first."""
+        sources = {"replay": plan.replay, "decoys": plan.decoys, "gate": plan.gate and plan.gate.source}
         sets = {
             name: load_captioned(source.open(), materials.image_size, cache)
             for name, source in sources.items()

@@ -112,6 +112,8 @@ def write_micro_pack(folder: Path, seed: int = 0, **changes) -> Path:
     }
     models |= {name: changes.pop(name) for name in MEMBERS if name in changes}
     tokenizers = {"clip": changes.pop("tokenizer", None) or micro_tokenizer()}
+    if "scorer" in models:
+        tokenizers["scorer"] = tokenizers["clip"]
     if "words" in changes:
         tokenizers["captioner"] = changes.pop("words")
     about = {"name": "micro", "version": "1", "licence": "CC0-1.0", "provenance": {"recipe": "none"}}

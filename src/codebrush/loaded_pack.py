@@ -9,6 +9,7 @@ from torch import nn
 from codebrush.generation.editing.upscaling import Enlarger
 from codebrush.generation.sampling.painters import CodePainter, FlowPainter, Painter
 from codebrush.generation.sampling.sampler import Sampler
+from codebrush.generation.scoring import Levels, Scorer
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.precision import usable_device
@@ -55,6 +56,14 @@ class LoadedPack:
         return self.on_device(self.pack.transformer)
 
     @cached_property
+    def scorer(self) -> Scorer | None:
+        """The pack's scorer with what its scores mean; None if it has none."""
+        if not self.pack.has("scorer"):
+            return None
+        levels = Levels.of_pack(self.pack.info)
+        return Scorer(self.on_device(self.pack.scorer), self.pack.scorer_tokenizer, levels, self.pack.hash_of("scorer"))
+
+    @cached_property
     def sampler(self) -> Sampler:
         """Draws with the pack's code transformer."""
         return self._sampler(CodePainter(self.transformer))
@@ -65,7 +74,7 @@ class LoadedPack:
         return self._sampler(FlowPainter(self.on_device(self.pack.flow), self.vqgan))
 
     def _sampler(self, painter: Painter) -> Sampler:
-        return Sampler(self.pack, self.clip, self.tokenizer, self.vqgan, painter, self.device)
+        return Sampler(self.pack, self.clip, self.tokenizer, self.vqgan, painter, self.device, self.scorer)
 
     @cached_property
     def enlarger(self) -> Enlarger:

@@ -3,18 +3,19 @@
 `Codebrush.generate` and `Codebrush.replay` look methods up here.
 """
 
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from codebrush.errors import ImageError, UsageError
+from codebrush.errors import ImageError, PackError, UsageError
 from codebrush.generation.editing.editing import EDITS, Edit, prepare_edit
 from codebrush.generation.editing.translation import replay_translation
-from codebrush.generation.guided.guide_options import GuideOptions, guide_options
+from codebrush.generation.guided.guide_options import GuideOptions, guide_options, usual_preset
 from codebrush.generation.guided.guided_batch import GuidanceModels
 from codebrush.generation.guided.guided_request import GuidedRequest, check_files, warn_of_shapes, with_files
 from codebrush.generation.guided.guided_run import GuidedRun
@@ -36,6 +37,7 @@ from codebrush.generation.result import Result
 from codebrush.generation.sampling.drawing import Drawing
 from codebrush.generation.sampling.retrieval import Retrieval, prepare_retrieval
 from codebrush.generation.sampling.sampler import Sampler, checked_sampling, draw_options
+from codebrush.generation.scoring import Scorer
 from codebrush.loaded_pack import LoadedPack
 from codebrush.progress import Progress
 from codebrush.text.prompts import parse_prompt
@@ -145,19 +147,31 @@ def guided_run(
     folder: str | Path | None = None,
     preset: str | None = None,
     sampling: Mapping[str, Any] | None = None,
+    frames: int = 0,
     **options: Any,
 ) -> GuidedRun:
-    """A new guided run; see `Codebrush.guide`."""
+    """A new guided run that stores about so many `frames` of each picture at least; see `Codebrush.guide`."""
     if unknown := [name for name in options if name not in METHODS["guide"].options]:
         known = {*COMMON, "sampling", *METHODS["guide"].options}
         raise UsageError(f"guidance has no option {unknown[0]}{did_you_mean(unknown[0], known)}")
-    chosen = guide_options(options, preset, loaded.pack.info.get("guidance"))
+    own = loaded.pack.info.get("guidance", {})
+    start = options.get("init") or own.get("init")
+    usual = usual_preset(start, draws=loaded.pack.has("transformer"))
+    chosen = guide_options(options, preset, {**usual, **own})
+    if chosen.keep == "best" and not loaded.pack.has("scorer"):
+        if options.get("keep"):
+            raise loaded.pack.missing("scorer")
+        chosen = replace(chosen, keep="last")
+    if frames and chosen.show_every:
+        chosen = replace(chosen, show_every=min(chosen.show_every, max(1, chosen.steps // frames)))
     parse_prompt(prompt)
     tuning = checked_sampling(sampling or {}, "the drawing that guidance starts from")
     drawing = draw_options(loaded.pack, {**tuning, "n": n, "seed": seed})
     if sampling and chosen.init != "sample":
         raise UsageError(f"{next(iter(sampling))} is for drawing codes: leave it out, or start from init sample")
     drawn = {name: value for name, value in drawing.to_dict().items() if name != "n"}
+    if loaded.scorer is not None:
+        drawn["scorer"] = loaded.scorer.digest
     request = GuidedRequest(prompt, drawing.n, drawing.seed, chosen, drawn if chosen.init == "sample" else {})
     request = with_files(request)
     warn_of_shapes(request.options)
@@ -168,10 +182,11 @@ def _replay_guide(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
     with damage_reported():
         request, plan = GuidedRequest.from_json(dict(manifest)), MemoryPlan.from_json(read_plan(manifest))
     index, threads = read_index_and_threads(manifest, request.n)
+    steps = operator.index(manifest["steps"]) if request.options.keep == "best" else None
     check_origin(manifest, loaded.pack, loaded.device)
     check_files(request)
     with torch_threads(threads):
-        return GuidedRun(request, guidance_models(loaded)).only(index, plan)
+        return GuidedRun(request, guidance_models(loaded)).only(index, plan, steps)
 
 
 def guidance_models(loaded: LoadedPack) -> GuidanceModels:
@@ -181,12 +196,29 @@ def guidance_models(loaded: LoadedPack) -> GuidanceModels:
     def sample(request: GuidedRequest, pictures: Sequence[int]) -> Tensor:
         """Latents (B, d, h, w) of the best pictures that the code transformer draws for the run's request."""
         if not drawn:
-            options = DrawOptions(n=request.n, seed=request.seed, **request.sampling)
-            drawn.extend(loaded.sampler.sample(request.prompt, options))
+            values = {name: value for name, value in request.sampling.items() if name != "scorer"}
+            sampler = replace(loaded.sampler, scorer=_scorer_of(loaded, request))
+            drawn.extend(sampler.sample(request.prompt, DrawOptions(n=request.n, seed=request.seed, **values)))
         return torch.stack([drawn[index].latent for index in pictures])
 
     about = origin(loaded.pack, loaded.device)
-    return GuidanceModels(loaded.vqgan, loaded.clip, loaded.tokenizer, loaded.pack.image_size, sample, about)
+    return GuidanceModels(
+        loaded.vqgan, loaded.clip, loaded.tokenizer, loaded.pack.image_size, sample, loaded.scorer, about
+    )
+
+
+def _scorer_of(loaded: LoadedPack, request: GuidedRequest) -> Scorer | None:
+    """The scorer that chose the pictures which a run starts from; None for CLIP, as in versions before 0.3.
+
+    Raises:
+        PackError: if the pack has another one now.
+    """
+    digest = request.sampling.get("scorer")
+    if digest is None:
+        return None
+    if loaded.scorer is None or loaded.scorer.digest != digest:
+        raise PackError(f"made with another scorer than that of the pack '{loaded.pack.name}': open the pack as it was")
+    return loaded.scorer
 
 
 def _replay_edit(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:

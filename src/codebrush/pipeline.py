@@ -128,6 +128,7 @@ class Codebrush(PictureTasks):
         folder: str | Path | None = None,
         preset: str | None = None,
         sampling: Mapping[str, Any] | None = None,
+        frames: int = 0,
         **options: Any,
     ) -> GuidedRun:
         """A VQGAN-CLIP run, to iterate: CLIP's gradient changes a latent step by step until its picture fits `prompt`.
@@ -137,8 +138,8 @@ class Codebrush(PictureTasks):
 
         `options` are those of `codebrush.generation.guided.guide_options.GuideOptions`; the `preset` "notebook" sets
         what is not given to the classic notebook's values. `sampling` (cfg, temperature, rerank, ...) tunes the drawing
-        that init "sample" starts from. With a `folder` the run is stored there and can be resumed. `style` and
-        `negative_prompt` are as in `generate`.
+        that init "sample" starts from. With a `folder` the run is stored there and can be resumed, with about so many
+        `frames` of each picture at least for a video. `style` and `negative_prompt` are as in `generate`.
 
         Raises:
             PromptError: if the prompt cannot be read.
@@ -147,7 +148,7 @@ class Codebrush(PictureTasks):
         """
         words = {"style": style, "negative_prompt": negative_prompt}
         prompt, options = worded(self.pack, prompt, **words), self._read_story(options, words)
-        return guided_run(self, prompt, n, seed, folder, preset, sampling, **options)
+        return guided_run(self, prompt, n, seed, folder, preset, sampling, frames, **options)
 
     def vary(self, picture: Picture | Sequence[Picture], n: int = 4, seed: int = 0, **sampling: Any) -> Gallery[Any]:
         """`n` pictures that CLIP finds similar to this one, best first.

@@ -174,7 +174,7 @@ def test_flags_of_sampling_shape_the_start(
         (["dog", *SHORT, "--crop-min", "3"], 2, "crop_min must be at most"),
         (["dog", *SHORT, "--flip", "nan"], 2, "flip must be a number"),
         (["dog", *SHORT, "--schedule", "up"], 2, "schedule must be one of constant, linear, cosine"),
-        (["dog", *SHORT, "--preset", "book"], 2, "preset must be one of notebook"),
+        (["dog", *SHORT, "--preset", "book"], 2, "preset must be one of sample, random, notebook"),
         (["dog", *SHORT, "--size", "33x32"], 2, "33x32"),
         (["dog", *SHORT, "--init", "nowhere.png"], 2, "nowhere.png"),
         (["dog", *SHORT, "--max-memory", "much"], 2, "max_memory"),

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -196,7 +197,11 @@ def _read_extend(text: str | None) -> dict[str, int] | None:
 
 
 def _run(
-    context: typer.Context, name: str, draw: Callable[[Any, dict[str, Any]], list[Any]], label: str = "drawing"
+    context: typer.Context,
+    name: str,
+    draw: Callable[[Any, dict[str, Any]], list[Any]],
+    *,
+    shows_steps: bool = False,
 ) -> None:
     """Call `draw` with the flags of `context`, save the pictures and print the report."""
     start, given = time.perf_counter(), context.params
@@ -205,7 +210,7 @@ def _run(
     brush, out = Codebrush.from_pretrained(given["pack"]), given["out"]
     check_folder(out)
     options = {key: given[key] for key in ("n", "seed", *FLAGS)} | {"upscale": int(given["upscale"] or 1)}
-    with progress_bar(label) as progress:
+    with nullcontext() if shows_steps else progress_bar("drawing") as progress:
         results = draw(brush, {**options, "progress": progress})
     report = save_run(results, out, free_run_name(out, name))
     if given.get("prompt"):
@@ -218,11 +223,16 @@ def _guided(
     context: typer.Context, image: Path, prompt: str, strength: float | None, words: dict[str, str | None]
 ) -> None:
     """Edit the picture by guidance."""
+    from codebrush.cli.following import follow
     from codebrush.generation.editing.editing import guided_edit
 
     start = guided_edit(str(image), strength)
 
     def draw(brush: Any, options: dict[str, Any]) -> list[Any]:
-        return brush.generate(prompt, method="guide", **start, **words, **options)
+        scale = options["upscale"]
+        enlarge = brush.enlarger.results(scale) if scale > 1 else list
+        run = brush.guide(prompt, options["n"], options["seed"], **start, **words)
+        follow(run)
+        return enlarge(run.results)
 
-    _run(context, f"{image.stem}_{slug(prompt)}_guided", draw, "guiding")
+    _run(context, f"{image.stem}_{slug(prompt)}_guided", draw, shows_steps=True)

@@ -1,8 +1,6 @@
 """`codebrush generate` makes pictures from a prompt; `codebrush replay` makes a picture again from its manifest."""
 
-import shlex
 import time
-from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codebrush.cli.flags import PACK_HELP, JsonOption, NegativeOption, StyleOption, given_flags, refuse
+from codebrush.cli.following import Afterwards, run_report
 from codebrush.cli.guide_flags import NAMES, PRESET_NAMES, with_guide_flags
 from codebrush.cli.output import check_folder, print_json, print_pictures, progress_bar, prompt_entry
 from codebrush.cli.sampling_flags import FLAGS, UpscaleOption, with_sampling_flags
 from codebrush.cli.saving import free_file, free_folder, free_run_name, picture_entry, save_enlarged, save_run, slug
-from codebrush.errors import CodebrushError, PackError, UsageError
+from codebrush.errors import PackError, UsageError
 
 if TYPE_CHECKING:
     from codebrush.generation.guided.guided_run import GuidedRun
@@ -63,12 +62,6 @@ class FlowSampler(StrEnum):
     DPM = "dpm"
 
 
-class Stopped(CodebrushError):
-    """The user stopped a run that can be resumed."""
-
-    exit_status = 130
-
-
 def _retrieval(text: str, **settings: Any) -> Any:
     return typer.Option(help=text, rich_help_panel=RETRIEVAL, **settings)
 
@@ -100,8 +93,11 @@ def generate(
     preset: Annotated[str | None, _guidance("Set of values for these options.", metavar=f"<{PRESET_NAMES}>")] = None,
     resume: Annotated[Path | None, _guidance("Continue the stopped run in this folder; takes no prompt.")] = None,
     video: Annotated[str | None, _guidance("Also make a video: mp4, gif or webp, or the name of a FILE.")] = None,
-    fps: Annotated[int, _guidance("Frames per second of the video.", min=1, max=240)] = 10,
-    between: Annotated[int, _guidance("Frames to interpolate between two stored ones.", min=0, max=1000)] = 0,
+    fps: Annotated[int | None, _guidance("Frames per second of the video.  [10]", min=1, max=240)] = None,
+    between: Annotated[
+        int | None,
+        _guidance("Frames to interpolate between two stored ones.  [as for ten seconds]", min=0, max=1000),
+    ] = None,
     upscale: UpscaleOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the pictures.  [outputs; with guide a new folder in it]")
@@ -140,7 +136,7 @@ def _check_flags(context: typer.Context) -> None:
         refuse(spelt, RETRIEVAL_NAMES, "is an option of retrieval: add --method retrieve")
     if values["method"] != Method.FLOW:
         refuse(spelt, FLOW_NAMES, "is an option of the flow: add --method flow")
-    if values["video"] is None:
+    if values["video"] is None and values["resume"] is None:
         refuse(spelt, VIDEO_NAMES, "is for a video: add --video mp4")
 
 
@@ -159,21 +155,23 @@ def _drawn(values: dict[str, Any], tuning: dict[str, Any], guidance: dict[str, A
 
 def _guided(values: dict[str, Any], tuning: dict[str, Any], guidance: dict[str, Any]) -> dict[str, Any]:
     """Make pictures by guidance, or go on with a stopped run; the arguments are as in `_drawn`."""
-    prompt, seed, video, scale = (values[name] for name in ("prompt", "seed", "video", "upscale"))
-    folder = values["resume"] or values["out"] or free_folder(OUTPUTS / f"{slug(prompt or '')}_seed{seed}_guide")
-    target = None if video is None else _video_file(video, folder)
+    prompt, seed, resume, scale = (values[name] for name in ("prompt", "seed", "resume", "upscale"))
+    folder = resume or values["out"] or free_folder(OUTPUTS / f"{slug(prompt or '')}_seed{seed}_guide")
+    given = {name: values[name] for name in ("video", *VIDEO_NAMES)} | {"upscale": scale and int(scale)}
+    after = Afterwards.of(given, folder, resumed=resume is not None)
     words = {name: tuning[name] for name in ("style", "negative_prompt")}
     sampling = {name: value for name, value in tuning.items() if name not in words}
     options = {"n": 1 if values["n"] is None else values["n"], "seed": seed, "preset": values["preset"]}
-    brush, guided = _open_run(prompt, values["pack"], folder, options | words | {"sampling": sampling} | guidance)
-    enlarge = brush.enlarger.results(int(scale)) if scale else None  # refuses a wrong pack before the run
-    report = _follow(guided, folder)
+    options |= {"sampling": sampling, "frames": after.frames, **words, **guidance}
+    brush, guided = _open_run(prompt, values["pack"], folder, options)
+    enlarge = brush.enlarger.results(after.upscale) if after.upscale else None  # refuses a wrong pack before the run
+    report = run_report(guided, folder, after, resumed=resume is not None)
     if prompt is not None:
         report |= prompt_entry(brush.tokenizer, guided.request.prompt, words["style"])
     if enlarge is not None:
-        report["images"] = save_enlarged(enlarge(guided.results), folder, f"x{scale}")
-    if target is not None:
-        report["video"] = str(guided.write_video(target, values["fps"], values["between"]))
+        report["images"] = save_enlarged(enlarge(guided.results), folder, f"x{after.upscale}")
+    if after.video is not None:
+        report["video"] = str(guided.write_video(after.video_file(folder), after.fps, after.between))
     return report
 
 
@@ -213,36 +211,6 @@ def _open_run(
         return brush, brush.resume(folder)
     brush = Codebrush.from_pretrained(DEFAULT_PACK if pack is None else pack)
     return brush, brush.guide(prompt, folder=folder, **options)
-
-
-def _follow(run: "GuidedRun", folder: Path) -> dict[str, Any]:
-    """Take the steps of the run in `folder`, showing progress; returns the report of its pictures, best first."""
-    from codebrush.cli.terminal import step_display
-
-    done, steps = 0, iter(run)
-    try:
-        with closing(steps), step_display(run.request.n) as show:
-            for step in steps:
-                done = step.step
-                show(step)
-    except KeyboardInterrupt:
-        where = f"after step {done}" if done else "before another step"
-        again = f"codebrush generate --resume {shlex.quote(str(folder))}"
-        raise Stopped(f"stopped {where}; continue with: {again}") from None
-    results = run.results
-    images = [picture_entry(folder / run.paths[result.manifest["index"]].name, result) for result in results]
-    return {"images": images, "folder": str(folder), "steps": max(result.manifest["steps"] for result in results)}
-
-
-def _video_file(video: str, folder: Path) -> Path:
-    """The file for `--video`, checked before the run to be one that can be written."""
-    from codebrush.generation.videos import SUFFIXES, check_video
-
-    suffix = f".{video.lower().lstrip('.')}"
-    path = folder / f"video{suffix}" if suffix in SUFFIXES else Path(video)
-    check_video(path)
-    check_folder(path.parent)
-    return path
 
 
 def replay(

@@ -57,10 +57,17 @@ def _parameter(option: "dataclasses.Field[Any]") -> inspect.Parameter:
 def _help(option: "dataclasses.Field[Any]") -> str:
     """The help text of an option, with its default, and its choices if they are too long to stand beside the flag."""
     text, default, choices = option.metadata["help"], option.default, option.metadata.get("choices", ())
+    sampled, noise = PRESETS["sample"].get(option.name, default), PRESETS["random"].get(option.name, default)
     if len("|".join(choices)) > LONGEST_CHOICES:
         text = f"{text.rstrip('.')}: {', '.join(choices)}."
     if default is None or default == ():
         return text
-    if isinstance(default, bool):
-        return f"{text}  [{'on' if default else 'off'}]"
-    return f"{text}  [{default if isinstance(default, str) else format(default, 'g')}]"
+    usual = _shown(sampled) if sampled == noise else f"{_shown(sampled)}; from noise {_shown(noise)}"
+    return f"{text}  [{usual}]"
+
+
+def _shown(value: Any) -> str:
+    """The value of an option as the help shows it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return value if isinstance(value, str) else format(value, "g")

@@ -55,6 +55,8 @@ class StepDisplay:
         self.bar.update(self.task, figures=figures)
         for event in step.events:
             self._print(f"step {step.step}: {event}")
+        if step.note:
+            self._print(f"step {step.step}: {step.note}")
         if step.shown:
             self._show(step)
 

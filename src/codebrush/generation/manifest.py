@@ -14,7 +14,8 @@ index       the picture draws from the random stream of (seed, index)
 options     `DrawOptions`; guide: those of `GuideOptions` that are not as by default
 sampling    guide: `DrawOptions` of the drawing that it starts from
 files       guide: the sha256 of each file that the options name
-clip_score  CLIP's cosine with the prompt, -1 to 1
+clip_score  CLIP's cosine with the prompt, -1 to 1; of a guided picture it says little, as guidance raised it
+scorer      score, the cosine by the pack's scorer, which took no part; verdict, what it means
 size        width and height in pixels
 steps       guide: how many were taken
 plan        guide: how the work was divided to fit into memory
@@ -115,6 +116,11 @@ def drawn_manifest(
         "size": list(size),
         **origin,
     }
+
+
+def judged_manifest(manifest: Mapping[str, Any], score: float, verdict: str | None) -> dict[str, Any]:
+    """The manifest of a picture with what the pack's scorer says of it."""
+    return {**manifest, "scorer": {"score": score, "verdict": verdict}}
 
 
 def translated_manifest(

@@ -19,18 +19,30 @@ MOST_SHOWN = 64  # pictures of a gallery in a notebook
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
-    """A finished picture. `manifest` says how to make it again; `codebrush.generation.manifest` lists its keys."""
+    """A finished picture. `manifest` says how to make it again; `codebrush.generation.manifest` lists its keys.
+
+    `score` is by the pack's CLIP, which may have guided the picture or chosen among candidates. `judged` is by the
+    pack's scorer, which took no part, and `verdict` what that means: "likely", "unsure" or "unlikely" to show the
+    prompt. Both are None if the pack has no scorer, or the picture has no prompt.
+    """
 
     image: Image.Image
     score: float  # CLIP's cosine with the prompt, -1 to 1
     codes: Tensor  # (h, w) int64
     latent: Tensor  # (d, h, w), as it was decoded
     manifest: dict[str, Any]
+    judged: float | None = None  # the scorer's cosine with the prompt, -1 to 1
+    verdict: str | None = None
+
+    @property
+    def rank(self) -> float:
+        """What pictures are sorted by: the scorer's cosine, or without one CLIP's."""
+        return self.score if self.judged is None else self.judged
 
     def __repr__(self) -> str:
         seed, index = self.manifest.get("seed"), self.manifest.get("index")
         size = f"{self.image.width}x{self.image.height}"
-        return f"<Result {size}, score {self.score:.3f}, seed {seed}, index {index}>"
+        return f"<Result {size}, {self.says}, seed {seed}, index {index}>"
 
     def _repr_png_(self) -> bytes:
         return _png(self.image)
@@ -38,7 +50,14 @@ class Result:
     @property
     def caption(self) -> str:
         """What a contact sheet says below the picture: its index and score."""
-        return f"{self.manifest['index']:02d}: {self.score:.3f}"
+        return f"{self.manifest['index']:02d}: {self.says}"
+
+    @property
+    def says(self) -> str:
+        """How well it fits the prompt, and by whose measure."""
+        if self.judged is None:
+            return f"CLIP {self.score:.3f}"
+        return f"scorer {self.judged:.3f}" if self.verdict is None else f"{self.verdict} ({self.judged:.3f})"
 
 
 class Gallery(list[T]):

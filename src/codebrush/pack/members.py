@@ -105,6 +105,12 @@ def _painter_misfits(name: str, configs: Mapping[str, Any], image_size: int) -> 
             yield f"{name} reads embeddings {embedding} wide", f"CLIP makes them {width} wide"
 
 
+def _scorer_misfits(configs: Mapping[str, Any], image_size: int) -> Misfits:
+    texts, pictures = configs["scorer"].text.embed_dim, configs["scorer"].image.embed_dim
+    if texts != pictures:
+        yield f"scorer's texts are {texts} wide", f"scorer's pictures are {pictures} wide"
+
+
 def _captioner_misfits(configs: Mapping[str, Any], image_size: int) -> Misfits:
     captioner, clip = configs["captioner"], configs["clip"]
     with torch.device("meta"):  # sizes without weights
@@ -165,6 +171,14 @@ MEMBERS: dict[str, Member] = {  # in the order in which pack.json lists them
             draws=True,
         ),
         Member(
+            "scorer",
+            "scorer",
+            CLIP,
+            "train a CLIP with decoys (recipes/emoji/scorer.yaml) and name its folder in pack.json",
+            _scorer_misfits,
+            _clip_tokenizer_misfits,
+        ),
+        Member(
             "captioner",
             "captioner",
             Captioner,
@@ -187,7 +201,7 @@ MEMBERS: dict[str, Member] = {  # in the order in which pack.json lists them
 
 
 def member_of(model: type[PretrainedModel]) -> Member:
-    """The entry of a class of models. Raises KeyError for a class that is in no entry."""
+    """The first entry of a class of models: of CLIPs the one that guides. Raises KeyError for a class in no entry."""
     for member in MEMBERS.values():
         if member.model is model:
             return member

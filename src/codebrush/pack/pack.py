@@ -86,7 +86,9 @@ class Pack:
         Raises:
             PackError: if the pack has none, or it is damaged.
         """
-        name = member_of(model).name
+        return self._load(member_of(model).name, model)
+
+    def _load(self, name: str, model: type[Model]) -> Model:
         self._require(name)
         return _guarded(self.member(name), model.from_pretrained, self.member(name))
 
@@ -109,6 +111,11 @@ class Pack:
     def flow(self) -> FlowTransformer:
         """Draws latents from text."""
         return self.load(FlowTransformer)
+
+    @cached_property
+    def scorer(self) -> CLIP:
+        """Scores finished pictures and never guides, so that no picture was made to please it."""
+        return self._load("scorer", CLIP)
 
     @cached_property
     def captioner(self) -> Captioner:
@@ -139,6 +146,11 @@ class Pack:
     def tokenizer(self) -> Tokenizer:
         """Texts to the token ids that the CLIP reads."""
         return self._tokenizer("clip")
+
+    @cached_property
+    def scorer_tokenizer(self) -> Tokenizer:
+        """Texts to the token ids that the scorer reads."""
+        return self._tokenizer("scorer")
 
     @cached_property
     def captioner_tokenizer(self) -> Tokenizer:

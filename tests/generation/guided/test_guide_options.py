@@ -79,7 +79,7 @@ def test_what_is_given_comes_before_the_preset_the_pack_and_the_default() -> Non
     assert found.ema == GuideOptions().ema
     with pytest.raises(UsageError, match="no option feet, wings"):
         guide_options({"wings": 2, "feet": 4})
-    with pytest.raises(UsageError, match="preset must be one of notebook, refine, not x"):
+    with pytest.raises(UsageError, match="preset must be one of sample, random, notebook, refine, not x"):
         guide_options({}, "x")
 
 

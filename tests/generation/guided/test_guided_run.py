@@ -20,7 +20,7 @@ from codebrush.generation.guided.guided_run import GuidedRun
 from codebrush.generation.guided.run_folder import STATE_FILE
 from packs import write_micro_pack
 
-QUICK: dict[str, Any] = {"steps": 4, "cutouts": 4, "show_every": 2, "precision": "float32"}
+QUICK: dict[str, Any] = {"init": "random", "steps": 4, "cutouts": 4, "show_every": 2, "precision": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,8 @@ def test_a_run_lies_in_its_folder(brush: Codebrush, tmp_path: Path) -> None:
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {".lock"}
     assert names == {
         "run.json", "state.pt", "losses.jsonl", "picture_00.png", "picture_00.safetensors",
-        "pictures/000002_00.png", "pictures/000004_00.png",
-        "latents/000002_00.safetensors", "latents/000004_00.safetensors",
+        "pictures/000000_00.png", "pictures/000002_00.png", "pictures/000004_00.png",
+        "latents/000000_00.safetensors", "latents/000002_00.safetensors", "latents/000004_00.safetensors",
     }  # fmt: skip
     assert [line["step"] for line in lines(folder)] == [1, 2, 3, 4]
     assert {"loss", "similarity", "guidance", "learning_rate"} <= set(lines(folder)[0])
@@ -240,13 +240,13 @@ def test_two_processes_do_not_share_a_folder(brush: Codebrush, tmp_path: Path) -
 
 def test_a_video_is_made_of_the_stored_latents(brush: Codebrush, tmp_path: Path) -> None:
     run = finish(brush.guide("a dog", n=2, folder=tmp_path / "run", **{**QUICK, "show_every": 1}))
-    for between, frames in ((0, 4), (2, 10)):
+    for between, frames in ((0, 5), (2, 13), (None, 53)):  # step 0 is one of them
         path = run.write_video(tmp_path / f"{between}.gif", fps=5, between=between)
         with Image.open(path) as video:
             assert video.size == (32, 32)
             lengths = [frame.info["duration"] for frame in ImageSequence.Iterator(video)]
         assert sum(lengths) == 2 * frames * 200  # Pillow shows one of several frames that are alike for longer
-    assert read_mp4(run.write_video(tmp_path / "all.mp4", fps=5, between=2)) == 2 * 10
+    assert read_mp4(run.write_video(tmp_path / "all.mp4", fps=5, between=2)) == 2 * 13
     with pytest.raises(UsageError, match="give the run a folder"):
         finish(brush.guide("a dog", **QUICK)).write_video(tmp_path / "x.gif")
 
@@ -313,7 +313,7 @@ def test_a_step_shows_its_picture_when_asked(brush: Codebrush) -> None:
         ({"max_memory": "9" * 400}, UsageError, "max_memory must be a size"),
         ({"judge_weight": 0.0}, UsageError, "no CLIP is left"),
         ({"sampling": {"cfg": 3}}, UsageError, "cfg is for drawing codes"),
-        ({"preset": "nothing"}, UsageError, "preset must be one of notebook, refine"),
+        ({"preset": "nothing"}, UsageError, "preset must be one of sample, random, notebook, refine"),
         ({"wings": 2}, UsageError, "no option wings"),
         ({"optimizer": "LBFGS"}, UsageError, "optimizer must be one of"),
         ({"n": 0}, UsageError, "n must be"),

@@ -19,7 +19,7 @@ from codebrush.generation.guided.guided_run import GuidedRun
 from codebrush.generation.guided.penalties import asymmetry, palette_distance, parse_palette, total_variation
 from packs import write_micro_pack
 
-BASE = {"steps": 2, "cutouts": 4, "precision": "float32", "learning_rate": 0.3, "quantise": False}
+BASE = {"init": "random", "steps": 2, "cutouts": 4, "precision": "float32", "learning_rate": 0.3, "quantise": False}
 QUANTISED = {"quantise": True}
 SGD = {"optimizer": "SGD", "learning_rate": 50.0}
 EFFECTS: dict[str, list[dict[str, Any]]] = {
@@ -64,6 +64,7 @@ BESIDE = {
 }  # fmt: skip
 ELSEWHERE = {  # options that change how a run goes and not what it draws, each with a test elsewhere
     "batch_size", "show_every", "patience", "min_delta", "precision", "max_memory", "micro_batch",
+    "keep", "score_every", "score_patience",
 }  # fmt: skip
 
 

@@ -173,7 +173,9 @@ def _translated(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
     texts, weights = torch.cat([drawing.texts, seen]), [*drawing.weights, LIKENESS]
     vectors = F.normalize(sampler.vqgan.quantizer.vectors, dim=1)  # (K, d)
     bias = float(known.get("likeness", 0.0)) * F.normalize(latent, dim=1)[0].flatten(1).T @ vectors.T  # (N, K)
-    return replace(drawing, conditions=conditions, unconditional=source, bias=bias, texts=texts, weights=weights)
+    return replace(
+        drawing, conditions=conditions, unconditional=source, bias=bias, texts=texts, weights=weights, judged_by=None
+    )
 
 
 def translation_defaults(pack: Pack) -> dict[str, Any]:

@@ -43,6 +43,8 @@ class Step:
     shown: bool  # whether its pictures are among those that are stored
     events: tuple[str, ...]  # such as memory that ran out, or a plateau
     guidance: "Guidance" = field(repr=False)
+    scores: tuple[float, ...] = ()  # of its pictures by the scorer, if it looked at this step
+    note: str = ""  # why the scorer ended the run here
 
     def latent(self) -> tuple[Tensor, Tensor]:
         """What is decoded (B, d, h, w), and the nearest codes (B, h, w)."""
@@ -71,14 +73,15 @@ class Guidance:
         self.events: list[str] = []
         self.settled = True  # False while a step changes the state, which must not be stored then
 
-    def steps(self) -> Iterator[Step]:
-        """Take steps until the last one, or until `patience` runs out.
+    def steps(self, until: int | None = None) -> Iterator[Step]:
+        """Take steps up to the last one, or up to step `until`, or until `patience` runs out.
 
         Raises:
             CodebrushError: if the loss is not finite, or memory does not suffice for one view.
         """
         o, state = self.options, self.state
-        while state.step < o.steps and not state.finished:
+        last_step = o.steps if until is None else min(until, o.steps)
+        while state.step < last_step and not state.finished:
             self._grow()
             losses, chapter = self._gradient_in_memory(), self._chapter()
             self.settled = False
@@ -107,6 +110,11 @@ class Guidance:
         if self.options.ema and state.mean is not None:
             value = state.mean / (1 - self.options.ema**state.mean_steps)
         return self.latent.decoder_input(value)
+
+    @torch.no_grad()
+    def kept(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B, d, h, w) that `shown` gave earlier, and their codes (B, h, w)."""
+        return latent, self.latent.codes(latent)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latents (B, d, h, w) as pictures; see `decode_to_show`."""

@@ -1,7 +1,7 @@
 """The state of guidance between two steps: what is stored so that a stopped run goes on exactly."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -22,3 +22,7 @@ class State:
     best_step: int = 0
     stage: int = 0  # of growth
     finished: bool = False
+    kept: Tensor | None = None  # the latents (B, d, h, w) that the scorer finds best so far; see `best_step`
+    kept_steps: list[int] = field(default_factory=list)  # the step, and below the score, of each of them
+    kept_scores: list[float] = field(default_factory=list)
+    first_scores: list[float] = field(default_factory=list)  # of the pictures that it saw first

@@ -61,6 +61,11 @@ class GuideOptions:
     show_every: int = _number(20, RUN, 0, 1_000_000, "Save picture and latent every so many steps; 0: only at the end.")
     patience: int = _number(0, RUN, 0, 1_000_000, "Stop after so many steps without improvement; 0: never.")
     min_delta: float = _number(1e-3, RUN, 0, 100, "Least drop of the loss that --patience counts as improvement.")
+    keep: str = _choice("last", RUN, ("last", "best"), "Keep the last step, or the best one by the pack's scorer.")
+    score_every: int = _number(5, RUN, 1, 1_000_000, "With --keep best: steps from one look of the scorer to the next.")
+    score_patience: int = _number(
+        20, RUN, 0, 1_000_000, "With --keep best: stop after so many steps without a better score; 0: never."
+    )
     grow: int = _number(1, RUN, 1, 8, "Coarse to fine: number of stages, each twice as large as the one before.")
     precision: str = _choice("auto", RUN, ("auto", "float32", "bf16"), "Arithmetic of the models; auto: bf16 if fast.")
 
@@ -167,3 +172,13 @@ def guide_options(
     values = {name: value for name, value in (pack or {}).items() if name in known}
     values |= PRESETS[preset] if preset is not None else {}
     return GuideOptions(**values | {name: value for name, value in given.items() if value is not None})
+
+
+def usual_preset(init: str | None, *, draws: bool) -> dict[str, Any]:
+    """What a run without a preset takes: that of "sample" for a start that shows something, else that of "random".
+
+    `init` is the start if it is given; `draws` says whether the pack has a code transformer to draw one.
+    """
+    shows = draws if init is None else init not in INITS or init == "sample"
+    usual = PRESETS["sample" if shows else "random"]
+    return usual if init is None else {**usual, "init": init}

@@ -18,6 +18,7 @@ from codebrush.generation.guided.option_values import split_weights
 from codebrush.generation.guided.prompt_loss import NO_STOP, PromptEmbeddings, embed_prompt, join_prompts, noise_prompts
 from codebrush.generation.latent_files import cover
 from codebrush.generation.options import parse_size
+from codebrush.generation.scoring import Scorer
 from codebrush.models.clip import CLIP
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import open_clip
@@ -27,13 +28,15 @@ from codebrush.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class GuidanceModels:
-    """What guidance uses of a pack. `sample` draws latents (B, d, h, w) of a request's pictures at the pack's size."""
+    """What guidance uses of a pack. `sample` draws latents (B, d, h, w) of a request's pictures at the pack's size;
+    `scorer` scores what is finished."""
 
     vqgan: VQGAN
     clip: CLIP
     tokenizer: Tokenizer
     image_size: int
     sample: Callable[[GuidedRequest, Sequence[int]], Tensor]
+    scorer: Scorer | None = None
     about: dict[str, Any] = field(default_factory=dict)  # the pack, versions, device and threads, for manifests
 
     @property

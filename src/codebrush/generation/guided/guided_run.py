@@ -13,6 +13,7 @@ from torch import Tensor
 
 from codebrush.data.decoding.images import stack, to_pil
 from codebrush.errors import PackError, UsageError
+from codebrush.generation.guided.best_step import BestStep, kept_steps
 from codebrush.generation.guided.guidance import Guidance, Step, decode_to_show
 from codebrush.generation.guided.guidance_state import State
 from codebrush.generation.guided.guided_batch import GuidanceModels, make_batch, picture_size, prompt_parts
@@ -24,6 +25,7 @@ from codebrush.generation.guided.run_folder import Checkpoint, RunFolder, read_r
 from codebrush.generation.manifest import guided_manifest
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.reranking import best_first, clip_scores
+from codebrush.generation.scoring import Scorer
 from codebrush.generation.videos import write_video
 
 SAVE_EVERY = 20  # steps between checkpoints, from which a killed run goes on
@@ -52,6 +54,8 @@ class GuidedRun:
         self._state: State | None = None
         self._plan: MemoryPlan | None = None
         self._events: list[str] = []  # of the batch so far
+        self.steps_taken = 0  # of the finished batches, at most
+        self.starts: dict[int, float] = {}  # the scorer's score of what each finished picture started from
         self._folder = None if folder is None else RunFolder(folder, resume=resume)
         if self._folder is not None:
             if resume:
@@ -67,9 +71,9 @@ class GuidedRun:
 
     @property
     def results(self) -> list[Result]:
-        """The finished pictures, best first by CLIP's score."""
+        """The finished pictures, best first by the scorer, or by CLIP if the pack has none."""
         results = [self._results[index] for index in sorted(self._results)]
-        return [results[index] for index in best_first([result.score for result in results])]
+        return [results[index] for index in best_first([result.rank for result in results])]
 
     def __iter__(self) -> Generator[Step]:
         with nullcontext() if self._folder is None else self._folder.locked():
@@ -78,18 +82,22 @@ class GuidedRun:
             for number in range(self._number, len(self.batches)):
                 yield from self._guide(number)
 
-    def only(self, index: int, plan: MemoryPlan) -> Result:
-        """Picture `index`, guided together with its batch by the `plan` of its manifest: for a replay."""
+    def only(self, index: int, plan: MemoryPlan, steps: int | None = None) -> Result:
+        """Picture `index`, guided together with its batch by the `plan` of its manifest: for a replay.
+
+        `steps` are those that it took if the scorer chose the step; then the scorer is not asked again.
+        """
         number = next(number for number, pictures in enumerate(self.batches) if index in pictures)
         self._plan = plan
-        for _ in self._guide(number):
+        for _ in self._guide(number, steps):
             pass
         return self._results[index]
 
-    def write_video(self, path: str | Path, fps: float = 10, between: int = 0) -> Path:
+    def write_video(self, path: str | Path, fps: float = 10, between: int | None = 0) -> Path:
         """Write the stored steps as a video (.mp4, .gif or .webp), with `between` interpolated frames between two.
 
-        The pictures of the run follow one another.
+        `between` None is as many as the film of a picture needs to last `FILM_SECONDS`. It ends with the picture that
+        is kept. The pictures of the run follow one another.
 
         Raises:
             UsageError: if the run has no folder.
@@ -101,25 +109,37 @@ class GuidedRun:
         def decode(latent: Tensor) -> Tensor:
             return decode_to_show(self.models.vqgan, latent.to(self.models.device), plan, options)
 
-        stored = map(self._folder.step_latents, range(self.request.n))
-        films = (film_frames(latents, between, decode, self._size) for latents in stored)
+        films = (film_frames(self._film(index), between, fps, decode, self._size) for index in sorted(self._results))
         write_video(itertools.chain.from_iterable(films), path, fps)
         return Path(path)
 
-    def _guide(self, number: int) -> Generator[Step]:
+    def _film(self, index: int) -> list[Tensor]:
+        """The stored latents of a picture, up to the step that is kept, and last the one that is kept."""
+        assert self._folder is not None
+        kept, stored = self._results[index].manifest["steps"], self._folder.step_latents(index)
+        until = {step: latent for step, latent in stored.items() if step < kept or not kept}
+        return [*until.values(), self._results[index].latent]
+
+    def _guide(self, number: int, until: int | None = None) -> Generator[Step]:
+        """Take the steps of a batch, up to `until`, and finish its pictures; with `until` the scorer is not asked."""
         batch = make_batch(self.request, self.models, self.batches[number])
         if self._plan is None:
             self._plan = plan_memory(batch)
         guidance = Guidance(batch, self._plan, self._state)
+        best = self._best_step(guidance) if until is None else None
         if self._folder is not None:  # not before, as nothing may be left of a run that is refused
             self._folder.begin({**self.request.to_json(), **self.models.about})
         if self._state is None:
             self._events = []
+            if best is not None and best.due:
+                best.look()
+            self._record_start(guidance)
             self._save_checkpoint(number, guidance.snapshot())
         try:
-            for step in guidance.steps():
+            for step in guidance.steps(until):
                 self._plan = guidance.plan
                 guidance.settled = False  # until the step is wholly stored, no checkpoint may say that it is
+                step = step if best is None else best.after(step)
                 self._record(step, guidance, number)
                 guidance.settled = True
                 yield step
@@ -129,6 +149,24 @@ class GuidedRun:
                 self._save_checkpoint(number, self._state)
         self._finish(number, guidance)
 
+    def _best_step(self, guidance: Guidance) -> BestStep | None:
+        if self.request.options.keep != "best":
+            return None
+        if self.models.scorer is None:
+            raise UsageError("keep best needs a pack with a scorer: keep the last step")
+        return BestStep(self.models.scorer, *self._judged_by(self.models.scorer), guidance)
+
+    def _judged_by(self, scorer: Scorer) -> tuple[Tensor, list[float]]:
+        """The parts of the prompt as the scorer embeds them, (P, E), and their weights."""
+        parts = prompt_parts(self.request)
+        return scorer.embed([part.text for part in parts]), [part.weight for part in parts]
+
+    def _record_start(self, guidance: Guidance) -> None:
+        """Store the pictures that the run starts from as those of step 0, if any steps are stored."""
+        if self._folder is not None and self.request.options.show_every:
+            latent, codes = guidance.shown()
+            self._folder.save_step(0, guidance.batch.pictures, latent, codes, guidance.decode(latent).clamp(0, 1))
+
     def _record(self, step: Step, guidance: Guidance, number: int) -> None:
         self._events += step.events
         if self._folder is None:
@@ -136,23 +174,38 @@ class GuidedRun:
         line: dict[str, Any] = {"step": step.step, **step.losses}
         if len(self.batches) > 1:
             line = {"group": number, **line}
+        if step.scores:
+            line["scorer"] = step.scores
         if step.events:
             line["events"] = step.events
+        if step.note:
+            line["note"] = step.note
         self._folder.add_losses(line)
         if step.shown:
-            self._folder.save_step(step)
+            self._folder.save_step(step.step, step.pictures, *step.latent(), step.images())
         if step.shown or step.step % SAVE_EVERY == 0:
             self._save_checkpoint(number, guidance.snapshot())
 
     @torch.no_grad()
     def _finish(self, number: int, guidance: Guidance) -> None:
-        latent, codes = guidance.shown()
+        state = guidance.state
+        latent, codes = guidance.shown() if state.kept is None else guidance.kept(state.kept)
+        steps = kept_steps(state, len(latent))
         pictures = [to_pil(image) for image in guidance.decode(latent)]
-        scores = self._scores(pictures)
-        for row, index in enumerate(guidance.batch.pictures):
-            manifest = self._manifest(index, scores[row], guidance)
-            result = Result(pictures[row], scores[row], codes[row].cpu(), latent[row].detach().cpu(), manifest)
+        results = [
+            Result(picture, score, codes[row].cpu(), latent[row].detach().cpu(), manifest)
+            for row, (picture, score) in enumerate(zip(pictures, self._scores(pictures), strict=True))
+            for manifest in [self._manifest(guidance.batch.pictures[row], score, steps[row], guidance)]
+        ]
+        if self.models.scorer is not None:
+            texts, weights = self._judged_by(self.models.scorer)
+            results = self.models.scorer.judge(results, pictures, texts, weights)
+        self.steps_taken = max(self.steps_taken, state.step)
+        for row, result in enumerate(results):
+            index = guidance.batch.pictures[row]
             self._results[index] = result
+            if state.kept is not None:
+                self.starts[index] = state.first_scores[row]
             if self._folder is not None:
                 self._folder.save_result(index, result)
                 self.paths[index] = self._folder.picture_path(index)
@@ -165,13 +218,13 @@ class GuidedRun:
         pixels = stack(pictures, clip.image_size).to(self.models.device)  # scored as saved: with 8 bits a channel
         return clip_scores(clip, pixels, texts, [part.weight for part in parts]).tolist()
 
-    def _manifest(self, index: int, score: float, guidance: Guidance) -> dict[str, Any]:
+    def _manifest(self, index: int, score: float, steps: int, guidance: Guidance) -> dict[str, Any]:
         return guided_manifest(
             self.request.to_json(),
             index,
             score,
             self._size,
-            guidance.state.step,
+            steps,
             asdict(guidance.plan),
             list(self._events),
             self.models.about,
@@ -188,6 +241,7 @@ class GuidedRun:
             return
         self._number, self._state = checkpoint.batch, checkpoint.state
         self._plan, self._events = checkpoint.plan, checkpoint.events
+        self.steps_taken = folder.steps_taken()
         for index in itertools.chain.from_iterable(self.batches[: self._number]):
             self._results[index] = folder.load_result(index)
             self.paths[index] = folder.picture_path(index)

@@ -29,6 +29,10 @@ class _Latent:
         """Interpolate the value to another grid (h, w)."""
         return F.interpolate(value, grid, mode="bilinear")
 
+    def codes(self, latent: Tensor) -> Tensor:
+        """The codes (B, h, w) nearest to what was decoded (B, d, h, w)."""
+        return self._nearest(latent)
+
     def _like(self, value: Tensor) -> Tensor:
         return self.codebook.to(value.dtype)
 

@@ -1,8 +1,13 @@
-"""Named sets of guidance options: the values of the classic notebook, and a gentle refinement of a sampled picture."""
+"""Named sets of guidance options: a picture drawn first and improved, one from random codes, the classic notebook's.
+
+Runs store what differs from the defaults of `GuideOptions`, so those never change; what is usual now stands here.
+"""
 
 from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
+    "sample": {"steps": 60, "init": "sample", "learning_rate": 0.03, "keep": "best"},
+    "random": {"init": "random", "keep": "best", "score_patience": 60},
     "notebook": {
         "steps": 400, "batch_size": 1, "show_every": 10, "learning_rate": 0.5, "wd": 0.15, "optimizer": "AdamW",
         "noise": 0.22, "w1": 1.0, "w2": 0.1, "alpha": 1.0, "beta": 0.5, "distance": "cosine",

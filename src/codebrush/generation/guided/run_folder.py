@@ -10,7 +10,7 @@ state.pt                       what a stopped run is resumed from
 """
 
 import json
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +24,6 @@ from torch import Tensor
 from codebrush.data.decoding.images import decode_image, read_manifest, save_png, to_pil
 from codebrush.errors import CodebrushError
 from codebrush.files import atomic_file, write_errors
-from codebrush.generation.guided.guidance import Step
 from codebrush.generation.guided.guidance_state import State
 from codebrush.generation.guided.memory_plan import MemoryPlan
 from codebrush.generation.result import Result
@@ -109,6 +108,12 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
         self._lines += 1
 
+    def steps_taken(self) -> int:
+        """The most steps that a batch has taken, by the losses; 0 without any."""
+        path = self.path / LOSSES_FILE
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        return max((json.loads(line)["step"] for line in text.splitlines()[: self._lines]), default=0)
+
     def truncate_losses(self) -> None:
         """Drop the lines after the checkpoint, whose steps will be taken again."""
         path = self.path / LOSSES_FILE
@@ -116,18 +121,17 @@ class RunFolder:
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[: self._lines]
             self._write(LOSSES_FILE, lambda part: part.write_text("".join(lines), encoding="utf-8"))
 
-    def save_step(self, step: Step) -> None:
-        """Store the pictures, latents and codes after a step, under its number."""
-        (latent, codes), images = step.latent(), step.images()
-        for row, index in enumerate(step.pictures):
-            name = f"{step.step:06d}_{index:02d}"
+    def save_step(self, step: int, pictures: Sequence[int], latent: Tensor, codes: Tensor, images: Tensor) -> None:
+        """Store the images, latents and codes of some pictures after a step, under its number."""
+        for row, index in enumerate(pictures):
+            name = f"{step:06d}_{index:02d}"
             save_png(to_pil(images[row]), self.path / "pictures" / f"{name}.png")
             self._save_tensors(f"latents/{name}.safetensors", {"latent": latent[row], "codes": codes[row]})
 
-    def step_latents(self, index: int) -> list[Tensor]:
-        """The latents (d, h, w) of picture `index` after each stored step, in order."""
+    def step_latents(self, index: int) -> dict[int, Tensor]:
+        """The latents (d, h, w) of picture `index` by the stored step after which they were, in order."""
         files = sorted((self.path / "latents").glob(f"*_{index:02d}.safetensors"))
-        return [load_file(file)["latent"] for file in files]
+        return {int(file.name.split("_")[0]): load_file(file)["latent"] for file in files}
 
     def picture_path(self, index: int) -> Path:
         """Where picture `index` lies when it is finished."""

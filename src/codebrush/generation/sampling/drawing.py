@@ -32,9 +32,10 @@ class Known:
 class Drawing:
     """What is to be drawn: weighted conditions for the painter; unit embeddings (P, E) that CLIP scores by.
 
-    `known` codes are kept. `unconditional` is what classifier-free guidance leads away from; None is the empty
-    condition. `bias` (N, K) is added to the logits of each position. `to_score` turns a drawn picture into what CLIP
-    scores, and `finish` into what is kept. `entry` is the method and its details in the manifest.
+    `judged_by` (P, E) are those of the pack's scorer, None if it has none or the drawing has no text. `known` codes are
+    kept. `unconditional` is what classifier-free guidance leads away from; None is the empty condition. `bias` (N, K)
+    is added to the logits of each position. `to_score` turns a drawn picture into what CLIP scores, and `finish` into
+    what is kept. `entry` is the method and its details in the manifest.
     """
 
     prompt: str
@@ -42,6 +43,7 @@ class Drawing:
     conditions: list[tuple[Condition, float]]
     texts: Tensor
     weights: list[float]
+    judged_by: Tensor | None = None
     known: Known | None = None
     unconditional: Condition | None = None
     bias: Tensor | None = None

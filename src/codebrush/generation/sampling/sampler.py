@@ -34,6 +34,7 @@ from codebrush.generation.result import Result
 from codebrush.generation.sampling.drawing import Drawing
 from codebrush.generation.sampling.painters import Painter
 from codebrush.generation.sampling.reranking import best_first, clip_scores
+from codebrush.generation.scoring import Scorer
 from codebrush.models.clip import CLIP
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import Pack, text_condition
@@ -98,6 +99,7 @@ class Sampler:
     vqgan: VQGAN
     painter: Painter
     device: torch.device
+    scorer: Scorer | None = None
 
     def require_image_embedding(self, remedy: str = "train one with image_share") -> None:
         """Raises PackError, which ends in `remedy`, if the painter was not trained on image embeddings."""
@@ -130,7 +132,7 @@ class Sampler:
         best: list[Result] = []
         for batch in batches(drawing.options.rerank):
             best += self.draw(drawing, batch, progress)
-            best = [best[index] for index in best_first([result.score for result in best])[: drawing.options.n]]
+            best = [best[index] for index in best_first([result.rank for result in best])[: drawing.options.n]]
         return [_finished(result, drawing) for result in best]
 
     def replay(self, manifest: Mapping[str, Any], prepare: Callable[[DrawOptions], Drawing] | None = None) -> Result:
@@ -167,8 +169,9 @@ class Sampler:
         condition = text_condition(self.clip, tokens, self.painter.config)
         rows = [condition.rows(slice(row, row + 1)) for row in range(len(parts))]
         embeddings = self.clip.encode_text(tokens)
-        entry = {"method": self.painter.method}
-        return Drawing(prompt, options, list(zip(rows, weights, strict=True)), embeddings, weights, entry=entry)
+        judged_by = None if self.scorer is None else self.scorer.embed(texts)
+        entry, pairs = {"method": self.painter.method}, list(zip(rows, weights, strict=True))
+        return Drawing(prompt, options, pairs, embeddings, weights, judged_by, entry=entry)
 
     @torch.no_grad()
     def draw(self, drawing: Drawing, batch: range, progress: Progress | None) -> list[Result]:
@@ -196,7 +199,10 @@ class Sampler:
             drawn_manifest(drawing.entry, drawing.prompt, o, index, score, size, about)
             for index, score in zip(batch, scores, strict=True)
         ]
-        return [Result(*row) for row in zip(pictures, scores, codes, latent, manifests, strict=True)]
+        results = [Result(*row) for row in zip(pictures, scores, codes, latent, manifests, strict=True)]
+        if self.scorer is None or drawing.judged_by is None:
+            return results
+        return self.scorer.judge(results, scored, drawing.judged_by, drawing.weights)
 
 
 def _finished(result: Result, drawing: Drawing) -> Result:

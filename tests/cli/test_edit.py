@@ -108,16 +108,17 @@ def test_guidance_starts_from_the_picture(
     given: dict[str, Any] = {}
     from codebrush.pipeline import Codebrush
 
-    whole = Codebrush.generate
+    whole = Codebrush.guide
 
-    def generate(self: Codebrush, prompt: str, **options: Any) -> Any:
+    def guide(self: Codebrush, *arguments: Any, **options: Any) -> Any:
         given.update(options)
-        return whole(self, prompt, **{**options, "steps": 2, "cutouts": 2})
+        return whole(self, *arguments, **{**options, "steps": 2, "cutouts": 2, "show_every": 1})
 
-    monkeypatch.setattr(Codebrush, "generate", generate)
+    monkeypatch.setattr(Codebrush, "guide", guide)
     command = ["edit", str(picture), "a dog", "--method", "guide", "--strength", "0.25", "--pack", pack]
     report = report_of([*command, "--out", str(tmp_path)], capsys)
     assert (given["init"], given["init_weight"]) == (str(picture), 15.0)
+    assert report["images"][0]["seed"] == 0
     assert Image.open(report["images"][0]["path"]).size == (32, 32)
 
 

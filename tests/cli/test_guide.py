@@ -59,7 +59,9 @@ def test_a_run_lies_in_its_folder_and_prints_its_steps(
         expected = {"quantise": False, "extra": ["red", "round"], "optimizer": "Adam", "steps": 4}
         assert expected.items() <= manifest["options"].items()
     figures = r"loss \d\.\d{3}  similarity -?\d\.\d{3}(  \d+\.\d+ steps/s)?"
-    lines = [f"picture {picture} of 2  step {step}/4" for picture in (1, 2) for step in (2, 4)]
+    lines = [
+        f"picture {picture} of 2  step {step}/4" for picture in (1, 2) for step in (1, 2, 3, 4)
+    ]  # each in the film
     assert re.fullmatch("".join(rf"{line}  {figures}\n" for line in lines), output.err)
 
 
@@ -84,13 +86,13 @@ def test_the_report_names_the_folder_and_the_video(run_folder: Path, capsys: pyt
     video = run_folder / "sub" / "my film.gif"
     assert generate("--resume", run_folder, "--video", video, "--fps", 5, "--between", 3) == 0
     output = capsys.readouterr()
-    assert output.err == ""
+    assert output.err == f"codebrush: the run in {run_folder} was finished already: no step was left to take\n"
     lines = output.out.splitlines()
     assert lines[1].split()[0] == str(run_folder / "picture_00.png")
     assert lines[2:4] == [f"run: {run_folder}", f"video: {video}"]
     with Image.open(video) as film:
         lengths = [frame.info["duration"] for frame in ImageSequence.Iterator(film)]
-    assert sum(lengths) == (2 + 3) * 200  # Pillow shows one of several frames that are alike for longer
+    assert sum(lengths) == (3 + 2 * 3) * 200  # Pillow shows one of several frames that are alike for longer
 
 
 def interrupt_after(steps: int) -> None:
@@ -123,12 +125,39 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_pixels(
     assert found
     assert found[1] in ("3", "4")
     resumed = generate_json(capsys, "--resume", broken, "--method", "guide")
+    assert "video" not in resumed
     unbroken = generate_json(capsys, *command, "--out", whole)
     assert resumed["steps"] == unbroken["steps"] == 8
     assert resumed["images"][0]["clip_score"] == unbroken["images"][0]["clip_score"]
     first, second = (Image.open(report["images"][0]["path"]) for report in (resumed, unbroken))
     assert first.tobytes() == second.tobytes()
     assert (broken / "losses.jsonl").read_text() == (whole / "losses.jsonl").read_text()
+
+
+def test_a_resumed_run_makes_the_video_that_it_was_begun_with(
+    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("a dog", "--method", "guide", "--steps", 8, "--cutouts", 2, "--pack", micro_pack)
+    video = ("--video", "webp", "--fps", 20, "--between", 1)
+    interrupt_after(4)
+    assert generate(*command, *video, "--out", tmp_path / "broken") == 130
+    resumed = generate_json(capsys, "--resume", tmp_path / "broken")
+    whole = generate_json(capsys, *command, *video, "--out", tmp_path / "whole")
+    assert resumed["video"] == str(tmp_path / "broken" / "video.webp")
+    assert Path(resumed["video"]).read_bytes() == Path(whole["video"]).read_bytes()
+    other = generate_json(capsys, "--resume", tmp_path / "broken", "--video", "gif", "--fps", 5)
+    with Image.open(other["video"]) as film:
+        lengths = [frame.info["duration"] for frame in ImageSequence.Iterator(film)]
+    assert sum(lengths) == (9 + 8) * 200  # with --between as before
+
+
+def test_a_video_lasts_ten_seconds_if_nothing_else_is_asked_for(
+    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("a dog", *SHORT, "--pack", micro_pack, "--out", tmp_path / "run", "--video", "gif")
+    with Image.open(generate_json(capsys, *command)["video"]) as film:
+        lengths = [frame.info["duration"] for frame in ImageSequence.Iterator(film)]
+    assert 10_000 <= sum(lengths) <= 11_000  # milliseconds
 
 
 def test_a_run_finds_its_pack_or_asks_for_it(
@@ -158,10 +187,10 @@ def test_flags_of_sampling_shape_the_start(
     micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ("a dog", *SHORT, "--steps", 0, "--pack", micro_pack, "--cfg", 2, "--rerank", 3)
-    assert generate(*command, "--out", tmp_path / "out") == 2
+    assert generate(*command, "--init", "random", "--out", tmp_path / "out") == 2
     assert re.fullmatch(r"codebrush: cfg is for drawing codes: .*\n", capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
-    report = generate_json(capsys, *command, "--init", "sample", "--out", tmp_path / "out")
+    report = generate_json(capsys, *command, "--out", tmp_path / "out")
     sampling = read_manifest(report["images"][0]["path"])["sampling"]
     assert (sampling["cfg"], sampling["rerank"]) == (2.0, 3)
 

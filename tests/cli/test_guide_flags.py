@@ -13,6 +13,7 @@ import typer
 from codebrush.cli.guide_flags import with_guide_flags
 from codebrush.cli.main import run
 from codebrush.generation.guided.guide_options import GuideOptions
+from codebrush.generation.guided.presets import PRESETS
 
 OPTIONS = dataclasses.fields(GuideOptions)
 
@@ -51,14 +52,16 @@ def test_every_option_is_under_its_topic_with_its_default(
     flag = f"--{option.name.replace('_', '-')}"
     text = entry(help_sections[f"Guidance: {option.metadata['topic']}"], flag)
     default = option.default
+    from_picture, from_noise = (PRESETS[name].get(option.name, default) for name in ("sample", "random"))
     assert " ".join(option.metadata["help"].split()).rstrip(".") in re.sub(r"(\w)- (\w)", r"\1-\2", text)
     assert all(choice in text for choice in option.metadata.get("choices", ()))
     if isinstance(default, bool):
         assert f"--no-{flag[2:]} " in text
         assert text.endswith("[on]" if default else "[off]")
     elif default is not None and default != ():
-        shown = text[text.rindex("[") + 1 : -1]
-        assert shown == default if isinstance(default, str) else float(shown) == default
+        shown = text[text.rindex("[") + 1 : -1].split("; from noise ")
+        expected = [from_picture] if from_picture == from_noise else [from_picture, from_noise]
+        assert [each if isinstance(default, str) else float(each) for each in shown] == expected
 
 
 def called_with(*arguments: str) -> dict[str, Any]:

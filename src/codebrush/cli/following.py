@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from codebrush.cli.output import check_folder
 from codebrush.cli.saving import picture_entry
-from codebrush.errors import CodebrushError
+from codebrush.errors import CodebrushError, UsageError
 from codebrush.files import write_json
 
 if TYPE_CHECKING:
@@ -42,13 +42,15 @@ class Afterwards:
         """What is `given` and not None; of a resumed run else what it began with.
 
         Raises:
-            UsageError: if a video cannot be written there.
+            UsageError: if a video cannot be written there, or what is given is for one that nobody asked for.
             CodebrushError: if what it began with cannot be read.
         """
         before = _read(folder / FILE) if resumed and (folder / FILE).exists() else {}
         found = cls(**{**before, **{name: value for name, value in given.items() if value is not None}})
         if found.video is not None:
             found.video_file(folder)
+        elif useless := [name for name in ("fps", "between") if given[name] is not None]:
+            raise UsageError(f"--{useless[0]} is for a video: add --video mp4")
         return found
 
     @property

@@ -136,8 +136,6 @@ def _check_flags(context: typer.Context) -> None:
         refuse(spelt, RETRIEVAL_NAMES, "is an option of retrieval: add --method retrieve")
     if values["method"] != Method.FLOW:
         refuse(spelt, FLOW_NAMES, "is an option of the flow: add --method flow")
-    if values["video"] is None and values["resume"] is None:
-        refuse(spelt, VIDEO_NAMES, "is for a video: add --video mp4")
 
 
 def _drawn(values: dict[str, Any], tuning: dict[str, Any], guidance: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Makes decoys to train a judge with: pictures that another CLIP was led to by guidance from noise, without becoming what
-their captions say.
+"""Makes decoys to train a scorer with: pictures that guidance by another CLIP made and that show nothing.
 
-    python recipes/emoji/decoys.py emoji.parquet --clip emoji --clip runs/emoji/clip-all-styles/model --count 600 --out runs/emoji/decoys
+    python recipes/emoji/decoys.py emoji.parquet --clip emoji --clip runs/emoji/clip-all-styles/model \
+        --count 150 --out runs/emoji/decoys
 
-Each is a 64 pixel square that the CLIPs in turn guided towards a label of the train split, from random, sine, fractal or
-gradient latents, with learning rates and lengths that vary. A folder of pictures with a caption file beside each; run again,
-it goes on where it stopped.
+Each is a square of 64 pixels that the CLIPs, in turn, guided towards a label of the train split, from random, sine,
+fractal or gradient latents, with learning rates and numbers of steps that vary. The folder has a caption file beside
+each picture; run again, the script goes on where it stopped.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from codebrush import Codebrush
 from codebrush.data.decoding.images import save_png
 from codebrush.files import atomic_file
 
-SIZE = 64  # pixels: what a small CLIP reads
+SIZE = 64  # pixels, as the scorer reads them
 INITS = ("random", "sine", "fractal", "gradient")
 RATES = (0.03, 0.05, 0.1, 0.2)
 STEPS = (15, 30, 45)
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("parquet")
     parser.add_argument("--pack", default="emoji", help="the pack whose VQGAN draws")
     parser.add_argument("--clip", action="append", required=True, help="pack or folder of a CLIP that guides")
-    parser.add_argument("--count", type=int, default=600)
+    parser.add_argument("--count", type=int, default=150)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     brush = Codebrush.from_pretrained(given.pack)

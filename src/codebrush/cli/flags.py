@@ -1,5 +1,6 @@
 """Flags that many commands share, and the check that no flag was given which has no effect."""
 
+import shlex
 from collections.abc import Container
 from enum import StrEnum
 from typing import Annotated
@@ -42,6 +43,19 @@ def given_flags(context: typer.Context) -> dict[str, str]:
         if source is not None and source.name != "DEFAULT":
             given[param.name] = param.opts[0] if param.param_type_name == "option" else f"a {param.name}"
     return given
+
+
+def same_command(context: typer.Context, *more: str) -> str:
+    """The command line that was given, as a shell reads it, with `more` flags behind it that it did not have."""
+    words, given = context.command_path.split(), given_flags(context)
+    for param in context.command.params:
+        value = context.params.get(param.name or "")
+        if param.name not in given or param.opts[0] in more:
+            continue
+        flag = [param.opts[0]] if param.param_type_name == "option" else []
+        for each in value if isinstance(value, list | tuple) else [value]:
+            words += flag if each is True else [*flag, str(each)]
+    return shlex.join([*words, *more])
 
 
 def refuse(given: dict[str, str], unwanted: Container[str], reason: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codebrush.data.decoding.images import size_of
 from codebrush.data.pixel_cache import PixelCache, decode_once
 from codebrush.data.sources.captioned_images import CaptionedImages, open_source
 from codebrush.text.tokenizer import Tokenizer
@@ -68,6 +69,10 @@ class Captioned:
     def captions(self, row: int) -> list[str]:
         """Every caption that the templates make of a row."""
         return self.source.captions(self.pixels.rows[row])
+
+    def sides(self, rows: Sequence[int] | np.ndarray) -> list[int]:
+        """The shorter side of the pictures of `rows` in their files, in pixels."""
+        return [min(size_of(self.source.contents(self.pixels.rows[row]))) for row in rows]
 
 
 @dataclass(frozen=True)

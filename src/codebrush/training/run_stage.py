@@ -50,12 +50,14 @@ def run_stage(
     resume: bool = False,
     start: PretrainedModel | None = None,
     saved: Callable[[], None] | None = None,
+    until: float | None = None,
 ) -> PretrainedModel:
     """Train to the plan's last step and return the averaged network, which is also saved in `folder`/model.
 
     With `resume`, a stage that began in `folder` continues with the plan and the pictures that it began with. `saved`
-    is called at each checkpoint. A tokenizer of the stage's own is added to `materials`. If the plan asks for several
-    processes each of them runs this, and the first writes.
+    is called at each checkpoint; `until` is the time of `time.monotonic` after which no step begins. A tokenizer of the
+    stage's own is added to `materials`. If the plan asks for several processes each of them runs this, and the first
+    writes.
 
     Raises:
         TrainingError: if `folder` holds a stage and `resume` is not given, the pictures are not those it began with, a
@@ -83,7 +85,7 @@ def run_stage(
         write_plan(replace(plan, facts={**plan.facts, **_fingerprints(prepared)}), folder)
     fabric.barrier()
     hooks = stage.hooks(plan, prepared, folder)
-    trained = Loop(task, plan.loop, folder, fabric, saved, hooks).run()
+    trained = Loop(task, plan.loop, folder, fabric, saved, hooks).run(until=until)
     assert isinstance(trained, PretrainedModel)
     if fabric.is_global_zero:
         save_model(trained, prepared.tokenizers.get(stage.name), folder)
@@ -97,7 +99,7 @@ def run_stage(
 def run_figures(plan: StagePlan, network: PretrainedModel, folder: Path, seconds: float) -> dict[str, Any]:
     """What a finished run reports: its steps, parameters, seconds, last metrics, and its gate if it had one."""
     figures = {
-        "steps": plan.loop.last,
+        "steps": int(last_metrics(folder).get("step", plan.loop.last)),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "seconds": round(seconds, 1),
         "metrics": last_metrics(folder),

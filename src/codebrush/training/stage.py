@@ -114,6 +114,10 @@ class Size:
     batch_size: int
     examples: int
 
+    def least(self, started: bool) -> int:
+        """The pictures that must be seen for a network of any use: fewer where it is `started` from a trained one."""
+        return self.examples // (200 if started else 2)
+
 
 def halvings(image_size: int) -> int:
     """How often a VQGAN within a budget halves pictures of `image_size` pixels: 1 to 3 times, GRID codes at least."""
@@ -127,6 +131,11 @@ class Stage(ABC):
     recipe: ClassVar[type]  # a frozen dataclass with its settings
     optional: ClassVar[bool] = True  # whether the recipes of a pack may leave it out
     share: ClassVar[float] = 0.0  # of a time budget; 0: trained only where a recipe asks for it
+    served_first: ClassVar[bool] = False  # whether it gets what it needs of a budget before the others
+    start_rate: ClassVar[float] = (
+        0.3  # within a budget: learning rate of a trained network, as a share of a fresh one's
+    )
+    bound_to: ClassVar[tuple[str, ...]] = ()  # members whose outputs it learned: beside others it is of no use
     replays: ClassVar[bool] = False  # whether its plan may have `replay` and `gate`
     sets_image_size: ClassVar[bool] = False  # whether the pictures of a pack are as large as its recipe says
     renamed: ClassVar[tuple[tuple[str, str], ...]] = ()  # fields of the recipe: earlier and present name
@@ -192,6 +201,6 @@ class Stage(ABC):
         """The materials with what a pack has beside the trained network, made within `seconds` if there is a budget."""
         return materials
 
-    def kept(self, pack: Pack, image_size: int) -> PretrainedModel | None:
-        """The member of a pack to begin from, if the new pack keeps it when this stage is not trained."""
-        return None
+    def unfit(self, start: Any, image_size: int) -> str:
+        """Why a network with the config `start` is no good beginning for pictures of this size; "" if it is one."""
+        return ""

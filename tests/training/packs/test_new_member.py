@@ -58,7 +58,18 @@ def test_it_is_trained_packed_and_opened_and_a_resumed_training_ends_at_the_same
     recipes: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "pack"
-    given = ["train", str(shapes), "--out", str(out), "--recipes", str(recipes), "--tokenizer", "bpe", "--json"]
+    given = [
+        "train",
+        str(shapes),
+        "--out",
+        str(out),
+        "--recipes",
+        str(recipes),
+        "--tokenizer",
+        "bpe",
+        "--json",
+        "--keep-work",
+    ]
     assert command(given) == 0
     report = json.loads(capsys.readouterr().out)
     assert list(report["stages"]) == ["clip", "vqgan", "transformer", "colour"]

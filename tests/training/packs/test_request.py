@@ -44,6 +44,7 @@ def out(tmp_path: Path) -> Path:
     [
         {},
         {"budget": 90.0, "image_size": 32, "tokenizer": "bpe", "seed": 5, "threads": 2, "start": Path("emoji")},
+        {"keep_work": True, "start": None},
         {"source": SourceConfig("here", "train", ("a == b",), ("{x}", "{y}"), "x", "img", 7), "name": "n"},
         {"plans": {"transformer": PLAN}, "licence": "CC0-1.0"},
     ],
@@ -83,7 +84,25 @@ def test_what_is_not_given_again_is_taken_from_the_first_call(out: Path, tmp_pat
     moved = make_request(str(tmp_path), out, {"seed": 5}, resume=True)
     check_same(moved, first)
     assert (moved.source.source, moved.image_size) == (str(tmp_path), 32)
-    assert make_request("pictures", out, {}).budget == 3600
+    fresh = make_request("pictures", out, {})
+    assert (fresh.budget, fresh.start, fresh.image_size) == (3600, Path("emoji"), None)
+    assert make_request("pictures", out, {"start": Path("none")}).start is None
+
+
+def test_a_training_that_an_earlier_version_began_goes_on_as_it_began(out: Path):
+    write_request(make_request("pictures", out, {"budget": 90.0}))
+    path = work_folder(out) / "request.json"
+    stored = {
+        name: value for name, value in json.loads(path.read_text()).items() if name not in ("format", "keep_work")
+    }
+    for start, image_size, expected in (
+        (None, 64, 64),
+        ("emoji", 64, None),
+    ):  # the start's size counted, not image_size
+        path.write_text(json.dumps({**stored, "start": start, "image_size": image_size}))
+        first = make_request("pictures", out, {}, resume=True)
+        assert (first.start, first.image_size) == (start and Path(start), expected)
+        check_same(first, read_request(out))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +112,7 @@ def test_what_is_not_given_again_is_taken_from_the_first_call(out: Path, tmp_pat
         ({"tokenizer": "wordpiece"}, "--tokenizer is wordpiece but was bpe when"),
         ({"seed": 0}, "--seed is 0 but was 5 when"),
         ({"budget": 60.0}, r"--budget is 60\.0 but was 90\.0 when"),
-        ({"start": Path("emoji")}, "--from is emoji but was None when"),
+        ({"start": Path("none")}, "--from is None but was emoji when"),
         ({"split": "train"}, "--split is train but was None when"),
         ({"captions": ("x",)}, r"--caption is \['x'\] but was \[\] when"),
     ],
@@ -154,6 +173,11 @@ def one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["pictures", "--recipes", "r", "--budget", "5m"], "--budget does nothing with --recipes"),
         (["pictures", "--recipes", "r", "--seed", "1"], "--seed does nothing with --recipes"),
         (["pictures", "--from", "p", "--tokenizer", "bpe"], "--tokenizer does nothing with --from"),
+        (
+            ["pictures", "--budget", "12"],
+            "--budget 12 has no unit: write 12m for minutes, 12h for hours or 12s for seco",
+        ),
+        (["clip", "r.yaml", "--keep-work"], "--keep-work is for a whole pack"),
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused(
@@ -176,7 +200,7 @@ def test_the_command_refuses_what_differs_and_keeps_the_rest(
         (tmp_path / f"{stage}.yaml").write_text(yaml.safe_dump(values))
     out = tmp_path / "pack"
     start = ["train", str(shapes), "--out", str(out), "--tokenizer", "bpe", "--threads", "1"]
-    assert command([*start, "--recipes", str(tmp_path)]) == 0
+    assert command([*start, "--recipes", str(tmp_path), "--keep-work"]) == 0
     capsys.readouterr()
     resume = ["train", str(shapes), "--out", str(out), "--resume"]
     assert "--tokenizer is wordpiece but was bpe" in one_line([*resume, "--tokenizer", "wordpiece"], capsys)

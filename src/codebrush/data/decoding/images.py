@@ -127,6 +127,18 @@ def format_of(picture: bytes) -> str:
             return "RAW" if photo else readable_format(picture[:HEAD]) or image.format or ""
 
 
+def size_of(picture: bytes) -> tuple[int, int]:
+    """Width and height in pixels that a picture file states, without decoding it.
+
+    Raises:
+        ImageError: if it cannot be opened as a picture.
+    """
+    with _one_error():
+        image, photo = _opened(io.BytesIO(picture))
+        with image:
+            return photo or image.size
+
+
 def picture_list(pictures: Picture | Sequence[Picture]) -> list[Picture]:
     """`pictures` as a list, also when a single one is given."""
     return [pictures] if isinstance(pictures, Image.Image | str | Path) else list(pictures)

@@ -5,6 +5,7 @@ Everything random in step s is drawn from streams seeded by (seed, s), and the r
 killed and resumed goes through the same numbers as one that was not.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -146,11 +147,11 @@ class Loop:
         self.rows = self.hooks.rows or ShuffledRows(task.examples, config.batch_size, config.seed).of_step
         self.ema = EMA(self.plain[self.result], config.ema_decay)
 
-    def run(self, stop_after: int | None = None) -> nn.Module:
+    def run(self, stop_after: int | None = None, until: float | None = None) -> nn.Module:
         """Train and return the first network with its averaged weights, in eval mode.
 
-        With `stop_after` this call ends at that step, and the run can be resumed later. The hooks may end the run
-        earlier, and with another network.
+        With `stop_after` this call ends at that step, and the run can be resumed later. `until` is the time of
+        `time.monotonic` after which no step begins. The hooks may end the run earlier, and with another network.
 
         Raises:
             TrainingError: if the loss becomes infinite or NaN, or a checkpoint cannot be read or written.
@@ -166,21 +167,24 @@ class Loop:
                 batch = ready.result()
                 ready = loader.submit(self._load, self.step + 1)
                 self._train_step(batch)
-                self._after_step(last)
+                self._after_step(last, until)
                 if self._anywhere(interrupted()):
                     self.save()
                     raise KeyboardInterrupt
         return self.averaged() if self.hooks.result is None else self.hooks.result(self.averaged())
 
-    def time_steps(self, warm: int, timed: int) -> float:
-        """Seconds per step, averaged over `timed` steps after `warm` untimed ones; nothing is logged or saved."""
+    def time_steps(self, warm: int, timed: int, most: float = math.inf) -> float:
+        """Seconds per step, averaged over `timed` steps after `warm` untimed ones; nothing is logged or saved.
+
+        After `most` seconds no step begins, and the first ones count where there are no others.
+        """
         self._prepare()
-        started = 0.0
-        for step in range(warm + timed):
-            if step == warm:
-                started = time.monotonic()
-            self._train_step(self._load(step))
-        return (time.monotonic() - started) / timed
+        ends = [time.monotonic()]
+        while len(ends) <= warm + timed and (len(ends) == 1 or ends[-1] - ends[0] < most):
+            self._train_step(self._load(len(ends) - 1))
+            ends.append(time.monotonic())
+        first = min(warm, len(ends) - 2)
+        return (ends[-1] - ends[first]) / (len(ends) - 1 - first)
 
     def averaged(self) -> nn.Module:
         """The first network with its averaged weights, detached from the run."""
@@ -247,10 +251,11 @@ class Loop:
         with autocast(self.config.precision, self.fabric.device):
             return next(objectives, None)
 
-    def _after_step(self, last: int) -> None:
+    def _after_step(self, last: int, until: float | None) -> None:
         config, step = self.config, self.step
-        saving = step % config.checkpoint_every == 0 or step == last
         measured = self._check()
+        late = until is not None and self._anywhere(time.monotonic() >= until)
+        saving = step % config.checkpoint_every == 0 or step == last or late
         if step % config.log_every == 0 or saving or measured:  # nothing is saved that was not checked
             values = self.reporter.log(step)
             if self._anywhere(not all(np.isfinite(value) for value in values.values())):
@@ -265,6 +270,7 @@ class Loop:
                 self.reporter.preview(step, picture)
         if saving:
             self.save()
+        self.stopped |= late
 
     def _check(self) -> bool:
         """Let the hooks check the network, in the first process for all; returns whether there is a value to log."""

@@ -1,36 +1,76 @@
-"""Reads a --budget and splits it by the shares that the stages name in `training/tasks`. Imports nothing heavy.
+"""Reads a --budget and splits it among the stages, by the shares that they name in `training/tasks`. Imports nothing
+heavy.
 
 A wrong budget is reported at once.
 """
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from codebrush.errors import UsageError
 
 FINISH_SHARE = 0.02  # of a budget, at most, for what a stage adds to a pack beside its network
 FINISH_SECONDS = 5.0  # kept back for writing the pack
+SHEETS_SHARE = 0.03  # of a budget, kept back for the sheets of samples and reconstructions
+MOST_FOR_FIRST = 0.6  # of what is left, for the stage that is served before the others
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
+class Claim(NamedTuple):
+    """A stage's share of a budget and, of a stage that is served before the others, the seconds that it needs."""
+
+    share: float
+    needs: float = 0.0
+
+
 def parse_budget(text: str) -> float:
-    """Seconds of '60m', '90s', '2h' or '1.5d'; a bare number counts minutes. Raises UsageError for anything else."""
+    """Seconds of '60m', '90s', '2h' or '1.5d'. Raises UsageError for anything else, also for a bare number."""
     text = text.strip().lower()
-    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "m")
-    try:
-        seconds = float(number) * UNITS[unit]
-    except ValueError:
-        seconds = math.nan
-    if not math.isfinite(seconds) or seconds <= 0:
+    if (bare := _number(text)) is not None:
+        raise UsageError(
+            f"--budget {bare:g} has no unit: write {bare:g}m for minutes, {bare:g}h for hours or {bare:g}s for seconds"
+        )
+    number = _number(text[:-1])
+    if number is None or text[-1] not in UNITS or not math.isfinite(number * UNITS[text[-1]]):
         raise UsageError(f"--budget '{text}' is not a positive time: write it like 90s, 60m, 2h or 1d")
-    return seconds
+    return number * UNITS[text[-1]]
 
 
-def stage_seconds(budget: float, spent: float, shares: Sequence[float]) -> float:
-    """How long the next stage may take, of a `budget` in seconds of which `spent` are gone.
+def _number(text: str) -> float | None:
+    """The positive finite number that `text` is; None for any other text."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and number > 0 else None
 
-    `shares` are the weights of that stage and of those still to come (`Stage.share`). What is left, less
-    FINISH_SECONDS, is split in their proportion, so that time one stage saves or overruns is passed on to the rest.
+
+def spell_seconds(seconds: float) -> str:
+    """Seconds as --budget takes them, in whole units, rounded up: '90s', '6m', '2h'."""
+    for unit, least in (("h", 3 * UNITS["h"]), ("m", 2 * UNITS["m"])):
+        if seconds > least:
+            return f"{math.ceil(seconds / UNITS[unit])}{unit}"
+    return f"{math.ceil(seconds)}s"
+
+
+def seconds_left(budget: float, spent: float) -> float:
+    """What is left for training, of a `budget` in seconds of which `spent` are gone; the end of it is for finishing."""
+    return max(0.0, budget - spent - FINISH_SECONDS - SHEETS_SHARE * budget)
+
+
+def stage_seconds(left: float, claims: Sequence[Claim]) -> float:
+    """How long the next stage may take, of `left` seconds for it and the stages still to come, whose claims these are.
+
+    A stage that needs seconds is served first: it gets them, up to MOST_FOR_FIRST of what is left, or its share where
+    that is more. The others split the rest in proportion to their shares. Time that one stage saves or overruns is so
+    passed on to the rest.
     """
-    left = max(1.0, budget - spent - FINISH_SECONDS)
-    return max(1.0, left * (shares[0] / sum(shares)))
+    first = sum(claim.share for claim in claims if claim.needs)
+    total = sum(claim.share for claim in claims)
+    served = max(min(sum(claim.needs for claim in claims), MOST_FOR_FIRST * left), left * first / total)
+    if total == first:
+        served = left
+    if claims[0].needs:
+        return served
+    return (left - served) * claims[0].share / (total - first) if first else left * claims[0].share / total

@@ -21,6 +21,10 @@ class Clock:
         """Seconds since the first process began, without the pauses between processes."""
         return sum(self.seconds.values()) + time.monotonic() - self.last
 
+    def running(self) -> float:
+        """Seconds since the last call of `charge`."""
+        return time.monotonic() - self.last
+
     def charge(self, to: str = "between") -> None:
         """Count the time since the last call for the stage `to`, and store it for a process that resumes."""
         now = time.monotonic()

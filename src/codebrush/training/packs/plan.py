@@ -6,22 +6,25 @@ from collections.abc import Callable, Sequence
 from codebrush.training.stage import Size
 
 WARM_STEPS, TIMED_STEPS = 2, 3
+TIMING_SHARE = 0.1  # of the seconds of a stage, after which the timing of a size ends
+PLANNED = 0.95  # of the seconds of a stage are planned for, so that steps a little slower than timed fit as well
 
 
 def choose(candidates: Sequence[Size], seconds: float, time_steps: Callable[[Size], float]) -> tuple[Size, int, float]:
     """The largest size that sees enough pictures within `seconds`, its number of steps, and its seconds a step.
 
     `time_steps` trains a throw-away network of a size for a few steps and returns the seconds of one; the time that
-    takes is part of `seconds`. A larger size is tried only if the one before had time to spare.
+    takes is part of `seconds`. A larger size is tried only if the one before had time to spare. There may be
+    time for no step at all.
     """
     best: tuple[Size, int, float] | None = None
     started = time.monotonic()
     for size in candidates:
         per_step = time_steps(size)
-        left = max(0.0, seconds - (time.monotonic() - started))
-        steps = max(1, int(left / per_step))
+        left = max(0.0, PLANNED * seconds - (time.monotonic() - started))
+        steps = int(left / per_step)
         if best is not None and steps * size.batch_size < size.examples:
-            best = best[0], max(1, int(left / best[2])), best[2]
+            best = best[0], int(left / best[2]), best[2]
             break
         best = size, steps, per_step
         if steps * size.batch_size < 2 * size.examples:

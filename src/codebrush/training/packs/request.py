@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from codebrush.errors import TrainingError, UsageError
 from codebrush.files import write_json
+from codebrush.pack.pack import built_in_packs
 from codebrush.training.dataset import SourceConfig
 from codebrush.training.flattening import leaves
 from codebrush.training.recipes import plan_from_dict, read_recipes
@@ -19,20 +20,27 @@ from codebrush.training.stage import StagePlan
 
 REQUEST_FILE = "request.json"
 DEFAULT_BUDGET = 3600.0  # seconds, if neither a budget nor recipes are given
+DEFAULT_START = Path("emoji")  # the pack that a training within a budget begins from, unless another is named
+NO_START = Path("none")
+FORMAT = 2  # of the file; in the first one, the pack of `start` decided the size whatever image_size said
 # The pictures may have moved, because they are checked by content; name and licence are written at the end.
-MAY_CHANGE = ("source.source", "name", "licence")
+MAY_CHANGE = ("source.source", "name", "licence", "keep_work")
 FLAGS = {"start": "from", "plans": "recipes", "captions": "caption"}  # of fields that are not called like their flag
 
 
 @dataclass(frozen=True)
 class PackRequest:
-    """What `codebrush train SOURCE` was asked for; `plans` (from recipes) or `budget` (seconds) decide the sizes."""
+    """What `codebrush train SOURCE` was asked for; `plans` (from recipes) or `budget` (seconds) decide the sizes.
+
+    `start` is the pack to begin from, None for nothing; `image_size` None is the size of its pictures, or 64 without
+    one. With `keep_work` the work folder stays when the pack is written.
+    """
 
     source: SourceConfig
     out: Path
     budget: float | None = None
     plans: Mapping[str, StagePlan] = dataclasses.field(default_factory=dict)
-    image_size: int = 64
+    image_size: int | None = None
     tokenizer: str = "wordpiece"
     seed: int = 0
     threads: int = 0
@@ -40,6 +48,7 @@ class PackRequest:
     start: Path | None = None
     name: str = ""
     licence: str = "unspecified"
+    keep_work: bool = False
 
 
 def work_folder(out: Path) -> Path:
@@ -50,7 +59,8 @@ def work_folder(out: Path) -> Path:
 
 def make_request(source: str, out: Path, given: Mapping[str, Any], resume: bool = False) -> PackRequest:
     """The request of a command line. `given` holds its flags by the names of the fields; the folder `recipes` becomes
-    the plans. A resumed training takes everything else from the request that it began with."""
+    the plans. Without recipes a budget has a default, and so has `start`, for which "none" is nothing. A resumed
+    training takes everything else from the request that it began with."""
     values = dict(given)
     recipes = values.pop("recipes", None)
     chosen = {name: values.pop(name) for name in list(values) if name in SourceConfig.__dataclass_fields__}
@@ -61,12 +71,15 @@ def make_request(source: str, out: Path, given: Mapping[str, Any], resume: bool 
         rows, plans = read_recipes(recipes, rows)
     elif first is None:
         values.setdefault("budget", DEFAULT_BUDGET)
+        values.setdefault("start", DEFAULT_START)
+    if values.get("start") == NO_START:
+        values["start"] = None
     return replace(base, source=rows, out=out, plans=plans, resume=resume, **values)
 
 
 def write_request(request: PackRequest) -> None:
     """Store the request in the work folder."""
-    write_json(work_folder(request.out) / REQUEST_FILE, _values(request))
+    write_json(work_folder(request.out) / REQUEST_FILE, {"format": FORMAT, **_values(request)})
 
 
 def read_request(out: Path) -> PackRequest | None:
@@ -81,6 +94,8 @@ def read_request(out: Path) -> PackRequest | None:
         rows = TypeAdapter(SourceConfig).validate_python(values["source"])
         plans = {stage: plan_from_dict(plan, str(path)) for stage, plan in values["plans"].items()}
         start = None if values["start"] is None else Path(values["start"])
+        if values.pop("format", 1) == 1 and start is not None:
+            values["image_size"] = None
         return PackRequest(**{**values, "source": rows, "plans": plans, "start": start, "out": out})
     except FileNotFoundError:
         return None
@@ -108,6 +123,7 @@ def _values(request: PackRequest) -> dict[str, Any]:
     values = dataclasses.asdict(replace(request, plans={}))
     values["plans"] = {stage: dataclasses.asdict(plan) for stage, plan in request.plans.items()}
     if request.start is not None:  # a folder, or the name of a built-in pack
-        values["start"] = str(request.start.resolve() if request.start.exists() else request.start)
+        is_folder = str(request.start) not in built_in_packs() and request.start.exists()
+        values["start"] = str(request.start.resolve() if is_folder else request.start)
     del values["resume"], values["out"]
     return json.loads(json.dumps(values))

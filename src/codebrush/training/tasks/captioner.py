@@ -265,6 +265,7 @@ class CaptionerStage(Stage):
 
     member = MEMBERS["captioner"]
     recipe = CaptionerRecipe
+    bound_to = ("clip",)
     share = 0.11
     renamed = (("drill", "practice_share"), ("looking", "patch_label_steps"))
 

@@ -333,6 +333,7 @@ class CLIPStage(Stage):
             recipe.loss,
             loop.warmup_steps,
             texts=recipe.texts,
+            by_recipe="budget_seconds" not in plan.facts,
         )
         return Hooks(rows, diagnostics.remarks, check, result)
 

@@ -39,7 +39,7 @@ class CLIPDiagnostics:
 
     `examples` and `batch_size` count rows over all processes, including those of a replayed set; `warmup` is in steps.
     A loss or temperature counts as stuck after `patience` lines. `texts` is the number of negatives of each picture
-    beside those of its batch.
+    beside those of its batch. Settings of a recipe are named only if the run is `by_recipe`.
     """
 
     batch_size: int
@@ -48,6 +48,7 @@ class CLIPDiagnostics:
     warmup: int = 0
     patience: int = 5
     texts: int = 0
+    by_recipe: bool = True
     _losses: deque[float] = field(init=False)
     _scales: deque[float] = field(init=False)
     _reported: set[str] = field(init=False, default_factory=set)
@@ -69,26 +70,28 @@ class CLIPDiagnostics:
         if self.examples < 2 * self.batch_size:
             yield (
                 "examples",
-                f"{self.examples} pictures are fewer than two batches of {self.batch_size}: add pictures, or lower "
-                "loop.batch_size",
+                f"{self.examples} pictures are fewer than two batches of {self.batch_size}: add pictures"
+                + (", or lower loop.batch_size" if self.by_recipe else ""),
             )
         sides = (self.batch_size + self.texts, self.batch_size)
         guess, patient = sum(guessing_loss(side, self.loss) for side in sides) / 2, len(self._losses) == self.patience
         if patient and abs(sum(self._losses) / self.patience - guess) <= NEAR * guess:
             yield (
                 "stuck",
-                f"the loss is stuck at {guess:.2f} up to step {step}, that of a guess among {sides[0]}: raise "
-                "recipe.learning_rate or loop.batch_size, and check that the captions fit their pictures",
+                f"the loss is stuck at {guess:.2f} up to step {step}, that of a guess among {sides[0]}: "
+                + ("raise recipe.learning_rate or loop.batch_size, and " if self.by_recipe else "")
+                + "check that the captions fit their pictures",
             )
         if patient and min(self._scales) >= AT_CLAMP * MAX_LOGIT_SCALE:
             yield (
                 "clamp",
-                f"the temperature is at its clamp (logit_scale {MAX_LOGIT_SCALE:.0f}) at step {step}: lower "
-                "recipe.learning_rate, or add pictures",
+                f"the temperature is at its clamp (logit_scale {MAX_LOGIT_SCALE:.0f}) at step {step}: "
+                + ("lower recipe.learning_rate, or add pictures" if self.by_recipe else "add pictures"),
             )
         if (share := values.get("clashing", 0.0)) > CLASHING:
             yield (
                 "clashing",
-                f"{share:.0%} of a batch have the caption of another group: name source.group (--group), a column "
-                "that is equal where captions mean the same",
+                f"{share:.0%} of a batch have the caption of another group: name "
+                + ("source.group (--group)" if self.by_recipe else "--group")
+                + ", a column that is equal where captions mean the same",
             )

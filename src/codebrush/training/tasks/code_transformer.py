@@ -267,6 +267,7 @@ class CodeTransformerStage(Stage):
 
     member = MEMBERS["transformer"]
     recipe = TransformerRecipe
+    bound_to = ("clip", "vqgan")
     optional = False
     share = 0.28
 

@@ -155,6 +155,7 @@ class FlowStage(Stage):
 
     member = MEMBERS["flow"]
     recipe = FlowRecipe
+    bound_to = ("clip", "vqgan")
 
     def make(self, plan: StagePlan, materials: Materials) -> FlowTransformer:
         """A fresh network for the latents of the VQGAN, over the whole picture."""

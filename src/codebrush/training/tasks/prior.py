@@ -89,6 +89,7 @@ class PriorStage(Stage):
 
     member = MEMBERS["prior"]
     recipe = PriorRecipe
+    bound_to = ("clip",)
     share = 0.02
 
     def make(self, plan: StagePlan, materials: Materials) -> Prior:

@@ -173,11 +173,5 @@ class TranslatorStage(Stage):
         """The picture size of the pack that the CLIP is from."""
         return super().picture_size(models, pack) if pack is None else pack.image_size
 
-    def kept(self, pack: Pack, image_size: int) -> Translator | None:
-        """The pack's translator if it takes pictures of the size; it depends on no other member."""
-        if not pack.has(self.name) or image_size % pack.translator.config.factor:
-            return None
-        return pack.translator
-
 
 STAGE = TranslatorStage()

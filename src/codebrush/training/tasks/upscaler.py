@@ -83,7 +83,7 @@ def fitting_target(data: Captioned, image_size: int, scale: int) -> int:
     Pictures enlarged beyond their size would teach blur.
     """
     numbers = evenly(len(data), SAMPLED)
-    usual = int(np.median([min(data.source.image(data.pixels.rows[number]).size) for number in numbers]))
+    usual = int(np.median(data.sides(numbers)))
     step = scale * LEAST_SIDE
     return min(scale * image_size, max(step, usual)) // step * step
 

@@ -21,7 +21,7 @@ from codebrush.pack.members import MEMBERS
 from codebrush.training.dataset import Captioned, evenly
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
-from codebrush.training.stage import Materials, Size, Stage, StagePlan, halvings
+from codebrush.training.stage import GRID, Materials, Size, Stage, StagePlan, halvings
 from codebrush.training.tasks.augmentation import Augmentation, draw_affine, move
 from codebrush.training.tasks.gan import DISCRIMINATOR, discriminator_objective, with_discriminator
 from codebrush.training.tasks.perceptual import perceptual_distance
@@ -196,6 +196,8 @@ class VQGANStage(Stage):
     recipe = VQGANRecipe
     optional = False
     share = 0.33
+    start_rate = 1.0
+    served_first = True  # a grey tokenizer makes everything after it grey
     sets_image_size = True
 
     def make(self, plan: StagePlan, materials: Materials) -> VQGAN:
@@ -210,6 +212,15 @@ class VQGANStage(Stage):
         """The training of a VQGAN, with the perceptual distance that the recipe names."""
         distance = perceptual_distance(plan.recipe, materials)
         return VQGANTask(network, plan.recipe, materials.data, plan.loop.steps, distance)
+
+    def unfit(self, start: VQGANConfig, image_size: int) -> str:
+        """Why a VQGAN with this config makes too few codes of a picture; "" if there are enough."""
+        few = image_size < GRID * start.factor
+        return f"has {start.factor} pixels a code, too many for pictures of {image_size}" if few else ""
+
+    def adapt(self, recipe: VQGANRecipe, materials: Materials, start: VQGAN | None, wordpiece: bool) -> VQGANRecipe:
+        """The recipe without a discriminator if training begins from a network, whose decoder has had one."""
+        return recipe if start is None else replace(recipe, adversarial=0.0, l2=4.0)
 
     def sizes(self, image_size: int) -> Sequence[Size]:
         """Three sizes, with up to 8 pixels a code."""

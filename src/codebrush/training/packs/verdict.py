@@ -1,0 +1,89 @@
+"""Judges a trained pack in plain words, by what was measured: how well it reconstructs, and what its painter saw."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from codebrush.data.contact_sheet import contact_sheet
+from codebrush.data.decoding.images import to_pil
+from codebrush.models.vqgan import VQGAN
+from codebrush.training.dataset import evenly
+from codebrush.training.packs.budget import spell_seconds
+from codebrush.training.stage import Materials
+from codebrush.training.tasks.psnr import psnr
+
+MEASURED, SHOWN = 32, 16  # pictures that are reconstructed, and those of them on the sheet
+BATCH = 8
+LOOKS = (  # what a reconstruction of at most so many dB looks like
+    (17.0, "expect fog: little more than the main colours"),
+    (22.5, "expect blur: large shapes and colours, nothing small"),
+    (25.0, "expect soft pictures: shapes are clear, detail is lost"),
+    (28.0, "expect good pictures without fine detail"),
+    (math.inf, "expect pictures close to the originals"),
+)
+# dB that twice the time gains a VQGAN that began from a trained one, and a fresh one, as docs/training.md measured it,
+# and the most that the built-in pack's own training reached, in hours: from itself, and in its first part
+GAINS = {True: (0.8, 28.0), False: (1.8, 23.0)}
+HOUR = 3600.0
+BUILT_IN_SAW = 241_600  # pictures in the training of the built-in pack's transformer, steps times batch size
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of a pack: the PSNR of its reconstructions in dB, whether it has a painter, the budget in seconds
+    and the figures of its stages."""
+
+    psnr: float
+    draws: bool
+    budget: float | None
+    figures: Mapping[str, Any]
+
+
+@torch.no_grad()
+def reconstruct(materials: Materials) -> tuple[float, Image.Image]:
+    """The mean PSNR in dB of pictures of the training through the VQGAN's codes, and a sheet of some of them: a row of
+    originals above a row of reconstructions."""
+    vqgan = materials.need(VQGAN).eval()
+    rows = evenly(len(materials.data), MEASURED)
+    true = materials.data.images(rows).float() / 255
+    rebuilt = torch.cat([vqgan(images).images.clamp(0, 1) for images in true.split(BATCH)])
+    figure = float(psnr(rebuilt, true, each=True))
+    shown = evenly(len(true), SHOWN)
+    half = -(-len(shown) // 2)
+    lines = [images[part] for part in (shown[:half], shown[half:]) for images in (true, rebuilt)]
+    return figure, contact_sheet([to_pil(image) for line in lines for image in line], columns=half)
+
+
+def verdict(measured: Measured) -> list[str]:
+    """What to expect of a pack, one sentence a line."""
+    looks = next(words for most, words in LOOKS if measured.psnr <= most)
+    lines = [f"reconstruction {measured.psnr:.1f} dB: {looks}"]
+    if better := _with_more_time(measured):
+        lines[0] += f"; {better}"
+    if not measured.draws:
+        return [*lines, "it has no code transformer: it draws by --method guide only"]
+    seen = measured.figures.get("transformer", {}).get("pictures")
+    if seen is not None and seen < BUILT_IN_SAW:
+        lines.append(
+            f"drawings: its transformer saw {seen:,} pictures, that of emoji {BUILT_IN_SAW:,}, with which it draws "
+            "simple things: expect less"
+        )
+    return lines
+
+
+def _with_more_time(measured: Measured) -> str:
+    """What more time would give, by the gains that were measured; "" where it would give little."""
+    vqgan, budget = measured.figures.get("vqgan"), measured.budget
+    if vqgan is None or budget is None:
+        return ""
+    per_double, most = GAINS[vqgan["from"] != "nothing"]
+    longer = HOUR if budget < HOUR / 1.5 else 8 * budget
+    reached = min(measured.psnr + per_double * math.log2(longer / budget), most)
+    if reached < measured.psnr + 0.5:
+        return ""
+    named = "an hour" if longer == HOUR else spell_seconds(longer)
+    return f"{named} gives about {reached:.0f} dB"

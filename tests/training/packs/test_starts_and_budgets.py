@@ -1,0 +1,137 @@
+"""What a pack begins from, what a budget is enough for, and what is said about both."""
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from micro_plans import BUDGET, PLANS, request
+
+from codebrush.cli.main import run as command
+from codebrush.data.synthetic.scene_folder import write_shapes
+from codebrush.errors import TrainingError, UsageError
+from codebrush.pack.pack import open_pack
+from codebrush.previews import draw_preview
+from codebrush.training.engine.loop import Loop
+from codebrush.training.packs.budget import parse_budget
+from codebrush.training.packs.pack_training import train_pack
+from codebrush.training.packs.start import Start
+from codebrush.training.registry import STAGES
+
+
+def test_the_work_is_deleted_with_the_pack_written_and_nothing_else_is_left(shapes: Path, tmp_path: Path):
+    report = train_pack(request(shapes, tmp_path / "micro", keep_work=False), lambda text: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["micro"]
+    assert "work" not in report
+
+
+def test_a_pack_names_what_it_began_from_and_the_licence_of_that(pack, shapes: Path, tmp_path: Path):
+    train_pack(request(shapes, tmp_path / "second", start=pack[0], licence="CC BY 4.0"), lambda text: None)
+    info = open_pack(tmp_path / "second").info
+    assert info["licence"] == "CC BY 4.0; begun from micro: CC0-1.0"
+    began = info["provenance"]["start"]
+    assert (began["pack"], began["sha256"], began["kept"]) == ("micro", open_pack(pack[0]).hash, [])
+    assert [info["provenance"]["stages"][stage]["from"] for stage in PLANS] == ["micro"] * 3
+    assert "start" not in open_pack(pack[0]).info["provenance"]
+
+
+@pytest.mark.parametrize(("side", "told"), [(24, False), (32, True)])
+def test_small_pictures_that_are_enlarged_are_told(side: int, told: bool, tmp_path: Path):
+    write_shapes(tmp_path / "shapes", 12, size=24, objects=1)
+    plans = {"clip": PLANS["clip"], "transformer": PLANS["transformer"]}
+    plans["vqgan"] = replace(PLANS["vqgan"], recipe=replace(PLANS["vqgan"].recipe, image_size=side))
+    said: list[str] = []
+    train_pack(request(tmp_path / "shapes", tmp_path / "micro", plans=plans), said.append)
+    lines = [line for line in said if "are enlarged: what is drawn is no sharper than they are" in line]
+    assert bool(lines) == told
+    assert all(line.startswith("100% of the pictures are smaller than 32 pixels (such as 24)") for line in lines)
+
+
+def test_a_budget_too_short_for_the_vqgan_is_refused_with_one_that_is_not_and_leaves_nothing(
+    pack, shapes: Path, tmp_path: Path, clock: Callable[[], float]
+):
+    given = request(shapes, tmp_path / "second", plans={}, budget=9.0, start=pack[0], image_size=None)
+    with pytest.raises(
+        UsageError, match=r"--budget 9s is too short: its VQGAN alone, from micro, needs \d+s"
+    ) as caught:
+        train_pack(given, lambda text: None)
+    assert list(tmp_path.iterdir()) == []
+    enough = parse_budget(str(caught.value).split("give --budget ")[1].split(" ")[0])
+    report = train_pack(replace(given, budget=enough), lambda text: None)
+    assert report["stages"]["vqgan"]["steps"] > 1
+
+
+def test_stages_without_time_are_left_out_by_name_or_taken_from_the_start(
+    pack, shapes: Path, tmp_path: Path, clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(type(STAGES["clip"]), "share", 1e-4)
+    monkeypatch.setattr(type(STAGES["transformer"]), "share", 1e-4)
+    said: list[str] = []
+    given = request(shapes, tmp_path / "second", plans={}, budget=BUDGET, start=pack[0], image_size=None)
+    report = train_pack(given, said.append, draw_preview)
+    assert {"clip", "transformer"} <= report["left_out"].keys()
+    assert any(
+        line.startswith("clip: micro's is taken as it is: in 0 s it would see 0 pictures, and 100") for line in said
+    )
+    assert any(line.startswith("transformer: left out: ") for line in said)
+    made = open_pack(tmp_path / "second")
+    assert not made.has("transformer")  # that of the start draws codes of another VQGAN
+    assert report["sheets"] == [str(tmp_path / "second" / "reconstructions.png")]
+    assert not report["draws"]
+    assert "draws by --method guide only" in report["verdict"][-1]
+    assert made.info["provenance"]["start"]["kept"] == ["clip"]
+    ours, theirs = made.clip.state_dict(), open_pack(pack[0]).clip.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_members_that_do_not_fit_are_new_and_it_is_said_why(pack, tmp_path: Path):
+    other = Start(pack[0], STAGES.values(), 24)
+    assert other.fits == ["clip", "vqgan"]
+    assert other.origin(STAGES["transformer"]).startswith(
+        "from nothing (micro's does not fit: the transformer draws a grid"
+    )
+    small = Start(pack[0], STAGES.values(), 8)
+    assert small.origin(STAGES["vqgan"]) == "from nothing (micro's has 2 pixels a code, too many for pictures of 8)"
+    assert small.origin(STAGES["transformer"]) == "from nothing (the VQGAN that it reads is new)"
+    words = Start("emoji", STAGES.values(), 128, learned_words=True)
+    assert words.unfit["clip"] == "emoji's does not read learned tokens"
+    assert "vqgan" in words.fits
+    assert "captioner" not in words.fits
+    assert Start(None, STAGES.values(), 64).origin(STAGES["clip"]) == "from nothing"
+    with pytest.raises(TrainingError, match=f"--from {tmp_path} is not a pack"):
+        Start(tmp_path, STAGES.values(), 64)
+
+
+def test_an_interrupted_training_says_how_to_go_on(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for stage, plan in PLANS.items():
+        recipe, loop = json.loads(json.dumps(asdict(plan.recipe))), {"steps": 4, "batch_size": 4}
+        (tmp_path / f"{stage}.yaml").write_text(yaml.safe_dump({"stage": stage, "recipe": recipe, "loop": loop}))
+    out = tmp_path / "my pack"
+    given = ["train", str(shapes), "--out", str(out), "--recipes", str(tmp_path), "--tokenizer", "bpe"]
+    step = Loop._train_step
+
+    def interrupted(loop: Loop, batch: Any) -> None:
+        step(loop, batch)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Loop, "_train_step", interrupted)
+    assert command(given) == 130
+    *_, hint, last = capsys.readouterr().err.splitlines()
+    assert (hint, last) == (f"to go on: {shlex.join(['codebrush', *given, '--resume'])}", "codebrush: stopped")
+    monkeypatch.setattr(Loop, "_train_step", step)
+    assert command(shlex.split(hint.removeprefix("to go on: codebrush "))) == 0
+    printed = capsys.readouterr().out
+    assert "ready" not in printed
+    assert f"look at {out / 'reconstructions.png'} and {out / 'samples.png'}" in printed
+    stage = ["train", "clip", str(tmp_path / "clip.yaml"), "--source", str(shapes), "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(Loop, "_train_step", interrupted)
+    assert command(stage) == 130
+    hint = capsys.readouterr().err.splitlines()[-2]
+    assert sorted(shlex.split(hint.removeprefix("to go on: "))) == sorted(["codebrush", *stage, "--resume"])

@@ -227,13 +227,14 @@ def test_recipes_may_end_with_an_upscaler(shapes: Path, tmp_path: Path, clock: C
     report = train_pack(request(shapes, tmp_path / "micro", plans=plans), said.append)
     pack = open_pack(tmp_path / "micro")
     assert list(report["stages"]) == ["clip", "vqgan", "transformer", "upscaler"]
-    assert said[-1] == "upscaler: 4 steps of 4 pictures"
+    assert said[-1] == "upscaler: 4 steps of 4 pictures, from nothing"
     assert (pack.image_size, pack.upscaler.config.width) == (16, 8)
     assert pack.info["provenance"]["plans"]["upscaler"]["recipe"]["target_size"] == 32
     second = train_pack(
         request(shapes, tmp_path / "second", plans={}, budget=BUDGET, start=tmp_path / "micro", image_size=None), print
     )
-    assert [second["stages"][stage]["from"] for stage in ("clip", "vqgan", "transformer", "upscaler")] == ["micro"] * 4
+    assert [second["stages"][stage]["from"] for stage in ("clip", "vqgan", "transformer")] == ["micro"] * 3
+    assert "upscaler" in second["left_out"]  # so that of the start is taken as it is
     assert open_pack(tmp_path / "second").upscaler.config == pack.upscaler.config
     assert not pack.has("bank")
     drawn = Codebrush.from_pretrained(tmp_path / "second").generate("a red circle", 1, method="retrieve", rerank=1)

@@ -300,12 +300,30 @@ def test_asking_for_the_packs_own_size_changes_nothing(brush: Codebrush) -> None
 @pytest.mark.parametrize(
     ("size", "said"),
     [
-        ("16x32", "a grid of 8 x 4 codes is smaller than the network's 8 x 8"),
+        ("16x32", "16x32 is smaller than the pack's 32x32"),
+        ("16", "16x16 is smaller than the pack's 32x32"),
+        ("32x32x32", "size must be WIDTHxHEIGHT"),
+        ("32.5", "size must be WIDTHxHEIGHT"),
+        ("0", "size must be WIDTHxHEIGHT"),
         ("33x40", "a picture of 33x40 has no whole codes: use multiples of 4"),
         ("big", "size"),
         ("65536x65536", "is too large: ask for less"),
     ],
 )
-def test_sizes_that_cannot_be_drawn(brush: Codebrush, size: str, said: str) -> None:
+def test_sizes_that_cannot_be_drawn_are_refused_before_a_model_loads(micro_pack: Path, size: str, said: str) -> None:
+    brush = Codebrush.from_pretrained(micro_pack, device="cpu")
     with pytest.raises(UsageError, match=said):
         brush.generate("a red circle", n=1, size=size)
+    if "smaller" not in said:  # guidance draws smaller pictures, too
+        with pytest.raises(UsageError, match=said):
+            brush.guide("a red circle", size=size)
+    assert not {"clip", "vqgan", "transformer"} & (set(vars(brush)) | set(vars(brush.pack)))
+
+
+@pytest.mark.parametrize("size", ["64", 64])
+def test_one_number_is_a_square(brush: Codebrush, size: Any) -> None:
+    with pytest.warns(UserWarning, match="64x64 is drawn code by code through a window of 32x32, which is slow"):
+        (result,) = brush.generate("a red circle", n=1, rerank=1, size=size)
+    assert result.image.size == (64, 64)
+    assert result.manifest["options"]["size"] == "64x64"
+    assert brush.guide("a red circle", size="40", steps=1, cutouts=1).request.options.size == "40"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,18 @@ def test_shares_of_a_progress_add_up() -> None:
         share(5, 10)
     assert seen == [(5, 30), (15, 30), (25, 30)]
     assert shares(None, 2) == [None, None]
+
+
+@pytest.mark.parametrize(("size", "part"), [((64, 48), "the square in the middle of the"), ((96, 96), "the")])
+def test_a_picture_that_comes_back_at_another_size_is_announced(
+    brush: Codebrush, size: tuple[int, int], part: str
+) -> None:
+    said = f"^{part} picture of {size[0]} x {size[1]} pixels comes back at the pack's 32 x 32: choose a part"
+    with pytest.warns(UserWarning, match=said):
+        brush.edit(Image.new("RGB", size), "a dog", n=1, rerank=1)
+
+
+def test_a_picture_of_the_packs_size_needs_no_word(brush: Codebrush, pictures: list[Image.Image]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        brush.edit(pictures[0], "a dog", n=1, rerank=1)

@@ -37,6 +37,7 @@ from codebrush.generation.result import Result
 from codebrush.generation.sampling.drawing import Drawing
 from codebrush.generation.sampling.retrieval import Retrieval, prepare_retrieval
 from codebrush.generation.sampling.sampler import Sampler, checked_sampling, draw_options
+from codebrush.generation.sampling.sizes import checked_size
 from codebrush.generation.scoring import Scorer
 from codebrush.loaded_pack import LoadedPack
 from codebrush.progress import Progress
@@ -59,9 +60,12 @@ class Call:
     progress: Progress | None
 
     def draw_options(self, loaded: LoadedPack, flow: FlowSettings | None = None) -> DrawOptions:
-        """The options with the pack's defaults."""
+        """The options with the pack's defaults. Raises UsageError for a size that the pack cannot draw."""
         given = {"n": self.n, "seed": self.seed, "size": self.options.get("size"), "flow": flow}
-        return draw_options(loaded.pack, {**self.sampling, **given})
+        options = draw_options(loaded.pack, {**self.sampling, **given})
+        if options.size:
+            checked_size(loaded.pack, options.size, "transformer" if flow is None else "flow")
+        return options
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ class Method:
 
 
 def _sample(loaded: LoadedPack, call: Call) -> list[Result]:
-    return loaded.sampler.sample(call.prompt, call.draw_options(loaded), call.progress)
+    options = call.draw_options(loaded)  # checked before any model is loaded
+    return loaded.sampler.sample(call.prompt, options, call.progress)
 
 
 def _replay_sample(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
@@ -81,8 +86,8 @@ def _replay_sample(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
 
 
 def _retrieve(loaded: LoadedPack, call: Call) -> list[Result]:
-    how, sampler = Retrieval(**_given(call, RETRIEVAL)), loaded.sampler
-    return sampler.best(_retrieval(loaded, sampler, call.prompt, call.draw_options(loaded), how), call.progress)
+    how, options = Retrieval(**_given(call, RETRIEVAL)), call.draw_options(loaded)
+    return loaded.sampler.best(_retrieval(loaded, loaded.sampler, call.prompt, options, how), call.progress)
 
 
 def _replay_retrieve(loaded: LoadedPack, manifest: Mapping[str, Any], sampler: Sampler | None = None) -> Result:
@@ -99,10 +104,11 @@ def _replay_retrieve(loaded: LoadedPack, manifest: Mapping[str, Any], sampler: S
 
 
 def _flow(loaded: LoadedPack, call: Call) -> list[Result]:
-    settings, lookup, sampler = FlowSettings(**_given(call, FLOW)), _given(call, RETRIEVAL), loaded.flow_sampler
+    settings, lookup = FlowSettings(**_given(call, FLOW)), _given(call, RETRIEVAL)
     if unused := [name for name in call.sampling if name in CODE_FILTERS]:
         raise UsageError(f"{unused[0]} is for drawing codes: leave it out, or use the method sample")
     options = call.draw_options(loaded, settings)
+    sampler = loaded.flow_sampler
     if not lookup:
         return sampler.sample(call.prompt, options, call.progress)
     return sampler.best(_retrieval(loaded, sampler, call.prompt, options, Retrieval(**lookup)), call.progress)
@@ -165,6 +171,8 @@ def guided_run(
     if frames and chosen.show_every:
         chosen = replace(chosen, show_every=min(chosen.show_every, max(1, chosen.steps // frames)))
     parse_prompt(prompt)
+    if chosen.size is not None:
+        checked_size(loaded.pack, chosen.size, None)
     tuning = checked_sampling(sampling or {}, "the drawing that guidance starts from")
     drawing = draw_options(loaded.pack, {**tuning, "n": n, "seed": seed})
     if sampling and chosen.init != "sample":

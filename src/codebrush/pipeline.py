@@ -18,6 +18,7 @@ from PIL import Image
 
 from codebrush.data.decoding.images import Picture, is_several, picture_list
 from codebrush.errors import PromptError, UsageError
+from codebrush.generation.editing.canvas import warn_of_square
 from codebrush.generation.editing.editing import STRENGTH, Edit, prepare_edit, translation_defaults
 from codebrush.generation.editing.interpolation import Keyframe, frames_between, is_prompt
 from codebrush.generation.editing.translation import translate_picture, uses_translator
@@ -198,6 +199,7 @@ class Codebrush(PictureTasks):
             raise UsageError("a style and a negative prompt are for pictures that are drawn under a prompt: give one")
         if mask is None and box is None and not extend:
             share = STRENGTH if strength is None else strength
+            self._warn_of_square(picture, "choose a part with mask or box to keep its size")
             return self._edited(picture, lambda one: Edit("edit", one, prompt, share), self.edit, n, seed, sampling)
         if strength is not None:
             raise UsageError("strength is for redrawing a whole picture: leave it out with mask, box or extend")
@@ -231,12 +233,16 @@ class Codebrush(PictureTasks):
                 edit = Edit("translate", one, style=style)
                 return Gallery(enlarge([translate_picture(self.pack, self.clip, self.vqgan, edit)]))
 
-            return _as_given(picture, [translated(one) for one in picture_list(picture)])
+            made = _as_given(picture, [translated(one) for one in picture_list(picture)])
+            self._warn_of_square(picture, "upscale enlarges it")
+            return made
         own = translation_defaults(self.pack) | {name: value for name, value in sampling.items() if value is not None}
         count = 4 if n is None else n
-        return self._edited(
+        made = self._edited(
             picture, lambda one: Edit("translate", one, style=style), self.translate, count, seed or 0, own
         )
+        self._warn_of_square(picture, "upscale enlarges it")
+        return made
 
     def interpolate(
         self,
@@ -303,6 +309,10 @@ class Codebrush(PictureTasks):
         if read_upscalings(manifest, self.pack, SCALES):
             return self.enlarger.replay(self.replay(before_upscaling(manifest)), manifest)
         return REPLAYS[manifest["method"]](self, manifest)
+
+    def _warn_of_square(self, pictures: Picture | Sequence[Picture], remedy: str) -> None:
+        for picture in picture_list(pictures):
+            warn_of_square(picture, self.pack.image_size, remedy)
 
     def _read_story(self, options: dict[str, Any], words: dict[str, str | None]) -> dict[str, Any]:
         """The options of guidance with the prompts of a story as they are drawn; `words` are as in `worded`."""

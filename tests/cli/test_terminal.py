@@ -3,12 +3,14 @@
 import io
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 from rich.console import Console
 
+from codebrush.cli.output import progress_bar
 from codebrush.cli.terminal import PICTURE_COLUMNS, PICTURE_ROWS, small_pictures, step_display
 from codebrush.generation.guided.guidance import Step
 
@@ -131,3 +133,22 @@ def test_a_terminal_without_colours_gets_no_pictures(settings: dict[str, object]
         show(step(2, shown=True))
     assert "step 2/40" in written(console)
     assert "▄" not in written(console)
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"),
+    [
+        (1.0, "codebrush: drawing takes about 100 seconds more\n"),
+        (0.1, "codebrush: drawing takes about 17 minutes more\n"),
+        (8.0, ""),
+    ],
+)
+def test_what_takes_long_is_announced_once(
+    rate: float, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("codebrush.cli.output.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    with progress_bar("drawing") as progress:
+        for second in range(90):
+            progress(round(10 * rate * second), 1030)
+    assert capsys.readouterr().err == said

@@ -224,11 +224,13 @@ def _guided(
 ) -> None:
     """Edit the picture by guidance."""
     from codebrush.cli.following import follow
+    from codebrush.generation.editing.canvas import warn_of_square
     from codebrush.generation.editing.editing import guided_edit
 
     start = guided_edit(str(image), strength)
 
     def draw(brush: Any, options: dict[str, Any]) -> list[Any]:
+        warn_of_square(image, brush.pack.image_size, "generate --method guide --init takes another --size")
         scale = options["upscale"]
         enlarge = brush.enlarger.results(scale) if scale > 1 else list
         run = brush.guide(prompt, options["n"], options["seed"], **start, **words)

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from codebrush.data.sources.file_names import escaped
 from codebrush.errors import CodebrushError
 from codebrush.progress import Progress
+
+SAMPLE_SECONDS, LONG_SECONDS = 3.0, 20.0
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -92,10 +95,10 @@ def check_folder(folder: Path, flag: str = "--out") -> None:
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Progress | None]:
-    """A progress bar on stderr, to be called with (done, total); None if stderr is not a terminal."""
+def progress_bar(label: str) -> Iterator[Progress]:
+    """A progress on stderr, to be called with (done, total): a bar on a terminal, else one line if it takes long."""
     if not sys.stderr.isatty():
-        yield None
+        yield Announcement(label)
         return
     from rich.console import Console
     from rich.progress import Progress as ProgressBar
@@ -103,3 +106,26 @@ def progress_bar(label: str) -> Iterator[Progress | None]:
     with ProgressBar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class Announcement:
+    """Says once how long a task will take, after `SAMPLE_SECONDS` of it, if that is more than `LONG_SECONDS`."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self.first, self.said = label, None, False
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = (now, done)
+        began, before = self.first
+        if self.said or done <= before or now - began < SAMPLE_SECONDS:
+            return
+        left = (now - began) * (total - done) / (done - before)
+        self.said = True
+        if left > LONG_SECONDS:
+            print(f"codebrush: {self.label} takes about {_duration(left)} more", file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    return f"{round(seconds, -1):.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"

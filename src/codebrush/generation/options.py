@@ -120,8 +120,8 @@ class DrawOptions:
     """How many pictures a painter draws, and how.
 
     `rerank` candidates are drawn, from the random streams of (`seed`, 0), (`seed`, 1) ..., and the `n` with the highest
-    CLIP score are kept. `size` is WIDTHxHEIGHT in pixels, "" for the pack's own; the rest is as in `SamplingFilters`.
-    `flow` is for the flow transformer, which has no use for the filters beside `cfg`.
+    CLIP score are kept. `size` is WIDTHxHEIGHT in pixels, or one number for a square, "" for the pack's own; the rest
+    is as in `SamplingFilters`. `flow` is for the flow transformer, which has no use for the filters beside `cfg`.
 
     Raises:
         UsageError: if a value is out of its range, or `rerank` is below `n`.
@@ -143,6 +143,8 @@ class DrawOptions:
             object.__setattr__(self, name, checked_option(name, getattr(self, name)))
         if isinstance(self.flow, Mapping):  # as a manifest has it
             object.__setattr__(self, "flow", FlowSettings(**self.flow))
+        if self.size != "":
+            object.__setattr__(self, "size", "{}x{}".format(*parse_size(self.size)))
         if self.rerank < self.n:
             raise UsageError(f"rerank must be {LIMITS['rerank'][3]}, which is {self.n}, not {self.rerank}")
 
@@ -157,12 +159,16 @@ class DrawOptions:
         return {name: value for name, value in asdict(self).items() if name not in without and value != ""}
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Parse "128x96" as width and height in pixels, each from 1 to 65536. Raises UsageError if it is anything else."""
-    width, height = parse_pair(text, "size", "x")
-    if not (width.is_integer() and height.is_integer() and 1 <= width <= 65536 and 1 <= height <= 65536):
-        raise UsageError(f"size must be WIDTHxHEIGHT in whole pixels, like 128x96, not {text}")
-    return int(width), int(height)
+def parse_size(text: str | int) -> tuple[int, int]:
+    """Parse "128x96" as width and height in pixels, each from 1 to 65536; "128" is 128x128.
+
+    Raises:
+        UsageError: if it is anything else.
+    """
+    sides = str(text).lower().split("x")
+    if len(sides) > 2 or not all(side.strip().isdecimal() and 1 <= int(side) <= 65536 for side in sides):
+        raise UsageError(f"size must be WIDTHxHEIGHT in whole pixels, like 128x96, or one number, not {text}")
+    return int(sides[0]), int(sides[-1])
 
 
 def parse_pair(text: str, name: str, between: str) -> tuple[float, float]:

@@ -33,7 +33,7 @@ from codebrush.models.condition import Condition
 from codebrush.models.flow_transformer import FlowTransformer, FlowTransformerConfig
 from codebrush.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, PretrainedModel, read_config
 from codebrush.models.prior import Prior
-from codebrush.models.translator import Translator
+from codebrush.models.translator import Translator, TranslatorConfig
 from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.members import MEMBERS, Misfits, member_of
@@ -91,6 +91,13 @@ class Pack:
     def _load(self, name: str, model: type[Model]) -> Model:
         self._require(name)
         return _guarded(self.member(name), model.from_pretrained, self.member(name))
+
+    def config(self, kind: type[T]) -> T:
+        """The config of the member whose configs are of this class, without its weights. Raises PackError if there is
+        none."""
+        name = next(name for name, member in MEMBERS.items() if member.model.config_class is kind)
+        self._require(name)
+        return read_config(kind, self.member(name))
 
     @cached_property
     def clip(self) -> CLIP:
@@ -182,7 +189,7 @@ class Pack:
             return known["text"], known["names"]
         names = self.info.get("translation", {}).get("styles", [])
         if not names and self.has("translator"):
-            names = list(read_config(Translator.config_class, self.member("translator")).styles)
+            names = list(self.config(TranslatorConfig).styles)
         return STYLE_TEXT, names
 
     def __repr__(self) -> str:

@@ -1,5 +1,6 @@
 """Holes in pictures: the window around one, what the network sees of it, and that the rest of the picture stays."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +237,21 @@ def test_without_a_hole_the_window_is_the_middle() -> None:
     assert canvas.box == (25, 0, 65, 40)
     assert not canvas.hole.any()
     assert canvas.view(32)[0].shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("box", "inside"), [((50, 40, 20, 20), "14 x 8"), ((-5, -6, 10, 10), "5 x 4"), ((-1, 10, 100, 4), "64 x 4")]
+)
+def test_a_box_that_reaches_beyond_the_picture_says_what_is_painted(
+    box: tuple[int, int, int, int], inside: str
+) -> None:
+    with pytest.warns(UserWarning, match=f"reaches beyond the picture of 64 x 48 pixels: {inside} pixels of it are"):
+        canvas = boxed_canvas(noise(64, 48), box, 16)
+    assert canvas.hole.sum() == int(inside.split()[0]) * int(inside.split()[2])
+
+
+@pytest.mark.parametrize("box", [(0, 0, 64, 20), (44, 28, 20, 20)])
+def test_a_box_inside_the_picture_needs_no_word(box: tuple[int, int, int, int]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        boxed_canvas(noise(64, 48), box, 16)

@@ -123,7 +123,7 @@ def test_a_picture_does_not_depend_on_how_many_are_drawn(brush: Codebrush) -> No
 def test_other_sizes_are_drawn(brush: Codebrush) -> None:
     (result,) = drawn(brush, 1, size="48x24")
     assert (result.image.size, result.codes.shape) == ((48, 24), (6, 12))
-    with pytest.raises(UsageError, match="a grid of 8 x 9 codes has no whole squares of 2 x 2"):
+    with pytest.raises(UsageError, match="a picture of 36x32 has no whole codes: use multiples of 8"):
         drawn(brush, 1, size="36x32")
 
 

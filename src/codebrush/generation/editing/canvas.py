@@ -5,6 +5,7 @@ a narrow border that is blended, its pixels stay as they were.
 """
 
 import operator
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,9 +130,15 @@ def boxed_canvas(picture: Picture, box: tuple[int, int, int, int], min_side: int
         raise UsageError(f"box must be x, y, width and height in whole pixels, not {box}") from None
     hole = np.zeros((kept.height, kept.width), dtype=bool)
     hole[max(0, y) : max(0, y + height), max(0, x) : max(0, x + width)] = True
+    size = f"{kept.width} x {kept.height} pixels"
     if not hole.any():
-        size = f"{kept.width} x {kept.height} pixels"
         raise UsageError(f"the box {x},{y},{width},{height} lies outside the picture of {size}")
+    if hole.sum() < width * height:
+        inside = f"{hole.any(0).sum()} x {hole.any(1).sum()} pixels of it are painted"
+        warnings.warn(
+            f"the box {x},{y},{width},{height} reaches beyond the picture of {size}: {inside}; extend adds more",
+            stacklevel=2,
+        )
     return _canvas(kept, hole, min_side)
 
 
@@ -155,6 +162,21 @@ def extended_canvas(picture: Picture, extend: Mapping[str, int], min_side: int) 
     larger.paste(kept, (left, top))
     larger.info = kept.info
     return _canvas(larger, hole, min_side)
+
+
+def warn_of_square(picture: Picture, size: int, remedy: str) -> None:
+    """Warn that of a picture of other than `size` pixels a side only the middle comes back, at that size.
+
+    Raises:
+        ImageError: if the picture cannot be read.
+    """
+    width, height = decode_image(picture).size
+    if (width, height) != (size, size):
+        part = "the" if width == height else "the square in the middle of the"
+        warnings.warn(
+            f"{part} picture of {width} x {height} pixels comes back at the pack's {size} x {size}: {remedy}",
+            stacklevel=3,
+        )
 
 
 def whole_canvas(picture: Picture) -> Canvas:

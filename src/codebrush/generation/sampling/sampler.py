@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codebrush.data.decoding.images import MAX_PIXELS, Picture, decode_image, stack, to_pil
+from codebrush.data.decoding.images import Picture, decode_image, stack, to_pil
 from codebrush.errors import PackError, PromptError, UsageError
 from codebrush.generation.manifest import (
     check_origin,
@@ -28,12 +28,12 @@ from codebrush.generation.options import (
     DrawOptions,
     checked_option,
     did_you_mean,
-    parse_size,
 )
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.drawing import Drawing
 from codebrush.generation.sampling.painters import Painter
 from codebrush.generation.sampling.reranking import best_first, clip_scores
+from codebrush.generation.sampling.sizes import limited_size
 from codebrush.generation.scoring import Scorer
 from codebrush.models.clip import CLIP
 from codebrush.models.vqgan import VQGAN
@@ -110,9 +110,7 @@ class Sampler:
         """Rows and columns of codes in a picture. Raises UsageError if the options ask for an impossible size."""
         if not options.size:
             return self.painter.config.grid
-        width, height = parse_size(options.size)
-        if width * height > MAX_PIXELS:
-            raise UsageError(f"a picture of {options.size} pixels is too large: ask for less")
+        width, height = limited_size(options.size)
         return self.vqgan.code_grid((height, width))
 
     def embed(self, pictures: Sequence[Picture]) -> Tensor:

@@ -1,0 +1,54 @@
+"""Which sizes of pictures can be drawn, from the configs of a pack: asked before a model is loaded."""
+
+import warnings
+
+from codebrush.data.decoding.images import MAX_PIXELS
+from codebrush.errors import UsageError
+from codebrush.generation.options import parse_size
+from codebrush.models.code_transformer import CodeTransformerConfig
+from codebrush.models.flow_transformer import FlowTransformerConfig
+from codebrush.models.vqgan import VQGANConfig
+from codebrush.pack.pack import Pack
+
+
+def checked_size(pack: Pack, size: str, painter: str | None) -> None:
+    """Check WIDTHxHEIGHT for the member `painter` of a pack, "transformer" or "flow"; None: for guidance.
+
+    Warns of a size that the code transformer draws through a moving window.
+
+    Raises:
+        UsageError: if pictures of this size cannot be drawn.
+    """
+    width, height = limited_size(size)
+    factor = pack.config(VQGANConfig).factor
+    if painter == "flow":
+        _check_multiples(size, factor * pack.config(FlowTransformerConfig).patch)
+        return
+    if painter is None:
+        _check_multiples(size, factor)
+        return
+    config = pack.config(CodeTransformerConfig)
+    _check_multiples(size, factor * config.block)
+    own_height, own_width = (side * factor for side in config.grid)
+    own = f"{own_width}x{own_height}"
+    if width < own_width or height < own_height:
+        raise UsageError(f"{size} is smaller than the pack's {own}: draw at that size, and reduce the picture")
+    if (width, height) != (own_width, own_height):
+        warnings.warn(
+            f"{size} is drawn code by code through a window of {own}, which is slow, and goes on with what is in the "
+            f"window: for patterns and rows of things. For one large thing draw {own} and enlarge it with upscale",
+            stacklevel=2,
+        )
+
+
+def limited_size(size: str) -> tuple[int, int]:
+    """Width and height of a size. Raises UsageError if no computer could draw so many pixels."""
+    width, height = parse_size(size)
+    if width * height > MAX_PIXELS:
+        raise UsageError(f"a picture of {size} pixels is too large: ask for less")
+    return width, height
+
+
+def _check_multiples(size: str, unit: int) -> None:
+    if any(side % unit for side in parse_size(size)):
+        raise UsageError(f"a picture of {size} has no whole codes: use multiples of {unit}")

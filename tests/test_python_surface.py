@@ -49,7 +49,7 @@ def test_texts_are_short(brush: Codebrush) -> None:
     assert repr(brush.pack) == f"<Pack micro 1: 32x32 pixels; {members}>"
     assert repr(brush) == f"<Codebrush micro 1: 32x32 pixels; {members}; on cpu>"
     results = brush.generate("a red circle", n=2, rerank=2, seed=7)
-    first = f"<Result 32x32, score {results[0].score:.3f}, seed 7, index {results[0].manifest['index']}>"
+    first = f"<Result 32x32, CLIP {results[0].score:.3f}, seed 7, index {results[0].manifest['index']}>"
     assert repr(results[0]) == first
     assert repr(results).startswith(f"[{first}, <Result ")
 

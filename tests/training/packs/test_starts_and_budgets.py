@@ -18,6 +18,7 @@ from codebrush.errors import TrainingError, UsageError
 from codebrush.pack.pack import open_pack
 from codebrush.previews import draw_preview
 from codebrush.training.engine.loop import Loop
+from codebrush.training.packs import member_training
 from codebrush.training.packs.budget import parse_budget
 from codebrush.training.packs.pack_training import train_pack
 from codebrush.training.packs.start import Start
@@ -53,7 +54,7 @@ def test_small_pictures_that_are_enlarged_are_told(side: int, told: bool, tmp_pa
 
 
 def test_a_budget_too_short_for_the_vqgan_is_refused_with_one_that_is_not_and_leaves_nothing(
-    pack, shapes: Path, tmp_path: Path, clock: Callable[[], float]
+    pack, shapes: Path, tmp_path: Path, clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch
 ):
     given = request(shapes, tmp_path / "second", plans={}, budget=9.0, start=pack[0], image_size=None)
     with pytest.raises(
@@ -61,6 +62,10 @@ def test_a_budget_too_short_for_the_vqgan_is_refused_with_one_that_is_not_and_le
     ) as caught:
         train_pack(given, lambda text: None)
     assert list(tmp_path.iterdir()) == []
+    assert "--image-size" not in str(caught.value)
+    monkeypatch.setattr(member_training, "SMALL_SIDE", 8)
+    with pytest.raises(UsageError, match=r"or more, or smaller pictures with --image-size 8$"):
+        train_pack(given, lambda text: None)
     enough = parse_budget(str(caught.value).split("give --budget ")[1].split(" ")[0])
     report = train_pack(replace(given, budget=enough), lambda text: None)
     assert report["stages"]["vqgan"]["steps"] > 1

@@ -41,6 +41,7 @@ from codebrush.training.stage import Materials, Size, Stage, StagePlan
 from codebrush.version import __version__
 
 LEFT_OUT_FILE = "left-out.json"
+SMALL_SIDE = 64  # pixels, of pictures that a short budget may be enough for
 PREVIEWED = 600.0  # seconds of a stage within a budget, from which on it draws previews on the way
 Say = Callable[[str], None]
 
@@ -186,11 +187,13 @@ class MemberTraining:
             self.materials.models = kept
         least = per_picture * size.least(begins is not None)
         if not has_begun(self.work / stage.name) and least > MOST_FOR_FIRST * self._left():
+            is_large = not self.request.plans and self.materials.image_size > SMALL_SIDE
+            smaller = f", or smaller pictures with --image-size {SMALL_SIDE}" if is_large else ""
             wanted = self.request.budget + least / MOST_FOR_FIRST - self._left()
             raise UsageError(
                 f"--budget {spell_seconds(self.request.budget)} is too short: its {stage.member.label} alone, "
                 f"{self.start.origin(stage)}, needs {spell_seconds(least)} on this machine: give "
-                f"--budget {spell_seconds(1.2 * wanted)} or more"
+                f"--budget {spell_seconds(1.2 * wanted)} or more{smaller}"
             )
         return per_picture * size.examples * (0.3 if begins is not None else 1.0)
 

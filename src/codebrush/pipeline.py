@@ -18,6 +18,7 @@ from PIL import Image
 
 from codebrush.data.decoding.images import Picture, is_several, picture_list
 from codebrush.errors import PromptError, UsageError
+from codebrush.generation.advice import warn_of_failure, warn_of_words
 from codebrush.generation.editing.canvas import warn_of_square
 from codebrush.generation.editing.editing import STRENGTH, Edit, prepare_edit, translation_defaults
 from codebrush.generation.editing.interpolation import Keyframe, frames_between, is_prompt
@@ -76,10 +77,9 @@ class Codebrush(PictureTasks):
         progress: Progress | None = None,
         **options: Any,
     ) -> Gallery[Any]:
-        """Draw `n` pictures of `prompt`, best first by CLIP score; of a list of prompts a list with those of each.
+        """Draw `n` pictures of `prompt`, best first (see `Result.rank`); of a list of prompts a list with those of each.
 
         `style` is one of `pack.styles`, worded as in its training; of what `negative_prompt` says less will show.
-
         `method` is one of:
 
         - "sample": the code transformer draws `rerank` candidates (None: 4 n), each from the random stream of (seed,
@@ -112,10 +112,12 @@ class Codebrush(PictureTasks):
         options = self._read_story(options, words)
         given = (cfg, temperature, top_k, top_p, min_p, rerank)
         sampling = {name: value for name, value in zip(SAMPLING, given, strict=True) if value is not None}
-        drawn = [
-            Gallery(enlarge(found.generate(self, Call(text, n, seed, sampling, options, share))))
-            for text, share in zip(prompts, shares(progress, len(prompts)), strict=True)
-        ]
+        drawn: list[Gallery[Result]] = []
+        for text, share in zip(prompts, shares(progress, len(prompts)), strict=True):
+            warn_of_words(self.pack, text)
+            results = found.generate(self, Call(text, n, seed, sampling, options, share))
+            warn_of_failure(self.pack, text, results)
+            drawn.append(Gallery(enlarge(results)))
         return drawn[0] if isinstance(prompt, str) else Gallery(drawn)
 
     def guide(
@@ -149,6 +151,7 @@ class Codebrush(PictureTasks):
         """
         words = {"style": style, "negative_prompt": negative_prompt}
         prompt, options = worded(self.pack, prompt, **words), self._read_story(options, words)
+        warn_of_words(self.pack, prompt)
         return guided_run(self, prompt, n, seed, folder, preset, sampling, frames, **options)
 
     def vary(self, picture: Picture | Sequence[Picture], n: int = 4, seed: int = 0, **sampling: Any) -> Gallery[Any]:

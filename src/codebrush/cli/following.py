@@ -16,6 +16,7 @@ from codebrush.files import write_json
 
 if TYPE_CHECKING:
     from codebrush.generation.guided.guided_run import GuidedRun
+    from codebrush.pack.pack import Pack
 
 FILE = "afterwards.json"
 FPS = 10
@@ -79,8 +80,9 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def run_report(run: "GuidedRun", folder: Path, after: Afterwards, *, resumed: bool) -> dict[str, Any]:
+def run_report(run: "GuidedRun", pack: "Pack", folder: Path, after: Afterwards, *, resumed: bool) -> dict[str, Any]:
     """Take the steps of the run in `folder`, showing them; returns the report of its pictures, best first."""
+    from codebrush.generation.advice import warn_of_failure
 
     def keep() -> None:
         if after != Afterwards() or (folder / FILE).exists():
@@ -89,6 +91,7 @@ def run_report(run: "GuidedRun", folder: Path, after: Afterwards, *, resumed: bo
     again = f"codebrush generate --resume {shlex.quote(str(folder))}"
     if not follow(run, again, keep) and resumed:
         print(f"codebrush: the run in {folder} was finished already: no step was left to take", file=sys.stderr)
+    warn_of_failure(pack, run.request.prompt, run.results)
     images = []
     for result in run.results:
         index = result.manifest["index"]

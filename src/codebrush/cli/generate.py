@@ -163,7 +163,7 @@ def _guided(values: dict[str, Any], tuning: dict[str, Any], guidance: dict[str, 
     options |= {"sampling": sampling, "frames": after.frames, **words, **guidance}
     brush, guided = _open_run(prompt, values["pack"], folder, options)
     enlarge = brush.enlarger.results(after.upscale) if after.upscale else None  # refuses a wrong pack before the run
-    report = run_report(guided, folder, after, resumed=resume is not None)
+    report = run_report(guided, brush.pack, folder, after, resumed=resume is not None)
     if prompt is not None:
         report |= prompt_entry(brush.tokenizer, guided.request.prompt, words["style"])
     if enlarge is not None:

@@ -61,13 +61,21 @@ def prompt_entry(tokenizer: "Tokenizer", prompt: str, style: str | None = None) 
 
 
 def print_pictures(report: dict[str, Any]) -> None:
-    """Print a run's pictures with their CLIP scores as a table, then the other files and the seconds."""
+    """Print a run's pictures with their scores, and by whom, as a table, then the other files and the seconds."""
     from rich.table import Table
 
-    table = Table("picture", "CLIP score", box=None, header_style="bold")
+    judged = any("scorer_score" in picture for picture in report["images"])
+    table = Table(
+        "picture", *(["shows the prompt", "scorer"] if judged else []), "CLIP score", box=None, header_style="bold"
+    )
     for picture in report["images"]:
-        table.add_row(picture["path"], f"{picture['clip_score']:.3f}")
+        score = picture.get("scorer_score")
+        said = ["", ""] if score is None else [picture["verdict"] or "", f"{score:.3f}"]
+        table.add_row(picture["path"], *(said if judged else []), f"{picture['clip_score']:.3f}")
     print_table(table)
+    for picture in report["images"]:
+        if "kept_step" in picture:
+            print(f"{Path(picture['path']).name}: {_kept(picture, report['steps'])}")
     for key, label in (("sheet", "contact sheet"), ("folder", "run"), ("video", "video")):
         if key in report:
             print(f"{label}: {report[key]}")
@@ -75,6 +83,14 @@ def print_pictures(report: dict[str, Any]) -> None:
     if len(parts) > 1 or "style" in report or any(part["weight"] != 1 for part in parts):
         print("prompt: " + ", ".join(f"{part['text']} (weight {part['weight']:g})" for part in parts))
     print(f"{report['seconds']:.1f} seconds")
+
+
+def _kept(picture: Mapping[str, Any], steps: int) -> str:
+    """Which step of a guided run the scorer kept."""
+    start, end = picture["scorer_at_start"], picture["scorer_score"]
+    if not picture["kept_step"]:
+        return f"as it began (scorer {start:.3f}): none of {steps} steps made it better"
+    return f"as after step {picture['kept_step']} of {steps}: scorer {start:.3f} at the start, {end:.3f} now"
 
 
 def print_table(table: "Table") -> None:

@@ -71,4 +71,7 @@ def save_enlarged(results: Sequence["Result"], folder: Path, ending: str) -> lis
 def picture_entry(path: Path, result: "Result") -> dict[str, Any]:
     """What a report says of a picture."""
     seed, index = result.manifest["seed"], result.manifest["index"]
-    return {"path": str(path), "seed": seed, "index": index, "clip_score": result.score}
+    entry = {"path": str(path), "seed": seed, "index": index, "clip_score": result.score}
+    if result.judged is not None:
+        entry |= {"scorer_score": result.judged, "verdict": result.verdict}
+    return entry

@@ -1,0 +1,107 @@
+"""Says what to expect of a prompt: words that a pack hardly knows, and, of drawings that fail, what it knows nearby."""
+
+import re
+import warnings
+from collections.abc import Sequence
+
+from codebrush.generation.result import Result
+from codebrush.generation.scoring import UNLIKELY
+from codebrush.pack.pack import Pack
+from codebrush.text.prompts import parse_prompt
+from codebrush.text.reading import named_texts, unread
+from codebrush.text.tokenizer import Tokenizer
+from codebrush.text.word_vectors import word_vectors
+
+NEAR = 3  # labels that are named
+LEAST_NEAR = 0.35  # cosine of word vectors below which a label is not near
+ENDINGS = frozenset(("s", "es", "ed", "er", "ly", "y"))  # pieces of words that say something though they are short
+SHORT = 3  # letters of a piece that says something
+# Words without which hardly any sentence of German, French, Spanish, Italian, Dutch, Swedish or Portuguese goes, and
+# that are not English words too.
+OF_OTHER_LANGUAGES = frozenset((
+    "auf", "avec", "dans", "der", "een", "ein", "eine", "einem", "einen", "für", "gli", "het", "las", "les", "los",
+    "mit", "nel", "não", "och", "på", "uma", "una", "und", "une",
+))  # fmt: skip
+_WORD = re.compile(r"[^\W\d_]+")
+
+
+def known_labels(pack: Pack) -> list[str]:
+    """What the pack's bank of pictures shows, without the style, each once; empty if it has no bank."""
+    if not pack.has("bank"):
+        return []
+    text, styles = pack.styles
+    forms = [re.escape(text.replace("{style}", style)).replace(re.escape("{prompt}"), "(.+)") for style in styles]
+    form = re.compile("|".join(forms) or "(.+)")
+    found = (form.fullmatch(name) for name in pack.bank.config.names)
+    return list(
+        dict.fromkeys(
+            next(filter(None, match.groups())) if match else name
+            for match, name in zip(found, pack.bank.config.names, strict=True)
+        )
+    )
+
+
+def reads_english(pack: Pack) -> bool:
+    """Whether the pack knows words by the distilled token table, and has a bank to say what it draws."""
+    return pack.has("bank") and pack.tokenizer.vocab_size == Tokenizer.wordpiece().vocab_size
+
+
+def hardly_known(pack: Pack, prompt: str) -> list[str]:
+    """The words of a prompt that the pack's CLIP can only spell, and that no label of its bank has.
+
+    None for packs that do not read English by the distilled token table (see `reads_english`).
+    """
+    if not reads_english(pack):
+        return []
+    tokenizer, labels = pack.tokenizer, known_labels(pack)
+    seen = {word for label in labels for word in _WORD.findall(label.lower())}
+    text = " ".join(part.text for part in parse_prompt(prompt).parts if part.weight > 0)
+    lost = {word.lower() for word in unread([text], tokenizer)}
+    words = dict.fromkeys(word for word in _WORD.findall(text.lower()) if len(word) >= SHORT)
+    return [word for word in words if word not in seen | lost and _is_spelt(word, tokenizer)]
+
+
+def _is_spelt(word: str, tokenizer: Tokenizer) -> bool:
+    """Whether a word falls into pieces that are no words themselves, unlike hatch + back or hedge + hog + s."""
+    pieces = [str(tokenizer.backend.id_to_token(token)).removeprefix("##") for token in tokenizer.ids([word])[0]]
+    vocabulary = tokenizer.backend.token_to_id
+    return len(pieces) > 1 and not all(
+        piece in ENDINGS or (len(piece) >= SHORT and vocabulary(piece) is not None) for piece in pieces
+    )
+
+
+def warn_of_words(pack: Pack, prompt: str) -> None:
+    """One warning for what looks like another language, or else one for words that the pack hardly knows."""
+    words = hardly_known(pack, prompt)
+    foreign = [word for word in _WORD.findall(prompt.lower()) if word in OF_OTHER_LANGUAGES]
+    if foreign and reads_english(pack):
+        warnings.warn(
+            f'"{foreign[0]}" looks like a word of another language: the pack was trained on English captions',
+            UserWarning,
+            stacklevel=3,
+        )
+    elif words:
+        warnings.warn(
+            f"the pack hardly knows {named_texts(words)}, only its spelling: try other words",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def nearest_labels(pack: Pack, prompt: str, count: int = NEAR) -> list[str]:
+    """Up to `count` labels of the pack's bank whose words mean nearly the same as the prompt's first part."""
+    labels, text = known_labels(pack), parse_prompt(prompt).parts[0].text
+    if not labels:
+        return []
+    cosines, rows = (word_vectors(labels) @ word_vectors([text])[0]).topk(min(count, len(labels)))
+    return [labels[row] for row, cosine in zip(rows.tolist(), cosines.tolist(), strict=True) if cosine >= LEAST_NEAR]
+
+
+def warn_of_failure(pack: Pack, prompt: str, results: Sequence[Result]) -> None:
+    """A warning if the pack's scorer finds none of the results likely to show the prompt, with what is near."""
+    if not results or any(result.verdict != UNLIKELY for result in results):
+        return
+    near = nearest_labels(pack, prompt)
+    remedy = f"; the nearest that this pack was trained on: {', '.join(near)}" if near else ""
+    which = "the picture is" if len(results) == 1 else "all pictures are"
+    warnings.warn(f"{which} unlikely to show the prompt{remedy}", UserWarning, stacklevel=3)

@@ -32,7 +32,7 @@ from codebrush.generation.options import SAMPLING
 from codebrush.generation.result import Gallery, Result
 from codebrush.generation.sampling.sampler import checked_sampling, draw_options
 from codebrush.generation.wording import worded
-from codebrush.methods import REPLAYS, Call, check_method, find_method, guidance_models, guided_run
+from codebrush.methods import REPLAYS, Call, Method, check_method, find_method, guidance_models, guided_run
 from codebrush.pack.pack import open_pack
 from codebrush.picture_tasks import PictureTasks
 from codebrush.progress import Progress, shares
@@ -112,13 +112,19 @@ class Codebrush(PictureTasks):
         options = self._read_story(options, words)
         given = (cfg, temperature, top_k, top_p, min_p, rerank)
         sampling = {name: value for name, value in zip(SAMPLING, given, strict=True) if value is not None}
-        drawn: list[Gallery[Result]] = []
-        for text, share in zip(prompts, shares(progress, len(prompts)), strict=True):
-            warn_of_words(self.pack, text)
-            results = found.generate(self, Call(text, n, seed, sampling, options, share))
-            warn_of_failure(self.pack, text, results)
-            drawn.append(Gallery(enlarge(results)))
+        calls = [
+            Call(text, n, seed, sampling, options, share)
+            for text, share in zip(prompts, shares(progress, len(prompts)), strict=True)
+        ]
+        drawn = [Gallery(enlarge(self._advised(found, call))) for call in calls]
         return drawn[0] if isinstance(prompt, str) else Gallery(drawn)
+
+    def _advised(self, method: Method, call: Call) -> list[Result]:
+        """Draw, with warnings of words that the pack hardly knows and of pictures that show nothing likely."""
+        warn_of_words(self.pack, call.prompt)
+        results = method.generate(self, call)
+        warn_of_failure(self.pack, call.prompt, results)
+        return results
 
     def guide(
         self,

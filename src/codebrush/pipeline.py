@@ -77,7 +77,7 @@ class Codebrush(PictureTasks):
         progress: Progress | None = None,
         **options: Any,
     ) -> Gallery[Any]:
-        """Draw `n` pictures of `prompt`, best first (see `Result.rank`); of a list of prompts a list with those of each.
+        """Draw `n` pictures of `prompt`, best first (see `Result.rank`); of a list of prompts a list of such lists.
 
         `style` is one of `pack.styles`, worded as in its training; of what `negative_prompt` says less will show.
         `method` is one of:

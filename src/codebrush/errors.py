@@ -16,6 +16,8 @@ class UsageError(CodebrushError):
 class PromptError(CodebrushError):
     """A prompt or another text is empty, too long, cannot be parsed, or has no word that the pack can read."""
 
+    exit_status = 2  # what is to be drawn or sought is an argument
+
 
 class PackError(CodebrushError):
     """A pack or a model folder is missing, damaged, or made of members that do not fit together."""

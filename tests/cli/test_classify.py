@@ -219,7 +219,7 @@ def test_labels_that_cannot_be_read_are_left_out(
 def test_nothing_readable_to_choose_between_is_refused(
     micro_pack: Path, pictures: list[str], capsys: pytest.CaptureFixture[str], labels: list[str], complaint: str
 ) -> None:
-    assert run(["classify", pictures[0], "--labels", ",".join(labels), "--pack", str(micro_pack)]) == 1
+    assert run(["classify", pictures[0], "--labels", ",".join(labels), "--pack", str(micro_pack)]) == 2
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith(f"codebrush: {complaint}")

@@ -37,6 +37,14 @@ def test_a_clip_goes_to_another_layout_and_back(tmp_path: Path, capsys: pytest.C
     assert (ours["kind"], ours["layout"]) == ("clip", "openai")
     theirs = converted(capsys, tmp_path / "ours", "--out", tmp_path / "theirs", "--to", "huggingface")
     assert theirs["written"] == "huggingface"
+    here = {file.name: file.stat().st_size for file in (tmp_path / "theirs").iterdir()}
+    assert theirs["files"] == here
+    assert {"config.json", "model.safetensors"} <= set(here)
+    again = ["convert", str(tmp_path / "ours"), "--out", str(tmp_path / "again"), "--to", "huggingface"]
+    assert run(again) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("written as huggingface: ")
+    assert all(f"{name} (" in said for name in here)
     assert converted(capsys, tmp_path / "theirs", "--out", tmp_path / "back")["kind"] == "clip"
     one, other = (CLIP.from_pretrained(tmp_path / name).state_dict() for name in ("ours", "back"))
     assert one.keys() == other.keys()

@@ -172,6 +172,11 @@ def test_frames_between_pictures_are_files_or_a_video(
     assert "unread_words" not in report
     report = report_of([*given, "--video", str(tmp_path / "way.gif")], capsys)
     assert Image.open(report["video"]).n_frames == 3  # pyright: ignore
+    for video, place in (("gif", "film.gif"), ("way.gif", "films/way.gif")):
+        report = report_of([*given, "--video", video, "--out", str(tmp_path / "films")], capsys)
+        assert report["video"].endswith(place)
+        assert Path(report["video"]).parent == tmp_path / "films"
+        assert Path(report["video"]).is_file()
     assert run(["interpolate", "a dog", "--pack", pack, "--out", str(tmp_path)]) == 2
     assert "give at least two prompts" in capsys.readouterr().err
 

@@ -149,11 +149,11 @@ def test_a_long_prompt_is_drawn_with_a_warning(
 @pytest.mark.parametrize(
     ("arguments", "status", "named"),
     [
-        (["generate", ""], 1, "prompt is empty"),
-        (["generate", " \t "], 1, "prompt is empty"),
-        (["generate", "a" * 10_000], 1, "10,000 characters"),
-        (["generate", "dog:heavy"], 1, '"heavy"'),
-        (["generate", "dog | | cat"], 1, "empty"),
+        (["generate", ""], 2, "prompt is empty"),
+        (["generate", " \t "], 2, "prompt is empty"),
+        (["generate", "a" * 10_000], 2, "10,000 characters"),
+        (["generate", "dog:heavy"], 2, '"heavy"'),
+        (["generate", "dog | | cat"], 2, "empty"),
         (["generate", "dog", "--n", "0"], 2, "n must be"),
         (["generate", "dog", "--n", "100000"], 2, "n must be"),
         (["generate", "dog", "--top-p", "7"], 2, "top_p must be"),

@@ -198,7 +198,7 @@ def test_flags_of_sampling_shape_the_start(
 @pytest.mark.parametrize(
     ("arguments", "status", "named"),
     [
-        (["", *SHORT], 1, "prompt is empty"),
+        (["", *SHORT], 2, "prompt is empty"),
         (["dog", *SHORT, "--n", "0"], 2, "n must be"),
         (["dog", *SHORT, "--crop-min", "3"], 2, "crop_min must be at most"),
         (["dog", *SHORT, "--flip", "nan"], 2, "flip must be a number"),

@@ -70,3 +70,7 @@ def convert(
         print_json(report)
         return
     print(f"{report['out']}: a {report['kind']} of {report['parameters']:,} parameters, read as {report['layout']}")
+    from codebrush.hub.download import size_text
+
+    files = ", ".join(f"{name} ({size_text(size)})" for name, size in report["files"].items())
+    print(f"written as {report['written']}: {files}")

@@ -138,11 +138,15 @@ def interpolate(
     through: Annotated[
         Through, typer.Option(help="Interpolate VQGAN latents, or CLIP embeddings and draw each frame.")
     ] = (Through.LATENTS),
-    video: Annotated[Path | None, typer.Option(help="Write one .mp4, .gif or .webp file instead of pictures.")] = None,
+    video: Annotated[
+        str | None, typer.Option(help="Make a video instead of pictures: mp4, gif or webp, or the name of a FILE.")
+    ] = None,
     fps: Annotated[int, typer.Option(min=1, max=240, help="Frames per second of the video.")] = 12,
     pack: PackOption = "emoji",
     seed: SeedOption = 0,
-    out: OutOption = Path("outputs"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the pictures, and for a video named without one.  [outputs]")
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Draw the frames between prompts or pictures."""
@@ -150,22 +154,25 @@ def interpolate(
     from codebrush.data.decoding.images import save_png
     from codebrush.generation.editing.interpolation import is_prompt
     from codebrush.generation.manifest import interpolated_manifest
-    from codebrush.generation.videos import check_video, write_video
+    from codebrush.generation.videos import check_video, video_path, write_video
     from codebrush.pipeline import Codebrush
 
-    if video is not None:
-        check_video(video)
-    folder = out if video is None else video.parent
+    folder = Path("outputs") if out is None else out
+    name = free_run_name(folder, f"{'_'.join(slug(Path(key).stem) for key in keys[:2])}_seed{seed}")
+    film = None if video is None else video_path(video, folder, f"{name}_film")
+    if film is not None:
+        film = film if out is None or film.name != video else out / film
+        check_video(film)
+        folder = film.parent
     check_folder(folder)
     brush = Codebrush.from_pretrained(pack)
     with progress_bar("drawing") as progress:
         pictures = list(brush.interpolate(keys, frames, seed, through=through.value, progress=progress))
-    if video is not None:
-        write_video(pictures, video, fps)
-        report: dict[str, Any] = {"images": [], "video": str(video), "frames": len(pictures)}
+    if film is not None:
+        write_video(pictures, film, fps)
+        report: dict[str, Any] = {"images": [], "video": str(film), "frames": len(pictures)}
     else:
-        name = free_run_name(out, f"{'_'.join(slug(Path(key).stem) for key in keys[:2])}_seed{seed}")
-        paths = [out / f"{name}_{number:04d}.png" for number in range(len(pictures))]
+        paths = [folder / f"{name}_{number:04d}.png" for number in range(len(pictures))]
         for number, (picture, path) in enumerate(zip(pictures, paths, strict=True)):
             save_png(picture, path, interpolated_manifest(keys, through.value, frames, seed, number))
         report = {"images": [{"path": str(path), "seed": seed, "index": n} for n, path in enumerate(paths)]}

@@ -61,10 +61,9 @@ class Afterwards:
 
     def video_file(self, folder: Path) -> Path:
         """The file of the video, checked to be one that can be written."""
-        from codebrush.generation.videos import SUFFIXES, check_video
+        from codebrush.generation.videos import check_video, video_path
 
-        suffix = f".{str(self.video).lower().lstrip('.')}"
-        path = folder / f"video{suffix}" if suffix in SUFFIXES else Path(str(self.video))
+        path = video_path(str(self.video), folder)
         check_video(path)
         check_folder(path.parent)
         return path

@@ -91,6 +91,7 @@ def convert(
         "out": str(out),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "tokenizer": vocabulary is not None,
+        "files": {file.name: file.stat().st_size for file in sorted(out.iterdir())},
     }
 
 

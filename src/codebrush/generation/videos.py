@@ -19,6 +19,12 @@ SHORTEST_GIF_FRAME = 2  # hundredths of a second: browsers show one that is shor
 BT709 = 1  # the number of this colour space in H.264's tables of matrices, primaries and transfer curves
 
 
+def video_path(video: str, folder: Path, name: str = "video") -> Path:
+    """The file of a `video` that is one of mp4, gif and webp, called `name` in `folder`, or the name of a file."""
+    suffix = f".{video.lower().lstrip('.')}"
+    return folder / f"{name}{suffix}" if suffix in SUFFIXES else Path(video)
+
+
 def check_video(path: str | Path) -> None:
     """Check that a video can be written to a file of this name.
 

@@ -17,7 +17,8 @@ from codebrush.generation.sampling.sampler import BATCH, batches
 from codebrush.loaded_pack import LoadedPack
 from codebrush.progress import Progress
 from codebrush.text.reading import readable, warn_unread
-from codebrush.understanding.captioning import ANSWER_THRESHOLD, Answer, Caption, CaptionPipeline
+from codebrush.understanding.answer_confidence import AnswerConfidence
+from codebrush.understanding.captioning import Answer, Caption, CaptionPipeline
 from codebrush.understanding.classification import ZeroShotClassifier, pack_temperature
 
 
@@ -92,8 +93,9 @@ class PictureTasks(LoadedPack):
     @cached_property
     def reader(self) -> CaptionPipeline:
         """The pack's captioner on this device, with its tokenizer and the CLIP that ranks its captions."""
-        captioner = self.on_device(self.pack.captioner)
-        return CaptionPipeline(self.clip, self.tokenizer, captioner, self.pack.captioner_tokenizer)
+        captioner, words = self.on_device(self.pack.captioner), self.pack.captioner_tokenizer
+        judge = AnswerConfidence.load(self.pack.member("captioner"))
+        return CaptionPipeline(self.clip, self.tokenizer, captioner, words, judge)
 
     def caption(
         self,
@@ -126,13 +128,13 @@ class PictureTasks(LoadedPack):
         return found
 
     @overload
-    def ask(self, images: Picture, question: str, threshold: float = ANSWER_THRESHOLD) -> Answer: ...
+    def ask(self, images: Picture, question: str, threshold: float | None = None) -> Answer: ...
 
     @overload
-    def ask(self, images: Sequence[Picture], question: str, threshold: float = ANSWER_THRESHOLD) -> list[Answer]: ...
+    def ask(self, images: Sequence[Picture], question: str, threshold: float | None = None) -> list[Answer]: ...
 
     def ask(
-        self, images: Picture | Sequence[Picture], question: str, threshold: float = ANSWER_THRESHOLD
+        self, images: Picture | Sequence[Picture], question: str, threshold: float | None = None
     ) -> Answer | list[Answer]:
         """The answer to a question, "I don't know" below the confidence `threshold`; see `CaptionPipeline.ask`.
 

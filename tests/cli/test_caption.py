@@ -69,14 +69,14 @@ def test_without_a_readable_picture_the_command_fails(
 def test_answers(pack: str, pictures: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["ask", pictures[0], "how many red circles?", "--pack", pack, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert set(report) == {"answer", "confidence", "guess"}
+    assert set(report) == {"answer", "confidence", "guess", "reason"}
     black, drawn = Image.new("RGB", (32, 32)), scene(0, 1, 32).image
     black.save(Path(pictures[0]).with_suffix(".gif"), save_all=True, append_images=[black, drawn], duration=9)
     given = ["ask", str(Path(pictures[0]).with_suffix(".gif")), "how many red circles?", "--pack", pack, "--json"]
     assert run(given) == 0
     assert json.loads(capsys.readouterr().out)["frame"] == 1  # GIF joins the two equal frames
-    assert run(["ask", pictures[0], "what colour is it?", "--pack", pack, "--threshold", "1"]) == 0
-    assert capsys.readouterr().out.startswith("I don't know  (confidence 0.")
+    assert run(["ask", pictures[0], "what is it?", "--pack", pack, "--threshold", "1"]) == 0
+    assert capsys.readouterr().out.startswith("I don't know: it is not sure enough  (confidence 0.")
     assert run(["ask", pictures[0], " ", "--pack", "no such pack"]) == 2
     assert "the question is empty" in capsys.readouterr().err
     assert run(["ask", pictures[0], "what?", "--pack", pack, "--threshold", "3"]) == 2

@@ -101,3 +101,31 @@ def test_misuse_is_one_line(
     error = capsys.readouterr().err
     assert complaint in error
     assert error.count("\n") == 1
+
+
+def test_labels_come_from_captions_by_a_template(
+    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    lines = []
+    for number in range(24):
+        colour = COLOURS[number % 2]
+        Image.new("RGB", (32, 32), colour).save(tmp_path / f"{number}.png")
+        caption = f"A photo of {'an' if number % 3 else 'a'} {colour} thing." if number < 20 else "something else"
+        lines.append(json.dumps({"file_name": f"{number}.png", "caption": caption, "kind": "wall", "tint": colour}))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    options = ["--out", str(tmp_path / "probe.safetensors"), "--pack", str(micro_pack), "--json"]
+    for template, labels, pictures in (
+        ("a photo of a {colour} thing", ("blue", "red"), 20),
+        ("{kind} of {tint}", ("wall of blue", "wall of red"), 24),
+    ):
+        assert run(["probe", str(tmp_path), "--label", template, *options]) == 0
+        output = capsys.readouterr()
+        assert json.loads(output.out)["pictures"]["train"] == pictures
+        assert LinearProbe.load(tmp_path / "probe.safetensors").labels == labels
+        assert ("4 pictures without a label left out" in output.err) == (pictures == 20)
+    assert run(["probe", str(tmp_path), "--label", "a drawing of {colour}", *options]) == 1
+    assert 'no caption reads like "a drawing of {colour}"' in capsys.readouterr().err
+    assert run(["probe", str(tmp_path), "--label", "{colour} {shape}", *options]) == 1
+    assert "no column colour, shape for the label" in capsys.readouterr().err

@@ -101,13 +101,23 @@ def test_a_caption_says_how_many_texts_about_other_things_fit_as_well(
 
 
 def test_an_answer_below_the_threshold_is_not_known(brush: Codebrush, pictures: list[Image.Image]) -> None:
-    sure = brush.ask(pictures[0], "what colour is it?", threshold=0.0)
+    sure = brush.ask(pictures[0], "what is it?", threshold=0.0)
     assert sure.text == (sure.guess or UNKNOWN_ANSWER)
     assert 0 < sure.confidence <= 1
-    unsure = brush.ask(pictures[0], "what colour is it?", threshold=1.0)
+    unsure = brush.ask(pictures[0], "what is it?", threshold=1.0)
     assert unsure.text == UNKNOWN_ANSWER
     assert unsure.guess == sure.guess
     assert unsure.confidence == sure.confidence
+    assert unsure.reason == "it is not sure enough"
+
+
+def test_an_answer_of_another_kind_than_the_question_is_never_given(
+    brush: Codebrush, pictures: list[Image.Image]
+) -> None:
+    answer = brush.ask(pictures[0], "how many circles are there?", threshold=0.0)  # random weights write no number
+    assert (answer.text, answer.confidence) == (UNKNOWN_ANSWER, 0)
+    assert answer.guess == brush.ask(pictures[0], "how many circles are there?", threshold=1.0).guess
+    assert answer.reason == "its best guess is no answer to such a question"
 
 
 def test_errors_are_one_line(brush: Codebrush, pictures: list[Image.Image], micro_pack: Path) -> None:

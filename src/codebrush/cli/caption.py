@@ -71,23 +71,36 @@ def ask(
     image: Annotated[Path, typer.Argument(help="Picture file.")],
     question: Annotated[str, typer.Argument(help='Question, like "how many red circles are there?"')],
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help='Confidence below which the answer is "I don\'t know".')
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help='Confidence below which the answer is "I don\'t know".  [0.5, or 0.4 without calibration]',
+        ),
     ] = None,
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:
-    """Answer a question about a picture. Prints the answer and the model's confidence in it, 0 to 1."""
+    """Answer a question about a picture.
+
+    Prints the answer and the confidence, 0 to 1, that it is right, or "I don't know" and why.
+    """
     if not question.strip():
         raise UsageError("the question is empty: ask something")
     check_picture_file(image)
     from codebrush.pipeline import Codebrush
-    from codebrush.understanding.captioning import ANSWER_THRESHOLD
 
     brush = Codebrush.from_pretrained(pack)
     picture, frame = seen_picture(brush.clip, image)
-    answer = brush.ask(picture, question, ANSWER_THRESHOLD if threshold is None else threshold)
+    answer = brush.ask(picture, question, threshold)
     if json_output:
         unread = unread_entry(brush.reader.caption_tokenizer, [question])
-        print_json({"answer": answer.text, "confidence": answer.confidence, "guess": answer.guess, **frame, **unread})
+        print_json(
+            {"answer": answer.text, "confidence": answer.confidence, "guess": answer.guess, "reason": answer.reason}
+            | frame
+            | unread
+        )
+    elif answer.reason:
+        print(f"{answer.text}: {answer.reason}  (confidence {answer.confidence:.2f})")
     else:
         print(f"{answer.text}  (confidence {answer.confidence:.2f})")

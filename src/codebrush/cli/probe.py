@@ -1,5 +1,6 @@
 """`codebrush probe`: train and measure a linear probe, a classifier on the frozen image embeddings of a pack's CLIP."""
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +31,13 @@ if TYPE_CHECKING:
 def probe(
     context: typer.Context,
     source: LabelledArgument,
-    label: Annotated[str, typer.Option(help="Column with the labels.")] = "label",
+    label: Annotated[
+        str,
+        typer.Option(
+            help='Column with the labels, or a template of columns like "{colour} {shape}", or of captions like '
+            '"a photo of a {label}".'
+        ),
+    ] = "label",
     split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
     val: Annotated[
         str | None,
@@ -62,7 +69,9 @@ def probe(
     from codebrush.pipeline import Codebrush
     from codebrush.understanding.probe import fit_probe, probe_figures
 
-    named: dict[str, Any] = {"where": [*(where or ()), f"`{label}` is not null"], "captions": [f"{{{label}}}"]}
+    named: dict[str, Any] = {"where": where or (), "require_captions": False}
+    if "{" not in label:
+        named = {"where": [*(where or ()), f"`{label}` is not null"], "captions": [f"{{{label}}}"]}
     named |= {"image_column": image_column, "limit": limit, "exclude": exclude or (), "strict": strict}
     train = open_source(source, split=split, **named)
     held, measured = (_other_split(source, name, usual, split, named) for name, usual in ((val, "val"), (test, "test")))
@@ -151,7 +160,12 @@ def _embedded(
         reading = Reading(rows, progress)
         features = embed_rows(brush.clip, reading)
     skipped += reading.skipped
-    return features, [str(labels[row]) for row in reading.rows]
+    places = [place for place, row in enumerate(reading.rows) if labels[row] is not None]
+    if len(places) < len(reading.rows):
+        print(
+            f"codebrush: {amount('picture', len(reading.rows) - len(places))} without a label left out", file=sys.stderr
+        )
+    return features[places], [str(labels[reading.rows[place]]) for place in places]
 
 
 def _print(report: dict[str, Any]) -> None:

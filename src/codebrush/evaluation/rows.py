@@ -1,5 +1,6 @@
 """Reads captioned pictures in batches, skipping those that cannot be read, and embeds pictures, texts and labels."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from codebrush.data import text_embedding
 from codebrush.data.preprocess import pixels_for
+from codebrush.data.sources.caption_templates import Template
 from codebrush.data.sources.captioned_images import CaptionedImages
 from codebrush.data.sources.filters import is_empty
 from codebrush.errors import DataError, ImageError
@@ -72,9 +74,15 @@ def embed_texts(clip: CLIP, tokenizer: Tokenizer, texts: Sequence[str]) -> Tenso
 def row_labels(source: CaptionedImages, column: str) -> list[str | None]:
     """The label of each row, from `column`; None if its cell is empty.
 
+    With braces it is a template (see `caption_templates`), such as "{colour} {shape}". If the source has no column of
+    the name in braces, captions that read like the template give the labels, which stand where the braces are: the
+    label of "a photo of an owl." is "owl" by "a photo of a {label}".
+
     Raises:
-        DataError: if there is no such column, or it holds lists or nothing.
+        DataError: if there is no such column, or it holds lists or nothing, or no caption reads like the template.
     """
+    if "{" in column:
+        return _labels_by_template(source, Template.parse(column))
     known = source.schema.names
     if column not in known:
         raise DataError(f"{source.origin}: no column {column} with labels; the columns are {', '.join(known)}")
@@ -87,3 +95,28 @@ def row_labels(source: CaptionedImages, column: str) -> list[str | None]:
     if not any(labels):
         raise DataError(f"{source.origin}: the column {column} is empty: name a column with labels")
     return labels
+
+
+def _labels_by_template(source: CaptionedImages, template: Template) -> list[str | None]:
+    known, rows = source.schema.names, range(len(source))
+    if set(template.columns) <= set(known):
+        filled = [template.fill(lambda column, row=row: source.cell(row, column)) for row in rows]
+        labels = [texts[0] if texts else None for texts in filled]
+    elif len(template.columns) == 1:
+        pattern = _pattern(template)
+        found = [next(filter(None, map(pattern.fullmatch, source.captions(row))), None) for row in rows]
+        labels = [None if match is None else match[1].strip() for match in found]
+    else:
+        missing = ", ".join(name for name in template.columns if name not in known)
+        raise DataError(f"{source.origin}: no column {missing} for the label; the columns are {', '.join(known)}")
+    if not any(labels):
+        raise DataError(f'{source.origin}: no caption reads like "{template.text}", and it has no such column')
+    return labels
+
+
+def _pattern(template: Template) -> re.Pattern[str]:
+    """What captions of a template with one column look like: in any case, with any blanks, "a" or "an", and with or
+    without a full stop."""
+    before, after = (re.escape(" ".join(part.split())) for part in re.split(r"\{[^}]*\}", template.text))
+    before, after = (re.sub(r"\ban?\b", "an?", part).replace("\\ ", r"\s+") for part in (before, after))
+    return re.compile(rf"\s*{before}\s*(.+?)\s*{after}\s*\.?\s*", re.IGNORECASE)

@@ -183,6 +183,11 @@ class Captioner(PretrainedModel):
         x = self.transformer(x, mask=mask, cache=cache)[:, self.config.patches :]
         return F.linear(self.final_norm(x), self.token_embedding.weight), cache
 
+    def state(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """The vector (B, D) from which the token after tokens (B, T) is predicted; features are as in `prefill`."""
+        x, mask = self._joined(self.prefix(features), tokens)
+        return self.final_norm(self.transformer(x, mask=mask)[:, -1])
+
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Logits (B, n, K) for the tokens (B, n) after those that `cache` has seen; it is updated in place."""
         x = self.transformer(self._embedded(tokens, cache.length - self.config.patches), cache=cache)

@@ -27,6 +27,8 @@ from codebrush.data.curation.near_duplicates import (
     fingerprint,
     quality,
     same_detail,
+    same_tint,
+    tint,
 )
 from codebrush.data.decoding.compression import is_lossy
 from codebrush.data.decoding.images import read_picture
@@ -56,6 +58,7 @@ class Features:
     size: int  # in bytes
     marks: Fingerprint
     detail: np.ndarray | None = None  # see `near_duplicates.detail`
+    tint: np.ndarray | None = None  # see `near_duplicates.tint`
     frame: int | None = None  # by which an animation or a file of several pages is judged, from 0
 
 
@@ -120,10 +123,11 @@ def find_duplicates(
     """Cluster the near-duplicates among the pictures of `sources`.
 
     A pair matches if its cosine is at least `cosine` (-1 to 1), at most `distance` (0 to 64) hash bits differ, and the
-    tiny copies of the fingerprints and small areas such as lines of text are alike; above 15 bits, which is looser than
-    near-duplicates are, these are not compared. Pictures of one colour match none. The best picture is clustered with
-    all that match it, then the best of the rest, and so on. Pictures that are only linked through others are not in one
-    cluster, so that whoever deletes the duplicates keeps a match of each. Uses 4 E + 4,700 bytes a picture.
+    tiny copies of the fingerprints, small areas such as lines of text, and the colours of parts are alike; above 15
+    bits, which is looser than near-duplicates are, these are not compared. Pictures of one colour match none. The best
+    picture is clustered with all that match it, then the best of the rest, and so on. Pictures that are only linked
+    through others are not in one cluster, so that whoever deletes the duplicates keeps a match of each. Uses 4 E +
+    5,300 bytes a picture.
 
     Raises:
         UsageError: if a threshold is out of range.
@@ -260,9 +264,9 @@ def _read(clip: CLIP, candidate: Candidate) -> tuple[Features, Tensor]:
     has_alpha = opacity(image) is not None
     is_link = candidate.data is None and os.path.islink(existing(Path(candidate.path)))
     worth = quality(candidate.path, picture.size, picture.frame is not None, is_lossy(data), has_alpha, is_link)
-    return Features(candidate.path, worth, len(data), fingerprint(image), detail(image), picture.frame), views_for(
-        clip, image
-    )
+    return Features(
+        candidate.path, worth, len(data), fingerprint(image), detail(image), tint(image), picture.frame
+    ), views_for(clip, image)
 
 
 def _similarity(features: Sequence[Features], embeddings: np.ndarray, one: int, other: int) -> Similarity:
@@ -278,7 +282,9 @@ def _match(one: Features, other: Features, distance: int) -> bool:
         return False
     if distance > MAX_DISTANCE:
         return True
-    return bool(alike_copies(a.copy[None], b.copy)[0]) and same_detail(one.detail, other.detail)
+    if not alike_copies(a.copy[None], b.copy)[0]:
+        return False
+    return same_detail(one.detail, other.detail) and same_tint(one.tint, other.tint)
 
 
 def _best_first(picture: Features) -> tuple[int, int, str]:

@@ -3,7 +3,7 @@
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -136,6 +136,18 @@ def search(
             raise
     hits = _fused(lists) if mode == "hybrid" else lists[0]
     return [hit for hit in hits if min_score is None or hit.score >= min_score][:k]
+
+
+def hits_of(database: Database, scores: Mapping[str, float]) -> list[Hit]:
+    """The rows of these paths with these scores, best first."""
+    if not scores:
+        return []
+    where = f"path IN ({', '.join(quoted(path) for path in scores)})"
+    with database.guarded():
+        rows = database.table.search().where(where).select(_shown(database.table)).limit(len(scores)).to_list()
+    hits = [replace(_hit(row), score=scores[row["path"]]) for row in rows]
+    places = {path: place for place, path in enumerate(scores)}
+    return sorted(hits, key=lambda hit: places[hit.path])
 
 
 def check_min_score(min_score: float, mode: Mode) -> None:

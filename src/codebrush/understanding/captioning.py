@@ -13,15 +13,19 @@ from codebrush.errors import PromptError, UsageError
 from codebrush.models.captioner import Captioner, patch_features
 from codebrush.models.clip import CLIP
 from codebrush.text.other_things import NEAR
+from codebrush.text.reading import named_texts
 from codebrush.text.tokenizer import Tokenizer
+from codebrush.understanding.answer_confidence import AnswerConfidence, answer_features
 from codebrush.understanding.presence import presences
+from codebrush.understanding.question_kinds import fits_question
 from codebrush.understanding.text_decoding import DecodedText, beam_search, greedy_decode, sample_decode
 
 METHODS = ("beam", "greedy", "sample")
 CANDIDATES = 5  # captions that are written and ranked for each picture, at least
 LENGTH_PENALTY = 1.0
 UNKNOWN_ANSWER = "I don't know"
-ANSWER_THRESHOLD = 0.4  # the least confidence with which an answer is given
+ANSWER_THRESHOLD = 0.4  # the least confidence with which an answer is given, by the captioner's own probability
+JUDGED_THRESHOLD = 0.5  # the same by a judge, whose confidence is calibrated
 MIN_ANSWER_TOKENS = 4  # a question must leave room for this many
 
 
@@ -51,23 +55,34 @@ class Caption:
 
 @dataclass(frozen=True)
 class Answer:
-    """The captioner's best `guess` and its probability, `confidence`, 0 to 1.
+    """The captioner's best `guess`, and the `confidence`, 0 to 1, that it is right.
 
-    `text` is the guess, or "I don't know" if the confidence is below the threshold.
+    `text` is the guess, or "I don't know" if the confidence is below the threshold or the guess is not of the kind that
+    the question asks for; `reason` says why then, and is empty otherwise.
     """
 
     text: str
     confidence: float
     guess: str
+    reason: str = ""
 
 
 class CaptionPipeline:
     """Writes captions and answers with a captioner and ranks captions with CLIP.
 
-    `tokenizer` is CLIP's, `caption_tokenizer` the captioner's.
+    `tokenizer` is CLIP's, `caption_tokenizer` the captioner's. `judge` says how likely an answer is right; without it
+    that is the captioner's own probability of the answer.
     """
 
-    def __init__(self, clip: CLIP, tokenizer: Tokenizer, captioner: Captioner, caption_tokenizer: Tokenizer):
+    def __init__(
+        self,
+        clip: CLIP,
+        tokenizer: Tokenizer,
+        captioner: Captioner,
+        caption_tokenizer: Tokenizer,
+        judge: AnswerConfidence | None = None,
+    ):
+        self.judge = judge
         self.clip, self.tokenizer = clip, tokenizer
         self.captioner, self.caption_tokenizer = captioner, caption_tokenizer
 
@@ -125,26 +140,43 @@ class CaptionPipeline:
         return list(best.values())[:n]
 
     @torch.no_grad()
-    def ask(self, images: Tensor, questions: Sequence[str], threshold: float = ANSWER_THRESHOLD) -> list[Answer]:
+    def ask(self, images: Tensor, questions: Sequence[str], threshold: float | None = None) -> list[Answer]:
         """Answer one question about each of images (B, 3, S, S) in [0, 1], by greedy decoding.
 
-        An answer with a confidence below `threshold`, 0 to 1, is replaced by "I don't know".
+        An answer with a confidence below `threshold`, 0 to 1 (None: 0.5 with a judge, else 0.4), is replaced by "I
+        don't know". The confidence is 0 if the question has words that were in no trained question.
 
         Raises:
             UsageError: if the threshold is out of range.
             PromptError: if a question is empty or too long.
         """
+        if threshold is None:
+            threshold = ANSWER_THRESHOLD if self.judge is None else JUDGED_THRESHOLD
         if not 0 <= threshold <= 1:
             raise UsageError(f"the threshold must be from 0 to 1, not {threshold}")
         features, answers = self._features(images), []
         for row, question in zip(features, questions, strict=True):
             if not question.strip():
                 raise PromptError("the question is empty: ask something")
-            (decoded,) = greedy_decode(self.captioner, row[None], self._prompt(question)[None])
-            guess, confidence = self.caption_tokenizer.decode(decoded.tokens), decoded.probability
-            text = guess if guess and confidence >= threshold else UNKNOWN_ANSWER
-            answers.append(Answer(text, confidence, guess))
+            answers.append(self._answer(row[None], question, threshold))
         return answers
+
+    def _answer(self, features: Tensor, question: str, threshold: float) -> Answer:
+        prompt = self._prompt(question)[None]
+        (decoded,) = greedy_decode(self.captioner, features, prompt)
+        guess, confidence = self.caption_tokenizer.decode(decoded.tokens), decoded.probability
+        unknown = [] if self.judge is None else self.judge.unknown_words(question)
+        if unknown:
+            confidence = 0.0
+        elif self.judge is not None:
+            state = self.captioner.state(features, prompt)[0]
+            confidence = float(self.judge.confidence(answer_features(state, decoded)))
+        if not fits_question(question, guess):
+            return Answer(UNKNOWN_ANSWER, 0.0, guess, "its best guess is no answer to such a question")
+        if confidence >= threshold:
+            return Answer(guess, confidence, guess)
+        reason = f"it was trained on no questions with {named_texts(unknown)}" if unknown else "it is not sure enough"
+        return Answer(UNKNOWN_ANSWER, confidence, guess, reason)
 
     @cached_property
     def _others(self) -> Tensor:

@@ -19,6 +19,8 @@ from codebrush.data.curation.near_duplicates import (
     perceptual_hash,
     quality,
     same_detail,
+    same_tint,
+    tint,
 )
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import UsageError
@@ -268,3 +270,27 @@ def test_copies_have_the_same_detail(picture: Image.Image) -> None:
     assert same_detail(original, detail(Image.eval(picture, lambda level: min(255, level + 8)))), "brighter everywhere"
     assert detail(picture.resize((127, 300))) is None
     assert same_detail(original, None)
+
+
+def with_face(skin: tuple[int, int, int]) -> Image.Image:
+    """A drawn person of whom little but the clothes is seen."""
+    picture = Image.new("RGB", (128, 128), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((34, 52, 94, 124), fill=(40, 60, 150))
+    draw.ellipse((44, 8, 84, 54), fill=(90, 90, 100))
+    draw.ellipse((54, 26, 74, 44), fill=skin)
+    return picture
+
+
+def test_people_who_differ_in_the_tone_of_their_skin_are_not_the_same() -> None:
+    light, dark = with_face((247, 222, 206)), with_face((243, 210, 162))
+    assert alike_copies(fingerprint(light).copy[None], fingerprint(dark).copy)[0]
+    assert same_detail(detail(light), detail(dark))
+    assert not same_tint(tint(light), tint(dark))
+    larger = dark.resize((256, 256), Image.Resampling.LANCZOS)
+    assert same_tint(tint(dark), tint(larger))
+    assert same_tint(tint(dark), tint(jpeg(dark, 60)))
+    assert same_tint(tint(light), None)
+    red, green, blue = dark.split()
+    bluer = Image.merge("RGB", (red.point(lambda v: v - 9), green.point(lambda v: v - 5), blue))
+    assert same_tint(tint(dark), tint(bluer))  # another white balance changes all of it

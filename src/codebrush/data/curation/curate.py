@@ -6,7 +6,7 @@ and the counts of phrases; captions stay on disk.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,16 @@ import numpy as np
 
 from codebrush.data.curation.caption_rules import normalised
 from codebrush.data.curation.measures import CHUNK, Measures, Scorer, good_captions, measure
-from codebrush.data.curation.near_duplicates import ENOUGH, JUDGED_SIDE, NOTHING, NearIndex, detail, same_detail
+from codebrush.data.curation.near_duplicates import (
+    ENOUGH,
+    JUDGED_SIDE,
+    NOTHING,
+    NearIndex,
+    detail,
+    same_detail,
+    same_tint,
+    tint,
+)
 from codebrush.data.curation.options import CurationOptions
 from codebrush.data.curation.phrases import Phrases, split_of, uniform
 from codebrush.data.curation.report import write_report
@@ -129,15 +138,20 @@ def _drop_near(source: CaptionedImages, measures: Measures, distance: int) -> No
     """
 
     @lru_cache(DETAILS)
-    def detail_of(row: int) -> np.ndarray | None:
+    def parts_of(row: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         try:
-            return detail(read_picture(source.contents(row), keep_mode=True, wanted=JUDGED_SIDE).image)
+            image = read_picture(source.contents(row), keep_mode=True, wanted=JUDGED_SIDE).image
         except ImageError:  # it could be read before: whoever copies it reports it
-            return None
+            return None, None
+        return detail(image), tint(image)
+
+    def is_same(one: int, other: int) -> bool:
+        (detail_of_one, tint_of_one), (detail_of_other, tint_of_other) = parts_of(one), parts_of(other)
+        return same_detail(detail_of_one, detail_of_other) and same_tint(tint_of_one, tint_of_other)
 
     index = NearIndex(measures.shape, measures.copy, distance)
     for row in _best_copy_first(measures, ENOUGH).tolist():
-        twin = index.find(row, lambda other, row=row: same_detail(detail_of(row), detail_of(other)))
+        twin = index.find(row, partial(is_same, row))
         if twin is None:
             index.add(row)
         else:

@@ -41,6 +41,10 @@ LEAST_DETAILED = 128  # pixels of the shorter side
 # Of 4,096 pixels, the number that make pictures different if each differs by more than the tolerance, of 255. The
 # sixteenth largest difference is 9 to 40 for screenshots with other text and 1 to 11 for copies (docs/log.md).
 DETAIL_CELLS, DETAIL_TOLERANCE = 16, 13
+TINT_SIDE = 16
+# A part has another colour if one of 256 pixels differs by the tolerance, of 255; if the other pixels, at least this
+# share, do not; and if this share of all differences in a channel points in one direction (docs/log.md).
+TINT_TOLERANCE, STILL_SHARE, ONE_WAY = 6, 0.5, 0.8
 KEY_BITS = 16  # of a band that are looked up: up to 65,536 buckets a band, for any number of pictures
 MAX_DISTANCE = 15  # gives sixteen bands of four bits; with more bands of fewer bits nothing is saved
 
@@ -136,6 +140,30 @@ def same_detail(one: np.ndarray | None, other: np.ndarray | None) -> bool:
     smooth = Image.fromarray(areas).resize((DETAIL_SIDE, DETAIL_SIDE), Image.Resampling.BILINEAR)
     local = np.abs(apart - np.asarray(smooth)).reshape(-1)
     return bool(np.partition(local, -DETAIL_CELLS)[-DETAIL_CELLS] <= DETAIL_TOLERANCE)
+
+
+def tint(image: Image.Image) -> np.ndarray:
+    """The colour of a picture without its brightness at 16 x 16 pixels: Cb and Cr, (2, 16, 16) uint8."""
+    small = flattened(image).resize((TINT_SIDE, TINT_SIDE), Image.Resampling.BOX).convert("YCbCr")
+    return np.stack([np.asarray(part) for part in small.split()[1:]])
+
+
+def same_tint(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    """Whether two pictures that are alike as tiny copies differ in colour only as copies do, and not in a small part
+    that has another colour, such as skin of another tone; true if one of them is not known.
+
+    Such a part differs in one direction and the rest is as it was, while the traces of compression point in all
+    directions, and another white balance changes everything.
+    """
+    if one is None or other is None:
+        return True
+    apart = (one.astype(np.int16) - other).reshape(2, -1)  # (2, 256)
+    most = np.abs(apart).max(0)  # (256,)
+    if most.max() < TINT_TOLERANCE or np.mean(most <= 1) < STILL_SHARE:
+        return True
+    total = np.abs(apart).sum(1)
+    channel = int(total.argmax())
+    return bool(abs(int(apart[channel].sum())) < ONE_WAY * total[channel])
 
 
 def quality(

@@ -1,0 +1,109 @@
+"""How sure an answer is: its network, the words that are known, and the file."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from codebrush import Codebrush
+from codebrush.data.preprocess import pixels_for
+from codebrush.data.synthetic.shapes import scene
+from codebrush.errors import PackError
+from codebrush.understanding.answer_confidence import FILE, AnswerConfidence, answer_features
+from codebrush.understanding.captioning import UNKNOWN_ANSWER
+from codebrush.understanding.text_decoding import DecodedText, greedy_decode
+from packs import micro_captioner, micro_tokenizer, write_micro_pack
+
+WORDS = frozenset(["what", "is", "it", "colour", "the", "circle"])
+THINGS = frozenset(("owl", "barn"))
+
+
+def judge(width: int, output_bias: float = 0.0) -> AnswerConfidence:
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"mean": (width,), "scale": (width,), "hidden": (4, width), "hidden_bias": (4,), "output": (4,)}
+    tensors = {name: torch.rand(shape, generator=draw) + 0.5 for name, shape in shapes.items()}
+    return AnswerConfidence(WORDS, THINGS, tensors | {"output_bias": torch.tensor(output_bias)})
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return scene(0, 1, 32).image
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> Path:
+    torch.manual_seed(3)
+    return write_micro_pack(tmp_path / "pack", captioner=micro_captioner(), words=micro_tokenizer())
+
+
+def test_the_confidence_is_that_of_a_network_with_one_hidden_layer() -> None:
+    made, features = judge(5), torch.rand(3, 5)
+    part = made.tensors
+    scaled = (features - part["mean"]) / part["scale"]
+    expected = [
+        torch.sigmoid(part["output"] @ torch.clamp(part["hidden"] @ row + part["hidden_bias"], min=0)) for row in scaled
+    ]
+    torch.testing.assert_close(made.confidence(features), torch.stack(expected))
+
+
+def test_the_features_are_the_answer_s_probability_and_length_and_the_state() -> None:
+    found = answer_features(torch.tensor([7.0, 8.0]), DecodedText((4, 5), -0.25, True))
+    odds = torch.logit(torch.tensor(-0.25).exp())
+    torch.testing.assert_close(found, torch.tensor([-0.25, odds, 2.0, 7.0, 8.0]))
+    certain = answer_features(torch.zeros(1), DecodedText((), 0.0, True))
+    assert certain[1] == 8.0
+
+
+def test_words_of_trained_questions_and_names_are_known() -> None:
+    made = judge(5)
+    assert made.unknown_words("What colour is the circle?") == []
+    assert made.unknown_words("what colour is the ROOF, the roof?") == ["roof"]
+    assert made.unknown_words("is it barn owl?") == []
+    assert made.unknown_words("what is the owl?") == ["owl"]  # names are known only where something is named
+    assert made.unknown_words("is it the owl?") == ["owl"]
+
+
+def test_a_pack_with_a_judge_answers_by_it(pack: Path, picture: Image.Image) -> None:
+    plain = Codebrush.from_pretrained(pack, "cpu")
+    before = plain.ask(picture, "what is it?", threshold=0)
+    reader = plain.reader
+    assert reader.judge is None
+    width = reader.captioner.config.width
+    for bias in (-50.0, 50.0):
+        judge(3 + width, bias).save(pack / "captioner")
+        brush = Codebrush.from_pretrained(pack, "cpu")
+        answer = brush.ask(picture, "what is it?")
+        assert answer.guess == before.guess
+        features = reader._features(pixels_for(plain.clip, [picture]))
+        prompt = reader._prompt("what is it?")[None]
+        state = reader.captioner.state(features, prompt)[0]
+        expected = judge(3 + width, bias).confidence(
+            answer_features(state, greedy_decode(reader.captioner, features, prompt)[0])
+        )
+        assert answer.confidence == pytest.approx(float(expected), abs=1e-6)
+        assert answer.text == (before.guess if bias > 0 else UNKNOWN_ANSWER)
+        assert answer.reason == ("" if bias > 0 else "it is not sure enough")
+        foreign = brush.ask(picture, "what is the roof?")
+        assert (foreign.text, foreign.confidence) == (UNKNOWN_ANSWER, 0)
+        assert foreign.reason == 'it was trained on no questions with "roof"'
+
+
+def test_the_state_before_the_answer_gives_the_logits_of_its_first_token(pack: Path, picture: Image.Image) -> None:
+    reader = Codebrush.from_pretrained(pack, "cpu").reader
+    features, prompt = reader._features(pixels_for(reader.clip, [picture])), reader._prompt("what is it?")[None]
+    with torch.no_grad():
+        logits, _ = reader.captioner.prefill(features, prompt)
+        state = reader.captioner.state(features, prompt)
+    torch.testing.assert_close(state @ reader.captioner.token_embedding.weight.T, logits[:, -1], atol=1e-4, rtol=1e-4)
+
+
+def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
+    assert AnswerConfidence.load(tmp_path) is None
+    judge(5).save(tmp_path)
+    read = AnswerConfidence.load(tmp_path)
+    assert read is not None
+    assert (read.words, read.things) == (WORDS, THINGS)
+    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-20])
+    with pytest.raises(PackError, match="is damaged: remove it, or install the pack again"):
+        AnswerConfidence.load(tmp_path)

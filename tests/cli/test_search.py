@@ -1,6 +1,5 @@
 """`codebrush search` on a small database: its output, its contact sheet and its error lines."""
 
-import io
 import json
 import shutil
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from PIL import Image
 
 from codebrush.cli.main import run
 from codebrush.data.synthetic.shapes import scene
-from codebrush.search.database import TABLE_FOLDER, open_database
+from codebrush.search.database import TABLE_FOLDER
 from codebrush.search.native_stderr import DEBUG_VARIABLE
 from codebrush.search.nearness import Nearness
 from packs import write_micro_pack
@@ -60,52 +59,6 @@ def test_a_text_a_picture_and_both(ask, database: Path) -> None:
     assert [each["path"] for each in both] == [each["path"] for each in alike]
     assert ask("a red flower", "--image", str(picture), "--image-weight", "0", "-k", "3") == results
     assert ask("a red flower", "--without", "a cat", "-k", "3") != results
-
-
-def test_captions_are_found_by_what_they_mean(ask) -> None:
-    found = ask("an animal", "--mode", "meaning")
-    assert [each["caption"] for each in found] == ["a blue dog", "a cat", "a green frog"]
-    assert [each["caption"] for each in ask("a puppy", "--mode", "meaning", "-k", "1")] == ["a blue dog"]
-    assert ask("an invoice", "--mode", "meaning") == []
-
-
-@pytest.mark.parametrize("near", [True, False])
-def test_what_means_the_same_is_shown_where_no_picture_is_near(
-    database: Path, micro_pack: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, near: bool
-) -> None:
-    monkeypatch.setattr("codebrush.search.nearness.nearness", lambda *_, **__: Nearness(0.95 if near else 0.5))
-    command = ["search", "an animal", "--db", str(database), "--pack", str(micro_pack)]
-    assert run([*command, "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    scores = {each["path"]: each["score"] for each in report["results"]}
-    meant = ["a blue dog", "a cat", "a green frog"]
-    assert len(scores) == 5
-    assert ([each["caption"] for each in report["results"]][:3] == meant) == (not near)
-    assert report.get("by_meaning") == (None if near else meant)
-    assert run(command) == 0
-    told = "; first come pictures whose captions or columns are near in meaning: a blue dog, a cat, a green frog\n"
-    assert (told in capsys.readouterr().err) == (not near)
-    assert run([*command, "--min-score", "-1", "--json"]) == 0  # a least cosine asks for pictures alone
-    report = json.loads(capsys.readouterr().out)
-    assert {each["path"]: pytest.approx(each["score"], abs=1e-4) for each in report["results"]} == scores
-    assert "by_meaning" not in report
-
-
-def test_without_a_text_the_lines_of_the_input_are_searched_for(
-    database: Path, micro_pack: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("flower\n\n龙\ncat\n"))
-    opened = []
-    monkeypatch.setattr(
-        "codebrush.search.database.open_database",
-        lambda *args, it=open_database, **named: opened.append(args) or it(*args, **named),
-    )
-    assert run(["search", "--db", str(database), "--pack", str(micro_pack), "--json", "-k", "2"]) == 0
-    output = capsys.readouterr()
-    reports = [json.loads(line) for line in output.out.splitlines()]
-    assert [len(report["results"]) for report in reports] == [2, 2]
-    assert output.err.count('the pack cannot read "龙"') == 1  # does not end it
-    assert len(opened) == 1
 
 
 def test_captions_and_conditions(ask) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,16 +29,19 @@ if TYPE_CHECKING:
     from codebrush.understanding.probe import LinearProbe
 
 
+LabelOption = Annotated[
+    str,
+    typer.Option(
+        help='Column with the labels, or a template of columns like "{colour} {shape}", or of captions like '
+        '"a photo of a {label}".'
+    ),
+]
+
+
 def probe(
     context: typer.Context,
     source: LabelledArgument,
-    label: Annotated[
-        str,
-        typer.Option(
-            help='Column with the labels, or a template of columns like "{colour} {shape}", or of captions like '
-            '"a photo of a {label}".'
-        ),
-    ] = "label",
+    label: LabelOption = "label",
     split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
     val: Annotated[
         str | None,
@@ -69,9 +73,7 @@ def probe(
     from codebrush.pipeline import Codebrush
     from codebrush.understanding.probe import fit_probe, probe_figures
 
-    named: dict[str, Any] = {"where": where or (), "require_captions": False}
-    if "{" not in label:
-        named = {"where": [*(where or ()), f"`{label}` is not null"], "captions": [f"{{{label}}}"]}
+    named = _rows_with(label, where or ())
     named |= {"image_column": image_column, "limit": limit, "exclude": exclude or (), "strict": strict}
     train = open_source(source, split=split, **named)
     held, measured = (_other_split(source, name, usual, split, named) for name, usual in ((val, "val"), (test, "test")))
@@ -95,6 +97,13 @@ def probe(
     report |= _saved(learned, out) | {"skipped": skipped, "unread": train.unread.report}
     report["seconds"] = round(time.perf_counter() - start, 3)
     print_json(report) if json_output else _print(report)
+
+
+def _rows_with(label: str, where: Sequence[str]) -> dict[str, Any]:
+    """What opens the rows that have a label: a template may take it from the captions, so that all are opened."""
+    if "{" in label:
+        return {"where": where, "require_captions": False}
+    return {"where": [*where, f"`{label}` is not null"], "captions": [f"{{{label}}}"]}
 
 
 def _refuse_seed(context: typer.Context, split: str) -> None:

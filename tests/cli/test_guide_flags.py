@@ -23,7 +23,7 @@ def help_sections() -> dict[str, list[str]]:
     """The help of `generate`: each heading with its lines."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
-        assert run(["generate", "--help"]) == 0
+        assert run(["generate", "--help-all"]) == 0
     parts = re.split(r"^(\S.*):\n", text.getvalue(), flags=re.MULTILINE)[1:]
     return {heading: lines.splitlines() for heading, lines in zip(parts[::2], parts[1::2], strict=True)}
 
@@ -142,3 +142,14 @@ def test_a_flag_without_effect_is_one_line(
     assert re.fullmatch(r"codebrush: .*\n", output.err)
     assert named in output.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_usual_help_is_short_and_names_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", "--help"]) == 0
+    usual = capsys.readouterr().out
+    flags = re.findall(r"^  (--?[a-z-]+)", usual, re.MULTILINE)
+    assert 15 <= len(flags) <= 25
+    assert {"--size", "--steps", "--style", "--cfg", "--help-all"} <= set(flags)
+    assert "--help-all also shows the options of retrieval, flow, guidance." in " ".join(usual.split())
+    assert run(["edit", "--help"]) == 0
+    assert "--help-all" not in capsys.readouterr().out

@@ -18,6 +18,20 @@ StyleOption = Annotated[
 ]
 NegativeOption = Annotated[str | None, typer.Option(help="What the picture should not show.")]
 
+EVERYTHING = "help-all"  # key of a context whose help is to show all options
+
+
+def _print_all_help(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        context.meta[EVERYTHING] = True
+        print(context.get_help())
+        raise typer.Exit()
+
+
+HelpAllOption = Annotated[
+    bool, typer.Option("--help-all", is_eager=True, callback=_print_all_help, help="Show all options and exit.")
+]
+
 
 class FitName(StrEnum):
     """How a picture is fitted to the square that the CLIP reads; see `codebrush.data.picture_fitting`."""

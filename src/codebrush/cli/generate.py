@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import PACK_HELP, JsonOption, NegativeOption, StyleOption, given_flags, refuse
+from codebrush.cli.flags import PACK_HELP, HelpAllOption, JsonOption, NegativeOption, StyleOption, given_flags, refuse
 from codebrush.cli.following import Afterwards, run_report
 from codebrush.cli.guide_flags import NAMES, PRESET_NAMES, with_guide_flags
 from codebrush.cli.output import check_folder, print_json, print_pictures, progress_bar, prompt_entry
@@ -103,6 +103,7 @@ def generate(
         Path | None, typer.Option(help="Folder for the pictures.  [outputs; with guide a new folder in it]")
     ] = None,
     json_output: JsonOption = False,
+    help_all: HelpAllOption = False,
     *,
     guidance: dict[str, Any],
 ) -> None:

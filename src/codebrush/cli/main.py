@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from codebrush.cli.flags import EVERYTHING
 from codebrush.data.sources.file_names import escaped
 from codebrush.errors import CodebrushError
 from codebrush.version import __version__
@@ -51,19 +52,35 @@ INTERRUPTED = 130  # what shells report for Ctrl-C
 ArgumentError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
+MANY_OPTIONS = 40  # of a command with more, --help shows those of USUAL_TOPICS and --help-all the rest
+USUAL_TOPICS = ("Arguments", "Options", "Sampling")
+USUAL_OPTIONS = ("size", "steps")  # shown although their topic is not
+
+
 class _TopicalCommand(TyperCommand):
     """A command whose help has a section for each topic: the `rich_help_panel` of its options."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
+        everything, left_out = ctx.meta.get(EVERYTHING) or len(self.params) <= MANY_OPTIONS, dict[str, None]()
         for param in sorted(self.get_params(ctx), key=lambda each: each.param_type_name != "argument"):
             record = param.get_help_record(ctx)
-            if record is not None:
-                topic = "Arguments" if param.param_type_name == "argument" else "Options"
-                sections.setdefault(getattr(param, "rich_help_panel", None) or topic, []).append(record)
+            if record is None:
+                continue
+            usual = "Arguments" if param.param_type_name == "argument" else "Options"
+            topic = getattr(param, "rich_help_panel", None) or usual
+            if not everything and param.name in USUAL_OPTIONS:
+                topic = usual
+            if everything or topic in USUAL_TOPICS:
+                sections.setdefault(topic, []).append(record)
+            else:
+                left_out[topic.partition(":")[0].lower()] = None
         for topic, records in sections.items():
             with formatter.section(topic):
                 formatter.write_dl(records)
+        if left_out:
+            formatter.write_paragraph()
+            formatter.write_text(f"--help-all also shows the options of {', '.join(left_out)}.")
 
 
 class _LazyCommands(Mapping[str, Any]):

@@ -334,7 +334,7 @@ def test_a_query_that_cannot_be_read_finds_captions_alone(
         return [each["caption"] for each in json.loads(output.out)["results"]], output.err
 
     capsys.readouterr()
-    assert run(["search", "龙", *given]) == 1
+    assert run(["search", "龙", *given]) == 2
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.count("\n") == 1

@@ -182,7 +182,7 @@ def guided_run(
         drawn["scorer"] = loaded.scorer.digest
     request = GuidedRequest(prompt, drawing.n, drawing.seed, chosen, drawn if chosen.init == "sample" else {})
     request = with_files(request)
-    warn_of_shapes(request.options)
+    warn_of_shapes(request)
     return GuidedRun(request, guidance_models(loaded), folder)
 
 

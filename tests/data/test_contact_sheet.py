@@ -30,6 +30,14 @@ def test_contact_sheet_enlarges_the_small_and_reduces_the_huge():
     assert contact_sheet([Image.new("RGB", (2000, 1000), "red")]).size == (528, 272)
 
 
+def test_transparent_pictures_are_shown_over_white():
+    clear = Image.new("RGBA", (96, 96), (255, 0, 0, 0))
+    clear.paste((0, 0, 255, 255), (0, 0, 48, 96))
+    sheet = np.asarray(contact_sheet([clear, clear.resize((8, 8), Image.Resampling.NEAREST)]))
+    assert (sheet[20, 20] == (0, 0, 255)).all()
+    assert not (sheet == (255, 0, 0)).all(-1).any()
+
+
 def test_contact_sheet_of_nothing():
     with pytest.raises(CodebrushError, match="at least one"):
         contact_sheet([])

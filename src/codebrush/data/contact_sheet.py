@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
+from codebrush.data.decoding.transparency import flattened
 from codebrush.data.fonts import fonts_for, visual_order
 from codebrush.data.text_layout import wrapped
 from codebrush.errors import CodebrushError
@@ -48,7 +49,7 @@ def _tile(image: Image.Image) -> Image.Image:
     if longest < 96:
         factor = math.ceil(96 / longest)
         size = (image.width * factor, image.height * factor)
-        return image.convert("RGB").resize(size, Image.Resampling.NEAREST)
-    tile = image.convert("RGB")
+        return flattened(image).resize(size, Image.Resampling.NEAREST)
+    tile = flattened(image).copy()
     tile.thumbnail((512, 512))
     return tile

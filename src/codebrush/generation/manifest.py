@@ -5,8 +5,8 @@ The manifest is a JSON object in the PNG's text chunk "codebrush". Keys of some 
 method      sample, retrieve, guide, vary, edit, inpaint, translate, upscale or interpolate
 retrieval   retrieve: prior, neighbours, bank (its path, "" for the pack's own); found, the name and cosine of each
             neighbour; hash, the sha256 of the pack's bank or prior
-edit        vary, edit, inpaint, translate: prompt; picture and mask, each as file and sha256; and box, extend, strength
-            or style
+edit        vary, edit, inpaint, translate: prompt; picture and mask, each as file and sha256; box, extend, strength
+            or style; and transparency, "kept" if the ground of a transparent picture is transparent in the result
 prompt      as typed; "" if there was none
 n           guide: how many pictures the run makes
 seed        of the run
@@ -14,6 +14,7 @@ index       the picture draws from the random stream of (seed, index)
 options     `DrawOptions`; guide: those of `GuideOptions` that are not as by default
 sampling    guide: `DrawOptions` of the drawing that it starts from
 files       guide: the sha256 of each file that the options name
+transparency   guide: "kept" if the picture starts from one, and is transparent where the ground of that is
 clip_score  CLIP's cosine with the prompt, -1 to 1; of a guided picture it says little, as guidance raised it
 scorer      score, the cosine by the pack's scorer, which took no part; verdict, what it means
 size        width and height in pixels
@@ -82,9 +83,13 @@ def edit_entry(
     extend: Mapping[str, int] | None = None,
     style: str = "",
     strength: float | None = None,
+    transparency: str = "",
 ) -> dict[str, Any]:
     """The method and details of an edit; what is empty is left out. See `picture_entry` for `picture` and `mask`."""
-    details = {"picture": picture, "mask": mask, "box": box, "extend": extend, "style": style, "strength": strength}
+    details = {
+        "picture": picture, "mask": mask, "box": box, "extend": extend, "style": style, "strength": strength,
+        "transparency": transparency,
+    }  # fmt: skip
     return {"method": kind, "edit": {"prompt": prompt, **{name: value for name, value in details.items() if value}}}
 
 

@@ -151,6 +151,31 @@ def test_transparency_is_kept_and_the_hole_is_opaque() -> None:
     assert (after[border, 3] >= before[border, 3]).all()
 
 
+def test_a_drawing_with_a_transparent_ground_leaves_it_transparent() -> None:
+    picture = Image.new("RGBA", (64, 64), (0, 255, 0, 0))
+    picture.paste((0, 255, 0, 255), (0, 0, 64, 32))
+    canvas = boxed_canvas(picture, (10, 10, 44, 44), 64)
+    drawn = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
+    drawn.paste((255, 0, 0, 255), (0, 20, 64, 64))
+    after = np.asarray(canvas.finish(drawn))
+    assert (after[22:54, 10:54] == (255, 0, 0, 255)).all()
+    assert (after[10:18, 10:54, 3] == 0).all()  # opaque before, and now ground
+    assert (after[canvas.weight == 0] == np.asarray(picture)[canvas.weight == 0]).all()
+
+
+def test_the_window_before_is_seen_over_white_and_black_in_the_hole() -> None:
+    picture = Image.new("RGBA", (32, 32), (9, 9, 9, 0))
+    picture.paste((200, 30, 40, 255), (0, 0, 32, 8))
+    before = np.asarray(boxed_canvas(picture, (0, 4, 16, 12), 32).before(32))
+    assert (before[:4] == (200, 30, 40, 255)).all()
+    assert (before[4:16, :16, :3] == 0).all()
+    assert (before[8:, 16:] == (255, 255, 255, 0)).all()
+    assert (before[8:16, :16, 3] == 0).all()  # what is transparent in the hole is known
+    added = np.asarray(extended_canvas(picture, {"right": 32}, 32).before(64))
+    assert (added[:, 40:, 3] == 255).all()  # not what is new
+    assert boxed_canvas(picture.convert("RGB"), (0, 4, 16, 12), 32).before(32) is None
+
+
 def test_transparent_pixels_lend_no_colour_to_the_border() -> None:
     picture = Image.new("RGBA", (64, 64), (0, 255, 0, 0))
     canvas = boxed_canvas(picture, (10, 10, 20, 20), 64)

@@ -1,6 +1,7 @@
 """Edits on a pack with random weights: what the code transformer sees, what stays, replay and errors."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from codebrush.data.decoding.images import read_manifest, save_png
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import ImageError, PackError, PromptError, UsageError
 from codebrush.generation.editing.editing import Edit, prepare_edit
+from codebrush.generation.result import Result
 from codebrush.generation.sampling.sampler import draw_options
 from packs import micro_transformer, write_micro_pack
 
@@ -178,6 +180,45 @@ def test_every_edit_is_replayed_from_its_png(brush: Codebrush, picture: Path, tm
         again = brush.replay(read_manifest(tmp_path / f"{number}.png"))
         assert np.array_equal(np.asarray(again.image), np.asarray(result.image))
         assert again.manifest == result.manifest
+
+
+CLEARED: dict[str, Callable[[Codebrush, Path], Result]] = {
+    "vary": lambda brush, picture: brush.vary(picture, n=1, rerank=1)[0],
+    "edit": lambda brush, picture: brush.edit(picture, "a dog", n=1, rerank=1)[0],
+    "translate": lambda brush, picture: brush.translate(picture, "3d", n=1, rerank=1)[0],
+    "box": lambda brush, picture: brush.edit(picture, n=1, rerank=1, box=(8, 8, 24, 24))[0],
+    "extend": lambda brush, picture: brush.edit(picture, n=1, rerank=1, extend={"right": 32})[0],
+}
+
+
+@pytest.mark.parametrize("make", CLEARED.values(), ids=CLEARED.keys())
+def test_transparency_is_kept_and_old_manifests_give_opaque_pictures(
+    brush: Codebrush, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Codebrush, Path], Result]
+) -> None:
+    sticker = Image.new("RGBA", (SIZE, SIZE), (0, 0, 0, 0))
+    sticker.paste((200, 30, 40, 255), (12, 12, 20, 20))
+    sticker.save(tmp_path / "sticker.png")
+    drawn = torch.ones(3, SIZE, SIZE)  # white, with a blue square
+    drawn[:2, 14:22, 14:22] = 0
+    monkeypatch.setattr(type(brush.vqgan), "decode", lambda self, latent: drawn.expand(len(latent), -1, -1, -1))
+    result = make(brush, tmp_path / "sticker.png")
+    assert result.image.mode == "RGBA"
+    shown = np.asarray(result.image)
+    assert (shown[..., 3] == 0).mean() > 0.8  # the ground, and no pale box
+    assert ((shown == (0, 0, 255, 255)).all(-1)).sum() > 30  # the square
+    assert result.manifest["edit"]["transparency"] == "kept"
+    assert np.array_equal(np.asarray(brush.replay(result.manifest).image), shown)
+    entry = {name: value for name, value in result.manifest["edit"].items() if name != "transparency"}
+    old = brush.replay({**result.manifest, "edit": entry})  # as versions before 0.3 wrote it
+    assert old.image.mode == ("RGBA" if old.manifest["method"] == "inpaint" else "RGB")
+    ground = np.asarray(old.image)[10, 10]  # in the hole, or new
+    assert old.manifest["edit"] == entry
+    if "extend" not in entry:
+        assert ground.tolist() == [255] * len(ground)
+    sticker.convert("RGB").save(tmp_path / "sticker.png")
+    opaque = make(brush, tmp_path / "sticker.png")
+    assert opaque.image.mode == "RGB"
+    assert "transparency" not in opaque.manifest["edit"]
 
 
 def test_an_edit_of_a_picture_that_changed_is_not_replayed(brush: Codebrush, picture: Path) -> None:

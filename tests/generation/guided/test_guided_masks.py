@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from codebrush import Codebrush
-from codebrush.errors import UsageError
+from codebrush.errors import ImageError, UsageError
 from codebrush.generation.guided.guide_options import GuideOptions
 from codebrush.generation.guided.guided_batch import make_batch
-from codebrush.generation.guided.guided_request import GuidedRequest
+from codebrush.generation.guided.guided_request import GuidedRequest, with_files
+from codebrush.generation.guided.guided_run import GuidedRun
 from codebrush.methods import guidance_models
 
 SHORT: dict[str, Any] = {"steps": 1, "cutouts": 2, "precision": "float32", "size": "32x32"}
@@ -102,3 +103,35 @@ def test_pictures_of_different_shapes_are_told(brush: Codebrush, tmp_path: Path)
     told = r"differ in shape \(start.png 64 x 64, mask.png 128 x 32, target.png 257 x 64\): each is scaled"
     with pytest.warns(UserWarning, match=told):
         brush.guide("a dog", init=str(tmp_path / "start.png"), **options)
+
+
+def test_a_transparent_start_gives_a_transparent_picture_and_an_old_run_an_opaque_one(
+    brush: Codebrush, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sticker = Image.new("RGBA", (64, 32), (0, 0, 0, 0))  # of which the middle is seen
+    sticker.paste((250, 250, 250, 255), (28, 12, 36, 20))
+    sticker.save(tmp_path / "sticker.png")
+    white = torch.ones(1, 3, 32, 32)
+    monkeypatch.setattr(type(brush.vqgan), "decode", lambda self, latent: white + 0 * latent.sum())
+    request = with_files(request_of(init=str(tmp_path / "sticker.png")))
+    folder = tmp_path / "run"
+    run = GuidedRun(request, guidance_models(brush), folder)
+    list(run)
+    (result,) = run.results
+    shown = np.asarray(result.image)
+    assert shown.shape == (32, 32, 4)
+    assert (shown[12:20, 12:20, 3] == 255).all()  # white before as well
+    shown = shown[..., 3].copy()
+    shown[10:22, 10:22] = 0
+    assert (shown == 0).all()
+    assert brush.resume(folder).results[0].image.tobytes() == result.image.tobytes()
+    assert brush.replay(result.manifest).image.tobytes() == result.image.tobytes()
+    old = {name: value for name, value in result.manifest.items() if name != "transparency"}
+    assert brush.replay(old).image.mode == "RGB"
+    assert "transparency" not in brush.replay(old).manifest
+    with pytest.raises(ImageError, match="transparency is 'half'"):
+        brush.replay(old | {"transparency": "half"})
+    Image.new("RGB", (32, 32)).save(tmp_path / "plain.png")
+    run = GuidedRun(with_files(request_of(init=str(tmp_path / "plain.png"))), guidance_models(brush))
+    list(run)
+    assert run.results[0].image.mode == "RGB"

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from codebrush.data.decoding.images import MAX_PIXELS, WITH_PROFILE, Picture, decode_image, to_tensor
+from codebrush.data.decoding.transparency import opacity
 from codebrush.data.hole_filling import fill_holes
 from codebrush.data.masks import LEAST_WHITE, mask_layer
 from codebrush.errors import UsageError
@@ -80,22 +81,41 @@ class Canvas:
         around = _window(self.image, self.box, 0, size)
         return Image.composite(drawn.convert("RGB"), around, Image.fromarray(np.rint(255 * weight).astype(np.uint8)))
 
+    def before(self, size: int) -> Image.Image | None:
+        """The window for `cut_out`, `size` pixels square, black in the hole; None if the whole picture is opaque.
+
+        Where there was no picture, it counts as opaque.
+        """
+        alpha = opacity(self.original)
+        if alpha is None:
+            return None
+        colours = np.where(self.hole[..., None], np.uint8(0), np.asarray(self.image))
+        window = _window(Image.fromarray(colours), self.box, 0, size)
+        window.putalpha(_window(alpha, self.box, 255, size))
+        return window
+
     def finish(self, drawn: Image.Image) -> Image.Image:
-        """The whole picture, with `drawn` (the window, at any size) in the hole and blended in across the border."""
+        """The whole picture, with `drawn` (the window, at any size) in the hole and blended in across the border.
+
+        `drawn` may have transparency; without it the hole is opaque.
+        """
         width, height = self.image.size
         left, top, right, bottom = self.box
         inside = (max(0, left), max(0, top), min(width, right), min(height, bottom))
         scale = drawn.width / self.side
         part = tuple((place - start) * scale for place, start in zip(inside, (left, top) * 2, strict=True))
         size = (inside[2] - inside[0], inside[3] - inside[1])
-        drawn = drawn.convert("RGB").resize(size, Image.Resampling.LANCZOS, box=part)  # pyright: ignore
+        new = np.asarray(drawn.resize(size, Image.Resampling.LANCZOS, box=part), dtype=np.float32)  # pyright: ignore
         rows, columns = slice(inside[1], inside[3]), slice(inside[0], inside[2])
         weight = self.weight[rows, columns, None]  # (h, w, 1)
         pixels = np.asarray(self.original).copy()
         before = pixels[rows, columns].astype(np.float32)
-        opacity = before[..., 3:] / 255 if before.shape[-1] == 4 else np.ones_like(weight)
-        visible = weight + (1 - weight) * opacity  # transparent pixels lend no colour to the blend
-        mixed = weight * np.asarray(drawn, dtype=np.float32) + (1 - weight) * opacity * before[..., :3]
+        old, drawn_share = (
+            part[..., 3:] / 255 if part.shape[-1] == 4 else np.ones_like(weight) for part in (before, new)
+        )
+        shares = weight * drawn_share, (1 - weight) * old  # transparent pixels lend no colour to the blend
+        visible = shares[0] + shares[1]
+        mixed = shares[0] * new[..., :3] + shares[1] * before[..., :3]
         mixed = np.concatenate([mixed / np.maximum(visible, 1e-6), 255 * visible], axis=-1)[..., : before.shape[-1]]
         painted = weight[..., 0] > 0  # elsewhere the very bytes of the original stay
         pixels[rows, columns][painted] = np.rint(mixed[painted]).astype(np.uint8)
@@ -158,7 +178,7 @@ def extended_canvas(picture: Picture, extend: Mapping[str, int], min_side: int) 
         raise UsageError(f"a picture of {width} x {height} pixels is too large: extend by less")
     hole = np.ones((height, width), dtype=bool)
     hole[top : top + kept.height, left : left + kept.width] = False
-    larger = Image.new(kept.mode, (width, height))
+    larger = Image.new(kept.mode, (width, height), (255,) * 4 if kept.mode == "RGBA" else 0)  # opaque: see `before`
     larger.paste(kept, (left, top))
     larger.info = kept.info
     return _canvas(larger, hole, min_side)

@@ -5,7 +5,7 @@ its codes around a hole, some of its codes, or all of them.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor
 from codebrush.data.decoding.images import Picture, decode_image
 from codebrush.errors import ImageError, PackError, PromptError, UsageError
 from codebrush.files import file_sha256
+from codebrush.generation.cutting_out import Transparency, check_transparency, cut_out, is_transparent
 from codebrush.generation.editing.canvas import Canvas, boxed_canvas, extended_canvas, masked_canvas, whole_canvas
 from codebrush.generation.manifest import edit_entry, picture_entry, read_edit
 from codebrush.generation.options import DrawOptions, checked_option
@@ -54,8 +55,9 @@ class Edit:
     """What is done to a picture: `kind` is "vary", "edit" (redraw a share `strength` of it), "inpaint" or "translate".
 
     An "inpaint" has one of a `mask` of the picture's size, a `box` (x, y, width, height) and an `extend` of pixels by
-    side. The manifest names files by their paths; of a picture in memory it has the hash alone, so that an edit of one
-    cannot be replayed.
+    side. `transparency` "kept" makes the ground of what is drawn transparent if the picture has transparency; see
+    `cut_out`. The manifest names files by their paths; of a picture in memory it has the hash alone, so that an edit of
+    one cannot be replayed.
 
     Raises:
         UsageError: if the values do not go together, or one is out of its range.
@@ -69,6 +71,7 @@ class Edit:
     box: tuple[int, int, int, int] | None = None
     extend: Mapping[str, int] = field(default_factory=dict)
     style: str = ""
+    transparency: Transparency = "kept"
 
     def __post_init__(self) -> None:
         if self.kind not in EDITS:
@@ -81,19 +84,21 @@ class Edit:
             raise UsageError(
                 "give a prompt to redraw the picture under, or the part of it to paint: a mask, box or extend"
             )
+        check_transparency(self.transparency)
         ways = [way for way in (self.mask, self.box, self.extend) if way]
         if (self.kind == "inpaint") != (len(ways) == 1):
             raise UsageError("give one of mask, box and extend: they all choose the part to paint")
 
     def to_entry(self) -> dict[str, Any]:
         """The method and details in the manifest. Raises ImageError if a picture's file cannot be read."""
-        details: dict[str, dict[str, Any]] = {
+        details: dict[str, Any] = {
             "edit": {"strength": self.strength},
             "inpaint": {"box": self.box, "extend": dict(self.extend)},
             "translate": {"style": self.style},
-        }
+        }.get(self.kind, {})
         mask = None if self.mask is None else _entry_of(self.mask)
-        return edit_entry(self.kind, self.prompt, _entry_of(self.picture), mask, **details.get(self.kind, {}))
+        kept = "" if self.transparency == "dropped" or not is_transparent(self.picture) else self.transparency
+        return edit_entry(self.kind, self.prompt, _entry_of(self.picture), mask, **details, transparency=kept)
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any]) -> "Edit":
@@ -103,7 +108,7 @@ class Edit:
             ImageError: if one of its pictures is missing or has changed.
             KeyError, TypeError, ValueError, UsageError: if the manifest is damaged.
         """
-        values = read_edit(manifest)
+        values = {"transparency": "dropped", **read_edit(manifest)}
         for name in {"picture", "mask"} & values.keys():
             values[name] = _file_of(values[name])
         return cls(**values)
@@ -121,7 +126,10 @@ def _varied(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
     """The drawing of a variation: drawn from the picture's embedding alone, and scored by it."""
     sampler.require_image_embedding()
     embedding = sampler.embed([edit.picture])  # (1, E)
-    return Drawing("", options, [(Condition(image_embedding=embedding), 1.0)], embedding, [1.0])
+    drawing = Drawing("", options, [(Condition(image_embedding=embedding), 1.0)], embedding, [1.0])
+    if edit.transparency == "dropped" or not is_transparent(edit.picture):
+        return drawing
+    return replace(drawing, finish=cut_out)  # it shows other things in other places than the picture
 
 
 def _inpainted(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
@@ -147,7 +155,7 @@ def _redrawn(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
     order = torch.from_numpy(stream(options.seed, KEPT).permutation(codes[0].numel()))
     kept = torch.ones(codes[0].numel(), dtype=torch.bool)
     kept[order[: max(1, round(edit.strength * len(order)))]] = False
-    return _around(sampler, edit, options, codes, kept.view(codes.shape).to(codes.device), None)
+    return _around(sampler, edit, options, codes, kept.view(codes.shape).to(codes.device), canvas)
 
 
 def _translated(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
@@ -174,8 +182,9 @@ def _translated(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
     vectors = F.normalize(sampler.vqgan.quantizer.vectors, dim=1)  # (K, d)
     bias = float(known.get("likeness", 0.0)) * F.normalize(latent, dim=1)[0].flatten(1).T @ vectors.T  # (N, K)
     return replace(
-        drawing, conditions=conditions, unconditional=source, bias=bias, texts=texts, weights=weights, judged_by=None
-    )
+        drawing, conditions=conditions, unconditional=source, bias=bias, texts=texts, weights=weights, judged_by=None,
+        finish=ground_of(edit, canvas, sampler.pack.image_size),
+    )  # fmt: skip
 
 
 def translation_defaults(pack: Pack) -> dict[str, Any]:
@@ -187,9 +196,7 @@ def translation_defaults(pack: Pack) -> dict[str, Any]:
         raise PackError(f"{pack.folder}: among the defaults of its translation, {error}") from error
 
 
-def _around(
-    sampler: Sampler, edit: Edit, options: DrawOptions, codes: Tensor, kept: Tensor, canvas: Canvas | None
-) -> Drawing:
+def _around(sampler: Sampler, edit: Edit, options: DrawOptions, codes: Tensor, kept: Tensor, canvas: Canvas) -> Drawing:
     """The drawing around known codes (1, h, w): those in `kept` (1, h, w) stay; the rest are drawn and see them all."""
     if not sampler.painter.reads_source:
         raise PackError(
@@ -207,7 +214,16 @@ def _around(
         seen = sampler.embed([edit.picture])
         drawing = Drawing("", options, [(source, 1.0)], seen, [1.0])
     drawing = replace(drawing, known=Known(codes, kept), unconditional=source)
-    return drawing if canvas is None else replace(drawing, to_score=canvas.composed, finish=canvas.finish)
+    ground = ground_of(edit, canvas, sampler.pack.image_size)
+    if edit.kind != "inpaint":
+        return replace(drawing, finish=ground)
+    return replace(drawing, to_score=canvas.composed, finish=lambda drawn: canvas.finish(ground(drawn)))
+
+
+def ground_of(edit: Edit, canvas: Canvas, size: int) -> Callable[[Image.Image], Image.Image]:
+    """What makes the ground of a drawn window, `size` pixels square, transparent if that of the edit's picture is."""
+    before = None if edit.transparency == "dropped" else canvas.before(size)
+    return lambda drawn: drawn if before is None else cut_out(drawn, before)
 
 
 def _entry_of(picture: Picture) -> dict[str, str]:

@@ -8,7 +8,7 @@ import torch
 from codebrush.data.decoding.images import to_pil, to_tensor
 from codebrush.errors import UsageError
 from codebrush.generation.editing.canvas import whole_canvas
-from codebrush.generation.editing.editing import Edit
+from codebrush.generation.editing.editing import Edit, ground_of
 from codebrush.generation.manifest import (
     check_origin,
     check_translator,
@@ -59,7 +59,8 @@ def translate_picture(pack: Pack, clip: CLIP, vqgan: VQGAN, edit: Edit) -> Resul
     model = pack.translator.to(device)
     styles = list(model.config.styles)
     check_style(edit.style, styles)
-    pixels = whole_canvas(edit.picture).view(pack.image_size)[0][None].to(device)
+    canvas = whole_canvas(edit.picture)
+    pixels = canvas.view(pack.image_size)[0][None].to(device)
     made = model(pixels, torch.tensor([styles.index(edit.style)], device=device))[0]
     picture = to_pil(made.clamp(0, 1))
     latent, codes = vqgan.quantize(vqgan.encode(to_tensor(picture)[None].to(device)))
@@ -67,6 +68,7 @@ def translate_picture(pack: Pack, clip: CLIP, vqgan: VQGAN, edit: Edit) -> Resul
     manifest = translated_manifest(
         edit.to_entry(), score, picture.size, pack.hash_of("translator"), origin(pack, device)
     )
+    picture = ground_of(edit, canvas, picture.width)(picture)
     return Result(picture, score, codes[0], latent[0], manifest)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from codebrush.data.decoding.images import read_picture
 from codebrush.errors import ImageError, UsageError
 from codebrush.files import file_sha256
+from codebrush.generation.cutting_out import Transparency, check_transparency
 from codebrush.generation.guided.guide_options import INITS, GuideOptions
 from codebrush.generation.guided.initial_latents import check_init
 from codebrush.generation.guided.option_values import split_weights
@@ -25,6 +26,7 @@ class GuidedRequest:
 
     `mask_fit` says how a mask is read: "cover" scales it until it covers the picture and crops it, as the pictures of
     init and target, and its transparent pixels are black; versions before 0.3 squeezed it, and those were white.
+    `transparency` "kept" makes pictures transparent where the ground of a transparent start is; see `cut_out`.
     """
 
     prompt: str
@@ -34,15 +36,23 @@ class GuidedRequest:
     sampling: dict[str, Any] = field(default_factory=dict)  # options of the code transformer if it draws the init
     files: dict[str, str] = field(default_factory=dict)
     mask_fit: MaskFit = "cover"
+    transparency: Transparency = "kept"
+
+    @property
+    def start(self) -> Path | None:
+        """The file of the picture that the run starts from; None if it starts from something else."""
+        init = self.options.init
+        return None if init in INITS or Path(init).suffix.lower() == LATENTS else Path(init)
 
     def to_json(self) -> dict[str, Any]:
         """The request as plain values, without options that have their default."""
         defaults = GuideOptions()
         options = {name: value for name, value in asdict(self.options).items() if value != getattr(defaults, name)}
         fit = {"mask_fit": self.mask_fit} if self.options.mask and self.mask_fit == "cover" else {}
+        kept = {"transparency": "kept"} if self.start is not None and self.transparency == "kept" else {}
         return {
             "prompt": self.prompt, "n": self.n, "seed": self.seed,
-            "options": options, "sampling": self.sampling, "files": self.files, **fit,
+            "options": options, "sampling": self.sampling, "files": self.files, **fit, **kept,
         }  # fmt: skip
 
     @classmethod
@@ -59,7 +69,12 @@ class GuidedRequest:
         fit = values.get("mask_fit", "squeeze")
         if fit not in get_args(MaskFit):
             raise UsageError(f"mask_fit is {fit!r}, which this version does not know: upgrade codebrush to read it")
-        return cls(options=GuideOptions(**options), mask_fit=fit, **kept)
+        request = cls(options=GuideOptions(**options), mask_fit=fit, **kept)
+        if request.start is None:
+            return request
+        transparency = values.get("transparency", "dropped")
+        check_transparency(transparency)
+        return replace(request, transparency=transparency)
 
 
 def with_files(request: GuidedRequest) -> GuidedRequest:
@@ -90,14 +105,14 @@ def with_files(request: GuidedRequest) -> GuidedRequest:
     return replace(request, options=options, files={name: _sha256(name) for name in _named_files(options)})
 
 
-def warn_of_shapes(options: GuideOptions) -> None:
+def warn_of_shapes(request: GuidedRequest) -> None:
     """Warn if the pictures that start, mask and target name differ in shape, as each is cropped on its own.
 
     Raises:
         ImageError: if one cannot be read.
     """
-    is_picture = options.init not in INITS and Path(options.init).suffix.lower() != LATENTS
-    files = [options.init] if is_picture else []
+    options = request.options
+    files = [] if request.start is None else [options.init]
     files += [options.mask] if options.mask else []
     files += [split_weights(text)[0] for text in options.target]
     sizes = {name: read_picture(name, wanted=1).size for name in files}

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Generator
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.decoding.images import stack, to_pil
+from codebrush.data.decoding.images import decode_image, stack, to_pil
+from codebrush.data.decoding.transparency import opacity
 from codebrush.errors import PackError, UsageError
+from codebrush.generation.cutting_out import cut_out
 from codebrush.generation.guided.best_step import BestStep, kept_steps
 from codebrush.generation.guided.guidance import Guidance, Step, decode_to_show
 from codebrush.generation.guided.guidance_state import State
@@ -22,6 +24,7 @@ from codebrush.generation.guided.memory_fitting import plan_memory
 from codebrush.generation.guided.memory_plan import MemoryPlan
 from codebrush.generation.guided.run_film import film_frames
 from codebrush.generation.guided.run_folder import Checkpoint, RunFolder, read_run
+from codebrush.generation.latent_files import cover
 from codebrush.generation.manifest import guided_manifest
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.reranking import best_first, clip_scores
@@ -200,6 +203,7 @@ class GuidedRun:
         if self.models.scorer is not None:
             texts, weights = self._judged_by(self.models.scorer)
             results = self.models.scorer.judge(results, pictures, texts, weights)
+        results = [replace(result, image=self._cut_out(result.image)) for result in results]
         self.steps_taken = max(self.steps_taken, state.step)
         for row, result in enumerate(results):
             index = guidance.batch.pictures[row]
@@ -211,6 +215,17 @@ class GuidedRun:
                 self.paths[index] = self._folder.picture_path(index)
         self._number, self._state = number + 1, None
         self._save_checkpoint(number + 1, None)
+
+    def _cut_out(self, picture: Image.Image) -> Image.Image:
+        """A finished picture, transparent where the ground of a transparent start is."""
+        start = self.request.start if self.request.transparency == "kept" else None
+        alpha = None if start is None else opacity(decode_image(start, keep_mode=True))
+        if alpha is None:
+            return picture
+        size = picture.height, picture.width
+        before = to_pil(cover(decode_image(str(start)), size))
+        before.putalpha(to_pil(cover(alpha, size)).getchannel("R"))
+        return cut_out(picture, before)
 
     def _scores(self, pictures: list[Image.Image]) -> list[float]:
         clip, parts = self.models.clip, prompt_parts(self.request)

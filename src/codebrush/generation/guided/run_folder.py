@@ -148,7 +148,7 @@ class RunFolder:
         path = self.picture_path(index)
         try:
             tensors, manifest = load_file(path.with_suffix(".safetensors")), read_manifest(path)
-            image, score = decode_image(path), manifest["clip_score"]
+            image, score = decode_image(path, keep_mode=True), manifest["clip_score"]
             return Result(image, score, tensors["codes"], tensors["latent"], manifest)
         except CodebrushError:
             raise

@@ -16,14 +16,16 @@ from codebrush.pack.pack import encode_condition
 from codebrush.training.dataset import evenly
 from codebrush.training.stage import Materials
 
-PICTURES = 16
+PICTURES = 16  # of a sheet
 
 
 @torch.no_grad()
-def draw_preview(materials: Materials, network: CodeTransformer | FlowTransformer) -> Image.Image:
-    """Draw PICTURES captions spread over the training rows, always from the same random numbers."""
+def draw_preview(
+    materials: Materials, network: CodeTransformer | FlowTransformer, count: int = PICTURES
+) -> Image.Image:
+    """Draw `count` captions spread over the training rows, always from the same random numbers."""
     clip, vqgan = materials.need(CLIP), materials.need(VQGAN)
-    rows = evenly(len(materials.data), PICTURES)
+    rows = evenly(len(materials.data), count)
     captions = [materials.data.captions(int(row))[0] for row in rows]
     condition = encode_condition(clip, materials.tokenizer, captions, network.config)
     if isinstance(network, FlowTransformer):

@@ -7,6 +7,7 @@ used, and imports torch and other heavy packages inside its function, so that `c
 import codecs
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -135,14 +136,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit status."""
+    """Run one command line and return its exit status. The `obj` of its context is the time when it began, of
+    `time.monotonic`."""
+    began = time.monotonic()
     codecs.register_error("escaped", _escape)  # a file name that the terminal cannot encode must not be an error
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="escaped")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         with _short_warnings():
-            status = app(args=list(arguments), prog_name="codebrush", standalone_mode=False)
+            status = app(args=list(arguments), prog_name="codebrush", standalone_mode=False, obj=began)
         sys.stdout.flush()
     except CodebrushError as error:
         return _print_error(str(error), error.exit_status)

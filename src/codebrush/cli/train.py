@@ -100,7 +100,7 @@ def train(
         raise UsageError(f"'{target}' is not a stage ({NAMES}): give a recipe folder as --recipes")
     try:
         if recipe is None:
-            report = _train_pack(target, out, resume, given)
+            report = _train_pack(target, out, resume, given, context.obj)
         else:
             options = {"source": source, "given": members, "tokenizer": given.get("tokenizer")}
             report = _train_stage(target, recipe, out, start=start, threads=threads, resume=resume, **options)
@@ -132,7 +132,7 @@ def _train_stage(stage: str, recipe: str, out: Path, **options: Any) -> dict[str
     return train_stage(stage, recipe, out, draw=draw_preview, **options)
 
 
-def _train_pack(source: str, out: Path, resume: bool, given: dict[str, Any]) -> dict[str, Any]:
+def _train_pack(source: str, out: Path, resume: bool, given: dict[str, Any], began: float) -> dict[str, Any]:
     from codebrush.training.packs.budget import parse_budget
 
     if "budget" in given:
@@ -146,7 +146,7 @@ def _train_pack(source: str, out: Path, resume: bool, given: dict[str, Any]) -> 
     from codebrush.training.packs.request import make_request
 
     request = make_request(source, out, given, resume)
-    return train_pack(request, lambda text: print(text, file=sys.stderr), draw_preview)
+    return train_pack(request, lambda text: print(text, file=sys.stderr), draw_preview, began)
 
 
 def _can_go_on(out: Path) -> bool:

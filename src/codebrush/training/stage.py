@@ -169,6 +169,10 @@ class Stage(ABC):
         """The materials with what any plan of this stage needs of the earlier models."""
         return materials
 
+    def placeholders(self, materials: Materials) -> Materials:
+        """The materials with something like what `precompute` makes, at no cost, to time steps with."""
+        return materials
+
     def prepare(self, plan: StagePlan, materials: Materials, cache: Path) -> Materials:
         """The materials with what this plan needs: pictures of its size, other sets, a vocabulary."""
         return materials

@@ -17,12 +17,13 @@ from codebrush.errors import TrainingError, UsageError
 from codebrush.training.dataset import SourceConfig, load_captioned
 from codebrush.training.engine.loop import CHECKPOINT, Loop, LoopConfig
 from codebrush.training.packs.budget import (
-    FINISH_SECONDS,
-    SHEETS_SHARE,
+    ENDING_SECONDS,
+    ENDING_SHARE,
     Claim,
     parse_budget,
     seconds_left,
     spell_seconds,
+    split,
     stage_seconds,
 )
 from codebrush.training.packs.member_training import measure_step
@@ -263,8 +264,9 @@ def test_many_codes_are_written_in_blocks(image_size: int, block: int):
 
 
 def test_a_budget_is_split_by_shares_and_what_a_stage_saves_is_passed_on():
-    budget = (100 + FINISH_SECONDS) / (1 - SHEETS_SHARE)
+    budget = 100 + ENDING_SECONDS
     assert seconds_left(budget, 0) == pytest.approx(100)
+    assert seconds_left(10_000, 0) == pytest.approx(10_000 * (1 - ENDING_SHARE))
     assert stage_seconds(100, [Claim(1), Claim(3)]) == 25
     assert stage_seconds(seconds_left(budget, 10), [Claim(3)]) == pytest.approx(90)  # the first took 10 s, not 25
     assert seconds_left(budget, 2 * budget) == 0
@@ -277,6 +279,16 @@ def test_the_stage_that_is_served_first_gets_what_it_needs_before_the_others():
     assert stage_seconds(100, [Claim(1), Claim(3, needs=10)]) == 25  # its share is more than it needs
     assert stage_seconds(100, [Claim(1), Claim(1, needs=500)]) == pytest.approx(40)  # the others are left some
     assert stage_seconds(100, [Claim(1, needs=10)]) == 100  # nothing comes after it
+
+
+def test_what_stages_that_are_left_out_would_have_had_goes_to_the_first_and_then_to_the_others():
+    first, painter, late = Claim(1, needs=500), Claim(2), Claim(2)
+    assert split(100, [first, painter, late]) == pytest.approx([60, 20, 20])
+    gone = late._replace(left_out=True)
+    assert split(100, [first, painter, gone]) == pytest.approx([80, 20, 0])
+    assert split(100, [first._replace(needs=65), painter, gone]) == pytest.approx([65, 35, 0])  # it needs no more
+    assert split(100, [painter._replace(left_out=True), first, gone]) == pytest.approx([0, 100, 0])
+    assert split(100, [gone, Claim(1), Claim(3)]) == pytest.approx([0, 25, 75])
 
 
 def test_timing_ends_early_where_steps_are_slow_beside_the_budget(

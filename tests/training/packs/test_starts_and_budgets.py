@@ -1,7 +1,9 @@
 """What a pack begins from, what a budget is enough for, and what is said about both."""
 
 import json
+import re
 import shlex
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,11 +20,12 @@ from codebrush.errors import TrainingError, UsageError
 from codebrush.pack.pack import open_pack
 from codebrush.previews import draw_preview
 from codebrush.training.engine.loop import Loop
-from codebrush.training.packs import member_training
+from codebrush.training.packs import member_training, pack_training
 from codebrush.training.packs.budget import parse_budget
 from codebrush.training.packs.pack_training import train_pack
 from codebrush.training.packs.start import Start
 from codebrush.training.registry import STAGES
+from codebrush.training.stage import Size
 
 
 def test_the_work_is_deleted_with_the_pack_written_and_nothing_else_is_left(shapes: Path, tmp_path: Path):
@@ -80,10 +83,11 @@ def test_stages_without_time_are_left_out_by_name_or_taken_from_the_start(
     given = request(shapes, tmp_path / "second", plans={}, budget=BUDGET, start=pack[0], image_size=None)
     report = train_pack(given, said.append, draw_preview)
     assert {"clip", "transformer"} <= report["left_out"].keys()
-    assert any(
-        line.startswith("clip: micro's is taken as it is: in 0 s it would see 0 pictures, and 100") for line in said
+    planned = {line.split()[0]: line.split(maxsplit=1)[1] for line in said if line.startswith("  ")}
+    assert planned["clip"].startswith(
+        "micro's is taken as it is: in 0 s it would see 0 pictures, and 100 are the least"
     )
-    assert any(line.startswith("transformer: left out: ") for line in said)
+    assert planned["transformer"].startswith("left out: in 0 s")
     made = open_pack(tmp_path / "second")
     assert not made.has("transformer")  # that of the start draws codes of another VQGAN
     assert report["sheets"] == [str(tmp_path / "second" / "reconstructions.png")]
@@ -92,6 +96,56 @@ def test_stages_without_time_are_left_out_by_name_or_taken_from_the_start(
     assert made.info["provenance"]["start"]["kept"] == ["clip"]
     ours, theirs = made.clip.state_dict(), open_pack(pack[0]).clip.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_time_of_stages_that_are_left_out_is_used_by_those_that_are_trained(
+    pack, shapes: Path, tmp_path: Path, clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Size, "least", lambda size, started: 16 if started else 10**9)
+    given = request(shapes, tmp_path / "second", plans={}, budget=BUDGET, start=pack[0], image_size=None)
+    said: list[str] = []
+    monkeypatch.setattr(Loop, "run", lambda *_, **__: pytest.fail("planned"))
+    with pytest.raises(pytest.fail.Exception):
+        train_pack(given, said.append)
+    lines = [line.split() for line in said if line.startswith("  ")]
+    seconds = {stage: float(rest[1]) for stage, *rest in lines if rest[0] == "about"}
+    left = float(next(line for line in said if line.startswith("budget ")).split(", ")[1].split()[0])
+    shares = {stage: STAGES[stage].share for stage in seconds}
+    assert list(seconds) == ["clip", "vqgan", "transformer"]
+    assert sum(seconds.values()) == pytest.approx(left, abs=2)
+    assert seconds["vqgan"] > 0.65 * left  # more than the 60 % that it has beside all the others
+    assert seconds["clip"] / seconds["transformer"] == pytest.approx(shares["clip"] / shares["transformer"], rel=0.2)
+    assert [" ".join(line[:3]) for line in lines[3:]] == [
+        f"{stage} left out:" for stage in ("prior", "captioner", "upscaler")
+    ]
+
+
+def test_a_loss_of_nan_within_a_budget_names_what_the_user_can_change(
+    pack, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    step = Loop._train_step
+
+    def diverging(loop: Loop, batch: Any) -> None:
+        step(loop, batch)
+        loop.reporter.add("clip_loss", torch.tensor(float("nan")))
+
+    monkeypatch.setattr(Loop, "_train_step", diverging)
+    given = request(shapes, tmp_path / "second", plans={}, budget=3600.0, start=pack[0], image_size=None)
+    with pytest.raises(TrainingError) as caught:
+        train_pack(given, lambda text: None)
+    said, _, remedy = str(caught.value).partition(": ")
+    assert re.fullmatch(r"the loss of the CLIP became infinite or NaN near step \d+", said)
+    assert remedy == f"delete {tmp_path / 'second.work'} and train again with another --seed"
+    with pytest.raises(TrainingError, match="near step 4: lower the learning rate"):
+        train_pack(request(shapes, tmp_path / "third"), lambda text: None)
+
+
+def test_the_command_line_counts_from_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    began: list[float] = []
+    monkeypatch.setattr(pack_training, "train_pack", lambda request, say, draw, start: began.append(start) or {})
+    before = time.monotonic()
+    assert command(["train", str(tmp_path), "--out", str(tmp_path / "pack")]) == 0
+    assert before <= began[0] <= time.monotonic()
 
 
 def test_members_that_do_not_fit_are_new_and_it_is_said_why(pack, tmp_path: Path):

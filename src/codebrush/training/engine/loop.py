@@ -36,6 +36,17 @@ from codebrush.training.field_types import Count, Share, Weight, Whole
 CHECKPOINT = "checkpoint.pt"
 
 
+class LossDiverged(TrainingError):
+    """The loss of a run became infinite or NaN. The message is for a run by a recipe; `near` is the step."""
+
+    def __init__(self, near: int):
+        super().__init__(
+            f"the loss became infinite or NaN near step {near}: lower the learning rate and run again from the last "
+            "checkpoint"
+        )
+        self.near = near
+
+
 @dataclass(frozen=True)
 class LoopConfig:
     """`batch_size` counts rows over all processes; `precision` "auto" is bf16 on machines that support it.
@@ -154,7 +165,8 @@ class Loop:
         `time.monotonic` after which no step begins. The hooks may end the run earlier, and with another network.
 
         Raises:
-            TrainingError: if the loss becomes infinite or NaN, or a checkpoint cannot be read or written.
+            LossDiverged: if the loss becomes infinite or NaN.
+            TrainingError: if a checkpoint cannot be read or written.
             KeyboardInterrupt: after Ctrl-C, when the step has ended and is saved.
         """
         self._prepare()
@@ -259,10 +271,7 @@ class Loop:
         if step % config.log_every == 0 or saving or measured:  # nothing is saved that was not checked
             values = self.reporter.log(step)
             if self._anywhere(not all(np.isfinite(value) for value in values.values())):
-                raise TrainingError(
-                    f"the loss became infinite or NaN near step {step}: lower the learning rate and run again from "
-                    f"the last checkpoint"
-                )
+                raise LossDiverged(step)
             self._remark(values)
         if config.preview_every and (step % config.preview_every == 0 or step == config.steps):
             picture = self.task.preview(self.averaged()) if self.fabric.is_global_zero else None

@@ -10,11 +10,12 @@ from codebrush.files import atomic_file
 class Clock:
     """Seconds spent by stage, stored with each checkpoint.
 
-    What a killed process did after its last checkpoint is lost, both its steps and its time.
+    This process's time counts from `began`, a time of `time.monotonic`; None is now. What a killed process did after
+    its last checkpoint is lost, both its steps and its time.
     """
 
-    def __init__(self, path: Path, writes: bool = True):
-        self.path, self.writes, self.last = path, writes, time.monotonic()
+    def __init__(self, path: Path, writes: bool = True, began: float | None = None):
+        self.path, self.writes, self.last = path, writes, time.monotonic() if began is None else began
         self.seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def spent(self) -> float:

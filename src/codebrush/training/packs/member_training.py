@@ -6,12 +6,13 @@ stage with too little time is left out, or its member is that of the pack that t
 
 import dataclasses
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -21,17 +22,18 @@ from codebrush.files import write_json
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.pack.pack import Pack
 from codebrush.pack.writing import PackMembers, write_pack
-from codebrush.training.engine.loop import Loop, LoopConfig, is_first
+from codebrush.training.engine.loop import Loop, LoopConfig, LossDiverged, is_first
 from codebrush.training.packs.budget import (
     FINISH_SHARE,
-    MOST_FOR_FIRST,
+    WRITING_SECONDS,
     Claim,
     seconds_left,
     spell_seconds,
+    split,
     stage_seconds,
 )
 from codebrush.training.packs.clock import Clock
-from codebrush.training.packs.plan import TIMED_STEPS, TIMING_SHARE, WARM_STEPS, choose
+from codebrush.training.packs.plan import PLANNED, TIMED_STEPS, TIMING_SHARE, WARM_STEPS, Pace, choose
 from codebrush.training.packs.request import PackRequest
 from codebrush.training.packs.start import Start
 from codebrush.training.registry import ENTRIES, STAGES
@@ -62,6 +64,7 @@ class MemberTraining:
         self.timed: dict[tuple[str, str], float] = {}  # seconds of a step, by stage and size
         path = work / LEFT_OUT_FILE
         self.left_out: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.paces: dict[str, Pace] = {}  # of the stages that were timed
         self.needs: dict[str, float] = {}  # seconds of the stages that are served first
 
     @property
@@ -75,22 +78,27 @@ class MemberTraining:
         ]
 
     def open(self) -> None:
-        """Within a budget: time the stages that are served first, and say what the plan is.
+        """Within a budget: time a step of each stage, leave out those without enough time, and say what the plan is.
 
         Raises:
-            UsageError: if the budget is too short for them.
+            UsageError: if the budget is too short for a stage that no pack can do without.
         """
         if self.request.budget is None:
             return
-        for stage in self.stages:
-            if stage.served_first and not is_done(self.work / stage.name):
-                self.needs[stage.name] = self._needed(stage)
+        coming = [stage for stage in self.stages if not is_done(self.work / stage.name)]
+        kept, self.materials = self.materials, self._stand_ins(coming)
+        try:
+            self._leave_out_some(coming)
+        finally:
+            self.materials = kept
+        self.left_out = {name: self.left_out[name] for name in STAGES if name in self.left_out}  # in their order
         left = self._left()
         self.say(f"budget {spell_seconds(self.request.budget)}, {left:.0f} s of it for training:")
-        for number, stage in enumerate(self.stages):
-            seconds = stage_seconds(left, self._claims(self.stages[number:]))
-            left -= seconds
-            self.say(f"  {stage.name:<12}about {seconds:.0f} s, {self.start.origin(stage)}")
+        for stage, seconds in zip(coming, split(left, self._claims(coming)), strict=True):
+            if stage.name in self.left_out:
+                self.say(f"  {stage.name:<12}{self._instead(stage)}")
+            else:
+                self.say(f"  {stage.name:<12}about {seconds:.0f} s, {self.start.origin(stage)}")
         self.clock.charge()
 
     def run(self, stage: Stage) -> dict[str, Any] | None:
@@ -98,8 +106,8 @@ class MemberTraining:
         folder, request = self.work / stage.name, self.request
         done, begun = is_done(folder), has_begun(folder)
         until = None
-        if not begun and (stage.name in self.left_out or not self._affordable(stage)):
-            self._leave_out(stage)
+        if not begun and stage.name in self.left_out:  # as the plan said
+            self._go_without(stage)
             return None
         start = None if done else self._begin_from(stage)
         if not done:
@@ -110,7 +118,8 @@ class MemberTraining:
             plan = request.plans[stage.name]
             plan = replace(plan, loop=plan.loop.with_threads(request.threads))
         elif (found := self._plan_within_budget(stage, start)) is None:
-            self._leave_out(stage)
+            self.say(f"{stage.name}: {self._instead(stage)}")
+            self._go_without(stage)
             return None
         else:
             plan = found
@@ -120,7 +129,15 @@ class MemberTraining:
         steps = f"{amount('step', plan.loop.steps)} of {amount('picture', plan.loop.batch_size)}"
         self.say(f"{stage.name}: {steps}, {self.start.origin(stage)}")
         saved = lambda: self.clock.charge(stage.name)  # noqa: E731
-        network = run_stage(plan, self.materials, folder, resume=True, start=start, saved=saved, until=until)
+        try:
+            network = run_stage(plan, self.materials, folder, resume=True, start=start, saved=saved, until=until)
+        except LossDiverged as error:
+            if stage.name in request.plans:
+                raise
+            raise TrainingError(
+                f"the loss of the {stage.member.label} became infinite or NaN near step {error.near}: delete "
+                f"{self.work} and train again with another --seed"
+            ) from error
         self.clock.charge("between" if done else stage.name)
         self.materials.models[stage.name] = network
         seconds = None if request.budget is None else FINISH_SHARE * request.budget
@@ -139,22 +156,25 @@ class MemberTraining:
             self.materials.tokenizers[stage.name] = tokenizer
         return network
 
-    def _leave_out(self, stage: Stage) -> None:
-        """Go on without training a stage: with the start's member, without one, or not at all.
+    def _instead(self, stage: Stage) -> str:
+        """What becomes of a stage that is left out, and why, in words.
 
         Raises:
             UsageError: if the pack needs the member and there is none.
         """
         reason = self.left_out[stage.name]
         if self.start.keeps(stage):
-            self.say(f"{stage.name}: {self.start.name}'s is taken as it is: {reason}")
+            return f"{self.start.name}'s is taken as it is: {reason}"
+        if stage.member.required:
+            raise UsageError(f"the budget is too short for the {stage.member.label}: {reason}")
+        return f"left out: {reason}"
+
+    def _go_without(self, stage: Stage) -> None:
+        """Go on without training a stage: with the start's member, or with none."""
+        if self.start.keeps(stage):
             network = self._begin_from(stage)
             assert network is not None
             self.materials.models[stage.name] = network
-        elif stage.member.required:
-            raise UsageError(f"the budget is too short for the {stage.member.label}: {reason}")
-        else:
-            self.say(f"{stage.name}: left out: {reason}")
         if is_first():
             write_json(self.work / LEFT_OUT_FILE, self.left_out)
         self.clock.charge()
@@ -165,55 +185,94 @@ class MemberTraining:
         assert self.request.budget is not None
         return seconds_left(self.request.budget, self.clock.spent())
 
-    def _claims(self, stages: Sequence[Stage]) -> list[Claim]:
-        return [Claim(stage.share, self.needs.get(stage.name, 0.0)) for stage in stages]
+    def seconds_for_sheets(self) -> float:
+        """What is left of the budget, if there is one, for sheets of pictures."""
+        budget = self.request.budget
+        return math.inf if budget is None else max(0.0, budget - self.clock.spent() - WRITING_SECONDS)
 
-    def _needed(self, stage: Stage) -> float:
-        """The seconds that a stage needs that is served first.
+    def _claims(self, stages: Sequence[Stage]) -> list[Claim]:
+        return [Claim(stage.share, self.needs.get(stage.name, 0.0), stage.name in self.left_out) for stage in stages]
+
+    def _stand_ins(self, coming: Sequence[Stage]) -> Materials:
+        """The materials with networks like those that the earlier stages will make, to time the `coming` ones with."""
+        materials = replace(self.materials, models=dict(self.materials.models))
+        for name in {name: None for stage in coming for name in ENTRIES[stage.name].reads}:
+            if name not in materials.models:
+                stage = STAGES[name]
+                begins = self._begin_from(stage)
+                plan = self._plan_of(stage, self._candidates(stage, begins)[0], 1, begins)
+                materials.models[name] = begins or stage.make(plan, materials)
+        return materials
+
+    def _leave_out_some(self, coming: Sequence[Stage]) -> None:
+        """Find out which stages see enough pictures, and note of the others why they are left out, first of those that
+        a pack can do without. The time of those that are left out goes to the rest.
 
         Raises:
-            UsageError: if the budget is too short for it.
+            UsageError: if the budget is too short for a stage that cannot be left out.
         """
-        assert self.request.budget is not None
+        for stage in sorted(coming, key=lambda each: not each.served_first):
+            if stage.name in self.request.plans or stage.name in self.left_out or has_begun(self.work / stage.name):
+                continue
+            self._time(stage)
+            if stage.served_first and self.paces[stage.name].lack(self._left()) > 1:
+                self._refuse(stage, self._left())
+        while True:
+            shares = dict(zip((stage.name for stage in coming), split(self._left(), self._claims(coming)), strict=True))
+            timed = [stage for stage in coming if stage.name in self.paces and stage.name not in self.left_out]
+            lacks = {stage: self.paces[stage.name].lack(shares[stage.name]) for stage in timed}
+            short = [stage for stage in timed if lacks[stage] > 1]
+            if not short:
+                return
+            served = next((stage for stage in short if stage.served_first), None)
+            may_go = [
+                stage
+                for stage in (short if served is None else timed)
+                if not stage.served_first and (stage.name in self.start.fits or not stage.member.required)
+            ]
+            if not may_go:
+                self._refuse(served or short[0], shares[(served or short[0]).name])
+            worst = max(may_go, key=lambda stage: (stage.optional, lacks[stage]))
+            if worst in short:
+                self._note_short(worst, shares[worst.name], self.paces[worst.name].seen(shares[worst.name]))
+            else:
+                assert served is not None
+                self.left_out[worst.name] = f"its {shares[worst.name]:.0f} s are needed for the {served.member.label}"
+
+    def _time(self, stage: Stage) -> None:
+        """Time a step of the smallest size of a stage, unless there is too little time even for its pictures."""
         begins = self._begin_from(stage)
         size = self._candidates(stage, begins)[0]
-        earlier = dict(self.materials.models)
-        for name in ENTRIES[stage.name].reads:
-            earlier.setdefault(name, self._stand_in(STAGES[name]))
-        kept, self.materials.models = self.materials.models, earlier
-        try:
-            per_picture = self._step(stage, size, begins, self._left()) / size.batch_size
-        finally:
-            self.materials.models = kept
-        least = per_picture * size.least(begins is not None)
-        if not has_begun(self.work / stage.name) and least > MOST_FOR_FIRST * self._left():
-            is_large = not self.request.plans and self.materials.image_size > SMALL_SIDE
-            smaller = f", or smaller pictures with --image-size {SMALL_SIDE}" if is_large else ""
-            wanted = self.request.budget + least / MOST_FOR_FIRST - self._left()
-            raise UsageError(
-                f"--budget {spell_seconds(self.request.budget)} is too short: its {stage.member.label} alone, "
-                f"{self.start.origin(stage)}, needs {spell_seconds(least)} on this machine: give "
-                f"--budget {spell_seconds(1.2 * wanted)} or more{smaller}"
-            )
-        return per_picture * size.examples * (0.3 if begins is not None else 1.0)
+        image_size, seconds = self._plan_of(stage, size, 1, begins).image_size, self._seconds(stage)
+        if image_size not in (0, self.materials.image_size) and self.decoding > seconds / 2:
+            self.left_out[stage.name] = f"{seconds:.0f} s are too few to decode the pictures at {image_size} pixels"
+            return
+        kept, self.materials = self.materials, stage.placeholders(self.materials)
+        step = self._step(stage, size, begins, seconds)
+        self.materials = kept
+        self.paces[stage.name] = Pace(step, size.batch_size, size.least(begins is not None))
+        if stage.served_first:
+            self.needs[stage.name] = step / size.batch_size * size.examples * (0.3 if begins is not None else 1.0)
 
-    def _stand_in(self, stage: Stage) -> PretrainedModel:
-        """A network like the one that an earlier stage will make, to time another with."""
-        begins = self._begin_from(stage)
-        size = self._candidates(stage, begins)[0]
-        return begins or stage.make(self._plan_of(stage, size, 1, None), self.materials)
+    def _refuse(self, stage: Stage, seconds: float) -> NoReturn:
+        """Raise UsageError, with a budget that is enough, for a stage that sees too few pictures in its `seconds`."""
+        budget, pace = self.request.budget, self.paces[stage.name]
+        assert budget is not None
+        least = math.ceil(pace.least / pace.batch_size) * pace.seconds
+        wanted = budget - self._left() + (self._left() if seconds else 1) * least / PLANNED / (seconds or 1)
+        is_large = not self.request.plans and self.materials.image_size > SMALL_SIDE
+        smaller = f", or smaller pictures with --image-size {SMALL_SIDE}" if is_large else ""
+        raise UsageError(
+            f"--budget {spell_seconds(budget)} is too short: its {stage.member.label} alone, "
+            f"{self.start.origin(stage)}, needs {spell_seconds(least)} on this machine: give "
+            f"--budget {spell_seconds(1.2 * wanted)} or more{smaller}"
+        )
 
-    def _affordable(self, stage: Stage) -> bool:
-        """Whether there is time for a stage beside what decoding its pictures takes; if not, it is noted why."""
-        if self.request.budget is None or stage.name in self.request.plans:
-            return True
-        begins = self.start.model(stage)
-        plan = self._plan_of(stage, self._candidates(stage, begins)[0], 1, None if begins is None else begins[0])
-        seconds = self._seconds(stage)
-        if plan.image_size in (0, self.materials.image_size) or self.decoding < seconds / 2:
-            return True
-        self.left_out[stage.name] = f"{seconds:.0f} s are too few to decode the pictures at {plan.image_size} pixels"
-        return False
+    def _note_short(self, stage: Stage, seconds: float, seen: int) -> None:
+        least = self.paces[stage.name].least
+        self.left_out[stage.name] = (
+            f"in {seconds:.0f} s it would see {amount('picture', seen)}, and {least} are the least"
+        )
 
     def _seconds(self, stage: Stage) -> float:
         remaining = self.stages[[each.name for each in self.stages].index(stage.name) :]
@@ -221,11 +280,11 @@ class MemberTraining:
 
     def _candidates(self, stage: Stage, start: Any) -> list[Size]:
         """The sizes to choose from: of a stage that begins from a network there is one, that network's."""
-        rows = max(2, len(self.materials.data))
+        most = max(2, len(self.materials.data) // 2)
         sizes = stage.sizes(self.materials.image_size)
         if start is not None:  # which needs many small changes more than precise ones
             sizes = [replace(sizes[0], batch_size=max(1, sizes[0].batch_size // 2))]
-        return [replace(size, batch_size=min(size.batch_size, rows)) for size in sizes]
+        return [replace(size, batch_size=min(size.batch_size, most)) for size in sizes]
 
     def _step(self, stage: Stage, size: Size, start: PretrainedModel | None, seconds: float) -> float:
         """Seconds of a step, timed once."""
@@ -242,11 +301,8 @@ class MemberTraining:
         seconds = self._seconds(stage)
         candidates = self._candidates(stage, start)
         size, steps, per_step = choose(candidates, seconds, lambda size: self._step(stage, size, start, seconds))
-        seen, least = steps * size.batch_size, size.least(start is not None)
-        if seen < least:
-            self.left_out[stage.name] = (
-                f"in {seconds:.0f} s it would see {amount('picture', seen)}, and {least} are the least"
-            )
+        if steps * size.batch_size < size.least(start is not None):
+            self._note_short(stage, seconds, steps * size.batch_size)
             return None
         plan = self._plan_of(stage, size, steps, start, previews=seconds >= PREVIEWED)
         return replace(plan, facts={"size": size.name, "seconds_per_step": per_step, "budget_seconds": seconds})

@@ -1,5 +1,6 @@
 """Trains a pack on captioned pictures: a tokenizer, then one stage after the other, by recipes or within a budget."""
 
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -38,15 +39,21 @@ IMAGE_SIZE = 64  # of packs that begin from nothing, unless the request says oth
 LOOKED_AT = 64  # pictures by which it is seen whether they have to be enlarged
 CURVES = "training"  # the folder of a pack with the metrics of its stages
 SAMPLES, RECONSTRUCTIONS = "samples.png", "reconstructions.png"
+FEW, SHEET = 4, 16  # samples that are drawn where there is no time for a whole sheet, and those of one
 
 
-def train_pack(request: PackRequest, say: Say = print, draw: Callable[..., Any] | None = None) -> dict[str, Any]:
+def train_pack(
+    request: PackRequest,
+    say: Say = print,
+    draw: Callable[..., Any] | None = None,
+    began: float | None = None,
+) -> dict[str, Any]:
     """Train every stage that is not done and write the pack; returns stages, figures, paths and a verdict in words.
 
     The pack has sheets of samples and reconstructions and the curves of its training. Until it is written the work,
     and the request it began with, are in `<out>.work` beside it, where `resume` finds them. `draw` draws samples with
-    a code transformer. If the plans ask for several processes each of them runs this; the first writes, prints and
-    returns the figures.
+    a code transformer. A budget counts from `began`, a time of `time.monotonic`; None is this call. If the plans ask
+    for several processes each of them runs this; the first writes, prints and returns the figures.
 
     Raises:
         TrainingError: if there is an earlier training and no `resume`, `out` holds a pack or other things, or a recipe
@@ -54,6 +61,7 @@ def train_pack(request: PackRequest, say: Say = print, draw: Callable[..., Any] 
         UsageError: if the request has a wrong value, or another one than the training began with, or its budget is too
             short for a pack.
     """
+    began = time.monotonic() if began is None else began
     work = work_folder(request.out)
     _check_folders(request, work)
     size = request.image_size or IMAGE_SIZE
@@ -68,7 +76,7 @@ def train_pack(request: PackRequest, say: Say = print, draw: Callable[..., Any] 
     if fabric.is_global_zero:
         _open_work(request, work)
     fabric.barrier()
-    clock = Clock(work / CLOCK_FILE, writes=fabric.is_global_zero)
+    clock = Clock(work / CLOCK_FILE, writes=fabric.is_global_zero, began=began)
     say = say if fabric.is_global_zero else (lambda text: None)
     try:
         training = _open_training(request, source, work, clock, say, draw)
@@ -167,12 +175,26 @@ def _tell_small(data: Captioned, size: int, say: Say) -> None:
     )
 
 
+def _draw_samples(draw: Callable[..., Any], materials: Materials, painter: CodeTransformer, left: float) -> Any:
+    """A sheet of samples, of FEW if drawing those shows that the usual number would take more than `left` seconds."""
+    if math.isinf(left):
+        return draw(materials, painter, SHEET)
+    began = time.monotonic()
+    few = draw(materials, painter, FEW)
+    whole = SHEET / FEW * (time.monotonic() - began)
+    return few if time.monotonic() + whole > began + left else draw(materials, painter, SHEET)
+
+
 def _finish(training: MemberTraining, source: Any, figures: dict[str, Any]) -> dict[str, Any]:
     """Measure what was trained, write the pack with its sheets and curves, and judge it in words."""
     request, materials, work = training.request, training.materials, training.work
-    psnr, rebuilt = reconstruct(materials)
-    painter = materials.find(CodeTransformer)
-    samples = None if painter is None or materials.draw is None else materials.draw(materials, painter)
+    painter, left = materials.find(CodeTransformer), training.seconds_for_sheets()
+    began = time.monotonic()
+    psnr, rebuilt = reconstruct(materials, began + left / 3)
+    left -= time.monotonic() - began
+    samples = None
+    if painter is not None and materials.draw is not None:
+        samples = _draw_samples(materials.draw, materials, painter, left)
     judged = verdict(Measured(psnr, painter is not None, request.budget, figures))
     pack = training.write(source, figures, {"psnr": round(psnr, 2), "verdict": judged})
     sheets = {RECONSTRUCTIONS: rebuilt, SAMPLES: samples}

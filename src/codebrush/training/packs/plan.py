@@ -2,12 +2,30 @@
 
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from codebrush.training.stage import Size
 
 WARM_STEPS, TIMED_STEPS = 2, 3
 TIMING_SHARE = 0.1  # of the seconds of a stage, after which the timing of a size ends
 PLANNED = 0.95  # of the seconds of a stage are planned for, so that steps a little slower than timed fit as well
+
+
+class Pace(NamedTuple):
+    """How long the smallest size of a stage takes: seconds of a step, its pictures, and how many it must see at
+    least."""
+
+    seconds: float
+    batch_size: int
+    least: int
+
+    def seen(self, seconds: float) -> int:
+        """The pictures that it sees in `seconds`."""
+        return int(PLANNED * seconds / self.seconds) * self.batch_size
+
+    def lack(self, seconds: float) -> float:
+        """How many times too few they are; 1 or less if they are enough."""
+        return self.least / max(1, self.seen(seconds))
 
 
 def choose(candidates: Sequence[Size], seconds: float, time_steps: Callable[[Size], float]) -> tuple[Size, int, float]:

@@ -1,10 +1,12 @@
 """Judges a trained pack in plain words, by what was measured: how well it reconstructs, and what its painter saw."""
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -16,7 +18,7 @@ from codebrush.training.packs.budget import spell_seconds
 from codebrush.training.stage import Materials
 from codebrush.training.tasks.psnr import psnr
 
-MEASURED, SHOWN = 32, 16  # pictures that are reconstructed, and those of them on the sheet
+MEASURED, SHOWN = 32, 16  # pictures that are reconstructed, and those of them on the sheet, where there is time
 BATCH = 8
 LOOKS = (  # what a reconstruction of at most so many dB looks like
     (17.0, "expect fog: little more than the main colours"),
@@ -44,13 +46,21 @@ class Measured:
 
 
 @torch.no_grad()
-def reconstruct(materials: Materials) -> tuple[float, Image.Image]:
+def reconstruct(materials: Materials, until: float = math.inf) -> tuple[float, Image.Image]:
     """The mean PSNR in dB of pictures of the training through the VQGAN's codes, and a sheet of some of them: a row of
-    originals above a row of reconstructions."""
+    originals above a row of reconstructions.
+
+    After the time `until`, of `time.monotonic`, no further BATCH of pictures is begun.
+    """
     vqgan = materials.need(VQGAN).eval()
-    rows = evenly(len(materials.data), MEASURED)
-    true = materials.data.images(rows).float() / 255
-    rebuilt = torch.cat([vqgan(images).images.clamp(0, 1) for images in true.split(BATCH)])
+    rows, parts = evenly(len(materials.data), MEASURED), []
+    batches = -(-len(rows) // BATCH)
+    for number in range(batches):
+        parts.append(vqgan(materials.data.images(rows[number::batches]).float() / 255).images.clamp(0, 1))
+        if time.monotonic() >= until:
+            break
+    rebuilt = torch.cat(parts)
+    true = materials.data.images(np.concatenate([rows[number::batches] for number in range(len(parts))])).float() / 255
     figure = float(psnr(rebuilt, true, each=True))
     shown = evenly(len(true), SHOWN)
     half = -(-len(shown) // 2)
@@ -68,9 +78,10 @@ def verdict(measured: Measured) -> list[str]:
         return [*lines, "it has no code transformer: it draws by --method guide only"]
     seen = measured.figures.get("transformer", {}).get("pictures")
     if seen is not None and seen < BUILT_IN_SAW:
+        begun = measured.figures["transformer"]["from"]
         lines.append(
-            f"drawings: its transformer saw {seen:,} pictures, that of emoji {BUILT_IN_SAW:,}, with which it draws "
-            "simple things: expect less"
+            f"drawings: its transformer{'' if begun == 'nothing' else f', begun from that of {begun},'} saw {seen:,} "
+            f"pictures; that of emoji saw {BUILT_IN_SAW:,} and draws simple things: expect colours and rough shapes"
         )
     return lines
 

@@ -305,6 +305,11 @@ class CodeTransformerStage(Stage):
             materials if vqgan is None else replace(materials, codes=encode_once(vqgan, materials.data.pixels, cache))
         )
 
+    def placeholders(self, materials: Materials) -> Materials:
+        """The materials with codes that are all the same."""
+        height, width = materials.need(VQGAN).code_grid(materials.image_size)
+        return replace(materials, codes=np.zeros((len(materials.data), height * width), np.uint16))
+
     def picture_size(self, models: Mapping[str, Any], pack: Pack | None) -> int:
         """The size of the VQGAN's pictures."""
         return models["vqgan"].config.image_size if "vqgan" in models else super().picture_size({}, pack)

@@ -173,7 +173,8 @@ def _print(report: dict[str, Any], as_json: bool) -> None:
     if "pack" not in report:
         return
     for stage, reason in report["left_out"].items():
-        print(f"{stage} was not trained: {reason}")
+        instead = f"is {report['kept'][stage]}'s as it was" if stage in report["kept"] else "is missing"
+        print(f"{stage} was not trained and {instead}: {reason}")
     for line in report["verdict"]:
         print(line)
     print(f"look at {' and '.join(report['sheets'])}")

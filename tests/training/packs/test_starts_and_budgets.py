@@ -94,6 +94,7 @@ def test_stages_without_time_are_left_out_by_name_or_taken_from_the_start(
     assert not report["draws"]
     assert "draws by --method guide only" in report["verdict"][-1]
     assert made.info["provenance"]["start"]["kept"] == ["clip"]
+    assert report["kept"] == {"clip": "micro"}
     ours, theirs = made.clip.state_dict(), open_pack(pack[0]).clip.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -118,6 +119,28 @@ def test_the_time_of_stages_that_are_left_out_is_used_by_those_that_are_trained(
     assert [" ".join(line[:3]) for line in lines[3:]] == [
         f"{stage} left out:" for stage in ("prior", "captioner", "upscaler")
     ]
+
+
+def test_a_stage_that_was_to_be_left_out_is_trained_where_an_earlier_one_saved_enough_time(
+    pack, shapes: Path, tmp_path: Path, clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch
+):
+    step, shares = Loop._train_step, {"clip": 0.5, "vqgan": 0.4, "transformer": 0.1}
+    for stage in STAGES.values():
+        monkeypatch.setattr(type(stage), "share", shares.get(stage.name, 0.0))
+    monkeypatch.setattr(Size, "least", lambda size, started: 200 if size.examples == 20_000 else 16)
+
+    def stops(loop: Loop, batch: Any) -> None:  # the VQGAN ends after few steps
+        step(loop, batch)
+        loop.stopped |= loop.result == "vqgan" and loop.step == 2 and loop.config.steps > 5
+
+    said: list[str] = []
+    monkeypatch.setattr(Loop, "_train_step", stops)
+    given = request(shapes, tmp_path / "second", plans={}, budget=BUDGET, start=pack[0], image_size=None)
+    report = train_pack(given, said.append)
+    assert any(line.startswith("  transformer left out: ") for line in said)
+    assert any(line.startswith("transformer: ") and line.endswith("from micro") for line in said)
+    assert report["stages"]["transformer"]["pictures"] >= 200
+    assert "transformer" not in report["left_out"]
 
 
 def test_a_loss_of_nan_within_a_budget_names_what_the_user_can_change(
@@ -161,6 +184,7 @@ def test_members_that_do_not_fit_are_new_and_it_is_said_why(pack, tmp_path: Path
     assert words.unfit["clip"] == "emoji's does not read learned tokens"
     assert "vqgan" in words.fits
     assert "captioner" not in words.fits
+    assert other.origin(STAGES["prior"]) == "from nothing (micro has none)"
     assert Start(None, STAGES.values(), 64).origin(STAGES["clip"]) == "from nothing"
     with pytest.raises(TrainingError, match=f"--from {tmp_path} is not a pack"):
         Start(tmp_path, STAGES.values(), 64)

@@ -106,7 +106,7 @@ class MemberTraining:
         folder, request = self.work / stage.name, self.request
         done, begun = is_done(folder), has_begun(folder)
         until = None
-        if not begun and stage.name in self.left_out:  # as the plan said
+        if not begun and stage.name in self.left_out and not self._reconsidered(stage):
             self._go_without(stage)
             return None
         start = None if done else self._begin_from(stage)
@@ -155,6 +155,15 @@ class MemberTraining:
         if tokenizer is not None:
             self.materials.tokenizers[stage.name] = tokenizer
         return network
+
+    def _reconsidered(self, stage: Stage) -> bool:
+        """Whether a stage that was to be left out is trained, because the earlier ones have saved enough time."""
+        reason = self.left_out.pop(stage.name)
+        if stage.name in self.paces and self.paces[stage.name].lack(self._seconds(stage)) <= 1:
+            self.start.kept.discard(stage.name)
+            return True
+        self.left_out[stage.name] = reason
+        return False
 
     def _instead(self, stage: Stage) -> str:
         """What becomes of a stage that is left out, and why, in words.

@@ -213,6 +213,7 @@ def _finish(training: MemberTraining, source: Any, figures: dict[str, Any]) -> d
         "pack": str(pack.folder),
         "stages": figures,
         "left_out": training.left_out,
+        "kept": {stage: training.start.name for stage in training.left_out if stage in training.start.kept},
         "psnr": round(psnr, 2),
         "verdict": judged,
         "draws": painter is not None,

@@ -137,6 +137,20 @@ def test_the_text_is_literal(ask) -> None:
     assert {each["caption"] for each in ask('"flower":-1 AND', "--mode", "text")} == {"a red flower", "two red flowers"}
 
 
+def test_the_table_shows_paths_from_the_current_folder(
+    database: Path, micro_pack: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["search", "flower", "--mode", "text", "--db", str(database), "--pack", str(micro_pack)]
+    here, absolute = str(Path("pictures") / "0.png"), str(database.parent / "pictures" / "0.png")
+    for folder, shown in ((database.parent, here), (database, absolute)):
+        monkeypatch.chdir(folder)
+        assert run(arguments) == 0
+        cells = [cell for line in capsys.readouterr().out.splitlines() for cell in line.split()]
+        assert shown in cells
+        assert run([*arguments, "--json"]) == 0
+        assert absolute in [each["path"] for each in json.loads(capsys.readouterr().out)["results"]]
+
+
 def test_a_table_and_a_contact_sheet(
     database: Path, micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -49,6 +49,33 @@ def test_conditions(database: Database, vectors: np.ndarray) -> None:
             search(database, query, where=wrong)
 
 
+@pytest.mark.parametrize(
+    ("where", "fault"),
+    [
+        ("colour = 'red'", "there is no column colour; text stands in quotes, like 'colour'"),
+        ("caption like cat", "there is no column cat; text stands in quotes, like 'cat'"),
+        ('path = "a dog"', "there is no column a dog; text stands in single quotes, like 'a dog'"),
+        ("size >", "it ends too early"),
+        ("", "it ends too early"),
+        ("(size > 2", "it ends before )"),
+        ("size between 1", "it ends before AND"),
+        ("size in (1 2)", "it has 2 in place of )"),
+        ("path = 'cat", "a quote is not closed"),
+        ("size => 2", "it compares nothing: write a comparison, like width > 64"),
+        ("size > 'x'", "a column that holds no text is compared with 'x'"),
+        ("embedding > 3", "a column is compared with a value of another kind"),
+        ("big(size) > 2", "there is no function big"),
+        ("count(*) > 1", "only comparisons of columns with values are known here"),
+    ],
+)
+def test_what_is_wrong_with_a_condition_is_said_plainly(
+    database: Database, vectors: np.ndarray, where: str, fault: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        search(database, torch.from_numpy(vectors[0]), where=where)
+    assert str(caught.value).startswith(f'cannot read the condition "{where}" ({fault}); the columns are path, ')
+
+
 def test_a_condition_is_read_to_its_end(database: Database, vectors: np.ndarray) -> None:
     query = torch.from_numpy(vectors[0])
     for wrong in (

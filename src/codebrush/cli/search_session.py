@@ -3,6 +3,7 @@
 The pack and the database stay loaded, so that a prompt can ask one query after the other.
 """
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -231,6 +232,11 @@ def _report(found: Found, sheet: Path | None) -> dict[str, Any]:
     return {"results": results, **near, **({"sheet": str(sheet)} if sheet is not None and hits else {})}
 
 
+def _from_here(path: str) -> str:
+    """A path without the current folder, if it lies in there."""
+    return path.removeprefix(os.path.join(os.getcwd(), ""))
+
+
 def _print(hits: "list[Hit]", sheet: Path | None, doubt: str | None) -> None:
     from rich.table import Table
 
@@ -241,7 +247,8 @@ def _print(hits: "list[Hit]", sheet: Path | None, doubt: str | None) -> None:
         print(f"codebrush: {doubt}", file=sys.stderr)
     table = Table("score", "picture", "caption", box=None, header_style="bold")
     for hit in hits:
-        table.add_row(f"{hit.score:.4f}", hit.path if hit.exists else f"{hit.path} (gone)", hit.caption)
+        path = _from_here(hit.path)
+        table.add_row(f"{hit.score:.4f}", path if hit.exists else f"{path} (gone)", hit.caption)
     print_table(table)
     if sheet is not None:
         print(f"contact sheet: {sheet}")

@@ -17,7 +17,7 @@ from codebrush.data.sources.file_names import existing
 from codebrush.errors import UsageError
 from codebrush.search.conditions import text_as_number, with_columns
 from codebrush.search.database import FRAME, Database, quoted
-from codebrush.search.messages import plain_reason
+from codebrush.search.messages import condition_fault
 
 WITHOUT_WEIGHT = 0.5  # of an unwanted text, at least; the query has weight 1
 CANCELLED = 0.25  # of the query's length: if less is left beside the unwanted texts, it asks for nothing
@@ -168,7 +168,7 @@ def check_condition(database: Database, where: str) -> None:
             _raise_for_text(database, where, asked, error)
             for own in ("path = ''", "size IS NULL"):  # these fail too if the database is damaged
                 _passing(database, own)
-            raise _unreadable(database, asked, plain_reason(error)) from error
+            raise _unreadable(database, asked, condition_fault(error)) from error
         try:  # LanceDB reads a condition to its end and ignores what comes after it
             is_whole = not _passing(database, f"({where}\n) AND false")
         except (ValueError, RuntimeError):

@@ -130,14 +130,40 @@ def test_places_that_cannot_be_indexed_are_refused(
     assert not (tmp_path / "db").exists()
 
 
-def test_without_lancedb(
-    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+LANCEDB = 'search needs LanceDB: pip install "codebrush[search]"'
+
+
+@pytest.mark.parametrize(
+    ("package", "command", "line"),
+    [
+        ("lancedb", ["index", "0.png", "--db", "db"], LANCEDB),
+        ("lancedb", ["index", "0.png", "--db", "db", "--remove"], LANCEDB),
+        ("lancedb", ["search", "a cat", "--db", "db"], LANCEDB),
+        (
+            "sklearn",
+            ["probe", "pictures", "--label", "kind"],
+            'a probe needs scikit-learn: pip install "codebrush[eval]"',
+        ),
+        (
+            "torchmetrics",
+            ["evaluate", "no-pack", "pictures"],
+            'measuring needs torchmetrics: pip install "codebrush[eval]", or add --leave-out reconstruction',
+        ),
+    ],
+)
+def test_a_missing_package_is_told_before_anything_is_opened(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    command: list[str],
+    line: str,
 ) -> None:
-    scene(0, 0, 32).image.save(tmp_path / "0.png")
-    monkeypatch.setitem(sys.modules, "lancedb", None)
-    command = ["index", str(tmp_path / "0.png"), "--db", str(tmp_path / "db"), "--pack", str(micro_pack)]
-    assert run(command) == 1
-    assert capsys.readouterr().err == 'codebrush: search needs LanceDB: pip install "codebrush[search]"\n'
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    pack = [] if {"--remove", "evaluate"} & set(command) else ["--pack", "no-pack"]
+    assert run([*command, *pack]) == 1
+    assert capsys.readouterr().err == f"codebrush: {line}\n"
     assert not (tmp_path / "db").exists()
 
 

@@ -24,6 +24,7 @@ from codebrush.cli.source_flags import (
 )
 from codebrush.errors import DataError, UsageError
 from codebrush.files import atomic_file
+from codebrush.optional import require
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -94,6 +95,8 @@ def evaluate(
     _check_parts(context, parts)
     _check_out(out)
     _check_templates(template)
+    if Part.RECONSTRUCTION in parts:
+        require("torchmetrics", "measuring needs", ", or add --leave-out reconstruction")  # before a pack is loaded
     from codebrush.evaluation.report import EvaluationOptions
     from codebrush.evaluation.report import evaluate as measure
     from codebrush.evaluation.tables import markdown

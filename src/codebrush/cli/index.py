@@ -47,17 +47,18 @@ def index(
     changed ones and removes those that are gone. Pictures that cannot be read are reported and skipped.
     """
     start = time.perf_counter()
+    from codebrush.search.database import WORDS_UPDATED, Mark, check_installed, create_database, open_database
+
+    check_installed()  # before a pack is loaded
     if remove:
         unused = ("caption", "image_column", "exclude", "strict", "fit")
         refuse(given_flags(context), unused, "cannot be used with --remove, which reads no pictures")
-        from codebrush.search.database import open_database
         from codebrush.search.removal import remove_sources
 
         report = remove_sources(open_database(db, quiet=True), list(dict.fromkeys(paths)))
         return _print_report(report, db, start, json_output)
     from codebrush.pack.pack import clip_hash
     from codebrush.pipeline import Codebrush
-    from codebrush.search.database import WORDS_UPDATED, Mark, create_database
     from codebrush.search.indexing import check_read, index_pictures
     from codebrush.search.removal import open_all
 

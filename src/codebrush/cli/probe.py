@@ -20,6 +20,7 @@ from codebrush.cli.source_flags import (
 )
 from codebrush.data.sources.unread import amount
 from codebrush.errors import DataError, UsageError
+from codebrush.optional import require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,6 +69,7 @@ def probe(
     """
     start = time.perf_counter()
     _check_out(out)
+    require("sklearn", "a probe needs")  # before a pack is loaded
     from codebrush.data.sources.captioned_images import open_source
     from codebrush.pack.pack import clip_hash
     from codebrush.pipeline import Codebrush

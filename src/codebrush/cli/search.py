@@ -53,6 +53,9 @@ def search(
     """
     _check_query(context, query, image, without or (), mode)
     _check_sheet(sheet, image)
+    from codebrush.search.database import check_installed
+
+    check_installed()  # before a pack is loaded
     texts = _texts() if query is None and image is None else None
     from codebrush.pack.pack import clip_hash
     from codebrush.pipeline import Codebrush

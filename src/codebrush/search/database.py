@@ -233,7 +233,7 @@ def create_database(path: str | Path, mark: Mark, embed_dim: int, quiet: bool = 
         CodebrushError: if LanceDB is not installed, or the folder cannot be written.
     """
     path = Path(path)
-    _lancedb()  # before anything is written
+    check_installed()  # before anything is written
     try:
         if path.is_dir() and not (path / TABLE_FOLDER).is_dir() and any(each.name != LOCK for each in path.iterdir()):
             raise DataError(f"{path} is not a database but holds other things: name a new folder for the database")
@@ -298,16 +298,17 @@ def _make_small_indices(table: Any) -> None:
         table.create_index("caption", config=FTS(base_tokenizer=WORDS, remove_stop_words=False))
 
 
-def _connect(path: Path) -> Any:
-    return _lancedb().connect(path, read_consistency_interval=timedelta(0))
-
-
-def _lancedb() -> Any:
+def check_installed() -> None:
+    """Raises CodebrushError if LanceDB is not installed."""
     os.environ.setdefault("LANCEDB_LOG", "error")  # what matters is raised too
     require("lancedb", "search needs")
+
+
+def _connect(path: Path) -> Any:
+    check_installed()
     import lancedb
 
-    return lancedb
+    return lancedb.connect(path, read_consistency_interval=timedelta(0))
 
 
 def _read_mark(path: Path, schema: "pa.Schema") -> Mark:

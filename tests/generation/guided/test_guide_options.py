@@ -47,7 +47,7 @@ def test_numbers_out_of_range_are_refused(option: "dataclasses.Field[Any]") -> N
     "options",
     [
         {"latent": "solid"}, {"quantise": "yes"}, {"include": 3}, {"include": [3]}, {"init": 4}, {"optimizer": "LBFGS"},
-        {"crop_min": 1.5}, {"pan": "3"}, {"pan": "a,b"}, {"pan": "nan,0"}, {"size": "64"}, {"size": "64x0"},
+        {"crop_min": 1.5}, {"pan": "3"}, {"pan": "a,b"}, {"pan": "nan,0"}, {"size": "64x"}, {"size": "64x0"},
         {"size": "6.5x8"}, {"max_memory": "lots"}, {"max_memory": "2XB"}, {"seamless": 1}, {"schedule": None},
     ],
     ids=str,

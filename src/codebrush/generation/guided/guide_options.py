@@ -57,7 +57,9 @@ class GuideOptions:
 
     steps: int = _number(200, RUN, 0, 1_000_000, "Optimisation steps.")
     batch_size: int = _number(1, RUN, 1, 1024, "Pictures that are guided at the same time.")
-    size: str | None = _text(None, RUN, "WIDTHxHEIGHT in pixels, multiples of the VQGAN's downsampling.  [pack's own]")
+    size: str | None = _text(
+        None, RUN, "WIDTHxHEIGHT in pixels, or one number for a square: multiples of the VQGAN's factor.  [pack's own]"
+    )
     show_every: int = _number(20, RUN, 0, 1_000_000, "Save picture and latent every so many steps; 0: only at the end.")
     patience: int = _number(0, RUN, 0, 1_000_000, "Stop after so many steps without improvement; 0: never.")
     min_delta: float = _number(1e-3, RUN, 0, 100, "Least drop of the loss that --patience counts as improvement.")

@@ -43,8 +43,8 @@ class Codebrush(PictureTasks):
     """A loaded pack with every task as a short method. None of them computes gradients.
 
     A `Picture` is a Pillow image or the path of a file; a method that takes one takes several, too, and then returns a
-    list with what it returns for one. What is made of a transparent picture is transparent too, where its ground is white
-    and was clear before; see `cut_out`. What a user can get wrong raises a `CodebrushError`.
+    list with what it returns for one. What is made of a transparent picture has a transparent ground
+    too (see `cut_out`). What a user can get wrong raises a `CodebrushError`.
     """
 
     @classmethod

@@ -2,7 +2,7 @@
 
     python recipes/emoji/assemble.py runs/emoji emoji.parquet --out src/codebrush/packs/emoji
 
-Uses runs/emoji/{clip, vqgan-decoder, transformer-3, prior, captioner-9, upscaler, translator}. pack.json records each
+Uses runs/emoji/{clip, vqgan-decoder, transformer-3, scorer, prior, captioner-9, upscaler, translator}. pack.json records each
 stage's plan, its last figures and the seconds it ran, the data's hash, the commit and the machine. Records of stages
 whose run folder no longer exists are copied from an earlier pack's pack.json (--earlier). `card.py` then measures the
 pack and writes its card.
@@ -41,6 +41,7 @@ PARTS = 9  # the captioner's training had this many
 RUNS = (
     *("clip-without-noto", "clip", "vqgan", "vqgan-128", "vqgan-decoder"),
     *("transformer", "transformer-2", "transformer-3"),
+    "scorer",
     *("captioner", *(f"captioner-{part}" for part in range(2, PARTS + 1)), "upscaler", "prior", "translator"),
 )
 CONCEPTS = 1757  # the bank has a picture of each; a pack of 40 MB has no room for more
@@ -92,6 +93,7 @@ def main() -> None:
         "clip": clip,
         "vqgan": VQGAN.from_pretrained(trained["vqgan-decoder"]),
         "transformer": CodeTransformer.from_pretrained(trained["transformer-3"]),
+        "scorer": CLIP.from_pretrained(trained["scorer"]),
         "captioner": Captioner.from_pretrained(captioner),
         "upscaler": Upscaler.from_pretrained(trained["upscaler"]),
         "bank": make_bank(clip, known, most=CONCEPTS),
@@ -99,7 +101,7 @@ def main() -> None:
         "translator": Translator.from_pretrained(trained["translator"]),
     }
     tokenizers = {
-        "clip": without_article(Tokenizer.from_pretrained(trained["clip"])),
+        **{name: without_article(Tokenizer.from_pretrained(trained[name])) for name in ("clip", "scorer")},
         "captioner": Tokenizer.from_pretrained(captioner),
     }
     pack = write_pack(

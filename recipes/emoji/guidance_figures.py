@@ -5,7 +5,7 @@
 Each prompt of the val split is drawn and then guided for `--steps` steps, with everything else as by default. Three
 CLIPs look at every fifth step: the one that guides, the pack's scorer and the judge. So every rule of which step to
 keep is compared on the same runs: the start, the last step, the best one by the scorer with the patience that ends it.
-OUT/steps.jsonl has a line for each prompt, and a prompt in it is not guided again; OUT/sheet.png shows pictures.
+OUT/steps.jsonl has a line for each prompt; a run that is there is not made again. OUT/sheet.png shows pictures.
 """
 
 import argparse
@@ -58,9 +58,10 @@ def main() -> None:
     for number, prompt in enumerate(prompts):
         if prompt not in {line["prompt"] for line in lines}:
             folder = given.out / "runs" / f"{number:02d}"
-            run = brush.guide(prompt, folder=folder, **options)
-            for _ in run:
-                pass
+            if not (folder / "picture_00.png").exists():
+                run = brush.resume(folder) if folder.exists() else brush.guide(prompt, folder=folder, **options)
+                for _ in run:
+                    pass
             pictures = [Image.open(file) for file in sorted((folder / "pictures").glob("*.png"))]
             lines.append({"prompt": prompt, **scores_of(brush, judge, prompt, pictures, labels)})
             with log.open("a") as file:

@@ -2,10 +2,10 @@
 
     python recipes/emoji/assemble.py runs/emoji emoji.parquet --out src/codebrush/packs/emoji
 
-Uses runs/emoji/{clip, vqgan-decoder, transformer-3, scorer, prior, captioner-9, upscaler, translator}. pack.json records each
-stage's plan, its last figures and the seconds it ran, the data's hash, the commit and the machine. Records of stages
-whose run folder no longer exists are copied from an earlier pack's pack.json (--earlier). `card.py` then measures the
-pack and writes its card.
+Uses runs/emoji/{clip, vqgan-decoder, transformer-3, scorer, prior, captioner-9, upscaler, translator}. pack.json
+records each stage's plan, its last figures and the seconds it ran, the data's hash, the commit and the machine. Records
+of stages whose run folder no longer exists are copied from an earlier pack's pack.json (--earlier). `card.py` then
+measures the pack and writes its card.
 """
 
 import argparse
@@ -45,7 +45,10 @@ RUNS = (
     *("captioner", *(f"captioner-{part}" for part in range(2, PARTS + 1)), "upscaler", "prior", "translator"),
 )
 CONCEPTS = 1757  # the bank has a picture of each; a pack of 40 MB has no room for more
-LICENCE = "weights Apache-2.0; trained on Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT)"
+LICENCE = (
+    "weights Apache-2.0; trained on Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT), the scorer "
+    "also on others named in NOTICE (CC BY 4.0, MIT, Apache-2.0)"
+)
 TEMPERATURE = 2.77  # `codebrush evaluate` fits it on the val split
 ARTICLE = r"\A(?i:an?|the) (?!button)(?=\S)"  # "A button (blood type)" is a label
 DEFAULTS = {"cfg": 3.0, "temperature": 0.4, "top_p": 0.9}

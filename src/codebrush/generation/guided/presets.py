@@ -18,6 +18,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Close to the sample, and views so disturbed that CLIP is hard to please by texture alone: see docs/log.md.
     "refine": {
         "steps": 40, "init": "sample", "init_weight": 10.0, "learning_rate": 0.05, "ema": 0.9,
-        "turn": 20.0, "perspective": 0.3, "colour": 0.3, "noise": 0.3,
+        "turn": 20.0, "perspective": 0.3, "colour": 0.3, "noise": 0.3, "keep": "best",
     },
 }  # fmt: skip

@@ -107,7 +107,7 @@ def report(lines: list[dict], out: Path) -> None:
     said: list[str] = []
     for number, line in enumerate(lines[:SHOWN]):
         files = sorted((out / "runs" / f"{number:02d}" / "pictures").glob("*.png"))
-        for what, at in (("start", 0), ("kept", kept(line["scorer"], 4)), ("last", len(files) - 1)):
+        for what, at in (("start", 0), ("kept", kept(line["scorer"], 2)), ("last", len(files) - 1)):
             shown.append(Image.open(files[at]))
             said.append(f"{line['prompt']}: {what}, step {EVERY * at}")
     save_png(contact_sheet(shown, said, 6), out / "sheet.png")

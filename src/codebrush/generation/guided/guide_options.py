@@ -66,7 +66,7 @@ class GuideOptions:
     keep: str = _choice("last", RUN, ("last", "best"), "Keep the last step, or the best one by the pack's scorer.")
     score_every: int = _number(5, RUN, 1, 1_000_000, "With --keep best: steps from one look of the scorer to the next.")
     score_patience: int = _number(
-        20, RUN, 0, 1_000_000, "With --keep best: stop after so many steps without a better score; 0: never."
+        10, RUN, 0, 1_000_000, "With --keep best: stop after so many steps without a better score; 0: never."
     )
     grow: int = _number(1, RUN, 1, 8, "Coarse to fine: number of stages, each twice as large as the one before.")
     precision: str = _choice("auto", RUN, ("auto", "float32", "bf16"), "Arithmetic of the models; auto: bf16 if fast.")

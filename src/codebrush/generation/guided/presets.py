@@ -6,7 +6,7 @@ Runs store what differs from the defaults of `GuideOptions`, so those never chan
 from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "sample": {"steps": 60, "init": "sample", "learning_rate": 0.03, "keep": "best"},
+    "sample": {"steps": 40, "init": "sample", "learning_rate": 0.03, "keep": "best"},
     "random": {"init": "random", "keep": "best", "score_patience": 60},
     "notebook": {
         "steps": 400, "batch_size": 1, "show_every": 10, "learning_rate": 0.5, "wd": 0.15, "optimizer": "AdamW",

@@ -101,7 +101,7 @@ def test_a_clip_trained_with_decoys_is_not_deceived_by_them(materials: Materials
 def test_a_start_of_the_softmax_loss_begins_with_a_bias_that_suits_it(materials: Materials, tmp_path: Path):
     torch.manual_seed(0)
     start = make_clip(replace(RECIPE, loss="softmax"), materials.tokenizer)
-    assert float(start.logit_bias) == 0
+    assert start.logit_bias.item() == 0
     plan = StagePlan("clip", RECIPE, replace(LOOP, steps=1, warmup=0, ema_decay=0.0))
     clip = run_stage(replace(plan, recipe=replace(RECIPE, learning_rate=1e-9)), materials, tmp_path, start=start)
     assert isinstance(clip, CLIP)

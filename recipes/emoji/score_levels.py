@@ -2,10 +2,10 @@
 
     python recipes/emoji/score_levels.py src/codebrush/packs/emoji emoji.parquet --judge runs/emoji/judge/model --write
 
-`unlikely`: one true picture in ten (drawings of the val split with their own labels) scores less. `likely`: one in
-twenty pictures that the pack drew scores more with the labels of others. The report says how often a CLIP that took no
-part (--judge) finds the label of a drawing among 100, for drawings of each verdict; `deceived` are the shares of guided
-decoys, with what they were guided towards.
+`unlikely`: one in twenty pictures that the pack drew scores more with the labels of others. `likely`: the score that
+best separates drawings whose label a CLIP that took no part (--judge) finds among 100 from the others (Youden's index),
+if that is higher. The report has the shares of the verdicts for drawings, true pictures and guided decoys (`deceived`),
+and how many drawings of each the judge finds.
 """
 
 import argparse
@@ -29,6 +29,13 @@ OTHERS = 20  # labels of others that each drawing is scored against
 
 def quantile(scores: list[float], share: float) -> float:
     return round(float(np.quantile(scores, share)), 4)
+
+
+def separating(drawn: list[tuple[float, bool]]) -> float:
+    """The score that separates found from other drawings best: the one with the highest Youden's index."""
+    found = np.array([right for _, right in drawn])
+    scores = np.array([score for score, _ in drawn])
+    return max(sorted(scores), key=lambda least: (scores >= least)[found].mean() - (scores >= least)[~found].mean())
 
 
 def main() -> None:
@@ -61,7 +68,8 @@ def main() -> None:
         drawn.append((score(best.image, label), judge(best.image, label, others)[1]))
         wrong += [score(best.image, labels[each]) for each in others[:OTHERS]]
         print(f"{label}: {drawn[-1][0]:.3f} {'found' if drawn[-1][1] else ''}", flush=True)
-    levels = Levels(max(quantile(wrong, 0.95), quantile(true, 0.1)), min(quantile(wrong, 0.95), quantile(true, 0.1)))
+    unlikely = quantile(wrong, 0.95)
+    levels = Levels(max(unlikely, round(separating(drawn), 4)), unlikely)
 
     def shares(scores: list[float]) -> dict[str, float]:
         return {

@@ -28,8 +28,8 @@ LIKELY, UNSURE, UNLIKELY = "likely", "unsure", "unlikely"
 class Levels:
     """What scores mean for a pack, measured on pictures and prompts that it was not trained on.
 
-    One in twenty pictures that it drew of something else scores `likely` or more, and one in ten true pictures scores
-    less than `unlikely`.
+    One in twenty pictures that it drew of something else scores `unlikely` or more. From `likely` on, a CLIP that took
+    no part finds most of the drawings that it finds at all (see recipes/emoji/score_levels.py).
     """
 
     likely: float

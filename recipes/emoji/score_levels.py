@@ -1,11 +1,11 @@
-"""Measures what the scores of a pack's scorer mean, on the val split, and writes it into its pack.json as "scores".
+"""Measures what the scores of a pack's scorer mean and writes it into its pack.json as "scores".
 
     python recipes/emoji/score_levels.py src/codebrush/packs/emoji emoji.parquet --judge runs/emoji/judge/model --write
 
-`unlikely`: one in twenty pictures that the pack drew scores more with the labels of others. `likely`: the score that
-best separates drawings whose label a CLIP that took no part (--judge) finds among 100 from the others (Youden's index),
-if that is higher. The report has the shares of the verdicts for drawings, true pictures and guided decoys (`deceived`),
-and how many drawings of each the judge finds.
+Labels of the train and of the val split are drawn, and a CLIP that took no part (--judge) says whether it finds the
+label of a drawing among 100. `likely` is the lowest score from which on it finds at least three in five, and `unlikely`
+the highest below which it finds at most one in ten. The report has the shares of the verdicts for drawings of both
+splits, for true pictures and for guided decoys, and how many drawings of each verdict the judge finds.
 """
 
 import argparse
@@ -24,18 +24,32 @@ from codebrush.files import write_json
 from codebrush.generation.scoring import LIKELY, UNLIKELY, UNSURE, Levels
 from codebrush.pack.pack import PACK_FILE
 
-OTHERS = 20  # labels of others that each drawing is scored against
+LEAST = 10  # drawings on either side of a level
+LIKELY_SHARE, UNLIKELY_SHARE = 0.6, 0.1  # of the drawings that the judge finds, from `likely` on and below `unlikely`
+VERDICTS = (LIKELY, UNSURE, UNLIKELY)
+Drawn = list[tuple[float, bool]]  # the score of each drawing, and whether the judge finds its label
 
 
-def quantile(scores: list[float], share: float) -> float:
-    return round(float(np.quantile(scores, share)), 4)
+def levels_of(drawn: Drawn) -> Levels:
+    """The levels that the drawings give. Raises ValueError if scores say nothing about what the judge finds."""
+    ordered = sorted(drawn)
+    found = np.array([right for _, right in ordered], dtype=float)
+    below = [place for place in range(LEAST, len(found)) if found[:place].mean() <= UNLIKELY_SHARE]
+    above = [place for place in range(len(found) - LEAST) if found[place:].mean() >= LIKELY_SHARE]
+    if not below or not above or max(below) > min(above):
+        raise ValueError("the judge does not find more of the drawings with higher scores: draw more prompts")
+    return Levels(round(ordered[min(above)][0], 4), round(ordered[max(below)][0], 4))
 
 
-def separating(drawn: list[tuple[float, bool]]) -> float:
-    """The score that separates found from other drawings best: the one with the highest Youden's index."""
-    found = np.array([right for _, right in drawn])
-    scores = np.array([score for score, _ in drawn])
-    return max(sorted(scores), key=lambda least: (scores >= least)[found].mean() - (scores >= least)[~found].mean())
+def draw(brush: Codebrush, judge: Scores, labels: list[str], count: int, rng: np.random.Generator) -> Drawn:
+    """The best of four drawings of each of `count` labels, as the scorer and the judge see it."""
+    drawn = []
+    for label in [labels[place] for place in rng.permutation(len(labels))[:count]]:
+        best = brush.generate(label, n=1, rerank=4)[0]
+        others = [int(place) for place in rng.permutation(len(labels)) if labels[place] != label][:99]
+        drawn.append((float(best.judged or 0), judge(best.image, label, others)[1]))
+        print(f"{label}: {drawn[-1][0]:.3f} {'found' if drawn[-1][1] else ''}", flush=True)
+    return drawn
 
 
 def main() -> None:
@@ -44,48 +58,38 @@ def main() -> None:
     parser.add_argument("parquet")
     parser.add_argument("--judge", required=True, help="folder of a CLIP that takes no part")
     parser.add_argument("--decoys", type=Path, help="folder of decoys with caption files")
-    parser.add_argument("--prompts", type=int, default=1000)
+    parser.add_argument("--prompts", type=int, default=100, help="of each split")
     parser.add_argument("--write", action="store_true", help="write the levels into the pack")
     given = parser.parse_args()
     brush = Codebrush.from_pretrained(given.pack)
     scorer, rng = brush.scorer, np.random.default_rng(0)
     if scorer is None:
         parser.error(f"{given.pack} has no scorer")
-    rows = open_source(given.parquet, split="val", where=("skin_tone is null",), captions=("{label}",))
-    captions = [rows.captions(row)[0] for row in range(len(rows))]
-    labels = sorted(set(captions))
-    texts = scorer.embed(labels)
-    place = {label: number for number, label in enumerate(labels)}
-
-    def score(picture: Image.Image, label: str) -> float:
-        return scorer.scores([picture], texts[place[label]][None], [1.0])[0]
-
-    true = [score(rows.image(row), captions[row]) for row in range(len(rows))]
-    judge, drawn, wrong = Scores(given.judge, labels), [], []
-    for label in labels[: given.prompts]:
-        best = brush.generate(label, n=1, rerank=4)[0]
-        others = [int(each) for each in rng.permutation(len(labels)) if labels[each] != label][:99]
-        drawn.append((score(best.image, label), judge(best.image, label, others)[1]))
-        wrong += [score(best.image, labels[each]) for each in others[:OTHERS]]
-        print(f"{label}: {drawn[-1][0]:.3f} {'found' if drawn[-1][1] else ''}", flush=True)
-    unlikely = quantile(wrong, 0.95)
-    levels = Levels(max(unlikely, round(separating(drawn), 4)), unlikely)
+    true: dict[str, list[float]] = {}
+    drawn: dict[str, Drawn] = {}
+    for split in ("train", "val"):
+        rows = open_source(given.parquet, split=split, where=("skin_tone is null",), captions=("{label}",))
+        labels = sorted({rows.captions(row)[0] for row in range(len(rows))})
+        some = rng.permutation(len(rows))[:TRUE]
+        true[split] = [scorer.scores([rows.image(row)], scorer.embed(rows.captions(row)), [1.0])[0] for row in some]
+        drawn[split] = draw(brush, Scores(given.judge, labels), labels, given.prompts, rng)
+    levels = levels_of([each for split in drawn.values() for each in split])
 
     def shares(scores: list[float]) -> dict[str, float]:
-        return {
-            each: round(sum(levels.verdict(s) == each for s in scores) / max(1, len(scores)), 3) for each in VERDICTS
-        }
+        said = [levels.verdict(score) for score in scores]
+        return {verdict: round(said.count(verdict) / max(1, len(said)), 3) for verdict in VERDICTS}
 
-    figures: dict[str, Any] = {"true": shares(true), "drawn": shares([s for s, _ in drawn]), "of others": shares(wrong)}
-    for verdict in VERDICTS:
-        found = [right for s, right in drawn if levels.verdict(s) == verdict]
-        figures[f"found if {verdict}"] = [sum(found), len(found)]
+    figures: dict[str, Any] = {f"true, {split}": shares(scores) for split, scores in true.items()}
+    for split, found in drawn.items():
+        figures[f"drawn, {split}"] = shares([score for score, _ in found])
+        for verdict in VERDICTS:
+            right = [each for score, each in found if levels.verdict(score) == verdict]
+            figures[f"drawn, {split}: found of those {verdict}"] = f"{sum(right)} of {len(right)}"
     if given.decoys:
-        pictures = sorted(given.decoys.glob("*.png"))
-        figures["deceived"] = shares([
-            scorer.scores([Image.open(file)], scorer.embed([file.with_suffix(".txt").read_text()]), [1.0])[0]
-            for file in pictures
-        ])  # fmt: skip
+        files = sorted(given.decoys.glob("*.png"))
+        texts = [scorer.embed([file.with_suffix(".txt").read_text()]) for file in files]
+        pairs = zip(files, texts, strict=True)
+        figures["decoys"] = shares([scorer.scores([Image.open(file)], text, [1.0])[0] for file, text in pairs])
     measured = {"likely": levels.likely, "unlikely": levels.unlikely}
     print(json.dumps({**measured, **figures}, indent=2))
     if given.write:
@@ -93,7 +97,7 @@ def main() -> None:
         write_json(given.pack / PACK_FILE, {**info, "scores": measured})
 
 
-VERDICTS = (LIKELY, UNSURE, UNLIKELY)
+TRUE = 400  # pictures of each split
 
 if __name__ == "__main__":
     with torch.no_grad():

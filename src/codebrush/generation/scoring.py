@@ -26,10 +26,10 @@ LIKELY, UNSURE, UNLIKELY = "likely", "unsure", "unlikely"
 
 @dataclass(frozen=True)
 class Levels:
-    """What scores mean for a pack, measured on pictures and prompts that it was not trained on.
+    """What scores mean for a pack, measured on its drawings by a CLIP that took no part.
 
-    One in twenty pictures that it drew of something else scores `unlikely` or more. From `likely` on, a CLIP that took
-    no part finds most of the drawings that it finds at all (see recipes/emoji/score_levels.py).
+    It found the label among 100 for three in five of the drawings that score `likely` or more, and for one in ten of
+    those that score less than `unlikely` (see recipes/emoji/score_levels.py).
     """
 
     likely: float

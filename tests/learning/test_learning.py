@@ -117,7 +117,9 @@ def guided_scenes(
             name="shapes", version="1", licence="CC0-1.0", provenance={}, dtype=torch.float32,
         )  # fmt: skip
     brush = Codebrush.from_pretrained(pack, device="cpu")
-    results = brush.generate("a red circle", n=4, seed=0, method="guide", batch_size=4, cutouts=16, **options)
+    results = brush.generate(
+        "a red circle", n=4, seed=0, method="guide", batch_size=4, cutouts=16, init="random", **options
+    )
     return [result.image for result in sorted(results, key=lambda result: result.manifest["index"])]
 
 

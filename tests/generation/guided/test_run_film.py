@@ -18,7 +18,7 @@ def decode(latent: Tensor) -> Tensor:
 @pytest.mark.parametrize("between", [0, 1, 4])
 def test_a_film_shows_the_stored_latents_and_those_between(between: int) -> None:
     latents = torch.rand(3, 3, 4, 6) / 2
-    frames = list(film_frames(list(latents), between, decode, (6, 4)))
+    frames = list(film_frames(list(latents), between, 10, decode, (6, 4)))
     assert len(frames) == 3 + 2 * between
     shown = torch.stack([to_tensor(frame) for frame in frames])
     torch.testing.assert_close(shown, interpolate_latents(latents, between), rtol=0, atol=0.5 / 255 + 1e-6)
@@ -26,10 +26,10 @@ def test_a_film_shows_the_stored_latents_and_those_between(between: int) -> None
 
 def test_nothing_is_interpolated_across_a_stage_of_growth() -> None:
     latents = [torch.rand(3, 2, 3), torch.rand(3, 2, 3), torch.rand(3, 4, 6)]
-    frames = list(film_frames(latents, 3, decode, (6, 4)))
+    frames = list(film_frames(latents, 3, 10, decode, (6, 4)))
     assert len(frames) == 3 + 3
     assert {frame.size for frame in frames} == {(6, 4)}
 
 
 def test_a_run_that_stored_nothing_has_no_frames() -> None:
-    assert list(film_frames([], 3, decode, (6, 4))) == []
+    assert list(film_frames([], 3, 10, decode, (6, 4))) == []

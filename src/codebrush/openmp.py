@@ -17,7 +17,7 @@ def let_waiting_threads_sleep() -> None:
 
     OpenMP reads the environment once, when torch is imported. If that was before, GNU's OpenMP, with which torch comes
     on Linux, has no call that changes the policy; but it spins for microseconds only while there are more threads than
-    cores (`gomp_throttled_spin_count_var`). So a thread that sleeps for ever keeps as many threads as there are cores.
+    cores (`gomp_throttled_spin_count_var`). So a thread that sleeps for ever keeps more threads than there are cores.
     They take no part in any work, and numbers stay the same to the last bit.
     """
     if any(name in os.environ for name in SETTINGS):
@@ -38,14 +38,17 @@ def _loaded_gnu_openmp() -> list[str]:
 
 
 def _outnumber_the_cores(library: str) -> None:
-    """Start as many threads of an OpenMP as there are cores, and let them sleep until the process ends."""
+    """Start one more thread of an OpenMP than there are cores, and let them sleep until the process ends.
+
+    One more, because with as many the threads started here may be the last to spin.
+    """
     import ctypes
 
     openmp, nothing_to_do = ctypes.CDLL(library), ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)
     started = threading.Event()
 
     def hold() -> None:
-        openmp.GOMP_parallel(nothing_to_do, None, openmp.omp_get_num_procs(), 0)  # each thread calls free(NULL)
+        openmp.GOMP_parallel(nothing_to_do, None, openmp.omp_get_num_procs() + 1, 0)  # each thread calls free(NULL)
         started.set()
         threading.Event().wait()  # a team lives as long as the thread that it belongs to
 

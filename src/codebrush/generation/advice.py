@@ -10,7 +10,7 @@ from codebrush.pack.pack import Pack
 from codebrush.text.prompts import parse_prompt
 from codebrush.text.reading import named_texts, unread
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.text.word_vectors import word_vectors
+from codebrush.text.word_vectors import reads_the_same, word_vectors
 
 NEAR = 3  # labels that are named
 LEAST_NEAR = 0.35  # cosine of word vectors below which a label is not near
@@ -43,7 +43,7 @@ def known_labels(pack: Pack) -> list[str]:
 
 def reads_english(pack: Pack) -> bool:
     """Whether the pack knows words by the distilled token table, and has a bank to say what it draws."""
-    return pack.has("bank") and pack.tokenizer.vocab_size == Tokenizer.wordpiece().vocab_size
+    return pack.has("bank") and reads_the_same(pack.tokenizer)
 
 
 def hardly_known(pack: Pack, prompt: str) -> list[str]:

@@ -22,6 +22,16 @@ def word_vectors(texts: Sequence[str]) -> Tensor:
     return F.normalize(torch.stack(rows), dim=1) if rows else torch.zeros(0, table.shape[1])
 
 
+def reads_the_same(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer has the vocabulary of the distilled token table."""
+    return tokenizer.vocab_size == _tokenizer().vocab_size
+
+
+@cache
+def _tokenizer() -> Tokenizer:
+    return Tokenizer.wordpiece()
+
+
 @cache
 def _known() -> tuple[Tensor, Tokenizer]:
-    return token_table(), Tokenizer.wordpiece()
+    return token_table(), _tokenizer()

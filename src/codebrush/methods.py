@@ -161,9 +161,9 @@ def guided_run(
         known = {*COMMON, "sampling", *METHODS["guide"].options}
         raise UsageError(f"guidance has no option {unknown[0]}{did_you_mean(unknown[0], known)}")
     own = loaded.pack.info.get("guidance", {})
-    start = options.get("init") or own.get("init")
-    usual = usual_preset(start, draws=loaded.pack.has("transformer"))
-    chosen = guide_options(options, preset, {**usual, **own})
+    if preset is None:
+        own = {**usual_preset(options.get("init") or own.get("init"), draws=loaded.pack.has("transformer")), **own}
+    chosen = guide_options(options, preset, own)
     if chosen.keep == "best" and not loaded.pack.has("scorer"):
         if options.get("keep"):
             raise loaded.pack.missing("scorer")

@@ -301,6 +301,12 @@ def read_plan(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
     return manifest["plan"]
 
 
+def read_judgement(manifest: Mapping[str, Any]) -> tuple[float | None, str | None]:
+    """The score and the verdict of the pack's scorer, each None if the manifest has none."""
+    found = manifest.get("scorer", {})
+    return found.get("score"), found.get("verdict")
+
+
 def by_translator(manifest: Mapping[str, Any]) -> bool:
     """Whether a translation was made by a translator, and not drawn."""
     return "translator" in manifest

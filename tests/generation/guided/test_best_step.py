@@ -14,6 +14,7 @@ from codebrush.errors import PackError
 from codebrush.generation.guided.guide_options import GuideOptions, guide_options, usual_preset
 from codebrush.generation.guided.guided_request import GuidedRequest
 from codebrush.generation.guided.guided_run import GuidedRun
+from codebrush.generation.guided.presets import PRESETS
 from packs import micro_clip, write_micro_pack
 
 QUICK: dict[str, Any] = {
@@ -108,6 +109,26 @@ def test_a_stopped_run_goes_on_to_the_same_choice(brush: Codebrush, tmp_path: Pa
     assert resumed.starts == whole.starts
 
 
+def test_a_resumed_run_knows_what_the_scorer_said_of_finished_pictures(brush: Codebrush, tmp_path: Path) -> None:
+    options = {**QUICK, "n": 3, "seed": 1}
+    whole = finish(brush.guide("a dog", folder=tmp_path / "whole", **options))
+    stopped = brush.guide("a dog", folder=tmp_path / "stopped", **options)
+    for step in stopped:
+        if step.pictures.start == 2:
+            break
+    finish(brush.resume(tmp_path / "stopped"))
+    for folder in ("whole", "stopped"):  # both are finished by now: no step is left
+        resumed = brush.resume(tmp_path / folder)
+        assert resumed.starts == whole.starts
+        for one, other in zip(resumed.results, whole.results, strict=True):
+            assert (one.judged, one.verdict, one.manifest["index"]) == (
+                other.judged,
+                other.verdict,
+                other.manifest["index"],
+            )
+            assert other.judged is not None
+
+
 def test_nothing_is_kept_from_before_the_last_stage_and_chapter(brush: Codebrush) -> None:
     grown = finish(brush.guide("a dog", **{**QUICK, "grow": 2}))
     assert grown.results[0].image.size == (32, 32)
@@ -143,6 +164,17 @@ def test_a_pictures_start_shows_in_the_usual_values() -> None:
     file = guide_options({}, None, usual_preset("cat.png", draws=False))
     assert (file.init, file.learning_rate) == ("cat.png", 0.03)
     assert GuideOptions().keep == "last"  # what a run made before says nothing of
+
+
+def test_a_preset_is_not_mixed_with_what_is_usual(brush: Codebrush) -> None:
+    found = {preset: brush.guide("a dog", preset=preset).request.options for preset in PRESETS}
+    values = {name: (o.init, o.steps, o.learning_rate, o.keep, o.score_patience) for name, o in found.items()}
+    assert values == {
+        "sample": ("sample", 40, 0.03, "best", 10),
+        "random": ("random", 200, 0.1, "best", 60),
+        "notebook": ("sine", 400, 0.5, "last", 10),
+        "refine": ("sample", 40, 0.05, "best", 10),
+    }
 
 
 def test_a_start_that_clip_chose_is_drawn_by_clip_again(brush: Codebrush) -> None:

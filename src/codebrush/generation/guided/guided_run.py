@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Generator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ from codebrush.generation.latent_files import cover
 from codebrush.generation.manifest import guided_manifest
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.reranking import best_first, clip_scores
-from codebrush.generation.scoring import Scorer
 from codebrush.generation.videos import write_video
 
 SAVE_EVERY = 20  # steps between checkpoints, from which a killed run goes on
@@ -157,12 +157,14 @@ class GuidedRun:
             return None
         if self.models.scorer is None:
             raise UsageError("keep best needs a pack with a scorer: keep the last step")
-        return BestStep(self.models.scorer, *self._judged_by(self.models.scorer), guidance)
+        return BestStep(self.models.scorer, *self._judged_by, guidance)
 
-    def _judged_by(self, scorer: Scorer) -> tuple[Tensor, list[float]]:
+    @cached_property
+    def _judged_by(self) -> tuple[Tensor, list[float]]:
         """The parts of the prompt as the scorer embeds them, (P, E), and their weights."""
+        assert self.models.scorer is not None
         parts = prompt_parts(self.request)
-        return scorer.embed([part.text for part in parts]), [part.weight for part in parts]
+        return self.models.scorer.embed([part.text for part in parts]), [part.weight for part in parts]
 
     def _record_start(self, guidance: Guidance) -> None:
         """Store the pictures that the run starts from as those of step 0, if any steps are stored."""
@@ -201,8 +203,7 @@ class GuidedRun:
             for manifest in [self._manifest(guidance.batch.pictures[row], score, steps[row], guidance)]
         ]
         if self.models.scorer is not None:
-            texts, weights = self._judged_by(self.models.scorer)
-            results = self.models.scorer.judge(results, pictures, texts, weights)
+            results = self.models.scorer.judge(results, pictures, *self._judged_by)
         results = [replace(result, image=self._cut_out(result.image)) for result in results]
         self.steps_taken = max(self.steps_taken, state.step)
         for row, result in enumerate(results):
@@ -255,7 +256,7 @@ class GuidedRun:
         if checkpoint is None:
             return
         self._number, self._state = checkpoint.batch, checkpoint.state
-        self._plan, self._events = checkpoint.plan, checkpoint.events
+        self._plan, self._events, self.starts = checkpoint.plan, checkpoint.events, checkpoint.starts
         self.steps_taken = folder.steps_taken()
         for index in itertools.chain.from_iterable(self.batches[: self._number]):
             self._results[index] = folder.load_result(index)
@@ -264,4 +265,4 @@ class GuidedRun:
     def _save_checkpoint(self, number: int, state: State | None) -> None:
         if self._folder is not None:
             assert self._plan is not None
-            self._folder.save_checkpoint(Checkpoint(number, self._events, self._plan, state))
+            self._folder.save_checkpoint(Checkpoint(number, self._events, self._plan, state, self.starts))

@@ -26,6 +26,7 @@ from codebrush.errors import CodebrushError
 from codebrush.files import atomic_file, write_errors
 from codebrush.generation.guided.guidance_state import State
 from codebrush.generation.guided.memory_plan import MemoryPlan
+from codebrush.generation.manifest import read_judgement
 from codebrush.generation.result import Result
 
 RUN_FILE, STATE_FILE, LOSSES_FILE, LOCK_FILE = "run.json", "state.pt", "losses.jsonl", ".lock"
@@ -53,6 +54,7 @@ class Checkpoint:
     events: list[str]  # of that batch so far
     plan: MemoryPlan
     state: State | None
+    starts: dict[int, float]  # the scorer's score of what each finished picture started from
 
 
 class RunFolder:
@@ -149,7 +151,7 @@ class RunFolder:
         try:
             tensors, manifest = load_file(path.with_suffix(".safetensors")), read_manifest(path)
             image, score = decode_image(path, keep_mode=True), manifest["clip_score"]
-            return Result(image, score, tensors["codes"], tensors["latent"], manifest)
+            return Result(image, score, tensors["codes"], tensors["latent"], manifest, *read_judgement(manifest))
         except CodebrushError:
             raise
         except Exception as error:
@@ -160,6 +162,7 @@ class RunFolder:
         stored = {
             "group": checkpoint.batch, "lines": self._lines, "events": checkpoint.events,
             "plan": asdict(checkpoint.plan), "state": None if checkpoint.state is None else vars(checkpoint.state),
+            "starts": checkpoint.starts,
         }  # fmt: skip
         self._write(STATE_FILE, lambda part: torch.save(stored, part))
 
@@ -176,9 +179,8 @@ class RunFolder:
             stored = torch.load(path, map_location=device, weights_only=True)
             self._lines = stored["lines"]
             state = None if stored["state"] is None else State(**stored["state"])
-            return Checkpoint(
-                stored["group"], self._events_of(stored["group"]), MemoryPlan.from_json(stored["plan"]), state
-            )
+            batch, plan = stored["group"], MemoryPlan.from_json(stored["plan"])
+            return Checkpoint(batch, self._events_of(batch), plan, state, stored.get("starts", {}))
         except Exception as error:  # a damaged archive makes torch raise nearly anything
             raise _damaged(path, error) from error
 

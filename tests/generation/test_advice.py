@@ -49,6 +49,8 @@ def test_labels_of_a_pack_without_styles_are_whole(micro_pack: Path, tmp_path: P
         ("a quokka", ["quokka"]),
         ("an avocado", []),  # spelled in three pieces, and a label
         ("zxqv, zxqv", ["zxqv"]),
+        ("a red apple, noto style", []),  # --style noto; the word is one of the pack's
+        ("a noto lantern, twemoji style:2 | zxqv, noto style", ["noto", "zxqv"]),
     ],
 )
 def test_words_that_fall_to_pieces_are_hardly_known(emoji: Pack, prompt: str, words: list[str]) -> None:
@@ -68,6 +70,7 @@ def test_another_language_is_named_once(emoji: Pack, micro_pack: Path) -> None:
     (line,) = said(warn_of_words, emoji, "roter apfel")
     assert line == 'the pack hardly knows "apfel", only its spelling: try other words'
     assert said(warn_of_words, emoji, "a red apple") == []
+    assert said(warn_of_words, emoji, "Las Vegas, Los Angeles and MIT") == []
     assert said(warn_of_words, open_pack(micro_pack), "ein roter apfel") == []
 
 
@@ -75,6 +78,9 @@ def test_near_labels_mean_the_same(emoji: Pack) -> None:
     assert nearest_labels(emoji, "a motorcycle:2 | cat:-1")[0] == "motorcycle"
     assert {"automobile", "racing car", "oncoming automobile"} & set(nearest_labels(emoji, "car", 5))
     assert all("baby" in label or "pregnant" in label for label in nearest_labels(emoji, "infant"))
+    plain = nearest_labels(emoji, "a motorcycle")
+    assert nearest_labels(emoji, "a motorcycle, twemoji style") == plain
+    assert nearest_labels(emoji, "cat face:-1 | blurry:0.2 | a motorcycle") == plain  # not what must not show
 
 
 def test_a_failure_names_what_is_near(emoji: Pack, micro_pack: Path) -> None:

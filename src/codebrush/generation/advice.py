@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from codebrush.generation.result import Result
 from codebrush.generation.scoring import UNLIKELY
@@ -17,28 +17,36 @@ LEAST_NEAR = 0.35  # cosine of word vectors below which a label is not near
 ENDINGS = frozenset(("s", "es", "ed", "er", "ly", "y"))  # pieces of words that say something though they are short
 SHORT = 3  # letters of a piece that says something
 # Words without which hardly any sentence of German, French, Spanish, Italian, Dutch, Swedish or Portuguese goes, and
-# that are not English words too.
+# that are no English words or names too (Las Vegas, Los Angeles, MIT).
 OF_OTHER_LANGUAGES = frozenset((
-    "auf", "avec", "dans", "der", "een", "ein", "eine", "einem", "einen", "für", "gli", "het", "las", "les", "los",
-    "mit", "nel", "não", "och", "på", "uma", "una", "und", "une",
+    "auf", "avec", "dans", "der", "een", "ein", "eine", "einem", "einen", "für", "gli", "het", "les", "nel", "não",
+    "och", "på", "uma", "una", "und", "une",
 ))  # fmt: skip
 _WORD = re.compile(r"[^\W\d_]+")
 
 
 def known_labels(pack: Pack) -> list[str]:
     """What the pack's bank of pictures shows, without the style, each once; empty if it has no bank."""
-    if not pack.has("bank"):
-        return []
-    text, styles = pack.styles
-    forms = [re.escape(text.replace("{style}", style)).replace(re.escape("{prompt}"), "(.+)") for style in styles]
+    return list(dict.fromkeys(map(_unstyled(pack), pack.bank.config.names))) if pack.has("bank") else []
+
+
+def _unstyled(pack: Pack) -> Callable[[str], str]:
+    """A function that takes the words of a pack's styles off a text, such as ", noto style"."""
+    wording, styles = pack.styles
+    forms = [re.escape(wording.replace("{style}", style)).replace(re.escape("{prompt}"), "(.+)") for style in styles]
     form = re.compile("|".join(forms) or "(.+)")
-    found = (form.fullmatch(name) for name in pack.bank.config.names)
-    return list(
-        dict.fromkeys(
-            next(filter(None, match.groups())) if match else name
-            for match, name in zip(found, pack.bank.config.names, strict=True)
-        )
-    )
+
+    def unstyled(text: str) -> str:
+        match = form.fullmatch(text)
+        return next(filter(None, match.groups())) if match else text
+
+    return unstyled
+
+
+def _asked(pack: Pack, prompt: str) -> list[str]:
+    """The parts of a prompt that are to show, the most important first, without the style."""
+    parts, unstyled = sorted(parse_prompt(prompt).parts, key=lambda part: -part.weight), _unstyled(pack)
+    return [unstyled(part.text) for part in parts if part.weight > 0]
 
 
 def reads_english(pack: Pack) -> bool:
@@ -55,7 +63,7 @@ def hardly_known(pack: Pack, prompt: str) -> list[str]:
         return []
     tokenizer, labels = pack.tokenizer, known_labels(pack)
     seen = {word for label in labels for word in _WORD.findall(label.lower())}
-    text = " ".join(part.text for part in parse_prompt(prompt).parts if part.weight > 0)
+    text = " ".join(_asked(pack, prompt))
     lost = {word.lower() for word in unread([text], tokenizer)}
     words = dict.fromkeys(word for word in _WORD.findall(text.lower()) if len(word) >= SHORT)
     return [word for word in words if word not in seen | lost and _is_spelt(word, tokenizer)]
@@ -89,11 +97,11 @@ def warn_of_words(pack: Pack, prompt: str) -> None:
 
 
 def nearest_labels(pack: Pack, prompt: str, count: int = NEAR) -> list[str]:
-    """Up to `count` labels of the pack's bank whose words mean nearly the same as the prompt's first part."""
-    labels, text = known_labels(pack), parse_prompt(prompt).parts[0].text
+    """Up to `count` labels of the pack's bank whose words mean nearly the same as the prompt's most important part."""
+    labels, asked = known_labels(pack), _asked(pack, prompt)
     if not labels:
         return []
-    cosines, rows = (word_vectors(labels) @ word_vectors([text])[0]).topk(min(count, len(labels)))
+    cosines, rows = (word_vectors(labels) @ word_vectors(asked[:1])[0]).topk(min(count, len(labels)))
     return [labels[row] for row, cosine in zip(rows.tolist(), cosines.tolist(), strict=True) if cosine >= LEAST_NEAR]
 
 

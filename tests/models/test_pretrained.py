@@ -241,3 +241,23 @@ def test_a_16_bit_clip_keeps_its_token_table_in_8_bits_and_its_texts_where_they_
     with torch.no_grad():
         there = CLIP.from_pretrained(tmp_path / "small").encode_text(tokens)
         assert float((there * clip.encode_text(tokens)).sum(1).min()) > 0.995
+
+
+class Compact(Linear):
+    compact = r".*weight"
+
+
+@pytest.mark.parametrize("scale", [1e-6, 0.3, 40.0])
+def test_weights_stored_in_rows_of_8_bits_are_near_and_the_same_when_stored_again(scale: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Compact(LinearConfig(64, Round(1.0)))
+    torch.nn.init.normal_(model.linear.weight, std=scale)
+    true = model.linear.weight.detach().clone()
+    model.save_pretrained(tmp_path / "first", torch.float16)
+    once = Compact.from_pretrained(tmp_path / "first")
+    off = (once.linear.weight.detach() - true).abs().amax(1) / true.abs().amax(1).clamp(min=0.25)
+    assert float(off.max()) < 0.0045
+    once.save_pretrained(tmp_path / "second", torch.float16)
+    assert (tmp_path / "second" / "model.safetensors").read_bytes() == (
+        tmp_path / "first" / "model.safetensors"
+    ).read_bytes()

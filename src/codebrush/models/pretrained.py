@@ -216,10 +216,14 @@ def _renamed(state: Mapping[str, T], names: Mapping[str, str]) -> Mapping[str, T
 
 
 def _in_rows(name: str, matrix: Tensor) -> dict[str, Tensor]:
-    """A matrix (R, C), or a convolution's weight (R, ...), as int8 and a float16 scale for each of the R rows."""
+    """A matrix (R, C), or a convolution's weight (R, ...), as int8 and a float16 scale for each of the R rows.
+
+    What was stored so before is stored as the same numbers again.
+    """
     rows = matrix.detach().float().cpu().flatten(1)
-    # Rounded up to float16, so that no number of a row is larger than 127 scales.
-    scale = (rows.abs().amax(1).clamp(min=LEAST_SCALE) / 127 * (1 + 2**-10)).half()  # (R,)
+    exact = rows.abs().amax(1).clamp(min=LEAST_SCALE) / 127  # (R,)
+    # Never rounded down to float16, so that no number of a row is larger than 127 scales.
+    scale = torch.where(exact.half().float() >= exact, exact.half(), (exact * (1 + 2**-10)).half())
     whole = (rows / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
     return {name: whole.view(matrix.shape), f"{name}{SCALE}": scale}
 

@@ -44,6 +44,9 @@ from codebrush.version import __version__
 
 LEFT_OUT_FILE = "left-out.json"
 SMALL_SIDE = 64  # pixels, of pictures that a short budget may be enough for
+KNOWN = 24.0  # dB of pictures through a VQGAN that knows them: a few steps make it worse before they make it better
+KNOWN_RATE = 0.2  # learning rate of a VQGAN that knows the pictures, as a share of a fresh one's
+KNOWN_SHARE = 0.2  # of a budget, that must be enough for what such a VQGAN needs if it is to be trained
 PREVIEWED = 600.0  # seconds of a stage within a budget, from which on it draws previews on the way
 Say = Callable[[str], None]
 
@@ -173,7 +176,7 @@ class MemberTraining:
         """
         reason = self.left_out[stage.name]
         if self.start.keeps(stage):
-            return f"{self.start.name}'s is taken as it is: {reason}"
+            return f"{self.start.whose(stage)} is taken as it is: {reason}"
         if stage.member.required:
             raise UsageError(f"the budget is too short for the {stage.member.label}: {reason}")
         return f"left out: {reason}"
@@ -224,7 +227,12 @@ class MemberTraining:
             if stage.name in self.request.plans or stage.name in self.left_out or has_begun(self.work / stage.name):
                 continue
             self._time(stage)
-            if stage.served_first and self.paces[stage.name].lack(self._left()) > 1:
+            if self._is_known(stage):
+                known = f"it reconstructs these pictures with {self.start.reconstructs:.1f} dB already"
+                if self.needs.pop(stage.name) > KNOWN_SHARE * self._left():
+                    self.left_out[stage.name] = known
+                    del self.paces[stage.name]  # so that it is not reconsidered
+            elif stage.served_first and self.paces[stage.name].lack(self._left()) > 1:
                 self._refuse(stage, self._left())
         while True:
             shares = dict(zip((stage.name for stage in coming), split(self._left(), self._claims(coming)), strict=True))
@@ -262,6 +270,11 @@ class MemberTraining:
         self.paces[stage.name] = Pace(step, size.batch_size, size.least(begins is not None))
         if stage.served_first:
             self.needs[stage.name] = step / size.batch_size * size.examples * (0.3 if begins is not None else 1.0)
+
+    def _is_known(self, stage: Stage) -> bool:
+        """Whether a stage begins from a VQGAN that knows the pictures."""
+        known = self.start.reconstructs
+        return stage.name == "vqgan" and stage.name in self.start.fits and known is not None and known >= KNOWN
 
     def _refuse(self, stage: Stage, seconds: float) -> NoReturn:
         """Raise UsageError, with a budget that is enough, for a stage that sees too few pictures in its `seconds`."""
@@ -322,7 +335,8 @@ class MemberTraining:
         request = self.request
         recipe = stage.adapt(size.recipe, self.materials, start, request.tokenizer == "wordpiece")
         if start is not None:
-            recipe = replace(recipe, learning_rate=stage.start_rate * recipe.learning_rate)
+            rate = KNOWN_RATE if self._is_known(stage) else stage.start_rate
+            recipe = replace(recipe, learning_rate=rate * recipe.learning_rate)
         every = max(1, steps // 20)
         loop = LoopConfig(
             steps=steps,

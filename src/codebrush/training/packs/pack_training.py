@@ -11,6 +11,7 @@ from codebrush.data.sources.unread import amount
 from codebrush.errors import TrainingError, UsageError
 from codebrush.files import atomic_file
 from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import PACK_FILE
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned, evenly, load_captioned
@@ -19,6 +20,7 @@ from codebrush.training.engine.reporting import METRICS
 from codebrush.training.member_folder import pack_at
 from codebrush.training.packs.clock import Clock
 from codebrush.training.packs.member_training import MemberTraining, Say
+from codebrush.training.packs.reconstructions import reconstructions
 from codebrush.training.packs.request import (
     REQUEST_FILE,
     PackRequest,
@@ -28,7 +30,7 @@ from codebrush.training.packs.request import (
     write_request,
 )
 from codebrush.training.packs.start import Start
-from codebrush.training.packs.verdict import Measured, reconstruct, verdict
+from codebrush.training.packs.verdict import Measured, verdict
 from codebrush.training.registry import STAGES
 from codebrush.training.run_folder import MODEL_FOLDER, has_begun
 from codebrush.training.stage import GRID, Materials
@@ -153,6 +155,8 @@ def _materials(
     if len(data.pixels.skipped):
         say(f"{amount('unreadable picture', len(data.pixels.skipped))} left out")
     _tell_small(data, size, say)
+    if request.budget is not None:
+        start.choose_vqgan(data)
     clip_folder = work / "clip" / MODEL_FOLDER
     if clip_folder.is_dir():
         tokenizer = Tokenizer.from_pretrained(clip_folder)
@@ -190,7 +194,7 @@ def _finish(training: MemberTraining, source: Any, figures: dict[str, Any]) -> d
     request, materials, work = training.request, training.materials, training.work
     painter, left = materials.find(CodeTransformer), training.seconds_for_sheets()
     began = time.monotonic()
-    psnr, rebuilt = reconstruct(materials, began + left / 3)
+    psnr, rebuilt = reconstructions(materials.need(VQGAN), materials.data, began + left / 3)
     left -= time.monotonic() - began
     samples = None
     if painter is not None and materials.draw is not None:

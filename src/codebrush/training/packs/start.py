@@ -1,6 +1,7 @@
 """What a pack in training begins from: which members of another pack fit it, and which it takes over as they are."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from codebrush.conversion.convert import open_model
@@ -9,8 +10,13 @@ from codebrush.errors import TrainingError
 from codebrush.models.pretrained import PretrainedModel, read_config
 from codebrush.pack.members import MEMBERS
 from codebrush.text.tokenizer import Tokenizer
+from codebrush.training.dataset import Captioned
 from codebrush.training.member_folder import pack_at
+from codebrush.training.packs.reconstructions import reconstructed_psnr
 from codebrush.training.stage import Stage
+
+LOOKED_AT = 16  # pictures by which VQGANs are compared
+BETTER = 0.5  # dB by which a VQGAN must be better than the pack's own, which the pack's painter reads
 
 
 class Start:
@@ -18,6 +24,9 @@ class Start:
 
     `place` is what the user names, `image_size` the side of the new pack's pictures, and `stages` are all there are, in
     their order. With `learned_words` captions are to be read by a tokenizer learned from them, not by the general one.
+
+    A pack may have further VQGANs to begin from, in `starts` of its pack.json; `choose_vqgan` takes one of them where
+    it knows the pictures better. `reconstructs` is then the PSNR in dB of pictures through the chosen one.
 
     Raises:
         TrainingError: if `place` is not a pack.
@@ -27,35 +36,67 @@ class Start:
         self.pack = pack_at(place)
         if place is not None and self.pack is None:
             raise TrainingError(f"--from {place} is not a pack: name a pack, or none to begin from nothing")
-        self.image_size = image_size
+        self.image_size, self.learned_words = image_size, learned_words
+        self.stages = list(stages)
+        self.kept: set[str] = set()
+        self.chosen: str | None = None  # the VQGAN of the pack's `starts` that is begun from instead of its member
+        self.reconstructs: float | None = None
         self.unfit: dict[str, str] = {}  # why a member is not begun from, by stage
         self.fits: list[str] = []  # the stages that begin from it
-        self.kept: set[str] = set()
-        for stage in stages:
-            reason = self._misfit(stage, learned_words)
+        self._fit()
+
+    def _fit(self) -> None:
+        self.unfit.clear()
+        self.fits.clear()
+        for stage in self.stages:
+            reason = self._misfit(stage)
             if reason is None:
                 self.fits.append(stage.name)
             else:
                 self.unfit[stage.name] = reason
+
+    def choose_vqgan(self, data: Captioned) -> None:
+        """Choose, of the pack's own VQGAN and the further ones of the same factor that it has, the one that
+        reconstructs the pictures best. What reads the pack's own codes then begins from nothing."""
+        if self.pack is None or "vqgan" not in self.fits:
+            return
+        stage = next(stage for stage in self.stages if stage.name == "vqgan")
+        found: dict[str | None, float] = {None: reconstructed_psnr(self.pack.vqgan, data, LOOKED_AT) + BETTER}
+        for name in self.pack.starts("vqgan"):
+            folder = self.pack.start("vqgan", name)
+            if not stage.unfit(read_config(stage.member.model.config_class, folder), self.image_size):
+                found[name] = reconstructed_psnr(open_model("vqgan", folder), data, LOOKED_AT)
+        self.chosen = max(found, key=lambda name: found[name])
+        self.reconstructs = found[self.chosen] - (BETTER if self.chosen is None else 0.0)
+        self._fit()
 
     @property
     def name(self) -> str:
         """What the pack is called."""
         return "" if self.pack is None else self.pack.name
 
-    def _misfit(self, stage: Stage, learned_words: bool) -> str | None:
+    def _folder(self, name: str) -> Path:
+        """The folder of the network that the stage `name` begins from."""
+        assert self.pack is not None
+        if name == "vqgan" and self.chosen is not None:
+            return self.pack.start("vqgan", self.chosen)
+        return self.pack.member(name)
+
+    def _misfit(self, stage: Stage) -> str | None:
         """Why the pack's member of a stage is not begun from; None if it is."""
         pack, name = self.pack, stage.name
         if pack is None:
             return ""
         if not pack.has(name):
             return f"{pack.name} has none"
-        if learned_words and name == "clip" and pack.tokenizer.vocab_size == Tokenizer.wordpiece().vocab_size:
+        if self.learned_words and name == "clip" and pack.tokenizer.vocab_size == Tokenizer.wordpiece().vocab_size:
             return f"{pack.name}'s does not read learned tokens"
-        if new := [MEMBERS[each].label for each in stage.bound_to if each in self.unfit]:
+        if new := [MEMBERS[each].label for each in stage.bound_to if each in self.unfit or self._is_other(each)]:
             return f"the {' and the '.join(new)} that it reads {'is' if len(new) == 1 else 'are'} new"
         configs = {
-            each: read_config(MEMBERS[each].model.config_class, pack.member(each)) for each in MEMBERS if pack.has(each)
+            each: read_config(MEMBERS[each].model.config_class, self._folder(each))
+            for each in MEMBERS
+            if pack.has(each)
         }
         if reason := stage.unfit(configs[name], self.image_size):
             return f"{pack.name}'s {reason}"
@@ -63,8 +104,18 @@ class Start:
             return f"{pack.name}'s does not fit: the {one}, but the {other}"
         return None
 
+    def _is_other(self, name: str) -> bool:
+        """Whether the stage `name` begins from another network than the pack's member."""
+        return name == "vqgan" and self.chosen is not None
+
+    def whose(self, stage: Stage) -> str:
+        """The network that a stage begins from, in words: "emoji's"."""
+        return f"{self.name}'s" + (f" for {self.chosen}" if self._is_other(stage.name) else "")
+
     def origin(self, stage: Stage) -> str:
         """What a stage begins from, in words."""
+        if self._is_other(stage.name):
+            return f"from {self.whose(stage)}"
         if stage.name in self.fits:
             return f"from {self.name}"
         reason = self.unfit[stage.name]
@@ -74,7 +125,7 @@ class Start:
         """The network that a stage begins from, with its tokenizer if it has its own; None for a fresh one."""
         if self.pack is None or stage.name not in self.fits:
             return None
-        folder = self.pack.member(stage.name)
+        folder = self._folder(stage.name)
         network = open_model(stage.name, folder)
         return network, stage.tokenizer_beside(network, folder)
 
@@ -97,9 +148,13 @@ class Start:
         if self.pack is None or not self.fits:
             return None
         info = self.pack.info
-        return {
+        facts = {
             "pack": info["name"],
             "version": info.get("version", ""),
             "licence": info.get("licence", "unspecified"),
             "sha256": self.pack.hash,
         }
+        if self.chosen is not None:
+            licence = self.pack.starts("vqgan")[self.chosen]["licence"]
+            facts |= {"vqgan": self.chosen, "licence": f"{facts['licence']}; its VQGAN for {self.chosen}: {licence}"}
+        return facts

@@ -1,25 +1,12 @@
 """Judges a trained pack in plain words, by what was measured: how well it reconstructs, and what its painter saw."""
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-
-from codebrush.data.contact_sheet import contact_sheet
-from codebrush.data.decoding.images import to_pil
-from codebrush.models.vqgan import VQGAN
-from codebrush.training.dataset import evenly
 from codebrush.training.packs.budget import spell_seconds
-from codebrush.training.stage import Materials
-from codebrush.training.tasks.psnr import psnr
 
-MEASURED, SHOWN = 32, 16  # pictures that are reconstructed, and those of them on the sheet, where there is time
-BATCH = 8
 LOOKS = (  # what a reconstruction of at most so many dB looks like
     (17.0, "expect fog: little more than the main colours"),
     (22.5, "expect blur: large shapes and colours, nothing small"),
@@ -43,29 +30,6 @@ class Measured:
     draws: bool
     budget: float | None
     figures: Mapping[str, Any]
-
-
-@torch.no_grad()
-def reconstruct(materials: Materials, until: float = math.inf) -> tuple[float, Image.Image]:
-    """The mean PSNR in dB of pictures of the training through the VQGAN's codes, and a sheet of some of them: a row of
-    originals above a row of reconstructions.
-
-    After the time `until`, of `time.monotonic`, no further BATCH of pictures is begun.
-    """
-    vqgan = materials.need(VQGAN).eval()
-    rows, parts = evenly(len(materials.data), MEASURED), []
-    batches = -(-len(rows) // BATCH)
-    for number in range(batches):
-        parts.append(vqgan(materials.data.images(rows[number::batches]).float() / 255).images.clamp(0, 1))
-        if time.monotonic() >= until:
-            break
-    rebuilt = torch.cat(parts)
-    true = materials.data.images(np.concatenate([rows[number::batches] for number in range(len(parts))])).float() / 255
-    figure = float(psnr(rebuilt, true, each=True))
-    shown = evenly(len(true), SHOWN)
-    half = -(-len(shown) // 2)
-    lines = [images[part] for part in (shown[:half], shown[half:]) for images in (true, rebuilt)]
-    return figure, contact_sheet([to_pil(image) for line in lines for image in line], columns=half)
 
 
 def verdict(measured: Measured) -> list[str]:

@@ -94,6 +94,25 @@ def test_a_dark_drawing_stays_whole() -> None:
     assert (np.asarray(cut_out(dark))[..., :3] == (60, 90, 190)).all()
 
 
+def test_the_ground_is_what_can_be_reached_around_corners() -> None:
+    rows = (  # dark walls; dots are white and joined to the ground on the left, o is white and shut in
+        "..########",
+        "#......#oo",
+        "######.#oo",
+        "#......#o#",
+        "#......#o#",
+        "#......#o#",
+        "#......#o#",
+    )
+    dark = np.array([[letter == "#" for letter in row] for row in rows])
+    walls = np.where(dark, 0, 255).astype(np.uint8).repeat(8, 0).repeat(8, 1)  # wider than an edge
+    drawn = Image.fromarray(walls).convert("RGB")
+    start = Image.new("RGBA", drawn.size, (0, 0, 0, 255))
+    start.paste(CLEAR, (0, 0, 1, 1))
+    reached = np.array([[letter == "." for letter in row] for row in rows])
+    assert ((alpha(cut_out(drawn, start))[4::8, 4::8] == 0) == reached).all()
+
+
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (1, 9)])
 def test_the_smallest_pictures(size: tuple[int, int]) -> None:
     assert (alpha(cut_out(Image.new("RGB", size, "white"))) == 0).all()

@@ -70,13 +70,20 @@ def cut_out(drawn: Image.Image, before: Image.Image | None = None) -> Image.Imag
 
 
 def _joined(seeds: Tensor, within: Tensor) -> Tensor:
-    """What of `within` (H, W) bool is joined to `seeds`."""
+    """What of `within` (H, W) bool is joined to `seeds`, side by side, in rows or in columns."""
     reached = seeds & within
     while True:
-        grown = _grown(reached, 1) & within
+        grown = _along_rows(_along_rows(reached, within).T, within.T).T
         if torch.equal(grown, reached):
             return reached
         reached = grown
+
+
+def _along_rows(reached: Tensor, within: Tensor) -> Tensor:
+    """All of the runs of `within` in each row (H, W) that have something of `reached` in them."""
+    runs = (~within).cumsum(1)  # (H, W): the number of a pixel's run in its row
+    has = torch.zeros(within.shape[0], within.shape[1] + 1).scatter_reduce(1, runs, reached.float(), "amax")
+    return within & (has.gather(1, runs) > 0)
 
 
 def _grown(places: Tensor, by: int) -> Tensor:

@@ -187,7 +187,7 @@ class Codebrush(PictureTasks):
         extend: Mapping[str, int] | None = None,
         **sampling: Any,
     ) -> Gallery[Any]:
-        """Redraw all or part of a picture under `prompt`, best first by CLIP score.
+        """Redraw all or part of a picture under `prompt`, best first (see `Result.rank`).
 
         A `mask` (white where the picture changes), a `box` (x, y, width, height) or `extend`, pixels to add by side
         ("left", "top", "right", "bottom"), choose the part to paint. The picture keeps its size, and outside that part
@@ -205,6 +205,7 @@ class Codebrush(PictureTasks):
         """
         if isinstance(prompt, str) and prompt.strip():
             prompt = worded(self.pack, prompt, style, negative_prompt)
+            warn_of_words(self.pack, prompt)
         elif style is not None or negative_prompt is not None:
             raise UsageError("a style and a negative prompt are for pictures that are drawn under a prompt: give one")
         if mask is None and box is None and not extend:

@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 
 from codebrush import Codebrush
+from codebrush.cli.main import run
 from codebrush.generation.advice import hardly_known, known_labels, nearest_labels, warn_of_failure, warn_of_words
 from codebrush.generation.result import Result
 from codebrush.models.bank import Bank, BankConfig
 from codebrush.pack.pack import Pack, open_pack
-from packs import write_micro_pack
+from packs import micro_clip, micro_transformer, write_micro_pack
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +94,23 @@ def test_a_failure_names_what_is_near(emoji: Pack, micro_pack: Path) -> None:
     assert line == "the picture is unlikely to show the prompt"
 
 
-def test_drawing_says_both(tmp_path: Path) -> None:
-    from packs import micro_clip
+def test_drawing_and_editing_say_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = {"scorer": micro_clip(), "transformer": micro_transformer(source_codes=True)}
+    pack = write_micro_pack(tmp_path / "pack", **members, extras={"scores": {"likely": 9, "unlikely": 8}})
+    brush = Codebrush.from_pretrained(pack, "cpu")
+    failed = "all pictures are unlikely to show the prompt"
+    assert failed in said(lambda: brush.generate("a dog", n=2))
+    monkeypatch.setattr("codebrush.generation.advice.hardly_known", lambda pack, prompt: [prompt])
+    lost = 'the pack hardly knows "a quokka", only its spelling: try other words'
+    picture = Image.new("RGB", (32, 32), "red")
+    assert said(lambda: brush.edit(picture, "a quokka", n=1, box=(0, 0, 16, 16))) == [lost]
+    assert said(lambda: brush.edit(picture, n=1, box=(0, 0, 16, 16))) == []
 
-    folder = write_micro_pack(tmp_path / "pack", scorer=micro_clip(), extras={"scores": {"likely": 9, "unlikely": 8}})
-    brush = Codebrush.from_pretrained(folder, device="cpu")
-    assert "all pictures are unlikely to show the prompt" in said(lambda: brush.generate("a dog", n=2))
+
+def test_an_edit_by_guidance_says_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    extras = {"scores": {"likely": 9, "unlikely": 8}, "guidance": {"steps": 1, "cutouts": 2}}
+    pack = write_micro_pack(tmp_path / "pack", scorer=micro_clip(), extras=extras)
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    given = ["edit", str(tmp_path / "red.png"), "a dog", "--method", "guide", "--n", "2", "--pack", str(pack)]
+    assert run([*given, "--out", str(tmp_path)]) == 0
+    assert "warning: all pictures are unlikely to show the prompt" in capsys.readouterr().err

@@ -231,6 +231,7 @@ def _guided(
 ) -> None:
     """Edit the picture by guidance."""
     from codebrush.cli.following import follow
+    from codebrush.generation.advice import warn_of_failure
     from codebrush.generation.editing.canvas import warn_of_square
     from codebrush.generation.editing.editing import guided_edit
 
@@ -242,6 +243,7 @@ def _guided(
         enlarge = brush.enlarger.results(scale) if scale > 1 else list
         run = brush.guide(prompt, options["n"], options["seed"], **start, **words)
         follow(run)
+        warn_of_failure(brush.pack, run.request.prompt, run.results)
         return enlarge(run.results)
 
     _run(context, f"{image.stem}_{slug(prompt)}_guided", draw, shows_steps=True)

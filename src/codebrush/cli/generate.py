@@ -107,7 +107,7 @@ def generate(
     *,
     guidance: dict[str, Any],
 ) -> None:
-    """Draw pictures of a prompt, sorted by CLIP score, best first.
+    """Draw pictures of a prompt, best first by the pack's scorer, or by CLIP score if it has none.
 
     With --method guide, CLIP's gradient changes the picture step by step until it fits the prompt (VQGAN-CLIP). The
     Guidance options tune it. Those you leave out take their value from --preset, then the pack, then the brackets.

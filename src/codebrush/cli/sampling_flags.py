@@ -31,7 +31,7 @@ FLAGS = {
         float, "Nucleus sampling: keep the smallest set of codes whose probability adds up to P.  [pack's own]"
     ),
     "min_p": _flag(float, "Drop codes less likely than P times the likeliest one.  [pack's own]"),
-    "rerank": _flag(int, "Candidates to draw, of which CLIP picks the best.  [4 times n]"),
+    "rerank": _flag(int, "Candidates to draw, of which the scorer (or CLIP) picks the best.  [4 times n]"),
 }
 
 

@@ -119,9 +119,9 @@ class FlowSettings:
 class DrawOptions:
     """How many pictures a painter draws, and how.
 
-    `rerank` candidates are drawn, from the random streams of (`seed`, 0), (`seed`, 1) ..., and the `n` with the highest
-    CLIP score are kept. `size` is WIDTHxHEIGHT in pixels, or one number for a square, "" for the pack's own; the rest
-    is as in `SamplingFilters`. `flow` is for the flow transformer, which has no use for the filters beside `cfg`.
+    `rerank` candidates are drawn, from the random streams of (`seed`, 0), (`seed`, 1) ..., and the best `n` by
+    `Result.rank` are kept. `size` is WIDTHxHEIGHT in pixels, or one number for a square, "" for the pack's own; the
+    rest is as in `SamplingFilters`. `flow` is for the flow transformer, which has no use for the filters beside `cfg`.
 
     Raises:
         UsageError: if a value is out of its range, or `rerank` is below `n`.

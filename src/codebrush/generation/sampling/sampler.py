@@ -1,7 +1,7 @@
-"""Draws pictures of a prompt with a painter and sorts them by CLIP score, best first.
+"""Draws pictures of a prompt with a painter and sorts them, best first.
 
-A prompt becomes text tokens, CLIP's text features, the painter's codes and VQGAN's picture; CLIP scores it, and the
-best are kept. Edits are drawn in the same way, from other conditions.
+A prompt becomes text tokens, CLIP's text features, the painter's codes and VQGAN's picture; CLIP scores it, and so does
+the pack's scorer, if there is one, by which the best are kept. Edits are drawn in the same way, from other conditions.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -80,14 +80,6 @@ class Pack:
         """The folder of the member `name`, one of `MEMBERS`."""
         return self.folder / self.info["members"][name]
 
-    def starts(self, name: str) -> dict[str, dict[str, str]]:
-        """Further networks of the member's kind to begin a training from: folder and licence, by what they know."""
-        return self.info.get("starts", {}).get(name, {})
-
-    def start(self, name: str, known: str) -> Path:
-        """The folder of one of `starts`."""
-        return self.folder / self.starts(name)[known]["folder"]
-
     def load(self, model: type[Model]) -> Model:
         """The pack's member of a class: read from its folder, float32, eval mode, CPU.
 

@@ -8,6 +8,7 @@ from codebrush.conversion.convert import open_model
 from codebrush.conversion.tokenizers import tokenizer_of
 from codebrush.errors import TrainingError
 from codebrush.models.pretrained import PretrainedModel, read_config
+from codebrush.models.vqgan import VQGAN, VQGANConfig
 from codebrush.pack.members import MEMBERS
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned
@@ -25,8 +26,9 @@ class Start:
     `place` is what the user names, `image_size` the side of the new pack's pictures, and `stages` are all there are, in
     their order. With `learned_words` captions are to be read by a tokenizer learned from them, not by the general one.
 
-    A pack may have further VQGANs to begin from, in `starts` of its pack.json; `choose_vqgan` takes one of them where
-    it knows the pictures better. `reconstructs` is then the PSNR in dB of pictures through the chosen one.
+    A pack may have further VQGANs to begin from: pack.json has "starts": {"vqgan": {what it knows: {"folder": ...,
+    "licence": ...}}}. `choose_vqgan` takes one of them where it knows the pictures better. `reconstructs` is then the
+    PSNR in dB of pictures through the chosen one.
 
     Raises:
         TrainingError: if `place` is not a pack.
@@ -62,10 +64,10 @@ class Start:
             return
         stage = next(stage for stage in self.stages if stage.name == "vqgan")
         found: dict[str | None, float] = {None: reconstructed_psnr(self.pack.vqgan, data, LOOKED_AT) + BETTER}
-        for name in self.pack.starts("vqgan"):
-            folder = self.pack.start("vqgan", name)
-            if not stage.unfit(read_config(stage.member.model.config_class, folder), self.image_size):
-                found[name] = reconstructed_psnr(open_model("vqgan", folder), data, LOOKED_AT)
+        for name, facts in self._further().items():
+            folder = self.pack.folder / facts["folder"]
+            if not stage.unfit(read_config(VQGANConfig, folder), self.image_size):
+                found[name] = reconstructed_psnr(VQGAN.from_pretrained(folder), data, LOOKED_AT)
         self.chosen = max(found, key=lambda name: found[name])
         self.reconstructs = found[self.chosen] - (BETTER if self.chosen is None else 0.0)
         self._fit()
@@ -75,11 +77,15 @@ class Start:
         """What the pack is called."""
         return "" if self.pack is None else self.pack.name
 
+    def _further(self) -> dict[str, dict[str, str]]:
+        """Folder and licence of the pack's further VQGANs, by what they know."""
+        return {} if self.pack is None else self.pack.info.get("starts", {}).get("vqgan", {})
+
     def _folder(self, name: str) -> Path:
         """The folder of the network that the stage `name` begins from."""
         assert self.pack is not None
         if name == "vqgan" and self.chosen is not None:
-            return self.pack.start("vqgan", self.chosen)
+            return self.pack.folder / self._further()[self.chosen]["folder"]
         return self.pack.member(name)
 
     def _misfit(self, stage: Stage) -> str | None:
@@ -155,6 +161,6 @@ class Start:
             "sha256": self.pack.hash,
         }
         if self.chosen is not None:
-            licence = self.pack.starts("vqgan")[self.chosen]["licence"]
+            licence = self._further()[self.chosen]["licence"]
             facts |= {"vqgan": self.chosen, "licence": f"{facts['licence']}; its VQGAN for {self.chosen}: {licence}"}
         return facts

@@ -26,8 +26,7 @@ STEPS = (15, 30, 45)
 
 def labels_of(parquet: str) -> list[str]:
     """The labels of the train split, each once."""
-    filters = [("split", "=", "train"), ("skin_tone", "=", None)]
-    rows = pq.read_table(parquet, columns=["label", "skin_tone"], filters=filters[:1]).to_pylist()
+    rows = pq.read_table(parquet, columns=["label", "skin_tone"], filters=[("split", "=", "train")]).to_pylist()
     return sorted({row["label"] for row in rows if row["skin_tone"] is None})
 
 
@@ -58,8 +57,8 @@ def main() -> None:
             quantise=bool(rng.integers(2)),
             cutouts=8,
             show_every=0,
-            judge=[given.clip[number % len(given.clip)]],
-            judge_weight=0.0,
+            other_clip=[given.clip[number % len(given.clip)]],
+            own_clip_weight=0.0,
         )
         for _ in run:
             pass

@@ -15,7 +15,7 @@ from torch import Tensor
 from codebrush.errors import ImageError, PackError, UsageError
 from codebrush.generation.editing.editing import EDITS, Edit, prepare_edit
 from codebrush.generation.editing.translation import replay_translation
-from codebrush.generation.guided.guide_options import GuideOptions, guide_options, usual_preset
+from codebrush.generation.guided.guide_options import FORMER_NAMES, GuideOptions, guide_options, usual_preset
 from codebrush.generation.guided.guided_batch import GuidanceModels
 from codebrush.generation.guided.guided_request import GuidedRequest, check_files, warn_of_shapes, with_files
 from codebrush.generation.guided.guided_run import GuidedRun
@@ -241,7 +241,9 @@ METHODS: Mapping[str, Method] = {
     "sample": Method(frozenset(("size",)), _sample),
     "flow": Method(frozenset(("size", *FLOW, *RETRIEVAL)), _flow),
     "retrieve": Method(frozenset(("size", *RETRIEVAL)), _retrieve),
-    "guide": Method(frozenset(("preset", "folder", *(option.name for option in fields(GuideOptions)))), _guide),
+    "guide": Method(
+        frozenset(("preset", "folder", *FORMER_NAMES, *(option.name for option in fields(GuideOptions)))), _guide
+    ),
 }
 REPLAYS: Mapping[str, Callable[[LoadedPack, Mapping[str, Any]], Result]] = {
     "sample": _replay_sample,

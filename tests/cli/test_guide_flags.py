@@ -87,6 +87,11 @@ def test_only_what_is_given_reaches_the_command() -> None:
     assert GuideOptions(**given).quantise is False
 
 
+def test_former_flags_are_taken() -> None:
+    given = {"other_clip": ["a", "b"], "own_clip_weight": 0.5}
+    assert called_with("--judge", "a", "--other-clip", "b", "--judge-weight", "0.5") == given
+
+
 def test_texts_may_be_repeated() -> None:
     given = called_with("--extra", "a, b", "--extra", "c", "--exclude", "d")
     assert given == {"extra": ["a, b", "c"], "exclude": ["d"]}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from codebrush.generation.guided.guide_options import GuideOptions
+from codebrush.generation.guided.guide_options import FORMER_NAMES, GuideOptions
 from codebrush.generation.guided.presets import PRESETS
 
 LONGEST_CHOICES = 30  # characters; longer lists of choices go into the help text
@@ -40,7 +40,7 @@ def with_guide_flags(function: Callable[..., None]) -> Callable[..., None]:
 
 def _parameter(option: "dataclasses.Field[Any]") -> inspect.Parameter:
     kind = option.metadata["kind"]
-    flag, metavar = f"--{option.name.replace('_', '-')}", None
+    flag, metavar = _flag(option.name), None
     if kind is bool:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
     elif kind is tuple:
@@ -49,9 +49,14 @@ def _parameter(option: "dataclasses.Field[Any]") -> inspect.Parameter:
         choices = "|".join(option.metadata.get("choices", ()))
         metavar = f"<{choices}>" if 0 < len(choices) <= LONGEST_CHOICES else "<text>"
     topic = f"Guidance: {option.metadata['topic']}"
-    about = typer.Option(flag, metavar=metavar, help=_help(option), rich_help_panel=topic)
+    former = [_flag(name) for name, present in FORMER_NAMES.items() if present == option.name]
+    about = typer.Option(flag, *former, metavar=metavar, help=_help(option), rich_help_panel=topic)
     annotation = Annotated[kind | None, about]
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _help(option: "dataclasses.Field[Any]") -> str:

@@ -28,8 +28,8 @@ def plain_guidance(brush: Codebrush, prompt: str, o: GuideOptions) -> tuple[Tens
     """The picture (3, H, W), not clamped, that guidance with seed 0 ends at, and the losses of each step."""
     width, height = map(int, (o.size or "32x32").split("x"))
     sizes = stage_sizes((height, width), o.grow, 4)
-    clips = [(brush.clip, brush.tokenizer, o.judge_weight)]
-    clips += [(*open_clip(text.partition(":")[0]), float(text.partition(":")[2] or 1)) for text in o.judge]
+    clips = [(brush.clip, brush.tokenizer, o.own_clip_weight)]
+    clips += [(*open_clip(text.partition(":")[0]), float(text.partition(":")[2] or 1)) for text in o.other_clip]
     chapters = [prompt, *o.story]
     value = initial_value(brush, initial(brush, prompt, o, sizes[0]), o)
     anchor, mean, means = value.detach().clone(), torch.zeros_like(value), 0

@@ -83,6 +83,11 @@ def test_what_is_given_comes_before_the_preset_the_pack_and_the_default() -> Non
         guide_options({}, "x")
 
 
+def test_options_are_known_by_their_former_names() -> None:
+    found = guide_options({"judge": "micro:2"}, None, {"judge_weight": 0.5})
+    assert (found.other_clip, found.own_clip_weight) == (("micro:2",), 0.5)
+
+
 def test_texts_may_come_alone() -> None:
     assert GuideOptions(include="a cat").include == ("a cat",)
     assert GuideOptions(include=["a cat", "a dog"]).include == ("a cat", "a dog")

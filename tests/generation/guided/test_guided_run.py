@@ -81,8 +81,12 @@ def test_a_picture_is_drawn_again_from_its_manifest(brush: Codebrush, tmp_path: 
 
 def test_another_clip_under_the_same_name_is_refused(brush: Codebrush, tmp_path: Path) -> None:
     judge = write_micro_pack(tmp_path / "judge", seed=4)
-    run = finish(brush.guide("a dog", judge=f"{judge}:0.5", **QUICK))
-    assert brush.replay(run.results[0].manifest).image.tobytes() == run.results[0].image.tobytes()
+    run = finish(brush.guide("a dog", other_clip=f"{judge}:0.5", own_clip_weight=0.7, **QUICK))
+    manifest = json.loads(json.dumps(run.results[0].manifest))
+    assert brush.replay(manifest).image.tobytes() == run.results[0].image.tobytes()
+    options = manifest["options"]  # as version 0.2 wrote them
+    options |= {"judge": options.pop("other_clip"), "judge_weight": options.pop("own_clip_weight")}
+    assert brush.replay(manifest).image.tobytes() == run.results[0].image.tobytes()
     write_micro_pack(judge, seed=5)
     with pytest.raises(ImageError, match=r"model\.safetensors has changed"):
         brush.replay(run.results[0].manifest)
@@ -222,7 +226,7 @@ def test_what_cannot_be_resumed_is_refused(brush: Codebrush, tmp_path: Path) -> 
 def test_a_refused_run_leaves_nothing(brush: Codebrush, tmp_path: Path) -> None:
     for options, message in (
         ({"max_memory": "10MiB"}, "max_memory of 10 MiB does not suffice"),
-        ({"judge": "nowhere"}, "there is no pack 'nowhere'"),
+        ({"other_clip": "nowhere"}, "there is no pack 'nowhere'"),
         ({"optimizer": "Rprop", "wd": 0.1}, "Rprop has no weight decay: leave out --wd"),
     ):
         with pytest.raises(CodebrushError, match=message):
@@ -307,11 +311,12 @@ def test_a_step_shows_its_picture_when_asked(brush: Codebrush) -> None:
         ({"size": "big"}, UsageError, "size must be"),
         ({"init": "nowhere.png"}, UsageError, "init must be one of random.*or a file"),
         ({"mask": "nowhere.png"}, ImageError, "nowhere.png: cannot be read"),
+        ({"other_clip": "nowhere"}, PackError, "nowhere"),
         ({"judge": "nowhere"}, PackError, "nowhere"),
-        ({"judge": "emoji:1:0.5"}, UsageError, "judge takes no stop: write emoji:1"),
+        ({"other_clip": "emoji:1:0.5"}, UsageError, "other_clip takes no stop: write emoji:1"),
         ({"max_memory": "0"}, UsageError, "max_memory must be a size"),
         ({"max_memory": "9" * 400}, UsageError, "max_memory must be a size"),
-        ({"judge_weight": 0.0}, UsageError, "no CLIP is left"),
+        ({"own_clip_weight": 0.0}, UsageError, "no CLIP is left"),
         ({"sampling": {"cfg": 3}}, UsageError, "cfg is for drawing codes"),
         ({"preset": "nothing"}, UsageError, "preset must be one of sample, random, notebook, refine"),
         ({"wings": 2}, UsageError, "no option wings"),

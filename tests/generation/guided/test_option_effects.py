@@ -29,7 +29,7 @@ EFFECTS: dict[str, list[dict[str, Any]]] = {
         {"exclude": "a cat", "alpha": 0.5}, {"extra": "red"}, {"extra": ("red", "round"), "w1": 0.2},
         {"extra": "red", "w2": 1.0}, {"noise_prompt": "7:0.5"}, {"image_prompt": "FILE:50", **SGD},
         {"target": "FILE:2"}, {"story": "a cat", "story_every": 1}, {"distance": "cosine", **SGD},
-        {"judge": "PACK:0.5"}, {"judge": "PACK", "judge_weight": 0.0}, {"mask": "FILE"},
+        {"other_clip": "PACK:0.5"}, {"other_clip": "PACK", "own_clip_weight": 0.0}, {"mask": "FILE"},
         {"mask": "FILE", "mask_side": "outside"},
     ],
     "cutouts": [
@@ -58,7 +58,7 @@ EFFECTS: dict[str, list[dict[str, Any]]] = {
 # What a value is compared with, where that is not the default: options that mean something beside another one only.
 BESIDE = {
     "beta": ("exclude",), "alpha": ("exclude",), "w1": ("extra",), "w2": ("extra",), "mask_side": ("mask",),
-    "judge_weight": ("judge",), "code_temperature": ("latent",), "palette_weight": ("palette",),
+    "own_clip_weight": ("other_clip",), "code_temperature": ("latent",), "palette_weight": ("palette",),
     "symmetry_weight": ("symmetry",), "antialias": ("size",),
     "distance": tuple(SGD), "image_prompt": tuple(SGD),
 }  # fmt: skip

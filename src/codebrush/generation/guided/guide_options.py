@@ -16,6 +16,7 @@ INITS = ("random", "sine", "fractal", "gradient", "sample")  # values of `init` 
 PADDINGS = ("zeros", "border", "reflection", "wrap")
 SCHEDULES = ("constant", "linear", "cosine")
 SYMMETRIES = ("horizontal", "vertical", "both")
+FORMER_NAMES = {"judge": "other_clip", "judge_weight": "own_clip_weight"}  # in version 0.2; read everywhere
 OPTIMIZERS = (  # of torch.optim, those that need no closure
     "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD",
 )  # fmt: skip
@@ -72,7 +73,7 @@ class GuideOptions:
     precision: str = _choice("auto", RUN, ("auto", "float32", "bf16"), "Arithmetic of the models; auto: bf16 if fast.")
 
     include: tuple[str, ...] = _texts(PROMPTS, "Another text that the picture should match; may be repeated.")
-    exclude: tuple[str, ...] = _texts(PROMPTS, "Negative prompt: what the picture should not show; may be repeated.")
+    exclude: tuple[str, ...] = _texts(PROMPTS, "A text that the picture should not match; may be repeated.")
     extra: tuple[str, ...] = _texts(PROMPTS, "Text to blend into every prompt, such as a style; may be repeated.")
     w1: float = _number(1.0, PROMPTS, -100, 100, "Weight of the prompt in its blend with --extra.")
     w2: float = _number(0.1, PROMPTS, -100, 100, "Weight of --extra in that blend.")
@@ -88,8 +89,8 @@ class GuideOptions:
     distance: str = _choice(
         "spherical", PROMPTS, ("spherical", "cosine"), "Loss on embeddings: half the squared angle, or 1 - cosine."
     )
-    judge: tuple[str, ...] = _texts(PROMPTS, "PACK[:weight]: another CLIP that guides too; may be repeated.")
-    judge_weight: float = _number(1.0, PROMPTS, 0, 100, "Weight of the pack's own CLIP; 0: only --judge guides.")
+    other_clip: tuple[str, ...] = _texts(PROMPTS, "PACK[:weight]: another CLIP that guides too; may be repeated.")
+    own_clip_weight: float = _number(1.0, PROMPTS, 0, 100, "Weight of the pack's own CLIP; 0: only others guide.")
     mask: str | None = _text(
         None, PROMPTS, "A picture that is white where guidance may change something; cropped like the one of --init."
     )
@@ -157,6 +158,11 @@ class GuideOptions:
             parse_bytes(self.max_memory)
 
 
+def under_present_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options whose names may be former ones, by their present names."""
+    return {FORMER_NAMES.get(name, name): value for name, value in options.items()}
+
+
 def guide_options(
     given: Mapping[str, Any], preset: str | None = None, pack: Mapping[str, Any] | None = None
 ) -> GuideOptions:
@@ -168,10 +174,11 @@ def guide_options(
     if preset is not None and preset not in PRESETS:
         raise UsageError(f"preset must be one of {', '.join(PRESETS)}, not {preset}")
     known = {option.name for option in fields(GuideOptions)}
+    given, pack = under_present_names(given), under_present_names(pack or {})
     unknown = sorted(set(given) - known)
     if unknown:
         raise UsageError(f"guidance has no option {', '.join(unknown)}")
-    values = {name: value for name, value in (pack or {}).items() if name in known}
+    values = {name: value for name, value in pack.items() if name in known}
     values |= PRESETS[preset] if preset is not None else {}
     return GuideOptions(**values | {name: value for name, value in given.items() if value is not None})
 

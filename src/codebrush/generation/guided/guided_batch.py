@@ -144,13 +144,13 @@ def _initial(request: GuidedRequest, models: GuidanceModels, pictures: range, si
 
 def _guiding_clips(request: GuidedRequest, models: GuidanceModels) -> list[GuidingCLIP]:
     o = request.options
-    found = [(models.clip, models.tokenizer, o.judge_weight)] if o.judge_weight else []
-    for name, weight in _weighted("judge", o.judge):
+    found = [(models.clip, models.tokenizer, o.own_clip_weight)] if o.own_clip_weight else []
+    for name, weight in _weighted("other_clip", o.other_clip):
         if weight:
             clip, tokenizer = open_clip(name)
             found.append((clip.to(models.device).requires_grad_(False), tokenizer, weight))
     if not found:
-        raise UsageError("no CLIP is left to guide: give judge_weight or a judge a weight above 0")
+        raise UsageError("no CLIP is left to guide: give own_clip_weight or an other_clip a weight above 0")
     return [GuidingCLIP(clip, weight, _chapters(request, clip, tokenizer)) for clip, tokenizer, weight in found]
 
 

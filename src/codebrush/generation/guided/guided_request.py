@@ -10,7 +10,7 @@ from codebrush.data.decoding.images import read_picture
 from codebrush.errors import ImageError, UsageError
 from codebrush.files import file_sha256
 from codebrush.generation.cutting_out import Transparency, check_transparency
-from codebrush.generation.guided.guide_options import INITS, GuideOptions
+from codebrush.generation.guided.guide_options import INITS, GuideOptions, under_present_names
 from codebrush.generation.guided.initial_latents import check_init
 from codebrush.generation.guided.option_values import split_weights
 from codebrush.generation.latent_files import LATENTS
@@ -59,12 +59,11 @@ class GuidedRequest:
     def from_json(cls, values: dict[str, Any]) -> "GuidedRequest":
         """The request that `to_json` wrote. Raises UsageError if an option is unknown or out of range."""
         known = {option.name for option in fields(GuideOptions)}
-        unknown = set(values["options"]) - known
+        given = under_present_names(values["options"])
+        unknown = set(given) - known
         if unknown:
             raise UsageError(f"guidance has no option {', '.join(sorted(unknown))}: upgrade codebrush to read it")
-        options: dict[str, Any] = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in values["options"].items()
-        }
+        options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
         kept = {name: values[name] for name in ("prompt", "n", "seed", "sampling", "files")}
         fit = values.get("mask_fit", "squeeze")
         if fit not in get_args(MaskFit):
@@ -92,7 +91,7 @@ def with_files(request: GuidedRequest) -> GuidedRequest:
 
     changes: dict[str, Any] = {
         "image_prompt": tuple(map(absolute, o.image_prompt)), "target": tuple(map(absolute, o.target)),
-        "judge": tuple(absolute(text) if Path(split_weights(text)[0]).is_dir() else text for text in o.judge),
+        "other_clip": tuple(absolute(text) if Path(split_weights(text)[0]).is_dir() else text for text in o.other_clip),
     }  # fmt: skip
     if o.mask:
         changes["mask"] = str(Path(o.mask).absolute())
@@ -139,7 +138,7 @@ def check_files(request: GuidedRequest) -> None:
 
 def _named_files(options: GuideOptions) -> list[str]:
     """The files that the options name, each once; of another CLIP, its weights."""
-    files = [str(clip_folder(split_weights(text)[0]) / WEIGHTS_FILE) for text in options.judge]
+    files = [str(clip_folder(split_weights(text)[0]) / WEIGHTS_FILE) for text in options.other_clip]
     files += [split_weights(text)[0] for text in (*options.image_prompt, *options.target)]
     files += [options.mask] if options.mask else []
     files += [options.init] if options.init not in INITS else []

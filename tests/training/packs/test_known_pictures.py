@@ -58,14 +58,16 @@ def test_the_vqgan_that_reconstructs_the_pictures_better_is_begun_from(
     if takes_further:
         assert figures[1] > figures[0] + BETTER
         assert start.origin(STAGES["vqgan"]) == "from micro's for photographs"
-        assert start.origin(STAGES["transformer"]) == "from nothing (the VQGAN that it reads is new)"
+        assert start.keeps(STAGES["vqgan"])
+        assert start.keeps(STAGES["clip"])
+        assert not start.keeps(STAGES["transformer"])
         facts = start.facts()
         assert facts is not None
         assert facts["vqgan"] == "photographs"
         assert facts["licence"] == "CC0-1.0; its VQGAN for photographs: CC BY-SA 4.0"
     else:
         assert start.origin(STAGES["vqgan"]) == "from micro"
-        assert start.origin(STAGES["transformer"]) == "from micro"
+        assert all(start.keeps(STAGES[name]) for name in ("clip", "vqgan", "transformer"))
         assert "vqgan" not in (start.facts() or {})
 
 

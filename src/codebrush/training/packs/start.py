@@ -45,11 +45,6 @@ class Start:
         self.reconstructs: float | None = None
         self.unfit: dict[str, str] = {}  # why a member is not begun from, by stage
         self.fits: list[str] = []  # the stages that begin from it
-        self._fit()
-
-    def _fit(self) -> None:
-        self.unfit.clear()
-        self.fits.clear()
         for stage in self.stages:
             reason = self._misfit(stage)
             if reason is None:
@@ -59,7 +54,8 @@ class Start:
 
     def choose_vqgan(self, data: Captioned) -> None:
         """Choose, of the pack's own VQGAN and the further ones of the same factor that it has, the one that
-        reconstructs the pictures best. What reads the pack's own codes then begins from nothing."""
+        reconstructs the pictures best. What reads the pack's own codes is then not kept, but may begin from the
+        pack's, since the further ones were trained on from the pack's own."""
         if self.pack is None or "vqgan" not in self.fits:
             return
         stage = next(stage for stage in self.stages if stage.name == "vqgan")
@@ -70,7 +66,6 @@ class Start:
                 found[name] = reconstructed_psnr(VQGAN.from_pretrained(folder), data, LOOKED_AT)
         self.chosen = max(found, key=lambda name: found[name])
         self.reconstructs = found[self.chosen] - (BETTER if self.chosen is None else 0.0)
-        self._fit()
 
     @property
     def name(self) -> str:
@@ -97,7 +92,7 @@ class Start:
             return f"{pack.name} has none"
         if self.learned_words and name == "clip" and pack.tokenizer.vocab_size == Tokenizer.wordpiece().vocab_size:
             return f"{pack.name}'s does not read learned tokens"
-        if new := [MEMBERS[each].label for each in stage.bound_to if each in self.unfit or self._is_other(each)]:
+        if new := [MEMBERS[each].label for each in stage.bound_to if each in self.unfit]:
             return f"the {' and the '.join(new)} that it reads {'is' if len(new) == 1 else 'are'} new"
         configs = {
             each: read_config(MEMBERS[each].model.config_class, self._folder(each))
@@ -138,7 +133,8 @@ class Start:
     def keeps(self, stage: Stage) -> bool:
         """Whether a stage that is not trained leaves the pack's member as it is in the new pack, which is then marked:
         that of a pack whose members that it depends on are kept too."""
-        fits = stage.name in self.fits and self.kept.issuperset(stage.bound_to)
+        beside_its_own = not any(self._is_other(each) for each in stage.bound_to)
+        fits = stage.name in self.fits and beside_its_own and self.kept.issuperset(stage.bound_to)
         if fits:
             self.kept.add(stage.name)
         return fits

@@ -4,7 +4,7 @@
 """
 
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from codebrush.generation.guided.guided_request import GuidedRequest, check_file
 from codebrush.generation.guided.guided_run import GuidedRun
 from codebrush.generation.guided.memory_plan import MemoryPlan
 from codebrush.generation.manifest import (
+    by_flow,
     by_retrieval,
     by_translator,
     check_origin,
@@ -32,7 +33,14 @@ from codebrush.generation.manifest import (
     read_retrieval,
     torch_threads,
 )
-from codebrush.generation.options import CODE_FILTERS, SAMPLING, DrawOptions, FlowSettings, did_you_mean
+from codebrush.generation.options import (
+    CODE_FILTERS,
+    FLOW_OPTIONS,
+    SAMPLING,
+    DrawOptions,
+    FlowSettings,
+    did_you_mean,
+)
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.drawing import Drawing
 from codebrush.generation.sampling.retrieval import Retrieval, prepare_retrieval
@@ -40,11 +48,12 @@ from codebrush.generation.sampling.sampler import Sampler, checked_sampling, dra
 from codebrush.generation.sampling.sizes import checked_size
 from codebrush.generation.scoring import Scorer
 from codebrush.loaded_pack import LoadedPack
+from codebrush.pack.pack import Pack
 from codebrush.progress import Progress
 from codebrush.text.prompts import parse_prompt
 
 COMMON = ("n", "seed", "style", "negative_prompt", "method", "upscale", "progress")  # options of every method
-FLOW = frozenset(option.name for option in fields(FlowSettings))
+PAINTERS = ("sample", "flow")  # the methods by which edits and interpolations are drawn
 RETRIEVAL = frozenset(option.name for option in fields(Retrieval))
 
 
@@ -104,9 +113,8 @@ def _replay_retrieve(loaded: LoadedPack, manifest: Mapping[str, Any], sampler: S
 
 
 def _flow(loaded: LoadedPack, call: Call) -> list[Result]:
-    settings, lookup = FlowSettings(**_given(call, FLOW)), _given(call, RETRIEVAL)
-    if unused := [name for name in call.sampling if name in CODE_FILTERS]:
-        raise UsageError(f"{unused[0]} is for drawing codes: leave it out, or use the method sample")
+    settings, lookup = FlowSettings(**_given(call, FLOW_OPTIONS)), _given(call, RETRIEVAL)
+    _refuse_code_filters(call.sampling)
     options = call.draw_options(loaded, settings)
     sampler = loaded.flow_sampler
     if not lookup:
@@ -117,6 +125,11 @@ def _flow(loaded: LoadedPack, call: Call) -> list[Result]:
 def _replay_flow(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
     sampler = loaded.flow_sampler
     return _replay_retrieve(loaded, manifest, sampler) if by_retrieval(manifest) else sampler.replay(manifest)
+
+
+def _refuse_code_filters(sampling: Mapping[str, Any]) -> None:
+    if unused := [name for name in sampling if name in CODE_FILTERS]:
+        raise UsageError(f"{unused[0]} is for drawing codes: leave it out, or use the method sample")
 
 
 def _given(call: Call, names: Collection[str]) -> dict[str, Any]:
@@ -229,17 +242,58 @@ def _scorer_of(loaded: LoadedPack, request: GuidedRequest) -> Scorer | None:
     return loaded.scorer
 
 
+def edit_painter(pack: Pack, method: str | None) -> str:
+    """Which of PAINTERS draws an edit; None is the code transformer, or the flow if the pack has that alone.
+
+    Raises:
+        UsageError: if it is none of them.
+    """
+    if method is None:
+        return "flow" if pack.has("flow") and not pack.has("transformer") else "sample"
+    if method not in PAINTERS:
+        raise UsageError(f"method must be one of {', '.join(PAINTERS)}, not {method}")
+    return method
+
+
+def edit_options(
+    pack: Pack, painter: str, given: Mapping[str, Any], n: int, seed: int, others: Iterable[str] = ()
+) -> DrawOptions:
+    """How one of PAINTERS draws an edit or an interpolation, from what is `given` and not None.
+
+    `others` are the names of other options of the task, one of which may have been meant.
+
+    Raises:
+        UsageError: if an option is unknown, of the other painter, or out of its range.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = {name: given.pop(name) for name in FLOW_OPTIONS if name in given}
+    sampling = checked_sampling(given, others={*others, *FLOW_OPTIONS})
+    if painter == "flow":
+        _refuse_code_filters(sampling)
+    elif settings:
+        raise UsageError(f"{next(iter(settings))} is an option of the method flow, not of {painter}")
+    flow = FlowSettings(**settings) if painter == "flow" else None
+    return draw_options(pack, {**sampling, "n": n, "seed": seed, "flow": flow})
+
+
+def painter_sampler(loaded: LoadedPack, painter: str) -> Sampler:
+    """The sampler of one of PAINTERS. Raises PackError if the pack lacks it."""
+    return loaded.flow_sampler if painter == "flow" else loaded.sampler
+
+
 def _replay_edit(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
     with damage_reported():
         edit = Edit.from_manifest(manifest)
     if by_translator(manifest):
         return replay_translation(loaded.pack, loaded.clip, loaded.vqgan, edit, manifest)
-    return loaded.sampler.replay(manifest, lambda options: prepare_edit(loaded.sampler, edit, options))
+    with damage_reported():
+        sampler = painter_sampler(loaded, "flow" if by_flow(manifest) else "sample")
+    return sampler.replay(manifest, lambda options: prepare_edit(sampler, edit, options))
 
 
 METHODS: Mapping[str, Method] = {
     "sample": Method(frozenset(("size",)), _sample),
-    "flow": Method(frozenset(("size", *FLOW, *RETRIEVAL)), _flow),
+    "flow": Method(frozenset(("size", *FLOW_OPTIONS, *RETRIEVAL)), _flow),
     "retrieve": Method(frozenset(("size", *RETRIEVAL)), _retrieve),
     "guide": Method(
         frozenset(("preset", "folder", *FORMER_NAMES, *(option.name for option in fields(GuideOptions)))), _guide

@@ -9,6 +9,7 @@ and the best are kept.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,21 @@ from codebrush.generation.guided.guided_request import GuidedRequest
 from codebrush.generation.guided.guided_run import GuidedRun
 from codebrush.generation.guided.run_folder import read_run
 from codebrush.generation.manifest import before_upscaling, check_origin, read_upscalings
-from codebrush.generation.options import SAMPLING
+from codebrush.generation.options import CODE_FILTERS, SAMPLING
 from codebrush.generation.result import Gallery, Result
-from codebrush.generation.sampling.sampler import checked_sampling, draw_options
 from codebrush.generation.wording import worded
-from codebrush.methods import REPLAYS, Call, Method, check_method, find_method, guidance_models, guided_run
+from codebrush.methods import (
+    REPLAYS,
+    Call,
+    Method,
+    check_method,
+    edit_options,
+    edit_painter,
+    find_method,
+    guidance_models,
+    guided_run,
+    painter_sampler,
+)
 from codebrush.pack.pack import open_pack
 from codebrush.picture_tasks import PictureTasks
 from codebrush.progress import Progress, shares
@@ -161,16 +172,27 @@ class Codebrush(PictureTasks):
         warn_of_words(self.pack, prompt)
         return guided_run(self, prompt, n, seed, folder, preset, sampling, frames, **options)
 
-    def vary(self, picture: Picture | Sequence[Picture], n: int = 4, seed: int = 0, **sampling: Any) -> Gallery[Any]:
+    def vary(
+        self,
+        picture: Picture | Sequence[Picture],
+        n: int = 4,
+        seed: int = 0,
+        *,
+        method: str | None = None,
+        **sampling: Any,
+    ) -> Gallery[Any]:
         """`n` pictures that CLIP finds similar to this one, best first.
 
-        `sampling` (cfg, ..., rerank, upscale, progress) is as in `generate`.
+        `method` is "sample", drawn by the code transformer, or "flow"; None is "sample", or "flow" if the pack has that
+        alone. `sampling` (cfg, ..., rerank, upscale, progress; of a flow also the options of `FlowSettings`) is as in
+        `generate`.
 
         Raises:
-            PackError: if the code transformer takes no image embedding.
+            UsageError: if an option is unknown, or a value out of its range.
+            PackError: if the painter takes no image embedding.
             ImageError: if the picture cannot be read.
         """
-        return self._edited(picture, lambda one: Edit("vary", one), self.vary, n, seed, sampling)
+        return self._edited(picture, lambda one: Edit("vary", one), self.vary, n, seed, sampling, method)
 
     def edit(
         self,
@@ -181,6 +203,7 @@ class Codebrush(PictureTasks):
         *,
         style: str | None = None,
         negative_prompt: str | None = None,
+        method: str | None = None,
         strength: float | None = None,
         mask: Picture | None = None,
         box: tuple[int, int, int, int] | None = None,
@@ -194,8 +217,8 @@ class Codebrush(PictureTasks):
         its pixels, up to a narrow border. Without a prompt the part is filled with what fits the rest.
 
         Without any of these the square in the picture's middle is redrawn at the pack's size; `strength` (None: 0.6),
-        above 0 and up to 1, is the share of its codes that are redrawn.
-        `style` and `negative_prompt` are as in `generate`.
+        above 0 and up to 1, is the share of its codes that are redrawn, or with a flow the time to which it is noised.
+        `style` and `negative_prompt` are as in `generate`, `method` and `sampling` as in `vary`.
 
         Raises:
             PackError: if the code transformer cannot fill holes.
@@ -211,11 +234,12 @@ class Codebrush(PictureTasks):
         if mask is None and box is None and not extend:
             share = STRENGTH if strength is None else strength
             self._warn_of_square(picture, "choose a part with mask or box to keep its size")
-            return self._edited(picture, lambda one: Edit("edit", one, prompt, share), self.edit, n, seed, sampling)
+            edit = partial(Edit, "edit", prompt=prompt, strength=share)
+            return self._edited(picture, edit, self.edit, n, seed, sampling, method)
         if strength is not None:
             raise UsageError("strength is for redrawing a whole picture: leave it out with mask, box or extend")
-        hole = {"mask": mask, "box": box, "extend": extend or {}}
-        return self._edited(picture, lambda one: Edit("inpaint", one, prompt, **hole), self.edit, n, seed, sampling)
+        edit = partial(Edit, "inpaint", prompt=prompt, mask=mask, box=box, extend=extend or {})
+        return self._edited(picture, edit, self.edit, n, seed, sampling, method)
 
     def translate(
         self,
@@ -229,8 +253,8 @@ class Codebrush(PictureTasks):
     ) -> Gallery[Any]:
         """The square in a picture's middle in another of the pack's styles, at the pack's size.
 
-        `by` "translator" gives one picture, made by the pack's translator; "codes" draws `n` (None: 4), best first.
-        None is the translator if the pack has one. `sampling` is as in `generate`.
+        `by` "translator" gives one picture, made by the pack's translator; "codes" and "flow" draw `n` (None: 4), best
+        first. None is the first of them that the pack has. `sampling` is as in `vary`.
 
         Raises:
             PackError: if the pack cannot translate.
@@ -247,11 +271,13 @@ class Codebrush(PictureTasks):
             made = _as_given(picture, [translated(one) for one in picture_list(picture)])
             self._warn_of_square(picture, "upscale enlarges it")
             return made
-        own = translation_defaults(self.pack) | {name: value for name, value in sampling.items() if value is not None}
-        count = 4 if n is None else n
-        made = self._edited(
-            picture, lambda one: Edit("translate", one, style=style), self.translate, count, seed or 0, own
-        )
+        method = edit_painter(self.pack, None if by is None else {"codes": "sample"}.get(by, by))
+        own = translation_defaults(self.pack)
+        if method == "flow":
+            own = {name: value for name, value in own.items() if name not in CODE_FILTERS}
+        own |= {name: value for name, value in sampling.items() if value is not None}
+        edit = partial(Edit, "translate", style=style)
+        made = self._edited(picture, edit, self.translate, 4 if n is None else n, seed or 0, own, method)
         self._warn_of_square(picture, "upscale enlarges it")
         return made
 
@@ -262,16 +288,18 @@ class Codebrush(PictureTasks):
         seed: int = 0,
         *,
         through: str = "latents",
+        method: str | None = None,
         progress: Progress | None = None,
         **sampling: Any,
     ) -> Iterator[Image.Image]:
-        """`frames` pictures from the first prompt, picture or latent through each to the last; see `frames_between`."""
+        """`frames` pictures from the first prompt, picture or latent through each to the last; see `frames_between`.
+
+        `method` and `sampling` are as in `vary`; through noise only a flow goes.
+        """
         keys = [read_prompt(str(key), self.tokenizer) if is_prompt(key) else key for key in keys]
-        options = draw_options(
-            self.pack,
-            {**checked_sampling(sampling, others=signature(self.interpolate).parameters), "n": 1, "seed": seed},
-        )
-        return frames_between(self.sampler, keys, options, frames, through, progress)
+        painter = edit_painter(self.pack, "flow" if method is None and through == "noise" else method)
+        options = edit_options(self.pack, painter, sampling, 1, seed, signature(self.interpolate).parameters)
+        return frames_between(painter_sampler(self, painter), keys, options, frames, through, progress)
 
     def _edited(
         self,
@@ -281,16 +309,16 @@ class Codebrush(PictureTasks):
         n: int,
         seed: int,
         sampling: Mapping[str, Any],
+        method: str | None,
     ) -> Gallery[Any]:
         """The results of `edit` of a picture, for the method `task`; of several a gallery with those of each."""
-        given = dict(sampling)
+        given, painter = dict(sampling), edit_painter(self.pack, method)
         progress, enlarge = given.pop("progress", None), self._enlarger_for(given.pop("upscale", None))
         edits = [edit(one) for one in picture_list(picture)]
-        options = draw_options(
-            self.pack, {**checked_sampling(given, others=signature(task).parameters), "n": n, "seed": seed}
-        )
+        options = edit_options(self.pack, painter, given, n, seed, signature(task).parameters)
+        sampler = painter_sampler(self, painter)
         drawn = [
-            Gallery(enlarge(self.sampler.best(prepare_edit(self.sampler, each, options), share)))
+            Gallery(enlarge(sampler.best(prepare_edit(sampler, each, options), share)))
             for each, share in zip(edits, shares(progress, len(edits)), strict=True)
         ]
         return _as_given(picture, drawn)

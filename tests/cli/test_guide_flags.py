@@ -38,7 +38,7 @@ def entry(lines: list[str], flag: str) -> str:
 def test_the_help_has_a_section_for_each_topic(help_sections: dict[str, list[str]]) -> None:
     named = ("run", "prompts", "cutouts", "latent", "optimiser", "penalties", "camera", "memory")
     topics = [f"Guidance: {topic}" for topic in named]
-    assert list(help_sections) == ["Arguments", "Options", "Sampling", "Retrieval", "Flow", "Guidance", *topics]
+    assert list(help_sections) == ["Arguments", "Options", "Sampling", "Flow", "Retrieval", "Guidance", *topics]
     assert max(len(line) for lines in help_sections.values() for line in lines) <= 80
     assert entry(help_sections["Options"], "--help")
     assert entry(help_sections["Sampling"], "--cfg")

@@ -11,19 +11,38 @@ import typer
 
 from codebrush.cli.flags import JsonOption, NegativeOption, PackOption, StyleOption, given_flags, refuse
 from codebrush.cli.output import check_folder, print_json, print_pictures, progress_bar, prompt_entry, unread_entry
-from codebrush.cli.sampling_flags import FLAGS, UpscaleOption, with_sampling_flags
+from codebrush.cli.sampling_flags import (
+    FLAGS,
+    FLOW_FLAGS,
+    STEPS_FLAG,
+    UpscaleOption,
+    sampling_options,
+    with_sampling_flags,
+)
 from codebrush.cli.saving import free_run_name, save_run, slug
 from codebrush.errors import UsageError
 
 HOLES = ("mask", "box", "extend")
 
 
+class Painter(StrEnum):
+    """What draws."""
+
+    SAMPLE = "sample"
+    FLOW = "flow"
+
+
 class Method(StrEnum):
     """How a picture is redrawn."""
 
     SAMPLE = "sample"
+    FLOW = "flow"
     GUIDE = "guide"
 
+
+PAINTERS = "sample: a transformer draws codes. flow: a diffusion transformer draws"
+USUAL = "  [sample; flow if the pack has that alone]"
+PainterOption = Annotated[Painter | None, typer.Option("--method", help=f"{PAINTERS}.{USUAL}")]
 
 ImageArgument = Annotated[Path, typer.Argument(help="The picture.")]
 CountOption = Annotated[int, typer.Option("--n", "-n", help="How many pictures to make.")]
@@ -35,6 +54,7 @@ OutOption = Annotated[Path, typer.Option(help="Folder for the pictures.")]
 def vary(
     context: typer.Context,
     image: ImageArgument,
+    method: PainterOption = None,
     pack: PackOption = "emoji",
     n: CountOption = 4,
     seed: SeedOption = 0,
@@ -43,7 +63,7 @@ def vary(
     json_output: JsonOption = False,
 ) -> None:
     """Draw variations: new pictures that CLIP finds similar."""
-    _run(context, f"{image.stem}_varied_seed{seed}", lambda brush, options: brush.vary(image, **options))
+    _run(context, f"{image.stem}_varied_seed{seed}", lambda brush, options: brush.vary(image, method=method, **options))
 
 
 class By(StrEnum):
@@ -51,6 +71,7 @@ class By(StrEnum):
 
     TRANSLATOR = "translator"
     CODES = "codes"
+    FLOW = "flow"
 
 
 @with_sampling_flags(before="upscale")
@@ -60,11 +81,13 @@ def translate(
     to: Annotated[str, typer.Option(help="Style to translate into; one of the pack's.")],
     by: Annotated[
         By | None,
-        typer.Option(help="Convert with a network, or draw new pictures.  [translator, if the pack has one]"),
+        typer.Option(
+            help="Convert with a network, or draw new pictures as codes or by a flow.  [the first that the pack has]"
+        ),
     ] = None,
     pack: PackOption = "emoji",
-    n: Annotated[int | None, typer.Option("--n", "-n", help="How many pictures to make, with --by codes.  [1]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed, with --by codes.  [0]")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="How many pictures to draw.  [1]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed of what is drawn.  [0]")] = None,
     upscale: UpscaleOption = None,
     out: OutOption = Path("outputs"),
     json_output: JsonOption = False,
@@ -94,13 +117,13 @@ def edit(
         str | None, typer.Option(help="Pixels to add at the edges (outpainting): left=64, or top=20,right=20.")
     ] = None,
     strength: Annotated[
-        float | None, typer.Option(help="Share of the picture to redraw when no part is chosen, 0 to 1.  [0.6]")
+        float | None, typer.Option(help="How much of the picture to redraw when no part is chosen, 0 to 1.  [0.6]")
     ] = None,
     style: StyleOption = None,
     negative_prompt: NegativeOption = None,
     method: Annotated[
-        Method, typer.Option(help="sample: a transformer draws. guide: CLIP changes the picture step by step.")
-    ] = Method.SAMPLE,
+        Method | None, typer.Option(help=f"{PAINTERS}. guide: CLIP changes the picture step by step.{USUAL}")
+    ] = None,
     pack: PackOption = "emoji",
     n: CountOption = 1,
     seed: SeedOption = 0,
@@ -115,12 +138,13 @@ def edit(
     """
     words = {"style": style, "negative_prompt": negative_prompt}
     if method is Method.GUIDE:
-        refuse(given_flags(context), (*HOLES, *FLAGS), "cannot be used with --method guide: leave one of them out")
+        unused = (*HOLES, *FLAGS, *FLOW_FLAGS, *STEPS_FLAG)
+        refuse(given_flags(context), unused, "cannot be used with --method guide: leave one of them out")
         return _guided(context, image, prompt, strength, words)
     hole = {"mask": mask, "box": _read_box(box), "extend": _read_extend(extend)}
 
     def draw(brush: Any, options: dict[str, Any]) -> list[Any]:
-        return brush.edit(image, prompt, strength=strength, **words, **hole, **options)
+        return brush.edit(image, prompt, method=method, strength=strength, **words, **hole, **options)
 
     return _run(context, f"{image.stem}_{slug(prompt or 'filled')}_seed{seed}", draw)
 
@@ -130,18 +154,21 @@ class Through(StrEnum):
 
     LATENTS = "latents"
     EMBEDDINGS = "embeddings"
+    NOISE = "noise"
 
 
 def interpolate(
     keys: Annotated[list[str], typer.Argument(help="Two or more prompts, pictures or latents (.safetensors).")],
     frames: Annotated[int, typer.Option(min=2, help="How many pictures, with the first and the last.")] = 24,
     through: Annotated[
-        Through, typer.Option(help="Interpolate VQGAN latents, or CLIP embeddings and draw each frame.")
+        Through,
+        typer.Option(help="Interpolate VQGAN latents, or CLIP embeddings or a flow's noise and draw each frame."),
     ] = (Through.LATENTS),
     video: Annotated[
         str | None, typer.Option(help="Make a video instead of pictures: mp4, gif or webp, or the name of a FILE.")
     ] = None,
     fps: Annotated[int, typer.Option(min=1, max=240, help="Frames per second of the video.")] = 12,
+    method: PainterOption = None,
     pack: PackOption = "emoji",
     seed: SeedOption = 0,
     out: Annotated[
@@ -167,7 +194,8 @@ def interpolate(
     check_folder(folder)
     brush = Codebrush.from_pretrained(pack)
     with progress_bar("drawing") as progress:
-        pictures = list(brush.interpolate(keys, frames, seed, through=through.value, progress=progress))
+        frames_made = brush.interpolate(keys, frames, seed, through=through.value, method=method, progress=progress)
+        pictures = list(frames_made)
     if film is not None:
         write_video(pictures, film, fps)
         report: dict[str, Any] = {"images": [], "video": str(film), "frames": len(pictures)}
@@ -216,7 +244,13 @@ def _run(
 
     brush, out = Codebrush.from_pretrained(given["pack"]), given["out"]
     check_folder(out)
-    options = {key: given[key] for key in ("n", "seed", *FLAGS)} | {"upscale": int(given["upscale"] or 1)}
+    options = {
+        "n": given["n"],
+        "seed": given["seed"],
+        **sampling_options(given),
+        "steps": given["steps"],
+        "upscale": int(given["upscale"] or 1),
+    }
     with nullcontext() if shows_steps else progress_bar("drawing") as progress:
         results = draw(brush, {**options, "progress": progress})
     report = save_run(results, out, free_run_name(out, name))

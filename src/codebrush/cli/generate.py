@@ -11,7 +11,7 @@ from codebrush.cli.flags import PACK_HELP, HelpAllOption, JsonOption, NegativeOp
 from codebrush.cli.following import Afterwards, run_report
 from codebrush.cli.guide_flags import NAMES, PRESET_NAMES, with_guide_flags
 from codebrush.cli.output import check_folder, print_json, print_pictures, progress_bar, prompt_entry
-from codebrush.cli.sampling_flags import FLAGS, UpscaleOption, with_sampling_flags
+from codebrush.cli.sampling_flags import FLOW_FLAGS, UpscaleOption, sampling_options, with_sampling_flags
 from codebrush.cli.saving import free_file, free_folder, free_run_name, picture_entry, save_enlarged, save_run, slug
 from codebrush.errors import PackError, UsageError
 
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 OUTPUTS = Path("outputs")
 DEFAULT_PACK = "emoji"
-RETRIEVAL, FLOW, GUIDANCE = "Retrieval", "Flow", "Guidance"  # headings in the help
+RETRIEVAL, GUIDANCE = "Retrieval", "Guidance"  # headings in the help
 RETRIEVAL_NAMES = ("prior", "neighbours", "bank")
-FLOW_NAMES = ("sampler", "cfg_interval")
 METHOD_HELP = (
     "sample: a transformer draws codes from the prompt. flow: a diffusion transformer turns noise into the picture "
     "(rectified flow). retrieve: like sample, from similar known pictures too. guide: CLIP changes the picture step by "
@@ -54,20 +53,8 @@ class Prior(StrEnum):
     NONE = "none"
 
 
-class FlowSampler(StrEnum):
-    """How a step of the flow is taken."""
-
-    EULER = "euler"
-    HEUN = "heun"
-    DPM = "dpm"
-
-
 def _retrieval(text: str, **settings: Any) -> Any:
     return typer.Option(help=text, rich_help_panel=RETRIEVAL, **settings)
-
-
-def _flow(text: str, **settings: Any) -> Any:
-    return typer.Option(help=text, rich_help_panel=FLOW, **settings)
 
 
 def _guidance(text: str, **settings: Any) -> Any:
@@ -75,7 +62,7 @@ def _guidance(text: str, **settings: Any) -> Any:
 
 
 @with_guide_flags
-@with_sampling_flags(before="prior")
+@with_sampling_flags(before="prior", steps=False)
 def generate(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help='What to draw: "a dog", or "a dog:1.2 | blurry:-0.5".')] = None,
@@ -88,8 +75,6 @@ def generate(
     prior: Annotated[Prior | None, _retrieval(PRIOR_HELP)] = None,
     neighbours: Annotated[int | None, _retrieval("How many similar pictures to blend.  [4]")] = None,
     bank: Annotated[Path | None, _retrieval("Database of codebrush index to look in.  [pack's own]")] = None,
-    sampler: Annotated[FlowSampler | None, _flow("How a step is taken; heun computes twice as much.  [euler]")] = None,
-    cfg_interval: Annotated[str | None, _flow("CFG only from time A to B; 1 is noise.  [0,1]", metavar="A,B")] = None,
     preset: Annotated[str | None, _guidance("Set of values for these options.", metavar=f"<{PRESET_NAMES}>")] = None,
     resume: Annotated[Path | None, _guidance("Continue the stopped run in this folder; takes no prompt.")] = None,
     video: Annotated[str | None, _guidance("Also make a video: mp4, gif or webp, or the name of a FILE.")] = None,
@@ -114,8 +99,7 @@ def generate(
     """
     start = time.perf_counter()
     _check_flags(context)
-    sampling = {name: context.params[name] for name in FLAGS if context.params[name] is not None}
-    sampling |= {"style": style, "negative_prompt": negative_prompt}
+    sampling = {**sampling_options(context.params), "style": style, "negative_prompt": negative_prompt}
     draw = _drawn if resume is None and method is not Method.GUIDE else _guided
     report = draw(context.params, sampling, guidance)
     report["seconds"] = round(time.perf_counter() - start, 3)
@@ -136,7 +120,7 @@ def _check_flags(context: typer.Context) -> None:
     if values["method"] not in (Method.RETRIEVE, Method.FLOW):
         refuse(spelt, RETRIEVAL_NAMES, "is an option of retrieval: add --method retrieve")
     if values["method"] != Method.FLOW:
-        refuse(spelt, FLOW_NAMES, "is an option of the flow: add --method flow")
+        refuse(spelt, FLOW_FLAGS, "is an option of the flow: add --method flow")
 
 
 def _drawn(values: dict[str, Any], tuning: dict[str, Any], guidance: dict[str, Any]) -> dict[str, Any]:
@@ -146,8 +130,8 @@ def _drawn(values: dict[str, Any], tuning: dict[str, Any], guidance: dict[str, A
     options |= {name: str(values[name]) for name in RETRIEVAL_NAMES if values[name] is not None}
     if values["neighbours"] is not None:
         options["neighbours"] = values["neighbours"]
-    if values["method"] == Method.FLOW:
-        options |= _flow_options(guidance.get("steps"), values["sampler"], values["cfg_interval"])
+    if "steps" in guidance:
+        options["steps"] = guidance["steps"]
     out = OUTPUTS if values["out"] is None else values["out"]
     return _sample(values["prompt"], values["pack"], out, options)
 
@@ -172,16 +156,6 @@ def _guided(values: dict[str, Any], tuning: dict[str, Any], guidance: dict[str, 
     if after.video is not None:
         report["video"] = str(guided.write_video(after.video_file(folder), after.fps, after.between))
     return report
-
-
-def _flow_options(steps: int | None, sampler: FlowSampler | None, interval: str | None) -> dict[str, Any]:
-    """The given options of the method flow. Raises UsageError if the interval is not two numbers."""
-    from codebrush.generation.options import parse_pair
-
-    options: dict[str, Any] = {"steps": steps, "sampler": None if sampler is None else str(sampler)}
-    if interval is not None:
-        options["cfg_interval"] = parse_pair(interval, "--cfg-interval", ",")
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _sample(prompt: str, pack: str | None, out: Path, options: dict[str, Any]) -> dict[str, Any]:

@@ -2,17 +2,25 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
-TOPIC = "Sampling"  # heading in the help
+TOPIC, FLOW = "Sampling", "Flow"  # headings in the help
 
 
-def _flag(kind: Any, text: str) -> Any:
-    return Annotated[kind | None, typer.Option(help=text, rich_help_panel=TOPIC)]
+def _flag(kind: Any, text: str, topic: str = TOPIC, **settings: Any) -> Any:
+    return Annotated[kind | None, typer.Option(help=text, rich_help_panel=topic, **settings)]
+
+
+class FlowSampler(StrEnum):
+    """How a step of the flow is taken."""
+
+    EULER = "euler"
+    HEUN = "heun"
+    DPM = "dpm"
 
 
 class Scale(StrEnum):
@@ -33,23 +41,45 @@ FLAGS = {
     "min_p": _flag(float, "Drop codes less likely than P times the likeliest one.  [pack's own]"),
     "rerank": _flag(int, "Candidates to draw, of which the scorer (or CLIP) picks the best.  [4 times n]"),
 }
+FLOW_FLAGS = {
+    "sampler": _flag(FlowSampler, "How a step is taken; heun computes twice as much.  [euler]", FLOW),
+    "cfg_interval": _flag(str, "CFG only from time A to B; 1 is noise.  [0,1]", FLOW, metavar="A,B"),
+}
+STEPS_FLAG = {"steps": _flag(int, "Steps from noise to the picture.  [25]", FLOW)}
 
 
-def with_sampling_flags(before: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a Typer command so that it also takes FLAGS, listed `before` one of its own flags.
+def sampling_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of FLAGS and FLOW_FLAGS that were given among `values`, as Python takes them.
 
-    The values are not passed to the function: they are among the `params` of its context.
+    Raises:
+        UsageError: if the interval is not two numbers.
     """
+    given = {name: values.get(name) for name in (*FLAGS, *FLOW_FLAGS)}
+    given = {name: str(value) if name == "sampler" else value for name, value in given.items() if value is not None}
+    if "cfg_interval" in given:
+        from codebrush.generation.options import parse_pair
+
+        given["cfg_interval"] = parse_pair(given["cfg_interval"], "--cfg-interval", ",")
+    return given
+
+
+def with_sampling_flags(before: str, *, steps: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a Typer command so that it also takes FLAGS, FLOW_FLAGS and, unless it has its own `steps`, STEPS_FLAG.
+
+    They are listed `before` one of its own flags. The values are not passed to the function: they are among the
+    `params` of its context.
+    """
+    flags = {**FLAGS, **FLOW_FLAGS, **(STEPS_FLAG if steps else {})}
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         parts = list(inspect.signature(function).parameters.values())
         place = [part.name for part in parts].index(before)
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        parts[place:place] = [inspect.Parameter(n, kind, default=None, annotation=a) for n, a in FLAGS.items()]
+        parts[place:place] = [inspect.Parameter(n, kind, default=None, annotation=a) for n, a in flags.items()]
 
         @functools.wraps(function)
         def command(**values: Any) -> None:
-            function(**{name: value for name, value in values.items() if name not in FLAGS})
+            function(**{name: value for name, value in values.items() if name not in flags})
 
         command.__signature__ = inspect.Signature(parts)  # pyright: ignore[reportAttributeAccessIssue]
         command.__annotations__ = {part.name: part.annotation for part in parts}

@@ -307,6 +307,16 @@ def read_judgement(manifest: Mapping[str, Any]) -> tuple[float | None, str | Non
     return found.get("score"), found.get("verdict")
 
 
+def drawn_index(manifest: Mapping[str, Any]) -> int:
+    """The number of a candidate, which chooses its random stream."""
+    return manifest["index"]
+
+
+def by_flow(manifest: Mapping[str, Any]) -> bool:
+    """Whether a flow transformer drew a picture, and not a code transformer."""
+    return "flow" in manifest["options"]
+
+
 def by_translator(manifest: Mapping[str, Any]) -> bool:
     """Whether a translation was made by a translator, and not drawn."""
     return "translator" in manifest

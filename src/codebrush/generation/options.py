@@ -4,7 +4,7 @@ import difflib
 import math
 import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from codebrush.errors import UsageError
@@ -113,6 +113,9 @@ class FlowSettings:
         if not 0 <= low < high <= 1:
             raise UsageError(f"cfg_interval must be two rising times from 0 to 1, not {low},{high}")
         object.__setattr__(self, "cfg_interval", (float(low), float(high)))
+
+
+FLOW_OPTIONS = tuple(option.name for option in fields(FlowSettings))
 
 
 @dataclass(frozen=True, kw_only=True)

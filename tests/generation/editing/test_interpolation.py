@@ -88,7 +88,7 @@ def test_bad_input_is_one_line(brush: Codebrush, micro_pack: Path, tmp_path: Pat
         (["a dog", "a cat"], {"size": "64x64"}, "size is not an option"),
         (["a dog"], {}, "give at least two prompts"),
         (["a dog", "a cat"], {"frames": 1}, "frames must be from 2"),
-        (["a dog", "a cat"], {"through": "space"}, "through must be one of latents, embeddings, not space"),
+        (["a dog", "a cat"], {"through": "space"}, "through must be one of latents, embeddings, noise, not space"),
         ([torch.zeros(3, 9, 9), "a cat"], {}, "does not fit this pack, whose grid is"),
     ):
         with pytest.raises(UsageError, match=said):

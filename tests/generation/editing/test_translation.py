@@ -67,7 +67,7 @@ def test_an_option_without_effect_on_a_translator_is_refused(brush: Codebrush, p
         ({"n": 1, "cfg": 2.0}, "cfg is for pictures that are drawn"),
         ({"n": 0}, "n is for pictures that are drawn"),
         ({"temprature": 1}, "temprature is not an option"),
-        ({"by": "magic"}, "a translation is by translator or codes, not magic"),
+        ({"by": "magic"}, "a translation is by translator, codes or flow, not magic"),
     ):
         with pytest.raises(UsageError, match=said):
             brush.translate(picture, "noto", **given)  # pyright: ignore

@@ -1,7 +1,7 @@
 """Makes pictures from a picture: variations, a hole filled, redrawn under a prompt, or in another style.
 
-All four are drawings of the code transformer from other conditions than a prompt alone: the picture's CLIP embedding,
-its codes around a hole, some of its codes, or all of them.
+All four are drawings of a painter from other conditions than a prompt alone: the picture's CLIP embedding, its codes
+around a hole, some of its codes (a flow: its latent in noise), or all of them.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from codebrush.generation.editing.canvas import Canvas, boxed_canvas, extended_c
 from codebrush.generation.manifest import edit_entry, picture_entry, read_edit
 from codebrush.generation.options import DrawOptions, checked_option
 from codebrush.generation.sampling.drawing import Drawing, Known
+from codebrush.generation.sampling.flow import Start
 from codebrush.generation.sampling.sampler import Sampler, checked_sampling
 from codebrush.generation.seeding import stream
 from codebrush.generation.wording import check_style
@@ -115,7 +116,7 @@ class Edit:
 
 
 def prepare_edit(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
-    """The drawing of an edit. Raises PackError if the pack's code transformer was not trained for it."""
+    """The drawing of an edit. Raises PackError if the painter was not trained for it."""
     prepare = {"vary": _varied, "edit": _redrawn, "inpaint": _inpainted, "translate": _translated}[edit.kind]
     with torch.no_grad():
         drawing = prepare(sampler, edit, options)
@@ -149,9 +150,17 @@ def _inpainted(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
 
 
 def _redrawn(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
-    """The drawing of an edit: of the square in the middle some codes, chosen by the seed, stay; others are redrawn."""
+    """The drawing of an edit of the square in the middle: some codes, chosen by the seed, stay and others are redrawn.
+
+    A flow adds noise to all of it, and takes it away again under the prompt.
+    """
     canvas = whole_canvas(edit.picture)
-    _, codes = sampler.encode(canvas.view(sampler.pack.image_size)[0])
+    pixels = canvas.view(sampler.pack.image_size)[0]
+    if sampler.painter.from_noise:
+        start = Start(sampler.vqgan.encode(pixels[None].to(sampler.device)), edit.strength)
+        ground = ground_of(edit, canvas, sampler.pack.image_size)
+        return replace(sampler.prepare(edit.prompt, options), start=start, finish=ground)
+    _, codes = sampler.encode(pixels)
     order = torch.from_numpy(stream(options.seed, KEPT).permutation(codes[0].numel()))
     kept = torch.ones(codes[0].numel(), dtype=torch.bool)
     kept[order[: max(1, round(edit.strength * len(order)))]] = False
@@ -161,13 +170,13 @@ def _redrawn(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
 def _translated(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
     """The drawing of a translation: drawn from all codes of the square in the middle and the pack's text for the style.
 
-    A pack may limit how much the codes change: at each position, `likeness` times the cosine with the code it had is
-    added to the logits of every code.
+    A pack may limit how much a code transformer changes the codes: at each position, `likeness` times the cosine with
+    the code it had is added to the logits of every code.
     """
     known = sampler.pack.info.get("translation", {})
     if not (known.get("styles") and sampler.painter.reads_source):
         raise PackError(
-            "this pack was not trained to translate: train its code transformer with pair_share and one of "
+            f"this pack was not trained to translate: train its {sampler.painter.label} with pair_share and one of "
             "pair_captions, like '{style} style'"
         )
     styles = known["styles"]
@@ -198,7 +207,7 @@ def translation_defaults(pack: Pack) -> dict[str, Any]:
 
 def _around(sampler: Sampler, edit: Edit, options: DrawOptions, codes: Tensor, kept: Tensor, canvas: Canvas) -> Drawing:
     """The drawing around known codes (1, h, w): those in `kept` (1, h, w) stay; the rest are drawn and see them all."""
-    if not sampler.painter.reads_source:
+    if not (sampler.painter.reads_source or sampler.painter.from_noise):
         raise PackError(
             "this pack's code transformer fills no holes: train one with hole_share, or use the method guide"
         )

@@ -1,12 +1,13 @@
 """Draws the frames between prompts, pictures or latents.
 
 Through latents, each cell turns from one picture's vector to the next one's, and VQGAN decodes every step. Through
-embeddings, CLIP's embedding turns, and the code transformer draws every step with the same random numbers: frames jump
-more, but each is a picture.
+embeddings, CLIP's embedding turns, and the painter draws every step with the same random numbers: frames jump more, but
+each is a picture. Through noise, the noise turns that a flow leads to the one picture until it is the other's, and the
+prompts change places as it goes.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,13 +20,16 @@ from codebrush.errors import ImageError, UsageError
 from codebrush.generation.editing.canvas import whole_canvas
 from codebrush.generation.latent_files import LATENTS, file_latents
 from codebrush.generation.latent_interpolation import interpolate_latents
-from codebrush.generation.options import DrawOptions
+from codebrush.generation.manifest import drawn_index
+from codebrush.generation.options import DrawOptions, FlowSettings
 from codebrush.generation.sampling.drawing import Drawing
+from codebrush.generation.sampling.flow import noise_of, picture_noise
+from codebrush.generation.sampling.painters import FlowPainter
 from codebrush.generation.sampling.sampler import Sampler
 from codebrush.models.condition import Condition
 from codebrush.progress import Progress
 
-THROUGH = ("latents", "embeddings")
+THROUGH = ("latents", "embeddings", "noise")
 MOST_FRAMES = 10_000
 FILES = (*EXTENSIONS, LATENTS)
 Keyframe = Picture | Tensor  # a prompt, a picture or its file, or a latent (d, h, w)
@@ -47,6 +51,7 @@ def frames_between(
 
     Raises:
         UsageError: if there are fewer than two keys or fewer frames than keys, or `through` is not one of THROUGH.
+            or it is "noise" and no flow draws.
         PackError: if the pack cannot go `through` embeddings.
         ImageError: if a file is missing or cannot be read.
     """
@@ -60,6 +65,10 @@ def frames_between(
         is_prompt(key)
     if through == "latents":
         return _through_latents(sampler, keys, options, frames, progress)
+    if through == "noise":
+        if not isinstance(sampler.painter, FlowPainter):
+            raise UsageError("only a flow goes through noise: leave out the method, or go through latents")
+        return _through_noise(sampler, sampler.painter, keys, options, frames, progress)
     sampler.require_image_embedding("go through latents")
     return _through_embeddings(sampler, keys, options, frames, progress)
 
@@ -90,9 +99,14 @@ def _through_latents(
 
 def spread(keys: Tensor, frames: int) -> Tensor:
     """Latents (F, d, h, w) -> (frames, d, h, w): all of them, and about as many steps between any two neighbours."""
-    steps = torch.linspace(0, frames - 1, len(keys)).round().long().diff().tolist()
+    steps = _places(len(keys), frames).diff().tolist()
     parts = [interpolate_latents(keys[place : place + 2], step - 1)[:-1] for place, step in enumerate(steps)]
     return torch.cat([*parts, keys[-1:]])
+
+
+def _places(keys: int, frames: int) -> Tensor:
+    """Which of the frames each key is, (keys,) int64."""
+    return torch.linspace(0, frames - 1, keys).round().long()
 
 
 @torch.no_grad()
@@ -108,6 +122,64 @@ def _through_embeddings(
         yield sampler.draw(drawing, range(1), None)[0].image
         if progress is not None:
             progress(number + 1, frames)
+
+
+@dataclass(frozen=True)
+class _End:
+    """A keyframe of a flow: its noise (d, h, w) and conditions, and its quantised latent (d, h, w)."""
+
+    noise: Tensor
+    drawing: Drawing
+    latent: Tensor
+
+
+@torch.no_grad()
+def _through_noise(
+    sampler: Sampler,
+    painter: FlowPainter,
+    keys: Sequence[Keyframe],
+    options: DrawOptions,
+    frames: int,
+    progress: Progress | None,
+) -> Frames:
+    ends = [_end(sampler, painter, key, options) for key in keys]
+    noises = torch.stack([end.noise for end in ends])  # (F, d, h, w)
+    path = spread(noises.flatten(1)[:, :, None, None], frames).view(frames, *noises.shape[1:])
+    places = _places(len(keys), frames)
+    for number, noise in enumerate(path):
+        place = int((places <= number).sum()) - 1
+        first = ends[place]
+        if number == places[place]:
+            yield to_pil(sampler.vqgan.decode(first.latent[None])[0])
+        else:
+            share = float(number - places[place]) / float(places[place + 1] - places[place])
+            drawing = _between(first.drawing, ends[place + 1].drawing, share)
+            yield sampler.draw(replace(drawing, noise=noise[None]), range(1), None)[0].image
+        if progress is not None:
+            progress(number + 1, frames)
+
+
+def _end(sampler: Sampler, painter: FlowPainter, key: Keyframe, options: DrawOptions) -> _End:
+    """A prompt has the noise of its best candidate; a picture the noise that the flow leads to it."""
+    one = replace(options, n=1, rerank=1)
+    if is_prompt(key):
+        best = sampler.sample(str(key), replace(options, n=1))[0]
+        shape = (painter.flow.config.latent_channels, *sampler.grid(options))
+        noise = picture_noise(options.seed, [drawn_index(best.manifest)], shape)[0]
+        return _End(noise.to(sampler.device), sampler.prepare(str(key), one), best.latent)
+    latent, settings = _latent(sampler, key, options), options.flow or FlowSettings()
+    noise = noise_of(painter.flow, latent[None], settings.steps)[0]
+    embedding = sampler.embed([to_pil(sampler.vqgan.decode(latent[None])[0])])
+    return _End(noise, Drawing("", one, [], embedding, [1.0]), latent)
+
+
+def _between(one: Drawing, other: Drawing, share: float) -> Drawing:
+    """A drawing of both, whose conditions and texts have (1 - share) and `share` of their weights."""
+    parts = ((one, 1 - share), (other, share))
+    conditions = [(condition, weight * part) for drawing, part in parts for condition, weight in drawing.conditions]
+    weights = [weight * part for drawing, part in parts for weight in drawing.weights]
+    texts = torch.cat([one.texts, other.texts])
+    return replace(one, conditions=conditions, texts=texts, weights=weights, judged_by=None)
 
 
 def _latent(sampler: Sampler, key: Keyframe, options: DrawOptions) -> Tensor:

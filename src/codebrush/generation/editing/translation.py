@@ -17,6 +17,7 @@ from codebrush.generation.manifest import (
     torch_threads,
     translated_manifest,
 )
+from codebrush.generation.options import FLOW_OPTIONS
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.sampler import checked_sampling, embed
 from codebrush.generation.wording import check_style
@@ -24,7 +25,7 @@ from codebrush.models.clip import CLIP
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import Pack
 
-BY = ("translator", "codes")
+BY = ("translator", "codes", "flow")
 NOT_SAMPLING = ("upscale", "progress")  # options that do not change what is drawn
 
 
@@ -35,11 +36,11 @@ def uses_translator(pack: Pack, by: str | None, given: Mapping[str, Any]) -> boo
         UsageError: if it does, but an option in `given` tunes how codes are drawn; or if `by` is not one of BY.
     """
     if by not in (None, *BY):
-        raise UsageError(f"a translation is by {' or '.join(BY)}, not {by}")
-    if by == "codes" or (by is None and not pack.has("translator")):
+        raise UsageError(f"a translation is by {', '.join(BY[:-1])} or {BY[-1]}, not {by}")
+    if by in ("codes", "flow") or (by is None and not pack.has("translator")):
         return False
     named = [name for name, value in given.items() if value is not None and name not in NOT_SAMPLING]
-    checked_sampling({name: given[name] for name in named if name not in ("n", "seed")})
+    checked_sampling({name: given[name] for name in named if name not in ("n", "seed", *FLOW_OPTIONS)})
     if given.get("n") == 1:
         named.remove("n")
     if named:

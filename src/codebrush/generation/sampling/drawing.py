@@ -10,6 +10,7 @@ from torch import Tensor
 
 from codebrush.generation.manifest import SAMPLED
 from codebrush.generation.options import DrawOptions
+from codebrush.generation.sampling.flow import Start
 from codebrush.models.condition import Condition
 
 
@@ -33,9 +34,10 @@ class Drawing:
     """What is to be drawn: weighted conditions for the painter; unit embeddings (P, E) that CLIP scores by.
 
     `judged_by` (P, E) are those of the pack's scorer, None if it has none or the drawing has no text. `known` codes are
-    kept. `unconditional` is what classifier-free guidance leads away from; None is the empty condition. `bias` (N, K)
-    is added to the logits of each position. `to_score` turns a drawn picture into what CLIP scores, and `finish` into
-    what is kept. `entry` is the method and its details in the manifest.
+    kept. `unconditional` is what classifier-free guidance leads away from; None is the empty condition. A flow alone
+    knows a `start`, and `noise` (B, d, h, w) in place of each picture's own; codes alone know a `bias` (N, K), which is
+    added to the logits of each position. `to_score` turns a drawn picture into what CLIP scores, and `finish` into what
+    is kept. `entry` is the method and its details in the manifest.
     """
 
     prompt: str
@@ -45,6 +47,8 @@ class Drawing:
     weights: list[float]
     judged_by: Tensor | None = None
     known: Known | None = None
+    start: Start | None = None
+    noise: Tensor | None = None
     unconditional: Condition | None = None
     bias: Tensor | None = None
     to_score: Callable[[Image.Image], Image.Image] = lambda picture: picture

@@ -33,6 +33,15 @@ class KnownLatent:
     fixed: Tensor
 
 
+@dataclass(frozen=True)
+class Start:
+    """A latent (B, d, h, w) of a VQGAN, and the time, above 0 and up to 1, to which it is noised before it is drawn
+    anew (SDEdit, Meng et al. 2022); one row may serve every picture."""
+
+    latent: Tensor
+    time: float
+
+
 def picture_noise(seed: int, pictures: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
     """Gaussian noise of `shape` (d, h, w) for each of `pictures`, from the stream (seed, picture): (B, d, h, w)."""
     drawn = [stream(seed, index).standard_normal(shape, dtype=np.float32) for index in pictures]
@@ -49,6 +58,7 @@ def draw_latents(
     *,
     unconditional: Condition | None = None,
     known: KnownLatent | None = None,
+    start: Start | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Draw one picture's latent from each row of `noise` (B, d, h, w) -> latents of that shape, not quantised.
@@ -64,15 +74,13 @@ def draw_latents(
         cfg: scale of classifier-free guidance.
         unconditional: what guidance leads away from; None is the empty condition.
         known: what is kept.
+        start: what is drawn anew, from its time on and in that share of the steps; None is noise alone.
         progress: counts steps.
 
     Raises:
         UsageError: if the grid has no whole patches.
     """
-    patch = flow.config.patch
-    if any(side % patch for side in noise.shape[-2:]):
-        rows, columns = noise.shape[-2:]
-        raise UsageError(f"a grid of {rows} x {columns} codes has no whole squares of {patch} x {patch}")
+    _check_patches(flow, noise)
     noise = noise.to(flow.device)
     kept = None if known is None else (flow.normalise(known.latent), known.fixed.unsqueeze(1))
     terms = {scale: guided_terms(condition, scale, unconditional or Condition()) for scale in {1.0, cfg}}
@@ -86,14 +94,38 @@ def draw_latents(
     def settled(x: Tensor, time: float) -> Tensor:
         return x if kept is None else torch.where(kept[1], torch.lerp(kept[0], noise, time), x)
 
-    times = torch.linspace(1, 0, settings.steps + 1, dtype=torch.float64).tolist()
+    first = 1.0 if start is None else start.time
+    steps = max(1, round(first * settings.steps))
+    times = torch.linspace(first, 0, steps + 1, dtype=torch.float64).tolist()
     step = SAMPLERS[settings.sampler]()
-    x = noise
+    x = noise if start is None else torch.lerp(flow.normalise(start.latent), noise, first)
     for number, (time, after) in enumerate(pairwise(times)):
         x = settled(step(velocity, x, time, after), after)
         if progress is not None:
-            progress(number + 1, settings.steps)
+            progress(number + 1, steps)
     return flow.denormalise(x)
+
+
+@torch.no_grad()
+def noise_of(flow: FlowTransformer, latent: Tensor, steps: int) -> Tensor:
+    """The noise that the flow leads to a VQGAN's latent (B, d, h, w), without a condition: of the same shape.
+
+    The same path is followed from time 0 to 1, in Heun's steps (as DDIM's inversion, Song et al. 2021, section 4.3).
+
+    Raises:
+        UsageError: if the grid has no whole patches.
+    """
+    _check_patches(flow, latent)
+    x, step = flow.normalise(latent), _Heun()
+    for time, after in pairwise(torch.linspace(0, 1, steps + 1, dtype=torch.float64).tolist()):
+        x = step(lambda x, time: flow(x, x.new_full((len(x),), time)), x, time, after)
+    return x
+
+
+def _check_patches(flow: FlowTransformer, latent: Tensor) -> None:
+    (rows, columns), patch = latent.shape[-2:], flow.config.patch
+    if rows % patch or columns % patch:
+        raise UsageError(f"a grid of {rows} x {columns} codes has no whole squares of {patch} x {patch}")
 
 
 class _Euler:

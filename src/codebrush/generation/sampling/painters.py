@@ -21,12 +21,13 @@ from codebrush.progress import Progress
 class Painter(Protocol):
     """What a sampler draws with.
 
-    `label` is what messages call it, `method` that of its pictures in manifests, and `reads_source` whether it was
-    trained on source pictures.
+    `label` is what messages call it, `method` that of its pictures in manifests, `from_noise` whether it turns noise
+    into pictures, and `reads_source` whether it was trained on source pictures.
     """
 
     label: str
     method: str
+    from_noise: bool
 
     @property
     def config(self) -> PainterConfig: ...
@@ -48,6 +49,7 @@ class CodePainter:
 
     label = "code transformer"
     method = "sample"
+    from_noise = False
 
     def __init__(self, transformer: CodeTransformer) -> None:
         self.transformer = transformer
@@ -86,6 +88,7 @@ class FlowPainter:
 
     label = "flow transformer"
     method = "flow"
+    from_noise = True
 
     def __init__(self, flow: FlowTransformer, vqgan: VQGAN) -> None:
         self.flow, self.vqgan = flow, vqgan
@@ -105,7 +108,9 @@ class FlowPainter:
         options = drawing.options
         if grid != self.flow.config.grid:
             _check_own_size(drawing)
-        noise = picture_noise(options.seed, pictures, (self.flow.config.latent_channels, *grid))
+        noise = drawing.noise
+        if noise is None:
+            noise = picture_noise(options.seed, pictures, (self.flow.config.latent_channels, *grid))
         known = None
         if drawing.known is not None:
             known = KnownLatent(self.vqgan.quantizer.look_up(drawing.known.codes), drawing.known.fixed)
@@ -117,6 +122,7 @@ class FlowPainter:
             options.cfg,
             unconditional=None if drawing.unconditional is None else self._with_latents(drawing.unconditional),
             known=known,
+            start=drawing.start,
             progress=progress,
         )
         codes = self.vqgan.quantize(latents)[1]
@@ -133,5 +139,5 @@ class FlowPainter:
 
 
 def _check_own_size(drawing: Drawing) -> None:
-    if any(part is not None for part in (drawing.unconditional, drawing.known, drawing.bias)):
+    if any(part is not None for part in (drawing.unconditional, drawing.known, drawing.start, drawing.bias)):
         raise UsageError("an edit is drawn at the pack's own size: leave out size")

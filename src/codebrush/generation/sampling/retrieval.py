@@ -93,6 +93,6 @@ def prepare_retrieval(
     bank = os.path.abspath(how.bank) if how.bank else ""
     member = {"retrieval": "" if how.bank else "bank", "mlp": "prior", "none": ""}[how.prior]
     digest = sampler.pack.hash_of(member) if member and sampler.pack.has(member) else None
-    method = "flow" if sampler.painter.method == "flow" else "retrieve"
+    method = sampler.painter.method if sampler.painter.from_noise else "retrieve"
     entry = retrieval_entry(method, how.prior, how.neighbours, bank, found, digest)
     return replace(drawing, conditions=conditions, entry=entry)

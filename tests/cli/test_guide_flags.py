@@ -155,6 +155,6 @@ def test_the_usual_help_is_short_and_names_the_rest(capsys: pytest.CaptureFixtur
     flags = re.findall(r"^  (--?[a-z-]+)", usual, re.MULTILINE)
     assert 15 <= len(flags) <= 25
     assert {"--size", "--steps", "--style", "--cfg", "--help-all"} <= set(flags)
-    assert "--help-all also shows the options of retrieval, flow, guidance." in " ".join(usual.split())
+    assert "--help-all also shows the options of flow, retrieval, guidance." in " ".join(usual.split())
     assert run(["edit", "--help"]) == 0
     assert "--help-all" not in capsys.readouterr().out

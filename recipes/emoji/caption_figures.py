@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 from ask_scenes import open_reader
+from judging import emoji
 
 from codebrush.data.decoding.images import stack
-from codebrush.data.sources.captioned_images import open_source
 from codebrush.evaluation.captions import cider
 from codebrush.pack.pack import open_pack
 from codebrush.understanding.captioning import Caption
@@ -35,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     pack = open_pack(options.pack)
     reader = open_reader(pack, options.captioner)
-    source = open_source(options.data, split=options.split, where=["skin_tone is null"], captions=["{label}"])
+    source = emoji(options.data, options.split)
     rows = [source.row(number) for number in range(len(source))][: options.limit]
     references = [[row["label"], f"{row['label']}, {row['style']} style"] for row in rows]
     print(f"| {len(rows)} pictures | CIDEr-D | CLIP score | right | seconds |\n|---|---|---|---|---|")

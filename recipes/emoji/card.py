@@ -22,7 +22,8 @@ import torch
 from ask_scenes import answers, fixed_scenes, varied_scenes
 from card_text import card
 from curves import curves_sheet
-from drawing_figures import drawing, labels_of
+from drawing_figures import drawing
+from judging import NO_TONE, emoji, labels_of
 from open_words import open_words
 from PIL import Image
 from sheet import COLUMNS, PROMPTS, drawn_sheet
@@ -30,7 +31,6 @@ from sheet import COLUMNS, PROMPTS, drawn_sheet
 from codebrush import Codebrush
 from codebrush.data.contact_sheet import contact_sheet
 from codebrush.data.decoding.images import stack, to_pil
-from codebrush.data.sources.captioned_images import CaptionedImages, open_source
 from codebrush.data.synthetic.questions import KINDS
 from codebrush.evaluation.alignment import zero_shot
 from codebrush.evaluation.rows import embed_texts
@@ -40,7 +40,6 @@ from codebrush.training.dataset import evenly
 from codebrush.training.run_folder import MODEL_FOLDER
 
 BATCH, SCENES, RERANK = 64, 150, 8
-NO_TONE = "skin_tone is null"
 EDITED = 12
 COMPOSED = (
     "a red cat", "a blue dog", "a green heart", "a purple apple", "a cat and a dog", "a dog with glasses",
@@ -53,7 +52,7 @@ class Rows:
     """Pictures and labels of a part of the data."""
 
     def __init__(self, parquet: str, size: int, *where: str, split: str | None = None):
-        source: CaptionedImages = open_source(parquet, split=split, where=(NO_TONE, *where), captions=("{label}",))
+        source = emoji(parquet, split, *where)
         self.labels = [source.captions(index)[0] for index in range(len(source))]
         self.images = torch.cat([stack([source.image(i)], size) for i in range(len(source))])  # (N, 3, S, S)
 
@@ -67,7 +66,7 @@ def found_among(clip: CLIP, tokenizer: Tokenizer, part: Rows, labels: list[str])
 
 def zero_shot_figures(brush: Codebrush, parquet: str, control: Path | None) -> dict[str, dict[str, float]]:
     """Zero-shot accuracy by several CLIPs and among several sets of labels."""
-    size, every = brush.clip.image_size, labels_of(parquet)
+    size, every = brush.clip.image_size, labels_of(emoji(parquet))
     noto, test = Rows(parquet, size, "style == noto", split="train"), Rows(parquet, size, split="test")
     found = {}
     if control is not None:

@@ -16,15 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from judging import Judge, emoji, labels_of
 from PIL import Image
-from torch import Tensor
 
 from codebrush import Codebrush
 from codebrush.data.contact_sheet import contact_sheet
-from codebrush.data.decoding.images import save_png, stack, to_pil
-from codebrush.data.sources.captioned_images import open_source
+from codebrush.data.decoding.images import save_png, to_pil
 from codebrush.generation.sampling.reranking import best_first
-from codebrush.pack.pack import open_clip
 
 NEVER = 1_000_000  # steps: every run ends earlier, by its time
 CANDIDATES = 16  # sampled in one batch
@@ -59,23 +57,6 @@ def guided(brush: Codebrush, **options: Any) -> Way:
     return draw
 
 
-class Scores:
-    """Scores by one CLIP: the cosine with the prompt, and whether the prompt beats all of the other labels."""
-
-    def __init__(self, source: str, labels: list[str]):
-        self.clip, self.tokenizer = open_clip(source)
-        with torch.no_grad():
-            self.texts = torch.cat([self.clip.encode_text(self.tokenizer([label])) for label in labels])
-        self.labels = labels
-
-    @torch.no_grad()
-    def __call__(self, image: Image.Image, prompt: str, others: list[int]) -> tuple[float, bool]:
-        embedding = self.clip.encode_image(stack([image], self.clip.image_size))[0]
-        cosines: Tensor = self.texts @ embedding
-        own = cosines[self.labels.index(prompt)]
-        return float(own), bool((cosines[others] < own).all())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pack")
@@ -90,8 +71,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(2)
     brush = Codebrush.from_pretrained(given.pack)
-    rows = open_source(given.parquet, split=given.split, where=("skin_tone is null",), captions=("{label}",))
-    labels = sorted({rows.captions(index)[0] for index in range(len(rows))})
+    labels = labels_of(emoji(given.parquet, given.split))
     rng = np.random.default_rng(0)
     prompts = [labels[index] for index in rng.choice(len(labels), min(given.prompts, len(labels)), replace=False)]
     options = json.loads(given.options)
@@ -105,7 +85,7 @@ def main() -> None:
         "sample then guide": guided(brush, preset="refine", sampling={"rerank": CANDIDATES}, **options),
     }
     ways = {name: all_ways[name] for name in given.ways.split(",")}
-    judges = {"own": Scores(given.pack, labels), "second": Scores(given.judge, labels)}
+    judges = {"own": Judge(given.pack, labels), "second": Judge(given.judge, labels)}
     found: dict[str, list[tuple[float, bool, float, bool, float]]] = {name: [] for name in ways}
     drawn: list[tuple[Image.Image, str]] = []
     brush.generate(prompts[0], n=1, rerank=1)  # loads the models before any time is taken

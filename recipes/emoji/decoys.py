@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
+from judging import emoji, labels_of
 
 from codebrush import Codebrush
 from codebrush.data.decoding.images import save_png
@@ -24,12 +24,6 @@ RATES = (0.03, 0.05, 0.1, 0.2)
 STEPS = (15, 30, 45)
 
 
-def labels_of(parquet: str) -> list[str]:
-    """The labels of the train split, each once."""
-    rows = pq.read_table(parquet, columns=["label", "skin_tone"], filters=[("split", "=", "train")]).to_pylist()
-    return sorted({row["label"] for row in rows if row["skin_tone"] is None})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parquet")
@@ -39,7 +33,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     brush = Codebrush.from_pretrained(given.pack)
-    labels = labels_of(given.parquet)
+    labels = labels_of(emoji(given.parquet, "train"))
     given.out.mkdir(parents=True, exist_ok=True)
     for number in range(given.count):
         picture = given.out / f"{number:04d}.png"

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from judging import emoji, labels_of
 from PIL import Image
 from style_classifier import KINDS, STYLES, load, predicted_styles
 
 from codebrush import Codebrush
 from codebrush.data.decoding.images import stack, to_pil
-from codebrush.data.sources.captioned_images import open_source
 from codebrush.evaluation.alignment import r_precision
 from codebrush.evaluation.rows import embed_texts
 from codebrush.models.clip import CLIP
@@ -37,7 +37,7 @@ class Known:
     """The training pictures, reduced to SIDE, with their labels."""
 
     def __init__(self, parquet: str):
-        source = open_source(parquet, split="train", where=("skin_tone is null",), captions=("{label}",))
+        source = emoji(parquet, "train")
         self.labels = [source.captions(row)[0] for row in range(len(source))]
         parts = [stack([source.image(row)], SIDE) for row in range(len(source))]
         self.pixels = torch.cat(parts).flatten(1)  # (N, 3 S S)
@@ -71,17 +71,12 @@ def drawn(brush: Codebrush, prompts: list[str], rerank: int) -> tuple[list[Image
     return pictures, (time.monotonic() - started) / len(prompts)
 
 
-def labels_of(parquet: str, split: str | None = None) -> list[str]:
-    source = open_source(parquet, split=split, where=("skin_tone is null",), captions=("{label}",))
-    return sorted({source.captions(row)[0] for row in range(len(source))})
-
-
 def drawing(
     brush: Codebrush, parquet: str, judge: Path, style_classifier: Path, count: int
 ) -> tuple[dict[str, Any], list[Image.Image]]:
     """All figures, for `count` training labels, and the best pictures of all labels of the test split."""
     (clip, tokenizer), styles = open_clip(judge), load(style_classifier)
-    train, test = labels_of(parquet, "train"), labels_of(parquet, "test")
+    train, test = (labels_of(emoji(parquet, split)) for split in ("train", "test"))
     rng = np.random.default_rng(1)
     prompts = [train[place] for place in sorted(rng.choice(len(train), count, replace=False))]
     known = Known(parquet)

@@ -10,20 +10,21 @@ OUT/steps.jsonl has a line for each prompt; a run that is there is not made agai
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from compare_ways import Scores
+from judging import Judge, emoji, labels_of
 from PIL import Image
 
 from codebrush import Codebrush
 from codebrush.data.contact_sheet import contact_sheet
 from codebrush.data.decoding.images import save_png
-from codebrush.data.sources.captioned_images import open_source
 
 EVERY = 5  # steps
 LEAST = 0.005  # cosine of the judge below which two pictures are as good as each other
 SHOWN = 12
+KEYS = ("judge", "found", "scorer", "guide")  # the figures of each step
 
 
 def kept(scores: list[float], patience: int) -> int:
@@ -49,10 +50,9 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     brush = Codebrush.from_pretrained(given.pack)
-    rows = open_source(given.parquet, split="val", where=("skin_tone is null",), captions=("{label}",))
-    labels = sorted({rows.captions(row)[0] for row in range(len(rows))})
+    labels = labels_of(emoji(given.parquet, "val"))
     prompts = [labels[place] for place in np.random.default_rng(0).permutation(len(labels))[: given.prompts]]
-    judge, log = Scores(given.judge, labels), given.out / "steps.jsonl"
+    judge, log = Judge(given.judge, labels), given.out / "steps.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     options = {"steps": given.steps, "keep": "last", "show_every": EVERY, **json.loads(given.options)}
     for number, prompt in enumerate(prompts):
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def scores_of(
-    brush: Codebrush, judge: Scores, prompt: str, pictures: list[Image.Image], labels: list[str]
+    brush: Codebrush, judge: Judge, prompt: str, pictures: Sequence[Image.Image], labels: list[str]
 ) -> dict[str, list[float]]:
     """The scores of a prompt's pictures by all three CLIPs, and whether the judge finds the prompt among the labels."""
     assert brush.scorer is not None
@@ -112,8 +112,6 @@ def report(lines: list[dict], out: Path) -> None:
             said.append(f"{line['prompt']}: {what}, step {EVERY * at}")
     save_png(contact_sheet(shown, said, 6), out / "sheet.png")
 
-
-KEYS = ("judge", "found", "scorer", "guide")
 
 if __name__ == "__main__":
     main()

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from judging import emoji
 from torch import Tensor
 
 from codebrush.data.decoding.images import stack
-from codebrush.data.sources.captioned_images import CaptionedImages, open_source
+from codebrush.data.sources.captioned_images import CaptionedImages
 from codebrush.evaluation.alignment import cross_retrieval
 from codebrush.evaluation.rows import embed_texts
 from codebrush.models.clip import CLIP
@@ -61,8 +62,7 @@ def embeddings(clip: CLIP, source: CaptionedImages) -> Tensor:
 def open_words(parquet: str, clips: list[str], style: str) -> dict[str, dict[str, float]]:
     """recall@k of all words, and recall@5 of those that are one token, for the table and each of `clips`."""
     words, meant = synonyms()
-    where = ("skin_tone is null", f"style == {style}")
-    source = open_source(parquet, split="train", where=where, captions=("{label}",))
+    source = emoji(parquet, "train", f"style == {style}")
     labels = [source.captions(row)[0] for row in range(len(source))]
     plain = Tokenizer.wordpiece()
     whole = ((plain(words) != plain.pad_id).sum(1) - FRAME == 1).nonzero().flatten().tolist()

@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from compare_ways import Scores
+from judging import Judge, emoji, labels_of
 from PIL import Image
 
 from codebrush import Codebrush
-from codebrush.data.sources.captioned_images import open_source
 from codebrush.files import write_json
 from codebrush.generation.scoring import LIKELY, UNLIKELY, UNSURE, Levels
 from codebrush.pack.pack import PACK_FILE
 
+TRUE = 400  # pictures of each split
 LEAST = 10  # drawings on either side of a level
 LIKELY_SHARE, UNLIKELY_SHARE = 0.6, 0.1  # of the drawings that the judge finds, from `likely` on and below `unlikely`
 VERDICTS = (LIKELY, UNSURE, UNLIKELY)
@@ -41,7 +41,7 @@ def levels_of(drawn: Drawn) -> Levels:
     return Levels(round(ordered[min(above)][0], 4), round(ordered[max(below)][0], 4))
 
 
-def draw(brush: Codebrush, judge: Scores, labels: list[str], count: int, rng: np.random.Generator) -> Drawn:
+def draw(brush: Codebrush, judge: Judge, labels: list[str], count: int, rng: np.random.Generator) -> Drawn:
     """The best of four drawings of each of `count` labels, as the scorer and the judge see it."""
     drawn = []
     for label in [labels[place] for place in rng.permutation(len(labels))[:count]]:
@@ -68,11 +68,11 @@ def main() -> None:
     true: dict[str, list[float]] = {}
     drawn: dict[str, Drawn] = {}
     for split in ("train", "val"):
-        rows = open_source(given.parquet, split=split, where=("skin_tone is null",), captions=("{label}",))
-        labels = sorted({rows.captions(row)[0] for row in range(len(rows))})
+        rows = emoji(given.parquet, split)
+        labels = labels_of(rows)
         some = rng.permutation(len(rows))[:TRUE]
         true[split] = [scorer.scores([rows.image(row)], scorer.embed(rows.captions(row)), [1.0])[0] for row in some]
-        drawn[split] = draw(brush, Scores(given.judge, labels), labels, given.prompts, rng)
+        drawn[split] = draw(brush, Judge(given.judge, labels), labels, given.prompts, rng)
     levels = levels_of([each for split in drawn.values() for each in split])
 
     def shares(scores: list[float]) -> dict[str, float]:
@@ -96,8 +96,6 @@ def main() -> None:
         info = json.loads((given.pack / PACK_FILE).read_text(encoding="utf-8"))
         write_json(given.pack / PACK_FILE, {**info, "scores": measured})
 
-
-TRUE = 400  # pictures of each split
 
 if __name__ == "__main__":
     with torch.no_grad():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from judging import emoji
 from PIL import Image
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
@@ -20,7 +21,6 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 from codebrush import Codebrush
 from codebrush.data.contact_sheet import contact_sheet
 from codebrush.data.decoding.images import resize_square, save_png, stack
-from codebrush.data.sources.captioned_images import open_source
 from codebrush.models.clip import CLIP
 from codebrush.models.perceptual import CLIPPerceptual
 from codebrush.pack.pack import open_clip
@@ -54,7 +54,7 @@ def main() -> None:
     options = parser.parse_args()
     brush = Codebrush.from_pretrained(options.pack)
     judges, size = [brush.clip, open_clip(options.judge)[0]], brush.pack.image_size
-    source = open_source(options.data, split=options.split, where=["skin_tone is null"], captions=["{label}"])
+    source = emoji(options.data, options.split)
     drawn_in: dict[str, dict[str, int]] = defaultdict(dict)
     for row in range(len(source)):
         cells = source.row(row)

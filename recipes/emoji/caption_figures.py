@@ -44,7 +44,7 @@ def main() -> None:
         for start in range(0, len(rows), BATCH):
             images = [source.image(number) for number in range(start, min(start + BATCH, len(rows)))]
             found = reader.caption(stack(images, pack.clip.image_size), n, method)
-            written += [captions[0] if captions else Caption("", 0.0, 0.0) for captions in found]
+            written += [captions[0] if captions else Caption("", 0.0, 0.0, 0.0) for captions in found]
         scores = cider([caption.text for caption in written], references)
         right = [caption.text in texts for caption, texts in zip(written, references, strict=True)]
         cells = f"{scores.mean():.2f} | {np.mean([caption.score for caption in written]):.3f} | {np.mean(right):.1%}"

@@ -134,6 +134,19 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_pixels(
     assert (broken / "losses.jsonl").read_text() == (whole / "losses.jsonl").read_text()
 
 
+def test_a_run_that_was_stopped_before_it_began_leaves_nothing_to_resume(
+    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("codebrush.generation.guided.guided_run.plan_memory", stop)
+    command = ("a dog", "--method", "guide", "--pack", micro_pack, "--video", "gif", "--out", tmp_path / "run")
+    assert generate(*command) == 130
+    assert capsys.readouterr().err == "codebrush: stopped\n"
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_resumed_run_makes_the_video_that_it_was_begun_with(
     micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -105,7 +105,7 @@ def follow(run: "GuidedRun", again: str | None = None, begun: Callable[[], None]
     """Take the steps of a run, showing them; returns how many there were. `begun` is called when it has a folder.
 
     Raises:
-        Stopped: by Ctrl-C, with the command `again` to go on with, if there is one.
+        Stopped: by Ctrl-C, with the command `again` to go on with, if there is one and the run has begun.
     """
     from codebrush.cli.terminal import step_display
 
@@ -118,7 +118,7 @@ def follow(run: "GuidedRun", again: str | None = None, begun: Callable[[], None]
                 taken, done = taken + 1, step.step
                 show(step)
     except KeyboardInterrupt:
-        if again is None:
+        if again is None or not run.can_be_resumed:
             raise
         if not taken:
             begun()

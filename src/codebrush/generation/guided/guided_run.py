@@ -73,6 +73,11 @@ class GuidedRun:
         return [range(first, min(first + each, n)) for first in range(0, n, each)]
 
     @property
+    def can_be_resumed(self) -> bool:
+        """Whether the run has begun in a folder."""
+        return self._folder is not None and self._folder.holds_run
+
+    @property
     def results(self) -> list[Result]:
         """The finished pictures, best first by the scorer, or by CLIP if the pack has none."""
         results = [self._results[index] for index in sorted(self._results)]

@@ -68,9 +68,14 @@ class RunFolder:
         self._begun = resume  # whether the run.json there is this run's
         self._lines = 0  # of the losses, as of the last checkpoint that was loaded or the last line that was added
 
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run began in the folder, so that it can be resumed."""
+        return (self.path / RUN_FILE).exists()
+
     def check_free(self) -> None:
         """Raise a CodebrushError if the folder holds another run."""
-        if not self._begun and (self.path / RUN_FILE).exists():
+        if not self._begun and self.holds_run:
             raise CodebrushError(f"{self.path} holds a run already: go on with it by --resume, or name another folder")
 
     @contextmanager
@@ -91,7 +96,7 @@ class RunFolder:
             self.check_free()
             yield
         finally:
-            if not (self.path / RUN_FILE).exists():
+            if not self.holds_run:
                 (self.path / LOCK_FILE).unlink(missing_ok=True)
                 with suppress(OSError):
                     self.path.rmdir()

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from codebrush import Codebrush
+from codebrush.errors import PackError
 from codebrush.generation.scoring import Levels
 from packs import micro_clip, write_micro_pack
 
@@ -23,6 +25,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_levels(score: float, verdict: str) -> None:
     assert Levels(0.2, -0.1).verdict(score) == verdict
+
+
+@pytest.mark.parametrize("scores", [[1], {"likely": 1}, {"likely": 1, "unlikely": "low"}], ids=str)
+def test_levels_that_are_no_numbers_are_refused(scores: Any) -> None:
+    with pytest.raises(PackError, match="'scores' must hold the numbers likely and unlikely, not"):
+        Levels.of_pack({"scores": scores})
 
 
 def test_drawn_pictures_are_ranked_by_the_scorer(folder: Path) -> None:

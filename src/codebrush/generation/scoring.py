@@ -14,6 +14,7 @@ from torch import Tensor
 
 from codebrush.data.decoding.images import stack
 from codebrush.data.text_embedding import embed_texts
+from codebrush.errors import PackError
 from codebrush.generation.manifest import judged_manifest
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.reranking import clip_scores
@@ -37,9 +38,14 @@ class Levels:
 
     @classmethod
     def of_pack(cls, info: Mapping[str, Any]) -> "Levels | None":
-        """The levels in a pack.json; None if they were not measured."""
+        """The levels in a pack.json; None if they were not measured. Raises PackError if they are no numbers."""
         found = info.get("scores")
-        return None if found is None else cls(float(found["likely"]), float(found["unlikely"]))
+        if found is None:
+            return None
+        try:
+            return cls(float(found["likely"]), float(found["unlikely"]))
+        except (KeyError, TypeError, ValueError):
+            raise PackError(f"the pack's 'scores' must hold the numbers likely and unlikely, not {found!r}") from None
 
     def verdict(self, score: float) -> str:
         """Whether a picture of this score shows its prompt: "likely", "unsure" or "unlikely"."""

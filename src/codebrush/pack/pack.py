@@ -365,8 +365,9 @@ def _read_info(folder: Path) -> dict[str, Any]:
         isinstance(styles, dict) and "{prompt}" in str(styles.get("text")) and isinstance(styles.get("names"), list)
     ):
         raise PackError(f"{path}: its 'styles' must be an object with a text with {{prompt}} and names, not {styles!r}")
-    if not isinstance(info.get("defaults", {}), dict):
-        raise PackError(f"{path}: its 'defaults' must be an object, not {info['defaults']!r}")
+    for field in ("defaults", "guidance"):
+        if not isinstance(info.get(field, {}), dict):
+            raise PackError(f"{path}: its '{field}' must be an object, not {info[field]!r}")
     return info
 
 

@@ -43,16 +43,19 @@ from codebrush.generation.options import (
 )
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.drawing import Drawing
+from codebrush.generation.sampling.many_prompts import sample_many
+from codebrush.generation.sampling.painters import CodePainter
 from codebrush.generation.sampling.retrieval import Retrieval, prepare_retrieval
 from codebrush.generation.sampling.sampler import Sampler, checked_sampling, draw_options
 from codebrush.generation.sampling.sizes import checked_size
 from codebrush.generation.scoring import Scorer
 from codebrush.loaded_pack import LoadedPack
 from codebrush.pack.pack import Pack
-from codebrush.progress import Progress
+from codebrush.progress import Preview, Progress
 from codebrush.text.prompts import parse_prompt
 
-COMMON = ("n", "seed", "style", "negative_prompt", "method", "upscale", "progress")  # options of every method
+# options of every method
+COMMON = ("n", "seed", "style", "negative_prompt", "method", "upscale", "progress", "preview")
 PAINTERS = ("sample", "flow")  # the methods by which edits and interpolations are drawn
 RETRIEVAL = frozenset(option.name for option in fields(Retrieval))
 
@@ -79,15 +82,28 @@ class Call:
 
 @dataclass(frozen=True)
 class Method:
-    """One method of `Codebrush.generate`: the names of its own options, and the function that draws."""
+    """One method of `Codebrush.generate`: the names of its own options, and the function that draws.
+
+    `together` draws several calls in fewer batches, each as if alone; None: they are drawn one after the other.
+    """
 
     options: frozenset[str]
     generate: Callable[[LoadedPack, Call], list[Result]]
+    together: Callable[[LoadedPack, Sequence[Call], Progress | None, Preview | None], list[list[Result]]] | None = None
 
 
 def _sample(loaded: LoadedPack, call: Call) -> list[Result]:
     options = call.draw_options(loaded)  # checked before any model is loaded
     return loaded.sampler.sample(call.prompt, options, call.progress)
+
+
+def _sample_together(
+    loaded: LoadedPack, calls: Sequence[Call], progress: Progress | None, preview: Preview | None
+) -> list[list[Result]]:
+    options = [call.draw_options(loaded) for call in calls]
+    sampler = loaded.sampler
+    assert isinstance(sampler.painter, CodePainter)
+    return sample_many(sampler, sampler.painter, [call.prompt for call in calls], options, progress, preview)
 
 
 def _replay_sample(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
@@ -292,7 +308,7 @@ def _replay_edit(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
 
 
 METHODS: Mapping[str, Method] = {
-    "sample": Method(frozenset(("size",)), _sample),
+    "sample": Method(frozenset(("size",)), _sample, _sample_together),
     "flow": Method(frozenset(("size", *FLOW_OPTIONS, *RETRIEVAL)), _flow),
     "retrieve": Method(frozenset(("size", *RETRIEVAL)), _retrieve),
     "guide": Method(
@@ -322,6 +338,15 @@ def find_method(name: str, options: Mapping[str, Any]) -> Method:
         known = {*COMMON, *SAMPLING, *METHODS[name].options}
         raise UsageError(f"generate has no option {option}{did_you_mean(option, known)}")
     return METHODS[name]
+
+
+def seeds_of(seed: int | Sequence[int], prompts: int) -> list[int]:
+    """The seed of each of so many prompts. Raises UsageError if a list of them has another length."""
+    if not isinstance(seed, list | tuple):
+        return [seed] * prompts  # pyright: ignore[reportReturnType]
+    if len(seed) != prompts:
+        raise UsageError(f"give one seed, or one for each prompt: {prompts} prompts, but {len(seed)} seeds")
+    return list(seed)
 
 
 def check_method(manifest: Mapping[str, Any]) -> None:

@@ -43,10 +43,11 @@ from codebrush.methods import (
     guidance_models,
     guided_run,
     painter_sampler,
+    seeds_of,
 )
 from codebrush.pack.pack import open_pack
 from codebrush.picture_tasks import PictureTasks
-from codebrush.progress import Progress, shares
+from codebrush.progress import Preview, Progress, shares
 from codebrush.text.reading import read_prompt
 
 
@@ -74,7 +75,7 @@ class Codebrush(PictureTasks):
         self,
         prompt: str | Sequence[str],
         n: int = 4,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         *,
         style: str | None = None,
         negative_prompt: str | None = None,
@@ -87,9 +88,13 @@ class Codebrush(PictureTasks):
         rerank: int | None = None,
         upscale: int | None = None,
         progress: Progress | None = None,
+        preview: Preview | None = None,
         **options: Any,
     ) -> Gallery[Any]:
         """Draw `n` pictures of `prompt`, best first (see `Result.rank`); of a list of prompts a list of such lists.
+
+        Each of several prompts is drawn as if alone, bit for bit, with its own `seed` if these are a list; the method
+        "sample" draws small ones together, which takes less time, and shows a `preview` of half-drawn pictures.
 
         `style` is one of `pack.styles`, worded as in its training; of what `negative_prompt` says less will show.
         `method` is one of:
@@ -114,29 +119,30 @@ class Codebrush(PictureTasks):
             PackError: if the pack lacks what the method needs.
         """
         enlarge = self._enlarger_for(upscale)  # refuses a wrong scale before anything is drawn
-        found, texts = find_method(method, options), [prompt] if isinstance(prompt, str) else prompt
-        if not isinstance(texts, list | tuple) or not texts:
-            raise PromptError(f"give a prompt, or a list of them, not {prompt!r}")
-        if len(texts) > 1 and options.get("folder") is not None:
-            raise UsageError("a folder holds the run of one prompt: leave it out, or give the prompts one by one")
+        found, texts = find_method(method, options), _prompts(prompt, options)
         words = {"style": style, "negative_prompt": negative_prompt}
         prompts = [worded(self.pack, text, **words) for text in texts]
         options = self._read_story(options, words)
         given = (cfg, temperature, top_k, top_p, min_p, rerank)
         sampling = {name: value for name, value in zip(SAMPLING, given, strict=True) if value is not None}
-        calls = [
-            Call(text, n, seed, sampling, options, share)
-            for text, share in zip(prompts, shares(progress, len(prompts)), strict=True)
-        ]
-        drawn = [Gallery(enlarge(self._advised(found, call))) for call in calls]
+        each = zip(prompts, seeds_of(seed, len(prompts)), shares(progress, len(prompts)), strict=True)
+        calls = [Call(text, n, own, sampling, options, share) for text, own, share in each]
+        drawn = [Gallery(enlarge(results)) for results in self._advised(found, calls, progress, preview)]
         return drawn[0] if isinstance(prompt, str) else Gallery(drawn)
 
-    def _advised(self, method: Method, call: Call) -> list[Result]:
+    def _advised(
+        self, method: Method, calls: Sequence[Call], progress: Progress | None, preview: Preview | None
+    ) -> Iterator[list[Result]]:
         """Draw, with warnings of words that the pack hardly knows and of pictures that show nothing likely."""
-        warn_of_words(self.pack, call.prompt)
-        results = method.generate(self, call)
-        warn_of_failure(self.pack, call.prompt, results)
-        return results
+        for call in calls:
+            warn_of_words(self.pack, call.prompt)
+        if method.together is not None and (len(calls) > 1 or preview is not None):
+            drawn = iter(method.together(self, calls, progress, preview))
+        else:
+            drawn = (method.generate(self, call) for call in calls)
+        for call, results in zip(calls, drawn, strict=True):
+            warn_of_failure(self.pack, call.prompt, results)
+            yield results
 
     def guide(
         self,
@@ -363,6 +369,16 @@ class Codebrush(PictureTasks):
     def _enlarger_for(self, scale: int | None) -> Callable[[Iterable[Result]], list[Result]]:
         """A function that enlarges results; None and 1 leave them as they are."""
         return list if scale is None or (scale == 1 and scale is not True) else self.enlarger.results(scale)
+
+
+def _prompts(given: str | Sequence[str], options: Mapping[str, Any]) -> Sequence[str]:
+    """The prompts of `generate`. Raises PromptError if there are none, UsageError for several in one folder."""
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list | tuple) or not texts:
+        raise PromptError(f"give a prompt, or a list of them, not {given!r}")
+    if len(texts) > 1 and options.get("folder") is not None:
+        raise UsageError("a folder holds the run of one prompt: leave it out, or give the prompts one by one")
+    return texts
 
 
 def _as_given(pictures: Picture | Sequence[Picture], drawn: list[Gallery[Any]]) -> Gallery[Any]:

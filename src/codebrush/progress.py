@@ -1,8 +1,23 @@
 """How a long task reports how far it is."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 Progress = Callable[[int, int], None]  # called with the units done so far and the units in all
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Shows half-drawn pictures: `count` times before the end, `show` is called with the prompt's number and a list of
+    its pictures (Pillow's)."""
+
+    count: int
+    show: Callable[[int, list[Any]], None]
+
+    def due(self, done: int, total: int) -> bool:
+        """Whether a picture is shown after `done` units of `total`, taken one by one: evenly, and not at the end."""
+        return done < total and (done * (self.count + 1)) // total > ((done - 1) * (self.count + 1)) // total
 
 
 def shares(progress: Progress | None, count: int) -> list[Progress | None]:

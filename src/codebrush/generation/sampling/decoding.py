@@ -52,7 +52,7 @@ def draw_codes(
     `guided_terms` says, and `unconditional` None is the empty condition.
     `bias` (N, K) is added to the logits of each position; `known` codes are not drawn.
     """
-    terms = guided_terms(condition, filters.cfg, unconditional or _empty(transformer, condition))
+    terms = guided_terms(condition, filters.cfg, unconditional or empty_condition(transformer, condition))
     pictures = max(1, MAX_ROWS // len(terms))
     batches = range(0, len(uniforms), pictures)
     steps = len(batches) * transformer.config.code_count
@@ -60,8 +60,10 @@ def draw_codes(
     with torch.inference_mode():
         for number, first in enumerate(batches):
             rows = slice(first, min(first + pictures, len(uniforms)))
-            drawer = _Drawer(transformer, terms, rows)
+            drawer = Drawer(transformer, terms, rows)
             for step, position in enumerate(transformer.order.tolist()):
+                if step:
+                    drawer.step()
                 code = drawer.draw(uniforms[rows, position], filters, None if bias is None else bias[position])
                 drawer.take(code if known is None else known.at(position, rows, code))
                 if progress is not None:
@@ -72,7 +74,7 @@ def draw_codes(
     return codes.clone().unflatten(1, grid)  # a copy made out here can take part in autograd
 
 
-def _empty(transformer: CodeTransformer, condition: Condition | WeightedConditions) -> Condition:
+def empty_condition(transformer: CodeTransformer, condition: Condition | WeightedConditions) -> Condition:
     """The empty condition beside `condition`. Where padding is hidden from attention, it stays so without the text."""
     first = condition if isinstance(condition, Condition) else condition[0][0]
     return Condition(text_mask=first.text_mask if transformer.config.hide_padding else None)
@@ -103,7 +105,7 @@ def draw_large(
         raise UsageError(f"a grid of {grid[0]} x {grid[1]} codes has no whole blocks of {side} x {side}")
     if grid == own:
         return draw_codes(transformer, condition, uniforms, filters, progress=progress)
-    terms = guided_terms(condition, filters.cfg, _empty(transformer, condition))
+    terms = guided_terms(condition, filters.cfg, empty_condition(transformer, condition))
     codes = torch.zeros(len(uniforms), *grid, dtype=torch.int64, device=transformer.device)
     pictures, steps = max(1, MAX_ROWS // len(terms)), grid[0] * grid[1]
     places, written_as = _places(grid, side), transformer.order.argsort().tolist()  # a window's place -> its turn
@@ -155,8 +157,11 @@ def _next(transformer: CodeTransformer, before: Tensor, condition: Condition, pi
     return transformer(before, condition.to(transformer.device).expand(len(before)))[:, -1].float()
 
 
-class _Drawer:
-    """Draws the codes of one batch of pictures. The cache's rows are all pictures of the first term, then the next."""
+class Drawer:
+    """Draws the codes of one batch of pictures: `draw`, `take`, `step`, and again.
+
+    The cache's rows are all pictures of the first term, then the next.
+    """
 
     def __init__(self, transformer: CodeTransformer, terms: WeightedConditions, pictures: slice) -> None:
         self.transformer = transformer
@@ -170,9 +175,6 @@ class _Drawer:
 
     def draw(self, uniform: Tensor, filters: SamplingFilters, bias: Tensor | None = None) -> Tensor:
         """The next code (B,) of every picture, drawn with `uniform` (B,); `bias` (K,) is added to its logits."""
-        if self.drawn:
-            new = self.drawn[-1].repeat(len(self.shares)).unsqueeze(1)  # (terms B, 1)
-            self.logits = self.transformer.step(new, self.cache)[:, -1]
         terms = self.logits.float().unflatten(0, (-1, self.count))  # (terms, B, K)
         logits = torch.einsum("t,tbk->bk", self.shares, terms)
         logits = logits if bias is None else logits + bias.to(logits.device)
@@ -181,6 +183,15 @@ class _Drawer:
     def take(self, codes: Tensor) -> None:
         """Continue from these next codes (B,)."""
         self.drawn.append(codes)
+
+    @property
+    def new(self) -> Tensor:
+        """The codes taken last, (terms B, 1), as the transformer's next step reads them."""
+        return self.drawn[-1].repeat(len(self.shares)).unsqueeze(1)
+
+    def step(self) -> None:
+        """Predict the code after the one taken last."""
+        self.logits = self.transformer.step(self.new, self.cache)[:, -1]
 
     def codes(self) -> Tensor:
         """The codes drawn, (B, N), in raster order."""

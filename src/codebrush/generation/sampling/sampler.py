@@ -129,9 +129,14 @@ class Sampler:
         """Draw all candidates and keep the best, best first, finished."""
         best: list[Result] = []
         for batch in batches(drawing.options.rerank):
-            best += self.draw(drawing, batch, progress)
-            best = [best[index] for index in best_first([result.rank for result in best])[: drawing.options.n]]
+            best = _best(drawing, best + self.draw(drawing, batch, progress))
         return [_finished(result, drawing) for result in best]
+
+    def finish(self, drawing: Drawing, codes: Tensor) -> list[Result]:
+        """The best pictures of all candidates' `codes` (B, h, w) at the pack's own size, best first, finished; B is at
+        most BATCH."""
+        drawn = self._decoded(drawing, range(len(codes)), self.painter.config.grid, codes)
+        return [_finished(result, drawing) for result in _best(drawing, drawn)]
 
     def replay(self, manifest: Mapping[str, Any], prepare: Callable[[DrawOptions], Drawing] | None = None) -> Result:
         """The picture of a manifest, from its whole batch drawn as it was then; see `Codebrush.replay`.
@@ -186,7 +191,11 @@ class Sampler:
                 done = codes_each * batch.start + codes_each * len(batch) * step // steps
                 progress(done, codes_each * o.rerank)
 
-        codes = self.painter.paint(drawing, batch, grid, count)
+        return self._decoded(drawing, batch, grid, self.painter.paint(drawing, batch, grid, count))
+
+    @torch.no_grad()
+    def _decoded(self, drawing: Drawing, batch: range, grid: tuple[int, int], codes: Tensor) -> list[Result]:
+        """The candidates of one batch from their codes (B, h, w), scored, not yet finished."""
         latent = self.vqgan.quantizer.look_up(codes)  # (B, d, h, w)
         pictures = [to_pil(image) for image in self.vqgan.decode(latent)]
         scored = [drawing.to_score(picture) for picture in pictures]  # as saved: with 8 bits a channel
@@ -194,13 +203,17 @@ class Sampler:
         scores = clip_scores(self.clip, seen, drawing.texts, drawing.weights).tolist()
         size, about = [side * self.vqgan.factor for side in reversed(grid)], origin(self.pack, self.device)
         manifests = [
-            drawn_manifest(drawing.entry, drawing.prompt, o, index, score, size, about)
+            drawn_manifest(drawing.entry, drawing.prompt, drawing.options, index, score, size, about)
             for index, score in zip(batch, scores, strict=True)
         ]
         results = [Result(*row) for row in zip(pictures, scores, codes, latent, manifests, strict=True)]
         if self.scorer is None or drawing.judged_by is None:
             return results
         return self.scorer.judge(results, scored, drawing.judged_by, drawing.weights)
+
+
+def _best(drawing: Drawing, drawn: Sequence[Result]) -> list[Result]:
+    return [drawn[index] for index in best_first([result.rank for result in drawn])[: drawing.options.n]]
 
 
 def _finished(result: Result, drawing: Drawing) -> Result:

@@ -22,7 +22,7 @@ from packs import write_micro_pack
 def ask(
     database: Path, micro_pack: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., list[dict]]:
-    monkeypatch.setattr("codebrush.search.nearness.nearness", lambda *_, **__: Nearness(1.0))  # random weights
+    monkeypatch.setattr("codebrush.search.finding.nearness", lambda *_, **__: Nearness(1.0))  # random weights
 
     def answer(*arguments: str) -> list[dict]:
         capsys.readouterr()
@@ -166,7 +166,7 @@ def test_a_sheet_overwrites_no_picture_and_nothing_but_png(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Not by another path either; it is checked before the search."""
-    monkeypatch.setattr("codebrush.search.queries.search", lambda *_, **__: pytest.fail("it was searched"))
+    monkeypatch.setattr("codebrush.search.finding.search", lambda *_, **__: pytest.fail("it was searched"))
     pictures, asked = database.parent / "pictures", tmp_path / "asked.png"
     shutil.copy(pictures / "0.png", asked)
     (tmp_path / "link").symlink_to(pictures)
@@ -360,7 +360,7 @@ def test_a_query_that_cannot_be_read_finds_captions_alone(
 def test_nothing_is_said_above_captions_that_were_found(
     database: Path, micro_pack: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("codebrush.search.nearness.nearness", lambda *_, **__: Nearness(0.5))
+    monkeypatch.setattr("codebrush.search.finding.nearness", lambda *_, **__: Nearness(0.5))
     given = ["--db", str(database), "--pack", str(micro_pack), "--mode", "hybrid"]
     capsys.readouterr()
     for query, said in (("red flower", False), ("submarine", True)):
@@ -372,7 +372,7 @@ def test_the_best_score_below_the_least_one_is_named(
     ask, database: Path, micro_pack: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best = ask("a red flower")[0]["score"]
-    monkeypatch.setattr("codebrush.search.nearness.nearness", lambda *_, **__: Nearness(0.97))
+    monkeypatch.setattr("codebrush.search.finding.nearness", lambda *_, **__: Nearness(0.97))
     given = ["search", "a red flower", "--db", str(database), "--pack", str(micro_pack), "--min-score"]
     least = f"{best + 0.01:.2f}"
     assert run([*given, least]) == 0

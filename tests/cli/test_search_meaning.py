@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from codebrush import Codebrush
 from codebrush.cli.main import run
-from codebrush.search.database import open_database
+from codebrush.errors import PromptError
+from codebrush.pack.pack import clip_hash
+from codebrush.search.database import Mark, open_database
+from codebrush.search.finding import Query, find
 from codebrush.search.nearness import Nearness
 
 
@@ -30,7 +34,7 @@ def test_captions_are_found_by_what_they_mean(
 def test_what_means_the_same_is_shown_where_no_picture_is_near(
     database: Path, micro_pack: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, near: bool
 ) -> None:
-    monkeypatch.setattr("codebrush.search.nearness.nearness", lambda *_, **__: Nearness(0.95 if near else 0.5))
+    monkeypatch.setattr("codebrush.search.finding.nearness", lambda *_, **__: Nearness(0.95 if near else 0.5))
     command = ["search", "an animal", "--db", str(database), "--pack", str(micro_pack)]
     assert run([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -46,6 +50,21 @@ def test_what_means_the_same_is_shown_where_no_picture_is_near(
     report = json.loads(capsys.readouterr().out)
     assert {each["path"]: pytest.approx(each["score"], abs=1e-4) for each in report["results"]} == scores
     assert "by_meaning" not in report
+
+
+def test_python_finds_the_same(
+    database: Path, micro_pack: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codebrush.search.finding.nearness", lambda *_, **__: Nearness(0.5))
+    brush = Codebrush.from_pretrained(micro_pack, device="cpu")
+    mark = Mark(brush.pack.name, clip_hash(brush.pack.member("clip")))
+    found = find(open_database(database, mark), brush.clip, brush.tokenizer, Query(text="an animal", k=4))
+    assert run(["search", "an animal", "-k", "4", "--db", str(database), "--pack", str(micro_pack), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [(hit.path, hit.score) for hit in found.hits] == [(hit["path"], hit["score"]) for hit in report["results"]]
+    assert (len(found.hits), list(found.meant), found.note) == (4, report["by_meaning"], "")
+    with pytest.raises(PromptError, match='the pack cannot read "龙"'):
+        find(open_database(database, mark), brush.clip, brush.tokenizer, Query(text="龙"))
 
 
 def test_without_a_text_the_lines_of_the_input_are_searched_for(

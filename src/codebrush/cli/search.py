@@ -60,6 +60,7 @@ def search(
     from codebrush.pack.pack import clip_hash
     from codebrush.pipeline import Codebrush
     from codebrush.search.database import WORDS_UPDATED, Mark, open_database
+    from codebrush.search.finding import Query
 
     brush = Codebrush.from_pretrained(pack)
     database = open_database(db, Mark(brush.pack.name, clip_hash(brush.pack.member("clip"))), quiet=True)
@@ -67,12 +68,11 @@ def search(
         raise UsageError(f"--sheet {sheet} is one of the pictures in {db}: name another file")
     if mode in (Mode.TEXT, Mode.HYBRID) and database.update_words():
         print(f"codebrush: {WORDS_UPDATED}", file=sys.stderr)
-    flags = (image, image_weight, without or (), where, mode, min_score, k, sheet, json_output)
-    session = Session(brush, database, *flags)
-    if texts is None:
-        session.answer(query)
-    else:
-        session.answer_each(texts)
+    asked = Query(
+        picture_weight=image_weight, without=without or (), where=where, mode=mode.value, min_score=min_score, k=k
+    )
+    session = Session(brush, database, asked, image, sheet, json_output)
+    session.answer(query) if texts is None else session.answer_each(texts)
 
 
 def _texts() -> Iterator[str]:

@@ -14,7 +14,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from codebrush.cli.main import run
 from codebrush.data.decoding.images import read_manifest
-from packs import write_micro_pack
+from codebrush.models.upscaler import Upscaler, UpscalerConfig
+from packs import micro_clip, write_micro_pack
 
 SHORT = ("--method", "guide", "--steps", 4, "--show-every", 2, "--cutouts", 2)
 
@@ -145,6 +146,16 @@ def test_a_run_that_was_stopped_before_it_began_leaves_nothing_to_resume(
     assert generate(*command) == 130
     assert capsys.readouterr().err == "codebrush: stopped\n"
     assert not (tmp_path / "run").exists()
+
+
+def test_enlarged_pictures_say_which_step_was_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    upscaler = Upscaler(UpscalerConfig(width=8, blocks=1))
+    pack = write_micro_pack(tmp_path / "pack", scorer=micro_clip(), upscaler=upscaler)
+    command = ("a dog", "--method", "guide", "--steps", 1, "--cutouts", 2, "--pack", pack, "--upscale", 2)
+    (image,) = generate_json(capsys, *command, "--out", tmp_path / "run")["images"]
+    assert image["path"] == str(tmp_path / "run" / "picture_00_x2.png")
+    assert image["kept_step"] == read_manifest(image["path"])["steps"]
+    assert isinstance(image["scorer_at_start"], float)
 
 
 def test_a_resumed_run_makes_the_video_that_it_was_begun_with(

@@ -152,7 +152,8 @@ def _guided(values: dict[str, Any], tuning: dict[str, Any], guidance: dict[str, 
     if prompt is not None:
         report |= prompt_entry(brush.tokenizer, guided.request.prompt, words["style"])
     if enlarge is not None:
-        report["images"] = save_enlarged(enlarge(guided.results), folder, f"x{after.upscale}")
+        enlarged = save_enlarged(enlarge(guided.results), folder, f"x{after.upscale}")
+        report["images"] = [image | large for image, large in zip(report["images"], enlarged, strict=True)]
     if after.video is not None:
         report["video"] = str(guided.write_video(after.video_file(folder), after.fps, after.between))
     return report

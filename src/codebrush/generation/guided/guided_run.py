@@ -209,7 +209,8 @@ class GuidedRun:
         ]
         if self.models.scorer is not None:
             results = self.models.scorer.judge(results, pictures, *self._judged_by)
-        results = [replace(result, image=self._cut_out(result.image)) for result in results]
+        if self._ground is not None:
+            results = [replace(result, image=cut_out(result.image, self._ground)) for result in results]
         self.steps_taken = max(self.steps_taken, state.step)
         for row, result in enumerate(results):
             index = guidance.batch.pictures[row]
@@ -222,16 +223,18 @@ class GuidedRun:
         self._number, self._state = number + 1, None
         self._save_checkpoint(number + 1, None)
 
-    def _cut_out(self, picture: Image.Image) -> Image.Image:
-        """A finished picture, transparent where the ground of a transparent start is."""
+    @cached_property
+    def _ground(self) -> Image.Image | None:
+        """The picture that the run starts from, RGBA and as large as its pictures, by which they become transparent;
+        None if they do not."""
         start = self.request.start if self.request.transparency == "kept" else None
         alpha = None if start is None else opacity(decode_image(start, keep_mode=True))
-        if alpha is None:
-            return picture
-        size = picture.height, picture.width
-        before = to_pil(cover(decode_image(str(start)), size))
-        before.putalpha(to_pil(cover(alpha, size)).getchannel("R"))
-        return cut_out(picture, before)
+        if start is None or alpha is None:
+            return None
+        width, height = self._size
+        before = to_pil(cover(decode_image(start), (height, width)))
+        before.putalpha(to_pil(cover(alpha, (height, width))).getchannel("R"))
+        return before
 
     def _scores(self, pictures: list[Image.Image]) -> list[float]:
         clip, parts = self.models.clip, prompt_parts(self.request)

@@ -38,7 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": _SOURCES | _TASKS | {"methods", "picture_tasks"},
     "previews": _SOURCES | _TASKS,
     "hub": {"conversion", "pack"},
-    "cli": _SOURCES | _TASKS | {"hub", "methods", "pipeline", "previews"},
+    "serving": _SOURCES | _TASKS | {"pipeline"},
+    "cli": _SOURCES | _TASKS | {"hub", "methods", "pipeline", "previews", "serving"},
     "__main__": {"cli"},
     "__init__": {"pipeline", "conversion"},
 }

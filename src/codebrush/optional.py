@@ -13,6 +13,11 @@ PACKAGES = {
     "av": ("PyAV", "video"),
     "pillow_heif": ("pillow-heif", "photos"),
     "rawpy": ("rawpy", "photos"),
+    "fastapi": ("FastAPI", "serve"),
+    "uvicorn": ("uvicorn", "serve"),
+    "sqlalchemy": ("SQLAlchemy", "serve"),
+    "prometheus_client": ("prometheus-client", "serve"),
+    "multipart": ("python-multipart", "serve"),
 }
 
 

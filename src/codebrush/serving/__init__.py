@@ -1,0 +1,1 @@
+"""Serves packs to many callers: a queue of jobs, and an HTTP API on it."""

@@ -1,0 +1,265 @@
+"""The engine: takes jobs, runs them batch by batch on one worker, and loses none when the server stops or is killed."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from codebrush.errors import CodebrushError, PackError
+from codebrush.pipeline import Codebrush
+from codebrush.serving.jobs import Job, JobError, QueueFull, Stopped
+from codebrush.serving.log import log, log_failure
+from codebrush.serving.metrics import Metrics
+from codebrush.serving.queue import FairQueue
+from codebrush.serving.store import Store
+from codebrush.serving.work import KINDS, batch_key
+
+MOST_ATTEMPTS = 2  # starts of a job, after which one that kills the server is given up
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine takes and keeps. Times are in seconds."""
+
+    queue: int = 64  # jobs that wait
+    batch: int = 16  # jobs that are drawn together
+    seconds: float = 900.0  # that a job may run
+    keep_seconds: float = 24 * 3600.0  # after which what came of a job is forgotten
+    keep_bytes: int = 2 * 1024**3  # of all results; the oldest go first
+
+    @property
+    def reserve(self) -> int:
+        """Places of the queue for callers who have no job in it."""
+        return self.queue // 8
+
+
+class Engine:
+    """Runs jobs with `packs`: name -> a function that opens it, called once. `start` it, `stop` it at the end.
+
+    Jobs that another server left in the store are taken up first.
+    """
+
+    def __init__(
+        self,
+        packs: Mapping[str, Callable[[], Codebrush]],
+        store: Store,
+        limits: Limits = Limits(),
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.packs, self.store, self.limits = packs, store, limits
+        self.metrics = Metrics() if metrics is None else metrics
+        self._open: dict[str, Codebrush] = {}
+        self._opening = threading.Lock()
+        self._live: dict[str, Job] = {}
+        self._queue = FairQueue(batch_key)
+        self._lock = threading.Condition()
+        self._stopping = self._abandoned = False
+        self._seconds: deque[float] = deque([2.0], maxlen=20)  # that each of the last jobs took
+        self._worker = threading.Thread(target=self._work, name="codebrush-worker", daemon=True)
+        self._recover()
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._worker.start()
+
+    def _recover(self) -> None:
+        """Take up the jobs that a server left behind."""
+        self.store.sweep()
+        for row in self.store.unfinished():
+            job = Job.of_row(row, self.store.folder(row["id"]))
+            self._live[job.id] = job
+            if job.attempts >= MOST_ATTEMPTS:
+                self._end(job, "failed", {"code": "server_stopped", "message": _GIVEN_UP})
+            elif job.pack not in self.packs or job.kind not in KINDS:
+                gone = f"the server was started again without the pack '{job.pack}'"
+                self._end(job, "failed", {"code": "model_not_found", "message": gone})
+            else:
+                job.state = "queued"
+                self._queue.add(job)
+            log("job resumed" if not job.ended else "job given up", job=job.id, kind=job.kind)
+        self._prune()
+        self._count()
+
+    def stop(self, grace: float = 30.0) -> None:
+        """Take no more jobs, finish what runs within `grace` seconds, or leave it to be resumed by the next start."""
+        with self._lock:
+            self._stopping = True
+            self._lock.notify_all()
+        if self._worker.is_alive():
+            self._worker.join(grace)
+            self._abandoned = True
+            self._worker.join(max(grace, 30.0))
+        self.store.close()
+
+    def brush(self, pack: str) -> Codebrush:
+        """A pack, opened at first use. Raises JobError for one that is not served."""
+        if pack not in self.packs:
+            raise JobError("model_not_found", f"there is no model '{pack}': there are {', '.join(self.packs)}")
+        with self._opening:
+            if pack not in self._open:
+                self._open[pack] = self.packs[pack]()
+            return self._open[pack]
+
+    def submit(
+        self, kind: str, pack: str, request: dict[str, Any], owner: str, files: Mapping[str, bytes] | None = None
+    ) -> Job:
+        """Take a job; `files` are stored in its folder.
+
+        Raises:
+            QueueFull: if the queue has no place for it.
+            JobError: if there is no such pack, or the server is about to stop.
+        """
+        self.brush(pack)
+        job = Job(kind, pack, owner, request, self.store.data)
+        job.folder = self.store.folder(job.id)
+        with self._lock:
+            if self._stopping:
+                raise JobError("server_stopping", "the server is about to stop: try again soon")
+            room = self.limits.queue - len(self._queue)
+            if room <= (self.limits.reserve if self._queue.waits(owner) else 0):
+                self.metrics.refused.inc()
+                raise QueueFull(self._wait())
+            job.folder.mkdir(parents=True)
+            for name, content in (files or {}).items():
+                (job.folder / name).write_bytes(content)
+            self.store.add(job.row())
+            self._live[job.id] = job
+            self._queue.add(job)
+            self._count()
+            self._lock.notify_all()
+        return job
+
+    def find(self, job: str, owner: str | None = None) -> Job | None:
+        """A job; None if there is none, or it is another caller's (`owner` None: whoever's it is)."""
+        found = self._live.get(job)
+        if found is None:
+            row = self.store.find(job)
+            found = None if row is None else Job.of_row(row, self.store.folder(job))
+        return None if found is None or owner not in (None, found.owner) else found
+
+    def cancel(self, job: Job) -> None:
+        """Take a waiting job out of the queue, or let a running one stop after its next step; not one that ended."""
+        with self._lock:
+            if job.ended:
+                return
+            job.cancelled = True
+            if self._queue.remove(job):
+                self._end(job, "cancelled", None)
+            self._count()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                while not self._stopping and not len(self._queue):
+                    self._lock.wait()
+                if self._stopping:
+                    return
+                batch = self._queue.take(self.limits.batch)
+                for job in batch:
+                    job.state, job.started, job.attempts = "running", time.time(), job.attempts + 1
+                    self.store.change(job.id, state="running", started=job.started, attempts=job.attempts)
+                self._count()
+            for job in batch:
+                job.changed()
+            try:
+                self._run(batch)
+                self._prune()
+            except Exception as error:  # such as a full disk: the worker must outlive it
+                log_failure(error)
+                for job in batch:
+                    self._lose(job)
+
+    def _run(self, batch: Sequence[Job]) -> None:
+        """Work on a batch. If it fails, each of its jobs is tried alone, so that only the one to blame fails."""
+        began, kind = time.time(), batch[0].kind
+        self.metrics.batch.observe(len(batch))
+        try:
+            results = KINDS[kind].run(
+                self.brush(batch[0].pack), batch, lambda step, of: self._progress(batch, step, of)
+            )
+        except Stopped:
+            self._leave(batch)
+        except Exception as error:
+            waiting = [job for job in batch if not job.ended]
+            if len(batch) > 1:
+                for job in waiting:
+                    job.started = time.time()
+                    self._run([job])
+            elif waiting:
+                self._end(waiting[0], "failed", _error_of(error, waiting[0]))
+        else:
+            for job, result in zip(batch, results, strict=True):
+                if not job.ended:
+                    job.result = result
+                    self._end(job, "done", None)
+            self._seconds.append((time.time() - began) / len(batch))
+
+    def _progress(self, batch: Sequence[Job], step: int, of: int) -> None:
+        """Called by the work after each step. Raises Stopped when nobody waits for any of the jobs."""
+        for job in batch:
+            if job.ended:
+                continue
+            if job.cancelled:
+                self._end(job, "cancelled", None)
+            elif time.time() - (job.started or 0) > self.limits.seconds and step < of:
+                late = f"it took longer than the limit of {self.limits.seconds:g} s: ask for less"
+                self._end(job, "failed", {"code": "time_limit", "message": late})
+            else:
+                job.progress(step, of)
+        if self._abandoned or all(job.ended for job in batch):
+            raise Stopped
+
+    def _leave(self, batch: Sequence[Job]) -> None:
+        """Let the next start of the server go on with what has not ended; that it was stopped counts as no attempt."""
+        for job in batch:
+            if not job.ended:
+                job.state = "queued"
+                self.store.change(job.id, state="queued", attempts=job.attempts - 1)
+                job.changed()
+
+    def _end(self, job: Job, state: str, error: dict[str, str] | None) -> None:
+        job.state, job.error, job.finished = state, error, time.time()
+        self.store.finish(job.id, state, error=error, result=job.result)
+        self._live.pop(job.id, None)
+        self.metrics.finished(job.kind, state, job.finished - job.created)
+        code = {} if error is None else {"error": error["code"]}
+        log("job ended", job=job.id, kind=job.kind, state=state, seconds=round(job.finished - job.created, 3), **code)
+        job.changed()
+
+    def _lose(self, job: Job) -> None:
+        """End a job whose end could not be kept."""
+        if not job.ended:
+            job.state, job.error = "failed", {"code": "internal_error", "message": "the result could not be kept"}
+            self._live.pop(job.id, None)
+            job.changed()
+
+    def _prune(self) -> None:
+        gone = self.store.prune(self.limits.keep_seconds, self.limits.keep_bytes)
+        if gone:
+            log("jobs forgotten", count=len(gone))
+
+    def _wait(self) -> int:
+        """In how many seconds the queue may have a place."""
+        return max(1, round(sum(self._seconds) / len(self._seconds)))
+
+    def _count(self) -> None:
+        self.metrics.queue.set(len(self._queue))
+
+
+_GIVEN_UP = f"the server was killed {MOST_ATTEMPTS} times while this job ran, so it is not tried again"
+
+
+def _error_of(error: Exception, job: Job) -> dict[str, str]:
+    """What a caller is told of an error: the line of one that a user can cause, nothing of any other."""
+    if isinstance(error, JobError):
+        return {"code": error.code, "message": str(error)}
+    if isinstance(error, PackError):
+        return {"code": "unsupported_by_model", "message": str(error)}
+    if isinstance(error, CodebrushError):
+        return {"code": "invalid_value", "message": str(error)}
+    log_failure(error, job=job.id, kind=job.kind)
+    if isinstance(error, MemoryError):
+        return {"code": "out_of_memory", "message": "there is not enough memory for this: ask for less"}
+    return {"code": "internal_error", "message": "something went wrong in the server; its log says what"}

@@ -1,0 +1,117 @@
+"""A job: what one caller asked for, how far it is, and what came of it."""
+
+import io
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+from PIL import Image
+
+from codebrush.errors import CodebrushError
+
+ENDED = ("done", "failed", "cancelled")
+
+
+class JobError(CodebrushError):
+    """A job that cannot be taken or went wrong; `code` says it in one word to programs."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class QueueFull(JobError):
+    """The queue has no place; `retry_after` is in how many seconds it may have one."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__("queue_full", f"the queue is full: try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class Stopped(Exception):
+    """Raised within a job's work when nobody waits for it any more, or the server stops."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One job. `request` are the arguments of its kind; `listeners` are called, in any thread, after each change.
+
+    `state` is queued, running, done, failed or cancelled. `shown` are the half-drawn pictures so far, each a list with
+    one picture or more as PNG.
+    """
+
+    kind: str
+    pack: str
+    owner: str
+    request: dict[str, Any]
+    folder: Path
+    id: str = field(default_factory=lambda: f"job_{secrets.token_hex(16)}")
+    state: str = "queued"
+    created: float = field(default_factory=time.time)
+    started: float | None = None
+    finished: float | None = None
+    attempts: int = 0
+    error: dict[str, str] | None = None
+    result: dict[str, Any] | None = None
+    step: int = 0
+    of: int = 0
+    shown: list[list[bytes]] = field(default_factory=list)
+    cancelled: bool = False
+    listeners: list[Callable[[], None]] = field(default_factory=list)
+    _lock: RLock = field(default_factory=RLock)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.state in ENDED
+
+    @property
+    def seconds_left(self) -> float | None:
+        """About how many seconds it will still take; None if that is not known."""
+        if self.state != "running" or self.started is None or not self.step:
+            return None
+        return round((time.time() - self.started) / self.step * (self.of - self.step), 1)
+
+    def changed(self) -> None:
+        """Tell the listeners."""
+        with self._lock:
+            listeners = list(self.listeners)
+        for listener in listeners:
+            listener()
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each change from now on."""
+        with self._lock:
+            self.listeners.append(listener)
+
+    def progress(self, step: int, of: int) -> None:
+        """Say how far it is."""
+        self.step, self.of = step, of
+        self.changed()
+
+    def show(self, pictures: Sequence[Image.Image]) -> None:
+        """Show pictures as they are now."""
+        self.shown.append([png_bytes(picture) for picture in pictures])
+        self.changed()
+
+    def row(self) -> dict[str, Any]:
+        """What the store keeps of it."""
+        names = ("id", "kind", "pack", "owner", "request", "state", "created", "started", "attempts")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any], folder: Path) -> "Job":
+        """A job from its row in the store."""
+        names = ("id", "kind", "pack", "owner", "request", "state", "created", "started", "finished", "attempts")
+        return cls(**{name: row[name] for name in (*names, "error", "result")}, folder=folder)
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG."""
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return file.getvalue()

@@ -1,0 +1,35 @@
+"""Figures for Prometheus: requests, jobs, the queue, the sizes of batches."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+BUCKETS = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)  # seconds
+
+
+class Metrics:
+    """The figures of one server."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        own = {"registry": self._registry}
+        self.requests = Counter("codebrush_requests", "HTTP requests.", ["route", "status"], **own)
+        self.jobs = Counter("codebrush_jobs", "Jobs that ended.", ["kind", "state"], **own)
+        self.seconds = Histogram(
+            "codebrush_job_seconds", "From request to end of a job.", ["kind"], buckets=BUCKETS, **own
+        )
+        self.refused = Counter("codebrush_refused", "Jobs refused because the queue was full.", **own)
+        self.queue = Gauge("codebrush_queue", "Jobs that wait.", **own)
+        self.batch = Histogram(
+            "codebrush_batch_jobs", "Jobs that were drawn together.", buckets=(1, 2, 4, 8, 16, 32), **own
+        )
+
+    def finished(self, kind: str, state: str, seconds: float) -> None:
+        """Count a job that ended."""
+        self.jobs.labels(kind, state).inc()
+        self.seconds.labels(kind).observe(seconds)
+
+    def text(self) -> bytes:
+        """All figures in Prometheus' text format."""
+        return generate_latest(self._registry)

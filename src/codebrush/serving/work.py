@@ -1,0 +1,89 @@
+"""What is done for each kind of job: calls of `Codebrush`, and where their results are kept."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from codebrush.data.decoding.images import save_png, to_pil
+from codebrush.generation.guided.run_folder import RUN_FILE
+from codebrush.generation.result import Result
+from codebrush.pipeline import Codebrush
+from codebrush.progress import Preview, Progress
+from codebrush.serving.jobs import Job
+
+OWN = ("prompt", "seed")  # what may differ between the jobs of one batch
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of job. `run` returns the result of each job of a batch; `group` is equal for what is one batch."""
+
+    run: Callable[[Codebrush, Sequence[Job], Progress], list[dict[str, Any]]]
+    group: Callable[[Mapping[str, Any]], str | None] = lambda request: None
+
+
+def batch_key(job: Job) -> tuple[str, str, str] | None:
+    """Equal for jobs that are drawn together; None for one that is drawn alone."""
+    key = KINDS[job.kind].group(job.request)
+    return None if key is None else (job.kind, job.pack, key)
+
+
+def _options(request: Mapping[str, Any]) -> str | None:
+    """All but the prompt and the seed."""
+    if request.get("method", "sample") != "sample":
+        return None
+    return json.dumps({name: value for name, value in request.items() if name not in OWN}, sort_keys=True)
+
+
+def _generate(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:
+    first = dict(jobs[0].request)
+    if first.get("method") == "guide":
+        return [_guide(brush, jobs[0], progress)]
+    prompts, seeds = ([job.request[name] for job in jobs] for name in OWN)
+    options = {name: value for name, value in first.items() if name not in (*OWN, "previews")}
+    if first.get("method") == "flow" and "cfg_interval" in options:
+        options["cfg_interval"] = tuple(options["cfg_interval"])
+    count = first.get("previews", 0)
+    preview = Preview(count, lambda number, pictures: jobs[number].show(pictures)) if count else None
+    drawn = brush.generate(prompts, seed=seeds, progress=progress, preview=preview, **options)
+    return [_kept(job, results) for job, results in zip(jobs, drawn, strict=True)]
+
+
+def _guide(brush: Codebrush, job: Job, progress: Progress) -> dict[str, Any]:
+    """A guided run in the job's folder; one that was stopped there goes on."""
+    request, folder = dict(job.request), job.folder / "run"
+    scale, count = request.pop("upscale", None), request.pop("previews", 0)
+    enlarge = brush.enlarger.results(scale) if scale else list  # refuses a pack without upscaler before the run
+    preview = Preview(count, lambda _, pictures: job.show(pictures))
+    if (folder / RUN_FILE).exists():
+        run = brush.resume(folder)
+    else:
+        del request["method"]
+        run = brush.guide(request.pop("prompt"), folder=folder, **request)
+    n = run.request.n
+    for step in run:
+        if preview.due(step.step, step.steps):
+            preview.show(0, [to_pil(image) for image in step.images()])
+        progress(step.steps * step.pictures.start + step.step * len(step.pictures), step.steps * n)
+    result = _kept(job, enlarge(run.results))
+    shutil.rmtree(folder, ignore_errors=True)  # the pictures say how they were made
+    return result
+
+
+def _kept(job: Job, results: Sequence[Result]) -> dict[str, Any]:
+    """Store pictures in the job's folder as the command line does; returns what the job says of them."""
+    images = []
+    for number, result in enumerate(results):
+        file = f"picture_{number:02d}.png"
+        save_png(result.image, job.folder / file, result.manifest)
+        entry = {"file": file, "seed": result.manifest["seed"], "index": result.manifest["index"]}
+        entry |= {"clip_score": result.score, "size": list(result.image.size), "codes": result.codes.numel()}
+        if result.judged is not None:
+            entry |= {"scorer_score": result.judged, "verdict": result.verdict}
+        images.append(entry)
+    return {"images": images}
+
+
+KINDS: Mapping[str, Kind] = {"generate": Kind(_generate, _options)}

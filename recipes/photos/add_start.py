@@ -17,7 +17,7 @@ from codebrush.models.vqgan import VQGAN
 from codebrush.training.run_folder import MODEL_FOLDER
 
 NAME = "photographs"
-LICENCE = "CC BY-SA 4.0 and 3.0, CC BY 4.0, CC0: trained on crops of the twelve photographs named in NOTICE"
+LICENCE = "CC BY-SA 4.0; trained on crops of the photographs named in NOTICE"
 
 
 def main() -> None:

@@ -75,7 +75,7 @@ def test_the_vqgan_that_reconstructs_the_pictures_better_is_begun_from(
 def test_a_vqgan_that_knows_the_pictures_is_left_as_it_is_and_its_time_goes_to_the_others(
     known: bool, pack, shapes: Path, tmp_path: Path, clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(member_training, "KNOWN", 0.0 if known else 99.0)
+    monkeypatch.setattr(member_training, "KNOWN", 0.1 if known else 99.0)
     given = request(shapes, tmp_path / "second", plans={}, budget=BUDGET, start=pack[0], image_size=None)
     said: list[str] = []
     report = train_pack(given, said.append)
@@ -90,14 +90,13 @@ def test_a_vqgan_that_knows_the_pictures_is_left_as_it_is_and_its_time_goes_to_t
         assert report["stages"]["transformer"]["from"] == "micro"
 
 
-def test_a_vqgan_that_knows_the_pictures_is_trained_with_small_steps_where_there_is_much_time(
+def test_a_vqgan_that_has_seen_such_pictures_is_trained_with_small_steps(
     pack, shapes: Path, tmp_path: Path, clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch
 ):
     given = request(shapes, tmp_path / "usual", plans={}, budget=BUDGET, start=pack[0], image_size=None)
     train_pack(given, lambda text: None)
-    monkeypatch.setattr(member_training, "KNOWN", 0.0)
-    monkeypatch.setattr(member_training, "KNOWN_SHARE", 99.0)
+    monkeypatch.setattr(member_training, "SEEN", 0.1)
     given = request(shapes, tmp_path / "known", plans={}, budget=BUDGET, start=pack[0], image_size=None)
     train_pack(given, lambda text: None)
     rates = [read_plan(tmp_path / f"{name}.work" / "vqgan").recipe.learning_rate for name in ("usual", "known")]
-    assert rates[1] == pytest.approx(member_training.KNOWN_RATE * rates[0])
+    assert rates[1] == pytest.approx(member_training.SEEN_RATE * rates[0])

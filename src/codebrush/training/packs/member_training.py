@@ -44,8 +44,9 @@ from codebrush.version import __version__
 
 LEFT_OUT_FILE = "left-out.json"
 SMALL_SIDE = 64  # pixels, of pictures that a short budget may be enough for
-KNOWN = 24.0  # dB of pictures through a VQGAN that knows them: a few steps make it worse before they make it better
-KNOWN_RATE = 0.2  # learning rate of a VQGAN that knows the pictures, as a share of a fresh one's
+SEEN = 20.0  # dB of pictures through a VQGAN that has seen such: large steps make it worse before they make it better
+SEEN_RATE = 0.2  # learning rate of that, as a share of a fresh one's
+KNOWN = 24.0  # dB of pictures through a VQGAN that needs no training
 KNOWN_SHARE = 0.2  # of a budget, that must be enough for what such a VQGAN needs if it is to be trained
 PREVIEWED = 600.0  # seconds of a stage within a budget, from which on it draws previews on the way
 Say = Callable[[str], None]
@@ -227,7 +228,7 @@ class MemberTraining:
             if stage.name in self.request.plans or stage.name in self.left_out or has_begun(self.work / stage.name):
                 continue
             self._time(stage)
-            if self._is_known(stage):
+            if self._reconstructs(stage) >= KNOWN:
                 known = f"it reconstructs these pictures with {self.start.reconstructs:.1f} dB already"
                 if self.needs.pop(stage.name) > KNOWN_SHARE * self._left():
                     self.left_out[stage.name] = known
@@ -271,10 +272,9 @@ class MemberTraining:
         if stage.served_first:
             self.needs[stage.name] = step / size.batch_size * size.examples * (0.3 if begins is not None else 1.0)
 
-    def _is_known(self, stage: Stage) -> bool:
-        """Whether a stage begins from a VQGAN that knows the pictures."""
-        known = self.start.reconstructs
-        return stage.name == "vqgan" and stage.name in self.start.fits and known is not None and known >= KNOWN
+    def _reconstructs(self, stage: Stage) -> float:
+        """The PSNR in dB of the pictures through the VQGAN that the stage begins from; 0 if it begins from none."""
+        return (stage.name == "vqgan" and stage.name in self.start.fits and self.start.reconstructs) or 0.0
 
     def _refuse(self, stage: Stage, seconds: float) -> NoReturn:
         """Raise UsageError, with a budget that is enough, for a stage that sees too few pictures in its `seconds`."""
@@ -335,7 +335,7 @@ class MemberTraining:
         request = self.request
         recipe = stage.adapt(size.recipe, self.materials, start, request.tokenizer == "wordpiece")
         if start is not None:
-            rate = KNOWN_RATE if self._is_known(stage) else stage.start_rate
+            rate = SEEN_RATE if self._reconstructs(stage) >= SEEN else stage.start_rate
             recipe = replace(recipe, learning_rate=rate * recipe.learning_rate)
         every = max(1, steps // 20)
         loop = LoopConfig(

@@ -6,6 +6,7 @@
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,14 @@ from torch import Tensor
 from codebrush.errors import ImageError, PackError, UsageError
 from codebrush.generation.editing.editing import EDITS, Edit, prepare_edit
 from codebrush.generation.editing.translation import replay_translation
-from codebrush.generation.guided.guide_options import FORMER_NAMES, GuideOptions, guide_options, usual_preset
+from codebrush.generation.guided.flow_guidance import FlowGuidance, guided_drawing, guided_edit_drawing
+from codebrush.generation.guided.guide_options import (
+    FLOW_GUIDING,
+    FORMER_NAMES,
+    GuideOptions,
+    guide_options,
+    usual_preset,
+)
 from codebrush.generation.guided.guided_batch import GuidanceModels
 from codebrush.generation.guided.guided_request import GuidedRequest, check_files, warn_of_shapes, with_files
 from codebrush.generation.guided.guided_run import GuidedRun
@@ -28,6 +36,7 @@ from codebrush.generation.manifest import (
     check_retrieval,
     damage_reported,
     origin,
+    read_clip_guidance,
     read_index_and_threads,
     read_plan,
     read_retrieval,
@@ -115,32 +124,63 @@ def _retrieve(loaded: LoadedPack, call: Call) -> list[Result]:
     return loaded.sampler.best(_retrieval(loaded, loaded.sampler, call.prompt, options, how), call.progress)
 
 
-def _replay_retrieve(loaded: LoadedPack, manifest: Mapping[str, Any], sampler: Sampler | None = None) -> Result:
-    sampler = sampler or loaded.sampler
+def _replay_retrieve(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
+    return loaded.sampler.replay(manifest, partial(_looked_up_again, loaded, loaded.sampler, manifest))
+
+
+def _looked_up_again(
+    loaded: LoadedPack, sampler: Sampler, manifest: Mapping[str, Any], options: DrawOptions
+) -> Drawing:
+    """The drawing of a manifest. Raises ImageError if the embedding would be made of other pictures than then."""
     with damage_reported():
         how = Retrieval(**read_retrieval(manifest))
-
-    def prepare(options: DrawOptions) -> Drawing:
-        drawing = _retrieval(loaded, sampler, manifest["prompt"], options, how)
-        check_retrieval(drawing.entry, manifest)
-        return drawing
-
-    return sampler.replay(manifest, prepare)
+    drawing = _retrieval(loaded, sampler, manifest["prompt"], options, how)
+    check_retrieval(drawing.entry, manifest)
+    return drawing
 
 
 def _flow(loaded: LoadedPack, call: Call) -> list[Result]:
     settings, lookup = FlowSettings(**_given(call, FLOW_OPTIONS)), _given(call, RETRIEVAL)
     _refuse_code_filters(call.sampling)
-    options = call.draw_options(loaded, settings)
+    options, guidance = call.draw_options(loaded, settings), _flow_guidance(loaded.pack, call.options)
     sampler = loaded.flow_sampler
-    if not lookup:
-        return sampler.sample(call.prompt, options, call.progress)
-    return sampler.best(_retrieval(loaded, sampler, call.prompt, options, Retrieval(**lookup)), call.progress)
+    if lookup:
+        drawing = _retrieval(loaded, sampler, call.prompt, options, Retrieval(**lookup))
+    else:
+        drawing = sampler.prepare(call.prompt, options)
+    if guidance is not None:
+        drawing = guided_drawing(drawing, guidance_models(loaded), guidance)
+    return sampler.best(drawing, call.progress)
 
 
 def _replay_flow(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
-    sampler = loaded.flow_sampler
-    return _replay_retrieve(loaded, manifest, sampler) if by_retrieval(manifest) else sampler.replay(manifest)
+    sampler, guidance = loaded.flow_sampler, _read_flow_guidance(manifest)
+
+    def prepare(options: DrawOptions) -> Drawing:
+        if by_retrieval(manifest):
+            drawing = _looked_up_again(loaded, sampler, manifest, options)
+        else:
+            drawing = sampler.prepare(manifest["prompt"], options)
+        return drawing if guidance is None else guided_drawing(drawing, guidance_models(loaded), guidance)
+
+    return sampler.replay(manifest, prepare)
+
+
+def _flow_guidance(pack: Pack, given: Mapping[str, Any]) -> FlowGuidance | None:
+    """CLIP's guidance of a flow from the options that are `given`; None if it is off."""
+    options = {name: value for name, value in given.items() if name in FLOW_GUIDING and value is not None}
+    scale = given.get("clip_guidance")
+    if scale is None and options:
+        raise UsageError(f"{next(iter(options))} is for CLIP's guidance of the flow: add clip_guidance, like 0.5")
+    if not scale:
+        return None
+    return FlowGuidance.of(scale, options, pack.info.get("guidance", {}))
+
+
+def _read_flow_guidance(manifest: Mapping[str, Any]) -> FlowGuidance | None:
+    with damage_reported():
+        found = read_clip_guidance(manifest)
+        return None if found is None else FlowGuidance.from_manifest(found)
 
 
 def _refuse_code_filters(sampling: Mapping[str, Any]) -> None:
@@ -292,6 +332,21 @@ def edit_options(
     return draw_options(pack, {**sampling, "n": n, "seed": seed, "flow": flow})
 
 
+def edit_guidance(pack: Pack, painter: str, scale: float | None) -> FlowGuidance | None:
+    """CLIP's guidance of an edit by one of PAINTERS; None if it is off. Raises UsageError if codes are drawn."""
+    if scale is not None and painter != "flow":
+        raise UsageError(f"clip_guidance is an option of the method flow, not of {painter}")
+    return _flow_guidance(pack, {"clip_guidance": scale})
+
+
+def edit_drawing(
+    loaded: LoadedPack, sampler: Sampler, edit: Edit, options: DrawOptions, guidance: FlowGuidance | None
+) -> Drawing:
+    """The drawing of an edit, guided by CLIP if `guidance` is given. Raises as `prepare_edit`."""
+    drawing = prepare_edit(sampler, edit, options)
+    return drawing if guidance is None else guided_edit_drawing(drawing, guidance_models(loaded), guidance)
+
+
 def painter_sampler(loaded: LoadedPack, painter: str) -> Sampler:
     """The sampler of one of PAINTERS. Raises PackError if the pack lacks it."""
     return loaded.flow_sampler if painter == "flow" else loaded.sampler
@@ -304,12 +359,13 @@ def _replay_edit(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
         return replay_translation(loaded.pack, loaded.clip, loaded.vqgan, edit, manifest)
     with damage_reported():
         sampler = painter_sampler(loaded, "flow" if by_flow(manifest) else "sample")
-    return sampler.replay(manifest, lambda options: prepare_edit(sampler, edit, options))
+    guidance = _read_flow_guidance(manifest)
+    return sampler.replay(manifest, lambda options: edit_drawing(loaded, sampler, edit, options, guidance))
 
 
 METHODS: Mapping[str, Method] = {
     "sample": Method(frozenset(("size",)), _sample, _sample_together),
-    "flow": Method(frozenset(("size", *FLOW_OPTIONS, *RETRIEVAL)), _flow),
+    "flow": Method(frozenset(("size", *FLOW_OPTIONS, *RETRIEVAL, "clip_guidance", *FLOW_GUIDING)), _flow),
     "retrieve": Method(frozenset(("size", *RETRIEVAL)), _retrieve),
     "guide": Method(
         frozenset(("preset", "folder", *FORMER_NAMES, *(option.name for option in fields(GuideOptions)))), _guide

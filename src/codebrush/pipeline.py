@@ -21,7 +21,7 @@ from codebrush.data.decoding.images import Picture, is_several, picture_list
 from codebrush.errors import PromptError, UsageError
 from codebrush.generation.advice import warn_of_failure, warn_of_words
 from codebrush.generation.editing.canvas import warn_of_square
-from codebrush.generation.editing.editing import STRENGTH, Edit, prepare_edit, translation_defaults
+from codebrush.generation.editing.editing import STRENGTH, Edit, translation_defaults
 from codebrush.generation.editing.interpolation import Keyframe, frames_between, is_prompt
 from codebrush.generation.editing.translation import translate_picture, uses_translator
 from codebrush.generation.editing.upscaling import SCALES
@@ -37,6 +37,8 @@ from codebrush.methods import (
     Call,
     Method,
     check_method,
+    edit_drawing,
+    edit_guidance,
     edit_options,
     edit_painter,
     find_method,
@@ -103,7 +105,9 @@ class Codebrush(PictureTasks):
           its index), and the best are kept. Its `options`: `size`, "WIDTHxHEIGHT" in pixels; above the pack's own size
           the codes are drawn through a moving window.
         - "flow": a flow transformer turns noise into the picture. Its `options`: those of `FlowSettings`, `size`, and
-          those of `Retrieval`, with which it draws from the embedding of a fitting picture too (unCLIP).
+          those of `Retrieval`, with which it draws from the embedding of a fitting picture too (unCLIP). With
+          `clip_guidance`, a scale such as 0.5 (see `FlowGuidance`), CLIP's gradient bends its way; then also the
+          prompts, cutouts, penalties and memory of `guide`.
         - "retrieve": as "sample", but from the embedding of a fitting picture too. Also takes the options of
           `Retrieval`.
         - "guide": CLIP's gradient changes a latent step by step (VQGAN-CLIP). Its `options` are those of `guide`.
@@ -190,8 +194,8 @@ class Codebrush(PictureTasks):
         """`n` pictures that CLIP finds similar to this one, best first.
 
         `method` is "sample", drawn by the code transformer, or "flow"; None is "sample", or "flow" if the pack has that
-        alone. `sampling` (cfg, ..., rerank, upscale, progress; of a flow also the options of `FlowSettings`) is as in
-        `generate`.
+        alone. `sampling` (cfg, ..., rerank, upscale, progress; of a flow also `clip_guidance` and the options of
+        `FlowSettings`) is as in `generate`.
 
         Raises:
             UsageError: if an option is unknown, or a value out of its range.
@@ -321,10 +325,11 @@ class Codebrush(PictureTasks):
         given, painter = dict(sampling), edit_painter(self.pack, method)
         progress, enlarge = given.pop("progress", None), self._enlarger_for(given.pop("upscale", None))
         edits = [edit(one) for one in picture_list(picture)]
+        guidance = edit_guidance(self.pack, painter, given.pop("clip_guidance", None))
         options = edit_options(self.pack, painter, given, n, seed, signature(task).parameters)
         sampler = painter_sampler(self, painter)
         drawn = [
-            Gallery(enlarge(sampler.best(prepare_edit(sampler, each, options), share)))
+            Gallery(enlarge(sampler.best(edit_drawing(self, sampler, each, options, guidance), share)))
             for each, share in zip(edits, shares(progress, len(edits)), strict=True)
         ]
         return _as_given(picture, drawn)

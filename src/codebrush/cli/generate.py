@@ -14,6 +14,7 @@ from codebrush.cli.output import check_folder, print_json, print_pictures, progr
 from codebrush.cli.sampling_flags import FLOW_FLAGS, UpscaleOption, sampling_options, with_sampling_flags
 from codebrush.cli.saving import free_file, free_folder, free_run_name, picture_entry, save_enlarged, save_run, slug
 from codebrush.errors import PackError, UsageError
+from codebrush.generation.guided.guide_options import FLOW_GUIDING
 
 if TYPE_CHECKING:
     from codebrush.generation.guided.guided_run import GuidedRun
@@ -115,12 +116,22 @@ def _check_flags(context: typer.Context) -> None:
     elif values["prompt"] is None:
         context.fail("Missing argument 'prompt': say what to draw, or name a stopped run with --resume")
     elif values["method"] != Method.GUIDE:
-        shared = {"size", "steps"} if values["method"] == Method.FLOW else {"size"}
-        refuse(spelt, WITH_GUIDANCE - shared, "is an option of guidance: add --method guide")
+        _check_guiding(spelt, flow=values["method"] == Method.FLOW)
     if values["method"] not in (Method.RETRIEVE, Method.FLOW):
         refuse(spelt, RETRIEVAL_NAMES, "is an option of retrieval: add --method retrieve")
     if values["method"] != Method.FLOW:
         refuse(spelt, FLOW_FLAGS, "is an option of the flow: add --method flow")
+
+
+def _check_guiding(spelt: dict[str, str], *, flow: bool) -> None:
+    """Raises UsageError if an option of guidance is given for a method that has no use for it."""
+    shared = {"size", "steps"} if flow else {"size"}
+    if flow and "clip_guidance" in spelt:
+        refuse(spelt, WITH_GUIDANCE - shared - FLOW_GUIDING, "is of no use to --clip-guidance: leave it out")
+        return
+    if flow:
+        refuse(spelt, FLOW_GUIDING, "is an option of guidance: add --clip-guidance")
+    refuse(spelt, WITH_GUIDANCE - shared, "is an option of guidance: add --method guide")
 
 
 def _drawn(values: dict[str, Any], tuning: dict[str, Any], guidance: dict[str, Any]) -> dict[str, Any]:
@@ -130,8 +141,7 @@ def _drawn(values: dict[str, Any], tuning: dict[str, Any], guidance: dict[str, A
     options |= {name: str(values[name]) for name in RETRIEVAL_NAMES if values[name] is not None}
     if values["neighbours"] is not None:
         options["neighbours"] = values["neighbours"]
-    if "steps" in guidance:
-        options["steps"] = guidance["steps"]
+    options |= {name: value for name, value in guidance.items() if name != "size"}
     out = OUTPUTS if values["out"] is None else values["out"]
     return _sample(values["prompt"], values["pack"], out, options)
 

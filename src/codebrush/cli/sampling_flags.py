@@ -43,6 +43,9 @@ FLAGS = {
 }
 FLOW_FLAGS = {
     "sampler": _flag(FlowSampler, "How a step is taken; heun computes twice as much.  [euler]", FLOW),
+    "clip_guidance": _flag(
+        float, "Let CLIP's gradient bend the flow, by so many standard deviations in all; 0.5 is a start.  [0]", FLOW
+    ),
     "cfg_interval": _flag(str, "CFG only from time A to B; 1 is noise.  [0,1]", FLOW, metavar="A,B"),
 }
 STEPS_FLAG = {"steps": _flag(int, "Steps from noise to the picture.  [25]", FLOW)}

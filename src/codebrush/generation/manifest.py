@@ -5,6 +5,7 @@ The manifest is a JSON object in the PNG's text chunk "codebrush". Keys of some 
 method      sample, retrieve, guide, vary, edit, inpaint, translate, upscale or interpolate
 retrieval   retrieve: prior, neighbours, bank (its path, "" for the pack's own); found, the name and cosine of each
             neighbour; hash, the sha256 of the pack's bank or prior
+clip_guidance   flow, or an edit by one: scale, options, files and plan, the last three as of guide
 edit        vary, edit, inpaint, translate: prompt; picture and mask, each as file and sha256; box, extend, strength
             or style; and transparency, "kept" if the ground of a transparent picture is transparent in the result
 prompt      as typed; "" if there was none
@@ -315,6 +316,11 @@ def drawn_index(manifest: Mapping[str, Any]) -> int:
 def by_flow(manifest: Mapping[str, Any]) -> bool:
     """Whether a flow transformer drew a picture, and not a code transformer."""
     return "flow" in manifest["options"]
+
+
+def read_clip_guidance(manifest: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """How CLIP guided the flow that drew a picture; None if it did not."""
+    return manifest.get("clip_guidance")
 
 
 def by_translator(manifest: Mapping[str, Any]) -> bool:

@@ -83,7 +83,7 @@ class Guidance:
         last_step = o.steps if until is None else min(until, o.steps)
         while state.step < last_step and not state.finished:
             self._grow()
-            losses, chapter = self._gradient_in_memory(), self._chapter()
+            losses, chapter = self._gradient_at_rate(), self._chapter()
             self.settled = False
             self.optimizer.step()
             self._after_step()
@@ -124,17 +124,20 @@ class Guidance:
         """Leave the gradient of the next step in `state.value.grad` and return its losses; see `StepLoss`."""
         return self.loss.backward(self.state, self.plan)
 
-    def _gradient_in_memory(self) -> dict[str, float]:
-        """`gradient` at this step's learning rate, with half as many views at once each time that memory runs out."""
+    def gradient_in_memory(self) -> dict[str, float]:
+        """`gradient`, with half as many views at once each time that memory runs out."""
+        while True:
+            try:
+                return self.gradient()
+            except torch.OutOfMemoryError as error:
+                self._halve_micro_batch(error)
+
+    def _gradient_at_rate(self) -> dict[str, float]:
+        """`gradient_in_memory` at this step's learning rate."""
         rate = learning_rate(self.state.step, self.options)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        while True:
-            try:
-                losses = self.gradient()
-                break
-            except torch.OutOfMemoryError as error:
-                self._halve_micro_batch(error)
+        losses = self.gradient_in_memory()
         if not all(map(math.isfinite, losses.values())):
             raise CodebrushError(f"the loss of step {self.state.step + 1} is not finite: lower --learning-rate")
         return losses | {"learning_rate": rate}

@@ -163,6 +163,14 @@ def under_present_names(options: Mapping[str, Any]) -> dict[str, Any]:
     return {FORMER_NAMES.get(name, name): value for name, value in options.items()}
 
 
+# The options that CLIP's guidance of a flow has too.
+FLOW_GUIDING = frozenset(
+    option.name
+    for option in fields(GuideOptions)
+    if option.metadata["topic"] in (PROMPTS, CUTOUTS, PENALTIES, MEMORY) or option.name in ("batch_size", "precision")
+)
+
+
 def guide_options(
     given: Mapping[str, Any], preset: str | None = None, pack: Mapping[str, Any] | None = None
 ) -> GuideOptions:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from codebrush.generation.manifest import SAMPLED
 from codebrush.generation.options import DrawOptions
-from codebrush.generation.sampling.flow import Start
+from codebrush.generation.sampling.flow import Lead, Start
 from codebrush.models.condition import Condition
 
 
@@ -35,9 +35,9 @@ class Drawing:
 
     `judged_by` (P, E) are those of the pack's scorer, None if it has none or the drawing has no text. `known` codes are
     kept. `unconditional` is what classifier-free guidance leads away from; None is the empty condition. A flow alone
-    knows a `start`, and `noise` (B, d, h, w) in place of each picture's own; codes alone know a `bias` (N, K), which is
-    added to the logits of each position. `to_score` turns a drawn picture into what CLIP scores, and `finish` into what
-    is kept. `entry` is the method and its details in the manifest.
+    knows a `start`, `noise` (B, d, h, w) in place of each picture's own, and what `lead`s the pictures of a range;
+    codes alone know a `bias` (N, K), which is added to the logits of each position. `to_score` turns a drawn picture
+    into what CLIP scores, and `finish` into what is kept. `entry` is the method and its details in the manifest.
     """
 
     prompt: str
@@ -49,6 +49,7 @@ class Drawing:
     known: Known | None = None
     start: Start | None = None
     noise: Tensor | None = None
+    lead: Callable[[range], Lead] | None = None
     unconditional: Condition | None = None
     bias: Tensor | None = None
     to_score: Callable[[Image.Image], Image.Image] = lambda picture: picture

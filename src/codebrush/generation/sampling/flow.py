@@ -21,6 +21,7 @@ from codebrush.models.condition import Condition
 from codebrush.models.flow_transformer import FlowTransformer
 from codebrush.progress import Progress
 
+TINY = 1e-20  # a gradient that is shorter has no direction
 Velocity = Callable[[Tensor, float], Tensor]  # x (B, d, h, w) and its time -> velocity, of the same shape
 
 
@@ -42,6 +43,26 @@ class Start:
     time: float
 
 
+@dataclass(frozen=True)
+class Lead:
+    """What leads a flow beside its conditions, such as CLIP's guidance.
+
+    `gradient` maps clean latents (B, d, h, w) and the number of the step to the gradient of a loss, of the same shape.
+    The velocity is bent by `scale` times its direction, so that the clean latent predicted at time t moves down the
+    loss by `scale` * t standard deviations, whatever the length of the gradient.
+    """
+
+    gradient: Callable[[Tensor, int], Tensor]
+    scale: float
+
+    def bent(self, velocity: Tensor, x: Tensor, time: float, step: int, flow: FlowTransformer) -> Tensor:
+        """The velocity (B, d, h, w) of `x` with the lead; each picture's own."""
+        clean = x - time * velocity
+        gradient = self.gradient(flow.denormalise(clean), step) * flow.deviation[:, None, None]
+        size = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
+        return velocity + self.scale * gradient / size.clamp(min=TINY)
+
+
 def picture_noise(seed: int, pictures: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
     """Gaussian noise of `shape` (d, h, w) for each of `pictures`, from the stream (seed, picture): (B, d, h, w)."""
     drawn = [stream(seed, index).standard_normal(shape, dtype=np.float32) for index in pictures]
@@ -59,6 +80,7 @@ def draw_latents(
     unconditional: Condition | None = None,
     known: KnownLatent | None = None,
     start: Start | None = None,
+    lead: Lead | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Draw one picture's latent from each row of `noise` (B, d, h, w) -> latents of that shape, not quantised.
@@ -75,6 +97,7 @@ def draw_latents(
         unconditional: what guidance leads away from; None is the empty condition.
         known: what is kept.
         start: what is drawn anew, from its time on and in that share of the steps; None is noise alone.
+        lead: what bends the velocity at every step.
         progress: counts steps.
 
     Raises:
@@ -89,7 +112,8 @@ def draw_latents(
         low, high = settings.cfg_interval
         times = x.new_full((len(x),), time)
         parts = [share * flow(x, times, part) for part, share in terms[cfg if low <= time <= high else 1.0]]
-        return torch.stack(parts).sum(0)
+        found = torch.stack(parts).sum(0)
+        return found if lead is None else lead.bent(found, x, time, number, flow)
 
     def settled(x: Tensor, time: float) -> Tensor:
         return x if kept is None else torch.where(kept[1], torch.lerp(kept[0], noise, time), x)
@@ -99,6 +123,7 @@ def draw_latents(
     times = torch.linspace(first, 0, steps + 1, dtype=torch.float64).tolist()
     step = SAMPLERS[settings.sampler]()
     x = noise if start is None else torch.lerp(flow.normalise(start.latent), noise, first)
+    number = 0
     for number, (time, after) in enumerate(pairwise(times)):
         x = settled(step(velocity, x, time, after), after)
         if progress is not None:

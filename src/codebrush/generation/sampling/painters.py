@@ -123,6 +123,7 @@ class FlowPainter:
             unconditional=None if drawing.unconditional is None else self._with_latents(drawing.unconditional),
             known=known,
             start=drawing.start,
+            lead=None if drawing.lead is None else drawing.lead(pictures),
             progress=progress,
         )
         codes = self.vqgan.quantize(latents)[1]

@@ -104,10 +104,8 @@ class Codebrush(PictureTasks):
         - "sample": the code transformer draws `rerank` candidates (None: 4 n), each from the random stream of (seed,
           its index), and the best are kept. Its `options`: `size`, "WIDTHxHEIGHT" in pixels; above the pack's own size
           the codes are drawn through a moving window.
-        - "flow": a flow transformer turns noise into the picture. Its `options`: those of `FlowSettings`, `size`, and
-          those of `Retrieval`, with which it draws from the embedding of a fitting picture too (unCLIP). With
-          `clip_guidance`, a scale such as 0.5 (see `FlowGuidance`), CLIP's gradient bends its way; then also the
-          prompts, cutouts, penalties and memory of `guide`.
+        - "flow": a flow transformer turns noise into the picture. Its `options`: those of `FlowSettings`, `size`, those
+          of `Retrieval` (unCLIP), and `clip_guidance`, the scale of `FlowGuidance`, with the options that it names.
         - "retrieve": as "sample", but from the embedding of a fitting picture too. Also takes the options of
           `Retrieval`.
         - "guide": CLIP's gradient changes a latent step by step (VQGAN-CLIP). Its `options` are those of `guide`.

@@ -187,7 +187,7 @@ def test_the_command_line_draws_and_replays(folder: Path, tmp_path: Path, capsys
         (["--sampler", "heun"], "--sampler is an option of the flow: add --method flow"),
         (["--cfg-interval", "0,1"], "--cfg-interval is an option of the flow: add --method flow"),
         (["--steps", "5"], "--steps is an option of guidance: add --method guide"),
-        ([*FLOW, "--cutouts", "4"], "--cutouts is an option of guidance: add --method guide"),
+        ([*FLOW, "--cutouts", "4"], "--cutouts is an option of guidance: add --clip-guidance"),
         ([*FLOW, "--temperature", "0.5"], "temperature is for drawing codes: leave it out, or use the method sample"),
         ([*FLOW, "--cfg-interval", "1"], "--cfg-interval must be two numbers with ',' between, not 1"),
         ([*FLOW, "--cfg-interval", "1,0"], "cfg_interval must be two rising times from 0 to 1, not 1.0,0.0"),

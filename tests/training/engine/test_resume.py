@@ -49,8 +49,16 @@ RECIPES: dict[str, dict[str, Any]] = {
         "recipe": {"width": 16, "layers": 1, "heads": 2, "text_length": 4, "dropout": 0.1, "condition_dropout": 0.3},
         "loop": {"steps": 8, **LOOP},
     },
+    "flow": {
+        "stage": "flow",
+        "recipe": {
+            "width": 16, "layers": 1, "heads": 2, "stem": 8, "text_length": 4, "dropout": 0.1, "condition_dropout": 0.3,
+            "image_share": 0.3, "hole_share": 0.3,
+        },
+        "loop": {"steps": 8, **LOOP},
+    },
 }  # fmt: skip
-NEEDS = {"vqgan": (), "clip": (), "transformer": ("clip", "vqgan")}
+NEEDS = {"vqgan": (), "clip": (), "transformer": ("clip", "vqgan"), "flow": ("clip", "vqgan")}
 
 
 @dataclass(frozen=True)
@@ -176,7 +184,7 @@ VQGAN_ENDS = [
     End("checkpoint", chance.randint(1, 6)),  # between writing a checkpoint and putting it in its place
     End("update", chance.randint(4, 25), signal.SIGINT),
 ]
-OTHER_ENDS = [End("update", chance.randint(4, 8)) for _ in range(2)]
+OTHER_ENDS = [End("update", chance.randint(4, 8)) for _ in range(3)]
 
 
 def test_the_unbroken_run_passes_every_phase(runs: Runs):
@@ -193,7 +201,7 @@ def test_a_vqgan_ends_at_the_same_bits(end: End, runs: Runs):
         assert log_lines(ours) == log_lines(theirs)
 
 
-@pytest.mark.parametrize(("stage", "end"), list(zip(("clip", "transformer"), OTHER_ENDS, strict=True)), ids=str)
+@pytest.mark.parametrize(("stage", "end"), list(zip(("clip", "transformer", "flow"), OTHER_ENDS, strict=True)), ids=str)
 def test_other_stages_end_at_the_same_bits(stage: str, end: End, runs: Runs):
     assert_same(runs.broken(stage, end), runs.unbroken(stage))
 

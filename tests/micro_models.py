@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock
+from PIL import Image, ImageDraw
 
 from codebrush.data.synthetic.shapes import Scene, scene
 from codebrush.models.pretrained import PretrainedModel
@@ -47,6 +48,14 @@ def single_shapes(seed: int, count: int) -> Iterator[Scene]:
 
 def label_of(drawn: Scene) -> str:
     return f"{drawn.objects[0].colour} {drawn.objects[0].shape}"
+
+
+def around(drawn: Scene) -> Image.Image:
+    """A mask of the object's box and a little more."""
+    mask = Image.new("L", drawn.image.size)
+    left, top, right, bottom = drawn.objects[0].box
+    ImageDraw.Draw(mask).rectangle((left - 2, top - 2, right + 2, bottom + 2), fill=255)
+    return mask
 
 
 def loop(steps: int, batch_size: int) -> LoopConfig:

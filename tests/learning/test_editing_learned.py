@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from codebrush import Codebrush
 from codebrush.data.synthetic.shape_recognition import recognise_shape
@@ -19,7 +19,7 @@ from codebrush.models.vqgan import VQGAN
 from codebrush.pack.writing import PackMembers, write_pack
 from codebrush.training.make_bank import make_bank
 from codebrush.training.stage import Materials, StagePlan
-from micro_models import LABELS, SIZE, TRANSFORMER_RECIPE, UNSEEN, label_of, loop, single_shapes, train_once
+from micro_models import LABELS, SIZE, TRANSFORMER_RECIPE, UNSEEN, around, label_of, loop, single_shapes, train_once
 
 pytestmark = pytest.mark.long  # minutes to teach all of it
 
@@ -58,14 +58,6 @@ def right(images: Sequence[Image.Image], labels: Sequence[str]) -> float:
     return float(
         np.mean([each is not None and " ".join(each) == label for each, label in zip(found, labels, strict=True)])
     )
-
-
-def around(drawn: Scene) -> Image.Image:
-    """A mask of the object's box and a little more."""
-    mask = Image.new("L", drawn.image.size)
-    left, top, right, bottom = drawn.objects[0].box
-    ImageDraw.Draw(mask).rectangle((left - 2, top - 2, right + 2, bottom + 2), fill=255)
-    return mask
 
 
 def test_a_hole_is_filled_with_what_is_asked_and_the_rest_stays(brush: Codebrush, scenes: list[Scene]) -> None:

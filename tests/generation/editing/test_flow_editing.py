@@ -25,7 +25,7 @@ from codebrush.models.condition import Condition
 from packs import micro_flow, micro_transformer, write_micro_pack
 
 SIZE = 32
-FLOW = {"method": "flow", "steps": 4, "n": 2, "rerank": 3, "cfg": 1.5}
+FLOW: dict[str, Any] = {"method": "flow", "steps": 4, "n": 2, "rerank": 3, "cfg": 1.5}
 TRANSLATION = {"text": "{style} style", "styles": ["noto", "3d"], "likeness": 2.0, "defaults": {"temperature": 0.5}}
 
 

@@ -4,7 +4,7 @@
 """
 
 import operator
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,16 @@ import torch
 from torch import Tensor
 
 from codebrush.errors import ImageError, PackError, UsageError
+from codebrush.generation.editing.edit_options import refuse_code_filters
 from codebrush.generation.editing.editing import EDITS, Edit, prepare_edit
 from codebrush.generation.editing.translation import replay_translation
-from codebrush.generation.guided.flow_guidance import FlowGuidance, guided_drawing, guided_edit_drawing
+from codebrush.generation.guided.flow_guidance import (
+    FlowGuidance,
+    asked_guidance,
+    guided_drawing,
+    guided_edit_drawing,
+    read_guidance,
+)
 from codebrush.generation.guided.guide_options import (
     FLOW_GUIDING,
     FORMER_NAMES,
@@ -36,14 +43,12 @@ from codebrush.generation.manifest import (
     check_retrieval,
     damage_reported,
     origin,
-    read_clip_guidance,
     read_index_and_threads,
     read_plan,
     read_retrieval,
     torch_threads,
 )
 from codebrush.generation.options import (
-    CODE_FILTERS,
     FLOW_OPTIONS,
     SAMPLING,
     DrawOptions,
@@ -65,7 +70,6 @@ from codebrush.text.prompts import parse_prompt
 
 # options of every method
 COMMON = ("n", "seed", "style", "negative_prompt", "method", "upscale", "progress", "preview")
-PAINTERS = ("sample", "flow")  # the methods by which edits and interpolations are drawn
 RETRIEVAL = frozenset(option.name for option in fields(Retrieval))
 
 
@@ -141,8 +145,8 @@ def _looked_up_again(
 
 def _flow(loaded: LoadedPack, call: Call) -> list[Result]:
     settings, lookup = FlowSettings(**_given(call, FLOW_OPTIONS)), _given(call, RETRIEVAL)
-    _refuse_code_filters(call.sampling)
-    options, guidance = call.draw_options(loaded, settings), _flow_guidance(loaded.pack, call.options)
+    refuse_code_filters(call.sampling)
+    options, guidance = call.draw_options(loaded, settings), asked_guidance(loaded.pack, call.options)
     sampler = loaded.flow_sampler
     if lookup:
         drawing = _retrieval(loaded, sampler, call.prompt, options, Retrieval(**lookup))
@@ -154,7 +158,7 @@ def _flow(loaded: LoadedPack, call: Call) -> list[Result]:
 
 
 def _replay_flow(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
-    sampler, guidance = loaded.flow_sampler, _read_flow_guidance(manifest)
+    sampler, guidance = loaded.flow_sampler, read_guidance(manifest)
 
     def prepare(options: DrawOptions) -> Drawing:
         if by_retrieval(manifest):
@@ -164,28 +168,6 @@ def _replay_flow(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
         return drawing if guidance is None else guided_drawing(drawing, guidance_models(loaded), guidance)
 
     return sampler.replay(manifest, prepare)
-
-
-def _flow_guidance(pack: Pack, given: Mapping[str, Any]) -> FlowGuidance | None:
-    """CLIP's guidance of a flow from the options that are `given`; None if it is off."""
-    options = {name: value for name, value in given.items() if name in FLOW_GUIDING and value is not None}
-    scale = given.get("clip_guidance")
-    if scale is None and options:
-        raise UsageError(f"{next(iter(options))} is for CLIP's guidance of the flow: add clip_guidance, like 0.5")
-    if not scale:
-        return None
-    return FlowGuidance.of(scale, options, pack.info.get("guidance", {}))
-
-
-def _read_flow_guidance(manifest: Mapping[str, Any]) -> FlowGuidance | None:
-    with damage_reported():
-        found = read_clip_guidance(manifest)
-        return None if found is None else FlowGuidance.from_manifest(found)
-
-
-def _refuse_code_filters(sampling: Mapping[str, Any]) -> None:
-    if unused := [name for name in sampling if name in CODE_FILTERS]:
-        raise UsageError(f"{unused[0]} is for drawing codes: leave it out, or use the method sample")
 
 
 def _given(call: Call, names: Collection[str]) -> dict[str, Any]:
@@ -298,45 +280,11 @@ def _scorer_of(loaded: LoadedPack, request: GuidedRequest) -> Scorer | None:
     return loaded.scorer
 
 
-def edit_painter(pack: Pack, method: str | None) -> str:
-    """Which of PAINTERS draws an edit; None is the code transformer, or the flow if the pack has that alone.
-
-    Raises:
-        UsageError: if it is none of them.
-    """
-    if method is None:
-        return "flow" if pack.has("flow") and not pack.has("transformer") else "sample"
-    if method not in PAINTERS:
-        raise UsageError(f"method must be one of {', '.join(PAINTERS)}, not {method}")
-    return method
-
-
-def edit_options(
-    pack: Pack, painter: str, given: Mapping[str, Any], n: int, seed: int, others: Iterable[str] = ()
-) -> DrawOptions:
-    """How one of PAINTERS draws an edit or an interpolation, from what is `given` and not None.
-
-    `others` are the names of other options of the task, one of which may have been meant.
-
-    Raises:
-        UsageError: if an option is unknown, of the other painter, or out of its range.
-    """
-    given = {name: value for name, value in given.items() if value is not None}
-    settings = {name: given.pop(name) for name in FLOW_OPTIONS if name in given}
-    sampling = checked_sampling(given, others={*others, *FLOW_OPTIONS})
-    if painter == "flow":
-        _refuse_code_filters(sampling)
-    elif settings:
-        raise UsageError(f"{next(iter(settings))} is an option of the method flow, not of {painter}")
-    flow = FlowSettings(**settings) if painter == "flow" else None
-    return draw_options(pack, {**sampling, "n": n, "seed": seed, "flow": flow})
-
-
 def edit_guidance(pack: Pack, painter: str, scale: float | None) -> FlowGuidance | None:
     """CLIP's guidance of an edit by one of PAINTERS; None if it is off. Raises UsageError if codes are drawn."""
     if scale is not None and painter != "flow":
         raise UsageError(f"clip_guidance is an option of the method flow, not of {painter}")
-    return _flow_guidance(pack, {"clip_guidance": scale})
+    return asked_guidance(pack, {"clip_guidance": scale})
 
 
 def edit_drawing(
@@ -359,7 +307,7 @@ def _replay_edit(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
         return replay_translation(loaded.pack, loaded.clip, loaded.vqgan, edit, manifest)
     with damage_reported():
         sampler = painter_sampler(loaded, "flow" if by_flow(manifest) else "sample")
-    guidance = _read_flow_guidance(manifest)
+    guidance = read_guidance(manifest)
     return sampler.replay(manifest, lambda options: edit_drawing(loaded, sampler, edit, options, guidance))
 
 

@@ -21,6 +21,7 @@ from codebrush.data.decoding.images import Picture, is_several, picture_list
 from codebrush.errors import PromptError, UsageError
 from codebrush.generation.advice import warn_of_failure, warn_of_words
 from codebrush.generation.editing.canvas import warn_of_square
+from codebrush.generation.editing.edit_options import edit_options, edit_painter
 from codebrush.generation.editing.editing import STRENGTH, Edit, translation_defaults
 from codebrush.generation.editing.interpolation import Keyframe, frames_between, is_prompt
 from codebrush.generation.editing.translation import translate_picture, uses_translator
@@ -39,8 +40,6 @@ from codebrush.methods import (
     check_method,
     edit_drawing,
     edit_guidance,
-    edit_options,
-    edit_painter,
     find_method,
     guidance_models,
     guided_run,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codebrush.errors import CodebrushError
+from codebrush.errors import CodebrushError, UsageError
 from codebrush.generation.guided.guidance import Guidance
 from codebrush.generation.guided.guidance_state import State
 from codebrush.generation.guided.guide_options import (
@@ -31,9 +31,11 @@ from codebrush.generation.guided.latents import make_latent
 from codebrush.generation.guided.memory_fitting import plan_memory
 from codebrush.generation.guided.memory_plan import MemoryPlan
 from codebrush.generation.guided.prompt_loss import NO_STOP, PromptEmbeddings
+from codebrush.generation.manifest import damage_reported, read_clip_guidance
 from codebrush.generation.options import checked_number
 from codebrush.generation.sampling.drawing import Drawing
 from codebrush.generation.sampling.flow import Lead
+from codebrush.pack.pack import Pack
 
 MOST = 100.0  # scale
 
@@ -89,6 +91,33 @@ class FlowGuidance:
         request = GuidedRequest("", 1, 0, self.options, files=dict(self.files)).to_json()
         plan = None if self.plan is None else asdict(self.plan)
         return {"scale": self.scale, "options": request["options"], "files": request["files"], "plan": plan}
+
+
+def asked_guidance(pack: Pack, given: Mapping[str, Any]) -> FlowGuidance | None:
+    """CLIP's guidance of a flow from the options that are `given`; None if it is off.
+
+    Raises:
+        UsageError: if a value is out of its range, or guidance is off and an option for it is given.
+        ImageError: if a file that an option names cannot be read.
+    """
+    options = {name: value for name, value in given.items() if name in FLOW_GUIDING and value is not None}
+    scale = given.get("clip_guidance")
+    if scale is None and options:
+        raise UsageError(f"{next(iter(options))} is for CLIP's guidance of the flow: add clip_guidance, like 0.5")
+    if not scale:
+        return None
+    return FlowGuidance.of(scale, options, pack.info.get("guidance", {}))
+
+
+def read_guidance(manifest: Mapping[str, Any]) -> FlowGuidance | None:
+    """How CLIP guided the flow that drew the picture of a manifest; None if it did not.
+
+    Raises:
+        ImageError: if the manifest is damaged, or a file that it names has changed.
+    """
+    with damage_reported():
+        found = read_clip_guidance(manifest)
+        return None if found is None else FlowGuidance.from_manifest(found)
 
 
 def guided_drawing(drawing: Drawing, models: GuidanceModels, how: FlowGuidance) -> Drawing:

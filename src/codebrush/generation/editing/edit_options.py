@@ -1,0 +1,51 @@
+"""Which painter draws an edit or an interpolation, and how: its options, checked."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from codebrush.errors import UsageError
+from codebrush.generation.options import CODE_FILTERS, FLOW_OPTIONS, DrawOptions, FlowSettings
+from codebrush.generation.sampling.sampler import checked_sampling, draw_options
+from codebrush.pack.pack import Pack
+
+PAINTERS = ("sample", "flow")  # by the names of their methods
+
+
+def edit_painter(pack: Pack, method: str | None) -> str:
+    """Which of PAINTERS draws an edit; None is the code transformer, or the flow if the pack has that alone.
+
+    Raises:
+        UsageError: if it is none of them.
+    """
+    if method is None:
+        return "flow" if pack.has("flow") and not pack.has("transformer") else "sample"
+    if method not in PAINTERS:
+        raise UsageError(f"method must be one of {', '.join(PAINTERS)}, not {method}")
+    return method
+
+
+def edit_options(
+    pack: Pack, painter: str, given: Mapping[str, Any], n: int, seed: int, others: Iterable[str] = ()
+) -> DrawOptions:
+    """How one of PAINTERS draws an edit or an interpolation, from what is `given` and not None.
+
+    `others` are the names of other options of the task, one of which may have been meant.
+
+    Raises:
+        UsageError: if an option is unknown, of the other painter, or out of its range.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = {name: given.pop(name) for name in FLOW_OPTIONS if name in given}
+    sampling = checked_sampling(given, others={*others, *FLOW_OPTIONS})
+    if painter == "flow":
+        refuse_code_filters(sampling)
+    elif settings:
+        raise UsageError(f"{next(iter(settings))} is an option of the method flow, not of {painter}")
+    flow = FlowSettings(**settings) if painter == "flow" else None
+    return draw_options(pack, {**sampling, "n": n, "seed": seed, "flow": flow})
+
+
+def refuse_code_filters(sampling: Mapping[str, Any]) -> None:
+    """Raises UsageError if one of the options filters codes, of which a flow draws none."""
+    if unused := [name for name in sampling if name in CODE_FILTERS]:
+        raise UsageError(f"{unused[0]} is for drawing codes: leave it out, or use the method sample")

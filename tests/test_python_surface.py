@@ -6,11 +6,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from PIL import Image
 
 from codebrush import Codebrush
-from codebrush.errors import PackError, PromptError, UsageError
+from codebrush.errors import ImageError, PackError, PromptError, UsageError
 from codebrush.generation.result import MOST_SHOWN, Gallery, Result
 from codebrush.progress import shares
 from packs import micro_captioner, micro_tokenizer, micro_transformer, write_micro_pack
@@ -108,6 +109,41 @@ def test_one_or_several_pictures(brush: Codebrush, pictures: list[Image.Image]) 
     for several in (brush.reconstruct, brush.caption, lambda given: brush.classify(given, ["a dog", "a cat"])):
         assert len(several(pictures[0])) == 1
         assert len(several(pictures)) == 2
+
+
+def test_a_result_is_a_picture(brush: Codebrush) -> None:
+    drawn = brush.generate("a red circle", n=2, rerank=2)
+    images = [result.image for result in drawn]
+    assert pixels(brush.vary(drawn[0], n=1)) == pixels(brush.vary(images[0], n=1))
+    assert pixels(brush.vary(drawn, n=1)) == pixels(brush.vary(images, n=1))
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (4, 4, 20, 20))
+    painted = Result(mask, 0.0, drawn[0].codes, drawn[0].latent, {})
+    assert pixels(brush.edit(drawn[0], n=1, mask=painted)) == pixels(brush.edit(images[0], n=1, mask=mask))
+    assert brush.score(drawn, "a dog") == brush.score(images, "a dog")
+    assert brush.caption(drawn[0]) == brush.caption(images[0])
+    assert brush.ask(drawn[0], "what is it?", 0) == brush.ask(images[0], "what is it?", 0)
+    frames = [list(brush.interpolate(ends, frames=3)) for ends in (drawn, images)]
+    assert [frame.tobytes() for frame in frames[0]] == [frame.tobytes() for frame in frames[1]]
+
+
+@pytest.mark.parametrize("given", [5, None, b"PNG", numpy.zeros((32, 32, 3), numpy.uint8), [numpy.zeros((4, 4))]])
+def test_what_is_no_picture_is_refused(brush: Codebrush, given: Any) -> None:
+    said = "a picture is a Pillow image, a file's path or a Result, not (int|NoneType|ndarray): PIL.Image.fromarray"
+    for task in (brush.vary, brush.caption, brush.reconstruct, lambda one: brush.score(one, "a dog")):
+        with pytest.raises(ImageError, match=said):
+            task(given)
+
+
+def test_what_is_no_mask_is_refused(brush: Codebrush, pictures: list[Image.Image]) -> None:
+    with pytest.raises(ImageError, match="a picture is a Pillow image, a file's path or a Result, not ndarray"):
+        brush.edit(pictures[0], mask=numpy.zeros((32, 32), bool))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("keys", ["a dog", 5])
+def test_one_end_is_not_enough_to_go_between(brush: Codebrush, keys: Any) -> None:
+    with pytest.raises(UsageError, match=f"a list of at least two prompts, pictures or latents .*, not {keys!r}"):
+        brush.interpolate(keys)
 
 
 def test_a_style_is_worded_as_in_training(brush: Codebrush, pictures: list[Image.Image]) -> None:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.decoding.images import Picture, decode_image, is_several, picture_list, stack, to_pil
+from codebrush.data.decoding.images import AnyPicture, decode_image, is_several, picture_list, stack, to_pil
 from codebrush.data.picture_fitting import Fit, embed_views, unit_range, views_for
 from codebrush.data.preprocess import pixels_for
 from codebrush.data.text_embedding import embed_texts
@@ -35,7 +35,7 @@ class PictureTasks(LoadedPack):
         return embed_texts(self.clip, self.tokenizer, texts, BATCH)
 
     @torch.no_grad()
-    def embed_images(self, images: Picture | Sequence[Picture], fit: Fit | None = None) -> Tensor:
+    def embed_images(self, images: AnyPicture | Sequence[AnyPicture], fit: Fit | None = None) -> Tensor:
         """Pictures as unit vectors (B, E) float32, fitted to what the CLIP reads as `views_for` does.
 
         `fit` is "crop", "pad", "squeeze" or "tiles"; None is what the CLIP was trained with.
@@ -48,7 +48,7 @@ class PictureTasks(LoadedPack):
         return torch.cat(vectors) if vectors else torch.zeros(0, self.clip.embed_dim)
 
     @torch.no_grad()
-    def reconstruct(self, images: Picture | Sequence[Picture]) -> list[Image.Image]:
+    def reconstruct(self, images: AnyPicture | Sequence[AnyPicture]) -> list[Image.Image]:
         """Each picture's middle, at the pack's size, encoded to VQGAN's codes and decoded again."""
         pictures = []
         for pixels in self._vqgan_batches(images):
@@ -57,12 +57,12 @@ class PictureTasks(LoadedPack):
         return pictures
 
     @overload
-    def score(self, images: Picture, text: str) -> float: ...
+    def score(self, images: AnyPicture, text: str) -> float: ...
 
     @overload
-    def score(self, images: Sequence[Picture], text: str) -> list[float]: ...
+    def score(self, images: Sequence[AnyPicture], text: str) -> list[float]: ...
 
-    def score(self, images: Picture | Sequence[Picture], text: str) -> float | list[float]:
+    def score(self, images: AnyPicture | Sequence[AnyPicture], text: str) -> float | list[float]:
         """How well a picture fits a text, taken literally: the cosine of their embeddings, -1 to 1.
 
         Of several pictures a list, in their order.
@@ -72,7 +72,7 @@ class PictureTasks(LoadedPack):
 
     def classify(
         self,
-        images: Picture | Sequence[Picture],
+        images: AnyPicture | Sequence[AnyPicture],
         labels: Sequence[str],
         none: bool = False,
         fit: Fit | None = None,
@@ -99,7 +99,7 @@ class PictureTasks(LoadedPack):
 
     def caption(
         self,
-        images: Picture | Sequence[Picture],
+        images: AnyPicture | Sequence[AnyPicture],
         n: int = 1,
         method: str = "beam",
         seed: int = 0,
@@ -128,13 +128,13 @@ class PictureTasks(LoadedPack):
         return found
 
     @overload
-    def ask(self, images: Picture, question: str, threshold: float | None = None) -> Answer: ...
+    def ask(self, images: AnyPicture, question: str, threshold: float | None = None) -> Answer: ...
 
     @overload
-    def ask(self, images: Sequence[Picture], question: str, threshold: float | None = None) -> list[Answer]: ...
+    def ask(self, images: Sequence[AnyPicture], question: str, threshold: float | None = None) -> list[Answer]: ...
 
     def ask(
-        self, images: Picture | Sequence[Picture], question: str, threshold: float | None = None
+        self, images: AnyPicture | Sequence[AnyPicture], question: str, threshold: float | None = None
     ) -> Answer | list[Answer]:
         """The answer to a question, "I don't know" below the confidence `threshold`; see `CaptionPipeline.ask`.
 
@@ -147,7 +147,7 @@ class PictureTasks(LoadedPack):
         return answers if is_several(images) else answers[0]
 
     def upscale(
-        self, images: Picture | Sequence[Picture], scale: int = 2, progress: Progress | None = None
+        self, images: AnyPicture | Sequence[AnyPicture], scale: int = 2, progress: Progress | None = None
     ) -> list[Image.Image]:
         """Pictures 2 or 4 times as wide and high, with their transparency; see `upscale_picture`."""
         model = self.enlarger.model
@@ -155,14 +155,14 @@ class PictureTasks(LoadedPack):
         return [upscale_picture(model, picture, scale, progress) for picture in pictures]
 
     def _view_batches(
-        self, images: Picture | Sequence[Picture], fit: Fit | None
+        self, images: AnyPicture | Sequence[AnyPicture], fit: Fit | None
     ) -> Iterator[tuple[range, list[Tensor]]]:
         """Batches of pictures as CLIP sees them: which they are, and the views (T, 3, S, S) uint8 of each."""
         pictures = picture_list(images)
         for batch in batches(len(pictures)):
             yield batch, [views_for(self.clip, pictures[number], fit) for number in batch]
 
-    def _vqgan_batches(self, images: Picture | Sequence[Picture]) -> Iterator[Tensor]:
+    def _vqgan_batches(self, images: AnyPicture | Sequence[AnyPicture]) -> Iterator[Tensor]:
         """Batches (B, 3, S, S) of the middles of `images` at the pack's size."""
         pictures = picture_list(images)
         for batch in batches(len(pictures)):

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
-from codebrush.data.decoding.images import Picture, is_several, picture_list
+from codebrush.data.decoding.images import AnyPicture, Picture, is_several, picture_list, picture_of
 from codebrush.errors import PromptError, UsageError
 from codebrush.generation.advice import warn_of_failure, warn_of_words
 from codebrush.generation.editing.canvas import warn_of_square
@@ -55,9 +56,9 @@ from codebrush.text.reading import read_prompt
 class Codebrush(PictureTasks):
     """A loaded pack with every task as a short method. None of them computes gradients.
 
-    A `Picture` is a Pillow image or the path of a file; a method that takes one takes several, too, and then returns a
-    list with what it returns for one. What is made of a transparent picture has a transparent ground
-    too (see `cut_out`). What a user can get wrong raises a `CodebrushError`.
+    A picture is a Pillow image, the path of a file or a `Result`; a method that takes one takes several, too, and then
+    returns a list with what it returns for one. What is made of a transparent picture has a transparent ground too (see
+    `cut_out`). What a user can get wrong raises a `CodebrushError`.
     """
 
     @classmethod
@@ -181,7 +182,7 @@ class Codebrush(PictureTasks):
 
     def vary(
         self,
-        picture: Picture | Sequence[Picture],
+        picture: AnyPicture | Sequence[AnyPicture],
         n: int = 4,
         seed: int = 0,
         *,
@@ -203,7 +204,7 @@ class Codebrush(PictureTasks):
 
     def edit(
         self,
-        picture: Picture | Sequence[Picture],
+        picture: AnyPicture | Sequence[AnyPicture],
         prompt: str = "",
         n: int = 4,
         seed: int = 0,
@@ -212,7 +213,7 @@ class Codebrush(PictureTasks):
         negative_prompt: str | None = None,
         method: str | None = None,
         strength: float | None = None,
-        mask: Picture | None = None,
+        mask: AnyPicture | None = None,
         box: tuple[int, int, int, int] | None = None,
         extend: Mapping[str, int] | None = None,
         **sampling: Any,
@@ -245,12 +246,13 @@ class Codebrush(PictureTasks):
             return self._edited(picture, edit, self.edit, n, seed, sampling, method)
         if strength is not None:
             raise UsageError("strength is for redrawing a whole picture: leave it out with mask, box or extend")
+        mask = None if mask is None else picture_of(mask)
         edit = partial(Edit, "inpaint", prompt=prompt, mask=mask, box=box, extend=extend or {})
         return self._edited(picture, edit, self.edit, n, seed, sampling, method)
 
     def translate(
         self,
-        picture: Picture | Sequence[Picture],
+        picture: AnyPicture | Sequence[AnyPicture],
         style: str,
         n: int | None = None,
         seed: int | None = None,
@@ -290,7 +292,7 @@ class Codebrush(PictureTasks):
 
     def interpolate(
         self,
-        keys: Sequence[Keyframe],
+        keys: Sequence[AnyPicture | Tensor],
         frames: int = 24,
         seed: int = 0,
         *,
@@ -303,14 +305,17 @@ class Codebrush(PictureTasks):
 
         `method` and `sampling` are as in `vary`; through noise only a flow goes.
         """
-        keys = [read_prompt(str(key), self.tokenizer) if is_prompt(key) else key for key in keys]
+        if isinstance(keys, str) or not isinstance(keys, Iterable):
+            raise UsageError(f"give a list of at least two prompts, pictures or latents to go between, not {keys!r}")
+        given: list[Keyframe] = [key if isinstance(key, Tensor) else picture_of(key) for key in keys]
+        given = [read_prompt(str(key), self.tokenizer) if is_prompt(key) else key for key in given]
         painter = edit_painter(self.pack, "flow" if method is None and through == "noise" else method)
         options = edit_options(self.pack, painter, sampling, 1, seed, signature(self.interpolate).parameters)
-        return frames_between(painter_sampler(self, painter), keys, options, frames, through, progress)
+        return frames_between(painter_sampler(self, painter), given, options, frames, through, progress)
 
     def _edited(
         self,
-        picture: Picture | Sequence[Picture],
+        picture: AnyPicture | Sequence[AnyPicture],
         edit: Callable[[Picture], Edit],
         task: Callable[..., Any],
         n: int,
@@ -357,7 +362,7 @@ class Codebrush(PictureTasks):
             return self.enlarger.replay(self.replay(before_upscaling(manifest)), manifest)
         return REPLAYS[manifest["method"]](self, manifest)
 
-    def _warn_of_square(self, pictures: Picture | Sequence[Picture], remedy: str) -> None:
+    def _warn_of_square(self, pictures: AnyPicture | Sequence[AnyPicture], remedy: str) -> None:
         for picture in picture_list(pictures):
             warn_of_square(picture, self.pack.image_size, remedy)
 
@@ -383,6 +388,6 @@ def _prompts(given: str | Sequence[str], options: Mapping[str, Any]) -> Sequence
     return texts
 
 
-def _as_given(pictures: Picture | Sequence[Picture], drawn: list[Gallery[Any]]) -> Gallery[Any]:
+def _as_given(pictures: AnyPicture | Sequence[AnyPicture], drawn: list[Gallery[Any]]) -> Gallery[Any]:
     """What was drawn of one picture; of several a gallery with what was drawn of each."""
     return Gallery(drawn) if is_several(pictures) else drawn[0]

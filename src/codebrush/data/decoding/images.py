@@ -9,11 +9,11 @@ import json
 import stat
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, BinaryIO, Protocol, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -40,6 +40,16 @@ from codebrush.files import atomic_file, write_errors
 WITH_PROFILE = ("RGB", "RGBA", "P")  # modes whose colour profile is also right after conversion to RGB
 MANIFEST_KEY = "codebrush"
 Picture = Image.Image | str | Path  # a picture in memory, or its file
+
+
+class MadePicture(Protocol):
+    """Something with a picture in it, such as a `Result`."""
+
+    @property
+    def image(self) -> Image.Image: ...
+
+
+AnyPicture = Picture | MadePicture  # what a user may give as a picture
 
 # What Pillow warns of (many pixels, odd metadata) is refused or handled below. Set once for the whole process, because
 # pictures are decoded in threads, where warnings.catch_warnings has no effect.
@@ -139,14 +149,32 @@ def size_of(picture: bytes) -> tuple[int, int]:
             return photo or image.size
 
 
-def picture_list(pictures: Picture | Sequence[Picture]) -> list[Picture]:
-    """`pictures` as a list, also when a single one is given."""
-    return [pictures] if isinstance(pictures, Image.Image | str | Path) else list(pictures)
+def picture_list(pictures: AnyPicture | Sequence[AnyPicture]) -> list[Picture]:
+    """`pictures` as a list, also when a single one is given; of a `Result` its picture.
+
+    Raises:
+        ImageError: if one of them is something else.
+    """
+    given = pictures if is_several(pictures) else [cast(AnyPicture, pictures)]
+    return [picture_of(each) for each in given]
 
 
-def is_several(pictures: Picture | Sequence[Picture]) -> TypeGuard[Sequence[Picture]]:
+def picture_of(picture: AnyPicture) -> Picture:
+    """A picture, its file, or the picture of a `Result`. Raises ImageError if it is something else."""
+    if isinstance(picture, Image.Image | str | Path):
+        return picture
+    image = getattr(picture, "image", None)
+    if isinstance(image, Image.Image):
+        return image
+    raise ImageError(
+        f"a picture is a Pillow image, a file's path or a Result, not {type(picture).__name__}: PIL.Image.fromarray "
+        "makes one of an array, PIL.Image.open of a file's content"
+    )
+
+
+def is_several(pictures: AnyPicture | Sequence[AnyPicture]) -> TypeGuard[Sequence[AnyPicture]]:
     """Whether a sequence of pictures is given, and not a single one."""
-    return not isinstance(pictures, Image.Image | str | Path)
+    return isinstance(pictures, Iterable) and not isinstance(pictures, str)
 
 
 def _read_stream(

@@ -9,7 +9,7 @@ from PIL import Image
 from codebrush.cli.main import run
 from codebrush.data.synthetic.shapes import scene
 from codebrush.understanding.faithfulness import Faithfulness
-from codebrush.understanding.overlay import GAP, LINE, MARGIN, PANEL, WARNING_INK
+from codebrush.understanding.overlay import GAP, LINE, MARGIN, PANEL, WARNING_INK, Group, render_page
 from codebrush.understanding.presence import Presence
 
 
@@ -127,11 +127,18 @@ def test_a_map_no_better_than_random_is_reported(
         assert report["method"] == "occlusion"  # the gradient gave way
         assert run([*arguments, "--method", "gradient"]) == 0
         assert f"by {poor}, this map is no better than random: try --method occlusion\n" in capsys.readouterr().out
+    drawn: list[Group] = []
+    monkeypatch.setattr(
+        "codebrush.understanding.overlay.render_page",
+        lambda view, groups: (drawn.extend(groups), render_page(view, groups))[1],
+    )
     assert run([*arguments, "--method", "occlusion"]) == 0
     assert "than random: do not rely on it\n" in capsys.readouterr().out
+    assert drawn[0].warning.lower().endswith("by insertion, this map is no better than random: do not rely on it")
     monkeypatch.setattr("codebrush.understanding.attribution.faithfulness", lambda *_: Faithfulness(0.3, 0.1, 0.2, 0.2))
     assert run(arguments) == 0
     assert "better than random" not in capsys.readouterr().out
+    assert "better than random" not in drawn[-1].warning
 
 
 def test_only_the_middle_of_a_wide_picture_is_seen(

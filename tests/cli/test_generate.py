@@ -231,6 +231,17 @@ def test_a_read_only_folder_is_one_line(
         assert f"{mounted} is read-only; name another folder" in complaint(capsys)
 
 
+def test_a_folder_that_takes_no_files_is_refused_before_drawing(
+    micro_pack: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not Path("/proc/self").is_dir():
+        pytest.skip("there is no /proc")
+    monkeypatch.setattr(Codebrush, "generate", None)
+    assert run(["generate", "a dog", "--pack", str(micro_pack), "--out", "/proc/pictures"]) == 1
+    assert "cannot write in /proc/pictures: /proc " in (line := complaint(capsys))
+    assert "name another folder with --out" in line
+
+
 def test_a_file_in_the_place_of_the_folder_is_one_line(
     micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

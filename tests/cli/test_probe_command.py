@@ -79,7 +79,7 @@ def test_a_probe_is_refused_with_another_clip(
 @pytest.mark.parametrize(
     ("arguments", "status", "complaint"),
     [
-        (["--label", "shape"], 1, "needs the column shape"),
+        (["--label", "shape"], 1, 'the condition "--label shape" needs the column shape'),
         (["--label", "split"], 1, "two labels or more"),
         (["--label", "colour", "--split", "nine"], 1, "no split nine"),
         (["--label", "colour", "--test", "nine"], 1, "no split nine"),

@@ -49,17 +49,23 @@ def test_each_word_has_a_map_of_shares(brush: Codebrush) -> None:
     codes = some_codes(brush)
     words = prompt_attention(brush.clip, brush.tokenizer, brush.transformer, codes, "a red circle:2|a blue square:1")
     assert [(word.part, word.word) for word in words] == [
-        (0, "a"), (0, "red"), (0, "circle"), (1, "a"), (1, "blue"), (1, "square"),
+        (0, "red"), (0, "circle"), (1, "blue"), (1, "square"),
     ]  # fmt: skip
     for word in words:
         assert word.heat.shape == brush.transformer.config.grid
         assert 0 < word.share < 1
-    total = torch.stack([word.heat for word in words[:3]]).sum(0)
+    total = torch.stack([word.heat for word in words[:2]]).sum(0)
     assert total.max() <= 1 + 1e-5
-    assert not torch.equal(words[0].heat, words[2].heat)
+    assert not torch.equal(words[0].heat, words[1].heat)
     alone = prompt_attention(brush.clip, brush.tokenizer, brush.transformer, codes, "a red circle")
-    for one, other in zip(alone, words[:3], strict=True):
+    for one, other in zip(alone, words[:2], strict=True):
         torch.testing.assert_close(one.heat, other.heat)
+
+
+def test_stop_words_have_a_map_only_where_there_are_no_others(brush: Codebrush) -> None:
+    codes = some_codes(brush)
+    words = prompt_attention(brush.clip, brush.tokenizer, brush.transformer, codes, "the red one|of the")
+    assert [word.word for word in words] == ["red", "one", "of", "the"]
 
 
 def test_what_was_drawn_before_counts_and_what_comes_after_does_not(brush: Codebrush) -> None:

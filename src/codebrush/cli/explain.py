@@ -3,6 +3,7 @@
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -98,8 +99,16 @@ def _heat(brush: "Codebrush", picture: "Image.Image", text: str, method: Method)
     entries = [{"word": word.word, "gain": round(word.gain, 6)} for word in found.words]
     report = {"method": found.method, "score": found.score, "words": entries, "faithfulness": asdict(measured)}
     report |= {"better_than_random": measured.better_than_random, "shown": presence.shown, "level": presence.level}
-    heading = f"Which pixels match: {found.text}"
-    return Group(heading, panels, "" if doubt is None else doubt[0].upper() + doubt[1:]), report
+    said = [*([] if doubt is None else [doubt]), *_unfaithful(report)]
+    warning = "; ".join(said)
+    return Group(f"Which pixels match: {found.text}", panels, warning[:1].upper() + warning[1:]), report
+
+
+def _unfaithful(report: Mapping[str, Any]) -> list[str]:
+    """One line if a measure finds the map no better than random, otherwise none."""
+    poor = [name for name, better in report["better_than_random"].items() if not better]
+    remedy = "do not rely on it" if report["method"] == Method.OCCLUSION else "try --method occlusion"
+    return [f"by {' and '.join(poor)}, this map is no better than random: {remedy}"] if poor else []
 
 
 def _presence(brush: "Codebrush", picture: "Image.Image", text: str) -> "Presence":
@@ -173,9 +182,7 @@ def _print_report(report: dict[str, Any]) -> None:
     f = report["faithfulness"]
     print(f"insertion {f['insertion']:.3f}, random {f['insertion_random']:.3f} (higher is better)")
     print(f"deletion {f['deletion']:.3f}, random {f['deletion_random']:.3f} (lower is better)")
-    poor = [name for name, better in report["better_than_random"].items() if not better]
-    if poor:
-        remedy = "do not rely on it" if report["method"] == Method.OCCLUSION else "try --method occlusion"
-        print(f"by {' and '.join(poor)}, this map is no better than random: {remedy}")
+    for line in _unfaithful(report):
+        print(line)
     if report["seen"] < 1:
         print(f"the encoder crops the picture: only its middle {report['seen']:.0%} was seen")

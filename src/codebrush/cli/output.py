@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -108,6 +109,11 @@ def check_folder(folder: Path, flag: str = "--out") -> None:
         raise CodebrushError(f"cannot write in {folder}: {existing} is a file; name another folder with {flag}")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise CodebrushError(f"cannot write in {folder}: {existing} is read-only; name another folder with {flag}")
+    try:
+        tempfile.TemporaryFile(dir=existing).close()  # only trying tells of /proc and of quotas
+    except OSError as error:
+        reason = f"{existing} takes no files ({error.strerror or error})"
+        raise CodebrushError(f"cannot write in {folder}: {reason}; name another folder with {flag}") from error
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """`codebrush probe`: train and measure a linear probe, a classifier on the frozen image embeddings of a pack's CLIP."""
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from codebrush.cli.source_flags import (
     StrictOption,
     WhereOption,
 )
+from codebrush.data.sources.filters import Clause
 from codebrush.data.sources.unread import amount
 from codebrush.errors import DataError, UsageError
 from codebrush.optional import require
@@ -105,7 +107,8 @@ def _rows_with(label: str, where: Sequence[str]) -> dict[str, Any]:
     """What opens the rows that have a label: a template may take it from the captions, so that all are opened."""
     if "{" in label:
         return {"where": where, "require_captions": False}
-    return {"where": [*where, f"`{label}` is not null"], "captions": [f"{{{label}}}"]}
+    labelled = Clause(f"--label {label}", label, "is not null")
+    return {"where": [*where, labelled], "captions": [f"{{{label}}}"]}
 
 
 def _refuse_seed(context: typer.Context, split: str) -> None:
@@ -202,6 +205,7 @@ def _print(report: dict[str, Any]) -> None:
         skipped = amount("picture", len(report["skipped"]))
         print(f"{skipped} could not be read; the first is {report['skipped'][0]['path']}")
     if "path" in report:
-        print(f"probe saved to {report['path']}; use it with codebrush classify IMAGE... --probe {report['path']}")
+        again = f"codebrush classify IMAGE... --probe {shlex.quote(report['path'])}"
+        print(f"probe saved to {report['path']}; use it with {again}")
     else:
         print("the probe was not saved: give --out FILE.safetensors to keep it")

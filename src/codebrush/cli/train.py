@@ -1,5 +1,6 @@
 """`codebrush train`: a whole pack on captioned pictures, or one stage by a recipe."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -181,4 +182,4 @@ def _print(report: dict[str, Any], as_json: bool) -> None:
     if "work" in report:
         print(f"{report['work']} holds checkpoints, previews and TensorBoard logs: delete it if you need none")
     method = "" if report["draws"] else " --method guide"
-    print(f'try it: codebrush generate "..." --pack {report["pack"]}{method}')
+    print(f'try it: codebrush generate "..." --pack {shlex.quote(report["pack"])}{method}')

@@ -12,6 +12,7 @@ from codebrush.errors import UsageError
 MAX_PICTURES = 1024
 MAX_CANDIDATES = 4 * MAX_PICTURES
 ABOVE_ZERO = math.ulp(0.0)
+LONGEST_SIDE = 65_536  # pixels
 
 # kind, least, most, as error lines put it
 LIMITS: dict[str, tuple[type, float, float, str]] = {
@@ -163,14 +164,16 @@ class DrawOptions:
 
 
 def parse_size(text: str | int) -> tuple[int, int]:
-    """Parse "128x96" as width and height in pixels, each from 1 to 65536; "128" is 128x128.
+    """Parse "128x96" as width and height in pixels, each from 1 to `LONGEST_SIDE`; "128" is 128x128.
 
     Raises:
         UsageError: if it is anything else.
     """
     sides = str(text).lower().split("x")
-    if len(sides) > 2 or not all(side.strip().isdecimal() and 1 <= int(side) <= 65536 for side in sides):
+    if len(sides) > 2 or not all(side.strip().isdecimal() for side in sides):
         raise UsageError(f"size must be WIDTHxHEIGHT in whole pixels, like 128x96, or one number, not {text}")
+    if not all(1 <= int(side) <= LONGEST_SIDE for side in sides):
+        raise UsageError(f"the sides of a picture have from 1 to {LONGEST_SIDE} pixels, and the size is {text}")
     return int(sides[0]), int(sides[-1])
 
 

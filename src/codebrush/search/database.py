@@ -6,6 +6,7 @@ because a commit leaves the files that they read in place.
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -210,7 +211,9 @@ def open_database(path: str | Path, mark: Mark | None = None, quiet: bool = Fals
     if not (path / TABLE_FOLDER).is_dir():
         if path.exists() and not path.is_dir():
             raise DataError(f"{path} is a file, not a database: name a folder that codebrush index has made")
-        raise DataError(f"there is no database in {path}: make one with codebrush index PICTURES --db {path}")
+        raise DataError(
+            f"there is no database in {path}: make one with codebrush index PICTURES --db {shlex.quote(str(path))}"
+        )
     with _guarded(path, quiet):
         table = _connect(path).open_table(TABLE)
         made_by = _read_mark(path, table.schema)

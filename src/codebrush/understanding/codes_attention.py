@@ -21,6 +21,7 @@ from codebrush.models.layers.attention import rotate
 from codebrush.pack.pack import encode_condition
 from codebrush.text.prompts import parse_prompt
 from codebrush.text.tokenizer import Tokenizer
+from codebrush.understanding.attribution import places_of_content
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,17 @@ def prompt_attention(
 ) -> list[PromptWord]:
     """The words of a prompt (with its weights and parts) and how much the codes (h, w) drawn from it attended to each.
 
-    Each part of a weighted prompt conditions the transformer separately, so the shares of each part's words are
-    separate. Raises PackError if the transformer reads no text tokens.
+    Stop words are left out, unless a part has no others. Each part of a weighted prompt conditions the transformer
+    separately, so the shares of each part's words are separate. Raises PackError if the transformer reads no text
+    tokens.
     """
     found = []
     for number, part in enumerate(parse_prompt(prompt).parts):
         words = part.text.split()
+        content = places_of_content(words)
         condition = encode_condition(clip, tokenizer, [part.text], transformer.config)
         maps = code_attention(transformer, codes, condition, word_spans(tokenizer, words))
-        found += [PromptWord(word, number, heat) for word, heat in zip(words, maps, strict=True)]
+        found += [PromptWord(words[place], number, maps[place]) for place in content]
     return found
 
 

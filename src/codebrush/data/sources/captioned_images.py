@@ -168,7 +168,7 @@ def open_source(
     source: str | Path,
     *,
     split: str | None = None,
-    where: Sequence[str] = (),
+    where: Sequence[str | Clause] = (),
     captions: Sequence[str] = (),
     image_column: str | None = None,
     group: str | None = None,
@@ -199,7 +199,7 @@ def open_source(
         raise UsageError(f"the limit of rows is {limit}; it must be 1 or more")
     rows = load_rows(str(source), image_column, strict=strict, exclude=exclude)
     table = rows.text
-    clauses = [parse_clause(text) for text in where]
+    clauses = [each if isinstance(each, Clause) else parse_clause(each) for each in where]
     templates = [Template.parse(text) for text in captions] or [_default_template(rows)]
     for what, column in [
         *((f'the condition "{clause.text}"', clause.column) for clause in clauses),

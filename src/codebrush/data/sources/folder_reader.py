@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from codebrush.data.decoding.picture_formats import EXTENSIONS, is_picture_file, kind_of_file, remedies
+from codebrush.data.decoding.picture_formats import EXTENSIONS, READ, is_picture_file, kind_of_file, remedies
 from codebrush.data.sources.caption_files import ENDINGS, CaptionFiles, captions_in
 from codebrush.data.sources.file_names import escaped
 from codebrush.data.sources.folder_files import files_in
@@ -71,7 +71,7 @@ def load_folder(
     if not chosen:
         _count(folder, [*files.others, *files.metadata, *files.tables], unread)
         found = [amount(kind, number) for kind, number in sorted(unread.counted.items())]
-        held = f"there are {enumeration(found)}" if found else f"looked for {' '.join(sorted(EXTENSIONS))}"
+        held = f"there are {enumeration(found)}" if found else f"looked for {', '.join(READ)}"
         said = "; ".join([f"{source}: no picture in this folder", held, *remedies(unread.counted)])
         raise NoPicturesError(said, unread)
     left_out = [name for kind in kinds if kind is not chosen for name in kind]

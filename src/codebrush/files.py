@@ -223,6 +223,22 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         os.replace(part, place)
 
 
+@contextmanager
+def held_alone(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same from working in `folder`.
+
+    Raises:
+        CodebrushError: if one is at work there.
+    """
+    with ExitStack() as held:
+        with write_errors(folder):
+            try:
+                _take_lock(Path(os.path.abspath(folder)), held, timeout=0)
+            except Timeout:
+                raise CodebrushError(f"another process is at work in {folder}: wait for it, or stop it") from None
+        yield
+
+
 def _take_lock(place: Path, held: ExitStack, timeout: float) -> None:
     """Hold the lock of the folder `place` until `held` is left; -1 waits for it without end."""
     place.parent.mkdir(parents=True, exist_ok=True)

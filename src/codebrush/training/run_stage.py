@@ -1,6 +1,7 @@
 """Runs one stage: from its plan and what earlier stages made to a folder with the trained model."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 
 from codebrush.errors import TrainingError
+from codebrush.files import held_alone
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.engine.loop import Loop, launch
@@ -24,6 +26,8 @@ from codebrush.training.run_folder import (
     write_plan,
 )
 from codebrush.training.stage import Materials, StagePlan
+
+HOLDS_A_RUN = "{folder} already holds a training run: add --resume, or name another folder"
 
 
 def make_network(plan: StagePlan, materials: Materials, start: PretrainedModel | None = None) -> PretrainedModel:
@@ -66,7 +70,7 @@ def run_stage(
     stage = STAGES[plan.stage]
     if begun := has_begun(folder):
         if not resume:
-            raise TrainingError(f"{folder} already holds a training run: add --resume, or name another folder")
+            raise TrainingError(HOLDS_A_RUN.format(folder=folder))
         plan = read_plan(folder)
         _check_same_rows(plan, materials, folder)
         if is_done(folder):
@@ -81,17 +85,20 @@ def run_stage(
     except ValueError as error:
         raise TrainingError(f"the {plan.stage} cannot be built: {error}") from error
     fabric = launch(plan.loop)
-    if not begun and fabric.is_global_zero:  # only now: a plan that cannot be carried out must not block a better one
-        write_plan(replace(plan, facts={**plan.facts, **_fingerprints(prepared)}), folder)
-    fabric.barrier()
-    hooks = stage.hooks(plan, prepared, folder)
-    trained = Loop(task, plan.loop, folder, fabric, saved, hooks).run(until=until)
-    assert isinstance(trained, PretrainedModel)
-    if fabric.is_global_zero:
-        save_model(trained, prepared.tokenizers.get(stage.name), folder)
-    fabric.barrier()
-    if fabric.is_global_zero:
-        remove_passed(folder)
+    with held_alone(folder) if fabric.is_global_zero else nullcontext():
+        if fabric.is_global_zero and not begun and has_begun(folder):  # by another process, while this one prepared
+            raise TrainingError(HOLDS_A_RUN.format(folder=folder))
+        if not begun and fabric.is_global_zero:  # only now: what cannot be carried out must not block a better plan
+            write_plan(replace(plan, facts={**plan.facts, **_fingerprints(prepared)}), folder)
+        fabric.barrier()
+        hooks = stage.hooks(plan, prepared, folder)
+        trained = Loop(task, plan.loop, folder, fabric, saved, hooks).run(until=until)
+        assert isinstance(trained, PretrainedModel)
+        if fabric.is_global_zero:
+            save_model(trained, prepared.tokenizers.get(stage.name), folder)
+        fabric.barrier()
+        if fabric.is_global_zero:
+            remove_passed(folder)
     materials.tokenizers.update(prepared.tokenizers)
     return trained.cpu()
 

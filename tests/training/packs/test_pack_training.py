@@ -22,7 +22,8 @@ from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from codebrush.data.synthetic.scene_folder import write_shapes
-from codebrush.errors import TrainingError, UsageError
+from codebrush.errors import CodebrushError, TrainingError, UsageError
+from codebrush.files import held_alone
 from codebrush.pack.pack import open_pack
 from codebrush.pipeline import Codebrush
 from codebrush.previews import draw_preview
@@ -316,3 +317,20 @@ def test_a_budget_makes_a_pack_that_draws(
     assert min(steps[stage] for stage in ("clip", "vqgan", "transformer")) > 1
     (drawn,) = Codebrush.from_pretrained(tmp_path / "timed").generate("a red circle", n=1, rerank=1)
     assert drawn.image.size == (32, 32)
+
+
+def test_two_processes_do_not_train_into_one_folder(shapes: Path, tmp_path: Path):
+    given = request(shapes, tmp_path / "micro")
+    with held_alone(tmp_path / "micro.work"):
+        for resume in (False, True):
+            with pytest.raises(CodebrushError, match=r"another process is at work in .*micro\.work: wait for it"):
+                train_pack(replace(given, resume=resume), lambda text: None)
+    assert not (tmp_path / "micro.work").exists()
+    with (
+        held_alone(tmp_path / "micro.work" / "vqgan"),
+        pytest.raises(CodebrushError, match=r"another process is at work in .*vqgan"),
+    ):
+        train_pack(given, lambda text: None)
+    train_pack(replace(given, resume=True), lambda text: None)
+    assert (tmp_path / "micro" / "pack.json").is_file()
+    assert not list(tmp_path.rglob(".*lock"))

@@ -4,12 +4,13 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from codebrush.data.sources.unread import amount
 from codebrush.errors import TrainingError, UsageError
-from codebrush.files import atomic_file
+from codebrush.files import atomic_file, held_alone
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import PACK_FILE
@@ -75,23 +76,24 @@ def train_pack(
     source = request.source.open()  # before any folder is made, so that a wrong source leaves nothing behind
     loops = [plan.loop for plan in request.plans.values()]
     fabric = launch(loops[0] if loops else LoopConfig(steps=1, batch_size=1))
-    if fabric.is_global_zero:
-        _open_work(request, work)
-    fabric.barrier()
-    clock = Clock(work / CLOCK_FILE, writes=fabric.is_global_zero, began=began)
     say = say if fabric.is_global_zero else (lambda text: None)
-    try:
-        training = _open_training(request, source, work, clock, say, draw)
-        made = {stage.name: training.run(stage) for stage in training.stages}
-        figures = {stage: each for stage, each in made.items() if each is not None}
-        if not fabric.is_global_zero:
-            return {}
-        report = _finish(training, source, figures)
-    finally:
-        if work.is_dir():
-            clock.charge()
-    if not request.keep_work:
-        shutil.rmtree(work)
+    with held_alone(work) if fabric.is_global_zero else nullcontext():
+        if fabric.is_global_zero:
+            _open_work(request, work)
+        fabric.barrier()
+        clock = Clock(work / CLOCK_FILE, writes=fabric.is_global_zero, began=began)
+        try:
+            training = _open_training(request, source, work, clock, say, draw)
+            made = {stage.name: training.run(stage) for stage in training.stages}
+            figures = {stage: each for stage, each in made.items() if each is not None}
+            if not fabric.is_global_zero:
+                return {}
+            report = _finish(training, source, figures)
+        finally:
+            if work.is_dir():
+                clock.charge()
+        if not request.keep_work:
+            shutil.rmtree(work)
     return {
         **report,
         **({"work": str(work)} if request.keep_work else {}),

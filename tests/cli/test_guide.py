@@ -90,7 +90,8 @@ def test_the_report_names_the_folder_and_the_video(run_folder: Path, capsys: pyt
     assert output.err == f"codebrush: the run in {run_folder} was finished already: no step was left to take\n"
     lines = output.out.splitlines()
     assert lines[1].split()[0] == str(run_folder / "picture_00.png")
-    assert lines[2:4] == [f"run: {run_folder}", f"video: {video}"]
+    assert lines[2].startswith("the CLIP that scores them guided them too")
+    assert lines[3:5] == [f"run: {run_folder}", f"video: {video}"]
     with Image.open(video) as film:
         lengths = [frame.info["duration"] for frame in ImageSequence.Iterator(film)]
     assert sum(lengths) == (3 + 2 * 3) * 200  # Pillow shows one of several frames that are alike for longer

@@ -74,6 +74,8 @@ def print_pictures(report: dict[str, Any]) -> None:
         said = ["", ""] if score is None else [picture["verdict"] or "", f"{score:.3f}"]
         table.add_row(picture["path"], *(said if judged else []), f"{picture['clip_score']:.3f}")
     print_table(table)
+    if "folder" in report and not judged:
+        print("the CLIP that scores them guided them too, so a high score need not mean that the prompt is seen")
     for picture in report["images"]:
         if "kept_step" in picture:
             print(f"{Path(picture['path']).name}: {_kept(picture, report['steps'])}")

@@ -16,7 +16,7 @@ from micro_plans import BUDGET, PLANS, request
 
 from codebrush.cli.main import run as command
 from codebrush.data.synthetic.scene_folder import write_shapes
-from codebrush.errors import TrainingError, UsageError
+from codebrush.errors import CodebrushError, TrainingError, UsageError
 from codebrush.pack.pack import open_pack
 from codebrush.previews import draw_preview
 from codebrush.training.engine.loop import Loop
@@ -188,6 +188,13 @@ def test_members_that_do_not_fit_are_new_and_it_is_said_why(pack, tmp_path: Path
     assert Start(None, STAGES.values(), 64).origin(STAGES["clip"]) == "from nothing"
     with pytest.raises(TrainingError, match=f"--from {tmp_path} is not a pack"):
         Start(tmp_path, STAGES.values(), 64)
+
+
+def test_a_training_that_cannot_begin_leaves_nothing(shapes: Path, tmp_path: Path):
+    for wrong in ({"start": tmp_path / "nothing"}, {"image_size": 20}):
+        with pytest.raises(CodebrushError):
+            train_pack(request(shapes, tmp_path / "micro", plans={}, budget=60.0, **wrong), lambda text: None)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupted_training_says_how_to_go_on(

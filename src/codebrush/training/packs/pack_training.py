@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from codebrush.data.sources.unread import amount
-from codebrush.errors import TrainingError, UsageError
+from codebrush.errors import CodebrushError, TrainingError, UsageError
 from codebrush.files import atomic_file, held_alone
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.vqgan import VQGAN
@@ -134,7 +134,7 @@ def _open_training(
         clock.charge()
         training = MemberTraining(request, materials, start, work, clock, say, time.monotonic() - began)
         training.open()
-    except UsageError:
+    except CodebrushError:
         if not any(has_begun(work / stage) for stage in STAGES):
             shutil.rmtree(work)  # there is nothing to go on with
         raise

@@ -40,6 +40,7 @@ COMMANDS = {  # name -> module, in the order of the help
     "search": "codebrush.cli.search",
     "similar": "codebrush.cli.duplicates",
     "duplicates": "codebrush.cli.duplicates",
+    "serve": "codebrush.cli.serve",
     "train": "codebrush.cli.train",
     "blend": "codebrush.cli.blend",
     "packs": "codebrush.cli.packs",

@@ -16,6 +16,7 @@ from codebrush.serving.queue import FairQueue
 from codebrush.serving.store import Store
 from codebrush.serving.work import KINDS, batch_key
 
+LAST_STEP = 30.0  # seconds that a step is waited for when the server stops
 MOST_ATTEMPTS = 2  # starts of a job, after which one that kills the server is given up
 
 
@@ -56,6 +57,7 @@ class Engine:
         self._queue = FairQueue(batch_key)
         self._lock = threading.Condition()
         self._stopping = self._abandoned = False
+        self._stop_began = 0.0  # of time.monotonic(); 0 before
         self._seconds: deque[float] = deque([2.0], maxlen=20)  # that each of the last jobs took
         self._worker = threading.Thread(target=self._work, name="codebrush-worker", daemon=True)
         self._recover()
@@ -82,15 +84,20 @@ class Engine:
         self._prune()
         self._count()
 
-    def stop(self, grace: float = 30.0) -> None:
-        """Take no more jobs, finish what runs within `grace` seconds, or leave it to be resumed by the next start."""
+    def begin_stop(self) -> None:
+        """Take and begin no more jobs. What waits is left to the next start."""
         with self._lock:
             self._stopping = True
+            self._stop_began = self._stop_began or time.monotonic()
             self._lock.notify_all()
+
+    def stop(self, grace: float = 30.0) -> None:
+        """Finish what runs within `grace` seconds of `begin_stop`, or leave it to be resumed by the next start."""
+        self.begin_stop()
         if self._worker.is_alive():
-            self._worker.join(grace)
-            self._abandoned = True
-            self._worker.join(max(grace, 30.0))
+            self._worker.join(max(0.0, self._stop_began + grace - time.monotonic()))
+            self._abandoned = True  # the work notices at its next step
+            self._worker.join(LAST_STEP)
         self.store.close()
 
     def brush(self, pack: str) -> Codebrush:
@@ -101,6 +108,16 @@ class Engine:
             if pack not in self._open:
                 self._open[pack] = self.packs[pack]()
             return self._open[pack]
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it takes no more jobs."""
+        return self._stopping
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs are in the queue."""
+        return len(self._queue)
 
     def submit(
         self, kind: str, pack: str, request: dict[str, Any], owner: str, files: Mapping[str, bytes] | None = None
@@ -148,6 +165,16 @@ class Engine:
             if self._queue.remove(job):
                 self._end(job, "cancelled", None)
             self._count()
+
+    def forget(self, job: Job) -> None:
+        """Remove a job that ended, and its files."""
+        if job.ended:
+            self.store.remove(job.id)
+
+    def leave(self, job: Job) -> None:
+        """The caller of a job went away: cancel it, unless it is the server that goes."""
+        if not self._stopping:
+            self.cancel(job)
 
     def _work(self) -> None:
         while True:

@@ -88,6 +88,11 @@ class Job:
         with self._lock:
             self.listeners.append(listener)
 
+    def unlisten(self, listener: Callable[[], None]) -> None:
+        """Call `listener` no more."""
+        with self._lock:
+            self.listeners.remove(listener)
+
     def progress(self, step: int, of: int) -> None:
         """Say how far it is."""
         self.step, self.of = step, of

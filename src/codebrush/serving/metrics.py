@@ -13,16 +13,16 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        own = {"registry": self._registry}
-        self.requests = Counter("codebrush_requests", "HTTP requests.", ["route", "status"], **own)
-        self.jobs = Counter("codebrush_jobs", "Jobs that ended.", ["kind", "state"], **own)
+        own = self._registry
+        self.requests = Counter("codebrush_requests", "HTTP requests.", ["route", "status"], registry=own)
+        self.jobs = Counter("codebrush_jobs", "Jobs that ended.", ["kind", "state"], registry=own)
         self.seconds = Histogram(
-            "codebrush_job_seconds", "From request to end of a job.", ["kind"], buckets=BUCKETS, **own
+            "codebrush_job_seconds", "From request to end of a job.", ["kind"], buckets=BUCKETS, registry=own
         )
-        self.refused = Counter("codebrush_refused", "Jobs refused because the queue was full.", **own)
-        self.queue = Gauge("codebrush_queue", "Jobs that wait.", **own)
+        self.refused = Counter("codebrush_refused", "Jobs refused because the queue was full.", registry=own)
+        self.queue = Gauge("codebrush_queue", "Jobs that wait.", registry=own)
         self.batch = Histogram(
-            "codebrush_batch_jobs", "Jobs that were drawn together.", buckets=(1, 2, 4, 8, 16, 32), **own
+            "codebrush_batch_jobs", "Jobs that were drawn together.", buckets=(1, 2, 4, 8, 16, 32), registry=own
         )
 
     def finished(self, kind: str, state: str, seconds: float) -> None:

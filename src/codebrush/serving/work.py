@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from codebrush.data.decoding.images import save_png, to_pil
+import torch
+
+from codebrush.data.decoding.images import decode_image, save_png, to_pil
+from codebrush.files import atomic_file
 from codebrush.generation.guided.run_folder import RUN_FILE
 from codebrush.generation.result import Result
 from codebrush.pipeline import Codebrush
@@ -86,4 +89,21 @@ def _kept(job: Job, results: Sequence[Result]) -> dict[str, Any]:
     return {"images": images}
 
 
-KINDS: Mapping[str, Kind] = {"generate": Kind(_generate, _options)}
+def _embed(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:
+    """Texts and pictures as vectors, (B, E) little-endian float32 in a file of the job's folder."""
+    (job,) = jobs
+    inputs = job.request["inputs"]
+    texts = [entry["text"] for entry in inputs if "text" in entry]
+    names = [entry["file"] for entry in inputs if "file" in entry]
+    pictures = [decode_image((job.folder / name).read_bytes(), max_pixels=job.request["max_pixels"]) for name in names]
+    vectors = {"text": iter(brush.embed_text(texts) if texts else ()), "file": iter(brush.embed_images(pictures))}
+    found = [next(vectors["text" if "text" in entry else "file"]) for entry in inputs]
+    rows = torch.stack(found).cpu().numpy().astype("<f4")
+    with atomic_file(job.folder / "vectors.f32") as part:
+        rows.tofile(part)
+    tokens = sum(map(len, brush.tokenizer.ids(texts))) if texts else 0
+    progress(len(inputs), len(inputs))
+    return [{"file": "vectors.f32", "tokens": tokens + len(pictures)}]
+
+
+KINDS: Mapping[str, Kind] = {"generate": Kind(_generate, _options), "embed": Kind(_embed)}

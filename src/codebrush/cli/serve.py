@@ -1,0 +1,58 @@
+"""`codebrush serve` answers to programs over HTTP."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from codebrush.cli.flags import PACK_HELP
+from codebrush.errors import UsageError
+from codebrush.optional import require
+
+KEY_VARIABLE = "CODEBRUSH_API_KEY"  # one key, or several with commas between
+MB = 1024**2
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.", min=0, max=65535)] = 7860,
+    pack: Annotated[list[str] | None, typer.Option(help=f"{PACK_HELP} May be repeated.  [emoji]")] = None,
+    data: Annotated[Path, typer.Option(help="Folder for jobs and their results.")] = Path("outputs/serve"),
+    no_key: Annotated[
+        bool, typer.Option("--no-key", help=f"Listen beyond this machine although {KEY_VARIABLE} sets no key.")
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Name under which the server may be called; may be repeated.")
+    ] = None,
+    queue: Annotated[int, typer.Option(help="Jobs that may wait.", min=1, max=100_000)] = 64,
+    time_limit: Annotated[float, typer.Option(help="Seconds that a job may run.", min=1)] = 900,
+    keep_hours: Annotated[float, typer.Option(help="Hours for which results are kept.", min=0)] = 24,
+    keep_mb: Annotated[int, typer.Option(help="Megabytes of results that are kept at most.", min=1)] = 2048,
+    max_body_mb: Annotated[int, typer.Option(help="Megabytes that a request may have.", min=1)] = 32,
+) -> None:
+    """Answer to programs over HTTP: OpenAI's images and embeddings API, on the models of packs.
+
+    The environment variable CODEBRUSH_API_KEY sets a key that callers must give, or several with commas between.
+    """
+    for package in ("fastapi", "uvicorn", "multipart", "sqlalchemy", "prometheus_client"):
+        require(package, "codebrush serve needs", error=UsageError)
+    from codebrush.serving.engine import Limits
+    from codebrush.serving.server import serve as run
+    from codebrush.serving.settings import Settings
+
+    keys = tuple(key.strip() for key in os.environ.get(KEY_VARIABLE, "").split(",") if key.strip())
+    limits = Limits(queue=queue, seconds=time_limit, keep_seconds=keep_hours * 3600, keep_bytes=keep_mb * MB)
+    run(
+        Settings(
+            packs=tuple(dict.fromkeys(pack or ["emoji"])),
+            data=data,
+            host=host,
+            port=port,
+            keys=keys,
+            no_key=no_key,
+            allowed_hosts=tuple(allow_host or ()),
+            limits=limits,
+            max_body=max_body_mb * MB,
+        )
+    )

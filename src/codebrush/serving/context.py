@@ -1,0 +1,58 @@
+"""What every route needs of the server: its engine and settings, and the caller's jobs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from codebrush.serving.engine import Engine
+from codebrush.serving.jobs import Job
+from codebrush.serving.problems import Problem
+from codebrush.serving.settings import Settings
+
+
+@dataclass(frozen=True)
+class Context:
+    """The server behind a route."""
+
+    engine: Engine
+    settings: Settings
+
+    def submit(
+        self, kind: str, pack: str, asked: dict[str, Any], request: Request, files: Mapping[str, bytes] | None = None
+    ) -> Job:
+        """A new job of the caller."""
+        return self.engine.submit(kind, pack, asked, request.state.owner, files)
+
+    def find(self, job: str, request: Request) -> Job:
+        """A job of the caller. Raises Problem if there is none."""
+        found = self.engine.find(job, request.state.owner)
+        if found is None:
+            raise Problem(404, f"there is no job '{job}', or no longer", "not_found", "job")
+        return found
+
+    def job_reply(self, job: Job, request: Request) -> dict[str, Any]:
+        """A job as it is now, as replies and events say it."""
+        files = f"{str(request.base_url).rstrip('/')}/files/{job.id}"
+        data = None
+        if job.state == "done" and job.result is not None and "images" in job.result:
+            kept = ("seed", "index", "clip_score", "scorer_score", "verdict")
+            data = [
+                {"url": f"{files}/{number}.png", **{name: image[name] for name in kept if name in image}}
+                for number, image in enumerate(job.result["images"])
+            ]
+        return {
+            "id": job.id, "object": "job", "kind": job.kind, "model": job.pack, "state": job.state,
+            "created": job.created, "started": job.started, "finished": job.finished,
+            "progress": {"step": job.step, "of": job.of, "seconds_left": job.seconds_left},
+            "latest": f"{files}/latest.png" if job.shown and not job.ended else None,
+            "data": data, "error": job.error,
+        }  # fmt: skip
+
+
+def _context(request: Request) -> Context:
+    return request.app.state.context
+
+
+Served = Annotated[Context, Depends(_context)]

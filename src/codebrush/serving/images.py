@@ -1,0 +1,224 @@
+"""`/v1/images/generations`: from OpenAI's request to a job, and from the job to its reply or its events."""
+
+import base64
+import io
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from PIL import Image
+
+from codebrush.data.decoding.images import decode_image
+from codebrush.generation.options import SAMPLING, parse_size
+from codebrush.serving.context import Served
+from codebrush.serving.engine import Engine
+from codebrush.serving.jobs import Job
+from codebrush.serving.problems import Problem
+from codebrush.serving.schemas import GUIDANCE, GenerationRequest, ImagesReply, JobReply
+from codebrush.serving.settings import Settings
+from codebrush.serving.waiting import changes, failure_of, finished, left_waiting
+
+NOT_STYLES = ("vivid", "natural")  # OpenAI's, which every pack takes
+CANDIDATES = {"low": 1, "high": 8, "hd": 8}  # drawn for each picture that is kept; else the usual number
+REPORTED = {"low": "low", "high": "high", "hd": "high"}
+FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+HEARTBEAT = 1.0  # seconds between two looks at a job that does not change
+ASYNC_PREVIEWS = 3  # half-drawn pictures of a job that nobody waits for
+# Options that pass from the request to `Codebrush.generate` as they are.
+PASSED = ("negative_prompt", "steps", "sampler", "cfg_interval", "prior", "neighbours", *SAMPLING)
+router = APIRouter(tags=["images"])
+
+
+@router.post(
+    "/v1/images/generations",
+    response_model=ImagesReply,
+    summary="Draw pictures of a prompt",
+    responses={
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        202: {"model": JobReply, "description": "The job, if `wait` is false."},
+    },
+)
+async def generate(asked: GenerationRequest, request: Request, context: Served) -> Response:
+    """As OpenAI's endpoint, with our own options beside its parameters. With `stream` the reply is server-sent events:
+    `image_generation.partial_image` up to `partial_images` times, then `image_generation.completed` for each picture.
+    With `wait` false it is the job, with status 202."""
+    wanted = Wanted.of(asked)
+    pack = asked.model or context.settings.packs[0]
+    job = context.submit("generate", pack, job_request(asked, context.settings), request)
+    if not asked.wait:
+        return JSONResponse(context.job_reply(job, request), 202, {"Location": f"/v1/jobs/{job.id}"})
+    if asked.stream:
+        events = _events(context.engine, job, wanted)
+        return StreamingResponse(events, media_type="text/event-stream", headers={"X-Job-Id": job.id})
+    await finished(context.engine, job, request)
+    return JSONResponse(_reply(context.engine, job, wanted, request), headers={"X-Job-Id": job.id})
+
+
+class Wanted:
+    """In which form a caller wants pictures.
+
+    Raises:
+        Problem: if that is not possible.
+    """
+
+    def __init__(self, format: str = "png", compression: int = 100, quality: str = "auto", url: bool = False) -> None:
+        self.format, self.compression, self.quality, self.url = format, compression, quality, url
+
+    @classmethod
+    def of(cls, asked: GenerationRequest) -> "Wanted":
+        """What a request says of it."""
+        if asked.background == "transparent":
+            raise Problem(400, "the pictures of this model are opaque", "unsupported_value", "background")
+        format, compression = asked.output_format or "png", asked.output_compression
+        if format == "png" and compression not in (None, 100):
+            raise Problem(400, "png is never lossy: choose jpeg or webp", "unsupported_value", "output_compression")
+        if asked.partial_images and not asked.stream and asked.wait:
+            raise Problem(400, "partial_images is for stream", "invalid_value", "partial_images")
+        quality = REPORTED.get(asked.quality or "", "medium")
+        compression = 100 if compression is None else compression
+        return cls(format, compression, quality, asked.response_format == "url" and not asked.stream)
+
+    def about(self) -> dict[str, Any]:
+        """What every reply repeats."""
+        return {"background": "opaque", "output_format": self.format, "quality": self.quality}
+
+
+def job_request(asked: GenerationRequest, settings: Settings) -> dict[str, Any]:
+    """The arguments of `Codebrush.generate`, or of `guide`, that a request stands for.
+
+    Raises:
+        Problem: if an option is not one of its method, or the pictures would be too large.
+    """
+    method = asked.method or "sample"
+    own = {option.name for option in GUIDANCE} | {"init", "preset"}
+    given = {name: value for name, value in asked.model_dump(include=own).items() if value is not None}
+    if given and method != "guide":
+        name = next(iter(given))
+        raise Problem(400, f"'{name}' is an option of guidance: add method guide", "invalid_value", name)
+    seed = secrets.randbelow(2**31) if asked.seed is None else asked.seed
+    found: dict[str, Any] = {"prompt": asked.prompt, "seed": seed, "n": asked.n or 1, "method": method}
+    found |= {name: value for name in PASSED if (value := getattr(asked, name)) is not None}
+    if asked.style is not None and asked.style not in NOT_STYLES:
+        found["style"] = asked.style
+    if asked.size not in (None, "auto"):
+        width, height = parse_size(asked.size)
+        if width * height > settings.max_pixels:
+            most = f"{settings.max_pixels:,} pixels"
+            raise Problem(400, f"size {asked.size} has more than {most}", "invalid_value", "size")
+        found["size"] = asked.size
+    if asked.upscale not in (None, 1):
+        found["upscale"] = asked.upscale
+    if method != "guide" and asked.rerank is None and asked.quality in CANDIDATES:
+        found["rerank"] = CANDIDATES[asked.quality] * found["n"]
+    if method == "guide":
+        found["sampling"] = {name: found.pop(name) for name in SAMPLING if name in found}
+    previews = asked.partial_images if asked.wait else ASYNC_PREVIEWS if asked.partial_images is None else None
+    return found | given | ({"previews": previews} if previews else {})
+
+
+def _reply(engine: Engine, job: Job, wanted: Wanted, request: Request) -> dict[str, Any]:
+    assert job.result is not None
+    data = [picture_entry(job, number, wanted, request) for number in range(len(job.result["images"]))]
+    about = {**wanted.about(), "size": size_of(job), "usage": usage_of(engine, job), "job": job.id}
+    return {"created": int(job.created), "data": data, **about}
+
+
+def picture_entry(job: Job, number: int, wanted: Wanted, request: Request) -> dict[str, Any]:
+    """What a reply says of one picture of a job that is done."""
+    assert job.result is not None
+    image = job.result["images"][number]
+    said = {name: image[name] for name in ("seed", "index", "clip_score", "scorer_score", "verdict") if name in image}
+    if wanted.url:
+        return {"url": picture_url(job, number, wanted, request), **said}
+    return {"b64_json": base64.b64encode(picture_bytes(job, number, wanted)).decode(), **said}
+
+
+def picture_url(job: Job, number: int, wanted: Wanted, request: Request) -> str:
+    """Where a picture is served. The job's id is part of it, which nobody can guess."""
+    lossy = "" if wanted.format == "png" else f"?compression={wanted.compression}"
+    return f"{str(request.base_url).rstrip('/')}/files/{job.id}/{number}.{wanted.format}{lossy}"
+
+
+def picture_bytes(job: Job, number: int, wanted: Wanted) -> bytes:
+    """The file of a picture in the form that is wanted; a PNG as it was stored, with how it was made."""
+    assert job.result is not None
+    stored = (job.folder / job.result["images"][number]["file"]).read_bytes()
+    return stored if wanted.format == "png" else _as(stored, wanted)
+
+
+def _as(png: bytes, wanted: Wanted) -> bytes:
+    if wanted.format == "png":
+        return png
+    file, picture = io.BytesIO(), decode_image(png, keep_mode=wanted.format == "webp")
+    picture.save(file, format=wanted.format.upper(), quality=wanted.compression)
+    return file.getvalue()
+
+
+def size_of(job: Job) -> str:
+    """The size of a job's pictures, as OpenAI's API writes it."""
+    assert job.result is not None
+    return "{}x{}".format(*job.result["images"][0]["size"])
+
+
+def usage_of(engine: Engine, job: Job) -> dict[str, Any]:
+    """Text tokens that the pack reads of the prompt, and codes of the pictures."""
+    assert job.result is not None
+    tokens = len(engine.brush(job.pack).tokenizer.ids([job.request.get("prompt", "")])[0])
+    codes = sum(image["codes"] for image in job.result["images"])
+    details = {"text_tokens": tokens, "image_tokens": 0}
+    return {
+        "input_tokens": tokens, "input_tokens_details": details, "output_tokens": codes, "total_tokens": tokens + codes
+    }  # fmt: skip
+
+
+async def _events(engine: Engine, job: Job, wanted: Wanted, prefix: str = "image_generation") -> AsyncIterator[str]:
+    """The server-sent events of a job, until it ends; it is cancelled if the caller goes away."""
+    sent = 0
+    try:
+        async for _ in changes(job, HEARTBEAT):
+            for index in range(sent, len(job.shown)):
+                for picture in job.shown[index]:
+                    size = "{}x{}".format(*Image.open(io.BytesIO(picture)).size)
+                    content = {**_event(picture, wanted, size), "partial_image_index": index}
+                    yield event(f"{prefix}.partial_image", content)
+            sent = len(job.shown)
+            if left_waiting(engine, job):
+                break
+            if not job.ended:
+                yield ": still at work\n\n"
+        if job.state != "done" or job.result is None:
+            yield event("error", failure_of(job).body())
+            return
+        for number in range(len(job.result["images"])):
+            stored = (job.folder / job.result["images"][number]["file"]).read_bytes()
+            content = {**_event(stored, wanted, size_of(job)), "usage": usage_of(engine, job)}
+            yield event(f"{prefix}.completed", content)
+    finally:
+        engine.leave(job)
+
+
+def _event(png: bytes, wanted: Wanted, size: str) -> dict[str, Any]:
+    encoded = base64.b64encode(_as(png, wanted)).decode()
+    return {"b64_json": encoded, "created_at": int(time.time()), "size": size, **wanted.about()}
+
+
+def event(kind: str, content: Mapping[str, Any]) -> str:
+    """One server-sent event."""
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **content})}\n\n"
+
+
+@router.get("/files/{job}/{name}", response_class=Response, include_in_schema=False)
+def file(job: str, name: str, context: Served, compression: int = 100) -> Response:
+    """A picture of a job, NUMBER.FORMAT, or its latest half-drawn one; it needs no key but its name."""
+    found, (number, _, format) = context.engine.find(job), name.partition(".")
+    if found is not None and name == "latest.png" and found.shown:
+        return Response(found.shown[-1][0], media_type="image/png", headers={"Cache-Control": "no-store"})
+    made = [] if found is None or found.state != "done" else (found.result or {}).get("images", [])
+    if found is None or format not in FORMATS or not number.isdecimal() or int(number) >= len(made):
+        raise Problem(404, "there is no such file, or no longer", "not_found")
+    content = picture_bytes(found, int(number), Wanted(format, min(max(compression, 0), 100)))
+    return Response(content, media_type=FORMATS[format], headers={"Cache-Control": "private, max-age=3600"})

@@ -1,0 +1,113 @@
+"""Errors in the form of OpenAI's API, with a status that its client does not retry if the caller is to blame."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from codebrush.errors import CodebrushError
+from codebrush.generation.options import did_you_mean
+from codebrush.serving.jobs import JobError, QueueFull
+from codebrush.serving.log import log_failure
+
+STATUS = {  # of an error's code; any other is the caller's, 400
+    "queue_full": 429,
+    "model_not_found": 404,
+    "server_stopping": 503,
+    "internal_error": 500,
+    "out_of_memory": 507,
+}
+NOT_AGAIN = {"x-should-retry": "false"}  # what the official client obeys
+
+
+class Problem(HTTPException):
+    """An error that a caller is told."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, dict(headers or {}))
+        self.code, self.param = code, param
+
+    def body(self) -> dict[str, Any]:
+        """The JSON object that says it."""
+        kind = _kind(self.status_code)
+        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
+
+    def reply(self) -> JSONResponse:
+        """The reply that says it."""
+        return JSONResponse(self.body(), self.status_code, self.headers)
+
+
+def problem_of(code: str, message: str, param: str | None = None) -> Problem:
+    """The error that a job ended with."""
+    status = STATUS.get(code, 400)
+    return Problem(status, message, code, param, NOT_AGAIN if status in (500, 507) else None)
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Let every error leave the app in this form."""
+    app.add_exception_handler(Problem, _problem)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(CodebrushError, _user_error)
+    app.add_exception_handler(HTTPException, _http)
+
+
+async def _problem(_: Request, error: Any) -> JSONResponse:
+    return error.reply()
+
+
+async def _user_error(_: Request, error: Any) -> JSONResponse:
+    if isinstance(error, QueueFull):
+        return Problem(429, str(error), error.code, headers={"Retry-After": str(error.retry_after)}).reply()
+    if isinstance(error, JobError):
+        return problem_of(error.code, str(error)).reply()
+    return Problem(400, str(error), "invalid_value").reply()
+
+
+async def _invalid(request: Request, error: Any) -> JSONResponse:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    name, kind = ".".join(place) or None, first["type"]
+    if kind == "json_invalid":
+        return Problem(400, "the body is no valid JSON", "invalid_json").reply()
+    if kind == "extra_forbidden":
+        hint = did_you_mean(place[-1], _known(request))
+        return Problem(400, f"Unknown parameter: '{name}'{hint}", "unknown_parameter", name).reply()
+    if kind == "missing":
+        what = f"Missing required parameter: '{name}'" if name else "the request has no body"
+        return Problem(400, what, "missing_required_parameter", name).reply()
+    return Problem(400, f"Invalid value for '{name}': {first['msg']}", "invalid_value", name).reply()
+
+
+def _known(request: Request) -> list[str]:
+    """The parameters of the request's route."""
+    body = getattr(request.scope.get("route"), "body_field", None)
+    return list(getattr(getattr(body, "field_info", None), "annotation", BaseModel).model_fields)
+
+
+async def _http(_: Request, error: Any) -> JSONResponse:
+    return Problem(error.status_code, str(error.detail), headers=error.headers).reply()
+
+
+def unexpected(error: Exception) -> Problem:
+    """What is told of an error that is not the caller's; the log says where it came from."""
+    log_failure(error)
+    return problem_of("internal_error", "something went wrong in the server; its log says what")
+
+
+def _kind(status: int) -> str:
+    if status == 401:
+        return "authentication_error"
+    if status == 429:
+        return "rate_limit_error"
+    return "server_error" if status >= 500 else "invalid_request_error"

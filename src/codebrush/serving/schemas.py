@@ -1,0 +1,261 @@
+"""What requests hold and replies say; FastAPI makes the OpenAPI document of it."""
+
+from dataclasses import fields
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from codebrush.generation.guided.guide_options import INITS, MEMORY, GuideOptions
+from codebrush.text.prompts import MAX_PROMPT_LENGTH
+
+MOST_PICTURES, MOST_CANDIDATES, MOST_STEPS, MOST_INPUTS, MOST_TEXTS = 10, 64, 2000, 2048, 16
+# Options of guidance that name files, which no request may reach, or that the request has in another form.
+_NOT_HERE = {"image_prompt", "target", "other_clip", "own_clip_weight", "mask", "mask_side", "palette", "init"}
+_OF_ITS_OWN = {"size", "steps", "batch_size", "show_every"}
+GUIDANCE = [
+    option
+    for option in fields(GuideOptions)
+    if option.name not in _NOT_HERE | _OF_ITS_OWN and option.metadata["topic"] != MEMORY
+]
+
+Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_LENGTH)]
+Text = Annotated[str, Field(max_length=MAX_PROMPT_LENGTH)]
+
+
+def _guide_field(option: Any) -> tuple[Any, Any]:
+    about = option.metadata
+    kind: Any = about["kind"]
+    limits: dict[str, Any] = {}
+    if kind is tuple:
+        kind, limits = list[Prompt], {"max_length": MOST_TEXTS}
+    elif about.get("choices"):
+        kind = Literal[about["choices"]]
+    elif kind is str:
+        limits = {"max_length": 100}
+    elif kind is not bool:
+        limits = {"ge": about["least"], "le": about["most"]}
+    return kind | None, Field(default=None, description=f"guide: {about['help']}", **limits)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+_options: dict[str, Any] = {option.name: _guide_field(option) for option in GUIDANCE}
+_Guidance: Any = create_model("Guidance", __base__=_Strict, **_options)
+
+
+def _own(description: str, **limits: Any) -> Any:
+    return Field(default=None, description=description, **limits)
+
+
+class Drawing(_Guidance):
+    """Our own options of every request that draws; OpenAI's client sends them through `extra_body`."""
+
+    seed: int | None = _own("Random seed: the same seed gives the same pictures. Default: another each time.", ge=0)
+    negative_prompt: Text | None = _own("What the picture should not show.")
+    cfg: float | None = _own("Scale of classifier-free guidance.", ge=0, le=100)
+    temperature: float | None = _own("0 takes the likeliest code.", ge=0, le=100)
+    top_k: int | None = _own("Draw among so many codes; 0: all.", ge=0, le=2**31 - 1)
+    top_p: float | None = _own("Draw among the likeliest codes of this probability in all.", gt=0, le=1)
+    min_p: float | None = _own("Least probability of a code, as a share of the likeliest one's.", ge=0, le=1)
+    rerank: int | None = _own("Pictures to draw, of which the best n are kept.", ge=1, le=MOST_CANDIDATES)
+    steps: int | None = _own("guide, flow: how many steps are taken.", ge=1, le=MOST_STEPS)
+    upscale: Literal[1, 2, 4] | None = _own("Enlarge the pictures afterwards.")
+    wait: bool = Field(default=True, description="false: answer at once with the job, to be looked at later.")
+
+
+class GenerationRequest(Drawing):
+    """A request for pictures: OpenAI's parameters, then our own."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"prompt": "a red apple", "n": 2, "size": "auto", "seed": 7},
+                {"prompt": "a dog:1.2 | blurry:-0.5", "method": "guide", "steps": 40, "response_format": "url"},
+            ]
+        }
+    )
+
+    prompt: Prompt = Field(description="What to draw. Weights: `a dog:1.2 | blurry:-0.5`.")
+    model: str | None = _own("A pack that the server has. Default: its first.", max_length=200)
+    n: int | None = Field(default=None, ge=1, le=MOST_PICTURES, description="How many pictures. Default: 1.")
+    size: str | None = _own("WIDTHxHEIGHT in pixels, or auto: the pack's own.", pattern=r"^(auto|\d{1,5}x\d{1,5})$")
+    quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = _own(
+        "How many pictures are drawn for each that is kept: low 1, medium (standard, auto) 4, high (hd) 8."
+    )
+    background: Literal["auto", "opaque", "transparent"] | None = _own("Pictures are opaque: transparent is refused.")
+    output_format: Literal["png", "jpeg", "webp"] | None = _own("Default: png, which says how it was made.")
+    output_compression: int | None = _own("jpeg, webp: quality. Default: 100.", ge=0, le=100)
+    response_format: Literal["url", "b64_json"] | None = _own("Default: b64_json.")
+    stream: bool | None = _own("Answer with server-sent events.")
+    partial_images: int | None = _own("Half-drawn pictures to stream on the way.", ge=0, le=3)
+    user: str | None = _own("Not used.", max_length=1000)
+    safety_identifier: str | None = _own("Not used.", max_length=1000)
+    moderation: Literal["auto", "low"] | None = _own("Not used.")
+    style: str | None = _own("One of the pack's styles. vivid and natural are not used.", max_length=200)
+
+    method: Literal["sample", "flow", "retrieve", "guide"] | None = _own("How pictures are made. Default: sample.")
+    init: Literal[INITS] | None = _own("guide: where to begin.")  # pyright: ignore[reportInvalidTypeForm]
+    preset: str | None = _own("guide: a set of values for its options.", max_length=100)
+    sampler: Literal["euler", "heun", "dpm"] | None = _own("flow: how a step is taken.")
+    cfg_interval: tuple[float, float] | None = _own("flow: guidance only between these times; 1 is noise.")
+    prior: Literal["retrieval", "mlp", "none"] | None = _own("retrieve, flow: source of the image embedding.")
+    neighbours: int | None = _own("retrieve, flow: how many similar pictures to blend.", ge=1, le=64)
+
+
+class EmbeddingRequest(_Strict):
+    """A request for embeddings: OpenAI's parameters; a picture is a data URL."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "emoji", "input": ["a red apple", "a dog"], "dimensions": 64}]}
+    )
+
+    input: str | list[str] = Field(
+        description=f"A text, or a list of up to {MOST_INPUTS}. `data:image/png;base64,...` is a picture.",
+        min_length=1,
+        max_length=None,
+    )
+    model: str | None = _own("A pack that the server has. Default: its first.", max_length=200)
+    encoding_format: Literal["float", "base64"] | None = _own("base64: little-endian float32. Default: float.")
+    dimensions: int | None = _own("Cut to so many numbers, and of unit length again.", ge=1, le=65536)
+    user: str | None = _own("Not used.", max_length=1000)
+
+
+class InputDetails(BaseModel):
+    """What the input tokens were."""
+
+    text_tokens: int
+    image_tokens: int
+
+
+class ImageUsage(BaseModel):
+    """Tokens read and codes drawn."""
+
+    input_tokens: int
+    input_tokens_details: InputDetails
+    output_tokens: int = Field(description="Codes of the pictures.")
+    total_tokens: int
+
+
+class ImageData(BaseModel):
+    """One picture: its bytes, or where they are; and how it was made."""
+
+    b64_json: str | None = None
+    url: str | None = Field(default=None, description="Served by this server until the job is forgotten.")
+    seed: int
+    index: int = Field(description="The picture draws from the random stream of (seed, index).")
+    clip_score: float = Field(description="CLIP's cosine with the prompt.")
+    scorer_score: float | None = Field(default=None, description="The cosine by the pack's scorer.")
+    verdict: str | None = Field(default=None, description="likely, unsure or unlikely to show the prompt.")
+
+
+class ImagesReply(BaseModel):
+    """Pictures, best first."""
+
+    created: int
+    data: list[ImageData]
+    background: Literal["opaque", "transparent"]
+    output_format: Literal["png", "jpeg", "webp"]
+    quality: Literal["low", "medium", "high"]
+    size: str
+    usage: ImageUsage
+    job: str = Field(description="The job that made them: /v1/jobs/{job}.")
+
+
+class Progress(BaseModel):
+    """How far a job is."""
+
+    step: int
+    of: int = Field(description="0 before the first step.")
+    seconds_left: float | None
+
+
+class JobErrorReply(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+
+
+class JobReply(BaseModel):
+    """A job as it is now."""
+
+    id: str
+    object: Literal["job"] = "job"
+    kind: str
+    model: str
+    state: Literal["queued", "running", "done", "failed", "cancelled"]
+    created: float
+    started: float | None
+    finished: float | None
+    progress: Progress
+    latest: str | None = Field(description="URL of the latest half-drawn picture.")
+    data: list[ImageData] | None = Field(description="Of a job that draws, when it is done.")
+    error: JobErrorReply | None
+
+
+class ModelReply(BaseModel):
+    """A pack."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = Field(description="The licence of its weights.")
+    image_size: int
+    members: list[str] = Field(description="What the pack consists of: clip, vqgan, transformer, ...")
+    styles: list[str]
+
+
+class ModelsReply(BaseModel):
+    """All packs."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelReply]
+
+
+class EmbeddingData(BaseModel):
+    """The embedding of one input."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str = Field(description="Numbers, or base64 of little-endian float32.")
+
+
+class EmbeddingUsage(BaseModel):
+    """Tokens read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsReply(BaseModel):
+    """Embeddings of unit length, in the order of the inputs."""
+
+    object: Literal["list"] = "list"
+    data: list[EmbeddingData]
+    model: str
+    usage: EmbeddingUsage
+
+
+class HealthReply(BaseModel):
+    """That the server is well."""
+
+    status: Literal["ok", "stopping"]
+    version: str
+    waiting: int = Field(description="Jobs in the queue.")
+
+
+class ErrorDetails(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(BaseModel):
+    """An error, as OpenAI's API says it."""
+
+    error: ErrorDetails

@@ -1,0 +1,65 @@
+"""Runs the API with uvicorn until it is told to stop."""
+
+import signal
+import socket
+import warnings
+from types import FrameType
+
+import uvicorn
+
+from codebrush.errors import UsageError
+from codebrush.pack.pack import open_pack
+from codebrush.pipeline import Codebrush
+from codebrush.serving.api import make_app
+from codebrush.serving.engine import Engine
+from codebrush.serving.log import log
+from codebrush.serving.settings import Settings
+from codebrush.serving.store import Store
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        PackError: if a pack cannot be opened.
+        UsageError: if the address cannot be listened on.
+        CodebrushError: if another server keeps its jobs in the same folder.
+    """
+    packs = {name: open_pack(name) for name in settings.packs}
+    listener = _listen(settings)
+    store = Store(settings.data)
+    opened = {name: lambda pack=pack: Codebrush(pack) for name, pack in packs.items()}
+    engine = Engine(opened, store, settings.limits)
+    warnings.simplefilter("ignore")  # those of a prompt quote it, and nobody who wrote it reads them here
+    config = uvicorn.Config(
+        make_app(engine, settings), log_config=None, access_log=False, server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.grace)), ws="none",
+    )  # fmt: skip
+    host, port = listener.getsockname()[:2]
+    log("serving", address=f"http://{f'[{host}]' if ':' in host else host}:{port}", packs=list(packs))
+    _Server(config, engine).run(sockets=[listener])
+    log("stopped")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, which tells the engine of the first signal, before it waits for open connections."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+        super().__init__(config)
+        self.engine = engine
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """See uvicorn, which would end the process by the signal after it has stopped in order."""
+        self.engine.begin_stop()
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """A socket that listens already, so that port 0 has its number."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, reuse_port=False)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"cannot listen on {settings.host}:{settings.port}: {reason}; name another --port") from error

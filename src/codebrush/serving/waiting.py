@@ -1,0 +1,65 @@
+"""Waiting for jobs without holding up the server, and cancelling those whose caller went away."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from fastapi import Request
+
+from codebrush.serving.engine import Engine
+from codebrush.serving.jobs import Job
+from codebrush.serving.problems import Problem, problem_of
+
+LOOK_SECONDS = 0.5  # between two looks whether the caller is still there
+
+
+async def changes(job: Job, seconds: float) -> AsyncIterator[None]:
+    """Yields at once, after each change of a job, and after so many seconds without one; ends with the job."""
+    loop, event = asyncio.get_running_loop(), asyncio.Event()
+
+    def tell() -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(event.set)
+
+    job.listen(tell)
+    try:
+        while True:
+            ended = job.ended
+            yield
+            if ended:
+                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(event.wait(), seconds)
+            event.clear()
+    finally:
+        job.unlisten(tell)
+
+
+async def finished(engine: Engine, job: Job, request: Request) -> None:
+    """Wait until a job is done; cancel it if its caller goes away.
+
+    Raises:
+        Problem: if it failed or was cancelled.
+    """
+    try:
+        async for _ in changes(job, LOOK_SECONDS):
+            if left_waiting(engine, job) or (not job.ended and await request.is_disconnected()):
+                break
+    finally:
+        engine.leave(job)  # does nothing to one that ended
+    if job.state != "done":
+        raise failure_of(job)
+
+
+def left_waiting(engine: Engine, job: Job) -> bool:
+    """Whether a job is left to the next start of the server."""
+    return engine.stopping and job.state == "queued"
+
+
+def failure_of(job: Job) -> Problem:
+    """What the caller of a job that is not done is told."""
+    if job.state == "queued":
+        return problem_of("server_stopping", f"the server stops; {job.id} goes on after its next start")
+    if job.error is None:
+        return problem_of("job_cancelled", "the job was cancelled")
+    return problem_of(job.error["code"], job.error["message"])

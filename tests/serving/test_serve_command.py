@@ -1,0 +1,110 @@
+"""`codebrush serve` as people start it: without the extra, with wrong options, killed, started again, told to stop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason='needs the extra "serve"')
+pytest.importorskip("uvicorn", reason='needs the extra "serve"')
+pytest.importorskip("sqlalchemy", reason='needs the extra "serve"')
+
+from serve_process import serve_command
+
+from codebrush import Codebrush
+from codebrush.cli.main import run
+from codebrush.data.decoding.images import decode_image
+
+SLOW = {"prompt": "a red circle", "seed": 1, "method": "guide", "steps": 40, "cutouts": 2, "init": "random"}
+
+
+class Server:
+    """A process of `codebrush serve` on the micro pack."""
+
+    def __init__(self, processes: ForkServerContext, pack: Path, data: Path) -> None:
+        log = data / f"log_{time.monotonic_ns()}"
+        arguments = ["--port", "0", "--pack", str(pack), "--data", str(data)]
+        self.process = processes.Process(target=serve_command, args=(arguments, log))
+        self.process.start()
+        self.events: list[dict[str, Any]] = []
+        while not self.events or self.events[-1]["event"] != "serving":
+            assert self.process.is_alive()
+            time.sleep(0.05)
+            lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+            self.events = [json.loads(line) for line in lines if line.endswith("\n")]
+        self.url = self.events[-1]["address"]
+
+    def call(self, path: str, body: Any = None) -> dict[str, Any]:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}{path}", data, {"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return json.loads(reply.read())
+
+    def wait(self, job: str, state: str, step: int = 0) -> dict[str, Any]:
+        while True:
+            now = self.call(f"/v1/jobs/{job}")
+            if now["state"] == state and now["progress"]["step"] >= step:
+                return now
+            assert now["state"] in ("queued", "running"), now
+            time.sleep(0.02)
+
+    def end(self, number: int) -> int | None:
+        os.kill(self.process.pid, number)
+        self.process.join(60)
+        return self.process.exitcode
+
+
+def test_after_a_kill_and_after_a_stop_every_job_is_done(
+    processes: ForkServerContext, micro_pack: Path, tmp_path: Path
+) -> None:
+    server = Server(processes, micro_pack, tmp_path)
+    guided, drawn = (
+        server.call("/v1/images/generations", {**asked, "wait": False})["id"]
+        for asked in (SLOW, {"prompt": "a blue square", "seed": 2})
+    )
+    server.wait(guided, "running", 25)  # past the checkpoint of step 20
+    assert server.end(signal.SIGKILL) == -signal.SIGKILL
+    server = Server(processes, micro_pack, tmp_path)
+    assert [event["job"] for event in server.events if event["event"] == "job resumed"] == [guided, drawn]
+    brush = Codebrush.from_pretrained(micro_pack, device="cpu")
+    expected = {guided: brush.generate(n=1, **SLOW), drawn: brush.generate("a blue square", n=1, seed=2)}
+    for job, results in expected.items():
+        now = server.wait(job, "done")
+        with urllib.request.urlopen(now["data"][0]["url"], timeout=60) as reply:
+            assert decode_image(reply.read(), keep_mode=True).tobytes() == results[0].image.tobytes()
+    late = server.call("/v1/images/generations", {**SLOW, "wait": False})["id"]
+    server.wait(late, "running", 1)
+    assert server.end(signal.SIGTERM) == 0
+    assert (tmp_path / "jobs" / late / "picture_00.png").exists()  # it was finished first
+
+
+def test_what_cannot_be_served_is_one_line(
+    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CODEBRUSH_API_KEY", raising=False)
+    assert run(["serve", "--host", "0.0.0.0", "--data", str(tmp_path)]) == 2
+    assert "0.0.0.0 can be reached from other machines: set CODEBRUSH_API_KEY" in capsys.readouterr().err
+    assert run(["serve", "--pack", str(tmp_path / "none"), "--data", str(tmp_path)]) == 1
+    assert "none" in capsys.readouterr().err
+    assert run(["serve", "--host", "192.0.2.1", "--no-key", "--pack", str(micro_pack), "--data", str(tmp_path)]) == 2
+    assert "cannot listen on 192.0.2.1:7860" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    assert run(["serve"]) == 2
+    assert capsys.readouterr().err == 'codebrush: codebrush serve needs FastAPI: pip install "codebrush[serve]"\n'
+
+
+def test_nothing_else_loads_the_server() -> None:
+    code = (
+        "import sys, codebrush, codebrush.cli.main, codebrush.cli.generate, codebrush.cli.serve\n"
+        "print([name for name in ('fastapi', 'uvicorn', 'sqlalchemy', 'prometheus_client') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr

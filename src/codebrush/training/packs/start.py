@@ -16,7 +16,7 @@ from codebrush.training.member_folder import pack_at
 from codebrush.training.packs.reconstructions import reconstructed_psnr
 from codebrush.training.stage import Stage
 
-LOOKED_AT = 16  # pictures by which VQGANs are compared
+LOOKED_AT = 32  # pictures by which VQGANs are compared; of 2,000 icons 16 said 22.4 dB, 32 23.7, 48 24.6
 BETTER = 0.5  # dB by which a VQGAN must be better than the pack's own, which the pack's painter reads
 
 

@@ -33,6 +33,7 @@ from codebrush.generation.guided.run_folder import read_run
 from codebrush.generation.manifest import before_upscaling, check_origin, read_upscalings
 from codebrush.generation.options import CODE_FILTERS, SAMPLING
 from codebrush.generation.result import Gallery, Result
+from codebrush.generation.sampling.painters import usual_painter
 from codebrush.generation.wording import worded
 from codebrush.methods import (
     REPLAYS,
@@ -81,7 +82,7 @@ class Codebrush(PictureTasks):
         *,
         style: str | None = None,
         negative_prompt: str | None = None,
-        method: str = "sample",
+        method: str | None = None,
         cfg: float | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -99,7 +100,7 @@ class Codebrush(PictureTasks):
         "sample" draws small ones together, which takes less time, and shows a `preview` of half-drawn pictures.
 
         `style` is one of `pack.styles`, worded as in its training; of what `negative_prompt` says less will show.
-        `method` is one of:
+        `method` is one of these; None is the first, or the second if the pack has a flow transformer alone.
 
         - "sample": the code transformer draws `rerank` candidates (None: 4 n), each from the random stream of (seed,
           its index), and the best are kept. Its `options`: `size`, "WIDTHxHEIGHT" in pixels; above the pack's own size
@@ -121,6 +122,7 @@ class Codebrush(PictureTasks):
             PackError: if the pack lacks what the method needs.
         """
         enlarge = self._enlarger_for(upscale)  # refuses a wrong scale before anything is drawn
+        method = usual_painter(self.pack) if method is None else method
         found, texts = find_method(method, options), _prompts(prompt, options)
         words = {"style": style, "negative_prompt": negative_prompt}
         prompts = [worded(self.pack, text, **words) for text in texts]

@@ -200,7 +200,7 @@ def test_parts_that_cannot_be_measured_are_reported_and_the_rest_is_measured(
     assert run(arguments) == 0
     table = capsys.readouterr().out
     assert "left out: distances: 2 pictures are too few to compare as a set" in table
-    assert "left out: drawing: the pack has no code transformer" in table
+    assert "left out: drawing: the pack has no code or flow transformer" in table
     assert "PSNR" in table
 
 

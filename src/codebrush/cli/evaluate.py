@@ -192,5 +192,5 @@ def _subject(
         pack_temperature(brush.pack.info),
         brush.pack.image_size,
         brush.vqgan if Part.RECONSTRUCTION in parts else None,
-        draw if brush.pack.has("transformer") else None,
+        draw if brush.pack.has("transformer") or brush.pack.has("flow") else None,
     )

@@ -27,7 +27,7 @@ RETRIEVAL_NAMES = ("prior", "neighbours", "bank")
 METHOD_HELP = (
     "sample: a transformer draws codes from the prompt. flow: a diffusion transformer turns noise into the picture "
     "(rectified flow). retrieve: like sample, from similar known pictures too. guide: CLIP changes the picture step by "
-    "step until it fits the prompt (VQGAN-CLIP)."
+    "step until it fits the prompt (VQGAN-CLIP).  [sample; flow if the pack has that alone]"
 )
 PRIOR_HELP = (
     "Source of the image embedding: similar pictures, a network, or the text itself.  [retrieval; flow: no embedding]"
@@ -72,7 +72,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same pictures.")] = 0,
     style: StyleOption = None,
     negative_prompt: NegativeOption = None,
-    method: Annotated[Method, typer.Option(help=METHOD_HELP)] = Method.SAMPLE,
+    method: Annotated[Method | None, typer.Option(help=METHOD_HELP)] = None,
     prior: Annotated[Prior | None, _retrieval(PRIOR_HELP)] = None,
     neighbours: Annotated[int | None, _retrieval("How many similar pictures to blend.  [4]")] = None,
     bank: Annotated[Path | None, _retrieval("Database of codebrush index to look in.  [pack's own]")] = None,
@@ -99,27 +99,40 @@ def generate(
     Guidance options tune it. Those you leave out take their value from --preset, then the pack, then the brackets.
     """
     start = time.perf_counter()
-    _check_flags(context)
+    method = _method_of(context.params)
+    _check_flags(context, method)
     sampling = {**sampling_options(context.params), "style": style, "negative_prompt": negative_prompt}
     draw = _drawn if resume is None and method is not Method.GUIDE else _guided
-    report = draw(context.params, sampling, guidance)
+    report = draw({**context.params, "method": method}, sampling, guidance)
     report["seconds"] = round(time.perf_counter() - start, 3)
     print_json(report) if json_output else print_pictures(report)
 
 
-def _check_flags(context: typer.Context) -> None:
+def _method_of(values: dict[str, Any]) -> Method:
+    """The method that was asked for, or else the painter that the pack has."""
+    if values["method"] is not None:
+        return values["method"]
+    if values["resume"] is not None or values["prompt"] is None:
+        return Method.SAMPLE  # a stopped run keeps its own, and without a prompt nothing is drawn
+    from codebrush.generation.sampling.painters import usual_painter
+    from codebrush.pack.pack import open_pack
+
+    return Method(usual_painter(open_pack(DEFAULT_PACK if values["pack"] is None else values["pack"])))
+
+
+def _check_flags(context: typer.Context, method: Method) -> None:
     """Raises UsageError if there is nothing to do, or a flag is given that would have no effect."""
     values, spelt = context.params, given_flags(context)
     if values["resume"] is not None:
-        allowed = WITH_RESUME | ({"method"} if values["method"] == Method.GUIDE else set())
+        allowed = WITH_RESUME | ({"method"} if method == Method.GUIDE else set())
         refuse(spelt, set(spelt) - allowed, "cannot be used with --resume: a resumed run keeps its own options")
     elif values["prompt"] is None:
         context.fail("Missing argument 'prompt': say what to draw, or name a stopped run with --resume")
-    elif values["method"] != Method.GUIDE:
-        _check_guiding(spelt, flow=values["method"] == Method.FLOW)
-    if values["method"] not in (Method.RETRIEVE, Method.FLOW):
+    elif method != Method.GUIDE:
+        _check_guiding(spelt, flow=method == Method.FLOW)
+    if method not in (Method.RETRIEVE, Method.FLOW):
         refuse(spelt, RETRIEVAL_NAMES, "is an option of retrieval: add --method retrieve")
-    if values["method"] != Method.FLOW:
+    if method != Method.FLOW:
         refuse(spelt, FLOW_FLAGS, "is an option of the flow: add --method flow")
 
 

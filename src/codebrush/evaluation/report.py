@@ -235,7 +235,7 @@ def _drawing(
 ) -> dict[str, Any]:
     """Draw a random choice of the distinct first captions, and let the judge match the pictures with their prompts."""
     if subject.draw is None:
-        raise CodebrushError("the pack has no code transformer to draw with")
+        raise CodebrushError("the pack has no code or flow transformer to draw with")
     prompts = list(dict.fromkeys(source.captions(row)[0] for row in range(len(source))))
     if len(prompts) < 2:
         raise CodebrushError("drawing needs two or more different captions to compare a picture with")

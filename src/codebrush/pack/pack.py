@@ -6,10 +6,10 @@ mypack/vqgan/         config.json, model.safetensors
 mypack/captioner/     config.json, model.safetensors, tokenizer.json, tokenizer_config.json
 ...                   and so on for each member; `pack.members` lists them all
 
-A member may be a folder elsewhere, as in the packs of published models. Without a code transformer pictures come from
-guidance alone; without a captioner there are no captions and answers, without an upscaler nothing is enlarged; without
-a translator the code transformer translates, if it was trained to, and without a bank of known pictures or a prior
-no picture embedding is found for a text.
+A member may be a folder elsewhere, as in the packs of published models. Without a code or flow transformer pictures
+come from guidance alone; without a captioner there are no captions and answers, without an upscaler nothing is
+enlarged; without a translator a painter translates, if it was trained to, and without a bank of known pictures or a
+prior no picture embedding is found for a text.
 """
 
 import hashlib
@@ -73,7 +73,7 @@ class Pack:
         return self.info["image_size"]
 
     def has(self, name: str) -> bool:
-        """Whether this pack has the member `name`. One without a transformer draws by guidance alone."""
+        """Whether this pack has the member `name`. One without a painter draws by guidance alone."""
         return name in self.info["members"]
 
     def member(self, name: str) -> Path:

@@ -35,7 +35,7 @@ def batch_key(job: Job) -> tuple[str, str, str] | None:
 
 def _options(request: Mapping[str, Any]) -> str | None:
     """All but the prompt and the seed."""
-    if request.get("method", "sample") != "sample":
+    if request.get("method") not in (None, "sample"):
         return None
     return json.dumps({name: value for name, value in request.items() if name not in OWN}, sort_keys=True)
 

@@ -237,7 +237,7 @@ def test_a_flow_that_does_not_fit_the_pack_is_refused(
         Codebrush.from_pretrained(pack)
 
 
-def test_a_pack_with_a_flow_alone_draws_with_it(folder: Path, tmp_path: Path) -> None:
+def test_a_pack_with_a_flow_alone_draws_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     pack = write_micro_pack(tmp_path / "both", transformer=micro_transformer(), flow=micro_flow())
     shutil.rmtree(pack / "transformer")
@@ -245,6 +245,16 @@ def test_a_pack_with_a_flow_alone_draws_with_it(folder: Path, tmp_path: Path) ->
     del info["members"]["transformer"]
     (pack / "pack.json").write_text(json.dumps(info))
     brush = Codebrush.from_pretrained(pack)
-    assert drawn(brush)[0].manifest["method"] == "flow"
+    asked, own = drawn(brush), drawn(brush, method=None)
+    assert pixels(own) == pixels(asked)
+    assert own[0].manifest == asked[0].manifest
+    assert own[0].manifest["method"] == "flow"
+    assert [pixels(each) for each in brush.generate(["a red circle"], 2, 5, steps=STEPS, rerank=2)] == [pixels(asked)]
     with pytest.raises(PackError, match="has no code transformer"):
-        brush.generate("a dog", n=1)
+        brush.generate("a dog", n=1, method="sample")
+    common = ["--pack", str(pack), "--out", str(tmp_path), "--json", "--n", "1", "--rerank", "1"]
+    assert run(["generate", "a dog", "--steps", "3", "--sampler", "dpm", "--clip-guidance", "0", *common]) == 0
+    (image,) = json.loads(capsys.readouterr().out)["images"]
+    assert read_manifest(Path(image["path"]))["options"]["flow"]["sampler"] == "dpm"
+    assert run(["generate", "a dog", "--cutouts", "4", *common]) == 2
+    assert capsys.readouterr().err == "codebrush: --cutouts is an option of guidance: add --clip-guidance\n"

@@ -5,20 +5,19 @@ from typing import Any
 
 from codebrush.errors import UsageError
 from codebrush.generation.options import CODE_FILTERS, FLOW_OPTIONS, DrawOptions, FlowSettings
+from codebrush.generation.sampling.painters import PAINTERS, usual_painter
 from codebrush.generation.sampling.sampler import checked_sampling, draw_options
 from codebrush.pack.pack import Pack
 
-PAINTERS = ("sample", "flow")  # by the names of their methods
-
 
 def edit_painter(pack: Pack, method: str | None) -> str:
-    """Which of PAINTERS draws an edit; None is the code transformer, or the flow if the pack has that alone.
+    """Which of PAINTERS draws an edit; None is the pack's usual one.
 
     Raises:
         UsageError: if it is none of them.
     """
     if method is None:
-        return "flow" if pack.has("flow") and not pack.has("transformer") else "sample"
+        return usual_painter(pack)
     if method not in PAINTERS:
         raise UsageError(f"method must be one of {', '.join(PAINTERS)}, not {method}")
     return method

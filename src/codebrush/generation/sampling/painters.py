@@ -14,8 +14,15 @@ from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.condition import Condition
 from codebrush.models.flow_transformer import FlowTransformer
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack.pack import PainterConfig
+from codebrush.pack.pack import Pack, PainterConfig
 from codebrush.progress import Progress
+
+PAINTERS = ("sample", "flow")  # by the names of their methods
+
+
+def usual_painter(pack: Pack) -> str:
+    """Which of PAINTERS draws unless another is asked for: the flow if the pack has that alone."""
+    return "flow" if pack.has("flow") and not pack.has("transformer") else "sample"
 
 
 class Painter(Protocol):

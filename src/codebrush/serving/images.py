@@ -5,7 +5,7 @@ import io
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -14,11 +14,11 @@ from PIL import Image
 
 from codebrush.data.decoding.images import decode_image
 from codebrush.generation.options import SAMPLING, parse_size
-from codebrush.serving.context import Served
+from codebrush.serving.context import Context, Served
 from codebrush.serving.engine import Engine
 from codebrush.serving.jobs import Job
 from codebrush.serving.problems import Problem
-from codebrush.serving.schemas import GUIDANCE, GenerationRequest, ImagesReply, JobReply
+from codebrush.serving.schemas import GUIDANCE, Drawing, GenerationRequest, ImagesReply, JobReply
 from codebrush.serving.settings import Settings
 from codebrush.serving.waiting import changes, failure_of, finished, left_waiting
 
@@ -49,11 +49,18 @@ async def generate(asked: GenerationRequest, request: Request, context: Served) 
     wanted = Wanted.of(asked)
     pack = asked.model or context.settings.packs[0]
     job = context.submit("generate", pack, job_request(asked, context.settings), request)
+    return await answer(context, job, asked, wanted, request, "image_generation")
+
+
+async def answer(
+    context: Context, job: Job, asked: Drawing, wanted: "Wanted", request: Request, events: str
+) -> Response:
+    """What a request is answered with: its job, its events, whose names begin with `events`, or its pictures."""
     if not asked.wait:
         return JSONResponse(context.job_reply(job, request), 202, {"Location": f"/v1/jobs/{job.id}"})
     if asked.stream:
-        events = _events(context.engine, job, wanted)
-        return StreamingResponse(events, media_type="text/event-stream", headers={"X-Job-Id": job.id})
+        stream = _events(context.engine, job, wanted, events)
+        return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Job-Id": job.id})
     await finished(context.engine, job, request)
     return JSONResponse(_reply(context.engine, job, wanted, request), headers={"X-Job-Id": job.id})
 
@@ -69,7 +76,7 @@ class Wanted:
         self.format, self.compression, self.quality, self.url = format, compression, quality, url
 
     @classmethod
-    def of(cls, asked: GenerationRequest) -> "Wanted":
+    def of(cls, asked: Drawing) -> "Wanted":
         """What a request says of it."""
         if asked.background == "transparent":
             raise Problem(400, "the pictures of this model are opaque", "unsupported_value", "background")
@@ -88,7 +95,7 @@ class Wanted:
 
 
 def job_request(asked: GenerationRequest, settings: Settings) -> dict[str, Any]:
-    """The arguments of `Codebrush.generate`, or of `guide`, that a request stands for.
+    """The arguments of `Codebrush.generate`, or of `guide`, that a request for pictures of a prompt stands for.
 
     Raises:
         Problem: if an option is not one of its method, or the pictures would be too large.
@@ -99,25 +106,34 @@ def job_request(asked: GenerationRequest, settings: Settings) -> dict[str, Any]:
     if given and method != "guide":
         name = next(iter(given))
         raise Problem(400, f"'{name}' is an option of guidance: add method guide", "invalid_value", name)
-    seed = secrets.randbelow(2**31) if asked.seed is None else asked.seed
-    found: dict[str, Any] = {"prompt": asked.prompt, "seed": seed, "n": asked.n or 1, "method": method}
-    found |= {name: value for name in PASSED if (value := getattr(asked, name)) is not None}
-    if asked.style is not None and asked.style not in NOT_STYLES:
-        found["style"] = asked.style
+    found: dict[str, Any] = {"prompt": asked.prompt, "method": method, **drawing_options(asked, PASSED)}
+    if method == "guide" and asked.rerank is None:
+        found.pop("rerank", None)  # which `quality` stands for: not all runs draw a start
     if asked.size not in (None, "auto"):
         width, height = parse_size(asked.size)
         if width * height > settings.max_pixels:
             most = f"{settings.max_pixels:,} pixels"
             raise Problem(400, f"size {asked.size} has more than {most}", "invalid_value", "size")
         found["size"] = asked.size
-    if asked.upscale not in (None, 1):
-        found["upscale"] = asked.upscale
-    if method != "guide" and asked.rerank is None and asked.quality in CANDIDATES:
-        found["rerank"] = CANDIDATES[asked.quality] * found["n"]
     if method == "guide":
         found["sampling"] = {name: found.pop(name) for name in SAMPLING if name in found}
     previews = asked.partial_images if asked.wait else ASYNC_PREVIEWS if asked.partial_images is None else None
     return found | given | ({"previews": previews} if previews else {})
+
+
+def drawing_options(asked: Drawing, passed: Sequence[str]) -> dict[str, Any]:
+    """The seed, the number of pictures and those of the options `passed` that a request gives."""
+    seed = secrets.randbelow(2**31) if asked.seed is None else asked.seed
+    found: dict[str, Any] = {"seed": seed, "n": asked.n or 1}
+    found |= {name: value for name in passed if (value := getattr(asked, name, None)) is not None}
+    style = getattr(asked, "style", None)
+    if style is not None and style not in NOT_STYLES:
+        found["style"] = style
+    if asked.upscale not in (None, 1):
+        found["upscale"] = asked.upscale
+    if asked.rerank is None and asked.quality in CANDIDATES:
+        found["rerank"] = CANDIDATES[asked.quality] * found["n"]
+    return found
 
 
 def _reply(engine: Engine, job: Job, wanted: Wanted, request: Request) -> dict[str, Any]:
@@ -165,17 +181,20 @@ def size_of(job: Job) -> str:
 
 
 def usage_of(engine: Engine, job: Job) -> dict[str, Any]:
-    """Text tokens that the pack reads of the prompt, and codes of the pictures."""
+    """Text tokens that the pack reads of the prompt, and codes of the pictures: those sent, and those drawn."""
     assert job.result is not None
-    tokens = len(engine.brush(job.pack).tokenizer.ids([job.request.get("prompt", "")])[0])
+    prompt = job.request.get("prompt")
+    tokens = len(engine.brush(job.pack).tokenizer.ids([prompt])[0]) if prompt else 0
     codes = sum(image["codes"] for image in job.result["images"])
-    details = {"text_tokens": tokens, "image_tokens": 0}
+    seen = len(job.request.get("pictures", ())) * job.result["images"][0]["codes"]
+    details = {"text_tokens": tokens, "image_tokens": seen}
+    read = tokens + seen
     return {
-        "input_tokens": tokens, "input_tokens_details": details, "output_tokens": codes, "total_tokens": tokens + codes
+        "input_tokens": read, "input_tokens_details": details, "output_tokens": codes, "total_tokens": read + codes
     }  # fmt: skip
 
 
-async def _events(engine: Engine, job: Job, wanted: Wanted, prefix: str = "image_generation") -> AsyncIterator[str]:
+async def _events(engine: Engine, job: Job, wanted: Wanted, prefix: str) -> AsyncIterator[str]:
     """The server-sent events of a job, until it ends; it is cancelled if the caller goes away."""
     sent = 0
     try:

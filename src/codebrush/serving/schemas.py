@@ -49,11 +49,27 @@ def _own(description: str, **limits: Any) -> Any:
     return Field(default=None, description=description, **limits)
 
 
-class Drawing(_Guidance):
-    """Our own options of every request that draws; OpenAI's client sends them through `extra_body`."""
+class Drawing(_Strict):
+    """What every request that draws may hold: OpenAI's parameters, and our own, which its client sends through
+    `extra_body`."""
+
+    model: str | None = _own("A pack that the server has. Default: its first.", max_length=200)
+    n: int | None = Field(default=None, ge=1, le=MOST_PICTURES, description="How many pictures. Default: 1.")
+    size: str | None = _own("WIDTHxHEIGHT in pixels, or auto: the pack's own.", pattern=r"^(auto|\d{1,5}x\d{1,5})$")
+    quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = _own(
+        "How many pictures are drawn for each that is kept: low 1, medium (standard, auto) 4, high (hd) 8."
+    )
+    background: Literal["auto", "opaque", "transparent"] | None = _own("Not to be chosen: transparent is refused.")
+    output_format: Literal["png", "jpeg", "webp"] | None = _own("Default: png, which says how it was made.")
+    output_compression: int | None = _own("jpeg, webp: quality. Default: 100.", ge=0, le=100)
+    response_format: Literal["url", "b64_json"] | None = _own("Default: b64_json.")
+    stream: bool | None = _own("Answer with server-sent events.")
+    partial_images: int | None = _own("Half-drawn pictures to stream on the way, at most.", ge=0, le=3)
+    user: str | None = _own("Not used.", max_length=1000)
+    safety_identifier: str | None = _own("Not used.", max_length=1000)
+    moderation: Literal["auto", "low"] | None = _own("Not used.")
 
     seed: int | None = _own("Random seed: the same seed gives the same pictures. Default: another each time.", ge=0)
-    negative_prompt: Text | None = _own("What the picture should not show.")
     cfg: float | None = _own("Scale of classifier-free guidance.", ge=0, le=100)
     temperature: float | None = _own("0 takes the likeliest code.", ge=0, le=100)
     top_k: int | None = _own("Draw among so many codes; 0: all.", ge=0, le=2**31 - 1)
@@ -65,8 +81,8 @@ class Drawing(_Guidance):
     wait: bool = Field(default=True, description="false: answer at once with the job, to be looked at later.")
 
 
-class GenerationRequest(Drawing):
-    """A request for pictures: OpenAI's parameters, then our own."""
+class GenerationRequest(Drawing, _Guidance):
+    """A request for pictures of a prompt."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -78,21 +94,7 @@ class GenerationRequest(Drawing):
     )
 
     prompt: Prompt = Field(description="What to draw. Weights: `a dog:1.2 | blurry:-0.5`.")
-    model: str | None = _own("A pack that the server has. Default: its first.", max_length=200)
-    n: int | None = Field(default=None, ge=1, le=MOST_PICTURES, description="How many pictures. Default: 1.")
-    size: str | None = _own("WIDTHxHEIGHT in pixels, or auto: the pack's own.", pattern=r"^(auto|\d{1,5}x\d{1,5})$")
-    quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = _own(
-        "How many pictures are drawn for each that is kept: low 1, medium (standard, auto) 4, high (hd) 8."
-    )
-    background: Literal["auto", "opaque", "transparent"] | None = _own("Pictures are opaque: transparent is refused.")
-    output_format: Literal["png", "jpeg", "webp"] | None = _own("Default: png, which says how it was made.")
-    output_compression: int | None = _own("jpeg, webp: quality. Default: 100.", ge=0, le=100)
-    response_format: Literal["url", "b64_json"] | None = _own("Default: b64_json.")
-    stream: bool | None = _own("Answer with server-sent events.")
-    partial_images: int | None = _own("Half-drawn pictures to stream on the way.", ge=0, le=3)
-    user: str | None = _own("Not used.", max_length=1000)
-    safety_identifier: str | None = _own("Not used.", max_length=1000)
-    moderation: Literal["auto", "low"] | None = _own("Not used.")
+    negative_prompt: Text | None = _own("What the picture should not show.")
     style: str | None = _own("One of the pack's styles. vivid and natural are not used.", max_length=200)
 
     method: Literal["sample", "flow", "retrieve", "guide"] | None = _own("How pictures are made. Default: sample.")
@@ -102,6 +104,23 @@ class GenerationRequest(Drawing):
     cfg_interval: tuple[float, float] | None = _own("flow: guidance only between these times; 1 is noise.")
     prior: Literal["retrieval", "mlp", "none"] | None = _own("retrieve, flow: source of the image embedding.")
     neighbours: int | None = _own("retrieve, flow: how many similar pictures to blend.", ge=1, le=64)
+
+
+class EditRequest(Drawing):
+    """A request to change pictures, sent as a form beside them."""
+
+    prompt: Prompt = Field(description="What the picture, or the part of it that changes, is to show.")
+    negative_prompt: Text | None = _own("What it should not show.")
+    style: str | None = _own("One of the pack's styles. vivid and natural are not used.", max_length=200)
+    input_fidelity: Literal["high", "low"] | None = _own("Not used.")
+    method: Literal["sample", "flow"] | None = _own("What draws. Default: sample, if the pack has it.")
+    strength: float | None = _own("Without a mask: the share of the picture that is redrawn.", gt=0, le=1)
+
+
+class VariationRequest(Drawing):
+    """A request for pictures that are similar to one, sent as a form beside it."""
+
+    method: Literal["sample", "flow"] | None = _own("What draws. Default: sample, if the pack has it.")
 
 
 class EmbeddingRequest(_Strict):

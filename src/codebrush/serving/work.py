@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 
 from codebrush.data.decoding.images import decode_image, save_png, to_pil
+from codebrush.data.decoding.transparency import opacity
+from codebrush.data.masks import LEAST_WHITE
+from codebrush.errors import ImageError
 from codebrush.files import atomic_file
 from codebrush.generation.guided.run_folder import RUN_FILE
 from codebrush.generation.result import Result
@@ -89,6 +93,35 @@ def _kept(job: Job, results: Sequence[Result]) -> dict[str, Any]:
     return {"images": images}
 
 
+def _redraw(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:
+    """Edits and variations of the pictures in the job's folder."""
+    (job,) = jobs
+    request = dict(job.request)
+    names, most, masked = (request.pop(name) for name in ("pictures", "max_pixels", "mask"))
+
+    def read(name: str) -> Image.Image:
+        return decode_image((job.folder / name).read_bytes(), keep_mode=True, max_pixels=most)
+
+    pictures = [read(name) for name in names]
+    task = brush.vary if job.kind == "vary" else brush.edit
+    mask = {"mask": _white_where_clear(read("mask"))} if masked else {}
+    return [_kept(job, [*task(pictures, progress=progress, **mask, **request).results])]
+
+
+def _white_where_clear(mask: Image.Image) -> Image.Image:
+    """OpenAI's mask, transparent where the picture changes, as `Codebrush.edit` reads one: white there.
+
+    Half-transparent pixels count as what they are nearer to.
+
+    Raises:
+        ImageError: if it has no transparency.
+    """
+    alpha = opacity(mask)
+    if alpha is None:
+        raise ImageError("the mask has no transparency: make the part that is to change transparent")
+    return alpha.point([255 if level < LEAST_WHITE else 0 for level in range(256)])
+
+
 def _embed(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:
     """Texts and pictures as vectors, (B, E) little-endian float32 in a file of the job's folder."""
     (job,) = jobs
@@ -106,4 +139,9 @@ def _embed(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[di
     return [{"file": "vectors.f32", "tokens": tokens + len(pictures)}]
 
 
-KINDS: Mapping[str, Kind] = {"generate": Kind(_generate, _options), "embed": Kind(_embed)}
+KINDS: Mapping[str, Kind] = {
+    "generate": Kind(_generate, _options),
+    "edit": Kind(_redraw),
+    "vary": Kind(_redraw),
+    "embed": Kind(_embed),
+}

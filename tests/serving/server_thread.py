@@ -1,0 +1,43 @@
+"""A real server on a free port, in a thread."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from codebrush import Codebrush
+
+
+@contextmanager
+def running(brush: Codebrush, data: Path, **settings: Any) -> Iterator[tuple[str, Any]]:
+    """The URL of a server, and its engine."""
+    import uvicorn
+
+    from codebrush.serving.api import make_app
+    from codebrush.serving.engine import Engine
+    from codebrush.serving.settings import Settings
+    from codebrush.serving.store import Store
+
+    given = Settings(packs=("micro",), data=data, **settings)
+    engine = Engine({"micro": lambda: brush}, Store(data), given.limits)
+    server = uvicorn.Server(uvicorn.Config(make_app(engine, given), port=0, log_config=None, access_log=False))
+    began = threading.Event()
+
+    async def serve() -> None:
+        task = asyncio.create_task(server.serve())
+        while not server.started and not task.done():
+            await asyncio.sleep(0.01)
+        began.set()
+        await task
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        assert began.wait(30)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}", engine
+    finally:
+        server.should_exit = True
+        thread.join(30)

@@ -141,6 +141,81 @@ class EmbeddingRequest(_Strict):
     user: str | None = _own("Not used.", max_length=1000)
 
 
+class PicturesRequest(_Strict):
+    """Pictures to look at."""
+
+    image: str | Annotated[list[str], Field(min_length=1, max_length=16)] = Field(
+        description="A picture as a data URL, `data:image/png;base64,...`, or a list of up to 16.",
+        examples=["data:image/png;base64,iVBORw0KGgo..."],
+    )
+    model: str | None = _own("A pack that the server has. Default: its first.", max_length=200)
+
+
+class ClassifyRequest(PicturesRequest):
+    """Labels to choose among."""
+
+    labels: Annotated[list[Prompt], Field(min_length=1, max_length=1000)] = Field(examples=[["a dog", "a cat"]])
+    none: bool = Field(default=False, description='Also "none of these".')
+
+
+class CaptionRequest(PicturesRequest):
+    """How many captions to write."""
+
+    n: int = Field(default=1, ge=1, le=10)
+
+
+class AskRequest(PicturesRequest):
+    """A question about each picture."""
+
+    question: Prompt = Field(examples=["what colour is it?"])
+
+
+class LabelEntry(BaseModel):
+    """A label and its probability."""
+
+    label: str
+    probability: float
+
+
+class CaptionEntry(BaseModel):
+    """A caption and CLIP's cosine with the picture."""
+
+    text: str
+    score: float
+
+
+class AnswerEntry(BaseModel):
+    """An answer, and the probability that the guess is right; below a threshold the answer is "I don't know"."""
+
+    answer: str
+    confidence: float
+    guess: str
+
+
+class LabelsReply(BaseModel):
+    """One entry for each picture."""
+
+    object: Literal["list"] = "list"
+    model: str
+    data: list[list[LabelEntry]]
+
+
+class CaptionsReply(BaseModel):
+    """One entry for each picture."""
+
+    object: Literal["list"] = "list"
+    model: str
+    data: list[list[CaptionEntry]]
+
+
+class AnswersReply(BaseModel):
+    """One entry for each picture."""
+
+    object: Literal["list"] = "list"
+    model: str
+    data: list[AnswerEntry]
+
+
 class InputDetails(BaseModel):
     """What the input tokens were."""
 

@@ -139,9 +139,27 @@ def _embed(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[di
     return [{"file": "vectors.f32", "tokens": tokens + len(pictures)}]
 
 
+def _read(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:
+    """What the pictures in the job's folder show: their labels, captions or answers."""
+    (job,) = jobs
+    names, most, options = (job.request[name] for name in ("pictures", "max_pixels", "options"))
+    pictures = [decode_image((job.folder / name).read_bytes(), max_pixels=most) for name in names]
+    data: list[Any]
+    if job.kind == "classify":
+        found = brush.classify(pictures, **options)
+        data = [[{"label": label, "probability": share} for label, share in each] for each in found]
+    elif job.kind == "caption":
+        data = [[{"text": one.text, "score": one.score} for one in each] for each in brush.caption(pictures, **options)]
+    else:
+        answers = brush.ask(pictures, **options)
+        data = [{"answer": one.text, "confidence": one.confidence, "guess": one.guess} for one in answers]
+    progress(len(pictures), len(pictures))
+    return [{"data": data}]
+
+
 KINDS: Mapping[str, Kind] = {
     "generate": Kind(_generate, _options),
-    "edit": Kind(_redraw),
-    "vary": Kind(_redraw),
+    **dict.fromkeys(("edit", "vary"), Kind(_redraw)),
     "embed": Kind(_embed),
+    **dict.fromkeys(("classify", "caption", "ask"), Kind(_read)),
 }

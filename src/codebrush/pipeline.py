@@ -23,7 +23,7 @@ from codebrush.errors import PromptError, UsageError
 from codebrush.generation.advice import warn_of_failure, warn_of_words
 from codebrush.generation.editing.canvas import warn_of_square
 from codebrush.generation.editing.edit_options import edit_options, edit_painter
-from codebrush.generation.editing.editing import STRENGTH, Edit, translation_defaults
+from codebrush.generation.editing.editing import Edit, translation_defaults
 from codebrush.generation.editing.interpolation import Keyframe, frames_between, is_prompt
 from codebrush.generation.editing.translation import translate_picture, uses_translator
 from codebrush.generation.editing.upscaling import SCALES
@@ -228,7 +228,8 @@ class Codebrush(PictureTasks):
 
         Without any of these the square in the picture's middle is redrawn at the pack's size; `strength` (None: 0.6),
         above 0 and up to 1, is the share of its codes that are redrawn, or with a flow the time to which it is noised.
-        `style` and `negative_prompt` are as in `generate`, `method` and `sampling` as in `vary`.
+        With a flow a part takes it too (None: 1, which leaves nothing of what was there). `style` and `negative_prompt`
+        are as in `generate`, `method` and `sampling` as in `vary`.
 
         Raises:
             PackError: if the code transformer cannot fill holes.
@@ -242,14 +243,13 @@ class Codebrush(PictureTasks):
         elif style is not None or negative_prompt is not None:
             raise UsageError("a style and a negative prompt are for pictures that are drawn under a prompt: give one")
         if mask is None and box is None and not extend:
-            share = STRENGTH if strength is None else strength
             self._warn_of_square(picture, "choose a part with mask or box to keep its size")
-            edit = partial(Edit, "edit", prompt=prompt, strength=share)
+            edit = partial(Edit, "edit", prompt=prompt, strength=strength)
             return self._edited(picture, edit, self.edit, n, seed, sampling, method)
-        if strength is not None:
-            raise UsageError("strength is for redrawing a whole picture: leave it out with mask, box or extend")
+        if strength is not None and edit_painter(self.pack, method) != "flow":
+            raise UsageError("strength is for redrawing a whole picture, or a part by the method flow: leave it out")
         mask = None if mask is None else picture_of(mask)
-        edit = partial(Edit, "inpaint", prompt=prompt, mask=mask, box=box, extend=extend or {})
+        edit = partial(Edit, "inpaint", prompt=prompt, mask=mask, box=box, extend=extend or {}, strength=strength)
         return self._edited(picture, edit, self.edit, n, seed, sampling, method)
 
     def translate(

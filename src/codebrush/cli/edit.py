@@ -117,7 +117,8 @@ def edit(
         str | None, typer.Option(help="Pixels to add at the edges (outpainting): left=64, or top=20,right=20.")
     ] = None,
     strength: Annotated[
-        float | None, typer.Option(help="How much of the picture to redraw when no part is chosen, 0 to 1.  [0.6]")
+        float | None,
+        typer.Option(help="How much of the picture to redraw, 0 to 1; of a chosen part only a flow.  [0.6; a part: 1]"),
     ] = None,
     style: StyleOption = None,
     negative_prompt: NegativeOption = None,

@@ -16,6 +16,7 @@ from codebrush.cli.main import run
 from codebrush.data.decoding.images import read_manifest, save_png, to_tensor
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import PackError, UsageError
+from codebrush.generation.editing.canvas import extended_canvas
 from codebrush.generation.editing.editing import Edit, prepare_edit
 from codebrush.generation.editing.interpolation import spread
 from codebrush.generation.options import FlowSettings
@@ -70,8 +71,13 @@ def mask(tmp_path: Path) -> Path:
     return tmp_path / "mask.png"
 
 
+BY_FLOW_ALONE: dict[str, Callable[..., Any]] = {
+    "mask at a strength": lambda brush, file, mask, **how: brush.edit(file, "a dog", mask=mask, strength=0.5, **how)
+}
+
+
 @pytest.mark.filterwarnings("ignore:.*comes back at the pack's")
-@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
+@pytest.mark.parametrize("make", [*MAKERS.values(), *BY_FLOW_ALONE.values()], ids=[*MAKERS, *BY_FLOW_ALONE])
 def test_every_edit_is_replayed_from_its_png(
     brush: Codebrush, picture: Path, mask: Path, tmp_path: Path, make: Callable[..., Any]
 ) -> None:
@@ -140,6 +146,42 @@ def test_it_takes_the_share_of_the_steps_that_its_strength_says(brush: Codebrush
     assert counts[0] == [0.4, 0.3, 0.2, 0.1]
     assert counts[1] == [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
     assert counts[2] == [0.01]
+
+
+@torch.no_grad()
+def test_a_hole_starts_from_what_is_in_it_at_the_strength(brush: Codebrush) -> None:
+    image = scene(0, 1, SIZE).image
+    drawing = ready(brush, Edit("inpaint", image, "a dog", 0.4, box=(8, 8, 16, 16)))
+    torch.testing.assert_close(drawing.start.latent, brush.vqgan.encode(to_tensor(image)[None]))
+    assert drawing.start.time == 0.4
+    assert (~drawing.known.fixed).sum() == 16  # the codes of the hole, as without a strength
+    assert ready(brush, Edit("inpaint", image, "a dog", box=(8, 8, 16, 16))).start is None
+    # beyond the picture's edges nothing was: there it starts from the colours around
+    wide = ready(brush, Edit("inpaint", image, "a dog", 0.4, extend={"left": 16, "right": 16}))
+    assert wide.start.time == 0.4
+    filled, _ = extended_canvas(image, {"left": 16, "right": 16}, SIZE).view(SIZE)
+    torch.testing.assert_close(wide.start.latent, brush.vqgan.encode(filled[None]))
+
+
+def test_a_weak_edit_of_a_hole_keeps_what_is_in_it_and_all_around(brush: Codebrush, picture: Path, mask: Path) -> None:
+    before, how = np.asarray(Image.open(picture).convert("RGB")), {**FLOW, "n": 1, "rerank": 1, "mask": mask}
+    edited = [brush.edit(picture, "a dog", strength=s, **how)[0] for s in (0.02, 0.3, 1.0)]
+    for result in edited:
+        after = np.asarray(result.image)
+        assert (after[:, 34:] == before[:, 34:]).all()
+        assert (after[44:] == before[44:]).all()
+    own = brush.sampler.encode(to_tensor(Image.open(picture).convert("RGB").crop((0, 0, 48, 48)).resize((32, 32))))[1]
+    changed = [float((result.codes != own[0]).float().mean()) for result in edited]
+    assert changed[0] < changed[1] < changed[2]
+    assert [result.manifest["edit"].get("strength") for result in edited] == [0.02, 0.3, None]
+    (plain,) = brush.edit(picture, "a dog", **how)
+    assert plain.image.tobytes() == edited[2].image.tobytes()
+    assert plain.manifest == edited[2].manifest
+
+
+def test_strength_of_a_part_is_for_the_flow(brush: Codebrush, picture: Path) -> None:
+    with pytest.raises(UsageError, match="strength is for redrawing a whole picture, or a part by the method flow"):
+        brush.edit(picture, "a dog", strength=0.5, box=(3, 4, 20, 10))
 
 
 def without(pack: Path, member: str, target: Path) -> Codebrush:
@@ -263,6 +305,7 @@ def test_the_command_line_edits_by_a_flow(
         ["vary", str(picture), *flags, *few],
         ["edit", str(picture), "a dog", "--strength", "0.5", *flags, *few],
         ["edit", str(picture), "a dog", "--box", "3,4,20,10", *flags, *few],
+        ["edit", str(picture), "a dog", "--box", "3,4,20,10", "--strength", "0.5", *flags, *few],
         ["translate", str(picture), "--to", "noto", "--by", *flags[1:], *few],
     ):
         assert run([*command, *common]) == 0

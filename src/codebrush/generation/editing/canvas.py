@@ -63,8 +63,15 @@ class Canvas:
         Returns its pixels (3, S, S) in [0, 1], the hole smoothly filled from around, and how much of each pixel is
         hole, (S, S) from 0 to 1. What lies beyond the picture's edges counts as hole.
         """
+        return self._seen(size, self.mask)
+
+    def whole(self, size: int) -> Tensor:
+        """The window's pixels as `view` has them, (3, S, S), but in the hole what the picture shows there."""
+        return self._seen(size, Image.new("L", self.image.size))[0]
+
+    def _seen(self, size: int, mask: Image.Image) -> tuple[Tensor, Tensor]:
         work = min(self.side, max(WORK, 2 * size))
-        hole = _window(self.mask, self.box, 255, work)
+        hole = _window(mask, self.box, 255, work)
         share = torch.from_numpy(np.asarray(hole, dtype=np.float32) / 255)[None]  # (1, work, work)
         pixels = fill_holes(to_tensor(_window(self.image, self.box, 0, work)), share[0] > 0)
         if work != size:

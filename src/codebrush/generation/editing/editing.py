@@ -56,9 +56,10 @@ class Edit:
     """What is done to a picture: `kind` is "vary", "edit" (redraw a share `strength` of it), "inpaint" or "translate".
 
     An "inpaint" has one of a `mask` of the picture's size, a `box` (x, y, width, height) and an `extend` of pixels by
-    side. `transparency` "kept" makes the ground of what is drawn transparent if the picture has transparency; see
-    `cut_out`. The manifest names files by their paths; of a picture in memory it has the hash alone, so that an edit of
-    one cannot be replayed.
+    side. A flow begins it from what the picture shows there, noised to the time `strength`; None is 1, which leaves
+    nothing of that, and for an "edit" STRENGTH. `transparency` "kept" makes the ground of what is drawn transparent if
+    the picture has transparency; see `cut_out`. The manifest names files by their paths; of a picture in memory it has
+    the hash alone, so that an edit of one cannot be replayed.
 
     Raises:
         UsageError: if the values do not go together, or one is out of its range.
@@ -67,7 +68,7 @@ class Edit:
     kind: str
     picture: Picture
     prompt: str = ""
-    strength: float = STRENGTH
+    strength: float | None = None
     mask: Picture | None = None
     box: tuple[int, int, int, int] | None = None
     extend: Mapping[str, int] = field(default_factory=dict)
@@ -77,6 +78,8 @@ class Edit:
     def __post_init__(self) -> None:
         if self.kind not in EDITS:
             raise UsageError(f"an edit is one of {', '.join(EDITS)}, not {self.kind}")
+        if self.strength is None:
+            object.__setattr__(self, "strength", STRENGTH if self.kind == "edit" else 1.0)
         if not isinstance(self.strength, Real) or not 0 < self.strength <= 1:
             raise UsageError(f"strength must be above 0 and up to 1, not {self.strength}")
         if not isinstance(self.prompt, str):
@@ -94,7 +97,11 @@ class Edit:
         """The method and details in the manifest. Raises ImageError if a picture's file cannot be read."""
         details: dict[str, Any] = {
             "edit": {"strength": self.strength},
-            "inpaint": {"box": self.box, "extend": dict(self.extend)},
+            "inpaint": {
+                "box": self.box,
+                "extend": dict(self.extend),
+                "strength": None if self.strength == 1 else self.strength,
+            },
             "translate": {"style": self.style},
         }.get(self.kind, {})
         mask = None if self.mask is None else _entry_of(self.mask)
@@ -146,7 +153,11 @@ def _inpainted(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
     _, codes = sampler.encode(pixels)
     rows, columns = codes.shape[1:]
     hole = F.adaptive_max_pool2d(share[None], (rows, columns)) > 0  # (1, h, w)
-    return _around(sampler, edit, options, codes, ~hole.to(codes.device), canvas)
+    drawing = _around(sampler, edit, options, codes, ~hole.to(codes.device), canvas)
+    if edit.strength == 1:
+        return drawing
+    before = pixels if edit.extend else canvas.whole(sampler.pack.image_size)  # beyond its edges there is no picture
+    return replace(drawing, start=_start(sampler, edit, before))
 
 
 def _redrawn(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
@@ -157,14 +168,20 @@ def _redrawn(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
     canvas = whole_canvas(edit.picture)
     pixels = canvas.view(sampler.pack.image_size)[0]
     if sampler.painter.from_noise:
-        start = Start(sampler.vqgan.encode(pixels[None].to(sampler.device)), edit.strength)
         ground = ground_of(edit, canvas, sampler.pack.image_size)
-        return replace(sampler.prepare(edit.prompt, options), start=start, finish=ground)
+        return replace(sampler.prepare(edit.prompt, options), start=_start(sampler, edit, pixels), finish=ground)
     _, codes = sampler.encode(pixels)
     order = torch.from_numpy(stream(options.seed, KEPT).permutation(codes[0].numel()))
     kept = torch.ones(codes[0].numel(), dtype=torch.bool)
+    assert edit.strength is not None
     kept[order[: max(1, round(edit.strength * len(order)))]] = False
     return _around(sampler, edit, options, codes, kept.view(codes.shape).to(codes.device), canvas)
+
+
+def _start(sampler: Sampler, edit: Edit, pixels: Tensor) -> Start:
+    """What a flow begins from: a window's pixels (3, S, S), noised as much as the edit says."""
+    assert edit.strength is not None
+    return Start(sampler.vqgan.encode(pixels[None].to(sampler.device)), edit.strength)
 
 
 def _translated(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:

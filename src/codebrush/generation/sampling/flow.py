@@ -122,7 +122,7 @@ def draw_latents(
     steps = max(1, round(first * settings.steps))
     times = torch.linspace(first, 0, steps + 1, dtype=torch.float64).tolist()
     step = SAMPLERS[settings.sampler]()
-    x = noise if start is None else torch.lerp(flow.normalise(start.latent), noise, first)
+    x = noise if start is None else settled(torch.lerp(flow.normalise(start.latent), noise, first), first)
     number = 0
     for number, (time, after) in enumerate(pairwise(times)):
         x = settled(step(velocity, x, time, after), after)

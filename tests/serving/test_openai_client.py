@@ -21,6 +21,9 @@ from PIL import Image
 
 from codebrush import Codebrush
 from codebrush.data.decoding.images import read_manifest
+from codebrush.serving.images import job_request
+from codebrush.serving.schemas import GenerationRequest
+from codebrush.serving.settings import Settings
 
 PROMPT = "a red circle"
 
@@ -242,3 +245,9 @@ def test_health_figures_and_the_document(server: tuple[str, Any]) -> None:
     assert asked["examples"]
     assert "422" not in document["paths"]["/v1/embeddings"]["post"]["responses"]
     assert fetch(f"{url}/docs")[0] == 404  # it would load scripts from another host
+
+
+def test_the_pack_chooses_the_method() -> None:
+    """A pack with a flow alone draws by flow, unless the request says something else."""
+    assert "method" not in job_request(GenerationRequest(prompt="a dog"), Settings())
+    assert job_request(GenerationRequest(prompt="a dog", method="flow"), Settings())["method"] == "flow"

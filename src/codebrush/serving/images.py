@@ -29,7 +29,7 @@ FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 HEARTBEAT = 1.0  # seconds between two looks at a job that does not change
 ASYNC_PREVIEWS = 3  # half-drawn pictures of a job that nobody waits for
 # Options that pass from the request to `Codebrush.generate` as they are.
-PASSED = ("negative_prompt", "steps", "sampler", "cfg_interval", "prior", "neighbours", *SAMPLING)
+PASSED = ("negative_prompt", "steps", "sampler", "cfg_interval", "prior", "neighbours", "method", *SAMPLING)
 router = APIRouter(tags=["images"])
 
 
@@ -100,14 +100,13 @@ def job_request(asked: GenerationRequest, settings: Settings) -> dict[str, Any]:
     Raises:
         Problem: if an option is not one of its method, or the pictures would be too large.
     """
-    method = asked.method or "sample"
     own = {option.name for option in GUIDANCE} | {"init", "preset"}
     given = {name: value for name, value in asked.model_dump(include=own).items() if value is not None}
-    if given and method != "guide":
+    if given and asked.method != "guide":
         name = next(iter(given))
         raise Problem(400, f"'{name}' is an option of guidance: add method guide", "invalid_value", name)
-    found: dict[str, Any] = {"prompt": asked.prompt, "method": method, **drawing_options(asked, PASSED)}
-    if method == "guide" and asked.rerank is None:
+    found: dict[str, Any] = {"prompt": asked.prompt, **drawing_options(asked, PASSED)}
+    if asked.method == "guide" and asked.rerank is None:
         found.pop("rerank", None)  # which `quality` stands for: not all runs draw a start
     if asked.size not in (None, "auto"):
         width, height = parse_size(asked.size)
@@ -115,7 +114,7 @@ def job_request(asked: GenerationRequest, settings: Settings) -> dict[str, Any]:
             most = f"{settings.max_pixels:,} pixels"
             raise Problem(400, f"size {asked.size} has more than {most}", "invalid_value", "size")
         found["size"] = asked.size
-    if method == "guide":
+    if asked.method == "guide":
         found["sampling"] = {name: found.pop(name) for name in SAMPLING if name in found}
     previews = asked.partial_images if asked.wait else ASYNC_PREVIEWS if asked.partial_images is None else None
     return found | given | ({"previews": previews} if previews else {})

@@ -97,7 +97,9 @@ class GenerationRequest(Drawing, _Guidance):
     negative_prompt: Text | None = _own("What the picture should not show.")
     style: str | None = _own("One of the pack's styles. vivid and natural are not used.", max_length=200)
 
-    method: Literal["sample", "flow", "retrieve", "guide"] | None = _own("How pictures are made. Default: sample.")
+    method: Literal["sample", "flow", "retrieve", "guide"] | None = _own(
+        "How pictures are made. Default: sample, if the pack has it."
+    )
     init: Literal[INITS] | None = _own("guide: where to begin.")  # pyright: ignore[reportInvalidTypeForm]
     preset: str | None = _own("guide: a set of values for its options.", max_length=100)
     sampler: Literal["euler", "heun", "dpm"] | None = _own("flow: how a step is taken.")

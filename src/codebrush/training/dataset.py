@@ -1,7 +1,7 @@
 """What every stage trains on: decoded pixels, captions and their tokens, and groups, of one source or two."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -61,6 +61,13 @@ class Captioned:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def part(self, rows: np.ndarray) -> "Captioned":
+        """Only the `rows` of these, in that order."""
+        kept = tuple(self.pixels.rows[row] for row in rows)
+        return Captioned(
+            self.source, replace(self.pixels, pixels=self.pixels.pixels[rows], rows=kept), self.groups[rows]
+        )
 
     def images(self, rows: Sequence[int] | np.ndarray) -> Tensor:
         """The pictures of `rows`, (B, 3, S, S) uint8."""

@@ -3,7 +3,9 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from codebrush.pack.pack import open_pack
 from codebrush.training.dataset import SourceConfig, load_captioned
-from codebrush.training.packs import member_training
+from codebrush.training.engine.loop import Loop
+from codebrush.training.packs import member_training, timing
 from codebrush.training.packs.pack_training import train_pack
 from codebrush.training.packs.reconstructions import reconstructed_psnr
 from codebrush.training.packs.start import BETTER, LOOKED_AT, Start
 from codebrush.training.registry import STAGES
 from codebrush.training.run_folder import read_plan
+from codebrush.training.tasks import code_transformer
 
 
 def blinded(folder: Path) -> None:
@@ -54,7 +58,7 @@ def test_the_vqgan_that_reconstructs_the_pictures_better_is_begun_from(
     begun = start.model(STAGES["vqgan"])
     assert begun is not None
     figures = [reconstructed_psnr(each, data, LOOKED_AT) for each in (own, begun[0])]
-    assert start.reconstructs == pytest.approx(figures[1])
+    assert start.psnr == pytest.approx(figures[1])
     if takes_further:
         assert figures[1] > figures[0] + BETTER
         assert start.origin(STAGES["vqgan"]) == "from micro's for photographs"
@@ -100,3 +104,35 @@ def test_a_vqgan_that_has_seen_such_pictures_is_trained_with_small_steps(
     train_pack(given, lambda text: None)
     rates = [read_plan(tmp_path / f"{name}.work" / "vqgan").recipe.learning_rate for name in ("usual", "known")]
     assert rates[1] == pytest.approx(member_training.SEEN_RATE * rates[0])
+
+
+def test_where_encoding_takes_long_a_painter_is_trained_on_fewer_pictures_also_when_resumed(
+    pack, shapes: Path, tmp_path: Path, clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(member_training, "KNOWN", 0.1)
+    monkeypatch.setattr(timing, "PROBED", 20)
+    monkeypatch.setattr(timing, "ENCODING_SHARE", 1e-6)
+    given = request(shapes, tmp_path / "second", plans={}, budget=BUDGET, start=pack[0], image_size=None)
+    encoded: list[int] = []
+    encode_once = code_transformer.encode_once
+    monkeypatch.setattr(
+        code_transformer,
+        "encode_once",
+        lambda vqgan, pixels, folder: encoded.append(len(pixels)) or encode_once(vqgan, pixels, folder),
+    )
+    step, said = Loop._train_step, []
+
+    def stops(loop: Loop, batch: Any) -> None:
+        step(loop, batch)
+        if any(line.startswith("transformer: ") for line in said) and loop.step == 3 and loop.saved is not None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Loop, "_train_step", stops)
+    with pytest.raises(KeyboardInterrupt):
+        train_pack(given, said.append)
+    assert "transformer: 20 of 40 pictures: to encode all would take too long" in said
+    monkeypatch.setattr(Loop, "_train_step", step)
+    report = train_pack(replace(given, resume=True), said.append)
+    assert encoded == [20, 20, 20]
+    assert report["stages"]["transformer"]["pictures"] > 20
+    assert open_pack(tmp_path / "second").has("transformer")

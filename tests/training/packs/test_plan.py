@@ -26,8 +26,8 @@ from codebrush.training.packs.budget import (
     split,
     stage_seconds,
 )
-from codebrush.training.packs.member_training import measure_step
 from codebrush.training.packs.plan import PLANNED, choose
+from codebrush.training.packs.timing import measure_step
 from codebrush.training.registry import STAGES
 from codebrush.training.run_folder import MODEL_FOLDER, read_plan, write_plan
 from codebrush.training.run_stage import make_network, make_task, run_figures, run_stage

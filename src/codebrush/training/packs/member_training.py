@@ -7,7 +7,6 @@ stage with too little time is left out, or its member is that of the pack that t
 import dataclasses
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +21,8 @@ from codebrush.files import write_json
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.pack.pack import Pack
 from codebrush.pack.writing import PackMembers, write_pack
-from codebrush.training.engine.loop import Loop, LoopConfig, LossDiverged, is_first
+from codebrush.training.dataset import evenly
+from codebrush.training.engine.loop import LoopConfig, LossDiverged, is_first
 from codebrush.training.packs.budget import (
     FINISH_SHARE,
     WRITING_SECONDS,
@@ -36,9 +36,10 @@ from codebrush.training.packs.clock import Clock
 from codebrush.training.packs.plan import PLANNED, TIMED_STEPS, TIMING_SHARE, WARM_STEPS, Pace, choose
 from codebrush.training.packs.request import PackRequest
 from codebrush.training.packs.start import Start
+from codebrush.training.packs.timing import affordable, measure_step
 from codebrush.training.registry import ENTRIES, STAGES
 from codebrush.training.run_folder import has_begun, is_done, read_plan
-from codebrush.training.run_stage import make_network, make_task, run_figures, run_stage
+from codebrush.training.run_stage import run_figures, run_stage
 from codebrush.training.stage import Materials, Size, Stage, StagePlan
 from codebrush.version import __version__
 
@@ -49,6 +50,7 @@ SEEN_RATE = 0.2  # learning rate of that, as a share of a fresh one's
 KNOWN = 22.5  # dB of pictures through a VQGAN that needs no training: shapes are clear, see `verdict`
 KNOWN_SHARE = 0.2  # of a budget, that must be enough for what such a VQGAN needs if it is to be trained
 PREVIEWED = 600.0  # seconds of a stage within a budget, from which on it draws previews on the way
+ENCODED = "encoded"  # fact of a plan: the pictures that it is trained on, evenly spaced among all
 Say = Callable[[str], None]
 
 
@@ -64,7 +66,7 @@ class MemberTraining:
     ):  # fmt: skip
         self.request, self.materials, self.start, self.work = request, materials, start, work
         self.clock, self.say, self.decoding = clock, say, decoding
-        self.cache = work / "cache"
+        self.whole, self.cache = materials.data, work / "cache"
         self.timed: dict[tuple[str, str], float] = {}  # seconds of a step, by stage and size
         path = work / LEFT_OUT_FILE
         self.left_out: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -107,6 +109,12 @@ class MemberTraining:
 
     def run(self, stage: Stage) -> dict[str, Any] | None:
         """Train a stage, or read its network if it is done; returns its figures, or None if it is left out."""
+        try:
+            return self._run(stage)
+        finally:
+            self.materials = replace(self.materials, data=self.whole)
+
+    def _run(self, stage: Stage) -> dict[str, Any] | None:
         folder, request = self.work / stage.name, self.request
         done, begun = is_done(folder), has_begun(folder)
         until = None
@@ -115,7 +123,7 @@ class MemberTraining:
             return None
         start = None if done else self._begin_from(stage)
         if not done:
-            self.materials = stage.precompute(self.materials, self.cache)
+            self._precompute(stage, read_plan(folder) if begun else None)
         if begun:
             plan = read_plan(folder)
         elif stage.name in request.plans:
@@ -145,11 +153,24 @@ class MemberTraining:
         self.clock.charge("between" if done else stage.name)
         self.materials.models[stage.name] = network
         seconds = None if request.budget is None else FINISH_SHARE * request.budget
-        self.materials = stage.finish(network, plan, self.materials, seconds)
+        self.materials = stage.finish(network, plan, replace(self.materials, data=self.whole), seconds)
         self.clock.charge()
         figures = run_figures(plan, network, folder, self.clock.seconds.get(stage.name, 0.0))
         seen = figures["steps"] * plan.loop.batch_size
         return {**figures, "pictures": seen, "from": self.start.name if stage.name in self.start.fits else "nothing"}
+
+    def _precompute(self, stage: Stage, plan: StagePlan | None) -> None:
+        """Compute what the stage needs of earlier models, within a budget for as many pictures as there is time for:
+        those of the `plan` of a stage that has begun."""
+        count = len(self.whole)
+        if plan is not None:
+            count = plan.facts.get(ENCODED, count)
+        elif self.request.budget is not None and stage.name not in self.request.plans:
+            count = affordable(stage, self.materials, self._seconds(stage))
+        if count < len(self.whole):
+            self.say(f"{stage.name}: {count:,} of {len(self.whole):,} pictures: to encode all would take too long")
+            self.materials = replace(self.materials, data=self.whole.part(evenly(len(self.whole), count)))
+        self.materials = stage.precompute(self.materials, self.cache)
 
     def _begin_from(self, stage: Stage) -> PretrainedModel | None:
         found = self.start.model(stage)
@@ -228,8 +249,8 @@ class MemberTraining:
             if stage.name in self.request.plans or stage.name in self.left_out or has_begun(self.work / stage.name):
                 continue
             self._time(stage)
-            if self._reconstructs(stage) >= KNOWN:
-                known = f"it reconstructs these pictures with {self.start.reconstructs:.1f} dB already"
+            if self.start.reconstructs(stage) >= KNOWN:
+                known = f"it reconstructs these pictures with {self.start.reconstructs(stage):.1f} dB already"
                 if self.needs.pop(stage.name) > KNOWN_SHARE * self._left():
                     self.left_out[stage.name] = known
                     del self.paces[stage.name]  # so that it is not reconsidered
@@ -271,10 +292,6 @@ class MemberTraining:
         self.paces[stage.name] = Pace(step, size.batch_size, size.least(begins is not None))
         if stage.served_first:
             self.needs[stage.name] = step / size.batch_size * size.examples * (0.3 if begins is not None else 1.0)
-
-    def _reconstructs(self, stage: Stage) -> float:
-        """The PSNR in dB of the pictures through the VQGAN that the stage begins from; 0 if it begins from none."""
-        return (stage.name == "vqgan" and stage.name in self.start.fits and self.start.reconstructs) or 0.0
 
     def _refuse(self, stage: Stage, seconds: float) -> NoReturn:
         """Raise UsageError, with a budget that is enough, for a stage that sees too few pictures in its `seconds`."""
@@ -327,7 +344,8 @@ class MemberTraining:
             self._note_short(stage, seconds, steps * size.batch_size)
             return None
         plan = self._plan_of(stage, size, steps, start, previews=seconds >= PREVIEWED)
-        return replace(plan, facts={"size": size.name, "seconds_per_step": per_step, "budget_seconds": seconds})
+        facts = {"size": size.name, "seconds_per_step": per_step, "budget_seconds": seconds}
+        return replace(plan, facts={**facts, ENCODED: len(self.materials.data)})
 
     def _plan_of(
         self, stage: Stage, size: Size, steps: int, start: PretrainedModel | None, previews: bool = False
@@ -335,7 +353,7 @@ class MemberTraining:
         request = self.request
         recipe = stage.adapt(size.recipe, self.materials, start, request.tokenizer == "wordpiece")
         if start is not None:
-            rate = SEEN_RATE if self._reconstructs(stage) >= SEEN else stage.start_rate
+            rate = SEEN_RATE if self.start.reconstructs(stage) >= SEEN else stage.start_rate
             recipe = replace(recipe, learning_rate=rate * recipe.learning_rate)
         every = max(1, steps // 20)
         loop = LoopConfig(
@@ -380,17 +398,3 @@ class MemberTraining:
             licence=licence,
             provenance=provenance,
         )
-
-
-def measure_step(
-    plan: StagePlan, materials: Materials, cache: Path, start: PretrainedModel | None = None, most: float = 60.0
-) -> float:
-    """Seconds of one step of `plan`, timed for about `most` seconds on a throw-away network.
-
-    Only decoded pictures are left, in `cache`.
-    """
-    prepared = STAGES[plan.stage].prepare(plan, materials, cache)
-    network = make_network(plan, prepared, None if start is None else type(start).from_config(start.config))
-    with tempfile.TemporaryDirectory() as folder:
-        loop = Loop(make_task(plan, prepared, network), plan.loop, Path(folder))
-        return loop.time_steps(WARM_STEPS, TIMED_STEPS, most)

@@ -27,8 +27,7 @@ class Start:
     their order. With `learned_words` captions are to be read by a tokenizer learned from them, not by the general one.
 
     A pack may have further VQGANs to begin from: pack.json has "starts": {"vqgan": {what it knows: {"folder": ...,
-    "licence": ...}}}. `choose_vqgan` takes one of them where it knows the pictures better. `reconstructs` is then the
-    PSNR in dB of pictures through the chosen one.
+    "licence": ...}}}. `choose_vqgan` takes one of them where it knows the pictures better.
 
     Raises:
         TrainingError: if `place` is not a pack.
@@ -42,7 +41,7 @@ class Start:
         self.stages = list(stages)
         self.kept: set[str] = set()
         self.chosen: str | None = None  # the VQGAN of the pack's `starts` that is begun from instead of its member
-        self.reconstructs: float | None = None
+        self.psnr = 0.0  # dB, of the pictures through the VQGAN that is begun from, once it is chosen
         self.unfit: dict[str, str] = {}  # why a member is not begun from, by stage
         self.fits: list[str] = []  # the stages that begin from it
         for stage in self.stages:
@@ -65,7 +64,11 @@ class Start:
             if not stage.unfit(read_config(VQGANConfig, folder), self.image_size):
                 found[name] = reconstructed_psnr(VQGAN.from_pretrained(folder), data, LOOKED_AT)
         self.chosen = max(found, key=lambda name: found[name])
-        self.reconstructs = found[self.chosen] - (BETTER if self.chosen is None else 0.0)
+        self.psnr = found[self.chosen] - (BETTER if self.chosen is None else 0.0)
+
+    def reconstructs(self, stage: Stage) -> float:
+        """The PSNR in dB of the pictures through what a stage begins from; 0 if that is no VQGAN or not known."""
+        return self.psnr if stage.name == "vqgan" else 0.0
 
     @property
     def name(self) -> str:

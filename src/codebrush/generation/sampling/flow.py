@@ -103,7 +103,7 @@ def draw_latents(
     Raises:
         UsageError: if the grid has no whole patches.
     """
-    _check_patches(flow, noise)
+    check_patches(flow, noise)
     noise = noise.to(flow.device)
     kept = None if known is None else (flow.normalise(known.latent), known.fixed.unsqueeze(1))
     terms = {scale: guided_terms(condition, scale, unconditional or Condition()) for scale in {1.0, cfg}}
@@ -140,14 +140,15 @@ def noise_of(flow: FlowTransformer, latent: Tensor, steps: int) -> Tensor:
     Raises:
         UsageError: if the grid has no whole patches.
     """
-    _check_patches(flow, latent)
+    check_patches(flow, latent)
     x, step = flow.normalise(latent), _Heun()
     for time, after in pairwise(torch.linspace(0, 1, steps + 1, dtype=torch.float64).tolist()):
         x = step(lambda x, time: flow(x, x.new_full((len(x),), time)), x, time, after)
     return x
 
 
-def _check_patches(flow: FlowTransformer, latent: Tensor) -> None:
+def check_patches(flow: FlowTransformer, latent: Tensor) -> None:
+    """Raises UsageError if a latent (B, d, h, w) has no whole patches of the network."""
     (rows, columns), patch = latent.shape[-2:], flow.config.patch
     if rows % patch or columns % patch:
         raise UsageError(f"a grid of {rows} x {columns} codes has no whole squares of {patch} x {patch}")

@@ -36,7 +36,6 @@ class CodebrushFlowPipeline(DiffusionPipeline):
     Any scheduler of diffusers for flows will do; `guidance_scale` is the pack's own.
     """
 
-    model_cpu_offload_seq = "text_encoder->transformer->vqvae"
     _callback_tensor_inputs = ("latents",)
 
     def __init__(
@@ -100,20 +99,20 @@ class CodebrushFlowPipeline(DiffusionPipeline):
         if output_type not in OUTPUTS:
             raise UsageError(f"output_type must be one of {', '.join(OUTPUTS)}, not {output_type}")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        scale = self.config["guidance_scale"] if guidance_scale is None else guidance_scale
         terms = [self._terms(text, negative_prompt, scale) for text in prompts]
         if latents is None:
             latents = self._noise(len(prompts), num_images_per_prompt, self._grid(height, width), seed, generator)
         check_patches(self.flow, latents)
         x = latents.to(self._execution_device, self.transformer.dtype)
         self._set_timesteps(num_inference_steps)
-        for number, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
+        with_bar: Any = self.progress_bar
+        for number, timestep in enumerate(with_bar(self.scheduler.timesteps)):
             x = self.scheduler.step(self._velocity(x, timestep, terms), timestep, x, return_dict=False)[0]
             if callback_on_step_end is not None:
                 given = {name: {"latents": x}[name] for name in callback_on_step_end_tensor_inputs}
                 x = callback_on_step_end(self, number, timestep, given).pop("latents", x)
-        images = x if output_type == "latent" else self._output(x, output_type)
-        self.maybe_free_model_hooks()
+        images: Any = x if output_type == "latent" else self._output(x, output_type)
         return ImagePipelineOutput(images) if return_dict else (images,)
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from codebrush.evaluation.calibration import calibrate
 from codebrush.evaluation.tables import ROWS
 from codebrush.understanding.classification import label_embeddings
 from figures import reconstruction
-from packs import write_micro_pack
+from packs import micro_flow, write_micro_pack
 
 pytest.importorskip("torchmetrics")
 KINDS = ("circle", "square", "triangle")
@@ -167,6 +167,20 @@ def test_drawing_alone_reports_what_was_drawn_and_reads_no_picture(
     (without / "pack.json").write_text(json.dumps(info))
     assert run(["evaluate", str(without), str(source), *options]) == 0
     assert "\nNothing was measured.\n" in capsys.readouterr().out
+
+
+def test_a_pack_with_a_flow_alone_draws_by_flow(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack = write_micro_pack(tmp_path / "pack", flow=micro_flow())
+    info = json.loads((pack / "pack.json").read_text())
+    del info["members"]["transformer"]
+    (pack / "pack.json").write_text(json.dumps(info))
+    options = [f"--leave-out={part}" for part in ("zero-shot", "retrieval", "clip-score", "reconstruction")]
+    assert run(["evaluate", str(pack), str(source), "--prompts", "2", *options, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["drawing"]["prompts"] == 2
+    assert "drawing" not in report["left_out"]
 
 
 def test_the_fitted_temperature_works_in_the_pack_as_the_report_says(

@@ -173,7 +173,7 @@ def parse_size(text: str | int) -> tuple[int, int]:
     if len(sides) > 2 or not all(side.strip().isdecimal() for side in sides):
         raise UsageError(f"size must be WIDTHxHEIGHT in whole pixels, like 128x96, or one number, not {text}")
     if not all(1 <= int(side) <= LONGEST_SIDE for side in sides):
-        raise UsageError(f"the sides of a picture have from 1 to {LONGEST_SIDE} pixels, and the size is {text}")
+        raise UsageError(f"size must be from 1 to {LONGEST_SIDE} pixels a side, not {text}")
     return int(sides[0]), int(sides[-1])
 
 

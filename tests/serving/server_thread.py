@@ -41,3 +41,10 @@ def running(brush: Codebrush, data: Path, **settings: Any) -> Iterator[tuple[str
     finally:
         server.should_exit = True
         thread.join(30)
+
+
+def openai_client(url: str) -> Any:
+    """OpenAI's own client of a server at `url`, which does not try again."""
+    import openai
+
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=60)

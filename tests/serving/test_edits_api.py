@@ -15,7 +15,7 @@ pytest.importorskip("openai", reason="needs the client openai")
 
 import openai
 from PIL import Image
-from server_thread import running
+from server_thread import openai_client, running
 
 from codebrush import Codebrush
 from packs import micro_transformer, write_micro_pack
@@ -32,7 +32,7 @@ def brush(tmp_path_factory: pytest.TempPathFactory) -> Codebrush:
 @pytest.fixture(scope="module")
 def client(brush: Codebrush, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with running(brush, tmp_path_factory.mktemp("served")) as (url, _):
-        yield openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=60)
+        yield openai_client(url)
 
 
 @pytest.fixture(scope="module")

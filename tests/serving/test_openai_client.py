@@ -18,6 +18,7 @@ pytest.importorskip("openai", reason="needs the client openai")
 
 import openai
 from PIL import Image
+from server_thread import openai_client
 
 from codebrush import Codebrush
 from codebrush.data.decoding.images import read_manifest
@@ -30,7 +31,7 @@ PROMPT = "a red circle"
 
 @pytest.fixture(scope="module")
 def client(server: tuple[str, Any]) -> Any:
-    return openai.OpenAI(base_url=f"{server[0]}/v1", api_key="unused", max_retries=0, timeout=60)
+    return openai_client(server[0])
 
 
 def opened(text: str) -> Image.Image:

@@ -50,8 +50,6 @@ def _generate(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list
         return [_guide(brush, jobs[0], progress)]
     prompts, seeds = ([job.request[name] for job in jobs] for name in OWN)
     options = {name: value for name, value in first.items() if name not in (*OWN, "previews")}
-    if first.get("method") == "flow" and "cfg_interval" in options:
-        options["cfg_interval"] = tuple(options["cfg_interval"])
     count = first.get("previews", 0)
     preview = Preview(count, lambda number, pictures: jobs[number].show(pictures)) if count else None
     drawn = brush.generate(prompts, seed=seeds, progress=progress, preview=preview, **options)

@@ -37,7 +37,7 @@ class Start:
         self.pack = pack_at(place)
         if place is not None and self.pack is None:
             raise TrainingError(f"--from {place} is not a pack: name a pack, or none to begin from nothing")
-        self.image_size, self.learned_words = image_size, learned_words
+        self.image_size = image_size
         self.stages = list(stages)
         self.kept: set[str] = set()
         self.chosen: str | None = None  # the VQGAN of the pack's `starts` that is begun from instead of its member
@@ -45,26 +45,29 @@ class Start:
         self.unfit: dict[str, str] = {}  # why a member is not begun from, by stage
         self.fits: list[str] = []  # the stages that begin from it
         for stage in self.stages:
-            reason = self._misfit(stage)
+            reason = self._misfit(stage, learned_words)
             if reason is None:
                 self.fits.append(stage.name)
             else:
                 self.unfit[stage.name] = reason
 
     def choose_vqgan(self, data: Captioned) -> None:
-        """Choose, of the pack's own VQGAN and the further ones of the same factor that it has, the one that
-        reconstructs the pictures best. What reads the pack's own codes is then not kept, but may begin from the
+        """Choose, of the pack's own VQGAN and the further ones that fit, the one that reconstructs the pictures best.
+
+        What reads the pack's own codes is then not kept, but may begin from the
         pack's, since the further ones were trained on from the pack's own."""
         if self.pack is None or "vqgan" not in self.fits:
             return
         stage = next(stage for stage in self.stages if stage.name == "vqgan")
-        found: dict[str | None, float] = {None: reconstructed_psnr(self.pack.vqgan, data, LOOKED_AT) + BETTER}
+        self.psnr = reconstructed_psnr(self.pack.vqgan, data, LOOKED_AT)
+        least = self.psnr + BETTER
         for name, facts in self._further().items():
             folder = self.pack.folder / facts["folder"]
-            if not stage.unfit(read_config(VQGANConfig, folder), self.image_size):
-                found[name] = reconstructed_psnr(VQGAN.from_pretrained(folder), data, LOOKED_AT)
-        self.chosen = max(found, key=lambda name: found[name])
-        self.psnr = found[self.chosen] - (BETTER if self.chosen is None else 0.0)
+            if stage.unfit(read_config(VQGANConfig, folder), self.image_size):
+                continue
+            psnr = reconstructed_psnr(VQGAN.from_pretrained(folder), data, LOOKED_AT)
+            if psnr > max(least, self.psnr):
+                self.chosen, self.psnr = name, psnr
 
     def reconstructs(self, stage: Stage) -> float:
         """The PSNR in dB of the pictures through what a stage begins from; 0 if that is no VQGAN or not known."""
@@ -82,25 +85,23 @@ class Start:
     def _folder(self, name: str) -> Path:
         """The folder of the network that the stage `name` begins from."""
         assert self.pack is not None
-        if name == "vqgan" and self.chosen is not None:
+        if self.chosen is not None and self._is_other(name):
             return self.pack.folder / self._further()[self.chosen]["folder"]
         return self.pack.member(name)
 
-    def _misfit(self, stage: Stage) -> str | None:
+    def _misfit(self, stage: Stage, learned_words: bool) -> str | None:
         """Why the pack's member of a stage is not begun from; None if it is."""
         pack, name = self.pack, stage.name
         if pack is None:
             return ""
         if not pack.has(name):
             return f"{pack.name} has none"
-        if self.learned_words and name == "clip" and pack.tokenizer.vocab_size == Tokenizer.wordpiece().vocab_size:
+        if learned_words and name == "clip" and pack.tokenizer.vocab_size == Tokenizer.wordpiece().vocab_size:
             return f"{pack.name}'s does not read learned tokens"
         if new := [MEMBERS[each].label for each in stage.bound_to if each in self.unfit]:
             return f"the {' and the '.join(new)} that it reads {'is' if len(new) == 1 else 'are'} new"
         configs = {
-            each: read_config(MEMBERS[each].model.config_class, self._folder(each))
-            for each in MEMBERS
-            if pack.has(each)
+            each: read_config(MEMBERS[each].model.config_class, pack.member(each)) for each in MEMBERS if pack.has(each)
         }
         if reason := stage.unfit(configs[name], self.image_size):
             return f"{pack.name}'s {reason}"

@@ -113,3 +113,12 @@ def test_a_run_prints_each_fault_once_on_stderr(shapes: Path, tmp_path: Path, ca
     remedies = ("lower loop.batch_size", "source.group (--group)", "captions fit their pictures", "or add pictures")
     assert [sum(remedy in line for line in said) for remedy in remedies] == [1, 1, 1, 1]
     assert len(said) == 4
+
+
+def test_a_loss_that_passes_through_that_of_guessing_as_it_falls_is_not_stuck():
+    diagnostics = CLIPDiagnostics(64, 1000)
+    falling = (8.4, 8.5, 4.51, 4.24, 4.58, 4.02, 3.88, 3.84, 3.8)  # five of these have a mean within 2 % of ln 64
+    lines = [
+        diagnostics.remarks(step, {"clip_loss": loss, "logit_scale": 14.0}) for step, loss in enumerate(falling, 1)
+    ]
+    assert not any(lines)

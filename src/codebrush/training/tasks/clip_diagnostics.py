@@ -75,7 +75,7 @@ class CLIPDiagnostics:
             )
         sides = (self.batch_size + self.texts, self.batch_size)
         guess, patient = sum(guessing_loss(side, self.loss) for side in sides) / 2, len(self._losses) == self.patience
-        if patient and abs(sum(self._losses) / self.patience - guess) <= NEAR * guess:
+        if patient and all(abs(loss - guess) <= NEAR * guess for loss in self._losses):
             yield (
                 "stuck",
                 f"the loss is stuck at {guess:.2f} up to step {step}, that of a guess among {sides[0]}: "

@@ -1,7 +1,9 @@
 """`LoadedPack`: a pack's models on one device, each loaded when it is first used. `Codebrush` adds the tasks."""
 
+import copy
 from functools import cached_property
-from typing import TypeVar
+from itertools import chain
+from typing import Self, TypeVar
 
 import torch
 from torch import nn
@@ -31,6 +33,17 @@ class LoadedPack:
     def __init__(self, pack: Pack, device: str | torch.device | None = None) -> None:
         self.pack = pack
         self.device = usable_device(device)
+        self._apart = False
+
+    def for_another_thread(self) -> Self:
+        """The same pack, for use in another thread at the same time.
+
+        It shares the weights and gives the same numbers, but has modules of its own: the hooks by which a task such as
+        a heat map looks into a model are not seen by the other.
+        """
+        other = type(self)(self.pack, self.device)
+        other._apart = True
+        return other
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.pack.summary}; on {self.device}>"
@@ -83,4 +96,10 @@ class LoadedPack:
 
     def on_device(self, model: M) -> M:
         """`model` on this device, frozen."""
-        return model.to(self.device).requires_grad_(False)
+        model = model.to(self.device).requires_grad_(False)
+        return _with_shared_weights(model) if self._apart else model
+
+
+def _with_shared_weights(model: M) -> M:
+    """Modules like those of `model`, around the same tensors."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("sqlalchemy", reason='needs the extra "serve"')
@@ -19,6 +20,7 @@ from codebrush.serving.engine import Engine
 from codebrush.serving.jobs import Job, JobError, QueueFull
 from codebrush.serving.queue import FairQueue
 from codebrush.serving.store import Store
+from codebrush.serving.work import READ
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +134,27 @@ def test_a_waiting_and_a_running_job_are_cancelled(engine: Engine) -> None:
     assert ended(running).state == "cancelled"
     assert engine.find(running.id).state == "cancelled"
     assert running.step < 500
+
+
+def test_short_questions_do_not_wait_for_a_drawing_and_change_no_pixel_of_it(engine: Engine, brush: Codebrush) -> None:
+    drawing = engine.submit("generate", "micro", guided(steps=20), "ann")
+    engine.start()
+    wait_until(drawing, lambda job: job.step >= 1)
+    asked = {"inputs": [{"text": "a red circle"}], "max_pixels": 1000}
+    reading = ended(engine.submit("embed", "micro", asked, "bob"))
+    assert drawing.step < 20  # whose end nobody waited for
+    vectors = np.fromfile(reading.folder / reading.result["file"], dtype="<f4")
+    assert vectors.tolist() == brush.embed_text("a red circle")[0].tolist()
+    assert pixels(ended(drawing)) == [brush.generate(**guided(steps=20))[0].image.tobytes()]
+
+
+def test_lanes_share_the_weights_of_a_pack_but_no_hooks(engine: Engine) -> None:
+    drawing, reading = engine.brush("micro").clip, engine.brush("micro", READ).clip
+    drawn, read = dict(drawing.named_parameters()), dict(reading.named_parameters())
+    assert drawn.keys() == read.keys()
+    assert all(drawn[name] is read[name] for name in drawn)
+    pairs = zip(drawing.modules(), reading.modules(), strict=True)
+    assert not any(one is other for one, other in pairs)
 
 
 def test_a_job_ends_at_the_time_limit(brush: Codebrush, tmp_path: Path) -> None:

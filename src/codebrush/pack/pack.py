@@ -37,6 +37,7 @@ from codebrush.models.translator import Translator, TranslatorConfig
 from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.members import MEMBERS, Misfits, member_of
+from codebrush.pack.once import made_once
 from codebrush.text.tokenizer import Tokenizer
 
 BUILT_IN = Path(__file__).parents[1] / "packs"
@@ -99,67 +100,67 @@ class Pack:
         self._require(name)
         return read_config(kind, self.member(name))
 
-    @cached_property
+    @made_once
     def clip(self) -> CLIP:
         """Scores how well a picture fits a text."""
         return self.load(CLIP)
 
-    @cached_property
+    @made_once
     def vqgan(self) -> VQGAN:
         """Turns pictures into codes and back."""
         return self.load(VQGAN)
 
-    @cached_property
+    @made_once
     def transformer(self) -> CodeTransformer:
         """Draws codes from text."""
         return self.load(CodeTransformer)
 
-    @cached_property
+    @made_once
     def flow(self) -> FlowTransformer:
         """Draws latents from text."""
         return self.load(FlowTransformer)
 
-    @cached_property
+    @made_once
     def scorer(self) -> CLIP:
         """Scores finished pictures and never guides, so that no picture was made to please it."""
         return self._load("scorer", CLIP)
 
-    @cached_property
+    @made_once
     def captioner(self) -> Captioner:
         """Writes captions and answers."""
         return self.load(Captioner)
 
-    @cached_property
+    @made_once
     def upscaler(self) -> Upscaler:
         """Enlarges pictures."""
         return self.load(Upscaler)
 
-    @cached_property
+    @made_once
     def bank(self) -> Bank:
         """Holds embeddings of known pictures, among which those near a text are found."""
         return self.load(Bank)
 
-    @cached_property
+    @made_once
     def prior(self) -> Prior:
         """Predicts the embedding of a picture from that of a text."""
         return self.load(Prior)
 
-    @cached_property
+    @made_once
     def translator(self) -> Translator:
         """Redraws a picture in another style."""
         return self.load(Translator)
 
-    @cached_property
+    @made_once
     def tokenizer(self) -> Tokenizer:
         """Texts to the token ids that the CLIP reads."""
         return self._tokenizer("clip")
 
-    @cached_property
+    @made_once
     def scorer_tokenizer(self) -> Tokenizer:
         """Texts to the token ids that the scorer reads."""
         return self._tokenizer("scorer")
 
-    @cached_property
+    @made_once
     def captioner_tokenizer(self) -> Tokenizer:
         """Texts to the token ids that the captioner reads and writes."""
         return self._tokenizer("captioner")

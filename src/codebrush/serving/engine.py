@@ -1,4 +1,8 @@
-"""The engine: takes jobs, runs them batch by batch on one worker, and loses none when the server stops or is killed."""
+"""The engine: takes jobs, runs them batch by batch, and loses none when the server stops or is killed.
+
+Each lane has a queue and a worker of its own, so that a short question does not wait for a drawing of minutes, nor a
+drawing for a training of hours. Within a lane one batch runs at a time.
+"""
 
 import threading
 import time
@@ -14,7 +18,7 @@ from codebrush.serving.log import log, log_failure
 from codebrush.serving.metrics import Metrics
 from codebrush.serving.queue import FairQueue
 from codebrush.serving.store import Store
-from codebrush.serving.work import KINDS, batch_key
+from codebrush.serving.work import KINDS, LANES, batch_key
 
 LAST_STEP = 30.0  # seconds that a step is waited for when the server stops
 MOST_ATTEMPTS = 2  # starts of a job, after which one that kills the server is given up
@@ -24,7 +28,7 @@ MOST_ATTEMPTS = 2  # starts of a job, after which one that kills the server is g
 class Limits:
     """What the engine takes and keeps. Times are in seconds."""
 
-    queue: int = 64  # jobs that wait
+    queue: int = 64  # jobs that wait, in each lane
     batch: int = 16  # jobs that are drawn together
     seconds: float = 900.0  # that a job may run
     keep_seconds: float = 24 * 3600.0  # after which what came of a job is forgotten
@@ -51,20 +55,23 @@ class Engine:
     ) -> None:
         self.packs, self.store, self.limits = packs, store, limits
         self.metrics = Metrics() if metrics is None else metrics
-        self._open: dict[str, Codebrush] = {}
+        self._open: dict[tuple[str, str], Codebrush] = {}  # by pack and lane
         self._opening = threading.Lock()
         self._live: dict[str, Job] = {}
-        self._queue = FairQueue(batch_key)
+        self._queues = {lane: FairQueue(batch_key) for lane in LANES}
         self._lock = threading.Condition()
         self._stopping = self._abandoned = False
         self._stop_began = 0.0  # of time.monotonic(); 0 before
-        self._seconds: deque[float] = deque([2.0], maxlen=20)  # that each of the last jobs took
-        self._worker = threading.Thread(target=self._work, name="codebrush-worker", daemon=True)
+        self._seconds = {lane: deque([2.0], maxlen=20) for lane in LANES}  # that each of the last jobs took
+        self._workers = [
+            threading.Thread(target=self._work, args=(lane,), name=f"codebrush-{lane}", daemon=True) for lane in LANES
+        ]
         self._recover()
 
     def start(self) -> None:
         """Begin to work."""
-        self._worker.start()
+        for worker in self._workers:
+            worker.start()
 
     def _recover(self) -> None:
         """Take up the jobs that a server left behind."""
@@ -79,7 +86,7 @@ class Engine:
                 self._end(job, "failed", {"code": "model_not_found", "message": gone})
             else:
                 job.state = "queued"
-                self._queue.add(job)
+                self._queue_of(job.kind).add(job)
             log("job resumed" if not job.ended else "job given up", job=job.id, kind=job.kind)
         self._prune()
         self._count()
@@ -94,20 +101,30 @@ class Engine:
     def stop(self, grace: float = 30.0) -> None:
         """Finish what runs within `grace` seconds of `begin_stop`, or leave it to be resumed by the next start."""
         self.begin_stop()
-        if self._worker.is_alive():
-            self._worker.join(max(0.0, self._stop_began + grace - time.monotonic()))
-            self._abandoned = True  # the work notices at its next step
-            self._worker.join(LAST_STEP)
+        alive = [worker for worker in self._workers if worker.is_alive()]
+        for worker in alive:
+            worker.join(max(0.0, self._stop_began + grace - time.monotonic()))
+        self._abandoned = True  # the work notices at its next step
+        until = time.monotonic() + LAST_STEP
+        for worker in alive:
+            worker.join(max(0.0, until - time.monotonic()))
         self.store.close()
 
-    def brush(self, pack: str) -> Codebrush:
-        """A pack, opened at first use. Raises JobError for one that is not served."""
+    def brush(self, pack: str, lane: str = LANES[0]) -> Codebrush:
+        """A pack, opened at first use; each lane has its own, with the same weights. Raises JobError for one that is
+        not served."""
         if pack not in self.packs:
             raise JobError("model_not_found", f"there is no model '{pack}': there are {', '.join(self.packs)}")
         with self._opening:
-            if pack not in self._open:
-                self._open[pack] = self.packs[pack]()
-            return self._open[pack]
+            first = (pack, LANES[0])
+            if first not in self._open:
+                self._open[first] = self.packs[pack]()
+            if (pack, lane) not in self._open:
+                self._open[pack, lane] = self._open[first].for_another_thread()
+            return self._open[pack, lane]
+
+    def _queue_of(self, kind: str) -> FairQueue:
+        return self._queues[KINDS[kind].lane]
 
     @property
     def stopping(self) -> bool:
@@ -116,8 +133,8 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """How many jobs are in the queue."""
-        return len(self._queue)
+        """How many jobs are in the queues."""
+        return sum(map(len, self._queues.values()))
 
     def submit(
         self, kind: str, pack: str, request: dict[str, Any], owner: str, files: Mapping[str, bytes] | None = None
@@ -125,25 +142,26 @@ class Engine:
         """Take a job; `files` are stored in its folder.
 
         Raises:
-            QueueFull: if the queue has no place for it.
+            QueueFull: if the queue of its lane has no place for it.
             JobError: if there is no such pack, or the server is about to stop.
         """
         self.brush(pack)
+        lane, queue = KINDS[kind].lane, self._queue_of(kind)
         job = Job(kind, pack, owner, request, self.store.data)
         job.folder = self.store.folder(job.id)
         with self._lock:
             if self._stopping:
                 raise JobError("server_stopping", "the server is about to stop: try again soon")
-            room = self.limits.queue - len(self._queue)
-            if room <= (self.limits.reserve if self._queue.waits(owner) else 0):
+            room = self.limits.queue - len(queue)
+            if room <= (self.limits.reserve if queue.waits(owner) else 0):
                 self.metrics.refused.inc()
-                raise QueueFull(self._wait())
+                raise QueueFull(self._wait(lane))
             job.folder.mkdir(parents=True)
             for name, content in (files or {}).items():
                 (job.folder / name).write_bytes(content)
             self.store.add(job.row())
             self._live[job.id] = job
-            self._queue.add(job)
+            queue.add(job)
             self._count()
             self._lock.notify_all()
         return job
@@ -162,7 +180,7 @@ class Engine:
             if job.ended:
                 return
             job.cancelled = True
-            if self._queue.remove(job):
+            if self._queue_of(job.kind).remove(job):
                 self._end(job, "cancelled", None)
             self._count()
 
@@ -176,14 +194,15 @@ class Engine:
         if not self._stopping:
             self.cancel(job)
 
-    def _work(self) -> None:
+    def _work(self, lane: str) -> None:
+        queue = self._queues[lane]
         while True:
             with self._lock:
-                while not self._stopping and not len(self._queue):
+                while not self._stopping and not len(queue):
                     self._lock.wait()
                 if self._stopping:
                     return
-                batch = self._queue.take(self.limits.batch)
+                batch = queue.take(self.limits.batch)
                 for job in batch:
                     job.state, job.started, job.attempts = "running", time.time(), job.attempts + 1
                     self.store.change(job.id, state="running", started=job.started, attempts=job.attempts)
@@ -200,12 +219,11 @@ class Engine:
 
     def _run(self, batch: Sequence[Job]) -> None:
         """Work on a batch. If it fails, each of its jobs is tried alone, so that only the one to blame fails."""
-        began, kind = time.time(), batch[0].kind
+        began, kind = time.time(), KINDS[batch[0].kind]
         self.metrics.batch.observe(len(batch))
         try:
-            results = KINDS[kind].run(
-                self.brush(batch[0].pack), batch, lambda step, of: self._progress(batch, step, of)
-            )
+            brush = self.brush(batch[0].pack, kind.lane)
+            results = kind.run(brush, batch, lambda step, of: self._progress(batch, step, of))
         except Stopped:
             self._leave(batch)
         except Exception as error:
@@ -221,7 +239,7 @@ class Engine:
                 if not job.ended:
                     job.result = result
                     self._end(job, "done", None)
-            self._seconds.append((time.time() - began) / len(batch))
+            self._seconds[kind.lane].append((time.time() - began) / len(batch))
 
     def _progress(self, batch: Sequence[Job], step: int, of: int) -> None:
         """Called by the work after each step. Raises Stopped when nobody waits for any of the jobs."""
@@ -267,12 +285,13 @@ class Engine:
         if gone:
             log("jobs forgotten", count=len(gone))
 
-    def _wait(self) -> int:
-        """In how many seconds the queue may have a place."""
-        return max(1, round(sum(self._seconds) / len(self._seconds)))
+    def _wait(self, lane: str) -> int:
+        """In how many seconds the queue of a lane may have a place."""
+        seconds = self._seconds[lane]
+        return max(1, round(sum(seconds) / len(seconds)))
 
     def _count(self) -> None:
-        self.metrics.queue.set(len(self._queue))
+        self.metrics.queue.set(self.waiting)
 
 
 _GIVEN_UP = f"the server was killed {MOST_ATTEMPTS} times while this job ran, so it is not tried again"

@@ -21,14 +21,18 @@ from codebrush.progress import Preview, Progress
 from codebrush.serving.jobs import Job
 
 OWN = ("prompt", "seed")  # what may differ between the jobs of one batch
+DRAW, READ = "draw", "read"
+LANES = (DRAW, READ)  # each with a worker of its own
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of job. `run` returns the result of each job of a batch; `group` is equal for what is one batch."""
+    """One kind of job. `run` returns the result of each job of a batch; `group` is equal for what is one batch; `lane`
+    says whose turn it waits for: what takes seconds at most is read beside what is drawn."""
 
     run: Callable[[Codebrush, Sequence[Job], Progress], list[dict[str, Any]]]
     group: Callable[[Mapping[str, Any]], str | None] = lambda request: None
+    lane: str = DRAW
 
 
 def batch_key(job: Job) -> tuple[str, str, str] | None:
@@ -158,6 +162,6 @@ def _read(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dic
 KINDS: Mapping[str, Kind] = {
     "generate": Kind(_generate, _options),
     **dict.fromkeys(("edit", "vary"), Kind(_redraw)),
-    "embed": Kind(_embed),
-    **dict.fromkeys(("classify", "caption", "ask"), Kind(_read)),
+    "embed": Kind(_embed, lane=READ),
+    **dict.fromkeys(("classify", "caption", "ask"), Kind(_read, lane=READ)),
 }

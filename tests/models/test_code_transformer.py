@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from codebrush.errors import PackError
 from codebrush.models.code_cache import CodeCache
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.condition import Condition
@@ -134,6 +135,32 @@ def test_an_aligned_source_that_is_dropped_is_its_null() -> None:
     assert differs(model(codes, gone), model(codes, condition))
 
 
+def test_pooled_embeddings_modulate_the_blocks() -> None:
+    model, codes, condition = network(modulation=True), some_codes(2), full_condition(2)
+    seen: list[Tensor] = []
+    for block in model.transformer.blocks:
+        block.register_forward_pre_hook(lambda _, args, given: seen.append(given["vector"]), with_kwargs=True)
+    model(codes, replace(condition, present=torch.tensor([[True] * 5, [True, False, True, True, True]])))
+    text, image = (model.projections[name](getattr(condition, name)) for name in NAMES[1:3])
+    expected = torch.stack([text[0] + image[0], model.nulls["text_embedding"][0] + image[1]])
+    assert len(seen) == model.config.layers
+    for vector in seen:
+        close(vector, expected)
+    causal(model, codes, condition)
+    model.train()
+    model(codes, condition).square().sum().backward()
+    assert all(block.modulation.weight.grad.any() for block in model.transformer.blocks)
+
+
+def test_a_fresh_network_with_modulation_has_closed_gates_and_needs_an_embedding() -> None:
+    torch.manual_seed(0)
+    model = CodeTransformer(replace(network().config, modulation=True)).eval()
+    x = torch.randn(2, 4, 16)
+    assert torch.equal(model.transformer(x, vector=torch.randn(2, 16)), x)
+    with pytest.raises(PackError, match="must read that of a text or a picture"):
+        network(modulation=True, text_embedding=0, image_embedding=0)
+
+
 def test_every_condition_changes_the_logits() -> None:
     model, codes, condition = network(), some_codes(2), full_condition(2)
     other, unconditional = full_condition(2, seed=9), model(codes)
@@ -226,11 +253,13 @@ class TestCache:
         learned=st.booleans(),
         sourced=st.booleans(),
         aligned=st.booleans(),
+        modulation=st.booleans(),
     )
     def test_codes_in_chunks_of_any_size_equal_one_pass(
-        self, first: int, chunks: list[int], batch: int, learned: bool, sourced: bool, aligned: bool
+        self, first: int, chunks: list[int], batch: int, learned: bool, sourced: bool, aligned: bool, modulation: bool
     ) -> None:
-        model, condition = network(learned_positions=learned, aligned_source=aligned), full_condition(batch)
+        model = network(learned_positions=learned, aligned_source=aligned, modulation=modulation)
+        condition = full_condition(batch)
         condition = condition if sourced else only(condition, "text_features", "labels")
         codes = some_codes(batch, min(first + sum(chunks), N))
         same_in_chunks(model, codes, condition, first, chunks)
@@ -239,7 +268,8 @@ class TestCache:
         fits_without_copying(network(), some_codes(2))
 
     @pytest.mark.parametrize(
-        "changes", [{}, {"hide_padding": True}, {"aligned_source": True, "grid": (4, 4), "block": 2}]
+        "changes",
+        [{}, {"hide_padding": True}, {"aligned_source": True, "grid": (4, 4), "block": 2}, {"modulation": True}],
     )
     def test_merged_and_selected_caches_step_like_their_rows(self, changes: dict[str, Any]) -> None:
         model, given = network(**changes), full_condition(2)

@@ -123,7 +123,7 @@ def test_a_cache_keeps_the_rows_that_are_selected() -> None:
     attention.advance(4)
     mask = torch.tensor([[True], [False], [True]])
     codes = torch.tensor([[0], [1], [2]])
-    cache = CodeCache(attention, prefix=4, mask=mask, source=None, hidden=torch.randn(3, 1, 8), open=codes)
+    cache = CodeCache(attention, prefix=4, mask=mask, source=None, vector=None, hidden=torch.randn(3, 1, 8), open=codes)
     cache.select(torch.tensor([2, 2, 0]))
     (kept_keys,), (kept_values,) = attention.keys, attention.values
     assert kept_keys is not None

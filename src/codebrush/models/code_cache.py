@@ -17,6 +17,7 @@ class CodeCache:
     prefix: int  # how many of the tokens in `attention` come before the first block
     mask: Tensor | None  # (B, n) bool: which of the n tokens in `attention` may be attended to; None: all
     source: Tensor | None  # (B, N / M, D): what an aligned source adds where each block is predicted
+    vector: Tensor | None  # (B, D): what modulates the blocks
     hidden: Tensor  # (B, 1, D): what predicts the block that is being written
     open: Tensor  # (B, m) int64: the codes of that block so far, m < M
 
@@ -25,6 +26,7 @@ class CodeCache:
         self.attention.select(rows)
         self.mask = None if self.mask is None else self.mask[rows]
         self.source = None if self.source is None else self.source[rows]
+        self.vector = None if self.vector is None else self.vector[rows]
         self.hidden, self.open = self.hidden[rows], self.open[rows]
 
     @classmethod
@@ -35,11 +37,13 @@ class CodeCache:
         """
         masks = [_mask(cache) for cache in caches] if any(cache.mask is not None for cache in caches) else None
         sources = [cache.source for cache in caches if cache.source is not None]  # of one network: of all or none
+        vectors = [cache.vector for cache in caches if cache.vector is not None]  # likewise
         return cls(
             attention=KVCache.merge([cache.attention for cache in caches], rows),
             prefix=caches[0].prefix,
             mask=None if masks is None else _joined(masks, rows),
             source=_joined(sources, rows) if sources else None,
+            vector=_joined(vectors, rows) if vectors else None,
             hidden=_joined([cache.hidden for cache in caches], rows),
             open=_joined([cache.open for cache in caches], rows),
         )

@@ -37,6 +37,9 @@ class CodeTransformerConfig:
     added where the code of the same place is predicted, so that attention need not find it. `condition_dropout` is the
     chance in training that all conditions are dropped, and then again of each one by itself.
 
+    With `modulation` the pooled embeddings also shift, scale and gate every block of the long transformer (adaLN-Zero,
+    Peebles and Xie 2023, section 3.2).
+
     `block` is the side of the square of codes that the long transformer takes as one step (1: code after code), and
     `block_layers` the layers of the short transformer that writes the codes of a square.
 
@@ -62,6 +65,7 @@ class CodeTransformerConfig:
     source_codes: bool = False
     aligned_source: bool = False
     labels: int = 0
+    modulation: bool = False
     condition_dropout: float = 0.1
     dropout: float = 0.0
     activation: Activation = "swiglu"
@@ -108,6 +112,7 @@ class _Prefix(NamedTuple):
     indices: Tensor  # (P,) int64: which vectors of the longest prefix they are
     mask: Tensor | None  # (B, P) bool: which may be attended to; None: all
     source: Tensor | None  # (B, N / M, D): what an aligned source adds where each block is predicted
+    vector: Tensor | None  # (B, D): what modulates the blocks
 
 
 class CodeTransformer(PretrainedModel):
@@ -117,7 +122,7 @@ class CodeTransformer(PretrainedModel):
     `codes` of all methods are in the order of drawing.
 
     Raises:
-        PackError: if the grid of the config has no whole blocks.
+        PackError: if the grid of the config has no whole blocks, or it has no pooled embedding for its modulation.
     """
 
     config_class = CodeTransformerConfig
@@ -131,6 +136,11 @@ class CodeTransformer(PretrainedModel):
             raise PackError(
                 f"a grid of {config.grid[0]} x {config.grid[1]} codes has no whole squares of {config.block}"
             )
+        self.pooled = [name for name, _ in config.conditions if name in ("text_embedding", "image_embedding")]
+        if config.modulation and not self.pooled:
+            raise PackError(
+                "a pooled embedding modulates the blocks: the network must read that of a text or a picture"
+            )
         self.config = config
         width = config.width
         trunk = TransformerConfig(
@@ -142,6 +152,7 @@ class CodeTransformer(PretrainedModel):
             norm=config.norm,
             bias=config.norm == "layer",
             dropout=config.dropout,
+            modulation=width if config.modulation else 0,
         )
         self.code_embedding = nn.Embedding(config.codebook_size, width)
         self.start = nn.Parameter(torch.randn(1, width) * 0.02) if config.start_token else None
@@ -158,7 +169,7 @@ class CodeTransformer(PretrainedModel):
             nn.init.zeros_(self.align.weight)  # so that a network that is given this later still draws as before
         self.prefix_positions = nn.Parameter(torch.randn(config.prefix_length, width) * 0.02)
         self.transformer = Transformer(trunk)
-        short = replace(trunk, layers=config.block_layers)
+        short = replace(trunk, layers=config.block_layers, modulation=0)
         self.writer = BlockWriter(config.block_size, short) if config.block > 1 else None
         self.final_norm = make_norm(trunk)
         self.head = nn.Linear(width, config.codebook_size, bias=False)
@@ -209,7 +220,9 @@ class CodeTransformer(PretrainedModel):
         hidden, prefix = self._start(codes, condition, attention)
         mask = None if prefix.mask is None else _padded(prefix.mask, attention.length, value=True)
         open_codes = codes[:, self._whole(codes) :]
-        cache = CodeCache(attention, len(prefix.indices), mask, prefix.source, hidden[:, -1:], open_codes)
+        cache = CodeCache(
+            attention, len(prefix.indices), mask, prefix.source, prefix.vector, hidden[:, -1:], open_codes
+        )
         return self._logits(hidden, codes, 0), cache
 
     def step(self, codes: Tensor, cache: CodeCache) -> Tensor:
@@ -264,7 +277,7 @@ class CodeTransformer(PretrainedModel):
         if prefix.source is not None:
             added = prefix.source[:, : blocks.shape[1] + 1]
             x = x + _padded(_padded(added, blocks.shape[1] + 1), x.shape[1], left=True)
-        x = self.transformer(x, causal=True, mask=mask, rotary=rotary, cache=attention)
+        x = self.transformer(x, causal=True, mask=mask, rotary=rotary, cache=attention, vector=prefix.vector)
         return x[:, length - 1 :], prefix  # the last vector of the prefix predicts the first block
 
     def _next_blocks(self, codes: Tensor, cache: CodeCache) -> Tensor:
@@ -277,7 +290,9 @@ class CodeTransformer(PretrainedModel):
             cache.mask = _padded(cache.mask, cache.mask.shape[1] + x.shape[1], value=True)
         if cache.source is not None:
             x = x + _padded(cache.source[:, first + 1 : first + 1 + x.shape[1]], x.shape[1])
-        return self.transformer(x, causal=True, mask=cache.mask, rotary=rotary, cache=cache.attention)
+        return self.transformer(
+            x, causal=True, mask=cache.mask, rotary=rotary, cache=cache.attention, vector=cache.vector
+        )
 
     def _placed(self, codes: Tensor, first: int) -> tuple[Tensor, Tensor | None]:
         """Codes of whole blocks (B, n), of which the first is block number `first` -> the blocks' vectors with their
@@ -296,7 +311,8 @@ class CodeTransformer(PretrainedModel):
     def _prefix(self, condition: Condition, batch: int) -> _Prefix:
         device, rate = self.device, self.config.condition_dropout if self.training else 0.0
         keep_any = torch.rand(batch, 1, device=device) >= rate
-        parts, indices, source = [], self.prefix_indices(condition), None
+        parts: dict[str, Tensor] = {}
+        indices, source = self.prefix_indices(condition), None
         for number, (name, _) in enumerate(self.config.conditions):
             if name == "source_codes" and len(indices) < self.config.prefix_length:
                 continue
@@ -304,18 +320,20 @@ class CodeTransformer(PretrainedModel):
             given = self._given(name, condition, batch)
             keep = keep_any & (torch.rand(batch, 1, device=device) >= rate)
             if given is None:
-                parts.append(null)
+                parts[name] = null
                 continue
             vectors, present = given
             if condition.present is not None:
                 keep = keep & condition.present[:, number : number + 1]
-            parts.append(torch.where((present & keep).unsqueeze(-1), vectors, null.to(vectors.dtype)))
+            parts[name] = torch.where((present & keep).unsqueeze(-1), vectors, null.to(vectors.dtype))
             if name == "source_codes" and self.align is not None:
-                source = self.align(parts[-1])
+                source = self.align(parts[name])
+        pooled = [parts[name][:, 0] for name in self.pooled]  # each (B, D)
+        vector = torch.stack(pooled).sum(0) if self.config.modulation else None
         if self.start is not None:
-            parts.append(self.start.expand(batch, 1, -1))
-        vectors = torch.cat(parts, dim=1) + self.prefix_positions[indices]  # (B, P, D)
-        return _Prefix(vectors, indices, self._mask(condition, len(indices)), source)
+            parts["start"] = self.start.expand(batch, 1, -1)
+        vectors = torch.cat([*parts.values()], dim=1) + self.prefix_positions[indices]  # (B, P, D)
+        return _Prefix(vectors, indices, self._mask(condition, len(indices)), source, vector)
 
     def _given(self, name: str, condition: Condition, batch: int) -> tuple[Tensor, Tensor] | None:
         """One condition's vectors (B, L, D), and where they are given (B, L) bool; None if it is absent."""

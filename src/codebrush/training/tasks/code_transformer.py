@@ -36,8 +36,9 @@ class TransformerRecipe(ConditionShares):
     """Sizes and settings of a code transformer and its training.
 
     The prefix holds `text_length` text tokens and, with `pooled_text`, CLIP's embedding of the whole text (that of a
-    bag of words adds nothing to its tokens). `block` is the side of the square of codes that is one step of the long
-    transformer (see `CodeTransformerConfig`).
+    bag of words adds nothing to its tokens). With `modulation` the pooled embeddings also shift, scale and gate every
+    block of the network. `block` is the side of the square of codes that is one step of the long transformer (see
+    `CodeTransformerConfig`).
 
     `code_noise` is the largest share of the codes read that are replaced by random ones, while the right ones have to
     be predicted; each picture's share is drawn between 0 and it. Without it a small collection is memorised code by
@@ -55,6 +56,7 @@ class TransformerRecipe(ConditionShares):
     block_layers: Count = 1
     text_length: Count = 24
     pooled_text: bool = True
+    modulation: bool = False
     dropout: Share = 0.1
     condition_dropout: Share = 0.1
     label_smoothing: Share = 0.0
@@ -83,6 +85,7 @@ def make_code_transformer(
             image_embedding=clip.embed_dim if recipe.image_share else 0,
             source_codes=recipe.from_source,
             aligned_source=recipe.from_source,
+            modulation=recipe.modulation,
             condition_dropout=recipe.condition_dropout,
             dropout=recipe.dropout,
         )

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src"
 
 # What each group may import beside itself. FOR_ALL is open to every group.
-FOR_ALL = {"errors", "files", "openmp", "optional", "progress", "version"}
+FOR_ALL = {"errors", "files", "openmp", "optional", "progress", "version", "warned"}
 _FOUNDATION = {"models", "text"}
 _SOURCES = _FOUNDATION | {"data", "conversion", "pack"}
 _TASKS = {"generation", "understanding", "search", "evaluation", "training"}
@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "optional": set(),
     "progress": set(),
     "version": set(),
+    "warned": set(),
     "models": set(),
     "text": set(),
     "data": _FOUNDATION,

@@ -52,6 +52,7 @@ from codebrush.pack.pack import open_pack
 from codebrush.picture_tasks import PictureTasks
 from codebrush.progress import Preview, Progress, shares
 from codebrush.text.reading import read_prompt
+from codebrush.warned import numbered
 
 
 class Codebrush(PictureTasks):
@@ -125,7 +126,7 @@ class Codebrush(PictureTasks):
         method = usual_painter(self.pack) if method is None else method
         found, texts = find_method(method, options), _prompts(prompt, options)
         words = {"style": style, "negative_prompt": negative_prompt}
-        prompts = [worded(self.pack, text, **words) for text in texts]
+        prompts = [worded(self.pack, text, **words) for text in numbered(texts)]
         options = self._read_story(options, words)
         given = (cfg, temperature, top_k, top_p, min_p, rerank)
         sampling = {name: value for name, value in zip(SAMPLING, given, strict=True) if value is not None}
@@ -138,13 +139,13 @@ class Codebrush(PictureTasks):
         self, method: Method, calls: Sequence[Call], progress: Progress | None, preview: Preview | None
     ) -> Iterator[list[Result]]:
         """Draw, with warnings of words that the pack hardly knows and of pictures that show nothing likely."""
-        for call in calls:
+        for call in numbered(calls):
             warn_of_words(self.pack, call.prompt)
         if method.together is not None and (len(calls) > 1 or preview is not None):
             drawn = iter(method.together(self, calls, progress, preview))
         else:
             drawn = (method.generate(self, call) for call in calls)
-        for call, results in zip(calls, drawn, strict=True):
+        for call, results in numbered(zip(calls, drawn, strict=True)):
             warn_of_failure(self.pack, call.prompt, results)
             yield results
 

@@ -4,7 +4,6 @@ Nothing is downloaded: a warning says how many letters no installed font has.
 """
 
 import unicodedata
-import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby
@@ -13,6 +12,7 @@ from pathlib import Path
 from PIL import ImageFont, features
 
 from codebrush.files import from_home
+from codebrush.warned import warn
 
 FONT_FOLDERS = (
     "/usr/share/fonts",
@@ -64,9 +64,7 @@ def fonts_for(texts: Sequence[str], size: int) -> list[Font]:
         letters, captions = (
             f"{n} {noun}{'s' * (n > 1)}" for n, noun in ((len(lost), "letter"), (incomplete, "caption"))
         )
-        warnings.warn(
-            f"{letters} of {captions} drawn as boxes, as no font that was found has them: {REMEDY}", stacklevel=3
-        )
+        warn(f"{letters} of {captions} drawn as boxes, as no font that was found has them: {REMEDY}", stacklevel=3)
     return chosen
 
 

@@ -1,7 +1,6 @@
 """Says what to expect of a prompt: words that a pack hardly knows, and, of drawings that fail, what it knows nearby."""
 
 import re
-import warnings
 from collections.abc import Callable, Sequence
 
 from codebrush.generation.result import Result
@@ -11,6 +10,7 @@ from codebrush.text.prompts import parse_prompt
 from codebrush.text.reading import named_texts, unread
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.text.word_vectors import reads_the_same, word_vectors
+from codebrush.warned import warn
 
 NEAR = 3  # labels that are named
 LEAST_NEAR = 0.35  # cosine of word vectors below which a label is not near
@@ -83,15 +83,13 @@ def warn_of_words(pack: Pack, prompt: str) -> None:
     words = hardly_known(pack, prompt)
     foreign = [word for word in _WORD.findall(prompt.lower()) if word in OF_OTHER_LANGUAGES]
     if foreign and reads_english(pack):
-        warnings.warn(
+        warn(
             f'"{foreign[0]}" looks like a word of another language: the pack was trained on English captions',
-            UserWarning,
             stacklevel=3,
         )
     elif words:
-        warnings.warn(
+        warn(
             f"the pack hardly knows {named_texts(words)}, only its spelling: try other words",
-            UserWarning,
             stacklevel=3,
         )
 
@@ -112,4 +110,4 @@ def warn_of_failure(pack: Pack, prompt: str, results: Sequence[Result]) -> None:
     near = nearest_labels(pack, prompt)
     remedy = f"; the nearest that this pack was trained on: {', '.join(near)}" if near else ""
     which = "the picture is" if len(results) == 1 else "all pictures are"
-    warnings.warn(f"{which} unlikely to show the prompt{remedy}", UserWarning, stacklevel=3)
+    warn(f"{which} unlikely to show the prompt{remedy}", stacklevel=3)

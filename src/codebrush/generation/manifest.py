@@ -34,7 +34,6 @@ keys, through, frames   interpolate: its arguments
 
 import operator
 import platform
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +46,7 @@ from codebrush.errors import ImageError, PackError, UsageError
 from codebrush.generation.options import DrawOptions
 from codebrush.pack.pack import Pack
 from codebrush.version import __version__
+from codebrush.warned import warn
 
 MOST_THREADS = 1024
 SAMPLED: Mapping[str, Any] = {"method": "sample"}
@@ -367,7 +367,7 @@ def check_origin(manifest: Mapping[str, Any], pack: Pack, device: torch.device) 
     then = {**manifest["versions"], "device": manifest.get("device")}
     changed = [f"{name} {then.get(name)}, now {now[name]}" for name in now if then.get(name) != now[name]]
     if changed:
-        warnings.warn(f"the pixels may differ; it was made with {'; '.join(changed)}", stacklevel=4)
+        warn(f"the pixels may differ; it was made with {'; '.join(changed)}", stacklevel=4)
 
 
 @contextmanager

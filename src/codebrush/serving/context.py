@@ -47,7 +47,7 @@ class Context:
             "created": job.created, "started": job.started, "finished": job.finished,
             "progress": {"step": job.step, "of": job.of, "seconds_left": job.seconds_left},
             "latest": f"{files}/latest.png" if job.shown and not job.ended else None,
-            "data": data, "error": job.error,
+            "data": data, "error": job.error, "warnings": job.warnings,
         }  # fmt: skip
 
 

@@ -37,7 +37,8 @@ async def embed(asked: EmbeddingRequest, request: Request, context: Served) -> R
     ]
     tokens = job.result["tokens"]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return JSONResponse({"object": "list", "data": data, "model": pack, "usage": usage})
+    about = {"model": pack, "usage": usage, "warnings": job.warnings}
+    return JSONResponse({"object": "list", "data": data, **about})
 
 
 def _entries(inputs: list[str]) -> tuple[list[dict[str, str]], dict[str, bytes]]:

@@ -19,6 +19,7 @@ from codebrush.serving.metrics import Metrics
 from codebrush.serving.queue import FairQueue
 from codebrush.serving.store import Store
 from codebrush.serving.work import KINDS, LANES, batch_key
+from codebrush.warned import heard
 
 LAST_STEP = 30.0  # seconds that a step is waited for when the server stops
 MOST_ATTEMPTS = 2  # starts of a job, after which one that kills the server is given up
@@ -223,7 +224,8 @@ class Engine:
         self.metrics.batch.observe(len(batch))
         try:
             brush = self.brush(batch[0].pack, kind.lane)
-            results = kind.run(brush, batch, lambda step, of: self._progress(batch, step, of))
+            with heard(lambda text, number: _tell(batch, text, number)):
+                results = kind.run(brush, batch, lambda step, of: self._progress(batch, step, of))
         except Stopped:
             self._leave(batch)
         except Exception as error:
@@ -237,7 +239,7 @@ class Engine:
         else:
             for job, result in zip(batch, results, strict=True):
                 if not job.ended:
-                    job.result = result
+                    job.result = {**result, "warnings": job.warnings}
                     self._end(job, "done", None)
             self._seconds[kind.lane].append((time.time() - began) / len(batch))
 
@@ -295,6 +297,12 @@ class Engine:
 
 
 _GIVEN_UP = f"the server was killed {MOST_ATTEMPTS} times while this job ran, so it is not tried again"
+
+
+def _tell(batch: Sequence[Job], text: str, number: int | None) -> None:
+    """Keep a warning for the job of a batch that it is about; for all if none is named."""
+    for job in batch if number is None or len(batch) == 1 else [batch[number]]:
+        job.warn(text)
 
 
 def _error_of(error: Exception, job: Job) -> dict[str, str]:

@@ -139,6 +139,7 @@ def _reply(engine: Engine, job: Job, wanted: Wanted, request: Request) -> dict[s
     assert job.result is not None
     data = [picture_entry(job, number, wanted, request) for number in range(len(job.result["images"]))]
     about = {**wanted.about(), "size": size_of(job), "usage": usage_of(engine, job), "job": job.id}
+    about["warnings"] = job.warnings
     return {"created": int(job.created), "data": data, **about}
 
 
@@ -213,7 +214,7 @@ async def _events(engine: Engine, job: Job, wanted: Wanted, prefix: str) -> Asyn
             return
         for number in range(len(job.result["images"])):
             stored = (job.folder / job.result["images"][number]["file"]).read_bytes()
-            content = {**_event(stored, wanted, size_of(job)), "usage": usage_of(engine, job)}
+            content = {**_event(stored, wanted, size_of(job)), "usage": usage_of(engine, job), "warnings": job.warnings}
             yield event(f"{prefix}.completed", content)
     finally:
         engine.leave(job)

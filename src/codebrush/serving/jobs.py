@@ -57,6 +57,7 @@ class Job:
     attempts: int = 0
     error: dict[str, str] | None = None
     result: dict[str, Any] | None = None
+    warnings: list[str] = field(default_factory=list)
     step: int = 0
     of: int = 0
     shown: list[list[bytes]] = field(default_factory=list)
@@ -98,6 +99,12 @@ class Job:
         self.step, self.of = step, of
         self.changed()
 
+    def warn(self, text: str) -> None:
+        """Keep a warning for the caller, each once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.changed()
+
     def show(self, pictures: Sequence[Image.Image]) -> None:
         """Show pictures as they are now."""
         self.shown.append([png_bytes(picture) for picture in pictures])
@@ -112,7 +119,8 @@ class Job:
     def of_row(cls, row: Mapping[str, Any], folder: Path) -> "Job":
         """A job from its row in the store."""
         names = ("id", "kind", "pack", "owner", "request", "state", "created", "started", "finished", "attempts")
-        return cls(**{name: row[name] for name in (*names, "error", "result")}, folder=folder)
+        warnings = (row["result"] or {}).get("warnings", [])
+        return cls(**{name: row[name] for name in (*names, "error", "result")}, folder=folder, warnings=warnings)
 
 
 def png_bytes(picture: Image.Image) -> bytes:

@@ -50,4 +50,4 @@ async def _read(
     await finished(context.engine, job, request)
     assert job.result is not None
     context.engine.forget(job)
-    return {"object": "list", "model": pack, "data": job.result["data"]}
+    return {"object": "list", "model": pack, "data": job.result["data"], "warnings": job.warnings}

@@ -194,12 +194,16 @@ class AnswerEntry(BaseModel):
     guess: str
 
 
+Warnings = Annotated[list[str], Field(description="What to expect of the result, such as words that are not known.")]
+
+
 class LabelsReply(BaseModel):
     """One entry for each picture."""
 
     object: Literal["list"] = "list"
     model: str
     data: list[list[LabelEntry]]
+    warnings: Warnings
 
 
 class CaptionsReply(BaseModel):
@@ -208,6 +212,7 @@ class CaptionsReply(BaseModel):
     object: Literal["list"] = "list"
     model: str
     data: list[list[CaptionEntry]]
+    warnings: Warnings
 
 
 class AnswersReply(BaseModel):
@@ -216,6 +221,7 @@ class AnswersReply(BaseModel):
     object: Literal["list"] = "list"
     model: str
     data: list[AnswerEntry]
+    warnings: Warnings
 
 
 class InputDetails(BaseModel):
@@ -257,6 +263,7 @@ class ImagesReply(BaseModel):
     size: str
     usage: ImageUsage
     job: str = Field(description="The job that made them: /v1/jobs/{job}.")
+    warnings: Warnings
 
 
 class Progress(BaseModel):
@@ -289,6 +296,7 @@ class JobReply(BaseModel):
     latest: str | None = Field(description="URL of the latest half-drawn picture.")
     data: list[ImageData] | None = Field(description="Of a job that draws, when it is done.")
     error: JobErrorReply | None
+    warnings: Warnings
 
 
 class ModelReply(BaseModel):
@@ -332,6 +340,7 @@ class EmbeddingsReply(BaseModel):
     data: list[EmbeddingData]
     model: str
     usage: EmbeddingUsage
+    warnings: Warnings
 
 
 class HealthReply(BaseModel):

@@ -30,7 +30,7 @@ def serve(settings: Settings) -> None:
     store = Store(settings.data)
     opened = {name: lambda pack=pack: Codebrush(pack) for name, pack in packs.items()}
     engine = Engine(opened, store, settings.limits)
-    warnings.simplefilter("ignore")  # those of a prompt quote it, and nobody who wrote it reads them here
+    warnings.simplefilter("ignore")  # callers hear of theirs by `heard`; those of libraries are no lines of the log
     config = uvicorn.Config(
         make_app(engine, settings), log_config=None, access_log=False, server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.grace)), ws="none",

@@ -14,6 +14,7 @@ from codebrush.data.decoding.transparency import opacity
 from codebrush.data.masks import LEAST_WHITE
 from codebrush.errors import ImageError
 from codebrush.files import atomic_file
+from codebrush.generation.advice import warn_of_failure
 from codebrush.generation.guided.run_folder import RUN_FILE
 from codebrush.generation.result import Result
 from codebrush.pipeline import Codebrush
@@ -76,6 +77,7 @@ def _guide(brush: Codebrush, job: Job, progress: Progress) -> dict[str, Any]:
         if preview.due(step.step, step.steps):
             preview.show(0, [to_pil(image) for image in step.images()])
         progress(step.steps * step.pictures.start + step.step * len(step.pictures), step.steps * n)
+    warn_of_failure(brush.pack, run.request.prompt, run.results)
     result = _kept(job, enlarge(run.results))
     shutil.rmtree(folder, ignore_errors=True)  # the pictures say how they were made
     return result

@@ -7,12 +7,12 @@ encoder: they are reported.
 
 import re
 import unicodedata
-import warnings
 from collections.abc import Sequence
 
 from codebrush.text.prompts import doubts, parse_prompt
 from codebrush.text.scripts import script
 from codebrush.text.tokenizer import Tokenizer
+from codebrush.warned import warn
 
 REMEDY = "use words of a language that the pack was trained on (the built-in pack: English)"
 NAMED = 5  # words that the warning lists
@@ -43,7 +43,7 @@ def read_prompt(prompt: str, tokenizer: Tokenizer) -> str:
     """
     parse_prompt(prompt)  # refuses one that cannot be read
     for doubt in doubts(prompt):
-        warnings.warn(doubt, UserWarning, stacklevel=3)
+        warn(doubt, stacklevel=3)
     read = readable(prompt, tokenizer)
     warn_unread([read], tokenizer)
     return read
@@ -78,9 +78,8 @@ def warn_unread(texts: Sequence[str], tokenizer: Tokenizer) -> None:
     if not words:
         return
     counts = "it counts" if len(words) == 1 else "they count"
-    warnings.warn(
+    warn(
         f"the pack cannot read {named_texts(words)}, so {counts} for nothing: {REMEDY}",
-        UserWarning,
         stacklevel=3,
     )
 

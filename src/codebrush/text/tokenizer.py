@@ -6,7 +6,6 @@ from. Byte-pair encoding is that of Sennrich et al. 2016, WordPiece that of BERT
 """
 
 import json
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from codebrush.text.cleanup import clean_openai, split_specials
 from codebrush.text.published import CONFIG_FILE, OWN_KEY, TOKENIZER_FILE, Cleanup, read_tokenizer_files
 from codebrush.text.scripts import script_counts
 from codebrush.text.token_table import WORDPIECE_FOLDER
+from codebrush.warned import warn
 
 DEFAULT_CONTEXT = 32
 MIN_CONTEXT = 3  # start, one token, end
@@ -267,7 +267,7 @@ def _report_long(text: str, count: int, room: int, on_long: str) -> None:
     beginning = " ".join(text[:60].split()) + ("..." if len(text) > 60 else "")
     if on_long == "error":
         raise PromptError(f'"{beginning}" has {count} tokens, over the {room} that the text encoder reads: shorten it')
-    warnings.warn(f'"{beginning}" has {count} tokens: only the first {room} are read', UserWarning, stacklevel=3)
+    warn(f'"{beginning}" has {count} tokens: only the first {room} are read', stacklevel=3)
 
 
 def _checked_length(length: int) -> int:

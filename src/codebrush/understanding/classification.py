@@ -1,7 +1,6 @@
 """Zero-shot classification: probabilities of labels for pictures, from CLIP's embeddings of the labels' texts."""
 
 import csv
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from codebrush.models.clip import CLIP
 from codebrush.text.prompts import ZERO_SHOT_TEMPLATES
 from codebrush.text.reading import REMEDY, is_unreadable, named_texts
 from codebrush.text.tokenizer import Tokenizer
+from codebrush.warned import warn
 
 BATCH = 32  # pictures or sentences encoded together
 NONE = "none of these"  # the answer beside the labels
@@ -118,7 +118,7 @@ def _split_labels(labels: Sequence[str], tokenizer: Tokenizer, none: bool) -> tu
     if lost:
         kind, are = ("label", "it is") if len(lost) == 1 else ("labels", "they are")
         message = f"the pack cannot read the {kind} {named_texts(lost)}, so {are} left out: {REMEDY}"
-        warnings.warn(message, UserWarning, stacklevel=3)
+        warn(message, stacklevel=3)
     return known, lost
 
 

@@ -18,6 +18,7 @@ from codebrush.files import atomic_file
 from codebrush.models.temperature import fit_temperature
 from codebrush.optional import require
 from codebrush.understanding.classification import ranked
+from codebrush.warned import warn
 
 STRENGTHS = tuple(10.0**power for power in range(-2, 4))  # candidates for C, the inverse of the L2 penalty
 HELD_OUT = 0.2  # share of each label's pictures on which C is chosen
@@ -126,7 +127,7 @@ def fit_probe(
         names, targets = np.unique(np.concatenate([np.array(labels, dtype=object), wanted]), return_inverse=True)
     model = _regression()
     if not _fit(model, points, targets, strength):
-        warnings.warn(
+        warn(
             f"the probe had not converged after {STEPS} steps at C {strength:g}: its accuracy may suffer", stacklevel=2
         )
     weight, bias = torch.from_numpy(model.coef_).float(), torch.from_numpy(model.intercept_).float()

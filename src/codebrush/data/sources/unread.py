@@ -1,13 +1,13 @@
 """Counts and names what was met in a source and not read, so that nothing is left out without a word."""
 
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from codebrush.errors import DataError
+from codebrush.warned import warn
 
 NOUNS = frozenset(("file", "folder", "link", "table", "picture", "pipe", "socket", "device", "member", "shard"))
 MOST_NAMED = 5  # items that are named one by one for one reason; the others are counted
@@ -77,7 +77,7 @@ class Unread:
     def warn(self) -> None:
         """Warn of what was not read, a line each."""
         for line in self.lines:
-            warnings.warn(line, stacklevel=3)
+            warn(line, stacklevel=3)
 
     @property
     def report(self) -> dict[str, Any]:

@@ -5,7 +5,6 @@ a narrow border that is blended, its pixels stay as they were.
 """
 
 import operator
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +20,7 @@ from codebrush.data.decoding.transparency import opacity
 from codebrush.data.hole_filling import fill_holes
 from codebrush.data.masks import LEAST_WHITE, mask_layer
 from codebrush.errors import UsageError
+from codebrush.warned import warn
 
 SIDES = ("left", "top", "right", "bottom")
 CONTEXT = 1.5  # side of a window over that of its hole, so that the surroundings are seen
@@ -162,7 +162,7 @@ def boxed_canvas(picture: Picture, box: tuple[int, int, int, int], min_side: int
         raise UsageError(f"the box {x},{y},{width},{height} lies outside the picture of {size}")
     if hole.sum() < width * height:
         inside = f"{hole.any(0).sum()} x {hole.any(1).sum()} pixels of it are painted"
-        warnings.warn(
+        warn(
             f"the box {x},{y},{width},{height} reaches beyond the picture of {size}: {inside}; extend adds more",
             stacklevel=2,
         )
@@ -200,7 +200,7 @@ def warn_of_square(picture: Picture, size: int, remedy: str) -> None:
     width, height = decode_image(picture).size
     if (width, height) != (size, size):
         part = "the" if width == height else "the square in the middle of the"
-        warnings.warn(
+        warn(
             f"{part} picture of {width} x {height} pixels comes back at the pack's {size} x {size}: {remedy}",
             stacklevel=3,
         )

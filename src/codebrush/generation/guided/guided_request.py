@@ -1,7 +1,6 @@
 """What was asked of a guided run: prompt, seed and options, and the hashes of the files that the options name."""
 
 import itertools
-import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,6 +15,7 @@ from codebrush.generation.guided.option_values import split_weights
 from codebrush.generation.latent_files import LATENTS
 from codebrush.models.pretrained import WEIGHTS_FILE
 from codebrush.pack.pack import clip_folder
+from codebrush.warned import warn
 
 MaskFit = Literal["cover", "squeeze"]
 
@@ -117,7 +117,7 @@ def warn_of_shapes(request: GuidedRequest) -> None:
     sizes = {name: read_picture(name, wanted=1).size for name in files}
     if any(_differ(one, other) for one, other in itertools.combinations(sizes.values(), 2)):
         named = ", ".join(f"{Path(name).name} {width} x {height}" for name, (width, height) in sizes.items())
-        warnings.warn(
+        warn(
             f"start, mask and target differ in shape ({named}): each is scaled until it covers the picture and loses "
             "its ends, so they may not match; make them of one shape",
             stacklevel=2,

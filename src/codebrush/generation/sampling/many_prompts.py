@@ -16,6 +16,7 @@ from codebrush.generation.sampling.sampler import BATCH, Sampler
 from codebrush.generation.sampling.together import UNDRAWN, Asked, Look, draw_together, in_batches, rows_of
 from codebrush.models.vqgan import VQGAN
 from codebrush.progress import Preview, Progress, shares
+from codebrush.warned import numbered
 
 
 def sample_many(
@@ -31,7 +32,8 @@ def sample_many(
     A prompt of another size than the pack's, or of more candidates than one batch holds, is drawn alone, without
     `preview`.
     """
-    drawings = [sampler.prepare(prompt, each) for prompt, each in zip(prompts, options, strict=True)]
+    pairs = zip(prompts, options, strict=True)
+    drawings = [sampler.prepare(prompt, each) for prompt, each in numbered(pairs)]
     asked = {number: _asked(painter, drawing) for number, drawing in enumerate(drawings) if not drawing.options.size}
     rows = {number: rows_of(painter.transformer, each) for number, each in asked.items()}
     small = [number for number, count in rows.items() if count <= MAX_ROWS and drawings[number].options.rerank <= BATCH]

@@ -1,7 +1,5 @@
 """Which sizes of pictures can be drawn, from the configs of a pack: asked before a model is loaded."""
 
-import warnings
-
 from codebrush.data.decoding.images import MAX_PIXELS
 from codebrush.errors import UsageError
 from codebrush.generation.options import parse_size
@@ -9,6 +7,7 @@ from codebrush.models.code_transformer import CodeTransformerConfig
 from codebrush.models.flow_transformer import FlowTransformerConfig
 from codebrush.models.vqgan import VQGANConfig
 from codebrush.pack.pack import Pack
+from codebrush.warned import warn
 
 
 def checked_size(pack: Pack, size: str, painter: str | None) -> None:
@@ -34,7 +33,7 @@ def checked_size(pack: Pack, size: str, painter: str | None) -> None:
     if width < own_width or height < own_height:
         raise UsageError(f"{size} is smaller than the pack's {own}: draw at that size, and reduce the picture")
     if (width, height) != (own_width, own_height):
-        warnings.warn(
+        warn(
             f"{size} is drawn code by code through a window of {own}, which is slow, and goes on with what is in the "
             f"window: for patterns and rows of things. For one large thing draw {own} and enlarge it with upscale",
             stacklevel=2,

@@ -1,7 +1,6 @@
 """Trains a CLIP on captioned pictures: its recipe, its task, and its stage."""
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +42,7 @@ from codebrush.training.tasks.clip_diagnostics import CLIPDiagnostics, clashing_
 from codebrush.training.tasks.contrastive_loss import TextLikeness, contrastive_loss, sigmoid_loss
 from codebrush.training.tasks.decoys import decoy_loss, fit_bias
 from codebrush.training.tasks.layer_decay import layer_decay
+from codebrush.warned import warn
 
 
 @dataclass(frozen=True)
@@ -356,7 +356,7 @@ class CLIPStage(Stage):
         size = start.image_size
         if plan.recipe.image_size == size:
             return plan
-        warnings.warn(f"pictures are {size} x {size}, as the CLIP of --from reads them", stacklevel=2)
+        warn(f"pictures are {size} x {size}, as the CLIP of --from reads them", stacklevel=2)
         return replace(plan, recipe=replace(plan.recipe, image_size=size))
 
     def sizes(self, image_size: int) -> Sequence[Size]:

@@ -1,6 +1,5 @@
 """Trains a VQGAN with pixel, perceptual and adversarial losses; the discriminator joins in late."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -26,6 +25,7 @@ from codebrush.training.tasks.augmentation import Augmentation, draw_affine, mov
 from codebrush.training.tasks.gan import DISCRIMINATOR, discriminator_objective, with_discriminator
 from codebrush.training.tasks.perceptual import perceptual_distance
 from codebrush.training.tasks.psnr import psnr
+from codebrush.warned import warn
 
 PREVIEWED = 16
 SPLIT = 0.15  # distance of a new code from the one it is split from, as a share of that one's length
@@ -115,7 +115,7 @@ def grow_vqgan(vqgan: VQGAN, recipe: VQGANRecipe) -> VQGAN:
                 state[f"quantizer.{name}"] = torch.cat([part, part[parents]])
         new = state["quantizer.codebook"][old.codebook_size :]
         new += SPLIT * new.norm(dim=1, keepdim=True) * F.normalize(torch.randn_like(new), dim=1)
-        warnings.warn(f"the codebook grows from {old.codebook_size} to {recipe.codebook_size} codes", stacklevel=2)
+        warn(f"the codebook grows from {old.codebook_size} to {recipe.codebook_size} codes", stacklevel=2)
     made.load_state_dict(state)
     return made
 

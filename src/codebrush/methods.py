@@ -17,6 +17,7 @@ from codebrush.errors import ImageError, PackError, UsageError
 from codebrush.generation.editing.edit_options import refuse_code_filters
 from codebrush.generation.editing.editing import EDITS, Edit, prepare_edit
 from codebrush.generation.editing.translation import replay_translation
+from codebrush.generation.editing.upscaling import SCALES
 from codebrush.generation.guided.flow_guidance import (
     FlowGuidance,
     asked_guidance,
@@ -32,10 +33,11 @@ from codebrush.generation.guided.guide_options import (
     usual_preset,
 )
 from codebrush.generation.guided.guided_batch import GuidanceModels
-from codebrush.generation.guided.guided_request import GuidedRequest, check_files, warn_of_shapes, with_files
+from codebrush.generation.guided.guided_request import GuidedRequest, sourced, warn_of_shapes, with_files
 from codebrush.generation.guided.guided_run import GuidedRun
 from codebrush.generation.guided.memory_plan import MemoryPlan
 from codebrush.generation.manifest import (
+    before_upscaling,
     by_flow,
     by_retrieval,
     by_translator,
@@ -46,6 +48,7 @@ from codebrush.generation.manifest import (
     read_index_and_threads,
     read_plan,
     read_retrieval,
+    read_upscalings,
     torch_threads,
 )
 from codebrush.generation.options import (
@@ -63,6 +66,7 @@ from codebrush.generation.sampling.retrieval import Retrieval, prepare_retrieval
 from codebrush.generation.sampling.sampler import Sampler, checked_sampling, draw_options
 from codebrush.generation.sampling.sizes import checked_size
 from codebrush.generation.scoring import Scorer
+from codebrush.generation.sources import Sources, named_as_before
 from codebrush.loaded_pack import LoadedPack
 from codebrush.pack.pack import Pack
 from codebrush.progress import Preview, Progress
@@ -119,8 +123,8 @@ def _sample_together(
     return sample_many(sampler, sampler.painter, [call.prompt for call in calls], options, progress, preview)
 
 
-def _replay_sample(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
-    return loaded.sampler.replay(manifest)
+def _replay_sample(loaded: LoadedPack, manifest: Mapping[str, Any], _: Sources, progress: Progress | None) -> Result:
+    return loaded.sampler.replay(manifest, progress=progress)
 
 
 def _retrieve(loaded: LoadedPack, call: Call) -> list[Result]:
@@ -128,16 +132,21 @@ def _retrieve(loaded: LoadedPack, call: Call) -> list[Result]:
     return loaded.sampler.best(_retrieval(loaded, loaded.sampler, call.prompt, options, how), call.progress)
 
 
-def _replay_retrieve(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
-    return loaded.sampler.replay(manifest, partial(_looked_up_again, loaded, loaded.sampler, manifest))
+def _replay_retrieve(
+    loaded: LoadedPack, manifest: Mapping[str, Any], sources: Sources, progress: Progress | None
+) -> Result:
+    prepare = partial(_looked_up_again, loaded, loaded.sampler, manifest, sources)
+    return loaded.sampler.replay(manifest, prepare, progress)
 
 
 def _looked_up_again(
-    loaded: LoadedPack, sampler: Sampler, manifest: Mapping[str, Any], options: DrawOptions
+    loaded: LoadedPack, sampler: Sampler, manifest: Mapping[str, Any], sources: Sources, options: DrawOptions
 ) -> Drawing:
     """The drawing of a manifest. Raises ImageError if the embedding would be made of other pictures than then."""
     with damage_reported():
         how = Retrieval(**read_retrieval(manifest))
+    if how.bank and not sources.named:
+        raise ImageError(f"made with the database {how.bank}, which is not part of the manifest")
     drawing = _retrieval(loaded, sampler, manifest["prompt"], options, how)
     check_retrieval(drawing.entry, manifest)
     return drawing
@@ -157,17 +166,19 @@ def _flow(loaded: LoadedPack, call: Call) -> list[Result]:
     return sampler.best(drawing, call.progress)
 
 
-def _replay_flow(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
-    sampler, guidance = loaded.flow_sampler, read_guidance(manifest)
+def _replay_flow(
+    loaded: LoadedPack, manifest: Mapping[str, Any], sources: Sources, progress: Progress | None
+) -> Result:
+    sampler, guidance = loaded.flow_sampler, read_guidance(manifest, sources)
 
     def prepare(options: DrawOptions) -> Drawing:
         if by_retrieval(manifest):
-            drawing = _looked_up_again(loaded, sampler, manifest, options)
+            drawing = _looked_up_again(loaded, sampler, manifest, sources, options)
         else:
             drawing = sampler.prepare(manifest["prompt"], options)
         return drawing if guidance is None else guided_drawing(drawing, guidance_models(loaded), guidance)
 
-    return sampler.replay(manifest, prepare)
+    return sampler.replay(manifest, prepare, progress)
 
 
 def _given(call: Call, names: Collection[str]) -> dict[str, Any]:
@@ -237,15 +248,18 @@ def guided_run(
     return GuidedRun(request, guidance_models(loaded), folder)
 
 
-def _replay_guide(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
+def _replay_guide(
+    loaded: LoadedPack, manifest: Mapping[str, Any], sources: Sources, progress: Progress | None
+) -> Result:
     with damage_reported():
         request, plan = GuidedRequest.from_json(dict(manifest)), MemoryPlan.from_json(read_plan(manifest))
     index, threads = read_index_and_threads(manifest, request.n)
     steps = operator.index(manifest["steps"]) if request.options.keep == "best" else None
     check_origin(manifest, loaded.pack, loaded.device)
-    check_files(request)
+    with damage_reported():
+        request = sourced(request, sources)
     with torch_threads(threads):
-        return GuidedRun(request, guidance_models(loaded)).only(index, plan, steps)
+        return GuidedRun(request, guidance_models(loaded)).only(index, plan, steps, progress)
 
 
 def guidance_models(loaded: LoadedPack) -> GuidanceModels:
@@ -300,15 +314,17 @@ def painter_sampler(loaded: LoadedPack, painter: str) -> Sampler:
     return loaded.flow_sampler if painter == "flow" else loaded.sampler
 
 
-def _replay_edit(loaded: LoadedPack, manifest: Mapping[str, Any]) -> Result:
+def _replay_edit(
+    loaded: LoadedPack, manifest: Mapping[str, Any], sources: Sources, progress: Progress | None
+) -> Result:
     with damage_reported():
-        edit = Edit.from_manifest(manifest)
+        edit = Edit.from_manifest(manifest, sources)
     if by_translator(manifest):
         return replay_translation(loaded.pack, loaded.clip, loaded.vqgan, edit, manifest)
     with damage_reported():
         sampler = painter_sampler(loaded, "flow" if by_flow(manifest) else "sample")
-    guidance = read_guidance(manifest)
-    return sampler.replay(manifest, lambda options: edit_drawing(loaded, sampler, edit, options, guidance))
+    guidance = read_guidance(manifest, sources)
+    return sampler.replay(manifest, lambda options: edit_drawing(loaded, sampler, edit, options, guidance), progress)
 
 
 METHODS: Mapping[str, Method] = {
@@ -319,7 +335,7 @@ METHODS: Mapping[str, Method] = {
         frozenset(("preset", "folder", *FORMER_NAMES, *(option.name for option in fields(GuideOptions)))), _guide
     ),
 }
-REPLAYS: Mapping[str, Callable[[LoadedPack, Mapping[str, Any]], Result]] = {
+REPLAYS: Mapping[str, Callable[[LoadedPack, Mapping[str, Any], Sources, Progress | None], Result]] = {
     "sample": _replay_sample,
     "flow": _replay_flow,
     "retrieve": _replay_retrieve,
@@ -358,3 +374,14 @@ def check_method(manifest: Mapping[str, Any]) -> None:
     method = manifest.get("method")
     if not isinstance(method, str) or method not in REPLAYS:
         raise ImageError(f"the picture was made by the method {method!r}, which cannot be replayed")
+
+
+def replayed(
+    loaded: LoadedPack, manifest: Mapping[str, Any], sources: Sources, progress: Progress | None = None
+) -> Result:
+    """The picture of a manifest again; see `Codebrush.replay`."""
+    check_method(manifest)
+    if read_upscalings(manifest, loaded.pack, SCALES):
+        return loaded.enlarger.replay(replayed(loaded, before_upscaling(manifest), sources, progress), manifest)
+    result = REPLAYS[manifest["method"]](loaded, manifest, sources, progress)
+    return replace(result, manifest=named_as_before(result.manifest, manifest)) if sources.given else result

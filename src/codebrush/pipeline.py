@@ -26,26 +26,25 @@ from codebrush.generation.editing.edit_options import edit_options, edit_painter
 from codebrush.generation.editing.editing import Edit, translation_defaults
 from codebrush.generation.editing.interpolation import Keyframe, frames_between, is_prompt
 from codebrush.generation.editing.translation import translate_picture, uses_translator
-from codebrush.generation.editing.upscaling import SCALES
 from codebrush.generation.guided.guided_request import GuidedRequest
 from codebrush.generation.guided.guided_run import GuidedRun
 from codebrush.generation.guided.run_folder import read_run
-from codebrush.generation.manifest import before_upscaling, check_origin, read_upscalings
+from codebrush.generation.manifest import check_origin
 from codebrush.generation.options import CODE_FILTERS, SAMPLING
 from codebrush.generation.result import Gallery, Result
 from codebrush.generation.sampling.painters import usual_painter
+from codebrush.generation.sources import Sources
 from codebrush.generation.wording import worded
 from codebrush.methods import (
-    REPLAYS,
     Call,
     Method,
-    check_method,
     edit_drawing,
     edit_guidance,
     find_method,
     guidance_models,
     guided_run,
     painter_sampler,
+    replayed,
     seeds_of,
 )
 from codebrush.pack.pack import open_pack
@@ -350,20 +349,25 @@ class Codebrush(PictureTasks):
         check_origin(run, self.pack, self.device)
         return GuidedRun(GuidedRequest.from_json(run), guidance_models(self), folder, resume=True)
 
-    def replay(self, manifest: Mapping[str, Any]) -> Result:
+    def replay(
+        self,
+        manifest: Mapping[str, Any],
+        sources: AnyPicture | Sequence[AnyPicture] = (),
+        *,
+        named_files: bool = True,
+        progress: Progress | None = None,
+    ) -> Result:
         """Make the picture of a `Result.manifest` again: the same pixels on the same machine and versions.
 
         The whole batch of the picture is drawn as it was, with as many threads. Warns if the device or a version
-        differs.
+        differs. `sources` are pictures and masks that it was made from and that are not in the files which it names;
+        checksums tell them. With `named_files` False those files are not opened: for the manifest of a stranger.
 
         Raises:
             PackError: if the picture was made with another pack.
-            ImageError: if the manifest is damaged, or a picture that it was made from has changed.
+            ImageError: if the manifest is damaged, or a picture that it was made from has changed or is missing.
         """
-        check_method(manifest)
-        if read_upscalings(manifest, self.pack, SCALES):
-            return self.enlarger.replay(self.replay(before_upscaling(manifest)), manifest)
-        return REPLAYS[manifest["method"]](self, manifest)
+        return replayed(self, manifest, Sources(tuple(picture_list(sources)), named_files), progress)
 
     def _warn_of_square(self, pictures: AnyPicture | Sequence[AnyPicture], remedy: str) -> None:
         for picture in picture_list(pictures):

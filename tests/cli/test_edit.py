@@ -69,6 +69,22 @@ def test_pictures_are_made_and_replayed(
     assert again["images"][0]["identical"] is True
 
 
+def test_a_picture_whose_source_has_moved_is_replayed(
+    pack: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = Image.new("L", (48, 48))
+    mask.paste(255, (10, 10, 30, 30))
+    mask.save(tmp_path / "mask.png")
+    given = ["edit", str(picture), "a dog", "--mask", str(tmp_path / "mask.png"), "--n", "1", "--rerank", "1"]
+    report = report_of([*given, "--pack", pack, "--out", str(tmp_path)], capsys)
+    moved = [str(picture.rename(tmp_path / "a.png")), str((tmp_path / "mask.png").rename(tmp_path / "b.png"))]
+    again = ["replay", report["images"][0]["path"], "--out", str(tmp_path / "again.png")]
+    assert run([*again, "--source", moved[0]]) == 1
+    assert "mask.png: cannot be read" in capsys.readouterr().err
+    made = report_of([*again, "--source", moved[1], "--source", moved[0]], capsys)
+    assert made["images"][0]["identical"] is True
+
+
 def test_a_transparent_picture_is_replayed_as_it_was(
     pack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

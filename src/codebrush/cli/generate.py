@@ -213,10 +213,18 @@ def _open_run(
 def replay(
     file: Annotated[Path, typer.Argument(help="A PNG that codebrush made.")],
     pack: Annotated[str | None, typer.Option(help="Pack to use, if it is no longer where it was.")] = None,
+    source: Annotated[
+        list[Path] | None,
+        typer.Option(help="Picture or mask it was made from, if no longer where it was. May be given several times."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File for the picture.  [outputs/NAME_replay.png]")] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Make a picture again from the record in its PNG."""
+    """Make a picture again from the record in its PNG.
+
+    An edit needs the picture that it was made from: where it was, or named with --source, as for one that a server
+    edited.
+    """
     start = time.perf_counter()
     from codebrush.data.decoding.images import decode_image, read_manifest, save_png
     from codebrush.methods import check_method
@@ -229,7 +237,8 @@ def replay(
     brush = Codebrush.from_pretrained(pack if pack is not None else _pack_of(file, manifest))
     target = free_file(OUTPUTS / f"{file.stem}_replay.png") if out is None else out
     check_folder(target.parent)
-    result = brush.replay(manifest)
+    with progress_bar("drawing") as progress:
+        result = brush.replay(manifest, source or [], progress=progress)
     save_png(result.image, target, result.manifest)
     original = decode_image(file, keep_mode=True)
     picture = picture_entry(target, result)

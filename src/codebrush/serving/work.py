@@ -10,9 +10,7 @@ import torch
 from PIL import Image
 
 from codebrush.data.decoding.images import decode_image, save_png, to_pil
-from codebrush.data.decoding.transparency import opacity
-from codebrush.data.masks import LEAST_WHITE
-from codebrush.errors import ImageError
+from codebrush.data.masks import white_where_clear
 from codebrush.files import atomic_file
 from codebrush.generation.advice import warn_of_failure
 from codebrush.generation.guided.run_folder import RUN_FILE
@@ -108,22 +106,8 @@ def _redraw(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[d
 
     pictures = [read(name) for name in names]
     task = brush.vary if job.kind == "vary" else brush.edit
-    mask = {"mask": _white_where_clear(read("mask"))} if masked else {}
+    mask = {"mask": white_where_clear(read("mask"))} if masked else {}
     return [_kept(job, [*task(pictures, progress=progress, **mask, **request).results])]
-
-
-def _white_where_clear(mask: Image.Image) -> Image.Image:
-    """OpenAI's mask, transparent where the picture changes, as `Codebrush.edit` reads one: white there.
-
-    Half-transparent pixels count as what they are nearer to.
-
-    Raises:
-        ImageError: if it has no transparency.
-    """
-    alpha = opacity(mask)
-    if alpha is None:
-        raise ImageError("the mask has no transparency: make the part that is to change transparent")
-    return alpha.point([255 if level < LEAST_WHITE else 0 for level in range(256)])
 
 
 def _embed(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:

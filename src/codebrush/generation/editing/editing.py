@@ -4,7 +4,6 @@ All four are drawings of a painter from other conditions than a prompt alone: th
 around a hole, some of its codes (a flow: its latent in noise), or all of them.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.decoding.images import Picture, decode_image
+from codebrush.data.decoding.images import Picture
 from codebrush.errors import ImageError, PackError, PromptError, UsageError
 from codebrush.files import file_sha256
 from codebrush.generation.cutting_out import Transparency, check_transparency, cut_out, is_transparent
@@ -27,6 +26,7 @@ from codebrush.generation.sampling.drawing import Drawing, Known
 from codebrush.generation.sampling.flow import Start
 from codebrush.generation.sampling.sampler import Sampler, checked_sampling
 from codebrush.generation.seeding import stream
+from codebrush.generation.sources import Sources, pixels_sha256
 from codebrush.generation.wording import check_style
 from codebrush.models.condition import Condition
 from codebrush.pack.pack import Pack
@@ -59,7 +59,7 @@ class Edit:
     side. A flow begins it from what the picture shows there, noised to the time `strength`; None is 1, which leaves
     nothing of that, and for an "edit" STRENGTH. `transparency` "kept" makes the ground of what is drawn transparent if
     the picture has transparency; see `cut_out`. The manifest names files by their paths; of a picture in memory it has
-    the hash alone, so that an edit of one cannot be replayed.
+    the hash alone, and a replay needs the picture.
 
     Raises:
         UsageError: if the values do not go together, or one is out of its range.
@@ -109,8 +109,8 @@ class Edit:
         return edit_entry(self.kind, self.prompt, _entry_of(self.picture), mask, **details, transparency=kept)
 
     @classmethod
-    def from_manifest(cls, manifest: Mapping[str, Any]) -> "Edit":
-        """The edit that a manifest describes.
+    def from_manifest(cls, manifest: Mapping[str, Any], sources: Sources = Sources()) -> "Edit":
+        """The edit that a manifest describes, of pictures that are among `sources`.
 
         Raises:
             ImageError: if one of its pictures is missing or has changed.
@@ -118,7 +118,7 @@ class Edit:
         """
         values = {"transparency": "dropped", **read_edit(manifest)}
         for name in {"picture", "mask"} & values.keys():
-            values[name] = _file_of(values[name])
+            values[name] = sources.picture(values[name], name)
         return cls(**values)
 
 
@@ -254,18 +254,9 @@ def ground_of(edit: Edit, canvas: Canvas, size: int) -> Callable[[Image.Image], 
 
 def _entry_of(picture: Picture) -> dict[str, str]:
     if isinstance(picture, Image.Image):
-        return picture_entry(hashlib.sha256(decode_image(picture).convert("RGBA").tobytes()).hexdigest())
+        return picture_entry(pixels_sha256(picture))
     try:
         digest = file_sha256(picture)
     except OSError as error:
         raise ImageError(f"{picture}: cannot be read: {error.strerror or error}") from error
     return picture_entry(digest, str(Path(picture).absolute()))
-
-
-def _file_of(entry: Mapping[str, str]) -> Path:
-    """The file of a `picture_entry`. Raises ImageError if there is none, or it has changed."""
-    if "file" not in entry:
-        raise ImageError("the edit was made of a picture in memory, which no longer exists: make the edit again")
-    if _entry_of(entry["file"])["sha256"] != entry["sha256"]:
-        raise ImageError(f"{entry['file']} has changed since the edit was made: put the old one back")
-    return Path(entry["file"])

@@ -26,7 +26,7 @@ from codebrush.generation.guided.guided_batch import (
     make_batch,
     picture_size,
 )
-from codebrush.generation.guided.guided_request import GuidedRequest, check_files, with_files
+from codebrush.generation.guided.guided_request import GuidedRequest, sourced, with_files
 from codebrush.generation.guided.latents import make_latent
 from codebrush.generation.guided.memory_fitting import plan_memory
 from codebrush.generation.guided.memory_plan import MemoryPlan
@@ -35,6 +35,7 @@ from codebrush.generation.manifest import damage_reported, read_clip_guidance
 from codebrush.generation.options import checked_number
 from codebrush.generation.sampling.drawing import Drawing
 from codebrush.generation.sampling.flow import Lead
+from codebrush.generation.sources import Sources
 from codebrush.pack.pack import Pack
 
 MOST = 100.0  # scale
@@ -74,16 +75,15 @@ class FlowGuidance:
         return cls(scale, request.options, request.files)
 
     @classmethod
-    def from_manifest(cls, values: Mapping[str, Any]) -> "FlowGuidance":
-        """The one that `to_entry` wrote.
+    def from_manifest(cls, values: Mapping[str, Any], sources: Sources = Sources()) -> "FlowGuidance":
+        """The one that `to_entry` wrote, with files that are among `sources`.
 
         Raises:
             ImageError: if a file that it names is missing or has changed.
             KeyError, TypeError, UsageError: if the values are damaged.
         """
         given = {"prompt": "", "n": 1, "seed": 0, "sampling": {}, "mask_fit": "cover", **values}
-        request = GuidedRequest.from_json(given)
-        check_files(request)
+        request = sourced(GuidedRequest.from_json(given), sources)
         return cls(values["scale"], request.options, request.files, MemoryPlan.from_json(values["plan"]))
 
     def to_entry(self) -> dict[str, Any]:
@@ -109,15 +109,15 @@ def asked_guidance(pack: Pack, given: Mapping[str, Any]) -> FlowGuidance | None:
     return FlowGuidance.of(scale, options, pack.info.get("guidance", {}))
 
 
-def read_guidance(manifest: Mapping[str, Any]) -> FlowGuidance | None:
-    """How CLIP guided the flow that drew the picture of a manifest; None if it did not.
+def read_guidance(manifest: Mapping[str, Any], sources: Sources) -> FlowGuidance | None:
+    """How CLIP guided the flow that drew the picture of a manifest, with files among `sources`; None if it did not.
 
     Raises:
         ImageError: if the manifest is damaged, or a file that it names has changed.
     """
     with damage_reported():
         found = read_clip_guidance(manifest)
-        return None if found is None else FlowGuidance.from_manifest(found)
+        return None if found is None else FlowGuidance.from_manifest(found, sources)
 
 
 def guided_drawing(drawing: Drawing, models: GuidanceModels, how: FlowGuidance) -> Drawing:

@@ -13,6 +13,7 @@ from codebrush.generation.guided.guide_options import INITS, GuideOptions, under
 from codebrush.generation.guided.initial_latents import check_init
 from codebrush.generation.guided.option_values import split_weights
 from codebrush.generation.latent_files import LATENTS
+from codebrush.generation.sources import Sources
 from codebrush.models.pretrained import WEIGHTS_FILE
 from codebrush.pack.pack import clip_folder
 from codebrush.warned import warn
@@ -134,6 +135,32 @@ def check_files(request: GuidedRequest) -> None:
     for name, digest in request.files.items():
         if _sha256(name) != digest:
             raise ImageError(f"{name} has changed since the run began: put the old one back, or begin a new run")
+
+
+def sourced(request: GuidedRequest, sources: Sources) -> GuidedRequest:
+    """The request of a manifest with its files where they are now.
+
+    Raises:
+        ImageError: if one is missing or has changed, or may not be opened.
+    """
+    if sources.named and not sources.given:
+        check_files(request)
+        return request
+    o = request.options
+    if o.other_clip and not sources.named:
+        raise ImageError(f"made with another CLIP, {o.other_clip[0]}, which is not part of the manifest")
+    names = _named_files(o)
+    names += [o.palette] if o.palette and not o.palette.startswith("#") and o.palette not in names else []
+    places = {name: sources.file(name, request.files.get(name)) for name in names}
+
+    def place(text: str) -> str:
+        name = split_weights(text)[0]
+        return places[name] + text[len(name) :]
+
+    changes: dict[str, Any] = {name: tuple(map(place, getattr(o, name))) for name in ("image_prompt", "target")}
+    changes |= {name: places[given] for name in ("mask", "init", "palette") if (given := getattr(o, name)) in places}
+    files = {places[name]: digest for name, digest in request.files.items() if name in places}
+    return replace(request, options=replace(o, **changes), files=files)
 
 
 def _named_files(options: GuideOptions) -> list[str]:

@@ -30,6 +30,7 @@ from codebrush.generation.manifest import guided_manifest
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.reranking import best_first, clip_scores
 from codebrush.generation.videos import write_video
+from codebrush.progress import Progress
 
 SAVE_EVERY = 20  # steps between checkpoints, from which a killed run goes on
 
@@ -90,15 +91,16 @@ class GuidedRun:
             for number in range(self._number, len(self.batches)):
                 yield from self._guide(number)
 
-    def only(self, index: int, plan: MemoryPlan, steps: int | None = None) -> Result:
+    def only(self, index: int, plan: MemoryPlan, steps: int | None = None, progress: Progress | None = None) -> Result:
         """Picture `index`, guided together with its batch by the `plan` of its manifest: for a replay.
 
         `steps` are those that it took if the scorer chose the step; then the scorer is not asked again.
         """
         number = next(number for number, pictures in enumerate(self.batches) if index in pictures)
         self._plan = plan
-        for _ in self._guide(number, steps):
-            pass
+        for step in self._guide(number, steps):
+            if progress is not None:
+                progress(step.step, steps or step.steps)
         return self._results[index]
 
     def write_video(self, path: str | Path, fps: float = 10, between: int | None = 0) -> Path:

@@ -138,7 +138,12 @@ class Sampler:
         drawn = self._decoded(drawing, range(len(codes)), self.painter.config.grid, codes)
         return [_finished(result, drawing) for result in _best(drawing, drawn)]
 
-    def replay(self, manifest: Mapping[str, Any], prepare: Callable[[DrawOptions], Drawing] | None = None) -> Result:
+    def replay(
+        self,
+        manifest: Mapping[str, Any],
+        prepare: Callable[[DrawOptions], Drawing] | None = None,
+        progress: Progress | None = None,
+    ) -> Result:
         """The picture of a manifest, from its whole batch drawn as it was then; see `Codebrush.replay`.
 
         `prepare` makes the drawing from its options; None: from the manifest's prompt.
@@ -148,7 +153,7 @@ class Sampler:
         with torch_threads(drawn.threads):
             drawing = self.prepare(drawn.prompt, drawn.options) if prepare is None else prepare(drawn.options)
             batch = next(batch for batch in batches(drawn.options.rerank) if drawn.index in batch)
-            return _finished(self.draw(drawing, batch, None)[drawn.index - batch.start], drawing)
+            return _finished(self.draw(drawing, batch, progress)[drawn.index - batch.start], drawing)
 
     def prepare(self, prompt: str, options: DrawOptions) -> Drawing:
         """A drawing of a prompt, read in the syntax of `parse_prompt`.

@@ -14,6 +14,7 @@ PACKAGES = {
     "pillow_heif": ("pillow-heif", "photos"),
     "rawpy": ("rawpy", "photos"),
     "fastapi": ("FastAPI", "serve"),
+    "gradio": ("Gradio", "studio"),
     "uvicorn": ("uvicorn", "serve"),
     "sqlalchemy": ("SQLAlchemy", "serve"),
     "prometheus_client": ("prometheus-client", "serve"),

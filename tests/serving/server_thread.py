@@ -11,8 +11,8 @@ from codebrush import Codebrush
 
 
 @contextmanager
-def running(brush: Codebrush, data: Path, **settings: Any) -> Iterator[tuple[str, Any]]:
-    """The URL of a server, and its engine."""
+def running(brush: Codebrush, data: Path, name: str = "micro", **settings: Any) -> Iterator[tuple[str, Any]]:
+    """The URL of a server of one pack, and its engine."""
     import uvicorn
 
     from codebrush.serving.api import make_app
@@ -20,8 +20,8 @@ def running(brush: Codebrush, data: Path, **settings: Any) -> Iterator[tuple[str
     from codebrush.serving.settings import Settings
     from codebrush.serving.store import Store
 
-    given = Settings(packs=("micro",), data=data, **settings)
-    engine = Engine({"micro": lambda: brush}, Store(data), given.limits)
+    given = Settings(packs=(name,), data=data, **settings)
+    engine = Engine({name: lambda: brush}, Store(data), given.limits)
     server = uvicorn.Server(uvicorn.Config(make_app(engine, given), port=0, log_config=None, access_log=False))
     began = threading.Event()
 

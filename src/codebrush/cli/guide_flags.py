@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from codebrush.generation.guided.guide_options import FORMER_NAMES, GuideOptions
+from codebrush.generation.guided.option_help import LONGEST_CHOICES, help_of
 from codebrush.generation.guided.presets import PRESETS
 
-LONGEST_CHOICES = 30  # characters; longer lists of choices go into the help text
 OPTIONS = dataclasses.fields(GuideOptions)
 PRESET_NAMES = "|".join(PRESETS)
 NAMES = frozenset(option.name for option in OPTIONS)
@@ -50,29 +50,10 @@ def _parameter(option: "dataclasses.Field[Any]") -> inspect.Parameter:
         metavar = f"<{choices}>" if 0 < len(choices) <= LONGEST_CHOICES else "<text>"
     topic = f"Guidance: {option.metadata['topic']}"
     former = [_flag(name) for name, present in FORMER_NAMES.items() if present == option.name]
-    about = typer.Option(flag, *former, metavar=metavar, help=_help(option), rich_help_panel=topic)
+    about = typer.Option(flag, *former, metavar=metavar, help=help_of(option), rich_help_panel=topic)
     annotation = Annotated[kind | None, about]
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def _help(option: "dataclasses.Field[Any]") -> str:
-    """The help text of an option, with its default, and its choices if they are too long to stand beside the flag."""
-    text, default, choices = option.metadata["help"], option.default, option.metadata.get("choices", ())
-    sampled, noise = PRESETS["sample"].get(option.name, default), PRESETS["random"].get(option.name, default)
-    if len("|".join(choices)) > LONGEST_CHOICES:
-        text = f"{text.rstrip('.')}: {', '.join(choices)}."
-    if default is None or default == ():
-        return text
-    usual = _shown(sampled) if sampled == noise else f"{_shown(sampled)}; from noise {_shown(noise)}"
-    return f"{text}  [{usual}]"
-
-
-def _shown(value: Any) -> str:
-    """The value of an option as the help shows it."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return value if isinstance(value, str) else format(value, "g")

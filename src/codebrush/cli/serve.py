@@ -1,6 +1,7 @@
 """`codebrush serve` answers to programs over HTTP."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -30,13 +31,18 @@ def serve(
     keep_hours: Annotated[float, typer.Option(help="Hours for which results are kept.", min=0)] = 24,
     keep_mb: Annotated[int, typer.Option(help="Megabytes of results that are kept at most.", min=1)] = 2048,
     max_body_mb: Annotated[int, typer.Option(help="Megabytes that a request may have.", min=1)] = 32,
+    page: Annotated[
+        bool | None, typer.Option("--page/--no-page", help="Also serve the page, Studio.  [if Gradio is installed]")
+    ] = None,
 ) -> None:
-    """Answer to programs over HTTP: OpenAI's images and embeddings API, on the models of packs.
+    """Serve Studio, a page to paint on, and OpenAI's images and embeddings API, on the models of packs.
 
     The environment variable CODEBRUSH_API_KEY sets a key that callers must give, or several with commas between.
     """
     for package in ("fastapi", "uvicorn", "multipart", "sqlalchemy", "prometheus_client"):
         require(package, "codebrush serve needs", error=UsageError)
+    if page:
+        require("gradio", "--page needs", error=UsageError)
     from codebrush.serving.engine import Limits
     from codebrush.serving.server import serve as run
     from codebrush.serving.settings import Settings
@@ -54,5 +60,6 @@ def serve(
             allowed_hosts=tuple(allow_host or ()),
             limits=limits,
             max_body=max_body_mb * MB,
+            page=find_spec("gradio") is not None if page is None else page,
         )
     )

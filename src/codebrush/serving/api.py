@@ -5,10 +5,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from codebrush.pack.members import MEMBERS
-from codebrush.serving import edits, embeddings, images, reading
+from codebrush.serving import edits, embeddings, images, reading, sign_in
 from codebrush.serving.context import Context, Served
 from codebrush.serving.engine import Engine
 from codebrush.serving.images import event
@@ -52,9 +52,27 @@ def make_app(engine: Engine, settings: Settings) -> FastAPI:
     app.add_middleware(Guard, settings=settings, metrics=engine.metrics)
     for each in (router, images.router, edits.router, embeddings.router, reading.router):
         app.include_router(each)
+    _add_page(app, settings)
     make = app.openapi
     app.openapi = lambda: _without_422(make())  # pyright: ignore[reportAttributeAccessIssue]
     return app
+
+
+def _add_page(app: FastAPI, settings: Settings) -> None:
+    """The page at `/`, behind all routes of the API; without it, a line that says how to get it."""
+    if settings.page:
+        from codebrush.serving.studio.page import mount
+
+        app.include_router(sign_in.router)
+        mount(app, app.state.context)
+    else:
+        app.add_api_route("/", lambda: PlainTextResponse(_NO_PAGE), include_in_schema=False)
+
+
+_NO_PAGE = (
+    "The API is at /v1. For the page install Gradio, pip install 'codebrush[studio]', and start codebrush serve "
+    "without --no-page.\n"
+)
 
 
 def _without_422(document: dict[str, Any]) -> dict[str, Any]:

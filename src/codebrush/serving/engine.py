@@ -175,6 +175,11 @@ class Engine:
             found = None if row is None else Job.of_row(row, self.store.folder(job))
         return None if found is None or owner not in (None, found.owner) else found
 
+    def jobs_of(self, owner: str, most: int) -> list[Job]:
+        """The caller's jobs, latest first, and at most so many."""
+        rows = self.store.of_owner(owner, most)
+        return [self._live.get(row["id"]) or Job.of_row(row, self.store.folder(row["id"])) for row in rows]
+
     def cancel(self, job: Job) -> None:
         """Take a waiting job out of the queue, or let a running one stop after its next step; not one that ended."""
         with self._lock:

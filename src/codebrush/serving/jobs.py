@@ -41,7 +41,7 @@ class Job:
     """One job. `request` are the arguments of its kind; `listeners` are called, in any thread, after each change.
 
     `state` is queued, running, done, failed or cancelled. `shown` are the half-drawn pictures so far, each a list with
-    one picture or more as PNG.
+    one picture or more as PNG; `losses` those of guidance so far, one a step.
     """
 
     kind: str
@@ -61,6 +61,7 @@ class Job:
     step: int = 0
     of: int = 0
     shown: list[list[bytes]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
     cancelled: bool = False
     listeners: list[Callable[[], None]] = field(default_factory=list)
     _lock: RLock = field(default_factory=RLock)

@@ -86,7 +86,13 @@ async def _invalid(request: Request, error: Any) -> JSONResponse:
     if kind == "missing":
         what = f"Missing required parameter: '{name}'" if name else "the request has no body"
         return Problem(400, what, "missing_required_parameter", name).reply()
-    return Problem(400, f"Invalid value for '{name}': {first['msg']}", "invalid_value", name).reply()
+    return Problem(400, invalid_line(first), "invalid_value", name).reply()
+
+
+def invalid_line(error: Mapping[str, Any]) -> str:
+    """What is said of one of pydantic's errors about a value."""
+    place = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
+    return f"Invalid value for '{'.'.join(place)}': {error['msg']}"
 
 
 def _known(request: Request) -> list[str]:

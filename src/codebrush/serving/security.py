@@ -1,20 +1,23 @@
 """Who may call: the key, the Host and Origin headers against other sites' pages, the size of a body; and the log."""
 
 import hashlib
-import hmac
 import ipaddress
 import time
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from codebrush.serving.log import log
 from codebrush.serving.metrics import Metrics
 from codebrush.serving.problems import Problem, unexpected
 from codebrush.serving.settings import LOOPBACK, Settings
+from codebrush.serving.sign_in import COOKIE, SIGN_IN, key_of_cookie, right_key
 
-OPEN = ("/health",)  # paths that need no key; /files/ has names that nobody can guess
+OPEN = ("/health", SIGN_IN)  # paths that need no key; /files/ has names that nobody can guess
+API = ("/v1/", "/metrics", "/openapi.json")  # paths that the page's cookie does not open
 FILES = "/files/"
 
 
@@ -42,6 +45,8 @@ class Guard:
         try:
             scope.setdefault("state", {})["owner"] = self._admit(scope, headers)
             await self.app(scope, length, answer)
+        except _NotSignedIn:
+            await RedirectResponse(SIGN_IN, 303)(scope, receive, answer)
         except Problem as problem:
             await problem.reply()(scope, receive, answer)
         except Exception as error:
@@ -70,11 +75,15 @@ class Guard:
         if not self.settings.keys or path in OPEN or path.startswith(FILES):
             return f"address {address}"
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        key = given.strip().encode() if scheme.lower() == "bearer" else b""
-        matches = [hmac.compare_digest(key, each.encode()) for each in self.settings.keys]  # all, so that time is equal
-        if not any(matches):
+        key = right_key(given.strip().encode() if scheme.lower() == "bearer" else b"", self.settings.keys)
+        if key is None and self.settings.page and not path.startswith(API):
+            cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
+            key = key_of_cookie(cookie, self.settings.keys, time.time())
+            if key is None and path == "/":
+                raise _NotSignedIn
+        if key is None:
             raise Problem(401, "Incorrect API key provided", "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-        return f"key {hashlib.sha256(key).hexdigest()[:16]}"
+        return f"key {hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
     def _is_ours(self, host: str) -> bool:
         """Whether a Host header names this server. A page that has rebound its name to this machine still says its
@@ -90,6 +99,10 @@ class Guard:
         except ValueError:
             return False
         return True
+
+
+class _NotSignedIn(Exception):
+    """The page is asked for by one who has not given a key yet."""
 
 
 class _Length:

@@ -88,6 +88,12 @@ class Store:
         with self._connections.connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
+    def of_owner(self, owner: str, most: int) -> list[dict[str, Any]]:
+        """The rows of a caller's jobs, latest first, and at most so many."""
+        query = select(JOBS).where(JOBS.c.owner == owner).order_by(JOBS.c.created.desc()).limit(most)
+        with self._connections.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
     def finish(self, job: str, state: str, **values: Any) -> None:
         """Keep how a job ended, and how much room its files take."""
         size = sum(path.stat().st_size for path in self.folder(job).rglob("*") if path.is_file())

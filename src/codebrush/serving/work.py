@@ -60,7 +60,7 @@ def _generate(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list
 
 
 def _guide(brush: Codebrush, job: Job, progress: Progress) -> dict[str, Any]:
-    """A guided run in the job's folder; one that was stopped there goes on."""
+    """A guided run in the job's folder, from its file `start` if there is one; one that was stopped there goes on."""
     request, folder = dict(job.request), job.folder / "run"
     scale, count = request.pop("upscale", None), request.pop("previews", 0)
     enlarge = brush.enlarger.results(scale) if scale else list  # refuses a pack without upscaler before the run
@@ -69,16 +69,19 @@ def _guide(brush: Codebrush, job: Job, progress: Progress) -> dict[str, Any]:
         run = brush.resume(folder)
     else:
         del request["method"]
+        if (start := request.pop("start", None)) is not None:
+            request["init"] = str(job.folder / start)
         run = brush.guide(request.pop("prompt"), folder=folder, **request)
     n = run.request.n
     for step in run:
+        job.losses.append(step.losses["loss"])
         if preview.due(step.step, step.steps):
             preview.show(0, [to_pil(image) for image in step.images()])
         progress(step.steps * step.pictures.start + step.step * len(step.pictures), step.steps * n)
     warn_of_failure(brush.pack, run.request.prompt, run.results)
     result = _kept(job, enlarge(run.results))
     shutil.rmtree(folder, ignore_errors=True)  # the pictures say how they were made
-    return result
+    return result | {"losses": job.losses}
 
 
 def _kept(job: Job, results: Sequence[Result]) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+// What the page does by itself: Ctrl+Enter, light and dark, which picture is chosen, and pictures that are dropped or
+// pasted anywhere, which go into the button "Open a picture".
+(() => {
+  const has = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  const keeps = (target) => target instanceof Element && target.closest(".takes-pictures");
+
+  const stored = localStorage.getItem("codebrush-theme");
+  const paintTheme = (theme) => document.body?.classList.toggle("dark", theme === "dark");
+  if (stored) {
+    new MutationObserver(() => {
+      const theme = localStorage.getItem("codebrush-theme");
+      if (document.body && document.body.classList.contains("dark") !== (theme === "dark")) paintTheme(theme);
+    }).observe(document.documentElement, { attributes: true, subtree: true, attributeFilter: ["class"], childList: true });
+  }
+
+  const open = (files) => {
+    const picture = [...files].find((file) => file.type.startsWith("image/"));
+    const input = document.querySelector("#open-picture input[type=file], input#open-picture, #open-picture ~ input[type=file]")
+      ?? document.querySelector("#dropped-area input[type=file]");
+    if (!picture || !input) return false;
+    const list = new DataTransfer();
+    list.items.add(picture);
+    input.files = list.files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+    return true;
+  };
+
+  addEventListener("dragover", (event) => {
+    if (!has(event) || keeps(event.target)) return;
+    event.preventDefault();
+    document.body.classList.add("cb-dragging");
+  }, true);
+  addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) document.body.classList.remove("cb-dragging");
+  }, true);
+  addEventListener("drop", (event) => {
+    document.body.classList.remove("cb-dragging");
+    if (!has(event) || keeps(event.target)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    open(event.dataTransfer.files);
+  }, true);
+  addEventListener("paste", (event) => {
+    if (keeps(event.target) || !event.clipboardData?.files.length) return;
+    if (open(event.clipboardData.files)) event.preventDefault();
+  }, true);
+
+  addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+    const go = [...document.querySelectorAll("button.cb-go")].find((button) => button.offsetParent !== null);
+    if (!go) return;
+    event.preventDefault();
+    event.stopPropagation();
+    document.activeElement?.dispatchEvent(new Event("change", { bubbles: true }));
+    if (!go.disabled) setTimeout(() => go.click(), 50);
+  }, true);
+
+  addEventListener("click", (event) => {
+    if (!(event.target instanceof Element)) return;
+    if (event.target.closest("[data-theme-toggle]")) {
+      const theme = document.body.classList.contains("dark") ? "light" : "dark";
+      localStorage.setItem("codebrush-theme", theme);
+      paintTheme(theme);
+    }
+    const picture = event.target.closest("[data-action=choose]");
+    picture?.parentElement.querySelectorAll("[data-action=choose]").forEach((each) => {
+      each.setAttribute("aria-pressed", String(each === picture));
+    });
+  }, true);
+})();

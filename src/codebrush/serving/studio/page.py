@@ -1,0 +1,82 @@
+"""Builds the page of its tabs, and mounts it at the root of the server.
+
+A tab is a file of this folder with the constants ID and LABEL and a function `build(studio)`, which makes its
+components and their events and returns a `Tab`, which says what it offers to the others; TABS lists them in order.
+For a new tab:
+
+- `parts` has what tabs share: `Studio.context` is the server, `owner_of(request)` the caller (an event takes
+  `request: gr.Request`), `told()` shows errors, `studio.later(wire)` makes events that lead to other tabs. All work is
+  done by jobs: `studio.context.engine.submit(kind, pack, request, owner, files)`.
+- `results.Results(studio, go)` shows a job that makes pictures, from its progress to a gallery; see the tab Paint.
+  `following.follow` follows any other job; `views` has HTML of progress and curves. What users wrote is escaped.
+- A button of the class "cb-go" is what Ctrl+Enter presses in its tab.
+- A component that takes a picture is a `gr.Image(type="filepath", elem_classes=TAKES_PICTURES)`, read with
+  `decode_image(Path(path).read_bytes(), max_pixels=...)`; named in `Tab.picture`, every gallery gets a button for it.
+- An event that shows progress itself has `show_progress="hidden"`.
+- Its test is tests/serving/test_studio_NAME.py, with the fixtures of tests/serving/studio_fixtures.py.
+"""
+
+import warnings
+from pathlib import Path
+
+import gradio as gr
+from fastapi import FastAPI
+
+from codebrush.serving.context import Context
+from codebrush.serving.studio import dropping, paint, queue_tab
+from codebrush.serving.studio.gate import Gate, PageMount
+from codebrush.serving.studio.parts import Studio
+
+TABS = (paint, queue_tab)
+HERE = Path(__file__).parent
+UPLOAD_SECONDS = 3600  # after which an upload is removed
+HEAD = """<meta name="color-scheme" content="light dark">
+<script>{script}</script>"""
+HEADER = """<h1>Codebrush</h1>"""
+THEME = """<button type="button" class="cb-small" data-theme-toggle aria-label="Light or dark">◐</button>"""
+
+
+def mount(app: FastAPI, context: Context) -> None:
+    """Serve the page of `context` at the root of `app`, behind all its other routes."""
+    page = build(context)
+    page.queue(default_concurrency_limit=None, max_size=None, api_open=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gr.mount_gradio_app(
+            app, page, "/", footer_links=[], run_history=False, allowed_paths=[], show_error=False, ssr_mode=False,
+            enable_monitoring=False, pwa=False, mcp_server=False, max_file_size=context.settings.max_body,
+            theme=theme(), css=(HERE / "page.css").read_text(),
+            head=HEAD.format(script=(HERE / "page.js").read_text()),
+        )  # fmt: skip
+    mounted = app.router.routes.pop()
+    gate = Gate(mounted.app, lambda: context.engine.stopping)  # pyright: ignore[reportAttributeAccessIssue]
+    app.router.routes.append(PageMount("/", gate, name="page"))
+
+
+def build(context: Context) -> gr.Blocks:
+    """The page."""
+    blocks = gr.Blocks(
+        title="Codebrush", analytics_enabled=False, fill_width=True, delete_cache=(UPLOAD_SECONDS // 4, UPLOAD_SECONDS)
+    )
+    with blocks:
+        with gr.Row(elem_id="header"):
+            gr.HTML(HEADER, js_on_load=None)
+            drop = dropping.build()
+            gr.HTML(THEME, js_on_load=None)
+        drop.show()
+        with gr.Tabs(elem_id="tabs") as tabs:
+            studio = Studio(context, tabs, drop.notice)
+            for module in TABS:
+                with gr.Tab(module.LABEL, id=module.ID, elem_id=f"tab-{module.ID}") as item:
+                    studio.tabs[module.ID] = module.build(studio)
+                    studio.tabs[module.ID].item = item
+        dropping.wire(drop, studio)
+        studio.finish()
+    return blocks
+
+
+def theme() -> gr.themes.Base:
+    """The look: the system's own fonts, so that none is loaded."""
+    font = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+    mono = ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"]
+    return gr.themes.Base(primary_hue="teal", neutral_hue="slate", font=font, font_mono=mono, radius_size="md")

@@ -1,0 +1,128 @@
+"""What the tabs share: the server behind them, where pictures and settings are sent, and how errors are told."""
+
+import html
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+from pydantic import ValidationError
+
+from codebrush.errors import CodebrushError, UsageError
+from codebrush.serving.context import Context
+from codebrush.serving.log import log_failure
+from codebrush.serving.problems import Problem, invalid_line
+
+TAKES_PICTURES = "takes-pictures"  # CSS class of components that keep what is dropped on them
+TOLD_SECONDS = 15.0
+
+Values = dict[Any, Any]  # of components
+Restore = Callable[[Mapping[str, Any], str], tuple[Values, list[str]]]
+
+
+@dataclass
+class Tab:
+    """What a tab offers to the others.
+
+    `picture` is a component that takes a picture, a `gr.Image` of type "filepath" with the CSS class TAKES_PICTURES;
+    pictures of other tabs get a button that sends them there, labelled `verb`. `restore` returns, for the manifest of a
+    picture made by one of `methods` and the caller, the values of `restored` components that would make it again, and
+    lines about what could not be restored.
+    """
+
+    verb: str = ""
+    picture: Any = None
+    methods: tuple[str, ...] = ()
+    restored: list[Any] = field(default_factory=list)
+    restore: Restore | None = None
+    item: Any = None
+
+
+@dataclass
+class Studio:
+    """The page as far as it is built: `root` is the gr.Tabs, `notice` a gr.HTML above them, `tabs` are those so far."""
+
+    context: Context
+    root: Any
+    notice: Any
+    tabs: dict[str, Tab] = field(default_factory=dict)
+    _later: list[Callable[[], None]] = field(default_factory=list)
+
+    def later(self, wire: Callable[[], None]) -> None:
+        """Call `wire` within the page when all tabs are built: for events that lead from one tab to another."""
+        self._later.append(wire)
+
+    def finish(self) -> None:
+        """Call what waits for all tabs."""
+        for wire in self._later:
+            wire()
+
+    def show(self, tab: str) -> Any:
+        """The update of `root` that shows a tab."""
+        return gr.Tabs(selected=tab)
+
+    def takers(self) -> dict[str, Tab]:
+        """The tabs that take a picture, by id."""
+        return {name: tab for name, tab in self.tabs.items() if tab.picture is not None}
+
+    @property
+    def restored(self) -> list[Any]:
+        """The outputs of an event that restores, when all tabs are built."""
+        return [self.root, self.notice, *(each for tab in self.tabs.values() for each in tab.restored)]
+
+    def restore(self, manifest: Mapping[str, Any], owner: str) -> Values:
+        """The values that show how a picture was made in the tab that can make it again.
+
+        Raises:
+            UsageError: if no tab can.
+        """
+        method = manifest.get("method")
+        for name, tab in self.tabs.items():
+            if tab.restore is not None and method in tab.methods:
+                values, lost = tab.restore(manifest, owner)
+                line = "This is how the picture was made." + "".join(f" {each}." for each in lost)
+                return {self.root: self.show(name), self.notice: note(line), **values}
+        raise UsageError(f"the picture was made by the method '{method}', which this page has no tab for")
+
+
+def note(line: str) -> str:
+    """HTML of a line that is read out."""
+    return f'<p class="cb-note" role="status">{html.escape(line)}</p>'
+
+
+def cached(content: bytes, name: str = "picture.png") -> str:
+    """A file that components may show and read, removed an hour later with the uploads."""
+    folder = Path(get_upload_folder()) / secrets.token_hex(16)
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(content)
+    return str(folder / name)
+
+
+def owner_of(request: gr.Request) -> str:
+    """The caller, as the API knows them; see `codebrush.serving.security`."""
+    return request.state.owner
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """A context whose errors are shown on the page, as `line_of` says them, and are not in the log."""
+    try:
+        yield
+    except Exception as error:
+        raise gr.Error(html.escape(line_of(error)), duration=TOLD_SECONDS, print_exception=False) from None
+
+
+def line_of(error: Exception) -> str:
+    """What a user is told of an error: one that they can cause as it is, of any other that there was one."""
+    if isinstance(error, Problem):
+        return error.detail
+    if isinstance(error, ValidationError):
+        return invalid_line(error.errors()[0])
+    if isinstance(error, CodebrushError):
+        return str(error)
+    log_failure(error)
+    return "something went wrong in the server; its log says what"

@@ -1,0 +1,146 @@
+"""What a tab that makes pictures shows of its job: progress, half-drawn pictures, then a gallery, and of the chosen
+picture how it was made and what can be done with it."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import gradio as gr
+
+from codebrush.data.decoding.images import read_manifest
+from codebrush.serving.images import drawing_options
+from codebrush.serving.jobs import Job
+from codebrush.serving.problems import Problem
+from codebrush.serving.schemas import VariationRequest
+from codebrush.serving.studio import views
+from codebrush.serving.studio.following import follow, was_cancelled
+from codebrush.serving.studio.parts import Studio, Values, cached, line_of, owner_of, told
+
+VARIATIONS = 4
+
+
+class Results:
+    """The components, built where it is made; `go` is the button that begins a job, which rests meanwhile.
+
+    `run` is for the event of that button: it follows the job that `submit` makes, and its outputs are `outputs`.
+    """
+
+    def __init__(self, studio: Studio, go: Any) -> None:
+        self.studio, self.go = studio, go
+        self.running = gr.State(None)  # id of the job that is followed
+        self.chosen = gr.State(None)  # id of a job and number of its picture
+        self.cancel = gr.Button("Cancel", visible=False, elem_classes="cb-cancel")
+        self.status = gr.HTML(elem_classes="cb-status", js_on_load=None)
+        self.grid = gr.HTML(elem_classes="cb-results", js_on_load=views.CLICKS)
+        with gr.Column(visible=False, elem_classes="cb-detail") as self.detail:
+            self.about = gr.HTML(js_on_load=None)
+            with gr.Row(elem_classes="cb-actions") as self.actions:
+                self.again = gr.Button("Again with these", size="sm")
+                self.vary = gr.Button("Vary", size="sm")
+        self.outputs = [self.running, self.chosen, go, self.cancel, self.status, self.grid, self.detail, self.about]
+        self.cancel.click(self._cancel, self.running, None, queue=False)
+        self.grid.click(self._choose, None, [self.chosen, self.detail, self.about], show_progress="hidden")
+        self.vary.click(self._vary, self.chosen, self.outputs, show_progress="hidden")
+        studio.later(self._wire)
+
+    def _wire(self) -> None:
+        """Buttons that send the chosen picture to other tabs."""
+        targets = [tab for tab in self.studio.takers().items() if tab[1].verb]
+        with self.actions:
+            buttons = [gr.Button(tab.verb, size="sm") for _, tab in targets]
+        for button, (name, tab) in zip(buttons, targets, strict=True):
+            button.click(self._sender(name), self.chosen, [self.studio.root, tab.picture], show_progress="hidden")
+        self.again.click(self._again, self.chosen, self.studio.restored, show_progress="hidden")
+
+    async def run(self, submit: Callable[[], Job]) -> AsyncIterator[Values]:
+        """The updates of `outputs` while a job is followed, from when it is submitted until it has ended."""
+        try:
+            job = submit()
+        except Exception as error:
+            yield {self.status: views.failure(line_of(error)), **self._rest()}
+            return
+        async for values in self.follow(job):
+            yield values
+
+    async def follow(self, job: Job) -> AsyncIterator[Values]:
+        """As `run`, of a job that there is."""
+        yield {
+            self.running: job.id, self.chosen: None, self.go: gr.Button(interactive=False),
+            self.cancel: gr.Button(visible=True), self.status: views.progress(job), self.grid: "",
+            self.detail: gr.Column(visible=False),
+        }  # fmt: skip
+        engine = self.studio.context.engine
+        try:
+            async for _ in follow(engine, job):
+                yield {self.status: views.progress(job, engine.waiting)}
+        except Problem as problem:
+            ended = "Cancelled." if was_cancelled(problem) else problem.detail
+            yield {self.status: views.failure(ended) + views.half_drawn(job), **self._rest()}
+            return
+        yield {**self.open(job), **self._rest()}
+
+    def open(self, job: Job) -> Values:
+        """What is to be seen of a job that is done."""
+        values = (
+            self._about(job, 0) if job.result and job.result.get("images") else {self.detail: gr.Column(visible=False)}
+        )
+        return {self.status: views.finished(job), self.grid: views.gallery(job), **values}
+
+    def _rest(self) -> Values:
+        return {self.running: None, self.go: gr.Button(interactive=True), self.cancel: gr.Button(visible=False)}
+
+    def _about(self, job: Job, number: int) -> Values:
+        assert job.result is not None
+        manifest = read_manifest(job.folder / job.result["images"][number]["file"])
+        return {
+            self.chosen: [job.id, number],
+            self.detail: gr.Column(visible=True),
+            self.about: views.about(job, number, manifest),
+        }
+
+    def picture(self, chosen: Any, owner: str) -> tuple[Job, int, bytes]:
+        """The job, number and file of a chosen picture of the caller. Raises Problem if it is gone."""
+        job = self.studio.context.engine.find(str(chosen[0]), owner) if chosen else None
+        images = [] if job is None or job.result is None else job.result.get("images", [])
+        number = int(chosen[1]) if chosen else 0
+        if job is None or not 0 <= number < len(images):
+            raise Problem(404, "this picture is no longer kept", "not_found")
+        return job, number, (job.folder / images[number]["file"]).read_bytes()
+
+    def _choose(self, event: gr.EventData, request: gr.Request) -> Values:
+        with told():
+            job, number, _ = self.picture((event.job, event.number), owner_of(request))
+            return self._about(job, number)
+
+    def _cancel(self, running: Any, request: gr.Request) -> None:
+        job = self.studio.context.engine.find(str(running), owner_of(request))
+        if job is not None:
+            self.studio.context.engine.cancel(job)
+
+    async def _vary(self, chosen: Any, request: gr.Request) -> AsyncIterator[Values]:
+        context, owner = self.studio.context, owner_of(request)
+
+        def submit() -> Job:
+            job, _, content = self.picture(chosen, owner)
+            found = {"pictures": ["picture_00"], "mask": False, "max_pixels": context.settings.max_input_pixels}
+            found |= drawing_options(VariationRequest(n=VARIATIONS), ())
+            return context.engine.submit("vary", job.pack, found, owner, {"picture_00": content})
+
+        async for values in self.run(submit):
+            yield values
+
+    def _again(self, chosen: Any, request: gr.Request) -> Values:
+        with told():
+            job, number, _ = self.picture(chosen, owner_of(request))
+            assert job.result is not None
+            manifest = read_manifest(job.folder / job.result["images"][number]["file"])
+            return self.studio.restore(manifest, owner_of(request))
+
+    def _sender(self, name: str) -> Callable[..., Values]:
+        tab = self.studio.tabs[name]
+
+        def send(chosen: Any, request: gr.Request) -> Values:
+            with told():
+                content = self.picture(chosen, owner_of(request))[2]
+                return {self.studio.root: self.studio.show(name), tab.picture: cached(content)}
+
+        return send

@@ -1,6 +1,6 @@
 """The syntax of prompts: parts with weights. Also the sentences that class labels are put into.
 
-The syntax, which only `generate` and `edit` read:
+The syntax, which only `generate` and `edit` read (and that of other programs: see `codebrush.text.pasted`):
 
     a dog                         one part of weight 1
     a dog:1.2 | blurry:-0.5       bars separate parts; a weight follows its colon without a space

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from codebrush.text.pasted import pasted
 from codebrush.text.prompts import doubts, parse_prompt
 from codebrush.text.scripts import script
 from codebrush.text.tokenizer import Tokenizer
@@ -35,12 +36,15 @@ def readable(text: str, tokenizer: Tokenizer) -> str:
 
 
 def read_prompt(prompt: str, tokenizer: Tokenizer) -> str:
-    """A prompt as it is drawn (see `readable`), with one warning for what is doubtful about it (see `doubts`) and one
-    for what cannot be read.
+    """A prompt as it is drawn (see `pasted` and `readable`), with one warning for each thing in it that other programs
+    know, for what is doubtful about it (see `doubts`), and for what cannot be read.
 
     Raises:
         PromptError: if it is no prompt (see `parse_prompt`).
     """
+    prompt, foreign = pasted(prompt)
+    for line in foreign:
+        warn(line, stacklevel=3)
     parse_prompt(prompt)  # refuses one that cannot be read
     for doubt in doubts(prompt):
         warn(doubt, stacklevel=3)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codebrush.data.decoding.images import AnyPicture, decode_image, is_several, picture_list, stack, to_pil
+from codebrush.data.decoding.images import AnyPicture, decode_image, is_several, picture_list, picture_of, stack, to_pil
 from codebrush.data.picture_fitting import Fit, embed_views, unit_range, views_for
 from codebrush.data.preprocess import pixels_for
 from codebrush.data.text_embedding import embed_texts
@@ -18,8 +18,10 @@ from codebrush.loaded_pack import LoadedPack
 from codebrush.progress import Progress
 from codebrush.text.reading import readable, warn_unread
 from codebrush.understanding.answer_confidence import AnswerConfidence
+from codebrush.understanding.attribution import Method
 from codebrush.understanding.captioning import Answer, Caption, CaptionPipeline
 from codebrush.understanding.classification import ZeroShotClassifier, pack_temperature
+from codebrush.understanding.explaining import ExplainedPicture, explain_picture
 
 
 class PictureTasks(LoadedPack):
@@ -145,6 +147,25 @@ class PictureTasks(LoadedPack):
         seen = (pixels_for(self.clip, [picture]).to(self.device) for picture in picture_list(images))
         answers = [self.reader.ask(pixels, [question], threshold)[0] for pixels in seen]
         return answers if is_several(images) else answers[0]
+
+    @overload
+    def explain(
+        self, image: AnyPicture, text: str, method: Method = "auto", progress: Progress | None = None
+    ) -> ExplainedPicture: ...
+
+    @overload
+    def explain(
+        self, image: AnyPicture, text: Sequence[str], method: Method = "auto", progress: Progress | None = None
+    ) -> list[ExplainedPicture]: ...
+
+    def explain(
+        self, image: AnyPicture, text: str | Sequence[str], method: Method = "auto", progress: Progress | None = None
+    ) -> ExplainedPicture | list[ExplainedPicture]:
+        """Which pixels of a picture match a text and its words, and whether it shows what the text says; see
+        `explain_picture`. Of several texts a list, in their order."""
+        texts = [text] if isinstance(text, str) else list(text)
+        found = explain_picture(self.clip, self.tokenizer, picture_of(image), texts, method, progress)
+        return found[0] if isinstance(text, str) else found
 
     def upscale(
         self, images: AnyPicture | Sequence[AnyPicture], scale: int = 2, progress: Progress | None = None

@@ -48,7 +48,7 @@ def test_a_text_that_the_picture_does_not_show_is_told_before_and_on_the_page(
     arguments = ["explain", str(picture), "a red circle", "--out", str(out), "--pack", str(micro_pack), "--json"]
     told, pages = {}, {}
     for level in (1.0, 0.9, 0.25):
-        monkeypatch.setattr("codebrush.understanding.presence.presences", lambda *_, it=level: [Presence(it)])
+        monkeypatch.setattr("codebrush.understanding.explaining.presences", lambda *_, it=level: [Presence(it)])
         assert run(arguments) == 0
         output = capsys.readouterr()
         report, told[level] = json.loads(output.out), output.err

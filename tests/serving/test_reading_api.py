@@ -80,3 +80,45 @@ def test_labels_captions_and_answers(url: str, brush: Codebrush) -> None:
 def test_what_cannot_be_read_is_a_400(url: str, path: str, body: dict[str, Any]) -> None:
     status, reply = call(f"{url}/v1/{path}", body)
     assert (status, reply["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_a_picture_is_explained(url: str, brush: Codebrush) -> None:
+    status, reply = call(f"{url}/v1/explain", {"image": data_url(PICTURES[0]), "text": "a red circle"})
+    (entry,) = reply["data"]
+    expected = brush.explain(PICTURES[0], "a red circle")
+    assert (status, reply["model"], entry["text"]) == (200, "micro", "a red circle")
+    assert entry["cosine"] == pytest.approx(expected.maps.score, abs=1e-6)
+    assert (entry["method"], entry["shown"]) == (expected.maps.method, expected.presence.shown)
+    assert (entry["doubt"], entry["level"], entry["seen"]) == (expected.doubt, expected.presence.level, 1)
+    assert [word["word"] for word in entry["words"]] == ["red", "circle"]
+    assert entry["words_without_map"] == ["a"]
+    assert entry["faithfulness"]["insertion"] == pytest.approx(expected.faithfulness.insertion, abs=1e-6)
+    maps = [entry["map"], *(word["map"] for word in entry["words"])]
+    decoded = [Image.open(io.BytesIO(base64.b64decode(each))).tobytes() for each in maps]
+    assert decoded == [each.tobytes() for each in expected.overlays()]
+    assert len(set(decoded)) == 3
+
+
+def test_words_are_explained_one_by_one(url: str) -> None:
+    asked = {"image": data_url(PICTURES[0]), "words": ["circle", "a blue square"], "method": "occlusion"}
+    data = call(f"{url}/v1/explain", asked)[1]["data"]
+    assert [entry["text"] for entry in data] == asked["words"]
+    assert [[word["map"] is None for word in entry["words"]] for entry in data] == [[True], [False, False]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text": None}, "give either text or words"),
+        ({"words": ["a"]}, "give either text or words"),
+        ({"text": " "}, "the text is empty"),
+        ({"method": "lime"}, "Invalid value for 'method'"),
+        ({"image": "data:image/png;base64,aGVsbG8="}, "not a picture of a known kind"),
+        ({"threshold": 1}, "Unknown parameter: 'threshold'"),
+    ],
+)
+def test_what_cannot_be_explained_is_named(url: str, changes: dict[str, Any], message: str) -> None:
+    asked = {"image": data_url(PICTURES[0]), "text": "a red circle", **changes}
+    status, reply = call(f"{url}/v1/explain", {name: value for name, value in asked.items() if value is not None})
+    assert status == 400
+    assert message in reply["error"]["message"]

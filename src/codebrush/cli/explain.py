@@ -13,16 +13,13 @@ import typer
 
 from codebrush.cli.flags import JsonOption, PackOption
 from codebrush.cli.output import check_folder, print_json, progress_bar, unread_entry
-from codebrush.cli.pictures import check_picture_file, seen_picture
+from codebrush.cli.pictures import check_picture_file, frame_entry
 from codebrush.errors import CodebrushError, ImageError, UsageError
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from codebrush.models.clip import CLIP
     from codebrush.pipeline import Codebrush
+    from codebrush.understanding.explaining import ExplainedPicture
     from codebrush.understanding.overlay import Group
-    from codebrush.understanding.presence import Presence
 
 
 class Method(StrEnum):
@@ -66,42 +63,32 @@ def explain(
     from codebrush.understanding.overlay import render_page
 
     brush = Codebrush.from_pretrained(pack)
-    picture, frame = seen_picture(brush.clip, image)
-    pixels, report = _heat(brush, picture, text, method)
+    with progress_bar("explaining") as progress:
+        found = brush.explain(image, text, method.value, progress)
+    if found.doubt is not None:
+        print(f"codebrush: {found.doubt}", file=sys.stderr)
+    pixels, report = _heat(found)
     codes, code_report = _codes(brush, image)
-    view, seen = _view(brush.clip, image)
-    save_png(render_page(view, [pixels, *codes]), out)
-    report = {"path": str(out), "seen": seen, **frame, **report, **code_report, **unread_entry(brush.tokenizer, [text])}
+    save_png(render_page(found.view, [pixels, *codes]), out)
+    about = {"path": str(out), "seen": found.seen, **frame_entry(found.frame)}
+    report = {**about, **report, **code_report, **unread_entry(brush.tokenizer, [text])}
     report["seconds"] = round(time.perf_counter() - start, 3)
     print_json(report) if json_output else _print_report(report)
 
 
-def _heat(brush: "Codebrush", picture: "Image.Image", text: str, method: Method) -> tuple["Group", dict[str, Any]]:
+def _heat(found: "ExplainedPicture") -> tuple["Group", dict[str, Any]]:
     """The panels of the text and its words, and their part of the report."""
-    from codebrush.data.preprocess import pixels_for
-    from codebrush.understanding.attribution import explain_and_measure
-    from codebrush.understanding.overlay import Group, Panel, normalised_maps
+    from codebrush.understanding.overlay import Group, Panel
 
-    pixels = pixels_for(brush.clip, [picture])[0].to(brush.device)  # (3, H, W)
-    presence = _presence(brush, picture, text)
-    doubt = presence.doubt(text)
-    if doubt is not None:
-        print(f"codebrush: {doubt}", file=sys.stderr)
-    with progress_bar("explaining") as progress:
-        found, measured = explain_and_measure(brush.clip, brush.tokenizer, pixels, text, method.value, progress)
-    words = found.words if len(found.words) > 1 else []  # the map of a single word is that of the text
-    whole, *heats = normalised_maps([found.heat, *(word.heat for word in words)])
-    panels = [
-        Panel("the picture", f"read at {pixels.shape[-1]} x {pixels.shape[-2]} pixels"),
-        Panel("the whole text" if words else found.text, f"cosine {found.score:.3f}", whole),
-        *(Panel(word.word, f"adds {word.gain:+.3f}", heat) for word, heat in zip(words, heats, strict=True)),
-    ]
-    entries = [{"word": word.word, "gain": round(word.gain, 6)} for word in found.words]
-    report = {"method": found.method, "score": found.score, "words": entries, "faithfulness": asdict(measured)}
+    height, width = found.maps.heat.shape
+    panels = [Panel("the picture", f"read at {width} x {height} pixels"), *found.panels]
+    maps, measured, presence = found.maps, found.faithfulness, found.presence
+    entries = [{"word": word.word, "gain": round(word.gain, 6)} for word in maps.words]
+    report = {"method": maps.method, "score": maps.score, "words": entries, "faithfulness": asdict(measured)}
     report |= {"better_than_random": measured.better_than_random, "shown": presence.shown, "level": presence.level}
-    said = [*([] if doubt is None else [doubt]), *_unfaithful(report)]
+    said = [*([] if found.doubt is None else [found.doubt]), *_unfaithful(report)]
     warning = "; ".join(said)
-    return Group(f"Which pixels match: {found.text}", panels, warning[:1].upper() + warning[1:]), report
+    return Group(f"Which pixels match: {maps.text}", panels, warning[:1].upper() + warning[1:]), report
 
 
 def _unfaithful(report: Mapping[str, Any]) -> list[str]:
@@ -109,33 +96,6 @@ def _unfaithful(report: Mapping[str, Any]) -> list[str]:
     poor = [name for name, better in report["better_than_random"].items() if not better]
     remedy = "do not rely on it" if report["method"] == Method.OCCLUSION else "try --method occlusion"
     return [f"by {' and '.join(poor)}, this map is no better than random: {remedy}"] if poor else []
-
-
-def _presence(brush: "Codebrush", picture: "Image.Image", text: str) -> "Presence":
-    """Whether the picture shows what the text says."""
-    from codebrush.data.text_embedding import embed_other_texts, embed_texts
-    from codebrush.understanding.presence import presences
-
-    texts = embed_texts(brush.clip, brush.tokenizer, [text], 1, on_long="truncate")
-    others = embed_other_texts(brush.clip, brush.tokenizer)
-    return presences(brush.embed_images([picture])[0], texts, others)[0]
-
-
-def _view(clip: "CLIP", image: Path) -> tuple["Image.Image", float]:
-    """The part of the picture that the encoder reads, at the size of a panel, and its share of the picture, 0 to 1."""
-    from codebrush.data.decoding.images import decode_image, resize_square
-    from codebrush.data.preprocess import clip_resize
-    from codebrush.understanding.overlay import PANEL
-
-    mode = clip.config.resize_mode
-    plain, squeezed = mode == "plain", mode == "squeeze"
-    whole = decode_image(image, keep_mode=not plain, wanted=PANEL)
-    height, width = clip.image_shape
-    sides = whole.width * height, whole.height * width  # equal where the picture has the shape that the encoder reads
-    seen = 1.0 if squeezed else round(min(sides) / max(sides), 3)
-    longest = max(height, width)
-    shape = round(PANEL * height / longest), round(PANEL * width / longest)
-    return resize_square(whole, PANEL) if plain else clip_resize(whole, shape, crop=not squeezed), seen
 
 
 def _codes(brush: "Codebrush", image: Path) -> tuple[list["Group"], dict[str, Any]]:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from codebrush.pack.members import MEMBERS
-from codebrush.serving import edits, embeddings, images, reading, sign_in
+from codebrush.serving import edits, embeddings, images, pictures, reading, sign_in
 from codebrush.serving.context import Context, Served
 from codebrush.serving.engine import Engine
 from codebrush.serving.images import event
@@ -50,7 +50,7 @@ def make_app(engine: Engine, settings: Settings) -> FastAPI:
     app.state.context = Context(engine, settings)
     add_handlers(app)
     app.add_middleware(Guard, settings=settings, metrics=engine.metrics)
-    for each in (router, images.router, edits.router, embeddings.router, reading.router):
+    for each in (router, images.router, edits.router, embeddings.router, pictures.router, reading.router):
         app.include_router(each)
     _add_page(app, settings)
     make = app.openapi

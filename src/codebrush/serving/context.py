@@ -37,7 +37,7 @@ class Context:
         files = f"{str(request.base_url).rstrip('/')}/files/{job.id}"
         data = None
         if job.state == "done" and job.result is not None and "images" in job.result:
-            kept = ("seed", "index", "clip_score", "scorer_score", "verdict")
+            kept = ("seed", "index", "clip_score", "scorer_score", "verdict", "identical")
             data = [
                 {"url": f"{files}/{number}.png", **{name: image[name] for name in kept if name in image}}
                 for number, image in enumerate(job.result["images"])

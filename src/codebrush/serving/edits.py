@@ -3,18 +3,16 @@
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import ValidationError
-from starlette.datastructures import FormData, UploadFile
 
 from codebrush.generation.options import SAMPLING
 from codebrush.serving.context import Context, Served
+from codebrush.serving.forms import MOST_PICTURES, content, invalid, text_of
 from codebrush.serving.images import Wanted, answer, drawing_options
 from codebrush.serving.problems import Problem
 from codebrush.serving.schemas import Drawing, EditRequest, ImagesReply, JobReply, VariationRequest
 
-MOST_PICTURES = 16
 PASSED = ("negative_prompt", "method", "strength", "steps", *SAMPLING)  # to `Codebrush.edit` and `vary` as they are
 FILES = ("image", "image[]", "mask")
 Asked = TypeVar("Asked", bound=Drawing)
@@ -93,29 +91,15 @@ async def _read(request: Request, kind: type[Asked]) -> tuple[Asked, dict[str, b
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise Problem(400, "send the picture in a form: multipart/form-data", "invalid_content_type")
     async with request.form(max_files=MOST_PICTURES + 1, max_fields=200) as form:
-        fields = {name: _texts(form, name) for name in form if name not in FILES}
+        fields = {name: text_of(form, name) for name in form if name not in FILES}
         uploads = [*form.getlist("image"), *form.getlist("image[]")]
-        files = {f"picture_{number:02d}": await _content(each, "image") for number, each in enumerate(uploads)}
+        files = {f"picture_{number:02d}": await content(each, "image") for number, each in enumerate(uploads)}
         for mask in form.getlist("mask"):
-            files["mask"] = await _content(mask, "mask")
+            files["mask"] = await content(mask, "mask")
     try:
         return kind.model_validate(fields), files
     except ValidationError as error:
-        raise RequestValidationError(error.errors(include_context=False, include_input=False)) from None
-
-
-def _texts(form: FormData, name: str) -> Any:
-    """The value of a field. Raises Problem for one that is a file, or given twice."""
-    values = form.getlist(name)
-    if len(values) > 1 or not isinstance(values[0], str):
-        raise Problem(400, f"'{name}' must be one text", "invalid_value", name)
-    return values[0]
-
-
-async def _content(upload: UploadFile | str, name: str) -> bytes:
-    if isinstance(upload, str):
-        raise Problem(400, f"'{name}' must be a file", "invalid_value", name)
-    return await upload.read()
+        raise invalid(error) from None
 
 
 def _job_request(asked: Drawing, files: dict[str, bytes]) -> dict[str, Any]:

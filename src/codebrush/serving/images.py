@@ -18,7 +18,7 @@ from codebrush.serving.context import Context, Served
 from codebrush.serving.engine import Engine
 from codebrush.serving.jobs import Job
 from codebrush.serving.problems import Problem
-from codebrush.serving.schemas import GUIDANCE, Drawing, GenerationRequest, ImagesReply, JobReply
+from codebrush.serving.schemas import GUIDANCE, Drawing, GenerationRequest, ImagesReply, JobReply, Returned
 from codebrush.serving.settings import Settings
 from codebrush.serving.waiting import changes, failure_of, finished, left_waiting
 
@@ -30,6 +30,7 @@ HEARTBEAT = 1.0  # seconds between two looks at a job that does not change
 ASYNC_PREVIEWS = 3  # half-drawn pictures of a job that nobody waits for
 # Options that pass from the request to `Codebrush.generate` as they are.
 PASSED = ("negative_prompt", "steps", "sampler", "cfg_interval", "prior", "neighbours", "method", *SAMPLING)
+SAID = ("seed", "index", "clip_score", "scorer_score", "verdict", "identical")  # of each picture, if it is known
 router = APIRouter(tags=["images"])
 
 
@@ -76,18 +77,19 @@ class Wanted:
         self.format, self.compression, self.quality, self.url = format, compression, quality, url
 
     @classmethod
-    def of(cls, asked: Drawing) -> "Wanted":
+    def of(cls, asked: Returned) -> "Wanted":
         """What a request says of it."""
-        if asked.background == "transparent":
+        drawing = asked if isinstance(asked, Drawing) else Drawing()
+        if drawing.background == "transparent":
             raise Problem(400, "the pictures of this model are opaque", "unsupported_value", "background")
         format, compression = asked.output_format or "png", asked.output_compression
         if format == "png" and compression not in (None, 100):
             raise Problem(400, "png is never lossy: choose jpeg or webp", "unsupported_value", "output_compression")
-        if asked.partial_images and not asked.stream and asked.wait:
+        if drawing.partial_images and not drawing.stream and asked.wait:
             raise Problem(400, "partial_images is for stream", "invalid_value", "partial_images")
-        quality = REPORTED.get(asked.quality or "", "medium")
+        quality = REPORTED.get(drawing.quality or "", "medium")
         compression = 100 if compression is None else compression
-        return cls(format, compression, quality, asked.response_format == "url" and not asked.stream)
+        return cls(format, compression, quality, asked.response_format == "url" and not drawing.stream)
 
     def about(self) -> dict[str, Any]:
         """What every reply repeats."""
@@ -147,7 +149,7 @@ def picture_entry(job: Job, number: int, wanted: Wanted, request: Request) -> di
     """What a reply says of one picture of a job that is done."""
     assert job.result is not None
     image = job.result["images"][number]
-    said = {name: image[name] for name in ("seed", "index", "clip_score", "scorer_score", "verdict") if name in image}
+    said = {name: image[name] for name in SAID if name in image}
     if wanted.url:
         return {"url": picture_url(job, number, wanted, request), **said}
     return {"b64_json": base64.b64encode(picture_bytes(job, number, wanted)).decode(), **said}

@@ -1,5 +1,6 @@
 """Errors in the form of OpenAI's API, with a status that its client does not retry if the caller is to blame."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,9 @@ STATUS = {  # of an error's code; any other is the caller's, 400
     "internal_error": 500,
     "out_of_memory": 507,
 }
+_OUTSIDE = re.compile(
+    r"(body|query|path|str|(list|function|constrained)\W.*)$"
+)  # parts of a place that name no parameter
 NOT_AGAIN = {"x-should-retry": "false"}  # what the official client obeys
 
 
@@ -75,8 +79,11 @@ async def _user_error(_: Request, error: Any) -> JSONResponse:
 
 
 async def _invalid(request: Request, error: Any) -> JSONResponse:
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    found = error.errors()
+    first = next(
+        (each for each in found if not each["type"].endswith("_type")), found[0]
+    )  # of a union the branch meant
+    place = [str(part) for part in first["loc"] if not _OUTSIDE.match(str(part))]
     name, kind = ".".join(place) or None, first["type"]
     if kind == "json_invalid":
         return Problem(400, "the body is no valid JSON", "invalid_json").reply()

@@ -1,17 +1,21 @@
-"""`/v1/classify`, `/v1/caption` and `/v1/ask`: what pictures show."""
+"""`/v1/classify`, `/v1/caption`, `/v1/ask` and `/v1/explain`: what pictures show."""
 
+import base64
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from codebrush.serving.context import Context, Served
 from codebrush.serving.embeddings import data_url
-from codebrush.serving.schemas import (
+from codebrush.serving.forms import body_of, read_body
+from codebrush.serving.reading_schemas import (
     AnswersReply,
     AskRequest,
     CaptionRequest,
     CaptionsReply,
     ClassifyRequest,
+    ExplainRequest,
+    ExplanationsReply,
     LabelsReply,
     PicturesRequest,
 )
@@ -36,6 +40,38 @@ async def caption(asked: CaptionRequest, request: Request, context: Served) -> d
 async def ask(asked: AskRequest, request: Request, context: Served) -> dict[str, Any]:
     """For each picture the answer, with the probability that it is right."""
     return await _read("ask", asked, {"question": asked.question}, request, context)
+
+
+EXPLAINED = {"image": "The picture."}
+
+
+@router.post(
+    "/v1/explain",
+    response_model=ExplanationsReply,
+    summary="Explain a picture by words",
+    openapi_extra=body_of(ExplainRequest, EXPLAINED),
+)
+async def explain(request: Request, context: Served) -> dict[str, Any]:
+    """Heat maps of which pixels match a text and each of its words, and whether the picture shows what it says. The
+    body is JSON, or a form with the picture as a file."""
+    asked = await read_body(request, ExplainRequest, EXPLAINED)
+    texts = asked.words or [asked.text]
+    pack = asked.model or context.settings.packs[0]
+    found = {"pictures": ["picture_00"], "max_pixels": context.settings.max_input_pixels}
+    found |= {"texts": texts, "method": asked.method}
+    job = context.submit("explain", pack, found, request, {"picture_00": data_url(asked.image, "image")})
+    await finished(context.engine, job, request)
+    assert job.result is not None
+
+    def shown(file: str | None) -> str | None:
+        return None if file is None else base64.b64encode((job.folder / file).read_bytes()).decode()
+
+    data = [
+        {**entry, "map": shown(entry["map"]), "words": [{**word, "map": shown(word["map"])} for word in entry["words"]]}
+        for entry in job.result["data"]
+    ]
+    context.engine.forget(job)
+    return {"object": "list", "model": pack, "data": data, "warnings": job.warnings}
 
 
 async def _read(

@@ -1,14 +1,15 @@
 """What requests hold and replies say; FastAPI makes the OpenAPI document of it."""
 
+import json
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from codebrush.generation.guided.guide_options import INITS, MEMORY, GuideOptions
 from codebrush.text.prompts import MAX_PROMPT_LENGTH
 
-MOST_PICTURES, MOST_CANDIDATES, MOST_STEPS, MOST_INPUTS, MOST_TEXTS = 10, 64, 2000, 2048, 16
+MOST_PICTURES, MOST_CANDIDATES, MOST_STEPS, MOST_INPUTS, MOST_TEXTS, MOST_SENT = 10, 64, 2000, 2048, 16, 16
 # Options of guidance that name files, which no request may reach, or that the request has in another form.
 _NOT_HERE = {"image_prompt", "target", "other_clip", "own_clip_weight", "mask", "mask_side", "palette", "init"}
 _OF_ITS_OWN = {"size", "steps", "batch_size", "show_every"}
@@ -18,6 +19,11 @@ GUIDANCE = [
     if option.name not in _NOT_HERE | _OF_ITS_OWN and option.metadata["topic"] != MEMORY
 ]
 
+DATA_URL = "data:image/png;base64,iVBORw0KGgo..."
+Pictures = Annotated[
+    str | Annotated[list[str], Field(min_length=1, max_length=MOST_SENT)],
+    Field(description=f"A picture as a data URL, `data:image/png;base64,...`, or a list of up to {MOST_SENT}."),
+]
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_LENGTH)]
 Text = Annotated[str, Field(max_length=MAX_PROMPT_LENGTH)]
 
@@ -37,48 +43,54 @@ def _guide_field(option: Any) -> tuple[Any, Any]:
     return kind | None, Field(default=None, description=f"guide: {about['help']}", **limits)
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 _options: dict[str, Any] = {option.name: _guide_field(option) for option in GUIDANCE}
-_Guidance: Any = create_model("Guidance", __base__=_Strict, **_options)
+_Guidance: Any = create_model("Guidance", __base__=Strict, **_options)
 
 
-def _own(description: str, **limits: Any) -> Any:
+def optional(description: str, **limits: Any) -> Any:
+    """A parameter that may be left out."""
     return Field(default=None, description=description, **limits)
 
 
-class Drawing(_Strict):
+class Returned(Strict):
+    """In which form pictures are wanted."""
+
+    model: str | None = optional("A pack that the server has. Default: its first.", max_length=200)
+    output_format: Literal["png", "jpeg", "webp"] | None = optional("Default: png, which says how it was made.")
+    output_compression: int | None = optional("jpeg, webp: quality. Default: 100.", ge=0, le=100)
+    response_format: Literal["url", "b64_json"] | None = optional("Default: b64_json.")
+    wait: bool = Field(default=True, description="false: answer at once with the job, to be looked at later.")
+
+
+class Drawing(Returned):
     """What every request that draws may hold: OpenAI's parameters, and our own, which its client sends through
     `extra_body`."""
 
-    model: str | None = _own("A pack that the server has. Default: its first.", max_length=200)
     n: int | None = Field(default=None, ge=1, le=MOST_PICTURES, description="How many pictures. Default: 1.")
-    size: str | None = _own("WIDTHxHEIGHT in pixels, or auto: the pack's own.", pattern=r"^(auto|\d{1,5}x\d{1,5})$")
-    quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = _own(
+    size: str | None = optional("WIDTHxHEIGHT in pixels, or auto: the pack's own.", pattern=r"^(auto|\d{1,5}x\d{1,5})$")
+    quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = optional(
         "How many pictures are drawn for each that is kept: low 1, medium (standard, auto) 4, high (hd) 8."
     )
-    background: Literal["auto", "opaque", "transparent"] | None = _own("Not to be chosen: transparent is refused.")
-    output_format: Literal["png", "jpeg", "webp"] | None = _own("Default: png, which says how it was made.")
-    output_compression: int | None = _own("jpeg, webp: quality. Default: 100.", ge=0, le=100)
-    response_format: Literal["url", "b64_json"] | None = _own("Default: b64_json.")
-    stream: bool | None = _own("Answer with server-sent events.")
-    partial_images: int | None = _own("Half-drawn pictures to stream on the way, at most.", ge=0, le=3)
-    user: str | None = _own("Not used.", max_length=1000)
-    safety_identifier: str | None = _own("Not used.", max_length=1000)
-    moderation: Literal["auto", "low"] | None = _own("Not used.")
+    background: Literal["auto", "opaque", "transparent"] | None = optional("Not to be chosen: transparent is refused.")
+    stream: bool | None = optional("Answer with server-sent events.")
+    partial_images: int | None = optional("Half-drawn pictures to stream on the way, at most.", ge=0, le=3)
+    user: str | None = optional("Not used.", max_length=1000)
+    safety_identifier: str | None = optional("Not used.", max_length=1000)
+    moderation: Literal["auto", "low"] | None = optional("Not used.")
 
-    seed: int | None = _own("Random seed: the same seed gives the same pictures. Default: another each time.", ge=0)
-    cfg: float | None = _own("Scale of classifier-free guidance.", ge=0, le=100)
-    temperature: float | None = _own("0 takes the likeliest code.", ge=0, le=100)
-    top_k: int | None = _own("Draw among so many codes; 0: all.", ge=0, le=2**31 - 1)
-    top_p: float | None = _own("Draw among the likeliest codes of this probability in all.", gt=0, le=1)
-    min_p: float | None = _own("Least probability of a code, as a share of the likeliest one's.", ge=0, le=1)
-    rerank: int | None = _own("Pictures to draw, of which the best n are kept.", ge=1, le=MOST_CANDIDATES)
-    steps: int | None = _own("guide, flow: how many steps are taken.", ge=1, le=MOST_STEPS)
-    upscale: Literal[1, 2, 4] | None = _own("Enlarge the pictures afterwards.")
-    wait: bool = Field(default=True, description="false: answer at once with the job, to be looked at later.")
+    seed: int | None = optional("Random seed: the same seed gives the same pictures. Default: another each time.", ge=0)
+    cfg: float | None = optional("Scale of classifier-free guidance.", ge=0, le=100)
+    temperature: float | None = optional("0 takes the likeliest code.", ge=0, le=100)
+    top_k: int | None = optional("Draw among so many codes; 0: all.", ge=0, le=2**31 - 1)
+    top_p: float | None = optional("Draw among the likeliest codes of this probability in all.", gt=0, le=1)
+    min_p: float | None = optional("Least probability of a code, as a share of the likeliest one's.", ge=0, le=1)
+    rerank: int | None = optional("Pictures to draw, of which the best n are kept.", ge=1, le=MOST_CANDIDATES)
+    steps: int | None = optional("guide, flow: how many steps are taken.", ge=1, le=MOST_STEPS)
+    upscale: Literal[1, 2, 4] | None = optional("Enlarge the pictures afterwards.")
 
 
 class GenerationRequest(Drawing, _Guidance):
@@ -94,38 +106,73 @@ class GenerationRequest(Drawing, _Guidance):
     )
 
     prompt: Prompt = Field(description="What to draw. Weights: `a dog:1.2 | blurry:-0.5`.")
-    negative_prompt: Text | None = _own("What the picture should not show.")
-    style: str | None = _own("One of the pack's styles. vivid and natural are not used.", max_length=200)
+    negative_prompt: Text | None = optional("What the picture should not show.")
+    style: str | None = optional("One of the pack's styles. vivid and natural are not used.", max_length=200)
 
-    method: Literal["sample", "flow", "retrieve", "guide"] | None = _own(
+    method: Literal["sample", "flow", "retrieve", "guide"] | None = optional(
         "How pictures are made. Default: sample, if the pack has it."
     )
-    init: Literal[INITS] | None = _own("guide: where to begin.")  # pyright: ignore[reportInvalidTypeForm]
-    preset: str | None = _own("guide: a set of values for its options.", max_length=100)
-    sampler: Literal["euler", "heun", "dpm"] | None = _own("flow: how a step is taken.")
-    cfg_interval: tuple[float, float] | None = _own("flow: guidance only between these times; 1 is noise.")
-    prior: Literal["retrieval", "mlp", "none"] | None = _own("retrieve, flow: source of the image embedding.")
-    neighbours: int | None = _own("retrieve, flow: how many similar pictures to blend.", ge=1, le=64)
+    init: Literal[INITS] | None = optional("guide: where to begin.")  # pyright: ignore[reportInvalidTypeForm]
+    preset: str | None = optional("guide: a set of values for its options.", max_length=100)
+    sampler: Literal["euler", "heun", "dpm"] | None = optional("flow: how a step is taken.")
+    cfg_interval: tuple[float, float] | None = optional("flow: guidance only between these times; 1 is noise.")
+    prior: Literal["retrieval", "mlp", "none"] | None = optional("retrieve, flow: source of the image embedding.")
+    neighbours: int | None = optional("retrieve, flow: how many similar pictures to blend.", ge=1, le=64)
 
 
 class EditRequest(Drawing):
     """A request to change pictures, sent as a form beside them."""
 
     prompt: Prompt = Field(description="What the picture, or the part of it that changes, is to show.")
-    negative_prompt: Text | None = _own("What it should not show.")
-    style: str | None = _own("One of the pack's styles. vivid and natural are not used.", max_length=200)
-    input_fidelity: Literal["high", "low"] | None = _own("Not used.")
-    method: Literal["sample", "flow"] | None = _own("What draws. Default: sample, if the pack has it.")
-    strength: float | None = _own("Without a mask: the share of the picture that is redrawn.", gt=0, le=1)
+    negative_prompt: Text | None = optional("What it should not show.")
+    style: str | None = optional("One of the pack's styles. vivid and natural are not used.", max_length=200)
+    input_fidelity: Literal["high", "low"] | None = optional("Not used.")
+    method: Literal["sample", "flow"] | None = optional("What draws. Default: sample, if the pack has it.")
+    strength: float | None = optional("Without a mask: the share of the picture that is redrawn.", gt=0, le=1)
 
 
 class VariationRequest(Drawing):
     """A request for pictures that are similar to one, sent as a form beside it."""
 
-    method: Literal["sample", "flow"] | None = _own("What draws. Default: sample, if the pack has it.")
+    method: Literal["sample", "flow"] | None = optional("What draws. Default: sample, if the pack has it.")
 
 
-class EmbeddingRequest(_Strict):
+class UpscaleRequest(Returned):
+    """Pictures to enlarge."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"image": DATA_URL, "scale": 4}]})
+
+    image: Pictures
+    scale: Literal[2, 4] = Field(default=2, description="How many times as wide and high.")
+
+    @field_validator("scale", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+class ReplayRequest(Returned):
+    """A picture to make again, by the PNG or by its manifest, with the pictures that it was made from."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"image": DATA_URL, "source": DATA_URL}]})
+
+    image: str | None = optional("The PNG, as a data URL.")
+    manifest: dict[str, Any] | None = optional("Its manifest, if there is no PNG.")
+    source: Pictures | None = optional("The pictures that it was made from, if any, as data URLs.")
+    mask: str | None = optional("The mask of an edit, as it was sent then, as a data URL.")
+
+    @field_validator("manifest", mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except RecursionError:
+            raise ValueError("it is no manifest") from None
+
+
+class EmbeddingRequest(Strict):
     """A request for embeddings: OpenAI's parameters; a picture is a data URL."""
 
     model_config = ConfigDict(
@@ -137,91 +184,13 @@ class EmbeddingRequest(_Strict):
         min_length=1,
         max_length=None,
     )
-    model: str | None = _own("A pack that the server has. Default: its first.", max_length=200)
-    encoding_format: Literal["float", "base64"] | None = _own("base64: little-endian float32. Default: float.")
-    dimensions: int | None = _own("Cut to so many numbers, and of unit length again.", ge=1, le=65536)
-    user: str | None = _own("Not used.", max_length=1000)
-
-
-class PicturesRequest(_Strict):
-    """Pictures to look at."""
-
-    image: str | Annotated[list[str], Field(min_length=1, max_length=16)] = Field(
-        description="A picture as a data URL, `data:image/png;base64,...`, or a list of up to 16.",
-        examples=["data:image/png;base64,iVBORw0KGgo..."],
-    )
-    model: str | None = _own("A pack that the server has. Default: its first.", max_length=200)
-
-
-class ClassifyRequest(PicturesRequest):
-    """Labels to choose among."""
-
-    labels: Annotated[list[Prompt], Field(min_length=1, max_length=1000)] = Field(examples=[["a dog", "a cat"]])
-    none: bool = Field(default=False, description='Also "none of these".')
-
-
-class CaptionRequest(PicturesRequest):
-    """How many captions to write."""
-
-    n: int = Field(default=1, ge=1, le=10)
-
-
-class AskRequest(PicturesRequest):
-    """A question about each picture."""
-
-    question: Prompt = Field(examples=["what colour is it?"])
-
-
-class LabelEntry(BaseModel):
-    """A label and its probability."""
-
-    label: str
-    probability: float
-
-
-class CaptionEntry(BaseModel):
-    """A caption and CLIP's cosine with the picture."""
-
-    text: str
-    score: float
-
-
-class AnswerEntry(BaseModel):
-    """An answer, and the probability that the guess is right; below a threshold the answer is "I don't know"."""
-
-    answer: str
-    confidence: float
-    guess: str
+    model: str | None = optional("A pack that the server has. Default: its first.", max_length=200)
+    encoding_format: Literal["float", "base64"] | None = optional("base64: little-endian float32. Default: float.")
+    dimensions: int | None = optional("Cut to so many numbers, and of unit length again.", ge=1, le=65536)
+    user: str | None = optional("Not used.", max_length=1000)
 
 
 Warnings = Annotated[list[str], Field(description="What to expect of the result, such as words that are not known.")]
-
-
-class LabelsReply(BaseModel):
-    """One entry for each picture."""
-
-    object: Literal["list"] = "list"
-    model: str
-    data: list[list[LabelEntry]]
-    warnings: Warnings
-
-
-class CaptionsReply(BaseModel):
-    """One entry for each picture."""
-
-    object: Literal["list"] = "list"
-    model: str
-    data: list[list[CaptionEntry]]
-    warnings: Warnings
-
-
-class AnswersReply(BaseModel):
-    """One entry for each picture."""
-
-    object: Literal["list"] = "list"
-    model: str
-    data: list[AnswerEntry]
-    warnings: Warnings
 
 
 class InputDetails(BaseModel):
@@ -245,11 +214,12 @@ class ImageData(BaseModel):
 
     b64_json: str | None = None
     url: str | None = Field(default=None, description="Served by this server until the job is forgotten.")
-    seed: int
-    index: int = Field(description="The picture draws from the random stream of (seed, index).")
-    clip_score: float = Field(description="CLIP's cosine with the prompt.")
+    seed: int | None = None
+    index: int | None = Field(default=None, description="The picture draws from the random stream of (seed, index).")
+    clip_score: float | None = Field(default=None, description="CLIP's cosine with the prompt.")
     scorer_score: float | None = Field(default=None, description="The cosine by the pack's scorer.")
     verdict: str | None = Field(default=None, description="likely, unsure or unlikely to show the prompt.")
+    identical: bool | None = Field(default=None, description="Of a replay: whether the pixels are those of the PNG.")
 
 
 class ImagesReply(BaseModel):
@@ -262,6 +232,18 @@ class ImagesReply(BaseModel):
     quality: Literal["low", "medium", "high"]
     size: str
     usage: ImageUsage
+    job: str = Field(description="The job that made them: /v1/jobs/{job}.")
+    warnings: Warnings
+
+
+class PicturesReply(BaseModel):
+    """Pictures in the order of those sent."""
+
+    created: int
+    data: list[ImageData]
+    output_format: Literal["png", "jpeg", "webp"]
+    size: str = Field(description="Of the first.")
+    model: str
     job: str = Field(description="The job that made them: /v1/jobs/{job}.")
     warnings: Warnings
 

@@ -6,18 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL import Image
 
 from codebrush.data.decoding.images import decode_image, save_png, to_pil
 from codebrush.data.masks import white_where_clear
-from codebrush.files import atomic_file
+from codebrush.errors import ImageError
 from codebrush.generation.advice import warn_of_failure
+from codebrush.generation.editing.upscaling import file_manifest
 from codebrush.generation.guided.run_folder import RUN_FILE
 from codebrush.generation.result import Result
 from codebrush.pipeline import Codebrush
-from codebrush.progress import Preview, Progress
+from codebrush.progress import Preview, Progress, shares
 from codebrush.serving.jobs import Job
+from codebrush.serving.reading_work import embed, explain, read
 
 OWN = ("prompt", "seed")  # what may differ between the jobs of one batch
 DRAW, READ = "draw", "read"
@@ -102,55 +103,55 @@ def _redraw(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[d
     """Edits and variations of the pictures in the job's folder."""
     (job,) = jobs
     request = dict(job.request)
-    names, most, masked = (request.pop(name) for name in ("pictures", "max_pixels", "mask"))
-
-    def read(name: str) -> Image.Image:
-        return decode_image((job.folder / name).read_bytes(), keep_mode=True, max_pixels=most)
-
-    pictures = [read(name) for name in names]
+    names, masked, _ = (request.pop(name) for name in ("pictures", "mask", "max_pixels"))
+    pictures = [_sent(job, name) for name in names]
     task = brush.vary if job.kind == "vary" else brush.edit
-    mask = {"mask": white_where_clear(read("mask"))} if masked else {}
+    mask = {"mask": white_where_clear(_sent(job, "mask"))} if masked else {}
     return [_kept(job, [*task(pictures, progress=progress, **mask, **request).results])]
 
 
-def _embed(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:
-    """Texts and pictures as vectors, (B, E) little-endian float32 in a file of the job's folder."""
+def _upscale(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:
+    """The pictures in the job's folder, enlarged; what they say of themselves is kept."""
     (job,) = jobs
-    inputs = job.request["inputs"]
-    texts = [entry["text"] for entry in inputs if "text" in entry]
-    names = [entry["file"] for entry in inputs if "file" in entry]
-    pictures = [decode_image((job.folder / name).read_bytes(), max_pixels=job.request["max_pixels"]) for name in names]
-    vectors = {"text": iter(brush.embed_text(texts) if texts else ()), "file": iter(brush.embed_images(pictures))}
-    found = [next(vectors["text" if "text" in entry else "file"]) for entry in inputs]
-    rows = torch.stack(found).cpu().numpy().astype("<f4")
-    with atomic_file(job.folder / "vectors.f32") as part:
-        rows.tofile(part)
-    tokens = sum(map(len, brush.tokenizer.ids(texts))) if texts else 0
-    progress(len(inputs), len(inputs))
-    return [{"file": "vectors.f32", "tokens": tokens + len(pictures)}]
+    names, most, scale = (job.request[name] for name in ("pictures", "max_pixels", "scale"))
+    images = []
+    for name, share in zip(names, shares(progress, len(names)), strict=True):
+        picture = _sent(job, name)
+        if picture.width * picture.height * scale**2 > most:
+            raise ImageError(f"enlarged {scale} times the picture would have more than {most:,} pixels")
+        (large,) = brush.upscale([picture], scale, share)
+        save_png(large, job.folder / f"{name}.png", file_manifest(job.folder / name, scale, large.size, brush.pack))
+        images.append({"file": f"{name}.png", "size": list(large.size), "codes": 0})
+    return [{"images": images}]
 
 
-def _read(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:
-    """What the pictures in the job's folder show: their labels, captions or answers."""
+def _replay(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:
+    """The picture of a manifest again, from the sources in the job's folder and no other file."""
     (job,) = jobs
-    names, most, options = (job.request[name] for name in ("pictures", "max_pixels", "options"))
-    pictures = [decode_image((job.folder / name).read_bytes(), max_pixels=most) for name in names]
-    data: list[Any]
-    if job.kind == "classify":
-        found = brush.classify(pictures, **options)
-        data = [[{"label": label, "probability": share} for label, share in each] for each in found]
-    elif job.kind == "caption":
-        data = [[{"text": one.text, "score": one.score} for one in each] for each in brush.caption(pictures, **options)]
-    else:
-        answers = brush.ask(pictures, **options)
-        data = [{"answer": one.text, "confidence": one.confidence, "guess": one.guess} for one in answers]
-    progress(len(pictures), len(pictures))
-    return [{"data": data}]
+    names, compared = job.request["sources"], job.request["picture"]
+    for name in names:
+        _sent(job, name)  # a picture, and no larger than it may be
+    sources = [job.folder / name for name in names]
+    result = brush.replay(job.request["manifest"], sources, named_files=False, progress=progress)
+    kept = _kept(job, [result])
+    if compared is not None:
+        there, here = ((image.mode, image.size, image.tobytes()) for image in (_sent(job, compared), result.image))
+        kept["images"][0]["identical"] = there == here
+    return [kept]
+
+
+def _sent(job: Job, name: str) -> Image.Image:
+    """A picture that was sent with a request. Raises ImageError if it is none, or too large."""
+    content = (job.folder / name).read_bytes()
+    return decode_image(content, keep_mode=True, max_pixels=job.request["max_pixels"])
 
 
 KINDS: Mapping[str, Kind] = {
     "generate": Kind(_generate, _options),
     **dict.fromkeys(("edit", "vary"), Kind(_redraw)),
-    "embed": Kind(_embed, lane=READ),
-    **dict.fromkeys(("classify", "caption", "ask"), Kind(_read, lane=READ)),
+    "upscale": Kind(_upscale),
+    "replay": Kind(_replay),
+    "embed": Kind(embed, lane=READ),
+    **dict.fromkeys(("classify", "caption", "ask"), Kind(read, lane=READ)),
+    "explain": Kind(explain, lane=READ),
 }

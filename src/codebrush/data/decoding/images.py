@@ -297,26 +297,27 @@ def save_png(image: Image.Image, path: str | Path, manifest: dict[str, Any] | No
         image.save(part, format="PNG", pnginfo=info)
 
 
-def read_manifest(path: str | Path) -> dict[str, Any]:
-    """Read the manifest that `save_png` wrote into a picture.
+def read_manifest(path: str | Path | BinaryIO) -> dict[str, Any]:
+    """Read the manifest that `save_png` wrote into a picture, from its file or an open one.
 
     Raises:
         ImageError: if the file cannot be read or has no manifest.
     """
+    name = path if isinstance(path, str | Path) else "the picture"
     try:
         with Image.open(path, formats=("PNG",)) as image:
             text = getattr(image, "text", {}).get(MANIFEST_KEY)
     except UnidentifiedImageError:
-        raise ImageError(f"{path}: not a PNG, so it cannot say how it was made") from None
+        raise ImageError(f"{name}: not a PNG, so it cannot say how it was made") from None
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ImageError(f"{path}: cannot be read: {' '.join(reason.split())}") from error
+        raise ImageError(f"{name}: cannot be read: {' '.join(reason.split())}") from error
     if text is None:
-        raise ImageError(f"{path}: does not say how it was made (no {MANIFEST_KEY} text in it)")
+        raise ImageError(f"{name}: does not say how it was made (no {MANIFEST_KEY} text in it)")
     try:
         manifest = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         manifest = None
     if not isinstance(manifest, dict):
-        raise ImageError(f"{path}: its {MANIFEST_KEY} text is damaged")
+        raise ImageError(f"{name}: its {MANIFEST_KEY} text is damaged")
     return manifest

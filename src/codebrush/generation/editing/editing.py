@@ -117,7 +117,7 @@ class Edit:
             KeyError, TypeError, ValueError, UsageError: if the manifest is damaged.
         """
         values = {"transparency": "dropped", **read_edit(manifest)}
-        for name in {"picture", "mask"} & values.keys():
+        for name in [name for name in ("picture", "mask") if name in values]:
             values[name] = sources.picture(values[name], name)
         return cls(**values)
 

@@ -122,3 +122,4 @@ def test_what_cannot_be_explained_is_named(url: str, changes: dict[str, Any], me
     status, reply = call(f"{url}/v1/explain", {name: value for name, value in asked.items() if value is not None})
     assert status == 400
     assert message in reply["error"]["message"]
+    assert "Value error" not in reply["error"]["message"]

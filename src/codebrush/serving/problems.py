@@ -22,9 +22,8 @@ STATUS = {  # of an error's code; any other is the caller's, 400
     "internal_error": 500,
     "out_of_memory": 507,
 }
-_OUTSIDE = re.compile(
-    r"(body|query|path|str|(list|function|constrained)\W.*)$"
-)  # parts of a place that name no parameter
+# Parts of the place of an error that name no parameter: where it was sent, and the branches of a union.
+_OUTSIDE = re.compile(r"(body|query|path|str|(list|function|constrained)\W.*)$")
 NOT_AGAIN = {"x-should-retry": "false"}  # what the official client obeys
 
 
@@ -80,10 +79,9 @@ async def _user_error(_: Request, error: Any) -> JSONResponse:
 
 async def _invalid(request: Request, error: Any) -> JSONResponse:
     found = error.errors()
-    first = next(
-        (each for each in found if not each["type"].endswith("_type")), found[0]
-    )  # of a union the branch meant
-    place = [str(part) for part in first["loc"] if not _OUTSIDE.match(str(part))]
+    meant = (each for each in found if not each["type"].endswith("_type"))  # of a union the branch that was meant
+    first = next(meant, found[0])
+    place = _place(first)
     name, kind = ".".join(place) or None, first["type"]
     if kind == "json_invalid":
         return Problem(400, "the body is no valid JSON", "invalid_json").reply()
@@ -98,8 +96,13 @@ async def _invalid(request: Request, error: Any) -> JSONResponse:
 
 def invalid_line(error: Mapping[str, Any]) -> str:
     """What is said of one of pydantic's errors about a value."""
-    place = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
-    return f"Invalid value for '{'.'.join(place)}': {error['msg']}"
+    said = error["msg"].removeprefix("Value error, ")
+    return f"Invalid value for '{'.'.join(_place(error))}': {said}" if _place(error) else said
+
+
+def _place(error: Mapping[str, Any]) -> list[str]:
+    """The parameter that one of pydantic's errors is about, and the place in it."""
+    return [str(part) for part in error["loc"] if not _OUTSIDE.match(str(part))]
 
 
 def _known(request: Request) -> list[str]:

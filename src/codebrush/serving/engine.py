@@ -6,7 +6,7 @@ drawing for a training of hours. Within a lane one batch runs at a time.
 
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from codebrush.serving.work import KINDS, LANES, batch_key
 from codebrush.warned import heard
 
 LAST_STEP = 30.0  # seconds that a step is waited for when the server stops
+KEPT_LAST_SHOWN = 32  # jobs
 MOST_ATTEMPTS = 2  # starts of a job, after which one that kills the server is given up
 
 
@@ -59,6 +60,7 @@ class Engine:
         self._open: dict[tuple[str, str], Codebrush] = {}  # by pack and lane
         self._opening = threading.Lock()
         self._live: dict[str, Job] = {}
+        self._last_shown: OrderedDict[str, list[bytes]] = OrderedDict()  # of jobs that ended
         self._queues = {lane: FairQueue(batch_key) for lane in LANES}
         self._lock = threading.Condition()
         self._stopping = self._abandoned = False
@@ -180,6 +182,13 @@ class Engine:
         rows = self.store.of_owner(owner, most)
         return [self._live.get(row["id"]) or Job.of_row(row, self.store.folder(row["id"])) for row in rows]
 
+    def latest(self, job: str) -> list[bytes]:
+        """The latest half-drawn pictures of a job as PNG; also for a while after its end, for those who just saw it."""
+        live = self._live.get(job)
+        if live is None:
+            return self._last_shown.get(job, [])
+        return live.shown[-1] if live.shown else []
+
     def cancel(self, job: Job) -> None:
         """Take a waiting job out of the queue, or let a running one stop after its next step; not one that ended."""
         with self._lock:
@@ -274,6 +283,10 @@ class Engine:
     def _end(self, job: Job, state: str, error: dict[str, str] | None) -> None:
         job.state, job.error, job.finished = state, error, time.time()
         self.store.finish(job.id, state, error=error, result=job.result)
+        if job.shown:
+            self._last_shown[job.id] = job.shown[-1]
+            while len(self._last_shown) > KEPT_LAST_SHOWN:
+                self._last_shown.popitem(last=False)
         self._live.pop(job.id, None)
         self.metrics.finished(job.kind, state, job.finished - job.created)
         code = {} if error is None else {"error": error["code"]}

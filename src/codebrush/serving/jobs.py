@@ -13,6 +13,7 @@ from PIL import Image
 
 from codebrush.errors import CodebrushError
 
+KEPT_SHOWN = 4
 ENDED = ("done", "failed", "cancelled")
 
 
@@ -107,8 +108,10 @@ class Job:
             self.changed()
 
     def show(self, pictures: Sequence[Image.Image]) -> None:
-        """Show pictures as they are now."""
+        """Show pictures as they are now. Of many times only the latest few are kept."""
         self.shown.append([png_bytes(picture) for picture in pictures])
+        if len(self.shown) > KEPT_SHOWN:
+            self.shown[-KEPT_SHOWN - 1] = []
         self.changed()
 
     def row(self) -> dict[str, Any]:

@@ -23,6 +23,24 @@ def with_style(prompt: str, style_text: str) -> str:
     )
 
 
+def without_style(prompt: str, style_text: str) -> str | None:
+    """The prompt of which `with_style` makes `prompt`; None if there is none.
+
+    Raises:
+        PromptError: if it is no prompt.
+    """
+    before, _, after = style_text.partition("{prompt}")
+    parts = parse_prompt(prompt).parts
+    worded = [part.text for part in parts if part.weight > 0]
+    if not all(text.startswith(before) and text.endswith(after) for text in worded):
+        return None
+    plain = [
+        replace(part, text=part.text[len(before) : len(part.text) - len(after)]) if part.weight > 0 else part
+        for part in parts
+    ]
+    return _written(plain) if all(part.text.strip() for part in plain) else None
+
+
 def with_negative(prompt: str, negative_prompt: str) -> str:
     """A prompt that leads away from all parts of another, by `NEGATIVE_WEIGHT` times their weights.
 

@@ -34,6 +34,7 @@ HEAD = """<meta name="color-scheme" content="light dark">
 <script>{script}</script>"""
 HEADER = """<h1>Codebrush</h1>"""
 THEME = """<button type="button" class="cb-small" data-theme-toggle aria-label="Light or dark">◐</button>"""
+SIGN_OUT = """<form method="post" action="/logout"><button class="cb-small">Sign out</button></form>"""
 
 
 def mount(app: FastAPI, context: Context) -> None:
@@ -62,6 +63,8 @@ def build(context: Context) -> gr.Blocks:
         with gr.Row(elem_id="header"):
             gr.HTML(HEADER, js_on_load=None)
             drop = dropping.build()
+            if context.settings.keys:
+                gr.HTML(SIGN_OUT, js_on_load=None)
             gr.HTML(THEME, js_on_load=None)
         drop.show()
         with gr.Tabs(elem_id="tabs") as tabs:

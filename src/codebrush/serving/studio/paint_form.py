@@ -117,18 +117,17 @@ class PaintForm:
     def _react(self) -> None:
         """One choice changes what others offer."""
         own = self.fields
-        own["model"].change(self._pack_changed, own["model"], [own["style"], own["method"], own["size"]])
+        changed = [own[name] for name in ("style", "method", "size")]
+        own["model"].input(self._pack_changed, own["model"], changed)
         own["method"].input(lambda method: PICTURES.get(method, USUAL_PICTURES), own["method"], own["n"])
-        own["start"].change(lambda path: "guide" if path else gr.skip(), own["start"], own["method"])
+        guided = ["guide", PICTURES["guide"]]
+        own["start"].change(
+            lambda path: guided if path else [gr.skip(), gr.skip()], own["start"], [own["method"], own["n"]]
+        )
 
     def _pack_changed(self, name: str) -> list[Any]:
-        pack = self.context.engine.brush(name).pack
-        methods = _methods(pack)
-        return [
-            gr.Dropdown(_styles(pack), value=USUAL),
-            gr.Dropdown(methods, value=methods[0][1]),
-            gr.Dropdown(_sizes(pack), value="auto"),
-        ]
+        choices = choices_of(self.context.engine.brush(name).pack)
+        return [gr.Dropdown(each, value=_value(each[0])) for each in choices.values()]
 
     def job(self, values: Values) -> tuple[str, dict[str, Any], str | None]:
         """The pack, the request of the job that the form's values ask for, and its start picture, a file.
@@ -155,6 +154,15 @@ class PaintForm:
         if start:
             found["start"] = START
         return asked.model or self.context.settings.packs[0], found, start
+
+
+def choices_of(pack: Pack) -> dict[str, list[Any]]:
+    """What the lists whose entries depend on the pack offer, the usual one first."""
+    return {"style": _styles(pack), "method": _methods(pack), "size": _sizes(pack)}
+
+
+def _value(choice: Any) -> str:
+    return choice[1] if isinstance(choice, tuple) else choice
 
 
 def _styles(pack: Pack) -> list[tuple[str, str]]:

@@ -20,8 +20,10 @@ from codebrush.generation.options import SAMPLING, DrawOptions
 from codebrush.pack.pack import Pack
 from codebrush.serving.context import Context
 from codebrush.serving.schemas import GUIDANCE, MOST_PICTURES
-from codebrush.serving.studio.paint_form import START, PaintForm
+from codebrush.serving.studio.paint_form import START, PaintForm, choices_of
 from codebrush.serving.studio.parts import Values, cached
+from codebrush.text.pasted import typed
+from codebrush.text.prompt_writing import without_style
 
 METHODS = ("sample", "flow", "retrieve", "guide")
 NO_START = "Give its start picture again, which is not part of it"
@@ -41,7 +43,7 @@ def restored_form(
     guided = manifest["method"] == "guide"
     with damage_reported():
         name, pack = _pack_of(context, manifest, lost)
-        found = {"model": name, "method": manifest["method"], "prompt": str(manifest["prompt"]), "random": False}
+        found = {"model": name, "method": manifest["method"], "random": False, **_words(pack, manifest["prompt"])}
         found |= {"seed": operator.index(manifest["seed"]), **(_guided if guided else _drawn)(manifest, pack, lost)}
         scales = [step["scale"] for step in manifest.get("upscaled", [])]
         start = _start(context, manifest, owner) if guided else None
@@ -56,12 +58,24 @@ def restored_form(
         lost.append(f"It was one of {found['n']} pictures")
         found["n"] = MOST_PICTURES
     values = {name: found.get(name, empty) for name, empty in form.empty.items()}
-    return {form.fields[name]: _as_shown(form.fields[name], value) for name, value in values.items()}, lost
+    shown = {name: _as_shown(form.fields[name], value) for name, value in values.items()}
+    shown |= {name: gr.Dropdown(choices, value=values[name]) for name, choices in choices_of(pack).items()}
+    return {form.fields[name]: value for name, value in shown.items()}, lost
 
 
 def _as_shown(component: Any, value: Any) -> Any:
     """A value as its component takes it; of a number no digit is lost."""
     return str(value) if isinstance(component, gr.Textbox) and value is not None else value
+
+
+def _words(pack: Pack, prompt: str) -> dict[str, Any]:
+    """What was typed, or means the same: the prompt, without the words of a style, and the style."""
+    wording, styles = pack.styles
+    for style in styles:
+        plain = without_style(prompt, wording.replace("{style}", style))
+        if plain is not None:
+            return {"prompt": typed(plain), "style": style}
+    return {"prompt": typed(prompt)}
 
 
 def _pack_of(context: Context, manifest: Mapping[str, Any], lost: list[str]) -> tuple[str, Pack]:

@@ -42,7 +42,8 @@ def finished(job: Job) -> str:
     took = f" in {seconds(job.finished - job.started)}" if job.finished and job.started else ""
     made = f": {count} picture{'s' if count != 1 else ''}{took}" if count else took
     seed = f", seed {job.request['seed']}" if "seed" in job.request else ""
-    return f'<p role="status">Done{made}{seed}</p>{curve(result.get("losses", ()))}'
+    warned = "".join(f'<p class="cb-note">{escape(line)}</p>' for line in job.warnings)
+    return f'<p role="status">Done{made}{seed}</p>{warned}{curve(result.get("losses", ()))}'
 
 
 def about(job: Job, number: int, manifest: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from codebrush.files import atomic_file
-from codebrush.generation.cutting_out import cut_out
+from codebrush.generation.transparent_ground import with_transparent_ground
 
 SIDE = 128
 # hue in degrees, and saturation and value that the colour has at its strongest; None: as the drawing has them
@@ -151,7 +151,7 @@ class Maker:
             room.paste(smaller, (12, 24))
             ground = room
         left, top, right, bottom = box_of(ground)
-        worn = cut_out(opened(thing))
+        worn = with_transparent_ground(opened(thing))
         worn = worn.crop(box_of(opened(thing)))
         size = max(8, round(width * (right - left)))
         worn = worn.resize((size, max(4, round(size * worn.height / worn.width))), Image.Resampling.LANCZOS)

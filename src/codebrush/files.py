@@ -165,7 +165,7 @@ def replaced_folder(folder: str | Path) -> Iterator[Path]:
         part.mkdir(parents=True)
         yield part
         with ExitStack() as held:
-            _take_lock(folder, held, timeout=-1)
+            _take_lock(_lock_of(folder), held, timeout=-1)
             _take_place(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -209,7 +209,7 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     part = place.with_name(f".{place.name}.codebrush-part")
     with write_errors(folder), ExitStack() as held:
         try:
-            _take_lock(place, held, timeout=0)
+            _take_lock(_lock_of(place), held, timeout=0)
         except Timeout:
             raise CodebrushError(
                 f"{folder}: another process is writing there; wait for it or name another folder"
@@ -224,8 +224,8 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def held_alone(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask for the same from working in `folder`.
+def held_alone(folder: Path, lock: Path | None = None) -> Iterator[None]:
+    """Keep other processes that ask for the same from working in `folder`, by the file `lock`; None: one beside it.
 
     Raises:
         CodebrushError: if one is at work there.
@@ -233,16 +233,21 @@ def held_alone(folder: Path) -> Iterator[None]:
     with ExitStack() as held:
         with write_errors(folder):
             try:
-                _take_lock(Path(os.path.abspath(folder)), held, timeout=0)
+                _take_lock(lock or _lock_of(Path(os.path.abspath(folder))), held, timeout=0)
             except Timeout:
                 raise CodebrushError(f"another process is at work in {folder}: wait for it, or stop it") from None
         yield
 
 
-def _take_lock(place: Path, held: ExitStack, timeout: float) -> None:
-    """Hold the lock of the folder `place` until `held` is left; -1 waits for it without end."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place.with_name(f".{place.name}.codebrush-lock"), timeout=timeout)
+def _lock_of(folder: Path) -> Path:
+    """The lock file beside a folder."""
+    return folder.with_name(f".{folder.name}.codebrush-lock")
+
+
+def _take_lock(path: Path, held: ExitStack, timeout: float) -> None:
+    """Hold the lock file `path` until `held` is left; -1 waits for it without end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=timeout)
     held.enter_context(lock)
     # Removed while it is held, so that nobody else can hold it. (Windows removes it on release.)
     held.callback(_remove_quietly, lock.lock_file)

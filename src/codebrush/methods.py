@@ -61,7 +61,7 @@ from codebrush.generation.options import (
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.drawing import Drawing
 from codebrush.generation.sampling.many_prompts import sample_many
-from codebrush.generation.sampling.painters import CodePainter
+from codebrush.generation.sampling.painters import CodePainter, draws, usual_painter
 from codebrush.generation.sampling.retrieval import Retrieval, prepare_retrieval
 from codebrush.generation.sampling.sampler import Sampler, checked_sampling, draw_options
 from codebrush.generation.sampling.sizes import checked_size
@@ -224,7 +224,7 @@ def guided_run(
         raise UsageError(f"guidance has no option {unknown[0]}{did_you_mean(unknown[0], known)}")
     own = loaded.pack.info.get("guidance", {})
     if preset is None:
-        own = {**usual_preset(options.get("init") or own.get("init"), draws=loaded.pack.has("transformer")), **own}
+        own = {**usual_preset(options.get("init") or own.get("init"), draws=draws(loaded.pack)), **own}
     chosen = guide_options(options, preset, own)
     if chosen.keep == "best" and not loaded.pack.has("scorer"):
         if options.get("keep"):
@@ -236,9 +236,12 @@ def guided_run(
     if chosen.size is not None:
         checked_size(loaded.pack, chosen.size, None)
     tuning = checked_sampling(sampling or {}, "the drawing that guidance starts from")
-    drawing = draw_options(loaded.pack, {**tuning, "n": n, "seed": seed})
+    flow = FlowSettings() if usual_painter(loaded.pack) == "flow" else None
+    drawing = draw_options(loaded.pack, {**tuning, "n": n, "seed": seed, "flow": flow})
     if sampling and chosen.init != "sample":
         raise UsageError(f"{next(iter(sampling))} is for drawing codes: leave it out, or start from init sample")
+    if flow is not None:
+        refuse_code_filters(tuning)
     drawn = {name: value for name, value in drawing.to_dict().items() if name != "n"}
     if loaded.scorer is not None:
         drawn["scorer"] = loaded.scorer.digest
@@ -267,10 +270,11 @@ def guidance_models(loaded: LoadedPack) -> GuidanceModels:
     drawn: list[Result] = []
 
     def sample(request: GuidedRequest, pictures: Sequence[int]) -> Tensor:
-        """Latents (B, d, h, w) of the best pictures that the code transformer draws for the run's request."""
+        """Latents (B, d, h, w) of the best pictures that the pack's painter draws for the run's request."""
         if not drawn:
             values = {name: value for name, value in request.sampling.items() if name != "scorer"}
-            sampler = replace(loaded.sampler, scorer=_scorer_of(loaded, request))
+            painter = painter_sampler(loaded, "flow" if values.get("flow") else "sample")
+            sampler = replace(painter, scorer=_scorer_of(loaded, request))
             drawn.extend(sampler.sample(request.prompt, DrawOptions(n=request.n, seed=request.seed, **values)))
         return torch.stack([drawn[index].latent for index in pictures])
 

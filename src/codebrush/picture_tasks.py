@@ -12,8 +12,10 @@ from codebrush.data.decoding.images import AnyPicture, decode_image, is_several,
 from codebrush.data.picture_fitting import Fit, embed_views, unit_range, views_for
 from codebrush.data.preprocess import pixels_for
 from codebrush.data.text_embedding import embed_texts
+from codebrush.generation.editing.canvas import whole_canvas
 from codebrush.generation.editing.upscaling import upscale_picture
 from codebrush.generation.sampling.sampler import BATCH, batches
+from codebrush.generation.transparent_ground import with_transparent_ground
 from codebrush.loaded_pack import LoadedPack
 from codebrush.progress import Progress
 from codebrush.text.reading import readable, warn_unread
@@ -51,12 +53,17 @@ class PictureTasks(LoadedPack):
 
     @torch.no_grad()
     def reconstruct(self, images: AnyPicture | Sequence[AnyPicture]) -> list[Image.Image]:
-        """Each picture's middle, at the pack's size, encoded to VQGAN's codes and decoded again."""
-        pictures = []
+        """Each picture's middle, at the pack's size, encoded to VQGAN's codes and decoded again.
+
+        The ground of a transparent picture is transparent again (see `with_transparent_ground`).
+        """
+        made: list[Image.Image] = []
         for pixels in self._vqgan_batches(images):
             quantised, _ = self.vqgan.quantize(self.vqgan.encode(pixels))
-            pictures += [to_pil(image) for image in self.vqgan.decode(quantised)]
-        return pictures
+            made += [to_pil(image) for image in self.vqgan.decode(quantised)]
+        grounds = [whole_canvas(picture).before(self.pack.image_size) for picture in picture_list(images)]
+        pairs = zip(made, grounds, strict=True)
+        return [picture if ground is None else with_transparent_ground(picture, ground) for picture, ground in pairs]
 
     @overload
     def score(self, images: AnyPicture, text: str) -> float: ...

@@ -23,7 +23,7 @@ from codebrush.errors import PromptError, UsageError
 from codebrush.generation.advice import warn_of_failure, warn_of_words
 from codebrush.generation.editing.canvas import warn_of_square
 from codebrush.generation.editing.edit_options import edit_options, edit_painter
-from codebrush.generation.editing.editing import Edit, translation_defaults
+from codebrush.generation.editing.editing import Edit, checked_edits, translation_defaults
 from codebrush.generation.editing.interpolation import Keyframe, frames_between, is_prompt
 from codebrush.generation.editing.translation import translate_picture, uses_translator
 from codebrush.generation.guided.guided_request import GuidedRequest
@@ -59,7 +59,7 @@ class Codebrush(PictureTasks):
 
     A picture is a Pillow image, the path of a file or a `Result`; a method that takes one takes several, too, and then
     returns a list with what it returns for one. What is made of a transparent picture has a transparent ground too (see
-    `cut_out`). What a user can get wrong raises a `CodebrushError`.
+    `with_transparent_ground`). What a user can get wrong raises a `CodebrushError`.
     """
 
     @classmethod
@@ -328,7 +328,7 @@ class Codebrush(PictureTasks):
         """The results of `edit` of a picture, for the method `task`; of several a gallery with those of each."""
         given, painter = dict(sampling), edit_painter(self.pack, method)
         progress, enlarge = given.pop("progress", None), self._enlarger_for(given.pop("upscale", None))
-        edits = [edit(one) for one in picture_list(picture)]
+        edits = checked_edits([edit(one) for one in picture_list(picture)], self.pack.image_size)
         guidance = edit_guidance(self.pack, painter, given.pop("clip_guidance", None))
         options = edit_options(self.pack, painter, given, n, seed, signature(task).parameters)
         sampler = painter_sampler(self, painter)

@@ -3,25 +3,40 @@
 `warnings.catch_warnings` cannot do that: what it changes holds for all threads of the process.
 """
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
+BETWEEN = ("torch", "contextlib")  # they wrap generators, and so stand between a user and this package
 T = TypeVar("T")
 Listener = Callable[[str, int | None], None]  # called with the text, and the number of the request that it is about
 _LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 _NUMBER: ContextVar[int | None] = ContextVar("number", default=None)
 
 
-def warn(text: str, stacklevel: int = 1) -> None:
-    """Tell the listener of this thread; without one, a UserWarning. `stacklevel` is as in `warnings.warn`."""
+def warn(text: str) -> None:
+    """Tell the listener of this thread; without one, a `UserWarning` at the line outside this package that called it,
+    however deep in the package the reason is."""
     listener = _LISTENER.get()
-    if listener is None:
-        warnings.warn(text, UserWarning, stacklevel=stacklevel + 1)
-    else:
+    if listener is not None:
         listener(text, _NUMBER.get())
+        return
+    frame = found = sys._getframe(1)
+    own = True
+    while frame is not None:  # to the outermost: libraries between call back into the package
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if own and package not in BETWEEN:
+            found = frame
+        own = package == __package__ or (own and package in BETWEEN)
+        frame = frame.f_back
+    place = found.f_globals
+    registry = place.setdefault("__warningregistry__", {})
+    warnings.warn_explicit(
+        text, UserWarning, found.f_code.co_filename, found.f_lineno, place.get("__name__", ""), registry
+    )
 
 
 @contextmanager

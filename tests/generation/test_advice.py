@@ -84,6 +84,22 @@ def test_near_labels_mean_the_same(emoji: Pack) -> None:
     assert nearest_labels(emoji, "cat face:-1 | blurry:0.2 | a motorcycle") == plain  # not what must not show
 
 
+@pytest.mark.parametrize(
+    "prompt", ["zxqv", "a glorfax", "a blimfrost:2 | a motorcycle", "Schmetterling", "ein roter Vogel", "huis", "a jar"]
+)
+def test_nothing_is_near_words_that_say_nothing(emoji: Pack, prompt: str) -> None:
+    assert nearest_labels(emoji, prompt) == []
+    (line,) = said(warn_of_failure, emoji, prompt, [result("unlikely")])
+    assert line == (
+        "the picture is unlikely to show the prompt; nothing near it is among what this pack was trained on"
+    )
+
+
+def test_what_is_only_spelt_is_left_out_of_what_is_near(emoji: Pack) -> None:
+    assert nearest_labels(emoji, "a glorfax motorcycle") == nearest_labels(emoji, "a motorcycle")
+    assert {"coconut", "strawberry"} & set(nearest_labels(emoji, "a mango"))
+
+
 def test_a_failure_names_what_is_near(emoji: Pack, micro_pack: Path) -> None:
     (line,) = said(warn_of_failure, emoji, "an infant", [result("unlikely"), result("unlikely")])
     assert line.startswith("all pictures are unlikely to show the prompt; the nearest that this pack was trained on: ")

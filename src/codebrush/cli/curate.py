@@ -1,7 +1,6 @@
 """`codebrush curate`: writes the captioned pictures that are worth training on as shards."""
 
 import time
-import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +22,7 @@ from codebrush.cli.source_flags import (
 )
 from codebrush.data.sources.unread import amount
 from codebrush.errors import CodebrushError, UsageError
+from codebrush.warned import warn
 
 if TYPE_CHECKING:
     from codebrush.data.curation.clip_scorer import ClipScorer
@@ -156,7 +156,7 @@ def _warn_of_empty(splits: dict[str, int]) -> None:
     empty = [name for name, rows in splits.items() if not rows]
     if empty:
         hint = "split by a column with more values (--group), or change --shares"
-        warnings.warn(f"no row is in the split {' or '.join(empty)}: {hint}", stacklevel=2)
+        warn(f"no row is in the split {' or '.join(empty)}: {hint}")
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -175,6 +175,7 @@ def _subject(
     brush: "Codebrush", judge: "Judge", parts: frozenset[str], templates: list[str] | None, seed: int
 ) -> "Subject":
     from codebrush.evaluation.report import Subject
+    from codebrush.generation.sampling.painters import draws
     from codebrush.text.prompts import ZERO_SHOT_TEMPLATES
     from codebrush.understanding.classification import label_embeddings, pack_temperature
 
@@ -192,5 +193,5 @@ def _subject(
         pack_temperature(brush.pack.info),
         brush.pack.image_size,
         brush.vqgan if Part.RECONSTRUCTION in parts else None,
-        draw if brush.pack.has("transformer") or brush.pack.has("flow") else None,
+        draw if draws(brush.pack) else None,
     )

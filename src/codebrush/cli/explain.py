@@ -2,7 +2,6 @@
 
 import sys
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from enum import StrEnum
@@ -15,6 +14,7 @@ from codebrush.cli.flags import JsonOption, PackOption
 from codebrush.cli.output import check_folder, print_json, progress_bar, unread_entry
 from codebrush.cli.pictures import check_picture_file, frame_entry
 from codebrush.errors import CodebrushError, ImageError, UsageError
+from codebrush.warned import warn
 
 if TYPE_CHECKING:
     from codebrush.pipeline import Codebrush
@@ -116,7 +116,7 @@ def _codes(brush: "Codebrush", image: Path) -> tuple[list["Group"], dict[str, An
         codes = brush.replay(manifest).codes
         words = prompt_attention(brush.clip, brush.tokenizer, brush.transformer, codes, prompt)
     except CodebrushError as error:  # the heat maps are drawn all the same
-        warnings.warn(f"the attention of the picture's codes is not shown: {error}", stacklevel=2)
+        warn(f"the attention of the picture's codes is not shown: {error}")
         return [], {}
     panels = [
         Panel(word.word, f"{word.share:.1%} of attention", heat, smooth=False)

@@ -20,6 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 from codebrush.cli.flags import EVERYTHING
 from codebrush.data.sources.file_names import escaped
 from codebrush.errors import CodebrushError
+from codebrush.generation.options import meant_option
 from codebrush.version import __version__
 
 COMMANDS = {  # name -> module, in the order of the help
@@ -177,7 +178,18 @@ def _print_error(message: str, status: int) -> int:
 def _argument_message(error: Any) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "codebrush"
-    return f"{error.format_message().rstrip('.')}; see {command} --help"
+    message = error.format_message().rstrip(".")
+    if context is not None and (wrong := getattr(error, "option_name", "")).startswith("--") and ": --" in message:
+        flags = [flag for param in context.command.params for flag in param.opts if flag.startswith("--")]
+        known = {_bare(flag): flag for flag in flags}
+        meant = meant_option(_bare(wrong), known)
+        message = f"No such option: {wrong}" + (f" (did you mean {known[meant]}?)" if meant else "")
+    return f"{message}; see {command} --help"
+
+
+def _bare(flag: str) -> str:
+    """The name of a flag as Python writes it."""
+    return flag.lstrip("-").replace("-", "_")
 
 
 def _os_message(error: OSError) -> str:

@@ -39,7 +39,7 @@ def search(
     min_score: Annotated[
         float | None, typer.Option(min=-1, max=1, help="Leave out pictures whose cosine with the query is lower.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="Number of results.")] = 10,
+    k: Annotated[int, typer.Option("--n", "-n", "-k", min=1, max=10_000, help="Number of results.")] = 10,
     sheet: Annotated[Path | None, typer.Option(help="PNG file for a contact sheet of the results.")] = None,
     pack: Annotated[str, typer.Option(help="Model pack that the database was made with.")] = "emoji",
     json_output: JsonOption = False,

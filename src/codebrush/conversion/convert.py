@@ -1,6 +1,5 @@
 """Converts published weights to a folder of ours, and a CLIP of ours to a published layout."""
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from codebrush.models.clip import CLIP
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.pack.members import MEMBERS
 from codebrush.text.tokenizer import Tokenizer
+from codebrush.warned import warn
 
 OUR_LAYOUT = "codebrush"
 
@@ -114,7 +114,7 @@ def _tokenizer(source: Path, clip: CLIP, asked: str | Path | None) -> Tokenizer 
     if file is not None:
         return fitting_tokenizer(clip, file)
     missing = f"there is no tokenizer beside {source}: name one with --tokenizer, like OpenAI's {VOCABULARY}"
-    warnings.warn(sentencepiece_alone(source) or missing, stacklevel=3)
+    warn(sentencepiece_alone(source) or missing)
     return None
 
 

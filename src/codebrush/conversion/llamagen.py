@@ -4,7 +4,6 @@ The tensors give nearly everything; those of a GPT do not give its number of hea
 """
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from codebrush.conversion.state_dict_rules import Rule, Tensors, check_config, c
 from codebrush.errors import PackError
 from codebrush.models.code_transformer import CodeTransformerConfig
 from codebrush.models.vqgan import VQGANConfig
+from codebrush.warned import warn
 
 VQ_IGNORED = r"quantize\.codebook_used"
 GPT_IGNORED = r"freqs_cis|cls_embedding\.uncond_embedding|cls_embedding\.embedding_table\.weight|.*\.kv_cache\..*"
@@ -124,9 +124,7 @@ def gpt(
         hidden = tensors["layers.0.feed_forward.w1.weight"].shape[0]
         codes = given.get("block_size")
         if codes is None:
-            warnings.warn(
-                f"{place}: without a config, {USUAL_CODES} codes per image are assumed; name its config", stacklevel=2
-            )
+            warn(f"{place}: without a config, {USUAL_CODES} codes per image are assumed; name its config")
             codes = USUAL_CODES
         side = math.isqrt(codes)
         config = CodeTransformerConfig(

@@ -5,7 +5,6 @@ The layout is recognised by the names of the tensors.
 
 import functools
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ from codebrush.models.code_transformer import CodeTransformer, CodeTransformerCo
 from codebrush.models.pretrained import CONFIG_FILE, PretrainedModel
 from codebrush.models.vqgan import VQGAN, VQGANConfig
 from codebrush.pack.members import MEMBERS
+from codebrush.warned import warn
 
 Model = TypeVar("Model", bound=PretrainedModel)
 
@@ -119,10 +119,7 @@ def clip_from(source: Source) -> CLIP:
     else:
         known = openai.ARGUMENTS & (settings or {}).keys()
         if not known and not any(name in tensors or name in source.extras for name in openai.SCALARS):
-            warnings.warn(
-                f"{place} may be OpenAI's or open_clip's: QuickGELU is assumed; name its config to be sure",
-                stacklevel=3,
-            )
+            warn(f"{place} may be OpenAI's or open_clip's: QuickGELU is assumed; name its config to be sure")
         config = openai.config(tensors, settings, place)
     return _filled(CLIP, config, tensors, open_clip.rules(tensors), open_clip.IGNORED, place)
 

@@ -5,7 +5,6 @@ number of heads, the shape of the grid, and what the condition is.
 """
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from codebrush.conversion.state_dict_rules import Rule, Tensors, check_config, c
 from codebrush.errors import PackError
 from codebrush.models.code_transformer import CodeTransformerConfig
 from codebrush.models.vqgan import VQGANConfig
+from codebrush.warned import warn
 
 IGNORED = r"loss\..*|model_ema\..*|colorize|quantize\.embedding\.(cluster_size|embed_avg)"
 TRANSFORMER_IGNORED = r".*\.attn\.mask|(first_stage_model|cond_stage_model|permuter)\..*"
@@ -145,10 +145,7 @@ def second_stage(
     labels = (condition.get("params") or {}).get("n_classes", 0) if kind.endswith("Labelator") else 0
     start = not labels and (not kind or "SOSProvider" in kind or "unconditional" in kind)
     if "n_head" not in gpt:
-        warnings.warn(
-            f"{place}: without its config, {PUBLISHED_HEADS} heads and no condition are assumed; name its config",
-            stacklevel=2,
-        )
+        warn(f"{place}: without its config, {PUBLISHED_HEADS} heads and no condition are assumed; name its config")
     try:
         table, positions = tensors["transformer.tok_emb.weight"], tensors["transformer.pos_emb"][0]
     except KeyError as error:

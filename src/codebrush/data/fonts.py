@@ -64,7 +64,7 @@ def fonts_for(texts: Sequence[str], size: int) -> list[Font]:
         letters, captions = (
             f"{n} {noun}{'s' * (n > 1)}" for n, noun in ((len(lost), "letter"), (incomplete, "caption"))
         )
-        warn(f"{letters} of {captions} drawn as boxes, as no font that was found has them: {REMEDY}", stacklevel=3)
+        warn(f"{letters} of {captions} drawn as boxes, as no font that was found has them: {REMEDY}")
     return chosen
 
 

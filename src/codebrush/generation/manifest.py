@@ -367,7 +367,7 @@ def check_origin(manifest: Mapping[str, Any], pack: Pack, device: torch.device) 
     then = {**manifest["versions"], "device": manifest.get("device")}
     changed = [f"{name} {then.get(name)}, now {now[name]}" for name in now if then.get(name) != now[name]]
     if changed:
-        warn(f"the pixels may differ; it was made with {'; '.join(changed)}", stacklevel=4)
+        warn(f"the pixels may differ; it was made with {'; '.join(changed)}")
 
 
 @contextmanager

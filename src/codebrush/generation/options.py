@@ -48,6 +48,12 @@ ELSEWHERE = {
     "lr": "learning_rate",
     "weight_decay": "wd",
     "cutn": "cutouts",
+    "limit": "n",
+    "top": "n",
+    "top_k": "n",
+    "count": "n",
+    "num": "n",
+    "batch_count": "n",
 }
 SAMPLING = ("cfg", "temperature", "top_k", "top_p", "min_p", "rerank")  # the options by which drawing is tuned
 
@@ -68,12 +74,18 @@ def checked_number(name: str, value: Any, kind: type, least: float, most: float,
     return number
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error line about an unknown option: the `known` one that other programs call so, or that is spelt
-    most like it, if any is."""
+def meant_option(name: str, known: Iterable[str]) -> str:
+    """The `known` option that other programs call `name`, or that is spelt most like it; "" if none is."""
     known = sorted(known)
-    close = [ELSEWHERE[name]] if ELSEWHERE.get(name) in known else difflib.get_close_matches(name, known, n=1)
-    return f": did you mean {close[0]}?" if close else ""
+    if ELSEWHERE.get(name) in known:
+        return ELSEWHERE[name]
+    return next(iter(difflib.get_close_matches(name, known, n=1)), "")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error line about an unknown option: which one of the `known` was meant, if any is like it."""
+    meant = meant_option(name, known)
+    return f": did you mean {meant}?" if meant else ""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from codebrush.data.decoding.transparency import flattened
 from codebrush.errors import UsageError
 from codebrush.files import atomic_file, write_errors
 from codebrush.optional import require
@@ -42,8 +43,9 @@ def check_video(path: str | Path) -> None:
 def write_video(frames: Iterable[Image.Image], path: str | Path, fps: float = 10) -> None:
     """Write `frames` as a video, whole or not at all: .mp4 (H.264), or .gif and .webp, which repeat forever.
 
-    Every frame is resized to the size of the first; for an mp4 that is rounded up to even numbers, as its colour
-    subsampling needs. For an mp4 the frames are consumed one by one. The folder is made if it does not exist.
+    Every frame is laid over white and resized to the size of the first; for an mp4 that is rounded up to even numbers,
+    as its colour subsampling needs. For an mp4 the frames are consumed one by one. The folder is made if it does not
+    exist.
 
     Raises:
         UsageError: if the suffix is unknown, `fps` is not a finite number above 0, or there is no frame.
@@ -97,5 +99,5 @@ def _write_mp4(frames: Iterator[Image.Image], size: tuple[int, int], part: Path,
 
 
 def _sized(frame: Image.Image, size: tuple[int, int]) -> Image.Image:
-    rgb = frame.convert("RGB")
+    rgb = flattened(frame)
     return rgb if rgb.size == size else rgb.resize(size, Image.Resampling.BICUBIC)

@@ -9,7 +9,6 @@ import os
 import shutil
 import time
 import urllib.request
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from codebrush.hub.catalogue import FileEntry
 from codebrush.hub.http_range import CHUNK, Interrupted, Refused, Transfer
 from codebrush.hub.hugging_face import fetch_from_hub, is_offline
 from codebrush.progress import Progress
+from codebrush.warned import warn
 
 TIMEOUT = 30.0  # seconds without a byte
 RETRIES = 3  # for each mirror, after the first attempt
@@ -104,7 +104,7 @@ class _Fetch:
                 return self.target
             except _WrongFile as error:
                 then = "the next mirror is tried" if number < len(self.entry.mirrors) else "it is not kept"
-                warnings.warn(f"{_host(mirror)} sent a wrong {self.entry.path} ({error}): {then}", stacklevel=2)
+                warn(f"{_host(mirror)} sent a wrong {self.entry.path} ({error}): {then}")
                 reasons.append(f"{_host(mirror)}: {error}")
             except Refused as error:
                 reasons.append(f"{_host(mirror)}: {error}")
@@ -207,7 +207,7 @@ def locked(target: Path) -> Iterator[None]:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        warnings.warn(f"another process is fetching {target.name}: waiting for it", stacklevel=3)
+        warn(f"another process is fetching {target.name}: waiting for it")
         lock.acquire()
     except OSError as error:
         raise unwritable(target, error) from error

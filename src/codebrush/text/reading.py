@@ -44,10 +44,10 @@ def read_prompt(prompt: str, tokenizer: Tokenizer) -> str:
     """
     prompt, foreign = pasted(prompt)
     for line in foreign:
-        warn(line, stacklevel=3)
+        warn(line)
     parse_prompt(prompt)  # refuses one that cannot be read
     for doubt in doubts(prompt):
-        warn(doubt, stacklevel=3)
+        warn(doubt)
     read = readable(prompt, tokenizer)
     warn_unread([read], tokenizer)
     return read
@@ -82,10 +82,7 @@ def warn_unread(texts: Sequence[str], tokenizer: Tokenizer) -> None:
     if not words:
         return
     counts = "it counts" if len(words) == 1 else "they count"
-    warn(
-        f"the pack cannot read {named_texts(words)}, so {counts} for nothing: {REMEDY}",
-        stacklevel=3,
-    )
+    warn(f"the pack cannot read {named_texts(words)}, so {counts} for nothing: {REMEDY}")
 
 
 def _respelled(word: str, tokenizer: Tokenizer) -> str:

@@ -267,7 +267,7 @@ def _report_long(text: str, count: int, room: int, on_long: str) -> None:
     beginning = " ".join(text[:60].split()) + ("..." if len(text) > 60 else "")
     if on_long == "error":
         raise PromptError(f'"{beginning}" has {count} tokens, over the {room} that the text encoder reads: shorten it')
-    warn(f'"{beginning}" has {count} tokens: only the first {room} are read', stacklevel=3)
+    warn(f'"{beginning}" has {count} tokens: only the first {room} are read')
 
 
 def _checked_length(length: int) -> int:

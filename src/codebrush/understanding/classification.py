@@ -118,7 +118,7 @@ def _split_labels(labels: Sequence[str], tokenizer: Tokenizer, none: bool) -> tu
     if lost:
         kind, are = ("label", "it is") if len(lost) == 1 else ("labels", "they are")
         message = f"the pack cannot read the {kind} {named_texts(lost)}, so {are} left out: {REMEDY}"
-        warn(message, stacklevel=3)
+        warn(message)
     return known, lost
 
 

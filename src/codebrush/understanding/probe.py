@@ -127,9 +127,7 @@ def fit_probe(
         names, targets = np.unique(np.concatenate([np.array(labels, dtype=object), wanted]), return_inverse=True)
     model = _regression()
     if not _fit(model, points, targets, strength):
-        warn(
-            f"the probe had not converged after {STEPS} steps at C {strength:g}: its accuracy may suffer", stacklevel=2
-        )
+        warn(f"the probe had not converged after {STEPS} steps at C {strength:g}: its accuracy may suffer")
     weight, bias = torch.from_numpy(model.coef_).float(), torch.from_numpy(model.intercept_).float()
     if len(names) == 2:  # scikit-learn stores the second label's row alone
         weight, bias = torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])

@@ -77,7 +77,7 @@ class Unread:
     def warn(self) -> None:
         """Warn of what was not read, a line each."""
         for line in self.lines:
-            warn(line, stacklevel=3)
+            warn(line)
 
     @property
     def report(self) -> dict[str, Any]:

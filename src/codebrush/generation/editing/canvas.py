@@ -25,6 +25,8 @@ from codebrush.warned import warn
 SIDES = ("left", "top", "right", "bottom")
 CONTEXT = 1.5  # side of a window over that of its hole, so that the surroundings are seen
 BORDER = 16  # the blended border is the picture's short side over this
+MOST_ADDED = 8  # times a side of the picture that may be added to it; of more it would be a few codes large
+BLURRED = 4  # times enlarged, beyond which what is drawn is clearly blurred
 WORK = 512  # a larger window is reduced to this many pixels a side, or to twice what is asked for
 
 
@@ -89,7 +91,7 @@ class Canvas:
         return Image.composite(drawn.convert("RGB"), around, Image.fromarray(np.rint(255 * weight).astype(np.uint8)))
 
     def before(self, size: int) -> Image.Image | None:
-        """The window for `cut_out`, `size` pixels square, black in the hole; None if the whole picture is opaque.
+        """The window for `with_transparent_ground`, `size` pixels square, black in the hole; None if all is opaque.
 
         Where there was no picture, it counts as opaque.
         """
@@ -162,11 +164,29 @@ def boxed_canvas(picture: Picture, box: tuple[int, int, int, int], min_side: int
         raise UsageError(f"the box {x},{y},{width},{height} lies outside the picture of {size}")
     if hole.sum() < width * height:
         inside = f"{hole.any(0).sum()} x {hole.any(1).sum()} pixels of it are painted"
-        warn(
-            f"the box {x},{y},{width},{height} reaches beyond the picture of {size}: {inside}; extend adds more",
-            stacklevel=2,
-        )
+        warn(f"the box {x},{y},{width},{height} reaches beyond the picture of {size}: {inside}; extend adds more")
     return _canvas(kept, hole, min_side)
+
+
+def check_extend(picture: Picture, extend: Mapping[str, int]) -> None:
+    """Raises UsageError if so much is added that the network would see next to nothing of the picture."""
+    width, height = decode_image(picture).size
+    for sides, length in ((("left", "right"), width), (("top", "bottom"), height)):
+        added = sum(extend.get(side, 0) for side in sides)
+        if added > MOST_ADDED * length:
+            raise UsageError(
+                f"extend adds {added} pixels at {' and '.join(sides)} to {length}, of which the network would see next "
+                f"to nothing: add at most {MOST_ADDED * length} at a time"
+            )
+
+
+def warn_of_blur(canvas: Canvas, size: int) -> None:
+    """Warn that what is drawn `size` pixels square will be enlarged so much that it is blurred."""
+    if canvas.side > BLURRED * size:
+        warn(
+            f"the part is drawn as {size} x {size} pixels and enlarged to {canvas.side} x {canvas.side}, so it will be "
+            "blurred: choose a smaller part, or reduce the picture first"
+        )
 
 
 def extended_canvas(picture: Picture, extend: Mapping[str, int], min_side: int) -> Canvas:
@@ -200,10 +220,7 @@ def warn_of_square(picture: Picture, size: int, remedy: str) -> None:
     width, height = decode_image(picture).size
     if (width, height) != (size, size):
         part = "the" if width == height else "the square in the middle of the"
-        warn(
-            f"{part} picture of {width} x {height} pixels comes back at the pack's {size} x {size}: {remedy}",
-            stacklevel=3,
-        )
+        warn(f"{part} picture of {width} x {height} pixels comes back at the pack's {size} x {size}: {remedy}")
 
 
 def whole_canvas(picture: Picture) -> Canvas:

@@ -18,8 +18,15 @@ from torch import Tensor
 from codebrush.data.decoding.images import Picture
 from codebrush.errors import ImageError, PackError, PromptError, UsageError
 from codebrush.files import file_sha256
-from codebrush.generation.cutting_out import Transparency, check_transparency, cut_out, is_transparent
-from codebrush.generation.editing.canvas import Canvas, boxed_canvas, extended_canvas, masked_canvas, whole_canvas
+from codebrush.generation.editing.canvas import (
+    Canvas,
+    boxed_canvas,
+    check_extend,
+    extended_canvas,
+    masked_canvas,
+    warn_of_blur,
+    whole_canvas,
+)
 from codebrush.generation.manifest import edit_entry, picture_entry, read_edit
 from codebrush.generation.options import DrawOptions, checked_option
 from codebrush.generation.sampling.drawing import Drawing, Known
@@ -27,6 +34,12 @@ from codebrush.generation.sampling.flow import Start
 from codebrush.generation.sampling.sampler import Sampler, checked_sampling
 from codebrush.generation.seeding import stream
 from codebrush.generation.sources import Sources, pixels_sha256
+from codebrush.generation.transparent_ground import (
+    Transparency,
+    check_transparency,
+    is_transparent,
+    with_transparent_ground,
+)
 from codebrush.generation.wording import check_style
 from codebrush.models.condition import Condition
 from codebrush.pack.pack import Pack
@@ -58,8 +71,8 @@ class Edit:
     An "inpaint" has one of a `mask` of the picture's size, a `box` (x, y, width, height) and an `extend` of pixels by
     side. A flow begins it from what the picture shows there, noised to the time `strength`; None is 1, which leaves
     nothing of that, and for an "edit" STRENGTH. `transparency` "kept" makes the ground of what is drawn transparent if
-    the picture has transparency; see `cut_out`. The manifest names files by their paths; of a picture in memory it has
-    the hash alone, and a replay needs the picture.
+    the picture has transparency; see `with_transparent_ground`. The manifest names files by their paths; of a picture
+    in memory it has the hash alone, and a replay needs the picture.
 
     Raises:
         UsageError: if the values do not go together, or one is out of its range.
@@ -122,6 +135,31 @@ class Edit:
         return cls(**values)
 
 
+def checked_edits(edits: list[Edit], size: int) -> list[Edit]:
+    """The edits, whose parts to paint are checked before a model is loaded, for a pack of `size` pixels square; warns if
+    one will be blurred.
+
+    Raises:
+        UsageError: if there is no such part, or it is too large.
+        ImageError: if the picture or the mask cannot be read.
+    """
+    for edit in edits:
+        if edit.kind == "inpaint":
+            canvas = _canvas_of(edit, size)
+            check_extend(edit.picture, edit.extend)
+            warn_of_blur(canvas, size)
+    return edits
+
+
+def _canvas_of(edit: Edit, size: int) -> Canvas:
+    """The picture of an "inpaint" with its hole, for a pack of `size` pixels square."""
+    if edit.mask is not None:
+        return masked_canvas(edit.picture, edit.mask, size)
+    if edit.box is not None:
+        return boxed_canvas(edit.picture, edit.box, size)
+    return extended_canvas(edit.picture, edit.extend, size)
+
+
 def prepare_edit(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
     """The drawing of an edit. Raises PackError if the painter was not trained for it."""
     prepare = {"vary": _varied, "edit": _redrawn, "inpaint": _inpainted, "translate": _translated}[edit.kind]
@@ -137,18 +175,12 @@ def _varied(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
     drawing = Drawing("", options, [(Condition(image_embedding=embedding), 1.0)], embedding, [1.0])
     if edit.transparency == "dropped" or not is_transparent(edit.picture):
         return drawing
-    return replace(drawing, finish=cut_out)  # it shows other things in other places than the picture
+    return replace(drawing, finish=with_transparent_ground)  # it shows other things in other places than the picture
 
 
 def _inpainted(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
     """The drawing of an inpainting: the codes outside the hole stay, and every code that the hole touches is drawn."""
-    min_side = sampler.pack.image_size
-    if edit.mask is not None:
-        canvas = masked_canvas(edit.picture, edit.mask, min_side)
-    elif edit.box is not None:
-        canvas = boxed_canvas(edit.picture, edit.box, min_side)
-    else:
-        canvas = extended_canvas(edit.picture, edit.extend, min_side)
+    canvas = _canvas_of(edit, sampler.pack.image_size)
     pixels, share = canvas.view(sampler.pack.image_size)
     _, codes = sampler.encode(pixels)
     rows, columns = codes.shape[1:]
@@ -249,7 +281,7 @@ def _around(sampler: Sampler, edit: Edit, options: DrawOptions, codes: Tensor, k
 def ground_of(edit: Edit, canvas: Canvas, size: int) -> Callable[[Image.Image], Image.Image]:
     """What makes the ground of a drawn window, `size` pixels square, transparent if that of the edit's picture is."""
     before = None if edit.transparency == "dropped" else canvas.before(size)
-    return lambda drawn: drawn if before is None else cut_out(drawn, before)
+    return lambda drawn: drawn if before is None else with_transparent_ground(drawn, before)
 
 
 def _entry_of(picture: Picture) -> dict[str, str]:

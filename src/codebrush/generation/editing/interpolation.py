@@ -26,6 +26,7 @@ from codebrush.generation.sampling.drawing import Drawing
 from codebrush.generation.sampling.flow import noise_of, picture_noise
 from codebrush.generation.sampling.painters import FlowPainter
 from codebrush.generation.sampling.sampler import Sampler
+from codebrush.generation.transparent_ground import with_transparent_ground
 from codebrush.models.condition import Condition
 from codebrush.progress import Progress
 
@@ -46,8 +47,8 @@ def frames_between(
 ) -> Frames:
     """`frames` pictures from the first of `keys` through each to the last; the keys themselves are among them.
 
-    A text that names no file is a prompt, drawn as `options` say; the best candidate is taken. `progress` counts
-    frames.
+    A text that names no file is a prompt, drawn as `options` say; the best candidate is taken. If all keys are pictures
+    with a transparent ground, the frames have one too (see `with_transparent_ground`). `progress` counts frames.
 
     Raises:
         UsageError: if there are fewer than two keys or fewer frames than keys, or `through` is not one of THROUGH.
@@ -61,16 +62,36 @@ def frames_between(
         raise UsageError(f"frames must be from {len(keys)}, one for each given picture, to {MOST_FRAMES}, not {frames}")
     if through not in THROUGH:
         raise UsageError(f"through must be one of {', '.join(THROUGH)}, not {through}")
-    for key in keys:
-        is_prompt(key)
+    grounds = [None if is_prompt(key) else _ground(key, sampler.pack.image_size) for key in keys]
     if through == "latents":
-        return _through_latents(sampler, keys, options, frames, progress)
-    if through == "noise":
+        made = _through_latents(sampler, keys, options, frames, progress)
+    elif through == "noise":
         if not isinstance(sampler.painter, FlowPainter):
             raise UsageError("only a flow goes through noise: leave out the method, or go through latents")
-        return _through_noise(sampler, sampler.painter, keys, options, frames, progress)
-    sampler.require_image_embedding("go through latents")
-    return _through_embeddings(sampler, keys, options, frames, progress)
+        made = _through_noise(sampler, sampler.painter, keys, options, frames, progress)
+    else:
+        sampler.require_image_embedding("go through latents")
+        made = _through_embeddings(sampler, keys, options, frames, progress)
+    known = [ground for ground in grounds if ground is not None]
+    if len(known) < len(keys):
+        return made
+    # Through embeddings things are drawn in other places than in the pictures.
+    return map(with_transparent_ground, made) if through == "embeddings" else _with_grounds(made, known, frames)
+
+
+def _ground(key: Keyframe, size: int) -> Image.Image | None:
+    """What `with_transparent_ground` reads of a keyframe; None unless it is a picture with transparency."""
+    is_latent = isinstance(key, Tensor) or str(key).lower().endswith(LATENTS)
+    return None if is_latent else whole_canvas(key).before(size)
+
+
+def _with_grounds(made: Frames, grounds: Sequence[Image.Image], frames: int) -> Frames:
+    """The frames with a transparent ground, which in between is what joins all that is transparent in both keys."""
+    places = _places(len(grounds), frames).tolist()
+    for number, frame in enumerate(made):
+        place = min(sum(each <= number for each in places), len(places) - 1) - 1
+        share = (number - places[place]) / (places[place + 1] - places[place])
+        yield with_transparent_ground(frame, Image.blend(grounds[place], grounds[place + 1], share))
 
 
 def is_prompt(key: Keyframe) -> bool:

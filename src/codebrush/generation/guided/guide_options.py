@@ -56,10 +56,10 @@ class GuideOptions:
         UsageError: if a value has the wrong type or is out of range; it names the option and the range.
     """
 
-    steps: int = _number(200, RUN, 0, 1_000_000, "Optimisation steps.")
+    steps: int = _number(200, RUN, 0, 1_000_000, "Steps of guidance, or of a flow from noise to the picture.")
     batch_size: int = _number(1, RUN, 1, 1024, "Pictures that are guided at the same time.")
     size: str | None = _text(
-        None, RUN, "WIDTHxHEIGHT in pixels, or one number for a square: multiples of the VQGAN's factor.  [pack's own]"
+        None, RUN, "WIDTHxHEIGHT in pixels, or one number for a square; more takes longer.  [pack's own]"
     )
     show_every: int = _number(20, RUN, 0, 1_000_000, "Save picture and latent every so many steps; 0: only at the end.")
     patience: int = _number(0, RUN, 0, 1_000_000, "Stop after so many steps without improvement; 0: never.")
@@ -194,7 +194,7 @@ def guide_options(
 def usual_preset(init: str | None, *, draws: bool) -> dict[str, Any]:
     """What a run without a preset takes: that of "sample" for a start that shows something, else that of "random".
 
-    `init` is the start if it is given; `draws` says whether the pack has a code transformer to draw one.
+    `init` is the start if it is given; `draws` says whether the pack has a painter to draw one.
     """
     shows = draws if init is None else init not in INITS or init == "sample"
     usual = PRESETS["sample" if shows else "random"]

@@ -8,12 +8,12 @@ from typing import Any, Literal, get_args
 from codebrush.data.decoding.images import read_picture
 from codebrush.errors import ImageError, UsageError
 from codebrush.files import file_sha256
-from codebrush.generation.cutting_out import Transparency, check_transparency
 from codebrush.generation.guided.guide_options import INITS, GuideOptions, under_present_names
 from codebrush.generation.guided.initial_latents import check_init
 from codebrush.generation.guided.option_values import split_weights
 from codebrush.generation.latent_files import LATENTS
 from codebrush.generation.sources import Sources
+from codebrush.generation.transparent_ground import Transparency, check_transparency
 from codebrush.models.pretrained import WEIGHTS_FILE
 from codebrush.pack.pack import clip_folder
 from codebrush.warned import warn
@@ -27,7 +27,8 @@ class GuidedRequest:
 
     `mask_fit` says how a mask is read: "cover" scales it until it covers the picture and crops it, as the pictures of
     init and target, and its transparent pixels are black; versions before 0.3 squeezed it, and those were white.
-    `transparency` "kept" makes pictures transparent where the ground of a transparent start is; see `cut_out`.
+    `transparency` "kept" makes pictures transparent where the ground of a transparent start is: see
+    `with_transparent_ground`.
     """
 
     prompt: str
@@ -120,8 +121,7 @@ def warn_of_shapes(request: GuidedRequest) -> None:
         named = ", ".join(f"{Path(name).name} {width} x {height}" for name, (width, height) in sizes.items())
         warn(
             f"start, mask and target differ in shape ({named}): each is scaled until it covers the picture and loses "
-            "its ends, so they may not match; make them of one shape",
-            stacklevel=2,
+            "its ends, so they may not match; make them of one shape"
         )
 
 

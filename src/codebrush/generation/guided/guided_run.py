@@ -15,7 +15,6 @@ from torch import Tensor
 from codebrush.data.decoding.images import decode_image, stack, to_pil
 from codebrush.data.decoding.transparency import opacity
 from codebrush.errors import PackError, UsageError
-from codebrush.generation.cutting_out import cut_out
 from codebrush.generation.guided.best_step import BestStep, kept_steps
 from codebrush.generation.guided.guidance import Guidance, Step, decode_to_show
 from codebrush.generation.guided.guidance_state import State
@@ -29,6 +28,7 @@ from codebrush.generation.latent_files import cover
 from codebrush.generation.manifest import guided_manifest
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.reranking import best_first, clip_scores
+from codebrush.generation.transparent_ground import with_transparent_ground
 from codebrush.generation.videos import write_video
 from codebrush.progress import Progress
 
@@ -212,7 +212,7 @@ class GuidedRun:
         if self.models.scorer is not None:
             results = self.models.scorer.judge(results, pictures, *self._judged_by)
         if self._ground is not None:
-            results = [replace(result, image=cut_out(result.image, self._ground)) for result in results]
+            results = [replace(result, image=with_transparent_ground(result.image, self._ground)) for result in results]
         self.steps_taken = max(self.steps_taken, state.step)
         for row, result in enumerate(results):
             index = guidance.batch.pictures[row]

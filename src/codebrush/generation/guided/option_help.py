@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from codebrush.generation.guided.presets import PRESETS
+from codebrush.generation.options import FLOW_OPTIONS, FlowSettings
 
 LONGEST_CHOICES = 30  # characters; longer lists of choices go into the help text
 
@@ -14,6 +15,8 @@ def help_of(option: "dataclasses.Field[Any]") -> str:
     if len("|".join(choices)) > LONGEST_CHOICES:
         text = f"{text.rstrip('.')}: {', '.join(choices)}."
     usual = usual_value(option)
+    if option.name in FLOW_OPTIONS:  # generate has it for both
+        usual = f"guide: {usual.replace(';', ',')}; flow: {_shown(getattr(FlowSettings, option.name))}"
     return f"{text}  [{usual}]" if usual else text
 
 

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from codebrush.data.decoding.images import decode_image, read_manifest, save_png, to_pil
 from codebrush.errors import CodebrushError
-from codebrush.files import atomic_file, write_errors
+from codebrush.files import atomic_file, held_alone, write_errors
 from codebrush.generation.guided.guidance_state import State
 from codebrush.generation.guided.memory_plan import MemoryPlan
 from codebrush.generation.manifest import read_judgement
@@ -85,22 +84,13 @@ class RunFolder:
         Raises:
             CodebrushError: if another process holds the lock, or the folder holds another run.
         """
-        with self._writing():
-            self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / LOCK_FILE, timeout=0)
         try:
-            lock.acquire()
-        except Timeout:
-            raise CodebrushError(f"another process is at work in {self.path}: wait for it, or stop it") from None
-        try:
-            self.check_free()
-            yield
+            with held_alone(self.path, self.path / LOCK_FILE):
+                self.check_free()
+                yield
         finally:
-            if not self.holds_run:
-                (self.path / LOCK_FILE).unlink(missing_ok=True)
-                with suppress(OSError):
-                    self.path.rmdir()
-            lock.release()
+            with suppress(OSError):  # unless it is empty
+                self.path.rmdir()
 
     def begin(self, run: Mapping[str, Any]) -> None:
         """Write run.json, unless it is there already."""

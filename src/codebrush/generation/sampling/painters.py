@@ -20,6 +20,11 @@ from codebrush.progress import Progress
 PAINTERS = ("sample", "flow")  # by the names of their methods
 
 
+def draws(pack: Pack) -> bool:
+    """Whether a pack has a painter."""
+    return pack.has("transformer") or pack.has("flow")
+
+
 def usual_painter(pack: Pack) -> str:
     """Which of PAINTERS draws unless another is asked for: the flow if the pack has that alone."""
     return "flow" if pack.has("flow") and not pack.has("transformer") else "sample"

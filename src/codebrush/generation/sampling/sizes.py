@@ -35,8 +35,7 @@ def checked_size(pack: Pack, size: str, painter: str | None) -> None:
     if (width, height) != (own_width, own_height):
         warn(
             f"{size} is drawn code by code through a window of {own}, which is slow, and goes on with what is in the "
-            f"window: for patterns and rows of things. For one large thing draw {own} and enlarge it with upscale",
-            stacklevel=2,
+            f"window: for patterns and rows of things. For one large thing draw {own} and enlarge it with upscale"
         )
 
 

@@ -356,7 +356,7 @@ class CLIPStage(Stage):
         size = start.image_size
         if plan.recipe.image_size == size:
             return plan
-        warn(f"pictures are {size} x {size}, as the CLIP of --from reads them", stacklevel=2)
+        warn(f"pictures are {size} x {size}, as the CLIP of --from reads them")
         return replace(plan, recipe=replace(plan.recipe, image_size=size))
 
     def sizes(self, image_size: int) -> Sequence[Size]:

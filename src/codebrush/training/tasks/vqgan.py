@@ -115,7 +115,7 @@ def grow_vqgan(vqgan: VQGAN, recipe: VQGANRecipe) -> VQGAN:
                 state[f"quantizer.{name}"] = torch.cat([part, part[parents]])
         new = state["quantizer.codebook"][old.codebook_size :]
         new += SPLIT * new.norm(dim=1, keepdim=True) * F.normalize(torch.randn_like(new), dim=1)
-        warn(f"the codebook grows from {old.codebook_size} to {recipe.codebook_size} codes", stacklevel=2)
+        warn(f"the codebook grows from {old.codebook_size} to {recipe.codebook_size} codes")
     made.load_state_dict(state)
     return made
 

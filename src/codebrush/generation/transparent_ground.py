@@ -36,7 +36,7 @@ def is_transparent(picture: Picture) -> bool:
     return opacity(decode_image(picture, keep_mode=True)) is not None
 
 
-def cut_out(drawn: Image.Image, before: Image.Image | None = None) -> Image.Image:
+def with_transparent_ground(drawn: Image.Image, before: Image.Image | None = None) -> Image.Image:
     """`drawn` (RGB) as RGBA with a transparent ground, softly blended at the object's edge.
 
     `before` (RGBA) is what was at the same place in the picture that it was made from, of the same size. The ground is

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from codebrush.errors import UsageError
-from codebrush.generation.cutting_out import check_transparency, cut_out, is_transparent
+from codebrush.generation.transparent_ground import check_transparency, is_transparent, with_transparent_ground
 
 SIDE = 64
 RED, WHITE, CLEAR = (200, 30, 40, 255), (255, 255, 255, 255), (255, 255, 255, 0)
@@ -36,7 +36,7 @@ def alpha(picture: Image.Image) -> np.ndarray:
 
 def test_what_comes_back_unchanged_keeps_its_transparency() -> None:
     source = disc(RED, CLEAR)
-    done = cut_out(over_white(source), before(source))
+    done = with_transparent_ground(over_white(source), before(source))
     share = np.asarray(source.getchannel("A")) / 255
     assert (alpha(done)[share == 0] == 0).all()
     assert (alpha(done)[share == 1] == 255).all()
@@ -49,9 +49,9 @@ def test_what_comes_back_unchanged_keeps_its_transparency() -> None:
 
 def test_the_ground_is_where_the_new_object_is_not() -> None:
     drawn = over_white(disc((20, 40, 200, 255), CLEAR, (24, 4, 44, 60)))
-    done = cut_out(drawn, before(disc(RED, CLEAR)))
+    done = with_transparent_ground(drawn, before(disc(RED, CLEAR)))
     blue, white = np.asarray(drawn)[..., 0] < 128, np.asarray(drawn)[..., 0] == 255
-    for cut in (done, cut_out(drawn)):  # the same ground from the border, without the picture before
+    for cut in (done, with_transparent_ground(drawn)):  # the same ground from the border, without the picture before
         assert (alpha(cut)[blue] > 100).all()
         assert (alpha(cut)[white] == 0).all()  # also where the red disc was
 
@@ -61,37 +61,37 @@ def test_white_inside_an_object_stays_unless_it_was_transparent() -> None:
     drawn = over_white(disc(RED, CLEAR))
     drawn.paste("white", eye)
     closed = before(disc(RED, CLEAR))
-    assert (alpha(cut_out(drawn, closed))[28:36, 28:36] == 255).all()
-    assert (alpha(cut_out(drawn))[28:36, 28:36] == 255).all()
+    assert (alpha(with_transparent_ground(drawn, closed))[28:36, 28:36] == 255).all()
+    assert (alpha(with_transparent_ground(drawn))[28:36, 28:36] == 255).all()
     ring = disc(RED, CLEAR)
     ring.paste(CLEAR, eye)
-    done = alpha(cut_out(drawn, before(ring)))
+    done = alpha(with_transparent_ground(drawn, before(ring)))
     assert (done[28:36, 28:36] == 0).all()
     assert (done[20:26, 20:26] == 255).all()
 
 
 def test_an_object_that_was_white_and_opaque_stays() -> None:
     ghost = disc((250, 250, 250, 255), CLEAR)
-    done = cut_out(over_white(ghost), before(ghost))
+    done = with_transparent_ground(over_white(ghost), before(ghost))
     share = np.asarray(ghost.getchannel("A"))
     assert (alpha(done)[share == 255] == 255).all()
     assert (alpha(done)[share == 0] == 0).all()
-    assert (alpha(cut_out(over_white(ghost))) == 0).all()  # without the picture before, nobody can tell
+    assert (alpha(with_transparent_ground(over_white(ghost))) == 0).all()  # without the picture before, nobody can tell
 
 
 @pytest.mark.parametrize(("level", "cleared"), [(225, True), (222, False), (192, False)])
 def test_a_pale_ground_is_cleared_as_far_as_it_was_transparent(level: int, cleared: bool) -> None:
     plain = Image.new("RGB", (SIDE, SIDE), (255, level, 255))
-    assert (alpha(cut_out(plain)) == (0 if cleared else 255)).all()
-    glow = alpha(cut_out(plain, before(Image.new("RGBA", (SIDE, SIDE), CLEAR))))
+    assert (alpha(with_transparent_ground(plain)) == (0 if cleared else 255)).all()
+    glow = alpha(with_transparent_ground(plain, before(Image.new("RGBA", (SIDE, SIDE), CLEAR))))
     assert (glow == 0).all()
-    assert (alpha(cut_out(plain, before(Image.new("RGBA", (SIDE, SIDE), RED)))) == 255).all()
+    assert (alpha(with_transparent_ground(plain, before(Image.new("RGBA", (SIDE, SIDE), RED)))) == 255).all()
 
 
 def test_a_dark_drawing_stays_whole() -> None:
     dark = Image.new("RGB", (SIDE, SIDE), (60, 90, 190))
-    assert (alpha(cut_out(dark, before(Image.new("RGBA", (SIDE, SIDE), CLEAR)))) == 255).all()
-    assert (np.asarray(cut_out(dark))[..., :3] == (60, 90, 190)).all()
+    assert (alpha(with_transparent_ground(dark, before(Image.new("RGBA", (SIDE, SIDE), CLEAR)))) == 255).all()
+    assert (np.asarray(with_transparent_ground(dark))[..., :3] == (60, 90, 190)).all()
 
 
 def test_the_ground_is_what_can_be_reached_around_corners() -> None:
@@ -110,13 +110,13 @@ def test_the_ground_is_what_can_be_reached_around_corners() -> None:
     start = Image.new("RGBA", drawn.size, (0, 0, 0, 255))
     start.paste(CLEAR, (0, 0, 1, 1))
     reached = np.array([[letter == "." for letter in row] for row in rows])
-    assert ((alpha(cut_out(drawn, start))[4::8, 4::8] == 0) == reached).all()
+    assert ((alpha(with_transparent_ground(drawn, start))[4::8, 4::8] == 0) == reached).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (1, 9)])
 def test_the_smallest_pictures(size: tuple[int, int]) -> None:
-    assert (alpha(cut_out(Image.new("RGB", size, "white"))) == 0).all()
-    assert (alpha(cut_out(Image.new("RGB", size, "black"))) == 255).all()
+    assert (alpha(with_transparent_ground(Image.new("RGB", size, "white"))) == 0).all()
+    assert (alpha(with_transparent_ground(Image.new("RGB", size, "black"))) == 255).all()
 
 
 def test_whether_a_picture_is_transparent_is_read_from_its_pixels() -> None:

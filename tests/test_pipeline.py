@@ -6,12 +6,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from codebrush import Codebrush
 from codebrush.data.decoding.images import resize_square, stack
+from codebrush.data.decoding.transparency import flattened
 from codebrush.errors import ImageError, PackError, PromptError, UsageError
 from codebrush.generation.options import DEFAULTS
 from codebrush.generation.result import Result
@@ -260,6 +262,18 @@ def test_reconstruction_goes_through_the_codes(brush: Codebrush, pictures: list[
     torch.testing.assert_close(stack([second], 32)[0], decoded, atol=0.003, rtol=0)
 
 
+def test_reconstruction_keeps_a_transparent_ground(brush: Codebrush) -> None:
+    source = Image.new("RGBA", (48, 48), (0, 0, 0, 0))
+    source.paste((200, 30, 30, 255), (16, 16, 32, 32))
+    first, second = brush.reconstruct([source, source.convert("RGB")])
+    assert (first.mode, second.mode) == ("RGBA", "RGB")
+    drawn = stack(brush.reconstruct([flattened(source)]), 32)[0]
+    pale = (drawn > 0.88).all(0)
+    alpha = np.asarray(first.getchannel("A"))
+    assert (alpha[:6][pale[:6].numpy()] == 0).all()
+    assert (alpha[14:18, 14:18] == 255).all()
+
+
 def test_classification_ranks_labels_by_their_mean_sentence(brush: Codebrush, pictures: list[Image.Image]) -> None:
     labels = ["dog", "cat", "a {brace}"]
     answers = brush.classify(pictures, labels)
@@ -323,7 +337,9 @@ def test_sizes_that_cannot_be_drawn_are_refused_before_a_model_loads(micro_pack:
 
 @pytest.mark.parametrize("size", ["64", 64])
 def test_one_number_is_a_square(brush: Codebrush, size: Any) -> None:
-    with pytest.warns(UserWarning, match="64x64 is drawn code by code through a window of 32x32, which is slow"):
+    with pytest.warns(
+        UserWarning, match="64x64 is drawn code by code through a window of 32x32, which takes about 54 times as long"
+    ):
         (result,) = brush.generate("a red circle", n=1, rerank=1, size=size)
     assert result.image.size == (64, 64)
     assert result.manifest["options"]["size"] == "64x64"

@@ -16,9 +16,11 @@ from codebrush.errors import ImageError, UsageError
 from codebrush.generation.editing.canvas import (
     BORDER,
     boxed_canvas,
+    check_extend,
     extended_canvas,
     masked_canvas,
     soft_edge,
+    warn_of_blur,
     whole_canvas,
     window_around,
 )
@@ -233,12 +235,29 @@ def test_a_mask_is_white_where_the_picture_changes(tmp_path: Path) -> None:
         (lambda: extended_canvas(noise(64, 48), {"left": -3}, 64), "none below 0, and not all 0"),
         (lambda: extended_canvas(noise(64, 48), {}, 64), "extend takes the pixels"),
         (lambda: extended_canvas(noise(64, 48), {"left": 10**7}, 64), "too large: extend by less"),
+        (
+            lambda: check_extend(noise(64, 48), {"left": 500, "right": 13}),
+            "adds 513 pixels at left and right to 64, of",
+        ),
+        (lambda: check_extend(noise(64, 48), {"top": 385}), "at top and bottom to 48, .*: add at most 384 at a time"),
     ],
 )
 def test_a_hole_that_cannot_be_painted_is_one_line(make: Any, said: str) -> None:
     with pytest.raises(UsageError, match=said) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_as_much_may_be_added_as_leaves_something_to_go_on_with() -> None:
+    check_extend(noise(64, 48), {"left": 512, "top": 384})
+
+
+def test_a_part_that_is_enlarged_a_lot_is_announced() -> None:
+    with pytest.warns(UserWarning, match="drawn as 64 x 64 pixels and enlarged to 300 x 300, so it will be blurred"):
+        warn_of_blur(boxed_canvas(noise(300, 260), (0, 0, 257, 10), 64), 32 * 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_blur(boxed_canvas(noise(300, 260), (0, 0, 150, 150), 64), 64)
 
 
 def test_a_file_that_is_not_a_picture_is_named(tmp_path: Path) -> None:

@@ -254,6 +254,24 @@ def test_an_edit_that_the_pack_was_not_trained_for_is_one_line(bare: Codebrush, 
         bare.translate(picture, "noto")
 
 
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"extend": {"left": 9999}}, "extend adds 9999 pixels"),
+        ({"extend": {"up": 3}}, "extend takes the pixels"),
+        ({"box": (900, 0, 5, 5)}, "lies outside the picture"),
+        ({"mask": Image.new("L", (9, 9), 255)}, "the mask has 9 x 9 pixels"),
+    ],
+)
+def test_a_part_that_cannot_be_painted_is_refused_before_a_model_loads(
+    folder: Path, picture: Path, part: dict[str, Any], said: str
+) -> None:
+    brush = Codebrush.from_pretrained(folder, device="cpu")
+    with pytest.raises(UsageError, match=said):
+        brush.edit(picture, "a dog", **part)
+    assert not {"clip", "vqgan", "transformer"} & (set(vars(brush)) | set(vars(brush.pack)))
+
+
 def test_wrong_edits_are_one_line(brush: Codebrush, picture: Path) -> None:
     with pytest.raises(UsageError, match="the pack has no style 'oil': it has noto, 3d"):
         brush.translate(picture, "oil")

@@ -10,9 +10,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from codebrush import Codebrush
+from codebrush.data.decoding.transparency import flattened
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import ImageError, PackError, UsageError
-from codebrush.generation.editing.interpolation import spread
+from codebrush.generation.editing.interpolation import spread, with_grounds
 from packs import micro_transformer, write_micro_pack
 
 
@@ -107,3 +108,30 @@ def test_bad_input_is_one_line(brush: Codebrush, micro_pack: Path, tmp_path: Pat
     bare = Codebrush.from_pretrained(micro_pack, device="cpu")
     with pytest.raises(PackError, match="go through latents"):
         list(bare.interpolate(["a dog", "a cat"], 2, through="embeddings"))
+
+
+@pytest.mark.parametrize("through", ["latents", "embeddings"])
+def test_frames_between_transparent_pictures_are_transparent(brush: Codebrush, through: str) -> None:
+    clear = [Image.new("RGBA", (32, 32), (0, 0, 0, 0)) for _ in range(2)]
+    for picture, left in zip(clear, (4, 14), strict=True):
+        picture.paste((20, 20, 120, 255), (left, 8, left + 14, 24))
+    found = list(brush.interpolate(clear, 3, through=through))
+    plain = list(brush.interpolate([flattened(picture) for picture in clear], 3, through=through))
+    assert [frame.mode for frame in found] == ["RGBA"] * 3
+    assert [frame.mode for frame in plain] == ["RGB"] * 3
+    mixed = brush.interpolate([clear[0], flattened(clear[1])], 2, through=through)
+    assert [frame.mode for frame in mixed] == ["RGB"] * 2
+    if through == "latents":
+        assert same(pixels(found[0]), pixels(brush.reconstruct(clear)[0]))
+
+
+def test_what_is_clear_in_both_pictures_is_clear_in_between(brush: Codebrush) -> None:
+    one = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    other = Image.new("RGBA", (32, 32), (255, 255, 255, 255))
+    other.paste((0, 0, 0, 0), (0, 0, 32, 16))
+    white = [Image.new("RGB", (32, 32), "white")] * 5
+    alphas = [np.asarray(frame.getchannel("A")) for frame in with_grounds(iter(white), [one, other], 5)]
+    assert (alphas[0] == 0).all()
+    assert (alphas[4][:16] == 0).all()
+    assert (alphas[4][18:] == 255).all()
+    assert all((alpha[:16] == 0).all() for alpha in alphas)

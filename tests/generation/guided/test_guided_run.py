@@ -18,7 +18,7 @@ from codebrush.data.decoding.images import decode_image, read_manifest, save_png
 from codebrush.errors import CodebrushError, ImageError, PackError, PromptError, UsageError
 from codebrush.generation.guided.guided_run import GuidedRun
 from codebrush.generation.guided.run_folder import STATE_FILE
-from packs import write_micro_pack
+from packs import micro_flow, write_micro_pack
 
 QUICK: dict[str, Any] = {"init": "random", "steps": 4, "cutouts": 4, "show_every": 2, "precision": "float32"}
 
@@ -50,7 +50,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def test_a_run_lies_in_its_folder(brush: Codebrush, tmp_path: Path) -> None:
     run = finish(brush.guide("a red circle", seed=3, folder=tmp_path / "run", **QUICK))
     folder = tmp_path / "run"
-    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {".lock"}
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert names == {
         "run.json", "state.pt", "losses.jsonl", "picture_00.png", "picture_00.safetensors",
         "pictures/000000_00.png", "pictures/000002_00.png", "pictures/000004_00.png",
@@ -292,6 +292,24 @@ def test_the_sampled_start_is_what_sampling_draws(brush: Codebrush) -> None:
     for drawn, result in zip(run.results, sampled, strict=True):
         assert torch.equal(drawn.codes, result.codes)
         assert furthest(drawn.image.tobytes(), result.image.tobytes()) <= 1  # decoded in a batch of another size
+
+
+def test_a_pack_with_a_flow_alone_starts_from_what_its_flow_draws(tmp_path: Path) -> None:
+    about = write_micro_pack(tmp_path / "pack", flow=micro_flow()) / "pack.json"
+    info = json.loads(about.read_text())
+    del info["members"]["transformer"]
+    about.write_text(json.dumps(info))
+    brush = Codebrush.from_pretrained(tmp_path / "pack", device="cpu")
+    drawn = brush.generate("a dog", n=2, seed=6, rerank=4)
+    assert drawn[0].manifest["method"] == "flow"
+    folder = tmp_path / "run"
+    run = finish(brush.guide("a dog", n=2, seed=6, sampling={"rerank": 4}, steps=0, folder=folder))
+    assert run.request.options.init == "sample"
+    assert [torch.equal(one.codes, other.codes) for one, other in zip(run.results, drawn, strict=True)] == [True, True]
+    again = brush.replay(read_manifest(folder / "picture_01.png"))
+    assert again.image.tobytes() == run.results[1].image.tobytes()
+    with pytest.raises(UsageError, match="temperature is for drawing codes"):
+        brush.guide("a dog", sampling={"temperature": 0.5})
 
 
 def test_a_step_shows_its_picture_when_asked(brush: Codebrush) -> None:

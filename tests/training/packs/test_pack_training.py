@@ -92,7 +92,7 @@ def test_a_pack_has_sheets_and_curves_and_is_judged(pack):
     measured = open_pack(out).info["provenance"]["measured"]
     assert (measured["psnr"], measured["verdict"]) == (report["psnr"], report["verdict"])
     assert report["verdict"][0].startswith(f"reconstruction {report['psnr']:.1f} dB: expect")
-    assert "its transformer saw 16 pictures" in report["verdict"][1]
+    assert "its code transformer saw 16 pictures" in report["verdict"][1]
 
 
 def train_and_die(given: PackRequest, cache: str, at: str) -> None:

@@ -136,8 +136,9 @@ class Edit:
 
 
 def checked_edits(edits: list[Edit], size: int) -> list[Edit]:
-    """The edits, whose parts to paint are checked before a model is loaded, for a pack of `size` pixels square; warns if
-    one will be blurred.
+    """The edits, whose parts to paint are checked before a model is loaded, for a pack of `size` pixels square.
+
+    Warns if one will be blurred.
 
     Raises:
         UsageError: if there is no such part, or it is too large.

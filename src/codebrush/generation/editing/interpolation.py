@@ -76,7 +76,7 @@ def frames_between(
     if len(known) < len(keys):
         return made
     # Through embeddings things are drawn in other places than in the pictures.
-    return map(with_transparent_ground, made) if through == "embeddings" else _with_grounds(made, known, frames)
+    return map(with_transparent_ground, made) if through == "embeddings" else with_grounds(made, known, frames)
 
 
 def _ground(key: Keyframe, size: int) -> Image.Image | None:
@@ -85,7 +85,7 @@ def _ground(key: Keyframe, size: int) -> Image.Image | None:
     return None if is_latent else whole_canvas(key).before(size)
 
 
-def _with_grounds(made: Frames, grounds: Sequence[Image.Image], frames: int) -> Frames:
+def with_grounds(made: Frames, grounds: Sequence[Image.Image], frames: int) -> Frames:
     """The frames with a transparent ground, which in between is what joins all that is transparent in both keys."""
     places = _places(len(grounds), frames).tolist()
     for number, frame in enumerate(made):

@@ -37,6 +37,7 @@ from codebrush.training.packs.plan import PLANNED, TIMED_STEPS, TIMING_SHARE, WA
 from codebrush.training.packs.request import PackRequest
 from codebrush.training.packs.start import Start
 from codebrush.training.packs.timing import affordable, measure_step
+from codebrush.training.packs.verdict import KNOWN
 from codebrush.training.registry import ENTRIES, STAGES
 from codebrush.training.run_folder import has_begun, is_done, read_plan
 from codebrush.training.run_stage import run_figures, run_stage
@@ -47,7 +48,6 @@ LEFT_OUT_FILE = "left-out.json"
 SMALL_SIDE = 64  # pixels, of pictures that a short budget may be enough for
 SEEN = 20.0  # dB of pictures through a VQGAN that has seen such: large steps make it worse before they make it better
 SEEN_RATE = 0.2  # learning rate of that, as a share of a fresh one's
-KNOWN = 22.5  # dB of pictures through a VQGAN that needs no training: shapes are clear, see `verdict`
 KNOWN_SHARE = 0.2  # of a budget, that must be enough for what such a VQGAN needs if it is to be trained
 PREVIEWED = 600.0  # seconds of a stage within a budget, from which on it draws previews on the way
 ENCODED = "encoded"  # fact of a plan: the pictures that it is trained on, evenly spaced among all

@@ -12,6 +12,7 @@ from codebrush.data.sources.unread import amount
 from codebrush.errors import CodebrushError, TrainingError, UsageError
 from codebrush.files import atomic_file, held_alone
 from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.flow_transformer import FlowTransformer
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import PACK_FILE
 from codebrush.text.tokenizer import Tokenizer
@@ -42,6 +43,7 @@ IMAGE_SIZE = 64  # of packs that begin from nothing, unless the request says oth
 LOOKED_AT = 64  # pictures by which it is seen whether they have to be enlarged
 CURVES = "training"  # the folder of a pack with the metrics of its stages
 SAMPLES, RECONSTRUCTIONS = "samples.png", "reconstructions.png"
+PAINTERS = {"transformer": CodeTransformer, "flow": FlowTransformer}  # by stage; the first draws the sheet
 FEW, SHEET = 4, 16  # samples that are drawn where there is no time for a whole sheet, and those of one
 
 
@@ -181,7 +183,7 @@ def _tell_small(data: Captioned, size: int, say: Say) -> None:
     )
 
 
-def _draw_samples(draw: Callable[..., Any], materials: Materials, painter: CodeTransformer, left: float) -> Any:
+def _draw_samples(draw: Callable[..., Any], materials: Materials, painter: Any, left: float) -> Any:
     """A sheet of samples, of FEW if drawing those shows that the usual number would take more than `left` seconds."""
     if math.isinf(left):
         return draw(materials, painter, SHEET)
@@ -194,14 +196,16 @@ def _draw_samples(draw: Callable[..., Any], materials: Materials, painter: CodeT
 def _finish(training: MemberTraining, source: Any, figures: dict[str, Any]) -> dict[str, Any]:
     """Measure what was trained, write the pack with its sheets and curves, and judge it in words."""
     request, materials, work = training.request, training.materials, training.work
-    painter, left = materials.find(CodeTransformer), training.seconds_for_sheets()
+    painters = {name: found for name, kind in PAINTERS.items() if (found := materials.find(kind)) is not None}
+    painter, left = next(iter(painters.values()), None), training.seconds_for_sheets()
     began = time.monotonic()
     psnr, rebuilt = reconstructions(materials.need(VQGAN), materials.data, began + left / 3)
     left -= time.monotonic() - began
     samples = None
     if painter is not None and materials.draw is not None:
         samples = _draw_samples(materials.draw, materials, painter, left)
-    judged = verdict(Measured(psnr, painter is not None, request.budget, figures))
+    kept = {stage: training.start.name for stage in training.left_out if stage in training.start.kept}
+    judged = verdict(Measured(psnr, tuple(painters), request.budget, figures, kept))
     pack = training.write(source, figures, {"psnr": round(psnr, 2), "verdict": judged})
     sheets = {RECONSTRUCTIONS: rebuilt, SAMPLES: samples}
     for name, sheet in sheets.items():
@@ -219,9 +223,9 @@ def _finish(training: MemberTraining, source: Any, figures: dict[str, Any]) -> d
         "pack": str(pack.folder),
         "stages": figures,
         "left_out": training.left_out,
-        "kept": {stage: training.start.name for stage in training.left_out if stage in training.start.kept},
+        "kept": kept,
         "psnr": round(psnr, 2),
         "verdict": judged,
-        "draws": painter is not None,
+        "draws": bool(painters),
         "sheets": [str(pack.folder / name) for name, sheet in sheets.items() if sheet is not None],
     }

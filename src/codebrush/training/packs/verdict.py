@@ -1,15 +1,17 @@
-"""Judges a trained pack in plain words, by what was measured: how well it reconstructs, and what its painter saw."""
+"""Judges a trained pack in plain words, by what was measured: how well it reconstructs, and what its painters saw."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from codebrush.pack.members import MEMBERS
 from codebrush.training.packs.budget import spell_seconds
 
+KNOWN = 22.5  # dB of pictures through a VQGAN from which on shapes are clear
 LOOKS = (  # what a reconstruction of at most so many dB looks like
     (17.0, "expect fog: little more than the main colours"),
-    (22.5, "expect blur: large shapes and colours, nothing small"),
+    (KNOWN, "expect blur: large shapes and colours, nothing small"),
     (25.0, "expect soft pictures: shapes are clear, detail is lost"),
     (28.0, "expect good pictures without fine detail"),
     (math.inf, "expect pictures close to the originals"),
@@ -19,17 +21,19 @@ LOOKS = (  # what a reconstruction of at most so many dB looks like
 GAINS = {True: (0.8, 28.0), False: (1.8, 23.0)}
 HOUR = 3600.0
 BUILT_IN_SAW = 241_600  # pictures in the training of the built-in pack's transformer, steps times batch size
+FEW = BUILT_IN_SAW // 10
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of a pack: the PSNR of its reconstructions in dB, whether it has a painter, the budget in seconds
-    and the figures of its stages."""
+    """What is known of a pack: the PSNR of its reconstructions in dB, the names of its painters, the budget in seconds,
+    the figures of its stages, and the pack of which members were taken over as they are, by member."""
 
     psnr: float
-    draws: bool
+    painters: Sequence[str]
     budget: float | None
     figures: Mapping[str, Any]
+    kept: Mapping[str, str] = field(default_factory=dict)
 
 
 def verdict(measured: Measured) -> list[str]:
@@ -38,16 +42,31 @@ def verdict(measured: Measured) -> list[str]:
     lines = [f"reconstruction {measured.psnr:.1f} dB: {looks}"]
     if better := _with_more_time(measured):
         lines[0] += f"; {better}"
-    if not measured.draws:
-        return [*lines, "it has no code transformer: it draws by --method guide only"]
-    seen = measured.figures.get("transformer", {}).get("pictures")
-    if seen is not None and seen < BUILT_IN_SAW:
-        begun = measured.figures["transformer"]["from"]
-        lines.append(
-            f"drawings: its transformer{'' if begun == 'nothing' else f', begun from that of {begun},'} saw {seen:,} "
-            f"pictures; that of emoji saw {BUILT_IN_SAW:,} and draws simple things: expect colours and rough shapes"
-        )
-    return lines
+    if not measured.painters:
+        return [*lines, "it has no painter, a code transformer or a flow: it draws by --method guide only"]
+    return lines + [line for name in measured.painters if (line := _drawings(name, measured))]
+
+
+def _drawings(name: str, measured: Measured) -> str:
+    """What to expect of the drawings by one of the painters; "" if it saw as much as the built-in one, or it is not
+    known how much."""
+    label = MEMBERS[name].label
+    if name in measured.kept:
+        return f"drawings: its {label} is that of {measured.kept[name]} as it was: expect what that draws"
+    seen = measured.figures.get(name, {}).get("pictures")
+    if seen is None or seen >= BUILT_IN_SAW:
+        return ""
+    begun = measured.figures[name]["from"]
+    said = (
+        f"drawings: its {label}{'' if begun == 'nothing' else f', begun from that of {begun},'} saw {seen:,} pictures"
+    )
+    if name == "transformer":
+        said += f"; that of emoji saw {BUILT_IN_SAW:,} and draws simple things"
+    if seen >= FEW:
+        return f"{said}: expect colours and rough shapes"
+    if begun == "nothing":
+        return f"{said}: expect patches of colour, and hardly a shape"
+    return f"{said}: expect the colours and strokes of your pictures, and not yet their things"
 
 
 def _with_more_time(measured: Measured) -> str:

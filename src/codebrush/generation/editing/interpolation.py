@@ -81,8 +81,9 @@ def frames_between(
 
 def _ground(key: Keyframe, size: int) -> Image.Image | None:
     """What `with_transparent_ground` reads of a keyframe; None unless it is a picture with transparency."""
-    is_latent = isinstance(key, Tensor) or str(key).lower().endswith(LATENTS)
-    return None if is_latent else whole_canvas(key).before(size)
+    if isinstance(key, Tensor) or str(key).lower().endswith(LATENTS):
+        return None
+    return whole_canvas(key).before(size)
 
 
 def with_grounds(made: Frames, grounds: Sequence[Image.Image], frames: int) -> Frames:

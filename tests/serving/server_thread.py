@@ -17,11 +17,13 @@ def running(brush: Codebrush, data: Path, name: str = "micro", **settings: Any) 
 
     from codebrush.serving.api import make_app
     from codebrush.serving.engine import Engine
+    from codebrush.serving.library import Library
     from codebrush.serving.settings import Settings
     from codebrush.serving.store import Store
 
     given = Settings(packs=(name,), data=data, **settings)
-    engine = Engine({name: lambda: brush}, Store(data), given.limits)
+    library = Library(given.libraries, data)
+    engine = Engine({name: lambda: brush}, Store(data), given.limits, library=library)
     server = uvicorn.Server(uvicorn.Config(make_app(engine, given), port=0, log_config=None, access_log=False))
     began = threading.Event()
 

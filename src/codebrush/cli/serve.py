@@ -13,13 +13,19 @@ from codebrush.optional import require
 
 KEY_VARIABLE = "CODEBRUSH_API_KEY"  # one key, or several with commas between
 MB = 1024**2
+DATA = Path("outputs/serve")
+LibraryOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="Folder of pictures that may be searched and trained on; may be repeated.  [none]"),
+]
 
 
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.", min=0, max=65535)] = 7860,
     pack: Annotated[list[str] | None, typer.Option(help=f"{PACK_HELP} May be repeated.  [emoji]")] = None,
-    data: Annotated[Path, typer.Option(help="Folder for jobs and their results.")] = Path("outputs/serve"),
+    library: LibraryOption = None,
+    data: Annotated[Path, typer.Option(help="Folder for jobs, results, indexes, trained packs.")] = DATA,
     no_key: Annotated[
         bool, typer.Option("--no-key", help=f"Listen beyond this machine although {KEY_VARIABLE} sets no key.")
     ] = False,
@@ -28,6 +34,8 @@ def serve(
     ] = None,
     queue: Annotated[int, typer.Option(help="Jobs that may wait.", min=1, max=100_000)] = 64,
     time_limit: Annotated[float, typer.Option(help="Seconds that a job may run.", min=1)] = 900,
+    train_limit: Annotated[str, typer.Option(help="Longest budget of a training, with a unit: 90s, 60m or 8h.")] = "8h",
+    train_threads: Annotated[int, typer.Option(help="CPU threads of a training; 0: half of the cores.", min=0)] = 0,
     keep_hours: Annotated[float, typer.Option(help="Hours for which results are kept.", min=0)] = 24,
     keep_mb: Annotated[int, typer.Option(help="Megabytes of results that are kept at most.", min=1)] = 2048,
     max_body_mb: Annotated[int, typer.Option(help="Megabytes that a request may have.", min=1)] = 32,
@@ -46,13 +54,22 @@ def serve(
     from codebrush.serving.engine import Limits
     from codebrush.serving.server import serve as run
     from codebrush.serving.settings import Settings
+    from codebrush.training.packs.budget import parse_budget
 
     keys = tuple(key.strip() for key in os.environ.get(KEY_VARIABLE, "").split(",") if key.strip())
-    limits = Limits(queue=queue, seconds=time_limit, keep_seconds=keep_hours * 3600, keep_bytes=keep_mb * MB)
+    limits = Limits(
+        queue=queue,
+        seconds=time_limit,
+        keep_seconds=keep_hours * 3600,
+        keep_bytes=keep_mb * MB,
+        budget=parse_budget(train_limit, "--train-limit"),
+        train_threads=train_threads,
+    )
     run(
         Settings(
             packs=tuple(dict.fromkeys(pack or ["emoji"])),
             data=data,
+            libraries=tuple(library or ()),
             host=host,
             port=port,
             keys=keys,

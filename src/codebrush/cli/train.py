@@ -152,7 +152,7 @@ def _train_pack(source: str, out: Path, resume: bool, given: dict[str, Any], beg
 
 def _can_go_on(out: Path) -> bool:
     """Whether --resume finds something in a run folder, or beside a pack."""
-    from codebrush.training.packs.request import REQUEST_FILE, work_folder
+    from codebrush.training.packs.places import REQUEST_FILE, work_folder
     from codebrush.training.run_folder import has_begun
 
     return has_begun(out) or (work_folder(out) / REQUEST_FILE).is_file()

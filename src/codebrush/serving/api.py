@@ -8,7 +8,16 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from codebrush.pack.members import MEMBERS
-from codebrush.serving import edits, embeddings, images, pictures, reading, sign_in
+from codebrush.serving import (
+    edits,
+    embeddings,
+    images,
+    library_api,
+    pictures,
+    reading,
+    sign_in,
+    training_api,
+)
 from codebrush.serving.context import Context, Served
 from codebrush.serving.engine import Engine
 from codebrush.serving.images import event
@@ -32,6 +41,7 @@ EVERY_REPLY: dict[int | str, dict[str, Any]] = {
     503: {"model": ErrorReply, "description": "The server is about to stop."},
 }
 router = APIRouter()
+ROUTES = (images, edits, embeddings, pictures, reading, library_api, training_api)
 
 
 def make_app(engine: Engine, settings: Settings) -> FastAPI:
@@ -50,7 +60,7 @@ def make_app(engine: Engine, settings: Settings) -> FastAPI:
     app.state.context = Context(engine, settings)
     add_handlers(app)
     app.add_middleware(Guard, settings=settings, metrics=engine.metrics)
-    for each in (router, images.router, edits.router, embeddings.router, pictures.router, reading.router):
+    for each in (router, *(part.router for part in ROUTES)):
         app.include_router(each)
     _add_page(app, settings)
     make = app.openapi
@@ -87,8 +97,8 @@ def _without_422(document: dict[str, Any]) -> dict[str, Any]:
 
 @router.get("/v1/models", response_model=ModelsReply, tags=["models"], summary="List the packs")
 def models(context: Served) -> dict[str, Any]:
-    """The packs that the server has; requests without a model get the first."""
-    return {"object": "list", "data": [_model(context, name) for name in context.settings.packs]}
+    """The packs that the server has, also those that were trained here; requests without a model get the first."""
+    return {"object": "list", "data": [_model(context, name) for name in list(context.engine.packs)]}
 
 
 @router.get("/v1/models/{model:path}", response_model=ModelReply, tags=["models"], summary="Describe a pack")

@@ -10,6 +10,7 @@ from codebrush.serving.engine import Engine
 from codebrush.serving.jobs import Job
 from codebrush.serving.problems import Problem
 from codebrush.serving.settings import Settings
+from codebrush.serving.training_report import SHEETS
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,17 @@ class Context:
             "progress": {"step": job.step, "of": job.of, "seconds_left": job.seconds_left},
             "latest": f"{files}/latest.png" if job.shown and not job.ended else None,
             "data": data, "error": job.error, "warnings": job.warnings,
+            "index": job.result if job.kind == "index" else None,
+            "training": self._training(job, files) if job.kind == "train" else None,
         }  # fmt: skip
+
+    def _training(self, job: Job, files: str) -> dict[str, Any]:
+        names = self.engine.trainer.pictures(job)
+        previews, sheets = (
+            [{"name": name, "url": f"{files}/training/{name}"} for name in names if (name in SHEETS) is wanted]
+            for wanted in (False, True)
+        )
+        return {**self.engine.trainer.report(job), "previews": previews, "sheets": sheets}
 
 
 def _context(request: Request) -> Context:

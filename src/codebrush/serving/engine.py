@@ -14,10 +14,13 @@ from typing import Any
 from codebrush.errors import CodebrushError, PackError
 from codebrush.pipeline import Codebrush
 from codebrush.serving.jobs import Job, JobError, QueueFull, Stopped
+from codebrush.serving.library import Library
+from codebrush.serving.library_work import library_kinds
 from codebrush.serving.log import log, log_failure
 from codebrush.serving.metrics import Metrics
 from codebrush.serving.queue import FairQueue
 from codebrush.serving.store import Store
+from codebrush.serving.training import Trainer
 from codebrush.serving.work import KINDS, LANES, batch_key
 from codebrush.warned import heard
 
@@ -35,6 +38,8 @@ class Limits:
     seconds: float = 900.0  # that a job may run
     keep_seconds: float = 24 * 3600.0  # after which what came of a job is forgotten
     keep_bytes: int = 2 * 1024**3  # of all results; the oldest go first
+    budget: float = 8 * 3600.0  # of a training
+    train_threads: int = 0  # CPU threads of a training; 0: half of the cores
 
     @property
     def reserve(self) -> int:
@@ -45,7 +50,8 @@ class Limits:
 class Engine:
     """Runs jobs with `packs`: name -> a function that opens it, called once. `start` it, `stop` it at the end.
 
-    Jobs that another server left in the store are taken up first.
+    Jobs that another server left in the store are taken up first. `library` has the folders that jobs may read; packs
+    that are trained on them are added to `packs`.
     """
 
     def __init__(
@@ -54,14 +60,18 @@ class Engine:
         store: Store,
         limits: Limits = Limits(),
         metrics: Metrics | None = None,
+        library: Library | None = None,
     ) -> None:
-        self.packs, self.store, self.limits = packs, store, limits
+        self.packs, self.store, self.limits = dict(packs), store, limits
+        self.library = Library((), store.data) if library is None else library
+        self.trainer = Trainer(self.library, self.packs, store.data, limits.train_threads)
+        self.kinds = {**KINDS, **library_kinds(self.library), **self.trainer.kinds()}
         self.metrics = Metrics() if metrics is None else metrics
         self._open: dict[tuple[str, str], Codebrush] = {}  # by pack and lane
         self._opening = threading.Lock()
         self._live: dict[str, Job] = {}
         self._last_shown: OrderedDict[str, list[bytes]] = OrderedDict()  # of jobs that ended
-        self._queues = {lane: FairQueue(batch_key) for lane in LANES}
+        self._queues = {lane: FairQueue(lambda job: batch_key(self.kinds, job)) for lane in LANES}
         self._lock = threading.Condition()
         self._stopping = self._abandoned = False
         self._stop_began = 0.0  # of time.monotonic(); 0 before
@@ -84,7 +94,7 @@ class Engine:
             self._live[job.id] = job
             if job.attempts >= MOST_ATTEMPTS:
                 self._end(job, "failed", {"code": "server_stopped", "message": _GIVEN_UP})
-            elif job.pack not in self.packs or job.kind not in KINDS:
+            elif job.pack not in self.packs or job.kind not in self.kinds:
                 gone = f"the server was started again without the pack '{job.pack}'"
                 self._end(job, "failed", {"code": "model_not_found", "message": gone})
             else:
@@ -126,8 +136,21 @@ class Engine:
                 self._open[pack, lane] = self._open[first].for_another_thread()
             return self._open[pack, lane]
 
+    def delete_pack(self, name: str) -> None:
+        """Delete a pack that was trained here, or a stopped training. Raises JobError if it is in use, or given."""
+        with self._lock:
+            if any(name in (job.pack, job.request.get("name")) for job in self._live.values()):
+                raise JobError("in_use", f"jobs need '{name}': cancel them first")
+            self.trainer.remove(name)
+            for key in [key for key in self._open if key[0] == name]:
+                del self._open[key]
+
+    def live(self, kind: str) -> list[Job]:
+        """The jobs of a kind that have not ended."""
+        return [job for job in list(self._live.values()) if job.kind == kind]
+
     def _queue_of(self, kind: str) -> FairQueue:
-        return self._queues[KINDS[kind].lane]
+        return self._queues[self.kinds[kind].lane]
 
     @property
     def stopping(self) -> bool:
@@ -149,7 +172,7 @@ class Engine:
             JobError: if there is no such pack, or the server is about to stop.
         """
         self.brush(pack)
-        lane, queue = KINDS[kind].lane, self._queue_of(kind)
+        lane, queue = self.kinds[kind].lane, self._queue_of(kind)
         job = Job(kind, pack, owner, request, self.store.data)
         job.folder = self.store.folder(job.id)
         with self._lock:
@@ -234,7 +257,7 @@ class Engine:
 
     def _run(self, batch: Sequence[Job]) -> None:
         """Work on a batch. If it fails, each of its jobs is tried alone, so that only the one to blame fails."""
-        began, kind = time.time(), KINDS[batch[0].kind]
+        began, kind = time.time(), self.kinds[batch[0].kind]
         self.metrics.batch.observe(len(batch))
         try:
             brush = self.brush(batch[0].pack, kind.lane)
@@ -259,17 +282,18 @@ class Engine:
 
     def _progress(self, batch: Sequence[Job], step: int, of: int) -> None:
         """Called by the work after each step. Raises Stopped when nobody waits for any of the jobs."""
+        long = self.kinds[batch[0].kind].long
         for job in batch:
             if job.ended:
                 continue
             if job.cancelled:
                 self._end(job, "cancelled", None)
-            elif time.time() - (job.started or 0) > self.limits.seconds and step < of:
+            elif not long and time.time() - (job.started or 0) > self.limits.seconds and step < of:
                 late = f"it took longer than the limit of {self.limits.seconds:g} s: ask for less"
                 self._end(job, "failed", {"code": "time_limit", "message": late})
             else:
                 job.progress(step, of)
-        if self._abandoned or all(job.ended for job in batch):
+        if self._abandoned or (long and self._stopping) or all(job.ended for job in batch):
             raise Stopped
 
     def _leave(self, batch: Sequence[Job]) -> None:

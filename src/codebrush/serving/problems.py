@@ -17,7 +17,8 @@ from codebrush.serving.log import log_failure
 
 STATUS = {  # of an error's code; any other is the caller's, 400
     "queue_full": 429,
-    "model_not_found": 404,
+    **dict.fromkeys(("model_not_found", "no_library", "not_in_library", "not_indexed", "picture_not_found"), 404),
+    "no_space": 507,
     "server_stopping": 503,
     "internal_error": 500,
     "out_of_memory": 507,

@@ -44,6 +44,8 @@ def _guide_field(option: Any) -> tuple[Any, Any]:
 
 
 class Strict(BaseModel):
+    """A request, which has no other parameters than those named."""
+
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -277,6 +279,8 @@ class JobReply(BaseModel):
     progress: Progress
     latest: str | None = Field(description="URL of the latest half-drawn picture.")
     data: list[ImageData] | None = Field(description="Of a job that draws, when it is done.")
+    index: dict[str, Any] | None = Field(default=None, description="Of a job that indexes, when it is done.")
+    training: dict[str, Any] | None = Field(default=None, description="Of a job that trains: see `TrainingReport`.")
     error: JobErrorReply | None
     warnings: Warnings
 

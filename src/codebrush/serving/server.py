@@ -12,6 +12,7 @@ from codebrush.pack.pack import open_pack
 from codebrush.pipeline import Codebrush
 from codebrush.serving.api import make_app
 from codebrush.serving.engine import Engine
+from codebrush.serving.library import Library
 from codebrush.serving.log import log
 from codebrush.serving.settings import Settings
 from codebrush.serving.store import Store
@@ -22,21 +23,27 @@ def serve(settings: Settings) -> None:
 
     Raises:
         PackError: if a pack cannot be opened.
-        UsageError: if the address cannot be listened on.
+        UsageError: if the address cannot be listened on, or a library is no folder.
         CodebrushError: if another server keeps its jobs in the same folder.
     """
     packs = {name: open_pack(name) for name in settings.packs}
+    library = Library(settings.libraries, settings.data)
     listener = _listen(settings)
     store = Store(settings.data)
     opened = {name: lambda pack=pack: Codebrush(pack) for name, pack in packs.items()}
-    engine = Engine(opened, store, settings.limits)
+    engine = Engine(opened, store, settings.limits, library=library)
     warnings.simplefilter("ignore")  # callers hear of theirs by `heard`; those of libraries are no lines of the log
     config = uvicorn.Config(
         make_app(engine, settings), log_config=None, access_log=False, server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.grace)), ws="none",
     )  # fmt: skip
     host, port = listener.getsockname()[:2]
-    log("serving", address=f"http://{f'[{host}]' if ':' in host else host}:{port}", packs=list(packs))
+    log(
+        "serving",
+        address=f"http://{f'[{host}]' if ':' in host else host}:{port}",
+        packs=list(engine.packs),
+        libraries=list(library.roots),
+    )
     _Server(config, engine).run(sockets=[listener])
     log("stopped")
 

@@ -21,23 +21,26 @@ from codebrush.serving.jobs import Job
 from codebrush.serving.reading_work import embed, explain, read
 
 OWN = ("prompt", "seed")  # what may differ between the jobs of one batch
-DRAW, READ = "draw", "read"
-LANES = (DRAW, READ)  # each with a worker of its own
+DRAW, READ, INDEX, TRAIN = "draw", "read", "index", "train"
+LANES = (DRAW, READ, INDEX, TRAIN)  # each with a worker of its own
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of job. `run` returns the result of each job of a batch; `group` is equal for what is one batch; `lane`
-    says whose turn it waits for: what takes seconds at most is read beside what is drawn."""
+    """One kind of job. `run` returns the result of each job of a batch; `group` is equal for what is one batch.
+
+    `lane` says whose turn it waits for: what takes seconds at most is read beside what is drawn. One that is `long` has
+    no time limit, and stops as soon as the server does, to go on after its next start."""
 
     run: Callable[[Codebrush, Sequence[Job], Progress], list[dict[str, Any]]]
     group: Callable[[Mapping[str, Any]], str | None] = lambda request: None
     lane: str = DRAW
+    long: bool = False
 
 
-def batch_key(job: Job) -> tuple[str, str, str] | None:
+def batch_key(kinds: Mapping[str, Kind], job: Job) -> tuple[str, str, str] | None:
     """Equal for jobs that are drawn together; None for one that is drawn alone."""
-    key = KINDS[job.kind].group(job.request)
+    key = kinds[job.kind].group(job.request)
     return None if key is None else (job.kind, job.pack, key)
 
 

@@ -18,14 +18,8 @@ from codebrush.errors import TrainingError, UsageError
 from codebrush.training.dataset import SourceConfig
 from codebrush.training.engine.loop import LoopConfig
 from codebrush.training.packs.clock import Clock
-from codebrush.training.packs.request import (
-    PackRequest,
-    check_same,
-    make_request,
-    read_request,
-    work_folder,
-    write_request,
-)
+from codebrush.training.packs.places import work_folder
+from codebrush.training.packs.request import PackRequest, check_same, make_request, read_request, write_request
 from codebrush.training.run_folder import read_plan
 from codebrush.training.stage import StagePlan
 from codebrush.training.tasks.code_transformer import TransformerRecipe

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +131,11 @@ class CaptionedImages:
         if isinstance(stored, dict):
             stored = stored.get("path") if stored.get("bytes") is None else stored["bytes"]
         return self._rows.base / stored if isinstance(stored, str) else stored
+
+    def files(self) -> Iterator[Path]:
+        """The picture files that rows name; none of those whose picture is in the source itself."""
+        located = (self._file_of(index) for index in range(len(self)))
+        return (file for file in located if isinstance(file, Path))
 
     def contents(self, index: int) -> bytes:
         """The bytes of the row's picture file.

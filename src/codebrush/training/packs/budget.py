@@ -27,16 +27,17 @@ class Claim(NamedTuple):
     left_out: bool = False
 
 
-def parse_budget(text: str) -> float:
-    """Seconds of '60m', '90s', '2h' or '1.5d'. Raises UsageError for anything else, also for a bare number."""
+def parse_budget(text: str, flag: str = "--budget") -> float:
+    """Seconds of '60m', '90s', '2h' or '1.5d'. Raises UsageError, which names the `flag`, for anything else, also for a
+    bare number."""
     text = text.strip().lower()
     if (bare := _number(text)) is not None:
         raise UsageError(
-            f"--budget {bare:g} has no unit: write {bare:g}m for minutes, {bare:g}h for hours or {bare:g}s for seconds"
+            f"{flag} {bare:g} has no unit: write {bare:g}m for minutes, {bare:g}h for hours or {bare:g}s for seconds"
         )
     number = _number(text[:-1])
     if number is None or text[-1] not in UNITS or not math.isfinite(number * UNITS[text[-1]]):
-        raise UsageError(f"--budget '{text}' is not a positive time: write it like 90s, 60m, 2h or 1d")
+        raise UsageError(f"{flag} '{text}' is not a positive time: write it like 90s, 60m, 2h or 1d")
     return number * UNITS[text[-1]]
 
 

@@ -22,15 +22,9 @@ from codebrush.training.engine.reporting import METRICS
 from codebrush.training.member_folder import pack_at
 from codebrush.training.packs.clock import Clock
 from codebrush.training.packs.member_training import MemberTraining, Say
+from codebrush.training.packs.places import CLOCK_FILE, CURVES, RECONSTRUCTIONS, REQUEST_FILE, SAMPLES, work_folder
 from codebrush.training.packs.reconstructions import reconstructions
-from codebrush.training.packs.request import (
-    REQUEST_FILE,
-    PackRequest,
-    check_same,
-    read_request,
-    work_folder,
-    write_request,
-)
+from codebrush.training.packs.request import PackRequest, check_same, read_request, write_request
 from codebrush.training.packs.start import Start
 from codebrush.training.packs.verdict import Measured, verdict
 from codebrush.training.registry import STAGES
@@ -38,11 +32,8 @@ from codebrush.training.run_folder import MODEL_FOLDER, has_begun
 from codebrush.training.stage import GRID, Materials
 from codebrush.training.tokenizers import check_tokenizer, make_tokenizer
 
-CLOCK_FILE = "clock.json"
 IMAGE_SIZE = 64  # of packs that begin from nothing, unless the request says otherwise
 LOOKED_AT = 64  # pictures by which it is seen whether they have to be enlarged
-CURVES = "training"  # the folder of a pack with the metrics of its stages
-SAMPLES, RECONSTRUCTIONS = "samples.png", "reconstructions.png"
 PAINTERS = {"transformer": CodeTransformer, "flow": FlowTransformer}  # by stage; the first draws the sheet
 FEW, SHEET = 4, 16  # samples that are drawn where there is no time for a whole sheet, and those of one
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +14,10 @@ from codebrush.files import write_json
 from codebrush.pack.pack import built_in_packs
 from codebrush.training.dataset import SourceConfig
 from codebrush.training.flattening import leaves
+from codebrush.training.packs.places import REQUEST_FILE, work_folder
 from codebrush.training.recipes import plan_from_dict, read_recipes
 from codebrush.training.stage import StagePlan
 
-REQUEST_FILE = "request.json"
 DEFAULT_BUDGET = 3600.0  # seconds, if neither a budget nor recipes are given
 DEFAULT_START = Path("emoji")  # the pack that a training within a budget begins from, unless another is named
 NO_START = Path("none")
@@ -49,12 +48,6 @@ class PackRequest:
     name: str = ""
     licence: str = "unspecified"
     keep_work: bool = False
-
-
-def work_folder(out: Path) -> Path:
-    """The folder a pack is made in, beside the pack, which appears only when it is finished."""
-    out = Path(os.path.abspath(out))
-    return out.with_name(out.name + ".work")
 
 
 def make_request(source: str, out: Path, given: Mapping[str, Any], resume: bool = False) -> PackRequest:

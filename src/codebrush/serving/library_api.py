@@ -1,0 +1,146 @@
+"""`/v1/library`, `/v1/search` and `/v1/similar`: the folders that the server may read, their indexes, and searches."""
+
+import hmac
+import re
+import shutil
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
+
+from codebrush.serving.context import Context, Served
+from codebrush.serving.embeddings import data_url
+from codebrush.serving.library import pictures_in
+from codebrush.serving.library_schemas import (
+    CheckReply,
+    CheckRequest,
+    DeletedReply,
+    IndexRequest,
+    LibraryReply,
+    SearchReply,
+    SearchRequest,
+    SimilarRequest,
+)
+from codebrush.serving.library_work import thumbnail
+from codebrush.serving.problems import Problem
+from codebrush.serving.schemas import JobReply
+from codebrush.serving.waiting import finished
+
+INDEX_ID = re.compile(r"[0-9a-f]{16}")
+router = APIRouter(tags=["library"])
+
+
+@router.get("/v1/library", response_model=LibraryReply, summary="List what is in the libraries")
+def library(context: Served, folder: str | None = None) -> dict[str, Any]:
+    """The libraries, or the folders and tables in a `folder` of one, and the indexes of them."""
+    shelf = context.engine.library
+    if folder is None:
+        data = [{"folder": name, "kind": "folder", "pictures": pictures_in(root)} for name, root in shelf.roots.items()]
+        return {"object": "list", "data": data, "indexes": shelf.index_list()}
+    data = [{"folder": e.place, "kind": e.kind, "pictures": e.pictures} for e in shelf.entries(folder)]
+    below = [each for each in shelf.index_list() if f"{each['folder']}/".startswith(f"{folder}/")]
+    return {"object": "list", "data": data, "indexes": below}
+
+
+@router.post(
+    "/v1/library/index", response_model=JobReply, status_code=202, summary="Index a folder or table for searches"
+)
+async def index(asked: IndexRequest, request: Request, context: Served) -> JSONResponse:
+    """Answers with the job. When a place is indexed again, new pictures are added, changed ones updated, and those that
+    are gone removed."""
+    await run_in_threadpool(context.engine.library.find, asked.folder)
+    pack = asked.model or context.settings.packs[0]
+    found = {"folder": asked.folder, "captions": asked.captions}
+    return accepted(context, "index", pack, found, request)
+
+
+@router.delete("/v1/library/index/{index}", response_model=DeletedReply, summary="Delete an index")
+def delete_index(index: str, context: Served) -> dict[str, Any]:
+    """Deletes an index, not the pictures."""
+    shelf = context.engine.library
+    about = next((each for each in shelf.index_list() if each["id"] == index), None)
+    if about is None:
+        raise Problem(404, f"there is no index '{index}'", "not_found", "index")
+    if any(job.request["folder"] == about["folder"] for job in context.engine.live("index")):
+        raise Problem(400, f"'{about['folder']}' is being indexed: cancel that first", "in_use", "index")
+    shutil.rmtree(shelf.indexes / about["id"], ignore_errors=True)
+    return {"id": index, "object": "index", "deleted": True}
+
+
+@router.post("/v1/library/check", response_model=CheckReply, summary="Look through a source before a training")
+async def check(asked: CheckRequest, request: Request, context: Served) -> dict[str, Any]:
+    """How many captioned pictures a training would find, some of the captions, and what it would leave out."""
+    found = asked.model_dump(include={"source", "captions"})
+    return await _read("check", context.settings.packs[0], found, {}, request, context)
+
+
+@router.post("/v1/search", response_model=SearchReply, summary="Search an indexed folder")
+async def search(asked: SearchRequest, request: Request, context: Served) -> dict[str, Any]:
+    """By words, by a picture, or by both. Says whether any picture is near to the words; where none is, pictures whose
+    captions or columns mean nearly the same come first."""
+    if asked.text is None and asked.image is None:
+        raise Problem(400, "there is nothing to search for: give text, image or both", "missing_required_parameter")
+    if asked.mode != "vector" and asked.min_score is not None:
+        raise Problem(400, f"min_score is a cosine, and scores of the mode {asked.mode} are none", "invalid_value")
+    if asked.mode in ("text", "meaning") and (asked.text is None or asked.image is not None):
+        raise Problem(400, f"the mode {asked.mode} searches for words alone", "invalid_value", "mode")
+    if asked.mode == "hybrid" and asked.text is None:
+        raise Problem(400, "the mode hybrid needs words", "invalid_value", "mode")
+    found = asked.model_dump(include={"folder", "text", "without", "mode", "min_score", "n"})
+    found["picture_weight"] = asked.image_weight
+    return await _search(asked.model, found, asked.image, request, context)
+
+
+@router.post("/v1/similar", response_model=SearchReply, summary="Find pictures like one")
+async def similar(asked: SimilarRequest, request: Request, context: Served) -> dict[str, Any]:
+    """Like a picture that is sent, or like one of the index, by the `id` of a result; that one is left out."""
+    if (asked.id is None) is (asked.image is None):
+        raise Problem(400, "give either id or image", "missing_required_parameter", "image")
+    found: dict[str, Any] = {"folder": asked.folder, "n": asked.n}
+    if asked.id is not None:
+        context.engine.library.path_of(asked.id)  # raises JobError for what is none
+        found["like"] = asked.id
+    return await _search(asked.model, found, asked.image, request, context)
+
+
+async def _search(
+    model: str | None, found: dict[str, Any], image: str | None, request: Request, context: Context
+) -> dict[str, Any]:
+    files = {} if image is None else {"picture": data_url(image, "image")}
+    found |= {name: name for name in files} | {"max_pixels": context.settings.max_input_pixels}
+    pack = model or context.settings.packs[0]
+    result = await _read("search", pack, found, files, request, context)
+    for each in result["data"]:
+        signed = context.engine.library.signature(result["index"], each["id"])
+        address = f"{str(request.base_url).rstrip('/')}/files/library/{result['index']}/{signed}/{each['id']}"
+        each["thumbnail"] = address
+    return {"object": "list", "model": pack, **result}
+
+
+async def _read(
+    kind: str, pack: str, found: dict[str, Any], files: dict[str, bytes], request: Request, context: Context
+) -> dict[str, Any]:
+    job = context.submit(kind, pack, found, request, files)
+    await finished(context.engine, job, request)
+    assert job.result is not None
+    context.engine.forget(job)
+    return job.result
+
+
+def accepted(context: Context, kind: str, pack: str, found: dict[str, Any], request: Request) -> JSONResponse:
+    """A job that is not waited for."""
+    job = context.submit(kind, pack, found, request)
+    return JSONResponse(context.job_reply(job, request), 202, {"Location": f"/v1/jobs/{job.id}"})
+
+
+@router.get("/files/library/{index}/{signed}/{picture}", response_class=Response, include_in_schema=False)
+def small_picture(index: str, signed: str, picture: str, context: Served) -> Response:
+    """A result's small picture, out of the index; it needs no key but its address, which nobody can guess."""
+    expected = context.engine.library.signature(index, picture)
+    found = None
+    if INDEX_ID.fullmatch(index) and hmac.compare_digest(signed.encode(), expected.encode()):
+        found = thumbnail(context.engine.library, index, picture)
+    if not found:
+        raise Problem(404, "there is no such file, or no longer", "not_found")
+    return Response(found, media_type="image/webp", headers={"Cache-Control": "private, max-age=3600"})

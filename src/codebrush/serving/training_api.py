@@ -1,0 +1,94 @@
+"""`/v1/train`: packs trained on pictures of a library, stopped and resumed, and deleted."""
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, JSONResponse
+from starlette.concurrency import run_in_threadpool
+
+from codebrush.errors import UsageError
+from codebrush.serving.context import Context, Served
+from codebrush.serving.jobs import JobError
+from codebrush.serving.library_api import accepted
+from codebrush.serving.library_schemas import DeletedReply, StoppedReply, TrainRequest
+from codebrush.serving.problems import Problem
+from codebrush.serving.schemas import JobReply
+from codebrush.training.packs.budget import parse_budget, spell_seconds
+
+router = APIRouter(tags=["training"])
+
+
+@router.post("/v1/train", response_model=JobReply, status_code=202, summary="Train a pack on pictures of a library")
+async def train(asked: TrainRequest, request: Request, context: Served) -> JSONResponse:
+    """Answers with the job, whose `training` has curves, previews and what it says. A pack that is done is a model like
+    the others at once. Deleting the job stops the training, which can then be resumed."""
+    seconds = budget_of(asked.budget, context.engine.limits.budget)
+    await run_in_threadpool(context.engine.library.find, asked.source)
+    _check_free(context, asked.name, resume=False)
+    found = asked.model_dump(include={"source", "captions", "name", "budget", "fresh", "image_size", "seed"})
+    pack = asked.model or context.settings.packs[0]
+    return accepted(context, "train", pack, found | {"seconds": seconds}, request)
+
+
+@router.get("/v1/train", response_model=StoppedReply, summary="List the trainings that can be resumed")
+def stopped(context: Served) -> dict[str, Any]:
+    """Those that were stopped or failed, with the disk that they take."""
+    trainer, running = context.engine.trainer, {job.request["name"] for job in context.engine.live("train")}
+    data = []
+    for name in trainer.places.stopped():
+        begun = None if name in running else trainer.begun(name)
+        if begun is not None:
+            taken = {"seconds": trainer.places.seconds(name), "disk_bytes": trainer.places.size(name)}
+            data.append({"name": name, "source": begun["source"], "budget": begun["seconds"], **taken})
+    return {"object": "list", "data": data}
+
+
+@router.post("/v1/train/{name}/resume", response_model=JobReply, status_code=202, summary="Resume a training")
+async def resume(name: str, request: Request, context: Served) -> JSONResponse:
+    """Goes on with a training that was stopped, from its last checkpoint and for what is left of its budget."""
+    _check_free(context, name, resume=True)
+    begun = await run_in_threadpool(context.engine.trainer.begun, name)
+    assert begun is not None
+    await run_in_threadpool(context.engine.library.find, begun["source"])
+    return accepted(context, "train", context.settings.packs[0], begun, request)
+
+
+@router.delete("/v1/models/{model}", response_model=DeletedReply, summary="Delete a pack that was trained here")
+def delete(model: str, context: Served) -> dict[str, Any]:
+    """Deletes a trained pack, or what a stopped training has left; not a pack that the server was started with."""
+    trainer = context.engine.trainer
+    if model not in context.engine.packs and model not in trainer.places.stopped():
+        raise JobError("model_not_found", f"there is no model '{model}', nor a stopped training of it")
+    context.engine.delete_pack(model)
+    return {"id": model, "object": "model", "deleted": True}
+
+
+def budget_of(text: str, most: float) -> float:
+    """The seconds of a budget. Raises Problem for one that is no time, or too long."""
+    try:
+        seconds = parse_budget(text, "budget")
+    except UsageError as error:
+        raise Problem(400, str(error), "invalid_value", "budget") from None
+    if seconds > most:
+        raise Problem(400, f"a training may take {spell_seconds(most)} at most here", "invalid_value", "budget")
+    return seconds
+
+
+def _check_free(context: Context, name: str, resume: bool) -> None:
+    """Raise JobError for a name that cannot be trained now."""
+    if any(job.request["name"] == name for job in context.engine.live("train")):
+        raise JobError("name_taken", f"'{name}' is being trained")
+    context.engine.trainer.check_name(name, resume)
+
+
+@router.get("/files/{job}/training/{name}", response_class=FileResponse, include_in_schema=False)
+def picture(job: str, name: str, context: Served) -> FileResponse:
+    """A preview or a sheet of a training; it needs no key but its address, which nobody can guess."""
+    found = context.engine.find(job)
+    file: Path | None = None
+    if found is not None and found.kind == "train":
+        file = context.engine.trainer.pictures(found).get(name)
+    if file is None:
+        raise Problem(404, "there is no such file, or no longer", "not_found")
+    return FileResponse(file, media_type="image/png", headers={"Cache-Control": "no-store"})

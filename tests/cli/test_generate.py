@@ -17,7 +17,7 @@ from PIL import Image
 from codebrush import Codebrush
 from codebrush.cli.main import run
 from codebrush.data.decoding.images import read_manifest, save_png
-from packs import micro_transformer, write_micro_pack
+from packs import micro_clip, micro_transformer, write_micro_pack
 
 
 @pytest.fixture
@@ -132,8 +132,24 @@ def test_without_json_people_read_paths_and_scores(
         path, score = line.strip().rsplit(None, 1)
         assert Path(path).is_file()
         assert read_manifest(path)["clip_score"] == pytest.approx(float(score), abs=5e-4)
-    assert lines[3] == f"contact sheet: {out / 'a-dog_seed0_sheet.png'}"
-    assert re.fullmatch(r"[\d.]+ seconds", lines[4])
+    assert lines[3].startswith("the pack has no scorer")
+    assert lines[4] == f"contact sheet: {out / 'a-dog_seed0_sheet.png'}"
+    assert re.fullmatch(r"[\d.]+ seconds", lines[5])
+
+
+@pytest.mark.parametrize(
+    ("scored", "levels", "lacks"),
+    [(False, {}, "scorer"), (True, {}, "levels for its scorer"), (True, {"scores": {"likely": 9, "unlikely": 8}}, "")],
+)
+def test_scores_that_are_no_verdicts_are_called_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], scored: bool, levels: dict[str, Any], lacks: str
+) -> None:
+    pack = write_micro_pack(tmp_path / "pack", **({"scorer": micro_clip()} if scored else {}), extras=levels)
+    drawing = ["generate", "a dog", "--n", "1", "--rerank", "1", "--pack", str(pack), "--out", str(tmp_path / "out")]
+    assert run(drawing) == 0
+    said = capsys.readouterr().out
+    line = f"the pack has no {lacks}: scores sort the pictures, and do not say whether they show the prompt"
+    assert (line in said) if lacks else ("do not say whether" not in said)
 
 
 def test_a_long_prompt_is_drawn_with_a_warning(

@@ -76,6 +76,9 @@ def print_pictures(report: dict[str, Any]) -> None:
     print_table(table)
     if "folder" in report and not judged:
         print("the CLIP that scores them guided them too, so a high score need not mean that the prompt is seen")
+    elif report.get("prompt") and not any(picture.get("verdict") for picture in report["images"]):
+        lacks = "levels for its scorer" if judged else "scorer"
+        print(f"the pack has no {lacks}: scores sort the pictures, and do not say whether they show the prompt")
     for picture in report["images"]:
         if "kept_step" in picture:
             print(f"{Path(picture['path']).name}: {_kept(picture, report['steps'])}")

@@ -54,3 +54,19 @@ def test_a_vqgan_that_is_left_as_it_is_shows_clear_shapes() -> None:
     assert looks[KNOWN].startswith("expect blur")
     assert verdict(Measured(KNOWN, (), None, {}))[0] == f"reconstruction {KNOWN} dB: {looks[KNOWN]}"
     assert verdict(Measured(KNOWN + 0.1, (), None, {}))[0].endswith("shapes are clear, detail is lost")
+
+
+@pytest.mark.parametrize(
+    ("psnr", "budget", "begun", "more"),
+    [
+        (20.0, 450.0, "emoji", "an hour gives about 22 dB"),  # three doublings of 0.8 dB
+        (23.0, 450.0, "emoji", "an hour gives about 24 dB"),  # of 0.25 dB
+        (23.0, 3600.0, "emoji", "8h gives about 24 dB"),
+        (18.0, 900.0, "nothing", "an hour gives about 22 dB"),  # two of 1.8 dB
+        (23.0, 1800.0, "emoji", ""),  # one of 0.25 dB
+        (27.8, 3600.0, "emoji", ""),  # hardly more than the built-in pack reached
+    ],
+)
+def test_what_more_time_gives_is_an_estimate_by_doublings(psnr: float, budget: float, begun: str, more: str) -> None:
+    line = verdict(Measured(psnr, (), budget, {"vqgan": {"from": begun}}))[0]
+    assert line.partition("; ")[2] == more

@@ -14,6 +14,7 @@ from codebrush.cli.guide_flags import with_guide_flags
 from codebrush.cli.main import run
 from codebrush.generation.guided.guide_options import GuideOptions
 from codebrush.generation.guided.presets import PRESETS
+from codebrush.generation.options import FLOW_OPTIONS, FlowSettings
 
 OPTIONS = dataclasses.fields(GuideOptions)
 
@@ -59,7 +60,10 @@ def test_every_option_is_under_its_topic_with_its_default(
         assert f"--no-{flag[2:]} " in text
         assert text.endswith("[on]" if default else "[off]")
     elif default is not None and default != ():
-        shown = text[text.rindex("[") + 1 : -1].split("; from noise ")
+        usual = text[text.rindex("[") + 1 : -1]
+        if option.name in FLOW_OPTIONS:
+            usual = usual.removeprefix("guide: ").removesuffix(f"; flow: {getattr(FlowSettings, option.name)}")
+        shown = usual.replace(", from", "; from").split("; from noise ")
         expected = [from_picture] if from_picture == from_noise else [from_picture, from_noise]
         assert [each if isinstance(default, str) else float(each) for each in shown] == expected
 

@@ -119,23 +119,15 @@ def test_a_mask_is_used(pack: str, picture: Path, tmp_path: Path, capsys: pytest
 
 
 def test_guidance_starts_from_the_picture(
-    pack: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    pack: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given: dict[str, Any] = {}
-    from codebrush.pipeline import Codebrush
-
-    whole = Codebrush.guide
-
-    def guide(self: Codebrush, *arguments: Any, **options: Any) -> Any:
-        given.update(options)
-        return whole(self, *arguments, **{**options, "steps": 2, "cutouts": 2, "show_every": 1})
-
-    monkeypatch.setattr(Codebrush, "guide", guide)
-    command = ["edit", str(picture), "a dog", "--method", "guide", "--strength", "0.25", "--pack", pack]
+    command = ["edit", str(picture), "a dog", "--method", "guide", "--strength", "0.25", "--steps", "2", "--pack", pack]
     report = report_of([*command, "--out", str(tmp_path)], capsys)
-    assert (given["init"], given["init_weight"]) == (str(picture), 15.0)
-    assert report["images"][0]["seed"] == 0
-    assert Image.open(report["images"][0]["path"]).size == (32, 32)
+    (image,) = report["images"]
+    assert image["seed"] == 0
+    made = read_manifest(image["path"])["options"]
+    assert (made["init"], made["init_weight"], made["steps"]) == (str(picture), 15.0, 2)
+    assert Image.open(image["path"]).size == (32, 32)
 
 
 @pytest.mark.parametrize(

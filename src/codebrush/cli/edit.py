@@ -14,7 +14,6 @@ from codebrush.cli.output import check_folder, print_json, print_pictures, progr
 from codebrush.cli.sampling_flags import (
     FLAGS,
     FLOW_FLAGS,
-    STEPS_FLAG,
     UpscaleOption,
     sampling_options,
     with_sampling_flags,
@@ -104,7 +103,7 @@ def translate(
     _run(context, f"{image.stem}_{slug(to)}_seed{seed or 0}", draw)
 
 
-@with_sampling_flags(before="upscale")
+@with_sampling_flags(before="upscale", steps=False)
 def edit(
     context: typer.Context,
     image: ImageArgument,
@@ -126,6 +125,10 @@ def edit(
         Method | None, typer.Option(help=f"{PAINTERS}. guide: CLIP changes the picture step by step.{USUAL}")
     ] = None,
     pack: PackOption = "emoji",
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Steps of guidance, or of a flow from noise to the picture.  [guide: 40; flow: 25]"),
+    ] = None,
     n: CountOption = 1,
     seed: SeedOption = 0,
     upscale: UpscaleOption = None,
@@ -139,7 +142,7 @@ def edit(
     """
     words = {"style": style, "negative_prompt": negative_prompt}
     if method is Method.GUIDE:
-        unused = (*HOLES, *FLAGS, *FLOW_FLAGS, *STEPS_FLAG)
+        unused = (*HOLES, *FLAGS, *FLOW_FLAGS)
         refuse(given_flags(context), unused, "cannot be used with --method guide: leave one of them out")
         return _guided(context, image, prompt, strength, words)
     hole = {"mask": mask, "box": _read_box(box), "extend": _read_extend(extend)}
@@ -270,13 +273,14 @@ def _guided(
     from codebrush.generation.editing.canvas import warn_of_square
     from codebrush.generation.editing.editing import guided_edit
 
-    start = guided_edit(str(image), strength)
+    start, steps = guided_edit(str(image), strength), context.params["steps"]
 
     def draw(brush: Any, options: dict[str, Any]) -> list[Any]:
         warn_of_square(image, brush.pack.image_size, "generate --method guide --init takes another --size")
         scale = options["upscale"]
         enlarge = brush.enlarger.results(scale) if scale > 1 else list
-        run = brush.guide(prompt, options["n"], options["seed"], **start, **words)
+        asked = {} if steps is None else {"steps": steps}
+        run = brush.guide(prompt, options["n"], options["seed"], **start, **asked, **words)
         follow(run)
         warn_of_failure(brush.pack, run.request.prompt, run.results)
         return enlarge(run.results)

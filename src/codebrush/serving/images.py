@@ -234,11 +234,14 @@ def event(kind: str, content: Mapping[str, Any]) -> str:
 
 @router.get("/files/{job}/{name}", response_class=Response, include_in_schema=False)
 def file(job: str, name: str, context: Served, compression: int = 100, picture: int = 0) -> Response:
-    """A picture of a job, NUMBER.FORMAT, or one of its latest half-drawn ones; it needs no key but its name."""
+    """A picture of a job, NUMBER.FORMAT, its film, or one of its latest half-drawn pictures; it needs no key but its
+    name."""
     if name == "latest.png" and 0 <= picture < len(latest := context.engine.latest(job)):
         return Response(latest[picture], media_type="image/png", headers={"Cache-Control": "no-store"})
     found, (number, _, format) = context.engine.find(job), name.partition(".")
     made = [] if found is None or found.state != "done" else (found.result or {}).get("images", [])
+    if found is not None and found.state == "done" and name == (found.result or {}).get("film"):
+        return Response((found.folder / name).read_bytes(), media_type=FORMATS[format])
     if found is None or format not in FORMATS or not number.isdecimal() or int(number) >= len(made):
         raise Problem(404, "there is no such file, or no longer", "not_found")
     content = picture_bytes(found, int(number), Wanted(format, min(max(compression, 0), 100)))

@@ -14,7 +14,9 @@ from codebrush.errors import ImageError
 from codebrush.generation.advice import warn_of_failure
 from codebrush.generation.editing.upscaling import file_manifest
 from codebrush.generation.guided.run_folder import RUN_FILE
+from codebrush.generation.manifest import interpolated_manifest
 from codebrush.generation.result import Result
+from codebrush.generation.videos import write_video
 from codebrush.pipeline import Codebrush
 from codebrush.progress import Preview, Progress, shares
 from codebrush.serving.jobs import Job
@@ -23,6 +25,7 @@ from codebrush.serving.reading_work import embed, explain, read
 OWN = ("prompt", "seed")  # what may differ between the jobs of one batch
 DRAW, READ, INDEX, TRAIN = "draw", "read", "index", "train"
 LANES = (DRAW, READ, INDEX, TRAIN)  # each with a worker of its own
+FILM, FILM_FPS = "film.webp", 12
 
 
 @dataclass(frozen=True)
@@ -103,14 +106,32 @@ def _kept(job: Job, results: Sequence[Result]) -> dict[str, Any]:
 
 
 def _redraw(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:
-    """Edits and variations of the pictures in the job's folder."""
+    """Edits, variations and translations of the pictures in the job's folder."""
     (job,) = jobs
     request = dict(job.request)
     names, masked, _ = (request.pop(name) for name in ("pictures", "mask", "max_pixels"))
     pictures = [_sent(job, name) for name in names]
-    task = brush.vary if job.kind == "vary" else brush.edit
+    task = {"edit": brush.edit, "vary": brush.vary, "translate": brush.translate}[job.kind]
     mask = {"mask": white_where_clear(_sent(job, "mask"))} if masked else {}
     return [_kept(job, [*task(pictures, progress=progress, **mask, **request).results])]
+
+
+def _interpolate(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:
+    """The frames between the pictures in the job's folder, and a film of them."""
+    (job,) = jobs
+    request = dict(job.request)
+    names, count, seed = (request.pop(name) for name in ("pictures", "frames", "seed"))
+    keys = [_sent(job, name) for name in names]
+    del request["max_pixels"]
+    frames = list(brush.interpolate(keys, count, seed, progress=progress, **request))
+    images = []
+    for number, frame in enumerate(frames):
+        file = f"frame_{number:02d}.png"
+        manifest = interpolated_manifest(names, request.get("through", "latents"), count, seed, number)
+        save_png(frame, job.folder / file, manifest)
+        images.append({"file": file, "size": list(frame.size), "codes": 0})
+    write_video(frames, job.folder / FILM, FILM_FPS)
+    return [{"images": images, "film": FILM}]
 
 
 def _upscale(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:
@@ -151,10 +172,11 @@ def _sent(job: Job, name: str) -> Image.Image:
 
 KINDS: Mapping[str, Kind] = {
     "generate": Kind(_generate, _options),
-    **dict.fromkeys(("edit", "vary"), Kind(_redraw)),
+    **dict.fromkeys(("edit", "vary", "translate"), Kind(_redraw)),
+    "interpolate": Kind(_interpolate),
     "upscale": Kind(_upscale),
     "replay": Kind(_replay),
     "embed": Kind(embed, lane=READ),
     **dict.fromkeys(("classify", "caption", "ask"), Kind(read, lane=READ)),
-    "explain": Kind(explain, lane=READ),
+    "explain": Kind(explain),  # which may take a minute
 }

@@ -42,9 +42,10 @@ def restored_form(
     lost: list[str] = []
     guided = manifest["method"] == "guide"
     with damage_reported():
-        name, pack = _pack_of(context, manifest, lost)
-        found = {"model": name, "method": manifest["method"], "random": False, **_words(pack, manifest["prompt"])}
-        found |= {"seed": operator.index(manifest["seed"]), **(_guided if guided else _drawn)(manifest, pack, lost)}
+        name, pack = pack_of(context, manifest, lost)
+        found = {"model": name, "method": manifest["method"], "random": False, **words_of(pack, manifest["prompt"])}
+        found["seed"] = operator.index(manifest["seed"])
+        found |= (_guided if guided else drawn_options)(manifest, pack, lost)
         scales = [step["scale"] for step in manifest.get("upscaled", [])]
         start = _start(context, manifest, owner) if guided else None
         if start is not None:
@@ -58,17 +59,17 @@ def restored_form(
         lost.append(f"It was one of {found['n']} pictures")
         found["n"] = MOST_PICTURES
     values = {name: found.get(name, empty) for name, empty in form.empty.items()}
-    shown = {name: _as_shown(form.fields[name], value) for name, value in values.items()}
+    shown = {name: as_shown(form.fields[name], value) for name, value in values.items()}
     shown |= {name: gr.Dropdown(choices, value=values[name]) for name, choices in choices_of(pack).items()}
     return {form.fields[name]: value for name, value in shown.items()}, lost
 
 
-def _as_shown(component: Any, value: Any) -> Any:
+def as_shown(component: Any, value: Any) -> Any:
     """A value as its component takes it; of a number no digit is lost."""
     return str(value) if isinstance(component, gr.Textbox) and value is not None else value
 
 
-def _words(pack: Pack, prompt: str) -> dict[str, Any]:
+def words_of(pack: Pack, prompt: str) -> dict[str, Any]:
     """What was typed, or means the same: the prompt, without the words of a style, and the style."""
     wording, styles = pack.styles
     for style in styles:
@@ -78,7 +79,7 @@ def _words(pack: Pack, prompt: str) -> dict[str, Any]:
     return {"prompt": typed(prompt)}
 
 
-def _pack_of(context: Context, manifest: Mapping[str, Any], lost: list[str]) -> tuple[str, Pack]:
+def pack_of(context: Context, manifest: Mapping[str, Any], lost: list[str]) -> tuple[str, Pack]:
     """The served pack that made a picture, by its name here; else the first, which is said."""
     made_with = dict(manifest["pack"])
     packs = {name: context.engine.brush(name).pack for name in context.settings.packs}
@@ -95,7 +96,7 @@ def _pack_of(context: Context, manifest: Mapping[str, Any], lost: list[str]) -> 
     return first, packs[first]
 
 
-def _drawn(manifest: Mapping[str, Any], pack: Pack, lost: list[str]) -> dict[str, Any]:
+def drawn_options(manifest: Mapping[str, Any], pack: Pack, lost: list[str]) -> dict[str, Any]:
     """What a painter drew with."""
     options = manifest["options"]
     drawn = DrawOptions(seed=manifest["seed"], **options)

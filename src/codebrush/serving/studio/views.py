@@ -8,7 +8,15 @@ from typing import Any
 from codebrush.serving.jobs import Job
 
 WORDS = {"queued": "Waiting", "running": "Running", "done": "Done", "failed": "Failed", "cancelled": "Cancelled"}
-KINDS = {"generate": "Paint", "edit": "Edit", "vary": "Vary", "upscale": "Upscale", "replay": "Replay"}
+KINDS = {
+    "generate": "Paint",
+    "edit": "Edit",
+    "vary": "Vary",
+    "translate": "Translate",
+    "interpolate": "Interpolate",
+    "upscale": "Upscale",
+    "replay": "Replay",
+}
 # In a gr.HTML of these, a click on a button with `data-action` is the event "click", with all its data in the event.
 CLICKS = """element.addEventListener('click', event => {
   const button = event.target.closest('[data-action]');
@@ -42,8 +50,25 @@ def finished(job: Job) -> str:
     took = f" in {seconds(job.finished - job.started)}" if job.finished and job.started else ""
     made = f": {count} picture{'s' if count != 1 else ''}{took}" if count else took
     seed = f", seed {job.request['seed']}" if "seed" in job.request else ""
-    warned = "".join(f'<p class="cb-note">{escape(line)}</p>' for line in job.warnings)
-    return f'<p role="status">Done{made}{seed}</p>{warned}{curve(result.get("losses", ()))}'
+    parts = [warnings(job.warnings), film(job), curve(result.get("losses", ()))]
+    return f'<p role="status">Done{made}{seed}</p>{"".join(parts)}'
+
+
+def film(job: Job) -> str:
+    """The film of a job that made one, and a link that saves it."""
+    name = (job.result or {}).get("film")
+    if not name:
+        return ""
+    source = f"/files/{job.id}/{name}"
+    return (
+        f'<figure class="cb-large"><img src="{source}" alt="The film"></figure>'
+        f'<a class="cb-download" href="{source}" download="codebrush_{job.id[4:12]}_{name}">Download film</a>'
+    )
+
+
+def warnings(lines: Sequence[str]) -> str:
+    """What there is to expect of a result, such as words that the pack hardly knows."""
+    return "".join(f'<p class="cb-note">{escape(line)}</p>' for line in lines)
 
 
 def about(job: Job, number: int, manifest: Mapping[str, Any]) -> str:
@@ -105,7 +130,9 @@ def caption(image: Mapping[str, Any]) -> str:
     said = [image["verdict"]] if image.get("verdict") else []
     if "scorer_score" in image:
         said.append(f"score {image['scorer_score']:.2f}")
-    return ", ".join([*said, f"CLIP {image['clip_score']:.2f}"])
+    if "clip_score" in image:
+        said.append(f"CLIP {image['clip_score']:.2f}")
+    return ", ".join(said) or "{} x {}".format(*image["size"])
 
 
 def _score(image: Mapping[str, Any]) -> str:

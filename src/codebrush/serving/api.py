@@ -22,7 +22,7 @@ from codebrush.serving.context import Context, Served
 from codebrush.serving.engine import Engine
 from codebrush.serving.images import event
 from codebrush.serving.problems import add_handlers
-from codebrush.serving.schemas import ErrorReply, HealthReply, JobReply, ModelReply, ModelsReply
+from codebrush.serving.schemas import EVENTS, ErrorReply, HealthReply, JobReply, ModelReply, ModelsReply
 from codebrush.serving.security import Guard
 from codebrush.serving.settings import Settings
 from codebrush.serving.waiting import changes
@@ -36,9 +36,14 @@ EVERY_REPLY: dict[int | str, dict[str, Any]] = {
     403: {"model": ErrorReply, "description": "The Host or Origin header is another's."},
     404: {"model": ErrorReply, "description": "There is no such thing."},
     413: {"model": ErrorReply, "description": "The request is too large."},
-    429: {"model": ErrorReply, "description": "The queue is full: `Retry-After` says when to try again."},
+    429: {
+        "model": ErrorReply,
+        "description": "The queue is full: `Retry-After` says when to try again.",
+        "headers": {"Retry-After": {"required": True, "description": "Seconds.", "schema": {"type": "integer"}}},
+    },
     500: {"model": ErrorReply, "description": "Something went wrong in the server."},
     503: {"model": ErrorReply, "description": "The server is about to stop."},
+    507: {"model": ErrorReply, "description": "There is not enough memory or disk for this."},
 }
 router = APIRouter()
 ROUTES = (images, edits, embeddings, pictures, reading, library_api, training_api)
@@ -136,7 +141,7 @@ def cancel(job: str, request: Request, context: Served) -> dict[str, Any]:
     response_class=StreamingResponse,
     tags=["jobs"],
     summary="Follow a job",
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": EVENTS}},
 )
 async def events(job: str, request: Request, context: Served) -> StreamingResponse:
     """Server-sent events: `job` with what `GET /v1/jobs/{job}` says, after each change, until the job has ended."""

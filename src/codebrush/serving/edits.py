@@ -11,7 +11,7 @@ from codebrush.serving.context import Context, Served
 from codebrush.serving.forms import MOST_PICTURES, content, invalid, text_of
 from codebrush.serving.images import Wanted, answer, drawing_options
 from codebrush.serving.problems import Problem
-from codebrush.serving.schemas import Drawing, EditRequest, ImagesReply, JobReply, VariationRequest
+from codebrush.serving.schemas import EVENTS, Drawing, EditRequest, ImagesReply, JobReply, VariationRequest
 
 PASSED = ("negative_prompt", "method", "strength", "steps", *SAMPLING)  # to `Codebrush.edit` and `vary` as they are
 FILES = ("image", "image[]", "mask")
@@ -29,7 +29,7 @@ def _form(kind: type[Drawing], **files: str) -> dict[str, Any]:
 
 
 REPLIES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    200: {"content": EVENTS},
     202: {"model": JobReply, "description": "The job, if `wait` is false."},
 }
 

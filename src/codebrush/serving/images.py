@@ -18,7 +18,7 @@ from codebrush.serving.context import Context, Served
 from codebrush.serving.engine import Engine
 from codebrush.serving.jobs import Job
 from codebrush.serving.problems import Problem
-from codebrush.serving.schemas import GUIDANCE, Drawing, GenerationRequest, ImagesReply, JobReply, Returned
+from codebrush.serving.schemas import EVENTS, GUIDANCE, Drawing, GenerationRequest, ImagesReply, JobReply, Returned
 from codebrush.serving.settings import Settings
 from codebrush.serving.waiting import changes, failure_of, finished, left_waiting
 
@@ -39,7 +39,7 @@ router = APIRouter(tags=["images"])
     response_model=ImagesReply,
     summary="Draw pictures of a prompt",
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        200: {"content": EVENTS},
         202: {"model": JobReply, "description": "The job, if `wait` is false."},
     },
 )

@@ -20,6 +20,19 @@ GUIDANCE = [
 ]
 
 DATA_URL = "data:image/png;base64,iVBORw0KGgo..."
+# Server-sent events as the OpenAPI document describes them: each of them, not the stream, whose size is not known.
+EVENTS: dict[str, Any] = {
+    "text/event-stream": {
+        "itemSchema": {
+            "type": "object",
+            "required": ["event", "data"],
+            "properties": {
+                "event": {"type": "string", "description": "What it is, as `type` in `data` says too."},
+                "data": {"type": "string", "contentMediaType": "application/json"},
+            },
+        }
+    }
+}
 Pictures = Annotated[
     str | Annotated[list[str], Field(min_length=1, max_length=MOST_SENT)],
     Field(description=f"A picture as a data URL, `data:image/png;base64,...`, or a list of up to {MOST_SENT}."),

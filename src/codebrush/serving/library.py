@@ -133,6 +133,18 @@ class Library:
                 found.append(Entry(name, "table"))
         return found
 
+    def places(self) -> list[Entry]:
+        """The libraries with the folders and tables in them, as many levels deep as they are few."""
+        found = [Entry(name, "folder", pictures_in(root)) for name, root in self.roots.items()]
+        seen = set[str]()
+        for entry in found:  # grows meanwhile
+            if entry.kind == "folder" and len(found) < MOST_ENTRIES:
+                with suppress(JobError):
+                    real = os.path.realpath(self.find(entry.place))
+                    found += [] if real in seen else self.entries(entry.place)
+                    seen.add(real)
+        return sorted(found[:MOST_ENTRIES], key=lambda entry: entry.place.split("/"))
+
     # Indexes.
 
     def index_folder(self, path: Path, clip: str) -> Path:

@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from codebrush.serving.context import Context, Served
 from codebrush.serving.embeddings import data_url
+from codebrush.serving.jobs import png_bytes
 from codebrush.serving.library import pictures_in
 from codebrush.serving.library_schemas import (
     CheckReply,
@@ -22,7 +23,7 @@ from codebrush.serving.library_schemas import (
     SearchRequest,
     SimilarRequest,
 )
-from codebrush.serving.library_work import thumbnail
+from codebrush.serving.library_work import thumbnail, whole_picture
 from codebrush.serving.problems import Problem
 from codebrush.serving.schemas import JobReply
 from codebrush.serving.waiting import finished
@@ -112,9 +113,9 @@ async def _search(
     pack = model or context.settings.packs[0]
     result = await _read("search", pack, found, files, request, context)
     for each in result["data"]:
-        signed = context.engine.library.signature(result["index"], each["id"])
-        address = f"{str(request.base_url).rstrip('/')}/files/library/{result['index']}/{signed}/{each['id']}"
-        each["thumbnail"] = address
+        address = address_of(context, result["index"], each["id"])
+        each["thumbnail"] = f"{str(request.base_url).rstrip('/')}{address}"
+        each["url"] = f"{each['thumbnail']}/large"
     return {"object": "list", "model": pack, **result}
 
 
@@ -134,13 +135,36 @@ def accepted(context: Context, kind: str, pack: str, found: dict[str, Any], requ
     return JSONResponse(context.job_reply(job, request), 202, {"Location": f"/v1/jobs/{job.id}"})
 
 
+def address_of(context: Context, index: str, picture: str) -> str:
+    """Where the small picture of a result is served; the large one is at `/large` below it."""
+    return f"/files/library/{index}/{context.engine.library.signature(index, picture)}/{picture}"
+
+
 @router.get("/files/library/{index}/{signed}/{picture}", response_class=Response, include_in_schema=False)
 def small_picture(index: str, signed: str, picture: str, context: Served) -> Response:
     """A result's small picture, out of the index; it needs no key but its address, which nobody can guess."""
-    expected = context.engine.library.signature(index, picture)
-    found = None
-    if INDEX_ID.fullmatch(index) and hmac.compare_digest(signed.encode(), expected.encode()):
-        found = thumbnail(context.engine.library, index, picture)
+    _check_signed(context, index, signed, picture)
+    found = thumbnail(context.engine.library, index, picture)
     if not found:
-        raise Problem(404, "there is no such file, or no longer", "not_found")
+        raise _gone()
     return Response(found, media_type="image/webp", headers={"Cache-Control": "private, max-age=3600"})
+
+
+@router.get("/files/library/{index}/{signed}/{picture}/large", response_class=Response, include_in_schema=False)
+def large_picture(index: str, signed: str, picture: str, context: Served) -> Response:
+    """A result's picture from its file in the library, as PNG."""
+    _check_signed(context, index, signed, picture)
+    found = whole_picture(context.engine.library, index, picture, context.settings.max_input_pixels)
+    if found is None:
+        raise _gone()
+    return Response(png_bytes(found), media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
+
+def _check_signed(context: Context, index: str, signed: str, picture: str) -> None:
+    expected = context.engine.library.signature(index, picture)
+    if not INDEX_ID.fullmatch(index) or not hmac.compare_digest(signed.encode(), expected.encode()):
+        raise _gone()
+
+
+def _gone() -> Problem:
+    return Problem(404, "there is no such file, or no longer", "not_found")

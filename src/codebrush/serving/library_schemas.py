@@ -146,6 +146,7 @@ class SearchResult(BaseModel):
     width: int | None
     height: int | None
     thumbnail: str = Field(description="URL of a small WEBP picture, valid until the server stops.")
+    url: str = Field(description="URL of it as PNG, up to 1,024 pixels wide and high; small if it is in a table.")
 
 
 class SearchReply(BaseModel):

@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from codebrush.data.decoding.images import decode_image
-from codebrush.data.sources.file_names import existing
+from codebrush.data.sources.file_names import existing, read_file
 from codebrush.errors import CodebrushError, DataError
 from codebrush.files import write_json
 from codebrush.pack.pack import clip_hash
@@ -30,6 +31,7 @@ from codebrush.understanding.classification import pack_temperature
 from codebrush.warned import heard
 
 MOST_NAMED = 20  # pictures that could not be read, named in a reply
+SIDE = 1024  # pixels of a picture that is shown large
 SHOWN = 5  # captions that are shown of a source
 OUTSIDE = "leads out of the library"
 
@@ -171,6 +173,24 @@ def thumbnail(library: Library, index: str, picture: str) -> bytes | None:
             for row in part.to_pylist():
                 return row["thumbnail"]
     return None
+
+
+def whole_picture(library: Library, index: str, picture: str, max_pixels: int) -> Image.Image | None:
+    """The picture of a row at its own size, up to `SIDE` pixels, from its file in the library, or of one in a table the
+    small one; None if it is gone. Raises ImageError if it cannot be read."""
+    path = library.path_of(picture)
+    rows = open_database(library.indexes / index / DATABASE).rows(["modified", "thumbnail"], f"path = {quoted(path)}")
+    row = next((row for part in rows for row in part.to_pylist()), None)
+    if row is None:
+        return None
+    content, file = row["thumbnail"], existing(Path(path))
+    if row["modified"] is not None:
+        if not library.holds(file) or not file.is_file():
+            return None
+        content = read_file(file)
+    found = decode_image(content, keep_mode=True, max_pixels=max_pixels)
+    found.thumbnail((SIDE, SIDE))
+    return found
 
 
 def open_rows(library: Library, place: str, captions: Sequence[str]) -> Any:

@@ -23,12 +23,8 @@ router = APIRouter(tags=["training"])
 async def train(asked: TrainRequest, request: Request, context: Served) -> JSONResponse:
     """Answers with the job, whose `training` has curves, previews and what it says. A pack that is done is a model like
     the others at once. Deleting the job stops the training, which can then be resumed."""
-    seconds = budget_of(asked.budget, context.engine.limits.budget)
-    await run_in_threadpool(context.engine.library.find, asked.source)
-    _check_free(context, asked.name, resume=False)
-    found = asked.model_dump(include={"source", "captions", "name", "budget", "fresh", "image_size", "seed"})
-    pack = asked.model or context.settings.packs[0]
-    return accepted(context, "train", pack, found | {"seconds": seconds}, request)
+    pack, found = await run_in_threadpool(training_job, context, asked)
+    return accepted(context, "train", pack, found, request)
 
 
 @router.get("/v1/train", response_model=StoppedReply, summary="List the trainings that can be resumed")
@@ -47,7 +43,7 @@ def stopped(context: Served) -> dict[str, Any]:
 @router.post("/v1/train/{name}/resume", response_model=JobReply, status_code=202, summary="Resume a training")
 async def resume(name: str, request: Request, context: Served) -> JSONResponse:
     """Goes on with a training that was stopped, from its last checkpoint and for what is left of its budget."""
-    _check_free(context, name, resume=True)
+    check_free(context, name, resume=True)
     begun = await run_in_threadpool(context.engine.trainer.begun, name)
     assert begun is not None
     await run_in_threadpool(context.engine.library.find, begun["source"])
@@ -64,6 +60,15 @@ def delete(model: str, context: Served) -> dict[str, Any]:
     return {"id": model, "object": "model", "deleted": True}
 
 
+def training_job(context: Context, asked: TrainRequest) -> tuple[str, dict[str, Any]]:
+    """The pack to begin from and the request of a job that trains. Raises Problem or JobError for what cannot be."""
+    seconds = budget_of(asked.budget, context.engine.limits.budget)
+    context.engine.library.find(asked.source)
+    check_free(context, asked.name, resume=False)
+    found = asked.model_dump(include={"source", "captions", "name", "budget", "fresh", "image_size", "seed"})
+    return asked.model or context.settings.packs[0], found | {"seconds": seconds}
+
+
 def budget_of(text: str, most: float) -> float:
     """The seconds of a budget. Raises Problem for one that is no time, or too long."""
     try:
@@ -75,7 +80,7 @@ def budget_of(text: str, most: float) -> float:
     return seconds
 
 
-def _check_free(context: Context, name: str, resume: bool) -> None:
+def check_free(context: Context, name: str, resume: bool) -> None:
     """Raise JobError for a name that cannot be trained now."""
     if any(job.request["name"] == name for job in context.engine.live("train")):
         raise JobError("name_taken", f"'{name}' is being trained")

@@ -39,5 +39,5 @@ def build(studio: Studio) -> Tab:
 
     return Tab(
         verb="Edit", picture=form.fields["source"], methods=METHODS, restored=list(form.fields.values()),
-        restore=restore,
+        restore=restore, packs=form.fields["model"],
     )  # fmt: skip

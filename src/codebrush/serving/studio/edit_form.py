@@ -101,7 +101,7 @@ class EditForm:
             own["frames"] = gr.Slider(2, MOST_FRAMES, 12, step=1, label="Frames")
 
     def _usual(self) -> None:
-        own, packs = self.fields, list(self.context.settings.packs)
+        own, packs = self.fields, list(self.context.engine.packs)
         with gr.Row() as self.groups["drawn"]:
             own["n"] = gr.Slider(1, MOST_PICTURES, 2, step=1, label="Pictures", min_width=120)
             own["seed"] = gr.Number(0, label="Seed", precision=0, min_width=120)

@@ -23,11 +23,11 @@ import gradio as gr
 from fastapi import FastAPI
 
 from codebrush.serving.context import Context
-from codebrush.serving.studio import dropping, edit, paint, queue_tab, understand
+from codebrush.serving.studio import dropping, edit, paint, queue_tab, search_tab, train_tab, understand
 from codebrush.serving.studio.gate import Gate, PageMount
 from codebrush.serving.studio.parts import Studio
 
-TABS = (paint, edit, understand, queue_tab)
+TABS = (paint, edit, understand, search_tab, train_tab, queue_tab)
 HERE = Path(__file__).parent
 UPLOAD_SECONDS = 3600  # after which an upload is removed
 HEAD = """<meta name="color-scheme" content="light dark">
@@ -74,7 +74,7 @@ def build(context: Context) -> gr.Blocks:
                     studio.tabs[module.ID] = module.build(studio)
                     studio.tabs[module.ID].item = item
         dropping.wire(drop, studio)
-        studio.finish()
+        studio.finish(blocks)
     return blocks
 
 

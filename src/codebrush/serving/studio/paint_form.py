@@ -21,6 +21,7 @@ USUAL = ""  # in a list: not given
 START = "start.png"  # the start picture in a job's folder
 LARGEST_SEED = 2**31 - 1
 PREVIEWS, GUIDED_PREVIEWS = 6, 60  # half-drawn pictures
+PACK_FIELDS = ("style", "method", "size")  # whose choices depend on the pack
 PICTURES = {"guide": 1}  # by method; else
 USUAL_PICTURES = 4
 # What each method needs of a pack.
@@ -53,7 +54,7 @@ class PaintForm:
         self.fields["negative_prompt"] = gr.Textbox(label="Negative prompt", lines=1, max_lines=4)
 
     def _usual(self) -> None:
-        packs = list(self.context.settings.packs)
+        packs = list(self.context.engine.packs)
         own = self.fields
         with gr.Row():
             own["model"] = gr.Dropdown(packs, value=packs[0], label="Pack", visible=len(packs) > 1, min_width=120)
@@ -117,7 +118,7 @@ class PaintForm:
     def _react(self) -> None:
         """One choice changes what others offer."""
         own = self.fields
-        changed = [own[name] for name in ("style", "method", "size")]
+        changed = [own[name] for name in PACK_FIELDS]
         own["model"].input(self._pack_changed, own["model"], changed)
         own["method"].input(lambda method: PICTURES.get(method, USUAL_PICTURES), own["method"], own["n"])
         guided = ["guide", PICTURES["guide"]]
@@ -126,8 +127,12 @@ class PaintForm:
         )
 
     def _pack_changed(self, name: str) -> list[Any]:
+        return list(self.pack_chosen(name).values())
+
+    def pack_chosen(self, name: str) -> Values:
+        """The values of the fields that depend on the pack."""
         choices = choices_of(self.context.engine.brush(name).pack)
-        return [gr.Dropdown(each, value=_value(each[0])) for each in choices.values()]
+        return {self.fields[field]: gr.Dropdown(each, value=_value(each[0])) for field, each in choices.items()}
 
     def job(self, values: Values) -> tuple[str, dict[str, Any], str | None]:
         """The pack, the request of the job that the form's values ask for, and its start picture, a file.

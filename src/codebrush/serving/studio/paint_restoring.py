@@ -82,7 +82,7 @@ def words_of(pack: Pack, prompt: str) -> dict[str, Any]:
 def pack_of(context: Context, manifest: Mapping[str, Any], lost: list[str]) -> tuple[str, Pack]:
     """The served pack that made a picture, by its name here; else the first, which is said."""
     made_with = dict(manifest["pack"])
-    packs = {name: context.engine.brush(name).pack for name in context.settings.packs}
+    packs = {name: context.engine.brush(name).pack for name in list(context.engine.packs)}
     for name, pack in packs.items():
         if pack.hash == made_with.get("hash"):
             return name, pack

@@ -31,7 +31,8 @@ class Tab:
     `picture` is a component that takes a picture, a `gr.Image` of type "filepath" with the CSS class TAKES_PICTURES;
     pictures of other tabs get a button that sends them there, labelled `verb`. `restore` returns, for the manifest of a
     picture made by one of `methods` and the caller, the values of `restored` components that would make it again, and
-    lines about what could not be restored.
+    lines about what could not be restored. `packs` is a gr.Dropdown of packs, kept up to date, and `pack_chosen` has
+    for one of them the values of `pack_fields`, which depend on it.
     """
 
     verb: str = ""
@@ -39,6 +40,9 @@ class Tab:
     methods: tuple[str, ...] = ()
     restored: list[Any] = field(default_factory=list)
     restore: Restore | None = None
+    packs: Any = None
+    pack_fields: list[Any] = field(default_factory=list)
+    pack_chosen: Callable[[str], Values] | None = None
     item: Any = None
 
 
@@ -56,10 +60,27 @@ class Studio:
         """Call `wire` within the page when all tabs are built: for events that lead from one tab to another."""
         self._later.append(wire)
 
-    def finish(self) -> None:
-        """Call what waits for all tabs."""
+    def finish(self, page: Any) -> None:
+        """Call what waits for all tabs, and let the lists of packs follow those that are trained or deleted."""
+        for tab in self.tabs.values():
+            if tab.packs is not None:
+                tab.item.select(self.pack_list, None, tab.packs, show_progress="hidden")
+                page.load(self.pack_list, None, tab.packs, show_progress="hidden")
         for wire in self._later:
             wire()
+
+    def pack_list(self) -> Any:
+        """The update of a list of packs."""
+        packs = list(self.context.engine.packs)
+        return gr.Dropdown(packs, visible=len(packs) > 1)
+
+    def with_pack(self, tab: str, pack: str) -> Values:
+        """The values that show a tab with a pack chosen; its outputs are `root`, and the tab's `packs` and
+        `pack_fields`."""
+        found = self.tabs[tab]
+        chosen = gr.Dropdown(list(self.context.engine.packs), value=pack, visible=True)
+        more = {} if found.pack_chosen is None else found.pack_chosen(pack)
+        return {self.root: self.show(tab), found.packs: chosen, **more}
 
     def show(self, tab: str) -> Any:
         """The update of `root` that shows a tab."""

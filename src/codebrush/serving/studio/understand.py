@@ -26,7 +26,7 @@ LABELS = "an apple\na dog\na car"
 def build(studio: Studio) -> Tab:
     """The form beside what is found."""
     context, own = studio.context, dict[str, Any]()
-    packs = list(context.settings.packs)
+    packs = list(context.engine.packs)
     pack = context.engine.brush(packs[0]).pack
     with gr.Row(elem_classes="cb-columns"):
         with gr.Column(scale=2, min_width=320):
@@ -77,7 +77,7 @@ def build(studio: Studio) -> Tab:
         show_progress="hidden",
     )  # fmt: skip
     own["model"].change(packed, own["model"], own["task"], show_progress="hidden")
-    return Tab(verb="Understand", picture=own["picture"])
+    return Tab(verb="Understand", picture=own["picture"], packs=own["model"])
 
 
 def _asked(own: dict[str, Any], task: str) -> dict[str, Any]:

@@ -16,6 +16,8 @@ KINDS = {
     "interpolate": "Interpolate",
     "upscale": "Upscale",
     "replay": "Replay",
+    "index": "Index",
+    "train": "Train",
 }
 # In a gr.HTML of these, a click on a button with `data-action` is the event "click", with all its data in the event.
 CLICKS = """element.addEventListener('click', event => {
@@ -93,14 +95,14 @@ def half_drawn(job: Job) -> str:
     return f'<div class="cb-grid">{"".join(pictures)}</div>'
 
 
-def curve(losses: Sequence[float], label: str = "Loss") -> str:
-    """A line through the losses, one a step, as SVG; "" for fewer than two."""
+def curve(losses: Sequence[float], label: str = "Loss", steps: int = 0) -> str:
+    """A line through the losses of `steps` steps (0: one each), as SVG; "" for fewer than two."""
     if len(losses) < 2:
         return ""
     low, high = min(losses), max(losses)
     across, down = 300 / (len(losses) - 1), 80 / ((high - low) or 1)
     points = " ".join(f"{number * across:.1f},{85 - (loss - low) * down:.1f}" for number, loss in enumerate(losses))
-    said = f"{label} over {len(losses)} steps: from {losses[0]:.3f} to {losses[-1]:.3f}"
+    said = f"{label} over {steps or len(losses)} steps: from {losses[0]:.3f} to {losses[-1]:.3f}"
     return (
         f'<figure class="cb-curve"><svg viewBox="0 0 300 90" preserveAspectRatio="none" role="img" aria-label="{said}">'
         f'<polyline points="{points}"/></svg><figcaption>{said}</figcaption></figure>'

@@ -38,6 +38,6 @@ def build(studio: Studio) -> Tab:
         return restored_form(form, studio.context, manifest, owner)
 
     return Tab(
-        verb="Edit", picture=form.fields["source"], methods=METHODS, restored=list(form.fields.values()),
+        verb="Edit", picture=form.fields["source"], methods=METHODS, restored=[*form.fields.values(), form.mask_box],
         restore=restore, packs=form.fields["model"],
     )  # fmt: skip

@@ -66,7 +66,7 @@ class EditForm:
         with gr.Column(elem_id="edit-mask") as self.groups["mask"]:
             self.painter = MaskPainter()
             self.fields["painted"] = self.painter.painted
-            with gr.Accordion("Mask from a file", open=False):
+            with gr.Accordion("Mask from a file", open=False) as self.mask_box:
                 self.fields["mask_file"] = _picture("Mask, of the picture's size", "edit-mask-file", 140)
                 self.fields["mask_reads"] = gr.Radio(
                     [("its white part", WHITE), ("its transparent part", CLEAR)], value=WHITE, label="What changes"

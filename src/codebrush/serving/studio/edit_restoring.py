@@ -62,7 +62,8 @@ def restored_form(
     shown = {name: as_shown(form.fields[name], value) for name, value in values.items()}
     pack = context.engine.brush(values["model"]).pack
     shown |= {name: gr.update(choices=found, value=values[name]) for name, found in choices_of(pack).items()}
-    return {form.fields[name]: value for name, value in shown.items()}, lost
+    opened = {form.mask_box: gr.Accordion(open="mask_file" in sources)}
+    return {**opened, **{form.fields[name]: value for name, value in shown.items()}}, lost
 
 
 def _edited(context: Context, manifest: Mapping[str, Any], lost: list[str]) -> dict[str, Any]:

@@ -14,10 +14,10 @@ const send = () => {
   const pixels = pen.getImageData(0, 0, canvas.width, canvas.height).data;
   let empty = true;
   for (let at = 3; at < pixels.length && empty; at += 4) empty = pixels[at] === 0;
-  const text = field();
-  text.value = empty ? "" : canvas.toDataURL("image/png");
+  const text = field(), said = empty ? "" : canvas.toDataURL("image/png");
+  if (!text || text.value === said) return;
+  text.value = said;
   text.dispatchEvent(new Event("input", { bubbles: true }));
-  shown.dataset.empty = empty;
 };
 const keep = () => {
   undone.push(pen.getImageData(0, 0, canvas.width, canvas.height));

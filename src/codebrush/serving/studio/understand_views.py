@@ -52,9 +52,7 @@ def _explanation(job: Job, entry: Mapping[str, Any]) -> str:
         lines.append(f"Without a map, as they show nothing: {escape(', '.join(entry['words_without_map']))}.")
     if entry["seen"] < 1:
         lines.append(f"The pack's CLIP reads only the middle {entry['seen']:.0%} of the picture.")
-    maps = [
-        ("the whole text" if len(entry["words"]) > 1 else entry["text"], f"cosine {entry['cosine']:.3f}", entry["map"])
-    ]
+    maps = [("whole text" if len(entry["words"]) > 1 else entry["text"], f"cosine {entry['cosine']:.3f}", entry["map"])]
     maps += [(word["word"], f"adds {word['gain']:+.3f}", word["map"]) for word in entry["words"] if word["map"]]
     figures = (
         f'<figure><img src="{_data_url(job, file)}" alt="Heat map of {escape(title)}">'

@@ -1,11 +1,13 @@
 # make demo PROMPT="a red apple"    pictures from a prompt, in outputs/demo
+# make serve                        Studio, the page to paint on, opened in the browser
 # make test                         the test suite, a few minutes
 # make test-long                    the campaigns that it leaves out, half an hour
-# Both set up .venv first, on a machine that has nothing but Python 3.11 or newer.
+# All set up .venv first, on a machine that has nothing but Python 3.11 or newer.
 
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := $(VENV)/.installed-demo
+STUDIO := $(VENV)/.installed-studio
 DEV := $(VENV)/.installed-dev
 
 # The prompt reaches the program through the environment, word for word: $(value) keeps make from
@@ -16,14 +18,16 @@ export PROMPT
 unexport PYTHONPATH PYTHONHOME
 
 OUT ?= outputs/demo
+SERVE_ARGS ?= --open
 PYTEST_ARGS ?=
 
-.PHONY: help demo test test-long lint format types clean
+.PHONY: help demo serve test test-long lint format types clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo PROMPT="a red apple"   pictures from a prompt, in $(OUT)'
+	@echo 'make serve                       Studio, the page to paint on, opened in the browser'
 	@echo 'make test                        the test suite, a few minutes'
 	@echo 'make test-long                   the campaigns that it leaves out'
 	@echo 'make lint | format | types       ruff check, ruff format, pyright'
@@ -31,6 +35,10 @@ help:
 
 demo: $(DEMO)
 	@$(BIN)/codebrush generate --out "$(OUT)" -- "$$PROMPT"
+	@echo "make serve opens Studio, a page to paint on, in your browser."
+
+serve: $(STUDIO)
+	@$(BIN)/codebrush serve $(SERVE_ARGS)
 
 test: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)
@@ -59,11 +67,17 @@ $(DEMO): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
+$(STUDIO): pyproject.toml constraints.txt
+	@$(call make_venv)
+	@echo "Installing Codebrush and what its page needs into $(VENV) (the first time takes a few minutes) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[studio]"
+	@touch $(DEMO) $@
+
 $(DEV): pyproject.toml constraints.txt
 	@$(call make_venv)
 	@echo "Installing Codebrush and its development tools into $(VENV) (the first time takes a few minutes) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	@touch $(DEMO) $@
+	@touch $(DEMO) $(STUDIO) $@
 
 # A candidate is tried by running it: a name on the PATH may be a launcher of a version that is not installed.
 define make_venv

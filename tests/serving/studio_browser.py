@@ -1,6 +1,8 @@
 """The browser that the page's tests use, and what they do with it."""
 
 import base64
+import io
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +11,11 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
+from PIL import Image
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-SECONDS = 120  # that anything may take; a server on a busy machine is slow
+SECONDS = 60  # that anything may take; a server on a busy machine is slow
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 
 _DROP = """([target, name, type, encoded]) => {
@@ -77,12 +81,36 @@ def drop(page: Any, content: bytes, target: str = "body", name: str = "picture.p
     page.evaluate(_DROP, [target, name, type, base64.b64encode(content).decode()])
 
 
-def paint(page: Any, prompt: str, **fields: Any) -> None:
-    """Type a prompt, set number fields by their label, and press Ctrl+Enter."""
+def opened(page: Any, name: str) -> None:
+    """Open an accordion."""
+    page.locator("button.label-wrap", has_text=name).first.click()
+
+
+def fill(page: Any, **fields: Any) -> None:
+    """Write into fields, named by their label in small letters."""
+    for name, value in fields.items():
+        label = name.replace("_", " ").capitalize()
+        named = "number input for Pictures" if label == "Pictures" else label
+        page.get_by_label(re.compile(rf"^\s*{named}\b")).first.fill(str(value))
+
+
+def choose(page: Any, label: str, entry: str) -> None:
+    """Choose the first entry of a list that begins so."""
+    page.get_by_label(label, exact=True).click()
+    page.get_by_role("option", name=entry).first.click()
+
+
+def paint(page: Any, prompt: str) -> None:
+    """Type a prompt, and press Ctrl+Enter."""
     page.locator("#prompt textarea").fill(prompt)
-    for label, value in fields.items():
-        page.get_by_label(label, exact=True).fill(str(value))
     page.locator("#prompt textarea").press("Control+Enter")
+
+
+def png(picture: Image.Image) -> bytes:
+    """A picture as a file."""
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return file.getvalue()
 
 
 def downloaded(page: Any) -> bytes:

@@ -42,6 +42,7 @@ def serve(
     page: Annotated[
         bool | None, typer.Option("--page/--no-page", help="Also serve the page, Studio.  [if Gradio is installed]")
     ] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Serve Studio, a page to paint on, and OpenAI's images and embeddings API, on the models of packs.
 
@@ -49,8 +50,8 @@ def serve(
     """
     for package in ("fastapi", "uvicorn", "multipart", "sqlalchemy", "prometheus_client"):
         require(package, "codebrush serve needs", error=UsageError)
-    if page:
-        require("gradio", "--page needs", error=UsageError)
+    if page or open_page:
+        require("gradio", "the page needs", error=UsageError)
     from codebrush.serving.engine import Limits
     from codebrush.serving.server import serve as run
     from codebrush.serving.settings import Settings
@@ -78,5 +79,6 @@ def serve(
             limits=limits,
             max_body=max_body_mb * MB,
             page=find_spec("gradio") is not None if page is None else page,
+            open_page=open_page and page is not False,
         )
     )

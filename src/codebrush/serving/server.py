@@ -2,7 +2,9 @@
 
 import signal
 import socket
+import threading
 import warnings
+import webbrowser
 from types import FrameType
 
 import uvicorn
@@ -38,22 +40,25 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=max(1, round(settings.grace)), ws="none",
     )  # fmt: skip
     host, port = listener.getsockname()[:2]
-    log(
-        "serving",
-        address=f"http://{f'[{host}]' if ':' in host else host}:{port}",
-        packs=list(engine.packs),
-        libraries=list(library.roots),
-    )
-    _Server(config, engine).run(sockets=[listener])
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    log("serving", address=address, packs=list(engine.packs), libraries=list(library.roots))
+    _Server(config, engine, address if settings.open_page else None).run(sockets=[listener])
     log("stopped")
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, which tells the engine of the first signal, before it waits for open connections."""
+    """uvicorn's, which opens the page `opened` when it answers, and tells the engine of the first signal, before it
+    waits for open connections."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+    def __init__(self, config: uvicorn.Config, engine: Engine, opened: str | None) -> None:
         super().__init__(config)
-        self.engine = engine
+        self.engine, self.opened = engine, opened
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        await super().startup(sockets)
+        if self.started and self.opened is not None:
+            threading.Thread(target=webbrowser.open, args=(self.opened,), daemon=True).start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """See uvicorn, which would end the process by the signal after it has stopped in order."""

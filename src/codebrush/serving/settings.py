@@ -32,6 +32,7 @@ class Settings:
     max_input_pixels: int = 64_000_000  # of a picture that is sent
     grace: float = 30.0  # seconds that what runs has at the end
     page: bool = False  # whether it serves the page as well
+    open_page: bool = False  # whether it opens the page in a browser of this machine
 
     def __post_init__(self) -> None:
         if self.host not in LOOPBACK and not self.keys and not self.no_key:

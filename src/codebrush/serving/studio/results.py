@@ -18,6 +18,18 @@ from codebrush.serving.studio.parts import Studio, Values, cached, line_of, owne
 VARIATIONS = 4
 
 
+def _varied() -> dict[str, Any]:
+    return {"mask": False, **drawing_options(VariationRequest(n=VARIATIONS), ())}
+
+
+# What buttons make of the chosen picture: the kind of job, and its options.
+MAKING: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
+    "Vary": ("vary", _varied),
+    "Upscale 2x": ("upscale", lambda: {"scale": 2}),
+    "Upscale 4x": ("upscale", lambda: {"scale": 4}),
+}
+
+
 class Results:
     """The components, built where it is made; `go` is the button that begins a job, which rests meanwhile.
 
@@ -35,11 +47,12 @@ class Results:
             self.about = gr.HTML(js_on_load=None)
             with gr.Row(elem_classes="cb-actions") as self.actions:
                 self.again = gr.Button("Again with these", size="sm")
-                self.vary = gr.Button("Vary", size="sm")
+                self.making = [gr.Button(label, size="sm") for label in MAKING]
         self.outputs = [self.running, self.chosen, go, self.cancel, self.status, self.grid, self.detail, self.about]
         self.cancel.click(self._cancel, self.running, None, queue=False)
         self.grid.click(self._choose, None, [self.chosen, self.detail, self.about], show_progress="hidden")
-        self.vary.click(self._vary, self.chosen, self.outputs, show_progress="hidden")
+        for button, make in zip(self.making, MAKING.values(), strict=True):
+            button.click(self._maker(*make), self.chosen, self.outputs, show_progress="hidden")
         studio.later(self._wire)
 
     def _wire(self) -> None:
@@ -116,17 +129,22 @@ class Results:
         if job is not None:
             self.studio.context.engine.cancel(job)
 
-    async def _vary(self, chosen: Any, request: gr.Request) -> AsyncIterator[Values]:
-        context, owner = self.studio.context, owner_of(request)
+    def _maker(self, kind: str, options: Callable[[], dict[str, Any]]) -> Callable[..., AsyncIterator[Values]]:
+        """An event that makes a picture or more of the chosen one."""
+        context = self.studio.context
 
-        def submit() -> Job:
-            job, _, content = self.picture(chosen, owner)
-            found = {"pictures": ["picture_00"], "mask": False, "max_pixels": context.settings.max_input_pixels}
-            found |= drawing_options(VariationRequest(n=VARIATIONS), ())
-            return context.engine.submit("vary", job.pack, found, owner, {"picture_00": content})
+        async def make(chosen: Any, request: gr.Request) -> AsyncIterator[Values]:
+            owner = owner_of(request)
 
-        async for values in self.run(submit):
-            yield values
+            def submit() -> Job:
+                job, _, content = self.picture(chosen, owner)
+                found = {"pictures": ["picture_00"], "max_pixels": context.settings.max_input_pixels, **options()}
+                return context.engine.submit(kind, job.pack, found, owner, {"picture_00": content})
+
+            async for values in self.run(submit):
+                yield values
+
+        return make
 
     def _again(self, chosen: Any, request: gr.Request) -> Values:
         with told():

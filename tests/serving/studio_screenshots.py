@@ -1,0 +1,89 @@
+"""Takes the pictures of docs/studio.md with an installed Chromium: python tests/serving/studio_screenshots.py [TAB]
+
+It starts a server of the built-in pack, paints, and saves docs/pictures/studio-TAB-*.png. Needs the extras studio and
+dev. A tab is added to TABS with what is done in it before its picture is taken.
+"""
+
+import contextlib
+import io
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from server_thread import running
+from studio_browser import browser_path, fill, launched, opened, paint
+
+from codebrush import Codebrush
+
+ROOT = Path(__file__).resolve().parents[2]
+PICTURES = ROOT / "docs" / "pictures"
+SIZES = {"": {"width": 1280, "height": 860}, "-phone": {"width": 390, "height": 844}}
+COLOURS = 128  # of the saved pictures, which keeps them small
+SECONDS = 600
+
+
+def painted(page: Any) -> None:
+    """Two pictures of a red apple."""
+    page.get_by_label("Random seed").uncheck()
+    opened(page, "Sampling")
+    fill(page, rerank=8, seed=7, pictures=4)
+    opened(page, "Sampling")
+    paint(page, "a red apple")
+    page.locator(".cb-picture").first.wait_for()
+
+
+def queued(page: Any) -> None:
+    """What was painted before."""
+    page.get_by_role("tab", name="Queue").click()
+    page.locator(".cb-job").first.wait_for()
+
+
+TABS: dict[str, Callable[[Any], None]] = {"paint": painted, "queue": queued}
+
+
+@contextlib.contextmanager
+def served() -> Iterator[str]:
+    """The URL of a server that is removed afterwards."""
+    folder = Path(tempfile.mkdtemp())
+    brush = Codebrush.from_pretrained("emoji", device="cpu")
+    try:
+        with running(brush, folder / "data", "emoji", page=True) as (url, _):
+            yield url
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def save(shot: bytes, name: str) -> None:
+    """A screenshot in few colours."""
+    picture = Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    picture.save(PICTURES / f"{name}.png", optimize=True)
+    print(name, (PICTURES / f"{name}.png").stat().st_size // 1024, "kB")
+
+
+def main(names: list[str]) -> None:
+    """Take the pictures of the tabs `names`, or of all."""
+    path = browser_path()
+    assert path is not None, "no browser is installed"
+    with served() as url, launched(path) as browser:
+        page = browser.new_context(viewport=SIZES[""]).new_page()
+        page.set_default_timeout(SECONDS * 1000)
+        page.goto(url)
+        for name in names or TABS:
+            TABS[name](page)
+            page.wait_for_timeout(1500)
+            for suffix, size in SIZES.items():
+                page.set_viewport_size(size)
+                for scheme in ("light", "dark"):
+                    page.emulate_media(color_scheme=scheme)
+                    page.evaluate("dark => document.body.classList.toggle('dark', dark)", scheme == "dark")
+                    page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
+                    page.wait_for_timeout(800)
+                    save(page.screenshot(), f"studio-{name}{suffix}-{scheme}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

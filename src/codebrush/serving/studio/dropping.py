@@ -8,7 +8,7 @@ import gradio as gr
 
 from codebrush.data.decoding.images import decode_image, read_manifest
 from codebrush.errors import ImageError
-from codebrush.serving.studio.parts import Studio, Values, cached, note, owner_of, told
+from codebrush.serving.studio.parts import Studio, Values, note, owner_of, told
 
 FOREIGN = "This picture does not say how it was made: Codebrush did not make it, or it was saved without that."
 
@@ -61,7 +61,7 @@ def wire(drop: Drop, studio: Studio) -> None:
     with drop.offers:
         for name, tab in takers.items():
             button = gr.Button(tab.verb, size="sm")
-            outputs = [studio.root, tab.picture, drop.offers, drop.notice]
+            outputs = [*studio.receivers(name), drop.offers, drop.notice]
             button.click(_sender(studio, drop, name), drop.foreign, outputs, show_progress="hidden")
 
 
@@ -79,8 +79,7 @@ def says_how(path: str) -> bool:
 def _sender(studio: Studio, drop: Drop, name: str) -> Any:
     def send(foreign: Any) -> Values:
         with told():
-            picture = cached(Path(foreign).read_bytes())
-            offers = {drop.offers: gr.Row(visible=False), drop.notice: ""}
-            return {studio.root: studio.show(name), studio.tabs[name].picture: picture, **offers}
+            sent = studio.sent(name, Path(foreign).read_bytes())
+            return {**sent, drop.offers: gr.Row(visible=False), drop.notice: ""}
 
     return send

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 
 from codebrush.serving.engine import Engine
 from codebrush.serving.jobs import Job
-from codebrush.serving.problems import Problem
-from codebrush.serving.waiting import changes, failure_of, left_waiting
+from codebrush.serving.problems import Problem, problem_of
+from codebrush.serving.waiting import changes, failure_of
 
 LOOK_SECONDS = 1.0  # between two looks at a job that does not change
 REST_SECONDS = 0.25  # least time between two looks
@@ -19,10 +19,14 @@ async def follow(engine: Engine, job: Job) -> AsyncIterator[Job]:
         Problem: if it failed, was cancelled, or the server stops before.
     """
     async for _ in changes(job, LOOK_SECONDS):
-        if job.ended or left_waiting(engine, job):
+        if job.ended or engine.stopping:
             break
         yield job
         await asyncio.sleep(REST_SECONDS)
+    if not job.ended:
+        raise problem_of(
+            "server_stopping", "The server stops. The job is finished first, or goes on after its next start."
+        )
     if job.state != "done":
         raise failure_of(job)
 

@@ -15,8 +15,7 @@
 
   const open = (files) => {
     const picture = [...files].find((file) => file.type.startsWith("image/"));
-    const input = document.querySelector("#open-picture input[type=file], input#open-picture, #open-picture ~ input[type=file]")
-      ?? document.querySelector("#dropped-area input[type=file]");
+    const input = document.querySelector("#header input[type=file]");
     if (!picture || !input) return false;
     const list = new DataTransfer();
     list.items.add(picture);

@@ -12,7 +12,7 @@ For a new tab:
 - A button of the class "cb-go" is what Ctrl+Enter presses in its tab.
 - A component that takes a picture is a `gr.Image(type="filepath", elem_classes=TAKES_PICTURES)`, read with
   `decode_image(Path(path).read_bytes(), max_pixels=...)`; named in `Tab.picture`, every gallery gets a button for it.
-- An event that shows progress itself has `show_progress="hidden"`.
+- An event that shows progress itself has `show_progress="hidden"`; none has `queue=False`, whose route is not open.
 - Its test is tests/serving/test_studio_NAME.py, with the fixtures of tests/serving/studio_fixtures.py.
 """
 
@@ -68,7 +68,7 @@ def build(context: Context) -> gr.Blocks:
             gr.HTML(THEME, js_on_load=None)
         drop.show()
         with gr.Tabs(elem_id="tabs") as tabs:
-            studio = Studio(context, tabs, drop.notice)
+            studio = Studio(context, blocks, tabs, drop.notice)
             for module in TABS:
                 with gr.Tab(module.LABEL, id=module.ID, elem_id=f"tab-{module.ID}") as item:
                     studio.tabs[module.ID] = module.build(studio)

@@ -36,11 +36,17 @@ def build(studio: Studio) -> Tab:
 
     form.go.click(paint, set(form.fields.values()), results.outputs, show_progress="hidden")
 
+    def wire() -> None:
+        for event in (studio.page.load, studio.tabs[ID].item.select):
+            event(form.packs, None, form.fields["model"], show_progress="hidden")
+
+    studio.later(wire)
+
     def restore(manifest: Any, owner: str) -> tuple[Values, list[str]]:
         return restored_form(form, studio.context, manifest, owner)
 
     return Tab(
-        verb="Use as start", picture=form.fields["start"], methods=METHODS,
+        verb="Use as start", picture=form.fields["start"], around=form.guidance, methods=METHODS,
         restored=list(form.fields.values()), restore=restore, packs=form.fields["model"],
         pack_fields=[form.fields[name] for name in PACK_FIELDS], pack_chosen=form.pack_chosen,
     )  # fmt: skip

@@ -20,7 +20,7 @@ from codebrush.serving.studio.parts import TAKES_PICTURES, Values
 USUAL = ""  # in a list: not given
 START = "start.png"  # the start picture in a job's folder
 LARGEST_SEED = 2**31 - 1
-PREVIEWS, GUIDED_PREVIEWS = 6, 60  # half-drawn pictures
+PREVIEWS, GUIDED_PREVIEWS = 6, 200  # half-drawn pictures
 PACK_FIELDS = ("style", "method", "size")  # whose choices depend on the pack
 PICTURES = {"guide": 1}  # by method; else
 USUAL_PICTURES = 4
@@ -41,7 +41,7 @@ class PaintForm:
         self._usual()
         with gr.Accordion("Sampling", open=False):
             self._sampling()
-        with gr.Accordion("Guidance", open=False):
+        with gr.Accordion("Guidance", open=False) as self.guidance:
             self._guidance()
         self.empty = {name: component.value for name, component in self.fields.items()}
         self._react()
@@ -125,6 +125,11 @@ class PaintForm:
         own["start"].change(
             lambda path: guided if path else [gr.skip(), gr.skip()], own["start"], [own["method"], own["n"]]
         )
+
+    def packs(self) -> Any:
+        """The update of the list of packs: those that there are now."""
+        packs = list(self.context.engine.packs)
+        return gr.Dropdown(packs, visible=len(packs) > 1)
 
     def _pack_changed(self, name: str) -> list[Any]:
         return list(self.pack_chosen(name).values())

@@ -29,7 +29,8 @@ class Tab:
     """What a tab offers to the others.
 
     `picture` is a component that takes a picture, a `gr.Image` of type "filepath" with the CSS class TAKES_PICTURES;
-    pictures of other tabs get a button that sends them there, labelled `verb`. `restore` returns, for the manifest of a
+    pictures of other tabs get a button that sends them there, labelled `verb`; `around` is the gr.Accordion that it is
+    in, if any. `restore` returns, for the manifest of a
     picture made by one of `methods` and the caller, the values of `restored` components that would make it again, and
     lines about what could not be restored. `packs` is a gr.Dropdown of packs, kept up to date, and `pack_chosen` has
     for one of them the values of `pack_fields`, which depend on it.
@@ -37,6 +38,7 @@ class Tab:
 
     verb: str = ""
     picture: Any = None
+    around: Any = None
     methods: tuple[str, ...] = ()
     restored: list[Any] = field(default_factory=list)
     restore: Restore | None = None
@@ -48,9 +50,11 @@ class Tab:
 
 @dataclass
 class Studio:
-    """The page as far as it is built: `root` is the gr.Tabs, `notice` a gr.HTML above them, `tabs` are those so far."""
+    """The page as far as it is built: `page` is the gr.Blocks, `root` the gr.Tabs, `notice` a gr.HTML above them, and
+    `tabs` are those so far."""
 
     context: Context
+    page: Any
     root: Any
     notice: Any
     tabs: dict[str, Tab] = field(default_factory=dict)
@@ -85,6 +89,17 @@ class Studio:
     def show(self, tab: str) -> Any:
         """The update of `root` that shows a tab."""
         return gr.Tabs(selected=tab)
+
+    def sent(self, tab: str, content: bytes) -> Values:
+        """The values that show a picture in a tab that takes one; they are of `receivers(tab)`."""
+        found = self.tabs[tab]
+        opened = {} if found.around is None else {found.around: gr.Accordion(open=True)}
+        return {self.root: self.show(tab), found.picture: cached(content), **opened}
+
+    def receivers(self, tab: str) -> list[Any]:
+        """The outputs of an event that sends a picture to a tab."""
+        found = self.tabs[tab]
+        return [each for each in (self.root, found.picture, found.around) if each is not None]
 
     def takers(self) -> dict[str, Tab]:
         """The tabs that take a picture, by id."""

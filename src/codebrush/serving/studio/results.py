@@ -13,7 +13,7 @@ from codebrush.serving.problems import Problem
 from codebrush.serving.schemas import VariationRequest
 from codebrush.serving.studio import views
 from codebrush.serving.studio.following import follow, was_cancelled
-from codebrush.serving.studio.parts import Studio, Values, cached, line_of, owner_of, told
+from codebrush.serving.studio.parts import Studio, Values, line_of, owner_of, told
 
 VARIATIONS = 4
 
@@ -49,7 +49,7 @@ class Results:
                 self.again = gr.Button("Again with these", size="sm")
                 self.making = [gr.Button(label, size="sm") for label in MAKING]
         self.outputs = [self.running, self.chosen, go, self.cancel, self.status, self.grid, self.detail, self.about]
-        self.cancel.click(self._cancel, self.running, None, queue=False)
+        self.cancel.click(self._cancel, self.running, None, show_progress="hidden")
         self.grid.click(self._choose, None, [self.chosen, self.detail, self.about], show_progress="hidden")
         for button, make in zip(self.making, MAKING.values(), strict=True):
             button.click(self._maker(*make), self.chosen, self.outputs, show_progress="hidden")
@@ -60,8 +60,8 @@ class Results:
         targets = [tab for tab in self.studio.takers().items() if tab[1].verb]
         with self.actions:
             buttons = [gr.Button(tab.verb, size="sm") for _, tab in targets]
-        for button, (name, tab) in zip(buttons, targets, strict=True):
-            button.click(self._sender(name), self.chosen, [self.studio.root, tab.picture], show_progress="hidden")
+        for button, (name, _) in zip(buttons, targets, strict=True):
+            button.click(self._sender(name), self.chosen, self.studio.receivers(name), show_progress="hidden")
         self.again.click(self._again, self.chosen, self.studio.restored, show_progress="hidden")
 
     async def run(self, submit: Callable[[], Job]) -> AsyncIterator[Values]:
@@ -154,11 +154,8 @@ class Results:
             return self.studio.restore(manifest, owner_of(request))
 
     def _sender(self, name: str) -> Callable[..., Values]:
-        tab = self.studio.tabs[name]
-
         def send(chosen: Any, request: gr.Request) -> Values:
             with told():
-                content = self.picture(chosen, owner_of(request))[2]
-                return {self.studio.root: self.studio.show(name), tab.picture: cached(content)}
+                return self.studio.sent(name, self.picture(chosen, owner_of(request))[2])
 
         return send

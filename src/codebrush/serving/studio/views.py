@@ -7,6 +7,7 @@ from typing import Any
 
 from codebrush.serving.jobs import Job
 
+MOST_POINTS = 300  # of a curve
 WORDS = {"queued": "Waiting", "running": "Running", "done": "Done", "failed": "Failed", "cancelled": "Cancelled"}
 KINDS = {
     "generate": "Paint",
@@ -101,7 +102,9 @@ def curve(losses: Sequence[float], label: str = "Loss", steps: int = 0) -> str:
         return ""
     low, high = min(losses), max(losses)
     across, down = 300 / (len(losses) - 1), 80 / ((high - low) or 1)
-    points = " ".join(f"{number * across:.1f},{85 - (loss - low) * down:.1f}" for number, loss in enumerate(losses))
+    every = -(-len(losses) // MOST_POINTS)
+    drawn = [*range(0, len(losses) - 1, every), len(losses) - 1]
+    points = " ".join(f"{number * across:.1f},{85 - (losses[number] - low) * down:.1f}" for number in drawn)
     said = f"{label} over {steps or len(losses)} steps: from {losses[0]:.3f} to {losses[-1]:.3f}"
     return (
         f'<figure class="cb-curve"><svg viewBox="0 0 300 90" preserveAspectRatio="none" role="img" aria-label="{said}">'

@@ -17,6 +17,7 @@ from codebrush.serving.settings import LOOPBACK, Settings
 from codebrush.serving.sign_in import COOKIE, SIGN_IN, key_of_cookie, right_key
 
 OPEN = ("/health", SIGN_IN)  # paths that need no key; /files/ has names that nobody can guess
+PARTS = ("/assets/", "/static/")  # of the page, a hundred each time it is opened; they are not logged
 API = ("/v1/", "/metrics", "/openapi.json")  # paths that the page's cookie does not open
 FILES = "/files/"
 
@@ -57,7 +58,8 @@ class Guard:
             route = getattr(scope.get("route"), "path", "none")
             self.metrics.requests.labels(route, str(status)).inc()
             took = round(time.monotonic() - began, 3)
-            log("request", method=scope["method"], route=route, status=status, seconds=took)
+            if not scope["path"].startswith(PARTS):
+                log("request", method=scope["method"], route=route, status=status, seconds=took)
 
     def _admit(self, scope: Scope, headers: Headers) -> str:
         """The caller: by its key, or by its address where there are no keys. Raises Problem for one that may not."""

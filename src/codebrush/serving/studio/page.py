@@ -82,4 +82,10 @@ def theme() -> gr.themes.Base:
     """The look: the system's own fonts, so that none is loaded."""
     font = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
     mono = ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"]
-    return gr.themes.Base(primary_hue="teal", neutral_hue="slate", font=font, font_mono=mono, radius_size="md")
+    look = gr.themes.Base(primary_hue="teal", neutral_hue="slate", font=font, font_mono=mono, radius_size="md")
+    return look.set(  # contrasts of 4.5 and more
+        button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700", button_primary_background_fill_hover_dark="*primary_600",
+        body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500",
+        input_placeholder_color="*neutral_500", link_text_color="*primary_700", link_text_color_dark="*primary_300",
+    )  # fmt: skip

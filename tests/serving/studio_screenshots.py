@@ -22,7 +22,7 @@ from codebrush import Codebrush
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "docs" / "pictures"
 SIZES = {"": {"width": 1280, "height": 860}, "-phone": {"width": 390, "height": 844}}
-COLOURS = 128  # of the saved pictures, which keeps them small
+COLOURS = 200  # of the saved pictures, which keeps them small
 SECONDS = 600
 
 
@@ -59,7 +59,7 @@ def served() -> Iterator[str]:
 
 def save(shot: bytes, name: str) -> None:
     """A screenshot in few colours."""
-    picture = Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    picture = Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS)
     picture.save(PICTURES / f"{name}.png", optimize=True)
     print(name, (PICTURES / f"{name}.png").stat().st_size // 1024, "kB")
 

@@ -61,6 +61,11 @@
       localStorage.setItem("codebrush-theme", theme);
       paintTheme(theme);
     }
+    const go = event.target.closest("button.cb-go");
+    if (go && innerWidth < 720) {  // where the results are below the form
+      const status = [...document.querySelectorAll(".cb-status")].find((each) => each.offsetParent !== null);
+      status?.scrollIntoView({ behavior: "smooth", block: "start" });
+    }
     const picture = event.target.closest("[data-action=choose]");
     picture?.parentElement.querySelectorAll("[data-action=choose]").forEach((each) => {
       each.setAttribute("aria-pressed", String(each === picture));

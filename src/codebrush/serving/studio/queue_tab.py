@@ -18,7 +18,7 @@ LOOK_SECONDS = 1.0  # between two looks while the tab is open
 def build(studio: Studio) -> Tab:
     """The list, which looks again every second while the tab is open, and the results of an opened job."""
     engine = studio.context.engine
-    refresh = gr.Button("Refresh", size="sm")
+    refresh = gr.Button("Refresh", size="sm", elem_classes="cb-narrow")
     jobs = gr.HTML(elem_id="jobs", js_on_load=views.CLICKS)
     results = Results(studio, refresh)
     timer = gr.Timer(LOOK_SECONDS, active=False)

@@ -79,8 +79,8 @@ def about(job: Job, number: int, manifest: Mapping[str, Any]) -> str:
     assert job.result is not None
     said = f"Picture {number + 1}: {caption(job.result['images'][number])}"
     return (
-        f'<figure class="cb-large"><img src="{picture_url(job, number)}" alt="{escape(said)}">'
-        f"<figcaption>{escape(said)}</figcaption></figure>{download(job, number)}{settings(manifest)}"
+        f'<div class="cb-about"><figure class="cb-large"><img src="{picture_url(job, number)}" alt="{escape(said)}">'
+        f"<figcaption>{escape(said)} {download(job, number)}</figcaption></figure>{settings(manifest)}</div>"
     )
 
 

@@ -18,6 +18,9 @@ LibraryOption = Annotated[
     list[Path] | None,
     typer.Option(help="Folder of pictures that may be searched and trained on; may be repeated.  [none]"),
 ]
+PageOption = Annotated[
+    bool | None, typer.Option("--page/--no-page", help="Also serve the page, Studio.  [if Gradio is installed]")
+]
 
 
 def serve(
@@ -39,9 +42,7 @@ def serve(
     keep_hours: Annotated[float, typer.Option(help="Hours for which results are kept.", min=0)] = 24,
     keep_mb: Annotated[int, typer.Option(help="Megabytes of results that are kept at most.", min=1)] = 2048,
     max_body_mb: Annotated[int, typer.Option(help="Megabytes that a request may have.", min=1)] = 32,
-    page: Annotated[
-        bool | None, typer.Option("--page/--no-page", help="Also serve the page, Studio.  [if Gradio is installed]")
-    ] = None,
+    page: PageOption = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Serve Studio, a page to paint on, and OpenAI's images and embeddings API, on the models of packs.
@@ -57,7 +58,6 @@ def serve(
     from codebrush.serving.settings import Settings
     from codebrush.training.packs.budget import parse_budget
 
-    keys = tuple(key.strip() for key in os.environ.get(KEY_VARIABLE, "").split(",") if key.strip())
     limits = Limits(
         queue=queue,
         seconds=time_limit,
@@ -73,7 +73,7 @@ def serve(
             libraries=tuple(library or ()),
             host=host,
             port=port,
-            keys=keys,
+            keys=_keys(),
             no_key=no_key,
             allowed_hosts=tuple(allow_host or ()),
             limits=limits,
@@ -82,3 +82,8 @@ def serve(
             open_page=open_page and page is not False,
         )
     )
+
+
+def _keys() -> tuple[str, ...]:
+    """The keys that the environment sets."""
+    return tuple(key.strip() for key in os.environ.get(KEY_VARIABLE, "").split(",") if key.strip())

@@ -67,7 +67,7 @@ def build(context: Context) -> gr.Blocks:
                 gr.HTML(SIGN_OUT, js_on_load=None)
             gr.HTML(THEME, js_on_load=None)
         drop.show()
-        with gr.Tabs(elem_id="tabs") as tabs:
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             studio = Studio(context, blocks, tabs, drop.notice)
             for module in TABS:
                 with gr.Tab(module.LABEL, id=module.ID, elem_id=f"tab-{module.ID}") as item:

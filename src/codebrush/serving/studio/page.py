@@ -68,7 +68,7 @@ def build(context: Context) -> gr.Blocks:
             gr.HTML(THEME, js_on_load=None)
         drop.show()
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
-            studio = Studio(context, blocks, tabs, drop.notice)
+            studio = Studio(context, tabs, drop.notice)
             for module in TABS:
                 with gr.Tab(module.LABEL, id=module.ID, elem_id=f"tab-{module.ID}") as item:
                     studio.tabs[module.ID] = module.build(studio)

@@ -36,12 +36,6 @@ def build(studio: Studio) -> Tab:
 
     form.go.click(paint, set(form.fields.values()), results.outputs, show_progress="hidden")
 
-    def wire() -> None:
-        for event in (studio.page.load, studio.tabs[ID].item.select):
-            event(form.packs, None, form.fields["model"], show_progress="hidden")
-
-    studio.later(wire)
-
     def restore(manifest: Any, owner: str) -> tuple[Values, list[str]]:
         return restored_form(form, studio.context, manifest, owner)
 

@@ -126,11 +126,6 @@ class PaintForm:
             lambda path: guided if path else [gr.skip(), gr.skip()], own["start"], [own["method"], own["n"]]
         )
 
-    def packs(self) -> Any:
-        """The update of the list of packs: those that there are now."""
-        packs = list(self.context.engine.packs)
-        return gr.Dropdown(packs, visible=len(packs) > 1)
-
     def _pack_changed(self, name: str) -> list[Any]:
         return list(self.pack_chosen(name).values())
 

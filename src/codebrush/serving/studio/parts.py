@@ -50,11 +50,9 @@ class Tab:
 
 @dataclass
 class Studio:
-    """The page as far as it is built: `page` is the gr.Blocks, `root` the gr.Tabs, `notice` a gr.HTML above them, and
-    `tabs` are those so far."""
+    """The page as far as it is built: `root` is the gr.Tabs, `notice` a gr.HTML above them, `tabs` are those so far."""
 
     context: Context
-    page: Any
     root: Any
     notice: Any
     tabs: dict[str, Tab] = field(default_factory=dict)

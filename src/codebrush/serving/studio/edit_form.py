@@ -102,10 +102,11 @@ class EditForm:
 
     def _usual(self) -> None:
         own, packs = self.fields, list(self.context.engine.packs)
-        with gr.Row() as self.groups["drawn"]:
-            own["n"] = gr.Slider(1, MOST_PICTURES, 2, step=1, label="Pictures", min_width=120)
-            own["seed"] = gr.Number(0, label="Seed", precision=0, min_width=120)
-            own["random"] = gr.Checkbox(True, label="Random seed", min_width=120)
+        with gr.Column() as self.groups["drawn"]:
+            own["n"] = gr.Slider(1, MOST_PICTURES, 2, step=1, label="Pictures")
+            with gr.Row(equal_height=True):
+                own["seed"] = gr.Number(0, label="Seed", precision=0, min_width=120)
+                own["random"] = gr.Checkbox(True, label="Random seed", min_width=120)
         own["model"] = gr.Dropdown(packs, value=packs[0], label="Pack", visible=len(packs) > 1)
         with gr.Accordion("Sampling", open=False) as self.groups["sampling"], gr.Row():
             own["method"] = gr.Dropdown(_painters(self.pack), value=USUAL, label="Method", min_width=140)

@@ -14,7 +14,7 @@ from codebrush.serving.reading_schemas import AskRequest, CaptionRequest, Classi
 from codebrush.serving.schemas import DATA_URL
 from codebrush.serving.studio import understand_views, views
 from codebrush.serving.studio.following import follow, was_cancelled
-from codebrush.serving.studio.parts import TAKES_PICTURES, Studio, Tab, Values, line_of, owner_of
+from codebrush.serving.studio.parts import TAKES_PICTURES, Studio, Tab, Values, cached, line_of, owner_of, told
 
 ID, LABEL = "understand", "Understand"
 CAPTION, ASK, CLASSIFY, EXPLAIN = "caption", "ask", "classify", "explain"
@@ -38,6 +38,7 @@ def build(studio: Studio) -> Tab:
             groups = _asked(own, tasks_of(pack)[0][1])
             own["model"] = gr.Dropdown(packs, value=packs[0], label="Pack", visible=len(packs) > 1)
             go = gr.Button("Look", variant="primary", elem_classes="cb-go", elem_id="understand-go")
+            similar = gr.Button("Similar pictures in a library", size="sm", visible=bool(context.engine.library.roots))
         with gr.Column(scale=3, min_width=320):
             running = gr.State(None)
             cancel = gr.Button("Cancel", visible=False, elem_classes="cb-cancel")
@@ -70,6 +71,7 @@ def build(studio: Studio) -> Tab:
         choices = tasks_of(context.engine.brush(name).pack)
         return gr.Radio(choices, value=choices[0][1])
 
+    studio.later(lambda: _to_search(studio, similar, own["picture"]))
     go.click(look, set(own.values()), [running, go, cancel, found], show_progress="hidden")
     cancel.click(stop, running, None, queue=False)
     own["task"].change(
@@ -78,6 +80,21 @@ def build(studio: Studio) -> Tab:
     )  # fmt: skip
     own["model"].change(packed, own["model"], own["task"], show_progress="hidden")
     return Tab(verb="Understand", picture=own["picture"], packs=own["model"])
+
+
+def _to_search(studio: Studio, button: Any, picture: Any) -> None:
+    """Let a button send the picture to the tab Search, if there is a library to search."""
+    search = studio.tabs.get("search")
+    if search is None or search.picture is None:
+        return
+
+    def send(path: str | None) -> Values:
+        with told():
+            if not path:
+                raise Problem(400, "choose a picture first")
+            return {studio.root: studio.show("search"), search.picture: cached(Path(path).read_bytes())}
+
+    button.click(send, picture, [studio.root, search.picture], show_progress="hidden")
 
 
 def _asked(own: dict[str, Any], task: str) -> dict[str, Any]:

@@ -42,7 +42,41 @@ def queued(page: Any) -> None:
     page.locator(".cb-job").first.wait_for()
 
 
-TABS: dict[str, Callable[[Any], None]] = {"paint": painted, "queue": queued}
+def _chosen(page: Any, tab: str, field: str) -> None:
+    """A tab, and in its field the file of a picture, which is at hand without being painted first."""
+    page.get_by_role("tab", name=tab).click()
+    picture = ROOT / "src" / "codebrush" / "packs" / "emoji" / "composed.png"
+    page.locator(f"{field} input[type=file]").set_input_files(picture)
+    page.locator(f"{field} img").wait_for()
+
+
+def edited(page: Any) -> None:
+    """A mask that is painted over a picture."""
+    _chosen(page, "Edit", "#edit-source")
+    canvas = page.locator(".cb-canvas canvas")
+    canvas.wait_for()
+    page.wait_for_timeout(2000)
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.4 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.5 * box["height"], steps=6)
+    page.mouse.up()
+    page.locator("#edit-prompt textarea").fill("a blue square")
+
+
+def understood(page: Any) -> None:
+    """Which of some labels fits a picture."""
+    _chosen(page, "Understand", "#understand-picture")
+    page.locator("#tab-understand").get_by_label("Classify", exact=True).check()
+    page.locator("#labels textarea").fill("an apple\na dog\na car")
+    page.locator("#understand-go").click()
+    page.locator("#found .cb-bars").wait_for()
+
+
+TABS: dict[str, Callable[[Any], None]] = {
+    "paint": painted, "edit": edited, "understand": understood, "queue": queued
+}  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -100,6 +100,13 @@ def choose(page: Any, label: str, entry: str) -> None:
     page.get_by_role("option", name=entry).first.click()
 
 
+def expect_value(field: Any, beginning: str) -> None:
+    """Wait until a field's value begins so."""
+    from playwright.sync_api import expect
+
+    expect(field).to_have_value(re.compile(rf"^{re.escape(beginning)}"), timeout=SECONDS * 1000)
+
+
 def paint(page: Any, prompt: str) -> None:
     """Type a prompt, and press Ctrl+Enter."""
     page.locator("#prompt textarea").fill(prompt)

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("gradio", reason='needs the extra "studio"')
 
 from PIL import Image
-from studio_browser import PHONE, choose, downloaded, drop, fill, opened, paint, png
+from studio_browser import PHONE, choose, downloaded, drop, expect_value, fill, opened, paint, png
 
 from codebrush import Codebrush
 from codebrush.data.decoding.images import decode_image, read_manifest, save_png
@@ -86,9 +86,9 @@ def test_a_picture_of_others_is_said_and_offered(page: Any) -> None:
     page.get_by_text("does not say how it was made").wait_for()
     page.get_by_role("button", name="Use as start").first.click()
     page.locator(".takes-pictures img").first.wait_for(state="attached")
-    assert page.get_by_label("Method", exact=True).input_value().startswith("guide")
+    expect_value(page.get_by_label("Method", exact=True), "guide")
     drop(page, b"no picture at all")
-    page.get_by_role("alert").get_by_text("picture").first.wait_for()
+    page.locator(".toast-body").get_by_text("not a picture").first.wait_for()
 
 
 def test_windows_do_not_see_each_other(page: Any, studio: tuple[str, Any], visit: Callable[..., Any]) -> None:

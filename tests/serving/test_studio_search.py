@@ -1,5 +1,6 @@
 """The tabs Search and Train in a real browser on a folder of twenty drawings."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,31 +119,38 @@ def test_pictures_are_checked_before_a_training_and_what_is_wrong_is_said(
     page.get_by_text("8h at most here").wait_for()
 
 
+@pytest.fixture
+def trainer(served_brush: Codebrush, drawings: Path, tmp_path: Path) -> Iterator[tuple[str, Any]]:
+    """A server of the micro pack with the drawings as its library: its URL and engine."""
+    with running(served_brush, tmp_path / "data", page=True, libraries=(drawings,)) as found:
+        yield found
+
+
 @pytest.mark.long
 def test_a_minute_of_training_gives_a_pack_that_every_tab_has(
-    served_brush: Codebrush, drawings: Path, visit: Callable[..., Any], tmp_path: Path
+    trainer: tuple[str, Any], visit: Callable[..., Any]
 ) -> None:
-    with running(served_brush, tmp_path / "data", page=True, libraries=(drawings,)) as (url, engine):
-        page = visit(url)
-        page.get_by_role("tab", name="Train").click()
-        page.locator("#train-name textarea, #train-name input").fill("mine")
-        page.locator("#train-budget input").fill("150s")
-        page.locator("#train-budget input").press("Tab")
-        page.locator("#train-go").click()
-        page.get_by_text("150 s").wait_for()
-        page.locator("#train-report svg").first.wait_for()
-        page.locator("#train-stop").click()
-        page.get_by_text("Stopped. It is saved").wait_for()
-        page.get_by_role("button", name="Resume mine").click()
-        page.get_by_text("is now in the list of packs").wait_for(timeout=400_000)
-        assert page.locator("#train-report .cb-sheets img").first.evaluate("image => image.naturalWidth") > 0
-        page.locator("#train-paint").click()
-        page.locator("#prompt textarea").fill("a red circle")
-        page.get_by_role("button", name="Sampling").click()
-        page.get_by_label("Steps").fill("2")
-        page.locator("#prompt textarea").press("Control+Enter")
-        page.locator(".cb-picture").first.wait_for()
-        jobs = engine.jobs_of("address 127.0.0.1", 1)
-        assert (jobs[0].kind, jobs[0].pack) == ("generate", "mine")
-        page.get_by_role("tab", name="Search").click()
-        page.get_by_label("Pack").locator("visible=true").wait_for()
+    url, engine = trainer
+    page = visit(url)
+    page.get_by_role("tab", name="Train").click()
+    page.locator("#train-name textarea, #train-name input").fill("mine")
+    page.locator("#train-budget input").fill("150s")
+    page.locator("#train-budget input").press("Tab")
+    page.locator("#train-go").click()
+    page.get_by_text(re.compile(r"^mine: \d+ s of 2 min")).wait_for()
+    page.locator("#train-report svg").first.wait_for()
+    page.locator("#train-stop").click()
+    page.get_by_text("Stopped. It is saved").wait_for()
+    page.get_by_role("button", name="Resume mine").click()
+    page.get_by_text("is now in the list of packs").wait_for(timeout=400_000)
+    assert page.locator("#train-report .cb-sheets img").first.evaluate("image => image.naturalWidth") > 0
+    page.locator("#train-paint").click()
+    page.locator("#prompt textarea").fill("a red circle")
+    page.get_by_role("button", name="Sampling").click()
+    page.get_by_label("Steps").fill("2")
+    page.locator("#prompt textarea").press("Control+Enter")
+    page.locator(".cb-picture").first.wait_for()
+    jobs = engine.jobs_of("address 127.0.0.1", 1)
+    assert (jobs[0].kind, jobs[0].pack) == ("generate", "mine")
+    page.get_by_role("tab", name="Search").click()
+    page.get_by_label("Pack").locator("visible=true").wait_for()

@@ -14,7 +14,7 @@ from codebrush.training.registry import ENTRIES
 PREVIEWS = "previews"
 POINTS = 200  # of a curve, at most
 LINES = 30  # of what a training said, the last ones
-OF_STEP = re.compile(r"\w+: step \d+/\d+")
+NOT_SHOWN = re.compile(r"\w+: step \d+/\d+|to go on: ")
 SHEETS = (SAMPLES, RECONSTRUCTIONS)
 
 
@@ -85,10 +85,11 @@ def _stage(name: str) -> str:
 
 
 def last_lines(file: Path) -> list[str]:
-    """The last lines that a training said, without those of steps, which the curves show."""
+    """The last lines that a training said, without those of steps, which the curves show, and the command line that
+    goes on, which has this machine's paths."""
     with suppress(OSError):
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-        return [line for line in lines if not OF_STEP.match(line)][-LINES:]
+        return [line for line in lines if not NOT_SHOWN.match(line)][-LINES:]
     return []
 
 

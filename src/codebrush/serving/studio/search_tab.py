@@ -210,7 +210,7 @@ def _wire(studio: Studio, form: _Form, found: _Found) -> None:
     shown = [form.state, form.index, form.cancel]
     form.go.click(search, set(form.fields), found.outputs, show_progress="hidden")
     form.index.click(index, [form.place, form.pack], shown, show_progress="hidden")
-    form.cancel.click(cancel, form.place, None, queue=False)
+    form.cancel.click(cancel, form.place, None, show_progress="hidden")
     for list_ in (form.place, form.pack):
         list_.change(form.said, [form.place, form.pack], form.state, show_progress="hidden")
     picked = [found.chosen, found.detail, found.about]

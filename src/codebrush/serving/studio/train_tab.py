@@ -191,7 +191,7 @@ def _wire(studio: Studio, form: _Form, view: _View) -> None:
 
     form.check.click(look, [form.source, form.captions], form.checked, show_progress="hidden")
     form.go.click(train, set(form.fields), outputs, show_progress="hidden")
-    view.stop.click(stop, view.job, view.stop, queue=False)
+    view.stop.click(stop, view.job, view.stop, show_progress="hidden")
     _wire_stopped(studio, form, view, outputs)
     studio.later(lambda: _lead(studio, form, view, opened, outputs))
 

@@ -18,6 +18,7 @@ from server_thread import running
 from studio_browser import browser_path, fill, launched, opened, paint
 
 from codebrush import Codebrush
+from codebrush.data.synthetic.shapes import scene
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "docs" / "pictures"
@@ -45,8 +46,10 @@ def queued(page: Any) -> None:
 def _chosen(page: Any, tab: str, field: str) -> None:
     """A tab, and in its field the file of a picture, which is at hand without being painted first."""
     page.get_by_role("tab", name=tab).click()
-    picture = ROOT / "src" / "codebrush" / "packs" / "emoji" / "composed.png"
-    page.locator(f"{field} input[type=file]").set_input_files(picture)
+    file = io.BytesIO()
+    scene(3, 1, 256).image.save(file, "PNG")
+    sent = {"name": "shapes.png", "mimeType": "image/png", "buffer": file.getvalue()}
+    page.locator(f"{field} input[type=file]").set_input_files(sent)
     page.locator(f"{field} img").wait_for()
 
 
@@ -69,7 +72,7 @@ def understood(page: Any) -> None:
     """Which of some labels fits a picture."""
     _chosen(page, "Understand", "#understand-picture")
     page.locator("#tab-understand").get_by_label("Classify", exact=True).check()
-    page.locator("#labels textarea").fill("an apple\na dog\na car")
+    page.locator("#labels textarea").fill("a circle\na square\na triangle\na dog")
     page.locator("#understand-go").click()
     page.locator("#found .cb-bars").wait_for()
 

@@ -73,7 +73,7 @@ def build(studio: Studio) -> Tab:
 
     studio.later(lambda: _to_search(studio, similar, own["picture"]))
     go.click(look, set(own.values()), [running, go, cancel, found], show_progress="hidden")
-    cancel.click(stop, running, None, queue=False)
+    cancel.click(stop, running, None, show_progress="hidden")
     own["task"].change(
         lambda task: [gr.update(visible=name == task) for name in groups], own["task"], list(groups.values()),
         show_progress="hidden",

@@ -18,6 +18,7 @@ from server_thread import running
 from studio_browser import browser_path, fill, launched, opened, paint
 
 from codebrush import Codebrush
+from codebrush.data.synthetic.scene_folder import write_shapes
 from codebrush.data.synthetic.shapes import scene
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +26,7 @@ PICTURES = ROOT / "docs" / "pictures"
 SIZES = {"": {"width": 1280, "height": 860}, "-phone": {"width": 390, "height": 844}}
 COLOURS = 200  # of the saved pictures, which keeps them small
 SECONDS = 600
+DRAWINGS = 24  # in the library
 
 
 def painted(page: Any) -> None:
@@ -77,8 +79,25 @@ def understood(page: Any) -> None:
     page.locator("#found .cb-bars").wait_for()
 
 
+def searched(page: Any) -> None:
+    """What is found in a folder that is indexed first."""
+    page.get_by_role("tab", name="Search").click()
+    page.locator("#index-go").click()
+    page.get_by_text(f"{DRAWINGS} pictures indexed").wait_for()
+    page.locator("#search-words textarea").fill("a red circle")
+    page.locator("#search-words textarea").press("Control+Enter")
+    page.locator("#search-results .cb-picture").first.wait_for()
+
+
+def trained(page: Any) -> None:
+    """What a training would find in a folder."""
+    page.get_by_role("tab", name="Train").click()
+    page.locator("#train-check").click()
+    page.get_by_text(f"{DRAWINGS} captioned pictures, such as").wait_for()
+
+
 TABS: dict[str, Callable[[Any], None]] = {
-    "paint": painted, "edit": edited, "understand": understood, "queue": queued
+    "paint": painted, "edit": edited, "understand": understood, "search": searched, "train": trained, "queue": queued
 }  # fmt: skip
 
 
@@ -86,9 +105,10 @@ TABS: dict[str, Callable[[Any], None]] = {
 def served() -> Iterator[str]:
     """The URL of a server that is removed afterwards."""
     folder = Path(tempfile.mkdtemp())
-    brush = Codebrush.from_pretrained("emoji", device="cpu")
+    brush, drawings = Codebrush.from_pretrained("emoji", device="cpu"), folder / "library" / "drawings"
+    write_shapes(drawings, DRAWINGS, size=64, objects=1)
     try:
-        with running(brush, folder / "data", "emoji", page=True) as (url, _):
+        with running(brush, folder / "data", "emoji", page=True, libraries=(drawings,)) as (url, _):
             yield url
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,9 +1,10 @@
 """What requests about libraries hold, and what replies say of indexes, results and trainings."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from codebrush.serving.report_schemas import IndexEntry
 from codebrush.serving.schemas import Prompt, Strict, optional
 
 Place = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -97,43 +98,12 @@ class EntryReply(BaseModel):
     pictures: int | None = Field(description="Picture files that a folder itself holds.")
 
 
-class IndexEntry(BaseModel):
-    """An index of a place, by the CLIP of a model."""
-
-    id: str
-    folder: str
-    model: str
-    pictures: int
-    captions: list[str] = Field(description="The templates that it was made with.")
-    finished: int
-
-
 class LibraryReply(BaseModel):
     """What is in the libraries, and which places have an index."""
 
     object: Literal["list"] = "list"
     data: list[EntryReply]
     indexes: list[IndexEntry]
-
-
-class Named(BaseModel):
-    """A picture that was left out, and why."""
-
-    picture: str
-    reason: str
-
-
-class IndexReport(IndexEntry):
-    """What a run of indexing did, in numbers of pictures."""
-
-    added: int
-    updated: int
-    removed: int
-    unchanged: int
-    reused: int = Field(description="Of those added: known under another path.")
-    skipped: int
-    named: list[Named] = Field(description="The first of those that were skipped.")
-    notes: list[str]
 
 
 class SearchResult(BaseModel):
@@ -173,30 +143,6 @@ class CheckReply(BaseModel):
     columns: list[str]
     captions: list[str] = Field(description="Some of them.")
     problems: list[str] = Field(description="What is not read, and why.")
-
-
-class Preview(BaseModel):
-    """A sheet of pictures that a stage drew while it was trained."""
-
-    name: str
-    url: str
-
-
-class TrainingReport(BaseModel):
-    """How a training is going, and how it ended."""
-
-    name: str
-    source: str
-    budget: float = Field(description="Seconds.")
-    threads: int = Field(description="CPU threads that it gets.")
-    curves: dict[str, list[dict[str, float]]] = Field(description="By stage: logged values, each with its step.")
-    previews: list[Preview]
-    sheets: list[Preview] = Field(description="Samples and reconstructions of the finished pack.")
-    said: list[str] = Field(description="The last lines that it said.")
-    disk_bytes: int = Field(description="What the pack and the work on it take.")
-    can_resume: bool
-    verdict: list[str] = Field(description="In plain words, when it is done.")
-    stages: dict[str, Any] = Field(description="Figures of each stage, when it is done.")
 
 
 class Stopped(BaseModel):

@@ -71,8 +71,11 @@ def _index(library: Library, brush: Codebrush, jobs: Sequence[Job], progress: Pr
     except CodebrushError as error:
         raise DataError(library.without_paths(str(error))) from error
     counts = {name: value for name, value in asdict(report).items() if isinstance(value, int)}
-    about = {"folder": job.request["folder"], "model": job.pack, "captions": captions, "pictures": database.count()}
-    write_json(folder / ABOUT, {**about, "finished": int(job.created)})
+    about = {
+        "folder": job.request["folder"], "model": job.pack, "captions": captions, "pictures": database.count(),
+        "finished": int(job.created),
+    }  # fmt: skip
+    write_json(folder / ABOUT, about)
     named = [{"picture": library.place(each["path"]), "reason": each["reason"]} for each in skipped[:MOST_NAMED]]
     notes = [library.without_paths(line) for line in source.unread.lines]
     return [{"id": folder.name, **about, **counts, "skipped": len(skipped), "named": named, "notes": notes}]

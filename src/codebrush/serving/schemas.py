@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from codebrush.generation.guided.guide_options import INITS, MEMORY, GuideOptions
+from codebrush.serving.report_schemas import IndexReport, TrainingReport
 from codebrush.text.prompts import MAX_PROMPT_LENGTH
 
 MOST_PICTURES, MOST_CANDIDATES, MOST_STEPS, MOST_INPUTS, MOST_TEXTS, MOST_SENT = 10, 64, 2000, 2048, 16, 16
@@ -292,8 +293,8 @@ class JobReply(BaseModel):
     progress: Progress
     latest: str | None = Field(description="URL of the latest half-drawn picture.")
     data: list[ImageData] | None = Field(description="Of a job that draws, when it is done.")
-    index: dict[str, Any] | None = Field(default=None, description="Of a job that indexes, when it is done.")
-    training: dict[str, Any] | None = Field(default=None, description="Of a job that trains: see `TrainingReport`.")
+    index: IndexReport | None = Field(default=None, description="Of a job that indexes, when it is done.")
+    training: TrainingReport | None = Field(default=None, description="Of a job that trains.")
     error: JobErrorReply | None
     warnings: Warnings
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ class Server:
     """A process of `codebrush serve` on the micro pack."""
 
     def __init__(self, processes: ForkServerContext, pack: Path, data: Path) -> None:
-        log = data / f"log_{time.monotonic_ns()}"
+        self.log = log = data / f"log_{time.monotonic_ns()}"
         arguments = ["--port", "0", "--pack", str(pack), "--data", str(data)]
         self.process = processes.Process(target=serve_command, args=(arguments, log))
         self.process.start()
@@ -80,10 +81,15 @@ def test_after_a_kill_and_after_a_stop_every_job_is_done(
         now = server.wait(job, "done")
         with urllib.request.urlopen(now["data"][0]["url"], timeout=60) as reply:
             assert decode_image(reply.read(), keep_mode=True).tobytes() == results[0].image.tobytes()
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
+        connection.sendall(b"no request\r\n\r\n")
+        assert b" 400 " in connection.recv(1000)
     late = server.call("/v1/images/generations", {**SLOW, "wait": False})["id"]
     server.wait(late, "running", 1)
     assert server.end(signal.SIGTERM) == 0
     assert (tmp_path / "jobs" / late / "picture_00.png").exists()  # it was finished first
+    said = [json.loads(line) for line in server.log.read_text().splitlines()]  # no line is anything else
+    assert [each["said"] for each in said if each["event"] == "uvicorn"] == ["Invalid HTTP request received."]
 
 
 def test_what_cannot_be_served_is_one_line(

@@ -1,5 +1,6 @@
 """Runs the API with uvicorn until it is told to stop."""
 
+import logging
 import signal
 import socket
 import threading
@@ -35,6 +36,7 @@ def serve(settings: Settings) -> None:
     opened = {name: lambda pack=pack: Codebrush(pack) for name, pack in packs.items()}
     engine = Engine(opened, store, settings.limits, library=library)
     warnings.simplefilter("ignore")  # callers hear of theirs by `heard`; those of libraries are no lines of the log
+    logging.getLogger("uvicorn.error").addHandler(_Lines(logging.WARNING))
     config = uvicorn.Config(
         make_app(engine, settings), log_config=None, access_log=False, server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.grace)), ws="none",
@@ -44,6 +46,14 @@ def serve(settings: Settings) -> None:
     log("serving", address=address, packs=list(engine.packs), libraries=list(library.roots))
     _Server(config, engine, address if settings.open_page else None).run(sockets=[listener])
     log("stopped")
+
+
+class _Lines(logging.Handler):
+    """Writes what uvicorn says as lines of our log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging. Without the traceback: what fails in a request is logged where it is answered."""
+        log("uvicorn", said=record.getMessage())
 
 
 class _Server(uvicorn.Server):

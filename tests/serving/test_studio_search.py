@@ -146,8 +146,6 @@ def test_a_minute_of_training_gives_a_pack_that_every_tab_has(
     assert page.locator("#train-report .cb-sheets img").first.evaluate("image => image.naturalWidth") > 0
     page.locator("#train-paint").click()
     page.locator("#prompt textarea").fill("a red circle")
-    page.get_by_role("button", name="Sampling").click()
-    page.get_by_label("Steps").fill("2")
     page.locator("#prompt textarea").press("Control+Enter")
     page.locator(".cb-picture").first.wait_for()
     jobs = engine.jobs_of("address 127.0.0.1", 1)

@@ -20,7 +20,11 @@ GUIDANCE = [
     if option.name not in _NOT_HERE | _OF_ITS_OWN and option.metadata["topic"] != MEMORY
 ]
 
-DATA_URL = "data:image/png;base64,iVBORw0KGgo..."
+DATA_URL = (  # a red square on white
+    "data:image/png;base64,"
+    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQAQMAAAAlPW0iAAAABlBMVEX////cHh7/Hx2WAAAAFElEQVR42mNgQAL8H5gYGDARMgAA"
+    "I20BDofI/jkAAAAASUVORK5CYII="
+)
 # Server-sent events as the OpenAPI document describes them: each of them, not the stream, whose size is not known.
 EVENTS: dict[str, Any] = {
     "text/event-stream": {

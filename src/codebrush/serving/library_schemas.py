@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from codebrush.serving.report_schemas import IndexEntry
-from codebrush.serving.schemas import Prompt, Strict, optional
+from codebrush.serving.schemas import DATA_URL, Prompt, Strict, optional
 
 Place = Annotated[str, Field(min_length=1, max_length=1000)]
 Captions = Annotated[list[Annotated[str, Field(min_length=1, max_length=500)]], Field(max_length=16)]
@@ -39,7 +39,7 @@ class SearchRequest(_Search):
         json_schema_extra={
             "examples": [
                 {"folder": "pictures/cats", "text": "a red apple", "n": 4},
-                {"folder": "pictures", "text": "at night", "image": "data:image/png;base64,iVBORw0KGgo..."},
+                {"folder": "pictures", "text": "at night", "image": DATA_URL},
             ]
         }
     )

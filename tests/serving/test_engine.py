@@ -222,17 +222,43 @@ def test_a_job_that_killed_the_server_twice_is_given_up(brush: Codebrush, tmp_pa
     again.stop()
 
 
+def test_a_worker_outlives_a_store_that_cannot_write(brush: Codebrush, tmp_path: Path) -> None:
+    engine = make_engine(brush, tmp_path)
+    works = {name: getattr(engine.store, name) for name in ("change", "finish")}
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no space")
+
+    engine.start()
+    for name in works:  # when a job is taken, and when it ends
+        setattr(engine.store, name, fail)
+        job = ended(engine.submit("generate", "micro", request(1), "ann"))
+        setattr(engine.store, name, works[name])
+        assert job.error == {"code": "internal_error", "message": "the result could not be kept"}
+        assert engine.live("generate") == []
+        assert ended(engine.submit("generate", "micro", request(1), "ann")).state == "done"
+    engine.stop()
+
+
+def test_what_ended_a_moment_ago_is_kept_for_its_caller(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    job = Job("generate", "micro", "ann", {}, store.folder("new"), id="new")
+    store.add(job.row())
+    store.change("new", state="done", finished=time.time(), size=900)
+    assert store.prune(0, 1) == []
+
+
 def test_results_are_kept_for_a_time_and_up_to_a_size(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    for name, age, size in [("old", 100, 10), ("large", 30, 900), ("b", 20, 60), ("a", 10, 50)]:
+    for name, age, size in [("old", 1000, 10), ("large", 300, 900), ("b", 200, 60), ("a", 100, 50)]:
         job = Job("generate", "micro", "ann", {}, store.folder(name), id=name)
         store.folder(name).mkdir()
         store.add(job.row())
         store.change(name, state="done", finished=time.time() - age, size=size)
     waiting = Job("generate", "micro", "ann", {}, store.folder("waiting"), id="waiting", created=0.0)
     store.add(waiting.row())
-    assert store.prune(60, 200) == ["large", "old"]
-    assert store.prune(60, 100) == ["b"]
+    assert store.prune(600, 200) == ["large", "old"]
+    assert store.prune(600, 100) == ["b"]
     assert [store.find(name) is not None for name in ("a", "b", "waiting")] == [True, False, True]
     assert sorted(path.name for path in (tmp_path / "jobs").iterdir()) == ["a"]
     store.folder("orphan").mkdir()

@@ -82,6 +82,15 @@ def test_what_cannot_be_read_is_a_400(url: str, path: str, body: dict[str, Any])
     assert (status, reply["error"]["type"]) == (400, "invalid_request_error")
 
 
+def test_small_files_of_huge_pictures_are_refused_together(url: str) -> None:
+    huge = data_url(Image.new("1", (8000, 8000)))
+    status, reply = call(f"{url}/v1/classify", {"image": [huge] * 5, "labels": ["a dog", "a cat"]})
+    assert (status, reply["error"]["code"]) == (400, "invalid_value")
+    said = "the pictures have 320,000,000 pixels together, more than 256,000,000: send fewer at a time"
+    assert reply["error"]["message"] == said
+    assert call(f"{url}/v1/embeddings", {"input": [huge] * 5, "model": "micro"})[1]["error"]["message"] == said
+
+
 def test_a_picture_is_explained(url: str, brush: Codebrush) -> None:
     status, reply = call(f"{url}/v1/explain", {"image": data_url(PICTURES[0]), "text": "a red circle"})
     (entry,) = reply["data"]

@@ -56,7 +56,7 @@ def test_other_names_and_other_sites_are_refused(serve: Any) -> None:
         assert code(call(f"{url}/v1/models", host=host)) == (403, "wrong_host")
     for host in ("localhost:9", "brush.example", "192.168.0.7:80", "[::1]:7860"):
         assert call(f"{url}/v1/models", host=host)[0] == 200
-    for origin in ("https://evil.example", "null", "http://127.0.0.1:1"):
+    for origin in ("https://evil.example", "null", "http://127.0.0.1:1", "http://["):
         assert code(call(f"{url}/v1/models", origin=origin)) == (403, "wrong_origin")
     status, _, headers = call(f"{url}/v1/models", origin=url)
     assert status == 200

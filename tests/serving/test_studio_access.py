@@ -72,6 +72,8 @@ def test_the_page_asks_for_a_key(locked: str, capfd: pytest.CaptureFixture[str])
         assert call(f"{locked}/{path}")[0] == 401
     assert call(f"{locked}/gradio_api/queue/join", b"{}")[0] == 401
     assert "password" in call(f"{locked}/login")[1]
+    for long in (b"key=first-key&" + b"a" * 5000, b"a=b&" * 900 + b"key=first-key"):
+        assert call(f"{locked}/login", long)[0] == 401
     status, text, headers = call(f"{locked}/login", b"key=first-ke")
     assert (status, headers["set-cookie"]) == (401, None)
     assert "This is not the key." in text

@@ -25,7 +25,7 @@ from codebrush.serving.problems import add_handlers
 from codebrush.serving.schemas import EVENTS, ErrorReply, HealthReply, JobReply, ModelReply, ModelsReply
 from codebrush.serving.security import Guard
 from codebrush.serving.settings import Settings
-from codebrush.serving.waiting import changes
+from codebrush.serving.waiting import changes, left_waiting
 from codebrush.version import __version__
 
 ABOUT = "OpenAI's images and embeddings API on the models of packs, and jobs that can be looked at and cancelled."
@@ -153,6 +153,8 @@ async def events(job: str, request: Request, context: Served) -> StreamingRespon
             now = event("job", context.job_reply(found, request))
             yield now if now != last else ": nothing new\n\n"
             last = now
+            if left_waiting(context.engine, found):
+                break
 
     return StreamingResponse(follow(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 

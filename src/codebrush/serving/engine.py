@@ -24,6 +24,7 @@ from codebrush.serving.training import Trainer
 from codebrush.serving.work import KINDS, LANES, batch_key
 from codebrush.warned import heard
 
+UNUSED = ""  # the lane of the models that all lanes share the weights of, and none runs
 LAST_STEP = 30.0  # seconds that a step is waited for when the server stops
 KEPT_LAST_SHOWN = 32  # jobs
 MOST_ATTEMPTS = 2  # starts of a job, after which one that kills the server is given up
@@ -129,17 +130,16 @@ class Engine:
         if pack not in self.packs:
             raise JobError("model_not_found", f"there is no model '{pack}': there are {', '.join(self.packs)}")
         with self._opening:
-            first = (pack, LANES[0])
-            if first not in self._open:
-                self._open[first] = self.packs[pack]()
+            if (pack, UNUSED) not in self._open:
+                self._open[pack, UNUSED] = self.packs[pack]()
             if (pack, lane) not in self._open:
-                self._open[pack, lane] = self._open[first].for_another_thread()
+                self._open[pack, lane] = self._open[pack, UNUSED].for_another_thread()
             return self._open[pack, lane]
 
     def delete_pack(self, name: str) -> None:
         """Delete a pack that was trained here, or a stopped training. Raises JobError if it is in use, or given."""
         with self._lock:
-            if any(name in (job.pack, job.request.get("name")) for job in self._live.values()):
+            if any(name in (job.pack, job.request.get("name")) for job in list(self._live.values())):
                 raise JobError("in_use", f"jobs need '{name}': cancel them first")
             self.trainer.remove(name)
             for key in [key for key in self._open if key[0] == name]:
@@ -243,11 +243,11 @@ class Engine:
                 batch = queue.take(self.limits.batch)
                 for job in batch:
                     job.state, job.started, job.attempts = "running", time.time(), job.attempts + 1
-                    self.store.change(job.id, state="running", started=job.started, attempts=job.attempts)
                 self._count()
-            for job in batch:
-                job.changed()
             try:
+                for job in batch:
+                    self.store.change(job.id, state="running", started=job.started, attempts=job.attempts)
+                    job.changed()
                 self._run(batch)
                 self._prune()
             except Exception as error:  # such as a full disk: the worker must outlive it
@@ -288,7 +288,7 @@ class Engine:
                 continue
             if job.cancelled:
                 self._end(job, "cancelled", None)
-            elif not long and time.time() - (job.started or 0) > self.limits.seconds and step < of:
+            elif not long and time.time() - (job.started or 0) > self.limits.seconds * len(batch) and step < of:
                 late = f"it took longer than the limit of {self.limits.seconds:g} s: ask for less"
                 self._end(job, "failed", {"code": "time_limit", "message": late})
             else:
@@ -299,14 +299,16 @@ class Engine:
     def _leave(self, batch: Sequence[Job]) -> None:
         """Let the next start of the server go on with what has not ended; that it was stopped counts as no attempt."""
         for job in batch:
-            if not job.ended:
+            if job.cancelled and not job.ended:
+                self._end(job, "cancelled", None)
+            elif not job.ended:
                 job.state = "queued"
                 self.store.change(job.id, state="queued", attempts=job.attempts - 1)
                 job.changed()
 
     def _end(self, job: Job, state: str, error: dict[str, str] | None) -> None:
+        self.store.finish(job.id, state, error=error, result=job.result)  # first, so that what is told is kept
         job.state, job.error, job.finished = state, error, time.time()
-        self.store.finish(job.id, state, error=error, result=job.result)
         if job.shown:
             self._last_shown[job.id] = job.shown[-1]
             while len(self._last_shown) > KEPT_LAST_SHOWN:

@@ -201,12 +201,12 @@ async def _events(engine: Engine, job: Job, wanted: Wanted, prefix: str) -> Asyn
     sent = 0
     try:
         async for _ in changes(job, HEARTBEAT):
-            for index in range(sent, len(job.shown)):
-                for picture in job.shown[index]:
+            while sent < len(job.shown):  # more may come while these are sent
+                for picture in job.shown[sent]:
                     size = "{}x{}".format(*Image.open(io.BytesIO(picture)).size)
-                    content = {**_event(picture, wanted, size), "partial_image_index": index}
+                    content = {**_event(picture, wanted, size), "partial_image_index": sent}
                     yield event(f"{prefix}.partial_image", content)
-            sent = len(job.shown)
+                sent += 1
             if left_waiting(engine, job):
                 break
             if not job.ended:
@@ -242,7 +242,7 @@ def file(job: str, name: str, context: Served, compression: int = 100, picture: 
     made = [] if found is None or found.state != "done" else (found.result or {}).get("images", [])
     if found is not None and found.state == "done" and name == (found.result or {}).get("film"):
         return Response((found.folder / name).read_bytes(), media_type=FORMATS[format])
-    if found is None or format not in FORMATS or not number.isdecimal() or int(number) >= len(made):
+    if found is None or format not in FORMATS or not number.isdecimal() or len(number) > 4 or int(number) >= len(made):
         raise Problem(404, "there is no such file, or no longer", "not_found")
     content = picture_bytes(found, int(number), Wanted(format, min(max(compression, 0), 100)))
     return Response(content, media_type=FORMATS[format], headers={"Cache-Control": "private, max-age=3600"})

@@ -116,7 +116,7 @@ def _reply(job: Job, wanted: Wanted, request: Request) -> dict[str, Any]:
 
 def _made_with(context: Context, manifest: Mapping[str, Any]) -> str:
     """The name of the pack that a picture was made with. Raises Problem if the server has none of its hash."""
-    pack, packs = manifest.get("pack"), context.settings.packs
+    pack, packs = manifest.get("pack"), list(context.engine.packs)
     if not isinstance(pack, dict):
         return packs[0]  # the manifest is damaged, which the job says
     for each in packs:

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from codebrush.data.decoding.images import decode_image, save_png
+from codebrush.data.decoding.images import save_png
 from codebrush.files import atomic_file
 from codebrush.pipeline import Codebrush
 from codebrush.progress import Progress
 from codebrush.serving.jobs import Job
+from codebrush.serving.sent import sent_picture, sent_pictures
 from codebrush.understanding.explaining import ExplainedPicture
 
 
@@ -20,7 +21,7 @@ def embed(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dic
     inputs = job.request["inputs"]
     texts = [entry["text"] for entry in inputs if "text" in entry]
     names = [entry["file"] for entry in inputs if "file" in entry]
-    pictures = [decode_image((job.folder / name).read_bytes(), max_pixels=job.request["max_pixels"]) for name in names]
+    pictures = sent_pictures(job, names, keep_mode=False)
     vectors = {"text": iter(brush.embed_text(texts) if texts else ()), "file": iter(brush.embed_images(pictures))}
     found = [next(vectors["text" if "text" in entry else "file"]) for entry in inputs]
     rows = torch.stack(found).cpu().numpy().astype("<f4")
@@ -34,8 +35,8 @@ def embed(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dic
 def read(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:
     """What the pictures in the job's folder show: their labels, captions or answers."""
     (job,) = jobs
-    names, most, options = (job.request[name] for name in ("pictures", "max_pixels", "options"))
-    pictures = [decode_image((job.folder / name).read_bytes(), max_pixels=most) for name in names]
+    options = job.request["options"]
+    pictures = sent_pictures(job, job.request["pictures"], keep_mode=False)
     data: list[Any]
     if job.kind == "classify":
         found = brush.classify(pictures, **options)
@@ -53,8 +54,7 @@ def explain(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[d
     """Heat maps of a picture in the job's folder for some texts, which are stored there."""
     (job,) = jobs
     (name,) = job.request["pictures"]
-    picture = decode_image((job.folder / name).read_bytes(), keep_mode=True, max_pixels=job.request["max_pixels"])
-    found = brush.explain(picture, job.request["texts"], job.request["method"], progress)
+    found = brush.explain(sent_picture(job, name), job.request["texts"], job.request["method"], progress)
     return [{"data": [_explained(job, number, each) for number, each in enumerate(found)]}]
 
 

@@ -67,7 +67,7 @@ class Guard:
         if not self._is_ours(host):
             raise Problem(403, f"this server does not answer to the host '{host}': see --allow-host", "wrong_host")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _netloc(origin) != host:
             raise Problem(403, "pages of other sites may not call this server", "wrong_origin")
         declared = headers.get("content-length", "0")
         if not declared.isdecimal() or int(declared) > self.settings.max_body:
@@ -123,3 +123,11 @@ class _Length:
 
 def _too_large(most: int) -> Problem:
     return Problem(413, f"the request is larger than {most:,} bytes", "request_too_large")
+
+
+def _netloc(origin: str) -> str | None:
+    """The host and port of an Origin header; None if it is damaged."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None

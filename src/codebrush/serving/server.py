@@ -40,6 +40,7 @@ def serve(settings: Settings) -> None:
     config = uvicorn.Config(
         make_app(engine, settings), log_config=None, access_log=False, server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.grace)), ws="none",
+        proxy_headers=False,  # callers are told apart by address, which they must not choose themselves
     )  # fmt: skip
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"

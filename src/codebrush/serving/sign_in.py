@@ -16,6 +16,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 COOKIE = "codebrush"
 SIGN_IN = "/login"  # its path
 SECONDS = 30 * 24 * 3600  # for which a cookie is valid
+LONGEST = 4096  # bytes of the form
 router = APIRouter(include_in_schema=False)
 
 
@@ -52,7 +53,7 @@ def form() -> HTMLResponse:
 @router.post(SIGN_IN)
 async def sign_in(request: Request) -> Response:
     """Sets the cookie and leads to the page; or asks again."""
-    fields = parse_qs((await request.body()).decode(errors="replace"))
+    fields = await _fields(request)
     key = right_key(fields.get("key", [""])[0].strip().encode(), request.app.state.context.settings.keys)
     if key is None:
         return HTMLResponse(_FORM.replace("{told}", "This is not the key."), 401)
@@ -61,6 +62,19 @@ async def sign_in(request: Request) -> Response:
     cookie = cookie_for(key, time.time())
     reply.set_cookie(COOKIE, cookie, max_age=SECONDS, httponly=True, samesite="strict", secure=secure)
     return reply
+
+
+async def _fields(request: Request) -> dict[str, list[str]]:
+    """The fields of the form; none if it is longer than a form with a key."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > LONGEST:
+            return {}
+    try:
+        return parse_qs(body.decode(errors="replace"), max_num_fields=4)
+    except ValueError:
+        return {}
 
 
 @router.post("/logout")

@@ -18,6 +18,7 @@ from codebrush.errors import CodebrushError
 from codebrush.files import write_errors
 
 UNFINISHED = ("queued", "running")
+JUST_ENDED = 60.0  # seconds for which a result is kept whatever the limits say
 META = MetaData()
 JOBS = Table(
     "jobs",
@@ -106,9 +107,8 @@ class Store:
         shutil.rmtree(self.folder(job), ignore_errors=True)
 
     def prune(self, seconds: float, size: int) -> list[str]:
-        """Forget jobs that ended more than `seconds` ago, and the oldest until the others' files take `size` bytes.
-
-        Returns the ids of what is forgotten. What lies in the folder without a row goes too.
+        """Forget jobs that ended more than `seconds` ago, and the oldest until the others' files take `size` bytes; but
+        none that ended a moment ago, whose caller may still read it. Returns the ids of what is forgotten.
         """
         query = select(JOBS.c.id, JOBS.c.finished, JOBS.c.size).where(JOBS.c.finished.is_not(None))
         with self._connections.connect() as connection:
@@ -116,7 +116,7 @@ class Store:
         kept, gone, now = 0, [], time.time()
         for row in rows:
             kept += row.size
-            if now - row.finished > seconds or kept > size:
+            if now - row.finished > max(seconds, JUST_ENDED) or (kept > size and now - row.finished > JUST_ENDED):
                 gone.append(row.id)
         for job in gone:
             self.remove(job)

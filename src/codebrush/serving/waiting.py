@@ -8,7 +8,7 @@ from fastapi import Request
 
 from codebrush.serving.engine import Engine
 from codebrush.serving.jobs import Job
-from codebrush.serving.problems import Problem, problem_of
+from codebrush.serving.problems import NOT_AGAIN, Problem, problem_of
 
 LOOK_SECONDS = 0.5  # between two looks whether the caller is still there
 
@@ -59,7 +59,8 @@ def left_waiting(engine: Engine, job: Job) -> bool:
 def failure_of(job: Job) -> Problem:
     """What the caller of a job that is not done is told."""
     if job.state == "queued":
-        return problem_of("server_stopping", f"the server stops; {job.id} goes on after its next start")
+        said = f"the server stops; {job.id} goes on after its next start"
+        return Problem(503, said, "server_stopping", headers=NOT_AGAIN)  # asked again it would be done twice
     if job.error is None:
         return problem_of("job_cancelled", "the job was cancelled")
     return problem_of(job.error["code"], job.error["message"])

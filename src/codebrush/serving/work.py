@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
-from codebrush.data.decoding.images import decode_image, save_png, to_pil
+from codebrush.data.decoding.images import save_png, to_pil
 from codebrush.data.masks import white_where_clear
 from codebrush.errors import ImageError
 from codebrush.generation.advice import warn_of_failure
@@ -21,6 +19,7 @@ from codebrush.pipeline import Codebrush
 from codebrush.progress import Preview, Progress, shares
 from codebrush.serving.jobs import Job
 from codebrush.serving.reading_work import embed, explain, read
+from codebrush.serving.sent import sent_picture, sent_pictures
 
 OWN = ("prompt", "seed")  # what may differ between the jobs of one batch
 DRAW, READ, INDEX, TRAIN = "draw", "read", "index", "train"
@@ -43,7 +42,7 @@ class Kind:
 
 def batch_key(kinds: Mapping[str, Kind], job: Job) -> tuple[str, str, str] | None:
     """Equal for jobs that are drawn together; None for one that is drawn alone."""
-    key = kinds[job.kind].group(job.request)
+    key = None if job.attempts else kinds[job.kind].group(job.request)  # one that was begun when the server was killed
     return None if key is None else (job.kind, job.pack, key)
 
 
@@ -110,9 +109,9 @@ def _redraw(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[d
     (job,) = jobs
     request = dict(job.request)
     names, masked, _ = (request.pop(name) for name in ("pictures", "mask", "max_pixels"))
-    pictures = [_sent(job, name) for name in names]
+    pictures = sent_pictures(job, names, copies=request["n"] or 1 if masked else 1)
     task = {"edit": brush.edit, "vary": brush.vary, "translate": brush.translate}[job.kind]
-    mask = {"mask": white_where_clear(_sent(job, "mask"))} if masked else {}
+    mask = {"mask": white_where_clear(sent_picture(job, "mask"))} if masked else {}
     return [_kept(job, [*task(pictures, progress=progress, **mask, **request).results])]
 
 
@@ -121,7 +120,7 @@ def _interpolate(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> l
     (job,) = jobs
     request = dict(job.request)
     names, count, seed = (request.pop(name) for name in ("pictures", "frames", "seed"))
-    keys = [_sent(job, name) for name in names]
+    keys = sent_pictures(job, names)
     del request["max_pixels"]
     frames = list(brush.interpolate(keys, count, seed, progress=progress, **request))
     images = []
@@ -140,7 +139,7 @@ def _upscale(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[
     names, most, scale = (job.request[name] for name in ("pictures", "max_pixels", "scale"))
     images = []
     for name, share in zip(names, shares(progress, len(names)), strict=True):
-        picture = _sent(job, name)
+        picture = sent_picture(job, name)
         if picture.width * picture.height * scale**2 > most:
             raise ImageError(f"enlarged {scale} times the picture would have more than {most:,} pixels")
         (large,) = brush.upscale([picture], scale, share)
@@ -154,20 +153,16 @@ def _replay(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[d
     (job,) = jobs
     names, compared = job.request["sources"], job.request["picture"]
     for name in names:
-        _sent(job, name)  # a picture, and no larger than it may be
+        sent_picture(job, name)  # a picture, and no larger than it may be
     sources = [job.folder / name for name in names]
     result = brush.replay(job.request["manifest"], sources, named_files=False, progress=progress)
     kept = _kept(job, [result])
     if compared is not None:
-        there, here = ((image.mode, image.size, image.tobytes()) for image in (_sent(job, compared), result.image))
+        there, here = (
+            (image.mode, image.size, image.tobytes()) for image in (sent_picture(job, compared), result.image)
+        )
         kept["images"][0]["identical"] = there == here
     return [kept]
-
-
-def _sent(job: Job, name: str) -> Image.Image:
-    """A picture that was sent with a request. Raises ImageError if it is none, or too large."""
-    content = (job.folder / name).read_bytes()
-    return decode_image(content, keep_mode=True, max_pixels=job.request["max_pixels"])
 
 
 KINDS: Mapping[str, Kind] = {

@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from codebrush import Codebrush
@@ -35,6 +35,11 @@ from codebrush.text.prompts import parse_prompt
         (r"a bat \(animal\)", "a bat (animal)"),
         ("(re:zero)", r"re\:zero:1.1"),
         (r"at 12\:30 (noon)", r"at 12\:30 noon | noon:0.1"),
+        ("a photo (16:9)", r"a photo 16\:9 | 16\:9:0.1"),
+        ("a clock (at 10:09)", r"a clock at 10\:09 | at 10\:09:0.1"),
+        ("(route 66:1.3)", "route 66:1.3"),
+        (r"rock \AND roll, a \BREAK dance", "rock AND roll, a BREAK dance"),
+        (r"a \--b and \_\_c__", "a --b and __c__"),
     ],
 )
 def test_weights_of_other_programs_are_understood(prompt: str, read: str) -> None:
@@ -80,6 +85,9 @@ def test_a_prompt_of_nothing_else_is_empty() -> None:
 
 
 @given(st.text("ab \\:|()[]{}<>1.,-+_", max_size=25))
+@example("rock AND roll | a BREAK b")
+@example("a --b __c__ ___d__")
+@example("\\AND --x")
 def test_what_was_drawn_can_be_typed_again(prompt: str) -> None:
     try:
         parts = parse_prompt(prompt)

@@ -4,7 +4,8 @@
     [a dog]                       less: 1 / 1.1
     (a dog:1.3)  (a dog)1.3  (a dog)++    the weight is 1.3; 1.1 for each plus, 1 / 1.1 for each minus (also compel)
     a dog AND a cat               parts, as "a dog | a cat"
-    \\( \\) \\[ \\] \\{ \\}             brackets that are text, as are those without a counterpart
+    \\( \\) \\[ \\] \\{ \\}             brackets that are text, as are those without a counterpart, and (16:9)
+    \\AND \\BREAK \\--x \\_\\_x          words that are text
 
 Words whose weight is not that of their part stay in the part's text, and what their weight is above it (below it) leads
 to them (away from them) as a part of its own: "a (red:1.3) apple" is "a red apple | red:0.3". A weight of 0 leaves them
@@ -27,15 +28,20 @@ _GAPS = re.compile(r"[\s,]*\0[\s,\0]*")
 DEEPEST = 20  # brackets within each other
 PAIRS = {"(": ")", "[": "]", "{": "}"}
 _TAG = re.compile(
-    r"(?<!\\)<\w+:[^<>|]*>|\bembedding:[^\s,()\[\]]+|__[\w/-]+__|(?<=\s)--[a-z]+\b[^|]*?(?=\s--[a-z]|[|]|$)",
+    r"(?<!\\)<\w+:[^<>|]*>|\bembedding:[^\s,()\[\]]+|(?<!\\)__[\w/-]+__|(?<=\s)--[a-z]+\b[^|]*?(?=\s--[a-z]|[|]|$)",
     re.IGNORECASE,
 )
 _WEIGHT = re.compile(r"(?P<text>.*[^\s:].*):\s*(?P<number>[+-]?(\d+\.?\d*|\.\d+))\s*", re.DOTALL)
+_RATIO = re.compile(r"\d:\d+\s*$")  # of sides, or a time: its colon is text
 _SWITCH = re.compile(r"(?:(?P<first>[^:]*):)?(?P<then>[^:]*):\s*(\d+\.?\d*|\.\d+)\s*")
 _SUFFIX = re.compile(r"(?P<number>\d*\.\d+)(?=[\s,;|)\]}]|$)|(?P<signs>\++|-+)(?=[\s,;|)\]}]|$)")
 _AND = re.compile(r"\s+AND\s+")
-_BREAK = re.compile(r"\s*\bBREAK\b[\s,]*")
-_FOREIGN = re.compile(r"[()\[\]{}]|<\w+:|\bembedding:|__\w|\s--[a-z]|\bAND\b|\bBREAK\b", re.IGNORECASE)
+_BREAK = re.compile(r"\s*(?<!\\)\bBREAK\b[\s,]*")
+_TEXT = re.compile(  # where a backslash is needed for text to be text
+    r"(?=\bAND\b|\bBREAK(?![^\W_])|(?<!\S)--[a-z]|__)|(?<=_)(?=_)", re.IGNORECASE
+)
+_KEPT = re.compile(r"\\(?=AND\b|BREAK(?![^\W_])|--[a-z\\]|_)", re.IGNORECASE)  # such a backslash
+_FOREIGN = re.compile(r"[()\[\]{}]|<\w+:|\bembedding:|__\w|\s--[a-z]|\bAND\b|\bBREAK\b|\\--|\\_", re.IGNORECASE)
 
 Run = tuple[str, float]  # plain text and its weight within its part
 
@@ -55,7 +61,7 @@ def pasted(prompt: str) -> tuple[str, list[str]]:
     if not text.isupper():
         text = _BREAK.sub(", ", _AND.sub(" | ", text))
     scan = _Scan(text)
-    if text == prompt and not any(bracket in prompt for bracket in (*PAIRS, *PAIRS.values())):
+    if text == prompt and not _KEPT.search(prompt) and not any(each in prompt for each in (*PAIRS, *PAIRS.values())):
         return prompt, []
     parts = [written for part in scan.parts(said) for written in part]
     return " | ".join(parts), said
@@ -67,7 +73,7 @@ def typed(prompt: str) -> str:
         return prompt
     parts = []
     for part in parse_prompt(prompt).parts:
-        text = re.sub(r"([\\:|()\[\]{}<>])", r"\\\1", part.text)
+        text = _TEXT.sub(r"\\", re.sub(r"([\\:|()\[\]{}<>])", r"\\\1", part.text))
         numbers = [] if part.weight == 1 and part.stop is None else [part.weight]
         parts.append(":".join([text, *map(repr, numbers), *([] if part.stop is None else [repr(part.stop)])]))
     return " | ".join(parts)
@@ -145,6 +151,8 @@ class _Scan:
             ):
                 runs.append((self.text[place + 1], 1.0))
                 place += 2
+            elif _KEPT.match(self.text, place):
+                place += 1
             elif place in self.ends:
                 end = self.ends[place]
                 suffix = _SUFFIX.match(self.text, end + 1) if letter == "(" else None
@@ -183,7 +191,7 @@ def _bracket(kind: str, inner: str, suffix: re.Match[str] | None, said: list[str
             factor = float(suffix["number"])
         elif suffix:
             factor = MORE ** len(suffix["signs"]) if suffix["signs"][0] == "+" else MORE ** -len(suffix["signs"])
-        elif weight := _WEIGHT.fullmatch(inner):
+        elif (weight := _WEIGHT.fullmatch(inner)) and not _RATIO.search(inner):
             scan, factor = _Scan(weight["text"]), float(weight["number"])
     return [(text, weight * factor) for text, weight in scan.runs(said)]
 

@@ -103,7 +103,7 @@ class PaintForm:
             own["init"] = _choice("init", "Where to begin.", INITS)
         own["start"] = gr.Image(
             label="Start from a picture", type="filepath", sources=["upload", "clipboard"], height=180,
-            elem_classes=TAKES_PICTURES, buttons=[],
+            elem_classes=TAKES_PICTURES, buttons=[], image_mode=None,
         )  # fmt: skip
         shown = {option.name for option in GUIDANCE}
         topics: dict[str, list[Any]] = {}
@@ -123,8 +123,9 @@ class PaintForm:
         own["method"].input(lambda method: PICTURES.get(method, USUAL_PICTURES), own["method"], own["n"])
         guided = ["guide", PICTURES["guide"]]
         own["start"].change(
-            lambda path: guided if path else [gr.skip(), gr.skip()], own["start"], [own["method"], own["n"]]
-        )
+            lambda path, method: guided if path and method != "guide" else [gr.skip(), gr.skip()],
+            [own["start"], own["method"]], [own["method"], own["n"]],
+        )  # fmt: skip
 
     def _pack_changed(self, name: str) -> list[Any]:
         return list(self.pack_chosen(name).values())

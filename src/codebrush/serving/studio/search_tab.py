@@ -55,7 +55,7 @@ class _Form:
         )  # fmt: skip
         self.picture = gr.Image(
             label="Picture", type="filepath", sources=["upload", "clipboard"], height=180, buttons=[],
-            elem_classes=TAKES_PICTURES, elem_id="search-picture",
+            elem_classes=TAKES_PICTURES, elem_id="search-picture", image_mode=None,
         )  # fmt: skip
         self.go = gr.Button("Search", variant="primary", elem_classes="cb-go", elem_id="search-go")
         with gr.Accordion("More", open=False):

@@ -1,4 +1,4 @@
-"""`codebrush serve` answers to programs over HTTP."""
+"""`codebrush serve` answers to programs over HTTP, and shows its page."""
 
 import os
 from importlib.util import find_spec
@@ -10,8 +10,8 @@ import typer
 from codebrush.cli.flags import PACK_HELP
 from codebrush.errors import UsageError
 from codebrush.optional import require
+from codebrush.serving import KEY_VARIABLE
 
-KEY_VARIABLE = "CODEBRUSH_API_KEY"  # one key, or several with commas between
 MB = 1024**2
 DATA = Path("outputs/serve")
 LibraryOption = Annotated[

@@ -5,12 +5,21 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+from fastapi.responses import JSONResponse
 
 from codebrush.serving.engine import Engine
 from codebrush.serving.jobs import Job
 from codebrush.serving.problems import Problem
 from codebrush.serving.settings import Settings
 from codebrush.serving.training_report import SHEETS
+from codebrush.serving.waiting import finished
+
+SAID = ("seed", "index", "clip_score", "scorer_score", "verdict", "identical")
+
+
+def said_of(image: Mapping[str, Any]) -> dict[str, Any]:
+    """What replies say of a picture of a job's result, as far as it is known."""
+    return {name: image[name] for name in SAID if name in image}
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,19 @@ class Context:
         """A new job of the caller."""
         return self.engine.submit(kind, pack, asked, request.state.owner, files)
 
+    async def done(
+        self, kind: str, pack: str, asked: dict[str, Any], request: Request, files: Mapping[str, bytes] | None = None
+    ) -> tuple[Job, dict[str, Any]]:
+        """A new job of the caller when it is done, and its result. Raises Problem if it fails."""
+        job = self.submit(kind, pack, asked, request, files)
+        await finished(self.engine, job, request)
+        assert job.result is not None
+        return job, job.result
+
+    def accepted(self, job: Job, request: Request) -> JSONResponse:
+        """The reply to a request whose job is not waited for."""
+        return JSONResponse(self.job_reply(job, request), 202, {"Location": f"/v1/jobs/{job.id}"})
+
     def find(self, job: str, request: Request) -> Job:
         """A job of the caller. Raises Problem if there is none."""
         found = self.engine.find(job, request.state.owner)
@@ -38,10 +60,8 @@ class Context:
         files = f"{str(request.base_url).rstrip('/')}/files/{job.id}"
         data = None
         if job.state == "done" and job.result is not None and "images" in job.result:
-            kept = ("seed", "index", "clip_score", "scorer_score", "verdict", "identical")
             data = [
-                {"url": f"{files}/{number}.png", **{name: image[name] for name in kept if name in image}}
-                for number, image in enumerate(job.result["images"])
+                {"url": f"{files}/{number}.png", **said_of(image)} for number, image in enumerate(job.result["images"])
             ]
         return {
             "id": job.id, "object": "job", "kind": job.kind, "model": job.pack, "state": job.state,

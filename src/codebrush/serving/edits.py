@@ -8,10 +8,10 @@ from pydantic import ValidationError
 
 from codebrush.generation.options import SAMPLING
 from codebrush.serving.context import Context, Served
-from codebrush.serving.forms import MOST_PICTURES, content, invalid, text_of
+from codebrush.serving.forms import content, invalid, text_of
 from codebrush.serving.images import Wanted, answer, drawing_options
 from codebrush.serving.problems import Problem
-from codebrush.serving.schemas import EVENTS, Drawing, EditRequest, ImagesReply, JobReply, VariationRequest
+from codebrush.serving.schemas import EVENTS, MOST_SENT, Drawing, EditRequest, ImagesReply, JobReply, VariationRequest
 
 PASSED = ("negative_prompt", "method", "strength", "steps", *SAMPLING)  # to `Codebrush.edit` and `vary` as they are
 FILES = ("image", "image[]", "mask")
@@ -41,7 +41,7 @@ REPLIES: dict[int | str, dict[str, Any]] = {
     responses=REPLIES,
     openapi_extra=_form(
         EditRequest,
-        image=f"The picture. Several, up to {MOST_PICTURES}, come as `image[]`, and each is changed.",
+        image=f"The picture. Several, up to {MOST_SENT}, come as `image[]`, and each is changed.",
         mask="A PNG of the picture's size: where it is transparent, the picture changes.",
     ),
 )
@@ -90,7 +90,7 @@ async def _read(request: Request, kind: type[Asked]) -> tuple[Asked, dict[str, b
     """The fields of a form, checked, and its files: picture_00 and so on, and mask."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise Problem(400, "send the picture in a form: multipart/form-data", "invalid_content_type")
-    async with request.form(max_files=MOST_PICTURES + 1, max_fields=200) as form:
+    async with request.form(max_files=MOST_SENT + 1, max_fields=200) as form:
         fields = {name: text_of(form, name) for name in form if name not in FILES}
         uploads = [*form.getlist("image"), *form.getlist("image[]")]
         files = {f"picture_{number:02d}": await content(each, "image") for number, each in enumerate(uploads)}
@@ -107,8 +107,8 @@ def _job_request(asked: Drawing, files: dict[str, bytes]) -> dict[str, Any]:
     pictures = [name for name in files if name != "mask"]
     if not pictures:
         raise Problem(400, "Missing required parameter: 'image'", "missing_required_parameter", "image")
-    if len(pictures) > MOST_PICTURES:
-        raise Problem(400, f"send at most {MOST_PICTURES} pictures", "invalid_value", "image")
+    if len(pictures) > MOST_SENT:
+        raise Problem(400, f"send at most {MOST_SENT} pictures", "invalid_value", "image")
     if asked.size not in (None, "auto"):
         raise Problem(400, "the picture sets the size: leave it out, or say auto", "unsupported_value", "size")
     return {"pictures": pictures, "mask": "mask" in files, **drawing_options(asked, PASSED)}

@@ -12,7 +12,6 @@ from codebrush.models.clip import CLIPConfig
 from codebrush.serving.context import Context, Served
 from codebrush.serving.problems import Problem
 from codebrush.serving.schemas import MOST_INPUTS, EmbeddingRequest, EmbeddingsReply
-from codebrush.serving.waiting import finished
 from codebrush.text.prompts import MAX_PROMPT_LENGTH
 
 router = APIRouter(tags=["embeddings"])
@@ -26,16 +25,14 @@ async def embed(asked: EmbeddingRequest, request: Request, context: Served) -> R
     entries, files = _entries(inputs)
     _check_dimensions(context, pack, asked.dimensions)
     given = {"inputs": entries, "max_pixels": context.settings.max_input_pixels}
-    job = context.submit("embed", pack, given, request, files)
-    await finished(context.engine, job, request)
-    assert job.result is not None
-    vectors = np.fromfile(job.folder / job.result["file"], dtype="<f4").reshape(len(inputs), -1)  # (B, E)
+    job, result = await context.done("embed", pack, given, request, files)
+    vectors = np.fromfile(job.folder / result["file"], dtype="<f4").reshape(len(inputs), -1)  # (B, E)
     context.engine.forget(job)  # the caller has it, and nobody else may
     data = [
         {"object": "embedding", "index": index, "embedding": _written(vector, asked.encoding_format)}
         for index, vector in enumerate(_cut(vectors, asked.dimensions))
     ]
-    tokens = job.result["tokens"]
+    tokens = result["tokens"]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     about = {"model": pack, "usage": usage, "warnings": job.warnings}
     return JSONResponse({"object": "list", "data": data, **about})
@@ -57,6 +54,12 @@ def _entries(inputs: list[str]) -> tuple[list[dict[str, str]], dict[str, bytes]]
         else:
             entries.append({"text": text})
     return entries, files
+
+
+def data_urls(given: str | list[str], name: str, param: str) -> dict[str, bytes]:
+    """The bytes of one data URL or several, as the files NAME_00, NAME_01 and so on of a job."""
+    texts = [given] if isinstance(given, str) else given
+    return {f"{name}_{number:02d}": data_url(text, param) for number, text in enumerate(texts)}
 
 
 def data_url(text: str, param: str) -> bytes:

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from codebrush.serving.problems import Problem
+from codebrush.serving.schemas import MOST_SENT
 
-MOST_PICTURES = 16
 FORM, JSON = "multipart/form-data", "application/json"
 M = TypeVar("M", bound=BaseModel)
 
@@ -34,7 +34,7 @@ async def read_body(request: Request, kind: type[M], files: Mapping[str, str]) -
         RequestValidationError: if it is not of its kind.
     """
     if request.headers.get("content-type", "").startswith(FORM):
-        async with request.form(max_files=MOST_PICTURES + 1, max_fields=200) as form:
+        async with request.form(max_files=MOST_SENT + 1, max_fields=200) as form:
             found = {name.removesuffix("[]"): await _values(form, name, files) for name in form}
     else:
         found = _object(await request.body())

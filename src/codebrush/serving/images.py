@@ -14,7 +14,7 @@ from PIL import Image
 
 from codebrush.data.decoding.images import decode_image
 from codebrush.generation.options import SAMPLING, parse_size
-from codebrush.serving.context import Context, Served
+from codebrush.serving.context import Context, Served, said_of
 from codebrush.serving.engine import Engine
 from codebrush.serving.jobs import Job
 from codebrush.serving.problems import Problem
@@ -30,7 +30,6 @@ HEARTBEAT = 1.0  # seconds between two looks at a job that does not change
 ASYNC_PREVIEWS = 3  # half-drawn pictures of a job that nobody waits for
 # Options that pass from the request to `Codebrush.generate` as they are.
 PASSED = ("negative_prompt", "steps", "sampler", "cfg_interval", "prior", "neighbours", "method", *SAMPLING)
-SAID = ("seed", "index", "clip_score", "scorer_score", "verdict", "identical")  # of each picture, if it is known
 router = APIRouter(tags=["images"])
 
 
@@ -58,7 +57,7 @@ async def answer(
 ) -> Response:
     """What a request is answered with: its job, its events, whose names begin with `events`, or its pictures."""
     if not asked.wait:
-        return JSONResponse(context.job_reply(job, request), 202, {"Location": f"/v1/jobs/{job.id}"})
+        return context.accepted(job, request)
     if asked.stream:
         stream = _events(context.engine, job, wanted, events)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Job-Id": job.id})
@@ -149,7 +148,7 @@ def picture_entry(job: Job, number: int, wanted: Wanted, request: Request) -> di
     """What a reply says of one picture of a job that is done."""
     assert job.result is not None
     image = job.result["images"][number]
-    said = {name: image[name] for name in SAID if name in image}
+    said = said_of(image)
     if wanted.url:
         return {"url": picture_url(job, number, wanted, request), **said}
     return {"b64_json": base64.b64encode(picture_bytes(job, number, wanted)).decode(), **said}

@@ -26,7 +26,6 @@ from codebrush.serving.library_schemas import (
 from codebrush.serving.library_work import thumbnail, whole_picture
 from codebrush.serving.problems import Problem
 from codebrush.serving.schemas import JobReply
-from codebrush.serving.waiting import finished
 
 INDEX_ID = re.compile(r"[0-9a-f]{16}")
 router = APIRouter(tags=["library"])
@@ -53,7 +52,7 @@ async def index(asked: IndexRequest, request: Request, context: Served) -> JSONR
     await run_in_threadpool(context.engine.library.find, asked.folder)
     pack = asked.model or context.settings.packs[0]
     found = {"folder": asked.folder, "captions": asked.captions}
-    return accepted(context, "index", pack, found, request)
+    return context.accepted(context.submit("index", pack, found, request), request)
 
 
 @router.delete("/v1/library/index/{index}", response_model=DeletedReply, summary="Delete an index")
@@ -122,17 +121,9 @@ async def _search(
 async def _read(
     kind: str, pack: str, found: dict[str, Any], files: dict[str, bytes], request: Request, context: Context
 ) -> dict[str, Any]:
-    job = context.submit(kind, pack, found, request, files)
-    await finished(context.engine, job, request)
-    assert job.result is not None
+    job, result = await context.done(kind, pack, found, request, files)
     context.engine.forget(job)
-    return job.result
-
-
-def accepted(context: Context, kind: str, pack: str, found: dict[str, Any], request: Request) -> JSONResponse:
-    """A job that is not waited for."""
-    job = context.submit(kind, pack, found, request)
-    return JSONResponse(context.job_reply(job, request), 202, {"Location": f"/v1/jobs/{job.id}"})
+    return result
 
 
 def address_of(context: Context, index: str, picture: str) -> str:

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from codebrush.data.decoding.images import read_manifest
 from codebrush.generation.options import parse_size
 from codebrush.serving.context import Context, Served
-from codebrush.serving.embeddings import data_url
+from codebrush.serving.embeddings import data_url, data_urls
 from codebrush.serving.forms import body_of, read_body
 from codebrush.serving.images import Wanted, picture_entry, size_of
 from codebrush.serving.jobs import Job
@@ -53,8 +53,7 @@ router = APIRouter(tags=["images"])
 async def upscale(request: Request, context: Served) -> Response:
     """Pictures 2 or 4 times as wide and high, with their transparency. The body is JSON, or a form with files."""
     asked = await read_body(request, UpscaleRequest, UPSCALED)
-    texts = [asked.image] if isinstance(asked.image, str) else asked.image
-    files = {f"picture_{number:02d}": data_url(text, "image") for number, text in enumerate(texts)}
+    files = data_urls(asked.image, "picture", "image")
     found = {"pictures": list(files), "scale": asked.scale}
     return await _answer(context, "upscale", asked.model, found, files, asked, request)
 
@@ -73,8 +72,7 @@ async def replay(request: Request, context: Served) -> Response:
     asked = await read_body(request, ReplayRequest, REPLAYED)
     if (asked.image is None) == (asked.manifest is None):
         raise Problem(400, "send the PNG as image, or its manifest", "missing_required_parameter", "image")
-    sources = [asked.source] if isinstance(asked.source, str) else asked.source or []
-    files = {f"source_{number:02d}": data_url(text, "source") for number, text in enumerate(sources)}
+    files = data_urls(asked.source or [], "source", "source")
     files |= {} if asked.mask is None else {"mask": data_url(asked.mask, "mask")}
     found: dict[str, Any] = {"sources": list(files), "picture": None}
     manifest = asked.manifest or {}
@@ -99,7 +97,7 @@ async def _answer(
     wanted, found["max_pixels"] = Wanted.of(asked), context.settings.max_input_pixels
     job = context.submit(kind, model or context.settings.packs[0], found, request, files)
     if not asked.wait:
-        return JSONResponse(context.job_reply(job, request), 202, {"Location": f"/v1/jobs/{job.id}"})
+        return context.accepted(job, request)
     await finished(context.engine, job, request)
     return JSONResponse(_reply(job, wanted, request), headers={"X-Job-Id": job.id})
 

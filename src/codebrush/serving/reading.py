@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from codebrush.serving.context import Context, Served
-from codebrush.serving.embeddings import data_url
+from codebrush.serving.embeddings import data_urls
 from codebrush.serving.forms import body_of, read_body
 from codebrush.serving.reading_schemas import (
     AnswersReply,
@@ -19,7 +19,6 @@ from codebrush.serving.reading_schemas import (
     LabelsReply,
     PicturesRequest,
 )
-from codebrush.serving.waiting import finished
 
 router = APIRouter(tags=["understanding"])
 
@@ -59,16 +58,15 @@ async def explain(request: Request, context: Served) -> dict[str, Any]:
     pack = asked.model or context.settings.packs[0]
     found = {"pictures": ["picture_00"], "max_pixels": context.settings.max_input_pixels}
     found |= {"texts": texts, "method": asked.method}
-    job = context.submit("explain", pack, found, request, {"picture_00": data_url(asked.image, "image")})
-    await finished(context.engine, job, request)
-    assert job.result is not None
+    files = data_urls(asked.image, "picture", "image")
+    job, result = await context.done("explain", pack, found, request, files)
 
     def shown(file: str | None) -> str | None:
         return None if file is None else base64.b64encode((job.folder / file).read_bytes()).decode()
 
     data = [
         {**entry, "map": shown(entry["map"]), "words": [{**word, "map": shown(word["map"])} for word in entry["words"]]}
-        for entry in job.result["data"]
+        for entry in result["data"]
     ]
     context.engine.forget(job)
     return {"object": "list", "model": pack, "data": data, "warnings": job.warnings}
@@ -78,12 +76,9 @@ async def _read(
     kind: str, asked: PicturesRequest, options: dict[str, Any], request: Request, context: Context
 ) -> dict[str, Any]:
     """What a job of this kind says of the pictures, one entry each."""
-    texts = [asked.image] if isinstance(asked.image, str) else asked.image
-    files = {f"picture_{number:02d}": data_url(text, "image") for number, text in enumerate(texts)}
+    files = data_urls(asked.image, "picture", "image")
     pack = asked.model or context.settings.packs[0]
     found = {"pictures": list(files), "max_pixels": context.settings.max_input_pixels, "options": options}
-    job = context.submit(kind, pack, found, request, files)
-    await finished(context.engine, job, request)
-    assert job.result is not None
+    job, result = await context.done(kind, pack, found, request, files)
     context.engine.forget(job)
-    return {"object": "list", "model": pack, "data": job.result["data"], "warnings": job.warnings}
+    return {"object": "list", "model": pack, "data": result["data"], "warnings": job.warnings}

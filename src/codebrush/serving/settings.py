@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from codebrush.errors import UsageError
+from codebrush.serving import KEY_VARIABLE
 from codebrush.serving.engine import Limits
 
-KEY_VARIABLE = "CODEBRUSH_API_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 

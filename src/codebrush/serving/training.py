@@ -23,6 +23,7 @@ from codebrush.files import held_alone
 from codebrush.pack.pack import PACK_FILE, open_pack
 from codebrush.pipeline import Codebrush
 from codebrush.progress import Progress
+from codebrush.serving import KEY_VARIABLE
 from codebrush.serving.jobs import Job, JobError, Stopped
 from codebrush.serving.library import Library
 from codebrush.serving.library_work import open_rows
@@ -176,7 +177,7 @@ def _wait_for(work: Path) -> None:
 def _run(trainer: Trainer, arguments: list[str], job: Job, progress: Progress) -> None:
     """Run `codebrush train` to its end. Raises Stopped, once it has saved, when `progress` does."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(trainer.threads)}
-    environment.pop("CODEBRUSH_API_KEY", None)
+    environment.pop(KEY_VARIABLE, None)
     command = [sys.executable, "-m", "codebrush.serving.attached", "train", *arguments]
     before, began = trainer.places.seconds(job.request["name"]), time.monotonic()
     budget = max(1, round(job.request["seconds"]))

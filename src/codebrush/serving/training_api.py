@@ -10,7 +10,6 @@ from starlette.concurrency import run_in_threadpool
 from codebrush.errors import UsageError
 from codebrush.serving.context import Context, Served
 from codebrush.serving.jobs import JobError
-from codebrush.serving.library_api import accepted
 from codebrush.serving.library_schemas import DeletedReply, StoppedReply, TrainRequest
 from codebrush.serving.problems import Problem
 from codebrush.serving.schemas import JobReply
@@ -24,7 +23,7 @@ async def train(asked: TrainRequest, request: Request, context: Served) -> JSONR
     """Answers with the job, whose `training` has curves, previews and what it says. A pack that is done is a model like
     the others at once. Deleting the job stops the training, which can then be resumed."""
     pack, found = await run_in_threadpool(training_job, context, asked)
-    return accepted(context, "train", pack, found, request)
+    return context.accepted(context.submit("train", pack, found, request), request)
 
 
 @router.get("/v1/train", response_model=StoppedReply, summary="List the trainings that can be resumed")
@@ -43,11 +42,17 @@ def stopped(context: Served) -> dict[str, Any]:
 @router.post("/v1/train/{name}/resume", response_model=JobReply, status_code=202, summary="Resume a training")
 async def resume(name: str, request: Request, context: Served) -> JSONResponse:
     """Goes on with a training that was stopped, from its last checkpoint and for what is left of its budget."""
-    check_free(context, name, resume=True)
-    begun = await run_in_threadpool(context.engine.trainer.begun, name)
-    assert begun is not None
+    begun = await run_in_threadpool(stopped_training, context, name)
     await run_in_threadpool(context.engine.library.find, begun["source"])
-    return accepted(context, "train", context.settings.packs[0], begun, request)
+    return context.accepted(context.submit("train", context.settings.packs[0], begun, request), request)
+
+
+def stopped_training(context: Context, name: str) -> dict[str, Any]:
+    """The request of a training that was stopped. Raises what `check_free` does."""
+    check_free(context, name, resume=True)
+    begun = context.engine.trainer.begun(name)
+    assert begun is not None
+    return begun
 
 
 @router.delete("/v1/models/{model}", response_model=DeletedReply, summary="Delete a pack that was trained here")

@@ -26,7 +26,7 @@ from codebrush.serving.studio.mask_painter import (
     mask_of_file,
     painted_mask,
 )
-from codebrush.serving.studio.paint_form import LARGEST_SEED, USUAL
+from codebrush.serving.studio.paint_form import LARGEST_SEED, USUAL, first_of, styles_of
 from codebrush.serving.studio.parts import TAKES_PICTURES, Values, told
 
 MASK, EXTEND, REDRAW, VARY = "mask", "extend", "redraw", "vary"
@@ -92,7 +92,7 @@ class EditForm:
         with gr.Column(visible=False) as self.groups["strength"]:
             own["strength"] = gr.Slider(0.05, 1, 0.6, step=0.05, label="Strength", info="The share that is redrawn.")
         with gr.Row(visible=False) as self.groups["translate"]:
-            own["to"] = gr.Dropdown(targets_of(pack), value=(targets_of(pack) or [None])[0], label="Into the style")
+            own["to"] = gr.Dropdown(targets_of(pack), value=first_of(targets_of(pack)), label="Into the style")
             own["by"] = gr.Dropdown(_ways(pack), value=_ways(pack)[0][1], label="By")
         with gr.Column(visible=False) as self.groups["upscale"]:
             own["scale"] = gr.Radio([("2x", 2), ("4x", 4)], value=2, label="How many times as large")
@@ -137,10 +137,7 @@ class EditForm:
 
     def _pack_changed(self, name: str) -> list[Any]:
         choices = choices_of(self.context.engine.brush(name).pack)
-        first = {
-            each: (found[0][1] if isinstance(found[0], tuple) else found[0]) for each, found in choices.items() if found
-        }
-        return [gr.update(choices=found, value=first.get(each)) for each, found in choices.items()]
+        return [gr.update(choices=found, value=first_of(found)) for found in choices.values()]
 
     def _read(self, path: str) -> Any:
         most = self.context.settings.max_input_pixels
@@ -219,12 +216,6 @@ def _picture(label: str, name: str, height: int = 240) -> Any:
     )  # fmt: skip
 
 
-def _first(choices: Sequence[Any]) -> Any:
-    """The value of the first of some choices; None if there are none."""
-    first = choices[0] if choices else None
-    return first[1] if isinstance(first, tuple) else first
-
-
 def choices_of(pack: Pack) -> dict[str, Sequence[Any]]:
     """What the lists whose entries depend on the pack offer, the usual one first."""
     return {
@@ -244,11 +235,6 @@ def targets_of(pack: Pack) -> Sequence[str]:
     if pack.has("translator"):
         return pack.config(TranslatorConfig).styles
     return pack.info.get("translation", {}).get("styles", ())
-
-
-def styles_of(pack: Pack) -> list[tuple[str, str]]:
-    """The styles of a pack, as choices."""
-    return [("any", USUAL), *((style, style) for style in pack.styles[1])]
 
 
 def _painters(pack: Pack) -> list[tuple[str, str]]:

@@ -43,7 +43,7 @@ const point = (to) => {
   const wide = (100 * width()) / canvas.width;
   Object.assign(cursor.style, { left: `${100 * to[0]}%`, top: `${100 * to[1]}%`, width: `${wide}%` });
 };
-const begin = (source, mask) => {
+const begin = (source) => {
   shown.hidden = !source;
   undone.length = 0;
   if (!source) {
@@ -55,14 +55,7 @@ const begin = (source, mask) => {
     canvas.width = picture.naturalWidth;
     canvas.height = picture.naturalHeight;
     point([0.5, 0.5]);
-    if (!mask) return send();
-    const old = new Image();
-    old.onload = () => {
-      pen.globalCompositeOperation = "source-over";
-      pen.drawImage(old, 0, 0, canvas.width, canvas.height);
-      send();
-    };
-    old.src = mask;
+    send();
   };
   picture.src = source;
 };
@@ -124,5 +117,5 @@ shown.addEventListener("click", (event) => {
   send();
 });
 size.addEventListener("input", () => point(place));
-watch("value", () => begin(props.value?.picture, props.value?.mask));
-begin(props.value?.picture, props.value?.mask);
+watch("value", () => begin(props.value?.picture));
+begin(props.value?.picture);

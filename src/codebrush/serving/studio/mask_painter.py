@@ -12,6 +12,7 @@ from codebrush.data.decoding.images import decode_image
 from codebrush.data.masks import LEAST_WHITE, mask_layer, white_where_clear
 from codebrush.errors import ImageError
 from codebrush.serving.embeddings import data_url
+from codebrush.serving.jobs import png_bytes
 
 SHOWN = 512  # pixels of the longer side on which is painted, at least
 MOST_SHOWN = 1024
@@ -41,26 +42,16 @@ class MaskPainter:
         self.painted = gr.Textbox("", visible="hidden", elem_id="mask-data", label="Painted mask")
 
 
-def begun(picture: Image.Image | None, mask: Image.Image | None = None) -> dict[str, Any]:
-    """The value of the canvas for a picture, upright, and a mask (mode L) that is there already."""
+def begun(picture: Image.Image | None) -> dict[str, Any]:
+    """The value of the canvas for a picture, upright."""
     if picture is None:
-        return {"picture": "", "mask": ""}
+        return {"picture": ""}
     shown = picture.convert("RGBA") if picture.has_transparency_data else picture.convert("RGB")
     longest = max(shown.size)
     scale = max(1, SHOWN // longest) if longest < MOST_SHOWN else MOST_SHOWN / longest
     size = max(1, round(scale * shown.width)), max(1, round(scale * shown.height))
     shown = shown.resize(size, Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST)
-    painted = None
-    if mask is not None:
-        painted = Image.new("RGBA", size, "#0d9488")
-        painted.putalpha(mask.resize(size, Image.Resampling.NEAREST))
-    return {"picture": _png_url(shown), "mask": "" if painted is None else _png_url(painted)}
-
-
-def _png_url(picture: Image.Image) -> str:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return {"picture": f"data:image/png;base64,{base64.b64encode(png_bytes(shown)).decode()}"}
 
 
 def painted_mask(text: str, size: tuple[int, int]) -> Image.Image | None:

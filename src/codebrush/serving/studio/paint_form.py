@@ -1,6 +1,7 @@
 """The form of the tab Paint: its components by the names of the API's parameters, and the job that it asks for."""
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -58,7 +59,7 @@ class PaintForm:
         own = self.fields
         with gr.Row():
             own["model"] = gr.Dropdown(packs, value=packs[0], label="Pack", visible=len(packs) > 1, min_width=120)
-            own["style"] = gr.Dropdown(_styles(self.pack), value=USUAL, label="Style", min_width=120)
+            own["style"] = gr.Dropdown(styles_of(self.pack), value=USUAL, label="Style", min_width=120)
             own["method"] = gr.Dropdown(
                 _methods(self.pack), value=_methods(self.pack)[0][1], label="Method", min_width=120
             )
@@ -133,7 +134,7 @@ class PaintForm:
     def pack_chosen(self, name: str) -> Values:
         """The values of the fields that depend on the pack."""
         choices = choices_of(self.context.engine.brush(name).pack)
-        return {self.fields[field]: gr.Dropdown(each, value=_value(each[0])) for field, each in choices.items()}
+        return {self.fields[field]: gr.Dropdown(each, value=first_of(each)) for field, each in choices.items()}
 
     def job(self, values: Values) -> tuple[str, dict[str, Any], str | None]:
         """The pack, the request of the job that the form's values ask for, and its start picture, a file.
@@ -164,14 +165,17 @@ class PaintForm:
 
 def choices_of(pack: Pack) -> dict[str, list[Any]]:
     """What the lists whose entries depend on the pack offer, the usual one first."""
-    return {"style": _styles(pack), "method": _methods(pack), "size": _sizes(pack)}
+    return {"style": styles_of(pack), "method": _methods(pack), "size": _sizes(pack)}
 
 
-def _value(choice: Any) -> str:
-    return choice[1] if isinstance(choice, tuple) else choice
+def first_of(choices: Sequence[Any]) -> Any:
+    """The value of the first of some choices; None if there are none."""
+    first = choices[0] if choices else None
+    return first[1] if isinstance(first, tuple) else first
 
 
-def _styles(pack: Pack) -> list[tuple[str, str]]:
+def styles_of(pack: Pack) -> list[tuple[str, str]]:
+    """The styles of a pack, as choices."""
     return [("any", USUAL), *((style, style) for style in pack.styles[1])]
 
 

@@ -30,10 +30,9 @@ class Tab:
 
     `picture` is a component that takes a picture, a `gr.Image` of type "filepath" with the CSS class TAKES_PICTURES;
     pictures of other tabs get a button that sends them there, labelled `verb`; `around` is the gr.Accordion that it is
-    in, if any. `restore` returns, for the manifest of a
-    picture made by one of `methods` and the caller, the values of `restored` components that would make it again, and
-    lines about what could not be restored. `packs` is a gr.Dropdown of packs, kept up to date, and `pack_chosen` has
-    for one of them the values of `pack_fields`, which depend on it.
+    in, if any. `restore` returns, for the manifest of a picture made by one of `methods` and the caller, the values of
+    `restored` components that would make it again, and lines about what could not be restored. `packs` is a gr.Dropdown
+    of packs, kept up to date, and `pack_chosen` has for one of them the values of `pack_fields`, which depend on it.
     """
 
     verb: str = ""
@@ -87,6 +86,12 @@ class Studio:
     def show(self, tab: str) -> Any:
         """The update of `root` that shows a tab."""
         return gr.Tabs(selected=tab)
+
+    def cancel(self, job: Any, request: gr.Request) -> None:
+        """Cancel a job of the caller, by its id, if it has not ended."""
+        found = self.context.engine.find(str(job), owner_of(request))
+        if found is not None:
+            self.context.engine.cancel(found)
 
     def sent(self, tab: str, content: bytes) -> Values:
         """The values that show a picture in a tab that takes one; they are of `receivers(tab)`."""

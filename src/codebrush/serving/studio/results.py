@@ -1,7 +1,7 @@
 """What a tab that makes pictures shows of its job: progress, half-drawn pictures, then a gallery, and of the chosen
 picture how it was made and what can be done with it."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import gradio as gr
@@ -33,7 +33,7 @@ MAKING: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
 class Results:
     """The components, built where it is made; `go` is the button that begins a job, which rests meanwhile.
 
-    `run` is for the event of that button: it follows the job that `submit` makes, and its outputs are `outputs`.
+    `run` is for an event that makes a job by `submit`: it follows the job, and its outputs are `outputs`.
     """
 
     def __init__(self, studio: Studio, go: Any) -> None:
@@ -49,7 +49,7 @@ class Results:
                 self.again = gr.Button("Again with these", size="sm")
                 self.making = [gr.Button(label, size="sm") for label in MAKING]
         self.outputs = [self.running, self.chosen, go, self.cancel, self.status, self.grid, self.detail, self.about]
-        self.cancel.click(self._cancel, self.running, None, show_progress="hidden")
+        self.cancel.click(studio.cancel, self.running, None, show_progress="hidden")
         self.grid.click(self._choose, None, [self.chosen, self.detail, self.about], show_progress="hidden")
         for button, make in zip(self.making, MAKING.values(), strict=True):
             button.click(self._maker(*make), self.chosen, self.outputs, show_progress="hidden")
@@ -57,12 +57,20 @@ class Results:
 
     def _wire(self) -> None:
         """Buttons that send the chosen picture to other tabs."""
-        targets = [tab for tab in self.studio.takers().items() if tab[1].verb]
         with self.actions:
-            buttons = [gr.Button(tab.verb, size="sm") for _, tab in targets]
-        for button, (name, _) in zip(buttons, targets, strict=True):
+            buttons = {name: gr.Button(tab.verb, size="sm") for name, tab in self.studio.takers().items()}
+        for name, button in buttons.items():
             button.click(self._sender(name), self.chosen, self.studio.receivers(name), show_progress="hidden")
         self.again.click(self._again, self.chosen, self.studio.restored, show_progress="hidden")
+
+    def begin_with(self, fields: Iterable[Any], submit: Callable[[Values, str], Job]) -> None:
+        """Let the button `go` begin the job that `submit` makes of the values of `fields`, for a caller."""
+
+        async def begin(values: Values, request: gr.Request) -> AsyncIterator[Values]:
+            async for update in self.run(lambda: submit(values, owner_of(request))):
+                yield update
+
+        self.go.click(begin, set(fields), self.outputs, show_progress="hidden")
 
     async def run(self, submit: Callable[[], Job]) -> AsyncIterator[Values]:
         """The updates of `outputs` while a job is followed, from when it is submitted until it has ended."""
@@ -123,11 +131,6 @@ class Results:
         with told():
             job, number, _ = self.picture((event.job, event.number), owner_of(request))
             return self._about(job, number)
-
-    def _cancel(self, running: Any, request: gr.Request) -> None:
-        job = self.studio.context.engine.find(str(running), owner_of(request))
-        if job is not None:
-            self.studio.context.engine.cancel(job)
 
     def _maker(self, kind: str, options: Callable[[], dict[str, Any]]) -> Callable[..., AsyncIterator[Values]]:
         """An event that makes a picture or more of the chosen one."""

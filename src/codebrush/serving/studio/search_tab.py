@@ -14,7 +14,7 @@ from codebrush.serving.problems import Problem
 from codebrush.serving.studio import views
 from codebrush.serving.studio.following import follow, was_cancelled
 from codebrush.serving.studio.library_parts import no_library, place_choices
-from codebrush.serving.studio.parts import TAKES_PICTURES, Studio, Tab, Values, cached, line_of, note, owner_of, told
+from codebrush.serving.studio.parts import TAKES_PICTURES, Studio, Tab, Values, line_of, note, owner_of, told
 
 ID, LABEL = "search", "Search"
 MODES = [("the pictures", "vector"), ("their captions", "text"), ("both", "hybrid"), ("meaning of captions", "meaning")]
@@ -243,16 +243,14 @@ def _send(studio: Studio, form: _Form, found: _Found) -> None:
     def sender(name: str) -> Callable[..., Values]:
         def send(answer: Any, chosen: Any) -> Values:
             with told():
-                return {
-                    studio.root: studio.show(name), studio.tabs[name].picture: cached(found.content(answer, chosen))
-                }  # fmt: skip
+                return studio.sent(name, found.content(answer, chosen))
 
         return send
 
     with found.actions:
         buttons = {name: gr.Button(tab.verb, size="sm") for name, tab in studio.takers().items() if name != ID}
     for name, button in buttons.items():
-        targets = [studio.root, studio.tabs[name].picture]
+        targets = studio.receivers(name)
         button.click(sender(name), [found.answer, found.chosen], targets, show_progress="hidden")
     studio.tabs[ID].item.select(
         lambda: gr.Dropdown(place_choices(studio.context)), None, form.place, show_progress="hidden"

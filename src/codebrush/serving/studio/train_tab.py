@@ -15,7 +15,7 @@ from codebrush.serving.studio import views
 from codebrush.serving.studio.following import follow, was_cancelled
 from codebrush.serving.studio.library_parts import no_library, place_choices
 from codebrush.serving.studio.parts import Studio, Tab, Values, line_of, note, owner_of, told
-from codebrush.serving.training_api import check_free, training_job
+from codebrush.serving.training_api import stopped_training, training_job
 from codebrush.training.packs.budget import spell_seconds
 
 ID, LABEL = "train", "Train"
@@ -175,9 +175,7 @@ def _wire(studio: Studio, form: _Form, view: _View) -> None:
                 yield update
 
     def stop(job: Any, request: gr.Request) -> Any:
-        found = engine.find(str(job), owner_of(request))
-        if found is not None:
-            engine.cancel(found)
+        studio.cancel(job, request)
         return gr.Button(interactive=False)
 
     async def opened(request: gr.Request) -> AsyncIterator[Values]:
@@ -220,9 +218,7 @@ def _wire_stopped(studio: Studio, form: _Form, view: _View, outputs: list[Any]) 
             return
 
         def submit() -> Job:
-            check_free(studio.context, name, resume=True)
-            begun = engine.trainer.begun(name)
-            assert begun is not None
+            begun = stopped_training(studio.context, name)
             return engine.submit("train", studio.context.settings.packs[0], begun, owner_of(request))
 
         async for update in _begin(view, form.go, submit):

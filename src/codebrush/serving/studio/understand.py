@@ -14,7 +14,7 @@ from codebrush.serving.reading_schemas import AskRequest, CaptionRequest, Classi
 from codebrush.serving.schemas import DATA_URL
 from codebrush.serving.studio import understand_views, views
 from codebrush.serving.studio.following import follow, was_cancelled
-from codebrush.serving.studio.parts import TAKES_PICTURES, Studio, Tab, Values, cached, line_of, owner_of, told
+from codebrush.serving.studio.parts import TAKES_PICTURES, Studio, Tab, Values, line_of, owner_of, told
 
 ID, LABEL = "understand", "Understand"
 CAPTION, ASK, CLASSIFY, EXPLAIN = "caption", "ask", "classify", "explain"
@@ -62,18 +62,13 @@ def build(studio: Studio) -> Tab:
         yield {found: understand_views.found(job), **rest}
         context.engine.forget(job)  # the caller has it, and nobody else may
 
-    def stop(job: Any, request: gr.Request) -> None:
-        waited_for = context.engine.find(str(job), owner_of(request))
-        if waited_for is not None:
-            context.engine.cancel(waited_for)
-
     def packed(name: str) -> Any:
         choices = tasks_of(context.engine.brush(name).pack)
         return gr.Radio(choices, value=choices[0][1])
 
     studio.later(lambda: _to_search(studio, similar, own["picture"]))
     go.click(look, set(own.values()), [running, go, cancel, found], show_progress="hidden")
-    cancel.click(stop, running, None, show_progress="hidden")
+    cancel.click(studio.cancel, running, None, show_progress="hidden")
     own["task"].change(
         lambda task: [gr.update(visible=name == task) for name in groups], own["task"], list(groups.values()),
         show_progress="hidden",
@@ -84,17 +79,16 @@ def build(studio: Studio) -> Tab:
 
 def _to_search(studio: Studio, button: Any, picture: Any) -> None:
     """Let a button send the picture to the tab Search, if there is a library to search."""
-    search = studio.tabs.get("search")
-    if search is None or search.picture is None:
+    if "search" not in studio.takers():
         return
 
     def send(path: str | None) -> Values:
         with told():
             if not path:
                 raise Problem(400, "choose a picture first")
-            return {studio.root: studio.show("search"), search.picture: cached(Path(path).read_bytes())}
+            return studio.sent("search", Path(path).read_bytes())
 
-    button.click(send, picture, [studio.root, search.picture], show_progress="hidden")
+    button.click(send, picture, studio.receivers("search"), show_progress="hidden")
 
 
 def _asked(own: dict[str, Any], task: str) -> dict[str, Any]:

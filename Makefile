@@ -16,6 +16,8 @@ PROMPT ?= a red apple
 override PROMPT := $(value PROMPT)
 export PROMPT
 unexport PYTHONPATH PYTHONHOME
+# Without the bytecode beside the sources each process of the tests, and each test file, would compile all of it anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 OUT ?= outputs/demo
 SERVE_ARGS ?= --open

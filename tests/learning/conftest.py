@@ -35,14 +35,16 @@ from micro_models import (
 )
 
 TESTS = Path(__file__).resolve().parents[1]
+CODE = ("*.py", *(f"{room}/**/*.py" for room in ("models", "text", "data", "conversion", "pack", "training")))
 
 
 @pytest.fixture(scope="session")
 def kept(request: pytest.FixtureRequest) -> Path:
-    """Where trained models lie for all processes of a run, and for later runs of the very same code."""
+    """Where trained models lie for all processes of a run, and for later runs of the very same training code."""
     code = hashlib.sha256(torch.__version__.encode())
-    package = Path(codebrush.__file__).parent
-    for path in sorted([*package.rglob("*.py"), *Path(__file__).parent.glob("*.py"), TESTS / "micro_models.py"]):
+    package, learning = Path(codebrush.__file__).parent, Path(__file__).parent
+    files = [path for pattern in CODE for path in package.glob(pattern)]
+    for path in sorted([*files, *learning.glob("*.py"), TESTS / "micro_models.py"]):
         code.update(path.read_bytes())
     folder = request.config.cache.mkdir(f"trained-{code.hexdigest()[:16]}")
     for other in folder.parent.glob("trained-*"):

@@ -24,7 +24,11 @@ def running(brush: Codebrush, data: Path, name: str = "micro", **settings: Any) 
     given = Settings(packs=(name,), data=data, **settings)
     library = Library(given.libraries, data)
     engine = Engine({name: lambda: brush}, Store(data), given.limits, library=library)
-    server = uvicorn.Server(uvicorn.Config(make_app(engine, given), port=0, log_config=None, access_log=False))
+    config = uvicorn.Config(
+        make_app(engine, given), port=0, log_config=None, access_log=False,
+        timeout_graceful_shutdown=1,  # a page's stream of events has no end of its own
+    )  # fmt: skip
+    server = uvicorn.Server(config)
     began = threading.Event()
 
     async def serve() -> None:
@@ -43,6 +47,7 @@ def running(brush: Codebrush, data: Path, name: str = "micro", **settings: Any) 
     finally:
         server.should_exit = True
         thread.join(30)
+        assert not thread.is_alive()
 
 
 def openai_client(url: str) -> Any:

@@ -39,10 +39,10 @@ class _Walk:
 
     def take(self, place: Path, prefix: str) -> Iterator[str]:
         """The files below one folder that is no link, and the links in it for later."""
-        waiting = [(place, prefix)]  # not by recursion: folders may be deeper than Python's stack
+        waiting = [(place, prefix, os.path.realpath(place))]  # not by recursion: they may be deeper than Python's stack
         while waiting:
-            place, prefix = waiting.pop()
-            self.visited.add(os.path.realpath(place))
+            place, prefix, real = waiting.pop()
+            self.visited.add(real)
             try:
                 entries = sorted(os.scandir(place), key=lambda entry: entry.name)
             except OSError as error:
@@ -53,7 +53,7 @@ class _Walk:
                 if kind := self._left_out(entry, relative):
                     self.unread.count(kind)
                 elif entry.is_dir(follow_symlinks=False):
-                    waiting.append((place / entry.name, f"{relative}/"))
+                    waiting.append((place / entry.name, f"{relative}/", os.path.join(real, entry.name)))
                 elif os.path.isdir(entry):  # entry.is_dir raises OSError for a link to itself
                     self.links.append((place / entry.name, relative))
                 else:

@@ -129,6 +129,17 @@ def read_entries(path: Path, entry: str, error: type[CodebrushError]) -> list[st
         raise error(f"{path}: {reason}; give a text file with one {entry} a line") from cause
 
 
+def set_aside(folder: str | Path) -> Path:
+    """Rename a folder to a hidden name beside it, so that it is gone at once; the caller removes it then.
+
+    Raises:
+        OSError: if there is none, or it cannot be renamed.
+    """
+    part = _part_beside(Path(folder).absolute())
+    os.replace(folder, part)
+    return part
+
+
 @contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
     """Yield an empty folder beside `folder`; at the end of the block it is renamed to `folder`.

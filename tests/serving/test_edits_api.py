@@ -13,6 +13,7 @@ pytest.importorskip("multipart", reason='needs the extra "serve"')
 pytest.importorskip("sqlalchemy", reason='needs the extra "serve"')
 pytest.importorskip("openai", reason="needs the client openai")
 
+import httpx
 import openai
 from PIL import Image
 from server_thread import openai_client, running
@@ -91,6 +92,17 @@ def test_an_edit_is_streamed(client: Any, brush: Codebrush, picture: Image.Image
     assert [Image.open(io.BytesIO(base64.b64decode(events[-1].b64_json))).tobytes()] == pixels(
         brush.edit(picture, PROMPT, n=1, seed=5, rerank=1)
     )
+
+
+@pytest.mark.parametrize("name", ["mask", "prompt"])
+def test_what_is_meant_once_is_not_sent_twice(client: Any, picture: Image.Image, name: str) -> None:
+    parts = {
+        "image": sent(picture), "prompt": (None, b"a dog", "text/plain"), "mask": sent(mask_of(0), "mask.png")
+    }  # fmt: skip
+    form = [*parts.items(), (name, parts[name])]
+    reply = httpx.post(f"{client.base_url}images/edits", files=form, timeout=60)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, name)
+    assert reply.json()["error"]["message"] == f"'{name}' was sent 2 times: send it once"
 
 
 def test_variations(client: Any, brush: Codebrush, picture: Image.Image) -> None:

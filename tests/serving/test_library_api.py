@@ -146,6 +146,22 @@ def test_an_index_follows_its_folder_and_is_deleted(url: str, pictures: Path, tm
     assert (pictures / "plain" / "blue.png").exists()
 
 
+def test_an_index_whose_place_is_gone_is_named_and_deleted(
+    serve: Callable[..., tuple[str, Any]], pictures: Path, tmp_path: Path
+) -> None:
+    url, engine = serve(libraries=(pictures,))
+    known = index(url)["index"]["id"]
+    assert [each["gone"] for each in call(f"{url}/v1/library")[1]["indexes"]] == [False]
+    (pictures / "plain").rename(tmp_path / "elsewhere")
+    (left,) = call(f"{url}/v1/library")[1]["indexes"]
+    assert (left["id"], left["folder"], left["gone"]) == (known, "pictures/plain", True)
+    assert call(f"{url}/v1/library/index/{known}", method="DELETE")[0] == 200
+    assert call(f"{url}/v1/library")[1]["indexes"] == []
+    assert list(engine.library.indexes.iterdir()) == []
+    for other in (known, "0" * 16, "..", "%2E%2E%2Fpacks"):
+        assert call(f"{url}/v1/library/index/{other}", method="DELETE")[0] in (404, 405)
+
+
 def test_links_and_tables_lead_nowhere_outside(url: str, pictures: Path, tmp_path: Path) -> None:
     secret = tmp_path / "outside" / "secret.png"
     os.symlink(secret, pictures / "plain" / "link.png")

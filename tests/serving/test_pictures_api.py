@@ -86,6 +86,46 @@ def test_pictures_are_enlarged(client: Any, brush: Codebrush, picture: Image.Ima
     assert job.json()["kind"] == "upscale"
 
 
+def test_both_spellings_of_a_file_are_read_and_one_that_is_meant_once_is_not_sent_twice(
+    client: Any, picture: Image.Image
+) -> None:
+    one, other = ("a.png", png(picture)), ("b.png", png(picture.rotate(90)))
+    both = client.post("/upscale", files=[("image", one), ("image[]", other)]).json()
+    assert len(both["data"]) == 2
+    for path, fields, name in (
+        ("replay", [("image", one), ("mask", one), ("mask", other)], "mask"),
+        ("replay", [("image", one), ("image[]", other)], "image"),
+        ("explain", [("image", one), ("image", other), ("text", (None, "a dog"))], "image"),
+        ("explain", [("image", one), ("text", (None, "a dog")), ("text[]", (None, "a cat"))], "text"),
+    ):
+        reply = client.post(f"/{path}", files=fields)
+        assert reply.status_code == 400
+        assert reply.json()["error"]["message"] == f"'{name}' was sent 2 times: send it once"
+
+
+SEED = 2**53 + 1  # which a float cannot hold
+
+
+@pytest.mark.parametrize("sent", [SEED, str(SEED)], ids=["number", "text"])
+def test_a_large_seed_keeps_each_digit(client: Any, brush: Codebrush, sent: Any) -> None:
+    reply = client.post("/images/generations", json={"prompt": "a red circle", "seed": sent, "quality": "low"}).json()
+    (entry,) = reply["data"]
+    assert entry["seed"] == str(SEED)
+    (expected,) = brush.generate("a red circle", n=1, rerank=1, seed=SEED)
+    assert opened(entry).tobytes() == expected.image.tobytes()
+    assert client.get(f"/jobs/{reply['job']}").json()["data"][0]["seed"] == str(SEED)
+    manifest = manifest_of(base64.b64decode(entry["b64_json"]))
+    assert manifest["seed"] == SEED
+    again = client.post("/replay", json={"manifest": {**manifest, "seed": str(SEED)}}).json()["data"][0]
+    assert opened(again).tobytes() == expected.image.tobytes()
+
+
+@pytest.mark.parametrize("seed", [float(2**53), -1, "-1", "7.5", "", True, 2**63, "9" * 19])
+def test_what_is_no_seed_is_refused(client: Any, seed: Any) -> None:
+    reply = client.post("/images/generations", json={"prompt": "a red circle", "seed": seed})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "seed")
+
+
 def test_a_drawing_is_made_again(client: Any, brush: Codebrush, tmp_path: Path) -> None:
     asked = {"prompt": "a red circle", "seed": 3, "rerank": 2, "upscale": 2}
     made = base64.b64decode(client.post("/images/generations", json=asked).json()["data"][0]["b64_json"])

@@ -112,7 +112,7 @@ def test_a_caller_who_goes_away_is_not_waited_for(serve: Any) -> None:
     )
     with pytest.raises(TimeoutError):
         urllib.request.urlopen(asked, timeout=0.5)
-    for job in list(engine._live.values()):
+    for job in engine.live("generate"):
         assert ended(job).state == "cancelled"
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
 
 from codebrush.pack.members import MEMBERS
 from codebrush.serving import (
@@ -56,7 +57,7 @@ def make_app(engine: Engine, settings: Settings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
-        engine.stop(settings.grace)
+        await run_in_threadpool(engine.stop, settings.grace)
 
     app = FastAPI(
         title="Codebrush", version=__version__, description=ABOUT, lifespan=lifespan, responses=EVERY_REPLY,
@@ -130,7 +131,8 @@ def job(job: str, request: Request, context: Served) -> dict[str, Any]:
 
 @router.delete("/v1/jobs/{job}", response_model=JobReply, tags=["jobs"], summary="Cancel a job")
 def cancel(job: str, request: Request, context: Served) -> dict[str, Any]:
-    """Takes a waiting job out of the queue and stops a running one after its next step; one that ended stays."""
+    """Takes a waiting job out of the queue and stops a running one after its next step; one that ended stays. Until
+    nothing works on it any more, such as a training that saves, it is `cancelling`."""
     found = context.find(job, request)
     context.engine.cancel(found)
     return context.job_reply(found, request)
@@ -145,12 +147,12 @@ def cancel(job: str, request: Request, context: Served) -> dict[str, Any]:
 )
 async def events(job: str, request: Request, context: Served) -> StreamingResponse:
     """Server-sent events: `job` with what `GET /v1/jobs/{job}` says, after each change, until the job has ended."""
-    found = context.find(job, request)
+    found = await run_in_threadpool(context.find, job, request)
 
     async def follow() -> AsyncIterator[str]:
         last = ""
         async for _ in changes(found, HEARTBEAT):
-            now = event("job", context.job_reply(found, request))
+            now = event("job", await run_in_threadpool(context.job_reply, found, request))
             yield now if now != last else ": nothing new\n\n"
             last = now
             if left_waiting(context.engine, found):
@@ -160,7 +162,7 @@ async def events(job: str, request: Request, context: Served) -> StreamingRespon
 
 
 @router.get("/health", response_model=HealthReply, tags=["server"], summary="Is the server well?")
-def health(context: Served) -> JSONResponse:
+async def health(context: Served) -> JSONResponse:
     """200, or 503 when the server is about to stop. Needs no key."""
     state = "stopping" if context.engine.stopping else "ok"
     body = {"status": state, "version": __version__, "waiting": context.engine.waiting}

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
 
 from codebrush.serving.engine import Engine
 from codebrush.serving.jobs import Job
@@ -15,38 +16,50 @@ from codebrush.serving.training_report import SHEETS
 from codebrush.serving.waiting import finished
 
 SAID = ("seed", "index", "clip_score", "scorer_score", "verdict", "identical")
+EXACT = 2**53 - 1  # the largest whole number that JavaScript reads from JSON as it is
 
 
 def said_of(image: Mapping[str, Any]) -> dict[str, Any]:
-    """What replies say of a picture of a job's result, as far as it is known."""
-    return {name: image[name] for name in SAID if name in image}
+    """What replies say of a picture of a job's result, as far as it is known; a seed that is rounded is a text."""
+    found = {name: image[name] for name in SAID if name in image}
+    return found | ({"seed": str(found["seed"])} if found.get("seed", 0) > EXACT else {})
 
 
 @dataclass(frozen=True)
 class Context:
-    """The server behind a route."""
+    """The server behind a route. What may take a while, such as writing files, is done in another thread than that of
+    the event loop, which answers all callers."""
 
     engine: Engine
     settings: Settings
 
-    def submit(
+    async def submit(
         self, kind: str, pack: str, asked: dict[str, Any], request: Request, files: Mapping[str, bytes] | None = None
     ) -> Job:
         """A new job of the caller."""
-        return self.engine.submit(kind, pack, asked, request.state.owner, files)
+        return await run_in_threadpool(self.engine.submit, kind, pack, asked, request.state.owner, files)
 
     async def done(
         self, kind: str, pack: str, asked: dict[str, Any], request: Request, files: Mapping[str, bytes] | None = None
     ) -> tuple[Job, dict[str, Any]]:
         """A new job of the caller when it is done, and its result. Raises Problem if it fails."""
-        job = self.submit(kind, pack, asked, request, files)
+        job = await self.submit(kind, pack, asked, request, files)
         await finished(self.engine, job, request)
         assert job.result is not None
         return job, job.result
 
-    def accepted(self, job: Job, request: Request) -> JSONResponse:
+    async def told(
+        self, kind: str, pack: str, asked: dict[str, Any], request: Request, files: Mapping[str, bytes] | None = None
+    ) -> tuple[Job, dict[str, Any]]:
+        """As `done`, of a job whose result is all that there is of it: nobody else may read it, and it is forgotten."""
+        job, result = await self.done(kind, pack, asked, request, files)
+        await run_in_threadpool(self.engine.forget, job)
+        return job, result
+
+    async def accepted(self, job: Job, request: Request) -> JSONResponse:
         """The reply to a request whose job is not waited for."""
-        return JSONResponse(self.job_reply(job, request), 202, {"Location": f"/v1/jobs/{job.id}"})
+        said = await run_in_threadpool(self.job_reply, job, request)
+        return JSONResponse(said, 202, {"Location": f"/v1/jobs/{job.id}"})
 
     def find(self, job: str, request: Request) -> Job:
         """A job of the caller. Raises Problem if there is none."""

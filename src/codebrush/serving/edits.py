@@ -8,12 +8,13 @@ from pydantic import ValidationError
 
 from codebrush.generation.options import SAMPLING
 from codebrush.serving.context import Context, Served
-from codebrush.serving.forms import content, invalid, text_of
+from codebrush.serving.forms import content, invalid, only, text_of
 from codebrush.serving.images import Wanted, answer, drawing_options
 from codebrush.serving.problems import Problem
 from codebrush.serving.schemas import EVENTS, MOST_SENT, Drawing, EditRequest, ImagesReply, JobReply, VariationRequest
 
-PASSED = ("negative_prompt", "method", "strength", "steps", *SAMPLING)  # to `Codebrush.edit` and `vary` as they are
+# Options that pass to `Codebrush.edit` and `vary` as they are.
+PASSED = ("negative_prompt", "method", "strength", "steps", "clip_guidance", *SAMPLING)
 FILES = ("image", "image[]", "mask")
 Asked = TypeVar("Asked", bound=Drawing)
 router = APIRouter(tags=["images"])
@@ -82,7 +83,7 @@ async def _answer(
 ) -> Response:
     wanted = Wanted.of(asked)
     found["max_pixels"] = context.settings.max_input_pixels
-    job = context.submit(kind, asked.model or context.settings.packs[0], found, request, files)
+    job = await context.submit(kind, asked.model or context.settings.packs[0], found, request, files)
     return await answer(context, job, asked, wanted, request, events)
 
 
@@ -94,8 +95,8 @@ async def _read(request: Request, kind: type[Asked]) -> tuple[Asked, dict[str, b
         fields = {name: text_of(form, name) for name in form if name not in FILES}
         uploads = [*form.getlist("image"), *form.getlist("image[]")]
         files = {f"picture_{number:02d}": await content(each, "image") for number, each in enumerate(uploads)}
-        for mask in form.getlist("mask"):
-            files["mask"] = await content(mask, "mask")
+        if "mask" in form:
+            files["mask"] = await content(only(form.getlist("mask"), "mask"), "mask")
     try:
         return kind.model_validate(fields), files
     except ValidationError as error:

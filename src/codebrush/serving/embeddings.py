@@ -2,14 +2,18 @@
 
 import base64
 import binascii
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
+from starlette.concurrency import run_in_threadpool
 
 from codebrush.models.clip import CLIPConfig
 from codebrush.serving.context import Context, Served
+from codebrush.serving.jobs import Job
 from codebrush.serving.problems import Problem
 from codebrush.serving.schemas import MOST_INPUTS, EmbeddingRequest, EmbeddingsReply
 from codebrush.text.prompts import MAX_PROMPT_LENGTH
@@ -22,20 +26,27 @@ async def embed(asked: EmbeddingRequest, request: Request, context: Served) -> R
     """As OpenAI's endpoint. Texts are taken literally; a picture is a data URL. Vectors have unit length."""
     inputs = [asked.input] if isinstance(asked.input, str) else asked.input
     pack = asked.model or context.settings.packs[0]
-    entries, files = _entries(inputs)
-    _check_dimensions(context, pack, asked.dimensions)
+    entries, files = await run_in_threadpool(_entries, inputs)
+    await run_in_threadpool(_check_dimensions, context, pack, asked.dimensions)
     given = {"inputs": entries, "max_pixels": context.settings.max_input_pixels}
     job, result = await context.done("embed", pack, given, request, files)
-    vectors = np.fromfile(job.folder / result["file"], dtype="<f4").reshape(len(inputs), -1)  # (B, E)
+    return await run_in_threadpool(_reply, context, job, result, asked)
+
+
+def _reply(context: Context, job: Job, result: dict[str, Any], asked: EmbeddingRequest) -> Response:
+    vectors = np.fromfile(job.folder / result["file"], dtype="<f4").reshape(len(job.request["inputs"]), -1)  # (B, E)
     context.engine.forget(job)  # the caller has it, and nobody else may
-    data = [
-        {"object": "embedding", "index": index, "embedding": _written(vector, asked.encoding_format)}
-        for index, vector in enumerate(_cut(vectors, asked.dimensions))
-    ]
     tokens = result["tokens"]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    about = {"model": pack, "usage": usage, "warnings": job.warnings}
-    return JSONResponse({"object": "list", "data": data, **about})
+    about = json.dumps({"object": "list", "model": job.pack, "usage": usage, "warnings": job.warnings})
+    data = ", ".join(_entry_lines(_cut(vectors, asked.dimensions), asked.encoding_format))
+    return Response(f'{about[:-1]}, "data": [{data}]}}', media_type="application/json")
+
+
+def _entry_lines(vectors: np.ndarray, format: str | None) -> Iterator[str]:
+    """The JSON of each vector: one by one, as nothing else runs in this process while a number is written as JSON."""
+    for index, vector in enumerate(vectors):
+        yield json.dumps({"object": "embedding", "index": index, "embedding": _written(vector, format)})
 
 
 def _entries(inputs: list[str]) -> tuple[list[dict[str, str]], dict[str, bytes]]:

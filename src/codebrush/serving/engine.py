@@ -4,16 +4,19 @@ Each lane has a queue and a worker of its own, so that a short question does not
 drawing for a training of hours. Within a lane one batch runs at a time.
 """
 
+import shutil
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from codebrush.errors import CodebrushError, PackError
+from codebrush.files import set_aside
 from codebrush.pipeline import Codebrush
-from codebrush.serving.jobs import Job, JobError, QueueFull, Stopped
+from codebrush.serving.faults import fault_of
+from codebrush.serving.jobs import CANCELLING, Job, JobError, QueueFull, Stopped
+from codebrush.serving.ledger import Ledger, not_kept
 from codebrush.serving.library import Library
 from codebrush.serving.library_work import library_kinds
 from codebrush.serving.log import log, log_failure
@@ -26,7 +29,7 @@ from codebrush.warned import heard
 
 UNUSED = ""  # the lane of the models that all lanes share the weights of, and none runs
 LAST_STEP = 30.0  # seconds that a step is waited for when the server stops
-KEPT_LAST_SHOWN = 32  # jobs
+TIDY_SECONDS = 60.0  # between two looks at what has been kept for long enough
 MOST_ATTEMPTS = 2  # starts of a job, after which one that kills the server is given up
 
 
@@ -70,16 +73,16 @@ class Engine:
         self.metrics = Metrics() if metrics is None else metrics
         self._open: dict[tuple[str, str], Codebrush] = {}  # by pack and lane
         self._opening = threading.Lock()
-        self._live: dict[str, Job] = {}
-        self._last_shown: OrderedDict[str, list[bytes]] = OrderedDict()  # of jobs that ended
+        self._jobs = Ledger(store, self.metrics)
+        self._lock = self._jobs.lock
         self._queues = {lane: FairQueue(lambda job: batch_key(self.kinds, job)) for lane in LANES}
-        self._lock = threading.Condition()
         self._stopping = self._abandoned = False
         self._stop_began = 0.0  # of time.monotonic(); 0 before
         self._seconds = {lane: deque([2.0], maxlen=20) for lane in LANES}  # that each of the last jobs took
         self._workers = [
             threading.Thread(target=self._work, args=(lane,), name=f"codebrush-{lane}", daemon=True) for lane in LANES
         ]
+        self._workers.append(threading.Thread(target=self._tidy, name="codebrush-tidy", daemon=True))
         self._recover()
 
     def start(self) -> None:
@@ -92,17 +95,19 @@ class Engine:
         self.store.sweep()
         for row in self.store.unfinished():
             job = Job.of_row(row, self.store.folder(row["id"]))
-            self._live[job.id] = job
-            if job.attempts >= MOST_ATTEMPTS:
-                self._end(job, "failed", {"code": "server_stopped", "message": _GIVEN_UP})
+            self._jobs.live[job.id] = job
+            if row["state"] == CANCELLING:
+                self._jobs.end(job, "cancelled", None)
+            elif job.attempts >= MOST_ATTEMPTS:
+                self._jobs.end(job, "failed", {"code": "server_stopped", "message": _GIVEN_UP})
             elif job.pack not in self.packs or job.kind not in self.kinds:
                 gone = f"the server was started again without the pack '{job.pack}'"
-                self._end(job, "failed", {"code": "model_not_found", "message": gone})
+                self._jobs.end(job, "failed", {"code": "model_not_found", "message": gone})
             else:
                 job.state = "queued"
                 self._queue_of(job.kind).add(job)
             log("job resumed" if not job.ended else "job given up", job=job.id, kind=job.kind)
-        self._prune()
+        self._forget_old()
         self._count()
 
     def begin_stop(self) -> None:
@@ -127,27 +132,49 @@ class Engine:
     def brush(self, pack: str, lane: str = LANES[0]) -> Codebrush:
         """A pack, opened at first use; each lane has its own, with the same weights. Raises JobError for one that is
         not served."""
-        if pack not in self.packs:
-            raise JobError("model_not_found", f"there is no model '{pack}': there are {', '.join(self.packs)}")
         with self._opening:
+            opener = self.packs.get(pack)
+            if opener is None:
+                raise self._no_model(pack)
             if (pack, UNUSED) not in self._open:
-                self._open[pack, UNUSED] = self.packs[pack]()
+                self._open[pack, UNUSED] = opener()
             if (pack, lane) not in self._open:
                 self._open[pack, lane] = self._open[pack, UNUSED].for_another_thread()
             return self._open[pack, lane]
 
+    def _no_model(self, pack: str) -> JobError:
+        return JobError("model_not_found", f"there is no model '{pack}': there are {', '.join(list(self.packs))}")
+
     def delete_pack(self, name: str) -> None:
         """Delete a pack that was trained here, or a stopped training. Raises JobError if it is in use, or given."""
         with self._lock:
-            if any(name in (job.pack, job.request.get("name")) for job in list(self._live.values())):
+            if any(name in (job.pack, job.request.get("name")) for job in list(self._jobs.live.values())):
                 raise JobError("in_use", f"jobs need '{name}': cancel them first")
-            self.trainer.remove(name)
+            removed = self.trainer.set_aside(name)
+        with self._opening:
             for key in [key for key in self._open if key[0] == name]:
                 del self._open[key]
+        for folder in removed:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def delete_index(self, index: str) -> None:
+        """Delete an index of the library. Raises JobError if there is none, or its place is being indexed."""
+        with self._lock:
+            about = self.library.index(index)
+            if any(job.request["folder"] == about["folder"] for job in self.live("index")):
+                raise JobError("in_use", f"'{about['folder']}' is being indexed: cancel that first")
+            removed = set_aside(self.library.indexes / index)
+        shutil.rmtree(removed, ignore_errors=True)
+
+    def plain(self, text: str) -> str:
+        """A message without the paths of this machine, as callers get it."""
+        for (name, _), brush in list(self._open.items()):
+            text = text.replace(str(brush.pack.folder.absolute()), name)
+        return self.trainer.plain(text)
 
     def live(self, kind: str) -> list[Job]:
         """The jobs of a kind that have not ended."""
-        return [job for job in list(self._live.values()) if job.kind == kind]
+        return self._jobs.of_kind(kind)
 
     def _queue_of(self, kind: str) -> FairQueue:
         return self._queues[self.kinds[kind].lane]
@@ -172,60 +199,75 @@ class Engine:
             JobError: if there is no such pack, or the server is about to stop.
         """
         self.brush(pack)
-        lane, queue = self.kinds[kind].lane, self._queue_of(kind)
         job = Job(kind, pack, owner, request, self.store.data)
         job.folder = self.store.folder(job.id)
         with self._lock:
-            if self._stopping:
-                raise JobError("server_stopping", "the server is about to stop: try again soon")
-            room = self.limits.queue - len(queue)
-            if room <= (self.limits.reserve if queue.waits(owner) else 0):
-                self.metrics.refused.inc()
-                raise QueueFull(self._wait(lane))
+            self._admit(job)  # before anything is written for one that is refused
+        try:
             job.folder.mkdir(parents=True)
             for name, content in (files or {}).items():
                 (job.folder / name).write_bytes(content)
-            self.store.add(job.row())
-            self._live[job.id] = job
-            queue.add(job)
-            self._count()
-            self._lock.notify_all()
+            with self._lock:
+                self._admit(job)
+                self._jobs.live[job.id] = job
+                self.store.add(job.row())
+                self._queue_of(kind).add(job)
+                self._count()
+                self._lock.notify_all()
+        except BaseException:
+            self._jobs.live.pop(job.id, None)
+            shutil.rmtree(job.folder, ignore_errors=True)
+            raise
         return job
+
+    def _admit(self, job: Job) -> None:
+        """Raise JobError for a job that is not taken as things are. The lock is held."""
+        if self._stopping:
+            raise JobError("server_stopping", "the server is about to stop: try again soon")
+        if job.pack not in self.packs:
+            raise self._no_model(job.pack)
+        self.kinds[job.kind].admit(job.request, self.live(job.kind))
+        queue = self._queue_of(job.kind)
+        if self.limits.queue - len(queue) <= (self.limits.reserve if queue.waits(job.owner) else 0):
+            self.metrics.refused.inc()
+            raise QueueFull(self._wait(self.kinds[job.kind].lane))
 
     def find(self, job: str, owner: str | None = None) -> Job | None:
         """A job; None if there is none, or it is another caller's (`owner` None: whoever's it is)."""
-        found = self._live.get(job)
-        if found is None:
-            row = self.store.find(job)
-            found = None if row is None else Job.of_row(row, self.store.folder(job))
-        return None if found is None or owner not in (None, found.owner) else found
+        return self._jobs.find(job, owner)
 
     def jobs_of(self, owner: str, most: int) -> list[Job]:
         """The caller's jobs, latest first, and at most so many."""
-        rows = self.store.of_owner(owner, most)
-        return [self._live.get(row["id"]) or Job.of_row(row, self.store.folder(row["id"])) for row in rows]
+        return self._jobs.jobs_of(owner, most)
 
     def latest(self, job: str) -> list[bytes]:
         """The latest half-drawn pictures of a job as PNG; also for a while after its end, for those who just saw it."""
-        live = self._live.get(job)
-        if live is None:
-            return self._last_shown.get(job, [])
-        return live.shown[-1] if live.shown else []
+        return self._jobs.latest(job)
 
     def cancel(self, job: Job) -> None:
-        """Take a waiting job out of the queue, or let a running one stop after its next step; not one that ended."""
+        """Take a waiting job out of the queue, or let a running one stop after its next step; not one that ended.
+
+        A running job is `cancelling` until nothing works on it any more, such as the process of a training that saves.
+        """
         with self._lock:
-            if job.ended:
+            if job.ended or job.cancelled:
                 return
-            job.cancelled = True
-            if self._queue_of(job.kind).remove(job):
-                self._end(job, "cancelled", None)
+            waited = job.state == "queued"  # also what is left to the next start
+            self._queue_of(job.kind).remove(job)
+            job.cancelled, job.state = True, CANCELLING
             self._count()
+        if waited:
+            self._jobs.end(job, "cancelled", None)
+            return
+        try:
+            self._jobs.keep_state(job)
+        except Exception as error:  # such as a full disk: it is cancelled all the same
+            log_failure(error, job=job.id)
+        job.changed()
 
     def forget(self, job: Job) -> None:
         """Remove a job that ended, and its files."""
-        if job.ended:
-            self.store.remove(job.id)
+        self._jobs.forget(job)
 
     def leave(self, job: Job) -> None:
         """The caller of a job went away: cancel it, unless it is the server that goes."""
@@ -246,22 +288,26 @@ class Engine:
                 self._count()
             try:
                 for job in batch:
-                    self.store.change(job.id, state="running", started=job.started, attempts=job.attempts)
+                    self._jobs.keep_state(job)
                     job.changed()
                 self._run(batch)
-                self._prune()
+                self._forget_old()
             except Exception as error:  # such as a full disk: the worker must outlive it
                 log_failure(error)
                 for job in batch:
-                    self._lose(job)
+                    if not job.ended:
+                        self._jobs.end(job, "failed", not_kept(error))
 
     def _run(self, batch: Sequence[Job]) -> None:
         """Work on a batch. If it fails, each of its jobs is tried alone, so that only the one to blame fails."""
         began, kind = time.time(), self.kinds[batch[0].kind]
+        if all(job.cancelled for job in batch):
+            self._leave(batch)
+            return
         self.metrics.batch.observe(len(batch))
         try:
             brush = self.brush(batch[0].pack, kind.lane)
-            with heard(lambda text, number: _tell(batch, text, number)):
+            with heard(lambda text, number: _tell(batch, self.plain(text), number)):
                 results = kind.run(brush, batch, lambda step, of: self._progress(batch, step, of))
         except Stopped:
             self._leave(batch)
@@ -269,67 +315,69 @@ class Engine:
             waiting = [job for job in batch if not job.ended]
             if len(batch) > 1:
                 for job in waiting:
-                    job.started = time.time()
+                    job.begin_again()
                     self._run([job])
             elif waiting:
-                self._end(waiting[0], "failed", _error_of(error, waiting[0]))
+                job = waiting[0]
+                self._jobs.end(job, "failed", fault_of(error, self.plain, job=job.id, kind=job.kind))
         else:
             for job, result in zip(batch, results, strict=True):
                 if not job.ended:
                     job.result = {**result, "warnings": job.warnings}
-                    self._end(job, "done", None)
+                    self._jobs.end(job, "done", None)
             self._seconds[kind.lane].append((time.time() - began) / len(batch))
 
     def _progress(self, batch: Sequence[Job], step: int, of: int) -> None:
-        """Called by the work after each step. Raises Stopped when nobody waits for any of the jobs."""
+        """Called by the work after each step. Raises Stopped when nobody waits for any of the jobs; what is left of
+        them ends when the work has."""
         long = self.kinds[batch[0].kind].long
         for job in batch:
             if job.ended:
                 continue
-            if job.cancelled:
-                self._end(job, "cancelled", None)
-            elif not long and time.time() - (job.started or 0) > self.limits.seconds * len(batch) and step < of:
-                late = f"it took longer than the limit of {self.limits.seconds:g} s: ask for less"
-                self._end(job, "failed", {"code": "time_limit", "message": late})
-            else:
+            allowed = self.limits.seconds * len(batch)
+            job.late = job.late or (not long and step < of and time.time() - (job.started or 0) > allowed)
+            if not (job.cancelled or job.late):
                 job.progress(step, of)
-        if self._abandoned or (long and self._stopping) or all(job.ended for job in batch):
+            elif len(batch) > 1:  # the others go on
+                self._end_unfinished(job)
+        if self._abandoned or (long and self._stopping) or all(job.ended or job.cancelled or job.late for job in batch):
             raise Stopped
+
+    def _end_unfinished(self, job: Job) -> None:
+        """End a job that was cancelled or took too long."""
+        late = f"it took longer than the limit of {self.limits.seconds:g} s: ask for less"
+        error = None if job.cancelled else {"code": "time_limit", "message": late}
+        self._jobs.end(job, "cancelled" if job.cancelled else "failed", error)
 
     def _leave(self, batch: Sequence[Job]) -> None:
         """Let the next start of the server go on with what has not ended; that it was stopped counts as no attempt."""
         for job in batch:
-            if job.cancelled and not job.ended:
-                self._end(job, "cancelled", None)
-            elif not job.ended:
-                job.state = "queued"
-                self.store.change(job.id, state="queued", attempts=job.attempts - 1)
+            with self._lock:
+                left = not (job.ended or job.cancelled or job.late)
+                if left:
+                    job.state, job.attempts = "queued", job.attempts - 1
+            if left:
+                self._jobs.keep_state(job)
                 job.changed()
+            elif not job.ended:
+                self._end_unfinished(job)
 
-    def _end(self, job: Job, state: str, error: dict[str, str] | None) -> None:
-        self.store.finish(job.id, state, error=error, result=job.result)  # first, so that what is told is kept
-        job.state, job.error, job.finished = state, error, time.time()
-        if job.shown:
-            self._last_shown[job.id] = job.shown[-1]
-            while len(self._last_shown) > KEPT_LAST_SHOWN:
-                self._last_shown.popitem(last=False)
-        self._live.pop(job.id, None)
-        self.metrics.finished(job.kind, state, job.finished - job.created)
-        code = {} if error is None else {"error": error["code"]}
-        log("job ended", job=job.id, kind=job.kind, state=state, seconds=round(job.finished - job.created, 3), **code)
-        job.changed()
+    def _tidy(self) -> None:
+        """Forget what has been kept for long enough, also when nobody calls, until the server stops."""
+        while True:
+            with self._lock:
+                until = time.monotonic() + TIDY_SECONDS
+                while not self._stopping and (left := until - time.monotonic()) > 0:
+                    self._lock.wait(left)
+                if self._stopping:
+                    return
+            try:
+                self._forget_old()
+            except Exception as error:  # such as a full disk
+                log_failure(error)
 
-    def _lose(self, job: Job) -> None:
-        """End a job whose end could not be kept."""
-        if not job.ended:
-            job.state, job.error = "failed", {"code": "internal_error", "message": "the result could not be kept"}
-            self._live.pop(job.id, None)
-            job.changed()
-
-    def _prune(self) -> None:
-        gone = self.store.prune(self.limits.keep_seconds, self.limits.keep_bytes)
-        if gone:
-            log("jobs forgotten", count=len(gone))
+    def _forget_old(self) -> None:
+        self._jobs.tidy(self.limits.keep_seconds, self.limits.keep_bytes)
 
     def _wait(self, lane: str) -> int:
         """In how many seconds the queue of a lane may have a place."""
@@ -347,17 +395,3 @@ def _tell(batch: Sequence[Job], text: str, number: int | None) -> None:
     """Keep a warning for the job of a batch that it is about; for all if none is named."""
     for job in batch if number is None or len(batch) == 1 else [batch[number]]:
         job.warn(text)
-
-
-def _error_of(error: Exception, job: Job) -> dict[str, str]:
-    """What a caller is told of an error: the line of one that a user can cause, nothing of any other."""
-    if isinstance(error, JobError):
-        return {"code": error.code, "message": str(error)}
-    if isinstance(error, PackError):
-        return {"code": "unsupported_by_model", "message": str(error)}
-    if isinstance(error, CodebrushError):
-        return {"code": "invalid_value", "message": str(error)}
-    log_failure(error, job=job.id, kind=job.kind)
-    if isinstance(error, MemoryError):
-        return {"code": "out_of_memory", "message": "there is not enough memory for this: ask for less"}
-    return {"code": "internal_error", "message": "something went wrong in the server; its log says what"}

@@ -2,12 +2,13 @@
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
 from codebrush.serving.problems import Problem
@@ -15,6 +16,7 @@ from codebrush.serving.schemas import MOST_SENT
 
 FORM, JSON = "multipart/form-data", "application/json"
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
 
 
 def body_of(kind: type[BaseModel], files: Mapping[str, str]) -> dict[str, Any]:
@@ -26,8 +28,8 @@ def body_of(kind: type[BaseModel], files: Mapping[str, str]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {JSON: {"schema": sent}, FORM: {"schema": form}}}}
 
 
-async def read_body(request: Request, kind: type[M], files: Mapping[str, str]) -> M:
-    """The request of a body, in which `files` are data URLs.
+async def read_body(request: Request, kind: type[M], files: Mapping[str, str], several: Collection[str] = ()) -> M:
+    """The request of a body, in which `files` are data URLs; of those named in `several` there may be more than one.
 
     Raises:
         Problem: if it is no object, or a file is a text or the other way round.
@@ -35,11 +37,12 @@ async def read_body(request: Request, kind: type[M], files: Mapping[str, str]) -
     """
     if request.headers.get("content-type", "").startswith(FORM):
         async with request.form(max_files=MOST_SENT + 1, max_fields=200) as form:
-            found = {name.removesuffix("[]"): await _values(form, name, files) for name in form}
+            names = dict.fromkeys(name.removesuffix("[]") for name in form)
+            found = {name: await _values(form, name, files, several) for name in names}
     else:
-        found = _object(await request.body())
+        found = await run_in_threadpool(_object, await request.body())
     try:
-        return kind.model_validate(found)
+        return await run_in_threadpool(kind.model_validate, found)
     except ValidationError as error:
         raise invalid(error) from None
 
@@ -65,22 +68,34 @@ def _refused(name: str) -> None:
     raise ValueError(name)
 
 
-async def _values(form: FormData, name: str, files: Mapping[str, str]) -> Any:
-    """A field of a form: of a file its data URL, of several a list of them."""
-    if name.removesuffix("[]") not in files:
+async def _values(form: FormData, name: str, files: Mapping[str, str], several: Collection[str]) -> Any:
+    """A field of a form, NAME or NAME[]: of a file its data URL, of several a list of them."""
+    if name not in files:
         return text_of(form, name)
-    urls = [
-        f"data:image/png;base64,{base64.b64encode(await content(each, name)).decode()}" for each in form.getlist(name)
-    ]
+    given = [*form.getlist(name), *form.getlist(f"{name}[]")]
+    if name not in several:
+        only(given, name)
+    urls = await run_in_threadpool(_data_urls, [await content(each, name) for each in given])
     return urls if len(urls) > 1 else urls[0]
+
+
+def _data_urls(contents: Sequence[bytes]) -> list[str]:
+    return [f"data:image/png;base64,{base64.b64encode(each).decode()}" for each in contents]
 
 
 def text_of(form: FormData, name: str) -> str:
     """The value of a field. Raises Problem for one that is a file, or given twice."""
-    values = form.getlist(name)
-    if len(values) > 1 or not isinstance(values[0], str):
+    value = only([*form.getlist(name), *form.getlist(f"{name}[]")], name)
+    if not isinstance(value, str):
         raise Problem(400, f"'{name}' must be one text", "invalid_value", name)
-    return values[0]
+    return value
+
+
+def only(given: Sequence[T], name: str) -> T:
+    """What a field holds that is sent once. Raises Problem for one that is sent several times."""
+    if len(given) > 1:
+        raise Problem(400, f"'{name}' was sent {len(given)} times: send it once", "invalid_value", name)
+    return given[0]
 
 
 async def content(upload: UploadFile | str, name: str) -> bytes:

@@ -11,8 +11,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from PIL import Image
+from starlette.concurrency import run_in_threadpool
 
 from codebrush.data.decoding.images import decode_image
+from codebrush.generation.guided.guide_options import FLOW_GUIDING
 from codebrush.generation.options import SAMPLING, parse_size
 from codebrush.serving.context import Context, Served, said_of
 from codebrush.serving.engine import Engine
@@ -20,7 +22,7 @@ from codebrush.serving.jobs import Job
 from codebrush.serving.problems import Problem
 from codebrush.serving.schemas import EVENTS, GUIDANCE, Drawing, GenerationRequest, ImagesReply, JobReply, Returned
 from codebrush.serving.settings import Settings
-from codebrush.serving.waiting import changes, failure_of, finished, left_waiting
+from codebrush.serving.waiting import changes, failure_of, finished, left_at_the_end, left_waiting
 
 NOT_STYLES = ("vivid", "natural")  # OpenAI's, which every pack takes
 CANDIDATES = {"low": 1, "high": 8, "hd": 8}  # drawn for each picture that is kept; else the usual number
@@ -29,7 +31,9 @@ FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 HEARTBEAT = 1.0  # seconds between two looks at a job that does not change
 ASYNC_PREVIEWS = 3  # half-drawn pictures of a job that nobody waits for
 # Options that pass from the request to `Codebrush.generate` as they are.
-PASSED = ("negative_prompt", "steps", "sampler", "cfg_interval", "prior", "neighbours", "method", *SAMPLING)
+PASSED = (
+    "negative_prompt", "steps", "sampler", "cfg_interval", "clip_guidance", "prior", "neighbours", "method", *SAMPLING
+)  # fmt: skip
 router = APIRouter(tags=["images"])
 
 
@@ -48,7 +52,7 @@ async def generate(asked: GenerationRequest, request: Request, context: Served) 
     With `wait` false it is the job, with status 202."""
     wanted = Wanted.of(asked)
     pack = asked.model or context.settings.packs[0]
-    job = context.submit("generate", pack, job_request(asked, context.settings), request)
+    job = await context.submit("generate", pack, job_request(asked, context.settings), request)
     return await answer(context, job, asked, wanted, request, "image_generation")
 
 
@@ -57,12 +61,12 @@ async def answer(
 ) -> Response:
     """What a request is answered with: its job, its events, whose names begin with `events`, or its pictures."""
     if not asked.wait:
-        return context.accepted(job, request)
+        return await context.accepted(job, request)
     if asked.stream:
         stream = _events(context.engine, job, wanted, events)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Job-Id": job.id})
     await finished(context.engine, job, request)
-    return JSONResponse(_reply(context.engine, job, wanted, request), headers={"X-Job-Id": job.id})
+    return await run_in_threadpool(_reply, context.engine, job, wanted, request)
 
 
 class Wanted:
@@ -103,9 +107,10 @@ def job_request(asked: GenerationRequest, settings: Settings) -> dict[str, Any]:
     """
     own = {option.name for option in GUIDANCE} | {"init", "preset"}
     given = {name: value for name, value in asked.model_dump(include=own).items() if value is not None}
-    if given and asked.method != "guide":
-        name = next(iter(given))
-        raise Problem(400, f"'{name}' is an option of guidance: add method guide", "invalid_value", name)
+    if asked.clip_guidance is not None and asked.method not in (None, "flow"):
+        raise Problem(400, "clip_guidance is an option of the flow: add method flow", "invalid_value", "clip_guidance")
+    if asked.method != "guide":
+        _check_guiding(given, asked.clip_guidance is not None)
     found: dict[str, Any] = {"prompt": asked.prompt, **drawing_options(asked, PASSED)}
     if asked.method == "guide" and asked.rerank is None:
         found.pop("rerank", None)  # which `quality` stands for: not all runs draw a start
@@ -119,6 +124,14 @@ def job_request(asked: GenerationRequest, settings: Settings) -> dict[str, Any]:
         found["sampling"] = {name: found.pop(name) for name in SAMPLING if name in found}
     previews = asked.partial_images if asked.wait else ASYNC_PREVIEWS if asked.partial_images is None else None
     return found | given | ({"previews": previews} if previews else {})
+
+
+def _check_guiding(given: Mapping[str, Any], flow: bool) -> None:
+    """Raise Problem for an option of guidance that is given to another method; a flow that CLIP guides takes some."""
+    for name in given:
+        if not (flow and name in FLOW_GUIDING):
+            other = ", or clip_guidance with the method flow" if name in FLOW_GUIDING else ""
+            raise Problem(400, f"'{name}' is an option of guidance: add method guide{other}", "invalid_value", name)
 
 
 def drawing_options(asked: Drawing, passed: Sequence[str]) -> dict[str, Any]:
@@ -136,12 +149,12 @@ def drawing_options(asked: Drawing, passed: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _reply(engine: Engine, job: Job, wanted: Wanted, request: Request) -> dict[str, Any]:
+def _reply(engine: Engine, job: Job, wanted: Wanted, request: Request) -> JSONResponse:
     assert job.result is not None
     data = [picture_entry(job, number, wanted, request) for number in range(len(job.result["images"]))]
     about = {**wanted.about(), "size": size_of(job), "usage": usage_of(engine, job), "job": job.id}
     about["warnings"] = job.warnings
-    return {"created": int(job.created), "data": data, **about}
+    return JSONResponse({"created": int(job.created), "data": data, **about}, headers={"X-Job-Id": job.id})
 
 
 def picture_entry(job: Job, number: int, wanted: Wanted, request: Request) -> dict[str, Any]:
@@ -161,10 +174,28 @@ def picture_url(job: Job, number: int, wanted: Wanted, request: Request) -> str:
 
 
 def picture_bytes(job: Job, number: int, wanted: Wanted) -> bytes:
-    """The file of a picture in the form that is wanted; a PNG as it was stored, with how it was made."""
-    assert job.result is not None
-    stored = (job.folder / job.result["images"][number]["file"]).read_bytes()
+    """The file of a picture in the form that is wanted; a PNG as it was stored, with how it was made. Raises Problem if
+    it is kept no longer."""
+    stored = _stored(job, number)
     return stored if wanted.format == "png" else _as(stored, wanted)
+
+
+def _stored(job: Job, number: int) -> bytes:
+    assert job.result is not None
+    return kept(job, job.result["images"][number]["file"])
+
+
+def kept(job: Job, name: str) -> bytes:
+    """A file of a job. Raises Problem if it is kept no longer."""
+    try:
+        return (job.folder / name).read_bytes()
+    except FileNotFoundError:
+        raise no_file() from None
+
+
+def no_file() -> Problem:
+    """What one is told who asks for a file that is not there."""
+    return Problem(404, "there is no such file, or no longer", "not_found")
 
 
 def _as(png: bytes, wanted: Wanted) -> bytes:
@@ -198,13 +229,11 @@ def usage_of(engine: Engine, job: Job) -> dict[str, Any]:
 async def _events(engine: Engine, job: Job, wanted: Wanted, prefix: str) -> AsyncIterator[str]:
     """The server-sent events of a job, until it ends; it is cancelled if the caller goes away."""
     sent = 0
-    try:
+    with left_at_the_end(engine, job):
         async for _ in changes(job, HEARTBEAT):
             while sent < len(job.shown):  # more may come while these are sent
                 for picture in job.shown[sent]:
-                    size = "{}x{}".format(*Image.open(io.BytesIO(picture)).size)
-                    content = {**_event(picture, wanted, size), "partial_image_index": sent}
-                    yield event(f"{prefix}.partial_image", content)
+                    yield await run_in_threadpool(_partial, picture, wanted, sent, prefix)
                 sent += 1
             if left_waiting(engine, job):
                 break
@@ -214,11 +243,21 @@ async def _events(engine: Engine, job: Job, wanted: Wanted, prefix: str) -> Asyn
             yield event("error", failure_of(job).body())
             return
         for number in range(len(job.result["images"])):
-            stored = (job.folder / job.result["images"][number]["file"]).read_bytes()
-            content = {**_event(stored, wanted, size_of(job)), "usage": usage_of(engine, job), "warnings": job.warnings}
-            yield event(f"{prefix}.completed", content)
-    finally:
-        engine.leave(job)
+            yield await run_in_threadpool(_completed, engine, job, number, wanted, prefix)
+
+
+def _partial(picture: bytes, wanted: Wanted, index: int, prefix: str) -> str:
+    size = "{}x{}".format(*Image.open(io.BytesIO(picture)).size)
+    return event(f"{prefix}.partial_image", {**_event(picture, wanted, size), "partial_image_index": index})
+
+
+def _completed(engine: Engine, job: Job, number: int, wanted: Wanted, prefix: str) -> str:
+    try:
+        content = _event(_stored(job, number), wanted, size_of(job))
+    except Problem as problem:
+        return event("error", problem.body())
+    content |= {"usage": usage_of(engine, job), "warnings": job.warnings}
+    return event(f"{prefix}.completed", content)
 
 
 def _event(png: bytes, wanted: Wanted, size: str) -> dict[str, Any]:
@@ -240,8 +279,8 @@ def file(job: str, name: str, context: Served, compression: int = 100, picture: 
     found, (number, _, format) = context.engine.find(job), name.partition(".")
     made = [] if found is None or found.state != "done" else (found.result or {}).get("images", [])
     if found is not None and found.state == "done" and name == (found.result or {}).get("film"):
-        return Response((found.folder / name).read_bytes(), media_type=FORMATS[format])
+        return Response(kept(found, name), media_type=FORMATS[format])
     if found is None or format not in FORMATS or not number.isdecimal() or len(number) > 4 or int(number) >= len(made):
-        raise Problem(404, "there is no such file, or no longer", "not_found")
+        raise no_file()
     content = picture_bytes(found, int(number), Wanted(format, min(max(compression, 0), 100)))
     return Response(content, media_type=FORMATS[format], headers={"Cache-Control": "private, max-age=3600"})

@@ -14,6 +14,7 @@ from PIL import Image
 from codebrush.errors import CodebrushError
 
 KEPT_SHOWN = 4
+CANCELLING = "cancelling"
 ENDED = ("done", "failed", "cancelled")
 
 
@@ -41,8 +42,9 @@ class Stopped(Exception):
 class Job:
     """One job. `request` are the arguments of its kind; `listeners` are called, in any thread, after each change.
 
-    `state` is queued, running, done, failed or cancelled. `shown` are the half-drawn pictures so far, each a list with
-    one picture or more as PNG; `losses` those of guidance so far, one a step.
+    `state` is queued, running, cancelling, done, failed or cancelled; `late` is one that takes too long. `shown` are
+    the half-drawn pictures so far, each a list with one picture or more as PNG; `losses` those of guidance so far, one
+    a step.
     """
 
     kind: str
@@ -64,8 +66,10 @@ class Job:
     shown: list[list[bytes]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     cancelled: bool = False
+    late: bool = False
     listeners: list[Callable[[], None]] = field(default_factory=list)
     _lock: RLock = field(default_factory=RLock)
+    _seen: int = 0  # half-drawn pictures that will be drawn a second time
 
     @property
     def ended(self) -> bool:
@@ -107,8 +111,15 @@ class Job:
             self.warnings.append(text)
             self.changed()
 
+    def begin_again(self) -> None:
+        """Its work begins anew: what was shown of it will come again, and is not shown twice."""
+        self.started, self._seen = time.time(), len(self.shown)
+
     def show(self, pictures: Sequence[Image.Image]) -> None:
         """Show pictures as they are now. Of many times only the latest few are kept."""
+        if self._seen:
+            self._seen -= 1
+            return
         self.shown.append([png_bytes(picture) for picture in pictures])
         if len(self.shown) > KEPT_SHOWN:
             self.shown[-KEPT_SHOWN - 1] = []

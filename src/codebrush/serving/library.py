@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -24,6 +25,7 @@ from codebrush.errors import UsageError
 from codebrush.serving.jobs import JobError
 
 DATABASE, ABOUT = "pictures.db", "index.json"
+INDEX_ID = re.compile(r"[0-9a-f]{16}")
 MOST_ENTRIES = 1000  # of a folder that is listed
 NO_LIBRARY = "the server was started without a library: start it with --library FOLDER"
 
@@ -45,7 +47,8 @@ class Library:
     """
 
     def __init__(self, roots: Sequence[Path], data: Path) -> None:
-        self.indexes = data.absolute() / "indexes"
+        self.data = data.absolute()
+        self.indexes = self.data / "indexes"
         self.roots: dict[str, Path] = {}
         self._secret = secrets.token_bytes(32)
         for root in roots:
@@ -114,9 +117,11 @@ class Library:
         return os.path.basename(text)
 
     def without_paths(self, text: str) -> str:
-        """A message with the places of libraries by their names."""
-        for name, root in self.roots.items():
+        """A message with the places of libraries by their names, and without the folder of the server's data."""
+        for name, root in sorted(self.roots.items(), key=lambda item: -len(str(item[1]))):
             text = text.replace(str(root), name)
+        for folder in (str(self.data), os.path.realpath(self.data)):
+            text = text.replace(f"{folder}{os.sep}", "").replace(folder, "the server's folder")
         return text
 
     def entries(self, place: str) -> list[Entry]:
@@ -153,14 +158,28 @@ class Library:
         return self.indexes / name[:16]
 
     def index_list(self) -> list[dict[str, Any]]:
-        """What is known of each index whose place is in a library."""
+        """What is known of each index, and whether its place is gone from the libraries."""
         found = []
         for about in sorted(self.indexes.glob(f"*/{ABOUT}")):
-            with suppress(OSError, ValueError, KeyError, JobError):
-                known = json.loads(about.read_text(encoding="utf-8"))
-                self.find(known["folder"])
-                found.append({"id": about.parent.name, **known})
+            with suppress(OSError, ValueError, KeyError, TypeError, JobError):
+                found.append(self.index(about.parent.name))
         return found
+
+    def index(self, index: str) -> dict[str, Any]:
+        """What is known of an index. Raises JobError if there is none."""
+        try:
+            if not INDEX_ID.fullmatch(index):
+                raise ValueError(index)
+            known = json.loads((self.indexes / index / ABOUT).read_text(encoding="utf-8"))
+            found = {"id": index, **known, "gone": not self._is_there(str(known["folder"]))}
+        except (OSError, ValueError, KeyError, TypeError):
+            raise JobError("not_found", f"there is no index '{index}'") from None
+        return found
+
+    def _is_there(self, place: str) -> bool:
+        with suppress(JobError):
+            return self.find(place).exists()
+        return False
 
     def picture_id(self, path: str) -> str:
         """A name for a row of an index, by its path."""

@@ -1,8 +1,6 @@
 """`/v1/library`, `/v1/search` and `/v1/similar`: the folders that the server may read, their indexes, and searches."""
 
 import hmac
-import re
-import shutil
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -12,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from codebrush.serving.context import Context, Served
 from codebrush.serving.embeddings import data_url
 from codebrush.serving.jobs import png_bytes
-from codebrush.serving.library import pictures_in
+from codebrush.serving.library import INDEX_ID, pictures_in
 from codebrush.serving.library_schemas import (
     CheckReply,
     CheckRequest,
@@ -27,7 +25,6 @@ from codebrush.serving.library_work import thumbnail, whole_picture
 from codebrush.serving.problems import Problem
 from codebrush.serving.schemas import JobReply
 
-INDEX_ID = re.compile(r"[0-9a-f]{16}")
 router = APIRouter(tags=["library"])
 
 
@@ -52,19 +49,13 @@ async def index(asked: IndexRequest, request: Request, context: Served) -> JSONR
     await run_in_threadpool(context.engine.library.find, asked.folder)
     pack = asked.model or context.settings.packs[0]
     found = {"folder": asked.folder, "captions": asked.captions}
-    return context.accepted(context.submit("index", pack, found, request), request)
+    return await context.accepted(await context.submit("index", pack, found, request), request)
 
 
 @router.delete("/v1/library/index/{index}", response_model=DeletedReply, summary="Delete an index")
 def delete_index(index: str, context: Served) -> dict[str, Any]:
-    """Deletes an index, not the pictures."""
-    shelf = context.engine.library
-    about = next((each for each in shelf.index_list() if each["id"] == index), None)
-    if about is None:
-        raise Problem(404, f"there is no index '{index}'", "not_found", "index")
-    if any(job.request["folder"] == about["folder"] for job in context.engine.live("index")):
-        raise Problem(400, f"'{about['folder']}' is being indexed: cancel that first", "in_use", "index")
-    shutil.rmtree(shelf.indexes / about["id"], ignore_errors=True)
+    """Deletes an index, not the pictures; also one whose place is gone."""
+    context.engine.delete_index(index)
     return {"id": index, "object": "index", "deleted": True}
 
 
@@ -72,7 +63,8 @@ def delete_index(index: str, context: Served) -> dict[str, Any]:
 async def check(asked: CheckRequest, request: Request, context: Served) -> dict[str, Any]:
     """How many captioned pictures a training would find, some of the captions, and what it would leave out."""
     found = asked.model_dump(include={"source", "captions"})
-    return await _read("check", context.settings.packs[0], found, {}, request, context)
+    _, result = await context.told("check", context.settings.packs[0], found, request)
+    return result
 
 
 @router.post("/v1/search", response_model=SearchReply, summary="Search an indexed folder")
@@ -99,7 +91,7 @@ async def similar(asked: SimilarRequest, request: Request, context: Served) -> d
         raise Problem(400, "give either id or image", "missing_required_parameter", "image")
     found: dict[str, Any] = {"folder": asked.folder, "n": asked.n}
     if asked.id is not None:
-        context.engine.library.path_of(asked.id)  # raises JobError for what is none
+        await run_in_threadpool(context.engine.library.path_of, asked.id)  # raises JobError for what is none
         found["like"] = asked.id
     return await _search(asked.model, found, asked.image, request, context)
 
@@ -107,23 +99,15 @@ async def similar(asked: SimilarRequest, request: Request, context: Served) -> d
 async def _search(
     model: str | None, found: dict[str, Any], image: str | None, request: Request, context: Context
 ) -> dict[str, Any]:
-    files = {} if image is None else {"picture": data_url(image, "image")}
+    files = {} if image is None else {"picture": await run_in_threadpool(data_url, image, "image")}
     found |= {name: name for name in files} | {"max_pixels": context.settings.max_input_pixels}
     pack = model or context.settings.packs[0]
-    result = await _read("search", pack, found, files, request, context)
+    _, result = await context.told("search", pack, found, request, files)
     for each in result["data"]:
         address = address_of(context, result["index"], each["id"])
         each["thumbnail"] = f"{str(request.base_url).rstrip('/')}{address}"
         each["url"] = f"{each['thumbnail']}/large"
     return {"object": "list", "model": pack, **result}
-
-
-async def _read(
-    kind: str, pack: str, found: dict[str, Any], files: dict[str, bytes], request: Request, context: Context
-) -> dict[str, Any]:
-    job, result = await context.done(kind, pack, found, request, files)
-    context.engine.forget(job)
-    return result
 
 
 def address_of(context: Context, index: str, picture: str) -> str:

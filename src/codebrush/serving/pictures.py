@@ -52,8 +52,8 @@ router = APIRouter(tags=["images"])
 )
 async def upscale(request: Request, context: Served) -> Response:
     """Pictures 2 or 4 times as wide and high, with their transparency. The body is JSON, or a form with files."""
-    asked = await read_body(request, UpscaleRequest, UPSCALED)
-    files = data_urls(asked.image, "picture", "image")
+    asked = await read_body(request, UpscaleRequest, UPSCALED, several=("image",))
+    files = await run_in_threadpool(data_urls, asked.image, "picture", "image")
     found = {"pictures": list(files), "scale": asked.scale}
     return await _answer(context, "upscale", asked.model, found, files, asked, request)
 
@@ -69,7 +69,13 @@ async def replay(request: Request, context: Served) -> Response:
     """The same pixels again, from a PNG that Codebrush made or from its manifest. What an edit or a guided picture was
     made from is sent along as `source` and `mask`: files that a manifest names are not opened. The pack is the one that
     it was made with. The body is JSON, or a form with files."""
-    asked = await read_body(request, ReplayRequest, REPLAYED)
+    asked = await read_body(request, ReplayRequest, REPLAYED, several=("source",))
+    pack, found, files = await run_in_threadpool(_replayed, asked, context)
+    return await _answer(context, "replay", pack, found, files, asked, request)
+
+
+def _replayed(asked: ReplayRequest, context: Context) -> tuple[str, dict[str, Any], dict[str, bytes]]:
+    """The pack, the arguments and the files of a job that makes a picture again. Raises Problem if there is none."""
     if (asked.image is None) == (asked.manifest is None):
         raise Problem(400, "send the PNG as image, or its manifest", "missing_required_parameter", "image")
     files = data_urls(asked.source or [], "source", "source")
@@ -81,8 +87,7 @@ async def replay(request: Request, context: Served) -> Response:
         manifest = read_manifest(io.BytesIO(files["picture"]))
     _check_limits(manifest, context.settings)
     found["manifest"] = manifest
-    pack = asked.model or await run_in_threadpool(_made_with, context, manifest)
-    return await _answer(context, "replay", pack, found, files, asked, request)
+    return asked.model or _made_with(context, manifest), found, files
 
 
 async def _answer(
@@ -95,21 +100,22 @@ async def _answer(
     request: Request,
 ) -> Response:
     wanted, found["max_pixels"] = Wanted.of(asked), context.settings.max_input_pixels
-    job = context.submit(kind, model or context.settings.packs[0], found, request, files)
+    job = await context.submit(kind, model or context.settings.packs[0], found, request, files)
     if not asked.wait:
-        return context.accepted(job, request)
+        return await context.accepted(job, request)
     await finished(context.engine, job, request)
-    return JSONResponse(_reply(job, wanted, request), headers={"X-Job-Id": job.id})
+    return await run_in_threadpool(_reply, job, wanted, request)
 
 
-def _reply(job: Job, wanted: Wanted, request: Request) -> dict[str, Any]:
+def _reply(job: Job, wanted: Wanted, request: Request) -> JSONResponse:
     assert job.result is not None
-    return {
+    said = {
         "created": int(job.created),
         "data": [picture_entry(job, number, wanted, request) for number in range(len(job.result["images"]))],
         "output_format": wanted.format, "size": size_of(job), "model": job.pack, "job": job.id,
         "warnings": job.warnings,
     }  # fmt: skip
+    return JSONResponse(said, headers={"X-Job-Id": job.id})
 
 
 def _made_with(context: Context, manifest: Mapping[str, Any]) -> str:

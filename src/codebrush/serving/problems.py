@@ -1,7 +1,7 @@
 """Errors in the form of OpenAI's API, with a status that its client does not retry if the caller is to blame."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,12 +12,13 @@ from starlette.exceptions import HTTPException
 
 from codebrush.errors import CodebrushError
 from codebrush.generation.options import did_you_mean
-from codebrush.serving.jobs import JobError, QueueFull
-from codebrush.serving.log import log_failure
+from codebrush.serving.faults import fault_of
+from codebrush.serving.jobs import QueueFull
 
 STATUS = {  # of an error's code; any other is the caller's, 400
     "queue_full": 429,
     **dict.fromkeys(("model_not_found", "no_library", "not_in_library", "not_indexed", "picture_not_found"), 404),
+    "not_found": 404,
     "no_space": 507,
     "server_stopping": 503,
     "internal_error": 500,
@@ -70,12 +71,10 @@ async def _problem(_: Request, error: Any) -> JSONResponse:
     return error.reply()
 
 
-async def _user_error(_: Request, error: Any) -> JSONResponse:
+async def _user_error(request: Request, error: Any) -> JSONResponse:
     if isinstance(error, QueueFull):
         return Problem(429, str(error), error.code, headers={"Retry-After": str(error.retry_after)}).reply()
-    if isinstance(error, JobError):
-        return problem_of(error.code, str(error)).reply()
-    return Problem(400, str(error), "invalid_value").reply()
+    return fault(error, request.app.state.context.engine.plain).reply()
 
 
 async def _invalid(request: Request, error: Any) -> JSONResponse:
@@ -116,10 +115,10 @@ async def _http(_: Request, error: Any) -> JSONResponse:
     return Problem(error.status_code, str(error.detail), headers=error.headers).reply()
 
 
-def unexpected(error: Exception) -> Problem:
-    """What is told of an error that is not the caller's; the log says where it came from."""
-    log_failure(error)
-    return problem_of("internal_error", "something went wrong in the server; its log says what")
+def fault(error: Exception, plain: Callable[[str], str] = str) -> Problem:
+    """What is told of an error; see `fault_of`."""
+    said = fault_of(error, plain)
+    return problem_of(said["code"], said["message"])
 
 
 def _kind(status: int) -> str:

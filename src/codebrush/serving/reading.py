@@ -4,10 +4,13 @@ import base64
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
 
 from codebrush.serving.context import Context, Served
 from codebrush.serving.embeddings import data_urls
 from codebrush.serving.forms import body_of, read_body
+from codebrush.serving.jobs import Job
 from codebrush.serving.reading_schemas import (
     AnswersReply,
     AskRequest,
@@ -50,7 +53,7 @@ EXPLAINED = {"image": "The picture."}
     summary="Explain a picture by words",
     openapi_extra=body_of(ExplainRequest, EXPLAINED),
 )
-async def explain(request: Request, context: Served) -> dict[str, Any]:
+async def explain(request: Request, context: Served) -> Response:
     """Heat maps of which pixels match a text and each of its words, and whether the picture shows what it says. The
     body is JSON, or a form with the picture as a file."""
     asked = await read_body(request, ExplainRequest, EXPLAINED)
@@ -58,9 +61,12 @@ async def explain(request: Request, context: Served) -> dict[str, Any]:
     pack = asked.model or context.settings.packs[0]
     found = {"pictures": ["picture_00"], "max_pixels": context.settings.max_input_pixels}
     found |= {"texts": texts, "method": asked.method}
-    files = data_urls(asked.image, "picture", "image")
+    files = await run_in_threadpool(data_urls, asked.image, "picture", "image")
     job, result = await context.done("explain", pack, found, request, files)
+    return await run_in_threadpool(_explained, context, job, result)
 
+
+def _explained(context: Context, job: Job, result: dict[str, Any]) -> Response:
     def shown(file: str | None) -> str | None:
         return None if file is None else base64.b64encode((job.folder / file).read_bytes()).decode()
 
@@ -69,16 +75,15 @@ async def explain(request: Request, context: Served) -> dict[str, Any]:
         for entry in result["data"]
     ]
     context.engine.forget(job)
-    return {"object": "list", "model": pack, "data": data, "warnings": job.warnings}
+    return JSONResponse({"object": "list", "model": job.pack, "data": data, "warnings": job.warnings})
 
 
 async def _read(
     kind: str, asked: PicturesRequest, options: dict[str, Any], request: Request, context: Context
 ) -> dict[str, Any]:
     """What a job of this kind says of the pictures, one entry each."""
-    files = data_urls(asked.image, "picture", "image")
+    files = await run_in_threadpool(data_urls, asked.image, "picture", "image")
     pack = asked.model or context.settings.packs[0]
     found = {"pictures": list(files), "max_pixels": context.settings.max_input_pixels, "options": options}
-    job, result = await context.done(kind, pack, found, request, files)
-    context.engine.forget(job)
+    job, result = await context.told(kind, pack, found, request, files)
     return {"object": "list", "model": pack, "data": result["data"], "warnings": job.warnings}

@@ -14,6 +14,7 @@ class IndexEntry(BaseModel):
     pictures: int
     captions: list[str] = Field(description="The templates that it was made with.")
     finished: int
+    gone: bool = Field(default=False, description="Whether its place is no longer in a library.")
 
 
 class Named(BaseModel):

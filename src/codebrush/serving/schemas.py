@@ -1,10 +1,11 @@
 """What requests hold and replies say; FastAPI makes the OpenAPI document of it."""
 
 import json
+import re
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model, field_validator
 
 from codebrush.generation.guided.guide_options import INITS, MEMORY, GuideOptions
 from codebrush.serving.report_schemas import IndexReport, TrainingReport
@@ -44,6 +45,32 @@ Pictures = Annotated[
 ]
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_LENGTH)]
 Text = Annotated[str, Field(max_length=MAX_PROMPT_LENGTH)]
+MOST_SEED = 2**63 - 1  # as in `codebrush.generation.options`
+SEED_TEXT = r"^[0-9]{1,19}$"
+
+
+def _whole(value: Any) -> Any:
+    """A whole number, also one that is sent as a text, of which JSON rounds nothing."""
+    if isinstance(value, str):
+        if not re.fullmatch(SEED_TEXT, value):
+            raise ValueError("it must be a whole number, 0 or above")
+        return int(value)
+    if isinstance(value, bool):
+        raise ValueError("it must be a whole number, not true or false")
+    if isinstance(value, float) and abs(value) >= 2**53:
+        raise ValueError("a number as large as this is rounded on the way: send it as a text of digits")
+    return value
+
+
+Seed = Annotated[
+    int,
+    Field(ge=0, le=MOST_SEED),
+    BeforeValidator(_whole),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 0, "maximum": MOST_SEED}, {"type": "string", "pattern": SEED_TEXT}]},
+        mode="validation",
+    ),
+]
 
 
 def _guide_field(option: Any) -> tuple[Any, Any]:
@@ -102,13 +129,16 @@ class Drawing(Returned):
     safety_identifier: str | None = optional("Not used.", max_length=1000)
     moderation: Literal["auto", "low"] | None = optional("Not used.")
 
-    seed: int | None = optional("Random seed: the same seed gives the same pictures. Default: another each time.", ge=0)
+    seed: Seed | None = optional("Random seed: the same seed gives the same pictures. Default: another each time.")
     cfg: float | None = optional("Scale of classifier-free guidance.", ge=0, le=100)
     temperature: float | None = optional("0 takes the likeliest code.", ge=0, le=100)
     top_k: int | None = optional("Draw among so many codes; 0: all.", ge=0, le=2**31 - 1)
     top_p: float | None = optional("Draw among the likeliest codes of this probability in all.", gt=0, le=1)
     min_p: float | None = optional("Least probability of a code, as a share of the likeliest one's.", ge=0, le=1)
     rerank: int | None = optional("Pictures to draw, of which the best n are kept.", ge=1, le=MOST_CANDIDATES)
+    clip_guidance: float | None = optional(
+        "flow: CLIP's gradient bends it by so many standard deviations in all; 0.5 is a start.", ge=0, le=100
+    )
     steps: int | None = optional("guide, flow: how many steps are taken.", ge=1, le=MOST_STEPS)
     upscale: Literal[1, 2, 4] | None = optional("Enlarge the pictures afterwards.")
 
@@ -184,12 +214,12 @@ class ReplayRequest(Returned):
     @field_validator("manifest", mode="before")
     @classmethod
     def _read(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return json.loads(value)
-        except RecursionError:
-            raise ValueError("it is no manifest") from None
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except RecursionError:
+                raise ValueError("it is no manifest") from None
+        return {**value, "seed": _whole(value["seed"])} if isinstance(value, dict) and "seed" in value else value
 
 
 class EmbeddingRequest(Strict):
@@ -234,7 +264,7 @@ class ImageData(BaseModel):
 
     b64_json: str | None = None
     url: str | None = Field(default=None, description="Served by this server until the job is forgotten.")
-    seed: int | None = None
+    seed: int | str | None = Field(default=None, description="A text if JavaScript would round the number.")
     index: int | None = Field(default=None, description="The picture draws from the random stream of (seed, index).")
     clip_score: float | None = Field(default=None, description="CLIP's cosine with the prompt.")
     scorer_score: float | None = Field(default=None, description="The cosine by the pack's scorer.")
@@ -290,7 +320,7 @@ class JobReply(BaseModel):
     object: Literal["job"] = "job"
     kind: str
     model: str
-    state: Literal["queued", "running", "done", "failed", "cancelled"]
+    state: Literal["queued", "running", "cancelling", "done", "failed", "cancelled"]
     created: float
     started: float | None
     finished: float | None

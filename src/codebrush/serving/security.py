@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from codebrush.serving.log import log
 from codebrush.serving.metrics import Metrics
-from codebrush.serving.problems import Problem, unexpected
+from codebrush.serving.problems import Problem, fault
 from codebrush.serving.settings import LOOPBACK, Settings
 from codebrush.serving.sign_in import COOKIE, SIGN_IN, key_of_cookie, right_key
 
@@ -51,7 +51,7 @@ class Guard:
         except Problem as problem:
             await problem.reply()(scope, receive, answer)
         except Exception as error:
-            reply = unexpected(error).reply()
+            reply = fault(error).reply()
             if not begun:
                 await reply(scope, receive, answer)
         finally:

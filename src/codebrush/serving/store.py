@@ -4,9 +4,11 @@ DATA/jobs.sqlite        one row a job
 DATA/jobs/ID/           what was uploaded for it, what it made, the run folder of a guided run
 """
 
+import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from sqlalchemy.engine import Engine as Connections
 
 from codebrush.errors import CodebrushError
 from codebrush.files import write_errors
+from codebrush.serving.jobs import CANCELLING
 
-UNFINISHED = ("queued", "running")
+UNFINISHED = ("queued", "running", CANCELLING)
 JUST_ENDED = 60.0  # seconds for which a result is kept whatever the limits say
 META = MetaData()
 JOBS = Table(
@@ -95,16 +98,24 @@ class Store:
         with self._connections.connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
-    def finish(self, job: str, state: str, **values: Any) -> None:
-        """Keep how a job ended, and how much room its files take."""
-        size = sum(path.stat().st_size for path in self.folder(job).rglob("*") if path.is_file())
-        self.change(job, state=state, finished=time.time(), size=size, **values)
+    def finish(self, job: str, state: str, finished: float, size: int, **values: Any) -> None:
+        """Keep how a job ended, when, and how many bytes its files take."""
+        self.change(job, state=state, finished=finished, size=size, **values)
+
+    def size(self, job: str) -> int:
+        """Bytes that the files of a job take."""
+        total = 0
+        for folder, _, names in os.walk(self.folder(job)):
+            for name in names:
+                with suppress(OSError):  # removed meanwhile
+                    total += os.lstat(os.path.join(folder, name)).st_size
+        return total
 
     def remove(self, job: str) -> None:
-        """Forget a job and its files."""
+        """Forget a job and its files: these first, as on a full disk the row can only be removed then."""
+        shutil.rmtree(self.folder(job), ignore_errors=True)
         with self._connections.begin() as connection:
             connection.execute(JOBS.delete().where(JOBS.c.id == job))
-        shutil.rmtree(self.folder(job), ignore_errors=True)
 
     def prune(self, seconds: float, size: int) -> list[str]:
         """Forget jobs that ended more than `seconds` ago, and the oldest until the others' files take `size` bytes; but

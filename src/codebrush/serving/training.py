@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from codebrush.errors import CodebrushError
-from codebrush.files import held_alone
+from codebrush.files import held_alone, set_aside
 from codebrush.pack.pack import PACK_FILE, open_pack
 from codebrush.pipeline import Codebrush
 from codebrush.progress import Progress
 from codebrush.serving import KEY_VARIABLE
-from codebrush.serving.jobs import Job, JobError, Stopped
+from codebrush.serving.faults import NO_SPACE, says_full
+from codebrush.serving.jobs import CANCELLING, Job, JobError, Stopped
 from codebrush.serving.library import Library
 from codebrush.serving.library_work import open_rows
 from codebrush.serving.log import log
@@ -66,7 +67,16 @@ class Trainer:
 
     def kinds(self) -> Mapping[str, Kind]:
         """The kind of job that trains."""
-        return {"train": Kind(partial(_train, self), lane=TRAIN, long=True)}
+        return {"train": Kind(partial(_train, self), lane=TRAIN, long=True, admit=self.check_free)}
+
+    def check_free(self, request: Mapping[str, Any], live: Sequence[Job]) -> None:
+        """Raise JobError for a training whose name another one has; `live` are those that have not ended."""
+        for job in live:
+            if job.request["name"] == request["name"]:
+                stopping = job.state == CANCELLING
+                doing = "being stopped, and saves: try again when it has" if stopping else "being trained"
+                raise JobError("name_taken", f"'{request['name']}' is {doing}")
+        self.check_name(request["name"], request.get("resume", False))
 
     def check_name(self, name: str, resume: bool) -> None:
         """Raise JobError for a name that is no name, taken, or of a training that cannot be resumed."""
@@ -89,7 +99,7 @@ class Trainer:
             return None
         return {
             "name": name, "source": self.library.place(first.source.source), "captions": list(first.source.captions),
-            "seconds": first.budget or 0.0,
+            "seconds": first.budget or 0.0, "resume": True,
         }  # fmt: skip
 
     def report(self, job: Job) -> dict[str, Any]:
@@ -109,7 +119,7 @@ class Trainer:
 
     def plain(self, text: str) -> str:
         """A line without the paths of this machine."""
-        return self.library.without_paths(text.replace(f"{self.places.folder}{os.sep}", ""))
+        return self.library.without_paths(text.replace(f"{self.places.folder}{os.sep}", ""))  # else packs/NAME
 
     def finish(self, name: str) -> None:
         """Let requests use a pack that was trained."""
@@ -120,13 +130,13 @@ class Trainer:
         pack = open_pack(self.places.pack(name))
         self.packs[name] = lambda: Codebrush(pack)
 
-    def remove(self, name: str) -> None:
-        """Delete a pack that was trained here, or what a stopped training has left. Raises JobError for any other."""
+    def set_aside(self, name: str) -> list[Path]:
+        """Take away a pack that was trained here, or what a stopped training has left: hidden folders, to be removed.
+        Raises JobError for any other."""
         if name in self.given:
             raise JobError("invalid_value", f"the model '{name}' was given with --pack: it is not deleted here")
         self.packs.pop(name, None)
-        for folder in (self.places.pack(name), self.places.work(name)):
-            shutil.rmtree(folder, ignore_errors=True)
+        return [set_aside(each) for each in (self.places.pack(name), self.places.work(name)) if each.is_dir()]
 
 
 def _train(trainer: Trainer, brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:
@@ -138,7 +148,7 @@ def _train(trainer: Trainer, brush: Codebrush, jobs: Sequence[Job], progress: Pr
     out.parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(out.parent).free < FREE:
         raise JobError("no_space", "less than 1 GB of disk is free where packs are kept: free some")
-    _wait_for(work)
+    _wait_for(work, lambda: progress(0, max(1, round(job.request["seconds"]))))
     if work.exists() or not (out / PACK_FILE).is_file():
         _run(trainer, _arguments(trainer, brush, job, work), job, progress)
     trainer.finish(name)
@@ -161,8 +171,8 @@ def _arguments(trainer: Trainer, brush: Codebrush, job: Job, work: Path) -> list
     return [*found, *(part for caption in request["captions"] for part in ("--caption", caption))]
 
 
-def _wait_for(work: Path) -> None:
-    """Wait for a process of an earlier server to save and end."""
+def _wait_for(work: Path, look: Callable[[], None]) -> None:
+    """Wait for a process of an earlier server to save and end, and `look` meanwhile."""
     until = time.monotonic() + STOP_SECONDS
     while True:
         try:
@@ -171,6 +181,7 @@ def _wait_for(work: Path) -> None:
         except CodebrushError:
             if time.monotonic() > until:
                 raise
+            look()
             time.sleep(LOOK_SECONDS)
 
 
@@ -195,16 +206,13 @@ def _run(trainer: Trainer, arguments: list[str], job: Job, progress: Progress) -
                 with suppress(subprocess.TimeoutExpired):
                     child.wait(LOOK_SECONDS)
         except Stopped:
-            _stop(child)
-            raise
-        except BaseException:
-            child.kill()
+            interrupt(child)
             raise
         finally:
-            assert child.stdin is not None
-            child.stdin.close()
+            end_all(child)
     if child.returncode:
-        raise JobError("training_failed", _reason(trainer, job, child.returncode))
+        reason = _reason(trainer, job, child.returncode)
+        raise JobError(**NO_SPACE) if says_full(reason) else JobError("training_failed", reason)
     _keep_previews(trainer, job)
     progress(budget, budget)
 
@@ -219,15 +227,24 @@ def _keep_previews(trainer: Trainer, job: Job) -> None:
                 shutil.copyfile(file, copy)
 
 
-def _stop(child: "subprocess.Popen[bytes]") -> None:
-    """Let a training save, and end it."""
+def interrupt(child: "subprocess.Popen[bytes]") -> None:
+    """Let a training save, for `STOP_SECONDS` at most."""
     with suppress(ProcessLookupError):
         child.send_signal(signal.SIGINT)
-    try:
+    with suppress(subprocess.TimeoutExpired):
         child.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+
+
+def end_all(child: "subprocess.Popen[bytes]") -> None:
+    """End a process that has a session of its own, and with it all that it has started."""
+    with suppress(ProcessLookupError):
+        if hasattr(os, "killpg"):
+            os.killpg(child.pid, signal.SIGKILL)
+        else:
+            child.kill()
+    child.wait()
+    if child.stdin is not None:
+        child.stdin.close()
 
 
 def _reason(trainer: Trainer, job: Job, status: int) -> str:

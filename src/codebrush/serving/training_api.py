@@ -23,7 +23,7 @@ async def train(asked: TrainRequest, request: Request, context: Served) -> JSONR
     """Answers with the job, whose `training` has curves, previews and what it says. A pack that is done is a model like
     the others at once. Deleting the job stops the training, which can then be resumed."""
     pack, found = await run_in_threadpool(training_job, context, asked)
-    return context.accepted(context.submit("train", pack, found, request), request)
+    return await context.accepted(await context.submit("train", pack, found, request), request)
 
 
 @router.get("/v1/train", response_model=StoppedReply, summary="List the trainings that can be resumed")
@@ -44,14 +44,16 @@ async def resume(name: str, request: Request, context: Served) -> JSONResponse:
     """Goes on with a training that was stopped, from its last checkpoint and for what is left of its budget."""
     begun = await run_in_threadpool(stopped_training, context, name)
     await run_in_threadpool(context.engine.library.find, begun["source"])
-    return context.accepted(context.submit("train", context.settings.packs[0], begun, request), request)
+    job = await context.submit("train", context.settings.packs[0], begun, request)
+    return await context.accepted(job, request)
 
 
 def stopped_training(context: Context, name: str) -> dict[str, Any]:
-    """The request of a training that was stopped. Raises what `check_free` does."""
-    check_free(context, name, resume=True)
+    """The request of a training that was stopped. Raises JobError for a name that cannot be trained now."""
+    context.engine.trainer.check_free({"name": name, "resume": True}, context.engine.live("train"))
     begun = context.engine.trainer.begun(name)
-    assert begun is not None
+    if begun is None:  # deleted just now
+        raise JobError("not_in_library", f"there is no stopped training of '{name}'")
     return begun
 
 
@@ -69,7 +71,7 @@ def training_job(context: Context, asked: TrainRequest) -> tuple[str, dict[str, 
     """The pack to begin from and the request of a job that trains. Raises Problem or JobError for what cannot be."""
     seconds = budget_of(asked.budget, context.engine.limits.budget)
     context.engine.library.find(asked.source)
-    check_free(context, asked.name, resume=False)
+    context.engine.trainer.check_free({"name": asked.name}, context.engine.live("train"))
     found = asked.model_dump(include={"source", "captions", "name", "budget", "fresh", "image_size", "seed"})
     return asked.model or context.settings.packs[0], found | {"seconds": seconds}
 
@@ -83,13 +85,6 @@ def budget_of(text: str, most: float) -> float:
     if seconds > most:
         raise Problem(400, f"a training may take {spell_seconds(most)} at most here", "invalid_value", "budget")
     return seconds
-
-
-def check_free(context: Context, name: str, resume: bool) -> None:
-    """Raise JobError for a name that cannot be trained now."""
-    if any(job.request["name"] == name for job in context.engine.live("train")):
-        raise JobError("name_taken", f"'{name}' is being trained")
-    context.engine.trainer.check_name(name, resume)
 
 
 @router.get("/files/{job}/training/{name}", response_class=FileResponse, include_in_schema=False)

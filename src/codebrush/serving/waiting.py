@@ -1,10 +1,11 @@
 """Waiting for jobs without holding up the server, and cancelling those whose caller went away."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 
 from fastapi import Request
+from starlette.concurrency import run_in_threadpool
 
 from codebrush.serving.engine import Engine
 from codebrush.serving.jobs import Job
@@ -41,14 +42,26 @@ async def finished(engine: Engine, job: Job, request: Request) -> None:
     Raises:
         Problem: if it failed or was cancelled.
     """
-    try:
+    with left_at_the_end(engine, job):
         async for _ in changes(job, LOOK_SECONDS):
-            if left_waiting(engine, job) or (not job.ended and await request.is_disconnected()):
+            if left_waiting(engine, job):
                 break
-    finally:
-        engine.leave(job)  # does nothing to one that ended
+            if not job.ended and await request.is_disconnected():
+                await run_in_threadpool(engine.leave, job)
+                break
     if job.state != "done":
         raise failure_of(job)
+
+
+@contextmanager
+def left_at_the_end(engine: Engine, job: Job) -> Iterator[None]:
+    """A context in which a caller waits for a job, which is cancelled if it has not ended then. Nothing is waited for:
+    the caller's task may be about to end."""
+    try:
+        yield
+    finally:
+        if not job.ended:
+            asyncio.get_running_loop().run_in_executor(None, engine.leave, job)
 
 
 def left_waiting(engine: Engine, job: Job) -> bool:

@@ -1,9 +1,10 @@
 """What is done for each kind of job: calls of `Codebrush`, and where their results are kept."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from codebrush.data.decoding.images import save_png, to_pil
@@ -32,12 +33,14 @@ class Kind:
     """One kind of job. `run` returns the result of each job of a batch; `group` is equal for what is one batch.
 
     `lane` says whose turn it waits for: what takes seconds at most is read beside what is drawn. One that is `long` has
-    no time limit, and stops as soon as the server does, to go on after its next start."""
+    no time limit, and stops as soon as the server does, to go on after its next start. `admit` raises JobError for a
+    request that the jobs of this kind which have not ended do not go with."""
 
     run: Callable[[Codebrush, Sequence[Job], Progress], list[dict[str, Any]]]
     group: Callable[[Mapping[str, Any]], str | None] = lambda request: None
     lane: str = DRAW
     long: bool = False
+    admit: Callable[[Mapping[str, Any], Sequence[Job]], None] = lambda request, live: None
 
 
 def batch_key(kinds: Mapping[str, Kind], job: Job) -> tuple[str, str, str] | None:
@@ -62,7 +65,8 @@ def _generate(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list
     count = first.get("previews", 0)
     preview = Preview(count, lambda number, pictures: jobs[number].show(pictures)) if count else None
     drawn = brush.generate(prompts, seed=seeds, progress=progress, preview=preview, **options)
-    return [_kept(job, results) for job, results in zip(jobs, drawn, strict=True)]
+    # Of one that was cancelled meanwhile nothing is kept: its folder may be gone.
+    return [{} if job.ended else _kept(job, results) for job, results in zip(jobs, drawn, strict=True)]
 
 
 def _guide(brush: Codebrush, job: Job, progress: Progress) -> dict[str, Any]:
@@ -85,9 +89,22 @@ def _guide(brush: Codebrush, job: Job, progress: Progress) -> dict[str, Any]:
             preview.show(0, [to_pil(image) for image in step.images()])
         progress(step.steps * step.pictures.start + step.step * len(step.pictures), step.steps * n)
     warn_of_failure(brush.pack, run.request.prompt, run.results)
-    result = _kept(job, enlarge(run.results))
+    result = _kept(job, [_by_name(each, job) for each in enlarge(run.results)])
     shutil.rmtree(folder, ignore_errors=True)  # the pictures say how they were made
     return result | {"losses": job.losses}
+
+
+def _by_name(result: Result, job: Job) -> Result:
+    """A guided picture whose manifest has the name and the hash of its start picture, and not where the server has it:
+    whoever knows a job's id may see its pictures."""
+    place, manifest = f"{job.folder}{os.sep}", result.manifest
+    options = {name: _without(place, value) for name, value in manifest["options"].items()}
+    files = {_without(place, name): digest for name, digest in manifest["files"].items()}
+    return replace(result, manifest={**manifest, "options": options, "files": files})
+
+
+def _without(place: str, value: Any) -> Any:
+    return value.removeprefix(place) if isinstance(value, str) else value
 
 
 def _kept(job: Job, results: Sequence[Result]) -> dict[str, Any]:

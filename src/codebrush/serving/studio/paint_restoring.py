@@ -1,9 +1,10 @@
 """Puts what a picture was made with into the form of the tab Paint."""
 
+import hashlib
 import operator
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -25,6 +26,7 @@ from codebrush.serving.studio.parts import Values, cached
 from codebrush.text.pasted import typed
 from codebrush.text.prompt_writing import without_style
 
+LOOKED_AT = 500  # jobs of the caller, latest first
 METHODS = ("sample", "flow", "retrieve", "guide")
 NO_START = "Give its start picture again, which is not part of it"
 # Options of guidance that change pixels and that the form has no place for.
@@ -141,11 +143,11 @@ def _guided(manifest: Mapping[str, Any], pack: Pack, lost: list[str]) -> dict[st
 
 def _start(context: Context, manifest: Mapping[str, Any], owner: str) -> str | None:
     """The picture that a guided one began from, if it lies in a job of the caller; no other file is looked at."""
-    init = manifest["options"].get("init")
-    if manifest["method"] != "guide" or init in (None, *INITS):
-        return None
-    path = Path(str(init))
-    job = context.engine.find(path.parent.name, owner)
-    if job is None or path.name != START or not (job.folder / START).is_file():
-        return None
-    return cached((job.folder / START).read_bytes(), START)
+    digest = dict(manifest.get("files") or {}).get(manifest["options"].get("init"))
+    for job in context.engine.jobs_of(owner, LOOKED_AT) if digest else ():
+        if job.request.get("start") == START and job.request.get("seed") == manifest["seed"]:
+            with suppress(OSError):
+                content = (job.folder / START).read_bytes()
+                if hashlib.sha256(content).hexdigest() == digest:
+                    return cached(content, START)
+    return None

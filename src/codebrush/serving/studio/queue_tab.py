@@ -61,7 +61,7 @@ def listed(jobs: list[Job]) -> str:
 def _line(job: Job) -> str:
     about = _about(job)
     buttons = ""
-    if not job.ended:
+    if job.state in ("queued", "running"):
         buttons = _button(job, "cancel", "Cancel", about)
     elif job.state == "done" and job.result and "images" in job.result:
         buttons = _button(job, "open", "Open", about)

@@ -74,6 +74,7 @@ class _Form:
         known = [
             each
             for each in self.context.engine.library.index_list()
+            if not each["gone"]
             if (each["folder"], each["model"]) == (place, pack)
         ]
         if not known:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from html import escape
 from typing import Any
 
-from codebrush.serving.jobs import Job
+from codebrush.serving.jobs import CANCELLING, Job
 from codebrush.serving.studio import views
 from codebrush.serving.studio.parts import note
 from codebrush.serving.training import Trainer
@@ -38,6 +38,7 @@ def progress(job: Job) -> str:
     if not job.of:
         return f'<div class="cb-progress"><progress aria-label="Progress"></progress><p>{name}: beginning</p></div>'
     line = f"{name}: {views.seconds(job.step)} of {views.seconds(job.of)}"
+    line += ", stopping: it saves first" if job.state == CANCELLING else ""
     bar = f'<progress aria-label="Progress" max="{job.of}" value="{job.step}"></progress>'
     return f'<div class="cb-progress">{bar}<p>{line}</p></div>'
 

@@ -8,7 +8,10 @@ from typing import Any
 from codebrush.serving.jobs import Job
 
 MOST_POINTS = 300  # of a curve
-WORDS = {"queued": "Waiting", "running": "Running", "done": "Done", "failed": "Failed", "cancelled": "Cancelled"}
+WORDS = {
+    "queued": "Waiting", "running": "Running", "cancelling": "Stopping",
+    "done": "Done", "failed": "Failed", "cancelled": "Cancelled",
+}  # fmt: skip
 KINDS = {
     "generate": "Paint",
     "edit": "Edit",

@@ -10,7 +10,7 @@ from codebrush import Codebrush
 from codebrush.cli.main import run
 from codebrush.errors import PromptError
 from codebrush.pack.pack import clip_hash
-from codebrush.search.database import Mark, open_database
+from codebrush.search.database import Embedder, open_database
 from codebrush.search.finding import Query, find
 from codebrush.search.nearness import Nearness
 
@@ -57,14 +57,14 @@ def test_python_finds_the_same(
 ) -> None:
     monkeypatch.setattr("codebrush.search.finding.nearness", lambda *_, **__: Nearness(0.5))
     brush = Codebrush.from_pretrained(micro_pack, device="cpu")
-    mark = Mark(brush.pack.name, clip_hash(brush.pack.member("clip")))
-    found = find(open_database(database, mark), brush.clip, brush.tokenizer, Query(text="an animal", k=4))
+    embedder = Embedder(brush.pack.name, clip_hash(brush.pack.member("clip")))
+    found = find(open_database(database, embedder), brush.clip, brush.tokenizer, Query(text="an animal", k=4))
     assert run(["search", "an animal", "-k", "4", "--db", str(database), "--pack", str(micro_pack), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [(hit.path, hit.score) for hit in found.hits] == [(hit["path"], hit["score"]) for hit in report["results"]]
     assert (len(found.hits), list(found.meant), found.note) == (4, report["by_meaning"], "")
     with pytest.raises(PromptError, match='the pack cannot read "龙"'):
-        find(open_database(database, mark), brush.clip, brush.tokenizer, Query(text="龙"))
+        find(open_database(database, embedder), brush.clip, brush.tokenizer, Query(text="龙"))
 
 
 def test_without_a_text_the_lines_of_the_input_are_searched_for(

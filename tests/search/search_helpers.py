@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 
 from codebrush.data.synthetic.shapes import scene
-from codebrush.search.database import Database, Mark, create_database
+from codebrush.search.database import Database, Embedder, create_database
 
-MARK = Mark("micro", "a" * 64)
+EMBEDDER = Embedder("micro", "a" * 64)
 
 
 def write_scenes(folder: Path, count: int, captions: bool = True, first: int = 0) -> list[Path]:
@@ -29,7 +29,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 def database_of(folder: Path, vectors: np.ndarray, captions: list[str] | None = None) -> Database:
     """A database with the rows 0, 1, 2 ... of unit vectors (N, E), settled."""
-    database = create_database(folder, MARK, vectors.shape[1])
+    database = create_database(folder, EMBEDDER, vectors.shape[1])
     count = len(vectors)
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
     columns = {

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from search_helpers import MARK, database_of, unit
+from search_helpers import EMBEDDER, database_of, unit
 
 from codebrush.errors import CodebrushError, DataError, PackError
-from codebrush.search.database import LOCK, TABLE_FOLDER, Mark, create_database, open_database
+from codebrush.search.database import LOCK, TABLE_FOLDER, Embedder, create_database, open_database
 from codebrush.search.queries import search
 
 
@@ -23,43 +23,43 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _ask(folder: Path, where: str | None = None) -> None:
-    database = open_database(folder, MARK)
+    database = open_database(folder, EMBEDDER)
     search(database, torch.eye(8)[0], "flower", mode="hybrid", k=5, where=where)
 
 
 def test_another_clip_is_refused_by_both_names(intact: Path) -> None:
-    other = Mark("another", "b" * 64)
+    other = Embedder("another", "b" * 64)
     for opened in (lambda: open_database(intact, other), lambda: create_database(intact, other, 8)):
         with pytest.raises(PackError, match=r"'micro' \(aaaaaaaa\).*'another' \(bbbbbbbb\).*--pack micro"):
             opened()
-    assert MARK.fit is None
-    assert open_database(intact, Mark("renamed", MARK.clip)).mark == MARK  # only the weights count
+    assert EMBEDDER.fit is None
+    assert open_database(intact, Embedder("renamed", EMBEDDER.clip)).embedder == EMBEDDER  # only the weights count
 
 
 def test_places_that_are_not_a_database(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no database in .*none: make one with codebrush index"):
-        open_database(tmp_path / "none", MARK)
+        open_database(tmp_path / "none", EMBEDDER)
     file = tmp_path / "file"
     file.write_text("hello")
-    for opened in (lambda: open_database(file, MARK), lambda: create_database(file, MARK, 8)):
+    for opened in (lambda: open_database(file, EMBEDDER), lambda: create_database(file, EMBEDDER, 8)):
         with pytest.raises(DataError, match=r"is a file: name a folder|is a file, not a database"):
             opened()
     with pytest.raises(DataError, match="is not a database but holds other things"):
-        create_database(tmp_path, MARK, 8)
+        create_database(tmp_path, EMBEDDER, 8)
     (tmp_path / "fake" / TABLE_FOLDER).mkdir(parents=True)
     with pytest.raises(DataError, match="is damaged"):
-        open_database(tmp_path / "fake", MARK)
+        open_database(tmp_path / "fake", EMBEDDER)
 
 
 def test_a_run_that_died_before_its_first_row_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / LOCK).touch()
-    assert create_database(tmp_path, MARK, 8).count() == 0
+    assert create_database(tmp_path, EMBEDDER, 8).count() == 0
 
 
 def test_a_run_that_died_before_its_indices_is_no_obstacle(tmp_path: Path) -> None:
     database = database_of(tmp_path / "db", np.eye(2, 8, dtype=np.float32), ["a red flower", "a dog"])
     database.table.drop_index("caption_idx")
-    create_database(tmp_path / "db", MARK, 8)
+    create_database(tmp_path / "db", EMBEDDER, 8)
     assert [hit.path for hit in search(database, None, "dog", mode="text")] == ["1"]
 
 
@@ -86,7 +86,7 @@ def test_damage_is_one_line(intact: Path, tmp_path: Path, part: str, how: str) -
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CodebrushError, match=r"cannot write .*: Not a directory"):
-        create_database(tmp_path / "file" / "db", MARK, 8)
+        create_database(tmp_path / "file" / "db", EMBEDDER, 8)
 
 
 def test_rows_with_odd_paths(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from search_helpers import MARK
+from search_helpers import EMBEDDER
 
 from codebrush import Codebrush
 from codebrush.cli.main import run
@@ -38,15 +38,15 @@ def wide(tmp_path: Path) -> Path:
 def test_pictures_are_embedded_by_the_rule_of_their_database(
     brush: Codebrush, wide: Path, tmp_path: Path, fit: Fit
 ) -> None:
-    database = create_database(tmp_path / "db", replace(MARK, fit=fit), brush.clip.embed_dim)
+    database = create_database(tmp_path / "db", replace(EMBEDDER, fit=fit), brush.clip.embed_dim)
     assert index_pictures(database, [open_pictures(str(wide))], brush.clip, fit=fit).added == 3
     again = open_database(tmp_path / "db")
-    assert again.mark.fit == fit
+    assert again.embedder.fit == fit
     assert index_pictures(again, [open_pictures(str(wide))], brush.clip).unchanged == 3
     stored = {row["path"]: row["embedding"] for part in again.rows(["path", "embedding"]) for row in part.to_pylist()}
     vectors = torch.tensor([stored[str(wide / f"{colour}.png")] for colour in ("blue", "lime", "red")])  # (3, E)
     paths = [wide / "blue.png", wide / "lime.png", wide / "red.png"]
-    torch.testing.assert_close(vectors, brush.embed_images(paths, again.mark.fit))
+    torch.testing.assert_close(vectors, brush.embed_images(paths, again.embedder.fit))
     assert len(vectors.unique(dim=0)) == (1 if fit == "crop" else 3)
     other = "pad" if fit == "tiles" else "tiles"
     with pytest.raises(UsageError, match=f"was made with --fit {fit}: leave it out, or index into another --db"):
@@ -55,7 +55,7 @@ def test_pictures_are_embedded_by_the_rule_of_their_database(
 
 
 def test_a_database_without_a_rule_has_that_of_its_clip(brush: Codebrush, wide: Path, tmp_path: Path) -> None:
-    database = create_database(tmp_path / "db", MARK, brush.clip.embed_dim)
+    database = create_database(tmp_path / "db", EMBEDDER, brush.clip.embed_dim)
     assert set(json.loads(database.table.schema.metadata[b"codebrush"])) == {"format", "pack", "clip"}
     assert index_pictures(database, [open_pictures(str(wide))], brush.clip, fit="crop").added == 3
     assert index_pictures(database, [open_pictures(str(wide))], brush.clip).unchanged == 3

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from search_helpers import MARK, write_scenes
+from search_helpers import EMBEDDER, write_scenes
 from torch import Tensor
 
 from codebrush.errors import DataError
@@ -37,7 +37,7 @@ def run(clip: CLIP, tmp_path: Path):
         return (report.added, report.updated, report.removed, report.unchanged, len(report.skipped))
 
     def database() -> Database:
-        return create_database(tmp_path / "db", MARK, clip.embed_dim)
+        return create_database(tmp_path / "db", EMBEDDER, clip.embed_dim)
 
     index.database = database  # pyright: ignore
     return index

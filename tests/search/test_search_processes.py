@@ -10,12 +10,12 @@ from search_helpers import write_scenes
 
 from codebrush.pack.pack import open_clip
 from codebrush.search import indexing
-from codebrush.search.database import Mark, create_database, open_database
+from codebrush.search.database import Embedder, create_database, open_database
 from codebrush.search.indexing import index_pictures
 from codebrush.search.pictures import open_pictures
 from codebrush.search.queries import search
 
-MARK = Mark("micro", "a" * 64)
+EMBEDDER = Embedder("micro", "a" * 64)
 
 
 def index(pack: Path, db: Path, places: list[Path], parent: Connection) -> None:
@@ -23,7 +23,7 @@ def index(pack: Path, db: Path, places: list[Path], parent: Connection) -> None:
     torch.set_num_threads(1)
     indexing.BATCH = 16
     clip = open_clip(pack)[0]
-    database = create_database(db, MARK, clip.embed_dim)
+    database = create_database(db, EMBEDDER, clip.embed_dim)
     parent.send("ready")
     parent.recv()
     pictures = [open_pictures(str(place)) for place in places]
@@ -62,7 +62,7 @@ def test_a_run_that_is_killed_loses_no_finished_batch(
     process.join()
     assert process.exitcode == -9
     clip = open_clip(micro_pack)[0]
-    database = open_database(tmp_path / "db", MARK)
+    database = open_database(tmp_path / "db", EMBEDDER)
     left = database.count()
     assert 48 <= left < 96
     assert left % 16 == 0
@@ -80,7 +80,7 @@ def test_two_index_while_a_third_searches(micro_pack: Path, tmp_path: Path, proc
     """Both processes get the same pictures first, and then different ones."""
     for number, place in enumerate(("both", "first", "second")):
         write_scenes(tmp_path / place, 32, first=32 * number)
-    database = create_database(tmp_path / "db", MARK, open_clip(micro_pack)[0].embed_dim)
+    database = create_database(tmp_path / "db", EMBEDDER, open_clip(micro_pack)[0].embed_dim)
     places = [(tmp_path / "both", tmp_path / own) for own in ("first", "second")]
     started = [start(processes, micro_pack, tmp_path / "db", *each) for each in places]
     for _, connection in started:

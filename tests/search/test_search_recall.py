@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from search_helpers import MARK, database_of, unit
+from search_helpers import EMBEDDER, database_of, unit
 
 from codebrush.search.database import ANN_ROWS, open_database
 from codebrush.search.queries import search
@@ -28,7 +28,7 @@ def test_recall(kind: str, tmp_path: Path) -> None:
     vectors = _clustered(rng, ANN_ROWS) if kind == "clustered" else random
     written = database_of(tmp_path / "db", vectors)
     assert written.has_vector_index
-    database = open_database(tmp_path / "db", MARK)
+    database = open_database(tmp_path / "db", EMBEDDER)
     # Queries distributed like the pictures, and random ones, which like texts lie apart from all of them.
     for queries in (_clustered(rng, QUERIES), unit(rng.normal(size=(QUERIES, WIDTH)))):
         found = 0

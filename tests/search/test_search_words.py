@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from lancedb.index import FTS
 from PIL import Image
-from search_helpers import MARK, database_of, unit, write_scenes
+from search_helpers import EMBEDDER, database_of, unit, write_scenes
 
 from codebrush.errors import DataError, UsageError
 from codebrush.search.conditions import with_columns
@@ -105,7 +105,7 @@ def test_an_index_of_words_between_blanks_is_made_anew(tmp_path: Path) -> None:
     assert not database.update_words()
     table = lancedb.connect(tmp_path / "db", read_consistency_interval=timedelta(0)).open_table("pictures")
     table.create_index("caption", config=FTS(remove_stop_words=False), replace=True)
-    old = open_database(tmp_path / "db", MARK)
+    old = open_database(tmp_path / "db", EMBEDDER)
     assert {int(hit.path) for hit in search(old, None, "dog", mode="text")} == {4}
     assert old.update_words()
     assert not old.update_words()
@@ -140,7 +140,7 @@ def test_columns_that_would_become_one_keep_names_of_their_own(tmp_path: Path) -
     source = open_pictures(str(tmp_path / "t.csv"))
     names = {"a b": "a_b_2", "a-b": "a_b_3", "Caption": "source_Caption", "embedding": "source_embedding"}
     assert source.renamed == names | {"Width": "source_Width", "size": "source_size", "_id": "id"}
-    database = create_database(tmp_path / "db", MARK, micro_clip().embed_dim)
+    database = create_database(tmp_path / "db", EMBEDDER, micro_clip().embed_dim)
     report = index_pictures(database, [source], micro_clip())
     assert {each["column"]: each["as"] for each in report.renamed if each["new"]} == source.renamed
     again = index_pictures(database, [open_pictures(str(tmp_path / "t.csv"))], micro_clip())
@@ -199,7 +199,7 @@ def test_messages_of_lancedb_are_made_plain() -> None:
 
 def test_a_folder_that_was_renamed_is_not_embedded_again(tmp_path: Path) -> None:
     write_scenes(tmp_path / "old", 5)
-    database = create_database(tmp_path / "db", MARK, micro_clip().embed_dim)
+    database = create_database(tmp_path / "db", EMBEDDER, micro_clip().embed_dim)
     assert index_pictures(database, [open_pictures(str(tmp_path / "old"))], micro_clip()).reused == 0
     columns = ["hash", "embedding", "width", "height", "thumbnail", "caption"]
     before = {row["hash"]: row for part in database.rows(columns) for row in part.to_pylist()}

@@ -47,7 +47,7 @@ def index(
     changed ones and removes those that are gone. Pictures that cannot be read are reported and skipped.
     """
     start = time.perf_counter()
-    from codebrush.search.database import WORDS_UPDATED, Mark, check_installed, create_database, open_database
+    from codebrush.search.database import WORDS_UPDATED, Embedder, check_installed, create_database, open_database
 
     check_installed()  # before a pack is loaded
     if remove:
@@ -66,8 +66,8 @@ def index(
     named = {"captions": caption or (), "image_column": image_column, "strict": strict, "exclude": exclude or ()}
     sources = open_all(list(dict.fromkeys(paths)), db, **named)
     rule = None if fit is None else fit.value
-    mark = Mark(brush.pack.name, clip_hash(brush.pack.member("clip")), rule)
-    database = create_database(db, mark, brush.clip.embed_dim, quiet=True)
+    embedder = Embedder(brush.pack.name, clip_hash(brush.pack.member("clip")), rule)
+    database = create_database(db, embedder, brush.clip.embed_dim, quiet=True)
     if database.update_words():
         print(f"codebrush: {WORDS_UPDATED}", file=sys.stderr)
     with progress_bar("indexing") as progress:

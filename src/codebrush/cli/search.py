@@ -59,11 +59,11 @@ def search(
     texts = _texts() if query is None and image is None else None
     from codebrush.pack.pack import clip_hash
     from codebrush.pipeline import Codebrush
-    from codebrush.search.database import WORDS_UPDATED, Mark, open_database
+    from codebrush.search.database import WORDS_UPDATED, Embedder, open_database
     from codebrush.search.finding import Query
 
     brush = Codebrush.from_pretrained(pack)
-    database = open_database(db, Mark(brush.pack.name, clip_hash(brush.pack.member("clip"))), quiet=True)
+    database = open_database(db, Embedder(brush.pack.name, clip_hash(brush.pack.member("clip"))), quiet=True)
     if sheet is not None and database.holds(sheet):
         raise UsageError(f"--sheet {sheet} is one of the pictures in {db}: name another file")
     if mode in (Mode.TEXT, Mode.HYBRID) and database.update_words():

@@ -79,7 +79,7 @@ class Session:
         brush, asked, frame = self.brush, replace(self.asked, text=query), dict[str, int]()
         if self.image is not None:  # embedded by the database's rule
             seen, frame = seen_picture(brush.clip, self.image)
-            asked = replace(asked, picture=brush.embed_images([seen], self.database.mark.fit)[0])
+            asked = replace(asked, picture=brush.embed_images([seen], self.database.embedder.fit)[0])
         temperature = pack_temperature(brush.pack.info)
         found = find(self.database, brush.clip, brush.tokenizer, asked, temperature=temperature)
         if found.note:

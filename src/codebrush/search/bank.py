@@ -8,7 +8,7 @@ from torch import Tensor
 
 from codebrush.models.bank import Neighbours
 from codebrush.pack.pack import Pack, clip_hash
-from codebrush.search.database import Database, Mark, is_in, open_database
+from codebrush.search.database import Database, Embedder, is_in, open_database
 from codebrush.search.queries import search
 
 
@@ -19,7 +19,7 @@ def open_bank(place: str, pack: Pack) -> Callable[[Tensor, int], Neighbours]:
         DataError: if there is no database, or it is damaged.
         PackError: if another CLIP than that of `pack` made it.
     """
-    return bank_of(open_database(place, Mark(pack.name, clip_hash(pack.member("clip")))))
+    return bank_of(open_database(place, Embedder(pack.name, clip_hash(pack.member("clip")))))
 
 
 def bank_of(database: Database) -> Callable[[Tensor, int], Neighbours]:

@@ -43,7 +43,7 @@ KEPT_VERSIONS = timedelta(minutes=10)  # how long a reader may take to read rows
 
 
 @dataclass(frozen=True)
-class Mark:
+class Embedder:
     """Which CLIP made the embeddings of a database: the name of its pack, and the sha256 (hex) of its weights. `fit` is
     how pictures were fitted to what it reads; None, as in databases from before version 0.3, if as it was trained.
     """
@@ -62,8 +62,8 @@ class Database:
 
     is_new = False
 
-    def __init__(self, path: Path, table: Any, mark: Mark, quiet: bool = False) -> None:
-        self.path, self.table, self.mark, self.quiet = path, table, mark, quiet
+    def __init__(self, path: Path, table: Any, embedder: Embedder, quiet: bool = False) -> None:
+        self.path, self.table, self.embedder, self.quiet = path, table, embedder, quiet
         self._lock = FileLock(path / LOCK)
 
     @property
@@ -198,8 +198,8 @@ class Database:
             yield
 
 
-def open_database(path: str | Path, mark: Mark | None = None, quiet: bool = False) -> Database:
-    """Open the database in the folder `path`, and check that the CLIP of `mark` made it, if given.
+def open_database(path: str | Path, embedder: Embedder | None = None, quiet: bool = False) -> Database:
+    """Open the database in the folder `path`, and check that the CLIP of `embedder` made it, if given.
 
     `quiet` holds back what crashing threads of LanceDB print to stderr (see `native_stderr`); it is for command lines.
 
@@ -216,16 +216,17 @@ def open_database(path: str | Path, mark: Mark | None = None, quiet: bool = Fals
         )
     with _guarded(path, quiet):
         table = _connect(path).open_table(TABLE)
-        made_by = _read_mark(path, table.schema)
-    if mark is not None and made_by.clip != mark.clip:
+        made_by = _read_embedder(path, table.schema)
+    if embedder is not None and made_by.clip != embedder.clip:
         raise PackError(
             f"{path} was made with the CLIP of the pack '{made_by.pack}' ({made_by.clip[:8]}), which the pack "
-            f"'{mark.pack}' ({mark.clip[:8]}) cannot read: use --pack {made_by.pack}, or index into another --db"
+            f"'{embedder.pack}' ({embedder.clip[:8]}) cannot read: "
+            f"use --pack {made_by.pack}, or index into another --db"
         )
     return Database(path, table, made_by, quiet)
 
 
-def create_database(path: str | Path, mark: Mark, embed_dim: int, quiet: bool = False) -> Database:
+def create_database(path: str | Path, embedder: Embedder, embed_dim: int, quiet: bool = False) -> Database:
     """Like `open_database`, but make the database first if the folder does not exist or is empty.
 
     `embed_dim` is E, the width of the embeddings.
@@ -247,8 +248,8 @@ def create_database(path: str | Path, mark: Mark, embed_dim: int, quiet: bool = 
             is_new = not (path / TABLE_FOLDER).is_dir()
             if is_new:
                 with _guarded(path, quiet):
-                    _connect(path).create_table(TABLE, schema=_schema(mark, embed_dim))
-            database = open_database(path, mark, quiet)
+                    _connect(path).create_table(TABLE, schema=_schema(embedder, embed_dim))
+            database = open_database(path, embedder, quiet)
             database.is_new = is_new
             with database.guarded():
                 _make_small_indices(database.table)
@@ -267,11 +268,11 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _schema(mark: Mark, embed_dim: int) -> "pa.Schema":
+def _schema(embedder: Embedder, embed_dim: int) -> "pa.Schema":
     import pyarrow as pa
 
-    fit = {} if mark.fit is None else {"fit": mark.fit}
-    about = json.dumps({"format": FORMAT, "pack": mark.pack, "clip": mark.clip, **fit})
+    fit = {} if embedder.fit is None else {"fit": embedder.fit}
+    about = json.dumps({"format": FORMAT, "pack": embedder.pack, "clip": embedder.clip, **fit})
     return pa.schema(
         [
             pa.field("path", pa.string(), nullable=False),
@@ -314,11 +315,11 @@ def _connect(path: Path) -> Any:
     return lancedb.connect(path, read_consistency_interval=timedelta(0))
 
 
-def _read_mark(path: Path, schema: "pa.Schema") -> Mark:
+def _read_embedder(path: Path, schema: "pa.Schema") -> Embedder:
     about = json.loads((schema.metadata or {}).get(ABOUT, b"{}"))
     if about.get("format") != FORMAT:
         raise DataError(f"{path} was made by another version of codebrush: index the pictures into a new folder")
-    return Mark(about["pack"], about["clip"], about.get("fit"))
+    return Embedder(about["pack"], about["clip"], about.get("fit"))
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def index_pictures(
     """Bring the rows of `sources` up to date: add and replace rows, and delete those whose picture is gone.
 
     Pictures that cannot be read are skipped and listed in the report. `progress` counts pictures. They are fitted to
-    what the CLIP reads as the database says (`Mark.fit`); `fit` only checks that it does so in that way.
+    what the CLIP reads as the database says (`Embedder.fit`); `fit` only checks that it does so in that way.
 
     Raises:
         UsageError: if the database was made with another `fit`.
@@ -111,7 +111,7 @@ def index_pictures(
         CodebrushError: if the database cannot be written.
     """
     total, done = sum(source.count for source in sources), 0
-    made_with = database.mark.fit or own_fit(clip)
+    made_with = database.embedder.fit or own_fit(clip)
     if fit not in (None, made_with):
         raise UsageError(f"{database.path} was made with --fit {made_with}: leave it out, or index into another --db")
     run = _Run(database, clip)
@@ -229,7 +229,7 @@ class _Run:
 
     def _read(self, data: bytes) -> Decoded:
         picture = read_picture(data, keep_mode=True, wanted=max(*self.clip.image_shape, THUMBNAIL_SIDE))
-        views = views_for(self.clip, picture.image, self.database.mark.fit)
+        views = views_for(self.clip, picture.image, self.database.embedder.fit)
         return Decoded(views, *picture.size, thumbnail(picture.image), picture.frame)
 
     def _with_stored(self, changes: list[_Change]) -> tuple[list[_Change], list[str]]:

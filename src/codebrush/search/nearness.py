@@ -78,7 +78,7 @@ def nearness(
 def _reached(database: Database, clip: CLIP, tokenizer: Tokenizer, temperature: float) -> Tensor:
     """The best cosines (M,) of those of the listed texts that the database has no picture of."""
     scale = clip.log_scale.exp().item() / temperature
-    made_for = {"list": LIST_HASH, "clip": database.mark.clip}
+    made_for = {"list": LIST_HASH, "clip": database.embedder.clip}
     about = made_for | {"version": str(database.table.version), "scale": f"{scale:.6g}"}
     file = database.path / OTHER_TEXTS_FILE
     vectors = None

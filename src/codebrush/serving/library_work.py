@@ -18,7 +18,7 @@ from codebrush.files import write_json
 from codebrush.pack.pack import clip_hash
 from codebrush.pipeline import Codebrush
 from codebrush.progress import Progress
-from codebrush.search.database import Database, Mark, create_database, open_database, quoted
+from codebrush.search.database import Database, Embedder, create_database, open_database, quoted
 from codebrush.search.finding import Found, Query, find
 from codebrush.search.indexing import check_read, index_pictures
 from codebrush.search.pictures import Candidate, open_pictures
@@ -45,24 +45,24 @@ def library_kinds(library: Library) -> Mapping[str, Kind]:
     }
 
 
-def mark_of(brush: Codebrush) -> Mark:
+def embedder_of(brush: Codebrush) -> Embedder:
     """Which CLIP makes the embeddings."""
-    return Mark(brush.pack.name, clip_hash(brush.pack.member("clip")))
+    return Embedder(brush.pack.name, clip_hash(brush.pack.member("clip")))
 
 
 def _index(library: Library, brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:
     """Bring the index of a place up to date; a run that was stopped goes on where it was."""
     (job,) = jobs
-    path, mark = library.find(job.request["folder"]), mark_of(brush)
+    path, embedder = library.find(job.request["folder"]), embedder_of(brush)
     library.check_links(path)
-    folder = library.index_folder(path, mark.clip)
+    folder = library.index_folder(path, embedder.clip)
     folder.mkdir(parents=True, exist_ok=True)
     captions = job.request["captions"] or _known(folder).get("captions", [])
     try:
         with _in_reply():
             source = open_pictures(str(path), captions)
         inside = _Inside(library, source.candidates)
-        database = create_database(folder / DATABASE, mark, brush.clip.embed_dim)
+        database = create_database(folder / DATABASE, embedder, brush.clip.embed_dim)
         database.update_words()
         report = index_pictures(database, [replace(source, candidates=inside)], brush.clip, progress)
         skipped = [*report.skipped, *({"path": path, "reason": OUTSIDE} for path in inside.left_out)]
@@ -110,11 +110,11 @@ def _known(folder: Path) -> dict[str, Any]:
 
 def open_index(library: Library, brush: Codebrush, place: str) -> tuple[str, Database]:
     """The id and the database of a place's index by the CLIP of a pack. Raises JobError if it was not indexed."""
-    mark = mark_of(brush)
-    folder = library.index_folder(library.find(place), mark.clip)
+    embedder = embedder_of(brush)
+    folder = library.index_folder(library.find(place), embedder.clip)
     if not (folder / ABOUT).is_file():
-        raise JobError("not_indexed", f"'{place}' has no index for the model '{mark.pack}': index it first")
-    return folder.name, open_database(folder / DATABASE, mark)
+        raise JobError("not_indexed", f"'{place}' has no index for the model '{embedder.pack}': index it first")
+    return folder.name, open_database(folder / DATABASE, embedder)
 
 
 def _search(library: Library, brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:
@@ -129,7 +129,7 @@ def _search(library: Library, brush: Codebrush, jobs: Sequence[Job], progress: P
         query = Query(**{name: asked[name] for name in names if name in asked}, k=asked["n"])
         if name := asked.get("picture"):
             picture = decode_image((job.folder / name).read_bytes(), max_pixels=asked["max_pixels"])
-            query = replace(query, picture=brush.embed_images([picture], database.mark.fit)[0])
+            query = replace(query, picture=brush.embed_images([picture], database.embedder.fit)[0])
         if query.mode in ("text", "hybrid"):
             database.update_words()
         found = find(database, brush.clip, brush.tokenizer, query, temperature=pack_temperature(brush.pack.info))

@@ -33,7 +33,7 @@ from codebrush.training.tasks.captioner import (
     rows_of_tokens,
     with_heads,
 )
-from codebrush.training.tasks.captioner_pairs import Asker, AskRule, make_vocabulary, scene_pairs
+from codebrush.training.tasks.captioner_pairs import AskRule, CaptionPairs, make_vocabulary, scene_pairs
 from codebrush.training.tasks.patch_labels import UNKNOWN
 from packs import micro_clip, write_micro_pack
 
@@ -68,11 +68,11 @@ def materials(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Material
 
 class TestWhatIsAsked:
     def test_stored_questions_and_rules_are_answered_from_the_row(self, materials: Materials, mixed: Path) -> None:
-        asker, rng = Asker(RECIPE.questions, materials.data), np.random.default_rng(0)
+        pairs, rng = CaptionPairs(RECIPE.questions, materials.data), np.random.default_rng(0)
         rows = [json.loads(line) for line in (mixed / "metadata.jsonl").read_text().splitlines()]
         contrasts = set()
         for number, row in enumerate(rows):
-            found = asker.questions(number, rng)
+            found = pairs.questions(number, rng)
             for stored in row["questions"]:
                 assert (stored["ask"], stored["answer"]) in found
             told = dict(found)
@@ -85,13 +85,13 @@ class TestWhatIsAsked:
         assert contrasts == {"yes", "no"}
 
     def test_a_draw_mixes_captions_and_questions(self, materials: Materials) -> None:
-        asker, rng = Asker(RECIPE.questions, materials.data), np.random.default_rng(0)
-        drawn = asker.draw(0, 6, rng)
+        pairs, rng = CaptionPairs(RECIPE.questions, materials.data), np.random.default_rng(0)
+        drawn = pairs.draw(0, 6, rng)
         captions = [answer for ask, answer in drawn if not ask]
         assert len(drawn) == 6
         assert len(captions) == 2
         assert set(captions) <= set(materials.data.captions(0))
-        plain = Asker((), materials.data)
+        plain = CaptionPairs((), materials.data)
         plain.stored = False
         assert all(not ask for ask, _ in plain.draw(0, 5, rng))
 
@@ -114,10 +114,10 @@ class TestWhatIsAsked:
             AskRule(ask=("is it {colour}?",), contrast="colour"),
         )
         rng = np.random.default_rng(0)
-        Asker(rules, data).draw(0, 6, rng)  # imports and caches
+        CaptionPairs(rules, data).draw(0, 6, rng)  # imports and caches
         tracemalloc.start()
-        asker = Asker(rules, data)
-        texts = [asker.draw(row, 6, rng) for row in range(rows)]
+        pairs = CaptionPairs(rules, data)
+        texts = [pairs.draw(row, 6, rng) for row in range(rows)]
         kept, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert len(texts) == rows
@@ -196,7 +196,7 @@ class TestTokens:
         assert learned.sum() >= 1
 
     def test_the_vocabulary_knows_the_scenes_words(self, materials: Materials) -> None:
-        words = make_vocabulary(Asker(RECIPE.questions, materials.data), True, 600, RECIPE.context_length)
+        words = make_vocabulary(CaptionPairs(RECIPE.questions, materials.data), True, 600, RECIPE.context_length)
         (ids,) = words.ids(["how many green triangles are there?"])
         assert len(ids) <= 9
         assert words.decode(ids) == "how many green triangles are there?"

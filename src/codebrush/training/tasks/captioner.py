@@ -24,7 +24,7 @@ from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight, Whole
 from codebrush.training.stage import Materials, Size, Stage, StagePlan, needed
 from codebrush.training.tasks.augmentation import Augmentation, draw_affine, move
-from codebrush.training.tasks.captioner_pairs import QA, Asker, AskRule, make_vocabulary, scene_pairs
+from codebrush.training.tasks.captioner_pairs import QA, AskRule, CaptionPairs, make_vocabulary, scene_pairs
 from codebrush.training.tasks.patch_labels import (
     PARTS,
     UNKNOWN,
@@ -186,7 +186,7 @@ class CaptionerTask:
         self.config = captioner.config
         if tokenizer.vocab_size > captioner.config.vocab_size:
             raise TrainingError("the captioner that training starts from has another vocabulary than its tokenizer")
-        self.asker = Asker(recipe.questions, data)
+        self.pairs = CaptionPairs(recipe.questions, data)
         self.examples = len(data)
         self.networks: dict[str, nn.Module] = {"captioner": captioner}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
@@ -210,7 +210,7 @@ class CaptionerTask:
             pairs += [asked[number % len(asked)] for number in range(segments)]
             about += [(drawn.objects, size)] * segments
         for row in rows[scenes:]:
-            pairs += self.asker.draw(int(row), segments, rng)
+            pairs += self.pairs.draw(int(row), segments, rng)
         tokens, learned = rows_of_tokens(pairs, self.tokenizer, self.config.context_length)
         length = 2 + int(learned.any(0).nonzero().max())  # nothing after the last answer's end is learned
         tokens, learned = tokens[:, :length], learned[:, : length - 1]
@@ -289,8 +289,8 @@ class CaptionerStage(Stage):
         """The materials with a vocabulary made from the captions and questions, unless they have one."""
         if self.name in materials.tokenizers:
             return materials
-        recipe, asker = plan.recipe, Asker(plan.recipe.questions, materials.data)
-        made = make_vocabulary(asker, bool(recipe.scene_share), recipe.vocab_size, recipe.context_length)
+        recipe, pairs = plan.recipe, CaptionPairs(plan.recipe.questions, materials.data)
+        made = make_vocabulary(pairs, bool(recipe.scene_share), recipe.vocab_size, recipe.context_length)
         return replace(materials, tokenizers={**materials.tokenizers, self.name: made})
 
     def sizes(self, image_size: int) -> Sequence[Size]:

@@ -50,7 +50,7 @@ class AskRule:
             raise ValueError("a question needs 'ask' and one of 'answer', 'yes_if' and 'contrast'")
 
 
-class Asker:
+class CaptionPairs:
     """Captions of a source's rows, and the questions that rules or the rows themselves ask.
 
     Cells are read from the source's Arrow table when they are needed, so rows take no memory here.
@@ -143,13 +143,13 @@ def scene_pairs(
     return drawn, [("", scene_captions(drawn.objects, rng)), *_shuffled(pairs, rng)]
 
 
-def make_vocabulary(asker: Asker, scenes: bool, vocab_size: int, context_length: int) -> Tokenizer:
+def make_vocabulary(pairs: CaptionPairs, scenes: bool, vocab_size: int, context_length: int) -> Tokenizer:
     """A BPE tokenizer trained on all that the captioner will read and write, with `scenes` also on drawn ones."""
 
     def texts() -> Iterator[str]:
         rng = np.random.default_rng(0)
-        for row in range(len(asker.data)):
-            yield from (text for pair in asker.every(row, rng) for text in pair if text)
+        for row in range(len(pairs.data)):
+            yield from (text for pair in pairs.every(row, rng) for text in pair if text)
         for _ in range(SAMPLED_SCENES if scenes else 0):
             yield from (text for pair in scene_pairs(rng)[1] for text in pair if text)
 

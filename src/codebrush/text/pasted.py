@@ -3,8 +3,10 @@
     (a dog)  ((a dog))  {a dog}   more weight: 1.1 for each bracket, 1.05 for each brace (AUTOMATIC1111, NovelAI)
     [a dog]                       less: 1 / 1.1
     (a dog:1.3)  (a dog)1.3  (a dog)++    the weight is 1.3; 1.1 for each plus, 1 / 1.1 for each minus (also compel)
-    a dog AND a cat               parts, as "a dog | a cat"
+    a dog AND a cat  (a | b)      parts, as "a dog | a cat"; within other words "(red | blue)" is "(red, blue)"
+    a dog::2 a cat  2::a dog::    parts of these weights (Midjourney, NovelAI)
     \\( \\) \\[ \\] \\{ \\}             brackets that are text, as are those without a counterpart, and (16:9)
+    at 12:30 in the 16:9 format   times and ratios between words are text
     \\AND \\BREAK \\--x \\_\\_x          words that are text
 
 Words whose weight is not that of their part stay in the part's text, and what their weight is above it (below it) leads
@@ -27,21 +29,35 @@ GAP = "\0"  # where something was taken out
 _GAPS = re.compile(r"[\s,]*\0[\s,\0]*")
 DEEPEST = 20  # brackets within each other
 PAIRS = {"(": ")", "[": "]", "{": "}"}
+_NUMBERED = "ar|aspect|c|chaos|cw|exp|iw|niji|ow|q|quality|r|repeat|s|seed|stop|stylize|sv|sw|v|version|w|weird|zoom"
+_ALONE = "creative|draft|fast|hd|public|raw|relax|stealth|test|testp|tile|turbo|uplight|video"
+# Options as of Midjourney. A dash that an editor has made of two hyphens is one before the names that are known.
+_OPTION = (
+    rf"(?<!\S)(?:--|[\u2013\u2014])(?:(?:{_ALONE})\b|(?:{_NUMBERED})\b(?:[\s=]+[\d.:/x]+(?![^\W\d]))?|style\s+\w+)"
+    r"|(?<!\S)--[a-z]+\b[^|]*?(?=\s--[a-z]|[|]|$)"
+)
 _TAG = re.compile(
-    r"(?<!\\)<\w+:[^<>|]*>|\bembedding:[^\s,()\[\]]+|(?<!\\)__[\w/-]+__|(?<=\s)--[a-z]+\b[^|]*?(?=\s--[a-z]|[|]|$)",
+    rf"(?<!\\)<\w+:[^<>|]*>|\bembedding:[^\s,()\[\]]+|(?<!\\)__[\w/-]+__|{_OPTION}",
     re.IGNORECASE,
 )
-_WEIGHT = re.compile(r"(?P<text>.*[^\s:].*):\s*(?P<number>[+-]?(\d+\.?\d*|\.\d+))\s*", re.DOTALL)
+# A time or a ratio with more words of its part behind it.
+_PROSE = re.compile(r"(?<![\w.:\\+-])\d+(?::\d+)+(?!\d|:|\.\d|\s*(?:$|[|)\]}]))", re.ASCII)
+_DOUBLED = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?=[\s,]|$)", re.ASCII)  # a weight behind a double colon
+_WEIGHT = re.compile(r"(?P<text>.*[^\s:].*)::?\s*(?P<number>[+-]?(\d+\.?\d*|\.\d+))\s*", re.DOTALL)
 _RATIO = re.compile(r"\d:\d+\s*$")  # of sides, or a time: its colon is text
 _SWITCH = re.compile(r"(?:(?P<first>[^:]*):)?(?P<then>[^:]*):\s*(\d+\.?\d*|\.\d+)\s*")
 _SUFFIX = re.compile(r"(?P<number>\d*\.\d+)(?=[\s,;|)\]}]|$)|(?P<signs>\++|-+)(?=[\s,;|)\]}]|$)")
 _AND = re.compile(r"\s+AND\s+")
 _BREAK = re.compile(r"\s*(?<!\\)\bBREAK\b[\s,]*")
 _TEXT = re.compile(  # where a backslash is needed for text to be text
-    r"(?=\bAND\b|\bBREAK(?![^\W_])|(?<!\S)--[a-z]|__)|(?<=_)(?=_)", re.IGNORECASE
+    r"(?=\bAND\b|\bBREAK(?![^\W_])|(?<!\S)(?:--|[\u2013\u2014])[a-z]|__)|(?<=_)(?=_)", re.IGNORECASE
 )
-_KEPT = re.compile(r"\\(?=AND\b|BREAK(?![^\W_])|--[a-z\\]|_)", re.IGNORECASE)  # such a backslash
-_FOREIGN = re.compile(r"[()\[\]{}]|<\w+:|\bembedding:|__\w|\s--[a-z]|\bAND\b|\bBREAK\b|\\--|\\_", re.IGNORECASE)
+_KEPT = re.compile(r"\\(?=AND\b|BREAK(?![^\W_])|--[a-z\\]|[\u2013\u2014][a-z]|[_<>])", re.IGNORECASE)  # such a backslash
+_FOREIGN = re.compile(
+    r"[()\[\]{}]|<\w+:|\bembedding:|__\w|(?<!\S)(?:--|[\u2013\u2014])[a-z]|\bAND\b|\bBREAK\b|\\--|\\[\u2013\u2014_<>]"
+    r"|::|\d:\d",
+    re.IGNORECASE,
+)
 
 Run = tuple[str, float]  # plain text and its weight within its part
 
@@ -60,10 +76,11 @@ def pasted(prompt: str) -> tuple[str, list[str]]:
     text = _TAG.sub(lambda match: _named(match[0], said), prompt.replace(GAP, " "))
     if not text.isupper():
         text = _BREAK.sub(", ", _AND.sub(" | ", text))
-    scan = _Scan(text)
-    if text == prompt and not _KEPT.search(prompt) and not any(each in prompt for each in (*PAIRS, *PAIRS.values())):
+    text = _PROSE.sub(lambda match: match[0].replace(":", "\\:"), text)
+    own = not any(each in prompt for each in (*PAIRS, *PAIRS.values(), "::"))
+    if own and text == prompt and not _KEPT.search(prompt):
         return prompt, []
-    parts = [written for part in scan.parts(said) for written in part]
+    parts = [written for part in _Scan(text).parts(said) for written in part]
     return " | ".join(parts), said
 
 
@@ -73,15 +90,46 @@ def typed(prompt: str) -> str:
         return prompt
     parts = []
     for part in parse_prompt(prompt).parts:
-        text = _TEXT.sub(r"\\", re.sub(r"([\\:|()\[\]{}<>])", r"\\\1", part.text))
         numbers = [] if part.weight == 1 and part.stop is None else [part.weight]
-        parts.append(":".join([text, *map(repr, numbers), *([] if part.stop is None else [repr(part.stop)])]))
+        parts.append(
+            ":".join([_escaped(part.text), *map(repr, numbers), *([] if part.stop is None else [repr(part.stop)])])
+        )
     return " | ".join(parts)
+
+
+def plain_text(text: str) -> tuple[str, list[str]]:
+    """The words of a text without weights, such as one of those that guidance includes, written as a prompt of other
+    programs or of this one; and a line for each thing that has no meaning there. What is no prompt stays as it is.
+
+    Raises:
+        PromptError: if more than 20 brackets stand within each other.
+    """
+    prompt, said = pasted(text)
+    if isinstance(text, str) and said and not prompt.strip():
+        return "", said
+    try:
+        parts = parse_prompt(prompt).parts
+    except PromptError:
+        return text, []
+    if any(part.weight != 1 or part.stop is not None for part in parts):
+        said = [*said, f'the weights in "{_short(text)}" count for nothing: this is for texts without weights']
+    kept = [part.text for part in parts if part.weight > 0]
+    within = [one for one in kept if not any(one != other and one in other for other in kept)]  # emphasis repeats words
+    return ", ".join(dict.fromkeys(within)), said
+
+
+def typed_text(text: str) -> str:
+    """A text as it is typed where `plain_text` reads it."""
+    return text if plain_text(text) == (text, []) else _escaped(text)
+
+
+def _escaped(text: str) -> str:
+    return _TEXT.sub(r"\\", re.sub(r"([\\:|()\[\]{}<>])", r"\\\1", text))
 
 
 def _named(tag: str, said: list[str]) -> str:
     tag = tag.strip()
-    if tag.startswith("--no "):
+    if tag.lower().startswith("--no "):
         said.append(
             f'"{_short(tag)}" is an option of another program, so it counts for nothing: say it as the negative prompt'
         )
@@ -114,12 +162,49 @@ class _Scan:
     def parts(self, said: list[str]) -> Iterator[list[str]]:
         """For each part of the prompt the parts that it is written as."""
         for begin, end in self.split("|"):
-            scan = _Scan(self.text[begin:end])
-            colons = [at for at, _ in scan.split(":") if at and scan.text[at : at + 1].strip()]
-            body, tail = (scan.text[: colons[0] - 1], scan.text[colons[0] :]) if colons else (scan.text, "")
-            written = _written(_Scan(body).runs(said), tail)
-            if written:
-                yield written
+            for text in _Scan(self.text[begin:end]).doubled():
+                scan = _Scan(text)
+                colons = [at for at, _ in scan.split(":") if at and scan.text[at : at + 1].strip()]
+                body, tail = (scan.text[: colons[0] - 1], scan.text[colons[0] :]) if colons else (scan.text, "")
+                for one in _Scan(body).joined():
+                    written = _written(_Scan(one).runs(said), tail)
+                    if written:
+                        yield written
+
+    def doubled(self) -> list[str]:
+        """The parts of one that double colons divide, each with its weight behind a colon."""
+        places = list(self.split(":"))
+        doubles = [begin for begin, end in places[1:-1] if begin == end]
+        found, begin, ahead = [], 0, None
+        for double in doubles:
+            text = self.text[begin : double - 1].strip(" ,")
+            weight = _DOUBLED.match(self.text, double + 1)
+            begin = weight.end() if weight else double + 1
+            if ahead is None and weight is None and _DOUBLED.fullmatch(text):
+                ahead = text  # as NovelAI writes it, before the words
+                continue
+            number = ahead if weight is None else weight[0]
+            found.append(text if number is None or not text else f"{text}:{number}")
+            ahead = None
+        rest = self.text[begin:].strip(" ,") if doubles else self.text
+        found.append(rest if ahead is None or not rest else f"{rest}:{ahead}")
+        return [text for text in found if text or not doubles]
+
+    def joined(self) -> list[str]:
+        """The parts that a part is which is one bracket with bars in it: each is a bracket of the same weight."""
+        text = self.text.strip()
+        scan = _Scan(text)
+        if not text.startswith("(") or 0 not in scan.ends:
+            return [self.text]
+        end = scan.ends[0]
+        suffix = _SUFFIX.match(text, end + 1)
+        if end + 1 != len(text) and (suffix is None or suffix.end() != len(text)):
+            return [self.text]
+        inner, factor = _weighed(text[1:end], suffix)
+        parts = [inner[begin:stop] for begin, stop in _Scan(inner).split("|")]
+        if len(parts) == 1:
+            return [self.text]
+        return [f"({part if _weight_of(part) is None else f'({part})'}:{factor!r})" for part in parts if part.strip()]
 
     def split(self, mark: str) -> Iterator[tuple[int, int]]:
         """Where the text between marks that stand in no bracket begins and ends."""
@@ -175,9 +260,7 @@ def _unescaped(text: str) -> Iterator[tuple[int, str]]:
 
 def _bracket(kind: str, inner: str, suffix: re.Match[str] | None, said: list[str]) -> list[Run]:
     """The runs of what stands in a bracket."""
-    factor = {"(": MORE, "[": 1 / MORE, "{": BRACE}[kind]
-    scan = _Scan(inner)
-    choices = [inner[begin:end] for begin, end in scan.split("|")]
+    choices = [inner[begin:end] for begin, end in _Scan(inner).split("|")]
     if kind != "(" and len(choices) > 1:
         how = "take turns on the way" if kind == "[" else "are chosen among at random"
         said.append(f'"{_short(choices[0])}" is read of "{_short(inner)}", whose words {how} in other programs')
@@ -186,14 +269,25 @@ def _bracket(kind: str, inner: str, suffix: re.Match[str] | None, said: list[str
         read = switch["then"].strip() or (switch["first"] or "").strip()
         said.append(f'"{_short(read)}" is read of "[{_short(inner)}]", whose words change on the way in other programs')
         return _Scan(read).runs(said)
+    factor = BRACE if kind == "{" else 1 / MORE
     if kind == "(":
-        if suffix and suffix["number"]:
-            factor = float(suffix["number"])
-        elif suffix:
-            factor = MORE ** len(suffix["signs"]) if suffix["signs"][0] == "+" else MORE ** -len(suffix["signs"])
-        elif (weight := _WEIGHT.fullmatch(inner)) and not _RATIO.search(inner):
-            scan, factor = _Scan(weight["text"]), float(weight["number"])
-    return [(text, weight * factor) for text, weight in scan.runs(said)]
+        inner, factor = _weighed(", ".join(each.strip() for each in choices) if len(choices) > 1 else inner, suffix)
+    return [(text, weight * factor) for text, weight in _Scan(inner).runs(said)]
+
+
+def _weighed(inner: str, suffix: re.Match[str] | None) -> tuple[str, float]:
+    """What stands in a round bracket without its weight, and the weight, which may stand behind the bracket."""
+    if suffix and suffix["number"]:
+        return inner, float(suffix["number"])
+    if suffix:
+        return inner, MORE ** len(suffix["signs"]) if suffix["signs"][0] == "+" else MORE ** -len(suffix["signs"])
+    weight = _weight_of(inner)
+    return (inner, MORE) if weight is None else (weight["text"].rstrip(":"), float(weight["number"]))
+
+
+def _weight_of(inner: str) -> re.Match[str] | None:
+    """The weight at the end of a text, unless it is a time or a ratio."""
+    return None if _RATIO.search(inner) else _WEIGHT.fullmatch(inner)
 
 
 def _written(runs: list[Run], tail: str) -> list[str]:
@@ -210,7 +304,8 @@ def _written(runs: list[Run], tail: str) -> list[str]:
         weights = {weight for text, weight in merged if text.strip()}
     if not weights:
         return []
-    number, colon, stop = tail.strip().partition(":")
+    tail = tail.replace(GAP, " ").strip()
+    number, colon, stop = tail.partition(":")
     own = read_number(number) if tail else 1.0
     common = weights.pop() if len(weights) == 1 else 1.0
     words = "".join(text if weight > 0 or common == weight else GAP for text, weight in merged)

@@ -8,6 +8,8 @@ from codebrush.errors import UsageError
 from codebrush.generation.guided.option_values import checked_value, parse_bytes
 from codebrush.generation.guided.presets import PRESETS
 from codebrush.generation.options import ABOVE_ZERO, parse_pair, parse_size
+from codebrush.text.pasted import plain_text
+from codebrush.warned import warn
 
 RUN, PROMPTS, CUTOUTS, LATENT = "run", "prompts", "cutouts", "latent"
 OPTIMISER, PENALTIES, CAMERA, MEMORY = "optimiser", "penalties", "camera", "memory"
@@ -17,6 +19,7 @@ PADDINGS = ("zeros", "border", "reflection", "wrap")
 SCHEDULES = ("constant", "linear", "cosine")
 SYMMETRIES = ("horizontal", "vertical", "both")
 FORMER_NAMES = {"judge": "other_clip", "judge_weight": "own_clip_weight"}  # in version 0.2; read everywhere
+WORDS = ("include", "exclude", "extra")  # options that are texts without weights
 OPTIMIZERS = (  # of torch.optim, those that need no closure
     "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD",
 )  # fmt: skip
@@ -176,6 +179,9 @@ def guide_options(
 ) -> GuideOptions:
     """Options from what is `given` and not None, then the preset, then the pack's defaults, then the defaults here.
 
+    The texts of WORDS are read as prompts are (see `plain_text`), with a warning for each thing in them that has no
+    meaning there.
+
     Raises:
         UsageError: if the preset or an option does not exist, or a value is not allowed.
     """
@@ -188,7 +194,21 @@ def guide_options(
         raise UsageError(f"guidance has no option {', '.join(unknown)}")
     values = {name: value for name, value in pack.items() if name in known}
     values |= PRESETS[preset] if preset is not None else {}
-    return GuideOptions(**values | {name: value for name, value in given.items() if value is not None})
+    given = {name: _read(value) if name in WORDS else value for name, value in given.items() if value is not None}
+    return GuideOptions(**values | given)
+
+
+def _read(texts: Any) -> Any:
+    """Texts without what only other programs understand; what is no text is left to the check of its option."""
+    if not isinstance(texts, str | list | tuple):
+        return texts
+    read = []
+    for text in (texts,) if isinstance(texts, str) else texts:
+        words, said = plain_text(text) if isinstance(text, str) else (text, [])
+        for line in said:
+            warn(line)
+        read += [words] if words or not said else []
+    return read
 
 
 def usual_preset(init: str | None, *, draws: bool) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from codebrush.errors import ImageError, PackError, UsageError
 from codebrush.generation.editing.edit_options import refuse_code_filters
 from codebrush.generation.editing.editing import EDITS, Edit, prepare_edit
 from codebrush.generation.editing.translation import replay_translation
-from codebrush.generation.editing.upscaling import SCALES
+from codebrush.generation.editing.upscaling import SCALES, not_replayed
 from codebrush.generation.guided.flow_guidance import (
     FlowGuidance,
     asked_guidance,
@@ -376,6 +376,8 @@ def seeds_of(seed: int | Sequence[int], prompts: int) -> list[int]:
 def check_method(manifest: Mapping[str, Any]) -> None:
     """Raises ImageError if the picture was made in a way that cannot be repeated from its manifest."""
     method = manifest.get("method")
+    if method == "upscale":
+        raise not_replayed(manifest)
     if not isinstance(method, str) or method not in REPLAYS:
         raise ImageError(f"the picture was made by the method {method!r}, which cannot be replayed")
 

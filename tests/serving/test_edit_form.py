@@ -151,7 +151,9 @@ def test_the_form_makes_the_picture_again(
 def test_a_translation_comes_back(form: EditForm, brush: Codebrush, photo: str) -> None:
     given = {"task": "translate", "to": "3d", "by": "codes", **DRAWN}
     job = edited(form, filled(form, source=photo, **given))
-    assert pixels(job) == [each.image.tobytes() for each in brush.translate(photo, "3d", n=1, seed=5, by="codes")]
+    assert pixels(job) == [
+        each.image.tobytes() for each in brush.translate(photo, "3d", n=1, seed=5, by="codes", rerank=1)
+    ]
     values, lost = restored(form, job)
     assert (values[form.fields["task"]], values[form.fields["to"]], lost) == ("translate", "3d", [])
     assert pixels(edited(form, values)) == pixels(job)
@@ -171,9 +173,56 @@ def test_pictures_are_enlarged_and_interpolated(form: EditForm, brush: Codebrush
     assert (values[form.fields["task"]], values[form.fields["frames"]], lost) == ("interpolate", 3, [NO_SOURCE])
 
 
+def test_a_mask_goes_with_its_picture(form: EditForm, photo: str, tmp_path: Path) -> None:
+    other, mask = tmp_path / "other.png", tmp_path / "mask.png"
+    Image.new("RGB", SIZE, "red").save(other)
+    Image.new("L", SIZE, "white").save(mask)
+    begins, painted, file, reads, mask_of = form._source_changed(photo, "")
+    assert (painted, file, reads) == ("", None, "white")
+    assert form._source_changed(photo, mask_of)[0] != begins  # the same picture again: nothing is painted any more
+    assert form._mask_changed(photo, str(mask), "") == mask_of
+    assert form._source_changed(photo, mask_of)[2:4] == [gr.skip(), gr.skip()]  # its mask stays
+    assert form._source_changed(str(other), mask_of)[2:4] == [None, "white"]
+    assert form._source_changed(None, mask_of)[2] is None
+    first = form._mask_changed(None, str(mask), "")  # a mask that is chosen before its picture
+    assert form._source_changed(photo, first)[2:] == [gr.skip(), gr.skip(), mask_of]
+
+
+def test_the_mask_is_saved_as_it_is_used(form: EditForm, photo: str, tmp_path: Path) -> None:
+    shown = begun(Image.new("RGB", SIZE))["picture"]
+    layer = Image.new("RGBA", Image.open(io.BytesIO(base64.b64decode(shown.partition(",")[2]))).size)
+    layer.paste((9, 9, 9, 255), (0, 0, layer.width // 2, layer.height))
+    white = Image.new("L", SIZE)
+    white.paste(255, (0, 40, 40, 48))
+    white.save(tmp_path / "mask.png")
+    saved = form._saved_mask(photo, url(layer), str(tmp_path / "mask.png"), "white")
+    found = Image.open(io.BytesIO(base64.b64decode(saved.partition(",")[2])))
+    white.paste(255, (0, 0, 20, 48))
+    assert (found.mode, found.tobytes()) == ("L", white.tobytes())
+    with pytest.raises(gr.Error, match="paint over the part"):
+        form._saved_mask(photo, "", None, "white")
+
+
+@pytest.mark.parametrize(
+    ("typed", "seed"), [("7", 7), (str(2**63 - 1), 2**63 - 1), (" 9007199254740993 ", 9007199254740993)]
+)
+def test_no_digit_of_a_seed_is_lost(form: EditForm, photo: str, typed: str, seed: int) -> None:
+    _, _, found, _ = form.job(filled(form, source=photo, task="vary", random=False, seed=typed))
+    assert found["seed"] == seed
+
+
+@pytest.mark.parametrize("typed", ["-1", "", None])
+def test_a_seed_of_minus_one_is_drawn_at_random(form: EditForm, photo: str, typed: str | None) -> None:
+    values = filled(form, source=photo, task="vary", random=False, seed=typed)
+    assert len({form.job(values)[2]["seed"] for _ in range(3)}) > 1
+
+
 @pytest.mark.parametrize(
     ("fields", "line"),
     [
+        ({"task": "vary", "random": False, "seed": "-5"}, "seed must be a whole number from 0 to 2^63 - 1, not -5"),
+        ({"task": "vary", "random": False, "seed": "1.5"}, "seed must be a whole number from 0 to 2^63 - 1, not 1.5"),
+        ({"task": "vary", "random": False, "seed": str(2**63)}, "seed must be a whole number"),
         ({"source": None}, "choose a picture first"),
         ({}, "paint over the part that is to change"),
         ({"painted": "data:image/png;base64,aGVsbG8="}, "not a picture of a known kind"),

@@ -14,10 +14,12 @@ from engine_helpers import ended, make_engine, pixels
 from codebrush import Codebrush
 from codebrush.data.decoding.images import read_manifest
 from codebrush.errors import ImageError
+from codebrush.models.upscaler import Upscaler, UpscalerConfig
 from codebrush.serving.context import Context
 from codebrush.serving.settings import Settings
 from codebrush.serving.studio.paint_form import START, PaintForm
 from codebrush.serving.studio.paint_restoring import NO_START, restored_form
+from packs import micro_flow, write_micro_pack
 
 OWNER = "address 127.0.0.1"
 
@@ -49,7 +51,8 @@ def restored(form: PaintForm, job: Any, owner: str = OWNER) -> tuple[dict[Any, A
     """The form's values as they come back from the job's first picture."""
     manifest = read_manifest(job.folder / job.result["images"][0]["file"])
     values, lost = restored_form(form, form.context, manifest, owner)
-    return {component: getattr(value, "value", value) for component, value in values.items()}, lost
+    shown = {each: value["value"] if isinstance(value, dict) else value for each, value in values.items()}
+    return shown, lost
 
 
 GUIDED = {"method": "guide", "n": 1, "steps": "3", "cutouts": "2"}
@@ -71,6 +74,39 @@ def test_the_form_makes_the_picture_again(form: PaintForm, fields: dict[str, Any
     values, lost = restored(form, first)
     assert lost == []
     assert pixels(painted(form, values)) == pixels(first)
+
+
+def test_a_method_and_a_start_leave_the_number_of_pictures_that_was_typed(form: PaintForm) -> None:
+    assert form._of_method("guide", False) == 1
+    assert form._of_method("sample", False) == 4
+    assert form._of_method("guide", True) == gr.skip()
+    assert form._started("start.png", "sample", False) == ["guide", 1]
+    assert form._started("start.png", "sample", True) == ["guide", gr.skip()]
+
+
+def test_the_options_are_those_of_the_chosen_pack(form: PaintForm, served_brush: Codebrush, tmp_path: Path) -> None:
+    changes = {"flow": micro_flow(), "upscaler": Upscaler(UpscalerConfig(width=8, blocks=1)).eval()}
+    other = Codebrush.from_pretrained(write_micro_pack(tmp_path / "other", **changes), "cpu")
+    other.pack.info |= {"defaults": {"cfg": 7.5}, "guidance": {"learning_rate": 0.37, "quantise": False}}
+    other.pack.info["styles"] = {"text": "{prompt}, {style} style", "names": ["noto"]}
+    form.context.engine.packs["other"] = lambda: other
+    try:
+        own = {name: form.pack_chosen(name) for name in ("micro", "other")}
+        fields = form.fields
+        for name, shown in (("micro", False), ("other", True)):
+            assert own[name][fields["upscale"]]["visible"] == own[name][fields["sampler"]]["visible"] == shown
+        assert own["micro"][fields["upscale"]]["value"] == 1  # what is hidden counts for nothing
+        assert [own[name][fields["cfg"]]["placeholder"] for name in own] == ["3", "7.5"]
+        assert own["other"][fields["learning_rate"]]["placeholder"] == "0.37"
+        assert own["other"][fields["quantise"]]["choices"][0][0] == "usual: off"
+        assert own["other"][fields["style"]]["choices"] == [("any", ""), ("noto", "noto")]
+        assert [each for _, each in own["other"][fields["method"]]["choices"]] == ["sample", "flow", "guide"]
+        kept = form.pack_chosen("other", {"style": "noto", "method": "guide", "size": "1x1"})
+        assert [kept[fields[name]]["value"] for name in ("style", "method", "size")] == ["noto", "guide", "auto"]
+        back = form.pack_chosen("micro", {"style": "noto", "method": "flow", "size": "auto"})
+        assert [back[fields[name]]["value"] for name in ("style", "method")] == ["", "sample"]
+    finally:
+        del form.context.engine.packs["other"]
 
 
 def test_a_start_picture_comes_back_to_its_owner_alone(form: PaintForm, tmp_path: Path) -> None:

@@ -52,7 +52,9 @@ _BREAK = re.compile(r"\s*(?<!\\)\bBREAK\b[\s,]*")
 _TEXT = re.compile(  # where a backslash is needed for text to be text
     r"(?=\bAND\b|\bBREAK(?![^\W_])|(?<!\S)(?:--|[\u2013\u2014])[a-z]|__)|(?<=_)(?=_)", re.IGNORECASE
 )
-_KEPT = re.compile(r"\\(?=AND\b|BREAK(?![^\W_])|--[a-z\\]|[\u2013\u2014][a-z]|[_<>])", re.IGNORECASE)  # such a backslash
+_KEPT = re.compile(
+    r"\\(?=AND\b|BREAK(?![^\W_])|--[a-z\\]|[\u2013\u2014][a-z]|[_<>])", re.IGNORECASE
+)  # such a backslash
 _FOREIGN = re.compile(
     r"[()\[\]{}]|<\w+:|\bembedding:|__\w|(?<!\S)(?:--|[\u2013\u2014])[a-z]|\bAND\b|\bBREAK\b|\\--|\\[\u2013\u2014_<>]"
     r"|::|\d:\d",

@@ -18,6 +18,7 @@ from torch import Tensor
 from codebrush.data.decoding.images import MAX_PIXELS, WITH_PROFILE, read_manifest, to_pil, to_tensor
 from codebrush.errors import ImageError, UsageError
 from codebrush.generation.manifest import (
+    damage_reported,
     foreign_manifest,
     read_upscalings,
     torch_threads,
@@ -168,6 +169,21 @@ class Enlarger:
             for scale in read_upscalings(manifest, self.pack, SCALES):
                 result = self.result(result, scale)
         return result
+
+
+def not_replayed(manifest: Mapping[str, Any]) -> ImageError:
+    """The error line for a manifest that `file_manifest` made of a file which did not say how it was made.
+
+    Raises:
+        ImageError: if the manifest is damaged.
+    """
+    with damage_reported():
+        source, scales = str(manifest["source"]), [step["scale"] for step in manifest["upscaled"]]
+        again = ", then of what comes of it with ".join(f"--scale {scale}" for scale in scales)
+    return ImageError(
+        f"enlarged from {source}, which does not say how it was made, so it cannot be replayed: enlarge that file "
+        f"again, codebrush upscale {source} {again}"
+    )
 
 
 def file_manifest(path: Path, scale: int, size: tuple[int, int], pack: Pack) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def help_of(option: "dataclasses.Field[Any]") -> str:
         text = f"{text.rstrip('.')}: {', '.join(choices)}."
     usual = usual_value(option)
     if option.name in FLOW_OPTIONS:  # generate has it for both
-        usual = f"guide: {usual.replace(';', ',')}; flow: {_shown(getattr(FlowSettings, option.name))}"
+        usual = f"guide: {usual.replace(';', ',')}; flow: {shown_value(getattr(FlowSettings, option.name))}"
     return f"{text}  [{usual}]" if usual else text
 
 
@@ -26,10 +26,10 @@ def usual_value(option: "dataclasses.Field[Any]") -> str:
     if default is None or default == ():
         return ""
     sampled, noise = PRESETS["sample"].get(option.name, default), PRESETS["random"].get(option.name, default)
-    return _shown(sampled) if sampled == noise else f"{_shown(sampled)}; from noise {_shown(noise)}"
+    return shown_value(sampled) if sampled == noise else f"{shown_value(sampled)}; from noise {shown_value(noise)}"
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
     """The value of an option as the help shows it."""
     if isinstance(value, bool):
         return "on" if value else "off"

@@ -30,7 +30,8 @@ def build(studio: Studio) -> Tab:
     def restore(manifest: Any, owner: str) -> tuple[Values, list[str]]:
         return restored_form(form, studio.context, manifest, owner)
 
+    others = [form.mask_box, form.mask_of, *form.groups.values()]
     return Tab(
-        verb="Edit", picture=form.fields["source"], methods=METHODS, restored=[*form.fields.values(), form.mask_box],
+        verb="Edit", picture=form.fields["source"], methods=METHODS, restored=[*form.fields.values(), *others],
         restore=restore, packs=form.fields["model"],
     )  # fmt: skip

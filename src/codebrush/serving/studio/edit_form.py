@@ -1,15 +1,17 @@
 """The form of the tab Edit: a picture, what is done to it, and the job that this asks for."""
 
-import secrets
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import ImageChops
+from PIL import Image, ImageChops
 
 from codebrush.data.decoding.images import decode_image
+from codebrush.generation.editing.interpolation import THROUGH
 from codebrush.generation.options import SAMPLING
+from codebrush.generation.sampling.painters import usual_painter
 from codebrush.models.translator import TranslatorConfig
 from codebrush.pack.pack import Pack
 from codebrush.serving.context import Context
@@ -25,9 +27,19 @@ from codebrush.serving.studio.mask_painter import (
     clear_where_white,
     mask_of_file,
     painted_mask,
+    url_of,
 )
-from codebrush.serving.studio.paint_form import LARGEST_SEED, USUAL, first_of, styles_of
+from codebrush.serving.studio.paint_form import (
+    USUAL,
+    first_of,
+    sampler_field,
+    styles_of,
+    upscale_field,
+    usual_sampling,
+    values_of,
+)
 from codebrush.serving.studio.parts import TAKES_PICTURES, Values, told
+from codebrush.serving.studio.seeds import seed_fields, seed_of
 
 MASK, EXTEND, REDRAW, VARY = "mask", "extend", "redraw", "vary"
 TRANSLATE, UPSCALE, INTERPOLATE = "translate", "upscale", "interpolate"
@@ -41,6 +53,14 @@ MOST_FRAMES = 60
 PROMPTED = (MASK, EXTEND, REDRAW)  # tasks that are drawn under a prompt
 DRAWN = (*PROMPTED, VARY)  # by a painter
 UNPROMPTED = "-"  # in place of a prompt where none is needed
+ANY = "any"  # in place of the checksum of a mask's picture: the next one
+TRANSLATOR, FLOW = "translator", "flow"  # ways of a translation
+SAVE = """url => {
+  if (!url) return;
+  const link = document.createElement("a");
+  Object.assign(link, { href: url, download: "mask.png" });
+  link.click();
+}"""
 
 
 class EditForm:
@@ -71,6 +91,9 @@ class EditForm:
                 self.fields["mask_reads"] = gr.Radio(
                     [("its white part", WHITE), ("its transparent part", CLEAR)], value=WHITE, label="What changes"
                 )
+            self.mask_of = gr.State("")  # the checksum of the picture that the mask's file is of
+            self.save = gr.Button("Save the mask", size="sm", elem_id="edit-save-mask")
+            self.saved = gr.Textbox("", visible="hidden", label="Saved mask")
 
     def _words(self) -> None:
         own = self.fields
@@ -90,7 +113,12 @@ class EditForm:
                     0, label=side.capitalize(), precision=0, minimum=0, maximum=MOST_ADDED, min_width=90
                 )
         with gr.Column(visible=False) as self.groups["strength"]:
-            own["strength"] = gr.Slider(0.05, 1, 0.6, step=0.05, label="Strength", info="The share that is redrawn.")
+            own["strength"] = gr.Slider(0.01, 1, 0.6, step=0.01, label="Strength", info="The share that is redrawn.")
+        with gr.Column(visible=False) as self.groups["fill"]:
+            own["fill"] = gr.Slider(
+                0.01, 1, 1, step=0.01, label="Strength of the part",
+                info="Below 1 a flow begins from what the picture shows there.",
+            )  # fmt: skip
         with gr.Row(visible=False) as self.groups["translate"]:
             own["to"] = gr.Dropdown(targets_of(pack), value=first_of(targets_of(pack)), label="Into the style")
             own["by"] = gr.Dropdown(_ways(pack), value=_ways(pack)[0][1], label="By")
@@ -99,49 +127,130 @@ class EditForm:
         with gr.Column(visible=False) as self.groups["interpolate"]:
             own["second"] = _picture("To this picture", "edit-second", 180)
             own["frames"] = gr.Slider(2, MOST_FRAMES, 12, step=1, label="Frames")
+            own["through"] = gr.Dropdown(
+                _throughs(pack), value=THROUGH[0], label="Through",
+                info="Latents change smoothly; embeddings and noise are drawn anew at each step.",
+            )  # fmt: skip
 
     def _usual(self) -> None:
         own, packs = self.fields, list(self.context.engine.packs)
-        with gr.Column() as self.groups["drawn"]:
-            own["n"] = gr.Slider(1, MOST_PICTURES, 2, step=1, label="Pictures")
-            with gr.Row(equal_height=True):
-                own["seed"] = gr.Number(0, label="Seed", precision=0, min_width=120)
-                own["random"] = gr.Checkbox(True, label="Random seed", min_width=120)
+        with gr.Row():
+            with gr.Column(min_width=160) as self.groups["n"]:
+                own["n"] = gr.Slider(1, MOST_PICTURES, 2, step=1, label="Pictures")
+            with gr.Column(min_width=120, visible=self.pack.has("upscaler")) as self.groups["enlarge"]:
+                own["upscale"] = upscale_field(True)
+        with gr.Column() as self.groups["seed"]:
+            seed_fields(own)
         own["model"] = gr.Dropdown(packs, value=packs[0], label="Pack", visible=len(packs) > 1)
-        with gr.Accordion("Sampling", open=False) as self.groups["sampling"], gr.Row():
-            own["method"] = gr.Dropdown(_painters(self.pack), value=USUAL, label="Method", min_width=140)
-            for name in SAMPLING:
-                own[name] = gr.Textbox(label=name.replace("_", " ").capitalize(), placeholder="usual", min_width=120)
+        usual = usual_sampling(self.pack)
+        with gr.Accordion("Sampling", open=False) as self.groups["sampling"]:
+            with gr.Column() as self.groups["method"]:
+                own["method"] = gr.Dropdown(_painters(self.pack), value=USUAL, label="Method", min_width=140)
+            with gr.Row():
+                for name in SAMPLING:
+                    label = "CFG" if name == "cfg" else name.replace("_", " ").capitalize()
+                    own[name] = gr.Textbox(label=label, placeholder=usual.get(name, "usual"), min_width=120)
+            with gr.Row(visible=False) as self.groups["flow"]:
+                own["steps"] = gr.Textbox(label="Steps", placeholder="usual", min_width=120)
+                own["sampler"] = sampler_field(True)
 
     def _react(self) -> None:
         """One choice changes what others offer."""
         own = self.fields
-        own["task"].change(self._task_changed, own["task"], list(self.groups.values()), show_progress="hidden")
-        own["source"].change(
-            self._source_changed, own["source"], [self.painter.canvas, self.painter.painted], show_progress="hidden"
+        asked = [own[name] for name in ("task", "by", "model", "method")]
+        for name in ("task", "by", "method"):
+            own[name].change(self._visible, asked, list(self.groups.values()), show_progress="hidden")
+        of_picture = [
+            self.painter.canvas, self.painter.painted, own["mask_file"], own["mask_reads"], self.mask_of
+        ]  # fmt: skip
+        own["source"].change(self._source_changed, [own["source"], self.mask_of], of_picture, show_progress="hidden")
+        own["mask_file"].change(
+            self._mask_changed, [own["source"], own["mask_file"], self.mask_of], self.mask_of, show_progress="hidden"
         )
-        changed = [own[name] for name in choices_of(self.pack)]
-        own["model"].input(self._pack_changed, own["model"], changed, show_progress="hidden")
+        masked = [own[name] for name in ("source", "painted", "mask_file", "mask_reads")]
+        self.save.click(self._saved_mask, masked, self.saved, show_progress="hidden").success(
+            None, self.saved, None, js=SAVE
+        )
+        changed = [own[name] for name in self.of_pack(self.pack)]
+        own["model"].input(
+            self._pack_changed, [own["model"], *changed], [*changed, *self.groups.values()], show_progress="hidden"
+        )
 
-    def _task_changed(self, task: str) -> list[Any]:
-        shown = {
+    def draws_by_flow(self, task: str, by: str, model: str, method: str) -> bool:
+        """Whether a flow draws what the form asks for."""
+        if task == TRANSLATE:
+            return by == FLOW
+        pack = self.context.engine.brush(model).pack
+        return (method or usual_painter(pack)) == FLOW
+
+    def visible(self, task: str, by: str, model: str, method: str) -> dict[str, bool]:
+        """Which groups of fields have a use."""
+        flows, pack = self.draws_by_flow(task, by, model, method), self.context.engine.brush(model).pack
+        tuned = task in DRAWN or (task == TRANSLATE and by != TRANSLATOR)
+        return {
             "mask": task == MASK, "words": task in PROMPTED, "extend": task == EXTEND, "strength": task == REDRAW,
-            "translate": task == TRANSLATE, "upscale": task == UPSCALE, "interpolate": task == INTERPOLATE,
-            "drawn": task in (*DRAWN, TRANSLATE), "sampling": task in DRAWN,
+            "fill": flows and task in (MASK, EXTEND), "translate": task == TRANSLATE, "upscale": task == UPSCALE,
+            "interpolate": task == INTERPOLATE, "n": tuned, "enlarge": (task in DRAWN or task == TRANSLATE)
+            and pack.has("upscaler"), "seed": tuned or task == INTERPOLATE, "sampling": tuned,
+            "method": task in DRAWN, "flow": flows,
         }  # fmt: skip
+
+    def _visible(self, task: str, by: str, model: str, method: str) -> list[Any]:
+        shown = self.visible(task, by, model, method)
         return [gr.update(visible=shown[name]) for name in self.groups]
 
-    def _source_changed(self, path: str | None) -> list[Any]:
+    def _source_changed(self, path: str | None, mask_of: str) -> list[Any]:
+        """Another picture has no mask yet."""
         with told():
-            return [begun(None if path is None else self._read(path)), ""]
+            begins = begun(None if path is None else self._read(path))
+        digest = checksum(path)
+        if path and mask_of in (digest, ANY):
+            return [begins, "", gr.skip(), gr.skip(), digest]
+        return [begins, "", None, WHITE, digest]
 
-    def _pack_changed(self, name: str) -> list[Any]:
-        choices = choices_of(self.context.engine.brush(name).pack)
-        return [gr.update(choices=found, value=first_of(found)) for found in choices.values()]
+    def _mask_changed(self, source: str | None, mask: str | None, mask_of: str) -> str:
+        if mask is None:
+            return mask_of
+        return checksum(source) or ANY
+
+    def _pack_changed(self, name: str, *before: Any) -> list[Any]:
+        about = self.of_pack(self.context.engine.brush(name).pack)
+        values = dict(zip(about, before, strict=True))
+        for field, looks in about.items():
+            if "choices" in looks and values[field] not in values_of(looks["choices"]):
+                values[field] = first_of(looks["choices"])
+        updates = [gr.update(**looks, value=values[field]) for field, looks in about.items()]
+        return [*updates, *self._visible(values["task"], values["by"], name, values["method"])]
+
+    def of_pack(self, pack: Pack) -> dict[str, dict[str, Any]]:
+        """What the fields that depend on the pack look like for one: what they offer, and what is usual."""
+        choices: dict[str, Sequence[Any]] = {
+            "task": tasks_of(pack), "style": styles_of(pack), "to": targets_of(pack), "by": _ways(pack),
+            "method": _painters(pack), "through": _throughs(pack),
+        }  # fmt: skip
+        found: dict[str, dict[str, Any]] = {name: {"choices": offered} for name, offered in choices.items()}
+        return found | {name: {"placeholder": usual} for name, usual in usual_sampling(pack).items()}
 
     def _read(self, path: str) -> Any:
         most = self.context.settings.max_input_pixels
         return decode_image(Path(path).read_bytes(), keep_mode=True, max_pixels=most)
+
+    def _saved_mask(self, source: str | None, painted: str, mask_file: str | None, reads: str) -> str:
+        """The mask as a picture in a URL, white where the picture changes."""
+        with told():
+            if not source:
+                raise Problem(400, "choose a picture first")
+            return url_of(self._mask_of(painted, mask_file, reads, self._read(source).size))
+
+    def _mask_of(self, painted: str, mask_file: str | None, reads: str, size: tuple[int, int]) -> Image.Image:
+        """What was painted and what a file says, as one mask. Raises Problem if neither says anything."""
+        mask = painted_mask(painted, size)
+        if mask_file:
+            read = mask_of_file(mask_file, reads, size, self.context.settings.max_input_pixels)
+            mask = read if mask is None else ImageChops.lighter(mask, read)
+        if mask is None:
+            raise Problem(400, "paint over the part that is to change, or choose a mask's file")
+        return mask
 
     def job(self, values: Values) -> tuple[str, str, dict[str, Any], dict[str, bytes]]:
         """The kind, pack, request and files of the job that the form's values ask for.
@@ -162,51 +271,56 @@ class EditForm:
             if not given["second"]:
                 raise Problem(400, "choose the picture that it becomes")
             files["picture_01"] = Path(given["second"]).read_bytes()
-            return "interpolate", pack, found | {"pictures": list(files), "frames": given["frames"], "seed": 0}, files
+            asked = {"frames": given["frames"], "through": given["through"]}
+            seed = seed_of(given["random"], given["seed"])
+            return "interpolate", pack, found | {"pictures": list(files), "seed": seed, **asked}, files
         found["mask"] = task == MASK
+        flows = self.draws_by_flow(task, given["by"], pack, given["method"])
         if task == TRANSLATE:
-            return "translate", pack, found | self._translation(given), files
-        found |= self._drawing(given)
+            return "translate", pack, found | self._translation(given, flows), files
+        found |= self._drawing(given, flows)
         if task == VARY:
             return "vary", pack, {name: value for name, value in found.items() if name != "prompt"}, files
+        if task == REDRAW:
+            return "edit", pack, found | {"strength": given["strength"]}, files
+        if flows and given["fill"] < 1:
+            found["strength"] = given["fill"]
         if task == MASK:
-            mask = painted_mask(given["painted"], picture.size)
-            if given["mask_file"]:
-                most = self.context.settings.max_input_pixels
-                read = mask_of_file(given["mask_file"], given["mask_reads"], picture.size, most)
-                mask = read if mask is None else ImageChops.lighter(mask, read)
-            if mask is None:
-                raise Problem(400, "paint over the part that is to change, or choose a mask's file")
+            mask = self._mask_of(given["painted"], given["mask_file"], given["mask_reads"], picture.size)
             files["mask"] = clear_where_white(mask)
-        elif task == EXTEND:
-            found["extend"] = {side: int(given[side]) for side in SIDES if given[side]}
-            if not found["extend"]:
-                raise Problem(400, "say by how many pixels the picture is extended, on one side at least")
-        else:
-            found["strength"] = given["strength"]
+            return "edit", pack, found, files
+        found["extend"] = {side: int(given[side]) for side in SIDES if given[side]}
+        if not found["extend"]:
+            raise Problem(400, "say by how many pixels the picture is extended, on one side at least")
         return "edit", pack, found, files
 
-    def _seed(self, given: dict[str, Any]) -> int:
-        return secrets.randbelow(LARGEST_SEED) if given["random"] or given["seed"] is None else given["seed"]
-
-    def _translation(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _translation(self, given: Mapping[str, Any], flows: bool) -> dict[str, Any]:
         if given["to"] is None:
             raise Problem(400, "this pack has no style to translate into")
         found = {"style": given["to"], "by": given["by"]}
-        if given["by"] != "translator":  # which gives one picture, without any seed
-            found |= {"n": given["n"], "seed": self._seed(given)}
-        return found
+        if given["by"] == TRANSLATOR:  # which gives one picture, without any seed
+            return found | ({"upscale": given["upscale"]} if given["upscale"] != 1 else {})
+        drawn = self._drawing({**given, "method": USUAL}, flows)
+        return found | {name: value for name, value in drawn.items() if name != "prompt"}
 
-    def _drawing(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _drawing(self, given: Mapping[str, Any], flows: bool) -> dict[str, Any]:
         """What is drawn under the prompt, and how."""
         words = (given["prompt"] or "").strip() if given["task"] in PROMPTED else ""
         if not words and given["task"] == REDRAW:
             raise Problem(400, "say what the picture is to show: a redrawn picture needs a prompt")
-        names = ("method", *SAMPLING, *(("negative_prompt", "style") if given["task"] in PROMPTED else ()))
+        names = ["method", "upscale", *SAMPLING]
+        names += ["negative_prompt", "style"] if given["task"] in PROMPTED else []
+        names += ["steps"] if flows else []
         options = {name: given[name] for name in names if given[name] not in (None, USUAL)}
         asked = EditRequest.model_validate({"prompt": words or UNPROMPTED, "n": given["n"], **options})
-        asked.seed = self._seed(given)
-        return {**drawing_options(asked, PASSED), "prompt": words}
+        asked.seed = seed_of(given["random"], given["seed"])
+        sampler = {"sampler": given["sampler"]} if flows and given["sampler"] else {}
+        return {**drawing_options(asked, PASSED), **sampler, "prompt": words}
+
+
+def checksum(path: str | None) -> str:
+    """The sha256 of a file; "" for none."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
 
 
 def _picture(label: str, name: str, height: int = 240) -> Any:
@@ -214,14 +328,6 @@ def _picture(label: str, name: str, height: int = 240) -> Any:
         label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], height=height, elem_id=name,
         elem_classes=TAKES_PICTURES, buttons=[],
     )  # fmt: skip
-
-
-def choices_of(pack: Pack) -> dict[str, Sequence[Any]]:
-    """What the lists whose entries depend on the pack offer, the usual one first."""
-    return {
-        "task": tasks_of(pack), "style": styles_of(pack), "to": targets_of(pack), "by": _ways(pack),
-        "method": _painters(pack),
-    }  # fmt: skip
 
 
 def tasks_of(pack: Pack) -> list[tuple[str, str]]:
@@ -240,6 +346,10 @@ def targets_of(pack: Pack) -> Sequence[str]:
 def _painters(pack: Pack) -> list[tuple[str, str]]:
     names = [name for name, member in (("sample", "transformer"), ("flow", "flow")) if pack.has(member)]
     return [("usual", USUAL), *((name, name) for name in names)]
+
+
+def _throughs(pack: Pack) -> list[str]:
+    return [way for way in THROUGH if way != "noise" or pack.has("flow")]
 
 
 def _ways(pack: Pack) -> list[tuple[str, str]]:

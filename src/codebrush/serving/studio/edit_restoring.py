@@ -12,27 +12,40 @@ from codebrush.data.masks import white_where_clear
 from codebrush.errors import CodebrushError
 from codebrush.generation.manifest import damage_reported
 from codebrush.generation.sources import pixels_sha256
+from codebrush.generation.transparent_ground import is_transparent
+from codebrush.pack.pack import Pack
 from codebrush.serving.context import Context
 from codebrush.serving.jobs import Job
-from codebrush.serving.schemas import MOST_PICTURES
+from codebrush.serving.schemas import EditRequest
 from codebrush.serving.studio.edit_form import (
     EXTEND,
     INTERPOLATE,
     MASK,
+    MOST_FRAMES,
     REDRAW,
     TRANSLATE,
+    TRANSLATOR,
     UPSCALE,
     VARY,
     EditForm,
-    choices_of,
+    checksum,
 )
 from codebrush.serving.studio.mask_painter import CLEAR
-from codebrush.serving.studio.paint_restoring import as_shown, drawn_options, pack_of, words_of
 from codebrush.serving.studio.parts import Values, cached
+from codebrush.serving.studio.restoring import (
+    drawn_options,
+    enlargement,
+    pack_of,
+    shown_values,
+    unplaced,
+    within_limits,
+    words_of,
+)
 
 METHODS = ("edit", "inpaint", "vary", "translate", "upscale", "interpolate")
 LOOKED_AT = 300  # of the caller's latest jobs
 NO_SOURCE = "Give the picture that it was made from again, which is not part of it"
+NO_MASK = "Paint the mask again"
 
 
 def restored_form(
@@ -47,23 +60,52 @@ def restored_form(
     method = manifest["method"]
     with damage_reported():
         if method == "upscale":
-            found = {"task": UPSCALE, "scale": manifest["upscaled"][-1]["scale"]}
+            found = _enlarged(context, manifest, lost)
         elif method == "interpolate":
-            found = {"task": INTERPOLATE, "frames": operator.index(manifest["frames"])}
+            found = _interpolated(manifest, lost)
         else:
             found = _edited(context, manifest, lost)
-    sources = {} if method in ("upscale", "interpolate") else _sources(context, manifest, owner)
-    found |= sources
-    if "source" not in sources:
+            found |= _sources(context, manifest, owner, lost)
+        found = within_limits(found, EditRequest, context, lost)
+    if "source" not in found:
         lost.append(NO_SOURCE)
-    if found["task"] == MASK and "mask_file" not in sources:
-        lost.append("Paint the mask again")
-    values = {name: found.get(name, empty) for name, empty in form.empty.items()}
-    shown = {name: as_shown(form.fields[name], value) for name, value in values.items()}
-    pack = context.engine.brush(values["model"]).pack
-    shown |= {name: gr.update(choices=found, value=values[name]) for name, found in choices_of(pack).items()}
-    opened = {form.mask_box: gr.Accordion(open="mask_file" in sources)}
-    return {**opened, **{form.fields[name]: value for name, value in shown.items()}}, lost
+    if found["task"] == MASK and "mask_file" not in found:
+        lost.append(NO_MASK)
+    model = found.get("model", form.empty["model"])
+    values = shown_values(form, context.engine.brush(model).pack, found, lost)
+    by, drawn_by = found.get("by", form.empty["by"]), found.get("method", form.empty["method"])
+    groups = form.visible(found["task"], by, model, drawn_by)
+    values |= {form.groups[name]: gr.update(visible=visible) for name, visible in groups.items()}
+    values |= {form.mask_box: gr.Accordion(open="mask_file" in found), form.mask_of: checksum(found.get("source"))}
+    return values, lost
+
+
+def _enlarged(context: Context, manifest: Mapping[str, Any], lost: list[str]) -> dict[str, Any]:
+    """A picture of others that was enlarged."""
+    steps = [dict(step) for step in manifest["upscaled"]]
+    if len(steps) > 1:
+        scales = ", then ".join(f"{step['scale']} times" for step in steps)
+        lost.append(f"It was enlarged more than once, {scales}: upscale what comes of each again")
+    for name in list(context.engine.packs):
+        pack: Pack = context.engine.brush(name).pack
+        if pack.has("upscaler") and pack.hash_of("upscaler") == steps[0].get("upscaler"):
+            return {"task": UPSCALE, "scale": steps[0]["scale"], "model": name}
+    lost.append(f"The upscaler of the pack '{steps[0].get('pack')}', which enlarged it, is not served here")
+    return {"task": UPSCALE, "scale": steps[0]["scale"]}
+
+
+def _interpolated(manifest: Mapping[str, Any], lost: list[str]) -> dict[str, Any]:
+    """Frames between two pictures, or more."""
+    keys = [Path(str(key)).name for key in manifest["keys"]]
+    if len(keys) > 2:
+        lost.append(f"It goes through {len(keys)} pictures or prompts, and the form through two: {', '.join(keys)}")
+    elif not all(key.startswith("picture_") for key in keys):
+        lost.append(f"It goes from {keys[0]} to {keys[1]}")
+    frames = operator.index(manifest["frames"])
+    if frames > MOST_FRAMES:
+        lost.append(f"It had {frames:,} frames; the form takes {MOST_FRAMES} at most")
+    found = {"task": INTERPOLATE, "frames": min(frames, MOST_FRAMES), "through": manifest["through"]}
+    return found | {"seed": operator.index(manifest["seed"]), "random": False}
 
 
 def _edited(context: Context, manifest: Mapping[str, Any], lost: list[str]) -> dict[str, Any]:
@@ -72,19 +114,22 @@ def _edited(context: Context, manifest: Mapping[str, Any], lost: list[str]) -> d
     name, pack = pack_of(context, manifest, lost)
     words = str(details.get("prompt", ""))
     found: dict[str, Any] = {"model": name, **(words_of(pack, words) if words.strip() else {})}
+    found |= enlargement(manifest, pack, lost)
     if "translator" in manifest:
-        return found | {"task": TRANSLATE, "to": details["style"], "by": "translator"}
-    found |= {"seed": operator.index(manifest["seed"]), "random": False, **drawn_options(manifest, pack, lost)}
-    found["n"] = min(found["n"], MOST_PICTURES)
-    kind = manifest["method"]
+        return found | {"task": TRANSLATE, "to": details["style"], "by": TRANSLATOR}
+    found |= {"seed": operator.index(manifest["seed"]), "random": False, **drawn_options(manifest)}
+    kind, flows = manifest["method"], "flow" in manifest["options"]
+    placed = {*found, "style", "strength", "box", *details.get("extend", ())}
+    lost += unplaced(manifest, placed)
     if kind == "translate":
-        way = "flow" if "flow" in manifest["options"] else "codes"
-        return found | {"task": TRANSLATE, "to": details["style"], "by": way}
-    found["method"] = "flow" if "flow" in manifest["options"] else "sample"
+        return found | {"task": TRANSLATE, "to": details["style"], "by": "flow" if flows else "codes"}
+    found["method"] = "flow" if flows else "sample"
     if kind == "vary":
         return found | {"task": VARY}
     if kind == "edit":
         return found | {"task": REDRAW, "strength": float(details["strength"])}
+    if "strength" in details:
+        found["fill"] = float(details["strength"])
     if "extend" in details:
         return found | {"task": EXTEND, **{side: operator.index(count) for side, count in details["extend"].items()}}
     if "box" in details:
@@ -92,9 +137,10 @@ def _edited(context: Context, manifest: Mapping[str, Any], lost: list[str]) -> d
     return found | {"task": MASK}
 
 
-def _sources(context: Context, manifest: Mapping[str, Any], owner: str) -> dict[str, Any]:
+def _sources(context: Context, manifest: Mapping[str, Any], owner: str, lost: list[str]) -> dict[str, Any]:
     """The picture and the mask of an edit, if they lie in a job of the caller, as files of the form."""
-    entries = {name: dict(manifest["edit"].get(name) or {}).get("sha256") for name in ("picture", "mask")}
+    details = dict(manifest["edit"])
+    entries = {name: dict(details.get(name) or {}).get("sha256") for name in ("picture", "mask")}
     found: dict[str, Any] = {}
     for job in context.engine.jobs_of(owner, LOOKED_AT):
         names = job.request.get("pictures", ())
@@ -103,9 +149,12 @@ def _sources(context: Context, manifest: Mapping[str, Any], owner: str) -> dict[
         source = next((name for name in names if _is(job, name, entries["picture"])), None)
         if source is None:
             continue
-        found["source"] = cached((job.folder / source).read_bytes(), "source.png")
+        content = (job.folder / source).read_bytes()
+        found["source"] = cached(content, "source.png")
         if entries["mask"] and _is(job, "mask", entries["mask"]):
             found |= {"mask_file": cached((job.folder / "mask").read_bytes(), "mask.png"), "mask_reads": CLEAR}
+        if "transparency" not in details and is_transparent(decode_image(content, keep_mode=True)):
+            lost.append("Its transparent ground was painted over then, and is kept now")
         return found
     return found
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,12 @@ def begun(picture: Image.Image | None) -> dict[str, Any]:
     scale = max(1, SHOWN // longest) if longest < MOST_SHOWN else MOST_SHOWN / longest
     size = max(1, round(scale * shown.width)), max(1, round(scale * shown.height))
     shown = shown.resize(size, Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST)
-    return {"picture": f"data:image/png;base64,{base64.b64encode(png_bytes(shown)).decode()}"}
+    return {"picture": url_of(shown), "begun": secrets.token_hex(8)}  # so that the same picture begins again, too
+
+
+def url_of(picture: Image.Image) -> str:
+    """A picture as a PNG in a URL."""
+    return f"data:image/png;base64,{base64.b64encode(png_bytes(picture)).decode()}"
 
 
 def painted_mask(text: str, size: tuple[int, int]) -> Image.Image | None:

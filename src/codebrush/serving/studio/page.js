@@ -39,8 +39,10 @@
     event.stopPropagation();
     open(event.dataTransfer.files);
   }, true);
+  const writes = (target) => target instanceof Element && target.closest("textarea, input, [contenteditable=true]");
   addEventListener("paste", (event) => {
     if (keeps(event.target) || !event.clipboardData?.files.length) return;
+    if (writes(event.target) && event.clipboardData.getData("text/plain").trim()) return;  // the text is meant
     if (open(event.clipboardData.files)) event.preventDefault();
   }, true);
 

@@ -16,7 +16,9 @@ For a new tab:
 - Its test is tests/serving/test_studio_NAME.py, with the fixtures of tests/serving/conftest.py.
 """
 
+import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import gradio as gr
@@ -29,7 +31,8 @@ from codebrush.serving.studio.parts import Studio
 
 TABS = (paint, edit, understand, search_tab, train_tab, queue_tab)
 HERE = Path(__file__).parent
-UPLOAD_SECONDS = 3600  # after which an upload is removed
+UPLOAD_SECONDS = 24 * 3600  # after which an upload is removed that stands in no form of an open window
+TOUCH_SECONDS = 600  # between two times that a window says which stand in its forms
 HEAD = """<meta name="color-scheme" content="light dark">
 <script>{script}</script>"""
 HEADER = """<h1>Codebrush</h1>"""
@@ -57,7 +60,7 @@ def mount(app: FastAPI, context: Context) -> None:
 def build(context: Context) -> gr.Blocks:
     """The page."""
     blocks = gr.Blocks(
-        title="Codebrush", analytics_enabled=False, fill_width=True, delete_cache=(UPLOAD_SECONDS // 4, UPLOAD_SECONDS)
+        title="Codebrush", analytics_enabled=False, fill_width=True, delete_cache=(UPLOAD_SECONDS // 24, UPLOAD_SECONDS)
     )
     with blocks:
         with gr.Row(elem_id="header"):
@@ -75,7 +78,16 @@ def build(context: Context) -> gr.Blocks:
                     studio.tabs[module.ID].item = item
         dropping.wire(drop, studio)
         studio.finish(blocks)
+        pictures = [each for each in blocks.blocks.values() if isinstance(each, gr.Image)]
+        gr.Timer(TOUCH_SECONDS).tick(touch, [*pictures, drop.foreign], None, show_progress="hidden")
     return blocks
+
+
+def touch(*paths: str | None) -> None:
+    """Keep files for another UPLOAD_SECONDS: the age of a file is counted from its last change."""
+    for path in filter(None, paths):
+        with suppress(OSError):
+            os.utime(path)
 
 
 def theme() -> gr.themes.Base:

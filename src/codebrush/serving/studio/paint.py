@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from codebrush.serving.jobs import Job
-from codebrush.serving.studio.paint_form import PACK_FIELDS, PaintForm
+from codebrush.serving.studio.paint_form import PaintForm
 from codebrush.serving.studio.paint_restoring import METHODS, restored_form
 from codebrush.serving.studio.parts import Studio, Tab, Values
 from codebrush.serving.studio.results import Results
@@ -34,6 +34,6 @@ def build(studio: Studio) -> Tab:
 
     return Tab(
         verb="Use as start", picture=form.fields["start"], around=form.guidance, methods=METHODS,
-        restored=list(form.fields.values()), restore=restore, packs=form.fields["model"],
-        pack_fields=[form.fields[name] for name in PACK_FIELDS], pack_chosen=form.pack_chosen,
+        restored=[*form.fields.values(), form.touched], restore=restore, packs=form.fields["model"],
+        pack_fields=[form.fields[name] for name in form.of_pack(form.pack)], pack_chosen=form.pack_chosen,
     )  # fmt: skip

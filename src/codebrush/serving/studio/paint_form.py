@@ -1,32 +1,31 @@
 """The form of the tab Paint: its components by the names of the API's parameters, and the job that it asks for."""
 
-import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import gradio as gr
 
 from codebrush.generation.guided.guide_options import INITS, GuideOptions
-from codebrush.generation.guided.option_help import help_of, usual_value
+from codebrush.generation.guided.option_help import help_of, shown_value, usual_value
 from codebrush.generation.guided.presets import PRESETS
-from codebrush.generation.options import DEFAULTS
+from codebrush.generation.options import DEFAULTS, FLOW_SAMPLERS
 from codebrush.pack.pack import Pack
 from codebrush.serving.context import Context
 from codebrush.serving.images import job_request
 from codebrush.serving.problems import Problem
 from codebrush.serving.schemas import GUIDANCE, MOST_PICTURES, GenerationRequest
 from codebrush.serving.studio.parts import TAKES_PICTURES, Values
+from codebrush.serving.studio.seeds import seed_fields, seed_of
 
 USUAL = ""  # in a list: not given
 START = "start.png"  # the start picture in a job's folder
-LARGEST_SEED = 2**31 - 1
 PREVIEWS, GUIDED_PREVIEWS = 6, 200  # half-drawn pictures
-PACK_FIELDS = ("style", "method", "size")  # whose choices depend on the pack
 PICTURES = {"guide": 1}  # by method; else
 USUAL_PICTURES = 4
+KEPT = ("style", "method", "size")  # what is chosen in them stays so with another pack that offers it
 # What each method needs of a pack.
-NEEDS = {"sample": ("transformer",), "flow": ("flow",), "retrieve": ("transformer", "bank"), "guide": ("clip", "vqgan")}
+NEEDS = {"sample": ("transformer",), "flow": ("flow",), "retrieve": ("transformer",), "guide": ("clip", "vqgan")}
 METHOD_LABELS = {"sample": "sample", "flow": "flow", "retrieve": "retrieve", "guide": "guide (VQGAN-CLIP)"}
 
 
@@ -68,12 +67,10 @@ class PaintForm:
             own["size"] = gr.Dropdown(
                 _sizes(self.pack), value="auto", label="Size", allow_custom_value=True, min_width=120
             )
-        with gr.Row(equal_height=True):
-            own["seed"] = gr.Number(0, label="Seed", precision=0, min_width=120)
-            own["random"] = gr.Checkbox(True, label="Random seed", min_width=120)
+        seed_fields(own)
 
     def _sampling(self) -> None:
-        own, usual = self.fields, {**DEFAULTS, **self.pack.info.get("defaults", {})}
+        own = self.fields
         numbers = {
             "cfg": "Classifier-free guidance: how strictly the prompt is followed; 1 is none.",
             "temperature": "0 takes the likeliest code each time.",
@@ -81,20 +78,18 @@ class PaintForm:
             "top_p": "Draw among the likeliest codes of this probability in all.",
             "min_p": "Drop codes less likely than this times the likeliest one.",
         }
+        usual, shown = usual_sampling(self.pack), has_of(self.pack)
         with gr.Row():
             for name, about in numbers.items():
-                own[name] = _number(name, about, f"{usual[name]:g}")
+                own[name] = _number(name, about, usual[name])
             own["rerank"] = _number("rerank", "Pictures drawn, of which the best are kept.", "4 times as many")
             own["steps"] = _number("steps", "Of guidance, or of a flow.", "usual")
-            own["upscale"] = gr.Dropdown(
-                [("no", 1), ("2x", 2), ("4x", 4)], value=1, label="Upscale", min_width=140,
-                visible=self.pack.has("upscaler"),
-            )  # fmt: skip
-        with gr.Row(visible=self.pack.has("flow")):
-            own["sampler"] = _choice("sampler", "How a step of the flow is taken.", ("euler", "heun", "dpm"))
-        with gr.Row(visible=self.pack.has("bank")):
-            own["prior"] = _choice("prior", "retrieve: source of the image embedding.", ("retrieval", "mlp", "none"))
-            own["neighbours"] = _number("neighbours", "retrieve: similar pictures to blend.", "4")
+            own["upscale"] = upscale_field(shown["upscale"])
+            own["sampler"] = sampler_field(shown["sampler"])
+            own["prior"] = _choice("prior", "retrieve, flow: source of the image embedding.", priors_of(self.pack)[1:])
+            own["neighbours"] = _number("neighbours", "retrieve, flow: similar pictures to blend.", "4")
+            for name in ("prior", "neighbours"):
+                own[name].visible = shown[name]
 
     def _guidance(self) -> None:
         own = self.fields
@@ -114,27 +109,61 @@ class PaintForm:
         for topic, options in topics.items():
             with gr.Accordion(topic.capitalize(), open=False, elem_classes="cb-topic"), gr.Row():
                 for option in options:
-                    own[option.name] = _option(option)
+                    own[option.name] = _option(option, self.pack)
 
     def _react(self) -> None:
         """One choice changes what others offer."""
         own = self.fields
-        changed = [own[name] for name in PACK_FIELDS]
-        own["model"].input(self._pack_changed, own["model"], changed)
-        own["method"].input(lambda method: PICTURES.get(method, USUAL_PICTURES), own["method"], own["n"])
-        guided = ["guide", PICTURES["guide"]]
+        self.touched = gr.State(False)  # whether the number of pictures is the user's own choice
+        own["n"].input(lambda: True, None, self.touched, show_progress="hidden", trigger_mode="once")
+        changed = [own[name] for name in self.of_pack(self.pack)]
+        asked = [own[name] for name in ("model", *KEPT)]
+        own["model"].input(self._pack_changed, asked, changed, show_progress="hidden")
+        own["method"].input(self._of_method, [own["method"], self.touched], own["n"], show_progress="hidden")
         own["start"].change(
-            lambda path, method: guided if path and method != "guide" else [gr.skip(), gr.skip()],
-            [own["start"], own["method"]], [own["method"], own["n"]],
+            self._started, [own["start"], own["method"], self.touched], [own["method"], own["n"]],
+            show_progress="hidden",
         )  # fmt: skip
 
-    def _pack_changed(self, name: str) -> list[Any]:
-        return list(self.pack_chosen(name).values())
+    def _of_method(self, method: str, touched: bool) -> Any:
+        """How many pictures a method usually makes, unless the user said how many."""
+        return gr.skip() if touched else PICTURES.get(method, USUAL_PICTURES)
 
-    def pack_chosen(self, name: str) -> Values:
-        """The values of the fields that depend on the pack."""
-        choices = choices_of(self.context.engine.brush(name).pack)
-        return {self.fields[field]: gr.Dropdown(each, value=first_of(each)) for field, each in choices.items()}
+    def _started(self, path: str | None, method: str, touched: bool) -> list[Any]:
+        if not path or method == "guide":
+            return [gr.skip(), gr.skip()]
+        return ["guide", gr.skip() if touched else PICTURES["guide"]]
+
+    def _pack_changed(self, name: str, *kept: Any) -> list[Any]:
+        return list(self.pack_chosen(name, dict(zip(KEPT, kept, strict=True))).values())
+
+    def pack_chosen(self, name: str, before: Mapping[str, Any] | None = None) -> Values:
+        """The updates of the fields that depend on the pack. What was chosen `before` in those of KEPT stays chosen if
+        this pack offers it, too."""
+        updates = {}
+        for field, about in self.of_pack(self.context.engine.brush(name).pack).items():
+            value = (before or {}).get(field)
+            if field in KEPT and value not in values_of(about["choices"]):
+                value = first_of(about["choices"])
+            elif field not in KEPT:
+                value = self.empty[field]
+            given = field in KEPT or field == "prior" or about.get("visible") is False
+            updates[self.fields[field]] = gr.update(**about, **({"value": value} if given else {}))
+        return updates
+
+    def of_pack(self, pack: Pack) -> dict[str, dict[str, Any]]:
+        """What the fields that depend on the pack look like for one: what they offer, and what is usual."""
+        found: dict[str, dict[str, Any]] = {name: {"choices": offered} for name, offered in choices_of(pack).items()}
+        found |= {name: {"visible": visible} for name, visible in has_of(pack).items()}
+        found["prior"]["choices"] = priors_of(pack)
+        found |= {name: {"placeholder": text} for name, text in usual_sampling(pack).items()}
+        for option in GUIDANCE:
+            usual = usual_of(option, pack)
+            if isinstance(self.fields[option.name], gr.Dropdown):
+                found[option.name] = {"choices": option_choices(option, usual)}
+            elif option.metadata["kind"] is not tuple:
+                found[option.name] = {"placeholder": usual or "none"}
+        return found
 
     def job(self, values: Values) -> tuple[str, dict[str, Any], str | None]:
         """The pack, the request of the job that the form's values ask for, and its start picture, a file.
@@ -143,9 +172,7 @@ class PaintForm:
             Problem, ValidationError, CodebrushError: if there is no such job.
         """
         given = {name: values[component] for name, component in self.fields.items()}
-        start, random = given.pop("start"), given.pop("random")
-        if random or given["seed"] is None:
-            given["seed"] = secrets.randbelow(LARGEST_SEED)
+        start, given["seed"] = given.pop("start"), seed_of(given.pop("random"), given["seed"])
         for name in ("include", "exclude", "extra", "noise_prompt", "story"):
             given[name] = [line.strip() for line in (given[name] or "").splitlines() if line.strip()]
         given = {name: value for name, value in given.items() if value not in (None, USUAL, [])}
@@ -168,10 +195,40 @@ def choices_of(pack: Pack) -> dict[str, list[Any]]:
     return {"style": styles_of(pack), "method": _methods(pack), "size": _sizes(pack)}
 
 
+def has_of(pack: Pack) -> dict[str, bool]:
+    """Which of the options that need a member of the pack have it."""
+    looks = pack.has("bank") or pack.has("prior")
+    return {
+        "upscale": pack.has("upscaler"), "sampler": pack.has("flow"), "prior": looks, "neighbours": pack.has("bank")
+    }  # fmt: skip
+
+
+def usual_sampling(pack: Pack) -> dict[str, str]:
+    """What the options of sampling are unless they are given."""
+    usual = {**DEFAULTS, **pack.info.get("defaults", {})}
+    return {name: f"{usual[name]:g}" for name in DEFAULTS}
+
+
+def priors_of(pack: Pack) -> list[tuple[str, str]]:
+    """The sources of an image embedding that a pack has, as choices."""
+    members = {"retrieval": pack.has("bank"), "mlp": pack.has("prior"), "none": True}
+    return [("usual", USUAL), *((name, name) for name, there in members.items() if there)]
+
+
+def usual_of(option: Any, pack: Pack) -> str:
+    """What an option of guidance is for a pack unless it is given."""
+    own = pack.info.get("guidance", {})
+    return shown_value(own[option.name]) if option.name in own else usual_value(option)
+
+
 def first_of(choices: Sequence[Any]) -> Any:
     """The value of the first of some choices; None if there are none."""
-    first = choices[0] if choices else None
-    return first[1] if isinstance(first, tuple) else first
+    return next(iter(values_of(choices)), None)
+
+
+def values_of(choices: Sequence[Any]) -> list[Any]:
+    """The values of some choices."""
+    return [each[1] if isinstance(each, tuple) else each for each in choices]
 
 
 def styles_of(pack: Pack) -> list[tuple[str, str]]:
@@ -179,8 +236,26 @@ def styles_of(pack: Pack) -> list[tuple[str, str]]:
     return [("any", USUAL), *((style, style) for style in pack.styles[1])]
 
 
+def upscale_field(visible: bool) -> Any:
+    """How many times the pictures are enlarged afterwards."""
+    return gr.Dropdown(
+        [("no", 1), ("2x", 2), ("4x", 4)], value=1, label="Upscale", min_width=140, visible=visible,
+        info="Enlarge the pictures afterwards.",
+    )  # fmt: skip
+
+
+def sampler_field(visible: bool) -> Any:
+    """How a step of a flow is taken."""
+    field = _choice("sampler", "flow: how a step is taken.", FLOW_SAMPLERS)
+    field.visible = visible
+    return field
+
+
 def _methods(pack: Pack) -> list[tuple[str, str]]:
-    return [(METHOD_LABELS[name], name) for name, needed in NEEDS.items() if all(map(pack.has, needed))]
+    able = {name for name, needed in NEEDS.items() if all(map(pack.has, needed))}
+    if not has_of(pack)["prior"]:
+        able.discard("retrieve")
+    return [(label, name) for name, label in METHOD_LABELS.items() if name in able]
 
 
 def _sizes(pack: Pack) -> list[str]:
@@ -193,24 +268,26 @@ def _number(name: str, about: str, usual: str) -> Any:
     return gr.Textbox(label=_label(name), info=about, placeholder=usual or "none", max_lines=1, min_width=140)
 
 
-def _choice(name: str, about: str, choices: Any, usual: str = "") -> Any:
+def _choice(name: str, about: str, choices: Any) -> Any:
+    offered = [("usual", USUAL), *(each if isinstance(each, tuple) else (each, each) for each in choices)]
+    return gr.Dropdown(offered, value=USUAL, label=_label(name), info=about, min_width=140)
+
+
+def option_choices(option: Any, usual: str) -> list[tuple[str, Any]]:
+    """What the list of an option of guidance offers."""
     first = f"usual: {usual}" if usual else "usual"
-    return gr.Dropdown(
-        [(first, USUAL), *((str(each), each) for each in choices)], value=USUAL, label=_label(name), info=about,
-        min_width=140,
-    )  # fmt: skip
+    if option.metadata["kind"] is bool:
+        return [(first, USUAL), ("on", True), ("off", False)]
+    return [(first, USUAL), *((str(each), each) for each in option.metadata["choices"])]
 
 
-def _option(option: Any) -> Any:
+def _option(option: Any, pack: Pack) -> Any:
     """The component of an option of guidance, from the table that the command line's help is made of."""
-    kind, about, usual = option.metadata["kind"], help_of(option), usual_value(option)
-    if kind is bool:
+    kind, about, usual = option.metadata["kind"], help_of(option), usual_of(option, pack)
+    if kind is bool or option.metadata.get("choices"):
         return gr.Dropdown(
-            [(f"usual: {usual}", USUAL), ("on", True), ("off", False)], value=USUAL, label=_label(option.name),
-            info=about, min_width=140,
-        )  # fmt: skip
-    if option.metadata.get("choices"):
-        return _choice(option.name, about, option.metadata["choices"], usual)
+            option_choices(option, usual), value=USUAL, label=_label(option.name), info=about, min_width=140
+        )
     if kind is tuple:
         return gr.Textbox(label=_label(option.name), info=f"{about} One a line.", lines=2, min_width=220)
     return _number(option.name, about, usual)

@@ -134,7 +134,7 @@ def note(line: str) -> str:
 
 
 def cached(content: bytes, name: str = "picture.png") -> str:
-    """A file that components may show and read, removed an hour later with the uploads."""
+    """A file that components may show and read, removed with the uploads when no open form has it any more."""
     folder = Path(get_upload_folder()) / secrets.token_hex(16)
     folder.mkdir(parents=True)
     (folder / name).write_bytes(content)

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from codebrush.serving.jobs import Job, png_bytes
-from codebrush.serving.library_api import address_of
+from codebrush.serving.library_api import address_of, delete_index
 from codebrush.serving.library_work import whole_picture
 from codebrush.serving.problems import Problem
 from codebrush.serving.studio import views
@@ -45,7 +45,8 @@ class _Form:
             choices, value=choices[0][1], label="Folder", elem_id="search-folder", allow_custom_value=True
         )
         self.pack = gr.Dropdown(packs, value=packs[0], label="Pack", visible=len(packs) > 1)
-        self.state = gr.HTML(self.said(choices[0][1], packs[0]), elem_id="index-state", js_on_load=None)
+        self.running = gr.State(None)  # id of the job that indexes
+        self.state = gr.HTML(self.said(choices[0][1], packs[0]), elem_id="index-state", js_on_load=views.CLICKS)
         with gr.Row():
             self.index = gr.Button("Index this folder", size="sm", elem_id="index-go")
             self.cancel = gr.Button("Cancel", size="sm", visible=False)
@@ -79,7 +80,13 @@ class _Form:
         ]
         if not known:
             return note("Not indexed yet: that is done once, and again when pictures have changed.")
-        return note(f"{known[0]['pictures']:,} pictures indexed, {views.ago(known[0]['finished'])}.")
+        about = f"{place}: {known[0]['pictures']:,} pictures indexed, {views.ago(known[0]['finished'])}."
+        sure = f"Delete the index of {place}? The pictures stay; to search them they must be indexed again."
+        button = (
+            f'<button type="button" class="cb-small" data-action="delete" data-index="{known[0]["id"]}" '
+            f'data-confirm="{escape(sure)}" aria-label="Delete the index of {escape(place)}">Delete index</button>'
+        )
+        return f'<div class="cb-line">{note(about)}{button}</div>'
 
     def request(self, values: Values) -> tuple[str, dict[str, Any], str | None]:
         """The pack, the request of the job and the picture that the form's values ask for."""
@@ -187,14 +194,15 @@ def _wire(studio: Studio, form: _Form, found: _Found) -> None:
             yield update
 
     async def index(place: str, pack: str, request: gr.Request) -> AsyncIterator[Values]:
-        buttons = {form.index: gr.Button(interactive=False), form.cancel: gr.Button(visible=True)}
-        rest = {form.index: gr.Button(interactive=True), form.cancel: gr.Button(visible=False)}
+        rest = {form.index: gr.Button(interactive=True), form.cancel: gr.Button(visible=False), form.running: None}
         try:
             engine.library.find(place)
             running = [job for job in engine.live("index") if job.request["folder"] == place and job.pack == pack]
             asked = {"folder": place, "captions": []}
             job = running[0] if running else engine.submit("index", pack, asked, owner_of(request))
-            yield {form.state: views.progress(job), **buttons}
+            own = job.owner == owner_of(request)  # another caller's is looked at, and goes on
+            buttons = {form.index: gr.Button(interactive=False), form.cancel: gr.Button(visible=own)}
+            yield {form.state: views.progress(job), form.running: job.id, **buttons}
             async for _ in follow(engine, job):
                 yield {form.state: views.progress(job)}
         except Exception as error:
@@ -203,15 +211,16 @@ def _wire(studio: Studio, form: _Form, found: _Found) -> None:
             return
         yield {form.state: form.said(place, pack) + _report(job.result or {}), **rest}
 
-    def cancel(place: str, request: gr.Request) -> None:
-        for job in engine.live("index"):
-            if (job.owner, job.request["folder"]) == (owner_of(request), place):
-                engine.cancel(job)
+    def delete(place: str, pack: str, event: gr.EventData) -> str:
+        with told():
+            delete_index(str(event.index), studio.context)
+        return form.said(place, pack)
 
-    shown = [form.state, form.index, form.cancel]
+    shown = [form.state, form.index, form.cancel, form.running]
     form.go.click(search, set(form.fields), found.outputs, show_progress="hidden")
     form.index.click(index, [form.place, form.pack], shown, show_progress="hidden")
-    form.cancel.click(cancel, form.place, None, show_progress="hidden")
+    form.cancel.click(studio.cancel, form.running, None, show_progress="hidden")
+    form.state.click(delete, [form.place, form.pack], form.state, show_progress="hidden")
     for list_ in (form.place, form.pack):
         list_.change(form.said, [form.place, form.pack], form.state, show_progress="hidden")
     picked = [found.chosen, found.detail, found.about]

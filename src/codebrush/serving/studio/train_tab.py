@@ -138,7 +138,10 @@ class _View:
             async for _ in follow(engine, job):
                 yield {self.status: shown.progress(job), self.report: shown.report(engine.trainer, job)}
         except Problem as problem:
-            line = note("Stopped. It is saved, and can be resumed.")
+            saved = job.request["name"] in engine.trainer.places.stopped()
+            line = note(
+                "Stopped. It is saved, and can be resumed." if saved else "Stopped before there was anything to save."
+            )
             line = line if was_cancelled(problem) else views.failure(problem.detail)
             report = shown.report(engine.trainer, job)
             yield {self.status: line, self.report: report, self.stopped: self.listed(), **rest}
@@ -147,9 +150,9 @@ class _View:
         yield {**done, self.paint: gr.Button(visible=True), self.stopped: self.listed(), **rest}
 
     def listed(self) -> str:
-        """The trainings that can be resumed."""
+        """The trainings that can be resumed, and the packs that were trained here."""
         engine = self.studio.context.engine
-        return shown.stopped(engine.trainer, {job.request["name"] for job in engine.live("train")})
+        return shown.listed(engine.trainer, {job.request["name"] for job in engine.live("train")}, list(engine.packs))
 
 
 def _wire(studio: Studio, form: _Form, view: _View) -> None:

@@ -90,8 +90,8 @@ def _title(name: str) -> str:
     return f"{STAGES.get(stage, stage)} after {int(step):,} steps" if step.isdecimal() else name
 
 
-def stopped(trainer: Trainer, running: Collection[str]) -> str:
-    """The trainings that can be resumed, with buttons."""
+def listed(trainer: Trainer, running: Collection[str], packs: Collection[str]) -> str:
+    """The trainings that can be resumed, and the packs that were trained here, with buttons."""
     entries = []
     for name in trainer.places.stopped():
         begun = None if name in running else trainer.begun(name)
@@ -101,19 +101,35 @@ def stopped(trainer: Trainer, running: Collection[str]) -> str:
         about = (
             f"{views.seconds(taken)} of {views.seconds(begun['seconds'])}, {size(trainer.places.size(name))} on disk"
         )
-        buttons = _button("resume", "Resume", name) + _button("delete", "Delete", name)
-        entries.append(
-            f'<li class="cb-job cb-plain"><div><strong>{escape(name)}</strong><span>{about}</span></div>'
-            f'<div class="cb-row">{buttons}</div></li>'
+        sure = f"Delete the stopped training '{name}', {views.seconds(taken)} of work? It cannot be brought back."
+        buttons = _button("resume", "Resume", name) + _button("delete", "Delete", name, sure)
+        entries.append(_entry(name, about, buttons))
+    own = [name for name in packs if name not in trainer.given and name not in running]
+    trained = [
+        _entry(
+            name, f"{size(trainer.places.size(name))} on disk",
+            _button("delete", "Delete", name, f"Delete the pack '{name}'? It cannot be brought back."),
         )
-    if not entries:
-        return ""
-    return f'<h3>Stopped trainings</h3><ul class="cb-jobs">{"".join(entries)}</ul>'
+        for name in own
+    ]  # fmt: skip
+    lists = {"Stopped trainings": entries, "Packs trained here": trained}
+    return "".join(
+        f'<h3>{title}</h3><ul class="cb-jobs">{"".join(lines)}</ul>' for title, lines in lists.items() if lines
+    )
 
 
-def _button(action: str, label: str, name: str) -> str:
+def _entry(name: str, about: str, buttons: str) -> str:
+    return (
+        f'<li class="cb-job cb-plain"><div><strong>{escape(name)}</strong><span>{about}</span></div>'
+        f'<div class="cb-row">{buttons}</div></li>'
+    )
+
+
+def _button(action: str, label: str, name: str, sure: str = "") -> str:
+    """A button; if `sure` is given it is asked first."""
     said = f'data-action="{action}" data-name="{escape(name)}" aria-label="{label} {escape(name)}"'
-    return f'<button type="button" class="cb-small" {said}>{label}</button>'
+    asked = f' data-confirm="{escape(sure)}"' if sure else ""
+    return f'<button type="button" class="cb-small" {said}{asked}>{label}</button>'
 
 
 def size(count: int) -> str:

@@ -62,9 +62,10 @@ def build(studio: Studio) -> Tab:
         yield {found: understand_views.found(job), **rest}
         context.engine.forget(job)  # the caller has it, and nobody else may
 
-    def packed(name: str) -> Any:
+    def packed(name: str, task: str) -> Any:
         choices = tasks_of(context.engine.brush(name).pack)
-        return gr.Radio(choices, value=choices[0][1])
+        offered = [each for _, each in choices]
+        return gr.Radio(choices, value=task if task in offered else offered[0])
 
     studio.later(lambda: _to_search(studio, similar, own["picture"]))
     go.click(look, set(own.values()), [running, go, cancel, found], show_progress="hidden")
@@ -73,7 +74,7 @@ def build(studio: Studio) -> Tab:
         lambda task: [gr.update(visible=name == task) for name in groups], own["task"], list(groups.values()),
         show_progress="hidden",
     )  # fmt: skip
-    own["model"].change(packed, own["model"], own["task"], show_progress="hidden")
+    own["model"].change(packed, [own["model"], own["task"]], own["task"], show_progress="hidden")
     return Tab(verb="Understand", picture=own["picture"], packs=own["model"])
 
 

@@ -24,9 +24,11 @@ KINDS = {
     "train": "Train",
 }
 # In a gr.HTML of these, a click on a button with `data-action` is the event "click", with all its data in the event.
+# One with `data-confirm` asks that first.
 CLICKS = """element.addEventListener('click', event => {
   const button = event.target.closest('[data-action]');
-  if (button) trigger('click', {...button.dataset});
+  if (!button || (button.dataset.confirm && !confirm(button.dataset.confirm))) return;
+  trigger('click', {...button.dataset});
 });"""
 
 

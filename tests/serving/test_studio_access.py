@@ -13,10 +13,13 @@ import pytest
 
 pytest.importorskip("gradio", reason='needs the extra "studio"')
 
+import gradio as gr
+from gradio.route_utils import delete_files_created_by_app
 from server_thread import running
 
 from codebrush import Codebrush
 from codebrush.serving.sign_in import SECONDS, cookie_for, key_of_cookie
+from codebrush.serving.studio.page import TOUCH_SECONDS, UPLOAD_SECONDS, touch
 
 KEYS = ("first-key", "second-key")
 
@@ -143,6 +146,25 @@ def test_an_event_opens_no_file_but_an_upload(paged: tuple[str, Any], tmp_path: 
     told = join(url, [about, *states], index)
     assert '"success":false' in told.replace(" ", "")
     assert "a secret" not in told
+
+
+def test_uploads_stay_while_they_stand_in_a_form(paged: tuple[str, Any], tmp_path: Path) -> None:
+    config = json.loads(call(f"{paged[0]}/config")[1])
+    (timer,) = [each for each in config["components"] if each["props"].get("value") == TOUCH_SECONDS]
+    (tick,) = [each for each in config["dependencies"] if [timer["id"], "tick"] in each["targets"]]
+    pictures = {each["id"] for each in config["components"] if each["type"] == "image"}
+    assert pictures <= set(tick["inputs"])
+    assert len(pictures) >= 5
+    assert 2 * TOUCH_SECONDS < UPLOAD_SECONDS
+    kept, left = tmp_path / "kept.png", tmp_path / "left.png"
+    blocks = gr.Blocks(analytics_enabled=False)
+    blocks.temp_file_sets.append({str(kept), str(left)})
+    for file in (kept, left):
+        file.write_bytes(b"a picture")
+    time.sleep(1.2)
+    touch(str(kept), None, str(tmp_path / "gone.png"))
+    delete_files_created_by_app(blocks, age=1)
+    assert (kept.exists(), left.exists()) == (True, False)
 
 
 def test_an_open_page_does_not_keep_the_server_from_stopping(served_brush: Codebrush, tmp_path: Path) -> None:

@@ -1,0 +1,140 @@
+"""Each control of each tab has a name for screen readers and is reached by keyboard; deletions are asked about; what is
+pasted goes where it is meant."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("gradio", reason='needs the extra "studio"')
+pytest.importorskip("lancedb", reason='needs the extra "search"')
+
+from PIL import Image
+from server_thread import running
+from studio_browser import png
+
+from codebrush import Codebrush
+from codebrush.data.synthetic.scene_folder import write_shapes
+from codebrush.training.packs.request import make_request, write_request
+
+# For each control that is seen: how it is wrong, with its HTML.
+WRONG = """() => [...document.querySelectorAll(
+    "button, input, textarea, select, a[href], [tabindex], [role=button], [role=slider]")].filter(
+    (each) => each.checkVisibility({ checkOpacity: true, checkVisibilityCSS: true }) && !each.disabled
+      && each.getBoundingClientRect().width > 1 && each.getAttribute("tabindex") !== "-1"
+      || (each.tagName === "BUTTON" && each.checkVisibility() && each.getBoundingClientRect().width > 1)).flatMap(
+    (each) => {
+      const images = [...each.querySelectorAll("img[alt], svg title")].map((one) => one.alt || one.textContent);
+      const by = (each.getAttribute("aria-labelledby") ?? "").split(" ").map((id) => document.getElementById(id));
+      const name = [each.ariaLabel, each.title, each.innerText, ...images, ...by.map((one) => one?.innerText),
+        ...[...each.labels ?? []].map((one) => one.innerText)].some((text) => text?.trim());
+      const radio = each.type === "radio" || each.getAttribute("role") === "tab";
+      const reached = each.disabled || radio || each.tabIndex >= 0;
+      return [...(name ? [] : ["without a name"]), ...(reached ? [] : ["not reached by keyboard"])].map(
+        (wrong) => `${wrong}: ${each.outerHTML.slice(0, 300)}`);
+    })"""
+TABS = {
+    "paint": "Paint",
+    "edit": "Edit",
+    "understand": "Understand",
+    "search": "Search",
+    "train": "Train",
+    "queue": "Queue",
+}
+PASTE = """([target, encoded, text]) => {
+  const bytes = Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0));
+  const clipboardData = new DataTransfer();
+  clipboardData.items.add(new File([bytes], "image.png", { type: "image/png" }));
+  if (text) clipboardData.setData("text/plain", text);
+  const event = new ClipboardEvent("paste", { bubbles: true, cancelable: true, clipboardData });
+  return document.querySelector(target).dispatchEvent(event);
+}"""
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("library") / "drawings"
+    write_shapes(folder, 6, size=32, objects=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stocked(micro_pack: Path, drawings: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Any]]:
+    """A server with a library, a pack that was trained there, and a training that was stopped: its URL and engine."""
+    data = tmp_path_factory.mktemp("stocked")
+    shutil.copytree(micro_pack, data / "packs" / "mine")
+    write_request(make_request(str(drawings), data / "packs" / "half", {"budget": 600.0}))
+    brush = Codebrush.from_pretrained(micro_pack, device="cpu")
+    with running(brush, data, page=True, libraries=(drawings,)) as found:
+        yield found
+
+
+@pytest.fixture
+def stocked_page(stocked: tuple[str, Any], visit: Callable[..., Any]) -> Any:
+    return visit(stocked[0])
+
+
+def unfolded(page: Any, tab: str) -> None:
+    """Open all of a tab that can be opened."""
+    closed = f"#tab-{tab} button.label-wrap:not(.open)"
+    for _ in range(20):
+        found = page.locator(closed).locator("visible=true")
+        if not found.count():
+            return
+        found.first.click()
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_each_control_has_a_name_and_is_reached_by_keyboard(stocked_page: Any, tab: str) -> None:
+    page = stocked_page
+    page.get_by_role("tab", name=TABS[tab]).click()
+    page.locator(f"#tab-{tab}").locator("button, .cb-note").locator("visible=true").first.wait_for()
+    if tab == "edit":
+        page.locator("#edit-source input[type=file]").set_input_files(
+            {"name": "a.png", "mimeType": "image/png", "buffer": png(Image.new("RGB", (32, 32), "red"))}
+        )
+        page.locator(".cb-canvas canvas").wait_for()
+    unfolded(page, tab)
+    assert page.evaluate(WRONG) == []
+    for task in page.locator(f"#tab-{tab}").get_by_label("What to do").get_by_role("radio").all():
+        task.check()
+        page.wait_for_timeout(300)
+        unfolded(page, tab)
+        assert page.evaluate(WRONG) == []
+
+
+def test_deletions_are_asked_about(stocked_page: Any, stocked: tuple[str, Any]) -> None:
+    page, engine = stocked_page, stocked[1]
+    asked: list[str] = []
+    answers = iter([False, True, True])
+
+    def answer(dialog: Any) -> None:
+        asked.append(dialog.message)
+        (dialog.accept if next(answers) else dialog.dismiss)()
+
+    page.on("dialog", answer)
+    page.get_by_role("tab", name="Train").click()
+    pack, half = (page.get_by_role("button", name=f"Delete {name}") for name in ("mine", "half"))
+    pack.click()
+    page.wait_for_timeout(500)
+    assert "mine" in engine.packs
+    pack.click()
+    pack.wait_for(state="detached")
+    assert "mine" not in engine.packs
+    half.click()
+    half.wait_for(state="detached")
+    assert engine.trainer.places.stopped() == []
+    assert ["the pack 'mine'" in asked[0], "the pack 'mine'" in asked[1], "training 'half'" in asked[2]] == [True] * 3
+
+
+def test_a_text_is_pasted_where_a_text_is_typed_and_a_picture_elsewhere(stocked_page: Any) -> None:
+    import base64
+
+    page, picture = stocked_page, base64.b64encode(png(Image.new("RGB", (8, 8), "red"))).decode()
+    assert page.evaluate(PASTE, ["#prompt textarea", picture, "a red apple"])  # left to the browser
+    assert page.locator("#notice p").count() == 0
+    assert not page.evaluate(PASTE, ["#prompt textarea", picture, ""])
+    page.get_by_text("does not say how it was made").wait_for()
+    assert not page.evaluate(PASTE, ["#tab-paint", picture, "a text beside it"])

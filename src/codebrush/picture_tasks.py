@@ -23,7 +23,7 @@ from codebrush.understanding.answer_confidence import AnswerConfidence
 from codebrush.understanding.attribution import Method
 from codebrush.understanding.captioning import Answer, Caption, CaptionPipeline
 from codebrush.understanding.classification import ZeroShotClassifier, pack_temperature
-from codebrush.understanding.explaining import ExplainedPicture, explain_picture
+from codebrush.understanding.explaining import ExplainedPicture, LastPicture, explain_picture
 
 
 class PictureTasks(LoadedPack):
@@ -155,6 +155,11 @@ class PictureTasks(LoadedPack):
         answers = [self.reader.ask(pixels, [question], threshold)[0] for pixels in seen]
         return answers if is_several(images) else answers[0]
 
+    @cached_property
+    def _last_explained(self) -> LastPicture:
+        """The picture that was explained last: texts are often tried on one picture after another."""
+        return LastPicture()
+
     @overload
     def explain(
         self, image: AnyPicture, text: str, method: Method = "auto", progress: Progress | None = None
@@ -171,7 +176,8 @@ class PictureTasks(LoadedPack):
         """Which pixels of a picture match a text and its words, and whether it shows what the text says; see
         `explain_picture`. Of several texts a list, in their order."""
         texts = [text] if isinstance(text, str) else list(text)
-        found = explain_picture(self.clip, self.tokenizer, picture_of(image), texts, method, progress)
+        last = self._last_explained
+        found = explain_picture(self.clip, self.tokenizer, picture_of(image), texts, method, progress, last)
         return found[0] if isinstance(text, str) else found
 
     def upscale(

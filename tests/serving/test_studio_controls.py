@@ -98,6 +98,11 @@ def test_each_control_has_a_name_and_is_reached_by_keyboard(stocked_page: Any, t
         page.locator(".cb-canvas canvas").wait_for()
     unfolded(page, tab)
     assert page.evaluate(WRONG) == []
+    page.evaluate(
+        "document.body.insertAdjacentHTML('beforeend', '<button id=bad tabindex=-1 style=width:9px></button>')"
+    )
+    assert [line.split(":")[0] for line in page.evaluate(WRONG)] == ["without a name", "not reached by keyboard"]
+    page.evaluate("document.querySelector('#bad').remove()")
     for task in page.locator(f"#tab-{tab}").get_by_label("What to do").get_by_role("radio").all():
         task.check()
         page.wait_for_timeout(300)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from codebrush import Codebrush
 from codebrush.errors import PromptError, UsageError
@@ -119,3 +120,22 @@ def test_each_encoder_has_its_method(brush: Codebrush) -> None:
         choose_method(other, "gradient")
     with pytest.raises(UsageError, match="method must be one of auto, gradient, occlusion, not rays"):
         choose_method(brush.clip, "rays")
+
+
+def test_further_texts_about_a_picture_cost_little_and_change_nothing(micro_pack: Path) -> None:
+    brush, other = (Codebrush.from_pretrained(micro_pack, device="cpu") for _ in range(2))
+    first, second = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
+    seen: list[int] = []
+    brush.clip.image_encoder.register_forward_hook(lambda _, given, out: seen.append(len(out)))
+
+    def counted(picture: Image.Image, text: str) -> tuple[Any, int]:
+        seen.clear()
+        return brush.explain(picture, text, "occlusion"), sum(seen)
+
+    all_of_it = counted(first, "a circle")[1]
+    again, few = counted(first, "a red square")
+    assert few < 100 < 700 < all_of_it
+    alone = other.explain(first, "a red square", "occlusion")
+    assert again.faithfulness == alone.faithfulness
+    assert [torch.equal(a.heat, b.heat) for a, b in zip(again.words, alone.words, strict=True)] == [True, True]
+    assert counted(second, "a circle")[1] == all_of_it

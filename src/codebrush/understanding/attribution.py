@@ -24,7 +24,7 @@ from codebrush.text.reading import readable, warn_unread
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.understanding.faithfulness import Faithfulness, faithfulness
 from codebrush.understanding.grad_cam import class_activation_maps
-from codebrush.understanding.occlusion import encode_in_batches, occlusion_maps
+from codebrush.understanding.occlusion import Kept, encode_in_batches, occlusion_maps
 from codebrush.understanding.relevance import TINY, attention_relevance
 
 Method = Literal["auto", "gradient", "occlusion"]
@@ -70,10 +70,12 @@ def explain(
     text: str,
     method: Method = "auto",
     progress: Progress | None = None,
+    kept: Kept | None = None,
 ) -> Explanation:
     """Explain the cosine of one image (3, H, W) in [0, 1] with a text, taken literally.
 
-    A text longer than the encoder's context is cut after the last word that fits, with a warning.
+    A text longer than the encoder's context is cut after the last word that fits, with a warning. `kept` is filled with
+    what the CLIP sees of the picture whatever the text is, and used for further texts.
 
     Raises:
         PromptError: if the text has no words.
@@ -83,7 +85,7 @@ def explain(
     chosen = choose_method(clip, method)
     places = places_of_content(words)
     texts, directions = text_directions(clip, tokenizer, words, places)
-    maps = heat_maps(clip, image, directions, chosen, progress)  # (1 + W, H, W)
+    maps = heat_maps(clip, image, directions, chosen, progress, kept)  # (1 + W, H, W)
     cosines = (encode_in_batches(clip, image[None]) @ texts.T)[0]  # (1 + W): the text, and the text without each word
     gains = (cosines[0] - cosines[1:]).tolist()
     explained = [Word(*row) for row in zip((words[place] for place in places), gains, maps[1:], strict=True)]
@@ -97,15 +99,17 @@ def explain_and_measure(
     text: str,
     method: Method = "auto",
     progress: Progress | None = None,
+    kept: Kept | None = None,
 ) -> tuple[Explanation, Faithfulness]:
     """`explain`, and how faithful the map of the whole text is to the encoder.
 
     With "auto", occlusion also replaces a gradient whose map of this picture is no better than random ones.
     """
-    found = explain(clip, tokenizer, image, text, method, progress)
-    measured = faithfulness(clip, image, found.direction, found.heat, progress)
+    kept = {} if kept is None else kept
+    found = explain(clip, tokenizer, image, text, method, progress, kept)
+    measured = faithfulness(clip, image, found.direction, found.heat, progress, kept)
     if method == "auto" and found.method == "gradient" and not all(measured.better_than_random.values()):
-        return explain_and_measure(clip, tokenizer, image, text, "occlusion", progress)
+        return explain_and_measure(clip, tokenizer, image, text, "occlusion", progress, kept)
     return found, measured
 
 
@@ -158,7 +162,14 @@ def text_directions(clip: CLIP, tokenizer: Tokenizer, words: list[str], places: 
     return vectors[:-1], vectors[0] - torch.cat([vectors[-1:], vectors[1:-1]])
 
 
-def heat_maps(clip: CLIP, image: Tensor, directions: Tensor, method: str, progress: Progress | None = None) -> Tensor:
+def heat_maps(
+    clip: CLIP,
+    image: Tensor,
+    directions: Tensor,
+    method: str,
+    progress: Progress | None = None,
+    kept: Kept | None = None,
+) -> Tensor:
     """Maps (K, H, W), values 0 or more, of one image (3, H, W) in [0, 1] for directions (K, E).
 
     The gradient method reads the picture nine times, shifted by a tenth of its side in each direction, shifts the maps
@@ -167,7 +178,7 @@ def heat_maps(clip: CLIP, image: Tensor, directions: Tensor, method: str, progre
     edge.
     """
     if method == "occlusion":
-        return occlusion_maps(clip, image, directions, progress)
+        return occlusion_maps(clip, image, directions, progress, kept)
     maps_of = attention_relevance if isinstance(clip.image_encoder, VisionTransformer) else class_activation_maps
     height, width = image.shape[-2:]
     step = max(1, height // SHIFT_PARTS)

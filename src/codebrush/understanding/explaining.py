@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from codebrush.data.decoding.images import Picture, decode_image, read_picture, resize_square
 from codebrush.data.picture_fitting import embed_views, views_for
@@ -14,6 +16,7 @@ from codebrush.progress import Progress, shares
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.understanding.attribution import Explanation, Method, Word, explain_and_measure, places_of_content
 from codebrush.understanding.faithfulness import Faithfulness
+from codebrush.understanding.occlusion import Kept
 from codebrush.understanding.overlay import PANEL, Panel, normalised_maps, overlay
 from codebrush.understanding.presence import Presence, presences
 
@@ -68,6 +71,20 @@ class ExplainedPicture:
         return [overlay(self.view, panel) for panel in self.panels]
 
 
+class LastPicture:
+    """What a CLIP saw of the last picture whatever the text was (see `Kept`), for further texts about it."""
+
+    def __init__(self) -> None:
+        self._pixels: Tensor | None = None
+        self._kept: Kept = {}
+
+    def kept_of(self, pixels: Tensor) -> Kept:
+        """That of a picture (3, H, W), empty if it is another one than the last."""
+        if self._pixels is None or not torch.equal(self._pixels, pixels):
+            self._pixels, self._kept = pixels, {}
+        return self._kept
+
+
 def explain_picture(
     clip: CLIP,
     tokenizer: Tokenizer,
@@ -75,8 +92,11 @@ def explain_picture(
     texts: Sequence[str],
     method: Method = "auto",
     progress: Progress | None = None,
+    last: "LastPicture | None" = None,
 ) -> list[ExplainedPicture]:
     """Explain a picture by each of some texts, taken literally; see `explain_and_measure`.
+
+    `last` is the picture of the call before; if it is this one, little of it is encoded again.
 
     Raises:
         PromptError: if a text has no words.
@@ -89,9 +109,9 @@ def explain_picture(
     vectors = embed_texts(clip, tokenizer, texts, 1, on_long="truncate")  # (T, E)
     shown = presences(vector, vectors, embed_other_texts(clip, tokenizer))
     view, seen = _view(clip, picture)
-    found = []
+    kept, found = (LastPicture() if last is None else last).kept_of(pixels), []
     for text, presence, share in zip(texts, shown, shares(progress, len(texts)), strict=True):
-        maps, measured = explain_and_measure(clip, tokenizer, pixels, text, method, share)
+        maps, measured = explain_and_measure(clip, tokenizer, pixels, text, method, share, kept)
         found.append(ExplainedPicture(text, maps, measured, presence, view, seen, read.frame))
     return found
 

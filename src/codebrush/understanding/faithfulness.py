@@ -13,7 +13,7 @@ from torch import Tensor
 
 from codebrush.models.clip import CLIP
 from codebrush.progress import Progress
-from codebrush.understanding.occlusion import encode_in_batches
+from codebrush.understanding.occlusion import Kept, encode_in_batches
 
 STEPS = 24  # of a curve; the same number of pixels changes at each
 RANDOM_MAPS, SEED = 6, 0
@@ -42,27 +42,36 @@ class Faithfulness:
 
 
 def faithfulness(
-    clip: CLIP, image: Tensor, direction: Tensor, heat: Tensor, progress: Progress | None = None
+    clip: CLIP,
+    image: Tensor,
+    direction: Tensor,
+    heat: Tensor,
+    progress: Progress | None = None,
+    kept: Kept | None = None,
 ) -> Faithfulness:
     """Insertion and deletion of a map (H, W) of one image (3, H, W) in [0, 1], and of `RANDOM_MAPS` random maps.
 
     The score is the cosine with `direction` (E,). Deleted pixels take the picture's mean colour; insertion starts from
-    the blurred picture, in which single sharp pixels make fewer artefacts (both as in the paper).
+    the blurred picture, in which single sharp pixels make fewer artefacts (both as in the paper). The random maps are
+    the same for every text: `kept` is filled with what the CLIP sees of them, and used for further texts.
     """
-    draw = torch.Generator().manual_seed(SEED)
-    noise = torch.rand(RANDOM_MAPS, 1, RANDOM_GRID, RANDOM_GRID, generator=draw).to(image.device)
-    random = F.interpolate(noise, heat.shape, mode="bicubic")[:, 0]  # (R, H, W)
-    maps = [heat, *random]
-    grey = image.mean((1, 2), keepdim=True).expand_as(image)
-    areas = []
-    for number, each in enumerate(maps):
-        changes = _change_steps(each)  # (H, W)
-        inserted = _area(clip, direction, changes, before=_blurred(image), after=image)
-        areas.append((inserted, _area(clip, direction, changes, before=image, after=grey)))
-        if progress is not None:
-            progress(number + 1, len(maps))
-    (insertion, deletion), others = areas[0], torch.tensor(areas[1:]).mean(0).tolist()
-    return Faithfulness(insertion, deletion, *others)
+    kept = {} if kept is None else kept
+    insertion, deletion = (_area(each, direction) for each in _curves(clip, image, heat))
+    if progress is not None:
+        progress(1, 1 + RANDOM_MAPS)
+    if "random" not in kept:
+        draw = torch.Generator().manual_seed(SEED)
+        noise = torch.rand(RANDOM_MAPS, 1, RANDOM_GRID, RANDOM_GRID, generator=draw).to(image.device)
+        random, found = F.interpolate(noise, heat.shape, mode="bicubic")[:, 0], []  # (R, H, W)
+        for number, each in enumerate(random):
+            found.append(torch.stack(_curves(clip, image, each)))
+            if progress is not None and number < RANDOM_MAPS - 1:
+                progress(2 + number, 1 + RANDOM_MAPS)
+        kept["random"] = torch.stack(found)  # (R, 2, STEPS + 1, E)
+    areas = torch.tensor([[_area(each, direction) for each in curves] for curves in kept["random"]])  # (R, 2)
+    if progress is not None:
+        progress(1 + RANDOM_MAPS, 1 + RANDOM_MAPS)
+    return Faithfulness(insertion, deletion, *areas.mean(0).tolist())
 
 
 def _change_steps(heat: Tensor) -> Tensor:
@@ -73,12 +82,20 @@ def _change_steps(heat: Tensor) -> Tensor:
     return (ranks * STEPS // len(order) + 1).view_as(heat)
 
 
-def _area(clip: CLIP, direction: Tensor, changes: Tensor, before: Tensor, after: Tensor) -> float:
-    """Mean cosine, by the trapezoidal rule, while pixels change from `before` to `after`, both (3, H, W)."""
+def _curves(clip: CLIP, image: Tensor, heat: Tensor) -> tuple[Tensor, Tensor]:
+    """What the CLIP sees while pixels are restored, and while they are removed, in the order of a map (H, W): unit
+    vectors, each (STEPS + 1, E)."""
+    changes = _change_steps(heat)  # (H, W)
     steps = torch.arange(STEPS + 1, device=changes.device)[:, None, None, None]
-    images = torch.where(changes <= steps, after, before)  # (STEPS + 1, 3, H, W)
-    curve = encode_in_batches(clip, images) @ direction  # (STEPS + 1,)
-    return float(torch.trapezoid(curve) / STEPS)
+    grey = image.mean((1, 2), keepdim=True).expand_as(image)
+    restored = torch.where(changes <= steps, image, _blurred(image))  # (STEPS + 1, 3, H, W)
+    removed = torch.where(changes <= steps, grey, image)
+    return encode_in_batches(clip, restored), encode_in_batches(clip, removed)
+
+
+def _area(seen: Tensor, direction: Tensor) -> float:
+    """Mean cosine with a direction (E,), by the trapezoidal rule, of vectors (STEPS + 1, E)."""
+    return float(torch.trapezoid(seen @ direction) / STEPS)
 
 
 def _blurred(image: Tensor) -> Tensor:

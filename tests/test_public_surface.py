@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import typer
+from PIL import Image
 
 import codebrush
+from packs import micro_captioner, micro_tokenizer, write_micro_pack
 
 CLI_SURFACE = Path(__file__).with_name("cli_surface.json")
 # What takes most of a second or more to import: none of it may stand between a user and --help.
@@ -91,6 +93,25 @@ def test_the_command_line_answers_before_anything_heavy_is_imported(arguments: l
     done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == "[]"
+
+
+def test_drawing_and_reading_pictures_import_no_compiler(tmp_path: Path):
+    """torch._dynamo alone takes as long as all the rest; it is imported where a network is made on the meta device."""
+    pack = write_micro_pack(tmp_path / "pack", captioner=micro_captioner(), words=micro_tokenizer())
+    picture = tmp_path / "red.png"
+    Image.new("RGB", (32, 32), "red").save(picture)
+    code = (
+        "import sys\n"
+        "from codebrush.cli.main import run\n"
+        f"pack, picture, out = {['--pack', str(pack)]}, {str(picture)!r}, {str(tmp_path / 'drawn')!r}\n"
+        "assert run(['generate', 'red', '--n', '1', '--out', out, *pack]) == 0\n"
+        "assert run(['classify', picture, '--labels', 'red,blue', *pack]) == 0\n"
+        "assert run(['caption', picture, *pack]) == 0\n"
+        "print('imported', [name for name in ('torch._dynamo', 'pandas', 'datasets') if name in sys.modules])"
+    )
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "imported []"
 
 
 def test_the_package_is_imported_before_anything_heavy():

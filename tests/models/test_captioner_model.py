@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from codebrush.models.captioner import Captioner, CaptionerConfig, patch_features, segment_mask
+from codebrush.models.captioner import Captioner, CaptionerConfig, patch_feature_shape, patch_features, segment_mask
 from codebrush.models.encoders.modified_resnet import ModifiedResNet, ModifiedResNetConfig
 from codebrush.models.encoders.vision_transformer import VisionTransformer, VisionTransformerConfig
 
@@ -126,6 +126,8 @@ def test_patch_features_lay_coarse_grids_over_the_finest() -> None:
         maps = encoder.features(pixels)
         found = patch_features(encoder, pixels, (1, 2))
     assert found.shape == (2, 64, maps[1].shape[1] + maps[2].shape[1])
+    assert patch_feature_shape(encoder.config, (1, 2)) == found.shape[1:]
+    assert patch_feature_shape(encoder.config, (-1,)) == (4, maps[3].shape[1])
     close(found[0, 8 * 3 + 5, : maps[1].shape[1]], maps[1][0, :, 3, 5])
     close(found[0, 8 * 3 + 5, maps[1].shape[1] :], maps[2][0, :, 1, 2])
 
@@ -137,7 +139,7 @@ def test_patch_features_of_a_vision_transformer_leave_out_the_class_token(poolin
     with torch.no_grad():
         found = patch_features(encoder, pixels, (0, 2))
         maps = encoder.features(pixels)
-    assert found.shape == (2, 16, 32)
+    assert patch_feature_shape(encoder.config, (0, 2)) == found.shape[1:] == (16, 32)
     close(found[:, 0, :16], maps[0][:, int(pooling == "class")])
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codebrush.models.encoders.image_encoder import ImageEncoderConfig
 from codebrush.models.encoders.modified_resnet import ModifiedResNet
 from codebrush.models.encoders.vision_transformer import VisionTransformer
 from codebrush.models.layers.attention import KVCache, rotary_angles_2d
@@ -72,6 +73,16 @@ def patch_features(encoder: VisionTransformer | ModifiedResNet, pixels: Tensor, 
     grid = chosen[0].shape[-2:]
     spread = [F.interpolate(part.float(), grid, mode="nearest") for part in chosen]  # each (B, C, h, w)
     return torch.cat(spread, dim=1).flatten(2).transpose(1, 2)  # (B, hw, F)
+
+
+def patch_feature_shape(config: ImageEncoderConfig, levels: Sequence[int]) -> tuple[int, int]:
+    """P and F of the `patch_features` of an encoder of these sizes.
+
+    Raises:
+        IndexError: if the encoder has fewer levels.
+    """
+    chosen = [config.feature_shapes[level] for level in levels]
+    return chosen[0][0], sum(width for _, width in chosen)
 
 
 class CaptionerOutput(NamedTuple):

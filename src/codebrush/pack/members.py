@@ -7,14 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from codebrush.models.bank import Bank
-from codebrush.models.captioner import Captioner, patch_features
+from codebrush.models.captioner import Captioner, patch_feature_shape
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer
-from codebrush.models.encoders.image_encoder import make_image_encoder
-from codebrush.models.encoders.text_encoder import make_text_encoder
 from codebrush.models.flow_transformer import FlowTransformer
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.prior import Prior
@@ -94,11 +90,8 @@ def _painter_misfits(name: str, configs: Mapping[str, Any], image_size: int) -> 
             f"{name} draws a grid of {grid[0]} x {grid[1]} codes",
             f"VQGAN has {side} x {side} pixels a code and pictures are {image_size} wide",
         )
-    if painter.text_features:
-        with torch.device("meta"):  # sizes without weights
-            width = make_text_encoder(clip.text).feature_width
-        if painter.text_features != width:
-            yield f"{name} reads text features {painter.text_features} wide", f"CLIP makes them {width} wide"
+    if painter.text_features not in (0, width := clip.text.feature_width):
+        yield f"{name} reads text features {painter.text_features} wide", f"CLIP makes them {width} wide"
     width = clip.text.embed_dim
     for embedding in (painter.text_embedding, painter.image_embedding):
         if embedding not in (0, width):
@@ -113,12 +106,10 @@ def _scorer_misfits(configs: Mapping[str, Any], image_size: int) -> Misfits:
 
 def _captioner_misfits(configs: Mapping[str, Any], image_size: int) -> Misfits:
     captioner, clip = configs["captioner"], configs["clip"]
-    with torch.device("meta"):  # sizes without weights
-        blank = torch.zeros(1, 3, *clip.image.image_shape)
-        made = patch_features(make_image_encoder(clip.image).eval(), blank, captioner.levels).shape
-    if made[1:] != (captioner.patches, captioner.feature_width):
+    patches, width = patch_feature_shape(clip.image, captioner.levels)
+    if (patches, width) != (captioner.patches, captioner.feature_width):
         reads = f"{captioner.patches} x {captioner.feature_width}"
-        yield f"captioner reads features of {reads}", f"CLIP makes {made[1]} x {made[2]}"
+        yield f"captioner reads features of {reads}", f"CLIP makes {patches} x {width}"
 
 
 def _captioner_tokenizer_misfits(config: Any, tokens: int, length: int) -> Misfits:

@@ -113,7 +113,7 @@ class TestTextTransformer:
     def test_narrow_token_vectors_are_widened(self) -> None:
         model, tokens = tower(token_width=6), padded([3, 4])
         assert model.token_embedding.weight.shape == (30, 6)
-        assert model.features(tokens).shape == (1, CONTEXT, 16) == (1, CONTEXT, model.feature_width)
+        assert model.features(tokens).shape == (1, CONTEXT, 16) == (1, CONTEXT, model.config.feature_width)
         assert model(tokens).shape == (1, 10)
 
     def test_more_tokens_than_the_context_holds_raise(self) -> None:
@@ -144,7 +144,7 @@ class TestBagOfWords:
     def test_features_are_the_rows_of_the_table(self) -> None:
         model, tokens = bag(), padded([3, 4])
         assert torch.equal(model.features(tokens), model.token_embedding.weight[tokens])
-        assert model.features(tokens).shape[2] == model.feature_width == 8
+        assert model.features(tokens).shape[2] == model.config.feature_width == 8
 
     def test_the_config_alone_says_which_ids_are_special(self) -> None:
         with_end = bag(special_ids=(START,))
@@ -203,7 +203,7 @@ class TestPretrainedText:
             expected = encoder(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
             features, output = model.features(tokens), model(tokens)
         assert model.config.pad_id == pad
-        assert model.feature_width == 16
+        assert model.config.feature_width == 16
         torch.testing.assert_close(features[mask], expected[mask], atol=1e-6, rtol=1e-6)
         means = torch.stack([row[real].mean(0) for row, real in zip(expected, mask, strict=True)])
         torch.testing.assert_close(output, means @ model.projection.weight.T, atol=1e-5, rtol=1e-5)

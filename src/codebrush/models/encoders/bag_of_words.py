@@ -18,6 +18,11 @@ class BagOfWordsConfig:
     pad_id: int = 0
     special_ids: tuple[int, ...] = ()
 
+    @property
+    def feature_width(self) -> int:
+        """D, the width of the encoder's `features`."""
+        return self.token_width
+
 
 class BagOfWords(nn.Module):
     """Continuous bag of words (Mikolov et al. 2013): the mean of the tokens' vectors, projected. Order is lost."""
@@ -28,11 +33,6 @@ class BagOfWords(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.token_width)
         self.projection = nn.Linear(config.token_width, config.embed_dim)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
-
-    @property
-    def feature_width(self) -> int:
-        """D, the width of `features`."""
-        return self.config.token_width
 
     def features(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T) int64 -> their vectors (B, T, token_width)."""

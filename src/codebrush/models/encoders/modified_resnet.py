@@ -29,6 +29,16 @@ class ModifiedResNetConfig:
         """Height and width of the pictures in pixels."""
         return image_shape(self.image_size)
 
+    @property
+    def feature_shapes(self) -> list[tuple[int, int]]:
+        """Cells and channels of each of an encoder's `features`."""
+        height, width = self.image_shape
+        strides = [4 * 2**stage for stage in range(len(self.blocks))]
+        return [
+            ((height // stride) * (width // stride), self.width * stride // 4 * Bottleneck.expansion)
+            for stride in strides
+        ]
+
 
 class Bottleneck(nn.Module):
     """ResNet bottleneck whose stride is an average pool, so that no pixel is skipped (Zhang 2019).

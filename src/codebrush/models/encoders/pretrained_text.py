@@ -28,6 +28,24 @@ class PretrainedTextConfig:
     pooling: Literal["mean", "first"] = "mean"
     projection: Literal["linear", "bias", "mlp", "none"] = "linear"
 
+    @property
+    def feature_width(self) -> int:
+        """D, the width of the encoder's `features`.
+
+        Raises:
+            PackError: if transformers is not installed.
+        """
+        return self.huggingface().hidden_size
+
+    def huggingface(self) -> Any:
+        """The architecture as a config of transformers.
+
+        Raises:
+            PackError: if transformers is not installed.
+        """
+        values = json.loads(self.architecture)
+        return _transformers().AutoConfig.for_model(values.pop("model_type"), **values)
+
 
 class PretrainedText(nn.Module):
     """A Hugging Face text encoder (BERT, RoBERTa, MiniLM, ...) with a projection into CLIP's space.
@@ -38,11 +56,9 @@ class PretrainedText(nn.Module):
 
     def __init__(self, config: PretrainedTextConfig):
         super().__init__()
-        transformers = _transformers()
-        values = json.loads(config.architecture)
-        architecture = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+        architecture = config.huggingface()
         self.config = config
-        self.encoder: Any = transformers.AutoModel.from_config(architecture).float()  # may name a half type
+        self.encoder: Any = _transformers().AutoModel.from_config(architecture).float()  # may name a half type
         self.projection = _projection(config, architecture.hidden_size)
 
     @classmethod
@@ -76,11 +92,6 @@ class PretrainedText(nn.Module):
         )
         model.encoder.load_state_dict(encoder.state_dict())
         return model.eval()
-
-    @property
-    def feature_width(self) -> int:
-        """D, the width of `features`."""
-        return self.encoder.config.hidden_size
 
     def features(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T) int64 -> the encoder's last hidden states (B, T, D)."""

@@ -1,7 +1,7 @@
 """CLIP's text encoders: `TextTransformer`, `BagOfWords` and `PretrainedText`, made by the class of their config.
 
-Each turns tokens (B, T) int64 into one vector a text (B, E), and with `features` into one a token (B, T, D), where D is
-its `feature_width`. Their configs all have `context_length`, `pad_id` and `embed_dim`.
+Each turns tokens (B, T) int64 into one vector a text (B, E), and with `features` into one a token (B, T, D).
+Their configs all have `context_length`, `pad_id`, `embed_dim` and `feature_width` (D).
 """
 
 from codebrush.models.encoders.bag_of_words import BagOfWords, BagOfWordsConfig

@@ -54,6 +54,11 @@ class TextTransformerConfig:
             layer_scale=self.layer_scale,
         )
 
+    @property
+    def feature_width(self) -> int:
+        """D, the width of the encoder's `features`."""
+        return self.width
+
 
 class TextTransformer(nn.Module):
     """CLIP's text transformer (Radford et al. 2021, section 2.4), causal or bidirectional."""
@@ -70,11 +75,6 @@ class TextTransformer(nn.Module):
         self.projection = nn.Linear(config.width, config.embed_dim, bias=config.projection_bias)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.projection.weight, std=config.width**-0.5)
-
-    @property
-    def feature_width(self) -> int:
-        """D, the width of `features`."""
-        return self.config.width
 
     def _end(self, tokens: Tensor) -> Tensor:
         """Position of the token that is pooled, (B,): for pooling by mean, the last that is not padding."""

@@ -54,6 +54,12 @@ class VisionTransformerConfig:
         return height // self.patch_size, width // self.patch_size
 
     @property
+    def feature_shapes(self) -> list[tuple[int, int]]:
+        """Patches and width of each of an encoder's `features`, without the class token."""
+        rows, columns = self.grid
+        return [(rows * columns, self.width)] * self.layers
+
+    @property
     def trunk(self) -> TransformerConfig:
         """Sizes of the blocks."""
         return TransformerConfig(

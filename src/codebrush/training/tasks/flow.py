@@ -70,7 +70,7 @@ def make_flow_transformer(
             patch=recipe.patch,
             stem=recipe.stem,
             unit_latents=vqgan.config.unit_latents,
-            text_features=clip.text_encoder.feature_width,
+            text_features=clip.config.text.feature_width,
             text_length=min(recipe.text_length, clip.text_encoder.config.context_length),
             text_embedding=clip.embed_dim if recipe.pooled_text else 0,
             image_embedding=clip.embed_dim if recipe.image_share else 0,

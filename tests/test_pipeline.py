@@ -141,7 +141,7 @@ def test_bad_input_is_refused(brush: Codebrush, options: dict[str, Any], error: 
     [
         ({"bank": "db"}, "bank is an option of the methods flow and retrieve, not of sample"),
         ({"bank": "db", "method": "guide"}, "bank is an option of the methods flow and retrieve, not of guide"),
-        ({"steps": 3}, "steps is an option of the methods flow and guide, not of sample"),
+        ({"steps": 3}, "steps is for the methods flow and guide, and for masked code transformers: leave it out"),
         ({"preset": "notebook", "method": "retrieve"}, "preset is an option of the method guide, not of retrieve"),
         ({"temprature": 1.0}, "generate has no option temprature: did you mean temperature?"),
         ({"lerning_rate": 1.0, "method": "guide"}, "generate has no option lerning_rate: did you mean learning_rate?"),

@@ -91,6 +91,8 @@ class Call:
     def draw_options(self, loaded: LoadedPack, flow: FlowSettings | None = None) -> DrawOptions:
         """The options with the pack's defaults. Raises UsageError for a size that the pack cannot draw."""
         given = {"n": self.n, "seed": self.seed, "size": self.options.get("size"), "flow": flow}
+        if flow is None:
+            given["steps"] = self.options.get("steps")
         options = draw_options(loaded.pack, {**self.sampling, **given})
         if options.size:
             checked_size(loaded.pack, options.size, "transformer" if flow is None else "flow")
@@ -332,9 +334,9 @@ def _replay_edit(
 
 
 METHODS: Mapping[str, Method] = {
-    "sample": Method(frozenset(("size",)), _sample, _sample_together),
+    "sample": Method(frozenset(("size", "steps")), _sample, _sample_together),
     "flow": Method(frozenset(("size", *FLOW_OPTIONS, *RETRIEVAL, "clip_guidance", *FLOW_GUIDING)), _flow),
-    "retrieve": Method(frozenset(("size", *RETRIEVAL)), _retrieve),
+    "retrieve": Method(frozenset(("size", "steps", *RETRIEVAL)), _retrieve),
     "guide": Method(
         frozenset(("preset", "folder", *FORMER_NAMES, *(option.name for option in fields(GuideOptions)))), _guide
     ),

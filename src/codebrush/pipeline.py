@@ -88,6 +88,7 @@ class Codebrush(PictureTasks):
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
+        retouch: int | None = None,
         rerank: int | None = None,
         upscale: int | None = None,
         progress: Progress | None = None,
@@ -97,24 +98,24 @@ class Codebrush(PictureTasks):
         """Draw `n` pictures of `prompt`, best first (see `Result.rank`); of a list of prompts a list of such lists.
 
         Each of several prompts is drawn as if alone, bit for bit, with its own `seed` if these are a list; the method
-        "sample" draws small ones together, which takes less time, and shows a `preview` of half-drawn pictures.
+        "sample" draws small ones together, which saves time, and shows a `preview` of half-drawn pictures.
 
         `style` is one of `pack.styles`, worded as in its training; of what `negative_prompt` says less will show.
-        `method` is one of these; None is the first, or the second if the pack has a flow transformer alone.
+        `method` is one of these; None is the pack's usual painter, one of the first two.
 
         - "sample": the code transformer draws `rerank` candidates (None: 4 n), each from the random stream of (seed,
-          its index), and the best are kept. Its `options`: `size`, "WIDTHxHEIGHT" in pixels; above the pack's own size
-          the codes are drawn through a moving window.
+          its index). Its `options`: `size`, "WIDTHxHEIGHT" in pixels, above the pack's own drawn through a moving
+          window; `steps` of a masked code transformer (None: 12).
         - "flow": a flow transformer turns noise into the picture. Its `options`: those of `FlowSettings`, `size`, those
           of `Retrieval` (unCLIP), and `clip_guidance`, the scale of `FlowGuidance`, with the options that it names.
-        - "retrieve": as "sample", but from the embedding of a fitting picture too. Also takes the options of
-          `Retrieval`.
+        - "retrieve": as "sample", but from the embedding of a fitting picture too, with the options of `Retrieval`.
         - "guide": CLIP's gradient changes a latent step by step (VQGAN-CLIP). Its `options` are those of `guide`.
 
         `cfg` is the scale of classifier-free guidance, 1 for none. `temperature` 0 takes the likeliest code; `top_k`,
-        `top_p` and `min_p` are filters as in `codebrush.models.sampling.probabilities`. None takes the pack's default.
-        `upscale` 2 or 4 enlarges the pictures afterwards. `progress` counts codes or steps. The same arguments give the
-        same pixels on the same machine, versions and number of threads.
+        `top_p` and `min_p` are filters as in `codebrush.models.sampling.probabilities`; `retouch` is how often the
+        least likely codes are drawn again, all others in view. None is the pack's default. `upscale` 2 or 4 enlarges
+        the pictures afterwards. `progress` counts codes or steps. The same arguments give the same pixels on the same
+        machine, versions and number of threads.
 
         Raises:
             PromptError: if the prompt cannot be read.
@@ -127,7 +128,7 @@ class Codebrush(PictureTasks):
         words = {"style": style, "negative_prompt": negative_prompt}
         prompts = [worded(self.pack, text, **words) for text in numbered(texts)]
         options = self._read_story(options, words)
-        given = (cfg, temperature, top_k, top_p, min_p, rerank)
+        given = (cfg, temperature, top_k, top_p, min_p, retouch, rerank)
         sampling = {name: value for name, value in zip(SAMPLING, given, strict=True) if value is not None}
         each = zip(prompts, seeds_of(seed, len(prompts)), shares(progress, len(prompts)), strict=True)
         calls = [Call(text, n, own, sampling, options, share) for text, own, share in each]
@@ -193,9 +194,8 @@ class Codebrush(PictureTasks):
     ) -> Gallery[Any]:
         """`n` pictures that CLIP finds similar to this one, best first.
 
-        `method` is "sample", drawn by the code transformer, or "flow"; None is "sample", or "flow" if the pack has that
-        alone. `sampling` (cfg, ..., rerank, upscale, progress; of a flow also `clip_guidance` and the options of
-        `FlowSettings`) is as in `generate`.
+        `method` is "sample", drawn by the code transformer, or "flow"; None is the pack's usual one. `sampling` (cfg,
+        ..., upscale, progress; of a flow also `clip_guidance` and the options of `FlowSettings`) is as in `generate`.
 
         Raises:
             UsageError: if an option is unknown, or a value out of its range.

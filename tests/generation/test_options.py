@@ -35,6 +35,9 @@ BAD = [
     ("top_p", 7),
     ("top_p", 10**400),
     ("min_p", 1.01),
+    ("retouch", -1),
+    ("retouch", 17),
+    ("steps", 0),
     ("rerank", 1),
     ("rerank", 5000),
 ]

@@ -135,6 +135,8 @@ DAMAGE = [
     (change_info(members={"clip": "clip", "vqgan": "vq", "transformer": "transformer"}), "config.json is mis"),
     (change_info(defaults=[3]), "'defaults' must be an object"),
     (change_info(guidance=[3]), "'guidance' must be an object"),
+    (change_info(painter="oil"), "its 'painter' must be sample or flow, not 'oil'"),
+    (change_info(painter=["flow"]), "its 'painter' must be sample or flow"),
     (lambda folder: (folder / "vqgan" / "config.json").unlink(), "vqgan/config.json is missing"),
     (lambda folder: (folder / "clip" / "config.json").write_text("{"), "clip/config.json is damaged"),
     (change_config("vqgan", colour="red"), "no field 'colour'"),

@@ -40,7 +40,7 @@ class Method(StrEnum):
 
 
 PAINTERS = "sample: a transformer draws codes. flow: a diffusion transformer draws"
-USUAL = "  [sample; flow if the pack has that alone]"
+USUAL = "  [the pack's usual painter]"
 PainterOption = Annotated[Painter | None, typer.Option("--method", help=f"{PAINTERS}.{USUAL}")]
 
 ImageArgument = Annotated[Path, typer.Argument(help="The picture.")]
@@ -127,7 +127,7 @@ def edit(
     pack: PackOption = "emoji",
     steps: Annotated[
         int | None,
-        typer.Option(help="Steps of guidance, or of a flow from noise to the picture.  [guide: 40; flow: 25]"),
+        typer.Option(help="Steps of guidance, a flow or a masked code transformer.  [guide: 40; flow: 25; masked: 12]"),
     ] = None,
     n: CountOption = 1,
     seed: SeedOption = 0,

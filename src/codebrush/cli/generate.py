@@ -27,7 +27,7 @@ RETRIEVAL_NAMES = ("prior", "neighbours", "bank")
 METHOD_HELP = (
     "sample: a transformer draws codes from the prompt. flow: a diffusion transformer turns noise into the picture "
     "(rectified flow). retrieve: like sample, from similar known pictures too. guide: CLIP changes the picture step by "
-    "step until it fits the prompt (VQGAN-CLIP).  [sample; flow if the pack has that alone]"
+    "step until it fits the prompt (VQGAN-CLIP).  [the pack's usual painter, sample or flow]"
 )
 PRIOR_HELP = (
     "Source of the image embedding: similar pictures, a network, or the text itself.  [retrieval; flow: no embedding]"
@@ -138,7 +138,7 @@ def _check_flags(context: typer.Context, method: Method) -> None:
 
 def _check_guiding(spelt: dict[str, str], *, flow: bool) -> None:
     """Raises UsageError if an option of guidance is given for a method that has no use for it."""
-    shared = {"size", "steps"} if flow else {"size"}
+    shared = {"size", "steps"}
     if flow and "clip_guidance" in spelt:
         refuse(spelt, WITH_GUIDANCE - shared - FLOW_GUIDING, "is of no use to --clip-guidance: leave it out")
         return

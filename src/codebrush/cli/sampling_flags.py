@@ -39,6 +39,9 @@ FLAGS = {
         float, "Nucleus sampling: keep the smallest set of codes whose probability adds up to P.  [pack's own]"
     ),
     "min_p": _flag(float, "Drop codes less likely than P times the likeliest one.  [pack's own]"),
+    "retouch": _flag(
+        int, "Draw the least likely codes again, with all others in view, in so many rounds.  [pack's own]"
+    ),
     "rerank": _flag(int, "Candidates to draw, of which the scorer (or CLIP) picks the best.  [4 times n]"),
 }
 FLOW_FLAGS = {
@@ -48,7 +51,7 @@ FLOW_FLAGS = {
     ),
     "cfg_interval": _flag(str, "CFG only from time A to B; 1 is noise.  [0,1]", FLOW, metavar="A,B"),
 }
-STEPS_FLAG = {"steps": _flag(int, "Steps from noise to the picture.  [25]", FLOW)}
+STEPS_FLAG = {"steps": _flag(int, "Steps to the picture, of a flow or a masked code transformer.  [25; 12]", FLOW)}
 
 
 def sampling_options(values: Mapping[str, Any]) -> dict[str, Any]:

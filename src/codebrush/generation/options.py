@@ -25,11 +25,20 @@ LIMITS: dict[str, tuple[type, float, float, str]] = {
     "min_p": (float, 0, 1, "a number from 0 to 1"),
     "steps": (int, 1, 1000, "a whole number from 1 to 1000"),
     "rerank": (int, 1, MAX_CANDIDATES, f"a whole number from n to {MAX_CANDIDATES}"),
+    "retouch": (int, 0, 16, "a whole number from 0 to 16"),
 }
 # Used where neither the caller nor the pack's own "defaults" say otherwise.
-DEFAULTS: dict[str, int | float] = {"cfg": 3.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+DEFAULTS: dict[str, int | float] = {
+    "cfg": 3.0,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "retouch": 0,
+}
+MASKED_STEPS = 12  # of a masked code transformer
 CANDIDATES_PER_PICTURE = 4  # drawn and scored for each picture that is asked for, unless `rerank` says otherwise
-CODE_FILTERS = ("temperature", "top_k", "top_p", "min_p")  # they filter the logits of codes
+CODE_FILTERS = ("temperature", "top_k", "top_p", "min_p", "retouch")  # for codes, of which a flow draws none
 FLOW_SAMPLERS = ("euler", "heun", "dpm")
 # What other programs call an option -> what it is called here.
 ELSEWHERE = {
@@ -55,7 +64,7 @@ ELSEWHERE = {
     "num": "n",
     "batch_count": "n",
 }
-SAMPLING = ("cfg", "temperature", "top_k", "top_p", "min_p", "rerank")  # the options by which drawing is tuned
+SAMPLING = ("cfg", "temperature", "top_k", "top_p", "min_p", "retouch", "rerank")  # by which drawing is tuned
 
 
 def checked_option(name: str, value: Any) -> Any:
@@ -93,7 +102,8 @@ class SamplingFilters:
     """How a code is drawn from the network's logits.
 
     `cfg` is the scale of classifier-free guidance, 1 for none. `temperature` divides the logits; 0 takes the likeliest
-    code. `top_k` (0: all codes), `top_p` and `min_p` are as in `codebrush.models.sampling.probabilities`.
+    code. `top_k` (0: all codes), `top_p` and `min_p` are as in `codebrush.models.sampling.probabilities`. A masked
+    network takes `steps`.
     """
 
     cfg: float = 1.0
@@ -101,6 +111,7 @@ class SamplingFilters:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    steps: int = MASKED_STEPS
 
 
 @dataclass(frozen=True)
@@ -138,6 +149,8 @@ class DrawOptions:
     `rerank` candidates are drawn, from the random streams of (`seed`, 0), (`seed`, 1) ..., and the best `n` by
     `Result.rank` are kept. `size` is WIDTHxHEIGHT in pixels, or one number for a square, "" for the pack's own; the
     rest is as in `SamplingFilters`. `flow` is for the flow transformer, which has no use for the filters beside `cfg`.
+    `steps` is for a masked code transformer, None for any other painter. `retouch` is how often the least likely codes
+    of a drawn picture are drawn again.
 
     Raises:
         UsageError: if a value is out of its range, or `rerank` is below `n`.
@@ -150,13 +163,17 @@ class DrawOptions:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    retouch: int = 0
     rerank: int
     size: str = ""
+    steps: int | None = None
     flow: FlowSettings | None = None
 
     def __post_init__(self) -> None:
         for name in LIMITS.keys() - {"steps"}:
             object.__setattr__(self, name, checked_option(name, getattr(self, name)))
+        if self.steps is not None:
+            object.__setattr__(self, "steps", checked_option("steps", self.steps))
         if isinstance(self.flow, Mapping):  # as a manifest has it
             object.__setattr__(self, "flow", FlowSettings(**self.flow))
         if self.size != "":
@@ -167,12 +184,13 @@ class DrawOptions:
     @property
     def filters(self) -> SamplingFilters:
         """Those of the options that each draw of a code needs."""
-        return SamplingFilters(self.cfg, self.temperature, self.top_k, self.top_p, self.min_p)
+        steps = MASKED_STEPS if self.steps is None else self.steps
+        return SamplingFilters(self.cfg, self.temperature, self.top_k, self.top_p, self.min_p, steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """As a manifest's "options": all but the seed, which has its own key, and a size that is the pack's own."""
-        without = {"seed"} | ({"flow"} if self.flow is None else set(CODE_FILTERS))
-        return {name: value for name, value in asdict(self).items() if name not in without and value != ""}
+        """As a manifest's "options": all but the seed, which has its own key, and what is not used."""
+        without = {"seed", *(() if self.retouch else ("retouch",)), *(() if self.flow is None else CODE_FILTERS)}
+        return {name: value for name, value in asdict(self).items() if name not in without and value not in ("", None)}
 
 
 def parse_size(text: str | int) -> tuple[int, int]:

@@ -8,10 +8,12 @@ itself, so these are left out of the prefix where no row of the batch has a sour
 With blocks, the long transformer takes one step for a square of codes and a short one, the `BlockWriter`, writes the
 codes of the square one after the other (RQ-Transformer, Lee et al. 2022, section 3.2): a picture of 16 x 16 codes then
 costs about twice one of 8 x 8, where code after code it costs more than four times as much.
+
+A masked network has the same parts, but sees what is known of a picture on all sides and predicts the rest at once.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,88 +23,11 @@ from codebrush.errors import PackError
 from codebrush.models.block_writer import BlockWriter
 from codebrush.models.code_cache import CodeCache
 from codebrush.models.code_positions import drawing_order, prefix_and_grid_factors
+from codebrush.models.code_transformer_config import CodeTransformerConfig
 from codebrush.models.condition import Condition
 from codebrush.models.layers.attention import KVCache
-from codebrush.models.layers.transformer import Activation, Norm, Transformer, TransformerConfig, make_norm
+from codebrush.models.layers.transformer import Transformer, TransformerConfig, make_norm
 from codebrush.models.pretrained import PretrainedModel
-
-
-@dataclass(frozen=True)
-class CodeTransformerConfig:
-    """Sizes of a code transformer. A network has no place for a condition whose field is 0 or False.
-
-    The conditions: `text_features`, `text_embedding` and `image_embedding` are the width of each one's vectors,
-    `text_length` is how many text tokens the prefix holds, `labels` the number of classes, and `source_codes` says
-    whether the prefix has room for the codes of a source picture. With `aligned_source` each code of the source is also
-    added where the code of the same place is predicted, so that attention need not find it. `condition_dropout` is the
-    chance in training that all conditions are dropped, and then again of each one by itself.
-
-    With `modulation` the pooled embeddings also shift, scale and gate every block of the long transformer (adaLN-Zero,
-    Peebles and Xie 2023, section 3.2).
-
-    `block` is the side of the square of codes that the long transformer takes as one step (1: code after code), and
-    `block_layers` the layers of the short transformer that writes the codes of a square.
-
-    The rest are choices that published models make differently. `text_projection` "mlp" has a hidden layer and no norm
-    (LlamaGen). `hide_padding` excludes padding of the text from attention; otherwise a learned vector replaces it.
-    Without a `start_token` the last vector of the condition predicts the first code. `rotary` "grid" gives the codes
-    2-D rotary positions from (1, 1) on and the prefix (0, 0); "silent" counts the grid from (0, 0) and zeroes queries
-    and keys of the prefix (LlamaGen); "none" has no rotary positions (Taming). `hidden` is the MLP's inner width; 0
-    means the usual one.
-    """
-
-    codebook_size: int
-    grid: tuple[int, int]
-    width: int
-    layers: int
-    heads: int
-    block: int = 1
-    block_layers: int = 1
-    text_features: int = 0
-    text_length: int = 0
-    text_embedding: int = 0
-    image_embedding: int = 0
-    source_codes: bool = False
-    aligned_source: bool = False
-    labels: int = 0
-    modulation: bool = False
-    condition_dropout: float = 0.1
-    dropout: float = 0.0
-    activation: Activation = "swiglu"
-    norm: Norm = "rms"
-    hidden: int = 0
-    learned_positions: bool = True
-    rotary: Literal["grid", "silent", "none"] = "grid"
-    text_projection: Literal["norm", "mlp"] = "norm"
-    hide_padding: bool = False
-    start_token: bool = True
-
-    @property
-    def code_count(self) -> int:
-        """N, the number of codes of one picture."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def block_size(self) -> int:
-        """M, the number of codes of one block."""
-        return self.block**2
-
-    @property
-    def blocks(self) -> tuple[int, int]:
-        """Rows and columns of blocks; there are N / M of them."""
-        return self.grid[0] // self.block, self.grid[1] // self.block
-
-    @property
-    def prefix_length(self) -> int:
-        """Vectors in front of the codes, with a source; the last one is the start token where there is one."""
-        return sum(length for _, length in self.conditions) + self.start_token
-
-    @property
-    def conditions(self) -> list[tuple[str, int]]:
-        """Name and length of each condition that this network has, in the order of the prefix."""
-        lengths = {"text_features": self.text_length, "source_codes": self.code_count // self.block_size}
-        names = ("text_features", "text_embedding", "image_embedding", "source_codes", "labels")
-        return [(name, lengths.get(name, 1)) for name in names if getattr(self, name)]
 
 
 class _Prefix(NamedTuple):
@@ -115,8 +40,13 @@ class _Prefix(NamedTuple):
     vector: Tensor | None  # (B, D): what modulates the blocks
 
 
+UNKNOWN = -1  # what a masked network reads in place of a code that is to be predicted
+
+
 class CodeTransformer(PretrainedModel):
     """A decoder-only transformer over a condition prefix and a grid of N codes, block after block in raster order.
+
+    With `masked` in its config it attends to all codes, of which those that are not known are UNKNOWN.
 
     `order` (N,) int64 gives, for each step of drawing, the place of its code in the grid, counted in raster order. The
     `codes` of all methods are in the order of drawing.
@@ -155,6 +85,7 @@ class CodeTransformer(PretrainedModel):
             modulation=width if config.modulation else 0,
         )
         self.code_embedding = nn.Embedding(config.codebook_size, width)
+        self.unknown = nn.Parameter(torch.randn(width) * 0.02) if config.masked else None
         self.start = nn.Parameter(torch.randn(1, width) * 0.02) if config.start_token else None
         count = config.code_count // config.block_size
         self.positions = nn.Parameter(torch.randn(count, width) * 0.02) if config.learned_positions else None
@@ -201,17 +132,21 @@ class CodeTransformer(PretrainedModel):
         return self._prefix(condition, batch).vectors
 
     def forward(self, codes: Tensor, condition: Condition | None = None) -> Tensor:
-        """Predict each of the first n codes and the next one, from the codes before it.
+        """Predict each of the first n codes and the next one, from the codes before it; a masked network predicts all
+        codes from those that are known.
 
         Args:
-            codes: (B, n) int64, n from 0 to N, in the order of drawing.
+            codes: (B, n) int64, n from 0 to N, in the order of drawing; of a masked network N, with UNKNOWN ones.
             condition: of B rows or of one; None means no condition.
 
         Returns:
-            Logits (B, n + 1, K).
+            Logits (B, n + 1, K); of a masked network (B, N, K).
         """
         hidden, _ = self._start(codes, condition, None)
-        return self._logits(hidden, codes, 0)
+        if not self.config.masked:
+            return self._logits(hidden, codes, 0)
+        x = hidden if self.writer is None else self.writer(hidden, self._vectors(codes), causal=False)
+        return self.head(self.final_norm(x))
 
     def prefill(self, codes: Tensor, condition: Condition | None = None) -> tuple[Tensor, CodeCache]:
         """What `forward` returns, and a cache from which `step` goes on."""
@@ -265,7 +200,8 @@ class CodeTransformer(PretrainedModel):
 
     def _start(self, codes: Tensor, condition: Condition | None, attention: KVCache | None) -> tuple[Tensor, _Prefix]:
         """Read a condition and the whole blocks of codes (B, n) -> what predicts each block and the next one,
-        (B, n // M + 1, D). With `attention` their keys and values are kept there."""
+        (B, n // M + 1, D); of a masked network each block, (B, N / M, D). With `attention` their keys and values are
+        kept there."""
         blocks, rotary = self._placed(codes[:, : self._whole(codes)], 0)
         prefix = self._prefix(condition or Condition(), len(codes))
         length, mask = prefix.vectors.shape[1], prefix.mask
@@ -274,11 +210,12 @@ class CodeTransformer(PretrainedModel):
             mask = _padded(mask, x.shape[1], value=True)
         if self.rotary is not None and rotary is not None:
             rotary = torch.cat([self.rotary[:, prefix.indices], rotary], dim=1)
+        ahead = int(not self.config.masked)  # the last vector of the prefix predicts the first block
         if prefix.source is not None:
-            added = prefix.source[:, : blocks.shape[1] + 1]
-            x = x + _padded(_padded(added, blocks.shape[1] + 1), x.shape[1], left=True)
-        x = self.transformer(x, causal=True, mask=mask, rotary=rotary, cache=attention, vector=prefix.vector)
-        return x[:, length - 1 :], prefix  # the last vector of the prefix predicts the first block
+            added = prefix.source[:, : blocks.shape[1] + ahead]
+            x = x + _padded(_padded(added, blocks.shape[1] + ahead), x.shape[1], left=True)
+        x = self.transformer(x, causal=bool(ahead), mask=mask, rotary=rotary, cache=attention, vector=prefix.vector)
+        return x[:, length - ahead :], prefix
 
     def _next_blocks(self, codes: Tensor, cache: CodeCache) -> Tensor:
         """Read new whole blocks of codes (B, n) -> what predicts the block after each, (B, n / M, D)."""
@@ -305,8 +242,15 @@ class CodeTransformer(PretrainedModel):
 
     def _read(self, codes: Tensor) -> Tensor:
         """Codes of whole blocks (B, n) -> the blocks' vectors (B, n / M, D)."""
-        vectors = self.code_embedding(codes)  # (B, n, D)
+        vectors = self._vectors(codes)
         return vectors if self.writer is None else self.writer.join(vectors)
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        """Codes (B, n) -> their vectors (B, n, D), UNKNOWN ones in a masked network included."""
+        if self.unknown is None:
+            return self.code_embedding(codes)
+        vectors = self.code_embedding(codes.clamp(min=0))
+        return torch.where((codes == UNKNOWN).unsqueeze(-1), self.unknown.to(vectors.dtype), vectors)
 
     def _prefix(self, condition: Condition, batch: int) -> _Prefix:
         device, rate = self.device, self.config.condition_dropout if self.training else 0.0

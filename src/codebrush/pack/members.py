@@ -3,7 +3,7 @@
 A new kind of model is one entry here. A pack stores each member in a folder of its name.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,6 +189,16 @@ MEMBERS: dict[str, Member] = {  # in the order in which pack.json lists them
         ),
     )
 }
+
+
+PAINTERS = {"sample": "transformer", "flow": "flow"}  # what draws: the names of methods, and of their members
+
+
+def usual_painter_of(members: Collection[str], named: str | None = None) -> str | None:
+    """Which of PAINTERS draws with these members unless another is asked for: the `named` one if it is there, else the
+    first that is; None if there is none."""
+    there = [painter for painter, member in PAINTERS.items() if member in members]
+    return named if named in there else next(iter(there), None)
 
 
 def member_of(model: type[PretrainedModel]) -> Member:

@@ -36,7 +36,7 @@ from codebrush.models.prior import Prior
 from codebrush.models.translator import Translator, TranslatorConfig
 from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack.members import MEMBERS, Misfits, member_of
+from codebrush.pack.members import MEMBERS, PAINTERS, Misfits, member_of
 from codebrush.pack.once import made_once
 from codebrush.text.tokenizer import Tokenizer
 
@@ -356,6 +356,8 @@ def _read_info(folder: Path) -> dict[str, Any]:
         present = member.required or name in info["members"]
         if present and not isinstance(info["members"].get(name), str):
             raise PackError(f"{path}: its 'members' does not say where the {name} is")
+    if info.get("painter") not in (None, *PAINTERS):
+        raise PackError(f"{path}: its 'painter' must be {' or '.join(PAINTERS)}, not {info['painter']!r}")
     known = info.get("translation", {"text": "", "styles": []})
     kinds = {"text": str, "styles": list, "likeness": (int, float), "defaults": dict}
     empty = {"likeness": 0, "defaults": {}}

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from codebrush.errors import PackError
 from codebrush.files import replaced_folder, write_json
 from codebrush.models.pretrained import PretrainedModel
-from codebrush.pack.members import MEMBERS
+from codebrush.pack.members import MEMBERS, usual_painter_of
 from codebrush.pack.pack import FORMAT, PACK_FILE, Pack
 from codebrush.text.tokenizer import Tokenizer
 
@@ -36,14 +36,16 @@ def write_pack(
     provenance: Mapping[str, Any],
     defaults: Mapping[str, Any] | None = None,
     temperature: float | None = None,
+    painter: str | None = None,
     extras: Mapping[str, Mapping[str, Any] | None] | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> Pack:
     """Write a pack into `folder` and return it opened; its weights are stored as `dtype`.
 
     `defaults` are options of `generate` (cfg, temperature, ...), `temperature` is what zero-shot logits are divided by
-    to be calibrated. `extras` are further entries of pack.json, like "translation": the "text" with {style} and the
-    "styles" that the code transformer translates to.
+    to be calibrated. `painter`, "sample" or "flow", is what draws unless another is asked for; None is the code
+    transformer, or the flow if there is that alone. `extras` are further entries of pack.json, like "translation": the
+    "text" with {style} and the "styles" that the code transformer translates to.
 
     The pack is written and checked in a folder beside `folder`, which then takes its place: an earlier pack there is
     replaced completely or not at all, and any other files in it are kept.
@@ -67,6 +69,7 @@ def write_pack(
         licence=licence,
         image_size=_image_size(models["vqgan"], models.get("transformer")),
         provenance=provenance,
+        painter=painter,
         more={"defaults": defaults, "classification": calibrated, **(extras or {})},
     )
     with _written_beside(folder) as part:
@@ -88,10 +91,12 @@ def pack_info(
     licence: str,
     image_size: int,
     provenance: Mapping[str, Any],
+    painter: str | None = None,
     more: Mapping[str, Mapping[str, Any] | None],
 ) -> dict[str, Any]:
     """The content of pack.json. `members` are the folders of the models by member name, from the pack's own folder;
-    of `more`, further entries, the empty ones are left out."""
+    `painter` is as in `write_pack`; of `more`, further entries, the empty ones are left out."""
+    painter = painter or usual_painter_of(members)
     return {
         "format": FORMAT,
         "name": name,
@@ -100,6 +105,7 @@ def pack_info(
         "image_size": image_size,
         "provenance": dict(provenance),
         "members": dict(members),
+        **({} if painter is None else {"painter": painter}),
         **{field: dict(values) for field, values in more.items() if values},
     }
 

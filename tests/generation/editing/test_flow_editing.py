@@ -222,7 +222,7 @@ def test_a_flow_trained_on_text_alone_edits_too(picture: Path, mask: Path, tmp_p
 
 def test_wrong_options_are_one_line(brush: Codebrush, picture: Path) -> None:
     for options, said in (
-        ({"steps": 5}, "steps is an option of the method flow, not of sample"),
+        ({"steps": 5}, "steps is for the methods flow and guide, and for masked code transformers: leave it out"),
         ({"method": "sample", "sampler": "dpm"}, "sampler is an option of the method flow, not of sample"),
         ({"method": "flow", "temperature": 0.5}, "temperature is for drawing codes"),
         ({"method": "flow", "sampler": "magic"}, "sampler must be one of euler, heun, dpm, not magic"),
@@ -317,6 +317,9 @@ def test_the_command_line_edits_by_a_flow(
     assert run(["interpolate", "a dog", str(picture), "--through", "noise", "--frames", "3", *common]) == 0
     assert len(json.loads(capsys.readouterr().out)["images"]) == 3
     assert run(["vary", str(picture), "--pack", str(folder), "--steps", "3"]) == 2
-    assert capsys.readouterr().err == "codebrush: steps is an option of the method flow, not of sample\n"
+    assert (
+        capsys.readouterr().err
+        == "codebrush: steps is for the methods flow and guide, and for masked code transformers: leave it out\n"
+    )
     assert run(["edit", str(picture), "a dog", "--pack", str(folder), "--method", "guide", "--sampler", "dpm"]) == 2
     assert "--sampler cannot be used with --method guide" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from codebrush import Codebrush
 from codebrush.cli.main import run
@@ -18,11 +19,12 @@ from codebrush.generation.options import FlowSettings
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.drawing import Drawing, Known
 from codebrush.generation.sampling.flow import draw_latents, picture_noise
+from codebrush.generation.sampling.painters import usual_painter
 from codebrush.generation.sampling.sampler import BATCH, draw_options
 from codebrush.models.bank import Bank, BankConfig
 from codebrush.models.condition import Condition
 from codebrush.models.prior import Prior, PriorConfig
-from codebrush.pack.pack import encode_condition
+from codebrush.pack.pack import Pack, encode_condition
 from packs import micro_flow, micro_transformer, write_micro_pack
 
 STEPS = 4
@@ -186,7 +188,7 @@ def test_the_command_line_draws_and_replays(folder: Path, tmp_path: Path, capsys
     [
         (["--sampler", "heun"], "--sampler is an option of the flow: add --method flow"),
         (["--cfg-interval", "0,1"], "--cfg-interval is an option of the flow: add --method flow"),
-        (["--steps", "5"], "--steps is an option of guidance: add --method guide"),
+        (["--steps", "5"], "steps is for the methods flow and guide, and for masked code transformers: leave it out"),
         ([*FLOW, "--cutouts", "4"], "--cutouts is an option of guidance: add --clip-guidance"),
         ([*FLOW, "--temperature", "0.5"], "temperature is for drawing codes: leave it out, or use the method sample"),
         ([*FLOW, "--cfg-interval", "1"], "--cfg-interval must be two numbers with ',' between, not 1"),
@@ -235,6 +237,25 @@ def test_a_flow_that_does_not_fit_the_pack_is_refused(
     changed.save_pretrained(pack / "flow")
     with pytest.raises(PackError, match=line):
         Codebrush.from_pretrained(pack)
+
+
+def test_pack_json_names_the_usual_painter(tmp_path: Path) -> None:
+    both = {"transformer": micro_transformer(source_codes=True), "flow": micro_flow()}
+    picture = Image.effect_noise((32, 32), 80).convert("RGB")
+    for name, given, wanted in (("unnamed", {}, "sample"), ("codes", {"painter": "sample"}, "sample"),
+                                ("flow", {"painter": "flow"}, "flow")):  # fmt: skip
+        pack = write_micro_pack(tmp_path / name, **both, **given)
+        assert json.loads((pack / "pack.json").read_text())["painter"] == wanted
+        brush = Codebrush.from_pretrained(pack, device="cpu")
+        other = "flow" if wanted == "sample" else "sample"
+        assert brush.generate("a dog", n=1, rerank=1)[0].manifest["method"] == wanted
+        assert brush.generate("a dog", n=1, rerank=1, method=other)[0].manifest["method"] == other
+        edited = brush.edit(picture, "a dog", n=1, rerank=1)[0].manifest["options"]
+        assert ("flow" in edited) is (wanted == "flow")
+    info = json.loads((pack / "pack.json").read_text())
+    del info["painter"]  # as in packs of earlier versions
+    (pack / "pack.json").write_text(json.dumps(info))
+    assert usual_painter(Pack(pack)) == "sample"
 
 
 def test_a_pack_with_a_flow_alone_draws_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

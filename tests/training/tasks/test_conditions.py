@@ -12,7 +12,7 @@ from stopped_runs import run_in_two
 from codebrush.data.hole_filling import fill_holes
 from codebrush.data.synthetic.scene_folder import write_shapes
 from codebrush.errors import DataError, TrainingError
-from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.code_transformer import UNKNOWN, CodeTransformer
 from codebrush.models.condition import Condition
 from codebrush.models.vqgan import VQGAN
 from codebrush.models.vqgan_sizes import vqgan_micro
@@ -22,7 +22,12 @@ from codebrush.training.engine.loop import LoopConfig
 from codebrush.training.run_stage import make_network, make_task, run_stage
 from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.code_loss import code_likeness
-from codebrush.training.tasks.code_transformer import TransformerRecipe, make_code_transformer, with_conditions
+from codebrush.training.tasks.code_transformer import (
+    TransformerRecipe,
+    hide_codes,
+    make_code_transformer,
+    with_conditions,
+)
 from codebrush.training.tasks.conditions import MOST_HOLE, ConditionSampler, OtherCaptions, random_hole, rows_of_each
 from packs import micro_clip
 
@@ -188,6 +193,46 @@ def test_soft_codes_are_those_of_the_vqgan(materials: Materials) -> None:
         assert weight.std() == pytest.approx(0.02, rel=0.2)
     logits = network(batch["codes"][:, :-1], task._condition(batch))  # pyright: ignore
     assert objective.loss.item() == pytest.approx(-(targets * logits.log_softmax(-1)).sum(-1).mean().item(), rel=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("block", [1, 2])
+def test_a_masked_network_learns_hidden_codes_from_the_others(materials: Materials, block: int) -> None:
+    recipe = replace(RECIPE, image_share=0.25, hole_share=0.0, pair_share=0.25, masked=True, block=block)
+    plan = StagePlan("transformer", recipe, LOOP)
+    network = make_network(plan, materials).eval()
+    assert network.config.masked
+    task = make_task(plan, materials, network)
+    batch = task.batch(np.arange(8), np.random.default_rng(0))
+    torch.manual_seed(3)
+    (objective,) = task.objectives(batch, 0)
+    codes, nats, hits = batch["codes"][:, network.order], [], []
+    torch.manual_seed(3)
+    hidden = hide_codes(codes)
+    condition = task._condition(batch)  # pyright: ignore
+    for row in range(8):
+        given = condition.rows(slice(row, row + 1))
+        if not batch["present"][row, 3]:
+            given = replace(given, source_codes=None, source_mask=None)
+        logits = network(codes[row : row + 1].masked_fill(hidden[row], UNKNOWN), given)[0]  # (N, K)
+        written = -logits.log_softmax(-1).gather(1, codes[row][:, None])[:, 0]
+        nats.append(written[hidden[row]])
+        hits.append((logits.argmax(-1) == codes[row])[hidden[row]])
+    assert objective.loss.item() == pytest.approx(torch.cat(nats).mean().item(), rel=1e-5)
+    assert objective.metrics["accuracy"].item() == pytest.approx(torch.cat(hits).float().mean().item())
+
+
+def test_codes_are_hidden_by_the_cosine() -> None:
+    shares = hide_codes(torch.zeros(4000, 64)).float().mean(1)
+    assert shares.min() >= 1 / 64
+    assert shares.mean().item() == pytest.approx(2 / np.pi + 0.5 / 64, abs=0.02)  # the half comes of rounding up
+    assert shares.median().item() == pytest.approx(np.cos(np.pi / 4), abs=0.03)
+    assert hide_codes(torch.zeros(50, 1)).all()
+
+
+def test_a_masked_network_needs_no_holes() -> None:
+    with pytest.raises(ValueError, match="a masked network fills holes as it is: set hole_share to 0"):
+        TransformerRecipe(masked=True, hole_share=0.1)
 
 
 @torch.no_grad()

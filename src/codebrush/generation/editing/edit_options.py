@@ -5,8 +5,9 @@ from typing import Any
 
 from codebrush.errors import UsageError
 from codebrush.generation.options import CODE_FILTERS, FLOW_OPTIONS, DrawOptions, FlowSettings
-from codebrush.generation.sampling.painters import PAINTERS, usual_painter
+from codebrush.generation.sampling.painters import usual_painter
 from codebrush.generation.sampling.sampler import checked_sampling, draw_options
+from codebrush.pack.members import PAINTERS
 from codebrush.pack.pack import Pack
 
 
@@ -38,10 +39,10 @@ def edit_options(
     sampling = checked_sampling(given, others={*others, *FLOW_OPTIONS})
     if painter == "flow":
         refuse_code_filters(sampling)
-    elif settings:
-        raise UsageError(f"{next(iter(settings))} is an option of the method flow, not of {painter}")
-    flow = FlowSettings(**settings) if painter == "flow" else None
-    return draw_options(pack, {**sampling, "n": n, "seed": seed, "flow": flow})
+    elif others_than_steps := settings.keys() - {"steps"}:
+        raise UsageError(f"{min(others_than_steps)} is an option of the method flow, not of {painter}")
+    how = {"flow": FlowSettings(**settings)} if painter == "flow" else settings
+    return draw_options(pack, {**sampling, "n": n, "seed": seed, **how})
 
 
 def refuse_code_filters(sampling: Mapping[str, Any]) -> None:

@@ -257,7 +257,7 @@ def translation_defaults(pack: Pack) -> dict[str, Any]:
 
 def _around(sampler: Sampler, edit: Edit, options: DrawOptions, codes: Tensor, kept: Tensor, canvas: Canvas) -> Drawing:
     """The drawing around known codes (1, h, w): those in `kept` (1, h, w) stay; the rest are drawn and see them all."""
-    if not (sampler.painter.reads_source or sampler.painter.from_noise):
+    if not sampler.painter.fills_holes:
         raise PackError(
             "this pack's code transformer fills no holes: train one with hole_share, or use the method guide"
         )

@@ -59,7 +59,7 @@ class GuideOptions:
         UsageError: if a value has the wrong type or is out of range; it names the option and the range.
     """
 
-    steps: int = _number(200, RUN, 0, 1_000_000, "Steps of guidance, or of a flow from noise to the picture.")
+    steps: int = _number(200, RUN, 0, 1_000_000, "Steps of guidance, of a flow, or of a masked code transformer.")
     batch_size: int = _number(1, RUN, 1, 1024, "Pictures that are guided at the same time.")
     size: str | None = _text(
         None, RUN, "WIDTHxHEIGHT in pixels, or one number for a square; more takes longer.  [pack's own]"

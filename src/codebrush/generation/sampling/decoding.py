@@ -15,7 +15,8 @@ from torch import Tensor
 from codebrush.errors import UsageError
 from codebrush.generation.options import SamplingFilters
 from codebrush.generation.sampling.drawing import Known
-from codebrush.generation.sampling.weighted_conditions import WeightedConditions, guided_terms
+from codebrush.generation.sampling.masked import fill_codes
+from codebrush.generation.sampling.weighted_conditions import MAX_ROWS, WeightedConditions, guided_terms
 from codebrush.generation.seeding import stream
 from codebrush.models.code_cache import CodeCache
 from codebrush.models.code_transformer import CodeTransformer
@@ -23,16 +24,16 @@ from codebrush.models.condition import Condition
 from codebrush.models.sampling import sample
 from codebrush.progress import Progress
 
-MAX_ROWS = 64  # of a batch in the transformer: more gain little speed and cost memory
 PLAIN = SamplingFilters()  # no guidance, no filter
 
 
-def picture_uniforms(seed: int, indices: Sequence[int], count: int) -> Tensor:
-    """Numbers in [0, 1), (len(indices), count) float64: for each picture of a run, those of the stream (seed, index).
+def picture_uniforms(seed: int, indices: Sequence[int], count: int, *key: int) -> Tensor:
+    """Numbers in [0, 1), (len(indices), count) float64: for each picture of a run, those of the stream (seed, index,
+    key).
 
     The index is the key of a child stream and not added to the seed, so no two runs have a picture in common.
     """
-    return torch.from_numpy(np.stack([stream(seed, index).random(count) for index in indices]))
+    return torch.from_numpy(np.stack([stream(seed, index, *key).random(count) for index in indices]))
 
 
 def draw_codes(
@@ -50,9 +51,12 @@ def draw_codes(
 
     `condition` has B rows, or one row that all pictures share; several conditions with weights are added up as
     `guided_terms` says, and `unconditional` None is the empty condition.
-    `bias` (N, K) is added to the logits of each position; `known` codes are not drawn.
+    `bias` (N, K) is added to the logits of each position; `known` codes are not drawn. A masked network draws many at
+    once; see `fill_codes`.
     """
     terms = guided_terms(condition, filters.cfg, unconditional or empty_condition(transformer, condition))
+    if transformer.config.masked:
+        return fill_codes(transformer, terms, uniforms, filters, known=known, bias=bias, progress=progress)
     pictures = max(1, MAX_ROWS // len(terms))
     batches = range(0, len(uniforms), pictures)
     steps = len(batches) * transformer.config.code_count

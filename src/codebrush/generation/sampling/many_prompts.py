@@ -29,12 +29,13 @@ def sample_many(
 ) -> list[list[Result]]:
     """For each prompt what `Sampler.sample` gives with its options, bit for bit.
 
-    A prompt of another size than the pack's, or of more candidates than one batch holds, is drawn alone, without
-    `preview`.
+    A prompt of another size than the pack's, of more candidates than one batch holds, or whose codes are not drawn once
+    and one after the other, is drawn alone, without `preview`.
     """
     pairs = zip(prompts, options, strict=True)
     drawings = [sampler.prepare(prompt, each) for prompt, each in numbered(pairs)]
-    asked = {number: _asked(painter, drawing) for number, drawing in enumerate(drawings) if not drawing.options.size}
+    by_turns = {number: each.options for number, each in enumerate(drawings) if not painter.transformer.config.masked}
+    asked = {number: _asked(painter, drawings[number]) for number, o in by_turns.items() if not (o.size or o.retouch)}
     rows = {number: rows_of(painter.transformer, each) for number, each in asked.items()}
     small = [number for number, count in rows.items() if count <= MAX_ROWS and drawings[number].options.rerank <= BATCH]
     batches = [[small[place] for place in batch] for batch in in_batches([rows[number] for number in small])]

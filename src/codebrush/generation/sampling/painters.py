@@ -1,6 +1,7 @@
 """The two painters, which draw the codes of pictures from the same drawings: code after code, or as a flow."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -10,14 +11,14 @@ from codebrush.errors import UsageError
 from codebrush.generation.sampling.decoding import draw_codes, draw_large, picture_uniforms
 from codebrush.generation.sampling.drawing import Drawing
 from codebrush.generation.sampling.flow import FlowSettings, KnownLatent, draw_latents, picture_noise
+from codebrush.generation.sampling.retouching import around, check_retouching, retouch_codes
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.condition import Condition
 from codebrush.models.flow_transformer import FlowTransformer
 from codebrush.models.vqgan import VQGAN
+from codebrush.pack.members import usual_painter_of
 from codebrush.pack.pack import Pack, PainterConfig
-from codebrush.progress import Progress
-
-PAINTERS = ("sample", "flow")  # by the names of their methods
+from codebrush.progress import Progress, shares
 
 
 def draws(pack: Pack) -> bool:
@@ -26,15 +27,17 @@ def draws(pack: Pack) -> bool:
 
 
 def usual_painter(pack: Pack) -> str:
-    """Which of PAINTERS draws unless another is asked for: the flow if the pack has that alone."""
-    return "flow" if pack.has("flow") and not pack.has("transformer") else "sample"
+    """The method that draws unless another is asked for: "painter" of pack.json, "sample" or "flow"; without it, or
+    without that member, the code transformer, or the flow if the pack has that alone."""
+    return usual_painter_of(pack.info["members"], pack.info.get("painter")) or "sample"
 
 
 class Painter(Protocol):
     """What a sampler draws with.
 
     `label` is what messages call it, `method` that of its pictures in manifests, `from_noise` whether it turns noise
-    into pictures, and `reads_source` whether it was trained on source pictures.
+    into pictures, `reads_source` whether it was trained on source pictures, and `fills_holes` whether it sees codes
+    that are known on all sides.
     """
 
     label: str
@@ -46,6 +49,9 @@ class Painter(Protocol):
 
     @property
     def reads_source(self) -> bool: ...
+
+    @property
+    def fills_holes(self) -> bool: ...
 
     def paint(self, drawing: Drawing, pictures: range, grid: tuple[int, int], progress: Progress | None) -> Tensor:
         """The codes (B, h, w) int64 of some pictures of a drawing, for a grid of (h, w). `progress` counts steps.
@@ -76,23 +82,37 @@ class CodePainter:
         """Whether the network was trained on the codes of source pictures."""
         return self.transformer.config.source_codes
 
+    @property
+    def fills_holes(self) -> bool:
+        """Whether the network sees known codes on all sides."""
+        return self.transformer.config.source_codes or self.transformer.config.masked
+
     def paint(self, drawing: Drawing, pictures: range, grid: tuple[int, int], progress: Progress | None) -> Tensor:
         """See `Painter`."""
-        options = drawing.options
-        uniforms = picture_uniforms(options.seed, pictures, grid[0] * grid[1])
-        if grid == self.transformer.config.grid:
-            return draw_codes(
-                self.transformer,
-                drawing.conditions,
-                uniforms,
-                options.filters,
-                unconditional=drawing.unconditional,
-                known=drawing.known,
-                bias=drawing.bias,
-                progress=progress,
-            )
-        _check_own_size(drawing)
-        return draw_large(self.transformer, drawing.conditions, uniforms, grid, options.filters, progress=progress)
+        options, count = drawing.options, grid[0] * grid[1]
+        uniforms = picture_uniforms(options.seed, pictures, count)
+        if grid != self.transformer.config.grid:
+            _check_own_size(drawing)
+            if options.retouch:
+                raise UsageError("retouch is for pictures of the pack's own size: leave out one of retouch and size")
+            return draw_large(self.transformer, drawing.conditions, uniforms, grid, options.filters, progress=progress)
+        if options.retouch:
+            check_retouching(drawing, self.fills_holes)
+        if drawing.known is not None:
+            drawing = around(self.transformer, drawing, drawing.known)
+        rounds = shares(progress, 1 + options.retouch)
+        codes = draw_codes(
+            self.transformer,
+            drawing.conditions,
+            uniforms,
+            options.filters,
+            unconditional=drawing.unconditional,
+            known=drawing.known,
+            bias=drawing.bias,
+            progress=rounds[0],
+        )
+        again = partial(picture_uniforms, options.seed, pictures, count)
+        return retouch_codes(self.transformer, drawing, codes, again, rounds[1:])
 
 
 class FlowPainter:
@@ -101,6 +121,7 @@ class FlowPainter:
     label = "flow transformer"
     method = "flow"
     from_noise = True
+    fills_holes = True
 
     def __init__(self, flow: FlowTransformer, vqgan: VQGAN) -> None:
         self.flow, self.vqgan = flow, vqgan

@@ -24,6 +24,7 @@ from codebrush.generation.manifest import (
 from codebrush.generation.options import (
     CANDIDATES_PER_PICTURE,
     DEFAULTS,
+    MASKED_STEPS,
     SAMPLING,
     DrawOptions,
     checked_option,
@@ -36,6 +37,7 @@ from codebrush.generation.sampling.reranking import best_first, clip_scores
 from codebrush.generation.sampling.sizes import limited_size
 from codebrush.generation.scoring import Scorer
 from codebrush.models.clip import CLIP
+from codebrush.models.code_transformer import CodeTransformerConfig
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import Pack, text_condition
 from codebrush.progress import Progress
@@ -54,7 +56,7 @@ def draw_options(pack: Pack, given: Mapping[str, Any]) -> DrawOptions:
     """What is `given` and not None; else the pack's own "defaults"; else ours.
 
     Raises:
-        UsageError: if a given value is out of its range.
+        UsageError: if a given value is out of its range, or of no use to the painter.
         PackError: if a default of the pack is.
     """
     values: dict[str, Any] = {"n": None, "seed": None, **DEFAULTS}
@@ -66,6 +68,10 @@ def draw_options(pack: Pack, given: Mapping[str, Any]) -> DrawOptions:
     values |= {name: value for name, value in given.items() if value is not None}
     if "rerank" not in values:
         values["rerank"] = CANDIDATES_PER_PICTURE * checked_option("n", values["n"])
+    if "flow" not in values and pack.has("transformer") and pack.config(CodeTransformerConfig).masked:
+        values.setdefault("steps", MASKED_STEPS)
+    elif "steps" in values:
+        raise UsageError("steps is for the methods flow and guide, and for masked code transformers: leave it out")
     return DrawOptions(**values)
 
 

@@ -37,6 +37,8 @@ def checked_size(pack: Pack, size: str, painter: str | None) -> None:
     if width < own_width or height < own_height:
         raise UsageError(f"{size} is smaller than the pack's {own}: draw at that size, and reduce the picture")
     if (width, height) != (own_width, own_height):
+        if config.masked:
+            raise UsageError(f"this pack's masked code transformer draws {own} alone: leave out size")
         times = WINDOW_COST * width * height / (own_width * own_height)
         warn(
             f"{size} is drawn code by code through a window of {own}, which takes about {times:,.0f} times as long as "

@@ -8,6 +8,7 @@ import torch
 from codebrush.models.condition import Condition
 
 WeightedConditions = Sequence[tuple[Condition, float]]
+MAX_ROWS = 64  # of a batch in the transformer: more gain little speed and cost memory
 
 
 def guided_terms(

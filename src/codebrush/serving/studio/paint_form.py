@@ -10,6 +10,7 @@ from codebrush.generation.guided.guide_options import INITS, GuideOptions
 from codebrush.generation.guided.option_help import help_of, shown_value, usual_value
 from codebrush.generation.guided.presets import PRESETS
 from codebrush.generation.options import DEFAULTS, FLOW_SAMPLERS
+from codebrush.generation.sampling.painters import usual_painter
 from codebrush.pack.pack import Pack
 from codebrush.serving.context import Context
 from codebrush.serving.images import job_request
@@ -77,13 +78,14 @@ class PaintForm:
             "top_k": "Draw among so many codes; 0 is all.",
             "top_p": "Draw among the likeliest codes of this probability in all.",
             "min_p": "Drop codes less likely than this times the likeliest one.",
+            "retouch": "Rounds in which the least likely codes are drawn again.",
         }
         usual, shown = usual_sampling(self.pack), has_of(self.pack)
         with gr.Row():
             for name, about in numbers.items():
                 own[name] = _number(name, about, usual[name])
             own["rerank"] = _number("rerank", "Pictures drawn, of which the best are kept.", "4 times as many")
-            own["steps"] = _number("steps", "Of guidance, or of a flow.", "usual")
+            own["steps"] = _number("steps", "Of guidance, a flow, or a masked transformer.", "usual")
             own["upscale"] = upscale_field(shown["upscale"])
             own["sampler"] = sampler_field(shown["sampler"])
             own["prior"] = _choice("prior", "retrieve, flow: source of the image embedding.", priors_of(self.pack)[1:])
@@ -255,7 +257,8 @@ def _methods(pack: Pack) -> list[tuple[str, str]]:
     able = {name for name, needed in NEEDS.items() if all(map(pack.has, needed))}
     if not has_of(pack)["prior"]:
         able.discard("retrieve")
-    return [(label, name) for name, label in METHOD_LABELS.items() if name in able]
+    usual = usual_painter(pack)
+    return [(METHOD_LABELS[name], name) for name in sorted(METHOD_LABELS, key=usual.__ne__) if name in able]
 
 
 def _sizes(pack: Pack) -> list[str]:

@@ -1,10 +1,9 @@
-"""Trains the members of a pack one after the other, by recipes or within a budget, and writes the pack of them.
+"""Trains the members of a pack one after the other, by recipes or within a budget.
 
 Within a budget each stage gets its share of the time that is left, and the one that is served first what it needs. A
 stage with too little time is left out, or its member is that of the pack that training begins from.
 """
 
-import dataclasses
 import json
 import math
 import time
@@ -13,14 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
 from codebrush.data.sources.unread import amount
 from codebrush.errors import TrainingError, UsageError
 from codebrush.files import write_json
 from codebrush.models.pretrained import PretrainedModel
-from codebrush.pack.pack import Pack
-from codebrush.pack.writing import PackMembers, write_pack
 from codebrush.training.dataset import evenly
 from codebrush.training.engine.loop import LoopConfig, LossDiverged, is_first
 from codebrush.training.packs.budget import (
@@ -42,7 +37,6 @@ from codebrush.training.registry import ENTRIES, STAGES
 from codebrush.training.run_folder import has_begun, is_done, read_plan
 from codebrush.training.run_stage import run_figures, run_stage
 from codebrush.training.stage import Materials, Size, Stage, StagePlan
-from codebrush.version import __version__
 
 LEFT_OUT_FILE = "left-out.json"
 SMALL_SIDE = 64  # pixels, of pictures that a short budget may be enough for
@@ -72,6 +66,7 @@ class MemberTraining:
         self.left_out: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self.paces: dict[str, Pace] = {}  # of the stages that were timed
         self.needs: dict[str, float] = {}  # seconds of the stages that are served first
+        self.unfavoured = {name for name, stage in STAGES.items() if stage.second and not has_begun(work / name)}
 
     @property
     def stages(self) -> list[Stage]:
@@ -80,7 +75,7 @@ class MemberTraining:
         return [
             stage
             for name, stage in STAGES.items()
-            if name in plans or not stage.optional or (budgeted and stage.share > 0)
+            if name in plans or not stage.optional or (budgeted and stage.share > 0 and name not in self.unfavoured)
         ]
 
     def open(self) -> None:
@@ -91,12 +86,15 @@ class MemberTraining:
         """
         if self.request.budget is None:
             return
-        coming = [stage for stage in self.stages if not is_done(self.work / stage.name)]
+        coming = self._coming()
         kept, self.materials = self.materials, self._stand_ins(coming)
         try:
             self._leave_out_some(coming)
+            for name in sorted(self.unfavoured):
+                self._favour(STAGES[name])
         finally:
             self.materials = kept
+        coming = self._coming()
         self.left_out = {name: self.left_out[name] for name in STAGES if name in self.left_out}  # in their order
         left = self._left()
         self.say(f"budget {spell_seconds(self.request.budget)}, {left:.0f} s of it for training:")
@@ -121,7 +119,7 @@ class MemberTraining:
         if not begun and stage.name in self.left_out and not self._reconsidered(stage):
             self._go_without(stage)
             return None
-        start = None if done else self._begin_from(stage)
+        start = None if done else self.begin_from(stage)
         if not done:
             self._precompute(stage, read_plan(folder) if begun else None)
         if begun:
@@ -172,7 +170,8 @@ class MemberTraining:
             self.materials = replace(self.materials, data=self.whole.part(evenly(len(self.whole), count)))
         self.materials = stage.precompute(self.materials, self.cache)
 
-    def _begin_from(self, stage: Stage) -> PretrainedModel | None:
+    def begin_from(self, stage: Stage) -> PretrainedModel | None:
+        """The network that a stage begins from, with its tokenizer among the materials; None for a fresh one."""
         found = self.start.model(stage)
         if found is None:
             return None
@@ -206,7 +205,7 @@ class MemberTraining:
     def _go_without(self, stage: Stage) -> None:
         """Go on without training a stage: with the start's member, or with none."""
         if self.start.keeps(stage):
-            network = self._begin_from(stage)
+            network = self.begin_from(stage)
             assert network is not None
             self.materials.models[stage.name] = network
         if is_first():
@@ -233,7 +232,7 @@ class MemberTraining:
         for name in {name: None for stage in coming for name in ENTRIES[stage.name].reads}:
             if name not in materials.models:
                 stage = STAGES[name]
-                begins = self._begin_from(stage)
+                begins = self.begin_from(stage)
                 plan = self._plan_of(stage, self._candidates(stage, begins)[0], 1, begins)
                 materials.models[name] = begins or stage.make(plan, materials)
         return materials
@@ -278,9 +277,24 @@ class MemberTraining:
                 assert served is not None
                 self.left_out[worst.name] = f"its {shares[worst.name]:.0f} s are needed for the {served.member.label}"
 
+    def _coming(self) -> list[Stage]:
+        return [stage for stage in self.stages if not is_done(self.work / stage.name)]
+
+    def _favour(self, stage: Stage) -> None:
+        """Add a second painter to the plan if there is enough time for it beside all others."""
+        self.unfavoured.discard(stage.name)
+        self._time(stage)
+        coming = self._coming()
+        shares = zip(coming, split(self._left(), self._claims(coming)), strict=True)
+        timed = [(self.paces[each.name], seconds) for each, seconds in shares if each.name in self.paces]
+        if stage.name in self.left_out or any(pace.lack(seconds) > 1 for pace, seconds in timed):
+            self.unfavoured.add(stage.name)
+            self.left_out.pop(stage.name, None)
+            self.paces.pop(stage.name, None)
+
     def _time(self, stage: Stage) -> None:
         """Time a step of the smallest size of a stage, unless there is too little time even for its pictures."""
-        begins = self._begin_from(stage)
+        begins = self.begin_from(stage)
         size = self._candidates(stage, begins)[0]
         image_size, seconds = self._plan_of(stage, size, 1, begins).image_size, self._seconds(stage)
         if image_size not in (0, self.materials.image_size) and self.decoding > seconds / 2:
@@ -367,34 +381,3 @@ class MemberTraining:
             preview_every=max(1, steps // 5) if previews else 0,  # each takes as long as several steps
         )
         return StagePlan(stage.name, recipe, loop.with_threads(request.threads))
-
-    def write(self, source: Any, figures: dict[str, Any], measured: dict[str, Any]) -> Pack:
-        """Write the pack of all that was trained, or taken over from the start."""
-        request, materials = self.request, self.materials
-        for stage in STAGES.values():
-            if stage.name not in materials.models and self.start.keeps(stage):
-                materials.models[stage.name] = self._begin_from(stage)  # pyright: ignore[reportArgumentType]
-        began, licence = self.start.facts(), request.licence
-        provenance = {
-            "source": Path(request.source.source).name,
-            "rows": dataclasses.asdict(request.source) | {"source": Path(request.source.source).name},
-            "data_sha256": source.fingerprint,
-            "seconds": round(self.clock.spent(), 1),
-            "torch": torch.__version__,
-            "stages": figures,
-            "plans": {stage: dataclasses.asdict(read_plan(self.work / stage)) for stage in figures},
-            "measured": measured,
-            "left_out": self.left_out,
-        }
-        if began is not None:
-            provenance["start"] = {**began, "kept": sorted(self.start.kept)}
-            licence = f"{licence}; begun from {began['pack']}: {began['licence']}"
-        return write_pack(
-            request.out,
-            PackMembers(materials.models, materials.tokenizers),
-            name=request.name or request.out.name,
-            extras=materials.extras,
-            version=__version__,
-            licence=licence,
-            provenance=provenance,
-        )

@@ -22,6 +22,7 @@ from codebrush.training.engine.reporting import METRICS
 from codebrush.training.member_folder import pack_at
 from codebrush.training.packs.clock import Clock
 from codebrush.training.packs.member_training import MemberTraining, Say
+from codebrush.training.packs.pack_writing import write_trained
 from codebrush.training.packs.places import CLOCK_FILE, CURVES, RECONSTRUCTIONS, REQUEST_FILE, SAMPLES, work_folder
 from codebrush.training.packs.reconstructions import reconstructions
 from codebrush.training.packs.request import PackRequest, check_same, read_request, write_request
@@ -197,7 +198,7 @@ def _finish(training: MemberTraining, source: Any, figures: dict[str, Any]) -> d
         samples = _draw_samples(materials.draw, materials, painter, left)
     kept = {stage: training.start.name for stage in training.left_out if stage in training.start.kept}
     judged = verdict(Measured(psnr, tuple(painters), request.budget, figures, kept))
-    pack = training.write(source, figures, {"psnr": round(psnr, 2), "verdict": judged})
+    pack = write_trained(training, source, figures, {"psnr": round(psnr, 2), "verdict": judged})
     sheets = {RECONSTRUCTIONS: rebuilt, SAMPLES: samples}
     for name, sheet in sheets.items():
         (pack.folder / name).unlink(missing_ok=True)

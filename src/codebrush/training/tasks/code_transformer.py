@@ -14,7 +14,7 @@ from codebrush.data.sources.caption_templates import Template
 from codebrush.data.stored_codes import encode_once
 from codebrush.errors import TrainingError
 from codebrush.models.clip import CLIP
-from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
+from codebrush.models.code_transformer import UNKNOWN, CodeTransformer, CodeTransformerConfig
 from codebrush.models.condition import Condition
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.members import MEMBERS
@@ -44,6 +44,9 @@ class TransformerRecipe(ConditionShares):
     be predicted; each picture's share is drawn between 0 and it. Without it a small collection is memorised code by
     code, the text is hardly used, and a drawing that leaves a memorised path does not return to one.
 
+    A `masked` network learns to predict codes that are hidden, wherever they are, from all others (MaskGIT, Chang et
+    al. 2022): of each picture the cosine of a random angle. It fills holes as it is, and has no `hole_share`.
+
     With `soft_codes` above 0 similar codes count as right as well, more so for higher values (see `code_likeness`), and
     have similar embeddings in a fresh network. Neighbours in a large codebook hardly differ, and which of them the
     encoder chose is not worth learning.
@@ -57,6 +60,7 @@ class TransformerRecipe(ConditionShares):
     text_length: Count = 24
     pooled_text: bool = True
     modulation: bool = False
+    masked: bool = False
     dropout: Share = 0.1
     condition_dropout: Share = 0.1
     label_smoothing: Share = 0.0
@@ -64,6 +68,11 @@ class TransformerRecipe(ConditionShares):
     code_noise: Share = 0.0
     learning_rate: Rate = 1e-3
     weight_decay: Weight = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.masked and self.hole_share:
+            raise ValueError("a masked network fills holes as it is: set hole_share to 0")
 
 
 def make_code_transformer(
@@ -86,6 +95,7 @@ def make_code_transformer(
             source_codes=recipe.from_source,
             aligned_source=recipe.from_source,
             modulation=recipe.modulation,
+            masked=recipe.masked,
             condition_dropout=recipe.condition_dropout,
             dropout=recipe.dropout,
         )
@@ -163,6 +173,14 @@ def add_code_noise(codes: Tensor, noise: float, codebook_size: int) -> Tensor:
     return torch.where(wrong, torch.randint_like(codes, codebook_size), codes)
 
 
+def hide_codes(codes: Tensor) -> Tensor:
+    """Where a masked network is to predict codes (B, N): bool of that shape, of each row the cosine of a random angle,
+    and one code at least (Chang et al. 2022, section 3.2)."""
+    share = torch.rand(len(codes), 1, device=codes.device).mul(torch.pi / 2).cos()
+    rank = torch.rand(codes.shape, device=codes.device).argsort(1).argsort(1)
+    return rank < (share * codes.shape[1]).ceil().clamp(min=1)
+
+
 class CodeTransformerTask:
     """Next-code prediction on stored codes; see `TrainingTask`."""
 
@@ -203,18 +221,25 @@ class CodeTransformerTask:
         return {"codes": codes, **vars(self.conditions.draw(rows, rng))}
 
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
-        """Cross-entropy of every code given those before it; for rows with a hole, of the codes in the hole."""
+        """Cross-entropy of every code given those before it; for rows with a hole, of the codes in the hole; with a
+        masked network, of those that are hidden."""
         condition, logits, targets = self._condition(batch), [], []
         order = self.order.to(batch["codes"].device)
-        before = self._before(batch, condition)[:, order[:-1]]
-        read = add_code_noise(before, self.recipe.code_noise, self.config.codebook_size)
+        seen = order if self.config.masked else order[:-1]
+        read = add_code_noise(
+            self._before(batch, condition)[:, seen], self.recipe.code_noise, self.config.codebook_size
+        )
+        learned = batch["learned"][:, order]
+        if self.config.masked:
+            learned = hide_codes(read)
+            read = read.masked_fill(learned, UNKNOWN)
         for rows in self._rows_of_one_length(len(read), read.device):
             given = condition.rows(rows)
             if not bool(batch["present"][rows, SOURCE].any()):
                 given = replace(given, source_codes=None, source_mask=None)
-            learned = batch["learned"][rows][:, order]
-            logits.append(self.networks["transformer"](read[rows], given)[learned])  # (L, K)
-            targets.append(batch["codes"][rows][:, order][learned])
+            own = learned[rows]
+            logits.append(self.networks["transformer"](read[rows], given)[own])  # (L, K)
+            targets.append(batch["codes"][rows][:, order][own])
         predicted, codes = torch.cat(logits), torch.cat(targets)
         accuracy = (predicted.detach().argmax(-1) == codes).float().mean()
         if self.likeness is not None:

@@ -1,6 +1,6 @@
 """Trains a flow transformer, which draws a picture's latent from noise and text, on stored latents of pictures."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from codebrush.training.dataset import Captioned, evenly
 from codebrush.training.engine.optimizer import make_adamw
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
-from codebrush.training.stage import Materials, Stage, StagePlan, needed
+from codebrush.training.stage import Materials, Size, Stage, StagePlan, needed
 from codebrush.training.tasks.conditions import GIVEN, ConditionShares, image_embeddings, rows_of_each
 
 MEASURED = 4096  # latents of which mean and deviation are taken
@@ -156,6 +156,8 @@ class FlowStage(Stage):
     member = MEMBERS["flow"]
     recipe = FlowRecipe
     bound_to = ("clip", "vqgan")
+    share = 0.28
+    second = True  # a pack needs one painter, and half of the time for each makes two poor ones
 
     def make(self, plan: StagePlan, materials: Materials) -> FlowTransformer:
         """A fresh network for the latents of the VQGAN, over the whole picture."""
@@ -195,9 +197,42 @@ class FlowStage(Stage):
             return materials
         return replace(materials, latents=latents_once(vqgan, materials.data.pixels, cache))
 
+    def placeholders(self, materials: Materials) -> Materials:
+        """The materials with latents that are all zero."""
+        vqgan = materials.need(VQGAN)
+        shape = (len(materials.data), vqgan.config.code_dim, *vqgan.code_grid(materials.image_size))
+        return replace(materials, latents=np.zeros(shape, np.float16))
+
+    def sizes(self, image_size: int) -> Sequence[Size]:
+        """Three sizes, which also learn to vary pictures and to fill holes."""
+        return [
+            Size("small", _sized_recipe(128, 4, 32, 2e-3), 32, 300_000),
+            Size("medium", _sized_recipe(256, 6, 64, 1e-3), 64, 1_000_000),
+            Size("large", _sized_recipe(384, 10, 64, 6e-4), 128, 4_000_000),
+        ]
+
+    def adapt(self, recipe: Any, materials: Materials, start: Any, wordpiece: bool) -> Any:
+        """The recipe without the conditions that the network to begin from has no place for."""
+        if start is None:
+            return recipe
+        there = {"image_share": bool(start.config.image_embedding), "hole_share": start.config.source}
+        return replace(recipe, **{share: getattr(recipe, share) * known for share, known in there.items()})
+
     def picture_size(self, models: Mapping[str, Any], pack: Pack | None) -> int:
         """The size of the VQGAN's pictures."""
         return models["vqgan"].config.image_size if "vqgan" in models else super().picture_size({}, pack)
+
+
+def _sized_recipe(width: int, layers: int, stem: int, learning_rate: float) -> FlowRecipe:
+    return FlowRecipe(
+        width=width,
+        layers=layers,
+        heads=width // 64,
+        stem=stem,
+        learning_rate=learning_rate,
+        image_share=0.15,
+        hole_share=0.15,
+    )
 
 
 STAGE = FlowStage()

@@ -1,0 +1,64 @@
+"""A budget that is large enough trains a flow beside the code transformer; a smaller one leaves it out unsaid."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from micro_plans import BUDGET, request
+
+from codebrush.models.flow_transformer import FlowTransformerConfig
+from codebrush.training.engine.loop import Loop
+from codebrush.training.packs.pack_training import train_pack
+from codebrush.training.registry import STAGES
+from codebrush.training.stage import Size
+from codebrush.training.tasks.flow import FlowRecipe
+from codebrush.training.tasks.prior import PriorRecipe
+
+
+@pytest.fixture
+def plan(
+    pack, shapes: Path, tmp_path: Path, clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[float], dict[str, str]]:
+    """Plans a pack within so many seconds: what is said of each stage."""
+    monkeypatch.setattr(Loop, "run", lambda *_, **__: pytest.fail("planned"))
+
+    def planned(budget: float) -> dict[str, str]:
+        said: list[str] = []
+        given = request(shapes, tmp_path / "made", plans={}, budget=budget, start=pack[0], image_size=None)
+        with pytest.raises(pytest.fail.Exception, match="planned"):
+            train_pack(given, said.append)
+        return {line.split()[0]: line.split(maxsplit=1)[1] for line in said if line.startswith("  ")}
+
+    return planned
+
+
+def test_a_large_budget_trains_both_painters(
+    plan: Callable[[float], dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Size, "least", lambda size, started: 4)
+    found = plan(10 * BUDGET)
+    assert {stage: line.split()[0] for stage, line in found.items()} == dict.fromkeys(found, "about")
+    assert float(found["flow"].split()[1]) == pytest.approx(float(found["transformer"].split()[1]), abs=1)
+    assert found["flow"].endswith("from nothing (micro has none)")
+
+
+@pytest.mark.parametrize("short", [FlowRecipe, PriorRecipe])
+def test_a_flow_that_is_short_or_beside_one_that_is_short_is_no_part_of_the_plan(
+    short: type, plan: Callable[[float], dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Size, "least", lambda size, started: 10**9 if isinstance(size.recipe, short) else 4)
+    found = plan(10 * BUDGET)
+    assert "flow" not in found
+    assert found["transformer"].startswith("about")
+    assert found["prior"].startswith("left out" if short is PriorRecipe else "about")
+
+
+def test_a_flow_keeps_to_the_conditions_of_the_one_it_begins_from() -> None:
+    stage, recipe = STAGES["flow"], FlowRecipe(image_share=0.15, hole_share=0.15)
+
+    class Blind:
+        config = FlowTransformerConfig(4, (8, 8), 16, 1, 2, image_embedding=8)
+
+    assert stage.adapt(recipe, None, None, True) == recipe  # pyright: ignore[reportArgumentType]
+    found = stage.adapt(recipe, None, Blind(), True)  # pyright: ignore[reportArgumentType]
+    assert (found.image_share, found.hole_share) == (0.15, 0.0)

@@ -3,10 +3,10 @@
     python recipes/emoji/retouch_figures.py emoji emoji.parquet --judge runs/emoji/scorer/model \
         --judge runs/emoji/judge/model --rounds 0,1,2,4 --out retouched
 
-One candidate of each prompt, a label of the train split in one of the pack's styles, is drawn and retouched in so many rounds, from the same seeds.
-Prints, for each number of rounds, the mean cosine of each judge, how often it is above and below that without rounds by
-more than LEAST, how often the judge puts the label first among all labels, and the seconds a picture. OUT/sheet.png has
-a row of pictures for each prompt.
+One candidate of each prompt, a label of the train split in one of the pack's styles, is drawn and retouched in so many
+rounds, from the same seeds. Prints, for each number of rounds, the mean cosine of each judge, how often it is above and
+below that without rounds by more than LEAST, how often the judge puts the label first among all labels, and the seconds
+a picture. OUT/sheet.png has a row of pictures for each prompt.
 """
 
 import argparse

@@ -135,16 +135,12 @@ class Drawing(Returned):
     top_k: int | None = optional("Draw among so many codes; 0: all.", ge=0, le=2**31 - 1)
     top_p: float | None = optional("Draw among the likeliest codes of this probability in all.", gt=0, le=1)
     min_p: float | None = optional("Least probability of a code, as a share of the likeliest one's.", ge=0, le=1)
-    retouch: int | None = optional(
-        "Rounds in which the least likely codes are drawn again, with all others in view.", ge=0, le=16
-    )
+    retouch: int | None = optional("Rounds in which the least likely codes are drawn again.", ge=0, le=16)
     rerank: int | None = optional("Pictures to draw, of which the best n are kept.", ge=1, le=MOST_CANDIDATES)
     clip_guidance: float | None = optional(
         "flow: CLIP's gradient bends it by so many standard deviations in all; 0.5 is a start.", ge=0, le=100
     )
-    steps: int | None = optional(
-        "guide, flow, or a masked code transformer: how many steps are taken.", ge=1, le=MOST_STEPS
-    )
+    steps: int | None = optional("guide, flow, masked transformers: how many steps are taken.", ge=1, le=MOST_STEPS)
     upscale: Literal[1, 2, 4] | None = optional("Enlarge the pictures afterwards.")
 
 
@@ -165,7 +161,7 @@ class GenerationRequest(Drawing, _Guidance):
     style: str | None = optional("One of the pack's styles. vivid and natural are not used.", max_length=200)
 
     method: Literal["sample", "flow", "retrieve", "guide"] | None = optional(
-        "How pictures are made. Default: the pack's usual painter, sample or flow."
+        "How pictures are made. Default: the pack's usual painter."
     )
     init: Literal[INITS] | None = optional("guide: where to begin.")  # pyright: ignore[reportInvalidTypeForm]
     preset: str | None = optional("guide: a set of values for its options.", max_length=100)

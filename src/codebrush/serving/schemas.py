@@ -137,9 +137,7 @@ class Drawing(Returned):
     min_p: float | None = optional("Least probability of a code, as a share of the likeliest one's.", ge=0, le=1)
     retouch: int | None = optional("Rounds in which the least likely codes are drawn again.", ge=0, le=16)
     rerank: int | None = optional("Pictures to draw, of which the best n are kept.", ge=1, le=MOST_CANDIDATES)
-    clip_guidance: float | None = optional(
-        "flow: CLIP's gradient bends it by so many standard deviations in all; 0.5 is a start.", ge=0, le=100
-    )
+    clip_guidance: float | None = optional("flow: CLIP bends it by so many deviations; 0.5 is a start.", ge=0, le=100)
     steps: int | None = optional("guide, flow, masked transformers: how many steps are taken.", ge=1, le=MOST_STEPS)
     upscale: Literal[1, 2, 4] | None = optional("Enlarge the pictures afterwards.")
 

@@ -62,6 +62,11 @@ def test_pictures_are_enlarged(pack: str, tmp_path: Path, capsys: pytest.Capture
     assert run(["upscale", str(given[0]), "--pack", pack, "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out / 'a_x2-2.png'}  (64 x 64)\n"
     assert same(out / "a_x2.png", out / "a_x2-2.png")
+    assert run(["replay", str(out / "a_x2.png"), "--pack", pack]) == 1
+    error = capsys.readouterr().err
+    assert "enlarged from a.jpg, which does not say how it was made, so it cannot be replayed" in error
+    assert error.endswith("codebrush upscale a.jpg --scale 2\n")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("options", [(), SHORT])

@@ -1,6 +1,7 @@
 """Each control of each tab has a name for screen readers and is reached by keyboard; deletions are asked about; what is
 pasted goes where it is meant."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ pytest.importorskip("lancedb", reason='needs the extra "search"')
 
 from PIL import Image
 from server_thread import running
-from studio_browser import png
+from studio_browser import drop, png
 
 from codebrush import Codebrush
 from codebrush.data.synthetic.scene_folder import write_shapes
@@ -103,11 +104,36 @@ def test_each_control_has_a_name_and_is_reached_by_keyboard(stocked_page: Any, t
     )
     assert [line.split(":")[0] for line in page.evaluate(WRONG)] == ["without a name", "not reached by keyboard"]
     page.evaluate("document.querySelector('#bad').remove()")
-    for task in page.locator(f"#tab-{tab}").get_by_label("What to do").get_by_role("radio").all():
+    tasks = page.locator(f"#tab-{tab}").get_by_label("What to do").get_by_role("radio").all()
+    for task in [*tasks, *tasks[:1]]:  # and back to the first
         task.check()
         page.wait_for_timeout(300)
         unfolded(page, tab)
         assert page.evaluate(WRONG) == []
+        assert not page.get_by_text(re.compile("(Painted|Saved) mask")).locator("visible=true").count()
+
+
+def test_a_painted_mask_is_saved_and_gone_when_the_same_picture_comes_again(stocked_page: Any) -> None:
+    page, content = stocked_page, png(Image.new("RGB", (64, 48), "orange"))
+    canvas = page.locator(".cb-canvas canvas")
+    drop(page, content)
+    page.get_by_role("button", name="Edit", exact=True).first.click()
+    page.wait_for_function("document.querySelector('.cb-canvas canvas')?.width > 300")
+    canvas.focus()
+    canvas.press("Space")  # a dot in the middle
+    page.wait_for_function("document.querySelector('#mask-data textarea')?.value.length > 100")
+    with page.expect_download() as found:
+        page.get_by_role("button", name="Save the mask").click()
+    mask = Image.open(Path(found.value.path()))
+    assert (found.value.suggested_filename, mask.mode, mask.size) == ("mask.png", "L", (64, 48))
+    assert (mask.getpixel((32, 24)), mask.getpixel((2, 2))) == (255, 0)
+    drop(page, content)
+    page.get_by_role("button", name="Edit", exact=True).first.click()
+    page.wait_for_function("document.querySelector('#mask-data textarea')?.value === ''")
+    painted = """() => { const canvas = document.querySelector(".cb-canvas canvas");
+      return canvas.width < 300 || canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data
+        .some((value) => value); }"""
+    page.wait_for_function(f"!({painted})()")
 
 
 def test_deletions_are_asked_about(stocked_page: Any, stocked: tuple[str, Any]) -> None:

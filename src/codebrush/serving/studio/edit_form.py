@@ -21,6 +21,7 @@ from codebrush.serving.problems import Problem
 from codebrush.serving.schemas import MOST_PICTURES, EditRequest
 from codebrush.serving.studio.mask_painter import (
     CLEAR,
+    UNSEEN,
     WHITE,
     MaskPainter,
     begun,
@@ -93,7 +94,7 @@ class EditForm:
                 )
             self.mask_of = gr.State("")  # the checksum of the picture that the mask's file is of
             self.save = gr.Button("Save the mask", size="sm", elem_id="edit-save-mask")
-            self.saved = gr.Textbox("", visible="hidden", label="Saved mask")
+            self.saved = gr.Textbox("", elem_classes=UNSEEN, label="Saved mask")
 
     def _words(self) -> None:
         own = self.fields

@@ -18,6 +18,7 @@ from codebrush.serving.jobs import png_bytes
 SHOWN = 512  # pixels of the longer side on which is painted, at least
 MOST_SHOWN = 1024
 WHITE, CLEAR = "white", "clear"  # what changes of a mask that is a file
+UNSEEN = "cb-unseen"  # CSS class: what Gradio hides is shown again when the group around it is
 TEMPLATE = """<div class="cb-mask" hidden>
 <div class="cb-tools" role="toolbar" aria-label="Mask">
 <button type="button" class="cb-small" data-tool="brush" aria-pressed="true">Brush</button>
@@ -40,7 +41,7 @@ class MaskPainter:
     def __init__(self) -> None:
         script = (Path(__file__).parent / "mask.js").read_text()
         self.canvas = gr.HTML(begun(None), html_template=TEMPLATE, js_on_load=script, elem_id="mask")
-        self.painted = gr.Textbox("", visible="hidden", elem_id="mask-data", label="Painted mask")
+        self.painted = gr.Textbox("", elem_classes=UNSEEN, elem_id="mask-data", label="Painted mask")
 
 
 def begun(picture: Image.Image | None) -> dict[str, Any]:

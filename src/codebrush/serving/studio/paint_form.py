@@ -84,7 +84,7 @@ class PaintForm:
         with gr.Row():
             for name, about in numbers.items():
                 own[name] = _number(name, about, usual[name])
-            own["rerank"] = _number("rerank", "Pictures drawn, of which the best are kept.", "4 times as many")
+            own["rerank"] = _number("rerank", "Pictures drawn, of which the best are kept.", "4 for each")
             own["steps"] = _number("steps", "Of guidance, a flow, or a masked transformer.", "usual")
             own["upscale"] = upscale_field(shown["upscale"])
             own["sampler"] = sampler_field(shown["sampler"])

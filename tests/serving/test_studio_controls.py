@@ -117,7 +117,8 @@ def test_a_painted_mask_is_saved_and_gone_when_the_same_picture_comes_again(stoc
     page, content = stocked_page, png(Image.new("RGB", (64, 48), "orange"))
     canvas = page.locator(".cb-canvas canvas")
     drop(page, content)
-    page.get_by_role("button", name="Edit", exact=True).first.click()
+    page.get_by_text("does not say how it was made").wait_for()
+    page.locator(".cb-actions button", has_text="Edit").locator("visible=true").first.click()
     page.wait_for_function("document.querySelector('.cb-canvas canvas')?.width > 300")
     canvas.focus()
     canvas.press("Space")  # a dot in the middle
@@ -128,7 +129,8 @@ def test_a_painted_mask_is_saved_and_gone_when_the_same_picture_comes_again(stoc
     assert (found.value.suggested_filename, mask.mode, mask.size) == ("mask.png", "L", (64, 48))
     assert (mask.getpixel((32, 24)), mask.getpixel((2, 2))) == (255, 0)
     drop(page, content)
-    page.get_by_role("button", name="Edit", exact=True).first.click()
+    page.get_by_text("does not say how it was made").wait_for()
+    page.locator(".cb-actions button", has_text="Edit").locator("visible=true").first.click()
     page.wait_for_function("document.querySelector('#mask-data textarea')?.value === ''")
     painted = """() => { const canvas = document.querySelector(".cb-canvas canvas");
       return canvas.width < 300 || canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data

@@ -92,6 +92,8 @@ def drawn_options(manifest: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: getattr(drawn, name) for name in SAMPLING if name in options} | {"n": drawn.n}
     if drawn.size:
         found["size"] = drawn.size
+    if drawn.steps is not None:  # of a masked transformer
+        found["steps"] = drawn.steps
     if drawn.flow is not None:
         found |= {"steps": drawn.flow.steps, "sampler": drawn.flow.sampler}
     if "retrieval" in manifest:

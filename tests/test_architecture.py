@@ -38,9 +38,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "picture_tasks": _SOURCES | _TASKS | {"loaded_pack"},
     "pipeline": _SOURCES | _TASKS | {"methods", "picture_tasks"},
     "previews": _SOURCES | _TASKS,
+    "doctor": _SOURCES | {"pipeline"},
     "hub": {"conversion", "pack"},
     "serving": _SOURCES | _TASKS | {"pipeline"},
-    "cli": _SOURCES | _TASKS | {"hub", "methods", "pipeline", "previews", "serving"},
+    "cli": _SOURCES | _TASKS | {"doctor", "hub", "methods", "pipeline", "previews", "serving"},
     "__main__": {"cli"},
     "__init__": {"pipeline", "conversion"},
 }

@@ -1,6 +1,8 @@
 """Asks for optional packages in one place: a missing one is one line that says how to install it."""
 
 import importlib
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 from codebrush.errors import CodebrushError
 
@@ -19,7 +21,38 @@ PACKAGES = {
     "sqlalchemy": ("SQLAlchemy", "serve"),
     "prometheus_client": ("prometheus-client", "serve"),
     "multipart": ("python-multipart", "serve"),
+    "starlette": ("Starlette", "serve"),
+    "diffusers": ("diffusers", "diffusers"),
+    "ray": ("Ray", "cluster"),
 }
+
+# an extra of pyproject.toml -> what there is with it, in the words of `codebrush doctor`
+GIVES = {
+    "search": "index, search and duplicates: databases of pictures",
+    "serve": "serve: the HTTP API with its queue of jobs",
+    "studio": "make serve: Studio, the page to paint on in a browser",
+    "eval": "probe and evaluate: metrics as others define them",
+    "text": "text encoders of Hugging Face inside a CLIP",
+    "video": "videos as mp4; gif and webp need nothing",
+    "photos": "HEIC photographs of phones and camera RAW files",
+    "diffusers": "flows of packs in diffusers' pipelines, and a CLIP as a guide of theirs",
+    "cluster": "Ray, for collections larger than one machine; no command uses it yet",
+}
+
+
+def installed_version(package: str) -> str | None:
+    """The version of `package`, one of `PACKAGES`, without importing it; None if it is missing, "?" if it has none."""
+    try:
+        if find_spec(package) is None:
+            return None
+    except (ImportError, ValueError):  # it was taken out of sys.modules, or is half gone
+        return None
+    for name in (PACKAGES[package][0], package):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "?"
 
 
 def require(package: str, what: str, otherwise: str = "", error: type[CodebrushError] = CodebrushError) -> None:

@@ -48,6 +48,7 @@ COMMANDS = {  # name -> module, in the order of the help
     "convert": "codebrush.cli.convert",
     "curate": "codebrush.cli.curate",
     "data": "codebrush.cli.data",
+    "doctor": "codebrush.cli.doctor",
 }
 INTERRUPTED = 130  # what shells report for Ctrl-C
 

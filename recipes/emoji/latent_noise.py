@@ -1,12 +1,13 @@
 """Measures whether latents that are not exact codes should be snapped to codes before they are decoded.
 
-    python recipes/emoji/latent_noise.py emoji drawings.parquet [--minutes 5] [--flow FOLDER]
+    python recipes/emoji/latent_noise.py emoji drawings.parquet [--minutes 5] [--flow FOLDER --clip FOLDER]
 
 Pictures of the val split go through the encoder; noise is added to their latents, in shares of their deviation, and
 they are decoded as they are and from the nearest codes. Prints the PSNR of both and how many codes the noise has
 changed. With `--minutes` the decoder is then fine-tuned for so long on noisy latents of the train split, from none to
-NOISIEST, and measured again. `--flow` is the folder of a flow transformer: prints how far from the nearest code its
-drawings of the val split's labels end, beside the encoder's latents.
+NOISIEST, and measured again. `--flow` is the folder of a flow transformer, and `--clip` that of
+the CLIP that it reads: prints how far from the nearest code its drawings of the val split's labels end, beside the
+encoder's latents.
 """
 
 import argparse
@@ -24,12 +25,12 @@ from codebrush.generation.options import FlowSettings
 from codebrush.generation.sampling.flow import draw_latents, picture_noise
 from codebrush.models.flow_transformer import FlowTransformer
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack.pack import encode_condition
+from codebrush.pack.pack import encode_condition, open_clip
 from codebrush.training.tasks.psnr import psnr
 
 LEVELS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
 NOISIEST = 0.7
-BATCH, RATE, DRAWN = 8, 2e-4, 16
+BATCH, RATE, DRAWN = 8, 2e-4, 8
 
 
 def pictures_of(parquet: str, split: str, count: int, size: int) -> Tensor:
@@ -89,14 +90,14 @@ def tuned(vqgan: VQGAN, pictures: Tensor, minutes: float) -> VQGAN:
 
 
 @torch.no_grad()
-def distances(brush: Codebrush, folder: str, prompts: list[str], latents: Tensor) -> None:
+def distances(vqgan: VQGAN, folder: str, clip: str, prompts: list[str], latents: Tensor) -> None:
     """Print how far from the nearest code latents of the encoder are, and those that a flow ends at."""
     flow = FlowTransformer.from_pretrained(folder).eval()
-    condition = encode_condition(brush.clip, brush.tokenizer, prompts[:DRAWN], flow.config)
+    condition = encode_condition(*open_clip(clip), prompts[:DRAWN], flow.config)
     noise = picture_noise(0, range(DRAWN), (flow.config.latent_channels, *flow.config.grid))
     drawn = unit(draw_latents(flow, condition, noise, FlowSettings(), 3.0))
     for name, given in (("encoder", latents), ("flow", drawn)):
-        apart = (given - brush.vqgan.quantize(given)[0]).square().mean().sqrt() / latents.std()
+        apart = (given - vqgan.quantize(given)[0]).square().mean().sqrt() / latents.std()
         print(f"{name}: {float(apart):.3f} deviations from the nearest code")
 
 
@@ -107,13 +108,14 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=48)
     parser.add_argument("--minutes", type=float, default=0)
     parser.add_argument("--flow", default="")
+    parser.add_argument("--clip", default="emoji", help="folder of the CLIP that the flow reads")
     given = parser.parse_args()
     torch.manual_seed(0)
     brush = Codebrush.from_pretrained(given.pack, device="cpu")
     pictures = pictures_of(given.parquet, "val", given.pictures, brush.pack.image_size)
     latents = encoded(brush.vqgan, pictures)
     if given.flow:
-        distances(brush, given.flow, labels_of(emoji(given.parquet, "val")), latents)
+        distances(brush.vqgan, given.flow, given.clip, labels_of(emoji(given.parquet, "val")), latents)
     table(brush.vqgan, pictures, latents)
     if given.minutes:
         train = pictures_of(given.parquet, "train", 512, brush.pack.image_size)

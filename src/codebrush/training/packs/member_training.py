@@ -66,7 +66,9 @@ class MemberTraining:
         self.left_out: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self.paces: dict[str, Pace] = {}  # of the stages that were timed
         self.needs: dict[str, float] = {}  # seconds of the stages that are served first
-        self.unfavoured = {name for name, stage in STAGES.items() if stage.second and not has_begun(work / name)}
+        self.unfavoured = {
+            name for name, stage in STAGES.items() if stage.second and stage.share > 0 and not has_begun(work / name)
+        }
 
     @property
     def stages(self) -> list[Stage]:

@@ -91,11 +91,12 @@ def rounds(made: str, library: str) -> list[list[tuple[str, str, Any]]]:
             ("ask", "/v1/ask", {"image": large, "question": "what colour is it?"}),
         ],
         [
-            ("upscale", "/v1/upscale", {"image": large[:4], "scale": 4, **again}),
+            ("upscale", "/v1/upscale", {"image": [data_url(picture(320, number)) for number in range(8)], "scale": 4,
+                                        **again}),
             ("explain", "/v1/explain", {"image": made, "text": "a red apple", "method": "occlusion"}),
         ],
         [
-            ("train", "/v1/train", {"source": library, "name": "circles", "budget": "90s"}),
+            ("train", "/v1/train", {"source": library, "name": "circles", "budget": "120s"}),
             ("replay", "/v1/replay", {"image": made, **again}),
             ("index", "/v1/library/index", {"folder": library}),
         ],
@@ -126,8 +127,8 @@ def middle(server: ServerProcess, job: str, name: str) -> str:
             return row["state"]
         now = server.call(f"/v1/jobs/{job}")
         step, of = now["progress"]["step"], now["progress"]["of"]
-        if name == "train" and now["training"]["said"]:
-            return "running"
+        if name == "train" and (saved := [*server.data.glob("packs/circles.work/*/checkpoint.pt")]):
+            return f"{step} s of {of} s, its stage {saved[0].parent.name} saved"
         if name != "train" and step >= (25 if name == "generate, guided" else 1):  # past its first checkpoint
             return f"step {step} of {of}"
         time.sleep(0.05)
@@ -149,7 +150,7 @@ def end_of(server: ServerProcess, job: str) -> dict[str, Any]:
     return now
 
 
-def became(server: ServerProcess, job: str, path: str, body: Any, status: int) -> str:
+def became(server: ServerProcess, job: str, path: str, body: Any) -> str:
     """What a job is after the new start, and whether it is the picture that it is without a disturbance."""
     taken = any(each["event"] == "job resumed" and each["job"] == job for each in server.events())
     now, row = end_of(server, job), rows(server)[job]
@@ -161,7 +162,7 @@ def became(server: ServerProcess, job: str, path: str, body: Any, status: int) -
     how = f"resumed, {len(losses)} steps were left" if losses and len(losses) < 40 else "done again"
     if now["kind"] in ("index", "train"):
         how = "taken up again, done"
-    if now["data"] and now["kind"] != "upscale":
+    if now["data"]:
         other = end_of(server, post(server, path, body)["id"])
         assert pixels(server, now) == pixels(server, other), f"{job} is another picture"
         how += ", the same pixels"
@@ -185,13 +186,14 @@ def run(name: str, arguments: argparse.Namespace, folder: Path) -> None:
             jobs.append(begin(server, path, body))
             places.append(middle(server, jobs[-1], kind))
         status = server.end(number)
+        assert status == (0 if name == "TERM" else -number), f"it ended with {status}"
         known = rows(server)
         server = ServerProcess(folder / "data", *options)
         for job, place, (kind, path, body) in zip(jobs, places, asked[which], strict=True):
             if job not in known:
                 what = "answered before the end"
             else:
-                what = became(server, job, path, body, status)
+                what = became(server, job, path, body)
             print(f"| {kind} | SIG{name} | {place} | {what} |", flush=True)
     server.end()
 

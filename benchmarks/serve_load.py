@@ -1,6 +1,8 @@
 """Many callers at once for a minute: is nothing lost or mixed up, does the queue stay bounded, and the memory flat?
 
-    python benchmarks/serve_load.py [--callers 64] [--seconds 60] [--queue 24] [--threads 1] [--pack emoji]
+    python benchmarks/serve_load.py [--callers 64] [--seconds 60] [--queue 24] [--threads 1] [--pack emoji] [--tiny]
+
+`--tiny` draws with the untrained pack of the tests, so that many batches are done: memory is printed against them.
 
 A real server on this machine; the callers have eight keys among them. Half of their requests draw a picture of a given
 seed, which must be, pixel by pixel, the one that this process has drawn alone before; others want embeddings, which are
@@ -16,6 +18,7 @@ import os
 import random
 import sqlite3
 import statistics
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -85,12 +88,16 @@ class Load:
                 self.wrong.append(f"another embedding of '{text}'")
         return reply
 
-    async def watch(self, memory: list[float], waiting: list[int]) -> None:
-        """Note the memory and the length of the queue twice a second."""
-        while time.monotonic() < self.until:
-            memory.append(self.server.resident_mb())
-            waiting.append(count_of(self.server, "queued"))
-            await asyncio.sleep(0.5)
+    async def watch(self, memory: list[tuple[int, float]], waiting: list[int]) -> None:
+        """Note the memory, with the batches done by then, and the length of the queue twice a second."""
+        headers = {"Authorization": f"Bearer {KEYS[0]}"}
+        async with httpx.AsyncClient(base_url=self.server.url, headers=headers, timeout=900) as client:
+            while time.monotonic() < self.until:
+                lines = (await client.get("/metrics")).text.splitlines()
+                batches = next(line for line in lines if line.startswith("codebrush_batch_jobs_count "))
+                memory.append((round(float(batches.split()[1])), self.server.resident_mb()))
+                waiting.append(count_of(self.server, "queued"))
+                await asyncio.sleep(0.5)
 
 
 def count_of(server: ServerProcess, *states: str) -> int:
@@ -100,6 +107,21 @@ def count_of(server: ServerProcess, *states: str) -> int:
     return sum(kind in DRAWN and state in states for kind, state in found)
 
 
+def tiny_pack(folder: Path) -> str:
+    """The untrained pack of the tests, as a folder."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from packs import write_micro_pack
+
+    return str(write_micro_pack(folder / "tiny"))
+
+
+def by_batches(memory: list[tuple[int, float]], parts: int = 8) -> str:
+    """The memory when some numbers of batches, evenly spaced, had been done."""
+    last = memory[-1][0]
+    marks = [round(last * part / parts) for part in range(parts + 1)]
+    return ", ".join(f"{mark}: {next(mb for done, mb in memory if done >= mark):.0f}" for mark in marks)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--callers", type=int, default=64)
@@ -107,15 +129,18 @@ def main() -> None:
     parser.add_argument("--queue", type=int, default=24)
     parser.add_argument("--threads", type=int, default=1, help="of this process and of the server")
     parser.add_argument("--pack", default="emoji")
+    parser.add_argument("--tiny", action="store_true", help="draw with the untrained pack of the tests")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "CODEBRUSH_API_KEY": ",".join(KEYS)}
-    brush = Codebrush.from_pretrained(options.pack, device="cpu")
+    made = tempfile.TemporaryDirectory()
+    pack = tiny_pack(Path(made.name)) if options.tiny else options.pack
+    brush = Codebrush.from_pretrained(pack, device="cpu")
     alone = {text: brush.generate(text, n=1, rerank=1, seed=seed)[0] for seed, text in enumerate(PROMPTS)}
     expected = {text: result.image.tobytes() for text, result in alone.items()}
     with tempfile.TemporaryDirectory() as folder:
-        server = ServerProcess(Path(folder), "--pack", options.pack, "--queue", str(options.queue))
-        memory: list[float] = []
+        server = ServerProcess(Path(folder), "--pack", pack, "--queue", str(options.queue))
+        memory: list[tuple[int, float]] = []
         waiting: list[int] = []
         began, load = time.monotonic(), Load(server, expected, options.seconds)
 
@@ -127,13 +152,15 @@ def main() -> None:
         left = count_of(server, "queued", "running")
         failed, done, cancelled = (count_of(server, state) for state in ("failed", "done", "cancelled"))
         status = server.end()
-    third = len(memory) // 3
     print(f"{options.callers} callers, {took:.0f} s, {cpu:.0f} processor seconds of the server")
     print(", ".join(f"{name}: {count}" for name, count in sorted(load.got.items())))
     print(f"jobs that draw: {done} done, {cancelled} cancelled, {failed} failed, {left} left; exit status {status}")
     print(f"waiting: at most {max(waiting)} of {options.queue}")
-    parts = [memory[:third], memory[third : 2 * third], memory[2 * third :]]
-    print("memory, MB: " + ", ".join(f"{statistics.mean(part):.0f} (to {max(part):.0f})" for part in parts))
+    print(f"memory, MB, after so many batches: {by_batches(memory)}; the most was {max(mb for _, mb in memory):.0f}")
+    half = [(done, mb) for done, mb in memory if 2 * done >= memory[-1][0]]
+    if len({done for done, _ in half}) > 1:
+        slope = statistics.linear_regression([done for done, _ in half], [mb for _, mb in half]).slope
+        print(f"in the second half of the batches: {100 * slope:+.1f} MB for each 100 batches")
     print("load of the machine: " + " ".join(f"{value:.1f}" for value in os.getloadavg()))
     assert not load.wrong, load.wrong[:5]
     assert not left, f"{left} jobs are forgotten"

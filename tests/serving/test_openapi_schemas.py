@@ -1,10 +1,11 @@
 """Requests made of the OpenAPI document by schemathesis: the server answers each as the document says, never with 5xx.
 
 Those that are valid get pictures, jobs and folders that are there, so that they are fulfilled as well as refused. The
-campaign says what it did: pytest -s -m long tests/serving/test_openapi_schemas.py
+campaign says what it did: EXAMPLES=60 pytest -s -m long tests/serving/test_openapi_schemas.py
 """
 
 import base64
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -43,13 +44,13 @@ TRAINS = ("/v1/train", "/v1/train/{name}/resume")
 
 
 @contextmanager
-def _document(brush: Codebrush, name: str, folder: Path) -> Iterator[Any]:
+def _document(brush: Codebrush, name: str, folder: Path, seconds: float) -> Iterator[Any]:
     """The document of a server with a library that is indexed, and a job that is done."""
     library = folder / "library"
     library.mkdir()
     Image.new("RGB", (24, 20), "red").save(library / "one.png")
     (library / "one.txt").write_text("a red square")
-    limits = Limits(seconds=5)
+    limits = Limits(seconds=seconds)
     with running(brush, folder / "data", name, libraries=(library,), limits=limits) as (url, _):
         indexed = call(f"{url}/v1/library/index", {"folder": "library"})[1]["id"]
         assert job_when(url, indexed, lambda job: False)["state"] == "done"
@@ -131,7 +132,7 @@ def _refused(answers: Counter[tuple[str, int]]) -> set[str]:
 
 
 def test_the_server_answers_as_its_document_says(served_brush: Codebrush, tmp_path: Path) -> None:
-    with _document(served_brush, "micro", tmp_path) as schema:
+    with _document(served_brush, "micro", tmp_path, 5) as schema:
         answers = _call_all(schema, 2)
     assert set(schema) == {label.partition(" ")[2] for label, _ in answers}
     assert _refused(answers) == {*LACKING, *TRAINS}
@@ -140,8 +141,8 @@ def test_the_server_answers_as_its_document_says(served_brush: Codebrush, tmp_pa
 @pytest.mark.long
 def test_the_built_in_pack_answers_as_its_document_says(tmp_path: Path) -> None:
     began = time.monotonic()
-    with _document(Codebrush.from_pretrained("emoji", device="cpu"), "emoji", tmp_path) as schema:
-        answers = _call_all(schema, 60)
+    with _document(Codebrush.from_pretrained("emoji", device="cpu"), "emoji", tmp_path, 30) as schema:
+        answers = _call_all(schema, int(os.environ.get("EXAMPLES", "60")))
     for (label, status), count in sorted(answers.items()):
         print(f"{label}: {count} x {status}")
     operations = len({label for label, _ in answers})

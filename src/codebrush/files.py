@@ -71,6 +71,16 @@ def made_once(lock: Path, what: str, read: Callable[[], T], make: Callable[[], N
             return read()
 
 
+def folder_size(folder: str | Path) -> int:
+    """Bytes that the files below a folder take, of those that are not removed meanwhile; 0 if there is none."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total
+
+
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield an empty file beside `path` to write to; at the end of the block it takes the place of `path`.

@@ -75,6 +75,7 @@ def test_after_a_kill_and_after_a_stop_every_job_is_done(
     assert server.end(signal.SIGKILL) == -signal.SIGKILL
     server = Server(processes, micro_pack, tmp_path)
     assert [event["job"] for event in server.events if event["event"] == "job resumed"] == [guided, drawn]
+    assert [each["id"] for each in server.call("/v1/models")["data"]] == [micro_pack.name]  # and not where it lies
     brush = Codebrush.from_pretrained(micro_pack, device="cpu")
     expected = {guided: brush.generate(n=1, **SLOW), drawn: brush.generate("a blue square", n=1, seed=2)}
     for job, results in expected.items():

@@ -1,17 +1,21 @@
 """Runs the API with uvicorn until it is told to stop."""
 
 import logging
+import os
 import signal
 import socket
 import threading
 import warnings
 import webbrowser
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
 from codebrush.errors import UsageError
-from codebrush.pack.pack import open_pack
+from codebrush.pack.pack import Pack, open_pack
 from codebrush.pipeline import Codebrush
 from codebrush.serving.api import make_app
 from codebrush.serving.engine import Engine
@@ -29,7 +33,10 @@ def serve(settings: Settings) -> None:
         UsageError: if the address cannot be listened on, or a library is no folder.
         CodebrushError: if another server keeps its jobs in the same folder.
     """
-    packs = {name: open_pack(name) for name in settings.packs}
+    packs: dict[str, Pack] = {}
+    for source in settings.packs:
+        packs[_name_of(source, packs)] = open_pack(source)
+    settings = replace(settings, packs=tuple(packs))
     library = Library(settings.libraries, settings.data)
     listener = _listen(settings)
     store = Store(settings.data)
@@ -47,6 +54,16 @@ def serve(settings: Settings) -> None:
     log("serving", address=address, packs=list(engine.packs), libraries=list(library.roots))
     _Server(config, engine, address if settings.open_page else None).run(sockets=[listener])
     log("stopped")
+
+
+def _name_of(source: str, taken: Collection[str]) -> str:
+    """What callers call a pack: as it was named, or of a folder its own name, without the way to it."""
+    first = Path(source).absolute().name if os.sep in source and Path(source).is_dir() else source
+    name, number = first, 1
+    while name in taken:
+        number += 1
+        name = f"{first}-{number}"
+    return name
 
 
 class _Lines(logging.Handler):

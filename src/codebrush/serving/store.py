@@ -4,11 +4,9 @@ DATA/jobs.sqlite        one row a job
 DATA/jobs/ID/           what was uploaded for it, what it made, the run folder of a guided run
 """
 
-import os
 import shutil
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from sqlalchemy import JSON, Column, Float, Integer, MetaData, String, Table, cr
 from sqlalchemy.engine import Engine as Connections
 
 from codebrush.errors import CodebrushError
-from codebrush.files import write_errors
+from codebrush.files import folder_size, write_errors
 from codebrush.serving.jobs import CANCELLING
 
 UNFINISHED = ("queued", "running", CANCELLING)
@@ -104,12 +102,7 @@ class Store:
 
     def size(self, job: str) -> int:
         """Bytes that the files of a job take."""
-        total = 0
-        for folder, _, names in os.walk(self.folder(job)):
-            for name in names:
-                with suppress(OSError):  # removed meanwhile
-                    total += os.lstat(os.path.join(folder, name)).st_size
-        return total
+        return folder_size(self.folder(job))
 
     def remove(self, job: str) -> None:
         """Forget a job and its files: these first, as on a full disk the row can only be removed then."""

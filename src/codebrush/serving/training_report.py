@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from codebrush.files import folder_size
 from codebrush.training.engine.reporting import METRICS
 from codebrush.training.packs.places import CLOCK_FILE, CURVES, RECONSTRUCTIONS, SAMPLES, work_folder
 from codebrush.training.registry import ENTRIES
@@ -40,12 +41,7 @@ class Places:
 
     def size(self, name: str) -> int:
         """Bytes that a pack and its work take."""
-        files = (file for place in (self.pack(name), self.work(name)) for file in place.rglob("*"))
-        total = 0
-        for file in files:
-            with suppress(OSError):  # removed meanwhile
-                total += file.lstat().st_size if file.is_file() else 0
-        return total
+        return folder_size(self.pack(name)) + folder_size(self.work(name))
 
     def stopped(self) -> list[str]:
         """The names of the packs that are not finished."""
@@ -68,15 +64,20 @@ class Places:
 
 def preview_files(work: Path) -> dict[str, Path]:
     """The previews in a work folder, in the order of stages and steps: STAGE_STEP.png -> file."""
-    return {
-        f"{stage}_{file.name}": file for stage in ENTRIES for file in sorted((work / stage / PREVIEWS).glob("*.png"))
-    }
+    return {f"{stage}_{file.name}": file for stage in ENTRIES for file in _previews_in(work / stage)}
+
+
+def _previews_in(folder: Path) -> list[Path]:
+    """Those in a folder, which may be removed meanwhile: a work folder becomes the pack."""
+    with suppress(OSError):
+        return sorted((folder / PREVIEWS).glob("*.png"))
+    return []
 
 
 def kept_previews(folder: Path) -> dict[str, Path]:
     """The previews that were kept in a job's folder, in the same order."""
     order = list(ENTRIES)
-    files = sorted((folder / PREVIEWS).glob("*.png"), key=lambda file: (order.index(_stage(file.name)), file.name))
+    files = sorted(_previews_in(folder), key=lambda file: (order.index(_stage(file.name)), file.name))
     return {file.name: file for file in files}
 
 

@@ -144,7 +144,8 @@ class Transfer:
             if validator:
                 headers["If-Range"] = validator
         try:
-            return _opener().open(urllib.request.Request(url, headers=headers), timeout=self.timeout)
+            request = urllib.request.Request(url, headers=headers)  # noqa: S310 - the opener knows only http and https
+            return _opener().open(request, timeout=self.timeout)
         except urllib.error.HTTPError as error:
             with error:
                 if error.code == 416 and offset:

@@ -144,7 +144,8 @@ def wordpiece_backend(vocab_file: Path, lowercase: bool | None = None) -> tokeni
         raise PackError(f"{vocab_file} is not a WordPiece vocabulary: it has no [UNK] token")
     if lowercase is None:
         lowercase = not any(token != token.lower() for token in vocab if not token.startswith("["))
-    backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+    words = models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100)  # noqa: S106 - a word, no password
+    backend = tokenizers.Tokenizer(words)
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")

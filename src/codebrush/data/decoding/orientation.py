@@ -18,14 +18,12 @@ METADATA = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # wher
 
 def upright(image: Image.Image) -> Image.Image:
     """A copy of a picture, turned by its EXIF orientation; a damaged EXIF block without one is ignored."""
-    turned, stated = None, None
     try:
-        stated = image.getexif().get(ORIENTATION)
-        turned = ImageOps.exif_transpose(image)
+        stated, turned = image.getexif().get(ORIENTATION), ImageOps.exif_transpose(image)
     except MemoryError:
         raise
     except Exception:  # the block is free-form bytes, and its parser raises nearly anything
-        pass
+        stated, turned = None, None
     if turned is not None and stated in range(1, 9):
         return turned
     method = METHODS.get(_orientation(image.info.get("exif")))

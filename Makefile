@@ -23,7 +23,7 @@ OUT ?= outputs/demo
 SERVE_ARGS ?= --open
 PYTEST_ARGS ?=
 
-.PHONY: help demo serve test test-long lint format types clean
+.PHONY: help demo serve test test-long lint format types docs clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -33,6 +33,7 @@ help:
 	@echo 'make test                        the test suite, a few minutes'
 	@echo 'make test-long                   the campaigns that it leaves out'
 	@echo 'make lint | format | types       ruff check, ruff format, pyright'
+	@echo 'make docs                        the documentation as a site, in site/index.html'
 	@echo 'make clean                       remove .venv, caches and outputs'
 
 demo: $(DEMO)
@@ -59,8 +60,12 @@ format: $(DEV)
 types: $(DEV)
 	$(BIN)/pyright
 
+docs: $(DEV)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open site/index.html in your browser."
+
 clean:
-	rm -rf $(VENV) outputs build .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) outputs build site .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests benchmarks recipes -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(DEMO): pyproject.toml constraints.txt

@@ -1,0 +1,146 @@
+"""Hook of mkdocs: the pages of the site that are generated when it is built, and are not in the repository.
+
+- one page a command, from the command line's own declarations;
+- the changelog, contributing, security and upgrading from the repository's root, and the model card of the built-in
+  pack, with their links turned to pages of the site.
+"""
+
+import re
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import typer
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from codebrush.cli.main import COMMANDS, app
+
+ROOT = Path(__file__).resolve().parents[1]
+PACK = ROOT / "src/codebrush/packs/emoji"
+FROM_ROOT = {  # page of the site -> file of the repository
+    "changelog.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "security.md": "SECURITY.md",
+    "upgrading.md": "UPGRADING.md",
+}
+HOW_TO = ("guidance", "flow", "editing", "upscaling", "training", "data", "published", "understanding", "studio", "api")
+ARGUMENTS, OPTIONS = "Arguments", "Options"
+HEADS = {ARGUMENTS: "argument", OPTIONS: "option"}
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Give each command a place in the navigation."""
+    pages = ["reference/cli/index.md", *(page_of(name) for name in COMMANDS)]
+    for section in config.nav or []:
+        for entry in next(iter(section.values())) if isinstance(section, dict) else []:
+            if isinstance(entry, dict) and entry.get("Commands") == []:
+                entry["Commands"] = pages
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages, and the pictures of the model card."""
+    for uri, text in pages().items():
+        files.append(File.generated(config, uri, content=text))
+    for picture in sorted(PACK.glob("*.png")):
+        files.append(File.generated(config, f"model-card/{picture.name}", abs_src_path=str(picture)))
+    return files
+
+
+def pages() -> dict[str, str]:
+    """Each generated page by its path in the site."""
+    made = {page: for_site((ROOT / file).read_text(encoding="utf-8")) for page, file in FROM_ROOT.items()}
+    card = (PACK / "README.md").read_text(encoding="utf-8")
+    made["model-card.md"] = re.sub(r"\]\((\w+\.png)\)", r"](model-card/\1)", card)
+    commands = typer.main.get_command(app)
+    made["reference/cli/index.md"] = overview(commands)
+    for name in COMMANDS:
+        command = commands.commands[name]  # pyright: ignore[reportAttributeAccessIssue]
+        made[page_of(name)] = command_page(command, name)
+    return made
+
+
+def page_of(name: str) -> str:
+    """The path of a command's page: with the program's name, as one is called index, which is the page of a folder."""
+    return f"reference/cli/codebrush-{name}.md"
+
+
+def for_site(text: str) -> str:
+    """Text of a file in the repository's root, with links to pages of the site."""
+    for page, file in FROM_ROOT.items():
+        text = text.replace(f"]({file})", f"]({page})")
+    return text.replace("](docs/", "](")
+
+
+def overview(commands: Any) -> str:
+    """The page of all commands, each with its first sentence."""
+    lines = [
+        "# Commands",
+        "",
+        "Every command takes `--json` and `--help`. `codebrush --version` prints the version.",
+        "",
+    ]
+    lines += ["| command | |", "|---|---|"]
+    lines += [
+        f"| [{name}]({Path(page_of(name)).name}) | {cell(first_line(commands.commands[name]))} |" for name in COMMANDS
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def first_line(command: Any) -> str:
+    """The first paragraph of a command's help."""
+    return " ".join((command.help or "").strip().split("\n\n")[0].split())
+
+
+def command_page(command: Any, name: str) -> str:
+    """A command's page: what it does, its arguments and options by topic, its subcommands, and where to read on."""
+    parts = [f"# codebrush {name}", *sections(command, f"codebrush {name}", "##")]
+    known = [page for page in HOW_TO if re.search(rf"codebrush {name}\b", (ROOT / f"docs/{page}.md").read_text())]
+    if known:
+        titles = ", ".join(f"[{title_of(page)}](../../{page}.md)" for page in known)
+        parts.append(f"## Read on\n\n{titles}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def title_of(page: str) -> str:
+    """The title of a page in docs/."""
+    return (ROOT / f"docs/{page}.md").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+
+
+def sections(command: Any, path: str, level: str) -> list[str]:
+    """A command's help as Markdown, and those of its subcommands below it."""
+    context = typer.Context(command, info_name=path)
+    usage = " ".join(command.collect_usage_pieces(context))
+    parts = [f"```text\n{path} {usage}\n```", prose(command.help or "")]
+    topics: dict[str, list[str]] = {}
+    for param in command.get_params(context):
+        record = param.get_help_record(context)
+        if record is not None:
+            usual = ARGUMENTS if param.param_type_name == "argument" else OPTIONS
+            topics.setdefault(getattr(param, "rich_help_panel", None) or usual, []).append(row(*record))
+    for topic in sorted(topics, key=lambda topic: [ARGUMENTS, OPTIONS, topic].index(topic)):
+        parts.append(
+            f"{level} {topic}\n\n| {HEADS.get(topic, HEADS[OPTIONS])} | |\n|---|---|\n" + "\n".join(topics[topic])
+        )
+    for name, child in getattr(command, "commands", {}).items():
+        if not child.hidden:
+            parts += [f"{level} {path} {name}", *sections(child, f"{path} {name}", level + "#")]
+    return parts
+
+
+def prose(text: str) -> str:
+    """Help as Markdown: what looks like HTML, a link or emphasis stays text."""
+    text = escape("\n\n".join(" ".join(part.split()) for part in text.split("\n\n")), quote=False)
+    return re.sub(r"([\\\[\]*_`])", r"\\\1", text)
+
+
+def row(flag: str, text: str) -> str:
+    """A line of a table of options."""
+    code = escape(flag, quote=False).replace("|", "&#124;")
+    return f"| <code>{code}</code> | {cell(text)} |"
+
+
+def cell(text: str) -> str:
+    """Text within a table."""
+    return prose(text).replace("|", "&#124;")

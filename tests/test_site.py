@@ -1,0 +1,87 @@
+"""The documentation site: its generated pages say what the command line is, and it needs no other host."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+pytest.importorskip("mkdocs", reason='needs the extra "docs"')
+
+ROOT = Path(__file__).resolve().parents[1]
+SURFACE: dict[str, list[str]] = json.loads((ROOT / "tests/cli_surface.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, str]:
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        import docs_pages
+    finally:
+        sys.path.remove(str(ROOT / "scripts"))
+    return docs_pages.pages()
+
+
+def part(page: str, command: str) -> str:
+    """What a page says about one command, without its subcommands."""
+    found = page.partition(f"```text\n{command} ")[2]
+    return re.split(r"\n#+ codebrush ", found)[0]
+
+
+def test_each_flag_of_each_command_is_on_its_page(pages: dict[str, str]) -> None:
+    missing = []
+    for command, flags in SURFACE.items():
+        if command == "codebrush":
+            continue
+        page = pages[f"reference/cli/codebrush-{command.split()[1]}.md"]
+        words = set(re.findall(r"[\w-]+", unescape(" ".join(re.findall(r"<code>(.*?)</code>", part(page, command))))))
+        missing += [(command, flag) for flag in flags if flag.removesuffix("...") not in words]
+    assert missing == []
+
+
+def test_each_command_is_on_the_page_of_all(pages: dict[str, str]) -> None:
+    overview = pages["reference/cli/index.md"]
+    for command in {name.split()[1] for name in SURFACE if " " in name}:
+        assert f"[{command}](codebrush-{command}.md)" in overview
+
+
+def test_tables_hold_what_would_break_them(pages: dict[str, str]) -> None:
+    lines = [line for name, page in pages.items() if "/cli/" in name for line in page.splitlines()]
+    assert {line.count("|") for line in lines if line.startswith("|")} == {3}
+    assert any("&#124;" in line for line in lines)  # the parts of a prompt
+
+
+def test_pages_of_the_root_link_to_pages_of_the_site(pages: dict[str, str]) -> None:
+    for name in ("changelog.md", "contributing.md", "security.md", "upgrading.md"):
+        links = re.findall(r"\]\((?!https?:)([^)#]+)", pages[name])
+        assert [link for link in links if link not in pages and not (ROOT / "docs" / link).is_file()] == []
+
+
+@pytest.mark.long
+def test_the_site_is_read_and_searched_from_files_without_another_host(tmp_path: Path) -> None:
+    browser_path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser_path is None:
+        pytest.skip("needs a browser")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        for path in sorted(tmp_path.rglob("*.html")):
+            page.goto(path.as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+        page.set_viewport_size({"width": 1280, "height": 800})
+        page.goto((tmp_path / "index.html").as_uri())
+        page.fill(".md-search__input", "codebook")
+        page.wait_for_selector(".md-search-result__item a[href*='glossary']", timeout=60_000)
+        browser.close()
+    assert len(asked) > 50
+    assert [url for url in asked if not url.startswith(("file:", "data:", "about:"))] == []

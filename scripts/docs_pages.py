@@ -25,6 +25,7 @@ FROM_ROOT = {  # page of the site -> file of the repository
     "upgrading.md": "UPGRADING.md",
 }
 HOW_TO = ("guidance", "flow", "editing", "upscaling", "training", "data", "published", "understanding", "studio", "api")
+FLAG, WHOLE = re.compile(r"(?<!\S)--?[a-z][\w-]*"), r'<span class="flag">\g<0></span>'
 ARGUMENTS, OPTIONS = "Arguments", "Options"
 HEADS = {ARGUMENTS: "argument", OPTIONS: "option"}
 
@@ -46,6 +47,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for picture in sorted(PACK.glob("*.png")):
         files.append(File.generated(config, f"model-card/{picture.name}", abs_src_path=str(picture)))
     return files
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Keep flags in running text whole: a browser would break a line between the dashes and the name."""
+    return re.sub(r"<code>([^<]+)</code>", lambda found: f"<code>{FLAG.sub(WHOLE, found[1])}</code>", html)
 
 
 def pages() -> dict[str, str]:

@@ -127,6 +127,16 @@ def test_reasons_name_tests_that_exist() -> None:
     assert [block.place for block in BLOCKS if block.reason and len(block.reason) < 15] == []
 
 
+def test_each_message_of_troubleshooting_is_said_somewhere() -> None:
+    files = [*(ROOT / "src").rglob("*.py"), ROOT / "Makefile"]
+    said = " ".join(" ".join(path.read_text(encoding="utf-8") for path in files).split())
+    said = re.sub(r'" f?"|\\" \\"', "", said)  # a message may go on in the next line
+    quoted = re.findall(r"^\*\*`(.+?)`", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(quoted) > 10
+    parts = [part.strip(" ():") for message in quoted for part in message.split("...")]
+    assert [part for part in parts if len(part) > 5 and part not in said] == []
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the files that the documents speak of."""

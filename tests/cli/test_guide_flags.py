@@ -93,7 +93,12 @@ def test_only_what_is_given_reaches_the_command() -> None:
 
 def test_former_flags_are_taken() -> None:
     given = {"other_clip": ["a", "b"], "own_clip_weight": 0.5}
-    assert called_with("--judge", "a", "--other-clip", "b", "--judge-weight", "0.5") == given
+    with pytest.warns(UserWarning, match="--judge-weight is called --own-clip-weight now") as said:
+        assert called_with("--judge", "a", "--other-clip", "b", "--judge-weight", "0.5") == given
+    assert [str(warning.message).split(" now")[0] for warning in said] == [
+        "--judge is called --other-clip",
+        "--judge-weight is called --own-clip-weight",
+    ]
 
 
 def test_texts_may_be_repeated() -> None:

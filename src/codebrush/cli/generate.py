@@ -9,7 +9,7 @@ import typer
 
 from codebrush.cli.flags import PACK_HELP, HelpAllOption, JsonOption, NegativeOption, StyleOption, given_flags, refuse
 from codebrush.cli.following import Afterwards, run_report
-from codebrush.cli.guide_flags import NAMES, PRESET_NAMES, with_guide_flags
+from codebrush.cli.guide_flags import FORMER_NAMES, NAMES, PRESET_NAMES, with_guide_flags
 from codebrush.cli.output import check_folder, print_json, print_pictures, progress_bar, prompt_entry
 from codebrush.cli.sampling_flags import FLOW_FLAGS, UpscaleOption, sampling_options, with_sampling_flags
 from codebrush.cli.saving import free_file, free_folder, free_run_name, picture_entry, save_enlarged, save_run, slug
@@ -33,7 +33,7 @@ PRIOR_HELP = (
     "Source of the image embedding: similar pictures, a network, or the text itself.  [retrieval; flow: no embedding]"
 )
 VIDEO_NAMES = ("fps", "between")
-WITH_GUIDANCE = NAMES | {"preset", "video", *VIDEO_NAMES}  # flags of the method guide alone
+WITH_GUIDANCE = NAMES | {*FORMER_NAMES, "preset", "video", *VIDEO_NAMES}  # flags of the method guide alone
 WITH_RESUME = {"resume", "pack", "video", *VIDEO_NAMES, "upscale", "json_output"}
 
 

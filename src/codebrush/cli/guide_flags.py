@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from codebrush.generation.guided.guide_options import FORMER_NAMES, GuideOptions
+from codebrush.generation.guided.guide_options import FORMER_NAMES, GuideOptions, warn_of_former_name
 from codebrush.generation.guided.option_help import LONGEST_CHOICES, help_of
 from codebrush.generation.guided.presets import PRESETS
 
@@ -30,17 +30,25 @@ def with_guide_flags(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def command(**values: Any) -> None:
         given = {name: value for name, value in values.items() if name in NAMES and value is not None}
+        for former, present in FORMER_NAMES.items():
+            value = values.pop(former)
+            if value is not None:
+                warn_of_former_name(_flag(former), _flag(present))
+                given[present] = value + given.get(present, []) if isinstance(value, list) else value
         function(**{name: value for name, value in values.items() if name not in NAMES}, guidance=given)
 
-    parameters = [*own, *(_parameter(option) for option in OPTIONS)]
+    present = {option.name: option for option in OPTIONS}
+    former = [_parameter(present[name], earlier) for earlier, name in FORMER_NAMES.items()]
+    parameters = [*own, *(_parameter(option) for option in OPTIONS), *former]
     command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
     command.__annotations__ = {part.name: part.annotation for part in parameters}
     return command
 
 
-def _parameter(option: "dataclasses.Field[Any]") -> inspect.Parameter:
-    kind = option.metadata["kind"]
-    flag, metavar = _flag(option.name), None
+def _parameter(option: "dataclasses.Field[Any]", former: str = "") -> inspect.Parameter:
+    """The flag of an option; under a `former` name, which the help does not show, if that is given."""
+    kind, name = option.metadata["kind"], former or option.name
+    flag, metavar = _flag(name), None
     if kind is bool:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
     elif kind is tuple:
@@ -49,10 +57,9 @@ def _parameter(option: "dataclasses.Field[Any]") -> inspect.Parameter:
         choices = "|".join(option.metadata.get("choices", ()))
         metavar = f"<{choices}>" if 0 < len(choices) <= LONGEST_CHOICES else "<text>"
     topic = f"Guidance: {option.metadata['topic']}"
-    former = [_flag(name) for name, present in FORMER_NAMES.items() if present == option.name]
-    about = typer.Option(flag, *former, metavar=metavar, help=help_of(option), rich_help_panel=topic)
+    about = typer.Option(flag, metavar=metavar, help=help_of(option), rich_help_panel=topic, hidden=bool(former))
     annotation = Annotated[kind | None, about]
-    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def _flag(name: str) -> str:

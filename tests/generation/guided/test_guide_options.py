@@ -84,7 +84,9 @@ def test_what_is_given_comes_before_the_preset_the_pack_and_the_default() -> Non
 
 
 def test_options_are_known_by_their_former_names() -> None:
-    found = guide_options({"judge": "micro:2"}, None, {"judge_weight": 0.5})
+    with pytest.warns(UserWarning, match="^judge is called other_clip now") as said:
+        found = guide_options({"judge": "micro:2"}, None, {"judge_weight": 0.5})
+    assert len(said) == 1  # of a pack's own options nothing is said
     assert (found.other_clip, found.own_clip_weight) == (("micro:2",), 0.5)
 
 

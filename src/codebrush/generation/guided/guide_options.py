@@ -166,6 +166,11 @@ def under_present_names(options: Mapping[str, Any]) -> dict[str, Any]:
     return {FORMER_NAMES.get(name, name): value for name, value in options.items()}
 
 
+def warn_of_former_name(former: str, present: str) -> None:
+    """Say that a name which was given has another one now; what is stored under it is read without a word."""
+    warn(f"{former} is called {present} now: use that, as the earlier name may go with the next minor version")
+
+
 # The options that CLIP's guidance of a flow has too.
 FLOW_GUIDING = frozenset(
     option.name
@@ -188,6 +193,8 @@ def guide_options(
     if preset is not None and preset not in PRESETS:
         raise UsageError(f"preset must be one of {', '.join(PRESETS)}, not {preset}")
     known = {option.name for option in fields(GuideOptions)}
+    for name in FORMER_NAMES.keys() & given:
+        warn_of_former_name(name, FORMER_NAMES[name])
     given, pack = under_present_names(given), under_present_names(pack or {})
     unknown = sorted(set(given) - known)
     if unknown:

@@ -8,6 +8,8 @@ from micro_plans import BUDGET, request
 
 from codebrush.models.flow_transformer import FlowTransformerConfig
 from codebrush.training.engine.loop import Loop
+from codebrush.training.packs import member_training
+from codebrush.training.packs.member_training import MemberTraining
 from codebrush.training.packs.pack_training import train_pack
 from codebrush.training.registry import STAGES
 from codebrush.training.stage import Size
@@ -51,6 +53,27 @@ def test_a_flow_that_is_short_or_beside_one_that_is_short_is_no_part_of_the_plan
     assert "flow" not in found
     assert found["transformer"].startswith("about")
     assert found["prior"].startswith("left out" if short is PriorRecipe else "about")
+
+
+def test_stages_that_have_ended_are_resumed_without_a_plan_for_a_flow(
+    plan: Callable[[float], dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training stopped while the pack was written: its networks are not read yet when it plans."""
+    monkeypatch.setattr(Size, "least", lambda size, started: 4)
+    for asked in ("has_begun", "is_done"):
+        monkeypatch.setattr(member_training, asked, lambda folder: folder.name != "flow")
+    monkeypatch.setattr(MemberTraining, "run", lambda *_: pytest.fail("planned"))
+    assert plan(10 * BUDGET) == {}
+
+
+def test_a_flow_may_be_added_while_later_stages_have_not_begun(
+    plan: Callable[[float], dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Size, "least", lambda size, started: 4)
+    for asked in ("has_begun", "is_done"):
+        monkeypatch.setattr(member_training, asked, lambda folder: folder.name in ("clip", "vqgan", "transformer"))
+    monkeypatch.setattr(MemberTraining, "run", lambda *_: pytest.fail("planned"))
+    assert "flow" in plan(10 * BUDGET)
 
 
 def test_a_flow_keeps_to_the_conditions_of_the_one_it_begins_from() -> None:

@@ -66,9 +66,9 @@ class MemberTraining:
         self.left_out: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self.paces: dict[str, Pace] = {}  # of the stages that were timed
         self.needs: dict[str, float] = {}  # seconds of the stages that are served first
-        self.unfavoured = {
+        self.unfavoured = [
             name for name, stage in STAGES.items() if stage.second and stage.share > 0 and not has_begun(work / name)
-        }
+        ]
 
     @property
     def stages(self) -> list[Stage]:
@@ -89,11 +89,12 @@ class MemberTraining:
         if self.request.budget is None:
             return
         coming = self._coming()
-        kept, self.materials = self.materials, self._stand_ins(coming)
+        may_come = [STAGES[name] for name in self.unfavoured if not self._is_past(name)]
+        kept, self.materials = self.materials, self._stand_ins([*coming, *may_come])
         try:
             self._leave_out_some(coming)
-            for name in sorted(self.unfavoured):
-                self._favour(STAGES[name])
+            for stage in may_come:
+                self._favour(stage)
         finally:
             self.materials = kept
         coming = self._coming()
@@ -282,15 +283,19 @@ class MemberTraining:
     def _coming(self) -> list[Stage]:
         return [stage for stage in self.stages if not is_done(self.work / stage.name)]
 
+    def _is_past(self, name: str) -> bool:
+        """Whether a later stage than this has begun."""
+        return any(has_begun(self.work / later) for later in list(STAGES)[list(STAGES).index(name) + 1 :])
+
     def _favour(self, stage: Stage) -> None:
         """Add a second painter to the plan if there is enough time for it beside all others."""
-        self.unfavoured.discard(stage.name)
+        self.unfavoured.remove(stage.name)
         self._time(stage)
         coming = self._coming()
         shares = zip(coming, split(self._left(), self._claims(coming)), strict=True)
         timed = [(self.paces[each.name], seconds) for each, seconds in shares if each.name in self.paces]
         if stage.name in self.left_out or any(pace.lack(seconds) > 1 for pace, seconds in timed):
-            self.unfavoured.add(stage.name)
+            self.unfavoured.append(stage.name)
             self.left_out.pop(stage.name, None)
             self.paces.pop(stage.name, None)
 

@@ -219,6 +219,24 @@ def test_a_full_database_is_told_and_what_became_of_the_jobs_is_kept_later(engin
     assert engine.store.find(job.id)["error"] == NO_SPACE
 
 
+def test_old_results_are_forgotten_though_a_full_database_takes_nothing_new(engine: Engine) -> None:
+    old = Job("generate", "micro", "ann", {}, engine.store.folder("old"), id="old")
+    old.folder.mkdir()
+    engine.store.add({**old.row(), "state": "done"})
+    engine.store.change("old", finished=time.time() - 10 * engine.limits.keep_seconds)
+    full = "CREATE TRIGGER full BEFORE UPDATE ON jobs BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END"
+    with engine.store._connections.begin() as connection:
+        connection.execute(sqlalchemy.text(full))
+    engine.kinds["short"] = Kind(steps(3))
+    job = engine.submit("short", "micro", {}, "ann")
+    engine.start()
+    assert ended(job).error == NO_SPACE
+    with pytest.raises(sqlalchemy.exc.SQLAlchemyError, match="full"):
+        engine._forget_old()
+    assert not old.folder.exists()
+    assert engine.store.find("old") is None
+
+
 def test_lines_for_callers_have_no_paths_of_the_server(engine: Engine, tmp_path: Path) -> None:
     data, pack = engine.store.data, engine.brush("micro").pack.folder
     said = engine.plain(f"{data}/jobs/a/x.png and {data}/packs/mine and {data} and {pack}/clip: damaged")

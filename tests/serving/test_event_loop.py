@@ -9,7 +9,7 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,24 @@ pytest.importorskip("multipart", reason='needs the extra "serve"')
 pytest.importorskip("sqlalchemy", reason='needs the extra "serve"')
 pytest.importorskip("httpx", reason="needs the client httpx")
 
+import anyio.to_thread
 import httpx
 from PIL import Image
 from server_thread import running
+from starlette.requests import Request
 
 from codebrush import Codebrush
+from codebrush.serving.api import make_app
+from codebrush.serving.context import Context
+from codebrush.serving.engine import Engine
+from codebrush.serving.library import Library
+from codebrush.serving.settings import Settings
+from codebrush.serving.store import Store
 from packs import micro_transformer, write_micro_pack
 
 SLOW_FILES = ("/PIL/", "/sqlalchemy/", "/base64.py", "/shutil.py", "/serving/store.py", "/data/decoding/", "/torch/")
 FASTAPI_OWN = "_extract_endpoint_context"  # reads the source of a route when it is first used, for its messages
+GRADIO_OWN = "/gradio/"  # names its components at random
 SLOW_CALLS = {open, io.open, os.open, os.stat, os.listdir, os.scandir, os.mkdir, os.unlink, os.replace}
 
 
@@ -51,7 +60,7 @@ class Watch:
             found += f" calls {argument.__name__}"
         elif event != "call" or not any(part in file for part in SLOW_FILES):
             return
-        while frame is not None and frame.f_code.co_name != FASTAPI_OWN:
+        while frame is not None and frame.f_code.co_name != FASTAPI_OWN and GRADIO_OWN not in frame.f_code.co_filename:
             frame = frame.f_back
         if frame is None:
             self.found.add(found)
@@ -94,10 +103,8 @@ def test_nothing_slow_is_done_in_the_event_loop(watched: tuple[str, Any, Watch],
         job = post("/images/generations", 202, json={**asked, "wait": False}).json()["id"]
         image = {"image": ("a.png", base64.b64decode(png), "image/png")}
         post("/images/edits", data={"prompt": "a dog", "rerank": 1}, files=image)
-        post("/images/variations", data={"rerank": 1}, files=image)
         post("/replay", files=image)
         link = f"data:image/png;base64,{png}"
-        post("/replay", json={"image": link})
         post("/embeddings", json={"input": ["a red circle", link]})
         post("/classify", json={"image": link, "labels": ["a dog", "a circle"]})
         post("/explain", files=image, data={"text": "a circle"})
@@ -110,18 +117,96 @@ def test_nothing_slow_is_done_in_the_event_loop(watched: tuple[str, Any, Watch],
         assert not watch.found, sorted(watch.found)
 
 
+def by_element(page: Any) -> dict[str, Any]:
+    """The components of a page by their ids in the browser."""
+    return {each.elem_id: each for each in page.blocks.values() if getattr(each, "elem_id", None)}
+
+
+@pytest.fixture(scope="module")
+def studio_page(
+    served_brush: Codebrush, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Context, Any, Path]]:
+    """A server that works, its page, and a library with one picture."""
+    pytest.importorskip("gradio", reason='needs the extra "studio"')
+    from codebrush.serving.studio.page import build
+
+    library, data = tmp_path_factory.mktemp("library"), tmp_path_factory.mktemp("data")
+    Image.new("RGB", (32, 32), "red").save(library / "a.png")
+    engine = Engine({"micro": lambda: served_brush}, Store(data), library=Library((library,), data))
+    engine.start()
+    context = Context(engine, Settings(packs=("micro",), data=data, libraries=(library,)))
+    yield context, build(context), library
+    engine.stop(0)
+
+
+@pytest.mark.parametrize(
+    ("button", "typed", "kind"),
+    [
+        ("paint-go", {"prompt": "a red circle"}, "generate"),
+        ("understand-go", {"understand-picture": "a.png", "labels": "a dog\na circle"}, "classify"),
+        ("index-go", {}, "index"),
+        ("search-go", {"search-words": "a red circle"}, "search"),
+        ("train-check", {}, "check"),
+        ("train-go", {"train-name": "mine"}, "check"),
+    ],
+)
+def test_the_page_does_nothing_slow_in_the_event_loop(
+    studio_page: tuple[Context, Any, Path], monkeypatch: pytest.MonkeyPatch,
+    button: str, typed: dict[str, str], kind: str,
+) -> None:  # fmt: skip
+    context, page, library = studio_page
+    found, kinds = by_element(page), []
+    given = {found[name]: str(library / text) if text == "a.png" else text for name, text in typed.items()}
+    (event,) = [each for each in page.fns.values() if (found[button]._id, "click") in each.targets]
+    values = {each: given.get(each, each.value) for each in event.inputs}
+    request = Request({"type": "http", "headers": [], "state": {"owner": "ann"}})
+    watch, submit = Watch(), context.engine.submit
+
+    async def click() -> None:
+        async for _ in event.fn(*([values] if event.inputs_as_dict else values.values()), request):
+            pass
+
+    def noted(kind: str, *more: Any) -> Any:
+        kinds.append(kind)
+        return submit(kind, *more)
+
+    monkeypatch.setattr(context.engine, "submit", noted)
+    watched_thread(lambda: asyncio.run(click()), watch)
+    assert kinds == [kind]
+    assert not watch.found, sorted(watch.found)
+
+
+def test_health_is_told_while_all_threads_are_busy(served_brush: Codebrush, tmp_path: Path) -> None:
+    engine = Engine({"micro": lambda: served_brush}, Store(tmp_path))
+    app = make_app(engine, Settings(packs=("micro",), data=tmp_path))
+
+    async def health() -> httpx.Response:
+        threads = anyio.to_thread.current_default_thread_limiter()
+        for _ in range(int(threads.total_tokens)):
+            await threads.acquire_on_behalf_of(object())
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
+            return await asyncio.wait_for(client.get("/health"), 30)  # else it would wait for ever
+
+    assert asyncio.run(health()).json()["status"] == "ok"
+    engine.stop(0)
+
+
+def watched_thread(run: Callable[[], None], watch: Watch) -> None:
+    """Let something run in a new thread whose calls are watched."""
+    threading.setprofile(watch)
+    try:
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    finally:
+        threading.setprofile(None)  # type: ignore[arg-type]
+
+
 def test_the_watch_sees_what_is_done_in_an_event_loop(tmp_path: Path) -> None:
     watch = Watch()
 
     async def slow() -> None:
         Image.new("L", (8, 8)).save(tmp_path / "a.png")
 
-    def run() -> None:
-        asyncio.run(slow())
-
-    threading.setprofile(watch)
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    threading.setprofile(None)  # type: ignore[arg-type]
+    watched_thread(lambda: asyncio.run(slow()), watch)
     assert {"Image.py: save", "Image.py: save calls open"} <= watch.found

@@ -95,7 +95,7 @@ class Context:
         return {**self.engine.trainer.report(job), "previews": previews, "sheets": sheets}
 
 
-def _context(request: Request) -> Context:
+async def _context(request: Request) -> Context:  # else each request would first wait for a thread
     return request.app.state.context
 
 

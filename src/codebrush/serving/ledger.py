@@ -86,14 +86,14 @@ class Ledger:
 
     def tidy(self, seconds: float, size: int) -> None:
         """Forget what was kept for `seconds`, and the oldest above `size` bytes; keep what could not be kept before."""
+        if gone := self.store.prune(seconds, size):  # first: on a full disk this makes room
+            log("jobs forgotten", count=len(gone))
         for job in list(self._unkept.values()):
             assert job.finished is not None
             self.store.finish(
                 job.id, job.state, job.finished, self.store.size(job.id), error=job.error, result=job.result
             )
             self._unkept.pop(job.id, None)
-        if gone := self.store.prune(seconds, size):
-            log("jobs forgotten", count=len(gone))
 
 
 def not_kept(error: Exception) -> dict[str, str]:

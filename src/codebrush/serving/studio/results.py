@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import gradio as gr
+from starlette.concurrency import run_in_threadpool
 
 from codebrush.data.decoding.images import read_manifest
 from codebrush.serving.images import drawing_options
@@ -75,7 +76,7 @@ class Results:
     async def run(self, submit: Callable[[], Job]) -> AsyncIterator[Values]:
         """The updates of `outputs` while a job is followed, from when it is submitted until it has ended."""
         try:
-            job = submit()
+            job = await run_in_threadpool(submit)
         except Exception as error:
             yield {self.status: views.failure(line_of(error)), **self._rest()}
             return
@@ -97,7 +98,7 @@ class Results:
             ended = "Cancelled." if was_cancelled(problem) else problem.detail
             yield {self.status: views.failure(ended) + views.half_drawn(job), **self._rest()}
             return
-        yield {**self.open(job), **self._rest()}
+        yield {**await run_in_threadpool(self.open, job), **self._rest()}
 
     def open(self, job: Job) -> Values:
         """What is to be seen of a job that is done."""

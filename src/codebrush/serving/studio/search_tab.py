@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.concurrency import run_in_threadpool
 
 from codebrush.serving.jobs import Job, png_bytes
 from codebrush.serving.library_api import address_of, delete_index
@@ -195,11 +196,15 @@ def _wire(studio: Studio, form: _Form, found: _Found) -> None:
 
     async def index(place: str, pack: str, request: gr.Request) -> AsyncIterator[Values]:
         rest = {form.index: gr.Button(interactive=True), form.cancel: gr.Button(visible=False), form.running: None}
-        try:
+
+        def submit() -> Job:
             engine.library.find(place)
             running = [job for job in engine.live("index") if job.request["folder"] == place and job.pack == pack]
             asked = {"folder": place, "captions": []}
-            job = running[0] if running else engine.submit("index", pack, asked, owner_of(request))
+            return running[0] if running else engine.submit("index", pack, asked, owner_of(request))
+
+        try:
+            job = await run_in_threadpool(submit)
             own = job.owner == owner_of(request)  # another caller's is looked at, and goes on
             buttons = {form.index: gr.Button(interactive=False), form.cancel: gr.Button(visible=own)}
             yield {form.state: views.progress(job), form.running: job.id, **buttons}
@@ -209,7 +214,8 @@ def _wire(studio: Studio, form: _Form, found: _Found) -> None:
             line = "Cancelled; what was indexed is kept." if _is_cancelled(error) else line_of(error)
             yield {form.state: views.failure(line), **rest}
             return
-        yield {form.state: form.said(place, pack) + _report(job.result or {}), **rest}
+        said = await run_in_threadpool(form.said, place, pack)
+        yield {form.state: said + _report(job.result or {}), **rest}
 
     def delete(place: str, pack: str, event: gr.EventData) -> str:
         with told():
@@ -233,7 +239,7 @@ async def _searched(studio: Studio, found: _Found, submit: Callable[[], Job]) ->
     """The updates of the results while a search runs."""
     engine = studio.context.engine
     try:
-        job = submit()
+        job = await run_in_threadpool(submit)
         yield {found.status: note("Searching ...")}
         async for _ in follow(engine, job):
             pass
@@ -243,7 +249,7 @@ async def _searched(studio: Studio, found: _Found, submit: Callable[[], Job]) ->
             line = "This folder is not indexed yet: press “Index this folder” first."
         yield {found.status: views.failure(line), found.grid: "", found.detail: gr.Column(visible=False)}
         return
-    engine.forget(job)
+    await run_in_threadpool(engine.forget, job)
     yield found.show(job.request["folder"], job.pack, job.result or {})
 
 

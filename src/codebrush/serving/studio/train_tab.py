@@ -5,6 +5,7 @@ from typing import Any
 
 import gradio as gr
 from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
 
 from codebrush.serving.context import Context
 from codebrush.serving.jobs import Job
@@ -131,23 +132,27 @@ class _View:
         yield {
             self.job: job.id, go: gr.Button(interactive=False), self.stop: gr.Button(visible=True, interactive=True),
             self.paint: gr.Button(visible=False), self.status: shown.progress(job), self.report: "",
-            self.stopped: self.listed(),
+            self.stopped: await run_in_threadpool(self.listed),
         }  # fmt: skip
         rest = {go: gr.Button(interactive=True), self.stop: gr.Button(visible=False)}
         try:
             async for _ in follow(engine, job):
-                yield {self.status: shown.progress(job), self.report: shown.report(engine.trainer, job)}
+                yield {self.status: shown.progress(job), self.report: await self._reported(job)}
         except Problem as problem:
-            saved = job.request["name"] in engine.trainer.places.stopped()
+            saved = job.request["name"] in await run_in_threadpool(engine.trainer.places.stopped)
             line = note(
                 "Stopped. It is saved, and can be resumed." if saved else "Stopped before there was anything to save."
             )
             line = line if was_cancelled(problem) else views.failure(problem.detail)
-            report = shown.report(engine.trainer, job)
-            yield {self.status: line, self.report: report, self.stopped: self.listed(), **rest}
+            yield {self.status: line, **await self._ended(job), **rest}
             return
-        done = {self.status: shown.finished(job), self.report: shown.report(engine.trainer, job)}
-        yield {**done, self.paint: gr.Button(visible=True), self.stopped: self.listed(), **rest}
+        yield {self.status: shown.finished(job), **await self._ended(job), self.paint: gr.Button(visible=True), **rest}
+
+    async def _reported(self, job: Job) -> str:
+        return await run_in_threadpool(shown.report, self.studio.context.engine.trainer, job)
+
+    async def _ended(self, job: Job) -> Values:
+        return {self.report: await self._reported(job), self.stopped: await run_in_threadpool(self.listed)}
 
     def listed(self) -> str:
         """The trainings that can be resumed, and the packs that were trained here."""
@@ -165,7 +170,7 @@ def _wire(studio: Studio, form: _Form, view: _View) -> None:
     async def train(values: Values, request: gr.Request) -> AsyncIterator[Values]:
         try:
             asked = form.asked(values)
-            found = training_job(studio.context, asked)
+            found = await run_in_threadpool(training_job, studio.context, asked)
         except Exception as error:
             yield {view.status: views.failure(line_of(error))}
             return
@@ -185,7 +190,7 @@ def _wire(studio: Studio, form: _Form, view: _View) -> None:
         """The tab is shown: go on with what runs."""
         own = [job for job in engine.live("train") if job.owner == owner_of(request)]
         if not own:
-            yield {view.stopped: view.listed()}
+            yield {view.stopped: await run_in_threadpool(view.listed)}
             return
         async for update in view.follow(own[0], form.go):
             yield update
@@ -200,7 +205,7 @@ def _wire(studio: Studio, form: _Form, view: _View) -> None:
 async def _begin(view: _View, go: Any, submit: Callable[[], Job]) -> AsyncIterator[Values]:
     """The updates of a training that `submit` begins."""
     try:
-        job = submit()
+        job = await run_in_threadpool(submit)
     except Exception as error:
         yield {view.status: views.failure(line_of(error))}
         return
@@ -216,8 +221,8 @@ def _wire_stopped(studio: Studio, form: _Form, view: _View, outputs: list[Any]) 
         name = str(event.name)
         if event.action == "delete":
             with told():
-                engine.delete_pack(name)
-            yield {view.stopped: view.listed()}
+                await run_in_threadpool(engine.delete_pack, name)
+            yield {view.stopped: await run_in_threadpool(view.listed)}
             return
 
         def submit() -> Job:
@@ -257,11 +262,12 @@ async def _checked(
     yield note("Looking through the pictures ..."), False
     try:
         asked = {"source": source, "captions": form.templates(captions)}
-        job = engine.submit("check", studio.context.settings.packs[0], asked, owner)
+        pack = studio.context.settings.packs[0]
+        job = await run_in_threadpool(engine.submit, "check", pack, asked, owner)
         async for _ in follow(engine, job):
             pass
     except Exception as error:
         yield views.failure(line_of(error)), False
         return
-    engine.forget(job)
+    await run_in_threadpool(engine.forget, job)
     yield shown.check(job.result or {}), True

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.concurrency import run_in_threadpool
 
 from codebrush.data.decoding.images import decode_image
 from codebrush.pack.pack import Pack
@@ -47,7 +48,8 @@ def build(studio: Studio) -> Tab:
     async def look(values: Values, request: gr.Request) -> AsyncIterator[Values]:
         rest = {running: None, go: gr.Button(interactive=True), cancel: gr.Button(visible=False)}
         try:
-            job = _submit(studio, {name: values[component] for name, component in own.items()}, owner_of(request))
+            given = {name: values[component] for name, component in own.items()}
+            job = await run_in_threadpool(_submit, studio, given, owner_of(request))
         except Exception as error:
             yield {found: views.failure(line_of(error))}
             return
@@ -59,8 +61,8 @@ def build(studio: Studio) -> Tab:
             ended = "Cancelled." if was_cancelled(problem) else problem.detail
             yield {found: views.failure(ended), **rest}
             return
-        yield {found: understand_views.found(job), **rest}
-        context.engine.forget(job)  # the caller has it, and nobody else may
+        yield {found: await run_in_threadpool(understand_views.found, job), **rest}
+        await run_in_threadpool(context.engine.forget, job)  # the caller has it, and nobody else may
 
     def packed(name: str, task: str) -> Any:
         choices = tasks_of(context.engine.brush(name).pack)

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 from starlette.concurrency import run_in_threadpool
 
+from codebrush.serving.engine import Engine
 from codebrush.serving.jobs import Job, png_bytes
 from codebrush.serving.library_api import address_of, delete_index
 from codebrush.serving.library_work import whole_picture
@@ -196,15 +197,8 @@ def _wire(studio: Studio, form: _Form, found: _Found) -> None:
 
     async def index(place: str, pack: str, request: gr.Request) -> AsyncIterator[Values]:
         rest = {form.index: gr.Button(interactive=True), form.cancel: gr.Button(visible=False), form.running: None}
-
-        def submit() -> Job:
-            engine.library.find(place)
-            running = [job for job in engine.live("index") if job.request["folder"] == place and job.pack == pack]
-            asked = {"folder": place, "captions": []}
-            return running[0] if running else engine.submit("index", pack, asked, owner_of(request))
-
         try:
-            job = await run_in_threadpool(submit)
+            job = await run_in_threadpool(_index_job, engine, place, pack, owner_of(request))
             own = job.owner == owner_of(request)  # another caller's is looked at, and goes on
             buttons = {form.index: gr.Button(interactive=False), form.cancel: gr.Button(visible=own)}
             yield {form.state: views.progress(job), form.running: job.id, **buttons}
@@ -233,6 +227,13 @@ def _wire(studio: Studio, form: _Form, found: _Found) -> None:
     found.grid.click(found.choose, found.answer, picked, show_progress="hidden")
     found.alike.click(alike, [found.answer, found.chosen], found.outputs, show_progress="hidden")
     studio.later(lambda: _send(studio, form, found))
+
+
+def _index_job(engine: Engine, place: str, pack: str, owner: str) -> Job:
+    """The job that indexes a place: one that there is, of whichever caller, or a new one."""
+    engine.library.find(place)
+    running = [job for job in engine.live("index") if job.request["folder"] == place and job.pack == pack]
+    return running[0] if running else engine.submit("index", pack, {"folder": place, "captions": []}, owner)
 
 
 async def _searched(studio: Studio, found: _Found, submit: Callable[[], Job]) -> AsyncIterator[Values]:

@@ -86,6 +86,21 @@ def test_known_codes_stay_and_are_seen(transformer: CodeTransformer) -> None:
     assert torch.equal(everything, codes)
 
 
+def test_a_step_without_a_code_to_draw_asks_nothing_of_the_network(transformer: CodeTransformer) -> None:
+    asked, steps = [], []
+    hook = transformer.register_forward_hook(lambda *_: asked.append(1))
+    fixed = torch.ones(1, *GRID, dtype=torch.bool)
+    fixed[0, 1, 1:3] = False
+    known, filters = Known(torch.zeros(1, *GRID, dtype=torch.int64), fixed), SamplingFilters(steps=9)
+    count = lambda step, of: steps.append(step)  # noqa: E731
+    draw_codes(
+        transformer, make_condition(1), picture_uniforms(5, range(1), COUNT), filters, known=known, progress=count
+    )
+    hook.remove()
+    assert len(asked) == 2
+    assert steps == list(range(1, 10))
+
+
 def test_a_picture_does_not_depend_on_its_batch(transformer: CodeTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
     uniforms, filters = picture_uniforms(9, range(5), COUNT), SamplingFilters(2.0, **FILTERS)
     together = draw_codes(transformer, make_condition(2, 5), uniforms, filters)

@@ -1,18 +1,22 @@
 """A budget that is large enough trains a flow beside the code transformer; a smaller one leaves it out unsaid."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from micro_plans import BUDGET, request
+from micro_plans import BUDGET, LOOP, PLANS, request
 
 from codebrush.models.flow_transformer import FlowTransformerConfig
+from codebrush.pack.members import usual_painter_of
+from codebrush.pack.pack import open_pack
 from codebrush.training.engine.loop import Loop
 from codebrush.training.packs import member_training
 from codebrush.training.packs.member_training import MemberTraining
 from codebrush.training.packs.pack_training import train_pack
 from codebrush.training.registry import STAGES
-from codebrush.training.stage import Size
+from codebrush.training.stage import Size, StagePlan
 from codebrush.training.tasks.flow import FlowRecipe
 from codebrush.training.tasks.prior import PriorRecipe
 
@@ -74,6 +78,17 @@ def test_a_flow_may_be_added_while_later_stages_have_not_begun(
         monkeypatch.setattr(member_training, asked, lambda folder: folder.name in ("clip", "vqgan", "transformer"))
     monkeypatch.setattr(MemberTraining, "run", lambda *_: pytest.fail("planned"))
     assert "flow" in plan(10 * BUDGET)
+
+
+def test_a_pack_has_the_usual_painter_of_what_it_began_from(pack, shapes: Path, tmp_path: Path) -> None:
+    shutil.copytree(pack[0], tmp_path / "first")
+    info = json.loads((tmp_path / "first" / "pack.json").read_text())
+    (tmp_path / "first" / "pack.json").write_text(json.dumps({**info, "painter": "flow"}))
+    flow = StagePlan("flow", FlowRecipe(width=16, layers=1, heads=2, text_length=6), LOOP)
+    given = request(shapes, tmp_path / "made", plans={**PLANS, "flow": flow}, start=tmp_path / "first")
+    train_pack(given, lambda text: None)
+    assert open_pack(tmp_path / "made").info["painter"] == "flow"
+    assert usual_painter_of(["clip", "vqgan", "transformer"], "flow") == "sample"
 
 
 def test_a_flow_keeps_to_the_conditions_of_the_one_it_begins_from() -> None:

@@ -19,6 +19,7 @@ from codebrush.models.vqgan_sizes import vqgan_micro
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import CaptionTokens, SourceConfig, load_captioned
 from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.registry import STAGES
 from codebrush.training.run_stage import make_network, make_task, run_stage
 from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.code_loss import code_likeness
@@ -230,9 +231,21 @@ def test_codes_are_hidden_by_the_cosine() -> None:
     assert hide_codes(torch.zeros(50, 1)).all()
 
 
-def test_a_masked_network_needs_no_holes() -> None:
+def test_a_masked_network_needs_no_holes(materials: Materials) -> None:
     with pytest.raises(ValueError, match="a masked network fills holes as it is: set hole_share to 0"):
         TransformerRecipe(masked=True, hole_share=0.1)
+    clip: Any = materials.models["clip"]
+    plain = replace(RECIPE, hole_share=0.0, pair_share=0.0)
+    masked = make_code_transformer(replace(plain, masked=True), clip, CODES, GRID)
+    holed = replace(plain, hole_share=0.25)
+    with pytest.raises(TrainingError, match="begin from is masked and fills holes as it is: set hole_share to 0"):
+        with_conditions(masked, holed, clip)
+    adapted = STAGES["transformer"].adapt(holed, materials, masked, True)
+    assert with_conditions(masked, adapted, clip) is masked
+    codes = make_code_transformer(plain, clip, CODES, GRID)
+    assert STAGES["transformer"].adapt(holed, materials, codes, True) == holed
+    with pytest.raises(TrainingError, match="begin from draws code after code: set masked to false"):
+        with_conditions(codes, replace(plain, masked=True), clip)
 
 
 @torch.no_grad()

@@ -49,11 +49,11 @@ def fill_codes(
             for step in range(1, steps + 1):
                 share = math.cos(math.pi / 2 * step / steps) if step < steps else 0.0
                 now = (codes == UNKNOWN) & (waits < count - (share * count).floor())  # (B, N)
-                logits = guided_logits(transformer, own, codes)
-                logits = logits if bias is None else logits + bias.to(logits.device)
-                uniform = uniforms[rows].to(now.device)[now]
-                f = filters
-                codes[now] = sample(logits[now], uniform, f.temperature, f.top_k, f.top_p, f.min_p)
+                if now.any():  # where fewer codes than steps are missing, some steps have none
+                    logits = guided_logits(transformer, own, codes)
+                    logits = logits if bias is None else logits + bias.to(logits.device)
+                    uniform, f = uniforms[rows].to(now.device)[now], filters
+                    codes[now] = sample(logits[now], uniform, f.temperature, f.top_k, f.top_p, f.min_p)
                 if progress is not None:
                     progress(number * steps + step, len(batches) * steps)
             drawn.append(codes)

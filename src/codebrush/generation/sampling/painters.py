@@ -94,7 +94,7 @@ class CodePainter:
         if grid != self.transformer.config.grid:
             _check_own_size(drawing)
             if options.retouch:
-                raise UsageError("retouch is for pictures of the pack's own size: leave out one of retouch and size")
+                raise UsageError("retouch is for pictures of the pack's own size: set it to 0, or leave out size")
             return draw_large(self.transformer, drawing.conditions, uniforms, grid, options.filters, progress=progress)
         if options.retouch:
             check_retouching(drawing, self.fills_holes)

@@ -69,7 +69,7 @@ def check_retouching(drawing: Drawing, fills_holes: bool) -> None:
     if not fills_holes:
         raise PackError("this pack's code transformer fills no holes, which retouch needs: train one with hole_share")
     if drawing.known is None and any(part.source_codes is not None for part, _ in drawing.conditions):
-        raise UsageError("retouch is not for translations, which see all of another picture: leave it out")
+        raise UsageError("retouch is not for translations, which see all of another picture: set it to 0")
 
 
 def least_likely(likely: Tensor, fixed: Tensor, share: float) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from codebrush.pack.members import usual_painter_of
 from codebrush.pack.pack import Pack
 from codebrush.pack.writing import PackMembers, write_pack
 from codebrush.training.packs.member_training import MemberTraining
@@ -43,4 +44,5 @@ def write_trained(training: MemberTraining, source: Any, figures: dict[str, Any]
         version=__version__,
         licence=licence,
         provenance=provenance,
+        painter=usual_painter_of(materials.models, None if start.pack is None else start.pack.info.get("painter")),
     )

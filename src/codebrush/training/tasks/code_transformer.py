@@ -114,9 +114,18 @@ def with_conditions(transformer: CodeTransformer, recipe: TransformerRecipe, cli
     """`transformer` with the conditions that the recipe's shares need; from text alone it draws as before.
 
     Raises:
-        TrainingError: if it reads classes, has no start token, or reads embeddings of another CLIP.
+        TrainingError: if it reads classes, has no start token, or reads embeddings of another CLIP; if it is not
+            masked as the recipe asks, or is masked and the recipe has holes.
     """
     config = transformer.config
+    if recipe.masked and not config.masked:
+        raise TrainingError(
+            "the code transformer to begin from draws code after code: set masked to false, or begin from none"
+        )
+    if config.masked and recipe.hole_share:
+        raise TrainingError(
+            "the code transformer to begin from is masked and fills holes as it is: set hole_share to 0"
+        )
     if (recipe.image_share or recipe.from_source) and (config.labels or not config.start_token):
         raise TrainingError(
             "the code transformer to begin from reads classes, or has no start token, and cannot learn to draw from "
@@ -350,6 +359,10 @@ class CodeTransformerStage(Stage):
             Size("medium", _sized_recipe(256, 8, 4, 1e-3, block), 64, 150_000),
             Size("large", _sized_recipe(512, 12, 8, 6e-4, block), 128, 1_500_000),
         ]
+
+    def adapt(self, recipe: Any, materials: Materials, start: Any, wordpiece: bool) -> Any:
+        """The recipe without holes if the network to begin from is masked and fills them as it is."""
+        return replace(recipe, hole_share=0.0) if start is not None and start.config.masked else recipe
 
     def finish(
         self, network: CodeTransformer, plan: StagePlan, materials: Materials, seconds: float | None

@@ -237,6 +237,13 @@ def test_old_results_are_forgotten_though_a_full_database_takes_nothing_new(engi
     assert engine.store.find("old") is None
 
 
+def test_a_caller_who_writes_of_a_full_disk_is_to_blame(engine: Engine) -> None:
+    job = engine.submit("generate", "micro", request(size="no space left on device"), "ann")
+    engine.start()
+    assert "no space left on device" in ended(job).error["message"]
+    assert job.error["code"] == "invalid_value"
+
+
 def test_lines_for_callers_have_no_paths_of_the_server(engine: Engine, tmp_path: Path) -> None:
     data, pack = engine.store.data, engine.brush("micro").pack.folder
     said = engine.plain(f"{data}/jobs/a/x.png and {data}/packs/mine and {data} and {pack}/clip: damaged")

@@ -20,7 +20,9 @@ NO_SPACE = {"code": "no_space", "message": "the server has no disk space left fo
 def disk_is_full(error: BaseException) -> bool:
     """Whether an error comes from a full disk, itself or by what it was raised from."""
     return any(
-        (isinstance(each, OSError) and each.errno in FULL) or says_full(str(each)) for each in _with_causes(error)
+        (isinstance(each, OSError) and each.errno in FULL)
+        or (not isinstance(each, CodebrushError) and says_full(str(each)))  # which may repeat what a caller wrote
+        for each in _with_causes(error)
     )
 
 

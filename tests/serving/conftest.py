@@ -36,7 +36,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Any]
     """One server of the built-in pack with the page, for all files: its URL and engine."""
     pytest.importorskip("gradio", reason='needs the extra "studio"')
     brush = Codebrush.from_pretrained("emoji", device="cpu")
-    with running(brush, tmp_path_factory.mktemp("studio"), "emoji", page=True) as found:
+    with running(brush, tmp_path_factory.mktemp("studio"), "emoji", page=True, grace=2) as found:
         yield found
 
 

@@ -42,7 +42,7 @@ def is_gone(process: int) -> bool:
 
 
 def test_what_a_stopped_training_has_started_ends_with_it() -> None:
-    saves = STARTS + "import time\ntry:\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    sys.exit(7)"
+    saves = f"import time\ntry:\n    {STARTS}time.sleep(600)\nexcept KeyboardInterrupt:\n    sys.exit(7)"
     child, started = began(saves)
     interrupt(child)
     assert child.returncode == 7  # it was not killed: it has saved

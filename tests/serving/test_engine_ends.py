@@ -237,6 +237,19 @@ def test_old_results_are_forgotten_though_a_full_database_takes_nothing_new(engi
     assert engine.store.find("old") is None
 
 
+def test_a_server_starts_though_it_cannot_forget(engine: Engine) -> None:
+    engine.store.add(
+        {**Job("generate", "micro", "ann", {}, engine.store.folder("old"), id="old").row(), "state": "done"}
+    )
+    engine.store.change("old", finished=time.time() - 10 * engine.limits.keep_seconds)
+    locked = "CREATE TRIGGER locked BEFORE DELETE ON jobs BEGIN SELECT RAISE(FAIL, 'database is locked'); END"
+    with engine.store._connections.begin() as connection:
+        connection.execute(sqlalchemy.text(locked))
+    engine.kinds["short"] = Kind(steps(3))
+    engine.start()
+    assert ended(engine.submit("short", "micro", {}, "ann")).state == "done"
+
+
 def test_a_caller_who_writes_of_a_full_disk_is_to_blame(engine: Engine) -> None:
     job = engine.submit("generate", "micro", request(size="no space left on device"), "ann")
     engine.start()

@@ -107,7 +107,7 @@ class Engine:
                 job.state = "queued"
                 self._queue_of(job.kind).add(job)
             log("job resumed" if not job.ended else "job given up", job=job.id, kind=job.kind)
-        self._forget_old()
+        self._try_to_forget()
         self._count()
 
     def begin_stop(self) -> None:
@@ -371,10 +371,13 @@ class Engine:
                     self._lock.wait(left)
                 if self._stopping:
                     return
-            try:
-                self._forget_old()
-            except Exception as error:  # such as a full disk
-                log_failure(error)
+            self._try_to_forget()
+
+    def _try_to_forget(self) -> None:
+        try:
+            self._forget_old()
+        except Exception as error:  # such as a full disk
+            log_failure(error)
 
     def _forget_old(self) -> None:
         self._jobs.tidy(self.limits.keep_seconds, self.limits.keep_bytes)

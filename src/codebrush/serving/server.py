@@ -58,7 +58,8 @@ def serve(settings: Settings) -> None:
 
 def _name_of(source: str, taken: Collection[str]) -> str:
     """What callers call a pack: as it was named, or of a folder its own name, without the way to it."""
-    first = Path(source).absolute().name if os.sep in source and Path(source).is_dir() else source
+    is_folder = (os.sep in source or source in (".", "..")) and Path(source).is_dir()
+    first = os.path.basename(os.path.abspath(source)) if is_folder else source
     name, number = first, 1
     while name in taken:
         number += 1

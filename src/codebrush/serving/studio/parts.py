@@ -12,9 +12,9 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 from pydantic import ValidationError
 
-from codebrush.errors import CodebrushError, UsageError
+from codebrush.errors import UsageError
 from codebrush.serving.context import Context
-from codebrush.serving.log import log_failure
+from codebrush.serving.faults import fault_of
 from codebrush.serving.problems import Problem, invalid_line
 
 TAKES_PICTURES = "takes-pictures"  # CSS class of components that keep what is dropped on them
@@ -161,7 +161,4 @@ def line_of(error: Exception) -> str:
         return error.detail
     if isinstance(error, ValidationError):
         return invalid_line(error.errors()[0])
-    if isinstance(error, CodebrushError):
-        return str(error)
-    log_failure(error)
-    return "something went wrong in the server; its log says what"
+    return fault_of(error, str)["message"]

@@ -38,14 +38,14 @@ def fill_codes(
     pictures, steps = max(1, MAX_ROWS // len(terms)), filters.steps
     batches = range(0, len(uniforms), pictures)
     drawn = []
-    turns = halton_order(grid).argsort().to(transformer.device)  # (N,): the turn of each place
+    order = halton_order(grid).to(transformer.device)
     with torch.inference_mode():
         for number, first in enumerate(batches):
             rows = slice(first, min(first + pictures, len(uniforms)))
             codes = _known_codes(known, rows, uniforms.shape[1]).to(transformer.device)  # (B, N)
             own = [(part.rows(rows) if part.batch > 1 else part, share) for part, share in terms]
             missing = codes == UNKNOWN
-            waits, count = _place_in_line(missing, turns), missing.sum(1, keepdim=True)  # (B, N), (B, 1)
+            waits, count = _place_in_line(missing, order), missing.sum(1, keepdim=True)  # (B, N), (B, 1)
             for step in range(1, steps + 1):
                 share = math.cos(math.pi / 2 * step / steps) if step < steps else 0.0
                 now = (codes == UNKNOWN) & (waits < count - (share * count).floor())  # (B, N)
@@ -62,9 +62,12 @@ def fill_codes(
 
 
 def guided_logits(transformer: CodeTransformer, terms: WeightedConditions, codes: Tensor) -> Tensor:
-    """The sum of what a masked network predicts from each term: codes (B, N) with UNKNOWN ones, in raster order ->
-    logits (B, N, K) float32."""
+    """The sum of what a network predicts from each term: codes (B, N) in raster order -> logits (B, N, K) float32.
+
+    A masked network sees all codes that are not UNKNOWN, any other at each place the codes that were drawn before it.
+    """
     read, places = codes[:, transformer.order], transformer.order.argsort()
+    read = read if transformer.config.masked else read[:, :-1]
     total = torch.zeros((), device=codes.device)
     for part, share in terms:
         condition: Condition = part.to(transformer.device).expand(len(codes))
@@ -81,11 +84,10 @@ def _known_codes(known: Known | None, rows: slice, count: int) -> Tensor:
     return torch.where(fixed, codes, blank.to(codes.device))
 
 
-def _place_in_line(missing: Tensor, turns: Tensor) -> Tensor:
-    """How many of the `missing` places (B, N) have their turn before each place; `turns` (N,) are those of all."""
-    order = turns.argsort()
-    before = missing[:, order].cumsum(1) - missing[:, order].long()
-    return before[:, turns]
+def _place_in_line(missing: Tensor, order: Tensor) -> Tensor:
+    """How many of the `missing` places (B, N) come before each place in an `order` (N,) of all."""
+    ordered = missing[:, order].long()
+    return (ordered.cumsum(1) - ordered)[:, order.argsort()]
 
 
 @lru_cache(maxsize=8)

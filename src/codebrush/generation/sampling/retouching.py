@@ -92,12 +92,7 @@ def likelihoods(transformer: CodeTransformer, drawing: Drawing, codes: Tensor) -
     empty = drawing.unconditional or empty_condition(transformer, drawing.conditions)
     terms = guided_terms(drawing.conditions, drawing.options.cfg, empty)
     flat = codes.flatten(1)  # (B, N)
-    if transformer.config.masked:
-        logits = _seen_by_halves(transformer, terms, flat)
-    else:
-        read, places = flat[:, transformer.order[:-1]], transformer.order.argsort()
-        parts = [(part.to(codes.device).expand(len(flat)), share) for part, share in terms]
-        logits = torch.stack([share * transformer(read, part).float() for part, share in parts]).sum(0)[:, places]
+    logits = (_seen_by_halves if transformer.config.masked else guided_logits)(transformer, terms, flat)
     return logits.log_softmax(-1).gather(-1, flat[..., None]).view(codes.shape)
 
 

@@ -261,18 +261,12 @@ def _around(sampler: Sampler, edit: Edit, options: DrawOptions, codes: Tensor, k
         raise PackError(
             "this pack's code transformer fills no holes: train one with hole_share, or use the method guide"
         )
-    source = Condition(source_codes=codes, source_mask=kept)
     if edit.prompt.strip():
         drawing = sampler.prepare(edit.prompt, options)
-        conditions = [
-            (replace(condition, source_codes=codes, source_mask=kept), weight)
-            for condition, weight in drawing.conditions
-        ]
-        drawing = replace(drawing, conditions=conditions)
     else:  # nothing says what belongs in the hole: candidates are scored by their likeness to the picture
         seen = sampler.embed([edit.picture])
-        drawing = Drawing("", options, [(source, 1.0)], seen, [1.0])
-    drawing = replace(drawing, known=Known(codes, kept), unconditional=source)
+        drawing = Drawing("", options, [(Condition(), 1.0)], seen, [1.0])
+    drawing = sampler.painter.around(replace(drawing, unconditional=Condition()), Known(codes, kept))
     ground = ground_of(edit, canvas, sampler.pack.image_size)
     if edit.kind != "inpaint":
         return replace(drawing, finish=ground)

@@ -1,7 +1,7 @@
 """What is to be drawn: a prompt or an edit, prepared for a painter."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -55,3 +55,13 @@ class Drawing:
     to_score: Callable[[Image.Image], Image.Image] = lambda picture: picture
     finish: Callable[[Image.Image], Image.Image] = lambda picture: picture
     entry: Mapping[str, Any] = field(default_factory=lambda: SAMPLED)
+
+    def around(self, known: Known, empty: Condition, shown: bool) -> "Drawing":
+        """The drawing around known codes (B or 1, h, w), which the conditions have as their source if they are `shown`
+        there. `empty` is the empty condition."""
+        source: dict[str, Any] = {"source_codes": known.codes, "source_mask": known.fixed}
+        source = source if shown else dict.fromkeys(source)
+        rows = len(known.codes)
+        pairs = [(replace(part, **source).expand(rows), weight) for part, weight in self.conditions]
+        leads_from = replace(self.unconditional or empty, **source).expand(rows)
+        return replace(self, conditions=pairs, unconditional=leads_from, known=known)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from codebrush.errors import UsageError
 from codebrush.generation.sampling.decoding import draw_codes, draw_large, picture_uniforms
-from codebrush.generation.sampling.drawing import Drawing
+from codebrush.generation.sampling.drawing import Drawing, Known
 from codebrush.generation.sampling.flow import FlowSettings, KnownLatent, draw_latents, picture_noise
 from codebrush.generation.sampling.retouching import around, check_retouching, retouch_codes
 from codebrush.models.code_transformer import CodeTransformer
@@ -53,6 +53,11 @@ class Painter(Protocol):
     @property
     def fills_holes(self) -> bool: ...
 
+    def around(self, drawing: Drawing, known: Known) -> Drawing:
+        """The drawing around known codes (1, h, w), which its conditions have as their source if the network reads it
+        there."""
+        ...
+
     def paint(self, drawing: Drawing, pictures: range, grid: tuple[int, int], progress: Progress | None) -> Tensor:
         """The codes (B, h, w) int64 of some pictures of a drawing, for a grid of (h, w). `progress` counts steps.
 
@@ -87,6 +92,10 @@ class CodePainter:
         """Whether the network sees known codes on all sides."""
         return self.transformer.config.source_codes or self.transformer.config.masked
 
+    def around(self, drawing: Drawing, known: Known) -> Drawing:
+        """See `Painter`."""
+        return around(self.transformer, drawing, known)
+
     def paint(self, drawing: Drawing, pictures: range, grid: tuple[int, int], progress: Progress | None) -> Tensor:
         """See `Painter`."""
         options, count = drawing.options, grid[0] * grid[1]
@@ -98,8 +107,6 @@ class CodePainter:
             return draw_large(self.transformer, drawing.conditions, uniforms, grid, options.filters, progress=progress)
         if options.retouch:
             check_retouching(drawing, self.fills_holes)
-        if drawing.known is not None:
-            drawing = around(self.transformer, drawing, drawing.known)
         rounds = shares(progress, 1 + options.retouch)
         codes = draw_codes(
             self.transformer,
@@ -135,6 +142,10 @@ class FlowPainter:
     def reads_source(self) -> bool:
         """Whether the network was trained on the latents of source pictures."""
         return self.flow.config.source
+
+    def around(self, drawing: Drawing, known: Known) -> Drawing:
+        """See `Painter`."""
+        return drawing.around(known, Condition(), shown=True)
 
     def paint(self, drawing: Drawing, pictures: range, grid: tuple[int, int], progress: Progress | None) -> Tensor:
         """See `Painter`."""

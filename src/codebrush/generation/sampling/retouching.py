@@ -5,8 +5,6 @@ sides: it draws a SHARE of the codes anew, those that it finds least likely wher
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,13 +53,8 @@ def around(transformer: CodeTransformer, drawing: Drawing, known: Known) -> Draw
 
     A masked network sees them as they are, and has no source.
     """
-    shown: dict[str, Any] = {"source_codes": known.codes, "source_mask": known.fixed}
-    if transformer.config.masked or not transformer.config.source_codes:
-        shown = dict.fromkeys(shown)
-    rows = len(known.codes)
-    pairs = [(replace(part, **shown).expand(rows), weight) for part, weight in drawing.conditions]
-    empty = drawing.unconditional or empty_condition(transformer, drawing.conditions)
-    return replace(drawing, conditions=pairs, unconditional=replace(empty, **shown).expand(rows), known=known)
+    shown = transformer.config.source_codes and not transformer.config.masked
+    return drawing.around(known, empty_condition(transformer, drawing.conditions), shown)
 
 
 def check_retouching(drawing: Drawing, fills_holes: bool) -> None:

@@ -13,19 +13,24 @@ from torch import Tensor
 from codebrush.data.decoding.images import size_of
 from codebrush.data.pixel_cache import PixelCache, decode_once
 from codebrush.data.sources.captioned_images import CaptionedImages, open_source
+from codebrush.errors import DataError
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.field_types import Count
 
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """Which pictures of which source to use; see `codebrush.data.sources.captioned_images.open_source`."""
+    """Which pictures of which source to use; see `codebrush.data.sources.captioned_images.open_source`.
+
+    `weight` names a column of numbers: how often an epoch shows each row (1 without it; 0.1: in one epoch of ten).
+    """
 
     source: str
     split: str | None = None
     where: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
     group: str | None = None
+    weight: str | None = None
     image_column: str | None = None
     limit: Count | None = None
     exclude: tuple[str, ...] = ()
@@ -58,6 +63,7 @@ class Captioned:
     source: CaptionedImages
     pixels: PixelCache
     groups: np.ndarray  # (N,) int64, equal for rows that show the same thing
+    weight: str | None = None  # the column of `weights`
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -65,9 +71,17 @@ class Captioned:
     def part(self, rows: np.ndarray) -> "Captioned":
         """Only the `rows` of these, in that order."""
         kept = tuple(self.pixels.rows[row] for row in rows)
-        return Captioned(
-            self.source, replace(self.pixels, pixels=self.pixels.pixels[rows], rows=kept), self.groups[rows]
-        )
+        pixels = replace(self.pixels, pixels=self.pixels.pixels[rows], rows=kept)
+        return Captioned(self.source, pixels, self.groups[rows], self.weight)
+
+    @cached_property
+    def weights(self) -> np.ndarray | None:
+        """How often an epoch shows each row, (N,) float64; None: once.
+
+        Raises:
+            DataError: if there is no column `weight`, or a cell of it is no number of 0 or more, or all are 0.
+        """
+        return None if self.weight is None else _weights(self.source, self.pixels.rows, self.weight)
 
     def images(self, rows: Sequence[int] | np.ndarray) -> Tensor:
         """The pictures of `rows`, (B, 3, S, S) uint8."""
@@ -113,12 +127,32 @@ class Joined:
         return self.new.captions(row) if row < len(self.new) else self.replay.captions(row - len(self.new))
 
 
-def load_captioned(source: CaptionedImages, size: int, cache: Path) -> Captioned:
-    """Decode the pictures of `source` once into `cache` and number their groups."""
+def load_captioned(source: CaptionedImages, size: int, cache: Path, weight: str | None = None) -> Captioned:
+    """Decode the pictures of `source` once into `cache`, number their groups, and read their weights; see
+    `Captioned.weights`."""
     pixels = decode_once(source, size, cache)
     names = [source.group(row) for row in pixels.rows]
     _, groups = np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)
-    return Captioned(source, pixels, groups.astype(np.int64))
+    data = Captioned(source, pixels, groups.astype(np.int64), weight)
+    _ = data.weights  # a fault there is told now, not once the networks are built
+    return data
+
+
+def _weights(source: CaptionedImages, rows: Sequence[int], column: str) -> np.ndarray:
+    if column not in (there := source.schema.names):
+        raise DataError(f"{source.origin}: the weight needs the column {column}; there are {', '.join(there)}")
+    weights = np.empty(len(rows))
+    for place, row in enumerate(rows):
+        cell = source.cell(row, column)
+        try:
+            weights[place] = float(cell)
+        except (TypeError, ValueError):
+            weights[place] = np.nan
+        if not 0 <= weights[place] < np.inf:
+            raise DataError(f"{source.origin}: a weight in the column {column} is {cell!r}; give a number, 0 or more")
+    if not weights.any():
+        raise DataError(f"{source.origin}: all weights in the column {column} are 0, so no row would be seen")
+    return weights
 
 
 class HasCaptions(Protocol):

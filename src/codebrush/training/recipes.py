@@ -109,6 +109,8 @@ def read_recipes(folder: Path, rows: SourceConfig) -> tuple[SourceConfig, dict[s
             continue
         recipe = read_recipe(folder / f"{name}.yaml", rows.source, name)
         plans[name] = recipe.plan
+        if recipe.source.weight is not None:
+            raise TrainingError(f"{folder / f'{name}.yaml'}: source.weight is for training a single stage: take it out")
         filled = {name: value or getattr(recipe.source, name) for name, value in vars(rows).items()}
         rows = SourceConfig(**filled)
     return rows, plans

@@ -13,7 +13,8 @@ from codebrush.files import held_alone
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.engine.loop import Loop, launch
-from codebrush.training.engine.task import TrainingTask
+from codebrush.training.engine.rows import ShuffledRows
+from codebrush.training.engine.task import Hooks, TrainingTask
 from codebrush.training.forgetting import read_gate, remove_passed
 from codebrush.training.registry import STAGES
 from codebrush.training.run_folder import (
@@ -91,7 +92,7 @@ def run_stage(
         if not begun and fabric.is_global_zero:  # only now: what cannot be carried out must not block a better plan
             write_plan(replace(plan, facts={**plan.facts, **_fingerprints(prepared)}), folder)
         fabric.barrier()
-        hooks = stage.hooks(plan, prepared, folder)
+        hooks = _weighted(stage.hooks(plan, prepared, folder), plan, prepared, task)
         trained = Loop(task, plan.loop, folder, fabric, saved, hooks).run(until=until)
         assert isinstance(trained, PretrainedModel)
         if fabric.is_global_zero:
@@ -113,6 +114,19 @@ def run_figures(plan: StagePlan, network: PretrainedModel, folder: Path, seconds
     }
     gate = read_gate(folder)
     return figures if gate is None else {**figures, "steps": gate["step"], "gate": gate}
+
+
+def _weighted(hooks: Hooks, plan: StagePlan, materials: Materials, task: TrainingTask) -> Hooks:
+    """`hooks` with the rows of each step by the weights of the pictures, if they have any."""
+    data, others = materials.data, (materials.replay, materials.gate, materials.decoys)
+    if any(rows is not None and rows.weight is not None for rows in others):
+        raise TrainingError("only the source of a stage has a weight: take it out of replay, gate and decoys")
+    if data.weights is None:
+        return hooks
+    if hooks.rows is not None or task.examples != len(data):
+        raise TrainingError(f"the {plan.stage} of this recipe chooses its rows itself: take out source.weight")
+    shuffled = ShuffledRows(len(data), plan.loop.batch_size, plan.loop.seed, weights=data.weights)
+    return replace(hooks, rows=shuffled.of_step)
 
 
 def _fingerprints(materials: Materials) -> dict[str, str]:

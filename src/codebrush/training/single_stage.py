@@ -61,7 +61,7 @@ def train_stage(
             tokenizers[stage] = found
     size = plan.image_size or trained.picture_size(models, pack_at(given.get("clip")))
     cache = out.parent / "cache"
-    data = load_captioned(asked.source.open(), size, cache)
+    data = load_captioned(asked.source.open(), size, cache, asked.source.weight)
     if "clip" not in tokenizers:
         kind = plan.facts.get("tokenizer") or tokenizer or "wordpiece"
         tokenizers["clip"] = make_tokenizer(kind, data)

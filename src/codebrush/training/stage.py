@@ -102,7 +102,7 @@ def resized(plan: StagePlan, materials: Materials, cache: Path) -> Materials:
     """The materials with pictures of the size that the plan asks for."""
     if plan.image_size in (0, materials.image_size):
         return materials
-    return replace(materials, data=load_captioned(materials.data.source, plan.image_size, cache))
+    return replace(materials, data=load_captioned(materials.data.source, plan.image_size, cache, materials.data.weight))
 
 
 @dataclass(frozen=True)

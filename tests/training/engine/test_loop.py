@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from codebrush.errors import TrainingError
 from codebrush.models.precision import autocast, has_bf16
-from codebrush.training.engine.loop import CHECKPOINT, Loop, LoopConfig
+from codebrush.training.engine.loop import CHECKPOINT, Loop, LoopConfig, has_compiler
 from codebrush.training.engine.rows import ShuffledRows, step_rng
 from codebrush.training.engine.task import Objective
 
@@ -120,6 +120,22 @@ def test_precision_reaches_the_network_and_leaves_the_weights_alone(precision, d
     loop = run(tmp_path, task, steps=2, precision=precision)
     assert task.dtype == dtype
     assert {part.dtype for part in loop.plain["line"].parameters()} == {torch.float32}
+
+
+@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler here")
+def test_compiled_networks_learn_the_same(tmp_path: Path):
+    plain = run(tmp_path / "plain", Line(), steps=6)
+    compiled = run(tmp_path / "compiled", Line(), steps=6, compile=True)
+    for name, weight in plain.plain["line"].state_dict().items():
+        torch.testing.assert_close(compiled.plain["line"].state_dict()[name], weight, rtol=1e-5, atol=1e-6)
+    assert compiled.plain["line"]._compiled_call_impl is not None
+    assert compiled.averaged()(torch.ones(1, 1)).shape == (1, 1)
+
+
+def test_compiling_without_a_compiler_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(TrainingError, match=r"loop\.compile needs a C\+\+ compiler and there is none"):
+        run(tmp_path, Line(), steps=1, compile=True, accelerator="cpu")
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -79,3 +79,24 @@ def test_all_streams_differ():
     names = [(seed, step, stream) for seed in (0, 1) for step in (0, 1, 2) for stream in (0, 1, 65535)]
     assert len({step_rng(*name).integers(2**62) for name in names}) == len(names)
     assert step_rng(4, 2, 1).integers(2**62) == step_rng(4, 2, 1).integers(2**62)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 2.0, 0.5, 0.0, 0.25, 1.25], [0.1] * 7, [3.0, 3.0]])
+def test_an_epoch_holds_each_row_as_often_as_its_weight_says(weights: list[float]):
+    """Rounded up or down in each epoch; over many epochs the mean is the weight."""
+    given = np.array(weights)
+    drawn, length, epochs = ShuffledRows(len(weights), 4, 1, weights=given), max(1, round(sum(weights))), 400
+    seen = np.concatenate([drawn.of_step(step) for step in range(length * epochs // 4)])
+    orders = seen[: len(seen) // length * length].reshape(-1, length)
+    counts = np.stack([np.bincount(order, minlength=len(weights)) for order in orders])
+    wanted = given * length / given.sum()
+    assert (np.abs(counts - wanted) < 1).all()
+    np.testing.assert_allclose(counts.mean(0), wanted, atol=4 * 0.5 / len(orders) ** 0.5)
+    assert len({tuple(order) for order in orders}) > 1 or len(set(weights)) == 1
+
+
+def test_weights_of_one_hold_each_row_once():
+    drawn = ShuffledRows(10, 5, 3, weights=np.ones(10))
+    for epoch in range(4):
+        rows = np.concatenate([drawn.of_step(2 * epoch), drawn.of_step(2 * epoch + 1)])
+        assert sorted(rows.tolist()) == list(range(10))

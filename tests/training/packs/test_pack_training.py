@@ -274,6 +274,10 @@ def test_recipes_of_a_folder_become_plans(tmp_path: Path):
     rows, plans = read_recipes(tmp_path, SourceConfig("pictures", limit=5))
     assert rows == SourceConfig("pictures", split="train", captions=("a {label}",), limit=5)
     assert {stage: plan.stage for stage, plan in plans.items()} == {stage: stage for stage in PLANS}
+    weighted = {"stage": "vqgan", "source": {"weight": "often"}, "loop": {"steps": 1, "batch_size": 4}}
+    (tmp_path / "vqgan.yaml").write_text(yaml.safe_dump(weighted))
+    with pytest.raises(TrainingError, match=r"vqgan\.yaml: source\.weight is for training a single stage"):
+        read_recipes(tmp_path, SourceConfig("pictures"))
     (tmp_path / "vqgan.yaml").unlink()
     with pytest.raises(TrainingError, match=r"vqgan\.yaml: there is no such recipe"):
         read_recipes(tmp_path, SourceConfig("pictures"))

@@ -162,6 +162,23 @@ def test_a_network_of_texts_learns_more_and_draws_as_it_did(materials: Materials
     assert torch.equal(before[:, -1], after[:, -1])
 
 
+def test_a_network_that_learns_modulation_draws_as_it_did(materials: Materials) -> None:
+    """Its new prefix vector aside, each block does what it did: the gates are open, and nothing shifts or scales."""
+    clip: Any = materials.models["clip"]
+    old = make_code_transformer(replace(RECIPE, modulation=False), clip, CODES, GRID).eval()
+    grown = with_conditions(old, replace(RECIPE, modulation=True), clip).eval()
+    assert grown.config.modulation
+    codes = torch.randint(0, CODES, (2, 64))
+    condition = Condition(text_features=torch.randn(2, 6, 32), text_embedding=torch.randn(2, 24))
+    with torch.no_grad():
+        assert torch.equal(grown(codes, condition), old(codes, condition))
+    bag = make_code_transformer(replace(RECIPE, pooled_text=False), clip, CODES, GRID)
+    assert with_conditions(bag, replace(RECIPE, modulation=True), clip).config.text_embedding == 24
+    classes = CodeTransformer(replace(old.config, labels=3))
+    with pytest.raises(TrainingError, match="reads classes, and no text modulates it: set modulation to false"):
+        with_conditions(classes, replace(RECIPE, modulation=True, image_share=0.0), clip)
+
+
 def test_the_loss_is_of_codes_in_the_hole_alone(materials: Materials) -> None:
     plan = StagePlan("transformer", replace(RECIPE, image_share=0.0, hole_share=1.0, pair_share=0.0), LOOP)
     task = make_task(plan, materials, make_network(plan, materials).eval())

@@ -7,6 +7,7 @@ killed and resumed goes through the same numbers as one that was not.
 
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -52,7 +53,8 @@ class LoopConfig:
     """`batch_size` counts rows over all processes; `precision` "auto" is bf16 on machines that support it.
 
     `warmup` is in steps, at most a quarter of the run. `threads` 0 leaves PyTorch's choice. `devices` and `nodes` above
-    1 train data-parallel. `stop_after` ends the run at that step of its schedule (0: at the last).
+    1 train data-parallel. `stop_after` ends the run at that step of its schedule (0: at the last). `compile` compiles
+    the networks first (`torch.compile`), which takes a minute or two and makes steps about a fifth faster on a CPU.
     """
 
     steps: Count
@@ -71,6 +73,7 @@ class LoopConfig:
     nodes: Count = 1
     strategy: str = "auto"
     stop_after: Whole = 0
+    compile: bool = False
 
     @property
     def last(self) -> int:
@@ -93,6 +96,11 @@ class LoopConfig:
 def is_first() -> bool:
     """Whether this process is the one that writes files and prints."""
     return not (torch.distributed.is_available() and torch.distributed.is_initialized()) or not get_rank()
+
+
+def has_compiler() -> bool:
+    """Whether the C++ compiler that `torch.compile` calls on a CPU is there."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def launch(config: LoopConfig) -> Fabric:
@@ -203,11 +211,15 @@ class Loop:
         return self.ema.network(self.plain[self.result]).eval()
 
     def _prepare(self) -> None:
+        if self.config.compile and self.fabric.device.type == "cpu" and not has_compiler():
+            raise TrainingError("loop.compile needs a C++ compiler and there is none: install g++, or set it to false")
         for name, network in self.plain.items():
             wrapped, optimizer = self.fabric.setup(network, self.task.optimizers[name])
             self.task.networks[name], self.task.optimizers[name] = wrapped, optimizer
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
+            if self.config.compile:
+                network.compile(dynamic=False)
         for network in self.task.frozen:
             network.to(self.fabric.device).requires_grad_(False).eval()
         self.ema.to(self.fabric.device)

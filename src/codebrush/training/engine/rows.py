@@ -13,12 +13,22 @@ def step_rng(seed: int, step: int, stream: int = 0) -> np.random.Generator:
 class ShuffledRows:
     """The rows of each step of a run: consecutive stretches of one endless sequence of shuffled epochs.
 
-    Another `stream` shuffles differently. The order of an epoch is drawn once and kept while steps need it: shuffling
-    ten million rows takes half a second.
+    Another `stream` shuffles differently. With `weights` (N,), of which none is below 0, an epoch holds each row as
+    often as its weight says, rounded up or down by chance, so that the mean over epochs is the weight. The order of an
+    epoch is drawn once and kept while steps need it: shuffling ten million rows takes half a second.
     """
 
-    def __init__(self, examples: int, batch_size: int, seed: int, stream: int = SHUFFLES):
-        self.examples, self.batch_size, self.seed, self.stream = examples, batch_size, seed, stream
+    def __init__(
+        self,
+        examples: int,
+        batch_size: int,
+        seed: int,
+        stream: int = SHUFFLES,
+        weights: np.ndarray | None = None,
+    ):
+        self.batch_size, self.seed, self.stream = batch_size, seed, stream
+        self.examples = examples if weights is None else max(1, round(float(weights.sum())))  # of an epoch
+        self._ends = None if weights is None else weights.cumsum() * (self.examples / weights.sum())
         self._orders: dict[int, np.ndarray] = {}  # by epoch
 
     def of_step(self, step: int) -> np.ndarray:
@@ -34,4 +44,10 @@ class ShuffledRows:
 
     def _order(self, epoch: int) -> np.ndarray:
         kept = self._orders.get(epoch)
-        return step_rng(self.seed, epoch, self.stream).permutation(self.examples) if kept is None else kept
+        if kept is not None:
+            return kept
+        rng = step_rng(self.seed, epoch, self.stream)
+        if self._ends is None:
+            return rng.permutation(self.examples)
+        marks = np.arange(self.examples) + rng.random()  # one for each row of the epoch (systematic sampling)
+        return rng.permutation(np.searchsorted(self._ends, marks, side="right").clip(max=len(self._ends) - 1))

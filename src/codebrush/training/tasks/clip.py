@@ -341,7 +341,7 @@ class CLIPStage(Stage):
         """The materials with the replayed set, the decoys and the gate's, decoded at the size of the first."""
         sources = {"replay": plan.replay, "decoys": plan.decoys, "gate": plan.gate and plan.gate.source}
         sets = {
-            name: load_captioned(source.open(), materials.image_size, cache)
+            name: load_captioned(source.open(), materials.image_size, cache, source.weight)
             for name, source in sources.items()
             if source is not None
         }

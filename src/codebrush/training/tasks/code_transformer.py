@@ -126,6 +126,10 @@ def with_conditions(transformer: CodeTransformer, recipe: TransformerRecipe, cli
         raise TrainingError(
             "the code transformer to begin from is masked and fills holes as it is: set hole_share to 0"
         )
+    if recipe.modulation and not config.modulation and config.labels:
+        raise TrainingError(
+            "the code transformer to begin from reads classes, and no text modulates it: set modulation to false"
+        )
     if (recipe.image_share or recipe.from_source) and (config.labels or not config.start_token):
         raise TrainingError(
             "the code transformer to begin from reads classes, or has no start token, and cannot learn to draw from "
@@ -138,6 +142,8 @@ def with_conditions(transformer: CodeTransformer, recipe: TransformerRecipe, cli
         )
     wanted = replace(
         config,
+        modulation=config.modulation or recipe.modulation,
+        text_embedding=config.text_embedding or (clip.embed_dim if recipe.modulation else 0),
         image_embedding=config.image_embedding or (clip.embed_dim if recipe.image_share else 0),
         source_codes=config.source_codes or recipe.from_source,
         aligned_source=config.aligned_source or recipe.from_source,
@@ -152,6 +158,9 @@ def with_conditions(transformer: CodeTransformer, recipe: TransformerRecipe, cli
         if name in slots:
             positions[place : place + length] = slots[name]
         place += length
+    if wanted.modulation and not config.modulation:
+        grown.transformer.open_gates()
+        new.update({name: value for name, value in grown.state_dict().items() if ".modulation." in name})
     grown.load_state_dict({**new, **old, "prefix_positions": positions})
     return grown
 

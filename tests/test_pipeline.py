@@ -19,7 +19,8 @@ from codebrush.generation.options import DEFAULTS
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.sampler import BATCH
 from codebrush.methods import METHODS, REPLAYS
-from packs import write_micro_pack
+from codebrush.models.layers.packed_linear import can_pack
+from packs import micro_transformer, write_micro_pack
 
 
 @pytest.fixture(scope="module")
@@ -344,3 +345,46 @@ def test_one_number_is_a_square(brush: Codebrush, size: Any) -> None:
     assert result.image.size == (64, 64)
     assert result.manifest["options"]["size"] == "64x64"
     assert brush.guide("a red circle", size="40", steps=1, cutouts=1).request.options.size == "40"
+
+
+@pytest.mark.skipif(not can_pack(), reason="this build of PyTorch has no such products")
+@pytest.mark.parametrize("weights", ["float16", "int8"])
+class TestStoredWeights:
+    def test_pictures_say_how_they_were_drawn_and_replay_so(self, weights: str, micro_pack: Path) -> None:
+        other = Codebrush.from_pretrained(micro_pack, device="cpu", weights=weights)
+        drawn = other.generate("a red circle", n=2, seed=5, rerank=4)
+        assert all(result.manifest["options"]["weights"] == weights for result in drawn)
+        usual = Codebrush.from_pretrained(micro_pack, device="cpu")
+        assert "weights" not in usual.generate("a red circle", n=1, rerank=1)[0].manifest["options"]
+        again = usual.replay(drawn[1].manifest)
+        assert torch.equal(again.codes, drawn[1].codes)
+        assert again.manifest == drawn[1].manifest
+
+    def test_a_picture_does_not_depend_on_what_is_drawn_beside_it(self, weights: str, micro_pack: Path) -> None:
+        other = Codebrush.from_pretrained(micro_pack, device="cpu", weights=weights)
+        alone = [other.generate(prompt, n=2, seed=3, rerank=3) for prompt in ("a red circle", "a blue square")]
+        together = other.generate(["a red circle", "a blue square"], n=2, seed=3, rerank=3)
+        assert [pixels(results) for results in together] == [pixels(results) for results in alone]
+
+
+@pytest.mark.skipif(not can_pack(), reason="this build of PyTorch has no such products")
+def test_an_edit_asks_for_the_packs_weights(micro_pack: Path, pictures: list[Image.Image], tmp_path: Path) -> None:
+    varied = write_micro_pack(tmp_path / "varied", transformer=micro_transformer(image_embedding=24))
+    made = Codebrush.from_pretrained(varied, device="cpu", weights="int8").vary(pictures[0], n=1, rerank=1)
+    assert made[0].manifest["options"]["weights"] == "int8"
+
+
+def test_weights_that_cannot_be_had_are_refused(micro_pack: Path) -> None:
+    with pytest.raises(UsageError, match="weights must be auto, float32, float16, int8, not float8"):
+        Codebrush.from_pretrained(micro_pack, weights="float8")
+    drawn = Codebrush.from_pretrained(micro_pack, device="cpu").generate("a red circle", n=1, rerank=1)[0].manifest
+    with pytest.raises(ImageError, match="weights must be one of float32, float16, int8, not 5"):
+        Codebrush.from_pretrained(micro_pack).replay({**drawn, "options": {**drawn["options"], "weights": 5}})
+
+
+@pytest.mark.skipif(not can_pack(), reason="this build of PyTorch has no such products")
+def test_large_networks_are_drawn_with_half_the_bits(micro_pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Codebrush.from_pretrained(micro_pack, device="cpu").weights == "float32"
+    monkeypatch.setattr("codebrush.loaded_pack.LARGE", 1000)
+    assert Codebrush.from_pretrained(micro_pack, device="cpu").weights == "float16"
+    assert Codebrush.from_pretrained(micro_pack, device="cpu", weights="float32").weights == "float32"

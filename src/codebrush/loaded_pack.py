@@ -8,31 +8,40 @@ from typing import Self, TypeVar
 import torch
 from torch import nn
 
+from codebrush.errors import UsageError
 from codebrush.generation.editing.upscaling import Enlarger
+from codebrush.generation.options import FLOAT16, FLOAT32, INT8, WEIGHTS
 from codebrush.generation.sampling.painters import CodePainter, FlowPainter, Painter
 from codebrush.generation.sampling.sampler import Sampler
 from codebrush.generation.scoring import Levels, Scorer
 from codebrush.models.clip import CLIP
-from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
+from codebrush.models.layers.packed_linear import can_pack
 from codebrush.models.precision import usable_device
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import Pack
 from codebrush.text.tokenizer import Tokenizer
 
+LARGE = 50_000_000  # weights from which reading them takes most of the time of a step with few rows
 M = TypeVar("M", bound=nn.Module)
 
 
 class LoadedPack:
     """The models of `pack` on `device` (None: a GPU if there is one), frozen.
 
+    `weights` is how those of the code transformer are stored while it draws: "float32", or on x86 processors "float16",
+    which reads half as much and differs by rounding, or "int8", a quarter, whose logits differ by about 1 % (see
+    `PackedLinear`). "auto" is float16 for a network of more than LARGE weights there, and else float32.
+
     Raises:
-        UsageError: if the device cannot be used.
+        UsageError: if the device cannot be used, or has no products for these weights.
         PackError: if a model that is asked for is missing or damaged.
     """
 
-    def __init__(self, pack: Pack, device: str | torch.device | None = None) -> None:
+    def __init__(self, pack: Pack, device: str | torch.device | None = None, weights: str = "auto") -> None:
         self.pack = pack
         self.device = usable_device(device)
+        self._weights = _checked_weights(weights, self.device)
         self._apart = False
 
     def for_another_thread(self) -> Self:
@@ -41,9 +50,18 @@ class LoadedPack:
         It shares the weights and gives the same numbers, but has modules of its own: the hooks by which a task such as
         a heat map looks into a model are not seen by the other.
         """
-        other = type(self)(self.pack, self.device)
+        other = type(self)(self.pack, self.device, self._weights)
         other._apart = True
         return other
+
+    @cached_property
+    def weights(self) -> str:
+        """How the code transformer's weights are stored while it draws, one of WEIGHTS."""
+        if self._weights != "auto":
+            return self._weights
+        packs = self.device.type == "cpu" and can_pack() and self.pack.has("transformer")
+        large = packs and self.pack.config(CodeTransformerConfig).linear_weights > LARGE
+        return FLOAT16 if large else FLOAT32
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.pack.summary}; on {self.device}>"
@@ -98,6 +116,15 @@ class LoadedPack:
         """`model` on this device, frozen."""
         model = model.to(self.device).requires_grad_(False)
         return _with_shared_weights(model) if self._apart else model
+
+
+def _checked_weights(weights: str, device: torch.device) -> str:
+    """`weights`, unless this device cannot draw with them. Raises UsageError then, or if they are unknown."""
+    if weights not in ("auto", *WEIGHTS):
+        raise UsageError(f"weights must be auto, {', '.join(WEIGHTS)}, not {weights}")
+    if weights in (FLOAT16, INT8) and not (device.type == "cpu" and can_pack()):
+        raise UsageError(f"weights in {weights} are for x86 processors, and this is {device.type}: use float32")
+    return weights
 
 
 def _with_shared_weights(model: M) -> M:

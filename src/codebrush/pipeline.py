@@ -63,16 +63,14 @@ class Codebrush(PictureTasks):
     """
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, device: str | torch.device | None = None) -> "Codebrush":
+    def from_pretrained(
+        cls, source: str | Path, device: str | torch.device | None = None, weights: str = "auto"
+    ) -> "Codebrush":
         """Open the pack `source`: a built-in name, a folder or a hub id. The weights are read at first use.
 
-        `device` None is a GPU if there is one.
-
-        Raises:
-            PackError: if there is no such pack, or it is damaged.
-            UsageError: if the device cannot be used.
+        `device` and `weights` are as in `LoadedPack`. Raises PackError if there is no such pack, or it is damaged.
         """
-        return cls(open_pack(source), device)
+        return cls(open_pack(source), device, weights)
 
     def generate(
         self,
@@ -312,7 +310,9 @@ class Codebrush(PictureTasks):
         given: list[Keyframe] = [key if isinstance(key, Tensor) else picture_of(key) for key in keys]
         given = [read_prompt(str(key), self.tokenizer) if is_prompt(key) else key for key in given]
         painter = edit_painter(self.pack, "flow" if method is None and through == "noise" else method)
-        options = edit_options(self.pack, painter, sampling, 1, seed, signature(self.interpolate).parameters)
+        options = edit_options(
+            self.pack, painter, sampling, 1, seed, signature(self.interpolate).parameters, self.weights
+        )
         return frames_between(painter_sampler(self, painter), given, options, frames, through, progress)
 
     def _edited(
@@ -330,7 +330,7 @@ class Codebrush(PictureTasks):
         progress, enlarge = given.pop("progress", None), self._enlarger_for(given.pop("upscale", None))
         edits = checked_edits([edit(one) for one in picture_list(picture)], self.pack.image_size)
         guidance = edit_guidance(self.pack, painter, given.pop("clip_guidance", None))
-        options = edit_options(self.pack, painter, given, n, seed, signature(task).parameters)
+        options = edit_options(self.pack, painter, given, n, seed, signature(task).parameters, self.weights)
         sampler = painter_sampler(self, painter)
         drawn = [
             Gallery(enlarge(sampler.best(edit_drawing(self, sampler, each, options, guidance), share)))

@@ -165,3 +165,16 @@ def test_a_large_codebook_never_leaves_its_range() -> None:
 def test_half_precision_logits_are_read_in_float32() -> None:
     logits = torch.randn(4, 10).half()
     assert torch.equal(probabilities(logits, 0.7), probabilities(logits.float(), 0.7))
+
+
+@pytest.mark.parametrize("spread", [0.1, 2.0, 6.0])  # flat rows need more codes than are looked at first
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
+def test_nucleus_sampling_of_many_codes_is_that_of_a_full_sort(spread: float, top_p: float):
+    logits = torch.randn(3, 5000, generator=torch.Generator().manual_seed(0)).double().float() * spread
+    p = torch.softmax(logits - logits.amax(-1, keepdim=True), -1)
+    ordered, order = (p / p.sum(-1, keepdim=True)).sort(dim=-1, descending=True)
+    before = ordered.cumsum(-1) - ordered
+    kept = ordered.masked_fill((before >= top_p) & (before > 0), 0.0)
+    wanted = torch.zeros_like(p).scatter_(-1, order, kept)
+    wanted = wanted / wanted.sum(-1, keepdim=True)
+    assert torch.equal(probabilities(logits, top_p=top_p), wanted)

@@ -16,6 +16,7 @@ from codebrush.cli.sampling_flags import (
     FLOW_FLAGS,
     UpscaleOption,
     sampling_options,
+    stored_weights,
     with_sampling_flags,
 )
 from codebrush.cli.saving import free_run_name, save_run, slug
@@ -246,7 +247,7 @@ def _run(
     start, given = time.perf_counter(), context.params
     from codebrush.pipeline import Codebrush
 
-    brush, out = Codebrush.from_pretrained(given["pack"]), given["out"]
+    brush, out = Codebrush.from_pretrained(given["pack"], weights=stored_weights(given)), given["out"]
     check_folder(out)
     options = {
         "n": given["n"],

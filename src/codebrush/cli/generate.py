@@ -11,7 +11,14 @@ from codebrush.cli.flags import PACK_HELP, HelpAllOption, JsonOption, NegativeOp
 from codebrush.cli.following import Afterwards, run_report
 from codebrush.cli.guide_flags import FORMER_NAMES, NAMES, PRESET_NAMES, with_guide_flags
 from codebrush.cli.output import check_folder, print_json, print_pictures, progress_bar, prompt_entry
-from codebrush.cli.sampling_flags import FLOW_FLAGS, UpscaleOption, sampling_options, with_sampling_flags
+from codebrush.cli.sampling_flags import (
+    FLOW_FLAGS,
+    WEIGHTS_FLAG,
+    UpscaleOption,
+    sampling_options,
+    stored_weights,
+    with_sampling_flags,
+)
 from codebrush.cli.saving import free_file, free_folder, free_run_name, picture_entry, save_enlarged, save_run, slug
 from codebrush.errors import PackError, UsageError
 from codebrush.generation.guided.guide_options import FLOW_GUIDING
@@ -132,7 +139,9 @@ def _check_flags(context: typer.Context, method: Method) -> None:
         _check_guiding(spelt, flow=method == Method.FLOW)
     if method not in (Method.RETRIEVE, Method.FLOW):
         refuse(spelt, RETRIEVAL_NAMES, "is an option of retrieval: add --method retrieve")
-    if method != Method.FLOW:
+    if method == Method.FLOW:
+        refuse(spelt, WEIGHTS_FLAG, "is for code transformers: leave it out, or add --method sample")
+    else:
         refuse(spelt, FLOW_FLAGS, "is an option of the flow: add --method flow")
 
 
@@ -156,7 +165,7 @@ def _drawn(values: dict[str, Any], tuning: dict[str, Any], guidance: dict[str, A
         options["neighbours"] = values["neighbours"]
     options |= {name: value for name, value in guidance.items() if name != "size"}
     out = OUTPUTS if values["out"] is None else values["out"]
-    return _sample(values["prompt"], values["pack"], out, options)
+    return _sample(values["prompt"], values["pack"], stored_weights(values), out, options)
 
 
 def _guided(values: dict[str, Any], tuning: dict[str, Any], guidance: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +178,7 @@ def _guided(values: dict[str, Any], tuning: dict[str, Any], guidance: dict[str, 
     sampling = {name: value for name, value in tuning.items() if name not in words}
     options = {"n": 1 if values["n"] is None else values["n"], "seed": seed, "preset": values["preset"]}
     options |= {"sampling": sampling, "frames": after.frames, **words, **guidance}
-    brush, guided = _open_run(prompt, values["pack"], folder, options)
+    brush, guided = _open_run(prompt, values["pack"], stored_weights(values), folder, options)
     enlarge = brush.enlarger.results(after.upscale) if after.upscale else None  # refuses a wrong pack before the run
     report = run_report(guided, brush.pack, folder, after, resumed=resume is not None)
     if prompt is not None:
@@ -182,10 +191,10 @@ def _guided(values: dict[str, Any], tuning: dict[str, Any], guidance: dict[str, 
     return report
 
 
-def _sample(prompt: str, pack: str | None, out: Path, options: dict[str, Any]) -> dict[str, Any]:
+def _sample(prompt: str, pack: str | None, weights: str, out: Path, options: dict[str, Any]) -> dict[str, Any]:
     from codebrush.pipeline import Codebrush
 
-    brush = Codebrush.from_pretrained(DEFAULT_PACK if pack is None else pack)
+    brush = Codebrush.from_pretrained(DEFAULT_PACK if pack is None else pack, weights=weights)
     check_folder(out)
     with progress_bar("drawing") as progress:
         results = brush.generate(prompt, **options, progress=progress)
@@ -195,7 +204,7 @@ def _sample(prompt: str, pack: str | None, out: Path, options: dict[str, Any]) -
 
 
 def _open_run(
-    prompt: str | None, pack: str | None, folder: Path, options: dict[str, Any]
+    prompt: str | None, pack: str | None, weights: str, folder: Path, options: dict[str, Any]
 ) -> tuple["Codebrush", "GuidedRun"]:
     """The pack, and a new guided run in `folder`; without a prompt, the run stored there."""
     from codebrush.generation.guided.run_folder import read_run
@@ -206,7 +215,7 @@ def _open_run(
         source = _pack_of(folder, read_run(folder)) if pack is None else pack
         brush = Codebrush.from_pretrained(source)
         return brush, brush.resume(folder)
-    brush = Codebrush.from_pretrained(DEFAULT_PACK if pack is None else pack)
+    brush = Codebrush.from_pretrained(DEFAULT_PACK if pack is None else pack, weights=weights)
     return brush, brush.guide(prompt, folder=folder, **options)
 
 

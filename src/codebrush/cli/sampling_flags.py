@@ -23,6 +23,15 @@ class FlowSampler(StrEnum):
     DPM = "dpm"
 
 
+class Weights(StrEnum):
+    """How a code transformer's weights are stored while it draws."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    INT8 = "int8"
+
+
 class Scale(StrEnum):
     """How many times as wide and high."""
 
@@ -51,6 +60,11 @@ FLOW_FLAGS = {
     ),
     "cfg_interval": _flag(str, "CFG only from time A to B; 1 is noise.  [0,1]", FLOW, metavar="A,B"),
 }
+WEIGHTS_FLAG = {
+    "weights": _flag(
+        Weights, "Bits of the code transformer's weights: fewer are faster on a CPU, int8 differs slightly.  [auto]"
+    )
+}
 STEPS_FLAG = {"steps": _flag(int, "Steps to the picture, of a flow or a masked code transformer.  [25; 12]", FLOW)}
 
 
@@ -70,12 +84,13 @@ def sampling_options(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_sampling_flags(before: str, *, steps: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a Typer command so that it also takes FLAGS, FLOW_FLAGS and, unless it has its own `steps`, STEPS_FLAG.
+    """Decorate a Typer command so that it also takes FLAGS, WEIGHTS_FLAG, FLOW_FLAGS and, unless it has its own
+    `steps`, STEPS_FLAG.
 
     They are listed `before` one of its own flags. The values are not passed to the function: they are among the
     `params` of its context.
     """
-    flags = {**FLAGS, **FLOW_FLAGS, **(STEPS_FLAG if steps else {})}
+    flags = {**FLAGS, **WEIGHTS_FLAG, **FLOW_FLAGS, **(STEPS_FLAG if steps else {})}
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         parts = list(inspect.signature(function).parameters.values())
@@ -92,3 +107,8 @@ def with_sampling_flags(before: str, *, steps: bool = True) -> Callable[[Callabl
         return command
 
     return decorate
+
+
+def stored_weights(values: Mapping[str, Any]) -> str:
+    """How the flags ask for a code transformer's weights to be stored, for `Codebrush.from_pretrained`."""
+    return str(values.get("weights") or Weights.AUTO)

@@ -64,6 +64,8 @@ ELSEWHERE = {
     "num": "n",
     "batch_count": "n",
 }
+FLOAT32, FLOAT16, INT8 = "float32", "float16", "int8"
+WEIGHTS = (FLOAT32, FLOAT16, INT8)  # how a code transformer's weights are stored while it draws; see `PackedLinear`
 SAMPLING = ("cfg", "temperature", "top_k", "top_p", "min_p", "retouch", "rerank")  # by which drawing is tuned
 
 
@@ -150,7 +152,7 @@ class DrawOptions:
     `Result.rank` are kept. `size` is WIDTHxHEIGHT in pixels, or one number for a square, "" for the pack's own; the
     rest is as in `SamplingFilters`. `flow` is for the flow transformer, which has no use for the filters beside `cfg`.
     `steps` is for a masked code transformer, None for any other painter. `retouch` is how often the least likely codes
-    of a drawn picture are drawn again.
+    of a drawn picture are drawn again. `weights` is how the code transformer's are stored, one of WEIGHTS.
 
     Raises:
         UsageError: if a value is out of its range, or `rerank` is below `n`.
@@ -168,12 +170,15 @@ class DrawOptions:
     size: str = ""
     steps: int | None = None
     flow: FlowSettings | None = None
+    weights: str = FLOAT32
 
     def __post_init__(self) -> None:
         for name in LIMITS.keys() - {"steps"}:
             object.__setattr__(self, name, checked_option(name, getattr(self, name)))
         if self.steps is not None:
             object.__setattr__(self, "steps", checked_option("steps", self.steps))
+        if self.weights not in WEIGHTS:
+            raise UsageError(f"weights must be one of {', '.join(WEIGHTS)}, not {self.weights}")
         if isinstance(self.flow, Mapping):  # as a manifest has it
             object.__setattr__(self, "flow", FlowSettings(**self.flow))
         if self.size != "":
@@ -190,6 +195,7 @@ class DrawOptions:
     def to_dict(self) -> dict[str, Any]:
         """As a manifest's "options": all but the seed, which has its own key, and what is not used."""
         without = {"seed", *(() if self.retouch else ("retouch",)), *(() if self.flow is None else CODE_FILTERS)}
+        without |= {"weights"} if self.weights == FLOAT32 else set()
         return {name: value for name, value in asdict(self).items() if name not in without and value not in ("", None)}
 
 

@@ -116,7 +116,7 @@ class CodeTransformer(PretrainedModel):
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return self.head.weight.device
+        return self.code_embedding.weight.device
 
     def prefix_indices(self, condition: Condition) -> Tensor:
         """Which vectors of the longest prefix a condition has, (P,) int64: those of a source only if it has one."""

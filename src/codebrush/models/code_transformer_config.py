@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from codebrush.models.layers.transformer import Activation, Norm
+from codebrush.models.layers.transformer import Activation, Norm, TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,14 @@ class CodeTransformerConfig:
     def prefix_length(self) -> int:
         """Vectors in front of the codes, with a source; the last one is the start token where there is one."""
         return sum(length for _, length in self.conditions) + self.start_token
+
+    @property
+    def linear_weights(self) -> int:
+        """About how many weights each step of drawing reads: those of the long transformer and of the output."""
+        block = TransformerConfig(self.width, 1, self.heads, hidden=self.hidden, activation=self.activation)
+        mlp = (3 if self.activation == "swiglu" else 2) * block.mlp_width
+        modulation = 6 * self.width if self.modulation else 0
+        return self.layers * self.width * (4 * self.width + mlp + modulation) + self.codebook_size * self.width
 
     @property
     def conditions(self) -> list[tuple[str, int]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from codebrush.errors import UsageError
-from codebrush.generation.options import CODE_FILTERS, FLOW_OPTIONS, DrawOptions, FlowSettings
+from codebrush.generation.options import CODE_FILTERS, FLOAT32, FLOW_OPTIONS, DrawOptions, FlowSettings
 from codebrush.generation.sampling.painters import usual_painter
 from codebrush.generation.sampling.sampler import checked_sampling, draw_options
 from codebrush.pack.members import PAINTERS
@@ -25,11 +25,18 @@ def edit_painter(pack: Pack, method: str | None) -> str:
 
 
 def edit_options(
-    pack: Pack, painter: str, given: Mapping[str, Any], n: int, seed: int, others: Iterable[str] = ()
+    pack: Pack,
+    painter: str,
+    given: Mapping[str, Any],
+    n: int,
+    seed: int,
+    others: Iterable[str] = (),
+    weights: str = FLOAT32,
 ) -> DrawOptions:
     """How one of PAINTERS draws an edit or an interpolation, from what is `given` and not None.
 
-    `others` are the names of other options of the task, one of which may have been meant.
+    `others` are the names of other options of the task, one of which may have been meant. A code transformer draws with
+    `weights`.
 
     Raises:
         UsageError: if an option is unknown, of the other painter, or out of its range.
@@ -42,7 +49,7 @@ def edit_options(
     elif others_than_steps := settings.keys() - {"steps"}:
         raise UsageError(f"{min(others_than_steps)} is an option of the method flow, not of {painter}")
     how = {"flow": FlowSettings(**settings)} if painter == "flow" else settings
-    return draw_options(pack, {**sampling, "n": n, "seed": seed, **how})
+    return draw_options(pack, {**sampling, "n": n, "seed": seed, **how}, weights)
 
 
 def refuse_code_filters(sampling: Mapping[str, Any]) -> None:

@@ -46,7 +46,8 @@ def sample_many(
             found[batch[0]] = sampler.best(drawings[batch[0]], share)
             continue
         look = None if preview is None else _look(sampler.vqgan, batch, drawings, preview)
-        codes = draw_together(painter.transformer, [asked[number] for number in batch], share, look)
+        network = painter.network(drawings[batch[0]].options.weights)
+        codes = draw_together(network, [asked[number] for number in batch], share, look)
         found |= {number: sampler.finish(drawings[number], own) for number, own in zip(batch, codes, strict=True)}
     return [found[number] for number in range(len(drawings))]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from codebrush.errors import UsageError
+from codebrush.generation.options import FLOAT32
 from codebrush.generation.sampling.decoding import draw_codes, draw_large, picture_uniforms
 from codebrush.generation.sampling.drawing import Drawing, Known
 from codebrush.generation.sampling.flow import FlowSettings, KnownLatent, draw_latents, picture_noise
@@ -15,6 +16,7 @@ from codebrush.generation.sampling.retouching import around, check_retouching, r
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.condition import Condition
 from codebrush.models.flow_transformer import FlowTransformer
+from codebrush.models.layers.packed_linear import can_pack, with_packed_linears
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.members import usual_painter_of
 from codebrush.pack.pack import Pack, PainterConfig
@@ -76,6 +78,19 @@ class CodePainter:
 
     def __init__(self, transformer: CodeTransformer) -> None:
         self.transformer = transformer
+        self._stored: dict[str, CodeTransformer] = {FLOAT32: transformer}
+
+    def network(self, weights: str) -> CodeTransformer:
+        """The network with its weights stored as one of WEIGHTS; made at the first call.
+
+        Raises:
+            UsageError: if this machine has no products for them.
+        """
+        if weights not in self._stored:
+            if not can_pack() or self.transformer.device.type != "cpu":
+                raise UsageError(f"weights in {weights} are for x86 processors: open the pack with weights float32")
+            self._stored[weights] = with_packed_linears(self.transformer, weights)
+        return self._stored[weights]
 
     @property
     def config(self) -> PainterConfig:
@@ -99,17 +114,18 @@ class CodePainter:
     def paint(self, drawing: Drawing, pictures: range, grid: tuple[int, int], progress: Progress | None) -> Tensor:
         """See `Painter`."""
         options, count = drawing.options, grid[0] * grid[1]
+        network = self.network(options.weights)
         uniforms = picture_uniforms(options.seed, pictures, count)
         if grid != self.transformer.config.grid:
             _check_own_size(drawing)
             if options.retouch:
                 raise UsageError("retouch is for pictures of the pack's own size: set it to 0, or leave out size")
-            return draw_large(self.transformer, drawing.conditions, uniforms, grid, options.filters, progress=progress)
+            return draw_large(network, drawing.conditions, uniforms, grid, options.filters, progress=progress)
         if options.retouch:
             check_retouching(drawing, self.fills_holes)
         rounds = shares(progress, 1 + options.retouch)
         codes = draw_codes(
-            self.transformer,
+            network,
             drawing.conditions,
             uniforms,
             options.filters,
@@ -119,7 +135,7 @@ class CodePainter:
             progress=rounds[0],
         )
         again = partial(picture_uniforms, options.seed, pictures, count)
-        return retouch_codes(self.transformer, drawing, codes, again, rounds[1:])
+        return retouch_codes(network, drawing, codes, again, rounds[1:])
 
 
 class FlowPainter:

@@ -24,6 +24,7 @@ from codebrush.generation.manifest import (
 from codebrush.generation.options import (
     CANDIDATES_PER_PICTURE,
     DEFAULTS,
+    FLOAT32,
     MASKED_STEPS,
     SAMPLING,
     DrawOptions,
@@ -52,8 +53,8 @@ def batches(count: int) -> list[range]:
     return [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
 
 
-def draw_options(pack: Pack, given: Mapping[str, Any]) -> DrawOptions:
-    """What is `given` and not None; else the pack's own "defaults"; else ours.
+def draw_options(pack: Pack, given: Mapping[str, Any], weights: str = FLOAT32) -> DrawOptions:
+    """What is `given` and not None; else the pack's own "defaults"; else ours. A code transformer draws with `weights`.
 
     Raises:
         UsageError: if a given value is out of its range, or of no use to the painter.
@@ -72,7 +73,7 @@ def draw_options(pack: Pack, given: Mapping[str, Any]) -> DrawOptions:
         values.setdefault("steps", MASKED_STEPS)
     elif "steps" in values:
         raise UsageError("steps is for the methods flow and guide, and for masked code transformers: leave it out")
-    return DrawOptions(**values)
+    return DrawOptions(**values, weights=FLOAT32 if values.get("flow") else weights)
 
 
 def checked_sampling(

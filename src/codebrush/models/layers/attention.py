@@ -36,15 +36,15 @@ def rotary_factors(angles: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Rotate each pair of neighbouring numbers of `x` (B, heads, N, head_width).
+    """Rotate each pair of neighbouring numbers of `x` (..., N, head_width).
 
     `rotary` (2, N, head_width / 2) holds the cosines and sines that `rotary_factors` gives.
     """
-    pairs = x.float().unflatten(-1, (-1, 2))  # (B, heads, N, head_width / 2, 2)
+    pairs = x.float().unflatten(-1, (-1, 2))  # (..., N, head_width / 2, 2)
     cos, sin = rotary
     first = pairs[..., 0] * cos - pairs[..., 1] * sin
     second = pairs[..., 0] * sin + pairs[..., 1] * cos
-    return torch.stack([first, second], dim=-1).flatten(-2).to(x.dtype)  # (B, heads, N, head_width)
+    return torch.stack([first, second], dim=-1).flatten(-2).to(x.dtype)  # (..., N, head_width)
 
 
 class KVCache:
@@ -154,9 +154,10 @@ class Attention(nn.Module):
         Returns:
             (B, N, D).
         """
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, d)
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, N, d)
+        q, k, v = qkv
         if rotary is not None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
+            q, k = rotate(qkv[:2], rotary)
         whole = mask is not None and mask.ndim == 3
         allowed = None if mask is None else mask[:, None] if whole else mask[:, None, None, :]
         if cache is not None:

@@ -1,0 +1,60 @@
+"""Linear layers with weights of 16 and 8 bits come near the plain ones, and a row is the same whatever is beside it."""
+
+import pytest
+import torch
+from torch import nn
+
+from codebrush.models.layers.packed_linear import LEAST, PackedLinear, can_pack, with_packed_linears
+
+pytestmark = pytest.mark.skipif(not can_pack(), reason="this build of PyTorch has no such products")
+BOUNDS = {"float16": 5e-4, "int8": 2e-2}  # of the size of the result
+
+
+def layer(width: int = 256, out: int = 320, bias: bool = True) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(width, out, bias=bias).requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_it_is_near_the_plain_layer(kind: str, bias: bool) -> None:
+    plain = layer(bias=bias)
+    x = torch.randn(3, 5, 256)
+    found, wanted = PackedLinear(plain, kind)(x), plain(x)
+    assert (found.shape, found.dtype) == (wanted.shape, torch.float32)
+    assert (found - wanted).norm() < BOUNDS[kind] * wanted.norm()
+    assert (found - wanted).norm() > 0
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 16, 33])
+def test_a_row_has_the_same_bits_whatever_is_beside_it(kind: str, rows: int) -> None:
+    packed, x = PackedLinear(layer(), kind), torch.randn(rows, 256) * torch.logspace(-3, 3, rows)[:, None]
+    together = packed(x)
+    assert all(torch.equal(packed(x[row : row + 1])[0], together[row]) for row in range(rows))
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_zeros_tiny_and_large_numbers_stay_finite(kind: str) -> None:
+    plain = layer(bias=False)
+    plain.weight[0], plain.weight[1] = 0, 1e5  # a row of zeros, and one that float16 cannot hold
+    packed, x = PackedLinear(plain, kind), torch.randn(4, 256)
+    x[0], x[1] = 0, x[1] * 1e-30
+    found = packed(x)
+    assert found.isfinite().all()
+    assert not found[0].any()
+    assert not found[:, 0].any()
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_a_network_keeps_its_own_layers_and_shares_the_rest(kind: str) -> None:
+    small = nn.Linear(8, 8)
+    assert small.weight.numel() < LEAST
+    network = nn.Sequential(nn.LayerNorm(256), layer(), nn.Sequential(layer(320, 256)), nn.Linear(256, 8), small).eval()
+    packed = with_packed_linears(network, kind)
+    assert [type(part).__name__ for part in (packed[1], packed[2][0], packed[4])] == ["PackedLinear"] * 2 + ["Linear"]
+    assert packed[0].weight is network[0].weight
+    assert packed[4].weight is network[4].weight
+    assert type(network[1]) is nn.Linear
+    x = torch.randn(2, 256)
+    assert (packed(x) - network(x)).norm() < 2 * BOUNDS[kind] * network(x).norm()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from codebrush.errors import PackError
 from codebrush.models.encoders.image_encoder import ImageEncoderConfig, make_image_encoder
 from codebrush.models.encoders.text_encoder import TextEncoderConfig, make_text_encoder
+from codebrush.models.precision import fast_inference
 from codebrush.models.pretrained import PretrainedModel, stored_as
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -45,8 +46,13 @@ class CLIPOutput(NamedTuple):
 
 
 class CLIP(PretrainedModel):
-    """Pictures and texts in one space: the cosine of their unit vectors says how well they fit."""
+    """Pictures and texts in one space: the cosine of their unit vectors says how well they fit.
 
+    Large encoders embed in bfloat16 where that is faster and no gradient is asked for (see `fast_inference`), unless
+    `precision` is "float32".
+    """
+
+    precision: Literal["auto", "float32"] = "auto"
     config_class = CLIPConfig
     tables = frozenset({"text_encoder.token_embedding.weight"})
     compact = r"image_encoder\.(pool\.\w+|stages\.[23]\..*conv\d?)\.weight"  # most of a small ResNet
@@ -104,11 +110,14 @@ class CLIP(PretrainedModel):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] -> unit vectors (B, E) float32."""
-        return F.normalize(self.image_encoder(self.normalise(images)).float(), dim=-1)
+        pixels = self.normalise(images)
+        with fast_inference(self.image_encoder, self.precision):
+            return F.normalize(self.image_encoder(pixels).float(), dim=-1)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T) int64 -> unit vectors (B, E) float32."""
-        return F.normalize(self.text_encoder(tokens).float(), dim=-1)
+        with fast_inference(self.text_encoder, self.precision):
+            return F.normalize(self.text_encoder(tokens).float(), dim=-1)
 
     def forward(self, images: Tensor, tokens: Tensor) -> CLIPOutput:
         """Images (B, 3, H, W) in [0, 1] and tokens (B', T) int64 -> their unit vectors, and the scale of the logits.

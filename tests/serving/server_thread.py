@@ -15,11 +15,11 @@ def running(brush: Codebrush, data: Path, name: str = "micro", **settings: Any) 
     """The URL of a server of one pack, and its engine."""
     import uvicorn
 
-    from codebrush.serving.api import make_app
-    from codebrush.serving.engine import Engine
+    from codebrush.serving.api.app import make_app
+    from codebrush.serving.jobs.engine import Engine
+    from codebrush.serving.jobs.store import Store
     from codebrush.serving.library import Library
     from codebrush.serving.settings import Settings
-    from codebrush.serving.store import Store
 
     given = Settings(packs=(name,), data=data, **settings)
     library = Library(given.libraries, data)

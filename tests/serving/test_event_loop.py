@@ -28,15 +28,15 @@ from server_thread import running
 from starlette.requests import Request
 
 from codebrush import Codebrush
-from codebrush.serving.api import make_app
-from codebrush.serving.context import Context
-from codebrush.serving.engine import Engine
+from codebrush.serving.api.app import make_app
+from codebrush.serving.api.context import Context
+from codebrush.serving.jobs.engine import Engine
+from codebrush.serving.jobs.store import Store
 from codebrush.serving.library import Library
 from codebrush.serving.settings import Settings
-from codebrush.serving.store import Store
 from packs import micro_transformer, write_micro_pack
 
-SLOW_FILES = ("/PIL/", "/sqlalchemy/", "/base64.py", "/shutil.py", "/serving/store.py", "/data/decoding/", "/torch/")
+SLOW_FILES = ("/PIL/", "/sqlalchemy/", "/base64.py", "/shutil.py", "/jobs/store.py", "/data/decoding/", "/torch/")
 FASTAPI_OWN = "_extract_endpoint_context"  # reads the source of a route when it is first used, for its messages
 GRADIO_OWN = "/gradio/"  # names its components at random
 SLOW_CALLS = {open, io.open, os.open, os.stat, os.listdir, os.scandir, os.mkdir, os.unlink, os.replace}

@@ -14,7 +14,7 @@ pytest.importorskip("sqlalchemy", reason='needs the extra "serve"')
 from engine_helpers import ended
 
 from codebrush.errors import UsageError
-from codebrush.serving.engine import Limits
+from codebrush.serving.jobs.engine import Limits
 from codebrush.serving.settings import Settings
 
 

@@ -53,7 +53,7 @@ def serve(
         require(package, "codebrush serve needs", error=UsageError)
     if page or open_page:
         require("gradio", "the page needs", error=UsageError)
-    from codebrush.serving.engine import Limits
+    from codebrush.serving.jobs.engine import Limits
     from codebrush.serving.server import serve as run
     from codebrush.serving.settings import Settings
     from codebrush.training.packs.budget import parse_budget

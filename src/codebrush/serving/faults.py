@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from codebrush.errors import CodebrushError, PackError
-from codebrush.serving.jobs import JobError
+from codebrush.serving.jobs.job import JobError
 from codebrush.serving.log import log_failure
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

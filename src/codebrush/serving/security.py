@@ -10,9 +10,9 @@ from starlette.requests import cookie_parser
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from codebrush.serving.api.problems import Problem, fault
 from codebrush.serving.log import log
 from codebrush.serving.metrics import Metrics
-from codebrush.serving.problems import Problem, fault
 from codebrush.serving.settings import LOOPBACK, Settings
 from codebrush.serving.sign_in import COOKIE, SIGN_IN, key_of_cookie, right_key
 

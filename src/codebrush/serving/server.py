@@ -17,12 +17,12 @@ import uvicorn
 from codebrush.errors import UsageError
 from codebrush.pack.pack import Pack, open_pack
 from codebrush.pipeline import Codebrush
-from codebrush.serving.api import make_app
-from codebrush.serving.engine import Engine
+from codebrush.serving.api.app import make_app
+from codebrush.serving.jobs.engine import Engine
+from codebrush.serving.jobs.store import Store
 from codebrush.serving.library import Library
 from codebrush.serving.log import log
 from codebrush.serving.settings import Settings
-from codebrush.serving.store import Store
 
 
 def serve(settings: Settings) -> None:

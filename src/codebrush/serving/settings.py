@@ -5,7 +5,7 @@ from pathlib import Path
 
 from codebrush.errors import UsageError
 from codebrush.serving import KEY_VARIABLE
-from codebrush.serving.engine import Limits
+from codebrush.serving.jobs.engine import Limits
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

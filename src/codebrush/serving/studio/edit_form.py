@@ -14,11 +14,11 @@ from codebrush.generation.options import SAMPLING
 from codebrush.generation.sampling.painters import usual_painter
 from codebrush.models.translator import TranslatorConfig
 from codebrush.pack.pack import Pack
-from codebrush.serving.context import Context
-from codebrush.serving.edits import PASSED
-from codebrush.serving.images import drawing_options
-from codebrush.serving.problems import Problem
-from codebrush.serving.schemas import MOST_PICTURES, EditRequest
+from codebrush.serving.api.context import Context
+from codebrush.serving.api.edits import PASSED
+from codebrush.serving.api.images import drawing_options
+from codebrush.serving.api.problems import Problem
+from codebrush.serving.api.schemas.images import MOST_PICTURES, EditRequest
 from codebrush.serving.studio.mask_painter import (
     CLEAR,
     UNSEEN,

@@ -14,9 +14,9 @@ from codebrush.generation.manifest import damage_reported
 from codebrush.generation.sources import pixels_sha256
 from codebrush.generation.transparent_ground import is_transparent
 from codebrush.pack.pack import Pack
-from codebrush.serving.context import Context
-from codebrush.serving.jobs import Job
-from codebrush.serving.schemas import EditRequest
+from codebrush.serving.api.context import Context
+from codebrush.serving.api.schemas.images import EditRequest
+from codebrush.serving.jobs.job import Job
 from codebrush.serving.studio.edit_form import (
     EXTEND,
     INTERPOLATE,

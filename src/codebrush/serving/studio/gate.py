@@ -15,7 +15,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from codebrush.serving.problems import Problem
+from codebrush.serving.api.problems import Problem
 
 API = "/gradio_api/"
 READ = re.compile(

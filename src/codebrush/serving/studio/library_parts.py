@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from codebrush.serving.context import Context
+from codebrush.serving.api.context import Context
 from codebrush.serving.library import Entry
 from codebrush.serving.studio.parts import Tab
 

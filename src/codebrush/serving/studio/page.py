@@ -13,7 +13,7 @@ For a new tab:
 - A component that takes a picture is a `gr.Image(type="filepath", elem_classes=TAKES_PICTURES)`, read with
   `decode_image(Path(path).read_bytes(), max_pixels=...)`; named in `Tab.picture`, every gallery gets a button for it.
 - An event that shows progress itself has `show_progress="hidden"`; none has `queue=False`, whose route is not open.
-- Its test is tests/serving/test_studio_NAME.py, with the fixtures of tests/serving/conftest.py.
+- Its test is tests/serving/studio/test_studio_NAME.py, with the fixtures of tests/serving/conftest.py.
 """
 
 import os
@@ -24,7 +24,7 @@ from pathlib import Path
 import gradio as gr
 from fastapi import FastAPI
 
-from codebrush.serving.context import Context
+from codebrush.serving.api.context import Context
 from codebrush.serving.studio import dropping, edit, paint, queue_tab, search_tab, train_tab, understand
 from codebrush.serving.studio.gate import Gate, PageMount
 from codebrush.serving.studio.parts import Studio

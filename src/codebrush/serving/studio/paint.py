@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from codebrush.serving.jobs import Job
+from codebrush.serving.jobs.job import Job
 from codebrush.serving.studio.paint_form import PaintForm
 from codebrush.serving.studio.paint_restoring import METHODS, restored_form
 from codebrush.serving.studio.parts import Studio, Tab, Values

@@ -12,10 +12,10 @@ from codebrush.generation.guided.presets import PRESETS
 from codebrush.generation.options import DEFAULTS, FLOW_SAMPLERS
 from codebrush.generation.sampling.painters import usual_painter
 from codebrush.pack.pack import Pack
-from codebrush.serving.context import Context
-from codebrush.serving.images import job_request
-from codebrush.serving.problems import Problem
-from codebrush.serving.schemas import GUIDANCE, MOST_PICTURES, GenerationRequest
+from codebrush.serving.api.context import Context
+from codebrush.serving.api.images import job_request
+from codebrush.serving.api.problems import Problem
+from codebrush.serving.api.schemas.images import GUIDANCE, MOST_PICTURES, GenerationRequest
 from codebrush.serving.studio.parts import TAKES_PICTURES, Values
 from codebrush.serving.studio.seeds import seed_fields, seed_of
 

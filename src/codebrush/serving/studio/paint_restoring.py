@@ -19,8 +19,8 @@ from codebrush.generation.manifest import damage_reported
 from codebrush.generation.options import SAMPLING, FlowSettings
 from codebrush.generation.sampling.painters import draws
 from codebrush.pack.pack import Pack
-from codebrush.serving.context import Context
-from codebrush.serving.schemas import GUIDANCE, GenerationRequest
+from codebrush.serving.api.context import Context
+from codebrush.serving.api.schemas.images import GUIDANCE, GenerationRequest
 from codebrush.serving.studio.paint_form import START, PaintForm
 from codebrush.serving.studio.parts import Values, cached
 from codebrush.serving.studio.restoring import (

@@ -13,9 +13,9 @@ from gradio.utils import get_upload_folder
 from pydantic import ValidationError
 
 from codebrush.errors import UsageError
-from codebrush.serving.context import Context
+from codebrush.serving.api.context import Context
+from codebrush.serving.api.problems import Problem, invalid_line
 from codebrush.serving.faults import fault_of
-from codebrush.serving.problems import Problem, invalid_line
 
 TAKES_PICTURES = "takes-pictures"  # CSS class of components that keep what is dropped on them
 TOLD_SECONDS = 15.0

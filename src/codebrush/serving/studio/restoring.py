@@ -8,8 +8,8 @@ import gradio as gr
 
 from codebrush.generation.options import SAMPLING, DrawOptions, parse_size
 from codebrush.pack.pack import Pack
-from codebrush.serving.context import Context
-from codebrush.serving.schemas import EditRequest, GenerationRequest
+from codebrush.serving.api.context import Context
+from codebrush.serving.api.schemas.images import EditRequest, GenerationRequest
 from codebrush.serving.studio.paint_form import first_of, values_of
 from codebrush.serving.studio.parts import Values
 from codebrush.text.pasted import typed

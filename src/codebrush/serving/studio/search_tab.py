@@ -8,15 +8,15 @@ from typing import Any
 import gradio as gr
 from starlette.concurrency import run_in_threadpool
 
-from codebrush.serving.engine import Engine
-from codebrush.serving.jobs import Job, png_bytes
-from codebrush.serving.library_api import address_of, delete_index
-from codebrush.serving.library_work import whole_picture
-from codebrush.serving.problems import Problem
+from codebrush.serving.api.library import address_of, delete_index
+from codebrush.serving.api.problems import Problem
+from codebrush.serving.jobs.engine import Engine
+from codebrush.serving.jobs.job import Job, png_bytes
 from codebrush.serving.studio import views
 from codebrush.serving.studio.following import follow, was_cancelled
 from codebrush.serving.studio.library_parts import no_library, place_choices
 from codebrush.serving.studio.parts import TAKES_PICTURES, Studio, Tab, Values, line_of, note, owner_of, told
+from codebrush.serving.work.library import whole_picture
 
 ID, LABEL = "search", "Search"
 MODES = [("the pictures", "vector"), ("their captions", "text"), ("both", "hybrid"), ("meaning of captions", "meaning")]

@@ -7,16 +7,16 @@ import gradio as gr
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from codebrush.serving.context import Context
-from codebrush.serving.jobs import Job
-from codebrush.serving.library_schemas import TrainRequest
-from codebrush.serving.problems import Problem
+from codebrush.serving.api.context import Context
+from codebrush.serving.api.problems import Problem
+from codebrush.serving.api.schemas.library import TrainRequest
+from codebrush.serving.api.training import stopped_training, training_job
+from codebrush.serving.jobs.job import Job
 from codebrush.serving.studio import training_views as shown
 from codebrush.serving.studio import views
 from codebrush.serving.studio.following import follow, was_cancelled
 from codebrush.serving.studio.library_parts import no_library, place_choices
 from codebrush.serving.studio.parts import Studio, Tab, Values, line_of, note, owner_of, told
-from codebrush.serving.training_api import stopped_training, training_job
 from codebrush.training.packs.budget import spell_seconds
 
 ID, LABEL = "train", "Train"

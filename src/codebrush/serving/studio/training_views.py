@@ -4,11 +4,11 @@ from collections.abc import Collection, Mapping
 from html import escape
 from typing import Any
 
-from codebrush.serving.jobs import CANCELLING, Job
+from codebrush.serving.jobs.job import CANCELLING, Job
 from codebrush.serving.studio import views
 from codebrush.serving.studio.parts import note
-from codebrush.serving.training import Trainer
-from codebrush.serving.training_report import SHEETS
+from codebrush.serving.work.training import Trainer
+from codebrush.serving.work.training_report import SHEETS
 from codebrush.training.packs.places import RECONSTRUCTIONS, SAMPLES
 
 STAGES = {

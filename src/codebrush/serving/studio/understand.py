@@ -9,10 +9,10 @@ from starlette.concurrency import run_in_threadpool
 
 from codebrush.data.decoding.images import decode_image
 from codebrush.pack.pack import Pack
-from codebrush.serving.jobs import Job
-from codebrush.serving.problems import Problem
-from codebrush.serving.reading_schemas import AskRequest, CaptionRequest, ClassifyRequest, ExplainRequest
-from codebrush.serving.schemas import DATA_URL
+from codebrush.serving.api.problems import Problem
+from codebrush.serving.api.schemas.images import DATA_URL
+from codebrush.serving.api.schemas.reading import AskRequest, CaptionRequest, ClassifyRequest, ExplainRequest
+from codebrush.serving.jobs.job import Job
 from codebrush.serving.studio import understand_views, views
 from codebrush.serving.studio.following import follow, was_cancelled
 from codebrush.serving.studio.parts import TAKES_PICTURES, Studio, Tab, Values, line_of, owner_of, told

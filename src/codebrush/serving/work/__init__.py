@@ -1,0 +1,1 @@
+"""The kinds of jobs, and what is done for each."""

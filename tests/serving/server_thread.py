@@ -46,7 +46,8 @@ def running(brush: Codebrush, data: Path, name: str = "micro", **settings: Any) 
         yield f"http://127.0.0.1:{port}", engine
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(60)  # a last step may take half of that
+        assert not thread.is_alive()
 
 
 def openai_client(url: str) -> Any:

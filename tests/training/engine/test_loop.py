@@ -3,7 +3,6 @@
 import json
 import signal
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from clocks import set_monotonic
 from codebrush.errors import TrainingError
 from codebrush.models.precision import autocast, has_bf16
 from codebrush.training.engine.loop import CHECKPOINT, Loop, LoopConfig, has_compiler
@@ -214,7 +214,7 @@ def test_previews_come_at_their_interval_and_at_the_end(tmp_path: Path):
 def test_timing_steps_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     task = Line()
     # the first step takes 9 seconds, each later one 2
-    monkeypatch.setattr(time, "monotonic", lambda: 7.0 * bool(task.noise) + 2.0 * len(task.noise))
+    set_monotonic(monkeypatch, lambda: 7.0 * bool(task.noise) + 2.0 * len(task.noise))
     assert Loop(task, config(), tmp_path).time_steps(1, 3) == 2.0
     assert len(task.noise) == 4
     assert list(tmp_path.iterdir()) == []

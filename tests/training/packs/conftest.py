@@ -1,6 +1,5 @@
 """What the tests of whole packs share: a trained pack of micro members, and time that the optimizers' steps decide."""
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import pytest
 from micro_plans import STEP_SECONDS, request
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from clocks import set_monotonic
 from codebrush.previews import draw_preview
 from codebrush.training.packs.pack_training import train_pack
 
@@ -35,7 +35,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], float]]:
         now += 1e-3
         return now
 
-    monkeypatch.setattr(time, "monotonic", read)
+    set_monotonic(monkeypatch, read)
     hook = register_optimizer_step_post_hook(tick)
     yield lambda: now
     hook.remove()

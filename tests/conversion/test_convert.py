@@ -282,3 +282,13 @@ class TestFolders:
         assert load_code_transformer(pack / "transformer").config.grid == (8, 8)
         with pytest.raises(PackError, match="holds a vqgan, not a clip"):
             load_clip(pack / "vqgan")
+
+
+def test_loaded_weights_are_frozen_until_they_are_to_be_trained() -> None:
+    references = {load_clip: "open_clip_vit_a", load_vqgan: "llamagen_vq_a", load_code_transformer: "taming_net2net_a"}
+    for load, name in references.items():
+        reference = golden(name)
+        model = load(reference.weights, reference.config)
+        assert not model.training
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        assert all(parameter.requires_grad for parameter in model.requires_grad_().parameters())

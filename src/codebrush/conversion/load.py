@@ -31,12 +31,14 @@ def load_clip(path: str | Path, config: Settings = None) -> CLIP:
     published the weights; if it is left out, the one beside the weights is read. OpenAI and open_clip use the same
     tensor names: without a config QuickGELU is assumed, with a warning unless the file is clearly OpenAI's.
 
+    The model is in eval mode and frozen; `requires_grad_()` lets it be trained.
+
     Raises:
         PackError: if the file or config cannot be read or is not a CLIP, or a tensor is missing, left over or of
             another shape; it is named.
     """
     model = own_model(path, "clip")
-    return model if isinstance(model, CLIP) else clip_from(open_source(path, config))
+    return _frozen(model if isinstance(model, CLIP) else clip_from(open_source(path, config)))
 
 
 def load_vqgan(path: str | Path, config: Settings = None) -> VQGAN:
@@ -44,7 +46,7 @@ def load_vqgan(path: str | Path, config: Settings = None) -> VQGAN:
     or a folder in our layout; see `load_clip`.
     """
     model = own_model(path, "vqgan")
-    return model if isinstance(model, VQGAN) else vqgan_from(open_source(path, config))
+    return _frozen(model if isinstance(model, VQGAN) else vqgan_from(open_source(path, config)))
 
 
 def load_code_transformer(path: str | Path, config: Settings = None) -> CodeTransformer:
@@ -52,7 +54,11 @@ def load_code_transformer(path: str | Path, config: Settings = None) -> CodeTran
     text-conditional), or a folder in our layout; see `load_clip`.
     """
     model = own_model(path, "transformer")
-    return model if isinstance(model, CodeTransformer) else transformer_from(open_source(path, config))
+    return _frozen(model if isinstance(model, CodeTransformer) else transformer_from(open_source(path, config)))
+
+
+def _frozen(model: Model) -> Model:
+    return model.eval().requires_grad_(False)
 
 
 def _failures_named(read: Callable[[Source], Model]) -> Callable[[Source], Model]:

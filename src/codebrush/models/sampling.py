@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-NUCLEUS = 512  # tokens that are looked at first for nucleus sampling
+NUCLEUS = 256  # tokens that are looked at first for nucleus sampling
 ROUNDING = 1e-3  # far more than the sum of a row can be off
 
 

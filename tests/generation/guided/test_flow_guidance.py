@@ -91,7 +91,7 @@ def test_the_gradient_is_that_of_clip_through_cutouts_and_decoder(folder: Path) 
     brush = Codebrush.from_pretrained(folder, device="cpu")
     brush.vqgan.decoder.conv_out.weight.div_(16)
     options = draw_options(brush.pack, {"n": 3, "rerank": 3, "seed": 5, "flow": FlowSettings(STEPS)})
-    how = FlowGuidance.of(1.0, {"cutouts": CUTOUTS, "distance": "cosine"}, {})
+    how = FlowGuidance.of(1.0, {"cutouts": CUTOUTS, "distance": "cosine", "precision": "float32"}, {})
     drawing = guided_drawing(brush.flow_sampler.prepare(PROMPT, options), guidance_models(brush), how)
     assert drawing.lead is not None
     latent = torch.randn(3, 8, 8, 8)
@@ -141,7 +141,8 @@ def test_every_option_changes_the_picture(brush: Codebrush, tmp_path: Path) -> N
     )
     for change in changes:
         assert not torch.equal(drawn(brush, **change)[0].codes, plain), change
-    assert torch.equal(drawn(brush, micro_batch=1)[0].codes, plain)
+    parts = [drawn(brush, precision="float32", **how)[0].codes for how in ({}, {"micro_batch": 1})]
+    assert torch.equal(*parts)  # in bfloat16 a part more or less rounds otherwise
     assert torch.equal(drawn(brush)[0].codes, plain)
     assert torch.equal(drawn(brush, scale=0.0)[0].codes, drawn(brush, scale=None)[0].codes)
 

@@ -35,9 +35,10 @@ def fast_inference(network: nn.Module, precision: str) -> AbstractContextManager
     if precision == "float32" or torch.is_grad_enabled():
         return nullcontext()
     products = (part for part in network.modules() if isinstance(part, nn.Linear | nn.Conv2d))
-    weights = sum(part.weight.numel() for part in products)
-    device = next(network.parameters()).device
-    return autocast("auto", device) if weights > LARGE and has_bf16(device) else nullcontext()
+    weights = [part.weight for part in products]
+    if sum(weight.numel() for weight in weights) <= LARGE:
+        return nullcontext()
+    return autocast("auto", weights[0].device) if has_bf16(weights[0].device) else nullcontext()
 
 
 def usable_device(device: str | torch.device | None) -> torch.device:

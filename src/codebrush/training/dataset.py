@@ -30,11 +30,11 @@ class SourceConfig:
     where: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
     group: str | None = None
-    weight: str | None = None
     image_column: str | None = None
     limit: Count | None = None
     exclude: tuple[str, ...] = ()
     strict: bool = False
+    weight: str | None = None
 
     def open(self) -> CaptionedImages:
         """The rows that this config names."""

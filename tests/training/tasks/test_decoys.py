@@ -30,7 +30,9 @@ RECIPE = CLIPRecipe(
     image_size=32, patch_size=8, width=32, layers=2, heads=2, text="bag", text_width=32, embed_dim=32,
     loss="sigmoid", token_table=False, learning_rate=3e-3, augmentation=STILL,
 )  # fmt: skip
-LOOP = LoopConfig(steps=60, batch_size=16, seed=0, warmup=5, ema_decay=0.9, threads=1, log_every=20)
+LOOP = LoopConfig(
+    steps=60, batch_size=16, seed=0, warmup=5, ema_decay=0.9, precision="32-true", threads=1, log_every=20,
+)  # fmt: skip
 
 
 def unit_rows(*shape: int) -> Tensor:

@@ -92,9 +92,11 @@ def test_small_files_of_huge_pictures_are_refused_together(url: str) -> None:
 
 
 def test_a_picture_is_explained(url: str, brush: Codebrush) -> None:
-    status, reply = call(f"{url}/v1/explain", {"image": data_url(PICTURES[0]), "text": "a red circle"})
+    picture = PICTURES[0].copy()
+    picture.paste("navy", (4, 8, 20, 24))  # of one colour, nothing of it would count more than the rest
+    status, reply = call(f"{url}/v1/explain", {"image": data_url(picture), "text": "a red circle"})
     (entry,) = reply["data"]
-    expected = brush.explain(PICTURES[0], "a red circle")
+    expected = brush.explain(picture, "a red circle")
     assert (status, reply["model"], entry["text"]) == (200, "micro", "a red circle")
     assert entry["cosine"] == pytest.approx(expected.maps.score, abs=1e-6)
     assert (entry["method"], entry["shown"]) == (expected.maps.method, expected.presence.shown)

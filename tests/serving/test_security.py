@@ -32,7 +32,7 @@ def code(reply: tuple[int, dict[str, Any], Any]) -> tuple[int, str]:
     return reply[0], reply[1]["error"]["code"]
 
 
-def test_a_key_is_asked_for(serve: Any, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_key_is_asked_for(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
     url, _ = serve(keys=("first-key", "second-key"))
     assert code(call(f"{url}/v1/models")) == (401, "invalid_api_key")
     for wrong in ("Bearer", "Bearer ", "Bearer first-ke", "Basic first-key", "first-key", "Bearer first-key2"):
@@ -44,7 +44,7 @@ def test_a_key_is_asked_for(serve: Any, capfd: pytest.CaptureFixture[str]) -> No
     job = call(f"{url}/v1/images/generations", asked, authorization="Bearer first-key")[1]["id"]
     assert call(f"{url}/v1/jobs/{job}", authorization="Bearer first-key")[0] == 200
     assert code(call(f"{url}/v1/jobs/{job}", authorization="Bearer second-key")) == (404, "not_found")
-    logged = capfd.readouterr().err
+    logged = caplog.text
     assert '"route": "/v1/jobs/{job}"' in logged
     for secret in ("first-key", "second-key", "secret wish"):
         assert secret not in logged

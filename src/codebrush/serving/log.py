@@ -1,16 +1,25 @@
-"""The server's log: one JSON object a line on stderr, without anything that a user wrote."""
+"""The server's log: one JSON object a line, without anything that a user wrote. `codebrush serve` has it on stderr."""
 
 import json
-import sys
+import logging
 import time
 import traceback
 from typing import Any
+
+_LOGGER = logging.getLogger("codebrush.serving")
+_LOGGER.setLevel(logging.INFO)
+
+
+def log_to_stderr() -> None:
+    """Write the log to stderr, and nowhere else."""
+    _LOGGER.handlers = [logging.StreamHandler()]
+    _LOGGER.propagate = False
 
 
 def log(what: str, **fields: Any) -> None:
     """Write one line: the time, what happened, and its `fields`."""
     line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": what, **fields}
-    print(json.dumps(line), file=sys.stderr, flush=True)
+    _LOGGER.info(json.dumps(line))
 
 
 def log_failure(error: BaseException, **fields: Any) -> None:

@@ -21,7 +21,7 @@ from codebrush.serving.api.app import make_app
 from codebrush.serving.jobs.engine import Engine
 from codebrush.serving.jobs.store import Store
 from codebrush.serving.library import Library
-from codebrush.serving.log import log
+from codebrush.serving.log import log, log_to_stderr
 from codebrush.serving.settings import Settings
 
 
@@ -33,6 +33,7 @@ def serve(settings: Settings) -> None:
         UsageError: if the address cannot be listened on, or a library is no folder.
         CodebrushError: if another server keeps its jobs in the same folder.
     """
+    log_to_stderr()
     packs: dict[str, Pack] = {}
     for source in settings.packs:
         packs[_name_of(source, packs)] = open_pack(source)

@@ -114,14 +114,14 @@ def test_a_training_is_stopped_resumed_and_its_pack_draws_at_once(server: Server
 
 @pytest.mark.long
 def test_a_training_ends_with_a_killed_server_and_goes_on_with_the_next(
-    served_brush: Codebrush, shapes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    served_brush: Codebrush, shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = tmp_path / "data"
     with running(served_brush, data, libraries=(shapes,)) as (url, engine):
         job = train(url, budget="240s")["id"]
         job_when(url, job, lambda job: has_checkpoint(engine))
     # the server was told to stop: the training has saved, and waits for the next start
-    process = int(re.findall(r'"training began".*?"process": (\d+)', capfd.readouterr().err)[-1])
+    process = int(re.findall(r'"training began".*?"process": (\d+)', caplog.text)[-1])
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
     with running(served_brush, data, libraries=(shapes,)) as (url, engine):

@@ -69,7 +69,7 @@ def test_a_job_that_fails_takes_no_other_with_it(engine: Engine) -> None:
 
 
 def test_what_is_no_callers_fault_is_told_in_general(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], brush: Codebrush
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, brush: Codebrush
 ) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a secret prompt")
@@ -80,7 +80,7 @@ def test_what_is_no_callers_fault_is_told_in_general(
     assert ended(job).error == {
         "code": "internal_error", "message": "something went wrong in the server; its log says what"
     }  # fmt: skip
-    logged = capsys.readouterr().err
+    logged = caplog.text
     assert "ZeroDivisionError" in logged
     assert "test_engine.py" in logged
     assert "secret" not in logged

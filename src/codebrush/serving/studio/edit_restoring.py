@@ -34,6 +34,7 @@ from codebrush.serving.studio.mask_painter import CLEAR
 from codebrush.serving.studio.parts import Values, cached
 from codebrush.serving.studio.restoring import (
     drawn_options,
+    enlarged_again,
     enlargement,
     pack_of,
     shown_values,
@@ -83,9 +84,7 @@ def restored_form(
 def _enlarged(context: Context, manifest: Mapping[str, Any], lost: list[str]) -> dict[str, Any]:
     """A picture of others that was enlarged."""
     steps = [dict(step) for step in manifest["upscaled"]]
-    if len(steps) > 1:
-        scales = ", then ".join(f"{step['scale']} times" for step in steps)
-        lost.append(f"It was enlarged more than once, {scales}: upscale what comes of each again")
+    enlarged_again([step["scale"] for step in steps], lost)
     for name in list(context.engine.packs):
         pack: Pack = context.engine.brush(name).pack
         if pack.has("upscaler") and pack.hash_of("upscaler") == steps[0].get("upscaler"):

@@ -1,7 +1,7 @@
 """What the forms of pictures share when they take up what a picture was made with, so that nothing of it is dropped
 without a word."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import gradio as gr
@@ -106,9 +106,7 @@ def enlargement(manifest: Mapping[str, Any], pack: Pack, lost: list[str]) -> dic
     steps = [(step["scale"], step.get("upscaler"), step.get("pack")) for step in manifest.get("upscaled", [])]
     if not steps:
         return {}
-    if len(steps) > 1:
-        scales = ", then ".join(f"{scale} times" for scale, _, _ in steps)
-        lost.append(f"It was enlarged more than once, {scales}: use Upscale for each")
+    if enlarged_again([scale for scale, _, _ in steps], lost):
         return {}
     ((scale, digest, theirs),) = steps
     if not pack.has("upscaler"):
@@ -117,6 +115,14 @@ def enlargement(manifest: Mapping[str, Any], pack: Pack, lost: list[str]) -> dic
     if digest != pack.hash_of("upscaler"):
         lost.append(f"It was enlarged by another upscaler, of the pack '{theirs}'")
     return {"upscale": scale}
+
+
+def enlarged_again(scales: Sequence[int], lost: list[str]) -> bool:
+    """Whether a picture was enlarged several times, for which no form has a place; that is said."""
+    if len(scales) > 1:
+        said = ", then ".join(f"{scale} times" for scale in scales)
+        lost.append(f"It was enlarged more than once, {said}: use Upscale once for each")
+    return len(scales) > 1
 
 
 def within_limits(

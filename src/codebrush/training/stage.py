@@ -106,7 +106,7 @@ def resized(plan: StagePlan, materials: Materials, cache: Path) -> Materials:
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """A candidate for a time budget: a recipe, its batch size, and how many pictures it must see to be worth it."""
 
     name: str
@@ -194,7 +194,7 @@ class Stage(ABC):
         """The plan of a stage trained alone, changed where `start` decides a setting."""
         return plan
 
-    def sizes(self, image_size: int) -> Sequence[Size]:
+    def sizes(self, image_size: int) -> Sequence[ModelSize]:
         """The candidates for a time budget, smallest first, for square pictures of `image_size` pixels."""
         return ()
 

@@ -32,7 +32,7 @@ from codebrush.training.packs.pack_training import train_pack
 from codebrush.training.packs.request import PackRequest
 from codebrush.training.recipes import read_recipes
 from codebrush.training.run_folder import has_begun
-from codebrush.training.stage import Size, StagePlan
+from codebrush.training.stage import ModelSize, StagePlan
 from codebrush.training.tasks.prior import PriorRecipe
 from codebrush.training.tasks.upscaler import UpscalerRecipe
 
@@ -311,7 +311,7 @@ def test_a_folder_with_other_things_is_left_alone(shapes: Path, tmp_path: Path):
 def test_a_budget_makes_a_pack_that_draws(
     shapes: Path, tmp_path: Path, clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(Size, "least", lambda size, started: 2 * size.batch_size)  # the real ones take 300 steps
+    monkeypatch.setattr(ModelSize, "least", lambda size, started: 2 * size.batch_size)  # the real ones take 300 steps
     started = clock()
     given = request(shapes, tmp_path / "timed", plans={}, budget=BUDGET, tokenizer="wordpiece", image_size=32)
     report = train_pack(given, print, draw_preview)

@@ -31,7 +31,7 @@ from codebrush.training.packs.timing import measure_step
 from codebrush.training.registry import STAGES
 from codebrush.training.run_folder import MODEL_FOLDER, read_plan, write_plan
 from codebrush.training.run_stage import make_network, make_task, run_figures, run_stage
-from codebrush.training.stage import Materials, Size, StagePlan
+from codebrush.training.stage import Materials, ModelSize, StagePlan
 from codebrush.training.tasks.clip import CLIPRecipe
 from codebrush.training.tasks.code_transformer import TransformerRecipe
 from codebrush.training.tasks.vqgan import VQGANRecipe
@@ -77,13 +77,15 @@ def test_seconds_are_spelt_as_a_budget_that_is_no_shorter(seconds: float):
     assert seconds <= parse_budget(spell_seconds(seconds)) <= 1.5 * seconds + 60
 
 
-CANDIDATES = [Size(name, TINY, 10, examples) for name, examples in (("small", 100), ("medium", 400), ("large", 2000))]
+CANDIDATES = [
+    ModelSize(name, TINY, 10, examples) for name, examples in (("small", 100), ("medium", 400), ("large", 2000))
+]
 
 
-def timer(seconds: dict[str, float]) -> tuple[Callable[[Size], float], list[str]]:
+def timer(seconds: dict[str, float]) -> tuple[Callable[[ModelSize], float], list[str]]:
     asked: list[str] = []
 
-    def time_steps(size: Size) -> float:
+    def time_steps(size: ModelSize) -> float:
         asked.append(size.name)
         return seconds[size.name]
 

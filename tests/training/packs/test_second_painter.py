@@ -16,7 +16,7 @@ from codebrush.training.packs import member_training
 from codebrush.training.packs.member_training import MemberTraining
 from codebrush.training.packs.pack_training import train_pack
 from codebrush.training.registry import STAGES
-from codebrush.training.stage import Size, StagePlan
+from codebrush.training.stage import ModelSize, StagePlan
 from codebrush.training.tasks.flow import FlowRecipe
 from codebrush.training.tasks.prior import PriorRecipe
 
@@ -41,7 +41,7 @@ def plan(
 def test_a_large_budget_trains_both_painters(
     plan: Callable[[float], dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Size, "least", lambda size, started: 4)
+    monkeypatch.setattr(ModelSize, "least", lambda size, started: 4)
     found = plan(10 * BUDGET)
     assert {stage: line.split()[0] for stage, line in found.items()} == dict.fromkeys(found, "about")
     assert float(found["flow"].split()[1]) == pytest.approx(float(found["transformer"].split()[1]), abs=1)
@@ -52,7 +52,7 @@ def test_a_large_budget_trains_both_painters(
 def test_a_flow_that_is_short_or_beside_one_that_is_short_is_no_part_of_the_plan(
     short: type, plan: Callable[[float], dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Size, "least", lambda size, started: 10**9 if isinstance(size.recipe, short) else 4)
+    monkeypatch.setattr(ModelSize, "least", lambda size, started: 10**9 if isinstance(size.recipe, short) else 4)
     found = plan(10 * BUDGET)
     assert "flow" not in found
     assert found["transformer"].startswith("about")
@@ -63,7 +63,7 @@ def test_stages_that_have_ended_are_resumed_without_a_plan_for_a_flow(
     plan: Callable[[float], dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A training stopped while the pack was written: its networks are not read yet when it plans."""
-    monkeypatch.setattr(Size, "least", lambda size, started: 4)
+    monkeypatch.setattr(ModelSize, "least", lambda size, started: 4)
     for asked in ("has_begun", "is_done"):
         monkeypatch.setattr(member_training, asked, lambda folder: folder.name != "flow")
     monkeypatch.setattr(MemberTraining, "run", lambda *_: pytest.fail("planned"))
@@ -73,7 +73,7 @@ def test_stages_that_have_ended_are_resumed_without_a_plan_for_a_flow(
 def test_a_flow_may_be_added_while_later_stages_have_not_begun(
     plan: Callable[[float], dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Size, "least", lambda size, started: 4)
+    monkeypatch.setattr(ModelSize, "least", lambda size, started: 4)
     for asked in ("has_begun", "is_done"):
         monkeypatch.setattr(member_training, asked, lambda folder: folder.name in ("clip", "vqgan", "transformer"))
     monkeypatch.setattr(MemberTraining, "run", lambda *_: pytest.fail("planned"))

@@ -25,7 +25,7 @@ from codebrush.training.packs.budget import parse_budget
 from codebrush.training.packs.pack_training import train_pack
 from codebrush.training.packs.start import Start
 from codebrush.training.registry import STAGES
-from codebrush.training.stage import Size
+from codebrush.training.stage import ModelSize
 
 
 def test_the_work_is_deleted_with_the_pack_written_and_nothing_else_is_left(shapes: Path, tmp_path: Path):
@@ -102,7 +102,7 @@ def test_stages_without_time_are_left_out_by_name_or_taken_from_the_start(
 def test_the_time_of_stages_that_are_left_out_is_used_by_those_that_are_trained(
     pack, shapes: Path, tmp_path: Path, clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(Size, "least", lambda size, started: 16 if started else 10**9)
+    monkeypatch.setattr(ModelSize, "least", lambda size, started: 16 if started else 10**9)
     given = request(shapes, tmp_path / "second", plans={}, budget=BUDGET, start=pack[0], image_size=None)
     said: list[str] = []
     monkeypatch.setattr(Loop, "run", lambda *_, **__: pytest.fail("planned"))
@@ -127,7 +127,7 @@ def test_a_stage_that_was_to_be_left_out_is_trained_where_an_earlier_one_saved_e
     step, shares = Loop._train_step, {"clip": 0.5, "vqgan": 0.4, "transformer": 0.1}
     for stage in STAGES.values():
         monkeypatch.setattr(type(stage), "share", shares.get(stage.name, 0.0))
-    monkeypatch.setattr(Size, "least", lambda size, started: 200 if size.examples == 20_000 else 16)
+    monkeypatch.setattr(ModelSize, "least", lambda size, started: 200 if size.examples == 20_000 else 16)
 
     def stops(loop: Loop, batch: Any) -> None:  # the VQGAN ends after few steps
         step(loop, batch)

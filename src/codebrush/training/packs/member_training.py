@@ -36,7 +36,7 @@ from codebrush.training.packs.verdict import KNOWN
 from codebrush.training.registry import ENTRIES, STAGES
 from codebrush.training.run_folder import has_begun, is_done, read_plan
 from codebrush.training.run_stage import run_figures, run_stage
-from codebrush.training.stage import Materials, Size, Stage, StagePlan
+from codebrush.training.stage import Materials, ModelSize, Stage, StagePlan
 
 LEFT_OUT_FILE = "left-out.json"
 SMALL_SIDE = 64  # pixels, of pictures that a short budget may be enough for
@@ -338,7 +338,7 @@ class MemberTraining:
         remaining = self.stages[[each.name for each in self.stages].index(stage.name) :]
         return stage_seconds(self._left(), self._claims(remaining))
 
-    def _candidates(self, stage: Stage, start: Any) -> list[Size]:
+    def _candidates(self, stage: Stage, start: Any) -> list[ModelSize]:
         """The sizes to choose from: of a stage that begins from a network there is one, that network's."""
         most = max(2, len(self.materials.data) // 2)
         sizes = stage.sizes(self.materials.image_size)
@@ -346,7 +346,7 @@ class MemberTraining:
             sizes = [replace(sizes[0], batch_size=max(1, sizes[0].batch_size // 2))]
         return [replace(size, batch_size=min(size.batch_size, most)) for size in sizes]
 
-    def _step(self, stage: Stage, size: Size, start: PretrainedModel | None, seconds: float) -> float:
+    def _step(self, stage: Stage, size: ModelSize, start: PretrainedModel | None, seconds: float) -> float:
         """Seconds of a step, timed once."""
         if (stage.name, size.name) not in self.timed:
             plan = self._plan_of(stage, size, WARM_STEPS + TIMED_STEPS, start)
@@ -369,7 +369,7 @@ class MemberTraining:
         return replace(plan, facts={**facts, ENCODED: len(self.materials.data)})
 
     def _plan_of(
-        self, stage: Stage, size: Size, steps: int, start: PretrainedModel | None, previews: bool = False
+        self, stage: Stage, size: ModelSize, steps: int, start: PretrainedModel | None, previews: bool = False
     ) -> StagePlan:
         request = self.request
         recipe = stage.adapt(size.recipe, self.materials, start, request.tokenizer == "wordpiece")

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from codebrush.training.stage import Size
+from codebrush.training.stage import ModelSize
 
 WARM_STEPS, TIMED_STEPS = 2, 3
 TIMING_SHARE = 0.1  # of the seconds of a stage, after which the timing of a size ends
@@ -28,14 +28,16 @@ class Pace(NamedTuple):
         return self.least / max(1, self.seen(seconds))
 
 
-def choose(candidates: Sequence[Size], seconds: float, time_steps: Callable[[Size], float]) -> tuple[Size, int, float]:
+def choose(
+    candidates: Sequence[ModelSize], seconds: float, time_steps: Callable[[ModelSize], float]
+) -> tuple[ModelSize, int, float]:
     """The largest size that sees enough pictures within `seconds`, its number of steps, and its seconds a step.
 
     `time_steps` trains a throw-away network of a size for a few steps and returns the seconds of one; the time that
     takes is part of `seconds`. A larger size is tried only if the one before had time to spare. There may be
     time for no step at all.
     """
-    best: tuple[Size, int, float] | None = None
+    best: tuple[ModelSize, int, float] | None = None
     started = time.monotonic()
     for size in candidates:
         per_step = time_steps(size)

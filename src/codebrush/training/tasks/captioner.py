@@ -22,7 +22,7 @@ from codebrush.training.dataset import Captioned
 from codebrush.training.engine.optimizer import make_adamw
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight, Whole
-from codebrush.training.stage import Materials, Size, Stage, StagePlan, needed
+from codebrush.training.stage import Materials, ModelSize, Stage, StagePlan, needed
 from codebrush.training.tasks.augmentation import Augmentation, draw_affine, move
 from codebrush.training.tasks.captioner_pairs import QA, AskRule, CaptionPairs, make_vocabulary, scene_pairs
 from codebrush.training.tasks.patch_labels import (
@@ -293,12 +293,14 @@ class CaptionerStage(Stage):
         made = make_vocabulary(pairs, bool(recipe.scene_share), recipe.vocab_size, recipe.context_length)
         return replace(materials, tokenizers={**materials.tokenizers, self.name: made})
 
-    def sizes(self, image_size: int) -> Sequence[Size]:
+    def sizes(self, image_size: int) -> Sequence[ModelSize]:
         """Three sizes, from 2 layers to 6."""
         return [
-            Size("small", CaptionerRecipe(width=96, layers=2, vocab_size=1024, learning_rate=2e-3), 16, 20_000),
-            Size("medium", CaptionerRecipe(width=192, layers=4), 32, 100_000),
-            Size("large", CaptionerRecipe(width=384, layers=6, vocab_size=4096, learning_rate=6e-4), 64, 1_000_000),
+            ModelSize("small", CaptionerRecipe(width=96, layers=2, vocab_size=1024, learning_rate=2e-3), 16, 20_000),
+            ModelSize("medium", CaptionerRecipe(width=192, layers=4), 32, 100_000),
+            ModelSize(
+                "large", CaptionerRecipe(width=384, layers=6, vocab_size=4096, learning_rate=6e-4), 64, 1_000_000
+            ),
         ]
 
 

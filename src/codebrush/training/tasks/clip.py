@@ -29,7 +29,7 @@ from codebrush.training.engine.task import Hooks, Objective
 from codebrush.training.field_types import Count, Part, Rate, Share, Weight, Whole
 from codebrush.training.fine_tuning import ReplayedRows, replayed_rows
 from codebrush.training.forgetting import ForgettingGate, ZeroShot
-from codebrush.training.stage import GRID, Materials, Size, Stage, StagePlan
+from codebrush.training.stage import GRID, Materials, ModelSize, Stage, StagePlan
 from codebrush.training.tasks.augmentation import (
     Augmentation,
     change_appearance,
@@ -359,12 +359,12 @@ class CLIPStage(Stage):
         warn(f"pictures are {size} x {size}, as the CLIP of --from reads them")
         return replace(plan, recipe=replace(plan.recipe, image_size=size))
 
-    def sizes(self, image_size: int) -> Sequence[Size]:
+    def sizes(self, image_size: int) -> Sequence[ModelSize]:
         """Three sizes: ResNets if the pictures are large enough for their stride, otherwise vision transformers."""
         return [
-            Size("small", _sized_recipe(image_size, 16, 128, 2, 128), 128, 20_000),
-            Size("medium", _sized_recipe(image_size, 32, 256, 4, 256), 256, 100_000),
-            Size("large", _sized_recipe(image_size, 64, 384, 6, 384), 512, 1_000_000),
+            ModelSize("small", _sized_recipe(image_size, 16, 128, 2, 128), 128, 20_000),
+            ModelSize("medium", _sized_recipe(image_size, 32, 256, 4, 256), 256, 100_000),
+            ModelSize("large", _sized_recipe(image_size, 64, 384, 6, 384), 512, 1_000_000),
         ]
 
     def adapt(self, recipe: CLIPRecipe, materials: Materials, start: CLIP | None, wordpiece: bool) -> CLIPRecipe:

@@ -26,7 +26,7 @@ from codebrush.training.engine.optimizer import make_adamw
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
 from codebrush.training.make_bank import make_bank
-from codebrush.training.stage import GRID, Materials, Size, Stage, StagePlan, halvings, needed
+from codebrush.training.stage import GRID, Materials, ModelSize, Stage, StagePlan, halvings, needed
 from codebrush.training.tasks.code_loss import code_likeness, code_loss
 from codebrush.training.tasks.conditions import GIVEN, SOURCE, ConditionShares, image_embeddings, rows_of_each
 
@@ -360,13 +360,13 @@ class CodeTransformerStage(Stage):
         """The size of the VQGAN's pictures."""
         return models["vqgan"].config.image_size if "vqgan" in models else super().picture_size({}, pack)
 
-    def sizes(self, image_size: int) -> Sequence[Size]:
+    def sizes(self, image_size: int) -> Sequence[ModelSize]:
         """Three sizes, which also learn to vary pictures and to fill holes; grids from 16 x 16 codes on use blocks."""
         block = 2 if (image_size >> halvings(image_size)) >= 2 * GRID else 1
         return [
-            Size("small", _sized_recipe(128, 4, 4, 2e-3, block), 32, 20_000),
-            Size("medium", _sized_recipe(256, 8, 4, 1e-3, block), 64, 150_000),
-            Size("large", _sized_recipe(512, 12, 8, 6e-4, block), 128, 1_500_000),
+            ModelSize("small", _sized_recipe(128, 4, 4, 2e-3, block), 32, 20_000),
+            ModelSize("medium", _sized_recipe(256, 8, 4, 1e-3, block), 64, 150_000),
+            ModelSize("large", _sized_recipe(512, 12, 8, 6e-4, block), 128, 1_500_000),
         ]
 
     def adapt(self, recipe: Any, materials: Materials, start: Any, wordpiece: bool) -> Any:

@@ -24,7 +24,7 @@ from codebrush.training.dataset import Captioned, evenly
 from codebrush.training.engine.optimizer import make_adamw
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
-from codebrush.training.stage import Materials, Size, Stage, StagePlan, needed
+from codebrush.training.stage import Materials, ModelSize, Stage, StagePlan, needed
 from codebrush.training.tasks.conditions import GIVEN, ConditionShares, image_embeddings, rows_of_each
 
 MEASURED = 4096  # latents of which mean and deviation are taken
@@ -203,12 +203,12 @@ class FlowStage(Stage):
         shape = (len(materials.data), vqgan.config.code_dim, *vqgan.code_grid(materials.image_size))
         return replace(materials, latents=np.zeros(shape, np.float16))
 
-    def sizes(self, image_size: int) -> Sequence[Size]:
+    def sizes(self, image_size: int) -> Sequence[ModelSize]:
         """Three sizes, which also learn to vary pictures and to fill holes."""
         return [
-            Size("small", _sized_recipe(128, 4, 32, 2e-3), 32, 300_000),
-            Size("medium", _sized_recipe(256, 6, 64, 1e-3), 64, 1_000_000),
-            Size("large", _sized_recipe(384, 10, 64, 6e-4), 128, 4_000_000),
+            ModelSize("small", _sized_recipe(128, 4, 32, 2e-3), 32, 300_000),
+            ModelSize("medium", _sized_recipe(256, 6, 64, 1e-3), 64, 1_000_000),
+            ModelSize("large", _sized_recipe(384, 10, 64, 6e-4), 128, 4_000_000),
         ]
 
     def adapt(self, recipe: Any, materials: Materials, start: Any, wordpiece: bool) -> Any:

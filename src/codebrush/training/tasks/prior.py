@@ -16,7 +16,7 @@ from codebrush.training.dataset import Captioned, CaptionTokens
 from codebrush.training.engine.optimizer import make_adamw
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
-from codebrush.training.stage import Materials, Size, Stage, StagePlan
+from codebrush.training.stage import Materials, ModelSize, Stage, StagePlan
 
 SHARPNESS = 20.0  # factor on the cosines in the softmax over the pictures of a batch
 
@@ -100,11 +100,11 @@ class PriorStage(Stage):
         """The training on captions and their pictures."""
         return PriorTask(network, plan.recipe, materials.need(CLIP), materials.data, materials.tokenizer)
 
-    def sizes(self, image_size: int) -> Sequence[Size]:
+    def sizes(self, image_size: int) -> Sequence[ModelSize]:
         """Two sizes; a prior is small beside the other models."""
         return [
-            Size("small", PriorRecipe(width=256), 64, 10_000),
-            Size("large", PriorRecipe(width=1024), 256, 1_000_000),
+            ModelSize("small", PriorRecipe(width=256), 64, 10_000),
+            ModelSize("large", PriorRecipe(width=1024), 256, 1_000_000),
         ]
 
 

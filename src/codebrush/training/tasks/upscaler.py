@@ -19,7 +19,7 @@ from codebrush.pack.members import MEMBERS
 from codebrush.training.dataset import Captioned, evenly
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight, Whole
-from codebrush.training.stage import Materials, Size, Stage, StagePlan, resized
+from codebrush.training.stage import Materials, ModelSize, Stage, StagePlan, resized
 from codebrush.training.tasks.gan import DISCRIMINATOR, discriminator_objective, with_discriminator
 from codebrush.training.tasks.perceptual import perceptual_distance
 from codebrush.training.tasks.psnr import psnr
@@ -238,13 +238,15 @@ class UpscalerStage(Stage):
         """The materials with pictures of the size that enlarged pictures have."""
         return resized(plan, materials, cache)
 
-    def sizes(self, image_size: int) -> Sequence[Size]:
+    def sizes(self, image_size: int) -> Sequence[ModelSize]:
         """Three sizes, for pictures twice as large as those of the pack."""
         target = 2 * image_size
         return [
-            Size("small", UpscalerRecipe(width=32, blocks=4, target_size=target, learning_rate=2e-3), 8, 10_000),
-            Size("medium", UpscalerRecipe(target_size=target), 16, 100_000),
-            Size("large", UpscalerRecipe(width=64, blocks=16, target_size=target, learning_rate=4e-4), 32, 1_000_000),
+            ModelSize("small", UpscalerRecipe(width=32, blocks=4, target_size=target, learning_rate=2e-3), 8, 10_000),
+            ModelSize("medium", UpscalerRecipe(target_size=target), 16, 100_000),
+            ModelSize(
+                "large", UpscalerRecipe(width=64, blocks=16, target_size=target, learning_rate=4e-4), 32, 1_000_000
+            ),
         ]
 
     def adapt(

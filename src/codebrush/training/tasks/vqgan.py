@@ -20,7 +20,7 @@ from codebrush.pack.members import MEMBERS
 from codebrush.training.dataset import Captioned, evenly
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
-from codebrush.training.stage import GRID, Materials, Size, Stage, StagePlan, halvings
+from codebrush.training.stage import GRID, Materials, ModelSize, Stage, StagePlan, halvings
 from codebrush.training.tasks.augmentation import Augmentation, draw_affine, move
 from codebrush.training.tasks.gan import DISCRIMINATOR, discriminator_objective, with_discriminator
 from codebrush.training.tasks.perceptual import perceptual_distance
@@ -222,13 +222,13 @@ class VQGANStage(Stage):
         """The recipe without a discriminator if training begins from a network, whose decoder has had one."""
         return recipe if start is None else replace(recipe, adversarial=0.0, l2=4.0)
 
-    def sizes(self, image_size: int) -> Sequence[Size]:
+    def sizes(self, image_size: int) -> Sequence[ModelSize]:
         """Three sizes, with up to 8 pixels a code."""
         levels = halvings(image_size)
         return [
-            Size("small", _sized_recipe(image_size, levels, 16, 256, (1, 2, 2, 4)), 16, 10_000),
-            Size("medium", _sized_recipe(image_size, levels, 32, 1024, (1, 2, 2, 4)), 32, 60_000),
-            Size("large", _sized_recipe(image_size, levels, 64, 4096, (1, 2, 4, 4)), 32, 600_000),
+            ModelSize("small", _sized_recipe(image_size, levels, 16, 256, (1, 2, 2, 4)), 16, 10_000),
+            ModelSize("medium", _sized_recipe(image_size, levels, 32, 1024, (1, 2, 2, 4)), 32, 60_000),
+            ModelSize("large", _sized_recipe(image_size, levels, 64, 4096, (1, 2, 4, 4)), 32, 600_000),
         ]
 
 

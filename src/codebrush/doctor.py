@@ -14,7 +14,7 @@ import torch
 
 from codebrush.models.precision import has_bf16
 from codebrush.optional import GIVES, PACKAGES, installed_version
-from codebrush.pack.members import MEMBERS
+from codebrush.pack.members import MEMBERS, PAINTERS
 from codebrush.pack.pack import home, open_pack
 from codebrush.pipeline import Codebrush
 from codebrush.version import __version__
@@ -178,7 +178,7 @@ def _pack(source: str | Path) -> dict[str, Any]:
         getattr(pack, name)
     about: dict[str, Any] = {"name": pack.name, "version": pack.info.get("version"), "folder": str(pack.folder)}
     about |= {"image_size": pack.image_size, "members": members, "read_seconds": time.perf_counter() - start}
-    if pack.has("transformer") or pack.has("flow"):
+    if any(map(pack.has, PAINTERS.values())):
         start = time.perf_counter()
         with heard(lambda text, number: None):  # of what it shows nothing is promised
             (result,) = Codebrush(pack).generate(PROMPT, n=1, rerank=1)

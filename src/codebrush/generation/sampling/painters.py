@@ -18,14 +18,14 @@ from codebrush.models.condition import Condition
 from codebrush.models.flow_transformer import FlowTransformer
 from codebrush.models.layers.packed_linear import can_pack, with_packed_linears
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack.members import usual_painter_of
+from codebrush.pack.members import PAINTERS, usual_painter_of
 from codebrush.pack.pack import Pack, PainterConfig
 from codebrush.progress import Progress, shares
 
 
 def draws(pack: Pack) -> bool:
     """Whether a pack has a painter."""
-    return pack.has("transformer") or pack.has("flow")
+    return any(map(pack.has, PAINTERS.values()))
 
 
 def usual_painter(pack: Pack) -> str:

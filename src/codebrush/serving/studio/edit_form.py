@@ -13,6 +13,7 @@ from codebrush.generation.editing.interpolation import THROUGH
 from codebrush.generation.options import SAMPLING
 from codebrush.generation.sampling.painters import usual_painter
 from codebrush.models.translator import TranslatorConfig
+from codebrush.pack.members import PAINTERS
 from codebrush.pack.pack import Pack
 from codebrush.serving.api.context import Context
 from codebrush.serving.api.edits import PASSED
@@ -345,7 +346,7 @@ def targets_of(pack: Pack) -> Sequence[str]:
 
 
 def _painters(pack: Pack) -> list[tuple[str, str]]:
-    names = [name for name, member in (("sample", "transformer"), ("flow", "flow")) if pack.has(member)]
+    names = [name for name, member in PAINTERS.items() if pack.has(member)]
     return [("usual", USUAL), *((name, name) for name in names)]
 
 
@@ -355,7 +356,7 @@ def _throughs(pack: Pack) -> list[str]:
 
 def _ways(pack: Pack) -> list[tuple[str, str]]:
     drawn = pack.info.get("translation", {}).get("styles")
-    ways = [("the translator", "translator")] if pack.has("translator") else []
+    ways = [("the translator", TRANSLATOR)] if pack.has("translator") else []
     ways += [("drawing codes", "codes")] if drawn and pack.has("transformer") else []
-    ways += [("a flow", "flow")] if drawn and pack.has("flow") else []
-    return ways or [("the translator", "translator")]
+    ways += [("a flow", FLOW)] if drawn and pack.has("flow") else []
+    return ways or [("the translator", TRANSLATOR)]

@@ -10,7 +10,7 @@ import gradio as gr
 from codebrush.data.decoding.images import decode_image
 from codebrush.data.masks import white_where_clear
 from codebrush.errors import CodebrushError
-from codebrush.generation.manifest import damage_reported
+from codebrush.generation.manifest import by_flow, by_translator, damage_reported
 from codebrush.generation.sources import pixels_sha256
 from codebrush.generation.transparent_ground import is_transparent
 from codebrush.pack.pack import Pack
@@ -114,10 +114,10 @@ def _edited(context: Context, manifest: Mapping[str, Any], lost: list[str]) -> d
     words = str(details.get("prompt", ""))
     found: dict[str, Any] = {"model": name, **(words_of(pack, words) if words.strip() else {})}
     found |= enlargement(manifest, pack, lost)
-    if "translator" in manifest:
+    if by_translator(manifest):
         return found | {"task": TRANSLATE, "to": details["style"], "by": TRANSLATOR}
     found |= {"seed": operator.index(manifest["seed"]), "random": False, **drawn_options(manifest)}
-    kind, flows = manifest["method"], "flow" in manifest["options"]
+    kind, flows = manifest["method"], by_flow(manifest)
     if not flows:
         found.pop("steps", None)  # of a masked transformer: the form has those of a flow alone
     placed = {*found, "style", "strength", "box", *details.get("extend", ())}

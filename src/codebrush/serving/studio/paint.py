@@ -6,8 +6,8 @@ from typing import Any
 import gradio as gr
 
 from codebrush.serving.jobs.job import Job
-from codebrush.serving.studio.paint_form import PaintForm
-from codebrush.serving.studio.paint_restoring import METHODS, restored_form
+from codebrush.serving.studio.paint_form import METHOD_LABELS, PaintForm
+from codebrush.serving.studio.paint_restoring import restored_form
 from codebrush.serving.studio.parts import Studio, Tab, Values
 from codebrush.serving.studio.results import Results
 
@@ -33,7 +33,7 @@ def build(studio: Studio) -> Tab:
         return restored_form(form, studio.context, manifest, owner)
 
     return Tab(
-        verb="Use as start", picture=form.fields["start"], around=form.guidance, methods=METHODS,
+        verb="Use as start", picture=form.fields["start"], around=form.guidance, methods=tuple(METHOD_LABELS),
         restored=[*form.fields.values(), form.touched], restore=restore, packs=form.fields["model"],
         pack_fields=[form.fields[name] for name in form.of_pack(form.pack)], pack_chosen=form.pack_chosen,
     )  # fmt: skip

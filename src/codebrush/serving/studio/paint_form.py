@@ -11,6 +11,7 @@ from codebrush.generation.guided.option_help import help_of, shown_value, usual_
 from codebrush.generation.guided.presets import PRESETS
 from codebrush.generation.options import DEFAULTS, FLOW_SAMPLERS
 from codebrush.generation.sampling.painters import usual_painter
+from codebrush.pack.members import PAINTERS
 from codebrush.pack.pack import Pack
 from codebrush.serving.api.context import Context
 from codebrush.serving.api.images import job_request
@@ -26,8 +27,12 @@ PICTURES = {"guide": 1}  # by method; else
 USUAL_PICTURES = 4
 KEPT = ("style", "method", "size")  # what is chosen in them stays so with another pack that offers it
 # What each method needs of a pack.
-NEEDS = {"sample": ("transformer",), "flow": ("flow",), "retrieve": ("transformer",), "guide": ("clip", "vqgan")}
-METHOD_LABELS = {"sample": "sample", "flow": "flow", "retrieve": "retrieve", "guide": "guide (VQGAN-CLIP)"}
+NEEDS = {
+    **{name: (member,) for name, member in PAINTERS.items()},
+    "retrieve": ("transformer",),
+    "guide": ("clip", "vqgan"),
+}
+METHOD_LABELS = {**{name: name for name in NEEDS}, "guide": "guide (VQGAN-CLIP)"}
 
 
 class PaintForm:

@@ -35,7 +35,6 @@ from codebrush.serving.studio.restoring import (
 from codebrush.text.pasted import typed_text
 
 LOOKED_AT = 500  # jobs of the caller, latest first
-METHODS = ("sample", "flow", "retrieve", "guide")
 NO_START = "Give its start picture again, which is not part of it"
 
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from html import escape
 from typing import Any
 
+from codebrush.pack.members import MEMBERS
 from codebrush.serving.jobs.job import CANCELLING, Job
 from codebrush.serving.studio import views
 from codebrush.serving.studio.parts import note
@@ -11,10 +12,6 @@ from codebrush.serving.work.training import Trainer
 from codebrush.serving.work.training_report import SHEETS
 from codebrush.training.packs.places import RECONSTRUCTIONS, SAMPLES
 
-STAGES = {
-    "clip": "CLIP", "vqgan": "VQGAN", "transformer": "Code transformer", "flow": "Flow transformer", "prior": "Prior",
-    "captioner": "Captioner", "upscaler": "Upscaler", "translator": "Translator",
-}  # fmt: skip
 SHEET_TITLES = {SAMPLES: "What it draws", RECONSTRUCTIONS: "Pictures, and what the VQGAN makes of them"}
 LAST_PREVIEWS = 4
 GB, MB = 1024**3, 1024**2
@@ -62,12 +59,18 @@ def report(trainer: Trainer, job: Job) -> str:
     return f'{_pictures(trainer, job)}<div class="cb-curves">{curves}</div>{words}{disk}'
 
 
+def _member(stage: str) -> str:
+    """What a stage trains, as the beginning of a line."""
+    label = MEMBERS[stage].label if stage in MEMBERS else stage
+    return label[:1].upper() + label[1:]
+
+
 def _curve(stage: str, points: list[dict[str, float]]) -> str:
     own = f"{stage}_loss"
     name = own if points and own in points[-1] else next((key for key in (points or [{}])[-1] if "loss" in key), own)
     values = [point[name] for point in points if name in point]
     steps = round(points[-1]["step"]) if points else 0
-    return views.curve(values, f"{STAGES.get(stage, stage)}: loss", steps)
+    return views.curve(values, f"{_member(stage)}: loss", steps)
 
 
 def _pictures(trainer: Trainer, job: Job) -> str:
@@ -87,7 +90,7 @@ def _title(name: str) -> str:
     if name in SHEET_TITLES:
         return SHEET_TITLES[name]
     stage, _, step = name.removesuffix(".png").rpartition("_")
-    return f"{STAGES.get(stage, stage)} after {int(step):,} steps" if step.isdecimal() else name
+    return f"{_member(stage)} after {int(step):,} steps" if step.isdecimal() else name
 
 
 def listed(trainer: Trainer, running: Collection[str], packs: Collection[str]) -> str:

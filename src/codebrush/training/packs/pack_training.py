@@ -11,9 +11,8 @@ from typing import Any
 from codebrush.data.sources.unread import amount
 from codebrush.errors import CodebrushError, TrainingError, UsageError
 from codebrush.files import atomic_file, held_alone
-from codebrush.models.code_transformer import CodeTransformer
-from codebrush.models.flow_transformer import FlowTransformer
 from codebrush.models.vqgan import VQGAN
+from codebrush.pack.members import PAINTERS
 from codebrush.pack.pack import PACK_FILE
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned, evenly, load_captioned
@@ -35,7 +34,6 @@ from codebrush.training.tokenizers import check_tokenizer, make_tokenizer
 
 IMAGE_SIZE = 64  # of packs that begin from nothing, unless the request says otherwise
 LOOKED_AT = 64  # pictures by which it is seen whether they have to be enlarged
-PAINTERS = {"transformer": CodeTransformer, "flow": FlowTransformer}  # by stage; the first draws the sheet
 FEW, SHEET = 4, 16  # samples that are drawn where there is no time for a whole sheet, and those of one
 
 
@@ -188,8 +186,9 @@ def _draw_samples(draw: Callable[..., Any], materials: Materials, painter: Any, 
 def _finish(training: MemberTraining, source: Any, figures: dict[str, Any]) -> dict[str, Any]:
     """Measure what was trained, write the pack with its sheets and curves, and judge it in words."""
     request, materials, work = training.request, training.materials, training.work
-    painters = {name: found for name, kind in PAINTERS.items() if (found := materials.find(kind)) is not None}
-    painter, left = next(iter(painters.values()), None), training.seconds_for_sheets()
+    painters = [name for name in PAINTERS.values() if name in materials.models]
+    painter = materials.models[painters[0]] if painters else None  # which draws the sheet
+    left = training.seconds_for_sheets()
     began = time.monotonic()
     psnr, rebuilt = reconstructions(materials.need(VQGAN), materials.data, began + left / 3)
     left -= time.monotonic() - began

@@ -19,9 +19,9 @@ from codebrush.data.decoding.images import read_manifest
 from codebrush.models.upscaler import Upscaler, UpscalerConfig
 from codebrush.serving.api.context import Context
 from codebrush.serving.settings import Settings
-from codebrush.serving.studio.edit_form import EditForm
-from codebrush.serving.studio.edit_restoring import NO_SOURCE, restored_form
-from codebrush.serving.studio.mask_painter import begun
+from codebrush.serving.studio.edit.form import EditForm
+from codebrush.serving.studio.edit.mask_painter import begun
+from codebrush.serving.studio.edit.restoring import NO_SOURCE, restored_form
 from codebrush.serving.studio.parts import line_of
 from packs import micro_transformer, write_micro_pack
 

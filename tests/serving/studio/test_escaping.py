@@ -10,7 +10,9 @@ import pytest
 pytest.importorskip("gradio", reason='needs the extra "studio"')
 
 from codebrush.serving.jobs.job import Job
-from codebrush.serving.studio import queue_tab, training_views, understand_views, views
+from codebrush.serving.studio import queue_tab, views
+from codebrush.serving.studio.train import views as training_views
+from codebrush.serving.studio.understand import views as understand_views
 
 ATTACK = """<img src=x onerror=alert(1)>'"><script>alert(2)</script>"""
 IMAGE = {"verdict": ATTACK, "size": (8, 8), "scorer_score": 0.5}

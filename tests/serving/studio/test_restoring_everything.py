@@ -20,9 +20,10 @@ from codebrush.generation.manifest import interpolated_manifest, upscaled_manife
 from codebrush.models.upscaler import Upscaler, UpscalerConfig
 from codebrush.serving.api.context import Context
 from codebrush.serving.settings import Settings
-from codebrush.serving.studio import edit_restoring, paint_restoring
-from codebrush.serving.studio.edit_form import EditForm
-from codebrush.serving.studio.paint_form import PaintForm
+from codebrush.serving.studio.edit import restoring as edit_restoring
+from codebrush.serving.studio.edit.form import EditForm
+from codebrush.serving.studio.paint import restoring as paint_restoring
+from codebrush.serving.studio.paint.form import PaintForm
 from packs import micro_flow, micro_transformer, write_micro_pack
 
 OWNER = "address 127.0.0.1"

@@ -17,8 +17,8 @@ from codebrush.errors import ImageError
 from codebrush.models.upscaler import Upscaler, UpscalerConfig
 from codebrush.serving.api.context import Context
 from codebrush.serving.settings import Settings
-from codebrush.serving.studio.paint_form import START, PaintForm
-from codebrush.serving.studio.paint_restoring import NO_START, restored_form
+from codebrush.serving.studio.paint.form import START, PaintForm
+from codebrush.serving.studio.paint.restoring import NO_START, restored_form
 from packs import micro_flow, write_micro_pack
 
 OWNER = "address 127.0.0.1"

@@ -18,7 +18,7 @@ from codebrush.serving.library import Library
 from codebrush.serving.settings import Settings
 from codebrush.serving.studio.page import build
 from codebrush.serving.studio.parts import Studio
-from codebrush.serving.studio.train_tab import _View
+from codebrush.serving.studio.train.tab import _View
 from codebrush.training.packs.request import make_request, write_request
 
 OWNER = "address 127.0.0.1"

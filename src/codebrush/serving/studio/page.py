@@ -1,13 +1,15 @@
 """Builds the page of its tabs, and mounts it at the root of the server.
 
-A tab is a file of this folder with the constants ID and LABEL and a function `build(studio)`, which makes its
-components and their events and returns a `Tab`, which says what it offers to the others; TABS lists them in order.
+A tab is a file of this folder, or `tab.py` in a folder of its own, with the constants ID and LABEL and a function
+`build(studio)`, which makes its components and their events and returns a `Tab`, which says what it offers to the
+others; TABS lists them in order.
 For a new tab:
 
 - `parts` has what tabs share: `Studio.context` is the server, `owner_of(request)` the caller (an event takes
   `request: gr.Request`), `told()` shows errors, `studio.later(wire)` makes events that lead to other tabs. All work is
   done by jobs: `studio.context.engine.submit(kind, pack, request, owner, files)`.
 - `results.Results(studio, go)` shows a job that makes pictures, from its progress to a gallery; see the tab Paint.
+  `fields` has what forms of pictures share.
   `following.follow` follows any other job; `views` has HTML of progress and curves. What users wrote is escaped.
 - A button of the class "cb-go" is what Ctrl+Enter presses in its tab.
 - A component that takes a picture is a `gr.Image(type="filepath", elem_classes=TAKES_PICTURES)`, read with
@@ -25,11 +27,15 @@ import gradio as gr
 from fastapi import FastAPI
 
 from codebrush.serving.api.context import Context
-from codebrush.serving.studio import dropping, edit, paint, queue_tab, search_tab, train_tab, understand
+from codebrush.serving.studio import dropping, queue_tab, search_tab
+from codebrush.serving.studio.edit import tab as edit_tab
 from codebrush.serving.studio.gate import Gate, PageMount
+from codebrush.serving.studio.paint import tab as paint_tab
 from codebrush.serving.studio.parts import Studio
+from codebrush.serving.studio.train import tab as train_tab
+from codebrush.serving.studio.understand import tab as understand_tab
 
-TABS = (paint, edit, understand, search_tab, train_tab, queue_tab)
+TABS = (paint_tab, edit_tab, understand_tab, search_tab, train_tab, queue_tab)
 HERE = Path(__file__).parent
 UPLOAD_SECONDS = 24 * 3600  # after which an upload is removed that stands in no form of an open window
 TOUCH_SECONDS = 600  # between two times that a window says which stand in its forms

@@ -10,7 +10,7 @@ from codebrush.generation.options import SAMPLING, DrawOptions, parse_size
 from codebrush.pack.pack import Pack
 from codebrush.serving.api.context import Context
 from codebrush.serving.api.schemas.images import EditRequest, GenerationRequest
-from codebrush.serving.studio.paint_form import first_of, values_of
+from codebrush.serving.studio.fields import first_of, values_of
 from codebrush.serving.studio.parts import Values
 from codebrush.text.pasted import typed
 from codebrush.text.prompt_writing import without_style

@@ -12,11 +12,11 @@ from codebrush.serving.api.problems import Problem
 from codebrush.serving.api.schemas.library import TrainRequest
 from codebrush.serving.api.training import stopped_training, training_job
 from codebrush.serving.jobs.job import Job
-from codebrush.serving.studio import training_views as shown
 from codebrush.serving.studio import views
 from codebrush.serving.studio.following import follow, was_cancelled
 from codebrush.serving.studio.library_parts import no_library, place_choices
 from codebrush.serving.studio.parts import Studio, Tab, Values, line_of, note, owner_of, told
+from codebrush.serving.studio.train import views as shown
 from codebrush.training.packs.budget import spell_seconds
 
 ID, LABEL = "train", "Train"

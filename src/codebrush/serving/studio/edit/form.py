@@ -20,7 +20,7 @@ from codebrush.serving.api.edits import PASSED
 from codebrush.serving.api.images import drawing_options
 from codebrush.serving.api.problems import Problem
 from codebrush.serving.api.schemas.images import MOST_PICTURES, EditRequest
-from codebrush.serving.studio.mask_painter import (
+from codebrush.serving.studio.edit.mask_painter import (
     CLEAR,
     UNSEEN,
     WHITE,
@@ -31,17 +31,18 @@ from codebrush.serving.studio.mask_painter import (
     painted_mask,
     url_of,
 )
-from codebrush.serving.studio.paint_form import (
+from codebrush.serving.studio.fields import (
     USUAL,
     first_of,
     sampler_field,
+    seed_fields,
+    seed_of,
     styles_of,
     upscale_field,
     usual_sampling,
     values_of,
 )
 from codebrush.serving.studio.parts import TAKES_PICTURES, Values, told
-from codebrush.serving.studio.seeds import seed_fields, seed_of
 
 MASK, EXTEND, REDRAW, VARY = "mask", "extend", "redraw", "vary"
 TRANSLATE, UPSCALE, INTERPOLATE = "translate", "upscale", "interpolate"

@@ -1,6 +1,6 @@
 """The form of the tab Paint: its components by the names of the API's parameters, and the job that it asks for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -9,7 +9,6 @@ import gradio as gr
 from codebrush.generation.guided.guide_options import INITS, GuideOptions
 from codebrush.generation.guided.option_help import help_of, shown_value, usual_value
 from codebrush.generation.guided.presets import PRESETS
-from codebrush.generation.options import DEFAULTS, FLOW_SAMPLERS
 from codebrush.generation.sampling.painters import usual_painter
 from codebrush.pack.members import PAINTERS
 from codebrush.pack.pack import Pack
@@ -17,10 +16,21 @@ from codebrush.serving.api.context import Context
 from codebrush.serving.api.images import job_request
 from codebrush.serving.api.problems import Problem
 from codebrush.serving.api.schemas.images import GUIDANCE, MOST_PICTURES, GenerationRequest
+from codebrush.serving.studio.fields import (
+    USUAL,
+    choice_field,
+    first_of,
+    label_of,
+    sampler_field,
+    seed_fields,
+    seed_of,
+    styles_of,
+    upscale_field,
+    usual_sampling,
+    values_of,
+)
 from codebrush.serving.studio.parts import TAKES_PICTURES, Values
-from codebrush.serving.studio.seeds import seed_fields, seed_of
 
-USUAL = ""  # in a list: not given
 START = "start.png"  # the start picture in a job's folder
 PREVIEWS, GUIDED_PREVIEWS = 6, 200  # half-drawn pictures
 PICTURES = {"guide": 1}  # by method; else
@@ -93,7 +103,9 @@ class PaintForm:
             own["steps"] = _number("steps", "Of guidance, a flow, or a masked transformer.", "usual")
             own["upscale"] = upscale_field(shown["upscale"])
             own["sampler"] = sampler_field(shown["sampler"])
-            own["prior"] = _choice("prior", "retrieve, flow: source of the image embedding.", priors_of(self.pack)[1:])
+            own["prior"] = choice_field(
+                "prior", "retrieve, flow: source of the image embedding.", priors_of(self.pack)[1:]
+            )
             own["neighbours"] = _number("neighbours", "retrieve, flow: similar pictures to blend.", "4")
             for name in ("prior", "neighbours"):
                 own[name].visible = shown[name]
@@ -102,8 +114,8 @@ class PaintForm:
         own = self.fields
         gr.Markdown("For the method *guide*. What is left empty is as usual, or as the preset says.")
         with gr.Row():
-            own["preset"] = _choice("preset", "A set of values for the options below.", tuple(PRESETS))
-            own["init"] = _choice("init", "Where to begin.", INITS)
+            own["preset"] = choice_field("preset", "A set of values for the options below.", tuple(PRESETS))
+            own["init"] = choice_field("init", "Where to begin.", INITS)
         own["start"] = gr.Image(
             label="Start from a picture", type="filepath", sources=["upload", "clipboard"], height=180,
             elem_classes=TAKES_PICTURES, buttons=[], image_mode=None,
@@ -210,12 +222,6 @@ def has_of(pack: Pack) -> dict[str, bool]:
     }  # fmt: skip
 
 
-def usual_sampling(pack: Pack) -> dict[str, str]:
-    """What the options of sampling are unless they are given."""
-    usual = {**DEFAULTS, **pack.info.get("defaults", {})}
-    return {name: f"{usual[name]:g}" for name in DEFAULTS}
-
-
 def priors_of(pack: Pack) -> list[tuple[str, str]]:
     """The sources of an image embedding that a pack has, as choices."""
     members = {"retrieval": pack.has("bank"), "mlp": pack.has("prior"), "none": True}
@@ -226,36 +232,6 @@ def usual_of(option: Any, pack: Pack) -> str:
     """What an option of guidance is for a pack unless it is given."""
     own = pack.info.get("guidance", {})
     return shown_value(own[option.name]) if option.name in own else usual_value(option)
-
-
-def first_of(choices: Sequence[Any]) -> Any:
-    """The value of the first of some choices; None if there are none."""
-    return next(iter(values_of(choices)), None)
-
-
-def values_of(choices: Sequence[Any]) -> list[Any]:
-    """The values of some choices."""
-    return [each[1] if isinstance(each, tuple) else each for each in choices]
-
-
-def styles_of(pack: Pack) -> list[tuple[str, str]]:
-    """The styles of a pack, as choices."""
-    return [("any", USUAL), *((style, style) for style in pack.styles[1])]
-
-
-def upscale_field(visible: bool) -> Any:
-    """How many times the pictures are enlarged afterwards."""
-    return gr.Dropdown(
-        [("no", 1), ("2x", 2), ("4x", 4)], value=1, label="Upscale", min_width=140, visible=visible,
-        info="Enlarge the pictures afterwards.",
-    )  # fmt: skip
-
-
-def sampler_field(visible: bool) -> Any:
-    """How a step of a flow is taken."""
-    field = _choice("sampler", "flow: how a step is taken.", FLOW_SAMPLERS)
-    field.visible = visible
-    return field
 
 
 def _methods(pack: Pack) -> list[tuple[str, str]]:
@@ -273,12 +249,7 @@ def _sizes(pack: Pack) -> list[str]:
 
 def _number(name: str, about: str, usual: str) -> Any:
     """A number that may be left out. (A gr.Number makes 0 of nothing.)"""
-    return gr.Textbox(label=_label(name), info=about, placeholder=usual or "none", max_lines=1, min_width=140)
-
-
-def _choice(name: str, about: str, choices: Any) -> Any:
-    offered = [("usual", USUAL), *(each if isinstance(each, tuple) else (each, each) for each in choices)]
-    return gr.Dropdown(offered, value=USUAL, label=_label(name), info=about, min_width=140)
+    return gr.Textbox(label=label_of(name), info=about, placeholder=usual or "none", max_lines=1, min_width=140)
 
 
 def option_choices(option: Any, usual: str) -> list[tuple[str, Any]]:
@@ -294,12 +265,8 @@ def _option(option: Any, pack: Pack) -> Any:
     kind, about, usual = option.metadata["kind"], help_of(option), usual_of(option, pack)
     if kind is bool or option.metadata.get("choices"):
         return gr.Dropdown(
-            option_choices(option, usual), value=USUAL, label=_label(option.name), info=about, min_width=140
+            option_choices(option, usual), value=USUAL, label=label_of(option.name), info=about, min_width=140
         )
     if kind is tuple:
-        return gr.Textbox(label=_label(option.name), info=f"{about} One a line.", lines=2, min_width=220)
+        return gr.Textbox(label=label_of(option.name), info=f"{about} One a line.", lines=2, min_width=220)
     return _number(option.name, about, usual)
-
-
-def _label(name: str) -> str:
-    return {"cfg": "CFG", "n": "Pictures"}.get(name, name.replace("_", " ").capitalize())

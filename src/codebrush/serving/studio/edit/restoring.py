@@ -17,7 +17,7 @@ from codebrush.pack.pack import Pack
 from codebrush.serving.api.context import Context
 from codebrush.serving.api.schemas.images import EditRequest
 from codebrush.serving.jobs.job import Job
-from codebrush.serving.studio.edit_form import (
+from codebrush.serving.studio.edit.form import (
     EXTEND,
     INTERPOLATE,
     MASK,
@@ -30,7 +30,7 @@ from codebrush.serving.studio.edit_form import (
     EditForm,
     checksum,
 )
-from codebrush.serving.studio.mask_painter import CLEAR
+from codebrush.serving.studio.edit.mask_painter import CLEAR
 from codebrush.serving.studio.parts import Values, cached
 from codebrush.serving.studio.restoring import (
     drawn_options,

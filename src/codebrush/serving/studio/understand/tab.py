@@ -13,9 +13,10 @@ from codebrush.serving.api.problems import Problem
 from codebrush.serving.api.schemas.images import DATA_URL
 from codebrush.serving.api.schemas.reading import AskRequest, CaptionRequest, ClassifyRequest, ExplainRequest
 from codebrush.serving.jobs.job import Job
-from codebrush.serving.studio import understand_views, views
+from codebrush.serving.studio import views
 from codebrush.serving.studio.following import follow, was_cancelled
 from codebrush.serving.studio.parts import TAKES_PICTURES, Studio, Tab, Values, line_of, owner_of, told
+from codebrush.serving.studio.understand import views as shown
 
 ID, LABEL = "understand", "Understand"
 CAPTION, ASK, CLASSIFY, EXPLAIN = "caption", "ask", "classify", "explain"
@@ -61,7 +62,7 @@ def build(studio: Studio) -> Tab:
             ended = "Cancelled." if was_cancelled(problem) else problem.detail
             yield {found: views.failure(ended), **rest}
             return
-        yield {found: await run_in_threadpool(understand_views.found, job), **rest}
+        yield {found: await run_in_threadpool(shown.found, job), **rest}
         await run_in_threadpool(context.engine.forget, job)  # the caller has it, and nobody else may
 
     def packed(name: str, task: str) -> Any:

@@ -21,7 +21,7 @@ from codebrush.generation.sampling.painters import draws
 from codebrush.pack.pack import Pack
 from codebrush.serving.api.context import Context
 from codebrush.serving.api.schemas.images import GUIDANCE, GenerationRequest
-from codebrush.serving.studio.paint_form import START, PaintForm
+from codebrush.serving.studio.paint.form import START, PaintForm
 from codebrush.serving.studio.parts import Values, cached
 from codebrush.serving.studio.restoring import (
     drawn_options,

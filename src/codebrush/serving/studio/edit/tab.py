@@ -5,8 +5,8 @@ from typing import Any
 import gradio as gr
 
 from codebrush.serving.jobs.job import Job
-from codebrush.serving.studio.edit_form import EditForm
-from codebrush.serving.studio.edit_restoring import METHODS, restored_form
+from codebrush.serving.studio.edit.form import EditForm
+from codebrush.serving.studio.edit.restoring import METHODS, restored_form
 from codebrush.serving.studio.parts import Studio, Tab, Values
 from codebrush.serving.studio.results import Results
 

@@ -1,0 +1,1 @@
+"""The tab Train, and the HTML of trainings."""

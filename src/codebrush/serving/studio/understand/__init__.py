@@ -1,0 +1,1 @@
+"""The tab Understand, and the HTML of what a picture shows."""

@@ -2,9 +2,10 @@
 
     python recipes/emoji/painter_table.py drawings.parquet compositions.parquet --out painter.parquet
 
-A prompt that names no style is drawn in the main one: only its drawings have the column `plain`, a caption without a
-style, so that each such caption says one thing and a drawing is all of a piece. `fluent-3d` is the same design rendered
-softly, hard to tell from it, and counts as the main style too. `weight` says how often an epoch shows a row.
+A prompt that names no style is drawn in the main one: only its drawings have the columns `plain` and `plain_tags`,
+captions without a style, so that each such caption says one thing and a drawing is all of a piece. `fluent-3d` is the
+same design rendered softly, hard to tell from it, and counts as the main style too. `weight` says how often an epoch
+shows a row.
 """
 
 import argparse
@@ -40,13 +41,15 @@ def main() -> None:
 
 
 def rows(table: pa.Table, styles: tuple[str, ...], kind: str) -> pa.Table:
-    """The training rows of some styles, with the two new columns."""
+    """The training rows of some styles, with the three new columns."""
     kept = pc.and_(pc.is_in(table["style"], pa.array(styles)), pc.equal(table["split"], "train"))
     table = table.filter(kept)
     label = table["label"].combine_chunks()
-    plain = pa.nulls(len(table), pa.string()) if kind == "other" else label
+    tags = table["tags"].combine_chunks()
+    plain, plain_tags = [pa.nulls(len(table), each.type) if kind == "other" else each for each in (label, tags)]
     weight = pa.array([WEIGHTS[kind]] * len(table))
-    return table.append_column("plain", plain).append_column("weight", weight)
+    table = table.append_column("plain", plain).append_column("plain_tags", plain_tags)
+    return table.append_column("weight", weight)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`codebrush serve` as people start it: without the extra, with wrong options, killed, started again, told to stop."""
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import warnings
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,15 @@ def test_what_cannot_be_served_is_one_line(
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert run(["serve"]) == 2
     assert capsys.readouterr().err == 'codebrush: codebrush serve needs FastAPI: pip install "codebrush[serve]"\n'
+
+
+def test_a_server_that_ended_leaves_logging_and_warnings_as_they_were(tmp_path: Path) -> None:
+    loggers = [logging.getLogger(name) for name in ("codebrush.serving", "uvicorn.error")]
+    before = [(list(each.handlers), each.propagate) for each in loggers]
+    filters = list(warnings.filters)
+    assert run(["serve", "--pack", str(tmp_path / "none"), "--data", str(tmp_path)]) == 1
+    assert [(each.handlers, each.propagate) for each in loggers] == before
+    assert warnings.filters == filters
 
 
 def test_nothing_else_loads_the_server() -> None:

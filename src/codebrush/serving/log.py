@@ -4,16 +4,34 @@ import json
 import logging
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _LOGGER = logging.getLogger("codebrush.serving")
 _LOGGER.setLevel(logging.INFO)
 
 
-def log_to_stderr() -> None:
-    """Write the log to stderr, and nowhere else."""
-    _LOGGER.handlers = [logging.StreamHandler()]
-    _LOGGER.propagate = False
+@contextmanager
+def logged_to_stderr() -> Iterator[None]:
+    """The log goes to stderr within, and nowhere else, with what uvicorn warns of. Afterwards both are as they were."""
+    uvicorn, lines = logging.getLogger("uvicorn.error"), _Lines(logging.WARNING)
+    before = _LOGGER.handlers, _LOGGER.propagate
+    _LOGGER.handlers, _LOGGER.propagate = [logging.StreamHandler()], False
+    uvicorn.addHandler(lines)
+    try:
+        yield
+    finally:
+        uvicorn.removeHandler(lines)
+        _LOGGER.handlers, _LOGGER.propagate = before
+
+
+class _Lines(logging.Handler):
+    """Writes what uvicorn says as lines of our log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging. Without the traceback: what fails in a request is logged where it is answered."""
+        log("uvicorn", said=record.getMessage())
 
 
 def log(what: str, **fields: Any) -> None:

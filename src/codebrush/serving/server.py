@@ -1,6 +1,5 @@
 """Runs the API with uvicorn until it is told to stop."""
 
-import logging
 import os
 import signal
 import socket
@@ -21,7 +20,7 @@ from codebrush.serving.api.app import make_app
 from codebrush.serving.jobs.engine import Engine
 from codebrush.serving.jobs.store import Store
 from codebrush.serving.library import Library
-from codebrush.serving.log import log, log_to_stderr
+from codebrush.serving.log import log, logged_to_stderr
 from codebrush.serving.settings import Settings
 
 
@@ -33,7 +32,12 @@ def serve(settings: Settings) -> None:
         UsageError: if the address cannot be listened on, or a library is no folder.
         CodebrushError: if another server keeps its jobs in the same folder.
     """
-    log_to_stderr()
+    with logged_to_stderr(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # callers hear of theirs by `heard`; those of libraries are no lines of the log
+        _serve(settings)
+
+
+def _serve(settings: Settings) -> None:
     packs: dict[str, Pack] = {}
     for source in settings.packs:
         packs[_name_of(source, packs)] = open_pack(source)
@@ -43,8 +47,6 @@ def serve(settings: Settings) -> None:
     store = Store(settings.data)
     opened = {name: lambda pack=pack: Codebrush(pack) for name, pack in packs.items()}
     engine = Engine(opened, store, settings.limits, library=library)
-    warnings.simplefilter("ignore")  # callers hear of theirs by `heard`; those of libraries are no lines of the log
-    logging.getLogger("uvicorn.error").addHandler(_Lines(logging.WARNING))
     config = uvicorn.Config(
         make_app(engine, settings), log_config=None, access_log=False, server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.grace)), ws="none",
@@ -66,14 +68,6 @@ def _name_of(source: str, taken: Collection[str]) -> str:
         number += 1
         name = f"{first}-{number}"
     return name
-
-
-class _Lines(logging.Handler):
-    """Writes what uvicorn says as lines of our log."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """See logging. Without the traceback: what fails in a request is logged where it is answered."""
-        log("uvicorn", said=record.getMessage())
 
 
 class _Server(uvicorn.Server):

@@ -42,7 +42,8 @@ def peer(dtype: torch.dtype) -> tuple[Callable[[Tensor], object], Callable[[Tens
     sizes = {"image_size": SIDE, "patch_size": 32, "hidden_size": 768, "intermediate_size": 3072}
     sizes |= {"num_hidden_layers": 12, "num_attention_heads": 12}
     text = {"vocab_size": WORDS, "eos_token_id": END, "bos_token_id": START, "pad_token_id": 0}
-    model = CLIPModel(TheirConfig(vision_config=sizes, text_config=text, projection_dim=512)).eval().to(dtype)
+    model = CLIPModel(TheirConfig(vision_config=sizes, text_config=text, projection_dim=512)).eval()
+    model.to(dtype)  # pyright: ignore[reportArgumentType]
     return (
         lambda images: model.get_image_features(pixel_values=images.to(dtype)),
         lambda tokens: model.get_text_features(input_ids=tokens[:, :CAPTION]),

@@ -8,6 +8,7 @@ transformer for 2 x 2 codes. The two take turns. Prints seconds and ratios.
 
 import argparse
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    sizes = {"width": 256, "layers": 8, "heads": 4, "text_features": TEXT, "text_length": 16}
+    sizes: Any = {"width": 256, "layers": 8, "heads": 4, "text_features": TEXT, "text_length": 16}
     models = {
         name: CodeTransformer(CodeTransformerConfig(CODES, GRID, block=side, **sizes))
         for name, side in (("plain", 1), ("blocks", 2))

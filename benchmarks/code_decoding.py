@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from alternation import alternated
@@ -43,7 +44,8 @@ def peer(pictures: int, codes: int) -> Callable[[], object]:
         eos_token_id=None,
         bos_token_id=None,
     )
-    network = LlamaForCausalLM(sizes).eval().to(torch.bfloat16)
+    network: Any = LlamaForCausalLM(sizes).eval()
+    network.to(torch.bfloat16)
     start = torch.zeros(pictures, TEXT + 1, dtype=torch.int64)
     asked = {"max_new_tokens": codes, "min_new_tokens": codes, "do_sample": True, "top_k": 0}
     return lambda: network.generate(start, attention_mask=torch.ones_like(start), **asked)

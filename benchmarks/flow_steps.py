@@ -9,6 +9,7 @@ decoder.
 
 import argparse
 from functools import partial
+from typing import Any
 
 import torch
 from alternation import alternated
@@ -26,7 +27,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    conditions = {"text_features": 128, "text_length": 12, "text_embedding": 256, "image_embedding": 256}
+    conditions: Any = {"text_features": 128, "text_length": 12, "text_embedding": 256, "image_embedding": 256}
     config = FlowTransformerConfig(8, (16, 16), options.width, options.layers, options.width // 64, **conditions)
     flow = FlowTransformer(config).eval()
     size = sum(parameter.numel() for parameter in flow.parameters())

@@ -175,7 +175,8 @@ def main() -> None:
     torch.manual_seed(0)
     if options.alone:
         step = make_step(options.alone, options.precision)
-        step(), step()
+        step()
+        step()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
         return
     for kind in KINDS:  # before this process grows: on Linux a new process begins with the peak of the one it came from

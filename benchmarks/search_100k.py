@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from codebrush.search.database import Database, Mark, create_database, open_database
+from codebrush.search.database import Database, Embedder, create_database, open_database
 from codebrush.search.queries import search
 
 K = 10
-MARK = Mark("benchmark", "0" * 64)
+EMBEDDER = Embedder("benchmark", "0" * 64)
 CLUSTERS = 2_000
 WRITTEN_AT_ONCE = 5_000
 THUMBNAIL_BYTES = 2_000
@@ -48,7 +48,7 @@ def make_vectors(rows: int, width: int, queries: int) -> tuple[np.ndarray, dict[
 def build(folder: Path, vectors: np.ndarray) -> tuple[Database, float, float]:
     """The database, the seconds to write its rows and the seconds to build its indices."""
     rng = np.random.default_rng(1)
-    database = create_database(folder, MARK, vectors.shape[1])
+    database = create_database(folder, EMBEDDER, vectors.shape[1])
     started = time.perf_counter()
     for start in range(0, len(vectors), WRITTEN_AT_ONCE):
         part = vectors[start : start + WRITTEN_AT_ONCE]
@@ -105,7 +105,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         written, write_seconds, index_seconds = build(Path(folder) / "db", vectors)
         assert written.has_vector_index
-        database = open_database(Path(folder) / "db", MARK)
+        database = open_database(Path(folder) / "db", EMBEDDER)
         figures = {kind: measure(database, flat, vectors_of) for kind, vectors_of in queries.items()}
     report = {
         "rows": options.rows,

@@ -110,7 +110,7 @@ def count_of(server: ServerProcess, *states: str) -> int:
 def tiny_pack(folder: Path) -> str:
     """The untrained pack of the tests, as a folder."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from packs import write_micro_pack
+    from packs import write_micro_pack  # pyright: ignore[reportMissingImports]
 
     return str(write_micro_pack(folder / "tiny"))
 

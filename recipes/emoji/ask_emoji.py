@@ -21,7 +21,7 @@ from codebrush.pack.pack import open_pack
 from codebrush.training.dataset import load_captioned
 from codebrush.training.recipes import read_recipe
 from codebrush.training.tasks.captioner import CaptionerRecipe
-from codebrush.training.tasks.captioner_pairs import Asker
+from codebrush.training.tasks.captioner_pairs import CaptionPairs
 
 RECIPE = Path(__file__).parent / "captioner" / "captioner-9.yaml"
 
@@ -46,11 +46,11 @@ def main() -> None:
     rows = np.linspace(0, len(data) - 1, min(options.pictures, len(data))).astype(int)
     print(f"| {len(rows)} pictures of {options.split} | right | most frequent answer |\n|---|---|---|")
     for rule in recipe.questions:
-        asker, rng = Asker((rule,), data), np.random.default_rng(0)
+        pairs, rng = CaptionPairs((rule,), data), np.random.default_rng(0)
         wanted, given = [], []
         for row in rows.tolist():
             pixels = data.images(np.array([row])).float() / 255
-            for asked, answer in asker.questions(row, rng)[:1]:
+            for asked, answer in pairs.questions(row, rng)[:1]:
                 wanted.append(answer)
                 given.append(reader.ask(pixels, [asked], threshold=0.0)[0].guess)
         right = np.mean([one == other for one, other in zip(wanted, given, strict=True)])

@@ -12,8 +12,8 @@ import argparse
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow.compute import field
 
 from codebrush.files import atomic_file
 
@@ -29,10 +29,10 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     given = parser.parse_args()
     drawings, compositions = pq.read_table(given.drawings), pq.read_table(given.compositions)
-    plain = pc.is_null(drawings["skin_tone"])
+    drawings = drawings.filter(field("skin_tone").is_null())
     parts = [
-        rows(drawings.filter(plain), MAIN, "main"),
-        rows(drawings.filter(plain), OTHERS, "other"),
+        rows(drawings, MAIN, "main"),
+        rows(drawings, OTHERS, "other"),
         rows(compositions, MAIN, "composed"),
     ]
     with atomic_file(given.out) as part:
@@ -42,8 +42,7 @@ def main() -> None:
 
 def rows(table: pa.Table, styles: tuple[str, ...], kind: str) -> pa.Table:
     """The training rows of some styles, with the three new columns."""
-    kept = pc.and_(pc.is_in(table["style"], pa.array(styles)), pc.equal(table["split"], "train"))
-    table = table.filter(kept)
+    table = table.filter(field("style").isin(styles) & (field("split") == "train"))
     label = table["label"].combine_chunks()
     tags = table["tags"].combine_chunks()
     plain, plain_tags = [pa.nulls(len(table), each.type) if kind == "other" else each for each in (label, tags)]

@@ -82,7 +82,7 @@ def crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     most = min(image.size)
     side = min(most, round(math.exp(rng.uniform(math.log(min(LEAST_SIDE, most)), math.log(most)))))
     left, top = (int(rng.integers(length - side + 1)) for length in image.size)
-    return image.resize((SAVED_SIDE,) * 2, Image.Resampling.LANCZOS, (left, top, left + side, top + side))
+    return image.resize((SAVED_SIDE, SAVED_SIDE), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
 
 
 if __name__ == "__main__":

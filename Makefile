@@ -2,6 +2,7 @@
 # make serve                        Studio, the page to paint on, opened in the browser
 # make test                         the test suite, a few minutes
 # make test-long                    the campaigns that it leaves out, half an hour
+# make bench                        speed beside other packages, in benchmarks/results.md, 20 minutes
 # All set up .venv first, on a machine that has nothing but Python 3.11 or newer.
 
 VENV := .venv
@@ -23,7 +24,7 @@ OUT ?= outputs/demo
 SERVE_ARGS ?= --open
 PYTEST_ARGS ?=
 
-.PHONY: help demo serve test test-long lint format types docs clean
+.PHONY: help demo serve test test-long bench lint format types docs clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -32,6 +33,7 @@ help:
 	@echo 'make serve                       Studio, the page to paint on, opened in the browser'
 	@echo 'make test                        the test suite, a few minutes'
 	@echo 'make test-long                   the campaigns that it leaves out'
+	@echo 'make bench                       speed beside other packages, in benchmarks/results.md'
 	@echo 'make lint | format | types       ruff check, ruff format, pyright'
 	@echo 'make docs                        the documentation as a site, in site/index.html'
 	@echo 'make clean                       remove .venv, caches and outputs'
@@ -48,6 +50,9 @@ test: $(DEV)
 
 test-long: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m long $(PYTEST_ARGS)
+
+bench: $(DEV)
+	$(BIN)/python benchmarks/table.py
 
 lint: $(DEV)
 	$(BIN)/ruff check .

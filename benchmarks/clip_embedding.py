@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from alternation import alternated
+from alternation import alternated, flops_of
 from torch import Tensor
 
 from codebrush.models.clip import CLIP, CLIPConfig
@@ -78,7 +78,8 @@ def main() -> None:
     with torch.inference_mode():
         for title, given_rows, place in (("pictures", images, 0), ("texts", tokens, 1)):
             ways = {name: partial(model[place], given_rows) for name, model in models.items()}
-            alternated(f"{len(given_rows)} {title}", ways, given.rounds)
+            count = flops_of(ways["codebrush float32"])
+            alternated(f"CLIP ViT-B/32, {len(given_rows)} {title}", ways, given.rounds, count)
 
 
 if __name__ == "__main__":

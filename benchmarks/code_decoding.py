@@ -11,12 +11,11 @@ a second, the median ratios with their range, and the share of the memory's band
 import argparse
 import os
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from alternation import alternated
+from alternation import alternated, bandwidth
 
 from codebrush.generation.options import WEIGHTS
 from codebrush.generation.sampling.decoding import PLAIN as FILTERS
@@ -27,7 +26,7 @@ from codebrush.models.condition import Condition
 from codebrush.models.layers.transformer import TransformerConfig
 
 WIDTH, LAYERS, HEADS, CODES, TEXT = 1024, 24, 16, 16_384, 16
-BYTES = {"float32": 4, "float16": 2, "int8": 1}
+BYTES = {"float32": 4, "bf16": 2, "float16": 2, "int8": 1}
 
 
 def peer(pictures: int, codes: int) -> Callable[[], object]:
@@ -68,16 +67,6 @@ def ours(painter: CodePainter, weights: str, pictures: int, codes: int) -> Calla
     return draw
 
 
-def bandwidth() -> float:
-    """Bytes a second that a sum over a gigabyte reads."""
-    numbers, seconds = torch.zeros(1 << 28), []
-    for _ in range(4):
-        started = time.perf_counter()
-        numbers.sum()
-        seconds.append(time.perf_counter() - started)
-    return numbers.numel() * 4 / min(seconds)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=1)
@@ -90,27 +79,17 @@ def main() -> None:
     config = CodeTransformerConfig(CODES, (16, 16), WIDTH, LAYERS, HEADS, text_features=512, text_length=TEXT)
     painter = CodePainter(CodeTransformer(config).eval().requires_grad_(False))
     ways: dict[str, Callable[[], object]] = {"transformers bf16": peer(given.pictures, given.codes)}
-    ways |= {weights: ours(painter, weights, given.pictures, given.codes) for weights in WEIGHTS}
+    ways |= {f"codebrush {weights}": ours(painter, weights, given.pictures, given.codes) for weights in WEIGHTS}
     print(f"load {os.getloadavg()[0]:.1f}; {config.linear_weights / 1e6:.0f} M weights a step")
-    times: dict[str, list[float]] = {name: [] for name in ways}
-
-    def timed(name: str) -> Callable[[], object]:
-        def way() -> None:
-            started = time.perf_counter()
-            ways[name]()
-            times[name].append(time.perf_counter() - started)
-
-        return way
-
-    alternated(f"{given.pictures} x {given.codes} codes", {name: timed(name) for name in ways}, given.rounds)
+    read = {name: config.linear_weights * BYTES[name.split()[-1]] * given.codes for name in ways}
+    times = alternated(f"336 M code transformer, {given.pictures} x {given.codes} codes", ways, given.rounds, read=read)
     reach = bandwidth()
     for name, seconds in times.items():
-        median = statistics.median(seconds[1:])
-        line = f"{name}: {given.pictures * given.codes / median:.1f} codes/s"
-        if name in BYTES:
-            read = config.linear_weights * BYTES[name] * given.codes / median
-            line += f", reads its weights at {read / 1e9:.1f} GB/s, {read / reach:.0%} of what a sum reaches"
-        print(line)
+        median = statistics.median(seconds)
+        pace, speed = given.pictures * given.codes / median, read[name] / median
+        print(
+            f"{name}: {pace:.1f} codes/s, weights at {speed / 1e9:.1f} GB/s, {speed / reach:.0%} of what a sum reaches"
+        )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from alternation import alternated
+from alternation import alternated, flops_of, note
 from torch import Tensor, nn
 
 from codebrush.generation.guided.guidance import Guidance
@@ -35,6 +35,7 @@ from codebrush.models.vqgan import VQGAN, Decoder
 from codebrush.models.vqgan_sizes import vqgan_taming_f16
 
 VIEWS, SIDE = 32, 224
+TITLE = f"guided step, f16 at 256 px, ViT-B/32, {VIEWS} views"
 KINDS = ("plain float32", "plain bf16", "codebrush")
 
 
@@ -180,8 +181,11 @@ def main() -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
         return
     for kind in KINDS:  # before this process grows: on Linux a new process begins with the peak of the one it came from
-        print(f"{kind}: {peak_memory(kind, options):.2f} GB", flush=True)
-    alternated("a step", {kind: make_step(kind, options.precision) for kind in KINDS}, options.rounds)
+        peak = peak_memory(kind, options)
+        print(f"{kind}: {peak:.2f} GB", flush=True)
+        note(title=TITLE, way=kind, megabytes=round(peak * 1000))
+    ways = {kind: make_step(kind, options.precision) for kind in KINDS}
+    alternated(TITLE, ways, options.rounds, flops_of(ways["codebrush"]))
     print(
         f"load of the last minute: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, {options.threads} threads used"
     )

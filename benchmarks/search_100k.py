@@ -10,6 +10,7 @@ the bare matrix in memory. The two take turns. Needs faiss-cpu. Prints a Markdow
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 import torch
+from alternation import note
 
 from codebrush.search.database import Database, Embedder, create_database, open_database
 from codebrush.search.queries import search
@@ -66,7 +68,7 @@ def build(folder: Path, vectors: np.ndarray) -> tuple[Database, float, float]:
     return database, written - started, time.perf_counter() - written
 
 
-def measure(database: Database, flat: faiss.Index, queries: np.ndarray) -> dict[str, float]:
+def measure(database: Database, flat: faiss.Index, kind: str, queries: np.ndarray) -> dict[str, float]:
     """Milliseconds a query, p50 and p95, of search and of faiss, and the search's recall of faiss's ten nearest."""
     seconds: dict[str, list[float]] = {"codebrush": [], "faiss": []}
     found = 0
@@ -80,12 +82,17 @@ def measure(database: Database, flat: faiss.Index, queries: np.ndarray) -> dict[
             seconds["codebrush"].append(between - started)
             seconds["faiss"].append(ended - between)
             found += len({int(hit.path) for hit in hits} & set(nearest[0].tolist()))
+    title = f"search among {flat.ntotal:,} x {flat.d}, {kind}"
+    recall = round(found / (K * len(queries)), 4)
+    times = {"faiss flat": seconds["faiss"], "codebrush": seconds["codebrush"]}
+    note(title=title, times=times, flops=0, read={}, load=os.getloadavg()[0], threads=faiss.omp_get_max_threads())
+    note(title=title, recall=recall)
     report = {
         f"{name}_p{share}_ms": round(1000 * float(np.percentile(times, share)), 2)
         for name, times in seconds.items()
         for share in (50, 95)
     }
-    return {**report, "recall_at_10": round(found / (K * len(queries)), 4)}
+    return {**report, "recall_at_10": recall}
 
 
 def main() -> None:
@@ -106,7 +113,7 @@ def main() -> None:
         written, write_seconds, index_seconds = build(Path(folder) / "db", vectors)
         assert written.has_vector_index
         database = open_database(Path(folder) / "db", EMBEDDER)
-        figures = {kind: measure(database, flat, vectors_of) for kind, vectors_of in queries.items()}
+        figures = {kind: measure(database, flat, kind, vectors_of) for kind, vectors_of in queries.items()}
     report = {
         "rows": options.rows,
         "width": options.width,

@@ -165,6 +165,7 @@ class Loop:
         self.plain = dict(task.networks)  # as they were before any wrapper
         self.rows = self.hooks.rows or ShuffledRows(task.examples, config.batch_size, config.seed).of_step
         self.ema = EMA(self.plain[self.result], config.ema_decay)
+        self.prepared = False
 
     def run(self, stop_after: int | None = None, until: float | None = None) -> nn.Module:
         """Train and return the first network with its averaged weights, in eval mode.
@@ -211,6 +212,9 @@ class Loop:
         return self.ema.network(self.plain[self.result]).eval()
 
     def _prepare(self) -> None:
+        if self.prepared:
+            return
+        self.prepared = True
         if self.config.compile and self.fabric.device.type == "cpu" and not has_compiler():
             raise TrainingError("loop.compile needs a C++ compiler and there is none: install g++, or set it to false")
         for name, network in self.plain.items():

@@ -1,0 +1,218 @@
+"""One training step of a VQGAN and of a CLIP, ours beside plain loops of the published algorithms, in alternation.
+
+    pip install transformers
+    python benchmarks/training_step.py [--rounds 3] [--threads 2] [--batch 8] [--clip-batch 32]
+
+VQGAN: 64 channels and 4,096 codes, pictures of 64 and of 128 pixels, with the discriminator, without a perceptual
+distance. The plain loop is taming's (Esser et al. 2021): PyTorch's own layers and memory layout, the pictures made once
+for the autoencoder's step and once more for the discriminator's. CLIP: ViT-B/32 and captions of 10 tokens; the plain
+loop is transformers' CLIPModel with its own loss and all 77 tokens of a text, as the published towers read them. Both
+in float32 and with bf16 autocast; ours is the whole step of `Loop`, with its averaged weights. Random weights and
+pictures. Prints the seconds of each round, the median ratios with their range, and the load.
+"""
+
+import argparse
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from alternation import alternated, flops_of
+from torch import Tensor, nn
+
+from codebrush.models.clip import CLIP, CLIPConfig
+from codebrush.models.discriminator import PatchGAN
+from codebrush.models.encoders.text_transformer import TextTransformerConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
+from codebrush.models.layers.convolution import GroupNormSiLU
+from codebrush.models.vqgan import VQGAN, Decoder, Encoder
+from codebrush.models.vqgan_sizes import vqgan_base
+from codebrush.training.engine.loop import Loop, LoopConfig
+from codebrush.training.tasks.clip import CLIPRecipe, CLIPTask
+from codebrush.training.tasks.gan import adaptive_weight, discriminator_loss, generator_loss
+from codebrush.training.tasks.vqgan import VQGANRecipe, VQGANTask
+
+SIDE, WORDS, LENGTH, START, END, CAPTION = 224, 49_408, 77, 49_406, 49_407, 10
+ROWS = 64
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class RandomRows:
+    """Stands for the rows of a source: pictures of noise, each of a group of its own, with a caption of its number."""
+
+    def __init__(self, side: int):
+        self.pixels = torch.randint(0, 256, (ROWS, 3, side, side), dtype=torch.uint8)
+        self.groups = np.arange(ROWS)
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def images(self, rows: np.ndarray) -> Tensor:
+        return self.pixels[torch.from_numpy(np.asarray(rows))]
+
+    def captions(self, row: int) -> list[str]:
+        return [str(row)]
+
+
+def random_tokens(texts: list[str], on_long: str) -> Tensor:
+    """Tokens (B, 77) of short captions."""
+    tokens = torch.zeros(len(texts), LENGTH, dtype=torch.int64)
+    tokens[:, 0], tokens[:, CAPTION - 1] = START, END
+    tokens[:, 1 : CAPTION - 1] = torch.randint(1, START, (len(texts), CAPTION - 2))
+    return tokens
+
+
+def steps_of(task: Any, batch: int, folder: Path) -> Callable[[], object]:
+    """A function that takes one step of the training loop."""
+    loop = Loop(task, LoopConfig(steps=1_000_000, batch_size=batch, threads=torch.get_num_threads()), folder)
+    return partial(loop.time_steps, 0, 1)
+
+
+def our_vqgan(side: int, batch: int, folder: Path) -> Callable[[], object]:
+    """A step of a VQGAN's training with its discriminator."""
+    vqgan, data = VQGAN(vqgan_base(side)), RandomRows(side)
+    recipe = VQGANRecipe(image_size=side, adversarial_from=0.0, perceptual=0.0, discriminator_channels=64)
+    task: Any = VQGANTask(vqgan, recipe, data, steps=1_000_000)  # pyright: ignore[reportArgumentType]
+    return steps_of(task, batch, folder)
+
+
+class PlainEncoder(Encoder):
+    """The encoder in the usual memory layout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(self.norm_out(self.mid(x)))
+
+
+class PlainDecoder(Decoder):
+    """The decoder in the usual memory layout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(x))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(self.norm_out(x))
+
+
+def of_plain_layers(network: Network) -> Network:
+    """The network with GroupNorm and SiLU one after the other."""
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, GroupNormSiLU):
+                norm = nn.GroupNorm(child.num_groups, child.num_channels, eps=child.eps)
+                setattr(parent, name, nn.Sequential(norm, nn.SiLU()))
+    return network
+
+
+def plain_vqgan(side: int, batch: int, bf16: bool) -> Callable[[], object]:
+    """A step of taming's loop."""
+    sizes = vqgan_base(side)
+    encoder, decoder = of_plain_layers(PlainEncoder(sizes)), of_plain_layers(PlainDecoder(sizes))
+    before = nn.Conv2d(sizes.latent_channels, sizes.code_dim, 1)
+    after = nn.Conv2d(sizes.code_dim, sizes.latent_channels, 1)
+    codebook, judge = nn.Embedding(sizes.codebook_size, sizes.code_dim), PatchGAN(64, 2)
+    generator = torch.optim.Adam(nn.ModuleList([encoder, decoder, before, after, codebook]).parameters(), 1e-4)
+    discriminator = torch.optim.Adam(judge.parameters(), 1e-4)
+    data = RandomRows(side)
+
+    def logits(images: Tensor) -> Tensor:
+        return judge.main(images)
+
+    def make(images: Tensor) -> tuple[Tensor, Tensor]:
+        latent = before(encoder(images)).float()
+        rows = latent.movedim(1, 3).flatten(0, 2)
+        distance = rows.square().sum(1, keepdim=True) + codebook.weight.square().sum(1) - 2 * rows @ codebook.weight.T
+        chosen = codebook(distance.argmin(1)).view(len(images), *latent.shape[2:], -1).movedim(3, 1)
+        loss = 0.25 * F.mse_loss(chosen.detach(), latent) + F.mse_loss(chosen, latent.detach())
+        return decoder(after(latent + (chosen - latent).detach())).float(), loss
+
+    def step() -> None:
+        images = data.images(np.arange(batch)).float() / 127.5 - 1
+        autocast = partial(torch.autocast, "cpu", torch.bfloat16) if bf16 else contextlib.nullcontext
+        with autocast():
+            made, codebook_loss = make(images)
+            loss, fooled = F.l1_loss(made, images), generator_loss(logits(made))
+            weight = adaptive_weight(loss, fooled, decoder.conv_out.weight)
+        generator.zero_grad()
+        (loss + weight * fooled + codebook_loss).backward()
+        generator.step()
+        with autocast():
+            made, _ = make(images)
+            loss = discriminator_loss(logits(images), logits(made.detach()))
+        discriminator.zero_grad()
+        loss.backward()
+        discriminator.step()
+
+    return step
+
+
+def our_clip(batch: int, folder: Path) -> Callable[[], object]:
+    """A step of a CLIP's training."""
+    image = VisionTransformerConfig(SIDE, 32, 768, 12, 12, 512, activation="quick_gelu")
+    text = TextTransformerConfig(WORDS, LENGTH, 512, 12, 8, 512, activation="quick_gelu")
+    recipe = CLIPRecipe(architecture="openai", image_size=SIDE, token_table=False, train_tokens=True)
+    clip, tokenizer, data = CLIP.from_config(CLIPConfig(image, text)), random_tokens, RandomRows(SIDE)
+    task: Any = CLIPTask(clip, recipe, data, tokenizer)  # pyright: ignore[reportArgumentType]
+    return steps_of(task, batch, folder)
+
+
+def plain_clip(batch: int, bf16: bool) -> Callable[[], object]:
+    """A step of a plain loop around transformers' CLIP."""
+    from transformers import CLIPConfig as TheirConfig
+    from transformers import CLIPModel
+
+    sizes = {"image_size": SIDE, "patch_size": 32, "hidden_size": 768, "intermediate_size": 3072}
+    sizes |= {"num_hidden_layers": 12, "num_attention_heads": 12}
+    text = {"vocab_size": WORDS, "eos_token_id": END, "bos_token_id": START, "pad_token_id": 0}
+    clip = CLIPModel(TheirConfig(vision_config=sizes, text_config=text, projection_dim=512)).train()
+    optimizer = torch.optim.AdamW(clip.parameters(), 1e-4)
+    data, tokens = RandomRows(SIDE), random_tokens([""] * batch, "truncate")
+
+    def step() -> None:
+        images = data.images(np.arange(batch)).float() / 127.5 - 1
+        with torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext():
+            loss = clip(pixel_values=images, input_ids=tokens, return_loss=True).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, usual in (("rounds", 3), ("threads", 2), ("batch", 8), ("clip-batch", 32)):
+        parser.add_argument(f"--{name}", type=int, default=usual)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    print(f"load {os.getloadavg()[0]:.1f}; {given.threads} threads")
+    with tempfile.TemporaryDirectory() as folder:
+        for side in (64, 128):
+            ways = {
+                "plain float32": plain_vqgan(side, given.batch, bf16=False),
+                "plain bf16": plain_vqgan(side, given.batch, bf16=True),
+                "codebrush": our_vqgan(side, given.batch, Path(folder) / f"vqgan-{side}"),
+            }
+            count = flops_of(ways["codebrush"])
+            alternated(f"VQGAN training step, {given.batch} of {side} px", ways, given.rounds, count)
+        ways = {
+            "transformers float32": plain_clip(given.clip_batch, bf16=False),
+            "transformers bf16": plain_clip(given.clip_batch, bf16=True),
+            "codebrush": our_clip(given.clip_batch, Path(folder) / "clip"),
+        }
+        count = flops_of(ways["codebrush"])
+        alternated(f"CLIP ViT-B/32 training step, {given.clip_batch} pairs", ways, given.rounds, count)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from codebrush.cli.flags import JsonOption
-from codebrush.cli.output import check_folder, print_json
+from codebrush.cli.flags.common import JsonOption
+from codebrush.cli.output.printing import check_folder, print_json
 
 
 def blend(

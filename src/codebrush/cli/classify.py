@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import FitOption, JsonOption, PackOption, given_flags, refuse
-from codebrush.cli.output import print_json, unread_entry
-from codebrush.cli.pictures import each_readable, picture_files, seen_picture
-from codebrush.cli.source_flags import MaxPixelsOption
+from codebrush.cli.flags.common import FitOption, JsonOption, PackOption, given_flags, refuse
+from codebrush.cli.flags.pictures import each_readable, picture_files, seen_picture
+from codebrush.cli.flags.sources import MaxPixelsOption
+from codebrush.cli.output.printing import print_json, unread_entry
 from codebrush.errors import PackError, UsageError
 
 if TYPE_CHECKING:

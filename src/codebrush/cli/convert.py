@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import JsonOption, given_flags, refuse
-from codebrush.cli.output import check_folder, print_json
+from codebrush.cli.flags.common import JsonOption, given_flags, refuse
+from codebrush.cli.output.printing import check_folder, print_json
 
 
 class Layout(StrEnum):

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import JsonOption, given_flags, refuse
-from codebrush.cli.output import print_json, progress_bar
-from codebrush.cli.source_flags import (
+from codebrush.cli.flags.common import JsonOption, given_flags, refuse
+from codebrush.cli.flags.sources import (
     CaptionOption,
     ExcludeOption,
     ImageColumnOption,
@@ -20,6 +19,7 @@ from codebrush.cli.source_flags import (
     StrictOption,
     WhereOption,
 )
+from codebrush.cli.output.printing import print_json, progress_bar
 from codebrush.data.sources.unread import amount
 from codebrush.errors import CodebrushError, UsageError
 from codebrush.warned import warn

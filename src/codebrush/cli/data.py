@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from codebrush.cli.flags import JsonOption
-from codebrush.cli.output import print_json, progress_bar
+from codebrush.cli.flags.common import JsonOption
+from codebrush.cli.output.printing import print_json, progress_bar
 from codebrush.data.crawl.options import FetchLimits, GatherOptions
 from codebrush.data.sources.unread import amount
 from codebrush.errors import DataError

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import JsonOption, PackOption
-from codebrush.cli.output import print_json
+from codebrush.cli.flags.common import JsonOption, PackOption
+from codebrush.cli.output.printing import print_json
 
 
 def doctor(

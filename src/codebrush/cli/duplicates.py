@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import JsonOption, PackOption
-from codebrush.cli.output import print_json, print_skipped, progress_bar
-from codebrush.cli.source_flags import ExcludeOption, ImageColumnOption, MaxPixelsOption, PathsArgument, StrictOption
+from codebrush.cli.flags.common import JsonOption, PackOption
+from codebrush.cli.flags.sources import ExcludeOption, ImageColumnOption, MaxPixelsOption, PathsArgument, StrictOption
+from codebrush.cli.output.printing import print_json, print_skipped, progress_bar
 from codebrush.data.sources.unread import amount
 
 

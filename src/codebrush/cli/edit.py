@@ -9,9 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import JsonOption, NegativeOption, PackOption, StyleOption, given_flags, refuse
-from codebrush.cli.output import check_folder, print_json, print_pictures, progress_bar, prompt_entry, unread_entry
-from codebrush.cli.sampling_flags import (
+from codebrush.cli.flags.common import JsonOption, NegativeOption, PackOption, StyleOption, given_flags, refuse
+from codebrush.cli.flags.sampling import (
     FLAGS,
     FLOW_FLAGS,
     UpscaleOption,
@@ -19,7 +18,15 @@ from codebrush.cli.sampling_flags import (
     stored_weights,
     with_sampling_flags,
 )
-from codebrush.cli.saving import free_run_name, save_run, slug
+from codebrush.cli.output.printing import (
+    check_folder,
+    print_json,
+    print_pictures,
+    progress_bar,
+    prompt_entry,
+    unread_entry,
+)
+from codebrush.cli.output.saving import free_run_name, save_run, slug
 from codebrush.errors import UsageError
 
 HOLES = ("mask", "box", "extend")
@@ -269,7 +276,7 @@ def _guided(
     context: typer.Context, image: Path, prompt: str, strength: float | None, words: dict[str, str | None]
 ) -> None:
     """Edit the picture by guidance."""
-    from codebrush.cli.following import follow
+    from codebrush.cli.output.following import follow
     from codebrush.generation.advice import warn_of_failure
     from codebrush.generation.editing.canvas import warn_of_square
     from codebrush.generation.editing.editing import guided_edit

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import PACK_HELP, JsonOption, given_flags, refuse
-from codebrush.cli.output import check_folder, print_json, progress_bar
-from codebrush.cli.source_flags import (
+from codebrush.cli.flags.common import PACK_HELP, JsonOption, given_flags, refuse
+from codebrush.cli.flags.sources import (
     CaptionOption,
     ExcludeOption,
     ImageColumnOption,
@@ -22,6 +21,7 @@ from codebrush.cli.source_flags import (
     StrictOption,
     WhereOption,
 )
+from codebrush.cli.output.printing import check_folder, print_json, progress_bar
 from codebrush.errors import DataError, UsageError
 from codebrush.files import atomic_file
 from codebrush.optional import require

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import JsonOption, PackOption
-from codebrush.cli.output import check_folder, print_json, progress_bar, unread_entry
-from codebrush.cli.pictures import check_picture_file, frame_entry
+from codebrush.cli.flags.common import JsonOption, PackOption
+from codebrush.cli.flags.pictures import check_picture_file, frame_entry
+from codebrush.cli.output.printing import check_folder, print_json, progress_bar, unread_entry
 from codebrush.errors import CodebrushError, ImageError, UsageError
 from codebrush.warned import warn
 

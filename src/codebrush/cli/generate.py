@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import PACK_HELP, HelpAllOption, JsonOption, NegativeOption, StyleOption, given_flags, refuse
-from codebrush.cli.following import Afterwards, run_report
-from codebrush.cli.guide_flags import FORMER_NAMES, NAMES, PRESET_NAMES, with_guide_flags
-from codebrush.cli.output import check_folder, print_json, print_pictures, progress_bar, prompt_entry
-from codebrush.cli.sampling_flags import (
+from codebrush.cli.flags.common import (
+    PACK_HELP,
+    HelpAllOption,
+    JsonOption,
+    NegativeOption,
+    StyleOption,
+    given_flags,
+    refuse,
+)
+from codebrush.cli.flags.guidance import FORMER_NAMES, NAMES, PRESET_NAMES, with_guide_flags
+from codebrush.cli.flags.sampling import (
     FLOW_FLAGS,
     WEIGHTS_FLAG,
     UpscaleOption,
@@ -19,7 +25,17 @@ from codebrush.cli.sampling_flags import (
     stored_weights,
     with_sampling_flags,
 )
-from codebrush.cli.saving import free_file, free_folder, free_run_name, picture_entry, save_enlarged, save_run, slug
+from codebrush.cli.output.following import Afterwards, run_report
+from codebrush.cli.output.printing import check_folder, print_json, print_pictures, progress_bar, prompt_entry
+from codebrush.cli.output.saving import (
+    free_file,
+    free_folder,
+    free_run_name,
+    picture_entry,
+    save_enlarged,
+    save_run,
+    slug,
+)
 from codebrush.errors import PackError, UsageError
 from codebrush.generation.guided.guide_options import FLOW_GUIDING
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import FitOption, JsonOption, PackOption, given_flags, refuse
-from codebrush.cli.output import print_json, print_skipped, progress_bar
-from codebrush.cli.source_flags import (
+from codebrush.cli.flags.common import FitOption, JsonOption, PackOption, given_flags, refuse
+from codebrush.cli.flags.sources import (
     CaptionOption,
     ExcludeOption,
     ImageColumnOption,
@@ -19,6 +18,7 @@ from codebrush.cli.source_flags import (
     PathsArgument,
     StrictOption,
 )
+from codebrush.cli.output.printing import print_json, print_skipped, progress_bar
 
 if TYPE_CHECKING:
     from codebrush.search.indexing import IndexReport

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from codebrush.cli.flags import EVERYTHING
+from codebrush.cli.flags.common import EVERYTHING
 from codebrush.data.sources.file_names import escaped
 from codebrush.errors import CodebrushError
 from codebrush.generation.options import meant_option

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import JsonOption
-from codebrush.cli.output import print_json, print_table, progress_bar
+from codebrush.cli.flags.common import JsonOption
+from codebrush.cli.output.printing import print_json, print_table, progress_bar
 
 packs = typer.Typer(
     help="List, describe and download model packs and published models.", rich_markup_mode=None, add_completion=False

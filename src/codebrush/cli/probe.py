@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import JsonOption, PackOption, given_flags, refuse
-from codebrush.cli.output import check_folder, print_json, progress_bar
-from codebrush.cli.source_flags import (
+from codebrush.cli.flags.common import JsonOption, PackOption, given_flags, refuse
+from codebrush.cli.flags.sources import (
     ExcludeOption,
     ImageColumnOption,
     LabelledArgument,
@@ -19,6 +18,7 @@ from codebrush.cli.source_flags import (
     StrictOption,
     WhereOption,
 )
+from codebrush.cli.output.printing import check_folder, print_json, progress_bar
 from codebrush.data.sources.filters import Clause
 from codebrush.data.sources.unread import amount
 from codebrush.errors import DataError, UsageError

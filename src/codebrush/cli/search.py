@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from codebrush.cli.flags import JsonOption, given_flags, refuse
-from codebrush.cli.output import check_folder
-from codebrush.cli.search_session import Mode, Session, typed_texts
+from codebrush.cli.flags.common import JsonOption, given_flags, refuse
+from codebrush.cli.output.printing import check_folder
+from codebrush.cli.output.search_session import Mode, Session, typed_texts
 from codebrush.errors import UsageError
 
 

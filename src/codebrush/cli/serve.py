@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from codebrush.cli.flags import PACK_HELP
+from codebrush.cli.flags.common import PACK_HELP
 from codebrush.errors import UsageError
 from codebrush.optional import require
 from codebrush.serving import KEY_VARIABLE

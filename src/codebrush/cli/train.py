@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import JsonOption, given_flags, refuse, same_command
-from codebrush.cli.member_flags import refuse_unread, with_member_flags
-from codebrush.cli.output import print_json
-from codebrush.cli.source_flags import (
+from codebrush.cli.flags.common import JsonOption, given_flags, refuse, same_command
+from codebrush.cli.flags.members import refuse_unread, with_member_flags
+from codebrush.cli.flags.sources import (
     CaptionOption,
     ExcludeOption,
     ImageColumnOption,
@@ -20,6 +19,7 @@ from codebrush.cli.source_flags import (
     StrictOption,
     WhereOption,
 )
+from codebrush.cli.output.printing import print_json
 from codebrush.data.sources.unread import amount
 from codebrush.errors import UsageError
 from codebrush.training.registry import STAGES, readers

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import JsonOption, PackOption
-from codebrush.cli.output import check_folder, print_json, progress_bar
-from codebrush.cli.pictures import each_readable, picture_files
-from codebrush.cli.sampling_flags import Scale
-from codebrush.cli.saving import free_file
+from codebrush.cli.flags.common import JsonOption, PackOption
+from codebrush.cli.flags.pictures import each_readable, picture_files
+from codebrush.cli.flags.sampling import Scale
+from codebrush.cli.output.printing import check_folder, print_json, progress_bar
+from codebrush.cli.output.saving import free_file
 
 if TYPE_CHECKING:
     from codebrush.pipeline import Codebrush

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import pytest
 import typer
 
-from codebrush.cli.guide_flags import with_guide_flags
+from codebrush.cli.flags.guidance import with_guide_flags
 from codebrush.cli.main import run
 from codebrush.generation.guided.guide_options import GuideOptions
 from codebrush.generation.guided.presets import PRESETS

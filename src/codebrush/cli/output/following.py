@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codebrush.cli.output import check_folder
-from codebrush.cli.saving import picture_entry
+from codebrush.cli.output.printing import check_folder
+from codebrush.cli.output.saving import picture_entry
 from codebrush.errors import CodebrushError, UsageError
 from codebrush.files import write_json
 
@@ -107,7 +107,7 @@ def follow(run: "GuidedRun", again: str | None = None, begun: Callable[[], None]
     Raises:
         Stopped: by Ctrl-C, with the command `again` to go on with, if there is one and the run has begun.
     """
-    from codebrush.cli.terminal import step_display
+    from codebrush.cli.output.guided_progress import step_display
 
     taken, done, steps = 0, 0, iter(run)
     try:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from codebrush.cli.flags import refuse
+from codebrush.cli.flags.common import refuse
 from codebrush.training.registry import ENTRIES, readers
 
 

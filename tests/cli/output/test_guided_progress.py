@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from codebrush.cli.output import progress_bar
-from codebrush.cli.terminal import PICTURE_COLUMNS, PICTURE_ROWS, small_pictures, step_display
+from codebrush.cli.output.guided_progress import PICTURE_COLUMNS, PICTURE_ROWS, small_pictures, step_display
+from codebrush.cli.output.printing import progress_bar
 from codebrush.generation.guided.guidance import Step
 
 
@@ -147,7 +147,7 @@ def test_what_takes_long_is_announced_once(
     rate: float, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter(range(1000))
-    monkeypatch.setattr("codebrush.cli.output.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr("codebrush.cli.output.printing.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     with progress_bar("drawing") as progress:
         for second in range(90):
             progress(round(10 * rate * second), 1030)

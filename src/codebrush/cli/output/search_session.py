@@ -12,8 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codebrush.cli.output import print_json, print_table, unread_entry
-from codebrush.cli.pictures import frame_entry, seen_picture
+from codebrush.cli.flags.pictures import frame_entry, seen_picture
+from codebrush.cli.output.printing import print_json, print_table, unread_entry
 from codebrush.errors import CodebrushError
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Flags that several commands share, and the checks of what was given with them."""

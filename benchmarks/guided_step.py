@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from codebrush.generation.guided.guidance import Guidance
 from codebrush.generation.guided.guide_options import GuideOptions
 from codebrush.generation.guided.guided_batch import GuidedBatch, GuidingCLIP
-from codebrush.generation.guided.memory_plan import MemoryPlan
-from codebrush.generation.guided.prompt_loss import PromptEmbeddings
+from codebrush.generation.guided.losses.prompt_loss import PromptEmbeddings
+from codebrush.generation.guided.memory.plan import MemoryPlan
 from codebrush.models.clip import CLIP, OPENAI_MEAN, OPENAI_STD, CLIPConfig
 from codebrush.models.encoders.text_transformer import TextTransformerConfig
 from codebrush.models.encoders.vision_transformer import VisionTransformerConfig

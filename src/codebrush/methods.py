@@ -34,8 +34,8 @@ from codebrush.generation.guided.guide_options import (
 )
 from codebrush.generation.guided.guided_batch import GuidanceModels
 from codebrush.generation.guided.guided_request import GuidedRequest, sourced, warn_of_shapes, with_files
-from codebrush.generation.guided.guided_run import GuidedRun
-from codebrush.generation.guided.memory_plan import MemoryPlan
+from codebrush.generation.guided.memory.plan import MemoryPlan
+from codebrush.generation.guided.run.guided_run import GuidedRun
 from codebrush.generation.manifest import (
     before_upscaling,
     by_flow,

@@ -27,8 +27,8 @@ from codebrush.generation.editing.editing import Edit, checked_edits, translatio
 from codebrush.generation.editing.interpolation import Keyframe, frames_between, is_prompt
 from codebrush.generation.editing.translation import translate_picture, uses_translator
 from codebrush.generation.guided.guided_request import GuidedRequest
-from codebrush.generation.guided.guided_run import GuidedRun
-from codebrush.generation.guided.run_folder import read_run
+from codebrush.generation.guided.run.guided_run import GuidedRun
+from codebrush.generation.guided.run.run_folder import read_run
 from codebrush.generation.manifest import check_origin
 from codebrush.generation.options import CODE_FILTERS, SAMPLING
 from codebrush.generation.result import Gallery, Result

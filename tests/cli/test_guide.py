@@ -142,7 +142,7 @@ def test_a_run_that_was_stopped_before_it_began_leaves_nothing_to_resume(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("codebrush.generation.guided.guided_run.plan_memory", stop)
+    monkeypatch.setattr("codebrush.generation.guided.run.guided_run.plan_memory", stop)
     command = ("a dog", "--method", "guide", "--pack", micro_pack, "--video", "gif", "--out", tmp_path / "run")
     assert generate(*command) == 130
     assert capsys.readouterr().err == "codebrush: stopped\n"

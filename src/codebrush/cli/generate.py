@@ -40,7 +40,7 @@ from codebrush.errors import PackError, UsageError
 from codebrush.generation.guided.guide_options import FLOW_GUIDING
 
 if TYPE_CHECKING:
-    from codebrush.generation.guided.guided_run import GuidedRun
+    from codebrush.generation.guided.run.guided_run import GuidedRun
     from codebrush.pipeline import Codebrush
 
 OUTPUTS = Path("outputs")
@@ -223,7 +223,7 @@ def _open_run(
     prompt: str | None, pack: str | None, weights: str, folder: Path, options: dict[str, Any]
 ) -> tuple["Codebrush", "GuidedRun"]:
     """The pack, and a new guided run in `folder`; without a prompt, the run stored there."""
-    from codebrush.generation.guided.run_folder import read_run
+    from codebrush.generation.guided.run.run_folder import read_run
     from codebrush.pipeline import Codebrush
 
     check_folder(folder)

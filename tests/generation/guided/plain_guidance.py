@@ -12,12 +12,12 @@ from codebrush import Codebrush
 from codebrush.data.decoding.images import decode_image, to_tensor
 from codebrush.data.preprocess import pixels_for
 from codebrush.generation.guided.camera import move_camera
-from codebrush.generation.guided.cutouts import cut_out, draw_views
-from codebrush.generation.guided.decoder_tiling import DecodePlan, decode
 from codebrush.generation.guided.guide_options import INITS, GuideOptions
 from codebrush.generation.guided.guided_batch import stage_sizes
 from codebrush.generation.guided.initial_latents import initial_latents
 from codebrush.generation.guided.learning_rate import learning_rate
+from codebrush.generation.guided.losses.cutouts import cut_out, draw_views
+from codebrush.generation.guided.memory.decoder_tiling import DecodePlan, decode
 from codebrush.generation.seeding import Purpose, stream
 from codebrush.models.clip import CLIP
 from codebrush.pack.pack import open_clip

@@ -15,9 +15,9 @@ from codebrush.cli.main import run
 from codebrush.data.decoding.images import read_manifest
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import CodebrushError, ImageError, UsageError
-from codebrush.generation.guided.cutouts import cut_out, draw_views
 from codebrush.generation.guided.flow_guidance import FlowGuidance, guided_drawing
 from codebrush.generation.guided.guide_options import GuideOptions
+from codebrush.generation.guided.losses.cutouts import cut_out, draw_views
 from codebrush.generation.options import FlowSettings
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.flow import Lead, draw_latents, picture_noise

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from codebrush.errors import CodebrushError, UsageError
 from codebrush.generation.guided.camera import move_camera
-from codebrush.generation.guided.decoder_tiling import DecodePlan
 from codebrush.generation.guided.guidance import Guidance, Step
 from codebrush.generation.guided.guide_options import OPTIMIZERS, GuideOptions
 from codebrush.generation.guided.guided_batch import GuidedBatch, GuidingCLIP, stage_sizes
 from codebrush.generation.guided.learning_rate import learning_rate
-from codebrush.generation.guided.memory_plan import MemoryPlan
-from codebrush.generation.guided.prompt_loss import PromptEmbeddings
+from codebrush.generation.guided.losses.prompt_loss import PromptEmbeddings
+from codebrush.generation.guided.memory.decoder_tiling import DecodePlan
+from codebrush.generation.guided.memory.plan import MemoryPlan
 from codebrush.generation.latent_files import encoded
 from packs import micro_clip, micro_vqgan
 

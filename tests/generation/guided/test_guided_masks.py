@@ -16,7 +16,7 @@ from codebrush.errors import ImageError, UsageError
 from codebrush.generation.guided.guide_options import GuideOptions
 from codebrush.generation.guided.guided_batch import make_batch
 from codebrush.generation.guided.guided_request import GuidedRequest, with_files
-from codebrush.generation.guided.guided_run import GuidedRun
+from codebrush.generation.guided.run.guided_run import GuidedRun
 from codebrush.methods import guidance_models
 
 SHORT: dict[str, Any] = {"steps": 1, "cutouts": 2, "precision": "float32", "size": "32x32"}

@@ -15,8 +15,8 @@ from torch import Tensor
 from codebrush import Codebrush
 from codebrush.data.decoding.images import decode_image, save_png, to_pil, to_tensor
 from codebrush.generation.guided.guide_options import GuideOptions, guide_options
-from codebrush.generation.guided.guided_run import GuidedRun
-from codebrush.generation.guided.penalties import asymmetry, palette_distance, parse_palette, total_variation
+from codebrush.generation.guided.losses.penalties import asymmetry, palette_distance, parse_palette, total_variation
+from codebrush.generation.guided.run.guided_run import GuidedRun
 from packs import write_micro_pack
 
 BASE = {"init": "random", "steps": 2, "cutouts": 4, "precision": "float32", "learning_rate": 0.3, "quantise": False}

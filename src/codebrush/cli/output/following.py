@@ -15,7 +15,7 @@ from codebrush.errors import CodebrushError, UsageError
 from codebrush.files import write_json
 
 if TYPE_CHECKING:
-    from codebrush.generation.guided.guided_run import GuidedRun
+    from codebrush.generation.guided.run.guided_run import GuidedRun
     from codebrush.pack.pack import Pack
 
 FILE = "afterwards.json"

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from codebrush.errors import UsageError
-from codebrush.generation.guided.cutouts import cut_out, draw_views, join_views
 from codebrush.generation.guided.guide_options import CUTOUTS, GuideOptions, guide_options
-from codebrush.generation.guided.prompt_loss import embed_prompt, prompt_loss
+from codebrush.generation.guided.losses.cutouts import cut_out, draw_views, join_views
+from codebrush.generation.guided.losses.prompt_loss import embed_prompt, prompt_loss
 from codebrush.generation.options import checked_number, did_you_mean
 from codebrush.generation.sampling.flow import TINY
 from codebrush.generation.seeding import Purpose, stream

@@ -28,9 +28,9 @@ from codebrush.generation.guided.guided_batch import (
 )
 from codebrush.generation.guided.guided_request import GuidedRequest, sourced, with_files
 from codebrush.generation.guided.latents import make_latent
-from codebrush.generation.guided.memory_fitting import plan_memory
-from codebrush.generation.guided.memory_plan import MemoryPlan
-from codebrush.generation.guided.prompt_loss import NO_STOP, PromptEmbeddings
+from codebrush.generation.guided.losses.prompt_loss import NO_STOP, PromptEmbeddings
+from codebrush.generation.guided.memory.fitting import plan_memory
+from codebrush.generation.guided.memory.plan import MemoryPlan
 from codebrush.generation.manifest import damage_reported, read_clip_guidance
 from codebrush.generation.options import checked_number
 from codebrush.generation.sampling.drawing import Drawing

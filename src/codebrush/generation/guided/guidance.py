@@ -16,14 +16,14 @@ from torch import Tensor
 
 from codebrush.errors import CodebrushError, UsageError
 from codebrush.generation.guided.camera import move_camera
-from codebrush.generation.guided.decoder_tiling import decode
 from codebrush.generation.guided.guidance_state import State
 from codebrush.generation.guided.guide_options import GuideOptions
 from codebrush.generation.guided.guided_batch import GuidedBatch
 from codebrush.generation.guided.latents import make_latent
 from codebrush.generation.guided.learning_rate import learning_rate
-from codebrush.generation.guided.memory_plan import MemoryPlan
-from codebrush.generation.guided.step_loss import StepLoss
+from codebrush.generation.guided.losses.step_loss import StepLoss
+from codebrush.generation.guided.memory.decoder_tiling import decode
+from codebrush.generation.guided.memory.plan import MemoryPlan
 from codebrush.generation.latent_files import encoded
 from codebrush.generation.options import parse_pair
 from codebrush.models.precision import autocast

@@ -14,8 +14,14 @@ from codebrush.errors import CodebrushError, UsageError
 from codebrush.generation.guided.guide_options import GuideOptions
 from codebrush.generation.guided.guided_request import GuidedRequest
 from codebrush.generation.guided.initial_latents import initial_latents
+from codebrush.generation.guided.losses.prompt_loss import (
+    NO_STOP,
+    PromptEmbeddings,
+    embed_prompt,
+    join_prompts,
+    noise_prompts,
+)
 from codebrush.generation.guided.option_values import split_weights
-from codebrush.generation.guided.prompt_loss import NO_STOP, PromptEmbeddings, embed_prompt, join_prompts, noise_prompts
 from codebrush.generation.latent_files import cover
 from codebrush.generation.options import parse_size
 from codebrush.generation.scoring import Scorer

@@ -12,7 +12,7 @@ from codebrush.data.masks import white_where_clear
 from codebrush.errors import ImageError
 from codebrush.generation.advice import warn_of_failure
 from codebrush.generation.editing.upscaling import file_manifest
-from codebrush.generation.guided.run_folder import RUN_FILE
+from codebrush.generation.guided.run.run_folder import RUN_FILE
 from codebrush.generation.manifest import interpolated_manifest
 from codebrush.generation.result import Result
 from codebrush.generation.videos import write_video

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from codebrush.data.decoding.images import to_tensor
-from codebrush.generation.guided.run_film import film_frames
+from codebrush.generation.guided.run.run_film import film_frames
 from codebrush.generation.latent_interpolation import interpolate_latents
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from codebrush.errors import UsageError
 from codebrush.generation.guided.guide_options import GuideOptions
-from codebrush.generation.guided.prompt_loss import (
+from codebrush.generation.guided.losses.prompt_loss import (
     PromptEmbeddings,
     cosine_distance,
     embed_prompt,

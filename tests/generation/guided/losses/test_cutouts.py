@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codebrush.generation.guided.cutouts import Views, cut_out, draw_views, join_views
 from codebrush.generation.guided.guide_options import PADDINGS, GuideOptions, guide_options
+from codebrush.generation.guided.losses.cutouts import Views, cut_out, draw_views, join_views
 
 NOTEBOOK = guide_options({}, "notebook")
 PLAIN = GuideOptions(

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebrush.generation.guided import decoder_tiling as tiling
-from codebrush.generation.guided.decoder_tiling import DecodePlan, decode
+from codebrush.generation.guided.memory import decoder_tiling as tiling
+from codebrush.generation.guided.memory.decoder_tiling import DecodePlan, decode
 from codebrush.models.layers.convolution import GroupNormSiLU
 from codebrush.models.vqgan import VQGAN
 from codebrush.models.vqgan_sizes import vqgan_micro

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codebrush.generation.guided.cutouts import Views, cut_out, draw_views, join_views
-from codebrush.generation.guided.decoder_tiling import decode
 from codebrush.generation.guided.guidance_state import State
 from codebrush.generation.guided.guided_batch import GuidedBatch
 from codebrush.generation.guided.latents import CategoricalLatent, ContinuousLatent
-from codebrush.generation.guided.memory_plan import MemoryPlan
-from codebrush.generation.guided.penalties import Penalties, target_distance
-from codebrush.generation.guided.prompt_loss import prompt_loss, similarity
+from codebrush.generation.guided.losses.cutouts import Views, cut_out, draw_views, join_views
+from codebrush.generation.guided.losses.penalties import Penalties, target_distance
+from codebrush.generation.guided.losses.prompt_loss import prompt_loss, similarity
+from codebrush.generation.guided.memory.decoder_tiling import decode
+from codebrush.generation.guided.memory.plan import MemoryPlan
 from codebrush.generation.seeding import Purpose, stream
 from codebrush.models.precision import autocast
 

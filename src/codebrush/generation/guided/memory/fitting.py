@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from codebrush.errors import UsageError
-from codebrush.generation.guided.cutouts import cut_out, draw_views
-from codebrush.generation.guided.decoder_tiling import DecodePlan, decode, tile_cells
 from codebrush.generation.guided.guidance import Guidance
 from codebrush.generation.guided.guided_batch import GuidedBatch
-from codebrush.generation.guided.memory_plan import MemoryPlan
+from codebrush.generation.guided.losses.cutouts import cut_out, draw_views
+from codebrush.generation.guided.memory.decoder_tiling import DecodePlan, decode, tile_cells
+from codebrush.generation.guided.memory.plan import MemoryPlan
+from codebrush.generation.guided.memory.process_memory import MIB, peak_memory, resident_memory, return_freed_memory
 from codebrush.generation.guided.option_values import parse_bytes
-from codebrush.generation.guided.process_memory import MIB, peak_memory, resident_memory, return_freed_memory
 from codebrush.generation.seeding import stream
 from codebrush.models.clip import CLIP
 from codebrush.models.precision import autocast

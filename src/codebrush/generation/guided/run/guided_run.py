@@ -15,15 +15,15 @@ from torch import Tensor
 from codebrush.data.decoding.images import decode_image, stack, to_pil
 from codebrush.data.decoding.transparency import opacity
 from codebrush.errors import PackError, UsageError
-from codebrush.generation.guided.best_step import BestStep, kept_steps
 from codebrush.generation.guided.guidance import Guidance, Step, decode_to_show
 from codebrush.generation.guided.guidance_state import State
 from codebrush.generation.guided.guided_batch import GuidanceModels, make_batch, picture_size, prompt_parts
 from codebrush.generation.guided.guided_request import GuidedRequest, check_files
-from codebrush.generation.guided.memory_fitting import plan_memory
-from codebrush.generation.guided.memory_plan import MemoryPlan
-from codebrush.generation.guided.run_film import film_frames
-from codebrush.generation.guided.run_folder import Checkpoint, RunFolder, read_run
+from codebrush.generation.guided.memory.fitting import plan_memory
+from codebrush.generation.guided.memory.plan import MemoryPlan
+from codebrush.generation.guided.run.best_step import BestStep, kept_steps
+from codebrush.generation.guided.run.run_film import film_frames
+from codebrush.generation.guided.run.run_folder import Checkpoint, RunFolder, read_run
 from codebrush.generation.latent_files import cover
 from codebrush.generation.manifest import guided_manifest
 from codebrush.generation.result import Result

@@ -13,8 +13,8 @@ from codebrush.data.decoding.images import decode_image, read_manifest
 from codebrush.errors import PackError
 from codebrush.generation.guided.guide_options import GuideOptions, guide_options, usual_preset
 from codebrush.generation.guided.guided_request import GuidedRequest
-from codebrush.generation.guided.guided_run import GuidedRun
 from codebrush.generation.guided.presets import PRESETS
+from codebrush.generation.guided.run.guided_run import GuidedRun
 from packs import micro_clip, write_micro_pack
 
 QUICK: dict[str, Any] = {

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from codebrush import Codebrush
 from codebrush.data.decoding.images import decode_image, read_manifest, save_png
 from codebrush.errors import CodebrushError, ImageError, PackError, PromptError, UsageError
-from codebrush.generation.guided.guided_run import GuidedRun
-from codebrush.generation.guided.run_folder import STATE_FILE
+from codebrush.generation.guided.run.guided_run import GuidedRun
+from codebrush.generation.guided.run.run_folder import STATE_FILE
 from packs import micro_flow, write_micro_pack
 
 QUICK: dict[str, Any] = {"init": "random", "steps": 4, "cutouts": 4, "show_every": 2, "precision": "float32"}

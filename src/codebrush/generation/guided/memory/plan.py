@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from codebrush.generation.guided.decoder_tiling import DecodePlan
+from codebrush.generation.guided.memory.decoder_tiling import DecodePlan
 
 
 @dataclass(frozen=True)

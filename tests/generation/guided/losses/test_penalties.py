@@ -10,7 +10,7 @@ from torch import Tensor
 
 from codebrush.errors import ImageError, UsageError
 from codebrush.generation.guided.guide_options import GuideOptions
-from codebrush.generation.guided.penalties import (
+from codebrush.generation.guided.losses.penalties import (
     Penalties,
     asymmetry,
     palette_distance,

@@ -12,7 +12,7 @@ import torch
 from codebrush import Codebrush
 from codebrush.errors import UsageError
 from codebrush.generation.guided.guide_options import GuideOptions
-from codebrush.generation.guided.process_memory import MIB, peak_memory
+from codebrush.generation.guided.memory.process_memory import MIB, peak_memory
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 from codebrush.models.vqgan import VQGAN, VQGANConfig

@@ -24,7 +24,7 @@ from codebrush.data.decoding.images import decode_image, read_manifest, save_png
 from codebrush.errors import CodebrushError
 from codebrush.files import atomic_file, held_alone, write_errors
 from codebrush.generation.guided.guidance_state import State
-from codebrush.generation.guided.memory_plan import MemoryPlan
+from codebrush.generation.guided.memory.plan import MemoryPlan
 from codebrush.generation.manifest import read_judgement
 from codebrush.generation.result import Result
 

@@ -1,0 +1,1 @@
+"""Fits the steps of guidance into memory: what one needs, decoding in tiles, recomputed activations."""

@@ -35,8 +35,12 @@ from codebrush.data.synthetic.varied_scenes import PALETTE, varied_scene
 from codebrush.pipeline import Codebrush
 from codebrush.training.recipes import read_recipe
 from codebrush.training.tasks.captioner import CaptionerRecipe
-from codebrush.understanding.answer_confidence import AnswerConfidence, answer_features
-from codebrush.understanding.captioning import JUDGED_THRESHOLD
+from codebrush.understanding.answer_confidence import (
+    THRESHOLD,
+    THRESHOLD_WITHOUT,
+    AnswerConfidence,
+    answer_features,
+)
 from codebrush.understanding.question_kinds import fits_question
 from codebrush.understanding.text_decoding import greedy_decode
 
@@ -308,20 +312,20 @@ def learn(found: Sequence[Answered], words: frozenset[str], things: frozenset[st
     return AnswerConfidence(words, things, tensors)
 
 
-def report(found: Sequence[Answered], judge: AnswerConfidence) -> None:
-    """How often it says "I don't know", before (by its own probability and 0.4) and now, and how much it loses."""
+def report(found: Sequence[Answered], network: AnswerConfidence) -> None:
+    """How often it says "I don't know", before (by its own probability) and now, and how much it loses."""
     print("| questions | asked | right | now, right | now, wrong | don't know before | now |")
     print("|---|---|---|---|---|---|---|")
     groups: dict[str, list[Answered]] = {}
     for each in found:
         groups.setdefault(f"{each.asked.kind} on {each.asked.source}", []).append(each)
     for name, members in groups.items():
-        before = np.array([each.features[0].exp().item() < 0.4 for each in members])
-        sure = judge.confidence(torch.stack([each.features for each in members])) >= JUDGED_THRESHOLD
+        before = np.array([each.features[0].exp().item() < THRESHOLD_WITHOUT for each in members])
+        sure = network.confidence(torch.stack([each.features for each in members])) >= THRESHOLD
         now = np.array(
             [
                 not is_sure
-                or bool(judge.unknown_words(each.asked.question))
+                or bool(network.unknown_words(each.asked.question))
                 or not fits_question(each.asked.question, each.guess)
                 for each, is_sure in zip(members, sure.tolist(), strict=True)
             ]
@@ -340,13 +344,13 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true")
     options = parser.parse_args()
     brush = Codebrush.from_pretrained(options.pack, "cpu")
-    judge = brush.reader.judge
+    network = brush.reader.answer_confidence
     if options.out is not None:
-        judge = learn(answers(brush, "learn", options.data), *trained_words(options.data))
-        judge.save(options.out)
+        network = learn(answers(brush, "learn", options.data), *trained_words(options.data))
+        network.save(options.out)
     if options.measure:
-        assert judge is not None
-        report(answers(brush, "measure", options.data), judge)
+        assert network is not None
+        report(answers(brush, "measure", options.data), network)
 
 
 if __name__ == "__main__":

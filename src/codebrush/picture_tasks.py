@@ -103,8 +103,8 @@ class PictureTasks(LoadedPack):
     def reader(self) -> CaptionPipeline:
         """The pack's captioner on this device, with its tokenizer and the CLIP that ranks its captions."""
         captioner, words = self.on_device(self.pack.captioner), self.pack.captioner_tokenizer
-        judge = AnswerConfidence.load(self.pack.member("captioner"))
-        return CaptionPipeline(self.clip, self.tokenizer, captioner, words, judge)
+        confidence = AnswerConfidence.load(self.pack.member("captioner"))
+        return CaptionPipeline(self.clip, self.tokenizer, captioner, words, confidence)
 
     def caption(
         self,

@@ -68,7 +68,7 @@ def test_a_pack_with_a_judge_answers_by_it(pack: Path, picture: Image.Image) -> 
     plain = Codebrush.from_pretrained(pack, "cpu")
     before = plain.ask(picture, "what is it?", threshold=0)
     reader = plain.reader
-    assert reader.judge is None
+    assert reader.answer_confidence is None
     width = reader.captioner.config.width
     for bias in (-50.0, 50.0):
         judge(3 + width, bias).save(pack / "captioner")

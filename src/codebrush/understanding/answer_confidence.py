@@ -24,6 +24,9 @@ from codebrush.understanding.text_decoding import DecodedText
 FILE = "confidence.safetensors"  # in the captioner's folder
 KIND = "codebrush answer confidence 1"
 TENSORS = ("mean", "scale", "hidden", "hidden_bias", "output", "output_bias")
+# The least confidence with which an answer is given; below it, the answer is "I don't know".
+THRESHOLD = 0.5  # by this network, whose confidence is calibrated
+THRESHOLD_WITHOUT = 0.4  # by the captioner's own probability, of a captioner without this network
 SUREST = 8.0  # log-odds beyond which the captioner's own probability says no more
 _NAMING = re.compile(r"(is it|is this|does it show) (?!the )")  # what follows may be any name that was trained on
 _WORD = re.compile(r"\w+")

@@ -15,7 +15,12 @@ from codebrush.models.clip import CLIP
 from codebrush.text.other_things import NEAR
 from codebrush.text.reading import named_texts
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.understanding.answer_confidence import AnswerConfidence, answer_features
+from codebrush.understanding.answer_confidence import (
+    THRESHOLD,
+    THRESHOLD_WITHOUT,
+    AnswerConfidence,
+    answer_features,
+)
 from codebrush.understanding.presence import presences
 from codebrush.understanding.question_kinds import fits_question
 from codebrush.understanding.text_decoding import DecodedText, beam_search, greedy_decode, sample_decode
@@ -24,8 +29,6 @@ METHODS = ("beam", "greedy", "sample")
 CANDIDATES = 5  # captions that are written and ranked for each picture, at least
 LENGTH_PENALTY = 1.0
 UNKNOWN_ANSWER = "I don't know"
-ANSWER_THRESHOLD = 0.4  # the least confidence with which an answer is given, by the captioner's own probability
-JUDGED_THRESHOLD = 0.5  # the same by a judge, whose confidence is calibrated
 MIN_ANSWER_TOKENS = 4  # a question must leave room for this many
 
 
@@ -70,8 +73,8 @@ class Answer:
 class CaptionPipeline:
     """Writes captions and answers with a captioner and ranks captions with CLIP.
 
-    `tokenizer` is CLIP's, `caption_tokenizer` the captioner's. `judge` says how likely an answer is right; without it
-    that is the captioner's own probability of the answer.
+    `tokenizer` is CLIP's, `caption_tokenizer` the captioner's. `answer_confidence` says how likely an answer is
+    right; without it that is the captioner's own probability of the answer.
     """
 
     def __init__(
@@ -80,9 +83,9 @@ class CaptionPipeline:
         tokenizer: Tokenizer,
         captioner: Captioner,
         caption_tokenizer: Tokenizer,
-        judge: AnswerConfidence | None = None,
+        answer_confidence: AnswerConfidence | None = None,
     ):
-        self.judge = judge
+        self.answer_confidence = answer_confidence
         self.clip, self.tokenizer = clip, tokenizer
         self.captioner, self.caption_tokenizer = captioner, caption_tokenizer
 
@@ -143,15 +146,16 @@ class CaptionPipeline:
     def ask(self, images: Tensor, questions: Sequence[str], threshold: float | None = None) -> list[Answer]:
         """Answer one question about each of images (B, 3, S, S) in [0, 1], by greedy decoding.
 
-        An answer with a confidence below `threshold`, 0 to 1 (None: 0.5 with a judge, else 0.4), is replaced by "I
-        don't know". The confidence is 0 if the question has words that were in no trained question.
+        An answer with a confidence below `threshold`, 0 to 1 (None: the `THRESHOLD` of `answer_confidence`, or that
+        without one), is replaced by "I don't know". The confidence is 0 if the question has words that were in no
+        trained question.
 
         Raises:
             UsageError: if the threshold is out of range.
             PromptError: if a question is empty or too long.
         """
         if threshold is None:
-            threshold = ANSWER_THRESHOLD if self.judge is None else JUDGED_THRESHOLD
+            threshold = THRESHOLD_WITHOUT if self.answer_confidence is None else THRESHOLD
         if not 0 <= threshold <= 1:
             raise UsageError(f"the threshold must be from 0 to 1, not {threshold}")
         features, answers = self._features(images), []
@@ -165,12 +169,12 @@ class CaptionPipeline:
         prompt = self._prompt(question)[None]
         (decoded,) = greedy_decode(self.captioner, features, prompt)
         guess, confidence = self.caption_tokenizer.decode(decoded.tokens), decoded.probability
-        unknown = [] if self.judge is None else self.judge.unknown_words(question)
+        unknown = [] if self.answer_confidence is None else self.answer_confidence.unknown_words(question)
         if unknown:
             confidence = 0.0
-        elif self.judge is not None:
+        elif self.answer_confidence is not None:
             state = self.captioner.state(features, prompt)[0]
-            confidence = float(self.judge.confidence(answer_features(state, decoded)))
+            confidence = float(self.answer_confidence.confidence(answer_features(state, decoded)))
         if not fits_question(question, guess):
             return Answer(UNKNOWN_ANSWER, 0.0, guess, "its best guess is no answer to such a question")
         if confidence >= threshold:

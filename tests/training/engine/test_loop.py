@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from codebrush.errors import TrainingError
 from codebrush.models.precision import autocast, has_bf16
 from codebrush.training.engine.loop import CHECKPOINT, Loop, LoopConfig, has_compiler
 from codebrush.training.engine.rows import ShuffledRows, step_rng
-from codebrush.training.engine.task import Objective
+from codebrush.training.engine.task import Hooks, Objective
 
 
 class Line:
@@ -179,7 +180,41 @@ def test_metrics_after_the_checkpoint_are_written_again(tmp_path: Path):
     broken, whole = lines(folder), lines(tmp_path / "whole")
     for line in broken + whole:
         line.pop("steps_per_second")
+        line.pop("data_wait")
     assert broken == whole
+
+
+def test_the_log_says_which_share_of_the_time_went_into_waiting_for_data(tmp_path: Path):
+    class Slow(Line):
+        def __init__(self, loading: float, training: float):
+            super().__init__()
+            self.loading, self.training = loading, training
+
+        def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+            time.sleep(self.loading)
+            return super().batch(rows, rng)
+
+        def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
+            time.sleep(self.training)
+            return super().objectives(batch, step)
+
+    run(tmp_path / "loading", Slow(0.1, 0), steps=4)
+    run(tmp_path / "training", Slow(0, 0.1), steps=4)
+    assert lines(tmp_path / "loading")[-1]["data_wait"] > 0.7
+    assert lines(tmp_path / "training")[-1]["data_wait"] < 0.3
+
+
+def test_rows_are_made_ready_before_the_batch(tmp_path: Path):
+    task, asked = Line(), []
+
+    def ready(rows: np.ndarray) -> np.ndarray:
+        asked.append(rows.tolist())
+        return 9 - rows
+
+    tmp_path.mkdir(exist_ok=True)
+    Loop(task, config(steps=3), tmp_path, hooks=Hooks(ready=ready)).run()
+    assert asked == [ShuffledRows(10, 4, 0).of_step(step).tolist() for step in range(4)]
+    assert task.seen == [[9 - row for row in rows] for rows in asked]
 
 
 def test_a_loss_of_nan_ends_the_run_before_it_is_saved(tmp_path: Path):

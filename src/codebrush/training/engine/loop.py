@@ -185,7 +185,9 @@ class Loop:
             ready = loader.submit(self._load, self.step)
             self._begin()
             while self.step < last and not self.stopped:
+                asked = time.monotonic()
                 batch = ready.result()
+                self.reporter.waited(time.monotonic() - asked)
                 ready = loader.submit(self._load, self.step + 1)
                 self._train_step(batch)
                 self._after_step(last, until)
@@ -239,6 +241,8 @@ class Loop:
 
     def _load(self, step: int) -> dict[str, Tensor]:
         mine = self.rows(step)[self.fabric.global_rank :: self.fabric.world_size]
+        if self.hooks.ready is not None:
+            mine = self.hooks.ready(mine)
         return self.task.batch(mine, step_rng(self.config.seed, step, 1 + self.fabric.global_rank))
 
     def _train_step(self, batch: dict[str, Tensor]) -> None:

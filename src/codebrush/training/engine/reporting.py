@@ -15,6 +15,7 @@ from torch import Tensor
 from codebrush.files import atomic_file
 
 METRICS = "metrics.jsonl"
+TOLD_WAIT = 0.1  # share of the time waiting for data from which the progress line tells it
 
 
 class Reporter:
@@ -26,6 +27,7 @@ class Reporter:
         self.learning_rate = 1.0
         self._sums: dict[str, list[Tensor]] = {}
         self._last_time, self._last_step = time.monotonic(), 0
+        self._waited = 0.0
         self._writer: Any = None
         console = Console(stderr=True)
         self._bar = Progress(
@@ -64,16 +66,22 @@ class Reporter:
         """Remember one step's value. It is read only when the next line is written, so that a GPU need not wait."""
         self._sums.setdefault(name, []).append(value.detach())
 
+    def waited(self, seconds: float) -> None:
+        """Add up the time in which no step was taken, because its pictures and texts were not there yet."""
+        self._waited += seconds
+
     def log(self, step: int) -> dict[str, float]:
         """Write the means since the last line, and return them."""
         values = {name: float(np.mean([float(v) for v in found])) for name, found in self._sums.items()}
         self._sums.clear()
         now = time.monotonic()
-        rate = (step - self._last_step) / max(now - self._last_time, 1e-9)
-        self._last_time, self._last_step = now, step
+        seconds = max(now - self._last_time, 1e-9)
+        rate, wait = (step - self._last_step) / seconds, min(1.0, self._waited / seconds)
+        self._last_time, self._last_step, self._waited = now, step, 0.0
         if not self.enabled:
             return values
         line = {"step": step, **values, "schedule": self.learning_rate, "steps_per_second": round(rate, 4)}
+        line["data_wait"] = round(wait, 4)
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         writer = self._tensorboard(step)
@@ -82,6 +90,8 @@ class Reporter:
                 writer.add_scalar(name, value, step)
         summary = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name.endswith("_loss"))
         status = f"{summary}  {rate:.2f} steps/s"
+        if wait >= TOLD_WAIT:
+            status += f", {wait:.0%} of the time waiting for data"
         self._bar.update(self._task, completed=step, status=status)
         if self._bar.disable and step:
             left = (self.steps - step) / max(rate, 1e-9)

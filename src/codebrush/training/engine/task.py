@@ -52,13 +52,15 @@ class Verdict(NamedTuple):
 class Hooks:
     """What a stage may add to the loop.
 
-    `rows` gives the rows of a step where they are not simply shuffled epochs, `remarks` lines about a line of the log
-    (step 0 has no values). `check` is called before the first step of a new or resumed run and after each step, with
-    the number of steps done and a function that gives the averaged network; of several processes only the first calls
-    it. `result` gives the network that the run ends with, from the averaged one.
+    `rows` gives the rows of a step where they are not simply shuffled epochs. `ready` reads the pictures of those that
+    this process takes, and returns the rows with others in place of unreadable ones. `remarks` gives lines about a line
+    of the log (step 0 has no values). `check` is called before the first step of a new or resumed run and after each
+    step, with the number of steps done and a function that gives the averaged network; of several processes only the
+    first calls it. `result` gives the network that the run ends with, from the averaged one.
     """
 
     rows: Callable[[int], np.ndarray] | None = None
+    ready: Callable[[np.ndarray], np.ndarray] | None = None
     remarks: Callable[[int, Mapping[str, float]], Iterable[str]] | None = None
     check: Callable[[int, Callable[[], nn.Module]], Verdict] | None = None
     result: Callable[[nn.Module], nn.Module] | None = None

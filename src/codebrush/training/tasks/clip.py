@@ -335,7 +335,7 @@ class CLIPStage(Stage):
             texts=recipe.texts,
             by_recipe="budget_seconds" not in plan.facts,
         )
-        return Hooks(rows, diagnostics.remarks, check, result)
+        return Hooks(rows, remarks=diagnostics.remarks, check=check, result=result)
 
     def prepare(self, plan: StagePlan, materials: Materials, cache: Path) -> Materials:
         """The materials with the replayed set, the decoys and the gate's, decoded at the size of the first."""

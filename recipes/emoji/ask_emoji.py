@@ -42,7 +42,9 @@ def main() -> None:
     recipe = run_recipe.plan.recipe
     assert isinstance(recipe, CaptionerRecipe)
     with tempfile.TemporaryDirectory() as cache:
-        data = load_captioned(replace(run_recipe.source, split=options.split).open(), pack.clip.image_size, Path(cache))
+        data = load_captioned(
+            replace(run_recipe.sources[0], split=options.split).open(), pack.clip.image_size, Path(cache)
+        )
     rows = np.linspace(0, len(data) - 1, min(options.pictures, len(data))).astype(int)
     print(f"| {len(rows)} pictures of {options.split} | right | most frequent answer |\n|---|---|---|")
     for rule in recipe.questions:

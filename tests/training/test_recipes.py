@@ -93,10 +93,10 @@ def test_a_recipe_for_another_stage_is_refused(tmp_path: Path):
 
 def test_pictures_come_from_the_recipe_or_from_the_caller(tmp_path: Path):
     path = write(tmp_path, BASE)
-    assert read_recipe(path).source.source == "pictures"
-    assert read_recipe(path, source="others").source.source == "others"
+    assert read_recipe(path).sources[0].source == "pictures"
+    assert read_recipe(path, source="others").sources[0].source == "others"
     bare = write(tmp_path, {name: value for name, value in BASE.items() if name != "source"})
-    assert read_recipe(bare, source="others").source.source == "others"
+    assert read_recipe(bare, source="others").sources[0].source == "others"
     with pytest.raises(TrainingError, match="names no pictures: add --source"):
         read_recipe(bare)
 

@@ -15,7 +15,7 @@ from codebrush.data.pixel_cache import PixelCache, decode_once
 from codebrush.data.sources.captioned_images import CaptionedImages, open_source
 from codebrush.errors import DataError
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.field_types import Count
+from codebrush.training.field_types import Count, Rate, Whole
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,11 @@ class SourceConfig:
     """Which pictures of which source to use; see `codebrush.data.sources.captioned_images.open_source`.
 
     `weight` names a column of numbers: how often an epoch shows each row (1 without it; 0.1: in one epoch of ten).
+
+    Shards and Parquet files are streamed (see `codebrush.training.streamed`) if they are far away, larger than
+    `LARGE`, or part of a mix; `stream` says it in any case. `open_shards` are read side by side, which is how well the
+    rows are shuffled, `workers` threads decode them (None: as many as there are processors), and of several sources
+    each gets its `share` of the rows.
     """
 
     source: str
@@ -35,6 +40,10 @@ class SourceConfig:
     exclude: tuple[str, ...] = ()
     strict: bool = False
     weight: str | None = None
+    stream: bool | None = None
+    open_shards: Count = 16
+    workers: Whole | None = None
+    share: Rate = 1.0
 
     def open(self) -> CaptionedImages:
         """The rows that this config names."""
@@ -67,6 +76,25 @@ class Captioned:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    @property
+    def size(self) -> int:
+        """The side of the pictures, in pixels."""
+        return self.pixels.pixels.shape[1]
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 (hex) of the source."""
+        return self.source.fingerprint
+
+    @property
+    def skipped(self) -> int:
+        """How many pictures of the source could not be decoded."""
+        return len(self.pixels.skipped)
+
+    def sample(self, count: int) -> np.ndarray:
+        """Up to `count` rows, evenly spaced."""
+        return evenly(len(self), count)
 
     def part(self, rows: np.ndarray) -> "Captioned":
         """Only the `rows` of these, in that order."""

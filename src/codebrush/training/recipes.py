@@ -22,6 +22,7 @@ class _Checked(BaseModel):
     loop: LoopConfig
     facts: dict[str, Any] = Field(default_factory=dict)
     source: SourceConfig | None = None
+    mix: tuple[SourceConfig, ...] = ()
 
 
 @cache
@@ -39,9 +40,9 @@ def _fields(stage: Stage) -> type[_Checked]:
 
 @dataclass(frozen=True)
 class StageRecipe:
-    """One recipe file: the rows to train on, and the plan."""
+    """One recipe file: the rows to train on, of one source or of a mix of several, and the plan."""
 
-    source: SourceConfig
+    sources: tuple[SourceConfig, ...]
     plan: StagePlan
 
 
@@ -92,12 +93,18 @@ def read_recipe(path: str | Path, source: str | None = None, stage: str | None =
         raise TrainingError(f"{path}: source: should hold fields, as in 'source: {{source: {rows}}}'")
     if isinstance(values, dict) and source is not None:
         values["source"] = {**rows, "source": source}
+        values.pop("mix", None)
     checked = _check(values, str(path))
     if stage is not None and checked.stage != stage:
         raise TrainingError(f"{path} is a recipe for the stage {checked.stage}, not {stage}")
-    if checked.source is None or not checked.source.source:
+    if checked.mix and checked.source is not None:
+        raise TrainingError(
+            f"{path}: has both a source and a mix: move the source into the mix, or take one of them out"
+        )
+    sources = checked.mix or (() if checked.source is None else (checked.source,))
+    if not sources or not all(each.source for each in sources):
         raise TrainingError(f"{path} names no pictures: add --source FOLDER_OR_FILE")
-    return StageRecipe(checked.source, _plan(checked, str(path)))
+    return StageRecipe(sources, _plan(checked, str(path)))
 
 
 def read_recipes(folder: Path, rows: SourceConfig) -> tuple[SourceConfig, dict[str, StagePlan]]:
@@ -109,9 +116,11 @@ def read_recipes(folder: Path, rows: SourceConfig) -> tuple[SourceConfig, dict[s
             continue
         recipe = read_recipe(folder / f"{name}.yaml", rows.source, name)
         plans[name] = recipe.plan
-        if recipe.source.weight is not None:
-            raise TrainingError(f"{folder / f'{name}.yaml'}: source.weight is for training a single stage: take it out")
-        filled = {name: value or getattr(recipe.source, name) for name, value in vars(rows).items()}
+        (source, *others), single = recipe.sources, f"{folder / f'{name}.yaml'}: {{}} is for training a single stage"
+        for given, what in ((others, "mix"), (source.weight, "source.weight"), (source.stream, "source.stream")):
+            if given:
+                raise TrainingError(f"{single.format(what)}: take it out")
+        filled = {name: value or getattr(source, name) for name, value in vars(rows).items()}
         rows = SourceConfig(**filled)
     return rows, plans
 

@@ -27,6 +27,7 @@ from codebrush.training.run_folder import (
     write_plan,
 )
 from codebrush.training.stage import Materials, StagePlan
+from codebrush.training.streamed import Streamed
 
 HOLDS_A_RUN = "{folder} already holds a training run: add --resume, or name another folder"
 
@@ -118,6 +119,8 @@ def run_figures(plan: StagePlan, network: PretrainedModel, folder: Path, seconds
 
 def _weighted(hooks: Hooks, plan: StagePlan, materials: Materials, task: TrainingTask) -> Hooks:
     """`hooks` with the rows of each step by the weights of the pictures, if they have any."""
+    if isinstance(materials.data, Streamed):
+        return materials.data.hooks(hooks, plan.loop)
     data, others = materials.data, (materials.replay, materials.gate, materials.decoys)
     if any(rows is not None and rows.weight is not None for rows in others):
         raise TrainingError("only the source of a stage has a weight: take it out of replay, gate and decoys")
@@ -131,7 +134,7 @@ def _weighted(hooks: Hooks, plan: StagePlan, materials: Materials, task: Trainin
 
 def _fingerprints(materials: Materials) -> dict[str, str]:
     sets = {name: getattr(materials, name) for name in ("data", "replay", "gate", "decoys")}
-    return {f"{name}_sha256": rows.source.fingerprint for name, rows in sets.items() if rows is not None}
+    return {f"{name}_sha256": rows.fingerprint for name, rows in sets.items() if rows is not None}
 
 
 def _check_same_rows(plan: StagePlan, materials: Materials, folder: Path) -> None:

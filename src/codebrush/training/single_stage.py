@@ -11,7 +11,6 @@ from codebrush.errors import UsageError
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.pack.members import MEMBERS
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.dataset import load_captioned
 from codebrush.training.engine.loop import is_first
 from codebrush.training.member_folder import member_folder, pack_at
 from codebrush.training.recipes import read_recipe
@@ -19,6 +18,7 @@ from codebrush.training.registry import STAGES
 from codebrush.training.run_folder import MODEL_FOLDER, has_begun, read_plan
 from codebrush.training.run_stage import run_figures, run_stage
 from codebrush.training.stage import Materials, StagePlan
+from codebrush.training.streamed import Streamed, open_pictures
 from codebrush.training.tokenizers import make_tokenizer
 
 
@@ -61,16 +61,20 @@ def train_stage(
             tokenizers[stage] = found
     size = plan.image_size or trained.picture_size(models, pack_at(given.get("clip")))
     cache = out.parent / "cache"
-    data = load_captioned(asked.source.open(), size, cache, asked.source.weight)
+    data = open_pictures(asked.sources, size, cache)
     if "clip" not in tokenizers:
         kind = plan.facts.get("tokenizer") or tokenizer or "wordpiece"
         tokenizers["clip"] = make_tokenizer(kind, data)
     materials = trained.precompute(Materials(data, tokenizers, models, draw=draw), cache)
-    network = run_stage(plan, materials, out, resume=resume, start=network)
+    try:
+        network = run_stage(plan, materials, out, resume=resume, start=network)
+    finally:
+        if isinstance(data, Streamed):
+            data.close()
     seconds = round(time.monotonic() - began, 1)
     if not is_first():
         return {}
-    figures = {**run_figures(plan, network, out, seconds), "skipped": len(data.pixels.skipped)}
+    figures = {**run_figures(plan, network, out, seconds), "skipped": data.skipped}
     return {"model": str(out / MODEL_FOLDER), "stages": {stage: figures}, "seconds": seconds}
 
 

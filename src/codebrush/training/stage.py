@@ -23,6 +23,7 @@ from codebrush.training.dataset import Captioned, SourceConfig, load_captioned
 from codebrush.training.engine.loop import LoopConfig
 from codebrush.training.engine.task import Hooks, TrainingTask
 from codebrush.training.forgetting import GateConfig
+from codebrush.training.streamed import Streamed
 
 GRID = 8  # codes along a side, at least; the pictures of packs trained within a budget are multiples of it
 Model = TypeVar("Model", bound=PretrainedModel)
@@ -60,7 +61,7 @@ class Materials:
     pack.json beside those that every pack has.
     """
 
-    data: Captioned
+    data: Captioned | Streamed
     tokenizers: dict[str, Tokenizer]
     models: dict[str, PretrainedModel] = field(default_factory=dict)
     codes: np.ndarray | None = None
@@ -79,7 +80,14 @@ class Materials:
     @property
     def image_size(self) -> int:
         """The side of the pictures, in pixels."""
-        return self.data.pixels.pixels.shape[1]
+        return self.data.size
+
+    @property
+    def stored(self) -> Captioned:
+        """The pictures as a table on disk. Raises TrainingError if they are streamed."""
+        if isinstance(self.data, Streamed):
+            raise TrainingError("this stage reads all of its pictures ahead: set source.stream: false")
+        return self.data
 
     def find(self, model: type[Model]) -> Model | None:
         """The model of a class that an earlier stage made; None if there is none."""
@@ -102,7 +110,9 @@ def resized(plan: StagePlan, materials: Materials, cache: Path) -> Materials:
     """The materials with pictures of the size that the plan asks for."""
     if plan.image_size in (0, materials.image_size):
         return materials
-    return replace(materials, data=load_captioned(materials.data.source, plan.image_size, cache, materials.data.weight))
+    return replace(
+        materials, data=load_captioned(materials.stored.source, plan.image_size, cache, materials.stored.weight)
+    )
 
 
 @dataclass(frozen=True)

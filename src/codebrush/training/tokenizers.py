@@ -3,15 +3,18 @@
 from codebrush.errors import TrainingError
 from codebrush.text.tokenizer import Tokenizer, train_bpe
 from codebrush.training.dataset import Captioned
+from codebrush.training.streamed import Streamed
 
 TOKENIZERS = ("wordpiece", "bpe")
 
 
-def make_tokenizer(kind: str, data: Captioned) -> Tokenizer:
+def make_tokenizer(kind: str, data: Captioned | Streamed) -> Tokenizer:
     """The WordPiece of the distilled token table, or a BPE trained on the captions."""
     check_tokenizer(kind)
     if kind == "wordpiece":
         return Tokenizer.wordpiece()
+    if isinstance(data, Streamed):
+        raise TrainingError("a bpe tokenizer learns from all captions: set source.stream: false, or use wordpiece")
     return train_bpe(text for row in range(len(data)) for text in data.captions(row))
 
 

@@ -21,11 +21,16 @@ RowReader = Callable[[Iterable[tuple[str, str]]], Iterator[dict[str, Any]]]  # r
 
 
 def cached_rows(
-    read: RowReader, files: Sequence[tuple[Path, str]], columns: Mapping[str, Any], unread: Unread
+    read: RowReader,
+    files: Sequence[tuple[Path, str]],
+    columns: Mapping[str, Any],
+    unread: Unread,
+    cache: Path | None = None,
 ) -> "Dataset":
     """The rows that `read` yields for `files`, each with the name of its split, in `columns` (name -> feature).
 
-    Columns that a row lacks are null. What cannot be read goes into `unread`. Raises what `datasets` raises.
+    Columns that a row lacks are null. What cannot be read goes into `unread`. `cache` is the folder of the copy on
+    disk; None is the usual one. Raises what `datasets` raises.
     """
     from datasets import Dataset, Features, Value
 
@@ -39,7 +44,8 @@ def cached_rows(
         "empty": dict.fromkeys(features),
         "state": (__version__, READ, states),
     }
-    dataset = Dataset.from_generator(_whole_rows, features=features, gen_kwargs=given)
+    place: Any = None if cache is None else str(cache)
+    dataset = Dataset.from_generator(_whole_rows, features=features, gen_kwargs=given, cache_dir=place)
     assert isinstance(dataset, Dataset)
     return _rows_of_data(dataset, unread)
 

@@ -181,6 +181,8 @@ def open_source(
     require_captions: bool = True,
     strict: bool = False,
     exclude: Sequence[str] = (),
+    cache: Path | None = None,
+    tell: bool = True,
 ) -> CaptionedImages:
     """Open captioned pictures: a folder, .parquet, .tar (WebDataset), .csv or .jsonl files, a glob, or a hub id.
 
@@ -194,7 +196,8 @@ def open_source(
 
     What cannot be read is left out and listed in `CaptionedImages.unread`; so are rows without a caption, unless
     `require_captions` is False. With `strict` the first of them is an error. `exclude` are patterns of names that are
-    left out in a folder.
+    left out in a folder. `cache` is the folder of the copy of a single shard or Parquet file; None is the usual one.
+    With `tell` there is a warning of what cannot be read.
 
     Raises:
         UsageError: if `limit` is below 1.
@@ -202,7 +205,7 @@ def open_source(
     """
     if limit is not None and limit < 1:
         raise UsageError(f"the limit of rows is {limit}; it must be 1 or more")
-    rows = load_rows(str(source), image_column, strict=strict, exclude=exclude)
+    rows = load_rows(str(source), image_column, strict=strict, exclude=exclude, cache=cache)
     table = rows.text
     clauses = [each if isinstance(each, Clause) else parse_clause(each) for each in where]
     templates = [Template.parse(text) for text in captions] or [_default_template(rows)]
@@ -219,7 +222,8 @@ def open_source(
     result = CaptionedImages(rows, kept, templates, group)
     if require_captions:
         result = CaptionedImages(rows, _with_captions(result, rows, kept, templates), templates, group)
-    rows.unread.warn()
+    if tell:
+        rows.unread.warn()
     return result
 
 

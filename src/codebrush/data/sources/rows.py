@@ -50,12 +50,18 @@ class Rows:
 
 
 def load_rows(
-    source: str, image_column: str | None = None, *, strict: bool = False, exclude: Sequence[str] = ()
+    source: str,
+    image_column: str | None = None,
+    *,
+    strict: bool = False,
+    exclude: Sequence[str] = (),
+    cache: Path | None = None,
 ) -> Rows:
     """Read a source: a folder, a file, a glob of files or a hub id (owner/name).
 
     Several splits become one table with the column `split`. What cannot be read goes into `Rows.unread`; with `strict`
-    it ends the reading. `exclude` are patterns of names in a folder that are left out.
+    it ends the reading. `exclude` are patterns of names in a folder that are left out. `cache` is the folder of the
+    copies of a single shard or Parquet file; None is the usual one.
 
     Raises:
         DataError: if the source does not exist, cannot be read, or has no rows or no column of pictures.
@@ -65,7 +71,7 @@ def load_rows(
     if path.is_dir():
         dataset, base = load_folder(source, path, unread, exclude, image_column), path
     elif path.is_file():
-        dataset, base = load_files(source, path.parent, [path.name], unread), path.parent
+        dataset, base = load_files(source, path.parent, [path.name], unread, cache), path.parent
     elif glob.has_magic(source):
         files = [name for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
         if not files:

@@ -32,11 +32,11 @@ COLUMNS = ("txt", "caption", "cls")
 OWN_FIELDS = ("image", "__key__")  # keys of JSON files do not replace these
 
 
-def read_shards(files: Sequence[tuple[Path, str]], unread: Unread) -> "Dataset":
+def read_shards(files: Sequence[tuple[Path, str]], unread: Unread, cache: Path | None = None) -> "Dataset":
     """Read the samples of `files`, each a shard with the name of its split ("" for none).
 
     Columns: `image`, `__key__`, and as far as they occur `txt`, `caption`, `cls`, `split` and the keys of the JSON
-    files. What cannot be read goes into `unread`.
+    files. What cannot be read goes into `unread`. `cache` is the folder of the copy on disk; None is the usual one.
 
     Raises:
         DataError: if no shard holds a picture or a text; names the fields that they do hold.
@@ -46,7 +46,7 @@ def read_shards(files: Sequence[tuple[Path, str]], unread: Unread) -> "Dataset":
     names = ("__key__", "split", "json", *COLUMNS)
     columns = {"image": Image(decode=False), **dict.fromkeys(names, Value("string"))}
     before = unread.counted.copy()
-    dataset = cached_rows(_samples, files, columns, unread)
+    dataset = cached_rows(_samples, files, columns, unread, cache)
     if not len(dataset):
         fields = [kind.removeprefix("member of the kind ") for kind in unread.counted - before]
         held = f"; they hold {', '.join(fields)}" if fields else ""
@@ -90,7 +90,7 @@ def _samples(shards: Iterable[tuple[str, str]]) -> Iterator[dict[str, Any]]:
     for path, split in shards:
         whole, cut = 0, False
         rows: list[dict[str, Any]] = []  # of the sample before the one that is looked at
-        for _, group in groupby(_members(path), key=lambda member: _first_key(member[0])):
+        for _, group in groupby(_members(path), key=lambda member: first_key(member[0])):
             files = list(group)
             cut = any(data is None for _, data in files)
             if files == [("", None)] and not any("image" in row for row in rows):
@@ -113,7 +113,7 @@ def _members(path: str) -> Iterator[tuple[str, bytes | None]]:
         with tarfile.open(path) as shard:
             while (member := shard.next()) is not None:
                 shard.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # it keeps every member otherwise
-                if member.isfile() and not _is_hidden(member.name):
+                if member.isfile() and not is_hidden(member.name):
                     name = escaped(member.name)
                     data = shard.extractfile(member).read()  # pyright: ignore[reportOptionalMemberAccess]
                     if len(data) < member.size:
@@ -128,11 +128,12 @@ def _members(path: str) -> Iterator[tuple[str, bytes | None]]:
         yield name, None
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a member of a shard is a hidden file, or one that macOS added."""
     return any((part.startswith(".") and part != ".") or part == "__MACOSX" for part in name.split("/"))
 
 
-def _first_key(name: str) -> str:
+def first_key(name: str) -> str:
     """The path up to the first dot of the file name, as WebDataset brings a sample together."""
     folder, base = posixpath.split(name)
     return posixpath.join(folder, base.partition(".")[0])
@@ -159,7 +160,7 @@ def _rows_of(path: str, files: list[tuple[str, bytes]]) -> Iterator[dict[str, An
             yield problem(f"{path}: {stem}.{ending}", "not UTF-8 text")
         except ValueError:
             yield problem(f"{path}: {stem}.{ending}", "not a JSON object")
-    key = _first_key(files[0][0])
+    key = first_key(files[0][0])
     if len(pictures) < 2:
         own = pictures[0][0] if pictures and all(stem == pictures[0][0] for stem, _, _ in parted) else key
         yield from _sample(own, pictures[0] if pictures else None, texts)

@@ -32,10 +32,11 @@ BUILDERS = {
 SPLIT_WORD = re.compile(r"(?:^|[/_.-])(train|val|valid|validation|test)(?=[/_.-]|\d|$)")
 
 
-def load_files(source: str, base: Path, names: Sequence[str], unread: Unread) -> "Dataset":
+def load_files(source: str, base: Path, names: Sequence[str], unread: Unread, cache: Path | None = None) -> "Dataset":
     """Load files of one kind, given relative to `base`; files named like splits ("train-0001.tar") are those splits.
 
-    Files, shards and rows that cannot be read go into `unread`.
+    Files, shards and rows that cannot be read go into `unread`. `cache` is the folder of the copies of shards and
+    Parquet files; None is the usual one.
 
     Raises:
         DataError: if none can be loaded; begins with `source`.
@@ -52,14 +53,14 @@ def load_files(source: str, base: Path, names: Sequence[str], unread: Unread) ->
     with _one_line(source):
         pairs = list(zip(files, splits, strict=True))
         if builder == "webdataset":
-            return read_shards(pairs, unread)
+            return read_shards(pairs, unread, cache)
         if builder == "table":
             return read_tables(pairs, unread)
         by_split: dict[str, list[str]] = {}
         whole = _whole(pairs, unread)
         for file, split in whole:
             by_split.setdefault(split or "train", []).append(glob.escape(str(file)))
-        return _load_parquet(by_split, _not_held([file for file, _ in whole], unread))
+        return _load_parquet(by_split, _not_held([file for file, _ in whole], unread), cache)
 
 
 def _not_held(files: Sequence[Path], unread: Unread) -> set[str]:
@@ -82,18 +83,19 @@ def _not_held(files: Sequence[Path], unread: Unread) -> set[str]:
     return set(found)
 
 
-def _load_parquet(by_split: dict[str, list[str]], not_held: set[str]) -> "Dataset":
+def _load_parquet(by_split: dict[str, list[str]], not_held: set[str], cache: Path | None) -> "Dataset":
     """Parquet files as one table, also if they have different columns, whose cells are null where a file has none."""
     import datasets
     from datasets.exceptions import DatasetGenerationError
 
     files = [(split, name) for split, names in by_split.items() for name in names]
+    kept = {"cache_dir": cache and str(cache)}
     try:
-        return _load("parquet", data_files=by_split, **_without(not_held, [name for _, name in files]))
+        return _load("parquet", data_files=by_split, **kept, **_without(not_held, [name for _, name in files]))
     except DatasetGenerationError:
         if len(files) == 1:
             raise
-    parts = [_load("parquet", data_files=name, **_without(not_held, [name])) for _, name in files]
+    parts = [_load("parquet", data_files=name, **kept, **_without(not_held, [name])) for _, name in files]
     if list(by_split) != ["train"]:
         named = zip(parts, files, strict=True)
         parts = [part.add_column("split", [split] * len(part)) for part, (split, _) in named]  # pyright: ignore

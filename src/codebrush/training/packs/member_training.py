@@ -60,7 +60,7 @@ class MemberTraining:
     ):  # fmt: skip
         self.request, self.materials, self.start, self.work = request, materials, start, work
         self.clock, self.say, self.decoding = clock, say, decoding
-        self.whole, self.cache = materials.data, work / "cache"
+        self.whole, self.cache = materials.stored, work / "cache"
         self.timed: dict[tuple[str, str], float] = {}  # seconds of a step, by stage and size
         path = work / LEFT_OUT_FILE
         self.left_out: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -340,7 +340,7 @@ class MemberTraining:
 
     def _candidates(self, stage: Stage, start: Any) -> list[ModelSize]:
         """The sizes to choose from: of a stage that begins from a network there is one, that network's."""
-        most = max(2, len(self.materials.data) // 2)
+        most = max(2, len(self.materials.stored) // 2)
         sizes = stage.sizes(self.materials.image_size)
         if start is not None:  # which needs many small changes more than precise ones
             sizes = [replace(sizes[0], batch_size=max(1, sizes[0].batch_size // 2))]
@@ -366,7 +366,7 @@ class MemberTraining:
             return None
         plan = self._plan_of(stage, size, steps, start, previews=seconds >= PREVIEWED)
         facts = {"size": size.name, "seconds_per_step": per_step, "budget_seconds": seconds}
-        return replace(plan, facts={**facts, ENCODED: len(self.materials.data)})
+        return replace(plan, facts={**facts, ENCODED: len(self.materials.stored)})
 
     def _plan_of(
         self, stage: Stage, size: ModelSize, steps: int, start: PretrainedModel | None, previews: bool = False

@@ -89,7 +89,7 @@ def train_pack(
     return {
         **report,
         **({"work": str(work)} if request.keep_work else {}),
-        "skipped": len(training.materials.data.pixels.skipped),
+        "skipped": len(training.materials.stored.pixels.skipped),
         "seconds": round(clock.spent(), 1),
     }
 
@@ -190,7 +190,7 @@ def _finish(training: MemberTraining, source: Any, figures: dict[str, Any]) -> d
     painter = materials.models[painters[0]] if painters else None  # which draws the sheet
     left = training.seconds_for_sheets()
     began = time.monotonic()
-    psnr, rebuilt = reconstructions(materials.need(VQGAN), materials.data, began + left / 3)
+    psnr, rebuilt = reconstructions(materials.need(VQGAN), materials.stored, began + left / 3)
     left -= time.monotonic() - began
     samples = None
     if painter is not None and materials.draw is not None:

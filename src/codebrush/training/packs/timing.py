@@ -33,10 +33,10 @@ def measure_step(
 
 def affordable(stage: Stage, materials: Materials, seconds: float) -> int:
     """How many of the pictures a stage of so many seconds can encode before it is trained, at least PROBED."""
-    total = len(materials.data)
+    total = len(materials.stored)
     if type(stage).precompute is Stage.precompute or total <= PROBED:
         return total
-    few = replace(materials, data=materials.data.part(evenly(total, PROBED)))
+    few = replace(materials, data=materials.stored.part(evenly(total, PROBED)))
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
         stage.precompute(few, Path(folder))

@@ -280,7 +280,7 @@ class CaptionerStage(Stage):
     def task(self, network: Captioner, plan: StagePlan, materials: Materials) -> CaptionerTask:
         """The training on captions and questions."""
         clip, tokenizer = materials.need(CLIP), self._tokenizer(materials)
-        return CaptionerTask(network, plan.recipe, clip, materials.data, tokenizer)
+        return CaptionerTask(network, plan.recipe, clip, materials.stored, tokenizer)
 
     def _tokenizer(self, materials: Materials) -> Tokenizer:
         return needed(materials.tokenizers.get(self.name), "vocabulary")
@@ -289,7 +289,7 @@ class CaptionerStage(Stage):
         """The materials with a vocabulary made from the captions and questions, unless they have one."""
         if self.name in materials.tokenizers:
             return materials
-        recipe, pairs = plan.recipe, CaptionPairs(plan.recipe.questions, materials.data)
+        recipe, pairs = plan.recipe, CaptionPairs(plan.recipe.questions, materials.stored)
         made = make_vocabulary(pairs, bool(recipe.scene_share), recipe.vocab_size, recipe.context_length)
         return replace(materials, tokenizers={**materials.tokenizers, self.name: made})
 

@@ -30,6 +30,7 @@ from codebrush.training.field_types import Count, Part, Rate, Share, Weight, Who
 from codebrush.training.fine_tuning import ReplayedRows, replayed_rows
 from codebrush.training.forgetting import ForgettingGate, ZeroShot
 from codebrush.training.stage import GRID, Materials, ModelSize, Stage, StagePlan
+from codebrush.training.streamed import Streamed, caption_tokens
 from codebrush.training.tasks.augmentation import (
     Augmentation,
     change_appearance,
@@ -195,12 +196,12 @@ class CLIPTask:
         self,
         clip: CLIP,
         recipe: CLIPRecipe,
-        data: Captioned | Joined,
+        data: Captioned | Streamed | Joined,
         tokenizer: Tokenizer,
         decoys: Captioned | None = None,
     ):
         self.recipe, self.data, self.clip = recipe, data, clip
-        self.tokens = CaptionTokens(data, tokenizer)
+        self.tokens = caption_tokens(data, tokenizer)
         self.decoys = decoys if recipe.decoys_per_batch else None
         self.decoy_tokens = None if self.decoys is None else CaptionTokens(self.decoys, tokenizer)
         self.examples = len(data)
@@ -313,7 +314,9 @@ class CLIPStage(Stage):
     def task(self, network: CLIP, plan: StagePlan, materials: Materials) -> CLIPTask:
         """The training on the new set, and on the replayed one if the plan has one."""
         data = materials.data
-        rows = data if materials.replay is None else Joined(data, materials.replay)
+        if plan.recipe.texts and isinstance(data, Streamed):
+            raise TrainingError("recipe.texts draws captions of all rows: set it to 0, or source.stream: false")
+        rows = data if materials.replay is None else Joined(materials.stored, materials.replay)
         return CLIPTask(network, plan.recipe, rows, materials.tokenizer, materials.decoys)
 
     def hooks(self, plan: StagePlan, materials: Materials, folder: Path) -> Hooks:
@@ -322,7 +325,7 @@ class CLIPStage(Stage):
         rows, check, result = None, None, None
         if replay is not None:
             count = replayed_rows(recipe.replay_share, loop.batch_size)
-            rows = ReplayedRows(Joined(data, replay), count, loop.batch_size, loop.seed).of_step
+            rows = ReplayedRows(Joined(materials.stored, replay), count, loop.batch_size, loop.seed).of_step
         if plan.gate is not None and materials.gate is not None:
             measure = ZeroShot(materials.gate, materials.tokenizer)
             gate = ForgettingGate(plan.gate, measure, folder, loop.last)

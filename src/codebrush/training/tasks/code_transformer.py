@@ -337,7 +337,7 @@ class CodeTransformerStage(Stage):
             network,
             recipe,
             materials.need(CLIP),
-            materials.data,
+            materials.stored,
             needed(materials.codes, "codes"),
             materials.tokenizer,
             None if draw is None else lambda network: draw(materials, network),
@@ -348,13 +348,13 @@ class CodeTransformerStage(Stage):
         """The materials with the codes of all pictures."""
         vqgan = materials.find(VQGAN)
         return (
-            materials if vqgan is None else replace(materials, codes=encode_once(vqgan, materials.data.pixels, cache))
+            materials if vqgan is None else replace(materials, codes=encode_once(vqgan, materials.stored.pixels, cache))
         )
 
     def placeholders(self, materials: Materials) -> Materials:
         """The materials with codes that are all the same."""
         height, width = materials.need(VQGAN).code_grid(materials.image_size)
-        return replace(materials, codes=np.zeros((len(materials.data), height * width), np.uint16))
+        return replace(materials, codes=np.zeros((len(materials.stored), height * width), np.uint16))
 
     def picture_size(self, models: Mapping[str, Any], pack: Pack | None) -> int:
         """The size of the VQGAN's pictures."""
@@ -379,8 +379,8 @@ class CodeTransformerStage(Stage):
         """The materials with the styles that it learned, and with a bank of pictures if it reads picture embeddings."""
         models = materials.models
         if network.config.image_embedding and is_first():
-            models = {**models, "bank": make_bank(materials.need(CLIP), materials.data, seconds=seconds)}
-        translation = {"translation": translation_of(plan.recipe, materials.data)}
+            models = {**models, "bank": make_bank(materials.need(CLIP), materials.stored, seconds=seconds)}
+        translation = {"translation": translation_of(plan.recipe, materials.stored)}
         return replace(materials, models=models, extras={**materials.extras, **translation})
 
 

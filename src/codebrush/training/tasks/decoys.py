@@ -6,7 +6,8 @@ from torch import Tensor
 
 from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.dataset import Captioned, evenly
+from codebrush.training.dataset import Captioned
+from codebrush.training.streamed import Streamed
 from codebrush.training.tasks.contrastive_loss import scaled_cosines, sigmoid_loss
 
 FITTED_ROWS = 256  # pictures by which a CLIP without a bias gets one
@@ -25,12 +26,12 @@ def decoy_loss(image: Tensor, own: Tensor, text: Tensor, scale: Tensor, bias: Te
 
 
 @torch.no_grad()
-def fit_bias(clip: CLIP, data: Captioned, tokenizer: Tokenizer) -> None:
+def fit_bias(clip: CLIP, data: Captioned | Streamed, tokenizer: Tokenizer) -> None:
     """Give a CLIP of the softmax loss the scale and bias with which the sigmoid loss of `data` begins lowest.
 
     Without a bias the first steps would ruin it.
     """
-    rows = evenly(len(data), FITTED_ROWS)
+    rows = data.sample(FITTED_ROWS)
     images = clip.eval().encode_image(data.images(rows).float() / 255)
     texts = clip.encode_text(tokenizer([data.captions(row)[0] for row in rows], on_long="truncate"))
     log_scale, bias = fit_logits(images, texts, torch.from_numpy(data.groups[rows]), float(clip.log_scale.exp()))

@@ -183,7 +183,7 @@ class FlowStage(Stage):
             network,
             recipe,
             materials.need(CLIP),
-            materials.data,
+            materials.stored,
             needed(materials.latents, "latents"),
             materials.tokenizer,
             None if draw is None else lambda network: draw(materials, network),
@@ -195,12 +195,12 @@ class FlowStage(Stage):
         vqgan = materials.find(VQGAN)
         if vqgan is None:
             return materials
-        return replace(materials, latents=latents_once(vqgan, materials.data.pixels, cache))
+        return replace(materials, latents=latents_once(vqgan, materials.stored.pixels, cache))
 
     def placeholders(self, materials: Materials) -> Materials:
         """The materials with latents that are all zero."""
         vqgan = materials.need(VQGAN)
-        shape = (len(materials.data), vqgan.config.code_dim, *vqgan.code_grid(materials.image_size))
+        shape = (len(materials.stored), vqgan.config.code_dim, *vqgan.code_grid(materials.image_size))
         return replace(materials, latents=np.zeros(shape, np.float16))
 
     def sizes(self, image_size: int) -> Sequence[ModelSize]:

@@ -12,11 +12,12 @@ from codebrush.models.clip import CLIP
 from codebrush.models.prior import Prior, PriorConfig
 from codebrush.pack.members import MEMBERS
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.dataset import Captioned, CaptionTokens
+from codebrush.training.dataset import Captioned
 from codebrush.training.engine.optimizer import make_adamw
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
 from codebrush.training.stage import Materials, ModelSize, Stage, StagePlan
+from codebrush.training.streamed import Streamed, caption_tokens
 
 SHARPNESS = 20.0  # factor on the cosines in the softmax over the pictures of a batch
 
@@ -44,9 +45,9 @@ def make_prior(recipe: PriorRecipe, clip: CLIP) -> Prior:
 class PriorTask:
     """Predicts the embedding of a caption's picture; see `TrainingTask`."""
 
-    def __init__(self, prior: Prior, recipe: PriorRecipe, clip: CLIP, data: Captioned, tokenizer: Tokenizer):
+    def __init__(self, prior: Prior, recipe: PriorRecipe, clip: CLIP, data: Captioned | Streamed, tokenizer: Tokenizer):
         self.recipe, self.clip, self.data = recipe, clip, data
-        self.tokens = CaptionTokens(data, tokenizer)
+        self.tokens = caption_tokens(data, tokenizer)
         self.examples = len(data)
         self.networks: dict[str, nn.Module] = {"prior": prior}
         self.optimizers: dict[str, torch.optim.Optimizer] = {

@@ -155,15 +155,15 @@ class TranslatorStage(Stage):
 
     def make(self, plan: StagePlan, materials: Materials) -> Translator:
         """A fresh translator to the styles of the rows."""
-        return make_translator(plan.recipe, materials.data)
+        return make_translator(plan.recipe, materials.stored)
 
     def task(self, network: Translator, plan: StagePlan, materials: Materials) -> TranslatorTask:
         """The training on pairs of pictures of the same thing."""
-        return TranslatorTask(network, plan.recipe, materials.need(CLIP), materials.data)
+        return TranslatorTask(network, plan.recipe, materials.need(CLIP), materials.stored)
 
     def check(self, plan: StagePlan, materials: Materials) -> None:
         """Reports a missing column, or one without styles, before the other stages are trained."""
-        learned_styles(plan.recipe, materials.data)
+        learned_styles(plan.recipe, materials.stored)
 
     def prepare(self, plan: StagePlan, materials: Materials, cache: Path) -> Materials:
         """The materials with pictures of the recipe's size."""

@@ -20,6 +20,7 @@ from codebrush.training.dataset import Captioned, evenly
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight, Whole
 from codebrush.training.stage import Materials, ModelSize, Stage, StagePlan, resized
+from codebrush.training.streamed import Streamed
 from codebrush.training.tasks.gan import DISCRIMINATOR, discriminator_objective, with_discriminator
 from codebrush.training.tasks.perceptual import perceptual_distance
 from codebrush.training.tasks.psnr import psnr
@@ -113,7 +114,7 @@ class UpscalerTask:
         self,
         upscaler: Upscaler,
         recipe: UpscalerRecipe,
-        data: Captioned,
+        data: Captioned | Streamed,
         steps: int,
         perceptual: nn.Module | None = None,
         vqgan: VQGAN | None = None,
@@ -125,7 +126,7 @@ class UpscalerTask:
         self.examples = len(data)
         self.frozen: list[nn.Module] = [part for part in (perceptual, vqgan) if part is not None]
         self.adversary, self.networks, self.optimizers = with_discriminator("upscaler", upscaler, recipe, steps)
-        self.shown = data.images(evenly(len(data), PREVIEWED))
+        self.shown = data.images(data.sample(PREVIEWED))
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         """Crops uint8 (B, 3, c, c) of the large pictures, and which of them are rounded when small (B,).
@@ -200,12 +201,12 @@ class UpscalerTask:
         return contact_sheet([to_pil(image) for row in rows for image in row], columns=len(true))
 
 
-def _check(upscaler: Upscaler, recipe: UpscalerRecipe, data: Captioned, vqgan: VQGAN | None) -> None:
+def _check(upscaler: Upscaler, recipe: UpscalerRecipe, data: Captioned | Streamed, vqgan: VQGAN | None) -> None:
     if upscaler.config.scale != recipe.scale:
         raise TrainingError(
             f"recipe.scale is {recipe.scale}, but the upscaler to start from has {upscaler.config.scale}"
         )
-    size = data.pixels.pixels.shape[1]
+    size = data.size
     if size != recipe.target_size:
         raise TrainingError(f"the pictures are {size} pixels wide, but recipe.target_size is {recipe.target_size}")
     if vqgan is not None and recipe.small_size % vqgan.factor:
@@ -255,7 +256,7 @@ class UpscalerStage(Stage):
         """The recipe with a target size that the pictures are large enough for; some are reconstructed if their size
         suits the VQGAN."""
         scale = recipe.scale if start is None else start.config.scale
-        target = fitting_target(materials.data, materials.image_size, scale)
+        target = fitting_target(materials.stored, materials.image_size, scale)
         recipe = replace(recipe, scale=scale, target_size=target)
         fits = recipe.small_size % materials.need(VQGAN).factor == 0
         return replace(recipe, reconstructed=RECONSTRUCTED if fits else 0.0)

@@ -17,10 +17,11 @@ from codebrush.data.structural_similarity import structural_similarity, torchmet
 from codebrush.errors import TrainingError
 from codebrush.models.vqgan import VQGAN, VQGANConfig
 from codebrush.pack.members import MEMBERS
-from codebrush.training.dataset import Captioned, evenly
+from codebrush.training.dataset import Captioned
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
 from codebrush.training.stage import GRID, Materials, ModelSize, Stage, StagePlan, halvings
+from codebrush.training.streamed import Streamed
 from codebrush.training.tasks.augmentation import Augmentation, draw_affine, move
 from codebrush.training.tasks.gan import DISCRIMINATOR, discriminator_objective, with_discriminator
 from codebrush.training.tasks.perceptual import perceptual_distance
@@ -130,7 +131,7 @@ class VQGANTask:
         self,
         vqgan: VQGAN,
         recipe: VQGANRecipe,
-        data: Captioned,
+        data: Captioned | Streamed,
         steps: int,
         perceptual: nn.Module | None = None,
     ):
@@ -143,7 +144,7 @@ class VQGANTask:
             for part in (vqgan.encoder, vqgan.quant_conv, vqgan.quantizer):
                 part.requires_grad_(False)
         self.adversary, self.networks, self.optimizers = with_discriminator("vqgan", vqgan, recipe, steps)
-        self.shown = data.images(evenly(len(data), PREVIEWED))
+        self.shown = data.images(data.sample(PREVIEWED))
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         """Pictures uint8 (B, 3, S, S) and how to move each, (B, 2, 3)."""

@@ -33,3 +33,12 @@ class ImageError(CodebrushError):
 
 class TrainingError(CodebrushError):
     """A training run cannot start or go on."""
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory. PyTorch says it by a RuntimeError."""
+    lines = ("can't allocate memory", "not enough memory")  # of a CPU; a GPU's error has its own class
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or any(line in str(error) for line in lines))
+    )

@@ -12,8 +12,10 @@ from PIL import Image
 from codebrush.cli.main import run
 from codebrush.data.decoding.images import read_manifest
 from codebrush.data.synthetic.shapes import scene
+from codebrush.files import file_sha256
 from codebrush.models.bank import Bank, BankConfig
 from codebrush.models.upscaler import Upscaler, UpscalerConfig
+from codebrush.pack.pack import open_pack
 from packs import micro_transformer, write_micro_pack
 
 
@@ -176,7 +178,10 @@ def test_frames_between_pictures_are_files_or_a_video(
     report = report_of([*given, "--out", str(tmp_path / "way")], capsys)
     paths = [Path(image["path"]).name for image in report["images"]]
     assert paths == [f"a-red-dog_scene_seed0_{number:04d}.png" for number in range(3)]
-    assert all((tmp_path / "way" / path).is_file() for path in paths)
+    made = read_manifest(tmp_path / "way" / paths[1])
+    opened = open_pack(pack)
+    assert (made["pack"]["name"], made["pack"]["hash"]) == (opened.name, opened.hash)
+    assert (made["index"], made["files"]) == (1, {str(picture): file_sha256(picture)})
     assert "unread_words" not in report
     report = report_of([*given, "--video", str(tmp_path / "way.gif")], capsys)
     assert Image.open(report["video"]).n_frames == 3  # pyright: ignore

@@ -5,9 +5,11 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from codebrush import __version__
@@ -75,9 +77,12 @@ def test_a_full_output_is_one_line() -> None:
     assert re.fullmatch(r"codebrush: No space left on device: .*\n", done.stderr)
 
 
-def test_running_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("what", [lambda: bytearray(2**60), lambda: torch.empty(2**50)], ids=["Python", "PyTorch"])
+def test_running_out_of_memory_is_one_line(
+    what: Callable[[], object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def out_of_memory(**_: object) -> None:
-        raise MemoryError
+        what()
 
     monkeypatch.setattr("codebrush.cli.main.app", out_of_memory)
     assert run(["--version"]) == 1

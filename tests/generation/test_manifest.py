@@ -116,8 +116,9 @@ def test_other_pictures(micro_pack: Path) -> None:
         '{"method": "guide", "prompt": "a dog", "n": 1, "index": 0, "clip_score": 0.5, "size": [32, 16], "steps": 3, '
         '"plan": {"micro_batch": 1}, "events": ["grew"], ' + ORIGIN_JSON
     )
-    assert json.dumps(interpolated_manifest(["a", "b"], "latents", 3, 7, 1)) == (
-        '{"method": "interpolate", "keys": ["a", "b"], "through": "latents", "frames": 3, "seed": 7, "index": 1}'
+    assert json.dumps(interpolated_manifest(["a", "b"], "latents", 3, 7, 1, {"b": "ab"}, ORIGIN)) == (
+        '{"method": "interpolate", "keys": ["a", "b"], "through": "latents", "frames": 3, "seed": 7, "index": 1, '
+        '"files": {"b": "ab"}, ' + ORIGIN_JSON
     )
     assert json.dumps(foreign_manifest("a.jpg")) == (
         '{"method": "upscale", "source": "a.jpg", "versions": ' + json.dumps(versions()) + "}"

@@ -28,6 +28,7 @@ from codebrush.cli.output.printing import (
 )
 from codebrush.cli.output.saving import free_run_name, save_run, slug
 from codebrush.errors import UsageError
+from codebrush.files import file_sha256
 
 HOLES = ("mask", "box", "extend")
 
@@ -192,7 +193,7 @@ def interpolate(
     start = time.perf_counter()
     from codebrush.data.decoding.images import save_png
     from codebrush.generation.editing.interpolation import is_prompt
-    from codebrush.generation.manifest import interpolated_manifest
+    from codebrush.generation.manifest import interpolated_manifest, origin
     from codebrush.generation.videos import check_video, video_path, write_video
     from codebrush.pipeline import Codebrush
 
@@ -213,8 +214,10 @@ def interpolate(
         report: dict[str, Any] = {"images": [], "video": str(film), "frames": len(pictures)}
     else:
         paths = [folder / f"{name}_{number:04d}.png" for number in range(len(pictures))]
+        files = {key: file_sha256(key) for key in keys if not is_prompt(key)}
+        made_by = origin(brush.pack, brush.device)
         for number, (picture, path) in enumerate(zip(pictures, paths, strict=True)):
-            save_png(picture, path, interpolated_manifest(keys, through.value, frames, seed, number))
+            save_png(picture, path, interpolated_manifest(keys, through.value, frames, seed, number, files, made_by))
         report = {"images": [{"path": str(path), "seed": seed, "index": n} for n, path in enumerate(paths)]}
     report |= unread_entry(brush.tokenizer, [key for key in keys if is_prompt(key)])
     report["seconds"] = round(time.perf_counter() - start, 3)

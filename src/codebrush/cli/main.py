@@ -19,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from codebrush.cli.flags.common import EVERYTHING
 from codebrush.data.sources.file_names import escaped
-from codebrush.errors import CodebrushError
+from codebrush.errors import CodebrushError, lacks_memory
 from codebrush.generation.options import meant_option
 from codebrush.version import __version__
 
@@ -156,11 +156,13 @@ def run(arguments: Sequence[str]) -> int:
         return _print_error(_argument_message(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
-    except MemoryError:
-        return _print_error("there is not enough memory: free some, or use smaller batches or pictures", 1)
     except OSError as error:
         _discard_stdout()
         return 1 if isinstance(error, BrokenPipeError) else _print_error(_os_message(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        return _print_error("there is not enough memory: free some, or use smaller batches or pictures", 1)
     return _print_error("stopped", INTERRUPTED) if status == INTERRUPTED else int(status or 0)
 
 

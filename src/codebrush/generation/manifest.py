@@ -14,7 +14,7 @@ seed        of the run
 index       the picture draws from the random stream of (seed, index)
 options     `DrawOptions`; guide: those of `GuideOptions` that are not as by default
 sampling    guide: `DrawOptions` of the drawing that it starts from
-files       guide: the sha256 of each file that the options name
+files       guide, interpolate: the sha256 of each file that the options or the keys name
 transparency   guide: "kept" if the picture starts from one, and is transparent where the ground of that is
 clip_score  CLIP's cosine with the prompt, -1 to 1; of a guided picture it says little, as guidance raised it
 scorer      score, the cosine by the pack's scorer, which took no part; verdict, what it means
@@ -172,8 +172,19 @@ def guided_manifest(
     }
 
 
-def interpolated_manifest(keys: Sequence[str], through: str, frames: int, seed: int, index: int) -> dict[str, Any]:
-    """The manifest of picture `index` of an interpolation, with the command line's arguments. It cannot be replayed."""
+def interpolated_manifest(
+    keys: Sequence[str],
+    through: str,
+    frames: int,
+    seed: int,
+    index: int,
+    files: Mapping[str, str],
+    origin: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The manifest of picture `index` of an interpolation, with the command line's arguments. It cannot be replayed.
+
+    `files` are the sha256 of those of the keys that are files, `origin` what the function `origin` returns.
+    """
     return {
         "method": "interpolate",
         "keys": keys,
@@ -181,6 +192,8 @@ def interpolated_manifest(keys: Sequence[str], through: str, frames: int, seed: 
         "frames": frames,
         "seed": seed,
         "index": index,
+        "files": files,
+        **origin,
     }
 
 

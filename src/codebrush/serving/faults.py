@@ -7,7 +7,7 @@ import errno
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from codebrush.errors import CodebrushError, PackError
+from codebrush.errors import CodebrushError, PackError, lacks_memory
 from codebrush.serving.jobs.job import JobError
 from codebrush.serving.log import log_failure
 
@@ -51,6 +51,6 @@ def fault_of(error: Exception, plain: Callable[[str], str], **about: Any) -> dic
     if isinstance(error, CodebrushError):
         return {"code": "invalid_value", "message": plain(str(error))}
     log_failure(error, **about)
-    if isinstance(error, MemoryError):
+    if lacks_memory(error):
         return {"code": "out_of_memory", "message": "there is not enough memory for this: ask for less"}
     return {"code": "internal_error", "message": "something went wrong in the server; its log says what"}

@@ -17,6 +17,7 @@ pytest.importorskip("sqlalchemy", reason='needs the extra "serve"')
 pytest.importorskip("openai", reason="needs the client openai")
 
 import openai
+import torch
 from PIL import Image
 from server_thread import openai_client
 
@@ -25,6 +26,7 @@ from codebrush.data.decoding.images import read_manifest
 from codebrush.serving.api.images import job_request
 from codebrush.serving.api.schemas.images import GenerationRequest
 from codebrush.serving.settings import Settings
+from codebrush.serving.work.kinds import Kind
 
 PROMPT = "a red circle"
 
@@ -246,6 +248,20 @@ def test_health_figures_and_the_document(server: tuple[str, Any]) -> None:
     assert asked["examples"]
     assert "422" not in document["paths"]["/v1/embeddings"]["post"]["responses"]
     assert fetch(f"{url}/docs")[0] == 404  # it would load scripts from another host
+
+
+def test_too_little_memory_is_not_tried_again(serve: Any) -> None:
+    url, engine = serve()
+    calls = []
+
+    def large(*given: Any) -> Any:
+        calls.append(given)
+        return torch.empty(2**50)
+
+    engine.kinds["generate"] = Kind(large)
+    with pytest.raises(openai.APIStatusError, match="not enough memory for this: ask for less") as refused:
+        openai_client(url).with_options(max_retries=2).images.generate(model="micro", prompt=PROMPT)
+    assert (refused.value.status_code, refused.value.code, len(calls)) == (413, "out_of_memory", 1)
 
 
 def test_the_pack_chooses_the_method() -> None:

@@ -80,6 +80,10 @@ def test_pictures_are_enlarged(client: Any, brush: Codebrush, picture: Image.Ima
     assert [(opened(each).format, opened(each).size) for each in sent["data"]] == [("WEBP", (96, 80))] * 2
     url = client.post("/upscale", json={"image": asked["image"][0], "response_format": "url"}).json()["data"][0]["url"]
     assert manifest_of(client.get(url).content)["upscaled"][0]["scale"] == 2
+    assert manifest_of(client.get(url).content)["source"] == "a picture that was sent"
+    named = {"data": {"response_format": "url"}, "files": {"image": ("../my cat.png", png(picture))}}
+    url = client.post("/upscale", **named).json()["data"][0]["url"]
+    assert manifest_of(client.get(url).content)["source"] == "my cat.png"
     several = [("image[]", ("a.png", png(picture))), ("image[]", ("b.png", png(picture)))]
     job = client.post("/upscale", data={"wait": "false"}, files=several)
     assert job.status_code == 202

@@ -27,7 +27,7 @@ from codebrush.serving.faults import NO_SPACE
 from codebrush.serving.jobs import engine as engine_module
 from codebrush.serving.jobs.engine import Engine
 from codebrush.serving.jobs.job import Job, JobError, QueueFull, Stopped
-from codebrush.serving.work.kinds import INDEX, READ, Kind
+from codebrush.serving.work.kinds import LOOK, READ, Kind
 
 
 @pytest.fixture
@@ -261,6 +261,13 @@ def test_lines_for_callers_have_no_paths_of_the_server(engine: Engine, tmp_path:
     data, pack = engine.store.data, engine.brush("micro").pack.folder
     said = engine.plain(f"{data}/jobs/a/x.png and {data}/packs/mine and {data} and {pack}/clip: damaged")
     assert said == "jobs/a/x.png and mine and the server's folder and micro/clip: damaged"
+    place = engine.brush("micro").pack.info["members"]
+    elsewhere = {**place, "clip": str(tmp_path / "elsewhere")}
+    engine.brush("micro").pack.info["members"] = elsewhere
+    try:
+        assert engine.plain(f"{tmp_path}/elsewhere is damaged") == "micro/clip is damaged"
+    finally:
+        engine.brush("micro").pack.info["members"] = place
 
 
 def test_a_refused_job_leaves_no_files(served_brush: Codebrush, tmp_path: Path) -> None:
@@ -292,8 +299,18 @@ def test_results_are_forgotten_when_nobody_calls(
     engine.stop()
 
 
-def test_a_look_through_a_source_waits_with_the_indexes_and_not_with_questions(engine: Engine) -> None:
-    assert (engine.kinds["check"].lane, engine.kinds["search"].lane) == (INDEX, READ)
+def test_a_look_through_a_source_waits_for_no_index_and_no_question_for_it(engine: Engine) -> None:
+    work = Saving()
+    engine.kinds |= {"index": Kind(work, lane=engine.kinds["index"].lane), "look": Kind(steps(1), lane=LOOK)}
+    assert (engine.kinds["check"].lane, engine.kinds["search"].lane) == (LOOK, READ)
+    index = engine.submit("index", "micro", {}, "ann")
+    engine.start()
+    wait_until(index, lambda job: job.step == 1)
+    assert ended(engine.submit("look", "micro", {}, "ann")).state == "done"
+    assert index.state == "running"
+    engine.cancel(index)
+    work.saved.set()
+    ended(index)
 
 
 def test_a_second_training_of_a_name_is_refused_however_close_they_come(engine: Engine) -> None:

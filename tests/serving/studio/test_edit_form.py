@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,20 @@ pytest.importorskip("gradio", reason='needs the extra "studio"')
 import gradio as gr
 from engine_helpers import ended, make_engine, pixels
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from codebrush import Codebrush
 from codebrush.data.decoding.images import read_manifest
+from codebrush.errors import PackError
+from codebrush.files import file_sha256
 from codebrush.models.upscaler import Upscaler, UpscalerConfig
 from codebrush.serving.api.context import Context
 from codebrush.serving.settings import Settings
+from codebrush.serving.studio.dropping import says_how
 from codebrush.serving.studio.edit.form import EditForm
 from codebrush.serving.studio.edit.mask_painter import begun
 from codebrush.serving.studio.edit.restoring import NO_SOURCE, restored_form
-from codebrush.serving.studio.parts import line_of
+from codebrush.serving.studio.parts import cached, line_of, told
 from packs import micro_transformer, write_micro_pack
 
 OWNER = "address 127.0.0.1"
@@ -163,6 +167,7 @@ def test_pictures_are_enlarged_and_interpolated(form: EditForm, brush: Codebrush
     large = edited(form, filled(form, source=photo, task="upscale", scale=4))
     assert large.result["images"][0]["size"] == [160, 192]
     assert restored(form, large)[0][form.fields["scale"]] == 4
+    assert read_manifest(large.folder / large.result["images"][0]["file"])["source"] == "photo.jpg"
     Image.new("RGB", (32, 32), "red").save(tmp_path / "b.png")
     job = edited(form, filled(form, source=photo, second=str(tmp_path / "b.png"), task="interpolate", frames=3))
     expected = brush.interpolate([photo, str(tmp_path / "b.png")], 3)
@@ -170,7 +175,12 @@ def test_pictures_are_enlarged_and_interpolated(form: EditForm, brush: Codebrush
     with Image.open(job.folder / job.result["film"]) as film:
         assert (film.format, getattr(film, "n_frames", 1)) == ("WEBP", 3)
     values, lost = restored(form, job)
-    assert (values[form.fields["task"]], values[form.fields["frames"]], lost) == ("interpolate", 3, [NO_SOURCE])
+    assert (values[form.fields["task"]], values[form.fields["frames"]], lost) == (
+        "interpolate", 3, ["It goes from photo.jpg to b.png", NO_SOURCE]
+    )  # fmt: skip
+    made = read_manifest(job.folder / job.result["images"][1]["file"])
+    assert made["pack"]["hash"] == brush.pack.hash
+    assert made["files"] == {"photo.jpg": file_sha256(photo), "b.png": file_sha256(tmp_path / "b.png")}
 
 
 def test_a_mask_goes_with_its_picture(form: EditForm, photo: str, tmp_path: Path) -> None:
@@ -242,4 +252,32 @@ def test_what_cannot_be_done_is_said(form: EditForm, photo: str, tmp_path: Path,
             fields = {name: str(tmp_path / "large.png")}
     with pytest.raises(Exception) as found:
         form.job(filled(form, **{"source": photo, **fields}))
-    assert line in line_of(found.value)
+    assert line in line_of(found.value, form.context)
+
+
+def test_no_path_of_the_server_is_told_on_the_page(form: EditForm, brush: Codebrush) -> None:
+    context, file = form.context, io.BytesIO()
+    Image.new("RGB", (2, 2)).save(file, "PNG", pnginfo=_damaged())
+    sent, gone = cached(file.getvalue(), "cat.png"), context.engine.store.data / "jobs" / "x" / "picture_00.png"
+    tried: dict[str, Callable[[], Any]] = {
+        "cat.png: its codebrush text is damaged": lambda: says_how(sent),
+        "jobs/x/picture_00.png: cannot be read": lambda: read_manifest(gone),
+        "micro/clip is damaged": lambda: _raise(PackError(f"{brush.pack.member('clip').absolute()} is damaged")),
+    }
+    for said, what in tried.items():
+        with pytest.raises(gr.Error) as found, told(context):
+            what()
+        assert found.value.message.startswith(said)
+        with pytest.raises(Exception) as raised:
+            what()
+        assert line_of(raised.value, context).startswith(said)
+
+
+def _damaged() -> PngInfo:
+    info = PngInfo()
+    info.add_text("codebrush", "no JSON")
+    return info
+
+
+def _raise(error: Exception) -> None:
+    raise error

@@ -16,7 +16,7 @@ from PIL import Image
 from codebrush import Codebrush
 from codebrush.data.decoding.images import read_manifest, save_png
 from codebrush.generation.editing.upscaling import file_manifest
-from codebrush.generation.manifest import interpolated_manifest, upscaled_manifest
+from codebrush.generation.manifest import interpolated_manifest, origin, upscaled_manifest
 from codebrush.models.upscaler import Upscaler, UpscalerConfig
 from codebrush.serving.api.context import Context
 from codebrush.serving.settings import Settings
@@ -148,8 +148,12 @@ MADE: dict[str, Callable[[Codebrush, Image.Image, Path], Any]] = {
     "translate by a flow": lambda brush, photo, _: brush.translate(
         photo, "3d", by="flow", **DRAWN, steps=3, sampler="dpm"
     ),
-    "interpolate": lambda *_: interpolated_manifest(["/a/b.png", "a dog"], "embeddings", 90, 7, 3),
-    "interpolate many": lambda *_: interpolated_manifest(["a dog", "a cat", "a cow"], "noise", 9, 7, 3),
+    "interpolate": lambda brush, *_: interpolated_manifest(
+        ["/a/b.png", "a dog"], "embeddings", 90, 7, 3, {"/a/b.png": "ab"}, origin(brush.pack, brush.device)
+    ),
+    "interpolate many": lambda brush, *_: interpolated_manifest(
+        ["a dog", "a cat", "a cow"], "noise", 9, 7, 3, {}, origin(brush.pack, brush.device)
+    ),
     "upscale": lambda brush, photo, folder: enlarged(brush, photo, folder, 1),
     "upscale twice": lambda brush, photo, folder: enlarged(brush, photo, folder, 2),
 }  # fmt: skip

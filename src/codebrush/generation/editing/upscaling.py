@@ -5,6 +5,7 @@ for the smaller. A tile is cut out with all the pixels around it that its output
 blend: the picture is the one that the network would make in one piece, up to rounding.
 """
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -182,14 +183,15 @@ def not_replayed(manifest: Mapping[str, Any]) -> ImageError:
         again = ", then of what comes of it with ".join(f"--scale {scale}" for scale in scales)
     return ImageError(
         f"enlarged from {source}, which does not say how it was made, so it cannot be replayed: enlarge that file "
-        f"again, codebrush upscale {source} {again}"
+        f"again, codebrush upscale {shlex.quote(source)} {again}"
     )
 
 
-def file_manifest(path: Path, scale: int, size: tuple[int, int], pack: Pack) -> dict[str, Any]:
-    """The manifest of the picture in a file, enlarged to `size`: the one in the file, if any, and what was done."""
+def file_manifest(path: Path, scale: int, size: tuple[int, int], pack: Pack, name: str | None = None) -> dict[str, Any]:
+    """The manifest of the picture in a file, enlarged to `size`: the one in the file, if any, and what was done. `name`
+    is what the user calls the file; None: by its own name."""
     try:
         manifest = read_manifest(path)
     except ImageError:  # it does not say how it was made, or is no PNG
-        manifest = foreign_manifest(path.name)
+        manifest = foreign_manifest(name or path.name)
     return upscaled_manifest(manifest, scale, size, pack)

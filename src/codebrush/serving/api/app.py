@@ -28,7 +28,7 @@ EVERY_REPLY: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorReply, "description": "The key is missing or wrong."},
     403: {"model": ErrorReply, "description": "The Host or Origin header is another's."},
     404: {"model": ErrorReply, "description": "There is no such thing."},
-    413: {"model": ErrorReply, "description": "The request is too large."},
+    413: {"model": ErrorReply, "description": "The request is too large, or needs more memory than there is."},
     429: {
         "model": ErrorReply,
         "description": "The queue is full: `Retry-After` says when to try again.",
@@ -36,7 +36,7 @@ EVERY_REPLY: dict[int | str, dict[str, Any]] = {
     },
     500: {"model": ErrorReply, "description": "Something went wrong in the server."},
     503: {"model": ErrorReply, "description": "The server is about to stop."},
-    507: {"model": ErrorReply, "description": "There is not enough memory or disk for this."},
+    507: {"model": ErrorReply, "description": "The disk of the server is full."},
 }
 router = APIRouter()
 ROUTES = (images, edits, embeddings, pictures, reading, library, training)

@@ -2,8 +2,10 @@
 
 import base64
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
+from urllib.parse import quote, unquote
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +16,7 @@ from starlette.datastructures import FormData, UploadFile
 from codebrush.serving.api.problems import Problem
 from codebrush.serving.api.schemas.images import MOST_SENT
 
+LONGEST_NAME = 255  # letters of a file's name that are kept
 FORM, JSON = "multipart/form-data", "application/json"
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -75,12 +78,25 @@ async def _values(form: FormData, name: str, files: Mapping[str, str], several: 
     given = [*form.getlist(name), *form.getlist(f"{name}[]")]
     if name not in several:
         only(given, name)
-    urls = await run_in_threadpool(_data_urls, [await content(each, name) for each in given])
+    names = ["" if isinstance(each, str) else each.filename or "" for each in given]
+    urls = await run_in_threadpool(_data_urls, [await content(each, name) for each in given], names)
     return urls if len(urls) > 1 else urls[0]
 
 
-def _data_urls(contents: Sequence[bytes]) -> list[str]:
-    return [f"data:image/png;base64,{base64.b64encode(each).decode()}" for each in contents]
+def _data_urls(contents: Sequence[bytes], names: Sequence[str]) -> list[str]:
+    """The URLs of files with these names ("": none), which `name_in` reads from them."""
+    named = [f";name={quote(name[:LONGEST_NAME], safe='')}" if name else "" for name in names]
+    return [
+        f"data:image/png{name};base64,{base64.b64encode(each).decode()}"
+        for name, each in zip(named, contents, strict=True)
+    ]
+
+
+def name_in(url: str) -> str:
+    """The name of a picture that its data URL says, without the way to it; "" if none."""
+    head = url.partition(",")[0][: 4 * 3 * LONGEST_NAME]
+    found = next((part for part in head.split(";") if part.startswith("name=")), "")
+    return re.split(r"[/\\]", unquote(found.removeprefix("name="), errors="replace"))[-1]
 
 
 def text_of(form: FormData, name: str) -> str:

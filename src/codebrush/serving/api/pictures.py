@@ -12,7 +12,7 @@ from codebrush.data.decoding.images import read_manifest
 from codebrush.generation.options import parse_size
 from codebrush.serving.api.context import Context, Served
 from codebrush.serving.api.embeddings import data_url, data_urls
-from codebrush.serving.api.forms import body_of, read_body
+from codebrush.serving.api.forms import body_of, name_in, read_body
 from codebrush.serving.api.images import Wanted, picture_entry, size_of
 from codebrush.serving.api.problems import Problem
 from codebrush.serving.api.schemas.images import (
@@ -54,7 +54,9 @@ async def upscale(request: Request, context: Served) -> Response:
     """Pictures 2 or 4 times as wide and high, with their transparency. The body is JSON, or a form with files."""
     asked = await read_body(request, UpscaleRequest, UPSCALED, several=("image",))
     files = await run_in_threadpool(data_urls, asked.image, "picture", "image")
-    found = {"pictures": list(files), "scale": asked.scale}
+    urls = [asked.image] if isinstance(asked.image, str) else asked.image
+    names = {name: name_in(url) for name, url in zip(files, urls, strict=True)}
+    found = {"pictures": list(files), "scale": asked.scale, "names": names}
     return await _answer(context, "upscale", asked.model, found, files, asked, request)
 
 

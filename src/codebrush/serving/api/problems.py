@@ -19,10 +19,10 @@ STATUS = {  # of an error's code; any other is the caller's, 400
     "queue_full": 429,
     **dict.fromkeys(("model_not_found", "no_library", "not_in_library", "not_indexed", "picture_not_found"), 404),
     "not_found": 404,
+    "out_of_memory": 413,  # less can be asked for; a client that tried again would only fill the memory again
     "no_space": 507,
     "server_stopping": 503,
     "internal_error": 500,
-    "out_of_memory": 507,
 }
 # Parts of the place of an error that name no parameter: where it was sent, and the branches of a union.
 _OUTSIDE = re.compile(r"(body|query|path|str|(list|function|constrained)\W.*)$")

@@ -16,7 +16,7 @@ from codebrush.files import set_aside
 from codebrush.pipeline import Codebrush
 from codebrush.serving.faults import fault_of
 from codebrush.serving.jobs.job import CANCELLING, Job, JobError, QueueFull, Stopped
-from codebrush.serving.jobs.ledger import Ledger, not_kept
+from codebrush.serving.jobs.ledger import Ledger, unkept
 from codebrush.serving.jobs.queue import FairQueue
 from codebrush.serving.jobs.store import Store
 from codebrush.serving.library import Library
@@ -169,7 +169,10 @@ class Engine:
     def plain(self, text: str) -> str:
         """A message without the paths of this machine, as callers get it."""
         for (name, _), brush in list(self._open.items()):
-            text = text.replace(str(brush.pack.folder.absolute()), name)
+            pack = brush.pack
+            for member in pack.info["members"]:  # which may lie elsewhere
+                text = text.replace(str(pack.member(member).absolute()), f"{name}/{member}")
+            text = text.replace(str(pack.folder.absolute()), name)
         return self.trainer.plain(text)
 
     def live(self, kind: str) -> list[Job]:
@@ -286,17 +289,19 @@ class Engine:
                 for job in batch:
                     job.state, job.started, job.attempts = "running", time.time(), job.attempts + 1
                 self._count()
+            what = _NOT_BEGUN
             try:
                 for job in batch:
                     self._jobs.keep_state(job)
                     job.changed()
+                what = _NOT_KEPT
                 self._run(batch)
                 self._forget_old()
             except Exception as error:  # such as a full disk: the worker must outlive it
                 log_failure(error)
                 for job in batch:
                     if not job.ended:
-                        self._jobs.end(job, "failed", not_kept(error))
+                        self._jobs.end(job, "failed", unkept(error, what))
 
     def _run(self, batch: Sequence[Job]) -> None:
         """Work on a batch. If it fails, each of its jobs is tried alone, so that only the one to blame fails."""
@@ -391,6 +396,8 @@ class Engine:
         self.metrics.queue.set(self.waiting)
 
 
+_NOT_BEGUN = "it was not begun, as the server could not keep that it was: ask again"
+_NOT_KEPT = "the server could not keep how far it is: ask again"
 _GIVEN_UP = f"the server was killed {MOST_ATTEMPTS} times while this job ran, so it is not tried again"
 
 

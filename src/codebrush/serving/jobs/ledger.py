@@ -66,7 +66,7 @@ class Ledger:
                 log_failure(failure, job=job.id)
                 self._unkept[job.id] = job
                 if state == "done":
-                    state, error, job.result = "failed", not_kept(failure), None
+                    state, error, job.result = "failed", unkept(failure, "the result could not be kept"), None
             job.state, job.error = state, error
             if job.shown:
                 self._last_shown[job.id] = job.shown[-1]
@@ -96,8 +96,8 @@ class Ledger:
             self._unkept.pop(job.id, None)
 
 
-def not_kept(error: Exception) -> dict[str, str]:
-    """What the caller of a job is told whose state the store could not be told."""
+def unkept(error: Exception, what: str) -> dict[str, str]:
+    """What the caller of a job is told if the store could not be told of it, and `what` came of that."""
     if disk_is_full(error):
         return dict(NO_SPACE)
-    return {"code": "internal_error", "message": "the result could not be kept"}
+    return {"code": "internal_error", "message": what}

@@ -44,7 +44,7 @@ def wire(drop: Drop, studio: Studio) -> None:
 
     def opened(path: str, request: gr.Request) -> Values:
         content = Path(path).read_bytes()
-        with told():
+        with told(studio.context):
             if not says_how(path):
                 decode_image(content, max_pixels=studio.context.settings.max_input_pixels)  # refuses what is none
                 return {drop.notice: note(FOREIGN), drop.offers: gr.Row(visible=bool(takers)), drop.foreign: path}
@@ -78,7 +78,7 @@ def says_how(path: str) -> bool:
 
 def _sender(studio: Studio, drop: Drop, name: str) -> Any:
     def send(foreign: Any) -> Values:
-        with told():
+        with told(studio.context):
             sent = studio.sent(name, Path(foreign).read_bytes())
             return {**sent, drop.offers: gr.Row(visible=False), drop.notice: ""}
 

@@ -6,8 +6,8 @@ others; TABS lists them in order.
 For a new tab:
 
 - `parts` has what tabs share: `Studio.context` is the server, `owner_of(request)` the caller (an event takes
-  `request: gr.Request`), `told()` shows errors, `studio.later(wire)` makes events that lead to other tabs. All work is
-  done by jobs: `studio.context.engine.submit(kind, pack, request, owner, files)`.
+  `request: gr.Request`), `told(context)` shows errors, `studio.later(wire)` makes events that lead to other tabs. All
+  work is done by jobs: `studio.context.engine.submit(kind, pack, request, owner, files)`.
 - `results.Results(studio, go)` shows a job that makes pictures, from its progress to a gallery; see the tab Paint.
   `fields` has what forms of pictures share.
   `following.follow` follows any other job; `views` has HTML of progress and curves. What users wrote is escaped.

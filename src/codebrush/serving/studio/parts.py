@@ -1,6 +1,8 @@
 """What the tabs share: the server behind them, where pictures and settings are sent, and how errors are told."""
 
 import html
+import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -147,18 +149,24 @@ def owner_of(request: gr.Request) -> str:
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def told(context: Context) -> Iterator[None]:
     """A context whose errors are shown on the page, as `line_of` says them, and are not in the log."""
     try:
         yield
     except Exception as error:
-        raise gr.Error(html.escape(line_of(error)), duration=TOLD_SECONDS, print_exception=False) from None
+        raise gr.Error(html.escape(line_of(error, context)), duration=TOLD_SECONDS, print_exception=False) from None
 
 
-def line_of(error: Exception) -> str:
-    """What a user is told of an error: one that they can cause as it is, of any other that there was one."""
+def line_of(error: Exception, context: Context) -> str:
+    """What a user is told of an error: one that they can cause as it is, without this machine's paths, of any other
+    that there was one."""
     if isinstance(error, Problem):
         return error.detail
     if isinstance(error, ValidationError):
         return invalid_line(error.errors()[0])
-    return fault_of(error, str)["message"]
+    return fault_of(error, lambda text: context.engine.plain(_without_uploads(text)))["message"]
+
+
+def _without_uploads(text: str) -> str:
+    """A line in which what was sent to the page is called by its name alone."""
+    return re.sub(rf"{re.escape(get_upload_folder() + os.sep)}[0-9a-f]+{re.escape(os.sep)}", "", text)

@@ -28,7 +28,7 @@ def build(studio: Studio) -> Tab:
 
     def act(event: gr.EventData, request: gr.Request) -> Values:
         owner = owner_of(request)
-        with told():
+        with told(studio.context):
             job = engine.find(str(event.job), owner)
             if job is None:
                 return {jobs: look(request), results.status: note("This job is no longer kept.")}

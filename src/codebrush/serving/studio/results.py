@@ -78,7 +78,7 @@ class Results:
         try:
             job = await run_in_threadpool(submit)
         except Exception as error:
-            yield {self.status: views.failure(line_of(error)), **self._rest()}
+            yield {self.status: views.failure(line_of(error, self.studio.context)), **self._rest()}
             return
         async for values in self.follow(job):
             yield values
@@ -129,7 +129,7 @@ class Results:
         return job, number, (job.folder / images[number]["file"]).read_bytes()
 
     def _choose(self, event: gr.EventData, request: gr.Request) -> Values:
-        with told():
+        with told(self.studio.context):
             job, number, _ = self.picture((event.job, event.number), owner_of(request))
             return self._about(job, number)
 
@@ -151,7 +151,7 @@ class Results:
         return make
 
     def _again(self, chosen: Any, request: gr.Request) -> Values:
-        with told():
+        with told(self.studio.context):
             job, number, _ = self.picture(chosen, owner_of(request))
             assert job.result is not None
             manifest = read_manifest(job.folder / job.result["images"][number]["file"])
@@ -159,7 +159,7 @@ class Results:
 
     def _sender(self, name: str) -> Callable[..., Values]:
         def send(chosen: Any, request: gr.Request) -> Values:
-            with told():
+            with told(self.studio.context):
                 return self.studio.sent(name, self.picture(chosen, owner_of(request))[2])
 
         return send

@@ -205,14 +205,14 @@ def _wire(studio: Studio, form: _Form, found: _Found) -> None:
             async for _ in follow(engine, job):
                 yield {form.state: views.progress(job)}
         except Exception as error:
-            line = "Cancelled; what was indexed is kept." if _is_cancelled(error) else line_of(error)
+            line = "Cancelled; what was indexed is kept." if _is_cancelled(error) else line_of(error, studio.context)
             yield {form.state: views.failure(line), **rest}
             return
         said = await run_in_threadpool(form.said, place, pack)
         yield {form.state: said + _report(job.result or {}), **rest}
 
     def delete(place: str, pack: str, event: gr.EventData) -> str:
-        with told():
+        with told(studio.context):
             delete_index(str(event.index), studio.context)
         return form.said(place, pack)
 
@@ -245,7 +245,7 @@ async def _searched(studio: Studio, found: _Found, submit: Callable[[], Job]) ->
         async for _ in follow(engine, job):
             pass
     except Exception as error:
-        line = line_of(error)
+        line = line_of(error, studio.context)
         if isinstance(error, Problem) and error.code == "not_indexed":
             line = "This folder is not indexed yet: press “Index this folder” first."
         yield {found.status: views.failure(line), found.grid: "", found.detail: gr.Column(visible=False)}
@@ -259,7 +259,7 @@ def _send(studio: Studio, form: _Form, found: _Found) -> None:
 
     def sender(name: str) -> Callable[..., Values]:
         def send(answer: Any, chosen: Any) -> Values:
-            with told():
+            with told(studio.context):
                 return studio.sent(name, found.content(answer, chosen))
 
         return send

@@ -10,21 +10,22 @@ from typing import Any
 from codebrush.data.decoding.images import save_png, to_pil
 from codebrush.data.masks import white_where_clear
 from codebrush.errors import ImageError
+from codebrush.files import file_sha256
 from codebrush.generation.advice import warn_of_failure
 from codebrush.generation.editing.upscaling import file_manifest
 from codebrush.generation.guided.run.run_folder import RUN_FILE
-from codebrush.generation.manifest import interpolated_manifest
+from codebrush.generation.manifest import interpolated_manifest, origin
 from codebrush.generation.result import Result
 from codebrush.generation.videos import write_video
 from codebrush.pipeline import Codebrush
 from codebrush.progress import Preview, Progress, shares
 from codebrush.serving.jobs.job import Job
 from codebrush.serving.work.reading import embed, explain, read
-from codebrush.serving.work.sent import sent_picture, sent_pictures
+from codebrush.serving.work.sent import called, sent_picture, sent_pictures
 
 OWN = ("prompt", "seed")  # what may differ between the jobs of one batch
-DRAW, READ, INDEX, TRAIN = "draw", "read", "index", "train"
-LANES = (DRAW, READ, INDEX, TRAIN)  # each with a worker of its own
+DRAW, READ, LOOK, INDEX, TRAIN = "draw", "read", "look", "index", "train"
+LANES = (DRAW, READ, LOOK, INDEX, TRAIN)  # each with a worker of its own
 FILM, FILM_FPS = "film.webp", 12
 
 
@@ -137,13 +138,15 @@ def _interpolate(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> l
     (job,) = jobs
     request = dict(job.request)
     names, count, seed = (request.pop(name) for name in ("pictures", "frames", "seed"))
-    keys = sent_pictures(job, names)
-    del request["max_pixels"]
-    frames = list(brush.interpolate(keys, count, seed, progress=progress, **request))
-    images = []
+    pictures = sent_pictures(job, names)
+    request = {name: value for name, value in request.items() if name not in ("max_pixels", "names")}
+    keys = [called(job, name) for name in names]
+    files = {key: file_sha256(job.folder / name) for key, name in zip(keys, names, strict=True)}
+    frames = list(brush.interpolate(pictures, count, seed, progress=progress, **request))
+    images, made_by = [], origin(brush.pack, brush.device)
     for number, frame in enumerate(frames):
         file = f"frame_{number:02d}.png"
-        manifest = interpolated_manifest(names, request.get("through", "latents"), count, seed, number)
+        manifest = interpolated_manifest(keys, request.get("through", "latents"), count, seed, number, files, made_by)
         save_png(frame, job.folder / file, manifest)
         images.append({"file": file, "size": list(frame.size), "codes": 0})
     write_video(frames, job.folder / FILM, FILM_FPS)
@@ -160,7 +163,8 @@ def _upscale(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[
         if picture.width * picture.height * scale**2 > most:
             raise ImageError(f"enlarged {scale} times the picture would have more than {most:,} pixels")
         (large,) = brush.upscale([picture], scale, share)
-        save_png(large, job.folder / f"{name}.png", file_manifest(job.folder / name, scale, large.size, brush.pack))
+        manifest = file_manifest(job.folder / name, scale, large.size, brush.pack, called(job, name))
+        save_png(large, job.folder / f"{name}.png", manifest)
         images.append({"file": f"{name}.png", "size": list(large.size), "codes": 0})
     return [{"images": images}]
 

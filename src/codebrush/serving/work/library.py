@@ -25,7 +25,7 @@ from codebrush.search.pictures import Candidate, open_pictures
 from codebrush.search.queries import Hit, search
 from codebrush.serving.jobs.job import Job, JobError
 from codebrush.serving.library import ABOUT, DATABASE, Library
-from codebrush.serving.work.kinds import INDEX, READ, Kind
+from codebrush.serving.work.kinds import INDEX, LOOK, READ, Kind
 from codebrush.training.dataset import SourceConfig, evenly
 from codebrush.understanding.classification import pack_temperature
 from codebrush.warned import heard
@@ -41,7 +41,7 @@ def library_kinds(library: Library) -> Mapping[str, Kind]:
     return {
         "index": Kind(partial(_index, library), lane=INDEX, long=True),
         "search": Kind(partial(_search, library), lane=READ),
-        "check": Kind(partial(_check, library), lane=INDEX),  # a large source takes a while
+        "check": Kind(partial(_check, library), lane=LOOK),  # a large source takes a while, an index hours
     }
 
 

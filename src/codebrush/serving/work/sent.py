@@ -33,5 +33,10 @@ def sent_pictures(job: Job, names: Sequence[str], keep_mode: bool = True, copies
     return [sent_picture(job, name, keep_mode) for name in names]
 
 
+def called(job: Job, name: str) -> str:
+    """What the caller calls a picture in the job's folder, if they said it."""
+    return job.request.get("names", {}).get(name) or "a picture that was sent"
+
+
 def _content(job: Job, name: str) -> bytes:
     return (job.folder / name).read_bytes()

@@ -204,7 +204,7 @@ class EditForm:
 
     def _source_changed(self, path: str | None, mask_of: str) -> list[Any]:
         """Another picture has no mask yet."""
-        with told():
+        with told(self.context):
             begins = begun(None if path is None else self._read(path))
         digest = checksum(path)
         if path and mask_of in (digest, ANY):
@@ -240,7 +240,7 @@ class EditForm:
 
     def _saved_mask(self, source: str | None, painted: str, mask_file: str | None, reads: str) -> str:
         """The mask as a picture in a URL, white where the picture changes."""
-        with told():
+        with told(self.context):
             if not source:
                 raise Problem(400, "choose a picture first")
             return url_of(self._mask_of(painted, mask_file, reads, self._read(source).size))
@@ -267,14 +267,15 @@ class EditForm:
         picture = self._read(given["source"])  # refuses what is no picture
         files = {"picture_00": Path(given["source"]).read_bytes()}
         found: dict[str, Any] = {"pictures": ["picture_00"], "max_pixels": self.context.settings.max_input_pixels}
-        task, pack = given["task"], given["model"]
+        task, pack, names = given["task"], given["model"], {"picture_00": Path(given["source"]).name}
         if task == UPSCALE:
-            return "upscale", pack, found | {"scale": given["scale"]}, files
+            return "upscale", pack, found | {"scale": given["scale"], "names": names}, files
         if task == INTERPOLATE:
             if not given["second"]:
                 raise Problem(400, "choose the picture that it becomes")
             files["picture_01"] = Path(given["second"]).read_bytes()
-            asked = {"frames": given["frames"], "through": given["through"]}
+            names["picture_01"] = Path(given["second"]).name
+            asked = {"frames": given["frames"], "through": given["through"], "names": names}
             seed = seed_of(given["random"], given["seed"])
             return "interpolate", pack, found | {"pictures": list(files), "seed": seed, **asked}, files
         found["mask"] = task == MASK

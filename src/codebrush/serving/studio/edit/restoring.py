@@ -63,7 +63,7 @@ def restored_form(
         if method == "upscale":
             found = _enlarged(context, manifest, lost)
         elif method == "interpolate":
-            found = _interpolated(manifest, lost)
+            found = _interpolated(context, manifest, lost)
         else:
             found = _edited(context, manifest, lost)
             found |= _sources(context, manifest, owner, lost)
@@ -93,7 +93,7 @@ def _enlarged(context: Context, manifest: Mapping[str, Any], lost: list[str]) ->
     return {"task": UPSCALE, "scale": steps[0]["scale"]}
 
 
-def _interpolated(manifest: Mapping[str, Any], lost: list[str]) -> dict[str, Any]:
+def _interpolated(context: Context, manifest: Mapping[str, Any], lost: list[str]) -> dict[str, Any]:
     """Frames between two pictures, or more."""
     keys = [Path(str(key)).name for key in manifest["keys"]]
     if len(keys) > 2:
@@ -104,6 +104,8 @@ def _interpolated(manifest: Mapping[str, Any], lost: list[str]) -> dict[str, Any
     if frames > MOST_FRAMES:
         lost.append(f"It had {frames:,} frames; the form takes {MOST_FRAMES} at most")
     found = {"task": INTERPOLATE, "frames": min(frames, MOST_FRAMES), "through": manifest["through"]}
+    if "pack" in manifest:  # which earlier versions did not say
+        found["model"], _ = pack_of(context, manifest, lost)
     return found | {"seed": operator.index(manifest["seed"]), "random": False}
 
 

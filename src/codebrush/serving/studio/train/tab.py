@@ -23,6 +23,7 @@ ID, LABEL = "train", "Train"
 BUDGETS = ["1m", "10m", "30m", "60m", "3h", "8h"]
 FRESH = "nothing"
 OWN_SIZE = 0
+LOOKING = "Looking through the pictures ..."
 EMPTY = note("Here stand the curves and pictures of a training while it goes on.")
 
 
@@ -172,7 +173,7 @@ def _wire(studio: Studio, form: _Form, view: _View) -> None:
             asked = form.asked(values)
             found = await run_in_threadpool(training_job, studio.context, asked)
         except Exception as error:
-            yield {view.status: views.failure(line_of(error))}
+            yield {view.status: views.failure(line_of(error, studio.context))}
             return
         can_begin = False
         async for html, good in _checked(studio, form, asked.source, values[form.captions], owner_of(request)):
@@ -207,7 +208,7 @@ async def _begin(view: _View, go: Any, submit: Callable[[], Job]) -> AsyncIterat
     try:
         job = await run_in_threadpool(submit)
     except Exception as error:
-        yield {view.status: views.failure(line_of(error))}
+        yield {view.status: views.failure(line_of(error, view.studio.context))}
         return
     async for update in view.follow(job, go):
         yield update
@@ -220,7 +221,7 @@ def _wire_stopped(studio: Studio, form: _Form, view: _View, outputs: list[Any]) 
     async def act(event: gr.EventData, request: gr.Request) -> AsyncIterator[Values]:
         name = str(event.name)
         if event.action == "delete":
-            with told():
+            with told(studio.context):
                 await run_in_threadpool(engine.delete_pack, name)
             yield {view.stopped: await run_in_threadpool(view.listed)}
             return
@@ -244,7 +245,7 @@ def _lead(studio: Studio, form: _Form, view: _View, opened: Callable[..., Any], 
     item.select(lists, None, [form.source, form.start], show_progress="hidden")
 
     def paint_with(job: Any, request: gr.Request) -> Values:
-        with told():
+        with told(studio.context):
             found = engine.find(str(job), owner_of(request))
             if found is None or found.request["name"] not in engine.packs:
                 raise Problem(404, "this pack is no longer there", "not_found")
@@ -259,15 +260,16 @@ async def _checked(
 ) -> AsyncIterator[tuple[str, bool]]:
     """What a training would find in a source, as HTML, and whether it can begin."""
     engine = studio.context.engine
-    yield note("Looking through the pictures ..."), False
+    yield note(LOOKING), False
     try:
         asked = {"source": source, "captions": form.templates(captions)}
         pack = studio.context.settings.packs[0]
         job = await run_in_threadpool(engine.submit, "check", pack, asked, owner)
         async for _ in follow(engine, job):
-            pass
+            waits = "Waiting until other pictures are looked through ..." if job.state == "queued" else LOOKING
+            yield note(waits), False
     except Exception as error:
-        yield views.failure(line_of(error)), False
+        yield views.failure(line_of(error, studio.context)), False
         return
     await run_in_threadpool(engine.forget, job)
     yield shown.check(job.result or {}), True

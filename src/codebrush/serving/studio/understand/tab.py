@@ -52,7 +52,7 @@ def build(studio: Studio) -> Tab:
             given = {name: values[component] for name, component in own.items()}
             job = await run_in_threadpool(_submit, studio, given, owner_of(request))
         except Exception as error:
-            yield {found: views.failure(line_of(error))}
+            yield {found: views.failure(line_of(error, context))}
             return
         yield {running: job.id, go: gr.Button(interactive=False), cancel: gr.Button(visible=True)}
         try:
@@ -87,7 +87,7 @@ def _to_search(studio: Studio, button: Any, picture: Any) -> None:
         return
 
     def send(path: str | None) -> Values:
-        with told():
+        with told(studio.context):
             if not path:
                 raise Problem(400, "choose a picture first")
             return studio.sent("search", Path(path).read_bytes())

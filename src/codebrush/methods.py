@@ -41,15 +41,12 @@ from codebrush.generation.manifest import (
     by_flow,
     by_retrieval,
     by_translator,
-    check_origin,
     check_retrieval,
     damage_reported,
-    origin,
     read_index_and_threads,
     read_plan,
     read_retrieval,
     read_upscalings,
-    torch_threads,
 )
 from codebrush.generation.options import (
     FLOW_OPTIONS,
@@ -58,6 +55,7 @@ from codebrush.generation.options import (
     FlowSettings,
     did_you_mean,
 )
+from codebrush.generation.origin import check_origin, origin, torch_threads
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.drawing import Drawing
 from codebrush.generation.sampling.many_prompts import sample_many

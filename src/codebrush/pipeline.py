@@ -29,8 +29,8 @@ from codebrush.generation.editing.translation import translate_picture, uses_tra
 from codebrush.generation.guided.guided_request import GuidedRequest
 from codebrush.generation.guided.run.guided_run import GuidedRun
 from codebrush.generation.guided.run.run_folder import read_run
-from codebrush.generation.manifest import check_origin
 from codebrush.generation.options import CODE_FILTERS, SAMPLING
+from codebrush.generation.origin import check_origin
 from codebrush.generation.result import Gallery, Result
 from codebrush.generation.sampling.painters import usual_painter
 from codebrush.generation.sources import Sources

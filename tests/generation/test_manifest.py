@@ -26,9 +26,9 @@ from codebrush.generation.manifest import (
     retrieval_entry,
     translated_manifest,
     upscaled_manifest,
-    versions,
 )
 from codebrush.generation.options import DrawOptions
+from codebrush.generation.origin import versions
 from codebrush.pack.pack import open_pack
 
 OPTIONS = DrawOptions(n=1, seed=7, cfg=3.0, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, rerank=4)

@@ -1,8 +1,11 @@
 """`codebrush serve` as people start it: without the extra, with wrong options, killed, started again, told to stop."""
 
+import base64
+import io
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,7 +27,8 @@ from serve_process import serve_command
 
 from codebrush import Codebrush
 from codebrush.cli.main import run
-from codebrush.data.decoding.images import decode_image
+from codebrush.data.decoding.images import decode_image, read_manifest
+from codebrush.models.layers.packed_linear import can_pack
 
 SLOW = {"prompt": "a red circle", "seed": 1, "method": "guide", "steps": 40, "cutouts": 2, "init": "random"}
 
@@ -32,9 +36,9 @@ SLOW = {"prompt": "a red circle", "seed": 1, "method": "guide", "steps": 40, "cu
 class Server:
     """A process of `codebrush serve` on the micro pack."""
 
-    def __init__(self, processes: ForkServerContext, pack: Path, data: Path) -> None:
+    def __init__(self, processes: ForkServerContext, pack: Path, data: Path, *more: str) -> None:
         self.log = log = data / f"log_{time.monotonic_ns()}"
-        arguments = ["--port", "0", "--pack", str(pack), "--data", str(data)]
+        arguments = ["--port", "0", "--pack", str(pack), "--data", str(data), *more]
         self.process = processes.Process(target=serve_command, args=(arguments, log))
         self.process.start()
         self.events: list[dict[str, Any]] = []
@@ -95,6 +99,20 @@ def test_after_a_kill_and_after_a_stop_every_job_is_done(
     assert [each["said"] for each in said if each["event"] == "uvicorn"] == ["Invalid HTTP request received."]
 
 
+@pytest.mark.skipif(not can_pack(), reason="this build of PyTorch has no such products")
+def test_packs_draw_with_the_weights_that_are_asked_for(
+    processes: ForkServerContext, micro_pack: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(micro_pack, tmp_path / "packs" / "mine")  # as one that was trained here
+    server = Server(processes, micro_pack, tmp_path, "--weights", "int8")
+    for model in ("micro", "mine"):
+        asked = {"prompt": "a red circle", "seed": 1, "model": model}
+        (made,) = server.call("/v1/images/generations", asked)["data"]
+        manifest = read_manifest(io.BytesIO(base64.b64decode(made["b64_json"])))
+        assert manifest["options"]["weights"] == "int8"
+    assert server.end(signal.SIGTERM) == 0
+
+
 def test_what_cannot_be_served_is_one_line(
     micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +123,10 @@ def test_what_cannot_be_served_is_one_line(
     assert "none" in capsys.readouterr().err
     assert run(["serve", "--host", "192.0.2.1", "--no-key", "--pack", str(micro_pack), "--data", str(tmp_path)]) == 2
     assert "cannot listen on 192.0.2.1:7860" in capsys.readouterr().err
+    monkeypatch.setattr("codebrush.loaded_pack.can_pack", lambda: False)
+    assert run(["serve", "--weights", "int8", "--pack", str(micro_pack), "--data", str(tmp_path / "no")]) == 2
+    assert "weights in int8 are for x86 processors" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert run(["serve"]) == 2
     assert capsys.readouterr().err == 'codebrush: codebrush serve needs FastAPI: pip install "codebrush[serve]"\n'

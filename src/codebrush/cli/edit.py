@@ -193,7 +193,8 @@ def interpolate(
     start = time.perf_counter()
     from codebrush.data.decoding.images import save_png
     from codebrush.generation.editing.interpolation import is_prompt
-    from codebrush.generation.manifest import interpolated_manifest, origin
+    from codebrush.generation.manifest import interpolated_manifest
+    from codebrush.generation.origin import origin
     from codebrush.generation.videos import check_video, video_path, write_video
     from codebrush.pipeline import Codebrush
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from codebrush.cli.flags.common import PACK_HELP
+from codebrush.cli.flags.sampling_flags import WEIGHTS_HELP, Weights
 from codebrush.errors import UsageError
 from codebrush.optional import require
 from codebrush.serving import KEY_VARIABLE
@@ -17,6 +18,10 @@ DATA = Path("outputs/serve")
 LibraryOption = Annotated[
     list[Path] | None,
     typer.Option(help="Folder of pictures that may be searched and trained on; may be repeated.  [none]"),
+]
+WeightsOption = Annotated[Weights, typer.Option(help=WEIGHTS_HELP)]
+NoKeyOption = Annotated[
+    bool, typer.Option("--no-key", help=f"Listen beyond this machine although {KEY_VARIABLE} sets no key.")
 ]
 PageOption = Annotated[
     bool | None, typer.Option("--page/--no-page", help="Also serve the page, Studio.  [if Gradio is installed]")
@@ -28,10 +33,9 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.", min=0, max=65535)] = 7860,
     pack: Annotated[list[str] | None, typer.Option(help=f"{PACK_HELP} May be repeated.  [emoji]")] = None,
     library: LibraryOption = None,
+    weights: WeightsOption = Weights.AUTO,
     data: Annotated[Path, typer.Option(help="Folder for jobs, results, indexes, trained packs.")] = DATA,
-    no_key: Annotated[
-        bool, typer.Option("--no-key", help=f"Listen beyond this machine although {KEY_VARIABLE} sets no key.")
-    ] = False,
+    no_key: NoKeyOption = False,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Name under which the server may be called; may be repeated.")
     ] = None,
@@ -70,6 +74,7 @@ def serve(
         Settings(
             packs=tuple(dict.fromkeys(pack or ["emoji"])),
             data=data,
+            weights=str(weights),
             libraries=tuple(library or ()),
             host=host,
             port=port,

@@ -14,7 +14,6 @@ from types import FrameType
 import uvicorn
 
 from codebrush.errors import UsageError
-from codebrush.pack.pack import Pack, open_pack
 from codebrush.pipeline import Codebrush
 from codebrush.serving.api.app import make_app
 from codebrush.serving.jobs.engine import Engine
@@ -29,7 +28,8 @@ def serve(settings: Settings) -> None:
 
     Raises:
         PackError: if a pack cannot be opened.
-        UsageError: if the address cannot be listened on, or a library is no folder.
+        UsageError: if the address cannot be listened on, a library is no folder, or this machine cannot draw with the
+            weights.
         CodebrushError: if another server keeps its jobs in the same folder.
     """
     with logged_to_stderr(), warnings.catch_warnings():
@@ -38,15 +38,15 @@ def serve(settings: Settings) -> None:
 
 
 def _serve(settings: Settings) -> None:
-    packs: dict[str, Pack] = {}
+    packs: dict[str, Codebrush] = {}
     for source in settings.packs:
-        packs[_name_of(source, packs)] = open_pack(source)
+        packs[_name_of(source, packs)] = Codebrush.from_pretrained(source, weights=settings.weights)
     settings = replace(settings, packs=tuple(packs))
     library = Library(settings.libraries, settings.data)
     listener = _listen(settings)
     store = Store(settings.data)
-    opened = {name: lambda pack=pack: Codebrush(pack) for name, pack in packs.items()}
-    engine = Engine(opened, store, settings.limits, library=library)
+    opened = {name: lambda brush=brush: brush for name, brush in packs.items()}
+    engine = Engine(opened, store, settings.limits, library=library, weights=settings.weights)
     config = uvicorn.Config(
         make_app(engine, settings), log_config=None, access_log=False, server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.grace)), ws="none",

@@ -21,6 +21,7 @@ class Settings:
     packs: tuple[str, ...] = ("emoji",)
     data: Path = Path("outputs/serve")
     libraries: tuple[Path, ...] = ()  # folders that may be read for searches and trainings
+    weights: str = "auto"  # with which code transformers draw, as in `Codebrush.from_pretrained`
     host: str = "127.0.0.1"
     port: int = 7860
     keys: tuple[str, ...] = field(default=(), repr=False)

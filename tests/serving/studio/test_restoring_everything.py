@@ -16,7 +16,8 @@ from PIL import Image
 from codebrush import Codebrush
 from codebrush.data.decoding.images import read_manifest, save_png
 from codebrush.generation.editing.upscaling import file_manifest
-from codebrush.generation.manifest import interpolated_manifest, origin, upscaled_manifest
+from codebrush.generation.manifest import interpolated_manifest, upscaled_manifest
+from codebrush.generation.origin import origin
 from codebrush.models.upscaler import Upscaler, UpscalerConfig
 from codebrush.serving.api.context import Context
 from codebrush.serving.settings import Settings

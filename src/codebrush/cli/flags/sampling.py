@@ -60,11 +60,8 @@ FLOW_FLAGS = {
     ),
     "cfg_interval": _flag(str, "CFG only from time A to B; 1 is noise.  [0,1]", FLOW, metavar="A,B"),
 }
-WEIGHTS_FLAG = {
-    "weights": _flag(
-        Weights, "Bits of the code transformer's weights: fewer are faster on a CPU, int8 differs slightly.  [auto]"
-    )
-}
+WEIGHTS_HELP = "Bits of the code transformer's weights: fewer are faster on a CPU, int8 differs slightly."
+WEIGHTS_FLAG = {"weights": _flag(Weights, f"{WEIGHTS_HELP}  [auto]")}
 STEPS_FLAG = {"steps": _flag(int, "Steps to the picture, of a flow or a masked code transformer.  [25; 12]", FLOW)}
 
 

@@ -9,15 +9,9 @@ from codebrush.data.decoding.images import to_pil, to_tensor
 from codebrush.errors import UsageError
 from codebrush.generation.editing.canvas import whole_canvas
 from codebrush.generation.editing.editing import Edit, ground_of
-from codebrush.generation.manifest import (
-    check_origin,
-    check_translator,
-    origin,
-    read_index_and_threads,
-    torch_threads,
-    translated_manifest,
-)
+from codebrush.generation.manifest import check_translator, read_index_and_threads, translated_manifest
 from codebrush.generation.options import FLOW_OPTIONS
+from codebrush.generation.origin import check_origin, origin, torch_threads
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.sampler import checked_sampling, embed
 from codebrush.generation.wording import check_style

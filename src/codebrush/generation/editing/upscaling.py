@@ -18,13 +18,8 @@ from torch import Tensor
 
 from codebrush.data.decoding.images import MAX_PIXELS, WITH_PROFILE, read_manifest, to_pil, to_tensor
 from codebrush.errors import ImageError, UsageError
-from codebrush.generation.manifest import (
-    damage_reported,
-    foreign_manifest,
-    read_upscalings,
-    torch_threads,
-    upscaled_manifest,
-)
+from codebrush.generation.manifest import damage_reported, foreign_manifest, read_upscalings, upscaled_manifest
+from codebrush.generation.origin import torch_threads
 from codebrush.generation.result import Result
 from codebrush.models.upscaler import Upscaler, reduce
 from codebrush.pack.pack import Pack

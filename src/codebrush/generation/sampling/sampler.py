@@ -13,14 +13,7 @@ from torch import Tensor
 
 from codebrush.data.decoding.images import Picture, decode_image, stack, to_pil
 from codebrush.errors import PackError, PromptError, UsageError
-from codebrush.generation.manifest import (
-    check_origin,
-    drawn_manifest,
-    origin,
-    read_drawn,
-    resized_manifest,
-    torch_threads,
-)
+from codebrush.generation.manifest import drawn_manifest, read_drawn, resized_manifest
 from codebrush.generation.options import (
     CANDIDATES_PER_PICTURE,
     DEFAULTS,
@@ -31,6 +24,7 @@ from codebrush.generation.options import (
     checked_option,
     did_you_mean,
 )
+from codebrush.generation.origin import check_origin, origin, torch_threads
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.drawing import Drawing
 from codebrush.generation.sampling.painters import Painter

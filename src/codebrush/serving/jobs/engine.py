@@ -17,6 +17,7 @@ from codebrush.pipeline import Codebrush
 from codebrush.serving.faults import fault_of
 from codebrush.serving.jobs.job import CANCELLING, Job, JobError, QueueFull, Stopped
 from codebrush.serving.jobs.ledger import Ledger, unkept
+from codebrush.serving.jobs.open_packs import OpenPacks
 from codebrush.serving.jobs.queue import FairQueue
 from codebrush.serving.jobs.store import Store
 from codebrush.serving.library import Library
@@ -27,7 +28,6 @@ from codebrush.serving.work.library import library_kinds
 from codebrush.serving.work.training import Trainer
 from codebrush.warned import heard
 
-UNUSED = ""  # the lane of the models that all lanes share the weights of, and none runs
 LAST_STEP = 30.0  # seconds that a step is waited for when the server stops
 TIDY_SECONDS = 60.0  # between two looks at what has been kept for long enough
 MOST_ATTEMPTS = 2  # starts of a job, after which one that kills the server is given up
@@ -55,7 +55,7 @@ class Engine:
     """Runs jobs with `packs`: name -> a function that opens it, called once. `start` it, `stop` it at the end.
 
     Jobs that another server left in the store are taken up first. `library` has the folders that jobs may read; packs
-    that are trained on them are added to `packs`.
+    that are trained on them are added to `packs`, and draw with `weights` (see `Codebrush.from_pretrained`).
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class Engine:
         limits: Limits = Limits(),
         metrics: Metrics | None = None,
         library: Library | None = None,
+        weights: str = "auto",
     ) -> None:
         self.packs, self.store, self.limits = dict(packs), store, limits
         self.library = Library((), store.data) if library is None else library
-        self.trainer = Trainer(self.library, self.packs, store.data, limits.train_threads)
+        self.trainer = Trainer(self.library, self.packs, store.data, limits.train_threads, weights)
         self.kinds = {**KINDS, **library_kinds(self.library), **self.trainer.kinds()}
         self.metrics = Metrics() if metrics is None else metrics
-        self._open: dict[tuple[str, str], Codebrush] = {}  # by pack and lane
-        self._opening = threading.Lock()
+        self._open = OpenPacks(self.packs)
         self._jobs = Ledger(store, self.metrics)
         self._lock = self._jobs.lock
         self._queues = {lane: FairQueue(lambda job: batch_key(self.kinds, job)) for lane in LANES}
@@ -132,18 +132,7 @@ class Engine:
     def brush(self, pack: str, lane: str = LANES[0]) -> Codebrush:
         """A pack, opened at first use; each lane has its own, with the same weights. Raises JobError for one that is
         not served."""
-        with self._opening:
-            opener = self.packs.get(pack)
-            if opener is None:
-                raise self._no_model(pack)
-            if (pack, UNUSED) not in self._open:
-                self._open[pack, UNUSED] = opener()
-            if (pack, lane) not in self._open:
-                self._open[pack, lane] = self._open[pack, UNUSED].for_another_thread()
-            return self._open[pack, lane]
-
-    def _no_model(self, pack: str) -> JobError:
-        return JobError("model_not_found", f"there is no model '{pack}': there are {', '.join(list(self.packs))}")
+        return self._open.brush(pack, lane)
 
     def delete_pack(self, name: str) -> None:
         """Delete a pack that was trained here, or a stopped training. Raises JobError if it is in use, or given."""
@@ -151,9 +140,7 @@ class Engine:
             if any(name in (job.pack, job.request.get("name")) for job in list(self._jobs.live.values())):
                 raise JobError("in_use", f"jobs need '{name}': cancel them first")
             removed = self.trainer.set_aside(name)
-        with self._opening:
-            for key in [key for key in self._open if key[0] == name]:
-                del self._open[key]
+        self._open.close(name)
         for folder in removed:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -168,12 +155,7 @@ class Engine:
 
     def plain(self, text: str) -> str:
         """A message without the paths of this machine, as callers get it."""
-        for (name, _), brush in list(self._open.items()):
-            pack = brush.pack
-            for member in pack.info["members"]:  # which may lie elsewhere
-                text = text.replace(str(pack.member(member).absolute()), f"{name}/{member}")
-            text = text.replace(str(pack.folder.absolute()), name)
-        return self.trainer.plain(text)
+        return self.trainer.plain(self._open.without_paths(text))
 
     def live(self, kind: str) -> list[Job]:
         """The jobs of a kind that have not ended."""
@@ -228,7 +210,7 @@ class Engine:
         if self._stopping:
             raise JobError("server_stopping", "the server is about to stop: try again soon")
         if job.pack not in self.packs:
-            raise self._no_model(job.pack)
+            raise self._open.missing(job.pack)
         self.kinds[job.kind].admit(job.request, self.live(job.kind))
         queue = self._queue_of(job.kind)
         if self.limits.queue - len(queue) <= (self.limits.reserve if queue.waits(job.owner) else 0):

@@ -14,7 +14,8 @@ from codebrush.files import file_sha256
 from codebrush.generation.advice import warn_of_failure
 from codebrush.generation.editing.upscaling import file_manifest
 from codebrush.generation.guided.run.run_folder import RUN_FILE
-from codebrush.generation.manifest import interpolated_manifest, origin
+from codebrush.generation.manifest import interpolated_manifest
+from codebrush.generation.origin import origin
 from codebrush.generation.result import Result
 from codebrush.generation.videos import write_video
 from codebrush.pipeline import Codebrush

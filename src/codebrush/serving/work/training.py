@@ -48,13 +48,18 @@ def usual_threads() -> int:
 
 
 class Trainer:
-    """Trains packs into `data` and adds them to `packs` (name -> a function that opens it), one at a time, each with
-    `threads` CPU threads (0: `usual_threads`)."""
+    """Trains packs into `data` and adds them to `packs` (name -> a function that opens it, to draw with `weights`), one
+    at a time, each with `threads` CPU threads (0: `usual_threads`)."""
 
     def __init__(
-        self, library: Library, packs: MutableMapping[str, Callable[[], Codebrush]], data: Path, threads: int = 0
+        self,
+        library: Library,
+        packs: MutableMapping[str, Callable[[], Codebrush]],
+        data: Path,
+        threads: int = 0,
+        weights: str = "auto",
     ) -> None:
-        self.library, self.packs, self.threads = library, packs, threads or usual_threads()
+        self.library, self.packs, self.threads, self.weights = library, packs, threads or usual_threads(), weights
         self.places = Places(data.absolute() / "packs")
         self.given = tuple(packs)  # those that were not trained here
         for folder in sorted(self.places.folder.glob(f"*/{PACK_FILE}")):
@@ -128,7 +133,7 @@ class Trainer:
 
     def _add(self, name: str) -> None:
         pack = open_pack(self.places.pack(name))
-        self.packs[name] = lambda: Codebrush(pack)
+        self.packs[name] = lambda: Codebrush(pack, weights=self.weights)
 
     def set_aside(self, name: str) -> list[Path]:
         """Take away a pack that was trained here, or what a stopped training has left: hidden folders, to be removed.

@@ -55,10 +55,16 @@ def test_clip_guides_a_flow_as_on_the_command_line(client: Any, brush: Codebrush
 def test_clip_guides_an_edit_by_a_flow(client: Any, brush: Codebrush) -> None:
     file, picture = io.BytesIO(), Image.new("RGB", (32, 32), "orange")
     picture.save(file, "PNG")
-    form = {name: str(value) for name, value in ASKED.items()} | {"clip_guidance": "0.5"}
+    form = {name: str(value) for name, value in ASKED.items()} | {"clip_guidance": "0.5", "sampler": "heun"}
+    form["cfg_interval"] = "0.2,0.8"
     led = content(client.post("/images/edits", data=form, files={"image": ("a.png", file.getvalue())}))
-    (expected,) = brush.edit(picture, n=1, **ASKED, clip_guidance=0.5)
+    options = {"clip_guidance": 0.5, "sampler": "heun", "cfg_interval": (0.2, 0.8)}
+    (expected,) = brush.edit(picture, n=1, **ASKED, **options)
     assert Image.open(io.BytesIO(led)).tobytes() == expected.image.tobytes()
+    refused = client.post(
+        "/images/edits", data=form | {"cfg_interval": "0.2"}, files={"image": ("a.png", file.getvalue())}
+    )
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "cfg_interval")
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,10 @@ def held(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if name in ("picture", "mask") and isinstance(value, Mapping):
             yield name, value["sha256"]
         elif name == "clip_guidance":
-            yield "CLIP's guidance", value
+            yield name, value["scale"]
+            yield from held(value["options"])
+        elif name == "cfg_interval":
+            yield name, ",".join(map(repr, value))
         elif name == "upscaled":
             yield from (("scale", step["scale"]) for step in value)
         elif isinstance(value, Mapping):
@@ -125,7 +128,12 @@ MADE: dict[str, Callable[[Codebrush, Image.Image, Path], Any]] = {
     "many": lambda brush, *_: brush.generate("a circle", n=12, rerank=70, seed=1),
     "enlarged": lambda brush, *_: brush.generate("a circle", **DRAWN, upscale=4),
     "flow": lambda brush, *_: brush.generate("a circle", **FLOW, **DRAWN),
-    "flow led by CLIP": lambda brush, *_: brush.generate("a circle", **FLOW, **DRAWN, clip_guidance=0.5, cutouts=2),
+    "flow led by CLIP": lambda brush, *_: brush.generate(
+        "a circle", **FLOW, **DRAWN, clip_guidance=0.5, cutouts=2, exclude=["fog", "a (red) dot"], precision="float32"
+    ),
+    "redrawn by a flow led by CLIP": lambda brush, photo, _: brush.edit(
+        photo, "a dot", **FLOW, **DRAWN, strength=0.4, clip_guidance=0.3
+    ),
     "retrieve": lambda brush, *_: brush.generate("a circle", method="retrieve", prior="none", neighbours=3, **DRAWN),
     "guided": lambda brush, *_: brush.generate(
         "a circle", method="guide", n=2, seed=5, steps=2, cutouts=2, batch_size=2, init="random",

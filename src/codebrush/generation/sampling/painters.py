@@ -13,7 +13,7 @@ from codebrush.generation.sampling.decoding import draw_codes, draw_large, pictu
 from codebrush.generation.sampling.drawing import Drawing, Known
 from codebrush.generation.sampling.flow import FlowSettings, KnownLatent, draw_latents, picture_noise
 from codebrush.generation.sampling.retouching import around, check_retouching, retouch_codes
-from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.models.condition import Condition
 from codebrush.models.flow_transformer import FlowTransformer
 from codebrush.models.layers.packed_linear import can_pack, with_packed_linears
@@ -32,6 +32,11 @@ def usual_painter(pack: Pack) -> str:
     """The method that draws unless another is asked for: "painter" of pack.json, "sample" or "flow"; without it, or
     without that member, the code transformer, or the flow if the pack has that alone."""
     return usual_painter_of(pack.info["members"], pack.info.get("painter")) or "sample"
+
+
+def is_masked(pack: Pack) -> bool:
+    """Whether the pack's code transformer is one that predicts hidden codes, in steps."""
+    return pack.has("transformer") and pack.config(CodeTransformerConfig).masked
 
 
 class Painter(Protocol):

@@ -27,12 +27,11 @@ from codebrush.generation.options import (
 from codebrush.generation.origin import check_origin, origin, torch_threads
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.drawing import Drawing
-from codebrush.generation.sampling.painters import Painter
+from codebrush.generation.sampling.painters import Painter, is_masked
 from codebrush.generation.sampling.reranking import best_first, clip_scores
 from codebrush.generation.sampling.sizes import limited_size
 from codebrush.generation.scoring import Scorer
 from codebrush.models.clip import CLIP
-from codebrush.models.code_transformer import CodeTransformerConfig
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import Pack, text_condition
 from codebrush.progress import Progress
@@ -64,7 +63,7 @@ def draw_options(pack: Pack, given: Mapping[str, Any], weights: str = FLOAT32) -
     values |= {name: value for name, value in given.items() if value is not None}
     if "rerank" not in values:
         values["rerank"] = CANDIDATES_PER_PICTURE * checked_option("n", values["n"])
-    if "flow" not in values and pack.has("transformer") and pack.config(CodeTransformerConfig).masked:
+    if "flow" not in values and is_masked(pack):
         values.setdefault("steps", MASKED_STEPS)
     elif "steps" in values:
         raise UsageError("steps is for the methods flow and guide, and for masked code transformers: leave it out")

@@ -11,18 +11,11 @@ from codebrush.serving.api.context import Context, Served
 from codebrush.serving.api.forms import content, invalid, only, text_of
 from codebrush.serving.api.images import Wanted, answer, drawing_options
 from codebrush.serving.api.problems import Problem
-from codebrush.serving.api.schemas.images import (
-    EVENTS,
-    MOST_SENT,
-    Drawing,
-    EditRequest,
-    ImagesReply,
-    JobReply,
-    VariationRequest,
-)
+from codebrush.serving.api.schemas.images import EVENTS, Drawing, EditRequest, ImagesReply, JobReply, VariationRequest
+from codebrush.serving.api.schemas.values import MOST_SENT
 
 # Options that pass to `Codebrush.edit` and `vary` as they are.
-PASSED = ("negative_prompt", "method", "strength", "steps", "clip_guidance", *SAMPLING)
+PASSED = ("negative_prompt", "method", "strength", "steps", "sampler", "cfg_interval", "clip_guidance", *SAMPLING)
 FILES = ("image", "image[]", "mask")
 Asked = TypeVar("Asked", bound=Drawing)
 router = APIRouter(tags=["images"])

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
 from codebrush.serving.api.problems import Problem
-from codebrush.serving.api.schemas.images import MOST_SENT
+from codebrush.serving.api.schemas.values import MOST_SENT
 
 LONGEST_NAME = 255  # letters of a file's name that are kept
 FORM, JSON = "multipart/form-data", "application/json"

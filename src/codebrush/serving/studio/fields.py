@@ -10,6 +10,7 @@ from codebrush.errors import UsageError
 from codebrush.generation.options import DEFAULTS, FLOW_SAMPLERS, LIMITS, checked_option
 from codebrush.pack.pack import Pack
 
+FLOW_FIELDS = ("sampler", "cfg_interval", "clip_guidance")
 USUAL = ""  # in a list: not given
 LARGEST_DRAWN = 2**31 - 1  # of the seeds that are drawn at random
 
@@ -57,11 +58,17 @@ def upscale_field(visible: bool) -> Any:
     )  # fmt: skip
 
 
-def sampler_field(visible: bool) -> Any:
-    """How a step of a flow is taken."""
-    field = choice_field("sampler", "flow: how a step is taken.", FLOW_SAMPLERS)
-    field.visible = visible
-    return field
+def flow_fields(own: dict[str, Any], visible: bool) -> None:
+    """Add the fields of FLOW_FIELDS, for a flow alone, to those of a form."""
+    own["sampler"] = choice_field("sampler", "flow: how a step is taken.", FLOW_SAMPLERS)
+    about = {
+        "cfg_interval": ("flow: CFG only between two times; 1 is noise.", "0,1"),
+        "clip_guidance": ("flow: CLIP bends it by so many deviations; 0.5 is a start.", "none"),
+    }
+    for name, (info, usual) in about.items():
+        own[name] = gr.Textbox(label=label_of(name), info=info, placeholder=usual, max_lines=1, min_width=140)
+    for name in FLOW_FIELDS:
+        own[name].visible = visible
 
 
 def choice_field(name: str, about: str, choices: Any) -> Any:
@@ -72,7 +79,8 @@ def choice_field(name: str, about: str, choices: Any) -> Any:
 
 def label_of(name: str) -> str:
     """What a field is called on the page."""
-    return {"cfg": "CFG", "n": "Pictures"}.get(name, name.replace("_", " ").capitalize())
+    known = {"cfg": "CFG", "cfg_interval": "CFG interval", "clip_guidance": "CLIP guidance", "n": "Pictures"}
+    return known.get(name, name.replace("_", " ").capitalize())
 
 
 def first_of(choices: Sequence[Any]) -> Any:

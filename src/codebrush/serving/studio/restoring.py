@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 import gradio as gr
 
-from codebrush.generation.options import SAMPLING, DrawOptions, parse_size
+from codebrush.generation.manifest import read_clip_guidance
+from codebrush.generation.options import SAMPLING, DrawOptions, FlowSettings, parse_size
 from codebrush.pack.pack import Pack
 from codebrush.serving.api.context import Context
 from codebrush.serving.api.schemas.images import EditRequest, GenerationRequest
@@ -21,8 +22,10 @@ FACTS = {
     "versions", "device", "threads", "source", "files", "mask_fit", "transparency", "upscaled", "keys",
 }  # fmt: skip
 _FACTS_WITHIN = {"found", "hash", "picture", "mask", "prompt", "scorer", "transparency"}
-_AS_USUAL = {"cfg_interval": (0.0, 1.0), "bank": ""}  # what options without a place are if nothing is said of them
-FLOW_GUIDANCE = "The form has no place for CLIP's guidance of a flow"
+_AS_USUAL = {
+    "cfg_interval": FlowSettings().cfg_interval,
+    "bank": "",
+}  # what options without a place are if nothing is said of them
 LARGER = {"n": "It was one of {value} pictures", "rerank": "It was the best of {value}"}
 
 
@@ -96,6 +99,10 @@ def drawn_options(manifest: Mapping[str, Any]) -> dict[str, Any]:
         found["steps"] = drawn.steps
     if drawn.flow is not None:
         found |= {"steps": drawn.flow.steps, "sampler": drawn.flow.sampler}
+        if drawn.flow.cfg_interval != FlowSettings().cfg_interval:
+            found["cfg_interval"] = ",".join(map(repr, drawn.flow.cfg_interval))
+    if (guidance := read_clip_guidance(manifest)) is not None:
+        found["clip_guidance"] = float(guidance["scale"])
     if "retrieval" in manifest:
         found |= {name: manifest["retrieval"][name] for name in ("prior", "neighbours")}
     return found
@@ -150,8 +157,6 @@ def within_limits(
 def unplaced(manifest: Mapping[str, Any], placed: Collection[str]) -> list[str]:
     """Lines about the options of a manifest that have no place among those of the form."""
     lines = []
-    if "clip_guidance" in manifest:
-        lines.append(FLOW_GUIDANCE)
     held = {name: value for name, value in manifest.items() if name not in FACTS | {"clip_guidance"}}
     names = [name for name in _names(held) if name not in placed]
     if "bank" in names:

@@ -1,17 +1,26 @@
 """What requests hold and replies say; FastAPI makes the OpenAPI document of it."""
 
 import json
-import re
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from codebrush.generation.guided.guide_options import INITS, MEMORY, GuideOptions
 from codebrush.serving.api.schemas.reports import IndexReport, TrainingReport
-from codebrush.text.prompts import MAX_PROMPT_LENGTH
+from codebrush.serving.api.schemas.values import (
+    DATA_URL,
+    Interval,
+    Pictures,
+    Prompt,
+    Seed,
+    Strict,
+    Text,
+    optional,
+    whole,
+)
 
-MOST_PICTURES, MOST_CANDIDATES, MOST_STEPS, MOST_INPUTS, MOST_TEXTS, MOST_SENT = 10, 64, 2000, 2048, 16, 16
+MOST_PICTURES, MOST_CANDIDATES, MOST_STEPS, MOST_INPUTS, MOST_TEXTS = 10, 64, 2000, 2048, 16
 # Options of guidance that name files, which no request may reach, or that the request has in another form.
 _NOT_HERE = {"image_prompt", "target", "other_clip", "own_clip_weight", "mask", "mask_side", "palette", "init"}
 _OF_ITS_OWN = {"size", "steps", "batch_size", "show_every"}
@@ -21,11 +30,6 @@ GUIDANCE = [
     if option.name not in _NOT_HERE | _OF_ITS_OWN and option.metadata["topic"] != MEMORY
 ]
 
-DATA_URL = (  # a red square on white
-    "data:image/png;base64,"
-    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQAQMAAAAlPW0iAAAABlBMVEX////cHh7/Hx2WAAAAFElEQVR42mNgQAL8H5gYGDARMgAA"
-    "I20BDofI/jkAAAAASUVORK5CYII="
-)
 # Server-sent events as the OpenAPI document describes them: each of them, not the stream, whose size is not known.
 EVENTS: dict[str, Any] = {
     "text/event-stream": {
@@ -39,38 +43,6 @@ EVENTS: dict[str, Any] = {
         }
     }
 }
-Pictures = Annotated[
-    str | Annotated[list[str], Field(min_length=1, max_length=MOST_SENT)],
-    Field(description=f"A picture as a data URL, `data:image/png;base64,...`, or a list of up to {MOST_SENT}."),
-]
-Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_LENGTH)]
-Text = Annotated[str, Field(max_length=MAX_PROMPT_LENGTH)]
-MOST_SEED = 2**63 - 1  # as in `codebrush.generation.options`
-SEED_TEXT = r"^[0-9]{1,19}$"
-
-
-def _whole(value: Any) -> Any:
-    """A whole number, also one that is sent as a text, of which JSON rounds nothing."""
-    if isinstance(value, str):
-        if not re.fullmatch(SEED_TEXT, value):
-            raise ValueError("it must be a whole number, 0 or above")
-        return int(value)
-    if isinstance(value, bool):
-        raise ValueError("it must be a whole number, not true or false")
-    if isinstance(value, float) and abs(value) >= 2**53:
-        raise ValueError("a number as large as this is rounded on the way: send it as a text of digits")
-    return value
-
-
-Seed = Annotated[
-    int,
-    Field(ge=0, le=MOST_SEED),
-    BeforeValidator(_whole),
-    WithJsonSchema(
-        {"anyOf": [{"type": "integer", "minimum": 0, "maximum": MOST_SEED}, {"type": "string", "pattern": SEED_TEXT}]},
-        mode="validation",
-    ),
-]
 
 
 def _guide_field(option: Any) -> tuple[Any, Any]:
@@ -88,19 +60,8 @@ def _guide_field(option: Any) -> tuple[Any, Any]:
     return kind | None, Field(default=None, description=f"guide: {about['help']}", **limits)
 
 
-class Strict(BaseModel):
-    """A request, which has no other parameters than those named."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
 _options: dict[str, Any] = {option.name: _guide_field(option) for option in GUIDANCE}
 _Guidance: Any = create_model("Guidance", __base__=Strict, **_options)
-
-
-def optional(description: str, **limits: Any) -> Any:
-    """A parameter that may be left out."""
-    return Field(default=None, description=description, **limits)
 
 
 class Returned(Strict):
@@ -137,6 +98,8 @@ class Drawing(Returned):
     min_p: float | None = optional("Least probability of a code, as a share of the likeliest one's.", ge=0, le=1)
     retouch: int | None = optional("Rounds in which the least likely codes are drawn again.", ge=0, le=16)
     rerank: int | None = optional("Pictures to draw, of which the best n are kept.", ge=1, le=MOST_CANDIDATES)
+    sampler: Literal["euler", "heun", "dpm"] | None = optional("flow: how a step is taken.")
+    cfg_interval: Interval | None = optional("flow: guidance only between these times, A,B; 1 is noise.")
     clip_guidance: float | None = optional("flow: CLIP bends it by so many deviations; 0.5 is a start.", ge=0, le=100)
     steps: int | None = optional("guide, flow, masked transformers: how many steps are taken.", ge=1, le=MOST_STEPS)
     upscale: Literal[1, 2, 4] | None = optional("Enlarge the pictures afterwards.")
@@ -163,8 +126,6 @@ class GenerationRequest(Drawing, _Guidance):
     )
     init: Literal[INITS] | None = optional("guide: where to begin.")  # pyright: ignore[reportInvalidTypeForm]
     preset: str | None = optional("guide: a set of values for its options.", max_length=100)
-    sampler: Literal["euler", "heun", "dpm"] | None = optional("flow: how a step is taken.")
-    cfg_interval: tuple[float, float] | None = optional("flow: guidance only between these times; 1 is noise.")
     prior: Literal["retrieval", "mlp", "none"] | None = optional("retrieve, flow: source of the image embedding.")
     neighbours: int | None = optional("retrieve, flow: how many similar pictures to blend.", ge=1, le=64)
 
@@ -218,7 +179,7 @@ class ReplayRequest(Returned):
                 value = json.loads(value)
             except RecursionError:
                 raise ValueError("it is no manifest") from None
-        return {**value, "seed": _whole(value["seed"])} if isinstance(value, dict) and "seed" in value else value
+        return {**value, "seed": whole(value["seed"])} if isinstance(value, dict) and "seed" in value else value
 
 
 class EmbeddingRequest(Strict):

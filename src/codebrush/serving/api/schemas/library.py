@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from codebrush.serving.api.schemas.images import DATA_URL, Prompt, Strict, optional
 from codebrush.serving.api.schemas.reports import IndexEntry
+from codebrush.serving.api.schemas.values import DATA_URL, Prompt, Strict, optional
 
 Place = Annotated[str, Field(min_length=1, max_length=1000)]
 Captions = Annotated[list[Annotated[str, Field(min_length=1, max_length=500)]], Field(max_length=16)]

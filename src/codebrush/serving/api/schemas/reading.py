@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from codebrush.serving.api.schemas.images import DATA_URL, Pictures, Prompt, Strict, Warnings, optional
+from codebrush.serving.api.schemas.images import Warnings
+from codebrush.serving.api.schemas.values import DATA_URL, Pictures, Prompt, Strict, optional
 
 
 class PicturesRequest(Strict):

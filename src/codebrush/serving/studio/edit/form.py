@@ -1,7 +1,7 @@
 """The form of the tab Edit: a picture, what is done to it, and the job that this asks for."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageChops
 from codebrush.data.decoding.images import decode_image
 from codebrush.generation.editing.interpolation import THROUGH
 from codebrush.generation.options import SAMPLING
-from codebrush.generation.sampling.painters import usual_painter
+from codebrush.generation.sampling.painters import is_masked, usual_painter
 from codebrush.models.translator import TranslatorConfig
 from codebrush.pack.members import PAINTERS
 from codebrush.pack.pack import Pack
@@ -32,9 +32,10 @@ from codebrush.serving.studio.edit.mask_painter import (
     url_of,
 )
 from codebrush.serving.studio.fields import (
+    FLOW_FIELDS,
     USUAL,
     first_of,
-    sampler_field,
+    flow_fields,
     seed_fields,
     seed_of,
     styles_of,
@@ -153,9 +154,10 @@ class EditForm:
                 for name in SAMPLING:
                     label = "CFG" if name == "cfg" else name.replace("_", " ").capitalize()
                     own[name] = gr.Textbox(label=label, placeholder=usual.get(name, "usual"), min_width=120)
-            with gr.Row(visible=False) as self.groups["flow"]:
+            with gr.Column(visible=False) as self.groups["steps"]:
                 own["steps"] = gr.Textbox(label="Steps", placeholder="usual", min_width=120)
-                own["sampler"] = sampler_field(True)
+            with gr.Row(visible=False) as self.groups["flow"]:
+                flow_fields(own, True)
 
     def _react(self) -> None:
         """One choice changes what others offer."""
@@ -179,23 +181,26 @@ class EditForm:
             self._pack_changed, [own["model"], *changed], [*changed, *self.groups.values()], show_progress="hidden"
         )
 
-    def draws_by_flow(self, task: str, by: str, model: str, method: str) -> bool:
-        """Whether a flow draws what the form asks for."""
-        if task == TRANSLATE:
-            return by == FLOW
+    def takes(self, task: str, by: str, model: str, method: str) -> set[str]:
+        """Which of the options "steps" and FLOW_FIELDS what draws has a use for: a flow for all, a masked code
+        transformer for the first."""
         pack = self.context.engine.brush(model).pack
-        return (method or usual_painter(pack)) == FLOW
+        painter = {"codes": "sample"}.get(by, by) if task == TRANSLATE else method or usual_painter(pack)
+        if painter == FLOW:
+            return {"steps", *FLOW_FIELDS}
+        return {"steps"} if painter == "sample" and is_masked(pack) else set()
 
     def visible(self, task: str, by: str, model: str, method: str) -> dict[str, bool]:
         """Which groups of fields have a use."""
-        flows, pack = self.draws_by_flow(task, by, model, method), self.context.engine.brush(model).pack
+        taken, pack = self.takes(task, by, model, method), self.context.engine.brush(model).pack
+        flows = "sampler" in taken
         tuned = task in DRAWN or (task == TRANSLATE and by != TRANSLATOR)
         return {
             "mask": task == MASK, "words": task in PROMPTED, "extend": task == EXTEND, "strength": task == REDRAW,
             "fill": flows and task in (MASK, EXTEND), "translate": task == TRANSLATE, "upscale": task == UPSCALE,
             "interpolate": task == INTERPOLATE, "n": tuned, "enlarge": (task in DRAWN or task == TRANSLATE)
             and pack.has("upscaler"), "seed": tuned or task == INTERPOLATE, "sampling": tuned,
-            "method": task in DRAWN, "flow": flows,
+            "method": task in DRAWN, "steps": tuned and "steps" in taken, "flow": tuned and flows,
         }  # fmt: skip
 
     def _visible(self, task: str, by: str, model: str, method: str) -> list[Any]:
@@ -279,15 +284,15 @@ class EditForm:
             seed = seed_of(given["random"], given["seed"])
             return "interpolate", pack, found | {"pictures": list(files), "seed": seed, **asked}, files
         found["mask"] = task == MASK
-        flows = self.draws_by_flow(task, given["by"], pack, given["method"])
+        taken = self.takes(task, given["by"], pack, given["method"])
         if task == TRANSLATE:
-            return "translate", pack, found | self._translation(given, flows), files
-        found |= self._drawing(given, flows)
+            return "translate", pack, found | self._translation(given, taken), files
+        found |= self._drawing(given, taken)
         if task == VARY:
             return "vary", pack, {name: value for name, value in found.items() if name != "prompt"}, files
         if task == REDRAW:
             return "edit", pack, found | {"strength": given["strength"]}, files
-        if flows and given["fill"] < 1:
+        if "sampler" in taken and given["fill"] < 1:
             found["strength"] = given["fill"]
         if task == MASK:
             mask = self._mask_of(given["painted"], given["mask_file"], given["mask_reads"], picture.size)
@@ -298,28 +303,27 @@ class EditForm:
             raise Problem(400, "say by how many pixels the picture is extended, on one side at least")
         return "edit", pack, found, files
 
-    def _translation(self, given: Mapping[str, Any], flows: bool) -> dict[str, Any]:
+    def _translation(self, given: Mapping[str, Any], taken: Collection[str]) -> dict[str, Any]:
         if given["to"] is None:
             raise Problem(400, "this pack has no style to translate into")
         found = {"style": given["to"], "by": given["by"]}
         if given["by"] == TRANSLATOR:  # which gives one picture, without any seed
             return found | ({"upscale": given["upscale"]} if given["upscale"] != 1 else {})
-        drawn = self._drawing({**given, "method": USUAL}, flows)
+        drawn = self._drawing({**given, "method": USUAL}, taken)
         return found | {name: value for name, value in drawn.items() if name != "prompt"}
 
-    def _drawing(self, given: Mapping[str, Any], flows: bool) -> dict[str, Any]:
-        """What is drawn under the prompt, and how."""
+    def _drawing(self, given: Mapping[str, Any], taken: Collection[str]) -> dict[str, Any]:
+        """What is drawn under the prompt, and how, by a painter that takes those of the options "steps" and
+        FLOW_FIELDS."""
         words = (given["prompt"] or "").strip() if given["task"] in PROMPTED else ""
         if not words and given["task"] == REDRAW:
             raise Problem(400, "say what the picture is to show: a redrawn picture needs a prompt")
-        names = ["method", "upscale", *SAMPLING]
+        names = ["method", "upscale", *SAMPLING, *taken]
         names += ["negative_prompt", "style"] if given["task"] in PROMPTED else []
-        names += ["steps"] if flows else []
         options = {name: given[name] for name in names if given[name] not in (None, USUAL)}
         asked = EditRequest.model_validate({"prompt": words or UNPROMPTED, "n": given["n"], **options})
         asked.seed = seed_of(given["random"], given["seed"])
-        sampler = {"sampler": given["sampler"]} if flows and given["sampler"] else {}
-        return {**drawing_options(asked, PASSED), **sampler, "prompt": words}
+        return {**drawing_options(asked, PASSED), "prompt": words}
 
 
 def checksum(path: str | None) -> str:

@@ -120,8 +120,6 @@ def _edited(context: Context, manifest: Mapping[str, Any], lost: list[str]) -> d
         return found | {"task": TRANSLATE, "to": details["style"], "by": TRANSLATOR}
     found |= {"seed": operator.index(manifest["seed"]), "random": False, **drawn_options(manifest)}
     kind, flows = manifest["method"], by_flow(manifest)
-    if not flows:
-        found.pop("steps", None)  # of a masked transformer: the form has those of a flow alone
     placed = {*found, "style", "strength", "box", *details.get("extend", ())}
     lost += unplaced(manifest, placed)
     if kind == "translate":

@@ -17,11 +17,12 @@ from codebrush.serving.api.images import job_request
 from codebrush.serving.api.problems import Problem
 from codebrush.serving.api.schemas.images import GUIDANCE, MOST_PICTURES, GenerationRequest
 from codebrush.serving.studio.fields import (
+    FLOW_FIELDS,
     USUAL,
     choice_field,
     first_of,
+    flow_fields,
     label_of,
-    sampler_field,
     seed_fields,
     seed_of,
     styles_of,
@@ -95,24 +96,26 @@ class PaintForm:
             "min_p": "Drop codes less likely than this times the likeliest one.",
             "retouch": "Rounds in which the least likely codes are drawn again.",
         }
-        usual, shown = usual_sampling(self.pack), has_of(self.pack)
+        pack = self.pack
+        usual, shown = usual_sampling(pack), has_of(pack)
         with gr.Row():
             for name, about in numbers.items():
                 own[name] = _number(name, about, usual[name])
             own["rerank"] = _number("rerank", "Pictures drawn, of which the best are kept.", "4 for each")
             own["steps"] = _number("steps", "Of guidance, a flow, or a masked transformer.", "usual")
             own["upscale"] = upscale_field(shown["upscale"])
-            own["sampler"] = sampler_field(shown["sampler"])
-            own["prior"] = choice_field(
-                "prior", "retrieve, flow: source of the image embedding.", priors_of(self.pack)[1:]
-            )
+            flow_fields(own, pack.has("flow"))
+            own["prior"] = choice_field("prior", "retrieve, flow: source of the image embedding.", priors_of(pack)[1:])
             own["neighbours"] = _number("neighbours", "retrieve, flow: similar pictures to blend.", "4")
             for name in ("prior", "neighbours"):
                 own[name].visible = shown[name]
 
     def _guidance(self) -> None:
         own = self.fields
-        gr.Markdown("For the method *guide*. What is left empty is as usual, or as the preset says.")
+        gr.Markdown(
+            "For the method *guide*; texts, cutouts and penalties also for *CLIP guidance* of a flow. What is left "
+            "empty is as usual, or as the preset says."
+        )
         with gr.Row():
             own["preset"] = choice_field("preset", "A set of values for the options below.", tuple(PRESETS))
             own["init"] = choice_field("init", "Where to begin.", INITS)
@@ -218,7 +221,8 @@ def has_of(pack: Pack) -> dict[str, bool]:
     """Which of the options that need a member of the pack have it."""
     looks = pack.has("bank") or pack.has("prior")
     return {
-        "upscale": pack.has("upscaler"), "sampler": pack.has("flow"), "prior": looks, "neighbours": pack.has("bank")
+        "upscale": pack.has("upscaler"), "prior": looks, "neighbours": pack.has("bank"),
+        **dict.fromkeys(FLOW_FIELDS, pack.has("flow")),
     }  # fmt: skip
 
 

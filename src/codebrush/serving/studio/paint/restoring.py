@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
+from codebrush.generation.guided.flow_guidance import FlowGuidance
 from codebrush.generation.guided.guide_options import (
     INITS,
     WORDS,
@@ -15,7 +16,7 @@ from codebrush.generation.guided.guide_options import (
     under_present_names,
     usual_preset,
 )
-from codebrush.generation.manifest import damage_reported
+from codebrush.generation.manifest import damage_reported, read_clip_guidance
 from codebrush.generation.options import SAMPLING, FlowSettings
 from codebrush.generation.sampling.painters import draws
 from codebrush.pack.pack import Pack
@@ -57,11 +58,39 @@ def restored_form(
                 lost.remove(NO_START)
         else:
             found |= words_of(pack, manifest["prompt"]) | drawn_options(manifest)
-            lost += unplaced(manifest, {*found, "seed"})
+            leading, others = _leading(manifest, pack)
+            found |= leading
+            lost += unplaced({**manifest, "leading": others}, {*found, "seed"})
         found["seed"] = operator.index(manifest["seed"])
         found |= enlargement(manifest, pack, lost)
         found = within_limits(found, GenerationRequest, context, lost)
     return {form.touched: True, **shown_values(form, pack, found, lost)}, lost
+
+
+def _leading(manifest: Mapping[str, Any], pack: Pack) -> tuple[dict[str, Any], dict[str, Any]]:
+    """By what CLIP led a flow, if it did: the options that are not as usual, for the form, and those it has no place
+    for."""
+    entry = read_clip_guidance(manifest)
+    if entry is None:
+        return {}, {}
+    options = GuideOptions(**under_present_names(entry["options"]))
+    usual = FlowGuidance.of(0, {}, pack.info.get("guidance", {})).options
+    changed = _changed(options, usual)
+    shown = {name: value for name, value in changed.items() if name in {option.name for option in GUIDANCE}}
+    return _typed(shown), {name: True for name in changed if name not in shown}
+
+
+def _changed(options: GuideOptions, usual: GuideOptions) -> dict[str, Any]:
+    """Those of the options that are not as usual."""
+    own = {option.name: getattr(options, option.name) for option in fields(GuideOptions)}
+    return {name: value for name, value in own.items() if value != getattr(usual, name)}
+
+
+def _typed(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of guidance as the fields have them: texts one a line, as they are typed."""
+    words = {name: "\n".join(map(typed_text, value)) for name, value in found.items() if name in WORDS}
+    lists = {name: "\n".join(map(str, value)) for name, value in found.items() if isinstance(value, tuple)}
+    return {**found, **lists, **words}
 
 
 def _guided(manifest: Mapping[str, Any], pack: Pack, lost: list[str]) -> dict[str, Any]:
@@ -69,13 +98,10 @@ def _guided(manifest: Mapping[str, Any], pack: Pack, lost: list[str]) -> dict[st
     options = GuideOptions(**under_present_names(manifest["options"]))
     own = pack.info.get("guidance", {})
     usual = guide_options({}, None, {**usual_preset(options.init, draws=draws(pack)), **own})
-    changed = {
-        option.name for option in fields(GuideOptions) if getattr(options, option.name) != getattr(usual, option.name)
-    }
-    found = {option.name: getattr(options, option.name) for option in GUIDANCE if option.name in changed}
-    found |= {name: "\n".join(map(typed_text, found[name])) for name in WORDS if name in found}
-    found |= words_of(pack, manifest["prompt"], found.pop("story", ()))
-    found = {name: "\n".join(value) if isinstance(value, tuple) else value for name, value in found.items()}
+    changed = _changed(options, usual)
+    found = {option.name: changed[option.name] for option in GUIDANCE if option.name in changed}
+    words = words_of(pack, manifest["prompt"], found.pop("story", ()))
+    found = {**_typed(found), **words}
     found |= {"n": manifest["n"], "steps": options.steps, "size": options.size or "auto"}
     if options.init in INITS:
         found["init"] = options.init
@@ -84,7 +110,7 @@ def _guided(manifest: Mapping[str, Any], pack: Pack, lost: list[str]) -> dict[st
     if options.init == "sample":
         found |= {name: value for name, value in manifest["sampling"].items() if name in SAMPLING}
     # How often a picture is stored on the way changes none.
-    elsewhere = dict.fromkeys(sorted(changed - {"init", "show_every"}), True)
+    elsewhere = dict.fromkeys(sorted(changed.keys() - {"init", "show_every"}), True)
     if FlowSettings(**manifest["sampling"].get("flow") or {}) != FlowSettings():
         elsewhere["how the flow was followed that drew the start"] = True
     lost += unplaced({"options": elsewhere}, found)

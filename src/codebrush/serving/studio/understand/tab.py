@@ -10,8 +10,8 @@ from starlette.concurrency import run_in_threadpool
 from codebrush.data.decoding.images import decode_image
 from codebrush.pack.pack import Pack
 from codebrush.serving.api.problems import Problem
-from codebrush.serving.api.schemas.images import DATA_URL
 from codebrush.serving.api.schemas.reading import AskRequest, CaptionRequest, ClassifyRequest, ExplainRequest
+from codebrush.serving.api.schemas.values import DATA_URL
 from codebrush.serving.jobs.job import Job
 from codebrush.serving.studio import views
 from codebrush.serving.studio.following import follow, was_cancelled

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from codebrush.cli.flags.common import PACK_HELP
-from codebrush.cli.flags.sampling_flags import WEIGHTS_HELP, Weights
+from codebrush.cli.flags.sampling import WEIGHTS_HELP, Weights
 from codebrush.errors import UsageError
 from codebrush.optional import require
 from codebrush.serving import KEY_VARIABLE

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from codebrush.data.synthetic.shapes import Scene, scene
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.training.dataset import Captioned, SourceConfig, load_captioned
-from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.run_stage import run_stage
 from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.augmentation import Augmentation

@@ -18,7 +18,7 @@ from codebrush.data.decoding.images import stack
 from codebrush.data.synthetic.shapes import Scene, SceneObject, scene
 from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.augmentation import Augmentation
 from codebrush.training.tasks.clip import CLIPRecipe

@@ -13,7 +13,7 @@ from codebrush.models.vqgan import VQGAN
 from codebrush.models.vqgan_sizes import vqgan_micro
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned, SourceConfig, load_captioned
-from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.run_stage import run_stage
 from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.code_transformer import CodeTransformerTask, TransformerRecipe

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from codebrush.errors import TrainingError
 from codebrush.training.dataset import SourceConfig
-from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.fine_tuning import replayed_rows
 from codebrush.training.forgetting import GateConfig
 from codebrush.training.registry import STAGES
@@ -128,8 +128,8 @@ def read_recipes(folder: Path, rows: SourceConfig) -> tuple[SourceConfig, dict[s
 def _plan(checked: Any, name: str) -> StagePlan:
     """The plan of checked fields. Raises TrainingError for fields that contradict each other."""
     loop, recipe, replay = checked.loop, checked.recipe, checked.replay
-    if loop.batch_size % (loop.devices * loop.nodes):
-        raise TrainingError(f"{name}: loop.batch_size must divide by the number of processes")
+    if loop.batch_size % loop.parts:
+        raise TrainingError(f"{name}: loop.batch_size must divide by the number of processes times loop.accumulate")
     share = getattr(recipe, "replay_share", 0.0)
     if replay is None and share:
         raise TrainingError(f"{name}: recipe.replay_share is {share} but there is no replay: name its source")

@@ -12,7 +12,8 @@ from codebrush.errors import TrainingError
 from codebrush.files import held_alone
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.engine.loop import Loop, launch
+from codebrush.training.engine.fabric import launch
+from codebrush.training.engine.loop import Loop
 from codebrush.training.engine.rows import ShuffledRows
 from codebrush.training.engine.task import Hooks, TrainingTask
 from codebrush.training.forgetting import read_gate, remove_passed

@@ -11,7 +11,7 @@ from codebrush.errors import UsageError
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.pack.members import MEMBERS
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.engine.loop import is_first
+from codebrush.training.engine.fabric import is_first
 from codebrush.training.member_folder import member_folder, pack_at
 from codebrush.training.recipes import read_recipe
 from codebrush.training.registry import STAGES

@@ -20,7 +20,7 @@ from codebrush.pack.members import Member, member_of
 from codebrush.pack.pack import Pack
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned, SourceConfig, load_captioned
-from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.engine.task import Hooks, TrainingTask
 from codebrush.training.forgetting import GateConfig
 from codebrush.training.streamed import Streamed

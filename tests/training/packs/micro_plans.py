@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from codebrush.training.dataset import SourceConfig
-from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.packs.request import PackRequest
 from codebrush.training.stage import StagePlan
 from codebrush.training.tasks.clip import CLIPRecipe

@@ -15,7 +15,8 @@ import torch
 from codebrush.cli.main import run as command
 from codebrush.errors import TrainingError, UsageError
 from codebrush.training.dataset import SourceConfig, load_captioned
-from codebrush.training.engine.loop import CHECKPOINT, Loop, LoopConfig
+from codebrush.training.engine.loop import CHECKPOINT, Loop
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.packs.budget import (
     ENDING_SECONDS,
     ENDING_SHARE,

@@ -16,7 +16,7 @@ from codebrush.cli.main import run as command
 from codebrush.cli.train import train
 from codebrush.errors import TrainingError, UsageError
 from codebrush.training.dataset import SourceConfig
-from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.packs.clock import Clock
 from codebrush.training.packs.places import work_folder
 from codebrush.training.packs.request import PackRequest, check_same, make_request, read_request, write_request

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from codebrush.text.tokenizer import train_bpe
 from codebrush.training.dataset import SourceConfig, load_captioned
-from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.run_stage import run_stage
 from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.clip import CLIPRecipe, make_clip

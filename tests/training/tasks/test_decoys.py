@@ -15,7 +15,7 @@ from codebrush.data.decoding.images import save_png, to_pil
 from codebrush.errors import TrainingError
 from codebrush.models.clip import CLIP
 from codebrush.training.dataset import Captioned, SourceConfig, load_captioned
-from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.recipes import read_recipe
 from codebrush.training.run_stage import run_stage
 from codebrush.training.stage import Materials, StagePlan

@@ -18,7 +18,8 @@ from codebrush.models.vqgan import VQGAN
 from codebrush.models.vqgan_sizes import vqgan_micro
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import SourceConfig, load_captioned
-from codebrush.training.engine.loop import Loop, LoopConfig
+from codebrush.training.engine.loop import Loop
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.run_stage import make_network, make_task, run_stage
 from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.flow import FlowRecipe, FlowTask

@@ -14,7 +14,7 @@ from codebrush.data.synthetic.scene_folder import write_shapes
 from codebrush.models.prior import Prior
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import SourceConfig, load_captioned
-from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.run_stage import make_network, make_task, run_stage
 from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.prior import PriorRecipe

@@ -18,7 +18,7 @@ from codebrush.errors import DataError, TrainingError
 from codebrush.models.translator import Translator, TranslatorConfig
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import SourceConfig, load_captioned
-from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.packs.pack_training import train_pack
 from codebrush.training.packs.request import PackRequest
 from codebrush.training.run_stage import make_network, make_task, run_stage

@@ -17,7 +17,7 @@ from codebrush.models.upscaler import Upscaler, reduce
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import open_pack
 from codebrush.training.dataset import Captioned, SourceConfig, load_captioned
-from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.engine.rows import step_rng
 from codebrush.training.recipes import plan_from_dict
 from codebrush.training.run_stage import make_network, make_task, run_stage

@@ -9,7 +9,7 @@ from codebrush.errors import TrainingError
 from codebrush.models.quantizers.vector_quantizer import VectorQuantizer
 from codebrush.models.vqgan import VQGAN
 from codebrush.models.vqgan_sizes import vqgan_micro
-from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.run_stage import make_network
 from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.vqgan import SPLIT, VQGANRecipe, grow_vqgan

@@ -11,7 +11,7 @@ from codebrush.data.structural_similarity import structural_similarity
 from codebrush.models.vqgan import VQGAN
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import SourceConfig, load_captioned
-from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.run_stage import make_network, make_task, run_stage
 from codebrush.training.stage import Materials, StagePlan
 from micro_models import SIZE, VQGAN_RECIPE

@@ -1,10 +1,17 @@
-"""Lightning Fabric, imported without torchmetrics.
+"""The processes of a training, by Lightning Fabric, which is imported without torchmetrics.
 
 Fabric imports torchmetrics only to compare its version, and that alone brings SciPy, Matplotlib and transformers along:
 half of the seconds that the start of a training takes.
 """
 
+import os
 import sys
+
+import torch
+from torch.distributed import get_rank
+
+from codebrush.errors import TrainingError
+from codebrush.training.engine.loop_config import LoopConfig
 
 if "torchmetrics" in sys.modules:
     from lightning_fabric import Fabric
@@ -15,4 +22,42 @@ else:
     finally:
         del sys.modules["torchmetrics"]
 
-__all__ = ["Fabric"]
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return not (torch.distributed.is_available() and torch.distributed.is_initialized()) or not get_rank()
+
+
+def launch(config: LoopConfig) -> Fabric:
+    """Start a process on each device of the config and wait until all have reached this line.
+
+    Processes started here run the same command from its beginning, so nothing that would stop them may be written yet.
+
+    Raises:
+        TrainingError: if the devices or the strategy are not available.
+    """
+    count = config.devices * config.nodes
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if started not in (1, count):
+        raise TrainingError(
+            f"this is one of {started} processes, but the plan is for {count}: set loop.devices and loop.nodes of "
+            f"every recipe to match"
+        )
+    try:
+        fabric = Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.nodes,
+            strategy=config.strategy,
+            # Its own mixed precision forbids gradients that a task takes by itself; see `autocast`.
+            precision="32-true",
+        )
+        fabric.launch()
+    except Exception as error:  # each strategy, accelerator and cluster raises its own exceptions
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TrainingError(
+            f"loop.accelerator '{config.accelerator}', loop.strategy '{config.strategy}' and loop.devices "
+            f"{config.devices} are not available here: {reason}"
+        ) from error
+    fabric.barrier()
+    return fabric

@@ -11,28 +11,26 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed import get_rank
 
 from codebrush.errors import TrainingError
 from codebrush.files import atomic_file
 from codebrush.models.precision import autocast
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.training.engine.ema import EMA
-from codebrush.training.engine.fabric import Fabric
+from codebrush.training.engine.fabric import Fabric, launch
 from codebrush.training.engine.interrupts import interrupts_held
 from codebrush.training.engine.learning_rate import cosine_schedule
+from codebrush.training.engine.loop_config import LoopConfig
+from codebrush.training.engine.recompute import InPieces
 from codebrush.training.engine.reporting import Reporter
 from codebrush.training.engine.rows import ShuffledRows, step_rng
-from codebrush.training.engine.task import Hooks, Objective, TrainingTask, Verdict
-from codebrush.training.field_types import Count, Share, Weight, Whole
+from codebrush.training.engine.task import ComparesRows, Hooks, Objective, TrainingTask, Verdict
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -48,94 +46,9 @@ class LossDiverged(TrainingError):
         self.near = near
 
 
-@dataclass(frozen=True)
-class LoopConfig:
-    """`batch_size` counts rows over all processes; `precision` "auto" is bf16 on machines that support it.
-
-    `warmup` is in steps, at most a quarter of the run. `threads` 0 leaves PyTorch's choice. `devices` and `nodes` above
-    1 train data-parallel. `stop_after` ends the run at that step of its schedule (0: at the last). `compile` compiles
-    the networks first (`torch.compile`), which takes a minute or two and makes steps about a fifth faster on a CPU.
-    """
-
-    steps: Count
-    batch_size: Count
-    seed: Whole = 0
-    warmup: Whole = 100
-    clip_norm: Weight = 1.0
-    ema_decay: Share = 0.999
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
-    threads: Whole = 0
-    log_every: Count = 50
-    checkpoint_every: Count = 500
-    preview_every: Whole = 1000
-    accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
-    devices: Count = 1
-    nodes: Count = 1
-    strategy: str = "auto"
-    stop_after: Whole = 0
-    compile: bool = False
-
-    @property
-    def last(self) -> int:
-        """The step that the run ends at."""
-        return min(self.steps, self.stop_after or self.steps)
-
-    @property
-    def warmup_steps(self) -> int:
-        """The number of steps over which the learning rate rises."""
-        return min(self.warmup, max(1, self.steps // 4))
-
-    def with_threads(self, asked: int) -> "LoopConfig":
-        """This config with `asked` threads, or where that is 0 its own, or where that too is 0 PyTorch's choice.
-
-        A stored plan goes through this, because another number of threads adds up in another order.
-        """
-        return replace(self, threads=asked or self.threads or torch.get_num_threads())
-
-
-def is_first() -> bool:
-    """Whether this process is the one that writes files and prints."""
-    return not (torch.distributed.is_available() and torch.distributed.is_initialized()) or not get_rank()
-
-
 def has_compiler() -> bool:
     """Whether the C++ compiler that `torch.compile` calls on a CPU is there."""
     return shutil.which(os.environ.get("CXX", "g++")) is not None
-
-
-def launch(config: LoopConfig) -> Fabric:
-    """Start a process on each device of the config and wait until all have reached this line.
-
-    Processes started here run the same command from its beginning, so nothing that would stop them may be written yet.
-
-    Raises:
-        TrainingError: if the devices or the strategy are not available.
-    """
-    count = config.devices * config.nodes
-    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
-    if started not in (1, count):
-        raise TrainingError(
-            f"this is one of {started} processes, but the plan is for {count}: set loop.devices and loop.nodes of "
-            f"every recipe to match"
-        )
-    try:
-        fabric = Fabric(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.nodes,
-            strategy=config.strategy,
-            # Its own mixed precision forbids gradients that a task takes by itself; see `autocast`.
-            precision="32-true",
-        )
-        fabric.launch()
-    except Exception as error:  # each strategy, accelerator and cluster raises its own exceptions
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TrainingError(
-            f"loop.accelerator '{config.accelerator}', loop.strategy '{config.strategy}' and loop.devices "
-            f"{config.devices} are not available here: {reason}"
-        ) from error
-    fabric.barrier()
-    return fabric
 
 
 class Loop:
@@ -166,6 +79,10 @@ class Loop:
         self.rows = self.hooks.rows or ShuffledRows(task.examples, config.batch_size, config.seed).of_step
         self.ema = EMA(self.plain[self.result], config.ema_decay)
         self.prepared = False
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        # of the equal parts of a step's rows, those that this process runs; networks cut what compares rows
+        self.count = world if isinstance(task, ComparesRows) else world * config.accumulate
+        self.numbers = range(rank, self.count, world)
 
     def run(self, stop_after: int | None = None, until: float | None = None) -> nn.Module:
         """Train and return the first network with its averaged weights, in eval mode.
@@ -220,7 +137,9 @@ class Loop:
         if self.config.compile and self.fabric.device.type == "cpu" and not has_compiler():
             raise TrainingError("loop.compile needs a C++ compiler and there is none: install g++, or set it to false")
         for name, network in self.plain.items():
-            wrapped, optimizer = self.fabric.setup(network, self.task.optimizers[name])
+            cut = self.config.accumulate > 1 and isinstance(self.task, ComparesRows)
+            whole = InPieces(network, self.config.accumulate) if cut else network
+            wrapped, optimizer = self.fabric.setup(whole, self.task.optimizers[name])
             self.task.networks[name], self.task.optimizers[name] = wrapped, optimizer
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
@@ -236,48 +155,69 @@ class Loop:
     def _begin(self) -> None:
         """Check and remark on the network before the first step."""
         if self._check():
-            self.reporter.log(self.step)
+            self.reporter.log(self.step, self._means())
         self._remark({})
 
-    def _load(self, step: int) -> dict[str, Tensor]:
-        mine = self.rows(step)[self.fabric.global_rank :: self.fabric.world_size]
+    def _load(self, step: int) -> list[dict[str, Tensor]]:
+        """The batch of this process, in as many parts as it is run in."""
+        seed, parts = self.config.seed, len(self.numbers)
+        rows = self.rows(step)[self.fabric.global_rank :: self.fabric.world_size]
         if self.hooks.ready is not None:
-            mine = self.hooks.ready(mine)
-        return self.task.batch(mine, step_rng(self.config.seed, step, 1 + self.fabric.global_rank))
+            rows = self.hooks.ready(rows)
+        return [self.task.batch(rows[part::parts], step_rng(seed, step, 1 + n)) for part, n in enumerate(self.numbers)]
 
-    def _train_step(self, batch: dict[str, Tensor]) -> None:
-        config = self.config
-        factor = cosine_schedule(self.step, config.steps, config.warmup_steps)
-        torch.manual_seed(int(step_rng(config.seed, self.step, -1 - self.fabric.global_rank & 0xFFFF).integers(2**62)))
+    def _train_step(self, batches: list[dict[str, Tensor]]) -> None:
+        factor = cosine_schedule(self.step, self.config.steps, self.config.warmup_steps)
         for network in self.task.networks.values():
             network.train()
-        batch = {name: tensor.to(self.fabric.device, non_blocking=True) for name, tensor in batch.items()}
-        objectives = self.task.objectives(batch, self.step)
-        while (objective := self._next(objectives)) is not None:
-            optimizer, network = (
-                self.task.optimizers[objective.network],
-                self.task.networks[objective.network],
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-            optimizer.zero_grad()
-            self.fabric.backward(objective.loss)
-            if config.clip_norm:
-                norm = self.fabric.clip_gradients(
-                    network,
-                    optimizer,
-                    max_norm=config.clip_norm,
-                    error_if_nonfinite=False,  # pyright: ignore
-                )
-                if norm is not None:
-                    self.reporter.add(f"{objective.network}_gradient", norm)
-            optimizer.step()
-            self.reporter.add(f"{objective.network}_loss", objective.loss)
-            for name, value in objective.metrics.items():
-                self.reporter.add(name, value)
+        parts = [self._part(number, batch) for number, batch in zip(self.numbers, batches, strict=True)]
+        while (name := self._add_gradients(parts)) is not None:
+            self._update(name, factor)
         self.step += 1
         self.ema.update(self.plain[self.result], self.step)
         self.reporter.learning_rate = factor
+
+    def _part(self, number: int, batch: dict[str, Tensor]) -> Iterator[Objective]:
+        """The objectives of the part of the step's rows with that number."""
+        torch.manual_seed(int(step_rng(self.config.seed, self.step, -1 - number & 0xFFFF).integers(2**62)))
+        batch = {name: tensor.to(self.fabric.device, non_blocking=True) for name, tensor in batch.items()}
+        yield from self.task.objectives(batch, self.step)
+
+    def _add_gradients(self, parts: list[Iterator[Objective]]) -> str | None:
+        """Take the next objective of each part, and add up their gradients; returns the network's name, or None if
+        there is none left."""
+        name = None
+        for part in parts:
+            with ExitStack() as waiting:  # processes exchange gradients once, at the last part
+                for network in self.task.networks.values():
+                    if part is not parts[-1]:
+                        waiting.enter_context(self.fabric.no_backward_sync(network))  # pyright: ignore
+                if (objective := self._next(part)) is None:
+                    return None
+                if name is None:
+                    self.task.optimizers[objective.network].zero_grad()
+                name = objective.network
+                self.fabric.backward(objective.loss / len(parts))
+            self.reporter.add(f"{name}_loss", objective.loss)
+            for metric, value in objective.metrics.items():
+                self.reporter.add(metric, value)
+        return name
+
+    def _update(self, name: str, factor: float) -> None:
+        """Take a step of the optimizer of a network, with `factor` on its learning rates."""
+        network, optimizer, most = self.task.networks[name], self.task.optimizers[name], self.config.clip_norm
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        if most:
+            norm = self.fabric.clip_gradients(
+                network,
+                optimizer,
+                max_norm=most,
+                error_if_nonfinite=False,  # pyright: ignore
+            )
+            if norm is not None:
+                self.reporter.add(f"{name}_gradient", norm)
+        optimizer.step()
 
     def _next(self, objectives: Iterator[Objective]) -> Objective | None:
         with autocast(self.config.precision, self.fabric.device):
@@ -289,8 +229,9 @@ class Loop:
         late = until is not None and self._anywhere(time.monotonic() >= until)
         saving = step % config.checkpoint_every == 0 or step == last or late
         if step % config.log_every == 0 or saving or measured:  # nothing is saved that was not checked
-            values = self.reporter.log(step)
-            if self._anywhere(not all(np.isfinite(value) for value in values.values())):
+            values = self._means()
+            self.reporter.log(step, values)
+            if not all(math.isfinite(value) for value in values.values()):
                 raise LossDiverged(step)
             self._remark(values)
         if config.preview_every and (step % config.preview_every == 0 or step == config.steps):
@@ -318,6 +259,14 @@ class Loop:
         for line in self.hooks.remarks(self.step, values) if self.hooks.remarks else ():
             self.reporter.say(line)
 
+    def _means(self) -> dict[str, float]:
+        """The means of the reported values since the last line of the log, over all processes."""
+        means = self.reporter.take_means()
+        if self.fabric.world_size == 1 or not means:
+            return means
+        here = torch.tensor(list(means.values()), device=self.fabric.device)
+        return dict(zip(means, map(float, self.fabric.all_reduce(here, reduce_op="mean")), strict=True))
+
     def _anywhere(self, here: bool) -> bool:
         """Whether `here` is true in any process: all must stop at the same step, or the others would wait forever."""
         if self.fabric.world_size == 1:
@@ -336,7 +285,7 @@ class Loop:
         """Write a checkpoint, which then takes the place of the old one."""
         state: dict[str, Any] = {"step": self.step, "ema": self.ema.values}
         for name in self.plain:
-            state[f"network.{name}"] = self.task.networks[name]
+            state[f"network.{name}"] = self.plain[name]
             state[f"optimizer.{name}"] = self.task.optimizers[name]
             if self.fabric.world_size > 1:  # (processes, ...) each
                 state[f"own.{name}"] = {key: self.fabric.all_gather(value) for key, value in self._own(name).items()}
@@ -355,7 +304,7 @@ class Loop:
     def _restore(self, path: Path) -> None:
         state: dict[str, Any] = {}
         for name in self.plain:
-            state[f"network.{name}"] = self.task.networks[name]
+            state[f"network.{name}"] = self.plain[name]
             state[f"optimizer.{name}"] = self.task.optimizers[name]
         try:
             rest = self.fabric.load(path, state, weights_only=True)

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +71,20 @@ class Reporter:
         """Add up the time in which no step was taken, because its pictures and texts were not there yet."""
         self._waited += seconds
 
-    def log(self, step: int) -> dict[str, float]:
-        """Write the means since the last line, and return them."""
-        values = {name: float(np.mean([float(v) for v in found])) for name, found in self._sums.items()}
+    def take_means(self) -> dict[str, float]:
+        """The means of the values since the last call."""
+        means = {name: float(np.mean([float(v) for v in found])) for name, found in self._sums.items()}
         self._sums.clear()
+        return means
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write a line with these values."""
         now = time.monotonic()
         seconds = max(now - self._last_time, 1e-9)
         rate, wait = (step - self._last_step) / seconds, min(1.0, self._waited / seconds)
         self._last_time, self._last_step, self._waited = now, step, 0.0
         if not self.enabled:
-            return values
+            return
         line = {"step": step, **values, "schedule": self.learning_rate, "steps_per_second": round(rate, 4)}
         line["data_wait"] = round(wait, 4)
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
@@ -96,7 +101,6 @@ class Reporter:
         if self._bar.disable and step:
             left = (self.steps - step) / max(rate, 1e-9)
             print(f"{self.name}: step {step}/{self.steps}  {status}  {left / 60:.1f} min left", file=sys.stderr)
-        return values
 
     def say(self, text: str) -> None:
         """Print one line on stderr."""

@@ -31,13 +31,22 @@ class TrainingTask(Protocol):
         ...
 
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
-        """The losses of one step. The loop takes an optimizer step on each before it asks for the next, and seeds the
-        generator of torch before the first."""
+        """The losses of one step, or of a part of its rows, which have the same networks in the same order. The loop
+        takes an optimizer step on each before it asks for the next, and seeds the generator of torch before the
+        first."""
         ...
 
     def preview(self, network: nn.Module) -> Image.Image | None:
         """A picture that shows what the (averaged) network can do; None for one that draws nothing."""
         ...
+
+
+class ComparesRows:
+    """A task whose loss compares the rows of a batch with each other derives from this.
+
+    Its batch cannot be cut into smaller ones, so that `loop.accumulate` cuts what its networks read instead; see
+    `InPieces`, which also says what those may read and return.
+    """
 
 
 class Verdict(NamedTuple):

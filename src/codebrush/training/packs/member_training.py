@@ -17,7 +17,9 @@ from codebrush.errors import TrainingError, UsageError
 from codebrush.files import write_json
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.training.dataset import evenly
-from codebrush.training.engine.loop import LoopConfig, LossDiverged, is_first
+from codebrush.training.engine.fabric import is_first
+from codebrush.training.engine.loop import LossDiverged
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.packs.budget import (
     FINISH_SHARE,
     WRITING_SECONDS,

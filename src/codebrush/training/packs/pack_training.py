@@ -16,7 +16,8 @@ from codebrush.pack.members import PAINTERS
 from codebrush.pack.pack import PACK_FILE
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned, evenly, load_captioned
-from codebrush.training.engine.loop import LoopConfig, launch
+from codebrush.training.engine.fabric import launch
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.engine.reporting import METRICS
 from codebrush.training.member_folder import pack_at
 from codebrush.training.packs.clock import Clock

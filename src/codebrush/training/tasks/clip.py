@@ -25,7 +25,7 @@ from codebrush.text.token_table import token_table
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned, CaptionTokens, Joined, load_captioned
 from codebrush.training.engine.optimizer import make_adamw
-from codebrush.training.engine.task import Hooks, Objective
+from codebrush.training.engine.task import ComparesRows, Hooks, Objective
 from codebrush.training.field_types import Count, Part, Rate, Share, Weight, Whole
 from codebrush.training.fine_tuning import ReplayedRows, replayed_rows
 from codebrush.training.forgetting import ForgettingGate, ZeroShot
@@ -189,7 +189,7 @@ class TextMeanings:
         return F.normalize(F.embedding(tokens, self.table).sum(1), dim=1)
 
 
-class CLIPTask:
+class CLIPTask(ComparesRows):
     """Contrastive training of both towers, or of one; see `TrainingTask`."""
 
     def __init__(

@@ -21,7 +21,7 @@ from codebrush.pack.members import MEMBERS
 from codebrush.pack.pack import Pack, text_condition
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned
-from codebrush.training.engine.loop import is_first
+from codebrush.training.engine.fabric import is_first
 from codebrush.training.engine.optimizer import make_adamw
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight

@@ -14,7 +14,7 @@ from codebrush.pack.members import MEMBERS
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned
 from codebrush.training.engine.optimizer import make_adamw
-from codebrush.training.engine.task import Objective
+from codebrush.training.engine.task import ComparesRows, Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
 from codebrush.training.stage import Materials, ModelSize, Stage, StagePlan
 from codebrush.training.streamed import Streamed, caption_tokens
@@ -42,7 +42,7 @@ def make_prior(recipe: PriorRecipe, clip: CLIP) -> Prior:
     return Prior(PriorConfig(clip.embed_dim, recipe.width, recipe.layers))
 
 
-class PriorTask:
+class PriorTask(ComparesRows):
     """Predicts the embedding of a caption's picture; see `TrainingTask`."""
 
     def __init__(self, prior: Prior, recipe: PriorRecipe, clip: CLIP, data: Captioned | Streamed, tokenizer: Tokenizer):

@@ -1,0 +1,63 @@
+"""The settings of the training loop: the `loop` of a recipe."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from codebrush.training.field_types import Count, Share, Weight, Whole
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """`batch_size` counts rows over all processes; `precision` "auto" is bf16 on machines that support it.
+
+    `accumulate` cuts the rows of each process into that many parts, one of which is in memory at a time, and adds up
+    their gradients: a step still sees `batch_size` rows. Each part draws its own random numbers, as another process
+    would. The loss of a task that compares rows stays that of all rows (see `InPieces`).
+
+    `warmup` is in steps, at most a quarter of the run. `threads` 0 leaves PyTorch's choice. `devices` and `nodes` above
+    1 train data-parallel. `stop_after` ends the run at that step of its schedule (0: at the last). `compile` compiles
+    the networks first (`torch.compile`), which takes a minute or two and makes steps about a fifth faster on a CPU.
+    """
+
+    steps: Count
+    batch_size: Count
+    seed: Whole = 0
+    warmup: Whole = 100
+    clip_norm: Weight = 1.0
+    ema_decay: Share = 0.999
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    threads: Whole = 0
+    log_every: Count = 50
+    checkpoint_every: Count = 500
+    preview_every: Whole = 1000
+    accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
+    devices: Count = 1
+    nodes: Count = 1
+    strategy: str = "auto"
+    stop_after: Whole = 0
+    compile: bool = False
+    accumulate: Count = 1
+
+    @property
+    def parts(self) -> int:
+        """The number of equal parts that the rows of a step are cut into."""
+        return self.devices * self.nodes * self.accumulate
+
+    @property
+    def last(self) -> int:
+        """The step that the run ends at."""
+        return min(self.steps, self.stop_after or self.steps)
+
+    @property
+    def warmup_steps(self) -> int:
+        """The number of steps over which the learning rate rises."""
+        return min(self.warmup, max(1, self.steps // 4))
+
+    def with_threads(self, asked: int) -> "LoopConfig":
+        """This config with `asked` threads, or where that is 0 its own, or where that too is 0 PyTorch's choice.
+
+        A stored plan goes through this, because another number of threads adds up in another order.
+        """
+        return replace(self, threads=asked or self.threads or torch.get_num_threads())

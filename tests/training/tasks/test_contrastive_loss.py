@@ -3,19 +3,22 @@
 from functools import partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from gloo import run_together
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from codebrush.training.tasks.contrastive_loss import contrastive_loss, sigmoid_loss
+from codebrush.training.tasks.contrastive_loss import TextLikeness, contrastive_loss, sigmoid_loss
 
 GROUPS = [None, [0, 1, 2, 3, 4, 5], [7, 7, 1, 2, 7, 1], [3, 3, 3, 3, 3, 3]]
 SCALE, BIAS = 12.0, -3.0
-PROCESSES = 2
 
 
 def softmax_reference(image: np.ndarray, text: np.ndarray, scale: float, groups: np.ndarray) -> tuple:
@@ -99,7 +102,12 @@ class Towers(nn.Module):
         image, text = F.normalize(self.image(pictures), dim=-1), F.normalize(self.text(words), dim=-1)
         if kind == "sigmoid":
             return sigmoid_loss(image, text, self.scale, self.bias, groups)
-        return contrastive_loss(image, text, self.scale, groups)
+        if kind == "softmax":
+            return contrastive_loss(image, text, self.scale, groups)
+        more, numbers = torch.linspace(-1, 1, 18).view(3, 6), torch.tensor([0, 2, 9])  # the same in every process
+        likeness = TextLikeness(F.normalize(words, dim=1), F.normalize(more, dim=1), 0.3, 0.5)
+        others = F.normalize(self.text(more), dim=-1), numbers
+        return contrastive_loss(image, text, self.scale, groups, others, likeness if kind == "likeness" else None)
 
 
 def towers_and_batch() -> tuple[Towers, Tensor, Tensor]:
@@ -108,39 +116,65 @@ def towers_and_batch() -> tuple[Towers, Tensor, Tensor]:
 
 
 CASES = [(kind, groups) for kind in ("softmax", "sigmoid") for groups in (None, [0, 1, 0, 2, 2, 0, 3, 1])]
+CASES += [(kind, [0, 1, 0, 2, 2, 0, 3, 1]) for kind in ("others", "likeness")]
 
 
-def averaged_gradients(rank: int, folder: str) -> None:
-    """One of several processes with a part of the batch each: the first writes the mean of all gradients."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
+def averages(rank: int, folder: str, count: int) -> None:
+    """One of several processes with a part of the batch each: the first writes the mean of all losses and gradients."""
     found = []
     for kind, groups in CASES:
         towers, pictures, words = towers_and_batch()
-        mine = slice(rank * 8 // PROCESSES, (rank + 1) * 8 // PROCESSES)
+        mine = slice(rank * 8 // count, (rank + 1) * 8 // count)
         numbers = None if groups is None else torch.tensor(groups)[mine]
         loss = towers.loss(kind, pictures[mine], words[mine], numbers)
         loss.backward()
-        gradients = {name: part.grad for name, part in towers.named_parameters() if part.grad is not None}
-        for gradient in gradients.values():
-            dist.all_reduce(gradient)
-            gradient /= PROCESSES
-        found.append({"loss": loss.detach(), **gradients})
+        parts = {name: part.grad for name, part in towers.named_parameters() if part.grad is not None}
+        parts["loss"] = loss.detach()
+        for part in parts.values():
+            dist.all_reduce(part)
+            part /= count
+        found.append(parts)
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
-    dist.destroy_process_group()
 
 
-def test_gradients_averaged_over_processes_are_those_of_the_whole_batch(tmp_path: Path, processes: ForkServerContext):
-    started = [processes.Process(target=averaged_gradients, args=(rank, str(tmp_path))) for rank in range(PROCESSES)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(300)
-    assert [process.exitcode for process in started] == [0] * PROCESSES
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.long)])
+def test_averages_over_processes_are_those_of_the_whole_batch(count: int, tmp_path: Path, processes: ForkServerContext):
+    assert run_together(processes, count, averages, str(tmp_path), count) == [0] * count
     for (kind, groups), found in zip(CASES, torch.load(tmp_path / "found.pt"), strict=True):
         towers, pictures, words = towers_and_batch()
         loss = towers.loss(kind, pictures, words, None if groups is None else torch.tensor(groups))
         loss.backward()
         gradients = {name: part.grad for name, part in towers.named_parameters() if part.grad is not None}
-        torch.testing.assert_close(found, {"loss": loss.detach(), **gradients}, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            found, {"loss": loss.detach(), **gradients}, rtol=1e-5, atol=1e-6, msg=f"{kind} {groups}"
+        )
+
+
+def largest(rank: int, folder: str) -> None:
+    """The most numbers that any operation of a loss and its gradients makes."""
+    most = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal most
+            made = func(*args, **(kwargs or {}))
+            most = max([most, *(part.numel() for part in tree_leaves(made) if isinstance(part, Tensor))])
+            return made
+
+    found = {}
+    for kind in ("softmax", "sigmoid"):
+        image, text, scale = unit_rows(64, 2), unit_rows(64, 2), torch.tensor(SCALE)
+        most = 0
+        with Watch():
+            (
+                sigmoid_loss(image, text, scale, -scale) if kind == "sigmoid" else contrastive_loss(image, text, scale)
+            ).backward()
+        found[kind] = most
+    torch.save(found, f"{folder}/largest-{rank}.pt")
+
+
+def test_no_process_holds_the_pairs_of_all(tmp_path: Path, processes: ForkServerContext):
+    assert run_together(processes, 2, largest, str(tmp_path)) == [0, 0]
+    for rank in range(2):
+        assert torch.load(tmp_path / f"largest-{rank}.pt") == {"softmax": 64 * 128, "sigmoid": 64 * 64}

@@ -18,6 +18,7 @@ from codebrush.training.engine.task import ComparesRows, Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
 from codebrush.training.stage import Materials, ModelSize, Stage, StagePlan
 from codebrush.training.streamed import Streamed, caption_tokens
+from codebrush.training.tasks.contrastive_loss import gather, row_numbers
 
 SHARPNESS = 20.0  # factor on the cosines in the softmax over the pictures of a batch
 
@@ -72,11 +73,11 @@ class PriorTask(ComparesRows):
             texts = self.clip.encode_text(batch["tokens"])
             texts = F.normalize(texts + self.recipe.noise * batch["noise"], dim=-1)
         predicted = self.networks["prior"](texts)
-        cosines = (predicted * pictures).sum(-1)
-        others = batch["groups"][:, None] == batch["groups"]  # another picture of the same thing would not be wrong
-        others = others & ~torch.eye(len(predicted), dtype=torch.bool, device=predicted.device)
-        logits = (SHARPNESS * predicted.float() @ pictures.T).masked_fill(others, -torch.inf)
-        contrast = F.cross_entropy(logits, torch.arange(len(predicted), device=predicted.device))
+        cosines, own = (predicted * pictures).sum(-1), row_numbers(predicted)
+        # another picture of the same thing would not be wrong
+        others = (batch["groups"][:, None] == gather(batch["groups"])).scatter(1, own[:, None], False)
+        logits = (SHARPNESS * predicted.float() @ gather(pictures).T).masked_fill(others, -torch.inf)
+        contrast = F.cross_entropy(logits, own)
         loss = (1 - cosines).mean() + self.recipe.contrast * contrast
         yield Objective("prior", loss, {"cosine": cosines.detach().mean()})
 

@@ -12,7 +12,7 @@ from codebrush.errors import TrainingError
 from codebrush.files import held_alone
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.engine.fabric import launch
+from codebrush.training.engine.fabric import launch, lost_processes_named
 from codebrush.training.engine.loop import Loop
 from codebrush.training.engine.rows import ShuffledRows
 from codebrush.training.engine.task import Hooks, TrainingTask
@@ -61,20 +61,21 @@ def run_stage(
 ) -> PretrainedModel:
     """Train to the plan's last step and return the averaged network, which is also saved in `folder`/model.
 
-    With `resume`, a stage that began in `folder` continues with the plan and the pictures that it began with. `saved`
-    is called at each checkpoint; `until` is the time of `time.monotonic` after which no step begins. A tokenizer of the
-    stage's own is added to `materials`. If the plan asks for several processes each of them runs this, and the first
-    writes.
+    With `resume`, a stage that began in `folder` continues with the plan and the pictures that it began with, on the
+    devices of `plan`. `saved` is called at each checkpoint; `until` is the time of `time.monotonic` after which no step
+    begins. A tokenizer of the stage's own is added to `materials`. If the plan asks for several processes each of them
+    runs this, and the first writes.
 
     Raises:
         TrainingError: if `folder` holds a stage and `resume` is not given, the pictures are not those it began with, a
-            model of an earlier stage is missing, or the plan describes no network.
+            model of an earlier stage is missing, the plan describes no network, or another process has ended.
     """
     stage = STAGES[plan.stage]
     if begun := has_begun(folder):
         if not resume:
             raise TrainingError(HOLDS_A_RUN.format(folder=folder))
-        plan = read_plan(folder)
+        stored = read_plan(folder)
+        plan = replace(stored, loop=stored.loop.moved_to(plan.loop))
         _check_same_rows(plan, materials, folder)
         if is_done(folder):
             if stage.member.tokenizer_misfits:
@@ -88,7 +89,7 @@ def run_stage(
     except ValueError as error:
         raise TrainingError(f"the {plan.stage} cannot be built: {error}") from error
     fabric = launch(plan.loop)
-    with held_alone(folder) if fabric.is_global_zero else nullcontext():
+    with lost_processes_named(), held_alone(folder) if fabric.is_global_zero else nullcontext():
         if fabric.is_global_zero and not begun and has_begun(folder):  # by another process, while this one prepared
             raise TrainingError(HOLDS_A_RUN.format(folder=folder))
         if not begun and fabric.is_global_zero:  # only now: what cannot be carried out must not block a better plan

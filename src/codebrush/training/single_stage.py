@@ -93,6 +93,7 @@ def _plan(
     began_from = None if start is None else str(start.resolve())
     if resume and has_begun(out):
         plan = read_plan(out)
+        plan = replace(plan, loop=plan.loop.moved_to(asked.loop))
         _check_same("--from", began_from, plan.facts.get("from"), out)
         _check_same("--tokenizer", tokenizer, plan.facts.get("tokenizer", tokenizer), out)
         _check_same("--threads", threads or None, plan.loop.threads, out)

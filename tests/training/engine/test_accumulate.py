@@ -1,5 +1,6 @@
 """`loop.accumulate`: a step in parts has the loss and the gradients of one in a piece, in one process and in two."""
 
+import copy
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ from codebrush.errors import TrainingError
 from codebrush.training.dataset import SourceConfig, load_captioned
 from codebrush.training.engine.loop import Loop
 from codebrush.training.engine.loop_config import LoopConfig
-from codebrush.training.engine.recompute import InPieces
+from codebrush.training.engine.recompute import InPieces, keep_all, recompute_blocks
 from codebrush.training.engine.rows import ShuffledRows
 from codebrush.training.engine.task import Objective
 from codebrush.training.recipes import plan_from_dict
@@ -143,16 +144,37 @@ def test_parts_run_again_with_the_same_random_numbers_and_count_once():
     torch.testing.assert_close(dict(cut.named_buffers()), dict(plain.named_buffers()))
 
 
-def test_only_one_part_is_kept():
-    kept: list[int] = []
+class Watched(nn.Module):
+    """A network of two blocks that notes how many rows each reads."""
 
-    class Watched(nn.Linear):
-        def forward(self, input: Tensor) -> Tensor:
-            kept.append(len(input))
-            return super().forward(input)
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(2))
+        self.read: list[int] = []
+        for block in self.blocks:
+            block.register_forward_hook(lambda _, given, made: self.read.append(len(given[0])))
+            block[0].register_forward_hook(lambda _, given, made: self.read.append(-len(given[0])))
 
-    InPieces(Watched(3, 2), 4)(torch.randn(8, 3)).square().sum().backward()
-    assert kept == [2] * 8  # each part is run twice
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_parts_and_blocks_are_run_twice():
+    network = Watched()
+    InPieces(network, 4)(torch.randn(8, 3)).square().sum().backward()
+    assert network.read == [-2, 2, -2, 2] * 4 + [-2, 2, -2] * 4  # what comes last is not needed again
+
+    network = Watched()
+    recompute_blocks(network)
+    network(torch.randn(8, 3)).square().sum().backward()
+    assert network.read == [-8, 8, -8, 8, -8, -8]  # again from what goes into a block
+
+    copied = keep_all(copy.deepcopy(network))
+    copied(torch.randn(8, 3)).square().sum().backward()
+    assert len(network.read) == 10  # the hooks are shared; nothing is run twice
+    assert not torch.equal(next(copied.parameters()).grad, next(network.parameters()).grad)
 
 
 def test_a_batch_that_cannot_be_cut_is_refused():
@@ -182,3 +204,24 @@ def test_two_processes_come_to_what_one_comes_to(shapes: Path, tmp_path: Path, p
     for line in (1, 2):  # among the texts of its own process
         del whole[f"step {line} accuracy"], found["clip"][f"step {line} accuracy"]
     torch.testing.assert_close(found["clip"], whole, **CLOSE)
+
+
+def begin(rank: int, folder: str) -> None:
+    loop = Loop(Squares(), replace(LOOP, batch_size=12, devices=2, stop_after=1), Path(folder))
+    loop.run()
+
+
+def end(rank: int, folder: str, processes: int) -> None:
+    found = after(Loop(Squares(), replace(LOOP, batch_size=12, devices=processes), Path(folder)))
+    if rank == 0:
+        torch.save(found, f"{folder}/found.pt")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_run_of_two_processes_goes_on_with_others(count: int, tmp_path: Path, processes: ForkServerContext):
+    (tmp_path / "run").mkdir()
+    assert run_together(processes, 2, begin, str(tmp_path / "run")) == [0, 0]
+    assert run_together(processes, count, end, str(tmp_path / "run"), count) == [0] * count
+    whole = squares(tmp_path / "whole", batch_size=12)
+    torch.testing.assert_close(torch.load(tmp_path / "run" / "found.pt"), whole, **CLOSE)

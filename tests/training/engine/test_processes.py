@@ -3,9 +3,12 @@
 import importlib.util
 import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -52,7 +55,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def work(rank: int, port: int, arguments: list[str], cache: str, folder: str, updates: int) -> None:
-    """One of two processes as torchrun starts them; `updates` 0 lets it live, else it dies at its n-th."""
+    """One of two processes as torchrun starts them; with `updates` the second is killed at its n-th."""
     values = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank}
     more = {"LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "none"}
     os.environ.update({name: str(value) for name, value in {**values, **more}.items()})
@@ -63,11 +66,12 @@ def work(rank: int, port: int, arguments: list[str], cache: str, folder: str, up
     def count(*_: Any) -> None:
         nonlocal done
         done += 1
-        if done == updates:
-            os._exit(9)
+        if done == updates and rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     register_optimizer_step_post_hook(count)
     sys.stdout = open(Path(folder) / f"stdout-{rank}", "w")  # noqa: SIM115
+    sys.stderr = open(Path(folder) / f"stderr-{rank}", "w")  # noqa: SIM115
     sys.exit(command(arguments))
 
 
@@ -111,15 +115,29 @@ def test_a_vqgan_that_is_killed_while_it_collects_ends_at_the_same_bits(pair: Pa
     steps = [json.loads(line)["step"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [2, 3, 4, 6, 8, 9, 10, 12]
 
-    assert pair.run(*stage, "--out", str(tmp_path / "broken"), updates=5) != [0, 0]
+    began = time.monotonic()
+    assert pair.run(*stage, "--out", str(tmp_path / "broken"), updates=5) == [1, -signal.SIGKILL]
+    assert time.monotonic() - began < 60
+    *_, last = (tmp_path / "stderr-0").read_text().splitlines()
+    assert last.endswith("look for its message, then run the same command with --resume")
     state = torch.load(tmp_path / "broken" / CHECKPOINT, weights_only=True)
     assert state["step"] == 3
     ((_, collected),) = state["own.vqgan"].items()
     assert collected.shape == (2, 3 * 2 * 16, 4)
     assert not torch.equal(*collected)
+    shutil.copytree(tmp_path / "broken", tmp_path / "alone")
     assert pair.run(*stage, "--out", str(tmp_path / "broken"), "--resume") == [0, 0]
     ours, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("broken", "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+    # alone it has what both have collected, so that the codebook is filled after the same step
+    (tmp_path / "vqgan.yaml").write_text((tmp_path / "vqgan.yaml").read_text().replace("devices: 2", "devices: 1"))
+    assert command(["train", *stage, "--out", str(tmp_path / "alone"), "--resume"]) == 0
+    filled = []
+    for name in ("whole", "alone"):
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        filled.append([line["step"] for line in lines if line["code_distance"] > 0])
+    assert filled == [[8, 9, 10, 12]] * 2
 
 
 def test_two_processes_make_one_pack(pair: Pair, shapes: Path, tmp_path: Path):

@@ -207,6 +207,15 @@ def test_other_stages_end_at_the_same_bits(stage: str, end: End, runs: Runs):
     assert_same(runs.broken(stage, end), runs.unbroken(stage))
 
 
+@pytest.mark.parametrize("stage", ["vqgan", "clip", "transformer"])
+def test_activations_that_are_computed_again_change_no_bit(stage: str, runs: Runs, tmp_path: Path):
+    recipe = {**RECIPES[stage], "loop": {**RECIPES[stage]["loop"], "checkpoint_activations": True}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    first, name, _, *others = runs.arguments(stage, tmp_path / "run")
+    assert command([first, name, str(tmp_path / "recipe.yaml"), *others]) == 0
+    assert_same(tmp_path / "run", runs.unbroken(stage))
+
+
 def test_a_run_that_began_from_other_weights_remembers_them(runs: Runs):
     options = ("--from", str(runs.unbroken("clip")))
     ours, theirs = runs.broken("clip", End("update", 2), *options), runs.unbroken("clip", *options)

@@ -6,9 +6,11 @@ half of the seconds that the start of a training takes.
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from torch.distributed import get_rank
+from torch.distributed import DistError, get_rank
 
 from codebrush.errors import TrainingError
 from codebrush.training.engine.loop_config import LoopConfig
@@ -61,3 +63,17 @@ def launch(config: LoopConfig) -> Fabric:
         ) from error
     fabric.barrier()
     return fabric
+
+
+@contextmanager
+def lost_processes_named() -> Iterator[None]:
+    """Raises TrainingError, instead of whatever the exchange with it raises, if another process has ended."""
+    try:
+        yield
+    except RuntimeError as error:  # NCCL raises a DistError, gloo nothing of its own
+        if not (isinstance(error, DistError) or "gloo" in str(error)):
+            raise
+        raise TrainingError(
+            "another process of this training has ended, so this one ends too: look for its message, then run the same "
+            "command with --resume"
+        ) from error

@@ -27,7 +27,7 @@ from codebrush.training.engine.fabric import Fabric, launch
 from codebrush.training.engine.interrupts import interrupts_held
 from codebrush.training.engine.learning_rate import cosine_schedule
 from codebrush.training.engine.loop_config import LoopConfig
-from codebrush.training.engine.recompute import InPieces
+from codebrush.training.engine.recompute import InPieces, keep_all, recompute_blocks
 from codebrush.training.engine.reporting import Reporter
 from codebrush.training.engine.rows import ShuffledRows, step_rng
 from codebrush.training.engine.task import ComparesRows, Hooks, Objective, TrainingTask, Verdict
@@ -128,7 +128,7 @@ class Loop:
 
     def averaged(self) -> nn.Module:
         """The first network with its averaged weights, detached from the run."""
-        return self.ema.network(self.plain[self.result]).eval()
+        return keep_all(self.ema.network(self.plain[self.result])).eval()
 
     def _prepare(self) -> None:
         if self.prepared:
@@ -137,6 +137,8 @@ class Loop:
         if self.config.compile and self.fabric.device.type == "cpu" and not has_compiler():
             raise TrainingError("loop.compile needs a C++ compiler and there is none: install g++, or set it to false")
         for name, network in self.plain.items():
+            if self.config.checkpoint_activations:
+                recompute_blocks(network)
             cut = self.config.accumulate > 1 and isinstance(self.task, ComparesRows)
             whole = InPieces(network, self.config.accumulate) if cut else network
             wrapped, optimizer = self.fabric.setup(whole, self.task.optimizers[name])
@@ -275,11 +277,20 @@ class Loop:
         return bool(self.fabric.all_reduce(count, reduce_op="sum"))
 
     def _own(self, name: str) -> dict[str, Tensor]:
-        """What a network's state holds beside parameters and buffers, which each process has its own values of."""
+        """What a network's state holds beside parameters and buffers: rows (n, ...), other ones in each process."""
         network = self.plain[name]
         weights = (network.named_parameters, network.named_buffers)
         shared = {key for named in weights for key, _ in named(remove_duplicate=False)}
         return {key: value for key, value in network.state_dict().items() if key not in shared}
+
+    def _share(self, rows: Tensor) -> Tensor:
+        """This process's part of rows (processes, n, ...) that were saved by as many processes, or by others."""
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        if len(rows) == world:
+            return rows[rank]
+        joined = rows.flatten(0, 1)
+        each = len(joined) // world  # as many in every process, which leaves out fewer than there are processes
+        return joined[rank * each : (rank + 1) * each]
 
     def save(self) -> None:
         """Write a checkpoint, which then takes the place of the old one."""
@@ -315,7 +326,8 @@ class Loop:
         result = self.plain[self.result]
         self.ema.load(result.present_names(rest["ema"]) if isinstance(result, PretrainedModel) else rest["ema"])
         for name, network in self.plain.items():
-            own = {key: value[self.fabric.global_rank] for key, value in rest.get(f"own.{name}", {}).items()}
+            alone = {key: value[None] for key, value in self._own(name).items()}  # saved by a single process
+            own = {key: self._share(value) for key, value in rest.get(f"own.{name}", alone).items()}
             if own:
                 network.load_state_dict(own, strict=False)
         if self.step > self.config.steps:

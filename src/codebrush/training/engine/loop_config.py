@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 
+from codebrush.errors import TrainingError
 from codebrush.training.field_types import Count, Share, Weight, Whole
 
 
@@ -14,7 +15,8 @@ class LoopConfig:
 
     `accumulate` cuts the rows of each process into that many parts, one of which is in memory at a time, and adds up
     their gradients: a step still sees `batch_size` rows. Each part draws its own random numbers, as another process
-    would. The loss of a task that compares rows stays that of all rows (see `InPieces`).
+    would. The loss of a task that compares rows stays that of all rows (see `InPieces`). `checkpoint_activations` saves
+    memory, too: networks compute again, block by block, what backward needs of them (see `recompute_blocks`).
 
     `warmup` is in steps, at most a quarter of the run. `threads` 0 leaves PyTorch's choice. `devices` and `nodes` above
     1 train data-parallel. `stop_after` ends the run at that step of its schedule (0: at the last). `compile` compiles
@@ -39,6 +41,7 @@ class LoopConfig:
     stop_after: Whole = 0
     compile: bool = False
     accumulate: Count = 1
+    checkpoint_activations: bool = False
 
     @property
     def parts(self) -> int:
@@ -61,3 +64,18 @@ class LoopConfig:
         A stored plan goes through this, because another number of threads adds up in another order.
         """
         return replace(self, threads=asked or self.threads or torch.get_num_threads())
+
+    def moved_to(self, other: "LoopConfig") -> "LoopConfig":
+        """This config on the machines of `other`: its devices, hosts and strategy, and its number of parts.
+
+        Raises:
+            TrainingError: if the rows of a step do not divide by the number of parts there.
+        """
+        names = ("accelerator", "devices", "nodes", "strategy", "accumulate", "checkpoint_activations")
+        moved = replace(self, **{name: getattr(other, name) for name in names})
+        if self.batch_size % moved.parts:
+            raise TrainingError(
+                f"the run began with {self.batch_size} rows a step, which do not divide by {moved.parts}, the number "
+                "of processes times loop.accumulate: choose others that they divide by"
+            )
+        return moved

@@ -32,6 +32,25 @@ class InPieces(nn.Module):
         return type(parts[0])(*(torch.cat(each) if each[0].ndim else each[0] for each in zip(*parts, strict=True)))
 
 
+def recompute_blocks(network: nn.Module) -> None:
+    """Let backward keep what goes into the blocks of `network`, and compute again what they make of it.
+
+    Blocks are the modules of its lists; of lists in lists, those of the inner ones.
+    """
+    lists = [part for part in network.modules() if isinstance(part, nn.ModuleList)]
+    for blocks in lists:
+        if not any(isinstance(part, nn.ModuleList) for block in blocks for part in block.modules()):
+            for block in blocks:
+                block.forward = recomputed(block.forward, block)
+
+
+def keep_all(network: nn.Module) -> nn.Module:
+    """`network` as it was before `recompute_blocks`."""
+    for part in network.modules():
+        part.__dict__.pop("forward", None)
+    return network
+
+
 def recomputed(function: Callable[..., Any], network: nn.Module) -> Callable[..., Any]:
     """`function`, a part of `network`, without what backward needs of it: it runs again then, with the same random
     numbers. Running statistics of `network` are updated the first time only."""

@@ -18,6 +18,7 @@ from codebrush.errors import TrainingError, UsageError
 from codebrush.training.dataset import SourceConfig
 from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.packs.clock import Clock
+from codebrush.training.packs.pack_training import train_pack
 from codebrush.training.packs.places import work_folder
 from codebrush.training.packs.request import PackRequest, check_same, make_request, read_request, write_request
 from codebrush.training.run_folder import read_plan
@@ -134,6 +135,38 @@ def test_other_recipes_are_refused_by_the_number_that_differs(out: Path, tmp_pat
     check_same(make_request("pictures", out, {"recipes": recipes("same", 5)}, resume=True), first)
     with pytest.raises(UsageError, match=r"--recipes \(vqgan\.loop\.steps\) is 7 but was 5 when"):
         check_same(make_request("pictures", out, {"recipes": recipes("other", 7)}, resume=True), first)
+
+
+def test_a_training_may_go_on_with_other_devices(out: Path):
+    def asked(**loop: Any) -> PackRequest:
+        plan = replace(PLAN, loop=replace(PLAN.loop, **loop))
+        return replace(make_request("pictures", out, {}, resume=True), budget=None, start=None, plans={"clip": plan})
+
+    write_request(asked(devices=2))
+    first = read_request(out)
+    assert first is not None
+    check_same(asked(devices=1, accumulate=4, checkpoint_activations=True), first)
+    assert PLAN.loop.moved_to(replace(PLAN.loop, steps=9, devices=2, accumulate=2)).parts == 4
+    assert PLAN.loop.moved_to(replace(PLAN.loop, steps=9, devices=2)).steps == PLAN.loop.steps
+    with pytest.raises(TrainingError, match="began with 4 rows a step, which do not divide by 3, the number"):
+        PLAN.loop.moved_to(replace(PLAN.loop, devices=3))
+
+
+def test_stages_for_other_numbers_of_processes_are_refused_before_any_is_trained(shapes: Path, tmp_path: Path):
+    for stage in ("clip", "vqgan", "transformer"):
+        loop = {"steps": 5, "batch_size": 4, "devices": 2 if stage == "vqgan" else 1}
+        (tmp_path / f"{stage}.yaml").write_text(yaml.safe_dump({"stage": stage, "loop": loop}))
+    with pytest.raises(TrainingError, match=r"vqgan\.yaml asks for loop\.devices 2 .*, clip\.yaml for 1 and 1: all"):
+        train_pack(make_request(str(shapes), tmp_path / "pack", {"recipes": tmp_path}))
+    assert not work_folder(tmp_path / "pack").exists()
+
+
+def test_a_budget_is_refused_to_several_processes(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=r"--budget trains in one process: start one, or give --recipes with"):
+        train_pack(make_request(str(shapes), tmp_path / "pack", {}))
+    assert not work_folder(tmp_path / "pack").exists()
 
 
 def test_the_command_shows_the_defaults_that_hold():

@@ -30,6 +30,11 @@ def is_first() -> bool:
     return not (torch.distributed.is_available() and torch.distributed.is_initialized()) or not get_rank()
 
 
+def processes_started() -> int:
+    """How many processes torchrun, or the first of them, has started for this training."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+
+
 def launch(config: LoopConfig) -> Fabric:
     """Start a process on each device of the config and wait until all have reached this line.
 
@@ -39,7 +44,7 @@ def launch(config: LoopConfig) -> Fabric:
         TrainingError: if the devices or the strategy are not available.
     """
     count = config.devices * config.nodes
-    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    started = processes_started()
     if started not in (1, count):
         raise TrainingError(
             f"this is one of {started} processes, but the plan is for {count}: set loop.devices and loop.nodes of "

@@ -8,6 +8,9 @@ import torch
 from codebrush.errors import TrainingError
 from codebrush.training.field_types import Count, Share, Weight, Whole
 
+# The fields that a run may go on with other values of: where and in how many parts it is computed.
+MACHINES = ("accelerator", "devices", "nodes", "strategy", "accumulate", "checkpoint_activations")
+
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -71,8 +74,7 @@ class LoopConfig:
         Raises:
             TrainingError: if the rows of a step do not divide by the number of parts there.
         """
-        names = ("accelerator", "devices", "nodes", "strategy", "accumulate", "checkpoint_activations")
-        moved = replace(self, **{name: getattr(other, name) for name in names})
+        moved = replace(self, **{name: getattr(other, name) for name in MACHINES})
         if self.batch_size % moved.parts:
             raise TrainingError(
                 f"the run began with {self.batch_size} rows a step, which do not divide by {moved.parts}, the number "

@@ -129,6 +129,8 @@ class MemberTraining:
             self._precompute(stage, read_plan(folder) if begun else None)
         if begun:
             plan = read_plan(folder)
+            if stage.name in request.plans:  # perhaps on other machines now
+                plan = replace(plan, loop=plan.loop.moved_to(request.plans[stage.name].loop))
         elif stage.name in request.plans:
             plan = request.plans[stage.name]
             plan = replace(plan, loop=plan.loop.with_threads(request.threads))

@@ -16,7 +16,7 @@ from codebrush.pack.members import PAINTERS
 from codebrush.pack.pack import PACK_FILE
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned, evenly, load_captioned
-from codebrush.training.engine.fabric import launch
+from codebrush.training.engine.fabric import launch, processes_started
 from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.engine.reporting import METRICS
 from codebrush.training.member_folder import pack_at
@@ -67,8 +67,7 @@ def train_pack(
     if request.resume and (first := read_request(request.out)) is not None:
         check_same(request, first)
     source = request.source.open()  # before any folder is made, so that a wrong source leaves nothing behind
-    loops = [plan.loop for plan in request.plans.values()]
-    fabric = launch(loops[0] if loops else LoopConfig(steps=1, batch_size=1))
+    fabric = launch(_launched(request))
     say = say if fabric.is_global_zero else (lambda text: None)
     with held_alone(work) if fabric.is_global_zero else nullcontext():
         if fabric.is_global_zero:
@@ -93,6 +92,26 @@ def train_pack(
         "skipped": len(training.materials.stored.pixels.skipped),
         "seconds": round(clock.spent(), 1),
     }
+
+
+def _launched(request: PackRequest) -> LoopConfig:
+    """The loop whose processes train all stages.
+
+    Raises:
+        TrainingError: if the recipes ask for different numbers of processes.
+        UsageError: if a budget, whose plans are for one process, is given to several.
+    """
+    loops = {stage: plan.loop for stage, plan in request.plans.items()}
+    if not loops and processes_started() > 1:
+        raise UsageError("--budget trains in one process: start one, or give --recipes with loop.devices")
+    (name, first), *others = loops.items() or [("", LoopConfig(steps=1, batch_size=1))]
+    for stage, loop in others:
+        if (loop.devices, loop.nodes) != (first.devices, first.nodes):
+            raise TrainingError(
+                f"{stage}.yaml asks for loop.devices {loop.devices} and loop.nodes {loop.nodes}, {name}.yaml for "
+                f"{first.devices} and {first.nodes}: the same processes train all stages, so give all the same"
+            )
+    return first
 
 
 def _check_folders(request: PackRequest, work: Path) -> None:

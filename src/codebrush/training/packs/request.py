@@ -13,6 +13,7 @@ from codebrush.errors import TrainingError, UsageError
 from codebrush.files import write_json
 from codebrush.pack.pack import built_in_packs
 from codebrush.training.dataset import SourceConfig
+from codebrush.training.engine.loop_config import MACHINES
 from codebrush.training.flattening import leaves
 from codebrush.training.packs.places import REQUEST_FILE, work_folder
 from codebrush.training.recipes import plan_from_dict, read_recipes
@@ -102,7 +103,7 @@ def check_same(request: PackRequest, first: PackRequest) -> None:
     ours, theirs = leaves(_values(request)), leaves(_values(first))
     for name in sorted(ours.keys() | theirs.keys()):
         now, before = ours.get(name), theirs.get(name)
-        if name not in MAY_CHANGE and now != before:
+        if now != before and name not in MAY_CHANGE and name.rpartition(".loop.")[2] not in MACHINES:
             top, _, rest = name.removeprefix("source.").partition(".")
             flag = "--" + FLAGS.get(top, top).replace("_", "-")
             raise UsageError(

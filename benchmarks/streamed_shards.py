@@ -21,7 +21,7 @@ from PIL import Image
 
 from codebrush.data.sources.shard_writer import TarShard
 from codebrush.training.dataset import SourceConfig
-from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.engine.task import Hooks
 from codebrush.training.streamed import Streamed
 

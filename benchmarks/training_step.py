@@ -33,7 +33,8 @@ from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 from codebrush.models.layers.convolution import GroupNormSiLU
 from codebrush.models.vqgan import VQGAN, Decoder, Encoder
 from codebrush.models.vqgan_sizes import vqgan_base
-from codebrush.training.engine.loop import Loop, LoopConfig
+from codebrush.training.engine.loop import Loop
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.tasks.clip import CLIPRecipe, CLIPTask
 from codebrush.training.tasks.gan import adaptive_weight, discriminator_loss, generator_loss
 from codebrush.training.tasks.vqgan import VQGANRecipe, VQGANTask

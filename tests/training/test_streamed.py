@@ -13,7 +13,8 @@ from torch import Tensor
 from codebrush.errors import TrainingError
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned, CaptionTokens, SourceConfig, load_captioned
-from codebrush.training.engine.loop import CHECKPOINT, Loop, LoopConfig
+from codebrush.training.engine.loop import CHECKPOINT, Loop
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.engine.rows import step_rng
 from codebrush.training.engine.task import Hooks
 from codebrush.training.recipes import read_recipe

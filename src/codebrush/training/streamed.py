@@ -23,7 +23,7 @@ from codebrush.data.streaming.stream import Stream
 from codebrush.errors import TrainingError
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned, CaptionTokens, HasCaptions, SourceConfig, evenly, load_captioned
-from codebrush.training.engine.loop import LoopConfig
+from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.engine.shard_order import MixedOrder, ShardOrder
 from codebrush.training.engine.task import Hooks
 from codebrush.warned import warn

@@ -85,7 +85,7 @@ def after(loop: Loop) -> dict[str, Tensor]:
             found |= {f"{name}.{key} gradient": part.grad.clone()} if part.grad is not None else {}
     lines = [json.loads(line) for line in (loop.folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
-        line.pop("steps_per_second")
+        del line["steps_per_second"], line["data_wait"]
         found |= {f"step {line['step']} {key}": torch.tensor(value) for key, value in line.items()}
     return found
 

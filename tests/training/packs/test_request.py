@@ -156,7 +156,7 @@ def test_stages_for_other_numbers_of_processes_are_refused_before_any_is_trained
     for stage in ("clip", "vqgan", "transformer"):
         loop = {"steps": 5, "batch_size": 4, "devices": 2 if stage == "vqgan" else 1}
         (tmp_path / f"{stage}.yaml").write_text(yaml.safe_dump({"stage": stage, "loop": loop}))
-    with pytest.raises(TrainingError, match=r"vqgan\.yaml asks for loop\.devices 2 .*, clip\.yaml for 1 and 1: the same"):
+    with pytest.raises(TrainingError, match=r"vqgan\.yaml asks for loop\.devices 2 .*, clip\.yaml for 1 and 1: the"):
         train_pack(make_request(str(shapes), tmp_path / "pack", {"recipes": tmp_path}))
     assert not work_folder(tmp_path / "pack").exists()
 

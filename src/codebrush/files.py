@@ -130,6 +130,11 @@ def write_json(path: str | Path, content: Any) -> None:
         part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one if there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def read_entries(path: Path, entry: str, error: type[CodebrushError]) -> list[str]:
     """The lines of a UTF-8 text file with one `entry` (such as "label") a line. Raises `error` if it cannot be read."""
     try:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from codebrush.errors import PackError
 from codebrush.files import replaced_folder, write_json
 from codebrush.models.pretrained import PretrainedModel
-from codebrush.pack.members import MEMBERS, usual_painter_of
+from codebrush.pack.members import MEMBERS, PAINTERS, usual_painter_of
 from codebrush.pack.pack import FORMAT, PACK_FILE, Pack
 from codebrush.text.tokenizer import Tokenizer
 
@@ -51,8 +51,8 @@ def write_pack(
     replaced completely or not at all, and any other files in it are kept.
 
     Raises:
-        PackError: if a required member is missing, the members do not fit together, weights are not finite as `dtype`,
-            or the folder cannot be written.
+        PackError: if a required member or that of the `painter` is missing, the members do not fit together, weights
+            are not finite as `dtype`, or the folder cannot be written.
     """
     folder = Path(os.path.abspath(folder))
     models = {member: members.models[member] for member in sorted(members.models, key=list(MEMBERS).index)}
@@ -95,7 +95,14 @@ def pack_info(
     more: Mapping[str, Mapping[str, Any] | None],
 ) -> dict[str, Any]:
     """The content of pack.json. `members` are the folders of the models by member name, from the pack's own folder;
-    `painter` is as in `write_pack`; of `more`, further entries, the empty ones are left out."""
+    `painter` is as in `write_pack`; of `more`, further entries, the empty ones are left out.
+
+    Raises:
+        PackError: if the painter is none, or its member is missing.
+    """
+    if painter is not None and PAINTERS.get(painter) not in members:
+        needed = f"a {MEMBERS[PAINTERS[painter]].label}" if painter in PAINTERS else f"one of {', '.join(PAINTERS)}"
+        raise PackError(f"the painter '{painter}' needs {needed} in the pack, which has none: it is not written")
     painter = painter or usual_painter_of(members)
     return {
         "format": FORMAT,

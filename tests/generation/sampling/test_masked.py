@@ -216,3 +216,16 @@ def test_on_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.Captur
     assert run(["generate", "a red circle", *map(str, flags)]) == 0
     (image,) = json.loads(capsys.readouterr().out)["images"]
     assert Path(image["path"]).is_file()
+
+
+def test_conditions_are_spread_once(transformer: CodeTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, expand = [], Condition.expand
+    monkeypatch.setattr(Condition, "expand", lambda self, batch: calls.append(batch) or expand(self, batch))
+    counted = []
+    for steps in (2, 8):
+        draw_codes(
+            transformer, Condition(), torch.rand(2, math.prod(transformer.config.grid)), SamplingFilters(steps=steps)
+        )
+        counted.append(len(calls))
+        calls.clear()
+    assert counted[0] == counted[1] > 0

@@ -11,11 +11,14 @@ from PIL import Image
 
 from codebrush import Codebrush
 from codebrush.errors import PackError, UsageError
+from codebrush.generation.editing.editing import translation_defaults
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.decoding import draw_codes, picture_uniforms
 from codebrush.generation.sampling.drawing import Known
 from codebrush.generation.sampling.retouching import SHARE, least_likely, likelihoods
+from codebrush.generation.sampling.sampler import draw_options
 from codebrush.models.condition import Condition
+from codebrush.pack.pack import open_pack
 from packs import micro_flow, micro_transformer, write_micro_pack
 
 HOW: dict[str, Any] = {"temperature": 0.8, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -146,3 +149,19 @@ def test_what_cannot_be_retouched(brush: Codebrush, tmp_path: Path) -> None:
     if not brush.transformer.config.masked:
         with pytest.raises(UsageError, match="retouch is for pictures of the pack's own size"):
             drawn(brush, n=1, retouch=1, size="40x32")
+
+
+def test_a_default_of_the_pack_that_does_not_apply_is_left_out(brush: Codebrush, tmp_path: Path) -> None:
+    pack = open_pack(brush.pack.folder)
+    pack.info["defaults"] = {"retouch": 2}
+    given = {"n": 1, "seed": 0}
+    assert draw_options(pack, given).retouch == 2
+    side = pack.image_size
+    assert draw_options(pack, {**given, "size": f"{side}x{side}"}).retouch == 2
+    assert draw_options(pack, {**given, "size": f"{2 * side}x{side}"}).retouch == 0
+    assert draw_options(pack, {**given, "size": f"{2 * side}x{side}", "retouch": 1}).retouch == 1  # and is refused
+    pack.info["translation"] = {"text": "{style}", "styles": ["a"], "defaults": {"retouch": 3}}
+    assert translation_defaults(pack) == {"retouch": 0}
+    blind = open_pack(write_micro_pack(tmp_path / "blind"))
+    blind.info["defaults"] = {"retouch": 2}
+    assert draw_options(blind, given).retouch == 0

@@ -1,5 +1,6 @@
 """A budget that is large enough trains a flow beside the code transformer; a smaller one leaves it out unsaid."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -24,13 +25,14 @@ from codebrush.training.tasks.prior import PriorRecipe
 @pytest.fixture
 def plan(
     pack, shapes: Path, tmp_path: Path, clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch
-) -> Callable[[float], dict[str, str]]:
+) -> Callable[..., dict[str, str]]:
     """Plans a pack within so many seconds: what is said of each stage."""
     monkeypatch.setattr(Loop, "run", lambda *_, **__: pytest.fail("planned"))
 
-    def planned(budget: float) -> dict[str, str]:
+    def planned(budget: float, resume: bool = False) -> dict[str, str]:
         said: list[str] = []
         given = request(shapes, tmp_path / "made", plans={}, budget=budget, start=pack[0], image_size=None)
+        given = dataclasses.replace(given, resume=resume)
         with pytest.raises(pytest.fail.Exception, match="planned"):
             train_pack(given, said.append)
         return {line.split()[0]: line.split(maxsplit=1)[1] for line in said if line.startswith("  ")}
@@ -78,6 +80,27 @@ def test_a_flow_may_be_added_while_later_stages_have_not_begun(
         monkeypatch.setattr(member_training, asked, lambda folder: folder.name in ("clip", "vqgan", "transformer"))
     monkeypatch.setattr(MemberTraining, "run", lambda *_: pytest.fail("planned"))
     assert "flow" in plan(10 * BUDGET)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_resumed_training_keeps_to_its_plan_for_a_flow(
+    first: bool, plan: Callable[..., dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for planned in (first, not first):
+        least = lambda size, started, planned=planned: 4 if planned else 10**9  # noqa: E731
+        of_flow = lambda size, started, least=least: least(size, started) if isinstance(size.recipe, FlowRecipe) else 4  # noqa: E731
+        monkeypatch.setattr(ModelSize, "least", of_flow)
+        found = plan(10 * BUDGET, resume=planned is not first)
+        assert ("flow" in found) == first
+
+
+def test_members_that_the_new_pack_will_not_have_are_named(pack, shapes: Path, tmp_path: Path) -> None:
+    flow = StagePlan("flow", FlowRecipe(width=16, layers=1, heads=2, text_length=6), LOOP)
+    train_pack(request(shapes, tmp_path / "both", plans={**PLANS, "flow": flow}, start=pack[0]), lambda text: None)
+    said: list[str] = []
+    train_pack(request(shapes, tmp_path / "made", start=tmp_path / "both"), said.append)
+    assert "the new pack will not have both's flow transformer: nothing here trains one" in said
+    assert not open_pack(tmp_path / "made").has("flow")
 
 
 def test_a_pack_has_the_usual_painter_of_what_it_began_from(pack, shapes: Path, tmp_path: Path) -> None:

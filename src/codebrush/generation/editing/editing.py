@@ -247,10 +247,11 @@ def _translated(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
 
 
 def translation_defaults(pack: Pack) -> dict[str, Any]:
-    """The sampling options that pack.json sets for translations. Raises PackError if one is wrong."""
+    """The sampling options that pack.json sets for translations, without `retouch`, which is not for them. Raises
+    PackError if one is wrong."""
     own = dict(pack.info.get("translation", {}).get("defaults", {}))
     try:
-        return {name: checked_option(name, value) for name, value in checked_sampling(own).items()}
+        return {name: checked_option(name, value) for name, value in checked_sampling(own).items()} | {"retouch": 0}
     except UsageError as error:
         raise PackError(f"{pack.folder}: among the defaults of its translation, {error}") from error
 

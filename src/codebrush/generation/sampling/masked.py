@@ -15,7 +15,6 @@ from codebrush.generation.options import SamplingFilters
 from codebrush.generation.sampling.drawing import Known
 from codebrush.generation.sampling.weighted_conditions import MAX_ROWS, WeightedConditions
 from codebrush.models.code_transformer import UNKNOWN, CodeTransformer
-from codebrush.models.condition import Condition
 from codebrush.models.sampling import sample
 from codebrush.progress import Progress
 
@@ -44,6 +43,7 @@ def fill_codes(
             rows = slice(first, min(first + pictures, len(uniforms)))
             codes = _known_codes(known, rows, uniforms.shape[1]).to(transformer.device)  # (B, N)
             own = [(part.rows(rows) if part.batch > 1 else part, share) for part, share in terms]
+            own = spread(transformer, own, len(codes))
             missing = codes == UNKNOWN
             waits, count = _place_in_line(missing, order), missing.sum(1, keepdim=True)  # (B, N), (B, 1)
             for step in range(1, steps + 1):
@@ -64,15 +64,20 @@ def fill_codes(
 def guided_logits(transformer: CodeTransformer, terms: WeightedConditions, codes: Tensor) -> Tensor:
     """The sum of what a network predicts from each term: codes (B, N) in raster order -> logits (B, N, K) float32.
 
-    A masked network sees all codes that are not UNKNOWN, any other at each place the codes that were drawn before it.
+    The terms are what `spread` gives. A masked network sees all codes that are not UNKNOWN, any other at each place the
+    codes that were drawn before it.
     """
     read, places = codes[:, transformer.order], transformer.order.argsort()
     read = read if transformer.config.masked else read[:, :-1]
     total = torch.zeros((), device=codes.device)
-    for part, share in terms:
-        condition: Condition = part.to(transformer.device).expand(len(codes))
+    for condition, share in terms:
         total = total + share * transformer(read, condition)[:, places].float()
     return total
+
+
+def spread(transformer: CodeTransformer, terms: WeightedConditions, pictures: int) -> WeightedConditions:
+    """The terms on the network's device, with a row for each of so many pictures."""
+    return [(part.to(transformer.device).expand(pictures), share) for part, share in terms]
 
 
 def _known_codes(known: Known | None, rows: slice, count: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from codebrush.errors import PackError, UsageError
 from codebrush.generation.sampling.decoding import draw_codes, empty_condition
 from codebrush.generation.sampling.drawing import Drawing, Known
-from codebrush.generation.sampling.masked import guided_logits
+from codebrush.generation.sampling.masked import guided_logits, spread
 from codebrush.generation.sampling.weighted_conditions import WeightedConditions, guided_terms
 from codebrush.models.code_transformer import UNKNOWN, CodeTransformer
 from codebrush.progress import Progress
@@ -83,7 +83,7 @@ def likelihoods(transformer: CodeTransformer, drawing: Drawing, codes: Tensor) -
     A masked network sees half of the picture's squares beside each code, any other the codes that were drawn before it.
     """
     empty = drawing.unconditional or empty_condition(transformer, drawing.conditions)
-    terms = guided_terms(drawing.conditions, drawing.options.cfg, empty)
+    terms = spread(transformer, guided_terms(drawing.conditions, drawing.options.cfg, empty), len(codes))
     flat = codes.flatten(1)  # (B, N)
     logits = (_seen_by_halves if transformer.config.masked else guided_logits)(transformer, terms, flat)
     return logits.log_softmax(-1).gather(-1, flat[..., None]).view(codes.shape)

@@ -29,7 +29,7 @@ from codebrush.generation.result import Result
 from codebrush.generation.sampling.drawing import Drawing
 from codebrush.generation.sampling.painters import Painter, is_masked
 from codebrush.generation.sampling.reranking import best_first, clip_scores
-from codebrush.generation.sampling.sizes import limited_size
+from codebrush.generation.sampling.sizes import limited_size, retouches
 from codebrush.generation.scoring import Scorer
 from codebrush.models.clip import CLIP
 from codebrush.models.vqgan import VQGAN
@@ -48,7 +48,8 @@ def batches(count: int) -> list[range]:
 
 
 def draw_options(pack: Pack, given: Mapping[str, Any], weights: str = FLOAT32) -> DrawOptions:
-    """What is `given` and not None; else the pack's own "defaults"; else ours. A code transformer draws with `weights`.
+    """What is `given` and not None; else the pack's own "defaults", where they apply; else ours. A code transformer
+    draws with `weights`.
 
     Raises:
         UsageError: if a given value is out of its range, or of no use to the painter.
@@ -61,6 +62,8 @@ def draw_options(pack: Pack, given: Mapping[str, Any], weights: str = FLOAT32) -
     except UsageError as error:
         raise PackError(f"{pack.folder}: among its defaults, {error}") from error
     values |= {name: value for name, value in given.items() if value is not None}
+    if given.get("retouch") is None and not retouches(pack, values.get("size", "")):  # a default that does not apply
+        values["retouch"] = 0
     if "rerank" not in values:
         values["rerank"] = CANDIDATES_PER_PICTURE * checked_option("n", values["n"])
     if "flow" not in values and is_masked(pack):

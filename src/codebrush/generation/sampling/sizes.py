@@ -47,6 +47,16 @@ def checked_size(pack: Pack, size: str, painter: str | None) -> None:
         )
 
 
+def retouches(pack: Pack, size: str) -> bool:
+    """Whether pictures of a size ("": the pack's own) can be retouched: by a code transformer that fills holes, at its
+    own size."""
+    if not pack.has("transformer"):
+        return False
+    config, factor = pack.config(CodeTransformerConfig), pack.config(VQGANConfig).factor
+    own = config.grid[1] * factor, config.grid[0] * factor
+    return (config.source_codes or config.masked) and (not size or parse_size(size) == own)
+
+
 def limited_size(size: str) -> tuple[int, int]:
     """Width and height of a size. Raises UsageError if no computer could draw so many pixels."""
     width, height = parse_size(size)

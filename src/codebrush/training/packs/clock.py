@@ -4,7 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from codebrush.files import atomic_file
+from codebrush.files import atomic_file, read_object
 
 
 class Clock:
@@ -16,7 +16,7 @@ class Clock:
 
     def __init__(self, path: Path, writes: bool = True, began: float | None = None):
         self.path, self.writes, self.last = path, writes, time.monotonic() if began is None else began
-        self.seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.seconds: dict[str, float] = read_object(path)
 
     def spent(self) -> float:
         """Seconds since the first process began, without the pauses between processes."""

@@ -4,7 +4,6 @@ Within a budget each stage gets its share of the time that is left, and the one 
 stage with too little time is left out, or its member is that of the pack that training begins from.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 
 from codebrush.data.sources.unread import amount
 from codebrush.errors import TrainingError, UsageError
-from codebrush.files import write_json
+from codebrush.files import read_object, write_json
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.training.dataset import evenly
 from codebrush.training.engine.fabric import is_first
@@ -30,6 +29,7 @@ from codebrush.training.packs.budget import (
     stage_seconds,
 )
 from codebrush.training.packs.clock import Clock
+from codebrush.training.packs.places import SECOND_FILE
 from codebrush.training.packs.plan import PLANNED, TIMED_STEPS, TIMING_SHARE, WARM_STEPS, Pace, choose
 from codebrush.training.packs.request import PackRequest
 from codebrush.training.packs.start import Start
@@ -64,12 +64,14 @@ class MemberTraining:
         self.clock, self.say, self.decoding = clock, say, decoding
         self.whole, self.cache = materials.stored, work / "cache"
         self.timed: dict[tuple[str, str], float] = {}  # seconds of a step, by stage and size
-        path = work / LEFT_OUT_FILE
-        self.left_out: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.left_out: dict[str, str] = read_object(work / LEFT_OUT_FILE)
+        self.favoured: dict[str, bool] = read_object(work / SECOND_FILE)  # of second painters, as it was first planned
         self.paces: dict[str, Pace] = {}  # of the stages that were timed
         self.needs: dict[str, float] = {}  # seconds of the stages that are served first
         self.unfavoured = [
-            name for name, stage in STAGES.items() if stage.second and stage.share > 0 and not has_begun(work / name)
+            name
+            for name, stage in STAGES.items()
+            if stage.second and stage.share > 0 and not has_begun(work / name) and not self.favoured.get(name)
         ]
 
     @property
@@ -91,7 +93,7 @@ class MemberTraining:
         if self.request.budget is None:
             return
         coming = self._coming()
-        may_come = [STAGES[name] for name in self.unfavoured if not self._is_past(name)]
+        may_come = [STAGES[name] for name in self.unfavoured if not (name in self.favoured or self._is_past(name))]
         kept, self.materials = self.materials, self._stand_ins([*coming, *may_come])
         try:
             self._leave_out_some(coming)
@@ -99,6 +101,9 @@ class MemberTraining:
                 self._favour(stage)
         finally:
             self.materials = kept
+        self.favoured |= {stage.name: stage.name not in self.unfavoured for stage in may_come}
+        if is_first():
+            write_json(self.work / SECOND_FILE, self.favoured)
         coming = self._coming()
         self.left_out = {name: self.left_out[name] for name in STAGES if name in self.left_out}  # in their order
         left = self._left()

@@ -23,7 +23,15 @@ from codebrush.training.member_folder import pack_at
 from codebrush.training.packs.clock import Clock
 from codebrush.training.packs.member_training import MemberTraining, Say
 from codebrush.training.packs.pack_writing import write_trained
-from codebrush.training.packs.places import CLOCK_FILE, CURVES, RECONSTRUCTIONS, REQUEST_FILE, SAMPLES, work_folder
+from codebrush.training.packs.places import (
+    CLOCK_FILE,
+    CURVES,
+    RECONSTRUCTIONS,
+    REQUEST_FILE,
+    SAMPLES,
+    SECOND_FILE,
+    work_folder,
+)
 from codebrush.training.packs.reconstructions import reconstructions
 from codebrush.training.packs.request import PackRequest, check_same, read_request, write_request
 from codebrush.training.packs.start import Start
@@ -129,7 +137,8 @@ def _check_folders(request: PackRequest, work: Path) -> None:
 def _open_work(request: PackRequest, work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     if not request.resume:  # what an attempt that began no stage has left
-        (work / CLOCK_FILE).unlink(missing_ok=True)
+        for name in (CLOCK_FILE, SECOND_FILE):
+            (work / name).unlink(missing_ok=True)
     if not (request.resume and (work / REQUEST_FILE).is_file()):
         write_request(request)
 
@@ -146,6 +155,8 @@ def _open_training(
         clock.charge()
         training = MemberTraining(request, materials, start, work, clock, say, time.monotonic() - began)
         training.open()
+        if lost := start.lost([stage.name for stage in training.stages], training.left_out):
+            say(f"the new pack will not have {start.name}'s {' and '.join(lost)}: nothing here trains one")
     except CodebrushError:
         if not any(has_begun(work / stage) for stage in STAGES):
             shutil.rmtree(work)  # there is nothing to go on with

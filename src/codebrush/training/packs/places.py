@@ -6,7 +6,8 @@ Imports nothing heavy.
 import os
 from pathlib import Path
 
-REQUEST_FILE, CLOCK_FILE = "request.json", "clock.json"  # in the work folder
+# In the work folder.
+REQUEST_FILE, CLOCK_FILE, SECOND_FILE = "request.json", "clock.json", "second-painters.json"
 CURVES = "training"  # the folder of a pack with the metrics of its stages
 SAMPLES, RECONSTRUCTIONS = "samples.png", "reconstructions.png"  # in a pack
 

@@ -1,6 +1,6 @@
 """What a pack in training begins from: which members of another pack fit it, and which it takes over as they are."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,17 @@ class Start:
         if fits:
             self.kept.add(stage.name)
         return fits
+
+    def lost(self, stages: Collection[str], left_out: Collection[str]) -> list[str]:
+        """What the new pack will not have of this one, as labels: members that none of the `stages` trains or takes
+        over, and that do not fit what is trained. Those that are `left_out` are not trained."""
+        if self.pack is None:
+            return []
+        trained = set(stages).difference(left_out)
+        by_name = {stage.name: stage for stage in self.stages}
+        taken = {name for name in self.fits if trained.isdisjoint(by_name[name].bound_to)}
+        made = {*stages, *taken, "bank"}  # which comes with a code transformer
+        return [member.label for name, member in MEMBERS.items() if self.pack.has(name) and name not in made]
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer of the CLIP that is begun from; None without one."""

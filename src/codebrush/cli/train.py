@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -46,6 +46,13 @@ StartOption = Annotated[
 ImageSizeOption = Annotated[
     int | None, typer.Option(min=16, max=1024, help="Side of the pack's pictures, in pixels.  [as in --from, or 64]")
 ]
+OnNanOption = Annotated[
+    Literal["stop", "skip"] | None,
+    typer.Option(
+        help="A step with an infinite or NaN loss: stop, or skip it and go on; also with --resume.  "
+        "[stop; within a budget: skip]"
+    ),
+]
 KeepWorkOption = Annotated[
     bool, typer.Option("--keep-work", help="Keep checkpoints, previews and TensorBoard logs in OUT.work.")
 ]
@@ -80,6 +87,7 @@ def train(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves the choice to PyTorch.")] = 0,
     name: Annotated[str, typer.Option(help="The pack's name; by default that of its folder.")] = "",
     licence: Annotated[str, typer.Option(help="The licence written into the pack.")] = "unspecified",
+    on_nan: OnNanOption = None,
     keep_work: KeepWorkOption = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a training that stopped in --out.")] = False,
     json_output: JsonOption = False,
@@ -103,7 +111,7 @@ def train(
         if recipe is None:
             report = _train_pack(target, out, resume, given, context.obj)
         else:
-            options = {"source": source, "given": members, "tokenizer": given.get("tokenizer")}
+            options = {"source": source, "given": members, "tokenizer": given.get("tokenizer"), "on_nan": on_nan}
             report = _train_stage(target, recipe, out, start=start, threads=threads, resume=resume, **options)
     except KeyboardInterrupt:
         if _can_go_on(out):

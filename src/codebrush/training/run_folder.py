@@ -6,6 +6,7 @@ The plan is written when the stage begins, and a resumed run keeps to it. A run 
 import dataclasses
 import json
 from pathlib import Path
+from typing import Literal
 
 from codebrush.errors import TrainingError
 from codebrush.files import new_folder, write_json
@@ -41,6 +42,12 @@ def read_plan(folder: Path) -> StagePlan:
         return plan_from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
     except (OSError, json.JSONDecodeError) as error:
         raise TrainingError(f"{path} cannot be read ({error}): start the stage again in another folder") from error
+
+
+def change_on_nan(folder: Path, on_nan: Literal["stop", "skip"] | None) -> None:
+    """Let the run in `folder` treat an infinite or NaN loss like this from now on, if one has begun there."""
+    if on_nan is not None and has_begun(folder) and (plan := read_plan(folder)).loop.on_nan != on_nan:
+        write_plan(dataclasses.replace(plan, loop=plan.loop.with_on_nan(on_nan)), folder)
 
 
 def save_model(network: PretrainedModel, tokenizer: Tokenizer | None, folder: Path) -> None:

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -27,23 +27,22 @@ from codebrush.training.engine.fabric import Fabric, launch
 from codebrush.training.engine.interrupts import interrupts_held
 from codebrush.training.engine.learning_rate import cosine_schedule
 from codebrush.training.engine.loop_config import LoopConfig
+from codebrush.training.engine.non_finite import (
+    HOPELESS,
+    STOPPED,
+    LossDiverged,
+    Undo,
+    all_finite,
+    gradients,
+    hopeless,
+)
 from codebrush.training.engine.recompute import InPieces, keep_all, recompute_blocks
 from codebrush.training.engine.reporting import Reporter
 from codebrush.training.engine.rows import ShuffledRows, step_rng
 from codebrush.training.engine.task import ComparesRows, Hooks, Objective, TrainingTask, Verdict
 
 CHECKPOINT = "checkpoint.pt"
-
-
-class LossDiverged(TrainingError):
-    """The loss of a run became infinite or NaN. The message is for a run by a recipe; `near` is the step."""
-
-    def __init__(self, near: int):
-        super().__init__(
-            f"the loss became infinite or NaN near step {near}: lower the learning rate and run again from the last "
-            "checkpoint"
-        )
-        self.near = near
+SAID, SAID_AGAIN = 3, 100  # steps left out that are said one by one; and then each so many
 
 
 def has_compiler() -> bool:
@@ -73,7 +72,8 @@ class Loop:
         self.fabric = fabric or launch(config)
         self.saved = saved
         self.reporter = Reporter(folder, config.steps, enabled=self.fabric.is_global_zero)
-        self.step, self.stopped = 0, False
+        self.step, self.stopped, self.good = 0, False, 0
+        self.left_out: list[int] = []  # steps with an infinite or NaN loss
         self.result = next(iter(task.networks))
         self.plain = dict(task.networks)  # as they were before any wrapper
         self.rows = self.hooks.rows or ShuffledRows(task.examples, config.batch_size, config.seed).of_step
@@ -134,6 +134,9 @@ class Loop:
         if self.prepared:
             return
         self.prepared = True
+        strategy = self.config.strategy
+        if self.config.on_nan == "skip" and "ddp" not in strategy and strategy != "auto":
+            raise TrainingError(f"loop.on_nan skip does not work with loop.strategy {strategy}: use ddp")
         if self.config.compile and self.fabric.device.type == "cpu" and not has_compiler():
             raise TrainingError("loop.compile needs a C++ compiler and there is none: install g++, or set it to false")
         for name, network in self.plain.items():
@@ -173,11 +176,38 @@ class Loop:
         for network in self.task.networks.values():
             network.train()
         parts = [self._part(number, batch) for number, batch in zip(self.numbers, batches, strict=True)]
-        while (name := self._add_gradients(parts)) is not None:
+        undo = Undo(self.plain, self.task.optimizers) if self.config.on_nan == "skip" else None
+        found: dict[str, list[Tensor]] = {}
+        while (name := self._add_gradients(parts, found)) is not None:
+            if undo is not None and self._is_broken(name, found):
+                undo()
+                self._leave_out()
+                break
             self._update(name, factor)
+        else:
+            self.ema.update(self.plain[self.result], self.step + 1)
+            for value_name, values in found.items():
+                for value in values:
+                    self.reporter.add(value_name, value, self.step + 1)
         self.step += 1
-        self.ema.update(self.plain[self.result], self.step)
         self.reporter.learning_rate = factor
+
+    def _is_broken(self, name: str, found: Mapping[str, Sequence[Tensor]]) -> bool:
+        """Whether a value that was found, or a gradient of the network of that name, is infinite or NaN anywhere."""
+        values = (value for values in found.values() for value in values)
+        return self._anywhere(not all_finite([*values, *gradients(self.plain[name])]))
+
+    def _leave_out(self) -> None:
+        self.left_out.append(self.step + 1)
+        if hopeless(self.left_out):
+            raise self._diverged(self.step + 1, HOPELESS)
+        if (count := len(self.left_out)) <= SAID or count % SAID_AGAIN == 0:
+            self.reporter.say(
+                f"the loss is infinite or NaN at step {self.step + 1}, which is left out ({count} so far)"
+            )
+
+    def _diverged(self, step: int, hint: str) -> LossDiverged:
+        return LossDiverged(self.result, step, self.folder / CHECKPOINT, self.good, hint)
 
     def _part(self, number: int, batch: dict[str, Tensor]) -> Iterator[Objective]:
         """The objectives of the part of the step's rows with that number."""
@@ -185,9 +215,9 @@ class Loop:
         batch = {name: tensor.to(self.fabric.device, non_blocking=True) for name, tensor in batch.items()}
         yield from self.task.objectives(batch, self.step)
 
-    def _add_gradients(self, parts: list[Iterator[Objective]]) -> str | None:
-        """Take the next objective of each part, and add up their gradients; returns the network's name, or None if
-        there is none left."""
+    def _add_gradients(self, parts: list[Iterator[Objective]], found: dict[str, list[Tensor]]) -> str | None:
+        """Take the next objective of each part, and add up their gradients, and their values to `found`; returns the
+        network's name, or None if there is none left."""
         name = None
         for part in parts:
             with ExitStack() as waiting:  # processes exchange gradients once, at the last part
@@ -200,25 +230,24 @@ class Loop:
                     self.task.optimizers[objective.network].zero_grad()
                 name = objective.network
                 self.fabric.backward(objective.loss / len(parts))
-            self.reporter.add(f"{name}_loss", objective.loss)
-            for metric, value in objective.metrics.items():
-                self.reporter.add(metric, value)
+            for value_name, value in {f"{name}_loss": objective.loss, **objective.metrics}.items():
+                found.setdefault(value_name, []).append(value.detach())
+        if name is not None and self.config.clip_norm:
+            norm = self.fabric.clip_gradients(
+                self.task.networks[name],
+                self.task.optimizers[name],
+                max_norm=self.config.clip_norm,
+                error_if_nonfinite=False,  # pyright: ignore
+            )
+            if norm is not None:
+                found[f"{name}_gradient"] = [norm]
         return name
 
     def _update(self, name: str, factor: float) -> None:
         """Take a step of the optimizer of a network, with `factor` on its learning rates."""
-        network, optimizer, most = self.task.networks[name], self.task.optimizers[name], self.config.clip_norm
+        optimizer = self.task.optimizers[name]
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        if most:
-            norm = self.fabric.clip_gradients(
-                network,
-                optimizer,
-                max_norm=most,
-                error_if_nonfinite=False,  # pyright: ignore
-            )
-            if norm is not None:
-                self.reporter.add(f"{name}_gradient", norm)
         optimizer.step()
 
     def _next(self, objectives: Iterator[Objective]) -> Objective | None:
@@ -234,7 +263,7 @@ class Loop:
             values = self._means()
             self.reporter.log(step, values)
             if not all(math.isfinite(value) for value in values.values()):
-                raise LossDiverged(step)
+                raise self._diverged(self._earliest(self.reporter.broken_at or step), STOPPED)
             self._remark(values)
         if config.preview_every and (step % config.preview_every == 0 or step == config.steps):
             picture = self.task.preview(self.averaged()) if self.fabric.is_global_zero else None
@@ -276,6 +305,12 @@ class Loop:
         count = torch.tensor(float(here), device=self.fabric.device)
         return bool(self.fabric.all_reduce(count, reduce_op="sum"))
 
+    def _earliest(self, step: int) -> int:
+        """The lowest of the steps that the processes give."""
+        if self.fabric.world_size == 1:
+            return step
+        return int(self.fabric.all_gather(torch.tensor(step, device=self.fabric.device)).min())  # pyright: ignore
+
     def _own(self, name: str) -> dict[str, Tensor]:
         """What a network's state holds beside parameters and buffers: rows (n, ...), other ones in each process."""
         network = self.plain[name]
@@ -293,8 +328,10 @@ class Loop:
         return joined[rank * each : (rank + 1) * each]
 
     def save(self) -> None:
-        """Write a checkpoint, which then takes the place of the old one."""
-        state: dict[str, Any] = {"step": self.step, "ema": self.ema.values}
+        """Write a checkpoint, which then takes the place of the old one; raises LossDiverged for broken weights."""
+        if self._anywhere(not all(all_finite(network.parameters()) for network in self.task.networks.values())):
+            raise self._diverged(self.step, STOPPED)
+        state: dict[str, Any] = {"step": self.step, "ema": self.ema.values, "left_out": self.left_out}
         for name in self.plain:
             state[f"network.{name}"] = self.plain[name]
             state[f"optimizer.{name}"] = self.task.optimizers[name]
@@ -308,6 +345,7 @@ class Loop:
         except (OSError, RuntimeError) as error:  # the archive writer reports a full disk as a RuntimeError
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise TrainingError(f"{path} cannot be written ({reason}): free space there, then resume") from error
+        self.good = self.step
         if self.saved is not None:
             self.saved()
         self.fabric.barrier()
@@ -322,7 +360,8 @@ class Loop:
         except Exception as error:  # a truncated archive can raise nearly anything
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise TrainingError(f"{path} cannot be read ({reason}): delete it to start the stage again") from error
-        self.step = int(rest["step"])
+        self.step = self.good = int(rest["step"])
+        self.left_out = list(rest.get("left_out", ()))
         result = self.plain[self.result]
         self.ema.load(result.present_names(rest["ema"]) if isinstance(result, PretrainedModel) else rest["ema"])
         for name, network in self.plain.items():

@@ -24,6 +24,8 @@ class LoopConfig:
     `warmup` is in steps, at most a quarter of the run. `threads` 0 leaves PyTorch's choice. `devices` and `nodes` above
     1 train data-parallel. `stop_after` ends the run at that step of its schedule (0: at the last). `compile` compiles
     the networks first (`torch.compile`), which takes a minute or two and makes steps about a fifth faster on a CPU.
+    `on_nan` says what becomes of a step whose loss or gradient is infinite or NaN: "stop" ends the run, "skip" leaves
+    the step out as if it had not been, and goes on.
     """
 
     steps: Count
@@ -45,6 +47,7 @@ class LoopConfig:
     compile: bool = False
     accumulate: Count = 1
     checkpoint_activations: bool = False
+    on_nan: Literal["stop", "skip"] = "stop"
 
     @property
     def parts(self) -> int:
@@ -67,6 +70,10 @@ class LoopConfig:
         A stored plan goes through this, because another number of threads adds up in another order.
         """
         return replace(self, threads=asked or self.threads or torch.get_num_threads())
+
+    def with_on_nan(self, asked: Literal["stop", "skip"] | None) -> "LoopConfig":
+        """This config with `asked` for `on_nan`, or its own where that is None."""
+        return replace(self, on_nan=asked or self.on_nan)
 
     def moved_to(self, other: "LoopConfig") -> "LoopConfig":
         """This config on the machines of `other`: its devices, hosts and strategy, and its number of parts.

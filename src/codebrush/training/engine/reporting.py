@@ -1,6 +1,7 @@
 """Logs a run: metrics.jsonl, TensorBoard, preview pictures, and a progress bar with rate and time left."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -26,7 +27,8 @@ class Reporter:
         self.folder, self.steps, self.enabled = folder, steps, enabled
         self.name = folder.name
         self.learning_rate = 1.0
-        self._sums: dict[str, list[Tensor]] = {}
+        self.broken_at: int | None = None  # the first step with an infinite or NaN value in the last means
+        self._found: dict[str, list[tuple[int | None, Tensor]]] = {}
         self._last_time, self._last_step = time.monotonic(), 0
         self._waited = 0.0
         self._writer: Any = None
@@ -63,9 +65,9 @@ class Reporter:
         with atomic_file(path) as part:
             part.write_text("".join(kept), encoding="utf-8")
 
-    def add(self, name: str, value: Tensor) -> None:
-        """Remember one step's value. It is read only when the next line is written, so that a GPU need not wait."""
-        self._sums.setdefault(name, []).append(value.detach())
+    def add(self, name: str, value: Tensor, step: int | None = None) -> None:
+        """Remember a value of a step. It is read only when the next line is written, so that a GPU need not wait."""
+        self._found.setdefault(name, []).append((step, value.detach()))
 
     def waited(self, seconds: float) -> None:
         """Add up the time in which no step was taken, because its pictures and texts were not there yet."""
@@ -73,9 +75,11 @@ class Reporter:
 
     def take_means(self) -> dict[str, float]:
         """The means of the values since the last call."""
-        means = {name: float(np.mean([float(v) for v in found])) for name, found in self._sums.items()}
-        self._sums.clear()
-        return means
+        read = {name: [(step, float(value)) for step, value in found] for name, found in self._found.items()}
+        self._found.clear()
+        broken = [step for found in read.values() for step, value in found if step and not math.isfinite(value)]
+        self.broken_at = min(broken, default=None)
+        return {name: float(np.mean([value for _, value in found])) for name, found in read.items()}
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write a line with these values."""
@@ -85,7 +89,8 @@ class Reporter:
         self._last_time, self._last_step, self._waited = now, step, 0.0
         if not self.enabled:
             return
-        line = {"step": step, **values, "schedule": self.learning_rate, "steps_per_second": round(rate, 4)}
+        known = {name: value for name, value in values.items() if math.isfinite(value)}  # NaN is no JSON
+        line = {"step": step, **known, "schedule": self.learning_rate, "steps_per_second": round(rate, 4)}
         line["data_wait"] = round(wait, 4)
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

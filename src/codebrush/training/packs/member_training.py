@@ -17,8 +17,7 @@ from codebrush.files import read_object, write_json
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.training.dataset import evenly
 from codebrush.training.engine.fabric import is_first
-from codebrush.training.engine.loop import LossDiverged
-from codebrush.training.engine.loop_config import LoopConfig
+from codebrush.training.engine.non_finite import LossDiverged
 from codebrush.training.packs.budget import (
     FINISH_SHARE,
     WRITING_SECONDS,
@@ -30,13 +29,13 @@ from codebrush.training.packs.budget import (
 )
 from codebrush.training.packs.clock import Clock
 from codebrush.training.packs.places import SECOND_FILE
-from codebrush.training.packs.plan import PLANNED, TIMED_STEPS, TIMING_SHARE, WARM_STEPS, Pace, choose
+from codebrush.training.packs.plan import PLANNED, TIMED_STEPS, TIMING_SHARE, WARM_STEPS, Pace, choose, loop_of
 from codebrush.training.packs.request import PackRequest
 from codebrush.training.packs.start import Start
 from codebrush.training.packs.timing import affordable, measure_step
 from codebrush.training.packs.verdict import KNOWN
 from codebrush.training.registry import ENTRIES, STAGES
-from codebrush.training.run_folder import has_begun, is_done, read_plan
+from codebrush.training.run_folder import change_on_nan, has_begun, is_done, read_plan
 from codebrush.training.run_stage import run_figures, run_stage
 from codebrush.training.stage import Materials, ModelSize, Stage, StagePlan
 
@@ -133,12 +132,13 @@ class MemberTraining:
         if not done:
             self._precompute(stage, read_plan(folder) if begun else None)
         if begun:
+            change_on_nan(folder, request.on_nan)
             plan = read_plan(folder)
             if stage.name in request.plans:  # perhaps on other machines now
                 plan = replace(plan, loop=plan.loop.moved_to(request.plans[stage.name].loop))
         elif stage.name in request.plans:
             plan = request.plans[stage.name]
-            plan = replace(plan, loop=plan.loop.with_threads(request.threads))
+            plan = replace(plan, loop=plan.loop.with_threads(request.threads).with_on_nan(request.on_nan))
         elif (found := self._plan_within_budget(stage, start)) is None:
             self.say(f"{stage.name}: {self._instead(stage)}")
             self._go_without(stage)
@@ -157,7 +157,7 @@ class MemberTraining:
             if stage.name in request.plans:
                 raise
             raise TrainingError(
-                f"the loss of the {stage.member.label} became infinite or NaN near step {error.near}: delete "
+                f"the loss of the {stage.member.label} became infinite or NaN at step {error.at}: delete "
                 f"{self.work} and train again with another --seed"
             ) from error
         self.clock.charge("between" if done else stage.name)
@@ -385,15 +385,5 @@ class MemberTraining:
         if start is not None:
             rate = SEEN_RATE if self.start.reconstructs(stage) >= SEEN else stage.start_rate
             recipe = replace(recipe, learning_rate=rate * recipe.learning_rate)
-        every = max(1, steps // 20)
-        loop = LoopConfig(
-            steps=steps,
-            batch_size=size.batch_size,
-            seed=request.seed,
-            warmup=max(1, min(100, steps // 10)),
-            ema_decay=0.999 if steps > 5000 else 0.99 if steps > 300 else 0.9,
-            log_every=min(50, every),
-            checkpoint_every=min(500, every),
-            preview_every=max(1, steps // 5) if previews else 0,  # each takes as long as several steps
-        )
-        return StagePlan(stage.name, recipe, loop.with_threads(request.threads))
+        loop = loop_of(request, steps, size.batch_size, previews)
+        return StagePlan(stage.name, recipe, loop)

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from codebrush.training.engine.loop_config import LoopConfig
+from codebrush.training.packs.request import PackRequest
 from codebrush.training.stage import ModelSize
 
 WARM_STEPS, TIMED_STEPS = 2, 3
@@ -51,3 +53,20 @@ def choose(
             break
     assert best is not None
     return best
+
+
+def loop_of(request: PackRequest, steps: int, batch_size: int, previews: bool) -> LoopConfig:
+    """The settings of a stage within a budget, which draws previews on the way if asked."""
+    every = max(1, steps // 20)
+    loop = LoopConfig(
+        steps=steps,
+        batch_size=batch_size,
+        seed=request.seed,
+        warmup=max(1, min(100, steps // 10)),
+        ema_decay=0.999 if steps > 5000 else 0.99 if steps > 300 else 0.9,
+        log_every=min(50, every),
+        checkpoint_every=min(500, every),
+        on_nan=request.on_nan or "skip",
+        preview_every=max(1, steps // 5) if previews else 0,  # each takes as long as several steps
+    )
+    return loop.with_threads(request.threads)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
@@ -24,7 +24,7 @@ DEFAULT_START = Path("emoji")  # the pack that a training within a budget begins
 NO_START = Path("none")
 FORMAT = 2  # of the file; in the first one, the pack of `start` decided the size whatever image_size said
 # The pictures may have moved, because they are checked by content; name and licence are written at the end.
-MAY_CHANGE = ("source.source", "name", "licence", "keep_work")
+MAY_CHANGE = ("source.source", "name", "licence", "keep_work", "on_nan")
 FLAGS = {"start": "from", "plans": "recipes", "captions": "caption"}  # of fields that are not called like their flag
 
 
@@ -33,7 +33,8 @@ class PackRequest:
     """What `codebrush train SOURCE` was asked for; `plans` (from recipes) or `budget` (seconds) decide the sizes.
 
     `start` is the pack to begin from, None for nothing; `image_size` None is the size of its pictures, or 64 without
-    one. With `keep_work` the work folder stays when the pack is written.
+    one. With `keep_work` the work folder stays when the pack is written. `on_nan` is that of `LoopConfig`; None is as
+    the recipes say, and "skip" within a budget.
     """
 
     source: SourceConfig
@@ -49,6 +50,7 @@ class PackRequest:
     name: str = ""
     licence: str = "unspecified"
     keep_work: bool = False
+    on_nan: Literal["stop", "skip"] | None = None
 
 
 def make_request(source: str, out: Path, given: Mapping[str, Any], resume: bool = False) -> PackRequest:

@@ -204,7 +204,12 @@ def test_replay_knows_its_pack(micro_pack: Path, tmp_path: Path, results: list[R
 def test_replay_warns_of_another_version(brush: Codebrush, results: list[Result]) -> None:
     manifest = copy.deepcopy(results[0].manifest)
     manifest["versions"]["torch"] = "1.0"
-    with pytest.warns(UserWarning, match=r"may differ; it was made with torch 1\.0, now"):
+    with pytest.warns(UserWarning, match=r"may differ; it was made with torch 1\.0, now .*over versions of torch \("):
+        brush.replay(manifest)
+    manifest["versions"]["numpy"], manifest["device"] = "1.0", "cpu (other)"
+    with pytest.warns(
+        UserWarning, match=r"not promised over versions of torch and versions of numpy and machines \(docs/det"
+    ):
         brush.replay(manifest)
 
 

@@ -16,6 +16,8 @@ from codebrush.pack.pack import Pack
 from codebrush.version import __version__
 from codebrush.warned import warn
 
+NOT_PROMISED = {"device": "machines"}  # else "versions of" what the manifest names; docs/determinism.md says so
+
 
 def origin(pack: Pack, device: torch.device) -> dict[str, Any]:
     """Everything beside the request that the pixels depend on."""
@@ -53,9 +55,14 @@ def check_origin(manifest: Mapping[str, Any], pack: Pack, device: torch.device) 
         raise PackError(f"made with the pack {made_with}, but this is {here}: open the one it was made with")
     now = {**versions(), "device": device_name(device)}
     then = {**manifest["versions"], "device": manifest.get("device")}
-    changed = [f"{name} {then.get(name)}, now {now[name]}" for name in now if then.get(name) != now[name]]
+    changed = [name for name in now if then.get(name) != now[name]]
     if changed:
-        warn(f"the pixels may differ; it was made with {'; '.join(changed)}")
+        made = "; ".join(f"{name} {then.get(name)}, now {now[name]}" for name in changed)
+        over = " and ".join(NOT_PROMISED.get(name, f"versions of {name}") for name in changed)
+        warn(
+            f"the pixels may differ; it was made with {made}: the same pixels are not promised over {over} "
+            "(docs/determinism.md)"
+        )
 
 
 @contextmanager

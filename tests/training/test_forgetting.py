@@ -255,7 +255,7 @@ def test_a_loss_of_nan_is_not_reported_as_a_fall(materials: Materials, start: CL
     broken = deepcopy(start)
     with torch.no_grad():
         broken.log_scale.fill_(math.nan)
-    with pytest.raises(TrainingError, match="infinite or NaN near step 2"):
+    with pytest.raises(TrainingError, match="infinite or NaN at step 1"):
         gated(materials, broken, tmp_path, (1.0, math.nan))
     assert "fell" not in capsys.readouterr().err
 

@@ -67,11 +67,13 @@ def _in_present_names(values: dict[str, Any], stage: Stage) -> dict[str, Any]:
 
 
 def plan_from_dict(values: Any, name: str) -> StagePlan:
-    """The inverse of `dataclasses.asdict` on a StagePlan.
+    """The inverse of `dataclasses.asdict` on a StagePlan. One that a version without guards stored goes on without.
 
     Raises:
         TrainingError: if a field is wrong; it begins with `name`.
     """
+    if isinstance(values, dict) and isinstance(values.get("loop"), dict):
+        values = {**values, "loop": {"guard_every": 0, **values["loop"]}}
     return _plan(_check(values, name), name)
 
 

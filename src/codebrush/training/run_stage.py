@@ -17,6 +17,7 @@ from codebrush.training.engine.loop import Loop
 from codebrush.training.engine.rows import ShuffledRows
 from codebrush.training.engine.task import Hooks, TrainingTask
 from codebrush.training.forgetting import read_gate, remove_passed
+from codebrush.training.guards import guarded, without_held_out
 from codebrush.training.registry import STAGES
 from codebrush.training.run_folder import (
     MODEL_FOLDER,
@@ -96,6 +97,8 @@ def run_stage(
             write_plan(replace(plan, facts={**plan.facts, **_fingerprints(prepared)}), folder)
         fabric.barrier()
         hooks = _weighted(stage.hooks(plan, prepared, folder), plan, prepared, task)
+        if not isinstance(prepared.data, Streamed):  # of which no row can be read out of turn
+            hooks = guarded(hooks, stage.guard(plan, prepared, task), plan.loop.guard_every, folder)
         trained = Loop(task, plan.loop, folder, fabric, saved, hooks).run(until=until)
         assert isinstance(trained, PretrainedModel)
         if fabric.is_global_zero:
@@ -120,17 +123,23 @@ def run_figures(plan: StagePlan, network: PretrainedModel, folder: Path, seconds
 
 
 def _weighted(hooks: Hooks, plan: StagePlan, materials: Materials, task: TrainingTask) -> Hooks:
-    """`hooks` with the rows of each step by the weights of the pictures, if they have any."""
+    """`hooks` with the rows of each step by the weights of the pictures, if they have any, and without those held
+    out."""
     if isinstance(materials.data, Streamed):
+        if plan.loop.held_out:
+            raise TrainingError("of a streamed source no pictures can be held out: set loop.held_out to 0")
         return materials.data.hooks(hooks, plan.loop)
     data, others = materials.data, (materials.replay, materials.gate, materials.decoys)
     if any(rows is not None and rows.weight is not None for rows in others):
         raise TrainingError("only the source of a stage has a weight: take it out of replay, gate and decoys")
+    held_out, batch_size, seed = plan.loop.held_out, plan.loop.batch_size, plan.loop.seed
     if data.weights is None:
-        return hooks
+        return without_held_out(hooks, task, held_out, batch_size, seed, None)
     if hooks.rows is not None or task.examples != len(data):
         raise TrainingError(f"the {plan.stage} of this recipe chooses its rows itself: take out source.weight")
-    shuffled = ShuffledRows(len(data), plan.loop.batch_size, plan.loop.seed, weights=data.weights)
+    if held_out:
+        return without_held_out(hooks, task, held_out, batch_size, seed, data.weights)
+    shuffled = ShuffledRows(len(data), batch_size, seed, weights=data.weights)
     return replace(hooks, rows=shuffled.of_step)
 
 

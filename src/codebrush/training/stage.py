@@ -23,8 +23,10 @@ from codebrush.training.dataset import Captioned, SourceConfig, load_captioned
 from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.engine.task import Hooks, TrainingTask
 from codebrush.training.forgetting import GateConfig
+from codebrush.training.guards import Guard, memory_guard
 from codebrush.training.streamed import Streamed
 
+MANY = 200  # pictures, from which on some are held out of a training within a budget
 GRID = 8  # codes along a side, at least; the pictures of packs trained within a budget are multiples of it
 Model = TypeVar("Model", bound=PretrainedModel)
 
@@ -147,6 +149,7 @@ class Stage(ABC):
         0.3  # within a budget: learning rate of a trained network, as a share of a fresh one's
     )
     bound_to: ClassVar[tuple[str, ...]] = ()  # members whose outputs it learned: beside others it is of no use
+    by_heart: ClassVar[str] = ""  # what to do where it learns its pictures by heart; "": it cannot
     replays: ClassVar[bool] = False  # whether its plan may have `replay` and `gate`
     sets_image_size: ClassVar[bool] = False  # whether the pictures of a pack are as large as its recipe says
     renamed: ClassVar[tuple[tuple[str, str], ...]] = ()  # fields of the recipe: earlier and present name
@@ -171,6 +174,14 @@ class Stage(ABC):
     def hooks(self, plan: StagePlan, materials: Materials, folder: Path) -> Hooks:
         """What the stage adds to the loop of a run in `folder`."""
         return Hooks()
+
+    def guard(self, plan: StagePlan, materials: Materials, task: Any) -> Guard | None:
+        """What is measured during a run to notice faults that its loss does not show."""
+        return memory_guard(task, plan.loop.held_out, plan.loop.batch_size, self.by_heart) if self.by_heart else None
+
+    def held_out(self, pictures: int) -> int:
+        """How many of the `pictures` a training within a budget does not train on but measures."""
+        return min(64, pictures // 25) if self.by_heart and pictures >= MANY else 0
 
     def check(self, plan: StagePlan, materials: Materials) -> None:
         """Raises TrainingError or DataError for a plan that would fail only after hours of earlier stages."""

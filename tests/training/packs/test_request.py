@@ -137,6 +137,22 @@ def test_other_recipes_are_refused_by_the_number_that_differs(out: Path, tmp_pat
         check_same(make_request("pictures", out, {"recipes": recipes("other", 7)}, resume=True), first)
 
 
+def test_recipes_given_again_have_no_guards_where_a_training_began_without(out: Path, tmp_path: Path):
+    for stage in ("clip", "vqgan", "transformer"):
+        recipe = {"stage": stage, "loop": {"steps": 5, "batch_size": 4}}
+        (tmp_path / f"{stage}.yaml").write_text(yaml.safe_dump(recipe))
+    write_request(make_request("pictures", out, {"recipes": tmp_path}))
+    stored = work_folder(out) / "request.json"
+    values = json.loads(stored.read_text())
+    for plan in values["plans"].values():
+        del plan["loop"]["guard_every"], plan["loop"]["held_out"]
+    stored.write_text(json.dumps(values))
+    first, again = read_request(out), make_request("pictures", out, {"recipes": tmp_path}, resume=True)
+    assert first is not None
+    check_same(again, first)
+    assert [plan.loop.guard_every for plan in again.plans.values()] == [0, 0, 0]
+
+
 def test_a_training_may_go_on_with_other_devices(out: Path):
     def asked(**loop: Any) -> PackRequest:
         plan = replace(PLAN, loop=replace(PLAN.loop, **loop))

@@ -115,6 +115,11 @@ class VectorQuantizer(nn.Module):
         """The codebook (K, d) as `look_up` gives it."""
         return F.normalize(self.codebook, dim=1) if self.l2_normalized else self.codebook
 
+    def refill(self) -> None:
+        """Fill the codebook by k-means again, from the latents of the next batches of training."""
+        self.initialised.fill_(False)
+        self._collected.clear()
+
     @torch.no_grad()
     def _collect(self, rows: Tensor) -> None:
         """Keep latents (n, d) until there are enough, then fill the codebook by k-means."""

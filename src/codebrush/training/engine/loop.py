@@ -279,9 +279,11 @@ class Loop:
             return False
         verdict = self.hooks.check(self.step, self.averaged) if self.fabric.is_global_zero else Verdict()
         verdict = self.fabric.broadcast(verdict)
-        self.stopped = verdict.stop
+        self.stopped |= verdict.stop
         for line in verdict.lines:
             self.reporter.say(line)
+        for name in verdict.cures:
+            self.hooks.cure(name)
         for name, value in verdict.values.items():
             self.reporter.add(name, torch.tensor(value, dtype=torch.float64))
         return bool(verdict.values)

@@ -25,7 +25,8 @@ class LoopConfig:
     1 train data-parallel. `stop_after` ends the run at that step of its schedule (0: at the last). `compile` compiles
     the networks first (`torch.compile`), which takes a minute or two and makes steps about a fifth faster on a CPU.
     `on_nan` says what becomes of a step whose loss or gradient is infinite or NaN: "stop" ends the run, "skip" leaves
-    the step out as if it had not been, and goes on.
+    the step out as if it had not been, and goes on. Each `guard_every` steps (0: never) the network is looked at
+    for what goes wrong while its loss looks well; `held_out` pictures, evenly spaced, are kept from training for that.
     """
 
     steps: Count
@@ -48,6 +49,8 @@ class LoopConfig:
     accumulate: Count = 1
     checkpoint_activations: bool = False
     on_nan: Literal["stop", "skip"] = "stop"
+    guard_every: Whole = 250
+    held_out: Whole = 0
 
     @property
     def parts(self) -> int:

@@ -50,11 +50,13 @@ class ComparesRows:
 
 
 class Verdict(NamedTuple):
-    """What a check of the network found: values and lines for the log, and whether it ends the run."""
+    """What a check of the network found: values and lines for the log, whether it ends the run, and what is to be
+    healed, by name."""
 
     values: Mapping[str, float] = {}
     lines: Sequence[str] = ()
     stop: bool = False
+    cures: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,13 @@ class Hooks:
     this process takes, and returns the rows with others in place of unreadable ones. `remarks` gives lines about a line
     of the log (step 0 has no values). `check` is called before the first step of a new or resumed run and after each
     step, with the number of steps done and a function that gives the averaged network; of several processes only the
-    first calls it. `result` gives the network that the run ends with, from the averaged one.
+    first calls it. `cure` heals, in every process, what `check` names. `result` gives the network that the run ends
+    with, from the averaged one.
     """
 
     rows: Callable[[int], np.ndarray] | None = None
     ready: Callable[[np.ndarray], np.ndarray] | None = None
     remarks: Callable[[int, Mapping[str, float]], Iterable[str]] | None = None
     check: Callable[[int, Callable[[], nn.Module]], Verdict] | None = None
+    cure: Callable[[str], None] = lambda name: None
     result: Callable[[nn.Module], nn.Module] | None = None

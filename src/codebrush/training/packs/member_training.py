@@ -385,5 +385,5 @@ class MemberTraining:
         if start is not None:
             rate = SEEN_RATE if self.start.reconstructs(stage) >= SEEN else stage.start_rate
             recipe = replace(recipe, learning_rate=rate * recipe.learning_rate)
-        loop = loop_of(request, steps, size.batch_size, previews)
+        loop = loop_of(request, steps, size.batch_size, stage.held_out(len(self.materials.data)), previews)
         return StagePlan(stage.name, recipe, loop)

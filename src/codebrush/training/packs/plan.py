@@ -55,7 +55,7 @@ def choose(
     return best
 
 
-def loop_of(request: PackRequest, steps: int, batch_size: int, previews: bool) -> LoopConfig:
+def loop_of(request: PackRequest, steps: int, batch_size: int, held_out: int, previews: bool) -> LoopConfig:
     """The settings of a stage within a budget, which draws previews on the way if asked."""
     every = max(1, steps // 20)
     loop = LoopConfig(
@@ -67,6 +67,8 @@ def loop_of(request: PackRequest, steps: int, batch_size: int, previews: bool) -
         log_every=min(50, every),
         checkpoint_every=min(500, every),
         on_nan=request.on_nan or "skip",
+        guard_every=max(10, min(250, every)),
+        held_out=held_out,
         preview_every=max(1, steps // 5) if previews else 0,  # each takes as long as several steps
     )
     return loop.with_threads(request.threads)

@@ -65,12 +65,20 @@ def make_request(source: str, out: Path, given: Mapping[str, Any], resume: bool 
     rows, plans = replace(base.source, source=source, **chosen), base.plans
     if recipes is not None:
         rows, plans = read_recipes(recipes, rows)
+        plans = {stage: _guarded_as(plan, base.plans.get(stage)) for stage, plan in plans.items()}
     elif first is None:
         values.setdefault("budget", DEFAULT_BUDGET)
         values.setdefault("start", DEFAULT_START)
     if values.get("start") == NO_START:
         values["start"] = None
     return replace(base, source=rows, out=out, plans=plans, resume=resume, **values)
+
+
+def _guarded_as(plan: StagePlan, first: StagePlan | None) -> StagePlan:
+    """The plan of a recipe, without guards if the training began without, as those of earlier versions did."""
+    if first is None or first.loop.guard_every:
+        return plan
+    return replace(plan, loop=replace(plan.loop, guard_every=0))
 
 
 def write_request(request: PackRequest) -> None:

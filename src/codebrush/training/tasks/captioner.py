@@ -1,8 +1,10 @@
 """Trains a captioner: a network that reads CLIP's features of a picture and writes captions and answers."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from codebrush.training.dataset import Captioned
 from codebrush.training.engine.optimizer import make_adamw
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight, Whole
+from codebrush.training.guards import PATIENCE, Fault, Guard, History, lasts, looked_at
 from codebrush.training.stage import Materials, ModelSize, Stage, StagePlan, needed
 from codebrush.training.tasks.augmentation import Augmentation, draw_affine, move
 from codebrush.training.tasks.captioner_pairs import QA, AskRule, CaptionPairs, make_vocabulary, scene_pairs
@@ -36,6 +39,8 @@ from codebrush.training.tasks.patch_labels import (
 
 MOST_PATCHES = 256  # in front of the text: of a finer grid, the next coarser is read
 PLACE_WEIGHT = 0.5
+LOOKED_AT = 16  # pictures whose captions are looked at during a run
+MOST_ALIKE = 0.8  # share of captions that repeat themselves, or are equal, above which it is a fault
 
 
 @dataclass(frozen=True)
@@ -260,6 +265,59 @@ class CaptionerTask:
         return None
 
 
+def repeats(words: Sequence[int]) -> bool:
+    """Whether up to three words follow themselves twice or more, as in `a red a red a red`."""
+    return any(
+        list(words[place : place + size]) * 3 == list(words[place : place + 3 * size])
+        for size in (1, 2, 3)
+        for place in range(len(words) - 3 * size + 1)
+    )
+
+
+@torch.no_grad()
+def write_captions(task: CaptionerTask, captioner: Captioner, rows: np.ndarray) -> list[list[int]]:
+    """The tokens of the likeliest caption of each row, token by token; up to the end, or as many as there is room
+    for."""
+    tokenizer, config = task.tokenizer, captioner.config
+    images = task.data.images(rows).to(captioner.device).float() / 255
+    features, pixels = read_patches(task.clip, images, config.levels)
+    begin = torch.tensor([[tokenizer.start_id, tokenizer.end_id]] * len(rows), device=captioner.device)
+    logits, cache = captioner.prefill(captioner.with_stem(features, pixels), begin)
+    chosen = [logits[:, -1].argmax(-1)]  # (B,) each
+    for _ in range(config.context_length - begin.shape[1] - 1):
+        chosen.append(captioner.step(chosen[-1][:, None], cache)[:, -1].argmax(-1))
+    texts = torch.stack(chosen, 1).tolist()
+    return [text[: text.index(tokenizer.end_id)] if tokenizer.end_id in text else text for text in texts]
+
+
+def captioner_guard(task: CaptionerTask, rows: np.ndarray, after: int) -> Guard:
+    """Looks at the captions of `rows`: whether they repeat themselves, or are one and the same for all pictures, as at
+    first they do: only what is so later than step `after` is a fault."""
+
+    def measure(network: nn.Module) -> dict[str, float]:
+        assert isinstance(network, Captioner)
+        texts = write_captions(task, network, rows)
+        alike = max(Counter(map(tuple, texts)).values()) / len(texts)
+        return {"repeating_captions": sum(map(repeats, texts)) / len(texts), "equal_captions": alike}
+
+    def shows(values: History, name: str) -> bool:
+        return values[-PATIENCE][0] > after and lasts(values, name, lambda share: share > MOST_ALIKE)
+
+    learn = "lower recipe.learning_rate or raise recipe.dropout, and check the captions of the pictures"
+    faults = [
+        Fault(
+            name,
+            partial(shows, name=name),
+            f"{what}: {learn}",
+        )
+        for name, what in (
+            ("repeating_captions", "most captions repeat the same words again and again"),
+            ("equal_captions", "nearly all pictures get the same caption"),
+        )
+    ]
+    return Guard(measure, faults)
+
+
 class CaptionerStage(Stage):
     """Trains the captioner of a pack."""
 
@@ -281,6 +339,10 @@ class CaptionerStage(Stage):
         """The training on captions and questions."""
         clip, tokenizer = materials.need(CLIP), self._tokenizer(materials)
         return CaptionerTask(network, plan.recipe, clip, materials.stored, tokenizer)
+
+    def guard(self, plan: StagePlan, materials: Materials, task: CaptionerTask) -> Guard:
+        """Whether captions repeat themselves."""
+        return captioner_guard(task, looked_at(task.examples, plan.loop.held_out)[:LOOKED_AT], plan.loop.steps // 4)
 
     def _tokenizer(self, materials: Materials) -> Tokenizer:
         return needed(materials.tokenizers.get(self.name), "vocabulary")

@@ -316,6 +316,7 @@ class CodeTransformerStage(Stage):
     bound_to = ("clip", "vqgan")
     optional = False
     share = 0.28
+    by_heart = "raise recipe.code_noise or recipe.dropout, add pictures, or train for fewer steps"
 
     def make(self, plan: StagePlan, materials: Materials) -> CodeTransformer:
         """A fresh network for the codes of the VQGAN, over the whole picture."""

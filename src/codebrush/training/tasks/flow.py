@@ -157,6 +157,7 @@ class FlowStage(Stage):
     recipe = FlowRecipe
     bound_to = ("clip", "vqgan")
     share = 0.28
+    by_heart = "raise recipe.dropout, add pictures, or train for fewer steps"
     second = True  # a pack needs one painter, and half of the time for each makes two poor ones
 
     def make(self, plan: StagePlan, materials: Materials) -> FlowTransformer:

@@ -10,10 +10,12 @@ from codebrush.models.discriminator import PatchGAN
 from codebrush.training.engine.optimizer import make_adamw
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
+from codebrush.training.guards import PATIENCE, Fault, falls
 
 DISCRIMINATOR = "discriminator"
 BETAS = (0.5, 0.95)  # of Adam for both sides: the target moves, so old gradients must be forgotten quickly
 MAX_WEIGHT = 1e4  # of the adversarial loss
+WORSE = 1.5  # dB; a discriminator that only sharpens costs less
 BETAS_ALONE = (0.9, 0.99)  # of a generator without a discriminator
 
 
@@ -60,6 +62,24 @@ class Adversary:
         weight = self.weight * adaptive_weight(loss, fooled, last_layer)
         self.discriminator.requires_grad_(True)
         return loss + weight * fooled, {"adversarial_weight": weight, "generator": fooled}
+
+
+def adversary_fault(adversary: Adversary, name: str) -> Fault:
+    """The fault of a discriminator that makes the pictures of `name` worse, by the "looked_at_psnr" that is measured;
+    its weight is halved."""
+
+    def halve() -> None:
+        adversary.weight /= 2
+
+    return Fault(
+        "adversary",
+        lambda values: values[-PATIENCE][0] > adversary.starts and falls(values, "looked_at_psnr", WORSE),
+        f"the discriminator makes the {name}'s pictures worse, by more than {WORSE} dB: lower recipe.adversarial or "
+        "recipe.discriminator_rate",
+        halve,
+        "the weight of the adversarial loss is halved",
+        lasting=True,
+    )
 
 
 def with_discriminator(

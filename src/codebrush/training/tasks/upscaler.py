@@ -19,9 +19,10 @@ from codebrush.pack.members import MEMBERS
 from codebrush.training.dataset import Captioned, evenly
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight, Whole
+from codebrush.training.guards import Guard, looked_at
 from codebrush.training.stage import Materials, ModelSize, Stage, StagePlan, resized
 from codebrush.training.streamed import Streamed
-from codebrush.training.tasks.gan import DISCRIMINATOR, discriminator_objective, with_discriminator
+from codebrush.training.tasks.gan import DISCRIMINATOR, adversary_fault, discriminator_objective, with_discriminator
 from codebrush.training.tasks.perceptual import perceptual_distance
 from codebrush.training.tasks.psnr import psnr
 
@@ -234,6 +235,21 @@ class UpscalerStage(Stage):
         vqgan = materials.need(VQGAN) if recipe.reconstructed else None
         distance = perceptual_distance(recipe, materials)
         return UpscalerTask(network, recipe, materials.data, plan.loop.steps, distance, vqgan)
+
+    def guard(self, plan: StagePlan, materials: Materials, task: UpscalerTask) -> Guard | None:
+        """Whether the discriminator makes pictures worse."""
+        if task.adversary is None:
+            return None
+        rows = looked_at(task.examples, plan.loop.held_out)
+
+        @torch.no_grad()
+        def measure(network: nn.Module) -> dict[str, float]:
+            device = next(network.parameters()).device
+            true = task.data.images(rows).to(device).float() / 255
+            made = torch.cat([network(reduce(part, task.recipe.scale)).float() for part in true.split(PREVIEWED)])
+            return {"looked_at_psnr": float(psnr(made, true))}
+
+        return Guard(measure, [adversary_fault(task.adversary, "upscaler")])
 
     def prepare(self, plan: StagePlan, materials: Materials, cache: Path) -> Materials:
         """The materials with pictures of the size that enlarged pictures have."""

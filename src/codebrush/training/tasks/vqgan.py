@@ -1,7 +1,9 @@
 """Trains a VQGAN with pixel, perceptual and adversarial losses; the discriminator joins in late."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -15,20 +17,23 @@ from codebrush.data.contact_sheet import contact_sheet
 from codebrush.data.decoding.images import to_pil
 from codebrush.data.structural_similarity import structural_similarity, torchmetrics_ssim
 from codebrush.errors import TrainingError
+from codebrush.models.quantizers.vector_quantizer import VectorQuantizer
 from codebrush.models.vqgan import VQGAN, VQGANConfig
 from codebrush.pack.members import MEMBERS
 from codebrush.training.dataset import Captioned
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
+from codebrush.training.guards import Fault, Guard, lasts, looked_at
 from codebrush.training.stage import GRID, Materials, ModelSize, Stage, StagePlan, halvings
 from codebrush.training.streamed import Streamed
 from codebrush.training.tasks.augmentation import Augmentation, draw_affine, move
-from codebrush.training.tasks.gan import DISCRIMINATOR, discriminator_objective, with_discriminator
+from codebrush.training.tasks.gan import DISCRIMINATOR, adversary_fault, discriminator_objective, with_discriminator
 from codebrush.training.tasks.perceptual import perceptual_distance
 from codebrush.training.tasks.psnr import psnr
 from codebrush.warned import warn
 
 PREVIEWED = 16
+FEW_CODES = 1 / 64  # of the codes, or of the places in the pictures looked at: a codebook that has collapsed
 SPLIT = 0.15  # distance of a new code from the one it is split from, as a share of that one's length
 
 
@@ -190,6 +195,30 @@ class VQGANTask:
         return contact_sheet([to_pil(image) for row in rows for image in row], columns=max(1, half))
 
 
+def vqgan_guard(task: VQGANTask, rows: np.ndarray) -> Guard:
+    """Looks at reconstructions of `rows` and at the codes that they use."""
+    quantizer = task.vqgan.quantizer
+
+    @torch.no_grad()
+    def measure(network: nn.Module) -> dict[str, float]:
+        device = next(network.parameters()).device
+        images = task.data.images(rows).to(device).float() / 255
+        parts = images.split(PREVIEWED)
+        made = torch.cat([network(part).images.float() for part in parts])
+        codes = torch.cat([task.vqgan.quantize(task.vqgan.encode(part))[1] for part in parts])
+        return {"looked_at_psnr": float(psnr(made, images)), "codes_used": float(len(codes.unique()))}
+
+    faults = [] if task.adversary is None else [adversary_fault(task.adversary, "vqgan")]
+    if not task.recipe.decoder_only:
+        line = "few codes are used, the codebook has collapsed: lower recipe.learning_rate, or recipe.codebook_size"
+        cure = quantizer.refill if isinstance(quantizer, VectorQuantizer) else None
+        places = len(rows) * math.prod(task.vqgan.code_grid(task.shown.shape[-1]))
+        few = max(2, FEW_CODES * min(len(quantizer.vectors), places))
+        shows = partial(lasts, name="codes_used", wrong=lambda count: count <= few)
+        faults.append(Fault("codebook", shows, line, cure, "all codes are made anew by k-means"))
+    return Guard(measure, faults)
+
+
 class VQGANStage(Stage):
     """Trains the VQGAN of a pack."""
 
@@ -213,6 +242,10 @@ class VQGANStage(Stage):
         """The training of a VQGAN, with the perceptual distance that the recipe names."""
         distance = perceptual_distance(plan.recipe, materials)
         return VQGANTask(network, plan.recipe, materials.data, plan.loop.steps, distance)
+
+    def guard(self, plan: StagePlan, materials: Materials, task: VQGANTask) -> Guard:
+        """Whether few codes are used, and whether the discriminator makes pictures worse."""
+        return vqgan_guard(task, looked_at(task.examples, plan.loop.held_out))
 
     def unfit(self, start: VQGANConfig, image_size: int) -> str:
         """Why a VQGAN with this config makes too few codes of a picture; "" if there are enough."""

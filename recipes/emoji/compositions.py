@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import inflect
+import inflect  # pyright: ignore[reportMissingImports]
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq

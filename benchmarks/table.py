@@ -56,6 +56,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     started, ceilings = time.monotonic(), measure_ceilings()
     rows: list[dict[str, Any]] = []
+    failed: list[str] = []
     for name, *flags in RUNS:
         if given.only and not any(word in name for word in given.only):
             continue
@@ -70,11 +71,14 @@ def main() -> None:
     after = measure_ceilings()
     minutes = (time.monotonic() - started) / 60
     lines = [*heading(given.threads, minutes, ceilings, after), "", *table(rows, ceilings)]
+    lines += [f"- {each} failed and is not in the table" for each in failed]
     before = given.out.read_text(encoding="utf-8") if given.out.exists() else ""
     notes = before[before.index(NOTES) :] if NOTES in before else f"{NOTES}\n"
     with atomic_file(given.out) as part:
         part.write_text("\n".join([*lines, "", notes]), encoding="utf-8")
     print(f"{given.out}: {len(lines)} lines in {minutes:.0f} minutes")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 def measure_ceilings() -> dict[str, float]:

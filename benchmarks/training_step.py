@@ -57,6 +57,9 @@ class RandomRows:
     def images(self, rows: np.ndarray) -> Tensor:
         return self.pixels[torch.from_numpy(np.asarray(rows))]
 
+    def sample(self, count: int) -> np.ndarray:
+        return np.arange(min(count, ROWS))
+
     def captions(self, row: int) -> list[str]:
         return [str(row)]
 

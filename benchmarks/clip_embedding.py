@@ -15,35 +15,15 @@ from functools import partial
 
 import torch
 from alternation import alternated, flops_of
+from published_models import CAPTION, SIDE, clip_vit_b32, short_captions, transformers_clip_vit_b32
 from torch import Tensor
 
-from codebrush.models.clip import CLIP, CLIPConfig
-from codebrush.models.encoders.text_transformer import TextTransformerConfig
-from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 from codebrush.models.precision import has_bf16
-
-SIDE, WORDS, LENGTH, START, END = 224, 49_408, 77, 49_406, 49_407
-CAPTION = 10  # tokens, the first and last included
-
-
-def captions(count: int) -> Tensor:
-    """Tokens (B, 77) of short captions."""
-    tokens = torch.zeros(count, LENGTH, dtype=torch.int64)
-    tokens[:, 0], tokens[:, CAPTION - 1] = START, END
-    tokens[:, 1 : CAPTION - 1] = torch.randint(1, START, (count, CAPTION - 2))
-    return tokens
 
 
 def peer(dtype: torch.dtype) -> tuple[Callable[[Tensor], object], Callable[[Tensor], object]]:
     """How transformers embeds pictures and texts."""
-    from transformers import CLIPConfig as TheirConfig
-    from transformers import CLIPModel
-
-    sizes = {"image_size": SIDE, "patch_size": 32, "hidden_size": 768, "intermediate_size": 3072}
-    sizes |= {"num_hidden_layers": 12, "num_attention_heads": 12}
-    text = {"vocab_size": WORDS, "eos_token_id": END, "bos_token_id": START, "pad_token_id": 0}
-    model = CLIPModel(TheirConfig(vision_config=sizes, text_config=text, projection_dim=512)).eval()
-    model.to(dtype)  # pyright: ignore[reportArgumentType]
+    model = transformers_clip_vit_b32().eval().to(dtype)
     return (
         lambda images: model.get_image_features(pixel_values=images.to(dtype)),
         lambda tokens: model.get_text_features(input_ids=tokens[:, :CAPTION]),
@@ -52,9 +32,7 @@ def peer(dtype: torch.dtype) -> tuple[Callable[[Tensor], object], Callable[[Tens
 
 def ours(precision: str) -> tuple[Callable[[Tensor], object], Callable[[Tensor], object]]:
     """How this package embeds pictures and texts."""
-    image = VisionTransformerConfig(SIDE, 32, 768, 12, 12, 512, activation="quick_gelu")
-    text = TextTransformerConfig(WORDS, LENGTH, 512, 12, 8, 512, activation="quick_gelu")
-    clip = CLIP.from_config(CLIPConfig(image, text)).eval().requires_grad_(False)
+    clip = clip_vit_b32().eval().requires_grad_(False)
     clip.precision = "float32" if precision == "float32" else "auto"
     return clip.encode_image, clip.encode_text
 
@@ -72,7 +50,7 @@ def main() -> None:
         "codebrush float32": ours("float32"),
         "codebrush": ours("auto"),
     }
-    images, tokens = torch.rand(given.pictures, 3, SIDE, SIDE), captions(given.texts)
+    images, tokens = torch.rand(given.pictures, 3, SIDE, SIDE), short_captions(given.texts)
     speed = "fast" if has_bf16(images.device) else "slow"
     print(f"load {os.getloadavg()[0]:.1f}; {given.threads} threads; bfloat16 is {speed} here")
     with torch.inference_mode():

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from alternation import alternated, flops_of, note
+from published_models import SIDE, VIT_B32, PlainDecoder, of_plain_layers
 from torch import Tensor, nn
 
 from codebrush.generation.guided.guidance import Guidance
@@ -29,32 +30,12 @@ from codebrush.generation.guided.losses.prompt_loss import PromptEmbeddings
 from codebrush.generation.guided.memory.plan import MemoryPlan
 from codebrush.models.clip import CLIP, OPENAI_MEAN, OPENAI_STD, CLIPConfig
 from codebrush.models.encoders.text_transformer import TextTransformerConfig
-from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
-from codebrush.models.layers.convolution import GroupNormSiLU
-from codebrush.models.vqgan import VQGAN, Decoder
+from codebrush.models.vqgan import VQGAN
 from codebrush.models.vqgan_sizes import vqgan_taming_f16
 
-VIEWS, SIDE = 32, 224
+VIEWS = 32
 TITLE = f"guided step, f16 at 256 px, ViT-B/32, {VIEWS} views"
 KINDS = ("plain float32", "plain bf16", "codebrush")
-
-
-class PlainDecoder(Decoder):
-    """The decoder of PyTorch's own layers: in the usual memory layout, GroupNorm and SiLU one after the other."""
-
-    def __init__(self) -> None:
-        super().__init__(vqgan_taming_f16())
-        for parent in list(self.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, GroupNormSiLU):
-                    norm = nn.GroupNorm(child.num_groups, child.num_channels, eps=child.eps)
-                    setattr(parent, name, nn.Sequential(norm, nn.SiLU()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(x))
-        for level in reversed(self.up):
-            x = level(x)
-        return self.conv_out(self.norm_out(x))
 
 
 def plain_views(image: Tensor) -> Tensor:
@@ -106,7 +87,7 @@ def plain_step(bf16: bool) -> Callable[[], object]:
     """A function that takes one step: the codes nearest to the latent, decoded, seen, judged and improved."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    decoder = PlainDecoder().eval().requires_grad_(False)
+    decoder = of_plain_layers(PlainDecoder(vqgan_taming_f16())).eval().requires_grad_(False)
     post = nn.Conv2d(256, 256, 1).requires_grad_(False)
     codebook = torch.randn(16384, 256)
     config = CLIPVisionConfig(
@@ -140,9 +121,8 @@ def plain_step(bf16: bool) -> Callable[[], object]:
 def our_step(precision: str) -> Callable[[], object]:
     """A function that takes one step of guidance as the package takes it."""
     vqgan = VQGAN(vqgan_taming_f16()).eval().requires_grad_(False)
-    image = VisionTransformerConfig(SIDE, 32, 768, 12, 12, 512, activation="quick_gelu")
     text = TextTransformerConfig(vocab_size=8, context_length=8, width=8, layers=1, heads=1, embed_dim=512)
-    clip = CLIP.from_config(CLIPConfig(image, text)).eval().requires_grad_(False)
+    clip = CLIP.from_config(CLIPConfig(VIT_B32, text)).eval().requires_grad_(False)
     options = GuideOptions(
         steps=1_000_000, cutouts=VIEWS, turn=15.0, shift=0.1, perspective=0.5, colour=0.1, noise=0.1,
         precision=precision,

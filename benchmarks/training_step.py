@@ -18,20 +18,25 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from alternation import alternated, flops_of
+from published_models import (
+    SIDE,
+    PlainDecoder,
+    PlainEncoder,
+    clip_vit_b32,
+    of_plain_layers,
+    short_captions,
+    transformers_clip_vit_b32,
+)
 from torch import Tensor, nn
 
-from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.discriminator import PatchGAN
-from codebrush.models.encoders.text_transformer import TextTransformerConfig
-from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
-from codebrush.models.layers.convolution import GroupNormSiLU
-from codebrush.models.vqgan import VQGAN, Decoder, Encoder
+from codebrush.models.vqgan import VQGAN
 from codebrush.models.vqgan_sizes import vqgan_base
 from codebrush.training.engine.loop import Loop
 from codebrush.training.engine.loop_config import LoopConfig
@@ -39,9 +44,7 @@ from codebrush.training.tasks.clip import CLIPRecipe, CLIPTask
 from codebrush.training.tasks.gan import adaptive_weight, discriminator_loss, generator_loss
 from codebrush.training.tasks.vqgan import VQGANRecipe, VQGANTask
 
-SIDE, WORDS, LENGTH, START, END, CAPTION = 224, 49_408, 77, 49_406, 49_407, 10
 ROWS = 64
-Network = TypeVar("Network", bound=nn.Module)
 
 
 class RandomRows:
@@ -64,12 +67,9 @@ class RandomRows:
         return [str(row)]
 
 
-def random_tokens(texts: list[str], on_long: str) -> Tensor:
-    """Tokens (B, 77) of short captions."""
-    tokens = torch.zeros(len(texts), LENGTH, dtype=torch.int64)
-    tokens[:, 0], tokens[:, CAPTION - 1] = START, END
-    tokens[:, 1 : CAPTION - 1] = torch.randint(1, START, (len(texts), CAPTION - 2))
-    return tokens
+def tokens_of(texts: list[str], on_long: str) -> Tensor:
+    """Stands for a tokenizer: tokens (B, 77) of short captions, whatever the texts are."""
+    return short_captions(len(texts))
 
 
 def steps_of(task: Any, batch: int, folder: Path) -> Callable[[], object]:
@@ -84,36 +84,6 @@ def our_vqgan(side: int, batch: int, folder: Path) -> Callable[[], object]:
     recipe = VQGANRecipe(image_size=side, adversarial_from=0.0, perceptual=0.0, discriminator_channels=64)
     task: Any = VQGANTask(vqgan, recipe, data, steps=1_000_000)  # pyright: ignore[reportArgumentType]
     return steps_of(task, batch, folder)
-
-
-class PlainEncoder(Encoder):
-    """The encoder in the usual memory layout."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for level in self.down:
-            x = level(x)
-        return self.conv_out(self.norm_out(self.mid(x)))
-
-
-class PlainDecoder(Decoder):
-    """The decoder in the usual memory layout."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(x))
-        for level in reversed(self.up):
-            x = level(x)
-        return self.conv_out(self.norm_out(x))
-
-
-def of_plain_layers(network: Network) -> Network:
-    """The network with GroupNorm and SiLU one after the other."""
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, GroupNormSiLU):
-                norm = nn.GroupNorm(child.num_groups, child.num_channels, eps=child.eps)
-                setattr(parent, name, nn.Sequential(norm, nn.SiLU()))
-    return network
 
 
 def plain_vqgan(side: int, batch: int, bf16: bool) -> Callable[[], object]:
@@ -160,25 +130,17 @@ def plain_vqgan(side: int, batch: int, bf16: bool) -> Callable[[], object]:
 
 def our_clip(batch: int, folder: Path) -> Callable[[], object]:
     """A step of a CLIP's training."""
-    image = VisionTransformerConfig(SIDE, 32, 768, 12, 12, 512, activation="quick_gelu")
-    text = TextTransformerConfig(WORDS, LENGTH, 512, 12, 8, 512, activation="quick_gelu")
     recipe = CLIPRecipe(architecture="openai", image_size=SIDE, token_table=False, train_tokens=True)
-    clip, tokenizer, data = CLIP.from_config(CLIPConfig(image, text)), random_tokens, RandomRows(SIDE)
-    task: Any = CLIPTask(clip, recipe, data, tokenizer)  # pyright: ignore[reportArgumentType]
+    clip, data = clip_vit_b32(), RandomRows(SIDE)
+    task: Any = CLIPTask(clip, recipe, data, tokens_of)  # pyright: ignore[reportArgumentType]
     return steps_of(task, batch, folder)
 
 
 def plain_clip(batch: int, bf16: bool) -> Callable[[], object]:
     """A step of a plain loop around transformers' CLIP."""
-    from transformers import CLIPConfig as TheirConfig
-    from transformers import CLIPModel
-
-    sizes = {"image_size": SIDE, "patch_size": 32, "hidden_size": 768, "intermediate_size": 3072}
-    sizes |= {"num_hidden_layers": 12, "num_attention_heads": 12}
-    text = {"vocab_size": WORDS, "eos_token_id": END, "bos_token_id": START, "pad_token_id": 0}
-    clip = CLIPModel(TheirConfig(vision_config=sizes, text_config=text, projection_dim=512)).train()
+    clip = transformers_clip_vit_b32().train()
     optimizer = torch.optim.AdamW(clip.parameters(), 1e-4)
-    data, tokens = RandomRows(SIDE), random_tokens([""] * batch, "truncate")
+    data, tokens = RandomRows(SIDE), short_captions(batch)
 
     def step() -> None:
         images = data.images(np.arange(batch)).float() / 127.5 - 1

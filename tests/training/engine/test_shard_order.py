@@ -38,6 +38,14 @@ def test_no_more_shards_than_lanes_are_read_side_by_side() -> None:
     assert max(len({int(row) // 64 for row in order.of_step(step)}) for step in range(2560 // 32)) == 4
 
 
+def test_nothing_follows_the_last_shard_of_a_lane() -> None:
+    order = ShardOrder(COUNTS, seed=0, lanes=1)
+    for epoch in range(6):
+        rows = order.at(np.arange(epoch * order.examples, (epoch + 1) * order.examples))
+        assert int(np.searchsorted(order.first, rows[-1], side="right")) - 1 not in order.next
+        assert len(order.next) == len(COUNTS) - 1
+
+
 def test_a_mix_keeps_to_its_shares_and_to_the_order_of_each_source() -> None:
     counts = [np.full(4, 50), np.full(3, 30)]
     mixed = MixedOrder([ShardOrder(each, 0, 2) for each in counts], [3, 1], batch_size=BLOCK)

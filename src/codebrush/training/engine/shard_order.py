@@ -74,6 +74,8 @@ class ShardOrder:
         shard = int(shards[place])
         if place + 1 < len(shards):
             self.next[shard] = int(shards[place + 1])
+        else:
+            self.next.pop(shard, None)  # another one may have followed it in an earlier epoch
         return shard, row - int(begin[place])
 
     def _order(self, epoch: int, shard: int) -> np.ndarray:

@@ -21,10 +21,17 @@ def row_shown(pixels: np.ndarray) -> int:
     return int(pixels[0, 0, 0]) + 256 * int(pixels[0, 0, 1])
 
 
-def write_shards(folder: Path, counts: Sequence[int], kind: str = "tar", broken: Collection[int] = ()) -> Path:
-    """Shards of `counts` rows, numbered through, with the caption "row N"; the pictures of `broken` are cut off."""
+def write_shards(
+    folder: Path,
+    counts: Sequence[int],
+    kind: str = "tar",
+    broken: Collection[int] = (),
+    splits: Sequence[str] = (),
+) -> Path:
+    """Shards of `counts` rows, numbered through, with the caption "row N"; the pictures of `broken` are cut off. Rows
+    have `splits` in turn."""
     folder.mkdir()
-    schema = pa.schema([("caption", pa.string()), ("row", pa.int64())])
+    schema = pa.schema([("caption", pa.string()), ("row", pa.int64()), *([("split", pa.string())] if splits else [])])
     row = 0
     for number, count in enumerate(counts):
         path = folder / f"{number:04d}.{kind}"
@@ -33,7 +40,8 @@ def write_shards(folder: Path, counts: Sequence[int], kind: str = "tar", broken:
             file = io.BytesIO()
             Image.new("RGB", (8, 8), colour(row)).save(file, "PNG")
             picture = file.getvalue()[:50] if row in broken else file.getvalue()
-            shard.add(f"{row:06d}", picture, [f"row {row}"], {"caption": f"row {row}", "row": row})
+            split = {"split": splits[row % len(splits)]} if splits else {}
+            shard.add(f"{row:06d}", picture, [f"row {row}"], {"caption": f"row {row}", "row": row, **split})
             row += 1
         shard.close()
     return folder

@@ -1,6 +1,8 @@
 """Training on streamed shards: the bits of a resumed run, of any number of workers, and mixes by their shares."""
 
-from dataclasses import asdict
+from collections import Counter
+from dataclasses import asdict, replace
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from gloo import run_together
 from torch import Tensor
 
+from codebrush.data.streaming.stream import Stream
 from codebrush.errors import TrainingError
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned, CaptionTokens, SourceConfig, load_captioned
@@ -18,7 +22,9 @@ from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.engine.rows import step_rng
 from codebrush.training.engine.task import Hooks
 from codebrush.training.recipes import read_recipe
-from codebrush.training.single_stage import train_stage
+from codebrush.training.registry import STAGES
+from codebrush.training.run_folder import STAGE_FILE, read_plan
+from codebrush.training.single_stage import skipped_anywhere, train_stage
 from codebrush.training.stage import Materials
 from codebrush.training.streamed import LARGE, Streamed, caption_tokens, is_streamed, open_pictures
 from codebrush.training.tokenizers import make_tokenizer
@@ -134,7 +140,96 @@ def test_a_source_is_streamed_by_its_place_its_size_or_its_word(shards: Path, mo
     monkeypatch.setattr("codebrush.training.streamed.LARGE", 1000)
     assert is_streamed(SourceConfig(str(shards)))
     assert not is_streamed(SourceConfig(str(shards), stream=False))
+    assert not is_streamed(SourceConfig(str(shards)), by_itself=False)
+    assert is_streamed(SourceConfig(str(shards), stream=True), by_itself=False)
     assert LARGE > 1 << 30
+
+
+def test_large_shards_are_not_streamed_to_a_stage_that_reads_all_ahead(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codebrush.training.streamed.LARGE", 1000)
+    source = SourceConfig(str(shards), limit=2)
+    assert isinstance(open_pictures([source], 8, tmp_path / "cache", streams=False), Captioned)
+    data = open_pictures([source], 8, tmp_path / "cache")
+    assert isinstance(data, Streamed)
+    data.close()
+    streaming = [name for name, stage in STAGES.items() if stage.streams]
+    assert streaming == ["clip", "vqgan", "prior", "upscaler"]
+
+
+def test_a_stage_that_reads_all_ahead_says_so_before_anything_is_opened(tmp_path: Path) -> None:
+    nowhere = SourceConfig(str(tmp_path / "nowhere"), stream=True)
+    for sources, remedy in (
+        ([nowhere], r"set source\.stream: false"),
+        ([SourceConfig("http://127.0.0.1:9/pets.tar")], "download the source, and name the copy"),
+        ([nowhere, nowhere], "name one source in place of the mix"),
+    ):
+        with pytest.raises(TrainingError, match=f"reads all of its pictures ahead: {remedy}"):
+            open_pictures(sources, 8, tmp_path / "cache", streams=False)
+
+
+def test_a_resumed_run_reads_its_source_as_it_began(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = recipe(tmp_path, source={"source": str(shards), "limit": 2}, loop={"steps": 1})
+    train_stage("clip", file, tmp_path / "stored")
+    monkeypatch.setattr("codebrush.training.streamed.LARGE", 1000)
+    train_stage("clip", file, tmp_path / "stored", resume=True)
+    assert "streamed" not in read_plan(tmp_path / "stored").facts
+    train_stage("clip", file, tmp_path / "streamed")
+    monkeypatch.undo()
+    assert read_plan(tmp_path / "streamed").facts["streamed"] is True
+    train_stage("clip", file, tmp_path / "streamed", resume=True)
+
+
+def test_a_mix_that_cannot_be_drawn_leaves_the_folder_free(shards: Path, tmp_path: Path) -> None:
+    mix = [{"source": str(shards), "limit": 2, "share": share} for share in (1e5, 1)]
+    with pytest.raises(TrainingError, match=r"below 0\.1 %"):
+        train_stage("clip", recipe(tmp_path, mix=mix), tmp_path / "run")
+    assert not (tmp_path / "run" / STAGE_FILE).exists()
+
+
+def test_uneven_shards_are_opened_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, opened, real = [9, 7, 10, 8, 7, 9, 10, 8, 7, 10, 9, 8], Counter[int](), Stream._opened
+
+    def counting(self: Stream, number: int, folder: Path) -> Any:
+        opened[number] += 1
+        return real(self, number, folder)
+
+    monkeypatch.setattr(Stream, "_opened", counting)
+    folder = write_shards(tmp_path / "shards", counts)
+    data = Streamed([SourceConfig(str(folder), stream=True, open_shards=3, workers=2)], 8, tmp_path / "cache")
+    rows_of = data.hooks(Hooks(), LoopConfig(steps=8, batch_size=12)).rows
+    assert rows_of is not None
+    for step in range(sum(counts) // 12):
+        for row in data.ready(rows_of(step)).tolist():
+            data.captions(row)
+    assert set(opened.values()) == {1}
+    data.close()
+
+
+def test_what_could_not_be_read_is_told_at_the_end_also_of_one(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "shards", [2])
+    (folder / "0001.tar").write_bytes(b"no tar" * 100)
+    with pytest.warns(UserWarning, match=r"0001\.tar: .*, and is left out"):
+        data = Streamed([SourceConfig(str(folder), stream=True)], 8, tmp_path / "cache")
+    with pytest.warns(UserWarning, match="shards: 1 shard or picture could not be read or were left out"):
+        data.close()
+
+
+def met(rank: int, folder: str) -> None:
+    """One of two processes: what it and the other one skipped."""
+    data = Streamed([SourceConfig(folder, stream=True, workers=0)], 8, Path(folder).parent / f"cache-{rank}")
+    data.ready(np.array([[0, 1, 6], [4, 6, 7]][rank]))
+    assert data.streams[0].skipped == [2, 1][rank]
+    assert skipped_anywhere(data) == 2
+    data.close()
+
+
+def test_pictures_that_any_process_skipped_are_counted_once(tmp_path: Path, processes: ForkServerContext) -> None:
+    folder = write_shards(tmp_path / "shards", [4, 4], broken=(1, 6))
+    assert run_together(processes, 2, met, str(folder)) == [0, 0]
 
 
 def test_a_resumed_run_with_other_shards_or_lanes_is_refused(shards: Path, tmp_path: Path) -> None:
@@ -157,6 +252,25 @@ def test_what_needs_the_whole_source_ahead_says_so(shards: Path, tmp_path: Path)
     with pytest.raises(TrainingError, match="take out replay"):
         data.hooks(Hooks(rows=lambda step: np.zeros(1, np.int64)), LoopConfig(steps=1, batch_size=1))
     data.close()
+
+
+def test_in_a_mix_the_remedy_is_one_that_helps(shards: Path, tmp_path: Path) -> None:
+    source = SourceConfig(str(shards), limit=2)
+    data = Streamed([source, source], 8, tmp_path / "cache")
+    for wrong in (
+        lambda: Materials(data, {}).stored,
+        lambda: make_tokenizer("bpe", data),
+        lambda: data.hooks(Hooks(rows=lambda step: np.zeros(1, np.int64)), LoopConfig(steps=1, batch_size=1)),
+    ):
+        with pytest.raises(TrainingError, match="name one source in place of the mix"):
+            wrong()
+    data.close()
+    with pytest.raises(TrainingError, match=r"mix\.1\.weight .*: take it out, and give each source a share"):
+        Streamed([source, replace(source, weight="row")], 8, tmp_path / "cache")
+    with pytest.raises(TrainingError, match=r"mix\.1\.stream is false, but a mix is always streamed: take it out"):
+        Streamed([source, replace(source, stream=False)], 8, tmp_path / "cache")
+    with pytest.raises(TrainingError, match=r"source\.stream is false, but an address is .*: take it out, or download"):
+        open_pictures([SourceConfig("s3://bucket/pets", stream=False)], 8, tmp_path / "cache")
 
 
 def test_a_recipe_names_one_source_or_a_mix(tmp_path: Path) -> None:

@@ -24,10 +24,10 @@ class SourceConfig:
 
     `weight` names a column of numbers: how often an epoch shows each row (1 without it; 0.1: in one epoch of ten).
 
-    Shards and Parquet files are streamed (see `codebrush.training.streamed`) if they are far away, larger than
-    `LARGE`, or part of a mix; `stream` says it in any case. `open_shards` are read side by side, which is how well the
-    rows are shuffled, `workers` threads decode them (None: as many as there are processors), and of several sources
-    each gets its `share` of the rows.
+    Shards and Parquet files are streamed (see `codebrush.training.streamed`) if they are far away, part of a mix, or
+    larger than `LARGE` where the stage can; `stream` says it of a source on its own. `open_shards` are read side by
+    side, which is how well the rows are shuffled, `workers` threads decode them (None: as many as there are
+    processors), and of several sources each gets its `share` of the rows.
     """
 
     source: str

@@ -93,12 +93,13 @@ def run_stage(
     with lost_processes_named(), held_alone(folder) if fabric.is_global_zero else nullcontext():
         if fabric.is_global_zero and not begun and has_begun(folder):  # by another process, while this one prepared
             raise TrainingError(HOLDS_A_RUN.format(folder=folder))
-        if not begun and fabric.is_global_zero:  # only now: what cannot be carried out must not block a better plan
-            write_plan(replace(plan, facts={**plan.facts, **_fingerprints(prepared)}), folder)
-        fabric.barrier()
         hooks = _weighted(stage.hooks(plan, prepared, folder), plan, prepared, task)
         if not isinstance(prepared.data, Streamed):  # of which no row can be read out of turn
             hooks = guarded(hooks, stage.guard(plan, prepared, task), plan.loop.guard_every, folder)
+        if not begun and fabric.is_global_zero:  # only now: what cannot be carried out must not block a better plan
+            streamed = {"streamed": True} if isinstance(prepared.data, Streamed) else {}
+            write_plan(replace(plan, facts={**plan.facts, **streamed, **_fingerprints(prepared)}), folder)
+        fabric.barrier()
         trained = Loop(task, plan.loop, folder, fabric, saved, hooks).run(until=until)
         assert isinstance(trained, PretrainedModel)
         if fabric.is_global_zero:

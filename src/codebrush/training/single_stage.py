@@ -11,7 +11,8 @@ from codebrush.errors import UsageError
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.pack.members import MEMBERS
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.training.engine.fabric import is_first
+from codebrush.training.dataset import Captioned
+from codebrush.training.engine.fabric import gathered, is_first
 from codebrush.training.member_folder import member_folder, pack_at
 from codebrush.training.recipes import read_recipe
 from codebrush.training.registry import STAGES
@@ -65,7 +66,8 @@ def train_stage(
             tokenizers[stage] = found
     size = plan.image_size or trained.picture_size(models, pack_at(given.get("clip")))
     cache = out.parent / "cache"
-    data = open_pictures(asked.sources, size, cache)
+    before = plan.facts.get("streamed", False) if resume and has_begun(out) else None  # a resumed run reads as it did
+    data = open_pictures(asked.sources, size, cache, streams=trained.streams, by_itself=before)
     if "clip" not in tokenizers:
         kind = plan.facts.get("tokenizer") or tokenizer or "wordpiece"
         tokenizers["clip"] = make_tokenizer(kind, data)
@@ -76,10 +78,18 @@ def train_stage(
         if isinstance(data, Streamed):
             data.close()
     seconds = round(time.monotonic() - began, 1)
+    skipped = skipped_anywhere(data)
     if not is_first():
         return {}
-    figures = {**run_figures(plan, network, out, seconds), "skipped": data.skipped}
+    figures = {**run_figures(plan, network, out, seconds), "skipped": skipped}
     return {"model": str(out / MODEL_FOLDER), "stages": {stage: figures}, "seconds": seconds}
+
+
+def skipped_anywhere(data: Captioned | Streamed) -> int:
+    """How many pictures could not be decoded; of streamed ones in any of the processes, which must all call this."""
+    if not isinstance(data, Streamed):
+        return data.skipped
+    return len({picture for broken in gathered(data.broken) for picture in broken})
 
 
 def _open_given(given: Mapping[str, Path]) -> tuple[dict[str, PretrainedModel], dict[str, Tokenizer]]:

@@ -88,7 +88,7 @@ class Materials:
     def stored(self) -> Captioned:
         """The pictures as a table on disk. Raises TrainingError if they are streamed."""
         if isinstance(self.data, Streamed):
-            raise TrainingError("this stage reads all of its pictures ahead: set source.stream: false")
+            raise TrainingError(f"this stage reads all of its pictures ahead: {self.data.unstreamed}")
         return self.data
 
     def find(self, model: type[Model]) -> Model | None:
@@ -150,6 +150,7 @@ class Stage(ABC):
     )
     bound_to: ClassVar[tuple[str, ...]] = ()  # members whose outputs it learned: beside others it is of no use
     by_heart: ClassVar[str] = ""  # what to do where it learns its pictures by heart; "": it cannot
+    streams: ClassVar[bool] = False  # whether it can train on pictures that are streamed
     replays: ClassVar[bool] = False  # whether its plan may have `replay` and `gate`
     sets_image_size: ClassVar[bool] = False  # whether the pictures of a pack are as large as its recipe says
     renamed: ClassVar[tuple[tuple[str, str], ...]] = ()  # fields of the recipe: earlier and present name

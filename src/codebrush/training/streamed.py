@@ -31,28 +31,43 @@ from codebrush.warned import warn
 LARGE = 16 << 30  # bytes of shards from which a source is streamed by itself
 
 
-def is_streamed(config: SourceConfig) -> bool:
-    """Whether a source on its own is streamed: as it says, else by its place and size.
-
-    Raises:
-        DataError: if it is far away and cannot be reached.
-    """
-    if config.stream is not None or is_remote(config.source):
-        return config.stream is not False
+def is_streamed(config: SourceConfig, by_itself: bool | None = None) -> bool:
+    """Whether a source on its own is streamed: always from an address; on disk as the source says, else as `by_itself`
+    says, else by its size."""
+    if is_remote(config.source):
+        return True
+    said = by_itself if config.stream is None else config.stream
+    if said is not None:
+        return said
     shards = find_shards(config.source, config.split, config.exclude)
     return shards is not None and sum(shard.size for shard in shards) > LARGE
 
 
-def open_pictures(sources: Sequence[SourceConfig], size: int, cache: Path) -> "Captioned | Streamed":
+def open_pictures(
+    sources: Sequence[SourceConfig], size: int, cache: Path, *, streams: bool = True, by_itself: bool | None = None
+) -> "Captioned | Streamed":
     """The rows of a source, decoded once into `cache` or streamed; several are a mix, which is streamed.
+
+    `streams` says whether the stage that they are for can train on a stream; `by_itself` is that of `is_streamed`.
 
     Raises:
         DataError: if a source cannot be read.
-        TrainingError: if a streamed one has a column of weights.
+        TrainingError: if the sources would be streamed and cannot be.
     """
-    if len(sources) == 1 and not is_streamed(sources[0]):
+    if len(sources) == 1 and not is_streamed(sources[0], by_itself if streams else False):
         return load_captioned(sources[0].open(), size, cache, sources[0].weight)
+    if not streams:
+        raise TrainingError(f"this stage reads all of its pictures ahead: {unstreamed(sources)}")
     return Streamed(sources, size, cache)
+
+
+def unstreamed(sources: Sequence[SourceConfig]) -> str:
+    """What to do where the rows of streamed sources are needed all at once."""
+    if len(sources) > 1:
+        return "name one source in place of the mix"
+    if is_remote(sources[0].source):
+        return "download the source, and name the copy"
+    return "set source.stream: false"
 
 
 class Streamed:
@@ -64,8 +79,7 @@ class Streamed:
     weights = weight = None  # of each row, which would have to be read ahead
 
     def __init__(self, sources: Sequence[SourceConfig], size: int, cache: Path):
-        if any(source.weight is not None for source in sources):
-            raise TrainingError("source.weight needs all rows ahead: set source.stream: false, or mix several sources")
+        _check(sources)
         self.sources, self.size = sources, size
         self.streams = [_stream(source, cache) for source in sources]
         self.first = np.cumsum([0, *map(len, self.streams)])
@@ -87,9 +101,14 @@ class Streamed:
         return hashlib.sha256(json.dumps(order).encode()).hexdigest()
 
     @property
-    def skipped(self) -> int:
-        """How many pictures could not be decoded so far."""
-        return sum(stream.skipped for stream in self.streams)
+    def unstreamed(self) -> str:
+        """What to do where all rows are needed at once."""
+        return unstreamed(self.sources)
+
+    @property
+    def broken(self) -> frozenset[tuple[int, ...]]:
+        """The pictures that could not be decoded so far, by source, shard and place."""
+        return frozenset((source, *where) for source, stream in enumerate(self.streams) for where in stream.broken)
 
     @cached_property
     def groups(self) -> "_Groups":
@@ -103,7 +122,7 @@ class Streamed:
             TrainingError: if the stage chooses rows by itself.
         """
         if hooks.rows is not None:
-            raise TrainingError("streamed pictures have an order of their own: take out replay, or set stream: false")
+            raise TrainingError(f"streamed pictures have an order of their own: take out replay, or {self.unstreamed}")
         self._orders = [
             ShardOrder(stream.counts, loop.seed + number, source.open_shards)
             for number, (stream, source) in enumerate(zip(self.streams, self.sources, strict=True))
@@ -149,7 +168,7 @@ class Streamed:
         for stream in self.streams:
             stream.close()
             said = [amount(kind, number) for kind, number in sorted(stream.unread.counted.items())]
-            if len(stream.unread.named) > 1:
+            if stream.unread.named:
                 said.insert(0, amount("shard or picture", len(stream.unread.named)))
             if said:
                 warn(f"{stream.source}: {', '.join(said)} could not be read or were left out")
@@ -165,10 +184,8 @@ class Streamed:
         for source in np.unique(sources).tolist():
             stream = self.streams[source]
             shards = stream.shards_of(rows[sources == source] - self.first[source])
-            following = [self._orders[source].next.get(shard) for shard in shards] if self._orders else []
-            for shard in [*shards, *following]:
-                if shard is not None:
-                    stream.expect(shard)
+            following = self._orders[source].next if self._orders else {}
+            stream.begin_batch([*shards, *(following[shard] for shard in shards if shard in following)])
 
 
 class _Groups:
@@ -200,6 +217,21 @@ class StreamedTokens:
 def caption_tokens(data: HasCaptions, tokenizer: Tokenizer) -> CaptionTokens | StreamedTokens:
     """What draws the tokens of captions: from a table of all of them, or as they are streamed."""
     return StreamedTokens(data, tokenizer) if isinstance(data, Streamed) else CaptionTokens(data, tokenizer)
+
+
+def _check(sources: Sequence[SourceConfig]) -> None:
+    """Raises TrainingError for settings that streamed sources cannot have."""
+    for number, source in enumerate(sources):
+        is_mix = len(sources) > 1
+        name = f"mix.{number}" if is_mix else "source"
+        if source.weight is not None:
+            remedy = "take it out, and give each source a share" if is_mix else unstreamed(sources)
+            raise TrainingError(f"{name}.weight needs all rows ahead: {remedy}")
+        if source.stream is False and (is_mix or is_remote(source.source)):
+            what = "a mix" if is_mix else "an address"
+            raise TrainingError(
+                f"{name}.stream is false, but {what} is always streamed: take it out, or {unstreamed(sources)}"
+            )
 
 
 def _stream(source: SourceConfig, cache: Path) -> Stream:

@@ -14,7 +14,7 @@ def make_tokenizer(kind: str, data: Captioned | Streamed) -> Tokenizer:
     if kind == "wordpiece":
         return Tokenizer.wordpiece()
     if isinstance(data, Streamed):
-        raise TrainingError("a bpe tokenizer learns from all captions: set source.stream: false, or use wordpiece")
+        raise TrainingError(f"a bpe tokenizer learns from all captions: use wordpiece, or {data.unstreamed}")
     return train_bpe(text for row in range(len(data)) for text in data.captions(row))
 
 

@@ -105,7 +105,8 @@ def test_a_broken_picture_is_named_once_and_the_next_one_stands_for_it(tmp_path:
 def test_a_shard_that_is_no_tar_is_left_out_and_others_go_on(tmp_path: Path, cache: Path) -> None:
     folder = write_shards(tmp_path / "shards", [3, 2])
     (folder / "0002.tar").write_bytes(b"not a tar file at all" * 100)
-    stream = Stream(str(folder), cache, most=2)
+    with pytest.warns(UserWarning, match=r"0002\.tar: .*, and is left out"):
+        stream = Stream(str(folder), cache, most=2)
     assert stream.counts.tolist() == [3, 2]
     assert [Path(item).name for item, _ in stream.unread.named] == ["0002.tar"]
     stream.close()

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 WHOLE_BYTES = 65_536  # longer files are hashed by their length and three pieces of a quarter of this
 
 
+class NoRowLeft(DataError):
+    """A source has no row of the split that is asked for, or none that meets a condition."""
+
+
 class CaptionedImages:
     """Rows 0 to len - 1, each a picture with its captions. Made by `open_source`."""
 
@@ -115,7 +119,7 @@ class CaptionedImages:
             rows = self._rows.text.take(self._kept[start : start + 1000]).to_pylist()
             digest.update(json.dumps(rows, default=str, sort_keys=True).encode())
         for index in range(len(self)):
-            digest.update(_digest(self._file_of(index)))
+            digest.update(digest_of_pieces(self._file_of(index)))
         return digest.hexdigest()
 
     def _cells(self, index: int) -> Callable[[str], Any]:
@@ -152,7 +156,7 @@ class CaptionedImages:
             raise ImageError((error.strerror or str(error)).lower()) from error
 
 
-def _digest(located: bytes | Path | None) -> bytes:
+def digest_of_pieces(located: bytes | Path | None) -> bytes:
     """The sha256 of a file's length and content; of a long file, of its length, beginning, middle and end."""
     try:
         with io.BytesIO(located or b"") if not isinstance(located, Path) else existing(located).open("rb") as file:
@@ -243,7 +247,7 @@ def _split_clause(rows: Rows, split: str) -> Clause | None:
         raise DataError(f"{rows.origin}: has no splits, so there is no {split}")
     names = sorted({str(name) for name in rows.text.column("split").unique().to_pylist() if name is not None})
     if split not in names:
-        raise DataError(f"{rows.origin}: no split {split}; there are {', '.join(names)}")
+        raise NoRowLeft(f"{rows.origin}: no split {split}; there are {', '.join(names)}")
     return Clause(f"split = {split}", "split", "=", (split,))
 
 
@@ -254,7 +258,7 @@ def _filter(rows: Rows, clauses: Sequence[Clause]) -> np.ndarray:
         values = rows.text.column(clause.column).take(kept).to_pylist()
         kept = kept[np.fromiter((clause.keeps(value) for value in values), bool, len(kept))]
         if not len(kept):
-            raise DataError(f'{rows.origin}: no row is left by the condition "{clause.text}"')
+            raise NoRowLeft(f'{rows.origin}: no row is left by the condition "{clause.text}"')
     return kept
 
 

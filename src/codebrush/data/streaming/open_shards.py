@@ -3,10 +3,11 @@
 import shutil
 import threading
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from secrets import token_hex
 from typing import Generic, TypeVar
@@ -49,36 +50,67 @@ def _remove(folder: Path, lock: FileLock) -> None:
 class OpenShards(Generic[T]):
     """The shards that are read now, by number, `most` of them at once, each opened by `open` into a folder of its own.
 
-    Those that were not asked for the longest are given up first.
+    Those that were not asked for the longest are given up first, but none that a thread waits for or a batch needs:
+    of these there may be more than `most`.
     """
 
     def __init__(self, open: Callable[[int, Path], T], most: int, folder: Path):
         self._open, self.most, self.folder = open, most, folder
         self._pool = ThreadPoolExecutor(AHEAD)
-        self._held: OrderedDict[int, Future[T]] = OrderedDict()
+        self._held: OrderedDict[int, tuple[Future[T], Path]] = OrderedDict()
+        self._needed: set[int] | None = None  # by the batch that is read; None: rows are not read in batches
+        self._awaited: Counter[int] = Counter()
+        self._openings = count()
         self._lock = threading.Lock()
 
-    def expect(self, shard: int) -> Future[T]:
-        """Begin to open a shard that will be asked for, unless it is open."""
+    def begin_batch(self, shards: Sequence[int]) -> None:
+        """Begin to open those of `shards` that are not open. They, and others that are asked for, are kept until the
+        next batch begins."""
         with self._lock:
-            found = self._held.get(shard)
-            if found is None or (found.done() and found.exception() is not None):
-                found = self._held[shard] = self._pool.submit(self._open, shard, self.folder / str(shard))
-            self._held.move_to_end(shard)
-            while len(self._held) > self.most:
-                self._give_up(*self._held.popitem(last=False))
-            return found
+            self._needed = set(shards)
+            for shard in shards:
+                self._expect(shard)
 
     def __getitem__(self, shard: int) -> T:
-        return self.expect(shard).result()
+        with self._lock:
+            if self._needed is not None:
+                self._needed.add(shard)
+            opening = self._expect(shard)
+            self._awaited[shard] += 1
+        try:
+            return opening.result()
+        finally:
+            with self._lock:
+                self._awaited[shard] -= 1
 
-    def _give_up(self, shard: int, opening: Future[T]) -> None:
+    def _expect(self, shard: int) -> Future[T]:
+        if shard in self._held and _has_failed(self._held[shard][0]):
+            self._give_up(shard)
+        if shard not in self._held:
+            # of its own, because an earlier opening may still be at work
+            folder = self.folder / f"{shard}-{next(self._openings)}"
+            self._held[shard] = self._pool.submit(self._open, shard, folder), folder
+        self._held.move_to_end(shard)
+        if (over := len(self._held) - self.most) > 0:
+            for other in [each for each in self._held if each != shard and not self._is_used(each)][:over]:
+                self._give_up(other)
+        return self._held[shard][0]
+
+    def _is_used(self, shard: int) -> bool:
+        return self._awaited[shard] > 0 or (self._needed is not None and shard in self._needed)
+
+    def _give_up(self, shard: int) -> None:
+        opening, folder = self._held.pop(shard)
         if not opening.cancel():  # rows that are being read stay mapped until they are
-            opening.add_done_callback(lambda _: shutil.rmtree(self.folder / str(shard), ignore_errors=True))
+            opening.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
 
     def close(self) -> None:
         """Give all shards up."""
         self._pool.shutdown(cancel_futures=True)
         with self._lock:
-            while self._held:
-                self._give_up(*self._held.popitem(last=False))
+            for shard in [*self._held]:
+                self._give_up(shard)
+
+
+def _has_failed(opening: Future[T]) -> bool:
+    return opening.cancelled() or (opening.done() and opening.exception() is not None)

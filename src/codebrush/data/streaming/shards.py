@@ -1,18 +1,25 @@
 """Finds the shards of a source, on disk or behind an address that `fsspec` knows, and counts their rows."""
 
+import errno
 import glob
+import gzip
 import hashlib
 import json
+import lzma
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from filelock import FileLock
 
 from codebrush.data.decoding.picture_formats import EXTENSIONS
 from codebrush.data.sources.folder_files import files_in
@@ -20,12 +27,15 @@ from codebrush.data.sources.shard_reader import PICTURES, first_key, is_hidden
 from codebrush.data.sources.tables import SPLIT_WORD
 from codebrush.data.sources.unread import Unread
 from codebrush.errors import DataError
-from codebrush.files import from_home, made_once, write_json
+from codebrush.files import UNUSABLE, from_home, write_errors, write_json
 
 KINDS = (".tar", ".parquet")
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # shard-{00000..00099}.tar, as in the shell
 ASKED_AT_ONCE = 16  # requests for the sizes and footers of shards far away
+TRIES = 3  # to fetch a shard, or to count its rows, far away
+DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)  # what such content raises
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,19 +56,30 @@ def find_shards(source: str, split: str | None = None, exclude: Sequence[str] = 
 
     A source is a folder, a file, a glob, or an address of these (s3://bucket/pets, https://host/pets-{000..099}.tar).
     Where names say the splits, only those of `split` are taken. Shards lie beside Parquet files without pictures as
-    img2dataset writes them, and are taken alone.
+    img2dataset writes them, and are taken alone. `exclude` are patterns of names in a folder, or at an address, that
+    are left out.
 
     Raises:
         DataError: if an address cannot be reached, has no shards, or there are none of the split.
     """
-    found = _remote_shards(source) if is_remote(source) else _local_shards(source, exclude)
+    found = _remote_shards(source, exclude) if is_remote(source) else _local_shards(source, exclude)
     if not found:
         return None
     tars = [shard for shard in found if shard.address.endswith(".tar")]
     shards = sorted(tars or found, key=lambda shard: shard.address)
+    named = None if split is None else named_for_split(source, shards, split)
+    return shards if named is None else named
+
+
+def named_for_split(source: str, shards: Sequence[Shard], split: str) -> list[Shard] | None:
+    """Those of the shards of `source` whose names say `split`; None if not every name says a split.
+
+    Raises:
+        DataError: if no name says this one.
+    """
     words = [SPLIT_WORD.search(shard.address.rpartition("/")[2]) for shard in shards]
-    if split is None or None in words:
-        return shards
+    if None in words:
+        return None
     kept = [shard for shard, word in zip(shards, words, strict=True) if word is not None and word[1] == split]
     if not kept:
         raise DataError(f"{source}: no shard of the split {split}, by their names")
@@ -80,7 +101,7 @@ def _local_shards(source: str, exclude: Sequence[str]) -> list[Shard]:
     return [Shard(str(name), name.stat().st_size) for name in names]
 
 
-def _remote_shards(source: str) -> list[Shard]:
+def _remote_shards(source: str, exclude: Sequence[str]) -> list[Shard]:
     import fsspec
 
     with reachable(source):
@@ -88,19 +109,30 @@ def _remote_shards(source: str) -> list[Shard]:
         found: list[Shard] = []
         for name in _ranges(files._strip_protocol(source)):
             if "*" in name:
-                listed = files.glob(name)
+                root, listed = name.partition("*")[0].rpartition("/")[0], files.glob(name)
+            elif name.endswith(KINDS):
+                root, listed = name.rpartition("/")[0], [name]
             else:
-                listed = [name] if name.endswith(KINDS) else files.find(name)
+                root, listed = name, files.find(name)
+            names = [str(each) for each in listed if str(each).endswith(KINDS)]
+            names = [each for each in names if not _is_excluded(each.removeprefix(root).lstrip("/"), exclude)]
             with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-                names = [str(each) for each in listed if str(each).endswith(KINDS)]
                 infos = pool.map(files.info, names)
                 found += [
                     Shard(files.unstrip_protocol(name), int(info.get("size") or 0))
                     for name, info in zip(names, infos, strict=True)
                 ]
     if not found:
-        raise DataError(f"{source}: there are no {' or '.join(KINDS)} files")
+        left = " left by exclude" if exclude else ""
+        raise DataError(f"{source}: there are no {' or '.join(KINDS)} files{left}")
     return found
+
+
+def _is_excluded(relative: str, exclude: Sequence[str]) -> bool:
+    """Whether a pattern is that of a file or of a folder above it, by its name or path, as in `files_in`."""
+    parts = relative.split("/")
+    names = {*parts, *("/".join(parts[:end]) for end in range(1, len(parts) + 1))}
+    return any(fnmatch(name, pattern) for name in names for pattern in exclude)
 
 
 def _ranges(name: str) -> Iterator[str]:
@@ -132,44 +164,94 @@ def reachable(address: str) -> Iterator[None]:
         raise DataError(f"{address}: cannot be read: {reason}") from error
 
 
-def count_rows(
-    shards: Sequence[Shard], cache: Path, key: str, count: Callable[[Shard], int], unread: Unread
-) -> dict[Shard, int]:
-    """The rows of each shard by `count`, kept in `cache` for other runs with the same shards and `key`.
+class FetchError(DataError):
+    """A shard cannot be read now, for a reason that lies in a server or in this machine and not in the shard."""
 
-    Shards that cannot be read, and those without rows, go into `unread` and are left out.
+
+def tried(address: str, fetch: Callable[[], T]) -> T:
+    """What `fetch` reads of a shard, far away after some tries.
 
     Raises:
-        DataError: if none is left, or with `strict` one cannot be read.
+        FetchError: if the server or this machine fails.
+        DataError: if the shard is damaged.
+    """
+    for left in reversed(range(TRIES if is_remote(address) else 1)):
+        try:
+            with reachable(address):
+                return fetch()
+        except DataError as error:
+            damaged = _is_damage(error) if is_remote(address) else fault_of_machine(error) is None
+            if damaged:
+                raise
+            if not left:
+                tries = f"; tried {TRIES} times" if is_remote(address) else ""
+                raise FetchError(f"{error}{tries}: see to it, then go on with --resume") from error
+    raise AssertionError
+
+
+def fault_of_machine(error: BaseException) -> OSError | None:
+    """The error of the operating system that an error comes from, such as a full disk; None for what a shard holds."""
+    content = (None, errno.EINVAL)  # the numbers of those that libraries raise for damaged content
+    found = (each for each in _causes(error) if isinstance(each, OSError) and each.errno not in content)
+    return next(found, None)
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Whether what was read far away is damaged: all other errors are of the server or the way there."""
+    import pyarrow as pa
+
+    return any(isinstance(each, (*DAMAGED, pa.ArrowInvalid)) for each in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def count_rows(shards: Sequence[Shard], cache: Path, key: str, count: Callable[[Shard], int]) -> list[int | str]:
+    """The rows of each shard by `count`, kept in `cache` for other runs with the same shards and `key`; of a shard that
+    is damaged the reason, which is not kept.
+
+    Raises:
+        FetchError: if one cannot be read now; what was counted so far is kept.
     """
     named = json.dumps([key, [[shard.address, shard.size, _changed(shard)] for shard in shards]])
     path = cache / f"shards-{hashlib.sha256(named.encode()).hexdigest()[:16]}.json"
 
-    def counted(shard: Shard) -> int | str:
+    def fill(number: int) -> None:
         try:
-            return count(shard)
+            rows[number] = count(shards[number])
+        except FetchError:
+            raise
         except DataError as error:
-            return str(error)
+            rows[number] = str(error).removeprefix(f"{shards[number].address}: ")
 
-    def make() -> None:
-        with ThreadPoolExecutor(ASKED_AT_ONCE if is_remote(shards[0].address) else 1) as pool:
-            write_json(path, {"rows": list(pool.map(counted, shards))})
-
-    def read() -> list[Any]:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        if len(rows) != len(shards):
-            raise ValueError(f"{path} is of other shards")
+    rows = _kept_rows(path, len(shards))
+    if "" not in rows:
         return rows
+    with write_errors(f"the numbers of rows in {cache}"):
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):  # of several processes one counts
+            rows = _kept_rows(path, len(shards))
+            open_ones = [number for number, row in enumerate(rows) if row == ""]
+            try:
+                with ThreadPoolExecutor(ASKED_AT_ONCE if is_remote(shards[0].address) else 1) as pool:
+                    for _ in pool.map(fill, open_ones):
+                        pass
+            finally:
+                if any(isinstance(rows[number], int) for number in open_ones):
+                    write_json(path, {"rows": [row if isinstance(row, int) else "" for row in rows]})
+    return rows
 
-    rows = made_once(path.with_suffix(".lock"), f"the numbers of rows in {cache}", read, make)
-    for shard, number in zip(shards, rows, strict=True):
-        if not number or isinstance(number, str):
-            reason = str(number or "it has no rows").removeprefix(f"{shard.address}: ")
-            unread.name(shard.address, reason)
-    kept = {shard: number for shard, number in zip(shards, rows, strict=True) if number and isinstance(number, int)}
-    if not kept:
-        raise DataError(f"{unread.origin}: none of its {len(shards)} shards has a row; {unread.lines[0]}")
-    return kept
+
+def _kept_rows(path: Path, count: int) -> list[int | str]:
+    """The numbers of rows in a file, "" for those that are not known."""
+    with suppress(*UNUSABLE):
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        if len(rows) == count:
+            return [row if isinstance(row, int) else "" for row in rows]
+    return ["" for _ in range(count)]
 
 
 def _changed(shard: Shard) -> int:
@@ -188,13 +270,13 @@ def rows_in(shard: Shard) -> int:
     with reachable(shard.address), fsspec.open(shard.address, "rb") as file:
         if shard.address.endswith(".parquet"):
             return pq.ParquetFile(file).metadata.num_rows  # pyright: ignore[reportArgumentType]
-        return sum(_rows_of_sample(names) for _, names in groupby(_member_names(file), key=first_key))
+        names = _member_names(file, is_remote(shard.address))
+        return sum(_rows_of_sample(sample) for _, sample in groupby(names, key=first_key))
 
 
-def _member_names(file: Any) -> Iterator[str]:
+def _member_names(file: Any, remote: bool) -> Iterator[str]:
     """The names of the files in a tar; far away it is read through, since each jump would be a request."""
-    is_local = isinstance(getattr(file, "f", file), Path) or hasattr(file, "fileno")
-    with tarfile.open(fileobj=file, mode="r:*" if is_local else "r|*") as shard:
+    with tarfile.open(fileobj=file, mode="r|*" if remote else "r:*") as shard:
         while (member := shard.next()) is not None:
             shard.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # it keeps every member otherwise
             if member.isfile() and not is_hidden(member.name):

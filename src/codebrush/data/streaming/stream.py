@@ -3,9 +3,10 @@
 import hashlib
 import json
 import re
+import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +15,25 @@ from typing import Any
 import numpy as np
 
 from codebrush.data.decoding.images import decode_image, resize_square
-from codebrush.data.sources.captioned_images import CaptionedImages, open_source
+from codebrush.data.sources.captioned_images import CaptionedImages, NoRowLeft, digest_of_pieces, open_source
 from codebrush.data.sources.unread import MOST_NAMED, Unread
 from codebrush.data.streaming.open_shards import OpenShards, Spool
-from codebrush.data.streaming.shards import Shard, count_rows, find_shards, is_remote, reachable, rows_in
-from codebrush.errors import CodebrushError, DataError, ImageError
+from codebrush.data.streaming.shards import (
+    FetchError,
+    Shard,
+    count_rows,
+    fault_of_machine,
+    find_shards,
+    is_remote,
+    named_for_split,
+    rows_in,
+    tried,
+)
+from codebrush.errors import DataError, ImageError
 from codebrush.warned import warn
 
-TRIES = 3  # to fetch a shard
 MOST_KEPT = 10_000  # names of what cannot be read; beyond, they are only counted
+OPENING = threading.Lock()  # one shard at a time: `datasets` keeps settings and progress for the whole process
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class ReadyRow:
 
 class Stream:
     """Rows 0 to N - 1 of the shards of `source`; of a source that has none, like a folder of pictures, all its rows as
-    one shard. `options` are those of `open_source`, `most` shards are open at once.
+    one shard. `options` are those of `open_source`, `most` shards are open at once, or as many as a batch needs.
 
     A row is known by its shard and its place there, so that it is the same row in whatever order it is asked for. What
     cannot be read goes into `unread` when it is met.
@@ -48,20 +59,22 @@ class Stream:
         self.source = source
         self.options = {"split": None, "where": (), "strict": False, "limit": None, "exclude": (), **options}
         self.unread = Unread(source, self.options["strict"])
-        self._broken: set[tuple[int, int]] = set()
+        self.broken: set[tuple[int, int]] = set()  # pictures that could not be decoded, by shard and place there
         self._reasons: Counter[str] = Counter()  # of those that were told
         self._told: set[int] = set()  # shards of which `unread` has what the reader left out
-        self._lock, self._opening = threading.Lock(), threading.Lock()
+        self._lock = threading.Lock()
         self._spool = Spool(cache)
         self._whole: CaptionedImages | None = None
-        found = find_shards(source, self.options["split"], self.options["exclude"])
+        self._no_row_left = ""  # the reason of a shard of which the conditions leave none
+        found, split = find_shards(source, exclude=self.options["exclude"]), self.options["split"]
         if found is None:
-            self._whole = open_source(source, **self.options)
+            with OPENING:
+                self._whole = open_source(source, **self.options)
             counted = {Shard(source, 0): len(self._whole)}
         else:
-            by_name = self.options["split"] is not None and find_shards(source) != found
-            self.options["split"] = None if by_name else self.options["split"]
-            counted = count_rows(found, cache, self._key, self._count, self.unread)
+            if split is not None and (named := named_for_split(source, found, split)) is not None:
+                found, self.options["split"] = named, None
+            counted = self._counted(found, cache)
         self.shards, counts = [*counted], np.array([*counted.values()], np.int64)
         if (limit := self.options["limit"]) is not None and found is not None:
             counts = np.diff(np.minimum(np.concatenate([[0], counts.cumsum()]), limit))
@@ -74,23 +87,26 @@ class Stream:
         return int(self.counts.sum())
 
     @property
-    def _key(self) -> str:
-        """What the rows of a shard depend on."""
-        filtered = {name: self.options[name] for name in ("split", "where")}
-        return json.dumps(filtered if any(filtered.values()) else {}, default=str)
+    def _is_filtered(self) -> bool:
+        return bool(self.options["split"] or self.options["where"])
 
     @property
     def skipped(self) -> int:
         """How many pictures could not be decoded so far."""
-        return len(self._broken)
+        return len(self.broken)
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 (hex) of the shards' names, bytes and rows, and of what is made of them."""
+        """The sha256 (hex) of the shards' names, bytes and rows, of pieces of those on disk, and of what is made of
+        them."""
         if self._whole is not None:
             return self._whole.fingerprint
-        named = [[shard.address.rpartition("/")[2], shard.size] for shard in self.shards]
-        made = [named, self.counts.tolist(), self.options]
+        named = [
+            [shard.address.rpartition("/")[2], shard.size, None if is_remote(shard.address) else _pieces(shard)]
+            for shard in self.shards
+        ]
+        deciding = {name: value for name, value in self.options.items() if name not in ("strict", "exclude")}
+        made = [named, self.counts.tolist(), deciding]
         return hashlib.sha256(json.dumps(made, default=str).encode()).hexdigest()
 
     def captions(self, row: int) -> list[str]:
@@ -107,10 +123,10 @@ class Stream:
         """The numbers of the shards that hold `rows`."""
         return np.unique(np.searchsorted(self.first, rows, side="right") - 1).tolist()
 
-    def expect(self, shard: int) -> None:
-        """Begin to open a shard, so that its rows need not be waited for."""
+    def begin_batch(self, shards: Sequence[int]) -> None:
+        """Begin to open the shards of the next rows and of those that follow; they are kept until the next batch."""
         if self._whole is None:
-            self._open_shards.expect(shard)
+            self._open_shards.begin_batch(shards)
 
     def ready(self, row: int, size: int) -> ReadyRow:
         """The row with its picture decoded at size x size; the next readable one in its place if it cannot be.
@@ -122,7 +138,7 @@ class Stream:
         """
         for shard, places in self._from(row):
             for place in places(self._images(shard)):
-                if (shard, place) in self._broken:
+                if (shard, place) in self.broken:
                     continue
                 images = self._images(shard)
                 assert images is not None
@@ -164,10 +180,10 @@ class Stream:
     def _left_out(self, shard: int, place: int, name: str, reason: str) -> None:
         """Name a row that cannot be read; the first of a reason are told at once."""
         with self._lock:
-            if (shard, place) in self._broken:
+            if (shard, place) in self.broken:
                 return
             self.unread.stop_if_strict(name, reason)
-            self._broken.add((shard, place))
+            self.broken.add((shard, place))
             self._name(name, reason)
 
     def _name(self, item: str, reason: str) -> None:
@@ -180,24 +196,48 @@ class Stream:
         if self._reasons[kind] <= MOST_NAMED:
             warn(f"{item}: {reason}, and is left out")
 
+    def _counted(self, found: Sequence[Shard], cache: Path) -> dict[Shard, int]:
+        """The rows of each shard that has any; the others are told."""
+        decided_by = ("split", "where", "captions", "image_column", "group") if self._is_filtered else ()
+        key = json.dumps({name: self.options.get(name) for name in decided_by}, default=str)
+        rows = count_rows(found, cache, key, self._count)
+        counted = {shard: row for shard, row in zip(found, rows, strict=True) if isinstance(row, int) and row}
+        if not counted:
+            reason = next((row for row in rows if isinstance(row, str)), self._no_row_left or "they are empty")
+            raise DataError(f"{self.source}: none of its {len(found)} shards has a row: {reason}")
+        for shard, row in zip(found, rows, strict=True):
+            if isinstance(row, str):
+                self._name(shard.address, row)
+            elif not row and self._is_filtered:
+                self.unread.count("shard without a row that meets the conditions")
+            elif not row:
+                self._name(shard.address, "it has no rows")
+        return counted
+
     def _count(self, shard: Shard) -> int:
         """The rows of a shard; with conditions those that meet them."""
-        if self._key == "{}":
-            return rows_in(shard)
+        if not self._is_filtered:
+            return tried(shard.address, lambda: rows_in(shard))
         folder = self._spool.folder / hashlib.sha256(shard.address.encode()).hexdigest()[:16]
-        return len(self._read(shard, folder))
+        try:
+            return len(self._read(shard, folder))
+        except NoRowLeft as error:
+            self._no_row_left = str(error)
+            return 0
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _opened(self, number: int, folder: Path) -> CaptionedImages | None:
         shard = self.shards[number]
         try:
             images = self._read(shard, folder)
-        except _FetchError:
+        except FetchError:
             raise
         except DataError as error:
-            if isinstance(error.__cause__, OSError):  # of this machine and not of the shard, such as a full disk
-                raise
             with self._lock:
-                self._name(shard.address, str(error).removeprefix(f"{shard.address}: "))
+                if number not in self._told:
+                    self._told.add(number)
+                    self._name(shard.address, str(error).removeprefix(f"{shard.address}: "))
             return None
         with self._lock:
             if number not in self._told:
@@ -210,18 +250,23 @@ class Stream:
         return images
 
     def _read(self, shard: Shard, folder: Path) -> CaptionedImages:
-        """Open a shard with its copies in `folder`."""
+        """Open a shard with its copies in `folder`. Raises FetchError if this machine or a server fails."""
         path = _fetched(shard, folder) if is_remote(shard.address) else shard.address
         options = {**self.options, "limit": None, "exclude": ()}
-        with self._opening:  # one at a time: `datasets` keeps settings and progress for the whole process
-            images = open_source(path, cache=folder / "rows", tell=False, **options)
+        try:
+            Path(path).stat()
+            with OPENING:
+                images = open_source(path, cache=folder / "rows", tell=False, **options)
+        except (DataError, OSError) as error:
+            if (fault := fault_of_machine(error)) is None:
+                raise
+            reason = (fault.strerror or str(fault)).lower()
+            raise FetchError(
+                f"{shard.address}: cannot be read or copied to {folder}: {reason}; see to it, then go on with --resume"
+            ) from error
         if is_remote(shard.address) and path.endswith(".tar"):
             Path(path).unlink()  # copied by the reader
         return images
-
-
-class _FetchError(DataError):
-    """A shard cannot be fetched now."""
 
 
 def _fetched(shard: Shard, folder: Path) -> str:
@@ -229,16 +274,17 @@ def _fetched(shard: Shard, folder: Path) -> str:
     import fsspec
 
     files, name = fsspec.core.url_to_fs(shard.address)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / shard.address.rpartition("/")[2]
-    for left in reversed(range(TRIES)):
-        try:
-            with reachable(shard.address):
-                files.get_file(name, str(path))
-            if shard.size in (0, path.stat().st_size):
-                return str(path)
-            raise DataError(f"{shard.address}: cut off after {path.stat().st_size:,} of {shard.size:,} bytes")
-        except CodebrushError as error:
-            if not left:
-                raise _FetchError(f"{error}; tried {TRIES} times: see to it, then go on with --resume") from error
-    raise AssertionError
+
+    def fetch() -> str:
+        folder.mkdir(parents=True, exist_ok=True)
+        files.get_file(name, str(path))
+        if shard.size in (0, path.stat().st_size):
+            return str(path)
+        raise DataError(f"{shard.address}: cut off after {path.stat().st_size:,} of {shard.size:,} bytes")
+
+    return tried(shard.address, fetch)
+
+
+def _pieces(shard: Shard) -> str:
+    return digest_of_pieces(Path(shard.address)).hex()

@@ -8,12 +8,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch.distributed import DistError, get_rank
 
 from codebrush.errors import TrainingError
 from codebrush.training.engine.loop_config import LoopConfig
+
+T = TypeVar("T")
 
 if "torchmetrics" in sys.modules:
     from lightning_fabric import Fabric
@@ -27,7 +30,20 @@ else:
 
 def is_first() -> bool:
     """Whether this process is the one that writes files and prints."""
-    return not (torch.distributed.is_available() and torch.distributed.is_initialized()) or not get_rank()
+    return not _is_in_group() or not get_rank()
+
+
+def gathered(value: T) -> list[T]:
+    """What each process gives, in the order of their ranks; all must call this."""
+    if not _is_in_group():
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def _is_in_group() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def processes_started() -> int:

@@ -295,6 +295,7 @@ class CLIPStage(Stage):
     recipe = CLIPRecipe
     optional = False
     share = 0.21
+    streams = True
     replays = True
     sets_image_size = True
 
@@ -315,7 +316,7 @@ class CLIPStage(Stage):
         """The training on the new set, and on the replayed one if the plan has one."""
         data = materials.data
         if plan.recipe.texts and isinstance(data, Streamed):
-            raise TrainingError("recipe.texts draws captions of all rows: set it to 0, or source.stream: false")
+            raise TrainingError(f"recipe.texts draws captions of all rows: set it to 0, or {data.unstreamed}")
         rows = data if materials.replay is None else Joined(materials.stored, materials.replay)
         return CLIPTask(network, plan.recipe, rows, materials.tokenizer, materials.decoys)
 

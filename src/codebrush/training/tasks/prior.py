@@ -93,6 +93,7 @@ class PriorStage(Stage):
     recipe = PriorRecipe
     bound_to = ("clip",)
     share = 0.02
+    streams = True
 
     def make(self, plan: StagePlan, materials: Materials) -> Prior:
         """A fresh prior for the embeddings of the CLIP."""

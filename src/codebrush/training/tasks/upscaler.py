@@ -223,6 +223,7 @@ class UpscalerStage(Stage):
     member = MEMBERS["upscaler"]
     recipe = UpscalerRecipe
     share = 0.05
+    streams = True
 
     def make(self, plan: StagePlan, materials: Materials) -> Upscaler:
         """A fresh upscaler of the recipe's sizes."""

@@ -226,6 +226,7 @@ class VQGANStage(Stage):
     recipe = VQGANRecipe
     optional = False
     share = 0.33
+    streams = True
     start_rate = 1.0
     served_first = True  # a grey tokenizer makes everything after it grey
     sets_image_size = True

@@ -2,6 +2,8 @@
 
 import functools
 import http.server
+import io
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +60,17 @@ def test_shards_over_http_are_those_on_disk(tmp_path: Path, kind: str, cache: Pa
     assert read(stream, [*range(8)]) == expected([*range(8)])
     assert not stream.unread.named
     stream.close()
+
+
+def test_a_server_that_gives_no_parts_of_files_is_read_through(tmp_path: Path, server: str) -> None:
+    with tarfile.open(tmp_path / "large.tar", "w") as shard:
+        for name in ("0.png", "0.txt", "1.png", "2.png"):
+            member = tarfile.TarInfo(name)
+            member.size = 3 << 20
+            shard.addfile(member, io.BytesIO(bytes(member.size)))
+    found = find_shards(f"{server}/large.tar")
+    assert found is not None
+    assert rows_in(found[0]) == 3
 
 
 def test_shards_of_another_file_system_are_found_and_fetched(tmp_path: Path, cache: Path) -> None:

@@ -44,9 +44,9 @@ def read_plan(folder: Path) -> StagePlan:
         raise TrainingError(f"{path} cannot be read ({error}): start the stage again in another folder") from error
 
 
-def change_on_nan(folder: Path, on_nan: Literal["stop", "skip"] | None) -> None:
-    """Let the run in `folder` treat an infinite or NaN loss like this from now on, if one has begun there."""
-    if on_nan is not None and has_begun(folder) and (plan := read_plan(folder)).loop.on_nan != on_nan:
+def change_on_nan(folder: Path, on_nan: Literal["stop", "skip"]) -> None:
+    """Let the run that has begun in `folder` treat an infinite or NaN loss like this from now on."""
+    if (plan := read_plan(folder)).loop.on_nan != on_nan:
         write_plan(dataclasses.replace(plan, loop=plan.loop.with_on_nan(on_nan)), folder)
 
 

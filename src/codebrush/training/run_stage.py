@@ -21,6 +21,7 @@ from codebrush.training.guards import guarded, without_held_out
 from codebrush.training.registry import STAGES
 from codebrush.training.run_folder import (
     MODEL_FOLDER,
+    change_on_nan,
     has_begun,
     is_done,
     last_metrics,
@@ -63,9 +64,9 @@ def run_stage(
     """Train to the plan's last step and return the averaged network, which is also saved in `folder`/model.
 
     With `resume`, a stage that began in `folder` continues with the plan and the pictures that it began with, on the
-    devices of `plan`. `saved` is called at each checkpoint; `until` is the time of `time.monotonic` after which no step
-    begins. A tokenizer of the stage's own is added to `materials`. If the plan asks for several processes each of them
-    runs this, and the first writes.
+    devices and with the `on_nan` of `plan`. `saved` is called at each checkpoint; `until` is the time of
+    `time.monotonic` after which no step begins. A tokenizer of the stage's own is added to `materials`. If the plan
+    asks for several processes each of them runs this, and the first writes.
 
     Raises:
         TrainingError: if `folder` holds a stage and `resume` is not given, the pictures are not those it began with, a
@@ -76,7 +77,7 @@ def run_stage(
         if not resume:
             raise TrainingError(HOLDS_A_RUN.format(folder=folder))
         stored = read_plan(folder)
-        plan = replace(stored, loop=stored.loop.moved_to(plan.loop))
+        plan = replace(stored, loop=stored.loop.moved_to(plan.loop).with_on_nan(plan.loop.on_nan))
         _check_same_rows(plan, materials, folder)
         if is_done(folder):
             if stage.member.tokenizer_misfits:
@@ -99,6 +100,8 @@ def run_stage(
         if not begun and fabric.is_global_zero:  # only now: what cannot be carried out must not block a better plan
             streamed = {"streamed": True} if isinstance(prepared.data, Streamed) else {}
             write_plan(replace(plan, facts={**plan.facts, **streamed, **_fingerprints(prepared)}), folder)
+        if begun and fabric.is_global_zero:
+            change_on_nan(folder, plan.loop.on_nan)
         fabric.barrier()
         trained = Loop(task, plan.loop, folder, fabric, saved, hooks).run(until=until)
         assert isinstance(trained, PretrainedModel)

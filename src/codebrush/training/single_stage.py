@@ -16,7 +16,7 @@ from codebrush.training.engine.fabric import gathered, is_first
 from codebrush.training.member_folder import member_folder, pack_at
 from codebrush.training.recipes import read_recipe
 from codebrush.training.registry import STAGES
-from codebrush.training.run_folder import MODEL_FOLDER, change_on_nan, has_begun, read_plan
+from codebrush.training.run_folder import MODEL_FOLDER, has_begun, read_plan
 from codebrush.training.run_stage import run_figures, run_stage
 from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.streamed import Streamed, open_pictures
@@ -42,8 +42,9 @@ def train_stage(
 
     `given` are the folders (packs, runs or models) of earlier members that the stage reads, by name; their tokenizers
     come along. `start` is a model to begin from, or published weights. `tokenizer` None is wordpiece, or that of the
-    start. A resumed run keeps its plan, its tokenizer and what it began from. `on_nan` is that of `LoopConfig`, None as
-    the recipe says; it is the one setting that a resumed run may change.
+    start. A resumed run keeps its plan, its tokenizer and what it began from; it goes on with the fields MACHINES of
+    the loop that the recipe has now, and with `on_nan`: the field of `LoopConfig`, None as the recipe says, or as the
+    resumed run has it.
 
     Raises:
         UsageError: if a resumed run is given another start, tokenizer or number of threads than it began with.
@@ -53,7 +54,6 @@ def train_stage(
     asked = read_recipe(recipe, source, stage)
     plan = _plan(asked.plan, out, None if start is None else member_folder(start, stage), tokenizer, threads, resume)
     plan = replace(plan, loop=plan.loop.with_on_nan(on_nan))
-    change_on_nan(out, on_nan)
     trained = STAGES[stage]
     given = given or {}
     models, tokenizers = _open_given(given)

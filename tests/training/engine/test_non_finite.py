@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from codebrush.cli.main import run as command
 from codebrush.errors import TrainingError
+from codebrush.files import held_alone
 from codebrush.training.engine.loop import CHECKPOINT, Loop
 from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.engine.non_finite import MOST_IN_A_ROW
@@ -22,6 +23,8 @@ CONFIG = LoopConfig(
     steps=12, batch_size=4, warmup=1, precision="32-true", log_every=2, checkpoint_every=4, preview_every=0,
     on_nan="skip", threads=1,
 )  # fmt: skip
+
+MICRO_VQGAN = "recipe: {image_size: 16, channels: 8, channel_multipliers: [1, 2], codebook_size: 16, perceptual: 0}\n"
 
 
 class Pair:
@@ -170,22 +173,37 @@ def test_broken_weights_never_take_the_place_of_a_checkpoint(tmp_path: Path):
 
 
 def test_it_is_refused_where_weights_are_spread_over_processes(tmp_path: Path):
-    fabric, config = run(tmp_path, Pair()).fabric, LoopConfig(**{**vars(CONFIG), "strategy": "fsdp"})
-    loop = Loop(Pair(), config, tmp_path, fabric)
-    with pytest.raises(TrainingError, match="on_nan skip does not work with"):
-        loop.run()
+    with pytest.raises(TrainingError, match="with which each process has all weights, are not available"):
+        run(tmp_path, Pair(), strategy="fsdp")
 
 
 def test_the_flag_is_kept_by_a_stopped_run_that_is_resumed(shapes: Path, tmp_path: Path):
     recipe = tmp_path / "vqgan.yaml"
     recipe.write_text(
-        "stage: vqgan\n"
-        "recipe: {image_size: 16, channels: 8, channel_multipliers: [1, 2], codebook_size: 16, perceptual: 0}\n"
-        "loop: {steps: 4, batch_size: 4, stop_after: 2, threads: 1, preview_every: 0}\n"
+        f"stage: vqgan\n{MICRO_VQGAN}loop: {{steps: 4, batch_size: 4, stop_after: 2, threads: 1, preview_every: 0}}\n"
     )
     given = ["train", "vqgan", str(recipe), "--source", str(shapes), "--out", str(tmp_path / "run")]
     assert command(given) == 0
     plan = tmp_path / "run" / "stage.json"
     assert json.loads(plan.read_text())["loop"]["on_nan"] == "stop"
+    (tmp_path / "run" / "model").rename(tmp_path / "gone")
     assert command([*given, "--resume", "--on-nan", "skip"]) == 0
     assert json.loads(plan.read_text())["loop"]["on_nan"] == "skip"
+    before = plan.read_bytes()
+    assert command([*given, "--resume", "--on-nan", "stop"]) == 0  # it is done
+    assert plan.read_bytes() == before
+
+
+def test_a_folder_that_is_refused_keeps_its_plan(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    recipe, plan = tmp_path / "vqgan.yaml", tmp_path / "run" / "stage.json"
+    recipe.write_text(f"stage: vqgan\n{MICRO_VQGAN}loop: {{steps: 4, batch_size: 4, stop_after: 2, threads: 1}}\n")
+    given = ["train", "vqgan", str(recipe), "--source", str(shapes), "--out", str(tmp_path / "run")]
+    assert command(given) == 0
+    (tmp_path / "run" / "model").rename(tmp_path / "gone")
+    before = plan.read_bytes()
+    assert command([*given, "--on-nan", "skip"]) == 1
+    assert "already holds a training run" in capsys.readouterr().err
+    with held_alone(tmp_path / "run"):  # by a training that goes on there
+        assert command([*given, "--resume", "--on-nan", "skip"]) == 1
+    assert "another process is at work" in capsys.readouterr().err
+    assert plan.read_bytes() == before

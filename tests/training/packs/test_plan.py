@@ -175,7 +175,11 @@ def test_a_plan_that_cannot_be_carried_out_leaves_the_folder_free(materials: Mat
     run_stage(StagePlan("clip", TINY, QUIET), materials, tmp_path / "run")
 
 
-@pytest.mark.parametrize("wrong", [{"strategy": "warp"}, {"accelerator": "abacus"}, {"strategy": "fsdp"}], ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    [{"accelerator": "abacus"}, *({"strategy": name} for name in ("warp", "fsdp", "deepspeed", "dp"))],
+    ids=str,
+)
 def test_devices_that_cannot_be_had_are_one_line_and_leave_the_folder_free(wrong, materials: Materials, tmp_path: Path):
     plan = StagePlan("clip", TINY, dataclasses.replace(QUIET, **{"accelerator": "cpu", **wrong}))
     with pytest.raises(

@@ -57,7 +57,8 @@ def launch(config: LoopConfig) -> Fabric:
     Processes started here run the same command from its beginning, so nothing that would stop them may be written yet.
 
     Raises:
-        TrainingError: if the devices or the strategy are not available.
+        TrainingError: if the devices or the strategy are not available. Those that spread the weights of a network over
+            processes are not, as checkpoints hold whole networks.
     """
     count = config.devices * config.nodes
     started = processes_started()
@@ -65,6 +66,11 @@ def launch(config: LoopConfig) -> Fabric:
         raise TrainingError(
             f"this is one of {started} processes, but the plan is for {count}: set loop.devices and loop.nodes of "
             f"every recipe to match"
+        )
+    if config.strategy != "auto" and not config.strategy.startswith("ddp"):
+        raise TrainingError(
+            f"loop.strategy '{config.strategy}': strategies other than auto and ddp, with which each process has all "
+            "weights, are not available: set it to one of these"
         )
     try:
         fabric = Fabric(
@@ -88,13 +94,20 @@ def launch(config: LoopConfig) -> Fabric:
 
 @contextmanager
 def lost_processes_named() -> Iterator[None]:
-    """Raises TrainingError, instead of whatever the exchange with it raises, if another process has ended."""
+    """Raises TrainingError, instead of whatever the exchange with it raises, if another process does not take part any
+    more."""
     try:
         yield
     except RuntimeError as error:  # NCCL raises a DistError, gloo nothing of its own
         if not (isinstance(error, DistError) or "gloo" in str(error)):
             raise
+        late = any(line in str(error).lower() for line in ("timed out", "timeout"))
+        known = (
+            "did not answer in time: it has ended, hangs, or waits for its pictures"
+            if late
+            else "can no longer be reached, most likely because it has ended"
+        )
         raise TrainingError(
-            "another process of this training has ended, so this one ends too: look for its message, then run the same "
+            f"another process of this training {known}; this one ends too: look for its message, then run the same "
             "command with --resume"
         ) from error

@@ -35,7 +35,7 @@ from codebrush.training.packs.start import Start
 from codebrush.training.packs.timing import affordable, measure_step
 from codebrush.training.packs.verdict import KNOWN
 from codebrush.training.registry import ENTRIES, STAGES
-from codebrush.training.run_folder import change_on_nan, has_begun, is_done, read_plan
+from codebrush.training.run_folder import has_begun, is_done, read_plan
 from codebrush.training.run_stage import run_figures, run_stage
 from codebrush.training.stage import Materials, ModelSize, Stage, StagePlan
 
@@ -132,8 +132,8 @@ class MemberTraining:
         if not done:
             self._precompute(stage, read_plan(folder) if begun else None)
         if begun:
-            change_on_nan(folder, request.on_nan)
             plan = read_plan(folder)
+            plan = replace(plan, loop=plan.loop.with_on_nan(request.on_nan))
             if stage.name in request.plans:  # perhaps on other machines now
                 plan = replace(plan, loop=plan.loop.moved_to(request.plans[stage.name].loop))
         elif stage.name in request.plans:

@@ -168,6 +168,17 @@ def test_damage_is_one_line_that_names_it(pack: Path, damage: Callable[[Path], o
     assert str(pack) in str(caught.value) or "no field" in str(caught.value)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")], ids=repr)
+def test_too_little_memory_is_not_called_damage(pack: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(folder: Path) -> CLIP:
+        raise error
+
+    monkeypatch.setattr(CLIP, "from_pretrained", no_room)
+    with pytest.raises(type(error)) as caught:
+        use_all(open_pack(pack))
+    assert caught.value is error  # for which the command line and the server have a line of their own
+
+
 def test_a_pack_of_members_that_lie_elsewhere_may_have_no_transformer(
     pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

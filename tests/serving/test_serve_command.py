@@ -87,7 +87,10 @@ def test_after_a_kill_and_after_a_stop_every_job_is_done(
     for job, results in expected.items():
         now = server.wait(job, "done")
         with urllib.request.urlopen(now["data"][0]["url"], timeout=60) as reply:
-            assert decode_image(reply.read(), keep_mode=True).tobytes() == results[0].image.tobytes()
+            content = reply.read()
+        assert decode_image(content, keep_mode=True).tobytes() == results[0].image.tobytes()
+        assert read_manifest(io.BytesIO(content))["pack"]["source"] == micro_pack.name  # and not where it lies
+        assert str(micro_pack.parent).encode() not in content
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
         connection.sendall(b"no request\r\n\r\n")
         assert b" 400 " in connection.recv(1000)
@@ -110,6 +113,7 @@ def test_packs_draw_with_the_weights_that_are_asked_for(
         (made,) = server.call("/v1/images/generations", asked)["data"]
         manifest = read_manifest(io.BytesIO(base64.b64decode(made["b64_json"])))
         assert manifest["options"]["weights"] == "int8"
+        assert manifest["pack"]["source"] == model
     assert server.end(signal.SIGTERM) == 0
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from codebrush.conversion.archives import LEGACY_MAGIC, read_archive, read_legacy
-from codebrush.errors import PackError
+from codebrush.errors import PackError, lacks_memory
 
 # Keys under which a state dict may be stored; the first that holds tensors counts. Averaged (EMA) weights come
 # before the raw ones, because they are what made the published results.
@@ -76,6 +76,8 @@ def _failures_named(path: Path) -> Iterator[None]:
     except OSError as error:
         raise PackError(f"{path} cannot be read ({error.strerror or error}); check the file") from error
     except Exception as error:  # damaged bytes can make the readers fail in any way at all
+        if lacks_memory(error):
+            raise PackError(f"{path} needs more memory than there is; it is not read") from error
         # torch puts advice to load without weights_only before the cause
         cause = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())[:200] or type(error).__name__
         raise PackError(f"{path} is damaged ({cause}); fetch it again") from error

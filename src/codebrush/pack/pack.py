@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from codebrush.errors import PackError
+from codebrush.errors import PackError, lacks_memory
 from codebrush.files import file_sha256, from_home
 from codebrush.models.bank import Bank
 from codebrush.models.captioner import Captioner
@@ -54,8 +54,8 @@ Model = TypeVar("Model", bound=PretrainedModel)
 class Pack:
     """The members of one pack, each loaded (float32, eval mode, CPU) when it is first used.
 
-    `folder` is the pack's folder, `source` the name or path it was opened by, and `info` the content of its pack.json.
-    Opening reads only the configs and checks that the members fit together.
+    `folder` is the pack's folder, `source` what its pictures say they are from, usually what it was opened by, and
+    `info` the content of its pack.json. Opening reads only the configs and checks that the members fit together.
 
     Raises:
         PackError: if something is missing, damaged or does not fit.
@@ -259,21 +259,21 @@ def installed_packs() -> list[str]:
     return sorted(path.parent.name for path in (home() / "packs").glob(f"*/{PACK_FILE}"))
 
 
-def open_pack(source: str | Path) -> Pack:
+def open_pack(source: str | Path, called: str | None = None) -> Pack:
     """The pack called `source`: a built-in or downloaded name, or a folder, or a hub id (owner/name), which is fetched.
 
     A folder with the name of a built-in pack is opened as ./name. With HF_HUB_OFFLINE=1 only the hub's local cache is
-    read.
+    read. Pictures that it makes say `called`, if given, instead of `source`.
 
     Raises:
         PackError: if there is no such pack, or it is damaged.
     """
     folder = local_pack(source)
     if folder is not None:
-        return Pack(folder, source)
+        return Pack(folder, called or source)
     name = str(source)
     if HUB_ID.fullmatch(name) and not name.startswith("."):
-        return Pack(_fetch(name), source)
+        return Pack(_fetch(name), called or source)
     if "/" in name or os.sep in name:
         raise PackError(f"there is no folder '{name}': check its path, or use a built-in pack ({_names()})")
     raise PackError(
@@ -375,12 +375,13 @@ def _read_info(folder: Path) -> dict[str, Any]:
 
 
 def _guarded(place: Path, read: Callable[..., T], *arguments: Any) -> T:
-    """Turn any exception of a reader, which damaged files can cause, into a PackError that names the place."""
+    """Turn any exception of a reader, which damaged files can cause, into a PackError that names the place; but for
+    those of too little memory, which is not the file's fault."""
     try:
         return read(*arguments)
-    except PackError:
-        raise
     except Exception as error:
+        if isinstance(error, PackError) or lacks_memory(error):
+            raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise PackError(f"{place} is damaged ({reason}): fetch or train it again") from error
 

@@ -14,6 +14,7 @@ from types import FrameType
 import uvicorn
 
 from codebrush.errors import UsageError
+from codebrush.pack.pack import open_pack
 from codebrush.pipeline import Codebrush
 from codebrush.serving.api.app import make_app
 from codebrush.serving.jobs.engine import Engine
@@ -40,7 +41,8 @@ def serve(settings: Settings) -> None:
 def _serve(settings: Settings) -> None:
     packs: dict[str, Codebrush] = {}
     for source in settings.packs:
-        packs[_name_of(source, packs)] = Codebrush.from_pretrained(source, weights=settings.weights)
+        name = _name_of(source, packs)  # which pictures say, too: where the server has it is no caller's business
+        packs[name] = Codebrush(open_pack(source, name), weights=settings.weights)
     settings = replace(settings, packs=tuple(packs))
     library = Library(settings.libraries, settings.data)
     listener = _listen(settings)

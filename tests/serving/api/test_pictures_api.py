@@ -79,8 +79,11 @@ def test_pictures_are_enlarged(client: Any, brush: Codebrush, picture: Image.Ima
     sent = client.post("/upscale", json={**asked, "output_compression": 80}).json()
     assert [(opened(each).format, opened(each).size) for each in sent["data"]] == [("WEBP", (96, 80))] * 2
     url = client.post("/upscale", json={"image": asked["image"][0], "response_format": "url"}).json()["data"][0]["url"]
-    assert manifest_of(client.get(url).content)["upscaled"][0]["scale"] == 2
-    assert manifest_of(client.get(url).content)["source"] == "a picture that was sent"
+    manifest = manifest_of(client.get(url).content)
+    assert manifest["upscaled"][0]["scale"] == 2
+    assert manifest["source"] == "a picture that was sent"
+    refused = client.post("/replay", json={"manifest": manifest}).json()["error"]["message"]
+    assert refused.endswith("enlarge the file that was sent again, codebrush upscale FILE --scale 2")
     named = {"data": {"response_format": "url"}, "files": {"image": ("../my cat.png", png(picture))}}
     url = client.post("/upscale", **named).json()["data"][0]["url"]
     assert manifest_of(client.get(url).content)["source"] == "my cat.png"

@@ -183,6 +183,17 @@ def test_pictures_are_enlarged_and_interpolated(form: EditForm, brush: Codebrush
     assert made["files"] == {"photo.jpg": file_sha256(photo), "b.png": file_sha256(tmp_path / "b.png")}
 
 
+def test_pictures_of_the_same_name_are_told_apart(form: EditForm, tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "image.png" for folder in ("one", "other")]
+    for path, colour in zip(paths, ("red", "blue"), strict=True):
+        path.parent.mkdir()
+        Image.new("RGB", (32, 32), colour).save(path)
+    job = edited(form, filled(form, source=str(paths[0]), second=str(paths[1]), task="interpolate", frames=2))
+    made = read_manifest(job.folder / job.result["images"][0]["file"])
+    assert made["keys"] == ["image.png", "image.png (2)"]
+    assert made["files"] == dict(zip(made["keys"], map(file_sha256, paths), strict=True))
+
+
 def test_a_mask_goes_with_its_picture(form: EditForm, photo: str, tmp_path: Path) -> None:
     other, mask = tmp_path / "other.png", tmp_path / "mask.png"
     Image.new("RGB", SIZE, "red").save(other)

@@ -27,6 +27,7 @@ from codebrush.progress import Progress
 
 SCALES = (2, 4)
 TILE = 192  # pixels a side, before enlarging
+UNNAMED = "a picture that was sent"  # what the manifest calls one that came to a server without a name
 
 
 def check_scale(scale: int) -> None:
@@ -176,10 +177,11 @@ def not_replayed(manifest: Mapping[str, Any]) -> ImageError:
     with damage_reported():
         source, scales = str(manifest["source"]), [step["scale"] for step in manifest["upscaled"]]
         again = ", then of what comes of it with ".join(f"--scale {scale}" for scale in scales)
-    return ImageError(
-        f"enlarged from {source}, which does not say how it was made, so it cannot be replayed: enlarge that file "
-        f"again, codebrush upscale {shlex.quote(source)} {again}"
-    )
+    if source == UNNAMED:
+        remedy = f"enlarge the file that was sent again, codebrush upscale FILE {again}"
+    else:
+        remedy = f"enlarge that file again, codebrush upscale {shlex.quote(source)} {again}"
+    return ImageError(f"enlarged from {source}, which does not say how it was made, so it cannot be replayed: {remedy}")
 
 
 def file_manifest(path: Path, scale: int, size: tuple[int, int], pack: Pack, name: str | None = None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from codebrush.pipeline import Codebrush
 from codebrush.progress import Preview, Progress, shares
 from codebrush.serving.jobs.job import Job
 from codebrush.serving.work.reading import embed, explain, read
-from codebrush.serving.work.sent import called, sent_picture, sent_pictures
+from codebrush.serving.work.sent import called, called_apart, sent_picture, sent_pictures
 
 OWN = ("prompt", "seed")  # what may differ between the jobs of one batch
 DRAW, READ, LOOK, INDEX, TRAIN = "draw", "read", "look", "index", "train"
@@ -141,7 +141,7 @@ def _interpolate(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> l
     names, count, seed = (request.pop(name) for name in ("pictures", "frames", "seed"))
     pictures = sent_pictures(job, names)
     request = {name: value for name, value in request.items() if name not in ("max_pixels", "names")}
-    keys = [called(job, name) for name in names]
+    keys = called_apart(job, names)
     files = {key: file_sha256(job.folder / name) for key, name in zip(keys, names, strict=True)}
     frames = list(brush.interpolate(pictures, count, seed, progress=progress, **request))
     images, made_by = [], origin(brush.pack, brush.device)

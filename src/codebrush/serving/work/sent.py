@@ -6,6 +6,7 @@ from PIL import Image
 
 from codebrush.data.decoding.images import decode_image, size_of
 from codebrush.errors import ImageError
+from codebrush.generation.editing.upscaling import UNNAMED
 from codebrush.serving.jobs.job import Job
 
 TOGETHER = 4  # times the pixels that one may have, for all pictures of a request
@@ -35,7 +36,19 @@ def sent_pictures(job: Job, names: Sequence[str], keep_mode: bool = True, copies
 
 def called(job: Job, name: str) -> str:
     """What the caller calls a picture in the job's folder, if they said it."""
-    return job.request.get("names", {}).get(name) or "a picture that was sent"
+    return job.request.get("names", {}).get(name) or UNNAMED
+
+
+def called_apart(job: Job, names: Sequence[str]) -> list[str]:
+    """What the caller calls each of several pictures; equal names are numbered."""
+    found: list[str] = []
+    for first in (called(job, name) for name in names):
+        text, number = first, 1
+        while text in found:
+            number += 1
+            text = f"{first} ({number})"
+        found.append(text)
+    return found
 
 
 def _content(job: Job, name: str) -> bytes:

@@ -132,7 +132,7 @@ class Trainer:
         log("pack added", pack=name)
 
     def _add(self, name: str) -> None:
-        pack = open_pack(self.places.pack(name))
+        pack = open_pack(self.places.pack(name), name)
         self.packs[name] = lambda: Codebrush(pack, weights=self.weights)
 
     def set_aside(self, name: str) -> list[Path]:

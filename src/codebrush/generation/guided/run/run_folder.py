@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from codebrush.data.decoding.images import decode_image, read_manifest, save_png, to_pil
-from codebrush.errors import CodebrushError
+from codebrush.errors import CodebrushError, lacks_memory
 from codebrush.files import atomic_file, held_alone, write_errors
 from codebrush.generation.guided.guidance_state import State
 from codebrush.generation.guided.memory.plan import MemoryPlan
@@ -147,9 +147,9 @@ class RunFolder:
             tensors, manifest = load_file(path.with_suffix(".safetensors")), read_manifest(path)
             image, score = decode_image(path, keep_mode=True), manifest["clip_score"]
             return Result(image, score, tensors["codes"], tensors["latent"], manifest, *read_judgement(manifest))
-        except CodebrushError:
-            raise
         except Exception as error:
+            if isinstance(error, CodebrushError) or lacks_memory(error):
+                raise
             raise _damaged(path, error) from error
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -177,6 +177,8 @@ class RunFolder:
             batch, plan = stored["group"], MemoryPlan.from_json(stored["plan"])
             return Checkpoint(batch, self._events_of(batch), plan, state, stored.get("starts", {}))
         except Exception as error:  # a damaged archive makes torch raise nearly anything
+            if lacks_memory(error):
+                raise
             raise _damaged(path, error) from error
 
     def _events_of(self, batch: int) -> list[str]:

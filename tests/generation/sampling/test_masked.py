@@ -22,7 +22,7 @@ from codebrush.generation.sampling.weighted_conditions import guided_terms
 from codebrush.models.code_transformer import UNKNOWN, CodeTransformer, CodeTransformerConfig
 from codebrush.models.condition import Condition
 from codebrush.models.sampling import sample
-from codebrush.training.tasks.code_transformer import hide_codes
+from codebrush.training.tasks.code_noise import hide_codes
 from packs import CONTEXT, WIDTH, micro_transformer, write_micro_pack
 
 GRID, COUNT = (4, 4), 16

@@ -42,13 +42,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         },
         "loop": {"steps": 12, **LOOP},
     },
-    # rows with a source and those without go through the network one after the other, before one step back
+    # rows with a source and those without go through the network one after the other, before one step
+    # back; of the parts of one row each the last has none
     "transformer": {
         "recipe": {
             "width": 16, "layers": 1, "heads": 2, "image_share": 0.25, "hole_share": 0.25, "pair_share": 0.25,
             "pair_captions": ["on {background}"],
         },
-        "loop": {"steps": 3, **LOOP, "batch_size": 8},
+        "loop": {"steps": 3, **LOOP, "batch_size": 8, "accumulate": 4},
     },
     "prior": {"recipe": {"width": 16, "layers": 1}, "loop": {"steps": 3, **LOOP}},
 }  # fmt: skip

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from in_parts import check_parts
 from PIL import Image
 
 from codebrush.cli.main import run as command
@@ -213,6 +214,17 @@ def test_a_finer_grid_is_read_where_it_is_not_too_long() -> None:
     vit = micro_clip().image_encoder
     assert isinstance(vit, VisionTransformer)
     assert feature_levels(vit) == (0,)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_step_in_parts_has_the_scenes_and_the_mean_of_the_whole(
+    steps: int, materials: Materials, tmp_path: Path
+) -> None:
+    """One scene among four rows, each a part; tokens count equally in parts with few, and so do patches and places."""
+    recipe = replace(RECIPE, scene_share=0.25, patch_label_steps=steps)
+    parts = check_parts(StagePlan("captioner", recipe, LOOP), materials, tmp_path, 4)
+    drawn = [bool((part["labels"] != UNKNOWN).any()) for part in parts]
+    assert drawn == [True, False, False, False] * 2
 
 
 def test_batches_are_the_same_for_the_same_numbers_and_hold_scenes(materials: Materials) -> None:

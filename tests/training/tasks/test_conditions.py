@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from in_parts import check_parts
 from stopped_runs import run_in_two
 
 from codebrush.data.hole_filling import fill_holes
@@ -23,13 +24,20 @@ from codebrush.training.registry import STAGES
 from codebrush.training.run_stage import make_network, make_task, run_stage
 from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.code_loss import code_likeness
+from codebrush.training.tasks.code_noise import hide_codes
 from codebrush.training.tasks.code_transformer import (
     TransformerRecipe,
-    hide_codes,
     make_code_transformer,
     with_conditions,
 )
-from codebrush.training.tasks.conditions import MOST_HOLE, ConditionSampler, OtherCaptions, random_hole, rows_of_each
+from codebrush.training.tasks.conditions import (
+    MOST_HOLE,
+    ConditionSampler,
+    OtherCaptions,
+    given_rows,
+    random_hole,
+    rows_of_each,
+)
 from packs import micro_clip
 
 GRID, CODES = (8, 8), 128
@@ -72,10 +80,13 @@ class TestDrawer:
         assert found.present[3:, :2].all()
         assert found.present[3:6, 3].all()
         assert not found.present[9:, 3].any()
-        assert (found.holed.shape, found.source.shape) == ((3, 3, 32, 32), (3, 64))
+        assert (found.holed.shape, found.source.shape) == ((6, 3, 32, 32), (9, 64))
+        assert given_rows(vars(found)) == [slice(0, 3), slice(3, 6), slice(6, 9)]
+        assert not found.holed[:3].any()
+        assert not found.source[:6].any()
         for place, image in enumerate(materials.data.images(rows[3:6]).float() / 255):
             hole = ~found.shown[3 + place].view(8, 8).repeat_interleave(4, 0).repeat_interleave(4, 1)
-            assert torch.equal(found.holed[place], fill_holes(image, hole))
+            assert torch.equal(found.holed[3 + place], fill_holes(image, hole))
         for row in range(12):
             if 3 <= row < 6:
                 assert torch.equal(found.learned[row], ~found.shown[row])
@@ -222,11 +233,9 @@ def test_a_masked_network_learns_hidden_codes_from_the_others(materials: Materia
     assert network.config.masked
     task = make_task(plan, materials, network)
     batch = task.batch(np.arange(8), np.random.default_rng(0))
-    torch.manual_seed(3)
     (objective,) = task.objectives(batch, 0)
     codes, nats, hits = batch["codes"][:, network.order], [], []
-    torch.manual_seed(3)
-    hidden = hide_codes(codes)
+    hidden = batch["learned"][:, network.order]
     condition = task._condition(batch)  # pyright: ignore
     for row in range(8):
         given = condition.rows(slice(row, row + 1))
@@ -301,6 +310,18 @@ def test_rows_with_and_without_a_source_are_read_apart_and_have_equal_weight(mat
         nats.append(written[batch["learned"][row][order]])
     assert batch["present"][:, 3].sum() == 6
     assert objective.loss.item() == pytest.approx(torch.cat(nats).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"hole_share": 0.0, "masked": True}, {"pair_share": 0.0}], ids=str)
+def test_a_step_in_parts_has_the_conditions_and_the_mean_of_the_whole(
+    changes: dict[str, Any], materials: Materials, tmp_path: Path
+) -> None:
+    """One row of each condition among eight, of which each part has two; and codes count equally in parts with few."""
+    shares = {"image_share": 0.1, "hole_share": 0.1, "pair_share": 0.1, "condition_dropout": 0.0, **changes}
+    parts = check_parts(StagePlan("transformer", replace(RECIPE, **shares), LOOP), materials, tmp_path, 4)
+    given = [[rows.stop - rows.start for rows in given_rows(part)] for part in parts]
+    wanted = [int(shares[name] > 0) for name in ("image_share", "hole_share", "pair_share")]
+    assert np.sum(given[:4], axis=0).tolist() == np.sum(given[4:], axis=0).tolist() == wanted
 
 
 def test_a_stopped_run_ends_at_the_same_bits(materials: Materials, tmp_path: Path) -> None:

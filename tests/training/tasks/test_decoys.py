@@ -3,12 +3,16 @@
 import math
 from copy import deepcopy
 from dataclasses import replace
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import yaml
+from gloo import run_together
 from torch import Tensor
 
 from codebrush.data.decoding.images import save_png, to_pil
@@ -17,11 +21,11 @@ from codebrush.models.clip import CLIP
 from codebrush.training.dataset import Captioned, SourceConfig, load_captioned
 from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.recipes import read_recipe
-from codebrush.training.run_stage import run_stage
+from codebrush.training.run_stage import make_network, make_task, run_stage
 from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.augmentation import Augmentation
 from codebrush.training.tasks.clip import CLIPRecipe, make_clip
-from codebrush.training.tasks.contrastive_loss import sigmoid_loss
+from codebrush.training.tasks.contrastive_loss import own_share, sigmoid_loss
 from codebrush.training.tasks.decoys import decoy_loss, fit_logits
 from codebrush.training.tokenizers import make_tokenizer
 
@@ -45,6 +49,41 @@ def test_the_loss_is_that_of_plain_loops():
     pairs = [(i, j) for i in image for j in text] + list(zip(image, own, strict=True))
     expected = sum(math.log1p(math.exp(12 * float(i @ j) - 3)) for i, j in pairs) / 4
     assert float(decoy_loss(image, own, text, scale, bias)) == pytest.approx(expected, rel=1e-5)
+
+
+def loss_of_share(processes: int, rank: int) -> tuple[Tensor, Tensor]:
+    """The loss of three decoys among four texts, or of a process's part of both, and its gradient of the texts."""
+    torch.manual_seed(2)
+    image, own, text = unit_rows(3, 5), unit_rows(3, 5), unit_rows(4, 5).requires_grad_()
+    decoys = slice(rank, None, processes)
+    mine = text[rank * 4 // processes : (rank + 1) * 4 // processes]
+    loss = decoy_loss(image[decoys], own[decoys], mine, torch.tensor(12.0), torch.tensor(-3.0))
+    loss.backward()
+    assert text.grad is not None
+    return loss.detach(), text.grad
+
+
+def share(rank: int, folder: str) -> None:
+    assert own_share(3, "decoys_per_batch") == (2, 1)[rank] == len(range(rank, 3, 2))
+    with pytest.raises(TrainingError, match=r"recipe\.decoys_per_batch is 1, but there are 2 processes"):
+        own_share(1, "decoys_per_batch")
+    found = loss_of_share(2, rank)
+    for part in found:
+        dist.all_reduce(part)
+        part /= 2
+    if rank == 0:
+        torch.save(found, f"{folder}/found.pt")
+
+
+def test_two_processes_share_the_decoys_of_one(tmp_path: Path, processes: ForkServerContext):
+    assert run_together(processes, 2, share, str(tmp_path)) == [0, 0]
+    torch.testing.assert_close(torch.load(tmp_path / "found.pt"), loss_of_share(1, 0))
+
+
+def test_a_batch_has_as_many_decoys_as_the_recipe_says(materials: Materials):
+    plan = StagePlan("clip", replace(RECIPE, decoys_per_batch=5), LOOP)
+    task = make_task(plan, materials, make_network(plan, materials))
+    assert len(task.batch(np.arange(4), np.random.default_rng(0))["images"]) == 4 + 5
 
 
 def test_the_fitted_scale_and_bias_have_the_least_loss():

@@ -82,9 +82,9 @@ def test_a_batch_holds_latents_and_sources(materials: Materials) -> None:
     batch = task.batch(rows, np.random.default_rng(1))
     latents = torch.from_numpy(np.array(materials.latents, dtype=np.float32))
     assert torch.equal(batch["latents"], latents[:12])
-    assert batch["source"].shape == (3, *latents.shape[1:])
+    assert batch["source"].shape == (9, *latents.shape[1:])
     groups = materials.data.groups
-    for place, source in enumerate(batch["source"]):  # of another picture of the same group
+    for place, source in enumerate(batch["source"][6:]):  # of another picture of the same group
         (other,) = [row for row in range(30) if torch.equal(latents[row], source)]
         assert (groups[other], other != 6 + place) == (groups[6 + place], True)
     condition = task._condition(batch)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from in_parts import check_parts
 from PIL import Image
 
 from codebrush.cli.main import run as command
@@ -91,6 +92,13 @@ def test_a_share_has_passed_through_the_vqgan(materials: Materials) -> None:
         seen = reduce(batch["whole"][row][None].float() / 255, 2)
         made = vqgan.decode(vqgan.quantize(vqgan.encode(seen))[0]).clamp(0, 1)
         torch.testing.assert_close(small[row], made[0, :, top : top + 8, left : left + 8], atol=1e-4, rtol=0)
+
+
+def test_a_step_in_parts_has_the_share_that_has_passed_through_the_vqgan(materials: Materials, tmp_path: Path) -> None:
+    """One picture among four, of which each part has one."""
+    recipe = replace(RECIPE, reconstructed=0.25, adversarial=0.0)
+    parts = check_parts(StagePlan("upscaler", recipe, LOOP), materials, tmp_path, 4)
+    assert [len(part["whole"]) for part in parts] == [1, 0, 0, 0] * 2
 
 
 def test_the_discriminator_joins_in_late(materials: Materials, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codebrush.errors import TrainingError
+from codebrush.errors import TrainingError, lacks_memory
 from codebrush.files import atomic_file
 from codebrush.models.precision import autocast
 from codebrush.models.pretrained import PretrainedModel
@@ -36,6 +36,7 @@ from codebrush.training.engine.non_finite import (
     gradients,
     hopeless,
 )
+from codebrush.training.engine.parts import cut
 from codebrush.training.engine.recompute import InPieces, keep_all, recompute_blocks
 from codebrush.training.engine.reporting import Reporter
 from codebrush.training.engine.rows import ShuffledRows, step_rng
@@ -134,9 +135,6 @@ class Loop:
         if self.prepared:
             return
         self.prepared = True
-        strategy = self.config.strategy
-        if self.config.on_nan == "skip" and "ddp" not in strategy and strategy != "auto":
-            raise TrainingError(f"loop.on_nan skip does not work with loop.strategy {strategy}: use ddp")
         if self.config.compile and self.fabric.device.type == "cpu" and not has_compiler():
             raise TrainingError("loop.compile needs a C++ compiler and there is none: install g++, or set it to false")
         for name, network in self.plain.items():
@@ -164,12 +162,13 @@ class Loop:
         self._remark({})
 
     def _load(self, step: int) -> list[dict[str, Tensor]]:
-        """The batch of this process, in as many parts as it is run in."""
-        seed, parts = self.config.seed, len(self.numbers)
-        rows = self.rows(step)[self.fabric.global_rank :: self.fabric.world_size]
+        """The batch of this process, cut into as many parts as it is run in."""
+        rank = self.fabric.global_rank
+        rows = self.rows(step)[rank :: self.fabric.world_size]
         if self.hooks.ready is not None:
             rows = self.hooks.ready(rows)
-        return [self.task.batch(rows[part::parts], step_rng(seed, step, 1 + n)) for part, n in enumerate(self.numbers)]
+        batch = self.task.batch(rows, step_rng(self.config.seed, step, 1 + rank))
+        return cut(batch, len(self.numbers))
 
     def _train_step(self, batches: list[dict[str, Tensor]]) -> None:
         factor = cosine_schedule(self.step, self.config.steps, self.config.warmup_steps)
@@ -360,6 +359,8 @@ class Loop:
         try:
             rest = self.fabric.load(path, state, weights_only=True)
         except Exception as error:  # a truncated archive can raise nearly anything
+            if lacks_memory(error):
+                raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise TrainingError(f"{path} cannot be read ({reason}): delete it to start the stage again") from error
         self.step = self.good = int(rest["step"])

@@ -17,9 +17,13 @@ class LoopConfig:
     """`batch_size` counts rows over all processes; `precision` "auto" is bf16 on machines that support it.
 
     `accumulate` cuts the rows of each process into that many parts, one of which is in memory at a time, and adds up
-    their gradients: a step still sees `batch_size` rows. Each part draws its own random numbers, as another process
-    would. The loss of a task that compares rows stays that of all rows (see `InPieces`). `checkpoint_activations` saves
-    memory, too: networks compute again, block by block, what backward needs of them (see `recompute_blocks`).
+    their gradients: a step still sees `batch_size` rows, and the same batch, of which the parts are cut. What networks
+    draw at random, like dropout, each part draws as another process would. The loss of a task that compares rows stays
+    that of all rows (see `InPieces`). `checkpoint_activations` saves memory, too: networks compute again, block by
+    block, what backward needs of them (see `recompute_blocks`).
+
+    `strategy` is auto or ddp: each process has all weights. Those that spread them, like fsdp, are refused (see
+    `launch`).
 
     `warmup` is in steps, at most a quarter of the run. `threads` 0 leaves PyTorch's choice. `devices` and `nodes` above
     1 train data-parallel. `stop_after` ends the run at that step of its schedule (0: at the last). `compile` compiles

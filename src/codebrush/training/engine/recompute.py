@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 
 class InPieces(nn.Module):
-    """Runs `network` on one part of the rows after the other; the outputs, and their gradients, are those of all rows.
+    """Runs `network` on one part of the rows after the other. Outputs and gradients are those of one run on all rows,
+    unless the network looks at its batch: batch normalisation goes by the part.
 
     Backward keeps the activations of one part at a time, as in GradCache (Gao et al. 2021): the outputs of all parts
     are computed first, then the loss and its gradients at them, and then each part is run again, with the same random

@@ -27,13 +27,16 @@ class TrainingTask(Protocol):
     examples: int  # number of rows to draw from
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
-        """The tensors of those rows; called in a thread, so all randomness comes from `rng`."""
+        """The tensors of those rows; called in a thread, so all randomness comes from `rng`.
+
+        Each tensor holds one entry for each row, or for each of the first rows: so the loop can cut the batch (see
+        `cut`), unless the task compares rows."""
         ...
 
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
         """The losses of one step, or of a part of its rows, which have the same networks in the same order. The loop
         takes an optimizer step on each before it asks for the next, and seeds the generator of torch before the
-        first."""
+        first. It averages over parts, which have equally many rows: a mean over something else needs `mean_weights`."""
         ...
 
     def preview(self, network: nn.Module) -> Image.Image | None:

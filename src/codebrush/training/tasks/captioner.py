@@ -22,6 +22,7 @@ from codebrush.pack.members import MEMBERS
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned
 from codebrush.training.engine.optimizer import make_adamw
+from codebrush.training.engine.parts import mean_weights, totals
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight, Whole
 from codebrush.training.guards import PATIENCE, Fault, Guard, History, lasts, looked_at
@@ -201,7 +202,8 @@ class CaptionerTask:
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         """Pictures uint8 (B, 3, H, W) and how to move them, the tokens (B, S, T) of each and which are learned
-        (B, S, T - 1), the labels of patches (B, P, 3), and the cells of named objects (B, S, T)."""
+        (B, S, T - 1), the labels of patches (B, P, 3), the cells of named objects (B, S, T), and how many tokens,
+        labels and objects are learned (see `totals`)."""
         segments, scenes = self.recipe.segments, round(self.recipe.scene_share * len(rows))
         images = self.data.images(rows)  # (B, 3, H, W)
         labels = torch.full((len(rows), self.config.patches, len(PARTS)), UNKNOWN)
@@ -223,6 +225,7 @@ class CaptionerTask:
         affine = draw_affine(len(rows), self.recipe.augmentation, rng)
         affine[:scenes] = draw_affine(1, Augmentation(), rng)  # where things are is part of the answer
         shape = (len(rows), segments)
+        known = (each.sum() for each in (learned, labels != UNKNOWN, named != UNKNOWN))
         return {
             "images": images,
             "tokens": tokens.unflatten(0, shape),
@@ -230,6 +233,7 @@ class CaptionerTask:
             "affine": affine,
             "labels": labels,
             "named": named.unflatten(0, shape),
+            "totals": totals(len(rows), *map(int, known)),
         }
 
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
@@ -237,25 +241,28 @@ class CaptionerTask:
         places of named objects. In the first `patch_label_steps` that of the labels alone."""
         images = move(batch["images"].float() / 255, batch["affine"])
         features, pixels = read_patches(self.clip, images, self.config.levels)
-        tokens, learned = batch["tokens"], batch["learned"]
+        tokens, learned, known = batch["tokens"], batch["learned"], batch["named"] != UNKNOWN
+        counts = (each.sum() for each in (learned, batch["labels"] != UNKNOWN, known))
+        of_words, of_labels, of_places = mean_weights(batch["totals"], *counts)
         if self.config.patch_labels and step < self.recipe.patch_label_steps:
             network = self.networks["captioner"]
             labels = network(features, None, pixels=pixels).patch_labels
             unused = sum(parameter.sum() for parameter in network.parameters())  # each process waits for all gradients
-            yield Objective("captioner", patch_label_loss(labels, batch["labels"]) + 0 * unused, {})
+            yield Objective("captioner", of_labels * patch_label_loss(labels, batch["labels"]) + 0 * unused, {})
             return
         wanted = F.pad(learned, (0, 1))  # (B, S, T)
-        named = batch["named"] != UNKNOWN if self.config.places else None
+        named = known if self.config.places else None
         output = self.networks["captioner"](features, tokens, pixels=pixels, wanted=wanted, named=named)
         logits, right = output.logits.float(), tokens[..., 1:][learned]  # (n, K), (n,)
-        loss = F.cross_entropy(logits, right)
-        figures = {"accuracy": (logits.detach().argmax(-1) == right).float().mean(), "words": loss.detach()}
+        loss = of_words * F.cross_entropy(logits, right)
+        accuracy = of_words * (logits.detach().argmax(-1) == right).float().mean()
+        figures = {"accuracy": accuracy, "words": loss.detach()}
         if output.patch_labels is not None:
-            labelled = patch_label_loss(output.patch_labels, batch["labels"])
+            labelled = of_labels * patch_label_loss(output.patch_labels, batch["labels"])
             figures["sights"] = labelled.detach()
             loss = loss + labelled
         if output.places is not None:
-            placed = place_loss(output.places, batch["named"][named])
+            placed = of_places * place_loss(output.places, batch["named"][named])
             figures["places"] = placed.detach()
             loss = loss + PLACE_WEIGHT * placed
         yield Objective("captioner", loss, figures)

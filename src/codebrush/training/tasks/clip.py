@@ -40,7 +40,7 @@ from codebrush.training.tasks.augmentation import (
     move,
 )
 from codebrush.training.tasks.clip_diagnostics import CLIPDiagnostics, clashing_share
-from codebrush.training.tasks.contrastive_loss import TextLikeness, contrastive_loss, sigmoid_loss
+from codebrush.training.tasks.contrastive_loss import TextLikeness, contrastive_loss, own_share, sigmoid_loss
 from codebrush.training.tasks.decoys import decoy_loss, fit_bias
 from codebrush.training.tasks.layer_decay import layer_decay
 from codebrush.warned import warn
@@ -57,15 +57,17 @@ class CLIPRecipe:
     token (or a resnet), a causal text tower read at its end token, without the distilled table, and QuickGELU.
 
     `texts` captions of other rows are additional negatives for each picture in the softmax loss: if there are many more
-    concepts than rows in a batch, hard pairs rarely meet in one. A bag of words encodes thousands of them quickly.
+    concepts than rows in a batch, hard pairs rarely meet in one. A bag of words encodes thousands of them quickly. Each
+    process draws as many for its own pictures.
     `soft_share` of the target goes to texts of similar meaning (see `TextLikeness`), measured by the distilled table.
 
     The sizes are those of a fresh CLIP; one that training starts from keeps its own. For such a start, `lock` freezes
     one encoder ("image" is locked-image tuning, Zhai et al. 2022), `layer_decay` slows layers far from the output (see
     `layer_decay`), and `replay_share` of every batch comes from the recipe's replay set.
 
-    `decoys_per_batch` pictures of the recipe's `decoys` are added to every batch: pictures that guidance by another
-    CLIP made and that match no text, so that this one is not deceived by them (see `decoy_loss`).
+    `decoys_per_batch` pictures of the recipe's `decoys` are added to every batch, over all processes: pictures that
+    guidance by another CLIP made and that match no text, so that this one is not deceived by them (see
+    `decoy_loss`).
     """
 
     architecture: Literal["codebrush", "openai"] = "codebrush"
@@ -231,7 +233,8 @@ class CLIPTask(ComparesRows):
         how, images = self.recipe.augmentation, self.data.images(rows)
         batch = {"tokens": tokens, "groups": torch.from_numpy(groups)}
         if self.decoys is not None and self.decoy_tokens is not None:
-            chosen = rng.integers(len(self.decoys), size=self.recipe.decoys_per_batch)
+            count = own_share(self.recipe.decoys_per_batch, "decoys_per_batch")
+            chosen = rng.integers(len(self.decoys), size=count)
             images = torch.cat([images, self.decoys.images(chosen)])
             batch["decoy_tokens"] = self.decoy_tokens.draw(chosen, rng)
         batch |= {

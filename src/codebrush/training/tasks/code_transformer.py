@@ -23,12 +23,14 @@ from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned
 from codebrush.training.engine.fabric import is_first
 from codebrush.training.engine.optimizer import make_adamw
+from codebrush.training.engine.parts import mean_weights, totals
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
 from codebrush.training.make_bank import make_bank
 from codebrush.training.stage import GRID, Materials, ModelSize, Stage, StagePlan, halvings, needed
 from codebrush.training.tasks.code_loss import code_likeness, code_loss
-from codebrush.training.tasks.conditions import GIVEN, SOURCE, ConditionShares, image_embeddings, rows_of_each
+from codebrush.training.tasks.code_noise import add_code_noise, hide_codes
+from codebrush.training.tasks.conditions import GIVEN, SOURCE, ConditionShares, given_rows, image_embeddings
 
 
 @dataclass(frozen=True)
@@ -182,23 +184,6 @@ def translation_of(recipe: TransformerRecipe, data: Captioned) -> dict[str, Any]
     return {"text": templates[0].text.replace("{" + column + "}", "{style}"), "styles": styles} if styles else None
 
 
-def add_code_noise(codes: Tensor, noise: float, codebook_size: int) -> Tensor:
-    """Codes (B, n) of which a share is replaced by random ones; each row's share is drawn between 0 and `noise`."""
-    if not noise:
-        return codes
-    share = torch.rand(len(codes), 1, device=codes.device) * noise
-    wrong = torch.rand(codes.shape, device=codes.device) < share
-    return torch.where(wrong, torch.randint_like(codes, codebook_size), codes)
-
-
-def hide_codes(codes: Tensor) -> Tensor:
-    """Where a masked network is to predict codes (B, N): bool of that shape, of each row the cosine of a random angle,
-    and one code at least (Chang et al. 2022, section 3.2)."""
-    share = torch.rand(len(codes), 1, device=codes.device).mul(torch.pi / 2).cos()
-    rank = torch.rand(codes.shape, device=codes.device).argsort(1).argsort(1)
-    return rank < (share * codes.shape[1]).ceil().clamp(min=1)
-
-
 class CodeTransformerTask:
     """Next-code prediction on stored codes; see `TrainingTask`."""
 
@@ -234,14 +219,18 @@ class CodeTransformerTask:
             transformer.align.requires_grad_(recipe.from_source)
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Codes int64 (B, N), and what each picture is drawn from, by the names of `SampledConditions`."""
+        """Codes int64 (B, N), what each picture is drawn from, by the names of `SampledConditions`, and the number of
+        codes that are learned (see `totals`); of a masked network those are the hidden ones."""
         codes = torch.from_numpy(self.codes[rows].astype(np.int64))
-        return {"codes": codes, **vars(self.conditions.draw(rows, rng))}
+        batch = {"codes": codes, **vars(self.conditions.draw(rows, rng))}
+        if self.config.masked:
+            batch["learned"] = hide_codes(codes, torch.Generator().manual_seed(int(rng.integers(2**62))))
+        return {**batch, "totals": totals(len(rows), int(batch["learned"].sum()))}
 
     def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
         """Cross-entropy of every code given those before it; for rows with a hole, of the codes in the hole; with a
         masked network, of those that are hidden."""
-        condition, logits, targets = self._condition(batch), [], []
+        network, condition, logits, targets = self.networks["transformer"], self._condition(batch), [], []
         order = self.order.to(batch["codes"].device)
         seen = order if self.config.masked else order[:-1]
         read = add_code_noise(
@@ -249,37 +238,41 @@ class CodeTransformerTask:
         )
         learned = batch["learned"][:, order]
         if self.config.masked:
-            learned = hide_codes(read)
             read = read.masked_fill(learned, UNKNOWN)
-        for rows in self._rows_of_one_length(len(read), read.device):
+        for rows in self._rows_of_one_length(batch):
             given = condition.rows(rows)
             if not bool(batch["present"][rows, SOURCE].any()):
                 given = replace(given, source_codes=None, source_mask=None)
             own = learned[rows]
-            logits.append(self.networks["transformer"](read[rows], given)[own])  # (L, K)
+            logits.append(network(read[rows], given)[own])  # (L, K)
             targets.append(batch["codes"][rows][:, order][own])
         predicted, codes = torch.cat(logits), torch.cat(targets)
         accuracy = (predicted.detach().argmax(-1) == codes).float().mean()
         if self.likeness is not None:
             self.likeness = self.likeness.to(codes.device)
-        loss = code_loss(predicted, codes, self.recipe.label_smoothing, self.likeness)
-        yield Objective("transformer", loss, {"accuracy": accuracy})
+        (weight,) = mean_weights(batch["totals"], learned.sum())
+        loss = weight * code_loss(predicted, codes, self.recipe.label_smoothing, self.likeness)
+        _, holed, paired = given_rows(batch)
+        if self.recipe.from_source and holed.start == paired.stop:  # a part whose rows have no source
+            # each process waits for all gradients
+            loss = loss + 0 * sum(part.sum() for part in network.parameters() if part.requires_grad)
+        yield Objective("transformer", loss, {"accuracy": weight * accuracy})
 
     def _before(self, batch: dict[str, Tensor], condition: Condition) -> Tensor:
         """The codes (B, N) that the network reads. For pictures with a hole those outside it are the codes of the
         picture with the hole filled in, as in editing: the picture's own codes would give away what was there."""
         if condition.source_codes is None:
             return batch["codes"]
-        _, holed, _ = rows_of_each(len(batch["codes"]), self.conditions.shares)
+        _, holed, _ = given_rows(batch)
         codes = batch["codes"].clone()
         codes[holed] = torch.where(batch["shown"][holed], condition.source_codes[holed], codes[holed])
         return codes
 
-    def _rows_of_one_length(self, count: int, device: torch.device) -> list[Tensor]:
+    def _rows_of_one_length(self, batch: dict[str, Tensor]) -> list[Tensor]:
         """The rows with a source, and those without, whose prefixes are shorter; the split is the same in every
         process."""
-        _, holed, paired = rows_of_each(count, self.conditions.shares)
-        rows = torch.arange(count, device=device)
+        _, holed, paired = given_rows(batch)
+        rows = torch.arange(len(batch["codes"]), device=batch["codes"].device)
         parts = [rows[holed.start : paired.stop], torch.cat([rows[: holed.start], rows[paired.stop :]])]
         return [part for part in parts if len(part)]
 
@@ -294,12 +287,12 @@ class CodeTransformerTask:
             condition = replace(condition, image_embedding=embedding)
         if self.config.source_codes:
             source = torch.zeros_like(batch["codes"])
-            _, holed, paired = rows_of_each(len(source), self.conditions.shares)
-            source[paired] = batch["source"]
-            if len(batch["holed"]):
+            _, holed, paired = given_rows(batch)
+            source[paired] = batch["source"][paired]
+            if holed.start < holed.stop:
                 assert self.vqgan is not None
                 with torch.autocast(source.device.type, enabled=False):  # the codes that editing would give
-                    source[holed] = self.vqgan.quantize(self.vqgan.encode(batch["holed"]))[1].flatten(1)
+                    source[holed] = self.vqgan.quantize(self.vqgan.encode(batch["holed"][holed]))[1].flatten(1)
             condition = replace(condition, source_codes=source, source_mask=batch["shown"])
         return replace(condition, present=present[:, [GIVEN.index(name) for name, _ in self.config.conditions]])
 

@@ -4,9 +4,10 @@ of it around a hole, or another picture of the same thing.
 One network learns all of these, so that the same weights draw from text, vary pictures, fill holes and translate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -71,14 +72,14 @@ class ConditionShares:
 
 @dataclass(frozen=True)
 class SampledConditions:
-    """The conditions of a batch of B rows.
+    """The conditions of a batch of B rows. Every tensor holds an entry for each row, or for each of the first rows.
 
-    `tokens` (B, T) are of one caption each. `images` uint8 (I, 3, S, S) are those of the first I rows, which are drawn
-    from their embeddings, and `holed` (H, 3, S, S) in [0, 1] those of the next H with their holes filled in, as in
-    editing; `source` (P, N) int64 are the stored codes (or
-    latents) of other pictures for the P rows after them. `shown` (B, N) is True
-    where the source is visible, `learned` (B, N) at the codes that are learned; `present` (B, 4) says which of GIVEN a
-    row has.
+    `tokens` (B, T) are of one caption each. The first I rows are drawn from their embeddings, the next H from what is
+    left around a hole, the next P from another picture: `images` uint8 (I, 3, S, S) are the pictures of the first,
+    `holed` (I + H, 3, S, S) in [0, 1] those of the second with their holes filled in, as in editing, and `source`
+    (I + H + P, N) int64 the stored codes (or latents) of the other pictures. Before them stand zeros; where H or P is 0
+    there is no row. `given_rows` tells them apart. `shown` (B, N) is True where the source is visible, `learned` (B, N)
+    at the codes that are learned; `present` (B, 4) says which of GIVEN a row has.
     """
 
     tokens: Tensor
@@ -141,7 +142,8 @@ class ConditionSampler:
                 )
         images = self.data.images(rows[: holed.stop])
         seen, rest = images[embedded], images[holed].float() / 255
-        return SampledConditions(tokens, seen, _without(rest, holes), source, shown, learned, present)
+        filled, source = _behind(holed.start, _without(rest, holes)), _behind(paired.start, source)
+        return SampledConditions(tokens, seen, filled, source, shown, learned, present)
 
     def partner(self, row: int, rng: np.random.Generator) -> int | None:
         """Another row of the same group; None if there is none."""
@@ -169,6 +171,18 @@ def rows_of_each(count: int, shares: Sequence[float]) -> list[slice]:
         )
     ends = [sum(counts[: number + 1]) for number in range(len(counts))]
     return [slice(end - size, end) for end, size in zip(ends, counts, strict=True)]
+
+
+def given_rows(batch: Mapping[str, Tensor]) -> list[slice]:
+    """The rows of a batch of `SampledConditions`, or of a part of one, that are drawn from their embeddings, from what
+    is left around a hole, and from another picture."""
+    ends = accumulate((len(batch[name]) for name in ("images", "holed", "source")), max, initial=0)
+    return [slice(start, end) for start, end in pairwise(ends)]
+
+
+def _behind(first: int, values: Tensor) -> Tensor:
+    """`values` of the rows from `first` on, with zeros for those before; empty if there are none."""
+    return torch.cat([values.new_zeros(first, *values.shape[1:]), values]) if len(values) else values
 
 
 def _without(images: Tensor, holes: Sequence[Tensor]) -> Tensor:

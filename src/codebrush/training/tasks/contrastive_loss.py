@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from codebrush.errors import TrainingError
+
 LEAST = -1e4  # the logit of a pair that is left out; minus infinity times a weight of 0 would be NaN
 
 
@@ -44,6 +46,17 @@ def row_numbers(x: Tensor) -> Tensor:
     """Where the rows of this process's `x` (B, ...) are among those that `gather` gives: (B,) int64."""
     first = dist.get_rank() * len(x) if _processes() > 1 else 0
     return torch.arange(len(x), device=x.device) + first
+
+
+def own_share(count: int, field: str) -> int:
+    """How many of `count` rows for all processes are for this one. Raises TrainingError, naming the recipe's `field`,
+    if there are fewer than processes."""
+    processes = _processes()
+    if count < processes:
+        raise TrainingError(
+            f"recipe.{field} is {count}, but there are {processes} processes: raise it, or lower loop.devices"
+        )
+    return len(range(dist.get_rank() if processes > 1 else 0, count, processes))
 
 
 def pass_on(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned
 from codebrush.training.streamed import Streamed
-from codebrush.training.tasks.contrastive_loss import scaled_cosines, sigmoid_loss
+from codebrush.training.tasks.contrastive_loss import gather, scaled_cosines, sigmoid_loss
 
 FITTED_ROWS = 256  # pictures by which a CLIP without a bias gets one
 
@@ -17,11 +17,12 @@ def decoy_loss(image: Tensor, own: Tensor, text: Tensor, scale: Tensor, bias: Te
     """The sigmoid loss (Zhai et al. 2023, eq. 1) of decoys (D, E): no text matches them, not even their own.
 
     `own` (D, E) are the unit embeddings of what they were to become and `text` (B, E) those of the batch. As in
-    `sigmoid_loss` the sum over the pairs is divided by B. Each process takes its own rows.
+    `sigmoid_loss` the sum over the pairs is divided by B. Each process takes its share of the decoys, against the texts
+    of all.
     """
     with torch.autocast(image.device.type, enabled=False):
         to_own = scale * (image.float() * own.float()).sum(1) + bias  # (D,)
-    to_batch = scaled_cosines(image, text, scale) + bias  # (D, B)
+    to_batch = scaled_cosines(image, gather(text), scale) + bias  # (D, N), of all processes
     return -(F.logsigmoid(-to_own).sum() + F.logsigmoid(-to_batch).sum()) / len(text)
 
 

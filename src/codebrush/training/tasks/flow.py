@@ -25,7 +25,7 @@ from codebrush.training.engine.optimizer import make_adamw
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
 from codebrush.training.stage import Materials, ModelSize, Stage, StagePlan, needed
-from codebrush.training.tasks.conditions import GIVEN, ConditionShares, image_embeddings, rows_of_each
+from codebrush.training.tasks.conditions import GIVEN, ConditionShares, given_rows, image_embeddings
 
 MEASURED = 4096  # latents of which mean and deviation are taken
 
@@ -135,12 +135,12 @@ class FlowTask:
             condition = replace(condition, image_embedding=image_embeddings(self.clip, batch["images"], count))
         if self.config.source:
             source = torch.zeros_like(batch["latents"])
-            _, holed, paired = rows_of_each(count, self.conditions.shares)
-            source[paired] = batch["source"]
-            if len(batch["holed"]):
+            _, holed, paired = given_rows(batch)
+            source[paired] = batch["source"][paired]
+            if holed.start < holed.stop:
                 assert self.vqgan is not None
                 with torch.autocast(source.device.type, enabled=False):  # the latents that editing would give
-                    source[holed] = self.vqgan.encode(batch["holed"])
+                    source[holed] = self.vqgan.encode(batch["holed"][holed])
             condition = replace(condition, source_latent=source, source_mask=batch["shown"])
         names = ["source_latent" if name == "source_codes" else name for name in GIVEN]
         return replace(condition, present=present[:, [names.index(name) for name in self.config.conditions]])

@@ -157,7 +157,7 @@ class UpscalerTask:
         """The small pictures (B, 3, c, c) of a batch, and their targets (B, 3, scale c, scale c)."""
         targets = batch["images"].float() / 255
         small = reduce(targets, self.recipe.scale)
-        if "whole" in batch:
+        if len(batch.get("whole", ())):  # a part of a batch may have none of its few
             made = self._reconstruct(reduce(batch["whole"].float() / 255, self.recipe.scale))
             for row, (top, left) in enumerate(batch["corners"].tolist()):
                 small[row] = made[row, :, top : top + self.crop, left : left + self.crop]

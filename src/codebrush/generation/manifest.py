@@ -44,6 +44,12 @@ from codebrush.generation.origin import versions
 from codebrush.pack.pack import Pack
 
 MOST_THREADS = 1024
+# Keys that are no options: what came of the picture, and what it depends on beside them; and such keys in its parts.
+FACTS = {
+    "method", "prompt", "index", "clip_score", "scorer", "size", "steps", "plan", "events", "translator", "pack",
+    "versions", "device", "threads", "source", "files", "mask_fit", "transparency", "upscaled", "keys",
+}  # fmt: skip
+FACTS_WITHIN = {"found", "hash", "picture", "mask", "prompt", "scorer", "transparency"}
 SAMPLED: Mapping[str, Any] = {"method": "sample"}
 _UPSCALED = "upscaled"
 _KINDS = {"prompt": str, "pack": Mapping, "versions": Mapping}

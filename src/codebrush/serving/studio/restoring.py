@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import gradio as gr
 
-from codebrush.generation.manifest import read_clip_guidance
+from codebrush.generation.manifest import FACTS, FACTS_WITHIN, read_clip_guidance
 from codebrush.generation.options import SAMPLING, DrawOptions, FlowSettings, parse_size
 from codebrush.pack.pack import Pack
 from codebrush.serving.api.context import Context
@@ -16,12 +16,6 @@ from codebrush.serving.studio.parts import Values
 from codebrush.text.pasted import typed
 from codebrush.text.prompt_writing import without_style
 
-# Keys of a manifest that are no options: what came of it, and what it depends on beside them.
-FACTS = {
-    "method", "prompt", "index", "clip_score", "scorer", "size", "steps", "plan", "events", "translator", "pack",
-    "versions", "device", "threads", "source", "files", "mask_fit", "transparency", "upscaled", "keys",
-}  # fmt: skip
-_FACTS_WITHIN = {"found", "hash", "picture", "mask", "prompt", "scorer", "transparency"}
 _AS_USUAL = {
     "cfg_interval": FlowSettings().cfg_interval,
     "bank": "",
@@ -170,7 +164,7 @@ def _names(held: Mapping[str, Any]) -> list[str]:
     names = dict[str, None]()
     for name, value in held.items():
         if isinstance(value, Mapping):
-            names |= dict.fromkeys(_names({key: each for key, each in value.items() if key not in _FACTS_WITHIN}))
+            names |= dict.fromkeys(_names({key: each for key, each in value.items() if key not in FACTS_WITHIN}))
         elif (tuple(value) if isinstance(value, list) else value) != _AS_USUAL.get(name):
             names[name] = None
     return list(names)

@@ -14,6 +14,7 @@ seed        of the run
 index       the picture draws from the random stream of (seed, index)
 options     `DrawOptions`; guide: those of `GuideOptions` that are not as by default
 sampling    guide: `DrawOptions` of the drawing that it starts from
+mask_fit    guide: "cover" if the mask is scaled until it covers the picture, and cropped; left out: it is squeezed
 files       guide, interpolate: the sha256 of each file that the options or the keys name
 transparency   guide: "kept" if the picture starts from one, and is transparent where the ground of that is
 clip_score  CLIP's cosine with the prompt, -1 to 1; of a guided picture it says little, as guidance raised it

@@ -97,11 +97,8 @@ def run_stage(
         hooks = _weighted(stage.hooks(plan, prepared, folder), plan, prepared, task)
         if not isinstance(prepared.data, Streamed):  # of which no row can be read out of turn
             hooks = guarded(hooks, stage.guard(plan, prepared, task), plan.loop.guard_every, folder)
-        if not begun and fabric.is_global_zero:  # only now: what cannot be carried out must not block a better plan
-            streamed = {"streamed": True} if isinstance(prepared.data, Streamed) else {}
-            write_plan(replace(plan, facts={**plan.facts, **streamed, **_fingerprints(prepared)}), folder)
-        if begun and fabric.is_global_zero:
-            change_on_nan(folder, plan.loop.on_nan)
+        if fabric.is_global_zero:  # only now: what cannot be carried out must not block a better plan
+            _keep_plan(plan, prepared, folder, begun)
         fabric.barrier()
         trained = Loop(task, plan.loop, folder, fabric, saved, hooks).run(until=until)
         assert isinstance(trained, PretrainedModel)
@@ -124,6 +121,15 @@ def run_figures(plan: StagePlan, network: PretrainedModel, folder: Path, seconds
     }
     gate = read_gate(folder)
     return figures if gate is None else {**figures, "steps": gate["step"], "gate": gate}
+
+
+def _keep_plan(plan: StagePlan, prepared: Materials, folder: Path, begun: bool) -> None:
+    """Write the plan of a run that begins; of one that goes on, what it may change of it."""
+    if begun:
+        change_on_nan(folder, plan.loop.on_nan)
+        return
+    streamed = {"streamed": True} if isinstance(prepared.data, Streamed) else {}
+    write_plan(replace(plan, facts={**plan.facts, **streamed, **_fingerprints(prepared)}), folder)
 
 
 def _weighted(hooks: Hooks, plan: StagePlan, materials: Materials, task: TrainingTask) -> Hooks:

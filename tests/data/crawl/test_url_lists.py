@@ -83,12 +83,17 @@ def test_damaged_lists(tmp_path: Path):
         '{"url": "http://h/1", "caption": "one"}\n{"url": \n[1]\n{"url": 3}\n\n{"url": "x", "caption": "y"}'
     )
     assert list(read_list(lines)) == [("http://h/1", "one"), ("", ""), ("", ""), ("", ""), ("x", "y")]
+    deep = tmp_path / "deep.jsonl"
+    deep.write_text("[" * 100_000 + '\n{"url": "x", "caption": "y"}')
+    assert list(read_list(deep)) == [("", ""), ("x", "y")]
     (tmp_path / "b.csv").write_bytes(b'url,caption\n\xff,x\nhttp://h/1,y\n"http://h/2,z\nhttp://h/3,w\n')
     assert list(read_list(tmp_path / "b.csv")) == [("", ""), ("http://h/1", "y"), ("", ""), ("http://h/3", "w")]
     for name, content in [
         ("a.parquet", b"PAR1"),
         ("a.txt", b""),
         ("a.jsonl", b"\xff"),
+        ("zeros.csv", b"url,cap\0tion\nhttp://h/1,x\n"),
+        ("cut.csv", "url,caption\n".encode("utf-16")[:-1]),
     ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=name):

@@ -46,7 +46,22 @@ def test_clause_names_its_column(clause, column):
     assert parse_clause(clause).column == column
 
 
-@pytest.mark.parametrize("clause", ["", "style", "style ~ x", "= x", "style is", "style =", 'style = ""', "a is nul"])
+@pytest.mark.parametrize(
+    "clause",
+    [
+        "",
+        "style",
+        "style ~ x",
+        "= x",
+        "style is",
+        "style =",
+        'style = ""',
+        "a is nul",
+        "a in ()",
+        "a in ,",
+        "a in \x1c",
+    ],
+)
 def test_unreadable_clause_is_quoted(clause):
     with pytest.raises(DataError) as caught:
         parse_clause(clause)

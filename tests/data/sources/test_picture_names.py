@@ -163,3 +163,9 @@ def test_a_caption_with_a_tab_is_a_caption(folder: Path, picture) -> None:
     (folder / "0.png").write_bytes(picture())
     (folder / "0.txt").write_text("image\ttext\n")
     assert list(shown(opened(folder))) == ["image\ttext"]
+
+
+def test_a_table_with_no_other_column_gives_its_pictures(shop: Path) -> None:
+    """One of its rows names no picture, so that rows are chosen: what is left has no column but that of the names."""
+    (shop / "Fotos" / "metadata.csv").write_text('Bildname\nArtikel 1.png\n"\n",\nArtikel 2.png\n', encoding="utf-8")
+    assert len(opened(shop / "Fotos", captions=("{file_name}",))) == 2

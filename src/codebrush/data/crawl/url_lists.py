@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from codebrush.data.sources.column_names import URL_CAPTION_COLUMNS, URL_COLUMNS
 from codebrush.data.sources.delimited import read_records
+from codebrush.data.sources.text_files import NOT_TEXT
 from codebrush.errors import DataError
 
 KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -39,8 +40,8 @@ def read_list(path: str | Path, url_column: str | None = None, caption_column: s
     try:
         for row in rows(path, url_column, caption_column):
             yield UrlRow(*(_clean(cell) for cell in row))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from error
+    except ValueError as error:
+        raise DataError(f"{path}: {NOT_TEXT if isinstance(error, UnicodeDecodeError) else error}") from error
     except OSError as error:
         raise DataError(f"{path}: {(error.strerror or str(error)).lower()}") from error
 
@@ -67,7 +68,7 @@ def _json_lines(path: Path, url_column: str | None, caption_column: str | None) 
                 continue
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):
                 yield None, None

@@ -66,8 +66,8 @@ def parse_clause(text: str) -> Clause:
         return Clause(text, _column(match), "is not null" if match["negated"] else "is null")
     if (match := _BINARY.fullmatch(text)) and _unquote(match["value"]):
         return Clause(text, _column(match), match["operator"], (_unquote(match["value"]),))
-    if match := _MEMBER.fullmatch(text):
-        return Clause(text, _column(match), "not in" if match["negated"] else "in", _items(match["values"]))
+    if (match := _MEMBER.fullmatch(text)) and (items := _items(match["values"])):
+        return Clause(text, _column(match), "not in" if match["negated"] else "in", items)
     examples = "style != noto, n >= 3, label in cat, dog, or label is null"
     raise DataError(f'cannot read the condition "{text}"; conditions are like {examples}')
 
@@ -92,7 +92,7 @@ def _unquote(value: str) -> str:
 
 def _items(values: str) -> tuple[str, ...]:
     values = values.strip()
-    if (values[0], values[-1]) in (("(", ")"), ("[", "]")):
+    if (values[:1], values[-1:]) in (("(", ")"), ("[", "]")):
         values = values[1:-1]
     found = (match[1] or match[2] or match[3] for match in _LIST_ITEM.finditer(values))
     return tuple(item for item in found if item)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 100_000  # of a table that is looked through for the name of a picture
 METADATA_FILE = "metadata.jsonl"
+NEW = "\x7ffile_name"  # a column on its way to the name file_name, which another may have
 METADATA_NAMES = frozenset(f"metadata.{ending}" for ending in ("jsonl", "ndjson", "csv", "tsv", "parquet"))
 
 
@@ -143,7 +144,8 @@ def read_metadata(
             unread.name(place, f"{number} {'row has' if number == 1 else 'rows have'} no file name")
             part = part.select([index for index, path in enumerate(paths) if path is not None])
         named = names.named(name, [cell for cell, path in zip(cells, paths, strict=True) if path is not None], unread)
-        parts.append(part.remove_columns(column).add_column("file_name", named))  # pyright: ignore[reportCallIssue]
+        part = part.add_column(NEW, named).remove_columns(column)  # pyright: ignore[reportCallIssue]
+        parts.append(part.rename_column(NEW, "file_name"))  # a table without columns would have no rows
     if not parts:
         return None
     described = {name for part in parts for name in part["file_name"]}

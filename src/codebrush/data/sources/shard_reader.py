@@ -19,6 +19,7 @@ from codebrush.data.sources.column_names import CAPTION_COLUMNS, usual_columns
 from codebrush.data.sources.file_names import escaped
 from codebrush.data.sources.filters import is_empty
 from codebrush.data.sources.json_columns import described, read_object
+from codebrush.data.sources.tar_files import DAMAGED, LARGEST_SAMPLE, is_damage, open_tar
 from codebrush.data.sources.text_files import decode_text
 from codebrush.data.sources.unread import Unread, amount
 from codebrush.errors import DataError
@@ -98,7 +99,11 @@ def _samples(shards: Iterable[tuple[str, str]]) -> Iterator[dict[str, Any]]:
             for row in rows:
                 whole += "__key__" in row
                 yield {"split": split or None, **row}
-            rows = [] if cut else list(_rows_of(path, [(name, data) for name, data in files if data is not None]))
+            rows = []
+            if not cut:
+                rows += [problem(f"{path}: {name}", data) for name, data in files if isinstance(data, str)]
+                read = [(name, data) for name, data in files if isinstance(data, bytes)]
+                rows += _rows_of(path, read) if read else ()
         for row in rows:
             yield {"split": split or None, **row}
         if cut:
@@ -106,15 +111,22 @@ def _samples(shards: Iterable[tuple[str, str]]) -> Iterator[dict[str, Any]]:
             yield problem(path, reason)
 
 
-def _members(path: str) -> Iterator[tuple[str, bytes | None]]:
-    """Names and contents of the files in a shard; None for what is cut off, with no name if that is cut off too."""
-    name = ""
+def _members(path: str) -> Iterator[tuple[str, bytes | str | None]]:
+    """Names and contents of the files in a shard, in place of the content the reason if it is not read; None for what
+    is cut off, with no name if that is cut off too."""
+    name, key, taken = "", "", 0
     try:
-        with tarfile.open(path) as shard:
+        with open_tar(path) as shard:
             while (member := shard.next()) is not None:
                 shard.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # it keeps every member otherwise
                 if member.isfile() and not is_hidden(member.name):
                     name = escaped(member.name)
+                    taken = member.size + (taken if first_key(name) == key else 0)
+                    key = first_key(name)
+                    if taken > LARGEST_SAMPLE:
+                        yield name, f"with it the sample is larger than {LARGEST_SAMPLE >> 30} GB"
+                        name = ""
+                        continue
                     data = shard.extractfile(member).read()  # pyright: ignore[reportOptionalMemberAccess]
                     if len(data) < member.size:
                         raise tarfile.ReadError("unexpected end of data")
@@ -124,7 +136,9 @@ def _members(path: str) -> Iterator[tuple[str, bytes | None]]:
             shard.fileobj.seek(shard.offset)  # pyright: ignore[reportOptionalMemberAccess]
             if shard.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):  # pyright: ignore[reportOptionalMemberAccess]
                 raise tarfile.ReadError("damaged header")
-    except (tarfile.TarError, EOFError):
+    except (*DAMAGED, OSError) as error:
+        if not is_damage(error):
+            raise
         yield name, None
 
 

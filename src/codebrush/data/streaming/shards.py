@@ -2,14 +2,10 @@
 
 import errno
 import glob
-import gzip
 import hashlib
 import json
-import lzma
 import os
 import re
-import tarfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -25,6 +21,7 @@ from codebrush.data.decoding.picture_formats import EXTENSIONS
 from codebrush.data.sources.folder_files import files_in
 from codebrush.data.sources.shard_reader import PICTURES, first_key, is_hidden
 from codebrush.data.sources.tables import SPLIT_WORD
+from codebrush.data.sources.tar_files import DAMAGED, open_tar
 from codebrush.data.sources.unread import Unread
 from codebrush.errors import DataError
 from codebrush.files import UNUSABLE, from_home, write_errors, write_json
@@ -34,7 +31,6 @@ ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # shard-{00000..00099}.tar, as in the shell
 ASKED_AT_ONCE = 16  # requests for the sizes and footers of shards far away
 TRIES = 3  # to fetch a shard, or to count its rows, far away
-DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)  # what such content raises
 T = TypeVar("T")
 
 
@@ -288,7 +284,7 @@ def rows_in(shard: Shard) -> int:
 
 def _member_names(file: Any, remote: bool) -> Iterator[str]:
     """The names of the files in a tar; far away it is read through, since each jump would be a request."""
-    with tarfile.open(fileobj=file, mode="r|*" if remote else "r:*") as shard:
+    with open_tar(fileobj=file, mode="r|*" if remote else "r:*") as shard:
         while (member := shard.next()) is not None:
             shard.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # it keeps every member otherwise
             if member.isfile() and not is_hidden(member.name):

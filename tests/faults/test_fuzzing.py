@@ -1,0 +1,84 @@
+"""Inputs that nobody would write: each reader answers with a value or one of the package's own errors in one line.
+
+It does so within five seconds and without taking much memory. A few inputs of each reader here, some seconds of each in
+`make test-long`; `python tests/faults/fuzzing.py --minutes 25` is the long run.
+"""
+
+import os
+import signal
+import time
+from typing import Any
+
+import fuzzing
+import pytest
+from fuzz_targets import TARGETS
+from fuzzing import Part, Target, fault, fuzz, read_all
+
+from codebrush.errors import DataError
+
+COUNTS = {"parser": 150, "picture": 400, "source": 4, "model": 4, "server": 10}  # by the kind of reader
+SEED = 0 if os.environ.get("CI") else int(time.time())  # on a shared runner all changes are tried with the same inputs
+
+
+def test_a_few_inputs_of_each_reader(processes: Any) -> None:
+    parts = [Part(name, COUNTS[target.kind], 120) for name, target in TARGETS.items()]
+    read, found = fuzz(processes, parts, SEED)
+    assert found == [], f"seed {SEED}"
+    assert read == {part.target: part.count for part in parts}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", TARGETS)
+def test_each_reader_for_some_seconds(processes: Any, name: str, record_property: Any) -> None:
+    read, found = fuzz(processes, [Part(name, 1 << 40, 6 * TARGETS[name].share)], SEED)
+    record_property("inputs", read[name])
+    print(f"{name}: {read[name]:,} inputs of seed {SEED}")
+    assert found == [], f"seed {SEED}"
+
+
+def broken(data: bytes) -> None:
+    """A reader with every fault."""
+    match data:
+        case b"raises":
+            raise KeyError("x")
+        case b"two lines":
+            raise DataError("one\ntwo")
+        case b"memory":
+            bytearray(500 * 1024**2)
+        case b"hangs":
+            while True:
+                pass
+        case b"crashes":
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_faults_are_seen() -> None:
+    assert fault(broken, b"nothing") is None
+    assert str(fault(broken, b"raises")).startswith("KeyError at no line of the package")
+    assert "not one line" in str(fault(broken, b"two lines"))
+
+
+def in_turn(parts: list[Part], seed: int, at: Any, finds: Any) -> None:
+    TARGETS["broken"] = Target("broken", "parser", lambda _: ([b""], broken))
+    fuzzing.LONGEST, fuzzing.input_of = 1.0, lambda *given: INPUTS[given[-1]]
+    read_all(parts, seed, at, finds)
+
+
+INPUTS = [b"nothing", b"hangs", b"memory", b"crashes", b"raises", b"nothing"]
+
+
+def test_what_ends_a_process_is_found_and_the_rest_goes_on(processes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzzing, "read_all", in_turn)
+    read, found = fuzz(processes, [Part("broken", 6, 60), Part("conditions", 1, 60)])
+    assert read == {"broken": 6, "conditions": 1}
+    reasons = ["over 5 s", "takes", "the process ended with -11", "KeyError"]
+    assert [find.number for find in found] == [1, 2, 3, 4]
+    for find, reason in zip(found, reasons, strict=True):
+        assert find.reason.startswith(reason)
+
+
+def test_an_input_follows_from_its_number() -> None:
+    target = Target("any", "parser", lambda _: ([], bytes), [b"word"])
+    made = [fuzzing.input_of(target, [b"one seed", b"and another"], 0, number) for number in range(300)]
+    assert made == [fuzzing.input_of(target, [b"one seed", b"and another"], 0, number) for number in range(300)]
+    assert len(set(made)) > 200

@@ -24,7 +24,11 @@ OUT ?= outputs/demo
 SERVE_ARGS ?= --open
 PYTEST_ARGS ?=
 
-.PHONY: help demo serve test test-long bench lint format types docs clean
+# What pip installed is compared with hashes.txt, by a Python that runs nothing of it; on CI another file is an error.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --report $(VENV)/report.json -c constraints.txt -e
+CHECK = $(BIN)/python -I -S scripts/check_hashes.py $(VENV)/report.json $(if $(CI),--strict)
+
+.PHONY: help demo serve test test-long bench lint format types audit docs clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -35,6 +39,7 @@ help:
 	@echo 'make test-long                   the campaigns that it leaves out'
 	@echo 'make bench                       speed beside other packages, in benchmarks/results.md'
 	@echo 'make lint | format | types       ruff check, ruff format, pyright'
+	@echo 'make audit                       known faults of the pinned packages, from PyPI'
 	@echo 'make docs                        the documentation as a site, in site/index.html'
 	@echo 'make clean                       remove .venv, caches and outputs'
 
@@ -65,6 +70,12 @@ format: $(DEV)
 types: $(DEV)
 	$(BIN)/pyright
 
+# Asks PyPI for what is known of the pinned versions. Needs the network; before each release.
+audit: $(DEV)
+	@$(BIN)/python -m venv $(VENV)/audit
+	@$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
 docs: $(DEV)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "Open site/index.html in your browser."
@@ -76,19 +87,22 @@ clean:
 $(DEMO): pyproject.toml constraints.txt
 	@$(call make_venv)
 	@echo "Installing Codebrush into $(VENV) (the first time takes a few minutes) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@$(INSTALL) .
+	@$(CHECK)
 	@touch $@
 
 $(STUDIO): pyproject.toml constraints.txt
 	@$(call make_venv)
 	@echo "Installing Codebrush and what its page needs into $(VENV) (the first time takes a few minutes) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[studio]"
+	@$(INSTALL) ".[studio]"
+	@$(CHECK)
 	@touch $(DEMO) $@
 
 $(DEV): pyproject.toml constraints.txt
 	@$(call make_venv)
 	@echo "Installing Codebrush and its development tools into $(VENV) (the first time takes a few minutes) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@$(INSTALL) ".[dev]"
+	@$(CHECK)
 	@touch $(DEMO) $(STUDIO) $@
 
 # A candidate is tried by running it: a name on the PATH may be a launcher of a version that is not installed.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
-THREATS = ("picture", "checkpoint", "pack", "catalogue entry", "web page", "API")
+THREATS = ("picture", "checkpoint", "pack", "catalogue entry", "web page", "install", "API")
 NAMED = re.compile(r"`(tests/[\w/]+\.py)::([\w:]+)`")
 
 

@@ -1,10 +1,25 @@
-"""The errors that a user can cause. Each message is one line that names the thing and the remedy."""
+"""The errors that a user can cause. Each message is one line that names the thing and the remedy, without secrets."""
+
+import re
+from typing import Any
+
+USER = re.compile(r"(?<=://)[^/\s?#@\"']*@")  # name:password in an address
+HIDDEN = "sig|signature|token|key|auth|secret|password|credential"  # how their names in addresses end
+SIGNED = re.compile(rf"([?&][\w.-]*(?:{HIDDEN})=)[^&#\s'\"]+", re.IGNORECASE)
+
+
+def without_secrets(text: str) -> str:
+    """`text` with *** for the names, passwords, keys and signatures in the addresses that it holds."""
+    return SIGNED.sub(r"\1***", USER.sub("***@", text)) if "://" in text else text
 
 
 class CodebrushError(Exception):
     """An error whose cause the user can see and correct; the command line prints it and exits with status 1."""
 
     exit_status = 1
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*(without_secrets(each) if isinstance(each, str) else each for each in arguments))
 
 
 class UsageError(CodebrushError):

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
+from codebrush.errors import without_secrets
+
 BETWEEN = ("torch", "contextlib")  # they wrap generators, and so stand between a user and this package
 T = TypeVar("T")
 Listener = Callable[[str, int | None], None]  # called with the text, and the number of the request that it is about
@@ -20,6 +22,7 @@ _NUMBER: ContextVar[int | None] = ContextVar("number", default=None)
 def warn(text: str) -> None:
     """Tell the listener of this thread; without one, a `UserWarning` at the line outside this package that called it,
     however deep in the package the reason is."""
+    text = without_secrets(text)
     listener = _LISTENER.get()
     if listener is not None:
         listener(text, _NUMBER.get())

@@ -1,5 +1,6 @@
 """Writes a pack: its members, tokenizers and pack.json, checked to fit together before anything is replaced."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from codebrush.errors import PackError
+from codebrush.errors import PackError, without_secrets
 from codebrush.files import replaced_folder, write_json
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.pack.members import MEMBERS, PAINTERS, usual_painter_of
@@ -110,7 +111,7 @@ def pack_info(
         "version": version,
         "licence": licence,
         "image_size": image_size,
-        "provenance": dict(provenance),
+        "provenance": json.loads(without_secrets(json.dumps(provenance))),
         "members": dict(members),
         **({} if painter is None else {"painter": painter}),
         **{field: dict(values) for field, values in more.items() if values},

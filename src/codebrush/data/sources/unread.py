@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from codebrush.errors import DataError
+from codebrush.errors import DataError, without_secrets
 from codebrush.warned import warn
 
 NOUNS = frozenset(("file", "folder", "link", "table", "picture", "pipe", "socket", "device", "member", "shard"))
@@ -39,7 +39,7 @@ class Unread:
             DataError: with `strict`.
         """
         self.stop_if_strict(item, reason)
-        self.named.append((item, reason))
+        self.named.append((without_secrets(item), without_secrets(reason)))
 
     def stop_if_strict(self, item: str, reason: str) -> None:
         """With `strict`, end the reading at an item that cannot be read. Called by itself for pictures that cannot be

@@ -23,7 +23,7 @@ from codebrush.data.sources.shard_reader import PICTURES, first_key, is_hidden
 from codebrush.data.sources.tables import SPLIT_WORD
 from codebrush.data.sources.tar_files import DAMAGED, open_tar
 from codebrush.data.sources.unread import Unread
-from codebrush.errors import DataError
+from codebrush.errors import DataError, without_secrets
 from codebrush.files import UNUSABLE, from_home, write_errors, write_json
 
 KINDS = (".tar", ".parquet")
@@ -221,7 +221,7 @@ def count_rows(shards: Sequence[Shard], cache: Path, key: str, count: Callable[[
         except FetchError:
             raise
         except DataError as error:
-            rows[number] = str(error).removeprefix(f"{shards[number].address}: ")
+            rows[number] = str(error).removeprefix(f"{without_secrets(shards[number].address)}: ")
 
     rows = _kept_rows(path, len(shards))
     if "" not in rows:

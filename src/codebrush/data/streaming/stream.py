@@ -29,7 +29,7 @@ from codebrush.data.streaming.shards import (
     rows_in,
     tried,
 )
-from codebrush.errors import DataError, ImageError
+from codebrush.errors import DataError, ImageError, without_secrets
 from codebrush.warned import warn
 
 MOST_KEPT = 10_000  # names of what cannot be read; beyond, they are only counted
@@ -237,7 +237,7 @@ class Stream:
             with self._lock:
                 if number not in self._told:
                     self._told.add(number)
-                    self._name(shard.address, str(error).removeprefix(f"{shard.address}: "))
+                    self._name(shard.address, str(error).removeprefix(f"{without_secrets(shard.address)}: "))
             return None
         with self._lock:
             if number not in self._told:

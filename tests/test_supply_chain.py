@@ -1,0 +1,144 @@
+"""What is installed is what was published, and nothing in the package runs what others wrote."""
+
+import ast
+import hashlib
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "scripts/check_hashes.py"
+CPU_BUILD = ("torch", "+cpu")
+
+
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("check_hashes", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_each_constraint_has_its_hashes_and_nothing_else_has() -> None:
+    check = script()
+    pinned = re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    known = check.read_list(check.LIST)
+    assert len(pinned) > 150
+    others = {(name, version) for name, version in known if (name, version[-4:]) != CPU_BUILD}
+    assert others == {(check.canonical(name), version) for name, version in pinned}
+
+
+def test_the_workflow_checks_what_it_installs() -> None:
+    rules = (ROOT / "Makefile").read_text()
+    installs = re.findall(r"-m pip install.*", rules)
+    assert len(installs) == 2  # the third party's auditor stands alone
+    assert rules.count("$(INSTALL)") == rules.count("$(CHECK)") == 3
+    assert "--report $(VENV)/report.json" in installs[0]
+    assert "$(if $(CI),--strict)" in rules
+    assert "export CI=true" in (ROOT / ".ci/run").read_text()
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the script on a report that names files with these hashes."""
+
+    def run(*entries: tuple[str, str, dict[str, Any]], strict: bool = True) -> subprocess.CompletedProcess[str]:
+        install = [
+            {"metadata": {"name": name, "version": version}, "download_info": {"url": "https://host/a.whl", **info}}
+            for name, version, info in entries
+        ]
+        (tmp_path / "report.json").write_text(json.dumps({"install": install}))
+        call = [sys.executable, "-I", "-S", SCRIPT, tmp_path / "report.json", *(["--strict"] if strict else [])]
+        return subprocess.run([str(each) for each in call], capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+def published(name: str) -> tuple[str, str]:
+    """The version of a package in hashes.txt, and one of its hashes."""
+    check = script()
+    return next((key[1], min(hashes)) for key, hashes in check.read_list(check.LIST).items() if key[0] == name)
+
+
+def stated(digest: str) -> dict[str, Any]:
+    return {"archive_info": {"hashes": {"sha256": digest}}}
+
+
+def test_files_as_published_pass_and_another_is_named(report: Callable[..., Any], tmp_path: Path) -> None:
+    version, digest = published("jinja2")
+    ours = ("codebrush", "0", {"dir_info": {"editable": True}})
+    done = report(("Jinja2", version, stated(digest)), ours)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1 files are as published\n", "")
+    done = report(("jinja2", version, stated("0" * 64)), ours, ("unknown-package", "1.0", stated(digest)))
+    assert done.returncode == 1
+    assert done.stdout == "0 files are as published; without a hash: unknown-package 1.0\n"
+    assert done.stderr.startswith(f"not a file that was published when hashes.txt was made: jinja2 {version}")
+    assert report(("jinja2", version, stated("0" * 64)), strict=False).returncode == 0
+
+
+def test_a_file_of_this_machine_is_hashed(report: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "a b.whl").write_bytes(b"changed")
+    version, _ = published("jinja2")
+    place = {"url": (tmp_path / "a b.whl").as_uri(), "archive_info": {}}
+    assert report(("jinja2", version, place)).returncode == 1
+    assert script().hash_of({"download_info": place}) == hashlib.sha256(b"changed").hexdigest()
+
+
+# What runs or builds what others wrote: names that are called, and attributes of modules.
+NEVER = {"eval", "exec", "compile", "__import__", "execfile"}
+NEVER_OF = {
+    "yaml": {"load", "load_all", "full_load", "unsafe_load"}, "marshal": {"load", "loads"}, "os": {"system", "popen"},
+    "pickle": {"load", "loads", "dump", "dumps"}, "shelve": {"open"}, "jit": {"load"}, "joblib": {"load"},
+    "dill": {"load", "loads"}, "subprocess": {"getoutput", "getstatusoutput"},
+}  # fmt: skip
+
+
+def calls(source: str) -> Iterator[str]:
+    """What of a source may run what others wrote, with its line."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        options = {option.arg: option.value for option in node.keywords}
+        if isinstance(node.func, ast.Name) and node.func.id in NEVER:
+            yield f"{node.lineno}: {node.func.id}"
+        elif isinstance(node.func, ast.Attribute):
+            owner, name = ast.unparse(node.func.value).rpartition(".")[2], node.func.attr
+            safely = options.get("weights_only")
+            if name in NEVER_OF.get(owner, ()):
+                yield f"{node.lineno}: {owner}.{name}"
+            if (owner, name) == ("torch", "load") and not (isinstance(safely, ast.Constant) and safely.value is True):
+                yield f"{node.lineno}: torch.load without weights_only"
+            if (owner, name) in (("np", "load"), ("numpy", "load")) and "allow_pickle" in options:
+                yield f"{node.lineno}: pickles in arrays"
+        if any(option.arg == "shell" for option in node.keywords):
+            yield f"{node.lineno}: through a shell"
+
+
+def test_nothing_in_the_package_runs_what_others_wrote() -> None:
+    files = sorted((ROOT / "src").rglob("*.py"))
+    assert len(files) > 300
+    found = {str(path.relative_to(ROOT)): list(calls(path.read_text(encoding="utf-8"))) for path in files}
+    assert {path: lines for path, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "eval('1')", "yaml.load(x)", "pickle.loads(x)", "torch.load(path)", "torch.load(p, weights_only=off)",
+        "torch.jit.load(p)", "np.load(p, allow_pickle=True)", "subprocess.run(x, shell=True)", "os.system(x)",
+    ],
+)  # fmt: skip
+def test_what_would_run_it_is_seen(source: str) -> None:
+    assert list(calls(source))
+
+
+def test_what_is_safe_is_allowed() -> None:
+    assert list(calls("model.eval()\nre.compile(x)\ntorch.load(p, weights_only=True)\nyaml.safe_load(x)")) == []

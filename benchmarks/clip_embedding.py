@@ -1,4 +1,4 @@
-"""Pictures and texts a second through CLIP ViT-B/32, ours in bfloat16 and float32 beside transformers' in both.
+"""Pictures and texts a second through CLIP ViT-B/32, ours in bfloat16, float32 and int8 beside transformers'.
 
     pip install transformers
     python benchmarks/clip_embedding.py [--rounds 5] [--threads 2] [--pictures 32] [--texts 64]
@@ -12,6 +12,7 @@ import argparse
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch
 from alternation import alternated, flops_of
@@ -30,10 +31,12 @@ def peer(dtype: torch.dtype) -> tuple[Callable[[Tensor], object], Callable[[Tens
     )
 
 
-def ours(precision: str) -> tuple[Callable[[Tensor], object], Callable[[Tensor], object]]:
+def ours(
+    precision: Literal["auto", "float32", "int8"],
+) -> tuple[Callable[[Tensor], object], Callable[[Tensor], object]]:
     """How this package embeds pictures and texts."""
     clip = clip_vit_b32().eval().requires_grad_(False)
-    clip.precision = "float32" if precision == "float32" else "auto"
+    clip.precision = precision
     return clip.encode_image, clip.encode_text
 
 
@@ -49,6 +52,7 @@ def main() -> None:
         "transformers bf16": peer(torch.bfloat16),
         "codebrush float32": ours("float32"),
         "codebrush": ours("auto"),
+        "codebrush int8": ours("int8"),
     }
     images, tokens = torch.rand(given.pictures, 3, SIDE, SIDE), short_captions(given.texts)
     speed = "fast" if has_bf16(images.device) else "slow"

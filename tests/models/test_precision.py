@@ -1,5 +1,7 @@
 """Large networks compute in bfloat16 without gradients, where that is faster, and stay near float32."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from codebrush.models import precision
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.encoders.text_transformer import TextTransformerConfig
 from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
+from codebrush.models.layers.packed_linear import PackedLinear, can_pack
 from codebrush.models.precision import fast_inference, has_bf16
 
 fast = pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="bfloat16 is not faster on this processor")
@@ -59,5 +62,50 @@ def test_small_networks_and_gradients_stay_in_float32(clip: CLIP, monkeypatch: p
 
 @pytest.mark.usefixtures("large")
 def test_a_context_around_it_stays_as_it_is(clip: CLIP) -> None:
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), fast_inference(clip, "float32"):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), fast_inference(clip, "float32", 1) as network:
         assert torch.is_autocast_enabled("cpu")
+        assert network is clip
+
+
+@fast
+@pytest.mark.usefixtures("large")
+def test_a_packed_copy_gives_the_same_bits_and_follows_the_weights(clip: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = copy.deepcopy(clip)
+    plain = embeddings(own)
+    monkeypatch.setattr(precision, "MANY", 3)
+
+    def packed_layers() -> int:
+        with torch.no_grad(), fast_inference(own.image_encoder, "auto", 3) as network:
+            return sum(isinstance(part, PackedLinear) for part in network.modules())
+
+    assert packed_layers() == 0  # at the first batch
+    assert packed_layers() > 20
+    for found, wanted in zip(embeddings(own), plain, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    with torch.no_grad():
+        for weight in own.image_encoder.parameters():
+            weight.mul_(1.5)
+    assert packed_layers() == 0
+    changed = embeddings(own)[0]
+    assert F.cosine_similarity(changed, plain[0]).max() < LEAST_COSINE
+    assert packed_layers() > 20
+    torch.testing.assert_close(embeddings(own)[0], changed, rtol=0, atol=1e-6)
+
+
+@fast
+@pytest.mark.usefixtures("large")
+def test_weights_that_are_trained_are_not_packed(clip: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "MANY", 1)
+    own = copy.deepcopy(clip).requires_grad_()
+    for _ in range(3):
+        with torch.no_grad(), fast_inference(own.image_encoder, "auto", 3) as network:
+            assert network is own.image_encoder
+
+
+@pytest.mark.skipif(not can_pack(), reason="this build of PyTorch has no such products")
+def test_eight_bits_stay_near_float32(clip: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = embeddings(clip)
+    monkeypatch.setattr(clip, "precision", "int8")
+    for found, wanted in zip(embeddings(clip), plain, strict=True):
+        assert not torch.equal(found, wanted)
+        assert F.cosine_similarity(found, wanted).min() > 0.998

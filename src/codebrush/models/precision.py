@@ -1,12 +1,18 @@
-"""Which device to use, and whether it multiplies faster in bfloat16."""
+"""Which device to use, and in what precision it multiplies fastest."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from codebrush.errors import UsageError
+from codebrush.models.layers.packed_linear import can_pack, with_packed_linears
 
+N = TypeVar("N", bound=nn.Module)
+MANY = 16  # rows of a batch from which packed weights in bfloat16 gain more than the packing costs, at the second one
 LARGE = 20_000_000  # weights of linear layers and convolutions from which a network gains by bfloat16
 
 
@@ -24,21 +30,52 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
 
 
-def fast_inference(network: nn.Module, precision: str) -> AbstractContextManager[object]:
-    """A context for a forward pass of `network` without gradients: with "auto", one of more than LARGE weights computes
-    its matrix products in bfloat16 where that is faster; with "float32", or where gradients are asked for, nothing is
-    changed.
+@contextmanager
+def fast_inference(network: N, precision: str, rows: int) -> Iterator[N]:
+    """The network to call for a forward pass of `rows` rows without gradients, in a context for it.
 
-    Measured for CLIP ViT-B/32, random weights: twice as fast, and the cosine to the float32 embedding is 0.99999 for
-    pictures and 0.99996 for texts.
+    With "auto", a network of more than LARGE weights multiplies in bfloat16 where that is faster; from
+    its second batch of MANY rows on, a frozen one does so with a packed copy of its weights, at the same bits. "int8"
+    rounds weights and inputs of linear layers to 8 bits on an x86 processor. With "float32", or where gradients are
+    asked for, nothing is changed.
+
+    Measured for CLIP ViT-B/32, random weights: bfloat16 is twice as fast as float32, its packed copy 1.08 times and
+    "int8" 1.2 (pictures) to 1.4 times (texts) as fast as that without a copy; the least cosines to the float32
+    embeddings are 0.99999 for pictures and 0.99995 for texts, with "int8" 0.9999 and 0.9993.
     """
     if precision == "float32" or torch.is_grad_enabled():
-        return nullcontext()
-    products = (part for part in network.modules() if isinstance(part, nn.Linear | nn.Conv2d))
-    weights = [part.weight for part in products]
-    if sum(weight.numel() for weight in weights) <= LARGE:
-        return nullcontext()
-    return autocast("auto", weights[0].device) if has_bf16(weights[0].device) else nullcontext()
+        yield network
+        return
+    weights = [part.weight for part in network.modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+    if precision == "int8" and weights[0].device.type == "cpu" and can_pack():
+        yield _packed(network, "int8")
+    elif sum(weight.numel() for weight in weights) <= LARGE or not has_bf16(weights[0].device):
+        yield network
+    else:
+        frozen = not any(weight.requires_grad for weight in weights)
+        packs = rows >= MANY and frozen and weights[0].device.type == "cpu"
+        with autocast("auto", weights[0].device):
+            yield _packed(network, "bf16") if packs else network
+
+
+_copies: WeakKeyDictionary[nn.Module, dict[str, tuple[tuple[int, ...], nn.Module | None]]] = WeakKeyDictionary()
+
+
+def _packed(network: N, kind: str) -> N:
+    """A copy of `network` with packed linear layers, kept until the network goes or its weights change. In bfloat16 the
+    first batch is given the network itself, as the packing takes as long as it saves in some two."""
+    state = tuple(version for weight in network.parameters() for version in _version(weight))
+    kept = _copies.setdefault(network, {})
+    found, copy = kept.get(kind, (None, None))
+    if found != state or copy is None:
+        copy = with_packed_linears(network, kind) if kind == "int8" or found == state else None
+        kept[kind] = (state, copy)
+    return network if copy is None else copy  # pyright: ignore[reportReturnType]
+
+
+def _version(weight: torch.Tensor) -> tuple[int, int]:
+    """What changes with the values of a tensor."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
 def usable_device(device: str | torch.device | None) -> torch.device:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from codebrush.models.layers.packed_linear import LEAST, PackedLinear, can_pack, with_packed_linears
+from codebrush.models.precision import has_bf16
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this build of PyTorch has no such products")
 BOUNDS = {"float16": 5e-4, "int8": 2e-2}  # of the size of the result
@@ -58,3 +59,14 @@ def test_a_network_keeps_its_own_layers_and_shares_the_rest(kind: str) -> None:
     assert type(network[1]) is nn.Linear
     x = torch.randn(2, 256)
     assert (packed(x) - network(x)).norm() < 2 * BOUNDS[kind] * network(x).norm()
+
+
+@pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="bfloat16 is not faster on this processor")
+@pytest.mark.parametrize("bias", [True, False])
+def test_in_bfloat16_it_is_what_autocast_computes(bias: bool) -> None:
+    plain, x = layer(bias=bias), torch.randn(2, 40, 256)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = plain(x)
+    found = PackedLinear(plain, "bf16")(x)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, wanted)

@@ -66,7 +66,12 @@ class MLP(nn.Module):
             gate, x = x.chunk(2, dim=-1)  # each (..., hidden)
             x = F.silu(gate) * x
         elif self.activation == "quick_gelu":
-            x = F.silu(1.702 * x) / 1.702  # x sigmoid(1.702 x): SiLU's backward is one pass and keeps one tensor
+            # x sigmoid(1.702 x): SiLU's backward is one pass and keeps one tensor
+            x = (
+                F.silu(1.702 * x) / 1.702
+                if torch.is_grad_enabled()
+                else F.silu(x.mul_(1.702), inplace=True).div_(1.702)
+            )
         else:
             x = F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
         return self.down(x)

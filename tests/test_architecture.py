@@ -41,7 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor": _SOURCES | {"pipeline"},
     "hub": {"conversion", "pack"},
     "serving": _SOURCES | _TASKS | {"pipeline"},
-    "cli": _SOURCES | _TASKS | {"doctor", "hub", "methods", "pipeline", "previews", "serving"},
+    "distributed": _SOURCES | _TASKS | {"pipeline"},
+    "cli": _SOURCES | _TASKS | {"distributed", "doctor", "hub", "methods", "pipeline", "previews", "serving"},
     "__main__": {"cli"},
     "__init__": {"pipeline", "conversion"},
 }
@@ -59,7 +60,7 @@ EXCEPTIONS = {
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
-MODULE_OF = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
+MODULE_OF = {"pillow": "PIL", "pylance": "lance", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 BY_STRING = re.compile(r"codebrush(\.\w+)+")  # in a table for import_module: of stages, commands, public names
 
 

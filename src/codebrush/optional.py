@@ -24,6 +24,7 @@ PACKAGES = {
     "starlette": ("Starlette", "serve"),
     "diffusers": ("diffusers", "diffusers"),
     "ray": ("Ray", "cluster"),
+    "lance": ("pylance", "cluster"),
 }
 
 # an extra of pyproject.toml -> what there is with it, in the words of `codebrush doctor`
@@ -36,7 +37,7 @@ GIVES = {
     "video": "videos as mp4; gif and webp need nothing",
     "photos": "HEIC photographs of phones and camera RAW files",
     "diffusers": "flows of packs in diffusers' pipelines, and a CLIP as a guide of theirs",
-    "cluster": "Ray, for collections larger than one machine; no command uses it yet",
+    "cluster": "index, curate and embed with --engine ray, for collections larger than one machine",
 }
 
 

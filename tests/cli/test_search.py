@@ -12,9 +12,9 @@ from PIL import Image
 
 from codebrush.cli.main import run
 from codebrush.data.synthetic.shapes import scene
-from codebrush.search.database import TABLE_FOLDER
 from codebrush.search.native_stderr import DEBUG_VARIABLE
 from codebrush.search.nearness import Nearness
+from codebrush.search.places import TABLE_FOLDER
 from packs import write_micro_pack
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from search_helpers import database_of, unit
 
 from codebrush.search.bank import bank_of
+from search_helpers import database_of, unit
 
 
 def test_the_nearest_come_with_their_embeddings(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from search_helpers import EMBEDDER, database_of, unit
 
 from codebrush.errors import CodebrushError, DataError, PackError
-from codebrush.search.database import LOCK, TABLE_FOLDER, Embedder, create_database, open_database
+from codebrush.search.database import Embedder, create_database, open_database
+from codebrush.search.places import LOCK, TABLE_FOLDER
 from codebrush.search.queries import search
+from search_helpers import EMBEDDER, database_of, unit
 
 
 @pytest.fixture(scope="module")

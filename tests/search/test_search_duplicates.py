@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
-from search_helpers import unit
 from torch import Tensor
 
 from codebrush.data.sources.unread import Unread
@@ -20,6 +19,7 @@ from codebrush.pack.pack import open_clip
 from codebrush.search import duplicates
 from codebrush.search.duplicates import compare, find_duplicates, near_pairs
 from codebrush.search.pictures import Candidate, Source, open_pictures
+from search_helpers import unit
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from search_helpers import EMBEDDER
 
 from codebrush import Codebrush
 from codebrush.cli.main import run
@@ -16,6 +15,7 @@ from codebrush.errors import UsageError
 from codebrush.search.database import create_database, open_database
 from codebrush.search.indexing import index_pictures
 from codebrush.search.pictures import open_pictures
+from search_helpers import EMBEDDER
 
 
 @pytest.fixture(scope="module")

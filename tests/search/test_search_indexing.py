@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from search_helpers import EMBEDDER, write_scenes
 from torch import Tensor
 
 from codebrush.errors import DataError
@@ -19,8 +18,10 @@ from codebrush.models.clip import CLIP
 from codebrush.pack.pack import open_clip
 from codebrush.pipeline import Codebrush
 from codebrush.search.database import Database, create_database
-from codebrush.search.indexing import IndexReport, index_pictures
+from codebrush.search.index_report import IndexReport
+from codebrush.search.indexing import index_pictures
 from codebrush.search.pictures import open_pictures
+from search_helpers import EMBEDDER, write_scenes
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from search_helpers import database_of, unit
 
 from codebrush.errors import UsageError
 from codebrush.search import nearness as module
-from codebrush.search.database import OTHER_TEXTS_FILE, Database
+from codebrush.search.database import Database
 from codebrush.search.nearness import Nearness, nearness
+from codebrush.search.places import OTHER_TEXTS_FILE
 from codebrush.search.queries import search
 from codebrush.text.other_things import OTHER_TEXTS
 from packs import micro_clip, micro_tokenizer
+from search_helpers import database_of, unit
 
 WIDTH = 32
 RANDOM = np.random.default_rng(0)

@@ -6,7 +6,6 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import torch
-from search_helpers import write_scenes
 
 from codebrush.pack.pack import open_clip
 from codebrush.search import indexing
@@ -14,6 +13,7 @@ from codebrush.search.database import Embedder, create_database, open_database
 from codebrush.search.indexing import index_pictures
 from codebrush.search.pictures import open_pictures
 from codebrush.search.queries import search
+from search_helpers import write_scenes
 
 EMBEDDER = Embedder("micro", "a" * 64)
 

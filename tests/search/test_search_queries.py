@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from search_helpers import database_of, unit
 
 from codebrush.errors import UsageError
 from codebrush.search.database import Database
 from codebrush.search.queries import combine, search
+from search_helpers import database_of, unit
 
 CAPTIONS = ["a red flower", "two red flowers", "the blue dog", "", "a red dog", "the the the"]
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from search_helpers import EMBEDDER, database_of, unit
 
 from codebrush.search.database import ANN_ROWS, open_database
 from codebrush.search.queries import search
+from search_helpers import EMBEDDER, database_of, unit
 
 WIDTH = 64
 QUERIES = 20

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from lancedb.index import FTS
 from PIL import Image
-from search_helpers import EMBEDDER, database_of, unit, write_scenes
 
 from codebrush.errors import DataError, UsageError
 from codebrush.search.conditions import with_columns
@@ -21,6 +20,7 @@ from codebrush.search.messages import plain_reason
 from codebrush.search.pictures import open_pictures
 from codebrush.search.queries import combine, search
 from packs import micro_clip
+from search_helpers import EMBEDDER, database_of, unit, write_scenes
 
 CAPTIONS = [
     "一只红苹果放在桌上",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from codebrush.cli.flags.cluster import AddressOption, EngineName, EngineOption, WorkersOption, cluster_of
 from codebrush.cli.flags.common import JsonOption, given_flags, refuse
 from codebrush.cli.flags.sources import (
     CaptionOption,
@@ -78,6 +79,9 @@ def curate(
     kind: Annotated[Kind, typer.Option("--format", help="Write WebDataset shards (tar) or Parquet files.")] = Kind.TAR,
     shard_rows: Annotated[int, typer.Option(min=1, help="Rows in each shard.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Random seed of --cap and of the examples in the report.")] = 0,
+    engine: EngineOption = EngineName.LOCAL,
+    address: AddressOption = None,
+    workers: WorkersOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Filter captioned pictures for training.
@@ -89,17 +93,18 @@ def curate(
     start = time.perf_counter()
     if min_score is None and keep_top is None:
         refuse(given_flags(context), ("pack",), "is for scores: add --min-score or --keep-top")
+    cluster = cluster_of(context)
     options = _options(context.params)
-
     from codebrush.data.curation.curate import curate as write
     from codebrush.data.sources.captioned_images import open_source
+    from codebrush.distributed.measuring import measure_on
 
     named: dict[str, Any] = {"split": split, "where": where or (), "captions": caption or ()}
     named |= {"image_column": image_column, "group": group, "limit": limit, "exclude": exclude or (), "strict": strict}
     rows = open_source(source, **named, require_captions=False)
-    scorer = _scorer(pack) if options.needs_scores else None
-    with progress_bar("curating") as progress:
-        report = write(rows, out, options, scorer, progress)
+    scorer = _scorer(pack, engine) if options.needs_scores else None
+    with cluster as joined, progress_bar("curating") as progress:
+        report = write(rows, out, options, scorer, progress, None if joined is None else measure_on(joined))
     report |= {"unread": rows.unread.report, "phases": report["seconds"]}
     report["seconds"] = round(time.perf_counter() - start, 3)
     _warn_of_empty(report["splits"])
@@ -143,13 +148,14 @@ def _read_shares(text: str) -> tuple[float, float, float]:
     return train, val, test
 
 
-def _scorer(pack: str) -> "ClipScorer":
+def _scorer(pack: str, engine: EngineName) -> "ClipScorer":
     from codebrush.data.curation.clip_scorer import ClipScorer
     from codebrush.models.precision import usable_device
     from codebrush.pack.pack import open_clip
 
     clip, tokenizer = open_clip(pack)
-    return ClipScorer(clip.to(usable_device(None)), tokenizer)
+    device = "cpu" if engine is EngineName.RAY else usable_device(None)  # each worker moves its own
+    return ClipScorer(clip.to(device), tokenizer)
 
 
 def _warn_of_empty(splits: dict[str, int]) -> None:

@@ -4,14 +4,15 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from codebrush.cli.flags.cluster import AddressOption, EngineName, EngineOption, WorkersOption, cluster_of
 from codebrush.cli.flags.common import FitOption, JsonOption, PackOption, given_flags, refuse
 from codebrush.cli.flags.sources import (
     CaptionOption,
+    DbOption,
     ExcludeOption,
     ImageColumnOption,
     MaxPixelsOption,
@@ -21,13 +22,14 @@ from codebrush.cli.flags.sources import (
 from codebrush.cli.output.printing import print_json, print_skipped, progress_bar
 
 if TYPE_CHECKING:
-    from codebrush.search.indexing import IndexReport
+    from codebrush.search.index_report import IndexReport
+    from codebrush.search.pictures import Source
 
 
 def index(
     context: typer.Context,
     paths: PathsArgument,
-    db: Annotated[Path, typer.Option(help="Folder of the database; created if it does not exist.")],
+    db: DbOption,
     caption: CaptionOption = None,
     image_column: ImageColumnOption = None,
     exclude: ExcludeOption = None,
@@ -38,6 +40,9 @@ def index(
         typer.Option("--remove", help="Remove the pictures of these paths from the database; they need not exist."),
     ] = False,
     fit: FitOption = None,
+    engine: EngineOption = EngineName.LOCAL,
+    address: AddressOption = None,
+    workers: WorkersOption = None,
     pack: PackOption = "emoji",
     json_output: JsonOption = False,
 ) -> None:
@@ -47,16 +52,19 @@ def index(
     changed ones and removes those that are gone. Pictures that cannot be read are reported and skipped.
     """
     start = time.perf_counter()
-    from codebrush.search.database import WORDS_UPDATED, Embedder, check_installed, create_database, open_database
+    from codebrush.search.database import WORDS_UPDATED, Embedder, create_database, open_database
+    from codebrush.search.places import check_installed
 
     check_installed()  # before a pack is loaded
+    cluster = cluster_of(context)
     if remove:
-        unused = ("caption", "image_column", "exclude", "strict", "fit")
+        unused = ("caption", "image_column", "exclude", "strict", "fit", "engine")
         refuse(given_flags(context), unused, "cannot be used with --remove, which reads no pictures")
         from codebrush.search.removal import remove_sources
 
         report = remove_sources(open_database(db, quiet=True), list(dict.fromkeys(paths)))
         return _print_report(report, db, start, json_output)
+    from codebrush.distributed.indexing import ray_engine
     from codebrush.pack.pack import clip_hash
     from codebrush.pipeline import Codebrush
     from codebrush.search.indexing import check_read, index_pictures
@@ -67,11 +75,19 @@ def index(
     sources = open_all(list(dict.fromkeys(paths)), db, **named)
     rule = None if fit is None else fit.value
     embedder = Embedder(brush.pack.name, clip_hash(brush.pack.member("clip")), rule)
-    database = create_database(db, embedder, brush.clip.embed_dim, quiet=True)
-    if database.update_words():
-        print(f"codebrush: {WORDS_UPDATED}", file=sys.stderr)
-    with progress_bar("indexing") as progress:
-        report = index_pictures(database, sources, brush.clip, progress, rule)
+    with cluster as joined, progress_bar("indexing") as progress:
+        database = create_database(db, embedder, brush.clip.embed_dim, quiet=True)
+        if database.update_words():
+            print(f"codebrush: {WORDS_UPDATED}", file=sys.stderr)
+        shared = None if joined is None else ray_engine(joined)
+        report = index_pictures(database, sources, brush.clip, progress, rule, shared)
+    _print_notes(report, sources)
+    check_read(database, report)
+    _print_report(report, db, start, json_output, [each.unread.report for each in sources])
+
+
+def _print_notes(report: "IndexReport", sources: "Sequence[Source]") -> None:
+    """Say on stderr what was skipped, and how columns were read."""
     print_skipped(report.skipped)
     for source in sources:  # said once; __key__ and the like are no columns that a user has written
         new = [each for each in report.renamed if each["source"] == source.name and each["new"]]
@@ -82,12 +98,10 @@ def index(
             print(f"codebrush: {source.name}: {_captionless(source.captionless)}", file=sys.stderr)
     for each in report.unfit:
         print(f"codebrush: {_unfit(each)}", file=sys.stderr)
-    check_read(database, report)
-    _print_report(report, db, start, json_output, [each.unread.report for each in sources])
 
 
 def _print_report(
-    report: "IndexReport", db: Path, start: float, json_output: bool, unread: Sequence[dict[str, Any]] = ()
+    report: "IndexReport", db: str, start: float, json_output: bool, unread: Sequence[dict[str, Any]] = ()
 ) -> None:
     seconds = round(time.perf_counter() - start, 3)
     if json_output:

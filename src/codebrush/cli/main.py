@@ -46,6 +46,7 @@ COMMANDS = {  # name -> module, in the order of the help
     "blend": "codebrush.cli.blend",
     "packs": "codebrush.cli.packs",
     "convert": "codebrush.cli.convert",
+    "embed": "codebrush.cli.embed",
     "curate": "codebrush.cli.curate",
     "data": "codebrush.cli.data",
     "doctor": "codebrush.cli.doctor",

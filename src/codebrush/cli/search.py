@@ -16,7 +16,7 @@ from codebrush.errors import UsageError
 
 def search(
     context: typer.Context,
-    db: Annotated[Path, typer.Option(help="Folder of a database made by codebrush index.")],
+    db: Annotated[str, typer.Option(help="Folder or address of a database made by codebrush index.")],
     query: Annotated[
         str | None,
         typer.Argument(help='Text to search for, like "a red flower". Without it and --image, a prompt asks.'),
@@ -53,7 +53,7 @@ def search(
     """
     _check_query(context, query, image, without or (), mode)
     _check_sheet(sheet, image)
-    from codebrush.search.database import check_installed
+    from codebrush.search.places import check_installed
 
     check_installed()  # before a pack is loaded
     texts = _texts() if query is None and image is None else None

@@ -1,40 +1,33 @@
-"""A database of embedded pictures: a LanceDB table in a folder, with one error line for whatever is wrong with it.
+"""A database of embedded pictures: a LanceDB table in a folder or on object storage, with one error line for whatever
+is wrong with it.
 
-A writer holds the lock for one batch at a time, so that several processes can index at once. Readers need no lock,
-because a commit leaves the files that they read in place.
+In a folder a writer holds the lock for one batch at a time, so that several processes can index at once. Readers need
+no lock, because a commit leaves the files that they read in place.
 """
 
 import json
 import os
 import shlex
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from codebrush.errors import CodebrushError, DataError, PackError
-from codebrush.files import UNUSABLE, UNWRITABLE, cannot_write, write_json
-from codebrush.optional import require
-from codebrush.search.messages import plain_reason
+from codebrush.files import cannot_write
 from codebrush.search.native_stderr import hold_panics
+from codebrush.search.places import TABLE, Names, Place, check_installed, place_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from codebrush.data.picture_fitting import Fit
 
-TABLE = "pictures"
-TABLE_FOLDER = f"{TABLE}.lance"
-LOCK = ".codebrush.lock"
-COLUMNS_FILE = "columns.json"  # see `Database.source_names`
-OTHER_TEXTS_FILE = "other_texts.safetensors"  # see `nearness`; made anew if it is missing
 ABOUT = b"codebrush"  # key in the metadata of the table
 FORMAT = 1
+KEY = {"lance-schema:unenforced-primary-key": "true"}  # lets LanceDB notice that two writers add the same picture
 FRAME = "frame_read"  # number of the frame or page of the file, from 0; the table has the column once there is one
 WORDS_UPDATED = "the words of the captions were indexed anew, as text in Chinese, Japanese, Thai and others needs it"
 WORDS = "icu/split"  # finds words by ICU's dictionaries where no blanks stand between them (Chinese, Thai, ...)
@@ -62,9 +55,8 @@ class Database:
 
     is_new = False
 
-    def __init__(self, path: Path, table: Any, embedder: Embedder, quiet: bool = False) -> None:
-        self.path, self.table, self.embedder, self.quiet = path, table, embedder, quiet
-        self._lock = FileLock(path / LOCK)
+    def __init__(self, place: Place, table: Any, embedder: Embedder, quiet: bool = False) -> None:
+        self.place, self.table, self.embedder, self.quiet = place, table, embedder, quiet
 
     @property
     def embed_dim(self) -> int:
@@ -95,22 +87,20 @@ class Database:
             if new:
                 self.table.add_columns(new)
 
-    def source_names(self) -> dict[str, list[str]]:
+    def source_names(self) -> Names:
         """The columns that have another name in their sources: that name -> those of the columns."""
-        with suppress(*UNUSABLE, AttributeError):
-            stored = json.loads((self.path / COLUMNS_FILE).read_text(encoding="utf-8"))
-            return {name: [str(column) for column in columns] for name, columns in stored.items()}
-        return {}
+        with self.guarded():
+            return self.place.source_names()
 
     def add_source_names(self, names: Mapping[str, str]) -> dict[str, str]:
         """Remember columns by their names in a source; returns those that were not known."""
         with self.guarded(), self.locked():
-            known = self.source_names()
+            known = self.place.source_names()
             new = {name: column for name, column in names.items() if column not in known.get(name, ())}
             for name, column in new.items():
                 known.setdefault(name, []).append(column)
             if new:
-                write_json(self.path / COLUMNS_FILE, known)
+                self.place.store_source_names(known, new)
         return new
 
     def delete(self, paths: list[str]) -> int:
@@ -173,12 +163,7 @@ class Database:
         with self.guarded(), self.locked():
             if not self.is_new or self.table.count_rows():
                 return
-            shutil.rmtree(self.path / TABLE_FOLDER)
-        with suppress(OSError):
-            for name in (OTHER_TEXTS_FILE, COLUMNS_FILE):
-                (self.path / name).unlink(missing_ok=True)
-            (self.path / LOCK).unlink()
-            self.path.rmdir()
+            self.place.discard()
 
     @property
     def has_vector_index(self) -> bool:
@@ -187,19 +172,19 @@ class Database:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the write lock. The operating system releases the lock of a process that dies."""
-        with self._lock:
+        """Hold the write lock, if the place has one. The operating system releases that of a process that dies."""
+        with self.place.lock():
             yield
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
         """Turn whatever LanceDB raises into one line that names the database."""
-        with _guarded(self.path, self.quiet):
+        with _guarded(self.place, self.quiet):
             yield
 
 
-def open_database(path: str | Path, embedder: Embedder | None = None, quiet: bool = False) -> Database:
-    """Open the database in the folder `path`, and check that the CLIP of `embedder` made it, if given.
+def open_database(path: str | Path | Place, embedder: Embedder | None = None, quiet: bool = False) -> Database:
+    """Open the database in the folder, or at the address, `path`; if `embedder` is given, its CLIP must have made it.
 
     `quiet` holds back what crashing threads of LanceDB print to stderr (see `native_stderr`); it is for command lines.
 
@@ -207,26 +192,23 @@ def open_database(path: str | Path, embedder: Embedder | None = None, quiet: boo
         DataError: if there is no database, or it is damaged.
         PackError: if another CLIP made it.
     """
-    path = Path(path)
-    if not (path / TABLE_FOLDER).is_dir():
-        if path.exists() and not path.is_dir():
-            raise DataError(f"{path} is a file, not a database: name a folder that codebrush index has made")
-        raise DataError(
-            f"there is no database in {path}: make one with codebrush index PICTURES --db {shlex.quote(str(path))}"
-        )
-    with _guarded(path, quiet):
-        table = _connect(path).open_table(TABLE)
-        made_by = _read_embedder(path, table.schema)
+    place = place_of(path)
+    with _guarded(place, quiet):
+        if not place.has_table():
+            remedy = f"make one with codebrush index PICTURES --db {shlex.quote(str(place))}"
+            raise DataError(f"there is no database in {place}: {remedy}")
+        table = place.connect().open_table(TABLE)
+        made_by = _read_embedder(place, table.schema)
     if embedder is not None and made_by.clip != embedder.clip:
         raise PackError(
-            f"{path} was made with the CLIP of the pack '{made_by.pack}' ({made_by.clip[:8]}), which the pack "
+            f"{place} was made with the CLIP of the pack '{made_by.pack}' ({made_by.clip[:8]}), which the pack "
             f"'{embedder.pack}' ({embedder.clip[:8]}) cannot read: "
             f"use --pack {made_by.pack}, or index into another --db"
         )
-    return Database(path, table, made_by, quiet)
+    return Database(place, table, made_by, quiet)
 
 
-def create_database(path: str | Path, embedder: Embedder, embed_dim: int, quiet: bool = False) -> Database:
+def create_database(path: str | Path | Place, embedder: Embedder, embed_dim: int, quiet: bool = False) -> Database:
     """Like `open_database`, but make the database first if the folder does not exist or is empty.
 
     `embed_dim` is E, the width of the embeddings.
@@ -236,26 +218,20 @@ def create_database(path: str | Path, embedder: Embedder, embed_dim: int, quiet:
         PackError: if another CLIP made it.
         CodebrushError: if LanceDB is not installed, or the folder cannot be written.
     """
-    path = Path(path)
+    place = place_of(path)
     check_installed()  # before anything is written
     try:
-        if path.is_dir() and not (path / TABLE_FOLDER).is_dir() and any(each.name != LOCK for each in path.iterdir()):
-            raise DataError(f"{path} is not a database but holds other things: name a new folder for the database")
-        if path.exists() and not path.is_dir():
-            raise DataError(f"{path} is a file: name a folder for the database")
-        path.mkdir(parents=True, exist_ok=True)
-        with FileLock(path / LOCK):
-            is_new = not (path / TABLE_FOLDER).is_dir()
+        place.prepare()
+        with place.lock(), _guarded(place, quiet):
+            is_new = not place.has_table()
             if is_new:
-                with _guarded(path, quiet):
-                    _connect(path).create_table(TABLE, schema=_schema(embedder, embed_dim))
-            database = open_database(path, embedder, quiet)
+                place.connect().create_table(TABLE, schema=_schema(embedder, embed_dim), exist_ok=True)
+            database = open_database(place, embedder, quiet)
             database.is_new = is_new
-            with database.guarded():
-                _make_small_indices(database.table)
+            _make_small_indices(database.table)
             return database
     except OSError as error:
-        raise cannot_write(path, error.strerror or str(error)) from error
+        raise cannot_write(place, error.strerror or str(error)) from error
 
 
 def is_in(column: str, values: list[str]) -> str:
@@ -268,14 +244,18 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def metadata_of(embedder: Embedder) -> dict[str, str]:
+    """What a table says of the CLIP that made its embeddings."""
+    fit = {} if embedder.fit is None else {"fit": embedder.fit}
+    return {ABOUT.decode(): json.dumps({"format": FORMAT, "pack": embedder.pack, "clip": embedder.clip, **fit})}
+
+
 def _schema(embedder: Embedder, embed_dim: int) -> "pa.Schema":
     import pyarrow as pa
 
-    fit = {} if embedder.fit is None else {"fit": embedder.fit}
-    about = json.dumps({"format": FORMAT, "pack": embedder.pack, "clip": embedder.clip, **fit})
     return pa.schema(
         [
-            pa.field("path", pa.string(), nullable=False),
+            pa.field("path", pa.string(), nullable=False, metadata=KEY),
             pa.field("source", pa.string()),
             pa.field("caption", pa.string()),
             pa.field("embedding", pa.list_(pa.float32(), embed_dim)),
@@ -287,7 +267,7 @@ def _schema(embedder: Embedder, embed_dim: int) -> "pa.Schema":
             pa.field("text_hash", pa.string()),  # sha256 (hex) of the caption and the source's columns
             pa.field("thumbnail", pa.binary()),
         ],
-        metadata={ABOUT.decode(): about},
+        metadata=metadata_of(embedder),
     )
 
 
@@ -302,35 +282,19 @@ def _make_small_indices(table: Any) -> None:
         table.create_index("caption", config=FTS(base_tokenizer=WORDS, remove_stop_words=False))
 
 
-def check_installed() -> None:
-    """Raises CodebrushError if LanceDB is not installed."""
-    os.environ.setdefault("LANCEDB_LOG", "error")  # what matters is raised too
-    require("lancedb", "search needs")
-
-
-def _connect(path: Path) -> Any:
-    check_installed()
-    import lancedb
-
-    return lancedb.connect(path, read_consistency_interval=timedelta(0))
-
-
-def _read_embedder(path: Path, schema: "pa.Schema") -> Embedder:
+def _read_embedder(place: Place, schema: "pa.Schema") -> Embedder:
     about = json.loads((schema.metadata or {}).get(ABOUT, b"{}"))
     if about.get("format") != FORMAT:
-        raise DataError(f"{path} was made by another version of codebrush: index the pictures into a new folder")
+        raise DataError(f"{place} was made by another version of codebrush: index the pictures into a new folder")
     return Embedder(about["pack"], about["clip"], about.get("fit"))
 
 
 @contextmanager
-def _guarded(path: Path, quiet: bool) -> Iterator[None]:
+def _guarded(place: Place, quiet: bool) -> Iterator[None]:
     try:
         with hold_panics() if quiet else nullcontext():
             yield
     except CodebrushError:
         raise
     except Exception as error:  # of many types, mostly RuntimeError, with the cause as text
-        reason = plain_reason(error)
-        if getattr(error, "errno", None) in UNWRITABLE or any(os.strerror(code) in reason for code in UNWRITABLE):
-            raise cannot_write(path, reason) from error
-        raise DataError(f"{path} is damaged ({reason}): delete it, and index the pictures again") from error
+        raise place.fault(error) from error

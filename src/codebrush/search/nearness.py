@@ -20,7 +20,7 @@ from torch import Tensor
 from codebrush.data.text_embedding import embed_other_texts
 from codebrush.files import atomic_file
 from codebrush.models.clip import CLIP
-from codebrush.search.database import OTHER_TEXTS_FILE, Database
+from codebrush.search.database import Database
 from codebrush.search.queries import search
 from codebrush.text.other_things import LIST_HASH, NEAR, UNSURE
 from codebrush.text.tokenizer import Tokenizer
@@ -80,7 +80,7 @@ def _reached(database: Database, clip: CLIP, tokenizer: Tokenizer, temperature: 
     scale = clip.log_scale.exp().item() / temperature
     made_for = {"list": LIST_HASH, "clip": database.embedder.clip}
     about = made_for | {"version": str(database.table.version), "scale": f"{scale:.6g}"}
-    file = database.path / OTHER_TEXTS_FILE
+    file = database.place.cache_file()
     vectors = None
     with suppress(OSError, SafetensorError, KeyError), safe_open(file, "pt") as stored:
         known = stored.metadata() or {}

@@ -9,7 +9,7 @@ from typing import Any
 from codebrush.errors import CodebrushError, DataError
 from codebrush.files import from_home
 from codebrush.search.database import Database, open_database, quoted
-from codebrush.search.indexing import IndexReport
+from codebrush.search.index_report import IndexReport
 from codebrush.search.pictures import Source, open_pictures
 
 MOST_NAMED = 10  # sources that a message lists
@@ -24,7 +24,7 @@ def remove_sources(database: Database, places: Sequence[str]) -> IndexReport:
     conditions = {place: _of(place) for place in places}
     for place, condition in conditions.items():
         if not database.count(condition):
-            raise DataError(f"{database.path} holds no pictures of {place}; its sources are {_sources(database)}")
+            raise DataError(f"{database.place} holds no pictures of {place}; its sources are {_sources(database)}")
     report = IndexReport()
     for condition in conditions.values():
         for part in database.rows(["path"], condition):
@@ -33,7 +33,7 @@ def remove_sources(database: Database, places: Sequence[str]) -> IndexReport:
     return report
 
 
-def open_all(places: Sequence[str], db: Path, **options: Any) -> list[Source]:
+def open_all(places: Sequence[str], db: str | Path, **options: Any) -> list[Source]:
     """Open the sources to index into the database `db`, as `open_pictures` does with these options.
 
     Raises:
@@ -58,7 +58,7 @@ def _of(place: str) -> str:
     return f"source IN ({quoted(place)}, {quoted(path)}) OR path = {quoted(path)} OR starts_with(path, {below})"
 
 
-def _holds(db: Path, place: str) -> bool:
+def _holds(db: str | Path, place: str) -> bool:
     """Whether the place is a path that was indexed; nothing is removed because a hub does not answer."""
     try:
         return open_database(db, quiet=True).count(_of(os.path.abspath(from_home(place)))) > 0

@@ -56,3 +56,6 @@ MaxPixelsOption = Annotated[
     ),
 ]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")]
+DbOption = Annotated[
+    str, typer.Option(help="Folder of the database, or an address like s3://bucket/pictures; made if there is none.")
+]

@@ -20,6 +20,11 @@ class ClipScorer:
     def __init__(self, clip: CLIP, tokenizer: Tokenizer) -> None:
         self._clip, self._tokenizer = clip, tokenizer
 
+    def to(self, device: str | torch.device) -> "ClipScorer":
+        """The scorer on another device."""
+        self._clip = self._clip.to(device)
+        return self
+
     def thumbnail(self, image: Image.Image) -> Image.Image:
         """What the CLIP sees of an RGB picture, at its input size, small enough to wait in memory."""
         clip, mode = self._clip, self._clip.config.resize_mode

@@ -35,6 +35,7 @@ from codebrush.files import atomic_folder
 from codebrush.progress import Progress
 
 DETAILS = 4_096  # pictures whose details are kept for comparisons, 4 KiB each
+Measure = Callable[[CaptionedImages, CurationOptions, Scorer | None, Callable[[int], None]], Measures]
 REPLACED = ("image", "__key__", "txt", "json")  # columns whose names mean something else in a shard
 
 
@@ -44,12 +45,14 @@ def curate(
     options: CurationOptions,
     scorer: Scorer | None = None,
     progress: Progress | None = None,
+    engine: Measure | None = None,
 ) -> dict[str, Any]:
     """Write the rows of `source` that are worth keeping to the new folder `out` and return the report.
 
     `out` appears complete or not at all. It holds train-00000.tar and so on (or .parquet), report.json, report.md,
     sheets of examples (kept.png, dropped.png), and dropped.jsonl with each row that was dropped and the reason. Each
-    row counts twice in `progress`, because it is read twice.
+    row counts twice in `progress`, because it is read twice. `engine` measures the rows; None is
+    this process.
 
     Raises:
         UsageError: if the options ask for scores and there is no scorer.
@@ -61,7 +64,7 @@ def curate(
     start = time.perf_counter()
     progress = progress or (lambda done, total: None)
     with atomic_folder(out) as part:
-        measures = measure(source, options, scorer, lambda done: progress(done, 2 * len(source)))
+        measures = (engine or measure)(source, options, scorer, lambda done: progress(done, 2 * len(source)))
         measured = time.perf_counter()
         phrases = decide(source, measures, options)
         decided = time.perf_counter()

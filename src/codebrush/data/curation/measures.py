@@ -4,7 +4,7 @@ Only the numbers of `Measures` stay in memory, `BYTES_PER_ROW` for each row.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
@@ -87,6 +87,11 @@ class Measures:
         """How many rows of those that are kept are of one colour, so that they are not compared with others."""
         return int(np.count_nonzero(self.shows[self.kept] == NOTHING))
 
+    def put(self, start: int, part: "Measures") -> None:
+        """Take over what is known of the rows from `start` on."""
+        for name, values in vars(part).items():
+            getattr(self, name)[start : start + len(part)] = values
+
     def drop(self, rows: np.ndarray | int, reason: str) -> None:
         """Drop rows for one of `REASONS`."""
         self.reason[rows] = REASONS.index(reason)
@@ -108,27 +113,40 @@ def measure(
     `on_progress` is called with the number of rows done.
     """
     measures = Measures(len(source))
-    scoring = scorer if options.needs_scores else None
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(source), CHUNK):
-            rows = range(start, min(start + CHUNK, len(source)))
-            found = pool.map(lambda row: _measure_row(source, row, options, scoring), rows)
-            scored: list[tuple[int, Image.Image]] = []
-            for row, measured in zip(rows, found, strict=True):
-                if isinstance(measured, str):
-                    measures.drop(row, measured)
-                    continue
-                measures.quality[row] = measured.quality
-                measures.frame[row] = -1 if measured.frame is None else measured.frame
-                for name in ("pixels", "alpha", "shape", "copy", "shows"):
-                    getattr(measures, name)[row] = getattr(measured.marks, name)
-                if measured.thumbnail is not None:
-                    scored.append((row, measured.thumbnail))
-            if scoring is not None and scored:
-                captions = [good_captions(source, row, options.rules) for row, _ in scored]
-                numbers = [row for row, _ in scored]
-                measures.score[numbers] = scoring([small for _, small in scored], captions)
+        for rows in chunks(source):
+            measures.put(rows.start, measure_rows(source, rows, options, scorer, pool))
             on_progress(rows.stop)
+    return measures
+
+
+def chunks(source: CaptionedImages) -> Iterator[range]:
+    """The numbers of the rows that are measured at once."""
+    for start in range(0, len(source), CHUNK):
+        yield range(start, min(start + CHUNK, len(source)))
+
+
+def measure_rows(
+    source: CaptionedImages, rows: range, options: CurationOptions, scorer: Scorer | None, pool: ThreadPoolExecutor
+) -> Measures:
+    """What `measure` finds out about some of the rows."""
+    measures = Measures(len(rows))
+    scoring = scorer if options.needs_scores else None
+    found = pool.map(lambda row: _measure_row(source, row, options, scoring), rows)
+    scored: list[tuple[int, Image.Image]] = []
+    for number, measured in enumerate(found):
+        if isinstance(measured, str):
+            measures.drop(number, measured)
+            continue
+        measures.quality[number] = measured.quality
+        measures.frame[number] = -1 if measured.frame is None else measured.frame
+        for name in ("pixels", "alpha", "shape", "copy", "shows"):
+            getattr(measures, name)[number] = getattr(measured.marks, name)
+        if measured.thumbnail is not None:
+            scored.append((number, measured.thumbnail))
+    if scoring is not None and scored:
+        captions = [good_captions(source, rows[number], options.rules) for number, _ in scored]
+        measures.score[[number for number, _ in scored]] = scoring([small for _, small in scored], captions)
     return measures
 
 

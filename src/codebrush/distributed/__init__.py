@@ -1,0 +1,1 @@
+"""Embedding, indexing and curation by workers on Ray: the same work as in one process, and nothing of its own."""

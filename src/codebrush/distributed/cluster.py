@@ -1,0 +1,86 @@
+"""Joins a Ray cluster, or starts one on this machine that ends with the command."""
+
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from codebrush.errors import CodebrushError, UsageError
+from codebrush.optional import require
+
+ADDRESS_VARIABLE = "RAY_ADDRESS"
+# What a worker needs of the environment: keys and addresses of object storage, and limits for pictures.
+PASSED_ON = ("AWS_", "GOOGLE_", "AZURE_", "CODEBRUSH_")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """An open connection to a cluster. `workers` are to be started, each with a processor and this share of a GPU."""
+
+    workers: int
+    gpus: float
+
+
+@contextmanager
+def joined(address: str | None = None, workers: int | None = None) -> Iterator[Cluster]:
+    """The cluster at `address`, or that of RAY_ADDRESS, else a new one on this machine for the time of the block.
+
+    `workers` is how many share the work; None is one for each GPU of the cluster, or each processor without any.
+
+    Raises:
+        CodebrushError: if Ray is not installed, or the cluster cannot be joined or started.
+    """
+    if workers is not None and workers < 1:
+        raise UsageError("--workers must be 1 or more")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to Ray's makers
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray announces this change in a warning
+    require("ray", "--engine ray needs")
+    import logging
+
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    address = address or os.environ.get(ADDRESS_VARIABLE) or "local"
+    _check_that_it_answers(address)
+    try:
+        own = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
+        with warnings.catch_warnings():
+            # of the forks that become Ray's processes at once and use nothing of Lance
+            warnings.filterwarnings("ignore", message="lancedb fork support|lance is not fork-safe")
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (OSError, RuntimeError, ValueError) as error:
+        what = "start Ray here" if address == "local" else f"join the Ray cluster at {address}"
+        raise CodebrushError(f"cannot {what}: {_one_line(error)}") from error
+    try:
+        has = ray.cluster_resources()
+        gpus = int(has.get("GPU", 0))
+        count = workers or gpus or max(1, int(has.get("CPU", 1)))
+        yield Cluster(count, min(1.0, gpus / count))
+    finally:
+        ray.shutdown()
+
+
+def _check_that_it_answers(address: str) -> None:
+    """Raise CodebrushError if nothing listens at an address with a port, which Ray would wait minutes for."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise CodebrushError(
+            f"no Ray cluster answers at {address} ({reason}): start one with ray start --head, or leave out --address"
+        ) from error
+
+
+def passed_on() -> dict[str, str]:
+    """The variables of the environment that workers on other machines need too."""
+    return {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]

@@ -256,8 +256,8 @@ def _replay_guide(
 ) -> Result:
     with damage_reported():
         request, plan = GuidedRequest.from_json(dict(manifest)), MemoryPlan.from_json(read_plan(manifest))
+        steps = operator.index(manifest["steps"]) if request.options.keep == "best" else None
     index, threads = read_index_and_threads(manifest, request.n)
-    steps = operator.index(manifest["steps"]) if request.options.keep == "best" else None
     check_origin(manifest, loaded.pack, loaded.device)
     with damage_reported():
         request = sourced(request, sources)

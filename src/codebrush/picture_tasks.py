@@ -24,6 +24,7 @@ from codebrush.understanding.attribution import Method
 from codebrush.understanding.captioning import Answer, Caption, CaptionPipeline
 from codebrush.understanding.classification import ZeroShotClassifier, pack_temperature
 from codebrush.understanding.explaining import ExplainedPicture, LastPicture, explain_picture
+from codebrush.warned import formerly
 
 
 class PictureTasks(LoadedPack):
@@ -71,6 +72,7 @@ class PictureTasks(LoadedPack):
     @overload
     def score(self, images: Sequence[AnyPicture], text: str) -> list[float]: ...
 
+    @formerly(image="images")
     def score(self, images: AnyPicture | Sequence[AnyPicture], text: str) -> float | list[float]:
         """How well a picture fits a text, taken literally: the cosine of their embeddings, -1 to 1.
 
@@ -142,6 +144,7 @@ class PictureTasks(LoadedPack):
     @overload
     def ask(self, images: Sequence[AnyPicture], question: str, threshold: float | None = None) -> list[Answer]: ...
 
+    @formerly(image="images")
     def ask(
         self, images: AnyPicture | Sequence[AnyPicture], question: str, threshold: float | None = None
     ) -> Answer | list[Answer]:

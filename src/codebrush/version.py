@@ -1,3 +1,3 @@
-"""The version of this package."""
+"""The version of this package; between releases that of the next one with .dev0 (UPGRADING.md)."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"

@@ -1,19 +1,23 @@
 """Warnings for whoever asked for the work: Python's own, or, within `heard`, told to a listener of this thread alone.
 
+What has another name now is read under its former one for one version more, with a warning (UPGRADING.md).
+
 `warnings.catch_warnings` cannot do that: what it changes holds for all threads of the process.
 """
 
+import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from codebrush.errors import without_secrets
 
 BETWEEN = ("torch", "contextlib")  # they wrap generators, and so stand between a user and this package
 T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
 Listener = Callable[[str, int | None], None]  # called with the text, and the number of the request that it is about
 _LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 _NUMBER: ContextVar[int | None] = ContextVar("number", default=None)
@@ -40,6 +44,30 @@ def warn(text: str) -> None:
     warnings.warn_explicit(
         text, UserWarning, found.f_code.co_filename, found.f_lineno, place.get("__name__", ""), registry
     )
+
+
+def warn_of_former_name(former: str, present: str) -> None:
+    """Say that a name which was given has another one now; what is stored under it is read without a word."""
+    warn(f"{former} is called {present} now: use that, as the earlier name may go with the next minor version")
+
+
+def formerly(**present: str) -> Callable[[Function], Function]:
+    """Decorate a function whose arguments had other names, former to present, in the version before."""
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def called(*arguments: Any, **named: Any) -> Any:
+            for name in present.keys() & named:
+                if present[name] in named:
+                    raise TypeError(f"{function.__name__}() got {present[name]} twice, once as {name}")
+                warn_of_former_name(name, present[name])
+                named[present[name]] = named.pop(name)
+            return function(*arguments, **named)
+
+        called.former_names = present  # pyright: ignore[reportAttributeAccessIssue]
+        return called  # pyright: ignore[reportReturnType]
+
+    return decorate
 
 
 @contextmanager

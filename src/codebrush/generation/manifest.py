@@ -349,7 +349,7 @@ def damage_reported() -> Iterator[None]:
     """A context in which the errors of reading a damaged manifest become one ImageError."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, UsageError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, UsageError) as error:
         raise damaged(error) from error
 
 

@@ -181,6 +181,8 @@ class DrawOptions:
             raise UsageError(f"weights must be one of {', '.join(WEIGHTS)}, not {self.weights}")
         if isinstance(self.flow, Mapping):  # as a manifest has it
             object.__setattr__(self, "flow", FlowSettings(**self.flow))
+        if not isinstance(self.flow, FlowSettings | None):
+            raise UsageError(f"flow must be settings of a flow, not {self.flow!r}")
         if self.size != "":
             object.__setattr__(self, "size", "{}x{}".format(*parse_size(self.size)))
         if self.rerank < self.n:

@@ -1,6 +1,7 @@
 """Saves a model with its config to a folder (config.json + model.safetensors), and loads it again."""
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -78,7 +79,25 @@ def _field_from_json(hint: Any, value: Any, name: str) -> Any:
     if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
         known = ", ".join(map(str, typing.get_args(hint)))
         raise PackError(f"config field '{name}' has the unknown value '{value}'; known are {known}")
+    if not _takes(hint, value):
+        raise PackError(f"config field '{name}' is {value!r}, which is of the wrong kind")
     return tuple(value) if isinstance(value, list) else value
+
+
+def _takes(hint: Any, value: Any) -> bool:
+    """Whether a value of JSON is of the kind of a field. Whole numbers may be written as floats."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_takes(part, value) for part in parts)
+    if hint in (bool, str, type(None)):
+        return isinstance(value, hint)
+    if hint in (int, float):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and (hint is float or value == value // 1)
+    if origin is tuple:
+        kinds = itertools.repeat(parts[0]) if parts[1:] == (...,) else parts
+        return isinstance(value, list) and all(map(_takes, kinds, value))
+    return True
 
 
 class PretrainedModel(nn.Module):
@@ -181,7 +200,10 @@ def read_config(kind: type[T], folder: Path) -> T:
         raise PackError(f"{path} is damaged ({error}): fetch or train the pack again") from error
     if not isinstance(values, dict):
         raise PackError(f"{path} is damaged (not a JSON object): fetch or train the pack again")
-    return config_from_dict(kind, values)
+    try:
+        return config_from_dict(kind, values)
+    except PackError as error:
+        raise PackError(f"{path} describes no network: {error}") from error
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -104,3 +104,18 @@ def test_a_packed_header_is_not_unpacked(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         open_source(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
+
+
+@pytest.mark.parametrize("cut", [0, 12, 100])
+def test_a_map_of_a_sparse_file_that_is_cut_off_is_damage(tmp_path: Path, whole: bytes, cut: int) -> None:
+    header = bytearray(header_of(tarfile.GNUTYPE_SPARSE, 0, 5))
+    header[482] = 1  # the map goes on in the next block
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path = tmp_path / "a.tar"
+    path.write_bytes(whole + header + bytes(cut))
+    assert names(path) == (["0", "1"], ["cut off or damaged after 2 whole samples"])
+    path.write_bytes(header + bytes(cut))
+    with pytest.raises(DataError) as caught:
+        open_source(path)
+    assert "\n" not in str(caught.value)

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from codebrush.generation.guided.guide_options import FORMER_NAMES, GuideOptions, warn_of_former_name
+from codebrush.generation.guided.guide_options import FORMER_NAMES, GuideOptions
 from codebrush.generation.guided.option_help import LONGEST_CHOICES, help_of
 from codebrush.generation.guided.presets import PRESETS
+from codebrush.warned import warn_of_former_name
 
 OPTIONS = dataclasses.fields(GuideOptions)
 PRESET_NAMES = "|".join(PRESETS)

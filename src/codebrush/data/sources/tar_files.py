@@ -21,6 +21,13 @@ class Header(tarfile.TarInfo):
             raise tarfile.HeaderError(f"a header of {header.size:,} bytes")
         return header
 
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "Header":
+        try:
+            return super().fromtarfile(tar)
+        except (ArithmeticError, LookupError, ValueError) as error:  # of maps of sparse files that are cut off
+            raise tarfile.ReadError("a damaged header") from error
+
 
 def open_tar(path: str | None = None, **how: Any) -> tarfile.TarFile:
     """A tar file, compressed or not. Raises OSError if it cannot be read, one of `DAMAGED` if it is damaged."""

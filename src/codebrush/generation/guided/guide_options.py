@@ -9,7 +9,7 @@ from codebrush.generation.guided.option_values import checked_value, parse_bytes
 from codebrush.generation.guided.presets import PRESETS
 from codebrush.generation.options import ABOVE_ZERO, parse_pair, parse_size
 from codebrush.text.pasted import plain_text
-from codebrush.warned import warn
+from codebrush.warned import warn, warn_of_former_name
 
 RUN, PROMPTS, CUTOUTS, LATENT = "run", "prompts", "cutouts", "latent"
 OPTIMISER, PENALTIES, CAMERA, MEMORY = "optimiser", "penalties", "camera", "memory"
@@ -164,11 +164,6 @@ class GuideOptions:
 def under_present_names(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options whose names may be former ones, by their present names."""
     return {FORMER_NAMES.get(name, name): value for name, value in options.items()}
-
-
-def warn_of_former_name(former: str, present: str) -> None:
-    """Say that a name which was given has another one now; what is stored under it is read without a word."""
-    warn(f"{former} is called {present} now: use that, as the earlier name may go with the next minor version")
 
 
 # The options that CLIP's guidance of a flow has too.

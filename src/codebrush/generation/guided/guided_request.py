@@ -12,6 +12,7 @@ from codebrush.generation.guided.guide_options import INITS, GuideOptions, under
 from codebrush.generation.guided.initial_latents import check_init
 from codebrush.generation.guided.option_values import split_weights
 from codebrush.generation.latent_files import LATENTS
+from codebrush.generation.options import DrawOptions
 from codebrush.generation.sources import Sources
 from codebrush.generation.transparent_ground import Transparency, check_transparency
 from codebrush.models.pretrained import WEIGHTS_FILE
@@ -19,6 +20,9 @@ from codebrush.pack.pack import clip_folder
 from codebrush.warned import warn
 
 MaskFit = Literal["cover", "squeeze"]
+
+
+KINDS = {"prompt": str, "n": int, "seed": int, "options": dict, "sampling": dict, "files": dict}  # of what is stored
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,17 @@ class GuidedRequest:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "GuidedRequest":
-        """The request that `to_json` wrote. Raises UsageError if an option is unknown or out of range."""
+        """The request that `to_json` wrote.
+
+        Raises:
+            UsageError: if an option is unknown or out of range.
+            KeyError, TypeError, ValueError: if it is damaged.
+        """
+        for name, kind in KINDS.items():
+            if not isinstance(values[name], kind):
+                raise TypeError(f"its {name} is {values[name]!r}")
+        if drawn := {name: value for name, value in values["sampling"].items() if name != "scorer"}:
+            DrawOptions(n=values["n"], seed=values["seed"], **drawn)
         known = {option.name for option in fields(GuideOptions)}
         given = under_present_names(values["options"])
         unknown = set(given) - known

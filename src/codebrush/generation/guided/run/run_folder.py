@@ -24,6 +24,7 @@ from codebrush.data.decoding.images import decode_image, read_manifest, save_png
 from codebrush.errors import CodebrushError, lacks_memory
 from codebrush.files import atomic_file, held_alone, write_errors
 from codebrush.generation.guided.guidance_state import State
+from codebrush.generation.guided.guided_request import GuidedRequest
 from codebrush.generation.guided.memory.plan import MemoryPlan
 from codebrush.generation.manifest import read_judgement
 from codebrush.generation.result import Result
@@ -38,9 +39,10 @@ def read_run(folder: str | Path) -> dict[str, Any]:
         run = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(run, dict) or not isinstance(run["pack"]["source"], str):
             raise ValueError("not the run of a pack")
+        GuidedRequest.from_json(run)
     except FileNotFoundError:
         raise CodebrushError(f"{folder} holds no guided run: there is no {RUN_FILE} in it") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ArithmeticError, AttributeError, OSError, LookupError, TypeError, ValueError) as error:
         raise CodebrushError(f"{path} is damaged ({error}): begin a new run") from error
     return run
 

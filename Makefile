@@ -24,6 +24,7 @@ OUT ?= outputs/demo
 SERVE_ARGS ?= --open
 PYTEST_ARGS ?=
 
+INSTALLED := pyproject.toml constraints.txt src/codebrush/version.py # what pip reads; another of these, and it installs again
 # What pip installed is compared with hashes.txt, by a Python that runs nothing of it; on CI another file is an error.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --report $(VENV)/report.json -c constraints.txt -e
 CHECK = $(BIN)/python -I -S scripts/check_hashes.py $(VENV)/report.json $(if $(CI),--strict)
@@ -84,21 +85,21 @@ clean:
 	rm -rf $(VENV) outputs build site .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests benchmarks recipes -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(DEMO): pyproject.toml constraints.txt
+$(DEMO): $(INSTALLED)
 	@$(call make_venv)
 	@echo "Installing Codebrush into $(VENV) (the first time takes a few minutes) ..."
 	@$(INSTALL) .
 	@$(CHECK)
 	@touch $@
 
-$(STUDIO): pyproject.toml constraints.txt
+$(STUDIO): $(INSTALLED)
 	@$(call make_venv)
 	@echo "Installing Codebrush and what its page needs into $(VENV) (the first time takes a few minutes) ..."
 	@$(INSTALL) ".[studio]"
 	@$(CHECK)
 	@touch $(DEMO) $@
 
-$(DEV): pyproject.toml constraints.txt
+$(DEV): $(INSTALLED)
 	@$(call make_venv)
 	@echo "Installing Codebrush and its development tools into $(VENV) (the first time takes a few minutes) ..."
 	@$(INSTALL) ".[dev]"

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,11 @@ def test_unknown_name_is_an_attribute_error():
 
 
 def test_version_is_the_installed_one():
+    """Of a checkout pip knows the version that it had when it was installed, which `make` does again for a new one;
+    tests/test_wheel.py holds it for what is published."""
+    origin = json.loads(distribution("codebrush").read_text("direct_url.json") or "{}")
+    if origin.get("dir_info", {}).get("editable") and version("codebrush") != codebrush.__version__:
+        pytest.skip("the version has changed since the checkout was installed")
     assert codebrush.__version__ == version("codebrush")
 
 

@@ -25,16 +25,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Codebrush, dict[str,
     """A pack, and the manifest of a picture that it made by each method."""
     folder = write_micro_pack(tmp_path_factory.mktemp("packs") / "micro", flow=micro_flow())
     brush = Codebrush.from_pretrained(folder, device="cpu")
-    short: dict[str, Any] = {
-        "sample": {"rerank": 1},
-        "flow": {"rerank": 1, "steps": 1},
-        "guide": {"cutouts": 1, "steps": 1},
-    }
+    drawn: dict[str, Any] = {"n": 1, "rerank": 1}
     return brush, {
-        method: brush.generate("a red circle", n=1, rerank=None if method == "guide" else 1, method=method, **options)[
-            0
-        ].manifest
-        for method, options in short.items()
+        "sample": brush.generate("a red circle", **drawn)[0].manifest,
+        "flow": brush.generate("a red circle", method="flow", steps=1, **drawn)[0].manifest,
+        "guide": brush.generate("a red circle", n=1, method="guide", steps=1, cutouts=1)[0].manifest,
     }
 
 

@@ -143,9 +143,10 @@ def test_enlarging_is_added_at_the_end_and_taken_off_again(micro_pack: Path) -> 
     assert before_upscaling(once) == {**drawn, "size": [2, 2]}
 
 
-@pytest.mark.parametrize(
-    "error", [KeyError("x"), TypeError("x"), ValueError("x"), AttributeError("x"), IndexError("x"), OverflowError("x")]
-)
+ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+
+
+@pytest.mark.parametrize("error", [kind("x") for kind in ERRORS])
 def test_damage_is_one_line(error: Exception) -> None:
     with pytest.raises(ImageError, match="the picture's manifest is damaged") as caught, damage_reported():
         raise error

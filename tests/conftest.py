@@ -82,5 +82,5 @@ def processes() -> ForkServerContext:
     """Where real processes come from: each is forked off one that has done the slow imports and nothing else."""
     context = multiprocessing.get_context("forkserver")
     slow = ["codebrush.training.single_stage", "codebrush.previews", "datasets", "torch.utils.tensorboard"]
-    context.set_forkserver_preload([*slow, "torch._dynamo"])
+    context.set_forkserver_preload([*slow, "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint"])
     return context

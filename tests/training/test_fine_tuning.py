@@ -20,7 +20,8 @@ from codebrush.models.encoders.text_transformer import TextTransformerConfig
 from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 from codebrush.text.tokenizer import train_bpe
 from codebrush.training.dataset import Joined, SourceConfig, load_captioned
-from codebrush.training.engine.loop import CHECKPOINT, Loop
+from codebrush.training.engine.checkpoints import CHECKPOINT
+from codebrush.training.engine.loop import Loop
 from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.engine.rows import ShuffledRows
 from codebrush.training.fine_tuning import ReplayedRows, replayed_rows

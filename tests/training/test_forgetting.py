@@ -21,7 +21,8 @@ from codebrush.errors import DataError, TrainingError
 from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import train_bpe
 from codebrush.training.dataset import Captioned, SourceConfig, load_captioned
-from codebrush.training.engine.loop import CHECKPOINT, Loop
+from codebrush.training.engine.checkpoints import CHECKPOINT
+from codebrush.training.engine.loop import Loop
 from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.engine.task import Hooks
 from codebrush.training.forgetting import PASSED_FOLDER, ForgettingGate, GateConfig, ZeroShot, read_gate

@@ -17,7 +17,8 @@ from codebrush.data.streaming.stream import Stream
 from codebrush.errors import TrainingError
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned, CaptionTokens, SourceConfig, load_captioned
-from codebrush.training.engine.loop import CHECKPOINT, Loop
+from codebrush.training.engine.checkpoints import CHECKPOINT
+from codebrush.training.engine.loop import Loop
 from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.engine.rows import step_rng
 from codebrush.training.engine.task import Hooks

@@ -3,20 +3,24 @@
 import json
 import math
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from gloo import run_together
 from torch import Tensor, nn
 
 from codebrush.cli.main import run as command
 from codebrush.errors import TrainingError
 from codebrush.files import held_alone
-from codebrush.training.engine.loop import CHECKPOINT, Loop
+from codebrush.training.engine.checkpoints import CHECKPOINT
+from codebrush.training.engine.loop import Loop
 from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.engine.non_finite import MOST_IN_A_ROW
+from codebrush.training.engine.sharding import here
 from codebrush.training.engine.task import ComparesRows, Objective
 
 CONFIG = LoopConfig(
@@ -80,7 +84,7 @@ def state(loop: Loop) -> list[Tensor]:
         for each in optimizer.state_dict()["state"].values()
         for value in each.values()
     ]
-    return [value.clone() for value in (*weights, *moments, *loop.ema.values.values())]
+    return [here(value).clone() for value in (*weights, *moments, *loop.ema.values.values())]
 
 
 def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
@@ -172,9 +176,26 @@ def test_broken_weights_never_take_the_place_of_a_checkpoint(tmp_path: Path):
     assert all(value.isfinite().all() for value in checkpoint["network.judge"].values())
 
 
-def test_it_is_refused_where_weights_are_spread_over_processes(tmp_path: Path):
-    with pytest.raises(TrainingError, match="with which each process has all weights, are not available"):
-        run(tmp_path, Pair(), strategy="fsdp")
+def sharded(rank: int, folder: str) -> None:
+    """A step left out, for each reason; and a run with some that is resumed. In two processes with parts of weights."""
+    place, given = Path(folder), {"strategy": "fsdp", "devices": 2, "accelerator": "cpu"}
+    before = state(run(place / "before", Pair(), stop_after=6, **given))
+    for broken, by in BROKEN:
+        after = run(place / f"after-{broken}-{by}", Pair(broken, (6,), by), stop_after=7, **given)
+        assert same(state(after), before), (broken, by)
+        assert after.left_out == [7]
+    steps = ("judge", (1, 5, 6, 10))
+    whole = run(place / "whole", Pair(*steps), **given)
+    run(place / "parts", Pair(*steps), stop_after=6, **given)
+    parts = run(place / "parts", Pair(*steps), **given)
+    assert same(state(parts), state(whole))
+    assert parts.left_out == [2, 6, 7, 11]
+    with pytest.raises(TrainingError, match=r"last good checkpoint is of step 4 \(.*checkpoint-0000004\)"):
+        run(place / "broken", Pair("judge", (7,), "gradient"), on_nan="stop", clip_norm=0.0, **given)
+
+
+def test_steps_are_left_out_where_weights_are_spread_over_processes(tmp_path: Path, processes: ForkServerContext):
+    assert run_together(processes, 2, sharded, str(tmp_path)) == [0, 0]
 
 
 def test_the_flag_is_kept_by_a_stopped_run_that_is_resumed(shapes: Path, tmp_path: Path):

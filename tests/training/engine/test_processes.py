@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from codebrush.cli.main import run as command
-from codebrush.training.engine.loop import CHECKPOINT
+from codebrush.training.engine.checkpoints import CHECKPOINT
 
 LOOP = {
     "batch_size": 4, "warmup": 2, "log_every": 2, "checkpoint_every": 3, "preview_every": 0, "threads": 1,

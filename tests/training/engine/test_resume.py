@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from codebrush.cli.main import run as command
 from codebrush.data.synthetic.scene_folder import write_shapes
-from codebrush.training.engine.loop import CHECKPOINT
+from codebrush.training.engine.checkpoints import CHECKPOINT
 from codebrush.training.engine.reporting import METRICS
 
 LOOP = {"batch_size": 4, "warmup": 2, "log_every": 2, "checkpoint_every": 3, "preview_every": 0, "threads": 1}

@@ -15,7 +15,8 @@ import torch
 from codebrush.cli.main import run as command
 from codebrush.errors import TrainingError, UsageError
 from codebrush.training.dataset import SourceConfig, load_captioned
-from codebrush.training.engine.loop import CHECKPOINT, Loop
+from codebrush.training.engine.checkpoints import CHECKPOINT
+from codebrush.training.engine.loop import Loop
 from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.packs.budget import (
     ENDING_SECONDS,
@@ -177,7 +178,7 @@ def test_a_plan_that_cannot_be_carried_out_leaves_the_folder_free(materials: Mat
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"accelerator": "abacus"}, *({"strategy": name} for name in ("warp", "fsdp", "deepspeed", "dp"))],
+    [{"accelerator": "abacus"}, *({"strategy": name} for name in ("warp", "deepspeed", "dp"))],
     ids=str,
 )
 def test_devices_that_cannot_be_had_are_one_line_and_leave_the_folder_free(wrong, materials: Materials, tmp_path: Path):
@@ -187,6 +188,13 @@ def test_devices_that_cannot_be_had_are_one_line_and_leave_the_folder_free(wrong
     ) as caught:
         run_stage(plan, materials, tmp_path / "run")
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_sharded_networks_are_not_compiled(materials: Materials, tmp_path: Path):
+    plan = StagePlan("clip", TINY, dataclasses.replace(QUIET, strategy="fsdp", compile=True))
+    with pytest.raises(TrainingError, match=r"loop\.compile does not work with loop\.strategy fsdp: set it to false"):
+        run_stage(plan, materials, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

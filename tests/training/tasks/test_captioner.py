@@ -22,7 +22,7 @@ from codebrush.models.encoders.vision_transformer import VisionTransformer
 from codebrush.pack.pack import open_pack
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import SourceConfig, load_captioned
-from codebrush.training.engine.loop import CHECKPOINT
+from codebrush.training.engine.checkpoints import CHECKPOINT
 from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.recipes import read_recipe
 from codebrush.training.registry import STAGES

@@ -46,6 +46,7 @@ class VectorQuantizer(nn.Module):
             there), and the loss has no first term.
     """
 
+    kept_whole = ("codebook",)  # changed here beside its gradient, so training must not cut it (see `shard`)
     initialised: Tensor
     share: Tensor
     sums: Tensor

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from codebrush.training.engine.sharding import fill, here
+
 
 class EMA:
     """Exponential moving average of the trained parameters; all other state is copied unchanged."""
@@ -27,13 +29,13 @@ class EMA:
         """Move towards the weights after step `step`; early on by more, so that the start is soon forgotten."""
         decay = min(self.decay, (1 + step) / (10 + step))
         parameters = dict(network.named_parameters())
-        ours = list(self.values.values())
-        torch._foreach_lerp_(ours, [parameters[name].detach() for name in self.values], 1 - decay)
+        ours = [here(value) for value in self.values.values()]
+        torch._foreach_lerp_(ours, [here(parameters[name].detach()) for name in self.values], 1 - decay)
 
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Continue from a checkpoint's average."""
         for name, value in values.items():
-            self.values[name].copy_(value)
+            fill(self.values[name], value)
 
     def network(self, network: nn.Module) -> nn.Module:
         """A copy of `network` with the averaged weights."""

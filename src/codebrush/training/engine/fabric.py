@@ -15,6 +15,7 @@ from torch.distributed import DistError, get_rank
 
 from codebrush.errors import TrainingError
 from codebrush.training.engine.loop_config import LoopConfig
+from codebrush.training.engine.sharding import SHARDED
 
 T = TypeVar("T")
 
@@ -57,8 +58,7 @@ def launch(config: LoopConfig) -> Fabric:
     Processes started here run the same command from its beginning, so nothing that would stop them may be written yet.
 
     Raises:
-        TrainingError: if the devices or the strategy are not available. Those that spread the weights of a network over
-            processes are not, as checkpoints hold whole networks.
+        TrainingError: if the devices or the strategy are not available.
     """
     count = config.devices * config.nodes
     started = processes_started()
@@ -67,17 +67,22 @@ def launch(config: LoopConfig) -> Fabric:
             f"this is one of {started} processes, but the plan is for {count}: set loop.devices and loop.nodes of "
             f"every recipe to match"
         )
-    if config.strategy != "auto" and not config.strategy.startswith("ddp"):
+    sharded = config.strategy == SHARDED
+    if not (sharded or config.strategy == "auto" or config.strategy.startswith("ddp")):
         raise TrainingError(
-            f"loop.strategy '{config.strategy}': strategies other than auto and ddp, with which each process has all "
-            "weights, are not available: set it to one of these"
+            f"loop.strategy '{config.strategy}': strategies other than auto, ddp and fsdp are not available: set it to "
+            "one of these"
+        )
+    if sharded and config.compile:
+        raise TrainingError(
+            "loop.compile does not work with loop.strategy fsdp: set it to false, or the strategy to ddp"
         )
     try:
         fabric = Fabric(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.nodes,
-            strategy=config.strategy,
+            strategy="auto" if sharded else config.strategy,  # the loop shards by itself
             # Its own mixed precision forbids gradients that a task takes by itself; see `autocast`.
             precision="32-true",
         )

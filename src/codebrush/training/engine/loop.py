@@ -11,17 +11,15 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from codebrush.errors import TrainingError, lacks_memory
-from codebrush.files import atomic_file
+from codebrush.errors import TrainingError
 from codebrush.models.precision import autocast
-from codebrush.models.pretrained import PretrainedModel
+from codebrush.training.engine.checkpoints import Checkpoints
 from codebrush.training.engine.ema import EMA
 from codebrush.training.engine.fabric import Fabric, launch
 from codebrush.training.engine.interrupts import interrupts_held
@@ -40,9 +38,16 @@ from codebrush.training.engine.parts import cut
 from codebrush.training.engine.recompute import InPieces, keep_all, recompute_blocks
 from codebrush.training.engine.reporting import Reporter
 from codebrush.training.engine.rows import ShuffledRows, step_rng
+from codebrush.training.engine.sharding import (
+    SHARDED,
+    Outline,
+    average_gradients,
+    clip_gradients,
+    here,
+    shard,
+)
 from codebrush.training.engine.task import ComparesRows, Hooks, Objective, TrainingTask, Verdict
 
-CHECKPOINT = "checkpoint.pt"
 SAID, SAID_AGAIN = 3, 100  # steps left out that are said one by one; and then each so many
 
 
@@ -81,6 +86,7 @@ class Loop:
         self.ema = EMA(self.plain[self.result], config.ema_decay)
         self.prepared = False
         rank, world = self.fabric.global_rank, self.fabric.world_size
+        self.sharded = config.strategy == SHARDED and world > 1
         # of the equal parts of a step's rows, those that this process runs; networks cut what compares rows
         self.count = world if isinstance(task, ComparesRows) else world * config.accumulate
         self.numbers = range(rank, self.count, world)
@@ -128,8 +134,12 @@ class Loop:
         return (ends[-1] - ends[first]) / (len(ends) - 1 - first)
 
     def averaged(self) -> nn.Module:
-        """The first network with its averaged weights, detached from the run."""
-        return keep_all(self.ema.network(self.plain[self.result])).eval()
+        """The first network with its averaged weights, detached from the run. Where weights are sharded all processes
+        must call this."""
+        network = self.plain[self.result]
+        if self.sharded:
+            return self.outline.fill(network, self.ema.values).eval()
+        return keep_all(self.ema.network(network)).eval()
 
     def _prepare(self) -> None:
         if self.prepared:
@@ -137,23 +147,40 @@ class Loop:
         self.prepared = True
         if self.config.compile and self.fabric.device.type == "cpu" and not has_compiler():
             raise TrainingError("loop.compile needs a C++ compiler and there is none: install g++, or set it to false")
-        for name, network in self.plain.items():
-            if self.config.checkpoint_activations:
-                recompute_blocks(network)
-            cut = self.config.accumulate > 1 and isinstance(self.task, ComparesRows)
-            whole = InPieces(network, self.config.accumulate) if cut else network
-            wrapped, optimizer = self.fabric.setup(whole, self.task.optimizers[name])
-            self.task.networks[name], self.task.optimizers[name] = wrapped, optimizer
-            for group in optimizer.param_groups:
-                group.setdefault("initial_lr", group["lr"])
-            if self.config.compile:
-                network.compile(dynamic=False)
+        orders = {name: self._set_up(name, network) for name, network in self.plain.items()}
         for network in self.task.frozen:
             network.to(self.fabric.device).requires_grad_(False).eval()
         self.ema.to(self.fabric.device)
-        checkpoint = self.folder / CHECKPOINT
-        if checkpoint.is_file():
-            self._restore(checkpoint)
+        self.checkpoints = Checkpoints(self.folder, self.fabric, self.plain, self.task.optimizers, orders, self.ema)
+        if (state := self.checkpoints.load()) is not None:
+            self.step, self.left_out = state
+            self.good = self.step
+        if self.step > self.config.steps:
+            path = self.checkpoints.latest
+            raise TrainingError(f"{path} is at step {self.step}, beyond the {self.config.steps} of this run")
+
+    def _set_up(self, name: str, network: nn.Module) -> list[str]:
+        """Wrap a network and its optimizer for the devices; returns the names of the weights as the optimizer numbers
+        them, if it will number them in another order."""
+        optimizer, order = self.task.optimizers[name], []
+        if self.sharded and name == self.result:
+            self.outline = Outline(network.to(self.fabric.device))
+        if self.config.checkpoint_activations:
+            recompute_blocks(network)
+        cut = self.config.accumulate > 1 and isinstance(self.task, ComparesRows)
+        wrapped = InPieces(network, self.config.accumulate) if cut else network
+        if self.sharded:
+            order = shard(network.to(self.fabric.device), optimizer, self.fabric.device)
+            if name == self.result:
+                self.ema = EMA(network, self.config.ema_decay)
+        else:
+            wrapped, optimizer = self.fabric.setup(wrapped, optimizer)
+        self.task.networks[name], self.task.optimizers[name] = wrapped, optimizer
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        if self.config.compile:
+            network.compile(dynamic=False)
+        return order
 
     def _begin(self) -> None:
         """Check and remark on the network before the first step."""
@@ -206,7 +233,7 @@ class Loop:
             )
 
     def _diverged(self, step: int, hint: str) -> LossDiverged:
-        return LossDiverged(self.result, step, self.folder / CHECKPOINT, self.good, hint)
+        return LossDiverged(self.result, step, self.checkpoints.latest, self.good, hint)
 
     def _part(self, number: int, batch: dict[str, Tensor]) -> Iterator[Objective]:
         """The objectives of the part of the step's rows with that number."""
@@ -221,7 +248,7 @@ class Loop:
         for part in parts:
             with ExitStack() as waiting:  # processes exchange gradients once, at the last part
                 for network in self.task.networks.values():
-                    if part is not parts[-1]:
+                    if part is not parts[-1] and not self.sharded:  # whole gradients of sharded weights take room
                         waiting.enter_context(self.fabric.no_backward_sync(network))  # pyright: ignore
                 if (objective := self._next(part)) is None:
                     return None
@@ -231,16 +258,24 @@ class Loop:
                 self.fabric.backward(objective.loss / len(parts))
             for value_name, value in {f"{name}_loss": objective.loss, **objective.metrics}.items():
                 found.setdefault(value_name, []).append(value.detach())
+        if name is not None and self.sharded:
+            average_gradients(self.plain[name])
         if name is not None and self.config.clip_norm:
-            norm = self.fabric.clip_gradients(
-                self.task.networks[name],
-                self.task.optimizers[name],
-                max_norm=self.config.clip_norm,
-                error_if_nonfinite=False,  # pyright: ignore
-            )
+            norm = self._clip(name)
             if norm is not None:
                 found[f"{name}_gradient"] = [norm]
         return name
+
+    def _clip(self, name: str) -> Tensor | None:
+        """Clip the gradients of a network; returns their norm before."""
+        if self.sharded:
+            return clip_gradients(self.plain[name], self.config.clip_norm)
+        return self.fabric.clip_gradients(
+            self.task.networks[name],
+            self.task.optimizers[name],
+            max_norm=self.config.clip_norm,
+            error_if_nonfinite=False,  # pyright: ignore
+        )
 
     def _update(self, name: str, factor: float) -> None:
         """Take a step of the optimizer of a network, with `factor` on its learning rates."""
@@ -265,7 +300,9 @@ class Loop:
                 raise self._diverged(self._earliest(self.reporter.broken_at or step), STOPPED)
             self._remark(values)
         if config.preview_every and (step % config.preview_every == 0 or step == config.steps):
-            picture = self.task.preview(self.averaged()) if self.fabric.is_global_zero else None
+            first = self.fabric.is_global_zero
+            network = self.averaged() if first or self.sharded else None
+            picture = self.task.preview(network) if first and network is not None else None
             if picture is not None:
                 self.reporter.preview(step, picture)
         if saving:
@@ -276,8 +313,7 @@ class Loop:
         """Let the hooks check the network, in the first process for all; returns whether there is a value to log."""
         if self.hooks.check is None:
             return False
-        verdict = self.hooks.check(self.step, self.averaged) if self.fabric.is_global_zero else Verdict()
-        verdict = self.fabric.broadcast(verdict)
+        verdict = self._verdict(self.hooks.check)
         self.stopped |= verdict.stop
         for line in verdict.lines:
             self.reporter.say(line)
@@ -286,6 +322,21 @@ class Loop:
         for name, value in verdict.values.items():
             self.reporter.add(name, torch.tensor(value, dtype=torch.float64))
         return bool(verdict.values)
+
+    def _verdict(self, check: Callable[[int, Callable[[], nn.Module]], Verdict]) -> Verdict:
+        """What `check` finds in the first process. The others wait for it, or help it to put sharded weights together
+        when it asks for the network."""
+
+        def network() -> nn.Module:
+            if self.sharded:
+                self.fabric.broadcast(None)
+            return self.averaged()
+
+        if self.fabric.is_global_zero:
+            return self.fabric.broadcast(check(self.step, network))
+        while (verdict := self.fabric.broadcast(None)) is None:
+            self.averaged()
+        return verdict
 
     def _remark(self, values: Mapping[str, float]) -> None:
         for line in self.hooks.remarks(self.step, values) if self.hooks.remarks else ():
@@ -312,65 +363,13 @@ class Loop:
             return step
         return int(self.fabric.all_gather(torch.tensor(step, device=self.fabric.device)).min())  # pyright: ignore
 
-    def _own(self, name: str) -> dict[str, Tensor]:
-        """What a network's state holds beside parameters and buffers: rows (n, ...), other ones in each process."""
-        network = self.plain[name]
-        weights = (network.named_parameters, network.named_buffers)
-        shared = {key for named in weights for key, _ in named(remove_duplicate=False)}
-        return {key: value for key, value in network.state_dict().items() if key not in shared}
-
-    def _share(self, rows: Tensor) -> Tensor:
-        """This process's part of rows (processes, n, ...) that were saved by as many processes, or by others."""
-        rank, world = self.fabric.global_rank, self.fabric.world_size
-        if len(rows) == world:
-            return rows[rank]
-        joined = rows.flatten(0, 1)
-        each = len(joined) // world  # as many in every process, which leaves out fewer than there are processes
-        return joined[rank * each : (rank + 1) * each]
-
     def save(self) -> None:
         """Write a checkpoint, which then takes the place of the old one; raises LossDiverged for broken weights."""
-        if self._anywhere(not all(all_finite(network.parameters()) for network in self.task.networks.values())):
+        weights = (weight for network in self.plain.values() for weight in network.parameters())
+        if self._anywhere(not all_finite(map(here, weights))):
             raise self._diverged(self.step, STOPPED)
-        state: dict[str, Any] = {"step": self.step, "ema": self.ema.values, "left_out": self.left_out}
-        for name in self.plain:
-            state[f"network.{name}"] = self.plain[name]
-            state[f"optimizer.{name}"] = self.task.optimizers[name]
-            if self.fabric.world_size > 1:  # (processes, ...) each
-                state[f"own.{name}"] = {key: self.fabric.all_gather(value) for key, value in self._own(name).items()}
-        path = self.folder / CHECKPOINT
-        try:
-            # Every process takes part in saving, and the first one's path counts.
-            with atomic_file(path) if self.fabric.is_global_zero else nullcontext(path) as part:
-                self.fabric.save(part, state)
-        except (OSError, RuntimeError) as error:  # the archive writer reports a full disk as a RuntimeError
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise TrainingError(f"{path} cannot be written ({reason}): free space there, then resume") from error
+        self.checkpoints.save(self.step, self.left_out)
         self.good = self.step
         if self.saved is not None:
             self.saved()
         self.fabric.barrier()
-
-    def _restore(self, path: Path) -> None:
-        state: dict[str, Any] = {}
-        for name in self.plain:
-            state[f"network.{name}"] = self.plain[name]
-            state[f"optimizer.{name}"] = self.task.optimizers[name]
-        try:
-            rest = self.fabric.load(path, state, weights_only=True)
-        except Exception as error:  # a truncated archive can raise nearly anything
-            if lacks_memory(error):
-                raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise TrainingError(f"{path} cannot be read ({reason}): delete it to start the stage again") from error
-        self.step = self.good = int(rest["step"])
-        self.left_out = list(rest.get("left_out", ()))
-        result = self.plain[self.result]
-        self.ema.load(result.present_names(rest["ema"]) if isinstance(result, PretrainedModel) else rest["ema"])
-        for name, network in self.plain.items():
-            alone = {key: value[None] for key, value in self._own(name).items()}  # saved by a single process
-            own = {key: self._share(value) for key, value in rest.get(f"own.{name}", alone).items()}
-            if own:
-                network.load_state_dict(own, strict=False)
-        if self.step > self.config.steps:
-            raise TrainingError(f"{path} is at step {self.step}, beyond the {self.config.steps} of this run")

@@ -22,8 +22,7 @@ class LoopConfig:
     that of all rows (see `InPieces`). `checkpoint_activations` saves memory, too: networks compute again, block by
     block, what backward needs of them (see `recompute_blocks`).
 
-    `strategy` is auto or ddp: each process has all weights. Those that spread them, like fsdp, are refused (see
-    `launch`).
+    `strategy` says what each process holds: with auto or ddp all weights, with fsdp a part of each (see `shard`).
 
     `warmup` is in steps, at most a quarter of the run. `threads` 0 leaves PyTorch's choice. `devices` and `nodes` above
     1 train data-parallel. `stop_after` ends the run at that step of its schedule (0: at the last). `compile` compiles

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from codebrush.errors import TrainingError
+from codebrush.training.engine.sharding import here
 
 MOST_IN_A_ROW = 20  # steps left out, after which it is the weights that are broken
 
@@ -56,8 +57,8 @@ def all_finite(tensors: Iterable[torch.Tensor | None]) -> bool:
 
 
 def gradients(network: nn.Module) -> list[torch.Tensor | None]:
-    """The gradients of a network's weights."""
-    return [weight.grad for weight in network.parameters()]
+    """The gradients of a network's weights, as far as this process holds them."""
+    return [None if weight.grad is None else here(weight.grad) for weight in network.parameters()]
 
 
 def hopeless(steps: Sequence[int]) -> bool:

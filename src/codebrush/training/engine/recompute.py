@@ -33,16 +33,22 @@ class InPieces(nn.Module):
         return type(parts[0])(*(torch.cat(each) if each[0].ndim else each[0] for each in zip(*parts, strict=True)))
 
 
-def recompute_blocks(network: nn.Module) -> None:
-    """Let backward keep what goes into the blocks of `network`, and compute again what they make of it.
-
-    Blocks are the modules of its lists; of lists in lists, those of the inner ones.
-    """
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The modules of a network's lists; of lists in lists, those of the inner ones."""
     lists = [part for part in network.modules() if isinstance(part, nn.ModuleList)]
-    for blocks in lists:
-        if not any(isinstance(part, nn.ModuleList) for block in blocks for part in block.modules()):
-            for block in blocks:
-                block.forward = recomputed(block.forward, block)
+    return [
+        block
+        for blocks in lists
+        if not any(isinstance(part, nn.ModuleList) for block in blocks for part in block.modules())
+        for block in blocks
+    ]
+
+
+def recompute_blocks(network: nn.Module) -> None:
+    """Let backward keep what goes into the blocks of `network` (see `blocks_of`), and compute again what they make of
+    it."""
+    for block in blocks_of(network):
+        block.forward = recomputed(block.forward, block)
 
 
 def keep_all(network: nn.Module) -> nn.Module:

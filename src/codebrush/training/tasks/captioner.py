@@ -23,6 +23,7 @@ from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned
 from codebrush.training.engine.optimizer import make_adamw
 from codebrush.training.engine.parts import mean_weights, totals
+from codebrush.training.engine.sharding import untouched
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight, Whole
 from codebrush.training.guards import PATIENCE, Fault, Guard, History, lasts, looked_at
@@ -247,8 +248,8 @@ class CaptionerTask:
         if self.config.patch_labels and step < self.recipe.patch_label_steps:
             network = self.networks["captioner"]
             labels = network(features, None, pixels=pixels).patch_labels
-            unused = sum(parameter.sum() for parameter in network.parameters())  # each process waits for all gradients
-            yield Objective("captioner", of_labels * patch_label_loss(labels, batch["labels"]) + 0 * unused, {})
+            loss = of_labels * patch_label_loss(labels, batch["labels"]) + untouched(network)
+            yield Objective("captioner", loss, {})
             return
         wanted = F.pad(learned, (0, 1))  # (B, S, T)
         named = known if self.config.places else None

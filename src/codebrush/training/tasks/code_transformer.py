@@ -24,6 +24,7 @@ from codebrush.training.dataset import Captioned
 from codebrush.training.engine.fabric import is_first
 from codebrush.training.engine.optimizer import make_adamw
 from codebrush.training.engine.parts import mean_weights, totals
+from codebrush.training.engine.sharding import untouched
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
 from codebrush.training.make_bank import make_bank
@@ -254,8 +255,7 @@ class CodeTransformerTask:
         loss = weight * code_loss(predicted, codes, self.recipe.label_smoothing, self.likeness)
         _, holed, paired = given_rows(batch)
         if self.recipe.from_source and holed.start == paired.stop:  # a part whose rows have no source
-            # each process waits for all gradients
-            loss = loss + 0 * sum(part.sum() for part in network.parameters() if part.requires_grad)
+            loss = loss + untouched(network)
         yield Objective("transformer", loss, {"accuracy": weight * accuracy})
 
     def _before(self, batch: dict[str, Tensor], condition: Condition) -> Tensor:

@@ -21,6 +21,7 @@ from codebrush.models.quantizers.vector_quantizer import VectorQuantizer
 from codebrush.models.vqgan import VQGAN, VQGANConfig
 from codebrush.pack.members import MEMBERS
 from codebrush.training.dataset import Captioned
+from codebrush.training.engine.sharding import is_sharded
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
 from codebrush.training.guards import Fault, Guard, lasts, looked_at
@@ -205,7 +206,9 @@ def vqgan_guard(task: VQGANTask, rows: np.ndarray) -> Guard:
         images = task.data.images(rows).to(device).float() / 255
         parts = images.split(PREVIEWED)
         made = torch.cat([network(part).images.float() for part in parts])
-        codes = torch.cat([task.vqgan.quantize(task.vqgan.encode(part))[1] for part in parts])
+        whole = network if any(map(is_sharded, task.vqgan.parameters())) else task.vqgan
+        assert isinstance(whole, VQGAN)
+        codes = torch.cat([whole.quantize(whole.encode(part))[1] for part in parts])
         return {"looked_at_psnr": float(psnr(made, images)), "codes_used": float(len(codes.unique()))}
 
     faults = [] if task.adversary is None else [adversary_fault(task.adversary, "vqgan")]

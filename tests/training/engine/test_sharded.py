@@ -1,0 +1,236 @@
+"""`loop.strategy` fsdp: weights spread over processes, with the losses of one process, and checkpoints in parts."""
+
+import os
+import pickle
+import shutil
+import signal
+import sys
+from dataclasses import replace
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from gloo import run_together
+from small_stages import RECIPES, VQGAN, parts_of, small_materials, train
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from codebrush.errors import TrainingError
+from codebrush.training.engine.checkpoints import CHECKPOINT
+from codebrush.training.engine.sharded_files import contents, read_parts
+from codebrush.training.stage import Materials
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-6}
+Found = dict[str, dict[str, Tensor]]
+
+
+class Place:
+    """A folder of runs, what they are trained with, and runs of a single process to compare with."""
+
+    def __init__(self, folder: Path, data: Path, cache: Path, processes: ForkServerContext):
+        self.folder, self.processes = folder, processes
+        self.given = (str(folder), str(data), str(cache))
+        self.materials = small_materials(data, folder / "cache")
+        self.single: Found = {}
+
+    def run(self, count: int, work: Any, *given: Any) -> list[int | None]:
+        """How each of `count` processes ends that call `work` with a `Runs`."""
+        return run_together(self.processes, count, start, self.given, count, work, given)
+
+    def alone(self, stage: str, parts: int) -> dict[str, Tensor]:
+        """What a single process comes to that cuts each step into as many parts."""
+        name = f"alone-{stage}-{parts}"
+        if name not in self.single:
+            self.single[name] = train(stage, self.materials, self.folder / name, accumulate=parts)
+        return self.single[name]
+
+    def found(self, name: str) -> Found:
+        return torch.load(self.folder / name)
+
+
+class Runs:
+    """What a process of several trains with."""
+
+    def __init__(self, rank: int, folder: Path, count: int, materials: Materials):
+        self.rank, self.folder, self.count, self.materials = rank, folder, count, materials
+        self.found: Found = {}
+
+    def train(self, stage: str, name: str = "", strategy: str = "fsdp", **given: Any) -> dict[str, Tensor]:
+        folder = self.folder / (name or stage)
+        return train(stage, self.materials, folder, strategy=strategy, devices=self.count, **given)
+
+    def keep(self, name: str) -> None:
+        if self.rank == 0:
+            torch.save(self.found, self.folder / name)
+
+    def copy(self, name: str, *others: str) -> None:
+        """Copy a run, once it is there."""
+        torch.distributed.barrier()
+        if self.rank == 0:
+            for other in others:
+                shutil.copytree(self.folder / name, self.folder / other)
+        torch.distributed.barrier()
+
+
+def start(rank: int, given: tuple[str, str, str], count: int, work: Any, more: tuple[Any, ...]) -> None:
+    folder, data, cache = map(Path, given)
+    datasets.config.HF_DATASETS_CACHE = cache
+    work(Runs(rank, folder, count, small_materials(data, folder / "cache")), *more)
+
+
+@pytest.fixture(scope="module")
+def place(
+    tmp_path_factory: pytest.TempPathFactory, shapes: Path, processes: ForkServerContext, datasets_cache: Path
+) -> Place:
+    return Place(tmp_path_factory.mktemp("sharded"), shapes, datasets_cache, processes)
+
+
+def each_stage(runs: Runs) -> None:
+    for stage in RECIPES:
+        runs.found[stage] = runs.train(stage, f"{stage}-{runs.count}")
+    runs.keep(f"stages-{runs.count}.pt")
+
+
+def with_two(runs: Runs) -> None:
+    """Runs of two processes; that begin, and go on, with other strategies; in parts; with a codebook in use."""
+    each_stage(runs)
+    for stage in RECIPES:
+        runs.train(stage, f"{stage}-begun", stop_after=2)
+        runs.copy(f"{stage}-begun", f"{stage}-alone", f"{stage}-three")
+        runs.found[f"{stage} again"] = runs.train(stage, f"{stage}-begun")
+    for before, after in (("fsdp", "ddp"), ("ddp", "fsdp")):
+        runs.train("clip", f"to-{after}", before, stop_after=2)
+        runs.found[f"to {after}"] = runs.train("clip", f"to-{after}", after)
+    for stage in ("clip", "transformer"):
+        saving = {"accumulate": 2, "checkpoint_activations": True}
+        runs.found[f"{stage} in parts"] = runs.train(stage, f"{stage}-parts", **saving)
+    for strategy in ("ddp", "fsdp"):
+        recipe = replace(VQGAN, codebook_size=64)
+        runs.found[f"codes {strategy}"] = runs.train("vqgan", f"codes-{strategy}", strategy, recipe=recipe)
+    runs.keep("two.pt")
+
+
+@pytest.fixture(scope="module")
+def two(place: Place) -> Found:
+    assert place.run(2, with_two) == [0, 0]
+    return place.found("two.pt")
+
+
+@pytest.mark.parametrize("stage", RECIPES)
+def test_two_processes_with_sharded_weights_come_to_what_one_comes_to(stage: str, place: Place, two: Found):
+    alone = place.alone(stage, parts_of(stage, 2))
+    torch.testing.assert_close(two[stage], alone, **CLOSE)
+    assert [name for name, value in two[f"{stage} again"].items() if not value.equal(two[stage][name])] == []
+    # begun with two, and gone on with alone
+    resumed = train(stage, place.materials, place.folder / f"{stage}-alone", accumulate=parts_of(stage, 2))
+    torch.testing.assert_close(resumed, alone, **CLOSE)
+
+
+def test_a_codebook_in_use_is_that_of_processes_with_whole_weights(two: Found):
+    assert two["codes fsdp"]["step 2 code_distance"] > 0
+    torch.testing.assert_close(two["codes fsdp"], two["codes ddp"], **CLOSE)
+
+
+def test_steps_in_parts_and_blocks_that_are_computed_again_change_nothing(place: Place, two: Found):
+    torch.testing.assert_close(two["clip in parts"], place.alone("clip", 1), **CLOSE)
+    torch.testing.assert_close(two["transformer in parts"], place.alone("transformer", 4), **CLOSE)
+
+
+def test_a_run_goes_on_with_another_strategy(place: Place, two: Found):
+    for name, kept in (("to ddp", CHECKPOINT), ("to fsdp", "checkpoint-0000004")):
+        torch.testing.assert_close(two[name], place.alone("clip", 1), **CLOSE)
+        assert [path.name for path in (place.folder / name.replace(" ", "-")).glob("check*")] == [kept]
+
+
+@pytest.mark.parametrize("file", [".metadata", "__1_0.distcp"])
+def test_a_damaged_checkpoint_is_one_line_and_nothing_of_it_is_executed(
+    file: str, place: Place, two: Found, tmp_path: Path
+):
+    run = tmp_path / "run"
+    shutil.copytree(place.folder / "clip-three", run)
+    path = run / "checkpoint-0000002" / file
+    assert len(contents(path.parent)) > 100
+    path.write_bytes(pickle.dumps(Runner(tmp_path / "ran")) if file == ".metadata" else path.read_bytes()[:100])
+    with pytest.raises(
+        TrainingError, match=r"checkpoint-0000002 cannot be read \(.*delete it to start the stage"
+    ) as caught:
+        train("clip", place.materials, run)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+class Runner:
+    """Makes a folder when it is read by pickle."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def go_on_with_three(runs: Runs) -> None:
+    for stage in RECIPES:
+        runs.found[stage] = runs.train(stage, f"{stage}-three")
+    runs.keep("three.pt")
+
+
+@pytest.mark.long
+def test_a_run_of_two_processes_goes_on_with_three(place: Place, two: Found):
+    """Of their two first steps the random numbers are those of two parts, so only losses without any are compared."""
+    assert place.run(3, go_on_with_three) == [0, 0, 0]
+    found = place.found("three.pt")
+    torch.testing.assert_close(found["clip"], place.alone("clip", 1), **CLOSE)
+    for stage, values in found.items():
+        assert values["step 4 " + f"{stage}_loss"].isfinite()
+
+
+@pytest.mark.long
+def test_four_processes_come_to_what_one_comes_to(place: Place):
+    assert place.run(4, each_stage) == [0] * 4
+    for stage, values in place.found("stages-4.pt").items():
+        torch.testing.assert_close(values, place.alone(stage, parts_of(stage, 4)), **CLOSE)
+
+
+def killed(runs: Runs, moment: str) -> None:
+    """A process that is killed: the second at the fourth update, when two steps are saved; or the first when the parts
+    of the second checkpoint are written, and about to get their name."""
+    happened = 0
+
+    def count(*_: Any) -> None:
+        nonlocal happened
+        happened += 1
+        if happened == (4 if moment == "update" else 2):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if moment == "update" and runs.rank == 1:
+        register_optimizer_step_post_hook(count)
+    if moment == "rename" and runs.rank == 0:
+        sys.addaudithook(
+            lambda name, given: count() if name == "os.rename" and "/checkpoint-" in str(given[1]) else None
+        )
+    runs.train("clip", f"killed-{moment}", checkpoint_every=2, steps=6)
+
+
+def go_on(runs: Runs) -> None:
+    for moment in ("update", "rename", "never"):
+        runs.found[moment] = runs.train("clip", f"killed-{moment}", checkpoint_every=2, steps=6)
+    runs.keep("killed.pt")
+
+
+def test_a_killed_run_goes_on_from_a_whole_checkpoint_and_ends_at_the_same_bits(place: Place):
+    for moment, ends in (("update", [1, -signal.SIGKILL]), ("rename", [-signal.SIGKILL, 1])):
+        assert place.run(2, killed, moment) == ends
+        (saved,) = (place.folder / f"killed-{moment}").glob("checkpoint*")
+        assert saved.name == "checkpoint-0000002"
+        step = {"step": torch.tensor(0)}
+        read_parts(saved, step)
+        assert step["step"] == 2
+    assert place.run(2, go_on) == [0, 0]
+    found = place.found("killed.pt")
+    for moment in ("update", "rename"):
+        assert all(torch.equal(value, found["never"][name]) for name, value in found[moment].items())
+        assert [path.name for path in (place.folder / f"killed-{moment}").glob("check*")] == ["checkpoint-0000006"]

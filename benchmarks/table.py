@@ -41,8 +41,13 @@ RUNS = (
     ("flow_steps.py",),
     ("search_100k.py", "--rows", "200000", "--width", "512"),
     ("cold_start.py",),
+    ("cost_growth.py",),
 )
 NO_THREADS = ("cold_start.py",)  # commands choose their threads themselves
+GROWTH = (
+    "CPU seconds of one thread at four sizes, and megabytes beside what was held before. The exponents are slopes",
+    "through the three larger sizes: 1 is linear. None of seconds is to be above that of operations.",
+)
 PACKAGES = ("torch", "transformers", "faiss-cpu", "lancedb")
 SIDE = 2048  # of the matrices that measure the ceiling
 
@@ -64,13 +69,14 @@ def main() -> None:
         threads = [] if name in NO_THREADS else ["--threads", str(given.threads)]
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "rows.jsonl"
-            subprocess.run(
-                [sys.executable, HERE / name, *flags, *threads], check=True, env={**os.environ, ROWS: str(file)}
-            )
-            rows += [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            run = subprocess.run([sys.executable, HERE / name, *flags, *threads], env={**os.environ, ROWS: str(file)})
+            if run.returncode:
+                failed.append(" ".join((name, *flags)))
+            elif file.exists():
+                rows += [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     after = measure_ceilings()
     minutes = (time.monotonic() - started) / 60
-    lines = [*heading(given.threads, minutes, ceilings, after), "", *table(rows, ceilings)]
+    lines = [*heading(given.threads, minutes, ceilings, after), "", *table(rows, ceilings), *growth(rows)]
     lines += [f"- {each} failed and is not in the table" for each in failed]
     before = given.out.read_text(encoding="utf-8") if given.out.exists() else ""
     notes = before[before.index(NOTES) :] if NOTES in before else f"{NOTES}\n"
@@ -120,6 +126,16 @@ def processor() -> str:
     file = Path("/proc/cpuinfo")
     names = [line for line in file.read_text().splitlines() if line.startswith("model name")] if file.exists() else []
     return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+
+
+def growth(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The Markdown table of how costs grow, if that was measured."""
+    found = [row for row in rows if "growth" in row]
+    if not found:
+        return []
+    lines = ["", "## How costs grow", "", *GROWTH, ""]
+    lines.append("| work | sizes | seconds | MB | exponent of operations | of seconds | of memory |")
+    return [*lines, "|---|---|---|---|---|---|---|", *(f"| {' | '.join(row['cells'])} |" for row in found)]
 
 
 def table(rows: Sequence[dict[str, Any]], ceilings: dict[str, float]) -> list[str]:

@@ -1,8 +1,8 @@
 """Finds how to take the steps of guidance within a limit on memory: views at once, recomputed activations, tiles.
 
 On a CPU nothing reports the memory of a step except the process itself, so the plan is found by trying: first with one
-view at once, then with as many more as surely fit into what the measured peak leaves, until no more do or all fit. On a GPU PyTorch holds the
-process to the limit, and the number of views is halved when it is reached.
+view at once, then with as many more as surely fit into what the measured peak leaves, until no more do or all fit. On a
+GPU PyTorch holds the process to the limit, and the number of views is halved when it is reached.
 """
 
 import math

@@ -9,6 +9,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import multiprocessing
 import random
 import signal
+from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import torch
 from hypothesis import settings
 
 from packs import write_micro_pack
+from storage_server import BUCKET, storage_server
 
 torch.set_num_threads(1)
 signal.signal(
@@ -69,6 +71,15 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs {folder.name}/ beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="module")
+def storage() -> Iterator[str]:
+    """The address of an empty bucket; the environment has what reaches it."""
+    with storage_server() as variables, pytest.MonkeyPatch.context() as environment:
+        for name, value in variables.items():
+            environment.setenv(name, value)
+        yield f"s3://{BUCKET}"
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from codebrush.search.database import ANN_ROWS, open_database
+from codebrush.pack.pack import open_clip
+from codebrush.search.database import ANN_ROWS, create_database, open_database
+from codebrush.search.indexing import index_pictures
+from codebrush.search.pictures import open_pictures
 from codebrush.search.queries import search
-from search_helpers import EMBEDDER, database_of, unit
+from codebrush.search.recall import measure_recall
+from search_helpers import EMBEDDER, database_of, unit, write_scenes
 
 WIDTH = 64
 QUERIES = 20
@@ -28,6 +32,9 @@ def test_recall(kind: str, tmp_path: Path) -> None:
     vectors = _clustered(rng, ANN_ROWS) if kind == "clustered" else random
     written = database_of(tmp_path / "db", vectors)
     assert written.has_vector_index
+    measured = measure_recall(written)
+    assert measured is not None
+    assert 0.95 <= measured <= 1
     database = open_database(tmp_path / "db", EMBEDDER)
     # Queries distributed like the pictures, and random ones, which like texts lie apart from all of them.
     for queries in (_clustered(rng, QUERIES), unit(rng.normal(size=(QUERIES, WIDTH)))):
@@ -51,3 +58,27 @@ def test_the_index_is_used_and_includes_later_rows(tmp_path: Path) -> None:
     assert "ANN" in plan
     database_of(tmp_path / "many", vectors)
     assert search(database, torch.from_numpy(late[0]), k=1)[0].path == str(ANN_ROWS)
+
+
+def test_recall_is_measured_as_brute_force_gives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an index a search finds all; a search that misses every second picture, half."""
+    vectors = unit(np.random.default_rng(2).normal(size=(500, 16)))
+    database = database_of(tmp_path / "db", np.concatenate([vectors, vectors[:100]]))  # with copies, which are as near
+    assert measure_recall(database) == 1
+    monkeypatch.setattr("codebrush.search.recall.search", lambda *args, k: search(*args, k=k)[::2])
+    assert measure_recall(database) == 0.5
+    assert measure_recall(database_of(tmp_path / "small", vectors[:9])) is None
+
+
+def test_a_run_that_makes_the_index_says_what_it_finds(
+    micro_pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codebrush.search.database.ANN_ROWS", 256)
+    write_scenes(tmp_path / "pictures", 300)
+    clip = open_clip(micro_pack)[0]
+    database = create_database(tmp_path / "db", EMBEDDER, clip.embed_dim)
+    source = str(tmp_path / "pictures")
+    made = index_pictures(database, [open_pictures(source)], clip)
+    assert made.recall is not None
+    assert 0 < made.recall <= 1  # its weights are random: it embeds all pictures nearly alike
+    assert index_pictures(database, [open_pictures(source)], clip).recall is None

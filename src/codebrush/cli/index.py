@@ -96,6 +96,11 @@ def _print_notes(report: "IndexReport", sources: "Sequence[Source]") -> None:
             print(f"codebrush: columns of {source.name} with other names in the database: {names}", file=sys.stderr)
         if source.captionless:
             print(f"codebrush: {source.name}: {_captionless(source.captionless)}", file=sys.stderr)
+    if report.recall is not None:
+        print(
+            f"codebrush: a vector index was made; its searches find {report.recall:.1%} of the ten nearest pictures",
+            file=sys.stderr,
+        )
     for each in report.unfit:
         print(f"codebrush: {_unfit(each)}", file=sys.stderr)
 

@@ -132,14 +132,18 @@ class Database:
         paths = (path for part in self.rows(["path"], where) for path in part["path"].to_pylist())
         return any(os.path.exists(path) and os.path.samefile(path, file) for path in paths)
 
-    def settle(self) -> None:
-        """Finish writing: merge small files, update the indices, and make a vector index once there are enough rows."""
+    def settle(self) -> bool:
+        """Finish writing: merge small files, update the indices, and make a vector index once there are enough rows;
+        whether it did.
+        """
         with self.guarded(), self.locked():
-            if not self.has_vector_index and self.table.count_rows() >= ANN_ROWS:
+            is_large = not self.has_vector_index and self.table.count_rows() >= ANN_ROWS
+            if is_large:
                 from lancedb.index import IvfSq
 
                 self.table.create_index("embedding", config=IvfSq(distance_type="cosine"))
             self.table.optimize(cleanup_older_than=KEPT_VERSIONS)
+        return is_large
 
     def update_words(self) -> bool:
         """Index the words of the captions anew if that was done between blanks alone, as before version 0.3; whether

@@ -10,7 +10,8 @@ class IndexReport:
     `reused` of the added ones were known under another path. `renamed` lists the columns with another name in the
     database, `new` ones that it did not have yet. `unfit` lists the columns with cells that do not fit their type: what
     the column holds, how many cells were left empty, and the path and value of the first. `frames` has the number of
-    the frame, from 0, by which each animation and file of several pages was embedded.
+    the frame, from 0, by which each animation and file of several pages was embedded. `recall` is that of the vector
+    index, if the run made one (see `measure_recall`).
     """
 
     added: int = 0
@@ -22,6 +23,7 @@ class IndexReport:
     unfit: list[dict[str, Any]] = field(default_factory=list)
     frames: dict[str, int] = field(default_factory=dict)
     renamed: list[dict[str, Any]] = field(default_factory=list)
+    recall: float | None = None
 
     def merge(self, other: "IndexReport") -> None:
         """Add what another part of the run did."""

@@ -1,11 +1,13 @@
 """Joins a Ray cluster, or starts one on this machine that ends with the command."""
 
 import os
+import secrets
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 
 from codebrush.errors import CodebrushError, UsageError
 from codebrush.optional import require
@@ -46,13 +48,15 @@ def joined(address: str | None = None, workers: int | None = None) -> Iterator[C
     _check_that_it_answers(address)
     try:
         own = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _own_token() if own else nullcontext():
             # of the forks that become Ray's processes at once and use nothing of Lance
             warnings.filterwarnings("ignore", message="lancedb fork support|lance is not fork-safe")
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (OSError, RuntimeError, ValueError) as error:
         what = "start Ray here" if address == "local" else f"join the Ray cluster at {address}"
-        raise CodebrushError(f"cannot {what}: {_one_line(error)}") from error
+        is_open = address == "local" or "RAY_AUTH_MODE" in os.environ
+        remedy = "" if is_open else "; if it asks for a token, set RAY_AUTH_MODE=token"
+        raise CodebrushError(f"cannot {what}: {_one_line(error)}{remedy}") from error
     try:
         has = ray.cluster_resources()
         gpus = int(has.get("GPU", 0))
@@ -60,6 +64,26 @@ def joined(address: str | None = None, workers: int | None = None) -> Iterator[C
         yield Cluster(count, min(1.0, gpus / count))
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_token() -> Iterator[None]:
+    """Let only this process and those that it starts use its cluster, by a token that is nowhere on disk."""
+    if "RAY_AUTH_MODE" in os.environ or "RAY_AUTH_TOKEN" in os.environ:
+        yield
+        return
+    os.environ["RAY_AUTH_TOKEN"] = _token()
+    try:
+        yield
+    finally:
+        for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):  # Ray sets the mode
+            os.environ.pop(name, None)
+
+
+@cache
+def _token() -> str:
+    """The token of this process, which Ray reads once."""
+    return secrets.token_hex(32)
 
 
 def _check_that_it_answers(address: str) -> None:

@@ -82,9 +82,10 @@ def all_reduce(size: float, device: Device, devices: int) -> float:
 
 
 def training_bytes(parameters: float, sharded_over: int = 1) -> float:
-    """Bytes a device holds beside activations: float32 weights, gradients, two moments and average, 20 a parameter,
-    shared out by FSDP; and in bfloat16 the weights, of which FSDP has a tenth gathered at a time."""
-    return 20 * parameters / sharded_over + 2 * parameters * (1 if sharded_over == 1 else 0.1)
+    """Bytes a device holds beside activations: float32 weights, gradients, two moments and average, 20 a parameter.
+    Whole (DDP) there are also the weights in bfloat16; in parts (FSDP) a copy in float32 where the network is looked at
+    or saved."""
+    return 20 * parameters / sharded_over + (2 if sharded_over == 1 else 4) * parameters
 
 
 def checkpoint_bytes(parameters: float) -> float:

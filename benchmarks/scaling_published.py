@@ -30,6 +30,7 @@ LAWS = "Cherti et al. 2023, trained_models_info.csv"
 RADFORD = "Radford et al. 2021, section 2.5"
 LLAMAGEN = "LlamaGen issue 8"
 SERVING = "LlamaGen autoregressive/serve/README"
+PAR = "Wang et al. 2024 (PAR), table 2"
 MPT = "llm-foundry scripts/train/benchmarking"
 NEMO = "NVIDIA NeMo CLIP performance page"
 FAISS = "faiss wiki, bench_all_ivf logs"
@@ -100,7 +101,7 @@ def clip_on_h100() -> float:
 def _mpt(size: str, tokens: int, device: str, devices: int, batch: int, used: float) -> Run:
     width = {"760m": 1536, "1b": 2048}[size]
     net = decoder_of(width, 24, tokens, 4 * width, 2, 50_368)
-    return Run(net, 1, device, devices, batch, used, sharded=True, straggling=straggling(), decodes=False)
+    return Run(net, 1, device, devices, batch, used, sharded=True, gathered=2, straggling=straggling(), decodes=False)
 
 
 @cache
@@ -120,10 +121,10 @@ def pixels_on_a100() -> float:
     return utilisation(run, 2 * 86_400 * 128 / run.samples)
 
 
-def _drawing(size: str, launch: Launch) -> float:
-    """Seconds for eight pictures of 384 pixels, whose codes are 24 x 24, guided."""
+def _drawing(size: str, launch: Launch, pictures: int = 8, steps: int = 576) -> float:
+    """Seconds for pictures of 384 pixels, whose codes are 24 x 24, guided."""
     config = replace(llamagen(size), grid=(24, 24))
-    return 576 * decode_step(config, "a100-80", GUIDED * 8, launch, codes_on("a100-80"))
+    return steps * decode_step(config, "a100-80", GUIDED * pictures, launch, codes_on("a100-80"))
 
 
 def _launch(base: float, large: float) -> Launch:
@@ -222,7 +223,7 @@ def _code_checks() -> list[Check]:
     def days(size: str, devices: int, batch: int, published: float, miss: str = "") -> Check:
         net, sharded = code_transformer(llamagen(size)), size in ("XXL", "3B")
         run = Run(net, 300 * IMAGENET, "a100-80", devices, batch // devices, codes_on("a100-80"), sharded=sharded)
-        run = replace(run, straggling=straggling(), decodes=False)
+        run = replace(run, gathered=2, straggling=straggling(), decodes=False)
         spent = run.samples / throughput(run) / 86_400
         return Check(f"LlamaGen-{size}, 300 epochs, {devices} A100", "days", published, spent, LLAMAGEN, miss)
 
@@ -244,12 +245,23 @@ def _code_checks() -> list[Check]:
 
 
 def _serving_checks() -> list[Check]:
+    plain = launch_of("PyTorch")
     published = {"vLLM": {"XL": 4.84, "XXL": 6.36}, "PyTorch": {"XL": 19.76, "XXL": 26.38}}
-    return [
+    eight = [
         Check(f"8 pictures by LlamaGen-{size}, {engine}", "s", seconds, _drawing(size, launch_of(engine)), SERVING)
         for engine, sizes in published.items()
         for size, seconds in sizes.items()
     ]
+    alone = {"L": 12.58, "XL": 18.66, "XXL": 24.91, "3B": 12.41}
+    ones = [
+        Check(f"1 picture by LlamaGen-{size}, PyTorch", "s", seconds, _drawing(size, plain, 1), PAR)
+        for size, seconds in alone.items()
+    ]
+    squares = [
+        Check(f"1 picture in {steps} steps, size {size}", "s", seconds, _drawing(size, plain, 1, steps), PAR)
+        for size, steps, seconds in (("XL", 147, 4.94), ("XXL", 51, 2.28))
+    ]
+    return eight + ones + squares
 
 
 def _search_checks() -> list[Check]:

@@ -18,7 +18,7 @@ from scaling_networks import Network
 LAST_BUCKET = 25e6  # bytes of gradients that PyTorch's DDP cannot send while backward still runs
 OPTIMIZER_BYTES = 40  # a parameter, read and written: AdamW's four arrays, and the average
 HOURS_BETWEEN_FAULTS = 50_000  # of one GPU: 419 faults of 16,384 in 54 days (Dubey et al. 2024, section 3.3.4)
-DECODED_A_CORE = 450  # pictures/s of one core: JPEG of 341 x 256 to 224 pixels by Pillow, 2.2 ms, measured here
+DECODED_A_CORE = 450  # pictures/s of one core: JPEG of 341 x 256 to 224 pixels by Pillow, 2.0 to 2.2 ms (docs/log.md)
 CORES_A_DEVICE = 12  # of a GPU host that decode
 SAMPLE_BYTES = 25e3  # a JPEG of 256 pixels and its caption: LAION-400M's 10 TB
 
@@ -35,6 +35,7 @@ class Run:
     utilisation: float
     recompute: bool = False
     sharded: bool = False
+    gathered: int = 4  # bytes of each weight that FSDP gathers; Codebrush's travel in float32
     straggling: float = 0.0  # how much longer a step takes with each doubling of the hosts
     decodes: bool = True  # pictures from JPEG, not codes computed before
     per_host: int = 0  # devices, where they are not the usual number
@@ -85,15 +86,16 @@ class Step:
 def communication(run: Run, products: float) -> tuple[float, float]:
     """Seconds of it that nothing hides, and bytes that each device sends.
 
-    DDP sends gradients in float32 while backward runs, but for the last bucket; FSDP gathers weights twice in bfloat16
-    and scatters gradients, under all products but the first layer's gather. Embeddings are gathered, and their
+    DDP sends gradients in float32 while backward runs, but for the last bucket; FSDP gathers weights twice and
+    scatters gradients in float32, under all products but the first layer's gather. Embeddings are gathered, and their
     gradients scattered back, in float32 while nothing else can run.
     """
     device, devices, size = run.kind, run.devices, run.network.parameters
     share = (devices - 1) / devices
     if run.sharded:
-        seconds, sent = 2 * all_gather(2 * size, device, devices) + all_gather(4 * size, device, devices), 8 * size
-        first = all_gather(2 * size / run.network.layers, device, devices)
+        gathering = all_gather(run.gathered * size, device, devices)
+        seconds, sent = 2 * gathering + all_gather(4 * size, device, devices), (2 * run.gathered + 4) * size
+        first = all_gather(run.gathered * size / run.network.layers, device, devices)
         exposed = max(seconds - products, first)
     else:
         seconds, sent = all_reduce(4 * size, device, devices), 8 * size

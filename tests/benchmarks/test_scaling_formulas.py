@@ -83,6 +83,17 @@ def test_backward_hides_what_is_sent_but_for_the_last_part(slow: str):
     assert step(long).exposed == pytest.approx(all_reduce(25e6, SLOW, 4))
 
 
+def test_fsdp_gathers_weights_twice_and_scatters_gradients(slow: str):
+    sharded = Run(replace(NET, parameters=100e6, layers=10), 1000, slow, 4, 5, 0.5, sharded=True, decodes=False)
+    gathered = all_gather(400e6, SLOW, 4)
+    assert step(sharded).exposed == pytest.approx(3 * gathered - 3)
+    assert step(sharded).sent == pytest.approx(0.75 * 12 * 100e6)
+    half = replace(sharded, gathered=2)
+    assert step(half).sent == pytest.approx(0.75 * 8 * 100e6)
+    long = replace(half, network=replace(half.network, forward=1e12))
+    assert step(long).exposed == pytest.approx(all_gather(20e6, SLOW, 4))
+
+
 def test_data_is_waited_for_where_decoding_is_slower(slow: str):
     run = Run(NET, 1000, slow, 1, 45_000, 1.0, cores=1)
     assert step(run).data == 0  # 100 s to decode at 450/s, and 13,500 to compute
@@ -116,7 +127,7 @@ def test_more_hosts_are_faster_and_wait_more():
 
 def test_memory_is_what_is_held_and_shrinks_by_sharding():
     assert training_bytes(1000) == 22_000  # 20 a parameter in float32, two in bfloat16
-    assert training_bytes(1000, sharded_over=10) == 2_200
+    assert training_bytes(1000, sharded_over=10) == 6_000  # a whole copy in float32 with the tenth
     run = run_of(8, batch=4096)
     assert memory(replace(run, recompute=True)) < memory(run)
     assert memory(replace(run, sharded=True)) < memory(run)

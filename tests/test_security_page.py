@@ -53,3 +53,13 @@ def test_the_linters_security_rules_are_on_and_each_exception_has_its_reason() -
     ]
     assert exceptions
     assert [each for each in exceptions if not re.search(r"# noqa: S\d{3} - \w+", each[1])] == []
+
+
+def test_each_find_of_the_campaigns_names_the_test_that_holds_it() -> None:
+    page = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    table = page.partition("| found | held by |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(table) >= 10
+    for line in table:
+        named = NAMED.findall(line)
+        assert named, f"no test holds: {line}"
+        assert [f"{path}::{name}" for path, name in named if name not in known_tests(path)] == []

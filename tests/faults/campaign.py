@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -41,13 +42,19 @@ class Work:
     outcome: Callable[[Path], Any]
 
 
-def in_process(arguments: list[str], cache: str, log: str) -> None:
-    """A process of its own: the command line, with its messages in a file, and marks where it began and was done."""
+def in_process(arguments: list[str], cache: str, log: str, room: int = 0) -> None:
+    """A process of its own: the command line, with its messages in a file, and marks where it began and was done.
+
+    `room` is how many bytes of memory it may take beyond what it has; 0: as many as there are.
+    """
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     os.dup2(2, 1)
     torch.set_num_threads(1)
     datasets.config.HF_DATASETS_CACHE = Path(cache)  # pyright: ignore[reportAttributeAccessIssue]
     Path(f"{log}.began").touch()
+    if room:
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + room, held + room))
     status = command(arguments)
     if status == 0:  # the signal may still come while Python ends
         Path(f"{log}.done").touch()
@@ -81,9 +88,18 @@ class Campaign:
             number += 1
             self.end_once(name, number)
 
-    def run(self, arguments: Sequence[object], out: Path, end: signal.Signals | None = None, after: float = 0.0) -> int:
-        """Run a command, which a signal ends after so many seconds; returns its exit status."""
-        given = [str(each) for each in arguments], str(self.folder / "cache"), f"{out}.log"
+    def run(
+        self,
+        arguments: Sequence[object],
+        out: Path,
+        end: signal.Signals | None = None,
+        after: float = 0.0,
+        room: int = 0,
+        meanwhile: Callable[[], object] | None = None,
+    ) -> int:
+        """Run a command, which a signal ends after so many seconds; returns its exit status. `meanwhile` is called
+        after as many seconds; `room` is as in `in_process`."""
+        given = [str(each) for each in arguments], str(self.folder / "cache"), f"{out}.log", room
         process = self.processes.Process(target=in_process, args=given)
         for mark in (began := Path(f"{out}.log.began"), done := Path(f"{out}.log.done")):
             mark.unlink(missing_ok=True)
@@ -91,6 +107,9 @@ class Campaign:
         while process.is_alive() and not began.exists():  # what a signal does to Python's own start is not ours
             time.sleep(0.001)
         begun = time.monotonic()
+        if meanwhile is not None:
+            process.join(after)
+            meanwhile()
         if end is not None:
             process.join(after)
             if process.is_alive():

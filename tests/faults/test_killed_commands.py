@@ -3,115 +3,16 @@ message is a traceback, and taken up again they end as if they had been left alo
 
 One of each that is quick in `make test`; `make test-long` ends each forty times, 240 in all."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import yaml
 from campaign import Campaign, Work
-from safetensors.torch import load_file
-
-from codebrush.data.decoding.images import decode_image
-from codebrush.data.sources.captioned_images import open_source
-from codebrush.data.synthetic.scene_folder import write_shapes
-from codebrush.data.synthetic.shapes import scene
-from codebrush.models.upscaler import Upscaler, UpscalerConfig
-from packs import write_micro_pack
-
-LOOP = {
-    "steps": 12,
-    "batch_size": 4,
-    "warmup": 2,
-    "log_every": 2,
-    "checkpoint_every": 2,
-    "preview_every": 0,
-    "threads": 1,
-}
-RECIPES: dict[str, dict[str, Any]] = {
-    "vqgan": {
-        "image_size": 16, "channels": 8, "channel_multipliers": [1, 1, 2], "norm_groups": 4, "latent_channels": 8,
-        "code_dim": 4, "codebook_size": 64, "perceptual": 0, "adversarial_from": 0.6, "discriminator_channels": 8,
-        "discriminator_layers": 1,
-    },
-    "clip": {
-        "image_size": 32, "image": "resnet", "width": 8, "blocks": [1, 1, 1, 1], "heads": 2, "text_width": 16,
-        "text_layers": 1, "text_heads": 2, "embed_dim": 8, "token_table": False,
-    },
-}  # fmt: skip
-NAMES = ("train-vqgan", "train-clip", "guide", "index", "curate", "upscale")
-
-
-def weights(out: Path) -> dict[str, bytes]:
-    state = load_file(out / "model" / "model.safetensors")
-    return {name: value.numpy().tobytes() for name, value in state.items()}
-
-
-def pictures(out: Path) -> list[bytes]:
-    """The pixels of all pictures, in any order; enlarging again does not overwrite, so that some may be there twice."""
-    return sorted({decode_image(path).tobytes() for path in out.rglob("*.png")})
-
-
-def frames(out: Path) -> dict[str, bytes]:
-    """The pixels of a guided run's pictures: those that it ends with, and those on the way."""
-    return {str(path.relative_to(out)): decode_image(path).tobytes() for path in out.rglob("*.png")}
-
-
-def curated(out: Path) -> Any:
-    source = open_source(out)
-    rows = [(source.row(row)["caption"], source.image(row).tobytes()) for row in range(len(source))]
-    report = json.loads((out / "report.json").read_text())
-    return sorted(rows), report["kept"], report["dropped"]
+from works import NAMES, make_works
 
 
 @pytest.fixture(scope="module")
 def works(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Work]:
-    folder = tmp_path_factory.mktemp("given")
-    torch.manual_seed(5)
-    pack = write_micro_pack(folder / "pack", upscaler=Upscaler(UpscalerConfig(2, 8, 1)))
-    write_shapes(folder / "shapes", 40, size=32, objects=1)
-    for number in range(6):
-        scene(0, number, 48).image.save(folder / f"{number}.png")
-    small = [folder / f"{number}.png" for number in range(6)]
-    works = {}
-    for stage, recipe in RECIPES.items():
-        place = folder / f"{stage}.yaml"
-        place.write_text(yaml.safe_dump({"stage": stage, "recipe": recipe, "loop": LOOP}))
-        given = ("train", stage, place, "--source", folder / "shapes", "--tokenizer", "bpe", "--out")
-        works[f"train-{stage}"] = Work(
-            lambda out, given=given: [*given, out], lambda out, given=given: [*given, out, "--resume"], weights
-        )
-    guide = (
-        "generate", "a red circle", "--method", "guide", "--n", 1, "--steps", 16, "--cutouts", 4, "--show-every", 5,
-    )  # fmt: skip
-    works["guide"] = Work(
-        lambda out: [*guide, "--pack", pack, "--out", out],
-        lambda out: ["generate", "--resume", out] if (out / "run.json").exists() else works["guide"].first(out),
-        frames,
-    )
-    index = ("index", folder / "shapes", "--pack", pack, "--json", "--db")
-    works["index"] = Work(lambda out: [*index, out], lambda out: [*index, out], indexed)
-    curate = ("curate", folder / "shapes", "--pack", pack, "--keep-top", 0.5, "--out")
-    works["curate"] = Work(lambda out: [*curate, out], lambda out: [*curate, out], curated)
-    upscale = ("upscale", *small, "--pack", pack, "--out")
-    works["upscale"] = Work(lambda out: [*upscale, out], lambda out: [*upscale, out], pictures)
-    return works
-
-
-def indexed(out: Path) -> list[tuple[str, str]]:
-    """The pictures of a database with their captions."""
-    import lancedb
-
-    rows: list[tuple[str, str]] = []
-    database = lancedb.connect(out)
-    for name in database.table_names():
-        table = database.open_table(name).to_arrow()
-        if "path" in table.column_names:
-            assert table["embedding"].null_count == 0
-            rows += zip(table["path"].to_pylist(), table["caption"].to_pylist(), strict=True)
-    assert len(rows) == 40
-    return sorted(rows)
+    return make_works(tmp_path_factory.mktemp("given"))
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,25 @@ from codebrush import Codebrush
 from codebrush.errors import CodebrushError
 from packs import micro_flow, write_micro_pack
 
-ODD = [None, -1, 1.5, "x", [1], {"a": 1}, True]
+ODD = [None, -1, 0, 1.5, "x", [1], {"a": 1}, True]
 PLACES = {
     "sample": ["options", "options.flow", "options.n", "seed", "index", "threads", "versions", "pack", "size"],
     "flow": ["options.flow", "options.flow.steps", "options.n", "index"],
-    "guide": ["options", "options.init", "sampling", "files", "plan", "n", "seed", "steps", "index", "pack", "prompt"],
+    "guide": [
+        "options",
+        "options.init",
+        "sampling",
+        "files",
+        "plan",
+        "plan.micro_batch",
+        "plan.decode.tile",
+        "n",
+        "seed",
+        "steps",
+        "index",
+        "pack",
+        "prompt",
+    ],
 }
 
 

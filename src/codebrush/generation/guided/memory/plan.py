@@ -20,5 +20,13 @@ class MemoryPlan:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "MemoryPlan":
-        """The plan of which `dataclasses.asdict` made `values`. Raises KeyError or TypeError if they are damaged."""
-        return cls(values["micro_batch"], DecodePlan(**values["decode"]))
+        """The plan of which `dataclasses.asdict` made `values`. Raises KeyError, TypeError or ValueError if they are
+        damaged."""
+        plan = cls(values["micro_batch"], DecodePlan(**values["decode"]))
+        numbers = (plan.micro_batch, plan.decode.tile, plan.decode.overlap)
+        switches = (plan.decode.checkpoint, plan.decode.seamless)
+        if {type(each) for each in numbers} != {int} or {type(each) for each in switches} != {bool}:
+            raise TypeError("a plan of the wrong kind")
+        if plan.micro_batch < 1 or plan.decode.tile < 0 or plan.decode.overlap < 0:
+            raise ValueError("a plan of no pictures or tiles")
+        return plan

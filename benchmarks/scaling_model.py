@@ -93,22 +93,24 @@ def constants_table() -> Table:
 
 def networks_table() -> Table:
     rows: list[tuple[Cell, ...]] = []
-    for name, net in (
-        ("CLIP ViT-B/32", clip_of("ViT-B/32")),
-        ("VQGAN f16, 256 pixels", vqgan()),
-        ("code transformer, 77 + 256 tokens", code_transformer(painter())),
+    for name, net, samples in (
+        ("CLIP ViT-B/32", clip_of("ViT-B/32"), PAIRS),
+        ("VQGAN f16, 256 pixels", vqgan(), PICTURES),
+        ("code transformer, 77 + 256 tokens", code_transformer(painter()), PAINTED),
     ):
         trained = 3 * net.forward + net.extra
-        held = (training_bytes(net.parameters) / 1e9, checkpoint_bytes(net.parameters) / 1e9)
-        rows.append((name, net.parameters / 1e6, net.forward / 1e9, trained / 1e9, net.activations / 1e6, *held))
+        flops = (net.forward / 1e9, trained / 1e9, samples / 1e6, samples * trained / 1e18)
+        held = (training_bytes(net.parameters) / 1e9, net.activations / 1e6)
+        rows.append((name, net.parameters / 1e6, *flops, *held))
     header = (
         "network",
-        "M parameters",
+        "M weights",
         "GFLOP forward",
         "GFLOP a step",
-        "MB kept a sample",
+        "M samples",
+        "EFLOP",
         "GB of state",
-        "GB a checkpoint",
+        "MB kept a sample",
     )
     return Table("networks", "Networks, by sample", header, rows)
 
@@ -120,14 +122,21 @@ def training_table(work: str, runs: list[tuple[str, int]]) -> Table:
         spent = step(run)
         memory_of = f"{memory(run) / 1e9:.0f} GB" + (", again" if run.recompute else "")
         waits = percent((spent.exposed + spent.straggling) / spent.seconds)
-        cost = (hours(run), money(run), throughput(run), cores_needed(run), spent.sent / spent.seconds / 1e9)
+        read = f"{number(cores_needed(run))} cores, {number(throughput(run) * SAMPLE_BYTES / 1e9)} GB/s"
+        cost = (
+            hours(run),
+            money(run),
+            throughput(run),
+            read if run.decodes else "none",
+            spent.sent / spent.seconds / 1e9,
+        )
         rows.append((f"{devices} {device}", *cost, waits, memory_of, spent.bottleneck))
     header = (
         "devices",
         "hours",
         "$",
         "samples/s",
-        "decoding cores",
+        "decoding",
         "GB/s sent each",
         "waits",
         "memory each",

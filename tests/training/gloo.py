@@ -10,8 +10,10 @@ import torch
 import torch.distributed as dist
 
 
-def run_together(processes: ForkServerContext, count: int, work: Callable[..., None], *given: Any) -> list[int | None]:
-    """Call `work(rank, *given)` in `count` processes, and return how each ended."""
+def run_together(
+    processes: ForkServerContext, count: int, work: Callable[..., None], *given: Any, seconds: float = 300
+) -> list[int | None]:
+    """Call `work(rank, *given)` in `count` processes, and return how each ended; those that take longer are killed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -19,7 +21,7 @@ def run_together(processes: ForkServerContext, count: int, work: Callable[..., N
     for process in started:
         process.start()
     for process in started:
-        process.join(300)
+        process.join(seconds)
         process.kill()
     return [process.exitcode for process in started]
 

@@ -15,7 +15,8 @@ from codebrush.training.engine.loop import Loop
 from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.engine.parts import cut
 from codebrush.training.engine.rows import step_rng
-from codebrush.training.engine.task import TrainingTask
+from codebrush.training.engine.task import Hooks
+from codebrush.training.guards import guarded
 from codebrush.training.registry import STAGES
 from codebrush.training.run_stage import make_network, make_task
 from codebrush.training.stage import Materials, StagePlan
@@ -28,12 +29,14 @@ from packs import micro_clip, micro_tokenizer, micro_vqgan
 
 LOOP = LoopConfig(
     steps=4, batch_size=12, warmup=1, ema_decay=0.5, precision="32-true", threads=1, log_every=1, checkpoint_every=2,
-    preview_every=0, accelerator="cpu",
+    preview_every=4, accelerator="cpu",
 )  # fmt: skip
 VQGAN = VQGANRecipe(
     image_size=32, channels=8, channel_multipliers=(1, 1, 2), norm_groups=4, latent_channels=8, code_dim=4,
     codebook_size=512, perceptual=0, adversarial_from=0.25, discriminator_channels=8, discriminator_layers=1,
 )  # fmt: skip
+# times; the share of right texts among those of its own process; codes by the trained network or by its average
+NOT_COMPARED = {"step", "steps_per_second", "data_wait", "schedule", "accuracy", "codes_used"}
 RECIPES: dict[str, Any] = {
     "clip": CLIPRecipe(
         image_size=32, patch_size=8, width=16, layers=2, heads=2, text_width=16, text_layers=1, text_heads=2,
@@ -65,16 +68,6 @@ def small_materials(data: Path, cache: Path) -> Materials:
     return STAGES["captioner"].prepare(StagePlan("captioner", RECIPES["captioner"], LOOP), given, cache)
 
 
-def small_task(stage: str, materials: Materials, recipe: Any = None, **loop: Any) -> tuple[TrainingTask, LoopConfig]:
-    """The task of a stage, and the settings of its loop with those of `loop`."""
-    plan = StagePlan(stage, recipe or RECIPES[stage], replace(LOOP, **loop))
-    task = make_task(plan, materials, make_network(plan, materials))
-    for optimizer in task.optimizers.values():
-        for group in optimizer.param_groups:
-            group["eps"] = 1e-3  # otherwise Adam divides rounding errors by themselves
-    return task, plan.loop
-
-
 class JoinedLoop(Loop):
     """Trains on the same batches in any number of processes: each takes its part of what a single one would draw."""
 
@@ -86,14 +79,19 @@ class JoinedLoop(Loop):
 
 
 def train(stage: str, materials: Materials, folder: Path, recipe: Any = None, **loop: Any) -> dict[str, Tensor]:
-    """Train a stage in all processes; returns the averaged weights, and the values of the log."""
+    """Train a stage in all processes, with its guard; returns the averaged weights, and the values of the log."""
     folder.mkdir(parents=True, exist_ok=True)
-    task, config = small_task(stage, materials, recipe, **loop)
-    trained = JoinedLoop(task, config, folder).run()
+    plan = StagePlan(stage, recipe or RECIPES[stage], replace(LOOP, **loop))
+    task = make_task(plan, materials, make_network(plan, materials))
+    for optimizer in task.optimizers.values():
+        for group in optimizer.param_groups:
+            group["eps"] = 1e-3  # otherwise Adam divides rounding errors by themselves
+    hooks = guarded(Hooks(), STAGES[stage].guard(plan, materials, task), 2, folder)
+    trained = JoinedLoop(task, plan.loop, folder, hooks=hooks).run()
     found = {name: value.detach().clone() for name, value in trained.state_dict().items()}
     found.pop("quantizer.collected", None)  # the rows of one process
     for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
-        for name in line.keys() - {"step", "steps_per_second", "data_wait", "schedule", "accuracy"}:
+        for name in line.keys() - NOT_COMPARED:
             found[f"step {line['step']} {name}"] = torch.tensor(line[name])
     return found
 

@@ -38,7 +38,7 @@ class Place:
 
     def run(self, count: int, work: Any, *given: Any) -> list[int | None]:
         """How each of `count` processes ends that call `work` with a `Runs`."""
-        return run_together(self.processes, count, start, self.given, count, work, given)
+        return run_together(self.processes, count, start, self.given, count, work, given, seconds=600)
 
     def alone(self, stage: str, parts: int) -> dict[str, Tensor]:
         """What a single process comes to that cuts each step into as many parts."""
@@ -95,15 +95,17 @@ def each_stage(runs: Runs) -> None:
 
 
 def with_two(runs: Runs) -> None:
-    """Runs of two processes; that begin, and go on, with other strategies; in parts; with a codebook in use."""
-    each_stage(runs)
+    """Runs of two processes that are stopped and go on; that are left alone; that go on with another strategy; in
+    parts; with a codebook in use."""
     for stage in RECIPES:
         runs.train(stage, f"{stage}-begun", stop_after=2)
-        runs.copy(f"{stage}-begun", f"{stage}-alone", f"{stage}-three")
-        runs.found[f"{stage} again"] = runs.train(stage, f"{stage}-begun")
-    for before, after in (("fsdp", "ddp"), ("ddp", "fsdp")):
-        runs.train("clip", f"to-{after}", before, stop_after=2)
-        runs.found[f"to {after}"] = runs.train("clip", f"to-{after}", after)
+        runs.copy(f"{stage}-begun", *(f"{stage}-{after}" for after in ("alone", "three", "ddp")))
+        runs.found[stage] = runs.train(stage, f"{stage}-begun")
+    for stage in ("vqgan", "transformer"):
+        runs.found[f"{stage} whole"] = runs.train(stage)
+    runs.found["to ddp"] = runs.train("clip", "clip-ddp", "ddp")
+    runs.train("clip", "clip-fsdp", "ddp", stop_after=2)
+    runs.found["to fsdp"] = runs.train("clip", "clip-fsdp")
     for stage in ("clip", "transformer"):
         saving = {"accumulate": 2, "checkpoint_activations": True}
         runs.found[f"{stage} in parts"] = runs.train(stage, f"{stage}-parts", **saving)
@@ -123,15 +125,24 @@ def two(place: Place) -> Found:
 def test_two_processes_with_sharded_weights_come_to_what_one_comes_to(stage: str, place: Place, two: Found):
     alone = place.alone(stage, parts_of(stage, 2))
     torch.testing.assert_close(two[stage], alone, **CLOSE)
-    assert [name for name, value in two[f"{stage} again"].items() if not value.equal(two[stage][name])] == []
-    # begun with two, and gone on with alone
-    resumed = train(stage, place.materials, place.folder / f"{stage}-alone", accumulate=parts_of(stage, 2))
+    # begun with two, and gone on with alone, where nothing is spread
+    given = {"accumulate": parts_of(stage, 2), "strategy": "fsdp"}
+    resumed = train(stage, place.materials, place.folder / f"{stage}-alone", **given)
+    assert (place.folder / f"{stage}-alone" / CHECKPOINT).is_file()
     torch.testing.assert_close(resumed, alone, **CLOSE)
 
 
-def test_a_codebook_in_use_is_that_of_processes_with_whole_weights(two: Found):
+@pytest.mark.parametrize("stage", ["vqgan", "transformer"])
+def test_a_run_that_was_stopped_ends_at_the_same_bits(stage: str, two: Found):
+    whole = two[f"{stage} whole"]
+    assert [name for name, value in two[stage].items() if not value.equal(whole[name])] == []
+    assert whole
+
+
+def test_a_codebook_in_use_is_that_of_processes_with_whole_weights(place: Place, two: Found):
     assert two["codes fsdp"]["step 2 code_distance"] > 0
     torch.testing.assert_close(two["codes fsdp"], two["codes ddp"], **CLOSE)
+    assert len([*(place.folder / "codes-fsdp").glob("previews/*.png")]) == 1
 
 
 def test_steps_in_parts_and_blocks_that_are_computed_again_change_nothing(place: Place, two: Found):
@@ -142,7 +153,7 @@ def test_steps_in_parts_and_blocks_that_are_computed_again_change_nothing(place:
 def test_a_run_goes_on_with_another_strategy(place: Place, two: Found):
     for name, kept in (("to ddp", CHECKPOINT), ("to fsdp", "checkpoint-0000004")):
         torch.testing.assert_close(two[name], place.alone("clip", 1), **CLOSE)
-        assert [path.name for path in (place.folder / name.replace(" ", "-")).glob("check*")] == [kept]
+        assert [path.name for path in (place.folder / name.replace("to ", "clip-")).glob("check*")] == [kept]
 
 
 @pytest.mark.parametrize("file", [".metadata", "__1_0.distcp"])

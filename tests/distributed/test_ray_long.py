@@ -65,23 +65,32 @@ def test_a_second_run_brings_a_database_up_to_date(cluster: Cluster, storage: st
     assert index(shared, ray_engine(cluster)).added == 0
 
 
+@pytest.mark.parametrize(("commit_rows", "when"), [(50_000, 40), (8, 8)], ids=["one commit", "a commit for each batch"])
 def test_what_another_process_wrote_meanwhile_is_not_there_twice(
-    cluster: Cluster, storage: str, clip: CLIP, tmp_path: Path
+    commit_rows: int,
+    when: int,
+    cluster: Cluster,
+    storage: str,
+    clip: CLIP,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write_scenes(tmp_path / "pictures", 24)
-    database = create_database(f"{storage}/second", EMBEDDER, clip.embed_dim)
-    other = create_database(f"{storage}/second", EMBEDDER, clip.embed_dim)
+    monkeypatch.setattr(ray_indexing, "COMMIT_ROWS", commit_rows)
+    monkeypatch.setattr(Database, "settle", lambda self: False)  # what others wrote stays in its own files
+    write_scenes(tmp_path / "pictures", 40)
+    database = create_database(f"{storage}/second-{when}", EMBEDDER, clip.embed_dim)
+    other = create_database(f"{storage}/second-{when}", EMBEDDER, clip.embed_dim)
 
     def index_half_elsewhere(done: int, total: int) -> None:
-        if done == total:  # the workers have looked, and nothing of theirs is committed
-            for path in sorted((tmp_path / "pictures").glob("*.png"))[:12]:
+        if done == when:  # the workers have looked at all, or at the next batches, of which nothing is committed
+            for path in sorted((tmp_path / "pictures").glob("*.png"))[::8]:
                 index_pictures(other, [open_pictures(str(path))], clip)
 
     index_pictures(
         database, [open_pictures(str(tmp_path / "pictures"))], clip, index_half_elsewhere, engine=ray_engine(cluster)
     )
     paths = [row["path"] for row in rows_of(database)]
-    assert len(paths) == len(set(paths)) == 24
+    assert len(paths) == len(set(paths)) == 40
 
 
 def test_a_run_that_is_broken_off_keeps_what_is_done(cluster: Cluster, clip: CLIP, tmp_path: Path) -> None:

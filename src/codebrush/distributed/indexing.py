@@ -135,7 +135,7 @@ class _Commits:
             done = lance.LanceDataset.commit(address, lance.LanceOperation.Append(added), read_version=version)
             own = {file["path"] for each in self.fragments for file in json.loads(each)["files"]}
             self._delete_twins(done, own)
-        self.known |= set(self._fragments())
+        self.known |= own  # not what others wrote: workers may have looked at later batches before
         self.paths, self.fragments = [], []
 
     def _delete_twins(self, dataset: Any, own: set[str]) -> None:

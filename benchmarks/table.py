@@ -158,7 +158,7 @@ def table(rows: Sequence[dict[str, Any]], ceilings: dict[str, float]) -> list[st
                 times = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
                 cells = (row["title"], peer, theirs, ours, times, reach, f"{row['load']:.1f}")
                 lines.append("| " + " | ".join(cells) + " |")
-    other = [row for row in rows if "times" not in row]
+    other = [row for row in rows if "recall" in row or "megabytes" in row]
     facts = [f"- {row['title']}{', ' + row['way'] if 'way' in row else ''}: {fact(row)}" for row in other]
     return [*lines, "", *facts] if facts else lines
 

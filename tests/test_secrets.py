@@ -64,7 +64,9 @@ def test_a_source_that_cannot_be_reached_is_named_without_its_password(tmp_path:
 
 
 def test_a_pack_does_not_say_how_its_pictures_were_got() -> None:
-    provenance = {"plans": {"clip": {"replay": {"source": ADDRESSES[0]}}}, "rows": {"n": 3, "where": ("a", 1.5)}}
+    quoted = f'url != "https://a.example/?key={SECRET}"'
+    plans = {"clip": {"replay": {"source": ADDRESSES[0]}, "where": [quoted]}}
+    provenance = {"plans": plans, "rows": {"n": 3, "where": ("a", 1.5)}}
     info = pack_info(
         {"clip": "clip", "vqgan": "vqgan"},
         name="a",

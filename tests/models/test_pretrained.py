@@ -136,6 +136,7 @@ def test_the_weights_may_be_read_by_whom_the_config_may(tmp_path: Path) -> None:
 class TestConfigs:
     def test_nested_choices_and_tuples_come_back(self) -> None:
         for config in (CONFIG, LinearConfig(1, Round(0.5), title="a")):
+            assert config_from_dict(LinearConfig, config_to_dict(config)) == config
             assert config_from_dict(LinearConfig, json.loads(json.dumps(config_to_dict(config)))) == config
 
     @pytest.mark.parametrize(

@@ -95,8 +95,9 @@ def _takes(hint: Any, value: Any) -> bool:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return is_number and (hint is float or value == value // 1)
     if origin is tuple:
-        kinds = itertools.repeat(parts[0]) if parts[1:] == (...,) else parts
-        return isinstance(value, list) and all(map(_takes, kinds, value))
+        if not isinstance(value, list | tuple) or (parts[1:] != (...,) and len(parts) != len(value)):
+            return False
+        return all(map(_takes, itertools.repeat(parts[0]) if parts[1:] == (...,) else parts, value))
     return True
 
 

@@ -111,11 +111,20 @@ def pack_info(
         "version": version,
         "licence": licence,
         "image_size": image_size,
-        "provenance": json.loads(without_secrets(json.dumps(provenance))),
+        "provenance": _masked(json.loads(json.dumps(provenance))),
         "members": dict(members),
         **({} if painter is None else {"painter": painter}),
         **{field: dict(values) for field, values in more.items() if values},
     }
+
+
+def _masked(value: Any) -> Any:
+    """A value of JSON, its texts `without_secrets`."""
+    if isinstance(value, dict):
+        return {name: _masked(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_masked(each) for each in value]
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def _image_size(vqgan: Any, transformer: Any) -> int:

@@ -1,7 +1,7 @@
 """Finds how to take the steps of guidance within a limit on memory: views at once, recomputed activations, tiles.
 
 On a CPU nothing reports the memory of a step except the process itself, so the plan is found by trying: first with one
-view at once, then with as many more as surely fit into what the measured peak leaves, until no more do or all fit. On a
+view at once, then with as many more as should fit into what the measured peak leaves, until no more do or all fit. On a
 GPU PyTorch holds the process to the limit, and the number of views is halved when it is reached.
 """
 
@@ -71,10 +71,12 @@ class _Fitting:
         if peak > self.limit:
             self._refuse(peak)
         each = VIEW_OVERHEAD * self._saved_by_view()
-        while views < plan.micro_batch and (room := int((self.usable - peak) / each)) > 0:  # views more that surely fit
-            views = min(views + room, plan.micro_batch)
-            if views < plan.micro_batch:
-                peak = self._try(plan, views)
+        while views < plan.micro_batch and (room := int((self.usable - peak) / each)) > 0:  # views more that should fit
+            more = min(views + room, plan.micro_batch)
+            peak = self._try(plan, more)
+            if peak > self.limit:
+                break
+            views = more
         return replace(plan, micro_batch=views)
 
     def _decoding(self, plan: DecodePlan, room: int) -> DecodePlan:

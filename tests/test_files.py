@@ -1,5 +1,6 @@
 """Files and folders appear complete or not at all, touch nothing of others, and leave nothing beside them."""
 
+import errno
 import json
 import os
 import stat
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from codebrush.errors import CodebrushError, DataError
@@ -367,3 +369,18 @@ def test_a_folder_named_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path / "taken")
     with pytest.raises(DataError, match="already exists"), atomic_folder("."):
         pytest.fail("it is taken")
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), errno.ENOSPC),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), errno.EIO),
+    ],
+)
+def test_what_libraries_say_of_a_disk_is_an_error_of_the_system(tmp_path: Path, error: Exception, number: int) -> None:
+    with pytest.raises(OSError, match=os.strerror(number)), atomic_file(tmp_path / "a"):
+        raise error
+    assert names(tmp_path) == []
+    with pytest.raises(RuntimeError, match="another"), atomic_file(tmp_path / "a"):
+        raise RuntimeError("another")

@@ -22,6 +22,7 @@ from codebrush.errors import CodebrushError, DataError
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 LEFTOVER_AGE = 3600.0  # seconds without a change after which a temporary file or folder is of a killed process
 
+FULL = 1 << 20  # bytes that are left on a disk that is called full
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # numbers of OSErrors
 UNUSABLE = (OSError, EOFError, ValueError, KeyError, TypeError)  # what reading a missing or damaged file raises
 T = TypeVar("T")
@@ -99,13 +100,29 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         part.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
         mode = stat.S_IMODE(part.stat().st_mode)
-        yield part
+        with _told_as_os_errors(part.parent):
+            yield part
         if stat.S_IMODE(part.stat().st_mode) != mode:
             part.chmod(mode)  # safetensors makes files that nobody else may read
         os.replace(part, path)
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _told_as_os_errors(folder: Path) -> Iterator[None]:
+    """A context in which what PyTorch and safetensors raise where a file cannot be written becomes an OSError."""
+    try:
+        yield
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if not isinstance(error, OSError) and number is not None:
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        if isinstance(error, RuntimeError) and "inline_container" in str(error):  # which does not say why
+            reason = errno.ENOSPC if shutil.disk_usage(folder).free < FULL else errno.EIO
+            raise OSError(reason, os.strerror(reason)) from error
+        raise
 
 
 def _part_beside(path: Path) -> Path:

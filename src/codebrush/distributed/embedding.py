@@ -34,7 +34,8 @@ def embed_engine(cluster: Cluster) -> EmbedEngine:
 
         early: dict[int, Embedded] = {}  # those that wait for one before them
         arguments, following = (ray.put(deepcopy(clip).to("cpu")), fit), 0
-        for (number, _), part in spread(cluster, EmbedWorker, arguments, enumerate(batches), _name):
+        light = (batch._replace(unread=batch.unread.empty()) for batch in batches)
+        for (number, _), part in spread(cluster, EmbedWorker, arguments, enumerate(light), _name):
             early[number] = part
             while following in early:
                 yield early.pop(following)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from codebrush.distributed.cluster import Cluster
+from codebrush.distributed.commits import Commits
 from codebrush.distributed.workers import spread
 from codebrush.models.clip import CLIP
 from codebrush.models.precision import usable_device
@@ -78,7 +79,7 @@ def ray_engine(cluster: Cluster) -> Engine:
     def run(database: Database, clip: CLIP, batches: Iterator[Batch]) -> Generator[tuple[int, IndexReport], None, None]:
         import ray
 
-        commits = _Commits(database)
+        commits = Commits(database)
         columns = set(database.table.schema.names)
 
         def prepared() -> Iterator[Batch]:
@@ -86,82 +87,22 @@ def ray_engine(cluster: Cluster) -> Engine:
                 if any(not columns.issuperset(each.columns) for each in batch.candidates):
                     add_columns(database, batch.candidates)
                     columns.update(database.table.schema.names)
-                yield batch
+                yield batch._replace(unread=batch.unread.empty())
 
-        arguments = (str(database.place), ray.put(deepcopy(clip).to("cpu")))
+        arguments = (database.place.absolute, ray.put(deepcopy(clip).to("cpu")))
         try:
             for batch, part in spread(cluster, IndexWorker, arguments, prepared(), _name):
-                commits.add(part)
+                commits.add(part.paths, part.fragments)
+                if len(commits.paths) >= COMMIT_ROWS:
+                    commits.commit()
                 yield batch.count, write_examined(database, part.left)
+            commits.commit()
+            if commits.twins:  # they count as what another process added
+                yield 0, IndexReport(added=-commits.twins, unchanged=commits.twins)
         finally:  # what is done stays done after Ctrl-C and errors, too
             commits.commit()
 
     return run
-
-
-class _Commits:
-    """Adds the fragments of workers to the table."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
-        self.paths: list[str] = []
-        self.fragments: list[str] = []
-        self.known = set(self._fragments())  # which other processes did not write after the workers looked
-
-    def add(self, part: Part) -> None:
-        """Take the fragments of a part, and commit if there are many."""
-        self.paths += part.paths
-        self.fragments += part.fragments
-        if len(self.paths) >= COMMIT_ROWS:
-            self.commit()
-
-    def commit(self) -> None:
-        """Make all rows of the fragments appear at once, none of them twice.
-
-        Another process may have added the same pictures since the workers looked. Who commits later sees both, and
-        deletes its own.
-        """
-        if not self.fragments:
-            return
-        import json
-
-        import lance
-        from lance.fragment import FragmentMetadata
-
-        address = self.database.place.address
-        with self.database.guarded(), self.database.locked():
-            added = [FragmentMetadata.from_json(each) for each in self.fragments]
-            version = lance.dataset(address).version
-            done = lance.LanceDataset.commit(address, lance.LanceOperation.Append(added), read_version=version)
-            own = {file["path"] for each in self.fragments for file in json.loads(each)["files"]}
-            self._delete_twins(done, own)
-        self.known |= own  # not what others wrote: workers may have looked at later batches before
-        self.paths, self.fragments = [], []
-
-    def _delete_twins(self, dataset: Any, own: set[str]) -> None:
-        """Delete the rows in our files whose pictures are in those that another process wrote meanwhile."""
-        ours, others = list[Any](), list[Any]()
-        for fragment in dataset.get_fragments():
-            files = {file.path for file in fragment.data_files()}
-            if files & own:
-                ours.append(fragment)
-            elif not files & self.known:
-                others.append(fragment)
-        if not others:
-            return
-        there = set(dataset.scanner(columns=["path"], fragments=others).to_table()["path"].to_pylist())
-        if not there.isdisjoint(self.paths):
-            rows = dataset.scanner(columns=["path"], fragments=ours, with_row_id=True).to_table().to_pylist()
-            twins = [str(row["_rowid"]) for row in rows if row["path"] in there]
-            for start in range(0, len(twins), 500):
-                dataset.delete(f"_rowid IN ({', '.join(twins[start : start + 500])})")
-
-    def _fragments(self) -> Iterator[str]:
-        import lance
-
-        with self.database.guarded():
-            for fragment in lance.dataset(self.database.place.address).get_fragments():
-                yield from (file.path for file in fragment.data_files())
 
 
 def _fits(change: Change, columns: list[str]) -> bool:

@@ -45,6 +45,11 @@ class Place(Protocol):
         """Where Lance finds the table of pictures."""
         ...
 
+    @property
+    def absolute(self) -> str:
+        """What another process, with another working folder, calls it."""
+        ...
+
     def connect(self) -> Any:
         """LanceDB's connection."""
         ...
@@ -104,6 +109,10 @@ class Folder:
     @property
     def address(self) -> str:
         return str(self.path.absolute() / TABLE_FOLDER)
+
+    @property
+    def absolute(self) -> str:
+        return str(self.path.absolute())
 
     def connect(self) -> Any:
         return _connect(self.path)
@@ -165,6 +174,10 @@ class Storage:
     @property
     def address(self) -> str:
         return f"{self.uri}/{TABLE_FOLDER}"
+
+    @property
+    def absolute(self) -> str:
+        return self.uri
 
     def connect(self) -> Any:
         return _connect(self.uri)

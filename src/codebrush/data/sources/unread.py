@@ -32,6 +32,10 @@ class Unread:
     counted: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
+    def empty(self) -> "Unread":
+        """One for the same source without what was noted so far, which may be long, to be sent to another process."""
+        return Unread(self.origin, self.strict)
+
     def name(self, item: str, reason: str) -> None:
         """Name an item that cannot be read.
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# What the table of contents, a pickle, may hold: nothing that runs when it is read.
+# What the table of contents, a pickle, may hold: nothing that runs when it is read. Without BytesStorageMetadata: torch
+# unpickles the bytes that such an entry stands for.
 CLASSES = {
     "torch.distributed.checkpoint.metadata": (
-        "BytesStorageMetadata",
         "ChunkStorageMetadata",
         "Metadata",
         "MetadataIndex",
@@ -58,20 +58,35 @@ def contents(folder: Path) -> dict[str, Entry]:
     return {name: Entry(entry.size, entry.properties.dtype) for name, entry in known.items()}
 
 
+def missing_parts(folder: Path) -> list[str]:
+    """The names of the files that hold tensors of a folder and are not there."""
+    names = {part.relative_path for part in _metadata(folder).storage_data.values()}
+    return sorted(name for name in names if not (folder / name).is_file())
+
+
 def read_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Read tensors from a folder into those given, each process what it holds of them. Raises whatever reading a
     damaged file raises."""
     from torch.distributed.checkpoint import FileSystemReader, load
+    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+
+    metadata = _metadata(folder)
 
     class Reader(FileSystemReader):
-        """Executes nothing of what it reads."""
+        """Takes the table of contents from where nothing of it is executed."""
 
         def read_metadata(self, *_: Any, **__: Any) -> Any:
-            return _metadata(folder)
+            return metadata
+
+    class TensorsAlone(DefaultLoadPlanner):
+        """Reads tensors, which torch reads safely; objects it would unpickle."""
+
+        def load_bytes(self, read_item: Any, value: Any) -> None:
+            raise pickle.UnpicklingError(f"'{read_item.dest_index.fqn}' is no tensor")
 
     with _plain_errors(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # no process needs another to read
-        load(dict(tensors), storage_reader=Reader(folder), no_dist=True)
+        load(dict(tensors), storage_reader=Reader(folder), planner=TensorsAlone(), no_dist=True)
 
 
 class _Contents(pickle.Unpickler):
@@ -83,10 +98,18 @@ class _Contents(pickle.Unpickler):
 
 
 def _metadata(folder: Path) -> Any:
-    from torch.distributed.checkpoint.metadata import StorageMeta
+    from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
     with (folder / ".metadata").open("rb") as file:
         metadata = _Contents(file).load()
+    if type(metadata) is not Metadata:
+        raise pickle.UnpicklingError("its table of contents is none")
+    for name, entry in metadata.state_dict_metadata.items():
+        if type(entry) is not TensorStorageMetadata:
+            raise pickle.UnpicklingError(f"'{name}' is no tensor")
+    for part in metadata.storage_data.values():
+        if Path(part.relative_path).name != part.relative_path:
+            raise pickle.UnpicklingError(f"'{part.relative_path}' lies outside of it")
     if getattr(metadata, "storage_meta", None) is None:
         metadata.storage_meta = StorageMeta()
     return metadata

@@ -55,7 +55,7 @@ test: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 test-long: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m long $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m long --input-seed $$(date +%s) $(PYTEST_ARGS)
 
 bench: $(DEV)
 	$(BIN)/python benchmarks/table.py

@@ -25,18 +25,20 @@ torch.set_num_threads(1)
 signal.signal(
     signal.SIGINT, signal.default_int_handler
 )  # a suite that a script starts with & inherits that it is ignored
-# On a shared runner a change must not fail for an example that another change's run would have drawn as well.
-settings.register_profile("ci", derandomize=True)
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+# What hypothesis draws is the same in each run: a change must not fail for what another's run might have drawn as well.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--order-seed", type=int, help="shuffle the files, and the tests within each, by this seed")
+    parser.addoption("--input-seed", type=int, default=0, help="the seed of the made-up inputs of tests/faults")
 
 
-def pytest_report_header(config: pytest.Config) -> str | None:
-    seed = config.getoption("order_seed")
-    return None if seed is None else f"random order: --order-seed {seed}"
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    order = config.getoption("order_seed")
+    shuffled = [] if order is None else [f"random order: --order-seed {order}"]
+    return [*shuffled, f"made-up inputs: --input-seed {config.getoption('input_seed')}"]
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest then brings together again what shares a parametrized fixture
@@ -62,6 +64,12 @@ def seed() -> int:
     np.random.seed(0)
     torch.manual_seed(0)
     return 0
+
+
+@pytest.fixture(scope="session")
+def input_seed(request: pytest.FixtureRequest) -> int:
+    """The seed of made-up inputs; a test that fails says it. The same in each run but for `make test-long`."""
+    return request.config.getoption("input_seed")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Passwords, keys and signatures stand in no message, report, manifest or pack."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,22 @@ from codebrush.serving import KEY_VARIABLE
 from codebrush.warned import heard, warn
 
 SECRET = "s3cr3t"  # noqa: S105 - it is the tests' own
+PASSWORDS = [  # with what ends a host or a name, not escaped
+    *(f"a{sign}{SECRET}" for sign in "/?#@:"), *(f"{SECRET}{sign}a" for sign in "/?#"), f"12{SECRET}",
+    f"/{SECRET}", f"a/b@{SECRET}", f"a'{SECRET}",
+]  # fmt: skip
+NAMES = ["pwd", "passwd", "pass", "db_password", "credentials", "jwt"]
 ADDRESSES = [
     f"https://me:{SECRET}@host.example/a.tar",
     f"https://host.example/a.tar?x=1&X-Amz-Signature={SECRET}&y=2",
     f"https://host.example/a.tar?sig={SECRET}",
     f"s3://{SECRET}@bucket/a.tar",
     f"https://host.example/?access_token={SECRET}#part",
+    *(f"https://me:{password}@host.example/a.tar" for password in PASSWORDS),
+    *(f"https://host.example/a.tar?x=1&{name}={SECRET}" for name in NAMES),
+    f"https://host.example/a.tar?pwd=a#{SECRET}",
+    f"https://host.example/a.tar?x=1;token={SECRET}",
+    f"https://host.example/#access_token={SECRET}",
 ]
 
 
@@ -30,13 +41,19 @@ def test_no_message_and_no_report_holds_a_secret(address: str) -> None:
         warn(f"{address}: cannot be read")
     unread = Unread("here")
     unread.name(address, f"{address} is not there")
+    unread.note(f"{address}: read as another")
+    unread.count(f"file of {address}")
+    origin = Unread(address)
+    origin.note("read as another")
+    origin.count("picture")
     said += [
         *unread.lines,
+        *origin.lines,
         json.dumps(unread.report),
         str(DataError(f"{address}: no such file")),
         repr(CodebrushError(address)),
     ]
-    assert len(said) == 5
+    assert len(said) == 9
     for text in said:
         assert SECRET not in text
         assert "***" in text
@@ -51,10 +68,28 @@ def test_no_message_and_no_report_holds_a_secret(address: str) -> None:
         "https://host/a@2x.png",
         "a cat :// b @ c",
         "x://y/z?monkey",
+        "https://host:8080/a@2x.png",
+        "http://[::1]:8080/a@2x.png",
+        "file:///C:/a@2x.png and file://C:/a@2x.png",
+        '{"a": "https://host:8080", "b": "a@b.example"}',
+        "['https://host:80','a@b.example'] https://host: a@b",
+        "s3://bucket/a:b@2x.png",
     ],
 )
 def test_other_texts_stay(text: str) -> None:
     assert without_secrets(text) == text
+
+
+def test_what_stands_behind_an_address_stays() -> None:
+    text = f"https://me:a/{SECRET}@host/a@2x.png?sig={SECRET}: no such file, https://b?key={SECRET}, c"
+    assert without_secrets(text) == "https://***@host/a@2x.png?sig=***: no such file, https://b?key=***, c"
+
+
+def test_no_text_takes_long() -> None:
+    began = time.process_time()
+    for text in ("://a:b" * 20_000, "://a:" + "b@" * 50_000, "://?" + "a" * 100_000, "://a?token=" + ":" * 100_000):
+        without_secrets(text)
+    assert time.process_time() - began < 5
 
 
 def test_a_source_that_cannot_be_reached_is_named_without_its_password(tmp_path: Path) -> None:

@@ -3,9 +3,15 @@
 import re
 from typing import Any
 
-USER = re.compile(r"(?<=://)[^/\s?#@\"']*@")  # name:password in an address
-HIDDEN = "sig|signature|token|key|auth|secret|password|credential"  # how their names in addresses end
-SIGNED = re.compile(rf"([?&][\w.-]*(?:{HIDDEN})=)[^&#\s'\"]+", re.IGNORECASE)
+# name:password in an address. A password may hold what ends a host; but digits alone before /, ? or # are a port, and
+# one letter before :/ is a drive.
+PLAIN = r"[^/\s?#\"']*@"
+WITH_COLON = r"(?![a-zA-Z]:[/\\])[^/\s?#@\"':\[]*:(?!\d+[/?#]|\d*[\"'\s,;)])[^\s@]{0,256}@(?:[^/\s?#@\"']*@)*"
+USER = re.compile(rf"(?<=://)(?:{PLAIN}|{WITH_COLON})")
+HIDDEN = (  # how the names of secrets in addresses end
+    "sig|signature|hmac|token|jwt|key|auth|secret|pass|passphrase|passw(?:or)?d|pwd|pw|credentials?"
+)
+SIGNED = re.compile(rf"([?&;#][\w.-]*(?:{HIDDEN})=)[^&\s'\"]*[^&\s'\":,;.)]", re.IGNORECASE)
 
 
 def without_secrets(text: str) -> str:

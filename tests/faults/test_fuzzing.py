@@ -1,39 +1,49 @@
 """Inputs that nobody would write: each reader answers with a value or one of the package's own errors in one line.
 
-It does so within five seconds and without taking much memory. A few inputs of each reader here, some seconds of each in
-`make test-long`; `python tests/faults/fuzzing.py --minutes 25` is the long run.
+It does so within five seconds and without taking much memory. A few inputs of each reader here, the same in each run;
+some seconds of each, of another seed each time, in `make test-long`; `python tests/faults/fuzzing.py --minutes 25` is
+the long run.
 """
 
 import os
+import re
 import signal
-import time
+from pathlib import Path
 from typing import Any
 
 import fuzzing
 import pytest
 from fuzz_targets import TARGETS
 from fuzzing import Part, Target, fault, fuzz, read_all
+from hypothesis import settings
 
 from codebrush.errors import DataError
 
 COUNTS = {"parser": 150, "picture": 400, "source": 4, "model": 4, "server": 10}  # by the kind of reader
-SEED = 0 if os.environ.get("CI") else int(time.time())  # on a shared runner all changes are tried with the same inputs
 
 
-def test_a_few_inputs_of_each_reader(processes: Any) -> None:
+def test_a_few_inputs_of_each_reader(processes: Any, input_seed: int) -> None:
     parts = [Part(name, COUNTS[target.kind], 120) for name, target in TARGETS.items()]
-    read, found = fuzz(processes, parts, SEED)
-    assert found == [], f"seed {SEED}"
+    read, found = fuzz(processes, parts, input_seed)
+    assert found == [], f"--input-seed {input_seed}"
     assert read == {part.target: part.count for part in parts}
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", TARGETS)
-def test_each_reader_for_some_seconds(processes: Any, name: str, record_property: Any) -> None:
-    read, found = fuzz(processes, [Part(name, 1 << 40, 6 * TARGETS[name].share)], SEED)
+def test_each_reader_for_some_seconds(processes: Any, name: str, input_seed: int, record_property: Any) -> None:
+    read, found = fuzz(processes, [Part(name, 1 << 40, 6 * TARGETS[name].share)], input_seed)
     record_property("inputs", read[name])
-    print(f"{name}: {read[name]:,} inputs of seed {SEED}")
-    assert found == [], f"seed {SEED}"
+    print(f"{name}: {read[name]:,} inputs of --input-seed {input_seed}")
+    assert found == [], f"--input-seed {input_seed}"
+
+
+def test_the_usual_run_can_be_repeated_and_the_long_one_says_its_seed() -> None:
+    rules = (Path(__file__).resolve().parents[2] / "Makefile").read_text()
+    usual, long = (re.findall(rf"^{name}: .*\n(.*)", rules, re.MULTILINE)[0] for name in ("test", "test-long"))
+    assert "seed" not in usual
+    assert "--input-seed $$(date +%s)" in long
+    assert settings().derandomize
 
 
 def broken(data: bytes) -> None:

@@ -77,7 +77,26 @@ def test_a_sparse_member_does_not_fill_the_memory(tmp_path: Path, whole: bytes, 
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
 
 
-@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_what_states_a_size_and_has_no_content_costs_nothing(tmp_path: Path, whole: bytes, kind: bytes) -> None:
+    """Some programs write the size of the file that a hard link leads to."""
+    path = tmp_path / "a.tar"
+    after = member("3.txt", b"a dog") + bytes(1024)
+    path.write_bytes(whole + header_of(kind, 2 * 1024**2) + after)
+    assert names(path) == (["0", "1", "3"], [])
+
+
+def test_the_content_of_a_kind_that_is_not_known_is_passed_over(tmp_path: Path, whole: bytes) -> None:
+    path = tmp_path / "a.tar"
+    after = member("3.txt", b"a dog") + bytes(1024)
+    path.write_bytes(whole + header_of(b"V", 2 * 1024**2) + bytes(2 * 1024**2) + after)
+    assert names(path) == (["0", "1", "3"], [])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE],
+)
 @pytest.mark.parametrize("size", [7 * 1024**3, 2**70])
 def test_a_header_of_any_size_is_not_read(tmp_path: Path, whole: bytes, kind: bytes, size: int) -> None:
     path = tmp_path / "a.tar"

@@ -8,6 +8,10 @@ from typing import Any
 
 DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)  # what damaged content raises
 LONGEST_HEADER = 1024**2  # bytes of a long name or of the attributes of a member
+READ_AS_HEADERS = (  # a link or a folder may state any size: nothing of it is read
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
 LARGEST_SAMPLE = 1024**3  # bytes of the files of one sample; sparse and compressed ones may claim any size
 
 
@@ -17,7 +21,7 @@ class Header(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> "Header":
         header = super().frombuf(buf, encoding, errors)
-        if header.size < 0 or (not header.isreg() and header.size > LONGEST_HEADER):
+        if header.size < 0 or (header.type in READ_AS_HEADERS and header.size > LONGEST_HEADER):
             raise tarfile.HeaderError(f"a header of {header.size:,} bytes")
         return header
 

@@ -58,10 +58,11 @@ class Unread:
     def count(self, kind: str, items: int = 1) -> None:
         """Count items of a kind that is not read; `kind` is in the singular, its first noun takes the plural's s."""
         if items:
-            self.counted[kind] += items
+            self.counted[without_secrets(kind)] += items
 
     def note(self, text: str) -> None:
         """Say once how something was read that could have been read in another way."""
+        text = without_secrets(text)
         if text not in self.notes:
             self.notes.append(text)
 
@@ -76,7 +77,8 @@ class Unread:
             verb = "was" if sum(n for kind, n in self.counted.items() if kind not in QUIET) == 1 else "were"
             said = [f"{enumeration(kinds)} {verb} not read", *remedies(self.counted)]
             lines.append(f"{self.origin}: {'; '.join(said)}")
-        return [*lines, *(f"{self.origin}: {note}" for note in self.notes)]
+        lines += [f"{self.origin}: {note}" for note in self.notes]
+        return [without_secrets(line) for line in lines]  # of the origin, which was given as it is
 
     def warn(self) -> None:
         """Warn of what was not read, a line each."""

@@ -4,9 +4,12 @@ import ast
 import hashlib
 import importlib.util
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,11 +41,13 @@ def test_each_constraint_has_its_hashes_and_nothing_else_has() -> None:
 
 def test_the_workflow_checks_what_it_installs() -> None:
     rules = (ROOT / "Makefile").read_text()
-    installs = re.findall(r"-m pip install.*", rules)
+    installs = re.findall(r"-m pip install.*", rules.replace("\\\n", " "))
     assert len(installs) == 2  # the third party's auditor stands alone
     assert rules.count("$(INSTALL)") == rules.count("$(CHECK)") == 3
     assert "--report $(VENV)/report.json" in installs[0]
-    assert "$(if $(CI),--strict)" in rules
+    assert "$(if $(CI),--strict) && rm $(UNCHECKED)\n" in rules
+    assert rules.count("touch $(UNCHECKED) && rm -f $(DEMO) $(STUDIO) $(DEV)") == 1  # and so no rule counts as done
+    assert rules.count("if [ ! -e $(UNCHECKED) ] &&") == 1  # else the environment is made anew
     assert "export CI=true" in (ROOT / ".ci/run").read_text()
 
 
@@ -90,6 +95,56 @@ def test_a_file_of_this_machine_is_hashed(report: Callable[..., Any], tmp_path: 
     place = {"url": (tmp_path / "a b.whl").as_uri(), "archive_info": {}}
     assert report(("jinja2", version, place)).returncode == 1
     assert script().hash_of({"download_info": place}) == hashlib.sha256(b"changed").hexdigest()
+
+
+BACKEND = """
+import shutil
+
+def build_editable(folder, config_settings=None, metadata_directory=None):
+    return shutil.copy("codebrush-0-py3-none-any.whl", folder).rpartition("/")[2]
+"""
+
+
+def write_wheel(folder: Path, name: str, version: str, more: str = "") -> None:
+    """A wheel with nothing in it."""
+    about = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{more}")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: a\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "")
+
+
+@pytest.mark.long  # three environments, each with a pip of its own
+def test_a_file_that_did_not_pass_is_not_there_at_the_next_make(tmp_path: Path) -> None:
+    """With the project's Makefile, pip and a changed jinja2; the project itself is an empty one."""
+    for name in ("Makefile", "hashes.txt", "constraints.txt", "scripts/check_hashes.py", "src/codebrush/version.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    needs = "Provides-Extra: dev\nRequires-Dist: jinja2; extra == 'dev'\n"
+    write_wheel(tmp_path, "codebrush", "0", needs)
+    write_wheel(tmp_path, "jinja2", published("jinja2")[0])
+    (tmp_path / "backend.py").write_text(BACKEND)
+    (tmp_path / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    kept |= {"CI": "1", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
+    venv = tmp_path / ".venv"
+
+    def make(target: str) -> subprocess.CompletedProcess[str]:
+        call = ["make", f"PYTHON={sys.executable}", target]
+        return subprocess.run(call, cwd=tmp_path, env=kept, capture_output=True, text=True, timeout=300)
+
+    for _ in range(2):
+        done = make(".venv/.installed-dev")
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert f"not a file that was published when hashes.txt was made: jinja2 {published('jinja2')[0]}" in done.stderr
+        assert not list(venv.glob(".installed-*"))
+        assert list(venv.glob("lib/*/site-packages/jinja2-*"))
+    done = make(".venv/.installed-demo")  # which does not need it
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list(venv.glob("lib/*/site-packages/jinja2-*"))
+    assert [path.name for path in venv.glob(".*")] == [".installed-demo"]
 
 
 # What runs or builds what others wrote: names that are called, and attributes of modules.

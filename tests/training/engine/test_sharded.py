@@ -14,16 +14,20 @@ import datasets
 import pytest
 import torch
 from gloo import run_together
-from small_stages import RECIPES, VQGAN, parts_of, small_materials, train
-from torch import Tensor
+from small_stages import LOOP, RECIPES, VQGAN, parts_of, small_materials, train
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from codebrush.errors import TrainingError
-from codebrush.training.engine.checkpoints import CHECKPOINT
+from codebrush.training.engine.checkpoints import CHECKPOINT, Checkpoints
+from codebrush.training.engine.ema import EMA
+from codebrush.training.engine.fabric import Fabric, launch
 from codebrush.training.engine.sharded_files import contents, read_parts
+from codebrush.training.engine.sharding import shard
 from codebrush.training.stage import Materials
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
+USUAL = {"vqgan", "transformer"}  # the stages of the usual suite
 Found = dict[str, dict[str, Tensor]]
 
 
@@ -94,15 +98,26 @@ def each_stage(runs: Runs) -> None:
     runs.keep(f"stages-{runs.count}.pt")
 
 
+def begin_and_go_on(runs: Runs, stage: str) -> None:
+    """A run that is stopped and goes on, with copies of what was there when it was stopped."""
+    runs.train(stage, f"{stage}-begun", stop_after=2)
+    runs.copy(f"{stage}-begun", *(f"{stage}-{after}" for after in ("alone", "three", "ddp")))
+    runs.found[stage] = runs.train(stage, f"{stage}-begun")
+
+
 def with_two(runs: Runs) -> None:
-    """Runs of two processes that are stopped and go on; that are left alone; that go on with another strategy; in
-    parts; with a codebook in use."""
-    for stage in RECIPES:
-        runs.train(stage, f"{stage}-begun", stop_after=2)
-        runs.copy(f"{stage}-begun", *(f"{stage}-{after}" for after in ("alone", "three", "ddp")))
-        runs.found[stage] = runs.train(stage, f"{stage}-begun")
-    for stage in ("vqgan", "transformer"):
+    """Runs of two processes that are stopped and go on, and that are left alone; and hosts that share no folder."""
+    for stage in USUAL:
+        begin_and_go_on(runs, stage)
         runs.found[f"{stage} whole"] = runs.train(stage)
+    runs.keep("two.pt")
+    on_hosts_without_a_shared_folder(runs)
+
+
+def with_two_more(runs: Runs) -> None:
+    """The other stages; runs of two processes that go on with another strategy; in parts; with a codebook in use."""
+    for stage in sorted(RECIPES.keys() - USUAL):
+        begin_and_go_on(runs, stage)
     runs.found["to ddp"] = runs.train("clip", "clip-ddp", "ddp")
     runs.train("clip", "clip-fsdp", "ddp", stop_after=2)
     runs.found["to fsdp"] = runs.train("clip", "clip-fsdp")
@@ -112,7 +127,7 @@ def with_two(runs: Runs) -> None:
     for strategy in ("ddp", "fsdp"):
         recipe = replace(VQGAN, codebook_size=64)
         runs.found[f"codes {strategy}"] = runs.train("vqgan", f"codes-{strategy}", strategy, recipe=recipe)
-    runs.keep("two.pt")
+    runs.keep("more.pt")
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +136,15 @@ def two(place: Place) -> Found:
     return place.found("two.pt")
 
 
-@pytest.mark.parametrize("stage", RECIPES)
-def test_two_processes_with_sharded_weights_come_to_what_one_comes_to(stage: str, place: Place, two: Found):
+@pytest.fixture(scope="module")
+def more(place: Place) -> Found:
+    assert place.run(2, with_two_more) == [0, 0]
+    return place.found("more.pt")
+
+
+def come_to_what_one_comes_to(stage: str, place: Place, found: Found) -> None:
     alone = place.alone(stage, parts_of(stage, 2))
-    torch.testing.assert_close(two[stage], alone, **CLOSE)
+    torch.testing.assert_close(found[stage], alone, **CLOSE)
     # begun with two, and gone on with alone, where nothing is spread
     given = {"accumulate": parts_of(stage, 2), "strategy": "fsdp"}
     resumed = train(stage, place.materials, place.folder / f"{stage}-alone", **given)
@@ -132,27 +152,81 @@ def test_two_processes_with_sharded_weights_come_to_what_one_comes_to(stage: str
     torch.testing.assert_close(resumed, alone, **CLOSE)
 
 
-@pytest.mark.parametrize("stage", ["vqgan", "transformer"])
+@pytest.mark.parametrize("stage", sorted(USUAL))
+def test_two_processes_with_sharded_weights_come_to_what_one_comes_to(stage: str, place: Place, two: Found):
+    come_to_what_one_comes_to(stage, place, two)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", sorted(RECIPES.keys() - USUAL))
+def test_the_other_stages_come_to_what_one_process_comes_to(stage: str, place: Place, more: Found):
+    come_to_what_one_comes_to(stage, place, more)
+
+
+@pytest.mark.parametrize("stage", sorted(USUAL))
 def test_a_run_that_was_stopped_ends_at_the_same_bits(stage: str, two: Found):
     whole = two[f"{stage} whole"]
     assert [name for name, value in two[stage].items() if not value.equal(whole[name])] == []
     assert whole
 
 
-def test_a_codebook_in_use_is_that_of_processes_with_whole_weights(place: Place, two: Found):
-    assert two["codes fsdp"]["step 2 code_distance"] > 0
-    torch.testing.assert_close(two["codes fsdp"], two["codes ddp"], **CLOSE)
+class OtherHost:
+    """The fabric of a process for which the folder `first` of the first one lies at `here`, as on a host that does not
+    share it."""
+
+    def __init__(self, fabric: Fabric, first: Path, here: Path):
+        self.fabric, self.first, self.here = fabric, str(first), str(here)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.fabric, name)
+
+    def broadcast(self, value: Any) -> Any:
+        value = self.fabric.broadcast(value)
+        return value.replace(self.first, self.here) if isinstance(value, str) else value
+
+
+def on_hosts_without_a_shared_folder(runs: Runs) -> None:
+    """Nothing is written or read there, and the checkpoint that was whole stays."""
+    first, here = runs.folder / "hosts-0", runs.folder / f"hosts-{runs.rank}"
+    here.mkdir()
+    fabric: Any = launch(replace(LOOP, strategy="fsdp", devices=runs.count))
+    for sharded in (True, False):
+        network = nn.Linear(4, 4)
+        optimizer = torch.optim.SGD(network.parameters())
+        order = shard(network, optimizer, fabric.device) if sharded else []
+        given = ({"net": network}, {"net": optimizer}, {"net": order}, EMA(network, 0.5))
+        shared = Checkpoints(first, fabric, *given)
+        shared.save(1, [])
+        apart = Checkpoints(here, OtherHost(fabric, first, here), *given)  # pyright: ignore[reportArgumentType]
+        if sharded:
+            apart.save(1, [])  # of this very step: nothing to write, whatever the others see
+            with pytest.raises(TrainingError, match=r"do not see the same folder: let .*/hosts-\d lie in one that all"):
+                apart.save(2, [])
+        with pytest.raises(TrainingError, match="do not see the same folder"):
+            apart.load()
+        assert shared.load() == (1, [])
+        fabric.barrier()
+        left = [["checkpoint-0000001" if sharded else CHECKPOINT], []]
+        assert os.listdir(here) == left[runs.rank]
+
+
+@pytest.mark.long
+def test_a_codebook_in_use_is_that_of_processes_with_whole_weights(place: Place, more: Found):
+    assert more["codes fsdp"]["step 2 code_distance"] > 0
+    torch.testing.assert_close(more["codes fsdp"], more["codes ddp"], **CLOSE)
     assert len([*(place.folder / "codes-fsdp").glob("previews/*.png")]) == 1
 
 
-def test_steps_in_parts_and_blocks_that_are_computed_again_change_nothing(place: Place, two: Found):
-    torch.testing.assert_close(two["clip in parts"], place.alone("clip", 1), **CLOSE)
-    torch.testing.assert_close(two["transformer in parts"], place.alone("transformer", 4), **CLOSE)
+@pytest.mark.long
+def test_steps_in_parts_and_blocks_that_are_computed_again_change_nothing(place: Place, more: Found):
+    torch.testing.assert_close(more["clip in parts"], place.alone("clip", 1), **CLOSE)
+    torch.testing.assert_close(more["transformer in parts"], place.alone("transformer", 4), **CLOSE)
 
 
-def test_a_run_goes_on_with_another_strategy(place: Place, two: Found):
+@pytest.mark.long
+def test_a_run_goes_on_with_another_strategy(place: Place, more: Found):
     for name, kept in (("to ddp", CHECKPOINT), ("to fsdp", "checkpoint-0000004")):
-        torch.testing.assert_close(two[name], place.alone("clip", 1), **CLOSE)
+        torch.testing.assert_close(more[name], place.alone("clip", 1), **CLOSE)
         assert [path.name for path in (place.folder / name.replace("to ", "clip-")).glob("check*")] == [kept]
 
 
@@ -161,16 +235,28 @@ def test_a_damaged_checkpoint_is_one_line_and_nothing_of_it_is_executed(
     file: str, place: Place, two: Found, tmp_path: Path
 ):
     run = tmp_path / "run"
-    shutil.copytree(place.folder / "clip-three", run)
+    shutil.copytree(place.folder / "transformer-three", run)
     path = run / "checkpoint-0000002" / file
-    assert len(contents(path.parent)) > 100
+    assert len(contents(path.parent)) > 50
     path.write_bytes(pickle.dumps(Runner(tmp_path / "ran")) if file == ".metadata" else path.read_bytes()[:100])
     with pytest.raises(
         TrainingError, match=r"checkpoint-0000002 cannot be read \(.*delete it to start the stage"
     ) as caught:
-        train("clip", place.materials, run)
+        train("transformer", place.materials, run)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_damaged_file_beside_a_whole_folder_is_named(place: Place, two: Found, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(place.folder / "transformer-three", run)
+    (run / CHECKPOINT).write_bytes(b"PK")
+    with pytest.raises(
+        TrainingError, match=r"checkpoint\.pt cannot be read \(.*delete it to go on from checkpoint-0000002$"
+    ):
+        train("transformer", place.materials, run)
+    (run / CHECKPOINT).unlink()
+    train("transformer", place.materials, run, steps=3)
 
 
 class Runner:
@@ -190,7 +276,7 @@ def go_on_with_three(runs: Runs) -> None:
 
 
 @pytest.mark.long
-def test_a_run_of_two_processes_goes_on_with_three(place: Place, two: Found):
+def test_a_run_of_two_processes_goes_on_with_three(place: Place, two: Found, more: Found):
     """Of their two first steps the random numbers are those of two parts, so only losses without any are compared."""
     assert place.run(3, go_on_with_three) == [0, 0, 0]
     found = place.found("three.pt")
@@ -232,6 +318,7 @@ def go_on(runs: Runs) -> None:
     runs.keep("killed.pt")
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_from_a_whole_checkpoint_and_ends_at_the_same_bits(place: Place):
     for moment, ends in (("update", [1, -signal.SIGKILL]), ("rename", [-signal.SIGKILL, 1])):
         assert place.run(2, killed, moment) == ends

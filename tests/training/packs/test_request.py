@@ -158,12 +158,14 @@ def test_a_training_may_go_on_with_other_devices(out: Path):
         plan = replace(PLAN, loop=replace(PLAN.loop, **loop))
         return replace(make_request("pictures", out, {}, resume=True), budget=None, start=None, plans={"clip": plan})
 
-    write_request(asked(devices=2))
+    write_request(asked(devices=2, compile=True))
     first = read_request(out)
     assert first is not None
     check_same(asked(devices=1, accumulate=4, checkpoint_activations=True), first)
     assert PLAN.loop.moved_to(replace(PLAN.loop, steps=9, devices=2, accumulate=2)).parts == 4
     assert PLAN.loop.moved_to(replace(PLAN.loop, steps=9, devices=2)).steps == PLAN.loop.steps
+    compiled = replace(PLAN.loop, compile=True)  # which sharded networks cannot be
+    assert not compiled.moved_to(replace(PLAN.loop, strategy="fsdp")).compile
     with pytest.raises(TrainingError, match="began with 4 rows a step, which do not divide by 3, the number"):
         PLAN.loop.moved_to(replace(PLAN.loop, devices=3))
 

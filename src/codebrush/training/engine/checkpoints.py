@@ -3,8 +3,9 @@ sharded. Each kind can be read whatever the strategy and the number of processes
 
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from codebrush.errors import TrainingError, lacks_memory
 from codebrush.files import atomic_file, new_folder, set_aside
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.training.engine.ema import EMA
-from codebrush.training.engine.fabric import Fabric
-from codebrush.training.engine.sharded_files import contents, read_parts, write_parts
+from codebrush.training.engine.fabric import Fabric, gathered
+from codebrush.training.engine.sharded_files import contents, missing_parts, read_parts, write_parts
 from codebrush.training.engine.sharding import fill, is_sharded
 
 CHECKPOINT = "checkpoint.pt"
 PARTS = re.compile(r"checkpoint-(\d{7,})")  # the folder of a sharded one, with its step
+ELSEWHERE = "the processes do not see the same folder: let {folder} lie in one that all hosts share"
 
 
 class Checkpoints:
@@ -45,12 +47,18 @@ class Checkpoints:
 
     @property
     def latest(self) -> Path:
-        """The checkpoint that a run would go on from; CHECKPOINT if there is none yet."""
+        """The checkpoint that a run would go on from; CHECKPOINT if there is none yet. Raises TrainingError if the file
+        beside a folder cannot be read."""
         path, folders = self.folder / CHECKPOINT, self._folders()
         if not folders:
             return path
         step, newest = max(folders)
-        both = path.is_file() and torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"] >= step
+        try:
+            both = path.is_file() and torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"] >= step
+        except Exception as error:  # a truncated archive can raise nearly anything
+            raise TrainingError(
+                f"{path} cannot be read ({_reason(error)}): delete it to go on from {newest.name}"
+            ) from error
         return path if both else newest
 
     def save(self, step: int, left_out: list[int]) -> None:
@@ -62,23 +70,25 @@ class Checkpoints:
                 self._save_parts(path, step, left_out)
             else:
                 self._save_whole(path, step, left_out)
+            if self.fabric.is_global_zero:
+                self._remove_others(path)
         except (OSError, RuntimeError) as error:  # the archive writer reports a full disk as a RuntimeError
             raise TrainingError(
                 f"{path} cannot be written ({_reason(error)}): free space there, then resume"
             ) from error
-        if self.fabric.is_global_zero:
-            for _, other in self._folders():
-                if other != path:
-                    shutil.rmtree(set_aside(other), ignore_errors=True)
-            if self.sharded:
-                (self.folder / CHECKPOINT).unlink(missing_ok=True)
 
     def load(self) -> tuple[int, list[int]] | None:
-        """Go on from the latest checkpoint: its step and the steps left out; None if there is none. Raises
-        TrainingError if it cannot be read."""
-        path = self.latest
-        if not path.exists():
+        """Go on from the latest checkpoint of the first process: its step and the steps left out; None if there is
+        none. Raises TrainingError, in every process, if one does not see it; and if it cannot be read."""
+        if self.sharded:
+            self._check_one_folder()
+        first = self.latest if self.fabric.is_global_zero else Path()
+        name, found = self.fabric.broadcast((first.name, first.exists()))
+        if not found:
             return None
+        path = self.folder / name
+        if not all(gathered(path.exists())):
+            raise TrainingError(ELSEWHERE.format(folder=self.folder))
         try:
             return self._load_parts(path) if path.is_dir() else self._load_whole(path)
         except Exception as error:  # a truncated archive can raise nearly anything
@@ -91,6 +101,23 @@ class Checkpoints:
     def _folders(self) -> list[tuple[int, Path]]:
         found = ((PARTS.fullmatch(path.name), path) for path in self.folder.glob("checkpoint-*"))
         return [(int(match[1]), path) for match, path in found if match]
+
+    def _check_one_folder(self) -> None:
+        """Raises TrainingError, in every process, if one does not see what the first writes into its folder."""
+        with ExitStack() as held:
+            path = None
+            if self.fabric.is_global_zero and self.folder.is_dir():
+                path = held.enter_context(tempfile.NamedTemporaryFile(dir=self.folder.absolute(), prefix=".seen.")).name
+            path = self.fabric.broadcast(path)
+            if path is not None and not all(gathered(Path(path).exists())):
+                raise TrainingError(ELSEWHERE.format(folder=Path(path).parent))
+
+    def _remove_others(self, path: Path) -> None:
+        for _, other in self._folders():
+            if other != path:
+                shutil.rmtree(set_aside(other), ignore_errors=True)
+        if self.sharded:
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
 
     def _save_whole(self, path: Path, step: int, left_out: list[int]) -> None:
         state: dict[str, Any] = {"step": step, "ema": self.ema.values, "left_out": left_out}
@@ -139,7 +166,7 @@ class Checkpoints:
         self._take_moments(name, found)
 
     def _save_parts(self, path: Path, step: int, left_out: list[int]) -> None:
-        if path.is_dir():
+        if self.fabric.broadcast(path.is_dir()):
             return  # this very state, saved a moment ago
         state = {"step": torch.tensor(step), "left_out": torch.tensor(left_out, dtype=torch.int64)}
         state |= {f"ema.{key}": value for key, value in self.ema.values.items()}
@@ -152,8 +179,11 @@ class Checkpoints:
                     if isinstance(value, Tensor):
                         state[f"optimizer.{name}.{order[number]}.{what}"] = value
         with new_folder(path) if self.fabric.is_global_zero else nullcontext(path) as part:
-            write_parts(Path(self.fabric.broadcast(str(part))), state)
-            self.fabric.barrier()
+            part = Path(self.fabric.broadcast(str(part)))
+            write_parts(part, state)
+            if self.fabric.broadcast(self.fabric.is_global_zero and missing_parts(part)):
+                shutil.rmtree(part, ignore_errors=True)  # each process what it wrote
+                raise TrainingError(ELSEWHERE.format(folder=path.parent))
 
     def _load_parts(self, path: Path) -> tuple[int, list[int]]:
         known = contents(path)

@@ -8,8 +8,8 @@ import torch
 from codebrush.errors import TrainingError
 from codebrush.training.field_types import Count, Share, Weight, Whole
 
-# The fields that a run may go on with other values of: where and in how many parts it is computed.
-MACHINES = ("accelerator", "devices", "nodes", "strategy", "accumulate", "checkpoint_activations")
+# The fields that a run may go on with other values of: where, in how many parts and by which code it is computed.
+MACHINES = ("accelerator", "devices", "nodes", "strategy", "accumulate", "checkpoint_activations", "compile")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class LoopConfig:
         return replace(self, on_nan=asked or self.on_nan)
 
     def moved_to(self, other: "LoopConfig") -> "LoopConfig":
-        """This config on the machines of `other`: its devices, hosts and strategy, and its number of parts.
+        """This config on the machines of `other`: its devices, hosts and strategy, its number of parts, and
+        whether it compiles.
 
         Raises:
             TrainingError: if the rows of a step do not divide by the number of parts there.

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -201,3 +202,30 @@ def test_an_index_of_5000_pictures_with_a_worker_killed(
     assert rows_of(shared) == rows_of(alone)
     again = index(shared, ray_engine(cluster))
     assert (again.added, again.updated, again.removed, again.unchanged) == (0, 0, 0, 5_000)
+
+
+def runs_out_of_memory() -> type:
+    """A worker that has too little memory for any work."""
+
+    class Worker:
+        def work(self, item: int) -> int:
+            raise MemoryError("no memory")
+
+    return Worker
+
+
+def test_an_error_of_a_worker_is_the_one_of_a_single_process(cluster: Cluster) -> None:
+    with pytest.raises(MemoryError) as raised:
+        list(spread(cluster, runs_out_of_memory(), (), iter(range(3)), str))
+    assert type(raised.value) is MemoryError
+    assert str(raised.value) == "no memory"
+
+
+def test_a_cluster_without_a_free_gpu_is_waited_for_with_a_word(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codebrush.distributed.workers.PATIENCE", 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # which ends the waiting
+        with pytest.raises(UserWarning, match="no worker is ready after 1 seconds: the cluster may have no free GPU"):
+            list(spread(Cluster(1, 64.0), runs_out_of_memory(), (), iter(range(3)), str))

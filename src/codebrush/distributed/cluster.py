@@ -4,17 +4,19 @@ import os
 import secrets
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 
+from codebrush.data.decoding.large_pictures import LIMIT_VARIABLE
 from codebrush.errors import CodebrushError, UsageError
 from codebrush.optional import require
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
-# What a worker needs of the environment: keys and addresses of object storage, and limits for pictures.
-PASSED_ON = ("AWS_", "GOOGLE_", "AZURE_", "CODEBRUSH_")
+STORAGE = ("AWS_", "GOOGLE_", "AZURE_")  # how variables with keys and addresses of object storage begin
+NOT_STORAGE = "API_KEY"  # how keys end that open other services of the same companies
+PORTS = range(1, 65_536)
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,24 @@ def joined(address: str | None = None, workers: int | None = None) -> Iterator[C
         remedy = "" if is_open else "; if it asks for a token, set RAY_AUTH_MODE=token"
         raise CodebrushError(f"cannot {what}: {_one_line(error)}{remedy}") from error
     try:
-        has = ray.cluster_resources()
-        gpus = int(has.get("GPU", 0))
-        count = workers or gpus or max(1, int(has.get("CPU", 1)))
-        yield Cluster(count, min(1.0, gpus / count))
+        yield sized(ray.cluster_resources(), workers)
     finally:
         ray.shutdown()
+
+
+def sized(resources: Mapping[str, float], workers: int | None) -> Cluster:
+    """How many workers the processors and GPUs of a cluster are for. One that grows may have none yet: there `workers`
+    must be given.
+
+    Raises:
+        CodebrushError: if there is no processor.
+    """
+    gpus, processors = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    if not processors and workers is None:
+        remedy = "join a machine to it with ray start --address HOST:PORT, or name --workers if it grows by itself"
+        raise CodebrushError(f"the Ray cluster has no processor for workers: {remedy}")
+    count = workers or gpus or processors
+    return Cluster(count, min(1.0, gpus / count))
 
 
 @contextmanager
@@ -89,20 +103,24 @@ def _token() -> str:
 def _check_that_it_answers(address: str) -> None:
     """Raise CodebrushError if nothing listens at an address with a port, which Ray would wait minutes for."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal():
         return
+    if len(port) > 5 or int(port) not in PORTS:
+        raise UsageError(f"{address} has no port from 1 to {PORTS[-1]}: give the cluster as HOST:6379")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+    except (OSError, UnicodeError) as error:
+        odd = "a part of the host's name is empty or too long"
+        reason = odd if isinstance(error, UnicodeError) else (error.strerror or str(error)).lower()
         raise CodebrushError(
             f"no Ray cluster answers at {address} ({reason}): start one with ray start --head, or leave out --address"
         ) from error
 
 
 def passed_on() -> dict[str, str]:
-    """The variables of the environment that workers on other machines need too."""
-    return {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+    """The variables of the environment that workers on other machines need too: object storage, limits for pictures."""
+    of_storage = (each for each in os.environ if each.startswith(STORAGE) and not each.endswith(NOT_STORAGE))
+    return {name: os.environ[name] for name in (*of_storage, LIMIT_VARIABLE) if name in os.environ}
 
 
 def _one_line(error: Exception) -> str:

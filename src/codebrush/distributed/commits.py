@@ -86,7 +86,6 @@ class Commits:
     def _find_twins(self, own: set[str]) -> tuple[Any, list[int]]:
         """The table as it is now, and the addresses of rows of our pictures that have another one before them."""
         import lance
-        import pyarrow as pa
         import pyarrow.compute as pc
 
         dataset = lance.dataset(self.database.place.address)
@@ -95,7 +94,7 @@ class Commits:
         if all(file.path in own for each in new for file in each.data_files()):
             return dataset, []  # nobody else wrote
         rows = dataset.scanner(columns=["path"], fragments=new, with_row_id=True).to_table()
-        rows = rows.filter(pc.is_in(rows["path"], value_set=pa.array(self.paths, pa.string())))
+        rows = rows.filter(pc.field("path").isin(self.paths))
         seen, twins = set[str](), list[int]()
         for row in rows.sort_by("_rowid").to_pylist():
             twins += [row["_rowid"]] if row["path"] in seen else []

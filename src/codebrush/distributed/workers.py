@@ -13,6 +13,7 @@ from codebrush.errors import CodebrushError
 from codebrush.warned import warn
 
 AHEAD = 2  # pieces that a worker has: one that it works on, and the next
+PATIENCE = 30.0  # seconds without a worker that is ready, until one line says so
 TRIES = 3  # with a piece, and with starting a worker, before the run ends
 T = TypeVar("T")
 
@@ -53,6 +54,7 @@ class _Pool(Generic[T]):
     ) -> None:
         import ray
 
+        self._needs = "GPU and processor" if cluster.gpus else "processor"
         options = {"num_cpus": 1, "num_gpus": cluster.gpus}
         remote = ray.remote(_with_environment(kind)).options(**options)
         self._make = lambda: remote.remote(passed_on(), *arguments)
@@ -69,7 +71,12 @@ class _Pool(Generic[T]):
             self._hand_out()
             if not any(piece for _, piece in self._waiting.values()) and not self._again and self._is_empty:
                 return
-            done, _ = ray.wait(list(self._waiting), num_returns=1)
+            done, _ = ray.wait(list(self._waiting), num_returns=1, timeout=self._patience())
+            if not done:
+                self._has_said = True
+                warn(
+                    f"no worker is ready after {PATIENCE:.0f} seconds: waiting for a free {self._needs} of the cluster"
+                )
             for reference in done:
                 worker, piece = self._waiting.pop(reference)
                 result = self._result(reference, worker, piece)
@@ -83,6 +90,11 @@ class _Pool(Generic[T]):
             ray.kill(worker.actor)
 
     _is_empty = False
+    _has_said = False  # that no worker is ready
+
+    def _patience(self) -> float | None:
+        """Seconds to wait for the next result; None is for ever."""
+        return None if self._has_said or any(each.is_ready for each in self._workers) else PATIENCE
 
     def _start(self) -> _Worker:
         worker = _Worker(self._make(), deque())
@@ -113,7 +125,7 @@ class _Pool(Generic[T]):
         try:
             result = ray.get(reference)
         except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, CodebrushError) else error from None
+            raise cause_of(error, "the start" if piece is None else self._name(piece.item)) from None
         except RayError as error:
             self._replace(worker, piece, error)
             return _LOST
@@ -141,6 +153,17 @@ class _Pool(Generic[T]):
 
 
 _LOST = object()
+
+
+def cause_of(error: Any, name: str) -> BaseException:
+    """What a worker raised at the work `name`, as if it had been raised in this process."""
+    from ray.exceptions import RayError
+
+    cause = error.cause
+    if isinstance(cause, RayError):  # Ray's own, where the worker's cannot travel
+        cause = CodebrushError(f"a worker failed at {name}: {_reason(cause)}")
+    cause.add_note(str(error))  # only tracebacks show it
+    return cause
 
 
 def _with_environment(kind: type) -> type:

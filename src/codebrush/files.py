@@ -115,9 +115,11 @@ def _told_as_os_errors(folder: Path) -> Iterator[None]:
     """A context in which what PyTorch and safetensors raise where a file cannot be written becomes an OSError."""
     try:
         yield
+    except (OSError, CodebrushError):  # says all itself
+        raise
     except Exception as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
-        if not isinstance(error, OSError) and number is not None:
+        if number is not None:
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
         if isinstance(error, RuntimeError) and "inline_container" in str(error):  # which does not say why
             reason = errno.ENOSPC if shutil.disk_usage(folder).free < FULL else errno.EIO

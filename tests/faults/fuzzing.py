@@ -99,6 +99,7 @@ def input_of(target: Target, seeds: Sequence[bytes], seed: int, number: int) -> 
 
 def fault(read: Callable[[bytes], object], data: bytes) -> str | None:
     """Why an input is not read as it should be; None if it is."""
+    import codebrush
     from codebrush.errors import CodebrushError
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -109,7 +110,8 @@ def fault(read: Callable[[bytes], object], data: bytes) -> str | None:
         if not line or "\n" in line:
             return f"an error that is not one line: {line[:300]!r}"
     except Exception as error:
-        frames = [each for each in traceback.extract_tb(error.__traceback__) if "codebrush" in each.filename]
+        package, calls = Path(codebrush.__file__).parent, traceback.extract_tb(error.__traceback__)
+        frames = [each for each in calls if Path(each.filename).is_relative_to(package)]
         where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "no line of the package"
         return f"{type(error).__name__} at {where}: {' '.join(str(error).split())[:200]}"
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024

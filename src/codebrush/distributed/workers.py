@@ -74,9 +74,8 @@ class _Pool(Generic[T]):
             done, _ = ray.wait(list(self._waiting), num_returns=1, timeout=self._patience())
             if not done:
                 self._has_said = True
-                warn(
-                    f"no worker is ready after {PATIENCE:.0f} seconds: waiting for a free {self._needs} of the cluster"
-                )
+                lack = f"the cluster may have no free {self._needs}"
+                warn(f"no worker is ready after {PATIENCE:.0f} seconds: {lack}, and is waited for")
             for reference in done:
                 worker, piece = self._waiting.pop(reference)
                 result = self._result(reference, worker, piece)

@@ -11,9 +11,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 ROWS = "CODEBRUSH_BENCH_ROWS"
+
+
+def _attention(q: list[int], k: list[int], v: list[int], *_: object, **__: object) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}  # which PyTorch does not count
 
 
 def alternated(
@@ -57,8 +64,8 @@ def note(**facts: object) -> None:
 
 
 def flops_of(way: Callable[[], object]) -> float:
-    """The operations of the products and convolutions of some work, counted while it runs once."""
-    with FlopCounterMode(display=False) as counter:
+    """The operations of the products, convolutions and attention of some work, counted while it runs once."""
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         way()
     return counter.get_total_flops()
 

@@ -26,13 +26,15 @@ brush.generate("a red apple", n="two")
 """
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The source distribution, and the wheel that is built of nothing but it."""
-    sources, out = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("dist")
+def build(sources: Path, out: Path, most: int | None = None) -> tuple[Path, Path]:
+    """The source distribution, and the wheel that is built of nothing but it; with `most` each file is cut to so many
+    bytes, as packing 60 MB of weights twice takes longest."""
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, sources)
     shutil.copytree(ROOT / "src", sources / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for path in (sources / "src").rglob("*"):
+        if most is not None and path.is_file() and path.stat().st_size > most:
+            os.truncate(path, most)
     build = f"from setuptools import build_meta; build_meta.build_sdist({str(out)!r})"
     done = subprocess.run([sys.executable, "-c", build], cwd=sources, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -44,10 +46,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return sdist, wheel
 
 
-@pytest.fixture(scope="module")
-def environment(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def install_alone(wheel: Path, folder: Path) -> Path:
     """An environment in which pip installed the wheel; the packages that it needs are those of this one."""
-    folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin/python"
     there = [python, "-c", "import site; print(site.getsitepackages()[0])"]
@@ -63,11 +63,21 @@ def environment(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFacto
         "install",
         "--no-deps",
         "--no-index",
-        str(built[1]),
+        str(wheel),
     ]
     done = subprocess.run(install, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return build(tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("dist"), most=1024**2)
+
+
+@pytest.fixture(scope="module")
+def environment(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install_alone(built[1], tmp_path_factory.mktemp("environment"))
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +135,14 @@ def test_the_command_runs_from_the_wheel(environment: Path, installed: Path, tmp
     shown = run(environment, tmp_path, "packs", "show", "emoji", "--json")
     assert shown.returncode == 0, shown.stderr
     assert json.loads(shown.stdout)["path"] == str(installed / "codebrush/packs/emoji")
+
+
+@pytest.mark.long  # packs all weights twice; scripts/check-newcomer does the same
+def test_the_whole_wheel_draws(tmp_path: Path) -> None:
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "dist").mkdir()
+    _, wheel = build(tmp_path / "sources", tmp_path / "dist")
+    environment = install_alone(wheel, tmp_path / "environment")
     drawn = run(environment, tmp_path, "generate", "a red apple", "--n", "1", "--rerank", "1", "--json")
     assert drawn.returncode == 0, drawn.stderr
     (picture,) = json.loads(drawn.stdout)["images"]

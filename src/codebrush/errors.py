@@ -58,7 +58,8 @@ class TrainingError(CodebrushError):
 
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error says that there is not enough memory. PyTorch says it by a RuntimeError."""
-    lines = ("can't allocate memory", "not enough memory")  # of a CPU; a GPU's error has its own class
+    # Of a CPU, where a GPU's error has its own class; and of Python, if there is no room for a thread's stack.
+    lines = ("can't allocate memory", "not enough memory", "can't start new thread")
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and (type(error).__name__ == "OutOfMemoryError" or any(line in str(error) for line in lines))

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,7 +78,18 @@ def test_a_full_output_is_one_line() -> None:
     assert re.fullmatch(r"codebrush: No space left on device: .*\n", done.stderr)
 
 
-@pytest.mark.parametrize("what", [lambda: bytearray(2**60), lambda: torch.empty(2**50)], ids=["Python", "PyTorch"])
+def start_a_thread() -> None:
+    """One whose stack nobody has room for."""
+    before = threading.stack_size(2**50)
+    try:
+        threading.Thread(target=print).start()
+    finally:
+        threading.stack_size(before)
+
+
+@pytest.mark.parametrize(
+    "what", [lambda: bytearray(2**60), lambda: torch.empty(2**50), start_a_thread], ids=["Python", "PyTorch", "thread"]
+)
 def test_running_out_of_memory_is_one_line(
     what: Callable[[], object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

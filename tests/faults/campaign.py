@@ -69,17 +69,28 @@ class Campaign:
         self.chance = random.Random(seed)
         self.counts: Counter[tuple[str, str]] = Counter()
         self.outcomes: dict[str, Any] = {}  # of the unbroken runs
-        self.seconds: dict[str, float] = {}  # that a work takes; the least so far, as the first fills caches
+        self.seconds: dict[
+            str, float
+        ] = {}  # that a work takes; the least so far, without the first, which fills caches
         self.took = 0.0  # seconds of the last command, from where Python had started
+
+    def outcome(self, name: str) -> Any:
+        """What comes of a work that is left alone."""
+        if name not in self.outcomes:
+            out = self.folder / f"{name}-first"
+            assert self.run(self.works[name].first(out), out) == 0, self.said(out)
+            self.outcomes[name] = self.works[name].outcome(out)
+        return self.outcomes[name]
 
     def unbroken(self, name: str) -> tuple[float, Any]:
         """How long a work takes that is left alone, and what comes of it."""
-        if name not in self.outcomes:
-            for out in (self.folder / f"{name}-first", self.folder / f"{name}-whole"):
-                assert self.run(self.works[name].first(out), out) == 0, self.said(out)
-                self.seconds[name] = self.took
-            self.outcomes[name] = self.works[name].outcome(out)
-        return self.seconds[name], self.outcomes[name]
+        outcome = self.outcome(name)
+        if name not in self.seconds:
+            out = self.folder / f"{name}-whole"
+            assert self.run(self.works[name].first(out), out) == 0, self.said(out)
+            assert self.works[name].outcome(out) == outcome, f"{name}: another outcome each time"
+            self.seconds[name] = self.took
+        return self.seconds[name], outcome
 
     def end_times(self, name: str, count: int) -> None:
         """End a work so many times; those that were done before the signal came are not counted."""

@@ -101,5 +101,6 @@ def processes() -> ForkServerContext:
     """Where real processes come from: each is forked off one that has done the slow imports and nothing else."""
     context = multiprocessing.get_context("forkserver")
     slow = ["codebrush.training.single_stage", "codebrush.previews", "datasets", "torch.utils.tensorboard"]
+    slow += ["codebrush.pipeline", *(f"codebrush.cli.{name}" for name in ("generate", "curate", "upscale"))]
     context.set_forkserver_preload([*slow, "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint"])
     return context

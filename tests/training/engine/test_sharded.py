@@ -21,7 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from codebrush.errors import TrainingError
 from codebrush.training.engine.checkpoints import CHECKPOINT, Checkpoints
 from codebrush.training.engine.ema import EMA
-from codebrush.training.engine.fabric import Fabric, launch
+from codebrush.training.engine.fabric import Fabric, launch, lost_processes_named
 from codebrush.training.engine.sharded_files import contents, read_parts
 from codebrush.training.engine.sharding import shard
 from codebrush.training.stage import Materials
@@ -290,9 +290,12 @@ def test_four_processes_come_to_what_one_comes_to(place: Place):
         torch.testing.assert_close(values, place.alone(stage, parts_of(stage, 4)), **CLOSE)
 
 
+KILLED = {"update": 1, "write": 0, "rename": 0}  # the moment, and which process is killed then
+
+
 def killed(runs: Runs, moment: str) -> None:
-    """A process that is killed: the second at the fourth update, when two steps are saved; or the first when the parts
-    of the second checkpoint are written, and about to get their name."""
+    """A process that is killed: the second at the fourth update, when two steps are saved; or the first while it
+    writes its part of the second checkpoint; or when all parts are written, and about to get their name."""
     happened = 0
 
     def count(*_: Any) -> None:
@@ -303,23 +306,24 @@ def killed(runs: Runs, moment: str) -> None:
 
     if moment == "update" and runs.rank == 1:
         register_optimizer_step_post_hook(count)
-    if moment == "rename" and runs.rank == 0:
-        sys.addaudithook(
-            lambda name, given: count() if name == "os.rename" and "/checkpoint-" in str(given[1]) else None
-        )
-    runs.train("clip", f"killed-{moment}", checkpoint_every=2, steps=6)
+    event, path = {"update": ("", ""), "write": ("open", "/__0_0."), "rename": ("os.rename", "/checkpoint-")}[moment]
+    if event and runs.rank == 0:
+        sys.addaudithook(lambda name, given: count() if name == event and path in " ".join(map(str, given)) else None)
+    # whatever the one that lives does just then, also when it saves: no full disk, no damaged checkpoint
+    with pytest.raises(TrainingError, match="another process of this training"), lost_processes_named():
+        runs.train("clip", f"killed-{moment}", checkpoint_every=2, steps=6)
 
 
 def go_on(runs: Runs) -> None:
-    for moment in ("update", "rename", "never"):
+    for moment in (*KILLED, "never"):
         runs.found[moment] = runs.train("clip", f"killed-{moment}", checkpoint_every=2, steps=6)
     runs.keep("killed.pt")
 
 
 @pytest.mark.long
 def test_a_killed_run_goes_on_from_a_whole_checkpoint_and_ends_at_the_same_bits(place: Place):
-    for moment, ends in (("update", [1, -signal.SIGKILL]), ("rename", [-signal.SIGKILL, 1])):
-        assert place.run(2, killed, moment) == ends
+    for moment, who in KILLED.items():
+        assert place.run(2, killed, moment) == [-signal.SIGKILL if rank == who else 0 for rank in range(2)]
         (saved,) = (place.folder / f"killed-{moment}").glob("checkpoint*")
         assert saved.name == "checkpoint-0000002"
         step = {"step": torch.tensor(0)}
@@ -327,6 +331,6 @@ def test_a_killed_run_goes_on_from_a_whole_checkpoint_and_ends_at_the_same_bits(
         assert step["step"] == 2
     assert place.run(2, go_on) == [0, 0]
     found = place.found("killed.pt")
-    for moment in ("update", "rename"):
+    for moment in KILLED:
         assert all(torch.equal(value, found["never"][name]) for name, value in found[moment].items())
         assert [path.name for path in (place.folder / f"killed-{moment}").glob("check*")] == ["checkpoint-0000006"]

@@ -16,7 +16,7 @@ from codebrush.errors import TrainingError, lacks_memory
 from codebrush.files import atomic_file, new_folder, set_aside
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.training.engine.ema import EMA
-from codebrush.training.engine.fabric import Fabric, gathered
+from codebrush.training.engine.fabric import Fabric, gathered, tells_of_a_lost_process
 from codebrush.training.engine.sharded_files import contents, missing_parts, read_parts, write_parts
 from codebrush.training.engine.sharding import fill, is_sharded
 
@@ -73,6 +73,8 @@ class Checkpoints:
             if self.fabric.is_global_zero:
                 self._remove_others(path)
         except (OSError, RuntimeError) as error:  # the archive writer reports a full disk as a RuntimeError
+            if tells_of_a_lost_process(error):
+                raise
             raise TrainingError(
                 f"{path} cannot be written ({_reason(error)}): free space there, then resume"
             ) from error
@@ -92,7 +94,7 @@ class Checkpoints:
         try:
             return self._load_parts(path) if path.is_dir() else self._load_whole(path)
         except Exception as error:  # a truncated archive can raise nearly anything
-            if lacks_memory(error):
+            if lacks_memory(error) or tells_of_a_lost_process(error):
                 raise
             raise TrainingError(
                 f"{path} cannot be read ({_reason(error)}): delete it to start the stage again"

@@ -97,14 +97,20 @@ def launch(config: LoopConfig) -> Fabric:
     return fabric
 
 
+def tells_of_a_lost_process(error: BaseException) -> bool:
+    """Whether an error says that another process does not take part in an exchange any more."""
+    # NCCL raises a DistError, gloo nothing of its own
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
 @contextmanager
 def lost_processes_named() -> Iterator[None]:
     """Raises TrainingError, instead of whatever the exchange with it raises, if another process does not take part any
     more."""
     try:
         yield
-    except RuntimeError as error:  # NCCL raises a DistError, gloo nothing of its own
-        if not (isinstance(error, DistError) or "gloo" in str(error)):
+    except RuntimeError as error:
+        if not tells_of_a_lost_process(error):
             raise
         late = any(line in str(error).lower() for line in ("timed out", "timeout"))
         known = (

@@ -39,9 +39,10 @@ def fast_inference(network: N, precision: str, rows: int) -> Iterator[N]:
     a weight, and weights that change by way of `.data` are not noticed. "int8" rounds weights and inputs of linear
     layers to 8 bits on an x86 processor. With "float32", or where gradients are asked for, nothing is changed.
 
-    Measured for CLIP ViT-B/32, random weights: bfloat16 is twice as fast as float32, its packed copy 1.08 times and
-    "int8" 1.2 (pictures) to 1.4 times (texts) as fast as that without a copy; the least cosines to the float32
-    embeddings are 0.99999 for pictures and 0.99995 for texts, with "int8" 0.9999 and 0.9993.
+    Measured for CLIP ViT-B/32, random weights: bfloat16 is twice as fast as float32 and its packed copy 1.08 times as
+    fast as that. On one thread "int8" is 1.2 (pictures) to 1.3 times (texts) as fast as the packed copy; on two, pictures
+    gain nothing. The least cosines to the float32 embeddings are 0.99999 for pictures and 0.99995 for texts, with "int8"
+    0.9999 and 0.9993.
     """
     if precision == "float32" or torch.is_grad_enabled():
         yield network

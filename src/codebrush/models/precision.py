@@ -40,9 +40,9 @@ def fast_inference(network: N, precision: str, rows: int) -> Iterator[N]:
     layers to 8 bits on an x86 processor. With "float32", or where gradients are asked for, nothing is changed.
 
     Measured for CLIP ViT-B/32, random weights: bfloat16 is twice as fast as float32 and its packed copy 1.08 times as
-    fast as that. On one thread "int8" is 1.2 (pictures) to 1.3 times (texts) as fast as the packed copy; on two, pictures
-    gain nothing. The least cosines to the float32 embeddings are 0.99999 for pictures and 0.99995 for texts, with "int8"
-    0.9999 and 0.9993.
+    fast as that. On one thread "int8" is 1.2 (pictures) to 1.3 times (texts) as fast as the packed copy; on two,
+    pictures gain nothing. The least cosines to the float32 embeddings are 0.99999 for pictures and 0.99995 for texts,
+    with "int8" 0.9999 and 0.9993.
     """
     if precision == "float32" or torch.is_grad_enabled():
         yield network

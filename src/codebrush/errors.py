@@ -56,6 +56,11 @@ class TrainingError(CodebrushError):
     """A training run cannot start or go on."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of another library says, or its kind if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error says that there is not enough memory. PyTorch says it by a RuntimeError."""
     # Of a CPU, where a GPU's error has its own class; and of Python, if there is no room for a thread's stack.

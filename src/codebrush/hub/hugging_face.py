@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from codebrush.errors import first_line
 from codebrush.hub.catalogue import HUB_MIRROR
 from codebrush.hub.http_range import Refused
 from codebrush.progress import Progress
@@ -45,8 +46,7 @@ def fetch_from_hub(mirror: str, staging: Path, progress: Progress | None) -> Pat
     except Refused:
         raise
     except Exception as error:  # its HTTP client, cache and validation all raise different exceptions
-        lines = (str(error) or type(error).__name__).strip().splitlines()
-        raise Refused(lines[0][:150]) from error
+        raise Refused(first_line(error)[:150]) from error
 
 
 def _check_reachable(endpoint: str) -> None:

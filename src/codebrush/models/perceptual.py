@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from codebrush.errors import PackError
+from codebrush.errors import PackError, first_line
 from codebrush.models.clip import CLIP
 from codebrush.models.layers.convolution import fast_layout
 
@@ -144,5 +144,4 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PackError(f"{path} cannot be read as tensors ({reason}): fetch it again") from error
+        raise PackError(f"{path} cannot be read as tensors ({first_line(error)}): fetch it again") from error

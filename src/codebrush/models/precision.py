@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from codebrush.errors import UsageError
+from codebrush.errors import UsageError, first_line
 from codebrush.models.layers.packed_linear import can_pack, with_packed_linears
 
 N = TypeVar("N", bound=nn.Module)
@@ -92,6 +92,5 @@ def usable_device(device: str | torch.device | None) -> torch.device:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"the device '{device}' cannot be used here ({reason}): try cpu") from error
+        raise UsageError(f"the device '{device}' cannot be used here ({first_line(error)}): try cpu") from error
     return torch.device(device)

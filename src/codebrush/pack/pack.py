@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from codebrush.errors import PackError, lacks_memory
+from codebrush.errors import PackError, first_line, lacks_memory
 from codebrush.files import file_sha256, from_home
 from codebrush.models.bank import Bank
 from codebrush.models.captioner import Captioner
@@ -396,5 +396,5 @@ def _fetch(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.md"]))
     except Exception as error:  # its HTTP client, cache and validation all raise different exceptions
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise PackError(f"no folder '{name}' is here, and the hub gave no such pack ({reason})") from error

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from codebrush.data.sources.column_names import URL_CAPTION_COLUMNS, URL_COLUMNS
 from codebrush.data.sources.delimited import read_records
 from codebrush.data.sources.text_files import NOT_TEXT
-from codebrush.errors import DataError
+from codebrush.errors import DataError, first_line
 
 KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
 MAX_NAMED = 20  # columns named in a message
@@ -94,7 +94,7 @@ def _parquet_rows(path: Path, url_column: str | None, caption_column: str | None
             for batch in file.iter_batches(10_000, columns=list(names)):
                 yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
     except pa.ArrowException as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{path}: cannot be read as Parquet: {first_line(error)}") from error
 
 
 def _columns(path: Path, names: Collection[str], url: str | None, caption: str | None) -> tuple[str, str]:

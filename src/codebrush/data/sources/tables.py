@@ -17,7 +17,7 @@ from codebrush.data.sources.shard_reader import read_shards
 from codebrush.data.sources.table_reader import DELIMITED, JSON_LINES, read_tables
 from codebrush.data.sources.text_files import is_tabbed
 from codebrush.data.sources.unread import Unread
-from codebrush.errors import DataError
+from codebrush.errors import DataError, first_line
 from codebrush.files import UNWRITABLE
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _whole(pairs: Sequence[tuple[Path, str]], unread: Unread) -> list[tuple[Path
         except (OSError, pa.ArrowInvalid) as error:
             if len(pairs) == 1:
                 raise
-            unread.name(str(file), f"not a whole Parquet file: {_first_line(error)}")
+            unread.name(str(file), f"not a whole Parquet file: {first_line(error)}")
     if not kept:
         raise DataError("it has no rows")
     return kept
@@ -149,7 +149,7 @@ def load_from_hub(source: str) -> "Dataset":
         HfApi().dataset_info(source, timeout=10)
     except Exception as error:
         unknown = isinstance(error, RepositoryNotFoundError)
-        reason = "no data set of this name, or a private one" if unknown else _first_line(error)
+        reason = "no data set of this name, or a private one" if unknown else first_line(error)
         raise DataError(
             f"{source}: no such file or folder, and the hub has no such data set ({reason}); "
             "correct the name, or set HF_HUB_OFFLINE=1 to use an earlier download"
@@ -192,11 +192,7 @@ def _one_line(source: str) -> Iterator[None]:
                 f"{source}: cannot write the data cache in {config.HF_DATASETS_CACHE} ({root.strerror}); "
                 "set HF_DATASETS_CACHE to a writable folder with free space"
             ) from error
-        reason = _first_line(root)
+        reason = first_line(root)
         if "corresponds to no data" in reason:
             reason = "it has no rows"
         raise DataError(f"{source}: cannot be read: {reason}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -23,7 +23,7 @@ from codebrush.data.sources.shard_reader import PICTURES, first_key, is_hidden
 from codebrush.data.sources.tables import SPLIT_WORD
 from codebrush.data.sources.tar_files import DAMAGED, open_tar
 from codebrush.data.sources.unread import Unread
-from codebrush.errors import DataError, without_secrets
+from codebrush.errors import DataError, first_line, without_secrets
 from codebrush.files import UNUSABLE, from_home, write_errors, write_json
 
 KINDS = (".tar", ".parquet")
@@ -156,8 +156,7 @@ def reachable(address: str) -> Iterator[None]:
         reason = f"cannot be reached: {cause}" if cause is not None and str(cause) else "no such file or folder"
         raise DataError(f"{address}: {reason}") from error
     except Exception as error:  # each file system raises its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{address}: cannot be read: {reason}") from error
+        raise DataError(f"{address}: cannot be read: {first_line(error)}") from error
 
 
 class FetchError(DataError):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codebrush.errors import TrainingError, lacks_memory
+from codebrush.errors import TrainingError, first_line, lacks_memory
 from codebrush.files import atomic_file, new_folder, set_aside
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.training.engine.ema import EMA
@@ -57,7 +57,7 @@ class Checkpoints:
             both = path.is_file() and torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"] >= step
         except Exception as error:  # a truncated archive can raise nearly anything
             raise TrainingError(
-                f"{path} cannot be read ({_reason(error)}): delete it to go on from {newest.name}"
+                f"{path} cannot be read ({first_line(error)}): delete it to go on from {newest.name}"
             ) from error
         return path if both else newest
 
@@ -76,7 +76,7 @@ class Checkpoints:
             if tells_of_a_lost_process(error):
                 raise
             raise TrainingError(
-                f"{path} cannot be written ({_reason(error)}): free space there, then resume"
+                f"{path} cannot be written ({first_line(error)}): free space there, then resume"
             ) from error
 
     def load(self) -> tuple[int, list[int]] | None:
@@ -97,7 +97,7 @@ class Checkpoints:
             if lacks_memory(error) or tells_of_a_lost_process(error):
                 raise
             raise TrainingError(
-                f"{path} cannot be read ({_reason(error)}): delete it to start the stage again"
+                f"{path} cannot be read ({first_line(error)}): delete it to start the stage again"
             ) from error
 
     def _folders(self) -> list[tuple[int, Path]]:
@@ -255,7 +255,3 @@ class Checkpoints:
 def _made(weight: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
     """An empty tensor, sharded as `weight` is if it has a number for each of its."""
     return torch.empty_like(weight.detach(), dtype=dtype) if size == weight.shape else torch.empty(size, dtype=dtype)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

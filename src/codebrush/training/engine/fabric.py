@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch.distributed import DistError, get_rank
 
-from codebrush.errors import TrainingError
+from codebrush.errors import TrainingError, first_line
 from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.engine.sharding import SHARDED
 
@@ -88,10 +88,9 @@ def launch(config: LoopConfig) -> Fabric:
         )
         fabric.launch()
     except Exception as error:  # each strategy, accelerator and cluster raises its own exceptions
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TrainingError(
             f"loop.accelerator '{config.accelerator}', loop.strategy '{config.strategy}' and loop.devices "
-            f"{config.devices} are not available here: {reason}"
+            f"{config.devices} are not available here: {first_line(error)}"
         ) from error
     fabric.barrier()
     return fabric

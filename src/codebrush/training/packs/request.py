@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from codebrush.errors import TrainingError, UsageError
+from codebrush.errors import TrainingError, UsageError, first_line
 from codebrush.files import write_json
 from codebrush.pack.pack import built_in_packs
 from codebrush.training.dataset import SourceConfig
@@ -104,8 +104,9 @@ def read_request(out: Path) -> PackRequest | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TrainingError(f"{path} cannot be read ({reason}): delete {path.parent} to start again") from error
+        raise TrainingError(
+            f"{path} cannot be read ({first_line(error)}): delete {path.parent} to start again"
+        ) from error
 
 
 def check_same(request: PackRequest, first: PackRequest) -> None:

@@ -9,6 +9,7 @@ quadratic. Small networks with random weights.
 """
 
 import argparse
+import atexit
 import json
 import subprocess
 import sys
@@ -107,6 +108,13 @@ def contrasted(batch: int) -> Work:
     return lambda: contrastive_loss(image, text, scale).backward()
 
 
+def scratch() -> Path:
+    """A folder that goes with this process."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
 def searched(rows: int) -> Work:
     """50 queries among `rows` indexed pictures."""
     from search_100k import build, make_vectors
@@ -114,8 +122,7 @@ def searched(rows: int) -> Work:
     from codebrush.search.queries import search
 
     vectors, queries = make_vectors(rows, 64, 50)
-    folder = tempfile.mkdtemp()
-    database, _, _ = build(Path(folder) / "db", vectors)
+    database, _, _ = build(scratch() / "db", vectors)
     return lambda: [search(database, torch.from_numpy(query), k=10) for query in queries["picture"]]
 
 
@@ -131,7 +138,7 @@ def opened(rows: int) -> Work:
 
     png = io.BytesIO()
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(png, "PNG")
-    file = Path(tempfile.mkdtemp()) / "pictures.parquet"
+    file = scratch() / "pictures.parquet"
     pictures = pa.array([{"bytes": png.getvalue(), "path": None}] * rows)
     pq.write_table(pa.table({"image": pictures, "caption": [f"picture {row}" for row in range(rows)]}), file)
 
@@ -198,7 +205,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=(), help="axes whose title has one of these words")
     parser.add_argument("--alone", nargs=2, metavar=("AXIS", "SIZE"), help="measure one size and print it as JSON")
-    parser.add_argument("--threads", type=int, default=1, help="without effect: one thread is used")
     given = parser.parse_args()
     if given.alone:
         print(json.dumps(measure(AXES[given.alone[0]], int(given.alone[1]))))

@@ -43,7 +43,7 @@ RUNS = (
     ("cold_start.py",),
     ("cost_growth.py",),
 )
-NO_THREADS = ("cold_start.py",)  # commands choose their threads themselves
+NO_THREADS = ("cold_start.py", "cost_growth.py")  # commands choose their threads themselves; growth takes one
 GROWTH = (
     "CPU seconds of one thread at four sizes, and megabytes beside what was held before. The exponents are slopes",
     "through the three larger sizes: 1 is linear. None of seconds is to be above that of operations.",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from campaign import Campaign, Work, half_written
+from campaign import Campaign, half_written
 from works import NAMES, make_works
 
 KB, MB = 1024, 1024**2
@@ -27,16 +27,6 @@ def each_of(usual: str) -> Any:
     """A parameter for each command; all but one of them in the long suite."""
     long = pytest.mark.long
     return pytest.mark.parametrize("name", [pytest.param(each, marks=() if each == usual else long) for each in NAMES])
-
-
-@pytest.fixture(scope="module")
-def works(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Work]:
-    return make_works(tmp_path_factory.mktemp("given"))
-
-
-@pytest.fixture(scope="module")
-def campaign(works: dict[str, Work], processes: Any, tmp_path_factory: pytest.TempPathFactory) -> Campaign:
-    return Campaign(works, tmp_path_factory.mktemp("campaign"), processes, seed=0)
 
 
 def mount(*arguments: str) -> None:

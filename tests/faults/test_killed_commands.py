@@ -6,18 +6,8 @@ One of each that is quick in `make test`; `make test-long` ends each forty times
 from typing import Any
 
 import pytest
-from campaign import Campaign, Work
-from works import NAMES, make_works
-
-
-@pytest.fixture(scope="module")
-def works(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Work]:
-    return make_works(tmp_path_factory.mktemp("given"))
-
-
-@pytest.fixture(scope="module")
-def campaign(works: dict[str, Work], processes: Any, tmp_path_factory: pytest.TempPathFactory) -> Campaign:
-    return Campaign(works, tmp_path_factory.mktemp("campaign"), processes, seed=0)
+from campaign import Campaign
+from works import NAMES
 
 
 @pytest.mark.parametrize("name", NAMES[1:])  # tests/training/engine/test_resume.py ends that of a VQGAN

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -226,8 +225,7 @@ def _read_all(
     seen: set[str] = set()
     with ThreadPoolExecutor(THREADS) as threads:
         for source in sources:
-            candidates = iter(source.candidates)
-            while batch := list(islice(candidates, BATCH)):
+            for batch in source.batches(BATCH):
                 done += len(batch)
                 batch = [each for each in batch if each.data is not None or each.path not in seen]
                 seen.update(each.path for each in batch)

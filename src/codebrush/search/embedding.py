@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -140,9 +139,7 @@ def _in_this_process(clip: CLIP, fit: Fit | None, batches: Iterator[EmbedBatch])
 
 def _batches(sources: Sequence[Source]) -> Iterator[EmbedBatch]:
     for source in sources:
-        candidates = iter(source.candidates)
-        while batch := list(islice(candidates, BATCH)):
-            yield EmbedBatch(batch, source.unread)
+        yield from (EmbedBatch(batch, source.unread) for batch in source.batches(BATCH))
 
 
 def _read(clip: CLIP, fit: Fit | None, candidate: Candidate) -> tuple[tuple[int, int], int | None, Tensor] | ImageError:

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from itertools import islice
 from typing import Any, NamedTuple
 
 from codebrush.data.picture_fitting import Fit, own_fit
@@ -122,8 +121,7 @@ def _in_this_process(
 def _batches(sources: Sequence[Source], seen: set[str]) -> Iterator[Batch]:
     """The pictures of all sources in batches; the paths go into `seen`."""
     for source in sources:
-        candidates = iter(source.candidates)
-        while batch := list(islice(candidates, BATCH)):
+        for batch in source.batches(BATCH):
             yield Batch(list(_numbered(batch, seen)), source.unread, len(batch))
 
 

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,12 @@ class Source:
     is_folder: bool = False
     renamed: dict[str, str] = field(default_factory=dict)
     captionless: list[str] = field(default_factory=list)
+
+    def batches(self, size: int) -> Iterator[list[Candidate]]:
+        """The candidates, `size` at a time."""
+        candidates = iter(self.candidates)
+        while batch := list(islice(candidates, size)):
+            yield batch
 
 
 def open_pictures(

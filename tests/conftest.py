@@ -101,6 +101,9 @@ def processes() -> ForkServerContext:
     """Where real processes come from: each is forked off one that has done the slow imports and nothing else."""
     context = multiprocessing.get_context("forkserver")
     slow = ["codebrush.training.single_stage", "codebrush.previews", "datasets", "torch.utils.tensorboard"]
-    slow += ["codebrush.pipeline", *(f"codebrush.cli.{name}" for name in ("generate", "curate", "upscale"))]
-    context.set_forkserver_preload([*slow, "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint"])
+    slow += ["codebrush.pipeline", *(f"codebrush.cli.{name}" for name in ("train", "generate", "curate", "upscale"))]
+    slow += ["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint"]
+    slow += ["datasets.io.generator", "scipy.io"]  # by datasets, for the first source that is opened
+    slow += ["lance_namespace"]  # most of lancedb, which itself starts a thread and so cannot be forked off
+    context.set_forkserver_preload(slow)
     return context

@@ -14,7 +14,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from codebrush import __version__
-from codebrush.cli.main import COMMANDS, run
+from codebrush.cli.main import COMMANDS, OBJECTS_AT_START, run
 
 PROGRAM = [sys.executable, "-m", "codebrush"]
 HEAVY = ("torch", "numpy", "PIL", "rich", "tokenizers", "datasets", "pyarrow", "safetensors")
@@ -30,6 +30,28 @@ def test_help_imports_nothing_heavy() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     for command in COMMANDS:
         assert f"  {command} " in done.stdout
+
+
+def test_the_garbage_collector_begins_late_and_goes_on_as_usual() -> None:
+    script = (
+        "import atexit, gc\n"
+        "from codebrush.cli import main as command\n"
+        "usual, known = gc.get_threshold(), list(gc.callbacks)\n"
+        "def at_exit():\n"
+        "    late, before = gc.get_threshold(), sum(each['collections'] for each in gc.get_stats())\n"
+        "    kept = [[] for _ in range(command.OBJECTS_AT_START + 1000)]\n"
+        "    print(late[0], gc.get_threshold() == usual, gc.callbacks == known)\n"
+        "    print(gc.get_freeze_count() > 0, sum(each['collections'] for each in gc.get_stats()) - before)\n"
+        "atexit.register(at_exit)\n"
+        "command.main(['--version'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()[1:]
+    assert first == f"{OBJECTS_AT_START} True True"
+    frozen, collections = second.split()
+    assert frozen == "True"
+    assert int(collections) >= 1
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from codebrush.errors import CodebrushError, DataError
 from codebrush.files import UNUSABLE, UNWRITABLE, cannot_write, write_json
 from codebrush.optional import require
 from codebrush.pack.pack import home
+from codebrush.search.deferred_imports import deferred
 from codebrush.search.messages import plain_reason
 
 TABLE = "pictures"
@@ -34,6 +35,7 @@ CONFLICT = re.compile(r"conflict|contention", re.I)
 OF_STORAGE = re.compile(
     r"Generic (\{ store|\w+ error)|<Code>|credentials|RetryError|NoSuchBucket|AccessDenied|object_store", re.I
 )
+CLIENT = "lance_namespace_urllib3_client"  # for servers of tables; LanceDB imports it all and uses its models alone
 Names = dict[str, list[str]]
 
 
@@ -234,7 +236,8 @@ class Storage:
 def check_installed() -> None:
     """Raises CodebrushError if LanceDB is not installed."""
     os.environ.setdefault("LANCEDB_LOG", "error")  # what matters is raised too
-    require("lancedb", "search needs")
+    with deferred(CLIENT):
+        require("lancedb", "search needs")
 
 
 def _connect(where: str | Path) -> Any:

@@ -9,9 +9,11 @@ from codebrush.training.run_stage import run_stage
 from codebrush.training.stage import Materials, StagePlan
 
 
-def run_part(plan: StagePlan, materials: Materials, folder: Path, stop_after: int) -> None:
+def run_part(
+    plan: StagePlan, materials: Materials, folder: Path, stop_after: int, start: PretrainedModel | None = None
+) -> None:
     """The first steps of a plan, left as a run is that was killed then."""
-    run_stage(replace(plan, loop=replace(plan.loop, stop_after=stop_after)), materials, folder)
+    run_stage(replace(plan, loop=replace(plan.loop, stop_after=stop_after)), materials, folder, start=start)
     shutil.rmtree(folder / "model")
     stored = (folder / "stage.json").read_text().replace(f'"stop_after": {stop_after}', '"stop_after": 0')
     (folder / "stage.json").write_text(stored)

@@ -103,20 +103,28 @@ def test_a_collapsed_codebook_is_made_anew(materials: Materials, tmp_path: Path,
     assert not (tmp_path / "left" / GUARDS_FILE).exists()
 
 
-@pytest.mark.parametrize("stop_after", [13, 17, 30])
-def test_a_healed_run_that_was_stopped_ends_at_the_same_bits(stop_after: int, materials: Materials, tmp_path: Path):
-    plan = StagePlan("vqgan", VQGAN_RECIPE, LOOP)
+@pytest.fixture(scope="module")
+def healed(materials: Materials, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that healed itself, with what it began from in `start`."""
+    torch.manual_seed(0)
+    folder, plan = tmp_path_factory.mktemp("healed"), StagePlan("vqgan", VQGAN_RECIPE, LOOP)
     start = collapsed(plan, materials)
-    start.save_pretrained(tmp_path / "start")
-    whole = run_stage(plan, materials, tmp_path / "whole", start=start)
-    part = replace(plan, loop=replace(LOOP, stop_after=stop_after))
-    run_stage(part, materials, tmp_path / "part", start=VQGAN.from_pretrained(tmp_path / "start"))
-    (tmp_path / "part" / "model").rename(tmp_path / "gone")
-    stored = tmp_path / "part" / "stage.json"
-    stored.write_text(stored.read_text().replace(f'"stop_after": {stop_after}', '"stop_after": 0'))
-    again = run_stage(plan, materials, tmp_path / "part", resume=True, start=VQGAN.from_pretrained(tmp_path / "start"))
+    start.save_pretrained(folder / "start")
+    run_stage(plan, materials, folder / "whole", start=start)
+    return folder
+
+
+@pytest.mark.parametrize("stop_after", [13, 17, 30])
+def test_a_healed_run_that_was_stopped_ends_at_the_same_bits(
+    stop_after: int, healed: Path, materials: Materials, tmp_path: Path
+):
+    plan = StagePlan("vqgan", VQGAN_RECIPE, LOOP)
+    start, whole = (VQGAN.from_pretrained(healed / name) for name in ("start", "whole/model"))
+    run_part(plan, materials, tmp_path / "part", stop_after, start=start)
+    start = VQGAN.from_pretrained(healed / "start")
+    again = run_stage(plan, materials, tmp_path / "part", resume=True, start=start)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
-    assert record(tmp_path / "part") == record(tmp_path / "whole")
+    assert record(tmp_path / "part") == record(healed / "whole")
 
 
 def test_the_weight_of_a_harmful_discriminator_is_halved(

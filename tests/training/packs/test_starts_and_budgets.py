@@ -80,7 +80,7 @@ def test_stages_without_time_are_left_out_by_name_or_taken_from_the_start(
     monkeypatch.setattr(type(STAGES["clip"]), "share", 1e-4)
     monkeypatch.setattr(type(STAGES["transformer"]), "share", 1e-4)
     said: list[str] = []
-    given = request(shapes, tmp_path / "second", plans={}, budget=BUDGET, start=pack[0], image_size=None)
+    given = request(shapes, tmp_path / "second", plans={}, budget=BUDGET / 2, start=pack[0], image_size=None)
     report = train_pack(given, said.append, draw_preview)
     assert {"clip", "transformer"} <= report["left_out"].keys()
     planned = {line.split()[0]: line.split(maxsplit=1)[1] for line in said if line.startswith("  ")}
@@ -135,7 +135,7 @@ def test_a_stage_that_was_to_be_left_out_is_trained_where_an_earlier_one_saved_e
 
     said: list[str] = []
     monkeypatch.setattr(Loop, "_train_step", stops)
-    given = request(shapes, tmp_path / "second", plans={}, budget=BUDGET, start=pack[0], image_size=None)
+    given = request(shapes, tmp_path / "second", plans={}, budget=BUDGET / 2, start=pack[0], image_size=None)
     report = train_pack(given, said.append)
     assert any(line.startswith("  transformer left out: ") for line in said)
     assert any(line.startswith("transformer: ") and line.endswith("from micro") for line in said)

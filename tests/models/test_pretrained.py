@@ -1,6 +1,7 @@
 import json
 import resource
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.models.encoders.bag_of_words import BagOfWordsConfig
 from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
-from codebrush.models.pretrained import PretrainedModel, config_from_dict, config_to_dict, read_weights
+from codebrush.models.pretrained import PretrainedModel, Unfilled, config_from_dict, config_to_dict, read_weights
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,36 @@ def test_a_network_comes_back_as_it_was_saved(tmp_path: Path) -> None:
         "config.json",
         "model.safetensors",
     ]
+
+
+def test_a_network_is_read_without_random_numbers(tmp_path: Path) -> None:
+    """What a file has need not be drawn first; what it does not have, such as tables of positions, is made as ever."""
+    sizes = CodeTransformerConfig(codebook_size=8, grid=(2, 2), width=16, layers=2, heads=2, text_embedding=8)
+    plain = CodeTransformer.from_config(sizes).eval()
+    plain.save_pretrained(tmp_path)
+    for _ in range(3):  # memory that was used before holds other numbers
+        loaded = CodeTransformer.from_pretrained(tmp_path)
+        for mine, theirs in ((loaded.state_dict(), plain.state_dict()), *_buffers(loaded, plain)):
+            assert mine.keys() == theirs.keys()
+            assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    after = nn.Linear(64, 64)
+    assert after.weight.std() > 0.01  # filled again outside
+
+
+def _buffers(*networks: nn.Module) -> list[tuple[dict[str, Tensor], ...]]:
+    return [tuple(dict(network.named_buffers()) for network in networks)]
+
+
+def test_only_this_thread_leaves_weights_unfilled() -> None:
+    with Unfilled():
+        inside = nn.Linear(64, 64)
+        with ThreadPoolExecutor(1) as pool:
+            beside = pool.submit(nn.Linear, 64, 64).result()
+        with torch.no_grad():
+            inside.weight.zero_()
+            nn.init.uniform_(inside.weight)
+    assert not inside.weight.any()
+    assert beside.weight.std() > 0.01
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

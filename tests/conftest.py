@@ -104,6 +104,5 @@ def processes() -> ForkServerContext:
     slow += ["codebrush.pipeline", *(f"codebrush.cli.{name}" for name in ("train", "generate", "curate", "upscale"))]
     slow += ["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint"]
     slow += ["datasets.io.generator", "scipy.io"]  # by datasets, for the first source that is opened
-    slow += ["lance_namespace"]  # most of lancedb, which itself starts a thread and so cannot be forked off
     context.set_forkserver_preload(slow)
     return context

@@ -284,3 +284,13 @@ def test_capitals_in_a_vocabulary_keep_the_case(tmp_path: Path) -> None:
     assert unpadded(Tokenizer.from_files(tmp_path), "Dog dog") == [2, 4, 5, 3]
     write(tmp_path, {"tokenizer_config.json": '{"do_lower_case": true}'})
     assert unpadded(Tokenizer.from_files(tmp_path), "Dog dog") == [2, 5, 5, 3]
+
+
+@pytest.mark.parametrize("named", [5, ["[SEP]"], "\ud800", {"content": None}, "no such token"], ids=repr)
+def test_a_special_token_that_is_none_gives_way_to_a_known_one(named: object, tmp_path: Path) -> None:
+    plain = Tokenizer.wordpiece()
+    plain.save(tmp_path)
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token": named, "pad_token": named}))
+    loaded = Tokenizer.from_pretrained(tmp_path)
+    assert (loaded.end, loaded.pad, loaded.start) == (plain.end, plain.pad, plain.start)

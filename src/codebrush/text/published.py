@@ -216,18 +216,17 @@ def _clip_backend(
 
 
 def _with_specials(backend: tokenizers.Tokenizer, config: dict[str, Any], source: Path) -> TokenizerFiles:
-    vocab = backend.get_vocab(with_added_tokens=True)
-    end = _special(config, ("eos_token", "sep_token"), KNOWN_ENDS, vocab)
+    end = _special(config, ("eos_token", "sep_token"), KNOWN_ENDS, backend)
     if end is None:
         raise PackError(f"{source} has no end token (one of {', '.join(KNOWN_ENDS)}): name it in {CONFIG_FILE}")
-    start = _special(config, ("bos_token", "cls_token"), KNOWN_STARTS, vocab)
+    start = _special(config, ("bos_token", "cls_token"), KNOWN_STARTS, backend)
     if start == end or not _adds_start(backend, config, start, end):
         start = None
     own = _own_fields(config, source)
-    pad = None if own.get("zero_padding") else _special(config, ("pad_token",), KNOWN_PADS, vocab) or end
+    pad = None if own.get("zero_padding") else _special(config, ("pad_token",), KNOWN_PADS, backend) or end
     length = config.get("model_max_length")
     if not isinstance(length, int | float) or not 0 < length < MAX_CONTEXT:
-        length = CLIP_CONTEXT if "<|startoftext|>" in vocab else None
+        length = None if backend.token_to_id("<|startoftext|>") is None else CLIP_CONTEXT
     return TokenizerFiles(backend, pad, start, end, None if length is None else int(length), own.get("cleanup"))
 
 
@@ -249,12 +248,20 @@ def _own_fields(config: dict[str, Any], source: Path) -> dict[str, Any]:
 
 
 def _special(
-    config: dict[str, Any], keys: tuple[str, ...], known: tuple[str, ...], vocab: dict[str, int]
+    config: dict[str, Any], keys: tuple[str, ...], known: tuple[str, ...], backend: tokenizers.Tokenizer
 ) -> str | None:
     named = [config[key] for key in keys if config.get(key)]
     # transformers writes a special token as its text or as {"content": text, ...}
     named = [token.get("content", "") if isinstance(token, dict) else token for token in named]
-    return next((token for token in [*named, *known] if token in vocab), None)
+    return next((token for token in [*named, *known] if _is_token(token, backend)), None)
+
+
+def _is_token(token: Any, backend: tokenizers.Tokenizer) -> bool:
+    """Whether a vocabulary has this token; what a damaged file names may be no text."""
+    try:
+        return backend.token_to_id(token) is not None
+    except (TypeError, UnicodeEncodeError):
+        return False
 
 
 def _read_json(path: Path) -> dict[str, Any]:

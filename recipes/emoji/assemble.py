@@ -2,10 +2,9 @@
 
     python recipes/emoji/assemble.py runs/emoji emoji.parquet --out src/codebrush/packs/emoji
 
-Uses runs/emoji/{clip, vqgan-decoder, transformer-3, scorer, prior, captioner-9, upscaler, translator}. pack.json
-records each stage's plan, its last figures and the seconds it ran, the data's hash, the commit and the machine. Records
-of stages whose run folder no longer exists are copied from an earlier pack's pack.json (--earlier). `card.py` then
-measures the pack and writes its card.
+Uses the run folders of MEMBERS. pack.json records each stage's plan, its last figures and the seconds it ran, the
+data's hash, the commit and the machine. Models and records of stages whose run folder no longer exists are those of an
+earlier pack (--earlier). `card.py` then measures the pack and writes its card.
 """
 
 import argparse
@@ -29,6 +28,7 @@ from codebrush.models.prior import Prior
 from codebrush.models.translator import Translator
 from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN
+from codebrush.pack.pack import open_pack
 from codebrush.pack.writing import PackMembers, write_pack
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import SourceConfig, load_captioned
@@ -37,13 +37,23 @@ from codebrush.training.make_bank import make_bank
 from codebrush.training.run_folder import MODEL_FOLDER, read_plan
 from codebrush.version import __version__
 
-PARTS = 9  # the captioner's training had this many
+PARTS = 10  # the captioner's training had this many
 RUNS = (
-    *("clip-without-noto", "clip", "vqgan", "vqgan-128", "vqgan-decoder"),
-    *("transformer", "transformer-2", "transformer-3"),
+    *("clip-without-noto", "clip", "clip-all-styles", "vqgan", "vqgan-128", "vqgan-decoder"),
+    *("transformer", "transformer-2", "transformer-3", "painter", "painter-2", "painter-3"),
     "scorer",
     *("captioner", *(f"captioner-{part}" for part in range(2, PARTS + 1)), "upscaler", "prior", "translator"),
 )
+MEMBERS = {  # of the pack, and the run whose model each is
+    "clip": "clip-all-styles",
+    "vqgan": "vqgan-decoder",
+    "transformer": "painter-3",
+    "scorer": "scorer",
+    "captioner": f"captioner-{PARTS}",
+    "upscaler": "upscaler",
+    "prior": "prior",
+    "translator": "translator",
+}
 CONCEPTS = 1757  # the bank has a picture of each; a pack of 40 MB has no room for more
 LICENCE = (
     "weights Apache-2.0; trained on Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT), the scorer "
@@ -80,24 +90,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--earlier", type=Path, help="pack.json with records of the stages that have no run folder")
+    parser.add_argument("--earlier", type=Path, help="pack with models and records of the stages without run folder")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    earlier = json.loads(options.earlier.read_text(encoding="utf-8"))["provenance"]["stages"] if options.earlier else {}
+    earlier = open_pack(options.earlier).info["provenance"]["stages"] if options.earlier else {}
     logged = {run for run in RUNS if (options.runs / run / METRICS).is_file()}
     if gone := [run for run in RUNS if run not in logged | earlier.keys()]:
-        parser.error(f"{options.runs} has no {', '.join(gone)}: name a pack.json that has them with --earlier")
+        parser.error(f"{options.runs} has no {', '.join(gone)}: name a pack that has them with --earlier")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    trained = {name: options.runs / name / MODEL_FOLDER for name in RUNS}
-    clip, captioner = CLIP.from_pretrained(trained["clip"]), trained[f"captioner-{PARTS}"]
+    trained = {member: options.runs / run / MODEL_FOLDER for member, run in MEMBERS.items()}
+    if options.earlier:
+        trained |= {name: options.earlier / name for name, folder in trained.items() if not folder.is_dir()}
+    clip = CLIP.from_pretrained(trained["clip"])
     rows = SourceConfig(str(options.data), "train", ("skin_tone is null",), ("{label}, {style} style",), "concept")
     known = load_captioned(rows.open(), clip.image_size, options.runs / "cache")
     models: dict[str, PretrainedModel] = {
         "clip": clip,
-        "vqgan": VQGAN.from_pretrained(trained["vqgan-decoder"]),
-        "transformer": CodeTransformer.from_pretrained(trained["transformer-3"]),
+        "vqgan": VQGAN.from_pretrained(trained["vqgan"]),
+        "transformer": CodeTransformer.from_pretrained(trained["transformer"]),
         "scorer": CLIP.from_pretrained(trained["scorer"]),
-        "captioner": Captioner.from_pretrained(captioner),
+        "captioner": Captioner.from_pretrained(trained["captioner"]),
         "upscaler": Upscaler.from_pretrained(trained["upscaler"]),
         "bank": make_bank(clip, known, most=CONCEPTS),
         "prior": Prior.from_pretrained(trained["prior"]),
@@ -105,7 +117,7 @@ def main() -> None:
     }
     tokenizers = {
         **{name: without_article(Tokenizer.from_pretrained(trained[name])) for name in ("clip", "scorer")},
-        "captioner": Tokenizer.from_pretrained(captioner),
+        "captioner": Tokenizer.from_pretrained(trained["captioner"]),
     }
     pack = write_pack(
         options.out,

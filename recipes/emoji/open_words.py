@@ -7,6 +7,7 @@ hyponym, at most two steps away, of the label or of one of its keywords, and nei
 any label or keyword of the training split. A word counts as found if a picture with that label is among the first five
 of all pictures of one style; "one token" counts only words that are one token of the vocabulary. The first line is a
 baseline without pictures: it searches the labels, with the mean of the distilled token table's rows as the embedding.
+Each CLIP is measured alone and with the labels of its training as help (`codebrush.data.known_texts`).
 """
 
 import argparse
@@ -15,10 +16,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from judging import emoji
+from judging import emoji, labels_of
 from torch import Tensor
 
 from codebrush.data.decoding.images import stack
+from codebrush.data.known_texts import KnownTexts
 from codebrush.data.sources.captioned_images import CaptionedImages
 from codebrush.evaluation.alignment import cross_retrieval
 from codebrush.evaluation.rows import embed_texts
@@ -78,7 +80,9 @@ def open_words(parquet: str, clips: list[str], style: str) -> dict[str, dict[str
         clip, tokenizer = open_clip(name)
         with torch.no_grad():
             texts = embed_texts(clip, tokenizer, words)
-        result[name] = figures(embeddings(clip, source), labels, texts)
+        pictures, known = embeddings(clip, source), KnownTexts(clip, tokenizer, labels_of(emoji(parquet, "train")))
+        result[name] = figures(pictures, labels, texts)
+        result[f"{name} with known labels"] = figures(pictures, labels, known.helped(words, texts))
     return result
 
 

@@ -8,7 +8,9 @@ from typing import Self, TypeVar
 import torch
 from torch import nn
 
+from codebrush.data.known_texts import KnownTexts
 from codebrush.errors import UsageError
+from codebrush.generation.advice import known_labels, reads_english
 from codebrush.generation.editing.upscaling import Enlarger
 from codebrush.generation.options import FLOAT16, FLOAT32, INT8, WEIGHTS
 from codebrush.generation.sampling.painters import CodePainter, FlowPainter, Painter
@@ -75,6 +77,13 @@ class LoadedPack:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the pack's CLIP."""
         return self.pack.tokenizer
+
+    @cached_property
+    def known_texts(self) -> KnownTexts | None:
+        """The labels of the pack's bank as help with other words; None if it has none, or reads words by other means
+        than the distilled token table."""
+        labels = known_labels(self.pack) if reads_english(self.pack) else []
+        return KnownTexts(self.clip, self.tokenizer, labels) if labels else None
 
     @cached_property
     def vqgan(self) -> VQGAN:

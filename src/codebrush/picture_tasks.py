@@ -98,7 +98,9 @@ class PictureTasks(LoadedPack):
             ImageError: if a picture cannot be read.
         """
         temperature = pack_temperature(self.pack.info)
-        classifier = ZeroShotClassifier(self.clip, self.tokenizer, labels, temperature=temperature, none=none)
+        classifier = ZeroShotClassifier(
+            self.clip, self.tokenizer, labels, temperature=temperature, none=none, known=self.known_texts
+        )
         return classifier.classify(picture_list(images), fit)
 
     @cached_property

@@ -120,7 +120,9 @@ def _zero_shot_classifier(given: dict[str, Any]) -> MakeClassifier:
 
     def make(brush: "Codebrush") -> tuple[Rank, dict[str, Any]]:
         used = pack_temperature(brush.pack.info) if temperature is None else temperature
-        classifier = ZeroShotClassifier(brush.clip, brush.tokenizer, labels, sentences, used, given["none"])
+        classifier = ZeroShotClassifier(
+            brush.clip, brush.tokenizer, labels, sentences, used, given["none"], brush.known_texts
+        )
         about = {"temperature": used, "templates": list(sentences), **unread_entry(brush.tokenizer, labels)}
         if classifier.unread_labels:
             about["unread_labels"] = classifier.unread_labels

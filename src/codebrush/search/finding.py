@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from codebrush.data.known_texts import KnownTexts
 from codebrush.data.text_embedding import embed_texts
 from codebrush.errors import PromptError
 from codebrush.models.clip import CLIP
@@ -64,8 +65,19 @@ class Found:
 
 
 @torch.no_grad()
-def find(database: Database, clip: CLIP, tokenizer: Tokenizer, query: Query, *, temperature: float = 1.0) -> Found:
+def find(
+    database: Database,
+    clip: CLIP,
+    tokenizer: Tokenizer,
+    query: Query,
+    *,
+    temperature: float = 1.0,
+    known: KnownTexts | None = None,
+) -> Found:
     """Search a database with the CLIP that it was made with; `temperature` is as in `nearness`.
+
+    Pictures are compared with texts as `known` labels help to understand them; whether one is near at all is judged by
+    the text alone.
 
     Raises:
         PromptError: if the pack reads nothing of the text and there is nothing else to compare pictures with.
@@ -76,11 +88,10 @@ def find(database: Database, clip: CLIP, tokenizer: Tokenizer, query: Query, *, 
     text, where = query.text, query.where
     vector = judged = unwanted = None
     if mode != "text":
-        wanted, unwanted = (
-            _embedded(clip, tokenizer, texts) for texts in ([] if text is None else [text], query.without)
-        )
-        if wanted is not None or query.picture is not None:
-            own = None if wanted is None else wanted[0]
+        wanted, helped = _embedded(clip, tokenizer, [] if text is None else [text], known)
+        _, unwanted = _embedded(clip, tokenizer, query.without, known)
+        if helped is not None or query.picture is not None:
+            own = None if helped is None else helped[0]
             vector = combine(own, query.picture, unwanted, query.picture_weight)
         if wanted is not None:
             judged = nearness(database, wanted[0], clip, tokenizer, temperature=temperature, where=where)
@@ -115,7 +126,13 @@ def _mode_that_reads(tokenizer: Tokenizer, query: Query) -> tuple[Mode, str]:
     return query.mode if has_picture else "text", f"{lost}, so only {' and '.join(left)} are searched for"
 
 
-def _embedded(clip: CLIP, tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor | None:
-    """The unit vectors (N, E) of those of the texts of which the pack reads anything; None if it reads none."""
-    known = [text for text in texts if not is_unreadable(text, tokenizer)]
-    return embed_texts(clip, tokenizer, known, BATCH) if known else None
+def _embedded(
+    clip: CLIP, tokenizer: Tokenizer, texts: Sequence[str], known: KnownTexts | None
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """The unit vectors (N, E) of those of the texts of which the pack reads anything, alone and as the `known` labels
+    help to understand them; None if it reads none."""
+    read = [text for text in texts if not is_unreadable(text, tokenizer)]
+    if not read:
+        return None, None
+    vectors = embed_texts(clip, tokenizer, read, BATCH)
+    return vectors, vectors if known is None else known.helped(read, vectors)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from codebrush.data.known_texts import KnownTexts
 from codebrush.data.picture_fitting import Fit, embed_views, views_for
 from codebrush.data.text_embedding import embed_other_texts, embed_texts
 from codebrush.errors import PackError, PromptError, UsageError
@@ -31,6 +32,8 @@ class ZeroShotClassifier:
     (each with one {} where the label goes). Logits are the cosines with a picture times CLIP's learned scale, divided
     by `temperature`: 1 keeps CLIP's own scale, `pack_temperature` gives a pack's calibrated one.
 
+    Labels with words that the CLIP was not trained with are understood with the help of `known` ones, if there are any.
+
     With `none` the last label is "none of these". Its share of the softmax is that of a fixed list of texts about other
     things (`OTHER_TEXTS`) together, as if they were labels too. A single label is enough then.
 
@@ -51,12 +54,14 @@ class ZeroShotClassifier:
         templates: Sequence[str] = ZERO_SHOT_TEMPLATES,
         temperature: float = 1.0,
         none: bool = False,
+        known: KnownTexts | None = None,
     ):
         check_labels(labels, none)
         check_temperature(temperature)
         labels, self.unread_labels = _split_labels(labels, tokenizer, none)
         self.clip, self.labels, self.temperature = clip, (*labels, NONE) if none else tuple(labels), temperature
-        self.classes = label_embeddings(clip, tokenizer, labels, templates)
+        classes = label_embeddings(clip, tokenizer, labels, templates)
+        self.classes = classes if known is None else known.helped(labels, classes)
         self.others = embed_other_texts(clip, tokenizer) if none else None  # (N, E)
 
     @torch.no_grad()

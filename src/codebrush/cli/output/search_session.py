@@ -81,7 +81,9 @@ class Session:
             seen, frame = seen_picture(brush.clip, self.image)
             asked = replace(asked, picture=brush.embed_images([seen], self.database.embedder.fit)[0])
         temperature = pack_temperature(brush.pack.info)
-        found = find(self.database, brush.clip, brush.tokenizer, asked, temperature=temperature)
+        found = find(
+            self.database, brush.clip, brush.tokenizer, asked, temperature=temperature, known=brush.known_texts
+        )
         if found.note:
             print(f"codebrush: {found.note}", file=sys.stderr)
         _draw(found.hits, self.sheet)

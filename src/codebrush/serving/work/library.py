@@ -132,7 +132,14 @@ def _search(library: Library, brush: Codebrush, jobs: Sequence[Job], progress: P
             query = replace(query, picture=brush.embed_images([picture], database.embedder.fit)[0])
         if query.mode in ("text", "hybrid"):
             database.update_words()
-        found = find(database, brush.clip, brush.tokenizer, query, temperature=pack_temperature(brush.pack.info))
+        found = find(
+            database,
+            brush.clip,
+            brush.tokenizer,
+            query,
+            temperature=pack_temperature(brush.pack.info),
+            known=brush.known_texts,
+        )
     progress(1, 1)
     return [_said(library, index, found)]
 

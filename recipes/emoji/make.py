@@ -1,0 +1,200 @@
+"""Makes the built-in pack from nothing: every table, every stage, the pack and its card, one after the other.
+
+    codebrush data emoji --out emoji.parquet            # see docs: the drawings, from their publishers
+    python recipes/emoji/make.py emoji.parquet --more emoji-more.parquet icons.parquet --out emoji
+
+It says which of the steps it is at, and leaves out what is there: stopped, it goes on with the same command, within a
+stage at its last checkpoint. `--until NAME` ends after a step, `--list` only says which steps there are and which are
+done. On a GPU the stages run there; `--threads` is for the CPU. `--rehearse` trains two steps of every stage, on the
+models of those before, to see that all fits together: what comes out draws nothing.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from codebrush.files import atomic_file
+from codebrush.training.run_folder import MODEL_FOLDER
+from codebrush.understanding.answer_confidence import CONFIDENCE
+
+HERE = Path(__file__).resolve().parent
+REHEARSED = {"steps": 2, "warmup": 0, "log_every": 1, "checkpoint_every": 1, "preview_every": 0, "compile": False}
+CAPTIONER_PARTS = 10
+FIRST_CLIP_PARTS = 9  # parts of the captioner that read the first CLIP, not that of all styles
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: its name, what it writes last, and the command without the program."""
+
+    name: str
+    made: Path
+    command: tuple[str, ...]
+
+
+class Plan:
+    """All steps in their order, with folders and tables under `runs`."""
+
+    def __init__(self, given: argparse.Namespace):
+        self.given, self.runs, self.data = given, given.runs, given.runs / "data"
+
+    def steps(self) -> Iterator[Step]:
+        """The steps, each after what it needs."""
+        emoji, drawings, out = self.given.emoji, self.data / "drawings.parquet", self.given.out
+        composed = self.data / "compositions.parquet"
+        yield self._script("join", drawings, emoji, *self.given.more)
+        few = ("--count", "60") if self.given.rehearse else ("--count", "7500")
+        yield self._script("compositions", composed, drawings, *few)
+        for name, others, share in (("painter", "0.5", "0.5"), ("painter-main", "0.1", "0.2")):
+            mixed = ("--others", others, "--composed", share)
+            yield self._script("painter_table", self.data / f"{name}.parquet", drawings, composed, *mixed, name=name)
+
+        yield self._stage("vqgan", emoji)
+        yield self._stage("vqgan-128", emoji, start="vqgan")
+        yield self._stage("clip-without-noto", emoji)
+        yield self._stage("clip", emoji, start="clip-without-noto")
+        yield self._stage("clip-all-styles", drawings, start="clip")
+        yield self._stage("vqgan-decoder", emoji, start="vqgan-128", clip="clip")
+
+        coded = {"vqgan": "vqgan-128"}
+        yield self._stage("transformer", emoji, clip="clip", **coded)
+        yield self._stage("transformer-2", emoji, start="transformer", clip="clip", **coded)
+        again = {"recipe": "transformer-2", "start": "transformer-2"}
+        yield self._stage("transformer-3", emoji, clip="clip", **again, **coded)
+        for name, start, table in (
+            ("painter", "transformer-3", "painter"),
+            ("painter-2", "painter", "painter"),
+            ("painter-3", "painter-2", "painter-main"),
+        ):
+            table = self.data / f"{table}.parquet"
+            yield self._stage(name, table, start=start, clip="clip-all-styles", vqgan="vqgan-decoder")
+
+        for part in range(1, CAPTIONER_PARTS + 1):
+            adapted = part > FIRST_CLIP_PARTS
+            name, before = (f"captioner-{number}" if number > 1 else "captioner" for number in (part, part - 1))
+            yield self._stage(
+                name,
+                drawings if adapted else emoji,
+                recipe=f"captioner/{name}",
+                clip="clip-all-styles" if adapted else "clip",
+                start=before if part > 1 else None,
+            )
+        yield self._stage("prior", emoji, clip="clip-all-styles")
+        yield self._stage("translator", emoji, clip="clip")
+        yield self._stage("upscaler", emoji, clip="clip", vqgan="vqgan-decoder")
+
+        decoys, judge, styles = (self.runs / name for name in ("decoys", "judge", "style_classifier"))
+        led = [word for name in ("clip", "clip-all-styles") for word in ("--clip", str(self._model(name)))]
+        few = ("--count", "2" if self.given.rehearse else "150")
+        yield self._script("decoys", decoys, emoji, *led, *few, made=self.runs / "decoys.done")
+        yield self._stage("scorer", drawings, start="clip-all-styles", decoys=decoys)
+        yield self._stage("judge", drawings)
+        few = ("--steps", "2") if self.given.rehearse else ()
+        yield self._script("style_classifier", styles, emoji, *few)
+
+        earlier = ("--earlier", str(self.given.earlier)) if self.given.earlier else ()
+        yield self._script("assemble", out, self.runs, emoji, *earlier, made=out / "pack.json")
+        if self.given.answers:
+            learned = (str(out), str(self.given.answers), "--out", str(out / "captioner"))
+            yield self._script("answer_confidence", None, *learned, made=out / "captioner" / CONFIDENCE)
+        measured = ("--judge", str(judge / MODEL_FOLDER), "--prompts", "2" if self.given.rehearse else "100")
+        levels = self.runs / "score_levels.done"
+        yield self._script("score_levels", None, out, emoji, *measured, "--write", made=levels)
+        before = HERE.parents[1] / "src" / "codebrush" / "packs" / "emoji" / "after.png"
+        against = ("--control", str(self.runs / "clip-without-noto"), "--judge", str(judge), "--before", str(before))
+        against += ("--style-classifier", str(styles), "--prompts", "2" if self.given.rehearse else "100")
+        yield self._script("card", None, out, emoji, *against, made=out / "README.md")
+
+    def _model(self, run: str) -> Path:
+        return self.runs / run / MODEL_FOLDER
+
+    def _script(
+        self, script: str, out: Path | None, *words: str | Path, name: str | None = None, made: Path | None = None
+    ) -> Step:
+        """A step by another script of this folder, which writes to `out` unless that is None."""
+        written = () if out is None else ("--out", str(out))
+        command = (str(HERE / f"{script}.py"), *map(str, words), *written)
+        result = made or out
+        assert result is not None
+        return Step(script if name is None else f"{script} {name}", result, command)
+
+    def _stage(
+        self,
+        name: str,
+        source: Path,
+        *,
+        recipe: str | None = None,
+        start: str | None = None,
+        clip: str | None = None,
+        vqgan: str | None = None,
+        decoys: Path | None = None,
+    ) -> Step:
+        """A stage of training: a run folder of its own, from the recipe of that name unless `recipe` is another."""
+        settings = yaml.safe_load((HERE / f"{recipe or name}.yaml").read_text(encoding="utf-8"))
+        if self.given.rehearse:
+            settings["loop"] |= REHEARSED
+        if decoys is not None:
+            settings["decoys"]["source"] = str(decoys)
+        effective = self.runs / "recipes" / f"{name}.yaml"
+        effective.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(effective) as part:
+            part.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        others = [("--from", start), ("--clip", clip), ("--vqgan", vqgan)]
+        words = [word for flag, run in others if run is not None for word in (flag, str(self._model(run)))]
+        run = self.runs / name
+        command = ["-m", "codebrush", "train", settings["stage"], str(effective), "--source", str(source), *words]
+        command += ["--out", str(run), "--threads", str(self.given.threads)]
+        return Step(name, self._model(name), (*command, *(["--resume"] if run.exists() else [])))
+
+
+def run(steps: Sequence[Step], until: str | None) -> None:
+    """Run the steps that are not done, up to and with `until`. Raises SystemExit where one fails."""
+    for number, step in enumerate(steps, 1):
+        place = f"{number} of {len(steps)}: {step.name}"
+        if step.made.exists():
+            print(f"{place} is there: {step.made}", flush=True)
+        else:
+            began = time.monotonic()
+            print(place, flush=True)
+            if code := subprocess.run([sys.executable, *step.command], check=False).returncode:
+                raise SystemExit(f"{place} ended with {code}: the same command goes on from here")
+            if step.made.suffix == ".done":
+                step.made.touch()
+            print(f"{place} took {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
+        if step.name == until:
+            return
+
+
+def main() -> None:
+    """See the top of the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("emoji", type=Path, help="emoji.parquet")
+    parser.add_argument("--more", type=Path, nargs="*", default=[], help="tables of more styles and of icons")
+    parser.add_argument("--runs", type=Path, default=Path("runs/emoji"), help="folder for tables and runs")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pack")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of a stage; 0 leaves the choice to PyTorch")
+    parser.add_argument("--earlier", type=Path, help="pack that has what the run folders lack")
+    parser.add_argument("--answers", type=Path, help="folder with emoji, icons and cifar10-mini, for answer_confidence.py")
+    parser.add_argument("--until", metavar="STEP", help="end after this step")
+    parser.add_argument("--list", action="store_true", help="say the steps and which are done, and run none")
+    parser.add_argument("--rehearse", action="store_true", help="two steps of every stage, to see that all fits")
+    given = parser.parse_args()
+    (given.runs / "data").mkdir(parents=True, exist_ok=True)
+    steps = list(Plan(given).steps())
+    if given.until is not None and given.until not in [step.name for step in steps]:
+        parser.error(f"there is no step {given.until}: {', '.join(step.name for step in steps)}")
+    if given.list:
+        for step in steps:
+            print(f"{'done' if step.made.exists() else '    '}  {step.name}")
+        return
+    run(steps, given.until)
+
+
+if __name__ == "__main__":
+    main()

@@ -21,7 +21,7 @@ import yaml
 
 from codebrush.files import atomic_file
 from codebrush.training.run_folder import MODEL_FOLDER
-from codebrush.understanding.answer_confidence import CONFIDENCE
+from codebrush.understanding.answer_confidence import FILE as CONFIDENCE
 
 HERE = Path(__file__).resolve().parent
 REHEARSED = {"steps": 2, "warmup": 0, "log_every": 1, "checkpoint_every": 1, "preview_every": 0, "compile": False}
@@ -62,11 +62,13 @@ class Plan:
         yield self._stage("clip-all-styles", drawings, start="clip")
         yield self._stage("vqgan-decoder", emoji, start="vqgan-128", clip="clip")
 
-        coded = {"vqgan": "vqgan-128"}
-        yield self._stage("transformer", emoji, clip="clip", **coded)
-        yield self._stage("transformer-2", emoji, start="transformer", clip="clip", **coded)
-        again = {"recipe": "transformer-2", "start": "transformer-2"}
-        yield self._stage("transformer-3", emoji, clip="clip", **again, **coded)
+        for name, start in (
+            ("transformer", None),
+            ("transformer-2", "transformer"),
+            ("transformer-3", "transformer-2"),
+        ):
+            recipe = "transformer-2" if name == "transformer-3" else name
+            yield self._stage(name, emoji, recipe=recipe, start=start, clip="clip", vqgan="vqgan-128")
         for name, start, table in (
             ("painter", "transformer-3", "painter"),
             ("painter-2", "painter", "painter"),
@@ -180,7 +182,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the pack")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of a stage; 0 leaves the choice to PyTorch")
     parser.add_argument("--earlier", type=Path, help="pack that has what the run folders lack")
-    parser.add_argument("--answers", type=Path, help="folder with emoji, icons and cifar10-mini, for answer_confidence.py")
+    parser.add_argument(
+        "--answers", type=Path, help="folder with emoji, icons and cifar10-mini, for answer_confidence.py"
+    )
     parser.add_argument("--until", metavar="STEP", help="end after this step")
     parser.add_argument("--list", action="store_true", help="say the steps and which are done, and run none")
     parser.add_argument("--rehearse", action="store_true", help="two steps of every stage, to see that all fits")

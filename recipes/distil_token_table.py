@@ -73,17 +73,16 @@ def embed_words(encoder: torch.nn.Module, tokenizer: Tokenizer, words: list[str]
     by_length: dict[int, list[int]] = {}
     for place, tokens in enumerate(ids):
         by_length.setdefault(len(tokens), []).append(place)
-    rows = torch.zeros(len(words), encoder.config.hidden_size, dtype=torch.float64)
-    done = 0
+    order, rows = list[int](), list[Tensor]()
     for places in by_length.values():  # words of one length need no padding
         for some in torch.tensor(places).split(BATCH):
             tokens = torch.tensor([ids[place] for place in some.tolist()])  # (B, L)
             output = encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens))
-            rows[some] = output.last_hidden_state.mean(dim=1).double()
-            done += len(some)
-            print(f"\r{done} of {len(words)} words", end="", flush=True)
+            rows.append(output.last_hidden_state.mean(dim=1).double())
+            order += some.tolist()
+            print(f"\r{len(order)} of {len(words)} words", end="", flush=True)
     print()
-    return rows
+    return torch.cat(rows)[torch.tensor(order).argsort()]
 
 
 def principal_components(rows: Tensor, dimensions: int) -> tuple[Tensor, float]:

@@ -34,7 +34,9 @@ def test_other_words_move_towards_the_labels_that_mean_the_same(brush: Codebrush
     torch.testing.assert_close(helped.norm(dim=1), torch.ones(len(words)))
     assert ((helped * labels).sum(1) > (plain * labels).sum(1)).all()
     among = brush.embed_text(known.labels)
-    found = {word: known.labels[place] for word, place in zip(words, (helped @ among.T).argmax(1).tolist(), strict=True)}
+    found = {
+        word: known.labels[place] for word, place in zip(words, (helped @ among.T).argmax(1).tolist(), strict=True)
+    }
     assert found["pooch"] in ("dog", "dog face", "poodle")
     assert sum(found[word] == label for word, label in OTHER_WORDS.items()) >= 3
 

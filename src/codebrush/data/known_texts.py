@@ -41,8 +41,8 @@ class KnownTexts:
     def helped(self, texts: Sequence[str], embeddings: Tensor) -> Tensor:
         """The unit embeddings (T, E) of texts, moved towards those of the known labels that mean nearly the same.
 
-        Texts without a known word that the labels lack stay as they are, and so do those that no label is near to. Words
-        that are only spelt say nothing of what a text means.
+        Texts without a known word that the labels lack stay as they are, and so do those that no label is near to.
+        Words that are only spelt say nothing of what a text means.
         """
         rows = [row for row, text in enumerate(texts) if self.has_other_words(text)]
         if not rows or not self.labels:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -24,6 +25,7 @@ from codebrush.training.run_folder import MODEL_FOLDER
 from codebrush.understanding.answer_confidence import FILE as CONFIDENCE
 
 HERE = Path(__file__).resolve().parent
+BEFORE = HERE.parents[1] / "src" / "codebrush" / "packs" / "emoji" / "after.png"  # of the pack that is there
 REHEARSED = {"steps": 2, "warmup": 0, "log_every": 1, "checkpoint_every": 1, "preview_every": 0, "compile": False}
 CAPTIONER_PARTS = 10
 FIRST_CLIP_PARTS = 9  # parts of the captioner that read the first CLIP, not that of all styles
@@ -42,76 +44,92 @@ class Plan:
     """All steps in their order, with folders and tables under `runs`."""
 
     def __init__(self, given: argparse.Namespace):
-        self.given, self.runs, self.data = given, given.runs, given.runs / "data"
+        self.given, self.runs, self.emoji = given, given.runs, given.emoji
+        self.drawings = self.runs / "data" / "drawings.parquet"
+        self.judge, self.styles = self.runs / "judge", self.runs / "style_classifier"
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> list[Step]:
         """The steps, each after what it needs."""
-        emoji, drawings, out = self.given.emoji, self.data / "drawings.parquet", self.given.out
-        composed = self.data / "compositions.parquet"
-        yield self._script("join", drawings, emoji, *self.given.more)
-        few = ("--count", "60") if self.given.rehearse else ("--count", "7500")
-        yield self._script("compositions", composed, drawings, *few)
+        parts = (
+            self._tables(),
+            self._clip_and_vqgan(),
+            self._painters(),
+            self._readers(),
+            self._judges(),
+            self._pack(),
+        )
+        return list(chain(*parts))
+
+    def _few(self, usual: int, rehearsed: int = 2) -> str:
+        """A number of things as an argument."""
+        return str(rehearsed if self.given.rehearse else usual)
+
+    def _tables(self) -> Iterator[Step]:
+        composed = self.runs / "data" / "compositions.parquet"
+        yield self._script("join", self.drawings, self.emoji, *self.given.more)
+        yield self._script("compositions", composed, self.drawings, "--count", self._few(7500, 60))
         for name, others, share in (("painter", "0.5", "0.5"), ("painter-main", "0.1", "0.2")):
             mixed = ("--others", others, "--composed", share)
-            yield self._script("painter_table", self.data / f"{name}.parquet", drawings, composed, *mixed, name=name)
+            out = self.runs / "data" / f"{name}.parquet"
+            yield self._script("painter_table", out, self.drawings, composed, *mixed, name=name)
 
-        yield self._stage("vqgan", emoji)
-        yield self._stage("vqgan-128", emoji, start="vqgan")
-        yield self._stage("clip-without-noto", emoji)
-        yield self._stage("clip", emoji, start="clip-without-noto")
-        yield self._stage("clip-all-styles", drawings, start="clip")
-        yield self._stage("vqgan-decoder", emoji, start="vqgan-128", clip="clip")
+    def _clip_and_vqgan(self) -> Iterator[Step]:
+        yield self._stage("vqgan", self.emoji)
+        yield self._stage("vqgan-128", self.emoji, start="vqgan")
+        yield self._stage("clip-without-noto", self.emoji)
+        yield self._stage("clip", self.emoji, start="clip-without-noto")
+        yield self._stage("clip-all-styles", self.drawings, start="clip")
+        yield self._stage("vqgan-decoder", self.emoji, start="vqgan-128", clip="clip")
 
+    def _painters(self) -> Iterator[Step]:
         for name, start in (
             ("transformer", None),
             ("transformer-2", "transformer"),
             ("transformer-3", "transformer-2"),
         ):
             recipe = "transformer-2" if name == "transformer-3" else name
-            yield self._stage(name, emoji, recipe=recipe, start=start, clip="clip", vqgan="vqgan-128")
+            yield self._stage(name, self.emoji, recipe=recipe, start=start, clip="clip", vqgan="vqgan-128")
         for name, start, table in (
             ("painter", "transformer-3", "painter"),
             ("painter-2", "painter", "painter"),
             ("painter-3", "painter-2", "painter-main"),
         ):
-            table = self.data / f"{table}.parquet"
-            yield self._stage(name, table, start=start, clip="clip-all-styles", vqgan="vqgan-decoder")
+            source = self.runs / "data" / f"{table}.parquet"
+            yield self._stage(name, source, start=start, clip="clip-all-styles", vqgan="vqgan-decoder")
 
+    def _readers(self) -> Iterator[Step]:
         for part in range(1, CAPTIONER_PARTS + 1):
-            adapted = part > FIRST_CLIP_PARTS
             name, before = (f"captioner-{number}" if number > 1 else "captioner" for number in (part, part - 1))
-            yield self._stage(
-                name,
-                drawings if adapted else emoji,
-                recipe=f"captioner/{name}",
-                clip="clip-all-styles" if adapted else "clip",
-                start=before if part > 1 else None,
-            )
-        yield self._stage("prior", emoji, clip="clip-all-styles")
-        yield self._stage("translator", emoji, clip="clip")
-        yield self._stage("upscaler", emoji, clip="clip", vqgan="vqgan-decoder")
+            start, adapted = before if part > 1 else None, part > FIRST_CLIP_PARTS
+            source, clip = (self.drawings, "clip-all-styles") if adapted else (self.emoji, "clip")
+            yield self._stage(name, source, recipe=f"captioner/{name}", clip=clip, start=start)
+        yield self._stage("prior", self.emoji, clip="clip-all-styles")
+        yield self._stage("translator", self.emoji, clip="clip")
+        yield self._stage("upscaler", self.emoji, clip="clip", vqgan="vqgan-decoder")
 
-        decoys, judge, styles = (self.runs / name for name in ("decoys", "judge", "style_classifier"))
+    def _judges(self) -> Iterator[Step]:
+        """The scorer, which is in the pack, and models that only measure it."""
+        decoys = self.runs / "decoys"
         led = [word for name in ("clip", "clip-all-styles") for word in ("--clip", str(self._model(name)))]
-        few = ("--count", "2" if self.given.rehearse else "150")
-        yield self._script("decoys", decoys, emoji, *led, *few, made=self.runs / "decoys.done")
-        yield self._stage("scorer", drawings, start="clip-all-styles", decoys=decoys)
-        yield self._stage("judge", drawings)
-        few = ("--steps", "2") if self.given.rehearse else ()
-        yield self._script("style_classifier", styles, emoji, *few)
+        many = ("--count", self._few(150))
+        yield self._script("decoys", decoys, self.emoji, *led, *many, made=self.runs / "decoys.done")
+        yield self._stage("scorer", self.drawings, start="clip-all-styles", decoys=decoys)
+        yield self._stage("judge", self.drawings)
+        yield self._script("style_classifier", self.styles, self.emoji, "--steps", self._few(1500))
 
-        earlier = ("--earlier", str(self.given.earlier)) if self.given.earlier else ()
-        yield self._script("assemble", out, self.runs, emoji, *earlier, made=out / "pack.json")
-        if self.given.answers:
-            learned = (str(out), str(self.given.answers), "--out", str(out / "captioner"))
-            yield self._script("answer_confidence", None, *learned, made=out / "captioner" / CONFIDENCE)
-        measured = ("--judge", str(judge / MODEL_FOLDER), "--prompts", "2" if self.given.rehearse else "100")
-        levels = self.runs / "score_levels.done"
-        yield self._script("score_levels", None, out, emoji, *measured, "--write", made=levels)
-        before = HERE.parents[1] / "src" / "codebrush" / "packs" / "emoji" / "after.png"
-        against = ("--control", str(self.runs / "clip-without-noto"), "--judge", str(judge), "--before", str(before))
-        against += ("--style-classifier", str(styles), "--prompts", "2" if self.given.rehearse else "100")
-        yield self._script("card", None, out, emoji, *against, made=out / "README.md")
+    def _pack(self) -> Iterator[Step]:
+        out, given = self.given.out, self.given
+        earlier = ("--earlier", given.earlier) if given.earlier else ()
+        yield self._script("assemble", out, self.runs, self.emoji, *earlier, made=out / "pack.json")
+        if given.answers:
+            read = (out, given.answers, "--out", out / "captioner")
+            yield self._script("answer_confidence", None, *read, made=out / "captioner" / CONFIDENCE)
+        prompts = ("--prompts", self._few(100))
+        judged = (out, self.emoji, "--judge", self._model("judge"), *prompts, "--write")
+        yield self._script("score_levels", None, *judged, made=self.runs / "score_levels.done")
+        others = ("--control", self.runs / "clip-without-noto", "--style-classifier", self.styles, "--before", BEFORE)
+        shown = (out, self.emoji, "--judge", self.judge, *others, *prompts)
+        yield self._script("card", None, *shown, made=out / "README.md")
 
     def _model(self, run: str) -> Path:
         return self.runs / run / MODEL_FOLDER
@@ -190,7 +208,7 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="two steps of every stage, to see that all fits")
     given = parser.parse_args()
     (given.runs / "data").mkdir(parents=True, exist_ok=True)
-    steps = list(Plan(given).steps())
+    steps = Plan(given).steps()
     if given.until is not None and given.until not in [step.name for step in steps]:
         parser.error(f"there is no step {given.until}: {', '.join(step.name for step in steps)}")
     if given.list:

@@ -109,8 +109,8 @@ def find(
         return Found(hits, below, judged, by_captions, note=note)
     meant = by_meaning(database, text, vector, query.k, where)
     first = [replace(hit, score=look) for hit, look in zip(meant.hits, meant.looks, strict=True)]
-    known = {hit.path for hit in first}
-    others = [hit for hit in hits if hit.path not in known]
+    meant_paths = {hit.path for hit in first}
+    others = [hit for hit in hits if hit.path not in meant_paths]
     return Found([*first, *others][: query.k], below, judged, meant=meant.texts, note=note)
 
 

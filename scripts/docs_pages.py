@@ -1,8 +1,8 @@
 """Hook of mkdocs: the pages of the site that are generated when it is built, and are not in the repository.
 
 - one page a command, from the command line's own declarations;
-- the changelog, contributing, security and upgrading from the repository's root, and the model card of the built-in
-  pack, with their links turned to pages of the site.
+- the changelog, contributing, security and upgrading from the repository's root, the table of speed, and the model
+  card of the built-in pack, with their links turned to pages of the site.
 """
 
 import re
@@ -13,6 +13,7 @@ from typing import Any
 import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 from codebrush.cli.main import COMMANDS, app
 
@@ -23,8 +24,13 @@ FROM_ROOT = {  # page of the site -> file of the repository
     "contributing.md": "CONTRIBUTING.md",
     "security.md": "SECURITY.md",
     "upgrading.md": "UPGRADING.md",
+    "speed.md": "benchmarks/results.md",
 }
-HOW_TO = ("guidance", "flow", "editing", "upscaling", "training", "data", "published", "understanding", "studio", "api")
+HOW_TO = (
+    "tutorials/first-picture", "tutorials/own-pack", "tutorials/vqgan-clip", "tutorials/published-weights",
+    "tutorials/search-photographs", "tutorials/studio", "tutorials/many-machines", "guidance", "flow", "editing",
+    "upscaling", "training", "data", "published", "understanding", "cluster", "studio", "api",
+)  # fmt: skip
 FLAG, WHOLE = re.compile(r"(?<!\S)--?[a-z][\w-]*"), r'<span class="flag">\g<0></span>'
 ARGUMENTS, OPTIONS = "Arguments", "Options"
 HEADS = {ARGUMENTS: "argument", OPTIONS: "option"}
@@ -34,10 +40,16 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Give each command a place in the navigation."""
     pages = ["reference/cli/index.md", *(page_of(name) for name in COMMANDS)]
     for section in config.nav or []:
-        for entry in next(iter(section.values())) if isinstance(section, dict) else []:
-            if isinstance(entry, dict) and entry.get("Commands") == []:
-                entry["Commands"] = pages
+        if isinstance(section, dict) and section.get("Commands") == []:
+            section["Commands"] = pages
     return config
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Let the search show pages that explain before those that tell how the project came to be."""
+    if page.file.src_uri.startswith(("decisions/", "log.", "changelog.", "contributing.")):
+        page.meta["search"] = {"boost": 0.3}
+    return markdown
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -87,7 +99,7 @@ def overview(commands: Any) -> str:
         "Every command takes `--json` and `--help`. `codebrush --version` prints the version.",
         "",
     ]
-    lines += ["| command | |", "|---|---|"]
+    lines += ["| command | what it does |", "|---|---|"]
     lines += [
         f"| [{name}]({Path(page_of(name)).name}) | {cell(first_line(commands.commands[name]))} |" for name in COMMANDS
     ]
@@ -104,8 +116,8 @@ def command_page(command: Any, name: str) -> str:
     parts = [f"# codebrush {name}", *sections(command, f"codebrush {name}", "##")]
     known = [page for page in HOW_TO if re.search(rf"codebrush {name}\b", (ROOT / f"docs/{page}.md").read_text())]
     if known:
-        titles = ", ".join(f"[{title_of(page)}](../../{page}.md)" for page in known)
-        parts.append(f"## Read on\n\n{titles}.")
+        titles = "\n".join(f"- [{title_of(page)}](../../{page}.md)" for page in known)
+        parts.append(f"## Read on\n\n{titles}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -126,9 +138,8 @@ def sections(command: Any, path: str, level: str) -> list[str]:
             usual = ARGUMENTS if param.param_type_name == "argument" else OPTIONS
             topics.setdefault(getattr(param, "rich_help_panel", None) or usual, []).append(row(*record))
     for topic in sorted(topics, key=lambda topic: [ARGUMENTS, OPTIONS, topic].index(topic)):
-        parts.append(
-            f"{level} {topic}\n\n| {HEADS.get(topic, HEADS[OPTIONS])} | |\n|---|---|\n" + "\n".join(topics[topic])
-        )
+        head = f"| {HEADS.get(topic, HEADS[OPTIONS])} | meaning |\n|---|---|\n"
+        parts.append(f"{level} {topic}\n\n{head}" + "\n".join(topics[topic]))
     for name, child in getattr(command, "commands", {}).items():
         if not child.hidden:
             parts += [f"{level} {path} {name}", *sections(child, f"{path} {name}", level + "#")]
@@ -138,7 +149,8 @@ def sections(command: Any, path: str, level: str) -> list[str]:
 def prose(text: str) -> str:
     """Help as Markdown: what looks like HTML, a link or emphasis stays text."""
     text = escape("\n\n".join(" ".join(part.split()) for part in text.split("\n\n")), quote=False)
-    return re.sub(r"([\\\[\]*_`])", r"\\\1", text)
+    text = re.sub(r"([\\\[\]*_`])", r"\\\1", text)
+    return re.sub(r"(?<![\w-])--[a-z][a-z-]*", r"<code>\g<0></code>", text)  # a flag
 
 
 def row(flag: str, text: str) -> str:

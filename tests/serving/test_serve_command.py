@@ -23,6 +23,7 @@ pytest.importorskip("fastapi", reason='needs the extra "serve"')
 pytest.importorskip("uvicorn", reason='needs the extra "serve"')
 pytest.importorskip("sqlalchemy", reason='needs the extra "serve"')
 
+from api_calls import call
 from serve_process import serve_command
 
 from codebrush import Codebrush
@@ -100,6 +101,31 @@ def test_after_a_kill_and_after_a_stop_every_job_is_done(
     assert (tmp_path / "jobs" / late / "picture_00.png").exists()  # it was finished first
     said = [json.loads(line) for line in server.log.read_text().splitlines()]  # no line is anything else
     assert [each["said"] for each in said if each["event"] == "uvicorn"] == ["Invalid HTTP request received."]
+
+
+def test_workers_finish_what_they_draw_when_all_processes_are_told_to_stop(
+    processes: ForkServerContext, micro_pack: Path, tmp_path: Path
+) -> None:
+    psutil = pytest.importorskip("psutil")
+    server = Server(processes, micro_pack, tmp_path, "--workers", "2", "--queue", "1", "--no-page")
+    while (health := call(f"{server.url}/health"))[1]["workers"]["ready"] < 2:
+        assert health[0] == (200 if health[1]["workers"]["ready"] else 503)
+        time.sleep(0.1)
+    jobs = list[str]()
+    while (reply := call(f"{server.url}/v1/images/generations", {**SLOW, "wait": False}))[0] == 202:
+        jobs.append(reply[1]["id"])
+    assert reply[0] == 429
+    said = [json.loads(line) for line in server.log.read_text().splitlines()]
+    workers = [psutil.Process(each["process"]) for each in said if each["event"] == "worker ready"]
+    for each in workers:  # as Ctrl-C and service managers do
+        os.kill(each.pid, signal.SIGINT)
+        os.kill(each.pid, signal.SIGTERM)
+    assert server.end(signal.SIGTERM) == 0
+    assert all((tmp_path / "jobs" / job / "picture_00.png").exists() for job in jobs[:-1])  # the last one waited
+    assert len(workers) == 2
+    assert not any(each.is_running() for each in workers)
+    said = [json.loads(line)["event"] for line in server.log.read_text().splitlines()]  # no line is anything else
+    assert "worker died" not in said
 
 
 @pytest.mark.skipif(not can_pack(), reason="this build of PyTorch has no such products")

@@ -19,6 +19,7 @@ LibraryOption = Annotated[
     list[Path] | None,
     typer.Option(help="Folder of pictures that may be searched and trained on; may be repeated.  [none]"),
 ]
+WORKERS_HELP = "Processes that draw and read, each with a GPU of its own or a share of the cores."
 WeightsOption = Annotated[Weights, typer.Option(help=WEIGHTS_HELP)]
 NoKeyOption = Annotated[
     bool, typer.Option("--no-key", help=f"Listen beyond this machine although {KEY_VARIABLE} sets no key.")
@@ -34,6 +35,7 @@ def serve(
     pack: Annotated[list[str] | None, typer.Option(help=f"{PACK_HELP} May be repeated.  [emoji]")] = None,
     library: LibraryOption = None,
     weights: WeightsOption = Weights.AUTO,
+    workers: Annotated[int, typer.Option(help=WORKERS_HELP, min=1)] = 1,
     data: Annotated[Path, typer.Option(help="Folder for jobs, results, indexes, trained packs.")] = DATA,
     no_key: NoKeyOption = False,
     allow_host: Annotated[
@@ -57,7 +59,7 @@ def serve(
         require(package, "codebrush serve needs", error=UsageError)
     if page or open_page:
         require("gradio", "the page needs", error=UsageError)
-    from codebrush.serving.jobs.engine import Limits
+    from codebrush.serving.jobs.limits import Limits
     from codebrush.serving.server import serve as run
     from codebrush.serving.settings import Settings
     from codebrush.training.packs.budget import parse_budget
@@ -75,6 +77,7 @@ def serve(
             packs=tuple(dict.fromkeys(pack or ["emoji"])),
             data=data,
             weights=str(weights),
+            workers=workers,
             libraries=tuple(library or ()),
             host=host,
             port=port,

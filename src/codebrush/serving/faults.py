@@ -9,7 +9,7 @@ from typing import Any
 
 from codebrush.errors import CodebrushError, PackError, lacks_memory
 from codebrush.serving.jobs.job import JobError
-from codebrush.serving.log import log_failure
+from codebrush.serving.log import log, origin
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # As the system, SQLite and Lance say it in errors that have no number.
@@ -41,16 +41,31 @@ def _with_causes(error: BaseException) -> Iterator[BaseException]:
 def fault_of(error: Exception, plain: Callable[[str], str], **about: Any) -> dict[str, str]:
     """The code and the message of an error; `plain` takes this machine's paths out of a line. What is no caller's fault
     is logged, with what it is `about`."""
-    if not isinstance(error, JobError) and disk_is_full(error):
-        log_failure(error, **about)
-        return dict(NO_SPACE)
-    if isinstance(error, JobError):
-        return {"code": error.code, "message": plain(str(error))}
-    if isinstance(error, PackError):
-        return {"code": "unsupported_by_model", "message": plain(str(error))}
-    if isinstance(error, CodebrushError):
-        return {"code": "invalid_value", "message": plain(str(error))}
-    log_failure(error, **about)
-    if lacks_memory(error):
-        return {"code": "out_of_memory", "message": "there is not enough memory for this: ask for less"}
-    return {"code": "internal_error", "message": "something went wrong in the server; its log says what"}
+    found = error if isinstance(error, FaultElsewhere) else FaultElsewhere.of(error)
+    if found.origin is not None:
+        log("unexpected error", **found.origin, **about)
+    return {"code": found.code, "message": plain(found.message)}
+
+
+class FaultElsewhere(Exception):
+    """An error as another process may be told of it: its code and message, and of one that is no caller's fault the
+    `origin`, which is logged."""
+
+    def __init__(self, code: str, message: str, origin: dict[str, Any] | None) -> None:
+        super().__init__(code, message, origin)  # as it is pickled
+        self.code, self.message, self.origin = code, message, origin
+
+    @classmethod
+    def of(cls, error: Exception) -> "FaultElsewhere":
+        """What is to be told of an error that was raised here."""
+        if isinstance(error, JobError):
+            return cls(error.code, str(error), None)
+        if disk_is_full(error):
+            return cls(**NO_SPACE, origin=origin(error))
+        if isinstance(error, PackError):
+            return cls("unsupported_by_model", str(error), None)
+        if isinstance(error, CodebrushError):
+            return cls("invalid_value", str(error), None)
+        if lacks_memory(error):
+            return cls("out_of_memory", "there is not enough memory for this: ask for less", origin(error))
+        return cls("internal_error", "something went wrong in the server; its log says what", origin(error))

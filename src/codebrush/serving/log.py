@@ -41,6 +41,11 @@ def log(what: str, **fields: Any) -> None:
 
 
 def log_failure(error: BaseException, **fields: Any) -> None:
-    """Write where an unexpected error came from: files and lines, not its text, which may quote a prompt."""
+    """Write where an unexpected error came from."""
+    log("unexpected error", **origin(error), **fields)
+
+
+def origin(error: BaseException) -> dict[str, Any]:
+    """Where an error came from: files and lines, not its text, which may quote a prompt."""
     frames = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
-    log("unexpected error", error=type(error).__name__, at=frames, **fields)
+    return {"error": type(error).__name__, "at": frames}

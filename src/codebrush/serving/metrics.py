@@ -25,6 +25,10 @@ class Metrics:
             "codebrush_batch_jobs", "Jobs that were drawn together.", buckets=(1, 2, 4, 8, 16, 32), registry=own
         )
 
+        self.worker_jobs = Counter("codebrush_worker_jobs", "Jobs that a worker worked on.", ["worker"], registry=own)
+        self.worker_ready = Gauge("codebrush_worker_ready", "1 for a worker that is ready.", ["worker"], registry=own)
+        self.worker_deaths = Counter("codebrush_worker_deaths", "Workers that died.", ["worker"], registry=own)
+
     def finished(self, kind: str, state: str, seconds: float) -> None:
         """Count a job that ended."""
         self.jobs.labels(kind, state).inc()

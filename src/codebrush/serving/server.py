@@ -22,6 +22,7 @@ from codebrush.serving.jobs.store import Store
 from codebrush.serving.library import Library
 from codebrush.serving.log import log, logged_to_stderr
 from codebrush.serving.settings import Settings
+from codebrush.serving.workers.processes import Processes
 
 
 def serve(settings: Settings) -> None:
@@ -48,7 +49,8 @@ def _serve(settings: Settings) -> None:
     listener = _listen(settings)
     store = Store(settings.data)
     opened = {name: lambda brush=brush: brush for name, brush in packs.items()}
-    engine = Engine(opened, store, settings.limits, library=library, weights=settings.weights)
+    workers = Processes(settings.workers, library, settings.weights) if settings.workers > 1 else None
+    engine = Engine(opened, store, settings.limits, library=library, weights=settings.weights, workers=workers)
     config = uvicorn.Config(
         make_app(engine, settings), log_config=None, access_log=False, server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.grace)), ws="none",

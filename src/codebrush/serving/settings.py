@@ -5,7 +5,7 @@ from pathlib import Path
 
 from codebrush.errors import UsageError
 from codebrush.serving import KEY_VARIABLE
-from codebrush.serving.jobs.engine import Limits
+from codebrush.serving.jobs.limits import Limits
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -21,6 +21,7 @@ class Settings:
     packs: tuple[str, ...] = ("emoji",)
     data: Path = Path("outputs/serve")
     libraries: tuple[Path, ...] = ()  # folders that may be read for searches and trainings
+    workers: int = 1  # processes that draw and read; 1: the server's own
     weights: str = "auto"  # with which code transformers draw, as in `Codebrush.from_pretrained`
     host: str = "127.0.0.1"
     port: int = 7860

@@ -185,7 +185,7 @@ def test_what_a_stopped_server_leaves_is_done_by_the_next(brush: Codebrush, tmp_
     waiting = engine.submit("generate", "micro", request(3), "ann")
     engine.start()
     wait_until(running, lambda job: job.step >= 3)
-    engine._abandoned = True  # what stop() does when its grace is over
+    engine._running.abandoned = True  # what stop() does when its grace is over
     engine.stop()
     with pytest.raises(JobError, match="about to stop"):
         engine.submit("generate", "micro", request(), "ann")

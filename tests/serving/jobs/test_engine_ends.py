@@ -111,7 +111,7 @@ def test_a_job_that_is_left_to_the_next_server_can_still_be_cancelled(served_bru
     engine.kinds["generate"].run.saved.set()
     engine.start()
     wait_until(jobs[0], lambda job: job.step == 1)
-    engine._abandoned = True  # what stop() does when its grace is over
+    engine._running.abandoned = True  # what stop() does when its grace is over
     engine.begin_stop()
     wait_until(jobs[0], lambda job: job.state == "queued")
     for job in jobs:  # one that was begun, and one that waits

@@ -155,9 +155,13 @@ async def events(job: str, request: Request, context: Served) -> StreamingRespon
 
 @router.get("/health", response_model=HealthReply, tags=["server"], summary="Is the server well?")
 async def health(context: Served) -> JSONResponse:
-    """200, or 503 when the server is about to stop. Needs no key."""
-    state = "stopping" if context.engine.stopping else "ok"
-    body = {"status": state, "version": __version__, "waiting": context.engine.waiting}
+    """200, or 503 when the server is about to stop or none of its workers is ready yet. Needs no key."""
+    workers = context.engine.workers
+    state = "stopping" if context.engine.stopping else "ok" if any(workers) else "starting"
+    body = {
+        "status": state, "version": __version__, "waiting": context.engine.waiting,
+        "workers": {"ready": sum(workers), "of": len(workers)},
+    }  # fmt: skip
     return JSONResponse(body, 200 if state == "ok" else 503)
 
 

@@ -1,61 +1,44 @@
 """The engine: takes jobs, runs them batch by batch, and loses none when the server stops or is killed.
 
 Each lane has a queue and a worker of its own, so that a short question does not wait for a drawing of minutes, nor a
-drawing for a training of hours. Within a lane one batch runs at a time.
+drawing for a training of hours. Within a lane one batch runs at a time, or one of each worker where there are several.
 """
 
 import shutil
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from codebrush.files import set_aside
 from codebrush.pipeline import Codebrush
-from codebrush.serving.faults import fault_of
-from codebrush.serving.jobs.job import CANCELLING, Job, JobError, QueueFull, Stopped
+from codebrush.serving.jobs.job import CANCELLING, Job, JobError, QueueFull
+from codebrush.serving.jobs.lane import Lane
 from codebrush.serving.jobs.ledger import Ledger, unkept
+from codebrush.serving.jobs.limits import Limits
 from codebrush.serving.jobs.open_packs import OpenPacks
-from codebrush.serving.jobs.queue import FairQueue
+from codebrush.serving.jobs.running import MOST_ATTEMPTS, Running
 from codebrush.serving.jobs.store import Store
 from codebrush.serving.library import Library
 from codebrush.serving.log import log, log_failure
 from codebrush.serving.metrics import Metrics
-from codebrush.serving.work.kinds import KINDS, LANES, batch_key
+from codebrush.serving.work.kinds import KINDS, LANES
 from codebrush.serving.work.library import library_kinds
 from codebrush.serving.work.training import Trainer
-from codebrush.warned import heard
+from codebrush.serving.workers.here import Here
+from codebrush.serving.workers.task import Workers
 
 LAST_STEP = 30.0  # seconds that a step is waited for when the server stops
+LAST_WORD = 5.0  # seconds to keep what became of those whose worker was ended
 TIDY_SECONDS = 60.0  # between two looks at what has been kept for long enough
-MOST_ATTEMPTS = 2  # starts of a job, after which one that kills the server is given up
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the engine takes and keeps. Times are in seconds."""
-
-    queue: int = 64  # jobs that wait, in each lane
-    batch: int = 16  # jobs that are drawn together
-    seconds: float = 900.0  # that a job may run
-    keep_seconds: float = 24 * 3600.0  # after which what came of a job is forgotten
-    keep_bytes: int = 2 * 1024**3  # of all results; the oldest go first
-    budget: float = 8 * 3600.0  # of a training
-    train_threads: int = 0  # CPU threads of a training; 0: half of the cores
-
-    @property
-    def reserve(self) -> int:
-        """Places of the queue for callers who have no job in it."""
-        return self.queue // 8
 
 
 class Engine:
     """Runs jobs with `packs`: name -> a function that opens it, called once. `start` it, `stop` it at the end.
 
     Jobs that another server left in the store are taken up first. `library` has the folders that jobs may read; packs
-    that are trained on them are added to `packs`, and draw with `weights` (see `Codebrush.from_pretrained`).
+    that are trained on them are added to `packs`, and draw with `weights` (see `Codebrush.from_pretrained`). `workers`
+    do the work, or if there are none this process.
     """
 
     def __init__(
@@ -66,6 +49,7 @@ class Engine:
         metrics: Metrics | None = None,
         library: Library | None = None,
         weights: str = "auto",
+        workers: Workers | None = None,
     ) -> None:
         self.packs, self.store, self.limits = dict(packs), store, limits
         self.library = Library((), store.data) if library is None else library
@@ -75,20 +59,32 @@ class Engine:
         self._open = OpenPacks(self.packs)
         self._jobs = Ledger(store, self.metrics)
         self._lock = self._jobs.lock
-        self._queues = {lane: FairQueue(lambda job: batch_key(self.kinds, job)) for lane in LANES}
-        self._stopping = self._abandoned = False
+        self._workers: Workers = Here(self.kinds) if workers is None else workers
+        self._lanes = {name: Lane.of(name, self.kinds, workers) for name in LANES}
+        self._running = Running(self._jobs, self.kinds, limits, self.metrics, self.brush, self.plain)
         self._stop_began = 0.0  # of time.monotonic(); 0 before
-        self._seconds = {lane: deque([2.0], maxlen=20) for lane in LANES}  # that each of the last jobs took
-        self._workers = [
-            threading.Thread(target=self._work, args=(lane,), name=f"codebrush-{lane}", daemon=True) for lane in LANES
+        self._threads = [
+            threading.Thread(target=self._work, args=(lane, number), name=f"codebrush-{lane.name}", daemon=True)
+            for lane in self._lanes.values()
+            for number in lane.numbers
         ]
-        self._workers.append(threading.Thread(target=self._tidy, name="codebrush-tidy", daemon=True))
+        self._threads.append(threading.Thread(target=self._tidy, name="codebrush-tidy", daemon=True))
         self._recover()
 
     def start(self) -> None:
         """Begin to work."""
-        for worker in self._workers:
-            worker.start()
+        self._workers.start(self._changed)
+        for thread in self._threads:
+            thread.start()
+
+    def _changed(self, number: int, ready: bool) -> None:
+        """A worker is ready, or has died."""
+        name = self._workers.names[number]
+        self.metrics.worker_ready.labels(name).set(ready)
+        if not ready:
+            self.metrics.worker_deaths.labels(name).inc()
+        with self._lock:
+            self._lock.notify_all()
 
     def _recover(self) -> None:
         """Take up the jobs that a server left behind."""
@@ -105,7 +101,7 @@ class Engine:
                 self._jobs.end(job, "failed", {"code": "model_not_found", "message": gone})
             else:
                 job.state = "queued"
-                self._queue_of(job.kind).add(job)
+                self._lane_of(job.kind).queue.add(job)
             log("job resumed" if not job.ended else "job given up", job=job.id, kind=job.kind)
         self._try_to_forget()
         self._count()
@@ -113,21 +109,25 @@ class Engine:
     def begin_stop(self) -> None:
         """Take and begin no more jobs. What waits is left to the next start."""
         with self._lock:
-            self._stopping = True
+            self._running.stopping = True
             self._stop_began = self._stop_began or time.monotonic()
             self._lock.notify_all()
 
     def stop(self, grace: float = 30.0) -> None:
         """Finish what runs within `grace` seconds of `begin_stop`, or leave it to be resumed by the next start."""
         self.begin_stop()
-        alive = [worker for worker in self._workers if worker.is_alive()]
-        for worker in alive:
-            worker.join(max(0.0, self._stop_began + grace - time.monotonic()))
-        self._abandoned = True  # the work notices at its next step
-        until = time.monotonic() + LAST_STEP
-        for worker in alive:
-            worker.join(max(0.0, until - time.monotonic()))
+        self._join(self._stop_began + grace)
+        self._running.abandoned = True  # the work notices at its next step
+        self._join(time.monotonic() + LAST_STEP)
+        self._workers.stop()
+        self._join(time.monotonic() + LAST_WORD)
         self.store.close()
+
+    def _join(self, until: float) -> None:
+        """Wait for the threads to end, `until` then at most."""
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(0.0, until - time.monotonic()))
 
     def brush(self, pack: str, lane: str = LANES[0]) -> Codebrush:
         """A pack, opened at first use; each lane has its own, with the same weights. Raises JobError for one that is
@@ -141,6 +141,7 @@ class Engine:
                 raise JobError("in_use", f"jobs need '{name}': cancel them first")
             removed = self.trainer.set_aside(name)
         self._open.close(name)
+        self._workers.close(name)
         for folder in removed:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -161,18 +162,23 @@ class Engine:
         """The jobs of a kind that have not ended."""
         return self._jobs.of_kind(kind)
 
-    def _queue_of(self, kind: str) -> FairQueue:
-        return self._queues[self.kinds[kind].lane]
+    def _lane_of(self, kind: str) -> Lane:
+        return self._lanes[self.kinds[kind].lane]
 
     @property
     def stopping(self) -> bool:
         """Whether it takes no more jobs."""
-        return self._stopping
+        return self._running.stopping
 
     @property
     def waiting(self) -> int:
         """How many jobs are in the queues."""
-        return sum(map(len, self._queues.values()))
+        return sum(len(lane.queue) for lane in self._lanes.values())
+
+    @property
+    def workers(self) -> list[bool]:
+        """Of each worker, whether it is ready."""
+        return [self._workers.is_ready(number) for number in range(len(self._workers.names))]
 
     def submit(
         self, kind: str, pack: str, request: dict[str, Any], owner: str, files: Mapping[str, bytes] | None = None
@@ -196,7 +202,7 @@ class Engine:
                 self._admit(job)
                 self._jobs.live[job.id] = job
                 self.store.add(job.row())
-                self._queue_of(kind).add(job)
+                self._lane_of(kind).queue.add(job)
                 self._count()
                 self._lock.notify_all()
         except BaseException:
@@ -207,15 +213,16 @@ class Engine:
 
     def _admit(self, job: Job) -> None:
         """Raise JobError for a job that is not taken as things are. The lock is held."""
-        if self._stopping:
+        if self.stopping:
             raise JobError("server_stopping", "the server is about to stop: try again soon")
         if job.pack not in self.packs:
             raise self._open.missing(job.pack)
         self.kinds[job.kind].admit(job.request, self.live(job.kind))
-        queue = self._queue_of(job.kind)
+        lane = self._lane_of(job.kind)
+        queue = lane.queue
         if self.limits.queue - len(queue) <= (self.limits.reserve if queue.waits(job.owner) else 0):
             self.metrics.refused.inc()
-            raise QueueFull(self._wait(self.kinds[job.kind].lane))
+            raise QueueFull(lane.wait)
 
     def find(self, job: str, owner: str | None = None) -> Job | None:
         """A job; None if there is none, or it is another caller's (`owner` None: whoever's it is)."""
@@ -238,7 +245,7 @@ class Engine:
             if job.ended or job.cancelled:
                 return
             waited = job.state == "queued"  # also what is left to the next start
-            self._queue_of(job.kind).remove(job)
+            self._lane_of(job.kind).queue.remove(job)
             job.cancelled, job.state = True, CANCELLING
             self._count()
         if waited:
@@ -256,18 +263,18 @@ class Engine:
 
     def leave(self, job: Job) -> None:
         """The caller of a job went away: cancel it, unless it is the server that goes."""
-        if not self._stopping:
+        if not self.stopping:
             self.cancel(job)
 
-    def _work(self, lane: str) -> None:
-        queue = self._queues[lane]
+    def _work(self, lane: Lane, number: int) -> None:
+        """Give a worker one batch of the lane after the other."""
         while True:
             with self._lock:
-                while not self._stopping and not len(queue):
+                while not self.stopping and not lane.is_next(number):
                     self._lock.wait()
-                if self._stopping:
+                if self.stopping:
                     return
-                batch = queue.take(self.limits.batch)
+                batch = lane.take(self.limits.batch)
                 for job in batch:
                     job.state, job.started, job.attempts = "running", time.time(), job.attempts + 1
                 self._count()
@@ -277,86 +284,25 @@ class Engine:
                     self._jobs.keep_state(job)
                     job.changed()
                 what = _NOT_KEPT
-                self._run(batch)
+                self._running.run(lane, number, batch)
                 self._forget_old()
             except Exception as error:  # such as a full disk: the worker must outlive it
                 log_failure(error)
                 for job in batch:
                     if not job.ended:
                         self._jobs.end(job, "failed", unkept(error, what))
-
-    def _run(self, batch: Sequence[Job]) -> None:
-        """Work on a batch. If it fails, each of its jobs is tried alone, so that only the one to blame fails."""
-        began, kind = time.time(), self.kinds[batch[0].kind]
-        if all(job.cancelled for job in batch):
-            self._leave(batch)
-            return
-        self.metrics.batch.observe(len(batch))
-        try:
-            brush = self.brush(batch[0].pack, kind.lane)
-            with heard(lambda text, number: _tell(batch, self.plain(text), number)):
-                results = kind.run(brush, batch, lambda step, of: self._progress(batch, step, of))
-        except Stopped:
-            self._leave(batch)
-        except Exception as error:
-            waiting = [job for job in batch if not job.ended]
-            if len(batch) > 1:
-                for job in waiting:
-                    job.begin_again()
-                    self._run([job])
-            elif waiting:
-                job = waiting[0]
-                self._jobs.end(job, "failed", fault_of(error, self.plain, job=job.id, kind=job.kind))
-        else:
-            for job, result in zip(batch, results, strict=True):
-                if not job.ended:
-                    job.result = {**result, "warnings": job.warnings}
-                    self._jobs.end(job, "done", None)
-            self._seconds[kind.lane].append((time.time() - began) / len(batch))
-
-    def _progress(self, batch: Sequence[Job], step: int, of: int) -> None:
-        """Called by the work after each step. Raises Stopped when nobody waits for any of the jobs; what is left of
-        them ends when the work has."""
-        long = self.kinds[batch[0].kind].long
-        for job in batch:
-            if job.ended:
-                continue
-            allowed = self.limits.seconds * len(batch)
-            job.late = job.late or (not long and step < of and time.time() - (job.started or 0) > allowed)
-            if not (job.cancelled or job.late):
-                job.progress(step, of)
-            elif len(batch) > 1:  # the others go on
-                self._end_unfinished(job)
-        if self._abandoned or (long and self._stopping) or all(job.ended or job.cancelled or job.late for job in batch):
-            raise Stopped
-
-    def _end_unfinished(self, job: Job) -> None:
-        """End a job that was cancelled or took too long."""
-        late = f"it took longer than the limit of {self.limits.seconds:g} s: ask for less"
-        error = None if job.cancelled else {"code": "time_limit", "message": late}
-        self._jobs.end(job, "cancelled" if job.cancelled else "failed", error)
-
-    def _leave(self, batch: Sequence[Job]) -> None:
-        """Let the next start of the server go on with what has not ended; that it was stopped counts as no attempt."""
-        for job in batch:
-            with self._lock:
-                left = not (job.ended or job.cancelled or job.late)
-                if left:
-                    job.state, job.attempts = "queued", job.attempts - 1
-            if left:
-                self._jobs.keep_state(job)
-                job.changed()
-            elif not job.ended:
-                self._end_unfinished(job)
+            finally:
+                with self._lock:
+                    lane.busy -= 1
 
     def _tidy(self) -> None:
         """Forget what has been kept for long enough, also when nobody calls, until the server stops."""
         while True:
             with self._lock:
                 until = time.monotonic() + TIDY_SECONDS
-                while not self._stopping and (left := until - time.monotonic()) > 0:
+                while not self.stopping and (left := until - time.monotonic()) > 0:
                     self._lock.wait(left)
-                if self._stopping:
+                if self.stopping:
                     return
             self._try_to_forget()
 
@@ -369,11 +315,6 @@ class Engine:
     def _forget_old(self) -> None:
         self._jobs.tidy(self.limits.keep_seconds, self.limits.keep_bytes)
 
-    def _wait(self, lane: str) -> int:
-        """In how many seconds the queue of a lane may have a place."""
-        seconds = self._seconds[lane]
-        return max(1, round(sum(seconds) / len(seconds)))
-
     def _count(self) -> None:
         self.metrics.queue.set(self.waiting)
 
@@ -381,9 +322,3 @@ class Engine:
 _NOT_BEGUN = "it was not begun, as the server could not keep that it was: ask again"
 _NOT_KEPT = "the server could not keep how far it is: ask again"
 _GIVEN_UP = f"the server was killed {MOST_ATTEMPTS} times while this job ran, so it is not tried again"
-
-
-def _tell(batch: Sequence[Job], text: str, number: int | None) -> None:
-    """Keep a warning for the job of a batch that it is about; for all if none is named."""
-    for job in batch if number is None or len(batch) == 1 else [batch[number]]:
-        job.warn(text)

@@ -114,13 +114,18 @@ class Job:
     def begin_again(self) -> None:
         """Its work begins anew: what was shown of it will come again, and is not shown twice."""
         self.started, self._seen = time.time(), len(self.shown)
+        self.losses.clear()
 
     def show(self, pictures: Sequence[Image.Image]) -> None:
         """Show pictures as they are now. Of many times only the latest few are kept."""
+        self.show_files([png_bytes(picture) for picture in pictures])
+
+    def show_files(self, files: list[bytes]) -> None:
+        """Show pictures that are PNG files already."""
         if self._seen:
             self._seen -= 1
             return
-        self.shown.append([png_bytes(picture) for picture in pictures])
+        self.shown.append(files)
         if len(self.shown) > KEPT_SHOWN:
             self.shown[-KEPT_SHOWN - 1] = []
         self.changed()

@@ -28,6 +28,11 @@ class FairQueue:
         """A job at the end of its caller's."""
         self._waiting.setdefault(job.owner, deque()).append(job)
 
+    def put_back(self, job: Job) -> None:
+        """A job that was taken, as the next one."""
+        self._waiting.setdefault(job.owner, deque()).appendleft(job)
+        self._waiting.move_to_end(job.owner, last=False)
+
     def remove(self, job: Job) -> bool:
         """Take a job out. False if it is not here."""
         jobs = self._waiting.get(job.owner, deque())

@@ -27,6 +27,7 @@ from codebrush.serving.work.sent import called, called_apart, sent_picture, sent
 OWN = ("prompt", "seed")  # what may differ between the jobs of one batch
 DRAW, READ, LOOK, INDEX, TRAIN = "draw", "read", "look", "index", "train"
 LANES = (DRAW, READ, LOOK, INDEX, TRAIN)  # each with a worker of its own
+SPREAD = (DRAW, READ, INDEX)  # those that workers in other processes take on; the others need no models
 FILM, FILM_FPS = "film.webp", 12
 
 

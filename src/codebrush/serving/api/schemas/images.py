@@ -340,9 +340,10 @@ class EmbeddingsReply(BaseModel):
 class HealthReply(BaseModel):
     """That the server is well."""
 
-    status: Literal["ok", "stopping"]
+    status: Literal["ok", "starting", "stopping"] = Field(description="`starting` while no worker is ready.")
     version: str
     waiting: int = Field(description="Jobs in the queue.")
+    workers: dict[Literal["ready", "of"], int] = Field(description="How many are ready for work, of how many.")
 
 
 class ErrorDetails(BaseModel):

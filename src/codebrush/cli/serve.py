@@ -55,10 +55,7 @@ def serve(
 
     The environment variable CODEBRUSH_API_KEY sets a key that callers must give, or several with commas between.
     """
-    for package in ("fastapi", "uvicorn", "multipart", "sqlalchemy", "prometheus_client"):
-        require(package, "codebrush serve needs", error=UsageError)
-    if page or open_page:
-        require("gradio", "the page needs", error=UsageError)
+    _check_extras(bool(page or open_page))
     from codebrush.serving.jobs.limits import Limits
     from codebrush.serving.server import serve as run
     from codebrush.serving.settings import Settings
@@ -90,6 +87,13 @@ def serve(
             open_page=open_page and page is not False,
         )
     )
+
+
+def _check_extras(page: bool) -> None:
+    for package in ("fastapi", "uvicorn", "multipart", "sqlalchemy", "prometheus_client"):
+        require(package, "codebrush serve needs", error=UsageError)
+    if page:
+        require("gradio", "the page needs", error=UsageError)
 
 
 def _keys() -> tuple[str, ...]:

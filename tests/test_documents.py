@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "UPGRADING.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 BLOCK = re.compile(r"(?:<!-- not run: (.+?) -->\n)?^```(sh|bash|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\([^)]+\)")
 SEPARATORS = ("&&", "||", "|", ";")
 
 
@@ -118,6 +119,12 @@ def test_each_program_names_what_exists(block: Block) -> None:
             assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "brush":
             assert hasattr(Codebrush, node.attr), node.attr
+
+
+def test_links_are_named_by_what_they_lead_to() -> None:
+    named = [(page.name, name) for page in PAGES if page.parent != ROOT for name in LINK.findall(page.read_text())]
+    assert len(named) > 100
+    assert [found for found in named if re.fullmatch(r"[\w/.-]+\.md|decisions/\d+", found[1])] == []
 
 
 def test_reasons_name_tests_that_exist() -> None:

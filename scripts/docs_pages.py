@@ -33,6 +33,7 @@ HOW_TO = (
 )  # fmt: skip
 FLAG, WHOLE = re.compile(r"(?<!\S)--?[a-z][\w-]*"), r'<span class="flag">\g<0></span>'
 ARGUMENTS, OPTIONS = "Arguments", "Options"
+FLAG_IN_BLOCK = re.compile(r"(?<=[\s>])--?[a-z][\w-]*(?![^<]*>)")  # not in a tag
 HEADS = {ARGUMENTS: "argument", OPTIONS: "option"}
 
 
@@ -62,7 +63,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Keep flags in running text whole: a browser would break a line between the dashes and the name."""
+    """Keep flags whole: a browser would break a line between the dashes and the name."""
+    html = re.sub(r"<pre.*?</pre>", lambda block: FLAG_IN_BLOCK.sub(WHOLE, block[0]), html, flags=re.DOTALL)
     return re.sub(r"<code>([^<]+)</code>", lambda found: f"<code>{FLAG.sub(WHOLE, found[1])}</code>", html)
 
 
@@ -85,10 +87,11 @@ def page_of(name: str) -> str:
 
 
 def for_site(text: str) -> str:
-    """Text of a file in the repository's root, with links to pages of the site."""
+    """Text of a file in the repository's root, with links to pages of the site, named by their titles."""
     for page, file in FROM_ROOT.items():
         text = text.replace(f"]({file})", f"]({page})")
-    return text.replace("](docs/", "](")
+    text = text.replace("](docs/", "](")
+    return re.sub(r"\[[\w/-]+\.md\]\(([\w/-]+)\.md", lambda link: f"[{title_of(link[1])}]({link[1]}.md", text)
 
 
 def overview(commands: Any) -> str:
@@ -122,8 +125,9 @@ def command_page(command: Any, name: str) -> str:
 
 
 def title_of(page: str) -> str:
-    """The title of a page in docs/."""
-    return (ROOT / f"docs/{page}.md").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    """The title of a page of the site that is not generated from the command line."""
+    text = (ROOT / FROM_ROOT.get(f"{page}.md", f"docs/{page}.md")).read_text(encoding="utf-8")
+    return text[text.index("# ") + 2 :].partition("\n")[0]
 
 
 def sections(command: Any, path: str, level: str) -> list[str]:

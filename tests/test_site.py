@@ -1,5 +1,6 @@
 """The documentation site: its generated pages say what the command line is, and it needs no other host."""
 
+import importlib
 import json
 import re
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from html import unescape
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from playwright.sync_api import sync_playwright
@@ -17,14 +19,29 @@ ROOT = Path(__file__).resolve().parents[1]
 SURFACE: dict[str, list[str]] = json.loads((ROOT / "tests/cli_surface.json").read_text())
 
 
+SEARCHES = {  # what people look for, and a page that is to be found
+    "codebook": "glossary",
+    "inpaint": "editing",
+    "negative prompt": "guidance",
+    "seed": "glossary",
+    "out of memory": "troubleshooting",
+    "Slurm": "many-machines",
+    "license": "glossary",
+    "uninstall": "troubleshooting",
+}
+
+
 @pytest.fixture(scope="module")
 def pages() -> dict[str, str]:
+    return docs_pages().pages()
+
+
+def docs_pages() -> ModuleType:
     sys.path.insert(0, str(ROOT / "scripts"))
     try:
-        import docs_pages
+        return importlib.import_module("docs_pages")
     finally:
         sys.path.remove(str(ROOT / "scripts"))
-    return docs_pages.pages()
 
 
 def part(page: str, command: str) -> str:
@@ -56,10 +73,22 @@ def test_tables_hold_what_would_break_them(pages: dict[str, str]) -> None:
     assert any("&#124;" in line for line in lines)  # the parts of a prompt
 
 
+def test_flags_are_kept_whole_and_tags_as_they_are() -> None:
+    html = (
+        '<pre><span a --b><code>run <span class="n">x</span> --out-dir y\n-n 2 a-b</code></pre><code>--pack NAME</code>'
+    )
+    made = docs_pages().on_page_content(html)
+    whole = '<span class="flag">{}</span>'
+    for flag in ("--out-dir", "-n", "--pack"):
+        html = html.replace(f" {flag} ", f" {whole.format(flag)} ").replace(f"\n{flag} ", f"\n{whole.format(flag)} ")
+    assert made == html.replace("<code>--pack", f"<code>{whole.format('--pack')}")
+
+
 def test_pages_of_the_root_link_to_pages_of_the_site(pages: dict[str, str]) -> None:
     for name in ("changelog.md", "contributing.md", "security.md", "upgrading.md"):
         links = re.findall(r"\]\((?!https?:)([^)#]+)", pages[name])
         assert [link for link in links if link not in pages and not (ROOT / "docs" / link).is_file()] == []
+        assert re.findall(r"\[[\w/-]+\.md\]\(", pages[name]) == []  # but by titles
 
 
 @pytest.mark.long
@@ -78,10 +107,17 @@ def test_the_site_is_read_and_searched_from_files_without_another_host(tmp_path:
         for path in sorted(tmp_path.rglob("*.html")):
             page.goto(path.as_uri())
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+            cut_off = (
+                "[...document.querySelectorAll('pre > code')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+            )
+            assert page.evaluate(cut_off) == 0, path
         page.set_viewport_size({"width": 1280, "height": 800})
         page.goto((tmp_path / "index.html").as_uri())
-        page.fill(".md-search__input", "codebook")
-        page.wait_for_selector(".md-search-result__item a[href*='glossary']", timeout=60_000)
+        for words, found in SEARCHES.items():
+            page.click(".md-search__input")
+            page.keyboard.press("Control+a")
+            page.keyboard.type(words)
+            page.wait_for_selector(f".md-search-result__item a[href*='{found}']", state="attached", timeout=60_000)
         browser.close()
     assert len(asked) > 50
     assert [url for url in asked if not url.startswith(("file:", "data:", "about:"))] == []

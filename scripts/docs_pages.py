@@ -64,8 +64,18 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_content(html: str, **_: Any) -> str:
     """Keep flags whole: a browser would break a line between the dashes and the name."""
-    html = re.sub(r"<pre.*?</pre>", lambda block: FLAG_IN_BLOCK.sub(WHOLE, block[0]), html, flags=re.DOTALL)
+    html = re.sub(r"<pre.*?</pre>", lambda block: code_block(block[0]), html, flags=re.DOTALL)
     return re.sub(r"<code>([^<]+)</code>", lambda found: f"<code>{FLAG.sub(WHOLE, found[1])}</code>", html)
+
+
+def code_block(html: str) -> str:
+    """A block of code with flags kept whole, and comments behind something marked, to be indented where they wrap."""
+    lines = []
+    for line in FLAG_IN_BLOCK.sub(WHOLE, html).split("\n"):
+        before, comment, after = line.partition('<span class="c1">')
+        beside = comment and re.sub(r"<[^>]*>", "", before).strip()
+        lines.append(before + (comment.replace("c1", "c1 beside") if beside else comment) + after)
+    return "\n".join(lines)
 
 
 def pages() -> dict[str, str]:

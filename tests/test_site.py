@@ -84,6 +84,12 @@ def test_flags_are_kept_whole_and_tags_as_they_are() -> None:
     assert made == html.replace("<code>--pack", f"<code>{whole.format('--pack')}")
 
 
+def test_comments_behind_commands_are_marked() -> None:
+    alone, behind = '<span class="c1"># a</span>', '<span class="w">  </span><span class="c1"># b</span>'
+    made = docs_pages().on_page_content(f"<pre><code>{alone}\nrun{behind}\n  {alone}</code></pre>")
+    assert made == f"<pre><code>{alone}\nrun{behind.replace('c1', 'c1 beside')}\n  {alone}</code></pre>"
+
+
 def test_pages_of_the_root_link_to_pages_of_the_site(pages: dict[str, str]) -> None:
     for name in ("changelog.md", "contributing.md", "security.md", "upgrading.md"):
         links = re.findall(r"\]\((?!https?:)([^)#]+)", pages[name])

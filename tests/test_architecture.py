@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor": _SOURCES | {"pipeline"},
     "hub": {"conversion", "pack"},
     "serving": _SOURCES | _TASKS | {"pipeline"},
-    "distributed": _SOURCES | _TASKS | {"pipeline"},
+    "distributed": _SOURCES | _TASKS | {"pipeline", "serving"},
     "cli": _SOURCES | _TASKS | {"distributed", "doctor", "hub", "methods", "pipeline", "previews", "serving"},
     "__main__": {"cli"},
     "__init__": {"pipeline", "conversion"},

@@ -139,15 +139,17 @@ class _Pool(Generic[T]):
         if piece is None:
             self._failed_starts += 1
             if self._failed_starts >= TRIES:
-                raise CodebrushError(f"workers cannot start: {_reason(error)}") from error
+                raise CodebrushError(f"workers cannot start: {last_line(error)}") from error
         else:
             blamed = worker.pieces[0]
             blamed.tries += 1
             if blamed.tries >= TRIES:
-                raise CodebrushError(f"{TRIES} workers died at {self._name(blamed.item)}: {_reason(error)}") from error
+                raise CodebrushError(
+                    f"{TRIES} workers died at {self._name(blamed.item)}: {last_line(error)}"
+                ) from error
             self._again += worker.pieces
         self._waiting = {reference: each for reference, each in self._waiting.items() if each[0] is not worker}
-        warn(f"a worker died and another takes its place: {_reason(error)}")
+        warn(f"a worker died and another takes its place: {last_line(error)}")
         self._workers[self._workers.index(worker)] = self._start()
 
 
@@ -160,7 +162,7 @@ def cause_of(error: Any, name: str) -> BaseException:
 
     cause = error.cause
     if isinstance(cause, RayError):  # Ray's own, where the worker's cannot travel
-        cause = CodebrushError(f"a worker failed at {name}: {_reason(cause)}")
+        cause = CodebrushError(f"a worker failed at {name}: {last_line(cause)}")
     cause.add_note(str(error))  # only tracebacks show it
     return cause
 
@@ -184,7 +186,7 @@ def _with_environment(kind: type) -> type:
     return Worker
 
 
-def _reason(error: Exception) -> str:
+def last_line(error: Exception) -> str:
     """The last line of Ray's message that says something: the first ones name the actor, and what comes last is why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__).rstrip(".")[:300]

@@ -6,8 +6,9 @@ import socket
 import threading
 import warnings
 import webbrowser
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -23,10 +24,11 @@ from codebrush.serving.library import Library
 from codebrush.serving.log import log, logged_to_stderr
 from codebrush.serving.settings import Settings
 from codebrush.serving.workers.processes import Processes
+from codebrush.serving.workers.task import Workers
 
 
-def serve(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM.
+def serve(settings: Settings, workers: Callable[[Library, str], Workers] | None = None) -> None:
+    """Serve until SIGINT or SIGTERM. `workers` makes those that work, of a library with some weights; None: processes.
 
     Raises:
         PackError: if a pack cannot be opened.
@@ -36,10 +38,10 @@ def serve(settings: Settings) -> None:
     """
     with logged_to_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # callers hear of theirs by `heard`; those of libraries are no lines of the log
-        _serve(settings)
+        _serve(settings, workers)
 
 
-def _serve(settings: Settings) -> None:
+def _serve(settings: Settings, make_workers: Callable[[Library, str], Workers] | None) -> None:
     packs: dict[str, Codebrush] = {}
     for source in settings.packs:
         name = _name_of(source, packs)  # which pictures say, too: where the server has it is no caller's business
@@ -49,7 +51,9 @@ def _serve(settings: Settings) -> None:
     listener = _listen(settings)
     store = Store(settings.data)
     opened = {name: lambda brush=brush: brush for name, brush in packs.items()}
-    workers = Processes(settings.workers, library, settings.weights) if settings.workers > 1 else None
+    if make_workers is None and settings.workers > 1:
+        make_workers = partial(Processes, settings.workers)
+    workers = None if make_workers is None else make_workers(library, settings.weights)
     engine = Engine(opened, store, settings.limits, library=library, weights=settings.weights, workers=workers)
     config = uvicorn.Config(
         make_app(engine, settings), log_config=None, access_log=False, server_header=False,

@@ -1,7 +1,7 @@
 """The flags of commands that can share their work among the workers of a Ray cluster."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -30,11 +30,14 @@ WorkersOption = Annotated[
 ]
 
 
-def cluster_of(context: typer.Context) -> "AbstractContextManager[Cluster | None]":
-    """The cluster that the flags ask for, to be joined and left as a context; of None for this process."""
+def cluster_of(
+    context: typer.Context, of_clusters: Collection[str] = ("address", "workers")
+) -> "AbstractContextManager[Cluster | None]":
+    """The cluster that the flags ask for, to be joined and left as a context; of None for this process, where the flags
+    `of_clusters` are refused."""
     given = context.params
     if given["engine"] is EngineName.LOCAL:
-        refuse(given_flags(context), ("address", "workers"), "is for a cluster: add --engine ray")
+        refuse(given_flags(context), of_clusters, "is for a cluster: add --engine ray")
         return nullcontext()
     from codebrush.optional import require
 

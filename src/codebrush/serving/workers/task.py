@@ -15,6 +15,7 @@ Results = list[dict[str, Any]]  # one of each job of a batch
 # What a worker says: ("progress", step, of, new losses), ("shown", number of the job, PNG files), ("warned", text,
 # number), and last ("done", results), ("failed", FaultElsewhere) or ("stopped",).
 Event = tuple[Any, ...]
+LAST = ("done", "failed", "stopped")
 STOP = -1
 Order = int  # STOP, or the number of a job of the task that has ended and is left out of what follows
 

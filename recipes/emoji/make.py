@@ -27,6 +27,7 @@ from codebrush.understanding.answer_confidence import FILE as CONFIDENCE
 HERE = Path(__file__).resolve().parent
 BEFORE = HERE.parents[1] / "src" / "codebrush" / "packs" / "emoji" / "after.png"  # of the pack that is there
 REHEARSED = {"steps": 2, "warmup": 0, "log_every": 1, "checkpoint_every": 1, "preview_every": 0, "compile": False}
+REHEARSED_BATCH = 32  # rows; the scorer needs some beside its 24 decoys
 CAPTIONER_PARTS = 10
 FIRST_CLIP_PARTS = 9  # parts of the captioner that read the first CLIP, not that of all styles
 
@@ -158,7 +159,7 @@ class Plan:
         """A stage of training: a run folder of its own, from the recipe of that name unless `recipe` is another."""
         settings = yaml.safe_load((HERE / f"{recipe or name}.yaml").read_text(encoding="utf-8"))
         if self.given.rehearse:
-            settings["loop"] |= REHEARSED
+            settings["loop"] |= REHEARSED | {"batch_size": min(settings["loop"]["batch_size"], REHEARSED_BATCH)}
         if decoys is not None:
             settings["decoys"]["source"] = str(decoys)
         effective = self.runs / "recipes" / f"{name}.yaml"

@@ -3,8 +3,8 @@
     python recipes/emoji/assemble.py runs/emoji emoji.parquet --out src/codebrush/packs/emoji
 
 Uses the run folders of MEMBERS. pack.json records each stage's plan, its last figures and the seconds it ran, the
-data's hash, the commit and the machine. Models and records of stages whose run folder no longer exists are those of an
-earlier pack (--earlier). `card.py` then measures the pack and writes its card.
+data's hash, the commit and the machine. Models and records of stages whose run folder no longer exists are those of
+starts/ beside this file, or of an earlier pack (--earlier). `card.py` then measures the pack and writes its card.
 """
 
 import argparse
@@ -54,6 +54,8 @@ MEMBERS = {  # of the pack, and the run whose model each is
     "prior": "prior",
     "translator": "translator",
 }
+STARTS = Path(__file__).parent / "starts"
+RECORD = "record.json"  # in a folder of starts/: what run_facts would have said
 CONCEPTS = 1757  # the bank has a picture of each; a pack of 40 MB has no room for more
 LICENCE = (
     "weights Apache-2.0; trained on Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT), the scorer "
@@ -94,13 +96,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     earlier = open_pack(options.earlier).info["provenance"]["stages"] if options.earlier else {}
+    kept = {folder.parent.name: json.loads(folder.read_text()) for folder in STARTS.glob(f"*/{RECORD}")}
+    earlier |= kept
     logged = {run for run in RUNS if (options.runs / run / METRICS).is_file()}
     if gone := [run for run in RUNS if run not in logged | earlier.keys()]:
         parser.error(f"{options.runs} has no {', '.join(gone)}: name a pack that has them with --earlier")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    trained = {member: options.runs / run / MODEL_FOLDER for member, run in MEMBERS.items()}
+    places = {name: (options.runs / run / MODEL_FOLDER, STARTS / run) for name, run in MEMBERS.items()}
     if options.earlier:
-        trained |= {name: options.earlier / name for name, folder in trained.items() if not folder.is_dir()}
+        places = {name: (*folders, options.earlier / name) for name, folders in places.items()}
+    trained = {name: next(filter(Path.is_dir, folders), folders[0]) for name, folders in places.items()}
     clip = CLIP.from_pretrained(trained["clip"])
     rows = SourceConfig(str(options.data), "train", ("skin_tone is null",), ("{label}, {style} style",), "concept")
     known = load_captioned(rows.open(), clip.image_size, options.runs / "cache")

@@ -11,11 +11,10 @@ pytest.importorskip("fastapi", reason='needs the extra "serve"')
 pytest.importorskip("uvicorn", reason='needs the extra "serve"')
 pytest.importorskip("sqlalchemy", reason='needs the extra "serve"')
 
-from engine_helpers import ended
-
 from codebrush.errors import UsageError
 from codebrush.serving.jobs.engine import Limits
 from codebrush.serving.settings import Settings
+from engine_helpers import ended
 
 
 def call(url: str, body: Any = None, **headers: str) -> tuple[int, dict[str, Any], Any]:

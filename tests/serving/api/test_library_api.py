@@ -17,7 +17,6 @@ pytest.importorskip("sqlalchemy", reason='needs the extra "serve"')
 pytest.importorskip("lancedb", reason='needs the extra "search"')
 
 from api_calls import call, data_url, job_when
-from engine_helpers import ended, wait_until
 from PIL import Image
 
 from codebrush import Codebrush
@@ -26,6 +25,7 @@ from codebrush.search import indexing
 from codebrush.serving.jobs.engine import Engine
 from codebrush.serving.jobs.store import Store
 from codebrush.serving.library import Library
+from engine_helpers import ended, wait_until
 
 COLOURS = ("red", "blue", "green", "orange", "navy", "white")
 

@@ -11,8 +11,6 @@ import pytest
 pytest.importorskip("sqlalchemy", reason='needs the extra "serve"')
 pytest.importorskip("prometheus_client", reason='needs the extra "serve"')
 
-from engine_helpers import ended, guided, make_engine, pixels, request, wait_until
-
 from codebrush import Codebrush
 from codebrush.data.decoding.images import read_manifest
 from codebrush.errors import CodebrushError
@@ -21,6 +19,7 @@ from codebrush.serving.jobs.job import Job, JobError, QueueFull
 from codebrush.serving.jobs.queue import FairQueue
 from codebrush.serving.jobs.store import Store
 from codebrush.serving.work.kinds import READ
+from engine_helpers import ended, guided, make_engine, pixels, request, wait_until
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ pytest.importorskip("sqlalchemy", reason='needs the extra "serve"')
 pytest.importorskip("prometheus_client", reason='needs the extra "serve"')
 
 import sqlalchemy
-from engine_helpers import ended, guided, make_engine, pixels, request, wait_until
 from PIL import Image
 
 from codebrush import Codebrush
@@ -28,6 +27,7 @@ from codebrush.serving.jobs import engine as engine_module
 from codebrush.serving.jobs.engine import Engine
 from codebrush.serving.jobs.job import Job, JobError, QueueFull, Stopped
 from codebrush.serving.work.kinds import LOOK, READ, Kind
+from engine_helpers import ended, guided, make_engine, pixels, request, wait_until
 
 
 @pytest.fixture

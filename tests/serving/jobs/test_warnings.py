@@ -11,12 +11,11 @@ pytest.importorskip("fastapi", reason='needs the extra "serve"')
 pytest.importorskip("uvicorn", reason='needs the extra "serve"')
 pytest.importorskip("sqlalchemy", reason='needs the extra "serve"')
 
-from engine_helpers import ended, guided, make_engine, request, wait_until
-
 from codebrush import Codebrush
 from codebrush.serving.jobs.job import Job
 from codebrush.serving.jobs.store import Store
 from codebrush.warned import heard, warn
+from engine_helpers import ended, guided, make_engine, request, wait_until
 
 UNREAD = 'the pack cannot read "круг"'
 LONG = "a red circle " * 20

@@ -11,7 +11,6 @@ import pytest
 pytest.importorskip("gradio", reason='needs the extra "studio"')
 
 import gradio as gr
-from engine_helpers import ended, make_engine, pixels
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -27,6 +26,7 @@ from codebrush.serving.studio.edit.form import EditForm
 from codebrush.serving.studio.edit.mask_painter import begun
 from codebrush.serving.studio.edit.restoring import NO_SOURCE, restored_form
 from codebrush.serving.studio.parts import cached, line_of, told
+from engine_helpers import ended, make_engine, pixels
 from packs import micro_transformer, write_micro_pack
 
 OWNER = "address 127.0.0.1"

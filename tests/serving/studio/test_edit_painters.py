@@ -10,7 +10,6 @@ import pytest
 pytest.importorskip("gradio", reason='needs the extra "studio"')
 
 import gradio as gr
-from engine_helpers import ended, make_engine, pixels
 from PIL import Image
 
 from codebrush import Codebrush
@@ -19,6 +18,7 @@ from codebrush.serving.api.context import Context
 from codebrush.serving.settings import Settings
 from codebrush.serving.studio.edit.form import EditForm
 from codebrush.serving.studio.edit.restoring import restored_form
+from engine_helpers import ended, make_engine, pixels
 from packs import micro_flow, micro_transformer, write_micro_pack
 
 OWNER = "address 127.0.0.1"

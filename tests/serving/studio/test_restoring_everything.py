@@ -10,7 +10,6 @@ import pytest
 pytest.importorskip("gradio", reason='needs the extra "studio"')
 
 import gradio as gr
-from engine_helpers import make_engine
 from PIL import Image
 
 from codebrush import Codebrush
@@ -25,6 +24,7 @@ from codebrush.serving.studio.edit import restoring as edit_restoring
 from codebrush.serving.studio.edit.form import EditForm
 from codebrush.serving.studio.paint import restoring as paint_restoring
 from codebrush.serving.studio.paint.form import PaintForm
+from engine_helpers import make_engine
 from packs import micro_flow, micro_transformer, write_micro_pack
 
 OWNER = "address 127.0.0.1"

@@ -9,7 +9,6 @@ import pytest
 pytest.importorskip("gradio", reason='needs the extra "studio"')
 
 import gradio as gr
-from engine_helpers import ended, make_engine, pixels
 
 from codebrush import Codebrush
 from codebrush.data.decoding.images import read_manifest
@@ -19,6 +18,7 @@ from codebrush.serving.api.context import Context
 from codebrush.serving.settings import Settings
 from codebrush.serving.studio.paint.form import START, PaintForm
 from codebrush.serving.studio.paint.restoring import NO_START, restored_form
+from engine_helpers import ended, make_engine, pixels
 from packs import micro_flow, write_micro_pack
 
 OWNER = "address 127.0.0.1"

@@ -16,7 +16,6 @@ pytest.importorskip("prometheus_client", reason='needs the extra "serve"')
 pytest.importorskip("psutil")
 
 import psutil
-from engine_helpers import ended, guided, pixels, request, wait_until
 from orphaned_worker import start_worker
 
 from codebrush import Codebrush
@@ -27,6 +26,7 @@ from codebrush.serving.jobs.limits import Limits
 from codebrush.serving.jobs.store import Store
 from codebrush.serving.library import Library
 from codebrush.serving.workers.processes import Processes, threads_of_each
+from engine_helpers import ended, guided, pixels, request, wait_until
 
 ENDLESS = 100_000  # steps
 

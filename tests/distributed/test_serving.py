@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from codebrush.serving.jobs.engine import Engine
 from codebrush.serving.jobs.job import Job
 from codebrush.serving.jobs.store import Store
 from codebrush.serving.library import Library
-from codebrush.serving.workers.task import STOP, Task
+from codebrush.serving.workers.task import STOP, Event, PackPlace, Task
 from engine_helpers import ended, guided, pixels, request, wait_until
 
 
@@ -43,6 +44,16 @@ def test_an_actor_says_what_happens_and_stops_when_it_is_told(micro_pack: Path, 
     said += events
     assert said[-1] == ("stopped",)
     actor.order(3, STOP)  # too late, which does no harm
+
+
+def test_an_actor_says_that_it_cannot_read_a_task(tmp_path: Path) -> None:
+    actor = _Actor({}, Library((), tmp_path), "auto")
+    events = actor.work(1, Task("generate", PackPlace("micro", tmp_path, ""), [{"no": "job"}]))
+    said: list[Event] = []
+    thread = threading.Thread(target=lambda: said.extend(events), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert [event[0] for event in said] == ["failed"]
 
 
 def test_an_actor_that_cannot_see_the_data_says_so(tmp_path: Path) -> None:

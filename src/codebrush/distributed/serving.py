@@ -14,6 +14,7 @@ from codebrush.distributed.cluster import Cluster, passed_on
 from codebrush.distributed.workers import last_line
 from codebrush.errors import CodebrushError
 from codebrush.progress import Progress
+from codebrush.serving.faults import FaultElsewhere
 from codebrush.serving.jobs.job import Job
 from codebrush.serving.library import Library
 from codebrush.serving.work.kinds import SPREAD
@@ -112,7 +113,13 @@ class _Actor:
             while not orders.empty():
                 yield orders.get()
 
-        threading.Thread(target=self._worker.work, args=(task, events.put, given), daemon=True).start()
+        def work() -> None:
+            try:
+                self._worker.work(task, events.put, given)
+            except Exception as error:
+                events.put(("failed", FaultElsewhere.of(error)))
+
+        threading.Thread(target=work, daemon=True).start()
         for event in iter(events.get, None):
             yield event
             if event[0] in LAST:

@@ -26,7 +26,12 @@ from codebrush.serving.faults import NO_SPACE
 from codebrush.serving.jobs import engine as engine_module
 from codebrush.serving.jobs.engine import Engine
 from codebrush.serving.jobs.job import Job, JobError, QueueFull, Stopped
+from codebrush.serving.jobs.limits import Limits
+from codebrush.serving.jobs.store import Store
 from codebrush.serving.work.kinds import LOOK, READ, Kind
+from codebrush.serving.workers.here import Here
+from codebrush.serving.workers.task import Results, WorkerLost
+from codebrush.warned import Listener
 from engine_helpers import ended, guided, make_engine, pixels, request, wait_until
 
 
@@ -177,6 +182,35 @@ def test_what_was_shown_is_not_shown_again_when_a_batch_is_tried_one_by_one(engi
     for job in map(ended, jobs):
         assert (job.state, len(job.shown)) == ("done", 3)
         assert len({picture for (picture,) in job.shown}) == 3
+
+
+class Dying(Here):
+    """It lives for two steps of a batch, between which the caller of the first job goes away."""
+
+    def run(
+        self, number: int, lane: str, brush: Codebrush, batch: Sequence[Job], progress: Progress, tell: Listener
+    ) -> Results:
+        if len(batch) > 1:
+            progress(1, 3)
+            self.engine.cancel(batch[0])
+            progress(2, 3)
+            raise WorkerLost
+        return super().run(number, lane, brush, batch, progress, tell)
+
+    engine: Engine
+
+
+def test_a_job_that_has_ended_is_not_ended_again_when_its_worker_dies(served_brush: Codebrush, tmp_path: Path) -> None:
+    kinds = {"generate": Kind(steps(3), group=lambda request: "all")}
+    workers = Dying(kinds)
+    engine = Engine({"micro": lambda: served_brush}, Store(tmp_path), Limits(batch=2), workers=workers)
+    workers.engine, engine.kinds["generate"] = engine, kinds["generate"]
+    jobs = [engine.submit("generate", "micro", {}, owner) for owner in ("ann", "bob")]
+    engine.start()
+    assert [ended(job).state for job in jobs] == ["cancelled", "done"]
+    engine.stop(0)
+    counted = [line for line in engine.metrics.text().decode().splitlines() if line.startswith("codebrush_jobs_total")]
+    assert sorted(line.split()[-1] for line in counted) == ["1.0", "1.0"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a file that is always full")

@@ -112,8 +112,10 @@ class Running:
             self._leave(batch)
             return
         for job in reversed(batch):
+            if job.ended:
+                continue
             with self._jobs.lock:
-                again = not (job.ended or job.cancelled or job.late) and job.attempts < MOST_ATTEMPTS
+                again = not (job.cancelled or job.late) and job.attempts < MOST_ATTEMPTS
                 if again:
                     job.state = "queued"
                     job.begin_again()
@@ -124,7 +126,7 @@ class Running:
                 job.changed()
             elif job.cancelled or job.late:
                 self._end_unfinished(job)
-            elif not job.ended:
+            else:
                 self._jobs.end(job, "failed", dict(_WORKER_DIED))
 
 

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from codebrush.pipeline import Codebrush
 from codebrush.progress import Progress
 from codebrush.serving.jobs.job import Job
-from codebrush.serving.log import log
+from codebrush.serving.log import log, log_failure
 from codebrush.serving.workers.task import Results, Task, WorkerLost
 from codebrush.warned import Listener
 
@@ -97,18 +97,24 @@ class Crew(ABC, Generic[T]):
         until = time.monotonic() + END_SECONDS
         for number, keeper in enumerate(self._keepers):
             keeper.join(max(0.0, until - time.monotonic()))
-            if keeper.is_alive():
+            if keeper.is_alive() and number in workers:
                 self.end(workers[number], now=True)
-                keeper.join()
+                keeper.join(END_SECONDS)
 
     def _keep(self, number: int, changed: Callable[[int, bool], None]) -> None:
         """Keep a worker alive."""
         failed_starts = 0
         while not self._stopping.is_set():
-            with self._lock:
-                if self._stopping.is_set():
-                    return
-                one = self._all[number] = self.begin(number)
+            try:
+                with self._lock:
+                    if self._stopping.is_set():
+                        return
+                    one = self._all[number] = self.begin(number)
+            except Exception as error:  # such as no memory for another process
+                log_failure(error, worker=number)
+                failed_starts += 1
+                self._stopping.wait(min(2.0**failed_starts, MOST_WAIT))
+                continue
             try:
                 log("worker ready", worker=number, **self.until_ready(one))
                 self._ready[number] = one

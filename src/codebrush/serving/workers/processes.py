@@ -22,6 +22,7 @@ import torch
 from codebrush.progress import Progress
 from codebrush.serving.jobs.job import Job
 from codebrush.serving.library import Library
+from codebrush.serving.log import log_failure, logged_to_stderr
 from codebrush.serving.work.kinds import SPREAD
 from codebrush.serving.workers.crew import Crew
 from codebrush.serving.workers.task import Order, Results, Task, WorkerLost, follow
@@ -135,14 +136,21 @@ def _see_one_gpu(number: int) -> None:
 
 
 def _work_on(worker: Worker, connection: Connection) -> None:
-    """Work on the tasks of a lane."""
+    """Work on the tasks of a lane. What goes wrong outside of the work itself ends the process: else the server would
+    wait for ever."""
 
     def orders() -> Iterator[Order]:
         while connection.poll():
             yield connection.recv()
 
-    with suppress(EOFError, OSError):  # the server is gone
+    try:
         while True:
             task = connection.recv()
             if isinstance(task, Task):  # else an order that came when the last one was done
                 worker.work(task, connection.send, orders)
+    except (EOFError, OSError):  # the server is gone
+        pass
+    except Exception as error:  # such as a result that cannot be sent
+        with logged_to_stderr():
+            log_failure(error)
+    os._exit(1)

@@ -170,7 +170,7 @@ def test_what_was_shown_is_not_shown_again_when_a_batch_is_tried_one_by_one(engi
     def run(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:
         for step in range(1, 4):
             for job in jobs:
-                job.show([Image.new("L", (8, 8), 50 * step)])
+                job.show([Image.new("L", (8, 8), 50 * step)], step)
             if step == 2 and len(jobs) > 1:
                 raise ValueError("together they cannot be drawn")
             progress(step, 3)

@@ -1,5 +1,6 @@
 """What goes wrong around the work of workers, and not in it: none of it leaves a job waiting, or a worker missing."""
 
+import shutil
 import threading
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -9,10 +10,14 @@ import pytest
 pytest.importorskip("sqlalchemy", reason='needs the extra "serve"')
 pytest.importorskip("prometheus_client", reason='needs the extra "serve"')
 
+from codebrush import Codebrush
+from codebrush.serving.jobs.job import Job
 from codebrush.serving.library import Library
 from codebrush.serving.work.kinds import DRAW
 from codebrush.serving.workers.processes import Processes, _Process
-from codebrush.serving.workers.task import PackPlace, Task, WorkerLost
+from codebrush.serving.workers.task import STOP, Event, Order, PackPlace, Results, Task, WorkerLost, follow
+from codebrush.serving.workers.worker import Worker
+from engine_helpers import guided
 
 
 class Scarce(Processes):
@@ -25,6 +30,48 @@ class Scarce(Processes):
             self.refused = True
             raise OSError("Resource temporarily unavailable")
         return super().begin(number)
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["at its checkpoint", "from the beginning"])
+def test_a_guided_run_that_goes_on_shows_each_preview_once_and_keeps_its_losses(
+    served_brush: Codebrush, tmp_path: Path, stored: bool
+) -> None:
+    job = Job("generate", "micro", "ann", guided(steps=30, previews=2), tmp_path)
+    told: list[Event] = []
+
+    def work(stop_at: int) -> None:
+        """Let a worker work on it, whose process ends with what it has `told` by then."""
+
+        def orders() -> list[Order]:
+            return [STOP] if job_events("progress")[-1:] == [stop_at] else []
+
+        Worker(Library((), tmp_path), "auto").work(Task.of(served_brush, [job]), told.append, orders)
+
+    def job_events(kind: str) -> list[int]:
+        return [event[1] for event in told if event[0] == kind]
+
+    def follow_told() -> Results:
+        def events() -> Event:
+            if not told or told[0] == ("stopped",):
+                raise WorkerLost
+            return told.pop(0)
+
+        return follow(events, lambda order: None, [job], job.progress, lambda *_: None)
+
+    work(stop_at=15)
+    with pytest.raises(WorkerLost):
+        follow_told()
+    assert (job.step, len(job.shown), len(job.losses)) == (15, 1, 15)
+    told.clear()
+    job.begin_again()
+    if not stored:
+        shutil.rmtree(tmp_path / "run")
+    work(stop_at=31)
+    assert (job_events("progress")[0] > 1) == stored
+    (result,) = follow_told()
+    assert (job.step, len(job.shown), len(job.losses)) == (30, 2, 30)
+    assert job.losses == result["losses"]
+    assert len({file for (file,) in job.shown}) == 2
 
 
 def test_a_worker_that_cannot_be_begun_is_begun_later_and_what_it_cannot_read_ends_it(

@@ -43,8 +43,8 @@ class Job:
     """One job. `request` are the arguments of its kind; `listeners` are called, in any thread, after each change.
 
     `state` is queued, running, cancelling, done, failed or cancelled; `late` is one that takes too long. `shown` are
-    the half-drawn pictures so far, each a list with one picture or more as PNG; `losses` those of guidance so far, one
-    a step.
+    the half-drawn pictures so far, the last of `shown_step`, each a list with one picture or more as PNG; `losses`
+    those of guidance so far, one a step.
     """
 
     kind: str
@@ -64,12 +64,12 @@ class Job:
     step: int = 0
     of: int = 0
     shown: list[list[bytes]] = field(default_factory=list)
+    shown_step: int = 0
     losses: list[float] = field(default_factory=list)
     cancelled: bool = False
     late: bool = False
     listeners: list[Callable[[], None]] = field(default_factory=list)
     _lock: RLock = field(default_factory=RLock)
-    _seen: int = 0  # half-drawn pictures that will be drawn a second time
 
     @property
     def ended(self) -> bool:
@@ -112,19 +112,18 @@ class Job:
             self.changed()
 
     def begin_again(self) -> None:
-        """Its work begins anew: what was shown of it will come again, and is not shown twice."""
-        self.started, self._seen = time.time(), len(self.shown)
-        self.losses.clear()
+        """Its work begins anew, or goes on from where it was last stored."""
+        self.started = time.time()
 
-    def show(self, pictures: Sequence[Image.Image]) -> None:
+    def show(self, pictures: Sequence[Image.Image], step: int) -> None:
         """Show pictures as they are now. Of many times only the latest few are kept."""
-        self.show_files([png_bytes(picture) for picture in pictures])
+        self.show_files([png_bytes(picture) for picture in pictures], step)
 
-    def show_files(self, files: list[bytes]) -> None:
-        """Show pictures that are PNG files already."""
-        if self._seen:
-            self._seen -= 1
+    def show_files(self, files: list[bytes], step: int) -> None:
+        """Show pictures that are PNG files already, unless those of that step, or a later one, were shown before."""
+        if step <= self.shown_step:
             return
+        self.shown_step = step
         self.shown.append(files)
         if len(self.shown) > KEPT_SHOWN:
             self.shown[-KEPT_SHOWN - 1] = []

@@ -1,10 +1,12 @@
 """What is done for each kind of job: calls of `Codebrush`, and where their results are kept."""
 
+import itertools
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from codebrush.data.decoding.images import save_png, to_pil
@@ -13,7 +15,7 @@ from codebrush.errors import ImageError
 from codebrush.files import file_sha256
 from codebrush.generation.advice import warn_of_failure
 from codebrush.generation.editing.upscaling import file_manifest
-from codebrush.generation.guided.run.run_folder import RUN_FILE
+from codebrush.generation.guided.run.run_folder import LOSSES_FILE, RUN_FILE
 from codebrush.generation.manifest import interpolated_manifest
 from codebrush.generation.origin import origin
 from codebrush.generation.result import Result
@@ -66,8 +68,9 @@ def _generate(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list
     prompts, seeds = ([job.request[name] for job in jobs] for name in OWN)
     options = {name: value for name, value in first.items() if name not in (*OWN, "previews")}
     count = first.get("previews", 0)
-    preview = Preview(count, lambda number, pictures: jobs[number].show(pictures)) if count else None
-    drawn = brush.generate(prompts, seed=seeds, progress=progress, preview=preview, **options)
+    shown = [itertools.count(1) for _ in jobs]
+    preview = Preview(count, lambda number, pictures: jobs[number].show(pictures, next(shown[number])))
+    drawn = brush.generate(prompts, seed=seeds, progress=progress, preview=preview if count else None, **options)
     # Of one that was cancelled meanwhile nothing is kept: its folder may be gone.
     return [{} if job.ended else _kept(job, results) for job, results in zip(jobs, drawn, strict=True)]
 
@@ -77,7 +80,7 @@ def _guide(brush: Codebrush, job: Job, progress: Progress) -> dict[str, Any]:
     request, folder = dict(job.request), job.folder / "run"
     scale, count = request.pop("upscale", None), request.pop("previews", 0)
     enlarge = brush.enlarger.results(scale) if scale else list  # refuses a pack without upscaler before the run
-    preview = Preview(count, lambda _, pictures: job.show(pictures))
+    due = Preview(count, lambda *_: None).due
     if (folder / RUN_FILE).exists():
         run = brush.resume(folder)
     else:
@@ -86,15 +89,24 @@ def _guide(brush: Codebrush, job: Job, progress: Progress) -> dict[str, Any]:
             request["init"] = str(job.folder / start)
         run = brush.guide(request.pop("prompt"), folder=folder, **request)
     n = run.request.n
-    for step in run:
-        job.losses.append(step.losses["loss"])
-        if preview.due(step.step, step.steps):
-            preview.show(0, [to_pil(image) for image in step.images()])
-        progress(step.steps * step.pictures.start + step.step * len(step.pictures), step.steps * n)
+    for number, step in enumerate(run):
+        if number:
+            job.losses.append(step.losses["loss"])
+        else:
+            job.losses[:] = _losses(folder)
+        done = step.steps * step.pictures.start + step.step * len(step.pictures)
+        if due(step.step, step.steps):
+            job.show([to_pil(image) for image in step.images()], done)
+        progress(done, step.steps * n)
     warn_of_failure(brush.pack, run.request.prompt, run.results)
-    result = _kept(job, [_by_name(each, job) for each in enlarge(run.results)])
+    result = _kept(job, [_by_name(each, job) for each in enlarge(run.results)]) | {"losses": _losses(folder)}
     shutil.rmtree(folder, ignore_errors=True)  # the pictures say how they were made
-    return result | {"losses": job.losses}
+    return result
+
+
+def _losses(run: Path) -> list[float]:
+    """Those of the steps of a guided run so far, also of steps that it took before it was stopped and went on."""
+    return [json.loads(line)["loss"] for line in (run / LOSSES_FILE).read_text(encoding="utf-8").splitlines()]
 
 
 def _by_name(result: Result, job: Job) -> Result:

@@ -12,8 +12,8 @@ from codebrush.serving.jobs.job import Job, Stopped
 from codebrush.warned import Listener
 
 Results = list[dict[str, Any]]  # one of each job of a batch
-# What a worker says: ("progress", step, of, new losses), ("shown", number of the job, PNG files), ("warned", text,
-# number), and last ("done", results), ("failed", FaultElsewhere) or ("stopped",).
+# What a worker says: ("progress", step, of, how many losses stay, those that follow), ("shown", number of the job, PNG
+# files, step), ("warned", text, number), and last ("done", results), ("failed", FaultElsewhere) or ("stopped",).
 Event = tuple[Any, ...]
 LAST = ("done", "failed", "stopped")
 STOP = -1
@@ -118,10 +118,10 @@ def follow(
 
 def _pass_on(event: Event, batch: Sequence[Job], progress: Progress, tell: Listener) -> None:
     match event:
-        case "progress", step, of, losses:
-            batch[0].losses.extend(losses)
+        case "progress", step, of, stay, losses:
+            batch[0].losses[stay:] = losses
             progress(step, of)
-        case "shown", number, files:
-            batch[number].show_files(files)
+        case "shown", number, files, step:
+            batch[number].show_files(files, step)
         case "warned", text, number:
             tell(text, number)

@@ -43,9 +43,8 @@ class Worker:
                 if order == STOP:
                     raise Stopped
                 jobs[order].state = "cancelled"  # nothing of it is kept
-            losses = jobs[0].losses[said:]
-            said += len(losses)
-            say(("progress", step, of, losses))
+            stay, said = said, len(jobs[0].losses)
+            say(("progress", step, of, stay, jobs[0].losses[stay:]))
 
         try:
             kind = self._kinds[task.kind]
@@ -67,4 +66,4 @@ class Worker:
 
 def _say_shown(say: Callable[[Event], None], number: int, job: Job) -> None:
     if job.shown:
-        say(("shown", number, job.shown.pop()))
+        say(("shown", number, job.shown.pop(), job.shown_step))

@@ -21,7 +21,7 @@ from codebrush.serving.jobs.engine import Engine
 from codebrush.serving.jobs.job import Job
 from codebrush.serving.jobs.store import Store
 from codebrush.serving.library import Library
-from codebrush.serving.workers.task import STOP, Event, PackPlace, Task
+from codebrush.serving.workers.task import BEGUN, STOP, Event, PackPlace, Task
 from engine_helpers import ended, guided, pixels, request, wait_until
 
 
@@ -38,8 +38,9 @@ def test_an_actor_says_what_happens_and_stops_when_it_is_told(micro_pack: Path, 
     job = Job("generate", "micro", "ann", guided(steps=100_000), tmp_path / "job")
     job.folder.mkdir()
     events = actor.work(3, Task.of(brush, [job]))
-    said = [next(events)]
-    assert said[0][:3] == ("progress", 1, 100_000)
+    said = [next(events), next(events)]
+    assert said[0] == BEGUN
+    assert said[1][:3] == ("progress", 1, 100_000)
     actor.order(3, STOP)
     said += events
     assert said[-1] == ("stopped",)
@@ -53,7 +54,7 @@ def test_an_actor_says_that_it_cannot_read_a_task(tmp_path: Path) -> None:
     thread = threading.Thread(target=lambda: said.extend(events), daemon=True)
     thread.start()
     thread.join(60)
-    assert [event[0] for event in said] == ["failed"]
+    assert [event[0] for event in said] == ["begun", "failed"]
 
 
 def test_an_actor_that_cannot_see_the_data_says_so(tmp_path: Path) -> None:

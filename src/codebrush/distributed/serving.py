@@ -76,12 +76,14 @@ class RayWorkers(Crew[Any]):
 def _got(reference: Any) -> Any:
     """What an actor returned. Raises WorkerLost, with the reason, if it has died."""
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import RayError, RayTaskError
 
     try:
         return ray.get(reference)
     except RayError as error:
-        raise WorkerLost(last_line(error)) from error
+        lost = WorkerLost(last_line(error))
+        lost.begun = isinstance(error, RayTaskError)  # also of a task that could not be read
+        raise lost from error
 
 
 class _Actor:

@@ -216,7 +216,7 @@ def test_a_job_that_killed_the_server_twice_is_given_up(brush: Codebrush, tmp_pa
     assert ended(again.find(jobs[0].id)).state == "done"
     given_up = again.find(jobs[1].id)
     assert given_up.state == "failed"
-    assert "killed 2 times" in given_up.error["message"]
+    assert "it was killed 2 times, each with the server or a worker" in given_up.error["message"]
     assert again.find(gone.id).error["message"] == "the server was started again without the pack 'another'"
     again.stop()
 

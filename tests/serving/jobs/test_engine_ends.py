@@ -28,7 +28,7 @@ from codebrush.serving.jobs.engine import Engine
 from codebrush.serving.jobs.job import Job, JobError, QueueFull, Stopped
 from codebrush.serving.jobs.limits import Limits
 from codebrush.serving.jobs.store import Store
-from codebrush.serving.work.kinds import LOOK, READ, Kind
+from codebrush.serving.work.kinds import KINDS, LOOK, READ, Kind
 from codebrush.serving.workers.here import Here
 from codebrush.serving.workers.task import Results, WorkerLost
 from codebrush.warned import Listener
@@ -211,6 +211,29 @@ def test_a_job_that_has_ended_is_not_ended_again_when_its_worker_dies(served_bru
     engine.stop(0)
     counted = [line for line in engine.metrics.text().decode().splitlines() if line.startswith("codebrush_jobs_total")]
     assert sorted(line.split()[-1] for line in counted) == ["1.0", "1.0"]
+
+
+class Gone(Here):
+    """Twice it has died before it could begin."""
+
+    times = 0
+
+    def run(
+        self, number: int, lane: str, brush: Codebrush, batch: Sequence[Job], progress: Progress, tell: Listener
+    ) -> Results:
+        self.times += 1
+        if self.times < 3:
+            raise WorkerLost
+        return super().run(number, lane, brush, batch, progress, tell)
+
+
+def test_a_worker_that_died_before_it_began_a_job_is_no_attempt_at_it(served_brush: Codebrush, tmp_path: Path) -> None:
+    workers = Gone(KINDS)
+    engine = Engine({"micro": lambda: served_brush}, Store(tmp_path), workers=workers)
+    job = engine.submit("generate", "micro", request(), "ann")
+    engine.start()
+    assert (ended(job).state, job.attempts) == ("done", 1)
+    engine.stop(0)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a file that is always full")

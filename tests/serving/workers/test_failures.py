@@ -59,8 +59,9 @@ def test_a_guided_run_that_goes_on_shows_each_preview_once_and_keeps_its_losses(
         return follow(events, lambda order: None, [job], job.progress, lambda *_: None)
 
     work(stop_at=15)
-    with pytest.raises(WorkerLost):
+    with pytest.raises(WorkerLost) as lost:
         follow_told()
+    assert lost.value.begun
     assert (job.step, len(job.shown), len(job.losses)) == (15, 1, 15)
     told.clear()
     job.begin_again()
@@ -83,15 +84,19 @@ def test_a_worker_that_cannot_be_begun_is_begun_later_and_what_it_cannot_read_en
     try:
         assert ready.wait(60)
         assert '"error": "OSError"' in caplog.text
-        lost = threading.Event()
+        one = workers._ready[0]
+        found: list[WorkerLost] = []
 
         def work() -> None:
             task = Task("generate", PackPlace("micro", tmp_path, ""), [{"no": "job"}])
-            with pytest.raises(WorkerLost):
-                workers.work(workers._ready[0], DRAW, task, [], lambda *_: None, lambda *_: None)
-            lost.set()
+            for _ in range(2):
+                with pytest.raises(WorkerLost) as lost:
+                    workers.work(one, DRAW, task, [], lambda *_: None, lambda *_: None)
+                found.append(lost.value)
 
-        threading.Thread(target=work, daemon=True).start()
-        assert lost.wait(60)
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(60)
+        assert [lost.begun for lost in found] == [True, False]  # the second was sent to one that had ended
     finally:
         workers.stop()

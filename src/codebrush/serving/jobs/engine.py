@@ -321,4 +321,4 @@ class Engine:
 
 _NOT_BEGUN = "it was not begun, as the server could not keep that it was: ask again"
 _NOT_KEPT = "the server could not keep how far it is: ask again"
-_GIVEN_UP = f"the server was killed {MOST_ATTEMPTS} times while this job ran, so it is not tried again"
+_GIVEN_UP = f"it was killed {MOST_ATTEMPTS} times, each with the server or a worker, so it is not tried again"

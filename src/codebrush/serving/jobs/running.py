@@ -51,8 +51,8 @@ class Running:
             )  # fmt: skip
         except Stopped:
             self._leave(batch)
-        except WorkerLost:
-            self._worker_lost(lane, batch)
+        except WorkerLost as lost:
+            self._worker_lost(lane, batch, lost.begun)
         except Exception as error:
             waiting = [job for job in batch if not job.ended]
             if len(batch) > 1:
@@ -106,8 +106,9 @@ class Running:
             elif not job.ended:
                 self._end_unfinished(job)
 
-    def _worker_lost(self, lane: Lane, batch: Sequence[Job]) -> None:
-        """Let the jobs of a worker that died be the next ones of the lane, each alone; but not one of two dead ones."""
+    def _worker_lost(self, lane: Lane, batch: Sequence[Job], begun: bool) -> None:
+        """Let the jobs of a worker that died be the next ones of the lane, each alone; but not one of two dead ones. If
+        it had not `begun` with them, that counts as no attempt."""
         if self.abandoned:
             self._leave(batch)
             return
@@ -115,6 +116,7 @@ class Running:
             if job.ended:
                 continue
             with self._jobs.lock:
+                job.attempts -= not begun
                 again = not (job.cancelled or job.late) and job.attempts < MOST_ATTEMPTS
                 if again:
                     job.state = "queued"

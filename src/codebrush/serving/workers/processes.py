@@ -25,7 +25,7 @@ from codebrush.serving.library import Library
 from codebrush.serving.log import log_failure, logged_to_stderr
 from codebrush.serving.work.kinds import SPREAD
 from codebrush.serving.workers.crew import Crew
-from codebrush.serving.workers.task import Order, Results, Task, WorkerLost, follow
+from codebrush.serving.workers.task import BEGUN, Order, Results, Task, WorkerLost, follow
 from codebrush.serving.workers.worker import Worker
 from codebrush.warned import Listener
 
@@ -151,6 +151,7 @@ def _work_on(worker: Worker, connection: Connection) -> None:
     except (EOFError, OSError):  # the server is gone
         pass
     except Exception as error:  # such as a result that cannot be sent
+        _sent(connection, BEGUN)  # also of a task that could not be read: it is not to be sent for ever
         with logged_to_stderr():
             log_failure(error)
     os._exit(1)

@@ -12,16 +12,20 @@ from codebrush.serving.jobs.job import Job, Stopped
 from codebrush.warned import Listener
 
 Results = list[dict[str, Any]]  # one of each job of a batch
-# What a worker says: ("progress", step, of, how many losses stay, those that follow), ("shown", number of the job, PNG
-# files, step), ("warned", text, number), and last ("done", results), ("failed", FaultElsewhere) or ("stopped",).
+# What a worker says: first BEGUN, then ("progress", step, of, how many losses stay, those that follow), ("shown",
+# number of the job, PNG files, step), ("warned", text, number), and last ("done", results), ("failed", FaultElsewhere)
+# or ("stopped",).
 Event = tuple[Any, ...]
+BEGUN: Event = ("begun",)
 LAST = ("done", "failed", "stopped")
 STOP = -1
 Order = int  # STOP, or the number of a job of the task that has ended and is left out of what follows
 
 
 class WorkerLost(Exception):
-    """The worker died; nothing is known of what it was working on."""
+    """The worker died; nothing is known of what it was working on, but whether it had `begun`."""
+
+    begun = False
 
 
 class Workers(Protocol):
@@ -96,8 +100,14 @@ def follow(
     """
     left_out: set[int] = set()
     raised: Exception | None = None
+    begun = False
     while True:
-        event = events()
+        try:
+            event = events()
+        except WorkerLost as lost:
+            lost.begun = lost.begun or begun
+            raise
+        begun = True
         match event:
             case "done", results if raised is None or isinstance(raised, Stopped):
                 return results

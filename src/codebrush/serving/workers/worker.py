@@ -11,7 +11,7 @@ from codebrush.serving.jobs.open_packs import OpenPacks
 from codebrush.serving.library import Library
 from codebrush.serving.work.kinds import KINDS
 from codebrush.serving.work.library import library_kinds
-from codebrush.serving.workers.task import STOP, Event, Order, PackPlace, Task
+from codebrush.serving.workers.task import BEGUN, STOP, Event, Order, PackPlace, Task
 from codebrush.warned import heard
 
 
@@ -31,6 +31,7 @@ class Worker:
 
     def work(self, task: Task, say: Callable[[Event], None], orders: Callable[[], Iterable[Order]]) -> None:
         """Work on a task, and `say` what happens; `orders` are those since it was asked for them last."""
+        say(BEGUN)
         jobs = [Job(**row) for row in task.jobs]
         for number, job in enumerate(jobs):
             job.listen(partial(_say_shown, say, number, job))

@@ -1,7 +1,10 @@
 """What goes wrong around the work of workers, and not in it: none of it leaves a job waiting, or a worker missing."""
 
+import os
 import shutil
+import signal
 import threading
+import time
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from codebrush import Codebrush
 from codebrush.serving.jobs.job import Job
 from codebrush.serving.library import Library
 from codebrush.serving.work.kinds import DRAW
-from codebrush.serving.workers.processes import Processes, _Process
+from codebrush.serving.workers.processes import Processes, _Process, _see_one_gpu
 from codebrush.serving.workers.task import STOP, Event, Order, PackPlace, Results, Task, WorkerLost, follow
 from codebrush.serving.workers.worker import Worker
 from engine_helpers import guided
@@ -30,6 +33,35 @@ class Scarce(Processes):
             self.refused = True
             raise OSError("Resource temporarily unavailable")
         return super().begin(number)
+
+
+def test_signals_for_the_server_do_not_end_a_worker_that_starts(tmp_path: Path) -> None:
+    workers = Processes(1, Library((), tmp_path))
+    changes: list[bool] = []
+    workers.start(lambda number, is_ready: changes.append(is_ready))
+    try:
+        until = time.monotonic() + 120
+        while not changes and time.monotonic() < until:
+            if 0 in workers._all:
+                os.kill(workers._all[0].process.pid, signal.SIGINT)  # as Ctrl-C in a terminal
+            time.sleep(0.05)
+        assert changes == [True]
+    finally:
+        workers.stop()
+
+
+def test_workers_see_one_of_the_servers_gpus_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen(visible: str, count: int) -> list[str]:
+        found = []
+        for number in range(3):
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+            _see_one_gpu(number, count)
+            found.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        return found
+
+    assert seen("", 2) == ["0", "1", "0"]
+    assert seen("5,GPU-7", 2) == ["5", "GPU-7", "5"]
+    assert seen("", 0) == ["", "", ""]
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["at its checkpoint", "from the beginning"])

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -30,6 +31,8 @@ from codebrush.serving.workers.worker import Worker
 from codebrush.warned import Listener
 
 THREADS_VARIABLE = "OMP_NUM_THREADS"
+VISIBLE_VARIABLES = (*(["HIP_VISIBLE_DEVICES"] if torch.version.hip else []), "CUDA_VISIBLE_DEVICES")
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 READY = "ready"
 
 
@@ -46,7 +49,7 @@ class Processes(Crew[_Process]):
     def __init__(self, count: int, library: Library, weights: str = "auto", context: BaseContext | None = None) -> None:
         super().__init__(count)
         self._context: Any = context or multiprocessing.get_context("spawn")
-        self._arguments = (threads_of_each(count), library, weights)
+        self._arguments = (torch.cuda.device_count(), threads_of_each(count), library, weights)
 
     def begin(self, number: int) -> _Process:
         """See `Crew`."""
@@ -54,7 +57,12 @@ class Processes(Crew[_Process]):
         pairs = {lane: self._context.Pipe() for lane in SPREAD}
         theirs = {lane: pair[1] for lane, pair in pairs.items()}
         process = self._context.Process(target=work, args=(number, its_control, theirs, *self._arguments))
-        process.start()
+        resource_tracker.ensure_running()  # it lets the signals through when it starts
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # of the new process, too, until it ignores them
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for each in (its_control, *theirs.values()):  # so that the pipes end with the process
             each.close()
         return _Process(process, control, {lane: pair[0] for lane, pair in pairs.items()})
@@ -109,13 +117,20 @@ def _sent(connection: Connection, message: Any) -> None:
 
 
 def work(
-    number: int, control: Connection, lanes: dict[str, Connection], threads: int, library: Library, weights: str
+    number: int,
+    control: Connection,
+    lanes: dict[str, Connection],
+    gpus: int,
+    threads: int,
+    library: Library,
+    weights: str,
 ) -> None:
     """Called in the new process. Signals are the server's: it lets this process finish."""
-    for each in (signal.SIGINT, signal.SIGTERM):
+    _see_one_gpu(number, gpus)
+    for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     warnings.simplefilter("ignore")  # as in the server: callers hear of theirs
-    _see_one_gpu(number)
     torch.set_num_threads(threads)
     worker = Worker(library, weights)
     for connection in lanes.values():
@@ -127,12 +142,13 @@ def work(
     os._exit(0)
 
 
-def _see_one_gpu(number: int) -> None:
-    """Leave this process one of the GPUs that it may use, if there are any: they are dealt out in turn."""
-    if count := torch.cuda.device_count():
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        names = visible if visible != [""] else [str(each) for each in range(count)]
-        os.environ["CUDA_VISIBLE_DEVICES"] = names[number % count]
+def _see_one_gpu(number: int, count: int) -> None:
+    """Leave this process one of the `count` GPUs that the server may use, dealt out in turn. Torch must not have been
+    asked for them here before."""
+    if count:
+        visible = next((os.environ[each] for each in VISIBLE_VARIABLES if os.environ.get(each)), None)
+        names = [str(each) for each in range(count)] if visible is None else visible.split(",")
+        os.environ.update(dict.fromkeys(VISIBLE_VARIABLES, names[number % count]))
 
 
 def _work_on(worker: Worker, connection: Connection) -> None:

@@ -34,7 +34,7 @@ from transformers import AutoModel
 from codebrush.files import atomic_file
 from codebrush.text.token_table import TABLE_FILE, TABLE_KEY
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.text.word_table import WORDS_FILE, is_plural_of, write_word_table
+from codebrush.text.word_table import WORDS_FILE, singulars_of, write_word_table
 
 BATCH = 1024
 
@@ -60,7 +60,7 @@ def listed_words(path: Path, tokenizer: Tokenizer) -> list[str]:
     return sorted(
         word
         for word in words
-        if tokenizer.backend.token_to_id(word) is None and not any(one in words for one in is_plural_of(word))
+        if tokenizer.backend.token_to_id(word) is None and not any(one in words for one in singulars_of(word))
     )
 
 
@@ -97,9 +97,7 @@ def principal_components(rows: Tensor, dimensions: int) -> tuple[Tensor, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Distil a sentence encoder into a tables of token and word embeddings."
-    )
+    parser = argparse.ArgumentParser(description="Distil a sentence encoder into tables of token and word embeddings.")
     parser.add_argument(
         "--encoder", type=Path, required=True, help="folder with config.json, model.safetensors, vocab.txt"
     )

@@ -3,8 +3,8 @@
     python recipes/emoji/assemble.py runs/emoji emoji.parquet --out src/codebrush/packs/emoji
 
 Uses the run folders of MEMBERS. pack.json records each stage's plan, its last figures and the seconds it ran, the
-data's hash, the commit and the machine. Models and records of stages whose run folder no longer exists are those of
-starts/ beside this file, or of an earlier pack (--earlier). `card.py` then measures the pack and writes its card.
+data's hash, the commit and the machine. Models and records of stages whose run folder no longer exists are those of an
+earlier pack (--earlier). `card.py` then measures the pack and writes its card.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import SourceConfig, load_captioned
 from codebrush.training.engine.reporting import METRICS
 from codebrush.training.make_bank import make_bank
-from codebrush.training.run_folder import MODEL_FOLDER, read_plan
+from codebrush.training.run_folder import MODEL_FOLDER, is_done, read_plan
 from codebrush.version import __version__
 
 PARTS = 10  # the captioner's training had this many
@@ -54,14 +54,11 @@ MEMBERS = {  # of the pack, and the run whose model each is
     "prior": "prior",
     "translator": "translator",
 }
-STARTS = Path(__file__).parent / "starts"
-RECORD = "record.json"  # in a folder of starts/: what run_facts would have said
 CONCEPTS = 1757  # the bank has a picture of each; a pack of 40 MB has no room for more
 LICENCE = (
-    "weights Apache-2.0; trained on Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT), the scorer "
-    "also on others named in NOTICE (CC BY 4.0, MIT, Apache-2.0)"
+    "weights Apache-2.0; trained on Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0), Fluent Emoji (MIT) and others named "
+    "in NOTICE (CC BY 4.0, MIT, Apache-2.0)"
 )
-TEMPERATURE = 2.77  # `codebrush evaluate` fits it on the val split
 ARTICLE = r"\A(?i:an?|the) (?!button)(?=\S)"  # "A button (blood type)" is a label
 DEFAULTS = {"cfg": 3.0, "temperature": 0.4, "top_p": 0.9}
 
@@ -88,24 +85,29 @@ def run_facts(folder: Path) -> dict:
     return {"plan": plan, "last": lines[-1], "seconds": round(seconds), "curve": loss}
 
 
+def trained_model(runs: Path, run: str, member: str, earlier: Path | None) -> Path:
+    """Where the model of a run lies: in its run folder, or in an earlier pack."""
+    places = [
+        runs / run / MODEL_FOLDER,
+        *([] if earlier is None else [open_pack(earlier).member(member)]),
+    ]
+    return next(filter(Path.is_dir, places), places[0])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--earlier", type=Path, help="pack with models and records of the stages without run folder")
+    parser.add_argument("--temperature", type=float, help="as `codebrush evaluate` fits it on the val split")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     earlier = open_pack(options.earlier).info["provenance"]["stages"] if options.earlier else {}
-    kept = {folder.parent.name: json.loads(folder.read_text()) for folder in STARTS.glob(f"*/{RECORD}")}
-    earlier |= kept
-    logged = {run for run in RUNS if (options.runs / run / METRICS).is_file()}
+    logged = {run for run in RUNS if is_done(options.runs / run) and (options.runs / run / METRICS).is_file()}
     if gone := [run for run in RUNS if run not in logged | earlier.keys()]:
         parser.error(f"{options.runs} has no {', '.join(gone)}: name a pack that has them with --earlier")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    places = {name: (options.runs / run / MODEL_FOLDER, STARTS / run) for name, run in MEMBERS.items()}
-    if options.earlier:
-        places = {name: (*folders, options.earlier / name) for name, folders in places.items()}
-    trained = {name: next(filter(Path.is_dir, folders), folders[0]) for name, folders in places.items()}
+    trained = {member: trained_model(options.runs, run, member, options.earlier) for member, run in MEMBERS.items()}
     clip = CLIP.from_pretrained(trained["clip"])
     rows = SourceConfig(str(options.data), "train", ("skin_tone is null",), ("{label}, {style} style",), "concept")
     known = load_captioned(rows.open(), clip.image_size, options.runs / "cache")
@@ -131,8 +133,11 @@ def main() -> None:
         version=__version__,
         licence=LICENCE,
         defaults=DEFAULTS,
-        temperature=TEMPERATURE,
-        extras={"styles": {"text": "{prompt}, {style} style", "names": list(models["translator"].config.styles)}},
+        temperature=options.temperature or 1.0,
+        extras={
+            "styles": {"text": "{prompt}, {style} style", "names": list(models["translator"].config.styles)},
+            "known_texts": True,  # measured by open_words.py
+        },
         provenance={
             "recipe": "recipes/emoji",
             "commit": commit,

@@ -4,7 +4,10 @@ from typing import Any
 
 from codebrush.data.synthetic.questions import KINDS
 
-SHOWN = {"clip": "accuracy", "transformer": "transformer_loss", "captioner": "accuracy", "prior": "cosine"}
+SHOWN = {
+    **{"clip": "accuracy", "scorer": "accuracy", "captioner": "accuracy", "prior": "cosine"},
+    **{"transformer": "transformer_loss", "painter": "transformer_loss"},
+}
 
 
 def percent(share: float) -> str:

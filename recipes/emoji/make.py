@@ -1,12 +1,13 @@
 """Makes the built-in pack from nothing: every table, every stage, the pack and its card, one after the other.
 
     codebrush data emoji --out emoji.parquet            # see docs: the drawings, from their publishers
-    python recipes/emoji/make.py emoji.parquet --more emoji-more.parquet icons.parquet --out emoji
+    python recipes/emoji/make.py emoji.parquet --more emoji-more.parquet icons.parquet
 
 It says which of the steps it is at, and leaves out what is there: stopped, it goes on with the same command, within a
-stage at its last checkpoint. `--until NAME` ends after a step, `--list` only says which steps there are and which are
-done. On a GPU the stages run there; `--threads` is for the CPU. `--rehearse` trains two steps of every stage, on the
-models of those before, to see that all fits together: what comes out draws nothing.
+stage at its last checkpoint. The pack is RUNS/pack in the end. `--until NAME` ends after a step, `--list` only says
+which steps there are and which are done. On a GPU the stages run there; `--threads` is for the CPU. `--rehearse` trains
+two steps of every stage in a folder of its own, to see that all fits together: what comes out draws nothing. The decoys
+of the scorer are drawn with the VQGAN of the installed pack.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from itertools import chain
 from pathlib import Path
 
 import yaml
+from assemble import PARTS
 
 from codebrush.files import atomic_file
 from codebrush.training.run_folder import MODEL_FOLDER
@@ -28,17 +30,21 @@ HERE = Path(__file__).resolve().parent
 BEFORE = HERE.parents[1] / "src" / "codebrush" / "packs" / "emoji" / "after.png"  # of the pack that is there
 REHEARSED = {"steps": 2, "warmup": 0, "log_every": 1, "checkpoint_every": 1, "preview_every": 0, "compile": False}
 REHEARSED_BATCH = 32  # rows; the scorer needs some beside its 24 decoys
-CAPTIONER_PARTS = 10
 FIRST_CLIP_PARTS = 9  # parts of the captioner that read the first CLIP, not that of all styles
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step: its name, what it writes last, and the command without the program."""
+    """One step: its name, what it writes last, and the command without the program.
+
+    A stage has a `recipe`, as text for a file that its command reads, and a `run` folder that it may resume.
+    """
 
     name: str
     made: Path
     command: tuple[str, ...]
+    recipe: tuple[Path, str] | None = None
+    run: Path | None = None
 
 
 class Plan:
@@ -99,7 +105,7 @@ class Plan:
             yield self._stage(name, source, start=start, clip="clip-all-styles", vqgan="vqgan-decoder")
 
     def _readers(self) -> Iterator[Step]:
-        for part in range(1, CAPTIONER_PARTS + 1):
+        for part in range(1, PARTS + 1):
             name, before = (f"captioner-{number}" if number > 1 else "captioner" for number in (part, part - 1))
             start, adapted = before if part > 1 else None, part > FIRST_CLIP_PARTS
             source, clip = (self.drawings, "clip-all-styles") if adapted else (self.emoji, "clip")
@@ -119,7 +125,7 @@ class Plan:
         yield self._script("style_classifier", self.styles, self.emoji, "--steps", self._few(1500))
 
     def _pack(self) -> Iterator[Step]:
-        out, given = self.given.out, self.given
+        out, given = self.runs / "pack", self.given
         earlier = ("--earlier", given.earlier) if given.earlier else ()
         yield self._script("assemble", out, self.runs, self.emoji, *earlier, made=out / "pack.json")
         if given.answers:
@@ -162,16 +168,13 @@ class Plan:
             settings["loop"] |= REHEARSED | {"batch_size": min(settings["loop"]["batch_size"], REHEARSED_BATCH)}
         if decoys is not None:
             settings["decoys"]["source"] = str(decoys)
-        effective = self.runs / "recipes" / f"{name}.yaml"
-        effective.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(effective) as part:
-            part.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        effective = self.runs / "recipes" / f"{name}.yaml", yaml.safe_dump(settings, sort_keys=False)
         others = [("--from", start), ("--clip", clip), ("--vqgan", vqgan)]
         words = [word for flag, run in others if run is not None for word in (flag, str(self._model(run)))]
         run = self.runs / name
-        command = ["-m", "codebrush", "train", settings["stage"], str(effective), "--source", str(source), *words]
+        command = ["-m", "codebrush", "train", settings["stage"], str(effective[0]), "--source", str(source), *words]
         command += ["--out", str(run), "--threads", str(self.given.threads)]
-        return Step(name, self._model(name), (*command, *(["--resume"] if run.exists() else [])))
+        return Step(name, self._model(name), tuple(command), effective, run)
 
 
 def run(steps: Sequence[Step], until: str | None) -> None:
@@ -183,7 +186,13 @@ def run(steps: Sequence[Step], until: str | None) -> None:
         else:
             began = time.monotonic()
             print(place, flush=True)
-            if code := subprocess.run([sys.executable, *step.command], check=False).returncode:
+            if step.recipe is not None:
+                file, text = step.recipe
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_file(file) as part:
+                    part.write_text(text, encoding="utf-8")
+            resumed = ["--resume"] if step.run is not None and step.run.exists() else []
+            if code := subprocess.run([sys.executable, *step.command, *resumed], check=False).returncode:
                 raise SystemExit(f"{place} ended with {code}: the same command goes on from here")
             if step.made.suffix == ".done":
                 step.made.touch()
@@ -197,8 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("emoji", type=Path, help="emoji.parquet")
     parser.add_argument("--more", type=Path, nargs="*", default=[], help="tables of more styles and of icons")
-    parser.add_argument("--runs", type=Path, default=Path("runs/emoji"), help="folder for tables and runs")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the pack")
+    parser.add_argument("--runs", type=Path, help="folder for tables, runs and the pack; default: runs/emoji")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of a stage; 0 leaves the choice to PyTorch")
     parser.add_argument("--earlier", type=Path, help="pack that has what the run folders lack")
     parser.add_argument(
@@ -208,7 +216,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="say the steps and which are done, and run none")
     parser.add_argument("--rehearse", action="store_true", help="two steps of every stage, to see that all fits")
     given = parser.parse_args()
-    (given.runs / "data").mkdir(parents=True, exist_ok=True)
+    given.runs = given.runs or Path("runs/emoji-rehearsed" if given.rehearse else "runs/emoji")
     steps = Plan(given).steps()
     if given.until is not None and given.until not in [step.name for step in steps]:
         parser.error(f"there is no step {given.until}: {', '.join(step.name for step in steps)}")
@@ -216,6 +224,7 @@ def main() -> None:
         for step in steps:
             print(f"{'done' if step.made.exists() else '    '}  {step.name}")
         return
+    (given.runs / "data").mkdir(parents=True, exist_ok=True)
     run(steps, given.until)
 
 

@@ -80,9 +80,12 @@ class LoadedPack:
 
     @cached_property
     def known_texts(self) -> KnownTexts | None:
-        """The labels of the pack's bank as help with other words; None if it has none, or reads words by other means
-        than the distilled token table."""
-        labels = known_labels(self.pack) if reads_english(self.pack) else []
+        """The labels of the pack's bank as help with other words, if its pack.json says that they help: "known_texts".
+
+        None without that, without a bank, or if the pack reads words by other means than the distilled token table.
+        """
+        helps = self.pack.info.get("known_texts") is True and reads_english(self.pack)
+        labels = known_labels(self.pack) if helps else []
         return KnownTexts(self.clip, self.tokenizer, labels) if labels else None
 
     @cached_property

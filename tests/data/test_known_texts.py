@@ -1,5 +1,7 @@
 """Known labels help with words that a CLIP was not trained with, and change nothing else."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -42,12 +44,12 @@ def test_other_words_move_towards_the_labels_that_mean_the_same(brush: Codebrush
 
 
 def test_texts_of_known_words_keep_every_bit(brush: Codebrush, known: KnownTexts) -> None:
-    texts = ["red apple", "dog face", "pooch"]
-    plain = brush.embed_text(texts)
-    helped = known.helped(texts, plain)
-    assert torch.equal(helped[:2], plain[:2])
-    assert not torch.equal(helped[2], plain[2])
-    assert torch.equal(known.helped(texts[:2], plain[:2]), plain[:2])
+    texts = ["red apple", "dog face", "an apple", "a photo of a dog", "my two dogs", "this is an image of cherries"]
+    plain = brush.embed_text([*texts, "pooch"])
+    helped = known.helped([*texts, "pooch"], plain)
+    assert torch.equal(helped[:-1], plain[:-1])
+    assert not torch.equal(helped[-1], plain[-1])
+    assert torch.equal(known.helped(texts, plain[:-1]), plain[:-1])
 
 
 def test_what_no_label_is_near_to_stays(brush: Codebrush, known: KnownTexts) -> None:
@@ -61,3 +63,8 @@ def test_a_batch_is_helped_as_each_text_alone(brush: Codebrush, known: KnownText
     plain = brush.embed_text(texts)
     alone = torch.cat([known.helped([text], row[None]) for text, row in zip(texts, plain, strict=True)])
     torch.testing.assert_close(known.helped(texts, plain), alone, rtol=0, atol=1e-6)
+
+
+def test_only_packs_that_say_so_are_helped(brush: Codebrush, micro_pack: Path) -> None:
+    assert brush.pack.info["known_texts"] is True
+    assert Codebrush.from_pretrained(micro_pack, device="cpu").known_texts is None

@@ -7,7 +7,7 @@ import torch
 
 from codebrush.errors import PackError
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.text.word_table import WORDS_FILE, WordTable, is_plural_of, write_word_table
+from codebrush.text.word_table import WORDS_FILE, WordTable, singulars_of, write_word_table
 from codebrush.text.word_vectors import word_vectors
 
 SPELT = {  # each falls into pieces, and means nearly the same as one of the others' words
@@ -45,9 +45,9 @@ def test_each_row_is_a_unit_vector_and_plurals_have_the_row_of_the_singular(word
 
 
 def test_a_plural_ends_in_s() -> None:
-    assert is_plural_of("cherries") == ["cherrie", "cherri", "cherry"]
-    assert is_plural_of("tadpoles") == ["tadpole", "tadpol"]
-    assert is_plural_of("frog") == []
+    assert singulars_of("cherries") == ["cherrie", "cherri", "cherry"]
+    assert singulars_of("tadpoles") == ["tadpole", "tadpol"]
+    assert singulars_of("frog") == []
 
 
 def test_words_that_are_only_spelt_are_nearest_to_what_they_mean() -> None:
@@ -80,3 +80,6 @@ def test_missing_and_damaged_tables_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(PackError, match="is damaged") as error:
         WordTable(tmp_path / WORDS_FILE)
     assert "\n" not in str(error.value)
+    write_word_table(tmp_path / WORDS_FILE, ["one", "one"], torch.ones(2, 96), {})
+    with pytest.raises(PackError, match="words and rows differ in number"):
+        WordTable(tmp_path / WORDS_FILE)

@@ -14,15 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codebrush.data.curation.phrases import STOP_WORDS
 from codebrush.data.text_embedding import embed_texts
 from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import Tokenizer
+from codebrush.text.word_table import singulars_of
 from codebrush.text.word_vectors import is_read, word_vectors
 
 TEMPERATURE = 0.03  # of the softmax over cosines with the known labels
 SHARE = 2.0  # of the known labels beside the text's own embedding, which counts 1
 LEAST_NEAR = 0.35  # cosine of word vectors with the nearest label below which no label says anything about a text
 BATCH = 256
+SMALL_WORDS = STOP_WORDS | frozenset((
+    "drawing", "emoji", "her", "here", "his", "icon", "image", "my", "our", "photo", "photograph", "picture", "some",
+    "their", "there", "very", "your",
+))  # fmt: skip  # say nothing of what a picture shows
 _WORD = re.compile(r"[^\W\d_]+")
 
 
@@ -34,8 +40,10 @@ class KnownTexts:
         self._words = {word for label in labels for word in _words(label)}
 
     def has_other_words(self, text: str) -> bool:
-        """Whether a text has a word that no label has and that the tables of words know."""
-        return any(is_read(word) for word in set(_words(text)) - self._words)
+        """Whether a text has a word that says something, that the tables of words know, and that no label has, not in
+        the singular either."""
+        others = set(_words(text)) - self._words - SMALL_WORDS
+        return any(is_read(word) and self._words.isdisjoint(singulars_of(word)) for word in others)
 
     @torch.no_grad()
     def helped(self, texts: Sequence[str], embeddings: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def write_pack(
     defaults: Mapping[str, Any] | None = None,
     temperature: float | None = None,
     painter: str | None = None,
-    extras: Mapping[str, Mapping[str, Any] | None] | None = None,
+    extras: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> Pack:
     """Write a pack into `folder` and return it opened; its weights are stored as `dtype`.

@@ -6,7 +6,6 @@ names its sources.
 """
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from codebrush.errors import PackError
+from codebrush.errors import PackError, first_line
 from codebrush.files import atomic_file
 from codebrush.text.token_table import WORDPIECE_FOLDER
 
@@ -33,26 +32,25 @@ class WordTable:
             )
         try:
             with safe_open(path, "pt") as file:
-                self._codes, self._letters = file.get_tensor("codes"), file.get_tensor("words")  # (W, D) int8, bytes
-        except (SafetensorError, OSError) as error:
-            raise PackError(f"{path} is damaged ({error}): install the package again") from error
-
-    @cached_property
-    def places(self) -> dict[str, int]:
+                self._codes = file.get_tensor("codes")  # (W, D) int8
+                words = bytes(file.get_tensor("words").numpy()).decode().split("\n")
+        except (SafetensorError, OSError, UnicodeDecodeError) as error:
+            raise PackError(f"{path} is damaged ({first_line(error)}): install the package again") from error
+        self.places = {word: place for place, word in enumerate(words)}
         """The words in small letters, and the row of each."""
-        words = bytes(self._letters.numpy()).decode().split("\n")
-        return {word: place for place, word in enumerate(words)}
+        if len(self.places) != len(self._codes):
+            raise PackError(f"{path} is damaged (its words and rows differ in number): install the package again")
 
     def vector(self, word: str) -> Tensor | None:
         """The unit vector (D,) of a word in small letters or of its singular; None if the table has neither."""
-        for form in (word, *is_plural_of(word)):
+        for form in (word, *singulars_of(word)):
             if (place := self.places.get(form)) is not None:
                 return F.normalize(self._codes[place].float(), dim=0)
         return None
 
 
-def is_plural_of(word: str) -> list[str]:
-    """What a word may be the plural of, by its ending: of "cherries" cherrie, cherri and cherry."""
+def singulars_of(word: str) -> list[str]:
+    """The words that a word may be the plural of, by its ending: of "cherries" cherrie, cherri and cherry."""
     endings = {"s": "", "es": "", "ies": "y"}
     return [word.removesuffix(ending) + singular for ending, singular in endings.items() if word.endswith(ending)]
 

@@ -71,11 +71,24 @@ def figures(engine: Engine, name: str) -> dict[str, float]:
 
 def begun(engine: Engine, **options: Any) -> tuple[Job, int]:
     """A guided job that a worker has begun, and which one."""
-    before = figures(engine, "codebrush_worker_jobs_total")
-    job = engine.submit("generate", "micro", guided(**options), "ann")
-    wait_until(job, lambda job: job.step > 0)
-    after = figures(engine, "codebrush_worker_jobs_total")
-    return job, next(int(name) for name in after if after[name] != before.get(name, 0))
+    return begun_and(engine, lambda worker: None, **options)
+
+
+def begun_and(engine: Engine, then: Callable[[int], None], **options: Any) -> tuple[Job, int]:
+    """The same, where `then` is called with the worker at the first step, before anything else of it is heard."""
+    before, found = figures(engine, "codebrush_worker_jobs_total"), list[int]()
+
+    def at_each_change() -> None:
+        if job.step > 0 and not found:
+            after = figures(engine, "codebrush_worker_jobs_total")
+            found.append(next(int(name) for name in after if after[name] != before.get(name, 0)))
+            then(found[0])
+
+    with engine._lock:  # so that nobody takes it before it is listened to
+        job = engine.submit("generate", "micro", guided(**options), "ann")
+        job.listen(at_each_change)
+    wait_until(job, lambda job: found)
+    return job, found[0]
 
 
 def kill(engine: Engine, number: int) -> None:
@@ -91,14 +104,18 @@ def guided_alone(served_brush: Codebrush) -> bytes:
 def test_two_workers_draw_at_once_what_one_process_draws(
     engine: Engine, served_brush: Codebrush, guided_alone: bytes
 ) -> None:
-    first, _ = begun(engine, steps=30, previews=2)
+    busy, _ = begun(engine, steps=ENDLESS)
     jobs = [engine.submit("generate", "micro", request(seed), "bob") for seed in (7, 2**40)]
     for job in map(ended, jobs):
-        assert first.state == "running"  # by the other worker
+        assert busy.state == "running"  # by the other worker
         (alone,) = served_brush.generate(**job.request)
         assert pixels(job) == [alone.image.tobytes()]
         assert read_manifest(job.folder / "picture_00.png") == alone.manifest
+    first, _ = begun(engine, steps=30, previews=2)
     assert pixels(ended(first)) == [guided_alone]
+    assert busy.state == "running"
+    engine.cancel(busy)
+    assert ended(busy).state == "cancelled"
     assert (len(first.shown), len(first.losses)) == (2, 30)
     assert first.losses == first.result["losses"]
 
@@ -128,19 +145,20 @@ def test_a_reading_does_not_wait_for_drawings(engine: Engine, served_brush: Code
 
 
 def test_the_job_of_a_killed_worker_is_done_by_another_and_others_go_on(engine: Engine, guided_alone: bytes) -> None:
-    (first, worker), (second, _) = begun(engine, steps=30), begun(engine, steps=30)
-    deaths = figures(engine, "codebrush_worker_deaths_total").get(str(worker), 0)
-    kill(engine, worker)
-    assert [pixels(ended(job)) for job in (first, second)] == [[guided_alone]] * 2
-    assert (first.attempts, second.attempts) == (2, 1)
-    assert figures(engine, "codebrush_worker_deaths_total")[str(worker)] == deaths + 1
+    deaths = figures(engine, "codebrush_worker_deaths_total")
+    other, _ = begun(engine, steps=ENDLESS)
+    job, worker = begun_and(engine, lambda worker: kill(engine, worker), steps=30)
+    assert pixels(ended(job)) == [guided_alone]
+    assert (job.attempts, other.attempts, other.state) == (2, 1, "running")
+    engine.cancel(other)
+    assert ended(other).state == "cancelled"
+    assert figures(engine, "codebrush_worker_deaths_total")[str(worker)] == deaths.get(str(worker), 0) + 1
 
 
 def test_a_job_that_kills_two_workers_fails_and_others_take_their_place(engine: Engine) -> None:
     job, worker = begun(engine, steps=ENDLESS)
     kill(engine, worker)
-    wait_until(job, lambda job: job.attempts == 2)
-    wait_until(job, lambda job: job.step > 0)
+    wait_until(job, lambda job: job.attempts == 2 and job.step > 0)
     kill(engine, 1 - worker)  # the only one that was ready
     assert ended(job).error["code"] == "worker_died"
     assert "\n" not in job.error["message"]

@@ -113,7 +113,7 @@ class Job:
 
     def begin_again(self) -> None:
         """Its work begins anew, or goes on from where it was last stored."""
-        self.started = time.time()
+        self.started, self.step = time.time(), 0
 
     def show(self, pictures: Sequence[Image.Image], step: int) -> None:
         """Show pictures as they are now. Of many times only the latest few are kept."""

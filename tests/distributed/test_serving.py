@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +61,24 @@ def test_an_actor_says_that_it_cannot_read_a_task(tmp_path: Path) -> None:
 def test_an_actor_that_cannot_see_the_data_says_so(tmp_path: Path) -> None:
     with pytest.raises(CodebrushError, match="name a folder as --data that all machines share"):
         _Actor({}, Library((), tmp_path / "elsewhere"), "auto")
+
+
+class Full(RayWorkers):
+    """Those of a cluster that takes none."""
+
+    def begin(self, number: int) -> Any:
+        raise OSError
+
+
+def test_a_cluster_that_starts_no_worker_is_one_line_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("codebrush.distributed.serving.PATIENCE", 0.01)
+    workers = Full(Cluster(2, 0), Library((), tmp_path), "auto")
+    workers.start(lambda number, is_ready: None)
+    wait_for(lambda: "no worker ready" in caplog.text)
+    assert caplog.text.count("the cluster may have no free processor, and is waited for") == 1
+    workers.stop()
 
 
 @pytest.mark.long

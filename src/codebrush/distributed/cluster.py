@@ -26,6 +26,11 @@ class Cluster:
     workers: int
     gpus: float
 
+    @property
+    def lack(self) -> str:
+        """What is said if no worker starts."""
+        return f"the cluster may have no free {'GPU and processor' if self.gpus else 'processor'}, and is waited for"
+
 
 @contextmanager
 def joined(address: str | None = None, workers: int | None = None) -> Iterator[Cluster]:

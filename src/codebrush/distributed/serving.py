@@ -6,17 +6,18 @@ The queue, the limits and the results stay with the server; see docs/decisions/0
 import itertools
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any
 
 from codebrush.distributed.cluster import Cluster, passed_on
-from codebrush.distributed.workers import last_line
+from codebrush.distributed.workers import PATIENCE, last_line
 from codebrush.errors import CodebrushError
 from codebrush.progress import Progress
 from codebrush.serving.faults import FaultElsewhere
 from codebrush.serving.jobs.job import Job
 from codebrush.serving.library import Library
+from codebrush.serving.log import log
 from codebrush.serving.work.kinds import SPREAD
 from codebrush.serving.workers.crew import Crew
 from codebrush.serving.workers.task import LAST, Event, Order, Results, Task, WorkerLost, follow
@@ -36,6 +37,23 @@ class RayWorkers(Crew[Any]):
         actor = ray.remote(_Actor).options(num_cpus=1, num_gpus=cluster.gpus, max_concurrency=CALLS)
         self._begin = lambda: actor.remote(passed_on(), library, weights)
         self._numbers = itertools.count()
+        self._lack = cluster.lack
+        self._patience = threading.Timer(PATIENCE, self._say_if_none)
+        self._patience.daemon = True
+
+    def start(self, changed: Callable[[int, bool], None]) -> None:
+        """See `Crew`."""
+        super().start(changed)
+        self._patience.start()
+
+    def stop(self) -> None:
+        """See `Crew`."""
+        self._patience.cancel()
+        super().stop()
+
+    def _say_if_none(self) -> None:
+        if not self._ready:
+            log("no worker ready", seconds=PATIENCE, reason=self._lack)
 
     def begin(self, number: int) -> Any:
         """See `Crew`."""

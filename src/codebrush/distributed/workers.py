@@ -54,7 +54,7 @@ class _Pool(Generic[T]):
     ) -> None:
         import ray
 
-        self._needs = "GPU and processor" if cluster.gpus else "processor"
+        self._lack = cluster.lack
         options = {"num_cpus": 1, "num_gpus": cluster.gpus}
         remote = ray.remote(_with_environment(kind)).options(**options)
         self._make = lambda: remote.remote(passed_on(), *arguments)
@@ -74,8 +74,7 @@ class _Pool(Generic[T]):
             done, _ = ray.wait(list(self._waiting), num_returns=1, timeout=self._patience())
             if not done:
                 self._has_said = True
-                lack = f"the cluster may have no free {self._needs}"
-                warn(f"no worker is ready after {PATIENCE:.0f} seconds: {lack}, and is waited for")
+                warn(f"no worker is ready after {PATIENCE:.0f} seconds: {self._lack}")
             for reference in done:
                 worker, piece = self._waiting.pop(reference)
                 result = self._result(reference, worker, piece)

@@ -24,7 +24,6 @@ class Metrics:
         self.batch = Histogram(
             "codebrush_batch_jobs", "Jobs that were drawn together.", buckets=(1, 2, 4, 8, 16, 32), registry=own
         )
-
         self.worker_jobs = Counter("codebrush_worker_jobs", "Jobs that a worker worked on.", ["worker"], registry=own)
         self.worker_ready = Gauge("codebrush_worker_ready", "1 for a worker that is ready.", ["worker"], registry=own)
         self.worker_deaths = Counter("codebrush_worker_deaths", "Workers that died.", ["worker"], registry=own)

@@ -73,6 +73,8 @@ class Engine:
 
     def start(self) -> None:
         """Begin to work."""
+        for name in self._workers.names:
+            self.metrics.worker_ready.labels(name).set(False)
         self._workers.start(self._changed)
         for thread in self._threads:
             thread.start()
@@ -294,6 +296,7 @@ class Engine:
             finally:
                 with self._lock:
                     lane.busy -= 1
+                    self._count()  # of what a worker that died has left
 
     def _tidy(self) -> None:
         """Forget what has been kept for long enough, also when nobody calls, until the server stops."""

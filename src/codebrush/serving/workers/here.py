@@ -34,7 +34,7 @@ class Here:
             return self._kinds[batch[0].kind].run(brush, batch, progress)
 
     def close(self, pack: str) -> None:
-        """The engine does it."""
+        """It works with the packs of the engine, which forgets them itself."""
 
     def stop(self) -> None:
         """It ends with the server."""

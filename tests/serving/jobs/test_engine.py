@@ -198,6 +198,7 @@ def test_what_a_stopped_server_leaves_is_done_by_the_next(brush: Codebrush, tmp_
     found.listen(lambda: steps.append(found.step))
     assert pixels(ended(found)) == [brush.generate(**guided(steps=8))[0].image.tobytes()]
     assert next(step for step in steps if step) > running.step  # it went on, and did not begin anew
+    assert len(found.result["losses"]) == len(found.losses) == 8
     assert pixels(ended(again.find(waiting.id))) == [brush.generate(**request(3))[0].image.tobytes()]
     assert not (running.folder / "run").exists()
     again.stop()

@@ -58,7 +58,9 @@ class Processes(Crew[_Process]):
         theirs = {lane: pair[1] for lane, pair in pairs.items()}
         process = self._context.Process(target=work, args=(number, its_control, theirs, *self._arguments))
         resource_tracker.ensure_running()  # it lets the signals through when it starts
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # of the new process, too, until it ignores them
+        # Of the new process, too, until it ignores them. A fork server would block them in all that it starts.
+        blocked = SIGNALS if self._context.get_start_method() == "spawn" else ()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
         try:
             process.start()
         finally:

@@ -149,6 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _collect_later() -> None:
     """Let the collector of cyclic garbage begin with more than OBJECTS_AT_START objects, and then go on as usual."""
     usual = gc.get_threshold()
+    if not usual[0]:  # switched off by whoever started this process
+        return
 
     def go_on(phase: str, _: dict[str, int]) -> None:
         gc.set_threshold(*usual)

@@ -48,8 +48,9 @@ def engine(
 
 
 @pytest.fixture(autouse=True)
-def all_ready(engine: Engine) -> None:
-    wait_for(lambda: all(engine.workers))
+def all_free(engine: Engine) -> None:
+    """Each test begins with workers that are ready and that no cancelled job holds any more."""
+    wait_for(lambda: all(engine.workers) and not any(lane.busy for lane in engine._lanes.values()))
 
 
 def wait_for(true: Callable[[], bool]) -> None:

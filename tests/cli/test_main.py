@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic_core import SchemaSerializer, core_schema
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from codebrush import __version__
@@ -150,3 +151,22 @@ def test_an_interruption_is_one_line_and_leaves_nothing(
     assert run(["generate", "a dog", "--pack", str(micro_pack), "--n", "2", "--out", str(out)]) == 130
     assert capsys.readouterr() == ("", "codebrush: stopped\n")
     assert not out.exists()
+
+
+class _Interrupting:
+    """A value that Ctrl-C comes at when pydantic looks at it."""
+
+    def __repr__(self) -> str:
+        raise KeyboardInterrupt
+
+
+def test_an_interruption_while_pydantic_builds_a_model_is_one_line(
+    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        hook.remove()
+        SchemaSerializer(core_schema.literal_schema([_Interrupting()]))
+
+    hook = register_module_forward_pre_hook(interrupt)
+    assert run(["generate", "a dog", "--pack", str(micro_pack), "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr() == ("", "codebrush: stopped\n")

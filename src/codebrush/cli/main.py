@@ -185,7 +185,16 @@ def run(arguments: Sequence[str]) -> int:
         if not lacks_memory(error):
             raise
         return _print_error("there is not enough memory: free some, or use smaller batches or pictures", 1)
+    except Exception as error:
+        if not _was_interrupted(error):
+            raise
+        status = INTERRUPTED
     return _print_error("stopped", INTERRUPTED) if status == INTERRUPTED else int(status or 0)
+
+
+def _was_interrupted(error: Exception) -> bool:
+    """Whether an error is a Ctrl-C that came while pydantic built a model: it makes an error of its own of it."""
+    return type(error).__module__.startswith("pydantic_core") and KeyboardInterrupt.__name__ in str(error)
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:

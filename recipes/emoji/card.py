@@ -93,7 +93,8 @@ def evaluated(pack: str, parquet: str, judge: Path) -> dict[str, Any]:
         "--judge",
         str(judge / MODEL_FOLDER),
     ]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return report | {"source": Path(parquet).name}  # only the name is published, not where it was
 
 
 def speed(pack: str) -> dict[str, float]:

@@ -66,6 +66,8 @@ DEFAULTS = {"cfg": 3.0, "temperature": 0.4, "top_p": 0.9}
 def without_article(tokenizer: Tokenizer) -> Tokenizer:
     """Make the tokenizer drop a leading article. Labels have none, and the code transformer, which reads positions,
     treats "a rocket" as something else than "rocket"."""
+    if json.dumps(ARTICLE) in tokenizer.backend.to_str():  # that of an earlier pack
+        return tokenizer
     leave_out = normalizers.Replace(tokenizers.Regex(ARTICLE), "")
     assert tokenizer.backend.normalizer is not None
     tokenizer.backend.normalizer = normalizers.Sequence([leave_out, tokenizer.backend.normalizer])
@@ -133,7 +135,7 @@ def main() -> None:
         version=__version__,
         licence=LICENCE,
         defaults=DEFAULTS,
-        temperature=options.temperature or 1.0,
+        temperature=options.temperature,
         extras={
             "styles": {"text": "{prompt}, {style} style", "names": list(models["translator"].config.styles)},
             "known_texts": True,  # measured by open_words.py

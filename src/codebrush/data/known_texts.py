@@ -6,7 +6,6 @@ by the distilled tables of words (`codebrush.text.word_vectors`), which have rea
 docs/log.md has the figures.
 """
 
-import re
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -19,7 +18,7 @@ from codebrush.data.text_embedding import embed_texts
 from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.text.word_table import singulars_of
-from codebrush.text.word_vectors import is_read, word_vectors
+from codebrush.text.word_vectors import is_read, word_vectors, words_in
 
 TEMPERATURE = 0.03  # of the softmax over cosines with the known labels
 SHARE = 2.0  # of the known labels beside the text's own embedding, which counts 1
@@ -29,7 +28,6 @@ SMALL_WORDS = STOP_WORDS | frozenset((
     "drawing", "emoji", "her", "here", "his", "icon", "image", "my", "our", "photo", "photograph", "picture", "some",
     "their", "there", "very", "your",
 ))  # fmt: skip  # say nothing of what a picture shows
-_WORD = re.compile(r"[^\W\d_]+")
 
 
 class KnownTexts:
@@ -37,12 +35,12 @@ class KnownTexts:
 
     def __init__(self, clip: CLIP, tokenizer: Tokenizer, labels: Sequence[str]):
         self.clip, self.tokenizer, self.labels = clip, tokenizer, labels
-        self._words = {word for label in labels for word in _words(label)}
+        self._words = {word for label in labels for word in words_in(label)}
 
     def has_other_words(self, text: str) -> bool:
         """Whether a text has a word that says something, that the tables of words know, and that no label has, not in
         the singular either."""
-        others = set(_words(text)) - self._words - SMALL_WORDS
+        others = set(words_in(text)) - self._words - SMALL_WORDS
         return any(is_read(word) and self._words.isdisjoint(singulars_of(word)) for word in others)
 
     @torch.no_grad()
@@ -55,7 +53,7 @@ class KnownTexts:
         rows = [row for row, text in enumerate(texts) if self.has_other_words(text)]
         if not rows or not self.labels:
             return embeddings
-        read = [" ".join(filter(is_read, _words(texts[row]))) for row in rows]
+        read = [" ".join(filter(is_read, words_in(texts[row]))) for row in rows]
         cosines = word_vectors(read) @ self._vectors.T  # (R, N)
         weights = (cosines / TEMPERATURE).softmax(1) * (cosines.amax(1, keepdim=True) >= LEAST_NEAR)
         helped = embeddings.clone()
@@ -72,7 +70,3 @@ class KnownTexts:
     def _embeddings(self) -> Tensor:
         """The labels' unit embeddings (N, E) by the CLIP."""
         return embed_texts(self.clip, self.tokenizer, self.labels, BATCH, on_long="truncate")
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())

@@ -9,7 +9,7 @@ from codebrush.pack.pack import Pack
 from codebrush.text.prompts import parse_prompt
 from codebrush.text.reading import named_texts, unread
 from codebrush.text.tokenizer import Tokenizer
-from codebrush.text.word_vectors import reads_the_same, word_vectors
+from codebrush.text.word_vectors import reads_the_same, word_vectors, words_in
 from codebrush.warned import warn
 
 NEAR = 3  # labels that are named
@@ -24,7 +24,6 @@ OF_OTHER_LANGUAGES = frozenset((
     "auf", "avec", "dans", "der", "een", "ein", "eine", "einem", "einen", "für", "gli", "het", "les", "nel", "não",
     "och", "på", "uma", "una", "und", "une",
 ))  # fmt: skip
-_WORD = re.compile(r"[^\W\d_]+")
 
 
 def known_labels(pack: Pack) -> list[str]:
@@ -64,10 +63,10 @@ def hardly_known(pack: Pack, prompt: str) -> list[str]:
     if not reads_english(pack):
         return []
     tokenizer, labels = pack.tokenizer, known_labels(pack)
-    seen = {word for label in labels for word in _WORD.findall(label.lower())}
+    seen = {word for label in labels for word in words_in(label)}
     text = " ".join(_asked(pack, prompt))
     lost = {word.lower() for word in unread([text], tokenizer)}
-    words = dict.fromkeys(word for word in _WORD.findall(text.lower()) if len(word) >= SHORT)
+    words = dict.fromkeys(word for word in words_in(text) if len(word) >= SHORT)
     return [word for word in words if word not in seen | lost and _is_spelt(word, tokenizer)]
 
 
@@ -91,7 +90,7 @@ def warn_of_words(pack: Pack, prompt: str) -> None:
 
 def _foreign(pack: Pack, prompt: str) -> list[str]:
     """The words of a prompt that say it is of another language, for a pack that reads English."""
-    found = [word for word in _WORD.findall(prompt.lower()) if word in OF_OTHER_LANGUAGES]
+    found = [word for word in words_in(prompt) if word in OF_OTHER_LANGUAGES]
     return found if found and reads_english(pack) else []
 
 
@@ -105,7 +104,7 @@ def nearest_labels(pack: Pack, prompt: str, count: int = NEAR) -> list[str]:
         return []
     spelt = hardly_known(pack, prompt)
     if spelt:
-        words = [word for word in _WORD.findall(" ".join(asked).lower()) if word not in spelt]
+        words = [word for word in words_in(" ".join(asked)) if word not in spelt]
         asked = [" ".join(words)] if any(len(word) >= SHORT for word in words) else []
     if not asked:
         return []

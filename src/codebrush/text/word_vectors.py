@@ -18,6 +18,7 @@ from codebrush.text.tokenizer import Tokenizer
 from codebrush.text.word_table import WordTable
 
 MOST_WORDS = 50_000  # whose rows are kept
+_WORD = re.compile(r"[^\W\d_]+")
 _PARTS = re.compile(r"[^\W_]+|[^\w\s]|_")  # words and signs, as the tokenizer splits them first
 
 
@@ -27,6 +28,11 @@ def word_vectors(texts: Sequence[str]) -> Tensor:
     found = [[row for word in _PARTS.findall(text) for row in _rows(word.lower())] for text in texts]
     rows = [torch.stack(each).mean(0) if each else torch.zeros(table.shape[1]) for each in found]
     return F.normalize(torch.stack(rows), dim=1) if rows else torch.zeros(0, table.shape[1])
+
+
+def words_in(text: str) -> list[str]:
+    """The words of a text in small letters, in their order, without digits and signs."""
+    return _WORD.findall(text.lower())
 
 
 def is_read(word: str) -> bool:

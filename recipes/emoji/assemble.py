@@ -101,7 +101,6 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--earlier", type=Path, help="pack with models and records of the stages without run folder")
-    parser.add_argument("--temperature", type=float, help="as `codebrush evaluate` fits it on the val split")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     earlier = open_pack(options.earlier).info["provenance"]["stages"] if options.earlier else {}
@@ -135,7 +134,6 @@ def main() -> None:
         version=__version__,
         licence=LICENCE,
         defaults=DEFAULTS,
-        temperature=options.temperature,
         extras={
             "styles": {"text": "{prompt}, {style} style", "names": list(models["translator"].config.styles)},
             "known_texts": True,  # measured by open_words.py

@@ -139,9 +139,9 @@ def making(figures: dict[str, Any]) -> list[str]:
             ('single samples, "..., STYLE style": a classifier finds that style', percent(drawn["style_is_followed"])),
         ),
         f"Fluent's colour and 3-D drawings are renderings of the same shapes and count as one style; as two styles, "
-        f"{percent(drawn['five_styles'])} are correct. Style by style: {styles}. On true pictures of unseen concepts "
+        f"{percent(drawn['every_style'])} are correct. Style by style: {styles}. On true pictures of unseen concepts "
         f"the classifier of styles is correct in {percent(figures['style judge']['val_accuracy'])}, with two styles in "
-        f"{percent(figures['style judge']['five_styles'])}.",
+        f"{percent(figures['style judge']['every_style'])}.",
         "",
         "Before (the pack of version 0.1.0, 64 pixels) and after, with the same 64 prompts and seeds, best of 8:",
         "",

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from judging import emoji, labels_of
 from PIL import Image
-from style_classifier import KINDS, STYLES, load, predicted_styles
+from style_classifier import ASKED, KINDS, load, predicted_styles
 
 from codebrush import Codebrush
 from codebrush.data.decoding.images import stack, to_pil
@@ -83,12 +83,12 @@ def drawing(
     single, seconds = drawn(brush, prompts, 1)
     best, longer = drawn(brush, prompts, RERANK)
     unseen, _ = drawn(brush, test, RERANK)
-    asked = [STYLES[number % len(STYLES)] for number in range(count)]
+    asked = [ASKED[number % len(ASKED)] for number in range(count)]
     styled, _ = drawn(brush, [f"{prompt}, {style} style" for prompt, style in zip(prompts, asked, strict=True)], 1)
     predicted = predicted_styles(styles, styled)
     right = {
         style: [KINDS[one] == KINDS[style] for one, its in zip(predicted, asked, strict=True) if its == style]
-        for style in STYLES
+        for style in ASKED
     }
     near = [known.nearest(picture) for picture in single]
     figures = {
@@ -100,7 +100,7 @@ def drawing(
         "best of 8": found_by(clip, tokenizer, best, prompts, train),
         "unseen, best of 8": found_by(clip, tokenizer, unseen, test, sorted({*train, *test})),
         "style_is_followed": float(np.mean([hit for hits in right.values() for hit in hits])),
-        "five_styles": float(np.mean([one == its for one, its in zip(predicted, asked, strict=True)])),
+        "every_style": float(np.mean([one == its for one, its in zip(predicted, asked, strict=True)])),
         "style_by_style": {style: float(np.mean(hits)) for style, hits in right.items() if hits},
         "seconds_a_prompt": {"single": seconds, "best of 8": longer},
     }

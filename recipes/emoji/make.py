@@ -122,12 +122,16 @@ class Plan:
         yield self._script("decoys", decoys, self.emoji, *led, *many, made=self.runs / "decoys.done")
         yield self._stage("scorer", self.drawings, start="clip-all-styles", decoys=decoys)
         yield self._stage("judge", self.drawings)
-        yield self._script("style_classifier", self.styles, self.emoji, "--steps", self._few(1500))
+        yield self._script("style_classifier", self.styles, self.drawings, "--steps", self._few(2500))
 
     def _pack(self) -> Iterator[Step]:
         out, given = self.runs / "pack", self.given
         earlier = ("--earlier", given.earlier) if given.earlier else ()
         yield self._script("assemble", out, self.runs, self.emoji, *earlier, made=out / "pack.json")
+        yield self._script("fit_temperature", None, out, self.emoji, made=self.runs / "fit_temperature.done")
+        if given.photographs:
+            began = (given.photographs, out)
+            yield self._script("../photos/add_start", None, *began, name="photographs", made=out / "starts")
         if given.answers:
             read = (out, given.answers, "--out", out / "captioner")
             yield self._script("answer_confidence", None, *read, made=out / "captioner" / CONFIDENCE)
@@ -149,7 +153,7 @@ class Plan:
         command = (str(HERE / f"{script}.py"), *map(str, words), *written)
         result = made or out
         assert result is not None
-        return Step(script if name is None else f"{script} {name}", result, command)
+        return Step(Path(script).name if name is None else f"{Path(script).name} {name}", result, command)
 
     def _stage(
         self,
@@ -212,6 +216,7 @@ def main() -> None:
     parser.add_argument(
         "--answers", type=Path, help="folder with emoji, icons and cifar10-mini, for answer_confidence.py"
     )
+    parser.add_argument("--photographs", type=Path, help="run folder of the VQGAN of recipes/photos, put in as a start")
     parser.add_argument("--until", metavar="STEP", help="end after this step")
     parser.add_argument("--list", action="store_true", help="say the steps and which are done, and run none")
     parser.add_argument("--rehearse", action="store_true", help="two steps of every stage, to see that all fits")

@@ -1,0 +1,114 @@
+"""The script that makes the built-in pack: each step is given what earlier ones made, in a command that is taken."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from codebrush.cli.main import app
+from codebrush.training.recipes import read_recipe
+
+FOLDER = Path(__file__).parents[2] / "recipes" / "emoji"
+UNUSUAL = {"compositions": "inflect"}  # what a script needs beyond the extra for development
+
+
+class Taken(Exception):
+    """The arguments were taken."""
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    before = set(sys.modules)
+    for folder in (FOLDER, FOLDER.parent / "photos"):
+        monkeypatch.syspath_prepend(folder)
+    yield importlib.import_module("make")
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file is not None and FOLDER.parent in Path(file).parents:
+            del sys.modules[name]
+
+
+def steps_of(make: Any, folder: Path, **changed: Any) -> list[Any]:
+    given = {"emoji": folder / "emoji.parquet", "more": [folder / "more.parquet"], "answers": folder / "answers"}
+    given |= {"photographs": folder / "photographs", "earlier": folder / "earlier", "runs": folder / "runs"}
+    return make.Plan(argparse.Namespace(**{**given, "threads": 1, "rehearse": False, **changed})).steps()
+
+
+@pytest.mark.parametrize("rehearse", [False, True])
+def test_each_step_is_given_what_earlier_steps_made(make: Any, tmp_path: Path, rehearse: bool) -> None:
+    steps = steps_of(make, tmp_path, rehearse=rehearse)
+    made = list[Path]()
+    for step in steps:
+        assert step.made not in made
+        out = step.command[step.command.index("--out") + 1] if "--out" in step.command else None
+        for word in map(Path, step.command):
+            if tmp_path / "runs" in word.parents and str(word) not in (out, str(step.recipe and step.recipe[0])):
+                assert any(word in (each, *each.parents) for each in made), f"{step.name}: {word} is not there yet"
+        made.append(step.made)
+    assert len({step.name for step in steps}) == len(steps)
+    assert made[-1] == tmp_path / "runs" / "pack" / "README.md"
+
+
+def test_the_recipes_are_read_and_the_stages_commands_are_taken(make: Any, tmp_path: Path) -> None:
+    train = typer.main.get_command(app).commands["train"]  # pyright: ignore[reportAttributeAccessIssue]
+    stages = [step for step in steps_of(make, tmp_path) if step.recipe is not None]
+    for step in stages:
+        file, text = step.recipe
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        words = list(step.command[step.command.index("train") + 1 :])
+        train.make_context("train", words.copy())  # it takes the words out of its list
+        assert read_recipe(file, words[words.index("--source") + 1], words[0]).plan.stage == words[0]
+    assert len(stages) > 20
+
+
+def test_the_scripts_take_their_commands(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = argparse.ArgumentParser.parse_args
+
+    def take(parser: argparse.ArgumentParser, *given: Any) -> None:
+        parse(parser, *given)
+        raise Taken
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", take)
+    scripts = [step for step in steps_of(make, tmp_path) if step.recipe is None]
+    for step in scripts:
+        name = Path(step.command[0]).stem
+        if name in UNUSUAL and importlib.util.find_spec(UNUSUAL[name]) is None:
+            continue
+        monkeypatch.setattr(sys, "argv", list(step.command))
+        with pytest.raises(Taken):
+            importlib.import_module(name).main()
+    assert len(scripts) > 10
+
+
+def test_what_is_there_is_left_out_and_a_stopped_stage_goes_on(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there").touch()
+    (tmp_path / "stopped").mkdir()
+    program = "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text(' '.join(sys.argv[2:]))"
+    new, stopped, failed, recipe = (tmp_path / name for name in ("new", "stopped/model", "never", "made/third.yaml"))
+    steps = [
+        make.Step("first", tmp_path / "there", ("-c", "raise SystemExit(1)")),
+        make.Step("second", new, ("-c", program, str(new), "words")),
+        make.Step(
+            "third",
+            stopped,
+            ("-c", program, str(stopped)),
+            (tmp_path / "made" / "third.yaml", "stage: clip"),
+            stopped.parent,
+        ),
+        make.Step("fourth", failed, ("-c", "raise SystemExit(3)")),
+    ]
+    make.run(steps, until="third")
+    assert new.read_text() == "words"
+    assert stopped.read_text() == "--resume"
+    assert recipe.read_text() == "stage: clip"
+    assert capsys.readouterr().out.startswith("1 of 4: first is there")
+    with pytest.raises(SystemExit, match="4 of 4: fourth ended with 3: the same command goes on from here"):
+        make.run(steps, until=None)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def url(picture: Image.Image) -> str:
 def test_half_transparent_strokes_count_as_what_they_are_nearer_to(
     form: EditForm, brush: Codebrush, photo: str
 ) -> None:
-    shown = begun(Image.new("RGB", SIZE))["picture"]  # as large as what is painted on
+    shown = begun(photo, Image.new("RGB", SIZE))["picture"]  # as large as what is painted on
     layer = Image.new("RGBA", Image.open(io.BytesIO(base64.b64decode(shown.partition(",")[2]))).size)
     scale = layer.width // SIZE[0]
     assert scale > 1
@@ -195,22 +196,24 @@ def test_pictures_of_the_same_name_are_told_apart(form: EditForm, tmp_path: Path
 
 
 def test_a_mask_goes_with_its_picture(form: EditForm, photo: str, tmp_path: Path) -> None:
-    other, mask = tmp_path / "other.png", tmp_path / "mask.png"
+    other, again, mask = tmp_path / "other.png", tmp_path / "again.jpg", tmp_path / "mask.png"
     Image.new("RGB", SIZE, "red").save(other)
+    shutil.copyfile(photo, again)
     Image.new("L", SIZE, "white").save(mask)
-    begins, painted, file, reads, mask_of = form._source_changed(photo, "")
-    assert (painted, file, reads) == ("", None, "white")
-    assert form._source_changed(photo, mask_of)[0] != begins  # the same picture again: nothing is painted any more
+    begins, file, reads, mask_of = form._source_changed(photo, "")
+    assert (file, reads) == (None, "white")
+    assert form._source_changed(photo, mask_of)[0] == begins  # no more than shown anew: what is painted stays
+    assert form._source_changed(str(again), mask_of)[0] != begins  # it came again: nothing is painted any more
     assert form._mask_changed(photo, str(mask), "") == mask_of
-    assert form._source_changed(photo, mask_of)[2:4] == [gr.skip(), gr.skip()]  # its mask stays
-    assert form._source_changed(str(other), mask_of)[2:4] == [None, "white"]
-    assert form._source_changed(None, mask_of)[2] is None
+    assert form._source_changed(photo, mask_of)[1:3] == [gr.skip(), gr.skip()]  # its mask stays
+    assert form._source_changed(str(other), mask_of)[1:3] == [None, "white"]
+    assert form._source_changed(None, mask_of)[1] is None
     first = form._mask_changed(None, str(mask), "")  # a mask that is chosen before its picture
-    assert form._source_changed(photo, first)[2:] == [gr.skip(), gr.skip(), mask_of]
+    assert form._source_changed(photo, first)[1:] == [gr.skip(), gr.skip(), mask_of]
 
 
 def test_the_mask_is_saved_as_it_is_used(form: EditForm, photo: str, tmp_path: Path) -> None:
-    shown = begun(Image.new("RGB", SIZE))["picture"]
+    shown = begun(photo, Image.new("RGB", SIZE))["picture"]
     layer = Image.new("RGBA", Image.open(io.BytesIO(base64.b64decode(shown.partition(",")[2]))).size)
     layer.paste((9, 9, 9, 255), (0, 0, layer.width // 2, layer.height))
     white = Image.new("L", SIZE)

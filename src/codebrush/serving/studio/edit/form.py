@@ -165,9 +165,7 @@ class EditForm:
         asked = [own[name] for name in ("task", "by", "model", "method")]
         for name in ("task", "by", "method"):
             own[name].change(self._visible, asked, list(self.groups.values()), show_progress="hidden")
-        of_picture = [
-            self.painter.canvas, self.painter.painted, own["mask_file"], own["mask_reads"], self.mask_of
-        ]  # fmt: skip
+        of_picture = [self.painter.canvas, own["mask_file"], own["mask_reads"], self.mask_of]
         own["source"].change(self._source_changed, [own["source"], self.mask_of], of_picture, show_progress="hidden")
         own["mask_file"].change(
             self._mask_changed, [own["source"], own["mask_file"], self.mask_of], self.mask_of, show_progress="hidden"
@@ -208,13 +206,14 @@ class EditForm:
         return [gr.update(visible=shown[name]) for name in self.groups]
 
     def _source_changed(self, path: str | None, mask_of: str) -> list[Any]:
-        """Another picture has no mask yet."""
+        """Another picture has no mask yet. Gradio also says that a picture has changed when it is only shown anew, as
+        when its tab opens: the canvas then has the same value again, and keeps what is painted."""
         with told(self.context):
-            begins = begun(None if path is None else self._read(path))
+            begins = begun(path, None if path is None else self._read(path))
         digest = checksum(path)
         if path and mask_of in (digest, ANY):
-            return [begins, "", gr.skip(), gr.skip(), digest]
-        return [begins, "", None, WHITE, digest]
+            return [begins, gr.skip(), gr.skip(), digest]
+        return [begins, None, WHITE, digest]
 
     def _mask_changed(self, source: str | None, mask: str | None, mask_of: str) -> str:
         if mask is None:

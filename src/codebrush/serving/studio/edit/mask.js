@@ -46,11 +46,9 @@ const point = (to) => {
 const begin = (source) => {
   shown.hidden = !source;
   undone.length = 0;
-  if (!source) {
-    canvas.width = canvas.height = 1;
-    send();
-    return;
-  }
+  canvas.width = canvas.height = 1;
+  send();
+  if (!source) return;
   picture.onload = () => {
     canvas.width = picture.naturalWidth;
     canvas.height = picture.naturalHeight;

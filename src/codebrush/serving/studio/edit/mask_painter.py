@@ -1,8 +1,8 @@
 """The mask painter: a picture to paint on, and what was painted as a mask of the picture's size."""
 
 import base64
+import hashlib
 import io
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +40,21 @@ class MaskPainter:
 
     def __init__(self) -> None:
         script = (Path(__file__).parent / "mask.js").read_text()
-        self.canvas = gr.HTML(begun(None), html_template=TEMPLATE, js_on_load=script, elem_id="mask")
+        self.canvas = gr.HTML(begun(None, None), html_template=TEMPLATE, js_on_load=script, elem_id="mask")
         self.painted = gr.Textbox("", elem_classes=UNSEEN, elem_id="mask-data", label="Painted mask")
 
 
-def begun(picture: Image.Image | None) -> dict[str, Any]:
-    """The value of the canvas for a picture, upright."""
-    if picture is None:
+def begun(path: str | None, picture: Image.Image | None) -> dict[str, Any]:
+    """The value of the canvas for the picture in a file, upright. With another value it is empty again."""
+    if path is None or picture is None:
         return {"picture": ""}
     shown = picture.convert("RGBA") if picture.has_transparency_data else picture.convert("RGB")
     longest = max(shown.size)
     scale = max(1, SHOWN // longest) if longest < MOST_SHOWN else MOST_SHOWN / longest
     size = max(1, round(scale * shown.width)), max(1, round(scale * shown.height))
     shown = shown.resize(size, Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST)
-    return {"picture": url_of(shown), "begun": secrets.token_hex(8)}  # so that the same picture begins again, too
+    file = hashlib.sha256(path.encode()).hexdigest()  # so that the same picture in another file begins again, too
+    return {"picture": url_of(shown), "file": file}
 
 
 def url_of(picture: Image.Image) -> str:

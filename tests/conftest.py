@@ -6,10 +6,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import gc
 import multiprocessing
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from hypothesis import settings
 from packs import write_micro_pack
 from storage_server import BUCKET, storage_server
 
+gc.disable()  # until all tests are collected: what is imported stays
 torch.set_num_threads(1)
 signal.signal(
     signal.SIGINT, signal.default_int_handler
@@ -28,6 +30,8 @@ signal.signal(
 # What hypothesis draws is the same in each run: a change must not fail for what another's run might have drawn as well.
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
+
+OBJECTS_BETWEEN_COLLECTIONS = 20_000  # Python's 700 to 2,000 cost a tenth of the suite
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,6 +43,17 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     order = config.getoption("order_seed")
     shuffled = [] if order is None else [f"random order: --order-seed {order}"]
     return [*shuffled, f"made-up inputs: --input-seed {config.getoption('input_seed')}"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Python looks for cyclic garbage as rarely as a big program needs, and not at all among what was imported."""
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest then brings together again what shares a parametrized fixture

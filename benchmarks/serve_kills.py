@@ -1,11 +1,11 @@
 """Kills a server in the middle of each kind of job, starts it again, and says what became of every job.
 
-    python benchmarks/serve_kills.py [--signals KILL,TERM] [--rounds 0,1,2,3,4,5,6] [--pack emoji]
+    python benchmarks/serve_kills.py [--signals KILL,TERM,INT] [--rounds 0,1,2,3,4,5,6] [--pack emoji]
 
 Each round lets jobs of different queues run, such as one that draws and one that reads, ends the server in
 the middle of them, starts another in the same folder and waits until each job has ended. What was drawn is drawn once
-more without a disturbance, and compared pixel by pixel. Prints a Markdown table; fails if a job is not known, or is
-another picture.
+more without a disturbance, and compared pixel by pixel. Prints a Markdown table; fails if a job is not known, is
+another picture, or has left a file half written: after SIGTERM and Ctrl-C (INT), of which the server ends in order.
 """
 
 import argparse
@@ -163,6 +163,8 @@ def became(server: ServerProcess, job: str, path: str, body: Any) -> str:
     how = f"resumed, {len(losses)} steps were left" if losses and len(losses) < 40 else "done again"
     if now["kind"] in ("index", "train"):
         how = "taken up again, done"
+        made = [each["id"] for each in server.call("/v1/models")["data"]]
+        assert now["kind"] == "index" or body["name"] in made, f"{made} lack what was trained"
     if now["data"]:
         other = end_of(server, post(server, path, body)["id"])
         assert pixels(server, now) == pixels(server, other), f"{job} is another picture"
@@ -187,7 +189,9 @@ def run(name: str, arguments: argparse.Namespace, folder: Path) -> None:
             jobs.append(begin(server, path, body))
             places.append(middle(server, jobs[-1], kind))
         status = server.end(number)
-        assert status == (0 if name == "TERM" else -number), f"it ended with {status}"
+        assert status == (-number if name == "KILL" else 0), f"it ended with {status}"
+        half = [*server.data.rglob(".*.part")] if name != "KILL" else []  # a killed one's are removed later
+        assert not half, f"it left {half}"
         known = rows(server)
         server = ServerProcess(folder / "data", *options)
         for job, place, (kind, path, body) in zip(jobs, places, asked[which], strict=True):

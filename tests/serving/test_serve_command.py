@@ -8,11 +8,14 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import warnings
+from contextlib import suppress
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -101,6 +104,35 @@ def test_after_a_kill_and_after_a_stop_every_job_is_done(
     assert (tmp_path / "jobs" / late / "picture_00.png").exists()  # it was finished first
     said = [json.loads(line) for line in server.log.read_text().splitlines()]  # no line is anything else
     assert [each["said"] for each in said if each["event"] == "uvicorn"] == ["Invalid HTTP request received."]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_second_interrupt_leaves_what_runs_to_the_next_start(
+    processes: ForkServerContext, micro_pack: Path, tmp_path: Path, waits: bool
+) -> None:
+    """Also of a job whose caller waits for it; and that it was stopped counts as no attempt."""
+    server = Server(processes, micro_pack, tmp_path, "--no-page")
+
+    def ask() -> None:
+        with suppress(OSError, ValueError):  # it is not answered in the end
+            call(f"{server.url}/v1/images/generations", {**SLOW, "steps": 1000, "wait": waits})
+
+    threading.Thread(target=ask, daemon=True).start()
+    while not (running := kept(tmp_path, "running")):
+        time.sleep(0.05)
+    os.kill(server.process.pid, signal.SIGINT)
+    time.sleep(1)
+    assert server.process.is_alive()  # it finishes what runs
+    began = time.monotonic()
+    assert server.end(signal.SIGINT) == 0
+    assert time.monotonic() - began < 20  # of the 30 s that it has otherwise
+    assert kept(tmp_path, "queued") == [(running[0][0], 0)]
+
+
+def kept(data: Path, state: str) -> list[tuple[str, int]]:
+    """The jobs of a state that a server keeps, and how often they were begun."""
+    with sqlite3.connect(f"file:{data / 'jobs.sqlite'}?mode=ro", uri=True) as connection:
+        return connection.execute("SELECT id, attempts FROM jobs WHERE state = ?", [state]).fetchall()
 
 
 def test_workers_finish_what_they_draw_when_all_processes_are_told_to_stop(

@@ -64,6 +64,7 @@ def _serve(settings: Settings, make_workers: Callable[[Library, str], Workers] |
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     log("serving", address=address, packs=list(engine.packs), libraries=list(library.roots))
     _Server(config, engine, address if settings.open_page else None).run(sockets=[listener])
+    engine.stop(0)  # if uvicorn was told to end at once, it has not
     log("stopped")
 
 
@@ -79,8 +80,8 @@ def _name_of(source: str, taken: Collection[str]) -> str:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, which opens the page `opened` when it answers, and tells the engine of the first signal, before it
-    waits for open connections."""
+    """uvicorn's, which opens the page `opened` when it answers, and tells the engine of a signal, before it waits for
+    open connections: of the first one, and of a second Ctrl-C, after which nothing is finished first."""
 
     def __init__(self, config: uvicorn.Config, engine: Engine, opened: str | None) -> None:
         super().__init__(config)
@@ -94,8 +95,8 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """See uvicorn, which would end the process by the signal after it has stopped in order."""
-        self.engine.begin_stop()
-        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.force_exit = self.force_exit or (self.should_exit and sig == signal.SIGINT)
+        self.engine.begin_stop(now=self.force_exit)
         self.should_exit = True
 
 

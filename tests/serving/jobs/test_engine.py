@@ -1,7 +1,8 @@
 """The engine: batches that change no pixel, turns, bounds, cancelling, limits, and what a stop or a kill leaves."""
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ pytest.importorskip("prometheus_client", reason='needs the extra "serve"')
 from codebrush import Codebrush
 from codebrush.data.decoding.images import read_manifest
 from codebrush.errors import CodebrushError
+from codebrush.progress import Progress
+from codebrush.serving.jobs import engine as engine_module
 from codebrush.serving.jobs.engine import Engine
 from codebrush.serving.jobs.job import Job, JobError, QueueFull
 from codebrush.serving.jobs.queue import FairQueue
 from codebrush.serving.jobs.store import Store
-from codebrush.serving.work.kinds import READ
+from codebrush.serving.work.kinds import READ, Kind
 from engine_helpers import ended, guided, make_engine, pixels, request, wait_until
 
 
@@ -202,6 +205,30 @@ def test_what_a_stopped_server_leaves_is_done_by_the_next(brush: Codebrush, tmp_
     assert pixels(ended(again.find(waiting.id))) == [brush.generate(**request(3))[0].image.tobytes()]
     assert not (running.folder / "run").exists()
     again.stop()
+
+
+def test_a_job_that_notices_no_stop_is_left_to_the_next_server_as_not_begun(
+    brush: Codebrush, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its step takes too long: that the server stopped is not its fault, however often."""
+    monkeypatch.setattr(engine_module, "LAST_STEP", 0.1)
+    monkeypatch.setattr(engine_module, "LAST_WORD", 0.1)
+    goes_on = threading.Event()
+
+    def run(_: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:
+        goes_on.wait(60)
+        return [{} for _ in jobs]
+
+    made = make_engine(brush, tmp_path)
+    made.kinds["generate"] = Kind(run)
+    made.start()
+    job = made.submit("generate", "micro", request("a dog"), "one")
+    wait_until(job, lambda job: job.state == "running")
+    made.stop(0)
+    store = Store(tmp_path)
+    assert [(row["state"], row["attempts"]) for row in store.unfinished()] == [("queued", 0)]
+    store.close()
+    goes_on.set()
 
 
 def test_a_job_that_killed_the_server_twice_is_given_up(brush: Codebrush, tmp_path: Path) -> None:

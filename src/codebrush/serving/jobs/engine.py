@@ -63,6 +63,7 @@ class Engine:
         self._lanes = {name: Lane.of(name, self.kinds, workers) for name in LANES}
         self._running = Running(self._jobs, self.kinds, limits, self.metrics, self.brush, self.plain)
         self._stop_began = 0.0  # of time.monotonic(); 0 before
+        self._stopped = False
         self._threads = [
             threading.Thread(target=self._work, args=(lane, number), name=f"codebrush-{lane.name}", daemon=True)
             for lane in self._lanes.values()
@@ -108,21 +109,27 @@ class Engine:
         self._try_to_forget()
         self._count()
 
-    def begin_stop(self) -> None:
-        """Take and begin no more jobs. What waits is left to the next start."""
+    def begin_stop(self, now: bool = False) -> None:
+        """Take and begin no more jobs. What waits is left to the next start; also what runs, if it is to be `now`."""
         with self._lock:
             self._running.stopping = True
+            self._running.abandoned = self._running.abandoned or now  # the work notices at its next step
             self._stop_began = self._stop_began or time.monotonic()
             self._lock.notify_all()
 
     def stop(self, grace: float = 30.0) -> None:
-        """Finish what runs within `grace` seconds of `begin_stop`, or leave it to be resumed by the next start."""
+        """Finish what runs within `grace` seconds of `begin_stop`, or leave it to be resumed by the next start. Once
+        stopped it stays so."""
+        if self._stopped:
+            return
+        self._stopped = True
         self.begin_stop()
         self._join(self._stop_began + grace)
-        self._running.abandoned = True  # the work notices at its next step
+        self.begin_stop(now=True)
         self._join(time.monotonic() + LAST_STEP)
         self._workers.stop()
         self._join(time.monotonic() + LAST_WORD)
+        self._running.leave([job for job in list(self._jobs.live.values()) if job.state == "running"])
         self.store.close()
 
     def _join(self, until: float) -> None:

@@ -38,7 +38,7 @@ class Running:
         fails. If the worker dies, they wait for another."""
         began = time.time()
         if all(job.cancelled for job in batch):
-            self._leave(batch)
+            self.leave(batch)
             return
         self._metrics.batch.observe(len(batch))
         self._metrics.worker_jobs.labels(lane.workers.names[number]).inc(len(batch))
@@ -50,7 +50,7 @@ class Running:
                 lambda text, of_job: _tell(batch, self._plain(text), of_job),
             )  # fmt: skip
         except Stopped:
-            self._leave(batch)
+            self.leave(batch)
         except WorkerLost as lost:
             self._worker_lost(lane, batch, lost.begun)
         except Exception as error:
@@ -93,12 +93,12 @@ class Running:
         error = None if job.cancelled else {"code": "time_limit", "message": late}
         self._jobs.end(job, "cancelled" if job.cancelled else "failed", error)
 
-    def _leave(self, batch: Sequence[Job]) -> None:
+    def leave(self, batch: Sequence[Job]) -> None:
         """Let the next start of the server go on with what has not ended; that it was stopped counts as no attempt."""
         for job in batch:
             with self._jobs.lock:
                 left = not (job.ended or job.cancelled or job.late)
-                if left:
+                if left and job.state == "running":
                     job.state, job.attempts = "queued", job.attempts - 1
             if left:
                 self._jobs.keep_state(job)
@@ -110,7 +110,7 @@ class Running:
         """Let the jobs of a worker that died be the next ones of the lane, each alone; but not one of two dead ones. If
         it had not `begun` with them, that counts as no attempt."""
         if self.abandoned:
-            self._leave(batch)
+            self.leave(batch)
             return
         for job in reversed(batch):
             if job.ended:

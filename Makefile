@@ -1,7 +1,8 @@
 # make demo PROMPT="a red apple"    pictures from a prompt, in outputs/demo
 # make serve                        Studio, the page to paint on, opened in the browser
 # make test                         the test suite, a few minutes
-# make test-long                    the campaigns that it leaves out, half an hour
+# make test-slow                    what it leaves out for its length, two minutes
+# make test-long                    the campaigns that both leave out, half an hour
 # make bench                        speed beside other packages, in benchmarks/results.md, 20 minutes
 # All set up .venv first, on a machine that has nothing but Python 3.11 or newer.
 
@@ -32,7 +33,7 @@ INSTALL = touch $(UNCHECKED) && rm -f $(DEMO) $(STUDIO) $(DEV) $(VENV)/report.js
     --disable-pip-version-check --report $(VENV)/report.json -c constraints.txt -e
 CHECK = $(BIN)/python -I -S scripts/check_hashes.py $(VENV)/report.json $(if $(CI),--strict) && rm $(UNCHECKED)
 
-.PHONY: help demo serve test test-long bench lint format types audit docs clean
+.PHONY: help demo serve test test-slow test-long bench lint format types audit docs clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -40,7 +41,8 @@ help:
 	@echo 'make demo PROMPT="a red apple"   pictures from a prompt, in $(OUT)'
 	@echo 'make serve                       Studio, the page to paint on, opened in the browser'
 	@echo 'make test                        the test suite, a few minutes'
-	@echo 'make test-long                   the campaigns that it leaves out'
+	@echo 'make test-slow                   what it leaves out for its length, two minutes'
+	@echo 'make test-long                   the campaigns that both leave out'
 	@echo 'make bench                       speed beside other packages, in benchmarks/results.md'
 	@echo 'make lint | format | types       ruff check, ruff format, pyright'
 	@echo 'make audit                       known faults of the pinned packages, from PyPI'
@@ -56,6 +58,9 @@ serve: $(STUDIO)
 
 test: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+test-slow: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'slow and not long' $(PYTEST_ARGS)
 
 test-long: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m long --input-seed $$(date +%s) $(PYTEST_ARGS)

@@ -11,6 +11,7 @@ from PIL import Image
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
+@pytest.mark.slow  # a kernel of its own
 def test_the_classic_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEPS", "4")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -16,6 +16,7 @@ from packaging.metadata import Metadata
 
 from codebrush import __version__
 
+pytestmark = pytest.mark.slow  # packs the package, and installs it
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """from codebrush import Codebrush
 

@@ -21,6 +21,8 @@ from codebrush.pack.writing import PackMembers, write_pack
 from codebrush.training.stage import Materials, StagePlan
 from micro_models import CLIP_RECIPE, LABELS, SIZE, UNSEEN, around, loop, single_shapes, train_once
 
+pytestmark = pytest.mark.slow  # a flow that learns for half a minute
+
 
 @pytest.fixture(scope="module")
 def brush(folder: Path, materials: Materials, clip: CLIP, vqgan: VQGAN, flow: FlowTransformer) -> Codebrush:

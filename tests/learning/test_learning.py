@@ -36,6 +36,7 @@ from codebrush.understanding.captioning import CaptionPipeline
 from figures import reconstruction
 from micro_models import LABELS, SIZE, loop
 
+pytestmark = pytest.mark.slow  # models that learn for a minute; what they are made of has its tests in tests/training
 CAPTIONER_RECIPE = CaptionerRecipe(
     width=64, layers=2, heads=4, vocab_size=300, context_length=24, stem=32, segments=3, learning_rate=3e-3,
     questions=(AskRule(("what colour is it?",), "{colour}"), AskRule(("which shape is it?",), "{shape}")),

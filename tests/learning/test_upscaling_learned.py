@@ -18,6 +18,7 @@ from codebrush.training.stage import Materials, StagePlan
 from codebrush.training.tasks.upscaler import UpscalerRecipe
 from micro_models import loop, train_once
 
+pytestmark = pytest.mark.slow  # an upscaler that learns for some seconds
 SIZE = 64
 RECIPE = UpscalerRecipe(
     width=24, blocks=3, target_size=SIZE, crop=16, perceptual=0.0, adversarial=0.0, learning_rate=3e-3

@@ -25,10 +25,11 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CODEBRUSH_HOME", str(tmp_path / "home"))
     monkeypatch.setitem(doctor.PRODUCT_SIDE, "cpu", 64)
     monkeypatch.setitem(doctor.COPIED_BYTES, "cpu", 2**16)
+    monkeypatch.setitem(doctor.examine.__kwdefaults__, "seconds", QUICK)
 
 
 def test_a_sound_machine_has_no_problem(micro_pack: Path, tmp_path: Path) -> None:
-    found = doctor.examine(micro_pack, out=tmp_path / "pictures", room=0, seconds=QUICK)
+    found = doctor.examine(micro_pack, out=tmp_path / "pictures", room=0)
     assert found["problems"] == []
     assert found["versions"]["torch"] == str(torch.__version__)
     assert found["machine"]["threads"] == torch.get_num_threads()
@@ -82,7 +83,7 @@ def test_a_damaged_pack_is_a_problem_and_the_rest_goes_on(micro_pack: Path, tmp_
 
 
 def test_a_pack_that_does_not_exist_names_those_that_do(tmp_path: Path) -> None:
-    found = doctor.examine("nothing-of-the-kind", out=tmp_path, room=0, seconds=QUICK)
+    found = doctor.examine("nothing-of-the-kind", out=tmp_path, room=0)
     assert found["pack"]["error"].startswith("there is no pack 'nothing-of-the-kind'")
     assert found["problems"] == [f"pack: {found['pack']['error']}"]
 
@@ -91,7 +92,7 @@ def test_any_part_may_fail(micro_pack: Path, tmp_path: Path, monkeypatch: pytest
     pages = tmp_path / "meminfo"
     pages.write_text("MemTotal: many kB\n")
     monkeypatch.setattr(doctor, "PAGES", pages)
-    found = doctor.examine(micro_pack, out=tmp_path, room=0, seconds=QUICK)
+    found = doctor.examine(micro_pack, out=tmp_path, room=0)
     (problem,) = found["problems"]
     assert problem == f"machine: {found['machine']['error']}"
     assert "many" in problem

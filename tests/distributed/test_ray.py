@@ -18,6 +18,8 @@ from codebrush.search.indexing import index_pictures
 from codebrush.search.pictures import open_pictures
 from search_helpers import EMBEDDER, write_scenes
 
+pytestmark = pytest.mark.slow  # starts a cluster; test_engines has what goes to workers and comes back
+
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ def healed(materials: Materials, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-@pytest.mark.parametrize("stop_after", [13, 17, 30])
+@pytest.mark.parametrize("stop_after", [13, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (17, 30))])
 def test_a_healed_run_that_was_stopped_ends_at_the_same_bits(
     stop_after: int, healed: Path, materials: Materials, tmp_path: Path
 ):

@@ -126,6 +126,7 @@ def test_a_bias_and_progress(transformer: CodeTransformer) -> None:
     assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
+@pytest.mark.slow
 def test_it_draws_what_it_has_learned() -> None:
     """Four pictures of random codes, each with a label: after 300 steps each label draws its picture."""
     torch.manual_seed(0)

@@ -92,30 +92,30 @@ def unfolded(page: Any, tab: str) -> None:
         found.first.click()
 
 
-@pytest.mark.parametrize("tab", TABS)
-def test_each_control_has_a_name_and_is_reached_by_keyboard(stocked_page: Any, tab: str) -> None:
+def test_each_control_has_a_name_and_is_reached_by_keyboard(stocked_page: Any) -> None:
     page = stocked_page
-    page.get_by_role("tab", name=TABS[tab]).click()
-    page.locator(f"#tab-{tab}").locator("button, .cb-note").locator("visible=true").first.wait_for()
-    if tab == "edit":
-        page.locator("#edit-source input[type=file]").set_input_files(
-            {"name": "a.png", "mimeType": "image/png", "buffer": png(Image.new("RGB", (32, 32), "red"))}
-        )
-        page.locator(".cb-canvas canvas").wait_for()
-    unfolded(page, tab)
-    assert page.evaluate(WRONG) == []
-    page.evaluate(
-        "document.body.insertAdjacentHTML('beforeend', '<button id=bad tabindex=-1 style=width:9px></button>')"
-    )
-    assert [line.split(":")[0] for line in page.evaluate(WRONG)] == ["without a name", "not reached by keyboard"]
-    page.evaluate("document.querySelector('#bad').remove()")
-    tasks = page.locator(f"#tab-{tab}").get_by_label("What to do").get_by_role("radio").all()
-    for task in [*tasks, *tasks[:1]]:  # and back to the first
-        task.check()
-        page.wait_for_timeout(300)
+    for tab, title in TABS.items():
+        page.get_by_role("tab", name=title).click()
+        page.locator(f"#tab-{tab}").locator("button, .cb-note").locator("visible=true").first.wait_for()
+        if tab == "edit":
+            page.locator("#edit-source input[type=file]").set_input_files(
+                {"name": "a.png", "mimeType": "image/png", "buffer": png(Image.new("RGB", (32, 32), "red"))}
+            )
+            page.locator(".cb-canvas canvas").wait_for()
         unfolded(page, tab)
-        assert page.evaluate(WRONG) == []
-        assert not page.get_by_text(re.compile("(Painted|Saved) mask")).locator("visible=true").count()
+        assert page.evaluate(WRONG) == [], tab
+        page.evaluate(
+            "document.body.insertAdjacentHTML('beforeend', '<button id=bad tabindex=-1 style=width:9px></button>')"
+        )
+        assert [line.split(":")[0] for line in page.evaluate(WRONG)] == ["without a name", "not reached by keyboard"]
+        page.evaluate("document.querySelector('#bad').remove()")
+        tasks = page.locator(f"#tab-{tab}").get_by_label("What to do").get_by_role("radio").all()
+        for task in [*tasks, *tasks[:1]]:  # and back to the first
+            task.check()
+            page.wait_for_timeout(300)
+            unfolded(page, tab)
+            assert page.evaluate(WRONG) == [], tab
+            assert not page.get_by_text(re.compile("(Painted|Saved) mask")).locator("visible=true").count()
 
 
 def test_a_painted_mask_is_saved_and_gone_when_the_same_picture_comes_again(stocked_page: Any) -> None:

@@ -61,6 +61,7 @@ def test_a_guided_run_is_seen_and_cancelled_and_stands_in_the_queue(page: Any) -
     assert "Cancelled" in first.inner_text()
 
 
+@pytest.mark.slow  # test_studio_restoring has what each manifest restores, the next test what is dropped
 def test_a_dropped_picture_restores_what_it_was_made_with(page: Any, brush: Codebrush, tmp_path: Path) -> None:
     made = brush.generate("a purple heart", style="noto", n=2, rerank=2, seed=11, negative_prompt="blurry", cfg=2.5)[1]
     save_png(made.image, tmp_path / "heart.png", made.manifest)
@@ -103,7 +104,7 @@ def test_windows_do_not_see_each_other(page: Any, studio: tuple[str, Any], visit
         assert window.locator(".cb-picture").count() == 1
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_a_phone_has_nothing_beyond_its_edge(studio: tuple[str, Any], visit: Callable[..., Any], scheme: str) -> None:
     page = visit(studio[0], viewport=PHONE, color_scheme=scheme)
     for name in ("Sampling", "Guidance"):

@@ -82,7 +82,7 @@ def test_a_flow_may_be_added_while_later_stages_have_not_begun(
     assert "flow" in plan(10 * BUDGET)
 
 
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("first", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_resumed_training_keeps_to_its_plan_for_a_flow(
     first: bool, plan: Callable[..., dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

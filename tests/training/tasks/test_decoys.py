@@ -124,6 +124,7 @@ def own_cosine(clip: CLIP, rows: Captioned, materials: Materials) -> float:
     return float((images * texts).sum(1).mean())
 
 
+@pytest.mark.slow
 def test_a_clip_trained_with_decoys_is_not_deceived_by_them(materials: Materials, tmp_path: Path):
     assert materials.decoys is not None
     softmax = StagePlan("clip", replace(RECIPE, loss="softmax"), LOOP)

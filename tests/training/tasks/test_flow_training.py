@@ -114,6 +114,7 @@ def test_the_loss_is_that_of_rectified_flow(materials: Materials) -> None:
     assert objective.loss.item() > 0.5
 
 
+@pytest.mark.slow
 def test_the_closed_form_of_two_pictures_is_learned(materials: Materials, tmp_path: Path) -> None:
     """For two latents c and -c the clean latent to expect is c tanh((1 - t) <c, x_t> / t^2), by Bayes' rule."""
     one = np.random.default_rng(0).standard_normal((1, 2, 4, 4))

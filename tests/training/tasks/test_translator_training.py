@@ -66,6 +66,7 @@ def test_a_batch_holds_pairs_of_the_same_thing(materials: Materials) -> None:
     assert set(batch["styles"].tolist()) == {0, 1}
 
 
+@pytest.mark.slow
 def test_it_comes_nearer_than_a_copy(materials: Materials, tmp_path: Path) -> None:
     trained = run_stage(StagePlan("translator", RECIPE, LOOP), materials, tmp_path / "run")
     assert isinstance(trained, Translator)

@@ -139,7 +139,7 @@ def whole(micro_pack: Path, processes: ForkServerContext, tmp_path_factory: pyte
     return folder
 
 
-@pytest.mark.parametrize("killed_after", [1, 9, 30])
+@pytest.mark.parametrize("killed_after", [9, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (1, 30))])
 def test_a_killed_run_goes_on_to_the_same_bits(
     micro_pack: Path, whole: Path, processes: ForkServerContext, tmp_path: Path, killed_after: int
 ) -> None:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from codebrush.data.sources.shard_reader import read_shards
 from codebrush.data.sources.table_reader import DELIMITED, JSON_LINES, read_tables
+from codebrush.data.sources.tar_files import DAMAGED
 from codebrush.data.sources.text_files import is_tabbed
 from codebrush.data.sources.unread import Unread
-from codebrush.errors import DataError, first_line
+from codebrush.errors import DataError, first_line, lacks_memory
 from codebrush.files import UNWRITABLE
 
 if TYPE_CHECKING:
@@ -173,9 +174,14 @@ def _load(builder: str, **options: Any) -> "Dataset":
 
 @contextmanager
 def _one_line(source: str) -> Iterator[None]:
-    """Silence `datasets`, and turn whatever it raises into one DataError that begins with `source`."""
+    """Silence `datasets`, and turn what it raises of a source into one DataError that begins with `source`. What is not
+    the source's fault stays what it is, and too little memory is a MemoryError."""
     import datasets
+    import pyarrow as pa
     from datasets import config
+    from datasets.exceptions import DatasetsError
+
+    of_a_source = (OSError, ValueError, DatasetsError, pa.ArrowException, *DAMAGED)
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # it logs what it raises
@@ -183,10 +189,14 @@ def _one_line(source: str) -> Iterator[None]:
         yield
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
-    except Exception as error:  # of many types, many of them wrapped in DatasetGenerationError
+    except of_a_source as error:
         root: BaseException = error
-        while root.__cause__ is not None:
+        while root.__cause__ is not None:  # `datasets` wraps whatever the reading of rows raises
             root = root.__cause__
+        if lacks_memory(root):
+            raise MemoryError(first_line(root)) from error
+        if not isinstance(root, of_a_source):
+            raise
         if isinstance(root, OSError) and root.errno in (*UNWRITABLE, errno.ENOTDIR):
             raise DataError(
                 f"{source}: cannot write the data cache in {config.HF_DATASETS_CACHE} ({root.strerror}); "

@@ -6,8 +6,8 @@ from typing import Any
 
 from codebrush import Codebrush
 from codebrush.data.decoding.images import decode_image
+from codebrush.serving.job import Job
 from codebrush.serving.jobs.engine import Engine, Limits
-from codebrush.serving.jobs.job import Job
 from codebrush.serving.jobs.store import Store
 
 DRAWN = {"n": 1, "rerank": 2}

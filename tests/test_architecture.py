@@ -239,6 +239,36 @@ def test_no_circle_of_imports():
     assert "codebrush.cli.generate" in graph["codebrush.cli.main"]
 
 
+def rooms_of(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """Which rooms, the folders within a group, know each other, by what their modules import."""
+
+    def room(module: str) -> str | None:
+        parts = module.split(".")
+        return ".".join(parts[:3]) if len(parts) > 3 else None
+
+    found: dict[str, set[str]] = {}
+    for module, targets in graph.items():
+        if (own := room(module)) is not None:
+            known = (room(target) for target in targets)
+            found.setdefault(own, set()).update(name for name in known if name not in (None, own))
+    return found
+
+
+def test_no_circle_of_rooms():
+    """Of two folders of a group only one knows the other; what both need stands beside them."""
+    files = {module_name(path).removesuffix(".__init__"): read(path).run for path in python_files("src/codebrush")}
+    rooms = rooms_of(import_graph(files))
+    assert circles(rooms) == []
+    assert "codebrush.serving.workers" in rooms["codebrush.serving.jobs"]
+
+
+def test_a_circle_of_rooms_is_found():
+    graph = {"codebrush.a.b.c": {"codebrush.a.d.e"}, "codebrush.a.d.e": {"codebrush.a.f"}, "codebrush.a.f": set()}
+    assert circles(rooms_of(graph)) == []
+    graph["codebrush.a.d.g"] = {"codebrush.a.b.h"}
+    assert circles(rooms_of(graph | {"codebrush.a.b.h": set()})) == [["codebrush.a.b", "codebrush.a.d"]]
+
+
 def test_a_circle_is_found():
     sources = {
         "codebrush.a": "def f():\n    from codebrush.b import g",

@@ -18,8 +18,8 @@ from codebrush.data.decoding.images import read_manifest
 from codebrush.distributed.cluster import Cluster
 from codebrush.distributed.serving import RayWorkers, _Actor
 from codebrush.errors import CodebrushError
+from codebrush.serving.job import Job
 from codebrush.serving.jobs.engine import Engine
-from codebrush.serving.jobs.job import Job
 from codebrush.serving.jobs.store import Store
 from codebrush.serving.library import Library
 from codebrush.serving.workers.task import BEGUN, STOP, Event, PackPlace, Task

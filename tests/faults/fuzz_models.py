@@ -217,7 +217,7 @@ def make_bodies(folder: Path) -> Made:
     """Bodies of requests, as they are and with other values; the first byte says which operation."""
     from starlette.testclient import TestClient
 
-    from codebrush.serving.api.app import make_app
+    from codebrush.serving.app import make_app
     from codebrush.serving.jobs.engine import Engine
     from codebrush.serving.jobs.store import Store
     from codebrush.serving.library import Library

@@ -15,7 +15,7 @@ def running(brush: Codebrush, data: Path, name: str = "micro", **settings: Any) 
     """The URL of a server of one pack, and its engine."""
     import uvicorn
 
-    from codebrush.serving.api.app import make_app
+    from codebrush.serving.app import make_app
     from codebrush.serving.jobs.engine import Engine
     from codebrush.serving.jobs.store import Store
     from codebrush.serving.library import Library

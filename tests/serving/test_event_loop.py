@@ -28,8 +28,8 @@ from server_thread import running
 from starlette.requests import Request
 
 from codebrush import Codebrush
-from codebrush.serving.api.app import make_app
 from codebrush.serving.api.context import Context
+from codebrush.serving.app import make_app
 from codebrush.serving.jobs.engine import Engine
 from codebrush.serving.jobs.store import Store
 from codebrush.serving.library import Library

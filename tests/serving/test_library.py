@@ -11,7 +11,7 @@ pytest.importorskip("prometheus_client", reason='needs the extra "serve"')
 from PIL import Image
 
 from codebrush.errors import UsageError
-from codebrush.serving.jobs.job import JobError
+from codebrush.serving.job import JobError
 from codebrush.serving.library import Library
 
 

@@ -15,7 +15,7 @@ from codebrush.distributed.workers import PATIENCE, last_line
 from codebrush.errors import CodebrushError
 from codebrush.progress import Progress
 from codebrush.serving.faults import FaultElsewhere
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 from codebrush.serving.library import Library
 from codebrush.serving.log import log
 from codebrush.serving.work.kinds import SPREAD

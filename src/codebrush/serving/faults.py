@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from codebrush.errors import CodebrushError, PackError, lacks_memory
-from codebrush.serving.jobs.job import JobError
+from codebrush.serving.job import JobError
 from codebrush.serving.log import log, origin
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -22,7 +22,7 @@ from codebrush.data.decoding.picture_formats import EXTENSIONS
 from codebrush.data.sources.file_names import escaped, existing
 from codebrush.data.sources.tables import BUILDERS
 from codebrush.errors import UsageError
-from codebrush.serving.jobs.job import JobError
+from codebrush.serving.job import JobError
 
 DATABASE, ABOUT = "pictures.db", "index.json"
 INDEX_ID = re.compile(r"[0-9a-f]{16}")

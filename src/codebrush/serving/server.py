@@ -17,7 +17,7 @@ import uvicorn
 from codebrush.errors import UsageError
 from codebrush.pack.pack import open_pack
 from codebrush.pipeline import Codebrush
-from codebrush.serving.api.app import make_app
+from codebrush.serving.app import make_app
 from codebrush.serving.jobs.engine import Engine
 from codebrush.serving.jobs.store import Store
 from codebrush.serving.library import Library

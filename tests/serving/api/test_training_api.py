@@ -23,7 +23,7 @@ from server_thread import running
 
 from codebrush import Codebrush
 from codebrush.data.synthetic.scene_folder import write_shapes
-from codebrush.serving.work.training import usual_threads
+from codebrush.serving.threads import training_threads
 from codebrush.serving.work.training_report import POINTS, Places
 
 BUDGET = "90s"
@@ -60,7 +60,7 @@ def test_a_training_that_cannot_be_done_says_why_and_leaves_its_name_free(server
     assert "budget 2s is too short" in done["error"]["message"]
     assert done["training"]["said"][0] == "24 pictures with captions from shapes"
     assert str(tmp_path) not in json.dumps(done)
-    assert (done["training"]["can_resume"], done["training"]["threads"]) == (False, usual_threads())
+    assert (done["training"]["can_resume"], done["training"]["threads"]) == (False, training_threads())
     assert call(f"{url}/v1/train")[1]["data"] == []
     engine.trainer.check_name("mine", resume=False)
 
@@ -183,4 +183,4 @@ def test_curves_are_those_of_the_work_or_of_the_pack(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
 def test_half_of_the_cores_are_for_trainings() -> None:
-    assert 1 <= usual_threads() <= max(1, (os.cpu_count() or 1) // 2)
+    assert 1 <= training_threads() <= max(1, (os.cpu_count() or 1) // 2)

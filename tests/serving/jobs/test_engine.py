@@ -16,9 +16,9 @@ from codebrush import Codebrush
 from codebrush.data.decoding.images import read_manifest
 from codebrush.errors import CodebrushError
 from codebrush.progress import Progress
+from codebrush.serving.job import Job, JobError, QueueFull
 from codebrush.serving.jobs import engine as engine_module
 from codebrush.serving.jobs.engine import Engine
-from codebrush.serving.jobs.job import Job, JobError, QueueFull
 from codebrush.serving.jobs.queue import FairQueue
 from codebrush.serving.jobs.store import Store
 from codebrush.serving.work.kinds import READ, Kind

@@ -23,9 +23,9 @@ from codebrush.data.decoding.images import read_manifest
 from codebrush.files import write_errors
 from codebrush.progress import Progress
 from codebrush.serving.faults import NO_SPACE
+from codebrush.serving.job import Job, JobError, QueueFull, Stopped
 from codebrush.serving.jobs import engine as engine_module
 from codebrush.serving.jobs.engine import Engine
-from codebrush.serving.jobs.job import Job, JobError, QueueFull, Stopped
 from codebrush.serving.jobs.limits import Limits
 from codebrush.serving.jobs.store import Store
 from codebrush.serving.work.kinds import KINDS, LOOK, READ, Kind

@@ -12,7 +12,7 @@ pytest.importorskip("uvicorn", reason='needs the extra "serve"')
 pytest.importorskip("sqlalchemy", reason='needs the extra "serve"')
 
 from codebrush import Codebrush
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 from codebrush.serving.jobs.store import Store
 from codebrush.warned import heard, warn
 from engine_helpers import ended, guided, make_engine, request, wait_until

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("gradio", reason='needs the extra "studio"')
 
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 from codebrush.serving.studio import queue_tab, views
 from codebrush.serving.studio.train import views as training_views
 from codebrush.serving.studio.understand import views as understand_views

@@ -14,7 +14,7 @@ pytest.importorskip("sqlalchemy", reason='needs the extra "serve"')
 pytest.importorskip("prometheus_client", reason='needs the extra "serve"')
 
 from codebrush import Codebrush
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 from codebrush.serving.library import Library
 from codebrush.serving.work.kinds import DRAW
 from codebrush.serving.workers.processes import Processes, _Process, _see_one_gpu

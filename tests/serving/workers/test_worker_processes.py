@@ -20,12 +20,13 @@ from orphaned_worker import start_worker
 
 from codebrush import Codebrush
 from codebrush.data.decoding.images import read_manifest
+from codebrush.serving.job import Job, QueueFull
 from codebrush.serving.jobs.engine import Engine
-from codebrush.serving.jobs.job import Job, QueueFull
 from codebrush.serving.jobs.limits import Limits
 from codebrush.serving.jobs.store import Store
 from codebrush.serving.library import Library
-from codebrush.serving.workers.processes import Processes, threads_of_each
+from codebrush.serving.threads import worker_threads
+from codebrush.serving.workers.processes import Processes
 from engine_helpers import ended, guided, pixels, request, wait_until
 
 ENDLESS = 100_000  # steps
@@ -203,6 +204,6 @@ def test_a_worker_of_a_killed_server_ends(processes: ForkServerContext, tmp_path
 def test_workers_share_the_cores_unless_the_environment_says_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert [threads_of_each(count) for count in (1, 3, 16)] == [8, 2, 1]
+    assert [worker_threads(count) for count in (1, 3, 16)] == [8, 2, 1]
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
-    assert threads_of_each(3) == 8
+    assert worker_threads(3) == 8

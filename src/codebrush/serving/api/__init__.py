@@ -1,1 +1,1 @@
-"""The HTTP API: `app` with one file of routes for each group of endpoints, and what the routes share."""
+"""OpenAI's API and ours: one file of routes for each group of endpoints, and what the routes share."""

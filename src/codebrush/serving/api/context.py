@@ -10,8 +10,8 @@ from starlette.concurrency import run_in_threadpool
 
 from codebrush.serving.api.problems import Problem
 from codebrush.serving.api.waiting import finished
+from codebrush.serving.job import Job
 from codebrush.serving.jobs.engine import Engine
-from codebrush.serving.jobs.job import Job
 from codebrush.serving.settings import Settings
 from codebrush.serving.work.training_report import SHEETS
 

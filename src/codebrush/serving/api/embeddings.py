@@ -15,7 +15,7 @@ from codebrush.models.clip import CLIPConfig
 from codebrush.serving.api.context import Context, Served
 from codebrush.serving.api.problems import Problem
 from codebrush.serving.api.schemas.images import MOST_INPUTS, EmbeddingRequest, EmbeddingsReply
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 from codebrush.text.prompts import MAX_PROMPT_LENGTH
 
 router = APIRouter(tags=["embeddings"])

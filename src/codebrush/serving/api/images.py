@@ -28,8 +28,8 @@ from codebrush.serving.api.schemas.images import (
     Returned,
 )
 from codebrush.serving.api.waiting import changes, failure_of, finished, left_at_the_end, left_waiting
+from codebrush.serving.job import Job
 from codebrush.serving.jobs.engine import Engine
-from codebrush.serving.jobs.job import Job
 from codebrush.serving.settings import Settings
 
 NOT_STYLES = ("vivid", "natural")  # OpenAI's, which every pack takes

@@ -21,7 +21,7 @@ from codebrush.serving.api.schemas.library import (
     SearchRequest,
     SimilarRequest,
 )
-from codebrush.serving.jobs.job import png_bytes
+from codebrush.serving.job import png_bytes
 from codebrush.serving.library import INDEX_ID, pictures_in
 from codebrush.serving.work.library import thumbnail, whole_picture
 

@@ -26,7 +26,7 @@ from codebrush.serving.api.schemas.images import (
     UpscaleRequest,
 )
 from codebrush.serving.api.waiting import finished
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 from codebrush.serving.settings import Settings
 
 MOST: Mapping[str, int] = {  # of what a manifest may ask for, as of what a request may

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from codebrush.errors import CodebrushError
 from codebrush.generation.options import did_you_mean
 from codebrush.serving.faults import fault_of
-from codebrush.serving.jobs.job import QueueFull
+from codebrush.serving.job import QueueFull
 
 STATUS = {  # of an error's code; any other is the caller's, 400
     "queue_full": 429,

@@ -21,7 +21,7 @@ from codebrush.serving.api.schemas.reading import (
     LabelsReply,
     PicturesRequest,
 )
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 
 router = APIRouter(tags=["understanding"])
 

@@ -12,7 +12,7 @@ from codebrush.serving.api.context import Context, Served
 from codebrush.serving.api.problems import Problem
 from codebrush.serving.api.schemas.images import JobReply
 from codebrush.serving.api.schemas.library import DeletedReply, StoppedReply, TrainRequest
-from codebrush.serving.jobs.job import JobError
+from codebrush.serving.job import JobError
 from codebrush.training.packs.budget import parse_budget, spell_seconds
 
 router = APIRouter(tags=["training"])

@@ -8,8 +8,8 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from codebrush.serving.api.problems import NOT_AGAIN, Problem, problem_of
+from codebrush.serving.job import Job
 from codebrush.serving.jobs.engine import Engine
-from codebrush.serving.jobs.job import Job
 
 LOOK_SECONDS = 0.5  # between two looks whether the caller is still there
 

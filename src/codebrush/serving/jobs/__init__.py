@@ -1,1 +1,1 @@
-"""Jobs: what callers asked for, whose turn it is, where they are kept, and the engine that runs them."""
+"""Whose turn it is among the jobs, where they are kept, and the engine that has them done."""

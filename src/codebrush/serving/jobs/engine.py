@@ -12,11 +12,10 @@ from typing import Any
 
 from codebrush.files import set_aside
 from codebrush.pipeline import Codebrush
-from codebrush.serving.jobs.job import CANCELLING, Job, JobError, QueueFull
+from codebrush.serving.job import CANCELLING, Job, JobError, QueueFull
 from codebrush.serving.jobs.lane import Lane
 from codebrush.serving.jobs.ledger import Ledger, unkept
 from codebrush.serving.jobs.limits import Limits
-from codebrush.serving.jobs.open_packs import OpenPacks
 from codebrush.serving.jobs.running import MOST_ATTEMPTS, Running
 from codebrush.serving.jobs.store import Store
 from codebrush.serving.library import Library
@@ -24,6 +23,7 @@ from codebrush.serving.log import log, log_failure
 from codebrush.serving.metrics import Metrics
 from codebrush.serving.work.kinds import KINDS, LANES
 from codebrush.serving.work.library import library_kinds
+from codebrush.serving.work.open_packs import OpenPacks
 from codebrush.serving.work.training import Trainer
 from codebrush.serving.workers.here import Here
 from codebrush.serving.workers.task import Workers

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 from codebrush.serving.jobs.queue import FairQueue
 from codebrush.serving.work.kinds import INDEX, SPREAD, Kind, batch_key
 from codebrush.serving.workers.here import Here

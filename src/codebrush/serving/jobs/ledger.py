@@ -5,7 +5,7 @@ from collections import OrderedDict
 from threading import Condition
 
 from codebrush.serving.faults import NO_SPACE, disk_is_full
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 from codebrush.serving.jobs.store import Store
 from codebrush.serving.log import log, log_failure
 from codebrush.serving.metrics import Metrics

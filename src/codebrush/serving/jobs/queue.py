@@ -3,7 +3,7 @@
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
 
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 
 
 class FairQueue:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from codebrush.pipeline import Codebrush
 from codebrush.serving.faults import fault_of
-from codebrush.serving.jobs.job import Job, Stopped
+from codebrush.serving.job import Job, Stopped
 from codebrush.serving.jobs.lane import Lane
 from codebrush.serving.jobs.ledger import Ledger
 from codebrush.serving.jobs.limits import Limits

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Engine as Connections
 
 from codebrush.errors import CodebrushError
 from codebrush.files import folder_size, write_errors
-from codebrush.serving.jobs.job import CANCELLING
+from codebrush.serving.job import CANCELLING
 
 UNFINISHED = ("queued", "running", CANCELLING)
 JUST_ENDED = 60.0  # seconds for which a result is kept whatever the limits say

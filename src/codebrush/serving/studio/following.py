@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 
 from codebrush.serving.api.problems import Problem, problem_of
 from codebrush.serving.api.waiting import changes, failure_of
+from codebrush.serving.job import Job
 from codebrush.serving.jobs.engine import Engine
-from codebrush.serving.jobs.job import Job
 
 LOOK_SECONDS = 1.0  # between two looks at a job that does not change
 REST_SECONDS = 0.25  # least time between two looks

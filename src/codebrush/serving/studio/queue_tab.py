@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 from codebrush.serving.studio import views
 from codebrush.serving.studio.parts import Studio, Tab, Values, note, owner_of, told
 from codebrush.serving.studio.results import Results

@@ -11,7 +11,7 @@ from codebrush.data.decoding.images import read_manifest
 from codebrush.serving.api.images import drawing_options
 from codebrush.serving.api.problems import Problem
 from codebrush.serving.api.schemas.images import VariationRequest
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 from codebrush.serving.studio import views
 from codebrush.serving.studio.following import follow, was_cancelled
 from codebrush.serving.studio.parts import Studio, Values, line_of, owner_of, told

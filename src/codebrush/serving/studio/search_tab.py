@@ -10,8 +10,8 @@ from starlette.concurrency import run_in_threadpool
 
 from codebrush.serving.api.library import address_of, delete_index
 from codebrush.serving.api.problems import Problem
+from codebrush.serving.job import Job, png_bytes
 from codebrush.serving.jobs.engine import Engine
-from codebrush.serving.jobs.job import Job, png_bytes
 from codebrush.serving.studio import views
 from codebrush.serving.studio.following import follow, was_cancelled
 from codebrush.serving.studio.library_parts import no_library, place_choices

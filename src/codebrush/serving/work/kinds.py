@@ -22,7 +22,7 @@ from codebrush.generation.result import Result
 from codebrush.generation.videos import write_video
 from codebrush.pipeline import Codebrush
 from codebrush.progress import Preview, Progress, shares
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 from codebrush.serving.work.reading import embed, explain, read
 from codebrush.serving.work.sent import called, called_apart, sent_picture, sent_pictures
 

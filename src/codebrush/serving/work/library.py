@@ -23,7 +23,7 @@ from codebrush.search.finding import Found, Query, find
 from codebrush.search.indexing import check_read, index_pictures
 from codebrush.search.pictures import Candidate, open_pictures
 from codebrush.search.queries import Hit, search
-from codebrush.serving.jobs.job import Job, JobError
+from codebrush.serving.job import Job, JobError
 from codebrush.serving.library import ABOUT, DATABASE, Library
 from codebrush.serving.work.kinds import INDEX, LOOK, READ, Kind
 from codebrush.training.dataset import SourceConfig, evenly

@@ -10,7 +10,7 @@ from codebrush.data.decoding.images import save_png
 from codebrush.files import atomic_file
 from codebrush.pipeline import Codebrush
 from codebrush.progress import Progress
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 from codebrush.serving.work.sent import sent_picture, sent_pictures
 from codebrush.understanding.explaining import ExplainedPicture
 

@@ -7,7 +7,7 @@ from PIL import Image
 from codebrush.data.decoding.images import decode_image, size_of
 from codebrush.errors import ImageError
 from codebrush.generation.editing.upscaling import UNNAMED
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 
 TOGETHER = 4  # times the pixels that one may have, for all pictures of a request
 

@@ -25,9 +25,10 @@ from codebrush.pipeline import Codebrush
 from codebrush.progress import Progress
 from codebrush.serving import KEY_VARIABLE
 from codebrush.serving.faults import NO_SPACE, says_full
-from codebrush.serving.jobs.job import CANCELLING, Job, JobError, Stopped
+from codebrush.serving.job import CANCELLING, Job, JobError, Stopped
 from codebrush.serving.library import Library
 from codebrush.serving.log import log
+from codebrush.serving.threads import environment_with_threads, training_threads
 from codebrush.serving.work.kinds import TRAIN, Kind
 from codebrush.serving.work.library import open_rows
 from codebrush.serving.work.training_report import PREVIEWS, Places, kept_previews, last_lines, preview_files
@@ -41,15 +42,9 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 NICE = 10  # so that drawings go first
 
 
-def usual_threads() -> int:
-    """Half of the cores that the server may use, at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // 2)
-
-
 class Trainer:
     """Trains packs into `data` and adds them to `packs` (name -> a function that opens it, to draw with `weights`), one
-    at a time, each with `threads` CPU threads (0: `usual_threads`)."""
+    at a time, each with `threads` CPU threads (0: half of the cores)."""
 
     def __init__(
         self,
@@ -59,7 +54,7 @@ class Trainer:
         threads: int = 0,
         weights: str = "auto",
     ) -> None:
-        self.library, self.packs, self.threads, self.weights = library, packs, threads or usual_threads(), weights
+        self.library, self.packs, self.threads, self.weights = library, packs, threads or training_threads(), weights
         self.places = Places(data.absolute() / "packs")
         self.given = tuple(packs)  # those that were not trained here
         for folder in sorted(self.places.folder.glob(f"*/{PACK_FILE}")):
@@ -192,7 +187,7 @@ def _wait_for(work: Path, look: Callable[[], None]) -> None:
 
 def _run(trainer: Trainer, arguments: list[str], job: Job, progress: Progress) -> None:
     """Run `codebrush train` to its end. Raises Stopped, once it has saved, when `progress` does."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(trainer.threads)}
+    environment = environment_with_threads(trainer.threads)
     environment.pop(KEY_VARIABLE, None)
     command = [sys.executable, "-m", "codebrush.serving.work.attached", "train", *arguments]
     before, began = trainer.places.seconds(job.request["name"]), time.monotonic()

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from codebrush.pipeline import Codebrush
 from codebrush.progress import Progress
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 from codebrush.serving.log import log, log_failure
 from codebrush.serving.workers.task import Results, Task, WorkerLost
 from codebrush.warned import Listener

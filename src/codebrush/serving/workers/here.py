@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from codebrush.pipeline import Codebrush
 from codebrush.progress import Progress
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 from codebrush.serving.work.kinds import Kind
 from codebrush.serving.workers.task import Results
 from codebrush.warned import Listener, heard

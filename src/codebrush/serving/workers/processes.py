@@ -21,16 +21,16 @@ from typing import Any
 import torch
 
 from codebrush.progress import Progress
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 from codebrush.serving.library import Library
 from codebrush.serving.log import log_failure, logged_to_stderr
+from codebrush.serving.threads import worker_threads
 from codebrush.serving.work.kinds import SPREAD
 from codebrush.serving.workers.crew import Crew
 from codebrush.serving.workers.task import BEGUN, Order, Results, Task, WorkerLost, follow
 from codebrush.serving.workers.worker import Worker
 from codebrush.warned import Listener
 
-THREADS_VARIABLE = "OMP_NUM_THREADS"
 VISIBLE_VARIABLES = (*(["HIP_VISIBLE_DEVICES"] if torch.version.hip else []), "CUDA_VISIBLE_DEVICES")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 READY = "ready"
@@ -49,7 +49,7 @@ class Processes(Crew[_Process]):
     def __init__(self, count: int, library: Library, weights: str = "auto", context: BaseContext | None = None) -> None:
         super().__init__(count)
         self._context: Any = context or multiprocessing.get_context("spawn")
-        self._arguments = (torch.cuda.device_count(), threads_of_each(count), library, weights)
+        self._arguments = (torch.cuda.device_count(), worker_threads(count), library, weights)
 
     def begin(self, number: int) -> _Process:
         """See `Crew`."""
@@ -99,11 +99,6 @@ class Processes(Crew[_Process]):
             one.process.kill()
         else:
             _sent(one.control, None)
-
-
-def threads_of_each(count: int) -> int:
-    """How many threads each of `count` workers has: those that OMP_NUM_THREADS says, or else its share of the cores."""
-    return torch.get_num_threads() if THREADS_VARIABLE in os.environ else max(1, torch.get_num_threads() // count)
 
 
 def _received(connection: Connection) -> Any:

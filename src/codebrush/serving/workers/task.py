@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from codebrush.pack.pack import Pack
 from codebrush.pipeline import Codebrush
 from codebrush.progress import Progress
-from codebrush.serving.jobs.job import Job, Stopped
+from codebrush.serving.job import Job, Stopped
 from codebrush.warned import Listener
 
 Results = list[dict[str, Any]]  # one of each job of a batch

@@ -6,11 +6,11 @@ from functools import partial
 from codebrush.pack.pack import open_pack
 from codebrush.pipeline import Codebrush
 from codebrush.serving.faults import FaultElsewhere
-from codebrush.serving.jobs.job import Job, Stopped
-from codebrush.serving.jobs.open_packs import OpenPacks
+from codebrush.serving.job import Job, Stopped
 from codebrush.serving.library import Library
 from codebrush.serving.work.kinds import KINDS
 from codebrush.serving.work.library import library_kinds
+from codebrush.serving.work.open_packs import OpenPacks
 from codebrush.serving.workers.task import BEGUN, STOP, Event, Order, PackPlace, Task
 from codebrush.warned import heard
 

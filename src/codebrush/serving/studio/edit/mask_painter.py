@@ -13,7 +13,7 @@ from codebrush.data.decoding.images import decode_image
 from codebrush.data.masks import LEAST_WHITE, mask_layer, white_where_clear
 from codebrush.errors import ImageError
 from codebrush.serving.api.embeddings import data_url
-from codebrush.serving.jobs.job import png_bytes
+from codebrush.serving.job import png_bytes
 
 SHOWN = 512  # pixels of the longer side on which is painted, at least
 MOST_SHOWN = 1024

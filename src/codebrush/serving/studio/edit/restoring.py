@@ -16,7 +16,7 @@ from codebrush.generation.transparent_ground import is_transparent
 from codebrush.pack.pack import Pack
 from codebrush.serving.api.context import Context
 from codebrush.serving.api.schemas.images import EditRequest
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 from codebrush.serving.studio.edit.form import (
     EXTEND,
     INTERPOLATE,

@@ -4,7 +4,7 @@ from typing import Any
 
 import gradio as gr
 
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 from codebrush.serving.studio.edit.form import EditForm
 from codebrush.serving.studio.edit.restoring import METHODS, restored_form
 from codebrush.serving.studio.parts import Studio, Tab, Values

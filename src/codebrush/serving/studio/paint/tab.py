@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 from codebrush.serving.studio.paint.form import METHOD_LABELS, PaintForm
 from codebrush.serving.studio.paint.restoring import restored_form
 from codebrush.serving.studio.parts import Studio, Tab, Values

@@ -11,7 +11,7 @@ from codebrush.serving.api.context import Context
 from codebrush.serving.api.problems import Problem
 from codebrush.serving.api.schemas.library import TrainRequest
 from codebrush.serving.api.training import stopped_training, training_job
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 from codebrush.serving.studio import views
 from codebrush.serving.studio.following import follow, was_cancelled
 from codebrush.serving.studio.library_parts import no_library, place_choices

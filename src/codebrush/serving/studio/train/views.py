@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from codebrush.pack.members import MEMBERS
-from codebrush.serving.jobs.job import CANCELLING, Job
+from codebrush.serving.job import CANCELLING, Job
 from codebrush.serving.studio import views
 from codebrush.serving.studio.parts import note
 from codebrush.serving.work.training import Trainer

@@ -12,7 +12,7 @@ from codebrush.pack.pack import Pack
 from codebrush.serving.api.problems import Problem
 from codebrush.serving.api.schemas.reading import AskRequest, CaptionRequest, ClassifyRequest, ExplainRequest
 from codebrush.serving.api.schemas.values import DATA_URL
-from codebrush.serving.jobs.job import Job
+from codebrush.serving.job import Job
 from codebrush.serving.studio import views
 from codebrush.serving.studio.following import follow, was_cancelled
 from codebrush.serving.studio.parts import TAKES_PICTURES, Studio, Tab, Values, line_of, owner_of, told

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from codebrush.pipeline import Codebrush
-from codebrush.serving.jobs.job import JobError
+from codebrush.serving.job import JobError
 
 UNUSED = ""  # the lane of the models that all lanes share the weights of, and none runs
 

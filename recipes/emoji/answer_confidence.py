@@ -4,16 +4,18 @@
     python recipes/emoji/answer_confidence.py emoji DATA --measure
 
 DATA is a folder with emoji.parquet, icons.parquet and cifar10-mini.parquet. Questions of the kinds that the captioner
-was trained on, and of others, are asked about its own scenes and emoji and about icons, photographs and drawings. A
-small network learns from the captioner's state whether the answer is right (`codebrush.understanding.
-answer_confidence`). It learns from scenes of one seed, val emoji, and train photographs; measured are scenes of another
-seed, test emoji and icons, test photographs, crops of two large photographs (scikit-learn's), and other questions.
+was trained on, and of others, are asked about its own scenes and emoji and about icons, photographs and drawings. Three
+weights learn to answer by CLIP whether a picture shows what is named, and a small network learns from the captioner's
+state and from these whether an answer is right (`codebrush.understanding.answer_confidence`). They learn from scenes of
+one seed, val emoji and icons, and train photographs; measured are scenes of another seed, test emoji and icons, test
+photographs, crops of two large photographs (scikit-learn's), and other questions.
 """
 
 import argparse
 import io
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,10 +41,9 @@ from codebrush.understanding.answer_confidence import (
     THRESHOLD,
     THRESHOLD_WITHOUT,
     AnswerConfidence,
-    answer_features,
 )
 from codebrush.understanding.question_kinds import fits_question
-from codebrush.understanding.text_decoding import greedy_decode
+from codebrush.understanding.text_decoding import DecodedText, greedy_decode
 
 RECIPE = Path(__file__).parent / "captioner" / "captioner-9.yaml"
 SEEDS = {"learn": 7_000_001, "measure": 1_000_003}  # of scenes; training used seeds below a million
@@ -51,6 +52,7 @@ PICTURES = {"scenes": 220, "emoji": 180, "photographs": 160, "icons": 90, "drawi
 HIDDEN, STEPS, RATE, DECAY = 16, 400, 0.01, 3e-3
 SIDE = 64
 ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
+CLASSES = (*ANIMALS, "airplane", "automobile", "truck", "ship")
 NAMES = {"airplane": "airplane, small airplane", "automobile": "automobile, racing car, sport utility vehicle"}
 NAMES |= {"truck": "delivery truck, articulated lorry, pickup truck", "ship": "ship, motor boat, ferry, speedboat"}
 FOREIGN = {
@@ -82,8 +84,31 @@ class Asked(NamedTuple):
     answer: str | None
 
 
+class Named(NamedTuple):
+    """What CLIP says of a thing that a question names: the cosine with the picture and the `Presence.level`."""
+
+    cosine: float
+    level: float
+
+
 class Answered(NamedTuple):
-    """What the captioner answered, with the features of its confidence (F,)."""
+    """What the captioner answered, with its state (D,) and, where the question names a thing, what CLIP says."""
+
+    asked: Asked
+    caption: str
+    decoded: DecodedText
+    state: Tensor
+    named: Named | None
+
+    def by(self, network: AnswerConfidence) -> "Judged":
+        """The guess with the features of its confidence."""
+        odds = 0.0 if self.named is None else network.naming_odds(*self.named)
+        guess = self.caption if self.named is None else "yes" if odds >= 0 else "no"
+        return Judged(self.asked, guess, network.features(self.state, self.decoded, odds))
+
+
+class Judged(NamedTuple):
+    """A guess with the features of its confidence (F,)."""
 
     asked: Asked
     guess: str
@@ -132,7 +157,17 @@ def photo_questions(label: str, rng: np.random.Generator) -> list[tuple[str, str
             found.append((ask, None))
         elif rule.yes_if:
             found.append((ask, "yes" if "animal" in ask and label in ANIMALS else "no"))
+        elif rule.contrast == "label":
+            name = label if rng.random() < 0.5 else CLASSES[int(rng.integers(len(CLASSES)))]
+            found.append((ask.format(label=name), "yes" if name == label else "no"))
     return found
+
+
+def contrast_questions(label: str, labels: Sequence[str], rng: np.random.Generator) -> list[tuple[str, str | None]]:
+    """Whether it is what its label says, or what another's does, as people ask: with an article."""
+    name = label if rng.random() < 0.5 else labels[int(rng.integers(len(labels)))]
+    article = "an" if name[:1] in "aeiou" else "a"
+    return [(f"is it {article} {name}?", "yes" if name == label else "no")]
 
 
 def naming_questions(rng: np.random.Generator) -> list[tuple[str, str | None]]:
@@ -213,14 +248,20 @@ def pictures(part: str, data: Path) -> Iterator[tuple[Image.Image, list[Asked]]]
     for row in rows:
         found = asked("emoji", "own", emoji_questions(row, labels, rng), 5)
         found += asked("emoji", "foreign", foreign_questions(part, rng), 2)
+        found += asked("emoji", "is it", contrast_questions(row["label"], labels, rng), 1)
         yield opened(row), found + asked("emoji", "scene", questions_of_scene(rng), 3)
     photos = rows_of(data / "cifar10-mini.parquet", "train" if part == "learn" else "test", PICTURES["photographs"])
     for row in photos:
         found = asked("photographs", "names", photo_questions(row["label"], rng), 3)
+        found += asked("photographs", "is it", contrast_questions(row["label"], CLASSES, rng), 1)
         found += asked("photographs", "foreign", foreign_questions(part, rng), 2)
         yield opened(row), found + asked("photographs", "scene", questions_of_scene(rng), 3)
+    icons = rows_of(data / "icons.parquet", SPLITS[part], PICTURES["icons"])
+    for row in icons:
+        pairs = contrast_questions(row["label"], [each["label"] for each in icons], rng)
+        yield opened(row), asked("icons", "is it", pairs, 1)
     for source, others in (
-        ("icons", [opened(row) for row in rows_of(data / "icons.parquet", SPLITS[part], PICTURES["icons"])]),
+        ("icons", [opened(row) for row in icons]),
         ("drawings", [drawing(rng, part) for _ in range(PICTURES["drawings"])]),
         ("large photographs", list(crops(rng)) if part == "measure" else []),
     ):
@@ -242,25 +283,25 @@ def crops(rng: np.random.Generator) -> Iterator[Image.Image]:
 
 
 @torch.no_grad()
-def answers(brush: Codebrush, part: str, data: Path) -> list[Answered]:
+def answers(brush: Codebrush, part: str, data: Path, blank: AnswerConfidence) -> list[Answered]:
     """All questions with the captioner's guesses; those with equally long prompts are decoded together."""
     reader, waiting = brush.reader, {}
     for picture, asked in pictures(part, data):
-        (features,) = reader._features(pixels_for(brush.clip, [picture]))
+        pixels = pixels_for(brush.clip, [picture])
+        (features,) = reader._features(pixels)
         for each in asked:
-            prompt = reader._prompt(each.question)
-            waiting.setdefault(len(prompt), []).append((features, prompt, each))
+            prompt, thing = reader._prompt(each.question), blank.named_thing(each.question)
+            named = None if thing is None else Named(*reader.presence_of(pixels[0], thing))
+            waiting.setdefault(len(prompt), []).append((features, prompt, each, named))
     found = []
     for group in waiting.values():
         for start in range(0, len(group), 64):
             some = group[start : start + 64]
             rows, prompts = (torch.stack([each[place] for each in some]) for place in (0, 1))
             states = reader.captioner.state(rows, prompts)  # (B, D)
-            for (_, _, each), state, text in zip(
-                some, states, greedy_decode(reader.captioner, rows, prompts), strict=True
-            ):
-                guess = reader.caption_tokenizer.decode(text.tokens)
-                found.append(Answered(each, guess, answer_features(state, text)))
+            decoded = greedy_decode(reader.captioner, rows, prompts)
+            for (_, _, each, named), state, text in zip(some, states, decoded, strict=True):
+                found.append(Answered(each, reader.caption_tokenizer.decode(text.tokens), text, state, named))
     return found
 
 
@@ -278,9 +319,30 @@ def trained_words(data: Path) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(words), frozenset(things)
 
 
-def learn(found: Sequence[Answered], words: frozenset[str], things: frozenset[str]) -> AnswerConfidence:
+def naming_weights(found: Sequence[Answered]) -> Tensor:
+    """The weights (3,) of CLIP's answers: a logistic regression of "yes" on what it says of the named things."""
+    pairs = [(each.named, each.asked.answer) for each in found if each.named and each.asked.answer in ("yes", "no")]
+    told = torch.tensor([[*named, 1.0] for named, _ in pairs])  # (N, 3)
+    targets = torch.tensor([float(answer == "yes") for _, answer in pairs])
+    weights = torch.zeros(3, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(told @ weights, targets)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    right = ((told @ weights > 0) == (targets > 0)).float().mean()
+    print(f"{len(pairs)} questions that name a thing, {right:.1%} right by CLIP with the weights {weights.tolist()}")
+    return weights.detach()
+
+
+def learn(answered: Sequence[Answered], blank: AnswerConfidence) -> AnswerConfidence:
     """Train the network on the questions that get as far as it: known words, and a guess of the right kind."""
-    blank = AnswerConfidence(words, things, {})
+    blank = replace(blank, naming=naming_weights(answered))
+    found = [each.by(blank) for each in answered]
     kept = [
         each
         for each in found
@@ -309,15 +371,15 @@ def learn(found: Sequence[Answered], words: frozenset[str], things: frozenset[st
         "output_bias": outer.bias[0],
     }
     tensors = {"mean": mean, "scale": scale} | {name: value.detach().clone() for name, value in layers.items()}
-    return AnswerConfidence(words, things, tensors)
+    return replace(blank, tensors=tensors)
 
 
-def report(found: Sequence[Answered], network: AnswerConfidence) -> None:
+def report(answered: Sequence[Answered], network: AnswerConfidence) -> None:
     """How often it says "I don't know", before (by its own probability) and now, and how much it loses."""
     print("| questions | asked | right | now, right | now, wrong | don't know before | now |")
     print("|---|---|---|---|---|---|---|")
-    groups: dict[str, list[Answered]] = {}
-    for each in found:
+    groups: dict[str, list[Judged]] = {}
+    for each in (each.by(network) for each in answered):
         groups.setdefault(f"{each.asked.kind} on {each.asked.source}", []).append(each)
     for name, members in groups.items():
         before = np.array([each.features[0].exp().item() < THRESHOLD_WITHOUT for each in members])
@@ -346,11 +408,12 @@ def main() -> None:
     brush = Codebrush.from_pretrained(options.pack, "cpu")
     network = brush.reader.answer_confidence
     if options.out is not None:
-        network = learn(answers(brush, "learn", options.data), *trained_words(options.data))
+        blank = AnswerConfidence(*trained_words(options.data), {}, torch.zeros(3))
+        network = learn(answers(brush, "learn", options.data, blank), blank)
         network.save(options.out)
     if options.measure:
         assert network is not None
-        report(answers(brush, "measure", options.data), network)
+        report(answers(brush, "measure", options.data, network), network)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ class PictureTasks(LoadedPack):
         """The pack's captioner on this device, with its tokenizer and the CLIP that ranks its captions."""
         captioner, words = self.on_device(self.pack.captioner), self.pack.captioner_tokenizer
         confidence = AnswerConfidence.load(self.pack.member("captioner"))
-        return CaptionPipeline(self.clip, self.tokenizer, captioner, words, confidence)
+        return CaptionPipeline(self.clip, self.tokenizer, captioner, words, confidence, self.known_texts)
 
     def caption(
         self,

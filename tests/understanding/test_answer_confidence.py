@@ -19,11 +19,11 @@ WORDS = frozenset(["what", "is", "it", "colour", "the", "circle"])
 THINGS = frozenset(("owl", "barn"))
 
 
-def judge(width: int, output_bias: float = 0.0) -> AnswerConfidence:
+def judge(width: int, output_bias: float = 0.0, naming: torch.Tensor | None = None) -> AnswerConfidence:
     draw = torch.Generator().manual_seed(0)
     shapes = {"mean": (width,), "scale": (width,), "hidden": (4, width), "hidden_bias": (4,), "output": (4,)}
     tensors = {name: torch.rand(shape, generator=draw) + 0.5 for name, shape in shapes.items()}
-    return AnswerConfidence(WORDS, THINGS, tensors | {"output_bias": torch.tensor(output_bias)})
+    return AnswerConfidence(WORDS, THINGS, tensors | {"output_bias": torch.tensor(output_bias)}, naming)
 
 
 @pytest.fixture
@@ -98,12 +98,67 @@ def test_the_state_before_the_answer_gives_the_logits_of_its_first_token(pack: P
     torch.testing.assert_close(state @ reader.captioner.token_embedding.weight.T, logits[:, -1], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("question", "thing"),
+    [
+        ("is it barn owl?", "barn owl"),  # as it was trained
+        ("Is this  a Zeppelin ?", "a zeppelin"),  # a word that no question had: the article makes it a name
+        ("does it show an owl", "an owl"),
+        ("is it raining?", None),  # no name
+        ("is it a circle?", None),  # a question of its own
+        ("is it the owl?", None),
+        ("is it an owl or a barn?", None),
+        ("what is it?", None),
+    ],
+)
+def test_what_a_question_names(question: str, thing: str | None) -> None:
+    made = judge(5, naming=torch.zeros(3))
+    assert made.named_thing(question) == thing
+    assert judge(5).named_thing(question) is None
+    if thing is not None:
+        assert made.unknown_words(question) == []
+
+
+def test_clip_answers_whether_a_picture_shows_what_is_named(pack: Path, picture: Image.Image) -> None:
+    plain = Codebrush.from_pretrained(pack, "cpu")
+    width = plain.reader.captioner.config.width
+    cosine, level = plain.reader.presence_of(pixels_for(plain.clip, [picture])[0], "an owl")
+    embedded = plain.embed_images([picture])[0] @ plain.embed_text(["an owl"])[0]
+    assert cosine == pytest.approx(float(embedded), abs=1e-5)
+    for bias, guess in ((5.0, "yes"), (-5.0, "no")):
+        naming = torch.tensor([2.0, -1.0, bias])
+        made = judge(4 + width, naming=naming)
+        made.save(pack / "captioner")
+        brush = Codebrush.from_pretrained(pack, "cpu")
+        answer = brush.ask(picture, "is it an owl?", threshold=0)
+        assert (answer.text, answer.guess) == (guess, guess)
+        features, prompt = (
+            brush.reader._features(pixels_for(brush.clip, [picture])),
+            brush.reader._prompt("is it an owl?"),
+        )
+        state = brush.reader.captioner.state(features, prompt[None])[0]
+        (decoded,) = greedy_decode(brush.reader.captioner, features, prompt[None])
+        odds = torch.tensor([abs(2 * cosine - level + bias)])
+        expected = made.confidence(torch.cat([answer_features(state, decoded), odds]))
+        assert answer.confidence == pytest.approx(float(expected), abs=1e-5)
+        other = brush.ask(picture, "what is it?", threshold=0)  # the captioner's own
+        assert other.guess == plain.ask(picture, "what is it?", threshold=0).guess
+
+
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     assert AnswerConfidence.load(tmp_path) is None
     judge(5).save(tmp_path)
     read = AnswerConfidence.load(tmp_path)
     assert read is not None
-    assert (read.words, read.things) == (WORDS, THINGS)
+    assert (read.words, read.things, read.naming) == (WORDS, THINGS, None)
+    judge(5, naming=torch.tensor([1.0, 2.0, 3.0])).save(tmp_path)
+    read = AnswerConfidence.load(tmp_path)
+    assert read is not None
+    assert read.naming is not None
+    assert read.naming.tolist() == [1, 2, 3]
+    judge(5, naming=torch.zeros(2)).save(tmp_path)
+    with pytest.raises(PackError, match="is damaged: remove it, or install the pack again"):
+        AnswerConfidence.load(tmp_path)
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-20])
     with pytest.raises(PackError, match="is damaged: remove it, or install the pack again"):
         AnswerConfidence.load(tmp_path)

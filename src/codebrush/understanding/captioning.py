@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codebrush.data.known_texts import KnownTexts
 from codebrush.data.text_embedding import embed_other_texts
 from codebrush.errors import PromptError, UsageError
 from codebrush.models.captioner import Captioner, patch_features
@@ -19,7 +20,6 @@ from codebrush.understanding.answer_confidence import (
     THRESHOLD,
     THRESHOLD_WITHOUT,
     AnswerConfidence,
-    answer_features,
 )
 from codebrush.understanding.presence import presences
 from codebrush.understanding.question_kinds import fits_question
@@ -74,7 +74,8 @@ class CaptionPipeline:
     """Writes captions and answers with a captioner and ranks captions with CLIP.
 
     `tokenizer` is CLIP's, `caption_tokenizer` the captioner's. `answer_confidence` says how likely an answer is
-    right; without it that is the captioner's own probability of the answer.
+    right; without it that is the captioner's own probability of the answer. `known` helps CLIP with words that no
+    caption of its training had.
     """
 
     def __init__(
@@ -84,8 +85,9 @@ class CaptionPipeline:
         captioner: Captioner,
         caption_tokenizer: Tokenizer,
         answer_confidence: AnswerConfidence | None = None,
+        known: KnownTexts | None = None,
     ):
-        self.answer_confidence = answer_confidence
+        self.answer_confidence, self.known = answer_confidence, known
         self.clip, self.tokenizer = clip, tokenizer
         self.captioner, self.caption_tokenizer = captioner, caption_tokenizer
 
@@ -144,7 +146,8 @@ class CaptionPipeline:
 
     @torch.no_grad()
     def ask(self, images: Tensor, questions: Sequence[str], threshold: float | None = None) -> list[Answer]:
-        """Answer one question about each of images (B, 3, S, S) in [0, 1], by greedy decoding.
+        """Answer one question about each of images (B, 3, S, S) in [0, 1]: by greedy decoding, or by CLIP if the
+        question names a thing and `answer_confidence` leaves it to CLIP.
 
         An answer with a confidence below `threshold`, 0 to 1 (None: the `THRESHOLD` of `answer_confidence`, or that
         without one), is replaced by "I don't know". The confidence is 0 if the question has words that were in no
@@ -159,28 +162,37 @@ class CaptionPipeline:
         if not 0 <= threshold <= 1:
             raise UsageError(f"the threshold must be from 0 to 1, not {threshold}")
         features, answers = self._features(images), []
-        for row, question in zip(features, questions, strict=True):
+        for image, row, question in zip(images, features, questions, strict=True):
             if not question.strip():
                 raise PromptError("the question is empty: ask something")
-            answers.append(self._answer(row[None], question, threshold))
+            answers.append(self._answer(image, row[None], question, threshold))
         return answers
 
-    def _answer(self, features: Tensor, question: str, threshold: float) -> Answer:
+    def _answer(self, image: Tensor, features: Tensor, question: str, threshold: float) -> Answer:
         prompt = self._prompt(question)[None]
         (decoded,) = greedy_decode(self.captioner, features, prompt)
-        guess, confidence = self.caption_tokenizer.decode(decoded.tokens), decoded.probability
-        unknown = [] if self.answer_confidence is None else self.answer_confidence.unknown_words(question)
-        if unknown:
-            confidence = 0.0
-        elif self.answer_confidence is not None:
-            state = self.captioner.state(features, prompt)[0]
-            confidence = float(self.answer_confidence.confidence(answer_features(state, decoded)))
+        guess, confidence, unknown = self.caption_tokenizer.decode(decoded.tokens), decoded.probability, list[str]()
+        if self.answer_confidence is not None:
+            unknown, odds = self.answer_confidence.unknown_words(question), 0.0
+            if (thing := self.answer_confidence.named_thing(question)) is not None:
+                odds = self.answer_confidence.naming_odds(*self.presence_of(image, thing))
+                guess = "yes" if odds >= 0 else "no"
+            told = self.answer_confidence.features(self.captioner.state(features, prompt)[0], decoded, odds)
+            confidence = 0.0 if unknown else float(self.answer_confidence.confidence(told))
         if not fits_question(question, guess):
             return Answer(UNKNOWN_ANSWER, 0.0, guess, "its best guess is no answer to such a question")
         if confidence >= threshold:
             return Answer(guess, confidence, guess)
         reason = f"it was trained on no questions with {named_texts(unknown)}" if unknown else "it is not sure enough"
         return Answer(UNKNOWN_ANSWER, confidence, guess, reason)
+
+    @torch.no_grad()
+    def presence_of(self, image: Tensor, thing: str) -> tuple[float, float]:
+        """CLIP's cosine of an image (3, S, S) in [0, 1] with the name of a thing, and the name's `Presence.level`."""
+        tokens = self.tokenizer([thing], on_long="truncate").to(image.device)
+        picture, text = self.clip.encode_image(image[None])[0], self.clip.encode_text(tokens)  # (E,), (1, E)
+        text = text if self.known is None else self.known.helped([thing], text)
+        return float(text[0] @ picture), presences(picture, text, self._others)[0].level
 
     @cached_property
     def _others(self) -> Tensor:

@@ -248,12 +248,14 @@ def pictures(part: str, data: Path) -> Iterator[tuple[Image.Image, list[Asked]]]
     for row in rows:
         found = asked("emoji", "own", emoji_questions(row, labels, rng), 5)
         found += asked("emoji", "foreign", foreign_questions(part, rng), 2)
-        found += asked("emoji", "is it", contrast_questions(row["label"], labels, rng), 1)
+        several = [pair for _ in range(3) for pair in contrast_questions(row["label"], labels, rng)]
+        found += asked("emoji", "is it", several, len(several))
         yield opened(row), found + asked("emoji", "scene", questions_of_scene(rng), 3)
     photos = rows_of(data / "cifar10-mini.parquet", "train" if part == "learn" else "test", PICTURES["photographs"])
     for row in photos:
         found = asked("photographs", "names", photo_questions(row["label"], rng), 3)
-        found += asked("photographs", "is it", contrast_questions(row["label"], CLASSES, rng), 1)
+        several = [pair for _ in range(3) for pair in contrast_questions(row["label"], CLASSES, rng)]
+        found += asked("photographs", "is it", several, len(several))
         found += asked("photographs", "foreign", foreign_questions(part, rng), 2)
         yield opened(row), found + asked("photographs", "scene", questions_of_scene(rng), 3)
     icons = rows_of(data / "icons.parquet", SPLITS[part], PICTURES["icons"])
@@ -320,8 +322,9 @@ def trained_words(data: Path) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def naming_weights(found: Sequence[Answered]) -> Tensor:
-    """The weights (3,) of CLIP's answers: a logistic regression of "yes" on what it says of the named things."""
-    pairs = [(each.named, each.asked.answer) for each in found if each.named and each.asked.answer in ("yes", "no")]
+    """The weights (3,) of CLIP's answers: a logistic regression of "yes" on what it says of the things in emoji."""
+    emoji = [each for each in found if each.named is not None and each.asked.source == "emoji"]
+    pairs = [(each.named, each.asked.answer) for each in emoji if each.asked.answer in ("yes", "no")]
     told = torch.tensor([[*named, 1.0] for named, _ in pairs])  # (N, 3)
     targets = torch.tensor([float(answer == "yes") for _, answer in pairs])
     weights = torch.zeros(3, requires_grad=True)

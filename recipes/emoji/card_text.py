@@ -46,7 +46,9 @@ def origin(info: dict[str, Any], figures: dict[str, Any]) -> list[str]:
         "## Made from",
         "",
         f"- **Data**: `{made['data']}` (sha256 `{made['data_sha256'][:16]}...`), its `train` split without skin-tone "
-        "variants: 7,576 pictures of 1,757 concepts in five styles. `val` and `test` hold other concepts.",
+        "variants: 7,576 pictures of 1,757 concepts in five styles. `val` and `test` hold other concepts. CLIP and the "
+        "captioner also saw 5,144 drawings of the same concepts in five more styles, and 4,916 icons; the code "
+        "transformer saw one of these styles, and compositions made of the drawings.",
         f"- **Licence**: {info['licence']}. Its token embeddings are distilled from all-MiniLM-L6-v2 (Apache-2.0); "
         "see NOTICE.",
         f"- **Recipe**: `{made['recipe']}/`, at commit `{made['commit'][:12]}`, torch {made['torch']}.",
@@ -110,13 +112,26 @@ def understanding(info: dict[str, Any], figures: dict[str, Any]) -> list[str]:
     ]
 
 
+SAMPLED = (  # the card's words for each figure of drawings, and where it lies in them
+    (
+        "training concepts, single samples: the nearest training picture has the prompt's label",
+        "nearest_picture_is_right",
+    ),
+    ("training concepts, single samples: a second CLIP finds the label among 100", "single"),
+    ("training concepts, best of 8 by the pack's scorer: the same", "best of 8"),
+    ("unseen concepts, best of 8: the same", "unseen, best of 8"),
+    ('single samples, "..., STYLE style": a classifier finds that style', "style_is_followed"),
+)
+
+
 def making(figures: dict[str, Any]) -> list[str]:
     """The section on reconstruction and generation, with the sheets."""
-    kept, drawn = figures["test"]["reconstruction"], figures["drawing"]
-    found = {
-        name: percent(drawn[name]["r_precision"])
-        for name in ("true pictures", "single", "best of 8", "unseen, best of 8")
-    }
+    kept, drawn, earlier = figures["test"]["reconstruction"], figures["drawing"], figures.get("earlier drawing")
+    packs = {"this pack": drawn} | ({} if earlier is None else {earlier["pack"]: earlier})
+
+    def shown(part: dict[str, Any], figure: str) -> str:
+        return percent(part[figure]["r_precision"] if isinstance(part[figure], dict) else part[figure])
+
     styles = ", ".join(f"{style} {percent(share)}" for style, share in drawn["style_by_style"].items())
     return [
         "## Makes",
@@ -126,24 +141,20 @@ def making(figures: dict[str, Any]) -> list[str]:
         "",
         "![reconstructions](reconstructions.png)",
         "",
+        f"What {drawn['prompts']} prompts of training concepts and {drawn['unseen prompts']} of unseen ones give, by two "
+        "models that only measure: a second CLIP (`judge.yaml`, of another architecture, which finds "
+        f"{shown(drawn, 'true pictures')} of the true pictures) and a classifier of styles.",
+        "",
         *table(
-            (f"generation, {drawn['prompts']} prompts", ""),
-            (
-                "training concepts, single samples: the nearest training picture has the prompt's label",
-                percent(drawn["nearest_picture_is_right"]),
-            ),
-            ("training concepts, single samples: a second CLIP finds the label among 100", found["single"]),
-            ("training concepts, best of 8 by the pack's CLIP: the same", found["best of 8"]),
-            ("true pictures of the same labels: the same", found["true pictures"]),
-            (f"{drawn['unseen prompts']} unseen concepts, best of 8: the same", found["unseen, best of 8"]),
-            ('single samples, "..., STYLE style": a classifier finds that style', percent(drawn["style_is_followed"])),
+            ("generation", *packs),
+            *((line, *(shown(part, figure) for part in packs.values())) for line, figure in SAMPLED),
         ),
         f"Fluent's colour and 3-D drawings are renderings of the same shapes and count as one style; as two styles, "
         f"{percent(drawn['every_style'])} are correct. Style by style: {styles}. On true pictures of unseen concepts "
-        f"the classifier of styles is correct in {percent(figures['style judge']['val_accuracy'])}, with two styles in "
-        f"{percent(figures['style judge']['every_style'])}.",
+        f"the classifier of ten styles is correct in {percent(figures['style judge']['val_accuracy'])}, with those two "
+        f"apart in {percent(figures['style judge']['every_style'])}.",
         "",
-        "Before (the pack of version 0.1.0, 64 pixels) and after, with the same 64 prompts and seeds, best of 8:",
+        "Before (the pack of the version before) and after, with the same 64 prompts and seeds, best of 8:",
         "",
         "![before](before.png)",
         "",

@@ -117,7 +117,7 @@ def main() -> None:
     options = parser.parse_args()
     brush = Codebrush.from_pretrained(options.pack)
     figures, _ = drawing(brush, options.parquet, options.judge, options.style_classifier, options.prompts)
-    print(json.dumps(figures, indent=2))
+    print(json.dumps({"pack": f"{brush.pack.info['name']} {brush.pack.info['version']}", **figures}, indent=2))
 
 
 if __name__ == "__main__":

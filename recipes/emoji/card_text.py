@@ -141,8 +141,8 @@ def making(figures: dict[str, Any]) -> list[str]:
         "",
         "![reconstructions](reconstructions.png)",
         "",
-        f"What {drawn['prompts']} prompts of training concepts and {drawn['unseen prompts']} of unseen ones give, by two "
-        "models that only measure: a second CLIP (`judge.yaml`, of another architecture, which finds "
+        f"What {drawn['prompts']} prompts of training concepts and {drawn['unseen prompts']} of unseen ones give, by "
+        "two models that only measure: a second CLIP (`judge.yaml`, of another architecture, which finds "
         f"{shown(drawn, 'true pictures')} of the true pictures) and a classifier of styles.",
         "",
         *table(

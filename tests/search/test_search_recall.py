@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from codebrush.pack.pack import open_clip
-from codebrush.search.database import ANN_ROWS, create_database, open_database
+from codebrush.search.database import create_database, open_database
 from codebrush.search.indexing import index_pictures
 from codebrush.search.pictures import open_pictures
 from codebrush.search.queries import search
 from codebrush.search.recall import measure_recall
+from codebrush.search.vector_index import FLAT, PLANS, Plan
 from search_helpers import EMBEDDER, database_of, unit, write_scenes
 
+ANN_ROWS = PLANS[1].rows
 WIDTH = 64
 QUERIES = 20
 
@@ -34,7 +36,7 @@ def test_recall(kind: str, tmp_path: Path) -> None:
     assert written.has_vector_index
     measured = measure_recall(written)
     assert measured is not None
-    assert 0.95 <= measured <= 1
+    assert 0.95 <= min(measured) <= max(measured) <= 1
     database = open_database(tmp_path / "db", EMBEDDER)
     # Queries distributed like the pictures, and random ones, which like texts lie apart from all of them.
     for queries in (_clustered(rng, QUERIES), unit(rng.normal(size=(QUERIES, WIDTH)))):
@@ -64,21 +66,23 @@ def test_recall_is_measured_as_brute_force_gives_it(tmp_path: Path, monkeypatch:
     """Without an index a search finds all; a search that misses every second picture, half."""
     vectors = unit(np.random.default_rng(2).normal(size=(500, 16)))
     database = database_of(tmp_path / "db", np.concatenate([vectors, vectors[:100]]))  # with copies, which are as near
-    assert measure_recall(database) == 1
+    assert measure_recall(database) == (1, 1)
     monkeypatch.setattr("codebrush.search.recall.search", lambda *args, k: search(*args, k=k)[::2])
-    assert measure_recall(database) == 0.5
+    assert measure_recall(database) == (0.5, 0.5)
     assert measure_recall(database_of(tmp_path / "small", vectors[:9])) is None
 
 
 def test_a_run_that_makes_the_index_says_what_it_finds(
     micro_pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("codebrush.search.database.ANN_ROWS", 256)
+    monkeypatch.setattr("codebrush.search.vector_index.PLANS", (Plan(0, FLAT), Plan(256, "IvfSq")))
     write_scenes(tmp_path / "pictures", 300)
     clip = open_clip(micro_pack)[0]
     database = create_database(tmp_path / "db", EMBEDDER, clip.embed_dim)
     source = str(tmp_path / "pictures")
     made = index_pictures(database, [open_pictures(source)], clip)
-    assert made.recall is not None
-    assert 0 < made.recall <= 1  # its weights are random: it embeds all pictures nearly alike
-    assert index_pictures(database, [open_pictures(source)], clip).recall is None
+    assert made.vector_index is not None
+    assert (made.vector_index.kind, made.vector_index.rows) == ("IvfSq", 300)
+    found = made.vector_index.recall_pictures, made.vector_index.recall_texts
+    assert all(each is not None and 0 < each <= 1 for each in found)  # random weights: all pictures are nearly alike
+    assert index_pictures(database, [open_pictures(source)], clip).vector_index is None

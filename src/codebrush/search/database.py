@@ -19,6 +19,7 @@ from codebrush.errors import CodebrushError, DataError, PackError
 from codebrush.files import cannot_write
 from codebrush.search.native_stderr import hold_panics
 from codebrush.search.places import TABLE, Names, Place, check_installed, place_of
+from codebrush.search.vector_index import FLAT, kind_of, update_index
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,7 +32,6 @@ KEY = {"lance-schema:unenforced-primary-key": "true"}  # lets LanceDB notice tha
 FRAME = "frame_read"  # number of the frame or page of the file, from 0; the table has the column once there is one
 WORDS_UPDATED = "the words of the captions were indexed anew, as text in Chinese, Japanese, Thai and others needs it"
 WORDS = "icu/split"  # finds words by ICU's dictionaries where no blanks stand between them (Chinese, Thai, ...)
-ANN_ROWS = 20_000  # with more rows a vector index saves more time than it costs
 KEPT_VERSIONS = timedelta(minutes=10)  # how long a reader may take to read rows that were replaced meanwhile
 
 
@@ -133,17 +133,15 @@ class Database:
         return any(os.path.exists(path) and os.path.samefile(path, file) for path in paths)
 
     def settle(self) -> bool:
-        """Finish writing: merge small files, update the indices, and make a vector index once there are enough rows;
-        whether it did.
+        """Finish writing: make the vector index that so many rows should have (`vector_index`), merge small files,
+        update the indices, and delete versions that no reader needs any more.
+
+        Returns whether the recall of the vector index remains to be measured (`recall.tune`).
         """
         with self.guarded(), self.locked():
-            is_large = not self.has_vector_index and self.table.count_rows() >= ANN_ROWS
-            if is_large:
-                from lancedb.index import IvfSq
-
-                self.table.create_index("embedding", config=IvfSq(distance_type="cosine"))
+            is_new = update_index(self.table)
             self.table.optimize(cleanup_older_than=KEPT_VERSIONS)
-        return is_large
+        return is_new
 
     def update_words(self) -> bool:
         """Index the words of the captions anew if that was done between blanks alone, as before version 0.3; whether
@@ -171,8 +169,8 @@ class Database:
 
     @property
     def has_vector_index(self) -> bool:
-        """Whether searches first compare embeddings quantised to one byte a value (see `settle`)."""
-        return any("embedding" in index.columns for index in self.table.list_indices())
+        """Whether searches first compare embeddings of fewer bits (see `settle`)."""
+        return kind_of(self.table) != FLAT
 
     @contextmanager
     def locked(self) -> Iterator[None]:

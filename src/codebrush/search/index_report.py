@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from codebrush.search.vector_index import Settings
+
 
 @dataclass
 class IndexReport:
@@ -10,8 +12,8 @@ class IndexReport:
     `reused` of the added ones were known under another path. `renamed` lists the columns with another name in the
     database, `new` ones that it did not have yet. `unfit` lists the columns with cells that do not fit their type: what
     the column holds, how many cells were left empty, and the path and value of the first. `frames` has the number of
-    the frame, from 0, by which each animation and file of several pages was embedded. `recall` is that of the vector
-    index, if the run made one (see `measure_recall`).
+    the frame, from 0, by which each animation and file of several pages was embedded. `vector_index` is the
+    vector index, how it is searched and what its searches find, if the run made one.
     """
 
     added: int = 0
@@ -23,7 +25,7 @@ class IndexReport:
     unfit: list[dict[str, Any]] = field(default_factory=list)
     frames: dict[str, int] = field(default_factory=dict)
     renamed: list[dict[str, Any]] = field(default_factory=list)
-    recall: float | None = None
+    vector_index: Settings | None = None
 
     def merge(self, other: "IndexReport") -> None:
         """Add what another part of the run did."""

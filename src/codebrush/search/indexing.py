@@ -19,7 +19,7 @@ from codebrush.search.database import Database, quoted
 from codebrush.search.examining import Examined, Examiner
 from codebrush.search.index_report import IndexReport
 from codebrush.search.pictures import Candidate, Source
-from codebrush.search.recall import measure_recall
+from codebrush.search.recall import tune
 from codebrush.search.table_rows import add_columns, add_frame_column, rows_of
 
 BATCH = 256  # pictures looked up and written together
@@ -76,7 +76,7 @@ def index_pictures(
     for source in sources:
         report.removed += _delete_gone(database, source, seen)
     if database.settle():
-        report.recall = measure_recall(database)
+        report.vector_index = tune(database)
     return report
 
 

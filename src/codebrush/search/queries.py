@@ -18,14 +18,10 @@ from codebrush.errors import UsageError
 from codebrush.search.conditions import text_as_number, with_columns
 from codebrush.search.database import FRAME, Database, quoted
 from codebrush.search.messages import condition_fault
+from codebrush.search.vector_index import ALL, FLAT, Settings, nearest, settings_of
 
 WITHOUT_WEIGHT = 0.5  # of an unwanted text, at least; the query has weight 1
 CANCELLED = 0.25  # of the query's length: if less is left beside the unwanted texts, it asks for nothing
-# All partitions of the vector index are searched: with one byte a value that is many times faster than comparing all
-# embeddings at full precision, and nearly as exact. Fewer partitions would save little up to a million pictures, and
-# texts, which lie apart from pictures in CLIP's space, would miss many neighbours (benchmarks/search_100k.py).
-PROBES = 1_000_000
-REFINE = 2  # times k: so many of the best by the index are compared at full precision
 FUSED = 100  # rows of each list that a hybrid search merges, at least; otherwise ten times k
 RANK_OFFSET = 60  # of reciprocal rank fusion, as in the paper
 MAX_RESULTS = 10_000
@@ -205,9 +201,17 @@ def _shown(table: Any) -> list[str]:
 
 def _by_picture(table: Any, vector: Tensor | None, where: str | None, most: int) -> list[Hit]:
     assert vector is not None
-    query = table.search(vector.float().cpu().numpy(), vector_column_name="embedding", query_type="vector")
-    query = query.select([*_shown(table), "_distance"]).distance_type("cosine").nprobes(PROBES).refine_factor(REFINE)
-    return _ordered(query if where is None else query.where(where), most)
+    schema, asked = table.schema, vector.float().cpu().numpy()  # LanceDB looks for a newer version each time
+    columns = [*(name for name in schema.names if name != "embedding"), "_distance"]
+
+    def found(settings: Settings) -> list[Hit]:
+        return _ordered(nearest(table, asked, most, where, settings).select(columns), most)
+
+    settings = settings_of(schema) or Settings(FLAT)
+    hits = found(settings)
+    if len(hits) < most and where is None and settings.probes < ALL:  # the partitions searched had no more
+        hits = found(replace(settings, probes=ALL))
+    return hits
 
 
 def _by_words(table: Any, text: str, without: Sequence[str], where: str | None, most: int) -> list[Hit]:

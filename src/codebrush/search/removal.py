@@ -11,6 +11,7 @@ from codebrush.files import from_home
 from codebrush.search.database import Database, open_database, quoted
 from codebrush.search.index_report import IndexReport
 from codebrush.search.pictures import Source, open_pictures
+from codebrush.search.recall import tune
 
 MOST_NAMED = 10  # sources that a message lists
 
@@ -29,7 +30,8 @@ def remove_sources(database: Database, places: Sequence[str]) -> IndexReport:
     for condition in conditions.values():
         for part in database.rows(["path"], condition):
             report.removed += database.delete(part["path"].to_pylist())
-    database.settle()
+    if database.settle():
+        report.vector_index = tune(database)
     return report
 
 

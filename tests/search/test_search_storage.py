@@ -102,3 +102,16 @@ def test_an_address_is_told_from_a_folder(called: str | Path, kind: type, name: 
     place = place_of(called)
     assert isinstance(place, kind)
     assert str(place) == name
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Retryable commit conflict for version 7: This transaction was preempted by a concurrent one",
+        "Too much write contention: attempted 20 times",
+        "Incompatible transaction: This transaction is incompatible with concurrent transaction UpdateConfig",
+    ],
+)
+def test_a_writer_that_came_second_is_not_told_that_the_database_is_damaged(said: str) -> None:
+    fault = Storage("s3://bucket/pictures").fault(RuntimeError(f"lance error: {said} at version 6, /a/b.rs:1:2"))
+    assert str(fault) == "another process wrote to s3://bucket/pictures at the same time: run the command again"

@@ -31,7 +31,7 @@ COLUMNS_FILE = "columns.json"  # see `Database.source_names`
 COLUMNS_TABLE = "columns"
 OTHER_TEXTS_FILE = "other_texts.safetensors"  # see `nearness`; made anew if it is missing
 ADDRESS = re.compile(r"(s3|gs|az|abfss?)://[^/]+(/.*)?")
-CONFLICT = re.compile(r"conflict|contention", re.I)
+CONFLICT = re.compile(r"conflict|contention|incompatible with concurrent", re.I)
 OF_STORAGE = re.compile(
     r"Generic (\{ store|\w+ error)|<Code>|credentials|RetryError|NoSuchBucket|AccessDenied|object_store", re.I
 )

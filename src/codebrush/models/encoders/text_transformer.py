@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from codebrush.models.layers.pooling import masked_mean
-from codebrush.models.layers.transformer import Activation, Transformer, TransformerConfig, make_norm
+from codebrush.models.layers.transformer import Activation, Transformer, TransformerConfig, blocks_of, make_norm
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,7 @@ class TextTransformerConfig:
     @property
     def trunk(self) -> TransformerConfig:
         """Sizes of the blocks."""
-        return TransformerConfig(
-            self.width,
-            self.layers,
-            self.heads,
-            hidden=self.hidden,
-            activation=self.activation,
-            norm_epsilon=self.norm_epsilon,
-            dropout=self.dropout,
-            layer_scale=self.layer_scale,
-        )
+        return blocks_of(self)
 
     @property
     def feature_width(self) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from codebrush.models.encoders.image_shape import check_shape, image_shape
 from codebrush.models.layers.pooling import QueryPool
-from codebrush.models.layers.transformer import Activation, Transformer, TransformerConfig, make_norm
+from codebrush.models.layers.transformer import Activation, Transformer, TransformerConfig, blocks_of, make_norm
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,7 @@ class VisionTransformerConfig:
     @property
     def trunk(self) -> TransformerConfig:
         """Sizes of the blocks."""
-        return TransformerConfig(
-            self.width,
-            self.layers,
-            self.heads,
-            hidden=self.hidden,
-            activation=self.activation,
-            norm_epsilon=self.norm_epsilon,
-            dropout=self.dropout,
-            layer_scale=self.layer_scale,
-        )
+        return blocks_of(self)
 
 
 class VisionTransformer(nn.Module):

@@ -1,6 +1,6 @@
 """The transformer that every encoder and decoder here is built on: pre-norm blocks of attention and MLP."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -42,6 +42,12 @@ class TransformerConfig:
         if self.hidden:
             return self.hidden
         return 4 * self.width if self.activation != "swiglu" else -(-8 * self.width // 3 // 32) * 32
+
+
+def blocks_of(tower: Any) -> TransformerConfig:
+    """The sizes of a tower's blocks: the fields of its config that have the same names."""
+    names = [field.name for field in fields(TransformerConfig) if hasattr(tower, field.name)]
+    return TransformerConfig(**{name: getattr(tower, name) for name in names})
 
 
 def make_norm(config: TransformerConfig) -> nn.Module:

@@ -13,6 +13,8 @@ import pytest
 pytest.importorskip("sqlalchemy", reason='needs the extra "serve"')
 pytest.importorskip("prometheus_client", reason='needs the extra "serve"')
 
+from worker_stand_ins import end_slowly
+
 from codebrush import Codebrush
 from codebrush.serving.job import Job
 from codebrush.serving.library import Library
@@ -33,6 +35,24 @@ class Scarce(Processes):
             self.refused = True
             raise OSError("Resource temporarily unavailable")
         return super().begin(number)
+
+
+def test_a_task_is_lost_when_its_process_has_ended_and_not_before(processes: ForkServerContext, tmp_path: Path) -> None:
+    (lane, its_lane), (control, its_control) = processes.Pipe(), processes.Pipe()
+    process = processes.Process(target=end_slowly, args=(its_lane, its_control))
+    process.start()
+    its_lane.close()
+    its_control.close()
+    workers, one = Processes(1, Library((), tmp_path), context=processes), _Process(process, control, {DRAW: lane})
+    keeper = threading.Thread(target=workers.until_lost, args=(one,))
+    keeper.start()
+    with pytest.raises(WorkerLost):
+        workers.work(
+            one, DRAW, Task("generate", PackPlace("micro", tmp_path, "micro"), []), [], lambda *_: None, lambda *_: None
+        )
+    assert one.has_ended.is_set()  # else what it has locked may be locked still
+    assert not process.is_alive()
+    keeper.join()
 
 
 def test_signals_for_the_server_do_not_end_a_worker_that_starts(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ pytest.importorskip("prometheus_client", reason='needs the extra "serve"')
 pytest.importorskip("psutil")
 
 import psutil
-from orphaned_worker import start_worker
+from worker_stand_ins import start_worker
 
 from codebrush import Codebrush
 from codebrush.data.decoding.images import read_manifest

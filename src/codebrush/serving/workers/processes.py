@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
@@ -26,7 +26,7 @@ from codebrush.serving.library import Library
 from codebrush.serving.log import log_failure, logged_to_stderr
 from codebrush.serving.threads import worker_threads
 from codebrush.serving.work.kinds import SPREAD
-from codebrush.serving.workers.crew import Crew
+from codebrush.serving.workers.crew import END_SECONDS, Crew
 from codebrush.serving.workers.task import BEGUN, Order, Results, Task, WorkerLost, follow
 from codebrush.serving.workers.worker import Worker
 from codebrush.warned import Listener
@@ -41,6 +41,7 @@ class _Process:
     process: BaseProcess
     control: Connection  # the names of packs to close, None to end; it says READY
     lanes: dict[str, Connection]
+    has_ended: threading.Event = field(default_factory=threading.Event)
 
 
 class Processes(Crew[_Process]):
@@ -79,6 +80,7 @@ class Processes(Crew[_Process]):
         with suppress(WorkerLost):
             _received(one.control)  # nothing comes but the end
         one.process.join()
+        one.has_ended.set()
         return {"process": one.process.pid, "status": one.process.exitcode}
 
     def work(
@@ -87,7 +89,11 @@ class Processes(Crew[_Process]):
         """See `Crew`."""
         connection = one.lanes[lane]
         _sent(connection, task)
-        return follow(lambda: _received(connection), lambda order: _sent(connection, order), batch, progress, tell)
+        try:
+            return follow(lambda: _received(connection), lambda order: _sent(connection, order), batch, progress, tell)
+        except WorkerLost:
+            one.has_ended.wait(END_SECONDS)  # a process that is being ended may close its pipes before its locked files
+            raise
 
     def forget(self, one: _Process, pack: str) -> None:
         """See `Crew`."""

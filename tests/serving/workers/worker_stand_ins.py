@@ -1,7 +1,8 @@
-"""A process with a worker, as a server's, that a test kills."""
+"""Processes that tests use in place of a server or a worker."""
 
 import multiprocessing
 import threading
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -17,3 +18,11 @@ def start_worker(told: Connection, data: Path) -> None:
     ready.wait()
     told.send(workers._ready[0].process.pid)
     threading.Event().wait()
+
+
+def end_slowly(pipe: Connection, control: Connection) -> None:
+    """Called in the new process: closes its pipes a while before it ends, as a process on a busy machine may."""
+    pipe.recv()
+    pipe.close()
+    control.close()
+    time.sleep(0.5)

@@ -6,9 +6,9 @@
 DATA is a folder with emoji.parquet, icons.parquet and cifar10-mini.parquet. Questions of the kinds that the captioner
 was trained on, and of others, are asked about its own scenes and emoji and about icons, photographs and drawings. Three
 weights learn to answer by CLIP whether a picture shows what is named, and a small network learns from the captioner's
-state and from these whether an answer is right (`codebrush.understanding.answer_confidence`). They learn from scenes of
-one seed, val emoji and icons, and train photographs; measured are scenes of another seed, test emoji and icons, test
-photographs, crops of two large photographs (scikit-learn's), and other questions.
+state and from these whether an answer is right (`codebrush.understanding.answer_confidence`). The weights learn from
+val emoji, the network also from scenes of one seed, val icons and train photographs; measured are scenes of another
+seed, test emoji and icons, test photographs, crops of two large photographs (scikit-learn's), and other questions.
 """
 
 import argparse
@@ -32,6 +32,8 @@ from codebrush.understanding.answer_confidence import (
     THRESHOLD,
     THRESHOLD_WITHOUT,
     AnswerConfidence,
+    Naming,
+    plain,
 )
 from codebrush.understanding.question_kinds import fits_question
 from codebrush.understanding.text_decoding import DecodedText, greedy_decode
@@ -57,7 +59,7 @@ class Answered(NamedTuple):
 
     def by(self, network: AnswerConfidence) -> "Judged":
         """The guess with the features of its confidence."""
-        odds = 0.0 if self.named is None else network.naming_odds(*self.named)
+        odds = 0.0 if self.named is None or network.naming is None else network.naming.odds(*self.named)
         guess = self.caption if self.named is None else "yes" if odds >= 0 else "no"
         return Judged(self.asked, guess, network.features(self.state, self.decoded, odds))
 
@@ -98,9 +100,9 @@ def answers(brush: Codebrush, part: str, data: Path, blank: AnswerConfidence) ->
     return found
 
 
-def trained_words(data: Path) -> tuple[frozenset[str], frozenset[str]]:
-    """The words of the questions that the captioner was trained on, and those of the names in them."""
-    words, things = set(), set()
+def untrained(data: Path) -> AnswerConfidence:
+    """What is known without training: the words, names and questions that the captioner was trained on."""
+    words, things, names = set[str](), set[str](), set[str]()
     for _, asked in fixed_scenes(300, 32) + varied_scenes(500, 32):
         words |= {word for each in asked for word in re.findall(r"\w+", each.ask.lower())}
     for rule in rules():
@@ -109,7 +111,10 @@ def trained_words(data: Path) -> tuple[frozenset[str], frozenset[str]]:
     for row in table.to_pylist():
         if row["split"] == "train":
             things |= set(re.findall(r"\w+", f"{row['label']} {row['style']}".lower()))
-    return frozenset(words), frozenset(things)
+            names.add(plain(row["label"]))
+    questions = frozenset(plain(ask) for rule in rules() for ask in rule.ask if "{" not in ask)
+    naming = Naming(torch.zeros(3), frozenset(names), questions)
+    return AnswerConfidence(frozenset(words), frozenset(things), {}, naming)
 
 
 def naming_weights(found: Sequence[Answered]) -> Tensor:
@@ -135,7 +140,8 @@ def naming_weights(found: Sequence[Answered]) -> Tensor:
 
 def learn(answered: Sequence[Answered], blank: AnswerConfidence) -> AnswerConfidence:
     """Train the network on the questions that get as far as it: known words, and a guess of the right kind."""
-    blank = replace(blank, naming=naming_weights(answered))
+    assert blank.naming is not None
+    blank = replace(blank, naming=replace(blank.naming, weights=naming_weights(answered)))
     found = [each.by(blank) for each in answered]
     kept = [
         each
@@ -202,7 +208,7 @@ def main() -> None:
     brush = Codebrush.from_pretrained(options.pack, "cpu")
     network = brush.reader.answer_confidence
     if options.out is not None:
-        blank = AnswerConfidence(*trained_words(options.data), {}, torch.zeros(3))
+        blank = untrained(options.data)
         network = learn(answers(brush, "learn", options.data, blank), blank)
         network.save(options.out)
     if options.measure:

@@ -47,8 +47,9 @@ FORMS = {"learn": ("{}?", "{}"), "measure": ("{}?",)}
 
 
 class Asked(NamedTuple):
-    """A question about a picture of some `source`; its `kind` is "own", "names" (what an emoji is), "scene" (of a
-    scene) or "foreign". `answer` is the right one, None if none is: the captioner should not know."""
+    """A question about a picture of some `source`; its `kind` is "own", "names" (what an emoji is), "is it" (a thing
+    that it names), "scene" (of a scene) or "foreign". `answer` is the right one, None if none is: the captioner should
+    not know."""
 
     source: str
     kind: str

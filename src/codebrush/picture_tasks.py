@@ -12,6 +12,7 @@ from codebrush.data.decoding.images import AnyPicture, decode_image, is_several,
 from codebrush.data.picture_fitting import Fit, embed_views, unit_range, views_for
 from codebrush.data.preprocess import pixels_for
 from codebrush.data.text_embedding import embed_texts
+from codebrush.errors import PackError
 from codebrush.generation.editing.canvas import whole_canvas
 from codebrush.generation.editing.upscaling import upscale_picture
 from codebrush.generation.sampling.sampler import BATCH, batches
@@ -19,7 +20,7 @@ from codebrush.generation.transparent_ground import with_transparent_ground
 from codebrush.loaded_pack import LoadedPack
 from codebrush.progress import Progress
 from codebrush.text.reading import readable, warn_unread
-from codebrush.understanding.answer_confidence import AnswerConfidence
+from codebrush.understanding.answer_confidence import FILE, AnswerConfidence
 from codebrush.understanding.attribution import Method
 from codebrush.understanding.captioning import Answer, Caption, CaptionPipeline
 from codebrush.understanding.classification import ZeroShotClassifier, pack_temperature
@@ -107,7 +108,10 @@ class PictureTasks(LoadedPack):
     def reader(self) -> CaptionPipeline:
         """The pack's captioner on this device, with its tokenizer and the CLIP that ranks its captions."""
         captioner, words = self.on_device(self.pack.captioner), self.pack.captioner_tokenizer
-        confidence = AnswerConfidence.load(self.pack.member("captioner"))
+        folder = self.pack.member("captioner")
+        confidence = AnswerConfidence.load(folder)
+        if confidence is not None and confidence.width != captioner.config.width:
+            raise PackError(f"{folder / FILE} was made for another captioner: remove it, or install the pack again")
         return CaptionPipeline(self.clip, self.tokenizer, captioner, words, confidence, self.known_texts)
 
     def caption(

@@ -1,5 +1,6 @@
 """How sure an answer is: its network, the words that are known, and the file."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from codebrush import Codebrush
 from codebrush.data.preprocess import pixels_for
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import PackError
-from codebrush.understanding.answer_confidence import FILE, AnswerConfidence, answer_features
+from codebrush.understanding.answer_confidence import FILE, AnswerConfidence, Naming, answer_features
 from codebrush.understanding.captioning import UNKNOWN_ANSWER
 from codebrush.understanding.text_decoding import DecodedText, greedy_decode
 from packs import micro_captioner, micro_tokenizer, write_micro_pack
@@ -19,7 +20,15 @@ WORDS = frozenset(["what", "is", "it", "colour", "the", "circle"])
 THINGS = frozenset(("owl", "barn"))
 
 
-def judge(width: int, output_bias: float = 0.0, naming: torch.Tensor | None = None) -> AnswerConfidence:
+NAMES = frozenset(("barn owl", "owl", "old man"))
+QUESTIONS = frozenset(["is it an animal"])
+
+
+def by_clip(*weights: float) -> Naming:
+    return Naming(torch.tensor(weights), NAMES, QUESTIONS)
+
+
+def judge(width: int, output_bias: float = 0.0, naming: Naming | None = None) -> AnswerConfidence:
     draw = torch.Generator().manual_seed(0)
     shapes = {"mean": (width,), "scale": (width,), "hidden": (4, width), "hidden_bias": (4,), "output": (4,)}
     tensors = {name: torch.rand(shape, generator=draw) + 0.5 for name, shape in shapes.items()}
@@ -102,17 +111,29 @@ def test_the_state_before_the_answer_gives_the_logits_of_its_first_token(pack: P
     ("question", "thing"),
     [
         ("is it barn owl?", "barn owl"),  # as it was trained
-        ("Is this  a Zeppelin ?", "a zeppelin"),  # a word that no question had: the article makes it a name
-        ("does it show an owl", "an owl"),
-        ("is it raining?", None),  # no name
-        ("is it a circle?", None),  # a question of its own
+        ("Is this  a Zeppelin ?", "zeppelin"),  # a word that no question had: the article makes it a name
+        ("is it a zeppelin?!", "zeppelin"),
+        ("does it show an owl.", "owl"),
+        ("is it a circle?", None),  # of words of other questions
+        ("is it an animal?", None),  # a question of its own
         ("is it the owl?", None),
         ("is it an owl or a barn?", None),
+        ("is this an owl, or a barn?", None),
+        ("is it an owl/barn?", None),
+        ("is it raining?", None),
+        ("is it old?", None),  # no name, though a name has the word
+        ("is it not an owl?", None),
+        ("is it a bit dark?", None),
+        ("is it a good idea to eat this?", None),
+        ("is it a zzzqqqx?", None),  # nobody knows the word
+        ("is it a \u72d7?", None),
+        ("is it a very large zeppelin over the sea?", None),
+        ("is it a?", None),
         ("what is it?", None),
     ],
 )
 def test_what_a_question_names(question: str, thing: str | None) -> None:
-    made = judge(5, naming=torch.zeros(3))
+    made = judge(5, naming=by_clip(0, 0, 0))
     assert made.named_thing(question) == thing
     assert judge(5).named_thing(question) is None
     if thing is not None:
@@ -122,12 +143,11 @@ def test_what_a_question_names(question: str, thing: str | None) -> None:
 def test_clip_answers_whether_a_picture_shows_what_is_named(pack: Path, picture: Image.Image) -> None:
     plain = Codebrush.from_pretrained(pack, "cpu")
     width = plain.reader.captioner.config.width
-    cosine, level = plain.reader.presence_of(pixels_for(plain.clip, [picture])[0], "an owl")
-    embedded = plain.embed_images([picture])[0] @ plain.embed_text(["an owl"])[0]
+    cosine, level = plain.reader.presence_of(pixels_for(plain.clip, [picture])[0], "owl")
+    embedded = plain.embed_images([picture])[0] @ plain.embed_text(["owl"])[0]
     assert cosine == pytest.approx(float(embedded), abs=1e-5)
     for bias, guess in ((5.0, "yes"), (-5.0, "no")):
-        naming = torch.tensor([2.0, -1.0, bias])
-        made = judge(4 + width, naming=naming)
+        made = judge(4 + width, naming=by_clip(2, -1, bias))
         made.save(pack / "captioner")
         brush = Codebrush.from_pretrained(pack, "cpu")
         answer = brush.ask(picture, "is it an owl?", threshold=0)
@@ -145,18 +165,41 @@ def test_clip_answers_whether_a_picture_shows_what_is_named(pack: Path, picture:
         assert other.guess == plain.ask(picture, "what is it?", threshold=0).guess
 
 
+def test_a_file_of_another_captioner_is_one_line(pack: Path) -> None:
+    judge(5).save(pack / "captioner")
+    with pytest.raises(PackError, match="was made for another captioner: remove it, or install the pack again"):
+        _ = Codebrush.from_pretrained(pack, "cpu").reader
+
+
+def test_words_that_no_caption_had_are_helped_where_clip_answers(picture: Image.Image) -> None:
+    brush = Codebrush.from_pretrained("emoji", "cpu")
+    assert brush.known_texts is not None
+    (pixels,) = pixels_for(brush.clip, [picture])
+    text = brush.known_texts.helped(["zeppelin"], brush.embed_text(["zeppelin"]))[0]
+    cosine, _ = brush.reader.presence_of(pixels, "zeppelin")
+    assert cosine == pytest.approx(float(text @ brush.embed_images([picture])[0]), abs=1e-5)
+    assert cosine != pytest.approx(
+        float(brush.embed_text(["zeppelin"])[0] @ brush.embed_images([picture])[0]), abs=1e-3
+    )
+
+
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     assert AnswerConfidence.load(tmp_path) is None
     judge(5).save(tmp_path)
     read = AnswerConfidence.load(tmp_path)
     assert read is not None
     assert (read.words, read.things, read.naming) == (WORDS, THINGS, None)
-    judge(5, naming=torch.tensor([1.0, 2.0, 3.0])).save(tmp_path)
+    judge(5, naming=by_clip(1, 2, 3)).save(tmp_path)
     read = AnswerConfidence.load(tmp_path)
     assert read is not None
     assert read.naming is not None
-    assert read.naming.tolist() == [1, 2, 3]
-    judge(5, naming=torch.zeros(2)).save(tmp_path)
+    assert read.naming.weights.tolist() == [1, 2, 3]
+    assert (read.naming.names, read.naming.questions) == (NAMES, QUESTIONS)
+    judge(5, naming=by_clip(1, 2)).save(tmp_path)
+    with pytest.raises(PackError, match="is damaged: remove it, or install the pack again"):
+        AnswerConfidence.load(tmp_path)
+    made = judge(5)
+    replace(made, tensors={**made.tensors, "mean": torch.zeros(6)}).save(tmp_path)
     with pytest.raises(PackError, match="is damaged: remove it, or install the pack again"):
         AnswerConfidence.load(tmp_path)
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-20])

@@ -93,7 +93,7 @@ def pack_info(
     image_size: int,
     provenance: Mapping[str, Any],
     painter: str | None = None,
-    more: Mapping[str, Mapping[str, Any] | None],
+    more: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of pack.json. `members` are the folders of the models by member name, from the pack's own folder;
     `painter` is as in `write_pack`; of `more`, further entries, the empty ones are left out.
@@ -114,7 +114,7 @@ def pack_info(
         "provenance": _masked(json.loads(json.dumps(provenance))),
         "members": dict(members),
         **({} if painter is None else {"painter": painter}),
-        **{field: dict(values) for field, values in more.items() if values},
+        **{field: value for field, value in more.items() if value},
     }
 
 

@@ -58,7 +58,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class Answer:
-    """The captioner's best `guess`, and the `confidence`, 0 to 1, that it is right.
+    """The best `guess` of the captioner, or of CLIP, and the `confidence`, 0 to 1, that it is right.
 
     `text` is the guess, or "I don't know" if the confidence is below the threshold or the guess is not of the kind that
     the question asks for; `reason` says why then, and is empty otherwise.
@@ -151,7 +151,7 @@ class CaptionPipeline:
 
         An answer with a confidence below `threshold`, 0 to 1 (None: the `THRESHOLD` of `answer_confidence`, or that
         without one), is replaced by "I don't know". The confidence is 0 if the question has words that were in no
-        trained question.
+        trained question, unless it names a thing that CLIP is asked for.
 
         Raises:
             UsageError: if the threshold is out of range.
@@ -175,7 +175,8 @@ class CaptionPipeline:
         if self.answer_confidence is not None:
             unknown, odds = self.answer_confidence.unknown_words(question), 0.0
             if (thing := self.answer_confidence.named_thing(question)) is not None:
-                odds = self.answer_confidence.naming_odds(*self.presence_of(image, thing))
+                assert self.answer_confidence.naming is not None
+                odds = self.answer_confidence.naming.odds(*self.presence_of(image, thing))
                 guess = "yes" if odds >= 0 else "no"
             told = self.answer_confidence.features(self.captioner.state(features, prompt)[0], decoded, odds)
             confidence = 0.0 if unknown else float(self.answer_confidence.confidence(told))

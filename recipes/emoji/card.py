@@ -5,7 +5,7 @@
 
 Every figure is measured anew (those of the test split by `codebrush evaluate`), except that of the control run without
 --control, which is read from the pack's provenance. `before.png` is the sheet that `sheet.py` made of the previous
-pack, and `--earlier` what `drawing_figures.py` says of it.
+pack, and `--earlier-figures` what `drawing_figures.py` says of it.
 """
 
 import argparse
@@ -158,7 +158,9 @@ def main() -> None:
     parser.add_argument("--judge", type=Path, required=True)
     parser.add_argument("--style-classifier", type=Path, required=True)
     parser.add_argument("--before", type=Path, required=True)
-    parser.add_argument("--earlier", type=Path, help="figures of an earlier pack's drawings by the same two models")
+    parser.add_argument(
+        "--earlier-figures", type=Path, help="those of an earlier pack's drawings by the same two models"
+    )
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--out", type=Path, help="default: the pack's folder")
     options = parser.parse_args()
@@ -177,8 +179,8 @@ def main() -> None:
         "answers": answered(brush),
         "megabytes": sum(path.stat().st_size for path in brush.pack.folder.rglob("*.safetensors")) / 1e6,
     }
-    if options.earlier is not None:
-        figures["earlier drawing"] = json.loads(options.earlier.read_text(encoding="utf-8"))
+    if options.earlier_figures is not None:
+        figures["earlier drawing"] = json.loads(options.earlier_figures.read_text(encoding="utf-8"))
     (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     sheets(brush, options.parquet, unseen, out)
     edits(brush, options.parquet, out)

@@ -154,7 +154,8 @@ def making(figures: dict[str, Any]) -> list[str]:
         f"the classifier of ten styles is correct in {percent(figures['style judge']['val_accuracy'])}, with those two "
         f"apart in {percent(figures['style judge']['every_style'])}.",
         "",
-        "Before (the pack of the version before) and after, with the same 64 prompts and seeds, best of 8:",
+        f"Before ({'the pack that was installed' if earlier is None else earlier['pack']}) and after, with the same 64 "
+        "prompts and seeds, best of 8:",
         "",
         "![before](before.png)",
         "",

@@ -30,6 +30,7 @@ HERE = Path(__file__).resolve().parent
 BEFORE = HERE.parents[1] / "src" / "codebrush" / "packs" / "emoji" / "after.png"  # of the pack that is there
 REHEARSED = {"steps": 2, "warmup": 0, "log_every": 1, "checkpoint_every": 1, "preview_every": 0, "compile": False}
 REHEARSED_BATCH = 32  # rows; the scorer needs some beside its 24 decoys
+MARK = ".done"  # ending of the file that says that a step is done which writes no file of its own
 FIRST_CLIP_PARTS = 9  # parts of the captioner that read the first CLIP, not that of all styles
 
 
@@ -198,8 +199,11 @@ def run(steps: Sequence[Step], until: str | None) -> None:
             resumed = ["--resume"] if step.run is not None and step.run.exists() else []
             if code := subprocess.run([sys.executable, *step.command, *resumed], check=False).returncode:
                 raise SystemExit(f"{place} ended with {code}: the same command goes on from here")
-            if step.made.suffix == ".done":
+            if step.made.suffix == MARK:
                 step.made.touch()
+            for later in steps[number:]:  # what was changed in a pack that is now another is to be changed again
+                if later.made.suffix == MARK and str(step.made.parent) in later.command:
+                    later.made.unlink(missing_ok=True)
             print(f"{place} took {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
         if step.name == until:
             return

@@ -112,3 +112,18 @@ def test_what_is_there_is_left_out_and_a_stopped_stage_goes_on(
     assert capsys.readouterr().out.startswith("1 of 4: first is there")
     with pytest.raises(SystemExit, match="4 of 4: fourth ended with 3: the same command goes on from here"):
         make.run(steps, until=None)
+
+
+def test_a_pack_that_is_made_anew_gets_again_what_was_put_into_it(make: Any, tmp_path: Path) -> None:
+    pack, program = tmp_path / "pack" / "pack.json", "import sys, pathlib; pathlib.Path(sys.argv[1]).touch()"
+    pack.parent.mkdir()
+    steps = [
+        make.Step("assemble", pack, ("-c", program, str(pack))),
+        make.Step("fit", tmp_path / "fit.done", ("-c", program, str(tmp_path / "fitted"), str(pack.parent))),
+        make.Step("other", tmp_path / "other.done", ("-c", "raise SystemExit(1)")),
+    ]
+    for mark in (steps[1].made, steps[2].made):
+        mark.touch()
+    make.run(steps, until=None)
+    assert (tmp_path / "fitted").exists()
+    assert steps[1].made.exists()

@@ -1,6 +1,8 @@
 """The vector index follows the number of rows and finds what it should: by pictures, by texts, with conditions."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from threading import Barrier
 
@@ -11,15 +13,16 @@ import torch
 from codebrush.errors import CodebrushError
 from codebrush.search.database import Database, create_database, open_database
 from codebrush.search.queries import search
-from codebrush.search.recall import TARGET, tune
+from codebrush.search.recall import TARGET, described, tune
 from codebrush.search.removal import remove_sources
 from codebrush.search.vector_index import (
     ALL,
     FLAT,
     MOST_REFINED,
     PLANS,
+    SETTINGS,
+    IndexSettings,
     Plan,
-    Settings,
     kind_of,
     plan_for,
     settings_of,
@@ -72,10 +75,10 @@ def index_id(database: Database) -> str:
     return next(index.index_uuid for index in database.table.list_indices() if "embedding" in index.columns)
 
 
-def set_settings(database: Database, **changed: int) -> Settings:
+def set_settings(database: Database, **changed: int) -> IndexSettings:
     settings = settings_of(database.table.schema)
     assert settings is not None
-    store_settings(database.table, Settings(**{**settings.__dict__, **changed}))
+    store_settings(database.table, IndexSettings(**{**settings.__dict__, **changed}))
     return settings
 
 
@@ -162,7 +165,7 @@ def test_an_index_is_made_anew_when_the_table_has_grown_tenfold(
     assert search(database, late, k=1)[0].path == "2998"  # later rows are in the index that there is
     again = tune(database)
     assert again is not None
-    assert (again.rows, again.measured) == (300, 2_999)
+    assert (again.rows, again.measured_rows) == (300, 2_999)
     assert not database.settle()
     database_of(folder, vectors)
     grown = tune(database)
@@ -211,7 +214,7 @@ def test_an_index_that_was_not_measured_is_searched_whole_and_measured_next_time
     settings = settings_of(database.table.schema)
     assert settings is not None
     assert settings.probes == ALL
-    assert not settings.measured
+    assert not settings.measured_rows
     assert recall(database, near(1, 20, towards=-0.7), vectors) >= 0.99
     assert database.settle()
     tune(database)
@@ -223,7 +226,7 @@ def test_an_index_that_was_not_finished_is_made_next_time(tmp_path: Path, few: N
     database = database_of(tmp_path / "db", near(0, 3_200))
     tune(database)
     before = index_id(database)
-    store_settings(database.table, Settings(FLAT, refine=MOST_REFINED))
+    store_settings(database.table, IndexSettings(FLAT, refine=MOST_REFINED))
     assert database.settle()
     assert index_id(database) != before
     assert tune(database) is not None
@@ -264,6 +267,55 @@ def test_two_writers_that_finish_at_once_on_object_storage_leave_an_index_or_one
     database.settle()
     assert (database.count(), kind_of(database.table)) == (4 * FEW[1].rows, "IvfSq")
     assert recall(database, near(1, 3), near(0, 4 * FEW[1].rows)) == 1
+
+
+def test_an_index_that_another_process_made_anew_meanwhile_keeps_its_own_settings(tmp_path: Path, few: None) -> None:
+    database = database_of(tmp_path / "db", near(0, 600))
+    other: list[IndexSettings | None] = []
+
+    def meanwhile(done: int, total: int) -> None:
+        assert (done, total) == (1, 1)
+        other.append(settings_of(database_of(tmp_path / "db", near(0, 3_200)).table.schema))
+
+    assert tune(database, meanwhile) is None
+    assert [each.kind for each in other if each] == ["IvfRq"]
+    assert settings_of(database.table.schema) == other[0]
+    assert database.settle()  # and is measured next time
+
+
+@pytest.mark.parametrize(("reached", "probes", "refine"), [(True, 8, 2), (False, ALL, MOST_REFINED)])
+def test_few_measurements_find_the_settings_and_what_is_compared_has_a_limit(
+    reached: bool, probes: int, refine: int, tmp_path: Path, few: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codebrush.search.recall.TARGET", -1.0 if reached else 1.01)
+    database = database_of(tmp_path / "db", near(0, 3_200))
+    steps: list[tuple[int, int]] = []
+    found = tune(database, lambda done, total: steps.append((done, total)))
+    assert found is not None
+    assert (found.probes, found.refine, found.measured_rows) == (probes, refine, 3_200)
+    assert [done for done, _ in steps] == list(range(1, len(steps) + 1))
+    assert len(steps) <= steps[0][1] < 8
+    assert ("64 times as many rows" in described(found)) != reached
+
+
+def test_settings_that_a_later_version_stored_are_read(tmp_path: Path, few: None) -> None:
+    database = database_of(tmp_path / "db", near(0, 600))
+    stored = tune(database)
+    assert stored is not None
+    later = {"path": "embedding", "metadata": {SETTINGS: json.dumps({**asdict(stored), "rotations": 3})}}
+    database.table.update_field_metadata(later)
+    assert settings_of(database.table.schema) == stored
+    assert search(database, torch.from_numpy(near(1, 1)[0]), k=1)
+
+
+def test_an_index_that_stays_is_not_measured_when_pictures_are_removed(tmp_path: Path, few: None) -> None:
+    database = database_of(tmp_path / "db", near(0, 6_000))
+    made = tune(database)
+    database.table.update(values={"source": "gone"}, where="size >= 3200")
+    report = remove_sources(database, ["gone"])
+    assert (report.removed, report.vector_index) == (2_800, None)
+    assert settings_of(database.table.schema) == made
+    assert database.settle()  # but by the next run that adds pictures
 
 
 def finish_twice(place: str | Path, measure: bool) -> list[str]:

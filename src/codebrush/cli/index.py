@@ -24,7 +24,6 @@ from codebrush.cli.output.printing import print_json, print_skipped, progress_ba
 if TYPE_CHECKING:
     from codebrush.search.index_report import IndexReport
     from codebrush.search.pictures import Source
-    from codebrush.search.vector_index import Settings
 
 
 def index(
@@ -99,7 +98,9 @@ def _print_notes(report: "IndexReport", sources: "Sequence[Source]") -> None:
         if source.captionless:
             print(f"codebrush: {source.name}: {_captionless(source.captionless)}", file=sys.stderr)
     if report.vector_index is not None:
-        print(f"codebrush: {_described(report.vector_index)}", file=sys.stderr)
+        from codebrush.search.recall import described
+
+        print(f"codebrush: {described(report.vector_index)}", file=sys.stderr)
     for each in report.unfit:
         print(f"codebrush: {_unfit(each)}", file=sys.stderr)
 
@@ -114,16 +115,6 @@ def _print_report(
     reused = f" ({report.reused:,} of them known under other paths)" if report.reused else ""
     done = f"{report.added:,} added{reused}, {report.updated:,} updated, {report.removed:,} removed"
     print(f"{db}: {done}, {report.unchanged:,} unchanged, {len(report.skipped):,} skipped; {seconds:.1f} seconds")
-
-
-def _described(index: "Settings") -> str:
-    """The message about a vector index that was made, or measured again."""
-    count = round(index.measured / index.partition_rows) if index.partition_rows else 0
-    searched = f"{index.probes:,} of some {count:,} partitions" if index.probes < count else "all of it"
-    return (
-        f"the vector index ({index.kind}, {searched} searched) was measured: of the ten nearest pictures, searches by "
-        f"pictures find {index.recall_pictures:.1%} and searches by texts {index.recall_texts:.1%}"
-    )
 
 
 def _captionless(columns: Sequence[str]) -> str:

@@ -139,9 +139,9 @@ class Database:
         Returns whether the recall of the vector index remains to be measured (`recall.tune`).
         """
         with self.guarded(), self.locked():
-            is_new = update_index(self.table)
+            unmeasured = update_index(self.table)
             self.table.optimize(cleanup_older_than=KEPT_VERSIONS)
-        return is_new
+        return unmeasured
 
     def update_words(self) -> bool:
         """Index the words of the captions anew if that was done between blanks alone, as before version 0.3; whether

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from codebrush.search.vector_index import Settings
+from codebrush.search.vector_index import IndexSettings
 
 
 @dataclass
@@ -25,7 +25,7 @@ class IndexReport:
     unfit: list[dict[str, Any]] = field(default_factory=list)
     frames: dict[str, int] = field(default_factory=dict)
     renamed: list[dict[str, Any]] = field(default_factory=list)
-    vector_index: Settings | None = None
+    vector_index: IndexSettings | None = None
 
     def merge(self, other: "IndexReport") -> None:
         """Add what another part of the run did."""

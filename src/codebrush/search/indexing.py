@@ -47,9 +47,9 @@ def index_pictures(
 ) -> IndexReport:
     """Bring the rows of `sources` up to date: add and replace rows, and delete those whose picture is gone.
 
-    Pictures that cannot be read are skipped and listed in the report. `progress` counts pictures. They are fitted to
-    what the CLIP reads as the database says (`Embedder.fit`); `fit` only checks that it does so in that way. `engine`
-    does the work; None is this process.
+    Pictures that cannot be read are skipped and listed in the report. `progress` counts pictures, and then
+    measurements of the vector index, if it is measured. Pictures are fitted to what the CLIP reads as the database says
+    (`Embedder.fit`); `fit` only checks that it does so in that way. `engine` does the work; None is this process.
 
     Raises:
         UsageError: if the database was made with another `fit`.
@@ -76,7 +76,7 @@ def index_pictures(
     for source in sources:
         report.removed += _delete_gone(database, source, seen)
     if database.settle():
-        report.vector_index = tune(database)
+        report.vector_index = tune(database, progress)
     return report
 
 

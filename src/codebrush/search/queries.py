@@ -18,7 +18,7 @@ from codebrush.errors import UsageError
 from codebrush.search.conditions import text_as_number, with_columns
 from codebrush.search.database import FRAME, Database, quoted
 from codebrush.search.messages import condition_fault
-from codebrush.search.vector_index import ALL, FLAT, Settings, nearest, settings_of
+from codebrush.search.vector_index import ALL, FLAT, IndexSettings, nearest, settings_of
 
 WITHOUT_WEIGHT = 0.5  # of an unwanted text, at least; the query has weight 1
 CANCELLED = 0.25  # of the query's length: if less is left beside the unwanted texts, it asks for nothing
@@ -140,7 +140,7 @@ def hits_of(database: Database, scores: Mapping[str, float]) -> list[Hit]:
         return []
     where = f"path IN ({', '.join(quoted(path) for path in scores)})"
     with database.guarded():
-        rows = database.table.search().where(where).select(_shown(database.table)).limit(len(scores)).to_list()
+        rows = database.table.search().where(where).select(_shown(database.table.schema)).limit(len(scores)).to_list()
     hits = [replace(_hit(row), score=scores[row["path"]]) for row in rows]
     places = {path: place for place, path in enumerate(scores)}
     return sorted(hits, key=lambda hit: places[hit.path])
@@ -189,25 +189,25 @@ def _unreadable(database: Database, where: str, reason: str) -> UsageError:
     elsewhere = {column: name for name, columns in database.source_names().items() for column in columns}
     names = [
         f"{name} ({elsewhere[name]} in its source)" if name in elsewhere else name
-        for name in _shown(database.table)
+        for name in _shown(database.table.schema)
         if name != "thumbnail"
     ]
     return UsageError(f'cannot read the condition "{where}" ({reason}); the columns are {", ".join(names)}')
 
 
-def _shown(table: Any) -> list[str]:
-    return [name for name in table.schema.names if name != "embedding"]
+def _shown(schema: Any) -> list[str]:
+    return [name for name in schema.names if name != "embedding"]
 
 
 def _by_picture(table: Any, vector: Tensor | None, where: str | None, most: int) -> list[Hit]:
     assert vector is not None
     schema, asked = table.schema, vector.float().cpu().numpy()  # LanceDB looks for a newer version each time
-    columns = [*(name for name in schema.names if name != "embedding"), "_distance"]
+    columns = [*_shown(schema), "_distance"]
 
-    def found(settings: Settings) -> list[Hit]:
+    def found(settings: IndexSettings) -> list[Hit]:
         return _ordered(nearest(table, asked, most, where, settings).select(columns), most)
 
-    settings = settings_of(schema) or Settings(FLAT)
+    settings = settings_of(schema) or IndexSettings(FLAT)
     hits = found(settings)
     if len(hits) < most and where is None and settings.probes < ALL:  # the partitions searched had no more
         hits = found(replace(settings, probes=ALL))
@@ -215,7 +215,7 @@ def _by_picture(table: Any, vector: Tensor | None, where: str | None, most: int)
 
 
 def _by_words(table: Any, text: str, without: Sequence[str], where: str | None, most: int) -> list[Hit]:
-    query = table.search(_caption_query(text, without), query_type="fts").select([*_shown(table), "_score"])
+    query = table.search(_caption_query(text, without), query_type="fts").select([*_shown(table.schema), "_score"])
     hits = _ordered(query if where is None else query.where(where), most)
     known = {hit.path for hit in hits}
     parts = _parts(text, every=not hits)
@@ -224,7 +224,7 @@ def _by_words(table: Any, text: str, without: Sequence[str], where: str | None, 
         condition = " OR ".join(_contains(part) for part in parts)
         for other in [f"NOT {_contains(part)}" for part in sorted(unwanted)] + ([where] if where else []):
             condition = f"({condition}) AND ({other}\n)"
-        found = _ordered(table.search().where(condition).select(_shown(table)), most + len(hits))
+        found = _ordered(table.search().where(condition).select(_shown(table.schema)), most + len(hits))
         hits += [hit for hit in found if hit.path not in known]
     return hits
 

@@ -6,8 +6,10 @@ the other side of what all pictures have in common, with a cosine of 0.3 to a pi
 as pictures are. Of the built-in pack's true texts the nearest pictures lie in as many partitions (docs/log.md).
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codebrush.progress import Progress
 from codebrush.search.database import Database
 from codebrush.search.queries import search
-from codebrush.search.vector_index import ALL, MOST_REFINED, NEAREST, Settings, nearest, settings_of, store_settings
+from codebrush.search.vector_index import (
+    ALL,
+    MOST_REFINED,
+    NEAREST,
+    IndexSettings,
+    nearest,
+    settings_of,
+    store_settings,
+)
 
 TARGET = 0.97  # so that other queries than those measured find 0.95
 QUERIES = 64  # pictures of the table, and as many texts
@@ -25,6 +36,7 @@ SAMPLE = 1_000  # pictures of which texts are made
 TEXT_COSINE, APART = 0.3, 0.7
 SAME = 1e-5  # cosines that differ by less are equal: of pictures that are as near, either one is right
 FEWEST_PROBES = 8
+REFINED = (2, 4, 8, 16, 32, MOST_REFINED)  # times k: rows compared exactly that are tried
 
 
 class Recall(NamedTuple):
@@ -50,53 +62,80 @@ def measure_recall(database: Database) -> Recall | None:
     return asked and _recall(asked, lambda query: [hit.score for hit in search(database, query, k=NEAREST)])
 
 
-def tune(database: Database) -> Settings | None:
+def tune(database: Database, progress: Progress | None = None) -> IndexSettings | None:
     """Measure the recall of the vector index, and store it beside the index.
 
     Of an index with partitions to choose from, first find the fewest of them, and the fewest rows compared exactly,
-    with which both recalls reach `TARGET`. None if the database has no index, or fewer than ten pictures.
+    with which both recalls reach `TARGET`; if none do, all partitions are searched and `MOST_REFINED` times k rows
+    compared. `progress` counts measurements. None, and nothing is stored, if the database has no index or fewer than
+    ten pictures, or if another process made or measured the index meanwhile.
     """
     settings = settings_of(database.table.schema)
     if settings is None or not database.has_vector_index or (asked := _ask(database)) is None:
         return None
+    rows, done = database.count(), 0
+    probes = [*_growing(FEWEST_PROBES, rows / settings.partition_rows), ALL] if settings.partition_rows else []
+    total = 1 + sum((len(options) - 1).bit_length() for options in (probes, REFINED)) if probes else 1
 
-    def measured(tried: Settings) -> Settings:
+    @cache
+    def measured(tried: IndexSettings) -> IndexSettings:
+        nonlocal done
         pictures, texts = _recall(asked, lambda query: _cosines(database, query, tried))
-        return replace(tried, measured=rows, recall_pictures=round(pictures, 4), recall_texts=round(texts, 4))
+        done += 1
+        if progress is not None:
+            progress(done, total)
+        recalls = {"recall_pictures": round(pictures, 4), "recall_texts": round(texts, 4)}
+        return replace(tried, measured_rows=rows, **recalls)
 
-    rows = database.count()
-    found = _fewest(measured, settings, rows) if settings.partition_rows else measured(settings)
+    found = measured(_fewest(measured, settings, probes) if probes else settings)
     with database.guarded(), database.locked():
+        if settings_of(database.table.schema) != settings:
+            return None
         store_settings(database.table, found)
     return found
 
 
-def _fewest(measured: Callable[[Settings], Settings], settings: Settings, rows: int) -> Settings:
-    """The settings that search least and reach the target. Half of what may be missed is left to the partitions; in
-    the worst case all are searched, and all rows compared exactly.
+def described(index: IndexSettings) -> str:
+    """What to say of a vector index that was measured."""
+    count = round(index.measured_rows / index.partition_rows) if index.partition_rows else 0
+    searched = f"{index.probes:,} of some {count:,} partitions" if index.probes < count else "all of it"
+    said = (
+        f"the vector index ({index.kind}, {searched} searched) was measured: of the ten nearest pictures, searches by "
+        f"pictures find {index.recall_pictures:.1%} and searches by texts {index.recall_texts:.1%}"
+    )
+    if not index.partition_rows or _reaches(index, TARGET):
+        return said
+    most = f"even with {index.refine} times as many rows compared exactly as are found, the most that is tried"
+    return f"{said}; {TARGET:.0%} was aimed at, and not reached {most}"
+
+
+def _reaches(settings: IndexSettings, target: float) -> bool:
+    """Whether the recalls that were measured, by pictures and by texts, both reach a target."""
+    return min(settings.recall_pictures or 0, settings.recall_texts or 0) >= target
+
+
+def _fewest(
+    measured: Callable[[IndexSettings], IndexSettings], settings: IndexSettings, probes: Sequence[int]
+) -> IndexSettings:
+    """The settings that search least and reach the target, found by bisection: more partitions, and more rows compared
+    exactly, find no less. Half of what may be missed is left to the partitions. The last of either is never tried:
+    it is what remains if no other is enough.
     """
 
-    def reaches(tried: Settings, target: float) -> bool:
-        return min(tried.recall_pictures or 0, tried.recall_texts or 0) >= target
+    def first(options: Sequence[IndexSettings], target: float) -> IndexSettings:
+        place = bisect_left(options, True, hi=len(options) - 1, key=lambda tried: _reaches(measured(tried), target))
+        return options[place]
 
-    tried = settings
-    for probes in [*_growing(FEWEST_PROBES, rows // settings.partition_rows, 2**0.5), ALL]:
-        tried = measured(replace(settings, probes=probes, refine=MOST_REFINED))
-        if reaches(tried, (1 + TARGET) / 2):
-            break
-    for refine in [*_growing(2, rows // NEAREST, 2), rows // NEAREST]:
-        tried = measured(replace(tried, refine=refine))
-        if reaches(tried, TARGET):
-            break
-    return tried
+    tried = first([replace(settings, probes=count, refine=MOST_REFINED) for count in probes], (1 + TARGET) / 2)
+    return first([replace(tried, refine=refine) for refine in REFINED], TARGET)
 
 
-def _growing(first: int, last: int, factor: float) -> Iterator[int]:
-    """Yield whole numbers below `last` that grow by about `factor`."""
+def _growing(first: int, last: float) -> Iterator[int]:
+    """Yield whole numbers below `last` that grow by about the square root of two."""
     number = float(first)
     while number < last:
         yield round(number)
-        number *= factor
+        number *= 2**0.5
 
 
 def _recall(asked: _Asked, find: Callable[[Tensor], Sequence[float]]) -> Recall:
@@ -109,7 +148,7 @@ def _recall(asked: _Asked, find: Callable[[Tensor], Sequence[float]]) -> Recall:
     return Recall(sum(found[:half]) / half, sum(found[half:]) / half)
 
 
-def _cosines(database: Database, query: Tensor, settings: Settings) -> list[float]:
+def _cosines(database: Database, query: Tensor, settings: IndexSettings) -> list[float]:
     with database.guarded():
         rows = nearest(database.table, query.numpy(), NEAREST, None, settings).select(["_distance"]).to_arrow()
     return [1 - distance for distance in rows["_distance"].to_pylist()]

@@ -12,6 +12,7 @@ from codebrush.search.database import Database, open_database, quoted
 from codebrush.search.index_report import IndexReport
 from codebrush.search.pictures import Source, open_pictures
 from codebrush.search.recall import tune
+from codebrush.search.vector_index import settings_of
 
 MOST_NAMED = 10  # sources that a message lists
 
@@ -30,7 +31,8 @@ def remove_sources(database: Database, places: Sequence[str]) -> IndexReport:
     for condition in conditions.values():
         for part in database.rows(["path"], condition):
             report.removed += database.delete(part["path"].to_pylist())
-    if database.settle():
+    before = settings_of(database.table.schema)
+    if database.settle() and settings_of(database.table.schema) != before:  # the same index finds no less among fewer
         report.vector_index = tune(database)
     return report
 

@@ -6,7 +6,7 @@ the same table and version as the index.
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ COLUMN = "embedding"
 SETTINGS = "codebrush:vector_index"  # key in the metadata of the column
 ALL = 1_000_000  # probes: more than any index has partitions
 NEAREST = 10  # results by which recall is measured
-MOST_REFINED = 64  # times k: so many rows are compared exactly where nothing is measured yet
+MOST_REFINED = 64  # times k: at most so many rows are compared exactly, and where nothing is measured yet
 GROWN = 10  # an index made for so many times fewer, or more, rows is made anew
 GROWN_A_LITTLE = 1.5  # and the recall of one with partitions is measured again
 SAMPLED, ROUNDS = 64, 20  # rows a partition that it is trained on, and rounds; a tenth of LanceDB's 256 times 50
@@ -36,8 +36,9 @@ class Plan:
     bits: int = 32
 
 
-# IVF_SQ is nearly as exact as comparing all embeddings, and its time and memory grow with the rows. Of the others,
-# RaBitQ (Gao and Long 2024) is made in a third of the time of IVF_PQ or less, and finds more (docs/log.md).
+# IVF_SQ is nearly as exact as comparing all embeddings, and its time and memory grow with the rows. RaBitQ (Gao and
+# Long 2024) saves memory, and no time, at 200,000 rows; more were not measured, so its threshold is an estimate
+# (docs/log.md).
 PLANS = (
     Plan(0, FLAT),
     Plan(20_000, "IvfSq", bits=8),
@@ -46,11 +47,11 @@ PLANS = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class IndexSettings:
     """An index and how it is searched: `probes` partitions, of which the best `refine` times k rows are compared
     exactly. The table had `rows` rows when it was made. LanceDB keeps partitions at a quarter to four times
     `partition_rows`, and joins and splits others, where that is not 0. The recalls are None until they are measured,
-    which was at `measured` rows.
+    which was at `measured_rows` rows.
     """
 
     kind: str
@@ -58,14 +59,14 @@ class Settings:
     partition_rows: int = 0
     probes: int = ALL
     refine: int = 2
-    measured: int = 0
+    measured_rows: int = 0
     recall_pictures: float | None = None
     recall_texts: float | None = None
 
     def is_measured_for(self, rows: int) -> bool:
         """Whether the recalls are known, and hold for so many rows: more or fewer partitions need other probes."""
-        near = self.measured < rows * GROWN_A_LITTLE and rows < self.measured * GROWN_A_LITTLE
-        return self.measured > 0 and (near or not self.partition_rows)
+        near = self.measured_rows < rows * GROWN_A_LITTLE and rows < self.measured_rows * GROWN_A_LITTLE
+        return self.measured_rows > 0 and (near or not self.partition_rows)
 
 
 def plan_for(rows: int, width: int) -> Plan:
@@ -74,13 +75,16 @@ def plan_for(rows: int, width: int) -> Plan:
     return max(fitting, key=lambda plan: plan.rows)
 
 
-def settings_of(schema: Any) -> Settings | None:
+def settings_of(schema: Any) -> IndexSettings | None:
     """What is stored of the index of a table; None if nothing is, as in databases from before version 0.3."""
     stored = (schema.field(COLUMN).metadata or {}).get(SETTINGS.encode())
-    return None if stored is None else Settings(**json.loads(stored))
+    if stored is None:
+        return None
+    known = {field.name for field in fields(IndexSettings)}  # a later version may have stored more
+    return IndexSettings(**{name: value for name, value in json.loads(stored).items() if name in known})
 
 
-def store_settings(table: Any, settings: Settings) -> None:
+def store_settings(table: Any, settings: IndexSettings) -> None:
     """Store them in the table, as a version of its own."""
     table.update_field_metadata({"path": COLUMN, "metadata": {SETTINGS: json.dumps(asdict(settings))}})
 
@@ -103,7 +107,7 @@ def update_index(table: Any) -> bool:
     return settings is not None and made != FLAT and not settings.is_measured_for(rows)
 
 
-def nearest(table: Any, vector: np.ndarray, k: int, where: str | None, settings: Settings) -> Any:
+def nearest(table: Any, vector: np.ndarray, k: int, where: str | None, settings: IndexSettings) -> Any:
     """LanceDB's query for the `k` rows nearest to a vector (E,) that meet the SQL condition `where`, which goes before
     the search.
     """
@@ -118,7 +122,7 @@ def nearest(table: Any, vector: np.ndarray, k: int, where: str | None, settings:
     return query if where is None else query.where(where)
 
 
-def _fits(plan: Plan, made: str, settings: Settings | None, rows: int) -> bool:
+def _fits(plan: Plan, made: str, settings: IndexSettings | None, rows: int) -> bool:
     if plan.kind == FLAT or made == FLAT:
         return plan.kind == FLAT  # a table that has shrunk keeps its index
     if settings is None:  # made before version 0.3
@@ -131,11 +135,11 @@ def _make(table: Any, plan: Plan, rows: int) -> None:
     from lancedb.index import IvfRq, IvfSq
 
     # First: until the recall of the new index is measured, queries search all of it, also if this process dies.
-    store_settings(table, Settings(FLAT, refine=MOST_REFINED))
+    store_settings(table, IndexSettings(FLAT, refine=MOST_REFINED))
     if plan.kind == "IvfSq":
-        settings, config = Settings(plan.kind, rows), IvfSq(distance_type="cosine")
+        settings, config = IndexSettings(plan.kind, rows), IvfSq(distance_type="cosine")
     else:
-        settings = Settings(plan.kind, rows, round(math.sqrt(rows)), refine=MOST_REFINED)
+        settings = IndexSettings(plan.kind, rows, round(math.sqrt(rows)), refine=MOST_REFINED)
         trained: dict[str, Any] = {"sample_rate": SAMPLED, "max_iterations": ROUNDS}
         trained["target_partition_size"] = settings.partition_rows  # a number of partitions would not be kept
         config = IvfRq(distance_type="cosine", num_bits=plan.bits, **trained)

@@ -139,12 +139,12 @@ class Announcement:
     """Says once how long a task will take, after `SAMPLE_SECONDS` of it, if that is more than `LONG_SECONDS`."""
 
     def __init__(self, label: str) -> None:
-        self.label, self.first, self.said = label, None, False
+        self.label, self.first, self.total, self.said = label, None, 0, False
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if self.first is None:
-            self.first = (now, done)
+        if self.first is None or total != self.total:  # another part of the task counts something else
+            self.first, self.total = (now, done), total
         began, before = self.first
         if self.said or done <= before or now - began < SAMPLE_SECONDS:
             return

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 from datasets import config, load_dataset
-from datasets.exceptions import DatasetGenerationError
 from written_sources import captions, write_parquet, write_tar
 
 from codebrush.data.curation.curate import curate
 from codebrush.data.curation.options import CurationOptions
 from codebrush.data.sources.captioned_images import open_source
-from codebrush.errors import DataError, ImageError, lacks_memory
+from codebrush.errors import DataError, ImageError
 
 
 def test_folder_with_metadata_csv_keeps_texts_as_they_are(folder, picture):
@@ -267,21 +266,6 @@ def test_damaged_tables_are_refused_in_one_line(tmp_path, name, content, reason,
         open_source(tmp_path / name)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == ""
-
-
-@pytest.mark.parametrize("wrapped", [False, True])
-@pytest.mark.parametrize("fault", [MemoryError("of 4 GB"), AttributeError("a bug of ours")])
-def test_what_is_not_the_sources_fault_is_not_said_of_it(tmp_path, monkeypatch, fault, wrapped):
-    def read(*_: object) -> None:
-        if wrapped:
-            raise DatasetGenerationError from fault  # as `datasets` does while it reads rows
-        raise fault
-
-    monkeypatch.setattr("codebrush.data.sources.tables.read_tables", read)
-    (tmp_path / "a.csv").write_text("file_name,caption\na.png,a\n")
-    with pytest.raises((MemoryError, AttributeError, DatasetGenerationError)) as caught:
-        open_source(tmp_path / "a.csv")
-    assert isinstance(caught.value, DatasetGenerationError if wrapped and not lacks_memory(fault) else type(fault))
 
 
 @pytest.mark.parametrize(

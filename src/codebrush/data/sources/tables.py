@@ -8,6 +8,7 @@ import errno
 import glob
 import logging
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ BUILDERS = {
     **dict.fromkeys(DELIMITED, "table"),
     **dict.fromkeys(JSON_LINES, "table"),
 }
+LIBRARIES = ("datasets", "fsspec", "httpx", "huggingface_hub", "pyarrow")  # what reads sources, and raises of any kind
+OWN = __name__.partition(".")[0]
 SPLIT_WORD = re.compile(r"(?:^|[/_.-])(train|val|valid|validation|test)(?=[/_.-]|\d|$)")
 
 
@@ -181,21 +184,21 @@ def _one_line(source: str) -> Iterator[None]:
     from datasets import config
     from datasets.exceptions import DatasetsError
 
-    of_a_source = (OSError, ValueError, DatasetsError, pa.ArrowException, *DAMAGED)
-
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # it logs what it raises
     try:
         yield
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
-    except of_a_source as error:
-        root: BaseException = error
-        while root.__cause__ is not None:  # `datasets` wraps whatever the reading of rows raises
-            root = root.__cause__
+    except Exception as error:
+        causes: list[BaseException] = [error]
+        while (cause := causes[0].__cause__) is not None:  # `datasets` wraps whatever the reading of rows raises
+            causes.insert(0, cause)
+        root = causes[0]
         if lacks_memory(root):
             raise MemoryError(first_line(root)) from error
-        if not isinstance(root, of_a_source):
+        said_of_a_source = isinstance(root, (OSError, ValueError, DatasetsError, pa.ArrowException, *DAMAGED))
+        if not (said_of_a_source or _is_of_a_library(causes)):
             raise
         if isinstance(root, OSError) and root.errno in (*UNWRITABLE, errno.ENOTDIR):
             raise DataError(
@@ -206,3 +209,14 @@ def _one_line(source: str) -> Iterator[None]:
         if "corresponds to no data" in reason:
             reason = "it has no rows"
         raise DataError(f"{source}: cannot be read: {reason}") from error
+
+
+def _is_of_a_library(causes: Sequence[BaseException]) -> bool:
+    """Whether an error, given with its causes, the first of them first, arose in a library that reads sources, or in
+    what that called, and not in code of this package, which such a library may have called."""
+    for error in causes:
+        for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+            package = str(frame.f_globals.get("__name__")).partition(".")[0]
+            if package in (*LIBRARIES, OWN):
+                return package != OWN
+    return False

@@ -1,0 +1,100 @@
+"""What is raised while a source is read: of a source it is one line, and a fault of this package stays what it is."""
+
+import json
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import config
+from datasets.exceptions import DatasetGenerationError
+from written_sources import write_parquet
+
+from codebrush.data.sources.captioned_images import open_source
+from codebrush.data.sources.tables import load_from_hub
+from codebrush.errors import DataError, lacks_memory
+
+
+@pytest.mark.parametrize("info", [3, {"features": 3}, {"features": {"caption": 3}}])
+def test_a_parquet_file_that_describes_its_columns_as_nonsense_is_refused_in_one_line(tmp_path, picture, info):
+    table = pa.table({"image": [picture()], "caption": ["a"]})
+    described = table.replace_schema_metadata({"huggingface": json.dumps({"info": info})})
+    pq.write_table(described, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: cannot be read: .+") as caught:
+        open_source(tmp_path / "a.parquet")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"0.parquet": [[{"a": 1}]], "1.parquet": [["a", "b"]]}, "Couldn't cast"),
+        ({"set.py": None}, "Dataset scripts are no longer supported"),
+    ],
+    ids=["shards that disagree", "a script"],
+)
+def test_whatever_is_raised_of_a_hub_data_set_is_one_line(tmp_path, monkeypatch, picture, files, reason):
+    for name, captions_of in files.items():
+        if captions_of is None:
+            (tmp_path / "set").mkdir()
+            (tmp_path / "set" / name).touch()
+        else:
+            write_parquet(tmp_path / "set" / name, image=[picture()], caption=captions_of)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match=rf"^set.*cannot be read: {reason}") as caught:
+        load_from_hub("set")  # of one that is not there in the cache, it is the folder of this name
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_fault_of_a_library_that_reads_sources_is_the_sources(tmp_path, monkeypatch, wrapped):
+    """Also of what such a library calls, and of what it has no class of its own for."""
+
+    def read(*_: object) -> None:
+        try:
+            httpx.Client(transport=Unwilling()).get("http://localhost/")
+        except httpx.HTTPError as error:
+            if not wrapped:
+                raise
+            raise DatasetGenerationError from error
+
+    monkeypatch.setattr("codebrush.data.sources.tables.read_tables", read)
+    (tmp_path / "a.csv").write_text("file_name,caption\na.png,a\n")
+    with pytest.raises(DataError, match=r"a\.csv: cannot be read: it hung up"):
+        open_source(tmp_path / "a.csv")
+
+
+class Unwilling(httpx.BaseTransport):
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        raise httpx.RemoteProtocolError("it hung up", request=request)
+
+
+@pytest.mark.parametrize(
+    ("place", "broken", "kind"),
+    [
+        ("read_object", lambda line: {"caption": object()}, DatasetGenerationError),  # called back by `datasets`
+        ("described", lambda dataset: dataset.nothing, AttributeError),
+    ],
+)
+def test_a_fault_of_this_package_is_not_said_of_the_source(tmp_path, monkeypatch, place, broken, kind):
+    monkeypatch.setattr(f"codebrush.data.sources.table_reader.{place}", broken)
+    (tmp_path / "a.jsonl").write_text('{"file_name": "a.png", "caption": "a"}\n')
+    with pytest.raises(kind) as caught:
+        open_source(tmp_path / "a.jsonl")
+    assert caught.value.__cause__ is None or isinstance(caught.value.__cause__, TypeError)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("fault", [MemoryError("of 4 GB"), AttributeError("a bug of ours")])
+def test_what_is_not_the_sources_fault_is_not_said_of_it(tmp_path, monkeypatch, fault, wrapped):
+    def read(*_: object) -> None:
+        if wrapped:
+            raise DatasetGenerationError from fault  # as `datasets` does while it reads rows
+        raise fault
+
+    monkeypatch.setattr("codebrush.data.sources.tables.read_tables", read)
+    (tmp_path / "a.csv").write_text("file_name,caption\na.png,a\n")
+    with pytest.raises((MemoryError, AttributeError, DatasetGenerationError)) as caught:
+        open_source(tmp_path / "a.csv")
+    assert isinstance(caught.value, DatasetGenerationError if wrapped and not lacks_memory(fault) else type(fault))

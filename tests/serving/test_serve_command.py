@@ -34,6 +34,7 @@ from codebrush.cli.main import run
 from codebrush.data.decoding.images import decode_image, read_manifest
 from codebrush.models.layers.packed_linear import can_pack
 
+LONG_STEP = 2048  # so many cutouts make a step of seconds
 SLOW = {"prompt": "a red circle", "seed": 1, "method": "guide", "steps": 40, "cutouts": 2, "init": "random"}
 
 
@@ -126,6 +127,28 @@ def test_a_second_interrupt_leaves_what_runs_to_the_next_start(
     began = time.monotonic()
     assert server.end(signal.SIGINT) == 0
     assert time.monotonic() - began < 20  # of the 30 s that it has otherwise
+    assert kept(tmp_path, "queued") == [(running[0][0], 0)]
+
+
+def test_a_third_interrupt_does_not_break_off_the_stop(
+    processes: ForkServerContext, micro_pack: Path, tmp_path: Path
+) -> None:
+    """It comes when no call is served any more, and the server waits for the end of a step."""
+    server = Server(processes, micro_pack, tmp_path, "--no-page")
+
+    def ask() -> None:
+        with suppress(OSError, ValueError):  # it is not answered in the end
+            call(f"{server.url}/v1/images/generations", {**SLOW, "cutouts": LONG_STEP})
+
+    threading.Thread(target=ask, daemon=True).start()
+    while not (running := kept(tmp_path, "running")):
+        time.sleep(0.05)
+    for _ in range(2):
+        os.kill(server.process.pid, signal.SIGINT)
+        time.sleep(1)
+    assert server.process.is_alive()
+    os.kill(server.process.pid, signal.SIGTERM)
+    assert server.end(signal.SIGINT) == 0
     assert kept(tmp_path, "queued") == [(running[0][0], 0)]
 
 

@@ -6,13 +6,15 @@ import socket
 import threading
 import warnings
 import webbrowser
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from uvicorn.server import HANDLED_SIGNALS
 
 from codebrush.errors import UsageError
 from codebrush.pack.pack import open_pack
@@ -63,8 +65,10 @@ def _serve(settings: Settings, make_workers: Callable[[Library, str], Workers] |
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     log("serving", address=address, packs=list(engine.packs), libraries=list(library.roots))
-    _Server(config, engine, address if settings.open_page else None).run(sockets=[listener])
-    engine.stop(0)  # if uvicorn was told to end at once, it has not
+    server = _Server(config, engine, address if settings.open_page else None)
+    with _signals_for(server):
+        server.run(sockets=[listener])
+        engine.stop(0)  # if uvicorn was told to end at once, it has not
     log("stopped")
 
 
@@ -98,6 +102,18 @@ class _Server(uvicorn.Server):
         self.force_exit = self.force_exit or (self.should_exit and sig == signal.SIGINT)
         self.engine.begin_stop(now=self.force_exit)
         self.should_exit = True
+
+
+@contextmanager
+def _signals_for(server: _Server) -> Iterator[None]:
+    """Let signals reach the server also while the engine stops: uvicorn takes them only as long as it runs itself, and
+    one that ended the process then would leave jobs as a kill does."""
+    before = {number: signal.signal(number, server.handle_exit) for number in HANDLED_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _listen(settings: Settings) -> socket.socket:

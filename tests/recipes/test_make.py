@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,10 @@ from codebrush.cli.main import app
 from codebrush.training.recipes import read_recipe
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "emoji"
+SCRIPTS = (
+    *("add_start", "answer_confidence", "assemble", "card", "compositions", "decoys", "fit_temperature", "join"),
+    *("painter_table", "score_levels", "style_classifier"),
+)
 UNUSUAL = {"compositions": "inflect"}  # what a script needs beyond the extra for development
 
 
@@ -67,7 +72,12 @@ def test_the_recipes_are_read_and_the_stages_commands_are_taken(make: Any, tmp_p
     assert len(stages) > 20
 
 
-def test_the_scripts_take_their_commands(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_scripts_take_their_commands(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    if script in UNUSUAL and importlib.util.find_spec(UNUSUAL[script]) is None:
+        pytest.skip(f"needs {UNUSUAL[script]}")
     parse = argparse.ArgumentParser.parse_args
 
     def take(parser: argparse.ArgumentParser, *given: Any) -> None:
@@ -75,15 +85,23 @@ def test_the_scripts_take_their_commands(make: Any, tmp_path: Path, monkeypatch:
         raise Taken
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", take)
-    scripts = [step for step in steps_of(make, tmp_path) if step.recipe is None]
-    for step in scripts:
-        name = Path(step.command[0]).stem
-        if name in UNUSUAL and importlib.util.find_spec(UNUSUAL[name]) is None:
-            continue
+    for step in scripts_of(make, tmp_path)[script]:
         monkeypatch.setattr(sys, "argv", list(step.command))
         with pytest.raises(Taken):
-            importlib.import_module(name).main()
-    assert len(scripts) > 10
+            importlib.import_module(script).main()
+
+
+def test_these_are_the_scripts_of_all_steps(make: Any, tmp_path: Path) -> None:
+    assert sorted(scripts_of(make, tmp_path)) == sorted(SCRIPTS)
+
+
+def scripts_of(make: Any, folder: Path) -> dict[str, list[Any]]:
+    """The steps that are commands of scripts, by the script."""
+    found: dict[str, list[Any]] = {}
+    for step in steps_of(make, folder):
+        if step.recipe is None:
+            found.setdefault(Path(step.command[0]).stem, []).append(step)
+    return found
 
 
 def test_what_is_there_is_left_out_and_a_stopped_stage_goes_on(

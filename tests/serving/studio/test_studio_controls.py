@@ -36,6 +36,7 @@ WRONG = """() => [...document.querySelectorAll(
       return [...(name ? [] : ["without a name"]), ...(reached ? [] : ["not reached by keyboard"])].map(
         (wrong) => `${wrong}: ${each.outerHTML.slice(0, 300)}`);
     })"""
+KINDS_OF_WRONG = ("without a name", "not reached by keyboard")
 TABS = {
     "paint": "Paint",
     "edit": "Edit",
@@ -94,6 +95,7 @@ def unfolded(page: Any, tab: str) -> None:
 
 def test_each_control_has_a_name_and_is_reached_by_keyboard(stocked_page: Any) -> None:
     page = stocked_page
+    wrong = list[str]()
     for tab, title in TABS.items():
         page.get_by_role("tab", name=title).click()
         page.locator(f"#tab-{tab}").locator("button, .cb-note").locator("visible=true").first.wait_for()
@@ -103,19 +105,23 @@ def test_each_control_has_a_name_and_is_reached_by_keyboard(stocked_page: Any) -
             )
             page.locator(".cb-canvas canvas").wait_for()
         unfolded(page, tab)
-        assert page.evaluate(WRONG) == [], tab
+        wrong += [f"{tab}: {line}" for line in page.evaluate(WRONG)]
         page.evaluate(
             "document.body.insertAdjacentHTML('beforeend', '<button id=bad tabindex=-1 style=width:9px></button>')"
         )
-        assert [line.split(":")[0] for line in page.evaluate(WRONG)] == ["without a name", "not reached by keyboard"]
+        noticed = {line.split(":")[0] for line in page.evaluate(WRONG)}
+        wrong += [f"{tab}: not noticed: {kind}" for kind in KINDS_OF_WRONG if kind not in noticed]
         page.evaluate("document.querySelector('#bad').remove()")
         tasks = page.locator(f"#tab-{tab}").get_by_label("What to do").get_by_role("radio").all()
-        for task in [*tasks, *tasks[:1]]:  # and back to the first
+        for number, task in enumerate([*tasks, *tasks[:1]]):  # and back to the first
             task.check()
             page.wait_for_timeout(300)
             unfolded(page, tab)
-            assert page.evaluate(WRONG) == [], tab
-            assert not page.get_by_text(re.compile("(Painted|Saved) mask")).locator("visible=true").count()
+            place = f"{tab}, choice {number % len(tasks) + 1} of what to do"
+            wrong += [f"{place}: {line}" for line in page.evaluate(WRONG)]
+            masks = page.get_by_text(re.compile("(Painted|Saved) mask")).locator("visible=true").count()
+            wrong += [f"{place}: a mask is shown"] * bool(masks)
+    assert wrong == []
 
 
 def test_a_painted_mask_is_saved_and_gone_when_the_same_picture_comes_again(stocked_page: Any) -> None:

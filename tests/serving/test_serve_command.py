@@ -34,17 +34,18 @@ from codebrush.cli.main import run
 from codebrush.data.decoding.images import decode_image, read_manifest
 from codebrush.models.layers.packed_linear import can_pack
 
-LONG_STEP = 2048  # so many cutouts make a step of seconds
 SLOW = {"prompt": "a red circle", "seed": 1, "method": "guide", "steps": 40, "cutouts": 2, "init": "random"}
 
 
 class Server:
     """A process of `codebrush serve` on the micro pack."""
 
-    def __init__(self, processes: ForkServerContext, pack: Path, data: Path, *more: str) -> None:
+    def __init__(
+        self, processes: ForkServerContext, pack: Path, data: Path, *more: str, until: Path | None = None
+    ) -> None:
         self.log = log = data / f"log_{time.monotonic_ns()}"
         arguments = ["--port", "0", "--pack", str(pack), "--data", str(data), *more]
-        self.process = processes.Process(target=serve_command, args=(arguments, log))
+        self.process = processes.Process(target=serve_command, args=(arguments, log, until))
         self.process.start()
         self.events: list[dict[str, Any]] = []
         while not self.events or self.events[-1]["event"] != "serving":
@@ -134,11 +135,11 @@ def test_a_third_interrupt_does_not_break_off_the_stop(
     processes: ForkServerContext, micro_pack: Path, tmp_path: Path
 ) -> None:
     """It comes when no call is served any more, and the server waits for the end of a step."""
-    server = Server(processes, micro_pack, tmp_path, "--no-page")
+    server = Server(processes, micro_pack, tmp_path, "--no-page", until=tmp_path / "go on")
 
     def ask() -> None:
         with suppress(OSError, ValueError):  # it is not answered in the end
-            call(f"{server.url}/v1/images/generations", {**SLOW, "cutouts": LONG_STEP})
+            call(f"{server.url}/v1/images/generations", SLOW)
 
     threading.Thread(target=ask, daemon=True).start()
     while not (running := kept(tmp_path, "running")):
@@ -147,8 +148,13 @@ def test_a_third_interrupt_does_not_break_off_the_stop(
         os.kill(server.process.pid, signal.SIGINT)
         time.sleep(1)
     assert server.process.is_alive()
+    os.kill(server.process.pid, signal.SIGINT)
+    time.sleep(0.1)
     os.kill(server.process.pid, signal.SIGTERM)
-    assert server.end(signal.SIGINT) == 0
+    time.sleep(0.1)
+    (tmp_path / "go on").touch()
+    server.process.join(60)
+    assert server.process.exitcode == 0
     assert kept(tmp_path, "queued") == [(running[0][0], 0)]
 
 

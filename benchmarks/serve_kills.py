@@ -4,8 +4,8 @@
 
 Each round lets jobs of different queues run, such as one that draws and one that reads, ends the server in
 the middle of them, starts another in the same folder and waits until each job has ended. What was drawn is drawn once
-more without a disturbance, and compared pixel by pixel. Prints a Markdown table; fails if a job is not known, is
-another picture, or has left a file half written: after SIGTERM and Ctrl-C (INT), of which the server ends in order.
+more without a disturbance, and compared pixel by pixel. Prints a Markdown table; fails if a job is forgotten or is
+another picture. On SIGTERM and Ctrl-C (INT) the server ends in order: it fails then also if a file is half written.
 """
 
 import argparse

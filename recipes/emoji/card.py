@@ -94,7 +94,8 @@ def evaluated(pack: str, parquet: str, judge: Path) -> dict[str, Any]:
         str(judge / MODEL_FOLDER),
     ]
     report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return report | {"source": Path(parquet).name}  # only the name is published, not where it was
+    named = {"source": Path(parquet).name, "judge": report["judge"] | {"clip": judge.name}}
+    return report | named  # only names are published, not where things were
 
 
 def speed(pack: str) -> dict[str, float]:
@@ -173,7 +174,10 @@ def main() -> None:
         "speed": speed(options.pack),
         "zero-shot": zero_shot_figures(brush, options.parquet, options.control),
         "test": evaluated(options.pack, options.parquet, options.judge),
-        "open words": open_words(options.parquet, [options.pack], "fluent-3d"),
+        "open words": {
+            by.replace(options.pack, brush.pack.info["name"]): found  # not where it lies
+            for by, found in open_words(options.parquet, [options.pack], "fluent-3d").items()
+        },
         "drawing": drawn,
         "style judge": json.loads((options.style_classifier / "report.json").read_text()),
         "answers": answered(brush),

@@ -119,8 +119,8 @@ def untrained(data: Path) -> AnswerConfidence:
 
 def naming_weights(found: Sequence[Answered]) -> Tensor:
     """The weights (3,) of CLIP's answers: a logistic regression of "yes" on what it says of the things in emoji."""
-    emoji = [each for each in found if each.named is not None and each.asked.source == "emoji"]
-    pairs = [(each.named, each.asked.answer) for each in emoji if each.asked.answer in ("yes", "no")]
+    emoji = [each for each in found if each.asked.source == "emoji" and each.asked.answer in ("yes", "no")]
+    pairs = [(each.named, each.asked.answer) for each in emoji if each.named is not None]
     told = torch.tensor([[*named, 1.0] for named, _ in pairs])  # (N, 3)
     targets = torch.tensor([float(answer == "yes") for _, answer in pairs])
     weights = torch.zeros(3, requires_grad=True)

@@ -23,7 +23,7 @@ from ask_scenes import answers, fixed_scenes, varied_scenes
 from card_text import card
 from curves import curves_sheet
 from drawing_figures import drawing
-from judging import NO_TONE, emoji, labels_of
+from judging import emoji, evaluated, labels_of
 from open_words import open_words
 from PIL import Image
 from sheet import COLUMNS, PROMPTS, drawn_sheet
@@ -79,21 +79,9 @@ def zero_shot_figures(brush: Codebrush, parquet: str, control: Path | None) -> d
     }
 
 
-def evaluated(pack: str, parquet: str, judge: Path) -> dict[str, Any]:
+def figures_of_test_split(pack: str, parquet: str, judge: Path) -> dict[str, Any]:
     """The report of `codebrush evaluate` on the test split."""
-    flags = ["--split", "test", "--where", NO_TONE, "--caption", "{label}", "--leave-out", "drawing", "--json"]
-    command = [
-        sys.executable,
-        "-m",
-        "codebrush",
-        "evaluate",
-        pack,
-        parquet,
-        *flags,
-        "--judge",
-        str(judge / MODEL_FOLDER),
-    ]
-    report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    report = evaluated(pack, parquet, "test", "--judge", str(judge / MODEL_FOLDER))
     named = {"source": Path(parquet).name, "judge": report["judge"] | {"clip": judge.name}}
     return report | named  # only names are published, not where things were
 
@@ -173,7 +161,7 @@ def main() -> None:
     figures = {
         "speed": speed(options.pack),
         "zero-shot": zero_shot_figures(brush, options.parquet, options.control),
-        "test": evaluated(options.pack, options.parquet, options.judge),
+        "test": figures_of_test_split(options.pack, options.parquet, options.judge),
         "open words": {
             by.replace(options.pack, brush.pack.info["name"]): found  # not where it lies
             for by, found in open_words(options.parquet, [options.pack], "fluent-3d").items()

@@ -8,11 +8,9 @@ the other half before and after.
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-from judging import NO_TONE
+from judging import evaluated
 
 from codebrush.files import write_json
 from codebrush.pack.pack import PACK_FILE
@@ -24,10 +22,7 @@ def main() -> None:
     parser.add_argument("pack", type=Path)
     parser.add_argument("parquet")
     given = parser.parse_args()
-    asked = ("--split", "val", "--where", NO_TONE, "--caption", "{label}", "--leave-out", "drawing", "--json")
-    command = (sys.executable, "-m", "codebrush", "evaluate", str(given.pack), given.parquet, *asked)
-    report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    calibration = report["zero_shot"]["calibration"]
+    calibration = evaluated(given.pack, given.parquet, "val")["zero_shot"]["calibration"]
     print(json.dumps(calibration, indent=2))
     info = json.loads((given.pack / PACK_FILE).read_text(encoding="utf-8"))
     write_json(given.pack / PACK_FILE, info | calibration["pack_json"])

@@ -1,6 +1,10 @@
 """What the scripts that measure drawings share: the labels of the emoji, and a CLIP that judges pictures."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,6 +25,13 @@ def emoji(parquet: str | Path, split: str | None = None, *where: str) -> Caption
 def labels_of(rows: CaptionedImages) -> list[str]:
     """The labels of some pictures, each once, sorted."""
     return sorted({rows.captions(row)[0] for row in range(len(rows))})
+
+
+def evaluated(pack: str | Path, parquet: str, split: str, *more: str) -> dict[str, Any]:
+    """The report of `codebrush evaluate` on a split without skin tones, captioned with labels, drawing left out."""
+    asked = ("--split", split, "--where", NO_TONE, "--caption", "{label}", "--leave-out", "drawing", "--json", *more)
+    command = (sys.executable, "-m", "codebrush", "evaluate", str(pack), parquet, *asked)
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 class Judge:

@@ -1,17 +1,19 @@
 """How sure an answer is: its network, the words that are known, and the file."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from codebrush import Codebrush
 from codebrush.data.preprocess import pixels_for
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import PackError
-from codebrush.understanding.answer_confidence import FILE, AnswerConfidence, Naming, answer_features
+from codebrush.understanding.answer_confidence import FILE, KINDS, AnswerConfidence, Naming, answer_features
 from codebrush.understanding.captioning import UNKNOWN_ANSWER
 from codebrush.understanding.text_decoding import DecodedText, greedy_decode
 from packs import micro_captioner, micro_tokenizer, write_micro_pack
@@ -196,6 +198,10 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     assert read.naming.weights.tolist() == [1, 2, 3]
     assert (read.naming.names, read.naming.questions) == (NAMES, QUESTIONS)
     judge(5, naming=by_clip(1, 2)).save(tmp_path)
+    with pytest.raises(PackError, match="is damaged: remove it, or install the pack again"):
+        AnswerConfidence.load(tmp_path)
+    about = {"confidence": json.dumps({"kind": KINDS[0], "things": []})}  # without its words
+    save_file(dict(judge(5).tensors), tmp_path / FILE, metadata=about)
     with pytest.raises(PackError, match="is damaged: remove it, or install the pack again"):
         AnswerConfidence.load(tmp_path)
     made = judge(5)

@@ -138,18 +138,17 @@ class AnswerConfidence:
         try:
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})["confidence"])
-                is_known, names_things = about["kind"] in KINDS, about["kind"] == KINDS[1]
+                kind = about["kind"]
                 tensors = {name: file.get_tensor(name).float() for name in TENSORS}
-                weights = file.get_tensor(NAMING).float().reshape(3) if names_things else None
-            texts = {
-                name: frozenset(map(str, about.get(name, ()))) for name in ("words", "things", "names", "questions")
-            }
+                weights = file.get_tensor(NAMING).float().reshape(3) if kind == KINDS[1] else None
+            named = ("names", "questions") if weights is not None else ()
+            texts = {name: frozenset(map(str, about[name])) for name in ("words", "things", *named)}
             naming = None if weights is None else Naming(weights, texts["names"], texts["questions"])
             read = cls(texts["words"], texts["things"], tensors, naming)
             read.confidence(torch.zeros_like(tensors["mean"]))  # its tensors fit together
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise PackError(f"{path} is damaged: remove it, or install the pack again") from error
-        if not is_known:
+        if kind not in KINDS:
             raise PackError(f"{path} was made by another version of codebrush: remove it, or install the pack again")
         return read
 

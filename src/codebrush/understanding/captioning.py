@@ -178,8 +178,10 @@ class CaptionPipeline:
                 assert self.answer_confidence.naming is not None
                 odds = self.answer_confidence.naming.odds(*self.presence_of(image, thing))
                 guess = "yes" if odds >= 0 else "no"
-            told = self.answer_confidence.features(self.captioner.state(features, prompt)[0], decoded, odds)
-            confidence = 0.0 if unknown else float(self.answer_confidence.confidence(told))
+            confidence = 0.0
+            if not unknown:
+                told = self.answer_confidence.features(self.captioner.state(features, prompt)[0], decoded, odds)
+                confidence = float(self.answer_confidence.confidence(told))
         if not fits_question(question, guess):
             return Answer(UNKNOWN_ANSWER, 0.0, guess, "its best guess is no answer to such a question")
         if confidence >= threshold:
@@ -190,10 +192,14 @@ class CaptionPipeline:
     @torch.no_grad()
     def presence_of(self, image: Tensor, thing: str) -> tuple[float, float]:
         """CLIP's cosine of an image (3, S, S) in [0, 1] with the name of a thing, and the name's `Presence.level`."""
-        tokens = self.tokenizer([thing], on_long="truncate").to(image.device)
-        picture, text = self.clip.encode_image(image[None])[0], self.clip.encode_text(tokens)  # (E,), (1, E)
+        picture, text = self._embedded(image, [thing])  # (E,), (1, E)
         text = text if self.known is None else self.known.helped([thing], text)
         return float(text[0] @ picture), presences(picture, text, self._others)[0].level
+
+    def _embedded(self, image: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """CLIP's embeddings of an image (3, S, S) in [0, 1], (E,), and of texts, (T, E)."""
+        tokens = self.tokenizer(list(texts), on_long="truncate").to(image.device)
+        return self.clip.encode_image(image[None])[0], self.clip.encode_text(tokens)
 
     @cached_property
     def _others(self) -> Tensor:
@@ -227,8 +233,7 @@ class CaptionPipeline:
         different.pop("", None)
         if not different:
             return []
-        tokens = self.tokenizer(list(different), on_long="truncate").to(image.device)
-        picture, vectors = self.clip.encode_image(image[None])[0], self.clip.encode_text(tokens)  # (E,), (T, E)
+        picture, vectors = self._embedded(image, list(different))  # (E,), (T, E)
         levels = [each.level for each in presences(picture, vectors, self._others)]
         captions = [
             Caption(text, score, decoded.probability, level)

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from judging import evaluated
 
-from codebrush.files import write_json
-from codebrush.pack.pack import PACK_FILE
+from codebrush.pack.writing import add_entries
 
 
 def main() -> None:
@@ -24,8 +23,7 @@ def main() -> None:
     given = parser.parse_args()
     calibration = evaluated(given.pack, given.parquet, "val")["zero_shot"]["calibration"]
     print(json.dumps(calibration, indent=2))
-    info = json.loads((given.pack / PACK_FILE).read_text(encoding="utf-8"))
-    write_json(given.pack / PACK_FILE, info | calibration["pack_json"])
+    add_entries(given.pack, calibration["pack_json"])
 
 
 if __name__ == "__main__":

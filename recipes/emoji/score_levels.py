@@ -19,9 +19,8 @@ from judging import Judge, emoji, labels_of
 from PIL import Image
 
 from codebrush import Codebrush
-from codebrush.files import write_json
 from codebrush.generation.scoring import LIKELY, UNLIKELY, UNSURE, Levels
-from codebrush.pack.pack import PACK_FILE
+from codebrush.pack.writing import add_entries
 
 TRUE = 400  # pictures of each split
 LEAST = 10  # drawings on either side of a level
@@ -93,8 +92,7 @@ def main() -> None:
     measured = {"likely": levels.likely, "unlikely": levels.unlikely}
     print(json.dumps({**measured, **figures}, indent=2))
     if given.write:
-        info = json.loads((given.pack / PACK_FILE).read_text(encoding="utf-8"))
-        write_json(given.pack / PACK_FILE, {**info, "scores": measured})
+        add_entries(given.pack, {"scores": measured})
 
 
 if __name__ == "__main__":

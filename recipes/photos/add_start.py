@@ -7,13 +7,12 @@ this one, whichever reconstructs a few of the pictures better.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 
-from codebrush.files import write_json
 from codebrush.models.vqgan import VQGAN
+from codebrush.pack.writing import add_entries
 from codebrush.training.run_folder import MODEL_FOLDER
 
 NAME = "photographs"
@@ -27,9 +26,7 @@ def main() -> None:
     given = parser.parse_args()
     folder = f"starts/{NAME}"
     VQGAN.from_pretrained(given.run / MODEL_FOLDER).save_pretrained(given.pack / folder, torch.float16)
-    info = json.loads((given.pack / "pack.json").read_text(encoding="utf-8"))
-    info["starts"] = {"vqgan": {NAME: {"folder": folder, "licence": LICENCE}}}
-    write_json(given.pack / "pack.json", info)
+    add_entries(given.pack, {"starts": {"vqgan": {NAME: {"folder": folder, "licence": LICENCE}}}})
 
 
 if __name__ == "__main__":

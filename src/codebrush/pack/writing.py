@@ -84,6 +84,13 @@ def write_pack(
     return Pack(folder)
 
 
+def add_entries(folder: str | Path, entries: Mapping[str, Any]) -> None:
+    """Set `entries` of the pack.json in a pack's folder; the others stay as they are. Raises PackError if it is no
+    pack."""
+    folder = Path(folder)
+    write_json(folder / PACK_FILE, Pack(folder).info | dict(entries))
+
+
 def pack_info(
     members: Mapping[str, str],
     *,

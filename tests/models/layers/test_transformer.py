@@ -1,4 +1,6 @@
 import math
+from dataclasses import fields
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,8 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from codebrush.models.encoders.text_transformer import TextTransformerConfig
+from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 from codebrush.models.layers.attention import KVCache, rotary_angles, rotary_factors
-from codebrush.models.layers.transformer import MLP, Block, Transformer, TransformerConfig, make_norm
+from codebrush.models.layers.transformer import (
+    MLP,
+    SAME_IN_TOWERS,
+    Block,
+    Transformer,
+    TransformerConfig,
+    blocks_of,
+    make_norm,
+)
 
 
 def trunk(**changes: Any) -> Transformer:
@@ -67,6 +79,29 @@ def test_swiglu_gates_one_map_by_the_silu_of_another() -> None:
 def test_the_width_inside_an_mlp(values: dict[str, Any], width: int) -> None:
     config = TransformerConfig(48, 1, 2, **values)
     assert config.mlp_width == MLP(config).down.in_features == width
+
+
+SIZES = {"width": 16, "layers": 3, "heads": 4, "hidden": 40, "norm_epsilon": 1e-6, "dropout": 0.1, "layer_scale": True}
+
+
+@pytest.mark.parametrize(
+    "tower",
+    [
+        TextTransformerConfig(vocab_size=9, context_length=5, embed_dim=8, activation="quick_gelu", **SIZES),
+        VisionTransformerConfig(image_size=16, patch_size=8, embed_dim=8, activation="quick_gelu", **SIZES),
+    ],
+    ids=["text", "vision"],
+)
+def test_a_tower_says_each_size_of_its_blocks(tower: Any) -> None:
+    """A field that it lacked, because it has another name there, would silently be the usual one."""
+    assert tower.trunk == TransformerConfig(activation="quick_gelu", **SIZES)
+    said = {each.name: getattr(tower, each.name) for each in fields(TransformerConfig) if hasattr(tower, each.name)}
+    assert {each.name for each in fields(TransformerConfig)} - set(said) == set(SAME_IN_TOWERS)
+    for name in said:
+        renamed = SimpleNamespace(**{f"{name}_" if each == name else each: value for each, value in said.items()})
+        with pytest.raises(AttributeError, match=f"'{name}'"):
+            blocks_of(renamed)
+    assert blocks_of(SimpleNamespace(**said, norm="rms")).norm == "rms"
 
 
 def test_a_block_adds_attention_and_mlp_each_after_a_norm() -> None:

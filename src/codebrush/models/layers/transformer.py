@@ -11,6 +11,7 @@ from codebrush.models.layers.attention import Attention, KVCache
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
 Norm = Literal["layer", "rms"]
+SAME_IN_TOWERS = ("norm", "bias", "modulation")  # fields of the config
 LAYER_SCALE = 0.1  # initial gain of a residual branch
 
 
@@ -45,8 +46,10 @@ class TransformerConfig:
 
 
 def blocks_of(tower: Any) -> TransformerConfig:
-    """The sizes of a tower's blocks: the fields of its config that have the same names."""
-    names = [field.name for field in fields(TransformerConfig) if hasattr(tower, field.name)]
+    """The sizes of a tower's blocks: the fields of its config that have the same names. A tower has no say in those of
+    SAME_IN_TOWERS unless it names them. Raises AttributeError if it lacks another."""
+    names = [each.name for each in fields(TransformerConfig)]
+    names = [name for name in names if name not in SAME_IN_TOWERS or hasattr(tower, name)]
     return TransformerConfig(**{name: getattr(tower, name) for name in names})
 
 

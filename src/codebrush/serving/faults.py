@@ -38,6 +38,12 @@ def _with_causes(error: BaseException) -> Iterator[BaseException]:
         found = found.__cause__ or found.__context__
 
 
+def not_deleted(what: str, error: OSError) -> JobError:
+    """The error of something whose folder cannot be renamed."""
+    reason = (error.strerror or type(error).__name__).lower()
+    return JobError("not_deleted", f"{what} is not deleted ({reason}): let the server write in the folder above it")
+
+
 def fault_of(error: Exception, plain: Callable[[str], str], **about: Any) -> dict[str, str]:
     """The code and the message of an error; `plain` takes this machine's paths out of a line. What is no caller's fault
     is logged, with what it is `about`."""

@@ -1,5 +1,6 @@
 """Packs trained over HTTP by real processes: followed, stopped, resumed, used at once; refused in a line."""
 
+import errno
 import json
 import os
 import re
@@ -152,6 +153,44 @@ def test_errors(server: Server, asked: dict[str, Any], status: int, code: str, s
     assert call(f"{url}/v1/train/mine/resume", {})[0] == 404
     assert call(f"{url}/v1/models/micro", method="DELETE")[0] == 400
     assert call(f"{url}/v1/models/mine", method="DELETE")[0] == 404
+
+
+def test_what_cannot_be_taken_away_is_not_deleted_and_stays_in_use(
+    served_brush: Codebrush, shapes: Path, micro_pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lancedb", reason='needs the extra "search"')
+    data, replace = tmp_path / "data", os.replace
+    pack, work = (data / "packs" / name for name in ("mine", "mine.work"))
+    shutil.copytree(micro_pack, pack)
+    work.mkdir()
+
+    def refused(source: Any, target: Any) -> None:
+        if Path(source) in held:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(source))
+        replace(source, target)
+
+    with running(served_brush, data, libraries=(shapes,)) as (url, engine):
+        indexed = call(f"{url}/v1/library/index", {"folder": "shapes"})[1]["id"]
+        index = job_when(url, indexed, lambda job: False)["index"]["id"]
+        monkeypatch.setattr(os, "replace", refused)
+        for path, place, named in (
+            ("models/mine", pack, "'mine'"),
+            ("models/mine", work, "'mine'"),
+            (f"library/index/{index}", engine.library.indexes / index, "the index of 'shapes'"),
+        ):
+            held = {place}
+            status, reply = call(f"{url}/v1/{path}", method="DELETE")
+            assert (status, reply["error"]["code"]) == (500, "not_deleted")
+            said = f"{named} is not deleted (permission denied): let the server write in the folder above it"
+            assert reply["error"]["message"] == said
+            assert sorted(each.name for each in pack.parent.iterdir()) == ["mine", "mine.work"]
+        assert call(f"{url}/v1/search", {"folder": "shapes", "text": "red"})[0] == 200
+        assert [model["id"] for model in call(f"{url}/v1/models")[1]["data"]] == ["micro", "mine"]
+        asked = {"prompt": "a red circle", "seed": 1, "model": "mine"}
+        assert call(f"{url}/v1/images/generations", asked)[0] == 200
+        held = set[Path]()
+        assert call(f"{url}/v1/models/mine", method="DELETE")[1]["deleted"] is True
+        assert list(pack.parent.iterdir()) == []
 
 
 def test_a_source_outside_the_library_is_not_trained_on(server: Server, shapes: Path, tmp_path: Path) -> None:

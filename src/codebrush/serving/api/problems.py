@@ -22,7 +22,7 @@ STATUS = {  # of an error's code; any other is the caller's, 400
     "out_of_memory": 413,  # less can be asked for; a client that tried again would only fill the memory again
     "no_space": 507,
     "server_stopping": 503,
-    **dict.fromkeys(("internal_error", "worker_died"), 500),
+    **dict.fromkeys(("internal_error", "not_deleted", "worker_died"), 500),
 }
 # Parts of the place of an error that name no parameter: where it was sent, and the branches of a union.
 _OUTSIDE = re.compile(r"(body|query|path|str|(list|function|constrained)\W.*)$")

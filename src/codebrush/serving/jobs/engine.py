@@ -12,6 +12,7 @@ from typing import Any
 
 from codebrush.files import set_aside
 from codebrush.pipeline import Codebrush
+from codebrush.serving.faults import not_deleted
 from codebrush.serving.job import CANCELLING, Job, JobError, QueueFull
 from codebrush.serving.jobs.lane import Lane
 from codebrush.serving.jobs.ledger import Ledger, unkept
@@ -144,7 +145,8 @@ class Engine:
         return self._open.brush(pack, lane)
 
     def delete_pack(self, name: str) -> None:
-        """Delete a pack that was trained here, or a stopped training. Raises JobError if it is in use, or given."""
+        """Delete a pack that was trained here, or a stopped training. Raises JobError if it is in use, given, or its
+        folders cannot be taken away."""
         with self._lock:
             if any(name in (job.pack, job.request.get("name")) for job in list(self._jobs.live.values())):
                 raise JobError("in_use", f"jobs need '{name}': cancel them first")
@@ -155,12 +157,16 @@ class Engine:
             shutil.rmtree(folder, ignore_errors=True)
 
     def delete_index(self, index: str) -> None:
-        """Delete an index of the library. Raises JobError if there is none, or its place is being indexed."""
+        """Delete an index of the library. Raises JobError if there is none, its place is being indexed, or its folder
+        cannot be taken away."""
         with self._lock:
             about = self.library.index(index)
             if any(job.request["folder"] == about["folder"] for job in self.live("index")):
                 raise JobError("in_use", f"'{about['folder']}' is being indexed: cancel that first")
-            removed = set_aside(self.library.indexes / index)
+            try:
+                removed = set_aside(self.library.indexes / index)
+            except OSError as error:
+                raise not_deleted(f"the index of '{about['folder']}'", error) from error
         shutil.rmtree(removed, ignore_errors=True)
 
     def plain(self, text: str) -> str:

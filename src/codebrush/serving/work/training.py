@@ -24,7 +24,7 @@ from codebrush.pack.pack import PACK_FILE, open_pack
 from codebrush.pipeline import Codebrush
 from codebrush.progress import Progress
 from codebrush.serving import KEY_VARIABLE
-from codebrush.serving.faults import NO_SPACE, says_full
+from codebrush.serving.faults import NO_SPACE, not_deleted, says_full
 from codebrush.serving.job import CANCELLING, Job, JobError, Stopped
 from codebrush.serving.library import Library
 from codebrush.serving.log import log
@@ -132,11 +132,21 @@ class Trainer:
 
     def set_aside(self, name: str) -> list[Path]:
         """Take away a pack that was trained here, or what a stopped training has left: hidden folders, to be removed.
-        Raises JobError for any other."""
+        Raises JobError for any other, and if one of them cannot be taken away: all is then as it was."""
         if name in self.given:
             raise JobError("invalid_value", f"the model '{name}' was given with --pack: it is not deleted here")
-        self.packs.pop(name, None)
-        return [set_aside(each) for each in (self.places.pack(name), self.places.work(name)) if each.is_dir()]
+        opens, aside = self.packs.pop(name, None), dict[Path, Path]()
+        try:
+            for folder in (self.places.pack(name), self.places.work(name)):
+                if folder.is_dir():
+                    aside[folder] = set_aside(folder)
+        except OSError as error:
+            for folder, hidden in aside.items():
+                os.replace(hidden, folder)
+            if opens is not None:
+                self.packs[name] = opens
+            raise not_deleted(f"'{name}'", error) from error
+        return list(aside.values())
 
 
 def _train(trainer: Trainer, brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:

@@ -129,6 +129,11 @@ def test_a_vqgan_that_is_killed_while_it_collects_ends_at_the_same_bits(pair: Pa
     ours, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("broken", "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
+    assert pair.run(*stage, "--out", str(tmp_path / "broken"), "--resume") == [0, 0]  # there is nothing left to train
+    again, second = pair.said()
+    assert json.loads(again)["stages"]["vqgan"]["steps"] == 12
+    assert second == ""
+
     # alone it has what both have collected, so that the codebook is filled after the same step
     (tmp_path / "vqgan.yaml").write_text((tmp_path / "vqgan.yaml").read_text().replace("devices: 2", "devices: 1"))
     assert command(["train", *stage, "--out", str(tmp_path / "alone"), "--resume"]) == 0

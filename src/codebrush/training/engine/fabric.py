@@ -30,8 +30,11 @@ else:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes files and prints."""
-    return not _is_in_group() or not get_rank()
+    """Whether this process is the one that writes files and prints, also where it has not joined the others."""
+    if _is_in_group():
+        return not get_rank()
+    own = "RANK" if "LOCAL_RANK" in os.environ else "SLURM_PROCID"  # of torchrun, or of srun
+    return os.environ.get(own, "0") == "0"
 
 
 def gathered(value: T) -> list[T]:

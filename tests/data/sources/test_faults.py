@@ -1,6 +1,8 @@
 """What is raised while a source is read: of a source it is one line, and a fault of this package stays what it is."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pyarrow as pa
@@ -45,6 +47,68 @@ def test_whatever_is_raised_of_a_hub_data_set_is_one_line(tmp_path, monkeypatch,
     with pytest.raises(DataError, match=rf"^set.*cannot be read: {reason}") as caught:
         load_from_hub("set")  # of one that is not there in the cache, it is the folder of this name
     assert "\n" not in str(caught.value)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers whatever it is asked with `status`, `error` and `body`."""
+
+    status, error, body = 200, "", b""
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.send_header("X-Error-Code", self.error)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub on this machine that answers as the class above says."""
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        yield monkeypatch
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((404, "RepoNotFound", b""), "the hub has no such data set (no data set of this name, or a private one)"),
+        ((500, "", b""), "the hub does not answer (Server error"),
+        ((200, "", b"<p>Sign in to use this network"), "the hub does not answer (Expecting value"),
+    ],
+    ids=["none", "broken", "no hub"],
+)
+def test_what_the_hub_answers_is_said_in_one_line(hub, answer, said):
+    for name, value in zip(("status", "error", "body"), answer, strict=True):
+        hub.setattr(Hub, name, value)
+    with pytest.raises(DataError) as caught:
+        load_from_hub("codebrush-tests/set")
+    assert str(caught.value).startswith(f"codebrush-tests/set: no such file or folder, and {said}")
+    assert str(caught.value).endswith("; correct the name, or set HF_HUB_OFFLINE=1 to use an earlier download")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_the_hub_does_not_allow_is_said_in_one_line(hub):
+    with pytest.raises(DataError, match=r"^a\.\.b/c: .* the hub has no such data set \(Cannot have -- or \.\."):
+        load_from_hub("a..b/c")
+
+
+@pytest.mark.parametrize("fault", [TypeError, AttributeError, ValueError])
+def test_a_fault_of_the_call_is_not_said_of_the_hub(hub, fault):
+    def broken(*_: object, **__: object) -> None:
+        raise fault("a bug of ours")
+
+    hub.setattr("huggingface_hub.HfApi.dataset_info", broken)
+    with pytest.raises(fault, match="a bug of ours"):
+        load_from_hub("codebrush-tests/set")
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

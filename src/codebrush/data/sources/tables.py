@@ -6,6 +6,7 @@ opens as fast as a small one.
 
 import errno
 import glob
+import json
 import logging
 import re
 import traceback
@@ -31,6 +32,7 @@ BUILDERS = {
     **dict.fromkeys(DELIMITED, "table"),
     **dict.fromkeys(JSON_LINES, "table"),
 }
+HUB_REMEDY = "correct the name, or set HF_HUB_OFFLINE=1 to use an earlier download"
 LIBRARIES = ("datasets", "fsspec", "httpx", "huggingface_hub", "pyarrow")  # what reads sources, and raises of any kind
 OWN = __name__.partition(".")[0]
 SPLIT_WORD = re.compile(r"(?:^|[/_.-])(train|val|valid|validation|test)(?=[/_.-]|\d|$)")
@@ -144,19 +146,22 @@ def load_from_hub(source: str) -> "Dataset":
     """A data set of the Hugging Face hub as one table. Raises DataError if it cannot be loaded."""
     from datasets import config
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
 
     if config.HF_HUB_OFFLINE:
         with _one_line(f"{source}: no such file or folder, and HF_HUB_OFFLINE is set"):
             return _load(source)
     try:  # asked first, because `datasets` tries an unreachable hub six times for half a minute
         HfApi().dataset_info(source, timeout=10)
-    except Exception as error:
+    except (RepositoryNotFoundError, HFValidationError) as error:
         unknown = isinstance(error, RepositoryNotFoundError)
         reason = "no data set of this name, or a private one" if unknown else first_line(error)
         raise DataError(
-            f"{source}: no such file or folder, and the hub has no such data set ({reason}); "
-            "correct the name, or set HF_HUB_OFFLINE=1 to use an earlier download"
+            f"{source}: no such file or folder, and the hub has no such data set ({reason}); {HUB_REMEDY}"
+        ) from error
+    except (HTTPError, OSError, json.JSONDecodeError) as error:  # of its client, of the network, of what is no hub
+        raise DataError(
+            f"{source}: no such file or folder, and the hub does not answer ({first_line(error)}); {HUB_REMEDY}"
         ) from error
     with _one_line(source):
         return _load(source)

@@ -165,11 +165,11 @@ def test_cached_chunks_of_any_size_equal_one_causal_pass(
 ) -> None:
     model = trunk(norm="rms", activation="swiglu", bias=False) if modern else trunk()
     x = torch.randn(batch, sum(chunks), 16, generator=torch.Generator().manual_seed(sum(chunks)))
-    rotary = rotary_factors(rotary_angles(torch.arange(sum(chunks)), 8)) if rotary else None
+    factors = rotary_factors(rotary_angles(torch.arange(sum(chunks)), 8)) if rotary else None
     with torch.no_grad():
-        whole = model(x, causal=True, rotary=rotary)
-        cached = through_cache(model, x, chunks, rotary)
-        alone = torch.cat([through_cache(model, row[None], chunks, rotary) for row in x])
+        whole = model(x, causal=True, rotary=factors)
+        cached = through_cache(model, x, chunks, factors)
+        alone = torch.cat([through_cache(model, row[None], chunks, factors) for row in x])
     torch.testing.assert_close(cached, whole, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(alone, cached, atol=1e-5, rtol=1e-5)
 

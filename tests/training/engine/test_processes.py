@@ -12,10 +12,10 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
 import yaml
+from datasets import config as datasets_config
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -59,7 +59,7 @@ def work(rank: int, port: int, arguments: list[str], cache: str, folder: str, up
     more = {"LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "none"}
     os.environ.update({name: str(value) for name, value in {**values, **more}.items()})
     torch.set_num_threads(1)
-    datasets.config.HF_DATASETS_CACHE = Path(cache)
+    datasets_config.HF_DATASETS_CACHE = Path(cache)
     done = 0
 
     def count(*_: Any) -> None:

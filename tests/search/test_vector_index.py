@@ -36,8 +36,9 @@ FEW = (Plan(0, FLAT), Plan(500, "IvfSq", bits=8), Plan(3_000, "IvfRq", bits=4))
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thresholds of the table of plans, lowered."""
+    """The thresholds of the table of plans, lowered, and fewer queries to measure recalls by."""
     monkeypatch.setattr("codebrush.search.vector_index.PLANS", FEW)
+    monkeypatch.setattr("codebrush.search.recall.QUERIES", 8)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ def test_fewer_rows_in_the_partitions_searched_than_asked_for_are_made_up_by_oth
 
 @pytest.mark.parametrize("kind", ["IvfSq", "IvfRq"])
 def test_an_index_is_made_anew_when_the_table_has_grown_tenfold(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path, few: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("codebrush.search.vector_index.PLANS", (Plan(0, FLAT), Plan(300, kind, bits=4)))
     vectors, folder = near(0, 3_000), tmp_path / "db"

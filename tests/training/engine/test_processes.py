@@ -154,7 +154,10 @@ def test_two_processes_make_one_pack(pair: Pair, shapes: Path, tmp_path: Path):
     assert [path for path in tmp_path.rglob("*") if path.suffix == ".part"] == []
 
 
-@pytest.mark.parametrize(("strategy", "saved"), [("auto", CHECKPOINT), ("fsdp", "checkpoint-0000003/.metadata")])
+@pytest.mark.parametrize(
+    ("strategy", "saved"),
+    [pytest.param("auto", CHECKPOINT, marks=pytest.mark.slow), ("fsdp", "checkpoint-0000003/.metadata")],
+)
 def test_the_command_starts_its_second_process_itself_and_the_first_checks_for_both(
     strategy: str, saved: str, shapes: Path, tmp_path: Path, datasets_cache: Path
 ):

@@ -221,6 +221,7 @@ def test_pictures_that_cannot_be_read_are_named_and_counted(tmp_path: Path):
     assert [each for each in said if each == "2 unreadable pictures left out"]
 
 
+@pytest.mark.slow
 def test_recipes_may_end_with_an_upscaler(shapes: Path, tmp_path: Path, clock: Callable[[], float]):
     recipe = UpscalerRecipe(
         width=8, blocks=1, target_size=32, crop=8, reconstructed=0.5, discriminator_channels=8, discriminator_layers=1

@@ -255,6 +255,7 @@ def test_a_captioner_without_heads_gets_them_and_keeps_the_rest(materials: Mater
     assert with_heads(old, replace(RECIPE, scene_share=0.0)) is old
 
 
+@pytest.mark.slow
 def test_a_captioner_learns_what_a_picture_shows(materials: Materials, tmp_path: Path) -> None:
     plan = _plan(steps=200, batch_size=8, log_every=10, checkpoint_every=200)
     run_stage(plan, materials, tmp_path / "run")

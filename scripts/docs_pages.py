@@ -34,6 +34,7 @@ HOW_TO = (
 FLAG, WHOLE = re.compile(r"(?<!\S)--?[a-z][\w-]*"), r'<span class="flag">\g<0></span>'
 ARGUMENTS, OPTIONS = "Arguments", "Options"
 FLAG_IN_BLOCK = re.compile(r"(?<=[\s>])--?[a-z][\w-]*(?![^<]*>)")  # not in a tag
+CODE, PARTED = re.compile(r"<code>.*?</code>"), re.compile(r"(?:[/|_(]|::|&#124;)(?=\w)(?![^<]*>)")
 HEADS = {ARGUMENTS: "argument", OPTIONS: "option"}
 
 
@@ -63,9 +64,18 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Keep flags whole: a browser would break a line between the dashes and the name."""
+    """Keep flags whole: a browser would break a line between the dashes and the name. In narrow cells, say where code
+    may be broken."""
     html = re.sub(r"<pre.*?</pre>", lambda block: code_block(block[0]), html, flags=re.DOTALL)
-    return re.sub(r"<code>([^<]+)</code>", lambda found: f"<code>{FLAG.sub(WHOLE, found[1])}</code>", html)
+    html = re.sub(r"<code>([^<]+)</code>", lambda found: f"<code>{FLAG.sub(WHOLE, found[1])}</code>", html)
+    return re.sub(
+        r"<td\b.*?</td>", lambda cell: CODE.sub(lambda code: breakable(code[0]), cell[0]), html, flags=re.DOTALL
+    )
+
+
+def breakable(code: str) -> str:
+    """Code in a table, which may go on in the next line between the parts of a path, a name or a choice."""
+    return PARTED.sub(r"\g<0><wbr>", code)
 
 
 def code_block(html: str) -> str:

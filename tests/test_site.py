@@ -19,6 +19,20 @@ ROOT = Path(__file__).resolve().parents[1]
 SURFACE: dict[str, list[str]] = json.loads((ROOT / "tests/cli_surface.json").read_text())
 
 
+# Tables at the width of a phone: those that do not scroll in a box of their own, and words in cells that are broken.
+WRONG_IN_TABLES = """() => [...document.querySelectorAll(".md-typeset table")].flatMap((table) => {
+  const box = table.closest(".md-typeset__scrollwrap"), found = [];
+  if (!box || getComputedStyle(box).overflowX !== "auto" || box.clientWidth > innerWidth) found.push("no scrolling");
+  const texts = document.createTreeWalker(table, NodeFilter.SHOW_TEXT);
+  for (let text = texts.nextNode(); text; text = texts.nextNode())
+    for (const word of text.data.matchAll(/(?<![^\\s(])\\w{2,20}(?![^\\s),])/g)) {
+      const range = document.createRange();
+      range.setStart(text, word.index);
+      range.setEnd(text, word.index + word[0].length);
+      if (new Set([...range.getClientRects()].map((each) => Math.round(each.top))).size > 1) found.push(word[0]);
+    }
+  return found;
+})"""
 SEARCHES = {  # what people look for, and a page that is to be found
     "codebook": "glossary",
     "inpaint": "editing",
@@ -84,6 +98,15 @@ def test_flags_are_kept_whole_and_tags_as_they_are() -> None:
     assert made == html.replace("<code>--pack", f"<code>{whole.format('--pack')}")
 
 
+def test_code_in_a_table_is_broken_between_its_parts() -> None:
+    code = "<code><span a/b>tests/a_b.py::test_c</span> &lt;x|y&#124;z&gt; f(a) -&gt; /</code>"
+    broken = "<code><span a/b>tests/|a_|b.py::|test_|c</span> &lt;x||y&#124;|z&gt; f(|a) -&gt; /</code>"
+    broken = broken.replace("|", "<wbr>").replace("<wbr><wbr>", "|<wbr>")
+    html = "<p>{0}</p><td>a/b {0}</td><pre>{0}</pre>"
+    made = docs_pages().on_page_content(html.format(code))
+    assert made == html.replace("<td>a/b {0}", "<td>a/b {1}").format(code, broken)
+
+
 def test_comments_behind_commands_are_marked() -> None:
     alone, behind = '<span class="c1"># a</span>', '<span class="w">  </span><span class="c1"># b</span>'
     made = docs_pages().on_page_content(f"<pre><code>{alone}\nrun{behind}\n  {alone}</code></pre>")
@@ -117,6 +140,7 @@ def test_the_site_is_read_and_searched_from_files_without_another_host(tmp_path:
                 "[...document.querySelectorAll('pre > code')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
             )
             assert page.evaluate(cut_off) == 0, path
+            assert page.evaluate(WRONG_IN_TABLES) == [], path
         page.set_viewport_size({"width": 1280, "height": 800})
         page.goto((tmp_path / "index.html").as_uri())
         for words, found in SEARCHES.items():

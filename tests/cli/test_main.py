@@ -55,6 +55,27 @@ def test_the_garbage_collector_begins_late_and_goes_on_as_usual() -> None:
     assert int(collections) >= 1
 
 
+def test_ctrl_c_in_a_finalizer_is_not_lost() -> None:
+    script = (
+        "import signal, time\n"
+        "from codebrush.cli import main as command\n"
+        "class Interrupted:\n"
+        "    def __del__(self):\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "        any(range(1000))\n"
+        "def work(arguments):\n"
+        "    try:\n"
+        "        Interrupted()\n"
+        "        time.sleep(60)\n"
+        "    except KeyboardInterrupt:\n"
+        "        return 130\n"
+        "command.run = work\n"
+        "command.main([])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out == f"codebrush {__version__}\n"

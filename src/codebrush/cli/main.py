@@ -7,12 +7,14 @@ used, and imports torch and other heavy packages inside its function, so that `c
 import codecs
 import gc
 import os
+import signal
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from threading import Timer, main_thread
 from typing import Annotated, Any
 
 import typer
@@ -141,6 +143,7 @@ def codebrush(
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console command: run `arguments` (None: those of the process) and exit with the status."""
     _collect_later()
+    sys.unraisablehook = _interrupt_again
     status = run(sys.argv[1:] if arguments is None else arguments)
     gc.freeze()  # the process ends: what is left need not be looked through for garbage
     sys.exit(status)
@@ -158,6 +161,16 @@ def _collect_later() -> None:
 
     gc.callbacks.append(go_on)
     gc.set_threshold(OBJECTS_AT_START, *usual[1:])
+
+
+def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Repeat a Ctrl-C that came while Python ran a finalizer or a weak reference's callback: there it only prints it.
+    It comes a moment later, as it would be lost again in here.
+    """
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        return sys.__unraisablehook__(unraisable)
+    with suppress(RuntimeError):  # no thread begins any more: the process is about to end
+        Timer(0.01, signal.pthread_kill, (main_thread().ident, signal.SIGINT)).start()  # a sleep ends, too
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -157,7 +157,7 @@ def test_a_task_may_take_gradients_itself(precision: str, tmp_path: Path):
     class Balanced(Line):
         def objectives(self, batch: dict[str, Tensor], step: int) -> Iterator[Objective]:
             for network, loss, metrics in super().objectives(batch, step):
-                (slope,) = torch.autograd.grad(loss, self.networks["line"].weight, retain_graph=True)
+                (slope,) = torch.autograd.grad(loss, next(self.networks["line"].parameters()), retain_graph=True)
                 yield Objective(network, loss * slope.norm().detach(), metrics)
 
     assert run(tmp_path, Balanced(), steps=2, precision=precision).step == 2

@@ -21,6 +21,7 @@ from codebrush.errors import PackError
 from codebrush.files import file_sha256
 from codebrush.models.upscaler import Upscaler, UpscalerConfig
 from codebrush.serving.api.context import Context
+from codebrush.serving.api.problems import Problem
 from codebrush.serving.settings import Settings
 from codebrush.serving.studio.dropping import says_how
 from codebrush.serving.studio.edit.form import EditForm
@@ -200,16 +201,27 @@ def test_a_mask_goes_with_its_picture(form: EditForm, photo: str, tmp_path: Path
     Image.new("RGB", SIZE, "red").save(other)
     shutil.copyfile(photo, again)
     Image.new("L", SIZE, "white").save(mask)
-    begins, file, reads, mask_of = form._source_changed(photo, "")
-    assert (file, reads) == (None, "white")
+    begins, file, reads, mask_of, painted = form._source_changed(photo, "")
+    assert (file, reads, painted) == (None, "white", gr.skip())
     assert form._source_changed(photo, mask_of)[0] == begins  # no more than shown anew: what is painted stays
     assert form._source_changed(str(again), mask_of)[0] != begins  # it came again: nothing is painted any more
     assert form._mask_changed(photo, str(mask), "") == mask_of
     assert form._source_changed(photo, mask_of)[1:3] == [gr.skip(), gr.skip()]  # its mask stays
     assert form._source_changed(str(other), mask_of)[1:3] == [None, "white"]
-    assert form._source_changed(None, mask_of)[1] is None
+    assert form._source_changed(None, mask_of)[1:] == [None, "white", "", ""]
     first = form._mask_changed(None, str(mask), "")  # a mask that is chosen before its picture
-    assert form._source_changed(photo, first)[1:] == [gr.skip(), gr.skip(), mask_of]
+    assert form._source_changed(photo, first)[1:] == [gr.skip(), gr.skip(), mask_of, gr.skip()]
+
+
+def test_strokes_on_another_picture_are_no_mask_of_this_one(form: EditForm, photo: str, tmp_path: Path) -> None:
+    """As long as the canvas does not show a new picture, the page still sends what was painted on the old one."""
+    again = tmp_path / "again.jpg"
+    shutil.copyfile(photo, again)
+    file = begun(photo, Image.new("RGB", SIZE))["file"]
+    painted = url(Image.new("RGBA", SIZE, "teal")).replace(";", f";of={file};", 1)
+    assert form.job(filled(form, source=photo, painted=painted))[0] == "edit"
+    with pytest.raises(Problem, match="paint over the part"):
+        form.job(filled(form, source=str(again), painted=painted))
 
 
 def test_the_mask_is_saved_as_it_is_used(form: EditForm, photo: str, tmp_path: Path) -> None:

@@ -58,6 +58,13 @@ DOT_AT_ONCE = """async () => {
   while (!(canvas()?.width > 300)) await new Promise(requestAnimationFrame);
   canvas().dispatchEvent(new KeyboardEvent("keydown", { key: " " }));
 }"""  # in the middle of the mask, as soon as its picture is there
+MASK = """() => {
+  const canvas = document.querySelector(".cb-canvas canvas");
+  if (!(canvas?.width > 300)) return "not there";
+  const seen = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.some((value) => value);
+  const said = document.querySelector("#mask-data textarea").value !== "";
+  return seen === said ? (seen ? "painted" : "empty") : "two things";
+}"""  # what is seen on the canvas and what is sent of it
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +154,46 @@ def test_a_painted_mask_is_saved_and_gone_when_the_same_picture_comes_again(stoc
       return canvas.width < 300 || canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data
         .some((value) => value); }"""
     page.wait_for_function(f"!({painted})()")
+
+
+def test_what_is_painted_is_what_is_seen_whatever_happens_to_its_picture(stocked_page: Any) -> None:
+    page, content = stocked_page, png(Image.new("RGB", (64, 48), "orange"))
+    page.get_by_role("tab", name="Edit").click()
+    page.locator("#edit-source input[type=file]").set_input_files(
+        {"name": "a.png", "mimeType": "image/png", "buffer": content}
+    )
+    tasks = page.locator("#edit-task input[type=radio]")
+
+    def painted() -> None:
+        page.evaluate(DOT_AT_ONCE)
+        page.wait_for_function(f"({MASK})() === 'painted'")
+
+    def is_empty() -> None:
+        page.wait_for_function(f"({MASK})() === 'empty'")
+
+    def other_task(meanwhile: Callable[[], Any]) -> None:
+        tasks.nth(2).check()
+        page.locator(".cb-canvas").wait_for(state="detached")
+        meanwhile()
+        tasks.nth(0).check()
+
+    def dropped() -> None:
+        with page.expect_response(re.compile("/upload")):
+            drop(page, content, "#edit-source img", name="a.png")
+        page.wait_for_timeout(1500)  # in which the server answers that the picture has changed
+
+    painted()
+    other_task(lambda: None)
+    page.wait_for_function(f"({MASK})() === 'painted'")  # a look at another task costs no stroke
+    dropped()
+    is_empty()
+    painted()
+    other_task(dropped)
+    is_empty()
+    painted()
+    other_task(lambda: page.locator("#edit-source button[aria-label='Remove Image']").click())
+    page.wait_for_function("document.querySelector('#mask-data textarea')?.value === ''")
+    assert page.locator(".cb-canvas").is_hidden()
 
 
 def test_deletions_are_asked_about(stocked_page: Any, stocked: tuple[str, Any]) -> None:

@@ -165,7 +165,7 @@ class EditForm:
         asked = [own[name] for name in ("task", "by", "model", "method")]
         for name in ("task", "by", "method"):
             own[name].change(self._visible, asked, list(self.groups.values()), show_progress="hidden")
-        of_picture = [self.painter.canvas, own["mask_file"], own["mask_reads"], self.mask_of]
+        of_picture = [self.painter.canvas, own["mask_file"], own["mask_reads"], self.mask_of, own["painted"]]
         own["source"].change(self._source_changed, [own["source"], self.mask_of], of_picture, show_progress="hidden")
         own["mask_file"].change(
             self._mask_changed, [own["source"], own["mask_file"], self.mask_of], self.mask_of, show_progress="hidden"
@@ -207,13 +207,15 @@ class EditForm:
 
     def _source_changed(self, path: str | None, mask_of: str) -> list[Any]:
         """Another picture has no mask yet. Gradio also says that a picture has changed when it is only shown anew, as
-        when its tab opens: the canvas then has the same value again, and keeps what is painted."""
+        when its tab opens: the canvas then has the same value again, and keeps what is painted. One that is dropped on
+        another takes that away first, even if it is the same; that empties the mask also while it is not shown."""
         with told(self.context):
             begins = begun(path, None if path is None else self._read(path))
         digest = checksum(path)
+        painted = gr.skip() if path else ""
         if path and mask_of in (digest, ANY):
-            return [begins, gr.skip(), gr.skip(), digest]
-        return [begins, None, WHITE, digest]
+            return [begins, gr.skip(), gr.skip(), digest, painted]
+        return [begins, None, WHITE, digest, painted]
 
     def _mask_changed(self, source: str | None, mask: str | None, mask_of: str) -> str:
         if mask is None:
@@ -247,11 +249,13 @@ class EditForm:
         with told(self.context):
             if not source:
                 raise Problem(400, "choose a picture first")
-            return url_of(self._mask_of(painted, mask_file, reads, self._read(source).size))
+            return url_of(self._mask_of(source, painted, mask_file, reads, self._read(source).size))
 
-    def _mask_of(self, painted: str, mask_file: str | None, reads: str, size: tuple[int, int]) -> Image.Image:
+    def _mask_of(
+        self, source: str, painted: str, mask_file: str | None, reads: str, size: tuple[int, int]
+    ) -> Image.Image:
         """What was painted and what a file says, as one mask. Raises Problem if neither says anything."""
-        mask = painted_mask(painted, size)
+        mask = painted_mask(painted, source, size)
         if mask_file:
             read = mask_of_file(mask_file, reads, size, self.context.settings.max_input_pixels)
             mask = read if mask is None else ImageChops.lighter(mask, read)
@@ -294,7 +298,8 @@ class EditForm:
         if "sampler" in taken and given["fill"] < 1:
             found["strength"] = given["fill"]
         if task == MASK:
-            mask = self._mask_of(given["painted"], given["mask_file"], given["mask_reads"], picture.size)
+            told_by = (given["painted"], given["mask_file"], given["mask_reads"])
+            mask = self._mask_of(given["source"], *told_by, picture.size)
             files["mask"] = clear_where_white(mask)
             return "edit", pack, found, files
         found["extend"] = {side: int(given[side]) for side in SIDES if given[side]}

@@ -1,5 +1,7 @@
 // The canvas of the mask painter, over the picture that its value names. What is painted goes, as a PNG whose alpha is
-// the mask, into the text field #mask-data. Strokes have soft edges; the server decides what they are nearer to.
+// the mask, into the text field #mask-data, with the picture's file that it is of. Strokes have soft edges; the server
+// decides what they are nearer to. Gradio makes the canvas anew when its task is chosen again: the field has kept what
+// was painted.
 const shown = element.querySelector(".cb-mask");
 const canvas = shown.querySelector("canvas");
 const picture = shown.querySelector("img");
@@ -7,14 +9,14 @@ const cursor = shown.querySelector(".cb-cursor");
 const size = shown.querySelector("input[type=range]");
 const pen = canvas.getContext("2d", { willReadFrequently: true });
 const undone = [];
-let erasing = false, last = null, place = [0.5, 0.5];
+let erasing = false, last = null, place = [0.5, 0.5], of = "";
 
 const field = () => document.querySelector("#mask-data textarea, #mask-data input");
 const send = () => {
   const pixels = pen.getImageData(0, 0, canvas.width, canvas.height).data;
   let empty = true;
   for (let at = 3; at < pixels.length && empty; at += 4) empty = pixels[at] === 0;
-  const text = field(), said = empty ? "" : canvas.toDataURL("image/png");
+  const text = field(), said = empty ? "" : canvas.toDataURL("image/png").replace(";", `;of=${of};`);
   if (!text || text.value === said) return;
   text.value = said;
   text.dispatchEvent(new Event("input", { bubbles: true }));
@@ -43,17 +45,27 @@ const point = (to) => {
   const wide = (100 * width()) / canvas.width;
   Object.assign(cursor.style, { left: `${100 * to[0]}%`, top: `${100 * to[1]}%`, width: `${wide}%` });
 };
-const begin = (source) => {
+const begin = (value) => {
+  const source = value?.picture;
+  of = value?.file ?? "";
+  const kept = () => source && field()?.value.includes(`;of=${of};`);
   shown.hidden = !source;
   undone.length = 0;
   canvas.width = canvas.height = 1;
-  send();
+  if (!kept()) send();
   if (!source) return;
   picture.onload = () => {
     canvas.width = picture.naturalWidth;
     canvas.height = picture.naturalHeight;
     point([0.5, 0.5]);
-    send();
+    if (!kept()) return send();
+    const strokes = new Image();
+    strokes.onload = () => {
+      pen.globalCompositeOperation = "source-over";
+      if (kept()) pen.drawImage(strokes, 0, 0);
+      send();
+    };
+    strokes.src = field().value;
   };
   picture.src = source;
 };
@@ -115,5 +127,5 @@ shown.addEventListener("click", (event) => {
   send();
 });
 size.addEventListener("input", () => point(place));
-watch("value", () => begin(props.value?.picture));
-begin(props.value?.picture);
+watch("value", () => begin(props.value));
+begin(props.value);

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from codebrush.serving.job import png_bytes
 SHOWN = 512  # pixels of the longer side on which is painted, at least
 MOST_SHOWN = 1024
 WHITE, CLEAR = "white", "clear"  # what changes of a mask that is a file
+OF = re.compile(r";of=(\w*)")  # where what is painted names the file of its picture
 UNSEEN = "cb-unseen"  # CSS class: what Gradio hides is shown again when the group around it is
 TEMPLATE = """<div class="cb-mask" hidden>
 <div class="cb-tools" role="toolbar" aria-label="Mask">
@@ -53,8 +55,12 @@ def begun(path: str | None, picture: Image.Image | None) -> dict[str, Any]:
     scale = max(1, SHOWN // longest) if longest < MOST_SHOWN else MOST_SHOWN / longest
     size = max(1, round(scale * shown.width)), max(1, round(scale * shown.height))
     shown = shown.resize(size, Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST)
-    file = hashlib.sha256(path.encode()).hexdigest()  # so that the same picture in another file begins again, too
-    return {"picture": url_of(shown), "file": file}
+    return {"picture": url_of(shown), "file": _name_of(path)}  # the same picture in another file begins again, too
+
+
+def _name_of(path: str) -> str:
+    """A name for a file that does not say where it is."""
+    return hashlib.sha256(path.encode()).hexdigest()
 
 
 def url_of(picture: Image.Image) -> str:
@@ -62,8 +68,9 @@ def url_of(picture: Image.Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(png_bytes(picture)).decode()}"
 
 
-def painted_mask(text: str, size: tuple[int, int]) -> Image.Image | None:
-    """What was painted as a mask (mode L) of a picture's `size`, white where it changes; None if nothing was.
+def painted_mask(text: str, path: str, size: tuple[int, int]) -> Image.Image | None:
+    """What was painted as a mask (mode L) of the `size` of the picture in a file, white where it changes; None if
+    nothing was, or on another picture, as long as the canvas does not show this one yet.
 
     Half-transparent strokes count as what they are nearer to.
 
@@ -71,6 +78,9 @@ def painted_mask(text: str, size: tuple[int, int]) -> Image.Image | None:
         Problem, ImageError: if `text` is not what the canvas says.
     """
     if not text:
+        return None
+    of = OF.search(text.partition(",")[0])
+    if of is not None and of[1] != _name_of(path):
         return None
     layer = decode_image(data_url(text, "mask"), keep_mode=True, max_pixels=MOST_SHOWN**2)
     alpha = layer.convert("RGBA").getchannel("A").resize(size, Image.Resampling.BOX)

@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from codebrush.cli.main import run as command
 from codebrush.training.engine.checkpoints import CHECKPOINT
+from codebrush.training.engine.fabric import is_first
 
 LOOP = {
     "batch_size": 4, "warmup": 2, "log_every": 2, "checkpoint_every": 3, "preview_every": 0, "threads": 1,
@@ -174,6 +175,26 @@ def test_the_command_starts_its_second_process_itself_and_the_first_checks_for_b
     assert report["model"] == str(tmp_path / "run" / "model")
     assert [step for step, _ in report["stages"]["clip"]["gate"]["measured"]] == [0, 2, 3]
     assert [str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").glob(saved)] == [saved]
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "0", "RANK": "0", "SLURM_PROCID": "1"}, True),  # torchrun within a job of Slurm
+        ({"LOCAL_RANK": "0", "RANK": "2", "SLURM_PROCID": "1"}, False),
+        ({"SLURM_PROCID": "0"}, True),
+        ({"SLURM_PROCID": "1"}, False),
+    ],
+)
+def test_processes_that_have_not_met_know_the_first(
+    environment: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert is_first() is first
 
 
 def test_training_starts_without_packages_that_it_does_not_use():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,25 +56,22 @@ def test_the_garbage_collector_begins_late_and_goes_on_as_usual() -> None:
     assert int(collections) >= 1
 
 
-def test_ctrl_c_in_a_finalizer_is_not_lost() -> None:
-    script = (
-        "import signal, time\n"
-        "from codebrush.cli import main as command\n"
-        "class Interrupted:\n"
-        "    def __del__(self):\n"
-        "        signal.raise_signal(signal.SIGINT)\n"
-        "        any(range(1000))\n"
-        "def work(arguments):\n"
-        "    try:\n"
-        "        Interrupted()\n"
-        "        time.sleep(60)\n"
-        "    except KeyboardInterrupt:\n"
-        "        return 130\n"
-        "command.run = work\n"
-        "command.main([])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (130, "")
+def test_ctrl_c_in_a_finalizer_is_not_lost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Interrupted:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+            any(range(1000))
+
+    def work(**_: object) -> None:
+        Interrupted()
+        time.sleep(60)
+
+    usual, began = sys.unraisablehook, time.monotonic()
+    monkeypatch.setattr("codebrush.cli.main.app", work)
+    assert run(["--version"]) == 130
+    assert time.monotonic() - began < 30
+    assert capsys.readouterr().err == "codebrush: stopped\n"
+    assert sys.unraisablehook is usual
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import import_module
 from threading import Timer, main_thread
 from typing import Annotated, Any
@@ -143,7 +143,6 @@ def codebrush(
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console command: run `arguments` (None: those of the process) and exit with the status."""
     _collect_later()
-    sys.unraisablehook = _interrupt_again
     status = run(sys.argv[1:] if arguments is None else arguments)
     gc.freeze()  # the process ends: what is left need not be looked through for garbage
     sys.exit(status)
@@ -163,14 +162,26 @@ def _collect_later() -> None:
     gc.set_threshold(OBJECTS_AT_START, *usual[1:])
 
 
-def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Repeat a Ctrl-C that came while Python ran a finalizer or a weak reference's callback: there it only prints it.
-    It comes a moment later, as it would be lost again in here.
+@contextmanager
+def _interrupts_again() -> Iterator[None]:
+    """Repeat a Ctrl-C that comes while Python runs a finalizer or a weak reference's callback: there it is printed and
+    otherwise lost. It comes a moment later, as in the hook it would be lost again.
     """
-    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
-        return sys.__unraisablehook__(unraisable)
-    with suppress(RuntimeError):  # no thread begins any more: the process is about to end
-        Timer(0.01, signal.pthread_kill, (main_thread().ident, signal.SIGINT)).start()  # a sleep ends, too
+    usual, coming = sys.unraisablehook, list[Timer]()
+
+    def repeat(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            return usual(unraisable)
+        coming.append(Timer(0.01, signal.pthread_kill, (main_thread().ident, signal.SIGINT)))  # this also ends a sleep
+        coming[-1].start()
+
+    sys.unraisablehook = repeat
+    try:
+        yield
+    finally:
+        sys.unraisablehook = usual
+        for each in coming:  # there is nothing left to stop
+            each.cancel()
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -182,7 +193,7 @@ def run(arguments: Sequence[str]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="escaped")  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        with _short_warnings():
+        with _short_warnings(), _interrupts_again():
             status = app(args=list(arguments), prog_name="codebrush", standalone_mode=False, obj=began)
         sys.stdout.flush()
     except CodebrushError as error:

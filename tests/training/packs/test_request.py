@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from clocks import set_monotonic
 from codebrush.cli.main import run as command
 from codebrush.cli.train import train
 from codebrush.errors import TrainingError, UsageError
@@ -274,17 +275,20 @@ def test_a_resumed_stage_keeps_its_tokenizer(shapes: Path, tmp_path: Path, capsy
 
 
 def test_the_clock_goes_on_by_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    times = iter([100.0, 100.25, 101.0, 103.0, 103.5])
-    monkeypatch.setattr("codebrush.training.packs.clock.time.monotonic", lambda: next(times))
+    now = 100.0
+    set_monotonic(monkeypatch, lambda: now)
     path = tmp_path / "clock.json"
     path.write_text(json.dumps({"between": 1.5, "clip": 20.0}))
     clock = Clock(path)
+    now = 100.25
     assert clock.spent() == 21.75
+    now = 101.0
     clock.charge("vqgan")
+    now = 103.0
     clock.charge("clip")
     stored = json.loads(path.read_text())
     assert stored == {"between": 1.5, "clip": 22.0, "vqgan": 1.0}
+    now = 103.5
     assert clock.spent() == 25
-    monkeypatch.undo()
     Clock(path, writes=False).charge("clip")
     assert json.loads(path.read_text()) == stored

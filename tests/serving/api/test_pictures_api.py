@@ -127,6 +127,16 @@ def test_a_large_seed_keeps_each_digit(client: Any, brush: Codebrush, sent: Any)
     assert opened(again).tobytes() == expected.image.tobytes()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rerank", True), ("cfg", False), ("n", "1"), ("temperature", "0.5"), ("stream", 0), ("wait", "true"),
+     ("upscale", True), ("steps", "5"), ("cutouts", True)],
+)  # fmt: skip
+def test_values_of_another_kind_are_refused(client: Any, name: str, value: Any) -> None:
+    reply = client.post("/images/generations", json={"prompt": "a red circle", name: value})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, name)
+
+
 @pytest.mark.parametrize("seed", [float(2**53), -1, "-1", "7.5", "", True, 2**63, "9" * 19])
 def test_what_is_no_seed_is_refused(client: Any, seed: Any) -> None:
     reply = client.post("/images/generations", json={"prompt": "a red circle", "seed": seed})

@@ -12,7 +12,7 @@ from codebrush.serving.api.forms import content, invalid, only, text_of
 from codebrush.serving.api.images import Wanted, answer, drawing_options
 from codebrush.serving.api.problems import Problem
 from codebrush.serving.api.schemas.images import EVENTS, Drawing, EditRequest, ImagesReply, JobReply, VariationRequest
-from codebrush.serving.api.schemas.values import MOST_SENT
+from codebrush.serving.api.schemas.values import FROM_FORM, MOST_SENT
 
 # Options that pass to `Codebrush.edit` and `vary` as they are.
 PASSED = ("negative_prompt", "method", "strength", "steps", "sampler", "cfg_interval", "clip_guidance", *SAMPLING)
@@ -99,7 +99,7 @@ async def _read(request: Request, kind: type[Asked]) -> tuple[Asked, dict[str, b
         if "mask" in form:
             files["mask"] = await content(only(form.getlist("mask"), "mask"), "mask")
     try:
-        return kind.model_validate(fields), files
+        return kind.model_validate(fields, context=FROM_FORM), files
     except ValidationError as error:
         raise invalid(error) from None
 

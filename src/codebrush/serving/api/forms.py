@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
 from codebrush.serving.api.problems import Problem
-from codebrush.serving.api.schemas.values import MOST_SENT
+from codebrush.serving.api.schemas.values import FROM_FORM, MOST_SENT
 
 LONGEST_NAME = 255  # letters of a file's name that are kept
 FORM, JSON = "multipart/form-data", "application/json"
@@ -38,14 +38,15 @@ async def read_body(request: Request, kind: type[M], files: Mapping[str, str], s
         Problem: if it is no object, or a file is a text or the other way round.
         RequestValidationError: if it is not of its kind.
     """
-    if request.headers.get("content-type", "").startswith(FORM):
+    is_form = request.headers.get("content-type", "").startswith(FORM)
+    if is_form:
         async with request.form(max_files=MOST_SENT + 1, max_fields=200) as form:
             names = dict.fromkeys(name.removesuffix("[]") for name in form)
             found = {name: await _values(form, name, files, several) for name in names}
     else:
         found = await run_in_threadpool(_object, await request.body())
     try:
-        return await run_in_threadpool(kind.model_validate, found)
+        return await run_in_threadpool(kind.model_validate, found, context=FROM_FORM if is_form else None)
     except ValidationError as error:
         raise invalid(error) from None
 

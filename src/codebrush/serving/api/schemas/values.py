@@ -1,9 +1,11 @@
 """The values that requests hold: texts, pictures, seeds, times; and what all requests have in common."""
 
 import re
-from typing import Annotated, Any
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema, field_validator
 
 from codebrush.errors import UsageError
 from codebrush.generation.options import parse_pair
@@ -74,10 +76,46 @@ Interval = Annotated[
 ]
 
 
+FROM_FORM = {"form": True}  # the context of what a form sent, whose values are all texts
+
+
 class Strict(BaseModel):
-    """A request, which has no other parameters than those named."""
+    """A request, which has no other parameters than those named. In JSON a number is no text, and true is no 1."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = _kinds(cls.model_fields[str(info.field_name)])
+        numbers = kinds & {int, float}
+        if isinstance(value, bool) and numbers and bool not in kinds:
+            raise ValueError("it must be a number, not true or false")
+        if isinstance(value, int | float) and not isinstance(value, bool) and bool in kinds and not numbers:
+            raise ValueError("it must be true or false, not a number")
+        if isinstance(value, str) and kinds <= {int, float, bool, NoneType} and info.context != FROM_FORM:
+            raise ValueError(f"it must be {'a number' if numbers else 'true or false'}, not a text")
+        return value
+
+
+def _kinds(field: Any) -> frozenset[Any]:
+    """The types that a field takes; `object` if it reads values in a way of its own."""
+    if any(isinstance(each, BeforeValidator) for each in field.metadata):
+        return frozenset({object})
+    return _named(field.annotation)
+
+
+@cache
+def _named(annotation: Any) -> frozenset[Any]:
+    parts = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        own = any(isinstance(each, BeforeValidator) for each in parts[1:])
+        return frozenset({object}) if own else _named(parts[0])
+    if get_origin(annotation) is Literal:
+        return frozenset(type(each) for each in parts)
+    if get_origin(annotation) in (Union, UnionType):
+        return frozenset().union(*map(_named, parts))
+    return frozenset({get_origin(annotation) or annotation})
 
 
 def optional(description: str, **limits: Any) -> Any:

@@ -20,6 +20,7 @@ from codebrush.serving.api.edits import PASSED
 from codebrush.serving.api.images import drawing_options
 from codebrush.serving.api.problems import Problem
 from codebrush.serving.api.schemas.images import MOST_PICTURES, EditRequest
+from codebrush.serving.api.schemas.values import FROM_FORM
 from codebrush.serving.studio.edit.mask_painter import (
     CLEAR,
     UNSEEN,
@@ -325,7 +326,9 @@ class EditForm:
         names = ["method", "upscale", *SAMPLING, *taken]
         names += ["negative_prompt", "style"] if given["task"] in PROMPTED else []
         options = {name: given[name] for name in names if given[name] not in (None, USUAL)}
-        asked = EditRequest.model_validate({"prompt": words or UNPROMPTED, "n": given["n"], **options})
+        asked = EditRequest.model_validate(
+            {"prompt": words or UNPROMPTED, "n": given["n"], **options}, context=FROM_FORM
+        )
         asked.seed = seed_of(given["random"], given["seed"])
         return {**drawing_options(asked, PASSED), "prompt": words}
 

@@ -16,6 +16,7 @@ from codebrush.serving.api.context import Context
 from codebrush.serving.api.images import job_request
 from codebrush.serving.api.problems import Problem
 from codebrush.serving.api.schemas.images import GUIDANCE, MOST_PICTURES, GenerationRequest
+from codebrush.serving.api.schemas.values import FROM_FORM
 from codebrush.serving.studio.fields import (
     FLOW_FIELDS,
     USUAL,
@@ -204,7 +205,7 @@ class PaintForm:
             given.pop("init", None)
         else:
             start = None
-        asked = GenerationRequest.model_validate(given)
+        asked = GenerationRequest.model_validate(given, context=FROM_FORM)
         found = job_request(asked, self.context.settings)
         found["previews"] = GUIDED_PREVIEWS if asked.method == "guide" else PREVIEWS
         if start:

@@ -20,7 +20,7 @@ pytest.importorskip("lancedb", reason='needs the extra "search"')
 
 import schemathesis
 from api_calls import call, job_when
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from PIL import Image
 from schemathesis.config import SchemathesisConfig
 from schemathesis.generation import GenerationMode
@@ -102,6 +102,13 @@ def _call_plainly(operation: Any, answers: Counter[tuple[str, int]]) -> None:
         answers[operation.label, case.call_and_validate().status_code] += 1
 
 
+def _is_lost(case: Any) -> bool:
+    """Whether what is wrong with a case may be lost in a form: a list of nothing is left out of it, and a list of one
+    value is that value."""
+    values = case.body.values() if case.media_type == FORM and isinstance(case.body, dict) else ()
+    return any(isinstance(value, list) and len(value) < 2 for value in values)
+
+
 def _call_all(schema: Any, examples: int) -> Counter[tuple[str, int]]:
     """Call every operation plainly, with so many valid requests and as many wrong ones: how often it answered what."""
     answers: Counter[tuple[str, int]] = Counter()
@@ -123,6 +130,8 @@ def _call_some(operation: Any, mode: GenerationMode, examples: int, answers: Cou
     def each(case: Any) -> None:
         if mode.is_positive:
             _make_possible(case)
+        else:
+            assume(not _is_lost(case))
         answers[operation.label, case.call_and_validate().status_code] += 1
 
     each()

@@ -59,7 +59,7 @@ def _document(brush: Codebrush, name: str, folder: Path, seconds: float) -> Iter
         config = SchemathesisConfig.from_dict({"base-url": url, "checks": checks, "request-timeout": 10 * seconds})
         schema = schemathesis.openapi.from_url(f"{url}/openapi.json", config=config)
         drawn = call(f"{url}/v1/images/generations", {"prompt": "a red circle", "quality": "low"})[1]
-        schema.there = {"job": indexed, "model": name, "picture": drawn["data"][0]["b64_json"]}
+        schema.there = {"job": indexed, "model": name, "picture": drawn["data"][0]["b64_json"]}  # pyright: ignore[reportAttributeAccessIssue]
         yield schema
 
 
@@ -124,7 +124,7 @@ def _call_all(schema: Any, examples: int) -> Counter[tuple[str, int]]:
 def _call_some(operation: Any, mode: GenerationMode, examples: int, answers: Counter[tuple[str, int]]) -> None:
     @settings(
         max_examples=examples, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
     @given(case=operation.as_strategy(generation_mode=mode))
     def each(case: Any) -> None:

@@ -20,6 +20,15 @@ class Preview:
         return done < total and (done * (self.count + 1)) // total > ((done - 1) * (self.count + 1)) // total
 
 
+def silent(done: int, total: int) -> None:
+    """A progress that nobody watches."""
+
+
+def first_of(progress: Progress | None, some: int, count: int) -> Progress | None:
+    """A progress for the first `some` of `count` tasks of equal size, which run at the same time and report in sum."""
+    return None if progress is None else lambda done, total: progress(done, total // some * count)
+
+
 def shares(progress: Progress | None, count: int) -> list[Progress | None]:
     """One progress for each of `count` tasks of equal size, one after the other, which together are the whole."""
     return [None if progress is None else _share(progress, number, count) for number in range(count)]

@@ -5,7 +5,7 @@ are kept as they are; a network that also reads them as its source sees those be
 grid larger than the network's is drawn through a moving window.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import numpy as np
@@ -16,13 +16,20 @@ from codebrush.errors import UsageError
 from codebrush.generation.options import SamplingFilters
 from codebrush.generation.sampling.drawing import Known
 from codebrush.generation.sampling.masked import fill_codes
+from codebrush.generation.sampling.side_by_side import (
+    LEAST_ROWS,
+    draws_side_by_side,
+    parts_of,
+    run_side_by_side,
+    slices_of,
+)
 from codebrush.generation.sampling.weighted_conditions import MAX_ROWS, WeightedConditions, guided_terms
 from codebrush.generation.seeding import stream
 from codebrush.models.code_cache import CodeCache
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.condition import Condition
 from codebrush.models.sampling import sample
-from codebrush.progress import Progress
+from codebrush.progress import Progress, shares, silent
 
 PLAIN = SamplingFilters()  # no guidance, no filter
 
@@ -57,25 +64,42 @@ def draw_codes(
     terms = guided_terms(condition, filters.cfg, unconditional or empty_condition(transformer, condition))
     if transformer.config.masked:
         return fill_codes(transformer, terms, uniforms, filters, known=known, bias=bias, progress=progress)
-    pictures = max(1, MAX_ROWS // len(terms))
-    batches = range(0, len(uniforms), pictures)
-    steps = len(batches) * transformer.config.code_count
-    drawn = []
-    with torch.inference_mode():
-        for number, first in enumerate(batches):
-            rows = slice(first, min(first + pictures, len(uniforms)))
-            drawer = Drawer(transformer, terms, rows)
-            for step, position in enumerate(transformer.order.tolist()):
-                if step:
-                    drawer.step()
-                code = drawer.draw(uniforms[rows, position], filters, None if bias is None else bias[position])
-                drawer.take(code if known is None else known.at(position, rows, code))
-                if progress is not None:
-                    progress(number * transformer.config.code_count + step + 1, steps)
-            drawn.append(drawer.codes())
+    most = max(1, MAX_ROWS // len(terms))  # pictures of a batch
+
+    def job(rows: slice) -> Callable[[Progress], Tensor]:
+        return lambda report: _draw_batch(transformer, terms, uniforms, rows, filters, known, bias, report)
+
+    if draws_side_by_side(transformer):
+        parts = max(-(-len(uniforms) // most), parts_of(len(terms) * len(uniforms)))
+        drawn = run_side_by_side([job(rows) for rows in slices_of(len(uniforms), parts)], progress)
+    else:
+        jobs = [job(slice(first, min(first + most, len(uniforms)))) for first in range(0, len(uniforms), most)]
+        drawn = [job(share or silent) for job, share in zip(jobs, shares(progress, len(jobs)), strict=True)]
     grid = transformer.config.grid
     codes = torch.cat(drawn) if drawn else torch.zeros(0, grid[0] * grid[1], dtype=torch.int64)
     return codes.clone().unflatten(1, grid)  # a copy made out here can take part in autograd
+
+
+@torch.inference_mode()
+def _draw_batch(
+    transformer: CodeTransformer,
+    terms: WeightedConditions,
+    uniforms: Tensor,
+    rows: slice,
+    filters: SamplingFilters,
+    known: Known | None,
+    bias: Tensor | None,
+    progress: Progress,
+) -> Tensor:
+    """The codes (b, N) of the b pictures `rows` of `uniforms`; the rest is as in `draw_codes`."""
+    drawer = Drawer(transformer, terms, rows)
+    for step, position in enumerate(transformer.order.tolist()):
+        if step:
+            drawer.step()
+        code = drawer.draw(uniforms[rows, position], filters, None if bias is None else bias[position])
+        drawer.take(code if known is None else known.at(position, rows, code))
+        progress(step + 1, transformer.config.code_count)
+    return drawer.codes()
 
 
 def empty_condition(transformer: CodeTransformer, condition: Condition | WeightedConditions) -> Condition:
@@ -164,16 +188,20 @@ def _next(transformer: CodeTransformer, before: Tensor, condition: Condition, pi
 class Drawer:
     """Draws the codes of one batch of pictures: `draw`, `take`, `step`, and again.
 
-    The cache's rows are all pictures of the first term, then the next.
+    The cache's rows are all pictures of the first term, then the next. A network that draws on one thread has at least
+    LEAST_ROWS: the rows come again until there are that many.
     """
 
     def __init__(self, transformer: CodeTransformer, terms: WeightedConditions, pictures: slice) -> None:
         self.transformer = transformer
         self.count = pictures.stop - pictures.start
+        self.rows = len(terms) * self.count
         device = transformer.device
         self.shares = torch.tensor([share for _, share in terms], device=device)
         prefixes = [_read_prefix(transformer, condition.to(device), pictures) for condition, _ in terms]
         self.cache = CodeCache.merge([cache for _, cache in prefixes], self.count)
+        if self.rows < LEAST_ROWS and draws_side_by_side(transformer):
+            self.cache.select(torch.arange(LEAST_ROWS) % self.rows)
         self.logits = torch.cat([logits[:, -1].expand(self.count, -1) for logits, _ in prefixes])  # (terms B, K)
         self.drawn: list[Tensor] = []
 
@@ -195,7 +223,9 @@ class Drawer:
 
     def step(self) -> None:
         """Predict the code after the one taken last."""
-        self.logits = self.transformer.step(self.new, self.cache)[:, -1]
+        new, rows = self.new, len(self.cache.hidden)
+        new = new if rows == self.rows else new[torch.arange(rows) % self.rows]
+        self.logits = self.transformer.step(new, self.cache)[: self.rows, -1]
 
     def codes(self) -> Tensor:
         """The codes drawn, (B, N), in raster order."""

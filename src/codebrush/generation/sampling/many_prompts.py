@@ -1,6 +1,10 @@
 """Draws the pictures of many prompts, as many at once as fit into a batch; each as if it were drawn alone."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from threading import Lock
 
 import torch
 from PIL import Image
@@ -13,9 +17,10 @@ from codebrush.generation.sampling.decoding import MAX_ROWS, picture_uniforms
 from codebrush.generation.sampling.drawing import Drawing
 from codebrush.generation.sampling.painters import CodePainter
 from codebrush.generation.sampling.sampler import BATCH, Sampler
+from codebrush.generation.sampling.side_by_side import draws_side_by_side, parts_of, run_side_by_side, slices_of
 from codebrush.generation.sampling.together import UNDRAWN, Asked, Look, draw_together, in_batches, rows_of
 from codebrush.models.vqgan import VQGAN
-from codebrush.progress import Preview, Progress, shares
+from codebrush.progress import Preview, Progress, first_of, shares, silent
 from codebrush.warned import numbered
 
 
@@ -34,42 +39,94 @@ def sample_many(
     """
     pairs = zip(prompts, options, strict=True)
     drawings = [sampler.prepare(prompt, each) for prompt, each in numbered(pairs)]
-    by_turns = {number: each.options for number, each in enumerate(drawings) if not painter.transformer.config.masked}
-    asked = {number: _asked(painter, drawings[number]) for number, o in by_turns.items() if not (o.size or o.retouch)}
-    rows = {number: rows_of(painter.transformer, each) for number, each in asked.items()}
-    small = [number for number, count in rows.items() if count <= MAX_ROWS and drawings[number].options.rerank <= BATCH]
-    batches = [[small[place] for place in batch] for batch in in_batches([rows[number] for number in small])]
-    batches += [[number] for number in range(len(drawings)) if number not in small]
-    found: dict[int, list[Result]] = {}
-    for batch, share in zip(batches, shares(progress, len(batches)), strict=True):
-        if batch[0] not in small:
-            found[batch[0]] = sampler.best(drawings[batch[0]], share)
-            continue
-        look = None if preview is None else _look(sampler.vqgan, batch, drawings, preview)
-        network = painter.network(drawings[batch[0]].options.weights)
-        codes = draw_together(network, [asked[number] for number in batch], share, look)
-        found |= {number: sampler.finish(drawings[number], own) for number, own in zip(batch, codes, strict=True)}
+    parts = [part for number, each in enumerate(drawings) for part in _parts(painter, number, each)]
+    batches = _batches(painter, parts)
+    together = {part.number for part in parts}
+    alone = [number for number in range(len(drawings)) if number not in together]
+    half = None
+    if preview is not None:
+        half = _HalfDrawn(sampler.vqgan, [each.options.n for each in drawings], painter.config.grid, preview)
+
+    def job(batch: Sequence[_Part]) -> Callable[[Progress], list[Tensor]]:
+        network = painter.network(drawings[batch[0].number].options.weights)
+        look = None if half is None else half.look_at(batch)
+        return lambda report: draw_together(network, [part.asked for part in batch], report, look)
+
+    jobs, count = [job(batch) for batch in batches], len(batches) + len(alone)
+    turns = shares(progress, count)
+    if draws_side_by_side(painter.transformer):
+        drawn = run_side_by_side(jobs, first_of(progress, len(jobs), count))
+    else:
+        drawn = [run(turn or silent) for run, turn in zip(jobs, turns[: len(jobs)], strict=True)]
+    codes: dict[int, list[Tensor]] = defaultdict(list)
+    for part, own in zip(chain.from_iterable(batches), chain.from_iterable(drawn), strict=True):
+        codes[part.number].append(own)
+    found = {number: sampler.finish(drawings[number], torch.cat(own)) for number, own in codes.items()}
+    for number, turn in zip(alone, turns[len(jobs) :], strict=True):
+        found[number] = sampler.best(drawings[number], turn)
     return [found[number] for number in range(len(drawings))]
 
 
-def _asked(painter: CodePainter, drawing: Drawing) -> Asked:
-    options = drawing.options
-    uniforms = picture_uniforms(options.seed, range(options.rerank), painter.transformer.config.code_count)
-    return Asked(drawing.conditions, uniforms, options.filters)
+@dataclass(frozen=True)
+class _Part:
+    """Candidates of prompt `number`, from candidate `first` on, that are drawn in one batch."""
+
+    number: int
+    first: int
+    asked: Asked
+    rows: int
 
 
-def _look(vqgan: VQGAN, batch: Sequence[int], drawings: Sequence[Drawing], preview: Preview) -> Look:
-    def look(done: int, which: int, codes: Tensor) -> None:
-        if preview.due(done, codes[0].numel()):
-            number = batch[which]
-            preview.show(number, half_drawn(vqgan, codes[: drawings[number].options.n]))
+def _parts(painter: CodePainter, number: int, drawing: Drawing) -> list[_Part]:
+    """All candidates of a prompt, cut as `draw_codes` cuts them; none if it is not drawn in one pass of one batch."""
+    network, options = painter.transformer, drawing.options
+    if network.config.masked or options.size or options.retouch or options.rerank > BATCH:
+        return []
+    uniforms = picture_uniforms(options.seed, range(options.rerank), network.config.code_count)
+    asked = Asked(drawing.conditions, uniforms, options.filters)
+    rows = rows_of(network, asked)
+    if rows > MAX_ROWS:
+        return []
+    slices = slices_of(options.rerank, parts_of(rows) if draws_side_by_side(network) else 1)
+    parts = [replace(asked, uniforms=uniforms[each]) for each in slices]
+    return [_Part(number, each.start, part, rows_of(network, part)) for each, part in zip(slices, parts, strict=True)]
 
-    return look
+
+def _batches(painter: CodePainter, parts: Sequence[_Part]) -> list[list[_Part]]:
+    """The parts in batches of up to MAX_ROWS rows; where these are drawn side by side, as many for every thread."""
+    rows, most = [part.rows for part in parts], MAX_ROWS
+    if draws_side_by_side(painter.transformer):
+        count = max(parts_of(sum(rows)), -(-sum(rows) // MAX_ROWS))
+        sizes = range(-(-sum(rows) // count), MAX_ROWS)
+        most = next((size for size in sizes if len(in_batches(rows, size)) <= count), MAX_ROWS)
+    return [[parts[place] for place in batch] for batch in in_batches(rows, most)]
+
+
+class _HalfDrawn:
+    """Shows the first pictures of prompts while they are drawn, those of one prompt maybe in several batches."""
+
+    def __init__(self, vqgan: VQGAN, pictures: Sequence[int], grid: tuple[int, int], preview: Preview):
+        self.vqgan, self.preview = vqgan, preview
+        self.codes = [torch.full((count, *grid), UNDRAWN) for count in pictures]  # each (n, h, w), of a prompt
+        self.lock = Lock()
+
+    def look_at(self, batch: Sequence[_Part]) -> Look:
+        """What takes the codes that a batch has drawn so far, and shows a prompt's pictures when it is time."""
+
+        def look(done: int, which: int, codes: Tensor) -> None:
+            part = batch[which]
+            with self.lock:
+                own = self.codes[part.number]
+                own[part.first : part.first + len(codes)] = codes[: max(0, len(own) - part.first)]
+                if part.first == 0 and self.preview.due(done, codes[0].numel()):
+                    self.preview.show(part.number, half_drawn(self.vqgan, own))
+
+        return look
 
 
 def half_drawn(vqgan: VQGAN, codes: Tensor) -> list[Image.Image]:
-    """Pictures of codes (B, h, w) of which some are UNDRAWN: there they have the mean of what is drawn."""
+    """Pictures of codes (B, h, w) of which some are UNDRAWN: there they have the mean of what is drawn, if anything."""
     drawn = (codes != UNDRAWN).unsqueeze(1)  # (B, 1, h, w)
     latent = vqgan.quantizer.look_up(codes.clamp(min=0))  # (B, d, h, w)
-    mean = (latent * drawn).sum((2, 3), keepdim=True) / drawn.sum((2, 3), keepdim=True)
+    mean = (latent * drawn).sum((2, 3), keepdim=True) / drawn.sum((2, 3), keepdim=True).clamp(min=1)
     return [to_pil(image) for image in vqgan.decode(torch.where(drawn, latent, mean))]

@@ -1,7 +1,7 @@
 """What the code transformer keeps of pictures it is drawing, so that a step reads the new codes alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,9 +18,9 @@ class CodeCache:
     mask: Tensor | None  # (B, n) bool: which of the n tokens in `attention` may be attended to; None: all
     source: Tensor | None  # (B, N / M, D): what an aligned source adds where each block is predicted
     vector: Tensor | None  # (B, D): what modulates the blocks
-    modulated: list[Tensor | None] | None  # each (B, 6 D): what the blocks made of `vector`; None: not computed yet
     hidden: Tensor  # (B, 1, D): what predicts the block that is being written
     open: Tensor  # (B, m) int64: the codes of that block so far, m < M
+    modulated: dict[int, Tensor] = field(default_factory=dict)  # what each block made of `vector`, see `Block.forward`
 
     def select(self, rows: Tensor) -> None:
         """Keep the batch rows `rows` (n,) int64, in that order; a row may come several times."""
@@ -28,8 +28,8 @@ class CodeCache:
         self.mask = None if self.mask is None else self.mask[rows]
         self.source = None if self.source is None else self.source[rows]
         self.vector = None if self.vector is None else self.vector[rows]
-        self.modulated = None
         self.hidden, self.open = self.hidden[rows], self.open[rows]
+        self.modulated = {}
 
     @classmethod
     def merge(cls, caches: Sequence["CodeCache"], rows: int) -> "CodeCache":
@@ -46,7 +46,6 @@ class CodeCache:
             mask=None if masks is None else _joined(masks, rows),
             source=_joined(sources, rows) if sources else None,
             vector=_joined(vectors, rows) if vectors else None,
-            modulated=None,
             hidden=_joined([cache.hidden for cache in caches], rows),
             open=_joined([cache.open for cache in caches], rows),
         )

@@ -156,7 +156,7 @@ class CodeTransformer(PretrainedModel):
         mask = None if prefix.mask is None else _padded(prefix.mask, attention.length, value=True)
         open_codes = codes[:, self._whole(codes) :]
         cache = CodeCache(
-            attention, len(prefix.indices), mask, prefix.source, prefix.vector, None, hidden[:, -1:], open_codes
+            attention, len(prefix.indices), mask, prefix.source, prefix.vector, hidden[:, -1:], open_codes
         )
         return self._logits(hidden, codes, 0), cache
 
@@ -227,10 +227,14 @@ class CodeTransformer(PretrainedModel):
             cache.mask = _padded(cache.mask, cache.mask.shape[1] + x.shape[1], value=True)
         if cache.source is not None:
             x = x + _padded(cache.source[:, first + 1 : first + 1 + x.shape[1]], x.shape[1])
-        if cache.modulated is None and cache.vector is not None:
-            cache.modulated = self.transformer.modulate(cache.vector)
         return self.transformer(
-            x, causal=True, mask=cache.mask, rotary=rotary, cache=cache.attention, modulated=cache.modulated
+            x,
+            causal=True,
+            mask=cache.mask,
+            rotary=rotary,
+            cache=cache.attention,
+            vector=cache.vector,
+            modulated=cache.modulated,
         )
 
     def _placed(self, codes: Tensor, first: int) -> tuple[Tensor, Tensor | None]:

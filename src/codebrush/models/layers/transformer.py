@@ -1,6 +1,5 @@
 """The transformer that every encoder and decoder here is built on: pre-norm blocks of attention and MLP."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -108,34 +107,33 @@ class Block(nn.Module):
         *,
         first: bool = False,
         vector: Tensor | None = None,
-        modulated: Tensor | None = None,
+        modulated: dict[int, Tensor] | None = None,
+        layer: int = 0,
         **attention,
     ) -> Tensor:
         """(B, N, D) -> (B, N, D), or with `first` the first token's output alone, attending to all: (B, 1, D).
 
-        `vector` (B, M) is what a block with modulation reads; `modulated` (B, 6 D) is what `modulate` makes of it, for
-        callers that keep it. See `Attention.forward` for the other arguments.
+        `vector` (B, M) is what a block with modulation reads; what it makes of it, (B, 6 D), it keeps in `modulated`
+        under the number of its `layer`, for the next call with the same vector. See `Attention.forward` for the other
+        arguments.
         """
-        if modulated is None and vector is not None:
-            modulated = self.modulate(vector)
-        if modulated is not None:
-            return self._modulated(x, modulated, attention)
+        if self.modulation is not None and vector is not None:
+            kept = {} if modulated is None else modulated
+            if layer not in kept:
+                kept[layer] = self.modulation(F.silu(vector))
+            return self._modulated(x, kept[layer], layer, attention)
         normed = self.attention_norm(x)
-        y = self.attention.first(normed) if first else self.attention(normed, **attention)
+        y = self.attention.first(normed) if first else self.attention(normed, layer=layer, **attention)
         x = (x[:, :1] if first else x) + self._branch(y, self.attention_gain)
         return x + self._branch(self.mlp(self.mlp_norm(x)), self.mlp_gain)
-
-    def modulate(self, vector: Tensor) -> Tensor | None:
-        """`vector` (B, M) -> this block's shifts, scales and gates (B, 6 D); None for a block without modulation."""
-        return None if self.modulation is None else self.modulation(F.silu(vector))
 
     def _branch(self, x: Tensor, gain: Tensor | None) -> Tensor:
         return self.dropout(x if gain is None else x * gain)
 
-    def _modulated(self, x: Tensor, modulated: Tensor, attention: dict[str, Any]) -> Tensor:
+    def _modulated(self, x: Tensor, modulated: Tensor, layer: int, attention: dict[str, Any]) -> Tensor:
         parts = modulated.unsqueeze(1).chunk(6, dim=-1)  # each (B, 1, D)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
-        y = self.attention(torch.addcmul(shift, self.attention_norm(x), 1 + scale), **attention)
+        y = self.attention(torch.addcmul(shift, self.attention_norm(x), 1 + scale), layer=layer, **attention)
         x = x + self._branch(y, gate)
         return x + self._branch(self.mlp(torch.addcmul(mlp_shift, self.mlp_norm(x), 1 + mlp_scale)), mlp_gate)
 
@@ -171,22 +169,16 @@ class Transformer(nn.Module):
         rotary: Tensor | None = None,
         cache: KVCache | None = None,
         vector: Tensor | None = None,
-        modulated: Sequence[Tensor | None] | None = None,
+        modulated: dict[int, Tensor] | None = None,
     ) -> Tensor:
-        """(B, N, D) -> (B, N, D). See `Attention.forward` for the arguments, and `Block.forward` for `vector` and for
-        `modulated`, one a block; a `cache` is advanced by N tokens."""
-        modulated = modulated or [None] * len(self.blocks)
-        for layer, (block, own) in enumerate(zip(self.blocks, modulated, strict=True)):
-            x = block(
-                x, vector=vector, modulated=own, causal=causal, mask=mask, rotary=rotary, cache=cache, layer=layer
-            )
+        """(B, N, D) -> (B, N, D). See `Attention.forward` for the arguments, and `Block.forward` for `vector` and
+        `modulated`; a `cache` is advanced by N tokens."""
+        modulation: dict[str, Any] = {"vector": vector, "modulated": modulated}
+        for layer, block in enumerate(self.blocks):
+            x = block(x, causal=causal, mask=mask, rotary=rotary, cache=cache, layer=layer, **modulation)
         if cache is not None:
             cache.advance(x.shape[1])
         return x
-
-    def modulate(self, vector: Tensor) -> list[Tensor | None]:
-        """What each block makes of `vector` (B, M) by `Block.modulate`, for steps that all have the same vector."""
-        return [block.modulate(vector) for block in self.blocks]
 
     def first(self, x: Tensor) -> Tensor:
         """The output of `forward` for the first token, (B, N, D) -> (B, D), without the last block's work on others."""

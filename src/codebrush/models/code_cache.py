@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from codebrush.models.layers.attention import KVCache
+from codebrush.models.layers.transformer import Modulated
 
 
 @dataclass
@@ -20,7 +21,7 @@ class CodeCache:
     vector: Tensor | None  # (B, D): what modulates the blocks
     hidden: Tensor  # (B, 1, D): what predicts the block that is being written
     open: Tensor  # (B, m) int64: the codes of that block so far, m < M
-    modulated: dict[int, Tensor] = field(default_factory=dict)  # what each block made of `vector`, see `Block.forward`
+    modulated: dict[int, Modulated] = field(default_factory=dict)  # see `Block.forward`
 
     def select(self, rows: Tensor) -> None:
         """Keep the batch rows `rows` (n,) int64, in that order; a row may come several times."""

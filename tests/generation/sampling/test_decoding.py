@@ -117,11 +117,11 @@ def test_one_row_of_condition_serves_every_picture(transformer: CodeTransformer)
     assert torch.equal(shared, draw_codes(transformer, four, uniforms, SamplingFilters(cfg=2.0)))
 
 
-@pytest.mark.parametrize(("cfg", "rows"), [(3.0, 8), (1.0, 4), (0.0, 4)])
+@pytest.mark.parametrize(("cfg", "rows"), [(3.0, 4), (1.0, 2), (0.0, 2)])
 def test_only_terms_with_a_share_are_computed(
     transformer: CodeTransformer, seen_logits: list[Tensor], cfg: float, rows: int
 ) -> None:
-    draw_codes(transformer, make_condition(4), picture_uniforms(2, range(4), COUNT), SamplingFilters(cfg=cfg))
+    draw_codes(transformer, make_condition(4), picture_uniforms(2, range(2), COUNT), SamplingFilters(cfg=cfg))
     assert {len(step) for step in seen_logits[-COUNT + 1 :]} == {rows}
 
 

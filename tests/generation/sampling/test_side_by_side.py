@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from codebrush.generation.options import SamplingFilters
+from codebrush.generation.options import FLOAT32, SamplingFilters
 from codebrush.generation.sampling import side_by_side
 from codebrush.generation.sampling.decoding import draw_codes, picture_uniforms
+from codebrush.generation.sampling.painters import CodePainter
 from codebrush.generation.sampling.side_by_side import (
     draws_side_by_side,
     parts_of,
@@ -17,10 +18,12 @@ from codebrush.generation.sampling.side_by_side import (
 )
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.condition import Condition
+from codebrush.models.layers.packed_linear import PackedLinear, can_order
 from codebrush.progress import Progress
 from packs import micro_transformer
 
 FILTERS = SamplingFilters(cfg=3.0, top_p=0.9)
+needs_order = pytest.mark.skipif(not can_order(), reason="this build of PyTorch has no such products")
 
 
 @pytest.fixture
@@ -35,9 +38,15 @@ def condition(network: CodeTransformer) -> Condition:
     return Condition(text_embedding=torch.randn(1, network.config.text_embedding))
 
 
+def drawing_network() -> CodeTransformer:
+    """A network as it is stored to draw with."""
+    return CodePainter(micro_transformer(block=2)).network(FLOAT32)
+
+
+@needs_order
 @pytest.mark.parametrize("count", [1, 3, 16, 40])
 def test_codes_do_not_depend_on_the_threads(threads: Callable[[int], None], count: int) -> None:
-    network = micro_transformer(block=2)
+    network = drawing_network()
     uniforms = picture_uniforms(0, range(count), network.config.code_count)
     drawn = []
     for each in (1, 2, 3):
@@ -48,14 +57,28 @@ def test_codes_do_not_depend_on_the_threads(threads: Callable[[int], None], coun
     assert torch.equal(drawn[0], drawn[2])
 
 
+@needs_order
 def test_a_picture_alone_has_the_codes_that_it_has_in_a_batch(threads: Callable[[int], None]) -> None:
     threads(2)
-    network = micro_transformer(block=2)
+    network = drawing_network()
     uniforms = picture_uniforms(0, range(8), network.config.code_count)
     together = draw_codes(network, condition(network), uniforms, FILTERS)
     for number in range(8):
         alone = draw_codes(network, condition(network), uniforms[number : number + 1], FILTERS)
         assert torch.equal(alone[0], together[number])
+
+
+@needs_order
+def test_weights_in_another_order_draw_the_same_pictures() -> None:
+    plain = micro_transformer(block=2)
+    stored = CodePainter(plain).network(FLOAT32)
+    assert all(isinstance(part, PackedLinear) for part in stored.modules() if isinstance(part, torch.nn.Linear))
+    codes = torch.randint(0, 128, (3, 40))
+    found, wanted = stored(codes, condition(plain)), plain(codes, condition(plain))
+    assert (found - wanted).norm() < 1e-5 * wanted.norm()
+    uniforms = picture_uniforms(0, range(8), plain.config.code_count)
+    drawn = [draw_codes(network, condition(plain), uniforms, FILTERS) for network in (stored, plain)]
+    assert (drawn[0] == drawn[1]).float().mean() > 0.99
 
 
 def test_large_networks_and_autocast_use_all_threads_for_each_product(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ from codebrush.generation.options import SamplingFilters
 from codebrush.generation.sampling.drawing import Known
 from codebrush.generation.sampling.masked import fill_codes
 from codebrush.generation.sampling.side_by_side import (
-    LEAST_ROWS,
     draws_side_by_side,
     parts_of,
     run_side_by_side,
@@ -188,20 +187,16 @@ def _next(transformer: CodeTransformer, before: Tensor, condition: Condition, pi
 class Drawer:
     """Draws the codes of one batch of pictures: `draw`, `take`, `step`, and again.
 
-    The cache's rows are all pictures of the first term, then the next. A network that draws on one thread has at least
-    LEAST_ROWS: the rows come again until there are that many.
+    The cache's rows are all pictures of the first term, then the next.
     """
 
     def __init__(self, transformer: CodeTransformer, terms: WeightedConditions, pictures: slice) -> None:
         self.transformer = transformer
         self.count = pictures.stop - pictures.start
-        self.rows = len(terms) * self.count
         device = transformer.device
         self.shares = torch.tensor([share for _, share in terms], device=device)
         prefixes = [_read_prefix(transformer, condition.to(device), pictures) for condition, _ in terms]
         self.cache = CodeCache.merge([cache for _, cache in prefixes], self.count)
-        if self.rows < LEAST_ROWS and draws_side_by_side(transformer):
-            self.cache.select(torch.arange(LEAST_ROWS) % self.rows)
         self.logits = torch.cat([logits[:, -1].expand(self.count, -1) for logits, _ in prefixes])  # (terms B, K)
         self.drawn: list[Tensor] = []
 
@@ -223,9 +218,7 @@ class Drawer:
 
     def step(self) -> None:
         """Predict the code after the one taken last."""
-        new, rows = self.new, len(self.cache.hidden)
-        new = new if rows == self.rows else new[torch.arange(rows) % self.rows]
-        self.logits = self.transformer.step(new, self.cache)[: self.rows, -1]
+        self.logits = self.transformer.step(self.new, self.cache)[:, -1]
 
     def codes(self) -> Tensor:
         """The codes drawn, (B, N), in raster order."""

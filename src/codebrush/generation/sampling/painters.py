@@ -9,14 +9,16 @@ from torch import Tensor
 
 from codebrush.errors import UsageError
 from codebrush.generation.options import FLOAT32
+from codebrush.generation.origin import torch_threads
 from codebrush.generation.sampling.decoding import draw_codes, draw_large, picture_uniforms
 from codebrush.generation.sampling.drawing import Drawing, Known
 from codebrush.generation.sampling.flow import FlowSettings, KnownLatent, draw_latents, picture_noise
 from codebrush.generation.sampling.retouching import around, check_retouching, retouch_codes
+from codebrush.generation.sampling.side_by_side import draws_side_by_side
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.models.condition import Condition
 from codebrush.models.flow_transformer import FlowTransformer
-from codebrush.models.layers.packed_linear import can_pack, with_packed_linears
+from codebrush.models.layers.packed_linear import can_order, can_pack, with_packed_linears
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.members import PAINTERS, usual_painter_of
 from codebrush.pack.pack import Pack, PainterConfig
@@ -83,7 +85,9 @@ class CodePainter:
 
     def __init__(self, transformer: CodeTransformer) -> None:
         self.transformer = transformer
-        self._stored: dict[str, CodeTransformer] = {FLOAT32: transformer}
+        self._stored: dict[str, CodeTransformer] = {}
+        if not (draws_side_by_side(transformer) and can_order()):
+            self._stored[FLOAT32] = transformer
 
     def network(self, weights: str) -> CodeTransformer:
         """The network with its weights stored as one of WEIGHTS; made at the first call.
@@ -92,9 +96,10 @@ class CodePainter:
             UsageError: if this machine has no products for them.
         """
         if weights not in self._stored:
-            if not can_pack() or self.transformer.device.type != "cpu":
+            if weights != FLOAT32 and not (can_pack() and self.transformer.device.type == "cpu"):
                 raise UsageError(f"weights in {weights} are for x86 processors: open the pack with weights float32")
-            self._stored[weights] = with_packed_linears(self.transformer, weights)
+            with torch_threads(1):  # ordering a small matrix takes ten times as long on two threads
+                self._stored[weights] = with_packed_linears(self.transformer, weights)
         return self._stored[weights]
 
     @property

@@ -1,9 +1,7 @@
 """Draws batches of codes side by side, each on a thread of its own, where that is faster than to share each product.
 
-A step of a small code transformer is some hundred small products. PyTorch gains nothing by dividing each of them among
-its threads, and how it divides them changes with the number of rows, and with it the last bits of a row. On one thread
-a row comes to the same bits in any batch of LEAST_ROWS rows and more. So a batch is cut into parts of some rows, and
-each part is drawn on one thread, beside the others.
+A step of a small code transformer is some hundred small products, and nothing is gained by dividing each of them among
+PyTorch's threads. So a batch is cut into parts of some rows, and each part is drawn on one thread, beside the others.
 """
 
 import os
@@ -22,7 +20,6 @@ from codebrush.progress import Progress
 
 T = TypeVar("T")
 SMALL = 1 << 25  # weights: beyond, reading them takes the time, and a step gains by all threads
-LEAST_ROWS = 4  # of a batch drawn on one thread: products of fewer rows take another way, and round otherwise
 ROWS_EACH = 8  # at least, of each part: with fewer, Python's own share of a step keeps the threads apart
 
 _making = threading.Lock()

@@ -8,14 +8,12 @@ each prompt is drawn on alone.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from codebrush.generation.options import SamplingFilters
 from codebrush.generation.sampling.decoding import MAX_ROWS, Drawer, empty_condition
-from codebrush.generation.sampling.side_by_side import LEAST_ROWS
 from codebrush.generation.sampling.weighted_conditions import WeightedConditions, guided_terms
 from codebrush.models.code_cache import CodeCache
 from codebrush.models.code_transformer import CodeTransformer
@@ -91,8 +89,6 @@ class _Steps:
         self.unchecked = transformer.config.block_size + 1  # steps: within a block they differ from each other
         caches = [drawer.cache for drawer in drawers]
         self.together = CodeCache.merge(caches, 1) if len(drawers) > 1 and _alike(caches) else None
-        if self.together is not None and any(len(each.cache.hidden) > each.rows for each in drawers):
-            self.together.select(_drawn_rows(drawers))
 
     def take(self) -> None:
         """Take the step after the codes that each drawer took last."""
@@ -101,10 +97,8 @@ class _Steps:
                 drawer.step()
             return
         new = torch.cat([drawer.new for drawer in self.drawers])  # (rows, 1)
-        rows = len(self.together.hidden)
-        whole = new if rows == len(new) else new[torch.arange(rows) % len(new)]
-        logits = self.transformer.step(whole, self.together)[: len(new), -1]  # (rows, K)
-        parts = logits.split([drawer.rows for drawer in self.drawers])
+        logits = self.transformer.step(new, self.together)[:, -1]  # (rows, K)
+        parts = logits.split([len(drawer.new) for drawer in self.drawers])
         if not self.unchecked:
             for drawer, part in zip(self.drawers, parts, strict=True):
                 drawer.logits = part
@@ -114,14 +108,6 @@ class _Steps:
             drawer.step()
         if not all(same_bits(drawer.logits, part) for drawer, part in zip(self.drawers, parts, strict=True)):
             self.together = None
-
-
-def _drawn_rows(drawers: Sequence[Drawer]) -> Tensor:
-    """Which rows of all drawers' caches, one after the other, belong to a picture: at least LEAST_ROWS, some twice."""
-    firsts = accumulate((len(each.cache.hidden) for each in drawers), initial=0)
-    drawn = [torch.arange(first, first + each.rows) for first, each in zip(firsts, drawers, strict=False)]
-    rows = torch.cat(drawn)
-    return rows if len(rows) >= LEAST_ROWS else rows[torch.arange(LEAST_ROWS) % len(rows)]
 
 
 def same_bits(alone: Tensor, together: Tensor) -> bool:

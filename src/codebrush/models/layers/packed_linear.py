@@ -1,5 +1,5 @@
 """Linear layers whose weights are stored as a CPU reads them fastest: in fewer bits for products with few rows, where
-reading the weights takes the time, and in the blocks of oneDNN for many rows in bfloat16."""
+reading the weights takes the time, and in the blocks of oneDNN."""
 
 import copy
 import warnings
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 N = TypeVar("N", bound=nn.Module)
-LEAST = 1 << 14  # weights of a layer that is packed: smaller ones are read from the cache anyway
+LEAST = 1 << 14  # weights of a layer that is packed in fewer bits: smaller ones are read from the cache anyway
+ORDERED = {"float32": torch.float32, "bf16": torch.bfloat16}  # kinds whose weights are only ordered
 DEVIATION = torch.finfo(torch.float32).tiny  # what a row of zeros is divided by
 
 
@@ -18,14 +19,19 @@ def can_pack() -> bool:
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 
+def can_order() -> bool:
+    """Whether this build of PyTorch has oneDNN's products with weights in its own order."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+
+
 class PackedLinear(nn.Module):
     """A linear layer with weights of 16 or 8 bits: (..., in) -> (..., out). Not to be trained or saved.
 
     "float16" rounds the weights to float16, and multiplies and adds in float32: results differ by some 2e-4 of their
     size. "int8" stores a whole number and a scale a row for the weights, and rounds each row of the input to 8 bits,
     too: results differ by about 1 %. With either, results are float32, and a row of the input comes to the same bits
-    whatever rows are beside it. "bf16" is what autocast computes, in bfloat16, with the weights rounded and ordered
-    once instead of at each call.
+    whatever rows are beside it. "float32" keeps the weights and orders them once instead of at each call; the same
+    holds there, and with any number of threads. "bf16" does so in bfloat16, with what autocast computes.
     """
 
     def __init__(self, linear: nn.Linear, kind: str):
@@ -34,9 +40,9 @@ class PackedLinear(nn.Module):
         self.weight = linear.weight  # shared: a module that takes part of it multiplies as without the packing
         self.bias = linear.bias
         weight = linear.weight.detach().float().contiguous()
-        if kind == "bf16":
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16())
-            self.added = None if linear.bias is None else linear.bias.detach().bfloat16()
+        if kind in ORDERED:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(ORDERED[kind]))
+            self.added = None if linear.bias is None else linear.bias.detach().to(ORDERED[kind])
             return
         self.added = None if linear.bias is None else linear.bias.detach().float()
         if kind == "float16":
@@ -51,8 +57,8 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        if self.kind == "bf16":
-            return torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self.packed, self.added, "none", [], "")
+        if self.kind in ORDERED:
+            return torch.ops.mkldnn._linear_pointwise(x.to(ORDERED[self.kind]), self.packed, self.added, "none", [], "")
         x = x.float()
         if self.kind == "float16":
             y = torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
@@ -64,11 +70,12 @@ class PackedLinear(nn.Module):
 
 
 def with_packed_linears(network: N, kind: str) -> N:
-    """A copy of a frozen `network` whose large linear layers are `PackedLinear`; all else shares its tensors."""
+    """A copy of a frozen `network` whose large linear layers are `PackedLinear`, and of kind "float32" all of them; all
+    else shares its tensors."""
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     packed = copy.deepcopy(network, shared)
     for parent in list(packed.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and child.weight.numel() >= LEAST:
+            if type(child) is nn.Linear and (kind == "float32" or child.weight.numel() >= LEAST):
                 setattr(parent, name, PackedLinear(child, kind))
     return packed

@@ -11,6 +11,7 @@ from codebrush.models.layers.attention import Attention, KVCache
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
 Norm = Literal["layer", "rms"]
+Modulated = tuple[Tensor, ...]  # shift, factor and gate of attention, then of the MLP, each (B, 1, D)
 SAME_IN_TOWERS = ("norm", "bias", "modulation")  # fields of the config
 LAYER_SCALE = 0.1  # initial gain of a residual branch
 
@@ -107,20 +108,20 @@ class Block(nn.Module):
         *,
         first: bool = False,
         vector: Tensor | None = None,
-        modulated: dict[int, Tensor] | None = None,
+        modulated: dict[int, Modulated] | None = None,
         layer: int = 0,
         **attention,
     ) -> Tensor:
         """(B, N, D) -> (B, N, D), or with `first` the first token's output alone, attending to all: (B, 1, D).
 
-        `vector` (B, M) is what a block with modulation reads; what it makes of it, (B, 6 D), it keeps in `modulated`
-        under the number of its `layer`, for the next call with the same vector. See `Attention.forward` for the other
+        `vector` (B, M) is what a block with modulation reads. What it makes of it is kept in `modulated` under
+        the number of the `layer`, for the next call with the same vector. See `Attention.forward` for the other
         arguments.
         """
         if self.modulation is not None and vector is not None:
             kept = {} if modulated is None else modulated
             if layer not in kept:
-                kept[layer] = self.modulation(F.silu(vector))
+                kept[layer] = _modulated_by(self.modulation(F.silu(vector)))
             return self._modulated(x, kept[layer], layer, attention)
         normed = self.attention_norm(x)
         y = self.attention.first(normed) if first else self.attention(normed, layer=layer, **attention)
@@ -130,12 +131,17 @@ class Block(nn.Module):
     def _branch(self, x: Tensor, gain: Tensor | None) -> Tensor:
         return self.dropout(x if gain is None else x * gain)
 
-    def _modulated(self, x: Tensor, modulated: Tensor, layer: int, attention: dict[str, Any]) -> Tensor:
-        parts = modulated.unsqueeze(1).chunk(6, dim=-1)  # each (B, 1, D)
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
-        y = self.attention(torch.addcmul(shift, self.attention_norm(x), 1 + scale), layer=layer, **attention)
+    def _modulated(self, x: Tensor, modulated: Modulated, layer: int, attention: dict[str, Any]) -> Tensor:
+        shift, factor, gate, mlp_shift, mlp_factor, mlp_gate = modulated
+        y = self.attention(torch.addcmul(shift, self.attention_norm(x), factor), layer=layer, **attention)
         x = x + self._branch(y, gate)
-        return x + self._branch(self.mlp(torch.addcmul(mlp_shift, self.mlp_norm(x), 1 + mlp_scale)), mlp_gate)
+        return x + self._branch(self.mlp(torch.addcmul(mlp_shift, self.mlp_norm(x), mlp_factor)), mlp_gate)
+
+
+def _modulated_by(read: Tensor) -> Modulated:
+    """What the layer of a block with modulation gives, (B, 6 D), in parts; its scales count from 1."""
+    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = read.unsqueeze(1).chunk(6, dim=-1)
+    return shift, 1 + scale, gate, mlp_shift, 1 + mlp_scale, mlp_gate
 
 
 class Transformer(nn.Module):
@@ -169,7 +175,7 @@ class Transformer(nn.Module):
         rotary: Tensor | None = None,
         cache: KVCache | None = None,
         vector: Tensor | None = None,
-        modulated: dict[int, Tensor] | None = None,
+        modulated: dict[int, Modulated] | None = None,
     ) -> Tensor:
         """(B, N, D) -> (B, N, D). See `Attention.forward` for the arguments, and `Block.forward` for `vector` and
         `modulated`; a `cache` is advanced by N tokens."""

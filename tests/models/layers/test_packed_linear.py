@@ -69,7 +69,8 @@ def test_a_network_keeps_its_own_layers_and_shares_the_rest(kind: str) -> None:
     network = nn.Sequential(nn.LayerNorm(256), layer(), nn.Sequential(layer(320, 256)), nn.Linear(256, 8), small).eval()
     packed = with_packed_linears(network, kind)
     last = "PackedLinear" if kind == "float32" else "Linear"
-    assert [type(part).__name__ for part in (packed[1], next(packed[2].children()), packed[4])] == ["PackedLinear"] * 2 + [last]
+    parts = (packed[1], next(packed[2].children()), packed[4])
+    assert [type(part).__name__ for part in parts] == ["PackedLinear", "PackedLinear", last]
     assert packed[0].weight is network[0].weight
     assert packed[4].weight is network[4].weight
     assert type(network[1]) is nn.Linear

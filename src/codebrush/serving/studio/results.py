@@ -85,15 +85,16 @@ class Results:
 
     async def follow(self, job: Job) -> AsyncIterator[Values]:
         """As `run`, of a job that there is."""
+        # Every update says the buttons' state: on a busy machine the page has missed that of a single one.
+        busy = {self.go: gr.Button(interactive=False), self.cancel: gr.Button(visible=True)}
         yield {
-            self.running: job.id, self.chosen: None, self.go: gr.Button(interactive=False),
-            self.cancel: gr.Button(visible=True), self.status: views.progress(job), self.grid: "",
-            self.detail: gr.Column(visible=False),
+            self.running: job.id, self.chosen: None, self.status: views.progress(job), self.grid: "",
+            self.detail: gr.Column(visible=False), **busy,
         }  # fmt: skip
         engine = self.studio.context.engine
         try:
             async for _ in follow(engine, job):
-                yield {self.status: views.progress(job, engine.waiting)}
+                yield {self.status: views.progress(job, engine.waiting), **busy}
         except Problem as problem:
             ended = "Cancelled." if was_cancelled(problem) else problem.detail
             yield {self.status: views.failure(ended) + views.half_drawn(job), **self._rest()}

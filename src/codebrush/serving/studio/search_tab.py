@@ -203,7 +203,7 @@ def _wire(studio: Studio, form: _Form, found: _Found) -> None:
             buttons = {form.index: gr.Button(interactive=False), form.cancel: gr.Button(visible=own)}
             yield {form.state: views.progress(job), form.running: job.id, **buttons}
             async for _ in follow(engine, job):
-                yield {form.state: views.progress(job)}
+                yield {form.state: views.progress(job), **buttons}
         except Exception as error:
             line = "Cancelled; what was indexed is kept." if _is_cancelled(error) else line_of(error, studio.context)
             yield {form.state: views.failure(line), **rest}

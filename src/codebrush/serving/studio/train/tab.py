@@ -138,7 +138,10 @@ class _View:
         rest = {go: gr.Button(interactive=True), self.stop: gr.Button(visible=False)}
         try:
             async for _ in follow(engine, job):
-                yield {self.status: shown.progress(job), self.report: await self._reported(job)}
+                yield {
+                    self.status: shown.progress(job), self.report: await self._reported(job),
+                    go: gr.Button(interactive=False),
+                }  # fmt: skip
         except Problem as problem:
             saved = job.request["name"] in await run_in_threadpool(engine.trainer.places.stopped)
             line = note(

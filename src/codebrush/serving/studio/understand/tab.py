@@ -54,10 +54,11 @@ def build(studio: Studio) -> Tab:
         except Exception as error:
             yield {found: views.failure(line_of(error, context))}
             return
-        yield {running: job.id, go: gr.Button(interactive=False), cancel: gr.Button(visible=True)}
+        busy = {go: gr.Button(interactive=False), cancel: gr.Button(visible=True)}
+        yield {running: job.id, **busy}
         try:
             async for _ in follow(context.engine, job):
-                yield {found: views.progress(job, context.engine.waiting)}
+                yield {found: views.progress(job, context.engine.waiting), **busy}
         except Problem as problem:
             ended = "Cancelled." if was_cancelled(problem) else problem.detail
             yield {found: views.failure(ended), **rest}

@@ -29,7 +29,6 @@ from codebrush.generation.guided.guide_options import GuideOptions
 from codebrush.generation.guided.guided_batch import GuidedBatch, GuidingCLIP
 from codebrush.generation.guided.losses.prompt_loss import PromptEmbeddings
 from codebrush.generation.guided.memory.plan import MemoryPlan
-from codebrush.generation.guided.memory.process_memory import MIB, peak_memory, resident_memory
 from codebrush.generation.sampling.decoding import draw_codes, picture_uniforms
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
@@ -38,6 +37,7 @@ from codebrush.models.encoders.text_transformer import TextTransformerConfig
 from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 from codebrush.models.quantizers.quantizer import nearest_codes
 from codebrush.models.vqgan import VQGAN, VQGANConfig
+from codebrush.process_memory import MIB, peak_memory, resident_memory
 from codebrush.training.tasks.contrastive_loss import contrastive_loss
 
 RUNS, WIDTH = 3, 8  # repetitions; channels of a latent

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src"
 
 # What each group may import beside itself. FOR_ALL is open to every group.
-FOR_ALL = {"errors", "files", "openmp", "optional", "progress", "version", "warned"}
+FOR_ALL = {"errors", "files", "openmp", "optional", "process_memory", "progress", "version", "warned"}
 _FOUNDATION = {"models", "text"}
 _SOURCES = _FOUNDATION | {"data", "conversion", "pack"}
 _TASKS = {"generation", "understanding", "search", "evaluation", "training"}
@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "openmp": set(),
     "optional": set(),
+    "process_memory": {"errors"},
     "progress": set(),
     "version": set(),
     "warned": set(),

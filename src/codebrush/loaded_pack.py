@@ -96,7 +96,7 @@ class LoadedPack:
     @cached_property
     def transformer(self) -> CodeTransformer:
         """The pack's code transformer."""
-        return self.on_device(self.pack.transformer)
+        return self._code_painter.plain
 
     @cached_property
     def scorer(self) -> Scorer | None:
@@ -109,7 +109,11 @@ class LoadedPack:
     @cached_property
     def sampler(self) -> Sampler:
         """Draws with the pack's code transformer."""
-        return self._sampler(CodePainter(self.transformer))
+        return self._sampler(self._code_painter)
+
+    @cached_property
+    def _code_painter(self) -> CodePainter:
+        return CodePainter(self.on_device(self.pack.load(CodeTransformer)))  # it may keep the weights in another order
 
     @cached_property
     def flow_sampler(self) -> Sampler:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from codebrush.models.layers.packed_linear import LEAST, PackedLinear, can_pack, with_packed_linears
+from codebrush.models.layers.packed_linear import LEAST, PackedLinear, can_pack, with_packed_linears, with_plain_linears
 from codebrush.models.precision import has_bf16
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this build of PyTorch has no such products")
@@ -72,10 +72,25 @@ def test_a_network_keeps_its_own_layers_and_shares_the_rest(kind: str) -> None:
     parts = (packed[1], next(packed[2].children()), packed[4])
     assert [type(part).__name__ for part in parts] == ["PackedLinear", "PackedLinear", last]
     assert packed[0].weight is network[0].weight
-    assert packed[4].weight is network[4].weight
+    assert kind == "float32" or packed[4].weight is network[4].weight
     assert type(network[1]) is nn.Linear
     x = torch.randn(2, 256)
     assert (packed(x) - network(x)).norm() < 2 * BOUNDS[kind] * network(x).norm()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_float32_weights_come_back_bit_for_bit(bias: bool) -> None:
+    network = nn.Sequential(nn.LayerNorm(256), layer(bias=bias), nn.Sequential(layer(320, 32))).eval()
+    packed = with_packed_linears(network, "float32")
+    again = with_plain_linears(packed)
+    assert not any(isinstance(part, PackedLinear) for part in again.modules())
+    assert sum(isinstance(part, PackedLinear) for part in packed.modules()) == 2
+    found, wanted = again.state_dict(), network.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert again[0].weight is network[0].weight
+    x = torch.randn(3, 256)
+    assert torch.equal(again(x), network(x))
 
 
 @pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="bfloat16 is not faster on this processor")

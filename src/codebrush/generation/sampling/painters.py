@@ -18,7 +18,7 @@ from codebrush.generation.sampling.side_by_side import draws_side_by_side
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.models.condition import Condition
 from codebrush.models.flow_transformer import FlowTransformer
-from codebrush.models.layers.packed_linear import can_order, can_pack, with_packed_linears
+from codebrush.models.layers.packed_linear import can_order, can_pack, with_packed_linears, with_plain_linears
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.members import PAINTERS, usual_painter_of
 from codebrush.pack.pack import Pack, PainterConfig
@@ -84,10 +84,12 @@ class CodePainter:
     from_noise = False
 
     def __init__(self, transformer: CodeTransformer) -> None:
+        self.ordered = draws_side_by_side(transformer) and can_order()
+        if self.ordered:
+            with torch_threads(1):  # ordering a small matrix takes ten times as long on two threads
+                transformer = with_packed_linears(transformer, FLOAT32)
         self.transformer = transformer
-        self._stored: dict[str, CodeTransformer] = {}
-        if not (draws_side_by_side(transformer) and can_order()):
-            self._stored[FLOAT32] = transformer
+        self._stored: dict[str, CodeTransformer] = {FLOAT32: transformer}
 
     def network(self, weights: str) -> CodeTransformer:
         """The network with its weights stored as one of WEIGHTS; made at the first call.
@@ -96,11 +98,15 @@ class CodePainter:
             UsageError: if this machine has no products for them.
         """
         if weights not in self._stored:
-            if weights != FLOAT32 and not (can_pack() and self.transformer.device.type == "cpu"):
+            if not can_pack() or self.transformer.device.type != "cpu":
                 raise UsageError(f"weights in {weights} are for x86 processors: open the pack with weights float32")
-            with torch_threads(1):  # ordering a small matrix takes ten times as long on two threads
-                self._stored[weights] = with_packed_linears(self.transformer, weights)
+            self._stored[weights] = with_packed_linears(self.plain, weights)
         return self._stored[weights]
+
+    @property
+    def plain(self) -> CodeTransformer:
+        """The network with its weights as they were loaded."""
+        return with_plain_linears(self.transformer) if self.ordered else self.transformer
 
     @property
     def config(self) -> PainterConfig:

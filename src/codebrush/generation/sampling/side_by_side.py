@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from codebrush.models.code_transformer import CodeTransformer
+from codebrush.process_memory import trim_memory
 from codebrush.progress import Progress
 
 T = TypeVar("T")
@@ -85,6 +86,7 @@ def run_side_by_side(jobs: Sequence[Callable[[Progress], T]], progress: Progress
         stop.set()
         wait(running)
     errors = [error for future in running if (error := future.exception()) is not None]
+    trim_memory()  # what the workers freed is of no use to this thread
     for error in errors:
         if not isinstance(error, _StoppedError):
             raise error

@@ -3,12 +3,14 @@ reading the weights takes the time, and in the blocks of oneDNN."""
 
 import copy
 import warnings
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 N = TypeVar("N", bound=nn.Module)
+L = TypeVar("L", bound=nn.Module)
 LEAST = 1 << 14  # weights of a layer that is packed in fewer bits: smaller ones are read from the cache anyway
 ORDERED = {"float32": torch.float32, "bf16": torch.bfloat16}  # kinds whose weights are only ordered
 DEVIATION = torch.finfo(torch.float32).tiny  # what a row of zeros is divided by
@@ -37,7 +39,8 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, kind: str):
         super().__init__()
         self.kind = kind
-        self.weight = linear.weight  # shared: a module that takes part of it multiplies as without the packing
+        # shared: a module that takes part of it multiplies as without the packing; in float32 `plain` gives it back
+        self.weight = None if kind == "float32" else linear.weight
         self.bias = linear.bias
         weight = linear.weight.detach().float().contiguous()
         if kind in ORDERED:
@@ -54,6 +57,14 @@ class PackedLinear(nn.Module):
             zeros = torch.zeros(len(weight), dtype=torch.int64)
             rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
         self.packed = torch.ops.quantized.linear_prepack(rounded, None)
+
+    def plain(self) -> nn.Linear:
+        """The layer that was packed in float32, with the same weights bit for bit."""
+        layer = nn.Linear(1, 1, bias=False)
+        layer.weight = nn.Parameter(self.packed.to_dense(), requires_grad=False)
+        layer.out_features, layer.in_features = layer.weight.shape
+        layer.bias = self.bias
+        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
@@ -72,10 +83,24 @@ class PackedLinear(nn.Module):
 def with_packed_linears(network: N, kind: str) -> N:
     """A copy of a frozen `network` whose large linear layers are `PackedLinear`, and of kind "float32" all of them; all
     else shares its tensors."""
+    least = 0 if kind == "float32" else LEAST
+    return _with_other_layers(
+        network, nn.Linear, lambda layer: PackedLinear(layer, kind) if layer.weight.numel() >= least else layer
+    )
+
+
+def with_plain_linears(network: N) -> N:
+    """A copy of a `network` with its layers as they were before `with_packed_linears` packed them in float32."""
+    return _with_other_layers(network, PackedLinear, lambda layer: layer.plain())
+
+
+def _with_other_layers(network: N, kind: type[L], replaced: Callable[[L], nn.Module]) -> N:
+    """A copy with another layer for each one of exactly this kind; all else shares its tensors."""
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    packed = copy.deepcopy(network, shared)
-    for parent in list(packed.modules()):
+    shared |= {id(part): part for part in network.modules() if isinstance(part, PackedLinear)}
+    copied = copy.deepcopy(network, shared)
+    for parent in list(copied.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and (kind == "float32" or child.weight.numel() >= LEAST):
-                setattr(parent, name, PackedLinear(child, kind))
-    return packed
+            if type(child) is kind:
+                setattr(parent, name, replaced(child))
+    return copied

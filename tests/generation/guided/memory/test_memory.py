@@ -12,10 +12,10 @@ import torch
 from codebrush import Codebrush
 from codebrush.errors import UsageError
 from codebrush.generation.guided.guide_options import GuideOptions
-from codebrush.generation.guided.memory.process_memory import MIB, peak_memory
 from codebrush.models.clip import CLIP, CLIPConfig
 from codebrush.models.encoders.vision_transformer import VisionTransformerConfig
 from codebrush.models.vqgan import VQGAN, VQGANConfig
+from codebrush.process_memory import MIB, peak_memory
 from packs import micro_clip, micro_tokenizer, micro_transformer, write_micro_pack
 
 

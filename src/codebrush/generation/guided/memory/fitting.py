@@ -19,11 +19,11 @@ from codebrush.generation.guided.guided_batch import GuidedBatch
 from codebrush.generation.guided.losses.cutouts import cut_out, draw_views
 from codebrush.generation.guided.memory.decoder_tiling import DecodePlan, decode, tile_cells
 from codebrush.generation.guided.memory.plan import MemoryPlan
-from codebrush.generation.guided.memory.process_memory import MIB, peak_memory, resident_memory, return_freed_memory
 from codebrush.generation.guided.option_values import parse_bytes
 from codebrush.generation.seeding import stream
 from codebrush.models.clip import CLIP
 from codebrush.models.precision import autocast
+from codebrush.process_memory import MIB, peak_memory, resident_memory, return_freed_memory
 
 SMALLEST_TILE = 8  # cells a side
 VIEW_OVERHEAD = 1.5  # memory of a view over what autograd keeps of it: gradients and temporary values come on top

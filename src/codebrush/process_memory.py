@@ -30,12 +30,17 @@ def peak_memory() -> int:
 
 def resident_memory() -> int:
     """Bytes that are resident now; where the system does not report that, the peak."""
-    if _GLIBC is not None:
-        _GLIBC.malloc_trim(0)
+    trim_memory()
     try:
         return _status("VmRSS")
     except (OSError, KeyError):
         return peak_memory()
+
+
+def trim_memory() -> None:
+    """Return freed blocks to the system now, also those that glibc keeps for each thread that once used them."""
+    if _GLIBC is not None:
+        _GLIBC.malloc_trim(0)
 
 
 def return_freed_memory() -> None:

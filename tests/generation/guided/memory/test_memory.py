@@ -38,7 +38,7 @@ def guide(pack: Path, room: int | None, parent: Connection) -> None:
     _ = brush.vqgan, brush.clip, brush.tokenizer
     loaded = peak_memory()
     limit = None if room is None else loaded + room * MIB
-    options = {} if limit is None else {"max_memory": str(limit)}
+    options: dict[str, Any] = {} if limit is None else {"max_memory": str(limit)}
     run = brush.guide("a red circle", size="256x256", steps=1, cutouts=64, show_every=1, precision="float32", **options)
     (loss,) = [step.losses["loss"] for step in run]
     plan = run.results[0].manifest["plan"]

@@ -15,6 +15,7 @@ from codebrush.generation.editing.upscaling import Enlarger
 from codebrush.generation.options import FLOAT16, FLOAT32, INT8, WEIGHTS
 from codebrush.generation.sampling.painters import CodePainter, FlowPainter, Painter
 from codebrush.generation.sampling.sampler import Sampler
+from codebrush.generation.sampling.side_by_side import is_small
 from codebrush.generation.scoring import Levels, Scorer
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
@@ -49,8 +50,8 @@ class LoadedPack:
     def for_another_thread(self) -> Self:
         """The same pack, for use in another thread at the same time.
 
-        It shares the weights and gives the same numbers, but has modules of its own: the hooks by which a task such as
-        a heat map looks into a model are not seen by the other.
+        It shares the weights, but for those of a small code transformer, and gives the same numbers, but has modules of
+        its own: the hooks by which a task such as a heat map looks into a model are not seen by the other.
         """
         other = type(self)(self.pack, self.device, self._weights)
         other._apart = True
@@ -95,7 +96,8 @@ class LoadedPack:
 
     @cached_property
     def transformer(self) -> CodeTransformer:
-        """The pack's code transformer."""
+        """The pack's code transformer, as it is stored; of a small one a copy: what is changed there changes no
+        drawing."""
         return self._code_painter.plain
 
     @cached_property
@@ -113,7 +115,8 @@ class LoadedPack:
 
     @cached_property
     def _code_painter(self) -> CodePainter:
-        return CodePainter(self.on_device(self.pack.load(CodeTransformer)))  # it may keep the weights in another order
+        small = is_small(self.pack.config(CodeTransformerConfig), self.device)  # the painter keeps another order
+        return CodePainter(self.on_device(self.pack.load(CodeTransformer) if small else self.pack.transformer))
 
     @cached_property
     def flow_sampler(self) -> Sampler:

@@ -1,5 +1,6 @@
 """Several prompts drawn in one batch: each gets, bit for bit, what it gets alone; half-drawn pictures on the way."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from codebrush.generation.sampling.decoding import MAX_ROWS
 from codebrush.generation.sampling.many_prompts import half_drawn
 from codebrush.generation.sampling.together import UNDRAWN, in_batches
 from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.layers.packed_linear import can_pack
 from codebrush.progress import Preview
 
 PROMPTS = ["a red circle", "a blue square", "a green triangle:1.2 | a dog:-0.5", "a red circle"]
@@ -39,6 +41,32 @@ def rows_of_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(CodeTransformer, "step", counted)
     return seen
+
+
+@pytest.fixture(params=[1, 2, 3], ids=lambda count: f"{count}-threads")
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("options", [{"rerank": 12}, {"rerank": 12, "cfg": 1.0}, {"n": 3, "rerank": 3}])
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_each_of_many_gets_its_own_with_any_number_of_threads(
+    brush: Codebrush, threads: int, weights: str, options: dict[str, Any]
+) -> None:
+    if weights != "float32" and not can_pack():
+        pytest.skip("this build of PyTorch has no such products")
+    brush = Codebrush(brush.pack, "cpu", weights)
+    options = {"n": 1, **options}
+    alone = [told(brush.generate(prompt, seed=seed, **options)) for prompt, seed in zip(PROMPTS, SEEDS, strict=True)]
+    done: list[tuple[int, int]] = []
+    many = brush.generate(PROMPTS, seed=SEEDS, progress=lambda *at: done.append(at), **options)
+    assert [told(results) for results in many] == alone
+    assert [step for step, _ in done] == sorted(step for step, _ in done)
+    assert done[-1][0] == done[-1][1]
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize("options", [{"n": 2}, {"cfg": 1.0, "top_p": 0.8, "rerank": 1}])
@@ -91,12 +119,14 @@ def test_batches_hold_so_many_rows() -> None:
     assert in_batches([]) == []
 
 
-def test_half_drawn_pictures_are_shown(brush: Codebrush) -> None:
+def test_half_drawn_pictures_are_shown(brush: Codebrush, threads: int) -> None:
     shown: list[Any] = []
     preview = Preview(3, lambda number, pictures: shown.append((number, [each.size for each in pictures])))
     plain = brush.generate(PROMPTS[:2], n=2, seed=4)
     assert [told(each) for each in brush.generate(PROMPTS[:2], n=2, seed=4, preview=preview)] == list(map(told, plain))
-    assert shown == [(number, [(32, 32)] * 2) for _ in range(3) for number in (0, 1)]
+    if threads == 1:  # else the two prompts are not drawn in step
+        assert shown == [(number, [(32, 32)] * 2) for _ in range(3) for number in (0, 1)]
+    assert sorted(shown) == [(number, [(32, 32)] * 2) for number in (0, 1) for _ in range(3)]
     shown.clear()
     assert told(brush.generate(PROMPTS[0], n=2, seed=4, preview=preview)) == told(plain[0])
     assert len(shown) == 3

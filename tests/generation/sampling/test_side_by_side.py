@@ -12,6 +12,7 @@ from codebrush.generation.sampling.decoding import draw_codes, picture_uniforms
 from codebrush.generation.sampling.painters import CodePainter
 from codebrush.generation.sampling.side_by_side import (
     draws_side_by_side,
+    most_rows,
     parts_of,
     run_side_by_side,
     slices_of,
@@ -72,7 +73,8 @@ def test_a_picture_alone_has_the_codes_that_it_has_in_a_batch(threads: Callable[
 def test_weights_in_another_order_draw_the_same_pictures() -> None:
     plain = micro_transformer(block=2)
     stored = CodePainter(plain).network(FLOAT32)
-    assert all(isinstance(part, PackedLinear) for part in stored.modules() if isinstance(part, torch.nn.Linear))
+    assert not any(isinstance(part, torch.nn.Linear) for part in stored.modules())
+    assert any(isinstance(part, PackedLinear) for part in stored.modules())
     codes = torch.randint(0, 128, (3, 40))
     found, wanted = stored(codes, condition(plain)), plain(codes, condition(plain))
     assert (found - wanted).norm() < 1e-5 * wanted.norm()
@@ -86,11 +88,16 @@ def test_large_networks_and_autocast_use_all_threads_for_each_product(monkeypatc
     assert draws_side_by_side(network)
     with torch.autocast("cpu", torch.bfloat16):
         assert not draws_side_by_side(network)
-    monkeypatch.setattr(side_by_side, "SMALL", sum(weight.numel() for weight in network.parameters()) - 1)
+    monkeypatch.setattr(side_by_side, "SMALL", network.config.linear_weights - 1)
     assert not draws_side_by_side(network)
+    assert CodePainter(network).network(FLOAT32) is network
 
 
 def test_parts_and_slices(threads: Callable[[int], None]) -> None:
+    threads(2)
+    assert most_rows() == 64
+    threads(32)
+    assert most_rows() == 8  # of 16 batches at a time: no more rows in all than on two threads
     threads(2)
     assert [parts_of(rows) for rows in (0, 1, 15, 16, 64)] == [1, 1, 1, 2, 2]
     threads(1)

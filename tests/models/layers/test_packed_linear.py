@@ -1,13 +1,23 @@
 """Linear layers whose weights are packed come near the plain ones, and a row is the same whatever is beside it."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
-from codebrush.models.layers.packed_linear import LEAST, PackedLinear, can_pack, with_packed_linears, with_plain_linears
+from codebrush.models.layers.packed_linear import (
+    LEAST,
+    PackedLinear,
+    can_order,
+    can_pack,
+    with_packed_linears,
+    with_plain_linears,
+)
 from codebrush.models.precision import has_bf16
 
-pytestmark = pytest.mark.skipif(not can_pack(), reason="this build of PyTorch has no such products")
+pytestmark = pytest.mark.skipif(not (can_pack() and can_order()), reason="this build of PyTorch has no such products")
 BOUNDS = {"float32": 5e-7, "float16": 5e-4, "int8": 2e-2}  # of the size of the result
 
 
@@ -91,6 +101,11 @@ def test_float32_weights_come_back_bit_for_bit(bias: bool) -> None:
     assert again[0].weight is network[0].weight
     x = torch.randn(3, 256)
     assert torch.equal(again(x), network(x))
+    state = torch.get_rng_state()
+    for copied in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+        assert torch.equal(copied(x), packed(x))
+    assert torch.equal(with_plain_linears(packed)(x), network(x))
+    assert torch.equal(torch.get_rng_state(), state)  # nothing was drawn on the way
 
 
 @pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="bfloat16 is not faster on this processor")

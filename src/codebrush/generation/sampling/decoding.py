@@ -18,6 +18,7 @@ from codebrush.generation.sampling.drawing import Known
 from codebrush.generation.sampling.masked import fill_codes
 from codebrush.generation.sampling.side_by_side import (
     draws_side_by_side,
+    most_rows,
     parts_of,
     run_side_by_side,
     slices_of,
@@ -69,7 +70,7 @@ def draw_codes(
         return lambda report: _draw_batch(transformer, terms, uniforms, rows, filters, known, bias, report)
 
     if draws_side_by_side(transformer):
-        parts = max(-(-len(uniforms) // most), parts_of(len(terms) * len(uniforms)))
+        parts = max(-(-len(uniforms) // max(1, most_rows() // len(terms))), parts_of(len(terms) * len(uniforms)))
         drawn = run_side_by_side([job(rows) for rows in slices_of(len(uniforms), parts)], progress)
     else:
         jobs = [job(slice(first, min(first + most, len(uniforms)))) for first in range(0, len(uniforms), most)]

@@ -1,4 +1,4 @@
-"""Draws the pictures of many prompts, as many at once as fit into a batch; each as if it were drawn alone."""
+"""Draws the pictures of many prompts in common batches, each picture as if it were drawn alone."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -17,7 +17,13 @@ from codebrush.generation.sampling.decoding import MAX_ROWS, picture_uniforms
 from codebrush.generation.sampling.drawing import Drawing
 from codebrush.generation.sampling.painters import CodePainter
 from codebrush.generation.sampling.sampler import BATCH, Sampler
-from codebrush.generation.sampling.side_by_side import draws_side_by_side, parts_of, run_side_by_side, slices_of
+from codebrush.generation.sampling.side_by_side import (
+    draws_side_by_side,
+    most_rows,
+    parts_of,
+    run_side_by_side,
+    slices_of,
+)
 from codebrush.generation.sampling.together import UNDRAWN, Asked, Look, draw_together, in_batches, rows_of
 from codebrush.models.vqgan import VQGAN
 from codebrush.progress import Preview, Progress, first_of, shares, silent
@@ -45,7 +51,7 @@ def sample_many(
     alone = [number for number in range(len(drawings)) if number not in together]
     half = None
     if preview is not None:
-        half = _HalfDrawn(sampler.vqgan, [each.options.n for each in drawings], painter.config.grid, preview)
+        half = _HalfDrawn(sampler, [each.options.n for each in drawings], painter.config.grid, preview)
 
     def job(batch: Sequence[_Part]) -> Callable[[Progress], list[Tensor]]:
         network = painter.network(drawings[batch[0].number].options.weights)
@@ -93,21 +99,22 @@ def _parts(painter: CodePainter, number: int, drawing: Drawing) -> list[_Part]:
 
 
 def _batches(painter: CodePainter, parts: Sequence[_Part]) -> list[list[_Part]]:
-    """The parts in batches of up to MAX_ROWS rows; where these are drawn side by side, as many for every thread."""
+    """The parts in batches of up to MAX_ROWS rows; side by side of up to `most_rows`, and as many for every thread."""
     rows, most = [part.rows for part in parts], MAX_ROWS
     if draws_side_by_side(painter.transformer):
-        count = max(parts_of(sum(rows)), -(-sum(rows) // MAX_ROWS))
-        sizes = range(-(-sum(rows) // count), MAX_ROWS)
-        most = next((size for size in sizes if len(in_batches(rows, size)) <= count), MAX_ROWS)
+        most = most_rows()
+        count = max(parts_of(sum(rows)), -(-sum(rows) // most))
+        sizes = range(-(-sum(rows) // count), most)
+        most = next((size for size in sizes if len(in_batches(rows, size)) <= count), most)
     return [[parts[place] for place in batch] for batch in in_batches(rows, most)]
 
 
 class _HalfDrawn:
     """Shows the first pictures of prompts while they are drawn, those of one prompt maybe in several batches."""
 
-    def __init__(self, vqgan: VQGAN, pictures: Sequence[int], grid: tuple[int, int], preview: Preview):
-        self.vqgan, self.preview = vqgan, preview
-        self.codes = [torch.full((count, *grid), UNDRAWN) for count in pictures]  # each (n, h, w), of a prompt
+    def __init__(self, sampler: Sampler, pictures: Sequence[int], grid: tuple[int, int], preview: Preview):
+        self.vqgan, self.preview, device = sampler.vqgan, preview, sampler.device
+        self.codes = [torch.full((n, *grid), UNDRAWN, device=device) for n in pictures]  # each (n, h, w), of a prompt
         self.lock = Lock()
 
     def look_at(self, batch: Sequence[_Part]) -> Look:
@@ -118,8 +125,9 @@ class _HalfDrawn:
             with self.lock:
                 own = self.codes[part.number]
                 own[part.first : part.first + len(codes)] = codes[: max(0, len(own) - part.first)]
-                if part.first == 0 and self.preview.due(done, codes[0].numel()):
-                    self.preview.show(part.number, half_drawn(self.vqgan, own))
+                shown = own.clone() if part.first == 0 and self.preview.due(done, codes[0].numel()) else None
+            if shown is not None:
+                self.preview.show(part.number, half_drawn(self.vqgan, shown))
 
         return look
 

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from codebrush.errors import UsageError
 from codebrush.generation.options import FLOAT32
-from codebrush.generation.origin import torch_threads
 from codebrush.generation.sampling.decoding import draw_codes, draw_large, picture_uniforms
 from codebrush.generation.sampling.drawing import Drawing, Known
 from codebrush.generation.sampling.flow import FlowSettings, KnownLatent, draw_latents, picture_noise
 from codebrush.generation.sampling.retouching import around, check_retouching, retouch_codes
-from codebrush.generation.sampling.side_by_side import draws_side_by_side
+from codebrush.generation.sampling.side_by_side import is_small, run_side_by_side
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.models.condition import Condition
 from codebrush.models.flow_transformer import FlowTransformer
@@ -76,6 +75,12 @@ class Painter(Protocol):
         ...
 
 
+def in_order(network: CodeTransformer) -> CodeTransformer:
+    """The network with all its linear layers' weights in oneDNN's order, float32."""
+    jobs = [lambda _: with_packed_linears(network, FLOAT32)]
+    return run_side_by_side(jobs, None)[0]  # on one thread, which takes a tenth of the time
+
+
 class CodePainter:
     """Draws code after code with a code transformer."""
 
@@ -84,19 +89,21 @@ class CodePainter:
     from_noise = False
 
     def __init__(self, transformer: CodeTransformer) -> None:
-        self.ordered = draws_side_by_side(transformer) and can_order()
-        if self.ordered:
-            with torch_threads(1):  # ordering a small matrix takes ten times as long on two threads
-                transformer = with_packed_linears(transformer, FLOAT32)
         self.transformer = transformer
-        self._stored: dict[str, CodeTransformer] = {FLOAT32: transformer}
+        self._ordered = False
+        self._stored: dict[str, CodeTransformer] = {}
 
     def network(self, weights: str) -> CodeTransformer:
-        """The network with its weights stored as one of WEIGHTS; made at the first call.
+        """The network with its weights stored as one of WEIGHTS; made at the first call. A small one draws with FLOAT32
+        ones in oneDNN's order, and then keeps them in no other.
 
         Raises:
             UsageError: if this machine has no products for them.
         """
+        if weights == FLOAT32:
+            if not self._ordered and can_order() and is_small(self.transformer.config, self.transformer.device):
+                self.transformer, self._ordered = in_order(self.transformer), True
+            return self.transformer
         if weights not in self._stored:
             if not can_pack() or self.transformer.device.type != "cpu":
                 raise UsageError(f"weights in {weights} are for x86 processors: open the pack with weights float32")
@@ -106,7 +113,7 @@ class CodePainter:
     @property
     def plain(self) -> CodeTransformer:
         """The network with its weights as they were loaded."""
-        return with_plain_linears(self.transformer) if self.ordered else self.transformer
+        return with_plain_linears(self.transformer) if self._ordered else self.transformer
 
     @property
     def config(self) -> PainterConfig:

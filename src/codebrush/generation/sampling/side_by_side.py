@@ -7,43 +7,52 @@ PyTorch's threads. So a batch is cut into parts of some rows, and each part is d
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextvars import copy_context
 from itertools import pairwise
+from queue import SimpleQueue
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from codebrush.models.code_transformer import CodeTransformer
+from codebrush.generation.sampling.weighted_conditions import MAX_ROWS
+from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.process_memory import trim_memory
 from codebrush.progress import Progress
 
 T = TypeVar("T")
 SMALL = 1 << 25  # weights: beyond, reading them takes the time, and a step gains by all threads
 ROWS_EACH = 8  # at least, of each part: with fewer, Python's own share of a step keeps the threads apart
-
-_making = threading.Lock()
-_pools: dict[int, ThreadPoolExecutor] = {}  # by number of workers
+AT_ONCE = 2 * MAX_ROWS  # rows in all batches that are drawn beside each other: each row's keys and values take memory
 
 
 class _StoppedError(Exception):
     """Ends a part's drawing because another one failed or was interrupted."""
 
 
+def is_small(config: CodeTransformerConfig, device: torch.device) -> bool:
+    """Whether a network of this size gains nothing by dividing its products among the threads of this device."""
+    return device.type == "cpu" and config.linear_weights <= SMALL
+
+
 def draws_side_by_side(transformer: CodeTransformer) -> bool:
     """Whether batches of this network are drawn on one thread each; not where processes take its steps together."""
     return (
-        transformer.device.type == "cpu"
+        is_small(transformer.config, transformer.device)
         and not (dist.is_available() and dist.is_initialized())
-        and not torch.is_autocast_enabled("cpu")
-        and sum(weight.numel() for weight in transformer.parameters()) <= SMALL
+        and not torch.is_autocast_enabled("cpu")  # which holds for one thread alone
     )
 
 
 def parts_of(rows: int) -> int:
     """Into how many parts a batch of so many rows is cut."""
     return max(1, min(torch.get_num_threads(), rows // ROWS_EACH))
+
+
+def most_rows() -> int:
+    """How many rows one of the batches may have that are drawn beside each other."""
+    return max(ROWS_EACH, min(MAX_ROWS, AT_ONCE // torch.get_num_threads()))
 
 
 def slices_of(count: int, parts: int) -> list[slice]:
@@ -77,42 +86,78 @@ def run_side_by_side(jobs: Sequence[Callable[[Progress], T]], progress: Progress
 
     if torch.get_num_threads() == 1:
         return [job(progress_of(number)) for number, job in enumerate(jobs)]
-    pool = _pool(torch.get_num_threads())
     running: list[Future[T]] = []
     try:
-        running.extend(pool.submit(copy_context().run, job, progress_of(each)) for each, job in enumerate(jobs))
+        for number, job in enumerate(jobs):
+            running.append(_WORKERS.submit(job, progress_of(number), min(torch.get_num_threads(), len(jobs))))
         wait(running, return_when=FIRST_EXCEPTION)
     finally:
         stop.set()
         wait(running)
-    errors = [error for future in running if (error := future.exception()) is not None]
     trim_memory()  # what the workers freed is of no use to this thread
-    for error in errors:
-        if not isinstance(error, _StoppedError):
-            raise error
-    return [future.result() for future in running]
+    errors = (error for future in running if (error := future.exception()) is not None)
+    failed = next((error for error in errors if not isinstance(error, _StoppedError)), None)
+    if failed is None:
+        return [future.result() for future in running]
+    try:
+        raise failed
+    finally:  # the error holds this frame with all that was drawn: it must not be held by it
+        del failed, errors, running
 
 
-def _take_one_thread() -> None:
-    torch.set_num_threads(1)
-    torch.get_num_threads()  # a thread takes its number over at the first such call, and not before
+class _Workers:
+    """Threads in each of which PyTorch has one thread. They are kept, and end with the process without being waited
+    for."""
+
+    def __init__(self) -> None:
+        self.tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self.count = 0
+        self.starting = threading.Lock()
+
+    def submit(self, job: Callable[[Progress], T], progress: Progress, workers: int) -> "Future[T]":
+        """Let one of at least so many workers, and at most one a core, run a job as if it were in this thread."""
+        self._start(min(workers, os.cpu_count() or 1))
+        context, future = copy_context(), Future[T]()
+
+        def task() -> None:
+            try:
+                future.set_result(context.run(job, progress))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self.tasks.put(task)
+        return future
+
+    def _start(self, count: int) -> None:
+        with self.starting:
+            if self.count >= count:
+                return
+            here = torch.get_num_threads()
+            try:
+                while self.count < count:
+                    ready = threading.Event()
+                    threading.Thread(target=self._work, args=(ready,), name="codebrush-codes", daemon=True).start()
+                    self.count += 1
+                    ready.wait()
+            finally:
+                torch.set_num_threads(here)  # the last number set is what a new thread begins with
+
+    def _work(self, ready: threading.Event) -> None:
+        torch.get_num_threads()  # at its first such call a thread takes over the last number set
+        torch.set_num_threads(1)
+        ready.set()
+        while True:
+            self.tasks.get()()
 
 
-def _pool(workers: int) -> ThreadPoolExecutor:
-    """Threads in each of which PyTorch has one thread; kept, as starting them takes longer than a step."""
-    with _making:
-        if workers not in _pools:
-            here, started = torch.get_num_threads(), threading.Barrier(workers + 1)
-            pool = ThreadPoolExecutor(workers, "codebrush-codes", initializer=_take_one_thread)
-            for _ in range(workers):
-                pool.submit(started.wait)
-            started.wait()
-            torch.set_num_threads(
-                here
-            )  # the number is each thread's own, but a new thread begins with the last one set
-            _pools[workers] = pool
-        return _pools[workers]
+_WORKERS = _Workers()
+
+
+def _begin_anew() -> None:
+    """A child of fork has none of its parent's threads."""
+    global _WORKERS
+    _WORKERS = _Workers()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pools.clear)  # a child of fork has none of its parent's threads
+    os.register_at_fork(after_in_child=_begin_anew)

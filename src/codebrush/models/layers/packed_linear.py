@@ -4,7 +4,7 @@ reading the weights takes the time, and in the blocks of oneDNN."""
 import copy
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ def can_order() -> bool:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with weights of 16 or 8 bits: (..., in) -> (..., out). Not to be trained or saved.
+    """A linear layer with weights in another order, or of 16 or 8 bits: (..., in) -> (..., out). Not to be trained.
 
     "float16" rounds the weights to float16, and multiplies and adds in float32: results differ by some 2e-4 of their
     size. "int8" stores a whole number and a scale a row for the weights, and rounds each row of the input to 8 bits,
@@ -60,11 +60,16 @@ class PackedLinear(nn.Module):
 
     def plain(self) -> nn.Linear:
         """The layer that was packed in float32, with the same weights bit for bit."""
-        layer = nn.Linear(1, 1, bias=False)
-        layer.weight = nn.Parameter(self.packed.to_dense(), requires_grad=False)
-        layer.out_features, layer.in_features = layer.weight.shape
-        layer.bias = self.bias
-        return layer
+        weight = self.packed.to_dense()
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")  # which draws no random numbers
+        layer.weight, layer.bias = nn.Parameter(weight, requires_grad=False), self.bias
+        return layer.train(self.training)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "PackedLinear":
+        return self  # it is frozen, and oneDNN's tensors cannot be copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return (PackedLinear, (self.plain(), self.kind)) if self.kind == "float32" else super().__reduce_ex__(protocol)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
@@ -81,8 +86,8 @@ class PackedLinear(nn.Module):
 
 
 def with_packed_linears(network: N, kind: str) -> N:
-    """A copy of a frozen `network` whose large linear layers are `PackedLinear`, and of kind "float32" all of them; all
-    else shares its tensors."""
+    """A copy of a frozen `network` whose large linear layers are `PackedLinear`, and of kind "float32" all of them, of
+    which no module then can take a part (`Attention.first`); all else shares its tensors."""
     least = 0 if kind == "float32" else LEAST
     return _with_other_layers(
         network, nn.Linear, lambda layer: PackedLinear(layer, kind) if layer.weight.numel() >= least else layer
@@ -97,7 +102,6 @@ def with_plain_linears(network: N) -> N:
 def _with_other_layers(network: N, kind: type[L], replaced: Callable[[L], nn.Module]) -> N:
     """A copy with another layer for each one of exactly this kind; all else shares its tensors."""
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    shared |= {id(part): part for part in network.modules() if isinstance(part, PackedLinear)}
     copied = copy.deepcopy(network, shared)
     for parent in list(copied.modules()):
         for name, child in list(parent.named_children()):

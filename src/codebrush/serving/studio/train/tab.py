@@ -140,7 +140,7 @@ class _View:
             async for _ in follow(engine, job):
                 yield {
                     self.status: shown.progress(job), self.report: await self._reported(job),
-                    go: gr.Button(interactive=False),
+                    go: gr.Button(interactive=False), self.stop: gr.Button(visible=True),
                 }  # fmt: skip
         except Problem as problem:
             saved = job.request["name"] in await run_in_threadpool(engine.trainer.places.stopped)

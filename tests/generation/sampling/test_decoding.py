@@ -152,6 +152,7 @@ def test_codes_can_take_part_in_autograd(transformer: CodeTransformer) -> None:
 
 def test_progress_counts_every_step_once(transformer: CodeTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "MAX_ROWS", 2)
+    monkeypatch.setattr(decoding, "most_rows", lambda: 2)
     calls: list[tuple[int, int]] = []
     draw_codes(
         transformer,

@@ -42,9 +42,6 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     """
     pairs = x.float().unflatten(-1, (-1, 2))  # (..., N, head_width / 2, 2)
     cos, sin = rotary
-    if x.device.type == "cpu" and cos.dtype == torch.float32 and not torch.compiler.is_compiling():
-        turned = torch.view_as_complex(pairs) * torch.complex(cos, sin)  # the same bits in one pass over the memory
-        return torch.view_as_real(turned).flatten(-2).to(x.dtype)
     first = pairs[..., 0] * cos - pairs[..., 1] * sin
     second = pairs[..., 0] * sin + pairs[..., 1] * cos
     return torch.stack([first, second], dim=-1).flatten(-2).to(x.dtype)  # (..., N, head_width)

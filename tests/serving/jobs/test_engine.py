@@ -139,12 +139,19 @@ def test_a_waiting_and_a_running_job_are_cancelled(engine: Engine) -> None:
 
 
 def test_short_questions_do_not_wait_for_a_drawing_and_change_no_pixel_of_it(engine: Engine, brush: Codebrush) -> None:
-    drawing = engine.submit("generate", "micro", guided(steps=20), "ann")
+    drawing, read = engine.submit("generate", "micro", guided(steps=20), "ann"), threading.Event()
+
+    def pause_at_step_10() -> None:  # so that it ends no sooner
+        if drawing.step == 10:
+            read.wait(60)
+
+    drawing.listen(pause_at_step_10)
     engine.start()
     wait_until(drawing, lambda job: job.step >= 1)
     asked = {"inputs": [{"text": "a red circle"}], "max_pixels": 1000}
     reading = ended(engine.submit("embed", "micro", asked, "bob"))
-    assert drawing.step < 20  # whose end nobody waited for
+    assert drawing.step <= 10  # whose end nobody waited for
+    read.set()
     vectors = np.fromfile(reading.folder / reading.result["file"], dtype="<f4")
     assert vectors.tolist() == brush.embed_text("a red circle")[0].tolist()
     assert pixels(ended(drawing)) == [brush.generate(**guided(steps=20))[0].image.tobytes()]
@@ -185,9 +192,13 @@ def test_what_a_stopped_server_leaves_is_done_by_the_next(brush: Codebrush, tmp_
     engine = make_engine(brush, tmp_path)
     running = engine.submit("generate", "micro", guided(steps=8), "ann")
     waiting = engine.submit("generate", "micro", request(3), "ann")
+
+    def leave_at_step_3() -> None:
+        engine._running.abandoned |= running.step >= 3  # what stop() does when its grace is over
+
+    running.listen(leave_at_step_3)
     engine.start()
     wait_until(running, lambda job: job.step >= 3)
-    engine._running.abandoned = True  # what stop() does when its grace is over
     engine.stop()
     with pytest.raises(JobError, match="about to stop"):
         engine.submit("generate", "micro", request(), "ann")

@@ -40,3 +40,20 @@ def ended(job: Job) -> Job:
 def pixels(job: Job) -> list[bytes]:
     assert job.result is not None, job.error
     return [decode_image(job.folder / each["file"], keep_mode=True).tobytes() for each in job.result["images"]]
+
+
+def found(engine: Engine, job: Job) -> Job:
+    """The job as this engine knows it."""
+    known = engine.find(job.id)
+    assert known is not None
+    return known
+
+
+def error_of(job: Job) -> dict[str, Any]:
+    assert job.error is not None, job
+    return job.error
+
+
+def result_of(job: Job) -> dict[str, Any]:
+    assert job.result is not None, job.error
+    return job.result

@@ -22,7 +22,17 @@ from codebrush.serving.jobs.engine import Engine
 from codebrush.serving.jobs.queue import FairQueue
 from codebrush.serving.jobs.store import Store
 from codebrush.serving.work.kinds import READ, Kind
-from engine_helpers import ended, guided, make_engine, pixels, request, wait_until
+from engine_helpers import (
+    ended,
+    error_of,
+    found,
+    guided,
+    make_engine,
+    pixels,
+    request,
+    result_of,
+    wait_until,
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +63,7 @@ def test_jobs_of_many_callers_are_one_batch_and_each_gets_its_own_pictures(engin
     for job in map(ended, (*jobs, other)):
         alone = brush.generate(job.request["prompt"], seed=job.request["seed"], n=job.request["n"], rerank=2)
         assert pixels(job) == [result.image.tobytes() for result in alone]
-        files = [job.folder / each["file"] for each in job.result["images"]]
+        files = [job.folder / each["file"] for each in result_of(job)["images"]]
         assert [read_manifest(file) for file in files] == [result.manifest for result in alone]
     assert batches(engine) == {"count": 2, "sum": 5}
     assert jobs[0].step == jobs[0].of == 64
@@ -66,7 +76,7 @@ def test_a_job_that_fails_takes_no_other_with_it(engine: Engine) -> None:
     assert [ended(job).state for job in jobs] == ["done", "failed", "done"]
     assert jobs[1].error is not None
     assert jobs[1].error["code"] == "invalid_value"
-    assert engine.find(jobs[1].id).error == jobs[1].error
+    assert found(engine, jobs[1]).error == jobs[1].error
     assert pixels(jobs[0]) == pixels(jobs[2])
 
 
@@ -134,7 +144,7 @@ def test_a_waiting_and_a_running_job_are_cancelled(engine: Engine) -> None:
     assert waiting.state == "cancelled"
     engine.cancel(running)
     assert ended(running).state == "cancelled"
-    assert engine.find(running.id).state == "cancelled"
+    assert found(engine, running).state == "cancelled"
     assert running.step < 500
 
 
@@ -152,7 +162,7 @@ def test_short_questions_do_not_wait_for_a_drawing_and_change_no_pixel_of_it(eng
     reading = ended(engine.submit("embed", "micro", asked, "bob"))
     assert drawing.step <= 10  # whose end nobody waited for
     read.set()
-    vectors = np.fromfile(reading.folder / reading.result["file"], dtype="<f4")
+    vectors = np.fromfile(reading.folder / result_of(reading)["file"], dtype="<f4")
     assert vectors.tolist() == brush.embed_text("a red circle")[0].tolist()
     assert pixels(ended(drawing)) == [brush.generate(**guided(steps=20))[0].image.tobytes()]
 
@@ -208,12 +218,12 @@ def test_what_a_stopped_server_leaves_is_done_by_the_next(brush: Codebrush, tmp_
     again = make_engine(brush, tmp_path)
     steps: list[int] = []
     again.start()
-    found = again.find(running.id)
-    found.listen(lambda: steps.append(found.step))
-    assert pixels(ended(found)) == [brush.generate(**guided(steps=8))[0].image.tobytes()]
+    known = found(again, running)
+    known.listen(lambda: steps.append(known.step))
+    assert pixels(ended(known)) == [brush.generate(**guided(steps=8))[0].image.tobytes()]
     assert next(step for step in steps if step) > running.step  # it went on, and did not begin anew
-    assert len(found.result["losses"]) == len(found.losses) == 8
-    assert pixels(ended(again.find(waiting.id))) == [brush.generate(**request(3))[0].image.tobytes()]
+    assert len(result_of(known)["losses"]) == len(known.losses) == 8
+    assert pixels(ended(found(again, waiting))) == [brush.generate(**request(3))[0].image.tobytes()]
     assert not (running.folder / "run").exists()
     again.stop()
 
@@ -233,7 +243,7 @@ def test_a_job_that_notices_no_stop_is_left_to_the_next_server_as_not_begun(
     made = make_engine(brush, tmp_path)
     made.kinds["generate"] = Kind(run)
     made.start()
-    job = made.submit("generate", "micro", request("a dog"), "one")
+    job = made.submit("generate", "micro", request(prompt="a dog"), "one")
     wait_until(job, lambda job: job.state == "running")
     made.stop(0)
     store = Store(tmp_path)
@@ -252,11 +262,11 @@ def test_a_job_that_killed_the_server_twice_is_given_up(brush: Codebrush, tmp_pa
     engine.stop()
     again = make_engine(brush, tmp_path)
     again.start()
-    assert ended(again.find(jobs[0].id)).state == "done"
-    given_up = again.find(jobs[1].id)
+    assert ended(found(again, jobs[0])).state == "done"
+    given_up = found(again, jobs[1])
     assert given_up.state == "failed"
-    assert "it was killed 2 times, each with the server or a worker" in given_up.error["message"]
-    assert again.find(gone.id).error["message"] == "the server was started again without the pack 'another'"
+    assert "it was killed 2 times, each with the server or a worker" in error_of(given_up)["message"]
+    assert error_of(found(again, gone))["message"] == "the server was started again without the pack 'another'"
     again.stop()
 
 
@@ -273,7 +283,7 @@ def test_a_worker_outlives_a_store_that_cannot_write(brush: Codebrush, tmp_path:
         setattr(engine.store, name, fail)
         job = ended(engine.submit("generate", "micro", request(1), "ann"))
         setattr(engine.store, name, works[name])
-        assert (job.error["code"], job.error["message"][: len(said)]) == ("internal_error", said)
+        assert (error_of(job)["code"], error_of(job)["message"][: len(said)]) == ("internal_error", said)
         assert engine.live("generate") == []
         assert ended(engine.submit("generate", "micro", request(1), "ann")).state == "done"
     engine.stop()

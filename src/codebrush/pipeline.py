@@ -327,16 +327,16 @@ class Codebrush(PictureTasks):
     ) -> Gallery[Any]:
         """The results of `edit` of a picture, for the method `task`; of several a gallery with those of each."""
         given, painter = dict(sampling), edit_painter(self.pack, method)
-        progress, enlarge = given.pop("progress", None), self._enlarger_for(given.pop("upscale", None))
+        progress, preview = given.pop("progress", None), given.pop("preview", None)
+        enlarge = self._enlarger_for(given.pop("upscale", None))
         edits = checked_edits([edit(one) for one in picture_list(picture)], self.pack.image_size)
         guidance = edit_guidance(self.pack, painter, given.pop("clip_guidance", None))
         options = edit_options(self.pack, painter, given, n, seed, signature(task).parameters, self.weights)
         sampler = painter_sampler(self, painter)
-        drawn = [
-            Gallery(enlarge(sampler.best(edit_drawing(self, sampler, each, options, guidance), share)))
-            for each, share in zip(edits, shares(progress, len(edits)), strict=True)
-        ]
-        return _as_given(picture, drawn)
+        drawings = (edit_drawing(self, sampler, each, options, guidance) for each in edits)
+        turns = enumerate(zip(drawings, shares(progress, len(edits)), strict=True))
+        best = (sampler.best(sampler.shown(drawing, preview, number), share) for number, (drawing, share) in turns)
+        return _as_given(picture, [Gallery(enlarge(results)) for results in best])
 
     def resume(self, folder: str | Path) -> GuidedRun:
         """A guided run that was stopped; iterating it gives the same pixels as if it had not been.

@@ -50,10 +50,10 @@ def test_a_key_is_asked_for(serve: Any, caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_other_names_and_other_sites_are_refused(serve: Any) -> None:
-    url, _ = serve(allowed_hosts=("brush.example",))
+    url, _ = serve(allowed_hosts=("Brush.example",))
     for host in ("evil.example", "localhost.evil.example", "", "[", "127.0.0.1.evil.example"):
         assert code(call(f"{url}/v1/models", host=host)) == (403, "wrong_host")
-    for host in ("localhost:9", "brush.example", "192.168.0.7:80", "[::1]:7860"):
+    for host in ("localhost:9", "brush.example", "BRUSH.EXAMPLE:80", "192.168.0.7:80", "[::1]:7860"):
         assert call(f"{url}/v1/models", host=host)[0] == 200
     for origin in ("https://evil.example", "null", "http://127.0.0.1:1", "http://["):
         assert code(call(f"{url}/v1/models", origin=origin)) == (403, "wrong_origin")

@@ -94,7 +94,8 @@ class Guard:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
             return False
-        if name in (*LOOPBACK, self.settings.host, *self.settings.allowed_hosts):
+        ours = (*LOOPBACK, self.settings.host, *self.settings.allowed_hosts)
+        if name in (each.lower() for each in ours):  # urlsplit gives small letters
             return bool(name)
         try:
             ipaddress.ip_address(name)

@@ -11,8 +11,8 @@ from codebrush import Codebrush
 from codebrush.errors import UsageError
 from codebrush.generation.sampling import many_prompts, together
 from codebrush.generation.sampling.decoding import MAX_ROWS
-from codebrush.generation.sampling.many_prompts import half_drawn
-from codebrush.generation.sampling.together import UNDRAWN, in_batches
+from codebrush.generation.sampling.half_drawn import UNDRAWN, half_drawn
+from codebrush.generation.sampling.together import in_batches
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.models.layers.packed_linear import can_pack
 from codebrush.progress import Preview

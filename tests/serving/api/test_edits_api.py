@@ -87,11 +87,24 @@ def test_without_a_mask_the_prompt_redraws(client: Any, brush: Codebrush, pictur
 def test_an_edit_is_streamed(client: Any, brush: Codebrush, picture: Image.Image) -> None:
     asked = {"prompt": PROMPT, "stream": True, "partial_images": 1, "extra_body": {"seed": 5, "rerank": 1}}
     events = list(client.images.edit(image=sent(picture), **asked))
-    assert events[-1].type == "image_edit.completed"
+    assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
+    assert Image.open(io.BytesIO(base64.b64decode(events[0].b64_json))).size == (32, 32)
     assert events[-1].usage.output_tokens == 64
     assert [Image.open(io.BytesIO(base64.b64decode(events[-1].b64_json))).tobytes()] == pixels(
         brush.edit(picture, PROMPT, n=1, seed=5, rerank=1)
     )
+
+
+def test_a_half_painted_part_is_shown_in_its_picture(client: Any, picture: Image.Image) -> None:
+    asked = {"prompt": PROMPT, "stream": True, "partial_images": 2, "extra_body": {"seed": 5, "rerank": 2}}
+    events = list(client.images.edit(image=sent(picture), mask=sent(mask_of(0)), **asked))
+    assert [event.type.rsplit(".")[-1] for event in events] == ["partial_image"] * 2 + ["completed"]
+    assert [event.partial_image_index for event in events[:2]] == [0, 1]
+    first, second, whole = (Image.open(io.BytesIO(base64.b64decode(event.b64_json))) for event in events)
+    assert first.size == second.size == whole.size == picture.size
+    kept = (0, 0, 16, picture.height)  # left of the mask and its border
+    assert first.crop(kept).tobytes() == whole.crop(kept).tobytes() == picture.crop(kept).tobytes()
+    assert len({each.tobytes() for each in (first, second, whole)}) == 3
 
 
 @pytest.mark.parametrize("name", ["mask", "prompt"])

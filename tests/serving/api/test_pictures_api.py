@@ -23,6 +23,9 @@ from codebrush import Codebrush
 from codebrush.cli.main import run
 from codebrush.data.decoding.images import read_manifest, save_png
 from codebrush.models.upscaler import Upscaler, UpscalerConfig
+from codebrush.serving.api.images import drawing_options
+from codebrush.serving.api.pictures import MOST
+from codebrush.serving.api.schemas.images import GenerationRequest
 from packs import micro_transformer, write_micro_pack
 
 
@@ -220,6 +223,8 @@ def drawn(brush: Codebrush) -> dict[str, Any]:
         ({"threads": 1000}, "threads 1000: this server takes up to 64"),
         ({"options": {"n": 1, "cfg": 1, "rerank": 10**9}}, "rerank 1000000000: this server takes up to 64"),
         ({"options": {"n": 1, "cfg": 1, "rerank": 1, "size": "9999x9999"}}, "has more than"),
+        ({"options": {"n": 1, "cfg": 1, "rerank": 1, "size": 9408}}, "has more than"),
+        ({"prompt": "a" * 1_000_000}, "more than 1,000,000 characters"),
         ({"upscaled": [{"scale": 4}] * 3}, "enlarged more than 2 times"),
         ({"method": "interpolate"}, "cannot be replayed"),
         ({"index": 7}, "manifest is damaged"),
@@ -235,6 +240,42 @@ def test_a_manifest_that_cannot_be_replayed_is_refused(
     reply = client.post("/replay", json={"manifest": {**drawn, **changes}})
     assert reply.status_code == (404 if "server does not have" in message else 400)
     assert message in reply.json()["error"]["message"]
+
+
+def test_an_edit_is_enlarged(client: Any, brush: Codebrush, picture: Image.Image) -> None:
+    asked = {"prompt": "a dog", "upscale": "2", "seed": "4", "rerank": "1"}  # a form's values are texts
+    reply = client.post("/images/edits", data=asked, files={"image": png(picture)})
+    expected = brush.edit(picture, "a dog", n=1, seed=4, rerank=1, upscale=2)[0].image
+    assert opened(reply.json()["data"][0]).tobytes() == expected.tobytes()
+
+
+def test_what_an_enlarged_edit_makes_counts(client: Any) -> None:
+    files = {"image": png(Image.new("RGB", (60, 60))), "mask": png(Image.new("RGBA", (60, 60)))}
+    reply = client.post("/images/edits", data={"prompt": "a dog", "n": "10", "upscale": "4"}, files=files)
+    assert reply.status_code == 400
+    said = "what is made of the pictures has 576,000 pixels together, more than 400,000: send fewer at a time"
+    assert reply.json()["error"]["message"] == said
+
+
+@pytest.mark.parametrize(("format", "side"), [("webp", 16_383), ("jpeg", 65_500)])
+def test_a_picture_too_large_for_a_format_is_a_400(server: tuple[str, Any], format: str, side: int) -> None:
+    url, engine = server
+    asked = {"prompt": "a dog", "quality": "low", "response_format": "url"}
+    job = httpx.post(f"{url}/v1/images/generations", json=asked, timeout=60).headers["x-job-id"]
+    Image.new("RGB", (side, 1)).save(engine.find(job).folder / "picture_00.png")
+    assert httpx.get(f"{url}/files/{job}/0.{format}", timeout=60).status_code == 200
+    Image.new("RGB", (side + 1, 1)).save(engine.find(job).folder / "picture_00.png")
+    reply = httpx.get(f"{url}/files/{job}/0.{format}", timeout=60)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"], error["param"]) == (400, "unsupported_value", "output_format")
+    assert "ask for png" in error["message"]
+
+
+def test_the_candidates_of_ten_pictures_can_be_replayed() -> None:
+    asked = GenerationRequest(prompt="a dog", n=10, quality="high")
+    assert drawing_options(asked, ())["rerank"] == MOST["rerank"]
+    asked.n = 2
+    assert drawing_options(asked, ())["rerank"] == 16
 
 
 PNG = png(Image.new("RGB", (8, 8)))

@@ -91,6 +91,22 @@ def test_small_files_of_huge_pictures_are_refused_together(url: str) -> None:
     assert call(f"{url}/v1/embeddings", {"input": [huge] * 5, "model": "micro"})[1]["error"]["message"] == said
 
 
+def test_large_later_pages_count_too(url: str) -> None:
+    pages, file = [Image.new("1", (1, 1), 1), Image.new("1", (8000, 8000), 1)], io.BytesIO()
+    pages[1].putpixel((0, 0), 0)  # else it would be plain like the first, and not shown
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:], compression="group4")
+    huge = f"data:image/tiff;base64,{base64.b64encode(file.getvalue()).decode()}"
+    status, reply = call(f"{url}/v1/classify", {"image": [huge] * 5, "labels": ["a dog", "a cat"]})
+    assert (status, reply["error"]["code"]) == (400, "invalid_value")
+    assert "have 320,000,000 pixels together" in reply["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["query", "path", "body", "str", "list[x]"])
+def test_an_unknown_parameter_may_have_any_name(url: str, name: str) -> None:
+    status, reply = call(f"{url}/v1/classify", {"image": data_url(PICTURES[0]), "labels": ["a", "b"], name: 1})
+    assert (status, reply["error"]["param"], reply["error"]["code"]) == (400, name, "unknown_parameter")
+
+
 def test_a_picture_is_explained(url: str, brush: Codebrush) -> None:
     picture = PICTURES[0].copy()
     picture.paste("navy", (4, 8, 20, 24))  # of one colour, nothing of it would count more than the rest

@@ -22,6 +22,8 @@ from codebrush.files import file_sha256
 from codebrush.models.upscaler import Upscaler, UpscalerConfig
 from codebrush.serving.api.context import Context
 from codebrush.serving.api.problems import Problem
+from codebrush.serving.jobs.engine import Engine
+from codebrush.serving.jobs.store import Store
 from codebrush.serving.settings import Settings
 from codebrush.serving.studio.dropping import says_how
 from codebrush.serving.studio.edit.form import EditForm
@@ -279,6 +281,26 @@ def test_what_cannot_be_done_is_said(form: EditForm, photo: str, tmp_path: Path,
     with pytest.raises(Exception) as found:
         form.job(filled(form, **{"source": photo, **fields}))
     assert line in line_of(found.value, form.context)
+
+
+def test_an_enlargement_that_the_pack_cannot_make_is_not_asked_for(
+    brush: Codebrush, photo: str, tmp_path: Path
+) -> None:  # fmt: skip
+    members = {"transformer": micro_transformer(image_embedding=24, source_codes=True)}
+    plain = Codebrush.from_pretrained(write_micro_pack(tmp_path / "plain", **members), "cpu")
+    engine = Engine({"micro": lambda: brush, "plain": lambda: plain}, Store(tmp_path / "jobs"))
+    with gr.Blocks(analytics_enabled=False):
+        form = EditForm(Context(engine, Settings(packs=("micro", "plain"), data=tmp_path, max_input_pixels=500_000)))
+    for pack, asked in (("micro", 2), ("plain", None)):
+        _, _, found, _ = form.job(filled(form, source=photo, task="vary", model=pack, upscale=2, **DRAWN))
+        assert found.get("upscale") == asked
+
+
+@pytest.mark.parametrize("name", ["cat.jpg", "water-damaged.jpg"])
+def test_a_file_that_does_not_say_how_it_was_made_is_offered_whatever_its_name(name: str) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(file, "JPEG")
+    assert not says_how(cached(file.getvalue(), name))
 
 
 def test_no_path_of_the_server_is_told_on_the_page(form: EditForm, brush: Codebrush) -> None:

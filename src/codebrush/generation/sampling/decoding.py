@@ -15,6 +15,7 @@ from torch import Tensor
 from codebrush.errors import UsageError
 from codebrush.generation.options import SamplingFilters
 from codebrush.generation.sampling.drawing import Known
+from codebrush.generation.sampling.half_drawn import Look, undrawn
 from codebrush.generation.sampling.masked import fill_codes
 from codebrush.generation.sampling.side_by_side import (
     draws_side_by_side,
@@ -53,13 +54,14 @@ def draw_codes(
     known: Known | None = None,
     bias: Tensor | None = None,
     progress: Progress | None = None,
+    look: Look | None = None,
 ) -> Tensor:
     """Draw one picture's codes for each row of `uniforms` (B, N) in [0, 1) -> (B, h, w) int64.
 
     `condition` has B rows, or one row that all pictures share; several conditions with weights are added up as
     `guided_terms` says, and `unconditional` None is the empty condition.
-    `bias` (N, K) is added to the logits of each position; `known` codes are not drawn. A masked network draws many at
-    once; see `fill_codes`.
+    `bias` (N, K) is added to the logits of each position; `known` codes are not drawn. `look` gets what is drawn so
+    far, after each code. A masked network draws many at once, without `look`; see `fill_codes`.
     """
     terms = guided_terms(condition, filters.cfg, unconditional or empty_condition(transformer, condition))
     if transformer.config.masked:
@@ -67,7 +69,7 @@ def draw_codes(
     most = max(1, MAX_ROWS // len(terms))  # pictures of a batch
 
     def job(rows: slice) -> Callable[[Progress], Tensor]:
-        return lambda report: _draw_batch(transformer, terms, uniforms, rows, filters, known, bias, report)
+        return lambda report: _draw_batch(transformer, terms, uniforms, rows, filters, known, bias, report, look)
 
     if draws_side_by_side(transformer):
         parts = max(-(-len(uniforms) // max(1, most_rows() // len(terms))), parts_of(len(terms) * len(uniforms)))
@@ -90,6 +92,7 @@ def _draw_batch(
     known: Known | None,
     bias: Tensor | None,
     progress: Progress,
+    look: Look | None,
 ) -> Tensor:
     """The codes (b, N) of the b pictures `rows` of `uniforms`; the rest is as in `draw_codes`."""
     drawer = Drawer(transformer, terms, rows)
@@ -99,6 +102,8 @@ def _draw_batch(
         code = drawer.draw(uniforms[rows, position], filters, None if bias is None else bias[position])
         drawer.take(code if known is None else known.at(position, rows, code))
         progress(step + 1, transformer.config.code_count)
+        if look is not None:
+            look(step + 1, rows.start, drawer.so_far())
     return drawer.codes()
 
 
@@ -220,6 +225,13 @@ class Drawer:
     def step(self) -> None:
         """Predict the code after the one taken last."""
         self.logits = self.transformer.step(self.new, self.cache)[:, -1]
+
+    def so_far(self) -> Tensor:
+        """The codes (B, h, w), UNDRAWN where there is none yet."""
+        grid, order = self.transformer.config.grid, self.transformer.order
+        codes = undrawn(self.count, grid, order.device).flatten(1)
+        codes[:, order[: len(self.drawn)]] = torch.stack(self.drawn, dim=1)  # (B, n)
+        return codes.unflatten(1, grid)
 
     def codes(self) -> Tensor:
         """The codes drawn, (B, N), in raster order."""

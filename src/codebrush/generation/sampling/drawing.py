@@ -11,6 +11,7 @@ from torch import Tensor
 from codebrush.generation.manifest import SAMPLED
 from codebrush.generation.options import DrawOptions
 from codebrush.generation.sampling.flow import Lead, Start
+from codebrush.generation.sampling.half_drawn import Look
 from codebrush.models.condition import Condition
 
 
@@ -36,8 +37,9 @@ class Drawing:
     `judged_by` (P, E) are those of the pack's scorer, None if it has none or the drawing has no text. `known` codes are
     kept. `unconditional` is what classifier-free guidance leads away from; None is the empty condition. A flow alone
     knows a `start`, `noise` (B, d, h, w) in place of each picture's own, and what `lead`s the pictures of a range;
-    codes alone know a `bias` (N, K), which is added to the logits of each position. `to_score` turns a drawn picture
-    into what CLIP scores, and `finish` into what is kept. `entry` is the method and its details in the manifest.
+    codes alone know a `bias` (N, K), which is added to the logits of each position. `look` gets what is drawn so
+    far, code after code. `to_score` turns a drawn picture into what CLIP scores, and `finish` into what is kept.
+    `entry` is the method and its details in the manifest.
     """
 
     prompt: str
@@ -52,6 +54,7 @@ class Drawing:
     lead: Callable[[range], Lead] | None = None
     unconditional: Condition | None = None
     bias: Tensor | None = None
+    look: Look | None = None
     to_score: Callable[[Image.Image], Image.Image] = lambda picture: picture
     finish: Callable[[Image.Image], Image.Image] = lambda picture: picture
     entry: Mapping[str, Any] = field(default_factory=lambda: SAMPLED)

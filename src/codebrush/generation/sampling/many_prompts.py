@@ -3,18 +3,17 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
-from threading import Lock
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from codebrush.data.decoding.images import to_pil
 from codebrush.generation.options import DrawOptions
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.decoding import MAX_ROWS, picture_uniforms
 from codebrush.generation.sampling.drawing import Drawing
+from codebrush.generation.sampling.half_drawn import HalfDrawn, Look, undrawn
 from codebrush.generation.sampling.painters import CodePainter
 from codebrush.generation.sampling.sampler import BATCH, Sampler
 from codebrush.generation.sampling.side_by_side import (
@@ -24,8 +23,7 @@ from codebrush.generation.sampling.side_by_side import (
     run_side_by_side,
     slices_of,
 )
-from codebrush.generation.sampling.together import UNDRAWN, Asked, Look, draw_together, in_batches, rows_of
-from codebrush.models.vqgan import VQGAN
+from codebrush.generation.sampling.together import Asked, draw_together, in_batches, rows_of
 from codebrush.progress import Preview, Progress, first_of, shares, silent
 from codebrush.warned import numbered
 
@@ -51,12 +49,13 @@ def sample_many(
     alone = [number for number in range(len(drawings)) if number not in together]
     half = None
     if preview is not None:
-        half = _HalfDrawn(sampler, [each.options.n for each in drawings], painter.config.grid, preview)
+        codes_of = [undrawn(each.options.n, painter.config.grid, sampler.device) for each in drawings]
+        half = HalfDrawn(sampler.vqgan, codes_of, preview)
 
     def job(batch: Sequence[_Part]) -> Callable[[Progress], list[Tensor]]:
         network = painter.network(drawings[batch[0].number].options.weights)
-        look = None if half is None else half.look_at(batch)
-        return lambda report: draw_together(network, [part.asked for part in batch], report, look)
+        looks = [] if half is None else [partial(_from, half.of(part.number), part.first) for part in batch]
+        return lambda report: draw_together(network, [part.asked for part in batch], report, looks)
 
     jobs, count = [job(batch) for batch in batches], len(batches) + len(alone)
     turns = shares(progress, count)
@@ -71,6 +70,10 @@ def sample_many(
     for number, turn in zip(alone, turns[len(jobs) :], strict=True):
         found[number] = sampler.best(drawings[number], turn)
     return [found[number] for number in range(len(drawings))]
+
+
+def _from(look: Look, first: int, done: int, codes: Tensor) -> None:
+    look(done, first, codes)
 
 
 @dataclass(frozen=True)
@@ -107,34 +110,3 @@ def _batches(painter: CodePainter, parts: Sequence[_Part]) -> list[list[_Part]]:
         sizes = range(-(-sum(rows) // count), most)
         most = next((size for size in sizes if len(in_batches(rows, size)) <= count), most)
     return [[parts[place] for place in batch] for batch in in_batches(rows, most)]
-
-
-class _HalfDrawn:
-    """Shows the first pictures of prompts while they are drawn, those of one prompt maybe in several batches."""
-
-    def __init__(self, sampler: Sampler, pictures: Sequence[int], grid: tuple[int, int], preview: Preview):
-        self.vqgan, self.preview, device = sampler.vqgan, preview, sampler.device
-        self.codes = [torch.full((n, *grid), UNDRAWN, device=device) for n in pictures]  # each (n, h, w), of a prompt
-        self.lock = Lock()
-
-    def look_at(self, batch: Sequence[_Part]) -> Look:
-        """What takes the codes that a batch has drawn so far, and shows a prompt's pictures when it is time."""
-
-        def look(done: int, which: int, codes: Tensor) -> None:
-            part = batch[which]
-            with self.lock:
-                own = self.codes[part.number]
-                own[part.first : part.first + len(codes)] = codes[: max(0, len(own) - part.first)]
-                shown = own.clone() if part.first == 0 and self.preview.due(done, codes[0].numel()) else None
-            if shown is not None:
-                self.preview.show(part.number, half_drawn(self.vqgan, shown))
-
-        return look
-
-
-def half_drawn(vqgan: VQGAN, codes: Tensor) -> list[Image.Image]:
-    """Pictures of codes (B, h, w) of which some are UNDRAWN: there they have the mean of what is drawn, if anything."""
-    drawn = (codes != UNDRAWN).unsqueeze(1)  # (B, 1, h, w)
-    latent = vqgan.quantizer.look_up(codes.clamp(min=0))  # (B, d, h, w)
-    mean = (latent * drawn).sum((2, 3), keepdim=True) / drawn.sum((2, 3), keepdim=True).clamp(min=1)
-    return [to_pil(image) for image in vqgan.decode(torch.where(drawn, latent, mean))]

@@ -146,7 +146,7 @@ class CodePainter:
             return draw_large(network, drawing.conditions, uniforms, grid, options.filters, progress=progress)
         if options.retouch:
             check_retouching(drawing, self.fills_holes)
-        rounds = shares(progress, 1 + options.retouch)
+        rounds, look = shares(progress, 1 + options.retouch), drawing.look
         codes = draw_codes(
             network,
             drawing.conditions,
@@ -156,6 +156,7 @@ class CodePainter:
             known=drawing.known,
             bias=drawing.bias,
             progress=rounds[0],
+            look=None if look is None else lambda done, first, codes: look(done, pictures.start + first, codes),
         )
         again = partial(picture_uniforms, options.seed, pictures, count)
         return retouch_codes(network, drawing, codes, again, rounds[1:])

@@ -6,9 +6,11 @@ the pack's scorer, if there is one, by which the best are kept. Edits are drawn 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from codebrush.data.decoding.images import Picture, decode_image, stack, to_pil
@@ -27,6 +29,7 @@ from codebrush.generation.options import (
 from codebrush.generation.origin import check_origin, origin, torch_threads
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.drawing import Drawing
+from codebrush.generation.sampling.half_drawn import HalfDrawn, undrawn
 from codebrush.generation.sampling.painters import Painter, is_masked
 from codebrush.generation.sampling.reranking import best_first, clip_scores
 from codebrush.generation.sampling.sizes import limited_size, retouches
@@ -34,7 +37,7 @@ from codebrush.generation.scoring import Scorer
 from codebrush.models.clip import CLIP
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import Pack, text_condition
-from codebrush.progress import Progress
+from codebrush.progress import Preview, Progress
 from codebrush.text.prompts import WeightedText, parse_prompt
 from codebrush.text.tokenizer import Tokenizer
 
@@ -136,6 +139,17 @@ class Sampler:
             best = _best(drawing, best + self.draw(drawing, batch, progress))
         return [_finished(result, drawing) for result in best]
 
+    def shown(self, drawing: Drawing, preview: Preview | None, number: int) -> Drawing:
+        """The drawing, whose pictures `preview` shows under this number while a code transformer draws them."""
+        if preview is None:
+            return drawing
+        show = partial(_show_as, preview, number)
+        codes, known = undrawn(drawing.options.n, self.painter.config.grid, self.device), drawing.known
+        if known is not None:
+            codes = torch.where(known.fixed, known.codes, codes)
+        half = HalfDrawn(self.vqgan, [codes], replace(preview, show=show), drawing.finish)
+        return replace(drawing, look=half.of(0))
+
     def finish(self, drawing: Drawing, codes: Tensor) -> list[Result]:
         """The best pictures of all candidates' `codes` (B, h, w) at the pack's own size, best first, finished; B is at
         most BATCH."""
@@ -225,6 +239,10 @@ def decoded_together(latent: Tensor) -> Sequence[Tensor]:
     """Latents (B, d, h, w) in the parts that are decoded together: on a CPU up to four, which takes half the memory of
     eight and a tenth less time; none is alone, as a single picture's convolutions round otherwise."""
     return latent.tensor_split(-(-len(latent) // DECODED)) if latent.is_cpu else [latent]
+
+
+def _show_as(preview: Preview, number: int, _: int, pictures: list[Image.Image]) -> None:
+    preview.show(number, pictures)
 
 
 def _best(drawing: Drawing, drawn: Sequence[Result]) -> list[Result]:

@@ -19,9 +19,6 @@ from codebrush.models.code_cache import CodeCache
 from codebrush.models.code_transformer import CodeTransformer
 from codebrush.progress import Progress
 
-UNDRAWN = -1  # in place of a code that is not drawn yet
-Look = Callable[[int, int, Tensor], None]  # number of codes drawn, of the prompt, and its codes (B, h, w) so far
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -55,12 +52,12 @@ def draw_together(
     transformer: CodeTransformer,
     asked: Sequence[Asked],
     progress: Progress | None = None,
-    look: Look | None = None,
+    looks: Sequence[Callable[[int, Tensor], None]] = (),
 ) -> list[Tensor]:
     """Draw one batch: for each prompt its codes (B, h, w) int64, equal to those of `draw_codes` for it alone.
 
-    A prompt of more than `MAX_ROWS` rows is not for this function. `progress` counts codes; `look` is called after each
-    code, for each prompt.
+    A prompt of more than `MAX_ROWS` rows is not for this function. `progress` counts codes. `looks` is empty, or
+    has one for each prompt, which is called after each code with the number of codes and those (B, h, w) so far.
     """
     drawers = []
     for each in asked:
@@ -75,9 +72,8 @@ def draw_together(
             drawer.take(drawer.draw(each.uniforms[:, position], each.filters))
         if progress is not None:
             progress(number + 1, count)
-        if look is not None:
-            for which, drawer in enumerate(drawers):
-                look(number + 1, which, _so_far(drawer).unflatten(1, grid))
+        for look, drawer in zip(looks, drawers, strict=False):
+            look(number + 1, drawer.so_far())
     return [drawer.codes().unflatten(1, grid).clone() for drawer in drawers]
 
 
@@ -118,12 +114,3 @@ def same_bits(alone: Tensor, together: Tensor) -> bool:
 def _alike(caches: Sequence[CodeCache]) -> bool:
     """Whether caches can be rows of one: of the same length, and all with a mask or none."""
     return len({(cache.attention.length, cache.prefix, cache.mask is None) for cache in caches}) == 1
-
-
-def _so_far(drawer: Drawer) -> Tensor:
-    """The codes (B, N) in raster order, UNDRAWN where there is none yet."""
-    order = drawer.transformer.order
-    drawn = torch.stack(drawer.drawn, dim=1)  # (B, n)
-    codes = torch.full((len(drawn), len(order)), UNDRAWN, dtype=torch.int64, device=drawn.device)
-    codes[:, order[: drawn.shape[1]]] = drawn
-    return codes

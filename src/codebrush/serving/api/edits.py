@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from codebrush.generation.options import SAMPLING
 from codebrush.serving.api.context import Context, Served
 from codebrush.serving.api.forms import content, invalid, only, text_of
-from codebrush.serving.api.images import Wanted, answer, drawing_options
+from codebrush.serving.api.images import Wanted, answer, drawing_options, previews_of
 from codebrush.serving.api.problems import Problem
 from codebrush.serving.api.schemas.images import EVENTS, Drawing, EditRequest, ImagesReply, JobReply, VariationRequest
 from codebrush.serving.api.schemas.values import FROM_FORM, MOST_SENT
@@ -113,4 +113,4 @@ def _job_request(asked: Drawing, files: dict[str, bytes]) -> dict[str, Any]:
         raise Problem(400, f"send at most {MOST_SENT} pictures", "invalid_value", "image")
     if asked.size not in (None, "auto"):
         raise Problem(400, "the picture sets the size: leave it out, or say auto", "unsupported_value", "size")
-    return {"pictures": pictures, "mask": "mask" in files, **drawing_options(asked, PASSED)}
+    return {"pictures": pictures, "mask": "mask" in files, **drawing_options(asked, PASSED), **previews_of(asked)}

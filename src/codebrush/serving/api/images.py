@@ -21,6 +21,7 @@ from codebrush.serving.api.problems import Problem
 from codebrush.serving.api.schemas.images import (
     EVENTS,
     GUIDANCE,
+    MOST_CANDIDATES,
     Drawing,
     GenerationRequest,
     ImagesReply,
@@ -34,6 +35,7 @@ from codebrush.serving.settings import Settings
 
 NOT_STYLES = ("vivid", "natural")  # OpenAI's, which every pack takes
 CANDIDATES = {"low": 1, "high": 8, "hd": 8}  # drawn for each picture that is kept; else the usual number
+LONGEST_SIDES = {"jpeg": 65_500, "webp": 16_383}  # that the formats can store, in pixels
 REPORTED = {"low": "low", "high": "high", "hd": "high"}
 FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 HEARTBEAT = 1.0  # seconds between two looks at a job that does not change
@@ -130,8 +132,13 @@ def job_request(asked: GenerationRequest, settings: Settings) -> dict[str, Any]:
         found["size"] = asked.size
     if asked.method == "guide":
         found["sampling"] = {name: found.pop(name) for name in SAMPLING if name in found}
+    return found | given | previews_of(asked)
+
+
+def previews_of(asked: Drawing) -> dict[str, Any]:
+    """How many half-drawn pictures the job shows, as part of its request."""
     previews = asked.partial_images if asked.wait else ASYNC_PREVIEWS if asked.partial_images is None else None
-    return found | given | ({"previews": previews} if previews else {})
+    return {"previews": previews} if previews else {}
 
 
 def _check_guiding(given: Mapping[str, Any], flow: bool) -> None:
@@ -153,7 +160,7 @@ def drawing_options(asked: Drawing, passed: Sequence[str]) -> dict[str, Any]:
     if asked.upscale not in (None, 1):
         found["upscale"] = asked.upscale
     if asked.rerank is None and asked.quality in CANDIDATES:
-        found["rerank"] = CANDIDATES[asked.quality] * found["n"]
+        found["rerank"] = min(CANDIDATES[asked.quality] * found["n"], MOST_CANDIDATES)  # what a replay may ask for, too
     return found
 
 
@@ -210,6 +217,10 @@ def _as(png: bytes, wanted: Wanted) -> bytes:
     if wanted.format == "png":
         return png
     file, picture = io.BytesIO(), decode_image(png, keep_mode=wanted.format == "webp")
+    most = LONGEST_SIDES[wanted.format]
+    if max(picture.size) > most:
+        said = f"a picture of {picture.width}x{picture.height} is too large for {wanted.format}, which ends at {most:,}"
+        raise Problem(400, f"{said} pixels a side: ask for png", "unsupported_value", "output_format")
     picture.save(file, format=wanted.format.upper(), quality=wanted.compression)
     return file.getvalue()
 

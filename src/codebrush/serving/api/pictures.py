@@ -143,7 +143,7 @@ def _check_limits(manifest: Mapping[str, Any], settings: Settings) -> None:
             value = part.get(name)
             if isinstance(value, int | float) and value > most:
                 raise Problem(400, f"the manifest has {name} {value}: this server takes up to {most}", "invalid_value")
-        if isinstance(part.get("size"), str):
+        if isinstance(part.get("size"), str | int):
             width, height = parse_size(part["size"])
             if width * height > settings.max_pixels:
                 raise Problem(400, f"size {part['size']} has more than {settings.max_pixels:,} pixels", "invalid_value")

@@ -24,8 +24,8 @@ STATUS = {  # of an error's code; any other is the caller's, 400
     "server_stopping": 503,
     **dict.fromkeys(("internal_error", "not_deleted", "worker_died"), 500),
 }
-# Parts of the place of an error that name no parameter: where it was sent, and the branches of a union.
-_OUTSIDE = re.compile(r"(body|query|path|str|(list|function|constrained)\W.*)$")
+_SENT_IN = ("body", "query", "path")  # the first part of the place of an error, which names no parameter
+_BRANCH = re.compile(r"(list|function|constrained)\W.*$")  # a branch of a union, which names none either
 NOT_AGAIN = {"x-should-retry": "false"}  # what the official client obeys
 
 
@@ -102,7 +102,14 @@ def invalid_line(error: Mapping[str, Any]) -> str:
 
 def _place(error: Mapping[str, Any]) -> list[str]:
     """The parameter that one of pydantic's errors is about, and the place in it."""
-    return [str(part) for part in error["loc"] if not _OUTSIDE.match(str(part))]
+    place = [str(part) for part in error["loc"]]
+    place = place[1:] if place[:1] and place[0] in _SENT_IN else place
+    unknown = len(place) - 1 if error["type"] == "extra_forbidden" else -1  # whose name may be anything
+    return [
+        part
+        for number, part in enumerate(place)
+        if number == unknown or not (_BRANCH.match(part) or (number and part == "str"))
+    ]
 
 
 def _known(request: Request) -> list[str]:

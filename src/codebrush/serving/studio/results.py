@@ -85,10 +85,11 @@ class Results:
 
     async def follow(self, job: Job) -> AsyncIterator[Values]:
         """As `run`, of a job that there is."""
-        # Every update says the buttons' state: on a busy machine the page has missed that of a single one.
-        busy = {self.go: gr.Button(interactive=False), self.cancel: gr.Button(visible=True)}
+        # Every update says what runs and the buttons' state: another job of this place may end meanwhile, and on a busy
+        # machine the page has missed what a single update said.
+        busy = {self.running: job.id, self.go: gr.Button(interactive=False), self.cancel: gr.Button(visible=True)}
         yield {
-            self.running: job.id, self.chosen: None, self.status: views.progress(job), self.grid: "",
+            self.chosen: None, self.status: views.progress(job), self.grid: "",
             self.detail: gr.Column(visible=False), **busy,
         }  # fmt: skip
         engine = self.studio.context.engine

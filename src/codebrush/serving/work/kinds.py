@@ -95,7 +95,7 @@ def _guide(brush: Codebrush, job: Job, progress: Progress) -> dict[str, Any]:
         else:
             job.losses[:] = _losses(folder)
         done = step.steps * step.pictures.start + step.step * len(step.pictures)
-        if due(step.step, step.steps):
+        if due(done, step.steps * n):
             job.show([to_pil(image) for image in step.images()], done)
         progress(done, step.steps * n)
     warn_of_failure(brush.pack, run.request.prompt, run.results)
@@ -141,10 +141,14 @@ def _redraw(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[d
     (job,) = jobs
     request = dict(job.request)
     names, masked, _ = (request.pop(name) for name in ("pictures", "mask", "max_pixels"))
-    pictures = sent_pictures(job, names, copies=request["n"] or 1 if masked else 1)
+    copies = (request["n"] or 1) * (request.get("upscale") or 1) ** 2 if masked else 1  # others are of the pack's size
+    pictures = sent_pictures(job, names, copies=copies)
     task = {"edit": brush.edit, "vary": brush.vary, "translate": brush.translate}[job.kind]
     mask = {"mask": white_where_clear(sent_picture(job, "mask"))} if masked else {}
-    return [_kept(job, [*task(pictures, progress=progress, **mask, **request).results])]
+    count, shown = request.pop("previews", 0), itertools.count(1)
+    preview = Preview(count, lambda _, pictures: job.show(pictures, next(shown)))
+    options = {**mask, **request, **({"preview": preview} if count else {})}
+    return [_kept(job, [*task(pictures, progress=progress, **options).results])]
 
 
 def _interpolate(brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:

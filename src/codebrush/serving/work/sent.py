@@ -18,20 +18,26 @@ def sent_picture(job: Job, name: str, keep_mode: bool = True) -> Image.Image:
 
 
 def sent_pictures(job: Job, names: Sequence[str], keep_mode: bool = True, copies: int = 1) -> list[Image.Image]:
-    """Pictures in the job's folder, of each of which so many `copies` are made.
+    """Pictures in the job's folder, of each of which `copies` times as many pixels are made.
 
     Raises:
         ImageError: if one is none or too large, or they have too many pixels together: a file of few kilobytes may
-            state millions.
+            hold millions.
     """
-    most = TOGETHER * job.request["max_pixels"]
-    total = copies * sum(width * height for width, height in (size_of(_content(job, name)) for name in names))
+    _check_together(job, [size_of(_content(job, name)) for name in names], copies)
+    pictures: list[Image.Image] = []
+    for name in names:
+        pictures.append(sent_picture(job, name, keep_mode))
+        # counted again: the page of a file that is shown may be larger than the first one, whose size it states
+        _check_together(job, [picture.size for picture in pictures], copies)
+    return pictures
+
+
+def _check_together(job: Job, sizes: Sequence[tuple[int, int]], copies: int) -> None:
+    most, total = TOGETHER * job.request["max_pixels"], copies * sum(width * height for width, height in sizes)
     if total > most:
-        copied = f", each {copies} times," if copies > 1 else ""
-        raise ImageError(
-            f"the pictures{copied} have {total:,} pixels together, more than {most:,}: send fewer at a time"
-        )
-    return [sent_picture(job, name, keep_mode) for name in names]
+        made = "what is made of the pictures has" if copies > 1 else "the pictures have"
+        raise ImageError(f"{made} {total:,} pixels together, more than {most:,}: send fewer at a time")
 
 
 def called(job: Job, name: str) -> str:

@@ -20,6 +20,7 @@ from codebrush.serving.api.schemas.values import (
     whole,
 )
 
+MOST_MANIFEST = 1_000_000  # characters; those of pictures made here have some thousands
 MOST_PICTURES, MOST_CANDIDATES, MOST_STEPS, MOST_INPUTS, MOST_TEXTS = 10, 64, 2000, 2048, 16
 # Options of guidance that name files, which no request may reach, or that the request has in another form.
 _NOT_HERE = {"image_prompt", "target", "other_clip", "own_clip_weight", "mask", "mask_side", "palette", "init"}
@@ -179,6 +180,12 @@ class ReplayRequest(Returned):
                 value = json.loads(value)
             except RecursionError:
                 raise ValueError("it is no manifest") from None
+        try:
+            long = len(json.dumps(value)) > MOST_MANIFEST
+        except RecursionError:
+            raise ValueError("it is no manifest") from None
+        if long:
+            raise ValueError(f"it has more than {MOST_MANIFEST:,} characters")
         return {**value, "seed": whole(value["seed"])} if isinstance(value, dict) and "seed" in value else value
 
 

@@ -93,6 +93,8 @@ class Strict(BaseModel):
             raise ValueError("it must be a number, not true or false")
         if isinstance(value, int | float) and not isinstance(value, bool) and bool in kinds and not numbers:
             raise ValueError("it must be true or false, not a number")
+        if isinstance(value, str) and kinds <= {int, NoneType} and info.context == FROM_FORM and value.isdecimal():
+            return int(value)  # one of several numbers is compared as it is
         if isinstance(value, str) and kinds <= {int, float, bool, NoneType} and info.context != FROM_FORM:
             raise ValueError(f"it must be {'a number' if numbers else 'true or false'}, not a text")
         return value

@@ -277,6 +277,8 @@ class EditForm:
         files = {"picture_00": Path(given["source"]).read_bytes()}
         found: dict[str, Any] = {"pictures": ["picture_00"], "max_pixels": self.context.settings.max_input_pixels}
         task, pack, names = given["task"], given["model"], {"picture_00": Path(given["source"]).name}
+        if not self.context.engine.brush(pack).pack.has("upscaler"):
+            given["upscale"] = 1  # what another pack was asked for is not shown with this one
         if task == UPSCALE:
             return "upscale", pack, found | {"scale": given["scale"], "names": names}, files
         if task == INTERPOLATE:

@@ -272,7 +272,7 @@ def test_a_picture_too_large_for_a_format_is_a_400(server: tuple[str, Any], form
 
 
 def test_the_candidates_of_ten_pictures_can_be_replayed() -> None:
-    asked = GenerationRequest(prompt="a dog", n=10, quality="high")
+    asked = GenerationRequest.model_validate({"prompt": "a dog", "n": 10, "quality": "high"})
     assert drawing_options(asked, ())["rerank"] == MOST["rerank"]
     asked.n = 2
     assert drawing_options(asked, ())["rerank"] == 16

@@ -286,8 +286,8 @@ def test_what_cannot_be_done_is_said(form: EditForm, photo: str, tmp_path: Path,
 def test_an_enlargement_that_the_pack_cannot_make_is_not_asked_for(
     brush: Codebrush, photo: str, tmp_path: Path
 ) -> None:  # fmt: skip
-    members = {"transformer": micro_transformer(image_embedding=24, source_codes=True)}
-    plain = Codebrush.from_pretrained(write_micro_pack(tmp_path / "plain", **members), "cpu")
+    transformer = micro_transformer(image_embedding=24, source_codes=True)
+    plain = Codebrush.from_pretrained(write_micro_pack(tmp_path / "plain", transformer=transformer), "cpu")
     engine = Engine({"micro": lambda: brush, "plain": lambda: plain}, Store(tmp_path / "jobs"))
     with gr.Blocks(analytics_enabled=False):
         form = EditForm(Context(engine, Settings(packs=("micro", "plain"), data=tmp_path, max_input_pixels=500_000)))

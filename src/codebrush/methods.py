@@ -17,7 +17,7 @@ from codebrush.errors import ImageError, PackError, UsageError
 from codebrush.generation.editing.edit_options import refuse_code_filters
 from codebrush.generation.editing.editing import EDITS, Edit, prepare_edit
 from codebrush.generation.editing.translation import replay_translation
-from codebrush.generation.editing.upscaling import SCALES, not_replayed
+from codebrush.generation.editing.upscaling import DRAWN, ENLARGED, SCALES, not_replayed
 from codebrush.generation.guided.flow_guidance import (
     FlowGuidance,
     asked_guidance,
@@ -67,7 +67,7 @@ from codebrush.generation.scoring import Scorer
 from codebrush.generation.sources import Sources, named_as_before
 from codebrush.loaded_pack import LoadedPack
 from codebrush.pack.pack import Pack
-from codebrush.progress import Preview, Progress
+from codebrush.progress import Preview, Progress, parts
 from codebrush.text.prompts import parse_prompt
 
 # options of every method
@@ -388,6 +388,8 @@ def replayed(
     """The picture of a manifest again; see `Codebrush.replay`."""
     check_method(manifest)
     if read_upscalings(manifest, loaded.pack, SCALES):
-        return loaded.enlarger.replay(replayed(loaded, before_upscaling(manifest), sources, progress), manifest)
+        drawing, enlarging = parts(progress, (DRAWN, ENLARGED))
+        drawn = replayed(loaded, before_upscaling(manifest), sources, drawing)
+        return loaded.enlarger.replay(drawn, manifest, enlarging)
     result = REPLAYS[manifest["method"]](loaded, manifest, sources, progress)
     return replace(result, manifest=named_as_before(result.manifest, manifest)) if sources.given else result

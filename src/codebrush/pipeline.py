@@ -26,6 +26,7 @@ from codebrush.generation.editing.edit_options import edit_options, edit_painter
 from codebrush.generation.editing.editing import Edit, checked_edits, translation_defaults
 from codebrush.generation.editing.interpolation import Keyframe, frames_between, is_prompt
 from codebrush.generation.editing.translation import translate_picture, uses_translator
+from codebrush.generation.editing.upscaling import Enlarge, as_drawn, drawing_before, enlarged
 from codebrush.generation.guided.guided_request import GuidedRequest
 from codebrush.generation.guided.run.guided_run import GuidedRun
 from codebrush.generation.guided.run.run_folder import read_run
@@ -128,9 +129,10 @@ class Codebrush(PictureTasks):
         options = self._read_story(options, words)
         given = (cfg, temperature, top_k, top_p, min_p, retouch, rerank)
         sampling = {name: value for name, value in zip(SAMPLING, given, strict=True) if value is not None}
+        progress, rest = drawing_before(enlarge, progress)
         each = zip(prompts, seeds_of(seed, len(prompts)), shares(progress, len(prompts)), strict=True)
         calls = [Call(text, n, own, sampling, options, share) for text, own, share in each]
-        drawn = [Gallery(enlarge(results)) for results in self._advised(found, calls, progress, preview)]
+        drawn = enlarged(enlarge, [*self._advised(found, calls, progress, preview)], rest)
         return drawn[0] if isinstance(prompt, str) else Gallery(drawn)
 
     def _advised(
@@ -272,12 +274,9 @@ class Codebrush(PictureTasks):
         """
         if uses_translator(self.pack, by, {"n": n, "seed": seed, **sampling}):
             enlarge = self._enlarger_for(sampling.get("upscale"))
-
-            def translated(one: Picture) -> Gallery[Result]:
-                edit = Edit("translate", one, style=style)
-                return Gallery(enlarge([translate_picture(self.pack, self.clip, self.vqgan, edit)]))
-
-            made = _as_given(picture, [translated(one) for one in picture_list(picture)])
+            edits = [Edit("translate", one, style=style) for one in picture_list(picture)]
+            drawn = [[translate_picture(self.pack, self.clip, self.vqgan, each)] for each in edits]
+            made = _as_given(picture, enlarged(enlarge, drawn, sampling.get("progress")))
             self._warn_of_square(picture, "upscale enlarges it")
             return made
         method = edit_painter(self.pack, None if by is None else {"codes": "sample"}.get(by, by))
@@ -327,16 +326,16 @@ class Codebrush(PictureTasks):
     ) -> Gallery[Any]:
         """The results of `edit` of a picture, for the method `task`; of several a gallery with those of each."""
         given, painter = dict(sampling), edit_painter(self.pack, method)
-        progress, preview = given.pop("progress", None), given.pop("preview", None)
-        enlarge = self._enlarger_for(given.pop("upscale", None))
+        preview, enlarge = given.pop("preview", None), self._enlarger_for(given.pop("upscale", None))
+        progress, rest = drawing_before(enlarge, given.pop("progress", None))
         edits = checked_edits([edit(one) for one in picture_list(picture)], self.pack.image_size)
         guidance = edit_guidance(self.pack, painter, given.pop("clip_guidance", None))
         options = edit_options(self.pack, painter, given, n, seed, signature(task).parameters, self.weights)
         sampler = painter_sampler(self, painter)
         drawings = (edit_drawing(self, sampler, each, options, guidance) for each in edits)
         turns = enumerate(zip(drawings, shares(progress, len(edits)), strict=True))
-        best = (sampler.best(sampler.shown(drawing, preview, number), share) for number, (drawing, share) in turns)
-        return _as_given(picture, [Gallery(enlarge(results)) for results in best])
+        best = [sampler.best(sampler.shown(drawing, preview, number), share) for number, (drawing, share) in turns]
+        return _as_given(picture, enlarged(enlarge, best, rest))
 
     def resume(self, folder: str | Path) -> GuidedRun:
         """A guided run that was stopped; iterating it gives the same pixels as if it had not been.
@@ -380,9 +379,9 @@ class Codebrush(PictureTasks):
             return options
         return options | {"story": tuple(worded(self.pack, text, **words) for text in story)}
 
-    def _enlarger_for(self, scale: int | None) -> Callable[[Iterable[Result]], list[Result]]:
+    def _enlarger_for(self, scale: int | None) -> Enlarge:
         """A function that enlarges results; None and 1 leave them as they are."""
-        return list if scale is None or (scale == 1 and scale is not True) else self.enlarger.results(scale)
+        return as_drawn if scale is None or (scale == 1 and scale is not True) else self.enlarger.results(scale)
 
 
 def _prompts(given: str | Sequence[str], options: Mapping[str, Any]) -> Sequence[str]:

@@ -1,6 +1,6 @@
 """How a long task reports how far it is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +31,16 @@ def first_of(progress: Progress | None, some: int, count: int) -> Progress | Non
 
 def shares(progress: Progress | None, count: int) -> list[Progress | None]:
     """One progress for each of `count` tasks of equal size, one after the other, which together are the whole."""
-    return [None if progress is None else _share(progress, number, count) for number in range(count)]
+    return parts(progress, [1] * count)
 
 
-def _share(progress: Progress, number: int, count: int) -> Progress:
-    return lambda done, total: progress(number * total + done, count * total)
+def parts(progress: Progress | None, sizes: Sequence[int]) -> list[Progress | None]:
+    """One progress for each of the tasks of these relative sizes, one after the other, which together are the whole."""
+    return [
+        None if progress is None else _part(progress, sum(sizes[:number]), size, sum(sizes))
+        for number, size in enumerate(sizes)
+    ]
+
+
+def _part(progress: Progress, before: int, size: int, whole: int) -> Progress:
+    return lambda done, total: progress(before * total + size * done, whole * total)

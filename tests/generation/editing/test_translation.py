@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import PackError, UsageError
 from codebrush.models.translator import Translator, TranslatorConfig
 from codebrush.models.upscaler import Upscaler, UpscalerConfig
+from codebrush.progress import Progress
 from packs import micro_transformer, write_micro_pack
 
 
@@ -48,6 +50,31 @@ def test_a_picture_is_changed_to_each_style(brush: Codebrush, picture: Path) -> 
     assert [image.size for image in found] == [(32, 32)] * 2
     assert found[0].tobytes() != found[1].tobytes()
     assert brush.translate(picture, "noto", n=1, upscale=2)[0].image.size == (64, 64)
+
+
+@pytest.mark.parametrize("task", ["generate", "edit", "translate", "replay"])
+def test_what_is_stopped_while_it_enlarges_stops_there(brush: Codebrush, picture: Path, task: str) -> None:
+    asked: dict[str, Any] = {"n": 1, "rerank": 1, "upscale": 2}
+    replayed = brush.generate("a dog", **asked)[0].manifest if task == "replay" else {}
+    calls: dict[str, Callable[[Progress], Any]] = {
+        "generate": lambda progress: brush.generate("a dog", progress=progress, **asked),
+        "edit": lambda progress: brush.edit(picture, "a dog", progress=progress, **asked),
+        "translate": lambda progress: brush.translate(picture, "noto", upscale=2, progress=progress),
+        "replay": lambda progress: brush.replay(replayed, progress=progress),
+    }
+    at: list[float] = []
+    calls[task](lambda done, total: at.append(done / total))
+    assert at == sorted(at)
+    assert at[-1] == 1
+    drawn = [] if task == "translate" else [0.9]  # of the whole, by then
+    assert at[:-1][-1:] == drawn  # and then one tile
+
+    def stop(done: int, total: int) -> None:
+        if done == total:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        calls[task](stop)
 
 
 def test_it_is_replayed_unless_another_translator_is_there(brush: Codebrush, picture: Path, tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ blend: the picture is the one that the network would make in one piece, up to ro
 """
 
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +20,14 @@ from codebrush.data.decoding.images import MAX_PIXELS, WITH_PROFILE, read_manife
 from codebrush.errors import ImageError, UsageError
 from codebrush.generation.manifest import damage_reported, foreign_manifest, read_upscalings, upscaled_manifest
 from codebrush.generation.origin import torch_threads
-from codebrush.generation.result import Result
+from codebrush.generation.result import Gallery, Result
 from codebrush.models.upscaler import Upscaler, reduce
 from codebrush.pack.pack import Pack
-from codebrush.progress import Progress
+from codebrush.progress import Progress, parts, shares
 
 SCALES = (2, 4)
 TILE = 192  # pixels a side, before enlarging
+DRAWN, ENLARGED = 9, 1  # shares of the time: a drawing and its enlargement
 UNNAMED = "a picture that was sent"  # what the manifest calls one that came to a server without a name
 
 
@@ -144,27 +145,60 @@ def fill_transparent(picture: Image.Image) -> Image.Image:
     return colours
 
 
+class Enlarge(Protocol):
+    """A function that enlarges results."""
+
+    def __call__(self, results: Sequence[Result], progress: Progress | None = None) -> list[Result]: ...
+
+
+def as_drawn(results: Sequence[Result], progress: Progress | None = None) -> list[Result]:
+    """The results at the size that they were drawn at."""
+    return list(results)
+
+
+def drawing_before(enlarge: Enlarge, progress: Progress | None) -> tuple[Progress | None, Progress | None]:
+    """The progress of what is drawn before `enlarge`, and that of enlarging it."""
+    if enlarge is as_drawn:
+        return progress, None
+    drawing, enlarging = parts(progress, (DRAWN, ENLARGED))
+    return drawing, enlarging
+
+
+def enlarged(
+    enlarge: Enlarge, drawn: Sequence[Sequence[Result]], progress: Progress | None = None
+) -> list[Gallery[Result]]:
+    """What was drawn of each of several prompts or pictures, enlarged."""
+    turns = zip(drawn, shares(progress, len(drawn)), strict=True)
+    return [Gallery(enlarge(results, share)) for results, share in turns]
+
+
 class Enlarger:
     """Enlarges results with a pack's upscaler, `model`, and records it in their manifests."""
 
     def __init__(self, model: Upscaler, pack: Pack):
         self.model, self.pack = model, pack
 
-    def result(self, result: Result, scale: int) -> Result:
+    def result(self, result: Result, scale: int, progress: Progress | None = None) -> Result:
         """A result with its picture `scale` times as large; score, codes and latent stay those of the drawn one."""
-        image = upscale_picture(self.model, result.image, scale)
+        image = upscale_picture(self.model, result.image, scale, progress)
         return replace(result, image=image, manifest=upscaled_manifest(result.manifest, scale, image.size, self.pack))
 
-    def results(self, scale: int) -> Callable[[Iterable[Result]], list[Result]]:
+    def results(self, scale: int) -> Enlarge:
         """A function that enlarges several results. Raises UsageError if `scale` is not one of SCALES."""
         check_scale(scale)
-        return lambda results: [self.result(result, scale) for result in results]
 
-    def replay(self, result: Result, manifest: Mapping[str, Any]) -> Result:
+        def enlarge(results: Sequence[Result], progress: Progress | None = None) -> list[Result]:
+            turns = zip(results, shares(progress, len(results)), strict=True)
+            return [self.result(result, scale, share) for result, share in turns]
+
+        return enlarge
+
+    def replay(self, result: Result, manifest: Mapping[str, Any], progress: Progress | None = None) -> Result:
         """A result that was drawn again, enlarged as its `manifest` says, with as many threads."""
+        scales = read_upscalings(manifest, self.pack, SCALES)
         with torch_threads(manifest["threads"]):
-            for scale in read_upscalings(manifest, self.pack, SCALES):
-                result = self.result(result, scale)
+            for scale, share in zip(scales, shares(progress, len(scales)), strict=True):
+                result = self.result(result, scale, share)
         return result
 
 

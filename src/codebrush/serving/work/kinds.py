@@ -14,14 +14,14 @@ from codebrush.data.masks import white_where_clear
 from codebrush.errors import ImageError
 from codebrush.files import file_sha256
 from codebrush.generation.advice import warn_of_failure
-from codebrush.generation.editing.upscaling import file_manifest
+from codebrush.generation.editing.upscaling import as_drawn, drawing_before, file_manifest
 from codebrush.generation.guided.run.run_folder import LOSSES_FILE, RUN_FILE
 from codebrush.generation.manifest import interpolated_manifest
 from codebrush.generation.origin import origin
 from codebrush.generation.result import Result
 from codebrush.generation.videos import write_video
 from codebrush.pipeline import Codebrush
-from codebrush.progress import Preview, Progress, shares
+from codebrush.progress import Preview, Progress, shares, silent
 from codebrush.serving.job import Job
 from codebrush.serving.work.reading import embed, explain, read
 from codebrush.serving.work.sent import called, called_apart, sent_picture, sent_pictures
@@ -79,7 +79,8 @@ def _guide(brush: Codebrush, job: Job, progress: Progress) -> dict[str, Any]:
     """A guided run in the job's folder, from its file `start` if there is one; one that was stopped there goes on."""
     request, folder = dict(job.request), job.folder / "run"
     scale, count = request.pop("upscale", None), request.pop("previews", 0)
-    enlarge = brush.enlarger.results(scale) if scale else list  # refuses a pack without upscaler before the run
+    enlarge = brush.enlarger.results(scale) if scale else as_drawn  # refuses a pack without upscaler before the run
+    guiding, enlarging = drawing_before(enlarge, progress)
     due = Preview(count, lambda *_: None).due
     if (folder / RUN_FILE).exists():
         run = brush.resume(folder)
@@ -97,9 +98,9 @@ def _guide(brush: Codebrush, job: Job, progress: Progress) -> dict[str, Any]:
         done = step.steps * step.pictures.start + step.step * len(step.pictures)
         if due(done, step.steps * n):
             job.show([to_pil(image) for image in step.images()], done)
-        progress(done, step.steps * n)
+        (guiding or silent)(done, step.steps * n)
     warn_of_failure(brush.pack, run.request.prompt, run.results)
-    result = _kept(job, [_by_name(each, job) for each in enlarge(run.results)]) | {"losses": _losses(folder)}
+    result = _kept(job, [_by_name(each, job) for each in enlarge(run.results, enlarging)]) | {"losses": _losses(folder)}
     shutil.rmtree(folder, ignore_errors=True)  # the pictures say how they were made
     return result
 

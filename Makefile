@@ -103,7 +103,7 @@ $(DEMO): $(INSTALLED)
 $(STUDIO): $(INSTALLED)
 	@$(call make_venv)
 	@echo "Installing Codebrush and what its page needs into $(VENV) (the first time takes a few minutes) ..."
-	@$(INSTALL) ".[studio]"
+	@$(INSTALL) ".[studio,search]"
 	@$(CHECK)
 	@touch $(DEMO) $@
 

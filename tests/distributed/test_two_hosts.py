@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from two_hosts import Host, two_hosts
 
 from codebrush.data.synthetic.scene_folder import write_shapes
-from two_hosts import Host, two_hosts
 
 pytestmark = pytest.mark.slow
 PORT = 29511
@@ -107,4 +107,4 @@ def test_hosts_that_cannot_find_each_other_are_told_how(hosts: tuple[Host, Host]
     running[0].kill()
     for process in hosts[0].processes():
         os.kill(process, signal.SIGKILL)
-    assert "set GLOO_SOCKET_IFNAME on each host to the network interface" in (tmp_path / "said-1").read_text()
+    assert "set GLOO_SOCKET_IFNAME on each to the network interface" in (tmp_path / "said-1").read_text()

@@ -1,4 +1,4 @@
-"""Two network namespaces as two hosts with a cable between them: what runs in one reaches the other by its address alone."""
+"""Two network namespaces as two hosts with a cable between them."""
 
 import os
 import shutil

@@ -110,6 +110,14 @@ def test_a_failure_names_what_is_near(emoji: Pack, micro_pack: Path) -> None:
     assert line == "the picture is unlikely to show the prompt"
 
 
+def test_a_failure_of_what_was_trained_names_nothing_else(emoji: Pack) -> None:
+    (line,) = said(warn_of_failure, emoji, "a pizza", [result("unlikely")])
+    assert line == (
+        "the picture is unlikely to show the prompt, though the pack was trained on 'pizza': try another seed, more "
+        "pictures, or no style"
+    )
+
+
 def test_drawing_and_editing_say_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     members = {"scorer": micro_clip(), "transformer": micro_transformer(source_codes=True)}
     pack = write_micro_pack(tmp_path / "pack", **members, extras={"scores": {"likely": 9, "unlikely": 8}})

@@ -34,7 +34,7 @@ class Sources:
             ImageError: if it is missing or has changed.
         """
         for source in self.given:
-            if (found := _reading(source, entry["sha256"])) is not None:
+            if (found := _reading(source, entry["sha256"], what == "mask")) is not None:
                 return found
         if "file" in entry and self.named:
             return Path(self._unchanged(entry["file"], entry["sha256"], "the edit was made"))
@@ -65,17 +65,17 @@ class Sources:
         return ImageError(f"the {what}{known} that it was made from is not part of the manifest: give it as a source")
 
 
-def _reading(source: Picture, digest: str) -> Picture | None:
-    """`source`, or the picture in it, or the mask that its transparency is, whichever has this sha256; None if none."""
+def _reading(source: Picture, digest: str, mask: bool) -> Picture | None:
+    """`source`, or the picture in it, or for a `mask` what its transparency says, whichever has this sha256; None if
+    none."""
     if not isinstance(source, Image.Image) and _sha256(source) == digest:
         return source
     picture = decode_image(source, keep_mode=True)
-    if pixels_sha256(picture) == digest:
-        return picture
-    if opacity(picture) is None:
-        return None
-    mask = white_where_clear(picture)
-    return mask if pixels_sha256(mask) == digest else None
+    if mask and opacity(picture) is not None:  # first: over white, a black one with a clear part has the same pixels
+        clear = white_where_clear(picture)
+        if pixels_sha256(clear) == digest:
+            return clear
+    return picture if pixels_sha256(picture) == digest else None
 
 
 def pixels_sha256(picture: Image.Image) -> str:

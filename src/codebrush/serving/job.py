@@ -66,6 +66,7 @@ class Job:
     shown: list[list[bytes]] = field(default_factory=list)
     shown_step: int = 0
     losses: list[float] = field(default_factory=list)
+    timed_from: tuple[float, int] | None = None  # when the first of its steps was done, and which one that was
     cancelled: bool = False
     late: bool = False
     listeners: list[Callable[[], None]] = field(default_factory=list)
@@ -79,9 +80,11 @@ class Job:
     @property
     def seconds_left(self) -> float | None:
         """About how many seconds it will still take; None if that is not known."""
-        if self.state != "running" or self.started is None or not self.step:
+        if self.state != "running" or self.timed_from is None:
             return None
-        return round((time.time() - self.started) / self.step * (self.of - self.step), 1)
+        began, first = self.timed_from  # what comes before the first step, such as opening a pack, comes once
+        steps = self.step - first
+        return round((time.time() - began) / steps * (self.of - self.step), 1) if steps > 0 else None
 
     def changed(self) -> None:
         """Tell the listeners."""
@@ -103,6 +106,8 @@ class Job:
     def progress(self, step: int, of: int) -> None:
         """Say how far it is."""
         self.step, self.of = step, of
+        if self.timed_from is None:
+            self.timed_from = (time.time(), step)
         self.changed()
 
     def warn(self, text: str) -> None:
@@ -113,7 +118,7 @@ class Job:
 
     def begin_again(self) -> None:
         """Its work begins anew, or goes on from where it was last stored."""
-        self.started, self.step = time.time(), 0
+        self.started, self.step, self.timed_from = time.time(), 0, None
 
     def show(self, pictures: Sequence[Image.Image], step: int) -> None:
         """Show pictures as they are now. Of many times only the latest few are kept."""

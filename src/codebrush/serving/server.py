@@ -65,6 +65,8 @@ def _serve(settings: Settings, make_workers: Callable[[Library, str], Workers] |
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     log("serving", address=address, packs=list(engine.packs), libraries=list(library.roots))
+    if settings.page:
+        print(f"Studio is at {address}; Ctrl-C stops it.", flush=True)
     server = _Server(config, engine, address if settings.open_page else None)
     with _signals_for(server):
         server.run(sockets=[listener])
@@ -90,12 +92,22 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, engine: Engine, opened: str | None) -> None:
         super().__init__(config)
         self.engine, self.opened = engine, opened
+        self.grace = config.timeout_graceful_shutdown
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn."""
         await super().startup(sockets)
         if self.started and self.opened is not None:
             threading.Thread(target=webbrowser.open, args=(self.opened,), daemon=True).start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        log(
+            "stopping",
+            seconds=0 if self.force_exit else self.grace,
+            how="what runs is finished first; Ctrl-C again ends it",
+        )
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """See uvicorn, which would end the process by the signal after it has stopped in order."""

@@ -168,11 +168,20 @@ def test_a_drawing_is_made_again(client: Any, brush: Codebrush, tmp_path: Path) 
     assert entry["identical"] is False
 
 
+@pytest.mark.parametrize(
+    ("level", "opacity"), [(9, 100), (0, 0)]
+)  # over white a black one with a hole looks as it is read
 def test_an_edit_of_the_server_is_made_again(
-    client: Any, brush: Codebrush, picture: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    client: Any,
+    brush: Codebrush,
+    picture: Image.Image,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    level: int,
+    opacity: int,
 ) -> None:
-    clear = Image.new("RGBA", picture.size, (9, 9, 9, 255))
-    clear.paste((9, 9, 9, 100), (24, 0, 40, 30))
+    clear = Image.new("RGBA", picture.size, (level, level, level, 255))
+    clear.paste((level, level, level, opacity), (24, 0, 40, 30))
     source, mask = ("a.png", png(picture)), ("m.png", png(clear))
     asked = {"prompt": "a blue square", "seed": "5", "rerank": "1"}
     edited = client.post("/images/edits", data=asked, files={"image": source, "mask": mask}).json()["data"][0]

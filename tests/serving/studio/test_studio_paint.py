@@ -8,11 +8,16 @@ import pytest
 
 pytest.importorskip("gradio", reason='needs the extra "studio"')
 
+pytest.importorskip("playwright", reason="needs playwright")
+
 from PIL import Image
-from studio_browser import PHONE, choose, downloaded, drop, expect_value, fill, opened, paint, png
+from playwright.sync_api import expect
+from studio_browser import PHONE, SECONDS, choose, downloaded, drop, expect_value, fill, opened, paint, png
 
 from codebrush import Codebrush
 from codebrush.data.decoding.images import decode_image, read_manifest, save_png
+
+expect.set_options(timeout=1000 * SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +43,10 @@ def test_ctrl_enter_paints_what_the_command_line_would(page: Any, brush: Codebru
     file.write_bytes(downloaded(page))
     assert decode_image(file).size == (256, 256)
     assert len(read_manifest(file)["upscaled"]) == 1
+    page.get_by_role("button", name="Back to the pictures before").click()
+    page.locator(".cb-settings").get_by_text("128x128").wait_for()
+    file.write_bytes(downloaded(page))
+    assert decode_image(file).size == (128, 128)
 
 
 def test_a_guided_run_is_seen_and_cancelled_and_stands_in_the_queue(page: Any) -> None:
@@ -83,11 +92,14 @@ def test_a_dropped_picture_restores_what_it_was_made_with(page: Any, brush: Code
 
 
 def test_a_picture_of_others_is_said_and_offered(page: Any) -> None:
+    opened(page, "Sampling")
+    fill(page, cfg=2)
     drop(page, png(Image.new("RGB", (64, 48), "red")))
     page.get_by_text("does not say how it was made").wait_for()
     page.get_by_role("button", name="Use as start").first.click()
     page.locator(".takes-pictures img").first.wait_for(state="attached")
     expect_value(page.get_by_label("Method", exact=True), "guide")
+    expect(page.get_by_label("CFG", exact=True)).to_have_value("")  # it is for drawing, and would be refused
     drop(page, b"no picture at all")
     page.locator(".toast-body").get_by_text("not a picture").first.wait_for()
 

@@ -13,6 +13,7 @@ from playwright.sync_api import expect
 from studio_browser import SECONDS
 
 from codebrush import Codebrush
+from codebrush.serving.studio.understand.tab import labels_of
 
 expect.set_options(timeout=1000 * SECONDS)
 
@@ -23,6 +24,12 @@ def apple(tmp_path: Path) -> Path:
     drawn.paste("red", (30, 30, 98, 98))
     drawn.save(tmp_path / "apple.png")
     return tmp_path / "apple.png"
+
+
+def test_labels_of_one_line_may_have_commas_between_them() -> None:
+    assert labels_of(" an apple, a dog ,a car\n\n") == ["an apple", "a dog", "a car"]
+    assert labels_of("a dog, asleep\na dog, awake") == ["a dog, asleep", "a dog, awake"]
+    assert labels_of(" \n") == []
 
 
 def test_pictures_are_understood(page: Any, studio: tuple[str, Any], apple: Path) -> None:

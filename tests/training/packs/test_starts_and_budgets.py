@@ -74,6 +74,18 @@ def test_a_budget_too_short_for_the_vqgan_is_refused_with_one_that_is_not_and_le
     assert report["stages"]["vqgan"]["steps"] > 1
 
 
+def test_a_budget_in_which_nothing_would_be_trained_is_refused(
+    pack, shapes: Path, tmp_path: Path, clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch
+):
+    for stage in STAGES.values():
+        monkeypatch.setattr(type(stage), "share", 1e-6)
+        monkeypatch.setattr(type(stage), "required", False, raising=False)
+    given = request(shapes, tmp_path / "second", plans={}, budget=BUDGET / 2, start=pack[0], image_size=None)
+    with pytest.raises(UsageError, match=r"is too short: its .* alone, from micro, needs"):
+        train_pack(given, lambda text: None)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_stages_without_time_are_left_out_by_name_or_taken_from_the_start(
     pack, shapes: Path, tmp_path: Path, clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch
 ):

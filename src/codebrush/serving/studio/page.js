@@ -64,9 +64,10 @@
       paintTheme(theme);
     }
     const go = event.target.closest("button.cb-go");
-    if (go && innerWidth < 720) {  // where the results are below the form
+    if (go) {  // the results may be below the form, or above the part of it that is seen
       const status = [...document.querySelectorAll(".cb-status")].find((each) => each.offsetParent !== null);
-      status?.scrollIntoView({ behavior: "smooth", block: "start" });
+      const top = status?.getBoundingClientRect().top;
+      if (top < 0 || top > innerHeight - 200) status.scrollIntoView({ behavior: "smooth", block: "start" });
     }
     const picture = event.target.closest("[data-action=choose]");
     picture?.parentElement.querySelectorAll("[data-action=choose]").forEach((each) => {

@@ -125,7 +125,9 @@ class Studio:
         for name, tab in self.tabs.items():
             if tab.restore is not None and method in tab.methods:
                 values, lost = tab.restore(manifest, owner)
-                line = "This is how the picture was made." + "".join(f" {each}." for each in lost)
+                line = "This is how the picture was made. The form is filled in with it." + "".join(
+                    f" {each}." for each in lost
+                )
                 return {self.root: self.show(name), self.notice: note(line), **values}
         raise UsageError(f"the picture was made by the method '{method}', which this page has no tab for")
 

@@ -43,13 +43,17 @@ class Results:
         self.chosen = gr.State(None)  # id of a job and number of its picture
         self.cancel = gr.Button("Cancel", visible=False, elem_classes="cb-cancel")
         self.status = gr.HTML(elem_classes="cb-status", js_on_load=None)
+        self.before = gr.State(None)  # as `chosen`, of the pictures that were shown before the last job
+        self.back = gr.Button("Back to the pictures before", size="sm", visible=False, elem_classes="cb-narrow")
         self.grid = gr.HTML(elem_classes="cb-results", js_on_load=views.CLICKS)
         with gr.Column(visible=False, elem_classes="cb-detail") as self.detail:
             self.about = gr.HTML(js_on_load=None)
             with gr.Row(elem_classes="cb-actions") as self.actions:
                 self.again = gr.Button("Again with these", size="sm")
                 self.making = [gr.Button(label, size="sm") for label in MAKING]
-        self.outputs = [self.running, self.chosen, go, self.cancel, self.status, self.grid, self.detail, self.about]
+        shown = [self.chosen, self.status, self.grid, self.detail, self.about, self.before, self.back]
+        self.outputs = [self.running, go, self.cancel, *shown]
+        self.back.click(self._back, self.before, shown, show_progress="hidden")
         self.cancel.click(studio.cancel, self.running, None, show_progress="hidden")
         self.grid.click(self._choose, None, [self.chosen, self.detail, self.about], show_progress="hidden")
         for button, make in zip(self.making, MAKING.values(), strict=True):
@@ -68,39 +72,45 @@ class Results:
         """Let the button `go` begin the job that `submit` makes of the values of `fields`, for a caller."""
 
         async def begin(values: Values, request: gr.Request) -> AsyncIterator[Values]:
-            async for update in self.run(lambda: submit(values, owner_of(request))):
-                yield update
+            before = values.pop(self.chosen)
+            async for update in self.run(lambda: submit(values, owner_of(request)), before):
+                yield {self.studio.notice: "", **update}
 
-        self.go.click(begin, set(fields), self.outputs, show_progress="hidden")
+        self.go.click(begin, {self.chosen, *fields}, [self.studio.notice, *self.outputs], show_progress="hidden")
 
-    async def run(self, submit: Callable[[], Job]) -> AsyncIterator[Values]:
-        """The updates of `outputs` while a job is followed, from when it is submitted until it has ended."""
+    async def run(self, submit: Callable[[], Job], before: Any) -> AsyncIterator[Values]:
+        """The updates of `outputs` while a job is followed, from when it is submitted until it has ended; `before` is
+        what was chosen of the pictures that it takes the place of."""
         try:
             job = await run_in_threadpool(submit)
         except Exception as error:
             yield {self.status: views.failure(line_of(error, self.studio.context)), **self._rest()}
             return
-        async for values in self.follow(job):
+        async for values in self.follow(job, before):
             yield values
 
-    async def follow(self, job: Job) -> AsyncIterator[Values]:
+    async def follow(self, job: Job, before: Any) -> AsyncIterator[Values]:
         """As `run`, of a job that there is."""
         # Every update says what runs and the buttons' state: another job of this place may end meanwhile, and on a busy
         # machine the page has missed what a single update said.
         busy = {self.running: job.id, self.go: gr.Button(interactive=False), self.cancel: gr.Button(visible=True)}
         yield {
             self.chosen: None, self.status: views.progress(job), self.grid: "",
-            self.detail: gr.Column(visible=False), **busy,
+            self.detail: gr.Column(visible=False), self.back: gr.Button(visible=False), **busy,
         }  # fmt: skip
         engine = self.studio.context.engine
         try:
             async for _ in follow(engine, job):
                 yield {self.status: views.progress(job, engine.waiting), **busy}
         except Problem as problem:
-            ended = "Cancelled." if was_cancelled(problem) else problem.detail
-            yield {self.status: views.failure(ended) + views.half_drawn(job), **self._rest()}
+            ended = views.cancelled(job)
+            if not was_cancelled(problem):
+                ended = views.failure(problem.detail) + views.half_drawn(job)
+            shown = await run_in_threadpool(self._as_before, before, job.owner)
+            yield {**shown, self.status: ended, **self._rest()}
             return
-        yield {**await run_in_threadpool(self.open, job), **self._rest()}
+        back = {self.before: before, self.back: gr.Button(visible=before is not None)}
+        yield {**await run_in_threadpool(self.open, job), **back, **self._rest()}
 
     def open(self, job: Job) -> Values:
         """What is to be seen of a job that is done."""
@@ -108,6 +118,21 @@ class Results:
             self._about(job, 0) if job.result and job.result.get("images") else {self.detail: gr.Column(visible=False)}
         )
         return {self.status: views.finished(job), self.grid: views.gallery(job), **values}
+
+    def _as_before(self, before: Any, owner: str) -> Values:
+        """The pictures that were shown before, if they are still kept."""
+        try:
+            job, number, _ = self.picture(before, owner)
+        except Problem:
+            return {}
+        return {self.grid: views.gallery(job, number), **self._about(job, number)}
+
+    def _back(self, before: Any, request: gr.Request) -> Values:
+        owner = owner_of(request)
+        with told(self.studio.context):
+            job, _, _ = self.picture(before, owner)
+            rest = {self.before: None, self.back: gr.Button(visible=False)}
+            return {self.status: views.finished(job), **self._as_before(before, owner), **rest}
 
     def _rest(self) -> Values:
         return {self.running: None, self.go: gr.Button(interactive=True), self.cancel: gr.Button(visible=False)}
@@ -147,7 +172,7 @@ class Results:
                 found = {"pictures": ["picture_00"], "max_pixels": context.settings.max_input_pixels, **options()}
                 return context.engine.submit(kind, job.pack, found, owner, {"picture_00": content})
 
-            async for values in self.run(submit):
+            async for values in self.run(submit, chosen):
                 yield values
 
         return make

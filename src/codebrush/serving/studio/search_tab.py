@@ -8,13 +8,14 @@ from typing import Any
 import gradio as gr
 from starlette.concurrency import run_in_threadpool
 
+from codebrush.optional import installed_version
 from codebrush.serving.api.library import address_of, delete_index
 from codebrush.serving.api.problems import Problem
 from codebrush.serving.job import Job, png_bytes
 from codebrush.serving.jobs.engine import Engine
 from codebrush.serving.studio import views
 from codebrush.serving.studio.following import follow, was_cancelled
-from codebrush.serving.studio.library_parts import no_library, place_choices
+from codebrush.serving.studio.library_parts import first_choice, no_library, place_choices
 from codebrush.serving.studio.parts import TAKES_PICTURES, Studio, Tab, Values, line_of, note, owner_of, told
 from codebrush.serving.work.library import whole_picture
 
@@ -27,6 +28,12 @@ def build(studio: Studio) -> Tab:
     """The form beside the results; without a library, how to start the server with one."""
     if not studio.context.engine.library.roots:
         return no_library("search", "search")
+    if installed_version("lancedb") is None:
+        gr.Markdown(
+            'Search needs LanceDB: `pip install "codebrush[search]"` (`make serve` does that), and start the server '
+            "again.", elem_id="search-not-installed",
+        )  # fmt: skip
+        return Tab()
     with gr.Row(elem_classes="cb-columns"):
         with gr.Column(scale=2, min_width=320):
             form = _Form(studio)
@@ -42,13 +49,11 @@ class _Form:
     def __init__(self, studio: Studio) -> None:
         self.context = studio.context
         packs = list(studio.context.engine.packs)
-        choices = place_choices(studio.context)
-        self.place = gr.Dropdown(
-            choices, value=choices[0][1], label="Folder", elem_id="search-folder", allow_custom_value=True
-        )
+        choices, first = place_choices(studio.context), first_choice(studio.context)
+        self.place = gr.Dropdown(choices, value=first, label="Folder", elem_id="search-folder", allow_custom_value=True)
         self.pack = gr.Dropdown(packs, value=packs[0], label="Pack", visible=len(packs) > 1)
         self.running = gr.State(None)  # id of the job that indexes
-        self.state = gr.HTML(self.said(choices[0][1], packs[0]), elem_id="index-state", js_on_load=views.CLICKS)
+        self.state = gr.HTML(self.said(first, packs[0]), elem_id="index-state", js_on_load=views.CLICKS)
         with gr.Row():
             self.index = gr.Button("Index this folder", size="sm", elem_id="index-go")
             self.cancel = gr.Button("Cancel", size="sm", visible=False)

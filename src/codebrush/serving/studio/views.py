@@ -51,6 +51,11 @@ def failure(line: str) -> str:
     return f'<p class="cb-failure" role="alert">{escape(line)}</p>'
 
 
+def cancelled(job: Job) -> str:
+    """A line about a job that was cancelled, with what was drawn of it."""
+    return f'<p role="alert">Cancelled.</p>{half_drawn(job)}'
+
+
 def finished(job: Job) -> str:
     """A line about a job that is done, and its loss curve if it has one."""
     result = job.result or {}
@@ -147,7 +152,8 @@ def caption(image: Mapping[str, Any]) -> str:
 
 def _score(image: Mapping[str, Any]) -> str:
     score = image.get("scorer_score", image.get("clip_score"))
-    return "" if score is None else f"<span>{score:.2f}</span>"
+    by = "" if "scorer_score" in image else "CLIP "
+    return "" if score is None else f"<span>{by}{score:.2f}</span>"
 
 
 def picture_url(job: Job, number: int) -> str:
@@ -164,7 +170,7 @@ def download(job: Job, number: int) -> str:
 def settings(manifest: Mapping[str, Any]) -> str:
     """What a picture was made with, as a list."""
     rows = {"method": manifest.get("method"), "prompt": manifest.get("prompt"), "seed": manifest.get("seed")}
-    rows["picture"] = manifest.get("index")
+    rows["candidate"] = manifest.get("index")
     rows["size"] = "x".join(map(str, manifest.get("size", ())))
     rows |= {name: value for name, value in dict(manifest.get("options", {})).items() if value not in (None, "")}
     rows["upscaled"] = ", ".join(f"{step.get('scale')}x" for step in manifest.get("upscaled", []))

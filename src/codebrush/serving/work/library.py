@@ -22,6 +22,7 @@ from codebrush.search.database import Database, Embedder, create_database, open_
 from codebrush.search.finding import Found, Query, find
 from codebrush.search.indexing import check_read, index_pictures
 from codebrush.search.pictures import Candidate, open_pictures
+from codebrush.search.places import check_installed
 from codebrush.search.queries import Hit, search
 from codebrush.serving.job import Job, JobError
 from codebrush.serving.library import ABOUT, DATABASE, Library
@@ -110,6 +111,7 @@ def _known(folder: Path) -> dict[str, Any]:
 
 def open_index(library: Library, brush: Codebrush, place: str) -> tuple[str, Database]:
     """The id and the database of a place's index by the CLIP of a pack. Raises JobError if it was not indexed."""
+    check_installed()  # before it is said that there is no index, which could not be made
     embedder = embedder_of(brush)
     folder = library.index_folder(library.find(place), embedder.clip)
     if not (folder / ABOUT).is_file():

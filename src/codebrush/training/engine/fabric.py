@@ -93,7 +93,7 @@ def launch(config: LoopConfig) -> Fabric:
     except Exception as error:  # each strategy, accelerator and cluster raises its own exceptions
         if config.nodes > 1 and "gloo" in str(error).lower():
             raise TrainingError(
-                "the hosts of this training do not reach each other: set GLOO_SOCKET_IFNAME on each host to the network "
+                "the hosts of this training do not reach each other: set GLOO_SOCKET_IFNAME on each to the network "
                 f"interface that leads to the others, as `ip addr` lists it ({first_line(error)})"
             ) from error
         raise TrainingError(

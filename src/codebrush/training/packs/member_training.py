@@ -87,7 +87,7 @@ class MemberTraining:
         """Within a budget: time a step of each stage, leave out those without enough time, and say what the plan is.
 
         Raises:
-            UsageError: if the budget is too short for a stage that no pack can do without.
+            UsageError: if the budget is too short for a stage that no pack can do without, or for any.
         """
         if self.request.budget is None:
             return
@@ -104,6 +104,9 @@ class MemberTraining:
         if is_first():
             write_json(self.work / SECOND_FILE, self.favoured)
         coming = self._coming()
+        timed = [stage for stage in coming if stage.name in self.paces]
+        if timed and len(coming) == len(self.stages) and all(stage.name in self.left_out for stage in coming):
+            self._refuse(min(timed, key=lambda stage: self.paces[stage.name].needs), 0.0)  # nothing would be learned
         self.left_out = {name: self.left_out[name] for name in STAGES if name in self.left_out}  # in their order
         left = self._left()
         self.say(f"budget {spell_seconds(self.request.budget)}, {left:.0f} s of it for training:")

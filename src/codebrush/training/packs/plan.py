@@ -29,6 +29,11 @@ class Pace(NamedTuple):
         """How many times too few they are; 1 or less if they are enough."""
         return self.least / max(1, self.seen(seconds))
 
+    @property
+    def needs(self) -> float:
+        """The seconds that are enough."""
+        return self.seconds * self.least / self.batch_size
+
 
 def choose(
     candidates: Sequence[ModelSize], seconds: float, time_steps: Callable[[ModelSize], float]

@@ -1,5 +1,6 @@
 """The form of the tab Paint: its components by the names of the API's parameters, and the job that it asks for."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -9,6 +10,7 @@ import gradio as gr
 from codebrush.generation.guided.guide_options import INITS, GuideOptions
 from codebrush.generation.guided.option_help import help_of, shown_value, usual_value
 from codebrush.generation.guided.presets import PRESETS
+from codebrush.generation.options import SAMPLING
 from codebrush.generation.sampling.painters import usual_painter
 from codebrush.pack.members import PAINTERS
 from codebrush.pack.pack import Pack
@@ -44,6 +46,7 @@ NEEDS = {
     "retrieve": ("transformer",),
     "guide": ("clip", "vqgan"),
 }
+FLAG = re.compile(r"--([a-z][a-z-]*)")  # how the texts of the command line's help name another option
 METHOD_LABELS = {**{name: name for name in NEEDS}, "guide": "guide (VQGAN-CLIP)"}
 
 
@@ -144,8 +147,8 @@ class PaintForm:
         own["model"].input(self._pack_changed, asked, changed, show_progress="hidden")
         own["method"].input(self._of_method, [own["method"], self.touched], own["n"], show_progress="hidden")
         own["start"].change(
-            self._started, [own["start"], own["method"], self.touched], [own["method"], own["n"]],
-            show_progress="hidden",
+            self._started, [own["start"], own["method"], self.touched],
+            [own[name] for name in ("method", "n", *SAMPLING)], show_progress="hidden",
         )  # fmt: skip
 
     def _of_method(self, method: str, touched: bool) -> Any:
@@ -153,9 +156,13 @@ class PaintForm:
         return gr.skip() if touched else PICTURES.get(method, USUAL_PICTURES)
 
     def _started(self, path: str | None, method: str, touched: bool) -> list[Any]:
-        if not path or method == "guide":
-            return [gr.skip(), gr.skip()]
-        return ["guide", gr.skip() if touched else PICTURES["guide"]]
+        """A start picture is for guidance, and goes without the options of drawing."""
+        if not path:
+            return [gr.skip()] * (2 + len(SAMPLING))
+        cleared = [self.empty[name] for name in SAMPLING]
+        if method == "guide":
+            return [gr.skip(), gr.skip(), *cleared]
+        return ["guide", gr.skip() if touched else PICTURES["guide"], *cleared]
 
     def _pack_changed(self, name: str, *kept: Any) -> list[Any]:
         return list(self.pack_chosen(name, dict(zip(KEPT, kept, strict=True))).values())
@@ -199,6 +206,8 @@ class PaintForm:
         for name in ("include", "exclude", "extra", "noise_prompt", "story"):
             given[name] = [line.strip() for line in (given[name] or "").splitlines() if line.strip()]
         given = {name: value for name, value in given.items() if value not in (None, USUAL, [])}
+        if not str(given.get("prompt", "")).strip():
+            raise Problem(400, "the prompt is empty: describe what the picture should show")
         if start and given.get("method") != "guide":
             raise Problem(400, "a start picture is for the method guide: choose it, or take the picture away")
         if given.get("method") == "guide" and start:
@@ -267,7 +276,8 @@ def option_choices(option: Any, usual: str) -> list[tuple[str, Any]]:
 
 def _option(option: Any, pack: Pack) -> Any:
     """The component of an option of guidance, from the table that the command line's help is made of."""
-    kind, about, usual = option.metadata["kind"], help_of(option), usual_of(option, pack)
+    kind, usual = option.metadata["kind"], usual_of(option, pack)
+    about = FLAG.sub(lambda flag: label_of(flag[1].replace("-", "_")), help_of(option))
     if kind is bool or option.metadata.get("choices"):
         return gr.Dropdown(
             option_choices(option, usual), value=USUAL, label=label_of(option.name), info=about, min_width=140

@@ -104,7 +104,14 @@ def _asked(own: dict[str, Any], task: str) -> dict[str, Any]:
     with gr.Column(visible=task == ASK) as groups[ASK]:
         own["question"] = gr.Textbox(label="Question", placeholder="what colour is it?", elem_id="question")
     with gr.Column(visible=task == CLASSIFY) as groups[CLASSIFY]:
-        own["labels"] = gr.Textbox(LABELS, label="Labels", info="One a line.", lines=4, max_lines=20, elem_id="labels")
+        own["labels"] = gr.Textbox(
+            LABELS,
+            label="Labels",
+            info="One a line, or in one line with commas.",
+            lines=4,
+            max_lines=20,
+            elem_id="labels",
+        )
         own["none"] = gr.Checkbox(False, label='Also "none of these"')
     with gr.Column(visible=task == EXPLAIN) as groups[EXPLAIN]:
         own["text"] = gr.Textbox(
@@ -145,10 +152,15 @@ def _submit(studio: Studio, given: dict[str, Any], owner: str) -> Job:
         words = _words(given["question"], "a question")
         found["options"] = {"question": AskRequest(image=DATA_URL, question=words).question}
     else:
-        lines = [line.strip() for line in (given["labels"] or "").splitlines() if line.strip()]
-        asked = ClassifyRequest(image=DATA_URL, labels=lines, none=given["none"])
+        asked = ClassifyRequest(image=DATA_URL, labels=labels_of(given["labels"] or ""), none=given["none"])
         found["options"] = {"labels": asked.labels, "none": asked.none}
     return context.engine.submit(task, given["model"], found, owner, {"picture_00": content})
+
+
+def labels_of(text: str) -> list[str]:
+    """The labels of a text, one a line; of a single line those between commas, as on the command line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return [part.strip() for part in lines[0].split(",") if part.strip()] if len(lines) == 1 else lines
 
 
 def _words(text: str | None, what: str) -> str:

@@ -47,7 +47,8 @@ def _explanation(job: Job, entry: Mapping[str, Any]) -> str:
     poor = [name for name, better in entry["better_than_random"].items() if not better]
     lines = [f"{shown}."]
     if poor:
-        lines.append(f"By {' and '.join(poor)} this map is no better than a random one.")
+        how = " and ".join(poor)
+        lines.append(f"Do not rely on this map: measured by {how}, what it marks matters no more than any other part.")
     if entry["words_without_map"]:
         lines.append(f"Without a map, as they show nothing: {escape(', '.join(entry['words_without_map']))}.")
     if entry["seen"] < 1:

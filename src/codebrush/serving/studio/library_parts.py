@@ -12,12 +12,6 @@ def place_choices(context: Context) -> list[tuple[str, str]]:
     return [(f"{entry.place}{_held(entry)}", entry.place) for entry in context.engine.library.places()]
 
 
-def first_choice(context: Context) -> str:
-    """The place that is chosen at first: one that holds pictures itself, if there is one."""
-    places = context.engine.library.places()
-    return next((entry.place for entry in places if entry.pictures), places[0].place)
-
-
 def _held(entry: Entry) -> str:
     if not entry.pictures:
         return ""

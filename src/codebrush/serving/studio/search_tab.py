@@ -15,7 +15,7 @@ from codebrush.serving.job import Job, png_bytes
 from codebrush.serving.jobs.engine import Engine
 from codebrush.serving.studio import views
 from codebrush.serving.studio.following import follow, was_cancelled
-from codebrush.serving.studio.library_parts import first_choice, no_library, place_choices
+from codebrush.serving.studio.library_parts import no_library, place_choices
 from codebrush.serving.studio.parts import TAKES_PICTURES, Studio, Tab, Values, line_of, note, owner_of, told
 from codebrush.serving.work.library import whole_picture
 
@@ -49,11 +49,13 @@ class _Form:
     def __init__(self, studio: Studio) -> None:
         self.context = studio.context
         packs = list(studio.context.engine.packs)
-        choices, first = place_choices(studio.context), first_choice(studio.context)
-        self.place = gr.Dropdown(choices, value=first, label="Folder", elem_id="search-folder", allow_custom_value=True)
+        choices = place_choices(studio.context)
+        self.place = gr.Dropdown(
+            choices, value=choices[0][1], label="Folder", elem_id="search-folder", allow_custom_value=True
+        )
         self.pack = gr.Dropdown(packs, value=packs[0], label="Pack", visible=len(packs) > 1)
         self.running = gr.State(None)  # id of the job that indexes
-        self.state = gr.HTML(self.said(first, packs[0]), elem_id="index-state", js_on_load=views.CLICKS)
+        self.state = gr.HTML(self.said(choices[0][1], packs[0]), elem_id="index-state", js_on_load=views.CLICKS)
         with gr.Row():
             self.index = gr.Button("Index this folder", size="sm", elem_id="index-go")
             self.cancel = gr.Button("Cancel", size="sm", visible=False)

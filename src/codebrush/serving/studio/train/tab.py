@@ -14,7 +14,7 @@ from codebrush.serving.api.training import stopped_training, training_job
 from codebrush.serving.job import Job
 from codebrush.serving.studio import views
 from codebrush.serving.studio.following import follow, was_cancelled
-from codebrush.serving.studio.library_parts import first_choice, no_library, place_choices
+from codebrush.serving.studio.library_parts import no_library, place_choices
 from codebrush.serving.studio.parts import Studio, Tab, Values, line_of, note, owner_of, told
 from codebrush.serving.studio.train import views as shown
 from codebrush.training.packs.budget import spell_seconds
@@ -47,7 +47,7 @@ class _Form:
         self.context, engine = context, context.engine
         choices = place_choices(context)
         self.source = gr.Dropdown(
-            choices, value=first_choice(context), label="Captioned pictures", elem_id="train-source",
+            choices, value=choices[0][1], label="Captioned pictures", elem_id="train-source",
             allow_custom_value=True, info="A folder with a text file beside each picture, or with a table; or a table.",
         )  # fmt: skip
         self.captions = gr.Textbox(

@@ -50,13 +50,13 @@ def train(recipe: Path, *launch: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", *launch, *command]
 
 
-def start(hosts: tuple[Host, Host], recipe: Path, *more: str, named: bool = True) -> list[subprocess.Popen[str]]:
-    """The same command on both hosts; unless it is `named`, gloo has to guess their interface."""
+def start(hosts: tuple[Host, Host], recipe: Path, *more: str) -> list[subprocess.Popen[str]]:
+    """The same command on both hosts."""
     running = []
     for rank, host in enumerate(hosts):
         meeting = ("--master-addr", hosts[0].address, "--master-port", str(PORT))
         command = train(recipe, "--nnodes", "2", "--node-rank", str(rank), "--nproc-per-node", "1", *meeting)
-        environment = os.environ | ({"GLOO_SOCKET_IFNAME": host.interface} if named else {})
+        environment = os.environ | {"GLOO_SOCKET_IFNAME": host.interface}
         said = (recipe.parent / f"said-{rank}").open("w")
         running.append(subprocess.Popen([*host.within, *command, *more], env=environment, stdout=said, stderr=said))
     return running
@@ -73,7 +73,7 @@ def losses(run: Path) -> list[float]:
 def test_two_hosts_train_as_two_processes_of_one_do(hosts: tuple[Host, Host], recipe: Path, tmp_path: Path) -> None:
     assert ended(start(hosts, recipe)) == [0, 0]
     weights = (tmp_path / "hosts" / "model" / "model.safetensors").stat().st_size
-    assert min(host.received() for host in hosts) > 4 * weights  # gradients of eight steps
+    assert min(host.received() for host in hosts) > weights  # gradients of eight steps, the table of tokens is frozen
     alone = write_recipe(tmp_path, "alone", {"devices": 2, "nodes": 1})
     subprocess.run(train(alone, "--standalone", "--nproc-per-node", "2"), check=True, timeout=SECONDS)
     assert losses(tmp_path / "hosts") == losses(tmp_path / "alone")
@@ -99,12 +99,3 @@ def test_a_host_that_is_lost_ends_the_training_which_goes_on(
     assert "another process of this training can no longer be reached" in (tmp_path / "said-0").read_text()
     assert ended(start(hosts, recipe, "--resume")) == [0, 0]
     assert losses(tmp_path / "hosts") == losses(tmp_path / "unbroken")
-
-
-def test_hosts_that_cannot_find_each_other_are_told_how(hosts: tuple[Host, Host], recipe: Path, tmp_path: Path) -> None:
-    running = start(hosts, recipe, named=False)
-    assert running[1].wait(SECONDS) == 1
-    running[0].kill()
-    for process in hosts[0].processes():
-        os.kill(process, signal.SIGKILL)
-    assert "set GLOO_SOCKET_IFNAME on each to the network interface" in (tmp_path / "said-1").read_text()

@@ -100,7 +100,7 @@ def test_a_picture_of_others_is_said_and_offered(page: Any) -> None:
     page.get_by_role("button", name="Use as start").first.click()
     page.locator(".takes-pictures img").first.wait_for(state="attached")
     expect_value(page.get_by_label("Method", exact=True), "guide")
-    expect(page.get_by_label(re.compile(r"^\s*CFG\b")).first).to_have_value("")  # it is for drawing, and would be refused
+    expect(page.get_by_label(re.compile(r"^\s*CFG\b")).first).to_have_value("")  # guidance would refuse it
     drop(page, b"no picture at all")
     page.locator(".toast-body").get_by_text("not a picture").first.wait_for()
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from codebrush.cli.main import run as command
+from codebrush.errors import TrainingError
+from codebrush.training.engine import fabric
 from codebrush.training.engine.checkpoints import CHECKPOINT
 from codebrush.training.engine.fabric import is_first
+from codebrush.training.engine.loop_config import LoopConfig
 
 LOOP = {
     "batch_size": 4, "warmup": 2, "log_every": 2, "checkpoint_every": 3, "preview_every": 0, "threads": 1,
@@ -195,6 +199,18 @@ def test_processes_that_have_not_met_know_the_first(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert is_first() is first
+
+
+def test_hosts_that_do_not_reach_each_other_are_told_which_variable_helps(monkeypatch: pytest.MonkeyPatch):
+    def lost(**_: Any) -> None:
+        raise RuntimeError("Gloo connectFullMesh failed with timed out connecting: Connection refused")
+
+    monkeypatch.setattr(fabric, "Fabric", lost)
+    config = LoopConfig(steps=1, batch_size=2, nodes=2)
+    with pytest.raises(TrainingError, match="set GLOO_SOCKET_IFNAME on each to the network interface that leads"):
+        fabric.launch(config)
+    with pytest.raises(TrainingError, match=r"loop.devices 2 are not available here: Gloo connectFullMesh"):
+        fabric.launch(replace(config, nodes=1, devices=2))
 
 
 def test_training_starts_without_packages_that_it_does_not_use():

@@ -113,8 +113,7 @@ class Codebrush(PictureTasks):
         `cfg` is the scale of classifier-free guidance, 1 for none. `temperature` 0 takes the likeliest code; `top_k`,
         `top_p` and `min_p` are filters as in `codebrush.models.sampling.probabilities`; `retouch` is how often the
         least likely codes are drawn again, all others in view. None is the pack's default. `upscale` 2 or 4 enlarges
-        the pictures afterwards. `progress` counts codes or steps. The same arguments give the same pixels on the same
-        machine, versions and number of threads.
+        the pictures. The same arguments give the same pixels on the same machine, versions and number of threads.
 
         Raises:
             PromptError: if the prompt cannot be read.

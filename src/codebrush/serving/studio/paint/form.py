@@ -147,22 +147,24 @@ class PaintForm:
         own["model"].input(self._pack_changed, asked, changed, show_progress="hidden")
         own["method"].input(self._of_method, [own["method"], self.touched], own["n"], show_progress="hidden")
         own["start"].change(
-            self._started, [own["start"], own["method"], self.touched],
-            [own[name] for name in ("method", "n", *SAMPLING)], show_progress="hidden",
+            self._started, [own["start"], own["method"], self.touched], [own["method"], own["n"]],
+            show_progress="hidden",
         )  # fmt: skip
+        drawing = [own[name] for name in SAMPLING]
+        own["start"].change(self._without_drawing, own["start"], drawing, show_progress="hidden")
 
     def _of_method(self, method: str, touched: bool) -> Any:
         """How many pictures a method usually makes, unless the user said how many."""
         return gr.skip() if touched else PICTURES.get(method, USUAL_PICTURES)
 
     def _started(self, path: str | None, method: str, touched: bool) -> list[Any]:
-        """A start picture is for guidance, and goes without the options of drawing."""
-        if not path:
-            return [gr.skip()] * (2 + len(SAMPLING))
-        cleared = [self.empty[name] for name in SAMPLING]
-        if method == "guide":
-            return [gr.skip(), gr.skip(), *cleared]
-        return ["guide", gr.skip() if touched else PICTURES["guide"], *cleared]
+        if not path or method == "guide":
+            return [gr.skip(), gr.skip()]
+        return ["guide", gr.skip() if touched else PICTURES["guide"]]
+
+    def _without_drawing(self, path: str | None) -> list[Any]:
+        """Nothing is drawn before a start picture is guided: what is for drawing would be refused."""
+        return [self.empty[name] if path else gr.skip() for name in SAMPLING]
 
     def _pack_changed(self, name: str, *kept: Any) -> list[Any]:
         return list(self.pack_chosen(name, dict(zip(KEPT, kept, strict=True))).values())

@@ -134,8 +134,8 @@ def test_every_option_does_what_a_plain_computation_does(
     if str(base) not in bases:
         bases[str(base)] = guided(brush, **base)[0].results[0].image
     error, effect = (difference(run.results[0].image, each) for each in (to_pil(image), bases[str(base)]))
-    # Adam turns the rounding of small gradients into more, as much as the option itself moves the picture: 0.5 levels of 74
-    # and 0.3 of 37 on a processor with AMX, less on others. Of most options nothing differs.
+    # Adam turns the rounding of small gradients into more where an option moves the picture far: 0.5 levels of 74, and
+    # 0.3 of 37, on a processor with AMX, less on others. With most options nothing differs.
     assert error < effect / 50
     assert effect > 1
 

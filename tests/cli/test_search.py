@@ -324,12 +324,9 @@ def test_the_least_score(ask) -> None:
 def test_a_query_that_cannot_be_read_finds_captions_alone(
     micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for index, (caption, colour) in enumerate(
-        (("a red flower", "red"), ("一条龙 in the sky", "white"), ("a cat", "navy"))
-    ):
-        Image.new("RGB", (32, 32), colour).save(
-            tmp_path / f"{index}.png"
-        )  # scenes are all the same to an untrained CLIP
+    captions = {"a red flower": "red", "一条龙 in the sky": "white", "a cat": "navy"}
+    for index, (caption, colour) in enumerate(captions.items()):  # scenes are all the same to an untrained CLIP
+        Image.new("RGB", (32, 32), colour).save(tmp_path / f"{index}.png")
         (tmp_path / f"{index}.txt").write_text(caption)
     given = ["--db", str(tmp_path / "db"), "--pack", str(micro_pack)]
     assert run(["index", str(tmp_path), *given]) == 0

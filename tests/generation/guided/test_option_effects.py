@@ -35,7 +35,7 @@ EFFECTS: dict[str, list[dict[str, Any]]] = {
     "cutouts": [
         {"cutouts": 5}, {"crop_mean": 0.7}, {"crop_std": 0.0}, {"crop_min": 0.9}, {"crop_max": 0.8}, {"pad": 0.5},
         {"beyond": "zeros"}, {"flip": 0.0}, {"turn": 45.0}, {"shift": 0.4}, {"perspective": 0.5}, {"colour": 0.4},
-        {"noise": 0.4}, {"shared_affine": True}, {"antialias": False, "size": "128x128"},
+        {"noise": 0.4}, {"shared_affine": True, **SGD}, {"antialias": False, "size": "128x128"},
     ],
     "latent": [
         {"init": "sine"}, {"init": "fractal"}, {"init": "gradient"}, {"init": "sample"}, {"init": "FILE"},
@@ -43,7 +43,7 @@ EFFECTS: dict[str, list[dict[str, Any]]] = {
         {"clamp": False, "learning_rate": 1.0}, {"ema": 0.9}, {"seamless": True}, {"seamless": True, **QUANTISED},
     ],
     "optimiser": [
-        SGD, {"learning_rate": 0.5}, {"wd": 1.0}, {"schedule": "cosine"},
+        SGD, {"learning_rate": 0.2}, {"wd": 1.0}, {"schedule": "cosine"},
         {"schedule": "linear"}, {"warmup": 2},
     ],
     "penalties": [
@@ -59,8 +59,8 @@ EFFECTS: dict[str, list[dict[str, Any]]] = {
 BESIDE = {
     "beta": ("exclude",), "alpha": ("exclude",), "w1": ("extra",), "w2": ("extra",), "mask_side": ("mask",),
     "own_clip_weight": ("other_clip",), "code_temperature": ("latent",), "palette_weight": ("palette",),
-    "symmetry_weight": ("symmetry",), "antialias": ("size",),
-    "distance": tuple(SGD), "image_prompt": tuple(SGD),
+    "symmetry_weight": ("symmetry",),  "antialias": ("size",),
+    "distance": tuple(SGD), "image_prompt": tuple(SGD), "shared_affine": tuple(SGD),
 }  # fmt: skip
 ELSEWHERE = {  # options that change how a run goes and not what it draws, each with a test elsewhere
     "batch_size", "show_every", "patience", "min_delta", "precision", "max_memory", "micro_batch",
@@ -134,9 +134,8 @@ def test_every_option_does_what_a_plain_computation_does(
     if str(base) not in bases:
         bases[str(base)] = guided(brush, **base)[0].results[0].image
     error, effect = (difference(run.results[0].image, each) for each in (to_pil(image), bases[str(base)]))
-    # Adam turns the rounding of small gradients into more where an option moves the picture far: 0.5 levels of 74, and
-    # 0.3 of 37, on a processor with AMX, less on others. With most options nothing differs.
-    assert error < effect / 50
+    # At most 0.16 and at least 2.5 on three kinds of processor: Adam may turn the rounding of a small gradient into more.
+    assert error < 0.25
     assert effect > 1
 
 

@@ -5,9 +5,9 @@
 
 A painter is a run folder of a code transformer or a flow that was trained with the CLIP and the VQGAN of PACK. Each
 draws one picture for 100 labels of the train split and for those of the val split, as its kind draws by default. For
-each painter OUT gets every drawing and a sheet of 64; the table says the CPU
-seconds of a picture, and how often a judge finds the label among 100 and the nearest training picture has it. With
-`--drawn` nothing is drawn: what is in OUT is judged again.
+each painter OUT gets every drawing and a sheet of 64; the table says the CPU seconds of a picture, and how often a
+judge finds the label among 100 and the nearest training picture has it. With `--drawn` nothing is drawn: what is in OUT
+is judged again.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from drawing_figures import Known, found_by
-from judging import emoji, labels_of
+from drawing_figures import Known, drawn, found_by
+from judging import emoji, labels_of, some_of
 from PIL import Image
 
 from codebrush import Codebrush
@@ -53,10 +53,10 @@ def painter_pack(pack: str, run: Path, folder: Path) -> Codebrush:
     return Codebrush.from_pretrained(written.folder)
 
 
-def drawn(brush: Codebrush, labels: list[str], folder: Path) -> Drawn:
+def drawn_to(folder: Path, brush: Codebrush, labels: list[str]) -> Drawn:
     """One picture for each label, kept in `folder`."""
     began = time.process_time()
-    pictures = [brush.generate(label, n=1, seed=number, rerank=1)[0].image for number, label in enumerate(labels)]
+    pictures, _ = drawn(brush, labels, 1)
     seconds = (time.process_time() - began) / len(labels)
     for number, picture in enumerate(pictures):
         save_png(picture, folder / f"{number:03d}.png")
@@ -79,8 +79,7 @@ def main() -> None:
     parser.add_argument("--drawn", action="store_true", help="judge what was drawn before")
     given = parser.parse_args()
     train, val = (labels_of(emoji(given.parquet, split)) for split in ("train", "val"))
-    rng = np.random.default_rng(1)
-    seen = [train[place] for place in sorted(rng.choice(len(train), SEEN, replace=False))]
+    seen = some_of(train, SEEN)
     known, judges = Known(given.parquet), {judge: open_clip(judge) for judge in given.judge}
     header = [f"{judge}: {kind}" for judge in judges for kind in ("trained", "unseen")]
     print("| painter | CPU seconds a picture | nearest picture is right |", *(f"{each} |" for each in header))
@@ -92,7 +91,7 @@ def main() -> None:
         else:
             brush = painter_pack(given.pack, run, given.out / run.name / "pack")
             brush.generate(seen[0], n=1, rerank=1)  # loads the models before any time is taken
-            parts = [drawn(brush, labels, places[name]) for name, labels in zip(places, (seen, val), strict=True)]
+            parts = [drawn_to(places[name], brush, labels) for name, labels in zip(places, (seen, val), strict=True)]
         near = [known.nearest(picture) == label for picture, label in zip(parts[0].pictures, seen, strict=True)]
         cells = ["" if parts[0].seconds is None else f"{parts[0].seconds:.2f}", f"{np.mean(near):.0%}"]
         for judge in judges.values():

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from judging import emoji, labels_of
+from judging import emoji, labels_of, some_of
 from PIL import Image
 from style_classifier import ASKED, KINDS, load, predicted_styles
 
@@ -77,8 +77,7 @@ def drawing(
     """All figures, for `count` training labels, and the best pictures of all labels of the test split."""
     (clip, tokenizer), styles = open_clip(judge), load(style_classifier)
     train, test = (labels_of(emoji(parquet, split)) for split in ("train", "test"))
-    rng = np.random.default_rng(1)
-    prompts = [train[place] for place in sorted(rng.choice(len(train), count, replace=False))]
+    prompts = some_of(train, count)
     known = Known(parquet)
     single, seconds = drawn(brush, prompts, 1)
     best, longer = drawn(brush, prompts, RERANK)

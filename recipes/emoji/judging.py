@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -25,6 +26,11 @@ def emoji(parquet: str | Path, split: str | None = None, *where: str) -> Caption
 def labels_of(rows: CaptionedImages) -> list[str]:
     """The labels of some pictures, each once, sorted."""
     return sorted({rows.captions(row)[0] for row in range(len(rows))})
+
+
+def some_of(labels: list[str], count: int) -> list[str]:
+    """`count` of the labels, always the same ones, in their order."""
+    return [labels[place] for place in sorted(np.random.default_rng(1).choice(len(labels), count, replace=False))]
 
 
 def evaluated(pack: str | Path, parquet: str, split: str, *more: str) -> dict[str, Any]:

@@ -16,7 +16,6 @@ NEAR = 3  # labels that are named
 # Cosine of word vectors below which a label is not near: 95 % of 161 val concepts have one, and what they have below is
 # silly (jar: jellyfish, plunger: eject button).
 LEAST_NEAR = 0.45
-ARTICLE = re.compile(r"^(an?|the) ", re.IGNORECASE)  # labels have none
 ENDINGS = frozenset(("s", "es", "ed", "er", "ly", "y"))  # pieces of words that say something though they are short
 SHORT = 3  # letters of a piece that says something
 # Words without which hardly any sentence of German, French, Spanish, Italian, Dutch, Swedish or Portuguese goes, and
@@ -117,8 +116,8 @@ def warn_of_failure(pack: Pack, prompt: str, results: Sequence[Result]) -> None:
     """A warning if the pack's scorer finds none of the results likely to show the prompt, with what is near."""
     if not results or any(result.verdict != UNLIKELY for result in results):
         return
-    remedy, near = "", nearest_labels(pack, prompt)
-    if own := [label for label in near if label in (ARTICLE.sub("", part) for part in _asked(pack, prompt)[:1])]:
+    remedy, near, read = "", nearest_labels(pack, prompt), pack.tokenizer.ids  # which leaves out an article
+    if own := [label for label in near if read([label]) == read(_asked(pack, prompt)[:1])]:
         remedy = f", though the pack was trained on '{own[0]}': try another seed, more pictures, or no style"
     elif near:
         remedy = f"; the nearest that this pack was trained on: {', '.join(near)}"

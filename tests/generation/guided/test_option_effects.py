@@ -134,7 +134,7 @@ def test_every_option_does_what_a_plain_computation_does(
     if str(base) not in bases:
         bases[str(base)] = guided(brush, **base)[0].results[0].image
     error, effect = (difference(run.results[0].image, each) for each in (to_pil(image), bases[str(base)]))
-    # At most 0.16 and at least 2.5 on three kinds of processor: Adam may turn the rounding of a small gradient into more.
+    # At most 0.16 and at least 2.5 on three kinds of processor: Adam may turn rounding of a small gradient into more.
     assert error < 0.25
     assert effect > 1
 

@@ -330,13 +330,12 @@ class MemberTraining:
         """Raise UsageError, with a budget that is enough, for a stage that sees too few pictures in its `seconds`."""
         budget, pace = self.request.budget, self.paces[stage.name]
         assert budget is not None
-        least = math.ceil(pace.least / pace.batch_size) * pace.seconds
-        wanted = budget - self._left() + (self._left() if seconds else 1) * least / PLANNED / (seconds or 1)
+        wanted = budget - self._left() + (self._left() if seconds else 1) * pace.needs / PLANNED / (seconds or 1)
         is_large = not self.request.plans and self.materials.image_size > SMALL_SIDE
         smaller = f", or smaller pictures with --image-size {SMALL_SIDE}" if is_large else ""
         raise UsageError(
             f"--budget {spell_seconds(budget)} is too short: its {stage.member.label} alone, "
-            f"{self.start.origin(stage)}, needs {spell_seconds(least)} on this machine: give "
+            f"{self.start.origin(stage)}, needs {spell_seconds(pace.needs)} on this machine: give "
             f"--budget {spell_seconds(1.2 * wanted)} or more{smaller}"
         )
 

@@ -1,5 +1,6 @@
 """Chooses the size and the number of steps of a stage for a time budget, from a few timed steps on this machine."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -32,7 +33,7 @@ class Pace(NamedTuple):
     @property
     def needs(self) -> float:
         """The seconds that are enough."""
-        return self.seconds * self.least / self.batch_size
+        return self.seconds * math.ceil(self.least / self.batch_size)
 
 
 def choose(

@@ -30,7 +30,7 @@ from codebrush.training.tasks.psnr import psnr
 
 LEVELS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
 NOISIEST = 0.7
-BATCH, RATE, DRAWN = 8, 2e-4, 8
+BATCH, RATE, DRAWN, TRAINED = 8, 2e-4, 8, 1024
 
 
 def pictures_of(parquet: str, split: str, count: int, size: int) -> Tensor:
@@ -75,8 +75,9 @@ def tuned(vqgan: VQGAN, pictures: Tensor, minutes: float) -> VQGAN:
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = torch.optim.Adam(parameters, RATE)
-    ends, steps, deviation = time.monotonic() + 60 * minutes, 0, latents.std()
-    while time.monotonic() < ends:
+    begun, steps, deviation = time.monotonic(), 0, latents.std()
+    while (left := 1 - (time.monotonic() - begun) / (60 * minutes)) > 0:
+        optimizer.param_groups[0]["lr"] = RATE * left
         rows = torch.randint(len(latents), (BATCH,))
         level = torch.rand(BATCH, 1, 1, 1) * NOISIEST
         decoded = result.decode(unit(latents[rows] + level * deviation * torch.randn_like(latents[rows])))
@@ -118,7 +119,7 @@ def main() -> None:
         distances(brush.vqgan, given.flow, given.clip, labels_of(emoji(given.parquet, "val")), latents)
     table(brush.vqgan, pictures, latents)
     if given.minutes:
-        train = pictures_of(given.parquet, "train", 512, brush.pack.image_size)
+        train = pictures_of(given.parquet, "train", TRAINED, brush.pack.image_size)
         table(tuned(brush.vqgan, train, given.minutes), pictures, latents)
 
 

@@ -160,7 +160,7 @@ async def health(context: Served) -> JSONResponse:
     state = "stopping" if context.engine.stopping else "ok" if any(workers) else "starting"
     body = {
         "status": state, "version": __version__, "waiting": context.engine.waiting,
-        "workers": {"ready": sum(workers), "of": len(workers)},
+        "started": context.started, "workers": {"ready": sum(workers), "of": len(workers)},
     }  # fmt: skip
     return JSONResponse(body, 200 if state == "ok" else 503)
 

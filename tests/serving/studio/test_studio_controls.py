@@ -229,3 +229,26 @@ def test_a_text_is_pasted_where_a_text_is_typed_and_a_picture_elsewhere(stocked_
     assert not page.evaluate(PASTE, ["#prompt textarea", picture, ""])
     page.get_by_text("does not say how it was made").wait_for()
     assert not page.evaluate(PASTE, ["#tab-paint", picture, "a text beside it"])
+
+
+def test_a_server_that_is_gone_or_another_one_is_said(studio: tuple[str, Any], browser: Any) -> None:
+    page = browser.new_page()  # not of `visit`: Gradio logs what a reload breaks off as errors
+    page.goto(studio[0])
+    line = page.locator("#cb-server")
+    looked = "() => dispatchEvent(new Event('focus'))"
+    with page.expect_response("**/health") as told:
+        page.evaluate(looked)
+    health = told.value.json()
+    assert line.count() == 0
+    page.route("**/health", lambda route: route.fulfill(body="what another program says"))
+    page.evaluate(looked)
+    line.get_by_text("The server does not answer").wait_for()
+    page.unroute("**/health")
+    page.evaluate(looked)
+    line.wait_for(state="detached")
+    page.route("**/health", lambda route: route.fulfill(json={**health, "started": health["started"] + 1}))
+    page.evaluate(looked)
+    line.get_by_role("button", name="Reload").click()
+    page.locator("#prompt textarea").wait_for()
+    line.wait_for(state="detached")  # the page that was opened now knows that one
+    page.close()

@@ -52,7 +52,6 @@ def test_ctrl_enter_paints_what_the_command_line_would(page: Any, brush: Codebru
 
 def test_a_guided_run_is_seen_and_cancelled_and_stands_in_the_queue(page: Any) -> None:
     choose(page, "Method", "guide")
-    opened(page, "Sampling")
     fill(page, steps=300)
     opened(page, "Guidance")
     choose(page, "Init", "random")

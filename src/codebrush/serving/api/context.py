@@ -1,7 +1,8 @@
 """What every route needs of the server: its engine and settings, and the caller's jobs."""
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -32,6 +33,7 @@ class Context:
 
     engine: Engine
     settings: Settings
+    started: float = field(default_factory=time.time)
 
     async def submit(
         self, kind: str, pack: str, asked: dict[str, Any], request: Request, files: Mapping[str, bytes] | None = None

@@ -1,5 +1,5 @@
-// What the page does by itself: Ctrl+Enter, light and dark, which picture is chosen, and pictures that are dropped or
-// pasted anywhere, which go into the button "Open a picture".
+// What the page does by itself: Ctrl+Enter, light and dark, which picture is chosen, pictures that are dropped or pasted
+// anywhere, which go into the button "Open a picture", and a line when the server is gone or another one is there.
 (() => {
   const has = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
   const keeps = (target) => target instanceof Element && target.closest(".takes-pictures");
@@ -74,4 +74,41 @@
       each.setAttribute("aria-pressed", String(each === picture));
     });
   }, true);
+
+  const gone = "The server does not answer: it was stopped, or cannot be reached. What it has painted is kept.";
+  const another = "The server was started again: reload the page to go on. What was asked of it before stands in Queue.";
+  const LOOK_MILLISECONDS = 5000;
+  let started = null;
+  const say = (text) => {
+    const line = document.getElementById("cb-server");
+    if ((line?.firstChild.textContent ?? "") === text) return;
+    line?.remove();
+    if (!text) return;
+    const said = document.createElement("div");
+    said.id = "cb-server";
+    said.setAttribute("role", "alert");
+    said.append(document.createElement("span"));
+    said.firstChild.textContent = text;
+    if (text === another) {
+      const reload = document.createElement("button");
+      reload.textContent = "Reload";
+      reload.className = "cb-small";
+      reload.addEventListener("click", () => location.reload());
+      said.append(reload);
+    }
+    document.body.prepend(said);
+  };
+  const look = async () => {
+    if (document.hidden) return;
+    try {
+      const health = await (await fetch("/health", { cache: "no-store" })).json();
+      started ??= health.started;
+      say(health.started === started ? "" : another);
+    } catch {
+      say(gone);
+    }
+  };
+  addEventListener("load", look);
+  addEventListener("focus", look);
+  setInterval(look, LOOK_MILLISECONDS);
 })();

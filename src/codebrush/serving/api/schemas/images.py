@@ -350,6 +350,7 @@ class HealthReply(BaseModel):
     status: Literal["ok", "starting", "stopping"] = Field(description="`starting` while no worker is ready.")
     version: str
     waiting: int = Field(description="Jobs in the queue.")
+    started: float = Field(description="When the server was started, in Unix seconds.")
     workers: dict[Literal["ready", "of"], int] = Field(description="How many are ready for work, of how many.")
 
 

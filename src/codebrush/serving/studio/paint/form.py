@@ -11,7 +11,7 @@ from codebrush.generation.guided.guide_options import INITS, GuideOptions
 from codebrush.generation.guided.option_help import help_of, shown_value, usual_value
 from codebrush.generation.guided.presets import PRESETS
 from codebrush.generation.options import SAMPLING
-from codebrush.generation.sampling.painters import usual_painter
+from codebrush.generation.sampling.painters import is_masked, usual_painter
 from codebrush.pack.members import PAINTERS
 from codebrush.pack.pack import Pack
 from codebrush.serving.api.context import Context
@@ -88,6 +88,8 @@ class PaintForm:
             own["size"] = gr.Dropdown(
                 _sizes(self.pack), value="auto", label="Size", allow_custom_value=True, min_width=120
             )
+            own["steps"] = _number("steps", "", "usual")
+            own["steps"].visible = in_steps(self.pack, own["method"].value)
         seed_fields(own)
 
     def _sampling(self) -> None:
@@ -106,7 +108,6 @@ class PaintForm:
             for name, about in numbers.items():
                 own[name] = _number(name, about, usual[name])
             own["rerank"] = _number("rerank", "Pictures drawn, of which the best are kept.", "4 for each")
-            own["steps"] = _number("steps", "Of guidance, a flow, or a masked transformer.", "usual")
             own["upscale"] = upscale_field(shown["upscale"])
             flow_fields(own, pack.has("flow"))
             own["prior"] = choice_field("prior", "retrieve, flow: source of the image embedding.", priors_of(pack)[1:])
@@ -145,6 +146,8 @@ class PaintForm:
         changed = [own[name] for name in self.of_pack(self.pack)]
         asked = [own[name] for name in ("model", *KEPT)]
         own["model"].input(self._pack_changed, asked, changed, show_progress="hidden")
+        for name in ("method", "model"):
+            own[name].change(self._in_steps, [own["model"], own["method"]], own["steps"], show_progress="hidden")
         own["method"].input(self._of_method, [own["method"], self.touched], own["n"], show_progress="hidden")
         own["start"].change(
             self._started, [own["start"], own["method"], self.touched], [own["method"], own["n"]],
@@ -152,6 +155,12 @@ class PaintForm:
         )  # fmt: skip
         drawing = [own[name] for name in SAMPLING]
         own["start"].change(self._without_drawing, own["start"], drawing, show_progress="hidden")
+
+    def _in_steps(self, model: str, method: str) -> Any:
+        """The number of steps is seen where there are any, and forgotten where there are none."""
+        if in_steps(self.context.engine.brush(model).pack, method):
+            return gr.update(visible=True)
+        return gr.update(visible=False, value=self.empty["steps"])
 
     def _of_method(self, method: str, touched: bool) -> Any:
         """How many pictures a method usually makes, unless the user said how many."""
@@ -238,6 +247,11 @@ def has_of(pack: Pack) -> dict[str, bool]:
     }  # fmt: skip
 
 
+def in_steps(pack: Pack, method: str) -> bool:
+    """Whether a method makes its pictures in steps that can be counted."""
+    return method in ("guide", "flow") or is_masked(pack)
+
+
 def priors_of(pack: Pack) -> list[tuple[str, str]]:
     """The sources of an image embedding that a pack has, as choices."""
     members = {"retrieval": pack.has("bank"), "mlp": pack.has("prior"), "none": True}
@@ -265,7 +279,7 @@ def _sizes(pack: Pack) -> list[str]:
 
 def _number(name: str, about: str, usual: str) -> Any:
     """A number that may be left out. (A gr.Number makes 0 of nothing.)"""
-    return gr.Textbox(label=label_of(name), info=about, placeholder=usual or "none", max_lines=1, min_width=140)
+    return gr.Textbox(label=label_of(name), info=about or None, placeholder=usual or "none", max_lines=1, min_width=140)
 
 
 def option_choices(option: Any, usual: str) -> list[tuple[str, Any]]:

@@ -25,6 +25,7 @@ FROM_ROOT = {  # page of the site -> file of the repository
     "security.md": "SECURITY.md",
     "upgrading.md": "UPGRADING.md",
     "speed.md": "benchmarks/results.md",
+    "speed-amx.md": "benchmarks/results-amx.md",
 }
 HOW_TO = (
     "tutorials/first-picture", "tutorials/own-pack", "tutorials/vqgan-clip", "tutorials/published-weights",

@@ -14,9 +14,11 @@ from PIL import Image
 
 from codebrush import Codebrush
 from codebrush.data.decoding.images import read_manifest
+from codebrush.pack.pack import open_pack
+from codebrush.pack.writing import PackMembers, write_pack
 from codebrush.serving.api.context import Context
 from codebrush.serving.settings import Settings
-from codebrush.serving.studio.edit.form import EditForm
+from codebrush.serving.studio.edit.form import EditForm, tasks_of
 from codebrush.serving.studio.edit.restoring import restored_form
 from engine_helpers import ended, make_engine, pixels
 from packs import micro_flow, micro_transformer, write_micro_pack
@@ -70,3 +72,10 @@ def test_each_painter_has_its_options(
     back = {each: value.get("value") if isinstance(value, dict) else value for each, value in back.items()}
     kind, pack, found, files = form.job(back)
     assert pixels(ended(form.context.engine.submit(kind, pack, found, OWNER, files))) == pixels(job)
+
+
+def test_a_pack_without_a_painter_is_offered_what_it_can_do(brush: Codebrush, tmp_path: Path) -> None:
+    members = PackMembers({"clip": brush.clip, "vqgan": brush.vqgan}, {"clip": brush.tokenizer})
+    write_pack(tmp_path / "plain", members, name="plain", version="1", licence="none", provenance={})
+    assert [task for _, task in tasks_of(open_pack(tmp_path / "plain"))] == ["interpolate"]
+    assert {"mask", "extend", "redraw", "vary"} <= {task for _, task in tasks_of(brush.pack)}

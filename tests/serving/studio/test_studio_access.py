@@ -1,6 +1,7 @@
 """Who sees the page, and what a request to it cannot do; without a browser."""
 
 import json
+import os
 import time
 import urllib.error
 import urllib.parse
@@ -15,11 +16,15 @@ pytest.importorskip("gradio", reason='needs the extra "studio"')
 
 import gradio as gr
 from gradio.route_utils import delete_files_created_by_app
+from gradio.utils import get_upload_folder
+from PIL import Image
 from server_thread import running
+from studio_browser import png
 
 from codebrush import Codebrush
 from codebrush.serving.sign_in import SECONDS, cookie_for, key_of_cookie
 from codebrush.serving.studio.page import TOUCH_SECONDS, UPLOAD_SECONDS, touch
+from codebrush.serving.studio.parts import cached
 
 KEYS = ("first-key", "second-key")
 
@@ -133,20 +138,39 @@ def test_what_is_not_of_the_page_is_answered_by_the_api(paged: tuple[str, Any]) 
     assert "default-src 'self'" in call(url)[2]["content-security-policy"]
 
 
-def test_an_event_opens_no_file_but_an_upload(paged: tuple[str, Any], tmp_path: Path) -> None:
-    url = paged[0]
+def opening(url: str) -> tuple[int, list[None]]:
+    """The event that opens a picture, by its number, and what it takes beside that."""
     config = json.loads(call(f"{url}/config")[1])
     button = next(each["id"] for each in config["components"] if each["props"].get("elem_id") == "open-picture")
     index = next(each["id"] for each in config["dependencies"] if [button, "upload"] in each["targets"])
-    (tmp_path / "secret.png").write_bytes(b"a secret")
-    states = [None] * (len(config["dependencies"][index]["inputs"]) - 1)
-    for path in ("http://192.0.2.1/a.png", "https:evil", "file:///etc/passwd"):
+    return index, [None] * (len(config["dependencies"][index]["inputs"]) - 1)
+
+
+def test_an_event_opens_no_file_but_an_upload(paged: tuple[str, Any], tmp_path: Path) -> None:
+    url = paged[0]
+    index, states = opening(url)
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "secret.png")  # on this machine, but not uploaded
+    secret = str(tmp_path / "secret.png")
+    uploads = get_upload_folder()
+    around = f"{uploads}/../{os.path.relpath(secret, Path(uploads).parent)}"
+    for path in ("http://192.0.2.1/a.png", "https:evil", "file:///etc/passwd", secret, around, os.path.relpath(secret)):
         about = {"path": path, "meta": {"_type": "gradio.FileData"}}
         assert "not a request of the page" in join(url, [about, *states], index)
+        assert "not a request of the page" in join(url, [{"one": [about]}, *states], index)
+    sent = {"path": cached(png(Image.new("RGB", (8, 8), "red"))), "meta": {"_type": "gradio.FileData"}}
+    assert "does not say how it was made" in join(url, [sent, *states], index)
+
+
+def test_gradio_too_refuses_files_that_were_not_uploaded(
+    paged: tuple[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codebrush.serving.studio.gate._names_other_file", lambda value: False)
+    index, states = opening(paged[0])
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "secret.png")
     about = {"path": str(tmp_path / "secret.png"), "meta": {"_type": "gradio.FileData"}}
-    told = join(url, [about, *states], index)
+    told = join(paged[0], [about, *states], index)
     assert '"success":false' in told.replace(" ", "")
-    assert "a secret" not in told
+    assert "does not say how it was made" not in told
 
 
 def test_uploads_stay_while_they_stand_in_a_form(paged: tuple[str, Any], tmp_path: Path) -> None:

@@ -101,7 +101,9 @@ def test_a_picture_of_others_is_said_and_offered(page: Any) -> None:
     expect_value(page.get_by_label("Method", exact=True), "guide")
     expect(page.get_by_label(re.compile(r"^\s*CFG\b")).first).to_have_value("")  # guidance would refuse it
     drop(page, b"no picture at all")
-    page.locator(".toast-body").get_by_text("not a picture").first.wait_for()
+    page.locator("#notice").get_by_text("not a picture").wait_for()
+    drop(page, b"words", name="words.txt", type="text/plain")
+    page.locator(".cb-told").get_by_text("This is no picture").wait_for()
 
 
 def test_windows_do_not_see_each_other(page: Any, studio: tuple[str, Any], visit: Callable[..., Any]) -> None:

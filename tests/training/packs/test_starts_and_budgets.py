@@ -61,7 +61,8 @@ def test_a_budget_too_short_for_the_vqgan_is_refused_with_one_that_is_not_and_le
 ):
     given = request(shapes, tmp_path / "second", plans={}, budget=9.0, start=pack[0], image_size=None)
     with pytest.raises(
-        UsageError, match=r"--budget 9s is too short: its VQGAN alone, from micro, needs \d+s"
+        UsageError,
+        match=r"--budget 9s is too short: \d s .*, of the rest \d s are for its VQGAN, from micro, which needs \d+s",
     ) as caught:
         train_pack(given, lambda text: None)
     assert list(tmp_path.iterdir()) == []
@@ -81,9 +82,23 @@ def test_a_budget_in_which_nothing_would_be_trained_is_refused(
     monkeypatch.setattr(member_training, "KNOWN_SHARE", 0.0)
     monkeypatch.setattr(member_training.Pace, "seen", lambda self, seconds: 0)  # and the others have no time
     given = request(shapes, tmp_path / "second", plans={}, budget=BUDGET / 2, start=pack[0], image_size=None)
-    with pytest.raises(UsageError, match=r"is too short: its .* alone, from micro, needs"):
+    with pytest.raises(UsageError, match=r"is too short: .* of the rest 0 s are for its .*, from micro, which needs"):
         train_pack(given, lambda text: None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_painter_of_the_start_goes_before_its_clip_where_time_is_short(
+    pack, shapes: Path, tmp_path: Path, clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(type(STAGES["clip"]), "share", 2.0)
+    monkeypatch.setattr(member_training, "KNOWN", 0.1)  # the VQGAN is good enough
+    monkeypatch.setattr(member_training, "KNOWN_SHARE", 0.0)
+    given = request(shapes, tmp_path / "second", plans={}, budget=BUDGET / 2, start=pack[0], image_size=None)
+    report = train_pack(given, lambda text: None, draw_preview)
+    assert report["left_out"]["clip"] == "its time goes to the code transformer, which reads it"
+    assert "transformer" in report["stages"]
+    assert report["draws"]
+    assert report["kept"] == {"clip": "micro", "vqgan": "micro"}
 
 
 def test_stages_without_time_are_left_out_by_name_or_taken_from_the_start(

@@ -8,7 +8,8 @@ import gradio as gr
 
 from codebrush.data.decoding.images import decode_image, read_manifest
 from codebrush.errors import ImageError
-from codebrush.serving.studio.parts import Studio, Values, note, owner_of, told
+from codebrush.serving.studio import views
+from codebrush.serving.studio.parts import Studio, Values, line_of, note, owner_of, told
 
 FOREIGN = "This picture does not say how it was made: Codebrush did not make it, or it was saved without that."
 
@@ -43,13 +44,15 @@ def wire(drop: Drop, studio: Studio) -> None:
     takers = studio.takers()
 
     def opened(path: str, request: gr.Request) -> Values:
-        content = Path(path).read_bytes()
-        with told(studio.context):
+        nothing = {drop.offers: gr.Row(visible=False), drop.foreign: None}
+        try:
             if not says_how(path):
-                decode_image(content, max_pixels=studio.context.settings.max_input_pixels)  # refuses what is none
+                most = studio.context.settings.max_input_pixels
+                decode_image(Path(path).read_bytes(), max_pixels=most)  # refuses what is none
                 return {drop.notice: note(FOREIGN), drop.offers: gr.Row(visible=bool(takers)), drop.foreign: path}
-            values = studio.restore(read_manifest(path), owner_of(request))
-            return {**values, drop.offers: gr.Row(visible=False), drop.foreign: None}
+            return {**studio.restore(read_manifest(path), owner_of(request)), **nothing}
+        except Exception as error:  # which as an error of the event would mark all the fields that are restored
+            return {drop.notice: views.failure(line_of(error, studio.context)), **nothing}
 
     drop.file.upload(
         opened,

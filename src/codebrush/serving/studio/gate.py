@@ -6,11 +6,13 @@ the server fetch something from another host. Replies say that the page loads no
 
 import asyncio
 import json
+import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from gradio.utils import get_upload_folder
 from starlette.datastructures import MutableHeaders
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,9 +26,10 @@ READ = re.compile(
 )
 SEND = re.compile(rf"{API}(queue/join|upload|cancel|reset)/?")
 HEARTBEAT = f"{API}heartbeat/"
+DATA = f"{API}queue/data"
 JOIN = f"{API}queue/join"
-ELSEWHERE = re.compile(r"\s*\w+:", re.ASCII)  # how a path begins that is none, but an address
 LOOK_SECONDS = 0.3  # between two looks whether the server stops
+DATA_SECONDS = 3.0  # in which pages are told so, before their events are broken off
 POLICY = (  # Gradio's own scripts are written into the page, and compile templates
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; media-src 'self' blob:; worker-src 'self' blob:; "
@@ -48,7 +51,8 @@ class PageMount(Mount):
 
 
 class Gate:
-    """Calls Gradio's `app`, and ends its endless replies when `stopping()`."""
+    """Calls Gradio's `app`, and ends its replies that may never end when `stopping()`: one that a browser holds open
+    would hold up the server's end."""
 
     def __init__(self, app: ASGIApp, stopping: Callable[[], bool]) -> None:
         self.app, self.stopping = app, stopping
@@ -64,25 +68,29 @@ class Gate:
 
         path = scope["path"].rstrip("/")
         if path == JOIN:
-            receive = await _without_addresses(receive)
+            receive = await _with_uploads_alone(receive)
         if path.startswith(HEARTBEAT):
-            await self._until_stopping(self.app(scope, receive, answer))
+            await self._until_stopping(self.app(scope, receive, answer), 0)
+        elif path == DATA:
+            await self._until_stopping(self.app(scope, receive, answer), DATA_SECONDS)
         else:
             await self.app(scope, receive, answer)
 
-    async def _until_stopping(self, reply: Any) -> None:
+    async def _until_stopping(self, reply: Any, grace: float) -> None:
         task = asyncio.ensure_future(reply)
         try:
             while not task.done() and not self.stopping():
                 await asyncio.wait({task}, timeout=LOOK_SECONDS)
+            await asyncio.wait({task}, timeout=grace)
         finally:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
 
 
-async def _without_addresses(receive: Receive) -> Receive:
-    """Receives the same body again. Raises Problem if it names a file by an address, which Gradio would fetch."""
+async def _with_uploads_alone(receive: Receive) -> Receive:
+    """Receives the same body again. Raises Problem if it names a file that was not uploaded: of an app that is mounted
+    Gradio would read any, and fetch one that is named by an address."""
     body, more = b"", True
     while more:
         message = await receive()
@@ -91,7 +99,7 @@ async def _without_addresses(receive: Receive) -> Receive:
         asked = json.loads(body)
     except (ValueError, RecursionError):
         asked = None
-    if not isinstance(asked, dict) or _names_address(asked):
+    if not isinstance(asked, dict) or _names_other_file(asked):
         raise Problem(400, "this is not a request of the page", "invalid_value")
     sent = False
 
@@ -105,13 +113,13 @@ async def _without_addresses(receive: Receive) -> Receive:
     return again
 
 
-def _names_address(value: Any) -> bool:
-    waiting = [value]
+def _names_other_file(value: Any) -> bool:
+    waiting, folder = [value], os.path.join(os.path.abspath(get_upload_folder()), "")
     while waiting:
         each = waiting.pop()
         if isinstance(each, dict):
             path = each.get("path")
-            if isinstance(path, str) and ELSEWHERE.match(path):
+            if isinstance(path, str) and not os.path.abspath(path).startswith(folder):
                 return True
             waiting += each.values()
         elif isinstance(each, list):

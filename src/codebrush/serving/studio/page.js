@@ -13,10 +13,26 @@
     }).observe(document.documentElement, { attributes: true, subtree: true, attributeFilter: ["class"], childList: true });
   }
 
+  const SAID_MILLISECONDS = 6000;
+  const tell = (text) => {
+    document.querySelector(".cb-told")?.remove();
+    const line = document.createElement("div");
+    line.className = "cb-told";
+    line.setAttribute("role", "status");
+    line.textContent = text;
+    document.body.append(line);
+    setTimeout(() => line.remove(), SAID_MILLISECONDS);
+  };
+
   const open = (files) => {
-    const picture = [...files].find((file) => file.type.startsWith("image/"));
+    const pictures = [...files].filter((file) => file.type.startsWith("image/"));
+    const [picture] = pictures;
     const input = document.querySelector("#header input[type=file]");
-    if (!picture || !input) return false;
+    if (!picture || !input) {
+      tell("This is no picture: drop a PNG, a JPEG or another picture.");
+      return false;
+    }
+    if (pictures.length > 1) tell(`One picture is opened at a time: ${picture.name}.`);
     const list = new DataTransfer();
     list.items.add(picture);
     input.files = list.files;

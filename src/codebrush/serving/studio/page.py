@@ -58,6 +58,7 @@ def mount(app: FastAPI, context: Context) -> None:
             theme=theme(), css=(HERE / "page.css").read_text(),
             head=HEAD.format(script=(HERE / "page.js").read_text()),
         )  # fmt: skip
+    page.has_launched = True  # else Gradio does not check which files events may name
     mounted = app.router.routes.pop()
     gate = Gate(mounted.app, lambda: context.engine.stopping)  # pyright: ignore[reportAttributeAccessIssue]
     app.router.routes.append(PageMount("/", gate, name="page"))
@@ -105,5 +106,6 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700", button_primary_background_fill_hover_dark="*primary_600",
         body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500",
-        input_placeholder_color="*neutral_500", link_text_color="*primary_700", link_text_color_dark="*primary_300",
+        input_placeholder_color="*neutral_500", input_placeholder_color_dark="*neutral_300",
+        link_text_color="*primary_700", link_text_color_dark="*primary_300",
     )  # fmt: skip

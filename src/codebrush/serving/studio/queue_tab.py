@@ -79,14 +79,14 @@ def _line(job: Job) -> str:
     why = f'<span class="cb-failure">{escape(job.error["message"])}</span>' if job.error else ""
     return (
         f'<li class="cb-job cb-{job.state}">{_thumb(job)}<div><strong>{escape(about)}</strong>'
-        f"<span>{state}, {views.ago(job.created)}</span>{bar}{why}</div>{buttons}</li>"
+        f"<span>{state}, {views.ago(job.finished or job.created)}</span>{bar}{why}</div>{buttons}</li>"
     )
 
 
 def _about(job: Job) -> str:
     kind = views.KINDS.get(job.kind, job.kind.capitalize())
-    prompt = str(job.request.get("prompt") or "")
-    return f"{kind}: {prompt}" if prompt else kind
+    named = next(filter(None, (job.request.get(name) for name in ("prompt", "name", "text", "folder"))), "")
+    return f"{kind}: {named}" if named else kind
 
 
 def _thumb(job: Job) -> str:

@@ -1,5 +1,6 @@
 """The tab Search: a folder of a library is indexed, and its pictures are found by words, by a picture, or by both."""
 
+import time
 from collections.abc import AsyncIterator, Callable
 from html import escape
 from pathlib import Path
@@ -89,7 +90,8 @@ class _Form:
         ]
         if not known:
             return note("Not indexed yet: that is done once, and again when pictures have changed.")
-        about = f"{place}: {known[0]['pictures']:,} pictures indexed, {views.ago(known[0]['finished'])}."
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(known[0]["finished"]))
+        about = f"{place}: {known[0]['pictures']:,} pictures indexed, at {when}."
         sure = f"Delete the index of {place}? The pictures stay; to search them they must be indexed again."
         button = (
             f'<button type="button" class="cb-small" data-action="delete" data-index="{known[0]["id"]}" '
@@ -216,7 +218,7 @@ def _wire(studio: Studio, form: _Form, found: _Found) -> None:
             yield {form.state: views.failure(line), **rest}
             return
         said = await run_in_threadpool(form.said, place, pack)
-        yield {form.state: said + _report(job.result or {}), **rest}
+        yield {form.state: said + _report(job.result or {}), found.status: "", **rest}
 
     def delete(place: str, pack: str, event: gr.EventData) -> str:
         with told(studio.context):
@@ -225,7 +227,7 @@ def _wire(studio: Studio, form: _Form, found: _Found) -> None:
 
     shown = [form.state, form.index, form.cancel, form.running]
     form.go.click(search, set(form.fields), found.outputs, show_progress="hidden")
-    form.index.click(index, [form.place, form.pack], shown, show_progress="hidden")
+    form.index.click(index, [form.place, form.pack], [*shown, found.status], show_progress="hidden")
     form.cancel.click(studio.cancel, form.running, None, show_progress="hidden")
     form.state.click(delete, [form.place, form.pack], form.state, show_progress="hidden")
     for list_ in (form.place, form.pack):

@@ -173,6 +173,10 @@ def settings(manifest: Mapping[str, Any]) -> str:
     rows["candidate"] = manifest.get("index")
     rows["size"] = "x".join(map(str, manifest.get("size", ())))
     rows |= {name: value for name, value in dict(manifest.get("options", {})).items() if value not in (None, "")}
+    numbers = {
+        name: value for name, value in dict(manifest.get("edit") or {}).items() if isinstance(value, int | float)
+    }
+    rows |= numbers  # such as the strength
     rows["upscaled"] = ", ".join(f"{step.get('scale')}x" for step in manifest.get("upscaled", []))
     rows["pack"] = dict(manifest.get("pack", {})).get("name")
     shown = {name: value for name, value in rows.items() if value not in (None, "")}
@@ -194,6 +198,9 @@ def seconds(count: float) -> str:
     """A time as people say it."""
     if count < 90:
         return f"{max(1, round(count))} s"
+    if count < 600:
+        minutes, rest = divmod(round(count), 60)
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     return f"{round(count / 60)} min" if count < 5400 else f"{count / 3600:.1f} h"
 
 

@@ -29,6 +29,7 @@ from codebrush.serving.job import CANCELLING, Job, JobError, Stopped
 from codebrush.serving.library import Library
 from codebrush.serving.log import log
 from codebrush.serving.threads import environment_with_threads, training_threads
+from codebrush.serving.wording import with_fields
 from codebrush.serving.work.kinds import TRAIN, Kind
 from codebrush.serving.work.library import open_rows
 from codebrush.serving.work.training_report import PREVIEWS, Places, kept_previews, last_lines, preview_files
@@ -118,8 +119,10 @@ class Trainer:
         return kept_previews(job.folder) | self.places.sheets(job.request["name"])
 
     def plain(self, text: str) -> str:
-        """A line without the paths of this machine."""
-        return self.library.without_paths(text.replace(f"{self.places.folder}{os.sep}", ""))  # else packs/NAME
+        """A line without the paths of this machine and the flags of the command line."""
+        return with_fields(
+            self.library.without_paths(text.replace(f"{self.places.folder}{os.sep}", ""))
+        )  # else packs/NAME
 
     def finish(self, name: str) -> None:
         """Let requests use a pack that was trained."""
@@ -165,7 +168,8 @@ def _train(trainer: Trainer, brush: Codebrush, jobs: Sequence[Job], progress: Pr
     report: dict[str, Any] = {}
     with suppress(OSError, ValueError):  # of a server that was killed just then
         report = json.loads((job.folder / REPORT).read_text(encoding="utf-8"))
-    return [{"pack": name, "verdict": report.get("verdict", []), "stages": report.get("stages", {})}]
+    verdict = [trainer.plain(line) for line in report.get("verdict", [])]
+    return [{"pack": name, "verdict": verdict, "stages": report.get("stages", {})}]
 
 
 def _arguments(trainer: Trainer, brush: Codebrush, job: Job, work: Path) -> list[str]:

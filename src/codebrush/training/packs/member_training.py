@@ -29,7 +29,7 @@ from codebrush.training.packs.budget import (
 )
 from codebrush.training.packs.clock import Clock
 from codebrush.training.packs.places import SECOND_FILE
-from codebrush.training.packs.plan import PLANNED, TIMED_STEPS, TIMING_SHARE, WARM_STEPS, Pace, choose, loop_of
+from codebrush.training.packs.plan import TIMED_STEPS, TIMING_SHARE, WARM_STEPS, Pace, choose, loop_of, too_short
 from codebrush.training.packs.request import PackRequest
 from codebrush.training.packs.start import Start
 from codebrush.training.packs.timing import affordable, measure_step
@@ -93,6 +93,7 @@ class MemberTraining:
             return
         coming = self._coming()
         may_come = [STAGES[name] for name in self.unfavoured if not (name in self.favoured or self._is_past(name))]
+        self.say("a few steps of each stage are timed on this machine, to plan by")
         kept, self.materials = self.materials, self._stand_ins([*coming, *may_come])
         try:
             self._leave_out_some(coming)
@@ -108,13 +109,11 @@ class MemberTraining:
         if timed and len(coming) == len(self.stages) and all(stage.name in self.left_out for stage in coming):
             self._refuse(min(timed, key=lambda stage: self.paces[stage.name].needs), 0.0)  # nothing would be learned
         self.left_out = {name: self.left_out[name] for name in STAGES if name in self.left_out}  # in their order
-        left = self._left()
-        self.say(f"budget {spell_seconds(self.request.budget)}, {left:.0f} s of it for training:")
-        for stage, seconds in zip(coming, split(left, self._claims(coming)), strict=True):
-            if stage.name in self.left_out:
-                self.say(f"  {stage.name:<12}{self._instead(stage)}")
-            else:
-                self.say(f"  {stage.name:<12}about {seconds:.0f} s, {self.start.origin(stage)}")
+        self.say(f"budget {spell_seconds(self.request.budget)}, {self._left():.0f} s of it for training:")
+        shares = self._shares(coming)
+        for stage in coming:
+            told = f"about {shares[stage.name]:.0f} s, {self.start.origin(stage)}"
+            self.say(f"  {stage.name:<12}{self._instead(stage) if stage.name in self.left_out else told}")
         self.clock.charge()
 
     def run(self, stage: Stage) -> dict[str, Any] | None:
@@ -227,8 +226,6 @@ class MemberTraining:
             write_json(self.work / LEFT_OUT_FILE, self.left_out)
         self.clock.charge()
 
-    # The budget.
-
     def _left(self) -> float:
         assert self.request.budget is not None
         return seconds_left(self.request.budget, self.clock.spent())
@@ -240,6 +237,11 @@ class MemberTraining:
 
     def _claims(self, stages: Sequence[Stage]) -> list[Claim]:
         return [Claim(stage.share, self.needs.get(stage.name, 0.0), stage.name in self.left_out) for stage in stages]
+
+    def _shares(self, stages: Sequence[Stage]) -> dict[str, float]:
+        """The seconds of each stage, of those that are left."""
+        seconds = split(self._left(), self._claims(stages))
+        return dict(zip((stage.name for stage in stages), seconds, strict=True))
 
     def _stand_ins(self, coming: Sequence[Stage]) -> Materials:
         """The materials with networks like those that the earlier stages will make, to time the `coming` ones with."""
@@ -271,7 +273,7 @@ class MemberTraining:
             elif stage.served_first and self.paces[stage.name].lack(self._left()) > 1:
                 self._refuse(stage, self._left())
         while True:
-            shares = dict(zip((stage.name for stage in coming), split(self._left(), self._claims(coming)), strict=True))
+            shares = self._shares(coming)
             timed = [stage for stage in coming if stage.name in self.paces and stage.name not in self.left_out]
             lacks = {stage: self.paces[stage.name].lack(shares[stage.name]) for stage in timed}
             short = [stage for stage in timed if lacks[stage] > 1]
@@ -286,11 +288,24 @@ class MemberTraining:
             if not may_go:
                 self._refuse(served or short[0], shares[(served or short[0]).name])
             worst = max(may_go, key=lambda stage: (stage.optional, lacks[stage]))
+            if self._spare_clip_for(worst, coming):
+                continue
             if worst in short:
                 self._note_short(worst, shares[worst.name], self.paces[worst.name].seen(shares[worst.name]))
             else:
                 assert served is not None
                 self.left_out[worst.name] = f"its {shares[worst.name]:.0f} s are needed for the {served.member.label}"
+
+    def _spare_clip_for(self, painter: Stage, coming: Sequence[Stage]) -> bool:
+        """Leave the start's CLIP as it is, if with the time for that a painter of the start has enough."""
+        clip = STAGES["clip"]
+        settled = clip not in coming or clip.name in self.left_out or has_begun(self.work / clip.name)
+        if settled or not self.start.paints_with_its_clip(painter):
+            return False
+        self.left_out[clip.name] = f"its time goes to the {painter.member.label}, which reads it"
+        is_enough = self.paces[painter.name].lack(self._shares(coming)[painter.name]) <= 1
+        (self.paces if is_enough else self.left_out).pop(clip.name)  # so that it is not reconsidered
+        return is_enough
 
     def _coming(self) -> list[Stage]:
         return [stage for stage in self.stages if not is_done(self.work / stage.name)]
@@ -304,8 +319,7 @@ class MemberTraining:
         self.unfavoured.remove(stage.name)
         self._time(stage)
         coming = self._coming()
-        shares = zip(coming, split(self._left(), self._claims(coming)), strict=True)
-        timed = [(self.paces[each.name], seconds) for each, seconds in shares if each.name in self.paces]
+        timed = [(self.paces[name], seconds) for name, seconds in self._shares(coming).items() if name in self.paces]
         if stage.name in self.left_out or any(pace.lack(seconds) > 1 for pace, seconds in timed):
             self.unfavoured.append(stage.name)
             self.left_out.pop(stage.name, None)
@@ -328,16 +342,11 @@ class MemberTraining:
 
     def _refuse(self, stage: Stage, seconds: float) -> NoReturn:
         """Raise UsageError, with a budget that is enough, for a stage that sees too few pictures in its `seconds`."""
-        budget, pace = self.request.budget, self.paces[stage.name]
-        assert budget is not None
-        wanted = budget - self._left() + (self._left() if seconds else 1) * pace.needs / PLANNED / (seconds or 1)
+        assert self.request.budget is not None
         is_large = not self.request.plans and self.materials.image_size > SMALL_SIDE
+        what = f"{stage.member.label}, {self.start.origin(stage)},"
         smaller = f", or smaller pictures with --image-size {SMALL_SIDE}" if is_large else ""
-        raise UsageError(
-            f"--budget {spell_seconds(budget)} is too short: its {stage.member.label} alone, "
-            f"{self.start.origin(stage)}, needs {spell_seconds(pace.needs)} on this machine: give "
-            f"--budget {spell_seconds(1.2 * wanted)} or more{smaller}"
-        )
+        raise UsageError(too_short(self.request.budget, self._left(), self.paces[stage.name], seconds, what) + smaller)
 
     def _note_short(self, stage: Stage, seconds: float, seen: int) -> None:
         least = self.paces[stage.name].least

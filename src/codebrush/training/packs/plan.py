@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from codebrush.training.engine.loop_config import LoopConfig
+from codebrush.training.packs.budget import spell_seconds
 from codebrush.training.packs.request import PackRequest
 from codebrush.training.stage import ModelSize
 
@@ -59,6 +60,17 @@ def choose(
             break
     assert best is not None
     return best
+
+
+def too_short(budget: float, left: float, pace: Pace, seconds: float, what: str) -> str:
+    """A line that refuses a `budget` in which `what` has too little time in the `seconds` that are its share of what is
+    `left`, with one that is enough."""
+    wanted = budget - left + (left if seconds else 1) * pace.needs / PLANNED / (seconds or 1)
+    return (
+        f"--budget {spell_seconds(budget)} is too short: {budget - left:.0f} s of it go to reading pictures, timing "
+        f"steps and writing the pack, of the rest {seconds:.0f} s are for its {what} which needs "
+        f"{spell_seconds(pace.needs)} on this machine: give --budget {spell_seconds(1.2 * wanted)} or more"
+    )
 
 
 def loop_of(request: PackRequest, steps: int, batch_size: int, held_out: int, previews: bool) -> LoopConfig:

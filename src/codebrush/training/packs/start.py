@@ -9,7 +9,7 @@ from codebrush.conversion.tokenizers import tokenizer_of
 from codebrush.errors import TrainingError
 from codebrush.models.pretrained import PretrainedModel, read_config
 from codebrush.models.vqgan import VQGAN, VQGANConfig
-from codebrush.pack.members import MEMBERS
+from codebrush.pack.members import MEMBERS, PAINTERS
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned
 from codebrush.training.member_folder import pack_at
@@ -142,6 +142,11 @@ class Start:
         if fits:
             self.kept.add(stage.name)
         return fits
+
+    def paints_with_its_clip(self, painter: Stage) -> bool:
+        """Whether a painter of the pack is begun from and reads a CLIP that is there, too. It knows that one alone:
+        beside a trained CLIP it is of no use until it is trained as well."""
+        return painter.name in PAINTERS.values() and {"clip", painter.name}.issubset(self.fits)
 
     def lost(self, stages: Collection[str], left_out: Collection[str]) -> list[str]:
         """What the new pack will not have of this one, as labels: members that none of the `stages` trains or takes

@@ -77,7 +77,9 @@ class EditForm:
         self.pack = context.engine.brush(context.settings.packs[0]).pack
         own = self.fields
         own["source"] = _picture("Picture", "edit-source")
-        own["task"] = gr.Radio(tasks_of(self.pack), value=MASK, label="What to do", elem_id="edit-task")
+        own["task"] = gr.Radio(
+            tasks_of(self.pack), value=first_of(tasks_of(self.pack)), label="What to do", elem_id="edit-task"
+        )
         self.groups: dict[str, Any] = {}
         self._mask()
         self._words()
@@ -165,7 +167,9 @@ class EditForm:
         own = self.fields
         asked = [own[name] for name in ("task", "by", "model", "method")]
         for name in ("task", "by", "method"):
-            own[name].change(self._visible, asked, list(self.groups.values()), show_progress="hidden")
+            # Without preprocessing: a value that was sent before its list changed would be an error of Gradio's.
+            groups = list(self.groups.values())
+            own[name].change(self._visible, asked, groups, show_progress="hidden", preprocess=False)
         of_picture = [self.painter.canvas, own["mask_file"], own["mask_reads"], self.mask_of, own["painted"]]
         own["source"].change(self._source_changed, [own["source"], self.mask_of], of_picture, show_progress="hidden")
         own["mask_file"].change(
@@ -176,8 +180,9 @@ class EditForm:
             None, self.saved, None, js=SAVE
         )
         changed = [own[name] for name in self.of_pack(self.pack)]
+        updated = [*changed, *self.groups.values()]
         own["model"].input(
-            self._pack_changed, [own["model"], *changed], [*changed, *self.groups.values()], show_progress="hidden"
+            self._pack_changed, [own["model"], *changed], updated, show_progress="hidden", preprocess=False
         )
 
     def takes(self, task: str, by: str, model: str, method: str) -> set[str]:
@@ -350,6 +355,7 @@ def _picture(label: str, name: str, height: int = 240) -> Any:
 def tasks_of(pack: Pack) -> list[tuple[str, str]]:
     """What can be done with a pack, as choices."""
     lacks = {TRANSLATE: not targets_of(pack), UPSCALE: not pack.has("upscaler")}
+    lacks |= dict.fromkeys(DRAWN, not any(map(pack.has, PAINTERS.values())))
     return [(label, task) for task, label in TASKS.items() if not lacks.get(task)]
 
 

@@ -1,6 +1,5 @@
 """The form of the tab Paint: its components by the names of the API's parameters, and the job that it asks for."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -34,6 +33,7 @@ from codebrush.serving.studio.fields import (
     values_of,
 )
 from codebrush.serving.studio.parts import TAKES_PICTURES, Values
+from codebrush.serving.wording import with_fields
 
 START = "start.png"  # the start picture in a job's folder
 PREVIEWS, GUIDED_PREVIEWS = 6, 200  # half-drawn pictures
@@ -46,7 +46,6 @@ NEEDS = {
     "retrieve": ("transformer",),
     "guide": ("clip", "vqgan"),
 }
-FLAG = re.compile(r"--([a-z][a-z-]*)")  # how the texts of the command line's help name another option
 METHOD_LABELS = {**{name: name for name in NEEDS}, "guide": "guide (VQGAN-CLIP)"}
 
 
@@ -77,8 +76,8 @@ class PaintForm:
     def _usual(self) -> None:
         packs = list(self.context.engine.packs)
         own = self.fields
+        own["model"] = gr.Dropdown(packs, value=packs[0], label="Pack", visible=len(packs) > 1, min_width=120)
         with gr.Row():
-            own["model"] = gr.Dropdown(packs, value=packs[0], label="Pack", visible=len(packs) > 1, min_width=120)
             own["style"] = gr.Dropdown(styles_of(self.pack), value=USUAL, label="Style", min_width=120)
             own["method"] = gr.Dropdown(
                 _methods(self.pack), value=_methods(self.pack)[0][1], label="Method", min_width=120
@@ -145,9 +144,11 @@ class PaintForm:
         own["n"].input(lambda: True, None, self.touched, show_progress="hidden", trigger_mode="once")
         changed = [own[name] for name in self.of_pack(self.pack)]
         asked = [own[name] for name in ("model", *KEPT)]
-        own["model"].input(self._pack_changed, asked, changed, show_progress="hidden")
+        # Without preprocessing: a value that was sent before the list of choices changed would be an error of Gradio's.
+        own["model"].input(self._pack_changed, asked, changed, show_progress="hidden", preprocess=False)
         for name in ("method", "model"):
-            own[name].change(self._in_steps, [own["model"], own["method"]], own["steps"], show_progress="hidden")
+            asks = [own["model"], own["method"]]
+            own[name].change(self._in_steps, asks, own["steps"], show_progress="hidden", preprocess=False)
         own["method"].input(self._of_method, [own["method"], self.touched], own["n"], show_progress="hidden")
         own["start"].change(
             self._started, [own["start"], own["method"], self.touched], [own["method"], own["n"]],
@@ -293,7 +294,7 @@ def option_choices(option: Any, usual: str) -> list[tuple[str, Any]]:
 def _option(option: Any, pack: Pack) -> Any:
     """The component of an option of guidance, from the table that the command line's help is made of."""
     kind, usual = option.metadata["kind"], usual_of(option, pack)
-    about = FLAG.sub(lambda flag: label_of(flag[1].replace("-", "_")), help_of(option))
+    about = with_fields(help_of(option), label_of)
     if kind is bool or option.metadata.get("choices"):
         return gr.Dropdown(
             option_choices(option, usual), value=USUAL, label=label_of(option.name), info=about, min_width=140

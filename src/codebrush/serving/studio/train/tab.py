@@ -63,7 +63,7 @@ class _Form:
         limit = spell_seconds(engine.limits.budget)
         with gr.Row():
             self.budget = gr.Dropdown(
-                BUDGETS, value="60m", label="Time", allow_custom_value=True, info=f"90s, 60m or 2h; {limit} at most.",
+                BUDGETS, value="60m", label="Budget", allow_custom_value=True, info=f"90s, 60m or 2h; {limit} at most.",
                 elem_id="train-budget", min_width=140,
             )  # fmt: skip
             self.start = gr.Dropdown(

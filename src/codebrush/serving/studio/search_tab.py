@@ -91,7 +91,7 @@ class _Form:
         if not known:
             return note("Not indexed yet: that is done once, and again when pictures have changed.")
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(known[0]["finished"]))
-        about = f"{place}: {known[0]['pictures']:,} pictures indexed, at {when}."
+        about = f"{place}: {known[0]['pictures']:,} pictures indexed at {when}."
         sure = f"Delete the index of {place}? The pictures stay; to search them they must be indexed again."
         button = (
             f'<button type="button" class="cb-small" data-action="delete" data-index="{known[0]["id"]}" '

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -46,7 +46,8 @@ def hosts() -> Iterator[tuple[Host, Host]]:
 
 def _end(host: Host) -> None:
     for process in host.processes():
-        os.kill(process, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def _answers(host: Host) -> bool:
@@ -93,9 +94,11 @@ def test_both_hosts_work_and_one_may_be_lost(hosts: tuple[Host, Host], tmp_path:
 
     running = _index(hosts[0], pictures, tmp_path / "both")
     _until(lambda: min(map(_worker_seconds, hosts)) > STARTED, "work of both hosts")
-    assert running.wait(SECONDS) == 0
+    _, err = running.communicate(timeout=SECONDS)
+    assert running.returncode == 0, err
     assert rows_of(open_database(tmp_path / "both")) == rows_of(open_database(alone))
 
+    _until(lambda: not any(map(_worker_seconds, hosts)), "the end of the first run's workers")
     running = _index(hosts[0], pictures, tmp_path / "lost")
     _until(lambda: _worker_seconds(hosts[1]) > STARTED, "work of the second host")
     _end(hosts[1])

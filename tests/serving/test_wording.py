@@ -13,6 +13,7 @@ from codebrush.training.packs.budget import spell_seconds
         ("--budget 60s is too short, or use --image-size 64", "budget 60s is too short, or use image_size 64"),
         ("it draws by --method guide only", "it draws by method guide only"),
         ("not drawn: --ar 3:2", "not drawn: --ar 3:2"),  # a user's own words
+        ("apple--mask.png: no picture, --seed 5 is not drawn", "apple--mask.png: no picture, --seed 5 is not drawn"),
         ("run codebrush train PICTURES --budget 60m", "run codebrush train PICTURES --budget 60m"),
     ],
 )

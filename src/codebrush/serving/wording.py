@@ -7,9 +7,9 @@ from dataclasses import fields
 from codebrush.generation.guided.guide_options import GuideOptions
 from codebrush.generation.options import SAMPLING
 
-FLAG = re.compile(r"--([a-z][a-z-]*)")
-# Other flags of what the server does; one that a prompt from elsewhere has stays as it was written.
-OTHERS = ("method", "budget", "image_size", "seed", "n", "upscale", "strength", "mask", "box", "extend", "by", "to")
+FLAG = re.compile(r"(?<![\w-])--([a-z][a-z-]*)(?![\w.-])")
+# Other flags that messages name; not those that prompts from elsewhere have, which stay as they were written.
+OTHERS = ("method", "budget", "image_size", "upscale", "strength", "mask", "box", "extend")
 KNOWN = {*SAMPLING, *OTHERS, *(option.name for option in fields(GuideOptions))}
 
 

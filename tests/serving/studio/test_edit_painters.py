@@ -78,4 +78,9 @@ def test_a_pack_without_a_painter_is_offered_what_it_can_do(brush: Codebrush, tm
     members = PackMembers({"clip": brush.clip, "vqgan": brush.vqgan}, {"clip": brush.tokenizer})
     write_pack(tmp_path / "plain", members, name="plain", version="1", licence="none", provenance={})
     assert [task for _, task in tasks_of(open_pack(tmp_path / "plain"))] == ["interpolate"]
+    engine = make_engine(Codebrush.from_pretrained(tmp_path / "plain"), tmp_path / "data")
+    opened = Context(engine, Settings(packs=("micro",), data=tmp_path / "data"))
+    with gr.Blocks(analytics_enabled=False):
+        first = EditForm(opened)
+    assert (first.groups["interpolate"].visible, first.groups["mask"].visible) == (True, False)
     assert {"mask", "extend", "redraw", "vary"} <= {task for _, task in tasks_of(brush.pack)}

@@ -1,5 +1,7 @@
 """Who sees the page, and what a request to it cannot do; without a browser."""
 
+import asyncio
+import io
 import json
 import os
 import time
@@ -15,18 +17,22 @@ import pytest
 pytest.importorskip("gradio", reason='needs the extra "studio"')
 
 import gradio as gr
+from gradio.exceptions import InvalidPathError
 from gradio.route_utils import delete_files_created_by_app
 from gradio.utils import get_upload_folder
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from server_thread import running
 from studio_browser import png
 
 from codebrush import Codebrush
 from codebrush.serving.sign_in import SECONDS, cookie_for, key_of_cookie
+from codebrush.serving.studio.gate import Gate
 from codebrush.serving.studio.page import TOUCH_SECONDS, UPLOAD_SECONDS, touch
 from codebrush.serving.studio.parts import cached
 
 KEYS = ("first-key", "second-key")
+FILE = {"path": "a file", "meta": {"_type": "gradio.FileData"}}  # as Gradio knows one
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
@@ -157,6 +163,10 @@ def test_an_event_opens_no_file_but_an_upload(paged: tuple[str, Any], tmp_path: 
         about = {"path": path, "meta": {"_type": "gradio.FileData"}}
         assert "not a request of the page" in join(url, [about, *states], index)
         assert "not a request of the page" in join(url, [{"one": [about]}, *states], index)
+    for address in ({"url": "data:image/png;base64,AAAA"}, {"path": cached(b""), "url": " DATA:image/png;base64,AAAA"}):
+        assert "not a request of the page" in join(
+            url, [{**address, "meta": {"_type": "gradio.FileData"}}, *states], index
+        )
     sent = {"path": cached(png(Image.new("RGB", (8, 8), "red"))), "meta": {"_type": "gradio.FileData"}}
     assert "does not say how it was made" in join(url, [sent, *states], index)
 
@@ -164,13 +174,56 @@ def test_an_event_opens_no_file_but_an_upload(paged: tuple[str, Any], tmp_path: 
 def test_gradio_too_refuses_files_that_were_not_uploaded(
     paged: tuple[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("codebrush.serving.studio.gate._names_other_file", lambda value: False)
+    monkeypatch.setattr("codebrush.serving.studio.gate.names_other_file", lambda value: False)
     index, states = opening(paged[0])
     Image.new("RGB", (8, 8), "red").save(tmp_path / "secret.png")
     about = {"path": str(tmp_path / "secret.png"), "meta": {"_type": "gradio.FileData"}}
     told = join(paged[0], [about, *states], index)
     assert '"success":false' in told.replace(" ", "")
     assert "does not say how it was made" not in told
+
+
+@pytest.mark.parametrize("secret", ["pyproject.toml", "http://192.0.2.1/a.png", "/etc/hostname"])
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {"method": "upscale", "upscaled": [{"scale": FILE}]},
+        {"method": "guide", "pack": {}, "prompt": "a", "options": {}, "n": FILE, "seed": 1, "sampling": {}},
+        {"method": "guide", "pack": {}, "prompt": "a", "options": {}, "n": [FILE], "seed": 1, "sampling": {}},
+    ],
+    ids=["scale", "n", "a list"],
+)
+def test_a_manifest_names_no_file_that_is_sent(paged: tuple[str, Any], manifest: dict[str, Any], secret: str) -> None:
+    info = PngInfo()
+    path = secret if ":" in secret else str(Path(secret).absolute())
+    info.add_text("codebrush", json.dumps(manifest).replace(json.dumps(FILE["path"]), json.dumps(path)))
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=info)
+    index, states = opening(paged[0])
+    sent = {"path": cached(file.getvalue()), "meta": {"_type": "gradio.FileData"}}
+    told = join(paged[0], [sent, *states], index)
+    assert "damaged" in told
+    assert "file=" not in told
+    assert '"path"' not in told
+
+
+def test_gradio_moves_and_serves_uploads_alone(paged: tuple[str, Any], tmp_path: Path) -> None:
+    upload, other = cached(png(Image.new("RGB", (8, 8), "red"))), tmp_path / "other.png"
+    Image.new("RGB", (8, 8)).save(other)
+    link = Path(upload).with_name("link.png")
+    link.symlink_to(other)
+    with gr.Blocks(analytics_enabled=False):
+        image = gr.Image()
+    for path in (other, link, Path("pyproject.toml"), "http://192.0.2.1/a.png"):
+        with pytest.raises(InvalidPathError, match="not uploaded"):
+            image.move_resource_to_block_cache(path)
+        with pytest.raises(InvalidPathError, match="not uploaded"):
+            asyncio.run(image.async_move_resource_to_block_cache(path))
+    assert image.move_resource_to_block_cache(upload) == upload
+    statuses = [call(f"{paged[0]}/gradio_api/file={path}")[0] for path in (other, link, f"{Path(upload).parent}/..")]
+    assert statuses == [403] * 3
+    with OPENER.open(f"{paged[0]}/gradio_api/file={upload}") as reply:
+        assert reply.read() == Path(upload).read_bytes()
 
 
 def test_uploads_stay_while_they_stand_in_a_form(paged: tuple[str, Any], tmp_path: Path) -> None:
@@ -198,3 +251,28 @@ def test_an_open_page_does_not_keep_the_server_from_stopping(served_brush: Codeb
         assert alive.readline() == b"data: ALIVE\n"
         engine.begin_stop()
         alive.read()  # to its end
+
+
+def test_no_event_that_a_page_holds_open_keeps_the_server_from_stopping() -> None:
+    stops, said = [False], list[str]()
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            while not stops[0]:
+                await asyncio.sleep(0.01)
+            said.append("the server stops")
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            said.append(scope["path"])
+            raise
+
+    async def asked(path: str) -> None:
+        gate = Gate(endless, lambda: stops[0], 0.5)
+        task = asyncio.ensure_future(gate({"type": "http", "path": path, "headers": []}, None, None))  # pyright: ignore[reportArgumentType]
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        stops[0] = True
+        await asyncio.wait_for(task, 30)
+
+    asyncio.run(asked("/gradio_api/queue/data"))
+    assert said == ["the server stops", "/gradio_api/queue/data"]

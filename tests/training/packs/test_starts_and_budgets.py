@@ -62,7 +62,7 @@ def test_a_budget_too_short_for_the_vqgan_is_refused_with_one_that_is_not_and_le
     given = request(shapes, tmp_path / "second", plans={}, budget=9.0, start=pack[0], image_size=None)
     with pytest.raises(
         UsageError,
-        match=r"--budget 9s is too short: \d s .*, of the rest \d s are for its VQGAN, from micro, which needs \d+s",
+        match=r"--budget 9s is too short: \d s of it are left for training, and its VQGAN, from micro, needs \d+s",
     ) as caught:
         train_pack(given, lambda text: None)
     assert list(tmp_path.iterdir()) == []
@@ -82,7 +82,9 @@ def test_a_budget_in_which_nothing_would_be_trained_is_refused(
     monkeypatch.setattr(member_training, "KNOWN_SHARE", 0.0)
     monkeypatch.setattr(member_training.Pace, "seen", lambda self, seconds: 0)  # and the others have no time
     given = request(shapes, tmp_path / "second", plans={}, budget=BUDGET / 2, start=pack[0], image_size=None)
-    with pytest.raises(UsageError, match=r"is too short: .* of the rest 0 s are for its .*, from micro, which needs"):
+    with pytest.raises(
+        UsageError, match=r"is too short: \d+ s of it are left for training, and its .*, from micro, needs"
+    ):
         train_pack(given, lambda text: None)
     assert list(tmp_path.iterdir()) == []
 
@@ -95,7 +97,7 @@ def test_a_painter_of_the_start_goes_before_its_clip_where_time_is_short(
     monkeypatch.setattr(member_training, "KNOWN_SHARE", 0.0)
     given = request(shapes, tmp_path / "second", plans={}, budget=BUDGET / 2, start=pack[0], image_size=None)
     report = train_pack(given, lambda text: None, draw_preview)
-    assert report["left_out"]["clip"] == "its time goes to the code transformer, which reads it"
+    assert report["left_out"]["clip"] == "the code transformer that reads it needs its time"
     assert "transformer" in report["stages"]
     assert report["draws"]
     assert report["kept"] == {"clip": "micro", "vqgan": "micro"}

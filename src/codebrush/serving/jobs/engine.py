@@ -170,7 +170,7 @@ class Engine:
         shutil.rmtree(removed, ignore_errors=True)
 
     def plain(self, text: str) -> str:
-        """A message without the paths of this machine, as callers get it."""
+        """A message without this machine's paths and the command line's flags, as callers get it."""
         return self.trainer.plain(self._open.without_paths(text))
 
     def live(self, kind: str) -> list[Job]:

@@ -6,18 +6,17 @@ the server fetch something from another host. Replies say that the page loads no
 
 import asyncio
 import json
-import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from gradio.utils import get_upload_folder
 from starlette.datastructures import MutableHeaders
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from codebrush.serving.api.problems import Problem
+from codebrush.serving.studio.uploads import is_upload, names_other_file
 
 API = "/gradio_api/"
 READ = re.compile(
@@ -27,9 +26,10 @@ READ = re.compile(
 SEND = re.compile(rf"{API}(queue/join|upload|cancel|reset)/?")
 HEARTBEAT = f"{API}heartbeat/"
 DATA = f"{API}queue/data"
+FILE = f"{API}file="
 JOIN = f"{API}queue/join"
 LOOK_SECONDS = 0.3  # between two looks whether the server stops
-DATA_SECONDS = 3.0  # in which pages are told so, before their events are broken off
+DATA_SECONDS = 3.0  # in which pages are told so at most, before their events are broken off
 POLICY = (  # Gradio's own scripts are written into the page, and compile templates
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; media-src 'self' blob:; worker-src 'self' blob:; "
@@ -54,8 +54,8 @@ class Gate:
     """Calls Gradio's `app`, and ends its replies that may never end when `stopping()`: one that a browser holds open
     would hold up the server's end."""
 
-    def __init__(self, app: ASGIApp, stopping: Callable[[], bool]) -> None:
-        self.app, self.stopping = app, stopping
+    def __init__(self, app: ASGIApp, stopping: Callable[[], bool], grace: float) -> None:
+        self.app, self.stopping, self.grace = app, stopping, grace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -67,12 +67,16 @@ class Gate:
             await send(message)
 
         path = scope["path"].rstrip("/")
+        headers = [(name, value) for name, value in scope["headers"] if not name.startswith(b"x-forwarded-")]
+        scope = {**scope, "headers": headers}  # by which Gradio would tell all callers another address
+        if path.startswith(FILE) and not is_upload(path.removeprefix(FILE)):
+            raise Problem(403, "this is no file of the page", "not_found")
         if path == JOIN:
             receive = await _with_uploads_alone(receive)
         if path.startswith(HEARTBEAT):
             await self._until_stopping(self.app(scope, receive, answer), 0)
         elif path == DATA:
-            await self._until_stopping(self.app(scope, receive, answer), DATA_SECONDS)
+            await self._until_stopping(self.app(scope, receive, answer), self.grace)
         else:
             await self.app(scope, receive, answer)
 
@@ -91,15 +95,17 @@ class Gate:
 async def _with_uploads_alone(receive: Receive) -> Receive:
     """Receives the same body again. Raises Problem if it names a file that was not uploaded: of an app that is mounted
     Gradio would read any, and fetch one that is named by an address."""
-    body, more = b"", True
+    parts, more = list[bytes](), True
     while more:
         message = await receive()
-        body, more = body + message.get("body", b""), message.get("more_body", False)
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    body = b"".join(parts)
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError):
         asked = None
-    if not isinstance(asked, dict) or _names_other_file(asked):
+    if not isinstance(asked, dict) or names_other_file(asked):
         raise Problem(400, "this is not a request of the page", "invalid_value")
     sent = False
 
@@ -111,17 +117,3 @@ async def _with_uploads_alone(receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
-
-
-def _names_other_file(value: Any) -> bool:
-    waiting, folder = [value], os.path.join(os.path.abspath(get_upload_folder()), "")
-    while waiting:
-        each = waiting.pop()
-        if isinstance(each, dict):
-            path = each.get("path")
-            if isinstance(path, str) and not os.path.abspath(path).startswith(folder):
-                return True
-            waiting += each.values()
-        elif isinstance(each, list):
-            waiting += each
-    return False

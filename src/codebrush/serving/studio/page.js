@@ -28,10 +28,8 @@
     const pictures = [...files].filter((file) => file.type.startsWith("image/"));
     const [picture] = pictures;
     const input = document.querySelector("#header input[type=file]");
-    if (!picture || !input) {
-      tell("This is no picture: drop a PNG, a JPEG or another picture.");
-      return false;
-    }
+    if (!picture) tell("This is no picture: drop a PNG, a JPEG or another picture.");
+    if (!picture || !input) return false;
     if (pictures.length > 1) tell(`One picture is opened at a time: ${picture.name}.`);
     const list = new DataTransfer();
     list.items.add(picture);
@@ -114,14 +112,19 @@
     }
     document.body.prepend(said);
   };
+  let looking = false;
   const look = async () => {
-    if (document.hidden) return;
+    if (document.hidden || looking) return;
+    looking = true;
     try {
-      const health = await (await fetch("/health", { cache: "no-store" })).json();
+      const asked = { cache: "no-store", signal: AbortSignal.timeout(2 * LOOK_MILLISECONDS) };
+      const health = await (await fetch("/health", asked)).json();
       started ??= health.started;
       say(health.started === started ? "" : another);
     } catch {
       say(gone);
+    } finally {
+      looking = false;
     }
   };
   addEventListener("load", look);

@@ -29,11 +29,12 @@ from fastapi import FastAPI
 from codebrush.serving.api.context import Context
 from codebrush.serving.studio import dropping, queue_tab, search_tab
 from codebrush.serving.studio.edit import tab as edit_tab
-from codebrush.serving.studio.gate import Gate, PageMount
+from codebrush.serving.studio.gate import DATA_SECONDS, Gate, PageMount
 from codebrush.serving.studio.paint import tab as paint_tab
 from codebrush.serving.studio.parts import Studio
 from codebrush.serving.studio.train import tab as train_tab
 from codebrush.serving.studio.understand import tab as understand_tab
+from codebrush.serving.studio.uploads import keep_to_uploads
 
 TABS = (paint_tab, edit_tab, understand_tab, search_tab, train_tab, queue_tab)
 HERE = Path(__file__).parent
@@ -48,6 +49,7 @@ SIGN_OUT = """<form method="post" action="/logout"><button class="cb-small">Sign
 
 def mount(app: FastAPI, context: Context) -> None:
     """Serve the page of `context` at the root of `app`, behind all its other routes."""
+    keep_to_uploads()
     page = build(context)
     page.queue(default_concurrency_limit=None, max_size=None, api_open=False)
     with warnings.catch_warnings():
@@ -60,7 +62,8 @@ def mount(app: FastAPI, context: Context) -> None:
         )  # fmt: skip
     page.has_launched = True  # else Gradio does not check which files events may name
     mounted = app.router.routes.pop()
-    gate = Gate(mounted.app, lambda: context.engine.stopping)  # pyright: ignore[reportAttributeAccessIssue]
+    grace = min(DATA_SECONDS, context.settings.grace / 2)
+    gate = Gate(mounted.app, lambda: context.engine.stopping, grace)  # pyright: ignore[reportAttributeAccessIssue]
     app.router.routes.append(PageMount("/", gate, name="page"))
 
 

@@ -85,7 +85,7 @@ def _line(job: Job) -> str:
 
 def _about(job: Job) -> str:
     kind = views.KINDS.get(job.kind, job.kind.capitalize())
-    named = next(filter(None, (job.request.get(name) for name in ("prompt", "name", "text", "folder"))), "")
+    named = next(filter(None, (job.request.get(name) for name in ("prompt", "name", "text", "question", "folder"))), "")
     return f"{kind}: {named}" if named else kind
 
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import gradio as gr
 
-from codebrush.generation.manifest import FACTS, FACTS_WITHIN, read_clip_guidance
+from codebrush.generation.manifest import FACTS, FACTS_WITHIN, damaged, read_clip_guidance
 from codebrush.generation.options import SAMPLING, DrawOptions, FlowSettings, parse_size
 from codebrush.pack.pack import Pack
 from codebrush.serving.api.context import Context
@@ -36,10 +36,16 @@ class Form(Protocol):
 
 def shown_values(form: Form, pack: Pack, found: Mapping[str, Any], lost: list[str]) -> Values:
     """The values that show what was `found` in a form, as its components take them: of a number no digit is lost. What
-    the pack does not offer is said."""
+    the pack does not offer is said.
+
+    Raises:
+        ImageError: if one of them is no text and no number.
+    """
     about, shown = form.of_pack(pack), {}
     for name, empty in form.empty.items():
         component, value = form.fields[name], found.get(name, empty)
+        if not isinstance(value, str | int | float | None):  # Gradio would take an object for a file, or an update
+            raise damaged(TypeError(f"{name} is {type(value).__name__}"))
         looks = about.get(name, {})
         offered = looks.get("choices")
         own = getattr(component, "allow_custom_value", False)  # what is not offered may be typed

@@ -90,7 +90,7 @@ class _Form:
         ]
         if not known:
             return note("Not indexed yet: that is done once, and again when pictures have changed.")
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(known[0]["finished"]))
+        when = time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(known[0]["finished"]))
         about = f"{place}: {known[0]['pictures']:,} pictures indexed at {when}."
         sure = f"Delete the index of {place}? The pictures stay; to search them they must be indexed again."
         button = (

@@ -51,7 +51,7 @@ def _number(text: str) -> float | None:
 
 
 def spell_seconds(seconds: float) -> str:
-    """Seconds as --budget takes them, in whole units, rounded up: '90s', '150s', '6m', '2h'."""
+    """Seconds as --budget takes them, in whole units, rounded up: '90s', '150s', '6m', '4h'."""
     for unit, least in (("h", 3 * UNITS["h"]), ("m", 2 * UNITS["m"])):
         if seconds > least and (seconds > 5 * least or seconds % UNITS[unit] == 0):
             return f"{math.ceil(seconds / UNITS[unit])}{unit}"

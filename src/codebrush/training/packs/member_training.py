@@ -50,10 +50,7 @@ Say = Callable[[str], None]
 
 
 class MemberTraining:
-    """The stages of a pack, and what they have made so far.
-
-    `decoding` are the seconds that decoding the pictures took.
-    """
+    """The stages of a pack, and what they have made so far. `decoding` the pictures took so many seconds."""
 
     def __init__(
         self, request: PackRequest, materials: Materials, start: Start, work: Path, clock: Clock, say: Say,
@@ -93,7 +90,6 @@ class MemberTraining:
             return
         coming = self._coming()
         may_come = [STAGES[name] for name in self.unfavoured if not (name in self.favoured or self._is_past(name))]
-        self.say("a few steps of each stage are timed on this machine, to plan by")
         kept, self.materials = self.materials, self._stand_ins([*coming, *may_come])
         try:
             self._leave_out_some(coming)
@@ -288,7 +284,7 @@ class MemberTraining:
             if not may_go:
                 self._refuse(served or short[0], shares[(served or short[0]).name])
             worst = max(may_go, key=lambda stage: (stage.optional, lacks[stage]))
-            if self._spare_clip_for(worst, coming):
+            if worst in short and self._spare_clip_for(worst, coming):
                 continue
             if worst in short:
                 self._note_short(worst, shares[worst.name], self.paces[worst.name].seen(shares[worst.name]))
@@ -297,13 +293,15 @@ class MemberTraining:
                 self.left_out[worst.name] = f"its {shares[worst.name]:.0f} s are needed for the {served.member.label}"
 
     def _spare_clip_for(self, painter: Stage, coming: Sequence[Stage]) -> bool:
-        """Leave the start's CLIP as it is, if with the time for that a painter of the start has enough."""
+        """Leave the start's CLIP as it is, if then a painter of the start, and what is served first, have enough."""
         clip = STAGES["clip"]
-        settled = clip not in coming or clip.name in self.left_out or has_begun(self.work / clip.name)
+        settled = clip not in coming or clip.name in self.left_out or clip.name not in self.paces
         if settled or not self.start.paints_with_its_clip(painter):
             return False
-        self.left_out[clip.name] = f"its time goes to the {painter.member.label}, which reads it"
-        is_enough = self.paces[painter.name].lack(self._shares(coming)[painter.name]) <= 1
+        self.left_out[clip.name] = f"the {painter.member.label} that reads it needs its time"
+        shares = self._shares(coming)
+        first = [stage for stage in coming if stage is painter or (stage.served_first and stage.name in self.needs)]
+        is_enough = all(self.paces[stage.name].lack(shares[stage.name]) <= 1 for stage in first)
         (self.paces if is_enough else self.left_out).pop(clip.name)  # so that it is not reconsidered
         return is_enough
 
@@ -329,6 +327,8 @@ class MemberTraining:
         """Time a step of the smallest size of a stage, unless there is too little time even for its pictures."""
         begins = self.begin_from(stage)
         size = self._candidates(stage, begins)[0]
+        if not self.paces:
+            self.say("a few steps of each stage are timed on this machine, to plan by")
         image_size, seconds = self._plan_of(stage, size, 1, begins).image_size, self._seconds(stage)
         if image_size not in (0, self.materials.image_size) and self.decoding > seconds / 2:
             self.left_out[stage.name] = f"{seconds:.0f} s are too few to decode the pictures at {image_size} pixels"

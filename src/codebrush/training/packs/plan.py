@@ -67,9 +67,9 @@ def too_short(budget: float, left: float, pace: Pace, seconds: float, what: str)
     `left`, with one that is enough."""
     wanted = budget - left + (left if seconds else 1) * pace.needs / PLANNED / (seconds or 1)
     return (
-        f"--budget {spell_seconds(budget)} is too short: {budget - left:.0f} s of it go to reading pictures, timing "
-        f"steps and writing the pack, of the rest {seconds:.0f} s are for its {what} which needs "
-        f"{spell_seconds(pace.needs)} on this machine: give --budget {spell_seconds(1.2 * wanted)} or more"
+        f"--budget {spell_seconds(budget)} is too short: {left:.0f} s of it are left for training, and its {what} "
+        f"needs {spell_seconds(pace.needs / PLANNED)} on this machine beside the other stages: "
+        f"give --budget {spell_seconds(1.2 * wanted)} or more"
     )
 
 

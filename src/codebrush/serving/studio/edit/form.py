@@ -87,6 +87,9 @@ class EditForm:
         self.go = gr.Button("Edit", variant="primary", elem_classes="cb-go", elem_id="edit-go")
         self._usual()
         self.empty = {name: component.value for name, component in self.fields.items()}
+        shown = self.visible(*(self.empty[name] for name in ("task", "by", "model", "method")))
+        for name, group in self.groups.items():
+            group.visible = shown[name]
         self._react()
 
     def _mask(self) -> None:

@@ -218,6 +218,9 @@ class PaintForm:
         for name in ("include", "exclude", "extra", "noise_prompt", "story"):
             given[name] = [line.strip() for line in (given[name] or "").splitlines() if line.strip()]
         given = {name: value for name, value in given.items() if value not in (None, USUAL, [])}
+        pack = str(given.get("model") or self.context.settings.packs[0])
+        if not in_steps(self.context.engine.brush(pack).pack, str(given.get("method", ""))):
+            given.pop("steps", None)  # typed for another method
         if not str(given.get("prompt", "")).strip():
             raise Problem(400, "the prompt is empty: describe what the picture should show")
         if start and given.get("method") != "guide":

@@ -173,8 +173,8 @@ def settings(manifest: Mapping[str, Any]) -> str:
     rows["candidate"] = manifest.get("index")
     rows["size"] = "x".join(map(str, manifest.get("size", ())))
     rows |= {name: value for name, value in dict(manifest.get("options", {})).items() if value not in (None, "")}
-    edited = dict(manifest.get("edit") or {})
-    rows |= {name: edited[name] for name in ("strength",) if edited.get(name)}
+    if strength := dict(manifest.get("edit") or {}).get("strength"):
+        rows["strength"] = strength
     rows["upscaled"] = ", ".join(f"{step.get('scale')}x" for step in manifest.get("upscaled", []))
     rows["pack"] = dict(manifest.get("pack", {})).get("name")
     shown = {name: value for name, value in rows.items() if value not in (None, "")}

@@ -120,9 +120,8 @@ class Trainer:
 
     def plain(self, text: str) -> str:
         """A line without the paths of this machine and the flags of the command line."""
-        return with_fields(
-            self.library.without_paths(text.replace(f"{self.places.folder}{os.sep}", ""))
-        )  # else packs/NAME
+        by_name = text.replace(f"{self.places.folder}{os.sep}", "")  # else packs/NAME
+        return with_fields(self.library.without_paths(by_name))
 
     def finish(self, name: str) -> None:
         """Let requests use a pack that was trained."""

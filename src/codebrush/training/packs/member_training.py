@@ -50,7 +50,7 @@ Say = Callable[[str], None]
 
 
 class MemberTraining:
-    """The stages of a pack, and what they have made so far. `decoding` the pictures took so many seconds."""
+    """The stages of a pack, and what they have made so far. Decoding the pictures took `decoding` seconds."""
 
     def __init__(
         self, request: PackRequest, materials: Materials, start: Start, work: Path, clock: Clock, say: Say,

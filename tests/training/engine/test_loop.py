@@ -18,7 +18,8 @@ from clocks import set_monotonic
 from codebrush.errors import TrainingError
 from codebrush.models.precision import autocast, has_bf16
 from codebrush.training.engine.checkpoints import CHECKPOINT
-from codebrush.training.engine.loop import Loop, has_compiler
+from codebrush.training.engine.compiling import has_compiler
+from codebrush.training.engine.loop import Loop
 from codebrush.training.engine.loop_config import LoopConfig
 from codebrush.training.engine.rows import ShuffledRows, step_rng
 from codebrush.training.engine.task import Hooks, Objective

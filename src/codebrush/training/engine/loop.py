@@ -6,8 +6,6 @@ killed and resumed goes through the same numbers as one that was not.
 """
 
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from codebrush.errors import TrainingError
 from codebrush.models.precision import autocast
 from codebrush.training.engine.checkpoints import Checkpoints
+from codebrush.training.engine.compiling import check_compiler, compile_errors, compile_network
 from codebrush.training.engine.ema import EMA
 from codebrush.training.engine.fabric import Fabric, launch
 from codebrush.training.engine.interrupts import interrupts_held
@@ -49,11 +48,6 @@ from codebrush.training.engine.sharding import (
 from codebrush.training.engine.task import ComparesRows, Hooks, Objective, TrainingTask, Verdict
 
 SAID, SAID_AGAIN = 3, 100  # steps left out that are said one by one; and then each so many
-
-
-def has_compiler() -> bool:
-    """Whether the C++ compiler that `torch.compile` calls on a CPU is there."""
-    return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 class Loop:
@@ -145,8 +139,8 @@ class Loop:
         if self.prepared:
             return
         self.prepared = True
-        if self.config.compile and self.fabric.device.type == "cpu" and not has_compiler():
-            raise TrainingError("loop.compile needs a C++ compiler and there is none: install g++, or set it to false")
+        if self.config.compile:
+            check_compiler(self.fabric.device)
         orders = {name: self._set_up(name, network) for name, network in self.plain.items()}
         for network in self.task.frozen:
             network.to(self.fabric.device).requires_grad_(False).eval()
@@ -179,7 +173,7 @@ class Loop:
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         if self.config.compile:
-            network.compile(dynamic=False)
+            compile_network(network)
         return order
 
     def _begin(self) -> None:
@@ -201,6 +195,13 @@ class Loop:
         factor = cosine_schedule(self.step, self.config.steps, self.config.warmup_steps)
         for network in self.task.networks.values():
             network.train()
+        with compile_errors(self.config.compile):
+            self._learn(batches, factor)
+        self.step += 1
+        self.reporter.learning_rate = factor
+
+    def _learn(self, batches: list[dict[str, Tensor]], factor: float) -> None:
+        """Let all networks learn from the batches of a step, with `factor` on their learning rates."""
         parts = [self._part(number, batch) for number, batch in zip(self.numbers, batches, strict=True)]
         undo = Undo(self.plain, self.task.optimizers) if self.config.on_nan == "skip" else None
         found: dict[str, list[Tensor]] = {}
@@ -215,8 +216,6 @@ class Loop:
             for value_name, values in found.items():
                 for value in values:
                     self.reporter.add(value_name, value, self.step + 1)
-        self.step += 1
-        self.reporter.learning_rate = factor
 
     def _is_broken(self, name: str, found: Mapping[str, Sequence[Tensor]]) -> bool:
         """Whether a value that was found, or a gradient of the network of that name, is infinite or NaN anywhere."""

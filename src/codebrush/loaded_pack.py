@@ -12,7 +12,7 @@ from codebrush.data.known_texts import KnownTexts
 from codebrush.errors import UsageError
 from codebrush.generation.advice import known_labels, reads_english
 from codebrush.generation.editing.upscaling import Enlarger
-from codebrush.generation.options import FLOAT16, FLOAT32, INT8, WEIGHTS
+from codebrush.generation.options import BF16, FLOAT16, FLOAT32, INT8, WEIGHTS
 from codebrush.generation.sampling.painters import CodePainter, FlowPainter, Painter
 from codebrush.generation.sampling.sampler import Sampler
 from codebrush.generation.sampling.side_by_side import is_small
@@ -20,7 +20,7 @@ from codebrush.generation.scoring import Levels, Scorer
 from codebrush.models.clip import CLIP
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.models.layers.packed_linear import can_pack
-from codebrush.models.precision import usable_device
+from codebrush.models.precision import has_bf16, usable_device
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import Pack
 from codebrush.text.tokenizer import Tokenizer
@@ -34,7 +34,8 @@ class LoadedPack:
 
     `weights` is how those of the code transformer are stored while it draws: "float32", or on x86 processors "float16",
     which reads half as much and differs by rounding, or "int8", a quarter, whose logits differ by about 1 % (see
-    `PackedLinear`). "auto" is float16 for a network of more than LARGE weights there, and else float32.
+    `PackedLinear`). "auto" is float16 for a network of more than LARGE weights there, and else float32. A flow
+    multiplies in bfloat16 where that is faster, unless `weights` is "float32".
 
     Raises:
         UsageError: if the device cannot be used, or has no products for these weights.
@@ -65,6 +66,11 @@ class LoadedPack:
         packs = self.device.type == "cpu" and can_pack() and self.pack.has("transformer")
         large = packs and self.pack.config(CodeTransformerConfig).linear_weights > LARGE
         return FLOAT16 if large else FLOAT32
+
+    @cached_property
+    def flow_weights(self) -> str:
+        """In which numbers the flow multiplies, one of FLOW_WEIGHTS."""
+        return BF16 if self._weights != FLOAT32 and has_bf16(self.device) else FLOAT32
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.pack.summary}; on {self.device}>"

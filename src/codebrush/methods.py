@@ -91,7 +91,8 @@ class Call:
         given = {"n": self.n, "seed": self.seed, "size": self.options.get("size"), "flow": flow}
         if flow is None:
             given["steps"] = self.options.get("steps")
-        options = draw_options(loaded.pack, {**self.sampling, **given}, loaded.weights)
+        weights = loaded.weights if flow is None else loaded.flow_weights
+        options = draw_options(loaded.pack, {**self.sampling, **given}, weights)
         if options.size:
             checked_size(loaded.pack, options.size, "transformer" if flow is None else "flow")
         return options
@@ -237,7 +238,8 @@ def guided_run(
         checked_size(loaded.pack, chosen.size, None)
     tuning = checked_sampling(sampling or {}, "the drawing that guidance starts from")
     flow = FlowSettings() if usual_painter(loaded.pack) == "flow" else None
-    drawing = draw_options(loaded.pack, {**tuning, "n": n, "seed": seed, "flow": flow}, loaded.weights)
+    weights = loaded.weights if flow is None else loaded.flow_weights
+    drawing = draw_options(loaded.pack, {**tuning, "n": n, "seed": seed, "flow": flow}, weights)
     if sampling and chosen.init != "sample":
         raise UsageError(f"{next(iter(sampling))} is for drawing codes: leave it out, or start from init sample")
     if flow is not None:

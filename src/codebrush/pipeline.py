@@ -308,9 +308,8 @@ class Codebrush(PictureTasks):
         given: list[Keyframe] = [key if isinstance(key, Tensor) else picture_of(key) for key in keys]
         given = [read_prompt(str(key), self.tokenizer) if is_prompt(key) else key for key in given]
         painter = edit_painter(self.pack, "flow" if method is None and through == "noise" else method)
-        options = edit_options(
-            self.pack, painter, sampling, 1, seed, signature(self.interpolate).parameters, self.weights
-        )
+        weights = self.flow_weights if painter == "flow" else self.weights
+        options = edit_options(self.pack, painter, sampling, 1, seed, signature(self.interpolate).parameters, weights)
         return frames_between(painter_sampler(self, painter), given, options, frames, through, progress)
 
     def _edited(
@@ -329,7 +328,8 @@ class Codebrush(PictureTasks):
         progress, rest = drawing_before(enlarge, given.pop("progress", None))
         edits = checked_edits([edit(one) for one in picture_list(picture)], self.pack.image_size)
         guidance = edit_guidance(self.pack, painter, given.pop("clip_guidance", None))
-        options = edit_options(self.pack, painter, given, n, seed, signature(task).parameters, self.weights)
+        weights = self.flow_weights if painter == "flow" else self.weights
+        options = edit_options(self.pack, painter, given, n, seed, signature(task).parameters, weights)
         sampler = painter_sampler(self, painter)
         drawings = (edit_drawing(self, sampler, each, options, guidance) for each in edits)
         turns = enumerate(zip(drawings, shares(progress, len(edits)), strict=True))

@@ -49,7 +49,7 @@ def brush(tmp_path_factory: pytest.TempPathFactory) -> Codebrush:
         flow.deviation.uniform_(0.5, 1.5)
     folder = tmp_path_factory.mktemp("packs") / "any"
     write_micro_pack(folder, vqgan=vqgan, flow=flow, defaults={"cfg": 2.0})
-    return Codebrush.from_pretrained(folder, device="cpu")
+    return Codebrush.from_pretrained(folder, device="cpu", weights="float32")
 
 
 def opened(folder: Path) -> Any:
@@ -102,7 +102,9 @@ def test_the_same_seeds_give_the_same_pictures(brush: Codebrush, pipe: Any) -> N
 
 def test_unit_vectors_are_compared_as_such(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    own = Codebrush.from_pretrained(write_micro_pack(tmp_path / "unit", flow=micro_flow()), device="cpu")
+    own = Codebrush.from_pretrained(
+        write_micro_pack(tmp_path / "unit", flow=micro_flow()), device="cpu", weights="float32"
+    )
     to_diffusers(own.pack, tmp_path / "pipe")
     found = images(opened(tmp_path / "pipe"), num_images_per_prompt=2, seed=5)
     assert np.abs(found - drawn(own)).max() < 1e-3

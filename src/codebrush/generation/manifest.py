@@ -50,7 +50,7 @@ FACTS = {
     "method", "prompt", "index", "clip_score", "scorer", "size", "steps", "plan", "events", "translator", "pack",
     "versions", "device", "threads", "source", "files", "mask_fit", "transparency", "upscaled", "keys",
 }  # fmt: skip
-FACTS_WITHIN = {"found", "hash", "picture", "mask", "prompt", "scorer", "transparency"}
+FACTS_WITHIN = {"found", "hash", "picture", "mask", "prompt", "scorer", "transparency", "weights"}
 SAMPLED: Mapping[str, Any] = {"method": "sample"}
 _UPSCALED = "upscaled"
 _KINDS = {"prompt": str, "pack": Mapping, "versions": Mapping}

@@ -64,7 +64,8 @@ ELSEWHERE = {
     "num": "n",
     "batch_count": "n",
 }
-FLOAT32, FLOAT16, INT8 = "float32", "float16", "int8"
+FLOAT32, BF16, FLOAT16, INT8 = "float32", "bf16", "float16", "int8"
+FLOW_WEIGHTS = (FLOAT32, BF16)  # in which a flow multiplies
 WEIGHTS = (FLOAT32, FLOAT16, INT8)  # how a code transformer's weights are stored while it draws; see `PackedLinear`
 SAMPLING = ("cfg", "temperature", "top_k", "top_p", "min_p", "retouch", "rerank")  # by which drawing is tuned
 
@@ -152,7 +153,8 @@ class DrawOptions:
     `Result.rank` are kept. `size` is WIDTHxHEIGHT in pixels, or one number for a square, "" for the pack's own; the
     rest is as in `SamplingFilters`. `flow` is for the flow transformer, which has no use for the filters beside `cfg`.
     `steps` is for a masked code transformer, None for any other painter. `retouch` is how often the least likely codes
-    of a drawn picture are drawn again. `weights` is how the code transformer's are stored, one of WEIGHTS.
+    of a drawn picture are drawn again. `weights` is how the code transformer's are stored, one of WEIGHTS, or of
+    FLOW_WEIGHTS that in which the flow multiplies.
 
     Raises:
         UsageError: if a value is out of its range, or `rerank` is below `n`.
@@ -177,12 +179,13 @@ class DrawOptions:
             object.__setattr__(self, name, checked_option(name, getattr(self, name)))
         if self.steps is not None:
             object.__setattr__(self, "steps", checked_option("steps", self.steps))
-        if self.weights not in WEIGHTS:
-            raise UsageError(f"weights must be one of {', '.join(WEIGHTS)}, not {self.weights}")
         if isinstance(self.flow, Mapping):  # as a manifest has it
             object.__setattr__(self, "flow", FlowSettings(**self.flow))
         if not isinstance(self.flow, FlowSettings | None):
             raise UsageError(f"flow must be settings of a flow, not {self.flow!r}")
+        known = WEIGHTS if self.flow is None else FLOW_WEIGHTS
+        if self.weights not in known:
+            raise UsageError(f"weights must be one of {', '.join(known)}, not {self.weights}")
         if self.size != "":
             object.__setattr__(self, "size", "{}x{}".format(*parse_size(self.size)))
         if self.rerank < self.n:

@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def brush(folder: Path) -> Codebrush:
-    return Codebrush.from_pretrained(folder, device="cpu")
+    return Codebrush.from_pretrained(folder, device="cpu", weights="float32")
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def without(pack: Path, member: str, target: Path) -> Codebrush:
     info = json.loads((target / "pack.json").read_text())
     del info["members"][member]
     (target / "pack.json").write_text(json.dumps(info))
-    return Codebrush.from_pretrained(target, device="cpu")
+    return Codebrush.from_pretrained(target, device="cpu", weights="float32")
 
 
 @pytest.mark.filterwarnings("ignore:.*comes back at the pack's")

@@ -17,12 +17,14 @@ from codebrush.data.decoding.images import read_manifest
 from codebrush.errors import ImageError, PackError, UsageError
 from codebrush.generation.options import FlowSettings
 from codebrush.generation.result import Result
+from codebrush.generation.sampling import painters
 from codebrush.generation.sampling.drawing import Drawing, Known
 from codebrush.generation.sampling.flow import draw_latents, picture_noise
 from codebrush.generation.sampling.painters import usual_painter
 from codebrush.generation.sampling.sampler import BATCH, draw_options
 from codebrush.models.bank import Bank, BankConfig
 from codebrush.models.condition import Condition
+from codebrush.models.precision import has_bf16
 from codebrush.models.prior import Prior, PriorConfig
 from codebrush.pack.pack import Pack, encode_condition
 from packs import micro_flow, micro_transformer, write_micro_pack
@@ -43,6 +45,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def brush(folder: Path) -> Codebrush:
+    return Codebrush.from_pretrained(folder, device="cpu", weights="float32")
+
+
+@pytest.fixture(scope="module")
+def fast(folder: Path) -> Codebrush:
+    """Draws in bfloat16 where that is faster."""
     return Codebrush.from_pretrained(folder, device="cpu")
 
 
@@ -97,6 +105,45 @@ def test_a_replay_has_the_same_pixels(brush: Codebrush, options: dict[str, Any])
         again = brush.replay(json.loads(json.dumps(result.manifest)))
         assert again.image.tobytes() == result.image.tobytes()
         assert json.dumps(again.manifest) == json.dumps(result.manifest)
+
+
+needs_bf16 = pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="bfloat16 is not faster here")
+
+
+@needs_bf16
+def test_bfloat16_draws_nearly_the_same_codes_and_says_so(brush: Codebrush, fast: Codebrush) -> None:
+    exact, near = (sorted(drawn(each, 8, cfg=3), key=lambda one: one.manifest["index"]) for each in (brush, fast))
+    same = torch.stack([one.codes == other.codes for one, other in zip(exact, near, strict=True)]).float().mean()
+    assert 0.9 < same < 1
+    assert near[0].manifest["options"]["weights"] == "bf16"
+    assert "weights" not in exact[0].manifest["options"]
+    latents = [torch.stack([result.latent for result in each]) for each in (exact, near)]
+    assert F.cosine_similarity(*latents, dim=-3).mean() > 0.95
+
+
+@needs_bf16
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_a_picture_in_bfloat16_has_the_same_bits_however_many_are_drawn(fast: Codebrush, n: int) -> None:
+    many = {result.manifest["index"]: result.codes for result in drawn(fast, 9, cfg=3)}
+    for result in drawn(fast, n, cfg=3):
+        assert torch.equal(result.codes, many[result.manifest["index"]])
+
+
+@pytest.mark.parametrize("weights", ["auto", "int8", "float32"])
+def test_a_pack_opened_with_other_weights_replays_what_each_drew(folder: Path, fast: Codebrush, weights: str) -> None:
+    (result,) = drawn(Codebrush.from_pretrained(folder, device="cpu", weights=weights), 1, rerank=2)
+    assert fast.replay(result.manifest).image.tobytes() == result.image.tobytes()
+    bits = has_bf16(torch.device("cpu")) and weights != "float32"
+    assert result.manifest["options"].get("weights") == ("bf16" if bits else None)
+
+
+def test_where_bfloat16_is_not_faster_its_pictures_replay_in_float32(
+    brush: Codebrush, fast: Codebrush, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (exact,) = drawn(brush, 1)
+    monkeypatch.setattr(painters, "has_bf16", lambda device: False)
+    manifest = {**exact.manifest, "options": {**exact.manifest["options"], "weights": "bf16"}}
+    assert fast.replay(manifest).image.tobytes() == exact.image.tobytes()
 
 
 def test_every_option_changes_the_picture(brush: Codebrush) -> None:

@@ -69,6 +69,12 @@ def test_each_painter_has_its_options(
     assert pixels(job) == [each.image.tobytes() for each in expected]
     back, lost = restored_form(form, form.context, read_manifest(job.folder / "picture_00.png"), OWNER)
     assert lost == []
+    manifest = read_manifest(job.folder / "picture_00.png")
+    if method == "sample":
+        eight = {**manifest, "options": {**manifest["options"], "weights": "int8"}}
+        assert restored_form(form, form.context, eight, OWNER)[1] == [
+            "It was drawn with weights in int8; this server draws with float32"
+        ]
     back = {each: value.get("value") if isinstance(value, dict) else value for each, value in back.items()}
     kind, pack, found, files = form.job(back)
     assert pixels(ended(form.context.engine.submit(kind, pack, found, OWNER, files))) == pixels(job)

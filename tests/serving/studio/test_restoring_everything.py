@@ -31,7 +31,7 @@ OWNER = "address 127.0.0.1"
 # What a manifest says beside the request.
 FACTS = {
     "method", "index", "clip_score", "scorer", "size", "steps", "plan", "events", "translator", "pack", "versions",
-    "device", "threads", "source", "files", "found", "hash", "upscaler", "show_every",
+    "device", "threads", "source", "files", "found", "hash", "upscaler", "show_every", "weights",
 }  # fmt: skip
 PLACES = {"style": ("to", "style"), "strength": ("strength", "fill"), "scale": ("scale", "upscale")}
 CODES = {"cfg": 2.5, "temperature": 0.9, "top_k": 5, "top_p": 0.95, "min_p": 0.01}

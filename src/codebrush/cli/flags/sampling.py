@@ -60,7 +60,10 @@ FLOW_FLAGS = {
     ),
     "cfg_interval": _flag(str, "CFG only from time A to B; 1 is noise.  [0,1]", FLOW, metavar="A,B"),
 }
-WEIGHTS_HELP = "Bits of the code transformer's weights: fewer are faster on a CPU, int8 differs slightly."
+WEIGHTS_HELP = (
+    "Bits of the code transformer's weights: fewer are faster on a CPU, int8 differs slightly. A flow multiplies in"
+    " bfloat16 where that is faster, or with float32 in float32."
+)
 WEIGHTS_FLAG = {"weights": _flag(Weights, f"{WEIGHTS_HELP}  [auto]")}
 STEPS_FLAG = {"steps": _flag(int, "Steps to the picture, of a flow or a masked code transformer.  [25; 12]", FLOW)}
 

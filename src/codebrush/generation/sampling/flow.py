@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from codebrush.errors import UsageError
-from codebrush.generation.options import FlowSettings
+from codebrush.generation.options import FLOAT32, FlowSettings
 from codebrush.generation.sampling.weighted_conditions import WeightedConditions, guided_terms
 from codebrush.generation.seeding import stream
 from codebrush.models.condition import Condition
 from codebrush.models.flow_transformer import FlowTransformer
+from codebrush.models.precision import autocast
 from codebrush.progress import Progress
 
+LEAST = 4  # rows of a batch in bfloat16: those of fewer round otherwise
 TINY = 1e-20  # a gradient that is shorter has no direction
 Velocity = Callable[[Tensor, float], Tensor]  # x (B, d, h, w) and its time -> velocity, of the same shape
 
@@ -81,6 +83,7 @@ def draw_latents(
     known: KnownLatent | None = None,
     start: Start | None = None,
     lead: Lead | None = None,
+    precision: str = FLOAT32,
     progress: Progress | None = None,
 ) -> Tensor:
     """Draw one picture's latent from each row of `noise` (B, d, h, w) -> latents of that shape, not quantised.
@@ -98,6 +101,7 @@ def draw_latents(
         known: what is kept.
         start: what is drawn anew, from its time on and in that share of the steps; None is noise alone.
         lead: what bends the velocity at every step.
+        precision: in what the network multiplies, as `autocast` names it.
         progress: counts steps.
 
     Raises:
@@ -110,9 +114,7 @@ def draw_latents(
 
     def velocity(x: Tensor, time: float) -> Tensor:
         low, high = settings.cfg_interval
-        times = x.new_full((len(x),), time)
-        parts = [share * flow(x, times, part) for part, share in terms[cfg if low <= time <= high else 1.0]]
-        found = torch.stack(parts).sum(0)
+        found = _added_up(flow, x, time, terms[cfg if low <= time <= high else 1.0], precision)
         return found if lead is None else lead.bent(found, x, time, number, flow)
 
     def settled(x: Tensor, time: float) -> Tensor:
@@ -129,6 +131,17 @@ def draw_latents(
         if progress is not None:
             progress(number + 1, steps)
     return flow.denormalise(x)
+
+
+def _added_up(flow: FlowTransformer, x: Tensor, time: float, terms: WeightedConditions, precision: str) -> Tensor:
+    """The sum of the velocities of `x` (B, d, h, w) at a time, each of a condition and with its factor."""
+    least = 1 if precision == FLOAT32 else LEAST
+    rows = torch.arange(max(least, len(x)), device=x.device) % len(x)
+    times = x.new_full((len(rows),), time)
+    pairs = [(part if part.batch == 1 else part.rows(rows), share) for part, share in terms]
+    with autocast(precision, flow.device):
+        parts = [share * flow(x[rows], times, part) for part, share in pairs]
+    return torch.stack(parts).sum(0)[: len(x)]
 
 
 @torch.no_grad()

@@ -51,7 +51,7 @@ def batches(count: int) -> list[range]:
 
 
 def draw_options(pack: Pack, given: Mapping[str, Any], weights: str = FLOAT32) -> DrawOptions:
-    """What is `given` and not None; else the pack's own "defaults", where they apply; else ours. A code transformer
+    """What is `given` and not None; else the pack's own "defaults", where they apply; else ours. The painter
     draws with `weights`.
 
     Raises:
@@ -73,7 +73,7 @@ def draw_options(pack: Pack, given: Mapping[str, Any], weights: str = FLOAT32) -
         values.setdefault("steps", MASKED_STEPS)
     elif "steps" in values:
         raise UsageError("steps is for the methods flow and guide, and for masked code transformers: leave it out")
-    return DrawOptions(**values, weights=FLOAT32 if values.get("flow") else weights)
+    return DrawOptions(**values, weights=weights)
 
 
 def checked_sampling(

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import gradio as gr
 
 from codebrush.generation.manifest import FACTS, FACTS_WITHIN, damaged, read_clip_guidance
-from codebrush.generation.options import SAMPLING, DrawOptions, FlowSettings, parse_size
+from codebrush.generation.options import FLOAT32, SAMPLING, DrawOptions, FlowSettings, parse_size
 from codebrush.pack.pack import Pack
 from codebrush.serving.api.context import Context
 from codebrush.serving.api.schemas.images import EditRequest, GenerationRequest
@@ -72,7 +72,18 @@ def words_of(pack: Pack, prompt: str, story: Collection[str] = ()) -> dict[str, 
 
 
 def pack_of(context: Context, manifest: Mapping[str, Any], lost: list[str]) -> tuple[str, Pack]:
-    """The served pack that made a picture, by its name here; else the first, which is said."""
+    """The served pack that made a picture, by its name here; else the first, which is said. So is that it draws with
+    weights of other bits here."""
+    name, pack = _served_pack(context, manifest, lost)
+    brush, options = context.engine.brush(name), manifest.get("options", manifest.get("sampling"))
+    if options:
+        theirs, ours = options.get("weights", FLOAT32), brush.flow_weights if "flow" in options else brush.weights
+        if theirs != ours:
+            lost.append(f"It was drawn with weights in {theirs}; this server draws with {ours}")
+    return name, pack
+
+
+def _served_pack(context: Context, manifest: Mapping[str, Any], lost: list[str]) -> tuple[str, Pack]:
     made_with = dict(manifest["pack"])
     packs = {name: context.engine.brush(name).pack for name in list(context.engine.packs)}
     for name, pack in packs.items():

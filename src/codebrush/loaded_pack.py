@@ -1,18 +1,24 @@
 """`LoadedPack`: a pack's models on one device, each loaded when it is first used. `Codebrush` adds the tasks."""
 
 import copy
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from typing import Self, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from codebrush.data.known_texts import KnownTexts
-from codebrush.errors import UsageError
+from codebrush.errors import PackError, UsageError
 from codebrush.generation.advice import known_labels, reads_english
 from codebrush.generation.editing.upscaling import Enlarger
-from codebrush.generation.options import BF16, FLOAT16, FLOAT32, INT8, WEIGHTS
+from codebrush.generation.guided.guided_batch import GuidanceModels
+from codebrush.generation.guided.guided_request import GuidedRequest
+from codebrush.generation.options import BF16, FLOAT16, FLOAT32, INT8, WEIGHTS, DrawOptions
+from codebrush.generation.origin import origin
+from codebrush.generation.result import Result
 from codebrush.generation.sampling.painters import CodePainter, FlowPainter, Painter
 from codebrush.generation.sampling.sampler import Sampler
 from codebrush.generation.sampling.side_by_side import is_small
@@ -72,6 +78,10 @@ class LoadedPack:
         """In which numbers the flow multiplies, one of FLOW_WEIGHTS."""
         return BF16 if self._weights != FLOAT32 and has_bf16(self.device) else FLOAT32
 
+    def weights_of(self, painter: str) -> str:
+        """How one of PAINTERS stores its weights, or in which numbers it multiplies."""
+        return self.flow_weights if painter == "flow" else self.weights
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.pack.summary}; on {self.device}>"
 
@@ -129,6 +139,26 @@ class LoadedPack:
         """Draws with the pack's flow transformer."""
         return self._sampler(FlowPainter(self.on_device(self.pack.flow), self.vqgan))
 
+    def painter_sampler(self, painter: str) -> Sampler:
+        """The sampler of one of PAINTERS. Raises PackError if the pack lacks it."""
+        return self.flow_sampler if painter == "flow" else self.sampler
+
+    def guidance_models(self) -> GuidanceModels:
+        """What a guided run needs of the pack."""
+        drawn: list[Result] = []
+
+        def sample(request: GuidedRequest, pictures: Sequence[int]) -> Tensor:
+            """Latents (B, d, h, w) of the best pictures that the pack's painter draws for the run's request."""
+            if not drawn:
+                values = {name: value for name, value in request.sampling.items() if name != "scorer"}
+                painter = self.painter_sampler("flow" if values.get("flow") else "sample")
+                sampler = replace(painter, scorer=_scorer_of(self, request))
+                drawn.extend(sampler.sample(request.prompt, DrawOptions(n=request.n, seed=request.seed, **values)))
+            return torch.stack([drawn[index].latent for index in pictures])
+
+        size, about = self.pack.image_size, origin(self.pack, self.device)
+        return GuidanceModels(self.vqgan, self.clip, self.tokenizer, size, sample, self.scorer, about)
+
     def _sampler(self, painter: Painter) -> Sampler:
         return Sampler(self.pack, self.clip, self.tokenizer, self.vqgan, painter, self.device, self.scorer)
 
@@ -141,6 +171,20 @@ class LoadedPack:
         """`model` on this device, frozen."""
         model = model.to(self.device).requires_grad_(False)
         return _with_shared_weights(model) if self._apart else model
+
+
+def _scorer_of(loaded: LoadedPack, request: GuidedRequest) -> Scorer | None:
+    """The scorer that chose the pictures which a run starts from; None for CLIP, as in versions before 0.3.
+
+    Raises:
+        PackError: if the pack has another one now.
+    """
+    digest = request.sampling.get("scorer")
+    if digest is None:
+        return None
+    if loaded.scorer is None or loaded.scorer.digest != digest:
+        raise PackError(f"made with another scorer than that of the pack '{loaded.pack.name}': open the pack as it was")
+    return loaded.scorer
 
 
 def _checked_weights(weights: str, device: torch.device) -> str:

@@ -4,16 +4,13 @@
 """
 
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from codebrush.errors import ImageError, PackError, UsageError
+from codebrush.errors import ImageError, UsageError
 from codebrush.generation.editing.edit_options import refuse_code_filters
 from codebrush.generation.editing.editing import EDITS, Edit, prepare_edit
 from codebrush.generation.editing.translation import replay_translation
@@ -32,7 +29,6 @@ from codebrush.generation.guided.guide_options import (
     guide_options,
     usual_preset,
 )
-from codebrush.generation.guided.guided_batch import GuidanceModels
 from codebrush.generation.guided.guided_request import GuidedRequest, sourced, warn_of_shapes, with_files
 from codebrush.generation.guided.memory.plan import MemoryPlan
 from codebrush.generation.guided.run.guided_run import GuidedRun
@@ -55,7 +51,7 @@ from codebrush.generation.options import (
     FlowSettings,
     did_you_mean,
 )
-from codebrush.generation.origin import check_origin, origin, torch_threads
+from codebrush.generation.origin import check_origin, torch_threads
 from codebrush.generation.result import Result
 from codebrush.generation.sampling.drawing import Drawing
 from codebrush.generation.sampling.many_prompts import sample_many
@@ -63,7 +59,6 @@ from codebrush.generation.sampling.painters import CodePainter, draws, usual_pai
 from codebrush.generation.sampling.retrieval import Retrieval, prepare_retrieval
 from codebrush.generation.sampling.sampler import Sampler, checked_sampling, draw_options
 from codebrush.generation.sampling.sizes import checked_size
-from codebrush.generation.scoring import Scorer
 from codebrush.generation.sources import Sources, named_as_before
 from codebrush.loaded_pack import LoadedPack
 from codebrush.pack.pack import Pack
@@ -91,7 +86,7 @@ class Call:
         given = {"n": self.n, "seed": self.seed, "size": self.options.get("size"), "flow": flow}
         if flow is None:
             given["steps"] = self.options.get("steps")
-        weights = loaded.weights if flow is None else loaded.flow_weights
+        weights = loaded.weights_of("sample" if flow is None else "flow")
         options = draw_options(loaded.pack, {**self.sampling, **given}, weights)
         if options.size:
             checked_size(loaded.pack, options.size, "transformer" if flow is None else "flow")
@@ -102,12 +97,15 @@ class Call:
 class Method:
     """One method of `Codebrush.generate`: the names of its own options, and the function that draws.
 
-    `together` draws several calls in fewer batches, each as if alone; None: they are drawn one after the other.
+    `together` draws several calls, each as if alone, in fewer batches where that is faster, and shows them meanwhile;
+    None: they are drawn one after the other.
     """
 
     options: frozenset[str]
     generate: Callable[[LoadedPack, Call], list[Result]]
-    together: Callable[[LoadedPack, Sequence[Call], Progress | None, Preview | None], list[list[Result]]] | None = None
+    together: Callable[[LoadedPack, Sequence[Call], Progress | None, Preview | None], Iterable[list[Result]]] | None = (
+        None
+    )
 
 
 def _sample(loaded: LoadedPack, call: Call) -> list[Result]:
@@ -154,6 +152,19 @@ def _looked_up_again(
 
 
 def _flow(loaded: LoadedPack, call: Call) -> list[Result]:
+    return loaded.flow_sampler.best(_flow_drawing(loaded, call), call.progress)
+
+
+def _flow_one_by_one(
+    loaded: LoadedPack, calls: Sequence[Call], _: Progress | None, preview: Preview | None
+) -> Iterator[list[Result]]:
+    """The pictures of several calls, one call after the other."""
+    for number, call in enumerate(calls):
+        drawing = loaded.flow_sampler.shown(_flow_drawing(loaded, call), preview, number)
+        yield loaded.flow_sampler.best(drawing, call.progress)
+
+
+def _flow_drawing(loaded: LoadedPack, call: Call) -> Drawing:
     settings, lookup = FlowSettings(**_given(call, FLOW_OPTIONS)), _given(call, RETRIEVAL)
     refuse_code_filters(call.sampling)
     options, guidance = call.draw_options(loaded, settings), asked_guidance(loaded.pack, call.options)
@@ -162,9 +173,7 @@ def _flow(loaded: LoadedPack, call: Call) -> list[Result]:
         drawing = _retrieval(loaded, sampler, call.prompt, options, Retrieval(**lookup))
     else:
         drawing = sampler.prepare(call.prompt, options)
-    if guidance is not None:
-        drawing = guided_drawing(drawing, guidance_models(loaded), guidance)
-    return sampler.best(drawing, call.progress)
+    return drawing if guidance is None else guided_drawing(drawing, loaded.guidance_models(), guidance)
 
 
 def _replay_flow(
@@ -177,7 +186,7 @@ def _replay_flow(
             drawing = _looked_up_again(loaded, sampler, manifest, sources, options)
         else:
             drawing = sampler.prepare(manifest["prompt"], options)
-        return drawing if guidance is None else guided_drawing(drawing, guidance_models(loaded), guidance)
+        return drawing if guidance is None else guided_drawing(drawing, loaded.guidance_models(), guidance)
 
     return sampler.replay(manifest, prepare, progress)
 
@@ -238,7 +247,7 @@ def guided_run(
         checked_size(loaded.pack, chosen.size, None)
     tuning = checked_sampling(sampling or {}, "the drawing that guidance starts from")
     flow = FlowSettings() if usual_painter(loaded.pack) == "flow" else None
-    weights = loaded.weights if flow is None else loaded.flow_weights
+    weights = loaded.weights_of("sample" if flow is None else "flow")
     drawing = draw_options(loaded.pack, {**tuning, "n": n, "seed": seed, "flow": flow}, weights)
     if sampling and chosen.init != "sample":
         raise UsageError(f"{next(iter(sampling))} is for drawing codes: leave it out, or start from init sample")
@@ -250,7 +259,7 @@ def guided_run(
     request = GuidedRequest(prompt, drawing.n, drawing.seed, chosen, drawn if chosen.init == "sample" else {})
     request = with_files(request)
     warn_of_shapes(request)
-    return GuidedRun(request, guidance_models(loaded), folder)
+    return GuidedRun(request, loaded.guidance_models(), folder)
 
 
 def _replay_guide(
@@ -264,40 +273,7 @@ def _replay_guide(
     with damage_reported():
         request = sourced(request, sources)
     with torch_threads(threads):
-        return GuidedRun(request, guidance_models(loaded)).only(index, plan, steps, progress)
-
-
-def guidance_models(loaded: LoadedPack) -> GuidanceModels:
-    """What a guided run needs of a pack."""
-    drawn: list[Result] = []
-
-    def sample(request: GuidedRequest, pictures: Sequence[int]) -> Tensor:
-        """Latents (B, d, h, w) of the best pictures that the pack's painter draws for the run's request."""
-        if not drawn:
-            values = {name: value for name, value in request.sampling.items() if name != "scorer"}
-            painter = painter_sampler(loaded, "flow" if values.get("flow") else "sample")
-            sampler = replace(painter, scorer=_scorer_of(loaded, request))
-            drawn.extend(sampler.sample(request.prompt, DrawOptions(n=request.n, seed=request.seed, **values)))
-        return torch.stack([drawn[index].latent for index in pictures])
-
-    about = origin(loaded.pack, loaded.device)
-    return GuidanceModels(
-        loaded.vqgan, loaded.clip, loaded.tokenizer, loaded.pack.image_size, sample, loaded.scorer, about
-    )
-
-
-def _scorer_of(loaded: LoadedPack, request: GuidedRequest) -> Scorer | None:
-    """The scorer that chose the pictures which a run starts from; None for CLIP, as in versions before 0.3.
-
-    Raises:
-        PackError: if the pack has another one now.
-    """
-    digest = request.sampling.get("scorer")
-    if digest is None:
-        return None
-    if loaded.scorer is None or loaded.scorer.digest != digest:
-        raise PackError(f"made with another scorer than that of the pack '{loaded.pack.name}': open the pack as it was")
-    return loaded.scorer
+        return GuidedRun(request, loaded.guidance_models()).only(index, plan, steps, progress)
 
 
 def edit_guidance(pack: Pack, painter: str, scale: float | None) -> FlowGuidance | None:
@@ -312,12 +288,7 @@ def edit_drawing(
 ) -> Drawing:
     """The drawing of an edit, guided by CLIP if `guidance` is given. Raises as `prepare_edit`."""
     drawing = prepare_edit(sampler, edit, options)
-    return drawing if guidance is None else guided_edit_drawing(drawing, guidance_models(loaded), guidance)
-
-
-def painter_sampler(loaded: LoadedPack, painter: str) -> Sampler:
-    """The sampler of one of PAINTERS. Raises PackError if the pack lacks it."""
-    return loaded.flow_sampler if painter == "flow" else loaded.sampler
+    return drawing if guidance is None else guided_edit_drawing(drawing, loaded.guidance_models(), guidance)
 
 
 def _replay_edit(
@@ -328,14 +299,16 @@ def _replay_edit(
     if by_translator(manifest):
         return replay_translation(loaded.pack, loaded.clip, loaded.vqgan, edit, manifest)
     with damage_reported():
-        sampler = painter_sampler(loaded, "flow" if by_flow(manifest) else "sample")
+        sampler = loaded.painter_sampler("flow" if by_flow(manifest) else "sample")
     guidance = read_guidance(manifest, sources)
     return sampler.replay(manifest, lambda options: edit_drawing(loaded, sampler, edit, options, guidance), progress)
 
 
 METHODS: Mapping[str, Method] = {
     "sample": Method(frozenset(("size", "steps")), _sample, _sample_together),
-    "flow": Method(frozenset(("size", *FLOW_OPTIONS, *RETRIEVAL, "clip_guidance", *FLOW_GUIDING)), _flow),
+    "flow": Method(
+        frozenset(("size", *FLOW_OPTIONS, *RETRIEVAL, "clip_guidance", *FLOW_GUIDING)), _flow, _flow_one_by_one
+    ),
     "retrieve": Method(frozenset(("size", "steps", *RETRIEVAL)), _retrieve),
     "guide": Method(
         frozenset(("preset", "folder", *FORMER_NAMES, *(option.name for option in fields(GuideOptions)))), _guide

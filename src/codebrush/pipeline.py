@@ -42,9 +42,7 @@ from codebrush.methods import (
     edit_drawing,
     edit_guidance,
     find_method,
-    guidance_models,
     guided_run,
-    painter_sampler,
     replayed,
     seeds_of,
 )
@@ -97,7 +95,7 @@ class Codebrush(PictureTasks):
         """Draw `n` pictures of `prompt`, best first (see `Result.rank`); of a list of prompts a list of such lists.
 
         Each of several prompts is drawn as if alone, bit for bit, with its own `seed` if these are a list; the method
-        "sample" draws small ones together, which saves time, and shows a `preview` of half-drawn pictures.
+        "sample" draws small ones together, which saves time; it and "flow" show a `preview` of half-drawn pictures.
 
         `style` is one of `pack.styles`, worded as in its training; of what `negative_prompt` says less will show.
         `method` is one of these; None is the pack's usual painter, one of the first two.
@@ -308,9 +306,9 @@ class Codebrush(PictureTasks):
         given: list[Keyframe] = [key if isinstance(key, Tensor) else picture_of(key) for key in keys]
         given = [read_prompt(str(key), self.tokenizer) if is_prompt(key) else key for key in given]
         painter = edit_painter(self.pack, "flow" if method is None and through == "noise" else method)
-        weights = self.flow_weights if painter == "flow" else self.weights
-        options = edit_options(self.pack, painter, sampling, 1, seed, signature(self.interpolate).parameters, weights)
-        return frames_between(painter_sampler(self, painter), given, options, frames, through, progress)
+        known = signature(self.interpolate).parameters
+        options = edit_options(self.pack, painter, sampling, 1, seed, known, self.weights_of(painter))
+        return frames_between(self.painter_sampler(painter), given, options, frames, through, progress)
 
     def _edited(
         self,
@@ -328,9 +326,9 @@ class Codebrush(PictureTasks):
         progress, rest = drawing_before(enlarge, given.pop("progress", None))
         edits = checked_edits([edit(one) for one in picture_list(picture)], self.pack.image_size)
         guidance = edit_guidance(self.pack, painter, given.pop("clip_guidance", None))
-        weights = self.flow_weights if painter == "flow" else self.weights
-        options = edit_options(self.pack, painter, given, n, seed, signature(task).parameters, weights)
-        sampler = painter_sampler(self, painter)
+        known = signature(task).parameters
+        options = edit_options(self.pack, painter, given, n, seed, known, self.weights_of(painter))
+        sampler = self.painter_sampler(painter)
         drawings = (edit_drawing(self, sampler, each, options, guidance) for each in edits)
         turns = enumerate(zip(drawings, shares(progress, len(edits)), strict=True))
         best = [sampler.best(sampler.shown(drawing, preview, number), share) for number, (drawing, share) in turns]
@@ -345,7 +343,7 @@ class Codebrush(PictureTasks):
         """
         run = read_run(folder)
         check_origin(run, self.pack, self.device)
-        return GuidedRun(GuidedRequest.from_json(run), guidance_models(self), folder, resume=True)
+        return GuidedRun(GuidedRequest.from_json(run), self.guidance_models(), folder, resume=True)
 
     def replay(
         self,

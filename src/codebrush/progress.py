@@ -15,9 +15,10 @@ class Preview:
     count: int
     show: Callable[[int, list[Any]], None]
 
-    def due(self, done: int, total: int) -> bool:
-        """Whether a picture is shown after `done` units of `total`, taken one by one: evenly, and not at the end."""
-        return done < total and (done * (self.count + 1)) // total > ((done - 1) * (self.count + 1)) // total
+    def due(self, before: int, done: int, total: int) -> bool:
+        """Whether a picture is shown after `done` units of `total`, of which `before` were done at the last look:
+        evenly, and not at the end."""
+        return done < total and (done * (self.count + 1)) // total > (before * (self.count + 1)) // total
 
 
 def silent(done: int, total: int) -> None:

@@ -23,7 +23,6 @@ from codebrush.generation.result import Result
 from codebrush.generation.sampling.flow import Lead, draw_latents, picture_noise
 from codebrush.generation.sampling.sampler import draw_options
 from codebrush.generation.seeding import Purpose, stream
-from codebrush.methods import guidance_models
 from codebrush.models.condition import Condition
 from packs import micro_flow, write_micro_pack
 
@@ -92,7 +91,7 @@ def test_the_gradient_is_that_of_clip_through_cutouts_and_decoder(folder: Path) 
     brush.vqgan.decoder.conv_out.weight.div_(16)
     options = draw_options(brush.pack, {"n": 3, "rerank": 3, "seed": 5, "flow": FlowSettings(STEPS)})
     how = FlowGuidance.of(1.0, {"cutouts": CUTOUTS, "distance": "cosine", "precision": "float32"}, {})
-    drawing = guided_drawing(brush.flow_sampler.prepare(PROMPT, options), guidance_models(brush), how)
+    drawing = guided_drawing(brush.flow_sampler.prepare(PROMPT, options), brush.guidance_models(), how)
     assert drawing.lead is not None
     latent = torch.randn(3, 8, 8, 8)
     found = drawing.lead(range(3)).gradient(latent, 1)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 from codebrush import Codebrush
 from codebrush.cli.main import run
@@ -27,6 +27,7 @@ from codebrush.models.condition import Condition
 from codebrush.models.precision import has_bf16
 from codebrush.models.prior import Prior, PriorConfig
 from codebrush.pack.pack import Pack, encode_condition
+from codebrush.progress import Preview
 from packs import micro_flow, micro_transformer, write_micro_pack
 
 STEPS = 4
@@ -144,6 +145,41 @@ def test_where_bfloat16_is_not_faster_its_pictures_replay_in_float32(
     monkeypatch.setattr(painters, "has_bf16", lambda device: False)
     manifest = {**exact.manifest, "options": {**exact.manifest["options"], "weights": "bf16"}}
     assert fast.replay(manifest).image.tobytes() == exact.image.tobytes()
+
+
+def test_pictures_are_shown_while_they_are_drawn(brush: Codebrush) -> None:
+    shown: list[tuple[int, list[Image.Image]]] = []
+    preview = Preview(3, lambda number, pictures: shown.append((number, pictures)))
+    options: dict[str, Any] = {"n": 2, "rerank": 5, "method": "flow", "steps": 8, "size": "48x40"}
+    prompts, seeds = ["a red circle", "a dog"], [4, 5]
+    plain = [brush.generate(one, seed=seed, **options) for one, seed in zip(prompts, seeds, strict=True)]
+    made = brush.generate(prompts, seed=seeds, preview=preview, **options)
+    assert list(map(pixels, made)) == list(map(pixels, plain))
+    assert [number for number, _ in shown] == [0] * 3 + [1] * 3
+    assert {picture.size for _, pictures in shown for picture in pictures} == {(48, 40)}
+    assert {len(pictures) for _, pictures in shown} == {2}
+    assert len(set(map(Image.Image.tobytes, (pictures[0] for _, pictures in shown)))) == 6
+    last = brush.generate("a dog", seed=5, **{**options, "n": 5})
+    first = min(last, key=lambda result: result.manifest["index"])
+    closeness = [_apart(pictures[0], first.image) for number, pictures in shown if number == 1]
+    assert closeness[-1] == min(closeness)
+
+
+def _apart(one: Image.Image, other: Image.Image) -> float:
+    return ImageStat.Stat(ImageChops.difference(one, other)).rms[0]
+
+
+def test_an_edit_is_shown_with_what_is_kept(brush: Codebrush) -> None:
+    shown: list[Image.Image] = []
+    preview = Preview(2, lambda _, pictures: shown.extend(pictures))
+    photo = Image.effect_noise((32, 32), 80).convert("RGB")
+    given: dict[str, Any] = {"box": (8, 8, 24, 24), "n": 1, "rerank": 2, "seed": 3, "method": "flow", "steps": 6}
+    plain = brush.edit(photo, "a dog", **given)
+    assert pixels(brush.edit(photo, "a dog", preview=preview, **given)) == pixels(plain)
+    assert len(shown) == 2
+    outside = [(0, 0, 32, 6), (0, 0, 6, 32)]
+    assert all(each.crop(box).tobytes() == photo.crop(box).tobytes() for each in shown for box in outside)
+    assert len({each.tobytes() for each in shown}) == 2
 
 
 def test_every_option_changes_the_picture(brush: Codebrush) -> None:

@@ -134,9 +134,10 @@ def test_half_drawn_pictures_are_shown(brush: Codebrush, threads: int) -> None:
 
 def test_previews_are_spread_evenly() -> None:
     due = Preview(3, lambda *_: None).due
-    assert [done for done in range(1, 65) if due(done, 64)] == [16, 32, 48]
-    assert [done for done in range(1, 3) if due(done, 2)] == [1]
-    assert not any(Preview(0, lambda *_: None).due(done, 64) for done in range(1, 65))
+    assert [done for done in range(1, 65) if due(done - 1, done, 64)] == [16, 32, 48]
+    assert [done for done in range(1, 3) if due(done - 1, done, 2)] == [1]
+    assert [done for done in range(10, 257, 10) if due(done - 10, done, 256)] == [70, 130, 200]  # ten at a time
+    assert not any(Preview(0, lambda *_: None).due(done - 1, done, 64) for done in range(1, 65))
 
 
 def test_what_is_not_drawn_yet_is_plain(brush: Codebrush) -> None:

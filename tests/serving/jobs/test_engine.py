@@ -33,6 +33,7 @@ from engine_helpers import (
     result_of,
     wait_until,
 )
+from packs import micro_flow, micro_transformer, write_micro_pack
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,21 @@ def test_jobs_of_many_callers_are_one_batch_and_each_gets_its_own_pictures(engin
         assert [read_manifest(file) for file in files] == [result.manifest for result in alone]
     assert batches(engine) == {"count": 2, "sum": 5}
     assert jobs[0].step == jobs[0].of == 64
+
+
+def test_jobs_of_a_flow_are_drawn_one_after_the_other(tmp_path: Path) -> None:
+    pack = write_micro_pack(tmp_path / "micro", transformer=micro_transformer(), flow=micro_flow(), painter="flow")
+    engine = make_engine(Codebrush.from_pretrained(pack, "cpu"), tmp_path / "data")
+    asked = [request(1), request(2), request(3, method="sample"), request(4, method="sample")]
+    jobs = [engine.submit("generate", "micro", each, "ann") for each in asked]
+    engine.start()
+    try:
+        assert [ended(job).state for job in jobs] == ["done"] * 4
+        made = [read_manifest(job.folder / "picture_00.png")["method"] for job in jobs]
+        assert made == ["flow", "flow", "sample", "sample"]
+        assert batches(engine) == {"count": 3, "sum": 4}  # codes alone gain by a common batch
+    finally:
+        engine.stop(5)
 
 
 def test_a_job_that_fails_takes_no_other_with_it(engine: Engine) -> None:

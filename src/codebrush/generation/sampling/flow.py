@@ -6,7 +6,7 @@ from the last two. Each picture has its own noise, so it comes out the same whoe
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -24,6 +24,7 @@ from codebrush.progress import Progress
 
 LEAST = 4  # rows of a batch in bfloat16: those of fewer round otherwise
 TINY = 1e-20  # a gradient that is shorter has no direction
+Seen = Callable[[Tensor, int, int], None]  # clean latents (B, d, h, w), number of the step, how many there are
 Velocity = Callable[[Tensor, float], Tensor]  # x (B, d, h, w) and its time -> velocity, of the same shape
 
 
@@ -84,6 +85,7 @@ def draw_latents(
     start: Start | None = None,
     lead: Lead | None = None,
     precision: str = FLOAT32,
+    seen: Seen | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Draw one picture's latent from each row of `noise` (B, d, h, w) -> latents of that shape, not quantised.
@@ -102,6 +104,7 @@ def draw_latents(
         start: what is drawn anew, from its time on and in that share of the steps; None is noise alone.
         lead: what bends the velocity at every step.
         precision: in what the network multiplies, as `autocast` names it.
+        seen: gets what each step would end at, as the VQGAN's decoder reads it.
         progress: counts steps.
 
     Raises:
@@ -111,11 +114,7 @@ def draw_latents(
     noise = noise.to(flow.device)
     kept = None if known is None else (flow.normalise(known.latent), known.fixed.unsqueeze(1))
     terms = {scale: guided_terms(condition, scale, unconditional or Condition()) for scale in {1.0, cfg}}
-
-    def velocity(x: Tensor, time: float) -> Tensor:
-        low, high = settings.cfg_interval
-        found = _added_up(flow, x, time, terms[cfg if low <= time <= high else 1.0], precision)
-        return found if lead is None else lead.bent(found, x, time, number, flow)
+    velocity = _Guided(flow, terms[cfg], terms[1.0], settings.cfg_interval, precision, lead)
 
     def settled(x: Tensor, time: float) -> Tensor:
         return x if kept is None else torch.where(kept[1], torch.lerp(kept[0], noise, time), x)
@@ -125,23 +124,50 @@ def draw_latents(
     times = torch.linspace(first, 0, steps + 1, dtype=torch.float64).tolist()
     step = SAMPLERS[settings.sampler]()
     x = noise if start is None else settled(torch.lerp(flow.normalise(start.latent), noise, first), first)
-    number = 0
     for number, (time, after) in enumerate(pairwise(times)):
+        velocity.step = number
         x = settled(step(velocity, x, time, after), after)
+        if seen is not None:
+            seen(flow.denormalise(velocity.clean), number + 1, steps)
         if progress is not None:
             progress(number + 1, steps)
     return flow.denormalise(x)
 
 
-def _added_up(flow: FlowTransformer, x: Tensor, time: float, terms: WeightedConditions, precision: str) -> Tensor:
-    """The sum of the velocities of `x` (B, d, h, w) at a time, each of a condition and with its factor."""
-    least = 1 if precision == FLOAT32 else LEAST
-    rows = torch.arange(max(least, len(x)), device=x.device) % len(x)
-    times = x.new_full((len(rows),), time)
-    pairs = [(part if part.batch == 1 else part.rows(rows), share) for part, share in terms]
-    with autocast(precision, flow.device):
-        parts = [share * flow(x[rows], times, part) for part, share in pairs]
-    return torch.stack(parts).sum(0)[: len(x)]
+@dataclass
+class _Guided:
+    """The velocity that a step takes: with classifier-free guidance at the times of `interval`, and the lead's bend.
+
+    `guided` and `plain` are the terms that are added up. `step` is the number of the step, and `clean` (B, d, h, w) the
+    normalised latent that the last velocity leads to.
+    """
+
+    flow: FlowTransformer
+    guided: WeightedConditions
+    plain: WeightedConditions
+    interval: tuple[float, float]
+    precision: str
+    lead: Lead | None
+    step: int = 0
+    clean: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def __call__(self, x: Tensor, time: float) -> Tensor:
+        low, high = self.interval
+        velocity = self._added_up(x, time, self.guided if low <= time <= high else self.plain)
+        if self.lead is not None:
+            velocity = self.lead.bent(velocity, x, time, self.step, self.flow)
+        self.clean = x - time * velocity
+        return velocity
+
+    def _added_up(self, x: Tensor, time: float, terms: WeightedConditions) -> Tensor:
+        """The sum of the velocities of `x` (B, d, h, w) at a time, each of a condition and with its factor."""
+        least = 1 if self.precision == FLOAT32 else LEAST
+        rows = torch.arange(max(least, len(x)), device=x.device) % len(x)
+        times = x.new_full((len(rows),), time)
+        pairs = [(part if part.batch == 1 else part.rows(rows), share) for part, share in terms]
+        with autocast(self.precision, self.flow.device):
+            parts = [share * self.flow(x[rows], times, part) for part, share in pairs]
+        return torch.stack(parts).sum(0)[: len(x)]
 
 
 @torch.no_grad()

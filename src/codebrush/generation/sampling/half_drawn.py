@@ -1,4 +1,4 @@
-"""Shows pictures while they are drawn code after code."""
+"""Shows pictures while they are drawn, code after code or by a flow."""
 
 from collections.abc import Callable, Sequence
 from threading import Lock
@@ -31,6 +31,7 @@ class HalfDrawn:
         finish: Callable[[Image.Image], Image.Image] = lambda picture: picture,
     ):
         self.vqgan, self.codes, self.preview, self.finish = vqgan, list(codes), preview, finish
+        self.done = [0] * len(self.codes)  # at the last look at each prompt
         self.lock = Lock()
 
     def of(self, number: int) -> Look:
@@ -40,8 +41,10 @@ class HalfDrawn:
             with self.lock:
                 own = self.codes[number][first : first + len(codes)]
                 new = codes[: len(own)]
-                own.copy_(torch.where(new == UNDRAWN, own, new))
-                due = first == 0 and self.preview.due(done, codes[0].numel())
+                own.copy_(torch.where(new == UNDRAWN, own, new))  # what is kept of an edit stays
+                due = first == 0 and self.preview.due(self.done[number], done, codes[0].numel())
+                if first == 0:
+                    self.done[number] = done
                 shown = self.codes[number].clone() if due else None
             if shown is not None:
                 self.preview.show(number, [self.finish(picture) for picture in half_drawn(self.vqgan, shown)])

@@ -12,6 +12,7 @@ from codebrush.generation.options import BF16, FLOAT32
 from codebrush.generation.sampling.decoding import draw_codes, draw_large, picture_uniforms
 from codebrush.generation.sampling.drawing import Drawing, Known
 from codebrush.generation.sampling.flow import FlowSettings, KnownLatent, draw_latents, picture_noise
+from codebrush.generation.sampling.half_drawn import Look
 from codebrush.generation.sampling.retouching import around, check_retouching, retouch_codes
 from codebrush.generation.sampling.side_by_side import is_small, run_side_by_side
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
@@ -222,12 +223,21 @@ class FlowPainter:
             start=drawing.start,
             lead=None if drawing.lead is None else drawing.lead(pictures),
             precision=precision,
+            seen=None if drawing.look is None else partial(self._show, drawing, pictures.start, drawing.look),
             progress=progress,
         )
+        return self._codes(drawing, latents)
+
+    def _codes(self, drawing: Drawing, latents: Tensor) -> Tensor:
+        """The codes (B, h, w) nearest to latents, with those that are known."""
         codes = self.vqgan.quantize(latents)[1]
         if drawing.known is not None:
             codes = torch.where(drawing.known.fixed, drawing.known.codes, codes)
         return codes
+
+    def _show(self, drawing: Drawing, first: int, look: Look, clean: Tensor, step: int, steps: int) -> None:
+        codes = self._codes(drawing, clean)
+        look(codes[0].numel() * step // steps, first, codes)
 
     def _with_latents(self, condition: Condition) -> Condition:
         """The condition with the latents of its source's codes in their place."""

@@ -140,11 +140,11 @@ class Sampler:
         return [_finished(result, drawing) for result in best]
 
     def shown(self, drawing: Drawing, preview: Preview | None, number: int) -> Drawing:
-        """The drawing, whose pictures `preview` shows under this number while a code transformer draws them."""
+        """The drawing, whose pictures `preview` shows under this number while they are drawn."""
         if preview is None:
             return drawing
         show = partial(_show_as, preview, number)
-        codes, known = undrawn(drawing.options.n, self.painter.config.grid, self.device), drawing.known
+        codes, known = undrawn(drawing.options.n, self.grid(drawing.options), self.device), drawing.known
         if known is not None:
             codes = torch.where(known.fixed, known.codes, codes)
         half = HalfDrawn(self.vqgan, [codes], replace(preview, show=show), drawing.finish)

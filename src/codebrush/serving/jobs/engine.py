@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from codebrush.files import set_aside
+from codebrush.generation.sampling.painters import usual_painter
 from codebrush.pipeline import Codebrush
 from codebrush.serving.faults import not_deleted
 from codebrush.serving.job import CANCELLING, Job, JobError, QueueFull
@@ -61,7 +62,7 @@ class Engine:
         self._jobs = Ledger(store, self.metrics)
         self._lock = self._jobs.lock
         self._workers: Workers = Here(self.kinds) if workers is None else workers
-        self._lanes = {name: Lane.of(name, self.kinds, workers) for name in LANES}
+        self._lanes = {name: Lane.of(name, self.kinds, self._draws_codes, workers) for name in LANES}
         self._running = Running(self._jobs, self.kinds, limits, self.metrics, self.brush, self.plain)
         self._stop_began = 0.0  # of time.monotonic(); 0 before
         self._stopped = False
@@ -143,6 +144,9 @@ class Engine:
         """A pack, opened at first use; each lane has its own, with the same weights. Raises JobError for one that is
         not served."""
         return self._open.brush(pack, lane)
+
+    def _draws_codes(self, pack: str) -> bool:
+        return usual_painter(self.brush(pack).pack) == "sample"
 
     def delete_pack(self, name: str) -> None:
         """Delete a pack that was trained here, or a stopped training. Raises JobError if it is in use, given, or its

@@ -1,7 +1,7 @@
 """A lane: the jobs that wait for the same workers, and how many of these are free."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from codebrush.serving.job import Job
 from codebrush.serving.jobs.queue import FairQueue
@@ -11,20 +11,30 @@ from codebrush.serving.workers.task import Workers
 
 
 class Lane:
-    """Its jobs are worked on by those of `workers` with the given `numbers`. The engine's lock is held around all."""
+    """Its jobs are worked on by those of `workers` with the given `numbers`. `draws_codes` is as in `batch_key`. The
+    engine's lock is held around all."""
 
-    def __init__(self, name: str, kinds: Mapping[str, Kind], workers: Workers, numbers: Sequence[int]) -> None:
+    def __init__(
+        self,
+        name: str,
+        kinds: Mapping[str, Kind],
+        draws_codes: Callable[[str], bool],
+        workers: Workers,
+        numbers: Sequence[int],
+    ) -> None:
         self.name, self.workers, self.numbers = name, workers, numbers
-        self.queue = FairQueue(lambda job: batch_key(kinds, job))
+        self.queue = FairQueue(lambda job: batch_key(kinds, job, draws_codes))
         self.busy = 0  # workers
         self._seconds = deque([2.0], maxlen=20)  # that each of the last jobs took
 
     @classmethod
-    def of(cls, name: str, kinds: Mapping[str, Kind], workers: Workers | None) -> "Lane":
+    def of(
+        cls, name: str, kinds: Mapping[str, Kind], draws_codes: Callable[[str], bool], workers: Workers | None
+    ) -> "Lane":
         """A lane of a server with these workers; None if its own process does all. An index is made by one."""
         if workers is None or name not in SPREAD:
-            return cls(name, kinds, Here(kinds), [0])
-        return cls(name, kinds, workers, [0] if name == INDEX else range(len(workers.names)))
+            return cls(name, kinds, draws_codes, Here(kinds), [0])
+        return cls(name, kinds, draws_codes, workers, [0] if name == INDEX else range(len(workers.names)))
 
     def is_next(self, number: int) -> bool:
         """Whether there is work for a worker."""

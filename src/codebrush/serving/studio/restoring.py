@@ -77,7 +77,7 @@ def pack_of(context: Context, manifest: Mapping[str, Any], lost: list[str]) -> t
     name, pack = _served_pack(context, manifest, lost)
     brush, options = context.engine.brush(name), manifest.get("options", manifest.get("sampling"))
     if options:
-        theirs, ours = options.get("weights", FLOAT32), brush.flow_weights if "flow" in options else brush.weights
+        theirs, ours = options.get("weights", FLOAT32), brush.weights_of("flow" if "flow" in options else "sample")
         if theirs != ours:
             lost.append(f"It was drawn with weights in {theirs}; this server draws with {ours}")
     return name, pack

@@ -48,8 +48,11 @@ class Kind:
     admit: Callable[[Mapping[str, Any], Sequence[Job]], None] = lambda request, live: None
 
 
-def batch_key(kinds: Mapping[str, Kind], job: Job) -> tuple[str, str, str] | None:
-    """Equal for jobs that are drawn together; None for one that is drawn alone."""
+def batch_key(kinds: Mapping[str, Kind], job: Job, draws_codes: Callable[[str], bool]) -> tuple[str, str, str] | None:
+    """Equal for jobs that are drawn together; None for one that is drawn alone. `draws_codes` says of a pack whether
+    it draws code after code, unless another method is asked for."""
+    if job.request.get("method") is None and not draws_codes(job.pack):
+        return None
     key = None if job.attempts else kinds[job.kind].group(job.request)  # one that was begun when the server was killed
     return None if key is None else (job.kind, job.pack, key)
 
@@ -96,7 +99,7 @@ def _guide(brush: Codebrush, job: Job, progress: Progress) -> dict[str, Any]:
         else:
             job.losses[:] = _losses(folder)
         done = step.steps * step.pictures.start + step.step * len(step.pictures)
-        if due(done, step.steps * n):
+        if due(done - 1, done, step.steps * n):
             job.show([to_pil(image) for image in step.images()], done)
         (guiding or silent)(done, step.steps * n)
     warn_of_failure(brush.pack, run.request.prompt, run.results)

@@ -143,7 +143,6 @@ class Stage(ABC):
     recipe: ClassVar[type]  # a frozen dataclass with its settings
     optional: ClassVar[bool] = True  # whether the recipes of a pack may leave it out
     share: ClassVar[float] = 0.0  # of a time budget; 0: trained only where a recipe asks for it
-    second: ClassVar[bool] = False  # whether its share is its own only where that is enough beside all others
     served_first: ClassVar[bool] = False  # whether it gets what it needs of a budget before the others
     start_rate: ClassVar[float] = (
         0.3  # within a budget: learning rate of a trained network, as a share of a fresh one's

@@ -1,4 +1,5 @@
-"""A budget that is large enough trains a flow beside the code transformer; a smaller one leaves it out unsaid."""
+"""A budget that is large enough trains two painters; a smaller one only that of the pack that is begun from, or a code
+transformer, and leaves out the other unsaid."""
 
 import dataclasses
 import json
@@ -18,6 +19,7 @@ from codebrush.training.packs.member_training import MemberTraining
 from codebrush.training.packs.pack_training import train_pack
 from codebrush.training.registry import STAGES
 from codebrush.training.stage import ModelSize, StagePlan
+from codebrush.training.tasks.code_transformer import TransformerRecipe
 from codebrush.training.tasks.flow import FlowRecipe
 from codebrush.training.tasks.prior import PriorRecipe
 
@@ -29,9 +31,9 @@ def plan(
     """Plans a pack within so many seconds: what is said of each stage."""
     monkeypatch.setattr(Loop, "run", lambda *_, **__: pytest.fail("planned"))
 
-    def planned(budget: float, resume: bool = False) -> dict[str, str]:
+    def planned(budget: float, resume: bool = False, start: Path = pack[0]) -> dict[str, str]:
         said: list[str] = []
-        given = request(shapes, tmp_path / "made", plans={}, budget=budget, start=pack[0], image_size=None)
+        given = request(shapes, tmp_path / "made", plans={}, budget=budget, start=start, image_size=None)
         given = dataclasses.replace(given, resume=resume)
         with pytest.raises(pytest.fail.Exception, match="planned"):
             train_pack(given, said.append)
@@ -101,6 +103,29 @@ def test_members_that_the_new_pack_will_not_have_are_named(pack, shapes: Path, t
     train_pack(request(shapes, tmp_path / "made", start=tmp_path / "both"), said.append)
     assert "the new pack will not have both's flow transformer: nothing here trains one" in said
     assert not open_pack(tmp_path / "made").has("flow")
+
+
+@pytest.fixture
+def flowing(pack, shapes: Path, tmp_path: Path) -> Path:
+    """A pack that draws by a flow alone."""
+    flow = StagePlan("flow", FlowRecipe(width=16, layers=1, heads=2, text_length=6, image_share=0.2), LOOP)
+    plans = {**{name: each for name, each in PLANS.items() if name != "transformer"}, "flow": flow}
+    train_pack(request(shapes, tmp_path / "flowing", plans=plans, start=pack[0]), lambda text: None)
+    return tmp_path / "flowing"
+
+
+@pytest.mark.parametrize("short", [TransformerRecipe, None])
+def test_the_painter_of_the_pack_that_is_begun_from_comes_first(
+    flowing: Path, plan: Callable[..., dict[str, str]], short: type | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = open_pack(flowing)
+    assert (made.has("flow"), made.has("transformer"), made.has("bank")) == (True, False, True)
+    too_many = lambda size, started: 10**9 if short and isinstance(size.recipe, short) else 4  # noqa: E731
+    monkeypatch.setattr(ModelSize, "least", too_many)
+    found = plan(10 * BUDGET, start=flowing)
+    assert found["flow"].startswith("about")
+    assert found["flow"].endswith("from flowing")
+    assert ("transformer" in found) == (short is None)
 
 
 def test_a_pack_has_the_usual_painter_of_what_it_began_from(pack, shapes: Path, tmp_path: Path) -> None:

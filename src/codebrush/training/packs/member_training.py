@@ -64,20 +64,17 @@ class MemberTraining:
         self.favoured: dict[str, bool] = read_object(work / SECOND_FILE)  # of second painters, as it was first planned
         self.paces: dict[str, Pace] = {}  # of the stages that were timed
         self.needs: dict[str, float] = {}  # seconds of the stages that are served first
-        self.unfavoured = [
-            name
-            for name, stage in STAGES.items()
-            if stage.second and stage.share > 0 and not has_begun(work / name) and not self.favoured.get(name)
-        ]
+        second = [name for name, stage in STAGES.items() if stage.share and start.is_second(stage, request.plans)]
+        self.unfavoured = [name for name in second if not (has_begun(work / name) or self.favoured.get(name))]
 
     @property
     def stages(self) -> list[Stage]:
-        """Those that recipes ask for, that every pack needs, and, within a budget, that have a share of it."""
+        """Those that recipes ask for, that every pack needs or have a share of a budget; no unfavoured painters."""
         plans, budgeted = self.request.plans, self.request.budget is not None
         return [
             stage
             for name, stage in STAGES.items()
-            if name in plans or not stage.optional or (budgeted and stage.share > 0 and name not in self.unfavoured)
+            if name in plans or ((not stage.optional or (budgeted and stage.share)) and name not in self.unfavoured)
         ]
 
     def open(self) -> None:

@@ -9,7 +9,7 @@ from codebrush.conversion.tokenizers import tokenizer_of
 from codebrush.errors import TrainingError
 from codebrush.models.pretrained import PretrainedModel, read_config
 from codebrush.models.vqgan import VQGAN, VQGANConfig
-from codebrush.pack.members import MEMBERS, PAINTERS
+from codebrush.pack.members import MEMBERS, PAINTERS, usual_painter_of
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned
 from codebrush.training.member_folder import pack_at
@@ -143,6 +143,15 @@ class Start:
             self.kept.add(stage.name)
         return fits
 
+    def is_second(self, stage: Stage, planned: Collection[str] = ()) -> bool:
+        """Whether a stage is trained only where it is `planned`, or a budget enough for it beside all others: any
+        painter but those that are planned, else but the one that draws with this pack, or the code transformer if none
+        fits. A pack needs one painter, and half of the time for each makes two poor ones."""
+        named = None if self.pack is None else self.pack.info.get("painter")
+        first = {name for name in PAINTERS.values() if name in planned}
+        first = first or {PAINTERS[usual_painter_of(self.fits, named) or "sample"]}
+        return stage.name in PAINTERS.values() and stage.name not in first
+
     def paints_with_its_clip(self, painter: Stage) -> bool:
         """Whether a painter of the pack is begun from and reads a CLIP that is there, too. It knows that one alone:
         beside a trained CLIP it is of no use until it is trained as well."""
@@ -156,7 +165,7 @@ class Start:
         trained = set(stages).difference(left_out)
         by_name = {stage.name: stage for stage in self.stages}
         taken = {name for name in self.fits if trained.isdisjoint(by_name[name].bound_to)}
-        made = {*stages, *taken, "bank"}  # which comes with a code transformer
+        made = {*stages, *taken, "bank"}  # which comes with a painter
         return [member.label for name, member in MEMBERS.items() if self.pack.has(name) and name not in made]
 
     def tokenizer(self) -> Tokenizer | None:

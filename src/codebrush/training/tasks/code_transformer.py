@@ -21,17 +21,15 @@ from codebrush.pack.members import MEMBERS
 from codebrush.pack.pack import Pack, text_condition
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned
-from codebrush.training.engine.fabric import is_first
 from codebrush.training.engine.optimizer import make_adamw
 from codebrush.training.engine.parts import mean_weights, totals
 from codebrush.training.engine.sharding import untouched
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
-from codebrush.training.make_bank import make_bank
 from codebrush.training.stage import GRID, Materials, ModelSize, Stage, StagePlan, halvings, needed
 from codebrush.training.tasks.code_loss import code_likeness, code_loss
 from codebrush.training.tasks.code_noise import add_code_noise, hide_codes
-from codebrush.training.tasks.conditions import GIVEN, SOURCE, ConditionShares, given_rows, image_embeddings
+from codebrush.training.tasks.conditions import GIVEN, SOURCE, ConditionShares, given_rows, image_embeddings, with_bank
 
 
 @dataclass(frozen=True)
@@ -371,11 +369,9 @@ class CodeTransformerStage(Stage):
         self, network: CodeTransformer, plan: StagePlan, materials: Materials, seconds: float | None
     ) -> Materials:
         """The materials with the styles that it learned, and with a bank of pictures if it reads picture embeddings."""
-        models = materials.models
-        if network.config.image_embedding and is_first():
-            models = {**models, "bank": make_bank(materials.need(CLIP), materials.stored, seconds=seconds)}
         translation = {"translation": translation_of(plan.recipe, materials.stored)}
-        return replace(materials, models=models, extras={**materials.extras, **translation})
+        materials = replace(materials, extras={**materials.extras, **translation})
+        return with_bank(materials, seconds) if network.config.image_embedding else materials
 
 
 def _sized_recipe(width: int, layers: int, heads: int, learning_rate: float, block: int) -> TransformerRecipe:

@@ -5,7 +5,7 @@ One network learns all of these, so that the same weights draw from text, vary p
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, pairwise
 
@@ -20,7 +20,10 @@ from codebrush.errors import DataError, TrainingError
 from codebrush.models.clip import CLIP
 from codebrush.text.tokenizer import Tokenizer
 from codebrush.training.dataset import Captioned, CaptionTokens
+from codebrush.training.engine.fabric import is_first
 from codebrush.training.field_types import Share
+from codebrush.training.make_bank import make_bank
+from codebrush.training.stage import Materials
 
 GIVEN = ("text_features", "text_embedding", "image_embedding", "source_codes")
 SOURCE = GIVEN.index("source_codes")
@@ -158,6 +161,14 @@ def image_embeddings(clip: CLIP, images: Tensor, rows: int) -> Tensor:
     if len(images):
         embedding[: len(images)] = clip.encode_image(images.float() / 255)
     return embedding
+
+
+def with_bank(materials: Materials, seconds: float | None) -> Materials:
+    """The materials with a bank of pictures for a painter that reads their embeddings, unless one is there."""
+    if "bank" in materials.models or not is_first():
+        return materials
+    bank = make_bank(materials.need(CLIP), materials.stored, seconds=seconds)
+    return replace(materials, models={**materials.models, "bank": bank})
 
 
 def rows_of_each(count: int, shares: Sequence[float]) -> list[slice]:

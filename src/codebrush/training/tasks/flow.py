@@ -25,7 +25,7 @@ from codebrush.training.engine.optimizer import make_adamw
 from codebrush.training.engine.task import Objective
 from codebrush.training.field_types import Count, Rate, Share, Weight
 from codebrush.training.stage import Materials, ModelSize, Stage, StagePlan, needed
-from codebrush.training.tasks.conditions import GIVEN, ConditionShares, given_rows, image_embeddings
+from codebrush.training.tasks.conditions import GIVEN, ConditionShares, given_rows, image_embeddings, with_bank
 
 MEASURED = 4096  # latents of which mean and deviation are taken
 
@@ -158,7 +158,6 @@ class FlowStage(Stage):
     bound_to = ("clip", "vqgan")
     share = 0.28
     by_heart = "raise recipe.dropout, add pictures, or train for fewer steps"
-    second = True  # a pack needs one painter, and half of the time for each makes two poor ones
 
     def make(self, plan: StagePlan, materials: Materials) -> FlowTransformer:
         """A fresh network for the latents of the VQGAN, over the whole picture."""
@@ -203,6 +202,12 @@ class FlowStage(Stage):
         vqgan = materials.need(VQGAN)
         shape = (len(materials.stored), vqgan.config.code_dim, *vqgan.code_grid(materials.image_size))
         return replace(materials, latents=np.zeros(shape, np.float16))
+
+    def finish(
+        self, network: FlowTransformer, plan: StagePlan, materials: Materials, seconds: float | None
+    ) -> Materials:
+        """The materials with a bank of pictures if it reads picture embeddings."""
+        return with_bank(materials, seconds) if network.config.image_embedding else materials
 
     def sizes(self, image_size: int) -> Sequence[ModelSize]:
         """Three sizes, which also learn to vary pictures and to fill holes."""

@@ -17,7 +17,6 @@ from codebrush.generation.guided.guide_options import GuideOptions
 from codebrush.generation.guided.guided_batch import make_batch
 from codebrush.generation.guided.guided_request import GuidedRequest, with_files
 from codebrush.generation.guided.run.guided_run import GuidedRun
-from codebrush.methods import guidance_models
 
 SHORT: dict[str, Any] = {"steps": 1, "cutouts": 2, "precision": "float32", "size": "32x32"}
 
@@ -41,7 +40,7 @@ def request_of(**options: Any) -> GuidedRequest:
 
 def mask_of(brush: Codebrush, request: GuidedRequest) -> Tensor:
     """(32, 32): 1 where the request's run may change the picture."""
-    mask = make_batch(request, guidance_models(brush), range(1)).mask
+    mask = make_batch(request, brush.guidance_models(), range(1)).mask
     assert mask is not None
     return mask[0, 0]
 
@@ -53,7 +52,7 @@ def test_a_mask_lies_where_its_start_and_target_do(brush: Codebrush, tmp_path: P
     expected[:, 8:24] = 1
     assert torch.equal(mask_of(brush, request_of(mask=str(mask))), expected)
     assert torch.equal(mask_of(brush, request_of(mask=str(mask), mask_side="outside")), 1 - expected)
-    (target, _), = make_batch(request_of(target=(str(mask),)), guidance_models(brush), range(1)).targets  # fmt: skip
+    (target, _), = make_batch(request_of(target=(str(mask),)), brush.guidance_models(), range(1)).targets  # fmt: skip
     assert torch.equal(target[0, 0], expected)
 
 
@@ -115,7 +114,7 @@ def test_a_transparent_start_gives_a_transparent_picture_and_an_old_run_an_opaqu
     monkeypatch.setattr(type(brush.vqgan), "decode", lambda self, latent: white + 0 * latent.sum())
     request = with_files(request_of(init=str(tmp_path / "sticker.png")))
     folder = tmp_path / "run"
-    run = GuidedRun(request, guidance_models(brush), folder)
+    run = GuidedRun(request, brush.guidance_models(), folder)
     list(run)
     (result,) = run.results
     shown = np.asarray(result.image)
@@ -132,6 +131,6 @@ def test_a_transparent_start_gives_a_transparent_picture_and_an_old_run_an_opaqu
     with pytest.raises(ImageError, match="transparency is 'half'"):
         brush.replay(old | {"transparency": "half"})
     Image.new("RGB", (32, 32)).save(tmp_path / "plain.png")
-    run = GuidedRun(with_files(request_of(init=str(tmp_path / "plain.png"))), guidance_models(brush))
+    run = GuidedRun(with_files(request_of(init=str(tmp_path / "plain.png"))), brush.guidance_models())
     list(run)
     assert run.results[0].image.mode == "RGB"

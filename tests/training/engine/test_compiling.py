@@ -97,12 +97,14 @@ def test_a_network_compiles_where_the_process_before_was_killed_while_linking(ca
 
 
 @compiles
-def test_a_compiler_that_fails_is_one_line_with_a_remedy(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (shutil.which("false"),))  # pyright: ignore
+def test_a_compiler_that_fails_is_one_line_with_a_remedy(cache: Path):
+    from torch._inductor import config
+
     network = Layer()
-    compile_network(network)
-    with pytest.raises(TrainingError) as raised, compile_errors(True):
-        network(torch.randn(4, 3))
+    with config.patch({"cpp.cxx": (shutil.which("false"),)}):
+        compile_network(network)
+        with pytest.raises(TrainingError) as raised, compile_errors(True):
+            network(torch.randn(4, 3))
     assert str(cache) in str(raised.value)
     assert "set loop.compile to false" in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1

@@ -22,7 +22,7 @@ from tokenizers import normalizers
 
 from codebrush.models.captioner import Captioner
 from codebrush.models.clip import CLIP
-from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.flow_transformer import FlowTransformer
 from codebrush.models.pretrained import PretrainedModel
 from codebrush.models.prior import Prior
 from codebrush.models.translator import Translator
@@ -40,14 +40,14 @@ from codebrush.version import __version__
 PARTS = 10  # the captioner's training had this many
 RUNS = (
     *("clip-without-noto", "clip", "clip-all-styles", "vqgan", "vqgan-128", "vqgan-decoder"),
-    *("transformer", "transformer-2", "transformer-3", "painter", "painter-2", "painter-3"),
+    *("flow", "painter-flow"),
     "scorer",
     *("captioner", *(f"captioner-{part}" for part in range(2, PARTS + 1)), "upscaler", "prior", "translator"),
 )
 MEMBERS = {  # of the pack, and the run whose model each is
     "clip": "clip-all-styles",
     "vqgan": "vqgan-decoder",
-    "transformer": "painter-3",
+    "flow": "painter-flow",
     "scorer": "scorer",
     "captioner": f"captioner-{PARTS}",
     "upscaler": "upscaler",
@@ -60,12 +60,12 @@ LICENCE = (
     "in NOTICE (CC BY 4.0, MIT, Apache-2.0)"
 )
 ARTICLE = r"\A(?i:an?|the) (?!button)(?=\S)"  # "A button (blood type)" is a label
-DEFAULTS = {"cfg": 3.0, "temperature": 0.4, "top_p": 0.9}
+DEFAULTS = {"cfg": 4.5}
 
 
 def without_article(tokenizer: Tokenizer) -> Tokenizer:
-    """Make the tokenizer drop a leading article. Labels have none, and the code transformer, which reads positions,
-    treats "a rocket" as something else than "rocket"."""
+    """Make the tokenizer drop a leading article. Labels have none, and a painter, which reads positions, treats "a
+    rocket" as something else than "rocket"."""
     if json.dumps(ARTICLE) in tokenizer.backend.to_str():  # that of an earlier pack
         return tokenizer
     leave_out = normalizers.Replace(tokenizers.Regex(ARTICLE), "")
@@ -88,12 +88,11 @@ def run_facts(folder: Path) -> dict:
 
 
 def trained_model(runs: Path, run: str, member: str, earlier: Path | None) -> Path:
-    """Where the model of a run lies: in its run folder, or in an earlier pack."""
-    places = [
-        runs / run / MODEL_FOLDER,
-        *([] if earlier is None else [open_pack(earlier).member(member)]),
-    ]
-    return next(filter(Path.is_dir, places), places[0])
+    """Where the model of a run lies: in its run folder, or if that is gone in an earlier pack."""
+    place = runs / run / MODEL_FOLDER
+    if place.is_dir() or earlier is None or not open_pack(earlier).has(member):
+        return place
+    return open_pack(earlier).member(member)
 
 
 def main() -> None:
@@ -115,7 +114,7 @@ def main() -> None:
     models: dict[str, PretrainedModel] = {
         "clip": clip,
         "vqgan": VQGAN.from_pretrained(trained["vqgan"]),
-        "transformer": CodeTransformer.from_pretrained(trained["transformer"]),
+        "flow": FlowTransformer.from_pretrained(trained["flow"]),
         "scorer": CLIP.from_pretrained(trained["scorer"]),
         "captioner": Captioner.from_pretrained(trained["captioner"]),
         "upscaler": Upscaler.from_pretrained(trained["upscaler"]),

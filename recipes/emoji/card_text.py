@@ -6,7 +6,7 @@ from codebrush.data.synthetic.questions import KINDS
 
 SHOWN = {
     **{"clip": "accuracy", "scorer": "accuracy", "captioner": "accuracy", "prior": "cosine"},
-    **{"transformer": "transformer_loss", "painter": "transformer_loss"},
+    **{"flow": "flow_loss", "painter": "flow_loss"},
 }
 
 
@@ -47,8 +47,8 @@ def origin(info: dict[str, Any], figures: dict[str, Any]) -> list[str]:
         "",
         f"- **Data**: `{made['data']}` (sha256 `{made['data_sha256'][:16]}...`), its `train` split without skin-tone "
         "variants: 7,576 pictures of 1,757 concepts in five styles. `val` and `test` hold other concepts. CLIP and the "
-        "captioner also saw 5,144 drawings of the same concepts in five more styles, and 4,916 icons; the code "
-        "transformer saw one of these styles, and compositions made of the drawings.",
+        "captioner also saw 5,144 drawings of the same concepts in five more styles, and 4,916 icons; the flow "
+        "saw one of these styles, and compositions made of the drawings.",
         f"- **Licence**: {info['licence']}. Its token embeddings are distilled from all-MiniLM-L6-v2 (Apache-2.0); "
         "see NOTICE.",
         f"- **Recipe**: `{made['recipe']}/`, at commit `{made['commit'][:12]}`, torch {made['torch']}.",

@@ -54,6 +54,7 @@ class Plan:
     def __init__(self, given: argparse.Namespace):
         self.given, self.runs, self.emoji = given, given.runs, given.emoji
         self.drawings = self.runs / "data" / "drawings.parquet"
+        self.painted = self.runs / "data" / "painter-main.parquet"
         self.judge, self.styles = self.runs / "judge", self.runs / "style_classifier"
 
     def steps(self) -> list[Step]:
@@ -76,10 +77,8 @@ class Plan:
         composed = self.runs / "data" / "compositions.parquet"
         yield self._script("join", self.drawings, self.emoji, *self.given.more)
         yield self._script("compositions", composed, self.drawings, "--count", self._few(7500, 60))
-        for name, others, share in (("painter", "0.5", "0.5"), ("painter-main", "0.1", "0.2")):
-            mixed = ("--others", others, "--composed", share)
-            out = self.runs / "data" / f"{name}.parquet"
-            yield self._script("painter_table", out, self.drawings, composed, *mixed, name=name)
+        mixed = ("--others", "0.1", "--composed", "0.2")
+        yield self._script("painter_table", self.painted, self.drawings, composed, *mixed)
 
     def _clip_and_vqgan(self) -> Iterator[Step]:
         yield self._stage("vqgan", self.emoji)
@@ -90,20 +89,8 @@ class Plan:
         yield self._stage("vqgan-decoder", self.emoji, start="vqgan-128", clip="clip")
 
     def _painters(self) -> Iterator[Step]:
-        for name, start in (
-            ("transformer", None),
-            ("transformer-2", "transformer"),
-            ("transformer-3", "transformer-2"),
-        ):
-            recipe = "transformer-2" if name == "transformer-3" else name
-            yield self._stage(name, self.emoji, recipe=recipe, start=start, clip="clip", vqgan="vqgan-128")
-        for name, start, table in (
-            ("painter", "transformer-3", "painter"),
-            ("painter-2", "painter", "painter"),
-            ("painter-3", "painter-2", "painter-main"),
-        ):
-            source = self.runs / "data" / f"{table}.parquet"
-            yield self._stage(name, source, start=start, clip="clip-all-styles", vqgan="vqgan-decoder")
+        for name, start in (("flow", None), ("painter-flow", "flow")):
+            yield self._stage(name, self.painted, start=start, clip="clip-all-styles", vqgan="vqgan-decoder")
 
     def _readers(self) -> Iterator[Step]:
         for part in range(1, PARTS + 1):

@@ -127,6 +127,8 @@ def _replay_sample(loaded: LoadedPack, manifest: Mapping[str, Any], _: Sources, 
 
 
 def _retrieve(loaded: LoadedPack, call: Call) -> list[Result]:
+    if usual_painter(loaded.pack) == "flow":
+        return _flow(loaded, replace(call, options={"prior": Retrieval().prior, **call.options}))
     how, options = Retrieval(**_given(call, RETRIEVAL)), call.draw_options(loaded)
     return loaded.sampler.best(_retrieval(loaded, loaded.sampler, call.prompt, options, how), call.progress)
 

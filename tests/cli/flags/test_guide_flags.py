@@ -123,7 +123,7 @@ GUIDED, RESUMED = "an option of guidance: add --method guide", "a resumed run ke
     [
         (["x", "--learning-rate", "0.1"], f"--learning-rate is {GUIDED}"),
         (["x", "--no-quantise"], f"--quantise is {GUIDED}"),
-        (["x", "--extra", "y"], f"--extra is {GUIDED}"),
+        (["x", "--method", "sample", "--extra", "y"], f"--extra is {GUIDED}"),
         (["x", "--method", "sample", "--preset", "notebook"], f"--preset is {GUIDED}"),
         (["x", "--video", "mp4"], f"--video is {GUIDED}"),
         (["x", "--fps", "10"], f"--fps is {GUIDED}"),

@@ -224,6 +224,18 @@ def test_unclip_draws_from_a_picture_of_the_bank(brush: Codebrush) -> None:
     assert torch.equal(same[0].codes, result.codes)
 
 
+def test_retrieval_draws_by_the_flow_of_a_pack_that_draws_so(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "own")
+    info = json.loads((folder / "pack.json").read_text())
+    (tmp_path / "own" / "pack.json").write_text(json.dumps({**info, "painter": "flow"}))
+    brush = Codebrush.from_pretrained(tmp_path / "own", device="cpu", weights="float32")
+    for options in ({}, {"neighbours": 2}, {"prior": "mlp"}):
+        found = drawn(brush, method="retrieve", **options)
+        assert found[0].manifest["method"] == "flow"
+        assert pixels(found) == pixels(drawn(brush, **{"prior": "retrieval", **options}))
+        assert brush.replay(found[0].manifest).image.tobytes() == found[0].image.tobytes()
+
+
 def test_known_codes_are_kept_and_seen(brush: Codebrush) -> None:
     codes = torch.randint(128, (1, 8, 8))
     fixed = torch.zeros(1, 8, 8, dtype=torch.bool)

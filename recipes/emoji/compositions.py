@@ -4,8 +4,8 @@
     python recipes/emoji/compositions.py drawings.parquet --out compositions.parquet --count 12000
 
 Each row is made of train drawings of one style: "blue apple" (the hue turned, the colour named from the pixels), "two
-hearts", "dog and ball", "cat face with sunglasses". The columns are those of the first file, `subgroup` says which of
-the four a row is, and `concept` is the same for rows that say the same.
+hearts", "two blue hearts", "dog and a ball", "two dogs and a ball", "cat with sunglasses". The columns are those of the
+first file, `subgroup` says which of the four a row is, and `concept` is the same for rows that say the same.
 """
 
 import argparse
@@ -44,7 +44,21 @@ THINGS = {
     "activities": ("sport", "game", "event"),
     "smileys-emotion": ("heart",),
 }
-UNCOUNTABLE = ("hair", "glasses", "shorts", "scissors", "sunglasses", "jeans", "books", "grapes", "cherries")
+UNCOUNTABLE = (
+    "hair",
+    "glasses",
+    "shorts",
+    "scissors",
+    "sunglasses",
+    "jeans",
+    "grapes",
+    "wood",
+    "salt",
+    "rice",
+    "bread",
+)
+NUMBERS = ("two", "three")
+COLOURED, SEVERAL = 0.3, 0.25  # of what is counted, in another colour; of what stands beside another, two of a kind
 WORN = {  # label: how wide beside the head, and where its middle is below the head's middle, in parts of the head
     "glasses": (0.72, -0.08),
     "sunglasses": (0.72, -0.08),
@@ -55,7 +69,12 @@ WORN = {  # label: how wide beside the head, and where its middle is below the h
     "woman’s hat": (0.75, -0.5),
 }
 HEADS = ("cat-face", "face-smiling", "face-neutral-skeptical", "monkey-face", "face-concerned", "face-sleepy")
-SHARES = {"recoloured": 0.4, "counted": 0.2, "beside": 0.3, "worn": 0.1}
+# Animals whose drawings are heads; "dog face" with a hat is "dog with a hat".
+ANIMAL_HEADS = (
+    *("dog face", "cat face", "wolf", "fox", "raccoon", "lion", "tiger face", "horse face", "moose", "unicorn"),
+    *("cow face", "pig face", "mouse face", "hamster", "rabbit face", "bear", "polar bear", "koala", "panda", "frog"),
+)
+SHARES = {"recoloured": 0.3, "counted": 0.25, "beside": 0.3, "worn": 0.15}
 Row = dict[str, Any]
 
 
@@ -65,10 +84,12 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--count", type=int, default=12_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--styles", nargs="*", help="of these alone; default: all but fluent-high-contrast")
     given = parser.parse_args()
     table = pq.read_table(given.drawings)
     rows = [row for row in table.to_pylist() if row["split"] == "train" and row["skin_tone"] is None]
-    maker = Maker([row for row in rows if row["style"] != "fluent-high-contrast"], np.random.default_rng(given.seed))
+    styles = set(given.styles or {row["style"] for row in rows} - {"fluent-high-contrast"})
+    maker = Maker([row for row in rows if row["style"] in styles], np.random.default_rng(given.seed))
     made: list[Row] = []
     for kind, share in SHARES.items():
         wanted, tries = round(share * given.count), 0
@@ -89,7 +110,7 @@ class Maker:
         self.rng, self.words = rng, inflect.engine()
         kinds = {(group, subgroup) for group, subgroups in THINGS.items() for subgroup in subgroups}
         self.things = [row for row in rows if (row["group"], row["subgroup"]) in kinds and is_plain(row["label"])]
-        self.heads = [row for row in rows if row["subgroup"] in HEADS]
+        self.heads = [row for row in rows if row["subgroup"] in HEADS or row["label"] in ANIMAL_HEADS]
         self.by_style: dict[str, list[Row]] = defaultdict(list)
         for row in self.things:
             self.by_style[row["style"]].append(row)
@@ -104,6 +125,11 @@ class Maker:
     def recoloured(self) -> Row | None:
         """A thing with its main hue turned to another, or as it is, with the word for its colour."""
         row = self.one_of(self.things)
+        coloured = self.in_colour(row)
+        return None if coloured is None else self.row(row, *coloured)
+
+    def in_colour(self, row: Row) -> tuple[str, Image.Image] | None:
+        """The label with a colour and the picture in it; None where no hue is the main one or turning it fails."""
         picture = opened(row)
         found = main_hue(picture)
         if found is None:
@@ -115,25 +141,37 @@ class Maker:
             after = main_hue(picture)
             if after is None or after[0] != target:
                 return None
-        return self.row(row, f"{target} {without_colours(row['label'])}", picture)
+        return f"{target} {without_colours(row['label'])}", picture
+
+    def several(self, label: str) -> str | None:
+        """The plural of a thing's label; None if there is none, or it is one."""
+        first, last = label.split()[0], label.split()[-1]
+        if last in UNCOUNTABLE or first in NUMBERS or self.words.singular_noun(last):  # pyright: ignore[reportArgumentType]
+            return None
+        return str(self.words.plural(label))  # pyright: ignore[reportArgumentType]
 
     def counted(self) -> Row | None:
-        """Two or three of a thing side by side."""
+        """Two or three of a thing side by side, some in another colour."""
         row, number = self.one_of(self.things), int(self.rng.integers(2, 4))
-        label = row["label"]
-        if label.split()[-1] in UNCOUNTABLE:
+        shown = self.in_colour(row) if self.rng.random() < COLOURED else (row["label"], opened(row))
+        if shown is None or (many := self.several(shown[0])) is None:
             return None
-        placed = placed_in_row([opened(row)] * number, self.rng)
-        return self.row(row, f"{('two', 'three')[number - 2]} {self.words.plural(label)}", placed)
+        return self.row(row, f"{NUMBERS[number - 2]} {many}", placed_in_row([shown[1]] * number, self.rng))
 
     def beside(self) -> Row | None:
-        """Two different things of a style beside each other."""
+        """Two different things of a style beside each other, sometimes two of the first."""
         style = self.one_of(self.things)["style"]
         one, other = (self.one_of(self.by_style[style]) for _ in range(2))
-        if one["concept"] == other["concept"]:
+        if one["concept"] == other["concept"] or self.words.singular_noun(other["label"].split()[-1]):
             return None
-        placed = placed_in_row([opened(one), opened(other)], self.rng)
-        return self.row(one, f"{one['label']} and {self.words.a(other['label'])}", placed, other["concept"])
+        name, number = one["label"], 1
+        if self.rng.random() < SEVERAL:
+            many, number = self.several(name), 2
+            if many is None:
+                return None
+            name = f"two {many}"
+        placed = placed_in_row([opened(one)] * number + [opened(other)], self.rng)
+        return self.row(one, f"{name} and {self.words.a(other['label'])}", placed, other["concept"])
 
     def worn(self) -> Row | None:
         """A head that wears a hat or glasses of the same style."""
@@ -159,7 +197,8 @@ class Maker:
         corner = middle[0] - worn.width // 2, max(0, middle[1] - worn.height // 2)
         ground.paste(worn, corner, worn)
         name = thing["label"] if thing["label"].endswith("glasses") else self.words.a(thing["label"])
-        return self.row(head, f"{head['label']} with {name}", ground, thing["concept"])
+        animal = head["label"].removesuffix(" face") if head["label"] in ANIMAL_HEADS else head["label"]
+        return self.row(head, f"{animal} with {name}", ground, thing["concept"])
 
     def row(self, base: Row, label: str, picture: Image.Image, *more: str) -> Row:
         stored = io.BytesIO()

@@ -131,7 +131,9 @@ class LoadedPack:
 
     @cached_property
     def _code_painter(self) -> CodePainter:
-        small = is_small(self.pack.config(CodeTransformerConfig), self.device)  # the painter keeps another order
+        small = is_small(
+            self.pack.config(CodeTransformerConfig).linear_weights, self.device
+        )  # the painter keeps another order
         return CodePainter(self.on_device(self.pack.load(CodeTransformer) if small else self.pack.transformer))
 
     @cached_property

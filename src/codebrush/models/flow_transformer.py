@@ -68,6 +68,12 @@ class FlowTransformerConfig:
             raise PackError(f"a grid of {self.grid[0]} x {self.grid[1]} has no whole squares of {self.patch}")
 
     @property
+    def linear_weights(self) -> int:
+        """About how many weights each step of drawing reads: those of the transformer."""
+        block = TransformerConfig(self.width, 1, self.heads, activation="swiglu")
+        return self.layers * self.width * (4 * self.width + 3 * block.mlp_width + 6 * self.width)
+
+    @property
     def conditions(self) -> list[str]:
         """The names of the conditions that this network has; `Condition.present` is in this order."""
         flags = {"source_latent": self.source}

@@ -22,6 +22,10 @@ class Known:
     codes: Tensor
     fixed: Tensor
 
+    def rows(self, rows: slice) -> "Known":
+        """What is known of some pictures of a batch."""
+        return self if len(self.codes) == 1 else Known(self.codes[rows], self.fixed[rows])
+
     def at(self, position: int, pictures: slice, drawn: Tensor) -> Tensor:
         """`drawn` (B,) for some `pictures`, with the known code where the one at `position` is kept."""
         codes, fixed = (

@@ -36,6 +36,10 @@ class KnownLatent:
     latent: Tensor
     fixed: Tensor
 
+    def rows(self, rows: slice) -> "KnownLatent":
+        """What is known of some pictures of a batch."""
+        return KnownLatent(_rows(self.latent, rows), _rows(self.fixed, rows))
+
 
 @dataclass(frozen=True)
 class Start:
@@ -44,6 +48,10 @@ class Start:
 
     latent: Tensor
     time: float
+
+    def rows(self, rows: slice) -> "Start":
+        """Where some pictures of a batch start."""
+        return Start(_rows(self.latent, rows), self.time)
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,11 @@ class Lead:
         gradient = self.gradient(flow.denormalise(clean), step) * flow.deviation[:, None, None]
         size = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
         return velocity + self.scale * gradient / size.clamp(min=TINY)
+
+
+def _rows(shared: Tensor, rows: slice) -> Tensor:
+    """Some rows of a tensor, or its only one."""
+    return shared if len(shared) == 1 else shared[rows]
 
 
 def picture_noise(seed: int, pictures: Sequence[int], shape: tuple[int, int, int]) -> Tensor:

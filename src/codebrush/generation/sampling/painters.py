@@ -11,10 +11,17 @@ from codebrush.errors import UsageError
 from codebrush.generation.options import BF16, FLOAT32
 from codebrush.generation.sampling.decoding import draw_codes, draw_large, picture_uniforms
 from codebrush.generation.sampling.drawing import Drawing, Known
-from codebrush.generation.sampling.flow import FlowSettings, KnownLatent, draw_latents, picture_noise
+from codebrush.generation.sampling.flow import LEAST, FlowSettings, KnownLatent, draw_latents, picture_noise
 from codebrush.generation.sampling.half_drawn import Look
 from codebrush.generation.sampling.retouching import around, check_retouching, retouch_codes
-from codebrush.generation.sampling.side_by_side import is_small, run_side_by_side
+from codebrush.generation.sampling.side_by_side import (
+    draws_side_by_side,
+    is_small,
+    parts_of,
+    run_side_by_side,
+    slices_of,
+)
+from codebrush.generation.sampling.weighted_conditions import rows_of
 from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
 from codebrush.models.condition import Condition
 from codebrush.models.flow_transformer import FlowTransformer
@@ -103,7 +110,11 @@ class CodePainter:
             UsageError: if this machine has no products for them.
         """
         if weights == FLOAT32:
-            if not self._ordered and can_order() and is_small(self.transformer.config, self.transformer.device):
+            if (
+                not self._ordered
+                and can_order()
+                and is_small(self.transformer.config.linear_weights, self.transformer.device)
+            ):
                 self.transformer, self._ordered = in_order(self.transformer), True
             return self.transformer
         if weights not in self._stored:
@@ -212,31 +223,42 @@ class FlowPainter:
         if drawing.known is not None:
             known = KnownLatent(self.vqgan.quantizer.look_up(drawing.known.codes), drawing.known.fixed)
         network, precision = self.network(options.weights)
-        latents = draw_latents(
-            network,
-            [(self._with_latents(condition), weight) for condition, weight in drawing.conditions],
-            noise,
-            options.flow or FlowSettings(),
-            options.cfg,
-            unconditional=None if drawing.unconditional is None else self._with_latents(drawing.unconditional),
-            known=known,
-            start=drawing.start,
-            lead=None if drawing.lead is None else drawing.lead(pictures),
-            precision=precision,
-            seen=None if drawing.look is None else partial(self._show, drawing, pictures.start, drawing.look),
-            progress=progress,
-        )
-        return self._codes(drawing, latents)
+        conditions = [(self._with_latents(condition), weight) for condition, weight in drawing.conditions]
+        away = None if drawing.unconditional is None else self._with_latents(drawing.unconditional)
 
-    def _codes(self, drawing: Drawing, latents: Tensor) -> Tensor:
+        def kept(rows: slice) -> Known | None:
+            return None if drawing.known is None else drawing.known.rows(rows)
+
+        def draw(rows: slice, progress: Progress | None) -> Tensor:
+            own, look = pictures[rows], drawing.look
+            return draw_latents(
+                network,
+                [(rows_of(condition, rows), weight) for condition, weight in conditions],
+                noise[rows],
+                options.flow or FlowSettings(),
+                options.cfg,
+                unconditional=None if away is None else rows_of(away, rows),
+                known=None if known is None else known.rows(rows),
+                start=None if drawing.start is None else drawing.start.rows(rows),
+                lead=None if drawing.lead is None else drawing.lead(own),
+                precision=precision,
+                seen=None if look is None else partial(self._show, kept(rows), own.start, look),
+                progress=progress,
+            )
+
+        if drawing.lead is None and draws_side_by_side(self.flow):
+            slices = slices_of(len(noise), parts_of(len(noise), LEAST))
+            jobs = [partial(draw, rows) for rows in slices]
+            return self._codes(drawing.known, torch.cat(run_side_by_side(jobs, progress)))
+        return self._codes(drawing.known, draw(slice(0, len(noise)), progress))
+
+    def _codes(self, known: Known | None, latents: Tensor) -> Tensor:
         """The codes (B, h, w) nearest to latents, with those that are known."""
         codes = self.vqgan.quantize(latents)[1]
-        if drawing.known is not None:
-            codes = torch.where(drawing.known.fixed, drawing.known.codes, codes)
-        return codes
+        return codes if known is None else torch.where(known.fixed, known.codes, codes)
 
-    def _show(self, drawing: Drawing, first: int, look: Look, clean: Tensor, step: int, steps: int) -> None:
-        codes = self._codes(drawing, clean)
+    def _show(self, known: Known | None, first: int, look: Look, clean: Tensor, step: int, steps: int) -> None:
+        codes = self._codes(known, clean)
         look(codes[0].numel() * step // steps, first, codes)
 
     def _with_latents(self, condition: Condition) -> Condition:

@@ -1,7 +1,7 @@
-"""Draws batches of codes side by side, each on a thread of its own, where that is faster than to share each product.
+"""Draws batches side by side, each on a thread of its own, where that is faster than to share each product.
 
-A step of a small code transformer is some hundred small products, and nothing is gained by dividing each of them among
-PyTorch's threads. So a batch is cut into parts of some rows, and each part is drawn on one thread, beside the others.
+A step of a small network is some hundred small products, and nothing is gained by dividing each of them among PyTorch's
+threads. So a batch is cut into parts of some rows, and each part is drawn on one thread, beside the others.
 """
 
 import os
@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 
 from codebrush.generation.sampling.weighted_conditions import MAX_ROWS
-from codebrush.models.code_transformer import CodeTransformer, CodeTransformerConfig
+from codebrush.models.code_transformer import CodeTransformer
+from codebrush.models.flow_transformer import FlowTransformer
 from codebrush.process_memory import trim_memory
 from codebrush.progress import Progress
 
@@ -31,23 +32,23 @@ class _StoppedError(Exception):
     """Ends a part's drawing because another one failed or was interrupted."""
 
 
-def is_small(config: CodeTransformerConfig, device: torch.device) -> bool:
-    """Whether a network of this size gains nothing by dividing its products among the threads of this device."""
-    return device.type == "cpu" and config.linear_weights <= SMALL
+def is_small(weights: int, device: torch.device) -> bool:
+    """Whether a network of so many weights gains nothing by dividing its products among the threads of this device."""
+    return device.type == "cpu" and weights <= SMALL
 
 
-def draws_side_by_side(transformer: CodeTransformer) -> bool:
+def draws_side_by_side(network: CodeTransformer | FlowTransformer) -> bool:
     """Whether batches of this network are drawn on one thread each; not where processes take its steps together."""
     return (
-        is_small(transformer.config, transformer.device)
+        is_small(network.config.linear_weights, network.device)
         and not (dist.is_available() and dist.is_initialized())
         and not torch.is_autocast_enabled("cpu")  # which holds for one thread alone
     )
 
 
-def parts_of(rows: int) -> int:
-    """Into how many parts a batch of so many rows is cut."""
-    return max(1, min(torch.get_num_threads(), rows // ROWS_EACH))
+def parts_of(rows: int, each: int = ROWS_EACH) -> int:
+    """Into how many parts a batch of so many rows is cut, of at least `each` rows."""
+    return max(1, min(torch.get_num_threads(), rows // each))
 
 
 def most_rows() -> int:

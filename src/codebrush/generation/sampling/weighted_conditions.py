@@ -29,6 +29,11 @@ def guided_terms(
     return _of_one_length(terms)
 
 
+def rows_of(condition: Condition, rows: slice) -> Condition:
+    """The condition of some pictures of a batch; one that all share stays as it is."""
+    return condition if condition.batch == 1 else condition.rows(rows)
+
+
 def _of_one_length(terms: list[tuple[Condition, float]]) -> list[tuple[Condition, float]]:
     """If only some terms have a source, the others get one that shows nothing: all share one batch."""
     sources = [part.source_codes for part, _ in terms if part.source_codes is not None]

@@ -2,10 +2,11 @@
 
     python recipes/emoji/score_levels.py src/codebrush/packs/emoji emoji.parquet --judge runs/emoji/judge/model --write
 
-Labels of the train and of the val split are drawn, and a CLIP that took no part (--judge) says whether it finds the
-label of a drawing among 100. `likely` is the lowest score from which on it finds at least three in five, and `unlikely`
-the highest below which it finds at most one in ten. The report has the shares of the verdicts for drawings of both
-splits, for true pictures and for guided decoys, and how many drawings of each verdict the judge finds.
+Labels of the train and of the val split are drawn, and a CLIP that took no part (--judge) says whether
+it finds the label of a drawing among 100; of each prompt the best and the worst of four count. A logistic regression
+fits the chance of that to the score: `likely` is the score at which it is three in five, and `unlikely` that at which
+it is one in ten. The report has the shares of the verdicts for drawings of both splits, for true pictures and for
+guided decoys, and how many drawings of each verdict the judge finds.
 """
 
 import argparse
@@ -17,37 +18,42 @@ import numpy as np
 import torch
 from judging import Judge, emoji, labels_of
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
 
 from codebrush import Codebrush
 from codebrush.generation.scoring import LIKELY, UNLIKELY, UNSURE, Levels
 from codebrush.pack.writing import add_entries
 
 TRUE = 400  # pictures of each split
-LEAST = 10  # drawings on either side of a level
-LIKELY_SHARE, UNLIKELY_SHARE = 0.6, 0.1  # of the drawings that the judge finds, from `likely` on and below `unlikely`
+LIKELY_SHARE, UNLIKELY_SHARE = 0.6, 0.1  # the chance that the judge finds a drawing of that score
 VERDICTS = (LIKELY, UNSURE, UNLIKELY)
 Drawn = list[tuple[float, bool]]  # the score of each drawing, and whether the judge finds its label
 
 
 def levels_of(drawn: Drawn) -> Levels:
     """The levels that the drawings give. Raises ValueError if scores say nothing about what the judge finds."""
-    ordered = sorted(drawn)
-    found = np.array([right for _, right in ordered], dtype=float)
-    below = [place for place in range(LEAST, len(found)) if found[:place].mean() <= UNLIKELY_SHARE]
-    above = [place for place in range(len(found) - LEAST) if found[place:].mean() >= LIKELY_SHARE]
-    if not below or not above or max(below) > min(above):
+    scores, found = np.array([score for score, _ in drawn]), np.array([right for _, right in drawn])
+    middle, spread = scores.mean(), scores.std()
+    fit = LogisticRegression(C=np.inf).fit(((scores - middle) / spread)[:, None], found)
+    slope, offset = float(fit.coef_[0, 0]), float(fit.intercept_[0])
+    if slope <= 0:
         raise ValueError("the judge does not find more of the drawings with higher scores: draw more prompts")
-    return Levels(round(ordered[min(above)][0], 4), round(ordered[max(below)][0], 4))
+    at = [middle + spread * (np.log(share / (1 - share)) - offset) / slope for share in (LIKELY_SHARE, UNLIKELY_SHARE)]
+    return Levels(round(float(at[0]), 4), round(float(at[1]), 4))
 
 
 def draw(brush: Codebrush, judge: Judge, labels: list[str], count: int, rng: np.random.Generator) -> Drawn:
-    """The best of four drawings of each of `count` labels, as the scorer and the judge see it."""
+    """The best and the worst of four drawings of each of `count` labels, as the scorer and the judge see it."""
     drawn = []
     for label in [labels[place] for place in rng.permutation(len(labels))[:count]]:
-        best = brush.generate(label, n=1, rerank=4)[0]
+        made = brush.generate(label, n=4, rerank=4)
         others = [int(place) for place in rng.permutation(len(labels)) if labels[place] != label][:99]
-        drawn.append((float(best.judged or 0), judge(best.image, label, others)[1]))
-        print(f"{label}: {drawn[-1][0]:.3f} {'found' if drawn[-1][1] else ''}", flush=True)
+        for one in (made[0], made[-1]):
+            drawn.append((float(one.judged or 0), judge(one.image, label, others)[1]))
+        print(
+            f"{label}: " + ", ".join(f"{score:.3f} {'found' if found else ''}" for score, found in drawn[-2:]),
+            flush=True,
+        )
     return drawn
 
 

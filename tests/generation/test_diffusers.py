@@ -71,7 +71,7 @@ def images(pipe: Any, prompt: Any = "a red circle", **options: Any) -> np.ndarra
 
 def drawn(brush: Codebrush, prompt: str = "a red circle", n: int = 2, **options: Any) -> np.ndarray:
     """The same pictures by `generate`, in the order of their numbers, decoded from their codes."""
-    results = brush.generate(prompt, n, 5, method="flow", steps=STEPS, rerank=n, **options)
+    results = brush.generate(prompt, n, 5, method="flow", sampler="euler", steps=STEPS, rerank=n, **options)
     codes = torch.stack([each.codes for each in sorted(results, key=lambda each: each.manifest["index"])])
     with torch.no_grad():
         return brush.vqgan.decode_codes(codes).clamp(0, 1).movedim(1, -1).numpy()
@@ -95,7 +95,7 @@ def test_the_same_seeds_give_the_same_pictures(brush: Codebrush, pipe: Any) -> N
     assert np.abs(several[:2] - drawn(brush, "a dog")).max() < 1e-3
     assert np.abs(several[:2] - plain).max() > 0.1
     (picture,) = pipe("a red circle", num_inference_steps=STEPS, seed=5).images
-    (own,) = brush.generate("a red circle", 1, 5, method="flow", steps=STEPS, rerank=1)
+    (own,) = brush.generate("a red circle", 1, 5, method="flow", sampler="euler", steps=STEPS, rerank=1)
     assert np.abs(np.asarray(picture, dtype=int) - np.asarray(own.image, dtype=int)).max() <= 1
     assert pipe.config.guidance_scale == 2.0
 
@@ -287,7 +287,7 @@ def test_it_pulls_a_flow_of_ours_as_clip_guidance_does(brush: Codebrush, pipe: A
 
     condition = encode_condition(brush.clip, brush.tokenizer, ["a red circle"], flow.config)
     led = draw_latents(
-        flow, condition, picture_noise(5, range(1), (8, 8, 8)), FlowSettings(STEPS), lead=Lead(gradient, 1.0)
+        flow, condition, picture_noise(5, range(1), (8, 8, 8)), FlowSettings(STEPS, "euler"), lead=Lead(gradient, 1.0)
     )
     torch.testing.assert_close(found, flow.normalise(led), atol=1e-3, rtol=1e-3)
 

@@ -136,7 +136,7 @@ def edit(
     pack: PackOption = "emoji",
     steps: Annotated[
         int | None,
-        typer.Option(help="Steps of guidance, a flow or a masked code transformer.  [guide: 40; flow: 25; masked: 12]"),
+        typer.Option(help="Steps of guidance, a flow or a masked code transformer.  [guide: 40; flow: 16; masked: 12]"),
     ] = None,
     n: CountOption = 1,
     seed: SeedOption = 0,

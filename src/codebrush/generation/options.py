@@ -128,8 +128,8 @@ class FlowSettings:
         UsageError: if a value is out of its range.
     """
 
-    steps: int = 25
-    sampler: str = "euler"
+    steps: int = 16
+    sampler: str = "dpm"
     cfg_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:

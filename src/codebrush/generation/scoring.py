@@ -29,8 +29,8 @@ LIKELY, UNSURE, UNLIKELY = "likely", "unsure", "unlikely"
 class Levels:
     """What scores mean for a pack, measured on its drawings by a CLIP that took no part.
 
-    It found the label among 100 for three in five of the drawings that score `likely` or more, and for one in ten of
-    those that score less than `unlikely` (see recipes/emoji/score_levels.py).
+    By a logistic regression it finds the label among 100 for three in five of the drawings that score `likely`, and for
+    one in ten of those that score `unlikely` (see recipes/emoji/score_levels.py).
     """
 
     likely: float

@@ -163,7 +163,7 @@ def test_the_usual_help_is_short_and_names_the_rest(capsys: pytest.CaptureFixtur
     usual = capsys.readouterr().out
     flags = re.findall(r"^  (--?[a-z-]+)", usual, re.MULTILINE)
     assert 15 <= len(flags) <= 25
-    assert "Steps of guidance, of a flow, or of a masked code transformer. [guide: 40, from noise 200; flow: 25]" in (
+    assert "Steps of guidance, of a flow, or of a masked code transformer. [guide: 40, from noise 200; flow: 16]" in (
         " ".join(usual.split())
     )
     assert {"--size", "--steps", "--style", "--cfg", "--help-all"} <= set(flags)

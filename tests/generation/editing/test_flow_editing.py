@@ -202,7 +202,7 @@ def test_the_code_transformer_draws_unless_the_pack_has_a_flow_alone(
     assert "flow" not in make(brush, picture, mask, **how)[0].manifest["options"]
     alone = without(folder, "transformer", tmp_path / "alone")
     (result,) = make(alone, picture, mask, **how)
-    assert result.manifest["options"]["flow"]["steps"] == 25
+    assert result.manifest["options"]["flow"]["steps"] == 16
     assert alone.replay(result.manifest).image.tobytes() == result.image.tobytes()
     codes = without(folder, "flow", tmp_path / "codes")
     with pytest.raises(PackError, match="has no flow transformer"):

@@ -54,7 +54,7 @@ FLAGS = {
     "rerank": _flag(int, "Candidates to draw, of which the scorer (or CLIP) picks the best.  [4 times n]"),
 }
 FLOW_FLAGS = {
-    "sampler": _flag(FlowSampler, "How a step is taken; heun computes twice as much.  [euler]", FLOW),
+    "sampler": _flag(FlowSampler, "How a step is taken; heun computes twice as much.  [dpm]", FLOW),
     "clip_guidance": _flag(
         float, "Let CLIP's gradient bend the flow, by so many standard deviations in all; 0.5 is a start.  [0]", FLOW
     ),

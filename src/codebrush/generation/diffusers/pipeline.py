@@ -1,7 +1,7 @@
 """A pipeline of diffusers that draws with a flow of ours: the class behind the pipeline.py that `to_diffusers` writes.
 
-The same seed gives the same pictures as `codebrush generate --method flow`, with Euler's steps; the picture of number i
-is that of the same number there, where CLIP then sorts them.
+The same seed gives the same pictures as `codebrush generate --method flow --sampler euler` with as many steps; the
+picture of number i is that of the same number there, where CLIP then sorts them.
 """
 
 import inspect

@@ -168,7 +168,7 @@ def _flow_one_by_one(
 
 def _flow_drawing(loaded: LoadedPack, call: Call) -> Drawing:
     settings, lookup = FlowSettings(**_given(call, FLOW_OPTIONS)), _given(call, RETRIEVAL)
-    refuse_code_filters(call.sampling)
+    refuse_code_filters(loaded.pack, call.sampling)
     options, guidance = call.draw_options(loaded, settings), asked_guidance(loaded.pack, call.options)
     sampler = loaded.flow_sampler
     if lookup:
@@ -254,7 +254,7 @@ def guided_run(
     if sampling and chosen.init != "sample":
         raise UsageError(f"{next(iter(sampling))} is for drawing codes: leave it out, or start from init sample")
     if flow is not None:
-        refuse_code_filters(tuning)
+        refuse_code_filters(loaded.pack, tuning)
     drawn = {name: value for name, value in drawing.to_dict().items() if name != "n"}
     if loaded.scorer is not None:
         drawn["scorer"] = loaded.scorer.digest

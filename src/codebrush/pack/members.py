@@ -201,6 +201,14 @@ def usual_painter_of(members: Collection[str], named: str | None = None) -> str 
     return named if named in there else next(iter(there), None)
 
 
+def missing_from(members: Collection[str], name: str) -> str:
+    """What to say of a pack that has `members` and not the one of that name, with the remedy."""
+    remedy = MEMBERS[name].remedy
+    if name == "transformer" and "flow" in members:
+        remedy = "it draws by its flow transformer, for which the method is flow"
+    return f"has no {MEMBERS[name].label}: {remedy}"
+
+
 def member_of(model: type[PretrainedModel]) -> Member:
     """The first entry of a class of models: of CLIPs the one that guides. Raises KeyError for a class in no entry."""
     for member in MEMBERS.values():

@@ -36,7 +36,7 @@ from codebrush.models.prior import Prior
 from codebrush.models.translator import Translator, TranslatorConfig
 from codebrush.models.upscaler import Upscaler
 from codebrush.models.vqgan import VQGAN
-from codebrush.pack.members import MEMBERS, PAINTERS, Misfits, member_of
+from codebrush.pack.members import MEMBERS, PAINTERS, Misfits, member_of, missing_from
 from codebrush.pack.once import made_once
 from codebrush.text.tokenizer import Tokenizer
 
@@ -204,7 +204,7 @@ class Pack:
 
     def missing(self, name: str) -> PackError:
         """The error line for a pack without the member `name`, with the remedy."""
-        return PackError(f"the pack '{self.name}' has no {MEMBERS[name].label}: {MEMBERS[name].remedy}")
+        return PackError(f"the pack '{self.name}' {missing_from(self.info['members'], name)}")
 
     def _require(self, name: str) -> None:
         if not self.has(name):

@@ -187,7 +187,7 @@ def test_every_option_changes_the_picture(brush: Codebrush) -> None:
     changes = [
         {"steps": 5},
         {"sampler": "heun"},
-        {"sampler": "dpm"},
+        {"sampler": "euler"},
         {"cfg": 1},
         {"cfg_interval": (0.3, 0.6)},
         {"prior": "mlp"},
@@ -195,7 +195,7 @@ def test_every_option_changes_the_picture(brush: Codebrush) -> None:
     ]
     assert all(pixels(drawn(brush, **change)) != plain for change in changes)
     assert pixels(drawn(brush)) == plain
-    assert pixels(drawn(brush, sampler="euler", cfg_interval=(0, 1))) == plain
+    assert pixels(drawn(brush, sampler="dpm", cfg_interval=(0, 1))) == plain
 
 
 def test_a_picture_does_not_depend_on_how_many_are_drawn(brush: Codebrush) -> None:
@@ -240,7 +240,7 @@ def test_known_codes_are_kept_and_seen(brush: Codebrush) -> None:
     codes = torch.randint(128, (1, 8, 8))
     fixed = torch.zeros(1, 8, 8, dtype=torch.bool)
     fixed[:, :, :3] = True
-    options = draw_options(brush.pack, {"n": 1, "seed": 5, "rerank": 1, "flow": FlowSettings(STEPS)})
+    options = draw_options(brush.pack, {"n": 1, "seed": 5, "rerank": 1, "flow": FlowSettings(STEPS, "euler")})
     text = brush.embed_text(["a red circle"])
 
     def codes_drawn(kept: torch.Tensor, **source: Any) -> torch.Tensor:
@@ -296,6 +296,19 @@ def test_flags_without_effect_are_refused(
 ) -> None:
     assert run(["generate", "a dog", "--pack", str(folder), *flags]) == 2
     assert capsys.readouterr().err == f"codebrush: {line}\n"
+
+
+def test_a_pack_without_a_code_transformer_says_what_it_draws_by(tmp_path: Path) -> None:
+    folder = write_micro_pack(tmp_path / "pack", flow=micro_flow())
+    shutil.rmtree(folder / "transformer")
+    info = json.loads((folder / "pack.json").read_text())
+    del info["members"]["transformer"]
+    (folder / "pack.json").write_text(json.dumps(info))
+    brush = Codebrush.from_pretrained(folder)
+    with pytest.raises(PackError, match="has no code transformer: it draws by its flow transformer, for which the m"):
+        brush.generate("a dog", method="sample")
+    with pytest.raises(UsageError, match=r"temperature is for drawing codes: leave it out$"):
+        drawn(brush, temperature=0.5)
 
 
 def test_packs_that_cannot_are_told(micro_pack: Path, folder: Path, brush: Codebrush, tmp_path: Path) -> None:

@@ -45,14 +45,15 @@ def edit_options(
     settings = {name: given.pop(name) for name in FLOW_OPTIONS if name in given}
     sampling = checked_sampling(given, others={*others, *FLOW_OPTIONS})
     if painter == "flow":
-        refuse_code_filters(sampling)
+        refuse_code_filters(pack, sampling)
     elif others_than_steps := settings.keys() - {"steps"}:
         raise UsageError(f"{min(others_than_steps)} is an option of the method flow, not of {painter}")
     how = {"flow": FlowSettings(**settings)} if painter == "flow" else settings
     return draw_options(pack, {**sampling, "n": n, "seed": seed, **how}, weights)
 
 
-def refuse_code_filters(sampling: Mapping[str, Any]) -> None:
+def refuse_code_filters(pack: Pack, sampling: Mapping[str, Any]) -> None:
     """Raises UsageError if one of the options filters codes, of which a flow draws none."""
     if unused := [name for name in sampling if name in CODE_FILTERS]:
-        raise UsageError(f"{unused[0]} is for drawing codes: leave it out, or use the method sample")
+        other = ", or use the method sample" if pack.has("transformer") else ""
+        raise UsageError(f"{unused[0]} is for drawing codes: leave it out{other}")

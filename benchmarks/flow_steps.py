@@ -36,8 +36,12 @@ def main() -> None:
     noise = picture_noise(0, range(options.pictures), (8, 16, 16))
     few = max(1, options.steps // 2)
     ways = {
-        f"codebrush {options.steps} steps, CFG 3": partial(draw_latents, settings=FlowSettings(options.steps), cfg=3.0),
-        f"codebrush {options.steps} steps, CFG 1": partial(draw_latents, settings=FlowSettings(options.steps), cfg=1.0),
+        f"codebrush {options.steps} steps, CFG 3": partial(
+            draw_latents, settings=FlowSettings(options.steps, "euler"), cfg=3.0
+        ),
+        f"codebrush {options.steps} steps, CFG 1": partial(
+            draw_latents, settings=FlowSettings(options.steps, "euler"), cfg=1.0
+        ),
         f"codebrush {few} steps of dpm, CFG 3": partial(draw_latents, settings=FlowSettings(few, "dpm"), cfg=3.0),
     }
     title = f"flow of {size / 1e6:.0f} M, {options.pictures} latents"

@@ -40,14 +40,14 @@ from codebrush.version import __version__
 PARTS = 10  # the captioner's training had this many
 RUNS = (
     *("clip-without-noto", "clip", "clip-all-styles", "vqgan", "vqgan-128", "vqgan-decoder"),
-    *("flow", "painter-flow"),
+    *("flow", "painter-flow", "painter-flow-2"),
     "scorer",
     *("captioner", *(f"captioner-{part}" for part in range(2, PARTS + 1)), "upscaler", "prior", "translator"),
 )
 MEMBERS = {  # of the pack, and the run whose model each is
     "clip": "clip-all-styles",
     "vqgan": "vqgan-decoder",
-    "flow": "painter-flow",
+    "flow": "painter-flow-2",
     "scorer": "scorer",
     "captioner": f"captioner-{PARTS}",
     "upscaler": "upscaler",

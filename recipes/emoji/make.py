@@ -55,6 +55,7 @@ class Plan:
         self.given, self.runs, self.emoji = given, given.runs, given.emoji
         self.drawings = self.runs / "data" / "drawings.parquet"
         self.painted = self.runs / "data" / "painter-main.parquet"
+        self.mixed = self.runs / "data" / "painter-mixed.parquet"
         self.judge, self.styles = self.runs / "judge", self.runs / "style_classifier"
 
     def steps(self) -> list[Step]:
@@ -76,9 +77,11 @@ class Plan:
     def _tables(self) -> Iterator[Step]:
         composed = self.runs / "data" / "compositions.parquet"
         yield self._script("join", self.drawings, self.emoji, *self.given.more)
-        yield self._script("compositions", composed, self.drawings, "--count", self._few(7500, 60))
-        mixed = ("--others", "0.1", "--composed", "0.2")
-        yield self._script("painter_table", self.painted, self.drawings, composed, *mixed)
+        main = ("--styles", "fluent-color", "fluent-3d")
+        yield self._script("compositions", composed, self.drawings, "--count", self._few(6000, 60), *main)
+        for out, others, share in ((self.painted, "0.1", "0.06"), (self.mixed, "0.35", "0.25")):
+            weights = ("--others", others, "--composed", share)
+            yield self._script("painter_table", out, self.drawings, composed, *weights, name=out.stem)
 
     def _clip_and_vqgan(self) -> Iterator[Step]:
         yield self._stage("vqgan", self.emoji)
@@ -89,8 +92,10 @@ class Plan:
         yield self._stage("vqgan-decoder", self.emoji, start="vqgan-128", clip="clip")
 
     def _painters(self) -> Iterator[Step]:
-        for name, start in (("flow", None), ("painter-flow", "flow")):
-            yield self._stage(name, self.painted, start=start, clip="clip-all-styles", vqgan="vqgan-decoder")
+        parts = (("flow", None), ("painter-flow", "flow"), ("painter-flow-2", "painter-flow"))
+        for name, start in parts:
+            source = self.mixed if name == parts[-1][0] else self.painted
+            yield self._stage(name, source, start=start, clip="clip-all-styles", vqgan="vqgan-decoder")
 
     def _readers(self) -> Iterator[Step]:
         for part in range(1, PARTS + 1):

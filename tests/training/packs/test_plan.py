@@ -28,7 +28,8 @@ from codebrush.training.packs.budget import (
     split,
     stage_seconds,
 )
-from codebrush.training.packs.plan import PLANNED, choose
+from codebrush.training.packs.plan import GUARDED, PLANNED, choose, loop_of
+from codebrush.training.packs.request import PackRequest
 from codebrush.training.packs.timing import measure_step
 from codebrush.training.registry import STAGES
 from codebrush.training.run_folder import MODEL_FOLDER, read_plan, write_plan
@@ -325,3 +326,16 @@ def test_a_run_ends_when_its_time_is_over_and_is_saved(materials: Materials, tmp
     figures = run_figures(plan, network, tmp_path / "run", 1.0)
     assert figures["steps"] == figures["metrics"]["step"] == 1
     assert torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch_size", "held_out"), [(173, 16, 64), (20_000, 64, 64), (173, 8, 0), (40, 64, 0)]
+)
+def test_looking_whether_a_stage_goes_wrong_takes_little_of_its_time(
+    steps: int, batch_size: int, held_out: int
+) -> None:
+    request = PackRequest(SourceConfig("pictures"), Path("pack"))
+    loop = loop_of(request, steps, batch_size, held_out, previews=False)
+    forward = (2 * held_out or 32) * (steps // loop.guard_every)  # pictures that are looked at
+    assert forward <= GUARDED * 3 * steps * batch_size
+    assert 10 <= loop.guard_every <= max(250, steps)

@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from codebrush.training.engine.loop_config import LoopConfig
+from codebrush.training.guards import LOOKED_AT
 from codebrush.training.packs.budget import spell_seconds
 from codebrush.training.packs.request import PackRequest
 from codebrush.training.stage import ModelSize
 
 WARM_STEPS, TIMED_STEPS = 2, 3
 TIMING_SHARE = 0.1  # of the seconds of a stage, after which the timing of a size ends
+GUARDED = 0.05  # of the time of a stage, at most, goes into looking whether it goes wrong
 PLANNED = 0.95  # of the seconds of a stage are planned for, so that steps a little slower than timed fit as well
 
 
@@ -73,6 +75,13 @@ def too_short(budget: float, left: float, pace: Pace, seconds: float, what: str)
     )
 
 
+def guarded_apart(held_out: int, batch_size: int) -> int:
+    """The least number of steps between two looks at a network that keep them to GUARDED of the time: at the pictures
+    that are held out and as many others, or at LOOKED_AT. A picture takes a third of what it takes to train on it."""
+    measured = 2 * held_out or LOOKED_AT
+    return math.ceil(measured / (3 * batch_size * GUARDED))
+
+
 def loop_of(request: PackRequest, steps: int, batch_size: int, held_out: int, previews: bool) -> LoopConfig:
     """The settings of a stage within a budget, which draws previews on the way if asked."""
     every = max(1, steps // 20)
@@ -85,7 +94,7 @@ def loop_of(request: PackRequest, steps: int, batch_size: int, held_out: int, pr
         log_every=min(50, every),
         checkpoint_every=min(500, every),
         on_nan=request.on_nan or "skip",
-        guard_every=max(10, min(250, every)),
+        guard_every=max(10, guarded_apart(held_out, batch_size), min(250, every)),
         held_out=held_out,
         preview_every=max(1, steps // 5) if previews else 0,  # each takes as long as several steps
     )

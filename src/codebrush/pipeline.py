@@ -187,19 +187,21 @@ class Codebrush(PictureTasks):
         seed: int = 0,
         *,
         method: str | None = None,
+        strength: float | None = None,
         **sampling: Any,
     ) -> Gallery[Any]:
         """`n` pictures that CLIP finds similar to this one, best first.
 
-        `method` is "sample", drawn by the code transformer, or "flow"; None is the pack's usual one. `sampling` (cfg,
-        ..., upscale, progress; of a flow also `clip_guidance` and the options of `FlowSettings`) is as in `generate`.
+        `method` is "sample", drawn by the code transformer, or "flow"; None is the pack's usual one. A flow keeps the
+        less of the square in the picture's middle, the higher `strength` is (None: 0.7); 1 leaves what CLIP sees of it.
+        `sampling` (cfg, ..., upscale, progress; of a flow `clip_guidance`, `FlowSettings`) is as in `generate`.
 
         Raises:
             UsageError: if an option is unknown, or a value out of its range.
             PackError: if the painter takes no image embedding.
             ImageError: if the picture cannot be read.
         """
-        return self._edited(picture, lambda one: Edit("vary", one), self.vary, n, seed, sampling, method)
+        return self._edited(picture, partial(Edit, "vary", strength=strength), self.vary, n, seed, sampling, method)
 
     def edit(
         self,

@@ -62,6 +62,10 @@ OutOption = Annotated[Path, typer.Option(help="Folder for the pictures.")]
 def vary(
     context: typer.Context,
     image: ImageArgument,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="How far from the picture, 0 to 1; 1 keeps only what CLIP sees of it. For flows.  [0.7]"),
+    ] = None,
     method: PainterOption = None,
     pack: PackOption = "emoji",
     n: CountOption = 4,
@@ -71,7 +75,11 @@ def vary(
     json_output: JsonOption = False,
 ) -> None:
     """Draw variations: new pictures that CLIP finds similar."""
-    _run(context, f"{image.stem}_varied_seed{seed}", lambda brush, options: brush.vary(image, method=method, **options))
+
+    def draw(brush: Any, options: dict[str, Any]) -> list[Any]:
+        return brush.vary(image, method=method, strength=strength, **options)
+
+    _run(context, f"{image.stem}_varied_seed{seed}", draw)
 
 
 class By(StrEnum):

@@ -16,7 +16,7 @@ from codebrush.cli.main import run
 from codebrush.data.decoding.images import read_manifest, save_png, to_tensor
 from codebrush.data.synthetic.shapes import scene
 from codebrush.errors import PackError, UsageError
-from codebrush.generation.editing.canvas import extended_canvas
+from codebrush.generation.editing.canvas import extended_canvas, whole_canvas
 from codebrush.generation.editing.editing import Edit, prepare_edit
 from codebrush.generation.editing.interpolation import spread
 from codebrush.generation.options import FlowSettings
@@ -323,3 +323,27 @@ def test_the_command_line_edits_by_a_flow(
     )
     assert run(["edit", str(picture), "a dog", "--pack", str(folder), "--method", "guide", "--sampler", "dpm"]) == 2
     assert "--sampler cannot be used with --method guide" in capsys.readouterr().err
+
+
+def test_a_variation_keeps_the_less_of_the_picture_the_stronger_it_is(brush: Codebrush, picture: Path) -> None:
+    plain = brush.vary(picture, seed=5, **FLOW)
+    assert plain[0].manifest["edit"]["strength"] == 0.7
+    codes = brush.flow_sampler.encode(whole_canvas(picture).view(SIZE)[0])[1]
+    kept = []
+    for strength in (0.1, 0.5, 0.9):
+        made = brush.vary(picture, seed=5, strength=strength, **FLOW)
+        again = brush.replay(made[0].manifest)
+        assert again.image.tobytes() == made[0].image.tobytes() != plain[0].image.tobytes()
+        kept.append(float((made[0].codes == codes[0]).float().mean()))
+    assert kept == sorted(kept, reverse=True)
+    assert kept[0] > 2 * kept[-1]
+
+
+def test_variations_from_before_they_had_a_strength_replay_as_they_were(brush: Codebrush, picture: Path) -> None:
+    made = brush.vary(picture, seed=5, strength=1, **FLOW)
+    assert "strength" not in made[0].manifest["edit"]
+    assert brush.replay(made[0].manifest).image.tobytes() == made[0].image.tobytes()
+    with pytest.raises(UsageError, match="the strength of a variation is for the method flow: leave it out"):
+        brush.vary(picture, strength=0.5, n=1, method="sample")
+    with pytest.raises(UsageError, match=r"strength must be above 0 and up to 1, not 1\.5"):
+        brush.vary(picture, strength=1.5, n=1, method="flow")

@@ -122,6 +122,8 @@ def test_variations(client: Any, brush: Codebrush, picture: Image.Image) -> None
     asked = {"n": 2, "response_format": "b64_json", "extra_body": {"seed": 6, "rerank": 2}}
     reply = client.images.create_variation(image=sent(picture), **asked)
     assert received(reply) == pixels(brush.vary(picture, n=2, seed=6, rerank=2))
+    with pytest.raises(openai.BadRequestError, match="the strength of a variation is for the method flow"):
+        client.images.create_variation(image=sent(picture), extra_body={"strength": 0.5})
 
 
 @pytest.mark.parametrize(

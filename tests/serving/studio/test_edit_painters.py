@@ -80,6 +80,26 @@ def test_each_painter_has_its_options(
     assert pixels(ended(form.context.engine.submit(kind, pack, found, OWNER, files))) == pixels(job)
 
 
+@pytest.mark.parametrize("strength", [1, 0.4])
+def test_a_variation_comes_back_with_its_strength(
+    form: EditForm, brush: Codebrush, tmp_path: Path, strength: float
+) -> None:
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (32, 32), "orange").save(photo)
+    assert form.visible("vary", "translator", "micro", "flow")["varied"]
+    assert not form.visible("vary", "translator", "micro", "sample")["varied"]
+    given = {"source": str(photo), "task": "vary", "varied": strength, "method": "flow", **DRAWN, "steps": "3"}
+    values = {component: given.get(name, form.empty[name]) for name, component in form.fields.items()}
+    kind, pack, found, files = form.job(values)
+    job = ended(form.context.engine.submit(kind, pack, found, OWNER, files))
+    assert job.state == "done", job.error
+    expected = brush.vary(str(photo), n=1, seed=5, rerank=1, method="flow", steps=3, strength=strength)
+    assert pixels(job) == [each.image.tobytes() for each in expected]
+    back, lost = restored_form(form, form.context, read_manifest(job.folder / "picture_00.png"), OWNER)
+    assert lost == []
+    assert back[form.fields["varied"]] == strength
+
+
 def test_a_pack_without_a_painter_is_offered_what_it_can_do(brush: Codebrush, tmp_path: Path) -> None:
     members = PackMembers({"clip": brush.clip, "vqgan": brush.vqgan}, {"clip": brush.tokenizer})
     write_pack(tmp_path / "plain", members, name="plain", version="1", licence="none", provenance={})

@@ -33,7 +33,7 @@ FACTS = {
     "method", "index", "clip_score", "scorer", "size", "steps", "plan", "events", "translator", "pack", "versions",
     "device", "threads", "source", "files", "found", "hash", "upscaler", "show_every", "weights",
 }  # fmt: skip
-PLACES = {"style": ("to", "style"), "strength": ("strength", "fill"), "scale": ("scale", "upscale")}
+PLACES = {"style": ("to", "style"), "strength": ("strength", "fill", "varied"), "scale": ("scale", "upscale")}
 CODES = {"cfg": 2.5, "temperature": 0.9, "top_k": 5, "top_p": 0.95, "min_p": 0.01}
 FLOW = {"method": "flow", "cfg": 2.5, "steps": 3, "sampler": "heun", "cfg_interval": (0.1, 0.9)}
 DRAWN = {"n": 1, "rerank": 2, "seed": 2**62 + 1}
@@ -144,7 +144,7 @@ MADE: dict[str, Callable[[Codebrush, Image.Image, Path], Any]] = {
         "a circle", n=1, method="guide", steps=1, cutouts=2, init="sample", cfg=2.0, rerank=3
     ),
     "vary": lambda brush, photo, _: brush.vary(photo, **CODES, **DRAWN),
-    "vary by a flow": lambda brush, photo, _: brush.vary(photo, **FLOW, **DRAWN, upscale=2),
+    "vary by a flow": lambda brush, photo, _: brush.vary(photo, strength=0.45, **FLOW, **DRAWN, upscale=2),
     "inpaint": lambda brush, photo, _: brush.edit(photo, "a dot | fog:-0.5", mask=mask(), **CODES, **DRAWN, upscale=2),
     "inpaint by a flow": lambda brush, photo, _: brush.edit(
         photo, "a dot", mask=mask(), strength=0.37, **FLOW, **DRAWN

@@ -46,6 +46,7 @@ from codebrush.pack.pack import Pack
 
 EDITS = ("vary", "edit", "inpaint", "translate")
 STRENGTH = 0.6  # how much of a picture an edit redraws by default
+VARIED = 0.7  # the time to which a flow noises a picture that it varies, by default
 KEPT = 2  # the key of the random stream that chooses which codes are kept
 PULL = 20.0  # weight of the pull towards the picture that guidance starts from, at strength 0
 LIKENESS = 1.0  # weight of a translation's likeness to its source, beside that to its style, in the score
@@ -70,9 +71,9 @@ class Edit:
 
     An "inpaint" has one of a `mask` of the picture's size, a `box` (x, y, width, height) and an `extend` of pixels by
     side. A flow begins it from what the picture shows there, noised to the time `strength`; None is 1, which leaves
-    nothing of that, and for an "edit" STRENGTH. `transparency` "kept" makes the ground of what is drawn transparent if
-    the picture has transparency; see `with_transparent_ground`. The manifest names files by their paths; of a picture
-    in memory it has the hash alone, and a replay needs the picture.
+    nothing of that, for an "edit" STRENGTH, and for a flow's "vary" VARIED. `transparency` "kept" makes the ground of
+    what is drawn transparent if the picture has transparency; see `with_transparent_ground`. The manifest names files
+    by their paths; of a picture in memory it has the hash alone, and a replay needs the picture.
 
     Raises:
         UsageError: if the values do not go together, or one is out of its range.
@@ -91,9 +92,9 @@ class Edit:
     def __post_init__(self) -> None:
         if self.kind not in EDITS:
             raise UsageError(f"an edit is one of {', '.join(EDITS)}, not {self.kind}")
-        if self.strength is None:
+        if self.strength is None and self.kind != "vary":  # of which the painter decides
             object.__setattr__(self, "strength", STRENGTH if self.kind == "edit" else 1.0)
-        if not isinstance(self.strength, Real) or not 0 < self.strength <= 1:
+        if self.strength is not None and (not isinstance(self.strength, Real) or not 0 < self.strength <= 1):
             raise UsageError(f"strength must be above 0 and up to 1, not {self.strength}")
         if not isinstance(self.prompt, str):
             raise PromptError(f"a prompt is a text, not {type(self.prompt).__name__}")
@@ -110,6 +111,7 @@ class Edit:
         """The method and details in the manifest. Raises ImageError if a picture's file cannot be read."""
         details: dict[str, Any] = {
             "edit": {"strength": self.strength},
+            "vary": {"strength": None if self.strength == 1 else self.strength},
             "inpaint": {
                 "box": self.box,
                 "extend": dict(self.extend),
@@ -130,6 +132,8 @@ class Edit:
             KeyError, TypeError, ValueError, UsageError: if the manifest is damaged.
         """
         values = {"transparency": "dropped", **read_edit(manifest)}
+        if values["kind"] == "vary":
+            values = {"strength": 1.0, **values}
         for name in [name for name in ("picture", "mask") if name in values]:
             values[name] = sources.picture(values[name], name)
         return cls(**values)
@@ -164,16 +168,24 @@ def _canvas_of(edit: Edit, size: int) -> Canvas:
 def prepare_edit(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
     """The drawing of an edit. Raises PackError if the painter was not trained for it."""
     prepare = {"vary": _varied, "edit": _redrawn, "inpaint": _inpainted, "translate": _translated}[edit.kind]
+    if edit.strength is None:
+        edit = replace(edit, strength=VARIED if sampler.painter.from_noise else 1.0)
     with torch.no_grad():
         drawing = prepare(sampler, edit, options)
     return replace(drawing, entry=edit.to_entry())
 
 
 def _varied(sampler: Sampler, edit: Edit, options: DrawOptions) -> Drawing:
-    """The drawing of a variation: drawn from the picture's embedding alone, and scored by it."""
+    """The drawing of a variation: drawn from the picture's embedding, by a flow also from its noised latent, and scored
+    by that embedding."""
     sampler.require_image_embedding()
     embedding = sampler.embed([edit.picture])  # (1, E)
     drawing = Drawing("", options, [(Condition(image_embedding=embedding), 1.0)], embedding, [1.0])
+    if edit.strength != 1:
+        if not sampler.painter.from_noise:
+            raise UsageError("the strength of a variation is for the method flow: leave it out")
+        pixels = whole_canvas(edit.picture).view(sampler.pack.image_size)[0]
+        drawing = replace(drawing, start=_start(sampler, edit, pixels))
     if edit.transparency == "dropped" or not is_transparent(edit.picture):
         return drawing
     return replace(drawing, finish=with_transparent_ground)  # it shows other things in other places than the picture

@@ -146,6 +146,7 @@ class VariationRequest(Drawing):
     """A request for pictures that are similar to one, sent as a form beside it."""
 
     method: Literal["sample", "flow"] | None = optional("What draws. Default: the pack's usual painter.")
+    strength: float | None = optional("flow: how far from the picture; 1 keeps only what CLIP sees.", gt=0, le=1)
 
 
 class UpscaleRequest(Returned):

@@ -9,6 +9,7 @@ import gradio as gr
 from PIL import Image, ImageChops
 
 from codebrush.data.decoding.images import decode_image
+from codebrush.generation.editing.editing import VARIED
 from codebrush.generation.editing.interpolation import THROUGH
 from codebrush.generation.options import SAMPLING
 from codebrush.generation.sampling.painters import is_masked, usual_painter
@@ -124,6 +125,11 @@ class EditForm:
                 )
         with gr.Column(visible=False) as self.groups["strength"]:
             own["strength"] = gr.Slider(0.01, 1, 0.6, step=0.01, label="Strength", info="The share that is redrawn.")
+        with gr.Column(visible=False) as self.groups["varied"]:
+            own["varied"] = gr.Slider(
+                0.01, 1, VARIED, step=0.01, label="Strength of the variation",
+                info="How far from the picture; 1 keeps only what CLIP sees of it.",
+            )  # fmt: skip
         with gr.Column(visible=False) as self.groups["fill"]:
             own["fill"] = gr.Slider(
                 0.01, 1, 1, step=0.01, label="Strength of the part",
@@ -204,6 +210,7 @@ class EditForm:
         tuned = task in DRAWN or (task == TRANSLATE and by != TRANSLATOR)
         return {
             "mask": task == MASK, "words": task in PROMPTED, "extend": task == EXTEND, "strength": task == REDRAW,
+            "varied": flows and task == VARY,
             "fill": flows and task in (MASK, EXTEND), "translate": task == TRANSLATE, "upscale": task == UPSCALE,
             "interpolate": task == INTERPOLATE, "n": tuned, "enlarge": (task in DRAWN or task == TRANSLATE)
             and pack.has("upscaler"), "seed": tuned or task == INTERPOLATE, "sampling": tuned,
@@ -303,6 +310,7 @@ class EditForm:
             return "translate", pack, found | self._translation(given, taken), files
         found |= self._drawing(given, taken)
         if task == VARY:
+            found |= {"strength": given["varied"]} if "sampler" in taken else {}
             return "vary", pack, {name: value for name, value in found.items() if name != "prompt"}, files
         if task == REDRAW:
             return "edit", pack, found | {"strength": given["strength"]}, files

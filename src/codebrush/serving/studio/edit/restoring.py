@@ -126,7 +126,7 @@ def _edited(context: Context, manifest: Mapping[str, Any], lost: list[str]) -> d
         return found | {"task": TRANSLATE, "to": details["style"], "by": "flow" if flows else "codes"}
     found["method"] = "flow" if flows else "sample"
     if kind == "vary":
-        return found | {"task": VARY}
+        return found | {"task": VARY, "varied": float(details.get("strength", 1))}
     if kind == "edit":
         return found | {"task": REDRAW, "strength": float(details["strength"])}
     if "strength" in details:

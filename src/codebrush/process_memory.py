@@ -1,4 +1,4 @@
-"""Measures the memory of this process, and has freed memory returned to the system."""
+"""Measures the memory of this process, and has freed memory returned to the system, or kept."""
 
 import ctypes
 import sys
@@ -8,6 +8,7 @@ from codebrush.errors import UsageError
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's parameters of `mallopt`
 MIB = 2**20
+KEPT = 2**30  # bytes; parameters of `mallopt` are ints
 
 
 def peak_memory() -> int:
@@ -48,6 +49,14 @@ def return_freed_memory() -> None:
     if _GLIBC is not None:
         _GLIBC.mallopt(MMAP_THRESHOLD, MIB)
         _GLIBC.mallopt(TRIM_THRESHOLD, MIB)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed blocks of any size for later ones, until `trim_memory`: a step of a training frees and asks
+    for the same gigabytes, and each page that comes from the system anew is a fault and filled with zeros first."""
+    if _GLIBC is not None:
+        _GLIBC.mallopt(MMAP_THRESHOLD, KEPT)
+        _GLIBC.mallopt(TRIM_THRESHOLD, KEPT)
 
 
 def _status(name: str) -> int:

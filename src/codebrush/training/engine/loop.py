@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from codebrush.errors import TrainingError
 from codebrush.models.precision import autocast
+from codebrush.process_memory import keep_freed_memory, trim_memory
 from codebrush.training.engine.checkpoints import Checkpoints
 from codebrush.training.engine.compiling import check_compiler, compile_errors, compile_network
 from codebrush.training.engine.ema import EMA
@@ -70,6 +71,8 @@ class Loop:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.fabric = fabric or launch(config)
+        if self.fabric.device.type == "cpu":
+            keep_freed_memory()
         self.saved = saved
         self.reporter = Reporter(folder, config.steps, enabled=self.fabric.is_global_zero)
         self.step, self.stopped, self.good = 0, False, 0
@@ -112,6 +115,7 @@ class Loop:
                 if self._anywhere(interrupted()):
                     self.save()
                     raise KeyboardInterrupt
+        trim_memory()
         return self.averaged() if self.hooks.result is None else self.hooks.result(self.averaged())
 
     def time_steps(self, warm: int, timed: int, most: float = math.inf) -> float:

@@ -60,7 +60,7 @@ LICENCE = (
     "in NOTICE (CC BY 4.0, MIT, Apache-2.0)"
 )
 ARTICLE = r"\A(?i:an?|the) (?!button)(?=\S)"  # "A button (blood type)" is a label
-DEFAULTS = {"cfg": 3.0}
+DEFAULTS = {"cfg": 4.0}
 
 
 def without_article(tokenizer: Tokenizer) -> Tokenizer:

@@ -96,7 +96,7 @@ def distances(vqgan: VQGAN, folder: str, clip: str, prompts: list[str], latents:
     flow = FlowTransformer.from_pretrained(folder).eval()
     condition = encode_condition(*open_clip(clip), prompts[:DRAWN], flow.config)
     noise = picture_noise(0, range(DRAWN), (flow.config.latent_channels, *flow.config.grid))
-    drawn = unit(draw_latents(flow, condition, noise, FlowSettings(), 3.0))
+    drawn = unit(draw_latents(flow, condition, noise, FlowSettings(25, "euler"), 3.0))
     for name, given in (("encoder", latents), ("flow", drawn)):
         apart = (given - vqgan.quantize(given)[0]).square().mean().sqrt() / latents.std()
         print(f"{name}: {float(apart):.3f} deviations from the nearest code")

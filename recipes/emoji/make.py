@@ -92,9 +92,12 @@ class Plan:
         yield self._stage("vqgan-decoder", self.emoji, start="vqgan-128", clip="clip")
 
     def _painters(self) -> Iterator[Step]:
-        parts = (("flow", None), ("painter-flow", "flow"), ("painter-flow-2", "painter-flow"))
-        for name, start in parts:
-            source = self.mixed if name == parts[-1][0] else self.painted
+        parts = (
+            ("flow", None, self.painted),
+            ("painter-flow", "flow", self.painted),
+            ("painter-flow-2", "painter-flow", self.mixed),
+        )
+        for name, start, source in parts:
             yield self._stage(name, source, start=start, clip="clip-all-styles", vqgan="vqgan-decoder")
 
     def _readers(self) -> Iterator[Step]:

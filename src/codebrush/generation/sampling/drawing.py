@@ -10,7 +10,7 @@ from torch import Tensor
 
 from codebrush.generation.manifest import SAMPLED
 from codebrush.generation.options import DrawOptions
-from codebrush.generation.sampling.flow import Lead, Start
+from codebrush.generation.sampling.flow import Lead, Start, own_rows
 from codebrush.generation.sampling.half_drawn import Look
 from codebrush.models.condition import Condition
 
@@ -24,7 +24,7 @@ class Known:
 
     def rows(self, rows: slice) -> "Known":
         """What is known of some pictures of a batch."""
-        return self if len(self.codes) == 1 else Known(self.codes[rows], self.fixed[rows])
+        return Known(own_rows(self.codes, rows), own_rows(self.fixed, rows))
 
     def at(self, position: int, pictures: slice, drawn: Tensor) -> Tensor:
         """`drawn` (B,) for some `pictures`, with the known code where the one at `position` is kept."""

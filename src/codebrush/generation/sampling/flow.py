@@ -15,7 +15,7 @@ from torch import Tensor
 
 from codebrush.errors import UsageError
 from codebrush.generation.options import FLOAT32, FlowSettings
-from codebrush.generation.sampling.weighted_conditions import WeightedConditions, guided_terms
+from codebrush.generation.sampling.weighted_conditions import WeightedConditions, guided_terms, rows_of
 from codebrush.generation.seeding import stream
 from codebrush.models.condition import Condition
 from codebrush.models.flow_transformer import FlowTransformer
@@ -36,10 +36,6 @@ class KnownLatent:
     latent: Tensor
     fixed: Tensor
 
-    def rows(self, rows: slice) -> "KnownLatent":
-        """What is known of some pictures of a batch."""
-        return KnownLatent(_rows(self.latent, rows), _rows(self.fixed, rows))
-
 
 @dataclass(frozen=True)
 class Start:
@@ -51,7 +47,7 @@ class Start:
 
     def rows(self, rows: slice) -> "Start":
         """Where some pictures of a batch start."""
-        return Start(_rows(self.latent, rows), self.time)
+        return Start(own_rows(self.latent, rows), self.time)
 
 
 @dataclass(frozen=True)
@@ -74,9 +70,9 @@ class Lead:
         return velocity + self.scale * gradient / size.clamp(min=TINY)
 
 
-def _rows(shared: Tensor, rows: slice) -> Tensor:
-    """Some rows of a tensor, or its only one."""
-    return shared if len(shared) == 1 else shared[rows]
+def own_rows(tensor: Tensor, rows: slice) -> Tensor:
+    """Some rows of a tensor, or the one that all pictures share."""
+    return tensor if len(tensor) == 1 else tensor[rows]
 
 
 def picture_noise(seed: int, pictures: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
@@ -177,7 +173,7 @@ class _Guided:
         least = 1 if self.precision == FLOAT32 else LEAST
         rows = torch.arange(max(least, len(x)), device=x.device) % len(x)
         times = x.new_full((len(rows),), time)
-        pairs = [(part if part.batch == 1 else part.rows(rows), share) for part, share in terms]
+        pairs = [(rows_of(part, rows), share) for part, share in terms]
         with autocast(self.precision, self.flow.device):
             parts = [share * self.flow(x[rows], times, part) for part, share in pairs]
         return torch.stack(parts).sum(0)[: len(x)]

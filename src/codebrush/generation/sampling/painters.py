@@ -219,38 +219,33 @@ class FlowPainter:
         noise = drawing.noise
         if noise is None:
             noise = picture_noise(options.seed, pictures, (self.flow.config.latent_channels, *grid))
-        known = None
-        if drawing.known is not None:
-            known = KnownLatent(self.vqgan.quantizer.look_up(drawing.known.codes), drawing.known.fixed)
         network, precision = self.network(options.weights)
         conditions = [(self._with_latents(condition), weight) for condition, weight in drawing.conditions]
         away = None if drawing.unconditional is None else self._with_latents(drawing.unconditional)
 
-        def kept(rows: slice) -> Known | None:
-            return None if drawing.known is None else drawing.known.rows(rows)
-
         def draw(rows: slice, progress: Progress | None) -> Tensor:
             own, look = pictures[rows], drawing.look
-            return draw_latents(
+            known = None if drawing.known is None else drawing.known.rows(rows)
+            latents = draw_latents(
                 network,
                 [(rows_of(condition, rows), weight) for condition, weight in conditions],
                 noise[rows],
                 options.flow or FlowSettings(),
                 options.cfg,
                 unconditional=None if away is None else rows_of(away, rows),
-                known=None if known is None else known.rows(rows),
+                known=None if known is None else KnownLatent(self.vqgan.quantizer.look_up(known.codes), known.fixed),
                 start=None if drawing.start is None else drawing.start.rows(rows),
                 lead=None if drawing.lead is None else drawing.lead(own),
                 precision=precision,
-                seen=None if look is None else partial(self._show, kept(rows), own.start, look),
+                seen=None if look is None else partial(self._show, known, own.start, look),
                 progress=progress,
             )
+            return self._codes(known, latents)
 
         if drawing.lead is None and draws_side_by_side(self.flow):
             slices = slices_of(len(noise), parts_of(len(noise), LEAST))
-            jobs = [partial(draw, rows) for rows in slices]
-            return self._codes(drawing.known, torch.cat(run_side_by_side(jobs, progress)))
-        return self._codes(drawing.known, draw(slice(0, len(noise)), progress))
+            return torch.cat(run_side_by_side([partial(draw, rows) for rows in slices], progress))
+        return draw(slice(0, len(noise)), progress)
 
     def _codes(self, known: Known | None, latents: Tensor) -> Tensor:
         """The codes (B, h, w) nearest to latents, with those that are known."""

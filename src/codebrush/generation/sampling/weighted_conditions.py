@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from codebrush.models.condition import Condition
 
@@ -29,7 +30,7 @@ def guided_terms(
     return _of_one_length(terms)
 
 
-def rows_of(condition: Condition, rows: slice) -> Condition:
+def rows_of(condition: Condition, rows: Tensor | slice) -> Condition:
     """The condition of some pictures of a batch; one that all share stays as it is."""
     return condition if condition.batch == 1 else condition.rows(rows)
 

@@ -172,20 +172,42 @@ def test_an_interruption_is_one_line_and_leaves_nothing(
     assert not out.exists()
 
 
-class _Interrupting:
-    """A value that Ctrl-C comes at when pydantic looks at it."""
+def as_pydantic_says_it(interrupted: KeyboardInterrupt) -> None:
+    class Interrupting:
+        def __repr__(self) -> str:
+            raise interrupted
 
-    def __repr__(self) -> str:
-        raise KeyboardInterrupt
+    SchemaSerializer(core_schema.literal_schema([Interrupting()]))
 
 
-def test_an_interruption_while_pydantic_builds_a_model_is_one_line(
-    micro_pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def as_safetensors_says_it(interrupted: KeyboardInterrupt) -> None:
+    raise ValueError("could not determine the shape of object type 'torch.storage.UntypedStorage'")
+
+
+@pytest.mark.parametrize("error_of", [as_pydantic_says_it, as_safetensors_says_it])
+def test_an_interruption_that_a_library_makes_another_error_of_is_one_line(
+    error_of: Callable[[KeyboardInterrupt], None],
+    micro_pack: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def interrupt(*_: object) -> None:
         hook.remove()
-        SchemaSerializer(core_schema.literal_schema([_Interrupting()]))
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt as interrupted:
+            error_of(interrupted)
 
     hook = register_module_forward_pre_hook(interrupt)
     assert run(["generate", "a dog", "--pack", str(micro_pack), "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr() == ("", "codebrush: stopped\n")
+
+
+def test_an_error_without_an_interruption_is_not_hidden(micro_pack: Path, tmp_path: Path) -> None:
+    def fail(*_: object) -> None:
+        hook.remove()
+        raise ValueError("ours")
+
+    hook = register_module_forward_pre_hook(fail)
+    with pytest.raises(ValueError, match="ours"):
+        run(["generate", "a dog", "--pack", str(micro_pack), "--out", str(tmp_path / "out")])

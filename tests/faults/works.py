@@ -1,5 +1,6 @@
 """The commands that are disturbed: their arguments, what they read, and what must come of them."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 import yaml
 from campaign import Work
+from PIL import ImageOps
 from safetensors.torch import load_file
 
 from codebrush.data.decoding.images import decode_image
@@ -15,6 +17,7 @@ from codebrush.data.synthetic.scene_folder import write_shapes
 from codebrush.data.synthetic.shapes import scene
 from codebrush.models.upscaler import Upscaler, UpscalerConfig
 from packs import write_micro_pack
+from rude_server import RudeServer
 
 LOOP = {
     "steps": 12,
@@ -35,8 +38,22 @@ RECIPES: dict[str, dict[str, Any]] = {
         "image_size": 32, "image": "resnet", "width": 8, "blocks": [1, 1, 1, 1], "heads": 2, "text_width": 16,
         "text_layers": 1, "text_heads": 2, "embed_dim": 8, "token_table": False,
     },
+    "transformer": {"width": 16, "layers": 1, "heads": 2},
+    "flow": {"width": 16, "layers": 1, "heads": 2, "stem": 8, "text_length": 4},
+    "prior": {"width": 16, "layers": 1},
+    "captioner": {"width": 16, "layers": 1, "heads": 2, "vocab_size": 300},
+    "upscaler": {"width": 8, "blocks": 1, "target_size": 32, "crop": 16, "perceptual": 0, "discriminator_channels": 8},
+    "translator": {"channels": 8, "multipliers": [1, 2], "image_size": 16, "perceptual": 0},
 }  # fmt: skip
-NAMES = ("train-vqgan", "train-clip", "guide", "index", "curate", "upscale")
+READS = {  # stage: the models of a pack that it needs
+    "transformer": ("clip", "vqgan"),
+    "flow": ("clip", "vqgan"),
+    "prior": ("clip",),
+    "captioner": ("clip",),
+    "translator": ("clip",),
+}
+NAMES = ("train-vqgan", "train-clip", "guide", "index", "curate", "upscale")  # those that bad places disturb
+KILLED = (*NAMES, *(f"train-{stage}" for stage in list(RECIPES)[2:]), "gather")
 
 
 def weights(out: Path) -> dict[str, bytes]:
@@ -76,8 +93,41 @@ def indexed(out: Path) -> list[tuple[str, str]]:
     return sorted(rows)
 
 
+def gathered(out: Path) -> list[tuple[str, bytes]]:
+    """The captions and pixels of what was downloaded."""
+    source = open_source(out)
+    assert len(source) == 30
+    return sorted((source.captions(row)[0], source.image(row).tobytes()) for row in range(len(source)))
+
+
+def gather_work(folder: Path, server: RudeServer) -> Work:
+    """Downloads thirty pictures of a local server, a few to a shard."""
+    folder.mkdir()
+    lines = ["url,caption"]
+    for number in range(30):
+        scene(0, number, 48).image.save(file := io.BytesIO(), "PNG")
+        lines.append(f"{server.serve(f'/{number}.png', file.getvalue())},picture {number}")
+    (folder / "list.csv").write_text("\n".join(lines))
+    given = ("data", "gather", folder / "list.csv", "--allow-local", "--delay", 0.01, "--shard-rows", 4, "--out")
+    return Work(lambda out: [*given, out], lambda out: [*given, out], gathered)
+
+
+def write_looks(folder: Path) -> None:
+    """Eight scenes, each as it is and in opposite colours, for a translator."""
+    rows = []
+    for number in range(8):
+        drawn = scene(0, number, 32)
+        for style, image in (("plain", drawn.image), ("opposite", ImageOps.invert(drawn.image))):
+            folder.mkdir(exist_ok=True)
+            image.save(folder / f"{number}-{style}.png")
+            rows.append(
+                {"file_name": f"{number}-{style}.png", "style": style, "label": drawn.caption, "thing": str(number)}
+            )
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+
+
 def make_works(folder: Path) -> dict[str, Work]:
-    """Each command by its name; what they read is written into `folder`."""
+    """Each command by its name but `gather`; what they read is written into `folder`."""
     torch.manual_seed(5)
     pack = write_micro_pack(folder / "pack", upscaler=Upscaler(UpscalerConfig(2, 8, 1)))
     write_shapes(folder / "shapes", 40, size=32, objects=1)
@@ -86,9 +136,13 @@ def make_works(folder: Path) -> dict[str, Work]:
     small = [folder / f"{number}.png" for number in range(6)]
     works: dict[str, Work] = {}
     for stage, recipe in RECIPES.items():
-        place = folder / f"{stage}.yaml"
-        place.write_text(yaml.safe_dump({"stage": stage, "recipe": recipe, "loop": LOOP}))
-        given = ("train", stage, place, "--source", folder / "shapes", "--tokenizer", "bpe", "--out")
+        place, source = folder / f"{stage}.yaml", {"source": str(folder / "shapes")}
+        if stage == "translator":
+            write_looks(folder / "looks")
+            source = {"source": str(folder / "looks"), "captions": ["{label}"], "group": "thing"}
+        place.write_text(yaml.safe_dump({"stage": stage, "source": source, "recipe": recipe, "loop": LOOP}))
+        models = [given for member in READS.get(stage, ()) for given in (f"--{member}", pack)]
+        given = ("train", stage, place, *(models or ("--tokenizer", "bpe")), "--out")
         works[f"train-{stage}"] = Work(
             lambda out, given=given: [*given, out], lambda out, given=given: [*given, out, "--resume"], weights
         )

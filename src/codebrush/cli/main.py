@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from threading import Timer, main_thread
+from threading import Timer, current_thread, main_thread
 from typing import Annotated, Any
 
 import typer
@@ -162,6 +162,32 @@ def _collect_later() -> None:
     gc.set_threshold(OBJECTS_AT_START, *usual[1:])
 
 
+class _Interrupts:
+    """Raises KeyboardInterrupt at a Ctrl-C while it is the signal's handler, and knows that one came.
+
+    Some libraries make another error of it: pydantic while it builds a model, safetensors while it reads a file.
+    """
+
+    raises_interrupt = True  # see `interrupts_held`
+    came = False
+
+    def __call__(self, *_: object) -> None:
+        self.came = True
+        raise KeyboardInterrupt
+
+    def __enter__(self) -> "_Interrupts":
+        self.placed = (
+            current_thread() is main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+        if self.placed:
+            signal.signal(signal.SIGINT, self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.placed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextmanager
 def _interrupts_again() -> Iterator[None]:
     """Repeat a Ctrl-C that comes while Python runs a finalizer or a weak reference's callback: there it is printed and
@@ -192,8 +218,9 @@ def run(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="escaped")  # pyright: ignore[reportAttributeAccessIssue]
+    interrupts = _Interrupts()
     try:
-        with _short_warnings(), _interrupts_again():
+        with _short_warnings(), interrupts, _interrupts_again():
             status = app(args=list(arguments), prog_name="codebrush", standalone_mode=False, obj=began)
         sys.stdout.flush()
     except CodebrushError as error:
@@ -205,20 +232,13 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         _discard_stdout()
         return 1 if isinstance(error, BrokenPipeError) else _print_error(_os_message(error), 1)
-    except (MemoryError, RuntimeError) as error:
-        if not lacks_memory(error):
-            raise
-        return _print_error("there is not enough memory: free some, or use smaller batches or pictures", 1)
     except Exception as error:
-        if not _was_interrupted(error):
-            raise
+        if not interrupts.came:
+            if not (isinstance(error, MemoryError | RuntimeError) and lacks_memory(error)):
+                raise
+            return _print_error("there is not enough memory: free some, or use smaller batches or pictures", 1)
         status = INTERRUPTED
     return _print_error("stopped", INTERRUPTED) if status == INTERRUPTED else int(status or 0)
-
-
-def _was_interrupted(error: Exception) -> bool:
-    """Whether an error is a Ctrl-C that came while pydantic built a model: it makes an error of its own of it."""
-    return type(error).__module__.startswith("pydantic_core") and KeyboardInterrupt.__name__ in str(error)
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:

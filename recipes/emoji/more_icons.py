@@ -6,7 +6,7 @@
 
 The columns are those of `drawings.parquet`. Half of the icons are black, the rest in a colour that their label names.
 Left out: what only interfaces use, names with words that have no vector, icons whose name holds all words of a label of
-the val or test split, so that these stay unseen, and words of `synonyms.csv`. A thing's split is by the hash of its name.
+the val or test split, so that these stay unseen, and words of `synonyms.csv`. A thing's split is by its name's hash.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import resvg_py  # pyright: ignore[reportMissingImports]
@@ -69,39 +70,36 @@ SETS = {  # licences: NOTICE
     "pepicons-print": IconSet("1.2.2"),
     "carbon": IconSet("1.2.29"),
 }
-LOOKS = {  # parts of a name that say how it is drawn, or where, and not what
-    *("outline", "outlined", "fill", "filled", "solid", "bold", "thin", "light", "line", "linear", "duotone", "rounded"),
-    *("sharp", "round", "negative", "24px", "alt", "variant", "square", "circle", "box", "free", "icons", "remix", "px"),
-    *("small", "large", "big", "broken"),
-}
-INTERFACES = {  # words of names that show nothing but an interface, a sign of writing, or a firm
-    *("arrow", "arrows", "align", "alignment", "chevron", "chevrons", "caret", "angle", "angles", "alpha", "text", "border"),
-    *("format", "page", "layout", "sort", "filter", "letter", "number", "numeric", "logo", "file", "files", "data", "database"),
-    *("network", "cursor", "git", "api", "code", "html", "css", "window", "windows", "sidebar", "panel", "grid", "table"),
-    *("column", "columns", "row", "rows", "view", "list", "menu", "dots", "dot", "badge", "indicator", "check", "plus", "minus"),
-    *("off", "slash", "add", "remove", "edit", "delete", "cancel", "alert", "settings", "search", "sync", "refresh", "upload"),
-    *("download", "share", "link", "question", "info", "exclamation", "up", "down", "left", "right", "top", "bottom", "center"),
-    *("vertical", "horizontal", "in", "out", "input", "output", "account", "user", "users", "tag", "tags", "type", "mode", "setting"),
-    *("select", "selected", "selection", "abstract", "shape", "shapes", "vector", "path", "size", "scale", "position", "crop"),
-    *("play", "pause", "stop", "next", "previous", "skip", "forward", "rewind", "repeat", "shuffle", "record", "volume"),
-    *("wifi", "bluetooth", "signal", "cellular", "usb", "server", "app", "apps", "application", "web", "browser", "software"),
-    *("google", "microsoft", "apple", "facebook", "twitter", "amazon", "adobe", "brand", "linux", "android", "ios", "chrome"),
-    *("folder", "folders", "ai", "content", "item", "items", "object", "objects", "group", "ungroup", "merge", "split", "copy"),
-    *("paste", "undo", "redo", "reset", "restore", "save", "import", "export", "login", "logout", "sign", "status", "progress"),
-    *("loading", "loader", "spinner", "more", "less", "max", "min", "maximize", "minimize", "fullscreen", "zoom", "focus", "move"),
-    *("drag", "drop", "resize", "swap", "switch", "toggle", "transfer", "transform", "rotate", "rotation", "flip", "mirror"),
-    *("function", "variable", "math", "equal", "equals", "greater", "than", "not", "and", "or", "to", "from", "of", "with", "by"),
-    *("first", "last", "start", "end", "begin", "on", "at", "for", "the", "all", "none", "full", "empty", "half", "quarter", "new"),
-    *("update", "version", "build", "deploy", "cloud", "iot", "vpn", "dns", "http", "url", "ip", "id", "sim", "nfc", "rss", "qr"),
-    *("currency", "bitcoin", "crypto", "bank", "payment", "paypal", "visa", "invoice", "report", "chart", "graph", "analytics"),
-    *("meeple", "interface", "design", "subscript", "superscript", "heading", "paragraph", "font", "underline", "italic"),
-    *("overflow", "collapse", "expand", "close", "open", "enter", "exit", "return", "back", "go", "launch", "connect", "connection"),
-}
+# Parts of a name that say how it is drawn, or where, and not what.
+LOOKS = """
+    outline outlined fill filled solid bold thin light line linear duotone rounded sharp round negative 24px alt
+    variant square circle box free icons remix px small large big broken
+"""
+# Words of names that show nothing but an interface, a sign of writing, or a firm.
+INTERFACES = """
+    arrow arrows align alignment chevron chevrons caret angle angles alpha text border format page layout sort
+    filter letter number numeric logo file files data database network cursor git api code html css window windows
+    sidebar panel grid table column columns row rows view list menu dots dot badge indicator check plus minus off
+    slash add remove edit delete cancel alert settings search sync refresh upload download share link question
+    info exclamation up down left right top bottom center vertical horizontal in out input output account user
+    users tag tags type mode setting select selected selection abstract shape shapes vector path size scale
+    position crop play pause stop next previous skip forward rewind repeat shuffle record volume wifi bluetooth
+    signal cellular usb server app apps application web browser software google microsoft apple facebook twitter
+    amazon adobe brand linux android ios chrome folder folders ai content item items object objects group ungroup
+    merge split copy paste undo redo reset restore save import export login logout sign status progress loading
+    loader spinner more less max min maximize minimize fullscreen zoom focus move drag drop resize swap switch
+    toggle transfer transform rotate rotation flip mirror function variable math equal equals greater than not and
+    or to from of with by first last start end begin on at for the all none full empty half quarter new update
+    version build deploy cloud iot vpn dns http url ip id sim nfc rss qr currency bitcoin crypto bank payment
+    paypal visa invoice report chart graph analytics meeple interface design subscript superscript heading
+    paragraph font underline italic overflow collapse expand close open enter exit return back go launch connect
+    connection
+"""
 SAME_THING = {  # words of icons that name what an emoji's label says otherwise
     "cog": "gear", "spanner": "wrench", "mic": "microphone", "dice": "game die", "bandage": "adhesive bandage",
     "wheelchair": "wheelchair symbol", "mail": "envelope", "credit card": "bank card",
 }  # fmt: skip
-SILENT = {"face", "sign", "symbol", "button", "with", "of", "and", "on", "the", "a", "in"}  # of a label: no word that names
+SILENT = "face sign symbol button with of and on the a in"  # words of a label that name nothing
 COLOURS = (*HUES, "brown", "grey")
 
 
@@ -146,8 +144,9 @@ class Chooser:
 
     def __init__(self, labels: list[dict[str, Any]]):
         self.left_out: Counter[str] = Counter()
+        self.interfaces = {*INTERFACES.split()}
         kept_back = {row["label"] for row in labels if row["split"] != "train" and row["group"] != "icons"}
-        self.kept_back = [words for label in kept_back if (words := singular(label) - SILENT)]
+        self.kept_back = [words for label in kept_back if (words := singular(label) - {*SILENT.split()})]
         with (Path(__file__).parent / "synonyms.csv").open(encoding="utf-8") as file:
             self.asked = {word for row in csv.DictReader(file) for word in singular(row["word"])}
 
@@ -180,7 +179,7 @@ class Chooser:
         words = thing.split()
         if not words or len(words) > MOST_WORDS or not all(word.isalpha() and len(word) > 2 for word in words):
             return "no name in one to three words"
-        if INTERFACES & {*words}:
+        if self.interfaces & {*words}:
             return "interfaces"
         if not all(is_read(word) for word in words):
             return "words without a vector"
@@ -192,7 +191,7 @@ class Chooser:
 
 def thing_of(name: str) -> str:
     """What an icon's name says that it shows: without versions, sizes and looks."""
-    return " ".join(word for word in re.sub(r"-?\d+", "", name).split("-") if word and word not in LOOKS)
+    return " ".join(word for word in re.sub(r"-?\d+", "", name).split("-") if word and word not in LOOKS.split())
 
 
 def singular(text: str) -> set[str]:
@@ -213,8 +212,9 @@ def markup(held: dict[str, Any], name: str) -> str:
     icon = held["icons"][name]
     left, top = (icon.get(side, held.get(side, 0)) for side in ("left", "top"))
     wide, high = (icon.get(side, held.get(side, 16)) for side in ("width", "height"))
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     size = f'width="{wide}" height="{high}" viewBox="{left} {top} {wide} {high}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {size}>{icon["body"]}</svg>'
+    return f"<svg {spaces} {size}>{icon['body']}</svg>"
 
 
 def row_of(icon: Icon) -> dict[str, Any] | None:
@@ -222,11 +222,12 @@ def row_of(icon: Icon) -> dict[str, Any] | None:
     key = f"{icon.style}/{icon.name}"
     svg = icon.svg.replace("currentColor", ink(icon.colour, key))
     wide, high = (float(number) for number in re.findall(r'(?:width|height)="([\d.]+)"', svg)[:2])
-    longer = {"width": DRAWN} if wide >= high else {"height": DRAWN}
-    drawn = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, background="white", **longer))))
+    side = (DRAWN, None) if wide >= high else (None, DRAWN)
+    png = resvg_py.svg_to_bytes(svg_string=svg, background="white", width=side[0], height=side[1])
+    drawn = Image.open(io.BytesIO(bytes(png)))
     picture = Image.new("RGB", (SIDE, SIDE), "white")
     picture.paste(drawn.convert("RGB"), ((SIDE - drawn.width) // 2, (SIDE - drawn.height) // 2))
-    if picture.convert("L").getextrema()[0] > 200:
+    if np.asarray(picture.convert("L")).min() > 200:
         return None
     stored = io.BytesIO()
     picture.save(stored, format="WEBP", lossless=True)

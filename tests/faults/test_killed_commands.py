@@ -22,7 +22,17 @@ def test_a_command_that_is_ended_goes_on(name: str, campaign: Campaign) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("name", KILLED)
 def test_forty_ends_of_each(name: str, campaign: Campaign, record_property: Any) -> None:
-    campaign.end_times(name, 40)
+    end(name, 40, campaign, record_property)
+
+
+@pytest.mark.long
+def test_ends_of_an_index_that_workers_of_ray_make(campaign: Campaign, record_property: Any) -> None:
+    pytest.importorskip("ray", exc_type=ImportError)
+    end("index-ray", 10, campaign, record_property)  # each starts a cluster, which takes ten seconds
+
+
+def end(name: str, count: int, campaign: Campaign, record_property: Any) -> None:
+    campaign.end_times(name, count)
     for (work, end), count in sorted(campaign.counts.items()):
         if work == name:
             record_property(end, count)

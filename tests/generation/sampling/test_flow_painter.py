@@ -387,3 +387,10 @@ def test_a_pack_with_a_flow_alone_draws_with_it(tmp_path: Path, capsys: pytest.C
     assert read_manifest(Path(image["path"]))["options"]["flow"]["sampler"] == "dpm"
     assert run(["generate", "a dog", "--cutouts", "4", *common]) == 2
     assert capsys.readouterr().err == "codebrush: --cutouts is an option of guidance: add --clip-guidance\n"
+
+
+def test_a_flow_draws_two_candidates_for_each_picture_and_a_code_transformer_four(brush: Codebrush) -> None:
+    asked = {"n": 3, "seed": 0}
+    assert draw_options(brush.pack, {**asked, "flow": FlowSettings()}).rerank == 6
+    assert draw_options(brush.pack, asked).rerank == 12
+    assert draw_options(brush.pack, {**asked, "flow": FlowSettings(), "rerank": 5}).rerank == 5

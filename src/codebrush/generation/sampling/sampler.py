@@ -41,7 +41,7 @@ from codebrush.progress import Preview, Progress
 from codebrush.text.prompts import WeightedText, parse_prompt
 from codebrush.text.tokenizer import Tokenizer
 
-DECODED = 4  # pictures decoded together on a CPU
+DECODED = 2  # pictures decoded together on a CPU
 BATCH = 32  # pictures drawn or read together; a replay needs the same
 
 
@@ -68,7 +68,8 @@ def draw_options(pack: Pack, given: Mapping[str, Any], weights: str = FLOAT32) -
     if given.get("retouch") is None and not retouches(pack, values.get("size", "")):  # a default that does not apply
         values["retouch"] = 0
     if "rerank" not in values:
-        values["rerank"] = CANDIDATES_PER_PICTURE * checked_option("n", values["n"])
+        each = CANDIDATES_PER_PICTURE["flow" if "flow" in values else "sample"]
+        values["rerank"] = each * checked_option("n", values["n"])
     if "flow" not in values and is_masked(pack):
         values.setdefault("steps", MASKED_STEPS)
     elif "steps" in values:
@@ -236,9 +237,10 @@ class Sampler:
 
 
 def decoded_together(latent: Tensor) -> Sequence[Tensor]:
-    """Latents (B, d, h, w) in the parts that are decoded together: on a CPU up to four, which takes half the memory of
-    eight and a tenth less time; none is alone, as a single picture's convolutions round otherwise."""
-    return latent.tensor_split(-(-len(latent) // DECODED)) if latent.is_cpu else [latent]
+    """Latents (B, d, h, w) in the parts that are decoded together: on a CPU two, or three if their number is odd, which
+    takes less memory than four and no more time; none is alone, as a single picture's convolutions round
+    otherwise."""
+    return latent.tensor_split(max(1, len(latent) // DECODED)) if latent.is_cpu else [latent]
 
 
 def _show_as(preview: Preview, number: int, _: int, pictures: list[Image.Image]) -> None:

@@ -9,7 +9,7 @@ import gradio as gr
 from codebrush.generation.guided.guide_options import INITS, GuideOptions
 from codebrush.generation.guided.option_help import help_of, shown_value, usual_value
 from codebrush.generation.guided.presets import PRESETS
-from codebrush.generation.options import SAMPLING
+from codebrush.generation.options import CANDIDATES_PER_PICTURE, SAMPLING
 from codebrush.generation.sampling.painters import is_masked, usual_painter
 from codebrush.pack.members import PAINTERS
 from codebrush.pack.pack import Pack
@@ -106,7 +106,8 @@ class PaintForm:
         with gr.Row():
             for name, about in numbers.items():
                 own[name] = _number(name, about, usual[name])
-            own["rerank"] = _number("rerank", "Pictures drawn, of which the best are kept.", "4 for each")
+            candidates = f"{CANDIDATES_PER_PICTURE[usual_painter(pack)]} for each"
+            own["rerank"] = _number("rerank", "Pictures drawn, of which the best are kept.", candidates)
             own["upscale"] = upscale_field(shown["upscale"])
             flow_fields(own, pack.has("flow"))
             own["prior"] = choice_field("prior", "retrieve, flow: source of the image embedding.", priors_of(pack)[1:])

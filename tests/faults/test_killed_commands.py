@@ -28,7 +28,7 @@ def test_forty_ends_of_each(name: str, campaign: Campaign, record_property: Any)
 @pytest.mark.long
 def test_ends_of_an_index_that_workers_of_ray_make(campaign: Campaign, record_property: Any) -> None:
     pytest.importorskip("ray", exc_type=ImportError)
-    end("index-ray", 10, campaign, record_property)  # each starts a cluster, which takes ten seconds
+    end("index-ray", 6, campaign, record_property)  # each starts a cluster, which takes ten seconds
 
 
 def end(name: str, count: int, campaign: Campaign, record_property: Any) -> None:

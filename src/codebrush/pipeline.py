@@ -100,8 +100,8 @@ class Codebrush(PictureTasks):
         `style` is one of `pack.styles`, worded as in its training; of what `negative_prompt` says less will show.
         `method` is one of these; None is the pack's usual painter, one of the first two.
 
-        - "sample": the code transformer draws `rerank` candidates (None: 4 n; a flow: 2 n), each from the random stream of (seed,
-          its index). Its `options`: `size`, "WIDTHxHEIGHT" in pixels, above the pack's own drawn through a moving
+        - "sample": the code transformer draws `rerank` candidates (None: 4 n; a flow: 2 n), each from the random
+          stream of (seed, its index). Its `options`: `size`, "WIDTHxHEIGHT" in pixels, above the pack's own drawn through a moving
           window; `steps` of a masked code transformer (None: 12).
         - "flow": a flow transformer turns noise into the picture. Its `options`: those of `FlowSettings`, `size`, those
           of `Retrieval` (unCLIP), and `clip_guidance`, the scale of `FlowGuidance`, with the options that it names.

@@ -129,8 +129,14 @@ def start_a_thread() -> None:
         threading.stack_size(before)
 
 
+def make_no_primitive() -> None:
+    raise RuntimeError("could not create a primitive")  # what PyTorch says of oneDNN that gets no memory
+
+
 @pytest.mark.parametrize(
-    "what", [lambda: bytearray(2**60), lambda: torch.empty(2**50), start_a_thread], ids=["Python", "PyTorch", "thread"]
+    "what",
+    [lambda: bytearray(2**60), lambda: torch.empty(2**50), start_a_thread, make_no_primitive],
+    ids=["Python", "PyTorch", "thread", "oneDNN"],
 )
 def test_running_out_of_memory_is_one_line(
     what: Callable[[], object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -141,6 +147,23 @@ def test_running_out_of_memory_is_one_line(
     monkeypatch.setattr("codebrush.cli.main.app", out_of_memory)
     assert run(["--version"]) == 1
     assert capsys.readouterr().err.startswith("codebrush: there is not enough memory")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_an_error_where_no_memory_is_left_is_lack_of_memory() -> None:
+    """Python and libraries make errors of other kinds of a MemoryError."""
+    script = (
+        "import resource, sys\nfrom codebrush.cli import main\n"
+        "def fail(**_):\n"
+        "    held = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (held + 2**20,) * 2)\n"
+        "    raise TypeError('takes 1 positional argument but 3 were given')\n"
+        "main.app = fail\nsys.exit(main.run(['--version']))"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr.startswith("codebrush: there is not enough memory")) == (1, True), (
+        ended.stderr
+    )
 
 
 def test_a_closed_pipe_prints_nothing() -> None:

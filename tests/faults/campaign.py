@@ -26,6 +26,7 @@ from codebrush.data.decoding.images import decode_image
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 GROWING = ("losses.jsonl", "metrics.jsonl")  # of which the last line may be half written
+HINT = "latest_version_hint.json"  # Lance's, which it does without (tests/search/test_search_database.py)
 ENDS = {signal.SIGKILL: (-9,), signal.SIGTERM: (-15, 143), signal.SIGINT: (130,)}
 
 
@@ -163,7 +164,7 @@ def half_written(folder: Path) -> list[str]:
 
 def is_whole(path: Path) -> bool:
     """Whether a file can be read to its end; of kinds that are not known, and hidden ones, nothing is asked."""
-    if any(part.startswith(".") for part in path.parts[-3:]):
+    if any(part.startswith(".") for part in path.parts[-3:]) or path.name == HINT:
         return True
     try:
         if path.suffix == ".png":

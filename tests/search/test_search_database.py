@@ -47,7 +47,9 @@ def test_places_that_are_not_a_database(tmp_path: Path) -> None:
             opened()
     with pytest.raises(DataError, match="is not a database but holds other things"):
         create_database(tmp_path, EMBEDDER, 8)
-    (tmp_path / "fake" / TABLE_FOLDER).mkdir(parents=True)
+    data = tmp_path / "fake" / TABLE_FOLDER / "data"
+    data.mkdir(parents=True)
+    (data / "rows.lance").touch()
     with pytest.raises(DataError, match="is damaged"):
         open_database(tmp_path / "fake", EMBEDDER)
 
@@ -55,6 +57,27 @@ def test_places_that_are_not_a_database(tmp_path: Path) -> None:
 def test_a_run_that_died_before_its_first_row_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / LOCK).touch()
     assert create_database(tmp_path, EMBEDDER, 8).count() == 0
+
+
+def test_a_disk_that_was_full_before_the_table_was_made_is_no_obstacle(tmp_path: Path) -> None:
+    table = tmp_path / "db" / TABLE_FOLDER
+    for part in ("_versions", "_transactions", "data"):
+        (table / part).mkdir(parents=True)
+    (table / "_transactions" / "0-1.txn").write_bytes(b"half")
+    with pytest.raises(DataError, match="no database in"):
+        open_database(tmp_path / "db", EMBEDDER)
+    assert create_database(tmp_path / "db", EMBEDDER, 8).count() == 0
+
+
+@pytest.mark.parametrize("content", [b"", b'{"version', b"noise"])
+def test_the_hint_of_the_newest_version_may_be_half_written(intact: Path, tmp_path: Path, content: bytes) -> None:
+    shutil.copytree(intact, tmp_path / "db")
+    hint = tmp_path / "db" / TABLE_FOLDER / "_versions" / "latest_version_hint.json"
+    assert hint.exists()
+    hint.write_bytes(content)
+    _ask(tmp_path / "db")
+    create_database(tmp_path / "db", EMBEDDER, 8).table.delete("path = '3'")
+    assert open_database(tmp_path / "db", EMBEDDER).count() == open_database(intact, EMBEDDER).count() - 1
 
 
 def test_a_run_that_died_before_its_indices_is_no_obstacle(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from codebrush.cli.flags.common import EVERYTHING
 from codebrush.data.sources.file_names import escaped
-from codebrush.errors import CodebrushError, lacks_memory
+from codebrush.errors import CodebrushError, lacks_memory, memory_is_full
 from codebrush.generation.options import meant_option
 from codebrush.version import __version__
 
@@ -234,7 +234,7 @@ def run(arguments: Sequence[str]) -> int:
         return 1 if isinstance(error, BrokenPipeError) else _print_error(_os_message(error), 1)
     except Exception as error:
         if not interrupts.came:
-            if not (isinstance(error, MemoryError | RuntimeError) and lacks_memory(error)):
+            if not (lacks_memory(error) or memory_is_full()):
                 raise
             return _print_error("there is not enough memory: free some, or use smaller batches or pictures", 1)
         status = INTERRUPTED

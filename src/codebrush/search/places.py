@@ -120,7 +120,8 @@ class Folder:
         return _connect(self.path)
 
     def has_table(self) -> bool:
-        if (self.path / TABLE_FOLDER).is_dir():
+        table = self.path / TABLE_FOLDER
+        if table.is_dir() and not _was_never_made(table):
             return True
         if self.path.exists() and not self.path.is_dir():
             raise DataError(f"{self} is a file, not a database: name a folder that codebrush index has made")
@@ -162,6 +163,12 @@ class Folder:
         if getattr(error, "errno", None) in UNWRITABLE or any(os.strerror(code) in reason for code in UNWRITABLE):
             return cannot_write(self.path, reason)
         return DataError(f"{self} is damaged ({reason}): delete it, and index the pictures again")
+
+
+def _was_never_made(table: Path) -> bool:
+    """Whether a table's folder is what is left where making the table failed, as on a full disk: it has neither a
+    version nor rows, and a table can be made in it."""
+    return not any((table / "_versions").glob("*.manifest")) and not any((table / "data").glob("*"))
 
 
 class Storage:

@@ -51,7 +51,9 @@ FLAGS = {
     "retouch": _flag(
         int, "Draw the least likely codes again, with all others in view, in so many rounds.  [pack's own]"
     ),
-    "rerank": _flag(int, "Candidates to draw, of which the scorer (or CLIP) picks the best.  [4 times n; a flow: twice n]"),
+    "rerank": _flag(
+        int, "Candidates to draw, of which the scorer (or CLIP) picks the best.  [4 times n; a flow: twice n]"
+    ),
 }
 FLOW_FLAGS = {
     "sampler": _flag(FlowSampler, "How a step is taken; heun computes twice as much.  [dpm]", FLOW),

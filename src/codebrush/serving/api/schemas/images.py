@@ -82,7 +82,7 @@ class Drawing(Returned):
     n: int | None = Field(default=None, ge=1, le=MOST_PICTURES, description="How many pictures. Default: 1.")
     size: str | None = optional("WIDTHxHEIGHT in pixels, or auto: the pack's own.", pattern=r"^(auto|\d{1,5}x\d{1,5})$")
     quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = optional(
-        "How many pictures are drawn for each that is kept: low 1, medium (standard, auto) 4 or by a flow 2, high (hd) 8."
+        "Pictures drawn for each that is kept: low 1, medium (standard, auto) 4 or by a flow 2, high (hd) 8."
     )
     background: Literal["auto", "opaque", "transparent"] | None = optional("Not to be chosen: transparent is refused.")
     stream: bool | None = optional("Answer with server-sent events.")

@@ -101,8 +101,8 @@ class Codebrush(PictureTasks):
         `method` is one of these; None is the pack's usual painter, one of the first two.
 
         - "sample": the code transformer draws `rerank` candidates (None: 4 n; a flow: 2 n), each from the random
-          stream of (seed, its index). Its `options`: `size`, "WIDTHxHEIGHT" in pixels, above the pack's own drawn through a moving
-          window; `steps` of a masked code transformer (None: 12).
+          stream of (seed, its index). Its `options`: `size`, "WIDTHxHEIGHT" in pixels, above the pack's own drawn
+          through a moving window; `steps` of a masked code transformer (None: 12).
         - "flow": a flow transformer turns noise into the picture. Its `options`: those of `FlowSettings`, `size`, those
           of `Retrieval` (unCLIP), and `clip_guidance`, the scale of `FlowGuidance`, with the options that it names.
         - "retrieve": as "sample", but from the embedding of a fitting picture too, with the options of `Retrieval`.

@@ -11,7 +11,6 @@ USER = re.compile(rf"(?<=://)(?:{PLAIN}|{WITH_COLON})")
 HIDDEN = (  # how the names of secrets in addresses end
     "sig|signature|hmac|token|jwt|key|auth|secret|pass|passphrase|passw(?:or)?d|pwd|pw|credentials?"
 )
-LEAST_MEMORY = 16 * 2**20  # bytes
 SIGNED = re.compile(rf"([?&;#][\w.-]*(?:{HIDDEN})=)[^&\s'\"]*[^&\s'\":,;.)]", re.IGNORECASE)
 
 
@@ -74,13 +73,3 @@ def lacks_memory(error: BaseException) -> bool:
     # oneDNN says no more than this where it gets none, and goes on about a descriptor where it cannot do a thing.
     failed = said == "could not create a primitive"
     return failed or type(error).__name__ == "OutOfMemoryError" or any(line in said for line in lines)
-
-
-def memory_is_full() -> bool:
-    """Whether so little memory is left that an error of any kind may come from that: libraries and Python itself make
-    others of a MemoryError."""
-    try:
-        bytearray(LEAST_MEMORY)
-    except MemoryError:
-        return True
-    return False

@@ -8,6 +8,7 @@ from codebrush.errors import UsageError
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's parameters of `mallopt`
 MIB = 2**20
+NEAR = 16 * MIB
 KEPT = 2**30  # bytes; parameters of `mallopt` are ints
 
 
@@ -57,6 +58,18 @@ def keep_freed_memory() -> None:
     if _GLIBC is not None:
         _GLIBC.mallopt(MMAP_THRESHOLD, KEPT)
         _GLIBC.mallopt(TRIM_THRESHOLD, KEPT)
+
+
+def room_ran_out() -> bool:
+    """Whether this process came near its limit of address space (`ulimit -v`), so that an error of any kind may come
+    from that: libraries, and Python 3.11 itself where it gets no room for a frame, make others of a MemoryError."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        return limit != resource.RLIM_INFINITY and _status("VmPeak") > limit - NEAR
+    except (ImportError, OSError, KeyError):  # not Linux
+        return False
 
 
 def _status(name: str) -> int:

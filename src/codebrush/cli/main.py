@@ -22,8 +22,9 @@ from typer.core import TyperCommand, TyperGroup
 
 from codebrush.cli.flags.common import EVERYTHING
 from codebrush.data.sources.file_names import escaped
-from codebrush.errors import CodebrushError, lacks_memory, memory_is_full
+from codebrush.errors import CodebrushError, lacks_memory
 from codebrush.generation.options import meant_option
+from codebrush.process_memory import room_ran_out
 from codebrush.version import __version__
 
 COMMANDS = {  # name -> module, in the order of the help
@@ -234,7 +235,7 @@ def run(arguments: Sequence[str]) -> int:
         return 1 if isinstance(error, BrokenPipeError) else _print_error(_os_message(error), 1)
     except Exception as error:
         if not interrupts.came:
-            if not (lacks_memory(error) or memory_is_full()):
+            if not (lacks_memory(error) or room_ran_out()):
                 raise
             return _print_error("there is not enough memory: free some, or use smaller batches or pictures", 1)
         status = INTERRUPTED

@@ -2,18 +2,24 @@
 
 import json
 import threading
+from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import config
+from datasets import Value, config
 from datasets.exceptions import DatasetGenerationError
+from tqdm import tqdm
 from written_sources import write_parquet
 
+from codebrush.data.sources.cached_rows import cached_rows
 from codebrush.data.sources.captioned_images import open_source
 from codebrush.data.sources.tables import load_from_hub
+from codebrush.data.sources.unread import Unread
 from codebrush.errors import DataError, lacks_memory
 
 
@@ -162,3 +168,16 @@ def test_what_is_not_the_sources_fault_is_not_said_of_it(tmp_path, monkeypatch, 
     with pytest.raises((MemoryError, AttributeError, DatasetGenerationError)) as caught:
         open_source(tmp_path / "a.csv")
     assert isinstance(caught.value, DatasetGenerationError if wrapped and not lacks_memory(fault) else type(fault))
+
+
+def test_reading_starts_no_thread_that_watches_bars(tmp_path: Path) -> None:
+    """Where there is no memory for it, Python waits for that thread for ever."""
+    (file := tmp_path / "any.csv").touch()
+    usual = tqdm.monitor_interval
+    rows = cached_rows(_watched, [(file, "train")], {"interval": Value("int64")}, Unread(), tmp_path / "cache")
+    assert rows["interval"][:] == [0]
+    assert tqdm.monitor_interval == usual > 0
+
+
+def _watched(files: Iterable[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    yield {"interval": tqdm.monitor_interval}

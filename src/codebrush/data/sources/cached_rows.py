@@ -6,6 +6,7 @@ Such rows are cached too, so that they are reported again when an unchanged file
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +46,23 @@ def cached_rows(
         "state": (__version__, READ, states),
     }
     place: Any = None if cache is None else str(cache)
-    dataset = Dataset.from_generator(_whole_rows, features=features, gen_kwargs=given, cache_dir=place)
+    with _without_tqdm_monitor():
+        dataset = Dataset.from_generator(_whole_rows, features=features, gen_kwargs=given, cache_dir=place)
     assert isinstance(dataset, Dataset)
     return _rows_of_data(dataset, unread)
+
+
+@contextmanager
+def _without_tqdm_monitor() -> Iterator[None]:
+    """Keep tqdm, with which `datasets` reads, from starting a thread that watches its bars: where there is no memory
+    for that thread, Python waits for it for ever."""
+    from tqdm import tqdm
+
+    usual, tqdm.monitor_interval = tqdm.monitor_interval, 0
+    try:
+        yield
+    finally:
+        tqdm.monitor_interval = usual
 
 
 def _whole_rows(

@@ -174,7 +174,7 @@ def test_reading_starts_no_thread_that_watches_bars(tmp_path: Path) -> None:
     """Where there is no memory for it, Python waits for that thread for ever."""
     (file := tmp_path / "any.csv").touch()
     usual = tqdm.monitor_interval
-    rows = cached_rows(_watched, [(file, "train")], {"interval": Value("int64")}, Unread(), tmp_path / "cache")
+    rows = cached_rows(_watched, [(file, "train")], {"interval": Value("int64")}, Unread("any"), tmp_path / "cache")
     assert rows["interval"][:] == [0]
     assert tqdm.monitor_interval == usual > 0
 

@@ -21,7 +21,7 @@ from campaign import Campaign, half_written
 from works import NAMES, make_works
 
 KB, MB = 1024, 1024**2
-# How native code ends a process that gets no memory: Rust and C++, what does not look, and glibc for a thread's own data.
+# How native code ends a process that gets no memory: Rust and C++; what does not look; glibc for the data of a thread.
 BY_NATIVE_CODE = (-signal.SIGABRT, -signal.SIGSEGV, 127)
 
 

@@ -157,7 +157,7 @@ def make_works(folder: Path) -> dict[str, Work]:
     index = ("index", folder / "shapes", "--pack", pack, "--json", "--db")
     works["index"] = Work(lambda out: [*index, out], lambda out: [*index, out], indexed)
     by_ray = (*index[:-1], "--engine", "ray", "--workers", 1, "--db")
-    ends_of_ray = (1, 15)  # on SIGTERM, which Ray handles itself
+    ends_of_ray = (1, 15, -6)  # on SIGTERM, which Ray handles itself
     works["index-ray"] = Work(lambda out: [*by_ray, out], lambda out: [*by_ray, out], indexed, ends_of_ray)
     curate = ("curate", folder / "shapes", "--pack", pack, "--keep-top", 0.5, "--out")
     works["curate"] = Work(lambda out: [*curate, out], lambda out: [*curate, out], curated)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Value, config
 from datasets.exceptions import DatasetGenerationError
-from tqdm import tqdm
+from datasets.utils.tqdm import tqdm
 from written_sources import write_parquet
 
 from codebrush.data.sources.cached_rows import cached_rows

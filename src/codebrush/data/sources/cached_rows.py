@@ -56,7 +56,7 @@ def cached_rows(
 def _without_tqdm_monitor() -> Iterator[None]:
     """Keep tqdm, with which `datasets` reads, from starting a thread that watches its bars: where there is no memory
     for that thread, Python waits for it for ever."""
-    from tqdm import tqdm
+    from datasets.utils.tqdm import tqdm
 
     usual, tqdm.monitor_interval = tqdm.monitor_interval, 0
     try:

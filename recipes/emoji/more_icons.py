@@ -47,7 +47,7 @@ class IconSet:
     endings: tuple[str, ...] = ("",)
 
 
-SETS = {  # licences: NOTICE
+SETS = {  # each says its licence in info.json
     "game-icons": IconSet("1.2.4"),
     "mdi": IconSet("1.2.3"),
     "ph": IconSet("1.2.2", ("-fill", "-duotone", "-bold")),
@@ -200,9 +200,14 @@ def singular(text: str) -> set[str]:
     return {form for word in words for form in (word, *singulars_of(word))}
 
 
+def hashed(text: str) -> int:
+    """A number below 2**32 that is always the same for a text."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
+
+
 def colour_of(key: str, thing: str) -> str | None:
     """The colour of every second icon, by a hash; None for those whose name says one."""
-    number = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16)
+    number = hashed(key)
     named = {*COLOURS, "black", "white", "gold", "golden", "silver"} & {*thing.split()}
     return None if number % 2 or named else COLOURS[number // 2 % len(COLOURS)]
 
@@ -232,7 +237,7 @@ def row_of(icon: Icon) -> dict[str, Any] | None:
     stored = io.BytesIO()
     picture.save(stored, format="WEBP", lossless=True)
     label = icon.thing if icon.colour is None else f"{icon.colour} {icon.thing}"
-    share = int(hashlib.sha256(icon.thing.encode()).hexdigest()[:8], 16) / 2**32
+    share = hashed(icon.thing) / 2**32
     split = "train" if share < 0.9 else "val" if share < 0.95 else "test"
     return {"id": key, "hexcode": None, "concept": label, "style": icon.style, "label": label, "tags": [],
             "group": "icons", "subgroup": None, "skin_tone": None, "width": SIDE, "height": SIDE,

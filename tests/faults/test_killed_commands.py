@@ -22,16 +22,16 @@ def test_a_command_that_is_ended_goes_on(name: str, campaign: Campaign) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("name", KILLED)
 def test_forty_ends_of_each(name: str, campaign: Campaign, record_property: Any) -> None:
-    end(name, 40, campaign, record_property)
+    end_many_times(name, 40, campaign, record_property)
 
 
 @pytest.mark.long
 def test_ends_of_an_index_that_workers_of_ray_make(campaign: Campaign, record_property: Any) -> None:
     pytest.importorskip("ray", exc_type=ImportError)
-    end("index-ray", 6, campaign, record_property)  # each starts a cluster, which takes ten seconds
+    end_many_times("index-ray", 6, campaign, record_property)  # each starts a cluster, which takes ten seconds
 
 
-def end(name: str, count: int, campaign: Campaign, record_property: Any) -> None:
+def end_many_times(name: str, count: int, campaign: Campaign, record_property: Any) -> None:
     campaign.end_times(name, count)
     for (work, end), count in sorted(campaign.counts.items()):
         if work == name:

@@ -53,7 +53,7 @@ READS = {  # stage: the models of a pack that it needs
     "translator": ("clip",),
 }
 NAMES = ("train-vqgan", "train-clip", "guide", "index", "curate", "upscale")  # those that bad places disturb
-KILLED = (*NAMES, *(f"train-{stage}" for stage in list(RECIPES)[2:]), "gather")
+KILLED = tuple(dict.fromkeys([*NAMES, *(f"train-{stage}" for stage in RECIPES), "gather"]))
 
 
 def weights(out: Path) -> dict[str, bytes]:
@@ -114,11 +114,11 @@ def gather_work(folder: Path, server: RudeServer) -> Work:
 
 def write_looks(folder: Path) -> None:
     """Eight scenes, each as it is and in opposite colours, for a translator."""
+    folder.mkdir()
     rows = []
     for number in range(8):
         drawn = scene(0, number, 32)
         for style, image in (("plain", drawn.image), ("opposite", ImageOps.invert(drawn.image))):
-            folder.mkdir(exist_ok=True)
             image.save(folder / f"{number}-{style}.png")
             rows.append(
                 {"file_name": f"{number}-{style}.png", "style": style, "label": drawn.caption, "thing": str(number)}

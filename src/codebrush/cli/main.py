@@ -234,11 +234,12 @@ def run(arguments: Sequence[str]) -> int:
         _discard_stdout()
         return 1 if isinstance(error, BrokenPipeError) else _print_error(_os_message(error), 1)
     except Exception as error:
-        if not interrupts.came:
-            if not (lacks_memory(error) or room_ran_out()):
-                raise
+        if interrupts.came:
+            status = INTERRUPTED
+        elif lacks_memory(error) or room_ran_out():
             return _print_error("there is not enough memory: free some, or use smaller batches or pictures", 1)
-        status = INTERRUPTED
+        else:
+            raise
     return _print_error("stopped", INTERRUPTED) if status == INTERRUPTED else int(status or 0)
 
 

@@ -4,8 +4,9 @@
 
 The embeddings are distributed like CLIP's: 2,000 clusters (pictures of the same thing), all to one side of the origin.
 The queries are pictures from these clusters, and texts, which lie apart from all pictures. Rows are written as
-`codebrush index` does, thumbnails included, and a query is a whole `search` with everything it returns; faiss searches
-the bare matrix in memory. The two take turns. Needs faiss-cpu. Prints a Markdown table.
+`codebrush index` does, thumbnails included, and a query is a whole `search` with everything it returns, first on disk
+and then, as in a server, in memory; faiss compares the bare matrix in memory. The two take turns. Prints a Markdown
+table.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import torch
 from alternation import note
 
 from codebrush.search.database import Database, Embedder, create_database, open_database
+from codebrush.search.memory_index import QUIET, MemoryIndexes
 from codebrush.search.queries import search
 
 K = 10
@@ -68,7 +70,7 @@ def build(folder: Path, vectors: np.ndarray) -> tuple[Database, float, float]:
     return database, written - started, time.perf_counter() - written
 
 
-def measure(database: Database, flat: faiss.Index, kind: str, queries: np.ndarray) -> dict[str, float]:
+def measure(database: Database, flat: faiss.Index, kind: str, queries: np.ndarray, where: str) -> dict[str, float]:
     """Milliseconds a query, p50 and p95, of search and of faiss, and the search's recall of faiss's ten nearest."""
     seconds: dict[str, list[float]] = {"codebrush": [], "faiss": []}
     found = 0
@@ -82,7 +84,7 @@ def measure(database: Database, flat: faiss.Index, kind: str, queries: np.ndarra
             seconds["codebrush"].append(between - started)
             seconds["faiss"].append(ended - between)
             found += len({int(hit.path) for hit in hits} & set(nearest[0].tolist()))
-    title = f"search among {flat.ntotal:,} x {flat.d}, {kind}"
+    title = f"search among {flat.ntotal:,} x {flat.d}, {kind}{where}"
     recall = round(found / (K * len(queries)), 4)
     times = {"faiss flat": seconds["faiss"], "codebrush": seconds["codebrush"]}
     note(title=title, times=times, flops=0, read={}, load=os.getloadavg()[0], threads=faiss.omp_get_max_threads())
@@ -112,18 +114,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         written, write_seconds, index_seconds = build(Path(folder) / "db", vectors)
         assert written.has_vector_index
-        database = open_database(Path(folder) / "db", EMBEDDER)
-        figures = {kind: measure(database, flat, kind, vectors_of) for kind, vectors_of in queries.items()}
+        memory = MemoryIndexes()
+        on_disk, in_memory = (open_database(Path(folder) / "db", EMBEDDER, memory=each) for each in (None, memory))
+        figures = {kind: measure(on_disk, flat, kind, vectors_of, "") for kind, vectors_of in queries.items()}
+        began = time.perf_counter()
+        search(in_memory, torch.from_numpy(vectors[0]), k=K)
+        memory.wait()
+        memory_seconds = time.perf_counter() - began - QUIET
+        assert memory.nearest(str(in_memory.place), in_memory.table, in_memory.open_table, vectors[0], K)
+        for kind, vectors_of in queries.items():
+            figures[f"{kind}, in memory"] = measure(in_memory, flat, kind, vectors_of, ", in memory")
     report = {
         "rows": options.rows,
         "width": options.width,
         "write_seconds": round(write_seconds, 2),
         "index_seconds": round(index_seconds, 2),
+        "memory_seconds": round(memory_seconds, 2),
         "faiss_seconds": round(flat_seconds, 2),
         "queries": figures,
     }
     print(f"{options.rows:,} embeddings of {options.width}: rows written in {write_seconds:.1f} s, ", end="")
-    print(f"indices made in {index_seconds:.1f} s (faiss: {flat_seconds:.2f} s)\n")
+    print(f"indices made in {index_seconds:.1f} s, in memory in {memory_seconds:.1f} s (faiss: {flat_seconds:.2f} s)\n")
     print("| query | codebrush p50 | p95 | faiss flat p50 | p95 | recall@10 |")
     print("|---|---|---|---|---|---|")
     for kind, each in figures.items():

@@ -61,7 +61,7 @@ EXCEPTIONS = {
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
-MODULE_OF = {"pillow": "PIL", "pylance": "lance", "pyyaml": "yaml", "scikit-learn": "sklearn"}
+MODULE_OF = {"faiss-cpu": "faiss", "pillow": "PIL", "pylance": "lance", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 BY_STRING = re.compile(r"codebrush(\.\w+)+")  # in a table for import_module: of stages, commands, public names
 
 

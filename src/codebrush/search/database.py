@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from codebrush.errors import CodebrushError, DataError, PackError
 from codebrush.files import cannot_write
+from codebrush.search.memory_index import MemoryIndexes
 from codebrush.search.native_stderr import hold_panics
 from codebrush.search.places import TABLE, Names, Place, check_installed, place_of
 from codebrush.search.vector_index import FLAT, kind_of, update_index
@@ -50,10 +51,12 @@ class Database:
     """An open database; `open_database` and `create_database` return one.
 
     `table` is LanceDB's table, always at its newest version; `is_new` says that `create_database` has just made it.
+    `memory` holds its embeddings in memory, for searches; None searches on disk alone.
     Every method raises DataError if the database is damaged and CodebrushError if it cannot be written.
     """
 
     is_new = False
+    memory: MemoryIndexes | None = None
 
     def __init__(self, place: Place, table: Any, embedder: Embedder, quiet: bool = False) -> None:
         self.place, self.table, self.embedder, self.quiet = place, table, embedder, quiet
@@ -62,6 +65,10 @@ class Database:
     def embed_dim(self) -> int:
         """E, the width of the embeddings."""
         return self.table.schema.field("embedding").type.list_size
+
+    def open_table(self) -> Any:
+        """LanceDB's table, opened once more."""
+        return self.place.connect().open_table(TABLE)
 
     def count(self, where: str | None = None) -> int:
         """The number of pictures, or of those that meet the SQL condition `where`."""
@@ -185,10 +192,17 @@ class Database:
             yield
 
 
-def open_database(path: str | Path | Place, embedder: Embedder | None = None, quiet: bool = False) -> Database:
+def open_database(
+    path: str | Path | Place,
+    embedder: Embedder | None = None,
+    quiet: bool = False,
+    memory: MemoryIndexes | None = None,
+) -> Database:
     """Open the database in the folder, or at the address, `path`; if `embedder` is given, its CLIP must have made it.
 
     `quiet` holds back what crashing threads of LanceDB print to stderr (see `native_stderr`); it is for command lines.
+    With `memory`, which a program keeps for all that it searches, searches without a condition are made in memory once
+    the embeddings have been read, in the background: two to three times as fast.
 
     Raises:
         DataError: if there is no database, or it is damaged.
@@ -207,7 +221,9 @@ def open_database(path: str | Path | Place, embedder: Embedder | None = None, qu
             f"'{embedder.pack}' ({embedder.clip[:8]}) cannot read: "
             f"use --pack {made_by.pack}, or index into another --db"
         )
-    return Database(place, table, made_by, quiet)
+    database = Database(place, table, made_by, quiet)
+    database.memory = memory
+    return database
 
 
 def create_database(path: str | Path | Place, embedder: Embedder, embed_dim: int, quiet: bool = False) -> Database:

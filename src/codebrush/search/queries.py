@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -123,7 +124,7 @@ def search(
     with database.guarded():
         try:
             if mode != "text":
-                lists.append(_by_picture(database.table, vector, where, most))
+                lists.append(_by_picture(database, vector, where, most))
             if mode != "vector":
                 lists.append(_by_words(database.table, text or "", without, where, most))
         except (ValueError, RuntimeError) as error:  # `check_condition` looks at as few rows as it can
@@ -199,9 +200,12 @@ def _shown(schema: Any) -> list[str]:
     return [name for name in schema.names if name != "embedding"]
 
 
-def _by_picture(table: Any, vector: Tensor | None, where: str | None, most: int) -> list[Hit]:
+def _by_picture(database: Database, vector: Tensor | None, where: str | None, most: int) -> list[Hit]:
     assert vector is not None
-    schema, asked = table.schema, vector.float().cpu().numpy()  # LanceDB looks for a newer version each time
+    table, asked = database.table, vector.float().cpu().numpy()
+    if where is None and (hits := _in_memory(database, asked, most)) is not None:
+        return hits
+    schema = table.schema  # LanceDB looks for a newer version each time
     columns = [*_shown(schema), "_distance"]
 
     def found(settings: IndexSettings) -> list[Hit]:
@@ -212,6 +216,14 @@ def _by_picture(table: Any, vector: Tensor | None, where: str | None, most: int)
     if len(hits) < most and where is None and settings.probes < ALL:  # the partitions searched had no more
         hits = found(replace(settings, probes=ALL))
     return hits
+
+
+def _in_memory(database: Database, asked: np.ndarray, most: int) -> list[Hit] | None:
+    """The rows nearest to a vector (E,), with exact cosines; None if they are not to be found in memory."""
+    if database.memory is None:
+        return None
+    rows = database.memory.nearest(str(database.place), database.table, database.open_table, asked, most)
+    return None if rows is None else sorted(map(_hit, rows), key=lambda hit: (-hit.score, hit.path))
 
 
 def _by_words(table: Any, text: str, without: Sequence[str], where: str | None, most: int) -> list[Hit]:

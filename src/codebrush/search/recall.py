@@ -1,9 +1,5 @@
 """Measures, on the table itself, how much of what a full comparison finds its vector index finds too; and chooses how
 much of a large index queries search, so that they find as much as is asked for.
-
-Texts lie apart from pictures in CLIP's space. No CLIP is at hand here, so texts are made of the table's pictures: on
-the other side of what all pictures have in common, with a cosine of 0.3 to a picture beside that, and otherwise spread
-as pictures are. Of the built-in pack's true texts the nearest pictures lie in as many partitions (docs/log.md).
 """
 
 from bisect import bisect_left
@@ -20,6 +16,7 @@ from torch import Tensor
 from codebrush.progress import Progress
 from codebrush.search.database import Database
 from codebrush.search.queries import search
+from codebrush.search.sample_queries import sample_queries
 from codebrush.search.vector_index import (
     ALL,
     MOST_REFINED,
@@ -33,7 +30,6 @@ from codebrush.search.vector_index import (
 TARGET = 0.97  # so that other queries than those measured find 0.95
 QUERIES = 64  # pictures of the table, and as many texts
 SAMPLE = 1_000  # pictures of which texts are made
-TEXT_COSINE, APART = 0.3, 0.7
 SAME = 1e-5  # cosines that differ by less are equal: of pictures that are as near, either one is right
 FEWEST_PROBES = 8
 REFINED = (2, 4, 8, 16, 32, MOST_REFINED)  # times k: rows compared exactly that are tried
@@ -175,11 +171,7 @@ def _queries(database: Database) -> Tensor:
         rows = draw.choice(count, min(SAMPLE, count), replace=False).tolist()
         own = database.table.take_offsets(rows).select(["embedding"]).to_arrow()["embedding"].drop_null()
     sample = F.normalize(torch.tensor(own.to_pylist()).reshape(len(own), database.embed_dim), dim=-1)  # (S, E)
-    pictures, common = sample[:QUERIES], sample.mean(0)
-    mix = torch.from_numpy(draw.normal(size=(len(pictures), len(sample)))).float()  # (Q, S)
-    spread = F.normalize(mix @ (sample - common), dim=-1)  # (Q, E), distributed as pictures are
-    texts = TEXT_COSINE * F.normalize(pictures - common, dim=-1) + (1 - TEXT_COSINE**2) ** 0.5 * spread
-    return torch.cat([pictures, F.normalize(texts - APART * F.normalize(common, dim=0), dim=-1)])
+    return sample_queries(sample, QUERIES, draw)
 
 
 def _embeddings(database: Database) -> Iterator[Tensor]:

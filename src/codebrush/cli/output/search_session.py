@@ -65,6 +65,9 @@ class Session:
 
     def answer_each(self, texts: Iterable[str]) -> None:
         """Answer one text after the other; what is wrong with one is one line, and the next is asked."""
+        from codebrush.search.memory_index import MemoryIndexes
+
+        self.database.memory = MemoryIndexes()  # one text alone is found on disk before they are in memory
         for text in texts:
             try:
                 self.answer(text)

@@ -21,6 +21,7 @@ from codebrush.progress import Progress
 from codebrush.search.database import Database, Embedder, create_database, open_database, quoted
 from codebrush.search.finding import Found, Query, find
 from codebrush.search.indexing import check_read, index_pictures
+from codebrush.search.memory_index import MemoryIndexes
 from codebrush.search.pictures import Candidate, open_pictures
 from codebrush.search.places import check_installed
 from codebrush.search.queries import Hit, search
@@ -41,7 +42,7 @@ def library_kinds(library: Library) -> Mapping[str, Kind]:
     """The kinds of jobs that read a library."""
     return {
         "index": Kind(partial(_index, library), lane=INDEX, long=True),
-        "search": Kind(partial(_search, library), lane=READ),
+        "search": Kind(partial(_search, library, MemoryIndexes()), lane=READ),
         "check": Kind(partial(_check, library), lane=LOOK),  # a large source takes a while, an index hours
     }
 
@@ -109,21 +110,29 @@ def _known(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def open_index(library: Library, brush: Codebrush, place: str) -> tuple[str, Database]:
-    """The id and the database of a place's index by the CLIP of a pack. Raises JobError if it was not indexed."""
+def open_index(
+    library: Library, brush: Codebrush, place: str, memory: MemoryIndexes | None = None
+) -> tuple[str, Database]:
+    """The id and the database of a place's index by the CLIP of a pack, searched in `memory` where that is given.
+
+    Raises:
+        JobError: if it was not indexed.
+    """
     check_installed()  # before it is said that there is no index, which could not be made
     embedder = embedder_of(brush)
     folder = library.index_folder(library.find(place), embedder.clip)
     if not (folder / ABOUT).is_file():
         raise JobError("not_indexed", f"'{place}' has no index for the model '{embedder.pack}': index it first")
-    return folder.name, open_database(folder / DATABASE, embedder)
+    return folder.name, open_database(folder / DATABASE, embedder, memory=memory)
 
 
-def _search(library: Library, brush: Codebrush, jobs: Sequence[Job], progress: Progress) -> list[dict[str, Any]]:
+def _search(
+    library: Library, memory: MemoryIndexes, brush: Codebrush, jobs: Sequence[Job], progress: Progress
+) -> list[dict[str, Any]]:
     """Search an index by words, a picture or both, or for what is like a picture of it."""
     (job,) = jobs
     asked = job.request
-    index, database = open_index(library, brush, asked["folder"])
+    index, database = open_index(library, brush, asked["folder"], memory)
     if asked.get("like"):
         found = _like(database, library.path_of(asked["like"]), asked["n"])
     else:

@@ -37,17 +37,17 @@ from codebrush.training.make_bank import make_bank
 from codebrush.training.run_folder import MODEL_FOLDER, is_done, read_plan
 from codebrush.version import __version__
 
-PARTS = 10  # the captioner's training had this many
+PARTS = 11  # the captioner's training had this many
 RUNS = (
-    *("clip-without-noto", "clip", "clip-all-styles", "vqgan", "vqgan-128", "vqgan-decoder"),
-    *("flow", "painter-flow", "painter-flow-2"),
+    *("clip-without-noto", "clip", "clip-all-styles", "clip-more-icons", "vqgan", "vqgan-128", "vqgan-decoder"),
+    *("flow", "painter-flow", "painter-flow-2", "painter-flow-3"),
     "scorer",
     *("captioner", *(f"captioner-{part}" for part in range(2, PARTS + 1)), "upscaler", "prior", "translator"),
 )
 MEMBERS = {  # of the pack, and the run whose model each is
-    "clip": "clip-all-styles",
+    "clip": "clip-more-icons",
     "vqgan": "vqgan-decoder",
-    "flow": "painter-flow-2",
+    "flow": "painter-flow-3",
     "scorer": "scorer",
     "captioner": f"captioner-{PARTS}",
     "upscaler": "upscaler",

@@ -80,7 +80,7 @@ def main() -> None:
     given = parser.parse_args()
     train, val = (labels_of(emoji(given.parquet, split)) for split in ("train", "val"))
     seen = some_of(train, SEEN)
-    known, judges = Known(given.parquet), {judge: open_clip(judge) for judge in given.judge}
+    known, judges = Known(given.parquet, "train"), {judge: open_clip(judge) for judge in given.judge}
     header = [f"{judge}: {kind}" for judge in judges for kind in ("trained", "unseen")]
     print("| painter | CPU seconds a picture | nearest picture is right |", *(f"{each} |" for each in header))
     print("|---|---|---|" + "---|" * len(header))

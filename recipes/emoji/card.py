@@ -1,6 +1,6 @@
 """Measures the built-in pack and writes its card: README.md, figures.json and sheets of pictures.
 
-    python recipes/emoji/card.py PACK emoji.parquet --control runs/emoji/clip-without-noto --judge runs/emoji/judge \
+    python recipes/emoji/card.py PACK emoji.parquet --control runs/emoji/clip-without-noto --judge runs/emoji/judge-2 \
         --style-classifier runs/emoji/style_classifier --before before.png
 
 Every figure is measured anew (those of the test split by `codebrush evaluate`), except that of the control run without

@@ -142,8 +142,10 @@ def making(figures: dict[str, Any]) -> list[str]:
         "![reconstructions](reconstructions.png)",
         "",
         f"What {drawn['prompts']} prompts of training concepts and {drawn['unseen prompts']} of unseen ones give, by "
-        "two models that only measure: a second CLIP (`judge.yaml`, of another architecture, which finds "
-        f"{shown(drawn, 'true pictures')} of the true pictures) and a classifier of styles.",
+        "two models that only measure: a second CLIP (`judge-2.yaml`), which has another architecture and has seen the "
+        "unseen concepts too, and a classifier of styles. The second CLIP finds "
+        f"{shown(drawn, 'true pictures')} of the true pictures of the first, "
+        f"{shown(drawn, 'true pictures, unseen')} of the others.",
         "",
         *table(
             ("generation", *packs),

@@ -31,7 +31,7 @@ BEFORE = HERE.parents[1] / "src" / "codebrush" / "packs" / "emoji" / "after.png"
 REHEARSED = {"steps": 2, "warmup": 0, "log_every": 1, "checkpoint_every": 1, "preview_every": 0, "compile": False}
 REHEARSED_BATCH = 32  # rows; the scorer needs some beside its 24 decoys
 MARK = ".done"  # ending of the file that says that a step is done which writes no file of its own
-FIRST_CLIP_PARTS = 9  # parts of the captioner that read the first CLIP, not that of all styles
+FIRST_CLIP_PARTS = 9  # parts of the captioner that read the first CLIP
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,9 @@ class Plan:
         self.given, self.runs, self.emoji = given, given.runs, given.emoji
         self.drawings = self.runs / "data" / "drawings.parquet"
         self.painted = self.runs / "data" / "painter-main.parquet"
-        self.mixed = self.runs / "data" / "painter-mixed.parquet"
-        self.judge, self.styles = self.runs / "judge", self.runs / "style_classifier"
+        self.mixed, self.styled = (self.runs / "data" / f"painter-{kind}.parquet" for kind in ("mixed", "styles"))
+        self.seen = self.runs / "data" / "seen-by-clip.parquet"
+        self.judge, self.styles = self.runs / "judge-2", self.runs / "style_classifier"
 
     def steps(self) -> list[Step]:
         """The steps, each after what it needs."""
@@ -79,9 +80,15 @@ class Plan:
         yield self._script("join", self.drawings, self.emoji, *self.given.more)
         main = ("--styles", "fluent-color", "fluent-3d")
         yield self._script("compositions", composed, self.drawings, "--count", self._few(6000, 60), *main)
-        for out, others, share in ((self.painted, "0.1", "0.06"), (self.mixed, "0.35", "0.25")):
-            weights = ("--others", others, "--composed", share)
-            yield self._script("painter_table", out, self.drawings, composed, *weights, name=out.stem)
+        icons: tuple[Path, ...] = ()
+        if self.given.icon_packages:
+            icons = (self.runs / "data" / "more-icons.parquet",)
+            yield self._script("more_icons", icons[0], self.given.icon_packages, self.drawings)
+        yield self._script("join", self.seen, self.drawings, *icons, composed, name="seen by CLIP")
+        weights = ((self.painted, "0.1", "0.06"), (self.mixed, "0.35", "0.25"), (self.styled, "1.1", "0.35"))
+        for out, others, share in weights:
+            shown = ("--others", others, "--composed", share)
+            yield self._script("painter_table", out, self.drawings, composed, *shown, name=out.stem)
 
     def _clip_and_vqgan(self) -> Iterator[Step]:
         yield self._stage("vqgan", self.emoji)
@@ -89,6 +96,7 @@ class Plan:
         yield self._stage("clip-without-noto", self.emoji)
         yield self._stage("clip", self.emoji, start="clip-without-noto")
         yield self._stage("clip-all-styles", self.drawings, start="clip")
+        yield self._stage("clip-more-icons", self.seen, start="clip-all-styles")
         yield self._stage("vqgan-decoder", self.emoji, start="vqgan-128", clip="clip")
 
     def _painters(self) -> Iterator[Step]:
@@ -99,25 +107,44 @@ class Plan:
         )
         for name, start, source in parts:
             yield self._stage(name, source, start=start, clip="clip-all-styles", vqgan="vqgan-decoder")
+        yield self._adapted("flow", "painter-flow-2")
+        adapted, clip = "flow-for-clip", "clip-more-icons"
+        yield self._stage("painter-flow-3", self.styled, start=adapted, clip=clip, vqgan="vqgan-decoder")
 
     def _readers(self) -> Iterator[Step]:
         for part in range(1, PARTS + 1):
             name, before = (f"captioner-{number}" if number > 1 else "captioner" for number in (part, part - 1))
-            start, adapted = before if part > 1 else None, part > FIRST_CLIP_PARTS
-            source, clip = (self.drawings, "clip-all-styles") if adapted else (self.emoji, "clip")
+            start, clip = before if part > 1 else None, self._clip_of_part(part)
+            if part == PARTS:
+                yield self._adapted("captioner", before)
+                start = "captioner-for-clip"
+            source = self.emoji if clip == "clip" else self.drawings
             yield self._stage(name, source, recipe=f"captioner/{name}", clip=clip, start=start)
-        yield self._stage("prior", self.emoji, clip="clip-all-styles")
+        yield self._stage("prior", self.emoji, clip="clip-more-icons")
         yield self._stage("translator", self.emoji, clip="clip")
         yield self._stage("upscaler", self.emoji, clip="clip", vqgan="vqgan-decoder")
+
+    def _clip_of_part(self, part: int) -> str:
+        """The CLIP that a part of the captioner's training reads."""
+        if part <= FIRST_CLIP_PARTS:
+            return "clip"
+        return "clip-all-styles" if part < PARTS else "clip-more-icons"
+
+    def _adapted(self, member: str, run: str) -> Step:
+        """A network that read the CLIP of all styles, adapted to that of more icons."""
+        before, after = (self._model(f"clip-{kind}") for kind in ("all-styles", "more-icons"))
+        words = (member, self._model(run), self.drawings, "--before", before, "--after", after)
+        return self._script("change_clip", self._model(f"{member}-for-clip"), *words, name=member)
 
     def _judges(self) -> Iterator[Step]:
         """The scorer, which is in the pack, and models that only measure it."""
         decoys = self.runs / "decoys"
-        led = [word for name in ("clip", "clip-all-styles") for word in ("--clip", str(self._model(name)))]
+        led = [word for name in ("clip-all-styles", "clip-more-icons") for word in ("--clip", str(self._model(name)))]
         many = ("--count", self._few(150))
         yield self._script("decoys", decoys, self.emoji, *led, *many, made=self.runs / "decoys.done")
-        yield self._stage("scorer", self.drawings, start="clip-all-styles", decoys=decoys)
+        yield self._stage("scorer", self.seen, start="clip-more-icons", decoys=decoys)
         yield self._stage("judge", self.drawings)
+        yield self._stage("judge-2", self.drawings, start="judge")
         yield self._script("style_classifier", self.styles, self.drawings, "--steps", self._few(2500))
 
     def _pack(self) -> Iterator[Step]:
@@ -132,7 +159,7 @@ class Plan:
             read = (out, given.answers, "--out", out / "captioner")
             yield self._script("answer_confidence", None, *read, made=out / "captioner" / CONFIDENCE)
         prompts = ("--prompts", self._few(100))
-        judged = (out, self.emoji, "--judge", self._model("judge"), *prompts, "--write")
+        judged = (out, self.emoji, "--judge", self._model("judge-2"), *prompts, "--write")
         yield self._script("score_levels", None, *judged, made=self.runs / "score_levels.done")
         others = ("--control", self.runs / "clip-without-noto", "--style-classifier", self.styles, "--before", BEFORE)
         shown = (out, self.emoji, "--judge", self.judge, *others, *prompts)
@@ -215,6 +242,7 @@ def main() -> None:
     parser.add_argument(
         "--answers", type=Path, help="folder with emoji, icons and cifar10-mini, for answer_confidence.py"
     )
+    parser.add_argument("--icon-packages", type=Path, help="folder of npm packages with icons, for more_icons.py")
     parser.add_argument("--photographs", type=Path, help="run folder of the VQGAN of recipes/photos, put in as a start")
     parser.add_argument("--until", metavar="STEP", help="end after this step")
     parser.add_argument("--list", action="store_true", help="say the steps and which are done, and run none")

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--judge", required=True, help="folder of the second CLIP")
     parser.add_argument("--split", default="test")
     parser.add_argument("--pairs", type=int, default=200)
-    parser.add_argument("--by", choices=("translator", "codes"))
+    parser.add_argument("--by", choices=("translator", "codes", "flow"))
     parser.add_argument("--rerank", type=int)
     parser.add_argument("--cfg", type=float)
     parser.add_argument("--temperature", type=float)

@@ -16,10 +16,10 @@ from codebrush.training.recipes import read_recipe
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "emoji"
 SCRIPTS = (
-    *("add_start", "answer_confidence", "assemble", "card", "compositions", "decoys", "fit_temperature", "join"),
-    *("painter_table", "score_levels", "style_classifier"),
+    *("add_start", "answer_confidence", "assemble", "card", "change_clip", "compositions", "decoys"),
+    *("fit_temperature", "join", "more_icons", "painter_table", "score_levels", "style_classifier"),
 )
-UNUSUAL = {"compositions": "inflect"}  # what a script needs beyond the extra for development
+UNUSUAL = {"compositions": "inflect", "more_icons": "resvg_py"}  # what a script needs beyond the extra for development
 
 
 class Taken(Exception):
@@ -40,6 +40,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def steps_of(make: Any, folder: Path, **changed: Any) -> list[Any]:
     given = {"emoji": folder / "emoji.parquet", "more": [folder / "more.parquet"], "answers": folder / "answers"}
+    given["icon_packages"] = folder / "packages"
     given |= {"photographs": folder / "photographs", "earlier": folder / "earlier", "runs": folder / "runs"}
     return make.Plan(argparse.Namespace(**{**given, "threads": 1, "rehearse": False, **changed})).steps()
 

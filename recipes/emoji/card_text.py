@@ -154,7 +154,8 @@ def making(figures: dict[str, Any]) -> list[str]:
         f"Fluent's colour and 3-D drawings are renderings of the same shapes and count as one style; as two styles, "
         f"{percent(drawn['every_style'])} are correct. Style by style: {styles}. On true pictures of unseen concepts "
         f"the classifier of ten styles is correct in {percent(figures['style judge']['val_accuracy'])}, with those two "
-        f"apart in {percent(figures['style judge']['every_style'])}.",
+        f"apart in {percent(figures['style judge']['every_style'])}, and through the VQGAN's codes in "
+        f"{percent(figures['style judge']['through_codes'])}.",
         "",
         f"Before ({'the pack that was installed' if earlier is None else earlier['pack']}) and after, with the same 64 "
         "prompts and seeds, best of 8:",

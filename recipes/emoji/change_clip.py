@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from painter_table import MAIN, OTHERS
 from torch import Tensor, nn
 
 from codebrush.data.sources.captioned_images import open_source
@@ -27,10 +28,10 @@ from codebrush.models.flow_transformer import FlowTransformer
 from codebrush.pack.pack import open_clip
 from codebrush.training.dataset import Captioned, load_captioned
 
-RIDGE = 1e-4  # of the mean variance of the inputs
+RIDGE = 1e-4  # of the mean square of the inputs
 BATCH = 128
 CAPTIONS = ("{label}", "{label}, {tags}", "{tags}", "{label}, {style} style")
-STYLES = "style in noto, noto-v1, twemoji, fluent-color, fluent-flat, fluent-3d"
+STYLES = ", ".join((*MAIN, *OTHERS, "noto-v1", "emojione", "fxemoji"))  # what the networks learn from
 Pairs = Iterable[tuple[Tensor, Tensor]]  # inputs of the old and of the new layer, (N, D) each
 
 
@@ -68,7 +69,7 @@ class Drawings:
     """The pictures of a split, as two CLIPs see them."""
 
     def __init__(self, table: Path, split: str, clips: tuple[str, str], cache: Path):
-        source = open_source(table, split=split, where=("skin_tone is null", STYLES), captions=CAPTIONS)
+        source = open_source(table, split=split, where=("skin_tone is null", f"style in {STYLES}"), captions=CAPTIONS)
         self.clips = [open_clip(clip) for clip in clips]
         first, second = (clip.image_size for clip, _ in self.clips)
         if first != second:
@@ -130,9 +131,11 @@ def main() -> None:
     with TemporaryDirectory() as cache:
         known, held = (Drawings(given.drawings, split, clips, Path(cache)) for split in ("train", "val"))
         adapt(network, known, held)
-    network.save_pretrained(given.out)
+    part = given.out.with_name(f"{given.out.name}.part")
+    network.save_pretrained(part)
     for file in given.network.glob("tokenizer*"):
-        shutil.copy(file, given.out)
+        shutil.copy(file, part)
+    part.rename(given.out)  # there once it is whole
 
 
 if __name__ == "__main__":

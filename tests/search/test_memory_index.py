@@ -1,12 +1,17 @@
 """Searches in memory find what searches on disk find, and what was written since."""
 
-import importlib.util
+import gc
+import shutil
 import subprocess
 import sys
-import threading
 import time
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,7 +19,7 @@ import torch
 
 from codebrush.search import memory_index
 from codebrush.search.database import Database, open_database
-from codebrush.search.memory_index import MemoryIndex, MemoryIndexes, Stopped, read_index
+from codebrush.search.memory_index import MemoryIndex, MemoryIndexes, Unwanted, bytes_of, read_index
 from codebrush.search.queries import search
 from search_helpers import EMBEDDER, database_of, unit
 
@@ -111,7 +116,7 @@ def test_rows_without_an_embedding_are_never_found(tmp_path: Path) -> None:
 
 def test_tables_that_are_too_small_or_too_large_stay_on_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     query = near(1, 1)[0]
-    for name, value in (("FEWEST_ROWS", ROWS + 1), ("MOST_BYTES", ROWS * WIDTH)):
+    for name, value in (("FEWEST_ROWS", ROWS + 1), ("MOST_BYTES", bytes_of(ROWS, WIDTH) - 1)):
         with monkeypatch.context() as patch:
             patch.setattr(memory_index, name, value)
             database, memory = held(folder, query)
@@ -119,17 +124,67 @@ def test_tables_that_are_too_small_or_too_large_stay_on_disk(folder: Path, monke
             assert len(search(database, torch.from_numpy(query))) == 10
 
 
-def test_what_was_not_searched_for_longest_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory, query = MemoryIndexes(), near(1, 1)[0]
-    monkeypatch.setattr(memory_index, "MOST_BYTES", 2 * ROWS * (WIDTH * 2 + WIDTH // 4 + 8))
-    for name in ("a", "b", "c"):
+def test_two_tables_that_do_not_fit_together_do_not_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, query, made = MemoryIndexes(), near(1, 1)[0], []
+    monkeypatch.setattr(memory_index, "MOST_BYTES", 2 * bytes_of(ROWS, WIDTH) - 1)
+    build = MemoryIndex.__init__
+    monkeypatch.setattr(MemoryIndex, "__init__", lambda index, *given: (made.append(1), build(index, *given))[1])
+    for name in ("a", "b"):
         database_of(tmp_path / name, near(0, ROWS))
-    opened = {name: open_database(tmp_path / name, EMBEDDER, memory=memory) for name in ("a", "b", "c")}
-    for name in ("a", "b", "a", "c"):
+    opened = {name: open_database(tmp_path / name, EMBEDDER, memory=memory) for name in ("a", "b")}
+    for name in "abababab":
         search(opened[name], torch.from_numpy(query))
         memory.wait()
-    assert [answers(memory, opened[name], query) for name in ("a", "c")] == [True, True]
-    assert not answers(memory, opened["b"], query)
+    assert len(made) == 1
+    assert [answers(memory, opened[name], query) for name in ("a", "b")] == [True, False]
+    monkeypatch.setattr(memory_index, "IDLE", 0.0)  # nobody searches the first any more
+    search(opened["b"], torch.from_numpy(query))
+    memory.wait()
+    monkeypatch.setattr(memory_index, "IDLE", 600.0)
+    assert [answers(memory, opened[name], query) for name in ("b", "a")] == [True, False]
+
+
+def test_a_database_that_is_deleted_and_made_again_is_searched_as_it_is(folder: Path) -> None:
+    query = near(1, 1)[0]
+    _, memory = held(folder, query)
+    before = open_database(folder, EMBEDDER).table.version
+    shutil.rmtree(folder)
+    others = near(3, ROWS)
+    database_of(folder, others)
+    database = open_database(folder, EMBEDDER, memory=memory)
+    assert database.table.version == before  # by which alone it could not be told
+    best = np.argsort(-(others @ query))[:10].tolist()
+    for _ in range(2):
+        assert [int(hit.path) for hit in search(database, torch.from_numpy(query))] == best
+        memory.wait()
+    assert answers(memory, database, query)
+
+
+def test_zeros_are_found_as_on_the_disk(tmp_path: Path) -> None:
+    vectors = near(0, ROWS)
+    vectors[7] = 0
+    database_of(tmp_path / "db", vectors)
+    away = -unit(vectors.sum(0))
+    database, memory = held(tmp_path / "db", away)
+    assert answers(memory, database, away)
+    hits, plain = (
+        search(each, torch.from_numpy(away)) for each in (database, open_database(tmp_path / "db", EMBEDDER))
+    )
+    assert "7" not in [hit.path for hit in hits]
+    assert all(np.isfinite(hit.score) for hit in hits)
+    assert len(plain) == len(hits)
+    nothing = np.zeros(WIDTH, np.float32)
+    assert not answers(memory, database, nothing)
+
+
+def test_many_threads_search_at_once(folder: Path) -> None:
+    queries = near(1, 40)
+    database, memory = held(folder, queries[0])
+    one_by_one = [search(database, torch.from_numpy(query)) for query in queries]
+    with ThreadPoolExecutor(4) as pool:
+        at_once = list(pool.map(lambda query: search(database, torch.from_numpy(query)), queries))
+    assert at_once == one_by_one
+    assert answers(memory, database, queries[0])
 
 
 def test_an_index_that_finds_too_little_is_not_searched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,23 +204,70 @@ def test_without_faiss_searches_stay_on_disk(folder: Path, monkeypatch: pytest.M
 
 
 def test_an_index_of_another_version_is_none(folder: Path) -> None:
-    table = open_database(folder, EMBEDDER).table
-    assert read_index(table, table.version - 1, threading.Event()) is None
-    assert isinstance(read_index(table, table.version, threading.Event()), MemoryIndex)
+    database = open_database(folder, EMBEDDER)
+    version = database.table.version
+    assert read_index(database.open_table, version - 1, lambda: True) is None
+    assert isinstance(read_index(database.open_table, version, lambda: True), MemoryIndex)
 
 
-def test_making_an_index_ends_with_the_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop = threading.Event()
-    stop.set()
-    table = open_database(folder, EMBEDDER).table
-    with pytest.raises(Stopped):
-        read_index(table, table.version, stop)
+def test_making_an_index_ends_at_any_point_once_it_is_not_wanted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_index, "AT_ONCE", 1_000)
+    database = open_database(folder, EMBEDDER)
+
+    def read(wanted: Iterator[bool]) -> MemoryIndex | None:
+        return read_index(database.open_table, database.table.version, lambda: next(wanted))
+
+    asked = count()
+    assert read(number >= 0 for number in asked) is not None
+    points, places = next(asked), set[str]()
+    for last in range(points):
+        with pytest.raises(Unwanted) as stopped:
+            read(iter([True] * last + [False]))
+        places.add(stopped.traceback[-2].name)
+    assert points >= 1 + 3 + 1 + 3 + 3 + 1  # reading, coding and comparing in three parts
+    assert places == {"read_index", "__init__", "_enough"}
+
+
+def test_an_index_that_is_out_of_date_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, given_up = near(1, 1)[0], []
+    memory = MemoryIndexes()
+    database = open_database(folder, EMBEDDER, memory=memory)
+    read = memory_index.read_index
+
+    def slow(
+        again: Any, version: int, wanted: Any, room: Any
+    ) -> Any:  # while it reads, somebody writes and somebody searches
+        if not given_up:
+            given_up.append(version)
+            database.delete(["5"])
+            search(database, torch.from_numpy(query))
+            assert not wanted()
+        return read(again, version, wanted, room)
+
+    monkeypatch.setattr(memory_index, "read_index", slow)
+    search(database, torch.from_numpy(query))
+    for _ in range(2):
+        memory.wait()
+    assert given_up
+    assert answers(memory, database, query)
+    assert "5" not in [hit.path for hit in search(database, torch.from_numpy(query), k=100)]
+
+
+def test_a_process_that_ends_does_not_wait_for_an_index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_index, "QUIET", 60.0)
     memory, query = MemoryIndexes(), near(1, 1)[0]
     search(open_database(folder, EMBEDDER, memory=memory), torch.from_numpy(query))
     began = time.monotonic()
     memory.close()
     assert time.monotonic() - began < 10
+
+
+def test_what_nobody_holds_is_freed(folder: Path) -> None:
+    _, memory = held(folder, near(1, 1)[0])
+    gone = weakref.ref(memory)
+    del memory, _
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_program_that_ends_meanwhile_ends_well(folder: Path) -> None:
@@ -181,10 +283,16 @@ def test_a_program_that_ends_meanwhile_ends_well(folder: Path) -> None:
         assert (done.returncode, done.stdout.decode().strip(), done.stderr.decode()) == (0, "10", "")
 
 
-def test_faiss_is_in_the_extra_for_search() -> None:
-    import tomllib
+def test_the_prompt_of_the_command_searches_in_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The prompt gives its database a memory, and one text alone does not."""
+    from codebrush.cli.output.search_session import Session
+    from codebrush.search.finding import Query
 
-    root = Path(__file__).parents[2]
-    extras = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    assert any(each.startswith("faiss-cpu") for each in extras["search"])
-    assert importlib.util.find_spec("faiss") is not None
+    database = open_database(folder, EMBEDDER)
+    monkeypatch.setattr(Session, "answer", lambda session, text: print(text, session.database.memory is not None))
+    session = Session(cast(Any, None), database, Query(), None, None, False)
+    session.answer("one")
+    session.answer_each(["first", "second"])
+    assert capsys.readouterr().out.split() == ["one", "False", "first", "True", "second", "True"]

@@ -6,11 +6,15 @@ exactly, with the embeddings in 16 bits. 200,000 embeddings of 512 values take 2
 """
 
 import atexit
+import os
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -19,14 +23,22 @@ from codebrush.search.sample_queries import sample_queries
 from codebrush.search.vector_index import COLUMN, NEAREST
 
 FEWEST_ROWS = 20_000  # below, comparing all embeddings on disk takes as long
-MOST_BYTES = 2**30  # of all tables in memory
-MOST_RESULTS = 100
+MOST_BYTES = 2**30  # of all tables that a process has in memory; on small machines an eighth of its memory
+MOST_RESULTS = 128
 CANDIDATES = (40, 80, 160)  # times k, or `NEAREST`: compared exactly; the first with which enough is found
 LEAST_RECALL = 0.98  # by pictures and by texts; with less, the table is searched on disk
 QUERIES, SAMPLE = 32, 1_000  # pictures of the table, and as many texts, by which recall is measured; rows they are of
 TRAINED_ON = 10_000  # rows
-ADDED_AT_ONCE = 20_000  # rows, between looks at whether the process is about to end
+AT_ONCE = 20_000  # rows, between looks at whether the index is still wanted
 QUIET = 3.0  # seconds without a new version of a table, after which it is worth an index
+REBUILT = 10.0  # times what the last index of a table took: so long without a new version before it gets another one
+IDLE = 600.0  # seconds: an index that nobody searched makes room, and a table without one is looked at again
+
+Wanted = Callable[[], bool]
+
+
+class Unwanted(Exception):
+    """The index is no longer wanted: the process is about to end, or the table has a newer version."""
 
 
 class MemoryIndex:
@@ -36,27 +48,28 @@ class MemoryIndex:
         table: LanceDB's, checked out at that version.
         rows: (N,) uint64, LanceDB's row ids in that version.
         vectors: (N, E) float16 unit vectors; E is even.
-        stop: building ends early with `Stopped` once this is set.
+        wanted: building ends early with `Unwanted` once this says no.
     """
 
-    def __init__(self, table: Any, rows: np.ndarray, vectors: np.ndarray, stop: threading.Event):
+    def __init__(self, table: Any, rows: np.ndarray, vectors: np.ndarray, wanted: Wanted):
         import faiss
 
         self.table, self.columns = table, [name for name in table.schema.names if name != COLUMN]
         self.rows, self.vectors = rows, vectors
         width = vectors.shape[1]
         self.codes: Any = faiss.IndexPQFastScan(width, width // 2, 4, faiss.METRIC_INNER_PRODUCT)
-        _check(stop)
-        self.codes.train(vectors[:: max(1, len(vectors) // TRAINED_ON)].astype(np.float32))
-        for start in range(0, len(vectors), ADDED_AT_ONCE):
-            _check(stop)
-            self.codes.add(vectors[start : start + ADDED_AT_ONCE].astype(np.float32))
-        self.candidates = self._enough(stop)
+        _check(wanted)
+        with _threads(torch.get_num_threads()):
+            self.codes.train(vectors[:: max(1, len(vectors) // TRAINED_ON)].astype(np.float32))
+            for start in range(0, len(vectors), AT_ONCE):
+                _check(wanted)
+                self.codes.add(vectors[start : start + AT_ONCE].astype(np.float32))
+        self.candidates = self._enough(wanted)
 
     @property
     def bytes(self) -> int:
         """The memory that it takes, but for a few tables."""
-        return self.vectors.nbytes + self.vectors.size // 4 + self.rows.nbytes
+        return bytes_of(*self.vectors.shape)
 
     def nearest(self, vector: np.ndarray, k: int) -> list[dict[str, Any]] | None:
         """The `k` rows whose embeddings have the highest cosines with a unit vector (E,) float32, in any order, without
@@ -73,62 +86,70 @@ class MemoryIndex:
         return [row | {"_distance": 1 - cosine} for row, cosine in zip(cells, cosines.tolist(), strict=True)]
 
     def _places(self, vector: np.ndarray, k: int, candidates: int) -> np.ndarray:
-        found = self.codes.search(vector[None], min(len(self.rows), max(k, NEAREST) * candidates))[1][0]
+        with _threads(1):
+            found = self.codes.search(vector[None], min(len(self.rows), max(k, NEAREST) * candidates))[1][0]
         found = found[found >= 0]
         cosines = self.vectors[found].astype(np.float32) @ vector
         return found[np.argsort(-cosines)[:k]]
 
-    def _enough(self, stop: threading.Event) -> int | None:
+    def _enough(self, wanted: Wanted) -> int | None:
         """The least number of candidates that finds `LEAST_RECALL` of the nearest pictures of pictures and of texts."""
         draw = np.random.default_rng(0)
         sample = self.vectors[draw.choice(len(self.vectors), min(SAMPLE, len(self.vectors)), replace=False)]
-        queries = sample_queries(torch.from_numpy(sample.astype(np.float32)), QUERIES, draw).numpy()
-        best = np.zeros((len(queries), 0), np.float32)
-        for start in range(0, len(self.vectors), ADDED_AT_ONCE):
-            _check(stop)
-            cosines = queries @ self.vectors[start : start + ADDED_AT_ONCE].astype(np.float32).T
-            best = np.sort(np.concatenate([best, cosines], axis=1), axis=1)[:, -NEAREST:]
+        queries = sample_queries(torch.from_numpy(sample.astype(np.float32)), QUERIES, draw)  # (2 Q, E)
+        best = torch.empty(len(queries), 0)
+        for start in range(0, len(self.vectors), AT_ONCE):
+            _check(wanted)
+            part = torch.from_numpy(self.vectors[start : start + AT_ONCE]).float()
+            best = torch.cat([best, queries @ part.T], dim=1)
+            best = best.topk(min(NEAREST, best.shape[1])).values
+        least, asked = best[:, -1].numpy(), queries.numpy()
         for candidates in CANDIDATES:
-            _check(stop)
-            places = [self._places(query, NEAREST, candidates) for query in queries]
+            _check(wanted)
+            places = [self._places(query, NEAREST, candidates) for query in asked]
             found = [
-                (self.vectors[each].astype(np.float32) @ query >= least - 1e-5).mean()
-                for each, query, least in zip(places, queries, best[:, 0], strict=True)
+                (self.vectors[each].astype(np.float32) @ query >= worst - 1e-5).mean()
+                for each, query, worst in zip(places, asked, least, strict=True)
             ]
-            if min(np.mean(found[: len(found) // 2]), np.mean(found[len(found) // 2 :])) >= LEAST_RECALL:
+            half = len(found) // 2
+            if min(np.mean(found[:half]), np.mean(found[half:])) >= LEAST_RECALL:
                 return candidates
         return None
 
 
-class Stopped(Exception):
-    """The process is about to end."""
+def bytes_of(count: int, width: int) -> int:
+    """The memory that an index of so many embeddings takes: 16 bits a value, 4 bits for two, and the row's id."""
+    return count * (2 * width + width // 4 + 8)
 
 
-def _check(stop: threading.Event) -> None:
-    if stop.is_set():
-        raise Stopped
+def most_bytes() -> int:
+    """The memory that the indexes of a process may take."""
+    if not hasattr(os, "sysconf"):
+        return MOST_BYTES
+    return min(MOST_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Known:
-    """What a process has of a table: an index, or that one is being made, of the newest version that it was asked of;
-    neither where the table is not to be searched in memory."""
+    """What a process has of a table, at the newest version that it was asked of: an index; or None, while it is being
+    made, or where the table is not to be searched in memory.
+    """
 
     version: int
     index: MemoryIndex | None = None
+    looked_at: float = field(default_factory=time.monotonic)
+    searched: float = field(default_factory=time.monotonic)
+    took: float = 0.0  # seconds, to make the last index of the table
 
 
 class MemoryIndexes:
-    """The indexes in memory of all tables that a process searches, made in the background.
-
-    Those not searched for longest are given up where they would take more than `MOST_BYTES`.
-    """
+    """The indexes in memory of all tables that a process searches, made in the background. Keep one for all of them."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._lock, self._making = threading.Lock(), threading.Lock()
         self._stop, self._threads = threading.Event(), list[threading.Thread]()
-        atexit.register(self.close)
+        _all.add(self)
 
     def nearest(
         self, name: str, table: Any, again: Callable[[], Any], vector: np.ndarray, k: int
@@ -139,17 +160,24 @@ class MemoryIndexes:
         then made, unless the table is too small or too large, has an odd E, `k` is over `MOST_RESULTS`, or faiss is
         not installed.
         """
-        if k > MOST_RESULTS:
+        if k > MOST_RESULTS or not 0 < float(np.linalg.norm(vector)) < np.inf:
             return None
-        version = table.version
+        version, now = table.version, time.monotonic()
         with self._lock:
             known = self._known.get(name)
-            if known is None or known.version != version:
-                self._known[name] = known = _Known(version)
-                self._make(name, again, version)
-            self._known.move_to_end(name)
+            if known is None or known.version != version or (known.index is None and now - known.looked_at > IDLE):
+                took = 0.0 if known is None else known.took
+                self._known[name] = known = _Known(version, took=took)
+                self._make(name, again, known)
+            known.searched = now
             index = known.index
-        return None if index is None else index.nearest(vector, k)
+        try:
+            return None if index is None else index.nearest(vector, k)
+        except Exception:  # its files are gone: the table was made anew, or its old versions were removed meanwhile
+            with self._lock:
+                if self._known.get(name) is known:
+                    del self._known[name]
+            return None
 
     def wait(self) -> None:
         """Return once no index is being made."""
@@ -161,59 +189,98 @@ class MemoryIndexes:
         self._stop.set()
         self.wait()
 
-    def _make(self, name: str, again: Callable[[], Any], version: int) -> None:
+    def _make(self, name: str, again: Callable[[], Any], known: _Known) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
-        thread = threading.Thread(target=self._work, args=(name, again, version), name="codebrush-index", daemon=True)
+        thread = threading.Thread(target=self._work, args=(name, again, known), name="codebrush-index", daemon=True)
         self._threads.append(thread)
         thread.start()
 
-    def _work(self, name: str, again: Callable[[], Any], version: int) -> None:
-        self._stop.wait(QUIET)
+    def _work(self, name: str, again: Callable[[], Any], known: _Known) -> None:
+        def wanted() -> bool:
+            return not self._stop.is_set() and self._known.get(name) is known
+
+        self._stop.wait(max(QUIET, REBUILT * known.took))
         with self._making:
+            began = time.monotonic()
             try:
-                index = read_index(again(), version, self._stop)
+                index = read_index(again, known.version, wanted, self._room)
             except Exception:  # whatever is wrong is told by the search on disk, which goes on
                 return
+            with self._lock:
+                known.index, known.took = index, time.monotonic() - began
+
+    def _room(self) -> int:
+        """How many bytes a further index may take, once those that nobody searches any more are given up."""
         with self._lock:
-            known = self._known.get(name)
-            if known is None or known.version != version or index is None:
-                return
-            known.index = index
-            self._drop_all_but(name)
-
-    def _drop_all_but(self, name: str) -> None:
-        def used() -> int:
-            return sum(known.index.bytes for known in self._known.values() if known.index is not None)
-
-        for other in list(self._known):
-            if used() > MOST_BYTES and other != name:
-                del self._known[other]
+            now = time.monotonic()
+            for known in self._known.values():
+                if known.index is not None and now - known.searched > IDLE:
+                    known.index, known.looked_at = None, now
+            return most_bytes() - sum(known.index.bytes for known in self._known.values() if known.index is not None)
 
 
-def read_index(table: Any, version: int, stop: threading.Event) -> MemoryIndex | None:
-    """The index of all embeddings of a table, which is checked out at this `version`; None if it should have none, or
-    has a newer version.
+def read_index(
+    again: Callable[[], Any], version: int, wanted: Wanted, room: Callable[[], int] = most_bytes
+) -> MemoryIndex | None:
+    """The index of all embeddings of the table that `again` opens, at this `version`.
+
+    None if it should have none, has a newer version, or would take more bytes than `room` says.
 
     Raises:
-        Stopped: if `stop` is set meanwhile.
+        Unwanted: if `wanted` says no meanwhile.
         ImportError: if faiss is not installed.
     """
     import faiss  # noqa: F401  before much is read
 
+    _check(wanted)
+    table = again()
     if table.version != version:
         return None
     table.checkout(version)
-    width, count = table.schema.field(COLUMN).type.list_size, table.count_rows(f"{COLUMN} IS NOT NULL")
-    if width % 2 or count < FEWEST_ROWS or count * width * 2 > MOST_BYTES:
+    width, count = table.schema.field(COLUMN).type.list_size, table.count_rows()
+    if width % 2 or count < FEWEST_ROWS or bytes_of(count, width) > room():
         return None
-    rows, vectors = np.empty(count, np.uint64), np.empty((count, width), np.float16)
-    filled = 0
-    query = table.search().where(f"{COLUMN} IS NOT NULL").select([COLUMN]).with_row_id(True)
-    _check(stop)
-    for part in query.to_batches():  # to its end: LanceDB's threads abort a process that ends before they are done
-        some = np.array(part[COLUMN].flatten().to_numpy(zero_copy_only=False), np.float32).reshape(-1, width)
-        norms = np.linalg.norm(some, axis=1, keepdims=True)
-        vectors[filled : filled + len(some)] = some / np.maximum(norms, 1e-12)
-        rows[filled : filled + len(some)] = part["_rowid"].to_numpy()
-        filled += len(some)
-    return MemoryIndex(table, rows, vectors, stop)
+    rows, vectors, filled = np.empty(count, np.uint64), np.empty((count, width), np.float16), 0
+    for start in range(0, count, AT_ONCE):
+        _check(wanted)  # between whole queries: LanceDB's threads abort a process that ends before they are done
+        query = table.search().select([COLUMN]).with_row_id(True).limit(AT_ONCE).offset(start)
+        part = query.to_arrow().combine_chunks()
+        part = part.filter(part[COLUMN].is_valid())
+        flat = part[COLUMN].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        some = np.asarray(flat, np.float32).reshape(-1, width)
+        norms = np.linalg.norm(some, axis=1)
+        kept = np.isfinite(norms) & (norms > 1e-12)  # LanceDB finds no others either
+        ended = filled + int(kept.sum())
+        vectors[filled:ended] = some[kept] / norms[kept, None]
+        rows[filled:ended] = part["_rowid"].to_numpy()[kept]
+        filled = ended
+    if filled < FEWEST_ROWS or len(np.unique(rows[:filled])) != filled:
+        return None
+    return MemoryIndex(table, rows[:filled], vectors[:filled], wanted)
+
+
+def _check(wanted: Wanted) -> None:
+    if not wanted():
+        raise Unwanted
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """In this block faiss has so many threads, in the thread that runs it alone."""
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(count)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+_all: WeakSet[MemoryIndexes] = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for each in list(_all):
+        each.close()

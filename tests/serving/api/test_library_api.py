@@ -22,9 +22,11 @@ from PIL import Image
 from codebrush import Codebrush
 from codebrush.data.decoding.images import decode_image
 from codebrush.search import indexing
+from codebrush.search.memory_index import MemoryIndexes
 from codebrush.serving.jobs.engine import Engine
 from codebrush.serving.jobs.store import Store
 from codebrush.serving.library import Library
+from codebrush.serving.work import library as library_work
 from engine_helpers import ended, wait_until
 
 COLOURS = ("red", "blue", "green", "orange", "navy", "white")
@@ -62,6 +64,23 @@ def fetch(url: str) -> tuple[int, bytes]:
             return reply.status, reply.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
+
+
+def test_all_searches_of_a_server_share_what_is_in_memory(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert index(url)["state"] == "done"
+    opened, held = library_work.open_database, list[Any]()
+
+    def noted(*given: Any, **named: Any) -> Any:
+        held.append(named.get("memory"))
+        return opened(*given, **named)
+
+    monkeypatch.setattr(library_work, "open_database", noted)
+    for text in ("a red circle", "a blue square"):
+        assert call(f"{url}/v1/search", {"folder": "pictures/plain", "text": text})[0] == 200
+    searched = [each for each in held if each is not None]
+    assert len(searched) == 2
+    assert isinstance(searched[0], MemoryIndexes)
+    assert searched[0] is searched[1]
 
 
 def test_a_folder_is_indexed_searched_and_looked_at(url: str, pictures: Path, served_brush: Codebrush) -> None:

@@ -54,10 +54,11 @@ MEMBERS = {  # of the pack, and the run whose model each is
     "prior": "prior",
     "translator": "translator",
 }
+STYLES = ("fluent-3d", "fluent-color", "fluent-flat", "noto", "twemoji")  # that prompts may ask for
 CONCEPTS = 1757  # the bank has a picture of each; a pack of 40 MB has no room for more
 LICENCE = (
     "weights Apache-2.0; trained on Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0), Fluent Emoji (MIT) and others named "
-    "in NOTICE (CC BY 4.0, MIT, Apache-2.0)"
+    "in NOTICE (CC BY 3.0 and 4.0, MIT, ISC, Apache-2.0, CC0)"
 )
 ARTICLE = r"\A(?i:an?|the) (?!button)(?=\S)"  # "A button (blood type)" is a label
 DEFAULTS = {"cfg": 4.0}
@@ -134,7 +135,7 @@ def main() -> None:
         licence=LICENCE,
         defaults=DEFAULTS,
         extras={
-            "styles": {"text": "{prompt}, {style} style", "names": list(models["translator"].config.styles)},
+            "styles": {"text": "{prompt}, {style} style", "names": list(STYLES)},
             "known_texts": True,  # measured by open_words.py
         },
         provenance={

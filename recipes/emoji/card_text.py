@@ -47,8 +47,9 @@ def origin(info: dict[str, Any], figures: dict[str, Any]) -> list[str]:
         "",
         f"- **Data**: `{made['data']}` (sha256 `{made['data_sha256'][:16]}...`), its `train` split without skin-tone "
         "variants: 7,576 pictures of 1,757 concepts in five styles. `val` and `test` hold other concepts. CLIP and the "
-        "captioner also saw 5,144 drawings of the same concepts in five more styles, and 4,916 icons; the flow "
-        "saw one of these styles, and compositions made of the drawings.",
+        "captioner also saw 5,144 drawings of the same concepts in five more styles, and 4,916 icons; CLIP and scorer "
+        "18,300 icons of one colour and 7,500 compositions made of the drawings, the flow one of the other styles and "
+        "6,000 compositions.",
         f"- **Licence**: {info['licence']}. Its token embeddings are distilled from all-MiniLM-L6-v2 (Apache-2.0); "
         "see NOTICE.",
         f"- **Recipe**: `{made['recipe']}/`, at commit `{made['commit'][:12]}`, torch {made['torch']}.",
@@ -154,8 +155,7 @@ def making(figures: dict[str, Any]) -> list[str]:
         f"Fluent's colour and 3-D drawings are renderings of the same shapes and count as one style; as two styles, "
         f"{percent(drawn['every_style'])} are correct. Style by style: {styles}. On true pictures of unseen concepts "
         f"the classifier of ten styles is correct in {percent(figures['style judge']['val_accuracy'])}, with those two "
-        f"apart in {percent(figures['style judge']['every_style'])}, and through the VQGAN's codes in "
-        f"{percent(figures['style judge']['through_codes'])}.",
+        f"apart in {percent(figures['style judge']['every_style'])}.",
         "",
         f"Before ({'the pack that was installed' if earlier is None else earlier['pack']}) and after, with the same 64 "
         "prompts and seeds, best of 8:",

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from codebrush.errors import CodebrushError, DataError, PackError
 from codebrush.files import cannot_write
-from codebrush.search.memory_index import MemoryIndexes
 from codebrush.search.native_stderr import hold_panics
 from codebrush.search.places import TABLE, Names, Place, check_installed, place_of
 from codebrush.search.vector_index import FLAT, kind_of, update_index
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from codebrush.data.picture_fitting import Fit
+    from codebrush.search.memory_index import MemoryIndexes
 
 ABOUT = b"codebrush"  # key in the metadata of the table
 FORMAT = 1
@@ -56,7 +56,7 @@ class Database:
     """
 
     is_new = False
-    memory: MemoryIndexes | None = None
+    memory: "MemoryIndexes | None" = None
 
     def __init__(self, place: Place, table: Any, embedder: Embedder, quiet: bool = False) -> None:
         self.place, self.table, self.embedder, self.quiet = place, table, embedder, quiet
@@ -196,7 +196,7 @@ def open_database(
     path: str | Path | Place,
     embedder: Embedder | None = None,
     quiet: bool = False,
-    memory: MemoryIndexes | None = None,
+    memory: "MemoryIndexes | None" = None,
 ) -> Database:
     """Open the database in the folder, or at the address, `path`; if `embedder` is given, its CLIP must have made it.
 

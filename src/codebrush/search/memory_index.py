@@ -9,17 +9,18 @@ import atexit
 import os
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from codebrush.search.sample_queries import sample_queries
+from codebrush.search.sample_queries import Asked, sample_queries
 from codebrush.search.vector_index import COLUMN, NEAREST
 
 FEWEST_ROWS = 20_000  # below, comparing all embeddings on disk takes as long
@@ -97,24 +98,21 @@ class MemoryIndex:
         draw = np.random.default_rng(0)
         sample = self.vectors[draw.choice(len(self.vectors), min(SAMPLE, len(self.vectors)), replace=False)]
         queries = sample_queries(torch.from_numpy(sample.astype(np.float32)), QUERIES, draw)  # (2 Q, E)
-        best = torch.empty(len(queries), 0)
-        for start in range(0, len(self.vectors), AT_ONCE):
-            _check(wanted)
-            part = torch.from_numpy(self.vectors[start : start + AT_ONCE]).float()
-            best = torch.cat([best, queries @ part.T], dim=1)
-            best = best.topk(min(NEAREST, best.shape[1])).values
-        least, asked = best[:, -1].numpy(), queries.numpy()
+        asked = Asked.of(queries, self._parts(wanted))
         for candidates in CANDIDATES:
             _check(wanted)
-            places = [self._places(query, NEAREST, candidates) for query in asked]
-            found = [
-                (self.vectors[each].astype(np.float32) @ query >= worst - 1e-5).mean()
-                for each, query, worst in zip(places, asked, least, strict=True)
-            ]
-            half = len(found) // 2
-            if min(np.mean(found[:half]), np.mean(found[half:])) >= LEAST_RECALL:
+            if min(asked.recall(partial(self._cosines, candidates=candidates))) >= LEAST_RECALL:
                 return candidates
         return None
+
+    def _parts(self, wanted: Wanted) -> Iterator[Tensor]:
+        for start in range(0, len(self.vectors), AT_ONCE):
+            _check(wanted)
+            yield torch.from_numpy(self.vectors[start : start + AT_ONCE]).float()
+
+    def _cosines(self, query: Tensor, candidates: int) -> list[float]:
+        vector = query.numpy()
+        return (self.vectors[self._places(vector, NEAREST, candidates)].astype(np.float32) @ vector).tolist()
 
 
 def bytes_of(count: int, width: int) -> int:
@@ -146,7 +144,7 @@ class MemoryIndexes:
     """The indexes in memory of all tables that a process searches, made in the background. Keep one for all of them."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._known = dict[str, _Known]()
         self._lock, self._making = threading.Lock(), threading.Lock()
         self._stop, self._threads = threading.Event(), list[threading.Thread]()
         _all.add(self)

@@ -4,9 +4,8 @@ much of a large index queries search, so that they find as much as is asked for.
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from codebrush.progress import Progress
 from codebrush.search.database import Database
 from codebrush.search.queries import search
-from codebrush.search.sample_queries import sample_queries
+from codebrush.search.sample_queries import Asked, Recall, sample_queries
 from codebrush.search.vector_index import (
     ALL,
     MOST_REFINED,
@@ -30,24 +29,8 @@ from codebrush.search.vector_index import (
 TARGET = 0.97  # so that other queries than those measured find 0.95
 QUERIES = 64  # pictures of the table, and as many texts
 SAMPLE = 1_000  # pictures of which texts are made
-SAME = 1e-5  # cosines that differ by less are equal: of pictures that are as near, either one is right
 FEWEST_PROBES = 8
 REFINED = (2, 4, 8, 16, 32, MOST_REFINED)  # times k: rows compared exactly that are tried
-
-
-class Recall(NamedTuple):
-    """The shares of the ten nearest pictures that searches by pictures and by texts find (recall@10)."""
-
-    pictures: float
-    texts: float
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """Unit vectors (2 Q, E), first pictures, then texts, and the cosine of each with its tenth nearest picture."""
-
-    queries: Tensor
-    least: list[float]
 
 
 def measure_recall(database: Database) -> Recall | None:
@@ -55,7 +38,7 @@ def measure_recall(database: Database) -> Recall | None:
     pictures.
     """
     asked = _ask(database)
-    return asked and _recall(asked, lambda query: [hit.score for hit in search(database, query, k=NEAREST)])
+    return asked and asked.recall(lambda query: [hit.score for hit in search(database, query, k=NEAREST)])
 
 
 def tune(database: Database, progress: Progress | None = None) -> IndexSettings | None:
@@ -76,7 +59,7 @@ def tune(database: Database, progress: Progress | None = None) -> IndexSettings 
     @cache
     def measured(tried: IndexSettings) -> IndexSettings:
         nonlocal done
-        pictures, texts = _recall(asked, lambda query: _cosines(database, query, tried))
+        pictures, texts = asked.recall(lambda query: _cosines(database, query, tried))
         done += 1
         if progress is not None:
             progress(done, total)
@@ -134,16 +117,6 @@ def _growing(first: int, last: float) -> Iterator[int]:
         number *= 2**0.5
 
 
-def _recall(asked: _Asked, find: Callable[[Tensor], Sequence[float]]) -> Recall:
-    """The recalls of a search that gives the cosines of the pictures that it finds."""
-    found = [
-        sum(cosine >= least - SAME for cosine in find(query)) / NEAREST
-        for query, least in zip(asked.queries, asked.least, strict=True)
-    ]
-    half = len(found) // 2
-    return Recall(sum(found[:half]) / half, sum(found[half:]) / half)
-
-
 def _cosines(database: Database, query: Tensor, settings: IndexSettings) -> list[float]:
     with database.guarded():
         rows = nearest(database.table, query.numpy(), NEAREST, None, settings).select(["_distance"]).to_arrow()
@@ -151,16 +124,11 @@ def _cosines(database: Database, query: Tensor, settings: IndexSettings) -> list
 
 
 @torch.no_grad()
-def _ask(database: Database) -> _Asked | None:
+def _ask(database: Database) -> Asked | None:
     """The queries, the same for the same table; None if it has fewer than ten pictures."""
     if database.count("embedding IS NOT NULL") < NEAREST:
         return None
-    queries, best = _queries(database), torch.empty(0)
-    for part in _embeddings(database):
-        cosines = queries @ part.T  # (2 Q, B)
-        best = torch.cat([best, cosines], dim=1) if len(best) else cosines
-        best = best.topk(min(NEAREST, best.shape[1])).values  # (2 Q, 10)
-    return _Asked(queries, best[:, -1].tolist())
+    return Asked.of(_queries(database), _embeddings(database))
 
 
 def _queries(database: Database) -> Tensor:

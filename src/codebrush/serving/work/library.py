@@ -110,10 +110,8 @@ def _known(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def open_index(
-    library: Library, brush: Codebrush, place: str, memory: MemoryIndexes | None = None
-) -> tuple[str, Database]:
-    """The id and the database of a place's index by the CLIP of a pack, searched in `memory` where that is given.
+def open_index(library: Library, brush: Codebrush, place: str, memory: MemoryIndexes) -> tuple[str, Database]:
+    """The id and the database of a place's index by the CLIP of a pack, searched in `memory`.
 
     Raises:
         JobError: if it was not indexed.

@@ -108,7 +108,7 @@ def test_a_missing_extra_is_no_problem_and_says_what_it_would_give(
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  search: ")]
     assert line == f'  search: without LanceDB; would give {GIVES["search"]}: pip install "codebrush[search]"'
     row = next(row for row in doctor._extras() if row["extra"] == "search")
-    assert row["packages"] == {"LanceDB": None}
+    assert row["packages"]["LanceDB"] is None
     assert row["installed"] is False
 
 
@@ -124,6 +124,7 @@ def test_every_extra_and_its_packages_are_in_the_table() -> None:
     for_users = {name: lines for name, lines in extras.items() if name not in ("all", "dev", "docs")}
     assert set(GIVES) == set(for_users)
     for extra, lines in for_users.items():
+        lines = [line for line in lines if "sys_platform" not in line or f"'{sys.platform}'" in line]
         named = {re.split(r"[^\w.-]", line)[0].lower() for line in lines} - {"codebrush"}
         known = {name.lower() for name, of in PACKAGES.values() if of == extra}
         imported = {package.replace("_", "-") for package, (_, of) in PACKAGES.items() if of == extra}

@@ -1,6 +1,7 @@
 """Asks for optional packages in one place: a missing one is one line that says how to install it."""
 
 import importlib
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -26,6 +27,8 @@ PACKAGES = {
     "ray": ("Ray", "cluster"),
     "lance": ("pylance", "cluster"),
 }
+if sys.platform == "linux":  # elsewhere its OpenMP and PyTorch's do not get on, and searches are on disk
+    PACKAGES["faiss"] = ("faiss-cpu", "search")
 
 # an extra of pyproject.toml -> what there is with it, in the words of `codebrush doctor`
 GIVES = {

@@ -42,7 +42,7 @@ def similar(
 def duplicates(
     paths: PathsArgument,
     cosine: Annotated[
-        float | None, typer.Option(min=-1, max=1, help="Match pairs whose CLIP cosine is at least this.  [0.98]")
+        float | None, typer.Option(min=-1, max=1, help="Match pairs whose CLIP cosine is at least this.  [0.9]")
     ] = None,
     distance: Annotated[
         int | None,

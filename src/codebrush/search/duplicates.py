@@ -43,7 +43,7 @@ BATCH = 256
 THREADS = 4
 BLOCK = 2_048  # pictures compared with as many others at once
 COPIES = 1 << 16  # pairs of tiny copies compared at once
-COSINE = 0.98
+COSINE = 0.9  # what the fingerprints call copies hardly needs more; see docs/log.md
 DISTANCE = 8  # bits of 64
 SLACK = 1e-6  # rounding error of a cosine in float32
 

@@ -84,6 +84,26 @@ def test_it_finds_what_the_disk_finds_with_the_same_scores(folder: Path, towards
         assert shared >= 0.98 * k * len(queries)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_cells_come_from_memory_where_they_fit_and_thumbnails_when_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    if not kept:
+        monkeypatch.setattr(memory_index, "MOST_BYTES", bytes_of(ROWS, WIDTH) + 1_000)
+    query, plain = near(1, 1)[0], open_database(folder, EMBEDDER)
+    plain.table.update(values={"thumbnail": b"a small picture"})
+    database, memory = held(folder, query)
+    assert answers(memory, database, query)
+    (known,) = memory._known.values()
+    assert known.index is not None
+    assert (known.index.cells is not None) is kept
+    assert (known.index.bytes > bytes_of(ROWS, WIDTH)) is kept
+    for thumbnails in (True, False):
+        mine, its = (search(each, torch.from_numpy(query), k=20, thumbnails=thumbnails) for each in (database, plain))
+        assert [replace(hit, score=0.0) for hit in mine] == [replace(hit, score=0.0) for hit in its]
+        assert {hit.thumbnail for hit in mine} == {b"a small picture" if thumbnails else b""}
+
+
 def test_rows_written_since_are_found_at_once_and_then_in_memory(folder: Path) -> None:
     late = near(5, 1)[0]
     database, memory = held(folder, late)
@@ -225,7 +245,7 @@ def test_making_an_index_ends_at_any_point_once_it_is_not_wanted(folder: Path, m
             read(iter([True] * last + [False]))
         places.add(stopped.traceback[-2].name)
     assert points >= 1 + 3 + 1 + 3 + 3 + 1  # reading, coding and comparing in three parts
-    assert places == {"read_index", "__init__", "_parts", "_enough"}
+    assert places == {"read_index", "_parts_of", "__init__", "_parts", "_enough"}
 
 
 def test_an_index_that_is_out_of_date_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

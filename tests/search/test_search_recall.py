@@ -67,7 +67,7 @@ def test_recall_is_measured_as_brute_force_gives_it(tmp_path: Path, monkeypatch:
     vectors = unit(np.random.default_rng(2).normal(size=(500, 16)))
     database = database_of(tmp_path / "db", np.concatenate([vectors, vectors[:100]]))  # with copies, which are as near
     assert measure_recall(database) == (1, 1)
-    monkeypatch.setattr("codebrush.search.recall.search", lambda *args, k: search(*args, k=k)[::2])
+    monkeypatch.setattr("codebrush.search.recall.search", lambda *args, **how: search(*args, **how)[::2])
     assert measure_recall(database) == (0.5, 0.5)
     assert measure_recall(database_of(tmp_path / "small", vectors[:9])) is None
 

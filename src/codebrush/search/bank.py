@@ -26,7 +26,7 @@ def bank_of(database: Database) -> Callable[[Tensor, int], Neighbours]:
     """A function of a unit vector (E,) and k: names, cosines (k,) and embeddings (k, E) of the k nearest pictures."""
 
     def nearest(vector: Tensor, k: int) -> Neighbours:
-        hits = search(database, vector.cpu(), k=k)
+        hits = search(database, vector.cpu(), k=k, thumbnails=False)
         wanted = [hit.path for hit in hits]
         stored: dict[str, list[float]] = {}
         for batch in database.rows(["path", "embedding"], is_in("path", wanted)) if wanted else ():

@@ -33,7 +33,7 @@ class Query:
     `picture_weight`, 0 to 1, is the share of the picture beside a text, `without` are texts for what must not show, and
     `where` is an SQL condition that rows must meet. `mode` says what the text is compared with: pictures ("vector"),
     captions ("text"), both ("hybrid"), or the meaning of captions and categories. `k` is how many pictures are found,
-    and pictures whose cosine is below `min_score` are left out.
+    and pictures whose cosine is below `min_score` are left out. Without `thumbnails` theirs are not read.
     """
 
     text: str | None = None
@@ -44,6 +44,7 @@ class Query:
     mode: Mode = "vector"
     min_score: float | None = None
     k: int = 10
+    thumbnails: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,9 @@ def find(
         if wanted is not None:
             judged = nearness(database, wanted[0], clip, tokenizer, temperature=temperature, where=where)
     if mode == "meaning" and text is not None:
-        meant = by_meaning(database, text, vector, query.k, where)
+        meant = by_meaning(database, text, vector, query.k, where, query.thumbnails)
         return Found(meant.hits, [], judged, meant=meant.texts, note=note)
-    asked: dict[str, Any] = {"where": where, "without": query.without, "mode": mode}
+    asked: dict[str, Any] = {"where": where, "without": query.without, "mode": mode, "thumbnails": query.thumbnails}
     hits = search(database, vector, text, k=query.k, min_score=query.min_score, **asked)
     has_least = query.min_score is not None
     below = [] if hits or not has_least else search(database, vector, text, k=1, **asked)
@@ -107,7 +108,7 @@ def find(
     plain = mode == "vector" and query.picture is None and unwanted is None and not has_least
     if text is None or not (plain and doubtful):
         return Found(hits, below, judged, by_captions, note=note)
-    meant = by_meaning(database, text, vector, query.k, where)
+    meant = by_meaning(database, text, vector, query.k, where, query.thumbnails)
     first = [replace(hit, score=look) for hit, look in zip(meant.hits, meant.looks, strict=True)]
     meant_paths = {hit.path for hit in first}
     others = [hit for hit in hits if hit.path not in meant_paths]

@@ -45,7 +45,14 @@ class Meant:
     texts: list[str]
 
 
-def by_meaning(database: Database, text: str, vector: Tensor | None, k: int = 10, where: str | None = None) -> Meant:
+def by_meaning(
+    database: Database,
+    text: str,
+    vector: Tensor | None,
+    k: int = 10,
+    where: str | None = None,
+    thumbnails: bool = True,
+) -> Meant:
     """The `k` best rows that meet the SQL condition `where`, by the cosine (at least `LEAST`) of a text's word vector
     with that of their caption or of a cell of a text column with few different ones, whichever is higher. Equal ones
     are ordered by the cosine of their picture with the unit `vector` (E,), if there is one.
@@ -76,7 +83,7 @@ def by_meaning(database: Database, text: str, vector: Tensor | None, k: int = 10
     wanted = {paths[row]: float(best[row]) for row in order}
     nearest = sorted(found, key=lambda each: (-found[each], each))[:NAMED]
     cosines = {paths[row]: float(looks[row]) for row in order}
-    hits = hits_of(database, wanted)
+    hits = hits_of(database, wanted, thumbnails)
     return Meant(hits, [cosines[hit.path] for hit in hits], nearest)
 
 

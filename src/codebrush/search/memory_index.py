@@ -6,6 +6,7 @@ exactly, with the embeddings in 16 bits. 200,000 embeddings of 512 values take 2
 """
 
 import atexit
+import concurrent.futures.thread  # noqa: F401  its end is registered before that of this module, and so comes after it
 import os
 import threading
 import time
@@ -17,6 +18,7 @@ from typing import Any
 from weakref import WeakSet
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ from codebrush.search.sample_queries import Asked, sample_queries
 from codebrush.search.vector_index import COLUMN, NEAREST
 
 FEWEST_ROWS = 20_000  # below, comparing all embeddings on disk takes as long
-MOST_BYTES = 2**30  # of all tables that a process has in memory; on small machines an eighth of its memory
+MOST_BYTES = 2**31  # of all tables that a process has in memory; on small machines an eighth of its memory
 MOST_RESULTS = 128
 CANDIDATES = (40, 80, 160)  # times k, or `NEAREST`: compared exactly; the first with which enough is found
 LEAST_RECALL = 0.98  # by pictures and by texts; with less, the table is searched on disk
@@ -33,6 +35,8 @@ TRAINED_ON = 10_000  # rows
 AT_ONCE = 20_000  # rows, between looks at whether the index is still wanted
 QUIET = 3.0  # seconds without a new version of a table, after which it is worth an index
 REBUILT = 10.0  # times what the last index of a table took: so long without a new version before it gets another one
+THUMBNAIL = "thumbnail"
+SETTLED = 0.1  # seconds after LanceDB's last answer, in which its threads let go of what is Python's
 IDLE = 600.0  # seconds: an index that nobody searched makes room, and a table without one is looked at again
 
 Wanted = Callable[[], bool]
@@ -43,61 +47,70 @@ class Unwanted(Exception):
 
 
 class MemoryIndex:
-    """The embeddings of one version of a table.
+    """The embeddings of one version of a table, and its other columns where they are small.
 
     Args:
         table: LanceDB's, checked out at that version.
         rows: (N,) uint64, LanceDB's row ids in that version.
-        vectors: (N, E) float16 unit vectors; E is even.
+        vectors: (N, E) float32 unit vectors; E is even.
+        cells: N rows of all columns but embeddings and thumbnails; None if they take too much memory.
         wanted: building ends early with `Unwanted` once this says no.
     """
 
-    def __init__(self, table: Any, rows: np.ndarray, vectors: np.ndarray, wanted: Wanted):
+    def __init__(self, table: Any, rows: np.ndarray, vectors: np.ndarray, cells: pa.Table | None, wanted: Wanted):
         import faiss
 
         self.table, self.columns = table, [name for name in table.schema.names if name != COLUMN]
-        self.rows, self.vectors = rows, vectors
+        self.rows, self.vectors, self.cells = rows, vectors, cells
         width = vectors.shape[1]
         self.codes: Any = faiss.IndexPQFastScan(width, width // 2, 4, faiss.METRIC_INNER_PRODUCT)
         _check(wanted)
         with _threads(torch.get_num_threads()):
-            self.codes.train(vectors[:: max(1, len(vectors) // TRAINED_ON)].astype(np.float32))
+            self.codes.train(np.ascontiguousarray(vectors[:: max(1, len(vectors) // TRAINED_ON)]))
             for start in range(0, len(vectors), AT_ONCE):
                 _check(wanted)
-                self.codes.add(vectors[start : start + AT_ONCE].astype(np.float32))
+                self.codes.add(vectors[start : start + AT_ONCE])
         self.candidates = self._enough(wanted)
 
     @property
     def bytes(self) -> int:
         """The memory that it takes, but for a few tables."""
-        return bytes_of(*self.vectors.shape)
+        return bytes_of(*self.vectors.shape) + (0 if self.cells is None else self.cells.nbytes)
 
-    def nearest(self, vector: np.ndarray, k: int) -> list[dict[str, Any]] | None:
-        """The `k` rows whose embeddings have the highest cosines with a unit vector (E,) float32, in any order, without
-        the embedding and with LanceDB's `_distance`, 1 less the cosine. None where too little would be found.
+    def nearest(self, vector: np.ndarray, k: int, thumbnails: bool = True) -> list[dict[str, Any]] | None:
+        """The `k` rows whose embeddings have the highest cosines with a unit vector (E,) float32, best first, without
+        the embedding, with the thumbnail if asked for, and with LanceDB's `_distance`, 1 less the cosine. None where
+        too little would be found.
         """
         if self.candidates is None:
             return None
-        ids = self.rows[self._places(vector, k, self.candidates)].tolist()
-        found = self.table.take_row_ids(ids).select([*self.columns, COLUMN]).to_arrow()
-        flat = found[COLUMN].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        embeddings = np.asarray(flat, np.float32).reshape(len(found), -1)
-        cosines = embeddings @ vector / np.linalg.norm(embeddings, axis=1) / np.linalg.norm(vector)
-        cells = found.drop_columns([COLUMN]).to_pylist()
-        return [row | {"_distance": 1 - cosine} for row, cosine in zip(cells, cosines.tolist(), strict=True)]
+        places = self._places(vector, k, self.candidates)
+        distances = 1 - self.vectors[places] @ vector / np.linalg.norm(vector)
+        cells = zip(self._cells(places, thumbnails), distances.tolist(), strict=True)
+        return [row | {"_distance": distance} for row, distance in cells]
+
+    def _cells(self, places: np.ndarray, thumbnails: bool) -> list[dict[str, Any]]:
+        """The rows at these places, in their order."""
+        if self.cells is not None and not thumbnails:
+            return self.cells.take(places).to_pylist()
+        columns = [name for name in self.columns if thumbnails or name != THUMBNAIL]
+        ids = self.rows[places].tolist()
+        found = self.table.take_row_ids(ids).select(columns).with_row_id().to_list()
+        known = {row.pop("_rowid"): row for row in found}
+        return [known[number] for number in ids]
 
     def _places(self, vector: np.ndarray, k: int, candidates: int) -> np.ndarray:
         with _threads(1):
             found = self.codes.search(vector[None], min(len(self.rows), max(k, NEAREST) * candidates))[1][0]
         found = found[found >= 0]
-        cosines = self.vectors[found].astype(np.float32) @ vector
+        cosines = self.vectors[found] @ vector
         return found[np.argsort(-cosines)[:k]]
 
     def _enough(self, wanted: Wanted) -> int | None:
         """The least number of candidates that finds `LEAST_RECALL` of the nearest pictures of pictures and of texts."""
         draw = np.random.default_rng(0)
         sample = self.vectors[draw.choice(len(self.vectors), min(SAMPLE, len(self.vectors)), replace=False)]
-        queries = sample_queries(torch.from_numpy(sample.astype(np.float32)), QUERIES, draw)  # (2 Q, E)
+        queries = sample_queries(torch.from_numpy(sample), QUERIES, draw)  # (2 Q, E)
         asked = Asked.of(queries, self._parts(wanted))
         for candidates in CANDIDATES:
             _check(wanted)
@@ -108,16 +121,16 @@ class MemoryIndex:
     def _parts(self, wanted: Wanted) -> Iterator[Tensor]:
         for start in range(0, len(self.vectors), AT_ONCE):
             _check(wanted)
-            yield torch.from_numpy(self.vectors[start : start + AT_ONCE]).float()
+            yield torch.from_numpy(self.vectors[start : start + AT_ONCE])
 
     def _cosines(self, query: Tensor, candidates: int) -> list[float]:
         vector = query.numpy()
-        return (self.vectors[self._places(vector, NEAREST, candidates)].astype(np.float32) @ vector).tolist()
+        return (self.vectors[self._places(vector, NEAREST, candidates)] @ vector).tolist()
 
 
 def bytes_of(count: int, width: int) -> int:
-    """The memory that an index of so many embeddings takes: 16 bits a value, 4 bits for two, and the row's id."""
-    return count * (2 * width + width // 4 + 8)
+    """The memory that so many embeddings take: 32 bits a value, 4 bits for two, and the row's id."""
+    return count * (4 * width + width // 4 + 8)
 
 
 def most_bytes() -> int:
@@ -150,7 +163,7 @@ class MemoryIndexes:
         _all.add(self)
 
     def nearest(
-        self, name: str, table: Any, again: Callable[[], Any], vector: np.ndarray, k: int
+        self, name: str, table: Any, again: Callable[[], Any], vector: np.ndarray, k: int, thumbnails: bool = True
     ) -> list[dict[str, Any]] | None:
         """The `k` rows nearest to a vector; see `MemoryIndex.nearest`.
 
@@ -170,7 +183,7 @@ class MemoryIndexes:
             known.searched = now
             index = known.index
         try:
-            return None if index is None else index.nearest(vector, k)
+            return None if index is None else index.nearest(vector, k, thumbnails)
         except Exception:  # its files are gone: the table was made anew, or its old versions were removed meanwhile
             with self._lock:
                 if self._known.get(name) is known:
@@ -222,7 +235,8 @@ def read_index(
 ) -> MemoryIndex | None:
     """The index of all embeddings of the table that `again` opens, at this `version`.
 
-    None if it should have none, has a newer version, or would take more bytes than `room` says.
+    None if it should have none, has a newer version, or would take more bytes than `room` says. Without the other
+    columns if they would.
 
     Raises:
         Unwanted: if `wanted` says no meanwhile.
@@ -236,14 +250,12 @@ def read_index(
         return None
     table.checkout(version)
     width, count = table.schema.field(COLUMN).type.list_size, table.count_rows()
-    if width % 2 or count < FEWEST_ROWS or bytes_of(count, width) > room():
+    left = room() - bytes_of(count, width)
+    if width % 2 or count < FEWEST_ROWS or left < 0:
         return None
-    rows, vectors, filled = np.empty(count, np.uint64), np.empty((count, width), np.float16), 0
-    for start in range(0, count, AT_ONCE):
-        _check(wanted)  # between whole queries: LanceDB's threads abort a process that ends before they are done
-        query = table.search().select([COLUMN]).with_row_id(True).limit(AT_ONCE).offset(start)
-        part = query.to_arrow().combine_chunks()
-        part = part.filter(part[COLUMN].is_valid())
+    rows, vectors, filled = np.empty(count, np.uint64), np.empty((count, width), np.float32), 0
+    cells = list[pa.Table]()
+    for part in _parts_of(table, count, wanted):
         flat = part[COLUMN].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         some = np.asarray(flat, np.float32).reshape(-1, width)
         norms = np.linalg.norm(some, axis=1)
@@ -252,9 +264,25 @@ def read_index(
         vectors[filled:ended] = some[kept] / norms[kept, None]
         rows[filled:ended] = part["_rowid"].to_numpy()[kept]
         filled = ended
+        if left >= 0:
+            cells.append(part.drop_columns([COLUMN, "_rowid"]).filter(kept))
+            left -= cells[-1].nbytes
+        if left < 0:
+            cells.clear()
     if filled < FEWEST_ROWS or len(np.unique(rows[:filled])) != filled:
         return None
-    return MemoryIndex(table, rows[:filled], vectors[:filled], wanted)
+    small = pa.concat_tables(cells).combine_chunks() if cells else None
+    return MemoryIndex(table, rows[:filled], vectors[:filled], small, wanted)
+
+
+def _parts_of(table: Any, count: int, wanted: Wanted) -> Iterator[pa.Table]:
+    """The rows that have an embedding, with their ids and without thumbnails."""
+    columns = [name for name in table.schema.names if name != THUMBNAIL]
+    for start in range(0, count, AT_ONCE):
+        _check(wanted)  # between whole queries: LanceDB's threads abort a process that ends before they are done
+        query = table.search().select(columns).with_row_id(True).limit(AT_ONCE).offset(start)
+        part = query.to_arrow().combine_chunks()
+        yield part.filter(part[COLUMN].is_valid())
 
 
 def _check(wanted: Wanted) -> None:
@@ -278,7 +306,18 @@ def _threads(count: int) -> Iterator[None]:
 _all: WeakSet[MemoryIndexes] = WeakSet()
 
 
-@atexit.register
 def _close_all() -> None:
+    """Ends what is being made, before LanceDB can no longer answer.
+
+    Queries that are made while Python ends may wait for ever, and LanceDB's threads abort the process if they give back
+    Python objects then.
+    """
+    making = any(thread.is_alive() for each in list(_all) for thread in each._threads)
     for each in list(_all):
         each.close()
+    if making:
+        time.sleep(SETTLED)
+
+
+# `atexit` comes too late: the executors that LanceDB needs are closed before it
+getattr(threading, "_register_atexit", atexit.register)(_close_all)

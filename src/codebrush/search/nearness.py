@@ -68,7 +68,7 @@ def nearness(
         UsageError: if the condition cannot be read.
         DataError: if the database is damaged.
     """
-    best = search(database, text, k=1, where=where)
+    best = search(database, text, k=1, where=where, thumbnails=False)
     others = _reached(database, clip, tokenizer, temperature)
     if not best or len(others) < FEWEST:
         return None

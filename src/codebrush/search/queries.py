@@ -36,6 +36,7 @@ class Hit:
     """One result. `score` is the cosine with the query (vector), the BM25 score of the caption (text), or the sum of
     reciprocal ranks (hybrid), comparable within one search only. `columns` are all others that a condition can use.
     `frame` is the number of the frame or page that was embedded, from 0; None if the file holds a single picture.
+    `thumbnail` is an image file; b"" if there is none or it was not asked for.
     """
 
     path: str
@@ -93,6 +94,7 @@ def search(
     mode: Mode = "vector",
     without: Sequence[str] = (),
     min_score: float | None = None,
+    thumbnails: bool = True,
 ) -> list[Hit]:
     """The `k` best rows (1 to 10,000) that meet the SQL condition `where`, best first.
 
@@ -100,7 +102,8 @@ def search(
     of the texts `without`, whatever their endings; stop words like "a" only count if there are no other words. Emoji
     and words in scripts without blanks, and if nothing is found all words of three letters or more, are found inside
     other words too, with the score 0. "hybrid" merges both lists by reciprocal rank fusion (Cormack et al. 2009).
-    `min_score`, -1 to 1, leaves out rows whose cosine is lower, in mode "vector" alone.
+    `min_score`, -1 to 1, leaves out rows whose cosine is lower, in mode "vector" alone. Without `thumbnails` their
+    files are not read, which is faster.
 
     Raises:
         UsageError: if `k` or `min_score` is out of range, the mode lacks its text or vector, or the condition cannot be
@@ -124,9 +127,9 @@ def search(
     with database.guarded():
         try:
             if mode != "text":
-                lists.append(_by_picture(database, vector, where, most))
+                lists.append(_by_picture(database, vector, where, most, thumbnails))
             if mode != "vector":
-                lists.append(_by_words(database.table, text or "", without, where, most))
+                lists.append(_by_words(database.table, text or "", without, where, most, thumbnails))
         except (ValueError, RuntimeError) as error:  # `check_condition` looks at as few rows as it can
             if where is not None:
                 _raise_for_text(database, where, asked or where, error)
@@ -135,13 +138,14 @@ def search(
     return [hit for hit in hits if min_score is None or hit.score >= min_score][:k]
 
 
-def hits_of(database: Database, scores: Mapping[str, float]) -> list[Hit]:
-    """The rows of these paths with these scores, best first."""
+def hits_of(database: Database, scores: Mapping[str, float], thumbnails: bool = True) -> list[Hit]:
+    """The rows of these paths with these scores, best first; with their thumbnails if asked for."""
     if not scores:
         return []
     where = f"path IN ({', '.join(quoted(path) for path in scores)})"
     with database.guarded():
-        rows = database.table.search().where(where).select(_shown(database.table.schema)).limit(len(scores)).to_list()
+        shown = _shown(database.table.schema, thumbnails)
+        rows = database.table.search().where(where).select(shown).limit(len(scores)).to_list()
     hits = [replace(_hit(row), score=scores[row["path"]]) for row in rows]
     places = {path: place for place, path in enumerate(scores)}
     return sorted(hits, key=lambda hit: places[hit.path])
@@ -196,17 +200,17 @@ def _unreadable(database: Database, where: str, reason: str) -> UsageError:
     return UsageError(f'cannot read the condition "{where}" ({reason}); the columns are {", ".join(names)}')
 
 
-def _shown(schema: Any) -> list[str]:
-    return [name for name in schema.names if name != "embedding"]
+def _shown(schema: Any, thumbnails: bool = True) -> list[str]:
+    return [name for name in schema.names if name != "embedding" and (thumbnails or name != "thumbnail")]
 
 
-def _by_picture(database: Database, vector: Tensor | None, where: str | None, most: int) -> list[Hit]:
+def _by_picture(database: Database, vector: Tensor | None, where: str | None, most: int, thumbnails: bool) -> list[Hit]:
     assert vector is not None
     table, asked = database.table, vector.float().cpu().numpy()
-    if where is None and (hits := _in_memory(database, asked, most)) is not None:
+    if where is None and (hits := _in_memory(database, asked, most, thumbnails)) is not None:
         return hits
     schema = table.schema  # LanceDB looks for a newer version each time
-    columns = [*_shown(schema), "_distance"]
+    columns = [*_shown(schema, thumbnails), "_distance"]
 
     def found(settings: IndexSettings) -> list[Hit]:
         return _ordered(nearest(table, asked, most, where, settings).select(columns), most)
@@ -218,16 +222,20 @@ def _by_picture(database: Database, vector: Tensor | None, where: str | None, mo
     return hits
 
 
-def _in_memory(database: Database, asked: np.ndarray, most: int) -> list[Hit] | None:
+def _in_memory(database: Database, asked: np.ndarray, most: int, thumbnails: bool) -> list[Hit] | None:
     """The rows nearest to a vector (E,), with exact cosines; None if they are not to be found in memory."""
     if database.memory is None:
         return None
-    rows = database.memory.nearest(str(database.place), database.table, database.open_table, asked, most)
+    opened = str(database.place), database.table, database.open_table
+    rows = database.memory.nearest(*opened, asked, most, thumbnails)
     return None if rows is None else sorted(map(_hit, rows), key=lambda hit: (-hit.score, hit.path))
 
 
-def _by_words(table: Any, text: str, without: Sequence[str], where: str | None, most: int) -> list[Hit]:
-    query = table.search(_caption_query(text, without), query_type="fts").select([*_shown(table.schema), "_score"])
+def _by_words(
+    table: Any, text: str, without: Sequence[str], where: str | None, most: int, thumbnails: bool
+) -> list[Hit]:
+    columns = _shown(table.schema, thumbnails)
+    query = table.search(_caption_query(text, without), query_type="fts").select([*columns, "_score"])
     hits = _ordered(query if where is None else query.where(where), most)
     known = {hit.path for hit in hits}
     parts = _parts(text, every=not hits)
@@ -236,7 +244,7 @@ def _by_words(table: Any, text: str, without: Sequence[str], where: str | None, 
         condition = " OR ".join(_contains(part) for part in parts)
         for other in [f"NOT {_contains(part)}" for part in sorted(unwanted)] + ([where] if where else []):
             condition = f"({condition}) AND ({other}\n)"
-        found = _ordered(table.search().where(condition).select(_shown(table.schema)), most + len(hits))
+        found = _ordered(table.search().where(condition).select(columns), most + len(hits))
         hits += [hit for hit in found if hit.path not in known]
     return hits
 
@@ -292,4 +300,4 @@ def _hit(row: dict[str, Any]) -> Hit:
     score = 1 - row["_distance"] if "_distance" in row else row.get("_score", 0)
     own = ("path", "caption", "thumbnail", "_score", "_distance", FRAME)
     columns = {name: value for name, value in row.items() if name not in own}
-    return Hit(row["path"], float(score), row["caption"] or "", row["thumbnail"] or b"", columns, row.get(FRAME))
+    return Hit(row["path"], float(score), row["caption"] or "", row.get("thumbnail") or b"", columns, row.get(FRAME))

@@ -38,7 +38,9 @@ def measure_recall(database: Database) -> Recall | None:
     pictures.
     """
     asked = _ask(database)
-    return asked and asked.recall(lambda query: [hit.score for hit in search(database, query, k=NEAREST)])
+    return asked and asked.recall(
+        lambda query: [hit.score for hit in search(database, query, k=NEAREST, thumbnails=False)]
+    )
 
 
 def tune(database: Database, progress: Progress | None = None) -> IndexSettings | None:

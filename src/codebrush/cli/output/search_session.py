@@ -79,7 +79,11 @@ class Session:
         from codebrush.search.finding import find
         from codebrush.understanding.classification import pack_temperature
 
-        brush, asked, frame = self.brush, replace(self.asked, text=query), dict[str, int]()
+        brush, asked, frame = (
+            self.brush,
+            replace(self.asked, text=query, thumbnails=self.sheet is not None),
+            dict[str, int](),
+        )
         if self.image is not None:  # embedded by the database's rule
             seen, frame = seen_picture(brush.clip, self.image)
             asked = replace(asked, picture=brush.embed_images([seen], self.database.embedder.fit)[0])

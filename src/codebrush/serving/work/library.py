@@ -135,7 +135,7 @@ def _search(
         found = _like(database, library.path_of(asked["like"]), asked["n"])
     else:
         names = ("text", "picture_weight", "without", "mode", "min_score")
-        query = Query(**{name: asked[name] for name in names if name in asked}, k=asked["n"])
+        query = Query(**{name: asked[name] for name in names if name in asked}, k=asked["n"], thumbnails=False)
         if name := asked.get("picture"):
             picture = decode_image((job.folder / name).read_bytes(), max_pixels=asked["max_pixels"])
             query = replace(query, picture=brush.embed_images([picture], database.embedder.fit)[0])
@@ -158,7 +158,7 @@ def _like(database: Database, path: str, n: int) -> Found:
     rows = [row for part in database.rows(["embedding"], f"path = {quoted(path)}") for row in part.to_pylist()]
     if not rows or rows[0]["embedding"] is None:
         raise JobError("picture_not_found", "there is no picture with this id, or no longer")
-    hits = search(database, Tensor(rows[0]["embedding"]), k=n + 1)
+    hits = search(database, Tensor(rows[0]["embedding"]), k=n + 1, thumbnails=False)
     return Found([hit for hit in hits if hit.path != path][:n], [], None)
 
 

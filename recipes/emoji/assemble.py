@@ -40,17 +40,19 @@ from codebrush.version import __version__
 PARTS = 11  # the captioner's training had this many
 RUNS = (
     *("clip-without-noto", "clip", "clip-all-styles", "clip-more-icons", "vqgan", "vqgan-128", "vqgan-decoder"),
+    "vqgan-decoder-2",
     *("flow", "painter-flow", "painter-flow-2", "painter-flow-3"),
     "scorer",
-    *("captioner", *(f"captioner-{part}" for part in range(2, PARTS + 1)), "upscaler", "prior", "translator"),
+    *("captioner", *(f"captioner-{part}" for part in range(2, PARTS + 1)), "upscaler", "upscaler-2"),
+    *("prior", "translator"),
 )
 MEMBERS = {  # of the pack, and the run whose model each is
     "clip": "clip-more-icons",
-    "vqgan": "vqgan-decoder",
+    "vqgan": "vqgan-decoder-2",
     "flow": "painter-flow-3",
     "scorer": "scorer",
     "captioner": f"captioner-{PARTS}",
-    "upscaler": "upscaler",
+    "upscaler": "upscaler-2",
     "prior": "prior",
     "translator": "translator",
 }

@@ -98,6 +98,7 @@ class Plan:
         yield self._stage("clip-all-styles", self.drawings, start="clip")
         yield self._stage("clip-more-icons", self.seen, start="clip-all-styles")
         yield self._stage("vqgan-decoder", self.emoji, start="vqgan-128", clip="clip")
+        yield self._stage("vqgan-decoder-2", self.drawings, start="vqgan-decoder", clip="clip-more-icons")
 
     def _painters(self) -> Iterator[Step]:
         parts = (
@@ -123,6 +124,11 @@ class Plan:
         yield self._stage("prior", self.emoji, clip="clip-more-icons")
         yield self._stage("translator", self.emoji, clip="clip")
         yield self._stage("upscaler", self.emoji, clip="clip", vqgan="vqgan-decoder")
+        if self.given.icon_packages:
+            large = self.runs / "data" / "large.parquet"
+            yield self._script("large_drawings", large, self.given.icon_packages, self.emoji)
+            clip, vqgan = "clip-more-icons", "vqgan-decoder-2"
+            yield self._stage("upscaler-2", large, start="upscaler", clip=clip, vqgan=vqgan)
 
     def _clip_of_part(self, part: int) -> str:
         """The CLIP that a part of the captioner's training reads."""

@@ -2,6 +2,7 @@
 
     python recipes/emoji/upscaler_figures.py emoji emoji.parquet
     python recipes/emoji/upscaler_figures.py emoji emoji.parquet --upscaler runs/emoji/upscaler/model --split val
+    python recipes/emoji/upscaler_figures.py emoji large.parquet --size 256      # of large_drawings.py: as packs draw
 
 Each picture is reduced by antialiased bicubic and rounded to 8 bits, as a file is; "drawn" has also passed through the
 pack's VQGAN. PSNR (mean over the pictures, in dB) and SSIM are those of torchmetrics; the perceptual distance is that
@@ -26,14 +27,13 @@ from codebrush.models.upscaler import Upscaler, reduce
 from codebrush.models.vqgan import VQGAN
 from codebrush.pack.pack import open_pack
 
-SIZE = 128
 BATCH = 32
 EXACT = 100.0  # dB of a picture without any error
 
 
-def bicubic(picture: Image.Image) -> Image.Image:
-    """The picture enlarged to SIZE by Pillow."""
-    return picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+def bicubic(picture: Image.Image, size: int) -> Image.Image:
+    """The picture enlarged to a square by Pillow."""
+    return picture.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def drawn(vqgan: VQGAN, images: Tensor) -> Tensor:
@@ -65,30 +65,33 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--upscaler", type=Path)
     parser.add_argument("--split", default="test")
+    parser.add_argument("--size", type=int, default=128, help="of the large pictures, in pixels")
     parser.add_argument("--limit", type=int)
     options = parser.parse_args()
     pack = open_pack(options.pack)
+    size, half, quarter = options.size, options.size // 2, options.size // 4
     model = pack.upscaler if options.upscaler is None else Upscaler.from_pretrained(options.upscaler)
     judge = CLIPPerceptual(pack.clip)
     where = ["skin_tone is null"]
     source = open_source(options.data, split=options.split, where=where, captions=["{label}"], limit=options.limit)
-    pictures = [resize_square(source.image(row), SIZE) for row in range(len(source))]
+    pictures = [resize_square(source.image(row), size) for row in range(len(source))]
     print(f"| {len(pictures)} pictures | PSNR | SSIM | perceptual | seconds |\n|---|---|---|---|---|")
-    for name, scale, through in (("64 to 128", 2, False), ("32 to 128", 4, False), ("64, drawn, to 128", 2, True)):
+    kinds = ((f"{half}", 2, False), (f"{quarter}", 4, False), (f"{half}, drawn,", 2, True))
+    for name, scale, through in kinds:
         ways: dict[str, Callable[[Image.Image], Image.Image]] = {
-            "bicubic": bicubic,
+            "bicubic": lambda picture: bicubic(picture, size),
             "upscaler": lambda picture, scale=scale: upscale_picture(model, picture, scale),
         }
         for way, to_large in ways.items():
             began, sums = time.monotonic(), torch.zeros(3)
             for start in range(0, len(pictures), BATCH):
-                true = stack(pictures[start : start + BATCH], SIZE)
+                true = stack(pictures[start : start + BATCH], size)
                 small = reduce(true, scale)
                 small = [to_pil(image) for image in (drawn(pack.vqgan, small) if through else small)]
-                sums += torch.tensor(measure(stack([to_large(each) for each in small], SIZE), true, judge))
+                sums += torch.tensor(measure(stack([to_large(each) for each in small], size), true, judge))
             psnr, ssim, apart = (sums / len(pictures)).tolist()
             cells = f"{psnr:.2f} | {ssim:.4f} | {apart:.4f} | {time.monotonic() - began:.0f}"
-            print(f"| {name}, {way} | {cells} |", flush=True)
+            print(f"| {name} to {size}, {way} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from codebrush.training.recipes import read_recipe
 FOLDER = Path(__file__).parents[2] / "recipes" / "emoji"
 SCRIPTS = (
     *("add_start", "answer_confidence", "assemble", "card", "change_clip", "compositions", "decoys"),
-    *("fit_temperature", "join", "more_icons", "painter_table", "score_levels", "style_classifier"),
+    *("fit_temperature", "join", "large_drawings", "more_icons", "painter_table", "score_levels", "style_classifier"),
 )
-UNUSUAL = {"compositions": "inflect", "more_icons": "resvg_py"}  # what a script needs beyond the extra for development
+# what a script needs beyond the extra for development
+UNUSUAL = {"compositions": "inflect", "large_drawings": "resvg_py", "more_icons": "resvg_py"}
 
 
 class Taken(Exception):

@@ -94,6 +94,14 @@ def test_a_share_has_passed_through_the_vqgan(materials: Materials) -> None:
         torch.testing.assert_close(small[row], made[0, :, top : top + 8, left : left + 8], atol=1e-4, rtol=0)
 
 
+def test_half_of_the_preview_has_passed_through_the_vqgan(materials: Materials) -> None:
+    plain, mixed = (make(materials, reconstructed=share) for share in (0.0, 0.5))
+    sheets = [np.asarray(task.preview(task.upscaler)) for task in (plain, mixed)]
+    differs = (sheets[0] != sheets[1]).any((0, 2))  # (width,)
+    assert not differs[: len(differs) // 2].any()
+    assert differs[len(differs) // 2 :].any()
+
+
 def test_a_step_in_parts_has_the_share_that_has_passed_through_the_vqgan(materials: Materials, tmp_path: Path) -> None:
     """One picture among four, of which each part has one."""
     recipe = replace(RECIPE, reconstructed=0.25, adversarial=0.0)

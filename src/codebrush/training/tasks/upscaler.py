@@ -192,9 +192,15 @@ class UpscalerTask:
 
     @torch.no_grad()
     def preview(self, network: nn.Module) -> Image.Image:
-        """Some pictures in four rows: small, enlarged bicubically, enlarged by the network, original."""
+        """Some pictures in four rows: small, enlarged bicubically, enlarged by the network, original.
+
+        If pictures are reconstructed, the second half of them passes through the VQGAN first.
+        """
         true = self.shown.float() / 255
         small = reduce(true, self.recipe.scale)
+        if self.vqgan is not None:
+            drawn = small[len(small) // 2 :]
+            drawn.copy_(self._reconstruct(drawn.to(next(self.vqgan.parameters()).device)))
         device = next(network.parameters()).device
         made = network(small.to(device)).float().cpu()
         plain = small.repeat_interleave(self.recipe.scale, -1).repeat_interleave(self.recipe.scale, -2)

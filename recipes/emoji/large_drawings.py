@@ -59,7 +59,7 @@ def drawn(packages: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str
     held = {style: opened(packages, *package) for style, package in PACKAGES.items()}
     for row in rows:
         icons, names = held[row["style"]]
-        name = names.get(row["hexcode"])
+        name = names.get(row["hexcode"], "")
         if name in icons["icons"]:
             yield row, markup(icons, name)
 

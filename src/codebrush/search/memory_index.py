@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from codebrush.search.sample_queries import Asked, sample_queries
-from codebrush.search.vector_index import COLUMN, NEAREST
+from codebrush.search.vector_index import COLUMN, NEAREST, THUMBNAIL, shown_columns
 
 FEWEST_ROWS = 20_000  # below, comparing all embeddings on disk takes as long
 MOST_BYTES = 2**31  # of all tables that a process has in memory; on small machines an eighth of its memory
@@ -35,7 +35,6 @@ TRAINED_ON = 10_000  # rows
 AT_ONCE = 20_000  # rows, between looks at whether the index is still wanted
 QUIET = 3.0  # seconds without a new version of a table, after which it is worth an index
 REBUILT = 10.0  # times what the last index of a table took: so long without a new version before it gets another one
-THUMBNAIL = "thumbnail"
 SETTLED = 0.1  # seconds after LanceDB's last answer, in which its threads let go of what is Python's
 IDLE = 600.0  # seconds: an index that nobody searched makes room, and a table without one is looked at again
 
@@ -60,7 +59,7 @@ class MemoryIndex:
     def __init__(self, table: Any, rows: np.ndarray, vectors: np.ndarray, cells: pa.Table | None, wanted: Wanted):
         import faiss
 
-        self.table, self.columns = table, [name for name in table.schema.names if name != COLUMN]
+        self.table, self.schema = table, table.schema
         self.rows, self.vectors, self.cells = rows, vectors, cells
         width = vectors.shape[1]
         self.codes: Any = faiss.IndexPQFastScan(width, width // 2, 4, faiss.METRIC_INNER_PRODUCT)
@@ -93,9 +92,8 @@ class MemoryIndex:
         """The rows at these places, in their order."""
         if self.cells is not None and not thumbnails:
             return self.cells.take(places).to_pylist()
-        columns = [name for name in self.columns if thumbnails or name != THUMBNAIL]
         ids = self.rows[places].tolist()
-        found = self.table.take_row_ids(ids).select(columns).with_row_id().to_list()
+        found = self.table.take_row_ids(ids).select(shown_columns(self.schema, thumbnails)).with_row_id().to_list()
         known = {row.pop("_rowid"): row for row in found}
         return [known[number] for number in ids]
 

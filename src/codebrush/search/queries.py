@@ -19,7 +19,15 @@ from codebrush.errors import UsageError
 from codebrush.search.conditions import text_as_number, with_columns
 from codebrush.search.database import FRAME, Database, quoted
 from codebrush.search.messages import condition_fault
-from codebrush.search.vector_index import ALL, FLAT, IndexSettings, nearest, settings_of
+from codebrush.search.vector_index import (
+    ALL,
+    FLAT,
+    THUMBNAIL,
+    IndexSettings,
+    nearest,
+    settings_of,
+    shown_columns,
+)
 
 WITHOUT_WEIGHT = 0.5  # of an unwanted text, at least; the query has weight 1
 CANCELLED = 0.25  # of the query's length: if less is left beside the unwanted texts, it asks for nothing
@@ -144,7 +152,7 @@ def hits_of(database: Database, scores: Mapping[str, float], thumbnails: bool = 
         return []
     where = f"path IN ({', '.join(quoted(path) for path in scores)})"
     with database.guarded():
-        shown = _shown(database.table.schema, thumbnails)
+        shown = shown_columns(database.table.schema, thumbnails)
         rows = database.table.search().where(where).select(shown).limit(len(scores)).to_list()
     hits = [replace(_hit(row), score=scores[row["path"]]) for row in rows]
     places = {path: place for place, path in enumerate(scores)}
@@ -194,14 +202,10 @@ def _unreadable(database: Database, where: str, reason: str) -> UsageError:
     elsewhere = {column: name for name, columns in database.source_names().items() for column in columns}
     names = [
         f"{name} ({elsewhere[name]} in its source)" if name in elsewhere else name
-        for name in _shown(database.table.schema)
-        if name != "thumbnail"
+        for name in shown_columns(database.table.schema)
+        if name != THUMBNAIL
     ]
     return UsageError(f'cannot read the condition "{where}" ({reason}); the columns are {", ".join(names)}')
-
-
-def _shown(schema: Any, thumbnails: bool = True) -> list[str]:
-    return [name for name in schema.names if name != "embedding" and (thumbnails or name != "thumbnail")]
 
 
 def _by_picture(database: Database, vector: Tensor | None, where: str | None, most: int, thumbnails: bool) -> list[Hit]:
@@ -210,7 +214,7 @@ def _by_picture(database: Database, vector: Tensor | None, where: str | None, mo
     if where is None and (hits := _in_memory(database, asked, most, thumbnails)) is not None:
         return hits
     schema = table.schema  # LanceDB looks for a newer version each time
-    columns = [*_shown(schema, thumbnails), "_distance"]
+    columns = [*shown_columns(schema, thumbnails), "_distance"]
 
     def found(settings: IndexSettings) -> list[Hit]:
         return _ordered(nearest(table, asked, most, where, settings).select(columns), most)
@@ -234,7 +238,7 @@ def _in_memory(database: Database, asked: np.ndarray, most: int, thumbnails: boo
 def _by_words(
     table: Any, text: str, without: Sequence[str], where: str | None, most: int, thumbnails: bool
 ) -> list[Hit]:
-    columns = _shown(table.schema, thumbnails)
+    columns = shown_columns(table.schema, thumbnails)
     query = table.search(_caption_query(text, without), query_type="fts").select([*columns, "_score"])
     hits = _ordered(query if where is None else query.where(where), most)
     known = {hit.path for hit in hits}

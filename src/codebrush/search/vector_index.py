@@ -13,6 +13,7 @@ import numpy as np
 
 FLAT = "none"  # no index: all embeddings are compared
 COLUMN = "embedding"
+THUMBNAIL = "thumbnail"
 SETTINGS = "codebrush:vector_index"  # key in the metadata of the column
 ALL = 1_000_000  # probes: more than any index has partitions
 NEAREST = 10  # results by which recall is measured
@@ -20,6 +21,11 @@ MOST_REFINED = 64  # times k: at most so many rows are compared exactly, and whe
 GROWN = 10  # an index made for so many times fewer, or more, rows is made anew
 GROWN_A_LITTLE = 1.5  # and the recall of one with partitions is measured again
 SAMPLED, ROUNDS = 64, 20  # rows a partition that it is trained on, and rounds; a tenth of LanceDB's 256 times 50
+
+
+def shown_columns(schema: Any, thumbnails: bool = True) -> list[str]:
+    """The columns of a table that a result shows: all but its embedding, and the thumbnail where it is wanted."""
+    return [name for name in schema.names if name != COLUMN and (thumbnails or name != THUMBNAIL)]
 
 
 @dataclass(frozen=True)

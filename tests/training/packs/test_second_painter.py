@@ -128,6 +128,16 @@ def test_the_painter_of_the_pack_that_is_begun_from_comes_first(
     assert ("transformer" in found) == (short is None)
 
 
+def test_a_painter_that_goes_on_shares_its_time_only_where_a_fresh_one_could(
+    flowing: Path, plan: Callable[..., dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_flow = lambda size, started: 4 if started or not isinstance(size.recipe, FlowRecipe) else 10**9  # noqa: E731
+    monkeypatch.setattr(ModelSize, "least", of_flow)
+    found = plan(10 * BUDGET, start=flowing)
+    assert found["flow"].endswith("from flowing")
+    assert "transformer" not in found
+
+
 def test_a_pack_has_the_usual_painter_of_what_it_began_from(pack, shapes: Path, tmp_path: Path) -> None:
     shutil.copytree(pack[0], tmp_path / "first")
     info = json.loads((tmp_path / "first" / "pack.json").read_text())

@@ -15,6 +15,7 @@ from codebrush.data.sources.unread import amount
 from codebrush.errors import TrainingError, UsageError
 from codebrush.files import read_object, write_json
 from codebrush.models.pretrained import PretrainedModel
+from codebrush.pack.members import PAINTERS
 from codebrush.training.dataset import evenly
 from codebrush.training.engine.fabric import is_first
 from codebrush.training.engine.non_finite import LossDiverged
@@ -310,12 +311,14 @@ class MemberTraining:
         return any(has_begun(self.work / later) for later in list(STAGES)[list(STAGES).index(name) + 1 :])
 
     def _favour(self, stage: Stage) -> None:
-        """Add a second painter to the plan if there is enough time for it beside all others."""
+        """Add a second painter to the plan if there is enough time for it beside all others, and for both painters what
+        fresh ones need: half of the time for each makes two poor ones, also where one begins from a trained one."""
         self.unfavoured.remove(stage.name)
         self._time(stage)
         coming = self._coming()
-        timed = [(self.paces[name], seconds) for name, seconds in self._shares(coming).items() if name in self.paces]
-        if stage.name in self.left_out or any(pace.lack(seconds) > 1 for pace, seconds in timed):
+        timed = [(name, seconds) for name, seconds in self._shares(coming).items() if name in self.paces]
+        lacks = [self.paces[name].lack(seconds, name in PAINTERS.values()) for name, seconds in timed]
+        if stage.name in self.left_out or max(lacks, default=0) > 1:
             self.unfavoured.append(stage.name)
             self.left_out.pop(stage.name, None)
             self.paces.pop(stage.name, None)
@@ -333,7 +336,7 @@ class MemberTraining:
         kept, self.materials = self.materials, stage.placeholders(self.materials)
         step = self._step(stage, size, begins, seconds)
         self.materials = kept
-        self.paces[stage.name] = Pace(step, size.batch_size, size.least(begins is not None))
+        self.paces[stage.name] = Pace(step, size.batch_size, size.least(begins is not None), size.least(False))
         if stage.served_first:
             self.needs[stage.name] = step / size.batch_size * size.examples * (0.3 if begins is not None else 1.0)
 

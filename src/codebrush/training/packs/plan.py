@@ -18,20 +18,21 @@ PLANNED = 0.95  # of the seconds of a stage are planned for, so that steps a lit
 
 
 class Pace(NamedTuple):
-    """How long the smallest size of a stage takes: seconds of a step, its pictures, and how many it must see at
-    least."""
+    """How long the smallest size of a stage takes: seconds of a step, its pictures, how many it must see at least, and
+    how many if it began from nothing."""
 
     seconds: float
     batch_size: int
     least: int
+    fresh: int
 
     def seen(self, seconds: float) -> int:
         """The pictures that it sees in `seconds`."""
         return int(PLANNED * seconds / self.seconds) * self.batch_size
 
-    def lack(self, seconds: float) -> float:
-        """How many times too few they are; 1 or less if they are enough."""
-        return self.least / max(1, self.seen(seconds))
+    def lack(self, seconds: float, as_fresh: bool = False) -> float:
+        """How many times too few they are, `as_fresh` for one from nothing; 1 or less if they are enough."""
+        return (self.fresh if as_fresh else self.least) / max(1, self.seen(seconds))
 
     @property
     def needs(self) -> float:

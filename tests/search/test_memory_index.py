@@ -117,6 +117,42 @@ def test_rows_written_since_are_found_at_once_and_then_in_memory(folder: Path) -
     assert str(ROWS) not in [hit.path for hit in search(database, torch.from_numpy(late))]
 
 
+def test_a_database_that_was_made_anew_with_as_many_versions_is_another_one(folder: Path) -> None:
+    late = near(5, 1)[0]
+    database, memory = held(folder, late)
+    version = database.table.version
+    shutil.rmtree(folder)
+    database_of(folder, np.concatenate([near(0, ROWS - 1), late[None]]))
+    assert database.table.version == version
+    assert search(database, torch.from_numpy(late))[0].score == pytest.approx(1, abs=1e-5)
+    memory.wait()
+    assert answers(memory, database, late)
+    assert search(database, torch.from_numpy(late))[0].path == str(ROWS - 1)
+
+
+def test_lancedb_is_asked_for_its_version_only_where_files_are_others(folder: Path) -> None:
+    class Counted:
+        asked = 0
+
+        @property
+        def version(self) -> int:
+            self.asked += 1
+            return database.table.version
+
+    query, table = near(1, 1)[0], Counted()
+    database, memory = held(folder, query)
+
+    def found() -> bool:
+        opened = str(database.place), table, database.open_table
+        return memory.nearest(*opened, query, 10, files=database.place.versions()) is not None
+
+    assert [found() for _ in range(3)] == [True] * 3
+    assert table.asked == 0
+    database_of(folder, near(0, ROWS))
+    assert not found()
+    assert table.asked == 1
+
+
 def test_conditions_and_many_results_are_searched_on_disk(folder: Path) -> None:
     query = near(1, 1)[0]
     database, memory = held(folder, query)

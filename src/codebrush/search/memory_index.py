@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from codebrush.search.places import Versions
 from codebrush.search.sample_queries import Asked, sample_queries
 from codebrush.search.vector_index import COLUMN, NEAREST, THUMBNAIL, shown_columns
 
@@ -145,10 +146,15 @@ class _Known:
     """
 
     version: int
+    files: Versions | None
     index: MemoryIndex | None = None
     looked_at: float = field(default_factory=time.monotonic)
     searched: float = field(default_factory=time.monotonic)
     took: float = 0.0  # seconds, to make the last index of the table
+
+    def is_of(self, version: int, files: Versions | None) -> bool:
+        """Whether it is of this version: of a table that was made anew, the files of the same version are others."""
+        return self.version == version and (files is None or self.files is None or not files.isdisjoint(self.files))
 
 
 class MemoryIndexes:
@@ -161,24 +167,32 @@ class MemoryIndexes:
         _all.add(self)
 
     def nearest(
-        self, name: str, table: Any, again: Callable[[], Any], vector: np.ndarray, k: int, thumbnails: bool = True
+        self,
+        name: str,
+        table: Any,
+        again: Callable[[], Any],
+        vector: np.ndarray,
+        k: int,
+        thumbnails: bool = True,
+        files: Versions | None = None,
     ) -> list[dict[str, Any]] | None:
         """The `k` rows nearest to a vector; see `MemoryIndex.nearest`.
 
-        `name` says which table it is, and `again` opens it once more. None if the rows are not to be had: an index is
-        then made, unless the table is too small or too large, has an odd E, `k` is over `MOST_RESULTS`, or faiss is
-        not installed.
+        `name` says which table it is, `again` opens it once more, and while its `files` are as they were, LanceDB is
+        not asked for its version. None if the rows are not to be had: an index is then made, unless the table is too
+        small or too large, has an odd E, `k` is over `MOST_RESULTS`, or faiss is not installed.
         """
         if k > MOST_RESULTS or not 0 < float(np.linalg.norm(vector)) < np.inf:
             return None
-        version, now = table.version, time.monotonic()
+        known, now = self._known.get(name), time.monotonic()
+        version = table.version if known is None or files is None or known.files != files else known.version
         with self._lock:
             known = self._known.get(name)
-            if known is None or known.version != version or (known.index is None and now - known.looked_at > IDLE):
+            if known is None or not known.is_of(version, files) or (not known.index and now - known.looked_at > IDLE):
                 took = 0.0 if known is None else known.took
-                self._known[name] = known = _Known(version, took=took)
+                self._known[name] = known = _Known(version, files, took=took)
                 self._make(name, again, known)
-            known.searched = now
+            known.files, known.searched = files, now
             index = known.index
         try:
             return None if index is None else index.nearest(vector, k, thumbnails)

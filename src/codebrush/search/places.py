@@ -26,6 +26,7 @@ from codebrush.search.messages import plain_reason
 
 TABLE = "pictures"
 TABLE_FOLDER = f"{TABLE}.lance"
+VERSIONS_FOLDER = "_versions"  # in the table's
 LOCK = ".codebrush.lock"
 COLUMNS_FILE = "columns.json"  # see `Database.source_names`
 COLUMNS_TABLE = "columns"
@@ -37,6 +38,7 @@ OF_STORAGE = re.compile(
 )
 CLIENT = "lance_namespace_urllib3_client"  # for servers of tables; LanceDB imports it all and uses its models alone
 Names = dict[str, list[str]]
+Versions = frozenset[tuple[str, int]]  # names of files, and when they were written, in nanoseconds
 
 
 class Place(Protocol):
@@ -58,6 +60,10 @@ class Place(Protocol):
 
     def has_table(self) -> bool:
         """Whether there is a database."""
+        ...
+
+    def versions(self) -> Versions | None:
+        """Files that change with each version of the table, read sooner than LanceDB's number of it; None without."""
         ...
 
     def prepare(self) -> None:
@@ -127,6 +133,11 @@ class Folder:
             raise DataError(f"{self} is a file, not a database: name a folder that codebrush index has made")
         return False
 
+    def versions(self) -> Versions | None:
+        with suppress(OSError), os.scandir(self.path / TABLE_FOLDER / VERSIONS_FOLDER) as files:
+            return frozenset((each.name, each.stat().st_mtime_ns) for each in files)
+        return None
+
     def prepare(self) -> None:
         path = self.path
         if path.exists() and not path.is_dir():
@@ -168,7 +179,7 @@ class Folder:
 def _was_never_made(table: Path) -> bool:
     """Whether a table's folder is what is left where making the table failed, as on a full disk: it has neither a
     version nor rows, and a table can be made in it."""
-    return not any((table / "_versions").glob("*.manifest")) and not any((table / "data").glob("*"))
+    return not any((table / VERSIONS_FOLDER).glob("*.manifest")) and not any((table / "data").glob("*"))
 
 
 class Storage:
@@ -196,6 +207,9 @@ class Storage:
 
     def _tables(self) -> list[str]:
         return list(self.connect().list_tables().tables)
+
+    def versions(self) -> Versions | None:
+        return None
 
     def prepare(self) -> None:
         """Nothing has to be made; whatever else lies under the address stays as it is."""

@@ -231,7 +231,7 @@ def _in_memory(database: Database, asked: np.ndarray, most: int, thumbnails: boo
     if database.memory is None:
         return None
     opened = str(database.place), database.table, database.open_table
-    rows = database.memory.nearest(*opened, asked, most, thumbnails)
+    rows = database.memory.nearest(*opened, asked, most, thumbnails, database.place.versions())
     return None if rows is None else sorted(map(_hit, rows), key=lambda hit: (-hit.score, hit.path))
 
 

@@ -133,7 +133,7 @@ def main() -> None:
         search(in_memory, torch.from_numpy(vectors[0]), k=K)
         memory.wait()
         memory_seconds = time.perf_counter() - began - QUIET
-        assert memory.nearest(str(in_memory.place), in_memory.table, in_memory.open_table, vectors[0], K)
+        assert memory.nearest(in_memory.place, in_memory.table, in_memory.open_table, vectors[0], K)
         for kind, vectors_of in queries.items():
             figures[f"{kind}, in memory"] = measure(in_memory, flat, kind, vectors_of, ", in memory")
             figures[f"{kind}, in memory"]["alone_p50_ms"] = alone(in_memory, vectors_of)

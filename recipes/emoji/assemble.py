@@ -77,6 +77,11 @@ def without_article(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
+def runs_with(upscaler: str) -> list[str]:
+    """The runs of a pack whose upscaler is that of the run `upscaler`, the first or the second."""
+    return [run for run in RUNS if run != MEMBERS["upscaler"] or run == upscaler]
+
+
 def run_facts(folder: Path) -> dict:
     """Plan, last figures, loss and training seconds of one run folder."""
     lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
@@ -102,15 +107,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("data", type=Path)
+    parser.add_argument(
+        "--upscaler", default=MEMBERS["upscaler"], help="its run: upscaler where there are no larger drawings"
+    )
     parser.add_argument("--earlier", type=Path, help="pack with models and records of the stages without run folder")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    members = MEMBERS | {"upscaler": options.upscaler}
     earlier = open_pack(options.earlier).info["provenance"]["stages"] if options.earlier else {}
-    logged = {run for run in RUNS if is_done(options.runs / run) and (options.runs / run / METRICS).is_file()}
-    if gone := [run for run in RUNS if run not in logged | earlier.keys()]:
+    runs = runs_with(options.upscaler)
+    logged = {run for run in runs if is_done(options.runs / run) and (options.runs / run / METRICS).is_file()}
+    if gone := [run for run in runs if run not in logged | earlier.keys()]:
         parser.error(f"{options.runs} has no {', '.join(gone)}: name a pack that has them with --earlier")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    trained = {member: trained_model(options.runs, run, member, options.earlier) for member, run in MEMBERS.items()}
+    trained = {member: trained_model(options.runs, run, member, options.earlier) for member, run in members.items()}
     clip = CLIP.from_pretrained(trained["clip"])
     rows = SourceConfig(str(options.data), "train", ("skin_tone is null",), ("{label}, {style} style",), "concept")
     known = load_captioned(rows.open(), clip.image_size, options.runs / "cache")
@@ -147,7 +157,7 @@ def main() -> None:
             "data_sha256": hashlib.sha256(options.data.read_bytes()).hexdigest(),
             "torch": torch.__version__,
             "machine": f"{platform.machine()}, 2 CPU cores with AVX-512 and bf16, no GPU",
-            "stages": {run: run_facts(options.runs / run) if run in logged else earlier[run] for run in RUNS},
+            "stages": {run: run_facts(options.runs / run) if run in logged else earlier[run] for run in runs},
         },
     )
     size = sum(path.stat().st_size for path in pack.folder.rglob("*.safetensors"))

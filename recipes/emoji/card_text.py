@@ -49,7 +49,8 @@ def origin(info: dict[str, Any], figures: dict[str, Any]) -> list[str]:
         "variants: 7,576 pictures of 1,757 concepts in five styles. `val` and `test` hold other concepts. CLIP and the "
         "captioner also saw 5,144 drawings of the same concepts in five more styles, and 4,916 icons; CLIP and scorer "
         "18,300 icons of one colour and 7,500 compositions made of the drawings, the flow one of the other styles and "
-        "6,000 compositions. The upscaler saw 6,143 emoji of the train split at 256 pixels.",
+        "6,000 compositions; the decoder of the VQGAN four of the other styles. The upscaler saw 6,143 emoji of the "
+        "train split at 256 pixels.",
         f"- **Licence**: {info['licence']}. Its token embeddings are distilled from all-MiniLM-L6-v2 (Apache-2.0); "
         "see NOTICE.",
         f"- **Recipe**: `{made['recipe']}/`, at commit `{made['commit'][:12]}`, torch {made['torch']}.",

@@ -156,6 +156,8 @@ class Plan:
     def _pack(self) -> Iterator[Step]:
         out, given = self.runs / "pack", self.given
         earlier = ("--earlier", given.earlier) if given.earlier else ()
+        if not (given.icon_packages or given.earlier):
+            earlier = ("--upscaler", "upscaler")
         yield self._script("assemble", out, self.runs, self.emoji, *earlier, made=out / "pack.json")
         yield self._script("fit_temperature", None, out, self.emoji, made=self.runs / "fit_temperature.done")
         if given.photographs:
@@ -248,7 +250,9 @@ def main() -> None:
     parser.add_argument(
         "--answers", type=Path, help="folder with emoji, icons and cifar10-mini, for answer_confidence.py"
     )
-    parser.add_argument("--icon-packages", type=Path, help="folder of npm packages with icons, for more_icons.py")
+    parser.add_argument(
+        "--icon-packages", type=Path, help="folder of the npm packages that more_icons.py and large_drawings.py list"
+    )
     parser.add_argument("--photographs", type=Path, help="run folder of the VQGAN of recipes/photos, put in as a start")
     parser.add_argument("--until", metavar="STEP", help="end after this step")
     parser.add_argument("--list", action="store_true", help="say the steps and which are done, and run none")

@@ -9,12 +9,9 @@ Left out: what only interfaces use, names with words that have no vector, icons 
 the val or test split, so that these stay unseen, and words of `synonyms.csv`. A thing's split is by its name's hash.
 """
 
-import argparse
 import colorsys
 import csv
 import hashlib
-import io
-import json
 import re
 import sys
 from collections import Counter
@@ -25,13 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
-import resvg_py  # pyright: ignore[reportMissingImports]
 from compositions import HUES
+from icon_packages import arguments, cell, markup, opened, rendered, write
 from PIL import Image
 
-from codebrush.files import atomic_file
 from codebrush.text.word_table import singulars_of
 from codebrush.text.word_vectors import is_read
 
@@ -115,25 +110,15 @@ class Icon:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("packages", type=Path, nargs="?", help="the folder of `npm install --prefix`")
-    parser.add_argument("drawings", type=Path, nargs="?", help="the emoji, whose val and test labels stay unseen")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--list", action="store_true", help="only say the packages")
-    given = parser.parse_args()
-    if given.list:
-        print(*(f"@iconify-json/{name}@{its.version}" for name, its in SETS.items()))
-        return
-    if None in (given.packages, given.drawings, given.out):
-        parser.error("say the folder of the packages, the table of drawings and --out")
+    """See the top of the file."""
+    given = arguments(__doc__, ((name, its.version) for name, its in SETS.items()))
     table = pq.read_table(given.drawings)
     choose = Chooser(table.select(["label", "group", "split"]).to_pylist())
-    icons = [icon for name in SETS for icon in choose(name, given.packages / "node_modules" / "@iconify-json" / name)]
+    icons = [icon for name in SETS for icon in choose(name, given.packages / name)]
     with ProcessPoolExecutor() as pool:
         rows = [row for row in pool.map(row_of, icons, chunksize=64) if row is not None]
     rows.sort(key=lambda row: hashlib.sha256(row["id"].encode()).digest())
-    with atomic_file(given.out) as part:
-        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), part, compression="zstd", row_group_size=1024)
+    write(rows, table.schema, given.out)
     print(f"{given.out}: {len(rows)} icons of {len({row['concept'] for row in rows})} things and colours")
     for reason, count in choose.left_out.most_common():
         print(f"left out, {reason}: {count}", file=sys.stderr)
@@ -152,10 +137,8 @@ class Chooser:
 
     def __call__(self, name: str, folder: Path) -> Iterator[Icon]:
         """The icons of a set, each thing at most once for each ending."""
-        its, package = SETS[name], json.loads((folder / "package.json").read_text(encoding="utf-8"))
-        if package["version"] != its.version:
-            raise SystemExit(f"{folder}: version {package['version']}, and not {its.version}: see --list")
-        held = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
+        its = SETS[name]
+        held = opened(folder, its.version)
         left = {icon for icon, drawn in held["icons"].items() if not drawn.get("hidden")}
         for ending in its.endings:
             seen: set[str] = set()
@@ -212,36 +195,22 @@ def colour_of(key: str, thing: str) -> str | None:
     return None if number % 2 or named else COLOURS[number // 2 % len(COLOURS)]
 
 
-def markup(held: dict[str, Any], name: str) -> str:
-    """The SVG of an icon in one colour, named `currentColor`."""
-    icon = held["icons"][name]
-    left, top = (icon.get(side, held.get(side, 0)) for side in ("left", "top"))
-    wide, high = (icon.get(side, held.get(side, 16)) for side in ("width", "height"))
-    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    size = f'width="{wide}" height="{high}" viewBox="{left} {top} {wide} {high}"'
-    return f"<svg {spaces} {size}>{icon['body']}</svg>"
-
-
 def row_of(icon: Icon) -> dict[str, Any] | None:
     """The row of an icon; None for one that shows nothing."""
     key = f"{icon.style}/{icon.name}"
     svg = icon.svg.replace("currentColor", ink(icon.colour, key))
     wide, high = (float(number) for number in re.findall(r'(?:width|height)="([\d.]+)"', svg)[:2])
-    side = (DRAWN, None) if wide >= high else (None, DRAWN)
-    png = resvg_py.svg_to_bytes(svg_string=svg, background="white", width=side[0], height=side[1])
-    drawn = Image.open(io.BytesIO(bytes(png)))
+    shape = rendered(svg, *((DRAWN, None) if wide >= high else (None, DRAWN)))
     picture = Image.new("RGB", (SIDE, SIDE), "white")
-    picture.paste(drawn.convert("RGB"), ((SIDE - drawn.width) // 2, (SIDE - drawn.height) // 2))
+    picture.paste(shape, ((SIDE - shape.width) // 2, (SIDE - shape.height) // 2))
     if np.asarray(picture.convert("L")).min() > 200:
         return None
-    stored = io.BytesIO()
-    picture.save(stored, format="WEBP", lossless=True)
     label = icon.thing if icon.colour is None else f"{icon.colour} {icon.thing}"
     share = hashed(icon.thing) / 2**32
     split = "train" if share < 0.9 else "val" if share < 0.95 else "test"
     return {"id": key, "hexcode": None, "concept": label, "style": icon.style, "label": label, "tags": [],
             "group": "icons", "subgroup": None, "skin_tone": None, "width": SIDE, "height": SIDE,
-            "image": {"bytes": stored.getvalue(), "path": ""}, "split": split}  # fmt: skip
+            "image": cell(picture), "split": split}  # fmt: skip
 
 
 def ink(colour: str | None, key: str) -> str:

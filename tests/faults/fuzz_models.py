@@ -88,9 +88,6 @@ def make_manifests(folder: Path) -> Made:
     return seeds, lambda data: read_manifest(io.BytesIO(data))
 
 
-GUIDED = 2  # which of the replayed manifests is that of a guided run
-
-
 def make_replays(folder: Path) -> Made:
     """Manifests of pictures that were really drawn, with fields that hold other things."""
     pack = write_micro_pack(folder / "pack", transformer=micro_transformer(image_embedding=24), flow=micro_flow())
@@ -109,7 +106,8 @@ def make_replays(folder: Path) -> Made:
             return
         manifest = changed(made[data[0] % len(made)], data[1:])
         options = manifest.get("options") if isinstance(manifest, dict) else None
-        if data[0] % len(made) == GUIDED and isinstance(options, dict) and options.get("steps") is None:
+        guided = made[data[0] % len(made)]["method"] == "guide"
+        if guided and isinstance(options, dict) and options.get("steps") is None:
             options["steps"] = 1  # the usual number takes minutes, as it should
         brush.replay(manifest, [drawn.image], named_files=False)
 

@@ -20,7 +20,7 @@ SCRIPTS = (
     *("fit_temperature", "join", "large_drawings", "more_icons", "painter_table", "score_levels", "style_classifier"),
 )
 # what a script needs beyond the extra for development
-UNUSUAL = {"compositions": "inflect", "large_drawings": "resvg_py", "more_icons": "resvg_py"}
+UNUSUAL = {"compositions": "inflect", "more_icons": "inflect"}
 
 
 class Taken(Exception):
@@ -59,6 +59,16 @@ def test_each_step_is_given_what_earlier_steps_made(make: Any, tmp_path: Path, r
         made.append(step.made)
     assert len({step.name for step in steps}) == len(steps)
     assert made[-1] == tmp_path / "runs" / "pack" / "README.md"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_every_run_of_the_pack_is_a_step(make: Any, tmp_path: Path, there: bool) -> None:
+    packages = tmp_path / "packages" if there else None
+    steps = {step.name: step for step in steps_of(make, tmp_path, icon_packages=packages, earlier=None)}
+    assemble, command = importlib.import_module("assemble"), steps["assemble"].command
+    upscaler = command[command.index("--upscaler") + 1] if "--upscaler" in command else assemble.MEMBERS["upscaler"]
+    assert upscaler == ("upscaler-2" if there else "upscaler")
+    assert {*assemble.runs_with(upscaler)} <= {*steps}
 
 
 def test_the_recipes_are_read_and_the_stages_commands_are_taken(make: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import gc
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -12,14 +13,16 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 
-from codebrush.search import memory_index
+from codebrush.search import memory_index, places
 from codebrush.search.database import Database, open_database
 from codebrush.search.memory_index import MemoryIndex, MemoryIndexes, Unwanted, bytes_of, read_index
+from codebrush.search.places import Folder
 from codebrush.search.queries import search
 from search_helpers import EMBEDDER, database_of, unit
 
@@ -59,7 +62,7 @@ def held(folder: Path, query: np.ndarray) -> tuple[Database, MemoryIndexes]:
 
 def answers(memory: MemoryIndexes, database: Database, query: np.ndarray, k: int = 10) -> bool:
     """Whether a search is made in memory."""
-    return memory.nearest(str(database.place), database.table, database.open_table, query, k) is not None
+    return memory.nearest(database.place, database.table, database.open_table, query, k) is not None
 
 
 @pytest.mark.parametrize("towards", [0.7, -0.7])
@@ -117,40 +120,86 @@ def test_rows_written_since_are_found_at_once_and_then_in_memory(folder: Path) -
     assert str(ROWS) not in [hit.path for hit in search(database, torch.from_numpy(late))]
 
 
-def test_a_database_that_was_made_anew_with_as_many_versions_is_another_one(folder: Path) -> None:
-    late = near(5, 1)[0]
-    database, memory = held(folder, late)
+@pytest.mark.parametrize("way", ["made again", "made again where nothing tells", "restored from a copy"])
+def test_another_database_in_the_same_place_with_as_many_versions_is_searched_as_it_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    query, copy = near(1, 1)[0], tmp_path / "copy"
+    if way == "made again where nothing tells":  # as in object storage
+        monkeypatch.setattr(Folder, "stamp", lambda _: None)
+        monkeypatch.setattr(Folder, "stamp_of", lambda *_: None)
+    shutil.copytree(folder, copy)
+    open_database(folder, EMBEDDER).delete(["0"])
+    database, memory = held(folder, query)
+    assert answers(memory, database, query)
     version = database.table.version
     shutil.rmtree(folder)
-    database_of(folder, np.concatenate([near(0, ROWS - 1), late[None]]))
-    assert database.table.version == version
-    assert search(database, torch.from_numpy(late))[0].score == pytest.approx(1, abs=1e-5)
-    memory.wait()
-    assert answers(memory, database, late)
-    assert search(database, torch.from_numpy(late))[0].path == str(ROWS - 1)
+    if way == "restored from a copy":
+        shutil.copytree(copy, folder)
+    else:
+        database_of(folder, near(3, ROWS))
+    plain = open_database(folder, EMBEDDER)
+    plain.delete([hit.path for hit in search(plain, torch.from_numpy(query), k=3)])
+    assert database.table.version == version  # by which alone it could not be told
+    for _ in range(2):
+        mine, its = (search(each, torch.from_numpy(query), thumbnails=False) for each in (database, plain))
+        assert [hit.path for hit in mine] == [hit.path for hit in its]
+        memory.wait()
+    assert answers(memory, database, query)
 
 
-def test_lancedb_is_asked_for_its_version_only_where_files_are_others(folder: Path) -> None:
-    class Counted:
-        asked = 0
+class Counted:
+    """A table that counts how often it is asked for its version, which is LanceDB's unless another is given."""
 
-        @property
-        def version(self) -> int:
-            self.asked += 1
-            return database.table.version
+    def __init__(self, table: Any) -> None:
+        self.table, self.asked, self.given = table, 0, None
 
-    query, table = near(1, 1)[0], Counted()
+    @property
+    def version(self) -> int:
+        self.asked += 1
+        return self.given or self.table.version
+
+
+def test_lancedb_is_asked_for_its_version_only_after_a_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "SAME_TIME", 0)
+    query = near(1, 1)[0]
     database, memory = held(folder, query)
+    table = Counted(database.table)
 
     def found() -> bool:
-        opened = str(database.place), table, database.open_table
-        return memory.nearest(*opened, query, 10, files=database.place.versions()) is not None
+        return memory.nearest(database.place, table, database.open_table, query, 10) is not None
 
     assert [found() for _ in range(3)] == [True] * 3
     assert table.asked == 0
     database_of(folder, near(0, ROWS))
     assert not found()
     assert table.asked == 1
+    memory.wait()
+    assert found()
+    monkeypatch.setattr(places, "SAME_TIME", 2**62)  # the last change is always recent
+    assert [found() for _ in range(3)] == [True] * 3
+    assert table.asked == 4
+
+
+def test_a_search_that_knows_an_older_version_leaves_the_newer_index(folder: Path) -> None:
+    query = near(1, 1)[0]
+    database, memory = held(folder, query)
+    late = Counted(database.table)
+    late.given = database.table.version - 1
+    known = dict(memory._known)
+    assert memory.nearest(database.place, late, database.open_table, query, 10) is None
+    assert memory._known == known
+    assert answers(memory, database, query)
+
+
+def test_a_search_without_memory_for_a_thread_stays_on_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, memory = near(1, 1)[0], MemoryIndexes()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+        database = open_database(folder, EMBEDDER, memory=memory)
+        assert len(search(database, torch.from_numpy(query))) == 10
+    memory.close()
+    assert not answers(memory, database, query)
 
 
 def test_conditions_and_many_results_are_searched_on_disk(folder: Path) -> None:
@@ -198,22 +247,6 @@ def test_two_tables_that_do_not_fit_together_do_not_take_turns(tmp_path: Path, m
     memory.wait()
     monkeypatch.setattr(memory_index, "IDLE", 600.0)
     assert [answers(memory, opened[name], query) for name in ("b", "a")] == [True, False]
-
-
-def test_a_database_that_is_deleted_and_made_again_is_searched_as_it_is(folder: Path) -> None:
-    query = near(1, 1)[0]
-    _, memory = held(folder, query)
-    before = open_database(folder, EMBEDDER).table.version
-    shutil.rmtree(folder)
-    others = near(3, ROWS)
-    database_of(folder, others)
-    database = open_database(folder, EMBEDDER, memory=memory)
-    assert database.table.version == before  # by which alone it could not be told
-    best = np.argsort(-(others @ query))[:10].tolist()
-    for _ in range(2):
-        assert [int(hit.path) for hit in search(database, torch.from_numpy(query))] == best
-        memory.wait()
-    assert answers(memory, database, query)
 
 
 def test_zeros_are_found_as_on_the_disk(tmp_path: Path) -> None:
@@ -291,14 +324,14 @@ def test_an_index_that_is_out_of_date_is_given_up(folder: Path, monkeypatch: pyt
     read = memory_index.read_index
 
     def slow(
-        again: Any, version: int, wanted: Any, room: Any
+        again: Any, version: int, wanted: Any, *given: Any, **more: Any
     ) -> Any:  # while it reads, somebody writes and somebody searches
         if not given_up:
             given_up.append(version)
             database.delete(["5"])
             search(database, torch.from_numpy(query))
             assert not wanted()
-        return read(again, version, wanted, room)
+        return read(again, version, wanted, *given, **more)
 
     monkeypatch.setattr(memory_index, "read_index", slow)
     search(database, torch.from_numpy(query))

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from codebrush.search.places import Versions
+from codebrush.search.places import Place, Stamp
 from codebrush.search.sample_queries import Asked, sample_queries
 from codebrush.search.vector_index import COLUMN, NEAREST, THUMBNAIL, shown_columns
 
@@ -146,15 +146,12 @@ class _Known:
     """
 
     version: int
-    files: Versions | None
+    own: Stamp | None  # of that version
+    stamp: Stamp | None = None  # of the table, when that was its newest version
     index: MemoryIndex | None = None
     looked_at: float = field(default_factory=time.monotonic)
     searched: float = field(default_factory=time.monotonic)
     took: float = 0.0  # seconds, to make the last index of the table
-
-    def is_of(self, version: int, files: Versions | None) -> bool:
-        """Whether it is of this version: of a table that was made anew, the files of the same version are others."""
-        return self.version == version and (files is None or self.files is None or not files.isdisjoint(self.files))
 
 
 class MemoryIndexes:
@@ -167,32 +164,32 @@ class MemoryIndexes:
         _all.add(self)
 
     def nearest(
-        self,
-        name: str,
-        table: Any,
-        again: Callable[[], Any],
-        vector: np.ndarray,
-        k: int,
-        thumbnails: bool = True,
-        files: Versions | None = None,
+        self, place: Place, table: Any, again: Callable[[], Any], vector: np.ndarray, k: int, thumbnails: bool = True
     ) -> list[dict[str, Any]] | None:
-        """The `k` rows nearest to a vector; see `MemoryIndex.nearest`.
+        """The `k` rows of the table at a place that are nearest to a vector; see `MemoryIndex.nearest`.
 
-        `name` says which table it is, `again` opens it once more, and while its `files` are as they were, LanceDB is
-        not asked for its version. None if the rows are not to be had: an index is then made, unless the table is too
-        small or too large, has an odd E, `k` is over `MOST_RESULTS`, or faiss is not installed.
+        `again` opens the table once more. None if the rows are not to be had: an index is then made, unless the table
+        is too small or too large, has an odd E, `k` is over `MOST_RESULTS`, or faiss is not installed.
         """
         if k > MOST_RESULTS or not 0 < float(np.linalg.norm(vector)) < np.inf:
             return None
-        known, now = self._known.get(name), time.monotonic()
-        version = table.version if known is None or files is None or known.files != files else known.version
+        name, now, stamp = str(place), time.monotonic(), place.stamp()
+        known = self._known.get(name)
+        if known is not None and stamp is not None and known.stamp == stamp:
+            version, own = known.version, known.own
+        else:
+            version = table.version
+            own = place.stamp_of(version)
         with self._lock:
             known = self._known.get(name)
-            if known is None or not known.is_of(version, files) or (not known.index and now - known.looked_at > IDLE):
+            if known is not None and known.version > version and place.stamp_of(known.version) == known.own:
+                return None  # the version is an older one by now
+            is_known = known is not None and (known.version, known.own) == (version, own)
+            if known is None or not is_known or (known.index is None and now - known.looked_at > IDLE):
                 took = 0.0 if known is None else known.took
-                self._known[name] = known = _Known(version, files, took=took)
+                self._known[name] = known = _Known(version, own, took=took)
                 self._make(name, again, known)
-            known.files, known.searched = files, now
+            known.stamp, known.searched = stamp, now
             index = known.index
         try:
             return None if index is None else index.nearest(vector, k, thumbnails)
@@ -204,7 +201,9 @@ class MemoryIndexes:
 
     def wait(self) -> None:
         """Return once no index is being made."""
-        for thread in list(self._threads):
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
             thread.join()
 
     def close(self) -> None:
@@ -215,8 +214,9 @@ class MemoryIndexes:
     def _make(self, name: str, again: Callable[[], Any], known: _Known) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         thread = threading.Thread(target=self._work, args=(name, again, known), name="codebrush-index", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        with suppress(RuntimeError):  # there is no memory for another thread: the table is looked at again after `IDLE`
+            thread.start()
+            self._threads.append(thread)
 
     def _work(self, name: str, again: Callable[[], Any], known: _Known) -> None:
         def wanted() -> bool:
@@ -226,7 +226,7 @@ class MemoryIndexes:
         with self._making:
             began = time.monotonic()
             try:
-                index = read_index(again, known.version, wanted, self._room)
+                index = read_index(again, known.version, wanted, self._room, with_cells=known.own is not None)
             except Exception:  # whatever is wrong is told by the search on disk, which goes on
                 return
             with self._lock:
@@ -243,12 +243,17 @@ class MemoryIndexes:
 
 
 def read_index(
-    again: Callable[[], Any], version: int, wanted: Wanted, room: Callable[[], int] = most_bytes
+    again: Callable[[], Any],
+    version: int,
+    wanted: Wanted,
+    room: Callable[[], int] = most_bytes,
+    with_cells: bool = True,
 ) -> MemoryIndex | None:
     """The index of all embeddings of the table that `again` opens, at this `version`.
 
     None if it should have none, has a newer version, or would take more bytes than `room` says. Without the other
-    columns if they would.
+    columns if they would, or unless `with_cells`: where nothing tells a table that was made again, only its rows do,
+    which are then gone.
 
     Raises:
         Unwanted: if `wanted` says no meanwhile.
@@ -276,7 +281,7 @@ def read_index(
         vectors[filled:ended] = some[kept] / norms[kept, None]
         rows[filled:ended] = part["_rowid"].to_numpy()[kept]
         filled = ended
-        if left >= 0:
+        if with_cells and left >= 0:
             cells.append(part.drop_columns([COLUMN, "_rowid"]).filter(kept))
             left -= cells[-1].nbytes
         if left < 0:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
@@ -27,6 +28,7 @@ from codebrush.search.messages import plain_reason
 TABLE = "pictures"
 TABLE_FOLDER = f"{TABLE}.lance"
 VERSIONS_FOLDER = "_versions"  # in the table's
+SAME_TIME = 2_000_000_000  # nanoseconds: no file system's clock is coarser
 LOCK = ".codebrush.lock"
 COLUMNS_FILE = "columns.json"  # see `Database.source_names`
 COLUMNS_TABLE = "columns"
@@ -38,7 +40,7 @@ OF_STORAGE = re.compile(
 )
 CLIENT = "lance_namespace_urllib3_client"  # for servers of tables; LanceDB imports it all and uses its models alone
 Names = dict[str, list[str]]
-Versions = frozenset[tuple[str, int]]  # names of files, and when they were written, in nanoseconds
+Stamp = tuple[int, ...]  # of a file: which it is, and when it was written
 
 
 class Place(Protocol):
@@ -62,8 +64,15 @@ class Place(Protocol):
         """Whether there is a database."""
         ...
 
-    def versions(self) -> Versions | None:
-        """Files that change with each version of the table, read sooner than LanceDB's number of it; None without."""
+    def stamp(self) -> Stamp | None:
+        """What tells that the table has changed, faster than asking LanceDB for its version. None where nothing
+        does, or the last change is so recent that the next may have the same time.
+        """
+        ...
+
+    def stamp_of(self, version: int) -> Stamp | None:
+        """What tells a version of the table from one with the same number of a table that was made again; None if
+        nothing does."""
         ...
 
     def prepare(self) -> None:
@@ -133,9 +142,18 @@ class Folder:
             raise DataError(f"{self} is a file, not a database: name a folder that codebrush index has made")
         return False
 
-    def versions(self) -> Versions | None:
-        with suppress(OSError), os.scandir(self.path / TABLE_FOLDER / VERSIONS_FOLDER) as files:
-            return frozenset((each.name, each.stat().st_mtime_ns) for each in files)
+    def stamp(self) -> Stamp | None:
+        with suppress(OSError):
+            found = (self.path / TABLE_FOLDER / VERSIONS_FOLDER).stat()
+            if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > SAME_TIME:
+                return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+        return None
+
+    def stamp_of(self, version: int) -> Stamp | None:
+        for name in (f"{2**64 - 1 - version:020}", f"{version}"):  # Lance's two ways to name them
+            with suppress(OSError):
+                found = (self.path / TABLE_FOLDER / VERSIONS_FOLDER / f"{name}.manifest").stat()
+                return found.st_ino, found.st_mtime_ns
         return None
 
     def prepare(self) -> None:
@@ -208,7 +226,10 @@ class Storage:
     def _tables(self) -> list[str]:
         return list(self.connect().list_tables().tables)
 
-    def versions(self) -> Versions | None:
+    def stamp(self) -> Stamp | None:
+        return None
+
+    def stamp_of(self, version: int) -> Stamp | None:
         return None
 
     def prepare(self) -> None:

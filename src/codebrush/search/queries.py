@@ -230,8 +230,8 @@ def _in_memory(database: Database, asked: np.ndarray, most: int, thumbnails: boo
     """The rows nearest to a vector (E,), with exact cosines; None if they are not to be found in memory."""
     if database.memory is None:
         return None
-    opened = str(database.place), database.table, database.open_table
-    rows = database.memory.nearest(*opened, asked, most, thumbnails, database.place.versions())
+    opened = database.place, database.table, database.open_table
+    rows = database.memory.nearest(*opened, asked, most, thumbnails)
     return None if rows is None else sorted(map(_hit, rows), key=lambda hit: (-hit.score, hit.path))
 
 

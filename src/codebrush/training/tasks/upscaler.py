@@ -194,7 +194,7 @@ class UpscalerTask:
     def preview(self, network: nn.Module) -> Image.Image:
         """Some pictures in four rows: small, enlarged bicubically, enlarged by the network, original.
 
-        If pictures are reconstructed, the second half of them passes through the VQGAN first.
+        If pictures are reconstructed, the second half of them, or a single one, passes through the VQGAN first.
         """
         true = self.shown.float() / 255
         small = reduce(true, self.recipe.scale)

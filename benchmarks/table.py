@@ -165,7 +165,7 @@ def table(rows: Sequence[dict[str, Any]], ceilings: dict[str, float]) -> list[st
 
 def fact(row: dict[str, Any]) -> str:
     """A figure beside the times."""
-    return f"recall at 10 {row['recall']:.3f}" if "recall" in row else f"at most {row['megabytes']:,} MB of memory"
+    return f"recall at 10: {row['recall']:.3f}" if "recall" in row else f"at most {row['megabytes']:,} MB of memory"
 
 
 def share(row: dict[str, Any], name: str, seconds: Sequence[float], ceilings: dict[str, float]) -> str:

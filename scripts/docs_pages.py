@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -65,13 +66,25 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Keep flags whole: a browser would break a line between the dashes and the name. In narrow cells, say where code
-    may be broken."""
+    """Refuse items of lists that became text. Keep flags whole: a browser would break a line between the dashes and the
+    name. In narrow cells, say where code may be broken.
+
+    Raises:
+        PluginError: for such an item.
+    """
+    without_code = re.sub(r"<pre.*?</pre>", "", html, flags=re.DOTALL)
+    if lost := [each for each in re.findall(r"<p>(.*?)</p>", without_code, re.DOTALL) if re.search("^- ", each, re.M)]:
+        raise PluginError(f"an item of a list became text; what stands before it needs four blanks: {lost[0][:200]}")
     html = re.sub(r"<pre.*?</pre>", lambda block: code_block(block[0]), html, flags=re.DOTALL)
     html = re.sub(r"<code>([^<]+)</code>", lambda found: f"<code>{FLAG.sub(WHOLE, found[1])}</code>", html)
     return re.sub(
         r"<td\b.*?</td>", lambda cell: CODE.sub(lambda code: breakable(code[0]), cell[0]), html, flags=re.DOTALL
     )
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Leave out the page for missing pages: it finds its style only where the site is the root of a host."""
+    Path(config.site_dir, "404.html").unlink()
 
 
 def breakable(code: str) -> str:
@@ -120,7 +133,8 @@ def overview(commands: Any) -> str:
     lines = [
         "# Commands",
         "",
-        "Every command takes `--json` and `--help`. `codebrush --version` prints the version.",
+        "Every command takes `--help`, and all but `serve` and groups of commands `--json`. `codebrush --version` "
+        "prints the version.",
         "",
     ]
     lines += ["| command | what it does |", "|---|---|"]

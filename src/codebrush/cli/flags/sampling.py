@@ -67,7 +67,7 @@ WEIGHTS_HELP = (
     " bfloat16 where that is faster, or with float32 in float32."
 )
 WEIGHTS_FLAG = {"weights": _flag(Weights, f"{WEIGHTS_HELP}  [auto]")}
-STEPS_FLAG = {"steps": _flag(int, "Steps to the picture, of a flow or a masked code transformer.  [25; 12]", FLOW)}
+STEPS_FLAG = {"steps": _flag(int, "Steps to the picture, of a flow or a masked code transformer.  [16; 12]", FLOW)}
 
 
 def sampling_options(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ WINDOW_COST = 13.5
 def checked_size(pack: Pack, size: str, painter: str | None) -> None:
     """Check WIDTHxHEIGHT for the member `painter` of a pack, "transformer" or "flow"; None: for guidance.
 
-    Warns of a size that the code transformer draws through a moving window.
+    Warns of a size that the code transformer draws through a moving window, and of one that is larger than the flow's.
 
     Raises:
         UsageError: if pictures of this size cannot be drawn.
@@ -25,7 +25,15 @@ def checked_size(pack: Pack, size: str, painter: str | None) -> None:
     width, height = limited_size(size)
     factor = pack.config(VQGANConfig).factor
     if painter == "flow":
-        _check_multiples(size, factor * pack.config(FlowTransformerConfig).patch)
+        flow = pack.config(FlowTransformerConfig)
+        _check_multiples(size, factor * flow.patch)
+        own_height, own_width = (side * factor for side in flow.grid)
+        if width > own_width or height > own_height:
+            own = f"{own_width}x{own_height}"
+            warn(
+                f"{size} is larger than the {own} that the flow was trained on: one thing is smeared over all of it. "
+                f"For one large thing draw {own} and enlarge it with upscale"
+            )
         return
     if painter is None:
         _check_multiples(size, factor)

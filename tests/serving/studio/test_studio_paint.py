@@ -137,6 +137,16 @@ def test_a_phone_has_nothing_beyond_its_edge(studio: tuple[str, Any], visit: Cal
     assert page.evaluate(wide) <= PHONE["width"]
 
 
+def test_the_numbers_at_the_ends_of_sliders_are_whole(page: Any) -> None:
+    for name in ("Sampling", "Guidance"):
+        opened(page, name)
+    cut = page.locator(".slider_input_container").evaluate_all(
+        "all => all.filter(each => each.checkVisibility()).map(each => each.scrollWidth - each.clientWidth)"
+    )
+    assert cut
+    assert max(cut) <= 0
+
+
 def test_the_page_is_used_by_keyboard(page: Any) -> None:
     page.locator("#prompt textarea").focus()
     seen = []

@@ -186,10 +186,15 @@ def sections(command: Any, path: str, level: str) -> list[str]:
 
 
 def prose(text: str) -> str:
-    """Help as Markdown: what looks like HTML, a link or emphasis stays text."""
+    """Help as Markdown: what looks like HTML, a link or emphasis stays text, and what stands in backticks is code."""
     text = escape("\n\n".join(" ".join(part.split()) for part in text.split("\n\n")), quote=False)
-    text = re.sub(r"([\\\[\]*_`])", r"\\\1", text)
-    return re.sub(r"(?<![\w-])--[a-z][a-z-]*", r"<code>\g<0></code>", text)  # a flag
+    parts = text.split("`")
+    parts[::2] = [
+        re.sub(r"(?<![\w-])--[a-z][a-z-]*", r"<code>\g<0></code>", re.sub(r"([\\\[\]*_])", r"\\\1", part))
+        for part in parts[::2]
+    ]
+    parts[1::2] = [f"<code>{part}</code>" for part in parts[1::2]]
+    return "".join(parts)
 
 
 def row(flag: str, text: str) -> str:

@@ -84,7 +84,7 @@ def searched(page: Any) -> None:
     page.get_by_role("tab", name="Search").click()
     page.locator("#index-go").click()
     page.get_by_text(f"{DRAWINGS} pictures indexed").wait_for()
-    page.locator("#search-words textarea").fill("a red circle")
+    page.locator("#search-words textarea").fill("a red star")
     page.locator("#search-words textarea").press("Control+Enter")
     page.locator("#search-results .cb-picture").first.wait_for()
 

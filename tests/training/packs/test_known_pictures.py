@@ -87,6 +87,7 @@ def test_a_vqgan_that_knows_the_pictures_is_left_as_it_is_and_its_time_goes_to_t
     ours, theirs = (open_pack(folder).vqgan.state_dict() for folder in (tmp_path / "second", pack[0]))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours) == known
     assert "transformer" in report["stages"] or not known
+    assert sum("are timed on this machine" in line for line in said) == 1
     if known:
         line = next(line for line in said if line.startswith("  vqgan"))
         assert line.split(maxsplit=1)[1].startswith("micro's is taken as it is: it reconstructs these pictures with ")

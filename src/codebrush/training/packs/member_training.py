@@ -327,7 +327,7 @@ class MemberTraining:
         """Time a step of the smallest size of a stage, unless there is too little time even for its pictures."""
         begins = self.begin_from(stage)
         size = self._candidates(stage, begins)[0]
-        if not self.paces:
+        if not self.timed:
             self.say("a few steps of each stage are timed on this machine, to plan by")
         image_size, seconds = self._plan_of(stage, size, 1, begins).image_size, self._seconds(stage)
         if image_size not in (0, self.materials.image_size) and self.decoding > seconds / 2:

@@ -17,7 +17,7 @@ def test_every_kind_of_row_has_its_place() -> None:
     assert found[2] == "| a step | peer | 2.2 s | 1 s | 2.20 (2.00 to 4.00) | 50% of bf16 | 0.2 |"
     assert found[-2:] == [
         "- a step, codebrush: at most 1,234 MB of memory",
-        "- a search: recall at 10 0.987",
+        "- a search: recall at 10: 0.987",
     ]
     assert growth(ROWS)[-1] == "| reading | 1 / 2 | 3 / 4 | 5 / 6 | 1.00 | 0.90 | 0.10 |"
     assert growth(ROWS[:3]) == []

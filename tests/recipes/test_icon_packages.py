@@ -1,29 +1,20 @@
 """Emoji are drawn in another size from npm packages of the versions that are asked for."""
 
-import importlib
 import importlib.util
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-FOLDER = Path(__file__).parents[2] / "recipes" / "emoji"
 RED = '<path fill="#f00" d="M0 0h32v32H0z"/>'
 
 
 @pytest.fixture
-def drawings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(FOLDER)
-    yield importlib.import_module("large_drawings")
-    for name in set(sys.modules) - before:
-        file = getattr(sys.modules[name], "__file__", None)
-        if file is not None and FOLDER in Path(file).parents:
-            del sys.modules[name]
+def drawings(imported: Callable[[str], Any]) -> Any:
+    return imported("large_drawings")
 
 
 @pytest.fixture

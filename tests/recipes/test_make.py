@@ -4,7 +4,7 @@ import argparse
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,8 @@ class Taken(Exception):
 
 
 @pytest.fixture
-def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    before = set(sys.modules)
-    for folder in (FOLDER, FOLDER.parent / "photos"):
-        monkeypatch.syspath_prepend(folder)
-    yield importlib.import_module("make")
-    for name in set(sys.modules) - before:
-        file = getattr(sys.modules[name], "__file__", None)
-        if file is not None and FOLDER.parent in Path(file).parents:
-            del sys.modules[name]
+def make(imported: Callable[[str], Any]) -> Any:
+    return imported("make")
 
 
 def steps_of(make: Any, folder: Path, **changed: Any) -> list[Any]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
-from unittest.mock import Mock
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -22,7 +22,6 @@ import torch
 from codebrush.search import memory_index, places
 from codebrush.search.database import Database, open_database
 from codebrush.search.memory_index import MemoryIndex, MemoryIndexes, Unwanted, bytes_of, read_index
-from codebrush.search.places import Folder
 from codebrush.search.queries import search
 from search_helpers import EMBEDDER, database_of, unit
 
@@ -126,8 +125,8 @@ def test_another_database_in_the_same_place_with_as_many_versions_is_searched_as
 ) -> None:
     query, copy = near(1, 1)[0], tmp_path / "copy"
     if way == "made again where nothing tells":  # as in object storage
-        monkeypatch.setattr(Folder, "stamp", lambda _: None)
-        monkeypatch.setattr(Folder, "stamp_of", lambda *_: None)
+        monkeypatch.setattr(places.Folder, "stamp", lambda _: None)
+        monkeypatch.setattr(places.Folder, "stamp_of", lambda *_: None)
     shutil.copytree(folder, copy)
     open_database(folder, EMBEDDER).delete(["0"])
     database, memory = held(folder, query)
@@ -192,10 +191,9 @@ def test_a_search_that_knows_an_older_version_leaves_the_newer_index(folder: Pat
     assert answers(memory, database, query)
 
 
-def test_a_search_without_memory_for_a_thread_stays_on_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_without_memory_for_a_thread_stays_on_disk(folder: Path) -> None:
     query, memory = near(1, 1)[0], MemoryIndexes()
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+    with patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")):
         database = open_database(folder, EMBEDDER, memory=memory)
         assert len(search(database, torch.from_numpy(query))) == 10
     memory.close()
@@ -247,6 +245,22 @@ def test_two_tables_that_do_not_fit_together_do_not_take_turns(tmp_path: Path, m
     memory.wait()
     monkeypatch.setattr(memory_index, "IDLE", 600.0)
     assert [answers(memory, opened[name], query) for name in ("b", "a")] == [True, False]
+
+
+def test_a_database_that_is_deleted_and_made_again_is_searched_as_it_is(folder: Path) -> None:
+    query = near(1, 1)[0]
+    _, memory = held(folder, query)
+    before = open_database(folder, EMBEDDER).table.version
+    shutil.rmtree(folder)
+    others = near(3, ROWS)
+    database_of(folder, others)
+    database = open_database(folder, EMBEDDER, memory=memory)
+    assert database.table.version == before  # by which alone it could not be told
+    best = np.argsort(-(others @ query))[:10].tolist()
+    for _ in range(2):
+        assert [int(hit.path) for hit in search(database, torch.from_numpy(query))] == best
+        memory.wait()
+    assert answers(memory, database, query)
 
 
 def test_zeros_are_found_as_on_the_disk(tmp_path: Path) -> None:
@@ -323,10 +337,8 @@ def test_an_index_that_is_out_of_date_is_given_up(folder: Path, monkeypatch: pyt
     database = open_database(folder, EMBEDDER, memory=memory)
     read = memory_index.read_index
 
-    def slow(
-        again: Any, version: int, wanted: Any, *given: Any, **more: Any
-    ) -> Any:  # while it reads, somebody writes and somebody searches
-        if not given_up:
+    def slow(again: Any, version: int, wanted: Any, *given: Any, **more: Any) -> Any:
+        if not given_up:  # while it reads, somebody writes and somebody searches
             given_up.append(version)
             database.delete(["5"])
             search(database, torch.from_numpy(query))
